@@ -1,0 +1,60 @@
+package wrenn
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Code says what kind of failure an Error is. The set is closed: every edge
+// (RPC, HTTP, exit codes) translates it by one table.
+type Code string
+
+// The codes, named as Connect and gRPC name them.
+const (
+	Invalid            Code = "invalid_argument"
+	NotFound           Code = "not_found"
+	AlreadyExists      Code = "already_exists"
+	FailedPrecondition Code = "failed_precondition"
+	Exhausted          Code = "resource_exhausted"
+	PermissionDenied   Code = "permission_denied"
+	Unauthenticated    Code = "unauthenticated"
+	Unavailable        Code = "unavailable"
+	DeadlineExceeded   Code = "deadline_exceeded"
+	Canceled           Code = "canceled"
+	Internal           Code = "internal"
+)
+
+// Error is a failure with a message for the person who asked and a cause for
+// the operator. The message says what to do when there is something to do; it
+// never holds secrets or paths of the host.
+type Error struct {
+	Code    Code
+	Message string
+	Err     error // the cause; may be nil
+}
+
+// Errorf makes an Error without a cause. The message is for the user.
+func Errorf(code Code, format string, args ...any) *Error {
+	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return e.Message
+	}
+	return e.Message + ": " + e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// CodeOf returns the code of the first Error in err's chain; Internal when
+// there is none, and "" for a nil err.
+func CodeOf(err error) Code {
+	if err == nil {
+		return ""
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return Internal
+}

@@ -1,0 +1,42 @@
+// Package settings holds what the host told the agent about this sandbox
+// (POST /init): who and where commands run by default, and with what
+// environment. The zero Settings is ready and safe for concurrent use.
+package settings
+
+import (
+	"maps"
+	"sync"
+)
+
+// Values are the settings at one moment.
+type Values struct {
+	Env     map[string]string // for every process; requests override it
+	User    string            // runs what names no user; "root" until told otherwise
+	Workdir string            // resolves relative paths; "" is the user's home
+	Token   string            // X-Access-Token that callers must send; "" admits everybody
+}
+
+// Settings guards the current values.
+type Settings struct {
+	mu     sync.RWMutex // guards values
+	values Values
+}
+
+// Get returns a copy that the caller may change.
+func (s *Settings) Get() Values {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	v := s.values
+	v.Env = maps.Clone(v.Env)
+	if v.User == "" {
+		v.User = "root"
+	}
+	return v
+}
+
+// Update changes the values in one step; change must not call s.
+func (s *Settings) Update(change func(*Values)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.values)
+}

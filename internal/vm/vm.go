@@ -1,0 +1,152 @@
+// Package vm is the contract between the host agent and a virtual machine
+// monitor (VMM). The drivers are vm/qemu and vm/firecracker; vm/vmtest holds
+// the conformance suite that each of them, and the in-memory fake, passes.
+//
+// A driver starts VMM processes and talks to them. It owns neither disks nor
+// network slots: its caller makes them first and takes them away last.
+package vm
+
+import (
+	"context"
+	"fmt"
+	"strings"
+)
+
+// Driver makes machines on one kind of VMM. Its methods are safe for
+// concurrent use.
+type Driver interface {
+	// Name is "qemu", "firecracker" or "fake".
+	Name() string
+
+	// Start boots a new machine and returns when its vCPUs run; the guest's
+	// agent answers later. When Start fails nothing is left of it: no process,
+	// no socket, no mount, no file in spec.Dir, and the error holds the last
+	// console lines if the VMM died. ctx bounds Start alone, not the machine.
+	Start(ctx context.Context, spec Spec) (Machine, error)
+
+	// Restore makes a new, running machine from a snapshot that Snapshot wrote
+	// to the directory snapshot, and is otherwise like Start. Any number of
+	// machines may be restored from one snapshot, also at once; none of them
+	// changes it, and it must stay until the last of them is gone. spec.Kernel
+	// is not used. The spec must have the shape of the snapshot's (vCPUs,
+	// memory, number of disks, MAC): FailedPrecondition otherwise, and when the
+	// snapshot is of a VMM that this driver cannot load.
+	// The caller puts copies of the disks as they were at the snapshot into spec.Disks.
+	Restore(ctx context.Context, spec Spec, snapshot string) (Machine, error)
+
+	// Adopt takes over a machine that another process, now gone, started or
+	// restored. NotFound when that machine no longer runs; then what it left
+	// in ref.Dir is removed.
+	Adopt(ctx context.Context, ref Ref) (Machine, error)
+}
+
+// Machine is one running VMM. Its methods are safe for concurrent use, and
+// return FailedPrecondition with an *ExitError as cause once the VMM is gone,
+// Stop and Wait excepted.
+type Machine interface {
+	// Ref is what Adopt needs. It never changes; a journal may keep it as JSON.
+	Ref() Ref
+
+	// Pause stops the vCPUs. Pausing a paused machine is no error.
+	Pause(ctx context.Context) error
+
+	// Resume lets the vCPUs run again. Resuming a running machine is no error.
+	Resume(ctx context.Context) error
+
+	// Snapshot writes memory and device state into the existing, empty
+	// directory dir. The machine must be paused (FailedPrecondition otherwise)
+	// and still is afterwards; it can go on. The disks are the caller's to
+	// copy, between Pause and Resume. When Snapshot fails dir is empty again
+	// and the machine is as before.
+	Snapshot(ctx context.Context, dir string) error
+
+	// Stop ends the VMM at once, without asking the guest, and returns when
+	// the process is gone and what the driver made in Spec.Dir is removed. It
+	// is safe to call more than once, and after the VMM died by itself.
+	Stop(ctx context.Context) error
+
+	// Wait returns when the VMM is gone: nil when Stop ended it or the guest
+	// powered off, an *ExitError otherwise; or with ctx's cause.
+	Wait(ctx context.Context) error
+}
+
+// Spec says what machine is wanted.
+type Spec struct {
+	// ID names the machine in jails, cgroups and logs: 1 to 40 of [a-z0-9-].
+	ID string
+	// Dir is an existing, empty directory for sockets, the console and the
+	// like; at most 60 bytes long, because a Unix socket's path ends at 107.
+	Dir string
+	// VCPUs is 1 to 32; MemoryMiB is 64 or more, and even.
+	VCPUs     int
+	MemoryMiB int
+	Kernel    Kernel
+	// Disks appear in the guest as /dev/vda, /dev/vdb, …, raw images each.
+	Disks []Disk
+	Net   NIC
+	// UID and GID are whom the VMM runs as; zero leaves it the caller's user,
+	// for development. The driver gives them the access that they need to the
+	// files named here, and to no others.
+	UID, GID uint32
+}
+
+// Kernel is what a new machine boots.
+type Kernel struct {
+	// Image is an uncompressed ELF (vmlinux).
+	Image string
+	// Initrd is a cpio archive; empty for none.
+	Initrd string
+	// Args is the command line, one argument each; the driver appends what its
+	// VMM needs (the console, clocks, how to reboot).
+	Args []string
+}
+
+// Disk is a raw disk image.
+type Disk struct {
+	Path     string
+	ReadOnly bool
+}
+
+// NIC is the machine's one network interface, eth0 in the guest.
+type NIC struct {
+	// Namespace is the path of the network namespace that the VMM runs in;
+	// empty is the caller's own.
+	Namespace string
+	// TAP is the name of an existing, persistent TAP device in Namespace;
+	// empty for a machine without a network.
+	TAP string
+	// MAC is the guest's address, like 02:fc:00:00:00:05.
+	MAC string
+}
+
+// Ref identifies a machine across restarts of the host agent.
+type Ref struct {
+	Driver string `json:"driver"`
+	ID     string `json:"id"`
+	Dir    string `json:"dir"`
+	PID    int    `json:"pid"`
+	// StartTime is field 22 of /proc/PID/stat (clock ticks since boot): with
+	// BootID it tells the process from a later one with the same PID.
+	StartTime uint64 `json:"start_time"`
+	BootID    string `json:"boot_id"`
+	// Private is the driver's own (a jail's path, the memory's size); opaque to others.
+	Private map[string]string `json:"private,omitempty"`
+}
+
+// ExitError says why a VMM is gone.
+type ExitError struct {
+	Driver string
+	// Reason is "exit status 1", "signal: killed", "guest panicked", …
+	Reason string
+	// Console is the end of the guest's console and the VMM's own output; the
+	// guest chose what is in it.
+	Console string
+}
+
+func (e *ExitError) Error() string {
+	msg := fmt.Sprintf("%s ended: %s", e.Driver, e.Reason)
+	if c := strings.TrimSpace(e.Console); c != "" {
+		msg += "; last lines:\n" + c
+	}
+	return msg
+}
