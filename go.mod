@@ -7,3 +7,5 @@ require (
 	github.com/google/go-cmp v0.7.0
 	google.golang.org/protobuf v1.36.12
 )
+
+require golang.org/x/sys v0.50.0

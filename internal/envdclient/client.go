@@ -1,0 +1,189 @@
+// Package envdclient talks to envd, the agent inside a guest, from the host:
+// readiness, set-up, commands and files.
+package envdclient
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"wrenn"
+	"wrenn/proto/gen/envd/process/processconnect"
+)
+
+const (
+	// maxAnswer bounds what is read of an answer that should be short.
+	maxAnswer = 64 << 10
+	// entropyBytes is what a restored guest gets for its random number generator: 256 bits.
+	entropyBytes = 32
+)
+
+// Config says how to reach one envd.
+type Config struct {
+	// Dial opens a connection to Address; a slot's dialer does it from inside
+	// the guest's network namespace. Needed.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Address is envd's host:port as the dialer understands it. Needed.
+	Address string
+	// Token is the X-Access-Token; empty when the sandbox has none.
+	Token string
+}
+
+// Client is a connection to one envd. It is safe for concurrent use; Close it.
+type Client struct {
+	base    string
+	http    *http.Client
+	process processconnect.ProcessClient
+	conns   *http.Transport
+}
+
+// New returns a client; it does not connect yet.
+func New(cfg Config) *Client {
+	conns := &http.Transport{
+		DialContext:         impatient(cfg.Dial),
+		DisableCompression:  true, // the wire is a memory copy: compressing costs the guest's CPU
+		MaxIdleConnsPerHost: 8,
+		IdleConnTimeout:     90 * time.Second,
+	}
+	c := &Client{
+		base:  "http://" + cfg.Address,
+		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: conns}},
+		conns: conns,
+	}
+	c.process = processconnect.NewProcessClient(c.http, c.base)
+	return c
+}
+
+// Close drops idle connections. Streams that are open go on.
+func (c *Client) Close() { c.conns.CloseIdleConnections() }
+
+// Init is what a guest is told after it started or was restored.
+type Init struct {
+	Env     map[string]string // for every process of the sandbox
+	User    string            // runs what names no user
+	Workdir string
+	Token   string // from now on callers must send it; does not change this client
+}
+
+// Init sets the guest's clock to now, gives it fresh entropy, and hands over
+// the settings. It may be repeated.
+func (c *Client) Init(ctx context.Context, init Init) error {
+	entropy := make([]byte, entropyBytes)
+	rand.Read(entropy) // never fails, see crypto/rand
+	body, err := json.Marshal(map[string]any{
+		"timestamp":      time.Now().UTC().Format(time.RFC3339Nano),
+		"entropy":        base64.StdEncoding.EncodeToString(entropy),
+		"envVars":        init.Env,
+		"defaultUser":    init.User,
+		"defaultWorkdir": init.Workdir,
+		"accessToken":    init.Token,
+	})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/init", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.do(req)
+	if err != nil {
+		return fmt.Errorf("init guest: %w", err)
+	}
+	return resp.Body.Close()
+}
+
+// ReadFile opens a file of the guest for reading; user resolves ~ and relative
+// paths, "" being the guest's default user. The caller closes it. A cut
+// transfer shows as an error of Read, never as a clean end.
+func (c *Client) ReadFile(ctx context.Context, user, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.filesURL(user, path), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.do(req)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return resp.Body, nil
+}
+
+// WriteFile streams content into a file of the guest, owned by user. The file
+// changes as a whole at the end: a write that fails leaves the old one.
+func (c *Client) WriteFile(ctx context.Context, user, path string, content io.Reader) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.filesURL(user, path), content)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/octet-stream")
+	resp, err := c.do(req)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return resp.Body.Close()
+}
+
+func (c *Client) filesURL(user, path string) string {
+	query := url.Values{"path": {path}}
+	if user != "" {
+		query.Set("username", user)
+	}
+	return c.base + "/files?" + query.Encode()
+}
+
+// do sends a request and returns the answer if its status is 2xx, else envd's
+// message as an error.
+func (c *Client) do(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: "the guest's agent does not answer", Err: err}
+	}
+	if resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var answer struct{ Message string }
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough to go on
+	if json.Unmarshal(raw, &answer) != nil || answer.Message == "" {
+		answer.Message = resp.Status
+	}
+	return nil, wrenn.Errorf(codeOfStatus(resp.StatusCode), "%s", answer.Message)
+}
+
+func codeOfStatus(status int) wrenn.Code {
+	switch status {
+	case http.StatusBadRequest:
+		return wrenn.Invalid
+	case http.StatusUnauthorized:
+		return wrenn.Unauthenticated
+	case http.StatusNotFound:
+		return wrenn.NotFound
+	case http.StatusInsufficientStorage:
+		return wrenn.Exhausted
+	default:
+		return wrenn.Internal
+	}
+}
+
+// tokenTransport adds the access token to every request.
+type tokenTransport struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (t tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.token == "" {
+		return t.next.RoundTrip(req)
+	}
+	req = req.Clone(req.Context())
+	req.Header.Set("X-Access-Token", t.token)
+	return t.next.RoundTrip(req)
+}
