@@ -1,0 +1,68 @@
+# `make help` lists the targets. Everything made goes to bin/ and .cache/.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# scripts/setup.sh puts a Go of its own there when the system has none, or one too old.
+export PATH := $(PATH):$(CURDIR)/.cache/go/bin
+export CGO_ENABLED ?= 0
+
+GO_BUILD := go build -trimpath -buildvcs=false -ldflags='-s -w'
+TOOL     := go tool -modfile=tools.mod
+# The tests that need root, in the order in which they say most about a broken house.
+ROOT_TAGS := root
+VM_TAGS   := root,vm
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z/]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z\/]+):.*## /\1\t/' | expand -t 18
+
+.PHONY: setup
+setup: ## install what is missing: Go, QEMU, mmdebstrap, e2fsprogs (needs root when something is)
+	@scripts/setup.sh
+
+.PHONY: build
+build: setup ## bin/host-agent, and what goes into guests: bin/envd, bin/stage0
+	@$(GO_BUILD) -o bin/ ./cmd/...
+
+.PHONY: run
+run: build ## boot a microVM, run a command in it, print its output; then again from a snapshot
+	@bin/host-agent demo $(ARGS)
+
+.PHONY: test
+test: build ## every test that this machine can run; as root that includes real machines
+	@scripts/test.sh
+
+.PHONY: bench
+bench: build ## the promises in numbers, each against the bare limit in the same run
+	@scripts/bench.sh
+
+.PHONY: check
+check: setup lint verify/generate ## linters, and that generated code is what its sources say
+
+.PHONY: lint
+lint: ## format, vet, golangci-lint, buf, shellcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!proto/gen'))" || { gofmt -l $$(git ls-files '*.go' ':!proto/gen'); exit 1; }
+	@$(TOOL) golangci-lint run --build-tags $(VM_TAGS),nested
+	@$(TOOL) buf lint
+	@shellcheck scripts/*.sh images/*.sh .ci/run
+
+.PHONY: generate
+generate: ## make proto/gen from proto
+	@$(TOOL) buf generate
+
+.PHONY: verify/generate
+verify/generate: generate
+	@git diff --exit-code --stat -- proto/gen || { echo 'proto/gen is not what proto/ says: commit what "make generate" made'; exit 1; }
+
+.PHONY: breaking
+breaking: ## that the protocols did not change in a way that breaks clients (against BASE, default origin/main)
+	@$(TOOL) buf breaking --against '.git#ref=$(or $(BASE),origin/main)'
+
+.PHONY: fuzz
+fuzz: setup ## every fuzz target for FUZZTIME (default 5s)
+	@scripts/fuzz.sh $(or $(FUZZTIME),5s)
+
+.PHONY: clean
+clean: ## remove what was built here; images and machines in /var/lib/wrenn stay
+	@rm -rf bin .cache
