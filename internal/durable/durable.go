@@ -5,6 +5,7 @@ package durable
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -26,7 +27,7 @@ func WriteFile(path string, data []byte, perm os.FileMode) error {
 		_ = os.Remove(f.Name()) // the first error is the one that counts
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return SyncDir(dir)
+	return Sync(dir)
 }
 
 func fill(f *os.File, data []byte, perm os.FileMode) error {
@@ -40,37 +41,27 @@ func fill(f *os.File, data []byte, perm os.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
-// SyncDir makes the names in dir durable: what was created, renamed or removed.
-func SyncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
 // Publish makes the directory staged appear under its final name in one step,
 // with everything in it durable. The final name must not exist.
 func Publish(staged, final string) error {
-	entries, err := os.ReadDir(staged)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := syncFile(filepath.Join(staged, e.Name())); err != nil {
-			return fmt.Errorf("publish %s: %w", final, err)
+	err := filepath.WalkDir(staged, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.Type()&^fs.ModeDir != 0 { // links and the like have no content of their own
+			return err
 		}
-	}
-	if err := SyncDir(staged); err != nil {
-		return err
+		return Sync(path)
+	})
+	if err != nil {
+		return fmt.Errorf("publish %s: %w", final, err)
 	}
 	if err := os.Rename(staged, final); err != nil {
 		return err
 	}
-	return SyncDir(filepath.Dir(final))
+	return Sync(filepath.Dir(final))
 }
 
-func syncFile(path string) error {
+// Sync makes a file durable, or the names in a directory: what was created,
+// renamed or removed there.
+func Sync(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

@@ -1,0 +1,132 @@
+// Package sandbox composes the life of each sandbox on this host: a network
+// slot, a disk, a machine and the agent in it. Every step is journaled, so that
+// the next agent finds what a killed one left.
+package sandbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/network"
+	"wrenn/internal/vm"
+)
+
+// Guest is what new sandboxes boot: files that never change.
+type Guest struct {
+	RootFS string // a raw ext4 image; each sandbox gets a clone
+	Kernel vm.Kernel
+}
+
+// Config says where sandboxes live and what they are made of. All fields
+// without a default are needed.
+type Config struct {
+	StateDir string // disks, snapshots and journals
+	RunDir   string // sockets and consoles; short, see vm.Spec.Dir
+	Driver   vm.Driver
+	Slots    *network.Pool
+	Guest    Guest
+	// FirstUID is the first of the user ids that machines run as, one each; 0
+	// runs them as the agent's own user.
+	FirstUID uint32
+	// ReadyTimeout bounds the wait for the guest's agent; default 60 s: under
+	// emulation on a busy machine a cold boot was seen to take 10.
+	ReadyTimeout time.Duration
+	Log          *slog.Logger
+	// Trace, if set, hears how long each step of a sandbox took.
+	Trace func(id wrenn.SandboxID, step string, took time.Duration)
+}
+
+// Manager makes, finds and destroys the sandboxes of one state directory. It
+// is safe for concurrent use.
+type Manager struct {
+	cfg Config
+}
+
+// Shape is how large a sandbox is.
+type Shape struct {
+	VCPUs     int `json:"vcpus"`
+	MemoryMiB int `json:"memory_mib"`
+}
+
+// Open returns the manager of cfg.StateDir. Until agents adopt, what an earlier
+// agent left is removed here: its machines, slots and disks. Snapshots stay.
+// The caller sees to it that one agent at a time uses the directory.
+func Open(ctx context.Context, cfg Config) (*Manager, error) {
+	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
+	m := &Manager{cfg: cfg}
+	for _, dir := range []string{m.sandboxes(), m.snapshots(), m.machines()} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+	return m, m.sweep(ctx)
+}
+
+func (m *Manager) sandboxes() string { return filepath.Join(m.cfg.StateDir, "sandboxes") }
+func (m *Manager) snapshots() string { return filepath.Join(m.cfg.StateDir, "snapshots") }
+func (m *Manager) machines() string  { return filepath.Join(m.cfg.RunDir, "vm") }
+
+// sweep destroys every sandbox that has a journal. One that cannot be
+// destroyed does not keep the others.
+func (m *Manager) sweep(ctx context.Context) error {
+	entries, err := os.ReadDir(m.sandboxes())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if err := m.reclaim(ctx, filepath.Join(m.sandboxes(), e.Name())); err != nil {
+			errs = append(errs, fmt.Errorf("leftover %s: %w", e.Name(), err))
+			continue
+		}
+		m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", e.Name()))
+	}
+	return errors.Join(errs...)
+}
+
+// reclaim destroys the sandbox of a dead agent.
+func (m *Manager) reclaim(ctx context.Context, dir string) error {
+	j, err := readJournal(dir)
+	if err != nil {
+		return err
+	}
+	sb := &Sandbox{id: j.ID, m: m, journal: j}
+	if j.Machine != nil {
+		machine, err := m.cfg.Driver.Adopt(ctx, *j.Machine)
+		if err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+			return err
+		}
+		sb.machine = machine
+	}
+	if j.Slot != nil {
+		slot, err := m.cfg.Slots.Adopt(ctx, *j.Slot)
+		if err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+			return err
+		}
+		sb.slot = slot
+	}
+	return sb.Destroy(ctx)
+}
+
+// Leftovers names everything in the manager's directories that belongs to a
+// sandbox; empty when the host is clean.
+func (m *Manager) Leftovers() ([]string, error) {
+	var left []string
+	for _, dir := range []string{m.sandboxes(), m.machines()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			left = append(left, filepath.Join(dir, e.Name()))
+		}
+	}
+	return left, nil
+}
