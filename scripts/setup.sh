@@ -9,6 +9,7 @@ needs=(
 	qemu-system-x86_64:qemu-system-x86
 	mmdebstrap:mmdebstrap
 	mke2fs:e2fsprogs
+	mkfs.xfs:xfsprogs
 	dpkg-deb:dpkg
 	curl:curl
 	git:git
