@@ -11,6 +11,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/durable"
+	"wrenn/internal/envdclient"
 	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
 )
@@ -63,7 +64,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 // freezeInto stops the vCPUs while disk and memory are taken. The guest is
 // synced first, so that the disk alone would boot as well.
 func (s *Sandbox) freezeInto(ctx context.Context, dir string) (err error) {
-	if _, err := s.guest.Exec(ctx, syncCommand); err != nil {
+	if _, err := s.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"}); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
 	if err := s.machine.Pause(ctx); err != nil {
