@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/vm"
 )
@@ -100,19 +101,35 @@ func (m *Manager) reclaim(ctx context.Context, dir string) error {
 	sb := &Sandbox{id: j.ID, m: m, journal: j}
 	if j.Machine != nil {
 		machine, err := m.cfg.Driver.Adopt(ctx, *j.Machine)
-		if err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+		switch wrenn.CodeOf(err) {
+		case "":
+			sb.machine = machine
+		case wrenn.NotFound: // it ended meanwhile
+		default:
 			return err
 		}
-		sb.machine = machine
 	}
 	if j.Slot != nil {
 		slot, err := m.cfg.Slots.Adopt(ctx, *j.Slot)
-		if err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+		switch wrenn.CodeOf(err) {
+		case "":
+			sb.slot = slot
+			if err := killUnknown(ctx, slot); err != nil {
+				return err
+			}
+		case wrenn.NotFound: // it was released
+		default:
 			return err
 		}
-		sb.slot = slot
 	}
 	return sb.Destroy(ctx)
+}
+
+// killUnknown ends a VMM whose agent died before it could note in the journal
+// what it had started: the slot, which was noted before, holds nothing else.
+func killUnknown(ctx context.Context, slot *network.Slot) error {
+	_, err := netns.Kill(ctx, slot.Namespace())
+	return err
 }
 
 // Leftovers names everything in the manager's directories that belongs to a
