@@ -67,7 +67,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
-	return m, m.sweep(ctx)
+	return m, errors.Join(m.sweep(ctx), m.sweepStaged())
 }
 
 func (m *Manager) sandboxes() string { return filepath.Join(m.cfg.StateDir, "sandboxes") }
@@ -92,6 +92,19 @@ func (m *Manager) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// sweepStaged removes the snapshots that a dead agent had not published.
+func (m *Manager) sweepStaged() error {
+	staged, err := filepath.Glob(filepath.Join(m.snapshots(), stagedSnapshot))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range staged {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
 // reclaim destroys the sandbox of a dead agent.
 func (m *Manager) reclaim(ctx context.Context, dir string) error {
 	j, err := readJournal(dir)
@@ -99,7 +112,8 @@ func (m *Manager) reclaim(ctx context.Context, dir string) error {
 		return err
 	}
 	sb := &Sandbox{id: j.ID, m: m, journal: j}
-	if j.Machine != nil {
+	// A machine of another driver than today's ends with what else runs in its slot.
+	if j.Machine != nil && j.Machine.Driver == m.cfg.Driver.Name() {
 		machine, err := m.cfg.Driver.Adopt(ctx, *j.Machine)
 		switch wrenn.CodeOf(err) {
 		case "":
