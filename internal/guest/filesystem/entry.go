@@ -30,7 +30,8 @@ func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 		e.Owner, e.Group = names.User(stat.Uid), names.Group(stat.Gid)
 	}
 	if info.Mode().Type() == fs.ModeSymlink {
-		e.SymlinkTarget = new(printable(linkTarget(path)))
+		target, _ := followLinks(path) // as far as it leads
+		e.SymlinkTarget = new(printable(target))
 		if target, err := os.Stat(path); err == nil {
 			info = target
 		}
@@ -40,19 +41,28 @@ func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 	return e, nil
 }
 
-// linkTarget is the absolute path that a link leads to, as far as it leads.
-func linkTarget(path string) string {
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		return target
+// maxLinks is the kernel's limit for links that lead to links, see path_resolution(7).
+const maxLinks = 40
+
+// followLinks returns the absolute path that the links at path lead to,
+// whether or not anything is there; path itself when it is no link.
+func followLinks(path string) (string, error) {
+	for range maxLinks {
+		link, err := os.Readlink(path)
+		if err != nil {
+			return path, nil //nolint:nilerr // no link, or nothing there: whoever uses the path will see
+		}
+		if !filepath.IsAbs(link) {
+			link = filepath.Dir(path) + "/" + link
+		}
+		// Links among the directories change what .. means, so these go first.
+		dir, base := filepath.Split(link)
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return filepath.Clean(link), err
+		}
+		path = filepath.Join(dir, base)
 	}
-	target, err := os.Readlink(path)
-	if err != nil {
-		return path // the link went away
-	}
-	if !filepath.IsAbs(target) {
-		target = filepath.Join(filepath.Dir(path), target)
-	}
-	return filepath.Clean(target)
+	return path, &fs.PathError{Op: "follow", Path: path, Err: syscall.ELOOP}
 }
 
 func fileType(mode fs.FileMode) pb.FileType {

@@ -60,9 +60,6 @@ func New(cfg Config) *Service {
 // Close ends all watchers. It is safe to call more than once.
 func (s *Service) Close() error { return nil }
 
-// Files serves GET and POST of /files.
-func (s *Service) Files() http.Handler { return http.NotFoundHandler() }
-
 // caller is the user for whom a request acts, and where its relative paths start.
 type caller struct {
 	*account.User
