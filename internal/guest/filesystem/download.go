@@ -119,9 +119,11 @@ func isPartial(r *http.Request) bool {
 }
 
 // isComputed reports whether path is on a file system of the computed kind.
-func isComputed(path string) bool {
+func isComputed(path string) bool { return onFileSystem(path, computed) }
+
+func onFileSystem(path string, magics []int64) bool {
 	var stat unix.Statfs_t
-	return unix.Statfs(path, &stat) == nil && slices.Contains(computed, int64(stat.Type))
+	return unix.Statfs(path, &stat) == nil && slices.Contains(magics, int64(stat.Type))
 }
 
 func contentType(f *os.File) string {

@@ -40,7 +40,7 @@ type Service struct {
 	settings   *settings.Settings
 	log        *slog.Logger
 	uploadIdle time.Duration
-	filesystemconnect.UnimplementedFilesystemHandler
+	watches    registry
 }
 
 var _ filesystemconnect.FilesystemHandler = (*Service)(nil)
@@ -48,6 +48,7 @@ var _ filesystemconnect.FilesystemHandler = (*Service)(nil)
 // New returns a service that is ready.
 func New(cfg Config) *Service {
 	s := &Service{accounts: cfg.Accounts, settings: cfg.Settings, log: cfg.Log, uploadIdle: cfg.UploadIdle}
+	s.watches.open, s.watches.pollers = map[*watch]bool{}, map[string]*poller{}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -57,8 +58,12 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// Close ends all watchers. It is safe to call more than once.
-func (s *Service) Close() error { return nil }
+// Close ends all watchers; a stream of WatchDir ends when its client took what
+// was under way. It never fails and is safe to call more than once.
+func (s *Service) Close() error {
+	s.watches.close()
+	return nil
+}
 
 // caller is the user for whom a request acts, and where its relative paths start.
 type caller struct {

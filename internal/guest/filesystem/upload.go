@@ -85,7 +85,7 @@ func (u *upload) receive(r *http.Request, raw io.Reader) error {
 	path := r.URL.Query().Get("path")
 	switch media {
 	case "multipart/form-data":
-		if err := u.receiveParts(multipart.NewReader(body, parameters["boundary"]), path); err != nil {
+		if err := u.receiveParts(multipart.NewReader(cutShort(body), parameters["boundary"]), path); err != nil {
 			return err
 		}
 		return drain(body)
@@ -104,7 +104,7 @@ func (u *upload) receive(r *http.Request, raw io.Reader) error {
 func (u *upload) receiveParts(form *multipart.Reader, path string) error {
 	for range maxParts {
 		part, err := form.NextPart()
-		if err == io.EOF { //nolint:errorlint // bare: the last boundary came; wrapped: the form was cut between parts
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
@@ -125,6 +125,13 @@ func (u *upload) receiveParts(form *multipart.Reader, path string) error {
 		}
 	}
 	return wrenn.Errorf(wrenn.Invalid, "more than %d parts: send fewer files at a time", maxParts)
+}
+
+// cutShort makes the end of form an error to multipart.Reader, which takes one
+// among a part's headers for the end of the form. Behind the last boundary it
+// does not read on; the line feed ends one that came without.
+func cutShort(form io.Reader) io.Reader {
+	return io.MultiReader(form, strings.NewReader("\r\n"), cutReader{})
 }
 
 // partPath is the file name of a part as it was sent; multipart.Part.FileName
@@ -236,3 +243,8 @@ func (r *idleReader) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// cutReader is the end of what should have gone on.
+type cutReader struct{}
+
+func (cutReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
