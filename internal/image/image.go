@@ -61,6 +61,10 @@ type Guest struct {
 	RootFS string
 	// Args is the command line that goes with them, without the VMM's part.
 	Args []string
+	// Digest names RootFS: another content has another.
+	Digest string
+	// Note says what this is, for people.
+	Note string
 }
 
 // GuestArgs is the command line of every guest: its disk, its address (the same
@@ -82,7 +86,7 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
-	p, err := newPreparation(ctx, cfg)
+	p, err := newPreparation(cfg)
 	if err != nil {
 		return Guest{}, err
 	}
@@ -142,13 +146,14 @@ type preparation struct {
 	base, guest  string // names in the store
 }
 
-func newPreparation(ctx context.Context, cfg Config) (*preparation, error) {
+func newPreparation(cfg Config) (*preparation, error) {
 	st, err := openStore(cfg.StateDir, cfg.Out)
 	if err != nil {
 		return nil, err
 	}
-	p := &preparation{cfg: cfg, store: st, debian: rootfs.HostDebian(ctx)}
-	p.debian.Packages, p.debian.Customize = cfg.Packages, images.Customize
+	p := &preparation{cfg: cfg, store: st, debian: rootfs.Debian{
+		Suite: rootfs.HostSuite(), Packages: cfg.Packages, Customize: images.Customize,
+	}}
 	if p.envd, err = readProgram(cfg.Envd); err != nil {
 		return nil, err
 	}
@@ -156,10 +161,16 @@ func newPreparation(ctx context.Context, cfg Config) (*preparation, error) {
 		return nil, err
 	}
 	// Where the packages come from is no input: mirrors carry the same.
-	p.base = "base-" + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
-	p.guest = "guest-" + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.Chrony)
+	p.base = basePrefix + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
+	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.Chrony)
 	return p, nil
 }
+
+// What the names in the store begin with.
+const (
+	basePrefix  = "base-"
+	guestPrefix = "guest-"
+)
 
 // The formats are inputs of the digests: raise one when the code makes
 // something else of the same inputs.
@@ -184,9 +195,12 @@ func (p *preparation) result() Guest {
 		Initrd: p.store.path(p.guest, initrdFile),
 		RootFS: p.store.path(p.guest, rootfsFile),
 		Args:   GuestArgs(),
+		Digest: strings.TrimPrefix(p.guest, guestPrefix),
+		Note:   "Debian " + p.debian.Suite + " with its cloud kernel",
 	}
 	if p.cfg.Kernel != "" {
 		g.Kernel, g.Initrd = p.cfg.Kernel, p.cfg.Initrd
+		g.Note = "Debian " + p.debian.Suite + " with the kernel " + p.cfg.Kernel
 	}
 	return g
 }

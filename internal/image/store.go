@@ -140,7 +140,7 @@ func (s *store) prune() error {
 	if err != nil {
 		return err
 	}
-	for prefix, keep := range map[string]int{"guest-": keepGuests, "base-": keepBases} {
+	for prefix, keep := range map[string]int{guestPrefix: keepGuests, basePrefix: keepBases} {
 		if err := s.pruneKind(entries, prefix, keep); err != nil {
 			return err
 		}
