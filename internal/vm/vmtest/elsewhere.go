@@ -33,7 +33,7 @@ func Main(m *testing.M, driver func() (vm.Driver, error)) {
 		fmt.Fprintln(os.Stderr, err)
 		return
 	}
-	select {} // until it is killed, as an agent would be
+	_, _ = io.Copy(io.Discard, os.Stdin) // until it is killed, as an agent would be, or its parent is
 }
 
 func obey(in io.Reader, out io.Writer, driver func() (vm.Driver, error)) error {
