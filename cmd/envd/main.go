@@ -32,7 +32,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
 	flags.StringVar(&o.listen, "listen", ":49983", "address to serve on")
-	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool, cgroups and OOM scores alone: for tests on a host")
+	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool and cgroups alone: for tests on a host")
 	flags.StringVar(&o.cgroups, "cgroups", "/sys/fs/cgroup", "where cgroup2 is mounted; programs start in the cgroups user and pty below it")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
