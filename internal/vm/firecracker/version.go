@@ -28,8 +28,6 @@ type capabilities struct {
 	// clockRealtime: snapshot/load takes clock_realtime. Before, the clock of a
 	// restored guest followed the host's without being asked.
 	clockRealtime bool
-	// bzImage: the kernel may be one, not only an ELF.
-	bzImage bool
 }
 
 // since is the table of capabilities, from Firecracker's CHANGELOG.
@@ -38,7 +36,6 @@ var since = []struct {
 	gain    func(*capabilities)
 }{
 	{Version{Major: 1, Minor: 16}, func(c *capabilities) { c.clockRealtime = true }},
-	{Version{Major: 1, Minor: 17}, func(c *capabilities) { c.bzImage = true }},
 }
 
 // capabilities are those of the version; a pre-release has its release's.

@@ -1,0 +1,273 @@
+// Package firecracker runs machines on Firecracker: in its jailer as a user of
+// their own, or, for development, as the caller's user.
+package firecracker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/rollback"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
+)
+
+const driverName = "firecracker"
+
+// Config says what to run. Fields without a default are needed.
+type Config struct {
+	// Program is the file of firecracker, 1.12 or newer; its name must contain
+	// "firecracker", or the jailer refuses it.
+	Program string
+	// Jailer is the file of the jailer of the same version; without it only
+	// machines with the UID zero can be started.
+	Jailer string
+	// CgroupParent is the cgroup, right under the hierarchy's root, that the
+	// jails' cgroups are made in; default "wrenn".
+	CgroupParent string
+	Log          *slog.Logger
+}
+
+// Driver starts machines. It is a vm.Driver.
+type Driver struct {
+	program, jailer string
+	cgroupParent    string
+	limits          bool // the host's cgroups can limit jails
+	version         Version
+	can             capabilities
+	// step, if set, is called before each step of Start and Restore, which
+	// fails there when it does: for tests.
+	step func(name string) error
+}
+
+var _ vm.Driver = (*Driver)(nil)
+
+// New returns the driver of a Firecracker, which it asks for its version.
+// FailedPrecondition when that does not run, or is too old.
+func New(ctx context.Context, cfg Config) (*Driver, error) {
+	program, err := filepath.Abs(cfg.Program)
+	if err != nil {
+		return nil, err
+	}
+	version, err := ProgramVersion(ctx, program)
+	if err != nil {
+		return nil, err
+	}
+	if !version.atLeast(minVersion) {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker %s is too old: configure %s or newer", version, minVersion)
+	}
+	d := &Driver{program: program, jailer: cfg.Jailer, cgroupParent: cmp.Or(cfg.CgroupParent, "wrenn"),
+		limits: cgroupsLimit(), version: version, can: version.capabilities()}
+	if cfg.Jailer != "" && !d.limits {
+		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory and pids controllers: machines run without limits")
+	}
+	return d, nil
+}
+
+// Name is "firecracker".
+func (d *Driver) Name() string { return driverName }
+
+// Version is that of the program.
+func (d *Driver) Version() Version { return d.version }
+
+// bootArgs go before the caller's, which win over them. The machine has no PCI
+// bus; it is left by the keyboard controller's reset, the only way that
+// Firecracker notices. kvm-clock is right again after a restore.
+var bootArgs = []string{"console=ttyS0", "quiet", "panic=-1", "reboot=k", "pci=off", "clocksource=kvm-clock",
+	"i8042.noaux", "i8042.nomux", "i8042.dumbkbd"}
+
+// Start implements vm.Driver.
+func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	files := []file{{name: nameKernel, path: spec.Kernel.Image, readOnly: true}}
+	if spec.Kernel.Initrd != "" {
+		files = append(files, file{name: nameInitrd, path: spec.Kernel.Initrd, readOnly: true})
+	}
+	return d.bring(ctx, spec, files, func(m *machine) error { return d.boot(ctx, m.api, spec) })
+}
+
+// boot configures a new VMM and starts its vCPUs.
+func (d *Driver) boot(ctx context.Context, api *client, spec vm.Spec) error {
+	for _, c := range configuration(spec) {
+		if err := d.at(c.step); err != nil {
+			return err
+		}
+		if err := api.put(ctx, c.path, c.body); err != nil {
+			return err
+		}
+	}
+	if err := d.at("start"); err != nil {
+		return err
+	}
+	return api.start(ctx)
+}
+
+type configCall struct {
+	step, path string
+	body       any
+}
+
+func configuration(spec vm.Spec) []configCall {
+	boot := bootSource{Kernel: nameKernel, Args: strings.Join(append(bootArgs[:len(bootArgs):len(bootArgs)], spec.Kernel.Args...), " ")}
+	if spec.Kernel.Initrd != "" {
+		boot.Initrd = nameInitrd
+	}
+	calls := []configCall{
+		{"machine", "/machine-config", machineConfig{VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB}},
+		{"boot source", "/boot-source", boot},
+	}
+	for i, disk := range spec.Disks {
+		name := diskName(i) // no root device: Firecracker would add a root= of its own
+		calls = append(calls, configCall{"disks", "/drives/" + name, drive{ID: name, Path: name, ReadOnly: disk.ReadOnly}})
+	}
+	if spec.Net.TAP != "" {
+		calls = append(calls, configCall{"network", "/network-interfaces/" + nic, networkInterface{ID: nic, TAP: spec.Net.TAP, MAC: spec.Net.MAC}})
+	}
+	return append(calls, configCall{"entropy", "/entropy", struct{}{}})
+}
+
+// nic is the id of the one network interface.
+const nic = "eth0"
+
+// Restore implements vm.Driver.
+func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
+	from, err := d.checkSnapshot(spec, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	files := []file{
+		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
+		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
+	}
+	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: d.can.clockRealtime}
+	if spec.Net.TAP != from.TAP {
+		load.Networks = []networkOverride{{nic, spec.Net.TAP}}
+	}
+	return d.bring(ctx, spec, files, func(m *machine) error {
+		if err := d.at("load"); err != nil {
+			return err
+		}
+		return m.api.load(ctx, load)
+	})
+}
+
+// bring makes a cell with the files and the spec's disks, starts a VMM in it,
+// and calls run to make a running machine of it.
+func (d *Driver) bring(ctx context.Context, spec vm.Spec, files []file, run func(*machine) error) (_ vm.Machine, err error) {
+	if err := d.checkSpec(spec); err != nil {
+		return nil, err
+	}
+	if spec.Dir, err = filepath.Abs(spec.Dir); err != nil {
+		return nil, err
+	}
+	for i, disk := range spec.Disks {
+		files = append(files, file{name: diskName(i), path: disk.Path, readOnly: disk.ReadOnly})
+	}
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
+
+	cell := d.newCell(spec)
+	if err := errors.Join(d.at("directory"), cell.prepare()); err != nil {
+		return nil, err
+	}
+	undo.Add(cell.clear)
+	if err := d.at("files"); err != nil {
+		return nil, err
+	}
+	if err := cell.furnish(files); err != nil {
+		return nil, err
+	}
+	if err := d.at("launch"); err != nil {
+		return nil, err
+	}
+	process, err := d.launch(cell, spec, files)
+	if err != nil {
+		return nil, err
+	}
+	undo.Add(process.Kill)
+	m := d.newMachine(spec, cell, process)
+	undo.AddFunc(m.api.close)
+	if err := d.at("connect"); err != nil {
+		return nil, err
+	}
+	err = m.awaitAPI(ctx)
+	if err == nil {
+		err = run(m)
+	}
+	if err != nil {
+		return nil, m.explain(ctx, err)
+	}
+	undo.Keep()
+	return m, nil
+}
+
+// at is where a step begins.
+func (d *Driver) at(step string) error {
+	if d.step == nil {
+		return nil
+	}
+	return d.step(step)
+}
+
+var idForm = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
+
+// checkSpec holds the spec to its contract, and to what this host offers.
+func (d *Driver) checkSpec(spec vm.Spec) error {
+	switch {
+	case !idForm.MatchString(spec.ID):
+		return wrenn.Errorf(wrenn.Invalid, "a machine's id has 1 to 40 of a-z, 0-9 and -, not %.60q", spec.ID)
+	case spec.VCPUs < 1 || spec.VCPUs > 32:
+		return wrenn.Errorf(wrenn.Invalid, "a machine has 1 to 32 vCPUs, not %d", spec.VCPUs)
+	case spec.MemoryMiB < 64 || spec.MemoryMiB%2 != 0:
+		return wrenn.Errorf(wrenn.Invalid, "a machine has an even number of MiB of memory, 64 or more, not %d", spec.MemoryMiB)
+	case spec.UID != 0 && d.jailer == "":
+		return wrenn.Errorf(wrenn.FailedPrecondition, "running machines as other users needs the jailer: configure its path")
+	}
+	return nil
+}
+
+// The API's socket is there before it listens, and in a jail appears late: it
+// is tried until a deadline. A start takes 0.1 s under emulation.
+const (
+	connectLimit = 30 * time.Second
+	connectPause = 2 * time.Millisecond
+)
+
+// awaitAPI returns when the API listens; early when the VMM dies.
+func (m *machine) awaitAPI(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectLimit, errors.New("firecracker's API did not listen in time"))
+	defer cancel()
+	for {
+		conn, err := m.cell.dial(ctx)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-m.process.Done():
+			return err // explained by the caller
+		case <-ctx.Done():
+			return fmt.Errorf("connect to firecracker (%w): %w", context.Cause(ctx), err)
+		case <-time.After(connectPause):
+		}
+	}
+}
+
+// Adopt implements vm.Driver.
+func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
+	m, err := d.recall(ref)
+	if err != nil {
+		return nil, err
+	}
+	m.process, err = launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil, &wrenn.Error{Code: wrenn.NotFound, Message: "the machine no longer runs", Err: errors.Join(err, m.cell.clear(ctx))}
+	}
+	return m, err
+}
