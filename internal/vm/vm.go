@@ -22,6 +22,8 @@ type Driver interface {
 	// agent answers later. When Start fails nothing is left of it: no process,
 	// no socket, no mount, no file in spec.Dir, and the error holds the last
 	// console lines if the VMM died. ctx bounds Start alone, not the machine.
+	// Invalid when Spec.Check says so, FailedPrecondition when spec.Dir is not
+	// an empty directory.
 	Start(ctx context.Context, spec Spec) (Machine, error)
 
 	// Restore makes a new, running machine from a snapshot that Snapshot wrote
