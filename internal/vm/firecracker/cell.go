@@ -65,12 +65,8 @@ func (d *Driver) newCell(spec vm.Spec) *cell {
 
 // prepare makes the place. clear undoes it.
 func (c *cell) prepare() error {
-	entries, err := os.ReadDir(c.dir)
-	if err != nil {
+	if err := vm.CheckEmpty(c.dir); err != nil {
 		return err
-	}
-	if len(entries) > 0 {
-		return fmt.Errorf("the machine's directory is not empty: %s", entries[0].Name())
 	}
 	return os.MkdirAll(c.root, 0o700)
 }

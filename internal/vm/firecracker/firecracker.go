@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -86,11 +85,18 @@ var bootArgs = []string{"console=ttyS0", "quiet", "panic=-1", "reboot=k", "pci=o
 
 // Start implements vm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	if err := d.check(spec, true); err != nil {
+		return nil, err
+	}
+	shape, err := shapeOf(spec)
+	if err != nil {
+		return nil, err
+	}
 	files := []file{{name: nameKernel, path: spec.Kernel.Image, readOnly: true}}
 	if spec.Kernel.Initrd != "" {
 		files = append(files, file{name: nameInitrd, path: spec.Kernel.Initrd, readOnly: true})
 	}
-	return d.bring(ctx, spec, files, func(m *machine) error { return d.boot(ctx, m.api, spec) })
+	return d.bring(ctx, spec, shape, files, func(m *machine) error { return d.boot(ctx, m.api, spec) })
 }
 
 // boot configures a new VMM and starts its vCPUs.
@@ -138,7 +144,14 @@ const nic = "eth0"
 
 // Restore implements vm.Driver.
 func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
-	from, err := d.checkSnapshot(spec, snapshot)
+	if err := d.check(spec, false); err != nil {
+		return nil, err
+	}
+	shape, err := shapeOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	made, err := d.checkSnapshot(shape, snapshot)
 	if err != nil {
 		return nil, err
 	}
@@ -147,10 +160,10 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm
 		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
 	}
 	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: d.can.clockRealtime}
-	if spec.Net.TAP != from.TAP {
+	if spec.Net.TAP != made.Machine.TAP {
 		load.Networks = []networkOverride{{nic, spec.Net.TAP}}
 	}
-	return d.bring(ctx, spec, files, func(m *machine) error {
+	return d.bring(ctx, spec, shape, files, func(m *machine) error {
 		if err := d.at("load"); err != nil {
 			return err
 		}
@@ -160,10 +173,7 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm
 
 // bring makes a cell with the files and the spec's disks, starts a VMM in it,
 // and calls run to make a running machine of it.
-func (d *Driver) bring(ctx context.Context, spec vm.Spec, files []file, run func(*machine) error) (_ vm.Machine, err error) {
-	if err := d.checkSpec(spec); err != nil {
-		return nil, err
-	}
+func (d *Driver) bring(ctx context.Context, spec vm.Spec, shape shape, files []file, run func(*machine) error) (_ vm.Machine, err error) {
 	if spec.Dir, err = filepath.Abs(spec.Dir); err != nil {
 		return nil, err
 	}
@@ -192,7 +202,7 @@ func (d *Driver) bring(ctx context.Context, spec vm.Spec, files []file, run func
 		return nil, err
 	}
 	undo.Add(process.Kill)
-	m := d.newMachine(spec, cell, process)
+	m := d.newMachine(spec.ID, shape, cell, process)
 	undo.AddFunc(m.api.close)
 	if err := d.at("connect"); err != nil {
 		return nil, err
@@ -216,19 +226,13 @@ func (d *Driver) at(step string) error {
 	return d.step(step)
 }
 
-var idForm = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
-
-// checkSpec holds the spec to its contract, and to what this host offers.
-func (d *Driver) checkSpec(spec vm.Spec) error {
-	switch {
-	case !idForm.MatchString(spec.ID):
-		return wrenn.Errorf(wrenn.Invalid, "a machine's id has 1 to 40 of a-z, 0-9 and -, not %.60q", spec.ID)
-	case spec.VCPUs < 1 || spec.VCPUs > 32:
-		return wrenn.Errorf(wrenn.Invalid, "a machine has 1 to 32 vCPUs, not %d", spec.VCPUs)
-	case spec.MemoryMiB < 64 || spec.MemoryMiB%2 != 0:
-		return wrenn.Errorf(wrenn.Invalid, "a machine has an even number of MiB of memory, 64 or more, not %d", spec.MemoryMiB)
-	case spec.UID != 0 && d.jailer == "":
-		return wrenn.Errorf(wrenn.FailedPrecondition, "running machines as other users needs the jailer: configure its path")
+// check holds a spec to its contract, and to what this host offers.
+func (d *Driver) check(spec vm.Spec, boots bool) error {
+	if err := spec.Check(boots); err != nil {
+		return err
+	}
+	if spec.UID != 0 && d.jailer == "" {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "machines that run as other users need Firecracker's jailer: configure where it is")
 	}
 	return nil
 }

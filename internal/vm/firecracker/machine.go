@@ -29,9 +29,9 @@ type machine struct {
 
 var _ vm.Machine = (*machine)(nil)
 
-func (d *Driver) newMachine(spec vm.Spec, c *cell, p *launch.Process) *machine {
+func (d *Driver) newMachine(id string, s shape, c *cell, p *launch.Process) *machine {
 	return &machine{
-		driver: d, id: spec.ID, cell: c, shape: shapeOf(spec), process: p, snapshots: make(chan struct{}, 1),
+		driver: d, id: id, cell: c, shape: s, process: p, snapshots: make(chan struct{}, 1),
 		api: newClient(func(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }),
 	}
 }
@@ -74,9 +74,7 @@ func (d *Driver) recall(ref vm.Ref) (*machine, error) {
 		return nil, fmt.Errorf("machine %s: its reference: %w", ref.ID, err)
 	}
 	c := &cell{dir: ref.Dir, root: kept.Root, jailed: kept.Jailed, uid: kept.UID, gid: kept.GID, cgroup: kept.Cgroup}
-	m := d.newMachine(vm.Spec{ID: ref.ID}, c, nil)
-	m.shape = kept.Shape
-	return m, nil
+	return d.newMachine(ref.ID, kept.Shape, c, nil), nil
 }
 
 // Pause implements vm.Machine.
