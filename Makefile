@@ -35,7 +35,7 @@ test: build ## every test that this machine can run; as root that includes real 
 
 .PHONY: bench
 bench: build ## the promises in numbers, each against the bare limit in the same run
-	@scripts/bench.sh
+	@scripts/bench.sh $(ARGS)
 
 .PHONY: check
 check: setup lint verify/generate ## linters, and that generated code is what its sources say
