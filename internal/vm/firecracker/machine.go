@@ -121,8 +121,8 @@ func (m *machine) Wait(ctx context.Context) error {
 func (m *machine) Console() []byte { return m.process.Output() }
 
 const (
-	poweredOff = "the guest powered off"
-	panicked   = "the guest's kernel panicked"
+	poweredOff = "guest powered off"
+	panicked   = "guest panicked"
 )
 
 // exitCodes are Firecracker's own, from its src/vmm/src/lib.rs (FcExitCode).
