@@ -79,4 +79,4 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 }
 
 // essence is what older releases are tested for: boot, snapshot, restore.
-const essence = "^TestSmoke$"
+const essence = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"

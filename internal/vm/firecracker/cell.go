@@ -63,14 +63,6 @@ func (d *Driver) newCell(spec vm.Spec) *cell {
 	return c
 }
 
-// prepare makes the place. clear undoes it.
-func (c *cell) prepare() error {
-	if err := vm.CheckEmpty(c.dir); err != nil {
-		return err
-	}
-	return os.MkdirAll(c.root, 0o700)
-}
-
 // clear removes all that the cell made, after its VMM is gone. Twice is allowed.
 func (c *cell) clear(ctx context.Context) error {
 	entries, err := os.ReadDir(c.dir)
@@ -167,7 +159,7 @@ func (d *Driver) jailerArgs(c *cell, spec vm.Spec) []string {
 	args := []string{
 		"--id", spec.ID, "--exec-file", d.program,
 		"--uid", strconv.FormatUint(uint64(spec.UID), 10), "--gid", strconv.FormatUint(uint64(spec.GID), 10),
-		"--chroot-base-dir", spec.Dir,
+		"--chroot-base-dir", c.dir,
 	}
 	if spec.Net.Namespace != "" {
 		args = append(args, "--netns", spec.Net.Namespace)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,9 +43,9 @@ type Driver struct {
 	limits          bool // the host's cgroups can limit jails
 	version         Version
 	can             capabilities
-	// step, if set, is called before each step of Start and Restore, which
+	// fault, if set, is called after each step of Start and Restore, which
 	// fails there when it does: for tests.
-	step func(name string) error
+	fault func(step string) error
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -85,10 +86,7 @@ var bootArgs = []string{"console=ttyS0", "quiet", "panic=-1", "reboot=k", "pci=o
 
 // Start implements vm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-	if err := d.check(spec, true); err != nil {
-		return nil, err
-	}
-	shape, err := shapeOf(spec)
+	m, err := d.plan(spec, true)
 	if err != nil {
 		return nil, err
 	}
@@ -96,23 +94,96 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if spec.Kernel.Initrd != "" {
 		files = append(files, file{name: nameInitrd, path: spec.Kernel.Initrd, readOnly: true})
 	}
-	return d.bring(ctx, spec, shape, files, func(m *machine) error { return d.boot(ctx, m.api, spec) })
+	steps := m.occupy(spec, files)
+	for _, c := range configuration(spec) {
+		steps = append(steps, step{c.step, func(ctx context.Context) error { return m.api.put(ctx, c.path, c.body) }})
+	}
+	return d.take(ctx, m, append(steps, step{"start", m.api.start}))
 }
 
-// boot configures a new VMM and starts its vCPUs.
-func (d *Driver) boot(ctx context.Context, api *client, spec vm.Spec) error {
-	for _, c := range configuration(spec) {
-		if err := d.at(c.step); err != nil {
-			return err
+// Restore implements vm.Driver.
+func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
+	m, err := d.plan(spec, false)
+	if err != nil {
+		return nil, err
+	}
+	made, err := d.checkSnapshot(m.shape, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	steps := m.occupy(spec, []file{
+		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
+		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
+	})
+	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: d.can.clockRealtime}
+	if spec.Net.TAP != made.Machine.TAP {
+		load.Networks = []networkOverride{{nic, spec.Net.TAP}}
+	}
+	return d.take(ctx, m, append(steps, step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }}))
+}
+
+// plan checks a spec and makes the machine of it, of which nothing exists yet.
+func (d *Driver) plan(spec vm.Spec, boots bool) (*machine, error) {
+	if err := spec.Check(boots); err != nil {
+		return nil, err
+	}
+	if spec.UID != 0 && d.jailer == "" {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "machines that run as other users need Firecracker's jailer: configure where it is")
+	}
+	if err := vm.CheckEmpty(spec.Dir); err != nil {
+		return nil, err
+	}
+	var err error
+	if spec.Dir, err = filepath.Abs(spec.Dir); err != nil {
+		return nil, err
+	}
+	shape, err := shapeOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	return d.newMachine(spec.ID, shape, d.newCell(spec)), nil
+}
+
+// step is a part of Start or Restore. What it leaves when it fails is the
+// machine's to remove.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+// take takes the steps; when one fails, what they made is undone.
+func (d *Driver) take(ctx context.Context, m *machine, steps []step) (_ vm.Machine, err error) {
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
+	undo.Add(m.Stop)
+	for _, s := range steps {
+		err := s.do(ctx)
+		if err == nil && d.fault != nil {
+			err = d.fault(s.name)
 		}
-		if err := api.put(ctx, c.path, c.body); err != nil {
-			return err
+		if err != nil {
+			return nil, m.explain(ctx, err)
 		}
 	}
-	if err := d.at("start"); err != nil {
-		return err
+	undo.Keep()
+	return m, nil
+}
+
+// occupy are the steps after which the machine has a VMM that listens, in a
+// cell with the files and the spec's disks.
+func (m *machine) occupy(spec vm.Spec, files []file) []step {
+	for i, disk := range spec.Disks {
+		files = append(files, file{name: diskName(i), path: disk.Path, readOnly: disk.ReadOnly})
 	}
-	return api.start(ctx)
+	return []step{
+		{"directory", func(context.Context) error { return os.MkdirAll(m.cell.root, 0o700) }},
+		{"files", func(context.Context) error { return m.cell.furnish(files) }},
+		{"launch", func(context.Context) (err error) {
+			m.process, err = m.driver.launch(m.cell, spec, files)
+			return err
+		}},
+		{"connect", m.awaitAPI},
+	}
 }
 
 type configCall struct {
@@ -120,8 +191,9 @@ type configCall struct {
 	body       any
 }
 
+// configuration is what a new VMM is told before its start.
 func configuration(spec vm.Spec) []configCall {
-	boot := bootSource{Kernel: nameKernel, Args: strings.Join(append(bootArgs[:len(bootArgs):len(bootArgs)], spec.Kernel.Args...), " ")}
+	boot := bootSource{Kernel: nameKernel, Args: strings.Join(slices.Concat(bootArgs, spec.Kernel.Args), " ")}
 	if spec.Kernel.Initrd != "" {
 		boot.Initrd = nameInitrd
 	}
@@ -141,101 +213,6 @@ func configuration(spec vm.Spec) []configCall {
 
 // nic is the id of the one network interface.
 const nic = "eth0"
-
-// Restore implements vm.Driver.
-func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
-	if err := d.check(spec, false); err != nil {
-		return nil, err
-	}
-	shape, err := shapeOf(spec)
-	if err != nil {
-		return nil, err
-	}
-	made, err := d.checkSnapshot(shape, snapshot)
-	if err != nil {
-		return nil, err
-	}
-	files := []file{
-		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
-		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
-	}
-	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: d.can.clockRealtime}
-	if spec.Net.TAP != made.Machine.TAP {
-		load.Networks = []networkOverride{{nic, spec.Net.TAP}}
-	}
-	return d.bring(ctx, spec, shape, files, func(m *machine) error {
-		if err := d.at("load"); err != nil {
-			return err
-		}
-		return m.api.load(ctx, load)
-	})
-}
-
-// bring makes a cell with the files and the spec's disks, starts a VMM in it,
-// and calls run to make a running machine of it.
-func (d *Driver) bring(ctx context.Context, spec vm.Spec, shape shape, files []file, run func(*machine) error) (_ vm.Machine, err error) {
-	if spec.Dir, err = filepath.Abs(spec.Dir); err != nil {
-		return nil, err
-	}
-	for i, disk := range spec.Disks {
-		files = append(files, file{name: diskName(i), path: disk.Path, readOnly: disk.ReadOnly})
-	}
-	var undo rollback.Stack
-	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
-
-	cell := d.newCell(spec)
-	if err := errors.Join(d.at("directory"), cell.prepare()); err != nil {
-		return nil, err
-	}
-	undo.Add(cell.clear)
-	if err := d.at("files"); err != nil {
-		return nil, err
-	}
-	if err := cell.furnish(files); err != nil {
-		return nil, err
-	}
-	if err := d.at("launch"); err != nil {
-		return nil, err
-	}
-	process, err := d.launch(cell, spec, files)
-	if err != nil {
-		return nil, err
-	}
-	undo.Add(process.Kill)
-	m := d.newMachine(spec.ID, shape, cell, process)
-	undo.AddFunc(m.api.close)
-	if err := d.at("connect"); err != nil {
-		return nil, err
-	}
-	err = m.awaitAPI(ctx)
-	if err == nil {
-		err = run(m)
-	}
-	if err != nil {
-		return nil, m.explain(ctx, err)
-	}
-	undo.Keep()
-	return m, nil
-}
-
-// at is where a step begins.
-func (d *Driver) at(step string) error {
-	if d.step == nil {
-		return nil
-	}
-	return d.step(step)
-}
-
-// check holds a spec to its contract, and to what this host offers.
-func (d *Driver) check(spec vm.Spec, boots bool) error {
-	if err := spec.Check(boots); err != nil {
-		return err
-	}
-	if spec.UID != 0 && d.jailer == "" {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "machines that run as other users need Firecracker's jailer: configure where it is")
-	}
-	return nil
-}
 
 // The API's socket is there before it listens, and in a jail appears late: it
 // is tried until a deadline. A start takes 0.1 s under emulation.

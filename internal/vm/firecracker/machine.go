@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"time"
 
 	"wrenn"
@@ -21,7 +22,7 @@ type machine struct {
 	cell    *cell
 	shape   shape
 	api     *client
-	process *launch.Process
+	process *launch.Process // nil until it is launched, or adopted
 	// snapshots holds a token while Snapshot works: it lends files to the cell
 	// under fixed names.
 	snapshots chan struct{}
@@ -29,9 +30,9 @@ type machine struct {
 
 var _ vm.Machine = (*machine)(nil)
 
-func (d *Driver) newMachine(id string, s shape, c *cell, p *launch.Process) *machine {
+func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
 	return &machine{
-		driver: d, id: id, cell: c, shape: s, process: p, snapshots: make(chan struct{}, 1),
+		driver: d, id: id, cell: c, shape: s, snapshots: make(chan struct{}, 1),
 		api: newClient(func(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }),
 	}
 }
@@ -74,7 +75,7 @@ func (d *Driver) recall(ref vm.Ref) (*machine, error) {
 		return nil, fmt.Errorf("machine %s: its reference: %w", ref.ID, err)
 	}
 	c := &cell{dir: ref.Dir, root: kept.Root, jailed: kept.Jailed, uid: kept.UID, gid: kept.GID, cgroup: kept.Cgroup}
-	return d.newMachine(ref.ID, kept.Shape, c, nil), nil
+	return d.newMachine(ref.ID, kept.Shape, c), nil
 }
 
 // Pause implements vm.Machine.
@@ -95,8 +96,10 @@ func (m *machine) setState(ctx context.Context, state string) error {
 
 // Stop implements vm.Machine.
 func (m *machine) Stop(ctx context.Context) error {
-	if err := m.process.Kill(ctx); err != nil {
-		return err
+	if m.process != nil {
+		if err := m.process.Kill(ctx); err != nil {
+			return err
+		}
 	}
 	m.api.close()
 	return m.cell.clear(ctx)
@@ -117,8 +120,13 @@ func (m *machine) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Console is the end of what the guest printed, and Firecracker itself.
-func (m *machine) Console() []byte { return m.process.Output() }
+// Console is the end of what the guest printed, without Firecracker's own log.
+func (m *machine) Console() string { return withoutLog(m.process.Output()) }
+
+// logLine is how Firecracker logs on the same standard output: "TIME [ID:THREAD] …".
+var logLine = regexp.MustCompile(`(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9} \[[a-z0-9-]*:[^\]\n]*\].*\n?`)
+
+func withoutLog(output []byte) string { return string(logLine.ReplaceAll(output, nil)) }
 
 const (
 	poweredOff = "guest powered off"
@@ -182,8 +190,8 @@ const deathNotice = time.Second
 
 // explain adds to the error of a call that the VMM is gone, if it is.
 func (m *machine) explain(ctx context.Context, err error) error {
-	if _, ok := errors.AsType[*Fault](err); ok || ctx.Err() != nil {
-		return err // it lives, or nobody waits
+	if _, ok := errors.AsType[*Fault](err); ok || m.process == nil || ctx.Err() != nil {
+		return err // it lives, or never did, or nobody waits
 	}
 	ctx, cancel := context.WithTimeout(ctx, deathNotice)
 	defer cancel()
