@@ -32,23 +32,19 @@ const patience = 60 * time.Second
 // envdPath is the real envd, built by TestMain.
 var envdPath string
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
+func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "envd-test-")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+		panic(err)
 	}
 	defer os.RemoveAll(dir)
 	envdPath = filepath.Join(dir, "envd")
 	build := exec.Command("go", "build", "-o", envdPath, "wrenn/cmd/envd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build envd: %v\n%s", err, out)
-		return 1
+		panic(fmt.Sprintf("build envd: %v\n%s", err, out))
 	}
-	return m.Run()
+	m.Run()
 }
 
 // envd is a running one.
