@@ -76,23 +76,34 @@ func (h *house) filesURL(path string) string {
 	return h.base + "/files?path=" + url.QueryEscape(path)
 }
 
-func (h *house) do(t *testing.T, req *http.Request) *http.Response {
+// answer is an HTTP answer that came whole.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func (h *house) do(t *testing.T, req *http.Request) answer {
 	t.Helper()
 	resp, err := h.http.Do(req.WithContext(t.Context()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{status: resp.StatusCode, header: resp.Header, body: string(body)}
 }
 
-func (h *house) get(t *testing.T, path string, headers ...string) *http.Response {
+func (h *house) get(t *testing.T, path string, headers ...string) answer {
 	t.Helper()
 	return h.do(t, request(t, http.MethodGet, h.filesURL(path), nil, headers...))
 }
 
 // put uploads a raw body.
-func (h *house) put(t *testing.T, path string, body io.Reader, headers ...string) *http.Response {
+func (h *house) put(t *testing.T, path string, body io.Reader, headers ...string) answer {
 	t.Helper()
 	headers = append([]string{"Content-Type", "application/octet-stream"}, headers...)
 	return h.do(t, request(t, http.MethodPost, h.filesURL(path), body, headers...))
@@ -140,35 +151,25 @@ func read(t *testing.T, path string) string {
 	return string(content)
 }
 
-func body(t *testing.T, resp *http.Response) string {
-	t.Helper()
-	content, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
-}
-
 // wantError checks a JSON error of /files.
-func wantError(t *testing.T, resp *http.Response, status int, part string) {
+func wantError(t *testing.T, got answer, status int, part string) {
 	t.Helper()
-	raw := body(t, resp)
-	var answer struct {
+	var decoded struct {
 		Code    int
 		Message string
 	}
-	if err := json.Unmarshal([]byte(raw), &answer); err != nil {
-		t.Fatalf("status %d, body %q: %v", resp.StatusCode, raw, err)
+	if err := json.Unmarshal([]byte(got.body), &decoded); err != nil {
+		t.Fatalf("status %d, body %q: %v", got.status, got.body, err)
 	}
-	if resp.StatusCode != status || answer.Code != status || !strings.Contains(answer.Message, part) {
-		t.Errorf("answer = %d %s, want %d with %q", resp.StatusCode, raw, status, part)
+	if got.status != status || decoded.Code != status || !strings.Contains(decoded.Message, part) {
+		t.Errorf("answer = %d %s, want %d with %q", got.status, got.body, status, part)
 	}
 }
 
-func wantStatus(t *testing.T, resp *http.Response, status int) {
+func wantStatus(t *testing.T, got answer, status int) {
 	t.Helper()
-	if resp.StatusCode != status {
-		t.Fatalf("status = %d %s, want %d", resp.StatusCode, body(t, resp), status)
+	if got.status != status {
+		t.Fatalf("answer = %d %s, want %d", got.status, got.body, status)
 	}
 }
 

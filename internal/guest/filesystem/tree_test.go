@@ -291,7 +291,7 @@ func TestRawJSON(t *testing.T) {
 	call := func(method, message string) (int, string) {
 		resp := h.do(t, request(t, "POST", h.base+"/filesystem.Filesystem/"+method, strings.NewReader(message),
 			"Content-Type", "application/json", "Connect-Protocol-Version", "1"))
-		return resp.StatusCode, body(t, resp)
+		return resp.status, resp.body
 	}
 	if status, answer := call("MakeDir", `{"path":"dir"}`); status != 200 || !strings.Contains(answer, `"type":"FILE_TYPE_DIRECTORY"`) || !strings.Contains(answer, `"modifiedTime":"2`) {
 		t.Errorf("MakeDir = %d %s", status, answer)

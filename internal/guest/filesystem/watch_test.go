@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -333,7 +334,7 @@ func TestPolledWatcherOverflows(t *testing.T) {
 	}
 	p.record(some[:1], nil) // still not told
 	events, err = p.fetch(time.Now())
-	if len(events) != 0 || err != errLost {
+	if len(events) != 0 || !errors.Is(err, errLost) {
 		t.Errorf("the loss: %d events, %v", len(events), err)
 	}
 	p.record(some[:1], nil)
@@ -364,7 +365,7 @@ func TestWatchOverflows(t *testing.T) {
 	if len(events) != maxPending || err != nil {
 		t.Fatalf("%d events, %v", len(events), err)
 	}
-	if _, err = w.next(t.Context()); err != errLost {
+	if _, err = w.next(t.Context()); !errors.Is(err, errLost) {
 		t.Fatalf("the loss: %v", err)
 	}
 	if !w.dirs[h.in("w/big/sub")] {
@@ -384,7 +385,7 @@ func TestWatchOverflows(t *testing.T) {
 			break
 		}
 	}
-	if err != errLost || !w.dirs[h.in("w/late/sub")] {
+	if !errors.Is(err, errLost) || !w.dirs[h.in("w/late/sub")] {
 		t.Errorf("after an overflow of the kernel: %v, late directory watched: %v", err, w.dirs[h.in("w/late/sub")])
 	}
 }
@@ -427,16 +428,16 @@ func TestWatchesAreBounded(t *testing.T) {
 		r.open[&watch{watchSpec: watchSpec{root: fmt.Sprint(i)}}] = true // streams; an inotify instance each would be too many for tests at once
 	}
 	r.mu.Unlock()
-	if _, err := add(now.Add(forgotten - time.Second)); err != errTooMany {
+	if _, err := add(now.Add(forgotten - time.Second)); !errors.Is(err, errTooMany) {
 		t.Errorf("one more: %v", err)
 	}
 	if _, err := add(now.Add(forgotten)); err != nil {
 		t.Errorf("one more when a client was gone: %v", err)
 	}
-	if _, err := r.poller(id); err != errNoWatcher {
+	if _, err := r.poller(id); !errors.Is(err, errNoWatcher) {
 		t.Errorf("the forgotten watcher: %v", err)
 	}
-	if _, err := add(now.Add(forgotten)); err != errTooMany {
+	if _, err := add(now.Add(forgotten)); !errors.Is(err, errTooMany) {
 		t.Errorf("one more: %v", err)
 	}
 	r.running.Wait()

@@ -42,7 +42,7 @@ func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
 		tag:    req.Tag,
 		pidfd:  os.NewFile(uintptr(pidfd), "pidfd"),
 		pty:    std.near.pty,
-		out:    newHub(patience),
+		out:    newHub(),
 	}
 	if p.pty != nil {
 		p.in = newInput(p.pty, true)
