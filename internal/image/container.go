@@ -133,7 +133,7 @@ func (p *preparation) makeImage(ctx context.Context, dir string, archive io.Read
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
 	}
-	if err := p.fillTree(work, archive); err != nil {
+	if err := p.fillTree(ctx, work, archive); err != nil {
 		return err
 	}
 	image := filepath.Join(dir, rootfsFile)
@@ -148,13 +148,13 @@ func (p *preparation) makeImage(ctx context.Context, dir string, archive io.Read
 }
 
 // fillTree makes a guest's root of a container's files.
-func (p *preparation) fillTree(dir string, archive io.Reader) error {
+func (p *preparation) fillTree(ctx context.Context, dir string, archive io.Reader) error {
 	tree, err := rootfs.OpenTree(dir)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-	if _, err := tree.Extract(archive, p.cfg.Size); err != nil {
+	if _, err := tree.Extract(ctx, archive, p.cfg.Size); err != nil {
 		return err
 	}
 	if !tree.Executable("/bin/sh") {

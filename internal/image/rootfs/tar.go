@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,19 +22,21 @@ const maxEntries = 2_000_000
 // Extract unpacks an archive of a root file system, as `docker export` writes
 // it, into the tree: owners, permissions, times, links, file capabilities and
 // user attributes. Whoever made the archive cannot make it write elsewhere:
-// a path that leads out is an error. Devices and pipes are left out, a guest
+// a path that leads out is an error, and so is an archive without its end mark,
+// which an exporter that failed did not write. Devices and pipes are left out, a guest
 // makes its own. The files may hold limit bytes in all. It returns how many
 // entries were left out.
-func (t *Tree) Extract(r io.Reader, limit int64) (skipped int, err error) {
+func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
 	x := extraction{tree: t, left: limit}
-	archive := tar.NewReader(r)
+	source := &source{ctx: ctx, in: r}
+	archive := tar.NewReader(source)
 	for n := 0; ; n++ {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			if n == 0 {
-				return 0, wrenn.Errorf(wrenn.Invalid, "the archive is empty")
-			}
-			return x.skipped, nil
+			return x.skipped, source.finish()
+		}
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
 		}
 		if err != nil {
 			return 0, &wrenn.Error{Code: wrenn.Invalid, Message: "the archive cannot be read", Err: err}
@@ -45,6 +48,33 @@ func (t *Tree) Extract(r io.Reader, limit int64) (skipped int, err error) {
 			return 0, fmt.Errorf("unpack %q: %w", header.Name, err)
 		}
 	}
+}
+
+// source is the stream of an archive; it ends with ctx.
+type source struct {
+	ctx   context.Context
+	in    io.Reader
+	ended bool // before the archive did
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	n, err := s.in.Read(p)
+	s.ended = s.ended || errors.Is(err, io.EOF)
+	return n, err
+}
+
+// finish says whether the archive was whole, and reads what an exporter pads
+// it with, lest it die of a closed pipe.
+func (s *source) finish() error {
+	const padding = 1 << 20
+	if s.ended {
+		return wrenn.Errorf(wrenn.Invalid, "the archive is empty or cut off: did the export fail?")
+	}
+	_, _ = io.CopyN(io.Discard, s.in, padding)
+	return nil
 }
 
 type extraction struct {
