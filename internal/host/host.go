@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -37,9 +36,8 @@ type Config struct {
 	RunDir   string       // sockets and consoles: what need not; short, see vm.Spec.Dir
 	Image    image.Config // its StateDir is by default the one above; its Out is Out
 	Driver   DriverConfig
-	Range    netip.Prefix // of the slots' addresses; the zero Prefix is network's default
-	Slots    int          // made ahead of need
-	Out      io.Writer    // progress and choices, for people
+	Network  network.Config // its FirstUID and Log are filled in here
+	Out      io.Writer      // progress and choices, for people
 	Log      *slog.Logger
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 }
@@ -123,8 +121,9 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 }
 
 func (h *Host) openSlots(ctx context.Context) (err error) {
-	if h.slots, err = network.Open(ctx, network.Config{Range: h.cfg.Range, Ready: h.cfg.Slots, Log: h.cfg.Log}); err != nil {
-		return fmt.Errorf("network: %w", err)
+	h.cfg.Network.FirstUID, h.cfg.Network.Log = firstUID, h.cfg.Log
+	if h.slots, err = network.Open(ctx, h.cfg.Network); err != nil {
+		return err
 	}
 	h.undo.Add(h.slots.Close)
 	return nil
