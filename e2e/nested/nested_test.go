@@ -6,8 +6,12 @@
 package nested
 
 import (
+	"cmp"
+	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"wrenn/e2e/nested/l1"
@@ -54,6 +58,7 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 	output(t, "", "go", "test", "-c", "-tags", "root,vm", "-trimpath", "-ldflags=-s -w",
 		"-o", filepath.Join(root, tests), "wrenn/internal/vm/firecracker")
 	var plan l1.Plan
+	asked := askedFor()
 	for i, r := range all {
 		where := filepath.Join("/releases", r.version)
 		must(t, os.MkdirAll(filepath.Join(root, where), 0o755))
@@ -61,13 +66,19 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 			_, err := storage.Clone(t.Context(), filepath.Join(root, where, name), filepath.Join(r.dir, name), 0o755)
 			must(t, err)
 		}
-		args := []string{tests, "-test.v", "-test.timeout=10m"}
+		run := "."
 		if i < len(all)-1 {
-			args = append(args, "-test.run="+essence)
+			run = essence
+		}
+		if asked.release != "" {
+			if !regexp.MustCompile(asked.release).MatchString(r.version) {
+				continue
+			}
+			run = cmp.Or(asked.tests, run)
 		}
 		plan.Programs = append(plan.Programs, l1.Program{
 			Name: r.version,
-			Args: args,
+			Args: []string{tests, "-test.v", "-test.timeout=10m", "-test.run=" + run},
 			Env: append([]string{
 				"WRENN_CI=1", // whatever is left out here, is by mistake
 				"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
@@ -80,3 +91,14 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 
 // essence is what older releases are tested for: boot, snapshot, restore.
 const essence = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
+
+// asked is what of the nested tests to run: with
+// -run TestFirecracker/v1.17/TestConformance/Life one test with one release.
+type asked struct{ release, tests string }
+
+// askedFor reads -run, which knows nothing of tests in L1.
+func askedFor() asked {
+	_, rest, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
+	release, tests, _ := strings.Cut(rest, "/")
+	return asked{release, tests}
+}
