@@ -337,9 +337,15 @@ func TestSignalReachesGroup(t *testing.T) {
 	if ev := next(s); ev.GetEnd().GetStatus() != "signal: terminated" {
 		t.Errorf("end = %v, want terminated", ev)
 	}
+	_, pid = e.begin(t, t.Context(), sh("exec sleep 1000"))
 	_, err = e.SendSignal(t.Context(), &process.SendSignalRequest{Process: byPID(pid)})
 	if connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("SendSignal without signal = %v, want invalid_argument", err)
+	}
+	e.signal(t, pid, process.Signal_SIGNAL_SIGKILL)
+	_, err = e.SendSignal(t.Context(), &process.SendSignalRequest{Process: byPID(pid), Signal: process.Signal_SIGNAL_SIGKILL})
+	if connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("the second SIGKILL = %v, want not_found", err)
 	}
 }
 

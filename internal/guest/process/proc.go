@@ -28,9 +28,9 @@ type proc struct {
 	out    *hub
 	srcs   []*source
 
-	mu       sync.Mutex // guards the following
-	exited   bool       // reaped: pid may be somebody else's now
-	expired  bool       // killed because its time was up
+	mu       sync.Mutex    // guards the following, and what is done with pid
+	gone     chan struct{} // closed when it was reaped: pid may be somebody else's now
+	expired  bool          // killed because its time was up
 	deadline *time.Timer
 }
 
@@ -43,6 +43,7 @@ func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
 		pidfd:  os.NewFile(uintptr(pidfd), "pidfd"),
 		pty:    std.near.pty,
 		out:    newHub(),
+		gone:   make(chan struct{}),
 	}
 	if p.pty != nil {
 		p.in = newInput(p.pty, true)
@@ -117,7 +118,7 @@ func (p *proc) reap() (unix.WaitStatus, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.exited = true
+	close(p.gone)
 	if p.deadline != nil {
 		p.deadline.Stop()
 	}
@@ -137,18 +138,21 @@ func eintr(call func() error) error {
 	}
 }
 
-// running reports whether the program has not ended.
+// running reports whether the program has not been reaped.
 func (p *proc) running() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.exited
+	select {
+	case <-p.gone:
+		return false
+	default:
+		return true
+	}
 }
 
 // signal goes to the group that the program leads.
 func (p *proc) signal(sig unix.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.exited {
+	if !p.running() {
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("process %d has ended", p.pid))
 	}
 	if err := unix.Kill(-p.pid, sig); err != nil {
@@ -161,7 +165,7 @@ func (p *proc) signal(sig unix.Signal) error {
 func (p *proc) expireAt(t time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.exited {
+	if p.running() {
 		p.deadline = time.AfterFunc(time.Until(t), p.expire)
 	}
 }
@@ -169,9 +173,7 @@ func (p *proc) expireAt(t time.Time) {
 // expire kills the program because its time is up; twice is allowed.
 func (p *proc) expire() {
 	p.mu.Lock()
-	if !p.exited {
-		p.expired = true
-	}
+	p.expired = p.expired || p.running()
 	p.mu.Unlock()
 	_ = p.signal(unix.SIGKILL) // it may have ended meanwhile
 }
