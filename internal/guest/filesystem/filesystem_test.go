@@ -35,12 +35,12 @@ type house struct {
 
 // newHouse opens a house for the user who runs the test. The default user is
 // "me"; "other" has another number.
-func newHouse(t *testing.T) *house {
+func newHouse(t testing.TB) *house {
 	t.Helper()
 	return newHouseWith(t, Config{})
 }
 
-func newHouseWith(t *testing.T, cfg Config) *house {
+func newHouseWith(t testing.TB, cfg Config) *house {
 	t.Helper()
 	home, etc := t.TempDir(), t.TempDir()
 	cfg.Accounts = account.DB{Passwd: filepath.Join(etc, "passwd"), Group: filepath.Join(etc, "group")}
@@ -83,7 +83,7 @@ type answer struct {
 	body   string
 }
 
-func (h *house) do(t *testing.T, req *http.Request) answer {
+func (h *house) do(t testing.TB, req *http.Request) answer {
 	t.Helper()
 	resp, err := h.http.Do(req.WithContext(t.Context()))
 	if err != nil {
@@ -97,19 +97,19 @@ func (h *house) do(t *testing.T, req *http.Request) answer {
 	return answer{status: resp.StatusCode, header: resp.Header, body: string(body)}
 }
 
-func (h *house) get(t *testing.T, path string, headers ...string) answer {
+func (h *house) get(t testing.TB, path string, headers ...string) answer {
 	t.Helper()
 	return h.do(t, request(t, http.MethodGet, h.filesURL(path), nil, headers...))
 }
 
 // put uploads a raw body.
-func (h *house) put(t *testing.T, path string, body io.Reader, headers ...string) answer {
+func (h *house) put(t testing.TB, path string, body io.Reader, headers ...string) answer {
 	t.Helper()
 	headers = append([]string{"Content-Type", "application/octet-stream"}, headers...)
 	return h.do(t, request(t, http.MethodPost, h.filesURL(path), body, headers...))
 }
 
-func request(t *testing.T, method, target string, body io.Reader, headers ...string) *http.Request {
+func request(t testing.TB, method, target string, body io.Reader, headers ...string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequest(method, target, body)
 	if err != nil {
@@ -121,28 +121,28 @@ func request(t *testing.T, method, target string, body io.Reader, headers ...str
 	return req
 }
 
-func write(t *testing.T, path, content string) {
+func write(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func mkdir(t *testing.T, path string) {
+func mkdir(t testing.TB, path string) {
 	t.Helper()
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func symlink(t *testing.T, target, path string) {
+func symlink(t testing.TB, target, path string) {
 	t.Helper()
 	if err := os.Symlink(target, path); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func read(t *testing.T, path string) string {
+func read(t testing.TB, path string) string {
 	t.Helper()
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -152,7 +152,7 @@ func read(t *testing.T, path string) string {
 }
 
 // wantError checks a JSON error of /files.
-func wantError(t *testing.T, got answer, status int, part string) {
+func wantError(t testing.TB, got answer, status int, part string) {
 	t.Helper()
 	var decoded struct {
 		Code    int
@@ -166,14 +166,14 @@ func wantError(t *testing.T, got answer, status int, part string) {
 	}
 }
 
-func wantStatus(t *testing.T, got answer, status int) {
+func wantStatus(t testing.TB, got answer, status int) {
 	t.Helper()
 	if got.status != status {
 		t.Fatalf("answer = %d %s, want %d", got.status, got.body, status)
 	}
 }
 
-func wantCode(t *testing.T, err error, code connect.Code) {
+func wantCode(t testing.TB, err error, code connect.Code) {
 	t.Helper()
 	if connect.CodeOf(err) != code || err == nil {
 		t.Errorf("error = %v, want %v", err, code)
@@ -181,7 +181,7 @@ func wantCode(t *testing.T, err error, code connect.Code) {
 }
 
 // names lists a directory, to see what an upload left.
-func names(t *testing.T, dir string) []string {
+func names(t testing.TB, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
