@@ -138,7 +138,7 @@ func (w *watch) overflow(err error) {
 // fail ends the watch unless err is nil or says that path is gone, of which an
 // event tells.
 func (w *watch) fail(path string, err error) {
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !gone(err) {
 		w.failed = failure("watch", path, err)
 	}
 }
@@ -212,7 +212,7 @@ func (w *watch) add(dir string, announce bool) error {
 		return err
 	}
 	for _, sub := range subdirs {
-		if err := w.add(sub, announce); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := w.add(sub, announce); err != nil && !gone(err) {
 			return err
 		}
 	}
@@ -222,7 +222,7 @@ func (w *watch) add(dir string, announce bool) error {
 // scan returns the directories in dir that are to be watched, and announces
 // all entries if asked to. It stops when there are too many to watch.
 func (w *watch) scan(dir string, announce bool) (subdirs []string, err error) {
-	f, err := os.Open(dir)
+	f, err := openDir(dir)
 	if err != nil {
 		return nil, err
 	}
