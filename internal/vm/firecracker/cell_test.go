@@ -26,10 +26,12 @@ func TestDial(t *testing.T) {
 		bad  bool
 	}{
 		{name: "a socket", make: func(t *testing.T, root string) {
+			t.Helper()
 			t.Chdir(root) // its own path is too long for an address
 			listen(t, nameSocket)
 		}},
 		{name: "a link to somebody else's socket", bad: true, make: func(t *testing.T, root string) {
+			t.Helper()
 			t.Chdir(t.TempDir())
 			listen(t, "other")
 			other, _ := filepath.Abs("other")
@@ -37,7 +39,10 @@ func TestDial(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{name: "a file", bad: true, make: func(t *testing.T, root string) { write(t, filepath.Join(root, nameSocket), "") }},
+		{name: "a file", bad: true, make: func(t *testing.T, root string) {
+			t.Helper()
+			write(t, filepath.Join(root, nameSocket), "")
+		}},
 		{name: "nothing", bad: true, make: func(*testing.T, string) {}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -62,27 +62,25 @@ func TestCheckSnapshot(t *testing.T) {
 }
 
 func TestCheckSnapshotRefuses(t *testing.T) {
-	for name, spoil := range map[string]func(t *testing.T, dir string, made *manifest, want *shape){
-		"format":      func(_ *testing.T, _ string, made *manifest, _ *shape) { made.Format++ },
-		"version":     func(_ *testing.T, _ string, made *manifest, _ *shape) { made.Version.Minor++ },
-		"processor":   func(_ *testing.T, _ string, made *manifest, _ *shape) { made.CPU = "i486" },
-		"vCPUs":       func(_ *testing.T, _ string, _ *manifest, want *shape) { want.VCPUs++ },
-		"memory":      func(_ *testing.T, _ string, _ *manifest, want *shape) { want.MemoryMiB += 2 },
-		"disks":       func(_ *testing.T, _ string, _ *manifest, want *shape) { want.Disks = nil },
-		"disk's size": func(_ *testing.T, _ string, _ *manifest, want *shape) { want.Disks = []diskShape{{Size: 6}} },
-		"read-only": func(_ *testing.T, _ string, _ *manifest, want *shape) {
-			want.Disks = []diskShape{{Size: 5, ReadOnly: true}}
-		},
-		"no network":     func(_ *testing.T, _ string, _ *manifest, want *shape) { want.TAP, want.MAC = "", "" },
-		"MAC":            func(_ *testing.T, _ string, _ *manifest, want *shape) { want.MAC = "02:fc:00:00:00:06" },
-		"cut memory":     func(t *testing.T, dir string, _ *manifest, _ *shape) { write(t, filepath.Join(dir, memoryFile), "x") },
-		"changed state":  func(t *testing.T, dir string, _ *manifest, _ *shape) { write(t, filepath.Join(dir, stateFile), "x") },
-		"memory's claim": func(_ *testing.T, _ string, made *manifest, _ *shape) { made.MemorySize++ },
+	for name, spoil := range map[string]func(made *manifest, want *shape){
+		"format":         func(made *manifest, _ *shape) { made.Format++ },
+		"version":        func(made *manifest, _ *shape) { made.Version.Minor++ },
+		"processor":      func(made *manifest, _ *shape) { made.CPU = "i486" },
+		"vCPUs":          func(_ *manifest, want *shape) { want.VCPUs++ },
+		"memory":         func(_ *manifest, want *shape) { want.MemoryMiB += 2 },
+		"disks":          func(_ *manifest, want *shape) { want.Disks = nil },
+		"disk's size":    func(_ *manifest, want *shape) { want.Disks = []diskShape{{Size: 6}} },
+		"read-only":      func(_ *manifest, want *shape) { want.Disks = []diskShape{{Size: 5, ReadOnly: true}} },
+		"no network":     func(_ *manifest, want *shape) { want.TAP, want.MAC = "", "" },
+		"MAC":            func(_ *manifest, want *shape) { want.MAC = "02:fc:00:00:00:06" },
+		"cut memory":     func(made *manifest, want *shape) { made.MemorySize, made.Machine.MemoryMiB, want.MemoryMiB = 66<<20, 66, 66 },
+		"another state":  func(made *manifest, _ *shape) { made.StateSize++ },
+		"memory's claim": func(made *manifest, _ *shape) { made.MemorySize++ },
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, d, made := aSnapshot(t)
 			want := made.Machine
-			spoil(t, dir, &made, &want)
+			spoil(&made, &want)
 			writeManifest(t, dir, made)
 			if _, err := d.checkSnapshot(want, dir); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 				t.Errorf("checkSnapshot() = %v, want FailedPrecondition", err)
