@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,10 +69,7 @@ func (l *lab) open(ctx context.Context, b *bench) (err error) {
 	if l.driver, err = qemu.New(ctx, qemu.Config{Path: path}); err != nil {
 		return err
 	}
-	l.slots, err = network.Open(ctx, network.Config{
-		Name: "wbench", Range: netip.MustParsePrefix("10.214.0.0/16"), Ready: forks, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
+	if l.slots, err = openSlots(ctx, forks); err != nil {
 		return err
 	}
 	l.undo.Add(l.slots.Close)

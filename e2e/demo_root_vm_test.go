@@ -20,6 +20,9 @@ import (
 // patience is for a cold boot under emulation on a machine that does much else.
 const patience = 3 * time.Minute
 
+// prefix keeps the tests' namespaces and links apart from an agent's.
+const prefix = "we2e"
+
 // demo is a run of "host-agent demo" in a state directory of the test's own.
 type demo struct {
 	cmd *exec.Cmd
@@ -31,7 +34,7 @@ func startDemo(t *testing.T, dir string, command ...string) *demo {
 	t.Helper()
 	args := []string{
 		"--state", filepath.Join(dir, "state"), "demo", "--run", filepath.Join(dir, "run"),
-		"--images", needed(t, "WRENN_TEST_IMAGES"), "--range", "10.213.0.0/16",
+		"--images", needed(t, "WRENN_TEST_IMAGES"), "--range", "10.213.0.0/16", "--prefix", prefix,
 	}
 	d := &demo{cmd: exec.Command(hostAgent(t), append(args, command...)...), out: newWatched()}
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
@@ -170,7 +173,7 @@ func leftovers(t *testing.T, dir string) []string {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, dir) || strings.Contains(line, "/netns/wrenn") {
+		if strings.Contains(line, dir) || strings.Contains(line, "/netns/"+prefix) {
 			left = append(left, "mount "+line)
 		}
 	}
@@ -179,7 +182,7 @@ func leftovers(t *testing.T, dir string) []string {
 		t.Fatal(err)
 	}
 	for _, link := range links {
-		if strings.HasPrefix(link.Name(), "wrenn") {
+		if strings.HasPrefix(link.Name(), prefix) {
 			left = append(left, "link "+link.Name())
 		}
 	}

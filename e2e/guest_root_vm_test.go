@@ -20,6 +20,7 @@ import (
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host"
 	"wrenn/internal/image"
+	"wrenn/internal/network"
 	"wrenn/internal/sandbox"
 )
 
@@ -31,10 +32,10 @@ func openHost(t *testing.T) *host.Host {
 	dir := stateDir(t)
 	h, err := host.Open(t.Context(), host.Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
-		Image:  image.Config{StateDir: needed(t, "WRENN_TEST_IMAGES"), Envd: "../bin/envd", Stage0: "../bin/stage0"},
-		Driver: host.DriverConfig{Name: host.QEMU, QEMU: "qemu-system-x86_64"},
-		Range:  netip.MustParsePrefix("10.213.0.0/16"),
-		Out:    t.Output(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Image:   image.Config{StateDir: needed(t, "WRENN_TEST_IMAGES"), Envd: "../bin/envd", Stage0: "../bin/stage0"},
+		Driver:  host.DriverConfig{Name: host.QEMU, QEMU: "qemu-system-x86_64"},
+		Network: network.Config{Prefix: prefix, Range: netip.MustParsePrefix("10.213.0.0/16")},
+		Out:     t.Output(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -9,7 +9,7 @@ import (
 	"wrenn/internal/demo"
 	"wrenn/internal/host"
 	"wrenn/internal/image"
-	"wrenn/internal/run"
+	"wrenn/internal/network"
 	"wrenn/internal/sandbox"
 )
 
@@ -25,6 +25,7 @@ type demoCommand struct {
 	Kernel      string       `type:"existingfile" help:"A guest kernel (uncompressed ELF) instead of the distribution's."`
 	Initrd      string       `type:"existingfile" help:"An initramfs for --kernel."`
 	Range       netip.Prefix `default:"10.191.0.0/16" help:"Private addresses for the machines' network slots."`
+	Prefix      string       `default:"wrenn" help:"Begins the names of namespaces and links: another one for each agent of a machine."`
 	Memory      int          `default:"256" help:"Memory of the machine in MiB."`
 	VCPUs       int          `default:"1" name:"vcpus" help:"Virtual CPUs of the machine."`
 }
@@ -34,10 +35,10 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 	times := &demo.Times{}
 	h, err := host.Open(ctx, host.Config{
 		StateDir: line.State, RunDir: c.RunDir,
-		Image:  image.Config{StateDir: c.Images, Kernel: c.Kernel, Initrd: c.Initrd},
-		Driver: host.DriverConfig{Name: c.Driver, QEMU: c.QEMU, Firecracker: c.Firecracker, Jailer: c.Jailer},
-		Range:  c.Range, Slots: 1,
-		Out: std.out, Log: line.log(std.err), Trace: times.Trace,
+		Image:   image.Config{StateDir: c.Images, Kernel: c.Kernel, Initrd: c.Initrd},
+		Driver:  host.DriverConfig{Name: c.Driver, QEMU: c.QEMU, Firecracker: c.Firecracker, Jailer: c.Jailer},
+		Network: network.Config{Prefix: c.Prefix, Range: c.Range, Ready: 1},
+		Out:     std.out, Log: line.log(std.err), Trace: times.Trace,
 	})
 	if err != nil {
 		return err
@@ -46,12 +47,25 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 		Manager: h.Manager, Shape: sandbox.Shape{VCPUs: c.VCPUs, MemoryMiB: c.Memory},
 		Command: c.Command, Times: times, Out: std.out,
 	})
-	if err := errors.Join(err, h.Close(ctx)); err != nil {
+	err = errors.Join(err, h.Close(ctx))
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return interrupted{}
+	}
+	if err != nil {
 		return err
 	}
 	fmt.Fprintln(std.out)
 	if err := times.Print(std.out); err != nil {
 		return err
 	}
-	return run.Exit(code)
+	if code != 0 {
+		return exitCode(code)
+	}
+	return nil
 }
+
+// interrupted is Ctrl-C, after everything was cleaned up.
+type interrupted struct{}
+
+func (interrupted) Error() string { return "interrupted; nothing of the machine is left" }
+func (interrupted) ExitCode() int { return 130 } // as shells say SIGINT

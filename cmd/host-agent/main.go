@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -57,7 +58,7 @@ func command(ctx context.Context, args []string, std streams) error {
 		return nil
 	}
 	if err != nil {
-		return run.Usage(err)
+		return fmt.Errorf("%w: %w", run.ErrUsage, err)
 	}
 	return parsed.Run()
 }
@@ -68,3 +69,9 @@ func (line *commandLine) log(w io.Writer) *slog.Logger {
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
+
+// exitCode ends the program with the code of a command that ran in a guest.
+type exitCode int
+
+func (exitCode) Error() string   { return "" }
+func (c exitCode) ExitCode() int { return int(c) }

@@ -4,7 +4,8 @@
 //
 //	base-DIGEST/   the expensive part, a Debian: base.ext4, vmlinux, modules.cpio
 //	guest-DIGEST/  the same with our programs in it: rootfs.ext4, vmlinux, initrd
-//	NAME/          made from a container: rootfs.ext4
+//	image-RANDOM/  made from a container: rootfs.ext4
+//	NAME           a link to the latter
 //
 // Nobody writes in there but this package, under a lock, and everything appears
 // by a rename when it is whole.
@@ -36,6 +37,8 @@ type Config struct {
 	StateDir string
 	// Out gets a line about each step that takes time; nil for none.
 	Out io.Writer
+	// Name is an image that FromContainer made, to be booted instead of Debian.
+	Name string
 	// Envd and Stage0 are the guest's programs, static ones; default: envd and
 	// stage0 beside the running executable.
 	Envd, Stage0 string
@@ -61,6 +64,10 @@ type Guest struct {
 	RootFS string
 	// Args is the command line that goes with them, without the VMM's part.
 	Args []string
+	// Digest names RootFS: another content has another.
+	Digest string
+	// Note says what this is, for people.
+	Note string
 }
 
 // GuestArgs is the command line of every guest: its disk, its address (the same
@@ -82,9 +89,12 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
-	p, err := newPreparation(ctx, cfg)
+	p, err := newPreparation(cfg)
 	if err != nil {
 		return Guest{}, err
+	}
+	if cfg.Name != "" && !p.store.has(cfg.Name) {
+		return Guest{}, noImage(cfg.Name)
 	}
 	if !p.store.has(p.guest) {
 		if err := p.make(ctx); err != nil {
@@ -92,7 +102,7 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 		}
 	}
 	p.store.touch(p.base, p.guest)
-	return p.result(), nil
+	return p.result()
 }
 
 func (cfg Config) withDefaults() (Config, error) {
@@ -101,6 +111,11 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.Initrd != "" && cfg.Kernel == "" {
 		return cfg, wrenn.Errorf(wrenn.Invalid, "an initramfs of your own needs its kernel: give both")
+	}
+	if cfg.Name != "" {
+		if err := checkName(cfg.Name); err != nil {
+			return cfg, err
+		}
 	}
 	if cfg.Out == nil {
 		cfg.Out = io.Discard
@@ -142,13 +157,14 @@ type preparation struct {
 	base, guest  string // names in the store
 }
 
-func newPreparation(ctx context.Context, cfg Config) (*preparation, error) {
+func newPreparation(cfg Config) (*preparation, error) {
 	st, err := openStore(cfg.StateDir, cfg.Out)
 	if err != nil {
 		return nil, err
 	}
-	p := &preparation{cfg: cfg, store: st, debian: rootfs.HostDebian(ctx)}
-	p.debian.Packages, p.debian.Customize = cfg.Packages, images.Customize
+	p := &preparation{cfg: cfg, store: st, debian: rootfs.Debian{
+		Suite: rootfs.HostSuite(), Packages: cfg.Packages, Customize: images.Customize,
+	}}
 	if p.envd, err = readProgram(cfg.Envd); err != nil {
 		return nil, err
 	}
@@ -156,10 +172,16 @@ func newPreparation(ctx context.Context, cfg Config) (*preparation, error) {
 		return nil, err
 	}
 	// Where the packages come from is no input: mirrors carry the same.
-	p.base = "base-" + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
-	p.guest = "guest-" + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.Chrony)
+	p.base = basePrefix + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
+	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.Chrony)
 	return p, nil
 }
+
+// What the names in the store begin with.
+const (
+	basePrefix  = "base-"
+	guestPrefix = "guest-"
+)
 
 // The formats are inputs of the digests: raise one when the code makes
 // something else of the same inputs.
@@ -178,17 +200,27 @@ func digest(inputs ...any) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func (p *preparation) result() Guest {
+func (p *preparation) result() (Guest, error) {
 	g := Guest{
 		Kernel: p.store.path(p.guest, kernelFile),
 		Initrd: p.store.path(p.guest, initrdFile),
 		RootFS: p.store.path(p.guest, rootfsFile),
 		Args:   GuestArgs(),
+		Digest: strings.TrimPrefix(p.guest, guestPrefix),
+		Note:   "Debian " + p.debian.Suite,
+	}
+	if p.cfg.Name != "" {
+		target, err := os.Readlink(filepath.Join(p.store.dir, p.cfg.Name))
+		if err != nil {
+			return Guest{}, noImage(p.cfg.Name)
+		}
+		g.RootFS, g.Digest, g.Note = p.store.path(target, rootfsFile), strings.TrimPrefix(target, imagePrefix), p.cfg.Name
 	}
 	if p.cfg.Kernel != "" {
 		g.Kernel, g.Initrd = p.cfg.Kernel, p.cfg.Initrd
+		g.Note += " with the kernel " + p.cfg.Kernel
 	}
-	return g
+	return g, nil
 }
 
 // Export prints the guest as the environment of the tests with real machines.

@@ -24,20 +24,19 @@ const fallbackSuite = "bookworm"
 // Debian says which Debian to make.
 type Debian struct {
 	Suite     string   // like bookworm
-	Sources   []string // lines for sources.list; none means Debian's own mirrors
 	Packages  []string // beyond the minimal base
 	Customize []byte   // a script that gets the tree's path, and $WRENN_KERNEL_DIR for a kernel package
 }
 
-// HostDebian returns the host's own suite and mirrors when it is a released
-// Debian, else a suite that is known to work from Debian's mirrors.
-func HostDebian(ctx context.Context) Debian {
+// HostSuite is the host's own suite when it is a released Debian, else one that
+// is known to work.
+func HostSuite() string {
 	release := osRelease("/etc/os-release")
 	suite := release["VERSION_CODENAME"]
 	if release["ID"] != "debian" || suite == "" || release["VERSION_ID"] == "" { // testing has no number
-		return Debian{Suite: fallbackSuite}
+		return fallbackSuite
 	}
-	return Debian{Suite: suite, Sources: hostSources(ctx, suite)}
+	return suite
 }
 
 func osRelease(path string) map[string]string {
@@ -53,7 +52,7 @@ func osRelease(path string) map[string]string {
 
 // hostSources asks apt where it takes Debian's packages of the suite from,
 // whatever form its sources are written in. It knows that only after an
-// apt-get update.
+// apt-get update; without an answer mmdebstrap takes Debian's own mirrors.
 func hostSources(ctx context.Context, suite string) []string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format",
 		"$(ORIGIN)|$(CODENAME)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages", "Architecture: amd64").Output()
@@ -106,7 +105,7 @@ func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error 
 	if err := os.Mkdir(kernel, 0o755); err != nil {
 		return err
 	}
-	cmd, err := command(ctx, dir, "mmdebstrap", d.arguments(filepath.Join(dir, "tree"))...)
+	cmd, err := command(ctx, dir, "mmdebstrap", d.arguments(filepath.Join(dir, "tree"), hostSources(ctx, d.Suite))...)
 	if err != nil {
 		return err
 	}
@@ -114,7 +113,7 @@ func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error 
 	return progress(ctx, cmd, out)
 }
 
-func (d Debian) arguments(tree string) []string {
+func (d Debian) arguments(tree string, sources []string) []string {
 	args := []string{
 		"--mode=root", "--variant=minbase", "--architectures=amd64", "--format=directory",
 		"--include=" + strings.Join(d.Packages, ","),
@@ -127,7 +126,7 @@ func (d Debian) arguments(tree string) []string {
 		args = append(args, "--dpkgopt=path-exclude=/usr/share/"+dir+"/*")
 	}
 	args = append(args, "--dpkgopt=path-include=/usr/share/doc/*/copyright", d.Suite, tree)
-	return append(args, d.Sources...)
+	return append(args, sources...)
 }
 
 // progress runs mmdebstrap and passes its steps on, indented.
