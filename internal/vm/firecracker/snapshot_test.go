@@ -63,17 +63,19 @@ func TestCheckSnapshot(t *testing.T) {
 
 func TestCheckSnapshotRefuses(t *testing.T) {
 	for name, spoil := range map[string]func(made *manifest, want *shape){
-		"format":         func(made *manifest, _ *shape) { made.Format++ },
-		"version":        func(made *manifest, _ *shape) { made.Version.Minor++ },
-		"processor":      func(made *manifest, _ *shape) { made.CPU = "i486" },
-		"vCPUs":          func(_ *manifest, want *shape) { want.VCPUs++ },
-		"memory":         func(_ *manifest, want *shape) { want.MemoryMiB += 2 },
-		"disks":          func(_ *manifest, want *shape) { want.Disks = nil },
-		"disk's size":    func(_ *manifest, want *shape) { want.Disks = []diskShape{{Size: 6}} },
-		"read-only":      func(_ *manifest, want *shape) { want.Disks = []diskShape{{Size: 5, ReadOnly: true}} },
-		"no network":     func(_ *manifest, want *shape) { want.TAP, want.MAC = "", "" },
-		"MAC":            func(_ *manifest, want *shape) { want.MAC = "02:fc:00:00:00:06" },
-		"cut memory":     func(made *manifest, want *shape) { made.MemorySize, made.Machine.MemoryMiB, want.MemoryMiB = 66<<20, 66, 66 },
+		"format":      func(made *manifest, _ *shape) { made.Format++ },
+		"version":     func(made *manifest, _ *shape) { made.Version.Minor++ },
+		"processor":   func(made *manifest, _ *shape) { made.CPU = "i486" },
+		"vCPUs":       func(_ *manifest, want *shape) { want.VCPUs++ },
+		"memory":      func(_ *manifest, want *shape) { want.MemoryMiB += 2 },
+		"disks":       func(_ *manifest, want *shape) { want.Disks = nil },
+		"disk's size": func(_ *manifest, want *shape) { want.Disks = []diskShape{{Size: 6}} },
+		"read-only":   func(_ *manifest, want *shape) { want.Disks = []diskShape{{Size: 5, ReadOnly: true}} },
+		"no network":  func(_ *manifest, want *shape) { want.TAP, want.MAC = "", "" },
+		"MAC":         func(_ *manifest, want *shape) { want.MAC = "02:fc:00:00:00:06" },
+		"cut memory": func(made *manifest, want *shape) {
+			made.MemorySize, made.Machine.MemoryMiB, want.MemoryMiB = 66<<20, 66, 66
+		},
 		"another state":  func(made *manifest, _ *shape) { made.StateSize++ },
 		"memory's claim": func(made *manifest, _ *shape) { made.MemorySize++ },
 	} {
