@@ -129,12 +129,15 @@ func (c *cell) place(root *os.Root, f file) error {
 	return point.Close()
 }
 
+// vmmArgs are Firecracker's own arguments, in a jail and without.
+var vmmArgs = []string{"--api-sock", nameSocket, "--show-level"}
+
 // launch starts the VMM with its files.
 func (d *Driver) launch(c *cell, spec vm.Spec, files []file) (*launch.Process, error) {
 	if !c.jailed {
 		return launch.Start(launch.Command{
 			Path:      d.program,
-			Args:      []string{"--id", spec.ID, "--api-sock", nameSocket},
+			Args:      append([]string{"--id", spec.ID}, vmmArgs...), // the jailer passes on the id by itself
 			Dir:       c.root,
 			Namespace: spec.Net.Namespace,
 		})
@@ -170,7 +173,7 @@ func (d *Driver) jailerArgs(c *cell, spec vm.Spec) []string {
 			args = append(args, "--cgroup", limit)
 		}
 	}
-	return append(args, "--", "--api-sock", nameSocket)
+	return append(append(args, "--"), vmmArgs...)
 }
 
 // lend gives a running VMM files, for as long as it takes to call give back.

@@ -61,7 +61,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !version.atLeast(minVersion) {
+	if version.Compare(minVersion) < 0 {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker %s is too old: configure %s or newer", version, minVersion)
 	}
 	d := &Driver{program: program, jailer: cfg.Jailer, cgroupParent: cmp.Or(cfg.CgroupParent, "wrenn"),
