@@ -113,14 +113,14 @@ func (p *proc) reap() (unix.WaitStatus, error) {
 		})
 		return waitErr != nil || info.Signo != 0
 	})
-	if err := errors.Join(err, waitErr); err != nil {
-		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	close(p.gone)
 	if p.deadline != nil {
 		p.deadline.Stop()
+	}
+	if err := errors.Join(err, waitErr); err != nil {
+		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
 	}
 	var status unix.WaitStatus
 	err = eintr(func() error {
