@@ -35,7 +35,7 @@ type proc struct {
 }
 
 // newProc takes over the near side of std.
-func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
+func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio, buffers *sync.Pool) *proc {
 	p := &proc{
 		pid:    pid,
 		config: req.GetProcess(),
@@ -47,25 +47,25 @@ func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
 	}
 	if p.pty != nil {
 		p.in = newInput(p.pty, true)
-		p.srcs = []*source{p.source(p.pty, ptyChunk, func(b []byte) *pb.ProcessEvent_DataEvent {
+		p.srcs = []*source{p.source(p.pty, ptyChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
 			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Pty{Pty: b}}
 		})}
 		return p
 	}
 	p.in = newInput(std.near.stdin, false)
 	p.srcs = []*source{
-		p.source(std.near.stdout, pipeChunk, func(b []byte) *pb.ProcessEvent_DataEvent {
+		p.source(std.near.stdout, pipeChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
 			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stdout{Stdout: b}}
 		}),
-		p.source(std.near.stderr, pipeChunk, func(b []byte) *pb.ProcessEvent_DataEvent {
+		p.source(std.near.stderr, pipeChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
 			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stderr{Stderr: b}}
 		}),
 	}
 	return p
 }
 
-func (p *proc) source(file *os.File, chunk int, wrap func([]byte) *pb.ProcessEvent_DataEvent) *source {
-	return &source{file: file, chunk: chunk, emit: func(b []byte) bool {
+func (p *proc) source(file *os.File, chunk int, buffers *sync.Pool, wrap func([]byte) *pb.ProcessEvent_DataEvent) *source {
+	return &source{file: file, chunk: chunk, buffers: buffers, emit: func(b []byte) bool {
 		return p.out.publish(&pb.ProcessEvent{Event: &pb.ProcessEvent_Data{Data: wrap(b)}})
 	}}
 }
@@ -113,14 +113,14 @@ func (p *proc) reap() (unix.WaitStatus, error) {
 		})
 		return waitErr != nil || info.Signo != 0
 	})
-	if err := errors.Join(err, waitErr); err != nil {
-		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	close(p.gone)
 	if p.deadline != nil {
 		p.deadline.Stop()
+	}
+	if err := errors.Join(err, waitErr); err != nil {
+		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
 	}
 	var status unix.WaitStatus
 	err = eintr(func() error {

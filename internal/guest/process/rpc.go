@@ -207,19 +207,17 @@ func (s *Service) user(header http.Header) (*account.User, error) {
 
 // openStdio makes the files that req asks for: a terminal, or pipes.
 func openStdio(req *pb.StartRequest, user *account.User) (*stdio, error) {
-	var std *stdio
-	if req.GetPty() == nil {
-		s, err := openPipes(req.Stdin == nil || *req.Stdin, user)
-		if err != nil {
-			return nil, connect.NewError(connect.CodeResourceExhausted, err)
-		}
-		return s, nil
-	}
 	size, err := sizeOf(req.GetPty())
 	if err != nil {
 		return nil, err
 	}
-	if std, err = openTerminal(size, user); err != nil {
+	var std *stdio
+	if req.GetPty() != nil {
+		std, err = openTerminal(size, user)
+	} else {
+		std, err = openPipes(req.Stdin == nil || *req.Stdin, user)
+	}
+	if err != nil {
 		return nil, connect.NewError(connect.CodeResourceExhausted, err)
 	}
 	return std, nil
