@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"bufio"
+	"compress/gzip"
 	"errors"
 	"io"
 	"mime"
@@ -11,8 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/klauspost/compress/gzip"
 
 	"wrenn"
 	"wrenn/internal/rollback"
