@@ -37,7 +37,7 @@ func (h *host) forget(index int) error {
 		if err != nil {
 			return err
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }() // what it asked for was acknowledged
 		found, err := connectionsFrom(conn, source)
 		if err != nil {
 			return err
