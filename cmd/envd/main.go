@@ -1,0 +1,97 @@
+// Command envd is the agent in a guest: it runs programs and moves files for
+// whoever may reach it, on one port.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"os"
+	"os/user"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/guest"
+	"wrenn/internal/guest/clock"
+	"wrenn/internal/run"
+)
+
+func main() { run.Main(start) }
+
+// options are the command line.
+type options struct {
+	listen  string
+	outside bool
+	cgroups string
+	version bool
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{}
+	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
+	flags.StringVar(&o.listen, "listen", ":49983", "address to serve on")
+	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool and cgroups alone: for tests on a host")
+	flags.StringVar(&o.cgroups, "cgroups", "/sys/fs/cgroup", "where cgroup2 is mounted; programs start in the cgroups user and pty below it")
+	flags.BoolVar(&o.version, "version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("%w: envd takes no arguments, only flags: %q", run.ErrUsage, flags.Args())
+	}
+	return o, nil
+}
+
+func start(ctx context.Context, args []string) error {
+	o, err := parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w: %w", run.ErrUsage, err)
+	case o.version:
+		fmt.Println(guest.Version)
+		return nil
+	}
+	// What the agent was born with is not for its programs. Linux before 5.11 cannot; nothing depends on it.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	cfg := guest.Config{Machine: clock.Kernel{}, Log: log, Cgroups: o.cgroups, Protect: os.Geteuid() == 0}
+	if o.outside {
+		cfg.Machine, cfg.Cgroups, cfg.Protect = bystander{log: log}, "", false
+	}
+	if os.Geteuid() != 0 {
+		own, err := user.Current()
+		if err != nil {
+			return fmt.Errorf("look up the agent's own user: %w", err)
+		}
+		cfg.DefaultUser = own.Username
+	}
+	agent := guest.New(cfg)
+	log.Info("envd is ready", slog.String("version", guest.Version), slog.String("address", l.Addr().String()))
+	return agent.Serve(ctx, l)
+}
+
+// bystander is the machine of an agent outside a guest: it says what would be done.
+type bystander struct{ log *slog.Logger }
+
+func (bystander) Now() time.Time { return time.Now().Round(0) }
+
+func (b bystander) SetTime(t time.Time) error {
+	b.log.Info("would set the clock", slog.Time("to", t))
+	return nil
+}
+
+func (b bystander) AddEntropy(seed []byte) error {
+	b.log.Info("would add entropy", slog.Int("bytes", len(seed)))
+	return nil
+}

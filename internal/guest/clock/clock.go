@@ -1,0 +1,83 @@
+// Package clock gives a guest what a stopped or copied machine lacks: the
+// right time, and randomness that no other copy has.
+package clock
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// tolerance is how far the guest's clock may be off before it is set: the
+	// way of the message takes milliseconds itself.
+	tolerance = 50 * time.Millisecond
+	// reordering is how far apart messages can be that overtook each other. A
+	// time that is older than that does not come from a late message but from a
+	// host whose clock was corrected.
+	reordering = time.Minute
+)
+
+// Machine is the kernel's side. Tests and agents outside a guest bring their own.
+type Machine interface {
+	Now() time.Time
+	SetTime(time.Time) error
+	// AddEntropy credits seed, which nobody else has seen, to the kernel's
+	// random number generator and makes it reseed at once.
+	AddEntropy(seed []byte) error
+}
+
+// Clock follows the host's time. It is safe for concurrent use.
+type Clock struct {
+	machine Machine
+
+	mu     sync.Mutex // guards latest; held while the time is set
+	latest time.Time  // the host's time that was believed last
+}
+
+// New returns a clock for m.
+func New(m Machine) *Clock { return &Clock{machine: m} }
+
+// Follow sets the machine's time to the host's when it is more than 50 ms off,
+// and returns by how much it was moved. A message that a later one has overtaken is ignored.
+func (c *Clock) Follow(host time.Time) (moved time.Duration, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if late := c.latest.Sub(host); late > 0 && late < reordering {
+		return 0, nil
+	}
+	c.latest = host
+	off := host.Sub(c.machine.Now())
+	if off.Abs() <= tolerance {
+		return 0, nil
+	}
+	if err := c.machine.SetTime(host); err != nil {
+		return 0, fmt.Errorf("set the clock: %w", err)
+	}
+	return off, nil
+}
+
+// AddEntropy passes seed to the machine; an empty one is nothing to do.
+func (c *Clock) AddEntropy(seed []byte) error {
+	if len(seed) == 0 {
+		return nil
+	}
+	if err := c.machine.AddEntropy(seed); err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	return nil
+}
+
+// Kernel is the machine that the program runs on. It needs CAP_SYS_TIME and CAP_SYS_ADMIN.
+type Kernel struct{}
+
+// Now is the wall clock.
+func (Kernel) Now() time.Time { return time.Now().Round(0) } // without the monotonic reading, which a restore stops
+
+// SetTime steps the wall clock (clock_settime(2)).
+func (Kernel) SetTime(t time.Time) error {
+	spec := unix.NsecToTimespec(t.UnixNano())
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &spec)
+}

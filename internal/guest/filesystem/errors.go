@@ -1,0 +1,96 @@
+package filesystem
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"strings"
+	"syscall"
+
+	"connectrpc.com/connect"
+
+	"wrenn"
+)
+
+// kinds is what the caller is told for what the kernel says. The order
+// matters: fs.ErrNotExist and its like match several numbers.
+var kinds = []struct {
+	cause error
+	code  wrenn.Code
+}{
+	{fs.ErrNotExist, wrenn.NotFound},
+	{syscall.ENOTEMPTY, wrenn.AlreadyExists}, // before ErrExist, which it also is
+	{fs.ErrExist, wrenn.AlreadyExists},
+	{syscall.ENOTDIR, wrenn.NotFound}, // a file among the parents
+	{syscall.EISDIR, wrenn.Invalid},
+	{syscall.EINVAL, wrenn.Invalid},
+	{syscall.ENAMETOOLONG, wrenn.Invalid},
+	{syscall.ELOOP, wrenn.Invalid},
+	{syscall.ENOTSUP, wrenn.Invalid},
+	{syscall.ENOSPC, wrenn.Exhausted},
+	{syscall.EDQUOT, wrenn.Exhausted},
+	{syscall.EMFILE, wrenn.Exhausted},
+	{syscall.EROFS, wrenn.PermissionDenied},
+	{fs.ErrPermission, wrenn.PermissionDenied},
+}
+
+// failure turns what the kernel said into an error for the caller. A
+// *wrenn.Error stays what it is.
+func failure(doing, path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*wrenn.Error](err); ok {
+		return e
+	}
+	code := wrenn.Internal
+	for _, kind := range kinds {
+		if errors.Is(err, kind.cause) {
+			code = kind.code
+			break
+		}
+	}
+	if code == wrenn.NotFound {
+		return &wrenn.Error{Code: code, Message: "path '" + printable(path) + "' does not exist", Err: err}
+	}
+	return &wrenn.Error{Code: code, Message: doing + " '" + printable(path) + "': " + reason(err), Err: err}
+}
+
+// reason is the kernel's part of an error, without Go's repetition of the path.
+func reason(err error) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno.Error()
+	}
+	return printable(err.Error())
+}
+
+// rpcError is err as Connect sends it: the codes have the same names.
+func (s *Service) rpcError(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var code connect.Code
+	if code.UnmarshalText([]byte(wrenn.CodeOf(err))) != nil {
+		code = connect.CodeInternal
+	}
+	if code == connect.CodeInternal {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "file request failed", slog.Any("error", err))
+	}
+	return connect.NewError(code, errors.New(message(err)))
+}
+
+// message is what the caller may read of err.
+func message(err error) string {
+	if e, ok := errors.AsType[*wrenn.Error](err); ok {
+		return e.Message
+	}
+	return "internal error"
+}
+
+// printable makes s fit for protobuf and JSON, which hold UTF-8 alone; file
+// names hold any bytes.
+func printable(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

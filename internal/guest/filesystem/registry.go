@@ -1,0 +1,203 @@
+package filesystem
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"wrenn"
+	pb "wrenn/proto/gen/envd/filesystem"
+)
+
+const (
+	// maxWatches bounds all watches, streamed and polled. Each is an inotify
+	// instance, of which a user may have 128 (max_user_instances, inotify(7));
+	// the guest's own programs need some.
+	maxWatches = 64
+	// maxBuffered is how many events wait for a client that polls.
+	maxBuffered = 4096
+	// forgotten is how long a polled watcher was not asked before it may have
+	// to make room for another one: its client is gone.
+	forgotten = 10 * time.Minute
+)
+
+var (
+	errStopping  = wrenn.Errorf(wrenn.Unavailable, "the agent is stopping")
+	errNoWatcher = wrenn.Errorf(wrenn.NotFound, "there is no such watcher")
+	errDirGone   = wrenn.Errorf(wrenn.NotFound, "the watched directory is gone")
+	errTooMany   = wrenn.Errorf(wrenn.Exhausted, "%d directories are watched already: end a watch", maxWatches)
+)
+
+// registry holds the open watches, so that they can be bounded and ended.
+type registry struct {
+	mu      sync.Mutex // guards the fields below
+	closed  bool
+	open    map[*watch]bool
+	pollers map[string]*poller
+	running sync.WaitGroup // the pollers' goroutines
+}
+
+// admit registers a watch or says why not. At the limit it ends the watch of a
+// client that went away, if there is one.
+func (r *registry) admit(w *watch, now time.Time) error {
+	victim, err := r.tryAdmit(w, now)
+	if victim != nil {
+		victim.Close()
+	}
+	return err
+}
+
+func (r *registry) tryAdmit(w *watch, now time.Time) (victim *watch, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, errStopping
+	}
+	if len(r.open) >= maxWatches {
+		if victim = r.dropForgotten(now); victim == nil {
+			return nil, errTooMany
+		}
+	}
+	r.open[w] = true
+	return victim, nil
+}
+
+// dropForgotten takes the watch out that was not asked for longest; nil when
+// all clients seem to be there. r.mu is held.
+func (r *registry) dropForgotten(now time.Time) *watch {
+	var oldest *poller
+	for _, p := range r.pollers {
+		if oldest == nil || p.lastFetch().Before(oldest.lastFetch()) {
+			oldest = p
+		}
+	}
+	if oldest == nil || now.Sub(oldest.lastFetch()) < forgotten {
+		return nil
+	}
+	delete(r.pollers, oldest.id)
+	delete(r.open, oldest.watch)
+	return oldest.watch
+}
+
+// poll collects the events of an admitted watch from now on.
+func (r *registry) poll(w *watch, now time.Time) (id string, err error) {
+	p := &poller{id: rand.Text(), watch: w, fetched: now}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.open[w] {
+		return "", errStopping // close was faster
+	}
+	r.pollers[p.id] = p
+	r.running.Go(p.run)
+	return p.id, nil
+}
+
+func (r *registry) poller(id string) (*poller, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p, ok := r.pollers[id]; ok {
+		return p, nil
+	}
+	return nil, errNoWatcher
+}
+
+// end closes a watch and forgets it, and its poller. Twice is allowed.
+func (r *registry) end(w *watch) {
+	r.mu.Lock()
+	delete(r.open, w)
+	for id, p := range r.pollers {
+		if p.watch == w {
+			delete(r.pollers, id)
+		}
+	}
+	r.mu.Unlock()
+	w.Close()
+}
+
+// close ends all watches and admits no more.
+func (r *registry) close() {
+	r.mu.Lock()
+	r.closed = true
+	open := r.open
+	r.open, r.pollers = nil, nil
+	r.mu.Unlock()
+	for w := range open {
+		w.Close()
+	}
+	r.running.Wait()
+}
+
+// poller keeps the events of a watch until they are fetched.
+type poller struct {
+	id    string
+	watch *watch
+
+	mu      sync.Mutex // guards the fields below
+	events  []*pb.FilesystemEvent
+	lost    bool // events after these were
+	ended   error
+	fetched time.Time
+}
+
+// run collects until the watch ends.
+func (p *poller) run() {
+	for {
+		events, err := p.watch.next(context.Background()) // Close ends it
+		p.record(events, err)
+		if err != nil && !errors.Is(err, errLost) {
+			return
+		}
+	}
+}
+
+func (p *poller) record(events []*pb.FilesystemEvent, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err == nil:
+		if room := maxBuffered - len(p.events); len(events) > room {
+			events, err = events[:room], errLost
+		}
+		if !p.lost {
+			p.events = append(p.events, events...)
+		}
+		p.lost = p.lost || err != nil
+	case errors.Is(err, errLost):
+		p.lost = true
+	case errors.Is(err, io.EOF):
+		p.ended = errDirGone
+	case errors.Is(err, fs.ErrClosed):
+		p.ended = errStopping
+	default:
+		p.ended = err
+	}
+}
+
+// fetch hands over the events so far; when there are none, a loss of events,
+// once, or the reason why there will be no more.
+func (p *poller) fetch(now time.Time) ([]*pb.FilesystemEvent, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fetched = now
+	switch {
+	case len(p.events) > 0:
+		events := p.events
+		p.events = nil
+		return events, nil
+	case p.lost:
+		p.lost = false
+		return nil, errLost
+	default:
+		return nil, p.ended
+	}
+}
+
+func (p *poller) lastFetch() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.fetched
+}

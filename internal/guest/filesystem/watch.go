@@ -1,0 +1,326 @@
+package filesystem
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/guest/account"
+	pb "wrenn/proto/gen/envd/filesystem"
+)
+
+const (
+	// maxWatchedDirs bounds what a recursive watch holds: the least that the
+	// kernel allows a user in all, see max_user_watches in inotify(7).
+	maxWatchedDirs = 8192
+	// maxAnnounced bounds the memory for entries that were reported before
+	// the kernel did. Beyond it a creation may be reported twice.
+	maxAnnounced = 1024
+	// maxPending bounds the events that one new directory can cause.
+	maxPending = 4096
+	// scanned is how many entries of a directory are read at a time.
+	scanned = 256
+)
+
+// networked are the magic numbers (statfs(2)) of file systems whose changes
+// are made elsewhere, where this kernel does not see them.
+var networked = []int64{
+	unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC,
+	unix.V9FS_MAGIC, unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.AFS_FS_MAGIC, unix.CODA_SUPER_MAGIC, unix.NCP_SUPER_MAGIC,
+}
+
+// errLost is for events that the kernel or a buffer had no room for.
+var errLost = wrenn.Errorf(wrenn.Exhausted, "events were lost, more came than were taken: list the directory to know what is there")
+
+// watchSpec is what a caller wants to know.
+type watchSpec struct {
+	root      string // absolute
+	recursive bool
+	entries   bool // with each event the entry
+	networks  bool // network mounts too
+	accounts  account.DB
+}
+
+// watch follows the changes in a directory. One goroutine calls next; any may
+// Close it, and somebody must.
+type watch struct {
+	watchSpec
+	inotify   *fsnotify.Watcher
+	dirs      map[string]bool       // what inotify watches
+	announced map[string]fileID     // reported ahead of the kernel's event
+	last      *pb.FilesystemEvent   // to see repetitions
+	pending   []*pb.FilesystemEvent // to be returned by next
+	lost      bool                  // events after the pending ones were
+	failed    error                 // ends the watch after that
+}
+
+// fileID tells a file from another one of the same name.
+type fileID struct{ dev, inode uint64 }
+
+// newWatch starts to watch. Events from now on are kept by the kernel until
+// next takes them.
+func newWatch(spec watchSpec) (*watch, error) {
+	if err := mustBeDir(spec.root); err != nil {
+		return nil, err
+	}
+	if !spec.networks && isNetworked(spec.root) {
+		return nil, wrenn.Errorf(wrenn.Invalid, "'%s' is on a network file system, whose changes are not all seen here; allow network mounts to watch it", printable(spec.root))
+	}
+	inotify, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, &wrenn.Error{Code: wrenn.Exhausted, Message: "the kernel has no more watchers: remove some", Err: err}
+	}
+	w := &watch{watchSpec: spec, inotify: inotify, dirs: map[string]bool{}, announced: map[string]fileID{}}
+	if err := w.add(spec.root, false); err != nil {
+		w.Close()
+		return nil, failure("watch", spec.root, err)
+	}
+	return w, nil
+}
+
+// Close ends the watch, and next with it. It is safe to call more than once.
+func (w *watch) Close() { _ = w.inotify.Close() } // its descriptor is nobody else's
+
+// next waits for events and returns one or more, which are the caller's. Its
+// errors are errLost, after which the watch goes on; io.EOF when the directory
+// is gone; fs.ErrClosed after Close; the cause when ctx is done; a *wrenn.Error
+// when the watch cannot go on.
+func (w *watch) next(ctx context.Context) ([]*pb.FilesystemEvent, error) {
+	for {
+		switch {
+		case len(w.pending) > 0:
+			events := w.pending
+			w.pending = nil
+			return events, nil
+		case w.lost:
+			w.lost = false
+			return nil, errLost
+		case w.failed != nil:
+			return nil, w.failed
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case event, ok := <-w.inotify.Events:
+			if !ok {
+				return nil, fs.ErrClosed
+			}
+			w.take(event)
+		case err, ok := <-w.inotify.Errors:
+			if !ok {
+				return nil, fs.ErrClosed
+			}
+			w.overflow(err)
+		}
+	}
+}
+
+// overflow answers an error of inotify. What was made while the kernel's queue
+// was full has to be found.
+func (w *watch) overflow(err error) {
+	if !errors.Is(err, fsnotify.ErrEventOverflow) {
+		w.fail(w.root, err)
+		return
+	}
+	w.lost = true
+	clear(w.announced)
+	w.fail(w.root, w.add(w.root, false))
+}
+
+// fail ends the watch unless err is nil or says that path is gone, of which an
+// event tells.
+func (w *watch) fail(path string, err error) {
+	if err != nil && !gone(err) {
+		w.failed = failure("watch", path, err)
+	}
+}
+
+// take turns an event of inotify into those for the caller.
+func (w *watch) take(event fsnotify.Event) {
+	if isStaged(event.Name) {
+		return
+	}
+	if event.Has(fsnotify.Remove) || event.Has(fsnotify.Rename) {
+		w.forget(event.Name)
+	}
+	if event.Has(fsnotify.Create) {
+		w.created(event.Name)
+	}
+	for _, kind := range []struct {
+		op   fsnotify.Op
+		name pb.EventType
+	}{
+		{fsnotify.Write, pb.EventType_EVENT_TYPE_WRITE},
+		{fsnotify.Remove, pb.EventType_EVENT_TYPE_REMOVE},
+		{fsnotify.Rename, pb.EventType_EVENT_TYPE_RENAME},
+		{fsnotify.Chmod, pb.EventType_EVENT_TYPE_CHMOD},
+	} {
+		if event.Has(kind.op) {
+			w.report(event.Name, kind.name)
+		}
+	}
+	if !w.dirs[w.root] && w.failed == nil {
+		w.failed = io.EOF
+	}
+}
+
+// created reports a new entry, unless it was announced, and follows it when it
+// is a directory.
+func (w *watch) created(path string) {
+	info, err := os.Lstat(path)
+	if err != nil { // gone again
+		w.report(path, pb.EventType_EVENT_TYPE_CREATE)
+		return
+	}
+	id, announced := w.announced[path]
+	delete(w.announced, path)
+	if announced && id == idOf(info) {
+		return
+	}
+	w.report(path, pb.EventType_EVENT_TYPE_CREATE)
+	if info.IsDir() && w.recursive {
+		w.fail(path, w.add(path, true))
+	}
+}
+
+// add watches dir and, when the watch is recursive, the directories below it.
+// With announce it reports what it finds there: entries may have been made
+// before inotify looked.
+func (w *watch) add(dir string, announce bool) error {
+	if !w.dirs[dir] {
+		if len(w.dirs) == maxWatchedDirs {
+			return wrenn.Errorf(wrenn.Exhausted, "more than %d directories: watch one further down", maxWatchedDirs)
+		}
+		if err := w.inotify.Add(dir); err != nil {
+			return watchLimit(err)
+		}
+		w.dirs[dir] = true
+	}
+	if !w.recursive {
+		return nil
+	}
+	subdirs, err := w.scan(dir, announce)
+	if err != nil {
+		return err
+	}
+	for _, sub := range subdirs {
+		if err := w.add(sub, announce); err != nil && !gone(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// scan returns the directories in dir that are to be watched, and announces
+// all entries if asked to. It stops when there are too many to watch.
+func (w *watch) scan(dir string, announce bool) (subdirs []string, err error) {
+	f, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	for len(subdirs) <= maxWatchedDirs {
+		children, err := f.ReadDir(scanned)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, child := range children {
+			path := filepath.Join(dir, child.Name())
+			if announce && !isStaged(path) {
+				w.announce(path)
+			}
+			if child.IsDir() && (w.networks || !isNetworked(path)) {
+				subdirs = append(subdirs, path)
+			}
+		}
+	}
+	return subdirs, nil
+}
+
+// watchLimit says what ENOSPC means for inotify_add_watch(2).
+func watchLimit(err error) error {
+	if errors.Is(err, unix.ENOSPC) {
+		return &wrenn.Error{Code: wrenn.Exhausted, Message: "the kernel watches no more directories: raise fs.inotify.max_user_watches, or watch fewer", Err: err}
+	}
+	return err
+}
+
+// announce reports an entry whose own event may still come.
+func (w *watch) announce(path string) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return
+	}
+	if len(w.announced) == maxAnnounced {
+		clear(w.announced)
+	}
+	w.announced[path] = idOf(info)
+	w.report(path, pb.EventType_EVENT_TYPE_CREATE)
+}
+
+// forget ends the watches of a path that was removed or got another name, and
+// those below it: inotify would go on under the old names.
+func (w *watch) forget(path string) {
+	delete(w.announced, path)
+	if !w.dirs[path] {
+		return
+	}
+	for dir := range w.dirs {
+		if within(dir, path) {
+			delete(w.dirs, dir)
+			_ = w.inotify.Remove(dir) // the kernel may have been faster
+		}
+	}
+	for entry := range w.announced {
+		if within(entry, path) {
+			delete(w.announced, entry)
+		}
+	}
+}
+
+func within(path, dir string) bool {
+	return path == dir || len(path) > len(dir) && path[:len(dir)] == dir && (path[len(dir)] == '/' || dir == "/")
+}
+
+// report queues an event for the caller. A change of a watched directory's
+// attributes comes twice, from itself and from its parent.
+func (w *watch) report(path string, kind pb.EventType) {
+	if w.lost || len(w.pending) == maxPending {
+		w.lost = true
+		return
+	}
+	name, err := filepath.Rel(w.root, path)
+	if err != nil {
+		name = path // cannot be: both are absolute
+	}
+	event := &pb.FilesystemEvent{Name: printable(name), Type: kind}
+	if kind == pb.EventType_EVENT_TYPE_CHMOD && w.dirs[path] && w.last.GetType() == kind && w.last.GetName() == event.GetName() {
+		return
+	}
+	w.last = event
+	if w.entries && kind != pb.EventType_EVENT_TYPE_REMOVE && kind != pb.EventType_EVENT_TYPE_RENAME {
+		event.Entry, _ = entry(path, w.accounts.Names()) // none when it is gone again
+	}
+	w.pending = append(w.pending, event)
+}
+
+func idOf(info fs.FileInfo) fileID {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return fileID{dev: stat.Dev, inode: stat.Ino}
+	}
+	return fileID{}
+}
+
+// isNetworked reports whether path is on a file system of the networked kind.
+func isNetworked(path string) bool { return onFileSystem(path, networked) }

@@ -1,0 +1,188 @@
+// Package guest composes envd, the agent in a guest: programs, files, the
+// clock and what the host says about the sandbox, on one HTTP listener. What
+// it composes is in the packages below.
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"wrenn/internal/guest/account"
+	"wrenn/internal/guest/auth"
+	"wrenn/internal/guest/clock"
+	"wrenn/internal/guest/filesystem"
+	"wrenn/internal/guest/process"
+	"wrenn/internal/guest/settings"
+	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
+	"wrenn/proto/gen/envd/process/processconnect"
+)
+
+// Version is the version of the E2B envd protocol that the agent speaks. The
+// SDKs turn features on by it.
+const Version = "0.6.13"
+
+const (
+	// maxMessage bounds one RPC message, compressed or not. StreamInput and /files carry more.
+	maxMessage = 16 << 20
+	// maxInit bounds the body of /init.
+	maxInit = 1 << 20
+	// headerTimeout bounds how long a connection may take to say what it wants. Bodies and
+	// answers have no limit of time: streams live for days.
+	headerTimeout = 10 * time.Second
+	// idleTimeout is longer than the 300 s for which Python's SDK keeps a
+	// connection to use again, so that it is never the agent that closes first.
+	idleTimeout = 640 * time.Second
+	// farewell is what calls have to finish when the agent is told to stop.
+	farewell = 2 * time.Second
+)
+
+// Config is what an Agent needs.
+type Config struct {
+	Accounts account.DB
+	Machine  clock.Machine // needed
+	Log      *slog.Logger  // needed
+	// DefaultUser runs what names no user, until the host says otherwise;
+	// empty: root.
+	DefaultUser string
+	// Cgroups and Protect are process.Config's.
+	Cgroups string
+	Protect bool
+}
+
+// Agent is envd. Close it.
+type Agent struct {
+	log      *slog.Logger
+	settings *settings.Settings
+	clock    *clock.Clock
+	process  *process.Service
+	files    *filesystem.Service
+	usage    usage
+	handler  http.Handler
+}
+
+// New returns an agent that is ready to serve.
+func New(cfg Config) *Agent {
+	set := &settings.Settings{}
+	set.Update(func(v *settings.Values) { v.User = cfg.DefaultUser })
+	a := &Agent{
+		log:      cfg.Log,
+		settings: set,
+		clock:    clock.New(cfg.Machine),
+		process: process.New(process.Config{
+			Accounts: cfg.Accounts, Settings: set, Log: cfg.Log, Cgroups: cfg.Cgroups, Protect: cfg.Protect,
+		}),
+		files: filesystem.New(filesystem.Config{Accounts: cfg.Accounts, Settings: set, Log: cfg.Log}),
+		usage: newUsage(),
+	}
+	a.handler = cors(auth.Require(set, answerError, a.routes()))
+	return a
+}
+
+// Handler serves everything; see Serve for how it should be run.
+func (a *Agent) Handler() http.Handler { return a.handler }
+
+// Close ends all programs and all watching of files. Call it once.
+func (a *Agent) Close() {
+	_ = a.files.Close() // never fails
+	a.process.Close()
+}
+
+func (a *Agent) routes() http.Handler {
+	// Compressing what goes through a memory copy would only cost the guest's CPU.
+	opts := []connect.HandlerOption{connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(math.MaxInt)}
+	mux := http.NewServeMux()
+	mux.Handle(processconnect.NewProcessHandler(a.process, opts...))
+	mux.Handle(filesystemconnect.NewFilesystemHandler(a.files, opts...))
+	mux.Handle("/files", a.files.Files())
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("GET /metrics", a.serveMetrics)
+	mux.HandleFunc("GET /envs", a.serveEnvs)
+	mux.HandleFunc("POST /init", a.serveInit)
+	return mux
+}
+
+// Serve answers on l, by HTTP/1.1 and unencrypted HTTP/2, until ctx ends; then
+// it ends all programs and returns nil. It closes l and the agent.
+func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler:           a.handler,
+		Protocols:         protocols,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	var err error
+	select {
+	case err = <-served:
+	case <-ctx.Done():
+	}
+	a.Close()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+	defer cancel()
+	if server.Shutdown(ctx) != nil {
+		_ = server.Close() // who is still connected does not read
+	}
+	if err == nil {
+		err = <-served
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// cors lets pages of any origin call the agent: what protects it is the token,
+// which no browser adds by itself.
+func cors(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Expose-Headers", "*")
+		if r.Method != http.MethodOptions {
+			next.ServeHTTP(w, r)
+			return
+		}
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+		h.Set("Access-Control-Max-Age", "7200")
+		// "*" does not cover Authorization, so what is asked for is allowed by name.
+		if asked := r.Header.Values("Access-Control-Request-Headers"); len(asked) > 0 {
+			h.Set("Access-Control-Allow-Headers", strings.Join(asked, ", "))
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+}
+
+func answerJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body) // fails when the client has left
+}
+
+// answerError is the shape that the SDKs read.
+func answerError(w http.ResponseWriter, status int, message string) {
+	answerJSON(w, status, map[string]any{"code": status, "message": message})
+}
+
+func (a *Agent) serveEnvs(w http.ResponseWriter, _ *http.Request) {
+	env := a.settings.Get().Env
+	if env == nil {
+		env = map[string]string{}
+	}
+	answerJSON(w, http.StatusOK, env)
+}
