@@ -341,19 +341,3 @@ func (h *host) removeLink(index int) error {
 	}
 	return nil
 }
-
-// forget deletes the host's connections of slot index: a machine that is gone
-// closes none of them, and an established one would stay for five days
-// (nf_conntrack_tcp_timeout_established). It reads the whole table, which is why
-// it is not part of anything that a user waits for.
-func (h *host) forget(index int) error {
-	filter := &netlink.ConntrackFilter{}
-	if err := filter.AddIP(netlink.ConntrackOrigSrcIP, h.cfg.slotAddr(index).AsSlice()); err != nil {
-		return err
-	}
-	_, err := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-	if errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil // what was missed ages out; no packet of it passes the slot's own rules
-	}
-	return err
-}

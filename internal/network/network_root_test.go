@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -383,10 +384,56 @@ func TestDefaultRoutesDoNotClash(t *testing.T) {
 	l.open(t, nil)
 }
 
-func TestOnePoolHasAPrefix(t *testing.T) {
+func TestOnePoolHasAPrefixAndARange(t *testing.T) {
 	l := newLab(t)
-	l.open(t, nil)
-	if _, err := Open(t.Context(), l.cfg); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
-		t.Errorf("second Open() = %v", err)
+	p := l.open(t, nil)
+	other := l.cfg
+	other.Prefix, other.Range = "other", freeTestRange
+	for name, cfg := range map[string]Config{
+		"same prefix":  {Prefix: l.cfg.Prefix, Range: freeTestRange},
+		"same range":   {Prefix: "other", Range: p.cfg.Range},
+		"in the range": {Prefix: "other", Range: netip.PrefixFrom(p.cfg.hostAddr(512), 24)},
+	} {
+		cfg.HostNamespace, cfg.RunDir, cfg.Log = l.cfg.HostNamespace, l.cfg.RunDir, l.cfg.Log
+		if _, err := Open(t.Context(), cfg); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+			t.Errorf("%s: Open() = %v", name, err)
+		}
+	}
+	second, err := Open(t.Context(), other)
+	must(t, err)
+	must(t, second.Close(t.Context()))
+	locks, err := os.ReadDir(l.cfg.RunDir)
+	must(t, err)
+	if len(locks) != 1 {
+		t.Errorf("lock files: %v", locks)
+	}
+}
+
+// Other tables of the host, such as Docker's, rewrite destinations before the
+// packet is routed.
+func TestRewrittenDestinationsAreNoWayAround(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	serve(t, l.host, 80)
+	g := newGuest(t, acquire(t, l.open(t, nil), "a"))
+	for _, tc := range []struct{ to, comment string }{
+		{worldPrivate, "to a closed network"},
+		{hostPrivate, "rewritten to the host"},
+	} {
+		t.Run(tc.to, func(t *testing.T) {
+			rewrite := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "rewrite"}
+			must(t, batch(l.host, func(conn *nftables.Conn) error {
+				conn.AddTable(rewrite)
+				chain := conn.AddChain(&nftables.Chain{Name: "dnat", Table: rewrite, Type: nftables.ChainTypeNAT,
+					Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+				conn.AddRule(&nftables.Rule{Table: rewrite, Chain: chain, Exprs: []expr.Any{
+					&expr.Immediate{Register: 1, Data: netip.MustParseAddr(tc.to).AsSlice()},
+					&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+				}})
+				return nil
+			}))
+			knock(t, g.path, "tcp4", worldPublic+":80", func() uint64 { return counted(t, l.host, l.cfg.Prefix, tc.comment) })
+			must(t, batch(l.host, func(conn *nftables.Conn) error { conn.DelTable(rewrite); return nil }))
+		})
 	}
 }

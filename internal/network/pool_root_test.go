@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -190,6 +191,31 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	echo(t, conn)
 	conn.Close()
 	again.stop()
+}
+
+func TestReleaseLeavesTheConnectionsOfOthers(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	p := l.open(t, nil)
+	a, b := acquire(t, p, "a"), acquire(t, p, "b")
+	var conns []net.Conn
+	for _, s := range []*Slot{a, b} {
+		conn, err := dial(t.Context(), newGuest(t, s).path, "tcp4", worldPublic+":80")
+		must(t, err)
+		defer conn.Close()
+		echo(t, conn)
+		conns = append(conns, conn)
+	}
+	must(t, a.Release(t.Context()))
+	for _, f := range flows(t, l.host) {
+		if got, want := f.Forward.SrcIP.String(), p.cfg.slotAddr(b.Index()).String(); got != want {
+			t.Errorf("a connection from %s is left, want those from %s alone", got, want)
+		}
+	}
+	if len(flows(t, l.host)) == 0 {
+		t.Error("the other slot's connection is gone")
+	}
+	echo(t, conns[1])
 }
 
 func TestSlotWithATAPInUseIsNotRecycled(t *testing.T) {
