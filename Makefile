@@ -35,10 +35,10 @@ test: build ## every test that this machine can run; as root that includes real 
 
 .PHONY: bench
 bench: build ## the promises in numbers, each against the bare limit in the same run
-	@scripts/bench.sh
+	@scripts/bench.sh $(ARGS)
 
 .PHONY: check
-check: setup lint verify/generate ## linters, and that generated code is what its sources say
+check: setup lint verify/generate breaking ## linters, generated code, and that the protocols broke no client
 
 .PHONY: lint
 lint: ## format, vet, golangci-lint, buf, shellcheck
@@ -56,8 +56,12 @@ verify/generate: generate
 	@git diff --exit-code --stat -- proto/gen || { echo 'proto/gen is not what proto/ says: commit what "make generate" made'; exit 1; }
 
 .PHONY: breaking
-breaking: ## that the protocols did not change in a way that breaks clients (against BASE, default origin/main)
-	@$(TOOL) buf breaking --against '.git#ref=$(or $(BASE),origin/main)'
+breaking: ## that the protocols still serve the clients of proto/baseline.binpb
+	@$(TOOL) buf breaking --against proto/baseline.binpb
+
+.PHONY: baseline
+baseline: ## accept the protocols as they are now as what clients rely on
+	@$(TOOL) buf build --exclude-source-info -o proto/baseline.binpb
 
 .PHONY: fuzz
 fuzz: setup ## every fuzz target for FUZZTIME (default 5s)

@@ -18,6 +18,8 @@ import (
 // greeting is what runs when the user names no command.
 var greeting = []string{"/bin/sh", "-c", "echo hello from $(uname -r)"}
 
+const snapshotName = "demo"
+
 // Config says what to show. Manager and Out are needed.
 type Config struct {
 	Manager *sandbox.Manager
@@ -30,12 +32,10 @@ type Config struct {
 // Run shows it and returns the exit code of the last command. However it ends,
 // also by ctx, no sandbox and no snapshot of it is left.
 func Run(ctx context.Context, cfg Config) (code int, err error) {
-	name := "demo-" + string(wrenn.NewSandboxID())
-	defer func() {
-		if gone := cfg.Manager.RemoveSnapshot(name); wrenn.CodeOf(gone) != wrenn.NotFound {
-			err = errors.Join(err, gone)
-		}
-	}()
+	if err := cfg.dropSnapshot(); err != nil { // of a demo that was killed
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, cfg.dropSnapshot()) }()
 
 	fmt.Fprintln(cfg.Out, "\nA new machine:")
 	cfg.Times.Column("first boot")
@@ -43,7 +43,7 @@ func Run(ctx context.Context, cfg Config) (code int, err error) {
 		return cfg.Manager.Create(ctx, wrenn.NewSandboxID(), cfg.Shape)
 	}, func(ctx context.Context, sb *sandbox.Sandbox) error {
 		defer cfg.Times.Measure("snapshot")()
-		return sb.Snapshot(ctx, name)
+		return sb.Snapshot(ctx, snapshotName)
 	})
 	if err != nil {
 		return code, err
@@ -52,9 +52,17 @@ func Run(ctx context.Context, cfg Config) (code int, err error) {
 	fmt.Fprintln(cfg.Out, "\nThe same machine again, from a snapshot of its memory:")
 	cfg.Times.Column("from snapshot")
 	code, err = session(ctx, cfg, func(ctx context.Context) (*sandbox.Sandbox, error) {
-		return cfg.Manager.Restore(ctx, wrenn.NewSandboxID(), name)
+		return cfg.Manager.Restore(ctx, wrenn.NewSandboxID(), snapshotName)
 	}, nil)
 	return code, err
+}
+
+func (cfg Config) dropSnapshot() error {
+	err := cfg.Manager.RemoveSnapshot(snapshotName)
+	if wrenn.CodeOf(err) == wrenn.NotFound {
+		return nil
+	}
+	return err
 }
 
 // session makes a sandbox, runs the commands in it, does what else is asked and

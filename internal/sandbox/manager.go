@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/vm"
 )
@@ -66,7 +67,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
-	return m, m.sweep(ctx)
+	return m, errors.Join(m.sweep(ctx), m.sweepStaged())
 }
 
 func (m *Manager) sandboxes() string { return filepath.Join(m.cfg.StateDir, "sandboxes") }
@@ -91,6 +92,19 @@ func (m *Manager) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// sweepStaged removes the snapshots that a dead agent had not published.
+func (m *Manager) sweepStaged() error {
+	staged, err := filepath.Glob(filepath.Join(m.snapshots(), stagedSnapshot))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range staged {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
 // reclaim destroys the sandbox of a dead agent.
 func (m *Manager) reclaim(ctx context.Context, dir string) error {
 	j, err := readJournal(dir)
@@ -98,21 +112,38 @@ func (m *Manager) reclaim(ctx context.Context, dir string) error {
 		return err
 	}
 	sb := &Sandbox{id: j.ID, m: m, journal: j}
-	if j.Machine != nil {
+	// A machine of another driver than today's ends with what else runs in its slot.
+	if j.Machine != nil && j.Machine.Driver == m.cfg.Driver.Name() {
 		machine, err := m.cfg.Driver.Adopt(ctx, *j.Machine)
-		if err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+		switch wrenn.CodeOf(err) {
+		case "":
+			sb.machine = machine
+		case wrenn.NotFound: // it ended meanwhile
+		default:
 			return err
 		}
-		sb.machine = machine
 	}
 	if j.Slot != nil {
 		slot, err := m.cfg.Slots.Adopt(ctx, *j.Slot)
-		if err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+		switch wrenn.CodeOf(err) {
+		case "":
+			sb.slot = slot
+			if err := killUnknown(ctx, slot); err != nil {
+				return err
+			}
+		case wrenn.NotFound: // it was released
+		default:
 			return err
 		}
-		sb.slot = slot
 	}
 	return sb.Destroy(ctx)
+}
+
+// killUnknown ends a VMM whose agent died before it could note in the journal
+// what it had started: the slot, which was noted before, holds nothing else.
+func killUnknown(ctx context.Context, slot *network.Slot) error {
+	_, err := netns.Kill(ctx, slot.Namespace())
+	return err
 }
 
 // Leftovers names everything in the manager's directories that belongs to a

@@ -23,6 +23,9 @@ const (
 	snapshotManifest = "snapshot.json" // written last
 )
 
+// stagedSnapshot is the pattern of directories in which snapshots are made.
+const stagedSnapshot = ".staged-*"
+
 var snapshotName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 type manifest struct {
@@ -41,7 +44,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if _, err := os.Lstat(final); err == nil {
 		return wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", name)
 	}
-	staged, err := os.MkdirTemp(s.m.snapshots(), ".staged-*")
+	staged, err := os.MkdirTemp(s.m.snapshots(), stagedSnapshot)
 	if err != nil {
 		return err
 	}

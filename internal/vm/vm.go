@@ -22,6 +22,8 @@ type Driver interface {
 	// agent answers later. When Start fails nothing is left of it: no process,
 	// no socket, no mount, no file in spec.Dir, and the error holds the last
 	// console lines if the VMM died. ctx bounds Start alone, not the machine.
+	// Invalid when Spec.Check says so, FailedPrecondition when spec.Dir is not
+	// an empty directory.
 	Start(ctx context.Context, spec Spec) (Machine, error)
 
 	// Restore makes a new, running machine from a snapshot that Snapshot wrote
@@ -68,6 +70,14 @@ type Machine interface {
 	// Wait returns when the VMM is gone: nil when Stop ended it or the guest
 	// powered off, an *ExitError otherwise; or with ctx's cause.
 	Wait(ctx context.Context) error
+}
+
+// ConsoleReader is a Machine whose guest's console can be read; all of our
+// drivers' can.
+type ConsoleReader interface {
+	// Console is the end of what the guest and the VMM printed, bounded; the
+	// guest chose what is in it. It is safe to call after the VMM is gone.
+	Console() string
 }
 
 // Spec says what machine is wanted.

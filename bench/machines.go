@@ -1,0 +1,353 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"wrenn/internal/envdclient"
+	"wrenn/internal/image"
+	"wrenn/internal/network"
+	"wrenn/internal/rollback"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/qemu"
+)
+
+const (
+	memoryMiB = 256
+	forks     = 10
+)
+
+// lab is what machines need: a driver, slots, a store and a guest to boot.
+type lab struct {
+	driver vm.Driver
+	slots  *network.Pool
+	store  *storage.Store
+	guest  image.Guest
+	bare   image.Guest // the same kernel, with bareagent as init
+
+	mu   sync.Mutex // guards next
+	next int
+	undo rollback.Stack
+}
+
+// newLab prepares one; close it.
+func newLab(ctx context.Context, b *bench) (*lab, error) {
+	l := &lab{}
+	if err := l.open(ctx, b); err != nil {
+		return nil, errors.Join(err, l.close(ctx))
+	}
+	return l, nil
+}
+
+func (l *lab) close(ctx context.Context) error { return l.undo.Run(ctx) }
+
+func (l *lab) open(ctx context.Context, b *bench) (err error) {
+	if l.guest, err = image.Prepare(ctx, image.Config{StateDir: "/var/lib/wrenn", Out: os.Stderr}); err != nil {
+		return err
+	}
+	if l.bare, err = bareGuest(ctx, b.dir, l.guest); err != nil {
+		return err
+	}
+	if l.store, err = storage.Open(ctx, filepath.Join(b.dir, "s")); err != nil {
+		return err
+	}
+	l.undo.Add(func(context.Context) error { return l.store.Close() })
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return err
+	}
+	if l.driver, err = qemu.New(ctx, qemu.Config{Path: path}); err != nil {
+		return err
+	}
+	if l.slots, err = openSlots(ctx, forks); err != nil {
+		return err
+	}
+	l.undo.Add(l.slots.Close)
+	return nil
+}
+
+// bareGuest makes a root file system that holds bareagent alone.
+func bareGuest(ctx context.Context, dir string, guest image.Guest) (image.Guest, error) {
+	root := filepath.Join(dir, "bareroot")
+	for _, sub := range []string{"proc", "sys", "dev", "run", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(root, sub), 0o755); err != nil {
+			return guest, err
+		}
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(root, "bareagent"), "./bench/bareagent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return guest, fmt.Errorf("build bareagent: %w: %s", err, out)
+	}
+	bare := guest
+	bare.RootFS = filepath.Join(dir, "bare.ext4")
+	if out, err := exec.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-d", root, bare.RootFS, "64M").CombinedOutput(); err != nil {
+		return guest, fmt.Errorf("mke2fs: %w: %s", err, out)
+	}
+	bare.Args = nil
+	for _, arg := range guest.Args {
+		if !strings.HasPrefix(arg, "init=") {
+			bare.Args = append(bare.Args, arg)
+		}
+	}
+	bare.Args = append(bare.Args, "init=/bareagent")
+	return bare, nil
+}
+
+// box is a machine that answered.
+type box struct {
+	machine vm.Machine
+	client  *envdclient.Client
+	disk    string
+	took    float64 // seconds from the driver's start to the agent's first answer
+	undo    rollback.Stack
+}
+
+func (x *box) close(ctx context.Context) error { return x.undo.Run(ctx) }
+
+// launch makes a machine on a clone of disk; start is the driver's Start or Restore.
+func (l *lab) launch(ctx context.Context, disk string, memory int, start func(vm.Spec) (vm.Machine, error)) (_ *box, err error) {
+	x := &box{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, x.close(ctx))
+		}
+	}()
+	id := l.nextID()
+	dir := filepath.Join(l.store.Dir, id)
+	run := filepath.Join(dir, "run")
+	if err := os.MkdirAll(run, 0o711); err != nil {
+		return nil, err
+	}
+	x.undo.Add(func(context.Context) error { return os.RemoveAll(dir) })
+	x.disk = filepath.Join(dir, "disk")
+	if _, err := storage.Clone(ctx, x.disk, disk, 0o600); err != nil {
+		return nil, err
+	}
+	slot, err := l.slots.Acquire(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	x.undo.Add(slot.Release)
+	x.client = envdclient.New(envdclient.Config{Dial: slot.DialContext, Address: network.EnvdAddress})
+	x.undo.AddFunc(x.client.Close)
+	spec := vm.Spec{
+		ID: id, Dir: run, VCPUs: 1, MemoryMiB: memory,
+		Disks: []vm.Disk{{Path: x.disk}},
+		Net:   vm.NIC{Namespace: slot.Namespace(), TAP: slot.TAP(), MAC: slot.MAC()},
+	}
+	x.took, err = timed(func() (err error) {
+		if x.machine, err = start(spec); err != nil {
+			return err
+		}
+		x.undo.Add(x.machine.Stop)
+		return x.client.WaitReady(ctx, x.machine.Wait)
+	})
+	return x, err
+}
+
+func (l *lab) nextID() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next++
+	return fmt.Sprintf("b%d", l.next)
+}
+
+func (l *lab) boot(ctx context.Context, guest image.Guest, memory int) (*box, error) {
+	return l.launch(ctx, guest.RootFS, memory, func(spec vm.Spec) (vm.Machine, error) {
+		spec.Kernel = vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}
+		return l.driver.Start(ctx, spec)
+	})
+}
+
+// snapshot is a machine that answered, frozen.
+type snapshot struct {
+	dir    string
+	memory int
+}
+
+// freeze boots a guest, lets warm run in it what should be warm, and keeps it.
+func (l *lab) freeze(ctx context.Context, guest image.Guest, memory int, warm func(context.Context, *box) error) (_ snapshot, err error) {
+	s := snapshot{dir: filepath.Join(l.store.Dir, "snap-"+l.nextID()), memory: memory}
+	x, err := l.boot(ctx, guest, memory)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, x.close(ctx)) }()
+	if err := warm(ctx, x); err != nil {
+		return s, err
+	}
+	if err := x.machine.Pause(ctx); err != nil {
+		return s, err
+	}
+	machine := filepath.Join(s.dir, "machine")
+	if err := os.MkdirAll(machine, 0o711); err != nil {
+		return s, err
+	}
+	l.undo.Add(func(context.Context) error { return os.RemoveAll(s.dir) })
+	if _, err := storage.Clone(ctx, s.disk(), x.disk, 0o600); err != nil {
+		return s, err
+	}
+	return s, x.machine.Snapshot(ctx, machine)
+}
+
+func (s snapshot) disk() string { return filepath.Join(s.dir, "disk") }
+
+func (l *lab) thaw(ctx context.Context, s snapshot) (*box, error) {
+	return l.launch(ctx, s.disk(), s.memory, func(spec vm.Spec) (vm.Machine, error) {
+		return l.driver.Restore(ctx, spec, filepath.Join(s.dir, "machine"))
+	})
+}
+
+// once makes a box, drops it and returns how long it took to answer.
+func once(make func(context.Context) (*box, error)) func(context.Context) (float64, error) {
+	return func(ctx context.Context) (float64, error) {
+		x, err := make(ctx)
+		if err != nil {
+			return 0, err
+		}
+		return x.took, x.close(ctx)
+	}
+}
+
+// warmAgain asks once more for what a restored guest is asked first.
+func warmAgain(ctx context.Context, x *box) error { return x.client.WaitReady(ctx, x.machine.Wait) }
+
+// warmExec runs a command, as a template's build would have.
+func warmExec(ctx context.Context, x *box) error {
+	if _, err := x.client.Exec(ctx, envdclient.Command{Path: "true"}); err != nil {
+		return err
+	}
+	return warmAgain(ctx, x)
+}
+
+func coldBoot(ctx context.Context, b *bench) (_ []row, err error) {
+	l, err := newLab(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	ours, bare, ratio, err := pairs(ctx, b.rounds,
+		once(func(ctx context.Context) (*box, error) { return l.boot(ctx, l.guest, memoryMiB) }),
+		once(func(ctx context.Context) (*box, error) { return l.boot(ctx, l.bare, memoryMiB) }))
+	return []row{{"cold boot to the agent's answer; bare: a 20-line agent as init", ms(ours), ms(bare), ratio, "<= 1.15"}}, err
+}
+
+func restore(ctx context.Context, b *bench) (_ []row, err error) {
+	l, err := newLab(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	full, err := l.freeze(ctx, l.guest, memoryMiB, warmExec)
+	if err != nil {
+		return nil, err
+	}
+	small, err := l.freeze(ctx, l.bare, memoryMiB, warmAgain)
+	if err != nil {
+		return nil, err
+	}
+	ours, bare, ratio, err := pairs(ctx, 3*b.rounds,
+		once(func(ctx context.Context) (*box, error) { return l.thaw(ctx, full) }),
+		once(func(ctx context.Context) (*box, error) { return l.thaw(ctx, small) }))
+	return []row{{"restore to the agent's answer; bare: a 20-line agent", ms(ours), ms(bare), ratio, "<= 1.15"}}, err
+}
+
+func restoreByMemory(ctx context.Context, b *bench) (_ []row, err error) {
+	l, err := newLab(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	const large = 2048
+	big, err := l.freeze(ctx, l.guest, large, warmExec)
+	if err != nil {
+		return nil, err
+	}
+	small, err := l.freeze(ctx, l.guest, memoryMiB, warmExec)
+	if err != nil {
+		return nil, err
+	}
+	ours, bare, ratio, err := pairs(ctx, 3*b.rounds,
+		once(func(ctx context.Context) (*box, error) { return l.thaw(ctx, big) }),
+		once(func(ctx context.Context) (*box, error) { return l.thaw(ctx, small) }))
+	return []row{{fmt.Sprintf("restore with %d MiB; bare: with %d MiB", large, memoryMiB), ms(ours), ms(bare), ratio, "0.85 to 1.15"}}, err
+}
+
+// tenAtOnce restores ten machines from one snapshot and runs a command in each.
+func tenAtOnce(ctx context.Context, b *bench) (_ []row, err error) {
+	l, err := newLab(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	s, err := l.freeze(ctx, l.guest, memoryMiB, warmExec)
+	if err != nil {
+		return nil, err
+	}
+	boxes := make([]*box, forks)
+	took, err := timed(func() error {
+		g, ctx := errgroup.WithContext(ctx)
+		for i := range boxes {
+			g.Go(func() (err error) {
+				if boxes[i], err = l.thaw(ctx, s); err != nil {
+					return err
+				}
+				_, err = boxes[i].client.Exec(ctx, envdclient.Command{Path: "true"})
+				return err
+			})
+		}
+		return g.Wait()
+	})
+	defer func() {
+		for _, x := range boxes {
+			if x != nil {
+				err = errors.Join(err, x.close(ctx))
+			}
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	var private []float64
+	for _, x := range boxes {
+		mib, err := privateMiB(x.machine.Ref().PID)
+		if err != nil {
+			return nil, err
+		}
+		private = append(private, mib)
+	}
+	return []row{
+		{what: fmt.Sprintf("%d restores at once, a command done in each", forks), ours: ms(took)},
+		{what: "private memory of each of them, median", ours: fmt.Sprintf("%.0f MiB", median(private))},
+	}, nil
+}
+
+// privateMiB adds up Private_Clean and Private_Dirty of /proc/PID/smaps_rollup, see proc(5).
+func privateMiB(pid int) (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, err
+	}
+	sum := 0.0
+	for line := range strings.Lines(string(data)) {
+		if name, rest, _ := strings.Cut(line, ":"); strings.HasPrefix(name, "Private_") && !strings.HasSuffix(name, "Hugetlb") {
+			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
+			if err != nil {
+				return 0, err
+			}
+			sum += kib / 1024
+		}
+	}
+	return sum, nil
+}

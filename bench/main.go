@@ -1,0 +1,140 @@
+// Command bench measures Wrenn's promises, each against the bare limit in the
+// same run: machines are shared and noisy, so only ratios are worth quoting.
+//
+//	go run ./bench [-run regexp] [-rounds N]
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"slices"
+	"text/tabwriter"
+	"time"
+)
+
+// row is one line of the table.
+type row struct {
+	what  string
+	ours  string
+	bare  string // "" where there is nothing to compare with
+	ratio float64
+	limit string // what was promised; "" where the number is only printed
+}
+
+// benchmark measures one subject. It cleans up after itself, also when ctx ends.
+type benchmark struct {
+	name string
+	run  func(ctx context.Context, b *bench) ([]row, error)
+}
+
+// bench is what the benchmarks share.
+type bench struct {
+	rounds int
+	dir    string // a temporary directory, short
+}
+
+var benchmarks = []benchmark{
+	{"boot", coldBoot},
+	{"restore", restore},
+	{"memory", restoreByMemory},
+	{"forks", tenAtOnce},
+	{"envd", envd},
+	{"slots", slots},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	only := flag.String("run", ".", "regular expression of the benchmarks to run")
+	rounds := flag.Int("rounds", 5, "pairs of measurements of each number; the median counts")
+	flag.Parse()
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("/tmp", "wb")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := os.Chmod(dir, 0o711); err != nil { // machines run as other users
+		return err
+	}
+	b := &bench{rounds: *rounds, dir: dir}
+	var rows []row
+	for _, bm := range benchmarks {
+		if !chosen.MatchString(bm.name) {
+			continue
+		}
+		fmt.Fprintln(os.Stderr, "measuring", bm.name, "…")
+		r, err := bm.run(ctx, b)
+		if err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", bm.name, err), print(rows))
+		}
+		rows = append(rows, r...)
+	}
+	return print(rows)
+}
+
+func print(rows []row) error {
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "what\tWrenn\tbare\tratio\tpromised")
+	for _, r := range rows {
+		ratio := ""
+		if r.bare != "" {
+			ratio = fmt.Sprintf("%.2f", r.ratio)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.what, r.ours, r.bare, ratio, r.limit)
+	}
+	return table.Flush()
+}
+
+// pairs measures ours and bare in turn, so that a machine whose speed drifts
+// does not favour one, and returns the medians and the median of the ratios.
+func pairs(ctx context.Context, rounds int, ours, bare func(context.Context) (float64, error)) (o, b, ratio float64, err error) {
+	var os, bs, ratios []float64
+	for range rounds {
+		x, err := ours(ctx)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		y, err := bare(ctx)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		os, bs, ratios = append(os, x), append(bs, y), append(ratios, x/y)
+	}
+	return median(os), median(bs), median(ratios), nil
+}
+
+func median(xs []float64) float64 {
+	xs = slices.Sorted(slices.Values(xs))
+	if len(xs) == 0 {
+		return 0
+	}
+	return xs[len(xs)/2]
+}
+
+func ms(seconds float64) string { return fmt.Sprintf("%.1f ms", seconds*1000) }
+
+func mibs(perSecond float64) string { return fmt.Sprintf("%.0f MiB/s", perSecond) }
+
+// timed returns how long f took, in seconds.
+func timed(f func() error) (float64, error) {
+	began := time.Now()
+	err := f()
+	return time.Since(began).Seconds(), err
+}

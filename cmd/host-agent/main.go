@@ -1,0 +1,77 @@
+// Command host-agent runs sandboxes on this machine. Today it shows them
+// (demo) and prepares what they boot (image); it does not serve yet.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+
+	"github.com/alecthomas/kong"
+
+	"wrenn/internal/run"
+)
+
+// init keeps every other goroutine off the main thread. A goroutine that enters
+// a network namespace ends its thread when the way back fails; the main thread
+// cannot be ended and would stay in the foreign namespace.
+func init() { runtime.LockOSThread() }
+
+func main() { run.Main(start) }
+
+// commandLine is the whole command line.
+type commandLine struct {
+	State   string `default:"/var/lib/wrenn" type:"path" help:"Directory for images, disks, snapshots and journals."`
+	Verbose bool   `short:"v" help:"Log what happens to standard error."`
+
+	Demo  demoCommand   `cmd:"" help:"Boot a microVM, run a command in it, remove it; then the same from a snapshot."`
+	Image imageCommands `cmd:"" help:"Make what sandboxes boot."`
+}
+
+// streams are what a command reads and prints to.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// start parses args, the command line without the program's name, and runs the
+// command. The error is one that run.Main prints.
+func start(ctx context.Context, args []string) error {
+	return command(ctx, args, streams{in: os.Stdin, out: os.Stdout, err: os.Stderr})
+}
+
+func command(ctx context.Context, args []string, std streams) error {
+	var line commandLine
+	helped := false
+	parser, err := kong.New(&line,
+		kong.Name("host-agent"), kong.Description("Runs sandboxes on this machine."), kong.UsageOnError(),
+		kong.Writers(std.out, std.err), kong.Exit(func(int) { helped = true }),
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(std, &line))
+	if err != nil {
+		return err
+	}
+	parsed, err := parser.Parse(args)
+	if helped {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", run.ErrUsage, err)
+	}
+	return parsed.Run()
+}
+
+func (line *commandLine) log(w io.Writer) *slog.Logger {
+	if !line.Verbose {
+		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// exitCode ends the program with the code of a command that ran in a guest.
+type exitCode int
+
+func (exitCode) Error() string   { return "" }
+func (c exitCode) ExitCode() int { return int(c) }

@@ -1,0 +1,62 @@
+package main
+
+import "syscall"
+
+// deviceTimeout is how long a disk may take to appear, on a busy host, too.
+const deviceTimeout = 30 // seconds
+
+var errNoDevice = message("no such device, and none appeared in 30 s")
+
+type message string
+
+func (m message) Error() string { return string(m) }
+
+// waitFor returns when the device file is there. The kernel's announcements of
+// new devices wake it (netlink(7), NETLINK_KOBJECT_UEVENT).
+func waitFor(device string) error {
+	if exists(device) {
+		return nil
+	}
+	events, err := uevents()
+	if err != nil {
+		return wrap("listen for devices", err)
+	}
+	defer syscall.Close(events)
+	buf := make([]byte, 4096)
+	for start := now(); !exists(device); {
+		if now()-start > deviceTimeout {
+			return wrap("wait for "+device, errNoDevice)
+		}
+		_, _, _ = syscall.Recvfrom(events, buf, 0) // an event, or a second without one
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	var info syscall.Stat_t
+	return syscall.Stat(path, &info) == nil
+}
+
+// now is the uptime in seconds: the only clock here that nobody sets.
+func now() int64 {
+	var info syscall.Sysinfo_t
+	_ = syscall.Sysinfo(&info) // fails for bad pointers only
+	return info.Uptime
+}
+
+func uevents() (int, error) {
+	const kernelGroup = 1
+	fd, err := syscall.Socket(syscall.AF_NETLINK, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, syscall.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return -1, err
+	}
+	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 1}); err != nil {
+		syscall.Close(fd)
+		return -1, err
+	}
+	if err := syscall.Bind(fd, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK, Groups: kernelGroup}); err != nil {
+		syscall.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}

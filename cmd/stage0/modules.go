@@ -1,0 +1,67 @@
+package main
+
+import (
+	"strings"
+	"syscall"
+	"unsafe"
+)
+
+// loadModules loads the modules that the manifest lists, in its order, and
+// frees their files. One that the kernel refuses is reported, and no reason to
+// stop: what needs it will say so.
+func loadModules(manifest string) error {
+	list, err := readFile(manifest)
+	if err != nil {
+		return wrap("read "+manifest, err)
+	}
+	for path := range strings.FieldsSeq(string(list)) {
+		switch err := loadModule(path); err {
+		case nil, syscall.EEXIST:
+		case syscall.ENODEV, syscall.EOPNOTSUPP: // ptp_kvm without KVM, say
+		default:
+			complain(wrap("load "+path, err))
+		}
+		free(path)
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	params := [1]byte{}     // none, NUL-terminated
+	const finitModule = 313 // finit_module(2) on x86-64; package syscall does not know it
+	if _, _, errno := syscall.Syscall(finitModule, uintptr(fd), uintptr(unsafe.Pointer(&params[0])), 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// readFile reads a small file.
+func readFile(path string) ([]byte, error) {
+	const limit = 1 << 16
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer syscall.Close(fd)
+	buf := make([]byte, limit)
+	n := 0
+	for n < limit {
+		m, err := syscall.Read(fd, buf[n:])
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if m == 0 {
+			break
+		}
+		n += m
+	}
+	return buf[:n], nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"strings"
+	"syscall"
+)
+
+const (
+	noExec = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
+	noDev  = syscall.MS_NOSUID | syscall.MS_NODEV
+)
+
+// mountKernel mounts what the kernel offers, inside the initramfs.
+func mountKernel() error {
+	for _, m := range []struct {
+		kind, dir string
+		flags     uintptr
+	}{
+		{"proc", "/proc", noExec},
+		{"sysfs", "/sys", noExec},
+		{"devtmpfs", "/dev", syscall.MS_NOSUID},
+	} {
+		if err := syscall.Mount(m.kind, m.dir, m.kind, m.flags, ""); err != nil {
+			return wrap("mount "+m.dir, err)
+		}
+	}
+	return nil
+}
+
+// enterRoot mounts the root file system and makes it /, with the kernel's file
+// systems in it.
+func enterRoot(args arguments) error {
+	const root = "/root"
+	if err := waitFor(args.root); err != nil {
+		return err
+	}
+	flags := uintptr(syscall.MS_NOATIME)
+	if args.readOnly {
+		flags |= syscall.MS_RDONLY
+	}
+	if err := syscall.Mount(args.root, root, args.rootType, flags, mountData(args)); err != nil {
+		return wrap("mount the root "+args.root+" ("+args.rootType+")", err)
+	}
+	for _, dir := range []string{"/proc", "/sys", "/dev"} {
+		if err := syscall.Mount(dir, root+dir, "", syscall.MS_MOVE, ""); err != nil {
+			return wrap("move "+dir+" to the root", err)
+		}
+	}
+	free("/modules", "/init")
+	if err := syscall.Chdir(root); err != nil {
+		return wrap("enter the root", err)
+	}
+	if err := syscall.Mount(".", "/", "", syscall.MS_MOVE, ""); err != nil {
+		return wrap("move the root to /", err)
+	}
+	if err := syscall.Chroot("."); err != nil {
+		return wrap("chroot", err)
+	}
+	return wrap("enter the new root", syscall.Chdir("/"))
+}
+
+// mountData is the root's mount options. Without noinit_itable the kernel
+// writes the inode tables of a sparse image in the background, for minutes.
+func mountData(args arguments) string {
+	switch {
+	case args.rootFlags != "":
+		return args.rootFlags
+	case args.rootType == "ext4":
+		return "noinit_itable"
+	}
+	return ""
+}
+
+// free gives the memory of the initramfs's files back.
+func free(files ...string) {
+	for _, f := range files {
+		_ = syscall.Unlink(f) // at worst the memory stays taken
+	}
+}
+
+// mountRuntime mounts what wrenn-init would have to run a program for, each of
+// which costs an emulated machine ten milliseconds. What fails here it tries
+// again and reports.
+func mountRuntime() {
+	for _, m := range []struct {
+		kind, dir string
+		flags     uintptr
+		data      string
+	}{
+		{"devpts", "/dev/pts", syscall.MS_NOSUID | syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
+		{"tmpfs", "/dev/shm", noDev, "mode=1777"},
+		{"tmpfs", "/run", noDev, "mode=755"},
+		{"tmpfs", "/tmp", noDev, "mode=1777"},
+		{"cgroup2", "/sys/fs/cgroup", noExec, "nsdelegate"},
+	} {
+		if strings.HasPrefix(m.dir, "/dev/") {
+			_ = syscall.Mkdir(m.dir, 0o755) // devtmpfs starts without them
+		}
+		_ = syscall.Mount(m.kind, m.dir, m.kind, m.flags, m.data)
+	}
+}

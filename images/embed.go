@@ -1,0 +1,21 @@
+// Package images holds what every guest image gets: its init, the settings of
+// its programs, and how a fresh Debian becomes a guest.
+package images
+
+import _ "embed"
+
+// The files, as they are in this directory.
+var (
+	// Init is /usr/local/bin/wrenn-init.
+	//go:embed wrenn-init.sh
+	Init []byte
+	// Chrony is /etc/chrony/chrony.conf.
+	//go:embed chrony.conf
+	Chrony []byte
+	// Customize turns a fresh Debian tree into a guest's.
+	//go:embed customize.sh
+	Customize []byte
+	// Packages lists what is installed beyond Debian's minimal base; # starts a comment.
+	//go:embed packages.txt
+	Packages string
+)

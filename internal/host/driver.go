@@ -1,0 +1,129 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"wrenn"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/firecracker"
+	"wrenn/internal/vm/probe"
+	"wrenn/internal/vm/qemu"
+)
+
+// The choices of DriverConfig.Name.
+const (
+	Auto        = "auto"
+	QEMU        = "qemu"
+	Firecracker = "firecracker"
+)
+
+const (
+	kvmDevice = "/dev/kvm"
+	// pvmModule is there when /dev/kvm is PVM, which runs kernels built for it
+	// and no others.
+	pvmModule = "/sys/module/kvm_pvm"
+)
+
+// DriverConfig says which VMM to use. The zero value finds out what works.
+type DriverConfig struct {
+	Name        string // Auto, QEMU or Firecracker; "" is Auto
+	QEMU        string // path or name of qemu-system-x86_64
+	Firecracker string // path or name of firecracker
+	Jailer      string // path or name of jailer; without one Firecracker runs unjailed
+}
+
+// chooseDriver takes Firecracker where it really boots the guest's kernel, else
+// QEMU, and says why.
+func (h *Host) chooseDriver(ctx context.Context) error {
+	driver, reason, err := h.pickDriver(ctx)
+	if err != nil {
+		return err
+	}
+	h.Driver = driver
+	h.say("driver", driver.Name()+": "+reason)
+	if h.firstUID() == 0 {
+		h.say("", "machines run as root: the jailer is not installed (give its path with --jailer)")
+	}
+	return nil
+}
+
+func (h *Host) pickDriver(ctx context.Context) (vm.Driver, string, error) {
+	if h.cfg.Driver.Name == QEMU {
+		driver, err := h.qemu(ctx)
+		return driver, "asked for", err
+	}
+	driver, verdict, err := h.tryFirecracker(ctx)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case verdict.Works:
+		return driver, verdict.Reason, nil
+	case h.cfg.Driver.Name == Firecracker:
+		return nil, "", wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker does not work here: %s", verdict.Reason)
+	}
+	emulated, err := h.qemu(ctx)
+	return emulated, "software emulation, because " + verdict.Reason, err
+}
+
+func (h *Host) qemu(ctx context.Context) (vm.Driver, error) {
+	path, err := exec.LookPath(h.cfg.Driver.QEMU)
+	if err != nil {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "%s is missing: apt-get install qemu-system-x86", h.cfg.Driver.QEMU)
+	}
+	return qemu.New(ctx, qemu.Config{Path: path})
+}
+
+// tryFirecracker finds what Firecracker needs, cheapest first, and in the end
+// boots the guest's kernel on it.
+func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, error) {
+	no := func(format string, args ...any) (vm.Driver, probe.Verdict, error) {
+		return nil, probe.Verdict{Reason: fmt.Sprintf(format, args...)}, nil
+	}
+	kvm, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+	if err != nil {
+		return no("%s cannot be used (%v)", kvmDevice, errors.Unwrap(err))
+	}
+	kvm.Close()
+	path, err := exec.LookPath(h.cfg.Driver.Firecracker)
+	if err != nil {
+		return no("Firecracker is not installed (give its path with --firecracker)")
+	}
+	driver, err := firecracker.New(ctx, firecracker.Config{Program: path, Jailer: h.jailer(), Log: h.cfg.Log})
+	if err != nil {
+		return no("%v", err)
+	}
+	verdict, err := probe.Probe{
+		Memory: filepath.Join(h.cfg.StateDir, "probe.json"), Dir: h.cfg.RunDir,
+	}.Boots(ctx, driver, driver.Version().String(), h.guest.Kernel)
+	if err != nil {
+		return nil, verdict, fmt.Errorf("probe of Firecracker: %w", err)
+	}
+	if _, err := os.Stat(pvmModule); err == nil && !verdict.Works {
+		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: see --kernel)"
+	}
+	return driver, verdict, nil
+}
+
+// jailer is the path of Firecracker's jailer, and "" when there is none: then
+// the machines run as the agent's own user, which is for development.
+func (h *Host) jailer() string {
+	path, err := exec.LookPath(h.cfg.Driver.Jailer)
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// firstUID is the first of the users that machines run as, 0 for the agent's own.
+func (h *Host) firstUID() uint32 {
+	if h.Driver.Name() == Firecracker && h.jailer() == "" {
+		return 0
+	}
+	return machineUIDs
+}

@@ -1,0 +1,147 @@
+// Package host assembles what a host agent works with on this machine: the
+// state directory and its lock, the store, the guest image, the driver that
+// works here, network slots, and the sandbox manager over all of them.
+package host
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/image"
+	"wrenn/internal/network"
+	"wrenn/internal/rollback"
+	"wrenn/internal/sandbox"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+)
+
+// machineUIDs is the first of the user ids that machines run as, one each. It lies
+// above what distributions, subuid ranges and systemd-nspawn hand out, see
+// https://systemd.io/UIDS-GIDS/.
+const machineUIDs = 2_000_000_000
+
+// Config says what the host is made of. StateDir, RunDir, Out and Log are needed.
+type Config struct {
+	StateDir string       // images, disks, snapshots, journals: what must survive a reboot
+	RunDir   string       // sockets and consoles: what need not; short, see vm.Spec.Dir
+	Image    image.Config // its StateDir is by default the one above; its Out is Out
+	Driver   DriverConfig
+	Network  network.Config // its FirstUID and Log are filled in here
+	Out      io.Writer      // progress and choices, for people
+	Log      *slog.Logger
+	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
+}
+
+// Host is an assembled host. Close it.
+type Host struct {
+	Manager *sandbox.Manager
+	Driver  vm.Driver
+
+	cfg   Config
+	store *storage.Store
+	guest sandbox.Guest
+	slots *network.Pool
+	undo  rollback.Stack
+}
+
+// Open assembles the host. What an earlier agent left behind is removed.
+func Open(ctx context.Context, cfg Config) (*Host, error) {
+	if os.Geteuid() != 0 {
+		return nil, wrenn.Errorf(wrenn.PermissionDenied, "this needs root, for network namespaces and mounts: run it with sudo")
+	}
+	h := &Host{cfg: cfg}
+	for _, step := range []func(context.Context) error{
+		h.lock, h.openStore, h.prepareGuest, h.chooseDriver, h.openSlots, h.openManager,
+	} {
+		if err := step(ctx); err != nil {
+			return nil, errors.Join(err, h.Close(ctx))
+		}
+	}
+	return h, nil
+}
+
+// Close gives back slots, mounts and the lock, in that order; the sandboxes
+// must be gone. Twice is allowed.
+func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
+
+// lock makes sure that one agent at a time works with the directories.
+func (h *Host) lock(context.Context) error {
+	for _, dir := range []string{h.cfg.StateDir, h.cfg.RunDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(h.cfg.StateDir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return wrenn.Errorf(wrenn.FailedPrecondition, "another host agent works with %s: stop it, or give this one a --state of its own", h.cfg.StateDir)
+	}
+	h.undo.Add(func(context.Context) error { return f.Close() })
+	return nil
+}
+
+func (h *Host) openStore(ctx context.Context) (err error) {
+	if h.store, err = storage.Open(ctx, h.cfg.StateDir); err != nil {
+		return err
+	}
+	h.undo.Add(func(context.Context) error { return h.store.Close() })
+	h.say("disks", h.store.Note)
+	return nil
+}
+
+// prepareGuest makes kernel and root file system, or finds them made, and puts
+// the root file system where it can be cloned.
+func (h *Host) prepareGuest(ctx context.Context) error {
+	h.cfg.Image.StateDir = cmp.Or(h.cfg.Image.StateDir, h.cfg.StateDir)
+	h.cfg.Image.Out = h.cfg.Out
+	guest, err := image.Prepare(ctx, h.cfg.Image)
+	if err != nil {
+		return fmt.Errorf("guest image: %w", err)
+	}
+	rootfs, err := h.store.Import(ctx, guest.RootFS, guest.Name())
+	if err != nil {
+		return fmt.Errorf("guest image: %w", err)
+	}
+	h.guest = sandbox.Guest{RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
+	h.say("guest", guest.Name())
+	return nil
+}
+
+func (h *Host) openSlots(ctx context.Context) (err error) {
+	h.cfg.Network.FirstUID, h.cfg.Network.Log = h.firstUID(), h.cfg.Log
+	if h.slots, err = network.Open(ctx, h.cfg.Network); err != nil {
+		return err
+	}
+	h.undo.Add(h.slots.Close)
+	return nil
+}
+
+// openManager also sweeps: first the sandboxes that have a journal, then the
+// slots that no journal names.
+func (h *Host) openManager(ctx context.Context) (err error) {
+	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
+		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
+		Driver: h.Driver, Slots: h.slots, Guest: h.guest,
+		Log: h.cfg.Log, Trace: h.cfg.Trace,
+	})
+	if err != nil {
+		return err
+	}
+	return h.slots.Sweep(ctx)
+}
+
+// say prints a line about how the host came to be.
+func (h *Host) say(what, how string) { fmt.Fprintf(h.cfg.Out, "%-8s %s\n", what, how) }

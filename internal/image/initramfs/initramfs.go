@@ -1,0 +1,47 @@
+// Package initramfs makes the first file system of a guest: a cpio archive with
+// the program that mounts the real root, and the kernel modules it needs for that.
+//
+// The two are archives of their own, because the kernel takes several in a row
+// and the modules change with the kernel only.
+package initramfs
+
+import (
+	"fmt"
+	"io"
+	"path"
+	"strings"
+)
+
+// Manifest names, in the guest, the file that lists the modules to load:
+// a path each line, in order.
+const Manifest = "/modules"
+
+// WriteStage0 writes an archive with the program as /init and the directories
+// that it mounts on.
+func WriteStage0(w io.Writer, program []byte) error {
+	return Write(w, []Entry{
+		{Name: "dev", Mode: modeDir | 0o755},
+		{Name: "dev/console", Mode: modeChar | 0o600, Major: 5, Minor: 1}, // or /init starts without standard files
+		{Name: "proc", Mode: modeDir | 0o755},
+		{Name: "root", Mode: modeDir | 0o755},
+		{Name: "sys", Mode: modeDir | 0o755},
+		{Name: "init", Mode: modeFile | 0o755, Data: program},
+	})
+}
+
+// WriteModules writes an archive with the wanted modules of an unpacked kernel
+// package, all that they depend on, and the manifest. See Resolve.
+func WriteModules(w io.Writer, tree string, wanted []string) error {
+	modules, err := Resolve(tree, wanted)
+	if err != nil {
+		return err
+	}
+	entries := []Entry{{Name: "lib", Mode: modeDir | 0o755}}
+	var manifest strings.Builder
+	for _, m := range modules {
+		name := path.Join("lib", m.Name+".ko")
+		entries = append(entries, Entry{Name: name, Mode: modeFile | 0o644, Data: m.Data})
+		fmt.Fprintf(&manifest, "/%s\n", name)
+	}
+	return Write(w, append(entries, Entry{Name: Manifest[1:], Mode: modeFile | 0o644, Data: []byte(manifest.String())}))
+}

@@ -1,0 +1,164 @@
+package rootfs
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"wrenn"
+)
+
+// keyring signs Debian's archives, on Ubuntu too (package debian-archive-keyring).
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// fallbackSuite is the guest on hosts that are not a released Debian.
+const fallbackSuite = "bookworm"
+
+// Debian says which Debian to make.
+type Debian struct {
+	Suite     string   // like bookworm
+	Packages  []string // beyond the minimal base
+	Customize []byte   // a script that gets the tree's path, and $WRENN_KERNEL_DIR for a kernel package
+}
+
+// HostSuite is the host's own suite when it is a released Debian, else one that
+// is known to work.
+func HostSuite() string {
+	release := osRelease("/etc/os-release")
+	suite := release["VERSION_CODENAME"]
+	if release["ID"] != "debian" || suite == "" || release["VERSION_ID"] == "" { // testing has no number
+		return fallbackSuite
+	}
+	return suite
+}
+
+func osRelease(path string) map[string]string {
+	values := map[string]string{}
+	data, _ := os.ReadFile(path) // an unknown system is not Debian
+	for line := range strings.Lines(string(data)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			values[key] = strings.Trim(value, `"'`)
+		}
+	}
+	return values
+}
+
+// hostSources asks apt where it takes Debian's packages of the suite from,
+// whatever form its sources are written in. It knows that only after an
+// apt-get update; without an answer mmdebstrap takes Debian's own mirrors.
+func hostSources(ctx context.Context, suite string) []string {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format",
+		"$(ORIGIN)|$(CODENAME)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages", "Architecture: amd64").Output()
+	if err != nil {
+		return nil
+	}
+	return parseTargets(string(out), suite)
+}
+
+// parseTargets makes lines for sources.list of apt's answer; none unless the
+// suite itself is among them.
+func parseTargets(targets, suite string) []string {
+	lines := map[string]bool{}
+	complete := false
+	for line := range strings.Lines(targets) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) != 5 || f[0] != "Debian" || f[4] != "main" {
+			continue
+		}
+		switch f[1] {
+		case suite:
+			complete = true
+		case suite + "-updates", suite + "-security":
+		default:
+			continue
+		}
+		lines[fmt.Sprintf("deb [signed-by=%s] %s %s %s", keyring, f[2], f[3], f[4])] = true
+	}
+	if !complete {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(lines))
+}
+
+// Bootstrap makes dir/tree, a Debian whose files have their real owners, and
+// dir/kernel with what the customize script put into $WRENN_KERNEL_DIR; dir
+// exists and is empty. It needs root and the network, and tells out how far it
+// is. When it fails, remove dir.
+func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error {
+	if os.Geteuid() != 0 {
+		return wrenn.Errorf(wrenn.PermissionDenied, "making an image needs root: its files belong to many users")
+	}
+	if _, err := os.Stat(keyring); err != nil {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "Debian's archive keys are missing (apt-get install debian-archive-keyring)")
+	}
+	script, kernel := filepath.Join(dir, "customize"), filepath.Join(dir, "kernel")
+	if err := os.WriteFile(script, d.Customize, 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(kernel, 0o755); err != nil {
+		return err
+	}
+	cmd, err := command(ctx, dir, "mmdebstrap", d.arguments(filepath.Join(dir, "tree"), hostSources(ctx, d.Suite))...)
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, "WRENN_KERNEL_DIR="+kernel)
+	return progress(ctx, cmd, out)
+}
+
+func (d Debian) arguments(tree string, sources []string) []string {
+	args := []string{
+		"--mode=root", "--variant=minbase", "--architectures=amd64", "--format=directory",
+		"--include=" + strings.Join(d.Packages, ","),
+		"--keyring=" + keyring,
+		`--aptopt=Acquire::Retries "3"`,
+		"--aptopt=Acquire::Languages none",
+		"--customize-hook=./customize",
+	}
+	for _, dir := range []string{"doc", "man", "info", "locale", "lintian", "bug"} {
+		args = append(args, "--dpkgopt=path-exclude=/usr/share/"+dir+"/*")
+	}
+	args = append(args, "--dpkgopt=path-include=/usr/share/doc/*/copyright", d.Suite, tree)
+	return append(args, sources...)
+}
+
+// progress runs mmdebstrap and passes its steps on, indented.
+func progress(ctx context.Context, cmd *exec.Cmd, out io.Writer) error {
+	pipe, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	var said []byte
+	lines := bufio.NewScanner(pipe)
+	for lines.Scan() {
+		said = append(append(said, lines.Bytes()...), '\n')
+		if step, ok := strings.CutPrefix(lines.Text(), "I: "); ok && isStep(step) {
+			fmt.Fprintln(out, "  "+step)
+		}
+	}
+	_, _ = io.Copy(io.Discard, pipe) // a line too long stops the scanner, and must not stop the program
+	if err := cmd.Wait(); err != nil {
+		return explain(ctx, "mmdebstrap", err, said)
+	}
+	return nil
+}
+
+// isStep leaves out what says nothing to a reader.
+func isStep(line string) bool {
+	for _, prefix := range []string{"running apt-get update", "downloading", "extracting", "installing", "cleaning"} {
+		if strings.HasPrefix(line, prefix) {
+			return true
+		}
+	}
+	return false
+}

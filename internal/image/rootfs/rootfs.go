@@ -1,0 +1,103 @@
+// Package rootfs makes root file systems: a fresh Debian by mmdebstrap, an ext4
+// image of a tree, and changed files in an image without mounting it, because
+// the host's kernel has no business in a file system that a guest wrote.
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"wrenn"
+)
+
+// installs names the package of each program that is run here.
+var installs = map[string]string{
+	"mmdebstrap": "mmdebstrap",
+	"mke2fs":     "e2fsprogs",
+	"debugfs":    "e2fsprogs",
+	"e2fsck":     "e2fsprogs",
+	"dpkg-deb":   "dpkg",
+}
+
+// find returns the path of a program; without one, what to install. Root's
+// programs are found also by a PATH without them.
+func find(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin/", "/sbin/"} {
+		if path, err := exec.LookPath(dir + name); err == nil {
+			return path, nil
+		}
+	}
+	return "", wrenn.Errorf(wrenn.FailedPrecondition, "%s is missing (apt-get install %s)", name, installs[name])
+}
+
+// command is a program that runs in dir, is ended with ctx, politely first so
+// that it removes what it made, and talks English.
+func command(ctx context.Context, dir, name string, args ...string) (*exec.Cmd, error) {
+	path, err := find(name)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	return cmd, nil
+}
+
+// run runs a program and returns what it said. When it fails, that is in the error.
+func run(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd, err := command(ctx, dir, name, args...)
+	if err != nil {
+		return "", err
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), explain(ctx, name, err, out)
+	}
+	return string(out), nil
+}
+
+// explain turns a program's failure into an error; causes that a user can do
+// something about get a sentence of their own.
+func explain(ctx context.Context, name string, err error, output []byte) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	err = fmt.Errorf("%s: %w: %s", name, err, tail(output))
+	for _, known := range []struct {
+		code    wrenn.Code
+		message string
+		signs   []string
+	}{
+		{wrenn.Exhausted, "no space left for the image", []string{"No space left on device", "Could not allocate block"}},
+		{wrenn.Unavailable, "the Debian mirror cannot be reached: check this machine's network and its apt sources",
+			[]string{"Temporary failure resolving", "Could not resolve", "Could not connect", "Unable to connect", "Connection failed", "Connection timed out", "Network is unreachable"}},
+	} {
+		for _, sign := range known.signs {
+			if bytes.Contains(output, []byte(sign)) {
+				return &wrenn.Error{Code: known.code, Message: known.message, Err: err}
+			}
+		}
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		return &wrenn.Error{Code: wrenn.Exhausted, Message: "no space left for the image", Err: err}
+	}
+	return err
+}
+
+// tail is the end of a program's output, for an error.
+func tail(output []byte) string {
+	const limit = 600
+	return strings.TrimSpace(string(output[max(0, len(output)-limit):]))
+}

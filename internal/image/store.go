@@ -1,0 +1,212 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/durable"
+)
+
+// What is kept of each kind beyond the newest goes: a guest is made of its base
+// in seconds, a base in a minute.
+const (
+	keepGuests = 4
+	keepBases  = 2
+)
+
+// baseSpace is what making a base takes at its peak: the tree, the image, the
+// packages and the kernel.
+const baseSpace = 1500 << 20
+
+// lockPoll is how often a held lock is tried again; flock(2) cannot wait with a
+// deadline.
+const lockPoll = 200 * time.Millisecond
+
+const stagePrefix = ".stage-"
+
+// store is the directory of images.
+type store struct {
+	dir string
+	out io.Writer
+}
+
+func openStore(stateDir string, out io.Writer) (*store, error) {
+	dir, err := filepath.Abs(filepath.Join(stateDir, "images"))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return nil, &wrenn.Error{Code: wrenn.PermissionDenied, Message: "the state directory belongs to root: run this as root", Err: err}
+		}
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	return &store{dir: dir, out: out}, nil
+}
+
+func (s *store) path(name, file string) string { return filepath.Join(s.dir, name, file) }
+
+// has says whether something whole of that name is there.
+func (s *store) has(name string) bool {
+	info, err := os.Stat(filepath.Join(s.dir, name))
+	return err == nil && info.IsDir()
+}
+
+// touch marks what was used, for prune.
+func (s *store) touch(names ...string) {
+	now := time.Now()
+	for _, name := range names {
+		_ = os.Chtimes(filepath.Join(s.dir, name), now, now) // at worst it is made again
+	}
+}
+
+// lock keeps other writers out, of other processes too, until unlock. The lock
+// goes with the process, however that ends.
+func (s *store) lock(ctx context.Context) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for tries := 0; ; tries++ {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("lock the images: %w", err)
+		}
+		if tries == 0 {
+			fmt.Fprintln(s.out, "waiting for another process that makes images")
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, context.Cause(ctx)
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// build publishes under a name what fill puts into the empty directory that it
+// gets. The lock must be held. What an interrupted build left goes first.
+func (s *store) build(name string, fill func(dir string) error) error {
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(s.dir, stagePrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := fill(dir); err != nil {
+		return noSpace(err)
+	}
+	// Closed until now: a half-made tree has programs that run as root.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	return noSpace(durable.Publish(dir, filepath.Join(s.dir, name)))
+}
+
+// sweep removes the stages of builds that were killed: the lock says that none runs.
+func (s *store) sweep() error {
+	left, err := filepath.Glob(filepath.Join(s.dir, stagePrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range left {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove what an interrupted build left: %w", err)
+		}
+	}
+	return nil
+}
+
+// prune removes bases and guests that were not used for longest, and images
+// that no name leads to, because a build was killed just before it got its name.
+func (s *store) prune() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for prefix, keep := range map[string]int{guestPrefix: keepGuests, basePrefix: keepBases} {
+		if err := s.pruneKind(entries, prefix, keep); err != nil {
+			return err
+		}
+	}
+	return s.pruneUnnamed(entries)
+}
+
+func (s *store) pruneUnnamed(entries []os.DirEntry) error {
+	named := map[string]bool{}
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(s.dir, e.Name())); err == nil {
+			named[target] = true
+		}
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), imagePrefix) || named[e.Name()] {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
+			return fmt.Errorf("remove the unused image %s: %w", e.Name(), err)
+		}
+	}
+	return nil
+}
+
+func (s *store) pruneKind(entries []os.DirEntry, prefix string, keep int) error {
+	type aged struct {
+		name string
+		used time.Time
+	}
+	var list []aged
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix) {
+			continue
+		}
+		if info, err := e.Info(); err == nil {
+			list = append(list, aged{e.Name(), info.ModTime()})
+		}
+	}
+	slices.SortFunc(list, func(a, b aged) int { return cmp.Or(b.used.Compare(a.used), strings.Compare(a.name, b.name)) })
+	for _, old := range list[min(keep, len(list)):] {
+		if err := os.RemoveAll(filepath.Join(s.dir, old.name)); err != nil {
+			return fmt.Errorf("remove the unused image %s: %w", old.name, err)
+		}
+	}
+	return nil
+}
+
+// needSpace says early that a build will not fit.
+func needSpace(dir string, bytes uint64) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return err
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < bytes {
+		return wrenn.Errorf(wrenn.Exhausted, "making an image needs %d MiB in the state directory, %d MiB are free", bytes>>20, free>>20)
+	}
+	return nil
+}
+
+// noSpace gives a full disk its own sentence.
+func noSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return &wrenn.Error{Code: wrenn.Exhausted, Message: "no space left for the image in the state directory", Err: err}
+	}
+	return err
+}

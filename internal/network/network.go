@@ -1,0 +1,162 @@
+// Package network makes the network places of sandboxes, called slots, and
+// pools them ahead of need. A slot is a network namespace with a TAP device for
+// the guest, which has the same names and addresses in every slot, a veth pair
+// to the host, and rules that drop whatever is not outgoing traffic to the
+// public internet. It does not know who lives in a slot.
+//
+// Everything is made with netlink and nftables, in atomic batches; no program
+// is run. What is in the kernel is named after Config.Prefix and a slot's
+// index, so that an agent finds what a killed one left.
+package network
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+
+	"wrenn"
+	"wrenn/internal/netns"
+)
+
+// What every slot looks like from the guest's side. A snapshot holds these
+// addresses, so it restores in any slot.
+const (
+	// TAP is the name of the guest's device inside the slot's namespace.
+	TAP = "tap0"
+	// GuestMAC and GuestAddress are the guest's.
+	GuestMAC     = "02:fc:00:00:00:05"
+	GuestAddress = "169.254.0.21"
+	// GatewayAddress is the address of the TAP, the guest's default gateway.
+	GatewayAddress = "169.254.0.22"
+	// EnvdAddress is where the guest's agent listens.
+	EnvdAddress = GuestAddress + ":49983"
+
+	// gatewayMAC is the same in every slot: a restored guest remembers it.
+	gatewayMAC = "02:fc:00:00:00:06"
+	// linkBits is the length of the prefix that guest and gateway share.
+	linkBits = 30
+)
+
+// Limits that keep "<prefix>-<index>" within the 15 characters that the kernel
+// gives the name of a link (IFNAMSIZ - 1).
+const (
+	maxPrefixLen = 8
+	maxSlots     = 1_000_000
+)
+
+// Config says how many slots there are and what they are called.
+type Config struct {
+	// Prefix begins the name of every namespace, link and table, and tells
+	// the pools of one machine apart: a letter, then letters and digits, at most
+	// 8; default "wrenn". One pool at a time has a prefix.
+	Prefix string
+	// Range gives each slot two addresses (a /31) for the link to the host;
+	// default 10.191.0.0/16, which is good for 32768 slots. No route of the
+	// host may lead into it.
+	Range netip.Prefix
+	// Ready is how many slots are made ahead; up to twice as many are kept.
+	Ready int
+	// Max bounds the slots that exist at a time; default and limit: what Range holds.
+	Max int
+	// FirstUID, if not 0, makes user FirstUID+Index the owner of a slot's TAP,
+	// who needs no capability to attach to it. 0 leaves it to root.
+	FirstUID uint32
+	// Connections bounds what one guest has open at a time, so that it cannot
+	// fill the connection table of the host; default 4096.
+	Connections int
+	// HostNamespace is the path of the network namespace that the slots are
+	// attached to; default the agent's own. Tests use one of their own.
+	HostNamespace string
+	// RunDir holds the lock of the prefix; default /run/wrenn.
+	RunDir string
+	Log    *slog.Logger // needed
+}
+
+var validPrefix = regexp.MustCompile(`^[a-z][a-z0-9]{0,` + strconv.Itoa(maxPrefixLen-1) + `}$`)
+
+func (c Config) withDefaults() Config {
+	c.Prefix = cmp.Or(c.Prefix, "wrenn")
+	c.Range = cmp.Or(c.Range, netip.MustParsePrefix("10.191.0.0/16"))
+	c.Connections = cmp.Or(c.Connections, 4096)
+	c.HostNamespace = cmp.Or(c.HostNamespace, "/proc/self/ns/net")
+	c.RunDir = cmp.Or(c.RunDir, "/run/wrenn")
+	c.Max = cmp.Or(c.Max, c.capacity())
+	return c
+}
+
+// check returns an Invalid error that names the field and what it may be.
+func (c Config) check() error {
+	switch {
+	case !validPrefix.MatchString(c.Prefix):
+		return wrenn.Errorf(wrenn.Invalid, "network prefix %.80q: use a lower-case letter, then letters and digits, at most %d", c.Prefix, maxPrefixLen)
+	case !c.Range.IsValid() || !c.Range.Addr().Is4() || c.Range != c.Range.Masked() || c.Range.Bits() < 8 || c.Range.Bits() > 31:
+		return wrenn.Errorf(wrenn.Invalid, "network range %s: use an IPv4 network between /8 and /31, such as 10.191.0.0/16", c.Range)
+	case !c.Range.Addr().IsGlobalUnicast():
+		return wrenn.Errorf(wrenn.Invalid, "network range %s: these addresses have a meaning of their own; use a private network such as 10.191.0.0/16", c.Range)
+	case c.Max < 1 || c.Max > c.capacity():
+		return wrenn.Errorf(wrenn.Invalid, "at most %d network slots: range %s holds 1 to %d", c.Max, c.Range, c.capacity())
+	case c.Ready < 0 || c.Ready > c.Max:
+		return wrenn.Errorf(wrenn.Invalid, "%d ready network slots: use 0 to %d", c.Ready, c.Max)
+	case c.Connections < 1:
+		return wrenn.Errorf(wrenn.Invalid, "%d connections a network slot: use 1 or more", c.Connections)
+	}
+	return nil
+}
+
+// capacity is how many slots Range holds; none if it cannot be a range.
+func (c Config) capacity() int {
+	if !c.Range.Addr().Is4() || c.Range.Bits() > 31 {
+		return 0
+	}
+	return min(1<<(31-c.Range.Bits()), maxSlots)
+}
+
+// name is what the namespace of slot index and the host's end of its veth pair
+// are called.
+func (c Config) name(index int) string { return c.links() + strconv.Itoa(index) }
+
+// links begins the names of all the host's links that are ours.
+func (c Config) links() string { return c.Prefix + "-" }
+
+// indexOf is the reverse of name; ok is false for names that name cannot return.
+func (c Config) indexOf(name string) (index int, ok bool) {
+	if len(name) <= len(c.links()) {
+		return 0, false
+	}
+	index, err := strconv.Atoi(name[len(c.links()):])
+	return index, err == nil && index >= 0 && index < maxSlots && c.name(index) == name
+}
+
+func (c Config) namespace(index int) string { return netns.Path(c.name(index)) }
+
+// hostAddr and slotAddr are the two ends of slot index's veth pair.
+func (c Config) hostAddr(index int) netip.Addr { return nth(c.Range.Addr(), 2*index) }
+func (c Config) slotAddr(index int) netip.Addr { return nth(c.Range.Addr(), 2*index+1) }
+
+// nth returns the address n after the IPv4 address a.
+func nth(a netip.Addr, n int) netip.Addr {
+	b := a.As4()
+	for i := len(b) - 1; i >= 0 && n > 0; i-- {
+		n += int(b[i])
+		b[i] = byte(n)
+		n >>= 8
+	}
+	return netip.AddrFrom4(b)
+}
+
+// ipNet is addr/bits as the netlink library takes it.
+func ipNet(addr netip.Addr, bits int) *net.IPNet {
+	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())}
+}
+
+func mac(s string) net.HardwareAddr {
+	hw, err := net.ParseMAC(s)
+	if err != nil {
+		panic(fmt.Sprintf("network: constant %q is no MAC address", s))
+	}
+	return hw
+}

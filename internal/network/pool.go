@@ -1,0 +1,467 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/rollback"
+)
+
+// Pool makes, keeps and hands out the slots of one prefix. It is safe for
+// concurrent use. Close it.
+type Pool struct {
+	cfg  Config
+	host *host
+	lock lock
+	// fault, in tests, is asked before and after each step of making or
+	// recycling a slot, and makes it fail by an error.
+	fault func(step string) error
+
+	kick   chan struct{} // holds one: the filler has something to look at
+	stop   context.CancelFunc
+	filler sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	closed  bool
+	slots   map[int]*entry // every slot that may be in the kernel, by index
+	ready   []int          // indexes of slots to hand out
+	freed   []int          // indexes below next that are free
+	next    int
+	changed chan struct{} // closed, and replaced, when a slot was made or left
+}
+
+// entry is what is known of one slot.
+type entry struct {
+	state state
+	id    string // empty when the slot is not whole
+	owner string // of a slot in use
+}
+
+type state string
+
+const (
+	stateMaking   state = "making"
+	stateReady    state = "ready"
+	stateUsed     state = "used"
+	stateLeftover state = "leftover" // of an earlier pool, neither adopted nor swept yet
+	stateLeaving  state = "leaving"  // being recycled or removed
+	stateBroken   state = "broken"   // could not be removed
+)
+
+// Open returns the pool of cfg.Prefix and starts to fill it. It writes the
+// host's table and switches IPv4 forwarding on. What an earlier pool of the
+// prefix left keeps working: Adopt what is still wanted, then Sweep the rest.
+// Errors: Invalid for a configuration that cannot be, FailedPrecondition when
+// the prefix is in use or the range clashes with a route of the host, and
+// PermissionDenied without root.
+func Open(ctx context.Context, cfg Config) (*Pool, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	p := &Pool{cfg: cfg, kick: make(chan struct{}, 1), slots: map[int]*entry{}, changed: make(chan struct{})}
+	var undo rollback.Stack
+	defer undo.Run(ctx)
+	if err := p.attach(ctx, &undo); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return nil, &wrenn.Error{Code: wrenn.PermissionDenied, Message: "sandbox networks need root (CAP_SYS_ADMIN and CAP_NET_ADMIN)", Err: err}
+		}
+		return nil, fmt.Errorf("open network pool %s: %w", cfg.Prefix, err)
+	}
+	undo.Keep()
+	fillCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	p.stop = stop
+	p.filler.Go(func() { p.fill(fillCtx) })
+	p.wake()
+	return p, nil
+}
+
+// attach takes the prefix, looks at what is there and writes the host's table.
+func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
+	if p.lock, err = takeLock(p.cfg); err != nil {
+		return err
+	}
+	undo.Add(func(context.Context) error { return p.lock.release() })
+	nl, err := openNetlink(p.cfg.HostNamespace)
+	if err != nil {
+		return err
+	}
+	undo.AddFunc(nl.Close)
+	p.host = &host{cfg: p.cfg, nl: nl}
+	links, err := p.host.slotLinks()
+	if err != nil {
+		return err
+	}
+	if err := p.host.checkRange(links); err != nil {
+		return err
+	}
+	whole, err := p.findLeftovers(links)
+	if err != nil {
+		return err
+	}
+	if err := p.host.enableForwarding(ctx); err != nil {
+		return err
+	}
+	return p.host.writeTable(whole)
+}
+
+// findLeftovers enters them into the books and returns the indexes of those that are whole.
+func (p *Pool) findLeftovers(links map[int]slotLink) (whole []int, err error) {
+	left, err := p.host.leftovers(links)
+	for index, id := range left {
+		p.slots[index] = &entry{state: stateLeftover, id: id}
+		if id != "" {
+			whole = append(whole, index)
+		}
+	}
+	return whole, err
+}
+
+// Acquire returns a slot for owner, who must Release it: a ready one if there
+// is any, which takes no system call, else a new one. When all Max slots exist
+// it waits for those that are just being made or given back; Exhausted when
+// there are none of them either.
+func (p *Pool) Acquire(ctx context.Context, owner string) (*Slot, error) {
+	for {
+		g, err := p.take(owner)
+		switch {
+		case err != nil:
+			return nil, err
+		case g.slot != nil:
+			return g.slot, nil
+		case g.wait == nil:
+			return p.makeFor(ctx, g.index, owner)
+		}
+		select {
+		case <-g.wait:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// grant is one of three: a slot, something to wait for, or an index to make a slot of.
+type grant struct {
+	slot  *Slot
+	wait  <-chan struct{}
+	index int
+}
+
+func (p *Pool) take(owner string) (grant, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return grant{}, errClosed
+	}
+	if n := len(p.ready); n > 0 {
+		index := p.ready[n-1]
+		p.ready = p.ready[:n-1]
+		p.wake()
+		return grant{slot: p.handOut(index, p.slots[index].id, owner)}, nil
+	}
+	if index, ok := p.reserve(); ok {
+		return grant{index: index}, nil
+	}
+	for _, e := range p.slots {
+		if e.state == stateMaking || e.state == stateLeaving {
+			return grant{wait: p.changed}, nil
+		}
+	}
+	return grant{}, wrenn.Errorf(wrenn.Exhausted, "all %d network slots of this host are in use: destroy sandboxes, or allow more slots", p.cfg.Max)
+}
+
+func (p *Pool) makeFor(ctx context.Context, index int, owner string) (*Slot, error) {
+	id, err := p.make(ctx, index)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.handOut(index, id, owner), nil
+}
+
+// tell wakes everybody who waits for a slot. The caller holds mu.
+func (p *Pool) tell() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+var errClosed = wrenn.Errorf(wrenn.Unavailable, "the network pool is closed")
+
+// handOut books the slot on owner. The caller holds mu.
+func (p *Pool) handOut(index int, id, owner string) *Slot {
+	p.slots[index] = &entry{state: stateUsed, id: id, owner: owner}
+	p.tell()
+	return newSlot(p, SlotRef{Index: index, ID: id, Owner: owner})
+}
+
+// reserve returns a free index and books it as being made. The caller holds mu.
+func (p *Pool) reserve() (int, bool) {
+	if len(p.slots) >= p.cfg.Max {
+		return 0, false
+	}
+	if n := len(p.freed); n > 0 {
+		index := p.freed[n-1]
+		p.freed = p.freed[:n-1]
+		p.slots[index] = &entry{state: stateMaking}
+		return index, true
+	}
+	for p.next < p.cfg.capacity() {
+		index := p.next
+		p.next++
+		if p.slots[index] == nil { // else a leftover
+			p.slots[index] = &entry{state: stateMaking}
+			return index, true
+		}
+	}
+	return 0, false
+}
+
+// make makes the slot of a reserved index. When it fails nothing of the slot
+// is left and the index is free again; or, if that fails too, it is broken.
+func (p *Pool) make(ctx context.Context, index int) (id string, err error) {
+	id, err = p.host.run(ctx, index, makeSteps, p.fault)
+	if err != nil {
+		return "", errors.Join(err, p.remove(index))
+	}
+	return id, nil
+}
+
+// remove takes what there is of the slot out of the kernel and frees its index.
+func (p *Pool) remove(index int) error {
+	err := p.host.remove(index, p.fault)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.tell()
+	if err != nil {
+		p.slots[index] = &entry{state: stateBroken, id: p.slots[index].id}
+		return err
+	}
+	delete(p.slots, index)
+	if index < p.next { // above it is free anyway
+		p.freed = append(p.freed, index)
+	}
+	return nil
+}
+
+// Adopt returns the slot that ref means, which an earlier pool of this prefix
+// handed out; the caller must Release it. NotFound when it is no longer there,
+// FailedPrecondition when it has an owner already.
+func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.slots[ref.Index]
+	switch {
+	case p.closed:
+		return nil, errClosed
+	case e == nil || ref.ID == "" || e.id != ref.ID:
+		return nil, wrenn.Errorf(wrenn.NotFound, "network slot %s of %.64q is gone", p.cfg.name(ref.Index), ref.Owner)
+	case e.state != stateLeftover:
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "network slot %s is not free to adopt: it is %s", p.cfg.name(ref.Index), e.state)
+	}
+	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network slot adopted", slog.Int("slot", ref.Index), slog.String("owner", ref.Owner))
+	return p.handOut(ref.Index, ref.ID, ref.Owner), nil
+}
+
+// Sweep removes what earlier pools left and nobody adopted, and tries again to
+// remove slots that could not be. It goes on after errors.
+func (p *Pool) Sweep(ctx context.Context) error {
+	var errs []error
+	for _, index := range p.claim(stateLeftover, stateBroken) {
+		if err := p.remove(index); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover network slot removed", slog.Int("slot", index))
+	}
+	p.wake()
+	return errors.Join(errs...)
+}
+
+// claim books the slots in one of the states as leaving and returns their indexes.
+func (p *Pool) claim(states ...state) []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var claimed []int
+	for _, index := range slices.Sorted(maps.Keys(p.slots)) {
+		if e := p.slots[index]; slices.Contains(states, e.state) {
+			e.state = stateLeaving
+			claimed = append(claimed, index)
+		}
+	}
+	return claimed
+}
+
+// release recycles or removes the slot that ref means, if it is still ref's.
+func (p *Pool) release(ctx context.Context, ref SlotRef) error {
+	what, err := p.giveBack(ref)
+	if err != nil || what == keep {
+		return err
+	}
+	defer p.wake()
+	if what == recycle {
+		// A caller in a hurry gets a clean slot all the same: each step is a short system call.
+		id, err := p.host.run(context.WithoutCancel(ctx), ref.Index, recycleSteps, p.fault)
+		if err == nil {
+			p.putReady(ref.Index, id)
+			return nil
+		}
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "network slot is removed, not recycled",
+			slog.Int("slot", ref.Index), slog.String("owner", ref.Owner), slog.Any("err", err))
+	}
+	return p.remove(ref.Index)
+}
+
+// fate is what becomes of a released slot.
+type fate int
+
+const (
+	keep fate = iota // it is not the releaser's any more
+	recycle
+	destroy
+)
+
+// giveBack books the slot as leaving, if it is ref's, and says what to do with it.
+func (p *Pool) giveBack(ref SlotRef) (fate, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.slots[ref.Index]
+	switch {
+	case e == nil || e.id != ref.ID:
+		return keep, nil
+	case p.closed:
+		return keep, errClosed
+	case e.state == stateUsed && len(p.ready) < 2*p.cfg.Ready:
+		e.state = stateLeaving
+		return recycle, nil
+	case e.state == stateUsed || e.state == stateBroken:
+		e.state = stateLeaving
+		return destroy, nil
+	default: // Sweep is at it
+		return keep, wrenn.Errorf(wrenn.Unavailable, "network slot %s is %s", p.cfg.name(ref.Index), e.state)
+	}
+}
+
+func (p *Pool) putReady(index int, id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slots[index] = &entry{state: stateReady, id: id}
+	p.ready = append(p.ready, index)
+	p.tell()
+}
+
+func (p *Pool) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// fill makes ready slots whenever there are too few, until ctx ends.
+func (p *Pool) fill(ctx context.Context) {
+	const firstPause, longestPause = time.Second, 30 * time.Second
+	pause := firstPause
+	for {
+		err := p.fillUp(ctx)
+		var again <-chan time.Time
+		if err != nil && ctx.Err() == nil {
+			p.cfg.Log.LogAttrs(ctx, slog.LevelError, "make network slot ahead", slog.Any("err", err), slog.Duration("retry_in", pause))
+			again = time.After(pause)
+			pause = min(2*pause, longestPause)
+		} else {
+			pause = firstPause
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.kick:
+		case <-again:
+		}
+	}
+}
+
+func (p *Pool) fillUp(ctx context.Context) error {
+	for ctx.Err() == nil {
+		index, ok := p.reserveAhead()
+		if !ok {
+			return nil
+		}
+		id, err := p.make(ctx, index)
+		if err != nil {
+			return err
+		}
+		p.putReady(index, id)
+	}
+	return nil
+}
+
+// reserveAhead reserves an index when there are too few ready slots.
+func (p *Pool) reserveAhead() (int, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || len(p.ready) >= p.cfg.Ready {
+		return 0, false
+	}
+	return p.reserve()
+}
+
+// Stats counts slots by what becomes of them.
+type Stats struct {
+	Ready    int // to be handed out
+	Used     int // handed out or adopted
+	Leftover int // of an earlier pool, for Adopt or Sweep
+	Broken   int // could not be removed; Sweep tries again
+	Changing int // being made, recycled or removed
+}
+
+// Stats returns the counts of this moment.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var s Stats
+	for _, e := range p.slots {
+		*map[state]*int{
+			stateReady: &s.Ready, stateUsed: &s.Used, stateLeftover: &s.Leftover,
+			stateBroken: &s.Broken, stateMaking: &s.Changing, stateLeaving: &s.Changing,
+		}[e.state]++
+	}
+	return s
+}
+
+// Close ends the filling and removes all slots that nobody uses. Slots in use
+// stay, with the host's table that guards them, for the next pool to adopt; so
+// do leftovers that were not swept. When none are left the table goes as well.
+// No other method may be running. Twice is allowed; the second does nothing.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	again := p.closed
+	p.closed = true
+	p.mu.Unlock()
+	if again {
+		return nil
+	}
+	p.stop()
+	p.filler.Wait()
+	var errs []error
+	for _, index := range p.claim(stateReady, stateBroken) {
+		errs = append(errs, p.remove(index))
+	}
+	if len(p.slots) == 0 {
+		errs = append(errs, p.host.deleteTable())
+	}
+	p.host.nl.Close()
+	errs = append(errs, p.lock.release())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close network pool %s: %w", p.cfg.Prefix, err)
+	}
+	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network pool closed", slog.Int("slots_in_use", len(p.slots)))
+	return nil
+}

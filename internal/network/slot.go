@@ -1,0 +1,95 @@
+package network
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync/atomic"
+
+	"wrenn"
+	"wrenn/internal/netns"
+)
+
+// SlotRef is what Adopt needs; a journal keeps it as JSON.
+type SlotRef struct {
+	Index int `json:"index"`
+	// ID is new each time a slot becomes ready, so that an old ref never
+	// means the next owner's slot.
+	ID string `json:"id"`
+	// Owner is who acquired it, for people who read the journal.
+	Owner string `json:"owner"`
+}
+
+// Slot is one owner's hold on a slot; Release it. Its methods are safe for
+// concurrent use.
+type Slot struct {
+	pool     *Pool
+	ref      SlotRef
+	turn     chan struct{} // holds one: a Release at a time
+	released atomic.Bool
+}
+
+func newSlot(p *Pool, ref SlotRef) *Slot {
+	return &Slot{pool: p, ref: ref, turn: make(chan struct{}, 1)}
+}
+
+// Namespace is the path of the slot's network namespace.
+func (s *Slot) Namespace() string { return s.pool.cfg.namespace(s.ref.Index) }
+
+// TAP is the name of the guest's device in Namespace. It is persistent, without
+// packet information, with virtio headers and one queue (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR).
+func (s *Slot) TAP() string { return TAP }
+
+// MAC is what the guest's card must have; packets of others are dropped.
+func (s *Slot) MAC() string { return GuestMAC }
+
+// Index is the slot's number, from 0; no two slots of a pool have the same.
+func (s *Slot) Index() int { return s.ref.Index }
+
+// Ref is what Adopt needs. It never changes.
+func (s *Slot) Ref() SlotRef { return s.ref }
+
+var errReleased = wrenn.Errorf(wrenn.FailedPrecondition, "the network slot was released")
+
+// DialContext connects to an address of the guest with a socket of the slot's
+// namespace; the connection is usable everywhere. The address must be an IP
+// address and a port: names are not resolved there. FailedPrecondition after Release.
+//
+// A guest that is not up yet does not refuse but swallows the first packet, and
+// the kernel sends the next after a second: bound attempts by ctx, and repeat them.
+func (s *Slot) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, &wrenn.Error{Code: wrenn.Invalid, Message: "not an address in a sandbox", Err: err}
+	}
+	if s.released.Load() {
+		return nil, errReleased
+	}
+	err = netns.Do(s.Namespace(), func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.released.Load() { // it may be the next owner's guest that answered
+		conn.Close()
+		return nil, errReleased
+	}
+	return conn, nil
+}
+
+// Release gives the slot back; the machine in it must be gone and connections
+// of DialContext closed. When it returns nil the slot is clean and in the pool,
+// or removed. It is safe to call more than once, and never touches the slot of
+// a later owner. After an error the slot stays out of the pool; Release again,
+// or the pool's Sweep, tries to remove it.
+func (s *Slot) Release(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.released.Store(true)
+	return s.pool.release(ctx, s.ref)
+}

@@ -1,0 +1,291 @@
+// Package launch starts VMM processes and follows them: without a shell, in
+// namespaces of their own, known by more than a PID, and with what they print
+// in a file that cannot grow. It knows no particular VMM.
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/netns"
+)
+
+// Command is a VMM to start. The process is the leader of a session of its own
+// and lives in a mount namespace of its own, from which nothing propagates.
+// It outlives its parent.
+type Command struct {
+	// Path is the program's file; PATH is not searched.
+	Path string
+	// Args are the arguments after the program's name.
+	Args []string
+	// Env is the whole environment; nothing is inherited.
+	Env []string
+	// Dir is the working directory; empty is the caller's.
+	Dir string
+	// Files become the file descriptors 3, 4, … of the process. The caller
+	// still owns, and closes, its own.
+	Files []*os.File
+	// Namespace is the path of the network namespace to run in; empty is the caller's.
+	Namespace string
+	// UID and GID are whom it runs as, without supplementary groups. With UID
+	// zero it stays the caller's user.
+	UID, GID uint32
+	// Cgroup is an open directory of a cgroup2 hierarchy in which the process
+	// begins its life; nil is the caller's cgroup.
+	Cgroup *os.File
+}
+
+// Process is a running VMM, or one that is gone. It is safe for concurrent use.
+// It holds file descriptors and goroutines until the VMM is gone.
+type Process struct {
+	id      Identity
+	pidfd   *os.File
+	console *console
+	child   *os.Process // nil for an adopted one
+	done    chan struct{}
+
+	mu     sync.Mutex // guards the following
+	killed bool
+	exit   Exit   // valid when done is closed
+	output []byte // what the console held at the end
+}
+
+// Exit says how a process ended.
+type Exit struct {
+	// Reason is like "exit status 1" or "signal: killed". Only a parent is told
+	// that: for an adopted process it is "exit status unknown".
+	Reason string
+	// Code is the exit status, and -1 after a signal or when it is not known.
+	Code int
+	// Killed says that Kill was called while it ran.
+	Killed bool
+}
+
+// Start starts a command and returns when the program has been executed.
+func Start(cmd Command) (*Process, error) {
+	console, err := newConsole()
+	if err != nil {
+		return nil, fmt.Errorf("console: %w", err)
+	}
+	p := &Process{console: console, done: make(chan struct{})}
+	if err := inNamespace(cmd.Namespace, func() error { return p.spawn(cmd) }); err != nil {
+		console.file.Close()
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	go p.follow()
+	return p, nil
+}
+
+// spawn starts the program on the calling thread, whose network namespace it inherits.
+func (p *Process) spawn(cmd Command) error {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	pidfd := -1
+	attr := &os.ProcAttr{
+		Dir:   cmd.Dir,
+		Env:   append([]string{}, cmd.Env...), // never nil: that would inherit
+		Files: append([]*os.File{null, p.console.file, p.console.file}, cmd.Files...),
+		Sys:   sysProcAttr(cmd, &pidfd),
+	}
+	child, err := os.StartProcess(cmd.Path, append([]string{cmd.Path}, cmd.Args...), attr)
+	if err != nil {
+		return err
+	}
+	id, err := identify(child.Pid)
+	if err == nil {
+		p.pidfd, err = pollable(pidfd)
+	}
+	if err != nil {
+		return errors.Join(err, child.Kill(), reap(child))
+	}
+	p.id, p.child = id, child
+	return nil
+}
+
+func sysProcAttr(cmd Command, pidfd *int) *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{
+		Setsid: true,
+		// With this flag package syscall also makes every mount private first,
+		// so that nothing propagates.
+		Unshareflags: syscall.CLONE_NEWNS,
+		PidFD:        pidfd,
+	}
+	if cmd.UID != 0 {
+		attr.Credential = &syscall.Credential{Uid: cmd.UID, Gid: cmd.GID}
+	}
+	if cmd.Cgroup != nil {
+		attr.UseCgroupFD, attr.CgroupFD = true, int(cmd.Cgroup.Fd())
+	}
+	return attr
+}
+
+func reap(child *os.Process) error {
+	_, err := child.Wait()
+	return err
+}
+
+// Adopt follows a process that somebody else started. The error is
+// os.ErrProcessDone when it no longer runs, also when its PID is another
+// process's by now.
+func Adopt(id Identity) (*Process, error) {
+	fd, err := unix.PidfdOpen(id.PID, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", id.PID, goneOr(err))
+	}
+	pidfd, err := pollable(fd)
+	if err != nil {
+		return nil, err
+	}
+	// The PID cannot change hands between this look and the use of the pidfd:
+	// the look comes second, and the pidfd is of whom it sees or of one that is gone.
+	now, err := identify(id.PID)
+	if err != nil || now != id || hasExited(pidfd) {
+		pidfd.Close()
+		return nil, fmt.Errorf("process %d: %w", id.PID, errors.Join(os.ErrProcessDone, err))
+	}
+	p := &Process{id: id, pidfd: pidfd, done: make(chan struct{})}
+	if p.console, err = adoptConsole(fd); err != nil {
+		pidfd.Close()
+		return nil, fmt.Errorf("console of process %d: %w", id.PID, err)
+	}
+	go p.follow()
+	return p, nil
+}
+
+func goneOr(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // EINVAL: not a possible PID
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// follow waits for the end of the process and records it.
+func (p *Process) follow() {
+	gone := make(chan struct{})
+	var keeper sync.WaitGroup
+	keeper.Go(func() { p.console.keep(gone) })
+	awaitExit(p.pidfd)
+	exit := Exit{Reason: "exit status unknown", Code: -1}
+	if p.child != nil {
+		if state, err := p.child.Wait(); err == nil {
+			exit = Exit{Reason: state.String(), Code: state.ExitCode()}
+		}
+	}
+	close(gone)
+	keeper.Wait()
+	p.mu.Lock()
+	exit.Killed = p.killed
+	p.exit = exit
+	p.output = p.console.tail()
+	p.console.file.Close()
+	p.pidfd.Close()
+	close(p.done)
+	p.mu.Unlock()
+}
+
+// Identity is what Adopt needs.
+func (p *Process) Identity() Identity { return p.id }
+
+// Done is closed when the process is gone.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait returns when the process is gone, or with ctx's cause.
+func (p *Process) Wait(ctx context.Context) (Exit, error) {
+	select {
+	case <-p.done:
+		return p.exit, nil
+	case <-ctx.Done():
+		return Exit{}, context.Cause(ctx)
+	}
+}
+
+// Kill ends the process by SIGKILL and returns when it is gone, or with ctx's
+// cause. Twice is allowed, and so is killing one that is gone.
+func (p *Process) Kill(ctx context.Context) error {
+	if err := p.sendKill(); err != nil {
+		return fmt.Errorf("kill process %d: %w", p.id.PID, err)
+	}
+	_, err := p.Wait(ctx)
+	return err
+}
+
+func (p *Process) sendKill() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+		return nil
+	default:
+	}
+	if hasExited(p.pidfd) { // by itself: Kill came too late to be the reason
+		return nil
+	}
+	p.killed = true
+	err := withFD(p.pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) })
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Output is the end of what the process, and through it the guest, printed: at
+// most ConsoleSize bytes. The guest chose what is in it. It can be read while
+// the process runs and after it is gone.
+func (p *Process) Output() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.output
+	default:
+		return p.console.tail()
+	}
+}
+
+// LastLines is the part of Output that fits an error message: its last lines,
+// with anything unprintable replaced.
+func (p *Process) LastLines() string { return printable(lastLines(p.Output(), maxLastLines)) }
+
+// maxLastLines is about a screen full.
+const maxLastLines = 2 << 10
+
+func lastLines(out []byte, limit int) string {
+	s := string(out)
+	if len(s) <= limit {
+		return s
+	}
+	s = s[len(s)-limit:]
+	if _, rest, found := strings.Cut(s, "\n"); found {
+		return rest
+	}
+	return s
+}
+
+// printable keeps line ends and replaces other control characters, by which a
+// guest could play with an operator's terminal.
+func printable(s string) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\r\n", "\n")
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (r < ' ' || r >= 0x7f && r < 0xa0) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+func inNamespace(path string, fn func() error) error {
+	if path == "" {
+		return fn()
+	}
+	return netns.Do(path, fn)
+}

@@ -1,0 +1,157 @@
+package launch
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestStartTime(t *testing.T) {
+	rest := strings.Repeat(" 0", 18) + " 4711 9\n"
+	for name, c := range map[string]struct {
+		stat string
+		want uint64
+		ok   bool
+	}{
+		"plain":              {"12 (qemu) S" + rest, 4711, true},
+		"hostile name":       {"12 (a) R 1 (b) c) S" + rest, 4711, true},
+		"too few fields":     {"12 (qemu) S 1 2", 0, false},
+		"empty":              {"", 0, false},
+		"name without end":   {"12 (qemu", 0, false},
+		"nothing after name": {"12 (qemu)", 0, false},
+	} {
+		got, err := startTime([]byte(c.stat))
+		if got != c.want || (err == nil) != c.ok {
+			t.Errorf("%s: startTime() = %d, %v", name, got, err)
+		}
+	}
+}
+
+func TestConsoleIsBoundedWithoutItsKeeper(t *testing.T) {
+	c := testConsole(t)
+	flood := bytes.Repeat([]byte("x"), 4096)
+	for range 2 * ConsoleSize / len(flood) {
+		if _, err := c.file.Write(flood); err != nil {
+			if !errors.Is(err, unix.EPERM) {
+				t.Fatalf("write beyond the end = %v, want EPERM", err)
+			}
+			break
+		}
+	}
+	if info, _ := c.file.Stat(); info.Size() != ConsoleSize {
+		t.Errorf("size = %d", info.Size())
+	}
+	if err := c.file.Truncate(2 * ConsoleSize); !errors.Is(err, unix.EPERM) {
+		t.Errorf("truncate = %v, want EPERM", err)
+	}
+	if got := len(c.tail()); got > ConsoleSize {
+		t.Errorf("%d bytes are kept", got)
+	}
+}
+
+func TestConsoleKeepsTheLastOutput(t *testing.T) {
+	c := testConsole(t)
+	var all []byte
+	for i := range 40 {
+		line := append(bytes.Repeat([]byte{'a' + byte(i%26)}, 20_000), '\n')
+		all = append(all, line...)
+		if _, err := c.file.Write(line); err != nil {
+			t.Fatal(err)
+		}
+		c.turn()
+	}
+	got := c.tail()
+	if len(got) < ConsoleSize/2 || !bytes.HasSuffix(all, got) {
+		t.Errorf("%d bytes are kept; they are not the last that were written, or too few", len(got))
+	}
+}
+
+func testConsole(t *testing.T) *console {
+	t.Helper()
+	c, err := newConsole()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.file.Close() })
+	return c
+}
+
+func TestPrintable(t *testing.T) {
+	got := printable("a\x1b]0;title\x07b\r\nc\xff\u0085\td")
+	if want := "a?]0;title?b\nc??\td"; got != want {
+		t.Errorf("printable() = %q, want %q", got, want)
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	if got := lastLines([]byte("one\ntwo\nthree\n"), 8); got != "three\n" {
+		t.Errorf("lastLines() = %q", got)
+	}
+	if got := lastLines([]byte("endless"), 4); got != "less" {
+		t.Errorf("lastLines() without a line end = %q", got)
+	}
+}
+
+// TestAdopt follows a process that package os started.
+func TestAdopt(t *testing.T) {
+	out, err := newConsole()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.file.Close()
+	cat := exec.Command("cat")
+	stdin, err := cat.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cat.Stdout = out.file
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	id, err := identify(cat.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, other := range map[string]Identity{
+		"other start time": {id.PID, id.StartTime + 1, id.BootID},
+		"other boot":       {id.PID, id.StartTime, "0"},
+		"impossible PID":   {0, id.StartTime, id.BootID},
+	} {
+		if _, err := Adopt(other); !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("%s: Adopt() = %v, want ErrProcessDone", name, err)
+		}
+	}
+	p, err := Adopt(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(stdin, "hello")
+	stdin.Close()
+	cat.Wait()
+	exit, err := p.Wait(t.Context())
+	if err != nil || exit.Killed {
+		t.Errorf("Wait() = %+v, %v", exit, err)
+	}
+	if got := string(p.Output()); got != "hello" {
+		t.Errorf("Output() = %q", got)
+	}
+	if _, err := Adopt(id); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("Adopt of an ended process = %v, want ErrProcessDone", err)
+	}
+}
+
+func FuzzStartTime(f *testing.F) {
+	f.Add([]byte("12 (qemu) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22"))
+	f.Fuzz(func(t *testing.T, stat []byte) {
+		_, _ = startTime(stat) // must not panic
+		if s := printable(string(stat)); strings.ContainsRune(s, 0x1b) {
+			t.Errorf("printable kept an escape: %q", s)
+		}
+	})
+}

@@ -1,0 +1,167 @@
+// Package probe finds out whether a driver really boots the configured kernel
+// on this machine. That a VMM starts, or that a vCPU runs a few instructions,
+// does not say so: under PVM (/sys/module/kvm_pvm) both work and every stock
+// kernel hangs before its first line. So the probe boots the kernel itself,
+// waits until it has printed something, and remembers the answer.
+package probe
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/durable"
+	"wrenn/internal/rollback"
+	"wrenn/internal/vm"
+)
+
+const (
+	// defaultDeadline is several times what a kernel needs to its first line
+	// even where KVM itself is emulated (about 2 s there).
+	defaultDeadline = 15 * time.Second
+	// look is how often the console is looked at.
+	look = 20 * time.Millisecond
+	// maxMemory bounds the file of remembered verdicts.
+	maxMemory = 1 << 20
+)
+
+// Probe boots kernels. All fields but Deadline are needed.
+type Probe struct {
+	// Memory is the file in which verdicts are kept; a new boot of the host, a
+	// new kernel or a new VMM makes a new verdict.
+	Memory string
+	// Dir is where the probe's machine gets its directory; see vm.Spec.Dir.
+	Dir string
+	// Deadline is how long a kernel may take to its first line; default 15 s.
+	Deadline time.Duration
+}
+
+// Verdict says whether a driver boots a kernel here.
+type Verdict struct {
+	Works  bool   `json:"works"`
+	Reason string `json:"reason"` // for people
+}
+
+// Boots says whether driver, whose VMM has the given version, boots kernel on
+// this machine. It takes up to the deadline the first time and nothing when the
+// answer is remembered. The error says that it could not be found out.
+func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kernel vm.Kernel) (Verdict, error) {
+	key, err := keyOf(driver.Name(), version, kernel)
+	if err != nil {
+		return Verdict{}, err
+	}
+	memory := p.recall()
+	if v, ok := memory[key]; ok {
+		return v, nil
+	}
+	v, err := p.boot(ctx, driver, kernel)
+	if err != nil {
+		return Verdict{}, err
+	}
+	// Only the last verdict is kept: the others are of kernels, VMMs and boots gone by.
+	return v, p.remember(map[string]Verdict{key: v})
+}
+
+// boot tries it.
+func (p Probe) boot(ctx context.Context, driver vm.Driver, kernel vm.Kernel) (v Verdict, err error) {
+	dir, err := os.MkdirTemp(p.Dir, "probe")
+	if err != nil {
+		return v, err
+	}
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
+	undo.Add(func(context.Context) error { return os.RemoveAll(dir) })
+	// Without a disk the kernel cannot get far; ignore_loglevel makes it say what it does.
+	kernel.Args = append([]string{"ignore_loglevel"}, kernel.Args...)
+	machine, err := driver.Start(ctx, vm.Spec{ID: "probe", Dir: dir, VCPUs: 1, MemoryMiB: 128, Kernel: kernel})
+	if err != nil {
+		if ctx.Err() != nil {
+			return v, err
+		}
+		return Verdict{Reason: err.Error()}, nil
+	}
+	undo.Add(machine.Stop)
+	console, ok := machine.(vm.ConsoleReader)
+	if !ok {
+		return v, fmt.Errorf("probe: driver %s shows no console", driver.Name())
+	}
+	return p.watch(ctx, machine, console)
+}
+
+// watch returns when the console has something, the machine is gone or the deadline is over.
+func (p Probe) watch(ctx context.Context, machine vm.Machine, console vm.ConsoleReader) (Verdict, error) {
+	limit := cmp.Or(p.Deadline, defaultDeadline)
+	deadline, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	gone := make(chan error, 1)
+	go func() { gone <- machine.Wait(deadline) }()
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		if strings.TrimSpace(console.Console()) != "" {
+			return Verdict{Works: true, Reason: "the guest kernel booted"}, nil
+		}
+		select {
+		case <-tick.C:
+		case err := <-gone:
+			switch {
+			case ctx.Err() != nil:
+				return Verdict{}, context.Cause(ctx)
+			case deadline.Err() != nil:
+				return Verdict{Reason: fmt.Sprintf("the guest kernel printed nothing within %s", limit)}, nil
+			case strings.TrimSpace(console.Console()) != "":
+				return Verdict{Works: true, Reason: "the guest kernel booted"}, nil
+			}
+			return Verdict{Reason: fmt.Sprintf("the VMM ended before the guest kernel printed anything: %v", err)}, nil
+		}
+	}
+}
+
+func (p Probe) recall() map[string]Verdict {
+	f, err := os.Open(p.Memory)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxMemory))
+	var memory map[string]Verdict
+	if err != nil || json.Unmarshal(data, &memory) != nil {
+		return nil // probing again costs seconds, not correctness
+	}
+	return memory
+}
+
+func (p Probe) remember(memory map[string]Verdict) error {
+	data, err := json.MarshalIndent(memory, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(p.Memory, append(data, '\n'), 0o600)
+}
+
+// keyOf names everything that the verdict depends on.
+func keyOf(driver, version string, kernel vm.Kernel) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open(kernel.Image)
+	if err != nil {
+		return "", &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest kernel cannot be read", Err: err}
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", fmt.Errorf("read kernel: %w", err)
+	}
+	return strings.Join([]string{driver, version, "kernel-" + hex.EncodeToString(sum.Sum(nil)[:8]), "boot-" + strings.TrimSpace(string(boot))}, " "), nil
+}

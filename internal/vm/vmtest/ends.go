@@ -1,0 +1,156 @@
+package vmtest
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/internal/vm"
+)
+
+func (s *suite) powerOff(t *testing.T) {
+	b := s.restore(t, s.Driver(t), s.base)
+	must(t, "PowerOff", b.guest.PowerOff(within(t)))
+	if err := b.Wait(within(t)); err != nil {
+		t.Errorf("Wait() = %v, want nil", err)
+	}
+	s.wantRefusals(t, b)
+}
+
+func (s *suite) panics(t *testing.T) {
+	b := s.restore(t, s.Driver(t), s.base)
+	must(t, "Panic", b.guest.Panic(within(t)))
+	s.wantExit(t, b.Wait(within(t)), "guest panicked")
+}
+
+func (s *suite) wantExit(t *testing.T, err error, reason string) {
+	t.Helper()
+	exit, ok := errors.AsType[*vm.ExitError](err)
+	if !ok || !strings.Contains(exit.Reason, reason) {
+		t.Errorf("Wait() = %v, want an ExitError with %q", err, reason)
+	}
+}
+
+func (s *suite) killed(t *testing.T) {
+	b := s.restore(t, s.Driver(t), s.base)
+	waits := s.waiters(t, b, 3)
+	began := time.Now()
+	s.Kill(t, b.Ref())
+	for err := range waits {
+		s.wantExit(t, err, "killed")
+	}
+	t.Logf("a killed VMM was noticed after %v", time.Since(began))
+	s.wantRefusals(t, b)
+	for range 2 {
+		must(t, "Stop of a machine that died", b.Stop(within(t)))
+	}
+	s.wantNothing(t, b.spec)
+	s.wantExit(t, b.Wait(within(t)), "killed")
+}
+
+// hostileConsole proves that a guest that prints without end neither fills the
+// host nor stalls.
+func (s *suite) hostileConsole(t *testing.T) {
+	b := s.restore(t, s.Driver(t), s.base)
+	must(t, "Flood", b.guest.Flood(within(t)))
+	n := s.counted(t, b, 0)
+	s.counted(t, b, n+10)
+	var total int64
+	err := filepath.WalkDir(b.spec.Dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		total += info.Size()
+		return err
+	})
+	if err != nil || total > 1<<20 {
+		t.Errorf("the machine's directory holds %d bytes, %v", total, err)
+	}
+	s.Kill(t, b.Ref())
+	exit, ok := errors.AsType[*vm.ExitError](b.Wait(within(t)))
+	if !ok || len(exit.Console) > 64<<10 {
+		t.Errorf("Wait() = %v", exit)
+	}
+}
+
+func (s *suite) adopt(t *testing.T) {
+	spec, guest := s.newSpec(t, s.RootFS)
+	b := s.adoptBox(t, s.Elsewhere(t, spec, ""), spec, guest)
+	b.ready(t)
+	must(t, "Fill", b.guest.Fill(within(t), "adopted", 'a'))
+	must(t, "StartCounter", b.guest.StartCounter(within(t)))
+	s.pauseAndResume(t, b)
+	s.wantIsolated(t, b)
+	snap := s.snapshot(t, b)
+	s.wantFilled(t, s.restore(t, s.Driver(t), snap), "adopted", 'a')
+	waits := s.waiters(t, b, 2)
+	must(t, "Stop", b.Stop(within(t)))
+	for err := range waits {
+		if err != nil {
+			t.Errorf("Wait after Stop = %v", err)
+		}
+	}
+	s.wantNothing(t, spec)
+}
+
+// adoptRestored adopts a machine whose memory is still partly a snapshot's, and
+// lets it end in another way than by Stop.
+func (s *suite) adoptRestored(t *testing.T) {
+	spec, guest := s.newSpec(t, s.base.disk)
+	b := s.adoptBox(t, s.Elsewhere(t, spec, s.base.dir), spec, guest)
+	b.ready(t)
+	must(t, "Fill", b.guest.Fill(within(t), "later", 0))
+	restored := s.restore(t, s.Driver(t), s.snapshot(t, b))
+	s.wantFilled(t, restored, "base", 'b')
+	s.wantFilled(t, restored, "later", 0)
+	must(t, "PowerOff", b.guest.PowerOff(within(t)))
+	if err := b.Wait(within(t)); err != nil {
+		t.Errorf("Wait() of an adopted machine that powered off = %v", err)
+	}
+}
+
+func (s *suite) adoptBox(t *testing.T, ref vm.Ref, spec vm.Spec, guest Guest) *box {
+	t.Helper()
+	m, err := s.Driver(t).Adopt(within(t), ref)
+	must(t, "Adopt", err)
+	if diff := cmp.Diff(ref, m.Ref()); diff != "" {
+		t.Errorf("Ref() of an adopted machine (-want +got):\n%s", diff)
+	}
+	return s.watch(t, m, spec, guest)
+}
+
+func (s *suite) adoptDead(t *testing.T) {
+	d := s.Driver(t)
+	spec, guest := s.newSpec(t, s.RootFS)
+	ref := s.Elsewhere(t, spec, "")
+	b := s.adoptBox(t, ref, spec, guest)
+	s.Kill(t, ref)
+	if err := b.Wait(within(t)); err == nil {
+		t.Error("Wait() of a killed machine = nil")
+	}
+	for range 2 {
+		if _, err := d.Adopt(within(t), ref); wrenn.CodeOf(err) != wrenn.NotFound {
+			t.Errorf("Adopt of a dead machine = %v, want NotFound", err)
+		}
+		s.wantNothing(t, spec)
+	}
+}
+
+// adoptAnother offers a process that is not the machine's: it must live on.
+func (s *suite) adoptAnother(t *testing.T) {
+	b := s.restore(t, s.Driver(t), s.base)
+	ref := b.Ref()
+	ref.StartTime++
+	ref.Dir = s.newDir(t)
+	if _, err := s.Driver(t).Adopt(within(t), ref); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Adopt of another process with the same PID = %v, want NotFound", err)
+	}
+	s.counted(t, b, 0)
+}

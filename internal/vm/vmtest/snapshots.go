@@ -1,0 +1,194 @@
+package vmtest
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/internal/vm"
+)
+
+func (s *suite) snapshotRefused(t *testing.T) {
+	b := s.restore(t, s.Driver(t), s.base)
+	dir := s.newDir(t)
+	if code := wrenn.CodeOf(b.Snapshot(within(t), dir)); code != wrenn.FailedPrecondition {
+		t.Errorf("snapshot of a running machine: %s", code)
+	}
+	must(t, "Pause", b.Pause(within(t)))
+	file := filepath.Join(dir, "somebody's")
+	must(t, "file", os.WriteFile(file, []byte("x"), 0o600))
+	for name, bad := range map[string]string{"a full directory": dir, "no directory": filepath.Join(dir, "none")} {
+		if code := wrenn.CodeOf(b.Snapshot(within(t), bad)); code != wrenn.FailedPrecondition {
+			t.Errorf("snapshot into %s: %s", name, code)
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+		t.Errorf("a refused snapshot left %v", entries)
+	}
+	must(t, "Resume", b.Resume(within(t)))
+	s.counted(t, b, 0)
+}
+
+// restoreOnly expects Restore to fail.
+func (s *suite) restoreOnly(t *testing.T, d vm.Driver, spec vm.Spec, dir string) error {
+	t.Helper()
+	m, err := d.Restore(within(t), spec, dir)
+	if err == nil {
+		m.Stop(within(t))
+		t.Error("Restore succeeded")
+	}
+	s.wantNothing(t, spec)
+	return err
+}
+
+func (s *suite) restoreFailures(t *testing.T) {
+	for _, step := range s.RestoreSteps {
+		t.Run(step, func(t *testing.T) {
+			spec, _ := s.newSpec(t, s.base.disk)
+			t.Log(s.restoreOnly(t, s.Failing(t, step), spec, s.base.dir))
+		})
+	}
+}
+
+func (s *suite) otherShape(t *testing.T) {
+	d := s.Driver(t)
+	for name, change := range map[string]func(*vm.Spec){
+		"vCPUs":  func(spec *vm.Spec) { spec.VCPUs++ },
+		"memory": func(spec *vm.Spec) { spec.MemoryMiB += 2 },
+		"disks":  func(spec *vm.Spec) { spec.Disks = append(spec.Disks, spec.Disks[0]) },
+		"MAC":    func(spec *vm.Spec) { spec.Net.MAC = "02:fc:00:00:00:06" },
+	} {
+		spec, _ := s.newSpec(t, s.base.disk)
+		change(&spec)
+		if err := s.restoreOnly(t, d, spec, s.base.dir); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+			t.Errorf("%s: Restore() = %v, want FailedPrecondition", name, err)
+		}
+	}
+}
+
+// damagedSnapshot takes each file away in turn.
+func (s *suite) damagedSnapshot(t *testing.T) {
+	d := s.Driver(t)
+	spec, _ := s.newSpec(t, s.base.disk)
+	for path := range hashes(t, s.base.dir) {
+		aside := filepath.Join(s.newDir(t), "aside")
+		must(t, "move", os.Rename(path, aside))
+		err := s.restoreOnly(t, d, spec, s.base.dir)
+		must(t, "move back", os.Rename(aside, path))
+		if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+			t.Errorf("without %s: Restore() = %v, want FailedPrecondition", filepath.Base(path), err)
+		}
+	}
+	if code := wrenn.CodeOf(s.restoreOnly(t, d, spec, filepath.Join(s.scratch, "none"))); code != wrenn.FailedPrecondition {
+		t.Errorf("without a snapshot: %s", code)
+	}
+}
+
+func (s *suite) restoreElsewhere(t *testing.T) {
+	before := hashes(t, s.base.dir)
+	began := time.Now()
+	b := s.restore(t, s.Driver(t), s.base)
+	t.Logf("restore to ready took %v", time.Since(began))
+	s.wantIsolated(t, b)
+	s.wantBase(t, b)
+	must(t, "Fill", b.guest.Fill(within(t), "base", 'y'))
+	must(t, "WriteDisk", b.guest.WriteDisk(within(t), "changed"))
+	must(t, "Stop", b.Stop(within(t)))
+	wantSame(t, before, hashes(t, s.base.dir))
+	s.wantBase(t, s.restore(t, s.Driver(t), s.base))
+}
+
+// wantBase checks that the guest is as it was when the base snapshot was taken.
+func (s *suite) wantBase(t *testing.T, b *box) {
+	t.Helper()
+	s.wantFilled(t, b, "base", 'b')
+	s.wantFilled(t, b, "later", 'l')
+	text, err := b.guest.ReadDisk(within(t))
+	if err != nil || text != "base" {
+		t.Errorf("ReadDisk() = %q, %v; want base", text, err)
+	}
+	n := s.counted(t, b, 0) // the process that counts has survived, and runs
+	s.counted(t, b, n)
+}
+
+func wantSame(t *testing.T, before, after map[string]string) {
+	t.Helper()
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("the snapshot changed (-before +after):\n%s", diff)
+	}
+}
+
+// tenRestores restores the base ten times at once, each of which writes its own.
+func (s *suite) tenRestores(t *testing.T) {
+	const n = 10
+	d := s.Driver(t)
+	before := hashes(t, s.base.dir)
+	specs, guests := make([]vm.Spec, n), make([]Guest, n)
+	for i := range n {
+		specs[i], guests[i] = s.newSpec(t, s.base.disk)
+	}
+	boxes, errs := make([]*box, n), make([]error, n)
+	ctx := within(t)
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			m, err := d.Restore(ctx, specs[i], s.base.dir)
+			if err == nil {
+				boxes[i] = &box{Machine: m, spec: specs[i], guest: guests[i]}
+				err = guests[i].WaitReady(ctx, m.Wait)
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	t.Logf("%d restores at once, all ready after %v", n, time.Since(began))
+	for i, b := range boxes {
+		if b != nil {
+			s.watch(t, b.Machine, b.spec, b.guest)
+		}
+		if errs[i] != nil {
+			t.Fatalf("restore %d: %v", i, errs[i])
+		}
+	}
+	for i, b := range boxes {
+		must(t, "Fill", b.guest.Fill(within(t), "later", 'A'+byte(i)))
+	}
+	for i, b := range boxes {
+		s.wantFilled(t, b, "base", 'b')
+		s.wantFilled(t, b, "later", 'A'+byte(i))
+	}
+	wantSame(t, before, hashes(t, s.base.dir))
+}
+
+// secondGeneration snapshots a restored machine: what it changed, also into
+// zeros, and what it never touched.
+func (s *suite) secondGeneration(t *testing.T) {
+	d := s.Driver(t)
+	b := s.restore(t, d, s.base)
+	must(t, "Fill", b.guest.Fill(within(t), "later", 0))
+	must(t, "Fill", b.guest.Fill(within(t), "new", 'n'))
+	must(t, "WriteDisk", b.guest.WriteDisk(within(t), "second"))
+	second := s.snapshot(t, b)
+	must(t, "Fill", b.guest.Fill(within(t), "new", 'o'))
+	must(t, "Stop", b.Stop(within(t)))
+
+	b = s.restore(t, d, second)
+	s.wantFilled(t, b, "base", 'b')
+	s.wantFilled(t, b, "later", 0)
+	s.wantFilled(t, b, "new", 'n')
+	if text, err := b.guest.ReadDisk(within(t)); err != nil || text != "second" {
+		t.Errorf("ReadDisk() = %q, %v; want second", text, err)
+	}
+	s.counted(t, b, s.counted(t, b, 0))
+	must(t, "Fill", b.guest.Fill(within(t), "later", 't'))
+	third := s.restore(t, d, s.snapshot(t, b))
+	s.wantFilled(t, third, "later", 't')
+	s.wantFilled(t, third, "new", 'n')
+	s.wantFilled(t, third, "base", 'b')
+}

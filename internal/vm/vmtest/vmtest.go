@@ -1,0 +1,140 @@
+// Package vmtest is the conformance suite of vm.Driver: what the contract says,
+// as tests. A driver's own tests fill in a Harness and call Run.
+package vmtest
+
+import (
+	"context"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+)
+
+// Harness is a driver and what its machines need.
+type Harness struct {
+	// Driver returns the driver under test.
+	Driver func(t *testing.T) vm.Driver
+	// Failing returns a driver that takes every step up to the named one and
+	// then fails.
+	Failing func(t *testing.T, step string) vm.Driver
+	// StartSteps and RestoreSteps are the names that Failing knows.
+	StartSteps, RestoreSteps []string
+	// Place makes a place in a network for one machine; it is taken away when t
+	// ends. Places have the same devices and addresses, so that a snapshot
+	// can be restored in any.
+	Place func(t *testing.T) Place
+	// Guest talks to the guest in a place; Envd is the one for real guests.
+	Guest func(t *testing.T, p Place) Guest
+	// Elsewhere starts a machine by another process, or restores it if a
+	// snapshot is named, and kills that process before it returns. The function
+	// Elsewhere does it for drivers of real processes.
+	Elsewhere func(t *testing.T, spec vm.Spec, snapshot string) vm.Ref
+	// Kill ends a VMM by SIGKILL from outside; the function Kill does it for
+	// real processes.
+	Kill func(t *testing.T, ref vm.Ref)
+	// Leftovers names what is left of a machine outside its directory, besides
+	// processes and mounts that name it, which the suite finds itself. May be nil.
+	Leftovers func(t *testing.T, spec vm.Spec) []string
+
+	// Kernel and RootFS are what machines boot; RootFS is cloned, never
+	// written. Without RootFS the disk is an empty file.
+	Kernel vm.Kernel
+	RootFS string
+	// VCPUs and MemoryMiB are the shape of every machine.
+	VCPUs, MemoryMiB int
+	// UID is the first of 32 user ids to run VMMs as; zero for a driver
+	// without real processes, whose isolation is not looked at.
+	UID uint32
+}
+
+// Place is where a machine runs, and how to reach it.
+type Place struct {
+	NIC vm.NIC
+	// Dial reaches the guest from inside the place.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Guest is what the suite asks of a guest. All of it may fail while the machine
+// is paused or gone.
+type Guest interface {
+	// WaitReady returns when the guest answers, or early when gone returns.
+	WaitReady(ctx context.Context, gone func(context.Context) error) error
+	// Fill makes a memory-backed file of a few MiB hold nothing but the byte b.
+	Fill(ctx context.Context, name string, b byte) error
+	// Filled says whether the file still holds nothing but b.
+	Filled(ctx context.Context, name string, b byte) (bool, error)
+	// WriteDisk keeps a text on the disk, safely; ReadDisk returns it.
+	WriteDisk(ctx context.Context, text string) error
+	ReadDisk(ctx context.Context) (string, error)
+	// StartCounter starts a process that counts; Counter says how far it is.
+	StartCounter(ctx context.Context) error
+	Counter(ctx context.Context) (int, error)
+	// BusyTimer fails unless a timer of the guest fires while its CPU is busy.
+	BusyTimer(ctx context.Context) error
+	// Flood starts to print on the console without end.
+	Flood(ctx context.Context) error
+	// PowerOff and Panic end the guest a moment after they returned.
+	PowerOff(ctx context.Context) error
+	Panic(ctx context.Context) error
+}
+
+// Run runs the suite. Its tests share one booted machine's snapshot, because
+// booting is slow under emulation.
+func Run(t *testing.T, h Harness) {
+	s := &suite{Harness: h}
+	store, err := storage.Open(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.scratch = store.Dir
+	t.Log(store.Note)
+	s.RootFS = intoStore(t, h.RootFS, store.Dir)
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"BadSpecsAreInvalid", s.badSpecs},
+		{"StartFailuresLeaveNothing", s.startFailures},
+		{"Life", s.life}, // makes the snapshot that the others restore
+		{"SnapshotIsRefused", s.snapshotRefused},
+		{"RestoreFailuresLeaveNothing", s.restoreFailures},
+		{"RestoreRefusesAnotherShape", s.otherShape},
+		{"RestoreRefusesDamage", s.damagedSnapshot},
+		{"RestoreIntoAnotherSlot", s.restoreElsewhere},
+		{"TenRestoresAtOnce", s.tenRestores},
+		{"SecondGeneration", s.secondGeneration},
+		{"PowerOff", s.powerOff},
+		{"Panic", s.panics},
+		{"Killed", s.killed},
+		{"HostileConsole", s.hostileConsole},
+		{"Adopt", s.adopt},
+		{"AdoptARestoredMachine", s.adoptRestored},
+		{"AdoptTheDead", s.adoptDead},
+		{"AdoptAnother", s.adoptAnother},
+	} {
+		if !t.Run(test.name, test.run) && s.base.dir == "" && test.name == "Life" {
+			t.Fatal("no snapshot: the rest of the suite needs one")
+		}
+	}
+}
+
+// intoStore copies an image to where clones of it are cheap.
+func intoStore(t *testing.T, image, dir string) string {
+	t.Helper()
+	if image == "" {
+		return ""
+	}
+	path := filepath.Join(dir, "rootfs")
+	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", image, path).CombinedOutput(); err != nil {
+		t.Fatalf("copy %s: %v: %s", image, err, out)
+	}
+	return path
+}
