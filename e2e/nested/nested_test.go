@@ -6,8 +6,11 @@
 package nested
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"wrenn/e2e/nested/l1"
@@ -45,8 +48,7 @@ func TestFirecracker(t *testing.T) {
 	results.report(plan)
 }
 
-// suites puts all that the tests need below root, and plans them: the whole
-// suite with the newest release, the essence with the others.
+// suites puts all that the tests need below root, and plans them.
 func suites(t *testing.T, root string, all []release) l1.Plan {
 	t.Helper()
 	guest := putGuest(t, root)
@@ -61,22 +63,57 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 			_, err := storage.Clone(t.Context(), filepath.Join(root, where, name), filepath.Join(r.dir, name), 0o755)
 			must(t, err)
 		}
-		args := []string{tests, "-test.v", "-test.timeout=10m"}
-		if i < len(all)-1 {
-			args = append(args, "-test.run="+essence)
+		env := append([]string{
+			"WRENN_CI=1", // whatever is left out here, is by mistake
+			"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
+			"WRENN_TEST_JAILER=" + where + "/jailer",
+		}, guest...)
+		for _, run := range runs(r, i == len(all)-1) {
+			args := append([]string{tests, "-test.v", "-test.timeout=15m"}, run.args...)
+			plan.Programs = append(plan.Programs, l1.Program{Name: run.name, Args: args, Env: env})
 		}
-		plan.Programs = append(plan.Programs, l1.Program{
-			Name: r.version,
-			Args: args,
-			Env: append([]string{
-				"WRENN_CI=1", // whatever is left out here, is by mistake
-				"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
-				"WRENN_TEST_JAILER=" + where + "/jailer",
-			}, guest...),
-		})
+	}
+	if len(plan.Programs) == 0 {
+		t.Fatal("-run names none of the releases")
 	}
 	return plan
 }
 
-// essence is what older releases are tested for: boot, snapshot, restore.
-const essence = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
+// run is one run of the driver's tests.
+type run struct {
+	name string
+	args []string
+}
+
+// The whole suite takes minutes, so the newest release alone gets it; what is
+// different between releases, and without the jailer, shows in a few tests.
+const (
+	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
+	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
+)
+
+// runs are those of a release: what -run asks for, or what is worth it.
+func runs(r release, newest bool) []run {
+	asked, tests := asked()
+	switch {
+	case !asked.MatchString(r.version):
+		return nil
+	case tests != "":
+		return []run{{r.version, []string{"-test.run=" + tests}}}
+	case newest:
+		return []run{
+			{r.version, []string{"-test.skip=^TestConformanceWithoutJailer$"}},
+			{r.version + "-without-jailer", []string{"-test.run=" + withoutJailer}},
+		}
+	default:
+		return []run{{r.version, []string{"-test.run=" + essence}}}
+	}
+}
+
+// asked is what -run says of releases and of tests in L1, of which it knows
+// nothing: TestFirecracker/v1.17/TestConformance/Life is one test with one release.
+func asked() (releases *regexp.Regexp, tests string) {
+	_, rest, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
+	release, tests, _ := strings.Cut(rest, "/")
+	return regexp.MustCompile(release), tests
+}

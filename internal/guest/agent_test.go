@@ -1,6 +1,7 @@
 package guest_test
 
 import (
+	"context"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -41,10 +42,12 @@ func TestGoroutines(t *testing.T) {
 	}
 	eventually(t, "no goroutine is left of the programs", func() bool { return runtime.NumGoroutine() <= served })
 	// A program that runs, one that nobody reads, and one whose output others hold.
-	e.begin(t, t.Context(), sh("sleep 1000"))
-	e.begin(t, t.Context(), &process.StartRequest{Process: &process.ProcessConfig{Cmd: "yes"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	e.begin(t, ctx, sh("sleep 1000"))
+	e.begin(t, ctx, &process.StartRequest{Process: &process.ProcessConfig{Cmd: "yes"}})
 	r := e.run(t, sh("setsid sleep 1000 >&2 & echo $!"))
 	agent.Close()
+	cancel()
 	server.CloseClientConnections()
 	server.Close()
 	eventually(t, "no goroutine is left of the agent", func() bool { return runtime.NumGoroutine() <= before })

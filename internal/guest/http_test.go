@@ -2,13 +2,17 @@ package guest_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -108,6 +112,11 @@ func TestInit(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"C": "3"}, envs()); diff != "" {
 		t.Errorf("envs mismatch (-want +got):\n%s", diff)
 	}
+	// No user is the agent's own default: programs run on.
+	e.init(t, `{"defaultUser":""}`)
+	if r := e.run(t, sh("echo $C")); r.stdout.String() != "3\n" {
+		t.Errorf("stdout = %q", &r.stdout)
+	}
 	for _, body := range []string{`{`, `[]`, `{"timestamp":"noon"}`, `{"entropy":"?"}`, `{} {}`, `{"envVars":{"A":1}}`} {
 		if status, _, answer := e.call(t, http.MethodPost, "/init", body); status != http.StatusBadRequest || !strings.Contains(answer, `"code":400`) {
 			t.Errorf("init %s: status %d, %s", body, status, answer)
@@ -173,6 +182,29 @@ func TestHTTP2(t *testing.T) {
 	}
 	if r := collect(t, s); r.stdout.String() != "hello\n" {
 		t.Errorf("stdout = %q", &r.stdout)
+	}
+}
+
+// Files are there, and may be fetched by a signed URL without the token.
+func TestFiles(t *testing.T) {
+	e := startEnvd(t)
+	path := filepath.Join(t.TempDir(), "file")
+	query := "/files?path=" + url.QueryEscape(path)
+	if status, _, body := e.call(t, http.MethodPost, query, "content", "Content-Type", "application/octet-stream"); status != http.StatusOK {
+		t.Fatalf("upload: status %d, %s", status, body)
+	}
+	e.init(t, `{"accessToken":"secret"}`)
+	sum := sha256.Sum256([]byte(path + ":read::secret"))
+	signed := query + "&signature=" + url.QueryEscape("v1_"+base64.RawStdEncoding.EncodeToString(sum[:]))
+	if status, _, body := e.call(t, http.MethodGet, signed, ""); status != http.StatusOK || body != "content" {
+		t.Errorf("signed download: status %d, %q", status, body)
+	}
+	if status, _, body := e.call(t, http.MethodPost, signed, "x"); status != http.StatusUnauthorized {
+		t.Errorf("upload with a signature for reading: status %d, %s", status, body)
+	}
+	status, _, body := e.call(t, http.MethodPost, "/filesystem.Filesystem/Stat", `{"path":"`+path+`"}`, "Content-Type", "application/json", "X-Access-Token", "secret")
+	if status != http.StatusOK || !strings.Contains(body, `"size":"7"`) {
+		t.Errorf("Stat: status %d, %s", status, body)
 	}
 }
 

@@ -174,7 +174,7 @@ func expectPTY(t *testing.T, s stream, want string) string {
 
 func TestPTY(t *testing.T) {
 	e := startEnvd(t)
-	s, pid := e.begin(t, t.Context(), ptyRequest(`trap 'stty size' WINCH; tty; stty size; while read line; do echo "got $line"; done; echo over`, 100, 40))
+	s, pid := e.begin(t, t.Context(), ptyRequest(`stty size; while read line; do echo "got $line"; stty size; done; echo over`, 100, 40))
 	expectPTY(t, s, "40 100\r\n")
 	if _, err := e.SendInput(t.Context(), &process.SendInputRequest{Process: byPID(pid), Input: keys("hello\n")}); err != nil {
 		t.Fatal(err)
@@ -184,7 +184,6 @@ func TestPTY(t *testing.T) {
 	if _, err := e.Update(t.Context(), &process.UpdateRequest{Process: byPID(pid), Pty: size}); err != nil {
 		t.Fatal(err)
 	}
-	// A shell runs its trap when read returns.
 	if _, err := e.SendInput(t.Context(), &process.SendInputRequest{Process: byPID(pid), Input: keys("again\n")}); err != nil {
 		t.Fatal(err)
 	}

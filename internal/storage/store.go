@@ -47,11 +47,11 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if canReflink(dir) {
-		return &Store{Dir: dir, Note: "disks are reflink clones on " + dir}, nil
+		return &Store{Dir: dir, Note: "reflink clones on " + dir}, nil
 	}
 	s, err := openImage(ctx, dir)
 	if err != nil {
-		return &Store{Dir: dir, Note: fmt.Sprintf("disks are copied: %s cannot reflink, and %v", dir, err)}, nil
+		return &Store{Dir: dir, Note: fmt.Sprintf("copies: %s cannot reflink, and %v", dir, err)}, nil
 	}
 	return s, nil
 }
@@ -74,7 +74,7 @@ func canReflink(dir string) bool {
 	if err != nil {
 		return false
 	}
-	defer os.RemoveAll(probe)
+	defer func() { _ = os.RemoveAll(probe) }() // an empty directory at worst
 	src, dst := filepath.Join(probe, "src"), filepath.Join(probe, "dst")
 	if err := os.WriteFile(src, make([]byte, 4096), 0o600); err != nil {
 		return false
@@ -88,7 +88,7 @@ func openImage(ctx context.Context, dir string) (*Store, error) {
 	if err := os.MkdirAll(mount, 0o711); err != nil {
 		return nil, err
 	}
-	s := &Store{Dir: mount, Note: "disks are reflink clones in " + image, mounted: true}
+	s := &Store{Dir: mount, Note: "reflink clones in " + image, mounted: true}
 	if mounted(mount) { // an agent was killed, or machines of it still run
 		return s, nil
 	}
@@ -118,7 +118,7 @@ func makeImage(ctx context.Context, image string) error {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "mkfs.xfs is missing (apt-get install xfsprogs)")
 	}
 	staged := image + ".new"
-	defer os.Remove(staged)
+	defer func() { _ = os.Remove(staged) }() // gone already when all went well
 	if err := preallocate(staged, imageSize); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"cmp"
+	"compress/gzip"
 	"context"
 	"io"
 	"io/fs"
@@ -12,7 +13,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
 	"wrenn"
@@ -127,7 +127,7 @@ func isComputed(path string) bool { return onFileSystem(path, computed) }
 
 func onFileSystem(path string, magics []int64) bool {
 	var stat unix.Statfs_t
-	return unix.Statfs(path, &stat) == nil && slices.Contains(magics, int64(stat.Type))
+	return unix.Statfs(path, &stat) == nil && slices.Contains(magics, stat.Type)
 }
 
 func contentType(f *os.File) string {

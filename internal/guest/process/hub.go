@@ -22,8 +22,6 @@ const patience = 10 * time.Second
 //
 // Lock order: turn, then mu.
 type hub struct {
-	patience time.Duration
-
 	turn sync.Mutex    // held while one event is on its way
 	wake chan struct{} // size 1; a subscriber became idle, came or left
 
@@ -41,8 +39,8 @@ type subscriber struct {
 	busy   bool
 }
 
-func newHub(patience time.Duration) *hub {
-	return &hub{patience: patience, wake: make(chan struct{}, 1), subs: make(map[*subscriber]struct{})}
+func newHub() *hub {
+	return &hub{wake: make(chan struct{}, 1), subs: make(map[*subscriber]struct{})}
 }
 
 // subscribe returns a subscriber that gets all events from now on, at least
@@ -107,7 +105,7 @@ func (h *hub) offer(ev *pb.ProcessEvent) {
 }
 
 // await returns when no subscriber is busy. Once one of them waits for the
-// others, these have h.patience left.
+// others, these have patience left.
 func (h *hub) await() (reusable bool) {
 	var expired <-chan time.Time
 	for {
@@ -121,12 +119,12 @@ func (h *hub) await() (reusable bool) {
 		case idle == 0:
 			expired = nil
 		case expired == nil:
-			expired = time.After(h.patience)
+			expired = time.After(patience)
 		}
 		select {
 		case <-h.wake:
 		case <-expired:
-			h.cutBusy(connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("the output was not read for %v while others waited for it; connect again", h.patience)))
+			h.cutBusy(connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("the output was not read for %v while others waited for it; connect again", patience)))
 			return false
 		}
 	}

@@ -64,7 +64,7 @@ func (r *reader) follow(ctx context.Context, h *hub) (wait func() error) {
 
 func TestHubOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub(patience)
+		h := newHub()
 		readers := []*reader{{}, {}, {}}
 		var waits []func() error
 		for _, r := range readers {
@@ -91,7 +91,7 @@ func TestHubOrder(t *testing.T) {
 }
 
 func TestHubWithoutSubscribers(t *testing.T) {
-	h := newHub(patience)
+	h := newHub()
 	if !h.publish(stdout("lost")) {
 		t.Error("publish() = false, want true: nobody has it")
 	}
@@ -108,7 +108,7 @@ func TestHubWithoutSubscribers(t *testing.T) {
 // A lone subscriber may take an hour; two events are not on their way at once.
 func TestHubLoneSubscriberIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub(patience)
+		h := newHub()
 		r := &reader{gate: make(chan struct{})}
 		wait := r.follow(t.Context(), h)
 		published := make(chan bool, 1)
@@ -132,7 +132,7 @@ func TestHubLoneSubscriberIsWaitedFor(t *testing.T) {
 
 func TestHubCutsWhoStallsOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub(patience)
+		h := newHub()
 		slow, quick := &reader{gate: make(chan struct{})}, &reader{}
 		waitSlow := slow.follow(t.Context(), h)
 		waitQuick := quick.follow(t.Context(), h)
@@ -163,7 +163,7 @@ func TestHubCutsWhoStallsOthers(t *testing.T) {
 // When all stall, nobody is kept waiting by another one, and nobody is cut off.
 func TestHubAllStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub(patience)
+		h := newHub()
 		readers := []*reader{{gate: make(chan struct{})}, {gate: make(chan struct{})}}
 		var waits []func() error
 		for _, r := range readers {
@@ -190,7 +190,7 @@ func TestHubAllStall(t *testing.T) {
 
 func TestHubSubscriberLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub(patience)
+		h := newHub()
 		ctx, cancel := context.WithCancel(t.Context())
 		gone := &reader{}
 		wait := gone.follow(ctx, h)
@@ -215,7 +215,7 @@ func stuckLeaves(h *hub, s *subscriber) bool {
 
 func TestHubHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub(patience)
+		h := newHub()
 		r := &reader{gate: make(chan struct{})}
 		wait := r.follow(t.Context(), h)
 		published := make(chan bool, 1)
@@ -232,7 +232,7 @@ func TestHubHurry(t *testing.T) {
 
 func TestKeepaliveEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, r := newHub(patience), &reader{}
+		h, r := newHub(), &reader{}
 		wait := r.follow(t.Context(), h)
 		time.Sleep(defaultKeepalive - time.Second)
 		h.publish(stdout("a")) // begins the silence anew
@@ -253,7 +253,7 @@ func TestKeepaliveEvents(t *testing.T) {
 }
 
 func TestSendFails(t *testing.T) {
-	h, broken := newHub(patience), errors.New("broken pipe")
+	h, broken := newHub(), errors.New("broken pipe")
 	sub, done := h.subscribe(), make(chan error, 1)
 	go func() {
 		done <- h.follow(t.Context(), sub, defaultKeepalive, func(*pb.ProcessEvent) error { return broken })

@@ -12,11 +12,18 @@ import (
 	"wrenn/internal/vm/launch"
 )
 
-// onThread runs fn on a thread of its own, which nothing else uses before or after.
+// onThread runs fn on a thread of its own, which nothing else uses before or
+// after: it ends with its goroutine. The main thread cannot end, and what it is
+// in counts as the whole process's, so it is passed over.
 func onThread(fn func() error) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, unless it is the main thread
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			result <- onThread(fn) // on another one: this is taken meanwhile
+			return
+		}
 		result <- fn()
 	}()
 	return <-result
@@ -79,7 +86,7 @@ func mountInto(p *launch.Process, files []file) error {
 	trees := make([]int, 0, len(files))
 	defer func() {
 		for _, fd := range trees {
-			_ = unix.Close(fd) // takes a tree that was not attached with it
+			closeFD(fd) // takes a tree that was not attached with it
 		}
 	}()
 	for _, f := range files {
@@ -126,7 +133,7 @@ func inMountsOf(p *launch.Process, fn func() error) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(pidfd)
+		defer closeFD(pidfd)
 		select {
 		case <-p.Done(): // then the PID may be somebody else's
 			return unix.ESRCH

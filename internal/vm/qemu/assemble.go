@@ -89,6 +89,7 @@ func (a *assembly) closeFiles() {
 	for _, f := range a.files {
 		f.Close()
 	}
+	a.files = nil
 }
 
 // reopen is the name by which the VMM opens a file that it was given, where
@@ -128,22 +129,23 @@ func (a *assembly) giveMemory(ctx context.Context) error {
 	return nil
 }
 
-// giveDisks passes each disk as a set of descriptors: QEMU takes from it the
-// one that fits how it opens the disk.
+// giveDisks passes each disk as a set of descriptors, of which QEMU takes the
+// one that fits how it opens the disk: first for reading, and again for writing
+// when a device of the guest is attached to it.
 func (a *assembly) giveDisks(context.Context) error {
 	for i, disk := range a.spec.Disks {
-		flag, option := os.O_RDWR, ""
+		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ""
 		if disk.ReadOnly {
-			flag, option = os.O_RDONLY, ",readonly=on"
+			flags, option = flags[:1], ",readonly=on"
 		}
-		f, err := os.OpenFile(disk.Path, flag, 0)
-		if err != nil {
-			return fmt.Errorf("disk %d: %w", i, err)
+		for _, flag := range flags {
+			f, err := os.OpenFile(disk.Path, flag, 0)
+			if err != nil {
+				return fmt.Errorf("disk %d: %w", i, err)
+			}
+			a.args = append(a.args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", a.pass(f), i))
 		}
-		fd := a.pass(f)
-		a.args = append(a.args,
-			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i),
-			"-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s", i, i, option))
+		a.args = append(a.args, "-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s", i, i, option))
 	}
 	return nil
 }
@@ -247,6 +249,7 @@ func (a *assembly) launch(context.Context) error {
 		UID:       a.spec.UID,
 		GID:       a.spec.GID,
 	})
+	a.closeFiles() // above all the socket: while we have it too, a dead VMM's would still take connections
 	if err != nil {
 		return err
 	}
