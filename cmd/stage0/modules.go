@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -16,7 +17,7 @@ func loadModules(manifest string) error {
 	}
 	for path := range strings.FieldsSeq(string(list)) {
 		if path != "/lib/ptp_kvm.ko" || onKVM() {
-			if err := loadModule(path); err != nil && err != syscall.EEXIST {
+			if err := loadModule(path); err != nil && !errors.Is(err, syscall.EEXIST) {
 				complain(wrap("load "+path, err))
 			}
 		}
@@ -37,7 +38,7 @@ func loadModule(path string) error {
 	if err != nil {
 		return err
 	}
-	defer syscall.Close(fd)
+	defer release(fd)
 	params := [1]byte{}     // none, NUL-terminated
 	const finitModule = 313 // finit_module(2) on x86-64; package syscall does not know it
 	if _, _, errno := syscall.Syscall(finitModule, uintptr(fd), uintptr(unsafe.Pointer(&params[0])), 0); errno != 0 {
@@ -53,7 +54,7 @@ func readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer syscall.Close(fd)
+	defer release(fd)
 	buf := make([]byte, limit)
 	n := 0
 	for n < limit {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"syscall"
 	"unsafe"
 )
@@ -41,7 +42,7 @@ func configureNetwork(ip address) error {
 	if err != nil {
 		return wrap("configure the network", err)
 	}
-	defer syscall.Close(fd)
+	defer release(fd)
 	if err := bringUp(fd, "lo"); err != nil {
 		return err
 	}
@@ -100,7 +101,7 @@ func addDefaultRoute(fd int, gateway [4]byte) error {
 		flags: syscall.RTF_UP | syscall.RTF_GATEWAY,
 	}
 	err := ioctl(fd, syscall.SIOCADDRT, unsafe.Pointer(&route))
-	if err == syscall.EEXIST {
+	if errors.Is(err, syscall.EEXIST) {
 		return nil
 	}
 	return err
