@@ -85,18 +85,11 @@ type Guest interface {
 // booting is slow under emulation.
 func Run(t *testing.T, h Harness) {
 	s := &suite{Harness: h}
-	store, err := storage.Open(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+	s.scratch = t.TempDir()
+	if h.RootFS != "" {
+		s.scratch = openStore(t, s.scratch)
+		s.RootFS = intoStore(t, h.RootFS, s.scratch)
 	}
-	t.Cleanup(func() {
-		if err := store.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	s.scratch = store.Dir
-	t.Log(store.Note)
-	s.RootFS = intoStore(t, h.RootFS, store.Dir)
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)
@@ -126,12 +119,25 @@ func Run(t *testing.T, h Harness) {
 	}
 }
 
+// openStore makes a directory where clones of disks are cheap, if they can be.
+func openStore(t *testing.T, dir string) string {
+	t.Helper()
+	store, err := storage.Open(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Log(store.Note)
+	return store.Dir
+}
+
 // intoStore copies an image to where clones of it are cheap.
 func intoStore(t *testing.T, image, dir string) string {
 	t.Helper()
-	if image == "" {
-		return ""
-	}
 	path := filepath.Join(dir, "rootfs")
 	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", image, path).CombinedOutput(); err != nil {
 		t.Fatalf("copy %s: %v: %s", image, err, out)
