@@ -39,7 +39,7 @@ func (s *suite) restoreOnly(t *testing.T, d vm.Driver, spec vm.Spec, dir string)
 	t.Helper()
 	m, err := d.Restore(within(t), spec, dir)
 	if err == nil {
-		m.Stop(within(t))
+		must(t, "Stop", m.Stop(within(t)))
 		t.Error("Restore succeeded")
 	}
 	s.wantNothing(t, spec)
