@@ -40,7 +40,7 @@ func newDriver(ctx context.Context) (*Driver, error) {
 	return New(ctx, Config{Path: path})
 }
 
-func testDriver(t *testing.T) *Driver {
+func testDriver(t testing.TB) *Driver {
 	t.Helper()
 	d, err := newDriver(t.Context())
 	if err != nil {
@@ -50,7 +50,7 @@ func testDriver(t *testing.T) *Driver {
 }
 
 // testFile is the file that an environment variable names.
-func testFile(t *testing.T, name string) string {
+func testFile(t testing.TB, name string) string {
 	t.Helper()
 	path := os.Getenv(name)
 	if path == "" {
@@ -65,8 +65,12 @@ func testFile(t *testing.T, name string) string {
 func harness(t *testing.T) vmtest.Harness {
 	t.Helper()
 	return vmtest.Harness{
-		Driver: func(t *testing.T) vm.Driver { return testDriver(t) },
+		Driver: func(t *testing.T) vm.Driver {
+			t.Helper()
+			return testDriver(t)
+		},
 		Failing: func(t *testing.T, step string) vm.Driver {
+			t.Helper()
 			d := testDriver(t)
 			d.fault = func(now string) error {
 				if now == step {
