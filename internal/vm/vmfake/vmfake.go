@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"wrenn"
 	"wrenn/internal/rollback"
@@ -78,10 +79,8 @@ func New(cfg Config) *Driver {
 // names it.
 func FailAt(steps ...Step) func(Step) error {
 	return func(now Step) error {
-		for _, s := range steps {
-			if s == now {
-				return fmt.Errorf("injected fault at %s", now)
-			}
+		if slices.Contains(steps, now) {
+			return fmt.Errorf("injected fault at %s", now)
 		}
 		return nil
 	}

@@ -76,7 +76,7 @@ func TestConformance(t *testing.T) {
 // spec is of a machine without a network.
 func spec(t *testing.T) vm.Spec {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "vmf") // t.TempDir's names are too long for a machine
+	dir, err := os.MkdirTemp("", "vmf") //nolint:usetesting // t.TempDir's names are too long for a machine
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,17 +86,21 @@ func spec(t *testing.T) vm.Spec {
 
 // Whatever way a machine ends, what its guest began is ended, once.
 func TestTheGuestsProgramIsEndedOnce(t *testing.T) {
-	for name, end := range map[string]func(*testing.T, *World, vm.Machine, *Guest) error{
-		"Stop": func(t *testing.T, _ *World, m vm.Machine, _ *Guest) error {
-			return errors.Join(m.Stop(t.Context()), m.Stop(t.Context()))
+	type machine struct {
+		*World
+		vm.Machine
+		*Guest
+	}
+	ctx := t.Context()
+	for name, end := range map[string]func(machine) error{
+		"Stop": func(m machine) error { return errors.Join(m.Stop(ctx), m.Stop(ctx)) },
+		"Kill": func(m machine) error {
+			m.Kill(m.Ref())
+			m.Kill(m.Ref())
+			return m.Stop(ctx)
 		},
-		"Kill": func(t *testing.T, w *World, m vm.Machine, _ *Guest) error {
-			w.Kill(m.Ref())
-			w.Kill(m.Ref())
-			return m.Stop(t.Context())
-		},
-		"PowerOff": func(t *testing.T, _ *World, _ vm.Machine, g *Guest) error { return g.PowerOff(t.Context()) },
-		"Die":      func(_ *testing.T, _ *World, _ vm.Machine, g *Guest) error { return g.Die("exit status 1") },
+		"PowerOff": func(m machine) error { return m.PowerOff(ctx) },
+		"Die":      func(m machine) error { return m.Die("exit status 1") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			var booted *Guest
@@ -109,7 +113,7 @@ func TestTheGuestsProgramIsEndedOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := end(t, w, m, booted); err != nil {
+			if err := end(machine{w, m, booted}); err != nil {
 				t.Error(err)
 			}
 			if stops != 1 || len(w.Running()) != 0 {
