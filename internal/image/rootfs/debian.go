@@ -157,7 +157,9 @@ func progress(ctx context.Context, cmd *exec.Cmd, out io.Writer) error {
 		}
 	}
 	_, _ = io.Copy(io.Discard, pipe) // a line too long stops the scanner, and must not stop the program
-	if err := cmd.Wait(); err != nil {
+	err = cmd.Wait()
+	endGroup(ctx, cmd)
+	if err != nil {
 		return explain(ctx, "mmdebstrap", err, said)
 	}
 	return nil

@@ -64,10 +64,18 @@ func run(ctx context.Context, dir, name string, args ...string) (string, error) 
 		return "", err
 	}
 	out, err := cmd.CombinedOutput()
+	endGroup(ctx, cmd)
 	if err != nil {
 		return string(out), explain(ctx, name, err, out)
 	}
 	return string(out), nil
+}
+
+// endGroup ends what a cancelled program that is gone left running.
+func endGroup(ctx context.Context, cmd *exec.Cmd) {
+	if ctx.Err() != nil && cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // mostly there is none any more
+	}
 }
 
 // explain turns a program's failure into an error; causes that a user can do

@@ -19,7 +19,7 @@ func TestRunEndsGrandchildrenToo(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
 	done := make(chan error, 1)
 	go func() {
-		_, err := run(ctx, "", "sh", "-c", `trap "" TERM; sh -c 'trap - TERM; echo $$ >"$0.new"; mv "$0.new" "$0"; exec sleep 600' "$0"`, file)
+		_, err := run(ctx, "", "sh", "-c", `trap : TERM; sh -c 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec sleep 600' "$0" & wait; wait`, file)
 		done <- err
 	}()
 	pid := waitForPID(t, file)
