@@ -24,6 +24,7 @@ const (
 	hostAddr  = "169.254.0.22/30"
 	guestAddr = "169.254.0.21"
 	guestMAC  = "02:fc:00:00:00:05"
+	hostMAC   = "02:fc:00:00:00:06" // the same in every place: a restored guest remembers it
 	envdPort  = "49983"
 )
 
@@ -39,7 +40,7 @@ func newDriver(ctx context.Context) (*Driver, error) {
 	return New(ctx, Config{Path: path})
 }
 
-func testDriver(t *testing.T) *Driver {
+func testDriver(t testing.TB) *Driver {
 	t.Helper()
 	d, err := newDriver(t.Context())
 	if err != nil {
@@ -49,7 +50,7 @@ func testDriver(t *testing.T) *Driver {
 }
 
 // testFile is the file that an environment variable names.
-func testFile(t *testing.T, name string) string {
+func testFile(t testing.TB, name string) string {
 	t.Helper()
 	path := os.Getenv(name)
 	if path == "" {
@@ -64,8 +65,12 @@ func testFile(t *testing.T, name string) string {
 func harness(t *testing.T) vmtest.Harness {
 	t.Helper()
 	return vmtest.Harness{
-		Driver: func(t *testing.T) vm.Driver { return testDriver(t) },
+		Driver: func(t *testing.T) vm.Driver {
+			t.Helper()
+			return testDriver(t)
+		},
 		Failing: func(t *testing.T, step string) vm.Driver {
+			t.Helper()
 			d := testDriver(t)
 			d.fault = func(now string) error {
 				if now == step {
@@ -146,14 +151,13 @@ func makeTAP() error {
 	if err != nil {
 		return err
 	}
-	mac, err := net.ParseMAC(guestMAC)
-	if err != nil {
-		return err
-	}
-	return errors.Join(
+	guest, guestErr := net.ParseMAC(guestMAC)
+	host, hostErr := net.ParseMAC(hostMAC)
+	return errors.Join(guestErr, hostErr,
+		netlink.LinkSetHardwareAddr(tap, host),
 		netlink.AddrAdd(tap, addr),
 		netlink.LinkSetUp(tap),
-		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: mac, State: netlink.NUD_PERMANENT}),
+		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: guest, State: netlink.NUD_PERMANENT}),
 	)
 }
 
