@@ -3,6 +3,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,9 @@ func TestMain(m *testing.M) {
 	vmtest.Main(m, func() (vm.Driver, error) { return newDriver(context.Background()) })
 }
 
+// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one.
 func newDriver(ctx context.Context) (*Driver, error) {
-	path, err := exec.LookPath("qemu-system-x86_64")
+	path, err := exec.LookPath(cmp.Or(os.Getenv("WRENN_TEST_QEMU"), "qemu-system-x86_64"))
 	if err != nil {
 		return nil, err
 	}
@@ -82,24 +84,32 @@ func harness(t *testing.T) vmtest.Harness {
 		},
 		StartSteps:   stepNames(&assembly{}),
 		RestoreSteps: stepNames(&assembly{snap: &snapshot{}}),
-		Place:        testPlace,
+		Place: func(t *testing.T) vmtest.Place {
+			t.Helper()
+			return testPlace(t)
+		},
 		Guest: func(t *testing.T, p vmtest.Place) vmtest.Guest {
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: net.JoinHostPort(guestAddr, envdPort), PowerOff: "o"})
 		},
 		Elsewhere: vmtest.Elsewhere,
 		Kill:      vmtest.Kill,
-		Kernel: vm.Kernel{
-			Image:  testFile(t, "WRENN_TEST_KERNEL"),
-			Initrd: testFile(t, "WRENN_TEST_INITRD"),
-			Args: []string{
-				"root=/dev/vda", "rw", "init=/usr/local/bin/wrenn-init",
-				"ip=" + guestAddr + "::169.254.0.22:255.255.255.252:sandbox:eth0:off",
-			},
-		},
+		Kernel:    testKernel(t),
 		RootFS:    testFile(t, "WRENN_TEST_ROOTFS"),
 		VCPUs:     1,
 		MemoryMiB: 256,
 		UID:       64_200,
+	}
+}
+
+func testKernel(t testing.TB) vm.Kernel {
+	t.Helper()
+	return vm.Kernel{
+		Image:  testFile(t, "WRENN_TEST_KERNEL"),
+		Initrd: testFile(t, "WRENN_TEST_INITRD"),
+		Args: []string{
+			"root=/dev/vda", "rw", "init=/usr/local/bin/wrenn-init",
+			"ip=" + guestAddr + "::169.254.0.22:255.255.255.252:sandbox:eth0:off",
+		},
 	}
 }
 
@@ -114,7 +124,7 @@ func stepNames(a *assembly) []string {
 var places atomic.Int32
 
 // testPlace is a network namespace with a TAP in it and nothing else.
-func testPlace(t *testing.T) vmtest.Place {
+func testPlace(t testing.TB) vmtest.Place {
 	t.Helper()
 	name := fmt.Sprintf("vmtest-%d-%d", os.Getpid(), places.Add(1))
 	path, err := netns.Create(name)

@@ -111,13 +111,16 @@ func (g *Guest) BusyTimer(ctx context.Context) error {
 	return g.with(ctx, func(*machine) error { return nil })
 }
 
-// Flood prints more than is kept.
-func (g *Guest) Flood(ctx context.Context) error {
+// Print prints n bytes.
+func (g *Guest) Print(ctx context.Context, n int) error {
 	return g.with(ctx, func(m *machine) error {
-		m.print(strings.Repeat("a line that nobody asked for\n", 2*maxConsole))
+		m.print(strings.Repeat("x", n))
 		return nil
 	})
 }
+
+// Flood prints more than is kept.
+func (g *Guest) Flood(ctx context.Context) error { return g.Print(ctx, 2*maxConsole) }
 
 // PowerOff ends the machine as a guest does.
 func (g *Guest) PowerOff(ctx context.Context) error { return g.end(ctx, nil) }
