@@ -139,13 +139,16 @@ func (g *Guest) Counter(ctx context.Context) (n int, err error) {
 // BusyTimer is no challenge to a fake.
 func (g *Guest) BusyTimer(ctx context.Context) error { return g.do(ctx, func(*process) {}) }
 
-// Flood prints more than anybody keeps.
-func (g *Guest) Flood(ctx context.Context) error {
+// PrintMuch prints n bytes.
+func (g *Guest) PrintMuch(ctx context.Context, n int) error {
 	if err := g.do(ctx, func(*process) {}); err != nil {
 		return err
 	}
-	return g.Print(strings.Repeat("a line that nobody asked for\n", consoleSize/16))
+	return g.Print(strings.Repeat("x", n))
 }
+
+// Flood prints more than anybody keeps.
+func (g *Guest) Flood(ctx context.Context) error { return g.PrintMuch(ctx, 2*consoleSize) }
 
 // PowerOff ends the machine as its guest may.
 func (g *Guest) PowerOff(context.Context) error { return g.end(poweredOff) }

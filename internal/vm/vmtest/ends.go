@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -12,7 +13,12 @@ import (
 
 	"wrenn"
 	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
 )
+
+// maxConsole is the most that a driver may keep of a console: package
+// launch's bound, which the fake is below.
+const maxConsole = launch.ConsoleSize
 
 func (s *suite) powerOff(t *testing.T) {
 	b := s.restore(t, s.Driver(t), s.base)
@@ -88,6 +94,28 @@ func size(t *testing.T, dir string) int64 {
 	})
 	must(t, "size", err)
 	return total
+}
+
+// consoleWithoutAgent proves that a guest can print more than is kept while
+// nobody is there to read it, and neither stalls nor fills the host.
+func (s *suite) consoleWithoutAgent(t *testing.T) {
+	spec, guest := s.newSpec(t, s.base.disk)
+	ref := s.Elsewhere(t, spec, s.base.dir)
+	nobodyWatches := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	must(t, "guest", guest.WaitReady(within(t), nobodyWatches))
+	must(t, "PrintMuch", guest.PrintMuch(within(t), 2*maxConsole))
+	b := s.adoptBox(t, ref, spec, guest)
+	console, ok := b.Machine.(vm.ConsoleReader)
+	if !ok {
+		t.Fatal("the machine shows no console")
+	}
+	if n := len(console.Console()); n == 0 || n > maxConsole {
+		t.Errorf("%d bytes of the console are kept", n)
+	}
+	s.counted(t, b, 0)
 }
 
 func (s *suite) adopt(t *testing.T) {

@@ -96,6 +96,10 @@ func (g envdGuest) BusyTimer(ctx context.Context) error {
 	return g.run(ctx, "timeout 1 sh -c 'while :; do :; done' || [ $? -eq 124 ] || [ $? -eq 143 ]")
 }
 
+func (g envdGuest) PrintMuch(ctx context.Context, n int) error {
+	return g.run(ctx, fmt.Sprintf("head -c %d /dev/zero | tr '\\000' x >/dev/console", n))
+}
+
 func (g envdGuest) Flood(ctx context.Context) error {
 	return g.later(ctx, "while :; do echo a line that nobody asked for >/dev/console; done")
 }

@@ -73,6 +73,8 @@ type Guest interface {
 	Counter(ctx context.Context) (int, error)
 	// BusyTimer fails unless a timer of the guest fires while its CPU is busy.
 	BusyTimer(ctx context.Context) error
+	// PrintMuch prints n bytes on the console and returns when all are out.
+	PrintMuch(ctx context.Context, n int) error
 	// Flood starts to print on the console without end.
 	Flood(ctx context.Context) error
 	// PowerOff and Panic end the guest a moment after they returned.
@@ -107,6 +109,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("Panic", s.panics)
 	t.Run("Killed", s.killed)
 	t.Run("HostileConsole", s.hostileConsole)
+	t.Run("ConsoleWithoutAgent", s.consoleWithoutAgent)
 	t.Run("Adopt", s.adopt)
 	t.Run("AdoptARestoredMachine", s.adoptRestored)
 	t.Run("AdoptTheDead", s.adoptDead)
