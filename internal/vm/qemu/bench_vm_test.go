@@ -29,6 +29,7 @@ func BenchmarkMachine(b *testing.B) {
 }
 
 func benchmarkMachine(b *testing.B, mib int) {
+	b.Helper()
 	store, err := storage.Open(b.Context(), b.TempDir())
 	must(b, err)
 	b.Cleanup(func() { must(b, store.Close()) })
