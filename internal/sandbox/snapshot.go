@@ -114,7 +114,7 @@ func (m *Manager) RemoveSnapshot(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(dir, aside); err != nil { // over the empty directory
+	if err := os.Rename(dir, filepath.Join(aside, name)); err != nil {
 		return errors.Join(err, os.Remove(aside))
 	}
 	return os.RemoveAll(aside)
