@@ -80,7 +80,7 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "bin/envd", "-listen", address)
+	cmd := exec.CommandContext(ctx, "bin/envd", "-outside-guest", "-listen", address)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, err

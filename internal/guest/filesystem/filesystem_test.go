@@ -52,7 +52,11 @@ func newHouseWith(tb testing.TB, cfg Config) *house {
 	mux := http.NewServeMux()
 	mux.Handle(filesystemconnect.NewFilesystemHandler(s))
 	mux.Handle("/files", s.Files())
-	server := httptest.NewServer(mux)
+	server := httptest.NewUnstartedServer(mux)
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetHTTP1(true)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
 	conns := &http.Transport{DisableCompression: true}
 	client := &http.Client{Transport: conns}
 	tb.Cleanup(func() {

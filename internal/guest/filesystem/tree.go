@@ -148,27 +148,6 @@ func mustBeDir(path string) error {
 	return nil
 }
 
-func move(ctx context.Context, source, destination string, user caller) error {
-	if _, err := os.Lstat(source); err != nil {
-		return failure("move", source, err)
-	}
-	var undo rollback.Stack
-	defer undo.Run(ctx)
-	if err := makeDirs(filepath.Dir(destination), user, &undo); err != nil {
-		return failure("make the directory of", destination, err)
-	}
-	switch err := os.Rename(source, destination); {
-	case errors.Is(err, syscall.ENOTDIR):
-		return wrenn.Errorf(wrenn.Invalid, "'%s' is a file: a directory cannot take its place", printable(destination))
-	case errors.Is(err, syscall.EXDEV):
-		return wrenn.Errorf(wrenn.Invalid, "'%s' is on another file system: copy, then remove", printable(destination))
-	case err != nil:
-		return failure("move to", destination, err)
-	}
-	undo.Keep()
-	return nil
-}
-
 // makeDirs makes the directory and its missing parents with mode 0755, owned
 // by the user. What it made is removed again by undo, where still empty.
 func makeDirs(path string, user caller, undo *rollback.Stack) error {

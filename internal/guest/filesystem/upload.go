@@ -70,7 +70,7 @@ func (s *Service) upload(r *http.Request, body io.Reader) ([]written, error) {
 type upload struct {
 	user     caller
 	metadata map[string]string
-	targets  map[string]bool // paths named so far
+	targets  map[string]bool // written so far
 	staged   []*stagedFile
 	current  string // the path being worked on, for errors
 	undo     rollback.Stack
@@ -158,14 +158,14 @@ func (u *upload) stage(requested string, content io.Reader) error {
 		return err
 	}
 	u.current = path
-	if u.targets[path] {
-		return wrenn.Errorf(wrenn.Invalid, "path '%s' is there twice in one upload", printable(path))
-	}
-	u.targets[path] = true
 	target, err := followLinks(path)
 	if err != nil {
 		return err
 	}
+	if u.targets[target] {
+		return wrenn.Errorf(wrenn.Invalid, "path '%s' is there twice in one upload", printable(path))
+	}
+	u.targets[target] = true
 	file, err := newStagedFile(path, target, u.user, &u.undo)
 	if err != nil {
 		return err

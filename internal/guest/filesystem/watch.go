@@ -252,7 +252,10 @@ func (w *watch) scan(dir string, announce bool) (subdirs []string, err error) {
 		}
 		for _, child := range children {
 			path := filepath.Join(dir, child.Name())
-			if announce && !isStaged(path) {
+			if isStaged(path) {
+				continue
+			}
+			if announce {
 				w.announce(path)
 			}
 			if child.IsDir() && (w.networks || !isNetworked(path)) {

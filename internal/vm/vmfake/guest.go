@@ -1,143 +1,160 @@
 package vmfake
 
 import (
+	"bytes"
 	"context"
-	"errors"
+	"fmt"
+	"io"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"wrenn/internal/vm"
 )
 
-// Guest is what answers in a network namespace: the machine that is in it at
-// the moment of each call. It waits while that is paused.
+// Guest is what happens inside a machine. What it does as its own code waits
+// while the machine is paused and fails when that is gone; what ends it, and
+// Print, work at any time. It is safe for concurrent use.
 type Guest struct {
-	host      *Host
-	namespace string
+	find func() (*process, error)
 }
 
-// Guest returns the guest of a namespace, whether or not one is there yet.
-func (h *Host) Guest(namespace string) *Guest { return &Guest{h, namespace} }
-
-var errNoGuest = errors.New("no guest answers")
-
-// with calls fn while the guest's machine runs, and cannot stop running.
-func (g *Guest) with(ctx context.Context, fn func(*machine) error) error {
-	m := g.host.in(g.namespace)
-	if m == nil {
-		return errNoGuest
+// Spec is the machine's.
+func (g *Guest) Spec() (vm.Spec, error) {
+	p, err := g.find()
+	if err != nil {
+		return vm.Spec{}, err
 	}
-	for {
-		m.mu.Lock()
-		awake := m.awake
-		if m.gone() != nil {
-			m.mu.Unlock()
-			return errNoGuest
-		}
-		if m.running() {
-			defer m.mu.Unlock()
-			return fn(m)
-		}
-		m.mu.Unlock()
-		select {
-		case <-awake:
-		case <-m.done:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	return p.spec, nil
 }
 
-// WaitReady returns at once when there is a guest: it has no boot.
+// Print writes on the console, of which the end is kept.
+func (g *Guest) Print(text string) error {
+	p, err := g.find()
+	if err != nil {
+		return err
+	}
+	return p.whileAlive(func() {
+		p.console = append(p.console, text...)
+		p.console = slices.Clone(p.console[max(0, len(p.console)-consoleSize):])
+	})
+}
+
+// do calls f as the guest's code.
+func (g *Guest) do(ctx context.Context, f func(*process)) error {
+	p, err := g.find()
+	if err != nil {
+		return err
+	}
+	return p.asGuest(ctx, func() { f(p) })
+}
+
+// end ends the machine.
+func (g *Guest) end(why ending) error {
+	p, err := g.find()
+	if err != nil {
+		return err
+	}
+	p.end(why)
+	return nil
+}
+
+// WaitReady returns when the guest runs, or with an error when it is gone.
 func (g *Guest) WaitReady(ctx context.Context, _ func(context.Context) error) error {
-	return g.with(ctx, func(*machine) error { return nil })
+	return g.do(ctx, func(*process) {})
 }
 
-// Fill keeps b under a name in the guest's memory.
+// Fill makes a memory-backed file hold nothing but the byte b.
 func (g *Guest) Fill(ctx context.Context, name string, b byte) error {
-	return g.with(ctx, func(m *machine) error {
-		m.memory.Fills[name] = b
-		return nil
-	})
+	return g.do(ctx, func(p *process) { p.mem.Files[name] = b })
 }
 
-// Filled says whether b is kept under the name.
-func (g *Guest) Filled(ctx context.Context, name string, b byte) (ok bool, err error) {
-	err = g.with(ctx, func(m *machine) error {
-		have, found := m.memory.Fills[name]
-		ok = found && have == b
-		return nil
+// Filled says whether the file holds nothing but b.
+func (g *Guest) Filled(ctx context.Context, name string, b byte) (same bool, err error) {
+	err = g.do(ctx, func(p *process) {
+		got, ok := p.mem.Files[name]
+		same = ok && got == b
 	})
-	return ok, err
+	return same, err
 }
 
-// WriteDisk makes text the content of the first disk.
+// diskText is how much of the first disk WriteDisk uses.
+const diskText = 512
+
+// WriteDisk keeps a text at the start of the first disk.
 func (g *Guest) WriteDisk(ctx context.Context, text string) error {
-	return g.with(ctx, func(m *machine) error { return os.WriteFile(m.spec.Disks[0].Path, []byte(text), 0o600) })
+	if len(text) > diskText {
+		return fmt.Errorf("a text of %d bytes does not fit the fake's disk", len(text))
+	}
+	return g.disk(ctx, os.O_RDWR, func(f *os.File) error {
+		block := make([]byte, diskText)
+		copy(block, text)
+		_, err := f.WriteAt(block, 0)
+		return err
+	})
 }
 
-// ReadDisk returns the content of the first disk.
+// ReadDisk returns the text that WriteDisk kept.
 func (g *Guest) ReadDisk(ctx context.Context) (text string, err error) {
-	err = g.with(ctx, func(m *machine) error {
-		data, err := os.ReadFile(m.spec.Disks[0].Path)
-		text = strings.TrimRight(string(data), "\x00")
+	err = g.disk(ctx, os.O_RDONLY, func(f *os.File) error {
+		block, err := io.ReadAll(io.NewSectionReader(f, 0, diskText))
+		text = string(bytes.TrimRight(block, "\x00"))
 		return err
 	})
 	return text, err
 }
 
-// StartCounter makes Counter count.
-func (g *Guest) StartCounter(ctx context.Context) error {
-	return g.with(ctx, func(m *machine) error {
-		m.memory.Counting = true
-		return nil
-	})
+// disk calls f with the first disk when the guest runs; not under its lock.
+func (g *Guest) disk(ctx context.Context, flag int, f func(*os.File) error) error {
+	var disks []vm.Disk
+	if err := g.do(ctx, func(p *process) { disks = p.spec.Disks }); err != nil {
+		return err
+	}
+	if len(disks) == 0 {
+		return fmt.Errorf("the machine has no disk")
+	}
+	file, err := os.OpenFile(disks[0].Path, flag, 0)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return f(file)
 }
 
-// Counter is one more each time it is asked.
+// StartCounter starts, from zero, what Counter reads.
+func (g *Guest) StartCounter(ctx context.Context) error {
+	return g.do(ctx, func(p *process) { p.mem.Counting, p.mem.Counted, p.since = true, 0, time.Now() })
+}
+
+// counterTick is how long the guest must run for the counter to go on by one.
+const counterTick = time.Millisecond
+
+// Counter says how far the counter is.
 func (g *Guest) Counter(ctx context.Context) (n int, err error) {
-	err = g.with(ctx, func(m *machine) error {
-		if m.memory.Counting {
-			m.memory.Count++
-		}
-		n = m.memory.Count
-		return nil
-	})
+	err = g.do(ctx, func(p *process) { n = int(p.counted() / counterTick) })
 	return n, err
 }
 
-// BusyTimer has no timer to try.
-func (g *Guest) BusyTimer(ctx context.Context) error {
-	return g.with(ctx, func(*machine) error { return nil })
-}
+// BusyTimer is no challenge to a fake.
+func (g *Guest) BusyTimer(ctx context.Context) error { return g.do(ctx, func(*process) {}) }
 
-// Print prints n bytes.
-func (g *Guest) Print(ctx context.Context, n int) error {
-	return g.with(ctx, func(m *machine) error {
-		m.print(strings.Repeat("x", n))
-		return nil
-	})
-}
-
-// Flood prints more than is kept.
-func (g *Guest) Flood(ctx context.Context) error { return g.Print(ctx, 2*maxConsole) }
-
-// PowerOff ends the machine as a guest does.
-func (g *Guest) PowerOff(ctx context.Context) error { return g.end(ctx, nil) }
-
-// Panic ends the machine with an ExitError.
-func (g *Guest) Panic(ctx context.Context) error {
-	return g.end(ctx, &vm.ExitError{Driver: Name, Reason: "guest panicked"})
-}
-
-func (g *Guest) end(ctx context.Context, reason error) error {
-	var found *machine
-	err := g.with(ctx, func(m *machine) error {
-		found = m
-		return nil
-	})
-	if err == nil {
-		found.end(reason)
+// PrintMuch prints n bytes.
+func (g *Guest) PrintMuch(ctx context.Context, n int) error {
+	if err := g.do(ctx, func(*process) {}); err != nil {
+		return err
 	}
-	return err
+	return g.Print(strings.Repeat("x", n))
 }
+
+// Flood prints more than anybody keeps.
+func (g *Guest) Flood(ctx context.Context) error { return g.PrintMuch(ctx, 2*consoleSize) }
+
+// PowerOff ends the machine as its guest may.
+func (g *Guest) PowerOff(context.Context) error { return g.end(poweredOff) }
+
+// Panic ends the machine as a guest's kernel does when it panics.
+func (g *Guest) Panic(context.Context) error { return g.end(died("guest panicked")) }
+
+// Die ends the VMM for the reason, like "exit status 1".
+func (g *Guest) Die(reason string) error { return g.end(died(reason)) }

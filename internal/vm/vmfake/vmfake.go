@@ -1,16 +1,19 @@
-// Package vmfake is a driver of machines that are nothing but data, for tests
-// of what stands above drivers. It passes the same suite as the real ones.
+// Package vmfake is a vm.Driver whose machines live in memory, for tests of
+// whoever composes machines: as strict as the contract, without a VMM, root or
+// waiting. Each step can be made to fail, and a guest does what the test says.
+//
+// A World stands for the kernel: it holds the machines, and outlives the
+// drivers as the kernel outlives host agents. No goroutine runs for a machine.
 package vmfake
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
+	"slices"
 
 	"wrenn"
 	"wrenn/internal/rollback"
@@ -20,200 +23,187 @@ import (
 // Name is the driver's.
 const Name = "fake"
 
-// The files of a fake machine and of its snapshot.
+// Step is something that a driver does; Config.Fault can make it fail.
+type Step string
+
+// The steps of the driver and of its machines.
 const (
-	socketName   = "fake.sock"
-	snapshotName = "fake.json"
+	StepFiles   Step = "files"   // something was made in vm.Spec.Dir
+	StepLoad    Step = "load"    // the snapshot or the kernel was read
+	StepDisks   Step = "disks"   // the disks were opened
+	StepProcess Step = "process" // the VMM runs
+	StepBoot    Step = "boot"    // the guest runs
+
+	StepPause    Step = "pause"
+	StepResume   Step = "resume"
+	StepMemory   Step = "memory"   // a snapshot's memory was written
+	StepManifest Step = "manifest" // a snapshot's manifest was written
+	StepStop     Step = "stop"     // the one that fails before it is taken: the VMM goes on
 )
 
-const bootID = "fake"
-
-// Host is what the kernel is to real drivers: machines live on it, whether or
-// not a driver knows them. It is safe for concurrent use.
-type Host struct {
-	mu    sync.Mutex // guards the following
-	pids  int
-	alive map[int]*machine
+// StartSteps are those of Start and of Restore, in order.
+func StartSteps() []Step {
+	return []Step{StepFiles, StepLoad, StepDisks, StepProcess, StepBoot}
 }
 
-// NewHost returns a host without machines.
-func NewHost() *Host { return &Host{alive: map[int]*machine{}} }
+// SnapshotSteps are those of Machine.Snapshot, in order.
+func SnapshotSteps() []Step { return []Step{StepMemory, StepManifest} }
 
-// Kill ends a machine as SIGKILL would. One that is gone already stays so.
-func (h *Host) Kill(ref vm.Ref) {
-	if m := h.find(ref); m != nil {
-		m.end(&vm.ExitError{Driver: Name, Reason: "signal: killed"})
-	}
+// Config is what a Driver needs.
+type Config struct {
+	World *World // needed
+	// Fault, if set, is asked when a step was taken (StepStop: is about to be)
+	// and makes it fail with the error that it returns. It may be called by
+	// several goroutines at once.
+	Fault func(Step) error
 }
 
-func (h *Host) find(ref vm.Ref) *machine {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if m, ok := h.alive[ref.PID]; ok && m.ref.StartTime == ref.StartTime && m.ref.BootID == ref.BootID {
-		return m
-	}
-	return nil
-}
-
-// in returns the machine whose network is in the namespace, or nil.
-func (h *Host) in(namespace string) *machine {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, m := range h.alive {
-		if m.spec.Net.Namespace == namespace {
-			return m
-		}
-	}
-	return nil
-}
-
-func (h *Host) add(spec vm.Spec, memory memory) *machine {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.pids++
-	m := &machine{
-		host: h, spec: spec, memory: memory, done: make(chan struct{}), awake: make(chan struct{}),
-		ref: vm.Ref{Driver: Name, ID: spec.ID, Dir: spec.Dir, PID: h.pids, StartTime: uint64(h.pids), BootID: bootID},
-	}
-	close(m.awake)
-	h.alive[m.ref.PID] = m
-	return m
-}
-
-// Driver makes machines on a host. It is safe for concurrent use.
+// Driver makes machines in its world.
 type Driver struct {
-	host *Host
-	// Fail makes Start and Restore fail after the step of that name; see Steps.
-	Fail string
+	world *World
+	fault func(Step) error
 }
 
 var _ vm.Driver = (*Driver)(nil)
 
-// New returns a driver of the host.
-func New(host *Host) *Driver { return &Driver{host: host} }
+// New returns a driver.
+func New(cfg Config) *Driver {
+	d := &Driver{world: cfg.World, fault: cfg.Fault}
+	if d.fault == nil {
+		d.fault = func(Step) error { return nil }
+	}
+	return d
+}
 
-// Steps are what Start and Restore do.
-func Steps() []string { return []string{"directory", "files", "socket", "vmm"} }
+// FailAt returns a fault for Config: every step named fails with an error that
+// names it.
+func FailAt(steps ...Step) func(Step) error {
+	return func(now Step) error {
+		if slices.Contains(steps, now) {
+			return fmt.Errorf("injected fault at %s", now)
+		}
+		return nil
+	}
+}
 
 // Name is "fake".
 func (d *Driver) Name() string { return Name }
 
-// Start implements vm.Driver. The files of spec are looked for, not read.
+// Start boots a new machine; see vm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if err := spec.Check(true); err != nil {
 		return nil, err
 	}
-	return d.assemble(ctx, spec, memory{Fills: map[string]byte{}})
+	return d.assemble(ctx, spec, func() (memory, error) {
+		for _, file := range []string{spec.Kernel.Image, spec.Kernel.Initrd} {
+			if err := readable(file); err != nil {
+				return memory{}, fmt.Errorf("kernel: %w", err)
+			}
+		}
+		return memory{}, nil
+	})
 }
 
-// Restore implements vm.Driver.
+// Restore makes a machine from a snapshot; see vm.Driver.
 func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
 	if err := spec.Check(false); err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(snapshot, snapshotName))
-	var snap saved
-	if err == nil {
-		err = json.Unmarshal(data, &snap)
-	}
-	if err != nil {
-		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "this is no whole snapshot", Err: err}
-	}
-	if snap.Shape != shapeOf(spec) {
-		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is of %+v, not of %+v", snap.Shape, shapeOf(spec))
-	}
-	spec.Kernel = vm.Kernel{}
-	return d.assemble(ctx, spec, snap.Memory)
+	return d.assemble(ctx, spec, func() (memory, error) { return loadSnapshot(snapshot, shapeOf(spec)) })
 }
 
-func (d *Driver) assemble(ctx context.Context, spec vm.Spec, memory memory) (vm.Machine, error) {
-	var m *machine
+// assemble takes the steps that Start and Restore share; load makes the
+// memory that the machine begins with.
+func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory, error)) (vm.Machine, error) {
+	if err := vm.CheckEmpty(spec.Dir); err != nil {
+		return nil, err
+	}
 	var undo rollback.Stack
 	defer undo.Run(ctx)
-	socket := filepath.Join(spec.Dir, socketName)
-	take := map[string]func() error{
-		"directory": func() error { return vm.CheckEmpty(spec.Dir) },
-		"files":     func() error { return haveFiles(spec) },
-		"socket": func() error {
-			undo.Add(func(context.Context) error { return remove(socket) })
-			return os.WriteFile(socket, nil, 0o600)
-		},
-		"vmm": func() error {
-			m = d.host.add(spec, memory)
-			undo.Add(m.Stop)
-			return nil
-		},
-	}
-	for _, step := range Steps() {
+	var mem memory
+	var p *process
+	for _, step := range []struct {
+		name Step
+		do   func() error
+	}{
+		{StepFiles, func() error {
+			undo.AddFunc(func() { _ = removeFiles(spec.Dir) }) // as in a crash, it stays with whoever owns the directory
+			return os.WriteFile(filepath.Join(spec.Dir, fileName), nil, 0o600)
+		}},
+		{StepLoad, func() (err error) {
+			mem, err = load()
+			return err
+		}},
+		{StepDisks, func() error { return openDisks(spec.Disks) }},
+		{StepProcess, func() (err error) {
+			if p, err = d.world.spawn(spec, mem); err == nil {
+				undo.AddFunc(func() { p.end(stopped) })
+			}
+			return err
+		}},
+		{StepBoot, func() error { return p.boot(d.world.Boot) }},
+	} {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		err := take[step]()
-		if err == nil && step == d.Fail {
-			err = errors.New("asked to fail")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("machine %s: %s: %w", spec.ID, step, err)
+		if err := errors.Join(step.do(), d.fault(step.name)); err != nil {
+			return nil, fmt.Errorf("start machine %s: %s: %w", spec.ID, step.name, err)
 		}
 	}
 	undo.Keep()
-	return m, nil
+	return &machine{p, d.fault}, nil
 }
 
-func haveFiles(spec vm.Spec) error {
-	var files []string
-	for _, disk := range spec.Disks {
-		files = append(files, disk.Path)
-	}
-	if spec.Kernel.Image != "" {
-		files = append(files, spec.Kernel.Image)
-	}
-	for _, file := range files {
-		if _, err := os.Stat(file); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// remove is os.Remove, twice allowed.
-func remove(path string) error {
-	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// Adopt implements vm.Driver.
+// Adopt takes over a machine that another driver of the same world started;
+// see vm.Driver.
 func (d *Driver) Adopt(_ context.Context, ref vm.Ref) (vm.Machine, error) {
-	if m := d.host.find(ref); m != nil {
-		return m, nil
+	if ref.Driver != Name {
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of %q is not the fake's", ref.Driver)
 	}
-	if err := remove(filepath.Join(ref.Dir, socketName)); err != nil {
+	if p := d.world.find(ref); p != nil {
+		return &machine{p, d.fault}, nil
+	}
+	if err := removeFiles(ref.Dir); err != nil {
 		return nil, err
 	}
 	return nil, wrenn.Errorf(wrenn.NotFound, "the machine does not run any more")
 }
 
-// memory is what a guest has that its disk has not.
-type memory struct {
-	Fills    map[string]byte
-	Counting bool
-	Count    int
+// fileName is what a machine has in vm.Spec.Dir while it is there, like a
+// VMM's socket.
+const fileName = "fake.vmm"
+
+// removeFiles removes what a machine has in its directory. Twice is allowed.
+func removeFiles(dir string) error {
+	if err := os.Remove(filepath.Join(dir, fileName)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
-// shape is what a snapshot and a machine made from it have in common.
-type shape struct {
-	VCPUs, MemoryMiB, Disks int
-	MAC                     string
+func readable(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
-func shapeOf(spec vm.Spec) shape {
-	return shape{spec.VCPUs, spec.MemoryMiB, len(spec.Disks), strings.ToLower(spec.Net.MAC)}
-}
-
-// saved is a snapshot.
-type saved struct {
-	Shape  shape
-	Memory memory
+// openDisks checks that the disks are there and can be used as they should.
+func openDisks(disks []vm.Disk) error {
+	for _, disk := range disks {
+		flag := os.O_RDWR
+		if disk.ReadOnly {
+			flag = os.O_RDONLY
+		}
+		f, err := os.OpenFile(disk.Path, flag, 0)
+		if err != nil {
+			return fmt.Errorf("disk: %w", err)
+		}
+		f.Close()
+	}
+	return nil
 }

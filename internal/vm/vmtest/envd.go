@@ -96,7 +96,7 @@ func (g envdGuest) BusyTimer(ctx context.Context) error {
 	return g.run(ctx, "timeout 1 sh -c 'while :; do :; done' || [ $? -eq 124 ] || [ $? -eq 143 ]")
 }
 
-func (g envdGuest) Print(ctx context.Context, n int) error {
+func (g envdGuest) PrintMuch(ctx context.Context, n int) error {
 	return g.run(ctx, fmt.Sprintf("head -c %d /dev/zero | tr '\\000' x >/dev/console", n))
 }
 

@@ -5,7 +5,6 @@ package vmtest
 import (
 	"context"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -74,8 +73,8 @@ type Guest interface {
 	Counter(ctx context.Context) (int, error)
 	// BusyTimer fails unless a timer of the guest fires while its CPU is busy.
 	BusyTimer(ctx context.Context) error
-	// Print prints n bytes on the console and returns when all are out.
-	Print(ctx context.Context, n int) error
+	// PrintMuch prints n bytes on the console and returns when all are out.
+	PrintMuch(ctx context.Context, n int) error
 	// Flood starts to print on the console without end.
 	Flood(ctx context.Context) error
 	// PowerOff and Panic end the guest a moment after they returned.
@@ -137,8 +136,8 @@ func openStore(t *testing.T, dir string) string {
 func intoStore(t *testing.T, image, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "rootfs")
-	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", image, path).CombinedOutput(); err != nil {
-		t.Fatalf("copy %s: %v: %s", image, err, out)
+	if _, err := storage.Clone(t.Context(), path, image, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
