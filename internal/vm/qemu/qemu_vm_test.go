@@ -42,24 +42,24 @@ func newDriver(ctx context.Context) (*Driver, error) {
 	return New(ctx, Config{Path: path})
 }
 
-func testDriver(t testing.TB) *Driver {
-	t.Helper()
-	d, err := newDriver(t.Context())
+func testDriver(tb testing.TB) *Driver {
+	tb.Helper()
+	d, err := newDriver(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return d
 }
 
 // testFile is the file that an environment variable names.
-func testFile(t testing.TB, name string) string {
-	t.Helper()
+func testFile(tb testing.TB, name string) string {
+	tb.Helper()
 	path := os.Getenv(name)
 	if path == "" {
 		if os.Getenv("WRENN_CI") == "1" {
-			t.Fatalf("%s is not set", name)
+			tb.Fatalf("%s is not set", name)
 		}
-		t.Skipf("%s is not set: run host-agent image prepare --export", name)
+		tb.Skipf("%s is not set: run host-agent image prepare --export", name)
 	}
 	return path
 }
@@ -89,6 +89,7 @@ func harness(t *testing.T) vmtest.Harness {
 			return testPlace(t)
 		},
 		Guest: func(t *testing.T, p vmtest.Place) vmtest.Guest {
+			t.Helper()
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: net.JoinHostPort(guestAddr, envdPort), PowerOff: "o"})
 		},
 		Elsewhere: vmtest.Elsewhere,
@@ -101,11 +102,11 @@ func harness(t *testing.T) vmtest.Harness {
 	}
 }
 
-func testKernel(t testing.TB) vm.Kernel {
-	t.Helper()
+func testKernel(tb testing.TB) vm.Kernel {
+	tb.Helper()
 	return vm.Kernel{
-		Image:  testFile(t, "WRENN_TEST_KERNEL"),
-		Initrd: testFile(t, "WRENN_TEST_INITRD"),
+		Image:  testFile(tb, "WRENN_TEST_KERNEL"),
+		Initrd: testFile(tb, "WRENN_TEST_INITRD"),
 		Args: []string{
 			"root=/dev/vda", "rw", "init=/usr/local/bin/wrenn-init",
 			"ip=" + guestAddr + "::169.254.0.22:255.255.255.252:sandbox:eth0:off",
@@ -124,20 +125,20 @@ func stepNames(a *assembly) []string {
 var places atomic.Int32
 
 // testPlace is a network namespace with a TAP in it and nothing else.
-func testPlace(t testing.TB) vmtest.Place {
-	t.Helper()
+func testPlace(tb testing.TB) vmtest.Place {
+	tb.Helper()
 	name := fmt.Sprintf("vmtest-%d-%d", os.Getpid(), places.Add(1))
 	path, err := netns.Create(name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := netns.Delete(name); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	if err := netns.Do(path, makeTAP); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return vmtest.Place{
 		NIC: vm.NIC{Namespace: path, TAP: "tap0", MAC: guestMAC},
