@@ -42,17 +42,18 @@ func envd(ctx context.Context, b *bench) (_ []row, err error) {
 		{"upload; bare: a file copy", "", mibs, outBytes >> 20, e.upload, e.bareCopy},
 		{"download; bare: a file copy", "", mibs, outBytes >> 20, e.download, e.bareCopy},
 	} {
-		rate := func(f func(context.Context) error) func(context.Context) (float64, error) {
-			return func(ctx context.Context) (float64, error) {
+		rate := func(f func(context.Context) error) func(context.Context) (sample, error) {
+			return func(ctx context.Context) (sample, error) {
 				took, err := timed(func() error { return f(ctx) })
-				return m.amount / took, err
+				return sample{m.amount / took}, err
 			}
 		}
-		ours, bare, ratio, err := pairs(ctx, b.rounds, rate(m.ours), rate(m.bare))
+		figures, err := pairs(ctx, b.rounds, rate(m.ours), rate(m.bare))
 		if err != nil {
 			return rows, fmt.Errorf("%s: %w", m.what, err)
 		}
-		rows = append(rows, row{m.what, m.show(ours), m.show(bare), ratio, m.limit})
+		f := figures[0]
+		rows = append(rows, row{m.what, m.show(f.ours), m.show(f.bare), f.ratio, m.limit})
 	}
 	return rows, nil
 }

@@ -75,7 +75,7 @@ func TestBuildNamesAFullDisk(t *testing.T) {
 
 func TestLockKeepsOthersOut(t *testing.T) {
 	s := testStore(t)
-	unlock, err := s.lock(t.Context())
+	held, err := s.lock(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,12 +98,12 @@ func TestLockKeepsOthersOut(t *testing.T) {
 	go func() {
 		free, err := other.lock(t.Context())
 		if err == nil {
-			free()
+			free.Close()
 		}
 		done <- err
 	}()
 	<-waiting
-	unlock()
+	held.Close()
 	if err := <-done; err != nil {
 		t.Errorf("lock() after it was given back = %v", err)
 	}

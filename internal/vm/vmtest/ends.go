@@ -78,6 +78,24 @@ func (s *suite) hostileConsole(t *testing.T) {
 	}
 }
 
+// size is that of all files under dir.
+func size(t *testing.T, dir string) int64 {
+	t.Helper()
+	var total int64
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	})
+	must(t, "size", err)
+	return total
+}
+
 // consoleWithoutAgent proves that a guest can print more than is kept while
 // nobody is there to read it, and neither stalls nor fills the host.
 func (s *suite) consoleWithoutAgent(t *testing.T) {
@@ -98,24 +116,6 @@ func (s *suite) consoleWithoutAgent(t *testing.T) {
 		t.Errorf("%d bytes of the console are kept", n)
 	}
 	s.counted(t, b, 0)
-}
-
-// size is that of all files under dir.
-func size(t *testing.T, dir string) int64 {
-	t.Helper()
-	var total int64
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil {
-			total += info.Size()
-		}
-		return err
-	})
-	must(t, "size", err)
-	return total
 }
 
 func (s *suite) adopt(t *testing.T) {
