@@ -3,9 +3,8 @@ package vmtest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
+	"hash/maphash"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -208,17 +207,20 @@ func mountsNaming(word string) []string {
 	return found
 }
 
+// seed is of hashes that are compared within one process: a cryptographic hash
+// of a memory file takes an emulated machine ten seconds.
+var seed = maphash.MakeSeed()
+
 // hashes returns the digest of every file under dir.
-func hashes(t *testing.T, dir string) map[string]string {
+func hashes(t *testing.T, dir string) map[string]uint64 {
 	t.Helper()
-	out := map[string]string{}
+	out := map[string]uint64{}
 	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		sum := sha256.Sum256(data)
-		out[path] = hex.EncodeToString(sum[:])
+		out[path] = maphash.Bytes(seed, data)
 		return err
 	})
 	if err != nil || len(out) == 0 {
