@@ -243,6 +243,7 @@ func (s *suite) wantIsolated(t *testing.T, b *box) {
 		fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", b.spec.UID),
 		fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", b.spec.GID),
 		"CapEff:\t0000000000000000\n",
+		"Seccomp:\t2\n", // a filter, see proc_pid_status(5)
 	} {
 		if !bytes.Contains(status, []byte(want)) {
 			t.Errorf("the VMM's status lacks %q", want)
