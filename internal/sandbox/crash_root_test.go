@@ -180,7 +180,7 @@ func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
 			sb.journal.Machine = journaled
 			must(t, errors.Join(sb.journal.save(), os.Mkdir(sb.runDir(), 0o711),
 				os.WriteFile(filepath.Join(sb.runDir(), "socket"), nil, 0o600)))
-			vmm := exec.Command("sleep", "60")
+			vmm := exec.Command("sleep", "30")
 			must(t, netns.Do(sb.slot.Namespace(), vmm.Start))
 			t.Cleanup(func() { _ = vmm.Process.Kill() }) // gone already when all went well
 			l.crash(t)
