@@ -50,7 +50,7 @@ fi
 
 # KVM's clock. Without it the time is only as good as at the last start or restore.
 if [ -e /dev/ptp0 ] && command -v chronyd >/dev/null; then
-	chronyd & # it becomes a daemon by itself; nobody waits until it has
+	chronyd -f /etc/chrony/chrony.conf & # it becomes a daemon by itself; nobody waits until it has
 fi
 
 # The shell ends when an exec fails, so what would fail is asked first.

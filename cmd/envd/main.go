@@ -8,10 +8,13 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"os/user"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"wrenn/internal/guest"
 	"wrenn/internal/guest/clock"
@@ -32,7 +35,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
 	flags.StringVar(&o.listen, "listen", ":49983", "address to serve on")
-	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool, cgroups and OOM scores alone: for tests on a host")
+	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool and cgroups alone: for tests on a host")
 	flags.StringVar(&o.cgroups, "cgroups", "/sys/fs/cgroup", "where cgroup2 is mounted; programs start in the cgroups user and pty below it")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
@@ -55,6 +58,8 @@ func start(ctx context.Context, args []string) error {
 		fmt.Println(guest.Version)
 		return nil
 	}
+	// What the agent was born with is not for its programs. Linux before 5.11 cannot; nothing depends on it.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {

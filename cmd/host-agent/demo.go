@@ -45,7 +45,7 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 	}
 	code, err := demo.Run(ctx, demo.Config{
 		Manager: h.Manager, Shape: sandbox.Shape{VCPUs: c.VCPUs, MemoryMiB: c.Memory},
-		Command: c.Command, Times: times, Out: std.out,
+		Command: c.command(), Times: times, Out: std.out,
 	})
 	err = errors.Join(err, h.Close(ctx))
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
@@ -62,6 +62,14 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 		return exitCode(code)
 	}
 	return nil
+}
+
+// command is the user's, without the "--" that may set it off from our flags.
+func (c *demoCommand) command() []string {
+	if len(c.Command) > 0 && c.Command[0] == "--" {
+		return c.Command[1:]
+	}
+	return c.Command
 }
 
 // interrupted is Ctrl-C, after everything was cleaned up.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -14,6 +15,7 @@ const (
 	// connectTimeout bounds one attempt to connect. A SYN that comes before the
 	// guest's interface is up is lost, and the kernel would repeat it after 1 s only.
 	connectTimeout = 100 * time.Millisecond
+	connectTries   = 7 // 12.7 s in all
 	// connectSpacing is the pause after a refused attempt. Under emulation each
 	// attempt costs the guest time: at 2 ms spacing a restore took 10 ms longer.
 	connectSpacing = 20 * time.Millisecond
@@ -71,11 +73,23 @@ func (c *Client) health(ctx context.Context) error {
 	return nil
 }
 
-// impatient gives each dial connectTimeout.
+// impatient tries again when a dial takes longer than connectTimeout, and twice
+// as long each time: an emulated guest that shares its CPU may need seconds. It
+// gives up after connectTries, because a dial may outlive the request that it is for.
 func impatient(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-		defer cancel()
-		return dial(ctx, network, address)
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		for limit, try := connectTimeout, 0; try < connectTries; limit, try = 2*limit, try+1 {
+			conn, err = dialWithin(ctx, limit, dial, network, address)
+			if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+		}
+		return conn, err
 	}
+}
+
+func dialWithin(ctx context.Context, limit time.Duration, dial func(context.Context, string, string) (net.Conn, error), network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return dial(ctx, network, address)
 }

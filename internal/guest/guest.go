@@ -20,8 +20,10 @@ import (
 	"wrenn/internal/guest/account"
 	"wrenn/internal/guest/auth"
 	"wrenn/internal/guest/clock"
+	"wrenn/internal/guest/filesystem"
 	"wrenn/internal/guest/process"
 	"wrenn/internal/guest/settings"
+	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
@@ -63,6 +65,7 @@ type Agent struct {
 	settings *settings.Settings
 	clock    *clock.Clock
 	process  *process.Service
+	files    *filesystem.Service
 	usage    usage
 	handler  http.Handler
 }
@@ -78,6 +81,7 @@ func New(cfg Config) *Agent {
 		process: process.New(process.Config{
 			Accounts: cfg.Accounts, Settings: set, Log: cfg.Log, Cgroups: cfg.Cgroups, Protect: cfg.Protect,
 		}),
+		files: filesystem.New(filesystem.Config{Accounts: cfg.Accounts, Settings: set, Log: cfg.Log}),
 		usage: newUsage(),
 	}
 	a.handler = cors(auth.Require(set, answerError, a.routes()))
@@ -87,14 +91,19 @@ func New(cfg Config) *Agent {
 // Handler serves everything; see Serve for how it should be run.
 func (a *Agent) Handler() http.Handler { return a.handler }
 
-// Close ends all programs and streams. Call it once.
-func (a *Agent) Close() { a.process.Close() }
+// Close ends all programs and all watching of files. Call it once.
+func (a *Agent) Close() {
+	_ = a.files.Close() // never fails
+	a.process.Close()
+}
 
 func (a *Agent) routes() http.Handler {
 	// Compressing what goes through a memory copy would only cost the guest's CPU.
 	opts := []connect.HandlerOption{connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(math.MaxInt)}
 	mux := http.NewServeMux()
 	mux.Handle(processconnect.NewProcessHandler(a.process, opts...))
+	mux.Handle(filesystemconnect.NewFilesystemHandler(a.files, opts...))
+	mux.Handle("/files", a.files.Files())
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.HandleFunc("GET /envs", a.serveEnvs)
@@ -127,7 +136,7 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	if server.Shutdown(ctx) != nil {
-		server.Close()
+		_ = server.Close() // who is still connected does not read
 	}
 	if err == nil {
 		err = <-served

@@ -47,6 +47,9 @@ func (h *Host) chooseDriver(ctx context.Context) error {
 	}
 	h.Driver = driver
 	h.say("driver", driver.Name()+": "+reason)
+	if h.firstUID() == 0 {
+		h.say("", "machines run as root: the jailer is not installed (give its path with --jailer)")
+	}
 	return nil
 }
 
@@ -91,8 +94,7 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 	if err != nil {
 		return no("Firecracker is not installed (give its path with --firecracker)")
 	}
-	jailer, _ := exec.LookPath(h.cfg.Driver.Jailer) // without one it runs unjailed
-	driver, err := firecracker.New(ctx, firecracker.Config{Path: path, Jailer: jailer})
+	driver, err := firecracker.New(ctx, firecracker.Config{Program: path, Jailer: h.jailer(), Log: h.cfg.Log})
 	if err != nil {
 		return no("%v", err)
 	}
@@ -106,4 +108,22 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: see --kernel)"
 	}
 	return driver, verdict, nil
+}
+
+// jailer is the path of Firecracker's jailer, and "" when there is none: then
+// the machines run as the agent's own user, which is for development.
+func (h *Host) jailer() string {
+	path, err := exec.LookPath(h.cfg.Driver.Jailer)
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// firstUID is the first of the users that machines run as, 0 for the agent's own.
+func (h *Host) firstUID() uint32 {
+	if h.Driver.Name() == Firecracker && h.jailer() == "" {
+		return 0
+	}
+	return machineUIDs
 }

@@ -25,10 +25,10 @@ import (
 	"wrenn/internal/vm"
 )
 
-// firstUID is the first of the user ids that machines run as, one each. It lies
+// machineUIDs is the first of the user ids that machines run as, one each. It lies
 // above what distributions, subuid ranges and systemd-nspawn hand out, see
 // https://systemd.io/UIDS-GIDS/.
-const firstUID = 2_000_000_000
+const machineUIDs = 2_000_000_000
 
 // Config says what the host is made of. StateDir, RunDir, Out and Log are needed.
 type Config struct {
@@ -111,17 +111,17 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
-	rootfs, err := h.store.Import(ctx, guest.RootFS, guest.Digest)
+	rootfs, err := h.store.Import(ctx, guest.RootFS, guest.Name())
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
 	h.guest = sandbox.Guest{RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
-	h.say("guest", guest.Note)
+	h.say("guest", guest.Name())
 	return nil
 }
 
 func (h *Host) openSlots(ctx context.Context) (err error) {
-	h.cfg.Network.FirstUID, h.cfg.Network.Log = firstUID, h.cfg.Log
+	h.cfg.Network.FirstUID, h.cfg.Network.Log = h.firstUID(), h.cfg.Log
 	if h.slots, err = network.Open(ctx, h.cfg.Network); err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (h *Host) openSlots(ctx context.Context) (err error) {
 // slots that no journal names.
 func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
-		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: firstUID,
+		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest,
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})

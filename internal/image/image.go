@@ -4,7 +4,8 @@
 //
 //	base-DIGEST/   the expensive part, a Debian: base.ext4, vmlinux, modules.cpio
 //	guest-DIGEST/  the same with our programs in it: rootfs.ext4, vmlinux, initrd
-//	NAME/          made from a container: rootfs.ext4
+//	image-RANDOM/  made from a container: rootfs.ext4
+//	NAME           a link to the latter
 //
 // Nobody writes in there but this package, under a lock, and everything appears
 // by a rename when it is whole.
@@ -36,6 +37,8 @@ type Config struct {
 	StateDir string
 	// Out gets a line about each step that takes time; nil for none.
 	Out io.Writer
+	// Name is an image that FromContainer made, to be booted instead of Debian.
+	Name string
 	// Envd and Stage0 are the guest's programs, static ones; default: envd and
 	// stage0 beside the running executable.
 	Envd, Stage0 string
@@ -90,13 +93,16 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 	if err != nil {
 		return Guest{}, err
 	}
+	if cfg.Name != "" && !p.store.has(cfg.Name) {
+		return Guest{}, noImage(cfg.Name)
+	}
 	if !p.store.has(p.guest) {
 		if err := p.make(ctx); err != nil {
 			return Guest{}, err
 		}
 	}
 	p.store.touch(p.base, p.guest)
-	return p.result(), nil
+	return p.result()
 }
 
 func (cfg Config) withDefaults() (Config, error) {
@@ -105,6 +111,11 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.Initrd != "" && cfg.Kernel == "" {
 		return cfg, wrenn.Errorf(wrenn.Invalid, "an initramfs of your own needs its kernel: give both")
+	}
+	if cfg.Name != "" {
+		if err := checkName(cfg.Name); err != nil {
+			return cfg, err
+		}
 	}
 	if cfg.Out == nil {
 		cfg.Out = io.Discard
@@ -189,20 +200,27 @@ func digest(inputs ...any) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func (p *preparation) result() Guest {
+func (p *preparation) result() (Guest, error) {
 	g := Guest{
 		Kernel: p.store.path(p.guest, kernelFile),
 		Initrd: p.store.path(p.guest, initrdFile),
 		RootFS: p.store.path(p.guest, rootfsFile),
 		Args:   GuestArgs(),
 		Digest: strings.TrimPrefix(p.guest, guestPrefix),
-		Note:   "Debian " + p.debian.Suite + " with its cloud kernel",
+		Note:   "Debian " + p.debian.Suite,
+	}
+	if p.cfg.Name != "" {
+		target, err := os.Readlink(filepath.Join(p.store.dir, p.cfg.Name))
+		if err != nil {
+			return Guest{}, noImage(p.cfg.Name)
+		}
+		g.RootFS, g.Digest, g.Note = p.store.path(target, rootfsFile), strings.TrimPrefix(target, imagePrefix), p.cfg.Name
 	}
 	if p.cfg.Kernel != "" {
 		g.Kernel, g.Initrd = p.cfg.Kernel, p.cfg.Initrd
-		g.Note = "Debian " + p.debian.Suite + " with the kernel " + p.cfg.Kernel
+		g.Note += " with the kernel " + p.cfg.Kernel
 	}
-	return g
+	return g, nil
 }
 
 // Export prints the guest as the environment of the tests with real machines.

@@ -41,24 +41,39 @@ const (
 
 // make makes the guest and, when needed, its base first.
 func (p *preparation) make(ctx context.Context) error {
+	return p.underLock(ctx, func() error {
+		if p.store.has(p.guest) { // another process was faster
+			return nil
+		}
+		if err := p.ensureBase(ctx); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.cfg.Out, "putting the agent into the guest's image")
+		return p.store.build(p.guest, func(dir string) error { return p.makeGuest(ctx, dir) })
+	})
+}
+
+// underLock runs work while nobody else writes to the store, and tidies up after it.
+func (p *preparation) underLock(ctx context.Context, work func() error) error {
 	unlock, err := p.store.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if !p.store.has(p.base) {
-		fmt.Fprintf(p.cfg.Out, "making a Debian %s for guests, once; this takes a minute or two\n", p.debian.Suite)
-		if err := p.store.build(p.base, func(dir string) error { return p.makeBase(ctx, dir) }); err != nil {
-			return err
-		}
-	}
-	if !p.store.has(p.guest) {
-		fmt.Fprintln(p.cfg.Out, "putting the agent into the guest's image")
-		if err := p.store.build(p.guest, func(dir string) error { return p.makeGuest(ctx, dir) }); err != nil {
-			return err
-		}
+	if err := work(); err != nil {
+		return err
 	}
 	return p.store.prune()
+}
+
+// ensureBase makes the base unless it is there.
+func (p *preparation) ensureBase(ctx context.Context) error {
+	if p.store.has(p.base) {
+		p.store.touch(p.base)
+		return nil
+	}
+	fmt.Fprintf(p.cfg.Out, "making a Debian %s for guests, once; this takes a minute or two\n", p.debian.Suite)
+	return p.store.build(p.base, func(dir string) error { return p.makeBase(ctx, dir) })
 }
 
 // makeBase fills dir with a Debian and its kernel.
@@ -130,10 +145,7 @@ func (p *preparation) makeGuest(ctx context.Context, dir string) error {
 	if _, err := storage.Clone(ctx, image, p.store.path(p.base, baseFile), 0o644); err != nil {
 		return err
 	}
-	if err := rootfs.Inject(ctx, image, dir, p.files()); err != nil {
-		return err
-	}
-	if err := rootfs.Check(ctx, image); err != nil {
+	if err := p.inject(ctx, image, dir, p.files()); err != nil {
 		return err
 	}
 	if err := os.Link(p.store.path(p.base, kernelFile), filepath.Join(dir, kernelFile)); err != nil {
@@ -149,6 +161,14 @@ func (p *preparation) makeGuest(ctx context.Context, dir string) error {
 	}
 	initrd.Write(modules)
 	return os.WriteFile(filepath.Join(dir, initrdFile), initrd.Bytes(), 0o644)
+}
+
+// inject puts files into an image and checks that it is whole afterwards.
+func (p *preparation) inject(ctx context.Context, image, scratch string, files []rootfs.File) error {
+	if err := rootfs.Inject(ctx, image, scratch, files); err != nil {
+		return err
+	}
+	return rootfs.Check(ctx, image)
 }
 
 // files is what a guest's root file system gets from us.

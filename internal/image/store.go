@@ -111,11 +111,12 @@ func (s *store) build(name string, fill func(dir string) error) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
 	if err := fill(dir); err != nil {
 		return noSpace(err)
+	}
+	// Closed until now: a half-made tree has programs that run as root.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
 	}
 	return noSpace(durable.Publish(dir, filepath.Join(s.dir, name)))
 }
@@ -134,7 +135,8 @@ func (s *store) sweep() error {
 	return nil
 }
 
-// prune removes bases and guests that were not used for longest.
+// prune removes bases and guests that were not used for longest, and images
+// that no name leads to, because a build was killed just before it got its name.
 func (s *store) prune() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -143,6 +145,24 @@ func (s *store) prune() error {
 	for prefix, keep := range map[string]int{guestPrefix: keepGuests, basePrefix: keepBases} {
 		if err := s.pruneKind(entries, prefix, keep); err != nil {
 			return err
+		}
+	}
+	return s.pruneUnnamed(entries)
+}
+
+func (s *store) pruneUnnamed(entries []os.DirEntry) error {
+	named := map[string]bool{}
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(s.dir, e.Name())); err == nil {
+			named[target] = true
+		}
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), imagePrefix) || named[e.Name()] {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
+			return fmt.Errorf("remove the unused image %s: %w", e.Name(), err)
 		}
 	}
 	return nil

@@ -158,15 +158,17 @@ func destination(r netlink.Route) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr.Unmap(), ones), ok
 }
 
-// freeRange proposes a range.
+// freeRange proposes a private /16 into which no route leads.
 func freeRange(routes []netlink.Route) string {
-	for second := range 256 {
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(255 - second), 0, 0}), 16)
-		if _, taken := clash(p, routes); !taken {
-			return p.String()
+	for _, block := range []struct{ first, last, lowest byte }{{10, 255, 0}, {172, 31, 16}} {
+		for second := int(block.last); second >= int(block.lowest); second-- {
+			p := netip.PrefixFrom(netip.AddrFrom4([4]byte{block.first, byte(second), 0, 0}), 16)
+			if _, taken := clash(p, routes); !taken {
+				return p.String()
+			}
 		}
 	}
-	return "172.31.0.0/16 or a smaller one"
+	return "192.168.0.0/24"
 }
 
 func (h *host) describe(r netlink.Route) string {

@@ -48,118 +48,118 @@ type lab struct {
 
 var labs atomic.Int32 // makes names unique within the test process
 
-func newLab(t testing.TB) *lab {
-	t.Helper()
+func newLab(tb testing.TB) *lab {
+	tb.Helper()
 	prefix := fmt.Sprintf("w%05dx%d", os.Getpid()%100000, labs.Add(1)%10)
-	l := &lab{host: newNamespace(t, prefix+"host"), world: newNamespace(t, prefix+"world")}
+	l := &lab{host: newNamespace(tb, prefix+"host"), world: newNamespace(tb, prefix+"world")}
 	l.cfg = Config{
 		Prefix:        prefix,
 		HostNamespace: l.host,
-		RunDir:        t.TempDir(),
-		Log:           slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+		RunDir:        tb.TempDir(),
+		Log:           slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	world, err := netns.Open(l.world)
-	must(t, err)
+	must(tb, err)
 	defer world.Close()
-	inside(t, l.host, func(nl *netlink.Handle) {
+	inside(tb, l.host, func(nl *netlink.Handle) {
 		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "out0"})
 		veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(world.Fd())
-		must(t, nl.LinkAdd(veth))
-		setUp(t, nl, "lo")
-		setUp(t, nl, "out0", hostPublic+"/24", hostPrivate+"/24")
+		must(tb, nl.LinkAdd(veth))
+		setUp(tb, nl, "lo")
+		setUp(tb, nl, "out0", hostPublic+"/24", hostPrivate+"/24")
 	})
-	inside(t, l.world, func(nl *netlink.Handle) {
-		setUp(t, nl, "eth0", worldPublic+"/24", worldPrivate+"/24", metadata+"/32")
+	inside(tb, l.world, func(nl *netlink.Handle) {
+		setUp(tb, nl, "eth0", worldPublic+"/24", worldPrivate+"/24", metadata+"/32")
 	})
-	addRoute(t, l.host, metadata+"/32", worldPublic)
+	addRoute(tb, l.host, metadata+"/32", worldPublic)
 	return l
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func newNamespace(t testing.TB, name string) string {
-	t.Helper()
+func newNamespace(tb testing.TB, name string) string {
+	tb.Helper()
 	path, err := netns.Create(name)
-	must(t, err)
-	t.Cleanup(func() {
+	must(tb, err)
+	tb.Cleanup(func() {
 		if err := netns.Delete(name); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return path
 }
 
-func inside(t testing.TB, path string, f func(nl *netlink.Handle)) {
-	t.Helper()
+func inside(tb testing.TB, path string, f func(nl *netlink.Handle)) {
+	tb.Helper()
 	nl, err := openNetlink(path)
-	must(t, err)
+	must(tb, err)
 	defer nl.Close()
 	f(nl)
 }
 
-func setUp(t testing.TB, nl *netlink.Handle, name string, addrs ...string) {
-	t.Helper()
+func setUp(tb testing.TB, nl *netlink.Handle, name string, addrs ...string) {
+	tb.Helper()
 	link, err := nl.LinkByName(name)
-	must(t, err)
+	must(tb, err)
 	for _, a := range addrs {
 		p := netip.MustParsePrefix(a)
-		must(t, nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p.Addr(), p.Bits())}))
+		must(tb, nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p.Addr(), p.Bits())}))
 	}
-	must(t, nl.LinkSetUp(link))
+	must(tb, nl.LinkSetUp(link))
 }
 
-func addRoute(t testing.TB, path, dst, gateway string) {
-	t.Helper()
+func addRoute(tb testing.TB, path, dst, gateway string) {
+	tb.Helper()
 	p := netip.MustParsePrefix(dst)
-	inside(t, path, func(nl *netlink.Handle) {
-		must(t, nl.RouteAdd(&netlink.Route{Dst: ipNet(p.Addr(), p.Bits()), Gw: net.ParseIP(gateway)}))
+	inside(tb, path, func(nl *netlink.Handle) {
+		must(tb, nl.RouteAdd(&netlink.Route{Dst: ipNet(p.Addr(), p.Bits()), Gw: net.ParseIP(gateway)}))
 	})
 }
 
 // open opens a pool that the test's end closes; then nothing may be left.
-func (l *lab) open(t testing.TB, change func(*Config)) *Pool {
-	t.Helper()
+func (l *lab) open(tb testing.TB, change func(*Config)) *Pool {
+	tb.Helper()
 	cfg := l.cfg
 	if change != nil {
 		change(&cfg)
 	}
-	p, err := Open(t.Context(), cfg)
-	must(t, err)
-	t.Cleanup(func() { l.close(t, p) })
+	p, err := Open(tb.Context(), cfg)
+	must(tb, err)
+	tb.Cleanup(func() { l.close(tb, p) })
 	return p
 }
 
 // close closes the pool and fails the test if anything of it is left.
-func (l *lab) close(t testing.TB, p *Pool) {
-	t.Helper()
-	if err := p.Close(context.WithoutCancel(t.Context())); err != nil {
-		t.Error(err)
+func (l *lab) close(tb testing.TB, p *Pool) {
+	tb.Helper()
+	if err := p.Close(context.WithoutCancel(tb.Context())); err != nil {
+		tb.Error(err)
 	}
-	if left := l.left(t); len(left) != 0 {
-		t.Errorf("left in the kernel: %v", left)
+	if left := l.left(tb); len(left) != 0 {
+		tb.Errorf("left in the kernel: %v", left)
 	}
 }
 
 // left names all namespaces, links and tables of the lab's prefix.
-func (l *lab) left(t testing.TB) []string {
-	t.Helper()
+func (l *lab) left(tb testing.TB) []string {
+	tb.Helper()
 	left, err := netns.List(l.cfg.Prefix + "-")
-	must(t, err)
-	inside(t, l.host, func(nl *netlink.Handle) {
+	must(tb, err)
+	inside(tb, l.host, func(nl *netlink.Handle) {
 		links, err := nl.LinkList()
-		must(t, err)
+		must(tb, err)
 		for _, link := range links {
 			if strings.HasPrefix(link.Attrs().Name, l.cfg.Prefix) {
 				left = append(left, "link "+link.Attrs().Name)
 			}
 		}
 	})
-	must(t, batch(l.host, func(conn *nftables.Conn) error {
+	must(tb, batch(l.host, func(conn *nftables.Conn) error {
 		tables, err := conn.ListTables()
 		for _, table := range tables {
 			left = append(left, "table "+table.Name)
@@ -177,24 +177,24 @@ func (l *lab) abandon(p *Pool) {
 	p.lock.Close()
 }
 
-func acquire(t testing.TB, p *Pool, owner string) *Slot {
-	t.Helper()
-	s, err := p.Acquire(t.Context(), owner)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := s.Release(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
+func acquire(tb testing.TB, p *Pool, owner string) *Slot {
+	tb.Helper()
+	s, err := p.Acquire(tb.Context(), owner)
+	must(tb, err)
+	tb.Cleanup(func() {
+		if err := s.Release(context.WithoutCancel(tb.Context())); err != nil {
+			tb.Error(err)
 		}
 	})
 	return s
 }
 
 // counted returns how many packets the rules with the comment dropped.
-func counted(t testing.TB, path, tableName, comment string) uint64 {
-	t.Helper()
+func counted(tb testing.TB, path, tableName, comment string) uint64 {
+	tb.Helper()
 	var total uint64
 	seen := false
-	must(t, batch(path, func(conn *nftables.Conn) error {
+	must(tb, batch(path, func(conn *nftables.Conn) error {
 		chains, err := conn.ListChains()
 		if err != nil {
 			return err
@@ -222,18 +222,18 @@ func counted(t testing.TB, path, tableName, comment string) uint64 {
 		return nil
 	}))
 	if !seen {
-		t.Fatalf("table %s has no counting rule %q", tableName, comment)
+		tb.Fatalf("table %s has no counting rule %q", tableName, comment)
 	}
 	return total
 }
 
 // waitFor polls until ok.
-func waitFor(t testing.TB, what string, ok func() bool) {
-	t.Helper()
+func waitFor(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
 	deadline := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s in vain: %s", patience, what)
+			tb.Fatalf("waited %s in vain: %s", patience, what)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
@@ -250,8 +250,8 @@ func dial(ctx context.Context, path, network, address string) (conn net.Conn, er
 
 // serve runs TCP and UDP echo servers on a port of all addresses of a
 // namespace, and returns the addresses of the clients they heard.
-func serve(t testing.TB, path string, port int) (peers func() []string) {
-	t.Helper()
+func serve(tb testing.TB, path string, port int) (peers func() []string) {
+	tb.Helper()
 	var mu sync.Mutex
 	var heard []string
 	hear := func(addr net.Addr) {
@@ -261,12 +261,12 @@ func serve(t testing.TB, path string, port int) (peers func() []string) {
 	}
 	var tcp net.Listener
 	var udp net.PacketConn
-	must(t, netns.Do(path, func() (err error) {
+	must(tb, netns.Do(path, func() (err error) {
 		address := fmt.Sprintf("0.0.0.0:%d", port)
-		if tcp, err = new(net.ListenConfig).Listen(t.Context(), "tcp4", address); err != nil {
+		if tcp, err = new(net.ListenConfig).Listen(tb.Context(), "tcp4", address); err != nil {
 			return err
 		}
-		udp, err = new(net.ListenConfig).ListenPacket(t.Context(), "udp4", address)
+		udp, err = new(net.ListenConfig).ListenPacket(tb.Context(), "udp4", address)
 		return err
 	}))
 	var wg sync.WaitGroup
@@ -294,7 +294,7 @@ func serve(t testing.TB, path string, port int) (peers func() []string) {
 			udp.WriteTo(buf[:n], from)
 		}
 	})
-	t.Cleanup(func() { tcp.Close(); udp.Close(); wg.Wait() })
+	tb.Cleanup(func() { tcp.Close(); udp.Close(); wg.Wait() })
 	return func() []string {
 		mu.Lock()
 		defer mu.Unlock()
@@ -303,13 +303,13 @@ func serve(t testing.TB, path string, port int) (peers func() []string) {
 }
 
 // echo sends a line until it comes back: a datagram may be lost.
-func echo(t testing.TB, conn net.Conn) {
-	t.Helper()
+func echo(tb testing.TB, conn net.Conn) {
+	tb.Helper()
 	const line = "hello\n"
 	buf := make([]byte, len(line))
-	waitFor(t, "an echo from "+conn.RemoteAddr().String(), func() bool {
+	waitFor(tb, "an echo from "+conn.RemoteAddr().String(), func() bool {
 		if _, err := io.WriteString(conn, line); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		conn.SetReadDeadline(time.Now().Add(time.Second))
 		_, err := io.ReadFull(conn, buf)
@@ -325,25 +325,25 @@ type guest struct {
 	stop func()
 }
 
-func newGuest(t testing.TB, s *Slot) *guest {
-	t.Helper()
+func newGuest(tb testing.TB, s *Slot) *guest {
+	tb.Helper()
 	name := fmt.Sprintf("%sguest%d", s.pool.cfg.Prefix, s.Index())
-	g := &guest{path: newNamespace(t, name)}
-	g.tap = openTAP(t, s.Namespace(), s.TAP())
-	card := openTAP(t, g.path, "eth0")
-	inside(t, g.path, func(nl *netlink.Handle) {
+	g := &guest{path: newNamespace(tb, name)}
+	g.tap = openTAP(tb, s.Namespace(), s.TAP())
+	card := openTAP(tb, g.path, "eth0")
+	inside(tb, g.path, func(nl *netlink.Handle) {
 		link, err := nl.LinkByName("eth0")
-		must(t, err)
-		must(t, nl.LinkSetHardwareAddr(link, mac(s.MAC())))
-		setUp(t, nl, "lo")
-		setUp(t, nl, "eth0", GuestAddress+"/30")
+		must(tb, err)
+		must(tb, nl.LinkSetHardwareAddr(link, mac(s.MAC())))
+		setUp(tb, nl, "lo")
+		setUp(tb, nl, "eth0", GuestAddress+"/30")
 	})
-	addRoute(t, g.path, "0.0.0.0/0", GatewayAddress)
+	addRoute(tb, g.path, "0.0.0.0/0", GatewayAddress)
 	var wg sync.WaitGroup
 	wg.Go(func() { pump(g.tap, card) })
 	wg.Go(func() { pump(card, g.tap) })
 	g.stop = sync.OnceFunc(func() { g.tap.Close(); card.Close(); wg.Wait() })
-	t.Cleanup(g.stop)
+	tb.Cleanup(g.stop)
 	return g
 }
 
@@ -370,10 +370,10 @@ func attachTAP(fd int, name string) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }
 
-func openTAP(t testing.TB, path, name string) *os.File {
-	t.Helper()
+func openTAP(tb testing.TB, path, name string) *os.File {
+	tb.Helper()
 	fd := -1
-	must(t, netns.Do(path, func() (err error) {
+	must(tb, netns.Do(path, func() (err error) {
 		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return err
 		}
@@ -381,3 +381,6 @@ func openTAP(t testing.TB, path, name string) *os.File {
 	}))
 	return os.NewFile(uintptr(fd), name)
 }
+
+// freeTestRange is another range than the default one.
+var freeTestRange = netip.MustParsePrefix("10.77.0.0/16")

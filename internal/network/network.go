@@ -84,9 +84,7 @@ func (c Config) withDefaults() Config {
 	c.Connections = cmp.Or(c.Connections, 4096)
 	c.HostNamespace = cmp.Or(c.HostNamespace, "/proc/self/ns/net")
 	c.RunDir = cmp.Or(c.RunDir, "/run/wrenn")
-	if c.Range.IsValid() {
-		c.Max = cmp.Or(c.Max, c.capacity())
-	}
+	c.Max = cmp.Or(c.Max, c.capacity())
 	return c
 }
 
@@ -109,8 +107,11 @@ func (c Config) check() error {
 	return nil
 }
 
-// capacity is how many slots Range holds.
+// capacity is how many slots Range holds; none if it cannot be a range.
 func (c Config) capacity() int {
+	if !c.Range.Addr().Is4() || c.Range.Bits() > 31 {
+		return 0
+	}
 	return min(1<<(31-c.Range.Bits()), maxSlots)
 }
 

@@ -3,8 +3,20 @@
 package network
 
 import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
 	"slices"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"wrenn"
+	"wrenn/internal/netns"
 )
 
 func TestGuestReachesTheWorld(t *testing.T) {
@@ -19,5 +31,272 @@ func TestGuestReachesTheWorld(t *testing.T) {
 	}
 	if peers := slices.Compact(heard()); !slices.Equal(peers, []string{hostPublic}) {
 		t.Errorf("the world saw %v, want the host's address %s alone", peers, hostPublic)
+	}
+}
+
+// knock sends from a namespace until the rule has dropped something, and
+// fails if anybody answered.
+func knock(t *testing.T, from, network, address string, rule func() uint64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	before := rule()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := dial(ctx, from, network, address)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if network == "tcp4" {
+			t.Errorf("%s answered", address)
+			return
+		}
+		for ctx.Err() == nil { // UDP connects to anything
+			conn.Write([]byte("hello"))
+			conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			if _, err := conn.Read(make([]byte, 10)); err == nil {
+				t.Errorf("%s answered", address)
+				return
+			}
+		}
+	}()
+	waitFor(t, "a drop of what was sent to "+address, func() bool { return rule() > before })
+	cancel()
+	<-done
+}
+
+// The rules inside the slot hold back what the guest sends; those of the host
+// hold it back again, should the slot's ever fail: then the packets come as if
+// the slot itself had sent them.
+func TestGuestIsKeptFromEverythingElse(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	serve(t, l.host, 80)
+	p := l.open(t, nil)
+	a, b := acquire(t, p, "a"), acquire(t, p, "b")
+	ga, gb := newGuest(t, a), newGuest(t, b)
+	serve(t, gb.path, 80)
+	slotRule := func(comment string) func() uint64 {
+		return func() uint64 { return counted(t, a.Namespace(), slotTable, comment) }
+	}
+	hostRule := func(comment string) func() uint64 {
+		return func() uint64 { return counted(t, l.host, l.cfg.Prefix, comment) }
+	}
+	otherSlot := p.cfg.slotAddr(b.Index()).String()
+	for _, tc := range []struct {
+		name, from, address string
+		rule                func() uint64
+	}{
+		{"LAN", ga.path, worldPrivate, slotRule("to a closed network")},
+		{"metadata", ga.path, metadata, slotRule("to a closed network")},
+		{"host's LAN address", ga.path, hostPrivate, slotRule("to a closed network")},
+		{"host's end of the pair", ga.path, p.cfg.hostAddr(a.Index()).String(), slotRule("to a closed network")},
+		{"host's end of another pair", ga.path, p.cfg.hostAddr(b.Index()).String(), slotRule("to a closed network")},
+		{"another slot", ga.path, otherSlot, slotRule("to a closed network")},
+		{"carrier NAT", ga.path, "100.64.1.1", slotRule("to a closed network")},
+		{"class E", ga.path, "240.0.0.1", slotRule("to a closed network")},
+		{"host's public address", ga.path, hostPublic, hostRule("to the host")},
+		{"gateway", ga.path, GatewayAddress, slotRule("to the gateway")},
+		{"own uplink", ga.path, p.cfg.slotAddr(a.Index()).String(), slotRule("to the gateway")},
+		{"LAN, from the slot", a.Namespace(), worldPrivate, hostRule("to a closed network")},
+		{"metadata, from the slot", a.Namespace(), metadata, hostRule("to a closed network")},
+		{"host's LAN address, from the slot", a.Namespace(), hostPrivate, hostRule("to the host")},
+		{"host's end, from the slot", a.Namespace(), p.cfg.hostAddr(a.Index()).String(), hostRule("to the host")},
+		{"another slot, from the slot", a.Namespace(), otherSlot, hostRule("between slots")},
+	} {
+		for _, network := range []string{"tcp4", "udp4"} {
+			t.Run(tc.name+"/"+network, func(t *testing.T) {
+				knock(t, tc.from, network, tc.address+":80", tc.rule)
+			})
+		}
+	}
+}
+
+func TestSpoofedPacketsAreDropped(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	s := acquire(t, l.open(t, nil), "a")
+	g := newGuest(t, s)
+	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80") // the gateway answers no ARP of others
+	must(t, err)
+	conn.Close()
+
+	t.Run("address of the guest", func(t *testing.T) {
+		inside(t, g.path, func(nl *netlink.Handle) { setUp(t, nl, "eth0", "8.8.4.4/32") })
+		from := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP("8.8.4.4")}}
+		sendUntil(t, g.path, from, func() bool { return counted(t, s.Namespace(), slotTable, "spoofed address") > 0 })
+	})
+	t.Run("MAC of the guest", func(t *testing.T) {
+		inside(t, g.path, func(nl *netlink.Handle) {
+			link, err := nl.LinkByName("eth0")
+			must(t, err)
+			must(t, nl.LinkSetHardwareAddr(link, mac("02:fc:00:00:00:99")))
+		})
+		sendUntil(t, g.path, net.Dialer{}, func() bool { return counted(t, s.Namespace(), slotTable, "spoofed MAC") > 0 })
+	})
+	t.Run("address of the slot", func(t *testing.T) {
+		must(t, batch(s.Namespace(), func(conn *nftables.Conn) error {
+			conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable})
+			return nil
+		}))
+		inside(t, s.Namespace(), func(nl *netlink.Handle) { setUp(t, nl, uplink, "8.8.4.4/32") })
+		from := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP("8.8.4.4")}}
+		sendUntil(t, s.Namespace(), from, func() bool { return counted(t, l.host, l.cfg.Prefix, "spoofed") > 0 })
+	})
+}
+
+// sendUntil sends datagrams to the world.
+func sendUntil(t *testing.T, path string, dialer net.Dialer, ok func() bool) {
+	t.Helper()
+	var conn net.Conn
+	must(t, netns.Do(path, func() (err error) {
+		conn, err = dialer.DialContext(t.Context(), "udp4", worldPublic+":80")
+		return err
+	}))
+	defer conn.Close()
+	waitFor(t, "a drop of a spoofed packet", func() bool {
+		conn.Write([]byte("hello"))
+		return ok()
+	})
+}
+
+func TestSlotsHaveNoIPv6(t *testing.T) {
+	l := newLab(t)
+	s := acquire(t, l.open(t, nil), "a")
+	for _, link := range []string{TAP, uplink} {
+		var value []byte
+		err := netns.Do(s.Namespace(), func() (err error) {
+			value, err = os.ReadFile(sysctlDir + "net/ipv6/conf/" + link + "/disable_ipv6")
+			return err
+		})
+		if os.IsNotExist(err) {
+			continue // a kernel without IPv6
+		}
+		if must(t, err); strings.TrimSpace(string(value)) != "1" {
+			t.Errorf("disable_ipv6 of %s is %q", link, value)
+		}
+	}
+}
+
+func TestOnlyTheSlotDialsItsGuest(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, nil)
+	s := acquire(t, p, "a")
+	g := newGuest(t, s)
+	heard := serve(t, g.path, 49983)
+
+	conn, err := s.DialContext(t.Context(), "tcp", EnvdAddress)
+	must(t, err)
+	echo(t, conn)
+	conn.Close()
+
+	slot := p.cfg.slotAddr(s.Index()).String() + ":49983"
+	knock(t, l.host, "tcp4", slot, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "from the host") })
+	addRoute(t, l.world, p.cfg.Range.String(), hostPublic)
+	knock(t, l.world, "tcp4", slot, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "unasked") })
+	// Somebody of the host who sends its way to the guest's own address.
+	addRoute(t, l.host, GuestAddress+"/32", p.cfg.slotAddr(s.Index()).String())
+	knock(t, l.host, "tcp4", EnvdAddress, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "from the host") })
+	// And were it not for the host's table, the slot's own would do.
+	must(t, p.host.deleteTable())
+	knock(t, l.host, "tcp4", EnvdAddress, func() uint64 { return counted(t, s.Namespace(), slotTable, "unasked") })
+	if peers := slices.Compact(heard()); !slices.Equal(peers, []string{GatewayAddress}) {
+		t.Errorf("the guest heard %v", peers)
+	}
+	must(t, p.host.writeTable([]int{s.Index()}))
+}
+
+func TestDialTakesAddressesAlone(t *testing.T) {
+	l := newLab(t)
+	s := acquire(t, l.open(t, nil), "a")
+	for _, address := range []string{"localhost:80", "169.254.0.21", ""} {
+		if _, err := s.DialContext(t.Context(), "tcp", address); wrenn.CodeOf(err) != wrenn.Invalid {
+			t.Errorf("DialContext(%q) = %v", address, err)
+		}
+	}
+}
+
+// One guest cannot fill the host's table of connections.
+func TestConnectionsAreBounded(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	s := acquire(t, l.open(t, func(c *Config) { c.Connections = 8 }), "a")
+	g := newGuest(t, s)
+	for range 8 {
+		conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
+		must(t, err)
+		defer conn.Close()
+	}
+	knock(t, g.path, "tcp4", worldPublic+":80", func() uint64 {
+		return counted(t, s.Namespace(), slotTable, "too many connections")
+	})
+}
+
+// A restored guest remembers its gateway's MAC and must not be asked for its own.
+func TestNeighboursAreKnownBeforeTheyTalk(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, nil)
+	for _, s := range []*Slot{acquire(t, p, "a"), acquire(t, p, "b")} {
+		inside(t, s.Namespace(), func(nl *netlink.Handle) {
+			tap, err := nl.LinkByName(TAP)
+			must(t, err)
+			if got := tap.Attrs().HardwareAddr.String(); got != gatewayMAC {
+				t.Errorf("MAC of the gateway = %s", got)
+			}
+			neighbours, err := nl.NeighList(tap.Attrs().Index, netlink.FAMILY_V4)
+			must(t, err)
+			if len(neighbours) != 1 || neighbours[0].State != netlink.NUD_PERMANENT ||
+				neighbours[0].IP.String() != GuestAddress || neighbours[0].HardwareAddr.String() != GuestMAC {
+				t.Errorf("neighbours = %v", neighbours)
+			}
+		})
+	}
+}
+
+func TestTheRangeMustBeFree(t *testing.T) {
+	for _, tc := range []struct{ name, route, names string }{
+		{"route inside", "10.191.3.0/24", "10.191.3.0/24 dev out0"},
+		{"route around", "10.0.0.0/8", "10.0.0.0/8 dev out0"},
+		{"address of the host", "", "10.191.0.77 dev lo"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t)
+			if tc.route != "" {
+				addRoute(t, l.host, tc.route, worldPublic)
+			} else {
+				inside(t, l.host, func(nl *netlink.Handle) { setUp(t, nl, "lo", "10.191.0.77/32") })
+			}
+			p, err := Open(t.Context(), l.cfg)
+			if err == nil {
+				l.close(t, p)
+				t.Fatal("Open did not notice")
+			}
+			if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), tc.names) {
+				t.Errorf("Open() = %v, want it to name %s", err, tc.names)
+			}
+			if left := l.left(t); len(left) != 0 {
+				t.Errorf("left: %v", left)
+			}
+			free := err.Error()[strings.LastIndex(err.Error(), " ")+1:]
+			l.open(t, func(c *Config) { c.Range = netip.MustParsePrefix(free) })
+		})
+	}
+}
+
+func TestDefaultRoutesDoNotClash(t *testing.T) {
+	l := newLab(t)
+	for _, dst := range []string{"0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1"} {
+		addRoute(t, l.host, dst, worldPublic)
+	}
+	l.open(t, nil)
+}
+
+func TestOnePoolHasAPrefix(t *testing.T) {
+	l := newLab(t)
+	l.open(t, nil)
+	if _, err := Open(t.Context(), l.cfg); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+		t.Errorf("second Open() = %v", err)
 	}
 }

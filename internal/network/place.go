@@ -267,11 +267,12 @@ func (m *maker) setUplink() error {
 // addTAP makes a TAP that stays when nobody has it open.
 func (m *maker) addTAP() error {
 	return netns.Do(m.path(), func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 		if err != nil {
-			return fmt.Errorf("/dev/net/tun (kernel module tun): %w", err)
+			return fmt.Errorf("kernel module tun: %w", err)
 		}
-		defer unix.Close(fd)
+		defer tun.Close()
+		fd := int(tun.Fd())
 		ifr, err := unix.NewIfreq(TAP)
 		if err != nil {
 			return err

@@ -29,12 +29,13 @@ type Pool struct {
 	stop   context.CancelFunc
 	filler sync.WaitGroup
 
-	mu     sync.Mutex // guards what follows
-	closed bool
-	slots  map[int]*entry // every slot that may be in the kernel, by index
-	ready  []int          // indexes of slots to hand out
-	freed  []int          // indexes below next that are free
-	next   int
+	mu      sync.Mutex // guards what follows
+	closed  bool
+	slots   map[int]*entry // every slot that may be in the kernel, by index
+	ready   []int          // indexes of slots to hand out
+	freed   []int          // indexes below next that are free
+	next    int
+	changed chan struct{} // closed, and replaced, when a slot was made or left
 }
 
 // entry is what is known of one slot.
@@ -66,7 +67,7 @@ func Open(ctx context.Context, cfg Config) (*Pool, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	p := &Pool{cfg: cfg, kick: make(chan struct{}, 1), slots: map[int]*entry{}}
+	p := &Pool{cfg: cfg, kick: make(chan struct{}, 1), slots: map[int]*entry{}, changed: make(chan struct{})}
 	var undo rollback.Stack
 	defer undo.Run(ctx)
 	if err := p.attach(ctx, &undo); err != nil {
@@ -125,12 +126,59 @@ func (p *Pool) findLeftovers(links map[int]slotLink) (whole []int, err error) {
 }
 
 // Acquire returns a slot for owner, who must Release it: a ready one if there
-// is any, which takes no system call, else a new one. Exhausted when Max slots exist.
+// is any, which takes no system call, else a new one. When all Max slots exist
+// it waits for those that are just being made or given back; Exhausted when
+// there are none of them either.
 func (p *Pool) Acquire(ctx context.Context, owner string) (*Slot, error) {
-	slot, index, err := p.take(owner)
-	if slot != nil || err != nil {
-		return slot, err
+	for {
+		g, err := p.take(owner)
+		switch {
+		case err != nil:
+			return nil, err
+		case g.slot != nil:
+			return g.slot, nil
+		case g.wait == nil:
+			return p.makeFor(ctx, g.index, owner)
+		}
+		select {
+		case <-g.wait:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
+}
+
+// grant is one of three: a slot, something to wait for, or an index to make a slot of.
+type grant struct {
+	slot  *Slot
+	wait  <-chan struct{}
+	index int
+}
+
+func (p *Pool) take(owner string) (grant, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return grant{}, errClosed
+	}
+	if n := len(p.ready); n > 0 {
+		index := p.ready[n-1]
+		p.ready = p.ready[:n-1]
+		p.wake()
+		return grant{slot: p.handOut(index, p.slots[index].id, owner)}, nil
+	}
+	if index, ok := p.reserve(); ok {
+		return grant{index: index}, nil
+	}
+	for _, e := range p.slots {
+		if e.state == stateMaking || e.state == stateLeaving {
+			return grant{wait: p.changed}, nil
+		}
+	}
+	return grant{}, wrenn.Errorf(wrenn.Exhausted, "all %d network slots of this host are in use: destroy sandboxes, or allow more slots", p.cfg.Max)
+}
+
+func (p *Pool) makeFor(ctx context.Context, index int, owner string) (*Slot, error) {
 	id, err := p.make(ctx, index)
 	if err != nil {
 		return nil, err
@@ -140,24 +188,10 @@ func (p *Pool) Acquire(ctx context.Context, owner string) (*Slot, error) {
 	return p.handOut(index, id, owner), nil
 }
 
-// take hands out a ready slot, or reserves the index of one to be made.
-func (p *Pool) take(owner string) (*Slot, int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return nil, 0, errClosed
-	}
-	if n := len(p.ready); n > 0 {
-		index := p.ready[n-1]
-		p.ready = p.ready[:n-1]
-		p.wake()
-		return p.handOut(index, p.slots[index].id, owner), 0, nil
-	}
-	index, ok := p.reserve()
-	if !ok {
-		return nil, 0, wrenn.Errorf(wrenn.Exhausted, "all %d network slots of this host are in use: destroy sandboxes, or allow more slots", p.cfg.Max)
-	}
-	return nil, index, nil
+// tell wakes everybody who waits for a slot. The caller holds mu.
+func (p *Pool) tell() {
+	close(p.changed)
+	p.changed = make(chan struct{})
 }
 
 var errClosed = wrenn.Errorf(wrenn.Unavailable, "the network pool is closed")
@@ -165,6 +199,7 @@ var errClosed = wrenn.Errorf(wrenn.Unavailable, "the network pool is closed")
 // handOut books the slot on owner. The caller holds mu.
 func (p *Pool) handOut(index int, id, owner string) *Slot {
 	p.slots[index] = &entry{state: stateUsed, id: id, owner: owner}
+	p.tell()
 	return newSlot(p, SlotRef{Index: index, ID: id, Owner: owner})
 }
 
@@ -205,6 +240,7 @@ func (p *Pool) remove(index int) error {
 	err := p.host.remove(index, p.fault)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	defer p.tell()
 	if err != nil {
 		p.slots[index] = &entry{state: stateBroken, id: p.slots[index].id}
 		return err
@@ -319,6 +355,7 @@ func (p *Pool) putReady(index int, id string) {
 	defer p.mu.Unlock()
 	p.slots[index] = &entry{state: stateReady, id: id}
 	p.ready = append(p.ready, index)
+	p.tell()
 }
 
 func (p *Pool) wake() {

@@ -56,7 +56,7 @@ func Run(ctx context.Context, start Start, args []string, stderr io.Writer) int 
 		return 0
 	}
 	if message := err.Error(); message != "" {
-		fmt.Fprintln(stderr, message)
+		_, _ = fmt.Fprintln(stderr, message) // where else could it go
 	}
 	return code(err)
 }

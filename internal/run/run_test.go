@@ -45,16 +45,16 @@ func TestRun(t *testing.T) {
 func TestMain(m *testing.M) {
 	if how := os.Getenv("WRENN_RUN_TEST"); how != "" {
 		Main(func(ctx context.Context, _ []string) error {
-			fmt.Println("ready")
+			fmt.Fprintln(os.Stdout, "ready")
 			<-ctx.Done()
 			if how == "stubborn" {
-				fmt.Println("first")
+				fmt.Fprintln(os.Stdout, "first")
 				select {}
 			}
 			return exit(3)
 		})
 	}
-	os.Exit(m.Run())
+	m.Run()
 }
 
 func program(t *testing.T, how string) (*exec.Cmd, *bytes.Buffer, func(string)) {

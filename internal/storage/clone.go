@@ -93,6 +93,11 @@ func copyRange(ctx context.Context, out, in *os.File, from, to int64) error {
 		}
 		inPos, outPos := pos, pos
 		n, err := unix.CopyFileRange(int(in.Fd()), &inPos, int(out.Fd()), &outPos, int(min(to-pos, copyChunk)), 0)
+		if errors.Is(err, unix.EXDEV) {
+			// Linux 5.19 and later copy by themselves only within one kind of
+			// file system, see copy_file_range(2).
+			n, err = readAndWrite(out, in, pos, min(to-pos, copyChunk))
+		}
 		if err != nil {
 			return fmt.Errorf("copy: %w", err)
 		}
@@ -102,4 +107,9 @@ func copyRange(ctx context.Context, out, in *os.File, from, to int64) error {
 		pos += int64(n)
 	}
 	return nil
+}
+
+func readAndWrite(out, in *os.File, pos, size int64) (int, error) {
+	n, err := io.Copy(io.NewOffsetWriter(out, pos), io.NewSectionReader(in, pos, size))
+	return int(n), err
 }

@@ -9,7 +9,10 @@ import (
 	"wrenn/internal/durable"
 )
 
-const importedDir = "images"
+const (
+	importedDir = "imported"
+	importedExt = ".img"
+)
 
 // Import returns a file in the store with the content of the immutable image
 // at path, whose digest names it; a copy is made the first time. Images that
@@ -20,7 +23,7 @@ func (s *Store) Import(ctx context.Context, path, digest string) (string, error)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
-	name := digest + ".img"
+	name := digest + importedExt
 	final := filepath.Join(dir, name)
 	if err := removeOthers(dir, name); err != nil {
 		return "", err
@@ -40,14 +43,14 @@ func (s *Store) Import(ctx context.Context, path, digest string) (string, error)
 
 // removeOthers also removes what a killed Import left.
 func removeOthers(dir, keep string) error {
-	entries, err := os.ReadDir(dir)
+	files, err := filepath.Glob(filepath.Join(dir, "*"+importedExt+"*"))
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, e := range entries {
-		if e.Name() != keep {
-			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+	for _, file := range files {
+		if filepath.Base(file) != keep {
+			errs = append(errs, os.Remove(file))
 		}
 	}
 	return errors.Join(errs...)

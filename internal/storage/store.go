@@ -47,11 +47,11 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if canReflink(dir) {
-		return &Store{Dir: dir, Note: "disks are reflink clones on " + dir}, nil
+		return &Store{Dir: dir, Note: "reflink clones on " + dir}, nil
 	}
 	s, err := openImage(ctx, dir)
 	if err != nil {
-		return &Store{Dir: dir, Note: fmt.Sprintf("disks are copied: %s cannot reflink, and %v", dir, err)}, nil
+		return &Store{Dir: dir, Note: fmt.Sprintf("copies: %s cannot reflink, and %v", dir, err)}, nil
 	}
 	return s, nil
 }
@@ -88,7 +88,7 @@ func openImage(ctx context.Context, dir string) (*Store, error) {
 	if err := os.MkdirAll(mount, 0o711); err != nil {
 		return nil, err
 	}
-	s := &Store{Dir: mount, Note: "disks are reflink clones in " + image, mounted: true}
+	s := &Store{Dir: mount, Note: "reflink clones in " + image, mounted: true}
 	if mounted(mount) { // an agent was killed, or machines of it still run
 		return s, nil
 	}

@@ -64,7 +64,7 @@ func TestOpenSaysThatItMustCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if s.Dir != dir || !strings.Contains(s.Note, "copied") || !strings.Contains(s.Note, "does not fit") {
+	if s.Dir != dir || !strings.Contains(s.Note, "copies") || !strings.Contains(s.Note, "does not fit") {
 		t.Errorf("Open() = %+v, want a store in %s that says why it copies", s, dir)
 	}
 	if _, err := os.Stat(filepath.Join(dir, imageName+".new")); err == nil {

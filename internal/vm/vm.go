@@ -72,6 +72,14 @@ type Machine interface {
 	Wait(ctx context.Context) error
 }
 
+// ConsoleReader is a Machine whose guest's console can be read; all of our
+// drivers' can.
+type ConsoleReader interface {
+	// Console is the end of what the guest and the VMM printed, bounded; the
+	// guest chose what is in it. It is safe to call after the VMM is gone.
+	Console() string
+}
+
 // Spec says what machine is wanted.
 type Spec struct {
 	// ID names the machine in jails, cgroups and logs: 1 to 40 of [a-z0-9-].

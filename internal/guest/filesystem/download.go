@@ -107,7 +107,11 @@ func (s *Service) send(w http.ResponseWriter, r *http.Request, f *os.File, info 
 		return sendAll(w, r, f)
 	default:
 		head.Set("Content-Type", contentType(f))
-		return sendGzip(w, r, f)
+		least := int64(0)
+		if sized {
+			least = info.Size()
+		}
+		return sendGzip(w, r, f, least)
 	}
 }
 
@@ -123,7 +127,7 @@ func isComputed(path string) bool { return onFileSystem(path, computed) }
 
 func onFileSystem(path string, magics []int64) bool {
 	var stat unix.Statfs_t
-	return unix.Statfs(path, &stat) == nil && slices.Contains(magics, int64(stat.Type))
+	return unix.Statfs(path, &stat) == nil && slices.Contains(magics, stat.Type)
 }
 
 func contentType(f *os.File) string {
@@ -168,7 +172,8 @@ func sendAll(w http.ResponseWriter, r *http.Request, f *os.File) error {
 	return err
 }
 
-func sendGzip(w http.ResponseWriter, r *http.Request, f *os.File) error {
+// sendGzip compresses what there is to read; less than least is an error.
+func sendGzip(w http.ResponseWriter, r *http.Request, f *os.File, least int64) error {
 	w.Header().Set("Content-Encoding", string(gzipped))
 	if r.Method == http.MethodHead {
 		return nil
@@ -177,8 +182,12 @@ func sendGzip(w http.ResponseWriter, r *http.Request, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{f}, make([]byte, copyBuffer)); err != nil {
+	n, err := io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{f}, make([]byte, copyBuffer))
+	if err != nil {
 		return err
+	}
+	if n < least {
+		return io.ErrUnexpectedEOF
 	}
 	return z.Close()
 }

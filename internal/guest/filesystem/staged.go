@@ -49,7 +49,7 @@ func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*sta
 			return f, nil
 		}
 		f.mode = info.Mode().Perm()
-	case !errors.Is(err, fs.ErrNotExist):
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR): // makeDirs has words for that
 		return nil, err
 	}
 	dir := filepath.Dir(target)

@@ -85,7 +85,7 @@ func (u *upload) receive(r *http.Request, raw io.Reader) error {
 	path := r.URL.Query().Get("path")
 	switch media {
 	case "multipart/form-data":
-		if err := u.receiveParts(multipart.NewReader(cutShort(body), parameters["boundary"]), path); err != nil {
+		if err := readForm(body, parameters["boundary"], path, u.stage); err != nil {
 			return err
 		}
 		return drain(body)
@@ -99,9 +99,10 @@ func (u *upload) receive(r *http.Request, raw io.Reader) error {
 	}
 }
 
-// receiveParts stages each part named "file", at path or, when that is empty,
-// at the part's own file name. Other parts are skipped.
-func (u *upload) receiveParts(form *multipart.Reader, path string) error {
+// readForm hands over each part named "file" with its path: the one given or,
+// when that is empty, the part's own file name. Other parts are skipped.
+func readForm(body io.Reader, boundary, path string, stage func(path string, content io.Reader) error) error {
+	form := multipart.NewReader(cutShort(body), boundary)
 	for range maxParts {
 		part, err := form.NextPart()
 		if errors.Is(err, io.EOF) {
@@ -120,7 +121,7 @@ func (u *upload) receiveParts(form *multipart.Reader, path string) error {
 		if target == "" {
 			return wrenn.Errorf(wrenn.Invalid, "a part has no file name, and the query no path")
 		}
-		if err := u.stage(target, part); err != nil {
+		if err := stage(target, part); err != nil {
 			return err
 		}
 	}

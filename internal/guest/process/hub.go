@@ -22,25 +22,25 @@ const patience = 10 * time.Second
 //
 // Lock order: turn, then mu.
 type hub struct {
-	patience time.Duration
-
 	turn sync.Mutex    // held while one event is on its way
 	wake chan struct{} // size 1; a subscriber became idle, came or left
 
-	mu   sync.Mutex // guards subs, end and the subscribers' busy
-	subs map[*subscriber]struct{}
-	end  *pb.ProcessEvent // the last event, once it was published
+	mu    sync.Mutex // guards the following and the subscribers' fields
+	subs  map[*subscriber]struct{}
+	end   *pb.ProcessEvent // the last event, once it was published
+	hasty bool             // nobody is waited for any more
 }
 
 // subscriber is one stream that follows a process.
 type subscriber struct {
 	events chan *pb.ProcessEvent // size 1; empty unless busy
 	cut    chan struct{}         // closed when it kept others waiting for too long
+	reason error                 // why it was cut; set before that
 	busy   bool
 }
 
-func newHub(patience time.Duration) *hub {
-	return &hub{patience: patience, wake: make(chan struct{}, 1), subs: make(map[*subscriber]struct{})}
+func newHub() *hub {
+	return &hub{wake: make(chan struct{}, 1), subs: make(map[*subscriber]struct{})}
 }
 
 // subscribe returns a subscriber that gets all events from now on, at least
@@ -76,6 +76,15 @@ func (h *hub) publish(ev *pb.ProcessEvent) (reusable bool) {
 	return h.await()
 }
 
+// hurry makes publish return without waiting, from now on: subscribers that
+// are busy are cut off.
+func (h *hub) hurry() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hasty = true
+	h.rouse()
+}
+
 // finish publishes the last event, without waiting.
 func (h *hub) finish(ev *pb.ProcessEvent) {
 	h.turn.Lock()
@@ -96,29 +105,32 @@ func (h *hub) offer(ev *pb.ProcessEvent) {
 }
 
 // await returns when no subscriber is busy. Once one of them waits for the
-// others, these have h.patience left.
+// others, these have patience left.
 func (h *hub) await() (reusable bool) {
 	var expired <-chan time.Time
 	for {
-		idle, busy := h.count()
+		idle, busy, hasty := h.count()
 		switch {
 		case busy == 0:
 			return true
+		case hasty:
+			h.cutBusy(connect.NewError(connect.CodeUnavailable, errors.New("the agent is shutting down")))
+			return false
 		case idle == 0:
 			expired = nil
 		case expired == nil:
-			expired = time.After(h.patience)
+			expired = time.After(patience)
 		}
 		select {
 		case <-h.wake:
 		case <-expired:
-			h.cutBusy()
+			h.cutBusy(connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("the output was not read for %v while others waited for it; connect again", patience)))
 			return false
 		}
 	}
 }
 
-func (h *hub) count() (idle, busy int) {
+func (h *hub) count() (idle, busy int, hasty bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs {
@@ -128,15 +140,16 @@ func (h *hub) count() (idle, busy int) {
 			idle++
 		}
 	}
-	return idle, busy
+	return idle, busy, h.hasty
 }
 
-func (h *hub) cutBusy() {
+func (h *hub) cutBusy(reason error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs {
 		if s.busy {
 			delete(h.subs, s)
+			s.reason = reason
 			close(s.cut)
 		}
 	}
@@ -175,7 +188,7 @@ func (h *hub) follow(ctx context.Context, s *subscriber, keepalive time.Duration
 			}
 			h.sent(s)
 		case <-s.cut:
-			return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("the output was not read for %v while others waited for it; connect again", h.patience))
+			return s.reason
 		case <-silence.C:
 			if err := send(&pb.ProcessEvent{Event: &pb.ProcessEvent_Keepalive{Keepalive: &pb.ProcessEvent_KeepAlive{}}}); err != nil {
 				return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,9 +67,7 @@ func environment(user *account.User, sandbox, request map[string]string) map[str
 		env["PATH"] = path
 	}
 	for _, layer := range []map[string]string{sandbox, request} {
-		for k, v := range layer {
-			env[k] = v
-		}
+		maps.Copy(env, layer)
 	}
 	return env
 }

@@ -42,7 +42,7 @@ func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
 		tag:    req.Tag,
 		pidfd:  os.NewFile(uintptr(pidfd), "pidfd"),
 		pty:    std.near.pty,
-		out:    newHub(patience),
+		out:    newHub(),
 	}
 	if p.pty != nil {
 		p.in = newInput(p.pty, true)
@@ -182,9 +182,11 @@ func (p *proc) wasExpired() bool {
 	return p.expired
 }
 
-// kill ends the program, and supervise although others may hold the files.
+// kill ends the program, and supervise although others may hold the files and
+// subscribers not read.
 func (p *proc) kill() {
 	_ = p.signal(unix.SIGKILL) // it may have ended, and only its files be left
+	p.out.hurry()
 	for _, s := range p.srcs {
 		s.file.Close()
 	}

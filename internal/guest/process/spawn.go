@@ -46,8 +46,12 @@ func newSpawner(root string, protect bool, log *slog.Logger) *spawner {
 			log.Warn("programs run in the agent's own cgroup", slog.Any("error", err))
 		}
 	}
-	if err := s.openScore(protect); err != nil {
+	if err := s.openScore(); err != nil {
 		log.Warn("programs have the agent's OOM score", slog.Any("error", err))
+		return s
+	}
+	if protect {
+		s.protect()
 	}
 	return s
 }
@@ -74,7 +78,8 @@ func (s *spawner) makeCgroups(root string) error {
 	return nil
 }
 
-func (s *spawner) openScore(protect bool) error {
+// openScore opens the agent's own score and sets it to what it is, to see that it may.
+func (s *spawner) openScore() error {
 	const path = "/proc/self/oom_score_adj"
 	old, err := os.ReadFile(path)
 	if err != nil {
@@ -85,15 +90,20 @@ func (s *spawner) openScore(protect bool) error {
 		return err
 	}
 	s.rest = string(old)
-	if protect {
-		s.rest = agentScore
-	}
 	if _, err := file.WriteAt([]byte(s.rest), 0); err != nil {
 		file.Close()
 		return err
 	}
 	s.score = file
 	return nil
+}
+
+func (s *spawner) protect() {
+	if _, err := s.score.WriteAt([]byte(agentScore), 0); err != nil {
+		s.log.Warn("the agent is not spared by the OOM killer", slog.Any("error", err))
+		return
+	}
+	s.rest = agentScore
 }
 
 // close gives back what newSpawner took, except the cgroups' directories.
@@ -124,10 +134,13 @@ func (s *spawner) fork(l *launch, std *stdio) (pid, pidfd int, err error) {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
 	pid, err = s.exec(l, attr, std)
-	if attr.UseCgroupFD && errors.Is(err, syscall.ENODEV) {
-		s.log.Warn("the cgroup was removed; the program runs in the agent's own", slog.String("cgroup", group))
+	if attr.UseCgroupFD && (errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENOENT)) {
+		// The guest's root may have removed the cgroup. ENOENT is also what exec
+		// says of a program that is not there: then it will say so again.
 		attr.UseCgroupFD = false
-		pid, err = s.exec(l, attr, std)
+		if pid, err = s.exec(l, attr, std); err == nil {
+			s.log.Warn("the cgroup was removed; the program runs in the agent's own", slog.String("cgroup", group))
+		}
 	}
 	if err != nil {
 		return 0, -1, err

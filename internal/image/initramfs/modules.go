@@ -3,6 +3,7 @@ package initramfs
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -141,7 +142,7 @@ func (r *resolver) add(name string) error {
 			return fmt.Errorf("for %s: %w", name, err)
 		}
 	}
-	r.order = append(r.order, Module{Name: name, Data: data})
+	r.order = append(r.order, Module{Name: name, Data: unsigned(data)})
 	return nil
 }
 
@@ -208,4 +209,26 @@ func decompress(r io.Reader, ext string) (io.Reader, error) {
 		return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxModule))
 	}
 	return r, nil
+}
+
+// signatureMagic ends a signed module; struct module_signature is before it, and
+// before that the signature (the kernel's include/linux/module_signature.h).
+const (
+	signatureMagic  = "~Module signature appended~\n"
+	signatureHeader = 12
+)
+
+// unsigned returns the module without its signature. What is in the initramfs is
+// trusted as the kernel beside it is, and checking a signature costs an emulated
+// CPU as long as all else of loading.
+func unsigned(module []byte) []byte {
+	body, ok := bytes.CutSuffix(module, []byte(signatureMagic))
+	if !ok || len(body) < signatureHeader {
+		return module
+	}
+	size := uint64(binary.BigEndian.Uint32(body[len(body)-4:])) + signatureHeader
+	if size > uint64(len(body)) {
+		return module
+	}
+	return body[:uint64(len(body))-size]
 }

@@ -8,12 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/netns"
 )
 
 // Command is a VMM to start. The process is the leader of a session of its own
@@ -282,25 +283,9 @@ func printable(s string) string {
 	}, s)
 }
 
-// inNamespace calls fn on a thread that is in the network namespace of the
-// given path. A thread that has been there is never used for anything else.
 func inNamespace(path string, fn func() error) error {
 	if path == "" {
 		return fn()
 	}
-	ns, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("network namespace: %w", err)
-	}
-	defer ns.Close()
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("enter network namespace %s: %w", path, err)
-			return
-		}
-		result <- fn()
-	}()
-	return <-result
+	return netns.Do(path, fn)
 }

@@ -81,7 +81,7 @@ func (g envdGuest) ReadDisk(ctx context.Context) (string, error) { return g.sh(c
 
 // StartCounter's process adds a byte to a file: that can be read at any moment.
 func (g envdGuest) StartCounter(ctx context.Context) error {
-	return g.run(ctx, mount+fmt.Sprintf(": >%[1]s/count; setsid sh -c 'while :; do echo >>%[1]s/count; sleep 0.05; done' </dev/null >/dev/null 2>&1 &", memoryDir))
+	return g.run(ctx, mount+fmt.Sprintf(": >%[1]s/count; setsid sh -c 'while :; do echo >>%[1]s/count; sleep 0.2; done' </dev/null >/dev/null 2>&1 &", memoryDir))
 }
 
 func (g envdGuest) Counter(ctx context.Context) (int, error) {

@@ -5,6 +5,8 @@ package vmtest
 import (
 	"context"
 	"net"
+	"os/exec"
+	"path/filepath"
 	"testing"
 
 	"wrenn/internal/storage"
@@ -94,6 +96,7 @@ func Run(t *testing.T, h Harness) {
 	})
 	s.scratch = store.Dir
 	t.Log(store.Note)
+	s.RootFS = intoStore(t, h.RootFS, store.Dir)
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T)
@@ -121,4 +124,17 @@ func Run(t *testing.T, h Harness) {
 			t.Fatal("no snapshot: the rest of the suite needs one")
 		}
 	}
+}
+
+// intoStore copies an image to where clones of it are cheap.
+func intoStore(t *testing.T, image, dir string) string {
+	t.Helper()
+	if image == "" {
+		return ""
+	}
+	path := filepath.Join(dir, "rootfs")
+	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", image, path).CombinedOutput(); err != nil {
+		t.Fatalf("copy %s: %v: %s", image, err, out)
+	}
+	return path
 }

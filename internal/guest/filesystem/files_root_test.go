@@ -1,0 +1,137 @@
+//go:build root
+
+package filesystem
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	pb "wrenn/proto/gen/envd/filesystem"
+)
+
+const asOther = "Basic b3RoZXI6" // other:
+
+// ids is "uid:gid" of each path.
+func ids(t *testing.T, paths ...string) []string {
+	t.Helper()
+	var all []string
+	for _, path := range paths {
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		all = append(all, fmt.Sprintf("%d:%d", stat.Uid, stat.Gid))
+	}
+	return all
+}
+
+func TestOwnership(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	const other, root = "12345:12346", "0:0"
+	answered(t, h.put(t, "u/p/file", strings.NewReader("x"), "Authorization", asOther))
+	answered(t, h.do(t, request(t, http.MethodPost, h.filesURL("q/file")+"&username=other", strings.NewReader("x"), "Content-Type", "application/octet-stream")))
+	write(t, h.in("mine"), "")
+	ctx, call := connect.NewClientContext(t.Context())
+	call.RequestHeader().Set("Authorization", asOther)
+	made, err := h.rpc.MakeDir(ctx, &pb.MakeDirRequest{Path: "d/e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := made.GetEntry(); e.GetOwner() != "other" || e.GetGroup() != "others" {
+		t.Errorf("entry = %v", e)
+	}
+	if _, err := h.rpc.Move(ctx, &pb.MoveRequest{Source: "mine", Destination: "m/n/moved"}); err != nil {
+		t.Fatal(err)
+	}
+	got := ids(t, h.in("u"), h.in("u/p"), h.in("u/p/file"), h.in("q/file"), h.in("d"), h.in("d/e"), h.in("m/n"), h.in("m/n/moved"))
+	want := []string{other, other, other, other, other, other, other, root}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("owners (-want +got):\n%s", diff)
+	}
+
+	// The next upload is its user's, and takes away what a new owner must not inherit.
+	if err := os.Chmod(h.in("u/p/file"), 0o755|os.ModeSetuid); err != nil {
+		t.Fatal(err)
+	}
+	answered(t, h.put(t, "u/p/file", strings.NewReader("y")))
+	info, err := os.Stat(h.in("u/p/file"))
+	if err != nil || info.Mode() != 0o755 {
+		t.Errorf("file = %v, %v", info.Mode(), err)
+	}
+	if diff := cmp.Diff([]string{root}, ids(t, h.in("u/p/file"))); diff != "" {
+		t.Errorf("owner (-want +got):\n%s", diff)
+	}
+}
+
+// mount mounts a file system for the length of a test.
+func mount(t *testing.T, kind, dir, options string) {
+	t.Helper()
+	mkdir(t, dir)
+	if err := unix.Mount("none", dir, kind, 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	mount(t, "tmpfs", h.in("small"), "size=1m")
+	write(t, h.in("small/file"), "old")
+	contentType, two := form(t, "small/new/one", "fits", "small/new/two", strings.Repeat("x", 2<<20))
+	for name, req := range map[string]*http.Request{
+		"raw":  request(t, "POST", h.filesURL("small/file"), repeat("x", 2<<20), "Content-Type", "application/octet-stream"),
+		"bomb": request(t, "POST", h.filesURL("small/file"), zipped(t, make([]byte, 64<<20)), "Content-Type", "application/octet-stream", "Content-Encoding", "gzip"),
+		"form": request(t, "POST", h.filesURL(""), two, "Content-Type", contentType),
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantError(t, h.do(t, req), 507, "no space left")
+			if diff := cmp.Diff([]string{"file"}, names(t, h.in("small"))); diff != "" || read(t, h.in("small/file")) != "old" {
+				t.Errorf("left (-want +got):\n%s", diff)
+			}
+		})
+	}
+	answered(t, h.put(t, "small/file", strings.NewReader("new"))) // the space came back
+}
+
+func TestAcrossFileSystems(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	mount(t, "tmpfs", h.in("other"), "size=1m")
+	write(t, h.in("file"), "x")
+	_, err := h.rpc.Move(t.Context(), &pb.MoveRequest{Source: "file", Destination: "other/new/file"})
+	wantCode(t, err, connect.CodeInvalidArgument)
+	if diff := cmp.Diff([]string{}, names(t, h.in("other"))); diff != "" || read(t, h.in("file")) != "x" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+}
+
+// Settings of the kernel are written in place, in one piece.
+func TestUploadComputedFile(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	const path = "/proc/self/comm" // ours alone, and it can be put back
+	old := read(t, path)
+	answered(t, h.put(t, path, strings.NewReader("renamed")))
+	if got := read(t, path); got != "renamed\n" {
+		t.Errorf("%s = %q", path, got)
+	}
+	if err := os.WriteFile(path, []byte(strings.TrimSpace(old)), 0); err != nil {
+		t.Error(err)
+	}
+	wantError(t, h.put(t, "/proc/nothing", strings.NewReader("x")), 404, "does not exist")
+}

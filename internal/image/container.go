@@ -1,0 +1,224 @@
+package image
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"wrenn"
+	"wrenn/images"
+	"wrenn/internal/image/rootfs"
+	"wrenn/internal/storage"
+)
+
+// imagePrefix begins the directories that names lead to.
+const imagePrefix = "image-"
+
+// programsForAgents are what users and the platform expect in a guest. One that
+// is missing is told, no more: an image may be small on purpose.
+var programsForAgents = []struct{ name, why string }{
+	{"bash", "commands run in sh"},
+	{"chronyd", "the clock is right only after a start or a restore"},
+	{"curl", ""},
+	{"git", ""},
+	{"ps", ""},
+	{"socat", ""},
+	{"sudo", "user cannot become root"},
+}
+
+// FromContainer makes an image of a container's files, a tar stream as `docker
+// export` writes it, under a name that must be free unless replace is set. The
+// agent, its init and tini are put in, an account for users is added, and
+// cfg.Out is told which programs are missing. Without a shell at /bin/sh it fails.
+// The archive may come from anybody.
+func FromContainer(ctx context.Context, cfg Config, name string, archive io.Reader, replace bool) error {
+	p, err := named(cfg, name)
+	if err != nil {
+		return err
+	}
+	if !replace && p.store.has(name) {
+		return wrenn.Errorf(wrenn.AlreadyExists, "there is an image %s already: take another name, or replace it (--replace)", name)
+	}
+	return p.underLock(ctx, func() error {
+		if err := p.ensureBase(ctx); err != nil { // it has tini
+			return err
+		}
+		fmt.Fprintln(p.cfg.Out, "unpacking the container")
+		return p.publishImage(name, func(dir string) error { return p.makeImage(ctx, dir, archive) })
+	})
+}
+
+// Update puts this version's agent, init and tini into an image that
+// FromContainer made. The image is replaced in one step by a changed copy that
+// was checked; whoever has cloned the old one keeps that.
+func Update(ctx context.Context, cfg Config, name string) error {
+	p, err := named(cfg, name)
+	if err != nil {
+		return err
+	}
+	return p.underLock(ctx, func() error {
+		if !p.store.has(name) {
+			return noImage(name)
+		}
+		if err := p.ensureBase(ctx); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.cfg.Out, "putting the agent into a copy of the image")
+		return p.publishImage(name, func(dir string) error {
+			image := filepath.Join(dir, rootfsFile)
+			if _, err := storage.Clone(ctx, image, p.store.path(name, rootfsFile), 0o644); err != nil {
+				return err
+			}
+			files, err := p.programs()
+			if err != nil {
+				return err
+			}
+			return p.inject(ctx, image, dir, files)
+		})
+	})
+}
+
+func noImage(name string) error {
+	return wrenn.Errorf(wrenn.NotFound, "there is no image %s (scripts/rootfs-from-container.sh makes one)", name)
+}
+
+// nameForm keeps names apart from ours and from paths.
+var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+func checkName(name string) error {
+	for _, prefix := range []string{basePrefix, guestPrefix, imagePrefix} {
+		if strings.HasPrefix(name, prefix) {
+			return wrenn.Errorf(wrenn.Invalid, "an image's name cannot begin with %s", prefix)
+		}
+	}
+	if !nameForm.MatchString(name) {
+		return wrenn.Errorf(wrenn.Invalid, "%q is no name for an image: 1 to 63 of a-z 0-9 . _ - beginning with a letter or digit", name)
+	}
+	return nil
+}
+
+func named(cfg Config, name string) (*preparation, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, wrenn.Errorf(wrenn.PermissionDenied, "making an image needs root: its files belong to many users")
+	}
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return newPreparation(cfg)
+}
+
+// publishImage builds a directory of a new name and makes name lead to it; what
+// it led to before is removed.
+func (p *preparation) publishImage(name string, fill func(dir string) error) error {
+	target := imagePrefix + strings.ToLower(rand.Text())
+	if err := p.store.build(target, fill); err != nil {
+		return err
+	}
+	return p.store.redirect(name, target)
+}
+
+func (p *preparation) makeImage(ctx context.Context, dir string, archive io.Reader) error {
+	work := filepath.Join(dir, "tree")
+	if err := os.Mkdir(work, 0o755); err != nil {
+		return err
+	}
+	if err := p.fillTree(ctx, work, archive); err != nil {
+		return err
+	}
+	image := filepath.Join(dir, rootfsFile)
+	fmt.Fprintln(p.cfg.Out, "making the file system")
+	if err := rootfs.MakeExt4(ctx, work, image, p.cfg.Size); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(work); err != nil {
+		return err
+	}
+	return rootfs.Check(ctx, image)
+}
+
+// fillTree makes a guest's root of a container's files.
+func (p *preparation) fillTree(ctx context.Context, dir string, archive io.Reader) error {
+	tree, err := rootfs.OpenTree(dir)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	if _, err := tree.Extract(ctx, archive, p.cfg.Size); err != nil {
+		return err
+	}
+	if !tree.Executable("/bin/sh") {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the container has no shell at /bin/sh; a guest's init needs one")
+	}
+	for _, program := range programsForAgents {
+		if tree.Find(program.name) == "" {
+			fmt.Fprintln(p.cfg.Out, strings.TrimSuffix("missing in the container: "+program.name+": "+program.why, ": "))
+		}
+	}
+	files, err := p.programs()
+	if err != nil {
+		return err
+	}
+	files = append(files,
+		rootfs.File{Path: "/etc/hostname", Data: []byte("sandbox\n"), Mode: 0o644},
+		rootfs.File{Path: "/etc/hosts", Data: []byte("127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n"), Mode: 0o644},
+		rootfs.File{Path: "/etc/resolv.conf", Data: []byte("nameserver 1.1.1.1\nnameserver 8.8.8.8\n"), Mode: 0o644},
+		rootfs.File{Path: "/etc/machine-id", Mode: 0o644},
+	)
+	if tree.Find("chronyd") != "" {
+		files = append(files, rootfs.File{Path: chronyPath, Data: images.Chrony, Mode: 0o644})
+	}
+	for _, f := range files {
+		if err := tree.WriteFile(f.Path, f.Data, f.Mode); err != nil {
+			return err
+		}
+	}
+	if err := tree.MakeMountPoints(); err != nil {
+		return err
+	}
+	return tree.AddUser()
+}
+
+// programs are what an image that is not our Debian needs from us.
+func (p *preparation) programs() ([]rootfs.File, error) {
+	tini, err := os.ReadFile(p.store.path(p.base, tiniFile))
+	if err != nil {
+		return nil, err
+	}
+	return []rootfs.File{
+		{Path: envdPath, Data: p.envd, Mode: 0o755},
+		{Path: initPath, Data: p.cfg.Init, Mode: 0o755},
+		{Path: tiniPath, Data: tini, Mode: 0o755},
+	}, nil
+}
+
+// redirect makes the link name lead to target, in one step, and removes what it
+// led to.
+func (s *store) redirect(name, target string) error {
+	link := filepath.Join(s.dir, name)
+	old, err := os.Readlink(link)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	staged := filepath.Join(s.dir, stagePrefix+target)
+	if err := os.Symlink(target, staged); err != nil {
+		return err
+	}
+	if err := os.Rename(staged, link); err != nil {
+		return err
+	}
+	if strings.HasPrefix(old, imagePrefix) {
+		return os.RemoveAll(filepath.Join(s.dir, old))
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+)
+
+// maxEntries bounds the files of an archive; a desktop has half a million.
+const maxEntries = 2_000_000
+
+// Extract unpacks an archive of a root file system, as `docker export` writes
+// it, into the tree: owners, permissions, times, links, file capabilities and
+// user attributes. Whoever made the archive cannot make it write elsewhere:
+// a path that leads out is an error, and so is an archive without its end mark,
+// which an exporter that failed did not write. Devices and pipes are left out, a guest
+// makes its own. The files may hold limit bytes in all. It returns how many
+// entries were left out.
+func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
+	x := extraction{tree: t, left: limit}
+	source := &source{ctx: ctx, in: r}
+	archive := tar.NewReader(source)
+	for n := 0; ; n++ {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			return x.skipped, source.finish()
+		}
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		if err != nil {
+			return 0, &wrenn.Error{Code: wrenn.Invalid, Message: "the archive cannot be read", Err: err}
+		}
+		if n == maxEntries {
+			return 0, wrenn.Errorf(wrenn.Invalid, "the archive has more than %d entries", maxEntries)
+		}
+		if err := x.entry(header, archive); err != nil {
+			return 0, fmt.Errorf("unpack %q: %w", header.Name, err)
+		}
+	}
+}
+
+// source is the stream of an archive; it ends with ctx.
+type source struct {
+	ctx   context.Context
+	in    io.Reader
+	ended bool // before the archive did
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	n, err := s.in.Read(p)
+	s.ended = s.ended || errors.Is(err, io.EOF)
+	return n, err
+}
+
+// finish says whether the archive was whole, and reads what an exporter pads
+// it with, lest it die of a closed pipe.
+func (s *source) finish() error {
+	const padding = 1 << 20
+	if s.ended {
+		return wrenn.Errorf(wrenn.Invalid, "the archive is empty or cut off: did the export fail?")
+	}
+	_, _ = io.CopyN(io.Discard, s.in, padding)
+	return nil
+}
+
+type extraction struct {
+	tree    *Tree
+	left    int64
+	skipped int
+}
+
+func (x *extraction) entry(h *tar.Header, data io.Reader) error {
+	name, err := inside(h.Name)
+	if err != nil {
+		return err
+	}
+	if name == "." {
+		return nil // the root itself is made by mke2fs
+	}
+	root := x.tree.root
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return escape(err)
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		err = x.dir(name)
+	case tar.TypeReg:
+		err = x.file(name, h.Size, data)
+	case tar.TypeSymlink:
+		if err = clear(root, name); err == nil {
+			err = root.Symlink(h.Linkname, name)
+		}
+	case tar.TypeLink:
+		return x.hardlink(h.Linkname, name) // has its target's owner and permissions
+	default:
+		x.skipped++
+		return nil
+	}
+	if err != nil {
+		return escape(err)
+	}
+	return escape(x.attributes(name, h))
+}
+
+// inside makes an entry's name one below the root.
+func inside(name string) (string, error) {
+	clean := path.Clean(strings.TrimLeft(name, "/"))
+	if clean == ".." || strings.HasPrefix(clean, "../") || strings.ContainsRune(name, 0) || len(name) > unix.PathMax {
+		return "", wrenn.Errorf(wrenn.Invalid, "the archive has a path that leads out of it")
+	}
+	return clean, nil
+}
+
+// escape gives what os.Root refuses its sentence.
+func escape(err error) error {
+	// os does not export the error that it returns for such paths.
+	if err != nil && strings.Contains(err.Error(), "path escapes from parent") {
+		return &wrenn.Error{Code: wrenn.Invalid, Message: "the archive has a path that leads out of it", Err: err}
+	}
+	return err
+}
+
+// clear removes what an entry replaces.
+func clear(root *os.Root, name string) error {
+	if _, err := root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return root.RemoveAll(name)
+}
+
+func (x *extraction) dir(name string) error {
+	info, err := x.tree.root.Lstat(name)
+	if err == nil && info.IsDir() {
+		return nil
+	}
+	if err := clear(x.tree.root, name); err != nil {
+		return err
+	}
+	return x.tree.root.Mkdir(name, 0o755)
+}
+
+func (x *extraction) file(name string, size int64, data io.Reader) error {
+	if x.left -= size; x.left < 0 {
+		return wrenn.Errorf(wrenn.Exhausted, "the archive holds more than the image's file system can")
+	}
+	if err := clear(x.tree.root, name); err != nil {
+		return err
+	}
+	f, err := x.tree.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, data)
+	return errors.Join(err, f.Close())
+}
+
+func (x *extraction) hardlink(target, name string) error {
+	target, err := inside(target)
+	if err != nil {
+		return err
+	}
+	if err := clear(x.tree.root, name); err != nil {
+		return escape(err)
+	}
+	return escape(x.tree.root.Link(target, name))
+}
+
+// attributes sets owner, then permissions (chown(2) drops set-user-ID), then
+// the rest.
+func (x *extraction) attributes(name string, h *tar.Header) error {
+	root := x.tree.root
+	if err := root.Lchown(name, h.Uid, h.Gid); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeSymlink {
+		return nil
+	}
+	if err := root.Chmod(name, h.FileInfo().Mode()&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+		return err
+	}
+	if h.Typeflag != tar.TypeReg {
+		return nil
+	}
+	if err := x.xattrs(name, h.PAXRecords); err != nil {
+		return err
+	}
+	return root.Chtimes(name, h.ModTime, h.ModTime)
+}
+
+// xattrs sets the attributes that mean the same in a guest: file capabilities
+// (ping has some) and the user's own.
+func (x *extraction) xattrs(name string, records map[string]string) error {
+	for key, value := range records {
+		attr, ok := strings.CutPrefix(key, "SCHILY.xattr.")
+		if !ok || attr != "security.capability" && !strings.HasPrefix(attr, "user.") {
+			continue
+		}
+		f, err := x.tree.root.Open(name)
+		if err != nil {
+			return err
+		}
+		err = unix.Fsetxattr(int(f.Fd()), attr, []byte(value), 0)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("attribute %s: %w", attr, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+)
+
+// maxLinks is how many symbolic links a path may lead over, as in the kernel.
+const maxLinks = 40
+
+// maxSmallFile bounds what is read of a tree that somebody else made.
+const maxSmallFile = 1 << 20
+
+// Tree is a directory that will be the root of a guest. Its links mean what they
+// will mean there, absolute ones too, so that nothing leads out of it, whoever made it.
+type Tree struct {
+	root *os.Root
+}
+
+// OpenTree opens the directory; Close it.
+func OpenTree(dir string) (*Tree, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Tree{root}, nil
+}
+
+// Close does not change the directory.
+func (t *Tree) Close() error { return t.root.Close() }
+
+// resolve follows the links in an absolute path as a process with this root
+// would, and returns a path without links, relative to the root. What is missing
+// at its end is kept as it is.
+func (t *Tree) resolve(name string) (string, error) {
+	rest, done := strings.Split(name, "/"), "."
+	for links := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		if part == "" || part == "." {
+			continue
+		}
+		if part == ".." {
+			done = path.Dir(done) // of "." that is "."
+			continue
+		}
+		next := path.Join(done, part)
+		target, err := t.root.Readlink(next)
+		if err != nil { // no link, or not there
+			done = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", &fs.PathError{Op: "resolve", Path: name, Err: syscall.ELOOP}
+		}
+		if path.IsAbs(target) {
+			done = "."
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return done, nil
+}
+
+// Stat is about what an absolute path leads to.
+func (t *Tree) Stat(name string) (fs.FileInfo, error) {
+	at, err := t.resolve(name)
+	if err != nil {
+		return nil, err
+	}
+	return t.root.Lstat(at)
+}
+
+// Executable says whether a path leads to a program.
+func (t *Tree) Executable(name string) bool {
+	info, err := t.Stat(name)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// Find returns the path of a program in the guest's PATH, "" without one.
+func (t *Tree) Find(program string) string {
+	for _, dir := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
+		if file := path.Join(dir, program); t.Executable(file) {
+			return file
+		}
+	}
+	return ""
+}
+
+// ReadFile returns a small file; a missing one is an error that is fs.ErrNotExist.
+func (t *Tree) ReadFile(name string) ([]byte, error) {
+	info, err := t.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSmallFile {
+		return nil, fmt.Errorf("%s is no file, or larger than %d MiB", name, maxSmallFile>>20)
+	}
+	at, err := t.resolve(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := t.root.Open(at)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxSmallFile))
+}
+
+// WriteFile puts a file, root's, in the place of whatever has its name, a link
+// included, and makes directories that are missing.
+func (t *Tree) WriteFile(name string, data []byte, mode fs.FileMode) error {
+	at, err := t.parent(name)
+	if err != nil {
+		return err
+	}
+	if err := t.root.RemoveAll(at); err != nil {
+		return err
+	}
+	f, err := t.root.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Chmod(mode), f.Close())
+}
+
+// parent makes the directories above an absolute path and returns the path
+// with the links above it followed.
+func (t *Tree) parent(name string) (string, error) {
+	dir, base := path.Split(name)
+	at, err := t.resolve(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := t.root.MkdirAll(at, 0o755); err != nil {
+		return "", err
+	}
+	return path.Join(at, base), nil
+}
+
+// MakeMountPoints makes the directories that a guest's first programs mount on.
+func (t *Tree) MakeMountPoints() error {
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp"} {
+		at, err := t.resolve(dir)
+		if err != nil {
+			return err
+		}
+		if err := t.root.MkdirAll(at, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	return nil
+}

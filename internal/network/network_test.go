@@ -1,0 +1,153 @@
+package network
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"wrenn"
+)
+
+func TestNamesFitTheKernelAndReadBack(t *testing.T) {
+	const ifNameSize = 16 // IFNAMSIZ, with the terminating zero
+	for _, prefix := range []string{"wrenn", strings.Repeat("w", maxPrefixLen)} {
+		cfg := Config{Prefix: prefix}
+		for _, index := range []int{0, 9, 9999, 10000, 32767, maxSlots - 1} {
+			name := cfg.name(index)
+			if len(name) >= ifNameSize {
+				t.Errorf("%s has %d characters", name, len(name))
+			}
+			if got, ok := cfg.indexOf(name); !ok || got != index {
+				t.Errorf("indexOf(%s) = %d, %t", name, got, ok)
+			}
+		}
+	}
+	cfg := Config{Prefix: "wrenn"}
+	for _, name := range []string{"", "wrenn", "wrenn-", "wrenn-x", "wrenn--1", "wrenn-01", "wrenn-+1", "wrenn-1000000", "wrenn2-1", "docker0"} {
+		if index, ok := cfg.indexOf(name); ok {
+			t.Errorf("indexOf(%q) = %d", name, index)
+		}
+	}
+}
+
+func TestAddressesOfSlots(t *testing.T) {
+	cfg := Config{}.withDefaults()
+	for _, tc := range []struct {
+		index      int
+		host, slot string
+	}{
+		{0, "10.191.0.0", "10.191.0.1"},
+		{1, "10.191.0.2", "10.191.0.3"},
+		{127, "10.191.0.254", "10.191.0.255"},
+		{128, "10.191.1.0", "10.191.1.1"},
+		{cfg.capacity() - 1, "10.191.255.254", "10.191.255.255"},
+	} {
+		if host, slot := cfg.hostAddr(tc.index).String(), cfg.slotAddr(tc.index).String(); host != tc.host || slot != tc.slot {
+			t.Errorf("slot %d has %s and %s, want %s and %s", tc.index, host, slot, tc.host, tc.slot)
+		}
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	for _, tc := range []struct {
+		name string
+		cfg  Config
+		want wrenn.Code
+	}{
+		{"defaults", Config{}, ""},
+		{"one slot", Config{Range: prefix("10.0.0.2/31"), Max: 1}, ""},
+		{"largest range", Config{Range: prefix("10.0.0.0/8")}, ""},
+		{"long prefix", Config{Prefix: "wrenntest"}, wrenn.Invalid},
+		{"dash in prefix", Config{Prefix: "w-1"}, wrenn.Invalid},
+		{"path as prefix", Config{Prefix: "../x"}, wrenn.Invalid},
+		{"digit first", Config{Prefix: "1w"}, wrenn.Invalid},
+		{"IPv6", Config{Range: prefix("fd00::/64")}, wrenn.Invalid},
+		{"host bits", Config{Range: prefix("10.1.2.3/16")}, wrenn.Invalid},
+		{"too small", Config{Range: prefix("10.1.2.3/32")}, wrenn.Invalid},
+		{"too large", Config{Range: prefix("0.0.0.0/0")}, wrenn.Invalid},
+		{"link-local", Config{Range: prefix("169.254.0.0/16")}, wrenn.Invalid},
+		{"loopback", Config{Range: prefix("127.8.0.0/16")}, wrenn.Invalid},
+		{"multicast", Config{Range: prefix("224.8.0.0/16")}, wrenn.Invalid},
+		{"more than the range", Config{Range: prefix("10.0.0.0/24"), Max: 129}, wrenn.Invalid},
+		{"negative", Config{Max: -1}, wrenn.Invalid},
+		{"more ready than there may be", Config{Max: 2, Ready: 3}, wrenn.Invalid},
+		{"negative connections", Config{Connections: -1}, wrenn.Invalid},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := tc.cfg.withDefaults().check(); wrenn.CodeOf(err) != tc.want {
+				t.Errorf("check() = %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestClash(t *testing.T) {
+	route := func(dst string) netlink.Route {
+		if dst == "" {
+			return netlink.Route{}
+		}
+		_, n, err := net.ParseCIDR(dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return netlink.Route{Dst: n}
+	}
+	slots := netip.MustParsePrefix("10.191.0.0/16")
+	for _, tc := range []struct {
+		dst  string
+		want bool
+	}{
+		{"", false},
+		{"0.0.0.0/0", false},
+		{"0.0.0.0/1", false},
+		{"10.190.0.0/16", false},
+		{"192.168.0.0/16", false},
+		{"10.191.0.0/16", true},
+		{"10.191.255.255/32", true},
+		{"10.0.0.0/8", true},
+		{"8.0.0.0/5", true},
+	} {
+		if _, got := clash(slots, []netlink.Route{route("192.0.2.0/24"), route(tc.dst)}); got != tc.want {
+			t.Errorf("clash with %q = %t", tc.dst, got)
+		}
+	}
+	if got := freeRange([]netlink.Route{route("10.240.0.0/12")}); got != "10.239.0.0/16" {
+		t.Errorf("freeRange() = %s", got)
+	}
+	if got := freeRange([]netlink.Route{route("10.0.0.0/8")}); got != "172.31.0.0/16" {
+		t.Errorf("freeRange() = %s", got)
+	}
+}
+
+func TestClosedNetworksDoNotOverlapAndHoldTheSlots(t *testing.T) {
+	for _, tc := range []struct {
+		slots string
+		less  int // reserved networks that the range swallows
+		more  int // the range itself
+	}{
+		{"10.191.0.0/16", 0, 0},
+		{"11.0.0.0/16", 0, 1},
+		{"192.0.0.0/8", 4, 1},
+	} {
+		slots := netip.MustParsePrefix(tc.slots)
+		closed := closedTo(slots)
+		if got, want := len(closed), len(reserved)-tc.less+tc.more; got != want {
+			t.Errorf("%s: %d networks, want %d: %v", tc.slots, got, want, closed)
+		}
+		for i, p := range closed {
+			for _, q := range closed[:i] {
+				if p.Overlaps(q) {
+					t.Errorf("%s: %s and %s overlap", tc.slots, p, q)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff(reserved, closedTo(netip.MustParsePrefix("10.191.0.0/16")), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Errorf("closedTo() mismatch (-want +got):\n%s", diff)
+	}
+}

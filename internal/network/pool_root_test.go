@@ -1,0 +1,584 @@
+//go:build root
+
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/netns"
+)
+
+func waitReady(tb testing.TB, p *Pool, n int) {
+	tb.Helper()
+	waitFor(tb, fmt.Sprintf("%d ready slots", n), func() bool { s := p.Stats(); return s.Ready >= n && s.Changing == 0 })
+}
+
+func TestPoolFillsAheadAndHandsOutWhatIsReady(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Ready = 2; c.Max = 2 })
+	waitReady(t, p, 2)
+	var steps atomic.Int32
+	p.fault = func(string) error { steps.Add(1); return nil }
+	a, b := acquire(t, p, "a"), acquire(t, p, "b")
+	if n := steps.Load(); n != 0 {
+		t.Errorf("handing out ready slots took %d steps", n)
+	}
+	if a.Index() == b.Index() || a.Namespace() == b.Namespace() || a.Ref().ID == b.Ref().ID {
+		t.Errorf("two owners of one slot: %+v, %+v", a.Ref(), b.Ref())
+	}
+	if a.Ref().Owner != "a" || a.TAP() != TAP || a.MAC() != GuestMAC {
+		t.Errorf("slot = %+v %s %s", a.Ref(), a.TAP(), a.MAC())
+	}
+}
+
+func TestPoolRefills(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Ready = 1 })
+	for i := range 3 {
+		waitReady(t, p, 1)
+		acquire(t, p, fmt.Sprint(i))
+	}
+	waitReady(t, p, 1)
+	if s := p.Stats(); s.Used != 3 {
+		t.Errorf("stats = %+v", s)
+	}
+}
+
+func TestPoolIsBounded(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Max = 2; c.Ready = 1 })
+	a := acquire(t, p, "a")
+	acquire(t, p, "b")
+	if _, err := p.Acquire(t.Context(), "c"); wrenn.CodeOf(err) != wrenn.Exhausted {
+		t.Errorf("third of two = %v", err)
+	}
+	must(t, a.Release(t.Context()))
+	acquire(t, p, "c")
+}
+
+// The last slot may be on its way back, or into the pool.
+func TestAcquireWaitsForASlotThatIsComing(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for i := range 5 {
+		s, err := p.Acquire(t.Context(), fmt.Sprint(i))
+		must(t, err)
+		wg.Go(func() {
+			if err := s.Release(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+		for p.Stats().Used == 1 { // else there is nothing to wait for
+			runtime.Gosched()
+		}
+	}
+}
+
+func TestReleaseTwiceNeverTouchesTheNextOwner(t *testing.T) {
+	for _, ready := range []int{0, 1} { // removed and made anew; recycled
+		t.Run(fmt.Sprint("ready ", ready), func(t *testing.T) {
+			l := newLab(t)
+			p := l.open(t, func(c *Config) { c.Ready = ready; c.Max = 1 })
+			waitReady(t, p, ready)
+			first := acquire(t, p, "first")
+			must(t, first.Release(t.Context()))
+			second := acquire(t, p, "second")
+			if second.Index() != first.Index() || second.Ref().ID == first.Ref().ID {
+				t.Fatalf("first %+v, second %+v: want the same slot with another id", first.Ref(), second.Ref())
+			}
+			g := newGuest(t, second)
+			serve(t, g.path, 49983)
+			for range 2 {
+				must(t, first.Release(t.Context()))
+			}
+			if _, err := first.DialContext(t.Context(), "tcp", EnvdAddress); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+				t.Errorf("a released slot dials: %v", err)
+			}
+			conn, err := second.DialContext(t.Context(), "tcp", EnvdAddress)
+			must(t, err)
+			echo(t, conn)
+			conn.Close()
+			g.stop()
+		})
+	}
+}
+
+func TestReleaseAtOnceIsOneRelease(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Ready = 1 })
+	s := acquire(t, p, "a")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := s.Release(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	waitReady(t, p, 1)
+	if s := p.Stats(); s.Used != 0 || s.Ready > 2 {
+		t.Errorf("stats = %+v", s)
+	}
+}
+
+func flows(t *testing.T, path string) []*netlink.ConntrackFlow {
+	t.Helper()
+	var all []*netlink.ConntrackFlow
+	inside(t, path, func(nl *netlink.Handle) {
+		var err error
+		all, err = nl.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		must(t, err)
+	})
+	return all
+}
+
+func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
+	waitReady(t, p, 1)
+	first := acquire(t, p, "first")
+	g := newGuest(t, first)
+	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
+	must(t, err)
+	defer conn.Close() // a machine that is stopped closes nothing
+	echo(t, conn)
+	knock(t, g.path, "tcp4", GatewayAddress+":80", func() uint64 {
+		return counted(t, first.Namespace(), slotTable, "to the gateway")
+	})
+	if len(flows(t, first.Namespace())) == 0 || len(flows(t, l.host)) == 0 {
+		t.Fatal("no connection is tracked: this test shows nothing")
+	}
+	g.stop()
+	must(t, first.Release(t.Context()))
+	for _, path := range []string{first.Namespace(), l.host} {
+		if left := flows(t, path); len(left) != 0 {
+			t.Errorf("connections left in %s: %v", path, left)
+		}
+	}
+	if n := counted(t, first.Namespace(), slotTable, "to the gateway"); n != 0 {
+		t.Errorf("a counter of the rules is still %d", n)
+	}
+	must(t, netns.Delete(filepath.Base(g.path))) // newGuest makes it again
+	second := acquire(t, p, "second")
+	again := newGuest(t, second)
+	conn, err = dial(t.Context(), again.path, "tcp4", worldPublic+":80")
+	must(t, err)
+	echo(t, conn)
+	conn.Close()
+	again.stop()
+}
+
+func TestSlotWithATAPInUseIsNotRecycled(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
+	waitReady(t, p, 1)
+	s := acquire(t, p, "a")
+	tap := openTAP(t, s.Namespace(), s.TAP())
+	defer tap.Close()
+	old := inode(t, s.Namespace())
+	must(t, s.Release(t.Context()))
+	if fresh := acquire(t, p, "b"); inode(t, fresh.Namespace()) == old {
+		t.Error("the namespace in which the TAP is in use was handed out")
+	}
+}
+
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	must(t, err)
+	return info.Sys().(*syscall.Stat_t).Ino
+}
+
+func TestTenAtOnce(t *testing.T) {
+	l := newLab(t)
+	heard := serve(t, l.world, 80)
+	p := l.open(t, func(c *Config) { c.Ready = 3 })
+	slots := make([]*Slot, 10)
+	var wg sync.WaitGroup
+	for i := range slots {
+		wg.Go(func() {
+			s, err := p.Acquire(t.Context(), fmt.Sprint(i))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			slots[i] = s
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	seen := map[int]bool{}
+	for _, s := range slots {
+		if seen[s.Index()] {
+			t.Errorf("slot %d was handed out twice", s.Index())
+		}
+		seen[s.Index()] = true
+		wg.Go(func() {
+			conn, err := dial(t.Context(), newGuest(t, s).path, "tcp4", worldPublic+":80")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conn.Close()
+		})
+	}
+	wg.Wait()
+	waitFor(t, "ten visitors", func() bool { return len(heard()) == 10 })
+	for _, s := range slots {
+		wg.Go(func() {
+			if err := s.Release(context.WithoutCancel(t.Context())); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestCrashedAgentsSlotsAreAdoptedOrSwept(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	dead, err := Open(t.Context(), l.cfg)
+	must(t, err)
+	kept, err := dead.Acquire(t.Context(), "kept")
+	must(t, err)
+	lost, err := dead.Acquire(t.Context(), "lost")
+	must(t, err)
+	g := newGuest(t, kept)
+	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
+	must(t, err)
+	defer conn.Close()
+	// One that was being made when the agent died, and the end of one.
+	if _, err := dead.host.run(t.Context(), 7, makeSteps[:4], nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = netns.Create(l.cfg.name(9))
+	must(t, err)
+	l.abandon(dead)
+	echo(t, conn)
+
+	p := l.open(t, func(c *Config) { c.Ready = 2 })
+	echo(t, conn) // the guest does not notice
+	adopted, err := p.Adopt(t.Context(), kept.Ref())
+	must(t, err)
+	if adopted.Ref() != kept.Ref() || adopted.Namespace() != kept.Namespace() {
+		t.Errorf("adopted %+v, want %+v", adopted.Ref(), kept.Ref())
+	}
+	if _, err := p.Adopt(t.Context(), kept.Ref()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+		t.Errorf("second Adopt() = %v", err)
+	}
+	for name, ref := range map[string]SlotRef{
+		"earlier owner": {Index: lost.Index(), ID: "EARLIER"},
+		"half-made":     {Index: 7},
+		"never made":    {Index: 1000, ID: "X"},
+		"nonsense":      {Index: -1, ID: "X"},
+	} {
+		if _, err := p.Adopt(t.Context(), ref); wrenn.CodeOf(err) != wrenn.NotFound {
+			t.Errorf("Adopt of %s = %v", name, err)
+		}
+	}
+	must(t, p.Sweep(t.Context()))
+	waitReady(t, p, 2)
+	if s := p.Stats(); s != (Stats{Ready: 2, Used: 1}) {
+		t.Errorf("stats = %+v", s)
+	}
+	if _, err := p.Adopt(t.Context(), lost.Ref()); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Adopt of a swept slot = %v", err)
+	}
+	echo(t, conn)
+	g.stop()
+	must(t, adopted.Release(t.Context()))
+}
+
+func TestCloseLeavesSlotsInUse(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	first, err := Open(t.Context(), l.cfg)
+	must(t, err)
+	s, err := first.Acquire(t.Context(), "a")
+	must(t, err)
+	g := newGuest(t, s)
+	for range 2 {
+		must(t, first.Close(t.Context()))
+	}
+	if _, err := first.Acquire(t.Context(), "b"); wrenn.CodeOf(err) != wrenn.Unavailable {
+		t.Errorf("Acquire after Close = %v", err)
+	}
+	if err := s.Release(t.Context()); wrenn.CodeOf(err) != wrenn.Unavailable {
+		t.Errorf("Release after Close = %v", err)
+	}
+	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
+	must(t, err)
+	echo(t, conn)
+	conn.Close()
+	g.stop()
+	must(t, l.open(t, nil).Sweep(t.Context()))
+}
+
+func TestSlotsOfAnotherRangeAreNotAdopted(t *testing.T) {
+	l := newLab(t)
+	dead, err := Open(t.Context(), l.cfg)
+	must(t, err)
+	s, err := dead.Acquire(t.Context(), "a")
+	must(t, err)
+	l.abandon(dead)
+	p := l.open(t, func(c *Config) { c.Range = freeTestRange })
+	if _, err := p.Adopt(t.Context(), s.Ref()); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Adopt() = %v", err)
+	}
+	must(t, p.Sweep(t.Context()))
+}
+
+var errInjected = errors.New("injected")
+
+// failOnce fails the first time that point is asked.
+func failOnce(point string) func(string) error {
+	var mu sync.Mutex
+	done := false
+	return func(p string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if p != point || done {
+			return nil
+		}
+		done = true
+		return errInjected
+	}
+}
+
+func points(steps []step) []string {
+	var all []string
+	for _, s := range steps {
+		all = append(all, "before "+s.name, "after "+s.name)
+	}
+	return all
+}
+
+func TestEachStepOfMakingFailsOnceAndLeavesNothing(t *testing.T) {
+	l := newLab(t)
+	for _, point := range points(makeSteps) {
+		t.Run(point, func(t *testing.T) {
+			p := l.open(t, nil)
+			p.fault = failOnce(point)
+			if _, err := p.Acquire(t.Context(), "a"); !errors.Is(err, errInjected) {
+				t.Fatalf("Acquire() = %v", err)
+			}
+			if left := l.left(t); !slices.Equal(left, []string{"table " + l.cfg.Prefix}) {
+				t.Errorf("left: %v", left)
+			}
+			if s := p.Stats(); s != (Stats{}) {
+				t.Errorf("stats = %+v", s)
+			}
+			acquire(t, p, "a")
+		})
+	}
+}
+
+func TestEachStepOfRecyclingFailsOnceAndTheSlotIsRemoved(t *testing.T) {
+	l := newLab(t)
+	for _, point := range points(recycleSteps) {
+		t.Run(point, func(t *testing.T) {
+			p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
+			waitReady(t, p, 1)
+			s := acquire(t, p, "a")
+			old := inode(t, s.Namespace())
+			p.fault = failOnce(point)
+			must(t, s.Release(t.Context()))
+			if fresh := acquire(t, p, "b"); inode(t, fresh.Namespace()) == old {
+				t.Error("a slot in doubt was handed out")
+			}
+		})
+	}
+}
+
+func TestSlotThatCannotBeRemovedStaysOut(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, func(c *Config) { c.Max = 1 })
+	for name, again := range map[string]func(*Slot) error{
+		"Release": func(s *Slot) error { return s.Release(t.Context()) },
+		"Sweep":   func(*Slot) error { return p.Sweep(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := acquire(t, p, "a")
+			p.fault = failOnce("remove")
+			if err := s.Release(t.Context()); !errors.Is(err, errInjected) {
+				t.Fatalf("Release() = %v", err)
+			}
+			if _, err := p.Acquire(t.Context(), "b"); wrenn.CodeOf(err) != wrenn.Exhausted {
+				t.Errorf("Acquire() = %v", err)
+			}
+			if got := p.Stats(); got != (Stats{Broken: 1}) {
+				t.Errorf("stats = %+v", got)
+			}
+			must(t, again(s))
+			if got := p.Stats(); got != (Stats{}) {
+				t.Errorf("stats = %+v", got)
+			}
+		})
+	}
+}
+
+func TestCancelledAcquireLeavesNothing(t *testing.T) {
+	l := newLab(t)
+	p := l.open(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	p.fault = func(point string) error {
+		if point == "after veth" {
+			cancel()
+		}
+		return nil
+	}
+	if _, err := p.Acquire(ctx, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("Acquire() = %v", err)
+	}
+	if left := l.left(t); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestCyclesLeakNothing(t *testing.T) {
+	for _, ready := range []int{0, 2} {
+		t.Run(fmt.Sprint("ready ", ready), func(t *testing.T) {
+			l := newLab(t)
+			p := l.open(t, func(c *Config) { c.Ready = ready })
+			cycle := func() {
+				s, err := p.Acquire(t.Context(), "a")
+				must(t, err)
+				must(t, s.Release(t.Context()))
+			}
+			cycle()
+			waitReady(t, p, ready)
+			fds, goroutines := openFiles(t), runtime.NumGoroutine()
+			for range 100 {
+				cycle()
+			}
+			waitReady(t, p, ready)
+			waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+			if n := openFiles(t); n > fds {
+				t.Errorf("%d open files, %d before", n, fds)
+			}
+			if s := p.Stats(); s.Ready > 2*ready || s.Used+s.Broken+s.Changing != 0 {
+				t.Errorf("stats = %+v", s)
+			}
+		})
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(entries)
+}
+
+const attachAs = "WRENN_TEST_ATTACH_TAP" // set in the child of the next test
+
+// The VMM of a slot runs as a user without capabilities.
+func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
+	if os.Getenv(attachAs) != "" {
+		must(t, attachTAP(3, TAP))
+		return
+	}
+	l := newLab(t)
+	const firstUID = 200_000
+	s := acquire(t, l.open(t, func(c *Config) { c.FirstUID = firstUID }), "a")
+	binary := readableCopy(t)
+	for _, tc := range []struct {
+		name string
+		uid  int
+		want bool
+	}{
+		{"owner", firstUID + s.Index(), true},
+		{"somebody else", firstUID + s.Index() + 1, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var tun *os.File
+			must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to where it was opened
+				tun, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+				return err
+			}))
+			defer tun.Close()
+			cmd := exec.CommandContext(t.Context(), binary, "-test.run=^"+"TestOwnerAttachesToTheTAPWithoutCapabilities"+"$")
+			cmd.Env = []string{attachAs + "=1"}
+			cmd.ExtraFiles = []*os.File{tun}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(tc.uid), Gid: uint32(tc.uid)}}
+			out, err := cmd.CombinedOutput()
+			if (err == nil) != tc.want {
+				t.Errorf("attached: %t, want %t: %v\n%s", err == nil, tc.want, err, out)
+			}
+		})
+	}
+}
+
+// readableCopy puts the test binary where other users can run it.
+func readableCopy(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "wrenn-network-*") //nolint:usetesting // others cannot enter t.TempDir
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o755))
+	self, err := os.ReadFile("/proc/self/exe")
+	must(t, err)
+	path := filepath.Join(dir, "test")
+	must(t, os.WriteFile(path, self, 0o755))
+	return path
+}
+
+// BenchmarkSlot prints what making, taking and giving back cost each.
+func BenchmarkSlot(b *testing.B) {
+	for name, ready := range map[string]int{"pool": 2, "nothing": 0} {
+		b.Run("from the "+name, func(b *testing.B) {
+			l := newLab(b)
+			p := l.open(b, func(c *Config) { c.Ready = ready })
+			var acquire, release []time.Duration
+			for b.Loop() {
+				waitReady(b, p, ready)
+				began := time.Now()
+				s, err := p.Acquire(b.Context(), "bench")
+				acquire = append(acquire, time.Since(began))
+				must(b, err)
+				began = time.Now()
+				must(b, s.Release(b.Context()))
+				release = append(release, time.Since(began))
+			}
+			for what, times := range map[string][]time.Duration{"acquire": acquire, "release": release} {
+				slices.Sort(times)
+				b.ReportMetric(float64(times[len(times)/2].Microseconds()), what+"-p50-µs")
+				b.ReportMetric(float64(times[len(times)*99/100].Microseconds()), what+"-p99-µs")
+			}
+		})
+	}
+}
+
+func BenchmarkDial(b *testing.B) {
+	l := newLab(b)
+	s := acquire(b, l.open(b, nil), "bench")
+	g := newGuest(b, s)
+	serve(b, g.path, 49983)
+	for b.Loop() {
+		conn, err := s.DialContext(b.Context(), "tcp", EnvdAddress)
+		must(b, err)
+		conn.Close()
+	}
+}

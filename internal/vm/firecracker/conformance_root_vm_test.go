@@ -1,0 +1,128 @@
+//go:build root && vm
+
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"wrenn"
+	"wrenn/internal/network"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/vmtest"
+)
+
+func TestMain(m *testing.M) {
+	vmtest.Main(m, func() (vm.Driver, error) { return New(context.Background(), configFromEnv()) })
+}
+
+// firstUID is the first of the users that the tests' VMMs run as.
+const firstUID = 2_000_100_000
+
+func configFromEnv() Config {
+	return Config{
+		Program:      os.Getenv("WRENN_TEST_FIRECRACKER"),
+		Jailer:       os.Getenv("WRENN_TEST_JAILER"),
+		CgroupParent: "wrenn-test",
+		Log:          slog.New(slog.DiscardHandler),
+	}
+}
+
+func TestConformance(t *testing.T) { vmtest.Run(t, harness(t, firstUID)) }
+
+// TestConformanceWithoutJailer is what a developer's machine runs.
+func TestConformanceWithoutJailer(t *testing.T) { vmtest.Run(t, harness(t, 0)) }
+
+// harness is the suite's, for real guests; uid 0 is without the jailer.
+func harness(t *testing.T, uid uint32) vmtest.Harness {
+	t.Helper()
+	env := map[string]string{}
+	for _, name := range []string{"WRENN_TEST_FIRECRACKER", "WRENN_TEST_JAILER", "WRENN_TEST_KERNEL", "WRENN_TEST_INITRD", "WRENN_TEST_ROOTFS"} {
+		env[name] = needEnv(t, name)
+	}
+	slots := openSlots(t)
+	return vmtest.Harness{
+		Driver:       func(t *testing.T) vm.Driver { return newDriver(t, nil) },
+		Failing:      failing,
+		StartSteps:   []string{"directory", "files", "launch", "connect", "machine", "boot source", "disks", "network", "entropy", "start"},
+		RestoreSteps: []string{"directory", "files", "launch", "connect", "load"},
+		Place: func(t *testing.T) vmtest.Place {
+			t.Helper()
+			slot, err := slots.Acquire(t.Context(), t.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := slot.Release(context.WithoutCancel(t.Context())); err != nil {
+					t.Error(err)
+				}
+			})
+			return vmtest.Place{NIC: vm.NIC{Namespace: slot.Namespace(), TAP: slot.TAP(), MAC: slot.MAC()}, Dial: slot.DialContext}
+		},
+		Guest: func(t *testing.T, p vmtest.Place) vmtest.Guest {
+			t.Helper()
+			// A guest cannot power the machine off: it resets it, see bootArgs.
+			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: network.EnvdAddress, PowerOff: "b"})
+		},
+		Elsewhere: vmtest.Elsewhere,
+		Kill:      vmtest.Kill,
+		Leftovers: func(_ *testing.T, spec vm.Spec) []string {
+			left, _ := filepath.Glob(filepath.Join(cgroupRoot, "wrenn-test", spec.ID))
+			return left
+		},
+		Kernel: vm.Kernel{Image: env["WRENN_TEST_KERNEL"], Initrd: env["WRENN_TEST_INITRD"], Args: []string{
+			"root=/dev/vda", "rw", "ip=169.254.0.21::169.254.0.22:255.255.255.252:sandbox:eth0:off", "init=/usr/local/bin/wrenn-init",
+		}},
+		RootFS: env["WRENN_TEST_ROOTFS"], VCPUs: 1, MemoryMiB: 256, UID: uid,
+	}
+}
+
+func needEnv(t *testing.T, name string) string {
+	t.Helper()
+	value := os.Getenv(name)
+	if value == "" && os.Getenv("WRENN_CI") == "1" {
+		t.Fatalf("%s is not set, and WRENN_CI=1 allows nothing to be left out", name)
+	}
+	if value == "" {
+		t.Skipf("%s is not set", name)
+	}
+	return value
+}
+
+func openSlots(t *testing.T) *network.Pool {
+	t.Helper()
+	pool, err := network.Open(t.Context(), network.Config{Prefix: "fctest", Ready: 1, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pool.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	return pool
+}
+
+func newDriver(t *testing.T, fault func(string) error) *Driver {
+	t.Helper()
+	d, err := New(t.Context(), configFromEnv())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.fault = fault
+	return d
+}
+
+func failing(t *testing.T, step string) vm.Driver {
+	t.Helper()
+	return newDriver(t, func(at string) error {
+		if at == step {
+			return &wrenn.Error{Code: wrenn.Internal, Message: "injected", Err: errors.New(step)}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,257 @@
+// Package firecracker runs machines on Firecracker: in its jailer as a user of
+// their own, or, for development, as the caller's user.
+package firecracker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/rollback"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
+)
+
+const driverName = "firecracker"
+
+// Config says what to run. Fields without a default are needed.
+type Config struct {
+	// Program is the file of firecracker, 1.12 or newer; its name must contain
+	// "firecracker", or the jailer refuses it.
+	Program string
+	// Jailer is the file of the jailer of the same version; without it only
+	// machines with the UID zero can be started.
+	Jailer string
+	// CgroupParent is the cgroup, right under the hierarchy's root, that the
+	// jails' cgroups are made in; default "wrenn".
+	CgroupParent string
+	Log          *slog.Logger
+}
+
+// Driver starts machines. It is a vm.Driver.
+type Driver struct {
+	program, jailer string
+	cgroupParent    string
+	limits          bool // the host's cgroups can limit jails
+	version         Version
+	can             capabilities
+	// fault, if set, is called after each step of Start and Restore, which
+	// fails there when it does: for tests.
+	fault func(step string) error
+}
+
+var _ vm.Driver = (*Driver)(nil)
+
+// New returns the driver of a Firecracker, which it asks for its version.
+// FailedPrecondition when that does not run, or is too old.
+func New(ctx context.Context, cfg Config) (*Driver, error) {
+	program, err := filepath.Abs(cfg.Program)
+	if err != nil {
+		return nil, err
+	}
+	version, err := ProgramVersion(ctx, program)
+	if err != nil {
+		return nil, err
+	}
+	if !version.atLeast(minVersion) {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker %s is too old: configure %s or newer", version, minVersion)
+	}
+	d := &Driver{program: program, jailer: cfg.Jailer, cgroupParent: cmp.Or(cfg.CgroupParent, "wrenn"),
+		limits: cgroupsLimit(), version: version, can: version.capabilities()}
+	if cfg.Jailer != "" && !d.limits {
+		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory and pids controllers: machines run without limits")
+	}
+	return d, nil
+}
+
+// Name is "firecracker".
+func (d *Driver) Name() string { return driverName }
+
+// Version is that of the program.
+func (d *Driver) Version() Version { return d.version }
+
+// bootArgs go before the caller's, which win over them. The machine has no PCI
+// bus; it is left by the keyboard controller's reset, the only way that
+// Firecracker notices. kvm-clock is right again after a restore.
+var bootArgs = []string{"console=ttyS0", "quiet", "panic=-1", "reboot=k", "pci=off", "clocksource=kvm-clock",
+	"i8042.noaux", "i8042.nomux", "i8042.dumbkbd"}
+
+// Start implements vm.Driver.
+func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	m, err := d.plan(spec, true)
+	if err != nil {
+		return nil, err
+	}
+	files := []file{{name: nameKernel, path: spec.Kernel.Image, readOnly: true}}
+	if spec.Kernel.Initrd != "" {
+		files = append(files, file{name: nameInitrd, path: spec.Kernel.Initrd, readOnly: true})
+	}
+	steps := m.occupy(spec, files)
+	for _, c := range configuration(spec) {
+		steps = append(steps, step{c.step, func(ctx context.Context) error { return m.api.put(ctx, c.path, c.body) }})
+	}
+	return d.take(ctx, m, append(steps, step{"start", m.api.start}))
+}
+
+// Restore implements vm.Driver.
+func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
+	m, err := d.plan(spec, false)
+	if err != nil {
+		return nil, err
+	}
+	made, err := d.checkSnapshot(m.shape, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	steps := m.occupy(spec, []file{
+		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
+		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
+	})
+	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: d.can.clockRealtime}
+	if spec.Net.TAP != made.Machine.TAP {
+		load.Networks = []networkOverride{{nic, spec.Net.TAP}}
+	}
+	return d.take(ctx, m, append(steps, step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }}))
+}
+
+// plan checks a spec and makes the machine of it, of which nothing exists yet.
+func (d *Driver) plan(spec vm.Spec, boots bool) (*machine, error) {
+	if err := spec.Check(boots); err != nil {
+		return nil, err
+	}
+	if spec.UID != 0 && d.jailer == "" {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "machines that run as other users need Firecracker's jailer: configure where it is")
+	}
+	if err := vm.CheckEmpty(spec.Dir); err != nil {
+		return nil, err
+	}
+	var err error
+	if spec.Dir, err = filepath.Abs(spec.Dir); err != nil {
+		return nil, err
+	}
+	shape, err := shapeOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	return d.newMachine(spec.ID, shape, d.newCell(spec)), nil
+}
+
+// step is a part of Start or Restore. What it leaves when it fails is the
+// machine's to remove.
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+// take takes the steps; when one fails, what they made is undone.
+func (d *Driver) take(ctx context.Context, m *machine, steps []step) (_ vm.Machine, err error) {
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
+	undo.Add(m.Stop)
+	for _, s := range steps {
+		err := s.do(ctx)
+		if err == nil && d.fault != nil {
+			err = d.fault(s.name)
+		}
+		if err != nil {
+			return nil, m.explain(ctx, err)
+		}
+	}
+	undo.Keep()
+	return m, nil
+}
+
+// occupy are the steps after which the machine has a VMM that listens, in a
+// cell with the files and the spec's disks.
+func (m *machine) occupy(spec vm.Spec, files []file) []step {
+	for i, disk := range spec.Disks {
+		files = append(files, file{name: diskName(i), path: disk.Path, readOnly: disk.ReadOnly})
+	}
+	return []step{
+		{"directory", func(context.Context) error { return os.MkdirAll(m.cell.root, 0o700) }},
+		{"files", func(context.Context) error { return m.cell.furnish(files) }},
+		{"launch", func(context.Context) (err error) {
+			m.process, err = m.driver.launch(m.cell, spec, files)
+			return err
+		}},
+		{"connect", m.awaitAPI},
+	}
+}
+
+type configCall struct {
+	step, path string
+	body       any
+}
+
+// configuration is what a new VMM is told before its start.
+func configuration(spec vm.Spec) []configCall {
+	boot := bootSource{Kernel: nameKernel, Args: strings.Join(slices.Concat(bootArgs, spec.Kernel.Args), " ")}
+	if spec.Kernel.Initrd != "" {
+		boot.Initrd = nameInitrd
+	}
+	calls := []configCall{
+		{"machine", "/machine-config", machineConfig{VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB}},
+		{"boot source", "/boot-source", boot},
+	}
+	for i, disk := range spec.Disks {
+		name := diskName(i) // no root device: Firecracker would add a root= of its own
+		calls = append(calls, configCall{"disks", "/drives/" + name, drive{ID: name, Path: name, ReadOnly: disk.ReadOnly}})
+	}
+	if spec.Net.TAP != "" {
+		calls = append(calls, configCall{"network", "/network-interfaces/" + nic, networkInterface{ID: nic, TAP: spec.Net.TAP, MAC: spec.Net.MAC}})
+	}
+	return append(calls, configCall{"entropy", "/entropy", struct{}{}})
+}
+
+// nic is the id of the one network interface.
+const nic = "eth0"
+
+// The API's socket is there before it listens, and in a jail appears late: it
+// is tried until a deadline. A start takes 0.1 s under emulation.
+const (
+	connectLimit = 30 * time.Second
+	connectPause = 2 * time.Millisecond
+)
+
+// awaitAPI returns when the API listens; early when the VMM dies.
+func (m *machine) awaitAPI(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectLimit, errors.New("firecracker's API did not listen in time"))
+	defer cancel()
+	for {
+		conn, err := m.cell.dial(ctx)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-m.process.Done():
+			return err // explained by the caller
+		case <-ctx.Done():
+			return fmt.Errorf("connect to firecracker (%w): %w", context.Cause(ctx), err)
+		case <-time.After(connectPause):
+		}
+	}
+}
+
+// Adopt implements vm.Driver.
+func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
+	m, err := d.recall(ref)
+	if err != nil {
+		return nil, err
+	}
+	m.process, err = launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil, &wrenn.Error{Code: wrenn.NotFound, Message: "the machine no longer runs", Err: errors.Join(err, m.cell.clear(ctx))}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}

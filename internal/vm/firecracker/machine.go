@@ -1,0 +1,202 @@
+package firecracker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
+)
+
+// machine is a vm.Machine.
+type machine struct {
+	driver  *Driver
+	id      string
+	cell    *cell
+	shape   shape
+	api     *client
+	process *launch.Process // nil until it is launched, or adopted
+	// snapshots holds a token while Snapshot works: it lends files to the cell
+	// under fixed names.
+	snapshots chan struct{}
+}
+
+var _ vm.Machine = (*machine)(nil)
+
+func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
+	return &machine{
+		driver: d, id: id, cell: c, shape: s, snapshots: make(chan struct{}, 1),
+		api: newClient(func(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }),
+	}
+}
+
+// Ref implements vm.Machine.
+func (m *machine) Ref() vm.Ref {
+	id := m.process.Identity()
+	kept, err := json.Marshal(private{
+		Root: m.cell.root, Jailed: m.cell.jailed, UID: m.cell.uid, GID: m.cell.gid, Cgroup: m.cell.cgroup, Shape: m.shape,
+	})
+	if err != nil {
+		panic(err) // strings and numbers only
+	}
+	return vm.Ref{
+		Driver: driverName, ID: m.id, Dir: m.cell.dir, PID: id.PID, StartTime: id.StartTime, BootID: id.BootID,
+		Private: map[string]string{privateKey: string(kept)},
+	}
+}
+
+// privateKey is under what Ref.Private has the JSON of private.
+const privateKey = "machine"
+
+// private is what Adopt needs beside the process.
+type private struct {
+	Root   string `json:"root"`
+	Jailed bool   `json:"jailed"`
+	UID    uint32 `json:"uid"`
+	GID    uint32 `json:"gid"`
+	Cgroup string `json:"cgroup,omitempty"`
+	Shape  shape  `json:"shape"`
+}
+
+// recall makes the machine of a ref, without its process.
+func (d *Driver) recall(ref vm.Ref) (*machine, error) {
+	var kept private
+	if ref.Driver != driverName {
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of the driver %q is not Firecracker's", ref.Driver)
+	}
+	if err := json.Unmarshal([]byte(ref.Private[privateKey]), &kept); err != nil {
+		return nil, fmt.Errorf("machine %s: its reference: %w", ref.ID, err)
+	}
+	c := &cell{dir: ref.Dir, root: kept.Root, jailed: kept.Jailed, uid: kept.UID, gid: kept.GID, cgroup: kept.Cgroup}
+	return d.newMachine(ref.ID, kept.Shape, c), nil
+}
+
+// Pause implements vm.Machine.
+func (m *machine) Pause(ctx context.Context) error { return m.setState(ctx, "Paused") }
+
+// Resume implements vm.Machine.
+func (m *machine) Resume(ctx context.Context) error { return m.setState(ctx, "Resumed") }
+
+func (m *machine) setState(ctx context.Context, state string) error {
+	if err := m.alive(); err != nil {
+		return err
+	}
+	if err := m.api.setState(ctx, state); err != nil {
+		return m.explain(ctx, err)
+	}
+	return nil
+}
+
+// Stop implements vm.Machine.
+func (m *machine) Stop(ctx context.Context) error {
+	if m.process != nil {
+		if err := m.process.Kill(ctx); err != nil {
+			return err
+		}
+	}
+	m.api.close()
+	return m.cell.clear(ctx)
+}
+
+// Wait implements vm.Machine.
+func (m *machine) Wait(ctx context.Context) error {
+	exit, err := m.process.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	if exit.Killed {
+		return nil
+	}
+	if why := m.reason(exit); why != poweredOff {
+		return m.exitError(why)
+	}
+	return nil
+}
+
+// Console is the end of what the guest printed, without Firecracker's own log.
+func (m *machine) Console() string { return withoutLog(m.process.Output()) }
+
+// logLine is how Firecracker logs on the same standard output: "TIME [ID:THREAD] …".
+var logLine = regexp.MustCompile(`(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9} \[[a-z0-9-]*:[^\]\n]*\].*\n?`)
+
+func withoutLog(output []byte) string { return string(logLine.ReplaceAll(output, nil)) }
+
+const (
+	poweredOff = "guest powered off"
+	panicked   = "guest panicked"
+)
+
+// exitCodes are Firecracker's own, from its src/vmm/src/lib.rs (FcExitCode).
+var exitCodes = map[int]string{
+	148: "a system call that its filter forbids",
+	149: "SIGBUS: the memory file was cut, or no memory was left",
+	150: "SIGSEGV",
+	151: "SIGXFSZ",
+	152: "a configuration that it cannot use",
+	153: "arguments that it does not know",
+}
+
+// reason says why the VMM is gone. A guest that panics resets the machine, so
+// that Firecracker exits as if it had been powered off: only the console tells
+// them apart. The same holds for an adopted VMM's exit status, which Firecracker logs.
+func (m *machine) reason(exit launch.Exit) string {
+	out := m.process.Output()
+	clean := exit.Code == 0 || exit.Code < 0 && bytes.Contains(out, []byte("Firecracker exiting successfully. exit_code=0"))
+	switch {
+	case clean && bytes.Contains(out, []byte("Kernel panic - not syncing")):
+		return panicked
+	case clean:
+		return poweredOff
+	case exitCodes[exit.Code] != "":
+		return exit.Reason + ", " + exitCodes[exit.Code]
+	default:
+		return exit.Reason
+	}
+}
+
+func (m *machine) exitError(reason string) *vm.ExitError {
+	return &vm.ExitError{Driver: driverName, Reason: reason, Console: m.process.LastLines()}
+}
+
+// alive is nil while the VMM runs.
+func (m *machine) alive() error {
+	select {
+	case <-m.process.Done():
+		return m.gone()
+	default:
+		return nil
+	}
+}
+
+func (m *machine) gone() error {
+	exit, _ := m.process.Wait(context.Background()) // it is gone
+	why := m.reason(exit)
+	if exit.Killed {
+		why = "stopped"
+	}
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine is gone", Err: m.exitError(why)}
+}
+
+// deathNotice is how long a call that broke off waits to hear that the VMM
+// died: its connections end just before the process does.
+const deathNotice = time.Second
+
+// explain adds to the error of a call that the VMM is gone, if it is.
+func (m *machine) explain(ctx context.Context, err error) error {
+	if _, ok := errors.AsType[*Fault](err); ok || m.process == nil || ctx.Err() != nil {
+		return err // it lives, or never did, or nobody waits
+	}
+	ctx, cancel := context.WithTimeout(ctx, deathNotice)
+	defer cancel()
+	if _, waitErr := m.process.Wait(ctx); waitErr != nil {
+		return err
+	}
+	return m.gone()
+}

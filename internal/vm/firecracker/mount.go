@@ -1,0 +1,150 @@
+package firecracker
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/vm/launch"
+)
+
+// onThread runs fn on a thread of its own, which nothing else uses before or
+// after: it ends with its goroutine. The main thread cannot end, and what it is
+// in counts as the whole process's, so it is passed over.
+func onThread(fn func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked, unless it is the main thread
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			result <- onThread(fn) // on another one: this is taken meanwhile
+			return
+		}
+		result <- fn()
+	}()
+	return <-result
+}
+
+// inMountNamespace runs fn, and what it starts, in a new mount namespace, from
+// which nothing propagates to the host. The mounts that fn makes are gone with
+// the last process in there; the host never has them, whoever is killed when.
+func inMountNamespace(fn func() error) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("new mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make mounts private: %w", err)
+		}
+		return fn()
+	})
+}
+
+// mountFiles mounts the files onto their places in the jail. The jail's
+// directory is mounted on itself first, without the flags that /run has: the
+// jailer makes device nodes there.
+func (c *cell) mountFiles(files []file) error {
+	if err := unix.Mount(c.dir, c.dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount the machine's directory: %w", err)
+	}
+	if err := unix.Mount("", c.dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_NOSUID, ""); err != nil {
+		return fmt.Errorf("allow devices in the machine's directory: %w", err)
+	}
+	for _, f := range files {
+		if err := mountFile(f, filepath.Join(c.root, f.name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func mountFile(f file, target string) error {
+	if err := unix.Mount(f.path, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", f.name, err)
+	}
+	if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|fileFlags(f), ""); err != nil {
+		return fmt.Errorf("mount %s: %w", f.name, err)
+	}
+	return nil
+}
+
+func fileFlags(f file) uintptr {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	if f.readOnly {
+		flags |= unix.MS_RDONLY
+	}
+	return flags
+}
+
+// mountInto mounts files of the host in the root of a running VMM: a mount can
+// be made here, attached to nothing, and attached there (open_tree(2), move_mount(2)).
+func mountInto(p *launch.Process, files []file) error {
+	trees := make([]int, 0, len(files))
+	defer func() {
+		for _, fd := range trees {
+			_ = unix.Close(fd) // takes a tree that was not attached with it
+		}
+	}()
+	for _, f := range files {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, f.path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", f.name, err)
+		}
+		trees = append(trees, fd)
+	}
+	return inMountsOf(p, func() error {
+		for i, f := range files {
+			if err := unix.MoveMount(trees[i], "", unix.AT_FDCWD, "/"+f.name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return fmt.Errorf("attach %s: %w", f.name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// unmountIn undoes mountInto, also one that was cut short. A VMM that is gone
+// took its mounts with it.
+func unmountIn(p *launch.Process, files []file) error {
+	err := inMountsOf(p, func() error {
+		var errs []error
+		for _, f := range slices.Backward(files) {
+			err := unix.Unmount("/"+f.name, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+			if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: no mount
+				errs = append(errs, fmt.Errorf("unmount %s: %w", f.name, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+// inMountsOf runs fn in the mount namespace, and the root, of a VMM; the error
+// is ESRCH when it is gone.
+func inMountsOf(p *launch.Process, fn func() error) error {
+	return onThread(func() error {
+		pidfd, err := unix.PidfdOpen(p.Identity().PID, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(pidfd)
+		select {
+		case <-p.Done(): // then the PID may be somebody else's
+			return unix.ESRCH
+		default:
+		}
+		if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns(2) wants a root and a cwd that no other thread shares
+			return err
+		}
+		if err := unix.Setns(pidfd, unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter the VMM's mount namespace: %w", err)
+		}
+		return fn()
+	})
+}

@@ -1,0 +1,316 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/netns"
+	"wrenn/internal/rollback"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
+)
+
+// socketName is the control socket's in vm.Spec.Dir.
+const socketName = "qmp"
+
+// memoryFD is the descriptor of the machine's memory in the VMM: the first
+// that is passed.
+const memoryFD = 3
+
+// assembly is a machine in the making.
+type assembly struct {
+	d    *Driver
+	spec vm.Spec
+	snap *snapshot // nil for a machine that boots
+
+	args    []string
+	files   []*os.File // what the VMM gets, from descriptor 3 on; ours are closed in the end
+	stateFD int        // the device state's descriptor in the VMM
+	image   *lease     // the memory that restored machines share, if it is a copy
+	machine *machine
+	undo    rollback.Stack
+}
+
+// step is one of the named steps that make a machine.
+type step struct {
+	name string
+	take func(context.Context) error
+}
+
+func (a *assembly) steps() []step {
+	steps := []step{
+		{"directory", func(context.Context) error { return vm.CheckEmpty(a.spec.Dir) }},
+		{"memory", a.giveMemory},
+		{"disks", a.giveDisks},
+		{"network", a.giveNetwork},
+		{"socket", a.giveSocket},
+	}
+	if a.snap == nil {
+		return append(steps, step{"kernel", a.giveKernel}, step{"vmm", a.launch}, step{"connect", a.connect})
+	}
+	return append(steps, step{"state", a.giveState}, step{"vmm", a.launch}, step{"connect", a.connect}, step{"load", a.load}, step{"resume", a.resume})
+}
+
+// assemble makes a machine, or nothing at all.
+func (d *Driver) assemble(ctx context.Context, spec vm.Spec, snap *snapshot) (vm.Machine, error) {
+	a := &assembly{d: d, spec: spec, snap: snap}
+	defer a.closeFiles()
+	defer a.undo.Run(ctx)
+	for _, step := range a.steps() {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		err := step.take(ctx)
+		if err == nil {
+			err = d.fault(step.name)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("machine %s: %s: %w", spec.ID, step.name, err)
+		}
+	}
+	a.undo.Keep()
+	return a.machine, nil
+}
+
+// pass gives the file to the VMM and returns its descriptor there.
+func (a *assembly) pass(f *os.File) int {
+	a.files = append(a.files, f)
+	return memoryFD + len(a.files) - 1
+}
+
+func (a *assembly) closeFiles() {
+	for _, f := range a.files {
+		f.Close()
+	}
+	a.files = nil
+}
+
+// reopen is the name by which the VMM opens a file that it was given, where
+// QEMU wants a name: the directories on the way to the file do not count.
+func reopen(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+func (a *assembly) giveMemory(ctx context.Context) error {
+	object := fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s", a.spec.MemoryMiB, reopen(memoryFD))
+	if a.snap == nil {
+		f, err := newMemory("memory", int64(a.spec.MemoryMiB)<<20)
+		if err != nil {
+			return err
+		}
+		a.pass(f)
+		a.args = append(a.args, "-object", object+",share=on")
+		return nil
+	}
+	object += ",share=off"
+	if !a.d.version.before(romOff) {
+		a.pass(a.snap.memory)
+		a.snap.memory = nil
+		a.args = append(a.args, "-object", object+",readonly=on,rom=off")
+		return nil
+	}
+	img, err := a.d.images.take(ctx, a.snap.memory)
+	if err != nil {
+		return err
+	}
+	a.undo.AddFunc(img.release)
+	a.image = img
+	f, err := img.dup()
+	if err != nil {
+		return err
+	}
+	a.pass(f)
+	a.args = append(a.args, "-object", object)
+	return nil
+}
+
+// giveDisks passes each disk as a set of descriptors, of which QEMU takes the
+// one that fits how it opens the disk: first for reading, and again for writing
+// when a device of the guest is attached to it.
+func (a *assembly) giveDisks(context.Context) error {
+	for i, disk := range a.spec.Disks {
+		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ""
+		if disk.ReadOnly {
+			flags, option = flags[:1], ",readonly=on"
+		}
+		for _, flag := range flags {
+			f, err := os.OpenFile(disk.Path, flag, 0)
+			if err != nil {
+				return fmt.Errorf("disk %d: %w", i, err)
+			}
+			a.args = append(a.args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", a.pass(f), i))
+		}
+		a.args = append(a.args, "-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s", i, i, option))
+	}
+	return nil
+}
+
+func (a *assembly) giveNetwork(context.Context) error {
+	if a.spec.Net.TAP == "" {
+		return nil
+	}
+	var tap *os.File
+	open := func() (err error) {
+		tap, err = openTAP(a.spec.Net.TAP)
+		return err
+	}
+	var err error
+	if a.spec.Net.Namespace == "" {
+		err = open()
+	} else {
+		err = netns.Do(a.spec.Net.Namespace, open)
+	}
+	if err != nil {
+		return err
+	}
+	a.args = append(a.args, "-netdev", fmt.Sprintf("tap,id=net0,fd=%d", a.pass(tap)))
+	return nil
+}
+
+// giveSocket makes the control socket: it belongs to us alone, and there is no
+// moment at which it is not yet there.
+func (a *assembly) giveSocket(context.Context) error {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(a.spec.Dir, socketName), Net: "unix"})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	a.undo.Add(func(context.Context) error { return removeSocket(a.spec.Dir) })
+	if err := os.Chmod(l.Addr().String(), 0o600); err != nil {
+		return err
+	}
+	f, err := l.File()
+	if err != nil {
+		return err
+	}
+	a.args = append(a.args,
+		"-chardev", fmt.Sprintf("socket,id=qmp0,fd=%d,server=on,wait=off", a.pass(f)),
+		"-mon", "chardev=qmp0,mode=control")
+	return nil
+}
+
+func (a *assembly) giveKernel(ctx context.Context) error {
+	kernel, err := a.giveReadable(ctx, a.spec.Kernel.Image)
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	a.args = append(a.args, "-kernel", kernel, "-append", a.d.commandLine(a.spec.Kernel.Args))
+	if a.spec.Kernel.Initrd == "" {
+		return nil
+	}
+	initrd, err := a.giveReadable(ctx, a.spec.Kernel.Initrd)
+	if err != nil {
+		return fmt.Errorf("initrd: %w", err)
+	}
+	a.args = append(a.args, "-initrd", initrd)
+	return nil
+}
+
+// giveReadable passes a file that QEMU opens by name, as another user: what is
+// not everybody's to read is passed as a copy.
+func (a *assembly) giveReadable(ctx context.Context, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	info, err := f.Stat()
+	if err != nil || info.Mode().Perm()&0o004 != 0 || a.spec.UID == 0 {
+		return reopen(a.pass(f)), err
+	}
+	defer f.Close()
+	c, err := newMemory("boot", info.Size())
+	if err != nil {
+		return "", err
+	}
+	name := reopen(a.pass(c))
+	return name, copySparse(ctx, c, f, info.Size())
+}
+
+func (a *assembly) giveState(context.Context) error {
+	a.stateFD = a.pass(a.snap.state)
+	a.snap.state = nil
+	a.args = append(a.args, "-incoming", "defer")
+	return nil
+}
+
+func (a *assembly) launch(context.Context) error {
+	proc, err := launch.Start(launch.Command{
+		Path:      a.d.path,
+		Args:      slices.Concat(a.d.hardware(a.spec), host(a.spec.ID), a.args),
+		Dir:       "/",
+		Files:     a.files,
+		Namespace: a.spec.Net.Namespace,
+		UID:       a.spec.UID,
+		GID:       a.spec.GID,
+	})
+	a.closeFiles() // above all the socket: while we have it too, a dead VMM's would still take connections
+	if err != nil {
+		return err
+	}
+	id := proc.Identity()
+	ref := vm.Ref{
+		Driver: Name, ID: a.spec.ID, Dir: a.spec.Dir,
+		PID: id.PID, StartTime: id.StartTime, BootID: id.BootID,
+		Private: a.private(),
+	}
+	a.machine = newMachine(ref, proc, a.image)
+	a.undo.Add(a.machine.Stop)
+	return nil
+}
+
+// private is what Snapshot must know of the machine, also after Adopt.
+func (a *assembly) private() map[string]string {
+	man := a.d.manifest(a.spec)
+	p := map[string]string{refManifest: man.encode()}
+	if a.snap != nil {
+		p[refBase] = a.snap.dir
+	}
+	return p
+}
+
+func (a *assembly) connect(ctx context.Context) error { return a.machine.connect(ctx) }
+
+func (a *assembly) load(ctx context.Context) error {
+	return a.machine.load(ctx, a.stateFD)
+}
+
+func (a *assembly) resume(ctx context.Context) error { return a.machine.Resume(ctx) }
+
+// openTAP opens the TAP device of the given name in the caller's network
+// namespace; see the kernel's Documentation/networking/tuntap.rst.
+func openTAP(name string) (*os.File, error) {
+	if _, err := net.InterfaceByName(name); err != nil { // TUNSETIFF would make it
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine's network device is not there", Err: err}
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/net/tun: %w", err)
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		_ = unix.Close(fd) // the first error is the one that counts
+		return nil, err
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("attach to %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// removeSocket removes what the driver makes in a machine's directory. Twice
+// is allowed.
+func removeSocket(dir string) error {
+	err := os.Remove(filepath.Join(dir, socketName))
+	if os.IsNotExist(err) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,175 @@
+// Package qemu is the driver of machines under QEMU's software emulation
+// (TCG), for hosts without a usable KVM. Its machines are microvm boards with
+// the same disks, network and guest as Firecracker's.
+//
+// A VMM is handed everything as open file descriptors: memory, disks, the TAP,
+// the socket that it is controlled by. So it can run as a user who may open
+// nothing by name, and nobody else gets access to what it needs.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"wrenn"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
+)
+
+// Name is the driver's.
+const Name = "qemu"
+
+// Config says which QEMU to use.
+type Config struct {
+	// Path is qemu-system-x86_64.
+	Path string
+}
+
+// Driver makes machines. It is safe for concurrent use.
+type Driver struct {
+	path    string
+	version version
+	tscKHz  int
+	images  *images
+	// fault makes the named step fail after it was taken; for tests.
+	fault func(step string) error
+}
+
+var _ vm.Driver = (*Driver)(nil)
+
+// New returns a driver after asking QEMU for its version. FailedPrecondition
+// when it is not there, or too old.
+func New(ctx context.Context, cfg Config) (*Driver, error) {
+	path, err := filepath.Abs(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "QEMU does not run", Err: fmt.Errorf("%s --version: %w", path, err)}
+	}
+	v, err := parseVersion(string(out))
+	if err != nil {
+		return nil, err
+	}
+	if v.before(oldest) {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "QEMU %s is too old: %s or newer is needed", v, oldest)
+	}
+	khz, err := hostTSC()
+	if err != nil {
+		return nil, err
+	}
+	return &Driver{path: path, version: v, tscKHz: khz, images: newImages(), fault: func(string) error { return nil }}, nil
+}
+
+// Name is "qemu".
+func (d *Driver) Name() string { return Name }
+
+// Start boots a new machine; see vm.Driver.
+func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	if err := spec.Check(true); err != nil {
+		return nil, err
+	}
+	return d.assemble(ctx, spec, nil)
+}
+
+// Restore makes a machine from a snapshot; see vm.Driver.
+func (d *Driver) Restore(ctx context.Context, spec vm.Spec, dir string) (vm.Machine, error) {
+	if err := spec.Check(false); err != nil {
+		return nil, err
+	}
+	snap, err := d.openSnapshot(dir, spec)
+	if err != nil {
+		return nil, err
+	}
+	defer snap.close()
+	return d.assemble(ctx, spec, snap)
+}
+
+// Adopt takes over a machine of another process; see vm.Driver.
+func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
+	if ref.Driver != Name {
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of %q is not QEMU's", ref.Driver)
+	}
+	proc, err := launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil, dead(ref, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m := newMachine(ref, proc, nil)
+	err = m.connect(ctx)
+	if exit, ok := errors.AsType[*vm.ExitError](err); ok { // just now
+		return nil, dead(ref, exit)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("adopt machine %s: %w", ref.ID, err)
+	}
+	return m, nil
+}
+
+// dead removes what a machine that no longer runs has left, and says so.
+func dead(ref vm.Ref, why error) error {
+	if err := removeSocket(ref.Dir); err != nil {
+		return err
+	}
+	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine does not run any more", Err: why}
+}
+
+// version is QEMU's, without what distributions add.
+type version struct{ major, minor int }
+
+var (
+	oldest     = version{7, 2} // Debian 12's; the oldest that was tried
+	romOff     = version{8, 2} // memory-backend-file: readonly=on,rom=off, and with it memory from a file that QEMU cannot write
+	noOptRoms  = version{10, 0}
+	versionPat = regexp.MustCompile(`QEMU emulator version (\d{1,4})\.(\d{1,4})`)
+)
+
+func parseVersion(out string) (version, error) {
+	m := versionPat.FindStringSubmatch(out)
+	if m == nil {
+		return version{}, wrenn.Errorf(wrenn.FailedPrecondition, "QEMU's version cannot be read from %.80q", out)
+	}
+	major, _ := strconv.Atoi(m[1]) // at most four digits
+	minor, _ := strconv.Atoi(m[2])
+	return version{major, minor}, nil
+}
+
+func (v version) before(o version) bool {
+	return v.major < o.major || v.major == o.major && v.minor < o.minor
+}
+
+func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
+
+var bogomips = regexp.MustCompile(`(?m)^bogomips\s*:\s*(\d{1,6}\.\d+)$`)
+
+// hostTSC is the rate of the host's time stamp counter in kHz, which is the
+// emulated machine's too. The kernel makes bogomips of it: loops per jiffy
+// times HZ / 500000, and a loop of its delay is one tick of the counter.
+func hostTSC() (int, error) {
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return 0, err
+	}
+	return parseTSC(info)
+}
+
+func parseTSC(cpuinfo []byte) (int, error) {
+	m := bogomips.FindSubmatch(cpuinfo)
+	if m == nil {
+		return 0, wrenn.Errorf(wrenn.FailedPrecondition, "the rate of this host's clock is not in /proc/cpuinfo (bogomips)")
+	}
+	mips, err := strconv.ParseFloat(string(m[1]), 64)
+	if err != nil || mips < 1 {
+		return 0, wrenn.Errorf(wrenn.FailedPrecondition, "the rate of this host's clock cannot be read from bogomips %.20q", m[1])
+	}
+	return int(mips*500 + 0.5), nil
+}

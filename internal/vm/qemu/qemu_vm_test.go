@@ -1,0 +1,160 @@
+//go:build vm
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"sync/atomic"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"wrenn/internal/netns"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/vmtest"
+)
+
+// The network that every guest is in.
+const (
+	hostAddr  = "169.254.0.22/30"
+	guestAddr = "169.254.0.21"
+	guestMAC  = "02:fc:00:00:00:05"
+	envdPort  = "49983"
+)
+
+func TestMain(m *testing.M) {
+	vmtest.Main(m, func() (vm.Driver, error) { return newDriver(context.Background()) })
+}
+
+func newDriver(ctx context.Context) (*Driver, error) {
+	path, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return nil, err
+	}
+	return New(ctx, Config{Path: path})
+}
+
+func testDriver(t *testing.T) *Driver {
+	t.Helper()
+	d, err := newDriver(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// testFile is the file that an environment variable names.
+func testFile(t *testing.T, name string) string {
+	t.Helper()
+	path := os.Getenv(name)
+	if path == "" {
+		if os.Getenv("WRENN_CI") == "1" {
+			t.Fatalf("%s is not set", name)
+		}
+		t.Skipf("%s is not set: run host-agent image prepare --export", name)
+	}
+	return path
+}
+
+func harness(t *testing.T) vmtest.Harness {
+	t.Helper()
+	return vmtest.Harness{
+		Driver: func(t *testing.T) vm.Driver { return testDriver(t) },
+		Failing: func(t *testing.T, step string) vm.Driver {
+			d := testDriver(t)
+			d.fault = func(now string) error {
+				if now == step {
+					return errors.New("injected")
+				}
+				return nil
+			}
+			return d
+		},
+		StartSteps:   stepNames(&assembly{}),
+		RestoreSteps: stepNames(&assembly{snap: &snapshot{}}),
+		Place:        testPlace,
+		Guest: func(t *testing.T, p vmtest.Place) vmtest.Guest {
+			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: net.JoinHostPort(guestAddr, envdPort), PowerOff: "o"})
+		},
+		Elsewhere: vmtest.Elsewhere,
+		Kill:      vmtest.Kill,
+		Kernel: vm.Kernel{
+			Image:  testFile(t, "WRENN_TEST_KERNEL"),
+			Initrd: testFile(t, "WRENN_TEST_INITRD"),
+			Args: []string{
+				"root=/dev/vda", "rw", "init=/usr/local/bin/wrenn-init",
+				"ip=" + guestAddr + "::169.254.0.22:255.255.255.252:sandbox:eth0:off",
+			},
+		},
+		RootFS:    testFile(t, "WRENN_TEST_ROOTFS"),
+		VCPUs:     1,
+		MemoryMiB: 256,
+		UID:       64_200,
+	}
+}
+
+func stepNames(a *assembly) []string {
+	var names []string
+	for _, s := range a.steps() {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+var places atomic.Int32
+
+// testPlace is a network namespace with a TAP in it and nothing else.
+func testPlace(t *testing.T) vmtest.Place {
+	t.Helper()
+	name := fmt.Sprintf("vmtest-%d-%d", os.Getpid(), places.Add(1))
+	path, err := netns.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netns.Delete(name); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := netns.Do(path, makeTAP); err != nil {
+		t.Fatal(err)
+	}
+	return vmtest.Place{
+		NIC: vm.NIC{Namespace: path, TAP: "tap0", MAC: guestMAC},
+		Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			err = netns.Do(path, func() (err error) {
+				var d net.Dialer
+				conn, err = d.DialContext(ctx, network, address)
+				return err
+			})
+			return conn, err
+		},
+	}
+}
+
+func makeTAP() error {
+	tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tap0"}, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_ONE_QUEUE | netlink.TUNTAP_VNET_HDR}
+	if err := netlink.LinkAdd(tap); err != nil {
+		return err
+	}
+	addr, err := netlink.ParseAddr(hostAddr)
+	if err != nil {
+		return err
+	}
+	mac, err := net.ParseMAC(guestMAC)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		netlink.AddrAdd(tap, addr),
+		netlink.LinkSetUp(tap),
+		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: mac, State: netlink.NUD_PERMANENT}),
+	)
+}
+
+func TestConformance(t *testing.T) { vmtest.Run(t, harness(t)) }

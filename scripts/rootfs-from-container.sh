@@ -1,0 +1,47 @@
+#!/bin/bash
+# Makes a bootable image of a container's files:
+#
+#	scripts/rootfs-from-container.sh CONTAINER NAME [--replace] [--state DIR]
+#
+# The container, running or not, is exported by docker or podman (or by what
+# WRENN_CONTAINER_CLI says, options included) straight into host-agent, which
+# checks it, adds the agent and its init, and says which programs are missing.
+set -euo pipefail
+
+usage() {
+	sed -n 's/^#\t/usage: /p' "$0" >&2
+	exit 2
+}
+
+[ $# -ge 2 ] || usage
+container=$1
+name=$2
+shift 2
+case $container$name in -*) usage ;; esac
+
+agent=$(dirname "$0")/../bin/host-agent
+[ -x "$agent" ] || {
+	echo "wrenn: bin/host-agent is missing: run make build" >&2
+	exit 1
+}
+
+if [ -n "${WRENN_CONTAINER_CLI:-}" ]; then
+	read -ra cli <<<"$WRENN_CONTAINER_CLI"
+else
+	cli=()
+	for candidate in docker podman; do
+		# Both may be there, and only one know the container.
+		if command -v "$candidate" >/dev/null && "$candidate" container inspect "$container" >/dev/null 2>&1; then
+			cli=("$candidate")
+			break
+		fi
+	done
+	[ ${#cli[@]} -gt 0 ] || {
+		echo "wrenn: neither docker nor podman knows a container $container (WRENN_CONTAINER_CLI names another program)" >&2
+		exit 1
+	}
+fi
+
+# An export that fails midway lacks the archive's end: the agent then keeps
+# nothing. No temporary file, nothing to clean up.
+"${cli[@]}" export "$container" | "$agent" image from-container "$name" "$@"
