@@ -111,12 +111,12 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
-	rootfs, err := h.store.Import(ctx, guest.RootFS, guest.Name())
+	rootfs, err := h.store.Import(ctx, guest.RootFS, guest.Digest)
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
 	h.guest = sandbox.Guest{RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
-	h.say("guest", guest.Name())
+	h.say("guest", guest.Note)
 	return nil
 }
 

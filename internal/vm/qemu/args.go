@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"wrenn/internal/vm"
@@ -55,9 +56,10 @@ func host(id string) []string {
 
 // commandLine is what the guest's kernel gets beside the caller's arguments.
 func (d *Driver) commandLine(args []string) string {
-	return strings.Join(append(args[:len(args):len(args)],
+	return strings.Join(append(slices.Clip(args),
 		"console=ttyS0", "quiet",
 		"panic=-1", // reboot at once, which ends the VMM
+		"reboot=t", // by a triple fault: the firmware, where the kernel would jump else, is not there after a restore
 		// Under emulation the kernel cannot measure the clock reliably: without
 		// it one boot in six hung.
 		fmt.Sprintf("tsc_early_khz=%d", d.tscKHz),

@@ -52,14 +52,8 @@ func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 	t.Helper()
 	n := s.boxes.Add(1)
 	place := s.Place(t)
-	dir, err := os.MkdirTemp("", "vmt") // t.TempDir's names are too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
+	dir := tempDir(t, os.TempDir()) // t.TempDir's names are too long for a socket
+	must(t, "chmod", os.Chmod(dir, 0o711))
 	spec := vm.Spec{
 		ID:        fmt.Sprintf("vmtest-%d-%d", os.Getpid(), n),
 		Dir:       dir,
@@ -94,11 +88,18 @@ func (s *suite) cloneDisk(t *testing.T, disk string) string {
 // newDir makes a directory in the scratch space, away when t ends.
 func (s *suite) newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(s.scratch, "d")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	return tempDir(t, s.scratch)
+}
+
+func tempDir(t *testing.T, in string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(in, "vmt") //nolint:usetesting // where it is matters
+	must(t, "directory", err)
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	return dir
 }
 
