@@ -13,11 +13,11 @@ ON CONFLICT (id) DO UPDATE SET
 -- name: SaveUnknown :many
 -- Returns the ids that were not known to be unknown.
 WITH gone AS (
-    DELETE FROM unknown_sandboxes WHERE host_id = @host_id AND sandbox_id <> ALL (@ids::text[])
+    DELETE FROM unknown_sandboxes WHERE unknown_sandboxes.host_id = @host_id AND unknown_sandboxes.sandbox_id <> ALL (@ids::text[])
 ), kept AS (
     INSERT INTO unknown_sandboxes (host_id, sandbox_id, seen_state, reason)
     SELECT @host_id, u.id, u.state, u.reason
-    FROM unnest(@ids::text[], @states::text[], @reasons::text[]) AS u (id, state, reason)
+    FROM (SELECT unnest(@ids::text[]) AS id, unnest(@states::text[]) AS state, unnest(@reasons::text[]) AS reason) AS u
     ON CONFLICT (host_id, sandbox_id) DO UPDATE SET
         seen_state = excluded.seen_state, reason = excluded.reason, last_seen_at = clock_timestamp()
     RETURNING sandbox_id, (xmax = 0) AS is_new

@@ -24,7 +24,7 @@ RETURNING hash;
 UPDATE api_keys SET last_used_at = greatest(last_used_at, t.at)
 FROM (
     SELECT k.id, u.at FROM api_keys k
-    JOIN unnest(@ids::uuid[], @times::timestamptz[]) AS u (id, at) ON u.id = k.id
+    JOIN (SELECT unnest(@ids::uuid[]) AS id, unnest(@times::timestamptz[]) AS at) AS u ON u.id = k.id
     ORDER BY k.id FOR NO KEY UPDATE OF k SKIP LOCKED
 ) AS t
 WHERE api_keys.id = t.id;

@@ -14,7 +14,7 @@ WITH made AS (
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT id, version, '', state, host_id, @actor, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, @actor, '' FROM made
 )
 SELECT * FROM made;
 
@@ -24,16 +24,16 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = @to_state,
         reason = @reason,
-        host_id = coalesce(sqlc.narg('host_id'), host_id),
+        host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN @to_state = 'running' THEN clock_timestamp() ELSE last_active_at END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE id = @id AND version = @version AND state = @from_state
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = @from_state
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT id, version, @from_state, state, host_id, @actor, reason FROM moved
+    SELECT moved.id, moved.version, @from_state, moved.state, moved.host_id, @actor, moved.reason FROM moved
 )
 SELECT * FROM moved;
 
@@ -44,11 +44,11 @@ WITH moved AS (
         last_active_at = clock_timestamp(),
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE id = @id AND version = @version AND state = 'running'
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = 'running'
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT id, version, state, state, host_id, @actor, @reason FROM moved
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, @reason FROM moved
 )
 SELECT * FROM moved;
 
@@ -77,9 +77,9 @@ LIMIT @page_size;
 -- name: HostRows :many
 -- What should be on a host, and the rows of what is there.
 SELECT * FROM sandboxes
-WHERE host_id = @host_id AND state NOT IN ('stopped', 'failed')
+WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT * FROM sandboxes WHERE id = ANY (@seen::text[]);
+SELECT * FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
 
 -- name: Now :one
 SELECT clock_timestamp()::timestamptz AS now;
@@ -90,7 +90,7 @@ SELECT clock_timestamp()::timestamptz AS now;
 UPDATE sandboxes SET last_active_at = greatest(last_active_at, t.at)
 FROM (
     SELECT s.id, u.at FROM sandboxes s
-    JOIN unnest(@ids::text[], @times::timestamptz[]) AS u (id, at) ON u.id = s.id
+    JOIN (SELECT unnest(@ids::text[]) AS id, unnest(@times::timestamptz[]) AS at) AS u ON u.id = s.id
     ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
 ) AS t
 WHERE sandboxes.id = t.id;
