@@ -66,8 +66,8 @@ func ToConnect(err error) error {
 }
 
 // FromConnect is an error as a client got it. What the server said is the
-// message. A connection that could not be made or broke is Unavailable, and
-// peer says in the message who could not be reached.
+// message. A connection that could not be made, or broke in the middle of a
+// frame, is Unavailable, and peer says in the message who could not be reached.
 func FromConnect(peer string, err error) error {
 	if err == nil {
 		return nil
@@ -79,14 +79,13 @@ func FromConnect(peer string, err error) error {
 	if ok && connect.IsWireError(err) {
 		return &wrenn.Error{Code: Code(rpc.Code()), Message: rpc.Message()}
 	}
-	code := wrenn.Unavailable
 	switch {
 	case errors.Is(err, context.Canceled):
 		return &wrenn.Error{Code: wrenn.Canceled, Message: "canceled", Err: err}
 	case errors.Is(err, context.DeadlineExceeded), ok && rpc.Code() == connect.CodeDeadlineExceeded:
 		return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: peer + " did not answer in time", Err: err}
-	case ok && rpc.Code() != connect.CodeUnavailable && rpc.Code() != connect.CodeUnknown:
-		code = Code(rpc.Code())
+	case ok && rpc.Code() == connect.CodeResourceExhausted:
+		return &wrenn.Error{Code: wrenn.Exhausted, Message: "the answer of " + peer + " is too large", Err: err}
 	}
-	return &wrenn.Error{Code: code, Message: peer + " cannot be reached; try again in a moment", Err: err}
+	return &wrenn.Error{Code: wrenn.Unavailable, Message: peer + " cannot be reached; try again in a moment", Err: err}
 }

@@ -53,6 +53,8 @@ func TestFromConnect(t *testing.T) {
 		want wrenn.Code
 	}{
 		"the connection broke":     {connect.NewError(connect.CodeUnavailable, errors.New("dial tcp: refused")), wrenn.Unavailable},
+		"it broke in a frame":      {connect.NewError(connect.CodeInternal, errors.New("incomplete envelope")), wrenn.Unavailable},
+		"the answer is too large":  {connect.NewError(connect.CodeResourceExhausted, errors.New("message size 5 is larger than 4")), wrenn.Exhausted},
 		"no error of connect":      {errors.New("EOF"), wrenn.Unavailable},
 		"the caller went":          {connect.NewError(connect.CodeCanceled, context.Canceled), wrenn.Canceled},
 		"time was up":              {connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded), wrenn.DeadlineExceeded},
