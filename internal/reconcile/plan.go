@@ -53,11 +53,11 @@ type Grace struct {
 	Stopping time.Duration
 }
 
-// Reasons that users read.
+// Reasons that users read. ReasonLost is also that of a request which finds it out.
 const (
 	reasonNeverAsked = "no host was asked to start it before the control plane stopped"
 	reasonNeverCame  = "its host did not start it in time"
-	reasonLost       = "its host does not have it any more"
+	ReasonLost       = "its host does not have it any more"
 	reasonQuarantine = "its host found it in a state that nobody can explain and keeps it for a person to look at"
 	reasonEnded      = "it ended by itself"
 )
@@ -105,7 +105,7 @@ func (r *Result) absent(row *wrenn.Sandbox, age time.Duration, grace Grace) {
 	case wrenn.Stopping:
 		r.add(Move, row, EndOf(row), row.Reason)
 	default:
-		r.add(Move, row, wrenn.Failed, reasonLost)
+		r.add(Move, row, wrenn.Failed, ReasonLost)
 	}
 }
 
