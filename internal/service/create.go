@@ -89,10 +89,11 @@ func (s *Service) timeout(d, byDefault time.Duration) (time.Duration, error) {
 // says it is full has made nothing, so the next one is asked.
 func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, actor string) (*wrenn.Sandbox, error) {
 	full := map[wrenn.HostID]bool{}
+	var refused error
 	for {
 		m, err := s.fleet.pick(sb.MemoryMB, full)
 		if err != nil {
-			return nil, s.abandon(ctx, sb, actor, err)
+			return nil, s.abandon(ctx, sb, actor, cmp.Or(refused, err)) // a host's own words say more
 		}
 		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: m.id, Actor: actor})
 		if err != nil {
@@ -106,7 +107,7 @@ func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, actor string) (*
 		case err == nil:
 			return s.started(ctx, sb, actor)
 		case wrenn.CodeOf(err) == wrenn.Exhausted && len(full) < len(s.fleet.members):
-			full[m.id] = true
+			full[m.id], refused = true, err
 		default:
 			return nil, s.abandon(ctx, sb, actor, err)
 		}

@@ -149,11 +149,11 @@ func (m *member) missed() bool {
 	return was
 }
 
-// answered says whether the host is back or another one, and whether to save what it said.
+// answered says whether the host is back, after however little, or another one, and whether to save what it said.
 func (m *member) answered(info wrenn.HostInfo, counted load) (isNew, save bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	isNew = !m.up || m.info.Instance != info.Instance
+	isNew = !m.up || m.failures > 0 || m.info.Instance != info.Instance
 	m.up, m.failures, m.info, m.made = true, 0, info, m.made.sub(counted)
 	if save = isNew || time.Since(m.saved) > saveEvery; save {
 		m.saved = time.Now()
