@@ -122,6 +122,9 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		// Rounded up: who comes back too early asks twice.
 		header.Set("Retry-After", strconv.Itoa(int((f.retryAfter+time.Second-1)/time.Second)))
 	}
+	if f == errIdleUpload {
+		header.Set("Connection", "close") // else the server waits for the rest first
+	}
 	if f.status == http.StatusUnauthorized {
 		header.Set("WWW-Authenticate", `Bearer realm="wrenn"`)
 	}

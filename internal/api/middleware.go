@@ -37,7 +37,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 				fault = s.answerFault(rec, r.WithContext(ctx))
 			}
 			if rec.status != http.StatusSwitchingProtocols {
-				rec.allowRead(s.times.idle) // the server reads what the handler left of the body
+				rec.allowRead(s.times.idle / 2) // the server reads what the handler left of the body, and then has to write
 			}
 			s.conclude(ctx, r, rec, time.Since(begun))
 			if fault != nil {

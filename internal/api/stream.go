@@ -119,18 +119,27 @@ type stream struct {
 // serve runs the stream to its end and says goodbye.
 func (st *stream) serve(ctx context.Context) {
 	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
 	defer context.AfterFunc(st.s.stopping, func() { end(errStopping) })()
 	// Whatever waits for the client when the stream is over waits so long and not longer.
 	defer context.AfterFunc(ctx, func() {
 		time.AfterFunc(st.s.times.goodbye, func() { _ = st.conn.CloseNow() })
 	})()
-	defer func() { _ = st.conn.CloseNow() }()
+	var helpers sync.WaitGroup
 	err := st.open(ctx)
 	if err == nil {
-		err = st.follow(ctx, end)
+		// Receive waits for the command, not for us; this wakes it.
+		context.AfterFunc(ctx, func() { _ = st.command.Close() })
+		helpers.Go(func() { end(st.takeFrames(ctx)) })
+		helpers.Go(func() { st.keepAlive(ctx, end) })
+		err = st.passOutput(ctx)
 	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // what else was said then is a consequence
+	}
+	end(nil)
 	st.goodbye(ctx, err)
+	_ = st.conn.CloseNow() // wakes takeFrames
+	helpers.Wait()
 }
 
 // open reads the first frame and starts or finds the command.
@@ -195,27 +204,6 @@ func (st *stream) read() (*clientFrame, error) {
 		return nil, fmt.Errorf("%w: %w", errClientEnded, err)
 	}
 	return st.s.contract.parseFrame(kind == websocket.MessageBinary, text)
-}
-
-// follow passes the command's output on until its exit, and the client's frames to it.
-func (st *stream) follow(ctx context.Context, end context.CancelCauseFunc) error {
-	var helpers sync.WaitGroup
-	defer helpers.Wait()
-	defer end(nil)
-	// Receive waits for the command; this is what wakes it.
-	defer context.AfterFunc(ctx, func() { _ = st.command.Close() })()
-	defer func() { _ = st.command.Close() }()
-	helpers.Go(func() { end(st.takeFrames(ctx)) })
-	helpers.Go(func() { st.keepAlive(ctx, end) })
-	err := st.passOutput(ctx)
-	if ctx.Err() != nil {
-		err = context.Cause(ctx) // what Receive says then is a consequence
-	}
-	if err != nil {
-		return err
-	}
-	st.close(websocket.StatusNormalClosure, "") // wakes takeFrames
-	return nil
 }
 
 // passOutput holds one event at a time, so that a client that reads slowly
@@ -343,7 +331,10 @@ func (st *stream) keepAlive(ctx context.Context, end context.CancelCauseFunc) {
 func (st *stream) goodbye(ctx context.Context, err error) {
 	level := slog.LevelDebug
 	switch {
-	case err == nil, errors.Is(err, errClientEnded):
+	case err == nil:
+		st.close(websocket.StatusNormalClosure, "")
+		return
+	case errors.Is(err, errClientEnded):
 		return
 	case errors.Is(err, errClientGone):
 		st.s.log.LogAttrs(ctx, slog.LevelInfo, "stream cut", slog.Any("error", err))
