@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,40 +19,54 @@ import (
 	"wrenn/internal/telemetry"
 )
 
-func get(t *testing.T, url string, header http.Header) *http.Response {
+// answer is a response that was read.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func get(t *testing.T, url string, header http.Header) answer {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	return ask(t, http.MethodGet, url, header)
+}
+
+// ask sends a request without a body, with the key.
+func ask(t *testing.T, method, url string, header http.Header) answer {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("X-API-Key", testKey)
-	for name, values := range header {
-		req.Header[name] = values
-	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(body)}
 }
 
 func TestRateLimit(t *testing.T) {
 	server := serve(t, &stub{}, func(s *Server) { s.limiter = newLimiter(0.25, 2) })
 	url := "http://" + server.address + "/v1/sandboxes"
 	for i := range 2 {
-		if resp := get(t, url, nil); resp.StatusCode != 200 {
-			t.Fatalf("request %d of a burst of 2 = %s", i+1, resp.Status)
+		if resp := get(t, url, nil); resp.status != 200 {
+			t.Fatalf("request %d of a burst of 2 = %d", i+1, resp.status)
 		}
 	}
 	resp := get(t, url, nil)
-	body, _ := io.ReadAll(resp.Body)
-	after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if resp.StatusCode != 429 || !bytes.Contains(body, []byte("rate_limited")) || err != nil || after < 1 || after > 4 {
-		t.Errorf("the third = %s, Retry-After %q, %s", resp.Status, resp.Header.Get("Retry-After"), body)
+	after, err := strconv.Atoi(resp.header.Get("Retry-After"))
+	if resp.status != 429 || !strings.Contains(resp.body, "rate_limited") || err != nil || after < 1 || after > 4 {
+		t.Errorf("the third = %+v", resp)
 	}
-	if resp := get(t, "http://"+server.address+"/health", nil); resp.StatusCode != 200 {
-		t.Errorf("GET /health = %s", resp.Status)
+	if resp := get(t, "http://"+server.address+"/health", nil); resp.status != 200 {
+		t.Errorf("GET /health = %d", resp.status)
 	}
 }
 
@@ -73,7 +88,7 @@ func TestLimiterForgets(t *testing.T) {
 func TestRequestID(t *testing.T) {
 	server := serve(t, &stub{}, nil)
 	for given, kept := range map[string]bool{"abc-1.2_X": true, "a b": false, strings.Repeat("x", 65): false, "ü": false} {
-		got := get(t, "http://"+server.address+"/health", http.Header{"X-Request-Id": {given}}).Header.Get("X-Request-Id")
+		got := get(t, "http://"+server.address+"/health", http.Header{"X-Request-Id": {given}}).header.Get("X-Request-Id")
 		if (got == given) != kept || got == "" {
 			t.Errorf("X-Request-Id %q was answered with %q", given, got)
 		}
@@ -95,18 +110,9 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 		{"DELETE", at + "/exec", "POST", 405},
 		{"PATCH", at, "GET, DELETE", 405},
 	} {
-		req, err := http.NewRequestWithContext(t.Context(), c.method, "http://"+server.address+c.path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultTransport.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != c.status || resp.Header.Get("Allow") != c.allow || !bytes.HasPrefix(body, []byte(`{"error":{"code":"`)) {
-			t.Errorf("%s %s = %s, Allow %q, %s", c.method, c.path, resp.Status, resp.Header.Get("Allow"), body)
+		resp := ask(t, c.method, "http://"+server.address+c.path, nil)
+		if resp.status != c.status || resp.header.Get("Allow") != c.allow || !strings.HasPrefix(resp.body, `{"error":{"code":"`) {
+			t.Errorf("%s %s = %+v", c.method, c.path, resp)
 		}
 	}
 }
@@ -121,7 +127,6 @@ func TestLogTellsCausesAndNoSecrets(t *testing.T) {
 	s := &stub{fail: errors.New("connect to the database: refused")}
 	server := serve(t, s, func(s *Server) { s.log = log })
 	resp := get(t, "http://"+server.address+at, http.Header{"X-Request-Id": {"find-me"}})
-	body, _ := io.ReadAll(resp.Body)
 	if err := server.stop(); err != nil { // nobody writes the log any more
 		t.Fatal(err)
 	}
@@ -134,8 +139,8 @@ func TestLogTellsCausesAndNoSecrets(t *testing.T) {
 	if strings.Contains(line, testKey) {
 		t.Errorf("the log has the key: %s", line)
 	}
-	if !bytes.Contains(body, []byte("find-me")) || bytes.Contains(body, []byte("database")) {
-		t.Errorf("answer = %s", body)
+	if !strings.Contains(resp.body, "find-me") || strings.Contains(resp.body, "database") {
+		t.Errorf("answer = %s", resp.body)
 	}
 }
 

@@ -119,12 +119,14 @@ func formCalls(path string) []call {
 	long, longMedia := fields("path", strings.Repeat("x", 5000), "file", "hi")
 	nothing, nothingMedia := fields("path", "/tmp/x")
 	none := func(t *testing.T, s *stub, _ *http.Response) {
+		t.Helper()
 		if len(s.files) != 0 {
 			t.Errorf("written: %q", s.files)
 		}
 	}
 	calls := []call{
 		{name: "ok", method: "POST", path: path, body: good, media: media, status: 204, check: func(t *testing.T, s *stub, _ *http.Response) {
+			t.Helper()
 			if diff := cmp.Diff(map[string]string{"/tmp/x": "hi\x00\xff"}, s.files); diff != "" || s.user != "bob" {
 				t.Errorf("user %q wrote (-want +got):\n%s", s.user, diff)
 			}
@@ -162,6 +164,7 @@ func (f failing) Read([]byte) (int, error) { return 0, f.err }
 func readCalls(path string) []call {
 	all := "hi\x00\xff" + strings.Repeat("y", 3*chunk)
 	disposition := func(t *testing.T, _ *stub, r *http.Response) {
+		t.Helper()
 		if got := r.Header.Get("Content-Disposition"); got != `attachment; filename="a b"` {
 			t.Errorf("Content-Disposition = %q", got)
 		}
