@@ -66,7 +66,7 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 	seen := map[string]bool{}
 	for {
 		part, err := fields.NextPart()
-		if errors.Is(err, io.EOF) {
+		if whole(err) {
 			return nil, invalid("the form has no field %q", "file")
 		}
 		if err != nil {
@@ -112,6 +112,10 @@ func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
 	return string(text), nil
 }
 
+// whole says that a form, or a part of one, was read to its end. One that
+// breaks off ends with an error that wraps io.EOF.
+func whole(err error) bool { return err == io.EOF } //nolint:errorlint // see above
+
 // brokenForm is an error of reading a form.
 func brokenForm(err error) error {
 	if _, ok := errors.AsType[*failure](err); ok {
@@ -144,10 +148,10 @@ func (f *lastPart) Read(p []byte) (int, error) {
 		f.err = tooLarge("the file is over %d bytes: use files/stream/write", f.limit)
 		return 0, f.err
 	}
-	if errors.Is(err, io.EOF) {
+	if whole(err) {
 		err = f.end()
 	}
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && !whole(err) {
 		f.err = brokenForm(err)
 		err = f.err
 	}

@@ -183,6 +183,7 @@ func readCalls(path string) []call {
 func createCalls() []call {
 	calls := []call{
 		{name: "defaults", method: "POST", path: "/v1/sandboxes", status: 201, want: runningJSON, check: func(t *testing.T, s *stub, r *http.Response) {
+			t.Helper()
 			if diff := cmp.Diff(service.CreateSandbox{}, s.created); diff != "" {
 				t.Errorf("asked for (-want +got):\n%s", diff)
 			}
@@ -193,12 +194,14 @@ func createCalls() []call {
 		{name: "all", method: "POST", path: "/v1/sandboxes", status: 201,
 			body: `{"template":"base:v2","vcpus":2,"memory_mb":1024,"timeout_sec":60,"metadata":{"a":"b"},"env":{"C":"d"}}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
+				t.Helper()
 				want := service.CreateSandbox{Template: "base:v2", VCPUs: 2, MemoryMB: 1024, Timeout: time.Minute, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"}}
 				if diff := cmp.Diff(want, s.created); diff != "" {
 					t.Errorf("asked for (-want +got):\n%s", diff)
 				}
 			}},
 		{name: "never", method: "POST", path: "/v1/sandboxes", status: 201, body: `{"timeout_sec":0}`, check: func(t *testing.T, s *stub, _ *http.Response) {
+			t.Helper()
 			if s.created.Timeout >= 0 {
 				t.Errorf("timeout = %v, want never", s.created.Timeout)
 			}
@@ -219,6 +222,7 @@ func createCalls() []call {
 func listCalls() []call {
 	return []call{
 		{name: "ok", method: "GET", path: "/v1/sandboxes", status: 200, want: "[" + runningJSON + "]", check: func(t *testing.T, _ *stub, r *http.Response) {
+			t.Helper()
 			if r.Header.Get("X-Next-Page") != "" || r.Header.Get("Link") != "" {
 				t.Errorf("the last page names another: %v", r.Header)
 			}
@@ -226,6 +230,7 @@ func listCalls() []call {
 		{name: "filtered", service: &stub{next: "n/1"}, method: "GET", status: 200,
 			path: "/v1/sandboxes?limit=2&page=p1&state=running&state=paused&metadata=user%3Dalice&metadata=a=b=c",
 			check: func(t *testing.T, s *stub, r *http.Response) {
+				t.Helper()
 				want := service.ListSandboxes{Limit: 2, Page: "p1", States: []wrenn.State{"running", "paused"}, Metadata: map[string]string{"user": "alice", "a": "b=c"}}
 				if diff := cmp.Diff(want, s.listed); diff != "" {
 					t.Errorf("asked for (-want +got):\n%s", diff)
@@ -254,6 +259,7 @@ func execCalls() []call {
 			method: "POST", path: path, body: `{"cmd":"echo","args":["hällo"],"env":{"A":"b"},"cwd":"/tmp","user":"bob","timeout_sec":5,"stdin":"x"}`, status: 200,
 			want: `{"sandbox_id":"` + testID + `","cmd":"echo","stdout":"hällo\n","stderr":"","exit_code":3,"status":"exit status 3","duration_ms":1,"encoding":"utf-8","truncated":false}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
+				t.Helper()
 				want := service.ExecCommand{Cmd: "echo", Args: []string{"hällo"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "bob", Timeout: 5 * time.Second, Stdin: []byte("x")}
 				if diff := cmp.Diff(want, s.ran); diff != "" {
 					t.Errorf("ran (-want +got):\n%s", diff)
@@ -263,6 +269,7 @@ func execCalls() []call {
 			method: "POST", path: path, body: `{"cmd":"x","stdin":"/wA=","stdin_encoding":"base64"}`, status: 200,
 			want: `{"sandbox_id":"` + testID + `","cmd":"x","stdout":"dGV4dA==","stderr":"/w==","exit_code":0,"status":"exit status 0","duration_ms":0,"encoding":"base64","truncated":true}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
+				t.Helper()
 				if diff := cmp.Diff(service.ExecCommand{Cmd: "x", Stdin: []byte{0xff, 0}, Timeout: 30 * time.Second}, s.ran); diff != "" {
 					t.Errorf("ran (-want +got):\n%s", diff)
 				}
@@ -309,6 +316,7 @@ func operationCalls() map[string][]call {
 		"resumeSandbox": append(sandboxCalls("POST", at+"/resume", "", ""), call{name: "ok", method: "POST", path: at + "/resume", status: 200, want: runningJSON}),
 		"setSandboxTimeout": slices.Concat(jsonCalls(at+"/timeout"), sandboxCalls("POST", at+"/timeout", `{"timeout_sec":1}`, ""), []call{
 			{name: "ok", method: "POST", path: at + "/timeout", body: `{"timeout_sec":60}`, status: 200, want: runningJSON, check: func(t *testing.T, s *stub, _ *http.Response) {
+				t.Helper()
 				if s.timeout != time.Minute {
 					t.Errorf("timeout = %v", s.timeout)
 				}
@@ -363,6 +371,7 @@ func TestOperations(t *testing.T) {
 }
 
 func (c *call) run(t *testing.T, route *routers.Route) {
+	t.Helper()
 	if c.service == nil {
 		c.service = &stub{}
 	}

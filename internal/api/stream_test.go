@@ -81,7 +81,7 @@ func dial(t *testing.T, server *running, options *websocket.DialOptions) *websoc
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	conn, resp, err := websocket.Dial(ctx, "ws://"+server.address+at+"/exec/stream", options)
+	conn, resp, err := websocket.Dial(ctx, "ws://"+server.address+at+"/exec/stream", options) //nolint:bodyclose // Dial says it need not be
 	if err != nil {
 		t.Fatalf("dial: %v, %v", err, resp)
 	}
@@ -477,6 +477,7 @@ func TestBytesByHand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	// The value is the example of RFC 6455, 1.3.
 	if resp.StatusCode != 101 || resp.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Fatalf("handshake: %s %v", resp.Status, resp.Header)
