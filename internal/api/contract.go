@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -29,6 +30,8 @@ const (
 
 	// maxJSON bounds bodies of JSON: a mebibyte of a command's input as base64, and the rest of the command.
 	maxJSON = 2 << 20
+	// maxValues bounds the values in one: twice the arguments of a command that has as many as it may.
+	maxValues = 8192
 	// maxMessage bounds what a message repeats of a request.
 	maxMessage = 300
 )
@@ -311,26 +314,84 @@ func (op *operation) checkJSON(r *http.Request) error {
 	if err != nil {
 		return fmt.Errorf("read the body: %w", err)
 	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	if len(body) == 0 {
-		if op.needsBody {
-			return invalid("the request needs a body of %s", op.media)
-		}
-		return nil
+	if len(body) == 0 && op.needsBody {
+		return invalid("the request needs a body of %s", op.media)
 	}
-	return check(op.body, body)
+	if len(body) > 0 {
+		if body, err = check(op.body, body); err != nil {
+			return err
+		}
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return nil
 }
 
-// check compares text with a schema. It is one JSON value and nothing more.
-func check(schema *jsonschema.Schema, text []byte) error {
+// check compares text, which must be one JSON value and nothing more, with a
+// schema, and returns it for decoding: JSON Schema takes 2.0 for an integer,
+// encoding/json does not.
+func check(schema *jsonschema.Schema, text []byte) ([]byte, error) {
 	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
-		return invalid("this is no JSON: %s", shorten(err.Error()))
+		return nil, invalid("this is no JSON: %s", shorten(err.Error()))
+	}
+	n := normalizer{values: maxValues}
+	if value, err = n.normalize(value); err != nil {
+		return nil, err
 	}
 	if err := schema.Validate(value); err != nil {
-		return explain("", err)
+		return nil, explain("", err)
 	}
-	return nil
+	if !n.changed {
+		return text, nil
+	}
+	return json.Marshal(value)
+}
+
+// normalizer writes whole numbers as such, and refuses what would cost the
+// validator much more than its sender: it makes an error of each of a million
+// values, and a number of a million digits of 1e1000000.
+type normalizer struct {
+	values  int // that may still come
+	changed bool
+}
+
+func (n *normalizer) normalize(value any) (any, error) {
+	if n.values--; n.values < 0 {
+		return nil, invalid("the body has more than %d values", maxValues)
+	}
+	var err error
+	switch v := value.(type) {
+	case map[string]any:
+		for name := range v {
+			if v[name], err = n.normalize(v[name]); err != nil {
+				return nil, err
+			}
+		}
+	case []any:
+		for i := range v {
+			if v[i], err = n.normalize(v[i]); err != nil {
+				return nil, err
+			}
+		}
+	case json.Number:
+		return n.number(v)
+	}
+	return value, nil
+}
+
+// exactInteger is above all integers of the contract, and below those that a float64 does not hold exactly.
+const exactInteger = 1 << 53
+
+func (n *normalizer) number(v json.Number) (any, error) {
+	f, err := v.Float64()
+	if err != nil || len(v) > 64 {
+		return nil, invalid("the number %s is out of range", shorten(v.String()))
+	}
+	if strings.ContainsAny(v.String(), ".eE") && f == math.Trunc(f) && math.Abs(f) < exactInteger {
+		n.changed = true
+		return json.Number(strconv.FormatInt(int64(f), 10)), nil
+	}
+	return v, nil
 }
 
 // explain says what is wrong with a request, in one line: the first fault,

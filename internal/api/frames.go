@@ -83,15 +83,13 @@ func (c *contract) parseFrame(binary bool, text []byte) (*clientFrame, error) {
 	if !ok {
 		return nil, invalid("no frame of a client has the type %q", shorten(head.Type))
 	}
-	if err := check(schema, text); err != nil {
+	text, err := check(schema, text)
+	if err != nil {
 		return nil, err
 	}
 	frame := &clientFrame{}
 	if err := json.Unmarshal(text, frame); err != nil {
 		return nil, invalid("frame %s: %s", head.Type, shorten(err.Error()))
-	}
-	if frame.Type != head.Type { // a name that comes twice, or in another case, which Go takes and the contract does not know
-		return nil, invalid("frame %s: it names its type twice", head.Type)
 	}
 	frame.input = []byte(frame.Data)
 	if frame.Encoding == encodingBase64 {

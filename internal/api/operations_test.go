@@ -277,7 +277,15 @@ func execCalls() []call {
 		{name: "broken base64", method: "POST", path: path, body: `{"cmd":"x","stdin":"!","stdin_encoding":"base64"}`, status: 400, code: "invalid_request"},
 		{name: "no command", method: "POST", path: path, body: `{}`, status: 400, code: "invalid_request"},
 		{name: "argument with NUL", method: "POST", path: path, body: `{"cmd":"x","args":["a\u0000"]}`, status: 400, code: "invalid_request"},
-		{name: "whole number as 1.0", method: "POST", path: path, body: `{"cmd":"x","timeout_sec":1.0}`, status: 400, code: "invalid_request"},
+		{name: "whole numbers as others write them", method: "POST", path: path, body: `{"cmd":"x","timeout_sec":12e1}`, status: 200, check: func(t *testing.T, s *stub, _ *http.Response) {
+			t.Helper()
+			if s.ran.Timeout != 2*time.Minute {
+				t.Errorf("timeout = %v", s.ran.Timeout)
+			}
+		}},
+		{name: "no whole number", method: "POST", path: path, body: `{"cmd":"x","timeout_sec":1.5}`, status: 400, code: "invalid_request"},
+		{name: "a number of a million digits", method: "POST", path: path, body: `{"cmd":"x","timeout_sec":1e999999}`, status: 400, code: "invalid_request"},
+		{name: "a million values", method: "POST", path: path, body: `{"cmd":"x","args":[1` + strings.Repeat(",1", 900_000) + `]}`, status: 400, code: "invalid_request"},
 	}
 	return slices.Concat(calls, jsonCalls(path), sandboxCalls("POST", path, `{"cmd":"x"}`, ""))
 }
