@@ -48,7 +48,8 @@ type Deadlines struct {
 	ExecGrace time.Duration // 30 s on top of a command's own timeout
 }
 
-func (d Deadlines) withDefaults() Deadlines {
+// WithDefaults returns d with its zero values filled in.
+func (d Deadlines) WithDefaults() Deadlines {
 	return Deadlines{
 		Ping: cmp.Or(d.Ping, 5*time.Second), Inventory: cmp.Or(d.Inventory, 30*time.Second),
 		Create: cmp.Or(d.Create, 5*time.Minute), Destroy: cmp.Or(d.Destroy, time.Minute),
@@ -84,7 +85,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	return &Client{
-		id: cfg.ID, peer: "host " + string(cfg.ID), transport: transport, deadlines: cfg.Deadlines.withDefaults(),
+		id: cfg.ID, peer: "host " + string(cfg.ID), transport: transport, deadlines: cfg.Deadlines.WithDefaults(),
 		rpc: hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base,
 			connect.WithReadMaxBytes(maxMessage),
 			// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
