@@ -141,6 +141,28 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
+// TestDemoNeedsRoot runs a copy of the program, where nobody may reach it.
+func TestDemoNeedsRoot(t *testing.T) {
+	dir := stateDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := os.ReadFile(hostAgent(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "host-agent")
+	if err := os.WriteFile(path, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "demo")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "run it with sudo") {
+		t.Errorf("demo as nobody: %v:\n%s", err, out)
+	}
+}
+
 func TestDemoTwoAtOnceIsRefused(t *testing.T) {
 	dir := stateDir(t)
 	first := startDemo(t, dir, "sleep", "600")

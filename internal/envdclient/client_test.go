@@ -242,6 +242,39 @@ func TestAbandonedExecIsKilled(t *testing.T) {
 	}
 }
 
+// TestCancelledStartIsKilled cancels at the moment at which the command has
+// begun and its caller may not know yet.
+func TestCancelledStartIsKilled(t *testing.T) {
+	c, _ := newGuest(t)
+	for range 20 {
+		fifo := filepath.Join(t.TempDir(), "fifo")
+		if res, err := c.Exec(t.Context(), Command{Path: "mkfifo", Args: []string{fifo}}); err != nil || res.Code != 0 {
+			t.Fatal(res, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "exec sleep 600 >" + fifo}})
+			done <- err
+		}()
+		reader, err := os.Open(fifo) // returns when the command has opened it
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if err := <-done; wrenn.CodeOf(err) != wrenn.Canceled {
+			t.Errorf("Exec() = %v, want canceled", err)
+		}
+		if err := reader.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := reader.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatalf("the command still runs (%v)", err)
+		}
+		reader.Close()
+	}
+}
+
 func TestProcessStreams(t *testing.T) {
 	c, _ := newGuest(t)
 	p, err := c.Start(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo a; echo b >&2; kill -9 $$"}})

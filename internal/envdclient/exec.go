@@ -102,6 +102,7 @@ type Event struct{ Stdout, Stderr []byte }
 // safe for concurrent use.
 type Process struct {
 	stream *connect.ServerStreamForClient[process.StartResponse]
+	cancel context.CancelFunc // of the stream
 	pid    uint32
 	exit   Exit
 	ended  bool
@@ -109,25 +110,68 @@ type Process struct {
 
 // Start runs a command without input and returns when it runs. A reader that
 // does not call Next slows the command down; nothing is buffered without
-// bound. The command outlives ctx and Close; a deadline of ctx ends it.
+// bound. The command outlives ctx and Close; a deadline of ctx ends it. So does
+// a ctx that is cancelled before Start returns.
 func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
-	stream, err := c.startStream(ctx, cmd)
-	if err != nil {
-		return nil, fromRPC("start "+cmd.Path, err)
-	}
-	p := &Process{stream: stream}
-	if !stream.Receive() {
-		err := cmp.Or(stream.Err(), io.ErrUnexpectedEOF)
+	p := &Process{}
+	if err := p.begin(ctx, c, cmd); err != nil {
 		p.Close()
 		return nil, fromRPC("start "+cmd.Path, err)
 	}
-	start := stream.Msg().GetEvent().GetStart()
+	return p, nil
+}
+
+// begin opens the stream and takes the first event. The stream does not end
+// with ctx before that has come: nobody else knows which process to end.
+func (p *Process) begin(ctx context.Context, c *Client, cmd Command) error {
+	var streamCtx context.Context
+	streamCtx, p.cancel = withoutCancel(ctx)
+	began := make(chan error, 1)
+	go func() { began <- p.receiveStart(streamCtx, c, cmd) }()
+	select {
+	case err := <-began:
+		context.AfterFunc(ctx, func() {
+			if errors.Is(ctx.Err(), context.Canceled) { // the stream has ctx's deadline itself
+				p.cancel()
+			}
+		})
+		return err
+	case <-ctx.Done():
+		defer time.AfterFunc(killTimeout, p.cancel).Stop()
+		if <-began == nil {
+			c.killAbandoned(ctx, p.pid)
+		}
+		code := connect.CodeCanceled
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			code = connect.CodeDeadlineExceeded
+		}
+		return connect.NewError(code, context.Cause(ctx))
+	}
+}
+
+func (p *Process) receiveStart(ctx context.Context, c *Client, cmd Command) (err error) {
+	if p.stream, err = c.startStream(ctx, cmd); err != nil {
+		return err
+	}
+	if !p.stream.Receive() {
+		return cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF)
+	}
+	start := p.stream.Msg().GetEvent().GetStart()
 	if start == nil {
-		p.Close()
-		return nil, wrenn.Errorf(wrenn.Internal, "start %s: the guest's agent did not begin with a start event", cmd.Path)
+		return connect.NewError(connect.CodeInternal, errors.New("the guest's agent did not begin with a start event"))
 	}
 	p.pid = start.GetPid()
-	return p, nil
+	return nil
+}
+
+// withoutCancel returns a context that ends at ctx's deadline, or by its own
+// cancel, but not when ctx is cancelled.
+func withoutCancel(ctx context.Context) (context.Context, context.CancelFunc) {
+	free := context.WithoutCancel(ctx)
+	if deadline, ok := ctx.Deadline(); ok {
+		return context.WithDeadline(free, deadline)
+	}
+	return context.WithCancel(free)
 }
 
 func (c *Client) startStream(ctx context.Context, cmd Command) (*connect.ServerStreamForClient[process.StartResponse], error) {
@@ -172,7 +216,12 @@ func (p *Process) Next() (Event, error) {
 func (p *Process) Exit() Exit { return p.exit }
 
 // Close ends the stream, not the process. Twice is allowed.
-func (p *Process) Close() { _ = p.stream.Close() } // nothing is lost that Next did not report
+func (p *Process) Close() {
+	p.cancel()
+	if p.stream != nil {
+		_ = p.stream.Close() // nothing is lost that Next did not report
+	}
+}
 
 // head keeps the first limit bytes written to it.
 type head struct {

@@ -115,8 +115,8 @@ func TestOpenKeepsSnapshotsAndRemovesHalfOnes(t *testing.T) {
 	m := l.open(t)
 	sb := abandon(t, m, 4)
 	must(t, sb.Snapshot(t.Context(), "whole"))
-	half, err := os.MkdirTemp(m.snapshots(), stagedPrefix)
-	must(t, err)
+	half := filepath.Join(m.snapshots(), stagedPrefix+"1")
+	must(t, os.Mkdir(half, 0o700))
 	must(t, os.WriteFile(filepath.Join(half, snapshotDisk), []byte("half"), 0o600))
 	l.crash(t)
 	m = l.open(t)
@@ -180,7 +180,7 @@ func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
 			sb.journal.Machine = journaled
 			must(t, errors.Join(sb.journal.save(), os.Mkdir(sb.runDir(), 0o711),
 				os.WriteFile(filepath.Join(sb.runDir(), "socket"), nil, 0o600)))
-			vmm := exec.Command("sleep", "60")
+			vmm := exec.Command("sleep", "30")
 			must(t, netns.Do(sb.slot.Namespace(), vmm.Start))
 			t.Cleanup(func() { _ = vmm.Process.Kill() }) // gone already when all went well
 			l.crash(t)

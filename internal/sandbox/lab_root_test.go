@@ -51,7 +51,7 @@ func newLab(t *testing.T) *lab {
 	if os.Geteuid() != 0 {
 		t.Fatal("these tests need root")
 	}
-	prefix := fmt.Sprintf("fk%04dx%d", os.Getpid()%10000, labs.Add(1)%10)
+	prefix := fmt.Sprintf("f%05x%02x", os.Getpid()&0xfffff, labs.Add(1)&0xff) // 8 letters, the most that a pool takes
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	l := &lab{agent: agent{log: log}}
 	l.network = network.Config{

@@ -11,7 +11,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"wrenn"
@@ -175,9 +177,28 @@ func TestSnapshotsAtOnce(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	sb := create(t, m)
-	names := []string{"a", "b", "c", "d"}
+	var taken []vmfake.Step // guarded by the sandbox: one at a time
+	var inside atomic.Int32
+	l.fault = func(now vmfake.Step) error {
+		taken = append(taken, now)
+		switch now {
+		case vmfake.StepPause:
+			inside.Add(1)
+		case vmfake.StepResume:
+			inside.Add(-1)
+		case vmfake.StepMemory:
+			time.Sleep(50 * time.Millisecond) // whoever is not kept out gets the time to come in
+			if n := inside.Load(); n != 1 {
+				t.Errorf("%d have paused the machine", n)
+			}
+		}
+		return nil
+	}
+	names := []string{"a", "b", "c"}
+	var want []vmfake.Step
 	var wg sync.WaitGroup
 	for _, name := range names {
+		want = append(want, vmfake.StepPause, vmfake.StepMemory, vmfake.StepManifest, vmfake.StepResume)
 		wg.Go(func() {
 			if err := sb.Snapshot(t.Context(), name); err != nil {
 				t.Errorf("snapshot %s: %v", name, err)
@@ -185,6 +206,10 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if diff := cmp.Diff(want, taken); diff != "" {
+		t.Errorf("steps (-want +got):\n%s", diff)
+	}
+	l.fault = nil
 	wantSnapshots(t, m, names...)
 	wantRunning(t, l, sb)
 }

@@ -26,11 +26,8 @@ func (d *Driver) hardware(spec vm.Spec) []string {
 		"-m", fmt.Sprintf("%dM", spec.MemoryMiB),
 		"-device", "virtio-rng-device",
 	}
-	for i, disk := range spec.Disks {
+	for i := range spec.Disks {
 		args = append(args, "-device", fmt.Sprintf("virtio-blk-device,drive=disk%d", i))
-		if disk.ReadOnly {
-			args[len(args)-1] += ",write-cache=off" // so that a read-only disk is another hardware
-		}
 	}
 	if spec.Net.TAP != "" {
 		args = append(args, "-device", "virtio-net-device,netdev=net0,mac="+strings.ToLower(spec.Net.MAC))

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,7 +141,8 @@ func (l *bench) snapshot(b *testing.B, m vm.Machine, dir string) {
 	must(b, m.Pause(b.Context()))
 	began := time.Now()
 	must(b, m.Snapshot(b.Context(), dir))
-	b.Logf("snapshot: %v", time.Since(began))
+	b.Logf("snapshot: %v, of it %d KiB of state and %d MiB of memory", time.Since(began),
+		size(b, filepath.Join(dir, privateName, stateName))>>10, size(b, filepath.Join(dir, privateName, memoryName))>>20)
 	must(b, m.Resume(b.Context()))
 }
 
@@ -175,6 +177,14 @@ func (l *bench) ten(b *testing.B, disk, base string) {
 		must(b, m.Stop(b.Context()))
 	}
 	b.StartTimer()
+}
+
+// size is what a file takes on the disk.
+func size(b *testing.B, path string) int64 {
+	b.Helper()
+	var st syscall.Stat_t
+	must(b, syscall.Stat(path, &st))
+	return st.Blocks * 512
 }
 
 var pssLine = regexp.MustCompile(`(?m)^Pss:\s+(\d+) kB$`)

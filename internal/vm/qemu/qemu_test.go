@@ -97,7 +97,7 @@ func TestManifestFits(t *testing.T) {
 		"QEMU version": func(m *manifest) { m.QEMU = "10.0" },
 		"vCPUs":        func(m *manifest) { m.VCPUs++ },
 		"memory":       func(m *manifest) { m.MemoryMiB *= 2 },
-		"disks":        func(m *manifest) { m.Disks-- },
+		"disks":        func(m *manifest) { m.Disks = []string{"rw", "rw"} },
 		"MAC":          func(m *manifest) { m.MAC = "02:fc:00:00:00:06" },
 		"hardware":     func(m *manifest) { m.Hardware = append(slices.Clone(m.Hardware), "-device", "x") },
 		"clock":        func(m *manifest) { m.TSCKHz = 2_602_000 },

@@ -127,7 +127,7 @@ func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory
 		do   func() error
 	}{
 		{StepFiles, func() error {
-			undo.AddFunc(func() { _ = removeFiles(spec.Dir) }) // as in a crash, it stays with whoever owns the directory
+			undo.AddFunc(func() { _ = removeFiles(spec.Dir) }) // best effort: the first error is the one that counts
 			return os.WriteFile(filepath.Join(spec.Dir, fileName), nil, 0o600)
 		}},
 		{StepLoad, func() (err error) {

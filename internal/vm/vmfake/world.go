@@ -20,7 +20,8 @@ type World struct {
 	// Boot, if set, is the guest's program: it is called once for each machine
 	// that starts or is restored, before Start or Restore return. What it
 	// returns is called once when the machine is gone; it may be nil. An error
-	// makes Start fail. Without Boot a guest prints a line, as a kernel would.
+	// makes Start fail. What is returned must not itself end the machine, which
+	// waits for it. Without Boot a guest prints a line, as a kernel would.
 	// Set it before the first machine starts.
 	Boot func(*Guest) (stop func(), err error)
 

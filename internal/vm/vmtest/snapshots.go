@@ -116,7 +116,7 @@ func (s *suite) wantBase(t *testing.T, b *box) {
 	s.counted(t, b, n)
 }
 
-func wantSame(t *testing.T, before, after map[string]string) {
+func wantSame(t *testing.T, before, after map[string]uint64) {
 	t.Helper()
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("the snapshot changed (-before +after):\n%s", diff)
