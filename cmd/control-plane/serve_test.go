@@ -85,7 +85,8 @@ func launch(t *testing.T) *program {
 			t.Errorf("serve = %v", err)
 		}
 		if t.Failed() {
-			t.Logf("its log:\n%s", p.log)
+			text := p.log.String()
+			t.Logf("the end of its log:\n%s", text[max(0, len(text)-8<<10):])
 		}
 	})
 	ready := regexp.MustCompile(`control plane is ready" api=(\S+) metrics=(\S+)`)
