@@ -147,7 +147,7 @@ func (h *handlers) change(ctx context.Context, id string, do func(context.Contex
 func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObject) (oapi.CreateKeyResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
 	defer cancel()
-	k, secret, err := h.s.service.CreateKey(ctx, callerOf(ctx), req.Body.Name)
+	k, secret, err := h.s.service.CreateKey(ctx, callerOf(ctx), strings.TrimSpace(req.Body.Name))
 	if err != nil {
 		return nil, err
 	}

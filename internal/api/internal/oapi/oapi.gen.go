@@ -159,10 +159,10 @@ type CreateSandbox struct {
 	// Env Environment of every command in it. Not shown again.
 	Env *Env `json:"env,omitempty"`
 
-	// MemoryMb Memory in MiB.
+	// MemoryMb Memory in MiB; the operator may allow less.
 	MemoryMb *int `json:"memory_mb,omitempty"`
 
-	// Metadata Labels of your own, to find the sandbox again.
+	// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata *Metadata `json:"metadata,omitempty"`
 
 	// Template What it starts from.
@@ -171,7 +171,7 @@ type CreateSandbox struct {
 	// TimeoutSec Seconds without use after which it is destroyed; 0 is never.
 	TimeoutSec *int64 `json:"timeout_sec,omitempty"`
 
-	// Vcpus Virtual CPUs.
+	// Vcpus Virtual CPUs; the operator may allow fewer.
 	Vcpus *int `json:"vcpus,omitempty"`
 }
 
@@ -191,7 +191,7 @@ type CreatedKey struct {
 	Name       string     `json:"name"`
 }
 
-// Env Environment variables.
+// Env Environment variables; each of at most 32 KiB with its name.
 type Env map[string]string
 
 // Error defines model for Error.
@@ -274,7 +274,7 @@ type Key struct {
 	Name       string     `json:"name"`
 }
 
-// Metadata Labels of your own, to find the sandbox again.
+// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 type Metadata map[string]string
 
 // Path A path in the sandbox. A relative one starts at the user's home.
@@ -301,7 +301,7 @@ type Sandbox struct {
 	LastUpdated time.Time `json:"last_updated"`
 	MemoryMb    int       `json:"memory_mb"`
 
-	// Metadata Labels of your own, to find the sandbox again.
+	// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata Metadata `json:"metadata"`
 
 	// Reason Why it is stopped or failed.
