@@ -76,13 +76,11 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	if err := os.WriteFile(e.source, bytes.Repeat([]byte("wrenn\n--"), outBytes/8), 0o600); err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
-	address := listener.Addr().String()
-	listener.Close()
-	cmd := exec.Command("bin/envd", "-listen", address)
+	cmd := exec.CommandContext(ctx, "bin/envd", "-outside-guest", "-listen", address)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -96,6 +94,15 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	}
 	e.idleMiB, err = residentMiB(cmd.Process.Pid)
 	return e, err
+}
+
+// freeAddress returns one of this machine that nobody listens on now.
+func freeAddress(ctx context.Context) (string, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
 }
 
 // ignoreExit is for a process that was killed on purpose.

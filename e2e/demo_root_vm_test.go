@@ -64,7 +64,7 @@ func (d *demo) wait(t *testing.T) (int, string) {
 // stateDir returns a short temporary directory: sockets live below it.
 func stateDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "we2e")
+	dir, err := os.MkdirTemp("/tmp", "we2e") //nolint:usetesting // t.TempDir's names are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

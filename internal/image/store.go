@@ -110,7 +110,7 @@ func (s *store) build(name string, fill func(dir string) error) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays, the next build sweeps
 	if err := fill(dir); err != nil {
 		return noSpace(err)
 	}

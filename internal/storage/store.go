@@ -74,7 +74,7 @@ func canReflink(dir string) bool {
 	if err != nil {
 		return false
 	}
-	defer os.RemoveAll(probe)
+	defer func() { _ = os.RemoveAll(probe) }() // an empty directory at worst
 	src, dst := filepath.Join(probe, "src"), filepath.Join(probe, "dst")
 	if err := os.WriteFile(src, make([]byte, 4096), 0o600); err != nil {
 		return false
@@ -118,7 +118,7 @@ func makeImage(ctx context.Context, image string) error {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "mkfs.xfs is missing (apt-get install xfsprogs)")
 	}
 	staged := image + ".new"
-	defer os.Remove(staged)
+	defer func() { _ = os.Remove(staged) }() // gone already when all went well
 	if err := preallocate(staged, imageSize); err != nil {
 		return err
 	}

@@ -86,7 +86,7 @@ func mountInto(p *launch.Process, files []file) error {
 	trees := make([]int, 0, len(files))
 	defer func() {
 		for _, fd := range trees {
-			_ = unix.Close(fd) // takes a tree that was not attached with it
+			closeFD(fd) // takes a tree that was not attached with it
 		}
 	}()
 	for _, f := range files {
@@ -133,7 +133,7 @@ func inMountsOf(p *launch.Process, fn func() error) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(pidfd)
+		defer closeFD(pidfd)
 		select {
 		case <-p.Done(): // then the PID may be somebody else's
 			return unix.ESRCH

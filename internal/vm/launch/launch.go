@@ -254,7 +254,10 @@ func (p *Process) Output() []byte {
 
 // LastLines is the part of Output that fits an error message: its last lines,
 // with anything unprintable replaced.
-func (p *Process) LastLines() string { return printable(lastLines(p.Output(), maxLastLines)) }
+func (p *Process) LastLines() string { return LastLines(p.Output()) }
+
+// LastLines is the same of an output that somebody has sifted.
+func LastLines(output []byte) string { return printable(lastLines(output, maxLastLines)) }
 
 // maxLastLines is about a screen full.
 const maxLastLines = 2 << 10

@@ -24,6 +24,7 @@ const (
 	hostAddr  = "169.254.0.22/30"
 	guestAddr = "169.254.0.21"
 	guestMAC  = "02:fc:00:00:00:05"
+	hostMAC   = "02:fc:00:00:00:06" // the same in every place: a restored guest remembers it
 	envdPort  = "49983"
 )
 
@@ -146,14 +147,13 @@ func makeTAP() error {
 	if err != nil {
 		return err
 	}
-	mac, err := net.ParseMAC(guestMAC)
-	if err != nil {
-		return err
-	}
-	return errors.Join(
+	guest, guestErr := net.ParseMAC(guestMAC)
+	host, hostErr := net.ParseMAC(hostMAC)
+	return errors.Join(guestErr, hostErr,
+		netlink.LinkSetHardwareAddr(tap, host),
 		netlink.AddrAdd(tap, addr),
 		netlink.LinkSetUp(tap),
-		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: mac, State: netlink.NUD_PERMANENT}),
+		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: guest, State: netlink.NUD_PERMANENT}),
 	)
 }
 

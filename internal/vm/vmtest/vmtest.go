@@ -5,7 +5,6 @@ package vmtest
 import (
 	"context"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -133,8 +132,8 @@ func intoStore(t *testing.T, image, dir string) string {
 		return ""
 	}
 	path := filepath.Join(dir, "rootfs")
-	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", image, path).CombinedOutput(); err != nil {
-		t.Fatalf("copy %s: %v: %s", image, err, out)
+	if _, err := storage.Clone(t.Context(), path, image, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
