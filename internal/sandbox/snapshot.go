@@ -44,6 +44,10 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if _, err := os.Lstat(final); err == nil {
 		return wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", name)
 	}
+	if err := s.lockAs(ctx, StatusRunning); err != nil {
+		return err
+	}
+	defer s.unlock()
 	staged, err := os.MkdirTemp(s.m.snapshots(), stagedSnapshot)
 	if err != nil {
 		return err
@@ -54,7 +58,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if err := s.freezeInto(ctx, staged); err != nil {
 		return fmt.Errorf("snapshot of sandbox %s: %w", s.id, err)
 	}
-	if err := writeManifest(staged, manifest{Format: 1, Shape: s.shape}); err != nil {
+	if err := writeManifest(staged, manifest{Format: 1, Shape: s.request.Shape}); err != nil {
 		return err
 	}
 	if err := durable.Publish(staged, final); err != nil {
