@@ -52,7 +52,7 @@ func newLab(ctx context.Context, b *bench) (*lab, error) {
 func (l *lab) close(ctx context.Context) error { return l.undo.Run(ctx) }
 
 func (l *lab) open(ctx context.Context, b *bench) (err error) {
-	if l.guest, err = image.Prepare(ctx, image.Config{StateDir: "/var/lib/wrenn", Out: os.Stderr}); err != nil {
+	if l.guest, err = image.Prepare(ctx, image.Config{StateDir: "/var/lib/wrenn", Out: os.Stderr, Envd: "bin/envd", Stage0: "bin/stage0"}); err != nil {
 		return err
 	}
 	if l.bare, err = bareGuest(ctx, b.dir, l.guest); err != nil {

@@ -142,16 +142,11 @@ func (d *Driver) launch(c *cell, spec vm.Spec, files []file) (*launch.Process, e
 			Namespace: spec.Net.Namespace,
 		})
 	}
-	var process *launch.Process
-	err := inMountNamespace(func() error {
-		if err := c.mountFiles(files); err != nil {
-			return err
-		}
-		var err error
-		process, err = launch.Start(launch.Command{Path: d.jailer, Args: d.jailerArgs(c, spec), Dir: "/"})
-		return err
+	// The mounts are gone with the VMM; the host never has them, whoever is killed when.
+	return launch.Start(launch.Command{
+		Path: d.jailer, Args: d.jailerArgs(c, spec), Dir: "/",
+		Mounts: func() error { return c.mountFiles(files) },
 	})
-	return process, err
 }
 
 // jailerArgs: see Firecracker's docs/jailer.md. The VMM gets no PID namespace

@@ -58,6 +58,7 @@ func (d *Driver) commandLine(args []string) string {
 	return strings.Join(append(args[:len(args):len(args)],
 		"console=ttyS0", "quiet",
 		"panic=-1", // reboot at once, which ends the VMM
+		"reboot=t", // by a triple fault: the firmware, where the kernel would jump else, is not there after a restore
 		// Under emulation the kernel cannot measure the clock reliably: without
 		// it one boot in six hung.
 		fmt.Sprintf("tsc_early_khz=%d", d.tscKHz),

@@ -60,7 +60,7 @@ func (s *suite) hostileConsole(t *testing.T) {
 	b := s.restore(t, s.Driver(t), s.base)
 	must(t, "Flood", b.guest.Flood(within(t)))
 	n := s.counted(t, b, 0)
-	s.counted(t, b, n+10)
+	s.counted(t, b, n+5)
 	var total int64
 	err := filepath.WalkDir(b.spec.Dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
