@@ -230,6 +230,12 @@ func (p *Process) Resize(ctx context.Context, size Size) error {
 	return fromRPC("resize terminal", err)
 }
 
+// Signal signals the process and its group. NotFound when it has ended, Invalid
+// for a signal that envd cannot send.
+func (p *Process) Signal(ctx context.Context, signal Signal) error {
+	return p.client.Signal(ctx, p.pid, signal)
+}
+
 // feed writes input and closes it. That a process ends or stops reading early
 // is its own affair.
 func (p *Process) feed(ctx context.Context, input []byte) {
