@@ -18,10 +18,10 @@ type Verdict struct {
 	Reason string `json:"reason"`
 }
 
-// Destroy ends the sandbox and removes everything it had, as far as it can: an
-// error of one part does not keep the others, and the journal stays until all
-// of them are gone. One that is being made is given up. Twice is allowed.
-// FailedPrecondition when it is in quarantine: only a person may remove it.
+// Destroy ends the sandbox and removes everything it had. After an error the
+// rest and the journal are still there: Destroy again, Run, or the next Open
+// goes on with it. One that is being made is given up. Twice is allowed, also
+// when the id has another owner by then. FailedPrecondition when it is in quarantine: only a person may remove it.
 func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.giveUp()
 	if err := s.lock(ctx); err != nil {
@@ -36,13 +36,11 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 
 // destroy is Destroy for who has the turn.
 func (s *Sandbox) destroy(ctx context.Context) error {
-	if s.journal == nil {
-		return nil // its launch had hardly begun
-	}
-	if err := s.begin(stepDestroy); errors.Is(err, os.ErrNotExist) {
-		return nil // destroyed before
+	if s.journal == nil || s.Info().Status == statusUnmade {
+		return nil // its launch had hardly begun, or it was destroyed before; the id may be another's
 	}
 	began := time.Now()
+	_ = s.begin(stepDestroy) // a full disk must not keep the sandbox alive
 	s.set(StatusStopping, "")
 	err := s.release(ctx)
 	if err == nil {
@@ -96,7 +94,8 @@ func (s *Sandbox) finishEnding(ctx context.Context) error {
 	return s.destroy(ctx)
 }
 
-// release ends the machine and gives back the slot.
+// release ends the machine and then gives back the slot: one whose machine may
+// still run must not get to another sandbox.
 func (s *Sandbox) release(ctx context.Context) error {
 	if s.unwatch != nil {
 		s.unwatch()
@@ -104,16 +103,19 @@ func (s *Sandbox) release(ctx context.Context) error {
 	if s.guest != nil {
 		s.guest.Close()
 	}
-	var errs []error
 	if s.machine != nil {
-		errs = append(errs, s.machine.Stop(ctx))
+		if err := s.machine.Stop(ctx); err != nil {
+			return err
+		}
 		s.m.crash("machine stopped")
 	}
 	if s.slot != nil {
-		errs = append(errs, s.slot.Release(ctx))
+		if err := s.slot.Release(ctx); err != nil {
+			return err
+		}
 		s.m.crash("slot released")
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 func (s *Sandbox) retryLater() {
@@ -189,7 +191,9 @@ func (s *Sandbox) setPaused(ctx context.Context, paused bool, status Status) err
 	s.journal.Paused = paused
 	err := s.begin(stepRunning)
 	if err == nil {
-		err = s.enforcePaused(ctx)
+		now, done := s.interruptible(ctx)
+		err = s.enforcePaused(now)
+		done()
 	}
 	if err != nil {
 		s.journal.Paused = !paused

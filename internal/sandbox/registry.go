@@ -5,13 +5,14 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"wrenn"
 )
 
-// errDestroyed ends the launch of a sandbox that somebody destroys.
-var errDestroyed = wrenn.Errorf(wrenn.Canceled, "the sandbox was destroyed while it was being made")
+// errDestroyed ends what is going on with a sandbox that somebody destroys.
+var errDestroyed = wrenn.Errorf(wrenn.Canceled, "the sandbox is being destroyed")
 
 // Ensure returns the sandbox that req asks for, running or paused: the one that
 // is there, the one that is just being made, once it is, or a new one. It may
@@ -53,6 +54,9 @@ func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
 // register enters a new sandbox, whose turn the caller then has, or returns
 // the one of that id.
 func (m *Manager) register(req Request) (s *Sandbox, isNew bool, err error) {
+	if _, err := wrenn.ParseSandboxID(string(req.ID)); err != nil {
+		return nil, false, err
+	}
 	free, err := m.diskFreeMiB()
 	if err != nil {
 		return nil, false, err
@@ -158,21 +162,28 @@ func (s *Sandbox) lockAs(ctx context.Context, states ...Status) error {
 
 func (s *Sandbox) unlock() { <-s.turn }
 
+// interruptible is a context that ends as well when somebody destroys the
+// sandbox: a guest, or a VMM that hangs, must not be able to delay that. The
+// caller has the turn, and calls done before it gives it back.
+func (s *Sandbox) interruptible(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.abortBy(cancel)
+	return ctx, func() {
+		s.abortBy(nil)
+		cancel(nil)
+	}
+}
+
 // DestroyAll destroys every sandbox but those in quarantine, at once.
 func (m *Manager) DestroyAll(ctx context.Context) error {
 	boxes := m.all()
 	errs := make([]error, len(boxes))
-	done := make(chan struct{})
+	var work sync.WaitGroup
 	for i, s := range boxes {
-		go func() {
-			defer func() { done <- struct{}{} }()
-			if s.Info().Status != StatusQuarantined {
-				errs[i] = s.Destroy(ctx)
-			}
-		}()
+		if s.Info().Status != StatusQuarantined {
+			work.Go(func() { errs[i] = s.Destroy(ctx) })
+		}
 	}
-	for range boxes {
-		<-done
-	}
+	work.Wait()
 	return errors.Join(errs...)
 }

@@ -35,7 +35,7 @@ type Sandbox struct {
 	mu       sync.Mutex // guards the following
 	life     life
 	unwanted bool                    // somebody destroys it
-	abort    context.CancelCauseFunc // ends the launch; nil before and after
+	abort    context.CancelCauseFunc // ends what is going on in the turn; may be nil
 }
 
 // Request is what sandbox is wanted.
@@ -56,7 +56,8 @@ func (s *Sandbox) ID() wrenn.SandboxID { return s.id }
 func (s *Sandbox) Guest() *envdclient.Client { return s.guest }
 
 // Create boots a new sandbox and returns when its agent answered. When it
-// fails nothing of the sandbox is left. AlreadyExists when the id is taken.
+// fails nothing of the sandbox is left, or the error says what is and why: Run
+// tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
 func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
 	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot())
 }
@@ -115,24 +116,18 @@ func (m *Manager) restoration(snapshot string) (origin, Shape, error) {
 func (s *Sandbox) launch(ctx context.Context, from origin) error {
 	defer s.unlock()
 	defer close(s.made)
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s.abortBy(cancel)
-	defer s.abortBy(nil)
-	err := s.assemble(ctx, from)
-	if err == nil {
-		s.watch(ctx)
-		s.set(StatusRunning, "")
-		return nil
+	ctx, done := s.interruptible(ctx)
+	defer done()
+	if err := s.assemble(ctx, from); err != nil {
+		return err
 	}
-	if cause := context.Cause(ctx); errors.Is(cause, errDestroyed) {
-		err = cause
-	}
-	return err
+	s.watch(ctx)
+	s.set(StatusRunning, "")
+	return nil
 }
 
-// abortBy sets how the launch is given up, which it is at once if somebody
-// wants that already.
+// abortBy sets how what is going on is given up, which it is at once if
+// somebody wants that already.
 func (s *Sandbox) abortBy(cancel context.CancelCauseFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,7 +137,7 @@ func (s *Sandbox) abortBy(cancel context.CancelCauseFunc) {
 	}
 }
 
-// giveUp ends the launch, if there is one or will be.
+// giveUp ends what is going on, now and from now on.
 func (s *Sandbox) giveUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,9 +149,9 @@ func (s *Sandbox) giveUp() {
 
 // assemble takes the steps that a booted and a restored sandbox share. When it
 // fails it undoes them, and the sandbox is forgotten unless that fails too.
-func (s *Sandbox) assemble(ctx context.Context, from origin) error {
+func (s *Sandbox) assemble(ctx context.Context, from origin) (err error) {
 	var undo rollback.Stack
-	defer undo.Run(ctx)
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.AddFunc(func() { s.m.forgetUnmade(s) })
 	if err := os.Mkdir(s.dir(), 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
@@ -264,7 +259,13 @@ func (s *Sandbox) waitReady(ctx context.Context) error {
 	if err := s.guest.WaitReady(ctx, s.machine.Wait); err != nil {
 		return err
 	}
-	return s.guest.Init(ctx, envdclient.Init{Env: s.request.Env})
+	if err := s.guest.Init(ctx, envdclient.Init{Env: s.request.Env}); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		return err
+	}
+	return nil
 }
 
 func (s *Sandbox) connect() {

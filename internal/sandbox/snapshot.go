@@ -48,6 +48,8 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 		return err
 	}
 	defer s.unlock()
+	ctx, done := s.interruptible(ctx)
+	defer done()
 	staged, err := os.MkdirTemp(s.m.snapshots(), stagedSnapshot)
 	if err != nil {
 		return err
