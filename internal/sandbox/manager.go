@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,8 +81,11 @@ type Shape struct {
 }
 
 // Open returns the manager of cfg.StateDir. What an earlier agent left is
-// adopted or, without cfg.Adopt, removed: machines, slots and disks. Snapshots
-// stay. The caller sees to it that one agent at a time uses the directory.
+// adopted or, without cfg.Adopt, removed: machines, slots and disks. Snapshots stay.
+// An error names what could not be removed; the manager is usable all the same,
+// and what is left keeps its journal for the next Open. Slots that no journal
+// names are left to the caller, who sweeps the pool afterwards.
+// The caller sees to it that one agent at a time uses the directory.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
 	m := &Manager{
@@ -138,15 +142,17 @@ func (m *Manager) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepStaged removes the snapshots that a dead agent had not published.
+// sweepStaged removes the snapshots that a dead agent had not published, or was removing.
 func (m *Manager) sweepStaged() error {
-	staged, err := filepath.Glob(filepath.Join(m.snapshots(), stagedSnapshot))
+	entries, err := os.ReadDir(m.snapshots())
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, dir := range staged {
-		errs = append(errs, os.RemoveAll(dir))
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), stagedPrefix) {
+			errs = append(errs, os.RemoveAll(filepath.Join(m.snapshots(), e.Name())))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -89,8 +89,11 @@ func (m *Manager) createNew(ctx context.Context, req Request, from origin) (*San
 // origin is what a sandbox is made from.
 type origin struct {
 	rootfs string // cloned
-	start  func(context.Context, vm.Spec) (vm.Machine, error)
+	start  starter
 }
+
+// starter makes a machine, by booting or restoring it.
+type starter func(context.Context, vm.Spec) (vm.Machine, error)
 
 // boot is the origin of sandboxes that boot the guest image.
 func (m *Manager) boot() origin {
@@ -153,33 +156,14 @@ func (s *Sandbox) assemble(ctx context.Context, from origin) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.AddFunc(func() { s.m.forgetUnmade(s) })
-	if err := os.Mkdir(s.dir(), 0o711); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", s.id)
-		}
+	if err := s.enter(); err != nil {
 		return err
 	}
-	s.m.crash("directory made")
-	s.journal = s.newJournal()
 	undo.Add(s.destroy)
-	for _, step := range []struct {
-		name step
-		do   func(context.Context) error
-	}{
-		{stepSlot, s.takeSlot},
-		{stepDisk, func(ctx context.Context) error { return s.cloneDisk(ctx, from.rootfs) }},
-		{stepMachine, func(ctx context.Context) error { return s.startMachine(ctx, from.start) }},
-		{stepReady, s.waitReady},
-	} {
-		began := time.Now()
-		if err := s.begin(step.name); err != nil {
-			return err
+	for _, p := range s.parts(from) {
+		if err := s.add(ctx, p); err != nil {
+			return fmt.Errorf("sandbox %s: %s: %w", s.id, p.step, err)
 		}
-		if err := step.do(ctx); err != nil {
-			return fmt.Errorf("sandbox %s: %s: %w", s.id, step.name, err)
-		}
-		s.m.crash(string(step.name) + " done")
-		s.trace(string(step.name), began)
 	}
 	if err := s.begin(stepRunning); err != nil {
 		return err
@@ -188,11 +172,50 @@ func (s *Sandbox) assemble(ctx context.Context, from origin) (err error) {
 	return nil
 }
 
-func (s *Sandbox) newJournal() *journal {
-	return &journal{
+// enter makes the directory of a new sandbox.
+func (s *Sandbox) enter() error {
+	if err := os.Mkdir(s.dir(), 0o711); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", s.id)
+		}
+		return err
+	}
+	s.m.crash("directory made")
+	s.journal = &journal{
 		Format: journalFormat, ID: s.id, Created: s.life.created.UTC(), path: filepath.Join(s.dir(), journalName),
 		Template: s.request.Template, Shape: s.request.Shape, Timeout: s.request.Timeout,
 	}
+	return nil
+}
+
+// part is something that a sandbox is made of.
+type part struct {
+	step step
+	make func(context.Context) error
+}
+
+// parts are those of a sandbox, in order.
+func (s *Sandbox) parts(from origin) []part {
+	return []part{
+		{stepSlot, s.takeSlot},
+		{stepDisk, func(ctx context.Context) error { return s.cloneDisk(ctx, from.rootfs) }},
+		{stepMachine, func(ctx context.Context) error { return s.startMachine(ctx, from.start) }},
+		{stepReady, s.waitReady},
+	}
+}
+
+// add makes a part; the journal knows before.
+func (s *Sandbox) add(ctx context.Context, p part) error {
+	began := time.Now()
+	if err := s.begin(p.step); err != nil {
+		return err
+	}
+	if err := p.make(ctx); err != nil {
+		return err
+	}
+	s.m.crash(string(p.step) + " done")
+	s.trace(string(p.step), began)
+	return nil
 }
 
 // begin notes a step in the journal.
@@ -222,7 +245,7 @@ func (s *Sandbox) cloneDisk(ctx context.Context, rootfs string) error {
 	return err
 }
 
-func (s *Sandbox) startMachine(ctx context.Context, start func(context.Context, vm.Spec) (vm.Machine, error)) error {
+func (s *Sandbox) startMachine(ctx context.Context, start starter) error {
 	if err := os.Mkdir(s.runDir(), 0o711); err != nil {
 		return err
 	}
