@@ -188,12 +188,16 @@ func (s *Sandbox) setPaused(ctx context.Context, paused bool, status Status) err
 	if s.Info().Status == status {
 		return nil
 	}
+	ctx, done := s.interruptible(ctx)
+	defer done()
+	if err := s.freezing.take(ctx); err != nil {
+		return err
+	}
+	defer s.freezing.give()
 	s.journal.Paused = paused
 	err := s.begin(stepRunning)
 	if err == nil {
-		now, done := s.interruptible(ctx)
-		err = s.enforcePaused(now)
-		done()
+		err = s.enforcePaused(ctx)
 	}
 	if err != nil {
 		s.journal.Paused = !paused

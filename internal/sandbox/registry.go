@@ -78,7 +78,7 @@ func (m *Manager) register(req Request) (s *Sandbox, isNew bool, err error) {
 func newSandbox(m *Manager, req Request) *Sandbox {
 	now := time.Now()
 	return &Sandbox{
-		id: req.ID, m: m, request: req, made: make(chan struct{}), turn: make(chan struct{}, 1),
+		id: req.ID, m: m, request: req, made: make(chan struct{}), turn: newTurn(), freezing: newTurn(),
 		life: life{status: StatusStarting, created: now, active: now, timeout: req.Timeout, version: m.versions.Add(1)},
 	}
 }
@@ -137,15 +137,25 @@ func (m *Manager) all() []*Sandbox {
 	return boxes
 }
 
-// lock waits for the sandbox's turn.
-func (s *Sandbox) lock(ctx context.Context) error {
+// turn is a lock that can be waited for with a context. It holds one.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take(ctx context.Context) error {
 	select {
-	case s.turn <- struct{}{}:
+	case t <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
+
+func (t turn) give() { <-t }
+
+func (s *Sandbox) lock(ctx context.Context) error { return s.turn.take(ctx) }
+
+func (s *Sandbox) unlock() { s.turn.give() }
 
 // lockAs takes the turn of a sandbox that is in one of the states.
 func (s *Sandbox) lockAs(ctx context.Context, states ...Status) error {
@@ -159,8 +169,6 @@ func (s *Sandbox) lockAs(ctx context.Context, states ...Status) error {
 	s.unlock()
 	return info.refusal()
 }
-
-func (s *Sandbox) unlock() { <-s.turn }
 
 // interruptible is a context that ends as well when somebody destroys the
 // sandbox: a guest, or a VMM that hangs, must not be able to delay that. The

@@ -24,11 +24,12 @@ type Sandbox struct {
 	request Request
 	made    chan struct{} // closed when the launch has ended, well or not
 
-	turn    chan struct{} // holds one: who has it may change the next four
-	journal *journal
-	slot    *network.Slot
-	machine vm.Machine
-	unwatch context.CancelFunc // stops the watcher; nil when there is none
+	freezing turn // who pauses and resumes the machine
+	turn     turn // who has it may change the next four; taken before freezing
+	journal  *journal
+	slot     *network.Slot
+	machine  vm.Machine
+	unwatch  context.CancelFunc // stops the watcher; nil when there is none
 
 	guest *envdclient.Client // set before the sandbox runs
 

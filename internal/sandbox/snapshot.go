@@ -46,12 +46,11 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if _, err := os.Lstat(final); err == nil {
 		return taken
 	}
-	if err := s.lockAs(ctx, StatusRunning); err != nil {
+	release, err := s.Use()
+	if err != nil {
 		return err
 	}
-	defer s.unlock()
-	ctx, done := s.interruptible(ctx)
-	defer done()
+	defer release()
 	staged, err := os.MkdirTemp(s.m.snapshots(), stagedPrefix)
 	if err != nil {
 		return err
@@ -79,6 +78,14 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 func (s *Sandbox) freezeInto(ctx context.Context, dir string) (err error) {
 	if err := s.sync(ctx); err != nil {
 		return fmt.Errorf("sync: %w", err)
+	}
+	// Not the turn: a snapshot takes long, and a sandbox can be destroyed meanwhile.
+	if err := s.freezing.take(ctx); err != nil {
+		return err
+	}
+	defer s.freezing.give()
+	if info := s.Info(); info.Status == StatusPaused { // meanwhile
+		return info.refusal()
 	}
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
