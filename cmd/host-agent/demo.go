@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"wrenn/internal/demo"
 	"wrenn/internal/host"
@@ -59,6 +60,14 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 	if err := times.Print(std.out); err != nil {
 		return err
 	}
+	left, err := host.Leftovers(c.RunDir, c.Prefix)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
+	}
+	fmt.Fprintln(std.out, "\nnothing of them is left")
 	if code != 0 {
 		return exitCode(code)
 	}
