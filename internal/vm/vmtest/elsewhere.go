@@ -77,8 +77,8 @@ func Elsewhere(t *testing.T, spec vm.Spec, snapshot string) vm.Ref {
 	must(t, "order", err)
 	var ref vm.Ref
 	err = json.NewDecoder(stdout).Decode(&ref)
-	cmd.Process.Kill()
-	cmd.Wait()
+	must(t, "kill the other process", cmd.Process.Kill())
+	_ = cmd.Wait() // says that it was killed
 	must(t, "machine of another process", err)
 	return ref
 }
