@@ -130,7 +130,7 @@ CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHE
 
 CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
 
-CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops);
+CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
 
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
 
