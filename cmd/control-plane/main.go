@@ -38,7 +38,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer, envir
 	flags := flag.NewFlagSet("control-plane", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() {
-		fmt.Fprint(stderr, usage)
+		_, _ = fmt.Fprint(stderr, usage) // where else could it go
 		flags.PrintDefaults()
 	}
 	path := flags.String("config", "", "the configuration, a TOML file; none is the defaults")

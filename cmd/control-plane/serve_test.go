@@ -10,7 +10,6 @@ import (
 	"mime/multipart"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -263,24 +262,4 @@ func (p *program) keys(t *testing.T) {
 	p.key, made["key"] = fmt.Sprint(made["key"]), p.key
 	p.call(t, 401, "GET", "/v1/keys", "")
 	p.key = fmt.Sprint(made["key"])
-}
-
-// TestSchemathesis lets a generator that reads the contract look for faults,
-// and for answers that are not in it, over the real service and database.
-// scripts/schemathesis.sh installs and names the program.
-func TestSchemathesis(t *testing.T) {
-	script := os.Getenv("WRENN_SCHEMATHESIS")
-	if script == "" {
-		t.Skip("WRENN_SCHEMATHESIS is not set: run scripts/schemathesis.sh")
-	}
-	p := launch(t)
-	cmd := exec.CommandContext(t.Context(), script, p.url)
-	cmd.Env = append(os.Environ(), "WRENN_API_KEY="+p.key)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
-	if err := cmd.Run(); err != nil {
-		t.Errorf("schemathesis: %v", err)
-	}
-	if faults := regexp.MustCompile(`(?m)^.*(level=ERROR|panic).*$`).FindAllString(p.log.String(), -1); faults != nil {
-		t.Errorf("the log says\n%s", strings.Join(faults, "\n"))
-	}
 }
