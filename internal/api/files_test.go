@@ -311,3 +311,41 @@ func TestSplitterHoldsACharacterBack(t *testing.T) {
 		t.Errorf("the whole was sent as %v", got)
 	}
 }
+
+// TestHangUp: work that is only for a client ends with it.
+func TestHangUp(t *testing.T) {
+	s := &waiting{begun: make(chan struct{}), ended: make(chan error, 1)}
+	server := serve(t, s, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+server.address+at+"/exec", strings.NewReader(`{"cmd":"x"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-API-Key", testKey)
+	req.Header.Set("Content-Type", mediaJSON)
+	go func() {
+		<-s.begun
+		cancel()
+	}()
+	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
+		resp.Body.Close()
+		t.Errorf("answered with %s", resp.Status)
+	}
+	if err := wait(t, s.ended, "the end of the work"); !errors.Is(err, context.Canceled) {
+		t.Errorf("the work ended with %v", err)
+	}
+}
+
+// waiting is a service whose command runs until its context ends.
+type waiting struct {
+	stub
+	begun chan struct{}
+	ended chan error
+}
+
+func (s *waiting) Exec(ctx context.Context, _ service.Caller, _ wrenn.SandboxID, _ service.ExecCommand) (*service.ExecResult, error) {
+	close(s.begun)
+	<-ctx.Done()
+	s.ended <- ctx.Err()
+	return nil, ctx.Err()
+}
