@@ -296,9 +296,10 @@ func (l *lab) restart(t *testing.T, m *Manager) *Manager {
 func TestAdopt(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	running := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour})
-	paused := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
-	must(t, paused.Pause(t.Context()))
+	running, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour})
+	must(t, err)
+	paused, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
+	must(t, errors.Join(err, paused.Pause(t.Context())))
 	m2 := l.restart(t, m)
 	if m2.Instance() == m.Instance() {
 		t.Error("the instance is the same")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"wrenn"
 )
@@ -63,7 +64,8 @@ func points(t *testing.T) []string {
 // An agent stops for good at a point; the next one finds the sandbox as it was
 // before the deed or after it, and it can be used, or it is gone without a trace.
 func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
-	all := points(t)
+	var all []string
+	t.Run("none", func(t *testing.T) { all = points(t) })
 	if len(all) < 30 || !slices.Contains(all, "machine started") {
 		t.Fatalf("points = %q", all)
 	}
@@ -90,7 +92,15 @@ func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
 					done.Add(1)
 				}
 			}()
-			<-died
+			select {
+			case <-died:
+			case <-time.After(patience):
+				t.Fatal("the point was not reached")
+			}
+			if point == "machine started" {
+				// A real VMM would be found in the slot, as TestOpenEndsAMachineThatNoJournalKnows shows; a fake is no process.
+				l.world.Kill(l.world.Running()[0])
+			}
 			m = l.restart(t, m)
 			wantGoesOn(t, m, id, int(done.Load()))
 			l.wantClean(t, m)
