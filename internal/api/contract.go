@@ -312,7 +312,7 @@ func (op *operation) checkMedia(r *http.Request) error {
 func (op *operation) checkJSON(r *http.Request) error {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		return fmt.Errorf("read the body: %w", err)
+		return brokenBody(err)
 	}
 	if len(body) == 0 && op.needsBody {
 		return invalid("the request needs a body of %s", op.media)

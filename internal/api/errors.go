@@ -56,9 +56,9 @@ var (
 		status: http.StatusUnauthorized, code: oapi.ErrorCodeUnauthorized,
 		message: "an API key is needed, in X-API-Key or as a bearer token",
 	}
-	errIdleUpload = &failure{
+	errIdleBody = &failure{
 		status: http.StatusBadRequest, code: oapi.ErrorCodeInvalidRequest,
-		message: "the upload stood still for too long and was cut off",
+		message: "the body stood still for too long and was cut off",
 	}
 )
 
@@ -70,6 +70,20 @@ func invalid(format string, args ...any) *failure {
 // tooLarge is a body over its limit.
 func tooLarge(format string, args ...any) *failure {
 	return &failure{status: http.StatusRequestEntityTooLarge, code: oapi.ErrorCodeTooLarge, message: fmt.Sprintf(format, args...)}
+}
+
+// brokenBody is an error of reading a body: the client's, whichever it is.
+func brokenBody(err error) error {
+	if _, ok := errors.AsType[*failure](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return err
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errIdleBody
+	}
+	return invalid("the body is broken or ended early: %s", shorten(err.Error()))
 }
 
 // failureOf is err as it is told. The text of an error that is not made for
@@ -91,8 +105,6 @@ func failureOf(ctx context.Context, err error) *failure {
 	}
 	f := byCode[wrenn.Internal]
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return errIdleUpload
 	case errors.Is(err, context.DeadlineExceeded):
 		f = byCode[wrenn.DeadlineExceeded]
 		f.message = "the work took longer than its time limit"
@@ -122,7 +134,7 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		// Rounded up: who comes back too early asks twice.
 		header.Set("Retry-After", strconv.Itoa(int((f.retryAfter+time.Second-1)/time.Second)))
 	}
-	if f == errIdleUpload {
+	if f == errIdleBody {
 		header.Set("Connection", "close") // else the server waits for the rest first
 	}
 	if f.status == http.StatusUnauthorized {

@@ -70,7 +70,7 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 			return nil, invalid("the form has no field %q", "file")
 		}
 		if err != nil {
-			return nil, brokenForm(err)
+			return nil, brokenBody(err)
 		}
 		name := part.FormName()
 		if seen[name] {
@@ -101,7 +101,7 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(part, maxField+1))
 	if err != nil {
-		return "", brokenForm(err)
+		return "", brokenBody(err)
 	}
 	if len(text) > maxField {
 		return "", invalid("%s: longer than %d bytes", part.FormName(), maxField)
@@ -115,17 +115,6 @@ func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
 // whole says that a form, or a part of one, was read to its end. One that
 // breaks off ends with an error that wraps io.EOF.
 func whole(err error) bool { return err == io.EOF } //nolint:errorlint // see above
-
-// brokenForm is an error of reading a form.
-func brokenForm(err error) error {
-	if _, ok := errors.AsType[*failure](err); ok {
-		return err
-	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return err
-	}
-	return invalid("the form is broken or ended early: %s", shorten(err.Error()))
-}
 
 // lastPart is the file of a form. Its end is io.EOF only when the form is
 // complete and nothing follows: a field that came too late would be one that
@@ -152,7 +141,7 @@ func (f *lastPart) Read(p []byte) (int, error) {
 		err = f.end()
 	}
 	if err != nil && !whole(err) {
-		f.err = brokenForm(err)
+		f.err = brokenBody(err)
 		err = f.err
 	}
 	return n, err

@@ -100,27 +100,34 @@ func TestUploadLimit(t *testing.T) {
 	}
 }
 
-// TestUploadThatStandsStill: the client stops sending and keeps the connection.
-func TestUploadThatStandsStill(t *testing.T) {
-	s := &counting{}
-	server := serve(t, s, func(s *Server) { s.times.idle = 100 * time.Millisecond })
-	conn, err := net.Dial("tcp", server.address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	form, media := fields("path", "/x", "file", strings.Repeat("x", 10000))
-	fmt.Fprintf(conn, "POST %s/files/stream/write HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
-		at, testKey, media, len(form), form[:5000])
-	answer, err := io.ReadAll(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(answer, []byte("400 Bad Request")) || !bytes.Contains(answer, []byte("stood still")) {
-		t.Errorf("answer = %s", answer)
-	}
-	if s.whole {
-		t.Error("the service took half a file for a whole one")
+// TestBodyThatStandsStill: the client stops sending and keeps the connection.
+func TestBodyThatStandsStill(t *testing.T) {
+	form, formMedia := fields("path", "/x", "file", strings.Repeat("x", 10000))
+	for route, c := range map[string]struct{ media, body string }{
+		"/files/stream/write": {formMedia, form},
+		"/exec":               {mediaJSON, `{"cmd":"echo","args":["hello"]}`},
+	} {
+		t.Run(route, func(t *testing.T) {
+			s := &counting{}
+			server := serve(t, s, func(s *Server) { s.times.idle, s.times.request = 200*time.Millisecond, 200*time.Millisecond })
+			conn, err := net.Dial("tcp", server.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "POST %s%s HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
+				at, route, testKey, c.media, len(c.body), c.body[:len(c.body)/2])
+			answer, err := io.ReadAll(conn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(answer, []byte("400 Bad Request")) || !bytes.Contains(answer, []byte("stood still")) {
+				t.Errorf("answer = %s", answer)
+			}
+			if s.whole || s.ran.Cmd != "" {
+				t.Error("the service took half a body for a whole one")
+			}
+		})
 	}
 }
 

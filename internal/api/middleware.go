@@ -3,12 +3,10 @@ package api
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -225,9 +223,6 @@ type patientBody struct {
 func (b *patientBody) Read(p []byte) (int, error) {
 	b.rec.allowRead(b.idle)
 	n, err := b.ReadCloser.Read(p)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = errIdleUpload
-	}
 	b.rec.allowRead(0) // the time that the work takes is not the client's
 	return n, err
 }
