@@ -27,6 +27,7 @@ const (
 	restartAfter = time.Second
 	maxLine      = 64 << 10 // of what the agent prints
 	said         = 20       // lines of it that an error repeats
+	maxSandboxes = 1000     // at a time; the scheduler wants a number, memory ends earlier as a rule
 )
 
 // AgentConfig says how the host agent works. Program is needed; what is empty is the agent's default.
@@ -77,6 +78,7 @@ func (a *agent) file(cfg Config) map[string]any {
 	return map[string]any{
 		"state": cfg.StateDir, "run": cfg.RunDir, "images": c.Images, "listen": "unix:" + a.socket, "metrics": "off",
 		"driver":  given(map[string]any{"name": c.Driver, "qemu": c.QEMU, "firecracker": c.Firecracker, "jailer": c.Jailer, "kernel": c.Kernel, "initrd": c.Initrd}),
+		"limits":  map[string]any{"sandboxes": maxSandboxes},
 		"network": given(map[string]any{"range": c.Range, "prefix": c.Prefix}),
 	}
 }
