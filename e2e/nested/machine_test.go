@@ -21,7 +21,7 @@ import (
 )
 
 // machineLimit bounds the life of L1.
-const machineLimit = 15 * time.Minute
+const machineLimit = 18 * time.Minute
 
 // machine is L1: what boots, and the disks that it gets.
 type machine struct {

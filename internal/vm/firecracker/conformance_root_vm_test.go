@@ -67,8 +67,9 @@ func harness(t *testing.T, uid uint32) vmtest.Harness {
 			// A guest cannot power the machine off: it resets it, see bootArgs.
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: network.EnvdAddress, PowerOff: "b"})
 		},
-		Elsewhere: vmtest.Elsewhere,
-		Kill:      vmtest.Kill,
+		Elsewhere:   vmtest.Elsewhere,
+		Kill:        vmtest.Kill,
+		FillConsole: vmtest.FillConsole,
 		Leftovers: func(_ *testing.T, spec vm.Spec) []string {
 			left, _ := filepath.Glob(filepath.Join(cgroupRoot, "wrenn-test", spec.ID))
 			return left

@@ -106,7 +106,12 @@ func (s *suite) consoleWithoutAgent(t *testing.T) {
 		return ctx.Err()
 	}
 	must(t, "guest", guest.WaitReady(within(t), nobodyWatches))
-	must(t, "PrintMuch", guest.PrintMuch(within(t), 2*maxConsole))
+	much := 2 * maxConsole
+	if s.FillConsole != nil {
+		s.FillConsole(t, ref)
+		much = maxConsole / 8
+	}
+	must(t, "PrintMuch", guest.PrintMuch(within(t), much))
 	b := s.adoptBox(t, ref, spec, guest)
 	console, ok := b.Machine.(vm.ConsoleReader)
 	if !ok {

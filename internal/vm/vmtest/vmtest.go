@@ -34,6 +34,10 @@ type Harness struct {
 	// Kill ends a VMM by SIGKILL from outside; the function Kill does it for
 	// real processes.
 	Kill func(t *testing.T, ref vm.Ref)
+	// FillConsole prints for the guest until the console is almost full, where
+	// each byte would cost a guest a millisecond; the function FillConsole does
+	// it for processes of package launch. May be nil.
+	FillConsole func(t *testing.T, ref vm.Ref)
 	// Leftovers names what is left of a machine outside its directory, besides
 	// processes and mounts that name it, which the suite finds itself. May be nil.
 	Leftovers func(t *testing.T, spec vm.Spec) []string
