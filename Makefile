@@ -48,7 +48,7 @@ lint: ## format, vet, golangci-lint, buf, shellcheck
 	@shellcheck scripts/*.sh images/*.sh .ci/run
 
 .PHONY: generate
-generate: generate/proto generate/api ## all committed generated code
+generate: generate/proto generate/api generate/sql ## all committed generated code
 
 .PHONY: generate/proto
 generate/proto: ## make proto/gen from proto
@@ -58,9 +58,13 @@ generate/proto: ## make proto/gen from proto
 generate/api: ## make the server types of internal/api from api/openapi.yaml
 	@$(TOOL) oapi-codegen -config internal/api/internal/oapi/config.yaml api/openapi.yaml
 
+.PHONY: generate/sql
+generate/sql: ## make the queries of internal/postgres from db/queries
+	@$(TOOL) sqlc generate -f db/sqlc.yaml
+
 .PHONY: verify/generate
 verify/generate: generate
-	@git diff --exit-code --stat -- proto/gen internal/api/internal/oapi || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
+	@git diff --exit-code --stat -- proto/gen internal/api/internal/oapi internal/postgres/internal/dbsqlc || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
 
 .PHONY: schemathesis
 schemathesis: setup ## look for answers that are not in the contract (needs python3-venv)

@@ -22,7 +22,7 @@ type HostInfo struct {
 	Capacity Capacity
 }
 
-// Capacity is what a host's limits allow and what is taken.
+// Capacity is what a host's limits allow, 0 where there is no limit, and what is taken.
 type Capacity struct {
 	Sandboxes, SandboxesUsed int
 	MemoryMB, MemoryMBUsed   int64

@@ -42,17 +42,18 @@ func envd(ctx context.Context, b *bench) (_ []row, err error) {
 		{"upload; bare: a file copy", "", mibs, outBytes >> 20, e.upload, e.bareCopy},
 		{"download; bare: a file copy", "", mibs, outBytes >> 20, e.download, e.bareCopy},
 	} {
-		rate := func(f func(context.Context) error) func(context.Context) (float64, error) {
-			return func(ctx context.Context) (float64, error) {
+		rate := func(f func(context.Context) error) func(context.Context) (sample, error) {
+			return func(ctx context.Context) (sample, error) {
 				took, err := timed(func() error { return f(ctx) })
-				return m.amount / took, err
+				return sample{m.amount / took}, err
 			}
 		}
-		ours, bare, ratio, err := pairs(ctx, b.rounds, rate(m.ours), rate(m.bare))
+		figures, err := pairs(ctx, b.rounds, rate(m.ours), rate(m.bare))
 		if err != nil {
 			return rows, fmt.Errorf("%s: %w", m.what, err)
 		}
-		rows = append(rows, row{m.what, m.show(ours), m.show(bare), ratio, m.limit})
+		f := figures[0]
+		rows = append(rows, row{m.what, m.show(f.ours), m.show(f.bare), f.ratio, m.limit})
 	}
 	return rows, nil
 }
@@ -76,13 +77,11 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	if err := os.WriteFile(e.source, bytes.Repeat([]byte("wrenn\n--"), outBytes/8), 0o600); err != nil {
 		return nil, err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
-	address := listener.Addr().String()
-	listener.Close()
-	cmd := exec.Command("bin/envd", "-listen", address)
+	cmd := exec.CommandContext(ctx, "bin/envd", "-outside-guest", "-listen", address)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -96,6 +95,15 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	}
 	e.idleMiB, err = residentMiB(cmd.Process.Pid)
 	return e, err
+}
+
+// freeAddress returns one of this machine that nobody listens on now.
+func freeAddress(ctx context.Context) (string, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
 }
 
 // ignoreExit is for a process that was killed on purpose.

@@ -102,22 +102,37 @@ func print(rows []row) error {
 	return table.Flush()
 }
 
+// sample is one measurement of one or more figures.
+type sample []float64
+
+// comparison is a figure of ours and of the bare limit: medians, and the median
+// of the ratios pair by pair.
+type comparison struct{ ours, bare, ratio float64 }
+
 // pairs measures ours and bare in turn, so that a machine whose speed drifts
-// does not favour one, and returns the medians and the median of the ratios.
-func pairs(ctx context.Context, rounds int, ours, bare func(context.Context) (float64, error)) (o, b, ratio float64, err error) {
-	var os, bs, ratios []float64
+// does not favour one, and compares each figure of the samples.
+func pairs(ctx context.Context, rounds int, ours, bare func(context.Context) (sample, error)) ([]comparison, error) {
+	var all []struct{ ours, bare sample }
 	for range rounds {
-		x, err := ours(ctx)
+		o, err := ours(ctx)
 		if err != nil {
-			return 0, 0, 0, err
+			return nil, err
 		}
-		y, err := bare(ctx)
+		b, err := bare(ctx)
 		if err != nil {
-			return 0, 0, 0, err
+			return nil, err
 		}
-		os, bs, ratios = append(os, x), append(bs, y), append(ratios, x/y)
+		all = append(all, struct{ ours, bare sample }{o, b})
 	}
-	return median(os), median(bs), median(ratios), nil
+	var result []comparison
+	for i := range all[0].ours {
+		var os, bs, ratios []float64
+		for _, pair := range all {
+			os, bs, ratios = append(os, pair.ours[i]), append(bs, pair.bare[i]), append(ratios, pair.ours[i]/pair.bare[i])
+		}
+		result = append(result, comparison{median(os), median(bs), median(ratios)})
+	}
+	return result, nil
 }
 
 func median(xs []float64) float64 {

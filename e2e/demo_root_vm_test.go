@@ -64,7 +64,7 @@ func (d *demo) wait(t *testing.T) (int, string) {
 // stateDir returns a short temporary directory: sockets live below it.
 func stateDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "we2e")
+	dir, err := os.MkdirTemp("/tmp", "we2e") //nolint:usetesting // t.TempDir's names are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,9 +113,11 @@ func TestDemo(t *testing.T) {
 func TestDemoInterrupted(t *testing.T) {
 	dir := stateDir(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
-		for _, moment := range []string{"A new machine", "hello from", "The same machine again"} {
+		for moment, command := range map[string][]string{
+			"A new machine": nil, "hello from": {"sleep", "600"}, "The same machine again": nil,
+		} {
 			t.Run(fmt.Sprintf("%s at %q", sig, moment), func(t *testing.T) {
-				d := startDemo(t, dir, "sleep", "600")
+				d := startDemo(t, dir, command...)
 				if !d.out.wait(moment, patience) {
 					t.Fatalf("the demo did not come to %q:\n%s", moment, d.out)
 				}
@@ -136,6 +138,28 @@ func TestDemoInterrupted(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestDemoNeedsRoot runs a copy of the program, where nobody may reach it.
+func TestDemoNeedsRoot(t *testing.T) {
+	dir := stateDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := os.ReadFile(hostAgent(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "host-agent")
+	if err := os.WriteFile(path, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "demo")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "run it with sudo") {
+		t.Errorf("demo as nobody: %v:\n%s", err, out)
 	}
 }
 

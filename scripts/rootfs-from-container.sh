@@ -43,5 +43,9 @@ else
 fi
 
 # An export that fails midway lacks the archive's end: the agent then keeps
-# nothing. No temporary file, nothing to clean up.
-"${cli[@]}" export "$container" | "$agent" image from-container "$name" "$@"
+# nothing. One whose reader is gone may wait for ever (podman does), so it is
+# ended with this script, however that ends.
+exec {stream}< <(exec "${cli[@]}" export "$container")
+exporter=$!
+trap 'kill "$exporter" 2>/dev/null || true' EXIT
+"$agent" image from-container "$name" "$@" <&"$stream"

@@ -53,9 +53,11 @@ fi
 
 suite 'namespaces, ownership and full disks, as root' -tags root ./internal/...
 
-exports=$(bin/host-agent image prepare --export)
+# Images are kept where make run keeps them: they take a minute to make.
+export WRENN_TEST_IMAGES=/var/lib/wrenn
+exports=$(bin/host-agent image prepare --images "$WRENN_TEST_IMAGES" --export)
 eval "$exports"
-suite 'machines on qemu, as root' -tags root,vm -timeout 20m -p 1 ./internal/vm/... ./internal/sandbox/... ./e2e
+suite 'machines on qemu, as root' -tags root,vm -timeout 20m -p 1 ./internal/vm/qemu ./e2e
 
 if [ -z "${WRENN_FIRECRACKER_DIR:-}" ]; then
 	left_out 'machines on firecracker: set WRENN_FIRECRACKER_DIR, see CONTRIBUTING.md'

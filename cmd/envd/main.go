@@ -11,6 +11,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"os/signal"
 	"os/user"
 	"time"
 
@@ -60,6 +61,8 @@ func start(ctx context.Context, args []string) error {
 	}
 	// What the agent was born with is not for its programs. Linux before 5.11 cannot; nothing depends on it.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	// A signal that is ignored would be ignored by every program; one that is caught is not.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {

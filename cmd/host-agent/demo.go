@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"wrenn/internal/demo"
 	"wrenn/internal/host"
@@ -18,6 +19,7 @@ type demoCommand struct {
 
 	RunDir      string       `default:"/run/wrenn" name:"run" type:"path" help:"Directory for sockets and consoles; short."`
 	Images      string       `type:"path" help:"Directory for guest images, if not --state."`
+	Image       string       `help:"An image that image from-container made, instead of the default."`
 	Driver      string       `default:"auto" enum:"auto,qemu,firecracker" help:"The VMM: auto takes what works here."`
 	QEMU        string       `default:"qemu-system-x86_64" name:"qemu" help:"Path or name of QEMU."`
 	Firecracker string       `default:"firecracker" help:"Path or name of Firecracker."`
@@ -35,7 +37,7 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 	times := &demo.Times{}
 	h, err := host.Open(ctx, host.Config{
 		StateDir: line.State, RunDir: c.RunDir,
-		Image:   image.Config{StateDir: c.Images, Kernel: c.Kernel, Initrd: c.Initrd},
+		Image:   image.Config{StateDir: c.Images, Name: c.Image, Kernel: c.Kernel, Initrd: c.Initrd},
 		Driver:  host.DriverConfig{Name: c.Driver, QEMU: c.QEMU, Firecracker: c.Firecracker, Jailer: c.Jailer},
 		Network: network.Config{Prefix: c.Prefix, Range: c.Range, Ready: 1},
 		Out:     std.out, Log: line.log(std.err), Trace: times.Trace,
@@ -58,6 +60,14 @@ func (c *demoCommand) Run(ctx context.Context, line *commandLine, std streams) (
 	if err := times.Print(std.out); err != nil {
 		return err
 	}
+	left, err := host.Leftovers(c.RunDir, c.Prefix)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left behind: %s", strings.Join(left, ", "))
+	}
+	fmt.Fprintln(std.out, "\nnothing of them is left")
 	if code != 0 {
 		return exitCode(code)
 	}

@@ -21,7 +21,7 @@ func waitFor(device string) error {
 	if err != nil {
 		return wrap("listen for devices", err)
 	}
-	defer syscall.Close(events)
+	defer release(events)
 	buf := make([]byte, 4096)
 	for start := now(); !exists(device); {
 		if now()-start > deviceTimeout {
@@ -51,12 +51,16 @@ func uevents() (int, error) {
 		return -1, err
 	}
 	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 1}); err != nil {
-		syscall.Close(fd)
+		release(fd)
 		return -1, err
 	}
 	if err := syscall.Bind(fd, &syscall.SockaddrNetlink{Family: syscall.AF_NETLINK, Groups: kernelGroup}); err != nil {
-		syscall.Close(fd)
+		release(fd)
 		return -1, err
 	}
 	return fd, nil
 }
+
+// release closes a descriptor that nothing was written to: it cannot fail in a
+// way that matters.
+func release(fd int) { _ = syscall.Close(fd) }

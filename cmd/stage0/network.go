@@ -1,7 +1,7 @@
 package main
 
 import (
-	"encoding/binary"
+	"errors"
 	"syscall"
 	"unsafe"
 )
@@ -20,20 +20,18 @@ type sockaddrIn struct {
 	_      [8]byte
 }
 
-// rtentry is struct rtentry of <net/route.h>.
+// rtentry is struct rtentry of <linux/route.h>.
 type rtentry struct {
-	_                 uint64
-	dst, gateway, gen sockaddrIn
-	flags             uint16
-	_                 int16
-	_                 uint64
-	_                 uint8
-	_                 uint8
-	_                 [3]int16
-	metric            int16
-	device            *byte
-	mtu, window       uint64
-	irtt              uint16
+	_                  uint64
+	dst, gateway, mask sockaddrIn
+	flags              uint16
+	_                  int16
+	_                  uint64
+	_                  uint64
+	metric             int16
+	device             *byte
+	mtu, window        uint64
+	irtt               uint16
 }
 
 // configureNetwork brings the loopback up and gives the device of ip= its
@@ -44,7 +42,7 @@ func configureNetwork(ip address) error {
 	if err != nil {
 		return wrap("configure the network", err)
 	}
-	defer syscall.Close(fd)
+	defer release(fd)
 	if err := bringUp(fd, "lo"); err != nil {
 		return err
 	}
@@ -77,8 +75,7 @@ func bringUp(fd int, device string) error {
 	if err := ioctl(fd, syscall.SIOCGIFFLAGS, unsafe.Pointer(r)); err != nil {
 		return wrap("find the network device "+device, err)
 	}
-	flags := binary.NativeEndian.Uint16(r.data[:])
-	binary.NativeEndian.PutUint16(r.data[:], flags|syscall.IFF_UP)
+	*(*uint16)(unsafe.Pointer(&r.data)) |= syscall.IFF_UP
 	return wrap("bring up "+device, ioctl(fd, syscall.SIOCSIFFLAGS, unsafe.Pointer(r)))
 }
 
@@ -98,10 +95,13 @@ func setAddress(fd int, what uintptr, device string, ip [4]byte) error {
 }
 
 func addDefaultRoute(fd int, gateway [4]byte) error {
-	any := sockaddrIn{family: syscall.AF_INET}
-	route := rtentry{dst: any, gen: any, gateway: sockaddrIn{family: syscall.AF_INET, ip: gateway}, flags: syscall.RTF_UP | syscall.RTF_GATEWAY}
+	everything := sockaddrIn{family: syscall.AF_INET}
+	route := rtentry{
+		dst: everything, mask: everything, gateway: sockaddrIn{family: syscall.AF_INET, ip: gateway},
+		flags: syscall.RTF_UP | syscall.RTF_GATEWAY,
+	}
 	err := ioctl(fd, syscall.SIOCADDRT, unsafe.Pointer(&route))
-	if err == syscall.EEXIST {
+	if errors.Is(err, syscall.EEXIST) {
 		return nil
 	}
 	return err

@@ -60,7 +60,8 @@ CREATE TABLE sandboxes (
 );
 -- A page of a team's list is read in order from here, whichever states are asked for.
 CREATE INDEX sandboxes_list ON sandboxes (team_id, state, created_at DESC, id DESC);
-CREATE INDEX sandboxes_metadata ON sandboxes USING gin (metadata jsonb_path_ops);
+-- Without fastupdate: a list must not read through what was inserted lately (7 ms each time at 100,000 rows).
+CREATE INDEX sandboxes_metadata ON sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate = off);
 -- The reconciler's: what should be on a host. Ended rows are most of the table and not in it.
 CREATE INDEX sandboxes_host ON sandboxes (host_id, state) WHERE state NOT IN ('stopped', 'failed');
 

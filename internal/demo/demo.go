@@ -54,6 +54,13 @@ func Run(ctx context.Context, cfg Config) (code int, err error) {
 	code, err = session(ctx, cfg, func(ctx context.Context) (*sandbox.Sandbox, error) {
 		return cfg.Manager.Restore(ctx, wrenn.NewSandboxID(), snapshotName)
 	}, nil)
+	if err != nil {
+		return code, err
+	}
+	left, err := cfg.Manager.Leftovers()
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("left behind: %s", strings.Join(left, ", "))
+	}
 	return code, err
 }
 

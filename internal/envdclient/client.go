@@ -73,9 +73,32 @@ type Init struct {
 	Token   string // from now on callers must send it; does not change this client
 }
 
+const (
+	// goodRoundTrip is how long a call may take whose time is good enough: the
+	// guest's clock is then behind by less than that.
+	goodRoundTrip = 100 * time.Millisecond
+	// initTries bounds how often Init tries to be as quick: the first call of a
+	// restored guest is its slowest, and a busy host may never be.
+	initTries = 4
+)
+
 // Init sets the guest's clock to now, gives it fresh entropy, and hands over
-// the settings. It may be repeated.
+// the settings. It may be repeated, and repeats itself as long as the message
+// takes so long that the time in it is a wrong one.
 func (c *Client) Init(ctx context.Context, init Init) error {
+	for range initTries {
+		began := time.Now()
+		if err := c.initOnce(ctx, init); err != nil {
+			return fmt.Errorf("init guest: %w", err)
+		}
+		if time.Since(began) < goodRoundTrip {
+			break
+		}
+	}
+	return nil
+}
+
+func (c *Client) initOnce(ctx context.Context, init Init) error {
 	entropy := make([]byte, entropyBytes)
 	rand.Read(entropy) // never fails, see crypto/rand
 	body, err := json.Marshal(map[string]any{
@@ -96,7 +119,7 @@ func (c *Client) Init(ctx context.Context, init Init) error {
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.do(req)
 	if err != nil {
-		return fmt.Errorf("init guest: %w", err)
+		return err
 	}
 	return resp.Body.Close()
 }

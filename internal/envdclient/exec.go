@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"wrenn"
-	"wrenn/proto/gen/envd/process"
 )
 
 // DefaultMaxOutput bounds each of the two outputs that Exec keeps.
@@ -29,6 +28,13 @@ type Command struct {
 	Env  map[string]string
 	Dir  string // "" is the user's default
 	User string // "" is the guest's default user
+	// Input is what Exec gives the command to read; nil is no input at all. Start
+	// does not use it.
+	Input []byte
+	// Stdin says, to Start, that Send will bring input; PTY gives the command a
+	// terminal of that size, which has input always, instead of pipes.
+	Stdin bool
+	PTY   *Size
 	// MaxOutput bounds each output that Exec keeps, in bytes; default DefaultMaxOutput.
 	MaxOutput int
 }
@@ -47,14 +53,23 @@ type Exit struct {
 	Status string // "exit status 3", "signal: killed"
 }
 
-// Exec runs a command without input and returns when it ended. A nonzero exit
-// is no error. When ctx ends first the command is killed.
+// Exec runs a command and returns when it ended. A nonzero exit is no error,
+// nor is a command that does not read its input. When ctx ends first the
+// command is killed.
 func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
+	cmd.Stdin, cmd.PTY = cmd.Input != nil, nil
 	proc, err := c.Start(ctx, cmd)
 	if err != nil {
 		return nil, err
 	}
 	defer proc.Close()
+	if cmd.Stdin {
+		feeding, stop := context.WithCancel(ctx)
+		var feeder sync.WaitGroup
+		feeder.Go(func() { proc.feed(feeding, cmd.Input) })
+		defer feeder.Wait()
+		defer stop()
+	}
 	limit := cmp.Or(cmd.MaxOutput, DefaultMaxOutput)
 	stdout, stderr := head{limit: limit}, head{limit: limit}
 	for {
@@ -84,95 +99,6 @@ func (c *Client) killAbandoned(ctx context.Context, pid uint32) {
 	defer cancel()
 	_ = c.Kill(ctx, pid) // it may have ended meanwhile; the caller's error is the one that counts
 }
-
-// Kill sends SIGKILL to a process that Start made, and to its group. NotFound
-// when it has ended.
-func (c *Client) Kill(ctx context.Context, pid uint32) error {
-	_, err := c.process.SendSignal(ctx, &process.SendSignalRequest{
-		Process: &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: pid}},
-		Signal:  process.Signal_SIGNAL_SIGKILL,
-	})
-	return fromRPC("kill", err)
-}
-
-// Event is a piece of output; exactly one field is set.
-type Event struct{ Stdout, Stderr []byte }
-
-// Process is a running command whose output is read piece by piece. It is not
-// safe for concurrent use.
-type Process struct {
-	stream *connect.ServerStreamForClient[process.StartResponse]
-	pid    uint32
-	exit   Exit
-	ended  bool
-}
-
-// Start runs a command without input and returns when it runs. A reader that
-// does not call Next slows the command down; nothing is buffered without
-// bound. The command outlives ctx and Close; a deadline of ctx ends it.
-func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
-	stream, err := c.startStream(ctx, cmd)
-	if err != nil {
-		return nil, fromRPC("start "+cmd.Path, err)
-	}
-	p := &Process{stream: stream}
-	if !stream.Receive() {
-		err := cmp.Or(stream.Err(), io.ErrUnexpectedEOF)
-		p.Close()
-		return nil, fromRPC("start "+cmd.Path, err)
-	}
-	start := stream.Msg().GetEvent().GetStart()
-	if start == nil {
-		p.Close()
-		return nil, wrenn.Errorf(wrenn.Internal, "start %s: the guest's agent did not begin with a start event", cmd.Path)
-	}
-	p.pid = start.GetPid()
-	return p, nil
-}
-
-func (c *Client) startStream(ctx context.Context, cmd Command) (*connect.ServerStreamForClient[process.StartResponse], error) {
-	ctx, call := connect.NewClientContext(ctx)
-	if cmd.User != "" {
-		call.RequestHeader().Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(cmd.User+":")))
-	}
-	req := &process.StartRequest{
-		Process: &process.ProcessConfig{Cmd: cmd.Path, Args: cmd.Args, Envs: cmd.Env},
-		Stdin:   new(bool),
-	}
-	if cmd.Dir != "" {
-		req.Process.Cwd = &cmd.Dir
-	}
-	return c.process.Start(ctx, req)
-}
-
-// PID is the process's id in the guest.
-func (p *Process) PID() uint32 { return p.pid }
-
-// Next returns the next piece of output, valid until the next call, and io.EOF
-// when the process ended: then Exit is set. Any other error says that the
-// stream broke; the process may run on.
-func (p *Process) Next() (Event, error) {
-	for p.stream.Receive() {
-		switch ev := p.stream.Msg().GetEvent(); {
-		case ev.GetData() != nil:
-			return Event{Stdout: ev.GetData().GetStdout(), Stderr: ev.GetData().GetStderr()}, nil
-		case ev.GetEnd() != nil:
-			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: ev.GetEnd().GetStatus()}
-			p.ended = true
-			return Event{}, io.EOF
-		}
-	}
-	if p.ended {
-		return Event{}, io.EOF
-	}
-	return Event{}, fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF))
-}
-
-// Exit says how the process ended; the zero Exit before Next returned io.EOF.
-func (p *Process) Exit() Exit { return p.exit }
-
-// Close ends the stream, not the process. Twice is allowed.
-func (p *Process) Close() { _ = p.stream.Close() } // nothing is lost that Next did not report
 
 // head keeps the first limit bytes written to it.
 type head struct {

@@ -66,7 +66,8 @@ type Agent struct {
 	clock    *clock.Clock
 	process  *process.Service
 	files    *filesystem.Service
-	usage    usage
+	usage    *usage
+	user     string // what /init goes back to
 	handler  http.Handler
 }
 
@@ -83,6 +84,7 @@ func New(cfg Config) *Agent {
 		}),
 		files: filesystem.New(filesystem.Config{Accounts: cfg.Accounts, Settings: set, Log: cfg.Log}),
 		usage: newUsage(),
+		user:  cfg.DefaultUser,
 	}
 	a.handler = cors(auth.Require(set, answerError, a.routes()))
 	return a

@@ -112,6 +112,11 @@ func TestInit(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"C": "3"}, envs()); diff != "" {
 		t.Errorf("envs mismatch (-want +got):\n%s", diff)
 	}
+	// No user is the agent's own default: programs run on.
+	e.init(t, `{"defaultUser":""}`)
+	if r := e.run(t, sh("echo $C")); r.stdout.String() != "3\n" {
+		t.Errorf("stdout = %q", &r.stdout)
+	}
 	for _, body := range []string{`{`, `[]`, `{"timestamp":"noon"}`, `{"entropy":"?"}`, `{} {}`, `{"envVars":{"A":1}}`} {
 		if status, _, answer := e.call(t, http.MethodPost, "/init", body); status != http.StatusBadRequest || !strings.Contains(answer, `"code":400`) {
 			t.Errorf("init %s: status %d, %s", body, status, answer)

@@ -16,7 +16,7 @@ import (
 // is absent or null leaves things as they are, any other replaces them.
 type initRequest struct {
 	Env       *map[string]string `json:"envVars"`
-	User      *string            `json:"defaultUser"`    // "" is root
+	User      *string            `json:"defaultUser"`    // "" is the agent's own default, root in a guest
 	Workdir   *string            `json:"defaultWorkdir"` // "" is the user's home
 	Token     *string            `json:"accessToken"`    // "" admits everybody
 	Timestamp *time.Time         `json:"timestamp"`      // the host's time
@@ -44,6 +44,9 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		answerError(w, http.StatusBadRequest, fmt.Sprintf("init: %v", err))
 		return
+	}
+	if req.User != nil && *req.User == "" {
+		req.User = &a.user
 	}
 	// The settings first: a host whose clock call is refused must still get its token in.
 	a.settings.Update(req.apply)

@@ -47,14 +47,14 @@ const shortest = 500 * time.Millisecond
 type usage struct {
 	now func() time.Time
 
-	mu   *sync.Mutex // guards the following
+	mu   sync.Mutex // guards the following
 	at   time.Time
 	last cpuTimes
 	pct  float64
 }
 
 // newUsage measures from the machine's start on, at first.
-func newUsage() usage { return usage{now: time.Now, mu: new(sync.Mutex)} }
+func newUsage() *usage { return &usage{now: time.Now} }
 
 func (u *usage) read() (*metrics, error) {
 	stat, statErr := os.ReadFile("/proc/stat")

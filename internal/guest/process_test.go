@@ -337,9 +337,15 @@ func TestSignalReachesGroup(t *testing.T) {
 	if ev := next(s); ev.GetEnd().GetStatus() != "signal: terminated" {
 		t.Errorf("end = %v, want terminated", ev)
 	}
+	_, pid = e.begin(t, t.Context(), sh("exec sleep 1000"))
 	_, err = e.SendSignal(t.Context(), &process.SendSignalRequest{Process: byPID(pid)})
 	if connect.CodeOf(err) != connect.CodeInvalidArgument {
 		t.Errorf("SendSignal without signal = %v, want invalid_argument", err)
+	}
+	e.signal(t, pid, process.Signal_SIGNAL_SIGKILL)
+	_, err = e.SendSignal(t.Context(), &process.SendSignalRequest{Process: byPID(pid), Signal: process.Signal_SIGNAL_SIGKILL})
+	if connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("the second SIGKILL = %v, want not_found", err)
 	}
 }
 
@@ -353,7 +359,7 @@ func (e *envd) signal(t *testing.T, pid uint32, sig process.Signal) {
 // The deadline of Start kills the process and what it started.
 func TestDeadline(t *testing.T) {
 	e := startEnvd(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	s, pid := e.begin(t, ctx, sh("sleep 1000 & wait"))
 	for ev := next(s); ev != nil; ev = next(s) {
@@ -375,7 +381,7 @@ func TestDeadline(t *testing.T) {
 // … also when the client left before it.
 func TestDeadlineAfterClientLeft(t *testing.T) {
 	e := startEnvd(t)
-	timeout, cancelTimeout := context.WithTimeout(t.Context(), 2*time.Second)
+	timeout, cancelTimeout := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancelTimeout()
 	ctx, cancel := context.WithCancel(timeout)
 	_, pid := e.begin(t, ctx, sh("exec sleep 1000"))

@@ -25,7 +25,7 @@ import (
 // guestAccounts are those of a guest: the user has a group beside its own.
 func guestAccounts(t *testing.T) (db account.DB, home string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "envd-home-") // t.TempDir's parents are root's alone
+	dir, err := os.MkdirTemp("", "envd-home-") //nolint:usetesting // the parents of t.TempDir are root's alone
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func cgroup2(t *testing.T) string {
 		if fields[2] != "cgroup2" {
 			continue
 		}
-		dir, err := os.MkdirTemp(fields[1], "envd-test-")
+		dir, err := os.MkdirTemp(fields[1], "envd-test-") //nolint:usetesting // a directory there is a cgroup
 		if err != nil {
 			t.Skipf("cgroup2 is not writable: %v", err)
 		}

@@ -153,7 +153,7 @@ func (p *preparation) fillTree(ctx context.Context, dir string, archive io.Reade
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
+	defer func() { _ = tree.Close() }()
 	if _, err := tree.Extract(ctx, archive, p.cfg.Size); err != nil {
 		return err
 	}

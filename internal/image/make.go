@@ -55,11 +55,12 @@ func (p *preparation) make(ctx context.Context) error {
 
 // underLock runs work while nobody else writes to the store, and tidies up after it.
 func (p *preparation) underLock(ctx context.Context, work func() error) error {
-	unlock, err := p.store.lock(ctx)
+	lock, err := p.store.lock(ctx)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
+	p.debian.Lock = lock
 	if err := work(); err != nil {
 		return err
 	}

@@ -72,9 +72,10 @@ func (s *store) touch(names ...string) {
 	}
 }
 
-// lock keeps other writers out, of other processes too, until unlock. The lock
-// goes with the process, however that ends.
-func (s *store) lock(ctx context.Context) (unlock func(), err error) {
+// lock keeps other writers out, of other processes too, until the file is
+// closed by all that have it: it goes with the process, however that ends, and
+// with the children that got it.
+func (s *store) lock(ctx context.Context) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -82,7 +83,7 @@ func (s *store) lock(ctx context.Context) (unlock func(), err error) {
 	for tries := 0; ; tries++ {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return f, nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			f.Close()
@@ -110,7 +111,7 @@ func (s *store) build(name string, fill func(dir string) error) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays, the next build sweeps
 	if err := fill(dir); err != nil {
 		return noSpace(err)
 	}

@@ -62,9 +62,9 @@ func killPass(ctx context.Context, target *os.File) (int, error) {
 func killIn(ctx context.Context, pid int, target *os.File) (bool, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return false, nil //nolint:nilerr // it is gone, or a thread and no process: see pidfd_open(2)
+		return false, nil // it is gone
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if !inside(pid, target) {
 		return false, nil
 	}

@@ -200,10 +200,28 @@ func (h *host) enableForwarding(ctx context.Context) error {
 	})
 }
 
+// warnOfOthers logs which other tables drop forwarded packets by default:
+// accepting in our own does not overrule them.
+func (h *host) warnOfOthers(ctx context.Context) error {
+	return batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
+		chains, err := conn.ListChains()
+		for _, c := range chains {
+			if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop ||
+				c.Table.Family == nftables.TableFamilyIPv6 || c.Table.Family == nftables.TableFamilyBridge {
+				continue
+			}
+			h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a firewall drops forwarded packets by default: unless it accepts those of the sandboxes' links, they reach nothing",
+				slog.String("table", c.Table.Name), slog.String("chain", c.Name), slog.String("links", h.cfg.links()+"*"))
+		}
+		return err
+	})
+}
+
 // slotSet holds link and address of every slot that may send.
 func (h *host) slotSet() *nftables.Set {
 	return &nftables.Set{
 		Table:         &nftables.Table{Family: nftables.TableFamilyINet, Name: h.cfg.Prefix},
+		ID:            slotSetID,
 		Name:          "slots",
 		KeyType:       nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr),
 		Concatenation: true,
@@ -322,20 +340,4 @@ func (h *host) removeLink(index int) error {
 		return err
 	}
 	return nil
-}
-
-// forget deletes the host's connections of slot index: a machine that is gone
-// closes none of them, and an established one would stay for five days
-// (nf_conntrack_tcp_timeout_established). It reads the whole table, which is why
-// it is not part of anything that a user waits for.
-func (h *host) forget(index int) error {
-	filter := &netlink.ConntrackFilter{}
-	if err := filter.AddIP(netlink.ConntrackOrigSrcIP, h.cfg.slotAddr(index).AsSlice()); err != nil {
-		return err
-	}
-	_, err := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-	if errors.Is(err, netlink.ErrDumpInterrupted) {
-		return nil // what was missed ages out; no packet of it passes the slot's own rules
-	}
-	return err
 }

@@ -4,16 +4,21 @@ package network
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"wrenn"
 	"wrenn/internal/netns"
@@ -208,13 +213,99 @@ func TestOnlyTheSlotDialsItsGuest(t *testing.T) {
 	must(t, p.host.writeTable([]int{s.Index()}))
 }
 
-func TestDialTakesAddressesAlone(t *testing.T) {
+func TestDial(t *testing.T) {
 	l := newLab(t)
 	s := acquire(t, l.open(t, nil), "a")
-	for _, address := range []string{"localhost:80", "169.254.0.21", ""} {
-		if _, err := s.DialContext(t.Context(), "tcp", address); wrenn.CodeOf(err) != wrenn.Invalid {
-			t.Errorf("DialContext(%q) = %v", address, err)
+	for _, tc := range []struct{ network, address string }{
+		{"tcp", "localhost:80"}, {"tcp", GuestAddress}, {"tcp", ""}, {"tcp", "[::1]:80"}, {"unix", EnvdAddress},
+	} {
+		if _, err := s.DialContext(t.Context(), tc.network, tc.address); wrenn.CodeOf(err) != wrenn.Invalid {
+			t.Errorf("DialContext(%q, %q) = %v", tc.network, tc.address, err)
 		}
+	}
+	g := newGuest(t, s)
+	if _, err := s.DialContext(t.Context(), "tcp", EnvdAddress); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	serve(t, g.path, 49983)
+	for _, network := range []string{"tcp", "udp"} {
+		conn, err := s.DialContext(t.Context(), network, EnvdAddress)
+		must(t, err)
+		if got := conn.RemoteAddr().String(); got != EnvdAddress {
+			t.Errorf("connected to %s", got)
+		}
+		echo(t, conn)
+		conn.Close()
+	}
+}
+
+// Many wait for a guest that swallows everything; they must not use up threads.
+func TestDialsThatHangHoldNoThreads(t *testing.T) {
+	l := newLab(t)
+	s := acquire(t, l.open(t, nil), "a")
+	gone := errors.New("the caller went away")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	threads := func() int {
+		tasks, err := os.ReadDir("/proc/self/task")
+		must(t, err)
+		return len(tasks)
+	}
+	const dials = 200
+	before := threads()
+	var wg sync.WaitGroup
+	for range dials {
+		wg.Go(func() {
+			if _, err := s.DialContext(ctx, "tcp", EnvdAddress); !errors.Is(err, gone) {
+				t.Errorf("DialContext() = %v", err)
+			}
+		})
+	}
+	waitFor(t, "all to hang", func() bool { return synSent(t, s.Namespace()) == dials })
+	if n := threads(); n > before+dials/2 {
+		t.Errorf("%d threads, %d before", n, before)
+	}
+	cancel(gone)
+	wg.Wait()
+	waitFor(t, "their sockets to go", func() bool { return synSent(t, s.Namespace()) == 0 })
+}
+
+// synSent counts the sockets of a namespace that wait for an answer to a SYN.
+func synSent(t *testing.T, path string) int {
+	t.Helper()
+	var table []byte
+	must(t, netns.Do(path, func() (err error) {
+		table, err = os.ReadFile("/proc/thread-self/net/tcp")
+		return err
+	}))
+	n := 0
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 3 && f[3] == "02" { // TCP_SYN_SENT
+			n++
+		}
+	}
+	return n
+}
+
+func TestAnotherFirewallIsNamed(t *testing.T) {
+	l := newLab(t)
+	drop := nftables.ChainPolicyDrop
+	must(t, batch(l.host, func(conn *nftables.Conn) error {
+		table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "corporate"})
+		conn.AddChain(&nftables.Chain{Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+		return nil
+	}))
+	var log strings.Builder
+	cfg := l.cfg
+	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	p, err := Open(t.Context(), cfg)
+	must(t, err)
+	must(t, p.Close(t.Context()))
+	if !strings.Contains(log.String(), "table=corporate chain=FORWARD") {
+		t.Errorf("the log does not name it:\n%s", log.String())
+	}
+	if left := l.left(t); !slices.Equal(left, []string{"table corporate"}) {
+		t.Errorf("tables = %v", left)
 	}
 }
 
@@ -293,10 +384,56 @@ func TestDefaultRoutesDoNotClash(t *testing.T) {
 	l.open(t, nil)
 }
 
-func TestOnePoolHasAPrefix(t *testing.T) {
+func TestOnePoolHasAPrefixAndARange(t *testing.T) {
 	l := newLab(t)
-	l.open(t, nil)
-	if _, err := Open(t.Context(), l.cfg); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
-		t.Errorf("second Open() = %v", err)
+	p := l.open(t, nil)
+	other := l.cfg
+	other.Prefix, other.Range = "other", freeTestRange
+	for name, cfg := range map[string]Config{
+		"same prefix":  {Prefix: l.cfg.Prefix, Range: freeTestRange},
+		"same range":   {Prefix: "other", Range: p.cfg.Range},
+		"in the range": {Prefix: "other", Range: netip.PrefixFrom(p.cfg.hostAddr(512), 24)},
+	} {
+		cfg.HostNamespace, cfg.RunDir, cfg.Log = l.cfg.HostNamespace, l.cfg.RunDir, l.cfg.Log
+		if _, err := Open(t.Context(), cfg); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+			t.Errorf("%s: Open() = %v", name, err)
+		}
+	}
+	second, err := Open(t.Context(), other)
+	must(t, err)
+	must(t, second.Close(t.Context()))
+	locks, err := os.ReadDir(l.cfg.RunDir)
+	must(t, err)
+	if len(locks) != 1 {
+		t.Errorf("lock files: %v", locks)
+	}
+}
+
+// Other tables of the host, such as Docker's, rewrite destinations before the
+// packet is routed.
+func TestRewrittenDestinationsAreNoWayAround(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	serve(t, l.host, 80)
+	g := newGuest(t, acquire(t, l.open(t, nil), "a"))
+	for _, tc := range []struct{ to, comment string }{
+		{worldPrivate, "to a closed network"},
+		{hostPrivate, "rewritten to the host"},
+	} {
+		t.Run(tc.to, func(t *testing.T) {
+			rewrite := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "rewrite"}
+			must(t, batch(l.host, func(conn *nftables.Conn) error {
+				conn.AddTable(rewrite)
+				chain := conn.AddChain(&nftables.Chain{Name: "dnat", Table: rewrite, Type: nftables.ChainTypeNAT,
+					Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
+				conn.AddRule(&nftables.Rule{Table: rewrite, Chain: chain, Exprs: []expr.Any{
+					&expr.Immediate{Register: 1, Data: netip.MustParseAddr(tc.to).AsSlice()},
+					&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+				}})
+				return nil
+			}))
+			knock(t, g.path, "tcp4", worldPublic+":80", func() uint64 { return counted(t, l.host, l.cfg.Prefix, tc.comment) })
+			must(t, batch(l.host, func(conn *nftables.Conn) error { conn.DelTable(rewrite); return nil }))
+		})
 	}
 }

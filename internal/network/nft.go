@@ -63,11 +63,18 @@ func (t table) rule(chain *nftables.Chain, comment string, parts ...[]expr.Any) 
 	})
 }
 
-// prefixSet adds a set of networks that do not overlap.
-func (t table) prefixSet(name string, prefixes []netip.Prefix) (*nftables.Set, error) {
-	set := &nftables.Set{Table: t.Table, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
+// The ids of sets tell them apart within a batch. Left to the library they would
+// come from a counter that concurrent batches write without a lock.
+const (
+	closedSetID = iota + 1
+	slotSetID
+)
+
+// closedSet adds the set of the networks that no guest reaches.
+func (t table) closedSet(slots netip.Prefix) (*nftables.Set, error) {
+	set := &nftables.Set{Table: t.Table, ID: closedSetID, Name: "closed", KeyType: nftables.TypeIPAddr, Interval: true}
 	var elements []nftables.SetElement
-	for _, p := range prefixes {
+	for _, p := range closedTo(slots) {
 		first := p.Addr()
 		elements = append(elements, nftables.SetElement{Key: first.AsSlice()})
 		// The end is exclusive; what reaches to the last address has none.
@@ -75,7 +82,10 @@ func (t table) prefixSet(name string, prefixes []netip.Prefix) (*nftables.Set, e
 			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 		}
 	}
-	return set, t.conn.AddSet(set, elements)
+	if err := t.conn.AddSet(set, elements); err != nil {
+		return nil, fmt.Errorf("set of closed networks: %w", err)
+	}
+	return set, nil
 }
 
 // The parts of rules. All of them compare register 1.
@@ -217,13 +227,4 @@ func closedTo(slots netip.Prefix) []netip.Prefix {
 		closed = append(closed, slots)
 	}
 	return closed
-}
-
-// closedSet adds the set of the networks that no guest reaches.
-func (t table) closedSet(slots netip.Prefix) (*nftables.Set, error) {
-	set, err := t.prefixSet("closed", closedTo(slots))
-	if err != nil {
-		return nil, fmt.Errorf("set of closed networks: %w", err)
-	}
-	return set, nil
 }

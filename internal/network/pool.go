@@ -110,6 +110,9 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 	if err := p.host.enableForwarding(ctx); err != nil {
 		return err
 	}
+	if err := p.host.warnOfOthers(ctx); err != nil {
+		return fmt.Errorf("list nftables chains: %w", err)
+	}
 	return p.host.writeTable(whole)
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -169,6 +170,7 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 		t.Fatal("no connection is tracked: this test shows nothing")
 	}
 	g.stop()
+	link := linkOf(t, first)
 	must(t, first.Release(t.Context()))
 	for _, path := range []string{first.Namespace(), l.host} {
 		if left := flows(t, path); len(left) != 0 {
@@ -180,12 +182,40 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	}
 	must(t, netns.Delete(filepath.Base(g.path))) // newGuest makes it again
 	second := acquire(t, p, "second")
+	if linkOf(t, second) != link {
+		t.Error("the slot was removed and made anew")
+	}
 	again := newGuest(t, second)
 	conn, err = dial(t.Context(), again.path, "tcp4", worldPublic+":80")
 	must(t, err)
 	echo(t, conn)
 	conn.Close()
 	again.stop()
+}
+
+func TestReleaseLeavesTheConnectionsOfOthers(t *testing.T) {
+	l := newLab(t)
+	serve(t, l.world, 80)
+	p := l.open(t, nil)
+	a, b := acquire(t, p, "a"), acquire(t, p, "b")
+	var conns []net.Conn
+	for _, s := range []*Slot{a, b} {
+		conn, err := dial(t.Context(), newGuest(t, s).path, "tcp4", worldPublic+":80")
+		must(t, err)
+		defer conn.Close()
+		echo(t, conn)
+		conns = append(conns, conn)
+	}
+	must(t, a.Release(t.Context()))
+	for _, f := range flows(t, l.host) {
+		if got, want := f.Forward.SrcIP.String(), p.cfg.slotAddr(b.Index()).String(); got != want {
+			t.Errorf("a connection from %s is left, want those from %s alone", got, want)
+		}
+	}
+	if len(flows(t, l.host)) == 0 {
+		t.Error("the other slot's connection is gone")
+	}
+	echo(t, conns[1])
 }
 
 func TestSlotWithATAPInUseIsNotRecycled(t *testing.T) {
@@ -195,18 +225,24 @@ func TestSlotWithATAPInUseIsNotRecycled(t *testing.T) {
 	s := acquire(t, p, "a")
 	tap := openTAP(t, s.Namespace(), s.TAP())
 	defer tap.Close()
-	old := inode(t, s.Namespace())
+	old := linkOf(t, s)
 	must(t, s.Release(t.Context()))
-	if fresh := acquire(t, p, "b"); inode(t, fresh.Namespace()) == old {
+	if fresh := acquire(t, p, "b"); linkOf(t, fresh) == old {
 		t.Error("the namespace in which the TAP is in use was handed out")
 	}
 }
 
-func inode(t *testing.T, path string) uint64 {
+// linkOf is the kernel's index of the slot's link on the host: a recycled slot
+// keeps it, and the kernel does not give it to another link.
+func linkOf(t *testing.T, s *Slot) int {
 	t.Helper()
-	info, err := os.Stat(path)
-	must(t, err)
-	return info.Sys().(*syscall.Stat_t).Ino
+	var index int
+	inside(t, s.pool.cfg.HostNamespace, func(nl *netlink.Handle) {
+		link, err := nl.LinkByName(s.pool.cfg.name(s.Index()))
+		must(t, err)
+		index = link.Attrs().Index
+	})
+	return index
 }
 
 func TestTenAtOnce(t *testing.T) {
@@ -402,10 +438,10 @@ func TestEachStepOfRecyclingFailsOnceAndTheSlotIsRemoved(t *testing.T) {
 			p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
 			waitReady(t, p, 1)
 			s := acquire(t, p, "a")
-			old := inode(t, s.Namespace())
+			old := linkOf(t, s)
 			p.fault = failOnce(point)
 			must(t, s.Release(t.Context()))
-			if fresh := acquire(t, p, "b"); inode(t, fresh.Namespace()) == old {
+			if fresh := acquire(t, p, "b"); linkOf(t, fresh) == old {
 				t.Error("a slot in doubt was handed out")
 			}
 		})

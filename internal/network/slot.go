@@ -3,11 +3,9 @@ package network
 import (
 	"context"
 	"net"
-	"net/netip"
 	"sync/atomic"
 
 	"wrenn"
-	"wrenn/internal/netns"
 )
 
 // SlotRef is what Adopt needs; a journal keeps it as JSON.
@@ -51,23 +49,17 @@ func (s *Slot) Ref() SlotRef { return s.ref }
 
 var errReleased = wrenn.Errorf(wrenn.FailedPrecondition, "the network slot was released")
 
-// DialContext connects to an address of the guest with a socket of the slot's
-// namespace; the connection is usable everywhere. The address must be an IP
-// address and a port: names are not resolved there. FailedPrecondition after Release.
+// DialContext connects to an IPv4 address and port by tcp or udp, with a socket
+// of the slot's namespace; the connection is usable everywhere. Names are not
+// resolved. FailedPrecondition after Release.
 //
 // A guest that is not up yet does not refuse but swallows the first packet, and
 // the kernel sends the next after a second: bound attempts by ctx, and repeat them.
-func (s *Slot) DialContext(ctx context.Context, network, address string) (conn net.Conn, err error) {
-	if _, err := netip.ParseAddrPort(address); err != nil {
-		return nil, &wrenn.Error{Code: wrenn.Invalid, Message: "not an address in a sandbox", Err: err}
-	}
+func (s *Slot) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if s.released.Load() {
 		return nil, errReleased
 	}
-	err = netns.Do(s.Namespace(), func() (err error) {
-		conn, err = new(net.Dialer).DialContext(ctx, network, address)
-		return err
-	})
+	conn, err := dialIn(ctx, s.Namespace(), network, address)
 	if err != nil {
 		return nil, err
 	}

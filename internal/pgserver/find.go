@@ -35,7 +35,9 @@ var versionLine = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
 func Find(ctx context.Context) ([]Programs, error) {
 	var dirs []string
 	if path, err := exec.LookPath("postgres"); err == nil {
-		dirs = append(dirs, filepath.Dir(path))
+		if path, err = filepath.EvalSymlinks(path); err == nil { // the other programs are beside the real one
+			dirs = append(dirs, filepath.Dir(path))
+		}
 	}
 	for _, place := range places {
 		found, err := filepath.Glob(place)

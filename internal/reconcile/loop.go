@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	parallelHosts   = 32 // rounds at once, so that a host that hangs holds up nobody
+	parallelHosts   = 16 // rounds at once, so that a host that hangs holds up nobody
 	parallelActions = 8  // of one host
 	leadPoll        = 5 * time.Second
 )

@@ -182,37 +182,44 @@ func (r *Result) live(row *wrenn.Sandbox, seen wrenn.SeenSandbox, age time.Durat
 		return // the host is at it
 	}
 	paused := seen.State == wrenn.SeenPaused
+	state := row.State
 	switch row.State {
-	case wrenn.Starting:
-		r.add(Move, row, wrenn.Running, "")
-	case wrenn.Running:
-		if paused {
-			r.add(Resume, row, "", "")
-		}
-		if seen.Timeout != row.Timeout {
-			r.add(Extend, row, "", "")
-		}
-	case wrenn.Paused:
-		if !paused {
-			r.add(Pause, row, "", "")
-		}
-	case wrenn.Pausing, wrenn.Resuming:
-		r.turned(row, paused, age > grace.Turning)
 	case wrenn.Stopping:
 		if age > grace.Stopping {
 			r.add(Destroy, row, EndOf(row), row.Reason)
 		}
+	case wrenn.Starting:
+		state = wrenn.Running
+	case wrenn.Pausing, wrenn.Resuming:
+		state = turned(row.State, paused, age > grace.Turning)
 	}
+	if state != row.State {
+		r.add(Move, row, state, "")
+	}
+	r.level(row, state, paused, seen.Timeout)
 }
 
 // turned settles a row between running and paused: at once when the host has
 // done it, and back when nobody can be doing it any more.
-func (r *Result) turned(row *wrenn.Sandbox, paused, late bool) {
-	to := wrenn.Running
-	if paused {
-		to = wrenn.Paused
+func turned(state wrenn.State, paused, late bool) wrenn.State {
+	if done := (state == wrenn.Pausing) == paused; !done && !late {
+		return state
 	}
-	if done := (row.State == wrenn.Pausing) == paused; done || late {
-		r.add(Move, row, to, "")
+	if paused {
+		return wrenn.Paused
+	}
+	return wrenn.Running
+}
+
+// level brings the host to what the row says, or will say in a moment.
+func (r *Result) level(row *wrenn.Sandbox, state wrenn.State, paused bool, timeout time.Duration) {
+	if state == wrenn.Running && paused {
+		r.add(Resume, row, "", "")
+	}
+	if state == wrenn.Paused && !paused {
+		r.add(Pause, row, "", "")
+	}
+	if state == wrenn.Running && timeout != row.Timeout {
+		r.add(Extend, row, "", "")
 	}
 }

@@ -5,6 +5,7 @@ package rollback
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -47,8 +48,8 @@ func (s *Stack) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		if err := steps[i](ctx); err != nil {
+	for _, step := range slices.Backward(steps) {
+		if err := step(ctx); err != nil {
 			errs = append(errs, err)
 		}
 	}

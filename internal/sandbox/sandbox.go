@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"wrenn"
@@ -16,81 +17,216 @@ import (
 	"wrenn/internal/vm"
 )
 
-// Sandbox is one running sandbox. Destroy it.
+// Sandbox is one sandbox. Destroy it. Its methods are safe for concurrent use.
 type Sandbox struct {
 	id      wrenn.SandboxID
 	m       *Manager
-	shape   Shape
-	journal *journal
-	slot    *network.Slot
-	machine vm.Machine
-	guest   *envdclient.Client
+	request Request
+	made    chan struct{} // closed when the launch has ended, well or not
+
+	freezing turn // who pauses and resumes the machine
+	turn     turn // who has it may change the next four; taken before freezing
+	journal  *journal
+	slot     *network.Slot
+	machine  vm.Machine
+	unwatch  context.CancelFunc // stops the watcher; nil when there is none
+
+	guest *envdclient.Client // set before the sandbox runs
+
+	mu       sync.Mutex // guards the following
+	life     life
+	unwanted bool                    // somebody destroys it
+	abort    context.CancelCauseFunc // ends what is going on in the turn; may be nil
+}
+
+// Request is what sandbox is wanted.
+type Request struct {
+	ID       wrenn.SandboxID
+	Template string
+	Shape    Shape
+	// Timeout is the time without use after which the sandbox ends; 0 is never.
+	Timeout time.Duration
+	// Env is for every command of the sandbox. It is kept in the guest alone.
+	Env map[string]string
 }
 
 // ID is the sandbox's name.
 func (s *Sandbox) ID() wrenn.SandboxID { return s.id }
 
-// Guest talks to the agent in the sandbox.
+// Guest talks to the agent in the sandbox. Hold a Use meanwhile.
 func (s *Sandbox) Guest() *envdclient.Client { return s.guest }
 
 // Create boots a new sandbox and returns when its agent answered. When it
-// fails nothing of the sandbox is left.
+// fails nothing of the sandbox is left, or the error says what is and why: Run
+// tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
 func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
-	return m.launch(ctx, id, shape, m.cfg.Guest.RootFS, func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-		spec.Kernel = m.cfg.Guest.Kernel
-		return m.cfg.Driver.Start(ctx, spec)
-	})
+	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot())
 }
 
 // Restore makes a new sandbox from the snapshot of the given name, and is
 // otherwise like Create. NotFound when there is no such snapshot.
 func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, snapshot string) (*Sandbox, error) {
-	dir, manifest, err := m.openSnapshot(snapshot)
+	origin, shape, err := m.restoration(snapshot)
 	if err != nil {
 		return nil, err
 	}
-	return m.launch(ctx, id, manifest.Shape, filepath.Join(dir, snapshotDisk), func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-		return m.cfg.Driver.Restore(ctx, spec, filepath.Join(dir, snapshotMachine))
-	})
+	return m.createNew(ctx, Request{ID: id, Shape: shape}, origin)
 }
 
-// launch takes the steps that a booted and a restored sandbox share; start
-// makes the machine.
-func (m *Manager) launch(ctx context.Context, id wrenn.SandboxID, shape Shape, rootfs string, start func(context.Context, vm.Spec) (vm.Machine, error)) (*Sandbox, error) {
-	s := &Sandbox{id: id, m: m, shape: shape}
+func (m *Manager) createNew(ctx context.Context, req Request, from origin) (*Sandbox, error) {
+	s, isNew, err := m.register(req)
+	switch {
+	case err != nil:
+		return nil, err
+	case !isNew:
+		return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", req.ID)
+	}
+	if err := s.launch(ctx, from); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// origin is what a sandbox is made from.
+type origin struct {
+	rootfs string // cloned
+	start  starter
+}
+
+// starter makes a machine, by booting or restoring it.
+type starter func(context.Context, vm.Spec) (vm.Machine, error)
+
+// boot is the origin of sandboxes that boot the guest image.
+func (m *Manager) boot() origin {
+	return origin{m.cfg.Guest.RootFS, func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		spec.Kernel = m.cfg.Guest.Kernel
+		return m.cfg.Driver.Start(ctx, spec)
+	}}
+}
+
+// restoration is the origin of sandboxes that a snapshot holds, and their shape.
+func (m *Manager) restoration(snapshot string) (origin, Shape, error) {
+	dir, manifest, err := m.openSnapshot(snapshot)
+	if err != nil {
+		return origin{}, Shape{}, err
+	}
+	return origin{filepath.Join(dir, snapshotDisk), func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		return m.cfg.Driver.Restore(ctx, spec, filepath.Join(dir, snapshotMachine))
+	}}, manifest.Shape, nil
+}
+
+// launch makes a registered sandbox, whose turn the caller has, and gives the
+// turn back. Who destroys the sandbox meanwhile ends it.
+func (s *Sandbox) launch(ctx context.Context, from origin) error {
+	defer s.unlock()
+	defer close(s.made)
+	ctx, done := s.interruptible(ctx)
+	defer done()
+	if err := s.assemble(ctx, from); err != nil {
+		return err
+	}
+	s.watch(ctx)
+	s.set(StatusRunning, "")
+	return nil
+}
+
+// abortBy sets how what is going on is given up, which it is at once if
+// somebody wants that already.
+func (s *Sandbox) abortBy(cancel context.CancelCauseFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.abort = cancel
+	if s.unwanted && cancel != nil {
+		cancel(errDestroyed)
+	}
+}
+
+// giveUp ends what is going on, now and from now on.
+func (s *Sandbox) giveUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unwanted = true
+	if s.abort != nil {
+		s.abort(errDestroyed)
+	}
+}
+
+// assemble takes the steps that a booted and a restored sandbox share. When it
+// fails it undoes them, and the sandbox is forgotten unless that fails too.
+func (s *Sandbox) assemble(ctx context.Context, from origin) (err error) {
 	var undo rollback.Stack
-	defer undo.Run(ctx)
-	if err := os.Mkdir(s.dir(), 0o711); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", id)
-		}
-		return nil, err
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
+	undo.AddFunc(func() { s.m.forgetUnmade(s) })
+	if err := s.enter(); err != nil {
+		return err
 	}
-	s.journal = &journal{Format: journalFormat, ID: id, Created: time.Now().UTC(), path: filepath.Join(s.dir(), journalName)}
-	undo.Add(s.Destroy)
-	for _, step := range []struct {
-		name step
-		do   func(context.Context) error
-	}{
-		{stepSlot, s.takeSlot},
-		{stepDisk, func(ctx context.Context) error { return s.cloneDisk(ctx, rootfs) }},
-		{stepMachine, func(ctx context.Context) error { return s.startMachine(ctx, start) }},
-		{stepReady, s.waitReady},
-	} {
-		began := time.Now()
-		if err := s.journal.begin(step.name); err != nil {
-			return nil, err
+	undo.Add(s.destroy)
+	for _, p := range s.parts(from) {
+		if err := s.add(ctx, p); err != nil {
+			return fmt.Errorf("sandbox %s: %s: %w", s.id, p.step, err)
 		}
-		if err := step.do(ctx); err != nil {
-			return nil, fmt.Errorf("sandbox %s: %s: %w", id, step.name, err)
-		}
-		s.trace(string(step.name), began)
 	}
-	if err := s.journal.begin(stepRunning); err != nil {
-		return nil, err
+	if err := s.begin(stepRunning); err != nil {
+		return err
 	}
 	undo.Keep()
-	return s, nil
+	return nil
+}
+
+// enter makes the directory of a new sandbox.
+func (s *Sandbox) enter() error {
+	if err := os.Mkdir(s.dir(), 0o711); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", s.id)
+		}
+		return err
+	}
+	s.m.crash("directory made")
+	s.journal = &journal{
+		Format: journalFormat, ID: s.id, Created: s.life.created.UTC(), path: filepath.Join(s.dir(), journalName),
+		Template: s.request.Template, Shape: s.request.Shape, Timeout: s.request.Timeout,
+	}
+	return nil
+}
+
+// part is something that a sandbox is made of.
+type part struct {
+	step step
+	make func(context.Context) error
+}
+
+// parts are those of a sandbox, in order.
+func (s *Sandbox) parts(from origin) []part {
+	return []part{
+		{stepSlot, s.takeSlot},
+		{stepDisk, func(ctx context.Context) error { return s.cloneDisk(ctx, from.rootfs) }},
+		{stepMachine, func(ctx context.Context) error { return s.startMachine(ctx, from.start) }},
+		{stepReady, s.waitReady},
+	}
+}
+
+// add makes a part; the journal knows before.
+func (s *Sandbox) add(ctx context.Context, p part) error {
+	began := time.Now()
+	if err := s.begin(p.step); err != nil {
+		return err
+	}
+	if err := p.make(ctx); err != nil {
+		return err
+	}
+	s.m.crash(string(p.step) + " done")
+	s.trace(string(p.step), began)
+	return nil
+}
+
+// begin notes a step in the journal.
+func (s *Sandbox) begin(step step) error {
+	s.m.crash(string(step) + " to be noted")
+	if err := s.journal.begin(step); err != nil {
+		return err
+	}
+	s.m.crash(string(step) + " noted")
+	return nil
 }
 
 func (s *Sandbox) takeSlot(ctx context.Context) error {
@@ -99,6 +235,7 @@ func (s *Sandbox) takeSlot(ctx context.Context) error {
 		return err
 	}
 	s.slot = slot
+	s.m.crash("slot taken")
 	ref := slot.Ref()
 	s.journal.Slot = &ref
 	return s.journal.save()
@@ -109,15 +246,15 @@ func (s *Sandbox) cloneDisk(ctx context.Context, rootfs string) error {
 	return err
 }
 
-func (s *Sandbox) startMachine(ctx context.Context, start func(context.Context, vm.Spec) (vm.Machine, error)) error {
+func (s *Sandbox) startMachine(ctx context.Context, start starter) error {
 	if err := os.Mkdir(s.runDir(), 0o711); err != nil {
 		return err
 	}
 	spec := vm.Spec{
 		ID:        string(s.id),
 		Dir:       s.runDir(),
-		VCPUs:     s.shape.VCPUs,
-		MemoryMiB: s.shape.MemoryMiB,
+		VCPUs:     s.request.Shape.VCPUs,
+		MemoryMiB: s.request.Shape.MemoryMiB,
 		Disks:     []vm.Disk{{Path: s.disk()}},
 		Net:       vm.NIC{Namespace: s.slot.Namespace(), TAP: s.slot.TAP(), MAC: s.slot.MAC()},
 	}
@@ -130,6 +267,7 @@ func (s *Sandbox) startMachine(ctx context.Context, start func(context.Context, 
 		return err
 	}
 	s.machine = machine
+	s.m.crash("machine started")
 	ref := machine.Ref()
 	s.journal.Machine = &ref
 	return s.journal.save()
@@ -141,39 +279,21 @@ func (s *Sandbox) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.m.cfg.ReadyTimeout,
 		wrenn.Errorf(wrenn.DeadlineExceeded, "the guest's agent did not answer within %s", s.m.cfg.ReadyTimeout))
 	defer cancel()
-	s.guest = envdclient.New(envdclient.Config{Dial: s.slot.DialContext, Address: network.EnvdAddress})
+	s.connect()
 	if err := s.guest.WaitReady(ctx, s.machine.Wait); err != nil {
 		return err
 	}
-	return s.guest.Init(ctx, envdclient.Init{})
+	if err := s.guest.Init(ctx, envdclient.Init{Env: s.request.Env}); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		return err
+	}
+	return nil
 }
 
-// Destroy ends the sandbox and removes everything it had, as far as it can: an
-// error of one part does not keep the others, and the journal stays until all
-// of them are gone. Twice is allowed.
-func (s *Sandbox) Destroy(ctx context.Context) error {
-	if err := s.journal.begin(stepDestroy); errors.Is(err, os.ErrNotExist) {
-		return nil // destroyed before
-	}
-	began := time.Now()
-	if s.guest != nil {
-		s.guest.Close()
-	}
-	var errs []error
-	if s.machine != nil {
-		errs = append(errs, s.machine.Stop(ctx))
-	}
-	if s.slot != nil {
-		errs = append(errs, s.slot.Release(ctx))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("destroy sandbox %s: %w", s.id, err)
-	}
-	if err := errors.Join(os.RemoveAll(s.runDir()), os.RemoveAll(s.dir())); err != nil {
-		return fmt.Errorf("destroy sandbox %s: %w", s.id, err)
-	}
-	s.trace("destroy", began)
-	return nil
+func (s *Sandbox) connect() {
+	s.guest = envdclient.New(envdclient.Config{Dial: s.slot.DialContext, Address: network.EnvdAddress})
 }
 
 func (s *Sandbox) trace(step string, began time.Time) {

@@ -23,8 +23,9 @@ const (
 	snapshotManifest = "snapshot.json" // written last
 )
 
-// stagedSnapshot is the pattern of directories in which snapshots are made.
-const stagedSnapshot = ".staged-*"
+// stagedPrefix begins the names of directories in which snapshots are made and
+// unmade. No snapshot's name begins so.
+const stagedPrefix = ".staged-"
 
 var snapshotName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
@@ -41,10 +42,16 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 		return wrenn.Errorf(wrenn.Invalid, "%.80q cannot name a snapshot: use a-z, 0-9 and -, up to 63", name)
 	}
 	final := filepath.Join(s.m.snapshots(), name)
+	taken := wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", name)
 	if _, err := os.Lstat(final); err == nil {
-		return wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", name)
+		return taken
 	}
-	staged, err := os.MkdirTemp(s.m.snapshots(), stagedSnapshot)
+	release, err := s.Use()
+	if err != nil {
+		return err
+	}
+	defer release()
+	staged, err := os.MkdirTemp(s.m.snapshots(), stagedPrefix)
 	if err != nil {
 		return err
 	}
@@ -54,10 +61,12 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if err := s.freezeInto(ctx, staged); err != nil {
 		return fmt.Errorf("snapshot of sandbox %s: %w", s.id, err)
 	}
-	if err := writeManifest(staged, manifest{Format: 1, Shape: s.shape}); err != nil {
+	if err := writeManifest(staged, manifest{Format: 1, Shape: s.request.Shape}); err != nil {
 		return err
 	}
-	if err := durable.Publish(staged, final); err != nil {
+	if err := durable.Publish(staged, final); errors.Is(err, os.ErrExist) { // somebody was faster
+		return taken
+	} else if err != nil {
 		return err
 	}
 	undo.Keep()
@@ -67,13 +76,23 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 // freezeInto stops the vCPUs while disk and memory are taken. The guest is
 // synced first, so that the disk alone would boot as well.
 func (s *Sandbox) freezeInto(ctx context.Context, dir string) (err error) {
-	if _, err := s.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"}); err != nil {
+	if err := s.sync(ctx); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
+	// Not the turn: a snapshot takes long, and a sandbox can be destroyed meanwhile.
+	if err := s.freezing.take(ctx); err != nil {
+		return err
+	}
+	defer s.freezing.give()
+	if info := s.Info(); info.Status == StatusPaused { // meanwhile
+		return info.refusal()
+	}
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
+	undo.Add(s.machine.Resume) // first: a Pause whose answer does not come may have worked
 	if err := s.machine.Pause(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.machine.Resume(context.WithoutCancel(ctx))) }()
 	if _, err := storage.Clone(ctx, filepath.Join(dir, snapshotDisk), s.disk(), 0o600); err != nil {
 		return err
 	}
@@ -84,14 +103,30 @@ func (s *Sandbox) freezeInto(ctx context.Context, dir string) (err error) {
 	return s.machine.Snapshot(ctx, machine)
 }
 
+func (s *Sandbox) sync(ctx context.Context) error {
+	res, err := s.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
+	if err == nil && res.Code != 0 {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox could not write its disk: %s: %.300q", res.Status, res.Stderr)
+	}
+	return err
+}
+
 // RemoveSnapshot deletes a snapshot. No sandbox that was restored from it may
-// be left. NotFound when there is none.
+// be left. NotFound when there is none. Its name is free at once; a crash in the
+// middle leaves the rest to the next Open.
 func (m *Manager) RemoveSnapshot(name string) error {
 	dir, _, err := m.openSnapshot(name)
 	if err != nil {
 		return err
 	}
-	return os.RemoveAll(dir)
+	aside, err := os.MkdirTemp(m.snapshots(), stagedPrefix)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(dir, filepath.Join(aside, name)); err != nil {
+		return errors.Join(err, os.Remove(aside))
+	}
+	return os.RemoveAll(aside)
 }
 
 func (m *Manager) openSnapshot(name string) (string, manifest, error) {

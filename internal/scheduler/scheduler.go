@@ -39,8 +39,8 @@ func Pick(hosts []Host, memoryMB int) (wrenn.HostID, error) {
 
 func (h *Host) fits(memoryMB int) bool {
 	c := h.Capacity
-	return c.SandboxesUsed+h.PendingSandboxes < c.Sandboxes &&
-		c.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB) <= c.MemoryMB
+	return (c.Sandboxes == 0 || c.SandboxesUsed+h.PendingSandboxes < c.Sandboxes) &&
+		(c.MemoryMB == 0 || c.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB) <= c.MemoryMB)
 }
 
 // compare orders hosts by how full they would be: by memory, then by number, then by id.
@@ -52,10 +52,17 @@ func (h *Host) compare(o *Host, memoryMB int) int {
 	)
 }
 
+// memory and number are the parts taken; of what has no limit nothing is.
 func (h *Host) memory(memoryMB int) float64 {
+	if h.Capacity.MemoryMB == 0 {
+		return 0
+	}
 	return float64(h.Capacity.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB)) / float64(h.Capacity.MemoryMB)
 }
 
 func (h *Host) number() float64 {
+	if h.Capacity.Sandboxes == 0 {
+		return 0
+	}
 	return float64(h.Capacity.SandboxesUsed+h.PendingSandboxes) / float64(h.Capacity.Sandboxes)
 }

@@ -31,7 +31,7 @@ func TestPick(t *testing.T) {
 		"one that is full is left out": {[]scheduler.Host{host("a", 3800, 4096), host("b", 3000, 4096)}, "b", ""},
 		"all full":                     {[]scheduler.Host{host("a", 4096, 4096)}, "", wrenn.Exhausted},
 		"too many, though small":       {[]scheduler.Host{many}, "", wrenn.Exhausted},
-		"a host that offers nothing":   {[]scheduler.Host{{ID: "a"}}, "", wrenn.Exhausted},
+		"one without limits":           {[]scheduler.Host{host("a", 512, 4096), {ID: "b", Capacity: wrenn.Capacity{SandboxesUsed: 99, MemoryMBUsed: 1 << 20}}}, "b", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := scheduler.Pick(c.hosts, 512)

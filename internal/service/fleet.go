@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -88,17 +89,18 @@ func (f *fleet) run(ctx context.Context) error {
 }
 
 func (f *fleet) watch(ctx context.Context, m *member) {
-	tick := time.NewTicker(f.every)
-	defer tick.Stop()
 	for first := true; ; first = false {
 		f.ping(ctx, m)
 		if first {
 			close(m.asked)
 		}
+		// Scattered, so that a thousand hosts are not asked at one moment.
+		next := time.NewTimer(f.every/2 + rand.N(f.every))
 		select {
 		case <-ctx.Done():
+			next.Stop()
 			return
-		case <-tick.C:
+		case <-next.C:
 		}
 	}
 }

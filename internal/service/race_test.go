@@ -81,6 +81,7 @@ func (w *world) reachesEnd(t *testing.T, id wrenn.SandboxID) {
 
 // visit does things at random. Errors are those that a user can understand.
 func visit(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID, times int) {
+	t.Helper()
 	ctx := t.Context()
 	for range times {
 		var err error

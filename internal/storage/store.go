@@ -41,7 +41,8 @@ const leaveFree = 2 << 30
 // Open returns the store of the state directory dir, which it makes. If the
 // host's file system cannot reflink, the store is an XFS file system of its own
 // in an image there, mounted until Close; if that cannot be had either, clones
-// are copies, and Note says so. One process at a time may have it open.
+// are copies, and Note says so. An image that is there but cannot be mounted is
+// an error. One process at a time may have it open.
 func Open(ctx context.Context, dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
@@ -51,6 +52,11 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 	}
 	s, err := openImage(ctx, dir)
 	if err != nil {
+		// What is in an image that was made before is not in dir: to go on there
+		// would be to lose it.
+		if _, missing := os.Stat(filepath.Join(dir, imageName)); missing == nil {
+			return nil, fmt.Errorf("open the store in %s: %w", dir, err)
+		}
 		return &Store{Dir: dir, Note: fmt.Sprintf("copies: %s cannot reflink, and %v", dir, err)}, nil
 	}
 	return s, nil
@@ -74,7 +80,7 @@ func canReflink(dir string) bool {
 	if err != nil {
 		return false
 	}
-	defer os.RemoveAll(probe)
+	defer func() { _ = os.RemoveAll(probe) }() // an empty directory at worst
 	src, dst := filepath.Join(probe, "src"), filepath.Join(probe, "dst")
 	if err := os.WriteFile(src, make([]byte, 4096), 0o600); err != nil {
 		return false
@@ -118,7 +124,7 @@ func makeImage(ctx context.Context, image string) error {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "mkfs.xfs is missing (apt-get install xfsprogs)")
 	}
 	staged := image + ".new"
-	defer os.Remove(staged)
+	defer func() { _ = os.Remove(staged) }() // gone already when all went well
 	if err := preallocate(staged, imageSize); err != nil {
 		return err
 	}
@@ -150,7 +156,10 @@ func mountLoop(image, dir string) error {
 		return err
 	}
 	defer backing.Close()
-	loop, err := attachLoop(backing)
+	loop, err := attachedLoop(backing)
+	if loop == nil && err == nil {
+		loop, err = attachLoop(backing)
+	}
 	if err != nil {
 		return fmt.Errorf("loop device: %w", err)
 	}
@@ -159,6 +168,35 @@ func mountLoop(image, dir string) error {
 		return fmt.Errorf("mount %s: %w", image, err)
 	}
 	return nil
+}
+
+// attachedLoop returns the loop device that has the file already, nil if none
+// does. The file system is still mounted then, in the mount namespace of some
+// process that is older than our unmounting; a second device would show it the same
+// blocks behind its back, which XFS refuses.
+func attachedLoop(backing *os.File) (*os.File, error) {
+	var file unix.Stat_t
+	if err := unix.Fstat(int(backing.Fd()), &file); err != nil {
+		return nil, err
+	}
+	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file") // those in use
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range devices {
+		name := filepath.Base(filepath.Dir(filepath.Dir(device)))
+		loop, err := os.OpenFile(filepath.Join("/dev", name), os.O_RDWR, 0)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		// An open device is not detached, so what it says stays true.
+		info, err := unix.IoctlLoopGetStatus64(int(loop.Fd()))
+		if err == nil && info.Device == file.Dev && info.Inode == file.Ino {
+			return loop, nil
+		}
+		loop.Close()
+	}
+	return nil, nil
 }
 
 // attachLoop finds a free loop device and gives it the file, see loop(4).

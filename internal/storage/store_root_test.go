@@ -4,6 +4,7 @@ package storage
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -69,5 +70,59 @@ func TestOpenSaysThatItMustCopy(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, imageName+".new")); err == nil {
 		t.Error("a half-made image is left")
+	}
+}
+
+// TestOpenFindsAStoreThatIsMountedElsewhere opens a store that some process
+// still has mounted in a mount namespace of its own.
+func TestOpenFindsAStoreThatIsMountedElsewhere(t *testing.T) {
+	dir := withoutReflink(t, "12g")
+	s, err := Open(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(s.Dir, "kept")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo inside; read -r line")
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		in.Close()
+		_ = holder.Wait() // read fails at the end of the input
+	}()
+	if _, err := out.Read(make([]byte, 7)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("%v (%s)", err, s.Note)
+	}
+}
+
+func TestOpenRefusesAnImageThatCannotBeMounted(t *testing.T) {
+	dir := withoutReflink(t, "64m")
+	if err := os.WriteFile(filepath.Join(dir, imageName), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(t.Context(), dir); err == nil {
+		t.Errorf("Open() = %+v, want an error", s)
+		_ = s.Close() // the error above counts
 	}
 }

@@ -157,7 +157,7 @@ func loopbackUp() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	req, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err
@@ -181,11 +181,12 @@ func runPlan() error {
 	}
 	defer out.Close()
 	for _, p := range plan.Programs {
-		fmt.Fprintf(out, "%s %s\n", l1.Begin, p.Name)
-		fmt.Fprintf(out, "\n%s %s %d\n", l1.End, p.Name, run(p, out))
+		say(out, "%s %s", l1.Begin, p.Name)
+		code := run(p, out)
+		say(out, "%s %s %d", l1.End, p.Name, code)
 	}
-	_, err = fmt.Fprintln(out, l1.Done, "ok")
-	return errors.Join(err, drain(out))
+	say(out, "%s ok", l1.Done)
+	return drain(out)
 }
 
 // run returns the program's exit code; 255 when there is none.
@@ -199,10 +200,16 @@ func run(p l1.Program, out io.Writer) int {
 		return exit.ExitCode()
 	}
 	if err != nil {
-		fmt.Fprintln(out, err)
+		say(out, "%v", err)
 		return 255
 	}
 	return 0
+}
+
+// say writes a line of our own. A host that does not hear it sees that the
+// plan did not end.
+func say(out io.Writer, format string, args ...any) {
+	_, _ = fmt.Fprintf(out, "\n"+format+"\n", args...)
 }
 
 // openResults opens the port for results, without a terminal's line endings.
@@ -229,9 +236,9 @@ func report(line string) {
 	if err != nil {
 		return
 	}
-	fmt.Fprintf(out, "\n%s\n", line)
-	_ = drain(out)
-	out.Close()
+	defer out.Close()
+	say(out, "%s", line)
+	_ = drain(out) // nobody is left to hear of it
 }
 
 // drain waits until the port has sent what was written; the power goes off next.

@@ -18,6 +18,9 @@ import (
 // ErrUnknown is the error for a user name that /etc/passwd does not have.
 var ErrUnknown = errors.New("unknown user")
 
+// maxLine bounds a line of the user files; a group of thousands has a long one.
+const maxLine = 1 << 20
+
 // User is an entry of /etc/passwd with its groups.
 type User struct {
 	Name   string
@@ -68,6 +71,7 @@ func (u *User) Resolve(path, dir string) string {
 
 func findUser(r io.Reader, name string) (*User, error) {
 	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		// name:password:uid:gid:comment:home:shell, see passwd(5)
 		f := strings.Split(lines.Text(), ":")
@@ -101,6 +105,7 @@ func (db DB) groupsOf(u *User) ([]uint32, error) {
 	defer f.Close()
 	var groups []uint32
 	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		// name:password:gid:member,member, see group(5)
 		f := strings.Split(lines.Text(), ":")

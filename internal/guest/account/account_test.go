@@ -71,3 +71,17 @@ func FuzzFindUser(f *testing.F) {
 		}
 	})
 }
+
+func FuzzGroupsOf(f *testing.F) {
+	f.Add("root:x:0:\nsudo:x:27:other,user\nx:x:-1:user\n", "user")
+	f.Fuzz(func(t *testing.T, groups, name string) {
+		path := filepath.Join(t.TempDir(), "group")
+		if err := os.WriteFile(path, []byte(groups), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := DB{Group: path}.groupsOf(&User{Name: name, GID: 7})
+		if err == nil && len(got) > strings.Count(groups, "\n")+1 {
+			t.Fatalf("groupsOf() = %v", got)
+		}
+	})
+}

@@ -2,6 +2,7 @@ package account
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -17,4 +18,14 @@ func TestNameFromHeader(t *testing.T) {
 			t.Errorf("NameFromHeader(%q) = %q, want %q", value, got, want)
 		}
 	}
+}
+
+func FuzzNameFromHeader(f *testing.F) {
+	f.Add("Basic dXNlcjo=")
+	f.Add("Basic Og==")
+	f.Fuzz(func(t *testing.T, value string) {
+		if name := NameFromHeader(http.Header{"Authorization": {value}}); strings.Contains(name, ":") || len(name) > len(value) {
+			t.Fatalf("NameFromHeader(%q) = %q", value, name)
+		}
+	})
 }

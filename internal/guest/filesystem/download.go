@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"cmp"
+	"compress/gzip"
 	"context"
 	"io"
 	"io/fs"
@@ -12,7 +13,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
 	"wrenn"

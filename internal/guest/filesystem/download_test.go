@@ -151,20 +151,33 @@ func TestDownloadCutShort(t *testing.T) {
 	h := newHouse(t)
 	noise := make([]byte, 32<<20) // compressed too it is more than all buffers between the two ends
 	rand.NewChaCha8([32]byte{}).Read(noise)
-	for _, coding := range []string{"identity", "gzip"} {
-		write(t, h.in("file"), string(noise))
-		resp, err := h.http.Do(request(t, "GET", h.filesURL("file"), nil, "Accept-Encoding", coding))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if err := os.Truncate(h.in("file"), 1000); err != nil {
-			t.Fatal(err)
-		}
-		n, err := io.Copy(io.Discard, resp.Body)
-		if err == nil {
-			t.Errorf("%s: %d of %d bytes and a clean end", coding, n, len(noise))
-		}
+	http2 := &http.Transport{DisableCompression: true, Protocols: new(http.Protocols)}
+	http2.Protocols.SetUnencryptedHTTP2(true)
+	defer http2.CloseIdleConnections()
+	for _, tc := range []struct {
+		name, coding string
+		client       *http.Client
+	}{
+		{"as it is", "identity", h.http},
+		{"compressed", "gzip", h.http},
+		{"as it is over HTTP/2", "identity", &http.Client{Transport: http2}},
+		{"compressed over HTTP/2", "gzip", &http.Client{Transport: http2}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			write(t, h.in("file"), string(noise))
+			resp, err := tc.client.Do(request(t, "GET", h.filesURL("file"), nil, "Accept-Encoding", tc.coding))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if err := os.Truncate(h.in("file"), 1000); err != nil {
+				t.Fatal(err)
+			}
+			n, err := io.Copy(io.Discard, resp.Body)
+			if err == nil {
+				t.Errorf("%d of %d bytes and a clean end", n, len(noise))
+			}
+		})
 	}
 }
 

@@ -73,6 +73,9 @@ func (s *Service) rpcError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if e, ok := errors.AsType[*connect.Error](err); ok {
+		return e // a stream that broke
+	}
 	var code connect.Code
 	if code.UnmarshalText([]byte(wrenn.CodeOf(err))) != nil {
 		code = connect.CodeInternal

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	pb "wrenn/proto/gen/envd/filesystem"
 )
@@ -108,14 +109,78 @@ func TestDiskFull(t *testing.T) {
 	answered(t, h.put(t, "small/file", strings.NewReader("new"))) // the space came back
 }
 
-func TestAcrossFileSystems(t *testing.T) {
+func TestMoveAcrossFileSystems(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
-	mount(t, "tmpfs", h.in("other"), "size=1m")
-	write(t, h.in("file"), "x")
-	_, err := h.rpc.Move(t.Context(), &pb.MoveRequest{Source: "file", Destination: "other/new/file"})
-	wantCode(t, err, connect.CodeInvalidArgument)
-	if diff := cmp.Diff([]string{}, names(t, h.in("other"))); diff != "" || read(t, h.in("file")) != "x" {
+	mount(t, "tmpfs", h.in("mnt"), "size=1m")
+	mkdir(t, h.in("tree/sub"))
+	write(t, h.in("tree/sub/file"), "content")
+	symlink(t, "sub/file", h.in("tree/link"))
+	if err := os.Lchown(h.in("tree/sub/file"), 12345, 12346); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(h.in("tree/sub/file"), 0o750|os.ModeSetuid); err != nil {
+		t.Fatal(err)
+	}
+	listed := func(dir string) []*pb.EntryInfo {
+		got, err := h.rpc.ListDir(t.Context(), &pb.ListDirRequest{Path: dir, Depth: 9})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range got.GetEntries() {
+			e.Path = strings.TrimPrefix(e.GetPath(), h.in(dir))
+			e.SymlinkTarget = nil // absolute
+			if e.GetType() == pb.FileType_FILE_TYPE_DIRECTORY {
+				e.Size = 0 // the file system's own business
+			}
+		}
+		return got.GetEntries()
+	}
+	want := listed("tree")
+	for _, step := range [][2]string{{"tree", "mnt/new/tree"}, {"mnt/new/tree", "back/again"}} {
+		if _, err := h.rpc.Move(t.Context(), &pb.MoveRequest{Source: step[0], Destination: step[1]}); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, listed(step[1]), protocmp.Transform()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", step[1], diff)
+		}
+		if _, err := os.Lstat(h.in(step[0])); err == nil {
+			t.Errorf("%s is still there", step[0])
+		}
+	}
+	if diff := cmp.Diff([]string{"again"}, names(t, h.in("back"))); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+}
+
+// A move that fails in the middle leaves the source whole, and nothing else.
+func TestMoveAcrossFileSystemsFails(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	mount(t, "tmpfs", h.in("mnt"), "size=1m")
+	mkdir(t, h.in("big"))
+	write(t, h.in("big/1"), strings.Repeat("x", 500_000))
+	write(t, h.in("big/2"), strings.Repeat("x", 800_000))
+	mkdir(t, h.in("odd"))
+	write(t, h.in("odd/1"), "")
+	if err := syscall.Mkfifo(h.in("odd/pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, h.in("mnt/file"), "old")
+	for _, tc := range []struct {
+		source, destination string
+		code                connect.Code
+	}{
+		{"big", "mnt/new/big", connect.CodeResourceExhausted},
+		{"odd", "mnt/new/odd", connect.CodeInvalidArgument},
+		{"big/1", "mnt", connect.CodeAlreadyExists},
+		{"odd/1", "mnt/file/x", connect.CodeInvalidArgument},
+	} {
+		_, err := h.rpc.Move(t.Context(), &pb.MoveRequest{Source: tc.source, Destination: tc.destination})
+		wantCode(t, err, tc.code)
+	}
+	got := [][]string{names(t, h.in("mnt")), names(t, h.in("big")), names(t, h.in("odd"))}
+	if diff := cmp.Diff([][]string{{"file"}, {"1", "2"}, {"1", "pipe"}}, got); diff != "" {
 		t.Errorf("left (-want +got):\n%s", diff)
 	}
 }

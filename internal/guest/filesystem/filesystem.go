@@ -102,8 +102,9 @@ func rpcHeader(ctx context.Context) http.Header {
 // path makes the path of a request absolute. There is no jail: who may call
 // the agent may do what root may.
 func (c caller) path(requested string) (string, error) {
-	if strings.ContainsRune(requested, 0) {
+	path := c.Resolve(requested, c.workdir)
+	if strings.ContainsRune(path, 0) {
 		return "", wrenn.Errorf(wrenn.Invalid, "a path cannot hold a zero byte")
 	}
-	return c.Resolve(requested, c.workdir), nil
+	return path, nil
 }

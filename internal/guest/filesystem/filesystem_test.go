@@ -35,27 +35,31 @@ type house struct {
 
 // newHouse opens a house for the user who runs the test. The default user is
 // "me"; "other" has another number.
-func newHouse(t *testing.T) *house {
-	t.Helper()
-	return newHouseWith(t, Config{})
+func newHouse(tb testing.TB) *house {
+	tb.Helper()
+	return newHouseWith(tb, Config{})
 }
 
-func newHouseWith(t *testing.T, cfg Config) *house {
-	t.Helper()
-	home, etc := t.TempDir(), t.TempDir()
+func newHouseWith(tb testing.TB, cfg Config) *house {
+	tb.Helper()
+	home, etc := tb.TempDir(), tb.TempDir()
 	cfg.Accounts = account.DB{Passwd: filepath.Join(etc, "passwd"), Group: filepath.Join(etc, "group")}
-	write(t, cfg.Accounts.Passwd, fmt.Sprintf("me:x:%d:%d::%s:/bin/sh\nother:x:12345:12346::%s:/bin/sh\n", os.Getuid(), os.Getgid(), home, home))
-	write(t, cfg.Accounts.Group, fmt.Sprintf("mine:x:%d:\nothers:x:12346:\n", os.Getgid()))
+	write(tb, cfg.Accounts.Passwd, fmt.Sprintf("me:x:%d:%d::%s:/bin/sh\nother:x:12345:12346::%s:/bin/sh\n", os.Getuid(), os.Getgid(), home, home))
+	write(tb, cfg.Accounts.Group, fmt.Sprintf("mine:x:%d:\nothers:x:12346:\n", os.Getgid()))
 	cfg.Settings = &settings.Settings{}
 	cfg.Settings.Update(func(v *settings.Values) { v.User = "me" })
 	s := New(cfg)
 	mux := http.NewServeMux()
 	mux.Handle(filesystemconnect.NewFilesystemHandler(s))
 	mux.Handle("/files", s.Files())
-	server := httptest.NewServer(mux)
+	server := httptest.NewUnstartedServer(mux)
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetHTTP1(true)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
 	conns := &http.Transport{DisableCompression: true}
 	client := &http.Client{Transport: conns}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		s.Close()
 		conns.CloseIdleConnections()
 		server.Close()
@@ -83,37 +87,37 @@ type answer struct {
 	body   string
 }
 
-func (h *house) do(t *testing.T, req *http.Request) answer {
-	t.Helper()
-	resp, err := h.http.Do(req.WithContext(t.Context()))
+func (h *house) do(tb testing.TB, req *http.Request) answer {
+	tb.Helper()
+	resp, err := h.http.Do(req.WithContext(tb.Context()))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return answer{status: resp.StatusCode, header: resp.Header, body: string(body)}
 }
 
-func (h *house) get(t *testing.T, path string, headers ...string) answer {
-	t.Helper()
-	return h.do(t, request(t, http.MethodGet, h.filesURL(path), nil, headers...))
+func (h *house) get(tb testing.TB, path string, headers ...string) answer {
+	tb.Helper()
+	return h.do(tb, request(tb, http.MethodGet, h.filesURL(path), nil, headers...))
 }
 
 // put uploads a raw body.
-func (h *house) put(t *testing.T, path string, body io.Reader, headers ...string) answer {
-	t.Helper()
+func (h *house) put(tb testing.TB, path string, body io.Reader, headers ...string) answer {
+	tb.Helper()
 	headers = append([]string{"Content-Type", "application/octet-stream"}, headers...)
-	return h.do(t, request(t, http.MethodPost, h.filesURL(path), body, headers...))
+	return h.do(tb, request(tb, http.MethodPost, h.filesURL(path), body, headers...))
 }
 
-func request(t *testing.T, method, target string, body io.Reader, headers ...string) *http.Request {
-	t.Helper()
+func request(tb testing.TB, method, target string, body io.Reader, headers ...string) *http.Request {
+	tb.Helper()
 	req, err := http.NewRequest(method, target, body)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
@@ -121,71 +125,71 @@ func request(t *testing.T, method, target string, body io.Reader, headers ...str
 	return req
 }
 
-func write(t *testing.T, path, content string) {
-	t.Helper()
+func write(tb testing.TB, path, content string) {
+	tb.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func mkdir(t *testing.T, path string) {
-	t.Helper()
+func mkdir(tb testing.TB, path string) {
+	tb.Helper()
 	if err := os.MkdirAll(path, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func symlink(t *testing.T, target, path string) {
-	t.Helper()
+func symlink(tb testing.TB, target, path string) {
+	tb.Helper()
 	if err := os.Symlink(target, path); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func read(t *testing.T, path string) string {
-	t.Helper()
+func read(tb testing.TB, path string) string {
+	tb.Helper()
 	content, err := os.ReadFile(path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return string(content)
 }
 
 // wantError checks a JSON error of /files.
-func wantError(t *testing.T, got answer, status int, part string) {
-	t.Helper()
+func wantError(tb testing.TB, got answer, status int, part string) {
+	tb.Helper()
 	var decoded struct {
 		Code    int
 		Message string
 	}
 	if err := json.Unmarshal([]byte(got.body), &decoded); err != nil {
-		t.Fatalf("status %d, body %q: %v", got.status, got.body, err)
+		tb.Fatalf("status %d, body %q: %v", got.status, got.body, err)
 	}
 	if got.status != status || decoded.Code != status || !strings.Contains(decoded.Message, part) {
-		t.Errorf("answer = %d %s, want %d with %q", got.status, got.body, status, part)
+		tb.Errorf("answer = %d %s, want %d with %q", got.status, got.body, status, part)
 	}
 }
 
-func wantStatus(t *testing.T, got answer, status int) {
-	t.Helper()
+func wantStatus(tb testing.TB, got answer, status int) {
+	tb.Helper()
 	if got.status != status {
-		t.Fatalf("answer = %d %s, want %d", got.status, got.body, status)
+		tb.Fatalf("answer = %d %s, want %d", got.status, got.body, status)
 	}
 }
 
-func wantCode(t *testing.T, err error, code connect.Code) {
-	t.Helper()
+func wantCode(tb testing.TB, err error, code connect.Code) {
+	tb.Helper()
 	if connect.CodeOf(err) != code || err == nil {
-		t.Errorf("error = %v, want %v", err, code)
+		tb.Errorf("error = %v, want %v", err, code)
 	}
 }
 
 // names lists a directory, to see what an upload left.
-func names(t *testing.T, dir string) []string {
-	t.Helper()
+func names(tb testing.TB, dir string) []string {
+	tb.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	names := []string{}
 	for _, e := range entries {

@@ -27,6 +27,7 @@ const (
 	maxMetadata = 4096
 	// maxXattrList is the kernel's limit for the names of a file (XATTR_LIST_MAX).
 	maxXattrList = 64 << 10
+	maxXattr     = 64 << 10 // for a value (XATTR_SIZE_MAX)
 )
 
 // readMetadata returns the metadata at path, following a link; nil when there
@@ -36,22 +37,14 @@ func readMetadata(path string, mode fs.FileMode) map[string]string {
 	if !mode.IsRegular() && !mode.IsDir() {
 		return nil // others cannot have attributes of users, xattr(7)
 	}
-	size, err := unix.Listxattr(path, nil)
-	if err != nil || size == 0 {
-		return nil
-	}
-	list := make([]byte, min(size+1024, maxXattrList))
-	if size, err = unix.Listxattr(path, list); err != nil {
-		return nil
-	}
 	var metadata map[string]string
 	room := maxMetadata
-	value := make([]byte, maxMetadata)
-	for name := range strings.SplitSeq(string(list[:size]), "\x00") {
+	for name := range strings.SplitSeq(xattrNames(path), "\x00") {
 		key, ok := strings.CutPrefix(name, xattrPrefix)
 		if !ok || key == "" {
 			continue
 		}
+		value := make([]byte, maxMetadata)
 		n, err := unix.Getxattr(path, name, value)
 		if err != nil || len(key)+n > room {
 			continue
@@ -63,6 +56,20 @@ func readMetadata(path string, mode fs.FileMode) map[string]string {
 		metadata[printable(key)] = printable(string(value[:n]))
 	}
 	return metadata
+}
+
+// xattrNames returns the names of path's extended attributes, each with a zero
+// byte behind it; "" when there are none or none can be had.
+func xattrNames(path string) string {
+	size, err := unix.Listxattr(path, nil)
+	if err != nil || size == 0 {
+		return "" // most files
+	}
+	list := make([]byte, maxXattrList)
+	if size, err = unix.Listxattr(path, list); err != nil {
+		return ""
+	}
+	return string(list[:size])
 }
 
 // metadataFromHeader collects the X-Metadata-<key> headers of an upload, keys

@@ -101,7 +101,7 @@ func (f *stagedFile) fillComputed(content io.Reader, metadata map[string]string)
 // publish gives the file its name.
 func (f *stagedFile) publish() error {
 	if f.temp == nil {
-		return os.WriteFile(f.target, f.value, 0) // in one write, as these files want it
+		return writeComputed(f.target, f.value)
 	}
 	if err := os.Rename(f.temp.Name(), f.target); err != nil {
 		return err
@@ -111,6 +111,17 @@ func (f *stagedFile) publish() error {
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
 	_ = unix.UtimesNanoAt(unix.AT_FDCWD, f.target, times, unix.AT_SYMLINK_NOFOLLOW) // may be gone again
 	return nil
+}
+
+// writeComputed writes in place, all at once: these files take each write for
+// a whole value.
+func writeComputed(path string, value []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(value)
+	return errors.Join(err, f.Close())
 }
 
 // copyAll copies until src ends, in whole buffers: parsers hand out less. An

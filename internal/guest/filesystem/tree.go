@@ -44,7 +44,7 @@ func (s *Service) ListDir(ctx context.Context, req *pb.ListDirRequest) (*pb.List
 	if err := mustBeDir(path); err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	l := lister{ctx: ctx, names: s.accounts.Names(), limit: maxEntries}
+	l := lister{ctx: ctx, names: s.accounts.Names(), room: maxEntries}
 	if err := l.list(path, max(req.GetDepth(), 1)); err != nil {
 		return nil, s.rpcError(ctx, failure("list", path, err))
 	}
@@ -148,27 +148,6 @@ func mustBeDir(path string) error {
 	return nil
 }
 
-func move(ctx context.Context, source, destination string, user caller) error {
-	if _, err := os.Lstat(source); err != nil {
-		return failure("move", source, err)
-	}
-	var undo rollback.Stack
-	defer undo.Run(ctx)
-	if err := makeDirs(filepath.Dir(destination), user, &undo); err != nil {
-		return failure("make the directory of", destination, err)
-	}
-	switch err := os.Rename(source, destination); {
-	case errors.Is(err, syscall.ENOTDIR):
-		return wrenn.Errorf(wrenn.Invalid, "'%s' is a file: a directory cannot take its place", printable(destination))
-	case errors.Is(err, syscall.EXDEV):
-		return wrenn.Errorf(wrenn.Invalid, "'%s' is on another file system: copy, then remove", printable(destination))
-	case err != nil:
-		return failure("move to", destination, err)
-	}
-	undo.Keep()
-	return nil
-}
-
 // makeDirs makes the directory and its missing parents with mode 0755, owned
 // by the user. What it made is removed again by undo, where still empty.
 func makeDirs(path string, user caller, undo *rollback.Stack) error {
@@ -199,7 +178,7 @@ func makeDirs(path string, user caller, undo *rollback.Stack) error {
 type lister struct {
 	ctx     context.Context
 	names   *account.Names
-	limit   int
+	room    int // how many more entries it may read; also those not yet visited are held
 	entries []*pb.EntryInfo
 }
 
@@ -215,44 +194,48 @@ func (l *lister) list(dir string, depth uint32) error {
 		}
 		path := filepath.Join(dir, child.Name())
 		e, err := entry(path, l.names)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone since its name was read
+		if gone(err) {
+			continue // since its name was read
 		}
 		if err != nil {
 			return err
-		}
-		if len(l.entries) == l.limit {
-			return l.tooMany()
 		}
 		l.entries = append(l.entries, e)
 		if !child.IsDir() || depth == 1 {
 			continue
 		}
-		if err := l.list(path, depth-1); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := l.list(path, depth-1); err != nil && !gone(err) {
 			return err
 		}
 	}
 	return nil
 }
 
-// children reads a directory in lexical order, no more of it than the limit.
+// children reads a directory in lexical order.
 func (l *lister) children(dir string) ([]fs.DirEntry, error) {
-	f, err := os.Open(dir)
+	f, err := openDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	children, err := f.ReadDir(l.limit + 1)
+	children, err := f.ReadDir(l.room + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	if len(children) > l.limit {
-		return nil, l.tooMany()
+	if len(children) > l.room {
+		return nil, wrenn.Errorf(wrenn.Exhausted, "more than %d entries: list a directory further down, or with less depth", maxEntries)
 	}
+	l.room -= len(children)
 	slices.SortFunc(children, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return children, nil
 }
 
-func (l *lister) tooMany() error {
-	return wrenn.Errorf(wrenn.Exhausted, "more than %d entries: list a directory further down, or with less depth", l.limit)
+// openDir opens a directory and nothing else: a pipe that took its place would
+// make the caller wait for a writer.
+func openDir(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 }
+
+// gone reports whether err says that there is nothing, or no directory, where
+// there just was.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) }

@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"wrenn/internal/guest/account"
 	"wrenn/internal/guest/settings"
 	pb "wrenn/proto/gen/envd/filesystem"
 )
@@ -177,7 +179,7 @@ func TestListIsBounded(t *testing.T) {
 		{"one directory too long", 1, 1, false},
 		{"the tree too large", 2, 5, false},
 	} {
-		l := lister{ctx: t.Context(), names: h.accounts.Names(), limit: tc.limit}
+		l := lister{ctx: t.Context(), names: h.accounts.Names(), room: tc.limit}
 		err := l.list(h.home, tc.depth)
 		if tc.ok != (err == nil) || len(l.entries) > tc.limit {
 			t.Errorf("%s: %d entries, %v", tc.name, len(l.entries), err)
@@ -303,4 +305,19 @@ func TestRawJSON(t *testing.T) {
 	if status, answer := call("Stat", `{"path":"x"}`); status != 404 || answer != want {
 		t.Errorf("Stat = %d %s, want %s", status, answer, want)
 	}
+}
+
+func FuzzPath(f *testing.F) {
+	f.Add("~/../x", "~")
+	f.Add("a//b", "work")
+	f.Fuzz(func(t *testing.T, requested, workdir string) {
+		c := caller{User: &account.User{Home: "/home/user"}, workdir: workdir}
+		path, err := c.path(requested)
+		if err != nil {
+			return
+		}
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || strings.ContainsRune(path, 0) {
+			t.Fatalf("path(%q) in %q = %q", requested, workdir, path)
+		}
+	})
 }

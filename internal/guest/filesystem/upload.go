@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"bufio"
+	"compress/gzip"
 	"errors"
 	"io"
 	"mime"
@@ -11,8 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/klauspost/compress/gzip"
 
 	"wrenn"
 	"wrenn/internal/rollback"
@@ -36,27 +35,34 @@ type written struct {
 }
 
 func (s *Service) serveUpload(w http.ResponseWriter, r *http.Request) {
-	user, err := s.httpCaller(r)
+	files, err := s.upload(r, &idleReader{source: r.Body, conn: http.NewResponseController(w), limit: s.uploadIdle})
 	if err != nil {
 		s.fail(w, r, err)
 		return
+	}
+	writeJSON(r.Context(), s.log, w, http.StatusOK, files)
+}
+
+// upload writes the files of a request. When it fails before all have come,
+// nothing of it is left.
+func (s *Service) upload(r *http.Request, body io.Reader) ([]written, error) {
+	user, err := s.httpCaller(r)
+	if err != nil {
+		return nil, err
 	}
 	metadata, err := metadataFromHeader(r.Header)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return nil, err
 	}
-	up := &upload{user: user, metadata: metadata, targets: map[string]bool{}, buffer: make([]byte, copyBuffer)}
-	defer up.undo.Run(r.Context())
-	err = up.receive(r, &idleReader{source: r.Body, conn: http.NewResponseController(w), limit: s.uploadIdle})
-	if err == nil {
-		err = up.publish()
+	u := &upload{user: user, metadata: metadata, targets: map[string]bool{}, buffer: make([]byte, copyBuffer)}
+	defer u.undo.Run(r.Context())
+	if err := u.receive(r, body); err != nil {
+		return nil, failure("write", u.current, err)
 	}
-	if err != nil {
-		s.fail(w, r, failure("write", up.current, err))
-		return
+	if err := u.publish(); err != nil {
+		return nil, failure("write", u.current, err)
 	}
-	writeJSON(r.Context(), s.log, w, http.StatusOK, up.answer())
+	return u.answer(), nil
 }
 
 // upload is one request that writes files. None of them is seen before all
@@ -64,7 +70,7 @@ func (s *Service) serveUpload(w http.ResponseWriter, r *http.Request) {
 type upload struct {
 	user     caller
 	metadata map[string]string
-	targets  map[string]bool // paths named so far
+	targets  map[string]bool // written so far
 	staged   []*stagedFile
 	current  string // the path being worked on, for errors
 	undo     rollback.Stack
@@ -152,14 +158,14 @@ func (u *upload) stage(requested string, content io.Reader) error {
 		return err
 	}
 	u.current = path
-	if u.targets[path] {
-		return wrenn.Errorf(wrenn.Invalid, "path '%s' is there twice in one upload", printable(path))
-	}
-	u.targets[path] = true
 	target, err := followLinks(path)
 	if err != nil {
 		return err
 	}
+	if u.targets[target] {
+		return wrenn.Errorf(wrenn.Invalid, "path '%s' is there twice in one upload", printable(path))
+	}
+	u.targets[target] = true
 	file, err := newStagedFile(path, target, u.user, &u.undo)
 	if err != nil {
 		return err

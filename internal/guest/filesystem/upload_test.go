@@ -198,6 +198,8 @@ func TestUploadRefused(t *testing.T) {
 	mkdir(t, h.in("dir"))
 	symlink(t, "loop", h.in("loop"))
 	duplicate, twice := form(t, "d/same", "1", "d/./same", "2")
+	symlink(t, "file", h.in("link"))
+	linked, byLink := form(t, "file", "1", "link", "2")
 	nameless, noName := form(t, "", "1")
 	long := strings.Repeat("k", maxMetadataKey)
 	for _, tc := range []struct {
@@ -219,6 +221,7 @@ func TestUploadRefused(t *testing.T) {
 		{"a name too long", "new/" + strings.Repeat("x", 256), "application/octet-stream", strings.NewReader("x"), nil, 400, "too long"},
 		{"a user that is not there", "f", "application/octet-stream", strings.NewReader("x"), []string{"Authorization", "Basic bm9ib2R5Og=="}, 401, "invalid username: 'nobody'"},
 		{"the same path twice", "", duplicate, twice, nil, 400, "twice"},
+		{"the same file twice", "", linked, byLink, nil, 400, "twice"},
 		{"no name", "", nameless, noName, nil, 400, "file name"},
 		{"a key too long", "f", "application/octet-stream", strings.NewReader("x"), []string{"X-Metadata-" + long + "k", ""}, 400, "key"},
 		{"an empty key", "f", "application/octet-stream", strings.NewReader("x"), []string{"X-Metadata-", "v"}, 400, "key"},
@@ -232,7 +235,7 @@ func TestUploadRefused(t *testing.T) {
 			wantError(t, h.do(t, request(t, "POST", h.filesURL(tc.path), tc.body, headers...)), tc.status, tc.message)
 		})
 	}
-	if diff := cmp.Diff([]string{"dir", "file", "loop"}, names(t, h.home)); diff != "" || read(t, h.in("file")) != "old" {
+	if diff := cmp.Diff([]string{"dir", "file", "link", "loop"}, names(t, h.home)); diff != "" || read(t, h.in("file")) != "old" {
 		t.Errorf("left (-want +got):\n%s", diff)
 	}
 }

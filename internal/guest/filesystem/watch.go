@@ -54,7 +54,7 @@ type watchSpec struct {
 type watch struct {
 	watchSpec
 	inotify   *fsnotify.Watcher
-	dirs      map[string]bool       // what inotify watches
+	dirs      map[string]fileID     // what inotify watches
 	announced map[string]fileID     // reported ahead of the kernel's event
 	last      *pb.FilesystemEvent   // to see repetitions
 	pending   []*pb.FilesystemEvent // to be returned by next
@@ -78,7 +78,7 @@ func newWatch(spec watchSpec) (*watch, error) {
 	if err != nil {
 		return nil, &wrenn.Error{Code: wrenn.Exhausted, Message: "the kernel has no more watchers: remove some", Err: err}
 	}
-	w := &watch{watchSpec: spec, inotify: inotify, dirs: map[string]bool{}, announced: map[string]fileID{}}
+	w := &watch{watchSpec: spec, inotify: inotify, dirs: map[string]fileID{}, announced: map[string]fileID{}}
 	if err := w.add(spec.root, false); err != nil {
 		w.Close()
 		return nil, failure("watch", spec.root, err)
@@ -123,22 +123,30 @@ func (w *watch) next(ctx context.Context) ([]*pb.FilesystemEvent, error) {
 	}
 }
 
-// overflow answers an error of inotify. What was made while the kernel's queue
-// was full has to be found.
+// overflow answers an error of inotify. When the kernel's queue was full,
+// directories may have been made, renamed or removed unseen: it starts anew.
 func (w *watch) overflow(err error) {
 	if !errors.Is(err, fsnotify.ErrEventOverflow) {
 		w.fail(w.root, err)
 		return
 	}
 	w.lost = true
-	clear(w.announced)
+	w.forget(w.root)
 	w.fail(w.root, w.add(w.root, false))
+	w.endWithRoot()
+}
+
+// endWithRoot ends a watch that has nothing left to watch.
+func (w *watch) endWithRoot() {
+	if len(w.dirs) == 0 && w.failed == nil {
+		w.failed = io.EOF
+	}
 }
 
 // fail ends the watch unless err is nil or says that path is gone, of which an
 // event tells.
 func (w *watch) fail(path string, err error) {
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !gone(err) {
 		w.failed = failure("watch", path, err)
 	}
 }
@@ -167,9 +175,7 @@ func (w *watch) take(event fsnotify.Event) {
 			w.report(event.Name, kind.name)
 		}
 	}
-	if !w.dirs[w.root] && w.failed == nil {
-		w.failed = io.EOF
-	}
+	w.endWithRoot()
 }
 
 // created reports a new entry, unless it was announced, and follows it when it
@@ -186,23 +192,32 @@ func (w *watch) created(path string) {
 		return
 	}
 	w.report(path, pb.EventType_EVENT_TYPE_CREATE)
-	if info.IsDir() && w.recursive {
-		w.fail(path, w.add(path, true))
+	if !info.IsDir() || !w.recursive {
+		return
 	}
+	if old, ok := w.dirs[path]; ok && old != idOf(info) {
+		w.forget(path) // a rename put another one in its place
+	}
+	w.fail(path, w.add(path, true))
 }
 
 // add watches dir and, when the watch is recursive, the directories below it.
 // With announce it reports what it finds there: entries may have been made
 // before inotify looked.
 func (w *watch) add(dir string, announce bool) error {
-	if !w.dirs[dir] {
+	if _, ok := w.dirs[dir]; !ok {
 		if len(w.dirs) == maxWatchedDirs {
 			return wrenn.Errorf(wrenn.Exhausted, "more than %d directories: watch one further down", maxWatchedDirs)
 		}
 		if err := w.inotify.Add(dir); err != nil {
 			return watchLimit(err)
 		}
-		w.dirs[dir] = true
+		info, err := os.Stat(dir)
+		if err != nil {
+			_ = w.inotify.Remove(dir) // gone too
+			return err
+		}
+		w.dirs[dir] = idOf(info)
 	}
 	if !w.recursive {
 		return nil
@@ -212,7 +227,7 @@ func (w *watch) add(dir string, announce bool) error {
 		return err
 	}
 	for _, sub := range subdirs {
-		if err := w.add(sub, announce); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := w.add(sub, announce); err != nil && !gone(err) {
 			return err
 		}
 	}
@@ -222,7 +237,7 @@ func (w *watch) add(dir string, announce bool) error {
 // scan returns the directories in dir that are to be watched, and announces
 // all entries if asked to. It stops when there are too many to watch.
 func (w *watch) scan(dir string, announce bool) (subdirs []string, err error) {
-	f, err := os.Open(dir)
+	f, err := openDir(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +252,10 @@ func (w *watch) scan(dir string, announce bool) (subdirs []string, err error) {
 		}
 		for _, child := range children {
 			path := filepath.Join(dir, child.Name())
-			if announce && !isStaged(path) {
+			if isStaged(path) {
+				continue
+			}
+			if announce {
 				w.announce(path)
 			}
 			if child.IsDir() && (w.networks || !isNetworked(path)) {
@@ -273,7 +291,7 @@ func (w *watch) announce(path string) {
 // those below it: inotify would go on under the old names.
 func (w *watch) forget(path string) {
 	delete(w.announced, path)
-	if !w.dirs[path] {
+	if _, ok := w.dirs[path]; !ok {
 		return
 	}
 	for dir := range w.dirs {
@@ -305,7 +323,7 @@ func (w *watch) report(path string, kind pb.EventType) {
 		name = path // cannot be: both are absolute
 	}
 	event := &pb.FilesystemEvent{Name: printable(name), Type: kind}
-	if kind == pb.EventType_EVENT_TYPE_CHMOD && w.dirs[path] && w.last.GetType() == kind && w.last.GetName() == event.GetName() {
+	if _, ok := w.dirs[path]; ok && kind == pb.EventType_EVENT_TYPE_CHMOD && w.last.GetType() == kind && w.last.GetName() == event.GetName() {
 		return
 	}
 	w.last = event

@@ -61,7 +61,8 @@ func (s *Service) WatchDir(ctx context.Context, req *pb.WatchDirRequest, stream 
 	if err := stream.Send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Start{Start: &pb.WatchDirResponse_StartEvent{}}}); err != nil {
 		return err
 	}
-	for silence := silenceFrom(rpcHeader(ctx)); ; {
+	silence := silenceFrom(rpcHeader(ctx))
+	for {
 		events, err := nextWithin(ctx, w, silence)
 		switch {
 		case errors.Is(err, errQuiet):
@@ -69,17 +70,23 @@ func (s *Service) WatchDir(ctx context.Context, req *pb.WatchDirRequest, stream 
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.Is(err, fs.ErrClosed):
-			return s.rpcError(ctx, errStopping)
-		case err != nil:
-			return s.rpcError(ctx, err)
-		}
-		for _, event := range events {
-			err = errors.Join(err, stream.Send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Filesystem{Filesystem: event}}))
+			err = errStopping
+		case err == nil:
+			err = sendEvents(stream, events)
 		}
 		if err != nil {
+			return s.rpcError(ctx, err)
+		}
+	}
+}
+
+func sendEvents(stream *connect.ServerStream[pb.WatchDirResponse], events []*pb.FilesystemEvent) error {
+	for _, event := range events {
+		if err := stream.Send(&pb.WatchDirResponse{Event: &pb.WatchDirResponse_Filesystem{Filesystem: event}}); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 // nextWithin is w.next, and errQuiet when that takes longer than silence.

@@ -28,14 +28,14 @@ type proc struct {
 	out    *hub
 	srcs   []*source
 
-	mu       sync.Mutex // guards the following
-	exited   bool       // reaped: pid may be somebody else's now
-	expired  bool       // killed because its time was up
+	mu       sync.Mutex    // guards the following, and what is done with pid
+	gone     chan struct{} // closed when it was reaped: pid may be somebody else's now
+	expired  bool          // killed because its time was up
 	deadline *time.Timer
 }
 
 // newProc takes over the near side of std.
-func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
+func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio, buffers *sync.Pool) *proc {
 	p := &proc{
 		pid:    pid,
 		config: req.GetProcess(),
@@ -43,28 +43,29 @@ func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio) *proc {
 		pidfd:  os.NewFile(uintptr(pidfd), "pidfd"),
 		pty:    std.near.pty,
 		out:    newHub(),
+		gone:   make(chan struct{}),
 	}
 	if p.pty != nil {
 		p.in = newInput(p.pty, true)
-		p.srcs = []*source{p.source(p.pty, ptyChunk, func(b []byte) *pb.ProcessEvent_DataEvent {
+		p.srcs = []*source{p.source(p.pty, ptyChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
 			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Pty{Pty: b}}
 		})}
 		return p
 	}
 	p.in = newInput(std.near.stdin, false)
 	p.srcs = []*source{
-		p.source(std.near.stdout, pipeChunk, func(b []byte) *pb.ProcessEvent_DataEvent {
+		p.source(std.near.stdout, pipeChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
 			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stdout{Stdout: b}}
 		}),
-		p.source(std.near.stderr, pipeChunk, func(b []byte) *pb.ProcessEvent_DataEvent {
+		p.source(std.near.stderr, pipeChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
 			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stderr{Stderr: b}}
 		}),
 	}
 	return p
 }
 
-func (p *proc) source(file *os.File, chunk int, wrap func([]byte) *pb.ProcessEvent_DataEvent) *source {
-	return &source{file: file, chunk: chunk, emit: func(b []byte) bool {
+func (p *proc) source(file *os.File, chunk int, buffers *sync.Pool, wrap func([]byte) *pb.ProcessEvent_DataEvent) *source {
+	return &source{file: file, chunk: chunk, buffers: buffers, emit: func(b []byte) bool {
 		return p.out.publish(&pb.ProcessEvent{Event: &pb.ProcessEvent_Data{Data: wrap(b)}})
 	}}
 }
@@ -112,14 +113,14 @@ func (p *proc) reap() (unix.WaitStatus, error) {
 		})
 		return waitErr != nil || info.Signo != 0
 	})
-	if err := errors.Join(err, waitErr); err != nil {
-		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.exited = true
+	close(p.gone)
 	if p.deadline != nil {
 		p.deadline.Stop()
+	}
+	if err := errors.Join(err, waitErr); err != nil {
+		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
 	}
 	var status unix.WaitStatus
 	err = eintr(func() error {
@@ -137,18 +138,21 @@ func eintr(call func() error) error {
 	}
 }
 
-// running reports whether the program has not ended.
+// running reports whether the program has not been reaped.
 func (p *proc) running() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.exited
+	select {
+	case <-p.gone:
+		return false
+	default:
+		return true
+	}
 }
 
 // signal goes to the group that the program leads.
 func (p *proc) signal(sig unix.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.exited {
+	if !p.running() {
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("process %d has ended", p.pid))
 	}
 	if err := unix.Kill(-p.pid, sig); err != nil {
@@ -161,7 +165,7 @@ func (p *proc) signal(sig unix.Signal) error {
 func (p *proc) expireAt(t time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.exited {
+	if p.running() {
 		p.deadline = time.AfterFunc(time.Until(t), p.expire)
 	}
 }
@@ -169,9 +173,7 @@ func (p *proc) expireAt(t time.Time) {
 // expire kills the program because its time is up; twice is allowed.
 func (p *proc) expire() {
 	p.mu.Lock()
-	if !p.exited {
-		p.expired = true
-	}
+	p.expired = p.expired || p.running()
 	p.mu.Unlock()
 	_ = p.signal(unix.SIGKILL) // it may have ended meanwhile
 }

@@ -43,6 +43,7 @@ type Service struct {
 	settings *settings.Settings
 	log      *slog.Logger
 	spawner  *spawner
+	buffers  *sync.Pool
 	work     sync.WaitGroup // one for each program, until nothing of it is left
 
 	mu     sync.Mutex         // guards the following
@@ -59,6 +60,7 @@ func New(cfg Config) *Service {
 		settings: cfg.Settings,
 		log:      cfg.Log,
 		spawner:  newSpawner(cfg.Cgroups, cfg.Protect, cfg.Log),
+		buffers:  newBuffers(),
 		all:      make(map[*proc]struct{}),
 		byPID:    make(map[int]*proc),
 		timers:   make(map[*proc]*time.Timer),
@@ -125,7 +127,7 @@ func (s *Service) spawn(l *launch, req *pb.StartRequest) (*proc, error) {
 		std.near.close()
 		return nil, launchError(l, err)
 	}
-	return newProc(pid, pidfd, req, std), nil
+	return newProc(pid, pidfd, req, std, s.buffers), nil
 }
 
 // adopt makes p known and lets it run.

@@ -141,8 +141,13 @@ func (s *Service) StreamInput(ctx context.Context, stream *connect.ClientStream[
 	return &pb.StreamInputResponse{}, nil
 }
 
-// SendSignal signals the program and its process group.
-func (s *Service) SendSignal(_ context.Context, req *pb.SendSignalRequest) (*pb.SendSignalResponse, error) {
+// killed is how long SendSignal waits for a program to be gone that was sent SIGKILL. It
+// is longer than that takes, unless the program hangs in the kernel.
+const killed = time.Second
+
+// SendSignal signals the program and its process group. After SIGKILL it is
+// gone when the answer comes, so that a second call says not_found.
+func (s *Service) SendSignal(ctx context.Context, req *pb.SendSignalRequest) (*pb.SendSignalResponse, error) {
 	sig, ok := map[pb.Signal]unix.Signal{
 		pb.Signal_SIGNAL_SIGKILL: unix.SIGKILL,
 		pb.Signal_SIGNAL_SIGTERM: unix.SIGTERM,
@@ -156,6 +161,14 @@ func (s *Service) SendSignal(_ context.Context, req *pb.SendSignalRequest) (*pb.
 	}
 	if err := p.signal(sig); err != nil {
 		return nil, err
+	}
+	if sig == unix.SIGKILL {
+		ctx, cancel := context.WithTimeout(ctx, killed)
+		defer cancel()
+		select {
+		case <-p.gone:
+		case <-ctx.Done():
+		}
 	}
 	return &pb.SendSignalResponse{}, nil
 }
@@ -194,19 +207,17 @@ func (s *Service) user(header http.Header) (*account.User, error) {
 
 // openStdio makes the files that req asks for: a terminal, or pipes.
 func openStdio(req *pb.StartRequest, user *account.User) (*stdio, error) {
-	var std *stdio
-	if req.GetPty() == nil {
-		s, err := openPipes(req.Stdin == nil || *req.Stdin, user)
-		if err != nil {
-			return nil, connect.NewError(connect.CodeResourceExhausted, err)
-		}
-		return s, nil
-	}
 	size, err := sizeOf(req.GetPty())
 	if err != nil {
 		return nil, err
 	}
-	if std, err = openTerminal(size, user); err != nil {
+	var std *stdio
+	if req.GetPty() != nil {
+		std, err = openTerminal(size, user)
+	} else {
+		std, err = openPipes(req.Stdin == nil || *req.Stdin, user)
+	}
+	if err != nil {
 		return nil, connect.NewError(connect.CodeResourceExhausted, err)
 	}
 	return std, nil

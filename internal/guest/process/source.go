@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,10 +25,17 @@ const (
 	ptyChunk  = 16 << 10
 )
 
+// buffer holds one read.
+type buffer [pipeChunk]byte
+
+// buffers are shared by the sources of a service: who waits for output holds none.
+func newBuffers() *sync.Pool { return &sync.Pool{New: func() any { return new(buffer) }} }
+
 // source is where one output of a process is read: a pipe, or the terminal.
 type source struct {
-	file  *os.File // non-blocking, so that deadlines work
-	chunk int
+	file    *os.File // non-blocking, so that deadlines work
+	chunk   int
+	buffers *sync.Pool
 	// emit hands a piece on and reports whether its memory may be used again.
 	emit func([]byte) (reusable bool)
 }
@@ -41,82 +49,80 @@ func (s *source) exited() {
 // pump emits what is read until the end of the output. open is true when
 // somebody else still holds the other end; then the caller decides about the file.
 func (s *source) pump() (open bool) {
-	buf, err := s.copy(make([]byte, s.chunk), func() bool { return true })
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		return false
+	for {
+		if _, err := s.move(true); errors.Is(err, os.ErrDeadlineExceeded) {
+			return s.drain()
+		} else if err != nil {
+			return false
+		}
 	}
-	return s.drain(buf)
 }
 
-// drain emits what is there after the process's exit.
-func (s *source) drain(buf []byte) (open bool) {
+// drain emits what comes after the process's exit.
+func (s *source) drain() (open bool) {
 	stop := time.Now().Add(linger)
-	buf, err := s.copy(buf, func() bool {
+	for time.Now().Before(stop) {
 		_ = s.file.SetReadDeadline(minTime(time.Now().Add(quiet), stop))
-		return time.Now().Before(stop)
-	})
-	if !errors.Is(err, os.ErrDeadlineExceeded) && err != nil {
-		return false
+		if _, err := s.move(true); errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		} else if err != nil {
+			return false
+		}
 	}
-	return s.sweep(buf)
+	return s.sweep()
 }
 
 // sweep emits what is in the pipe now, without waiting. A slow reader may have
 // used up all of linger while the process's own last bytes are still there; they are at
 // most what the pipe holds.
-func (s *source) sweep(buf []byte) (open bool) {
-	_ = s.file.SetReadDeadline(time.Time{})
+func (s *source) sweep() (open bool) {
 	for left := s.capacity(); left > 0; {
-		n, err := s.readNow(buf)
-		if errors.Is(err, unix.EAGAIN) {
-			return true
-		}
-		if n <= 0 {
-			return false
+		n, err := s.move(false)
+		if err != nil {
+			return errors.Is(err, unix.EAGAIN)
 		}
 		left -= n
-		buf = s.hand(buf, n)
 	}
 	return true
 }
 
-// copy emits until an error of read, which it returns, or until more is false.
-// It returns the buffer to go on with.
-func (s *source) copy(buf []byte, more func() bool) ([]byte, error) {
-	for more() {
-		n, err := s.file.Read(buf)
-		if n > 0 {
-			buf = s.hand(buf, n)
-		}
-		if err != nil {
-			return buf, err
-		}
-	}
-	return buf, nil
-}
-
-func (s *source) hand(buf []byte, n int) []byte {
-	if s.emit(buf[:n]) {
-		return buf
-	}
-	return make([]byte, s.chunk)
-}
-
-func (s *source) readNow(buf []byte) (n int, err error) {
+// move reads once and emits what it got. It waits for output if it is told to,
+// until the file's deadline; else there being none is EAGAIN. The end is an error, too.
+func (s *source) move(wait bool) (n int, err error) {
 	conn, err := s.file.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	ctlErr := conn.Control(func(fd uintptr) {
-		n, err = unix.Read(int(fd), buf)
-		for errors.Is(err, unix.EINTR) {
-			n, err = unix.Read(int(fd), buf)
+	var buf *buffer
+	attempt := func(fd uintptr) (done bool) {
+		buf = s.buffers.Get().(*buffer)
+		err = eintr(func() (err error) {
+			n, err = unix.Read(int(fd), buf[:s.chunk])
+			return err
+		})
+		if err != nil || n == 0 {
+			s.buffers.Put(buf)
 		}
-	})
-	if ctlErr != nil {
-		return 0, ctlErr
+		return !errors.Is(err, unix.EAGAIN)
 	}
-	return n, err
+	var connErr error
+	if wait {
+		connErr = conn.Read(attempt)
+	} else {
+		connErr = conn.Control(func(fd uintptr) { attempt(fd) })
+	}
+	switch {
+	case connErr != nil:
+		return 0, connErr
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
+	}
+	if s.emit(buf[:n]) {
+		s.buffers.Put(buf)
+	}
+	return n, nil
 }
 
 // capacity is how much the kernel can hold between the process and this end.

@@ -22,7 +22,8 @@ import (
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
-const status = "SANDBOX_STATUS_"
+// statusPrefix is what the protocol puts before the words of wrenn.SeenState.
+const statusPrefix = "SANDBOX_STATUS_"
 
 // Agent is a host in memory. Its exported fields are set before it serves.
 type Agent struct {
@@ -248,7 +249,7 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.SeenState, change func(*hostage
 
 func statusOf(s wrenn.SeenState) hostagentv1.SandboxStatus {
 	for n, name := range hostagentv1.SandboxStatus_name {
-		if name == status+strings.ToUpper(string(s)) {
+		if name == statusPrefix+strings.ToUpper(string(s)) {
 			return hostagentv1.SandboxStatus(n)
 		}
 	}

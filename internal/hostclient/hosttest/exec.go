@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -110,11 +111,8 @@ func (a *Agent) spawn(id, cmd string, args []string, env map[string]string) (*pr
 			return err
 		}
 		p.env = map[string]string{}
-		for _, from := range []map[string]string{b.env, env} {
-			for k, v := range from {
-				p.env[k] = v
-			}
-		}
+		maps.Copy(p.env, b.env)
+		maps.Copy(p.env, env)
 		p.pid = uint32(1000 + len(b.processes))
 		b.processes[p.pid] = p
 		return nil

@@ -19,8 +19,8 @@ import (
 
 // fakeKernel is the smallest ELF that check takes, followed by code-like bytes:
 // many calls and jumps, so that an x86 filter has something to do.
-func fakeKernel(t testing.TB) []byte {
-	t.Helper()
+func fakeKernel(tb testing.TB) []byte {
+	tb.Helper()
 	const headers = 64 + 56
 	body := make([]byte, 300<<10)
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -39,7 +39,7 @@ func fakeKernel(t testing.TB) []byte {
 	var out bytes.Buffer
 	write := func(v any) {
 		if err := binary.Write(&out, binary.LittleEndian, v); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	write(elf.Header64{
@@ -69,43 +69,43 @@ func withSize(packed, data []byte) []byte {
 	return binary.LittleEndian.AppendUint32(bytes.Clone(packed), uint32(len(data)))
 }
 
-func pack(t testing.TB, data []byte, compressor func(io.Writer) (io.WriteCloser, error)) []byte {
-	t.Helper()
+func pack(tb testing.TB, data []byte, compressor func(io.Writer) (io.WriteCloser, error)) []byte {
+	tb.Helper()
 	var out bytes.Buffer
 	w, err := compressor(&out)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out.Bytes()
 }
 
-func packGzip(t testing.TB, data []byte) []byte {
-	t.Helper()
-	return pack(t, data, func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil })
+func packGzip(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	return pack(tb, data, func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil })
 }
 
-func packZstd(t testing.TB, data []byte) []byte {
-	t.Helper()
-	return withSize(pack(t, data, func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }), data)
+func packZstd(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	return withSize(pack(tb, data, func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) }), data)
 }
 
-func packLZ4(t testing.TB, data []byte) []byte {
-	t.Helper()
-	return withSize(pack(t, data, func(w io.Writer) (io.WriteCloser, error) {
+func packLZ4(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	return withSize(pack(tb, data, func(w io.Writer) (io.WriteCloser, error) {
 		z := lz4.NewWriter(w)
 		return z, z.Apply(lz4.LegacyOption(true))
 	}), data)
 }
 
-func packXZ(t testing.TB, data []byte) []byte {
-	t.Helper()
-	return withSize(pack(t, data, func(w io.Writer) (io.WriteCloser, error) {
+func packXZ(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	return withSize(pack(tb, data, func(w io.Writer) (io.WriteCloser, error) {
 		return xz.WriterConfig{CheckSum: xz.CRC32, BlockSize: 100 << 10}.NewWriter(w)
 	}), data)
 }

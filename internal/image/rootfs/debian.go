@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"wrenn"
 )
@@ -26,6 +27,9 @@ type Debian struct {
 	Suite     string   // like bookworm
 	Packages  []string // beyond the minimal base
 	Customize []byte   // a script that gets the tree's path, and $WRENN_KERNEL_DIR for a kernel package
+	// Lock, if any, is a flock(2) that stays held while mmdebstrap runs: it goes
+	// on writing for a while when the process that waits for it is killed.
+	Lock *os.File
 }
 
 // HostSuite is the host's own suite when it is a released Debian, else one that
@@ -110,6 +114,12 @@ func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error 
 		return err
 	}
 	cmd.Env = append(cmd.Env, "WRENN_KERNEL_DIR="+kernel)
+	// It mounts /proc, /sys and more in the tree. In a mount namespace of its own
+	// they go with it, however it ends; on the host a sweep would walk into them.
+	cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	if d.Lock != nil {
+		cmd.ExtraFiles = []*os.File{d.Lock}
+	}
 	return progress(ctx, cmd, out)
 }
 
@@ -147,7 +157,9 @@ func progress(ctx context.Context, cmd *exec.Cmd, out io.Writer) error {
 		}
 	}
 	_, _ = io.Copy(io.Discard, pipe) // a line too long stops the scanner, and must not stop the program
-	if err := cmd.Wait(); err != nil {
+	err = cmd.Wait()
+	endGroup(ctx, cmd)
+	if err != nil {
 		return explain(ctx, "mmdebstrap", err, said)
 	}
 	return nil

@@ -52,7 +52,7 @@ func Inject(ctx context.Context, image, scratch string, files []File) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays, the next build sweeps
 	var script strings.Builder
 	for i, f := range files {
 		name := fmt.Sprintf("in%d", i)
@@ -107,7 +107,7 @@ func ReadFile(ctx context.Context, image, scratch, name string) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays, the next build sweeps
 	if _, err := run(ctx, dir, "debugfs", "-R", "dump "+name+" out", image); err != nil {
 		return nil, err
 	}

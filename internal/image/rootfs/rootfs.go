@@ -40,8 +40,9 @@ func find(name string) (string, error) {
 	return "", wrenn.Errorf(wrenn.FailedPrecondition, "%s is missing (apt-get install %s)", name, installs[name])
 }
 
-// command is a program that runs in dir, is ended with ctx, politely first so
-// that it removes what it made, and talks English.
+// command is a program that runs in dir and talks English. With ctx it is ended
+// politely first, so that it removes what it made, and with all that it has
+// started: mmdebstrap leaves signals to its children, as a terminal would send them.
 func command(ctx context.Context, dir, name string, args ...string) (*exec.Cmd, error) {
 	path, err := find(name)
 	if err != nil {
@@ -50,7 +51,8 @@ func command(ctx context.Context, dir, name string, args ...string) (*exec.Cmd, 
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	return cmd, nil
 }
@@ -62,10 +64,18 @@ func run(ctx context.Context, dir, name string, args ...string) (string, error) 
 		return "", err
 	}
 	out, err := cmd.CombinedOutput()
+	endGroup(ctx, cmd)
 	if err != nil {
 		return string(out), explain(ctx, name, err, out)
 	}
 	return string(out), nil
+}
+
+// endGroup ends what a cancelled program that is gone left running.
+func endGroup(ctx context.Context, cmd *exec.Cmd) {
+	if ctx.Err() != nil && cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // mostly there is none any more
+	}
 }
 
 // explain turns a program's failure into an error; causes that a user can do

@@ -102,7 +102,7 @@ func (c *cell) furnish(files []file) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	for _, f := range files {
 		if err := c.place(root, f); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -129,26 +129,24 @@ func (c *cell) place(root *os.Root, f file) error {
 	return point.Close()
 }
 
+// vmmArgs are Firecracker's own arguments, in a jail and without.
+var vmmArgs = []string{"--api-sock", nameSocket, "--show-level"}
+
 // launch starts the VMM with its files.
 func (d *Driver) launch(c *cell, spec vm.Spec, files []file) (*launch.Process, error) {
 	if !c.jailed {
 		return launch.Start(launch.Command{
 			Path:      d.program,
-			Args:      []string{"--id", spec.ID, "--api-sock", nameSocket},
+			Args:      append([]string{"--id", spec.ID}, vmmArgs...), // the jailer passes on the id by itself
 			Dir:       c.root,
 			Namespace: spec.Net.Namespace,
 		})
 	}
-	var process *launch.Process
-	err := inMountNamespace(func() error {
-		if err := c.mountFiles(files); err != nil {
-			return err
-		}
-		var err error
-		process, err = launch.Start(launch.Command{Path: d.jailer, Args: d.jailerArgs(c, spec), Dir: "/"})
-		return err
+	// The mounts are gone with the VMM; the host never has them, whoever is killed when.
+	return launch.Start(launch.Command{
+		Path: d.jailer, Args: d.jailerArgs(c, spec), Dir: "/",
+		Mounts: func() error { return c.mountFiles(files) },
 	})
-	return process, err
 }
 
 // jailerArgs: see Firecracker's docs/jailer.md. The VMM gets no PID namespace
@@ -170,7 +168,7 @@ func (d *Driver) jailerArgs(c *cell, spec vm.Spec) []string {
 			args = append(args, "--cgroup", limit)
 		}
 	}
-	return append(args, "--", "--api-sock", nameSocket)
+	return append(append(args, "--"), vmmArgs...)
 }
 
 // lend gives a running VMM files, for as long as it takes to call give back.
@@ -198,7 +196,7 @@ func (c *cell) takeBack(p *launch.Process, files []file) error {
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	for _, f := range slices.Backward(files) {
 		if err := root.Remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
@@ -216,12 +214,12 @@ func (c *cell) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the VMM's directory: %w", err)
 	}
-	defer unix.Close(root)
+	defer closeFD(root)
 	fd, err := unix.Openat(root, nameSocket, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the API's socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer closeFD(fd)
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
 		return nil, err
@@ -232,3 +230,6 @@ func (c *cell) dial(ctx context.Context) (net.Conn, error) {
 	var dialer net.Dialer
 	return dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
 }
+
+// closeFD closes a descriptor that nothing was written to: no error counts.
+func closeFD(fd int) { _ = unix.Close(fd) }

@@ -39,16 +39,20 @@ func limits(spec vm.Spec) []string {
 	}
 }
 
-// cgroupPoll is the pause between attempts to remove a cgroup.
-const cgroupPoll = 5 * time.Millisecond
+// The kernel lets go of the dead asynchronously, EBUSY until then.
+const (
+	cgroupPoll  = 5 * time.Millisecond
+	cgroupLimit = 5 * time.Second
+)
 
 // removeCgroup removes the cgroup of a VMM that is gone; "" and one that is
-// not there are nothing to do. The kernel lets go of the dead asynchronously,
-// EBUSY until then.
+// not there are nothing to do.
 func removeCgroup(ctx context.Context, dir string) error {
 	if dir == "" {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, cgroupLimit)
+	defer cancel()
 	for {
 		err := os.Remove(dir)
 		if err == nil || errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"wrenn"
 	"wrenn/internal/network"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmtest"
@@ -46,7 +45,7 @@ func harness(t *testing.T, uid uint32) vmtest.Harness {
 	}
 	slots := openSlots(t)
 	return vmtest.Harness{
-		Driver:       func(t *testing.T) vm.Driver { return newDriver(t, nil) },
+		Driver:       working,
 		Failing:      failing,
 		StartSteps:   []string{"directory", "files", "launch", "connect", "machine", "boot source", "disks", "network", "entropy", "start"},
 		RestoreSteps: []string{"directory", "files", "launch", "connect", "load"},
@@ -68,8 +67,9 @@ func harness(t *testing.T, uid uint32) vmtest.Harness {
 			// A guest cannot power the machine off: it resets it, see bootArgs.
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: network.EnvdAddress, PowerOff: "b"})
 		},
-		Elsewhere: vmtest.Elsewhere,
-		Kill:      vmtest.Kill,
+		Elsewhere:   vmtest.Elsewhere,
+		Kill:        vmtest.Kill,
+		FillConsole: vmtest.FillConsole,
 		Leftovers: func(_ *testing.T, spec vm.Spec) []string {
 			left, _ := filepath.Glob(filepath.Join(cgroupRoot, "wrenn-test", spec.ID))
 			return left
@@ -107,22 +107,28 @@ func openSlots(t *testing.T) *network.Pool {
 	return pool
 }
 
-func newDriver(t *testing.T, fault func(string) error) *Driver {
+func newDriver(t *testing.T) *Driver {
 	t.Helper()
 	d, err := New(t.Context(), configFromEnv())
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.fault = fault
 	return d
+}
+
+func working(t *testing.T) vm.Driver {
+	t.Helper()
+	return newDriver(t)
 }
 
 func failing(t *testing.T, step string) vm.Driver {
 	t.Helper()
-	return newDriver(t, func(at string) error {
+	d := newDriver(t)
+	d.fault = func(at string) error {
 		if at == step {
-			return &wrenn.Error{Code: wrenn.Internal, Message: "injected", Err: errors.New(step)}
+			return errors.New("injected: " + step)
 		}
 		return nil
-	})
+	}
+	return d
 }

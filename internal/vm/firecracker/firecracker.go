@@ -61,7 +61,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !version.atLeast(minVersion) {
+	if version.Compare(minVersion) < 0 {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker %s is too old: configure %s or newer", version, minVersion)
 	}
 	d := &Driver{program: program, jailer: cfg.Jailer, cgroupParent: cmp.Or(cfg.CgroupParent, "wrenn"),
@@ -115,11 +115,18 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm
 		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
 		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
 	})
-	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: d.can.clockRealtime}
-	if spec.Net.TAP != made.Machine.TAP {
-		load.Networks = []networkOverride{{nic, spec.Net.TAP}}
-	}
+	load := loadCall(d.can, made.Machine.TAP, spec.Net.TAP)
 	return d.take(ctx, m, append(steps, step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }}))
+}
+
+// loadCall loads the files in the cell, of a machine whose network was at the
+// TAP was, and is to be at the TAP now.
+func loadCall(can capabilities, was, now string) snapshotLoad {
+	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: can.clockRealtime}
+	if now != was {
+		load.Networks = []networkOverride{{nic, now}}
+	}
+	return load
 }
 
 // plan checks a spec and makes the machine of it, of which nothing exists yet.

@@ -28,7 +28,10 @@ type machine struct {
 	snapshots chan struct{}
 }
 
-var _ vm.Machine = (*machine)(nil)
+var (
+	_ vm.Machine       = (*machine)(nil)
+	_ vm.ConsoleReader = (*machine)(nil)
+)
 
 func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
 	return &machine{
@@ -120,13 +123,17 @@ func (m *machine) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Console is the end of what the guest printed, without Firecracker's own log.
-func (m *machine) Console() string { return withoutLog(m.process.Output()) }
+// Console implements vm.ConsoleReader: without Firecracker's own log.
+func (m *machine) Console() string { return string(logLine.ReplaceAll(m.process.Output(), nil)) }
 
-// logLine is how Firecracker logs on the same standard output: "TIME [ID:THREAD] …".
-var logLine = regexp.MustCompile(`(?m)^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9} \[[a-z0-9-]*:[^\]\n]*\].*\n?`)
+// Firecracker logs on the same standard output, with --show-level as
+// "TIME [ID:THREAD:LEVEL] …": each call that it gets, and what is wrong.
+var (
+	logLine   = regexp.MustCompile(`(?m)^` + logStart + `[A-Z]+\].*\n?`)
+	innocuous = regexp.MustCompile(`(?m)^` + logStart + `(INFO|DEBUG|TRACE)\].*\n?`)
+)
 
-func withoutLog(output []byte) string { return string(logLine.ReplaceAll(output, nil)) }
+const logStart = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9} \[[a-z0-9-]*:[^:\]\n]*:`
 
 const (
 	poweredOff = "guest powered off"
@@ -162,7 +169,7 @@ func (m *machine) reason(exit launch.Exit) string {
 }
 
 func (m *machine) exitError(reason string) *vm.ExitError {
-	return &vm.ExitError{Driver: driverName, Reason: reason, Console: m.process.LastLines()}
+	return &vm.ExitError{Driver: driverName, Reason: reason, Console: launch.LastLines(innocuous.ReplaceAll(m.process.Output(), nil))}
 }
 
 // alive is nil while the VMM runs.

@@ -4,45 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/vm/launch"
 )
-
-// onThread runs fn on a thread of its own, which nothing else uses before or
-// after: it ends with its goroutine. The main thread cannot end, and what it is
-// in counts as the whole process's, so it is passed over.
-func onThread(fn func() error) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked, unless it is the main thread
-		if unix.Gettid() == unix.Getpid() {
-			defer runtime.UnlockOSThread()
-			result <- onThread(fn) // on another one: this is taken meanwhile
-			return
-		}
-		result <- fn()
-	}()
-	return <-result
-}
-
-// inMountNamespace runs fn, and what it starts, in a new mount namespace, from
-// which nothing propagates to the host. The mounts that fn makes are gone with
-// the last process in there; the host never has them, whoever is killed when.
-func inMountNamespace(fn func() error) error {
-	return onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-			return fmt.Errorf("new mount namespace: %w", err)
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			return fmt.Errorf("make mounts private: %w", err)
-		}
-		return fn()
-	})
-}
 
 // mountFiles mounts the files onto their places in the jail. The jail's
 // directory is mounted on itself first, without the flags that /run has: the
@@ -86,7 +53,7 @@ func mountInto(p *launch.Process, files []file) error {
 	trees := make([]int, 0, len(files))
 	defer func() {
 		for _, fd := range trees {
-			_ = unix.Close(fd) // takes a tree that was not attached with it
+			closeFD(fd) // takes a tree that was not attached with it
 		}
 	}()
 	for _, f := range files {
@@ -128,12 +95,12 @@ func unmountIn(p *launch.Process, files []file) error {
 // inMountsOf runs fn in the mount namespace, and the root, of a VMM; the error
 // is ESRCH when it is gone.
 func inMountsOf(p *launch.Process, fn func() error) error {
-	return onThread(func() error {
+	return launch.OnThread(func() error {
 		pidfd, err := unix.PidfdOpen(p.Identity().PID, 0)
 		if err != nil {
 			return err
 		}
-		defer unix.Close(pidfd)
+		defer closeFD(pidfd)
 		select {
 		case <-p.Done(): // then the PID may be somebody else's
 			return unix.ESRCH

@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os/exec"
@@ -42,22 +43,16 @@ var since = []struct {
 func (v Version) capabilities() capabilities {
 	var c capabilities
 	for _, row := range since {
-		if v.atLeast(row.version) {
+		if v.Compare(row.version) >= 0 {
 			row.gain(&c)
 		}
 	}
 	return c
 }
 
-// atLeast compares without Pre.
-func (v Version) atLeast(o Version) bool {
-	if v.Major != o.Major {
-		return v.Major > o.Major
-	}
-	if v.Minor != o.Minor {
-		return v.Minor > o.Minor
-	}
-	return v.Patch >= o.Patch
+// Compare orders versions, without looking at Pre.
+func (v Version) Compare(o Version) int {
+	return cmp.Or(cmp.Compare(v.Major, o.Major), cmp.Compare(v.Minor, o.Minor), cmp.Compare(v.Patch, o.Patch))
 }
 
 // loads says whether this version may load a snapshot that the version made:

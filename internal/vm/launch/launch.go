@@ -13,8 +13,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-
-	"wrenn/internal/netns"
 )
 
 // Command is a VMM to start. The process is the leader of a session of its own
@@ -37,6 +35,8 @@ type Command struct {
 	// UID and GID are whom it runs as, without supplementary groups. With UID
 	// zero it stays the caller's user.
 	UID, GID uint32
+	// Mounts makes mounts for the process alone, before it starts; nil makes none.
+	Mounts func() error
 	// Cgroup is an open directory of a cgroup2 hierarchy in which the process
 	// begins its life; nil is the caller's cgroup.
 	Cgroup *os.File
@@ -75,7 +75,7 @@ func Start(cmd Command) (*Process, error) {
 		return nil, fmt.Errorf("console: %w", err)
 	}
 	p := &Process{console: console, done: make(chan struct{})}
-	if err := inNamespace(cmd.Namespace, func() error { return p.spawn(cmd) }); err != nil {
+	if err := inNamespaces(cmd, func() error { return p.spawn(cmd) }); err != nil {
 		console.file.Close()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
@@ -83,7 +83,7 @@ func Start(cmd Command) (*Process, error) {
 	return p, nil
 }
 
-// spawn starts the program on the calling thread, whose network namespace it inherits.
+// spawn starts the program on the calling thread, whose namespaces it inherits.
 func (p *Process) spawn(cmd Command) error {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -115,10 +115,7 @@ func (p *Process) spawn(cmd Command) error {
 func sysProcAttr(cmd Command, pidfd *int) *syscall.SysProcAttr {
 	attr := &syscall.SysProcAttr{
 		Setsid: true,
-		// With this flag package syscall also makes every mount private first,
-		// so that nothing propagates.
-		Unshareflags: syscall.CLONE_NEWNS,
-		PidFD:        pidfd,
+		PidFD:  pidfd,
 	}
 	if cmd.UID != 0 {
 		attr.Credential = &syscall.Credential{Uid: cmd.UID, Gid: cmd.GID}
@@ -254,7 +251,10 @@ func (p *Process) Output() []byte {
 
 // LastLines is the part of Output that fits an error message: its last lines,
 // with anything unprintable replaced.
-func (p *Process) LastLines() string { return printable(lastLines(p.Output(), maxLastLines)) }
+func (p *Process) LastLines() string { return LastLines(p.Output()) }
+
+// LastLines is the same of an output that somebody has sifted.
+func LastLines(output []byte) string { return printable(lastLines(output, maxLastLines)) }
 
 // maxLastLines is about a screen full.
 const maxLastLines = 2 << 10
@@ -281,11 +281,4 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
-}
-
-func inNamespace(path string, fn func() error) error {
-	if path == "" {
-		return fn()
-	}
-	return netns.Do(path, fn)
 }

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func sh(script string) Command {
@@ -94,6 +97,40 @@ func TestMountsDoNotPropagate(t *testing.T) {
 	}
 	if got, _ := os.ReadDir(dir); len(got) != 0 {
 		t.Errorf("its mount is seen here: %v", got)
+	}
+}
+
+func TestUnmountsDoPropagate(t *testing.T) {
+	shared := t.TempDir()
+	mount := func(dir string) {
+		t.Helper()
+		if err := unix.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // gone already when all went well
+	}
+	mount(shared)
+	if err := unix.Mount("", shared, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	store := filepath.Join(shared, "store")
+	if err := os.Mkdir(store, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mount(store)
+	p := start(t, sh("sleep 1000"))
+	if err := unix.Unmount(store, 0); err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.Identity().PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), store) {
+		t.Error("what was unmounted is still mounted for the process")
+	}
+	if !strings.Contains(string(mounts), shared) {
+		t.Error("the process lost a mount that is still there")
 	}
 }
 

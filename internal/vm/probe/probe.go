@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -53,7 +54,9 @@ type Verdict struct {
 
 // Boots says whether driver, whose VMM has the given version, boots kernel on
 // this machine. It takes up to the deadline the first time and nothing when the
-// answer is remembered. The error says that it could not be found out.
+// answer is remembered. A VMM that cannot even be started is asked again the
+// next time: that takes no time, and it may have been for want of memory.
+// The error says that it could not be found out.
 func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kernel vm.Kernel) (Verdict, error) {
 	key, err := keyOf(driver.Name(), version, kernel)
 	if err != nil {
@@ -63,38 +66,43 @@ func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kern
 	if v, ok := memory[key]; ok {
 		return v, nil
 	}
-	v, err := p.boot(ctx, driver, kernel)
+	v, started, err := p.boot(ctx, driver, kernel)
 	if err != nil {
 		return Verdict{}, err
+	}
+	if !started {
+		return v, nil
 	}
 	// Only the last verdict is kept: the others are of kernels, VMMs and boots gone by.
 	return v, p.remember(map[string]Verdict{key: v})
 }
 
-// boot tries it.
-func (p Probe) boot(ctx context.Context, driver vm.Driver, kernel vm.Kernel) (v Verdict, err error) {
+// boot tries it. Unless started the verdict is of the driver's Start.
+func (p Probe) boot(ctx context.Context, driver vm.Driver, kernel vm.Kernel) (v Verdict, started bool, err error) {
 	dir, err := os.MkdirTemp(p.Dir, "probe")
 	if err != nil {
-		return v, err
+		return v, false, err
 	}
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.Add(func(context.Context) error { return os.RemoveAll(dir) })
 	// Without a disk the kernel cannot get far; ignore_loglevel makes it say what it does.
 	kernel.Args = append([]string{"ignore_loglevel"}, kernel.Args...)
-	machine, err := driver.Start(ctx, vm.Spec{ID: "probe", Dir: dir, VCPUs: 1, MemoryMiB: 128, Kernel: kernel})
+	// The name is a new one each time: the machine of a probe that was killed may still have its own.
+	machine, err := driver.Start(ctx, vm.Spec{ID: filepath.Base(dir), Dir: dir, VCPUs: 1, MemoryMiB: 128, Kernel: kernel})
 	if err != nil {
 		if ctx.Err() != nil {
-			return v, err
+			return v, false, err
 		}
-		return Verdict{Reason: err.Error()}, nil
+		return Verdict{Reason: err.Error()}, false, nil
 	}
 	undo.Add(machine.Stop)
 	console, ok := machine.(vm.ConsoleReader)
 	if !ok {
-		return v, fmt.Errorf("probe: driver %s shows no console", driver.Name())
+		return v, false, fmt.Errorf("probe: driver %s shows no console", driver.Name())
 	}
-	return p.watch(ctx, machine, console)
+	v, err = p.watch(ctx, machine, console)
+	return v, true, err
 }
 
 // watch returns when the console has something, the machine is gone or the deadline is over.
@@ -107,21 +115,23 @@ func (p Probe) watch(ctx context.Context, machine vm.Machine, console vm.Console
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
-		if strings.TrimSpace(console.Console()) != "" {
-			return Verdict{Works: true, Reason: "the guest kernel booted"}, nil
-		}
+		var end error
+		over := false
 		select {
 		case <-tick.C:
-		case err := <-gone:
-			switch {
-			case ctx.Err() != nil:
-				return Verdict{}, context.Cause(ctx)
-			case deadline.Err() != nil:
-				return Verdict{Reason: fmt.Sprintf("the guest kernel printed nothing within %s", limit)}, nil
-			case strings.TrimSpace(console.Console()) != "":
-				return Verdict{Works: true, Reason: "the guest kernel booted"}, nil
-			}
-			return Verdict{Reason: fmt.Sprintf("the VMM ended before the guest kernel printed anything: %v", err)}, nil
+		case end = <-gone:
+			over = true
+		}
+		// Looked at last: what was printed in the last moment counts.
+		switch printed := strings.TrimSpace(console.Console()) != ""; {
+		case printed:
+			return Verdict{Works: true, Reason: "the guest kernel booted"}, nil
+		case ctx.Err() != nil:
+			return Verdict{}, context.Cause(ctx)
+		case over && deadline.Err() != nil:
+			return Verdict{Reason: fmt.Sprintf("the guest kernel printed nothing within %s", limit)}, nil
+		case over:
+			return Verdict{Reason: fmt.Sprintf("the VMM ended before the guest kernel printed anything: %v", end)}, nil
 		}
 	}
 }

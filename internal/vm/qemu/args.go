@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"wrenn/internal/vm"
@@ -25,11 +26,8 @@ func (d *Driver) hardware(spec vm.Spec) []string {
 		"-m", fmt.Sprintf("%dM", spec.MemoryMiB),
 		"-device", "virtio-rng-device",
 	}
-	for i, disk := range spec.Disks {
+	for i := range spec.Disks {
 		args = append(args, "-device", fmt.Sprintf("virtio-blk-device,drive=disk%d", i))
-		if disk.ReadOnly {
-			args[len(args)-1] += ",write-cache=off" // so that a read-only disk is another hardware
-		}
 	}
 	if spec.Net.TAP != "" {
 		args = append(args, "-device", "virtio-net-device,netdev=net0,mac="+strings.ToLower(spec.Net.MAC))
@@ -55,9 +53,10 @@ func host(id string) []string {
 
 // commandLine is what the guest's kernel gets beside the caller's arguments.
 func (d *Driver) commandLine(args []string) string {
-	return strings.Join(append(args[:len(args):len(args)],
+	return strings.Join(append(slices.Clip(args),
 		"console=ttyS0", "quiet",
 		"panic=-1", // reboot at once, which ends the VMM
+		"reboot=t", // by a triple fault: the firmware, where the kernel would jump else, is not there after a restore
 		// Under emulation the kernel cannot measure the clock reliably: without
 		// it one boot in six hung.
 		fmt.Sprintf("tsc_early_khz=%d", d.tscKHz),

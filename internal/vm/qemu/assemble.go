@@ -180,7 +180,7 @@ func (a *assembly) giveSocket(context.Context) error {
 		return err
 	}
 	l.SetUnlinkOnClose(false)
-	defer l.Close()
+	defer func() { _ = l.Close() }() // the VMM has its own
 	a.undo.Add(func(context.Context) error { return removeSocket(a.spec.Dir) })
 	if err := os.Chmod(l.Addr().String(), 0o600); err != nil {
 		return err

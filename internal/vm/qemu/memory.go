@@ -260,7 +260,7 @@ func (s *images) take(ctx context.Context, memory *os.File) (*lease, error) {
 		return nil, err
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	key := fileKey{uint64(st.Dev), st.Ino, st.Size, st.Mtim}
+	key := fileKey{st.Dev, st.Ino, st.Size, st.Mtim}
 	select {
 	case s.filling <- struct{}{}:
 		defer func() { <-s.filling }()

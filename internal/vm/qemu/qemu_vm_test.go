@@ -3,6 +3,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ const (
 	hostAddr  = "169.254.0.22/30"
 	guestAddr = "169.254.0.21"
 	guestMAC  = "02:fc:00:00:00:05"
+	hostMAC   = "02:fc:00:00:00:06" // the same in every place: a restored guest remembers it
 	envdPort  = "49983"
 )
 
@@ -31,32 +33,33 @@ func TestMain(m *testing.M) {
 	vmtest.Main(m, func() (vm.Driver, error) { return newDriver(context.Background()) })
 }
 
+// newDriver is of the QEMU that WRENN_TEST_QEMU names, or of the installed one.
 func newDriver(ctx context.Context) (*Driver, error) {
-	path, err := exec.LookPath("qemu-system-x86_64")
+	path, err := exec.LookPath(cmp.Or(os.Getenv("WRENN_TEST_QEMU"), "qemu-system-x86_64"))
 	if err != nil {
 		return nil, err
 	}
 	return New(ctx, Config{Path: path})
 }
 
-func testDriver(t *testing.T) *Driver {
-	t.Helper()
-	d, err := newDriver(t.Context())
+func testDriver(tb testing.TB) *Driver {
+	tb.Helper()
+	d, err := newDriver(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return d
 }
 
 // testFile is the file that an environment variable names.
-func testFile(t *testing.T, name string) string {
-	t.Helper()
+func testFile(tb testing.TB, name string) string {
+	tb.Helper()
 	path := os.Getenv(name)
 	if path == "" {
 		if os.Getenv("WRENN_CI") == "1" {
-			t.Fatalf("%s is not set", name)
+			tb.Fatalf("%s is not set", name)
 		}
-		t.Skipf("%s is not set: run host-agent image prepare --export", name)
+		tb.Skipf("%s is not set: run host-agent image prepare --export", name)
 	}
 	return path
 }
@@ -64,8 +67,12 @@ func testFile(t *testing.T, name string) string {
 func harness(t *testing.T) vmtest.Harness {
 	t.Helper()
 	return vmtest.Harness{
-		Driver: func(t *testing.T) vm.Driver { return testDriver(t) },
+		Driver: func(t *testing.T) vm.Driver {
+			t.Helper()
+			return testDriver(t)
+		},
 		Failing: func(t *testing.T, step string) vm.Driver {
+			t.Helper()
 			d := testDriver(t)
 			d.fault = func(now string) error {
 				if now == step {
@@ -77,24 +84,33 @@ func harness(t *testing.T) vmtest.Harness {
 		},
 		StartSteps:   stepNames(&assembly{}),
 		RestoreSteps: stepNames(&assembly{snap: &snapshot{}}),
-		Place:        testPlace,
+		Place: func(t *testing.T) vmtest.Place {
+			t.Helper()
+			return testPlace(t)
+		},
 		Guest: func(t *testing.T, p vmtest.Place) vmtest.Guest {
+			t.Helper()
 			return vmtest.Envd(t, p, vmtest.EnvdConfig{Address: net.JoinHostPort(guestAddr, envdPort), PowerOff: "o"})
 		},
 		Elsewhere: vmtest.Elsewhere,
 		Kill:      vmtest.Kill,
-		Kernel: vm.Kernel{
-			Image:  testFile(t, "WRENN_TEST_KERNEL"),
-			Initrd: testFile(t, "WRENN_TEST_INITRD"),
-			Args: []string{
-				"root=/dev/vda", "rw", "init=/usr/local/bin/wrenn-init",
-				"ip=" + guestAddr + "::169.254.0.22:255.255.255.252:sandbox:eth0:off",
-			},
-		},
+		Kernel:    testKernel(t),
 		RootFS:    testFile(t, "WRENN_TEST_ROOTFS"),
 		VCPUs:     1,
 		MemoryMiB: 256,
 		UID:       64_200,
+	}
+}
+
+func testKernel(tb testing.TB) vm.Kernel {
+	tb.Helper()
+	return vm.Kernel{
+		Image:  testFile(tb, "WRENN_TEST_KERNEL"),
+		Initrd: testFile(tb, "WRENN_TEST_INITRD"),
+		Args: []string{
+			"root=/dev/vda", "rw", "init=/usr/local/bin/wrenn-init",
+			"ip=" + guestAddr + "::169.254.0.22:255.255.255.252:sandbox:eth0:off",
+		},
 	}
 }
 
@@ -109,20 +125,20 @@ func stepNames(a *assembly) []string {
 var places atomic.Int32
 
 // testPlace is a network namespace with a TAP in it and nothing else.
-func testPlace(t *testing.T) vmtest.Place {
-	t.Helper()
+func testPlace(tb testing.TB) vmtest.Place {
+	tb.Helper()
 	name := fmt.Sprintf("vmtest-%d-%d", os.Getpid(), places.Add(1))
 	path, err := netns.Create(name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := netns.Delete(name); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	if err := netns.Do(path, makeTAP); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return vmtest.Place{
 		NIC: vm.NIC{Namespace: path, TAP: "tap0", MAC: guestMAC},
@@ -146,14 +162,13 @@ func makeTAP() error {
 	if err != nil {
 		return err
 	}
-	mac, err := net.ParseMAC(guestMAC)
-	if err != nil {
-		return err
-	}
-	return errors.Join(
+	guest, guestErr := net.ParseMAC(guestMAC)
+	host, hostErr := net.ParseMAC(hostMAC)
+	return errors.Join(guestErr, hostErr,
+		netlink.LinkSetHardwareAddr(tap, host),
 		netlink.AddrAdd(tap, addr),
 		netlink.LinkSetUp(tap),
-		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: mac, State: netlink.NUD_PERMANENT}),
+		netlink.NeighAdd(&netlink.Neigh{LinkIndex: tap.Index, IP: net.ParseIP(guestAddr), HardwareAddr: guest, State: netlink.NUD_PERMANENT}),
 	)
 }
 

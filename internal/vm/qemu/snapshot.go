@@ -53,7 +53,7 @@ type manifest struct {
 	TSCKHz    int      `json:"tsc_khz"`
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
-	Disks     int      `json:"disks"`
+	Disks     []string `json:"disks"` // "rw" or "ro" each: a guest sees the difference
 	MAC       string   `json:"mac,omitempty"`
 	Hardware  []string `json:"hardware"`
 	StateSize int64    `json:"state_size"`
@@ -63,8 +63,15 @@ type manifest struct {
 func (d *Driver) manifest(spec vm.Spec) manifest {
 	man := manifest{
 		Format: manifestFormat, QEMU: d.version.String(), TSCKHz: d.tscKHz,
-		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB, Disks: len(spec.Disks),
+		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB,
 		Hardware: d.hardware(spec),
+	}
+	for _, disk := range spec.Disks {
+		kind := "rw"
+		if disk.ReadOnly {
+			kind = "ro"
+		}
+		man.Disks = append(man.Disks, kind)
 	}
 	if spec.Net.TAP != "" {
 		man.MAC = strings.ToLower(spec.Net.MAC)
@@ -90,7 +97,7 @@ func (m manifest) fits(want manifest) error {
 		{"QEMU version", m.QEMU, want.QEMU},
 		{"vCPUs", m.VCPUs, want.VCPUs},
 		{"MiB of memory", m.MemoryMiB, want.MemoryMiB},
-		{"number of disks", m.Disks, want.Disks},
+		{"row of disks", fmt.Sprint(m.Disks), fmt.Sprint(want.Disks)},
 		{"MAC address", m.MAC, want.MAC},
 		{"hardware", strings.Join(m.Hardware, " "), strings.Join(want.Hardware, " ")},
 	} {
@@ -122,6 +129,10 @@ func (s *snapshot) close() {
 // openSnapshot opens the snapshot in dir if it is whole and fits the spec, and
 // says with FailedPrecondition why not. The caller closes it.
 func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
+	dir, err := filepath.Abs(dir) // it is kept in the machine's Ref
+	if err != nil {
+		return nil, err
+	}
 	man, err := readManifest(filepath.Join(dir, manifestName))
 	if err != nil {
 		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "this is no whole QEMU snapshot", Err: err}

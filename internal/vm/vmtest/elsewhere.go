@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,7 +11,10 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
 )
 
 // elsewhereEnv tells a test binary that it is to be the other process.
@@ -77,8 +81,8 @@ func Elsewhere(t *testing.T, spec vm.Spec, snapshot string) vm.Ref {
 	must(t, "order", err)
 	var ref vm.Ref
 	err = json.NewDecoder(stdout).Decode(&ref)
-	cmd.Process.Kill()
-	cmd.Wait()
+	must(t, "kill the other process", cmd.Process.Kill())
+	_ = cmd.Wait() // says that it was killed
 	must(t, "machine of another process", err)
 	return ref
 }
@@ -87,4 +91,23 @@ func Elsewhere(t *testing.T, spec vm.Spec, snapshot string) vm.Ref {
 func Kill(t *testing.T, ref vm.Ref) {
 	t.Helper()
 	must(t, "kill", syscall.Kill(ref.PID, syscall.SIGKILL))
+}
+
+// FillConsole is Harness.FillConsole by the standard output of a VMM whose
+// agent is gone. The descriptor that it takes has the VMM's own offset.
+func FillConsole(t *testing.T, ref vm.Ref) {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(ref.PID, 0)
+	must(t, "pidfd_open", err)
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, unix.Stdout, 0)
+	must(t, "pidfd_getfd", err)
+	console := os.NewFile(uintptr(fd), "console")
+	defer console.Close()
+	at, err := console.Seek(0, io.SeekCurrent)
+	must(t, "seek", err)
+	if room := launch.ConsoleSize - at - 1024; room > 0 {
+		_, err = console.Write(bytes.Repeat([]byte("."), int(room)))
+		must(t, "write", err)
+	}
 }

@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -12,7 +13,12 @@ import (
 
 	"wrenn"
 	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
 )
+
+// maxConsole is the most that a driver may keep of a console: package
+// launch's bound, which the fake is below.
+const maxConsole = launch.ConsoleSize
 
 func (s *suite) powerOff(t *testing.T) {
 	b := s.restore(t, s.Driver(t), s.base)
@@ -58,26 +64,63 @@ func (s *suite) killed(t *testing.T) {
 // host nor stalls.
 func (s *suite) hostileConsole(t *testing.T) {
 	b := s.restore(t, s.Driver(t), s.base)
+	before := size(t, b.spec.Dir)
 	must(t, "Flood", b.guest.Flood(within(t)))
 	n := s.counted(t, b, 0)
-	s.counted(t, b, n+10)
-	var total int64
-	err := filepath.WalkDir(b.spec.Dir, func(_ string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() {
-			return err
-		}
-		info, err := e.Info()
-		total += info.Size()
-		return err
-	})
-	if err != nil || total > 1<<20 {
-		t.Errorf("the machine's directory holds %d bytes, %v", total, err)
+	s.counted(t, b, n+5)
+	if grown := size(t, b.spec.Dir) - before; grown > 1<<20 {
+		t.Errorf("the machine's directory has grown by %d bytes", grown)
 	}
 	s.Kill(t, b.Ref())
 	exit, ok := errors.AsType[*vm.ExitError](b.Wait(within(t)))
 	if !ok || len(exit.Console) > 64<<10 {
 		t.Errorf("Wait() = %v", exit)
 	}
+}
+
+// size is that of all files under dir.
+func size(t *testing.T, dir string) int64 {
+	t.Helper()
+	var total int64
+	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	})
+	must(t, "size", err)
+	return total
+}
+
+// consoleWithoutAgent proves that a guest can print more than is kept while
+// nobody is there to read it, and neither stalls nor fills the host.
+func (s *suite) consoleWithoutAgent(t *testing.T) {
+	spec, guest := s.newSpec(t, s.base.disk)
+	ref := s.Elsewhere(t, spec, s.base.dir)
+	nobodyWatches := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	must(t, "guest", guest.WaitReady(within(t), nobodyWatches))
+	much := 2 * maxConsole
+	if s.FillConsole != nil {
+		s.FillConsole(t, ref)
+		much = maxConsole / 8
+	}
+	must(t, "PrintMuch", guest.PrintMuch(within(t), much))
+	b := s.adoptBox(t, ref, spec, guest)
+	console, ok := b.Machine.(vm.ConsoleReader)
+	if !ok {
+		t.Fatal("the machine shows no console")
+	}
+	if n := len(console.Console()); n == 0 || n > maxConsole {
+		t.Errorf("%d bytes of the console are kept", n)
+	}
+	s.counted(t, b, 0)
 }
 
 func (s *suite) adopt(t *testing.T) {

@@ -81,7 +81,7 @@ func (g envdGuest) ReadDisk(ctx context.Context) (string, error) { return g.sh(c
 
 // StartCounter's process adds a byte to a file: that can be read at any moment.
 func (g envdGuest) StartCounter(ctx context.Context) error {
-	return g.run(ctx, mount+fmt.Sprintf(": >%[1]s/count; setsid sh -c 'while :; do echo >>%[1]s/count; sleep 0.2; done' </dev/null >/dev/null 2>&1 &", memoryDir))
+	return g.run(ctx, mount+fmt.Sprintf(": >%[1]s/count; setsid sh -c 'while :; do echo >>%[1]s/count; sleep 1; done' </dev/null >/dev/null 2>&1 &", memoryDir))
 }
 
 func (g envdGuest) Counter(ctx context.Context) (int, error) {
@@ -94,6 +94,10 @@ func (g envdGuest) Counter(ctx context.Context) (int, error) {
 
 func (g envdGuest) BusyTimer(ctx context.Context) error {
 	return g.run(ctx, "timeout 1 sh -c 'while :; do :; done' || [ $? -eq 124 ] || [ $? -eq 143 ]")
+}
+
+func (g envdGuest) PrintMuch(ctx context.Context, n int) error {
+	return g.run(ctx, fmt.Sprintf("head -c %d /dev/zero | tr '\\000' x >/dev/console", n))
 }
 
 func (g envdGuest) Flood(ctx context.Context) error {

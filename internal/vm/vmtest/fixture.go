@@ -3,9 +3,8 @@ package vmtest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
+	"hash/maphash"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -52,14 +51,8 @@ func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 	t.Helper()
 	n := s.boxes.Add(1)
 	place := s.Place(t)
-	dir, err := os.MkdirTemp("", "vmt") // t.TempDir's names are too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
+	dir := tempDir(t, os.TempDir()) // t.TempDir's names are too long for a socket
+	must(t, "chmod", os.Chmod(dir, 0o711))
 	spec := vm.Spec{
 		ID:        fmt.Sprintf("vmtest-%d-%d", os.Getpid(), n),
 		Dir:       dir,
@@ -94,11 +87,18 @@ func (s *suite) cloneDisk(t *testing.T, disk string) string {
 // newDir makes a directory in the scratch space, away when t ends.
 func (s *suite) newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(s.scratch, "d")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	return tempDir(t, s.scratch)
+}
+
+func tempDir(t *testing.T, in string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(in, "vmt") //nolint:usetesting // where it is matters
+	must(t, "directory", err)
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	return dir
 }
 
@@ -207,17 +207,20 @@ func mountsNaming(word string) []string {
 	return found
 }
 
+// seed is of hashes that are compared within one process: a cryptographic hash
+// of a memory file takes an emulated machine ten seconds.
+var seed = maphash.MakeSeed()
+
 // hashes returns the digest of every file under dir.
-func hashes(t *testing.T, dir string) map[string]string {
+func hashes(t *testing.T, dir string) map[string]uint64 {
 	t.Helper()
-	out := map[string]string{}
+	out := map[string]uint64{}
 	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		sum := sha256.Sum256(data)
-		out[path] = hex.EncodeToString(sum[:])
+		out[path] = maphash.Bytes(seed, data)
 		return err
 	})
 	if err != nil || len(out) == 0 {
@@ -240,6 +243,7 @@ func (s *suite) wantIsolated(t *testing.T, b *box) {
 		fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", b.spec.UID),
 		fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d\n", b.spec.GID),
 		"CapEff:\t0000000000000000\n",
+		"Seccomp:\t2\n", // a filter, see proc_pid_status(5)
 	} {
 		if !bytes.Contains(status, []byte(want)) {
 			t.Errorf("the VMM's status lacks %q", want)

@@ -47,7 +47,7 @@ func startOnly(t *testing.T, d vm.Driver, spec vm.Spec) error {
 	t.Helper()
 	m, err := d.Start(within(t), spec)
 	if err == nil {
-		m.Stop(within(t))
+		must(t, "Stop", m.Stop(within(t)))
 	}
 	return err
 }
@@ -77,7 +77,7 @@ func (s *suite) startFailures(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if m, err := s.Driver(t).Start(ctx, spec); err == nil {
-			m.Stop(t.Context())
+			must(t, "Stop", m.Stop(within(t)))
 			t.Error("Start succeeded")
 		}
 		s.wantNothing(t, spec)

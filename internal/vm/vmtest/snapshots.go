@@ -39,7 +39,7 @@ func (s *suite) restoreOnly(t *testing.T, d vm.Driver, spec vm.Spec, dir string)
 	t.Helper()
 	m, err := d.Restore(within(t), spec, dir)
 	if err == nil {
-		m.Stop(within(t))
+		must(t, "Stop", m.Stop(within(t)))
 		t.Error("Restore succeeded")
 	}
 	s.wantNothing(t, spec)
@@ -116,7 +116,7 @@ func (s *suite) wantBase(t *testing.T, b *box) {
 	s.counted(t, b, n)
 }
 
-func wantSame(t *testing.T, before, after map[string]string) {
+func wantSame(t *testing.T, before, after map[string]uint64) {
 	t.Helper()
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("the snapshot changed (-before +after):\n%s", diff)
@@ -156,14 +156,26 @@ func (s *suite) tenRestores(t *testing.T) {
 			t.Fatalf("restore %d: %v", i, errs[i])
 		}
 	}
-	for i, b := range boxes {
-		must(t, "Fill", b.guest.Fill(within(t), "later", 'A'+byte(i)))
-	}
-	for i, b := range boxes {
+	oneByOne(t, boxes, func(i int, b *box) { must(t, "Fill", b.guest.Fill(within(t), "later", 'A'+byte(i))) })
+	oneByOne(t, boxes, func(i int, b *box) {
 		s.wantFilled(t, b, "base", 'b')
 		s.wantFilled(t, b, "later", 'A'+byte(i))
-	}
+	})
 	wantSame(t, before, hashes(t, s.base.dir))
+}
+
+// oneByOne lets one machine run at a time: ten emulated ones would share the
+// host's few CPUs for a minute.
+func oneByOne(t *testing.T, boxes []*box, fn func(int, *box)) {
+	t.Helper()
+	for _, b := range boxes {
+		must(t, "Pause", b.Pause(within(t)))
+	}
+	for i, b := range boxes {
+		must(t, "Resume", b.Resume(within(t)))
+		fn(i, b)
+		must(t, "Pause", b.Pause(within(t)))
+	}
 }
 
 // secondGeneration snapshots a restored machine: what it changed, also into

@@ -5,7 +5,6 @@ package vmtest
 import (
 	"context"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -35,6 +34,10 @@ type Harness struct {
 	// Kill ends a VMM by SIGKILL from outside; the function Kill does it for
 	// real processes.
 	Kill func(t *testing.T, ref vm.Ref)
+	// FillConsole prints for the guest until the console is almost full, where
+	// each byte would cost a guest a millisecond; the function FillConsole does
+	// it for processes of package launch. May be nil.
+	FillConsole func(t *testing.T, ref vm.Ref)
 	// Leftovers names what is left of a machine outside its directory, besides
 	// processes and mounts that name it, which the suite finds itself. May be nil.
 	Leftovers func(t *testing.T, spec vm.Spec) []string
@@ -74,6 +77,8 @@ type Guest interface {
 	Counter(ctx context.Context) (int, error)
 	// BusyTimer fails unless a timer of the guest fires while its CPU is busy.
 	BusyTimer(ctx context.Context) error
+	// PrintMuch prints n bytes on the console and returns when all are out.
+	PrintMuch(ctx context.Context, n int) error
 	// Flood starts to print on the console without end.
 	Flood(ctx context.Context) error
 	// PowerOff and Panic end the guest a moment after they returned.
@@ -82,10 +87,43 @@ type Guest interface {
 }
 
 // Run runs the suite. Its tests share one booted machine's snapshot, because
-// booting is slow under emulation.
+// booting is slow under emulation; to run one of them, run Life too.
 func Run(t *testing.T, h Harness) {
+	t.Helper()
 	s := &suite{Harness: h}
-	store, err := storage.Open(t.Context(), t.TempDir())
+	s.scratch = t.TempDir()
+	if h.RootFS != "" {
+		s.scratch = openStore(t, s.scratch)
+		s.RootFS = intoStore(t, h.RootFS, s.scratch)
+	}
+	t.Run("BadSpecsAreInvalid", s.badSpecs)
+	t.Run("StartFailuresLeaveNothing", s.startFailures)
+	t.Run("Life", s.life) // makes the snapshot that the others restore
+	if s.base.dir == "" {
+		t.Fatal("no snapshot: the rest of the suite needs one")
+	}
+	t.Run("SnapshotIsRefused", s.snapshotRefused)
+	t.Run("RestoreFailuresLeaveNothing", s.restoreFailures)
+	t.Run("RestoreRefusesAnotherShape", s.otherShape)
+	t.Run("RestoreRefusesDamage", s.damagedSnapshot)
+	t.Run("RestoreIntoAnotherSlot", s.restoreElsewhere)
+	t.Run("TenRestoresAtOnce", s.tenRestores)
+	t.Run("SecondGeneration", s.secondGeneration)
+	t.Run("PowerOff", s.powerOff)
+	t.Run("Panic", s.panics)
+	t.Run("Killed", s.killed)
+	t.Run("HostileConsole", s.hostileConsole)
+	t.Run("ConsoleWithoutAgent", s.consoleWithoutAgent)
+	t.Run("Adopt", s.adopt)
+	t.Run("AdoptARestoredMachine", s.adoptRestored)
+	t.Run("AdoptTheDead", s.adoptDead)
+	t.Run("AdoptAnother", s.adoptAnother)
+}
+
+// openStore makes a directory where clones of disks are cheap, if they can be.
+func openStore(t *testing.T, dir string) string {
+	t.Helper()
+	store, err := storage.Open(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,47 +132,16 @@ func Run(t *testing.T, h Harness) {
 			t.Error(err)
 		}
 	})
-	s.scratch = store.Dir
 	t.Log(store.Note)
-	s.RootFS = intoStore(t, h.RootFS, store.Dir)
-	for _, test := range []struct {
-		name string
-		run  func(*testing.T)
-	}{
-		{"BadSpecsAreInvalid", s.badSpecs},
-		{"StartFailuresLeaveNothing", s.startFailures},
-		{"Life", s.life}, // makes the snapshot that the others restore
-		{"SnapshotIsRefused", s.snapshotRefused},
-		{"RestoreFailuresLeaveNothing", s.restoreFailures},
-		{"RestoreRefusesAnotherShape", s.otherShape},
-		{"RestoreRefusesDamage", s.damagedSnapshot},
-		{"RestoreIntoAnotherSlot", s.restoreElsewhere},
-		{"TenRestoresAtOnce", s.tenRestores},
-		{"SecondGeneration", s.secondGeneration},
-		{"PowerOff", s.powerOff},
-		{"Panic", s.panics},
-		{"Killed", s.killed},
-		{"HostileConsole", s.hostileConsole},
-		{"Adopt", s.adopt},
-		{"AdoptARestoredMachine", s.adoptRestored},
-		{"AdoptTheDead", s.adoptDead},
-		{"AdoptAnother", s.adoptAnother},
-	} {
-		if !t.Run(test.name, test.run) && s.base.dir == "" && test.name == "Life" {
-			t.Fatal("no snapshot: the rest of the suite needs one")
-		}
-	}
+	return store.Dir
 }
 
 // intoStore copies an image to where clones of it are cheap.
 func intoStore(t *testing.T, image, dir string) string {
 	t.Helper()
-	if image == "" {
-		return ""
-	}
 	path := filepath.Join(dir, "rootfs")
-	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", image, path).CombinedOutput(); err != nil {
-		t.Fatalf("copy %s: %v: %s", image, err, out)
+	if _, err := storage.Clone(t.Context(), path, image, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	return path
 }

@@ -244,7 +244,7 @@ func (x *PingResponse) GetCapacity() *Capacity {
 	return nil
 }
 
-// Capacity is what the host's limits allow and what is taken.
+// Capacity is what the host's limits allow, 0 where there is no limit, and what is taken.
 type Capacity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandboxes     uint32                 `protobuf:"varint,1,opt,name=sandboxes,proto3" json:"sandboxes,omitempty"`

@@ -1,0 +1,367 @@
+package envdclient
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/guest"
+)
+
+// deadline is far more than anything here takes.
+const deadline = 30 * time.Second
+
+// machine stands for the guest's kernel, whose clock tests must not set.
+type machine struct {
+	mu      sync.Mutex // guards what follows
+	set     time.Time
+	entropy []byte
+}
+
+func (m *machine) Now() time.Time { return time.Unix(1, 0) }
+
+func (m *machine) SetTime(t time.Time) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.set = t
+	return nil
+}
+
+func (m *machine) AddEntropy(seed []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.entropy = bytes.Clone(seed)
+	return nil
+}
+
+// newGuest runs the real agent and returns a client of it.
+func newGuest(t *testing.T) (*Client, *machine) {
+	t.Helper()
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{}
+	agent := guest.New(guest.Config{Machine: m, Log: slog.New(slog.DiscardHandler), DefaultUser: me.Username})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	served := make(chan error, 1)
+	go func() { served <- agent.Serve(ctx, listener) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return newClient(t, listener.Addr().String(), ""), m
+}
+
+func newClient(t *testing.T, address, token string) *Client {
+	t.Helper()
+	c := New(Config{Dial: new(net.Dialer).DialContext, Address: address, Token: token})
+	t.Cleanup(c.Close)
+	return c
+}
+
+// lives is the Wait of a machine that runs until it is told otherwise.
+func lives(ctx context.Context) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+func TestWaitReady(t *testing.T) {
+	c, _ := newGuest(t)
+	if err := c.WaitReady(t.Context(), lives); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWaitReadyEndsEarly(t *testing.T) {
+	nobody := newClient(t, "127.0.0.1:1", "") // tcpmux: nobody listens there
+	dead := errors.New("the VMM is dead")
+	enough := errors.New("enough")
+	ended, end := context.WithCancelCause(t.Context())
+	end(enough)
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		gone func(context.Context) error
+		want func(error) bool
+	}{
+		{"the machine died", t.Context(), func(context.Context) error { return dead }, func(err error) bool { return errors.Is(err, dead) }},
+		{"the guest powered off", t.Context(), func(context.Context) error { return nil }, func(err error) bool { return strings.Contains(err.Error(), "powered off") }},
+		{"the caller had enough", ended, lives, func(err error) bool { return errors.Is(err, enough) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if err := nobody.WaitReady(tc.ctx, tc.gone); err == nil || !tc.want(err) {
+				t.Errorf("WaitReady() = %v", err)
+			}
+		})
+	}
+}
+
+func TestInitHandsOverTimeEntropyAndSettings(t *testing.T) {
+	c, m := newGuest(t)
+	began := time.Now()
+	if err := c.Init(t.Context(), Init{Env: map[string]string{"COLOUR": "green"}, Workdir: "/tmp", Token: "secret"}); err != nil {
+		t.Fatal(err)
+	}
+	m.mu.Lock()
+	set, entropy := m.set, m.entropy
+	m.mu.Unlock()
+	if set.Before(began.Add(-time.Second)) || set.After(time.Now().Add(time.Second)) {
+		t.Errorf("the guest's clock was set to %s at %s", set, began)
+	}
+	if len(entropy) != entropyBytes || bytes.Count(entropy, []byte{0}) == entropyBytes {
+		t.Errorf("the guest got %d bytes of entropy: %x", len(entropy), entropy)
+	}
+	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.Unauthenticated {
+		t.Errorf("Exec without the token = %v, want unauthenticated", err)
+	}
+	with := newClient(t, strings.TrimPrefix(c.base, "http://"), "secret")
+	res, err := with.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo $COLOUR; pwd"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(res.Stdout); got != "green\n/tmp\n" {
+		t.Errorf("the command printed %q", got)
+	}
+}
+
+func TestExec(t *testing.T) {
+	c, _ := newGuest(t)
+	res, err := c.Exec(t.Context(), Command{
+		Path: "/bin/sh", Args: []string{"-c", `printf 'out\000\377'; echo $A >&2; pwd >&2; exit 3`},
+		Env: map[string]string{"A": "b"}, Dir: "/",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(res.Stdout) != "out\x00\xff" || string(res.Stderr) != "b\n/\n" || res.Code != 3 || res.Status != "exit status 3" || res.Truncated {
+		t.Errorf("Exec() = %+v", res)
+	}
+}
+
+func TestExecKeepsTheBeginningOfTooMuchOutput(t *testing.T) {
+	c, _ := newGuest(t)
+	res, err := c.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "head -c 1000000 /dev/zero; echo e >&2"}, MaxOutput: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(res.Stdout) != 1000 || string(res.Stderr) != "e\n" || !res.Truncated || res.Code != 0 {
+		t.Errorf("Exec() kept %d and %d bytes, truncated %t, code %d", len(res.Stdout), len(res.Stderr), res.Truncated, res.Code)
+	}
+}
+
+func TestStartErrors(t *testing.T) {
+	c, _ := newGuest(t)
+	for _, tc := range []struct {
+		name string
+		cmd  Command
+		code wrenn.Code
+		want string
+	}{
+		{"no such program", Command{Path: "no-such-program"}, wrenn.NotFound, "no-such-program"},
+		{"no such directory", Command{Path: "true", Dir: "/no/such"}, wrenn.Invalid, "/no/such"},
+		{"no such user", Command{Path: "true", User: "nobody-like-this"}, wrenn.Unauthenticated, "nobody-like-this"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := c.Start(t.Context(), tc.cmd)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("Start() = %v, want an error that names %s", err, tc.want)
+			}
+			if code := wrenn.CodeOf(err); code != tc.code {
+				t.Errorf("code %s, want %s (%v)", code, tc.code, err)
+			}
+		})
+	}
+}
+
+// TestAbandonedExecIsKilled waits for the end of the command's process: the
+// write end of a FIFO that it held.
+func TestAbandonedExecIsKilled(t *testing.T) {
+	c, _ := newGuest(t)
+	for _, tc := range []struct {
+		name string
+		ctx  func() (context.Context, context.CancelFunc)
+		want wrenn.Code
+	}{
+		{"cancelled", func() (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) }, wrenn.Canceled},
+		{"past its deadline", func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(t.Context(), 300*time.Millisecond)
+		}, wrenn.DeadlineExceeded},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			fifo := filepath.Join(t.TempDir(), "fifo")
+			if res, err := c.Exec(t.Context(), Command{Path: "mkfifo", Args: []string{fifo}}); err != nil || res.Code != 0 {
+				t.Fatal(res, err)
+			}
+			ctx, cancel := tc.ctx()
+			defer cancel()
+			done := make(chan error, 1)
+			go func() {
+				_, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "exec 3>" + fifo + "; echo begun >&3; sleep 600"}})
+				done <- err
+			}()
+			reader, err := os.Open(fifo) // returns when the command has opened it
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer reader.Close()
+			if _, err := reader.Read(make([]byte, 6)); err != nil {
+				t.Fatal(err)
+			}
+			if tc.want == wrenn.Canceled {
+				cancel()
+			}
+			if err := <-done; wrenn.CodeOf(err) != tc.want {
+				t.Errorf("Exec() = %v, want %s", err, tc.want)
+			}
+			if err := reader.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := reader.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+				t.Errorf("the command still runs (%v)", err)
+			}
+		})
+	}
+}
+
+// TestCancelledStartIsKilled cancels at the moment at which the command has
+// begun and its caller may not know yet.
+func TestCancelledStartIsKilled(t *testing.T) {
+	c, _ := newGuest(t)
+	for range 20 {
+		fifo := filepath.Join(t.TempDir(), "fifo")
+		if res, err := c.Exec(t.Context(), Command{Path: "mkfifo", Args: []string{fifo}}); err != nil || res.Code != 0 {
+			t.Fatal(res, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "exec sleep 600 >" + fifo}})
+			done <- err
+		}()
+		reader, err := os.Open(fifo) // returns when the command has opened it
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if err := <-done; wrenn.CodeOf(err) != wrenn.Canceled {
+			t.Errorf("Exec() = %v, want canceled", err)
+		}
+		if err := reader.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := reader.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Fatalf("the command still runs (%v)", err)
+		}
+		reader.Close()
+	}
+}
+
+func TestProcessStreams(t *testing.T) {
+	c, _ := newGuest(t)
+	p, err := c.Start(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo a; echo b >&2; kill -9 $$"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	var stdout, stderr bytes.Buffer
+	for {
+		ev, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		stdout.Write(ev.Stdout)
+		stderr.Write(ev.Stderr)
+	}
+	if stdout.String() != "a\n" || stderr.String() != "b\n" {
+		t.Errorf("got %q and %q", &stdout, &stderr)
+	}
+	if want := (Exit{Code: -1, Status: "signal: killed"}); p.Exit() != want {
+		t.Errorf("Exit() = %+v, want %+v", p.Exit(), want)
+	}
+	if _, err := p.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("Next after the end = %v, want EOF", err)
+	}
+	if err := c.Kill(t.Context(), p.PID()); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Kill after the end = %v, want not found", err)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	c, _ := newGuest(t)
+	path := filepath.Join(t.TempDir(), "new", "file")
+	content := bytes.Repeat([]byte("\x00\xffabc"), 1<<18)
+	if err := c.WriteFile(t.Context(), "", path, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	body, err := c.ReadFile(t.Context(), "", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if got, err := io.ReadAll(body); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("read %d bytes, %v", len(got), err)
+	}
+
+	broken := errors.New("the source broke")
+	if err := c.WriteFile(t.Context(), "", path, io.MultiReader(strings.NewReader("half"), failing{broken})); err == nil {
+		t.Error("a write from a broken source succeeded")
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("a cut write changed the file: %d bytes, %v", len(got), err)
+	}
+	if _, err := c.ReadFile(t.Context(), "", path+"-not"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("ReadFile of nothing = %v, want not found", err)
+	}
+	if _, err := c.ReadFile(t.Context(), "", filepath.Dir(path)); wrenn.CodeOf(err) != wrenn.Invalid {
+		t.Errorf("ReadFile of a directory = %v, want invalid", err)
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// TestCutDownloadIsAnError uses an agent that is not ours: ours would have to die.
+func TestCutDownloadIsAnError(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("half"))
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})}
+	go server.Serve(listener)
+	defer server.Close()
+	body, err := newClient(t, listener.Addr().String(), "").ReadFile(t.Context(), "", "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if got, err := io.ReadAll(body); err == nil {
+		t.Errorf("a cut download ended cleanly after %q", got)
+	}
+}

@@ -1,0 +1,53 @@
+package host
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"wrenn/internal/netns"
+)
+
+// linksDir lists the network links of the caller's namespace, see sysfs(5).
+const linksDir = "/sys/class/net"
+
+// Leftovers names what machines have left on this host: their namespaces and
+// links, and their directories below runDir. prefix is that of
+// network.Config. After Close there should be none; slots that are ready for
+// the next machine count before.
+func Leftovers(runDir, prefix string) ([]string, error) {
+	names, err := netns.List(prefix + "-")
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	for _, name := range names {
+		left = append(left, "network namespace "+name)
+	}
+	links, linksErr := entries(linksDir)
+	for _, link := range links {
+		if strings.HasPrefix(link, prefix+"-") {
+			left = append(left, "link "+link)
+		}
+	}
+	machines, machinesErr := entries(filepath.Join(runDir, "vm"))
+	for _, machine := range machines {
+		left = append(left, "directory "+filepath.Join(runDir, "vm", machine))
+	}
+	return left, errors.Join(linksErr, machinesErr)
+}
+
+// entries names what is in a directory; nothing if there is none.
+func entries(dir string) ([]string, error) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names, err
+}

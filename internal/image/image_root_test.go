@@ -1,0 +1,303 @@
+//go:build root
+
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/images"
+	"wrenn/internal/image/initramfs"
+	"wrenn/internal/image/rootfs"
+)
+
+// withBase gives a configuration's store a base made of nothing, where a real
+// one takes a minute and the network.
+func withBase(t *testing.T, cfg Config) *preparation {
+	t.Helper()
+	p := prepared(t, cfg)
+	tree := t.TempDir()
+	for _, dir := range []string{"usr/local/bin", "usr/sbin", "etc/chrony"} {
+		if err := os.MkdirAll(filepath.Join(tree, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := p.store.build(p.base, func(dir string) error {
+		var modules bytes.Buffer
+		return errors.Join(
+			rootfs.MakeExt4(t.Context(), tree, filepath.Join(dir, baseFile), p.cfg.Size),
+			os.WriteFile(filepath.Join(dir, kernelFile), []byte("kernel"), 0o644),
+			os.WriteFile(filepath.Join(dir, tiniFile), []byte("tini"), 0o755),
+			initramfs.Write(&modules, nil),
+			os.WriteFile(filepath.Join(dir, modulesFile), modules.Bytes(), 0o644))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func readImage(t *testing.T, image, name string) string {
+	t.Helper()
+	data, err := rootfs.ReadFile(t.Context(), image, t.TempDir(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func readHost(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestPrepareMakesWhatIsNotThere(t *testing.T) {
+	var out bytes.Buffer
+	cfg := testConfig(t)
+	cfg.Out = &out
+	withBase(t, cfg)
+	first, err := Prepare(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rootfs.Check(t.Context(), first.RootFS); err != nil {
+		t.Error(err)
+	}
+	if got := readImage(t, first.RootFS, envdPath); got != readHost(t, cfg.Envd) {
+		t.Error("envd in the image is another")
+	}
+	if got := readImage(t, first.RootFS, initPath); got != string(images.Init) {
+		t.Errorf("wrenn-init in the image is another: %.100q", got)
+	}
+	if !strings.Contains(readHost(t, first.Initrd), readHost(t, cfg.Stage0)) {
+		t.Error("stage0 is not in the initramfs")
+	}
+
+	out.Reset()
+	again, err := Prepare(t.Context(), cfg)
+	if err != nil || out.Len() > 0 {
+		t.Errorf("the second Prepare = %v, and said %q", err, out.String())
+	}
+	if diff := cmp.Diff(first, again); diff != "" {
+		t.Errorf("the second Prepare gave another guest (-first +second):\n%s", diff)
+	}
+
+	cfg.Envd = staticProgram(t, "newer", elf.PT_LOAD)
+	newer, err := Prepare(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if newer.Digest == first.Digest || readImage(t, newer.RootFS, envdPath) != readHost(t, cfg.Envd) {
+		t.Error("a new envd did not make a new image")
+	}
+	if strings.Contains(out.String(), "Debian") {
+		t.Errorf("a new envd made the base again: %q", out.String())
+	}
+
+	cfg.Kernel, cfg.Initrd = "/my/vmlinux", "/my/initrd"
+	own, err := Prepare(t.Context(), cfg)
+	if err != nil || own.Kernel != cfg.Kernel || own.Initrd != cfg.Initrd || own.RootFS != newer.RootFS {
+		t.Errorf("with a kernel of one's own: %+v, %v", own, err)
+	}
+}
+
+func TestPrepareAtOnce(t *testing.T) {
+	cfg := testConfig(t)
+	withBase(t, cfg)
+	var wg sync.WaitGroup
+	guests, errs := make([]Guest, 4), make([]error, 4)
+	for i := range guests {
+		wg.Go(func() { guests[i], errs[i] = Prepare(t.Context(), cfg) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range guests[1:] {
+		if diff := cmp.Diff(guests[0], g); diff != "" {
+			t.Errorf("two made different guests:\n%s", diff)
+		}
+	}
+}
+
+// container is an export of a small foreign system.
+func container(t *testing.T, without ...string) io.Reader {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeDir, Name: "usr/bin/", Mode: 0o755},
+		{Typeflag: tar.TypeSymlink, Name: "bin", Linkname: "usr/bin", Mode: 0o777},
+		{Typeflag: tar.TypeSymlink, Name: "sbin", Linkname: "/usr/sbin", Mode: 0o777},
+		{Typeflag: tar.TypeReg, Name: "usr/bin/busybox", Mode: 0o755},
+		{Typeflag: tar.TypeSymlink, Name: "usr/bin/sh", Linkname: "/usr/bin/busybox", Mode: 0o777},
+		{Typeflag: tar.TypeReg, Name: "usr/bin/sudo", Mode: 0o4755},
+		{Typeflag: tar.TypeReg, Name: "usr/bin/git", Mode: 0o755},
+		{Typeflag: tar.TypeReg, Name: "usr/bin/bash", Mode: 0o755},
+		{Typeflag: tar.TypeReg, Name: "home/node/x", Mode: 0o600, Uid: 1000, Gid: 1000},
+		{Typeflag: tar.TypeSymlink, Name: "etc/resolv.conf", Linkname: "/run/systemd/resolve/stub-resolv.conf", Mode: 0o777},
+	} {
+		if slices.Contains(without, h.Name) {
+			continue
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	passwd := "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\n"
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644, Size: int64(len(passwd))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, passwd); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &out
+}
+
+func TestFromContainer(t *testing.T) {
+	var out bytes.Buffer
+	cfg := testConfig(t)
+	cfg.Out = &out
+	p := withBase(t, cfg)
+	if err := FromContainer(t.Context(), cfg, "mine", container(t), false); err != nil {
+		t.Fatal(err)
+	}
+	image := p.store.path("mine", rootfsFile)
+	if err := rootfs.Check(t.Context(), image); err != nil {
+		t.Error(err)
+	}
+	want := map[string]string{
+		envdPath:              readHost(t, cfg.Envd),
+		initPath:              string(images.Init),
+		"/usr/sbin/tini":      "tini",
+		"/etc/hostname":       "sandbox\n",
+		"/etc/resolv.conf":    "nameserver 1.1.1.1\nnameserver 8.8.8.8\n",
+		"/etc/passwd":         "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\nuser:x:1001:1001::/home/user:/bin/bash\n",
+		"/etc/group":          "root:x:0:\nuser:x:1001:\n",
+		"/etc/sudoers.d/user": "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
+	}
+	got := map[string]string{}
+	for name := range want {
+		got[name] = readImage(t, image, name)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("image mismatch (-want +got):\n%s", diff)
+	}
+	for _, missing := range []string{"chronyd", "curl", "ps", "socat"} {
+		if !strings.Contains(out.String(), "missing in the container: "+missing) {
+			t.Errorf("%s is missing and it did not say so: %q", missing, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "container: git") {
+		t.Errorf("git is there: %q", out.String())
+	}
+	cfg.Name = "mine"
+	guest, err := Prepare(t.Context(), cfg)
+	if err != nil || readImage(t, guest.RootFS, "/etc/hostname") != "sandbox\n" || guest.Note != "mine" {
+		t.Errorf("Prepare of it = %+v, %v", guest, err)
+	}
+}
+
+func TestFromContainerKeepsNothingHalf(t *testing.T) {
+	cfg := testConfig(t)
+	p := withBase(t, cfg)
+	before := content(t, p.store)
+	whole, err := io.ReadAll(container(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		archive io.Reader
+		code    wrenn.Code
+	}{
+		{"no shell", container(t, "usr/bin/sh"), wrenn.FailedPrecondition},
+		{"cut off", bytes.NewReader(whole[:len(whole)/1024*512]), wrenn.Invalid},
+		{"nothing", bytes.NewReader(nil), wrenn.Invalid},
+		{"no archive", strings.NewReader(strings.Repeat("hello ", 1000)), wrenn.Invalid},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := FromContainer(t.Context(), cfg, "mine", tt.archive, false); wrenn.CodeOf(err) != tt.code {
+				t.Errorf("FromContainer() = %v, want %s", err, tt.code)
+			}
+			if diff := cmp.Diff(before, content(t, p.store)); diff != "" {
+				t.Errorf("something is left (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestFromContainerReplacesWhenAsked(t *testing.T) {
+	cfg := testConfig(t)
+	p := withBase(t, cfg)
+	for _, replace := range []bool{false, true} {
+		if err := FromContainer(t.Context(), cfg, "mine", container(t), replace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := FromContainer(t.Context(), cfg, "mine", container(t), false); wrenn.CodeOf(err) != wrenn.AlreadyExists {
+		t.Errorf("FromContainer() over an image = %v", err)
+	}
+	if got := content(t, p.store); len(got) != 3 { // base, image, name
+		t.Errorf("the store holds %v", got)
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	cfg := testConfig(t)
+	p := withBase(t, cfg)
+	if err := Update(t.Context(), cfg, "mine"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Update() of nothing = %v", err)
+	}
+	if err := FromContainer(t.Context(), cfg, "mine", container(t), false); err != nil {
+		t.Fatal(err)
+	}
+	image := p.store.path("mine", rootfsFile)
+	old, err := os.Open(image) // a machine that runs on it, say
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	oldEnvd := readHost(t, cfg.Envd)
+
+	cfg.Envd = staticProgram(t, strings.Repeat("newer and larger", 1<<16), elf.PT_LOAD)
+	cfg.Init = []byte("#!/bin/sh\n")
+	if err := Update(t.Context(), cfg, "mine"); err != nil {
+		t.Fatal(err)
+	}
+	if err := rootfs.Check(t.Context(), image); err != nil {
+		t.Error(err)
+	}
+	if got := readImage(t, image, envdPath); got != readHost(t, cfg.Envd) {
+		t.Error("envd was not replaced")
+	}
+	if got := readImage(t, image, initPath); got != "#!/bin/sh\n" {
+		t.Errorf("init = %q", got)
+	}
+	if got := readImage(t, image, "/etc/hostname"); got != "sandbox\n" {
+		t.Errorf("the rest of the image: hostname = %q", got)
+	}
+	if got := readImage(t, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), old.Fd()), envdPath); got != oldEnvd {
+		t.Error("the old image changed under its user")
+	}
+}

@@ -1,0 +1,61 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// mmdebstrap leaves signals to its children: they must get them.
+func TestRunEndsGrandchildrenToo(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	interrupt := errors.New("interrupt")
+	file := filepath.Join(t.TempDir(), "pid")
+	done := make(chan error, 1)
+	go func() {
+		_, err := run(ctx, "", "sh", "-c", `trap : TERM; sh -c 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec sleep 600' "$0" & wait; wait`, file)
+		done <- err
+	}()
+	pid := waitForPID(t, file)
+	cancel(interrupt)
+	if err := <-done; !errors.Is(err, interrupt) {
+		t.Errorf("run() = %v", err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the grandchild still runs")
+		}
+	}
+}
+
+func waitForPID(t *testing.T, file string) int {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	t.Fatal("the program did not start")
+	return 0
+}
+
+func TestRunTellsWhatWasSaid(t *testing.T) {
+	if _, err := run(t.Context(), "", "sh", "-c", "echo out; echo no good >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "no good") {
+		t.Errorf("run() = %v", err)
+	}
+	if out, err := run(t.Context(), "/", "pwd"); err != nil || out != "/\n" {
+		t.Errorf("run() = %q, %v", out, err)
+	}
+}

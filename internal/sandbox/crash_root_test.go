@@ -1,0 +1,197 @@
+//go:build root
+
+package sandbox
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wrenn"
+	"wrenn/internal/netns"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/vmfake"
+)
+
+// abandon brings a sandbox as far as an agent did that was killed: the first
+// parts were made, and the next was begun in the journal.
+func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
+	t.Helper()
+	sb, err := enter(m, wrenn.NewSandboxID())
+	must(t, err)
+	for i, p := range sb.parts(m.boot()) {
+		if i == parts {
+			must(t, sb.journal.begin(p.step))
+			return sb
+		}
+		must(t, sb.add(t.Context(), p))
+	}
+	must(t, sb.journal.begin(stepRunning))
+	sb.set(StatusRunning, "")
+	return sb
+}
+
+// enter begins a sandbox as launch does.
+func enter(m *Manager, id wrenn.SandboxID) (*Sandbox, error) {
+	sb, _, err := m.register(Request{ID: id, Shape: shape})
+	if err != nil {
+		return nil, err
+	}
+	defer sb.unlock()
+	return sb, sb.enter()
+}
+
+func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		kill func(*testing.T, *lab, *Manager)
+	}{
+		{"before the journal", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			_, err := enter(m, wrenn.NewSandboxID())
+			must(t, err)
+		}},
+		{"while the journal is written", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			sb, err := enter(m, wrenn.NewSandboxID())
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join(sb.dir(), "."+journalName+".123"), []byte(`{"for`), 0o600))
+		}},
+		{"before the slot", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 0) }},
+		{"before the slot is in the journal", func(t *testing.T, l *lab, m *Manager) {
+			t.Helper()
+			sb := abandon(t, m, 0)
+			_, err := l.cfg.Slots.Acquire(t.Context(), string(sb.ID()))
+			must(t, err)
+		}},
+		{"before the disk", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 1) }},
+		{"before the machine", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 2) }},
+		{"before the agent answers", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 3) }},
+		{"of a running sandbox", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 4) }},
+		{"and its machine ended too", func(t *testing.T, l *lab, m *Manager) {
+			t.Helper()
+			l.world.Kill(abandon(t, m, 4).machine.Ref())
+		}},
+		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			must(t, abandon(t, m, 4).journal.begin(stepDestroy))
+		}},
+		{"while it destroyed: the machine is gone", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			sb := abandon(t, m, 4)
+			must(t, errors.Join(sb.journal.begin(stepDestroy), sb.machine.Stop(t.Context())))
+		}},
+		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			sb := abandon(t, m, 4)
+			must(t, errors.Join(sb.journal.begin(stepDestroy), sb.machine.Stop(t.Context()), sb.slot.Release(t.Context())))
+		}},
+		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			sb := abandon(t, m, 4)
+			must(t, errors.Join(sb.machine.Stop(t.Context()), sb.slot.Release(t.Context()),
+				os.RemoveAll(sb.runDir()), os.Remove(sb.journal.path)))
+		}},
+		{"with two sandboxes", func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			abandon(t, m, 4)
+			abandon(t, m, 3)
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t)
+			tc.kill(t, l, l.open(t))
+			l.crash(t)
+			m := l.open(t)
+			l.wantClean(t, m)
+			wantAlive(t, create(t, m)) // nothing is in the way of the next
+		})
+	}
+}
+
+func TestOpenKeepsSnapshotsAndRemovesHalfOnes(t *testing.T) {
+	l := newLab(t)
+	l.cfg.StateDir = filepath.Join(l.cfg.StateDir, "of [some] *kind") // what a pattern would stumble over
+	m := l.open(t)
+	sb := abandon(t, m, 4)
+	must(t, sb.Snapshot(t.Context(), "whole"))
+	half := filepath.Join(m.snapshots(), stagedPrefix+"1")
+	must(t, os.Mkdir(half, 0o700))
+	must(t, os.WriteFile(filepath.Join(half, snapshotDisk), []byte("half"), 0o600))
+	l.crash(t)
+	m = l.open(t)
+	l.wantClean(t, m)
+	wantSnapshots(t, m, "whole")
+	restored, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "whole")
+	must(t, err)
+	destroyLater(t, restored)
+	wantAlive(t, restored)
+}
+
+// One sandbox whose journal nobody can read is reported, and the others go.
+func TestAnUnreadableJournalKeepsNobodyElse(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	bad, err := enter(m, "i00000000000000000000") // the first in order
+	must(t, err)
+	must(t, os.WriteFile(bad.journal.path, []byte("{"), 0o600))
+	good := abandon(t, m, 4)
+	l.crash(t)
+	m, err = l.tryOpen(t)
+	if err == nil || !strings.Contains(err.Error(), string(bad.ID())) || strings.Contains(err.Error(), string(good.ID())) {
+		t.Errorf("Open() = %v, want to hear of %s alone", err, bad.ID())
+	}
+	left, err := m.Leftovers()
+	if err != nil || len(left) != 1 || left[0] != bad.dir() {
+		t.Errorf("Leftovers() = %v, %v; want the unreadable one", left, err)
+	}
+	wantAlive(t, create(t, m))
+	must(t, os.RemoveAll(bad.dir()))
+}
+
+// A machine that cannot be stopped keeps its slot and its journal, for the next
+// agent to try.
+func TestOpenTriesAgain(t *testing.T) {
+	l := newLab(t)
+	sb := abandon(t, l.open(t), 4)
+	l.crash(t)
+	l.fault = vmfake.FailAt(vmfake.StepStop)
+	if _, err := l.tryOpen(t); err == nil || !strings.Contains(err.Error(), string(sb.ID())) {
+		t.Errorf("Open() = %v, want to hear of %s", err, sb.ID())
+	}
+	if s := l.cfg.Slots.Stats(); s.Used != 1 {
+		t.Errorf("slots: %+v, want the machine's still in use", s)
+	}
+	l.crash(t)
+	l.fault = nil
+	l.wantClean(t, l.open(t))
+}
+
+// An agent can be killed between the start of a VMM and the note of it, or
+// come back with another driver: what runs in the slot ends all the same.
+func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
+	for name, journaled := range map[string]*vm.Ref{
+		"not in the journal": nil,
+		"of another driver":  {Driver: "qemu", ID: "x", PID: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			sb := abandon(t, l.open(t), 2)
+			sb.journal.Machine = journaled
+			must(t, errors.Join(sb.journal.save(), os.Mkdir(sb.runDir(), 0o711),
+				os.WriteFile(filepath.Join(sb.runDir(), "socket"), nil, 0o600)))
+			vmm := exec.Command("sleep", "30")
+			must(t, netns.Do(sb.slot.Namespace(), vmm.Start))
+			t.Cleanup(func() { _ = vmm.Process.Kill() }) // gone already when all went well
+			l.crash(t)
+			m := l.open(t)
+			if err := vmm.Wait(); err == nil || err.Error() != "signal: killed" {
+				t.Errorf("the VMM ended with %v", err)
+			}
+			l.wantClean(t, m)
+		})
+	}
+}

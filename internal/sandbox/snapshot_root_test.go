@@ -1,0 +1,290 @@
+//go:build root
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/vmfake"
+)
+
+// inside is the guest of a sandbox.
+func (l *lab) inside(sb *Sandbox) *vmfake.Guest { return l.world.Guest(sb.slot.Namespace()) }
+
+func TestSnapshotAndRestore(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := create(t, m)
+	g := l.inside(sb)
+	must(t, g.Fill(t.Context(), "f", 'a'))
+	must(t, g.WriteDisk(t.Context(), "then"))
+	must(t, sb.Snapshot(t.Context(), "snap"))
+	must(t, g.Fill(t.Context(), "f", 'b'))
+	must(t, g.WriteDisk(t.Context(), "later"))
+	wantAlive(t, sb)
+
+	restored, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap")
+	must(t, err)
+	destroyLater(t, restored)
+	wantAlive(t, restored)
+	if same, err := l.inside(restored).Filled(t.Context(), "f", 'a'); err != nil || !same {
+		t.Errorf("the restored memory is another: %v", err)
+	}
+	if text, err := l.inside(restored).ReadDisk(t.Context()); err != nil || text != "then" {
+		t.Errorf("the restored disk holds %q, %v", text, err)
+	}
+	must(t, restored.Snapshot(t.Context(), "second")) // of the shape that the first one's manifest says
+	must(t, errors.Join(sb.Destroy(t.Context()), restored.Destroy(t.Context())))
+	l.wantClean(t, m)
+
+	must(t, m.RemoveSnapshot("snap"))
+	if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Restore() of a removed snapshot = %v, want NotFound", err)
+	}
+	must(t, m.RemoveSnapshot("second"))
+	wantSnapshots(t, m)
+}
+
+// wantSnapshots checks what is in the directory of snapshots, hidden things too.
+func wantSnapshots(t *testing.T, m *Manager, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(m.snapshots())
+	must(t, err)
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("snapshots: %q, want %q", got, want)
+	}
+}
+
+func TestSnapshotNames(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := create(t, m)
+	for _, name := range []string{"", "-a", "A", "a/b", "..", ".staged-1", "a b", "a\n", strings.Repeat("a", 64)} {
+		if err := sb.Snapshot(t.Context(), name); wrenn.CodeOf(err) != wrenn.Invalid {
+			t.Errorf("Snapshot(%q) = %v, want Invalid", name, err)
+		}
+		if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), name); wrenn.CodeOf(err) != wrenn.NotFound {
+			t.Errorf("Restore(%q) = %v, want NotFound", name, err)
+		}
+		if err := m.RemoveSnapshot(name); wrenn.CodeOf(err) != wrenn.NotFound {
+			t.Errorf("RemoveSnapshot(%q) = %v, want NotFound", name, err)
+		}
+	}
+	longest := strings.Repeat("a", 63)
+	must(t, sb.Snapshot(t.Context(), longest))
+	if err := sb.Snapshot(t.Context(), longest); wrenn.CodeOf(err) != wrenn.AlreadyExists {
+		t.Errorf("a second Snapshot() = %v, want AlreadyExists", err)
+	}
+	wantSnapshots(t, m, longest)
+}
+
+func TestRestoreOfNothing(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "none"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Restore() = %v, want NotFound", err)
+	}
+	l.wantClean(t, m)
+}
+
+// A snapshot is whole or not there, and the sandbox goes on either way.
+func TestSnapshotFailuresLeaveNothing(t *testing.T) {
+	for _, step := range append(vmfake.SnapshotSteps(), vmfake.StepPause) {
+		t.Run(string(step), func(t *testing.T) {
+			l := newLab(t)
+			m := l.open(t)
+			sb := create(t, m)
+			failAt(step)(l)
+			if err := sb.Snapshot(t.Context(), "snap"); err == nil || !strings.Contains(err.Error(), "injected") {
+				t.Errorf("Snapshot() = %v, want the driver's error", err)
+			}
+			wantSnapshots(t, m)
+			wantRunning(t, l, sb)
+			l.fault = nil
+			must(t, sb.Snapshot(t.Context(), "snap"))
+		})
+	}
+}
+
+// wantRunning fails when the sandbox's machine is paused.
+func wantRunning(t *testing.T, l *lab, sb *Sandbox) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := l.inside(sb).WaitReady(ctx, nil); err != nil {
+		t.Errorf("the machine does not run: %v", err)
+	}
+}
+
+func TestACancelledSnapshotLeavesNothing(t *testing.T) {
+	why := errors.New("enough")
+	for _, step := range append(vmfake.SnapshotSteps(), vmfake.StepPause) {
+		t.Run(string(step), func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			l := newLab(t)
+			m := l.open(t)
+			sb := create(t, m)
+			l.fault = func(now vmfake.Step) error {
+				if now == step {
+					cancel(why)
+					return why
+				}
+				return nil
+			}
+			if err := sb.Snapshot(ctx, "snap"); !errors.Is(err, why) {
+				t.Errorf("Snapshot() = %v, want the context's cause", err)
+			}
+			wantSnapshots(t, m)
+			wantRunning(t, l, sb)
+		})
+	}
+}
+
+// A disk that the guest could not write would not boot.
+func TestSnapshotOfAGuestThatCannotSync(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := create(t, m)
+	t.Setenv("PATH", script(t, "sync", "echo no space >&2; exit 1")+":"+os.Getenv("PATH"))
+	err := sb.Snapshot(t.Context(), "snap")
+	if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "no space") {
+		t.Errorf("Snapshot() = %v, want FailedPrecondition with what sync said", err)
+	}
+	wantSnapshots(t, m)
+	wantRunning(t, l, sb)
+}
+
+// Two snapshots of one sandbox must not resume each other's machine.
+func TestSnapshotsAtOnce(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := create(t, m)
+	var taken []vmfake.Step // guarded by the sandbox: one at a time
+	var inside atomic.Int32
+	l.fault = func(now vmfake.Step) error {
+		taken = append(taken, now)
+		switch now {
+		case vmfake.StepPause:
+			inside.Add(1)
+		case vmfake.StepResume:
+			inside.Add(-1)
+		case vmfake.StepMemory:
+			time.Sleep(50 * time.Millisecond) // whoever is not kept out gets the time to come in
+			if n := inside.Load(); n != 1 {
+				t.Errorf("%d have paused the machine", n)
+			}
+		}
+		return nil
+	}
+	names := []string{"a", "b", "c"}
+	var want []vmfake.Step
+	var wg sync.WaitGroup
+	for _, name := range names {
+		want = append(want, vmfake.StepPause, vmfake.StepMemory, vmfake.StepManifest, vmfake.StepResume)
+		wg.Go(func() {
+			if err := sb.Snapshot(t.Context(), name); err != nil {
+				t.Errorf("snapshot %s: %v", name, err)
+			}
+		})
+	}
+	wg.Wait()
+	if diff := cmp.Diff(want, taken); diff != "" {
+		t.Errorf("steps (-want +got):\n%s", diff)
+	}
+	l.fault = nil
+	wantSnapshots(t, m, names...)
+	wantRunning(t, l, sb)
+}
+
+// Two that want one name: the slower one hears so, and spoils nothing.
+func TestASnapshotNameThatIsTakenMeanwhile(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	slow, fast := create(t, m), create(t, m)
+	must(t, l.inside(fast).Fill(t.Context(), "who", 'f'))
+	var started atomic.Bool
+	var published error
+	l.fault = func(now vmfake.Step) error {
+		if now == vmfake.StepMemory && started.CompareAndSwap(false, true) {
+			published = fast.Snapshot(t.Context(), "snap")
+		}
+		return nil
+	}
+	if err := slow.Snapshot(t.Context(), "snap"); wrenn.CodeOf(err) != wrenn.AlreadyExists {
+		t.Errorf("Snapshot() = %v, want AlreadyExists", err)
+	}
+	must(t, published)
+	wantSnapshots(t, m, "snap")
+	must(t, slow.Destroy(t.Context())) // of two slots, one for the restored
+	restored, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap")
+	must(t, err)
+	destroyLater(t, restored)
+	if same, err := l.inside(restored).Filled(t.Context(), "who", 'f'); err != nil || !same {
+		t.Errorf("the snapshot is not the faster one's: %v", err)
+	}
+}
+
+// A snapshot that cannot be removed whole is not half there.
+func TestRemoveSnapshotAtOnce(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	must(t, create(t, m).Snapshot(t.Context(), "snap"))
+	machine := filepath.Join(m.snapshots(), "snap", snapshotMachine)
+	must(t, unix.Mount("none", machine, "tmpfs", 0, ""))
+	if err := m.RemoveSnapshot("snap"); err == nil {
+		t.Error("a mount was removed")
+	}
+	moved, err := filepath.Glob(filepath.Join(m.snapshots(), stagedPrefix+"*", "snap", snapshotMachine))
+	if err != nil || len(moved) != 1 {
+		t.Fatalf("put aside: %v, %v", moved, err)
+	}
+	must(t, unix.Unmount(moved[0], 0))
+	if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Restore() = %v, want NotFound", err)
+	}
+	must(t, m.sweepStaged())
+	wantSnapshots(t, m)
+}
+
+func TestDestroyDoesNotWaitForASnapshot(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := create(t, m)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	l.fault = func(now vmfake.Step) error {
+		if now == vmfake.StepMemory {
+			close(entered)
+			<-leave
+		}
+		return nil
+	}
+	snapped := make(chan error, 1)
+	go func() { snapped <- sb.Snapshot(t.Context(), "snap") }()
+	<-entered
+	must(t, sb.Destroy(t.Context()))
+	close(leave)
+	exit, ok := errors.AsType[*vm.ExitError](<-snapped)
+	if !ok || exit.Reason != "stopped" {
+		t.Errorf("Snapshot() = %v, want to hear that the machine was stopped", exit)
+	}
+	l.wantClean(t, m)
+	wantSnapshots(t, m)
+}

@@ -1,0 +1,76 @@
+package launch
+
+import (
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/netns"
+)
+
+// OnThread runs fn on a thread of its own, which nothing else uses before or
+// after: it ends with its goroutine, so fn may move it to other namespaces. The
+// main thread cannot end, and what it is in counts as the whole process's, so it
+// is passed over.
+func OnThread(fn func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked, unless it is the main thread
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			result <- OnThread(fn) // on another one: this is taken meanwhile
+			return
+		}
+		result <- fn()
+	}()
+	return <-result
+}
+
+// inNamespaces runs fn on a thread that is in a new mount namespace and in the
+// command's network namespace.
+func inNamespaces(cmd Command, fn func() error) error {
+	return OnThread(func() error {
+		if err := leaveMounts(); err != nil {
+			return err
+		}
+		if cmd.Mounts != nil {
+			if err := cmd.Mounts(); err != nil {
+				return err
+			}
+		}
+		if err := enterNetwork(cmd.Namespace); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
+// leaveMounts moves the thread to a new mount namespace, from which nothing
+// propagates to the host. What the host unmounts is unmounted here as well: in
+// a private namespace the VMM would keep each file system of the host in use
+// for as long as it runs (mount_namespaces(7)).
+func leaveMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("new mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts one-way: %w", err)
+	}
+	return nil
+}
+
+func enterNetwork(path string) error {
+	if path == "" {
+		return nil
+	}
+	ns, err := netns.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package vmfake
+
+import (
+	"context"
+
+	"wrenn/internal/vm"
+)
+
+// machine is a driver's hold on a process; an adopted one has several.
+type machine struct {
+	*process
+	fault func(Step) error
+}
+
+var _ interface {
+	vm.Machine
+	vm.ConsoleReader
+} = (*machine)(nil)
+
+func (m *machine) Ref() vm.Ref { return m.ref }
+
+// Pause implements vm.Machine. One that fails by a fault has paused all the
+// same, like a call whose answer was lost.
+func (m *machine) Pause(ctx context.Context) error { return m.do(ctx, StepPause, m.pause) }
+
+// Resume implements vm.Machine, and is to faults like Pause.
+func (m *machine) Resume(ctx context.Context) error { return m.do(ctx, StepResume, m.resume) }
+
+func (m *machine) do(ctx context.Context, step Step, f func()) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := m.whileAlive(f); err != nil {
+		return err
+	}
+	return m.fault(step)
+}
+
+// Stop implements vm.Machine.
+func (m *machine) Stop(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := m.fault(StepStop); err != nil {
+		return err
+	}
+	m.end(stopped)
+	return removeFiles(m.ref.Dir)
+}
+
+// Wait implements vm.Machine.
+func (m *machine) Wait(ctx context.Context) error {
+	select {
+	case <-m.gone:
+		return m.verdict()
+	default:
+	}
+	select {
+	case <-m.gone:
+		return m.verdict()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (m *machine) verdict() error {
+	if m.ended.orderly {
+		return nil
+	}
+	return m.exitError()
+}
+
+// Console implements vm.ConsoleReader.
+func (m *machine) Console() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.console)
+}
