@@ -81,6 +81,7 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, invalid("the WebSocket handshake is broken: %s", shorten(err.Error())))
 		return
 	}
+	defer func() { _ = conn.CloseNow() }() // whatever happens below; net/http does not close it any more
 	conn.SetReadLimit(maxFrame)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
