@@ -269,4 +269,3 @@ func InputClosed(err error) bool {
 	code := wrenn.CodeOf(err)
 	return code == wrenn.FailedPrecondition || code == wrenn.NotFound
 }
-
