@@ -32,7 +32,7 @@ type agent struct {
 	dir    string
 	rpc    hostagentv1connect.HostAgentServiceClient
 	cmd    *exec.Cmd
-	ended  chan error
+	ended  chan struct{} // closed when it has ended
 	out    *watched
 	config string
 }
@@ -53,7 +53,7 @@ metrics = "off"
 [log]
 level = "DEBUG"
 [network]
-range = "10.214.0.0/16"
+range = "10.219.0.0/16"
 prefix = "wagent"
 ready = 1
 [warm]
@@ -83,8 +83,11 @@ func (a *agent) start(t *testing.T, env ...string) {
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	a.ended = make(chan error, 1)
-	go func(cmd *exec.Cmd, ended chan error) { ended <- cmd.Wait() }(a.cmd, a.ended)
+	a.ended = make(chan struct{})
+	go func(cmd *exec.Cmd, ended chan struct{}) {
+		defer close(ended)
+		_ = cmd.Wait() // some are killed
+	}(a.cmd, a.ended)
 	deadline := time.Now().Add(patience)
 	for {
 		_, err := a.rpc.Ping(t.Context(), &pb.PingRequest{})
@@ -95,8 +98,8 @@ func (a *agent) start(t *testing.T, env ...string) {
 			t.Fatalf("the agent does not answer (%v); it printed:\n%s", err, a.out)
 		}
 		select {
-		case err := <-a.ended:
-			t.Fatalf("the agent ended: %v; it printed:\n%s", err, a.out)
+		case <-a.ended:
+			t.Fatalf("the agent ended; it printed:\n%s", a.out)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
@@ -127,7 +130,7 @@ func (a *agent) remove(t *testing.T) {
 	}
 	if a.cmd != nil {
 		_ = a.cmd.Process.Kill() // it may have ended
-		_ = a.cmd.Wait()
+		<-a.ended
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -138,14 +141,16 @@ func (a *agent) remove(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	for {
+	ended := make(chan error, 1)
+	go func() { ended <- drain.Wait() }()
+	for len(ended) == 0 {
 		if _, err := a.rpc.Ping(ctx, &pb.PingRequest{}); err == nil || ctx.Err() != nil {
 			break
 		}
 		time.Sleep(50 * time.Millisecond) // polling with a deadline
 	}
 	_ = drain.Process.Signal(syscall.SIGTERM)
-	if err := drain.Wait(); err != nil {
+	if err := <-ended; err != nil {
 		t.Errorf("drain: %v\n%s", err, out)
 	}
 	if left, _ := filepath.Glob("/run/netns/wagent-*"); len(left) > 0 {
