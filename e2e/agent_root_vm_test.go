@@ -127,7 +127,6 @@ func (a *agent) remove(t *testing.T) {
 	}
 	if a.cmd != nil {
 		_ = a.cmd.Process.Kill() // it may have ended
-		_ = a.cmd.Wait()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -138,14 +137,16 @@ func (a *agent) remove(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	for {
+	ended := make(chan error, 1)
+	go func() { ended <- drain.Wait() }()
+	for len(ended) == 0 {
 		if _, err := a.rpc.Ping(ctx, &pb.PingRequest{}); err == nil || ctx.Err() != nil {
 			break
 		}
 		time.Sleep(50 * time.Millisecond) // polling with a deadline
 	}
 	_ = drain.Process.Signal(syscall.SIGTERM)
-	if err := drain.Wait(); err != nil {
+	if err := <-ended; err != nil {
 		t.Errorf("drain: %v\n%s", err, out)
 	}
 	if left, _ := filepath.Glob("/run/netns/wagent-*"); len(left) > 0 {

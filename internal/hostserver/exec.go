@@ -115,15 +115,16 @@ func (s *server) onClosing(f func()) (stop func()) {
 
 // open starts the command that the first message names, or attaches to it.
 // ctx ends the stream and not the command: its deadline is not passed on.
-func (s *server) open(ctx context.Context, first *pb.ExecStreamRequest) (proc *envdclient.Process, release func(), err error) {
+func (s *server) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *envdclient.Process, release func(), _ error) {
 	start, attach := first.GetStart(), first.GetAttach()
 	if start == nil && attach == nil {
 		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the first message must be start or attach")
 	}
-	sb, ctx, release, err := s.use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
+	sb, ctx, unuse, err := s.use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
 	if err != nil {
 		return nil, nil, err
 	}
+	var proc *envdclient.Process
 	follow, cancel := follow(ctx, seconds(start.GetTimeoutSec()))
 	if attach != nil {
 		proc, err = sb.Guest().Attach(follow, attach.GetPid())
@@ -132,10 +133,10 @@ func (s *server) open(ctx context.Context, first *pb.ExecStreamRequest) (proc *e
 	}
 	if err != nil {
 		cancel()
-		release()
+		unuse()
 		return nil, nil, err
 	}
-	return proc, func() { cancel(); release() }, nil
+	return proc, func() { cancel(); unuse() }, nil
 }
 
 // follow is ctx with a deadline of its own, or none for 0, in place of ctx's.
