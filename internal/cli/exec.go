@@ -135,11 +135,12 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	lasting, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer giveUp(nil)
 	started := context.AfterFunc(ctx, func() { giveUp(context.Cause(ctx)) })
-	var stream *client.Stream
-	err := p.s.during(ctx, "starting the command", func(context.Context) (err error) {
-		stream, err = open(lasting)
-		return err
-	})
+	stop := func() {}
+	if terminal(p.s.Err) != nil { // elsewhere standard error is the command's alone
+		stop = p.s.progress(func() string { return "starting the command" })
+	}
+	stream, err := open(lasting)
+	stop()
 	started()
 	if err != nil {
 		return err
@@ -150,32 +151,53 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 		return err
 	}
 	defer restore()
+	wanted, end := context.WithCancel(ctx) // its end is the wish that the command ends
+	defer end()
+	out, errOut := &sink{w: p.s.Out, end: end}, &sink{w: p.s.Err, end: end}
 	ended := make(chan struct{})
 	var helpers sync.WaitGroup
 	helpers.Go(func() { p.passSizes(stream, ended) })
-	helpers.Go(func() { p.endOn(ctx, signals, stream, ended) })
+	helpers.Go(func() { p.endOn(wanted, signals, stream, ended) })
 	if p.input {
 		// Nothing wakes a read of a terminal: this goroutine ends with the program.
 		go p.passInput(stream)
 	}
-	exit, err := stream.Copy(p.s.Out, p.s.Err)
-	if err != nil && client.CodeOf(err) == "" { // this side's fault: nobody would see what it prints
-		_ = stream.Signal(client.SIGTERM)
-	}
+	exit, err := stream.Copy(out, errOut)
 	close(ended)
 	_ = stream.Close() // wakes who sends
 	helpers.Wait()
 	restore()
-	if err == nil {
-		return exitOf(exit)
-	}
-	if errors.Is(err, syscall.EPIPE) {
+	return p.result(exit, err, stream.PID(), errors.Join(out.err, errOut.err))
+}
+
+// result is how this program ends: err is of the stream, lost of the output here.
+func (p *program) result(exit client.Exit, err error, pid int, lost error) error {
+	switch {
+	case errors.Is(lost, syscall.EPIPE):
 		return exitCode(codeSignal + int(syscall.SIGPIPE))
+	case lost != nil:
+		return fmt.Errorf("print what the command prints: %w", lost)
+	case err != nil:
+		return fmt.Errorf("%w\nIf the command still runs, follow it with: wrenn sandbox exec --attach %d %s", err, pid, p.id)
 	}
-	if client.CodeOf(err) != "" {
-		return fmt.Errorf("%w\nIf the command still runs, follow it with: wrenn sandbox exec --attach %d %s", err, stream.PID(), p.id)
+	return exitOf(exit)
+}
+
+// sink is an output. When it is gone the command is to end: what it prints
+// until then is dropped.
+type sink struct {
+	w   io.Writer
+	end func()
+	err error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	if s.err == nil {
+		if _, s.err = s.w.Write(p); s.err != nil {
+			s.end()
+		}
 	}
-	return err
+	return len(p), nil
 }
 
 // raw hands every key to the command, Ctrl-C too. The function that it returns

@@ -98,10 +98,7 @@ func given(all map[string]any) map[string]any {
 func (a *agent) run(ctx context.Context) error {
 	for {
 		err := a.once(ctx)
-		if ctx.Err() != nil {
-			return err
-		}
-		if !a.started {
+		if ctx.Err() != nil || !a.started {
 			return err
 		}
 		a.say(fmt.Sprintf("the host agent ended (%v) and is started again; its log is %s", err, a.log))
@@ -133,6 +130,9 @@ func (a *agent) once(ctx context.Context) error {
 	// A session of its own: a terminal's Ctrl-C is ours to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
 	listener := &listener{log: logFile, say: a.say}
+	if a.started {
+		listener.say = func(string) {} // people know by now how it works here
+	}
 	cmd.Stdout, cmd.Stderr = listener, listener
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", a.program, err)
@@ -154,6 +154,12 @@ func (a *agent) once(ctx context.Context) error {
 			return nil
 		}
 		return fmt.Errorf("stop the host agent: %w", err)
+	}
+	if err == nil {
+		err = errEnded
+	}
+	if a.started {
+		return err
 	}
 	return errors.Join(err, listener.last())
 }

@@ -4,6 +4,7 @@
 package up
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -247,7 +248,7 @@ func (m *machine) start(name string, run func(context.Context) error) {
 	var err error
 	part.Go(func() {
 		if err = run(ctx); ctx.Err() == nil {
-			m.fail(fmt.Errorf("%s: %w", name, errors.Join(err, errEnded)))
+			m.fail(fmt.Errorf("%s: %w", name, cmp.Or(err, errEnded)))
 			err = nil // told
 		}
 	})
