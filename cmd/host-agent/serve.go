@@ -88,7 +88,7 @@ func (a *agent) listen(ctx context.Context) (err error) {
 		return nil
 	}
 	if a.metrics, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.Metrics); err != nil {
-		a.rpc.Close()
+		_ = a.rpc.Close() // the first error is the one that counts
 		return fmt.Errorf("listen for metrics: %w", err)
 	}
 	return nil

@@ -88,7 +88,7 @@ func (l Listen) Open(ctx context.Context) (net.Listener, error) {
 	}
 	config, err := l.TLS.config()
 	if err != nil {
-		listener.Close()
+		_ = listener.Close() // the first error is the one that counts
 		return nil, err
 	}
 	return tls.NewListener(listener, config), nil
@@ -107,7 +107,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(staged, 0o600), os.Rename(staged, path)); err != nil {
-		l.Close()
+		_ = l.Close() // the first error is the one that counts
 		return nil, err
 	}
 	return l, nil
