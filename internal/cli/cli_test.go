@@ -139,7 +139,7 @@ func TestCommands(t *testing.T) {
 	}{
 		"create": {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
-			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA    STATE\n" +
+			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
 			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},
 		"ids":           {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
 		"kill":          {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
