@@ -32,6 +32,9 @@ func up(t *testing.T, dir string, flags ...string) *everything {
 		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
 		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
 	}, flags...)
+	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
+		t.Fatal(err)
+	}
 	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
 	e.cmd = e.command(args...)
 	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
@@ -39,11 +42,19 @@ func up(t *testing.T, dir string, flags ...string) *everything {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.cmd.Process.Kill() }) // it has ended in every test that passes
-	ended := make(chan error, 1)
-	go func() { ended <- e.cmd.Wait() }()
-	e.done = ended
-	if !e.out.wait("Ctrl-C stops it", patience) {
-		t.Fatalf("up is not ready:\n%s", e.out)
+	go func() {
+		err := e.cmd.Wait()
+		e.done <- err
+	}()
+	ready := make(chan bool, 1)
+	go func() { ready <- e.out.wait("Ctrl-C stops it", patience) }()
+	select {
+	case ok := <-ready:
+		if !ok {
+			t.Fatalf("up is not ready:\n%s", e.out)
+		}
+	case err := <-e.done:
+		t.Fatalf("up ended with %v:\n%s", err, e.out)
 	}
 	return e
 }
