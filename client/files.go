@@ -97,7 +97,7 @@ type watched struct {
 
 func (w *watched) Read(p []byte) (int, error) {
 	n, err := w.r.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // readers do not wrap their end
+	if err != nil && err != io.EOF { // readers do not wrap their end
 		w.mu.Lock()
 		w.err = err
 		w.mu.Unlock()

@@ -65,7 +65,7 @@ func Command(ctx context.Context, args []string, std Std) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", run.ErrUsage, err)
+		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong has an exit code of its own
 	}
 	return s.explain(ctx, parsed.Run())
 }

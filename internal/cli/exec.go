@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"strings"
@@ -104,9 +105,7 @@ func (p *program) start(ctx context.Context, api *client.Client, cmd client.Comm
 		opts.PTY = new(p.size())
 		if name := p.s.Environ("TERM"); name != "" && cmd.Env["TERM"] == "" {
 			env := map[string]string{"TERM": name}
-			for k, v := range cmd.Env {
-				env[k] = v
-			}
+			maps.Copy(env, cmd.Env)
 			cmd.Env = env
 		}
 	}
@@ -145,7 +144,7 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // it cannot fail
 	restore, err := p.raw()
 	if err != nil {
 		return err

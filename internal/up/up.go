@@ -174,6 +174,9 @@ func (m *machine) startDatabase(ctx context.Context) error {
 		return nil
 	}
 	m.cfg.Say("starting the database")
+	if err := reachable(m.cfg.StateDir); err != nil {
+		return err
+	}
 	server, err := pgserver.Start(ctx, pgserver.Config{Dir: filepath.Join(m.cfg.StateDir, "postgres"), DieWithParent: true})
 	if err != nil {
 		return err
@@ -186,6 +189,22 @@ func (m *machine) startDatabase(ctx context.Context) error {
 	m.watch("the database", server.Done())
 	m.cp.Database.URL = server.URL(database)
 	return server.EnsureDatabase(ctx, database)
+}
+
+// reachable says whether other users may go through dir: the database's has to.
+func reachable(dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return err
+		}
+		if info.Mode()&0o001 == 0 {
+			return wrenn.Errorf(wrenn.FailedPrecondition, "the database runs as another user, who may not enter %s: chmod o+x it, or put --state elsewhere", dir)
+		}
+		if dir == filepath.Dir(dir) {
+			return nil
+		}
+	}
 }
 
 // watch makes the end of something an end of everything, until it is to end.
