@@ -125,6 +125,7 @@ func (a *agent) wait(t *testing.T) {
 
 // remove ends what is left by an agent that drains, which must succeed.
 func (a *agent) remove(t *testing.T) {
+	t.Helper()
 	if t.Failed() {
 		t.Logf("the agent printed:\n%s", a.out)
 	}
@@ -295,6 +296,7 @@ func TestAgentServes(t *testing.T) {
 }
 
 func testStreams(t *testing.T, a *agent, id string) {
+	t.Helper()
 	s, _ := a.stream(t, start(id, nil, "cat"))
 	payload := make([]byte, 1<<20)
 	r := rand.NewChaCha8([32]byte{7})
@@ -327,6 +329,7 @@ func testStreams(t *testing.T, a *agent, id string) {
 }
 
 func testFiles(t *testing.T, a *agent, id string) {
+	t.Helper()
 	content := make([]byte, 5<<20)
 	r := rand.NewChaCha8([32]byte{8})
 	_, _ = r.Read(content)

@@ -29,7 +29,7 @@ type config struct {
 	Run     string `toml:"run"`     // sockets and consoles; short; default /run/wrenn
 	Images  string `toml:"images"`  // guest images; default: below state
 	Listen  string `toml:"listen"`  // default unix:<run>/agent.sock
-	Metrics string `toml:"metrics"` // GET /metrics and /health, without TLS; default 127.0.0.1:49981; "off" for none
+	Metrics string `toml:"metrics"` // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
 	TLS     hostserver.TLS `toml:"tls"` // needed when listen is not a socket or loopback
 	Log     logConfig      `toml:"log"`
