@@ -380,6 +380,7 @@ func testFiles(t *testing.T, a *agent, id string) {
 }
 
 func testPause(t *testing.T, a *agent, id string) {
+	t.Helper()
 	for range 2 {
 		if _, err := a.rpc.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id}); err != nil {
 			t.Fatal(err)
@@ -398,6 +399,7 @@ func testPause(t *testing.T, a *agent, id string) {
 }
 
 func testTimeout(t *testing.T, a *agent) {
+	t.Helper()
 	id := a.create(t, 1)
 	deadline := time.Now().Add(patience)
 	for a.info(t, id).GetStatus() != pb.SandboxStatus_SANDBOX_STATUS_STOPPED {
