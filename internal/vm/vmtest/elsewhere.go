@@ -99,7 +99,7 @@ func FillConsole(t *testing.T, ref vm.Ref) {
 	t.Helper()
 	pidfd, err := unix.PidfdOpen(ref.PID, 0)
 	must(t, "pidfd_open", err)
-	defer func() { _ = unix.Close(pidfd) }()
+	defer func() { _ = unix.Close(pidfd) }() // nothing was written to it
 	fd, err := unix.PidfdGetfd(pidfd, unix.Stdout, 0)
 	must(t, "pidfd_getfd", err)
 	console := os.NewFile(uintptr(fd), "console")
