@@ -115,7 +115,7 @@ func lend(home string, owner, group int, text []byte) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // nothing was written through it
 	for _, dir := range []string{".config", ".config/wrenn"} {
 		err := root.Mkdir(dir, 0o700)
 		if err == nil {
