@@ -27,7 +27,7 @@ const (
 	// maxProblem bounds what is read of an answer that says what went wrong.
 	maxProblem = 64 << 10
 
-	headerKey   = "X-API-Key" //nolint:gosec // the name of it
+	headerKey   = "X-API-Key"
 	mediaJSON   = "application/json"
 	connections = 64 // that are kept open for the next request
 )

@@ -196,6 +196,32 @@ func TestKeyStaysWithItsServer(t *testing.T) {
 	}
 }
 
+// TestLend: the file is the owner's alone, is replaced, and a link leads nowhere.
+func TestLend(t *testing.T) {
+	home := t.TempDir()
+	for _, text := range []string{"old", "new"} {
+		if err := lend(home, os.Getuid(), os.Getgid(), []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(home, ".config", "wrenn", "config.toml")
+	text, err := os.ReadFile(path)
+	info, statErr := os.Stat(path)
+	if err := errors.Join(err, statErr); err != nil || string(text) != "new" || info.Mode() != 0o600 {
+		t.Errorf("%q, %v, %v", text, info.Mode(), err)
+	}
+	trap, outside := t.TempDir(), t.TempDir()
+	if err := os.Symlink(outside, filepath.Join(trap, ".config")); err != nil {
+		t.Fatal(err)
+	}
+	if err := lend(trap, os.Getuid(), os.Getgid(), []byte("x")); err == nil {
+		t.Error("wrote through a link out of the home")
+	}
+	if files, err := os.ReadDir(outside); err != nil || len(files) > 0 {
+		t.Errorf("outside: %v, %v", files, err)
+	}
+}
+
 func TestNobodyThere(t *testing.T) {
 	s := server(t)
 	s.Close()

@@ -60,6 +60,7 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	}
 	p := &program{s: s, id: c.ID, tty: c.Tty, input: !c.NoStdin}
 	if c.Attach != 0 {
+		p.visits = true
 		return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) { return api.Attach(ctx, c.ID, c.Attach) })
 	}
 	return p.start(ctx, api, client.Command{
@@ -97,6 +98,8 @@ type program struct {
 	id    string
 	tty   bool // it has a terminal
 	input bool // it has input
+	// visits says that somebody else started it: the end of this input is not the end of its input.
+	visits bool
 }
 
 func (p *program) start(ctx context.Context, api *client.Client, cmd client.Command) error {
@@ -147,6 +150,7 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	defer func() { _ = stream.Close() }() // it cannot fail
 	restore, err := p.raw()
 	if err != nil {
+		_ = stream.Signal(client.SIGKILL) // nobody could use it
 		return err
 	}
 	defer restore()
@@ -229,7 +233,9 @@ func (p *program) passInput(stream *client.Stream) {
 		if !errors.Is(err, io.EOF) {
 			fmt.Fprintf(p.s.Err, "read the input: %v\r\n", err)
 		}
-		_ = stream.CloseStdin() // as above
+		if !p.visits {
+			_ = stream.CloseStdin() // as above
+		}
 		return
 	}
 }

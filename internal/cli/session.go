@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
@@ -79,7 +81,64 @@ func (s *session) save(c settings) (string, error) {
 	if err := durable.WriteFile(path, text, 0o600); err != nil {
 		return "", fmt.Errorf("write the configuration: %w", err)
 	}
+	if s.line.Config == "" && os.Geteuid() == 0 && s.Environ("SUDO_UID") != "" {
+		return path, lendToCaller(s.Environ("SUDO_UID"), text)
+	}
 	return path, nil
+}
+
+// lendToCaller gives the configuration to whoever called sudo, so that the
+// other commands work without it.
+func lendToCaller(uid string, text []byte) error {
+	caller, err := user.LookupId(uid)
+	if err != nil {
+		return fmt.Errorf("find who called sudo: %w", err)
+	}
+	owner, err := strconv.Atoi(caller.Uid)
+	if err != nil {
+		return err
+	}
+	group, err := strconv.Atoi(caller.Gid)
+	if err != nil {
+		return err
+	}
+	if err := lend(caller.HomeDir, owner, group, text); err != nil {
+		return fmt.Errorf("write the configuration of %s: %w", caller.Username, err)
+	}
+	return nil
+}
+
+// lend writes the configuration below home for its owner. The owner may have
+// put links there: nothing outside of home is written.
+func lend(home string, owner, group int, text []byte) error {
+	root, err := os.OpenRoot(home)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }() // nothing was written through it
+	for _, dir := range []string{".config", ".config/wrenn"} {
+		err := root.Mkdir(dir, 0o700)
+		if err == nil {
+			err = root.Lchown(dir, owner, group)
+		}
+		if err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	const final = ".config/wrenn/config.toml"
+	staged := final + ".new"
+	if err := root.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(staged, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chown(owner, group), f.Close()); err != nil {
+		return errors.Join(err, root.Remove(staged))
+	}
+	return root.Rename(staged, final)
 }
 
 // client talks to the server of the command line, the environment or the

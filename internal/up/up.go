@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -110,7 +111,7 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 		cfg.Say("stopping")
 		err = errors.Join(err, m.undo.Run(context.WithoutCancel(ctx)))
 	}()
-	for _, step := range []func(context.Context) error{m.prepare, m.startDatabase, m.migrate, m.startAgent, m.startControlPlane} {
+	for _, step := range []func(context.Context) error{m.checkListen, m.prepare, m.startDatabase, m.migrate, m.startAgent, m.startControlPlane} {
 		if err := step(ctx); err != nil {
 			return whyEnded(ctx, err)
 		}
@@ -139,7 +140,23 @@ func whyEnded(ctx context.Context, err error) error {
 }
 
 func (m *machine) running() *Running {
-	return &Running{URL: "http://" + m.at.String(), cfg: m.cp, team: m.cfg.Team, log: m.log}
+	at := m.at.String()
+	if tcp, ok := m.at.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		at = net.JoinHostPort("127.0.0.1", strconv.Itoa(tcp.Port)) // "everywhere" is nowhere to connect to
+	}
+	return &Running{URL: "http://" + at, cfg: m.cp, team: m.cfg.Team, log: m.log}
+}
+
+// checkListen finds a taken port before anything is started.
+func (m *machine) checkListen(ctx context.Context) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", m.cfg.Listen)
+	if err != nil {
+		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the API cannot be served there, give another address by --listen", Err: err}
+	}
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+		m.cfg.Say("API keys travel in the clear to " + m.cfg.Listen + ": put a proxy with TLS in front, and listen on 127.0.0.1")
+	}
+	return l.Close()
 }
 
 // prepare makes the directories and the log.
