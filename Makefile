@@ -48,12 +48,27 @@ lint: ## format, vet, golangci-lint, buf, shellcheck
 	@shellcheck scripts/*.sh images/*.sh .ci/run
 
 .PHONY: generate
-generate: ## make proto/gen from proto
+generate: generate/proto generate/api generate/sql ## all committed generated code
+
+.PHONY: generate/proto
+generate/proto: ## make proto/gen from proto
 	@$(TOOL) buf generate
+
+.PHONY: generate/api
+generate/api: ## make the server types of internal/api from api/openapi.yaml
+	@$(TOOL) oapi-codegen -config internal/api/internal/oapi/config.yaml api/openapi.yaml
+
+.PHONY: generate/sql
+generate/sql: ## make the queries of internal/postgres from db/queries
+	@$(TOOL) sqlc generate -f db/sqlc.yaml
 
 .PHONY: verify/generate
 verify/generate: generate
-	@git diff --exit-code --stat -- proto/gen || { echo 'proto/gen is not what proto/ says: commit what "make generate" made'; exit 1; }
+	@git diff --exit-code --stat -- proto/gen internal/api/internal/oapi internal/postgres/internal/dbsqlc || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
+
+.PHONY: schemathesis
+schemathesis: setup ## look for answers that are not in the contract (needs python3-venv)
+	@scripts/schemathesis.sh
 
 .PHONY: breaking
 breaking: ## that the protocols still serve the clients of proto/baseline.binpb

@@ -14,6 +14,7 @@ needs=(
 	curl:curl
 	git:git
 	shellcheck:shellcheck
+	pg_ctlcluster:postgresql # the tests and wrenn up run a server of their own
 )
 # Ubuntu's mmdebstrap needs Debian's keys to make a Debian guest.
 # shellcheck source=/dev/null

@@ -1,5 +1,5 @@
-// Command host-agent runs sandboxes on this machine. Today it shows them
-// (demo) and prepares what they boot (image); it does not serve yet.
+// Command host-agent runs sandboxes on this machine: for a control plane
+// (serve), or one to look at (demo). It also prepares what they boot (image).
 package main
 
 import (
@@ -27,6 +27,7 @@ type commandLine struct {
 	State   string `default:"/var/lib/wrenn" type:"path" help:"Directory for images, disks, snapshots and journals."`
 	Verbose bool   `short:"v" help:"Log what happens to standard error."`
 
+	Serve serveCommand  `cmd:"" help:"Run sandboxes for a control plane."`
 	Demo  demoCommand   `cmd:"" help:"Boot a microVM, run a command in it, remove it; then the same from a snapshot."`
 	Image imageCommands `cmd:"" help:"Make what sandboxes boot."`
 }

@@ -4,16 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 
 	"wrenn"
-	"wrenn/proto/gen/envd/process"
 )
 
 // DefaultMaxOutput bounds each of the two outputs that Exec keeps.
@@ -29,6 +28,13 @@ type Command struct {
 	Env  map[string]string
 	Dir  string // "" is the user's default
 	User string // "" is the guest's default user
+	// Input is what Exec gives the command to read; nil is no input at all. Start
+	// does not use it.
+	Input []byte
+	// Stdin says, to Start, that Send will bring input; PTY gives the command a
+	// terminal of that size, which has input always, instead of pipes.
+	Stdin bool
+	PTY   *Size
 	// MaxOutput bounds each output that Exec keeps, in bytes; default DefaultMaxOutput.
 	MaxOutput int
 }
@@ -47,14 +53,23 @@ type Exit struct {
 	Status string // "exit status 3", "signal: killed"
 }
 
-// Exec runs a command without input and returns when it ended. A nonzero exit
-// is no error. When ctx ends first the command is killed.
+// Exec runs a command and returns when it ended. A nonzero exit is no error,
+// nor is a command that does not read its input. When ctx ends first the
+// command is killed.
 func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
+	cmd.Stdin, cmd.PTY = cmd.Input != nil, nil
 	proc, err := c.Start(ctx, cmd)
 	if err != nil {
 		return nil, err
 	}
 	defer proc.Close()
+	if cmd.Stdin {
+		feeding, stop := context.WithCancel(ctx)
+		var feeder sync.WaitGroup
+		feeder.Go(func() { proc.feed(feeding, cmd.Input) })
+		defer feeder.Wait()
+		defer stop()
+	}
 	limit := cmp.Or(cmd.MaxOutput, DefaultMaxOutput)
 	stdout, stderr := head{limit: limit}, head{limit: limit}
 	for {
@@ -83,144 +98,6 @@ func (c *Client) killAbandoned(ctx context.Context, pid uint32) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	_ = c.Kill(ctx, pid) // it may have ended meanwhile; the caller's error is the one that counts
-}
-
-// Kill sends SIGKILL to a process that Start made, and to its group. NotFound
-// when it has ended.
-func (c *Client) Kill(ctx context.Context, pid uint32) error {
-	_, err := c.process.SendSignal(ctx, &process.SendSignalRequest{
-		Process: &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: pid}},
-		Signal:  process.Signal_SIGNAL_SIGKILL,
-	})
-	return fromRPC("kill", err)
-}
-
-// Event is a piece of output; exactly one field is set.
-type Event struct{ Stdout, Stderr []byte }
-
-// Process is a running command whose output is read piece by piece. It is not
-// safe for concurrent use.
-type Process struct {
-	stream *connect.ServerStreamForClient[process.StartResponse]
-	cancel context.CancelFunc // of the stream
-	pid    uint32
-	exit   Exit
-	ended  bool
-}
-
-// Start runs a command without input and returns when it runs. A reader that
-// does not call Next slows the command down; nothing is buffered without
-// bound. The command outlives ctx and Close; a deadline of ctx ends it. So does
-// a ctx that is cancelled before Start returns.
-func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
-	p := &Process{}
-	if err := p.begin(ctx, c, cmd); err != nil {
-		p.Close()
-		return nil, fromRPC("start "+cmd.Path, err)
-	}
-	return p, nil
-}
-
-// begin opens the stream and takes the first event. The stream does not end
-// with ctx before that has come: nobody else knows which process to end.
-func (p *Process) begin(ctx context.Context, c *Client, cmd Command) error {
-	var streamCtx context.Context
-	streamCtx, p.cancel = withoutCancel(ctx)
-	began := make(chan error, 1)
-	go func() { began <- p.receiveStart(streamCtx, c, cmd) }()
-	select {
-	case err := <-began:
-		context.AfterFunc(ctx, func() {
-			if errors.Is(ctx.Err(), context.Canceled) { // the stream has ctx's deadline itself
-				p.cancel()
-			}
-		})
-		return err
-	case <-ctx.Done():
-		defer time.AfterFunc(killTimeout, p.cancel).Stop()
-		if <-began == nil {
-			c.killAbandoned(ctx, p.pid)
-		}
-		code := connect.CodeCanceled
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			code = connect.CodeDeadlineExceeded
-		}
-		return connect.NewError(code, context.Cause(ctx))
-	}
-}
-
-func (p *Process) receiveStart(ctx context.Context, c *Client, cmd Command) (err error) {
-	if p.stream, err = c.startStream(ctx, cmd); err != nil {
-		return err
-	}
-	if !p.stream.Receive() {
-		return cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF)
-	}
-	start := p.stream.Msg().GetEvent().GetStart()
-	if start == nil {
-		return connect.NewError(connect.CodeInternal, errors.New("the guest's agent did not begin with a start event"))
-	}
-	p.pid = start.GetPid()
-	return nil
-}
-
-// withoutCancel returns a context that ends at ctx's deadline, or by its own
-// cancel, but not when ctx is cancelled.
-func withoutCancel(ctx context.Context) (context.Context, context.CancelFunc) {
-	free := context.WithoutCancel(ctx)
-	if deadline, ok := ctx.Deadline(); ok {
-		return context.WithDeadline(free, deadline)
-	}
-	return context.WithCancel(free)
-}
-
-func (c *Client) startStream(ctx context.Context, cmd Command) (*connect.ServerStreamForClient[process.StartResponse], error) {
-	ctx, call := connect.NewClientContext(ctx)
-	if cmd.User != "" {
-		call.RequestHeader().Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(cmd.User+":")))
-	}
-	req := &process.StartRequest{
-		Process: &process.ProcessConfig{Cmd: cmd.Path, Args: cmd.Args, Envs: cmd.Env},
-		Stdin:   new(bool),
-	}
-	if cmd.Dir != "" {
-		req.Process.Cwd = &cmd.Dir
-	}
-	return c.process.Start(ctx, req)
-}
-
-// PID is the process's id in the guest.
-func (p *Process) PID() uint32 { return p.pid }
-
-// Next returns the next piece of output, valid until the next call, and io.EOF
-// when the process ended: then Exit is set. Any other error says that the
-// stream broke; the process may run on.
-func (p *Process) Next() (Event, error) {
-	for p.stream.Receive() {
-		switch ev := p.stream.Msg().GetEvent(); {
-		case ev.GetData() != nil:
-			return Event{Stdout: ev.GetData().GetStdout(), Stderr: ev.GetData().GetStderr()}, nil
-		case ev.GetEnd() != nil:
-			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: ev.GetEnd().GetStatus()}
-			p.ended = true
-			return Event{}, io.EOF
-		}
-	}
-	if p.ended {
-		return Event{}, io.EOF
-	}
-	return Event{}, fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF))
-}
-
-// Exit says how the process ended; the zero Exit before Next returned io.EOF.
-func (p *Process) Exit() Exit { return p.exit }
-
-// Close ends the stream, not the process. Twice is allowed.
-func (p *Process) Close() {
-	p.cancel()
-	if p.stream != nil {
-		_ = p.stream.Close() // nothing is lost that Next did not report
-	}
 }
 
 // head keeps the first limit bytes written to it.

@@ -40,6 +40,9 @@ type Config struct {
 	Out      io.Writer      // progress and choices, for people
 	Log      *slog.Logger
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
+	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
+	Limits   sandbox.Limits
+	Crash    func(point string) // see sandbox.Config
 }
 
 // Host is an assembled host. Close it.
@@ -54,7 +57,7 @@ type Host struct {
 	undo  rollback.Stack
 }
 
-// Open assembles the host. What an earlier agent left behind is removed.
+// Open assembles the host. What an earlier agent left behind is adopted or removed.
 func Open(ctx context.Context, cfg Config) (*Host, error) {
 	if os.Geteuid() != 0 {
 		return nil, wrenn.Errorf(wrenn.PermissionDenied, "this needs root, for network namespaces and mounts: run it with sudo")
@@ -70,8 +73,8 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	return h, nil
 }
 
-// Close gives back slots, mounts and the lock, in that order; the sandboxes
-// must be gone. Twice is allowed.
+// Close gives back slots, mounts and the lock, in that order. Sandboxes that
+// still run keep what they need, for the next Open to adopt. Twice is allowed.
 func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
 // lock makes sure that one agent at a time works with the directories.
@@ -97,7 +100,12 @@ func (h *Host) openStore(ctx context.Context) (err error) {
 	if h.store, err = storage.Open(ctx, h.cfg.StateDir); err != nil {
 		return err
 	}
-	h.undo.Add(func(context.Context) error { return h.store.Close() })
+	h.undo.Add(func(context.Context) error {
+		if h.Manager != nil && h.Manager.Live() > 0 {
+			return nil // their disks are on it; the next Open finds it mounted
+		}
+		return h.store.Close()
+	})
 	h.say("disks", h.store.Note)
 	return nil
 }
@@ -115,7 +123,7 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
-	h.guest = sandbox.Guest{RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
+	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
 	h.say("guest", guest.Note)
 	return nil
 }
@@ -130,15 +138,21 @@ func (h *Host) openSlots(ctx context.Context) (err error) {
 }
 
 // openManager also sweeps: first the sandboxes that have a journal, then the
-// slots that no journal names.
+// slots that no journal names. Of a sandbox in quarantine nobody knows the slot.
 func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest,
+		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash,
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})
 	if err != nil {
 		return err
+	}
+	h.undo.AddFunc(h.Manager.Close)
+	if n := h.Manager.Quarantined(); n > 0 {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "unknown network slots are kept, because sandboxes are in quarantine", slog.Int("quarantined", n))
+		return nil
 	}
 	return h.slots.Sweep(ctx)
 }

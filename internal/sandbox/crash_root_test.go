@@ -3,7 +3,6 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -21,9 +20,9 @@ import (
 // parts were made, and the next was begun in the journal.
 func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 	t.Helper()
-	sb, err := m.enter(wrenn.NewSandboxID(), shape)
+	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
-	for i, p := range sb.parts(m.cfg.Guest.RootFS, bootWith(m)) {
+	for i, p := range sb.parts(m.boot()) {
 		if i == parts {
 			must(t, sb.journal.begin(p.step))
 			return sb
@@ -31,14 +30,18 @@ func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 		must(t, sb.add(t.Context(), p))
 	}
 	must(t, sb.journal.begin(stepRunning))
+	sb.set(StatusRunning, "")
 	return sb
 }
 
-func bootWith(m *Manager) starter {
-	return func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-		spec.Kernel = m.cfg.Guest.Kernel
-		return m.cfg.Driver.Start(ctx, spec)
+// enter begins a sandbox as launch does.
+func enter(m *Manager, id wrenn.SandboxID) (*Sandbox, error) {
+	sb, _, err := m.register(Request{ID: id, Shape: shape})
+	if err != nil {
+		return nil, err
 	}
+	defer sb.unlock()
+	return sb, sb.enter()
 }
 
 func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
@@ -48,12 +51,12 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 	}{
 		{"before the journal", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			_, err := m.enter(wrenn.NewSandboxID(), shape)
+			_, err := enter(m, wrenn.NewSandboxID())
 			must(t, err)
 		}},
 		{"while the journal is written", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			sb, err := m.enter(wrenn.NewSandboxID(), shape)
+			sb, err := enter(m, wrenn.NewSandboxID())
 			must(t, err)
 			must(t, os.WriteFile(filepath.Join(sb.dir(), "."+journalName+".123"), []byte(`{"for`), 0o600))
 		}},
@@ -132,7 +135,7 @@ func TestOpenKeepsSnapshotsAndRemovesHalfOnes(t *testing.T) {
 func TestAnUnreadableJournalKeepsNobodyElse(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	bad, err := m.enter("i00000000000000000000", shape) // the first in order
+	bad, err := enter(m, "i00000000000000000000") // the first in order
 	must(t, err)
 	must(t, os.WriteFile(bad.journal.path, []byte("{"), 0o600))
 	good := abandon(t, m, 4)

@@ -27,6 +27,12 @@ type journal struct {
 	Slot    *network.SlotRef `json:"slot,omitempty"`
 	Machine *vm.Ref          `json:"machine,omitempty"`
 
+	Template string        `json:"template,omitempty"`
+	Shape    Shape         `json:"shape"`
+	Timeout  time.Duration `json:"timeout,omitempty"` // ns
+	Paused   bool          `json:"paused,omitempty"`  // what is wanted; who adopts the machine sees to it
+	Verdict  *Verdict      `json:"verdict,omitempty"` // why it ends or has ended
+
 	path string // not saved
 }
 
@@ -40,6 +46,8 @@ const (
 	stepReady   step = "ready"
 	stepRunning step = "running"
 	stepDestroy step = "destroy"
+	stepEnding  step = "ending" // by itself: what it had is being given back
+	stepEnded   step = "ended"  // only the journal is left, until Destroy
 )
 
 const journalName = "sandbox.json"

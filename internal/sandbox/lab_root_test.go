@@ -42,6 +42,7 @@ type lab struct {
 	network network.Config
 	world   *vmfake.World
 	agent   agent
+	noSweep bool // as an agent with sandboxes in quarantine
 	// fault is the driver's.
 	fault func(vmfake.Step) error
 }
@@ -137,7 +138,9 @@ func (l *lab) tryOpen(t *testing.T) (*Manager, error) {
 	l.cfg.Slots = pool
 	t.Cleanup(func() { must(t, pool.Close(context.WithoutCancel(t.Context()))) })
 	m, err := Open(t.Context(), l.cfg)
-	must(t, pool.Sweep(t.Context()))
+	if !l.noSweep {
+		must(t, pool.Sweep(t.Context()))
+	}
 	return m, err
 }
 

@@ -6,12 +6,15 @@ package sandbox
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"wrenn"
@@ -22,6 +25,7 @@ import (
 
 // Guest is what new sandboxes boot: files that never change.
 type Guest struct {
+	Name   string // differs when the files do; needed by Warm alone
 	RootFS string // a raw ext4 image; each sandbox gets a clone
 	Kernel vm.Kernel
 }
@@ -43,12 +47,31 @@ type Config struct {
 	Log          *slog.Logger
 	// Trace, if set, hears how long each step of a sandbox took.
 	Trace func(id wrenn.SandboxID, step string, took time.Duration)
+	// Adopt takes over the sandboxes of an earlier agent; otherwise Open
+	// destroys them.
+	Adopt bool
+	// Limits bound what Create, Restore and Ensure make; zero is unlimited.
+	Limits Limits
+	// Crash, if set, is called at each point where an agent that dies must
+	// leave a state that the next one can work with. For tests, which die there.
+	Crash func(point string)
 }
 
 // Manager makes, finds and destroys the sandboxes of one state directory. It
-// is safe for concurrent use.
+// is safe for concurrent use. Close it.
+//
+// Locks: each sandbox has a turn, which is held while something is done to it
+// and never two at a time; mu comes before a sandbox's mu. Nothing is waited
+// for under the latter two.
 type Manager struct {
-	cfg Config
+	cfg      Config
+	instance string
+	versions atomic.Uint64
+	wake     chan struct{} // holds one: Run has something to look at
+	watchers sync.WaitGroup
+
+	mu    sync.Mutex // guards boxes
+	boxes map[wrenn.SandboxID]*Sandbox
 }
 
 // Shape is how large a sandbox is.
@@ -57,21 +80,44 @@ type Shape struct {
 	MemoryMiB int `json:"memory_mib"`
 }
 
-// Open returns the manager of cfg.StateDir. Until agents adopt, what an earlier
-// agent left is removed here: its machines, slots and disks. Snapshots stay.
+// Open returns the manager of cfg.StateDir. What an earlier agent left is
+// adopted or, without cfg.Adopt, removed: machines, slots and disks. Snapshots stay.
 // An error names what could not be removed; the manager is usable all the same,
 // and what is left keeps its journal for the next Open. Slots that no journal
 // names are left to the caller, who sweeps the pool afterwards.
 // The caller sees to it that one agent at a time uses the directory.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
-	m := &Manager{cfg: cfg}
+	m := &Manager{
+		cfg: cfg, instance: rand.Text(),
+		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{},
+	}
 	for _, dir := range []string{m.sandboxes(), m.snapshots(), m.machines()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
+	if cfg.Adopt {
+		return m, errors.Join(m.adoptAll(ctx), m.sweepStaged())
+	}
 	return m, errors.Join(m.sweep(ctx), m.sweepStaged())
+}
+
+// Close stops watching the sandboxes and leaves them as they are, for the next
+// agent to adopt. No other method may be running. Twice is allowed.
+func (m *Manager) Close() {
+	for _, s := range m.all() {
+		if s.unwatch != nil {
+			s.unwatch()
+		}
+	}
+	m.watchers.Wait()
+}
+
+func (m *Manager) crash(point string) {
+	if m.cfg.Crash != nil {
+		m.cfg.Crash(point)
+	}
 }
 
 func (m *Manager) sandboxes() string { return filepath.Join(m.cfg.StateDir, "sandboxes") }
@@ -117,33 +163,41 @@ func (m *Manager) reclaim(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	sb := newSandbox(m, j.ID)
-	sb.journal = j
+	s := m.revive(j)
+	if err := s.findParts(ctx); err != nil {
+		return err
+	}
+	return s.Destroy(ctx)
+}
+
+// findParts takes over what is left of the machine and the slot that the
+// journal names; what nobody noted in the slot is ended.
+func (s *Sandbox) findParts(ctx context.Context) error {
+	j := s.journal
 	// A machine of another driver than today's ends with what else runs in its slot.
-	if j.Machine != nil && j.Machine.Driver == m.cfg.Driver.Name() {
-		machine, err := m.cfg.Driver.Adopt(ctx, *j.Machine)
+	if j.Machine != nil && j.Machine.Driver == s.m.cfg.Driver.Name() {
+		machine, err := s.m.cfg.Driver.Adopt(ctx, *j.Machine)
 		switch wrenn.CodeOf(err) {
 		case "":
-			sb.machine = machine
+			s.machine = machine
 		case wrenn.NotFound: // it ended meanwhile
 		default:
 			return err
 		}
 	}
-	if j.Slot != nil {
-		slot, err := m.cfg.Slots.Adopt(ctx, *j.Slot)
-		switch wrenn.CodeOf(err) {
-		case "":
-			sb.slot = slot
-			if err := killUnknown(ctx, slot); err != nil {
-				return err
-			}
-		case wrenn.NotFound: // it was released
-		default:
-			return err
-		}
+	if j.Slot == nil {
+		return nil
 	}
-	return sb.Destroy(ctx)
+	slot, err := s.m.cfg.Slots.Adopt(ctx, *j.Slot)
+	switch wrenn.CodeOf(err) {
+	case "":
+		s.slot = slot
+		return killUnknown(ctx, slot)
+	case wrenn.NotFound: // it was released
+		return nil
+	default:
+		return err
+	}
 }
 
 // killUnknown ends a VMM whose agent died before it could note in the journal

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"wrenn"
@@ -16,108 +17,176 @@ import (
 	"wrenn/internal/vm"
 )
 
-// Sandbox is one running sandbox. Destroy it. It is safe for concurrent use.
+// Sandbox is one sandbox. Destroy it. Its methods are safe for concurrent use.
 type Sandbox struct {
 	id      wrenn.SandboxID
 	m       *Manager
-	shape   Shape
-	journal *journal
-	slot    *network.Slot
-	machine vm.Machine
-	guest   *envdclient.Client
+	request Request
+	made    chan struct{} // closed when the launch has ended, well or not
 
-	freezing   turn // whoever pauses the machine
-	destroying turn // not for who freezes too: a guest must not be able to delay its end
-	destroyed  bool // guarded by destroying
+	freezing turn // who pauses and resumes the machine
+	turn     turn // who has it may change the next four; taken before freezing
+	journal  *journal
+	slot     *network.Slot
+	machine  vm.Machine
+	unwatch  context.CancelFunc // stops the watcher; nil when there is none
+
+	guest *envdclient.Client // set before the sandbox runs
+
+	mu       sync.Mutex // guards the following
+	life     life
+	unwanted bool                    // somebody destroys it
+	abort    context.CancelCauseFunc // ends what is going on in the turn; may be nil
 }
 
-// turn is a lock that can be waited for with a context. It holds one.
-type turn chan struct{}
-
-func newTurn() turn { return make(turn, 1) }
-
-func (t turn) take(ctx context.Context) error {
-	select {
-	case t <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+// Request is what sandbox is wanted.
+type Request struct {
+	ID       wrenn.SandboxID
+	Template string
+	Shape    Shape
+	// Timeout is the time without use after which the sandbox ends; 0 is never.
+	Timeout time.Duration
+	// Env is for every command of the sandbox. It is kept in the guest alone.
+	Env map[string]string
 }
-
-func (t turn) give() { <-t }
-
-// starter makes a machine, by booting or restoring it.
-type starter func(context.Context, vm.Spec) (vm.Machine, error)
 
 // ID is the sandbox's name.
 func (s *Sandbox) ID() wrenn.SandboxID { return s.id }
 
-// Guest talks to the agent in the sandbox.
+// Guest talks to the agent in the sandbox. Hold a Use meanwhile.
 func (s *Sandbox) Guest() *envdclient.Client { return s.guest }
 
 // Create boots a new sandbox and returns when its agent answered. When it
-// fails nothing of the sandbox is left, or the error says what is and why; the
-// next Open removes that. Invalid for a malformed id, AlreadyExists when there is such a sandbox.
+// fails nothing of the sandbox is left, or the error says what is and why: Run
+// tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
 func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
-	return m.launch(ctx, id, shape, m.cfg.Guest.RootFS, func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-		spec.Kernel = m.cfg.Guest.Kernel
-		return m.cfg.Driver.Start(ctx, spec)
-	})
+	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot())
 }
 
 // Restore makes a new sandbox from the snapshot of the given name, and is
 // otherwise like Create. NotFound when there is no such snapshot.
 func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, snapshot string) (*Sandbox, error) {
+	origin, shape, err := m.restoration(snapshot)
+	if err != nil {
+		return nil, err
+	}
+	return m.createNew(ctx, Request{ID: id, Shape: shape}, origin)
+}
+
+func (m *Manager) createNew(ctx context.Context, req Request, from origin) (*Sandbox, error) {
+	s, isNew, err := m.register(req)
+	switch {
+	case err != nil:
+		return nil, err
+	case !isNew:
+		return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", req.ID)
+	}
+	if err := s.launch(ctx, from); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// origin is what a sandbox is made from.
+type origin struct {
+	rootfs string // cloned
+	start  starter
+}
+
+// starter makes a machine, by booting or restoring it.
+type starter func(context.Context, vm.Spec) (vm.Machine, error)
+
+// boot is the origin of sandboxes that boot the guest image.
+func (m *Manager) boot() origin {
+	return origin{m.cfg.Guest.RootFS, func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		spec.Kernel = m.cfg.Guest.Kernel
+		return m.cfg.Driver.Start(ctx, spec)
+	}}
+}
+
+// restoration is the origin of sandboxes that a snapshot holds, and their shape.
+func (m *Manager) restoration(snapshot string) (origin, Shape, error) {
 	dir, manifest, err := m.openSnapshot(snapshot)
 	if err != nil {
-		return nil, err
+		return origin{}, Shape{}, err
 	}
-	return m.launch(ctx, id, manifest.Shape, filepath.Join(dir, snapshotDisk), func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	return origin{filepath.Join(dir, snapshotDisk), func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 		return m.cfg.Driver.Restore(ctx, spec, filepath.Join(dir, snapshotMachine))
-	})
+	}}, manifest.Shape, nil
 }
 
-// launch takes the steps that a booted and a restored sandbox share.
-func (m *Manager) launch(ctx context.Context, id wrenn.SandboxID, shape Shape, rootfs string, start starter) (_ *Sandbox, err error) {
-	s, err := m.enter(id, shape)
-	if err != nil {
-		return nil, err
+// launch makes a registered sandbox, whose turn the caller has, and gives the
+// turn back. Who destroys the sandbox meanwhile ends it.
+func (s *Sandbox) launch(ctx context.Context, from origin) error {
+	defer s.unlock()
+	defer close(s.made)
+	ctx, done := s.interruptible(ctx)
+	defer done()
+	if err := s.assemble(ctx, from); err != nil {
+		return err
 	}
+	s.watch(ctx)
+	s.set(StatusRunning, "")
+	return nil
+}
+
+// abortBy sets how what is going on is given up, which it is at once if
+// somebody wants that already.
+func (s *Sandbox) abortBy(cancel context.CancelCauseFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.abort = cancel
+	if s.unwanted && cancel != nil {
+		cancel(errDestroyed)
+	}
+}
+
+// giveUp ends what is going on, now and from now on.
+func (s *Sandbox) giveUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unwanted = true
+	if s.abort != nil {
+		s.abort(errDestroyed)
+	}
+}
+
+// assemble takes the steps that a booted and a restored sandbox share. When it
+// fails it undoes them, and the sandbox is forgotten unless that fails too.
+func (s *Sandbox) assemble(ctx context.Context, from origin) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
-	undo.Add(s.Destroy)
-	for _, p := range s.parts(rootfs, start) {
+	undo.AddFunc(func() { s.m.forgetUnmade(s) })
+	if err := s.enter(); err != nil {
+		return err
+	}
+	undo.Add(s.destroy)
+	for _, p := range s.parts(from) {
 		if err := s.add(ctx, p); err != nil {
-			return nil, fmt.Errorf("sandbox %s: %s: %w", id, p.step, err)
+			return fmt.Errorf("sandbox %s: %s: %w", s.id, p.step, err)
 		}
 	}
-	if err := s.journal.begin(stepRunning); err != nil {
-		return nil, err
+	if err := s.begin(stepRunning); err != nil {
+		return err
 	}
 	undo.Keep()
-	return s, nil
+	return nil
 }
 
-// enter makes the directory of a new sandbox, which is its hold on the id.
-func (m *Manager) enter(id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
-	if _, err := wrenn.ParseSandboxID(string(id)); err != nil {
-		return nil, err
-	}
-	s := newSandbox(m, id)
-	s.shape = shape
+// enter makes the directory of a new sandbox.
+func (s *Sandbox) enter() error {
 	if err := os.Mkdir(s.dir(), 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", id)
+			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", s.id)
 		}
-		return nil, err
+		return err
 	}
-	s.journal = &journal{Format: journalFormat, ID: id, Created: time.Now().UTC(), path: filepath.Join(s.dir(), journalName)}
-	return s, nil
-}
-
-func newSandbox(m *Manager, id wrenn.SandboxID) *Sandbox {
-	return &Sandbox{id: id, m: m, freezing: newTurn(), destroying: newTurn()}
+	s.m.crash("directory made")
+	s.journal = &journal{
+		Format: journalFormat, ID: s.id, Created: s.life.created.UTC(), path: filepath.Join(s.dir(), journalName),
+		Template: s.request.Template, Shape: s.request.Shape, Timeout: s.request.Timeout,
+	}
+	return nil
 }
 
 // part is something that a sandbox is made of.
@@ -127,11 +196,11 @@ type part struct {
 }
 
 // parts are those of a sandbox, in order.
-func (s *Sandbox) parts(rootfs string, start starter) []part {
+func (s *Sandbox) parts(from origin) []part {
 	return []part{
 		{stepSlot, s.takeSlot},
-		{stepDisk, func(ctx context.Context) error { return s.cloneDisk(ctx, rootfs) }},
-		{stepMachine, func(ctx context.Context) error { return s.startMachine(ctx, start) }},
+		{stepDisk, func(ctx context.Context) error { return s.cloneDisk(ctx, from.rootfs) }},
+		{stepMachine, func(ctx context.Context) error { return s.startMachine(ctx, from.start) }},
 		{stepReady, s.waitReady},
 	}
 }
@@ -139,13 +208,24 @@ func (s *Sandbox) parts(rootfs string, start starter) []part {
 // add makes a part; the journal knows before.
 func (s *Sandbox) add(ctx context.Context, p part) error {
 	began := time.Now()
-	if err := s.journal.begin(p.step); err != nil {
+	if err := s.begin(p.step); err != nil {
 		return err
 	}
 	if err := p.make(ctx); err != nil {
 		return err
 	}
+	s.m.crash(string(p.step) + " done")
 	s.trace(string(p.step), began)
+	return nil
+}
+
+// begin notes a step in the journal.
+func (s *Sandbox) begin(step step) error {
+	s.m.crash(string(step) + " to be noted")
+	if err := s.journal.begin(step); err != nil {
+		return err
+	}
+	s.m.crash(string(step) + " noted")
 	return nil
 }
 
@@ -155,6 +235,7 @@ func (s *Sandbox) takeSlot(ctx context.Context) error {
 		return err
 	}
 	s.slot = slot
+	s.m.crash("slot taken")
 	ref := slot.Ref()
 	s.journal.Slot = &ref
 	return s.journal.save()
@@ -172,8 +253,8 @@ func (s *Sandbox) startMachine(ctx context.Context, start starter) error {
 	spec := vm.Spec{
 		ID:        string(s.id),
 		Dir:       s.runDir(),
-		VCPUs:     s.shape.VCPUs,
-		MemoryMiB: s.shape.MemoryMiB,
+		VCPUs:     s.request.Shape.VCPUs,
+		MemoryMiB: s.request.Shape.MemoryMiB,
 		Disks:     []vm.Disk{{Path: s.disk()}},
 		Net:       vm.NIC{Namespace: s.slot.Namespace(), TAP: s.slot.TAP(), MAC: s.slot.MAC()},
 	}
@@ -186,6 +267,7 @@ func (s *Sandbox) startMachine(ctx context.Context, start starter) error {
 		return err
 	}
 	s.machine = machine
+	s.m.crash("machine started")
 	ref := machine.Ref()
 	s.journal.Machine = &ref
 	return s.journal.save()
@@ -197,11 +279,11 @@ func (s *Sandbox) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.m.cfg.ReadyTimeout,
 		wrenn.Errorf(wrenn.DeadlineExceeded, "the guest's agent did not answer within %s", s.m.cfg.ReadyTimeout))
 	defer cancel()
-	s.guest = envdclient.New(envdclient.Config{Dial: s.slot.DialContext, Address: network.EnvdAddress})
+	s.connect()
 	if err := s.guest.WaitReady(ctx, s.machine.Wait); err != nil {
 		return err
 	}
-	if err := s.guest.Init(ctx, envdclient.Init{}); err != nil {
+	if err := s.guest.Init(ctx, envdclient.Init{Env: s.request.Env}); err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
@@ -210,48 +292,8 @@ func (s *Sandbox) waitReady(ctx context.Context) error {
 	return nil
 }
 
-// Destroy ends the sandbox and removes everything it had. After an error the
-// rest and the journal are still there: Destroy again, or the next Open, goes on
-// with it. Twice is allowed, also when the id has another owner by then.
-func (s *Sandbox) Destroy(ctx context.Context) error {
-	if err := s.destroying.take(ctx); err != nil {
-		return fmt.Errorf("destroy sandbox %s: %w", s.id, err)
-	}
-	defer s.destroying.give()
-	if s.destroyed {
-		return nil
-	}
-	began := time.Now()
-	_ = s.journal.begin(stepDestroy) // for people; a full disk must not keep the sandbox alive
-	if err := s.dismantle(ctx); err != nil {
-		return fmt.Errorf("destroy sandbox %s: %w", s.id, err)
-	}
-	s.destroyed = true
-	s.trace("destroy", began)
-	return nil
-}
-
-// dismantle takes the parts away, last made first, and the journal with the
-// last. Each rests on the one before: a slot whose machine may still run must
-// not get to another sandbox.
-func (s *Sandbox) dismantle(ctx context.Context) error {
-	if s.guest != nil {
-		s.guest.Close()
-	}
-	if s.machine != nil {
-		if err := s.machine.Stop(ctx); err != nil {
-			return err
-		}
-	}
-	if s.slot != nil {
-		if err := s.slot.Release(ctx); err != nil {
-			return err
-		}
-	}
-	if err := os.RemoveAll(s.runDir()); err != nil {
-		return err
-	}
-	return os.RemoveAll(s.dir())
+func (s *Sandbox) connect() {
+	s.guest = envdclient.New(envdclient.Config{Dial: s.slot.DialContext, Address: network.EnvdAddress})
 }
 
 func (s *Sandbox) trace(step string, began time.Time) {

@@ -46,6 +46,11 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if _, err := os.Lstat(final); err == nil {
 		return taken
 	}
+	release, err := s.Use()
+	if err != nil {
+		return err
+	}
+	defer release()
 	staged, err := os.MkdirTemp(s.m.snapshots(), stagedPrefix)
 	if err != nil {
 		return err
@@ -56,7 +61,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 	if err := s.freezeInto(ctx, staged); err != nil {
 		return fmt.Errorf("snapshot of sandbox %s: %w", s.id, err)
 	}
-	if err := writeManifest(staged, manifest{Format: 1, Shape: s.shape}); err != nil {
+	if err := writeManifest(staged, manifest{Format: 1, Shape: s.request.Shape}); err != nil {
 		return err
 	}
 	if err := durable.Publish(staged, final); errors.Is(err, os.ErrExist) { // somebody was faster
@@ -74,10 +79,14 @@ func (s *Sandbox) freezeInto(ctx context.Context, dir string) (err error) {
 	if err := s.sync(ctx); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
+	// Not the turn: a snapshot takes long, and a sandbox can be destroyed meanwhile.
 	if err := s.freezing.take(ctx); err != nil {
 		return err
 	}
 	defer s.freezing.give()
+	if info := s.Info(); info.Status == StatusPaused { // meanwhile
+		return info.refusal()
+	}
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.Add(s.machine.Resume) // first: a Pause whose answer does not come may have worked

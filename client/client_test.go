@@ -1,0 +1,578 @@
+package client_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn"
+	"wrenn/client"
+	"wrenn/internal/api"
+	"wrenn/internal/service"
+)
+
+const (
+	key     = "e2b_0123456789012345678901234567890123456789"
+	boxID   = "iabcdefghijklmnopqrst"
+	otherID = "i00000000000000000000"
+)
+
+var made = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
+
+// fake is the use cases for tests of the way to them; the surface before it is the real one.
+type fake struct {
+	mu      sync.Mutex // guards what follows
+	created service.CreateSandbox
+	listed  []service.ListSandboxes
+	timeout time.Duration
+	ran     service.ExecCommand
+	started service.ExecStart
+	files   map[string][]byte
+
+	stream *echo
+	read   io.Reader
+}
+
+func box(id wrenn.SandboxID) *wrenn.Sandbox {
+	return &wrenn.Sandbox{
+		ID: id, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute,
+		Metadata: map[string]string{"user": "alice"}, CreatedAt: made, StartedAt: made, UpdatedAt: made,
+	}
+}
+
+func (f *fake) Authenticate(_ context.Context, secret string) (service.Caller, error) {
+	if secret != key {
+		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
+	}
+	return service.Caller{Team: "t", Key: "k"}, nil
+}
+
+func (f *fake) Ready(context.Context) error { return nil }
+
+func (f *fake) find(id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	if id == otherID {
+		return nil, wrenn.Errorf(wrenn.NotFound, "sandbox not found")
+	}
+	return box(id), nil
+}
+
+func (f *fake) CreateSandbox(_ context.Context, _ service.Caller, req service.CreateSandbox) (*wrenn.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.created = req
+	return box(boxID), nil
+}
+
+// ListSandboxes has three pages of two.
+func (f *fake) ListSandboxes(_ context.Context, _ service.Caller, req service.ListSandboxes) ([]wrenn.Sandbox, string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listed = append(f.listed, req)
+	n := len(f.listed)
+	page := []wrenn.Sandbox{*box(wrenn.SandboxID(fmt.Sprintf("i%019d%d", n, 1))), *box(wrenn.SandboxID(fmt.Sprintf("i%019d%d", n, 2)))}
+	if n == 3 {
+		return page, "", nil
+	}
+	return page, fmt.Sprint("page", n+1), nil
+}
+
+func (f *fake) Sandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return f.find(id)
+}
+
+func (f *fake) DeleteSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) error {
+	_, err := f.find(id)
+	return err
+}
+
+func (f *fake) PauseSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return f.find(id)
+}
+
+func (f *fake) ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return nil, wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is running, not paused")
+}
+
+func (f *fake) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxID, d time.Duration) (*wrenn.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.timeout = d
+	return f.find(id)
+}
+
+func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ran = cmd
+	return &service.ExecResult{Stdout: cmd.Stdin, Stderr: []byte("err"), ExitCode: 3, Status: "exit status 3", Duration: time.Second}, nil
+}
+
+func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.started = start
+	if start.Cmd == "missing" {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no program missing in the sandbox")
+	}
+	f.stream = newEcho(start.PTY != nil)
+	return f.stream, nil
+}
+
+func (f *fake) AttachExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, pid int) (service.ExecStream, error) {
+	if pid != echoPID {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no process %d", pid)
+	}
+	return newEcho(false), nil
+}
+
+func (f *fake) WriteFile(_ context.Context, _ service.Caller, id wrenn.SandboxID, user, path string, content io.Reader) error {
+	if _, err := f.find(id); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(content)
+	if err != nil {
+		return &wrenn.Error{Code: wrenn.Unavailable, Message: "the upload broke", Err: err}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.files = map[string][]byte{user + ":" + path: text}
+	return nil
+}
+
+func (f *fake) ReadFile(_ context.Context, _ service.Caller, id wrenn.SandboxID, _, _ string) (io.ReadCloser, error) {
+	if _, err := f.find(id); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(f.read), nil
+}
+
+func (f *fake) CreateKey(_ context.Context, _ service.Caller, name string) (service.Key, string, error) {
+	return service.Key{ID: "k2", Name: name, Hint: "e2b_0123", CreatedAt: made}, key, nil
+}
+
+func (f *fake) ListKeys(context.Context, service.Caller) ([]service.Key, error) {
+	return []service.Key{{ID: "k2", Name: "laptop", Hint: "e2b_0123", CreatedAt: made}}, nil
+}
+
+func (f *fake) RevokeKey(_ context.Context, _ service.Caller, id string) error {
+	if id != "k2" {
+		return wrenn.Errorf(wrenn.NotFound, "key not found")
+	}
+	return nil
+}
+
+const echoPID = 42
+
+// echo is a command that prints its input, and "WxH" and the names of signals.
+type echo struct {
+	events chan service.ExecOutput
+	closed chan struct{}
+	once   sync.Once
+	pty    bool
+}
+
+func newEcho(pty bool) *echo {
+	e := &echo{events: make(chan service.ExecOutput, 64), closed: make(chan struct{}), pty: pty}
+	e.events <- service.ExecOutput{PID: echoPID}
+	e.events <- service.ExecOutput{Keepalive: true}
+	return e
+}
+
+func (e *echo) Receive() (service.ExecOutput, error) {
+	select {
+	case out := <-e.events:
+		return out, nil
+	case <-e.closed:
+		return service.ExecOutput{}, errors.New("closed")
+	}
+}
+
+func (e *echo) send(out service.ExecOutput) error {
+	select {
+	case e.events <- out:
+		return nil
+	case <-e.closed:
+		return errors.New("closed")
+	}
+}
+
+func (e *echo) SendStdin(p []byte) error {
+	if e.pty {
+		return e.send(service.ExecOutput{PTY: bytes.Clone(p)})
+	}
+	return e.send(service.ExecOutput{Stdout: bytes.Clone(p)})
+}
+
+func (e *echo) CloseStdin() error {
+	return e.send(service.ExecOutput{Exit: &service.ExecExit{Code: 7, Status: "exit status 7"}})
+}
+
+func (e *echo) Resize(s service.PTYSize) error {
+	return e.send(service.ExecOutput{PTY: fmt.Appendf(nil, "%dx%d", s.Cols, s.Rows)})
+}
+
+func (e *echo) Signal(name string) error {
+	if err := e.send(service.ExecOutput{Stderr: []byte(name)}); err != nil {
+		return err
+	}
+	return e.send(service.ExecOutput{Exit: &service.ExecExit{Code: -1, Status: "signal: terminated"}})
+}
+
+func (e *echo) Close() error {
+	e.once.Do(func() { close(e.closed) })
+	return nil
+}
+
+// serve serves f by the real API, and returns a client of it.
+func serve(t *testing.T, f *fake) *client.Client {
+	t.Helper()
+	server, err := api.New(api.Config{
+		Service: f, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+		RequestsPerSecond: 1000, RequestBurst: 1000, ShutdownGrace: time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx, l) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return connect(t, "http://"+l.Addr().String(), key)
+}
+
+func connect(t *testing.T, url, key string) *client.Client {
+	t.Helper()
+	c, err := client.New(client.Config{URL: url, Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestSandboxes(t *testing.T) {
+	f := &fake{}
+	c := serve(t, f)
+	got, err := c.CreateSandbox(t.Context(), client.CreateSandbox{
+		Template: "base", VCPUs: 2, MemoryMB: 1024, Timeout: 1500 * time.Millisecond, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &client.Sandbox{
+		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300, Metadata: map[string]string{"user": "alice"},
+		CreatedAt: made, StartedAt: made, UpdatedAt: made,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("CreateSandbox() (-want +got):\n%s", diff)
+	}
+	asked := service.CreateSandbox{
+		Template: "base", VCPUs: 2, MemoryMB: 1024, Timeout: 2 * time.Second, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"},
+	}
+	if diff := cmp.Diff(asked, f.created); diff != "" {
+		t.Errorf("what was asked for (-want +got):\n%s", diff)
+	}
+	if got, err = c.Sandbox(t.Context(), boxID); err != nil || got.ID != boxID {
+		t.Errorf("Sandbox() = %v, %v", got, err)
+	}
+	if err := c.DeleteSandbox(t.Context(), boxID); err != nil {
+		t.Errorf("DeleteSandbox() = %v", err)
+	}
+	if _, err := c.SetTimeout(t.Context(), boxID, client.Never); err != nil || f.timeout >= 0 {
+		t.Errorf("SetTimeout(Never) = %v, asked for %v", err, f.timeout)
+	}
+	if _, err := c.SetTimeout(t.Context(), boxID, 0); client.CodeOf(err) != client.InvalidRequest {
+		t.Errorf("SetTimeout(0) = %v", err)
+	}
+}
+
+func TestSandboxesGoOnByPages(t *testing.T) {
+	f := &fake{}
+	c := serve(t, f)
+	var ids []string
+	list := client.ListSandboxes{States: []client.State{client.Running, client.Paused}, Metadata: map[string]string{"user": "alice"}, PageSize: 2}
+	for s, err := range c.Sandboxes(t.Context(), list) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ids = append(ids, s.ID); len(ids) == 5 {
+			break
+		}
+	}
+	if len(ids) != 5 || ids[4] != "i00000000000000000031" {
+		t.Errorf("listed %q", ids)
+	}
+	want := service.ListSandboxes{States: []wrenn.State{wrenn.Running, wrenn.Paused}, Metadata: map[string]string{"user": "alice"}, Limit: 2, Page: "page3"}
+	if diff := cmp.Diff(want, f.listed[2]); diff != "" {
+		t.Errorf("third page (-want +got):\n%s", diff)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	c := serve(t, &fake{})
+	made, secret, err := c.CreateKey(t.Context(), "laptop")
+	if err != nil || secret != key || made.Name != "laptop" {
+		t.Errorf("CreateKey() = %+v, %q, %v", made, secret, err)
+	}
+	keys, err := c.Keys(t.Context())
+	if err != nil || len(keys) != 1 || !keys[0].LastUsedAt.IsZero() {
+		t.Errorf("Keys() = %+v, %v", keys, err)
+	}
+	if err := c.RevokeKey(t.Context(), "k2"); err != nil {
+		t.Error(err)
+	}
+	if err := c.RevokeKey(t.Context(), "k3"); client.CodeOf(err) != client.NotFound {
+		t.Errorf("RevokeKey of none = %v", err)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	c := serve(t, &fake{})
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "7")
+		w.WriteHeader(http.StatusBadGateway)
+		_, _ = io.WriteString(w, "<html>")
+	}))
+	t.Cleanup(proxy.Close)
+	redirect := httptest.NewServer(http.RedirectHandler(proxy.URL, http.StatusTemporaryRedirect))
+	t.Cleanup(redirect.Close)
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	get := func(url, key string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := connect(t, url, key).Sandbox(ctx, boxID)
+			return err
+		}
+	}
+	for name, test := range map[string]struct {
+		do     func(context.Context) error
+		code   client.Code
+		status int
+	}{
+		"not there":     {func(ctx context.Context) error { _, err := c.Sandbox(ctx, otherID); return err }, client.NotFound, 404},
+		"no id":         {func(ctx context.Context) error { _, err := c.Sandbox(ctx, "../keys"); return err }, client.InvalidRequest, 400},
+		"invalid state": {func(ctx context.Context) error { _, err := c.ResumeSandbox(ctx, boxID); return err }, client.InvalidState, 409},
+		"wrong key":     {get(c.URL(), "e2b_nothing"), client.Unauthorized, 401},
+		"stream's key": {func(ctx context.Context) error {
+			_, err := connect(t, c.URL(), "x").Start(ctx, boxID, client.Command{Cmd: "true"}, client.StartOptions{})
+			return err
+		}, client.Unauthorized, 401},
+		"no program": {func(ctx context.Context) error {
+			_, err := c.Start(ctx, boxID, client.Command{Cmd: "missing"}, client.StartOptions{})
+			return err
+		}, client.NotFound, 0},
+		"a proxy's page": {get(proxy.URL, key), client.Unavailable, 502},
+		"a redirect":     {get(redirect.URL, key), client.Internal, 307},
+		"nobody there":   {get(gone.URL, key), client.Unavailable, 0},
+		"no address":     {func(context.Context) error { _, err := client.New(client.Config{URL: "localhost:80"}); return err }, client.InvalidRequest, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := test.do(t.Context())
+			failure, ok := errors.AsType[*client.Error](err)
+			if !ok || failure.Code != test.code || failure.Status != test.status || failure.Message == "" {
+				t.Errorf("got %#v, want code %s and status %d", err, test.code, test.status)
+			}
+		})
+	}
+	t.Run("given up", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := c.Sandbox(ctx, boxID); !errors.Is(err, context.Canceled) || client.CodeOf(err) != "" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// noise is bytes that are no text.
+var noise = bytes.Repeat([]byte{0xff, 0, '\r', '\n', 0xc3, 1}, 300<<10)
+
+func TestExec(t *testing.T) {
+	f := &fake{}
+	c := serve(t, f)
+	input := noise[:100<<10]
+	got, err := c.Exec(t.Context(), boxID, client.Command{
+		Cmd: "cat", Args: []string{"-"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "root", Timeout: time.Minute, Stdin: input,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &client.Result{Stdout: input, Stderr: []byte("err"), ExitCode: 3, Status: "exit status 3", Duration: time.Second}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Exec() (-want +got):\n%s", diff)
+	}
+	ran := service.ExecCommand{Cmd: "cat", Args: []string{"-"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "root", Timeout: time.Minute, Stdin: input}
+	if diff := cmp.Diff(ran, f.ran); diff != "" {
+		t.Errorf("what ran (-want +got):\n%s", diff)
+	}
+}
+
+func TestStreamIsByteEqual(t *testing.T) {
+	f := &fake{}
+	s, err := serve(t, f).Start(t.Context(), boxID, client.Command{Cmd: "cat", Timeout: time.Hour}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if s.PID() != echoPID {
+		t.Errorf("PID() = %d", s.PID())
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := s.Write(noise)
+		sent <- errors.Join(err, s.CloseStdin())
+	}()
+	var out, errOut bytes.Buffer
+	exit, err := s.Copy(&out, &errOut)
+	if err != nil || exit != (client.Exit{Code: 7, Status: "exit status 7"}) {
+		t.Errorf("Copy() = %+v, %v", exit, err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(out.Bytes(), noise) || errOut.Len() != 0 {
+		t.Errorf("%d bytes went in, %d and %d others came out", len(noise), out.Len(), errOut.Len())
+	}
+	if _, err := s.Receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("Receive() after the exit = %v", err)
+	}
+	if !f.started.WantStdin || f.started.Timeout != time.Hour {
+		t.Errorf("started %+v", f.started)
+	}
+}
+
+func TestStreamOfTerminal(t *testing.T) {
+	f := &fake{}
+	s, err := serve(t, f).Start(t.Context(), boxID, client.Command{Cmd: "sh"}, client.StartOptions{PTY: &client.Size{Cols: 100, Rows: 40}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if f.started.PTY == nil || *f.started.PTY != (service.PTYSize{Cols: 100, Rows: 40}) {
+		t.Errorf("started with %+v", f.started.PTY)
+	}
+	if err := errors.Join(s.Resize(client.Size{Cols: 7, Rows: 8}), s.Signal(client.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	var out, errOut strings.Builder
+	exit, err := s.Copy(&out, &errOut)
+	if err != nil || exit.Code != -1 || out.String() != "7x8" || errOut.String() != "SIGTERM" {
+		t.Errorf("Copy() = %+v, %v; printed %q and %q", exit, err, out.String(), errOut.String())
+	}
+}
+
+func TestAttach(t *testing.T) {
+	c := serve(t, &fake{})
+	s, err := c.Attach(t.Context(), boxID, echoPID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.Close(), s.Close()); err != nil {
+		t.Errorf("Close() = %v", err)
+	}
+	if _, err := s.Receive(); client.CodeOf(err) != client.Unavailable {
+		t.Errorf("Receive() after Close = %v", err)
+	}
+	if _, err := c.Attach(t.Context(), boxID, 1); client.CodeOf(err) != client.NotFound {
+		t.Errorf("Attach() to none = %v", err)
+	}
+}
+
+func TestStreamEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	s, err := serve(t, &fake{}).Start(ctx, boxID, client.Command{Cmd: "cat"}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	cancel()
+	if _, err := s.Receive(); !errors.Is(err, context.Canceled) {
+		t.Errorf("Receive() = %v", err)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	f := &fake{read: bytes.NewReader(noise)}
+	c := serve(t, f)
+	if err := c.WriteFile(t.Context(), boxID, "/tmp/ä \"x\"", bytes.NewReader(noise), client.FileOptions{User: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.files["root:/tmp/ä \"x\""]; !bytes.Equal(got, noise) {
+		t.Errorf("wrote %d bytes of %d to %q", len(got), len(noise), slices.Collect(maps.Keys(f.files)))
+	}
+	r, err := c.ReadFile(t.Context(), boxID, "/tmp/x", client.FileOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, noise) {
+		t.Errorf("read %d bytes of %d, %v", len(got), len(noise), err)
+	}
+}
+
+func TestFilesThatBreak(t *testing.T) {
+	own := errors.New("the disk is broken")
+	f := &fake{read: io.MultiReader(bytes.NewReader(noise), iotest.ErrReader(own))}
+	c := serve(t, f)
+	t.Run("cut download", func(t *testing.T) {
+		r, err := c.ReadFile(t.Context(), boxID, "/x", client.FileOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if n, err := io.Copy(io.Discard, r); client.CodeOf(err) != client.Unavailable {
+			t.Errorf("read %d bytes of a file that was cut, %v", n, err)
+		}
+	})
+	t.Run("source of an upload", func(t *testing.T) {
+		err := c.WriteFile(t.Context(), boxID, "/x", io.MultiReader(bytes.NewReader(noise), iotest.ErrReader(own)), client.FileOptions{})
+		if !errors.Is(err, own) || f.files != nil {
+			t.Errorf("WriteFile() = %v, wrote %d files", err, len(f.files))
+		}
+	})
+	t.Run("refused upload", func(t *testing.T) {
+		err := c.WriteFile(t.Context(), otherID, "/x", bytes.NewReader(noise), client.FileOptions{})
+		if client.CodeOf(err) != client.NotFound {
+			t.Errorf("WriteFile() = %v", err)
+		}
+	})
+	t.Run("an answer without an end", func(t *testing.T) {
+		old := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.WriteString(conn, "HTTP/1.0 200 OK\r\n\r\nhalf a fi")
+			conn.Close()
+		}))
+		defer old.Close()
+		if r, err := connect(t, old.URL, key).ReadFile(t.Context(), boxID, "/x", client.FileOptions{}); err == nil {
+			r.Close()
+			t.Error("an answer that may be cut was taken for a file")
+		}
+	})
+}

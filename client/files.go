@@ -1,0 +1,112 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"path"
+	"slices"
+	"sync"
+)
+
+// FileOptions may be left out.
+type FileOptions struct {
+	User string // in the sandbox, who reads or writes; "" is the template's default user
+}
+
+// WriteFile writes content, to its end, to a file of the sandbox, of any size,
+// and makes missing directories. The file changes as a whole at the end: when
+// content fails, or the connection, nothing changed. A relative name starts at
+// the user's home.
+//
+// When it fails, content may still be read for a moment.
+func (c *Client) WriteFile(ctx context.Context, id, name string, content io.Reader, opts FileOptions) error {
+	var frame bytes.Buffer // what stands before and after the content
+	form := multipart.NewWriter(&frame)
+	fields := [][2]string{{"path", name}}
+	if opts.User != "" {
+		fields = append(fields, [2]string{"user", opts.User})
+	}
+	for _, f := range fields {
+		if err := form.WriteField(f[0], f[1]); err != nil {
+			return err
+		}
+	}
+	if _, err := form.CreateFormFile("file", path.Base(name)); err != nil {
+		return err
+	}
+	head := slices.Clone(frame.Bytes())
+	if err := form.Close(); err != nil {
+		return err
+	}
+	source := &watched{r: content}
+	err := c.call(ctx, request{
+		method: http.MethodPost, path: sandboxPath(id, "/files/stream/write"), media: form.FormDataContentType(),
+		stream: io.MultiReader(bytes.NewReader(head), source, bytes.NewReader(frame.Bytes()[len(head):])),
+	}, nil)
+	if own := source.failure(); own != nil && err != nil {
+		return fmt.Errorf("read what to write to %s: %w", name, own)
+	}
+	return err
+}
+
+// ReadFile returns the content of a file of the sandbox; the caller closes it.
+// A transfer that is cut short is an error of Read, never io.EOF.
+func (c *Client) ReadFile(ctx context.Context, id, name string, opts FileOptions) (io.ReadCloser, error) {
+	body := map[string]string{"path": name}
+	if opts.User != "" {
+		body["user"] = opts.User
+	}
+	resp, err := c.send(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/files/stream/read"), body: body})
+	if err != nil {
+		return nil, err
+	}
+	if resp.ContentLength < 0 && !slices.Contains(resp.TransferEncoding, "chunked") {
+		// Such an answer ends where the connection does, which tells nothing; see RFC 9112, 6.3.
+		resp.Body.Close()
+		return nil, &Error{Code: Unavailable, Message: "something between here and the server hides where files end: go around it"}
+	}
+	return &fileBody{ReadCloser: resp.Body, broken: func(err error) error { return c.broken(ctx, err) }}, nil
+}
+
+// fileBody makes Errors of broken connections.
+type fileBody struct {
+	io.ReadCloser
+
+	broken func(error) error
+}
+
+func (f *fileBody) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // an end is not wrapped; a cut is ErrUnexpectedEOF
+		err = f.broken(err)
+	}
+	return n, err
+}
+
+// watched remembers why reading failed, for what lies between reader and caller tells it in words of its own.
+type watched struct {
+	r io.Reader
+
+	mu  sync.Mutex // guards err
+	err error
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	if err != nil && err != io.EOF { // readers do not wrap their end
+		w.mu.Lock()
+		w.err = err
+		w.mu.Unlock()
+	}
+	return n, err
+}
+
+func (w *watched) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
+}

@@ -1,0 +1,173 @@
+package client
+
+import (
+	"context"
+	"iter"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// State is where a sandbox is in its life.
+type State string
+
+// The states. Stopped and Failed are ends; Sandbox.Reason says why.
+const (
+	Pending  State = "pending"
+	Starting State = "starting"
+	Running  State = "running"
+	Pausing  State = "pausing"
+	Paused   State = "paused"
+	Resuming State = "resuming"
+	Stopping State = "stopping"
+	Stopped  State = "stopped"
+	Failed   State = "failed"
+)
+
+// Never is a timeout that does not come.
+const Never time.Duration = -1
+
+// Sandbox is a machine.
+type Sandbox struct {
+	ID           string            `json:"id"`
+	State        State             `json:"status"`
+	Reason       string            `json:"reason,omitempty"` // why it is stopped or failed
+	Template     string            `json:"template"`
+	VCPUs        int               `json:"vcpus"`
+	MemoryMB     int               `json:"memory_mb"`
+	TimeoutSec   int64             `json:"timeout_sec"` // without use until it is destroyed; 0 is never
+	Metadata     map[string]string `json:"metadata"`
+	CreatedAt    time.Time         `json:"created_at"`
+	StartedAt    time.Time         `json:"started_at,omitzero"`     // zero until it ran
+	LastActiveAt time.Time         `json:"last_active_at,omitzero"` // zero until it ran
+	UpdatedAt    time.Time         `json:"last_updated"`            // of the last change of State
+}
+
+// CreateSandbox is what a new sandbox shall be. The zero value is the server's defaults.
+type CreateSandbox struct {
+	Template string
+	VCPUs    int
+	MemoryMB int
+	// Timeout is the time without use after which it is destroyed, in whole
+	// seconds, rounded up; 0 is the default, Never is never.
+	Timeout  time.Duration
+	Metadata map[string]string
+	Env      map[string]string // of every command in it
+}
+
+type createBody struct {
+	Template   string            `json:"template,omitempty"`
+	VCPUs      int               `json:"vcpus,omitempty"`
+	MemoryMB   int               `json:"memory_mb,omitempty"`
+	TimeoutSec *int64            `json:"timeout_sec,omitempty"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+	Env        map[string]string `json:"env,omitempty"`
+}
+
+// seconds is a timeout as the API takes it, rounded up: never shorter than asked.
+func seconds(d time.Duration) int64 {
+	if d < 0 {
+		return 0
+	}
+	return int64(math.Ceil(d.Seconds()))
+}
+
+// CreateSandbox returns when the sandbox runs.
+func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
+	body := createBody{Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, Metadata: s.Metadata, Env: s.Env}
+	if s.Timeout != 0 {
+		body.TimeoutSec = new(seconds(s.Timeout))
+	}
+	return c.sandbox(ctx, request{method: http.MethodPost, path: "/v1/sandboxes", body: body})
+}
+
+func (c *Client) sandbox(ctx context.Context, r request) (*Sandbox, error) {
+	out := &Sandbox{}
+	if err := c.call(ctx, r, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func sandboxPath(id, rest string) string { return "/v1/sandboxes/" + url.PathEscape(id) + rest }
+
+// Sandbox returns the sandbox of that id; one that ended stays visible.
+func (c *Client) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return c.sandbox(ctx, request{method: http.MethodGet, path: sandboxPath(id, "")})
+}
+
+// DeleteSandbox destroys a sandbox. Twice is allowed.
+func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
+	return c.call(ctx, request{method: http.MethodDelete, path: sandboxPath(id, "")}, nil)
+}
+
+// PauseSandbox returns when its programs stand still. It must be running.
+func (c *Client) PauseSandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause")})
+}
+
+// ResumeSandbox returns when its programs go on. It must be paused.
+func (c *Client) ResumeSandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/resume")})
+}
+
+// SetTimeout sets the time without use after which a sandbox is destroyed,
+// counted from now; Never is never.
+func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (*Sandbox, error) {
+	if d == 0 {
+		return nil, &Error{Code: InvalidRequest, Message: "a timeout of 0: delete the sandbox, or use client.Never"}
+	}
+	body := map[string]int64{"timeout_sec": seconds(d)}
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/timeout"), body: body})
+}
+
+// ListSandboxes says which sandboxes. The zero value is all of the team.
+type ListSandboxes struct {
+	States   []State           // any of these
+	Metadata map[string]string // all of these
+	PageSize int               // sandboxes a request; 0 is the server's default
+}
+
+// Sandboxes lists sandboxes, newest first, page by page as the loop goes on.
+// After an error it ends.
+func (c *Client) Sandboxes(ctx context.Context, list ListSandboxes) iter.Seq2[Sandbox, error] {
+	return func(yield func(Sandbox, error) bool) {
+		query := list.query()
+		for {
+			var page []Sandbox
+			header, err := c.callHeader(ctx, request{method: http.MethodGet, path: "/v1/sandboxes", query: query}, &page)
+			if err != nil {
+				yield(Sandbox{}, err)
+				return
+			}
+			for _, s := range page {
+				if !yield(s, nil) {
+					return
+				}
+			}
+			next := header.Get("X-Next-Page")
+			if next == "" {
+				return
+			}
+			query.Set("page", next)
+		}
+	}
+}
+
+func (l ListSandboxes) query() url.Values {
+	query := url.Values{}
+	for _, s := range l.States {
+		query.Add("state", string(s))
+	}
+	for name, value := range l.Metadata {
+		query.Add("metadata", name+"="+value)
+	}
+	slices.Sort(query["metadata"])
+	if l.PageSize > 0 {
+		query.Set("limit", strconv.Itoa(l.PageSize))
+	}
+	return query
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/host"
+	"wrenn/internal/hostserver"
+	"wrenn/internal/image"
+	"wrenn/internal/network"
+	"wrenn/internal/sandbox"
+	"wrenn/internal/telemetry"
+)
+
+// config is the file of --config. Every key may be left out.
+type config struct {
+	State   string `toml:"state"`   // images, disks, snapshots, journals; default: --state
+	Run     string `toml:"run"`     // sockets and consoles; short; default /run/wrenn
+	Images  string `toml:"images"`  // guest images; default: below state
+	Listen  string `toml:"listen"`  // default unix:<run>/agent.sock
+	Metrics string `toml:"metrics"` // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
+
+	TLS     hostserver.TLS `toml:"tls"` // needed when listen is not a socket or loopback
+	Log     logConfig      `toml:"log"`
+	Driver  driverConfig   `toml:"driver"`
+	Network networkConfig  `toml:"network"`
+	Limits  limitsConfig   `toml:"limits"`
+	Warm    warmConfig     `toml:"warm"`
+}
+
+type logConfig struct {
+	Level  slog.Level `toml:"level"`  // DEBUG, INFO, WARN, ERROR; default INFO
+	Format string     `toml:"format"` // text or json; default text
+}
+
+type driverConfig struct {
+	Name        string `toml:"name"`        // auto, qemu or firecracker; default auto
+	QEMU        string `toml:"qemu"`        // path or name; default qemu-system-x86_64
+	Firecracker string `toml:"firecracker"` // path or name; default firecracker
+	Jailer      string `toml:"jailer"`      // path or name; default jailer
+	Kernel      string `toml:"kernel"`      // of the guest, an uncompressed ELF; default: the distribution's
+	Initrd      string `toml:"initrd"`      // of that kernel
+}
+
+type networkConfig struct {
+	Range  netip.Prefix `toml:"range"`  // private addresses for the slots; default 10.191.0.0/16
+	Prefix string       `toml:"prefix"` // of the names of namespaces and links; default wrenn
+	Ready  int          `toml:"ready"`  // slots made ahead; default 4
+	Max    int          `toml:"max"`    // slots at a time; default: what range holds
+}
+
+type limitsConfig struct {
+	Sandboxes  int `toml:"sandboxes"`    // at a time; default 0, no limit
+	MemoryMB   int `toml:"memory_mb"`    // of all machines; default what this machine has; -1 is no limit
+	DiskFreeMB int `toml:"disk_free_mb"` // must be free for a new sandbox; default 1024; -1 is no limit
+}
+
+// warmConfig is the shape of sandboxes that are restored instead of booted.
+type warmConfig struct {
+	Off      bool `toml:"off"`
+	VCPUs    int  `toml:"vcpus"`     // default 1
+	MemoryMB int  `toml:"memory_mb"` // default 512
+}
+
+// readConfig reads the file at path, or takes the defaults when that is "".
+// What it does not know is an error that names the line.
+func readConfig(path, state string) (config, error) {
+	var c config
+	if path != "" {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return c, fmt.Errorf("configuration: %w", err)
+		}
+		decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+		if err := decoder.Decode(&c); err != nil {
+			return c, fmt.Errorf("configuration %s: %w", path, explained(err))
+		}
+	}
+	if err := c.setDefaults(state); err != nil {
+		return c, err
+	}
+	return c, c.check()
+}
+
+// explained is a TOML error with the lines that it is about.
+func explained(err error) error {
+	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		return fmt.Errorf("unknown key:\n%s", unknown.String())
+	}
+	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
+		return fmt.Errorf("\n%s", wrong.String())
+	}
+	return err
+}
+
+func (c *config) setDefaults(state string) error {
+	c.State = cmp.Or(c.State, state)
+	c.Run = cmp.Or(c.Run, "/run/wrenn")
+	c.Listen = cmp.Or(c.Listen, "unix:"+filepath.Join(c.Run, "agent.sock"))
+	c.Metrics = cmp.Or(c.Metrics, "127.0.0.1:49981")
+	c.Log.Format = cmp.Or(c.Log.Format, "text")
+	d := &c.Driver
+	d.Name, d.QEMU = cmp.Or(d.Name, host.Auto), cmp.Or(d.QEMU, "qemu-system-x86_64")
+	d.Firecracker, d.Jailer = cmp.Or(d.Firecracker, "firecracker"), cmp.Or(d.Jailer, "jailer")
+	c.Network.Range = cmp.Or(c.Network.Range, netip.MustParsePrefix("10.191.0.0/16"))
+	c.Network.Prefix, c.Network.Ready = cmp.Or(c.Network.Prefix, "wrenn"), cmp.Or(c.Network.Ready, 4)
+	c.Warm.VCPUs, c.Warm.MemoryMB = cmp.Or(c.Warm.VCPUs, 1), cmp.Or(c.Warm.MemoryMB, 512)
+	c.Limits.DiskFreeMB = cmp.Or(c.Limits.DiskFreeMB, 1024)
+	if c.Limits.MemoryMB == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return fmt.Errorf("memory of this machine: %w", err)
+		}
+		c.Limits.MemoryMB = int(info.Totalram * uint64(info.Unit) >> 20)
+	}
+	return nil
+}
+
+// check finds what can be found without starting anything.
+func (c *config) check() error {
+	switch c.Driver.Name {
+	case host.Auto, host.QEMU, host.Firecracker:
+	default:
+		return wrenn.Errorf(wrenn.Invalid, "driver.name %q: use auto, qemu or firecracker", c.Driver.Name)
+	}
+	if f := c.Log.Format; f != "text" && f != "json" {
+		return wrenn.Errorf(wrenn.Invalid, "log.format %q: use text or json", f)
+	}
+	for _, path := range []string{c.State, c.Run} {
+		if !filepath.IsAbs(path) {
+			return wrenn.Errorf(wrenn.Invalid, "state and run %q: use absolute paths", path)
+		}
+	}
+	return c.listen().Check()
+}
+
+func (c *config) listen() hostserver.Listen { return hostserver.Listen{Address: c.Listen, TLS: c.TLS} }
+
+// print writes the effective configuration; there are no secrets in it.
+func (c *config) print(w io.Writer) error { return toml.NewEncoder(w).Encode(c) }
+
+func (c *config) logger(w io.Writer) (*slog.Logger, error) {
+	return telemetry.NewLogger(w, telemetry.Log{Level: c.Log.Level, Format: c.Log.Format})
+}
+
+func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
+	d := c.Driver
+	return host.Config{
+		StateDir: c.State, RunDir: c.Run, Adopt: true,
+		Image:   image.Config{StateDir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd},
+		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, Firecracker: d.Firecracker, Jailer: d.Jailer},
+		Network: network.Config{Prefix: c.Network.Prefix, Range: c.Network.Range, Ready: c.Network.Ready, Max: c.Network.Max},
+		Limits: sandbox.Limits{
+			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
+		},
+		Out: out, Log: log,
+	}
+}

@@ -1,0 +1,99 @@
+-- name: LockTeam :one
+-- Creates of one team queue here, so that two can never both take the last place.
+SELECT max_sandboxes, max_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
+
+-- name: TeamUse :one
+SELECT count(*) AS sandboxes, coalesce(sum(memory_mb), 0)::bigint AS memory_mb
+FROM sandboxes WHERE team_id = @team_id
+    AND state = ANY ('{pending,starting,running,pausing,paused,resuming,stopping}'::text[]);
+
+-- name: InsertSandbox :one
+WITH made AS (
+    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env)
+    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @metadata, @env)
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT made.id, made.version, '', made.state, made.host_id, @actor, '' FROM made
+)
+SELECT * FROM made;
+
+-- name: MoveSandbox :one
+-- Compare and set: nothing is returned when somebody else was first.
+WITH moved AS (
+    UPDATE sandboxes SET
+        state = @to_state,
+        reason = @reason,
+        host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
+        started_at = CASE WHEN @to_state = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
+        last_active_at = CASE WHEN @to_state = 'running' THEN clock_timestamp() ELSE last_active_at END,
+        updated_at = clock_timestamp(),
+        version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = @from_state
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, @from_state, moved.state, moved.host_id, @actor, moved.reason FROM moved
+)
+SELECT * FROM moved;
+
+-- name: SetSandboxTimeout :one
+WITH moved AS (
+    UPDATE sandboxes SET
+        timeout_sec = @timeout_sec,
+        last_active_at = clock_timestamp(),
+        updated_at = clock_timestamp(),
+        version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = 'running'
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, @reason FROM moved
+)
+SELECT * FROM moved;
+
+-- name: GetSandbox :one
+SELECT * FROM sandboxes WHERE id = @id;
+
+-- name: GetTeamSandbox :one
+SELECT * FROM sandboxes WHERE id = @id AND team_id = @team_id;
+
+-- name: ListSandboxes :many
+-- Each state's newest come from the index in order, so a page costs at most states * limit rows.
+SELECT s.*
+FROM unnest(@states::text[]) AS wanted (state)
+CROSS JOIN LATERAL (
+    SELECT * FROM sandboxes
+    WHERE sandboxes.team_id = @team_id
+        AND sandboxes.state = wanted.state
+        AND sandboxes.metadata @> @metadata
+        AND (sandboxes.created_at, sandboxes.id) < (@before_at::timestamptz, @before_id::text)
+    ORDER BY sandboxes.created_at DESC, sandboxes.id DESC
+    LIMIT @page_size
+) AS s
+ORDER BY s.created_at DESC, s.id DESC
+LIMIT @page_size;
+
+-- name: HostRows :many
+-- What should be on a host, and the rows of what is there.
+SELECT * FROM sandboxes
+WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
+UNION
+SELECT * FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
+
+-- name: Now :one
+SELECT clock_timestamp()::timestamptz AS now;
+
+-- name: TouchSandboxes :exec
+-- Rows are locked in the order of their ids, so that two replicas cannot wait for each other; a row that
+-- somebody else changes now is active anyway.
+UPDATE sandboxes SET last_active_at = greatest(last_active_at, t.at)
+FROM (
+    SELECT s.id, u.at FROM sandboxes s
+    JOIN (SELECT unnest(@ids::text[]) AS id, unnest(@times::timestamptz[]) AS at) AS u ON u.id = s.id
+    ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+) AS t
+WHERE sandboxes.id = t.id;
+
+-- name: SandboxEvents :many
+SELECT * FROM sandbox_events WHERE sandbox_id = @sandbox_id ORDER BY id;

@@ -1,0 +1,144 @@
+-- What the migrations come to. Made by: go test ./internal/postgres -run TestSchemaFile -update
+
+CREATE FUNCTION public.sandbox_events_append_only() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'sandbox_events is append-only';
+END $$;
+
+CREATE TABLE public.api_keys (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    team_id uuid NOT NULL,
+    name text NOT NULL,
+    hash bytea NOT NULL,
+    hint text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    last_used_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT api_keys_hash_check CHECK ((octet_length(hash) = 32))
+);
+
+CREATE TABLE public.hosts (
+    id text NOT NULL,
+    url text NOT NULL,
+    version text DEFAULT ''::text NOT NULL,
+    instance text DEFAULT ''::text NOT NULL,
+    driver text DEFAULT ''::text NOT NULL,
+    sandboxes integer DEFAULT 0 NOT NULL,
+    sandboxes_used integer DEFAULT 0 NOT NULL,
+    memory_mb bigint DEFAULT 0 NOT NULL,
+    memory_mb_used bigint DEFAULT 0 NOT NULL,
+    disk_mb bigint DEFAULT 0 NOT NULL,
+    disk_mb_free bigint DEFAULT 0 NOT NULL,
+    last_seen_at timestamp with time zone
+);
+
+CREATE TABLE public.sandbox_events (
+    id bigint NOT NULL,
+    sandbox_id text NOT NULL COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    from_state text NOT NULL,
+    to_state text NOT NULL,
+    host_id text NOT NULL,
+    actor text NOT NULL,
+    reason text NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+ALTER TABLE public.sandbox_events ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.sandbox_events_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.sandboxes (
+    id text NOT NULL COLLATE pg_catalog."C",
+    team_id uuid NOT NULL,
+    host_id text DEFAULT ''::text NOT NULL,
+    template text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    vcpus integer NOT NULL,
+    memory_mb integer NOT NULL,
+    timeout_sec integer NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    env jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    started_at timestamp with time zone,
+    last_active_at timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    version bigint DEFAULT 1 NOT NULL,
+    CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
+    CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
+    CONSTRAINT sandboxes_timeout_sec_check CHECK ((timeout_sec >= 0)),
+    CONSTRAINT sandboxes_vcpus_check CHECK ((vcpus > 0))
+);
+
+CREATE TABLE public.teams (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    name text NOT NULL,
+    max_sandboxes integer,
+    max_memory_mb bigint,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT teams_max_memory_mb_check CHECK ((max_memory_mb >= 0)),
+    CONSTRAINT teams_max_sandboxes_check CHECK ((max_sandboxes >= 0))
+);
+
+CREATE TABLE public.unknown_sandboxes (
+    host_id text NOT NULL,
+    sandbox_id text NOT NULL COLLATE pg_catalog."C",
+    seen_state text NOT NULL,
+    reason text NOT NULL,
+    first_seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.hosts
+    ADD CONSTRAINT hosts_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.sandbox_events
+    ADD CONSTRAINT sandbox_events_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.sandbox_events
+    ADD CONSTRAINT sandbox_events_sandbox_id_version_key UNIQUE (sandbox_id, version);
+
+ALTER TABLE ONLY public.sandboxes
+    ADD CONSTRAINT sandboxes_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.teams
+    ADD CONSTRAINT teams_name_key UNIQUE (name);
+
+ALTER TABLE ONLY public.teams
+    ADD CONSTRAINT teams_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.unknown_sandboxes
+    ADD CONSTRAINT unknown_sandboxes_pkey PRIMARY KEY (host_id, sandbox_id);
+
+CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
+
+CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHERE (state <> ALL (ARRAY['stopped'::text, 'failed'::text]));
+
+CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
+
+CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
+
+CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.sandbox_events
+    ADD CONSTRAINT sandbox_events_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id);
+
+ALTER TABLE ONLY public.sandboxes
+    ADD CONSTRAINT sandboxes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

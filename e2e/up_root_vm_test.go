@@ -1,0 +1,248 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// everything is a run of "wrenn up" in a directory of the test's own.
+type everything struct {
+	dir  string
+	cmd  *exec.Cmd
+	out  *watched
+	done chan error
+}
+
+// up starts Wrenn and returns when it is ready.
+func up(t *testing.T, dir string, flags ...string) *everything {
+	t.Helper()
+	args := append([]string{
+		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
+		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
+	}, flags...)
+	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
+		t.Fatal(err)
+	}
+	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
+	e.cmd = e.command(args...)
+	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
+	if err := e.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.cmd.Process.Kill() }) // it has ended in every test that passes
+	go func() {
+		err := e.cmd.Wait()
+		e.done <- err
+	}()
+	ready := make(chan bool, 1)
+	go func() { ready <- e.out.wait("Ctrl-C stops it", patience) }()
+	select {
+	case ok := <-ready:
+		if !ok {
+			t.Fatalf("up is not ready:\n%s", e.out)
+		}
+	case err := <-e.done:
+		t.Fatalf("up ended with %v:\n%s", err, e.out)
+	}
+	return e
+}
+
+// command is a run of wrenn with the configuration that up wrote.
+func (e *everything) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("../bin/wrenn", args...)
+	cmd.Env = append(os.Environ(), "WRENN_CONFIG="+e.config(), "WRENN_API_KEY=", "E2B_API_KEY=", "WRENN_API_URL=", "DATABASE_URL=")
+	return cmd
+}
+
+func (e *everything) config() string { return filepath.Join(e.dir, "config.toml") }
+
+// wrenn runs a command to its end and returns its exit code and what it printed.
+func (e *everything) wrenn(t *testing.T, stdin io.Reader, args ...string) (int, string) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	cmd := e.command(args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errOut
+	stuck := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	err := cmd.Run()
+	stuck.Stop()
+	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		t.Fatalf("wrenn %q: %v", args, exit)
+	}
+	if errOut.Len() > 0 {
+		t.Logf("wrenn %q: %s", args, &errOut)
+	}
+	return cmd.ProcessState.ExitCode(), out.String()
+}
+
+// must is wrenn for what has to work.
+func (e *everything) must(t *testing.T, stdin io.Reader, args ...string) string {
+	t.Helper()
+	code, out := e.wrenn(t, stdin, args...)
+	if code != 0 {
+		t.Fatalf("wrenn %q ended with %d and printed %q", args, code, out)
+	}
+	return out
+}
+
+func (e *everything) create(t *testing.T) string {
+	t.Helper()
+	return strings.TrimSpace(e.must(t, nil, "sandbox", "create", "--timeout", "1h"))
+}
+
+// stop is Ctrl-C.
+func (e *everything) stop(t *testing.T) {
+	t.Helper()
+	if err := e.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-e.done:
+		if err != nil {
+			t.Errorf("up ended with %v:\n%s", err, e.out)
+		}
+	case <-time.After(patience):
+		t.Fatalf("up does not end:\n%s", e.out)
+	}
+}
+
+func TestUp(t *testing.T) {
+	e := up(t, stateDir(t))
+	if info, err := os.Stat(e.config()); err != nil || info.Mode() != 0o600 {
+		t.Errorf("the configuration, which holds a key: %v, %v", info.Mode(), err)
+	}
+	id := e.create(t)
+	t.Run("exit code", func(t *testing.T) {
+		if code, out := e.wrenn(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "echo hello; exit 3"); code != 3 || out != "hello\n" {
+			t.Errorf("code %d, printed %q", code, out)
+		}
+		if code, _ := e.wrenn(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -9 $$"); code != 128+9 {
+			t.Errorf("code %d of a command that was killed", code)
+		}
+	})
+	t.Run("bytes", func(t *testing.T) { testBytes(t, e, id) })
+	t.Run("terminal", func(t *testing.T) {
+		if out := e.must(t, nil, "sandbox", "exec", "-t", id, "--", "stty", "size"); out != "24 80\r\n" {
+			t.Errorf("printed %q", out)
+		}
+	})
+	t.Run("an output that nobody reads", func(t *testing.T) { testReaderGone(t, e, id) })
+	t.Run("the agent is killed", func(t *testing.T) {
+		killAgent(t, e.dir)
+		late := time.After(patience)
+		tries := time.NewTicker(200 * time.Millisecond)
+		defer tries.Stop()
+		for out := ""; out != "alive\n"; _, out = e.wrenn(t, nil, "sandbox", "exec", id, "--", "echo", "alive") {
+			select {
+			case <-tries.C:
+			case <-late:
+				t.Fatalf("the sandbox does not come back:\n%s", e.out)
+			}
+		}
+	})
+	e.must(t, nil, "sandbox", "kill", id)
+	if out := e.must(t, nil, "sandbox", "list", "-q"); out != "" {
+		t.Errorf("still there: %q", out)
+	}
+	e.create(t) // the stop destroys it
+	e.stop(t)
+}
+
+// testBytes moves what is no text through exec and cp, both ways.
+func testBytes(t *testing.T, e *everything, id string) {
+	t.Helper()
+	content := make([]byte, 3<<20+1)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(content)
+	if out := e.must(t, bytes.NewReader(content), "sandbox", "exec", id, "--", "cat"); out != string(content) {
+		t.Errorf("%d bytes went through cat, %d other ones came back", len(content), len(out))
+	}
+	here, back := filepath.Join(e.dir, "here"), filepath.Join(e.dir, "back")
+	if err := os.WriteFile(here, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.must(t, nil, "sandbox", "cp", here, id+":/srv/")
+	e.must(t, nil, "sandbox", "cp", id+":/srv/here", back)
+	if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("%d bytes were copied there and back, %d other ones came, %v", len(content), len(got), err)
+	}
+}
+
+// testReaderGone is "exec ID -- yes | head -n 1": the command must not run on.
+func testReaderGone(t *testing.T, e *everything, id string) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := e.command("sandbox", "exec", "-n", id, "--", "yes", "nobody reads this")
+	cmd.Stdout = write
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	write.Close()
+	_, err = io.ReadFull(read, make([]byte, 18))
+	read.Close()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); err != nil || code != 128+int(syscall.SIGPIPE) {
+		t.Errorf("code %d, %v", code, err)
+	}
+	if code, out := e.wrenn(t, nil, "sandbox", "exec", id, "--", "pgrep", "-x", "yes"); code != 1 {
+		t.Errorf("yes runs on: pgrep ended with %d and printed %q", code, out)
+	}
+}
+
+// killAgent kills the host agent that works in dir, as a crash would.
+func killAgent(t *testing.T, dir string) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		line, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(line, []byte("\x00serve\x00--config\x00"+dir)) {
+			continue
+		}
+		pid := 0
+		for _, digit := range filepath.Base(filepath.Dir(path)) {
+			pid = 10*pid + int(digit-'0')
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatal("no host agent runs")
+}
+
+func TestUpKeepsSandboxes(t *testing.T) {
+	dir := stateDir(t)
+	e := up(t, dir, "--on-exit", "keep")
+	id := e.create(t)
+	e.must(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "sleep 10000 & echo $! > /run/sleeper")
+	key, err := os.ReadFile(e.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.stop(t)
+	e = up(t, dir)
+	e.must(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -0 $(cat /run/sleeper)")
+	again, err := os.ReadFile(e.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret := func(b []byte) string { _, s, _ := strings.Cut(string(b), "key"); return s }; secret(key) != secret(again) {
+		t.Error("the second start made another key, though the first one is good")
+	}
+	e.stop(t)
+}

@@ -1,0 +1,102 @@
+// Package auth makes API keys and recognizes them. A key is "e2b_" and 40
+// hexadecimal digits: 160 random bits, of which the database gets the SHA-256
+// and the first digits, as a hint for people.
+package auth
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	prefix    = "e2b_" // SDKs of the E2B protocol insist on it
+	randomLen = 20     // bytes
+	hintLen   = len(prefix) + 4
+)
+
+// Secret is a new key. It is shown once and never logged.
+type Secret string
+
+// NewSecret returns a fresh key.
+func NewSecret() Secret {
+	var b [randomLen]byte
+	rand.Read(b[:]) // never fails, see crypto/rand
+	return Secret(prefix + hex.EncodeToString(b[:]))
+}
+
+// Hint is what lists show of a key.
+func (s Secret) Hint() string { return string(s[:hintLen]) }
+
+// String keeps secrets out of logs and errors.
+func (s Secret) String() string { return "[secret]" }
+
+// Hash is a key at rest.
+type Hash [sha256.Size]byte
+
+// HashOf returns the hash of a key, and false for what cannot be one.
+func HashOf(secret string) (Hash, bool) {
+	digits, ok := strings.CutPrefix(secret, prefix)
+	if !ok || len(digits) != 2*randomLen || strings.Trim(digits, "0123456789abcdef") != "" {
+		return Hash{}, false
+	}
+	return sha256.Sum256([]byte(secret)), true
+}
+
+// Cache remembers for a while what a key was found to be. It is safe for
+// concurrent use.
+type Cache[T any] struct {
+	ttl  time.Duration
+	size int
+
+	mu      sync.Mutex // guards entries
+	entries map[Hash]entry[T]
+}
+
+type entry[T any] struct {
+	value T
+	until time.Time
+}
+
+// NewCache returns a cache of at most size keys, each for ttl.
+func NewCache[T any](size int, ttl time.Duration) *Cache[T] {
+	return &Cache[T]{ttl: ttl, size: size, entries: map[Hash]entry[T]{}}
+}
+
+// Get returns what Put was told less than the ttl ago.
+func (c *Cache[T]) Get(h Hash) (T, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.entries[h]
+	if !ok || !time.Now().Before(e.until) {
+		delete(c.entries, h)
+		var none T
+		return none, false
+	}
+	return e.value, true
+}
+
+// Put remembers a key. A full cache forgets everything: refilling it costs a
+// read a key, and it fills only when there are more keys in use than it is made for.
+func (c *Cache[T]) Put(h Hash, value T) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.entries) >= c.size {
+		clear(c.entries)
+	}
+	c.entries[h] = entry[T]{value: value, until: time.Now().Add(c.ttl)}
+}
+
+// Forget drops the keys of which drop says so.
+func (c *Cache[T]) Forget(drop func(T) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for h, e := range c.entries {
+		if drop(e.value) {
+			delete(c.entries, h)
+		}
+	}
+}

@@ -1,0 +1,327 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn/client"
+	"wrenn/internal/run"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+const (
+	testID  = "iabcdefghijklmnopqrst"
+	testKey = "e2b_0123456789012345678901234567890123456789"
+)
+
+// result is a run of wrenn as a script sees it.
+type result struct {
+	code     int
+	out, err string
+}
+
+// invoke runs the command line with an environment.
+func invoke(t *testing.T, stdin io.Reader, environ map[string]string, args ...string) result {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	std := Std{In: stdin, Out: &out, Err: &errOut, Environ: func(name string) string { return environ[name] }}
+	code := run.Run(t.Context(), func(ctx context.Context, args []string) error { return Command(ctx, args, std) }, args, &errOut)
+	return result{code, out.String(), errOut.String()}
+}
+
+// server is the API as far as these tests need it: one sandbox.
+func server(t *testing.T) *httptest.Server {
+	t.Helper()
+	box := map[string]any{
+		"id": testID, "status": "running", "template": "base", "vcpus": 1, "memory_mb": 512, "timeout_sec": 300,
+		"metadata": map[string]string{"b": "\x1b[31m", "a": "1"}, "created_at": time.Now().Add(-90 * time.Second), "last_updated": time.Now(),
+	}
+	mux := http.NewServeMux()
+	answer := func(status int, body any) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-API-Key") != testKey {
+				status, body = 401, map[string]any{"error": map[string]string{"code": "unauthorized", "message": "the API key is unknown or revoked"}}
+			}
+			w.WriteHeader(status)
+			_ = json.NewEncoder(w).Encode(body)
+		}
+	}
+	mux.HandleFunc("POST /v1/sandboxes", answer(201, box))
+	mux.HandleFunc("GET /v1/sandboxes", answer(200, []any{box}))
+	mux.HandleFunc("GET /v1/sandboxes/{id}", answer(200, box))
+	mux.HandleFunc("DELETE /v1/sandboxes/{id}", func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("id") != testID {
+			answer(404, map[string]any{"error": map[string]string{"code": "not_found", "message": "sandbox not found"}})(w, r)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /v1/sandboxes/{id}/exec/stream", echo)
+	mux.HandleFunc("POST /v1/sandboxes/{id}/files/stream/read", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "content")
+	})
+	s := httptest.NewServer(mux)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// echo is a command that prints its input and ends as its name says, or by a signal.
+func echo(w http.ResponseWriter, r *http.Request) {
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"wrenn.exec.v1.binary"}})
+	if err != nil {
+		return
+	}
+	defer conn.CloseNow()
+	conn.SetReadLimit(1 << 20)
+	say := func(text string) { _ = conn.Write(r.Context(), websocket.MessageText, []byte(text)) }
+	ends := map[string]string{
+		"three": `{"type":"exit","exit_code":3,"status":"exit status 3"}`,
+		"kill":  `{"type":"exit","exit_code":-1,"status":"signal: killed"}`,
+		"break": `{"type":"error","code":"unavailable","data":"the server stops"}`,
+	}
+	for {
+		kind, text, err := conn.Read(r.Context())
+		if err != nil {
+			return
+		}
+		var f struct{ Type, Cmd, Signal string }
+		if kind == websocket.MessageBinary {
+			_ = conn.Write(r.Context(), kind, append([]byte{1}, text[1:]...))
+			continue
+		}
+		_ = json.Unmarshal(text, &f)
+		switch f.Type {
+		case "start":
+			say(`{"type":"start","pid":42}`)
+			say(`{"type":"stderr","data":"to stderr\n"}`)
+			if end := ends[f.Cmd]; end != "" {
+				say(end)
+			} else if f.Cmd == "chatter" {
+				say(`{"type":"stdout","data":"y\n"}`)
+			}
+		case "stdin_close":
+			say(`{"type":"exit","exit_code":0,"status":"exit status 0"}`)
+		case "signal":
+			say(`{"type":"exit","exit_code":-1,"status":"signal: terminated"}`)
+		}
+	}
+}
+
+// here is the environment of somebody who uses s.
+func here(s *httptest.Server) map[string]string {
+	return map[string]string{"WRENN_API_KEY": testKey, "HOME": "/nonexistent", "URL": s.URL}
+}
+
+func TestCommands(t *testing.T) {
+	s := server(t)
+	noise := string(bytes.Repeat([]byte{0xff, 0, '\n', 1}, 100<<10))
+	for name, test := range map[string]struct {
+		args  []string
+		stdin string
+		want  result
+	}{
+		"create": {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
+		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
+			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
+			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},
+		"ids":           {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
+		"kill":          {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
+		"kill some":     {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},
+		"kill what":     {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or --all\n"}},
+		"binary":        {[]string{"sandbox", "exec", testID, "--", "cat"}, noise, result{0, noise, "to stderr\n"}},
+		"exit code":     {[]string{"sandbox", "exec", testID, "three", "-x", "--", "-o"}, "", result{3, "", "to stderr\n"}},
+		"signal":        {[]string{"sandbox", "exec", testID, "kill"}, "", result{128 + 9, "", "to stderr\n"}},
+		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server stops\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
+		"no command":    {[]string{"sandbox", "exec", testID}, "", result{1, "", "give the command to run after the sandbox's id, or --attach PID\n"}},
+		"download":      {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
+		"no copy":       {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := invoke(t, strings.NewReader(test.stdin), here(s), append([]string{"--url", s.URL}, test.args...)...)
+			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(result{})); diff != "" {
+				t.Errorf("wrenn %q (-want +got):\n%s", test.args, diff)
+			}
+		})
+	}
+}
+
+func TestJSON(t *testing.T) {
+	s := server(t)
+	got := invoke(t, nil, here(s), "--url", s.URL, "-o", "json", "sandbox", "list")
+	var boxes []client.Sandbox
+	if err := json.Unmarshal([]byte(got.out), &boxes); err != nil || len(boxes) != 1 || boxes[0].ID != testID || boxes[0].Metadata["b"] != "\x1b[31m" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestKeyStaysWithItsServer: a configuration's key must not reach whoever --url names.
+func TestKeyStaysWithItsServer(t *testing.T) {
+	s := server(t)
+	dir := t.TempDir()
+	config := filepath.Join(dir, "wrenn", "config.toml")
+	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, fmt.Appendf(nil, "url = %q\nkey = %q\n", s.URL, testKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environ := map[string]string{"XDG_CONFIG_HOME": dir}
+	if got := invoke(t, nil, environ, "sandbox", "create"); got.code != 0 {
+		t.Errorf("with the configuration alone: %+v", got)
+	}
+	other := server(t)
+	if got := invoke(t, nil, environ, "--url", other.URL, "sandbox", "create"); got.code != 1 || !strings.Contains(got.err, "no API key for "+other.URL) {
+		t.Errorf("with another server: %+v", got)
+	}
+	environ["E2B_API_KEY"] = "e2b_wrong"
+	if got := invoke(t, nil, environ, "sandbox", "create"); got.code != 1 || !strings.Contains(got.err, "unknown or revoked") {
+		t.Errorf("the environment's key does not win: %+v", got)
+	}
+}
+
+// TestLend: the file is the owner's alone, is replaced, and a link leads nowhere.
+func TestLend(t *testing.T) {
+	home := t.TempDir()
+	for _, text := range []string{"old", "new"} {
+		if err := lend(home, os.Getuid(), os.Getgid(), []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(home, ".config", "wrenn", "config.toml")
+	text, err := os.ReadFile(path)
+	info, statErr := os.Stat(path)
+	if err := errors.Join(err, statErr); err != nil || string(text) != "new" || info.Mode() != 0o600 {
+		t.Errorf("%q, %v, %v", text, info.Mode(), err)
+	}
+	trap, outside := t.TempDir(), t.TempDir()
+	if err := os.Symlink(outside, filepath.Join(trap, ".config")); err != nil {
+		t.Fatal(err)
+	}
+	if err := lend(trap, os.Getuid(), os.Getgid(), []byte("x")); err == nil {
+		t.Error("wrote through a link out of the home")
+	}
+	if files, err := os.ReadDir(outside); err != nil || len(files) > 0 {
+		t.Errorf("outside: %v, %v", files, err)
+	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	s := server(t)
+	s.Close()
+	got := invoke(t, nil, here(s), "--url", s.URL, "sandbox", "create")
+	if got.code != 1 || !strings.Contains(got.err, "sudo wrenn up") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// brokenPipe is an output whose reader left.
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+// TestCommandEndsWithItsReader: it ends by the signal that the lost output brings about.
+func TestCommandEndsWithItsReader(t *testing.T) {
+	s := server(t)
+	environ := here(s)
+	std := Std{In: blocked(t), Out: brokenPipe{}, Err: io.Discard, Environ: func(name string) string { return environ[name] }}
+	err := Command(t.Context(), []string{"--url", s.URL, "sandbox", "exec", testID, "chatter"}, std)
+	if code, ok := errors.AsType[exitCode](err); !ok || code.ExitCode() != codeSignal+int(syscall.SIGPIPE) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestInterrupt: Ctrl-C ends the command, and its end is told.
+func TestInterrupt(t *testing.T) {
+	s := server(t)
+	environ := here(s)
+	ctx, interrupt := context.WithCancel(t.Context())
+	std := Std{In: blocked(t), Out: writer(func() { interrupt() }), Err: io.Discard, Environ: func(name string) string { return environ[name] }}
+	err := Command(ctx, []string{"--url", s.URL, "sandbox", "exec", testID, "chatter"}, std)
+	if code, ok := errors.AsType[exitCode](err); !ok || code.ExitCode() != codeSignal+int(syscall.SIGTERM) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type writer func()
+
+func (w writer) Write(p []byte) (int, error) {
+	w()
+	return len(p), nil
+}
+
+// blocked is an input that says nothing until the test ends.
+func blocked(t *testing.T) io.Reader {
+	t.Helper()
+	r, w := io.Pipe()
+	t.Cleanup(func() { w.Close() })
+	return r
+}
+
+func TestReceiveIsWholeOrNothing(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "file")
+	if err := receive(name, strings.NewReader("old")); err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	go func() {
+		_, _ = io.WriteString(w, "ne")
+		w.CloseWithError(io.ErrUnexpectedEOF)
+	}()
+	if err := receive(name, r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("receive() of a cut file = %v", err)
+	}
+	files, err := os.ReadDir(filepath.Dir(name))
+	if text, _ := os.ReadFile(name); err != nil || string(text) != "old" || len(files) != 1 {
+		t.Errorf("afterwards: %q, %v, %v", text, files, err)
+	}
+}
+
+// TestHelp: what people read is reviewed like code. Run with -update to accept changes.
+func TestHelp(t *testing.T) {
+	for _, page := range []string{
+		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "key create",
+	} {
+		t.Run(page, func(t *testing.T) {
+			got := invoke(t, nil, nil, append(strings.Fields(page), "--help")...)
+			file := filepath.Join("testdata", "help", strings.ReplaceAll("wrenn "+page, " ", "-")+".txt")
+			file = strings.Replace(file, "-.txt", ".txt", 1)
+			if *update {
+				if err := os.WriteFile(file, []byte(got.out), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got.out); diff != "" || got.code != 0 {
+				t.Errorf("code %d (-want +got):\n%s", got.code, diff)
+			}
+		})
+	}
+}
+
+func TestWrongCommandLine(t *testing.T) {
+	for _, args := range [][]string{{"nothing"}, {"sandbox", "create", "--vcpus", "many"}, {"sandbox", "create", "--timeout", "0s"}, {"-o", "xml", "version"}} {
+		if got := invoke(t, nil, nil, args...); got.code != 2 || got.err == "" {
+			t.Errorf("wrenn %q = %+v", args, got)
+		}
+	}
+}

@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+
+	"wrenn/client"
+)
+
+// standard is the name of standard input and output.
+const standard = "-"
+
+type copyCommand struct {
+	User string `short:"u" placeholder:"USER" help:"Who reads or writes in the sandbox; default: the template's user."`
+	From string `arg:"" help:"The file to copy: ID:PATH in a sandbox, PATH here, or - for standard input."`
+	To   string `arg:"" help:"Where to: ID:PATH in a sandbox, PATH here, or - for standard output. A path that ends with / is a directory."`
+}
+
+// remote is a file of a sandbox. An empty path is the user's home.
+type remote struct{ id, path string }
+
+var remoteForm = regexp.MustCompile(`^(i[a-z0-9]{20}):(.*)$`)
+
+func parseRemote(name string) (remote, bool) {
+	m := remoteForm.FindStringSubmatch(name)
+	if m == nil {
+		return remote{}, false
+	}
+	return remote{m[1], m[2]}, true
+}
+
+// Run copies one file. It is there as a whole or not at all.
+func (c *copyCommand) Run(ctx context.Context, s *session) error {
+	from, fromRemote := parseRemote(c.From)
+	to, toRemote := parseRemote(c.To)
+	api, err := s.client()
+	switch {
+	case err != nil:
+		return err
+	case fromRemote && toRemote:
+		return c.across(ctx, s, api, from, to)
+	case toRemote:
+		return c.upload(ctx, s, api, to)
+	case fromRemote:
+		return c.download(ctx, s, api, from)
+	}
+	return fmt.Errorf("neither %s nor %s is in a sandbox: write ID:PATH", c.From, c.To)
+}
+
+func (c *copyCommand) options() client.FileOptions { return client.FileOptions{User: c.User} }
+
+// under is where a file of the name base goes: name itself, or below it when that is a directory.
+func under(name, base string) string {
+	if name == "" || strings.HasSuffix(name, "/") {
+		return name + base
+	}
+	return name
+}
+
+func (c *copyCommand) upload(ctx context.Context, s *session, api *client.Client, to remote) error {
+	in, base := s.In, ""
+	if c.From != standard {
+		f, err := os.Open(c.From)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if info, err := f.Stat(); err != nil {
+			return err
+		} else if info.IsDir() {
+			return fmt.Errorf("%s is a directory: tar c -C %s . | wrenn sandbox exec %s -- tar x -C DIR", c.From, c.From, to.id)
+		}
+		in, base = f, filepath.Base(c.From)
+	}
+	name := under(to.path, base)
+	if name == "" || strings.HasSuffix(name, "/") {
+		return fmt.Errorf("what shall the file be called? Write %s:PATH", to.id)
+	}
+	meter := &meter{r: in}
+	defer s.progress(meter.what("copying to " + name))()
+	return api.WriteFile(ctx, to.id, name, meter, c.options())
+}
+
+func (c *copyCommand) download(ctx context.Context, s *session, api *client.Client, from remote) (err error) {
+	in, err := api.ReadFile(ctx, from.id, from.path, c.options())
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	meter := &meter{r: in}
+	defer s.progress(meter.what("copying " + from.path))()
+	if c.To == standard {
+		_, err := io.Copy(s.Out, meter)
+		return err
+	}
+	name := c.To
+	if info, err := os.Stat(name); err == nil && info.IsDir() {
+		name = filepath.Join(name, path.Base(from.path))
+	} else {
+		name = under(name, path.Base(from.path))
+	}
+	return receive(name, meter)
+}
+
+func (c *copyCommand) across(ctx context.Context, s *session, api *client.Client, from, to remote) error {
+	in, err := api.ReadFile(ctx, from.id, from.path, c.options())
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	meter := &meter{r: in}
+	defer s.progress(meter.what("copying to " + to.id))()
+	return api.WriteFile(ctx, to.id, under(to.path, path.Base(from.path)), meter, c.options())
+}
+
+// receive writes content to the file name. A plain file is replaced as a whole
+// at the end; a device or a pipe is written to.
+func receive(name string, content io.Reader) (err error) {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, content)
+		return errors.Join(err, f.Close())
+	}
+	staged, err := os.OpenFile(name+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666) // as any program, less the umask
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(staged, content)
+	if err = errors.Join(err, staged.Close()); err == nil {
+		err = os.Rename(staged.Name(), name)
+	}
+	if err != nil {
+		_ = os.Remove(staged.Name()) // the first error is the one that counts
+	}
+	return err
+}
+
+// meter counts what is read.
+type meter struct {
+	r io.Reader
+	n atomic.Int64
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.n.Add(int64(n))
+	return n, err
+}
+
+// what tells how far it is.
+func (m *meter) what(doing string) func() string {
+	return func() string { return fmt.Sprintf("%s, %.1f MiB", printable(doing), float64(m.n.Load())/(1<<20)) }
+}

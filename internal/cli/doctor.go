@@ -1,0 +1,268 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/pgserver"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm/probe"
+)
+
+const (
+	minMemory   = 2 << 30 // for the parts and one sandbox
+	minDisk     = 5 << 30 // an image, and what sandboxes write
+	tidyDisk    = 20 << 30
+	portTimeout = 2 * time.Second
+)
+
+// How much a finding matters.
+const (
+	fine    = "ok"
+	advice  = "note"
+	problem = "PROBLEM"
+)
+
+// finding is a line of doctor.
+type finding struct {
+	Subject string `json:"subject"`
+	Verdict string `json:"verdict"` // ok, note or PROBLEM
+	Found   string `json:"found"`
+	Do      string `json:"do,omitempty"`
+}
+
+type doctorCommand struct {
+	State  string `default:"/var/lib/wrenn" type:"path" help:"Where up keeps everything."`
+	Listen string `default:"127.0.0.1:8080" help:"Where up serves."`
+}
+
+// Run fails when something stands in the way of up.
+func (c *doctorCommand) Run(ctx context.Context, s *session) error {
+	var found []finding
+	for _, check := range []struct {
+		subject string
+		look    func(context.Context) finding
+	}{
+		{"system", c.system}, {"root", c.root}, {"kvm", c.kvm}, {"firecracker", c.firecracker}, {"qemu", c.qemu},
+		{"network", c.network}, {"postgresql", c.postgresql}, {"image tools", c.imageTools},
+		{"disk", c.disk}, {"reflink", c.reflink}, {"memory", c.memory}, {"port", c.port},
+	} {
+		f := check.look(ctx)
+		f.Subject = check.subject
+		found = append(found, f)
+	}
+	err := s.print(found, func(w io.Writer) {
+		for _, f := range found {
+			colour := map[string]string{fine: green, advice: yellow, problem: red}[f.Verdict]
+			fmt.Fprintf(w, "%s  %-11s  %s\n", s.paint(w, colour, fmt.Sprintf("%-7s", f.Verdict)), f.Subject, printable(f.Found))
+			if f.Do != "" {
+				fmt.Fprintf(w, "%22s  -> %s\n", "", f.Do)
+			}
+		}
+	})
+	if slices.ContainsFunc(found, func(f finding) bool { return f.Verdict == problem }) {
+		return errors.Join(err, exitCode(1))
+	}
+	return err
+}
+
+func (*doctorCommand) system(context.Context) finding {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return finding{Verdict: problem, Found: err.Error()}
+	}
+	found := "Linux " + unix.ByteSliceToString(name.Release[:]) + " on " + runtime.GOARCH
+	if runtime.GOARCH != "amd64" {
+		return finding{Verdict: problem, Found: found, Do: "use a machine with an x86-64 processor: guests are made for no other yet"}
+	}
+	return finding{Verdict: fine, Found: found}
+}
+
+func (*doctorCommand) root(context.Context) finding {
+	if os.Geteuid() != 0 {
+		return finding{Verdict: advice, Found: "this is not root", Do: "start up with sudo: it makes network namespaces and mounts"}
+	}
+	return finding{Verdict: fine, Found: "this is root"}
+}
+
+// kvm tells what the host agent found when it last booted a guest on KVM: a
+// device that opens proves little.
+func (c *doctorCommand) kvm(context.Context) finding {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return finding{
+			Verdict: advice, Found: "/dev/kvm cannot be used: " + errors.Unwrap(err).Error(),
+			Do: "sandboxes run without it, slower: enable virtualization in the firmware, or nested virtualization of this machine's own host",
+		}
+	}
+	f.Close()
+	remembered := map[string]probe.Verdict{}
+	if text, err := os.ReadFile(filepath.Join(c.State, "probe.json")); err == nil {
+		_ = json.Unmarshal(text, &remembered) // what cannot be read is as good as none
+	}
+	for _, v := range remembered {
+		if v.Works {
+			return finding{Verdict: fine, Found: "a guest booted on it: " + v.Reason}
+		}
+	}
+	for _, v := range remembered {
+		return finding{Verdict: advice, Found: "/dev/kvm is there, but no guest booted on it: " + v.Reason, Do: "nothing: QEMU's emulation is used, which is slower"}
+	}
+	if _, err := os.Stat("/sys/module/kvm_pvm"); err == nil {
+		return finding{Verdict: advice, Found: "/dev/kvm is PVM, which boots only kernels that were built for it", Do: "nothing: up tries, and uses QEMU's emulation when it fails"}
+	}
+	return finding{Verdict: fine, Found: "/dev/kvm opens; the first start finds out whether guests boot on it"}
+}
+
+func (*doctorCommand) firecracker(context.Context) finding {
+	path, err := exec.LookPath("firecracker")
+	if err != nil {
+		return finding{Verdict: advice, Found: "not installed", Do: "optional: put firecracker and jailer of its releases into PATH; with KVM they are faster than QEMU"}
+	}
+	if _, err := exec.LookPath("jailer"); err != nil {
+		return finding{Verdict: advice, Found: path + ", without jailer", Do: "put jailer into PATH, too: without it machines run as root"}
+	}
+	return finding{Verdict: fine, Found: path + ", with jailer"}
+}
+
+func (*doctorCommand) qemu(ctx context.Context) finding {
+	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
+	if err != nil {
+		return finding{Verdict: problem, Found: "qemu-system-x86_64 does not run", Do: "apt-get install qemu-system-x86; needed wherever Firecracker does not work"}
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return finding{Verdict: fine, Found: line}
+}
+
+func (*doctorCommand) network(context.Context) finding {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return finding{Verdict: problem, Found: "/dev/net/tun is missing", Do: "modprobe tun; in a container, hand the device in"}
+	}
+	return finding{Verdict: fine, Found: "/dev/net/tun is there"}
+}
+
+func (*doctorCommand) postgresql(ctx context.Context) finding {
+	all, err := pgserver.Find(ctx)
+	if err != nil {
+		return finding{Verdict: problem, Found: err.Error(), Do: "or give up a server of yours by --database-url"}
+	}
+	return finding{Verdict: fine, Found: fmt.Sprintf("PostgreSQL %d in %s", all[0].Major, all[0].Bin)}
+}
+
+func (*doctorCommand) imageTools(context.Context) finding {
+	packages := map[string]string{"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+	var missing []string
+	for program, pkg := range packages {
+		if _, err := exec.LookPath(program); err != nil {
+			missing = append(missing, pkg)
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		list := strings.Join(missing, " ")
+		return finding{Verdict: problem, Found: list + " missing", Do: "apt-get install " + list + "; needed to make the guest image"}
+	}
+	return finding{Verdict: fine, Found: "mmdebstrap and mke2fs are there"}
+}
+
+// existing is the nearest directory above path that exists.
+func existing(path string) string {
+	for {
+		if _, err := os.Stat(path); err == nil || path == filepath.Dir(path) {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+func gib(n uint64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
+
+func (c *doctorCommand) disk(context.Context) finding {
+	dir := existing(c.State)
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return finding{Verdict: problem, Found: dir + ": " + err.Error()}
+	}
+	free := fs.Bavail * uint64(fs.Bsize)
+	found := gib(free) + " free in " + dir
+	switch {
+	case free < minDisk:
+		return finding{Verdict: problem, Found: found, Do: "make room, or put --state on a larger disk: " + gib(minDisk) + " is the least"}
+	case free < tidyDisk:
+		return finding{Verdict: advice, Found: found, Do: "enough for some sandboxes; " + gib(tidyDisk) + " is comfortable"}
+	}
+	return finding{Verdict: fine, Found: found}
+}
+
+// reflink tries it, where disks will be.
+func (c *doctorCommand) reflink(ctx context.Context) finding {
+	dir, err := os.MkdirTemp(existing(c.State), ".wrenn-doctor-")
+	if err != nil {
+		return finding{Verdict: advice, Found: "not tried: " + err.Error(), Do: "run doctor as root"}
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // a few bytes
+	source := filepath.Join(dir, "a")
+	err = os.WriteFile(source, make([]byte, os.Getpagesize()), 0o600)
+	var method storage.Method
+	if err == nil {
+		method, err = storage.Clone(ctx, filepath.Join(dir, "b"), source, 0o600)
+	}
+	if err != nil {
+		return finding{Verdict: problem, Found: err.Error()}
+	}
+	if method == storage.Reflink {
+		return finding{Verdict: fine, Found: "disks share blocks until they differ"}
+	}
+	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
+		return finding{Verdict: advice, Found: "this file system has none", Do: "apt-get install xfsprogs: disks go to an XFS image then, else each is a full copy"}
+	}
+	return finding{Verdict: fine, Found: "this file system has none; disks go to an XFS image in " + c.State}
+}
+
+func (*doctorCommand) memory(context.Context) finding {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return finding{Verdict: problem, Found: err.Error()}
+	}
+	total := info.Totalram * uint64(info.Unit)
+	if total < minMemory {
+		return finding{Verdict: advice, Found: gib(total), Do: "little: create sandboxes with --memory 256"}
+	}
+	return finding{Verdict: fine, Found: gib(total)}
+}
+
+// port says whether up could serve there, or does.
+func (c *doctorCommand) port(ctx context.Context) finding {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
+	if err == nil {
+		_ = l.Close() // it was only tried
+		return finding{Verdict: fine, Found: c.Listen + " is free"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, portTimeout)
+	defer cancel()
+	req, reqErr := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.Listen+"/health", nil)
+	if reqErr == nil {
+		if resp, err := http.DefaultClient.Do(req); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK && resp.Header.Get("X-Request-Id") != "" {
+				return finding{Verdict: fine, Found: "a Wrenn serves on " + c.Listen + " already"}
+			}
+		}
+	}
+	return finding{Verdict: problem, Found: cmp.Or(err.Error(), c.Listen), Do: "another program has it: give up an address by --listen"}
+}

@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"wrenn/client"
+)
+
+type keyCommands struct {
+	Create keyCreateCommand `cmd:"" help:"Make an API key and print its secret, this once."`
+	List   keyListCommand   `cmd:"" aliases:"ls" help:"List API keys."`
+	Revoke keyRevokeCommand `cmd:"" help:"End API keys."`
+}
+
+type keyCreateCommand struct {
+	Name string `arg:"" help:"What it is for."`
+}
+
+// Run prints the secret alone, for scripts.
+func (c *keyCreateCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	key, secret, err := api.CreateKey(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	out := struct {
+		client.Key
+
+		Secret string `json:"key"`
+	}{key, secret}
+	return s.print(out, func(w io.Writer) {
+		fmt.Fprintln(w, secret)
+		if terminal(s.Out) != nil {
+			fmt.Fprintln(s.Err, s.paint(s.Err, faint, "It is not shown again."))
+		}
+	})
+}
+
+type keyListCommand struct{}
+
+// Run prints a table, or an array of JSON.
+func (*keyListCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	keys, err := api.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	return s.print(keys, func(w io.Writer) {
+		rows := [][]string{{"ID", "NAME", "KEY", "AGE", "LAST USED"}}
+		for _, k := range keys {
+			used := "never"
+			if !k.LastUsedAt.IsZero() {
+				used = age(k.LastUsedAt) + " ago"
+			}
+			rows = append(rows, []string{k.ID, k.Name, k.Hint + "...", age(k.CreatedAt), used})
+		}
+		table(w, rows)
+	})
+}
+
+type keyRevokeCommand struct {
+	IDs []string `arg:"" name:"id" help:"The keys, by the ids that list prints."`
+}
+
+// Run revokes them one by one.
+func (c *keyRevokeCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	return s.each(ctx, "revoking", c.IDs, api.RevokeKey)
+}

@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/term"
+
+	"wrenn/client"
+)
+
+const (
+	// slow is when a person wants to know that something goes on.
+	slow = time.Second
+	// beat is how often the time that it takes is told on a terminal.
+	beat = 200 * time.Millisecond
+)
+
+// terminal returns the file that stream is when that is a terminal, else nil.
+func terminal(stream any) *os.File {
+	if f, ok := stream.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return f
+	}
+	return nil
+}
+
+func (s *session) json() bool { return s.line.Output == "json" }
+
+// print writes value as JSON when that was asked for, else what text writes.
+func (s *session) print(value any, text func(io.Writer)) error {
+	if !s.json() {
+		text(s.Out)
+		return nil
+	}
+	encoder := json.NewEncoder(s.Out)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
+}
+
+// table writes rows in columns; the first row is the heading.
+func table(w io.Writer, rows [][]string) {
+	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		for i, cell := range row {
+			if i > 0 {
+				fmt.Fprint(columns, "\t")
+			}
+			fmt.Fprint(columns, printable(cell))
+		}
+		fmt.Fprintln(columns)
+	}
+	_ = columns.Flush() // a pipe that went away
+}
+
+// printable keeps what others named from writing to the terminal by itself.
+func printable(text string) string {
+	out := []rune(text)
+	for i, r := range out {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			out[i] = '�'
+		}
+	}
+	return string(out)
+}
+
+// colours of a terminal, see ECMA-48, 8.3.117.
+const (
+	green  = "32"
+	yellow = "33"
+	red    = "31"
+	faint  = "2"
+)
+
+// paint colours text when w is a terminal and nobody asked for none, see https://no-color.org.
+func (s *session) paint(w io.Writer, colour, text string) string {
+	if terminal(w) == nil || s.Environ("NO_COLOR") != "" || s.Environ("TERM") == "dumb" {
+		return text
+	}
+	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+}
+
+func (s *session) paintState(state client.State) string {
+	colour := yellow
+	switch state {
+	case client.Running:
+		colour = green
+	case client.Stopped:
+		colour = faint
+	case client.Failed:
+		colour = red
+	case client.Pending, client.Starting, client.Pausing, client.Paused, client.Resuming, client.Stopping:
+	}
+	return s.paint(s.Out, colour, string(state))
+}
+
+// age is how long ago t was, in one unit.
+func age(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := max(0, time.Since(t))
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// during runs work, and tells what it does when that takes more than a moment:
+// on a terminal with the time, which goes away at the end, elsewhere once.
+func (s *session) during(ctx context.Context, what string, work func(context.Context) error) error {
+	end := s.progress(func() string { return what })
+	defer end()
+	return work(ctx)
+}
+
+// progress tells what is under way until the function that it returns is
+// called, which is allowed twice.
+func (s *session) progress(what func() string) (end func()) {
+	done, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		s.tell(what, done)
+	}()
+	return sync.OnceFunc(func() {
+		close(done)
+		<-told
+	})
+}
+
+func (s *session) tell(what func() string, done <-chan struct{}) {
+	began := time.Now()
+	select {
+	case <-done:
+		return
+	case <-time.After(slow):
+	}
+	if terminal(s.Err) == nil {
+		fmt.Fprintf(s.Err, "%s ...\n", what())
+		<-done
+		return
+	}
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for {
+		fmt.Fprintf(s.Err, "\r\x1b[K%s ... %ds", what(), int(time.Since(began).Seconds()))
+		select {
+		case <-done:
+			fmt.Fprint(s.Err, "\r\x1b[K")
+			return
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"wrenn/client"
+)
+
+type sandboxCommands struct {
+	Create  createCommand  `cmd:"" help:"Create a sandbox and print its id."`
+	List    listCommand    `cmd:"" aliases:"ls" help:"List sandboxes, newest first; those that live unless asked otherwise."`
+	Get     getCommand     `cmd:"" help:"Show a sandbox."`
+	Exec    execCommand    `cmd:"" help:"Run a command in a sandbox, with this input, output and exit code."`
+	Shell   shellCommand   `cmd:"" help:"Open a shell in a sandbox."`
+	Kill    killCommand    `cmd:"" aliases:"rm" help:"Destroy sandboxes."`
+	Pause   pauseCommand   `cmd:"" help:"Pause sandboxes."`
+	Resume  resumeCommand  `cmd:"" help:"Resume paused sandboxes."`
+	Timeout timeoutCommand `cmd:"" help:"Set when a sandbox ends by itself."`
+	Cp      copyCommand    `cmd:"" help:"Copy a file into or out of a sandbox."`
+}
+
+// never is how people write client.Never.
+const never = "never"
+
+// idle is the time without use until a sandbox is destroyed.
+type idle struct{ time.Duration }
+
+// UnmarshalText reads "90s", "1h30m" or "never".
+func (d *idle) UnmarshalText(text []byte) (err error) {
+	if string(text) == never {
+		d.Duration = client.Never
+		return nil
+	}
+	d.Duration, err = time.ParseDuration(string(text))
+	if err != nil || d.Duration <= 0 {
+		return fmt.Errorf("%q is no time: write 90s, 1h30m or never", text)
+	}
+	return nil
+}
+
+type createCommand struct {
+	Template string            `short:"t" placeholder:"NAME" help:"What it starts from; default: base."`
+	VCPUs    int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1."`
+	Memory   int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512."`
+	Timeout  idle              `placeholder:"TIME" help:"Time without use until it is destroyed, as 90s, 1h or never; default: 5m."`
+	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
+	Env      map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
+}
+
+// Run prints the id alone, for scripts.
+func (c *createCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	var box *client.Sandbox
+	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
+		box, err = api.CreateSandbox(ctx, client.CreateSandbox{
+			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration, Metadata: c.Metadata, Env: c.Env,
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.print(box, func(w io.Writer) { fmt.Fprintln(w, box.ID) })
+}
+
+type listCommand struct {
+	All      bool              `short:"a" help:"Those that ended, too."`
+	State    []client.State    `placeholder:"STATE" help:"Only those in this state; may be repeated."`
+	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"Only those with this label; may be repeated."`
+	Limit    int               `short:"n" placeholder:"N" help:"At most so many; default: all."`
+	Quiet    bool              `short:"q" help:"Print ids alone."`
+}
+
+// living are the states of sandboxes that did not end.
+var living = []client.State{
+	client.Pending, client.Starting, client.Running, client.Pausing, client.Paused, client.Resuming, client.Stopping,
+}
+
+// Run prints a table, or an array of JSON.
+func (c *listCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	list := client.ListSandboxes{States: c.State, Metadata: c.Metadata}
+	if len(c.State) == 0 && !c.All {
+		list.States = living
+	}
+	boxes := []client.Sandbox{} // JSON's [], not null
+	for box, err := range api.Sandboxes(ctx, list) {
+		if err != nil {
+			return err
+		}
+		boxes = append(boxes, box)
+		if len(boxes) == c.Limit {
+			break
+		}
+	}
+	return s.print(boxes, func(w io.Writer) {
+		if c.Quiet {
+			for _, box := range boxes {
+				fmt.Fprintln(w, box.ID)
+			}
+			return
+		}
+		rows := [][]string{{"ID", "TEMPLATE", "VCPUS", "MEMORY", "AGE", "METADATA", "STATE"}}
+		for _, box := range boxes {
+			rows = append(rows, []string{
+				box.ID, box.Template, fmt.Sprint(box.VCPUs), fmt.Sprintf("%dM", box.MemoryMB), age(box.CreatedAt), pairs(box.Metadata),
+				stateAndReason(box),
+			})
+		}
+		table(w, rows)
+	})
+}
+
+func stateAndReason(box client.Sandbox) string {
+	if box.Reason == "" {
+		return string(box.State)
+	}
+	return string(box.State) + ": " + box.Reason
+}
+
+// pairs are labels in one line.
+func pairs(labels map[string]string) string {
+	out := make([]string, 0, len(labels))
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		out = append(out, name+"="+labels[name])
+	}
+	if len(out) == 0 {
+		return "-"
+	}
+	return strings.Join(out, ",")
+}
+
+type getCommand struct {
+	ID string `arg:"" help:"The sandbox."`
+}
+
+// Run shows one sandbox.
+func (c *getCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	box, err := api.Sandbox(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	return s.show(box)
+}
+
+func (s *session) show(box *client.Sandbox) error {
+	return s.print(box, func(w io.Writer) {
+		timeout := never
+		if box.TimeoutSec > 0 {
+			timeout = (time.Duration(box.TimeoutSec) * time.Second).String()
+		}
+		fmt.Fprintf(w, "id        %s\nstate     %s\n", box.ID, s.paintState(box.State))
+		if box.Reason != "" {
+			fmt.Fprintf(w, "reason    %s\n", printable(box.Reason))
+		}
+		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
+			printable(box.Template), box.VCPUs, box.MemoryMB, timeout, printable(pairs(box.Metadata)),
+			box.CreatedAt.Local().Format(time.DateTime), age(box.CreatedAt))
+		if !box.LastActiveAt.IsZero() {
+			fmt.Fprintf(w, "last use  %s ago\n", age(box.LastActiveAt))
+		}
+	})
+}
+
+type killCommand struct {
+	IDs []string `arg:"" name:"id" optional:"" help:"The sandboxes."`
+	All bool     `help:"All of the team."`
+}
+
+// Run destroys all that it can, and says which it could not.
+func (c *killCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	ids := c.IDs
+	if c.All {
+		for box, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living}) {
+			if err != nil {
+				return err
+			}
+			ids = append(ids, box.ID)
+		}
+	} else if len(ids) == 0 {
+		return errors.New("which sandboxes? Give their ids, or --all")
+	}
+	return s.each(ctx, "destroying", ids, api.DeleteSandbox)
+}
+
+// each does the same to some sandboxes, and prints the ids of those that it was done to.
+func (s *session) each(ctx context.Context, what string, ids []string, do func(context.Context, string) error) error {
+	var failed []error
+	done := []string{}
+	for _, id := range ids {
+		err := s.during(ctx, what+" "+id, func(ctx context.Context) error { return do(ctx, id) })
+		if err == nil {
+			done = append(done, id)
+			continue
+		}
+		failed = append(failed, fmt.Errorf("%s: %w", id, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	err := s.print(done, func(w io.Writer) {
+		for _, id := range done {
+			fmt.Fprintln(w, id)
+		}
+	})
+	return errors.Join(append(failed, err)...)
+}
+
+type pauseCommand struct {
+	IDs []string `arg:"" name:"id" help:"The sandboxes."`
+}
+
+// Run returns when they stand still.
+func (c *pauseCommand) Run(ctx context.Context, s *session) error {
+	return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandbox)
+}
+
+type resumeCommand struct {
+	IDs []string `arg:"" name:"id" help:"The sandboxes."`
+}
+
+// Run returns when they run again.
+func (c *resumeCommand) Run(ctx context.Context, s *session) error {
+	return s.change(ctx, "resuming", c.IDs, (*client.Client).ResumeSandbox)
+}
+
+func (s *session) change(ctx context.Context, what string, ids []string, do func(*client.Client, context.Context, string) (*client.Sandbox, error)) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	return s.each(ctx, what, ids, func(ctx context.Context, id string) error {
+		_, err := do(api, ctx, id)
+		return err
+	})
+}
+
+type timeoutCommand struct {
+	ID   string `arg:"" help:"The sandbox."`
+	Time idle   `arg:"" help:"Time without use, as 90s, 1h or never."`
+}
+
+// Run counts from now.
+func (c *timeoutCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	box, err := api.SetTimeout(ctx, c.ID, c.Time.Duration)
+	if err != nil {
+		return err
+	}
+	return s.show(box)
+}

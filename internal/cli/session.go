@@ -1,0 +1,177 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"wrenn/client"
+	"wrenn/internal/durable"
+)
+
+// session is one run of the program.
+type session struct {
+	Std
+
+	line *commandLine
+}
+
+// settings is the configuration file.
+type settings struct {
+	URL string `toml:"url"`
+	Key string `toml:"key"`
+}
+
+func (s *session) configPath() (string, error) {
+	if s.line.Config != "" {
+		return s.line.Config, nil
+	}
+	base := s.Environ("XDG_CONFIG_HOME")
+	if base == "" {
+		home := s.Environ("HOME")
+		if home == "" {
+			return "", errors.New("neither HOME nor XDG_CONFIG_HOME is set: say where the configuration is by --config")
+		}
+		base = filepath.Join(home, ".config")
+	}
+	return filepath.Join(base, "wrenn", "config.toml"), nil
+}
+
+// settings reads the configuration file; a missing one is empty.
+func (s *session) settings() (settings, error) {
+	var out settings
+	path, err := s.configPath()
+	if err != nil {
+		return out, err
+	}
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return out, nil
+	}
+	if err != nil {
+		return out, fmt.Errorf("read the configuration: %w", err)
+	}
+	if err := toml.Unmarshal(text, &out); err != nil {
+		return out, fmt.Errorf("%s: %w", path, err)
+	}
+	return out, nil
+}
+
+// save writes the configuration file, which holds a secret, and returns where.
+func (s *session) save(c settings) (string, error) {
+	path, err := s.configPath()
+	if err != nil {
+		return "", err
+	}
+	text, err := toml.Marshal(c)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", fmt.Errorf("write the configuration: %w", err)
+	}
+	if err := durable.WriteFile(path, text, 0o600); err != nil {
+		return "", fmt.Errorf("write the configuration: %w", err)
+	}
+	if s.line.Config == "" && os.Geteuid() == 0 && s.Environ("SUDO_UID") != "" {
+		return path, lendToCaller(s.Environ("SUDO_UID"), text)
+	}
+	return path, nil
+}
+
+// lendToCaller gives the configuration to whoever called sudo, so that the
+// other commands work without it.
+func lendToCaller(uid string, text []byte) error {
+	caller, err := user.LookupId(uid)
+	if err != nil {
+		return fmt.Errorf("find who called sudo: %w", err)
+	}
+	owner, err := strconv.Atoi(caller.Uid)
+	if err != nil {
+		return err
+	}
+	group, err := strconv.Atoi(caller.Gid)
+	if err != nil {
+		return err
+	}
+	if err := lend(caller.HomeDir, owner, group, text); err != nil {
+		return fmt.Errorf("write the configuration of %s: %w", caller.Username, err)
+	}
+	return nil
+}
+
+// lend writes the configuration below home for its owner. The owner may have
+// put links there: nothing outside of home is written.
+func lend(home string, owner, group int, text []byte) error {
+	root, err := os.OpenRoot(home)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }() // nothing was written through it
+	for _, dir := range []string{".config", ".config/wrenn"} {
+		err := root.Mkdir(dir, 0o700)
+		if err == nil {
+			err = root.Lchown(dir, owner, group)
+		}
+		if err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	const final = ".config/wrenn/config.toml"
+	staged := final + ".new"
+	if err := root.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := root.OpenFile(staged, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chown(owner, group), f.Close()); err != nil {
+		return errors.Join(err, root.Remove(staged))
+	}
+	return root.Rename(staged, final)
+}
+
+// client talks to the server of the command line, the environment or the
+// configuration. The configuration's key goes to the configuration's server alone.
+func (s *session) client() (*client.Client, error) {
+	file, err := s.settings()
+	if err != nil {
+		return nil, err
+	}
+	key := cmp.Or(s.Environ("WRENN_API_KEY"), s.Environ("E2B_API_KEY"))
+	url := cmp.Or(s.line.URL, file.URL, "http://127.0.0.1:8080")
+	if key == "" && url == file.URL {
+		key = file.Key
+	}
+	if key == "" {
+		return nil, fmt.Errorf("no API key for %s: set WRENN_API_KEY, or start a server here with: sudo wrenn up", url)
+	}
+	return client.New(client.Config{URL: url, Key: key, UserAgent: "wrenn-cli/" + version()})
+}
+
+// explain adds what to do to errors that people meet most.
+func (s *session) explain(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return exitCode(codeSignal + int(syscall.SIGINT)) // who pressed Ctrl-C knows
+	}
+	failure, ok := errors.AsType[*client.Error](err)
+	switch {
+	case !ok:
+		return err
+	case failure.Code == client.Unavailable && failure.Status == 0 && failure.Err != nil:
+		return fmt.Errorf("%w\nDoes the server run? Start one here with: sudo wrenn up", err)
+	case failure.Code == client.Internal && failure.RequestID != "":
+		return fmt.Errorf("%w (request %s)", err, failure.RequestID)
+	}
+	return err
+}

@@ -1,0 +1,107 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"wrenn"
+	"wrenn/internal/up"
+)
+
+type upCommand struct {
+	State       string `default:"/var/lib/wrenn" type:"path" help:"Directory for everything that must survive."`
+	RunDir      string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; short."`
+	Images      string `type:"path" placeholder:"DIR" help:"Directory for guest images, if not --state."`
+	Listen      string `default:"127.0.0.1:8080" help:"Where the API is served."`
+	Metrics     string `placeholder:"ADDRESS" help:"Where Prometheus finds /metrics; default: nowhere."`
+	DatabaseURL string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"A PostgreSQL of yours; default: a private one in --state."`
+	OnExit      string `enum:"destroy,keep" default:"destroy" help:"What becomes of sandboxes at the end: ${enum}."`
+	Driver      string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs them: ${enum}."`
+	Qemu        string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
+	Firecracker string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
+	Jailer      string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`
+	Kernel      string `type:"path" placeholder:"FILE" help:"Guests' kernel, an uncompressed ELF; default: the distribution's."`
+	Initrd      string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
+	HostAgent   string `type:"path" placeholder:"PATH" help:"The host agent; default: host-agent beside this program."`
+	NetRange    string `placeholder:"CIDR" help:"Private addresses that sandboxes' networks take; default: 10.191.0.0/16."`
+	NetPrefix   string `placeholder:"NAME" help:"Start of the names of network namespaces and links; default: wrenn."`
+	Verbose     bool   `short:"v" help:"Show the control plane's log, too."`
+}
+
+// Run serves until it is interrupted.
+func (c *upCommand) Run(ctx context.Context, s *session) error {
+	if os.Geteuid() != 0 {
+		return wrenn.Errorf(wrenn.PermissionDenied, "up needs root, for network namespaces and mounts: sudo wrenn up")
+	}
+	program, err := c.agent()
+	if err != nil {
+		return err
+	}
+	cfg := up.Config{
+		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics, DatabaseURL: c.DatabaseURL,
+		Team: "default", Destroy: c.OnExit == "destroy",
+		Agent: up.AgentConfig{
+			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer,
+			Kernel: c.Kernel, Initrd: c.Initrd, Range: c.NetRange, Prefix: c.NetPrefix,
+		},
+		Say: func(line string) { fmt.Fprintln(s.Err, s.paint(s.Err, faint, printable(line))) },
+	}
+	if c.Verbose {
+		cfg.Log = s.Err
+	}
+	return up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error { return c.ready(ctx, s, r) })
+}
+
+// agent finds the host agent.
+func (c *upCommand) agent() (string, error) {
+	if c.HostAgent != "" {
+		return c.HostAgent, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(self), "host-agent")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return "", wrenn.Errorf(wrenn.NotFound, "%s is missing: it belongs beside this program; give its path by --host-agent", path)
+	}
+	return path, nil
+}
+
+// ready keeps a key for the other commands and says how to go on.
+func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error {
+	old, err := s.settings()
+	if err != nil {
+		return err
+	}
+	key, err := r.Key(ctx, old.Key, "wrenn up")
+	if err != nil {
+		return fmt.Errorf("make an API key: %w", err)
+	}
+	path, err := s.save(settings{URL: r.URL, Key: key})
+	if err != nil {
+		return err
+	}
+	const hint = 8 // characters of a key that tell it apart
+	told := struct {
+		URL    string `json:"url"`
+		Hint   string `json:"key_hint"`
+		Config string `json:"config"`
+	}{r.URL, key[:min(hint, len(key))], path}
+	return s.print(told, func(w io.Writer) {
+		fmt.Fprintf(w, `
+Wrenn serves at %s (documentation: %s/docs)
+The API key %s... is in %s
+
+  CLI   wrenn sandbox exec $(wrenn sandbox create) -- uname -a
+  curl  curl -H "X-API-Key: $(sed -n "s/^key = '\(.*\)'/\1/p" %s)" -X POST %s/v1/sandboxes
+  Go    c, err := client.New(client.Config{URL: "%s", Key: os.Getenv("WRENN_API_KEY")})
+
+Ctrl-C stops it, and then sandboxes are: %s (--on-exit)
+`, s.paint(w, green, r.URL), r.URL, told.Hint, path, path, r.URL, r.URL, map[string]string{"destroy": "destroyed", "keep": "kept"}[c.OnExit])
+	})
+}

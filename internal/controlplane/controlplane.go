@@ -1,0 +1,140 @@
+// Package controlplane composes the control plane from its configuration: the
+// database, the use cases, the public API and the metrics. It decides nothing.
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+
+	"golang.org/x/sync/errgroup"
+
+	"wrenn/internal/api"
+	"wrenn/internal/postgres"
+	"wrenn/internal/service"
+	"wrenn/internal/telemetry"
+)
+
+// NewLogger returns the logger that cfg asks for.
+func NewLogger(w io.Writer, cfg Log) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		return nil, err
+	}
+	return telemetry.NewLogger(w, telemetry.Log{Level: level, Format: cfg.Format})
+}
+
+// Migrate brings the database's schema to what this program needs. Several at once are safe.
+func Migrate(ctx context.Context, cfg Config) error {
+	return postgres.Migrate(ctx, cfg.Database.URL)
+}
+
+// Addresses are where a control plane serves.
+type Addresses struct {
+	API, Metrics net.Addr // Metrics is nil when there are none
+}
+
+// Run serves until ctx ends, then lets what is under way end. It calls ready,
+// which may be nil, when both addresses are bound; the database and the hosts
+// may come later, GET /ready tells. It does not migrate.
+func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses)) error {
+	listeners, err := listen(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer listeners.close()
+	svc, closeStore, err := Open(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer closeStore()
+	registry := telemetry.NewRegistry()
+	server, err := api.New(api.Config{
+		Service: svc, Log: log, Metrics: registry,
+		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,
+	})
+	if err != nil {
+		return err
+	}
+	if ready != nil {
+		ready(listeners.addresses())
+	}
+	// The service ends after the last request that needs it.
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return svc.Run(work) })
+	parts.Go(func() error {
+		defer stopWork()
+		return server.Run(ctx, listeners.api)
+	})
+	if listeners.metrics != nil {
+		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry) })
+	}
+	return parts.Wait()
+}
+
+// Open returns the use cases over the database of cfg, for programs that need
+// no more. The caller closes the store when it is done with the service.
+func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Service, closeStore func(), err error) {
+	hosts, err := cfg.hosts()
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := postgres.Open(ctx, postgres.Config{URL: cfg.Database.URL, MaxConns: cfg.Database.MaxConnections})
+	if err != nil {
+		return nil, nil, err
+	}
+	svc, err = service.New(service.Config{Hosts: hosts, Limits: service.Limits{
+		Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB,
+	}}, store, log)
+	if err != nil {
+		store.Close()
+		return nil, nil, err
+	}
+	return svc, store.Close, nil
+}
+
+// listeners are bound before anything starts: a taken port is an error, not a line in a log.
+type listeners struct{ api, metrics net.Listener }
+
+func listen(ctx context.Context, cfg Config) (*listeners, error) {
+	pair, err := cfg.TLS.load()
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	l := &listeners{}
+	if l.api, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen); err != nil {
+		return nil, fmt.Errorf("serve the API: %w", err)
+	}
+	if pair != nil {
+		// HTTP/1.1 alone: a WebSocket cannot be opened over the HTTP/2 of net/http.
+		l.api = tls.NewListener(l.api, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*pair}, NextProtos: []string{"http/1.1"}})
+	}
+	if cfg.MetricsListen == "" {
+		return l, nil
+	}
+	if l.metrics, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.MetricsListen); err != nil {
+		l.close()
+		return nil, fmt.Errorf("serve the metrics: %w", err)
+	}
+	return l, nil
+}
+
+func (l *listeners) addresses() Addresses {
+	a := Addresses{API: l.api.Addr()}
+	if l.metrics != nil {
+		a.Metrics = l.metrics.Addr()
+	}
+	return a
+}
+
+func (l *listeners) close() {
+	_ = l.api.Close()
+	if l.metrics != nil {
+		_ = l.metrics.Close()
+	}
+}

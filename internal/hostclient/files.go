@@ -1,0 +1,170 @@
+package hostclient
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"wrenn"
+	"wrenn/internal/wire"
+	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+)
+
+var errStalled = errors.New("nothing moved for too long")
+
+func stalled(peer string) error {
+	return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: peer + " did not answer in time", Err: errStalled}
+}
+
+// watchdog ends a transfer in which the host does not move for too long. The
+// time that the caller takes does not count.
+type watchdog struct {
+	limit  time.Duration
+	timer  *time.Timer
+	cancel context.CancelCauseFunc
+}
+
+func newWatchdog(ctx context.Context, limit time.Duration) (context.Context, *watchdog) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	w := &watchdog{limit: limit, cancel: cancel}
+	w.timer = time.AfterFunc(limit, func() { cancel(errStalled) })
+	w.timer.Stop()
+	return ctx, w
+}
+
+// during gives the host its time for f.
+func (w *watchdog) during(f func()) {
+	w.timer.Reset(w.limit)
+	defer w.timer.Stop()
+	f()
+}
+
+func (w *watchdog) stop() {
+	w.timer.Stop()
+	w.cancel(nil)
+}
+
+// transferError is an error of a transfer in ctx.
+func (c *Client) transferError(ctx context.Context, err error) error {
+	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
+		return stalled(c.peer)
+	}
+	return wire.FromConnect(c.peer, err)
+}
+
+// Write writes content to a file, which changes as a whole at the end. When
+// content ends with an error the file stays as it was, and the error, as it
+// is, is the answer.
+func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path string, content io.Reader) error {
+	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
+	defer dog.stop() // an end without CloseAndReceive is a broken stream to the host, never a whole file
+	stream, err := c.rpc.WriteFileStream(ctx)
+	if err != nil {
+		return c.transferError(ctx, err)
+	}
+	meta := &hostagentv1.WriteFileMeta{SandboxId: string(id), Path: path, User: user}
+	dog.during(func() {
+		err = stream.Send(&hostagentv1.WriteFileStreamRequest{Part: &hostagentv1.WriteFileStreamRequest_Meta{Meta: meta}})
+	})
+	if err == nil {
+		var readErr error
+		if readErr, err = sendChunks(stream, dog, content); readErr != nil {
+			return fmt.Errorf("read what to write: %w", readErr)
+		}
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return c.transferError(ctx, err)
+	}
+	// io.EOF of a Send says that the host has answered already: the answer says why.
+	dog.during(func() { _, err = stream.CloseAndReceive() })
+	return c.transferError(ctx, err)
+}
+
+type writeStream = connect.ClientStreamForClientSimple[hostagentv1.WriteFileStreamRequest, hostagentv1.WriteFileStreamResponse]
+
+func sendChunks(stream *writeStream, dog *watchdog, content io.Reader) (readErr, sendErr error) {
+	buf := make([]byte, maxFrame)
+	for {
+		n, err := content.Read(buf)
+		if n > 0 {
+			dog.during(func() {
+				sendErr = stream.Send(&hostagentv1.WriteFileStreamRequest{Part: &hostagentv1.WriteFileStreamRequest_Chunk{Chunk: buf[:n]}})
+			})
+		}
+		switch {
+		case sendErr != nil:
+			return nil, sendErr
+		case errors.Is(err, io.EOF):
+			return nil, nil
+		case err != nil:
+			return err, nil
+		}
+	}
+}
+
+// Read opens a file; what is wrong with it is an error of Read. The caller
+// closes it. A transfer that is cut is an error of its Read, never io.EOF.
+func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string) (io.ReadCloser, error) {
+	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
+	r := &reader{ctx: ctx, client: c, dog: dog}
+	var err error
+	dog.during(func() { // until the host's first word
+		r.stream, err = c.rpc.ReadFileStream(ctx, &hostagentv1.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+	})
+	if err != nil {
+		dog.stop()
+		return nil, c.transferError(ctx, err)
+	}
+	if r.next(); r.err != nil && !errors.Is(r.err, io.EOF) {
+		dog.stop()
+		return nil, r.err
+	}
+	return r, nil
+}
+
+type reader struct {
+	ctx    context.Context // of the transfer: its cause says whether it stalled
+	client *Client
+	stream *connect.ServerStreamForClient[hostagentv1.ReadFileStreamResponse]
+	dog    *watchdog
+	chunk  []byte
+	err    error
+}
+
+// next receives a chunk, or sets err.
+func (r *reader) next() {
+	more := false
+	r.dog.during(func() { more = r.stream.Receive() })
+	switch {
+	case more:
+		r.chunk = r.stream.Msg().GetChunk()
+	case r.stream.Err() != nil:
+		r.err = r.client.transferError(r.ctx, r.stream.Err())
+	default:
+		r.err = io.EOF
+	}
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for len(r.chunk) == 0 && r.err == nil {
+		r.next()
+	}
+	if len(r.chunk) == 0 {
+		return 0, r.err
+	}
+	n := copy(p, r.chunk)
+	r.chunk = r.chunk[n:]
+	return n, nil
+}
+
+func (r *reader) Close() error {
+	r.dog.stop()
+	return nil
+}

@@ -1,0 +1,321 @@
+// Package hosttest is a host's agent without a host: sandboxes in memory,
+// behind the real protocol. Tests of the control plane and its bench run
+// against it.
+package hosttest
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"wrenn"
+	"wrenn/internal/wire"
+	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+)
+
+// statusPrefix is what the protocol puts before the words of wrenn.SeenState.
+const statusPrefix = "SANDBOX_STATUS_"
+
+// Agent is a host in memory. Its exported fields are set before it serves.
+type Agent struct {
+	Capacity hostagentv1.Capacity // zero: 1,000 sandboxes, 1 TB of memory
+	// Before and After may fail a call, block it or look on. Methods are named
+	// as in the protocol. After runs when the work is done: its error is a lost answer.
+	Before, After func(ctx context.Context, method, id string) error
+	// Sent hears of each piece of output when it is on its way.
+	Sent func(n int)
+
+	mu       sync.Mutex // guards what follows
+	instance int
+	boxes    map[string]*box
+	creates  int
+}
+
+// box is a sandbox.
+type box struct {
+	info      *hostagentv1.SandboxInfo
+	env       map[string]string
+	files     map[string][]byte
+	processes map[uint32]*process
+}
+
+var _ hostagentv1connect.HostAgentServiceHandler = (*Agent)(nil)
+
+// with runs f on the sandboxes, between the hooks.
+func (a *Agent) with(ctx context.Context, method, id string, f func() error) error {
+	if a.Before != nil {
+		if err := a.Before(ctx, method, id); err != nil {
+			return wire.ToConnect(err)
+		}
+	}
+	if err := a.locked(f); err != nil {
+		return wire.ToConnect(err)
+	}
+	if a.After != nil {
+		return wire.ToConnect(a.After(ctx, method, id))
+	}
+	return nil
+}
+
+func (a *Agent) locked(f func() error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.boxes == nil {
+		a.boxes = map[string]*box{}
+	}
+	return f()
+}
+
+func (a *Agent) capacity() *hostagentv1.Capacity {
+	c := &hostagentv1.Capacity{
+		Sandboxes: cmp.Or(a.Capacity.Sandboxes, 1000), MemoryMb: cmp.Or(a.Capacity.MemoryMb, 1<<20),
+		DiskMb: cmp.Or(a.Capacity.DiskMb, 1<<20), DiskMbFree: cmp.Or(a.Capacity.DiskMbFree, 1<<20),
+	}
+	for _, b := range a.boxes {
+		c.SandboxesUsed++
+		c.MemoryMbUsed += uint64(b.info.MemoryMb)
+	}
+	return c
+}
+
+// Ping answers at once.
+func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
+	err = a.with(ctx, "Ping", "", func() error {
+		res = &hostagentv1.PingResponse{Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity()}
+		return nil
+	})
+	return res, err
+}
+
+func (a *Agent) name() string { return fmt.Sprintf("instance-%d", a.instance) }
+
+// CreateSandbox makes a sandbox that runs at once.
+func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandboxRequest) (*hostagentv1.CreateSandboxResponse, error) {
+	id := req.GetSandboxId()
+	err := a.with(ctx, "CreateSandbox", id, func() error {
+		if b := a.boxes[id]; b != nil {
+			if b.info.GetTemplate() != req.GetTemplate() || b.info.GetMemoryMb() != req.GetMemoryMb() {
+				return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there in another shape", id)
+			}
+			return nil
+		}
+		if c := a.capacity(); c.SandboxesUsed >= c.Sandboxes || c.MemoryMbUsed+uint64(req.GetMemoryMb()) > c.MemoryMb {
+			return wrenn.Errorf(wrenn.Exhausted, "this host is full")
+		}
+		if req.GetTemplate() == "missing" {
+			return wrenn.Errorf(wrenn.NotFound, "there is no template missing")
+		}
+		a.creates++
+		a.boxes[id] = newBox(&hostagentv1.SandboxInfo{
+			SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, Template: req.GetTemplate(),
+			Vcpus: req.GetVcpus(), MemoryMb: req.GetMemoryMb(), TimeoutSec: req.GetTimeoutSec(), Version: 1,
+			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
+		}, req.GetEnv())
+		return nil
+	})
+	return &hostagentv1.CreateSandboxResponse{SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING}, err
+}
+
+func newBox(info *hostagentv1.SandboxInfo, env map[string]string) *box {
+	return &box{info: info, env: env, files: map[string][]byte{}, processes: map[uint32]*process{}}
+}
+
+// DestroySandbox removes one, or nothing.
+func (a *Agent) DestroySandbox(ctx context.Context, req *hostagentv1.DestroySandboxRequest) (*hostagentv1.DestroySandboxResponse, error) {
+	err := a.with(ctx, "DestroySandbox", req.GetSandboxId(), func() error {
+		if b := a.boxes[req.GetSandboxId()]; b != nil {
+			b.kill()
+			delete(a.boxes, req.GetSandboxId())
+		}
+		return nil
+	})
+	return &hostagentv1.DestroySandboxResponse{}, err
+}
+
+// PauseSandbox pauses a running or paused one.
+func (a *Agent) PauseSandbox(ctx context.Context, req *hostagentv1.PauseSandboxRequest) (*hostagentv1.PauseSandboxResponse, error) {
+	return &hostagentv1.PauseSandboxResponse{}, a.turn(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
+}
+
+// ResumeSandbox resumes a paused or running one.
+func (a *Agent) ResumeSandbox(ctx context.Context, req *hostagentv1.ResumeSandboxRequest) (*hostagentv1.ResumeSandboxResponse, error) {
+	return &hostagentv1.ResumeSandboxResponse{}, a.turn(ctx, "ResumeSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
+}
+
+func (a *Agent) turn(ctx context.Context, method, id string, to hostagentv1.SandboxStatus) error {
+	return a.with(ctx, method, id, func() error {
+		b, err := a.live(id)
+		if err != nil {
+			return err
+		}
+		if b.info.Status != to {
+			b.info.Status = to
+			b.info.Version++
+		}
+		return nil
+	})
+}
+
+// live returns one that has not ended.
+func (a *Agent) live(id string) (*box, error) {
+	b := a.boxes[id]
+	if b == nil || b.ended() {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no sandbox %s here", id)
+	}
+	return b, nil
+}
+
+func (a *Agent) running(id string) (*box, error) {
+	b, err := a.live(id)
+	if err == nil && b.info.Status != hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s does not run", id)
+	}
+	return b, err
+}
+
+func (b *box) ended() bool {
+	return b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_STOPPED || b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_FAILED
+}
+
+// ListSandboxes returns all, by id.
+func (a *Agent) ListSandboxes(ctx context.Context, _ *hostagentv1.ListSandboxesRequest) (*hostagentv1.ListSandboxesResponse, error) {
+	res := &hostagentv1.ListSandboxesResponse{}
+	err := a.with(ctx, "ListSandboxes", "", func() error {
+		res.Instance, res.TakenAt = a.name(), timestamppb.Now()
+		for _, id := range slices.Sorted(maps.Keys(a.boxes)) {
+			res.Sandboxes = append(res.Sandboxes, copyOf(a.boxes[id].info))
+		}
+		return nil
+	})
+	return res, err
+}
+
+// copyOf is field by field: the message itself must not be copied.
+func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
+	return &hostagentv1.SandboxInfo{
+		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
+		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
+	}
+}
+
+// ExtendSandbox changes the timeout, which this host never lets run out by itself: see End.
+func (a *Agent) ExtendSandbox(ctx context.Context, req *hostagentv1.ExtendSandboxRequest) (*hostagentv1.ExtendSandboxResponse, error) {
+	return &hostagentv1.ExtendSandboxResponse{}, a.with(ctx, "ExtendSandbox", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		b.info.TimeoutSec = req.GetTimeoutSec()
+		b.info.Version++
+		return nil
+	})
+}
+
+// End lets a sandbox end by itself, as its time does.
+func (a *Agent) End(id wrenn.SandboxID, to wrenn.SeenState, reason string) {
+	a.set(id, to, func(i *hostagentv1.SandboxInfo) { i.Reason = reason })
+}
+
+// Put plants a sandbox that nobody asked for, or changes what one is.
+func (a *Agent) Put(id wrenn.SandboxID, state wrenn.SeenState) {
+	a.set(id, state, func(*hostagentv1.SandboxInfo) {})
+}
+
+func (a *Agent) set(id wrenn.SandboxID, to wrenn.SeenState, change func(*hostagentv1.SandboxInfo)) {
+	_ = a.locked(func() error { // never fails
+		b := a.boxes[string(id)]
+		if b == nil {
+			b = newBox(&hostagentv1.SandboxInfo{SandboxId: string(id), Template: "base", MemoryMb: 512, Vcpus: 1, TimeoutSec: 300}, nil)
+			a.boxes[string(id)] = b
+		}
+		b.info.Status = statusOf(to)
+		b.info.Version++
+		change(b.info)
+		if b.ended() {
+			b.kill()
+		}
+		return nil
+	})
+}
+
+func statusOf(s wrenn.SeenState) hostagentv1.SandboxStatus {
+	for n, name := range hostagentv1.SandboxStatus_name {
+		if name == statusPrefix+strings.ToUpper(string(s)) {
+			return hostagentv1.SandboxStatus(n)
+		}
+	}
+	return hostagentv1.SandboxStatus_SANDBOX_STATUS_UNSPECIFIED
+}
+
+// Lose forgets a sandbox, as a host does whose disk was replaced.
+func (a *Agent) Lose(id wrenn.SandboxID) {
+	_ = a.locked(func() error { delete(a.boxes, string(id)); return nil }) // never fails
+}
+
+// Restart is a new start of the agent; sandboxes live on.
+func (a *Agent) Restart() {
+	_ = a.locked(func() error { a.instance++; return nil }) // never fails
+}
+
+// Sandboxes returns what is there.
+func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.SeenState {
+	out := map[wrenn.SandboxID]wrenn.SeenState{}
+	_ = a.locked(func() error { // never fails
+		for id, b := range a.boxes {
+			out[wrenn.SandboxID(id)] = seenState(b.info.Status)
+		}
+		return nil
+	})
+	return out
+}
+
+func seenState(s hostagentv1.SandboxStatus) wrenn.SeenState {
+	for _, state := range []wrenn.SeenState{
+		wrenn.SeenStarting, wrenn.SeenRunning, wrenn.SeenPaused, wrenn.SeenStopping, wrenn.SeenStopped, wrenn.SeenFailed, wrenn.SeenQuarantined,
+	} {
+		if statusOf(state) == s {
+			return state
+		}
+	}
+	return wrenn.SeenUnknown
+}
+
+// Timeout returns what the host knows of a sandbox's timeout.
+func (a *Agent) Timeout(id wrenn.SandboxID) time.Duration {
+	var d time.Duration
+	_ = a.locked(func() error { // never fails
+		if b := a.boxes[string(id)]; b != nil {
+			d = time.Duration(b.info.TimeoutSec) * time.Second
+		}
+		return nil
+	})
+	return d
+}
+
+// Creates counts the sandboxes that were made.
+func (a *Agent) Creates() int {
+	n := 0
+	_ = a.locked(func() error { n = a.creates; return nil }) // never fails
+	return n
+}
+
+// stream is with for the streams, whose work is not under the lock.
+func (a *Agent) stream(ctx context.Context, method, id string, f func() error) error {
+	if err := a.with(ctx, method, id, func() error { return nil }); err != nil {
+		return err
+	}
+	err := f()
+	if _, ok := err.(*connect.Error); ok { //nolint:errorlint // only what needs no translation
+		return err
+	}
+	return wire.ToConnect(err)
+}

@@ -1,0 +1,106 @@
+package pgserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"wrenn"
+)
+
+// owner is the user that runs the server; nil credentials are the caller's own.
+type owner struct{ cred *syscall.Credential }
+
+func ownerOf(cfg Config) (*owner, error) {
+	if os.Geteuid() != 0 {
+		return &owner{}, nil
+	}
+	names := []string{"postgres", "nobody"}
+	if cfg.User != "" {
+		names = []string{cfg.User}
+	}
+	for _, name := range names {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, uidErr := strconv.ParseUint(u.Uid, 10, 32)
+		gid, gidErr := strconv.ParseUint(u.Gid, 10, 32)
+		if err := errors.Join(uidErr, gidErr); err != nil {
+			return nil, fmt.Errorf("user %s: %w", name, err)
+		}
+		return &owner{cred: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}, nil
+	}
+	return nil, wrenn.Errorf(wrenn.FailedPrecondition, "PostgreSQL does not run as root and there is no user %s", strings.Join(names, " or "))
+}
+
+// chown gives path, and what is in it from an earlier owner, to the owner.
+func (o *owner) chown(path string) error {
+	if o.cred == nil {
+		return nil
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid == o.cred.Uid {
+		return nil
+	}
+	return filepath.WalkDir(path, func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(name, int(o.cred.Uid), int(o.cred.Gid))
+	})
+}
+
+// command is a program of PostgreSQL as the owner, in a session of its own, so
+// that a terminal's Ctrl-C is the caller's to handle, and with nothing of the
+// caller's PG* environment.
+func (o *owner) command(cfg Config, name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(cfg.Bin, name), args...) //nolint:noctx // run and Stop end it
+	cmd.Dir = cfg.Dir
+	cmd.Env = []string{"PATH=" + cfg.Bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: o.cred}
+	return cmd
+}
+
+// run runs a program to its end; what it said is in the error.
+func (o *owner) run(ctx context.Context, cfg Config, name string, args ...string) error {
+	var said strings.Builder
+	cmd := o.command(cfg, name, args...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%s: %w: %s", name, errors.Join(context.Cause(ctx), err), strings.TrimSpace(said.String()))
+	}
+	return nil
+}
+
+// supervise starts the server and waits for its end. It keeps its thread:
+// Pdeathsig comes when the thread that forked ends, see prctl(2).
+func (s *Server) supervise(cmd *exec.Cmd, started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		started <- err
+		return
+	}
+	s.proc = cmd.Process
+	started <- nil
+	_ = cmd.Wait() // its log says why; done says that
+	close(s.done)
+}

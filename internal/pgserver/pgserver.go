@@ -1,0 +1,272 @@
+// Package pgserver runs a PostgreSQL server of its own from the programs of
+// the distribution: as an unprivileged user, on a Unix socket alone. Whoever
+// may enter the socket's directory is the server's administrator; nobody else
+// can reach it.
+package pgserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+)
+
+const (
+	admin        = "wrenn" // the server's superuser
+	readyPoll    = 20 * time.Millisecond
+	initTimeout  = 5 * time.Minute // initdb writes 40 MB; a busy machine takes its time
+	readyTimeout = 2 * time.Minute // includes the recovery after a crash
+	stopTimeout  = 30 * time.Second
+	quitTimeout  = 10 * time.Second
+	maxSocket    = 107 // bytes of a Unix socket's path, see unix(7)
+)
+
+// Config says where a server lives. Only Dir must be set.
+type Config struct {
+	// Dir holds the data, the log and the socket; it is made. The user that
+	// runs the server must be able to reach it. One server at a time may use it.
+	Dir string
+	// SocketDir is where the socket is, when Dir's path is too long for one; default Dir/socket.
+	SocketDir string
+	// User runs the server when the caller is root, because PostgreSQL refuses
+	// to; default postgres, else nobody. Everybody else runs it as himself.
+	User string
+	// Bin is the directory of PostgreSQL's programs; default: what Find finds.
+	Bin string
+	// Volatile trades the data for speed: nothing is synced. For tests.
+	Volatile bool
+	// DieWithParent ends the server when this process ends, however it does.
+	DieWithParent bool
+}
+
+func (c Config) data() string { return filepath.Join(c.Dir, "data") }
+func (c Config) log() string  { return filepath.Join(c.Dir, "postgres.log") }
+
+// Server is a running server.
+type Server struct {
+	cfg  Config
+	proc *os.Process
+	done chan struct{} // closed when the process has ended
+	stop sync.Mutex    // one Stop at a time
+}
+
+// Start starts the server, makes its data the first time, and returns when it
+// answers. A server that an earlier process left on the same data is stopped
+// first. The caller stops it; the end of ctx does not.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	owner, err := ownerOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := prepare(&cfg, owner); err != nil {
+		return nil, err
+	}
+	if cfg.Bin, err = programs(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if err := initialize(ctx, cfg, owner); err != nil {
+		return nil, err
+	}
+	if err := stopLeftover(ctx, cfg, owner); err != nil {
+		return nil, err
+	}
+	s, err := launch(cfg, owner)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.waitReady(ctx); err != nil {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+		defer cancel()
+		return nil, errors.Join(err, s.Stop(stopCtx))
+	}
+	return s, nil
+}
+
+// prepare makes the directories.
+func prepare(cfg *Config, owner *owner) error {
+	var err error
+	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
+		return err
+	}
+	if cfg.SocketDir == "" {
+		cfg.SocketDir = filepath.Join(cfg.Dir, "socket")
+	}
+	if n := len(filepath.Join(cfg.SocketDir, ".s.PGSQL.5432.lock")); n > maxSocket {
+		return wrenn.Errorf(wrenn.Invalid, "the database's socket would have a path of %d bytes, the system allows %d: choose a shorter directory than %s", n, maxSocket, cfg.SocketDir)
+	}
+	for _, dir := range []string{cfg.Dir, cfg.SocketDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+		if err := owner.chown(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// initialize makes the data, as a whole or not at all.
+func initialize(ctx context.Context, cfg Config, owner *owner) error {
+	if _, err := os.Stat(filepath.Join(cfg.data(), "PG_VERSION")); err == nil {
+		return nil
+	}
+	staged := cfg.data() + ".new"
+	if err := os.RemoveAll(staged); err != nil {
+		return err
+	}
+	args := []string{"-D", staged, "--username=" + admin, "--auth=trust", "--encoding=UTF8", "--locale=C"}
+	if cfg.Volatile {
+		args = append(args, "--no-sync")
+	}
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	if err := owner.run(ctx, cfg, "initdb", args...); err != nil {
+		return fmt.Errorf("make the database's files in %s: %w", cfg.Dir, err)
+	}
+	return os.Rename(staged, cfg.data())
+}
+
+// stopLeftover stops the server that a killed process left behind. A pid file
+// alone proves nothing: the pid may be somebody else's by now, but a
+// postmaster's working directory is its data.
+func stopLeftover(ctx context.Context, cfg Config, owner *owner) error {
+	content, err := os.ReadFile(filepath.Join(cfg.data(), "postmaster.pid"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	pid, _, _ := strings.Cut(string(content), "\n")
+	cwd, err := os.Readlink(filepath.Join("/proc", filepath.Base(strings.TrimSpace(pid)), "cwd"))
+	if err != nil || cwd != cfg.data() {
+		return nil //nolint:nilerr // no such process: PostgreSQL sweeps up the file itself
+	}
+	if err := owner.run(ctx, cfg, "pg_ctl", "stop", "-D", cfg.data(), "-m", "fast", "-w"); err != nil {
+		return fmt.Errorf("stop the database server that an earlier run left: %w", err)
+	}
+	return nil
+}
+
+func launch(cfg Config, owner *owner) (*Server, error) {
+	logFile, err := os.OpenFile(cfg.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer logFile.Close()
+	args := []string{"-D", cfg.data(), "-k", cfg.SocketDir, "-c", "listen_addresses="}
+	if cfg.Volatile {
+		args = append(args, "-F", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+	}
+	cmd := owner.command(cfg, "postgres", args...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	if cfg.DieWithParent {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT // an immediate shutdown of the server and its children
+	}
+	s := &Server{cfg: cfg, done: make(chan struct{})}
+	started := make(chan error)
+	go s.supervise(cmd, started)
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start the database server: %w", err)
+	}
+	return s, nil
+}
+
+// Done is closed when the server has ended, asked or not.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// URL is how pgx and libpq reach a database of the server.
+func (s *Server) URL(database string) string {
+	u := url.URL{Scheme: "postgres", Path: "/" + database}
+	u.RawQuery = url.Values{"host": {s.cfg.SocketDir}, "user": {admin}, "sslmode": {"disable"}}.Encode()
+	return u.String()
+}
+
+// EnsureDatabase makes a database unless it is there.
+func (s *Server) EnsureDatabase(ctx context.Context, name string) error {
+	conn, err := pgx.Connect(ctx, s.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }() // what was asked is answered
+	var found bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name).Scan(&found); err != nil || found {
+		return err
+	}
+	_, err = conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize())
+	return err
+}
+
+// waitReady returns when the server answers, or says why it does not.
+func (s *Server) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the database server does not answer"))
+	defer cancel()
+	tick := time.NewTicker(readyPoll)
+	defer tick.Stop()
+	for {
+		conn, err := pgx.Connect(ctx, s.URL("postgres"))
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-s.done:
+			return fmt.Errorf("the database server ended at once: %s", tail(s.cfg.log()))
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s", context.Cause(ctx), tail(s.cfg.log()))
+		case <-tick.C:
+		}
+	}
+}
+
+// Stop disconnects clients, writes everything down and returns when the
+// server is gone. When ctx ends first the server stops without a last
+// checkpoint, which costs a recovery at the next start and no data. Twice is
+// allowed.
+func (s *Server) Stop(ctx context.Context) error {
+	s.stop.Lock()
+	defer s.stop.Unlock()
+	_ = s.proc.Signal(os.Interrupt) // signals fail when it has ended, which done says
+	if s.ended(ctx) {
+		return nil
+	}
+	for _, harder := range []os.Signal{syscall.SIGQUIT, os.Kill} {
+		_ = s.proc.Signal(harder)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitTimeout)
+		ended := s.ended(ctx)
+		cancel()
+		if ended {
+			return nil
+		}
+	}
+	return errors.New("the database server does not end")
+}
+
+// ended waits for the server's end or that of ctx, and says whether it was the former.
+func (s *Server) ended(ctx context.Context) bool {
+	select {
+	case <-s.done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// tail is the end of a log, for an error message.
+func tail(path string) string {
+	const limit = 2 << 10
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return "no log: " + err.Error()
+	}
+	return strings.TrimSpace(string(content[max(0, len(content)-limit):]))
+}

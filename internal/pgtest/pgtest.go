@@ -1,0 +1,163 @@
+// Package pgtest gives tests a real PostgreSQL: one server a test process,
+// one fresh database a test, with the schema of the control plane.
+package pgtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+	"wrenn/internal/pgserver"
+	"wrenn/internal/postgres"
+)
+
+const (
+	template = "template_wrenn"
+	patience = 2 * time.Minute // of the server; machines that test are busy
+)
+
+// shared is the server of this test process. It starts with the first New, so
+// that tests without a database run where PostgreSQL is missing.
+var shared struct {
+	once   sync.Once
+	armed  atomic.Bool // Main runs
+	server *pgserver.Server
+	dir    string
+	err    error
+	last   atomic.Int64 // number of the last database
+}
+
+// Main runs a package's tests and stops the server after them:
+//
+//	func TestMain(m *testing.M) { pgtest.Main(m) }
+func Main(m *testing.M) {
+	shared.armed.Store(true)
+	defer func() {
+		if shared.server != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			_ = shared.server.Stop(ctx) // DieWithParent is the second way
+		}
+		_ = os.RemoveAll(shared.dir)
+	}()
+	m.Run()
+}
+
+// New returns the URL of an empty database with the schema, which goes when
+// the test ends. The test is skipped when PostgreSQL's programs are missing;
+// with WRENN_CI=1 it fails.
+func New(tb testing.TB) string {
+	tb.Helper()
+	if !shared.armed.Load() {
+		tb.Fatal("pgtest.New needs: func TestMain(m *testing.M) { pgtest.Main(m) }")
+	}
+	shared.once.Do(func() { shared.err = startShared() })
+	orSkip(tb, shared.err)
+	name := fmt.Sprintf("test_%d", shared.last.Add(1))
+	admin(tb, "CREATE DATABASE "+name+" TEMPLATE "+template)
+	tb.Cleanup(func() { admin(tb, "DROP DATABASE "+name+" WITH (FORCE)") })
+	return shared.server.URL(name)
+}
+
+// Store is New with a store on it.
+func Store(tb testing.TB) *postgres.Store {
+	tb.Helper()
+	return Open(tb, New(tb))
+}
+
+// Open opens one more store on a database, as another replica would.
+func Open(tb testing.TB, url string) *postgres.Store {
+	tb.Helper()
+	store, err := postgres.Open(context.WithoutCancel(tb.Context()), postgres.Config{URL: url, Timeout: patience})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(store.Close)
+	return store
+}
+
+// Server starts a server that is the test's own, to be stopped and started
+// again by restart, and returns the URL of a database with the schema.
+func Server(tb testing.TB) (url string, stop func(), restart func()) {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "pgtest-") //nolint:usetesting // t.TempDir's names are too long for a socket
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	var server *pgserver.Server
+	ctx := context.WithoutCancel(tb.Context())
+	restart = func() {
+		tb.Helper()
+		server, err = pgserver.Start(ctx, config(dir))
+		orSkip(tb, err)
+	}
+	stop = func() {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		if err := server.Stop(ctx); err != nil {
+			tb.Error(err)
+		}
+	}
+	restart()
+	tb.Cleanup(func() { stop() })
+	if err := errors.Join(server.EnsureDatabase(ctx, "wrenn"), postgres.Migrate(ctx, server.URL("wrenn"))); err != nil {
+		tb.Fatal(err)
+	}
+	return server.URL("wrenn"), stop, restart
+}
+
+func config(dir string) pgserver.Config {
+	return pgserver.Config{Dir: dir, Volatile: true, DieWithParent: true}
+}
+
+func startShared() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	var err error
+	if shared.dir, err = os.MkdirTemp("", "pgtest-"); err != nil {
+		return err
+	}
+	if shared.server, err = pgserver.Start(ctx, config(shared.dir)); err != nil {
+		return err
+	}
+	if err := shared.server.EnsureDatabase(ctx, template); err != nil {
+		return err
+	}
+	return postgres.Migrate(ctx, shared.server.URL(template))
+}
+
+// admin runs a statement that is no test's.
+func admin(tb testing.TB, sql string) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, shared.server.URL("postgres"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = conn.Close(ctx) }() // what was asked is answered
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// orSkip tells "not installed" from "does not work".
+func orSkip(tb testing.TB, err error) {
+	tb.Helper()
+	switch {
+	case err == nil:
+	case wrenn.CodeOf(err) == wrenn.NotFound && os.Getenv("WRENN_CI") == "":
+		tb.Skip(err)
+	default:
+		tb.Fatal(err)
+	}
+}

@@ -1,0 +1,328 @@
+package postgres_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/postgres"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+var plenty = postgres.Limits{Sandboxes: 1 << 20, MemoryMB: 1 << 40}
+
+func team(t *testing.T, s *postgres.Store) wrenn.TeamID {
+	t.Helper()
+	team, err := s.EnsureTeam(t.Context(), "team")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return team
+}
+
+func create(t *testing.T, s *postgres.Store, sb wrenn.Sandbox) *wrenn.Sandbox {
+	t.Helper()
+	sb.ID, sb.Template, sb.VCPUs, sb.MemoryMB = wrenn.NewSandboxID(), "base", 1, 512
+	out, err := s.CreateSandbox(t.Context(), sb, plenty, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func wantCode(t *testing.T, err error, want wrenn.Code) {
+	t.Helper()
+	if got := wrenn.CodeOf(err); got != want {
+		t.Errorf("got %q (%v), want %q", got, err, want)
+	}
+}
+
+// query returns rows of text.
+func query(t *testing.T, url, sql string) []string {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	rows, err := conn.Query(t.Context(), sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestStatesAreTheSameEverywhere holds the code, the CHECK constraint and the diagram equal.
+func TestStatesAreTheSameEverywhere(t *testing.T) {
+	t.Parallel()
+	var want []string
+	for _, s := range wrenn.States() {
+		want = append(want, string(s))
+	}
+	definition := query(t, pgtest.New(t), "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'sandboxes_state'")[0]
+	var got []string
+	for _, m := range regexp.MustCompile(`'([a-z]+)'`).FindAllStringSubmatch(definition, -1) {
+		got = append(got, m[1])
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the CHECK constraint (-code +database):\n%s", diff)
+	}
+
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "control-plane.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var moves, drawn []string
+	for _, from := range wrenn.States() {
+		for _, to := range wrenn.States() {
+			if from.Can(to) {
+				moves = append(moves, fmt.Sprintf("%s --> %s", from, to))
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)^ *([a-z]+ --> [a-z]+)`).FindAllStringSubmatch(string(page), -1) {
+		drawn = append(drawn, m[1])
+	}
+	slices.Sort(moves)
+	slices.Sort(drawn)
+	if diff := cmp.Diff(moves, drawn); diff != "" {
+		t.Errorf("the diagram of docs/control-plane.md (-code +page):\n%s", diff)
+	}
+}
+
+func TestCompareAndSet(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	sb := create(t, s, wrenn.Sandbox{Team: team(t, s)})
+	const writers = 8
+	var mu sync.Mutex
+	var won []*wrenn.Sandbox
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			moved, err := s.MoveSandbox(t.Context(), sb, postgres.Move{To: wrenn.Starting, Host: "h1", Actor: "test"})
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				won = append(won, moved)
+			} else if !errors.Is(err, postgres.ErrConflict) || wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(won) != 1 || won[0].State != wrenn.Starting || won[0].Host != "h1" || won[0].Version != 2 {
+		t.Fatalf("won: %+v", won)
+	}
+	running, err := s.MoveSandbox(t.Context(), won[0], postgres.Move{To: wrenn.Running, Actor: "test"})
+	if err != nil || running.StartedAt.IsZero() || running.Host != "h1" {
+		t.Fatalf("%+v, %v", running, err)
+	}
+	_, err = s.MoveSandbox(t.Context(), running, postgres.Move{To: wrenn.Pending})
+	wantCode(t, err, wrenn.Internal) // the states forbid it, whatever the row is
+	events, err := s.Events(t.Context(), sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range events {
+		events[i].At = time.Time{}
+	}
+	want := []postgres.Event{
+		{Version: 1, To: wrenn.Pending, Actor: "test"},
+		{Version: 2, From: wrenn.Pending, To: wrenn.Starting, Host: "h1", Actor: "test"},
+		{Version: 3, From: wrenn.Starting, To: wrenn.Running, Host: "h1", Actor: "test"},
+	}
+	if diff := cmp.Diff(want, events); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+func TestEventsAreAppendOnly(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	s := pgtest.Open(t, url)
+	create(t, s, wrenn.Sandbox{Team: team(t, s)})
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	for _, sql := range []string{"DELETE FROM sandbox_events", "UPDATE sandbox_events SET reason = 'x'"} {
+		if _, err := conn.Exec(t.Context(), sql); err == nil || !strings.Contains(err.Error(), "append-only") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+}
+
+func TestPages(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	mine := team(t, s)
+	other, err := s.EnsureTeam(t.Context(), "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	create(t, s, wrenn.Sandbox{Team: other})
+	var all []wrenn.SandboxID // newest first
+	for i := range 25 {
+		sb := create(t, s, wrenn.Sandbox{Team: mine, Metadata: map[string]string{"n": fmt.Sprint(i % 5), "of": "five"}})
+		if i%3 == 0 {
+			if _, err := s.MoveSandbox(t.Context(), sb, postgres.Move{To: wrenn.Failed, Reason: "why", Actor: "test"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all = append([]wrenn.SandboxID{sb.ID}, all...)
+	}
+	walk := func(l postgres.List, between func()) (ids []wrenn.SandboxID, pages int) {
+		for {
+			page, next, err := s.Sandboxes(t.Context(), mine, l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, sb := range page {
+				ids = append(ids, sb.ID)
+			}
+			pages++
+			if next == "" {
+				return ids, pages
+			}
+			l.Page = next
+			between()
+		}
+	}
+	nothing := func() {}
+	got, pages := walk(postgres.List{Limit: 10}, nothing)
+	if diff := cmp.Diff(all, got); diff != "" || pages != 3 {
+		t.Errorf("%d pages (-want +got):\n%s", pages, diff)
+	}
+	if got, pages := walk(postgres.List{Limit: 25}, nothing); len(got) != 25 || pages != 1 {
+		t.Errorf("a page that is just full: %d in %d pages", len(got), pages)
+	}
+	if got, _ := walk(postgres.List{Limit: 4, States: []wrenn.State{wrenn.Failed}}, nothing); len(got) != 9 {
+		t.Errorf("%d failed, want 9", len(got))
+	}
+	if got, _ := walk(postgres.List{Limit: 4, States: []wrenn.State{wrenn.Failed, wrenn.Pending}, Metadata: map[string]string{"n": "3", "of": "five"}}, nothing); len(got) != 5 {
+		t.Errorf("%d with n=3, want 5", len(got))
+	}
+	if got, _ := walk(postgres.List{Limit: 4, Metadata: map[string]string{"n": "3", "of": "six"}}, nothing); len(got) != 0 {
+		t.Errorf("%d match half of the filter", len(got))
+	}
+	got, _ = walk(postgres.List{Limit: 10}, func() { create(t, s, wrenn.Sandbox{Team: mine}) })
+	if diff := cmp.Diff(all, got); diff != "" {
+		t.Errorf("with new ones between the pages (-want +got):\n%s", diff)
+	}
+	for _, page := range []string{"x", "e30", "MTIzLmZvbw", "LTEuaWFiY2RlZmdoaWprbG1ub3BxcnN0"} {
+		_, _, err := s.Sandboxes(t.Context(), mine, postgres.List{Limit: 1, Page: page})
+		wantCode(t, err, wrenn.Invalid)
+	}
+}
+
+func TestHostRows(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	mine := team(t, s)
+	at := func(host wrenn.HostID, states ...wrenn.State) wrenn.SandboxID {
+		sb := create(t, s, wrenn.Sandbox{Team: mine})
+		for _, to := range states {
+			var err error
+			if sb, err = s.MoveSandbox(t.Context(), sb, postgres.Move{To: to, Host: host, Actor: "test"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return sb.ID
+	}
+	running := at("h1", wrenn.Starting, wrenn.Running)
+	at("h1", wrenn.Starting, wrenn.Failed)
+	seenEnded := at("h1", wrenn.Starting, wrenn.Failed)
+	at("h2", wrenn.Starting)
+	elsewhere := at("h2", wrenn.Starting)
+	at("")
+	rows, err := s.HostRows(t.Context(), "h1", []wrenn.SandboxID{running, seenEnded, elsewhere, `"no id"`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []wrenn.SandboxID
+	for _, r := range rows {
+		got = append(got, r.ID)
+	}
+	want := []wrenn.SandboxID{running, seenEnded, elsewhere}
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("rows (-want +got):\n%s", diff)
+	}
+}
+
+func TestUnknownAreReportedOnce(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	seen := []wrenn.SeenSandbox{{ID: "a", State: wrenn.SeenRunning}, {ID: "b", State: wrenn.SeenPaused, Reason: "who knows"}}
+	for i, want := range []int{2, 0} {
+		fresh, err := s.SaveUnknown(t.Context(), "h1", seen)
+		if err != nil || len(fresh) != want {
+			t.Errorf("time %d: %v, %v", i, fresh, err)
+		}
+	}
+	if fresh, err := s.SaveUnknown(t.Context(), "h1", nil); err != nil || len(fresh) != 0 {
+		t.Errorf("%v, %v", fresh, err)
+	}
+	if fresh, err := s.SaveUnknown(t.Context(), "h1", seen[:1]); err != nil || len(fresh) != 1 {
+		t.Errorf("one that is back is new: %v, %v", fresh, err)
+	}
+}
+
+func TestDatabaseThatIsNotThere(t *testing.T) {
+	t.Parallel()
+	s, err := postgres.Open(t.Context(), postgres.Config{URL: "postgres://wrenn:geheim@127.0.0.1:1/wrenn"})
+	if err != nil {
+		t.Fatalf("a store does not wait for its database: %v", err)
+	}
+	defer s.Close()
+	err = s.Ready(t.Context())
+	wantCode(t, err, wrenn.Unavailable)
+	if strings.Contains(err.Error(), "geheim") {
+		t.Errorf("the password is in %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = s.Now(ctx)
+	wantCode(t, err, wrenn.Canceled)
+	_, err = postgres.Open(t.Context(), postgres.Config{URL: "postgres://wrenn:geheim@:x/"})
+	if wantCode(t, err, wrenn.Invalid); strings.Contains(err.Error(), "geheim") {
+		t.Errorf("the password is in %v", err)
+	}
+}
+
+func TestReadyKnowsTheSchema(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	s := pgtest.Open(t, url)
+	if err := s.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := postgres.Migrate(t.Context(), url); err != nil {
+		t.Errorf("migrating what is migrated: %v", err)
+	}
+	query(t, url, "DELETE FROM goose_db_version WHERE version_id > 0 RETURNING ''")
+	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
+	query(t, url, "DROP TABLE goose_db_version")
+	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
+}

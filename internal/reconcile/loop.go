@@ -1,0 +1,263 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"wrenn"
+)
+
+const (
+	parallelHosts   = 16 // rounds at once, so that a host that hangs holds up nobody
+	parallelActions = 8  // of one host
+	leadPoll        = 5 * time.Second
+)
+
+// Store is the rows. Move changes one if it still is as it was read.
+type Store interface {
+	Now(ctx context.Context) (time.Time, error)
+	HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error)
+	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error
+	// SaveUnknown keeps what was reported of a host and returns what is new of it.
+	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.SeenSandbox) ([]wrenn.SandboxID, error)
+	// TryLead returns nil when another replica leads.
+	TryLead(ctx context.Context) (Lead, error)
+}
+
+// Lead is the right to reconcile.
+type Lead interface {
+	Held(ctx context.Context) error
+	Close(ctx context.Context)
+}
+
+// Host is a host that can be reached.
+type Host interface {
+	Inventory(ctx context.Context) (wrenn.Inventory, error)
+	Destroy(ctx context.Context, id wrenn.SandboxID) error
+	Pause(ctx context.Context, id wrenn.SandboxID) error
+	Resume(ctx context.Context, id wrenn.SandboxID) error
+	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
+}
+
+// Config is what a loop needs.
+type Config struct {
+	Store Store
+	// Hosts returns those that can be reached now.
+	Hosts func() map[wrenn.HostID]Host
+	Every time.Duration // default 30 s
+	Grace Grace
+	Log   *slog.Logger
+}
+
+// Loop reconciles as long as it leads.
+type Loop struct {
+	cfg  Config
+	wake chan struct{} // has a value when somebody kicked
+
+	mu       sync.Mutex // guards what follows
+	kicked   map[wrenn.HostID]bool
+	reported map[wrenn.HostID]bool // hosts of which something is reported
+}
+
+// New returns a loop, which Run runs.
+func New(cfg Config) *Loop {
+	cfg.Every = cmp.Or(cfg.Every, 30*time.Second)
+	return &Loop{cfg: cfg, wake: make(chan struct{}, 1), kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]bool{}}
+}
+
+// Kick asks for a round of one host at once. It does not block.
+func (l *Loop) Kick(host wrenn.HostID) {
+	l.mu.Lock()
+	l.kicked[host] = true
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run reconciles until ctx ends, whenever no other replica does.
+func (l *Loop) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		lead, err := l.cfg.Store.TryLead(ctx)
+		if err == nil && lead != nil {
+			l.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leading the reconciliation")
+			err = l.lead(ctx, lead)
+			lead.Close(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "not leading the reconciliation", slog.Any("error", err))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(leadPoll):
+		}
+	}
+	return nil
+}
+
+// lead makes rounds until the lead or ctx ends.
+func (l *Loop) lead(ctx context.Context, lead Lead) error {
+	tick := time.NewTicker(l.cfg.Every)
+	defer tick.Stop()
+	l.takeKicked() // the first round is of all
+	l.All(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := lead.Held(ctx); err != nil {
+				return err
+			}
+			l.All(ctx)
+		case <-l.wake:
+			if err := lead.Held(ctx); err != nil {
+				return err
+			}
+			kicked := l.takeKicked()
+			l.rounds(ctx, func(host wrenn.HostID) bool { return kicked[host] })
+		}
+	}
+}
+
+func (l *Loop) takeKicked() map[wrenn.HostID]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kicked := l.kicked
+	l.kicked = map[wrenn.HostID]bool{}
+	return kicked
+}
+
+// All makes one round of every host, and of the rows that have none yet.
+func (l *Loop) All(ctx context.Context) {
+	l.rounds(ctx, func(wrenn.HostID) bool { return true })
+	l.finish(ctx, "", l.round(ctx, "", nowhere{}))
+}
+
+func (l *Loop) rounds(ctx context.Context, wanted func(wrenn.HostID) bool) {
+	var g errgroup.Group
+	g.SetLimit(parallelHosts)
+	for id, host := range l.cfg.Hosts() {
+		if wanted(id) {
+			g.Go(func() error { l.finish(ctx, id, l.round(ctx, id, host)); return nil })
+		}
+	}
+	_ = g.Wait() // each says itself what is wrong
+}
+
+func (l *Loop) finish(ctx context.Context, host wrenn.HostID, err error) {
+	if err != nil && ctx.Err() == nil {
+		l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "reconciling a host", slog.String("host", string(host)), slog.Any("error", err))
+	}
+}
+
+// round looks at one host and acts. The order matters: the time, what is
+// there, and then what should be.
+func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
+	asOf, err := l.cfg.Store.Now(ctx)
+	if err != nil {
+		return err
+	}
+	inv, err := host.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	ids := make([]wrenn.SandboxID, len(inv.Sandboxes))
+	for i, sb := range inv.Sandboxes {
+		ids[i] = sb.ID
+	}
+	rows, err := l.cfg.Store.HostRows(ctx, id, ids)
+	if err != nil {
+		return err
+	}
+	inv.Host = id
+	plan := Plan(rows, inv, asOf, l.cfg.Grace)
+	l.act(ctx, host, plan.Actions)
+	return l.report(ctx, id, plan.Unknown)
+}
+
+func (l *Loop) act(ctx context.Context, host Host, actions []Action) {
+	var g errgroup.Group
+	g.SetLimit(parallelActions)
+	for _, a := range actions {
+		g.Go(func() error {
+			err := l.do(ctx, host, a)
+			attrs := []slog.Attr{
+				slog.String("action", string(a.Kind)), slog.String("sandbox", string(a.Row.ID)), slog.String("host", string(a.Row.Host)),
+				slog.String("from", string(a.Row.State)), slog.String("to", string(a.To)), slog.String("reason", a.Reason),
+			}
+			if err != nil {
+				// Often another request that was first; if not, the next round sees the same again.
+				l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "could not reconcile a sandbox", append(attrs, slog.Any("error", err))...)
+				return nil
+			}
+			l.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "reconciled a sandbox", attrs...)
+			return nil
+		})
+	}
+	_ = g.Wait() // logged above
+}
+
+func (l *Loop) do(ctx context.Context, host Host, a Action) error {
+	move := func() error {
+		if a.To == "" {
+			return nil
+		}
+		return l.cfg.Store.Move(ctx, &a.Row, a.To, a.Reason)
+	}
+	first, then := move, func() error { return nil }
+	switch a.Kind {
+	case Acknowledge:
+		then = func() error { return host.Destroy(ctx, a.Row.ID) }
+	case Destroy:
+		first, then = func() error { return host.Destroy(ctx, a.Row.ID) }, move
+	case Pause:
+		first = func() error { return host.Pause(ctx, a.Row.ID) }
+	case Resume:
+		first = func() error { return host.Resume(ctx, a.Row.ID) }
+	case Extend:
+		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
+	}
+	if err := first(); err != nil {
+		return err
+	}
+	return then()
+}
+
+// report tells people of sandboxes that no row explains: once in the log, and
+// in the database as long as they are there.
+func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.SeenSandbox) error {
+	l.mu.Lock()
+	known, before := l.reported[host]
+	l.mu.Unlock()
+	if len(unknown) == 0 && before && !known {
+		return nil // nothing, as the last time
+	}
+	fresh, err := l.cfg.Store.SaveUnknown(ctx, host, unknown)
+	if err != nil {
+		return err
+	}
+	for _, id := range fresh {
+		l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a host has a sandbox that no row explains; it is left alone until a person decides",
+			slog.String("host", string(host)), slog.String("sandbox", string(id)))
+	}
+	l.mu.Lock()
+	l.reported[host] = len(unknown) > 0
+	l.mu.Unlock()
+	return nil
+}
+
+// nowhere is the host of rows that have none yet.
+type nowhere struct{}
+
+func (nowhere) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
+func (nowhere) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
+func (nowhere) Pause(context.Context, wrenn.SandboxID) error                 { return nil }
+func (nowhere) Resume(context.Context, wrenn.SandboxID) error                { return nil }
+func (nowhere) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }

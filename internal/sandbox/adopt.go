@@ -1,0 +1,194 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
+
+	"wrenn"
+)
+
+// adopting bounds how many sandboxes are adopted at a time.
+const adopting = 16
+
+// adoptAll takes over what an earlier agent left. What cannot be understood is
+// reported in the inventory and left alone; one sandbox does not keep the others.
+func (m *Manager) adoptAll(ctx context.Context) error {
+	journals, err := os.ReadDir(m.sandboxes())
+	if err != nil {
+		return err
+	}
+	var work errgroup.Group
+	work.SetLimit(adopting)
+	for _, e := range journals {
+		work.Go(func() error {
+			m.adopt(ctx, filepath.Join(m.sandboxes(), e.Name()))
+			return nil
+		})
+	}
+	_ = work.Wait() // none fails: what goes wrong is in the inventory
+	return m.adoptOrphans(ctx)
+}
+
+// adopt takes over the sandbox of one directory.
+func (m *Manager) adopt(ctx context.Context, dir string) {
+	name := filepath.Base(dir)
+	j, err := readJournal(dir)
+	if err != nil {
+		m.quarantine(ctx, name, "its journal cannot be read", err)
+		return
+	}
+	if j.Step == "" && hasProcess(name) {
+		m.quarantine(ctx, name, "it runs but has no journal", nil)
+		return
+	}
+	s := m.revive(j)
+	s.turn <- struct{}{}
+	defer s.unlock()
+	switch {
+	case j.Step == stepRunning && j.Template != warmTemplate:
+		err = s.takeOver(ctx)
+	case j.Step == stepEnded && j.Verdict != nil:
+		s.set(j.Verdict.Status, j.Verdict.Reason)
+	default: // half made, or half gone
+		if err = s.findParts(ctx); err == nil {
+			s.undoOrEnd(ctx)
+		}
+	}
+	if err != nil {
+		m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox put in quarantine", slog.String("sandbox", name), slog.Any("err", err))
+		s.set(StatusQuarantined, asReason("it could not be taken over", err))
+	}
+}
+
+// undoOrEnd removes a sandbox that was half made or half gone; what does not
+// work is tried again by Run.
+func (s *Sandbox) undoOrEnd(ctx context.Context) {
+	step := s.journal.Step
+	if err := s.finishEnding(ctx); err != nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "leftover sandbox cannot be removed yet", slog.String("sandbox", string(s.id)), slog.Any("err", err))
+		return
+	}
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", string(s.id)), slog.String("step", string(step)))
+}
+
+// takeOver makes a sandbox that ran this agent's own. An error means that it
+// may run and cannot be worked with.
+func (s *Sandbox) takeOver(ctx context.Context) error {
+	j, driver := s.journal, s.m.cfg.Driver
+	switch {
+	case j.Machine == nil || j.Slot == nil:
+		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no network slot")
+	case j.Machine.Driver != driver.Name():
+		return wrenn.Errorf(wrenn.FailedPrecondition, "its machine is of driver %s, and this agent works with %s", j.Machine.Driver, driver.Name())
+	}
+	machine, err := driver.Adopt(ctx, *j.Machine)
+	if wrenn.CodeOf(err) == wrenn.NotFound {
+		return s.bury(ctx, err)
+	}
+	if err != nil {
+		return fmt.Errorf("machine: %w", err)
+	}
+	slot, err := s.m.cfg.Slots.Adopt(ctx, *j.Slot)
+	if err != nil {
+		return fmt.Errorf("network slot: %w", err)
+	}
+	s.machine, s.slot = machine, slot
+	s.connect()
+	if err := s.enforcePaused(ctx); err != nil {
+		return fmt.Errorf("pause or resume: %w", err)
+	}
+	s.watch(ctx)
+	status := StatusRunning
+	if j.Paused {
+		status = StatusPaused
+	}
+	s.set(status, "")
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox adopted", slog.String("sandbox", string(s.id)), slog.String("status", string(status)))
+	return nil
+}
+
+// bury ends a sandbox whose machine is gone.
+func (s *Sandbox) bury(ctx context.Context, cause error) error {
+	if err := s.findParts(ctx); err != nil {
+		return err
+	}
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "machine ended while no agent ran", slog.String("sandbox", string(s.id)), slog.Any("err", cause))
+	s.journal.Verdict = &Verdict{StatusFailed, "its machine ended while the host's agent was down, as when the host restarts"}
+	s.undoOrEnd(ctx)
+	return nil
+}
+
+// adoptOrphans looks for machines that no journal names.
+func (m *Manager) adoptOrphans(ctx context.Context) error {
+	dirs, err := os.ReadDir(m.machines())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range dirs {
+		if _, err := m.Get(wrenn.SandboxID(e.Name())); err == nil {
+			continue
+		}
+		if hasProcess(e.Name()) {
+			m.quarantine(ctx, e.Name(), "it runs but has no journal", nil)
+			continue
+		}
+		errs = append(errs, os.RemoveAll(filepath.Join(m.machines(), e.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+// quarantine reports what is not understood. It is left alone.
+func (m *Manager) quarantine(ctx context.Context, name, reason string, cause error) {
+	m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox put in quarantine",
+		slog.String("sandbox", name), slog.String("reason", reason), slog.Any("err", cause))
+	s := m.revive(&journal{Format: journalFormat, ID: wrenn.SandboxID(name), path: filepath.Join(m.sandboxes(), name, journalName)})
+	s.set(StatusQuarantined, reason)
+}
+
+// Quarantined says how many sandboxes are in quarantine. While there are any,
+// network slots that no journal names may be theirs.
+func (m *Manager) Quarantined() int {
+	n := 0
+	for _, s := range m.all() {
+		if s.Info().Status == StatusQuarantined {
+			n++
+		}
+	}
+	return n
+}
+
+// Live says how many sandboxes have something that the next agent could adopt.
+func (m *Manager) Live() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	count, _ := m.taken()
+	return count
+}
+
+// hasProcess says whether a process has the id of a sandbox in its command
+// line, as the VMMs of all drivers do.
+func hasProcess(id string) bool {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return true // who knows
+	}
+	for _, e := range entries {
+		if _, err := strconv.Atoi(e.Name()); err != nil {
+			continue
+		}
+		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err == nil && len(id) > 0 && bytes.Contains(line, []byte(id)) {
+			return true
+		}
+	}
+	return false
+}

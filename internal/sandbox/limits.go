@@ -1,0 +1,82 @@
+package sandbox
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+)
+
+// Limits bound what the sandboxes of a host may take together. Zero is no limit.
+type Limits struct {
+	Sandboxes int
+	MemoryMiB int // of their machines, as they are told
+	// DiskFreeMiB is what must be free in the state directory for a new one:
+	// disks are clones that grow as they are written.
+	DiskFreeMiB int
+}
+
+// Capacity is what the limits allow and what is taken.
+type Capacity struct {
+	Limits      Limits
+	Sandboxes   int
+	MemoryMiB   int
+	DiskMiB     int // of the file system that the disks are on
+	DiskFreeMiB int
+}
+
+// Capacity returns the counts of this moment.
+func (m *Manager) Capacity() (Capacity, error) {
+	total, free, err := m.diskMiB()
+	if err != nil {
+		return Capacity{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	count, memory := m.taken()
+	return Capacity{Limits: m.cfg.Limits, Sandboxes: count, MemoryMiB: memory, DiskMiB: total, DiskFreeMiB: free}, nil
+}
+
+// admit says whether there is room for one more. The caller holds mu.
+func (m *Manager) admit(shape Shape, diskFreeMiB int) error {
+	limits := m.cfg.Limits
+	count, memory := m.taken()
+	switch {
+	case limits.Sandboxes > 0 && count >= limits.Sandboxes:
+		return wrenn.Errorf(wrenn.Exhausted, "this host runs %d sandboxes, as many as it may: destroy some, or raise limits.sandboxes of its agent", count)
+	case limits.MemoryMiB > 0 && memory+shape.MemoryMiB > limits.MemoryMiB:
+		return wrenn.Errorf(wrenn.Exhausted, "%d MB of memory do not fit on this host: %d of %d MB are taken; destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
+			shape.MemoryMiB, memory, limits.MemoryMiB)
+	case limits.DiskFreeMiB > 0 && diskFreeMiB < limits.DiskFreeMiB:
+		return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MB are free and %d must be (limits.disk_free_mb of its agent)", diskFreeMiB, limits.DiskFreeMiB)
+	}
+	return nil
+}
+
+// taken counts the sandboxes that have a machine, or may. The caller holds mu.
+func (m *Manager) taken() (count, memoryMiB int) {
+	for _, s := range m.boxes {
+		switch info := s.Info(); info.Status {
+		case StatusStopped, StatusFailed, statusUnmade:
+		default:
+			count++
+			memoryMiB += info.Shape.MemoryMiB
+		}
+	}
+	return count, memoryMiB
+}
+
+func (m *Manager) diskFreeMiB() (int, error) {
+	_, free, err := m.diskMiB()
+	return free, err
+}
+
+func (m *Manager) diskMiB() (total, free int, err error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(m.cfg.StateDir, &stat); err != nil {
+		return 0, 0, fmt.Errorf("space in the state directory: %w", err)
+	}
+	size := uint64(stat.Bsize)
+	return int(stat.Blocks * size >> 20), int(stat.Bavail * size >> 20), nil
+}

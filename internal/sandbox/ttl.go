@@ -1,0 +1,167 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+const (
+	// retryAfter is the pause before what could not be ended is tried again.
+	retryAfter = 10 * time.Second
+	// lookAgain bounds how long Run sleeps: timers do not run while a host is suspended.
+	lookAgain = time.Minute
+)
+
+// Use keeps the sandbox from ending for lack of use until release is called,
+// once, and says that it was used now. FailedPrecondition unless it runs.
+func (s *Sandbox) Use() (release func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.life.status != StatusRunning {
+		return nil, s.infoLocked().refusal()
+	}
+	s.life.uses++
+	s.life.active = time.Now()
+	return s.unuse, nil
+}
+
+func (s *Sandbox) infoLocked() Info {
+	return Info{ID: s.id, Status: s.life.status, Reason: s.life.reason}
+}
+
+func (s *Sandbox) unuse() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life.uses--
+	s.life.active = time.Now()
+	if s.life.uses == 0 {
+		s.m.rouse()
+	}
+}
+
+// Extend sets the time without use after which the sandbox ends, counted from
+// now; 0 is never. FailedPrecondition when it has ended.
+func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
+	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+		return err
+	}
+	defer s.unlock()
+	before := s.journal.Timeout
+	s.journal.Timeout = timeout
+	if err := s.journal.save(); err != nil {
+		s.journal.Timeout = before
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life.timeout, s.life.active = timeout, time.Now()
+	s.changed()
+	return nil
+}
+
+// dueAt is when Run has to do something about the sandbox, if nothing happens
+// meanwhile. The time of a paused one stands still: whoever pauses a sandbox
+// means to come back.
+func (s *Sandbox) dueAt() (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life.dueAt()
+}
+
+func (l *life) dueAt() (time.Time, bool) {
+	switch {
+	case !l.retry.IsZero():
+		return l.retry, true
+	case l.status == StatusRunning && l.timeout > 0 && l.uses == 0:
+		return l.active.Add(l.timeout), true
+	default:
+		return time.Time{}, false
+	}
+}
+
+// Run ends the sandboxes whose time is up, and what could not be ended before,
+// until ctx ends. Nothing of it is left when it returns.
+func (m *Manager) Run(ctx context.Context) error {
+	var enders sync.WaitGroup
+	defer enders.Wait()
+	busy := sync.Map{} // of *Sandbox: an ender is at it
+	for {
+		wait := lookAgain
+		for _, s := range m.all() {
+			at, ok := s.dueAt()
+			if !ok {
+				continue
+			}
+			if left := time.Until(at); left > 0 {
+				wait = min(wait, left)
+				continue
+			}
+			if _, at := busy.LoadOrStore(s, true); at {
+				continue
+			}
+			enders.Go(func() {
+				defer m.rouse()
+				defer busy.Delete(s)
+				s.endIfDue(ctx)
+			})
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-m.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+func (m *Manager) rouse() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+// endIfDue looks again under the sandbox's lock, and ends it.
+func (s *Sandbox) endIfDue(ctx context.Context) {
+	if err := s.lock(ctx); err != nil {
+		return
+	}
+	defer s.unlock()
+	expired, retry := s.claimIfDue()
+	var err error
+	switch {
+	case expired != "":
+		err = s.end(ctx, Verdict{Status: StatusStopped, Reason: expired})
+	case retry:
+		err = s.finishEnding(ctx)
+	default:
+		return
+	}
+	if err != nil && ctx.Err() == nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox cannot be ended",
+			slog.String("sandbox", string(s.id)), slog.Any("err", err), slog.Duration("retry_in", retryAfter))
+	}
+}
+
+// claimIfDue marks a sandbox whose time is up as stopping, in one step with the
+// look at the clock, so that nobody begins to use it. It returns the reason.
+func (s *Sandbox) claimIfDue() (expired string, retry bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.life.dueAt()
+	switch {
+	case !ok || time.Until(at) > 0:
+		return "", false
+	case !s.life.retry.IsZero():
+		return "", true
+	}
+	s.life.status = StatusStopping
+	s.changed()
+	return fmt.Sprintf("not used for %s", s.life.timeout), false
+}

@@ -1,0 +1,68 @@
+// Package scheduler picks hosts for sandboxes. It is pure: it sees what was
+// last known of the hosts and decides; a host that is full says so itself.
+package scheduler
+
+import (
+	"cmp"
+
+	"wrenn"
+)
+
+// Host is what is known of one that can be reached.
+type Host struct {
+	ID       wrenn.HostID
+	Capacity wrenn.Capacity
+	// What was sent there since it said so.
+	PendingSandboxes int
+	PendingMemoryMB  int64
+}
+
+// Pick returns the host whose memory is least taken, in parts of what it has,
+// among those with room for one more sandbox of that much memory; the smallest
+// id of several. It is Exhausted when none has, Unavailable when there is none.
+func Pick(hosts []Host, memoryMB int) (wrenn.HostID, error) {
+	if len(hosts) == 0 {
+		return "", wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
+	}
+	var best *Host
+	for i := range hosts {
+		h := &hosts[i]
+		if h.fits(memoryMB) && (best == nil || h.compare(best, memoryMB) < 0) {
+			best = h
+		}
+	}
+	if best == nil {
+		return "", wrenn.Errorf(wrenn.Exhausted, "no host has room for a sandbox with %d MB of memory; delete some, or ask for less", memoryMB)
+	}
+	return best.ID, nil
+}
+
+func (h *Host) fits(memoryMB int) bool {
+	c := h.Capacity
+	return (c.Sandboxes == 0 || c.SandboxesUsed+h.PendingSandboxes < c.Sandboxes) &&
+		(c.MemoryMB == 0 || c.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB) <= c.MemoryMB)
+}
+
+// compare orders hosts by how full they would be: by memory, then by number, then by id.
+func (h *Host) compare(o *Host, memoryMB int) int {
+	return cmp.Or(
+		cmp.Compare(h.memory(memoryMB), o.memory(memoryMB)),
+		cmp.Compare(h.number(), o.number()),
+		cmp.Compare(h.ID, o.ID),
+	)
+}
+
+// memory and number are the parts taken; of what has no limit nothing is.
+func (h *Host) memory(memoryMB int) float64 {
+	if h.Capacity.MemoryMB == 0 {
+		return 0
+	}
+	return float64(h.Capacity.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB)) / float64(h.Capacity.MemoryMB)
+}
+
+func (h *Host) number() float64 {
+	if h.Capacity.Sandboxes == 0 {
+		return 0
+	}
+	return float64(h.Capacity.SandboxesUsed+h.PendingSandboxes) / float64(h.Capacity.Sandboxes)
+}

@@ -1,0 +1,164 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/postgres"
+)
+
+// Defaults of a sandbox, as the API documents them.
+const (
+	defaultTemplate = "base"
+	defaultVCPUs    = 1
+	defaultMemoryMB = 512
+	defaultTimeout  = 300 * time.Second
+	minMemoryMB     = 64 // less does not boot
+)
+
+// CreateSandbox is a sandbox to make. Zero values are the defaults: template
+// "base", 1 vCPU, 512 MB, 300 s. A Timeout below zero is never.
+type CreateSandbox struct {
+	Template        string
+	VCPUs, MemoryMB int
+	Timeout         time.Duration // without use until it is destroyed
+	Metadata        map[string]string
+	Env             map[string]string // of every command
+}
+
+// CreateSandbox returns when the sandbox runs. When ctx ends before, what was
+// made is undone. Exhausted says what is full: the team's limit or the hosts.
+func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox) (*wrenn.Sandbox, error) {
+	sb, err := s.describe(c, req)
+	if err != nil {
+		return nil, err
+	}
+	s.fleet.ready(ctx)
+	if _, err := s.fleet.pick(sb.MemoryMB, nil); err != nil {
+		return nil, err // no row for what cannot be
+	}
+	limits := postgres.Limits{Sandboxes: s.cfg.Limits.Sandboxes, MemoryMB: int64(s.cfg.Limits.TeamMemoryMB)}
+	row, err := s.store.CreateSandbox(ctx, sb, limits, c.actor())
+	if err != nil {
+		return nil, err
+	}
+	return s.place(ctx, row, c.actor())
+}
+
+// describe is the sandbox that the request means.
+func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
+	sb := wrenn.Sandbox{
+		ID: wrenn.NewSandboxID(), Team: c.Team, Template: cmp.Or(req.Template, defaultTemplate),
+		VCPUs: cmp.Or(req.VCPUs, defaultVCPUs), MemoryMB: cmp.Or(req.MemoryMB, defaultMemoryMB),
+		Metadata: req.Metadata, Env: req.Env,
+	}
+	var err error
+	if sb.Timeout, err = s.timeout(req.Timeout, defaultTimeout); err != nil {
+		return sb, err
+	}
+	limits := s.cfg.Limits
+	switch {
+	case sb.VCPUs < 1 || sb.VCPUs > limits.VCPUs:
+		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", limits.VCPUs, sb.VCPUs)
+	case sb.MemoryMB < minMemoryMB || sb.MemoryMB > limits.MemoryMB:
+		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, limits.MemoryMB, sb.MemoryMB)
+	}
+	return sb, cmp.Or(checkTemplate(sb.Template), checkMetadata(sb.Metadata), checkEnv(sb.Env))
+}
+
+// timeout is a request's, in the words of a row: below zero is never, zero is
+// the default, and refused where there is none.
+func (s *Service) timeout(d, byDefault time.Duration) (time.Duration, error) {
+	switch {
+	case d < 0:
+		return 0, nil
+	case d > s.cfg.Limits.Timeout:
+		return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is at most %v, or below zero for none", s.cfg.Limits.Timeout)
+	case d > 0:
+		return d, nil
+	case byDefault > 0:
+		return byDefault, nil
+	}
+	return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is more than 0 s, or below zero for none")
+}
+
+// place finds a host for a new row and makes the sandbox there. A host that
+// says it is full has made nothing, so the next one is asked.
+func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, actor string) (*wrenn.Sandbox, error) {
+	full := map[wrenn.HostID]bool{}
+	var refused error
+	for {
+		m, err := s.fleet.pick(sb.MemoryMB, full)
+		if err != nil {
+			return nil, s.abandon(ctx, sb, actor, cmp.Or(refused, err)) // a host's own words say more
+		}
+		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: m.id, Actor: actor})
+		if err != nil {
+			return nil, s.abandon(ctx, sb, actor, err)
+		}
+		sb = moved
+		done := m.reserve(sb.MemoryMB)
+		err = m.client.Create(ctx, sb)
+		done(err == nil)
+		switch {
+		case err == nil:
+			return s.started(ctx, sb, actor)
+		case wrenn.CodeOf(err) == wrenn.Exhausted && len(full) < len(s.fleet.members):
+			full[m.id], refused = true, err
+		default:
+			return nil, s.abandon(ctx, sb, actor, err)
+		}
+	}
+}
+
+// started writes that the sandbox runs. When that cannot be, its caller will
+// not hear of it, and it is undone.
+func (s *Service) started(ctx context.Context, sb *wrenn.Sandbox, actor string) (*wrenn.Sandbox, error) {
+	ctx, cancel := own(ctx, rowTimeout)
+	defer cancel()
+	now, err := s.arrive(ctx, sb, wrenn.Running, actor)
+	if err == nil {
+		s.usedBoxes.add(sb.ID)
+		return now, nil
+	}
+	return nil, s.abandon(ctx, sb, actor, err)
+}
+
+// abandon undoes a sandbox that did not come to run because of cause, which
+// it returns. What it cannot do now is the reconciler's: the row says stopping.
+func (s *Service) abandon(ctx context.Context, sb *wrenn.Sandbox, actor string, cause error) error {
+	gone := ctx.Err() != nil
+	ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)
+	defer cancel()
+	reason := reasonOf(cause)
+	if gone {
+		reason = "who asked for it went away while it started"
+	}
+	moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Stopping, Reason: reason, Actor: actor})
+	if err != nil && !errors.Is(err, postgres.ErrConflict) {
+		s.warn(ctx, "that a sandbox did not start is not written yet", sb, err)
+	}
+	if err := s.destroy(ctx, sb); err != nil {
+		s.warn(ctx, "the host did not destroy a sandbox yet", sb, err)
+		s.loop.Kick(sb.Host)
+		return cause
+	}
+	if moved == nil {
+		return cause // whoever changed the row meanwhile ends it
+	}
+	if _, err := s.store.MoveSandbox(ctx, moved, postgres.Move{To: wrenn.Failed, Reason: reason, Actor: actor}); err != nil {
+		s.warn(ctx, "that a sandbox did not start is not written yet", sb, err)
+	}
+	return cause
+}
+
+// reasonOf is an error for the row: what a user may read, without causes.
+func reasonOf(err error) string {
+	if e, ok := errors.AsType[*wrenn.Error](err); ok && e.Code != wrenn.Internal {
+		return e.Message
+	}
+	return "its host could not start it"
+}

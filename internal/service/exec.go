@@ -1,0 +1,111 @@
+package service
+
+import (
+	"context"
+	"io"
+
+	"wrenn"
+	"wrenn/internal/hostclient"
+)
+
+// ExecStream is one live stream of a command. Receive may be used by one
+// goroutine while another sends. Close ends the stream, not the command; the
+// end of the context that opened it does the same.
+type ExecStream interface {
+	// Receive returns what happens next, and io.EOF after Exit.
+	Receive() (ExecOutput, error)
+	SendStdin(p []byte) error
+	CloseStdin() error
+	Resize(size PTYSize) error
+	// Signal takes "SIGTERM" or "SIGKILL".
+	Signal(name string) error
+	Close() error
+}
+
+var _ ExecStream = (*hostclient.ExecStream)(nil)
+
+// use returns the host of a running sandbox, and notes that it is used.
+func (s *Service) use(ctx context.Context, c Caller, id wrenn.SandboxID) (*hostclient.Client, error) {
+	_, host, err := s.at(ctx, c, id, wrenn.Running)
+	if err == nil {
+		s.usedBoxes.add(id)
+	}
+	return host, err
+}
+
+// Exec runs a command to its end. When ctx ends first the command is killed.
+// Its timeout is 30 s by default.
+func (s *Service) Exec(ctx context.Context, c Caller, id wrenn.SandboxID, cmd ExecCommand) (*ExecResult, error) {
+	if err := s.checkCommand(cmd); err != nil {
+		return nil, err
+	}
+	host, err := s.use(ctx, c, id)
+	if err != nil {
+		return nil, err
+	}
+	defer s.usedBoxes.add(id) // it may have taken long
+	return host.Exec(ctx, id, cmd)
+}
+
+// StartExec starts a command and watches it. The caller closes the stream.
+func (s *Service) StartExec(ctx context.Context, c Caller, id wrenn.SandboxID, start ExecStart) (ExecStream, error) {
+	if err := s.checkCommand(start.ExecCommand); err != nil {
+		return nil, err
+	}
+	return s.open(ctx, c, id, func(host *hostclient.Client) (*hostclient.ExecStream, error) { return host.StartExec(ctx, id, start) })
+}
+
+// AttachExec watches a command that runs. The caller closes the stream.
+func (s *Service) AttachExec(ctx context.Context, c Caller, id wrenn.SandboxID, pid int) (ExecStream, error) {
+	return s.open(ctx, c, id, func(host *hostclient.Client) (*hostclient.ExecStream, error) { return host.AttachExec(ctx, id, pid) })
+}
+
+func (s *Service) open(ctx context.Context, c Caller, id wrenn.SandboxID, f func(*hostclient.Client) (*hostclient.ExecStream, error)) (ExecStream, error) {
+	host, err := s.use(ctx, c, id)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := f(host)
+	if err != nil {
+		return nil, err // not an ExecStream that holds a nil
+	}
+	return &usedStream{ExecStream: stream, used: func() { s.usedBoxes.add(id) }}, nil
+}
+
+// usedStream notes at its end that the sandbox was used until then.
+type usedStream struct {
+	*hostclient.ExecStream
+	used func()
+}
+
+func (u *usedStream) Close() error {
+	u.used()
+	return u.ExecStream.Close()
+}
+
+// WriteFile writes content to path. The file changes as a whole at the end or
+// not at all; an error of content is returned as it is, with more around it.
+func (s *Service) WriteFile(ctx context.Context, c Caller, id wrenn.SandboxID, user, path string, content io.Reader) error {
+	if err := checkFile(user, path); err != nil {
+		return err
+	}
+	host, err := s.use(ctx, c, id)
+	if err != nil {
+		return err
+	}
+	defer s.usedBoxes.add(id)
+	return host.Write(ctx, id, user, path, content)
+}
+
+// ReadFile opens a file. The caller closes it. A cut transfer is an error of
+// Read, never io.EOF.
+func (s *Service) ReadFile(ctx context.Context, c Caller, id wrenn.SandboxID, user, path string) (io.ReadCloser, error) {
+	if err := checkFile(user, path); err != nil {
+		return nil, err
+	}
+	host, err := s.use(ctx, c, id)
+	if err != nil {
+		return nil, err
+	}
+	return host.Read(ctx, id, user, path)
+}

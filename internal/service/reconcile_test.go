@@ -1,0 +1,175 @@
+package service_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/hostclient"
+	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/postgres"
+	"wrenn/internal/service"
+)
+
+func TestReconciler(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, func(c *service.Config) { c.ReconcileEvery = 10 * time.Millisecond })
+
+	t.Run("its time was up", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.End(sb.ID, wrenn.SeenStopped, "it was not used for 300 s")
+		got := w.reaches(t, sb.ID, wrenn.Stopped)
+		if got.Reason != "it was not used for 300 s" {
+			t.Errorf("reason %q", got.Reason)
+		}
+		eventually(t, "the host may forget it", func() bool { _, there := agent.Sandboxes()[sb.ID]; return !there })
+		w.checkEvents(t, got)
+	})
+	t.Run("it broke", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.End(sb.ID, wrenn.SeenFailed, "the guest panicked")
+		if got := w.reaches(t, sb.ID, wrenn.Failed); got.Reason != "the guest panicked" {
+			t.Errorf("reason %q", got.Reason)
+		}
+	})
+	t.Run("its host lost it", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.Lose(sb.ID)
+		w.reaches(t, sb.ID, wrenn.Failed)
+	})
+	t.Run("stuck between two states", func(t *testing.T) {
+		for _, c := range []struct {
+			row  wrenn.State
+			seen wrenn.SeenState
+			want wrenn.State
+		}{
+			{wrenn.Pending, "", wrenn.Failed}, {wrenn.Starting, "", wrenn.Failed}, {wrenn.Starting, wrenn.SeenRunning, wrenn.Running},
+			{wrenn.Stopping, wrenn.SeenRunning, wrenn.Stopped}, {wrenn.Stopping, "", wrenn.Stopped},
+			{wrenn.Pausing, wrenn.SeenRunning, wrenn.Running}, {wrenn.Resuming, wrenn.SeenRunning, wrenn.Running},
+			{wrenn.Pausing, wrenn.SeenPaused, wrenn.Paused},
+		} {
+			t.Run(fmt.Sprintf("%s/%s", c.row, c.seen), func(t *testing.T) {
+				id := wrenn.NewSandboxID()
+				if c.seen != "" {
+					agent.Put(id, c.seen)
+				}
+				w.sql(t, `INSERT INTO sandboxes (id, team_id, template, state, vcpus, memory_mb, timeout_sec, host_id, updated_at)
+					VALUES ($1, $2, 'base', $3, 1, 512, 300, $4, now() - interval '1 hour')`,
+					string(id), string(w.caller.Team), string(c.row), map[bool]string{true: "", false: "h1"}[c.row == wrenn.Pending])
+				w.reaches(t, id, c.want)
+			})
+		}
+	})
+	t.Run("a sandbox that nobody knows", func(t *testing.T) {
+		id := wrenn.NewSandboxID()
+		agent.Put(id, wrenn.SeenRunning)
+		eventually(t, "it is reported", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "1" })
+		agent.Put(id, wrenn.SeenQuarantined)
+		create(t, s, w.caller) // life goes on
+		if _, there := agent.Sandboxes()[id]; !there {
+			t.Error("it was destroyed")
+		}
+		agent.Lose(id)
+		eventually(t, "the report is gone with it", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "0" })
+	})
+}
+
+// TestReconcileAtOnce has rounds so rare that only the host's return can be the cause.
+func TestReconcileAtOnce(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	t.Run("when the agent is a new one", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.End(sb.ID, wrenn.SeenStopped, "time was up")
+		agent.Restart()
+		w.reaches(t, sb.ID, wrenn.Stopped)
+	})
+	t.Run("when a host is back", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.End(sb.ID, wrenn.SeenStopped, "time was up")
+		w.servers[0].Stop()
+		eventually(t, "the host is down", func() bool {
+			_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
+			return err != nil && err.Error() == "no host can be reached; try again in a moment"
+		})
+		if err := w.servers[0].Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.reaches(t, sb.ID, wrenn.Stopped)
+	})
+}
+
+func TestOneLeads(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first, err := w.store.TryLead(t.Context(), "reconcile")
+	if err != nil || first == nil {
+		t.Fatalf("%v, %v", first, err)
+	}
+	if second, err := pgtest.Open(t, w.url).TryLead(t.Context(), "reconcile"); err != nil || second != nil {
+		t.Fatalf("two lead: %v, %v", second, err)
+	}
+	if err := first.Held(t.Context()); err != nil {
+		t.Error(err)
+	}
+	first.Close(t.Context())
+	var second *postgres.Lead
+	eventually(t, "somebody can take over", func() bool { // once the server has seen the session's end
+		second, err = w.store.TryLead(t.Context(), "reconcile")
+		return err == nil && second != nil
+	})
+	w.sql(t, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")
+	if err := second.Held(t.Context()); err == nil {
+		t.Error("a lead whose session ended is held")
+	}
+	second.Close(t.Context())
+}
+
+// TestDatabaseThatComesAndGoes stops the server under a service that runs.
+func TestDatabaseThatComesAndGoes(t *testing.T) {
+	t.Parallel()
+	url, stop, restart := pgtest.Server(t)
+	agent := &hosttest.Agent{}
+	w := worldOn(t, url, agent)
+	s, _ := w.replica(t, func(c *service.Config) {
+		c.ReconcileEvery, c.FlushEvery = 20*time.Millisecond, 20*time.Millisecond
+		c.Deadlines = hostclient.Deadlines{}
+	})
+	sb := create(t, s, w.caller)
+	_, secret, err := s.CreateKey(t.Context(), w.caller, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	for name, f := range map[string]func() error{
+		"ready":  func() error { return s.Ready(t.Context()) },
+		"get":    func() error { _, err := s.Sandbox(t.Context(), w.caller, sb.ID); return err },
+		"list":   func() error { _, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{}); return err },
+		"create": func() error { _, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{}); return err },
+		"delete": func() error { return s.DeleteSandbox(t.Context(), w.caller, sb.ID) },
+		"exec": func() error {
+			_, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo"})
+			return err
+		},
+		"authenticate": func() error { _, err := s.Authenticate(t.Context(), secret); return err },
+		"a key":        func() error { _, _, err := s.CreateKey(t.Context(), w.caller, "key"); return err },
+	} {
+		t.Run(name, func(t *testing.T) { wantCode(t, f(), wrenn.Unavailable) })
+	}
+	if got := agent.Sandboxes()[sb.ID]; got != wrenn.SeenRunning {
+		t.Errorf("without its database the sandbox is %q", got)
+	}
+	restart()
+	eventually(t, "it is ready again", func() bool { return s.Ready(t.Context()) == nil })
+	if res, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo", Args: []string{"still", "here"}}); err != nil || string(res.Stdout) != "still here\n" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	agent.End(sb.ID, wrenn.SeenStopped, "time was up")
+	w.reaches(t, sb.ID, wrenn.Stopped) // the reconciler leads again
+}

@@ -1,0 +1,73 @@
+package wire_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	"wrenn"
+	"wrenn/internal/wire"
+)
+
+// all is every code of error.go; the type is closed, the test is not generated.
+var all = []wrenn.Code{
+	wrenn.Invalid, wrenn.NotFound, wrenn.AlreadyExists, wrenn.FailedPrecondition, wrenn.Exhausted, wrenn.PermissionDenied,
+	wrenn.Unauthenticated, wrenn.Unavailable, wrenn.DeadlineExceeded, wrenn.Canceled, wrenn.Internal,
+}
+
+func TestCodesHaveTheNamesOfConnectAndComeBack(t *testing.T) {
+	for _, code := range all {
+		err := wire.ToConnect(fmt.Errorf("around: %w", wrenn.Errorf(code, "what to do")))
+		if got := connect.CodeOf(err); got.String() != string(code) {
+			t.Errorf("%s goes out as %s", code, got)
+		}
+		if got := wire.Code(connect.CodeOf(err)); got != code {
+			t.Errorf("%s comes back as %s", code, got)
+		}
+	}
+	for c := connect.CodeCanceled; c <= connect.CodeUnauthenticated; c++ {
+		if wire.Code(c) == "" {
+			t.Errorf("%s has no code", c)
+		}
+	}
+}
+
+func TestToConnectKeepsCauses(t *testing.T) {
+	for name, err := range map[string]error{
+		"of an Error": &wrenn.Error{Code: wrenn.NotFound, Message: "no such sandbox", Err: errors.New("/secret/path")},
+		"bare":        errors.New("/secret/path"),
+	} {
+		if got := wire.ToConnect(err).Error(); strings.Contains(got, "secret") {
+			t.Errorf("%s: %q tells the cause", name, got)
+		}
+	}
+}
+
+func TestFromConnect(t *testing.T) {
+	for name, c := range map[string]struct {
+		in   error
+		want wrenn.Code
+	}{
+		"the connection broke":     {connect.NewError(connect.CodeUnavailable, errors.New("dial tcp: refused")), wrenn.Unavailable},
+		"it broke in a frame":      {connect.NewError(connect.CodeInternal, errors.New("incomplete envelope")), wrenn.Unavailable},
+		"the answer is too large":  {connect.NewError(connect.CodeResourceExhausted, errors.New("message size 5 is larger than 4")), wrenn.Exhausted},
+		"no error of connect":      {errors.New("EOF"), wrenn.Unavailable},
+		"the caller went":          {connect.NewError(connect.CodeCanceled, context.Canceled), wrenn.Canceled},
+		"time was up":              {connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded), wrenn.DeadlineExceeded},
+		"one of ours is untouched": {wrenn.Errorf(wrenn.Exhausted, "full"), wrenn.Exhausted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := wire.FromConnect("host h1", c.in)
+			if got := wrenn.CodeOf(err); got != c.want {
+				t.Errorf("got %s (%v), want %s", got, err, c.want)
+			}
+		})
+	}
+	if wire.FromConnect("host", nil) != nil || wire.ToConnect(nil) != nil {
+		t.Error("no error became one")
+	}
+}

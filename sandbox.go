@@ -1,0 +1,75 @@
+package wrenn
+
+import (
+	"slices"
+	"time"
+)
+
+// State is where a sandbox is in its life.
+type State string
+
+// The states.
+const (
+	Pending  State = "pending"  // asked for; no host has heard of it
+	Starting State = "starting" // a host makes it
+	Running  State = "running"
+	Pausing  State = "pausing"
+	Paused   State = "paused"
+	Resuming State = "resuming"
+	Stopping State = "stopping"
+	Stopped  State = "stopped" // gone, because somebody or its time wanted so
+	Failed   State = "failed"  // gone, with a reason
+)
+
+// next holds the moves that are allowed. The database, the reconciler and the
+// documentation are checked against this table.
+var next = map[State][]State{
+	Pending:  {Starting, Stopping, Failed},
+	Starting: {Running, Stopping, Failed},
+	Running:  {Pausing, Stopping, Stopped, Failed}, // stopped at once when its time ran out on the host
+	Pausing:  {Paused, Running, Stopping, Stopped, Failed},
+	Paused:   {Resuming, Stopping, Stopped, Failed},
+	Resuming: {Running, Paused, Stopping, Stopped, Failed},
+	Stopping: {Stopped, Failed},
+	Stopped:  nil,
+	Failed:   nil,
+}
+
+// States returns all of them, in the order of a life.
+func States() []State {
+	return []State{Pending, Starting, Running, Pausing, Paused, Resuming, Stopping, Stopped, Failed}
+}
+
+// Can says whether a sandbox may move from s to to.
+func (s State) Can(to State) bool { return slices.Contains(next[s], to) }
+
+// Ended says that nothing comes after s.
+func (s State) Ended() bool { return s == Stopped || s == Failed }
+
+// Sandbox is a user's machine as the control plane knows it.
+type Sandbox struct {
+	ID       SandboxID
+	Team     TeamID
+	Host     HostID // "" until one was picked
+	Template string
+	State    State
+	Reason   string // why it is stopped or failed, for the user
+	VCPUs    int
+	MemoryMB int
+	Timeout  time.Duration // without use until it is destroyed; 0 is never
+	Metadata map[string]string
+	Env      map[string]string
+
+	CreatedAt    time.Time
+	StartedAt    time.Time // zero until it ran
+	LastActiveAt time.Time // zero until it ran
+	UpdatedAt    time.Time // of the last change of State
+	// Version grows with every change; compare-and-set goes by it.
+	Version int64
+}
+
+// TeamID names who owns sandboxes and keys: a UUID.
+type TeamID string
+
+// HostID names a machine that runs sandboxes: 1 to 63 of [a-z0-9-].
+type HostID string
