@@ -38,8 +38,8 @@ func Path(name string) string { return filepath.Join(Dir, name) }
 // f runs on a goroutine of its own, so panics in it cannot be recovered by the caller.
 //
 // A thread that cannot be brought back is never used again: it ends with its
-// goroutine. The main thread cannot end, so a program should keep other
-// goroutines off it by runtime.LockOSThread in an init function.
+// goroutine. The main thread cannot end, and /proc/self means its namespace: it
+// never leaves home.
 func Do(path string, f func() error) error {
 	target, err := Open(path)
 	if err != nil {
@@ -55,13 +55,19 @@ func Do(path string, f func() error) error {
 }
 
 // onThread calls f on a fresh goroutine with a thread of its own, which f may
-// move to another namespace. The thread is reused only if it is back home.
+// move to another namespace. The thread is reused only if it is back home. It is
+// never the main one: meanwhile others would take f's namespace for the process's.
 func onThread(f func() error) error {
 	err := errNoReturn
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer runtime.UnlockOSThread()
+			err = onThread(f) // on another one: this is taken meanwhile
+			return
+		}
 		home, openErr := os.Open(threadNS)
 		if openErr != nil {
 			runtime.UnlockOSThread()

@@ -103,6 +103,23 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 
 // Restore implements vm.Driver.
 func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
+	m, err := d.restore(ctx, spec, snapshot, d.can.clockRealtime)
+	if d.can.clockRealtime && clockMissing(err) {
+		return d.restore(ctx, spec, snapshot, false) // its agent is told the time anyhow
+	}
+	return m, err
+}
+
+// clockMissing recognises the refusal of a state that does not say when it was
+// taken. KVM tells Firecracker only where the host's clock was its processors'
+// time-stamp counter (KVM_CLOCK_REALTIME in the kernel's Documentation/virt/kvm/api.rst).
+// A VMM that refused a snapshot is good for nothing more, so that is known too late to go on.
+func clockMissing(err error) bool {
+	fault, ok := errors.AsType[*Fault](err)
+	return ok && strings.Contains(fault.Message, "clock_realtime requested")
+}
+
+func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clock bool) (vm.Machine, error) {
 	m, err := d.plan(spec, false)
 	if err != nil {
 		return nil, err
@@ -115,14 +132,14 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm
 		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
 		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
 	})
-	load := loadCall(d.can, made.Machine.TAP, spec.Net.TAP)
+	load := loadCall(clock, made.Machine.TAP, spec.Net.TAP)
 	return d.take(ctx, m, append(steps, step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }}))
 }
 
 // loadCall loads the files in the cell, of a machine whose network was at the
 // TAP was, and is to be at the TAP now.
-func loadCall(can capabilities, was, now string) snapshotLoad {
-	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: can.clockRealtime}
+func loadCall(clock bool, was, now string) snapshotLoad {
+	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: clock}
 	if now != was {
 		load.Networks = []networkOverride{{nic, now}}
 	}

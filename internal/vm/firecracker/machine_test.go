@@ -1,6 +1,30 @@
 package firecracker
 
-import "testing"
+import (
+	"errors"
+	"fmt"
+	"testing"
+)
+
+func TestClockMissing(t *testing.T) {
+	refusal := &Fault{"PUT /snapshot/load", 400, "Load snapshot error: Failed to restore from snapshot: Failed to build microVM from snapshot: " +
+		"Failed to restore microVM state: clock_realtime requested but not present in the snapshot state"} // 1.17.0-dev
+	for _, c := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"that refusal", refusal, true},
+		{"wrapped", fmt.Errorf("restore: %w", errors.Join(refusal, nil)), true},
+		{"another refusal", &Fault{"PUT /snapshot/load", 400, "No such file"}, false},
+		{"the same words of somebody else", errors.New(refusal.Message), false},
+		{"none", nil, false},
+	} {
+		if got := clockMissing(c.err); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
 
 func TestLog(t *testing.T) {
 	out := []byte("2026-11-24T23:38:54.077702576 [m-1:main:INFO] Running Firecracker v1.12.1\n" +

@@ -75,7 +75,7 @@ func TestLoadSendsWhatTheVersionKnows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := json.Marshal(loadCall(v.capabilities(), "tap0", "tap0"))
+		got, err := json.Marshal(loadCall(v.capabilities().clockRealtime, "tap0", "tap0"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestLoadSendsWhatTheVersionKnows(t *testing.T) {
 			t.Errorf("%s: body (-want +got):\n%s", text, diff)
 		}
 	}
-	body, err := json.Marshal(loadCall(capabilities{}, "tap0", "tap1"))
+	body, err := json.Marshal(loadCall(false, "tap0", "tap1"))
 	if want := base + `,"network_overrides":[{"iface_id":"eth0","host_dev_name":"tap1"}]}`; err != nil || string(body) != want {
 		t.Errorf("another TAP: %s, %v; want %s", body, err, want)
 	}
