@@ -18,11 +18,11 @@ help: ## this list
 	@grep -hE '^[a-z/]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z\/]+):.*## /\1\t/' | expand -t 18
 
 .PHONY: setup
-setup: ## install what is missing: Go, QEMU, mmdebstrap, e2fsprogs (needs root when something is)
+setup: ## install what is missing: Go, QEMU, mmdebstrap, PostgreSQL, … (needs root when something is)
 	@scripts/setup.sh
 
 .PHONY: build
-build: setup ## bin/host-agent, and what goes into guests: bin/envd, bin/stage0
+build: setup ## bin/: wrenn, control-plane, host-agent, and what goes into guests: envd, stage0
 	@$(GO_BUILD) -o bin/ ./cmd/...
 
 .PHONY: run

@@ -27,21 +27,3 @@ rm -f "$root/etc/resolv.conf"
 printf 'nameserver 1.1.1.1\nnameserver 8.8.8.8\n' >"$root/etc/resolv.conf"
 chmod 644 "$root/etc/hostname" "$root/etc/hosts" "$root/etc/resolv.conf"
 : >"$root/etc/machine-id"
-
-# The host's mirror may be one that no guest reaches.
-# shellcheck source=/dev/null
-suite=$(. "$root/etc/os-release" && echo "$VERSION_CODENAME")
-rm -rf "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/*
-cat >"$root/etc/apt/sources.list.d/debian.sources" <<EOF
-Types: deb
-URIs: http://deb.debian.org/debian
-Suites: $suite $suite-updates
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-
-Types: deb
-URIs: http://deb.debian.org/debian-security
-Suites: $suite-security
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-EOF

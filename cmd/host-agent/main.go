@@ -59,7 +59,7 @@ func command(ctx context.Context, args []string, std streams) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", run.ErrUsage, err)
+		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong has an exit code of its own
 	}
 	return parsed.Run()
 }

@@ -120,6 +120,11 @@ func (a *agent) once(ctx context.Context) error {
 		return err
 	}
 	defer logFile.Close()
+	words, err := a.listen()
+	if err != nil {
+		return err
+	}
+	defer words.log.Close()
 	args := []string{"serve", "--config", a.config}
 	if a.drain {
 		args = append(args, "--drain")
@@ -129,11 +134,8 @@ func (a *agent) once(ctx context.Context) error {
 	cmd.WaitDelay = agentGrace
 	// A session of its own: a terminal's Ctrl-C is ours to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
-	listener := &listener{log: logFile, say: a.say}
-	if a.started {
-		listener.say = func(string) {} // people know by now how it works here
-	}
-	cmd.Stdout, cmd.Stderr = listener, listener
+	// A file and no pipe: an agent that outlives us must be able to say so, and go on.
+	cmd.Stdout, cmd.Stderr = logFile, logFile
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", a.program, err)
 	}
@@ -141,7 +143,7 @@ func (a *agent) once(ctx context.Context) error {
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
-		if !a.started && a.answers(waiting) {
+		if !a.started && a.answers(waiting, words.hear) {
 			a.started = true
 			close(a.up)
 		}
@@ -161,16 +163,18 @@ func (a *agent) once(ctx context.Context) error {
 	if a.started {
 		return err
 	}
-	return errors.Join(err, listener.last())
+	words.hear()
+	return errors.Join(err, words.last())
 }
 
 // answers waits until the agent's socket takes connections, which it does when
-// the agent is ready for requests, or until ctx ends.
-func (a *agent) answers(ctx context.Context) bool {
+// the agent is ready for requests, or until ctx ends. Meanwhile it calls hear.
+func (a *agent) answers(ctx context.Context, hear func()) bool {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", a.socket)
+		hear()
 		if err == nil {
 			conn.Close()
 			return true
@@ -193,19 +197,35 @@ func (a *agent) ready(ctx context.Context) error {
 	}
 }
 
-// listener writes what the agent prints to its log, and tells people what is
+// listener reads what the agent prints from its log, and tells people what is
 // for them: all lines that are no log records.
 type listener struct {
-	log  io.Writer
+	log  *os.File
 	say  func(string)
 	rest []byte
 	tail []string
 }
 
-func (l *listener) Write(p []byte) (int, error) {
-	if _, err := l.log.Write(p); err != nil {
-		return 0, err
+// listen starts at what the log does not have yet.
+func (a *agent) listen() (*listener, error) {
+	log, err := os.Open(a.log)
+	if err != nil {
+		return nil, err
 	}
+	_, err = log.Seek(0, io.SeekEnd)
+	return &listener{log: log, say: a.say}, err
+}
+
+// hear reads what came since.
+func (l *listener) hear() {
+	_, _ = io.Copy(listenerLines{l}, l.log) // what cannot be read is for whoever reads the log
+}
+
+// listenerLines cuts what is written into lines.
+type listenerLines struct{ l *listener }
+
+func (w listenerLines) Write(p []byte) (int, error) {
+	l := w.l
 	l.rest = append(l.rest, p...)
 	for {
 		line, rest, found := bytes.Cut(l.rest, []byte("\n"))

@@ -60,10 +60,14 @@ func ToConnect(err error) error {
 	case errors.Is(err, context.Canceled):
 		return connect.NewError(connect.CodeCanceled, errors.New("canceled"))
 	case errors.Is(err, context.DeadlineExceeded):
-		return connect.NewError(connect.CodeDeadlineExceeded, errors.New("the time was up"))
+		return connect.NewError(connect.CodeDeadlineExceeded, errors.New(timeUp))
 	}
 	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
 }
+
+// timeUp is what a server says whose caller's deadline came before the caller
+// saw that itself.
+const timeUp = "the time was up"
 
 // FromConnect is an error as a client got it. What the server said is the
 // message. A connection that could not be made, or broke in the middle of a
@@ -76,7 +80,7 @@ func FromConnect(peer string, err error) error {
 		return err
 	}
 	rpc, ok := errors.AsType[*connect.Error](err)
-	if ok && connect.IsWireError(err) {
+	if ok && connect.IsWireError(err) && rpc.Message() != timeUp {
 		return &wrenn.Error{Code: Code(rpc.Code()), Message: rpc.Message()}
 	}
 	switch {

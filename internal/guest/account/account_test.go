@@ -48,11 +48,11 @@ func TestResolve(t *testing.T) {
 	u := &User{Home: "/home/user"}
 	for _, tc := range []struct{ path, dir, want string }{
 		{"/etc/../tmp/x", "", "/tmp/x"},
-		{"~", "/work", "/home/user"},
-		{"~/a", "/work", "/home/user/a"},
+		{"~", "/srv", "/home/user"},
+		{"~/a", "/srv", "/home/user/a"},
 		{"a", "", "/home/user/a"},
-		{"a", "/work", "/work/a"},
-		{"a", "~/work", "/home/user/work/a"},
+		{"a", "/srv", "/srv/a"},
+		{"a", "~/srv", "/home/user/srv/a"},
 		{"", "code", "/home/user/code"},
 		{"~x", "", "/home/user/~x"},
 	} {

@@ -16,19 +16,19 @@ import (
 
 func TestParseTargets(t *testing.T) {
 	targets := strings.Join([]string{
-		"Debian|bookworm|http://deb.debian.org/debian/|bookworm|main",
-		"Debian|bookworm|http://deb.debian.org/debian/|bookworm|contrib",
-		"Debian|bookworm-updates|http://deb.debian.org/debian/|bookworm-updates|main",
+		"Debian|bookworm|http://debian.test/debian/|bookworm|main",
+		"Debian|bookworm|http://debian.test/debian/|bookworm|contrib",
+		"Debian|bookworm-updates|http://debian.test/debian/|bookworm-updates|main",
 		"Debian|bookworm-security|http://mirror.test/debian-security/|bookworm-security|main",
-		"Debian Backports|bookworm-backports|http://deb.debian.org/debian/|bookworm-backports|main",
+		"Debian Backports|bookworm-backports|http://debian.test/debian/|bookworm-backports|main",
 		"nodistro|nodistro|https://node.test/|nodistro|main",
-		"Debian|bookworm|http://deb.debian.org/debian/|bookworm|main",
+		"Debian|bookworm|http://debian.test/debian/|bookworm|main",
 		"nonsense",
 	}, "\n")
 	by := "deb [signed-by=" + keyring + "] "
 	want := []string{
-		by + "http://deb.debian.org/debian/ bookworm main",
-		by + "http://deb.debian.org/debian/ bookworm-updates main",
+		by + "http://debian.test/debian/ bookworm main",
+		by + "http://debian.test/debian/ bookworm-updates main",
 		by + "http://mirror.test/debian-security/ bookworm-security main",
 	}
 	if diff := cmp.Diff(want, parseTargets(targets, "bookworm")); diff != "" {
@@ -73,7 +73,7 @@ func TestExplain(t *testing.T) {
 		ctx          context.Context
 		want         wrenn.Code
 	}{
-		{"no network", "Err:1 http://deb.debian.org Temporary failure resolving 'deb.debian.org'", t.Context(), wrenn.Unavailable},
+		{"no network", "Err:1 http://debian.test Temporary failure resolving 'debian.test'", t.Context(), wrenn.Unavailable},
 		{"full", "tar: write error: No space left on device", t.Context(), wrenn.Exhausted},
 		{"full image", "mke2fs: Could not allocate block in ext2 filesystem while populating file system", t.Context(), wrenn.Exhausted},
 		{"anything else", "E: something", t.Context(), wrenn.Internal},
