@@ -82,24 +82,10 @@ func serve(ctx context.Context, cfg controlplane.Config, log *slog.Logger, notif
 		if address, ok := at.API.(*net.TCPAddr); ok && !address.IP.IsLoopback() && cfg.TLS.Certificate == "" {
 			log.WarnContext(ctx, "API keys travel in the clear on this address: set tls, or put a proxy with TLS in front and listen on loopback")
 		}
-		if err := notify(ctx, notifySocket, "READY=1"); err != nil {
+		if err := run.Notify(ctx, notifySocket, "READY=1"); err != nil {
 			log.LogAttrs(ctx, slog.LevelWarn, "systemd was not told that the control plane is ready", slog.Any("error", err))
 		}
 	})
-}
-
-// notify tells systemd something, see sd_notify(3); without a socket there is nobody to tell.
-func notify(ctx context.Context, socket, state string) error {
-	if socket == "" {
-		return nil
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "unixgram", socket)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	_, err = io.WriteString(conn, state)
-	return err
 }
 
 // key prints a key for whoever has none yet; all others come by POST /v1/keys.

@@ -3,11 +3,8 @@ package main
 import (
 	"bytes"
 	"errors"
-	"net"
-	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"wrenn/internal/run"
 )
@@ -36,26 +33,5 @@ func TestUsage(t *testing.T) {
 	var out, errs bytes.Buffer
 	if err := command(t.Context(), []string{"-h"}, &out, &errs, environment); err != nil {
 		t.Errorf("control-plane -h = %v", err)
-	}
-}
-
-func TestNotify(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notify")
-	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	if err := notify(t.Context(), path, "READY=1"); err != nil {
-		t.Fatal(err)
-	}
-	_ = socket.SetReadDeadline(time.Now().Add(10 * time.Second))
-	buf := make([]byte, 64)
-	n, err := socket.Read(buf)
-	if err != nil || string(buf[:n]) != "READY=1" {
-		t.Errorf("systemd heard %q, %v", buf[:n], err)
-	}
-	if err := notify(t.Context(), "", "READY=1"); err != nil {
-		t.Errorf("without a socket: %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"wrenn/internal/host"
 	"wrenn/internal/hostserver"
+	"wrenn/internal/run"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
 )
@@ -108,25 +109,10 @@ func (a *agent) run(ctx context.Context, serveMetrics func(context.Context) erro
 	}
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", a.cfg.Listen), slog.String("driver", a.host.Driver.Name()),
 		slog.Int("sandboxes", a.host.Manager.Live()))
-	if err := notifyReady(ctx); err != nil {
+	if err := run.Notify(ctx, os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "systemd was not told that the agent is ready", slog.Any("err", err))
 	}
 	return g.Wait()
-}
-
-// notifyReady tells systemd, if it started us, see sd_notify(3).
-func notifyReady(ctx context.Context) error {
-	socket := os.Getenv("NOTIFY_SOCKET")
-	if socket == "" {
-		return nil
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "unixgram", socket)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	_, err = conn.Write([]byte("READY=1"))
-	return err
 }
 
 // version is what the program was built from.
