@@ -118,7 +118,7 @@ func TestFreezeGroupsOfUsers(t *testing.T) {
 	}
 	e.init(t, `{}`)
 	eventually(t, "the program counts again", func() bool { return count(t, file) > frozen })
-	e.signal(t, pid)
+	e.end(t, pid)
 }
 
 // An agent that is told to end with frozen programs ends, and they with it.
@@ -136,16 +136,12 @@ func TestCloseFrozen(t *testing.T) {
 	t.Cleanup(func() { <-waits })
 }
 
-// signal kills a program and waits until it is gone.
-func (e *envd) signal(t *testing.T, pid uint32) {
+// end kills a program and waits until it is gone.
+func (e *envd) end(t *testing.T, pid uint32) {
 	t.Helper()
-	_, err := e.SendSignal(t.Context(), &pb.SendSignalRequest{Process: byPID(pid), Signal: pb.Signal_SIGNAL_SIGKILL})
-	if err != nil {
-		t.Error(err)
-	}
+	e.signal(t, pid, pb.Signal_SIGNAL_SIGKILL)
 	eventually(t, "the program is gone", func() bool {
 		_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(int(pid))))
 		return err != nil
 	})
 }
-
