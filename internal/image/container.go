@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"wrenn"
-	"wrenn/images"
 	"wrenn/internal/image/oci"
 	"wrenn/internal/image/rootfs"
 	"wrenn/internal/storage"
