@@ -59,7 +59,7 @@ type Config struct {
 	// Cgroups and Protect are process.Config's; what is below Cgroups is what freezes.
 	Cgroups string
 	Protect bool
-	// RunDir and Root are identity.Config's. RunDir is needed.
+	// RunDir and Root are identity.Config's.
 	RunDir, Root string
 }
 

@@ -56,7 +56,7 @@ type Machine interface {
 type Config struct {
 	Machine Machine      // needed
 	Log     *slog.Logger // needed
-	RunDir  string       // needed; /run/wrenn in a guest, where programs find it
+	RunDir  string       // /run/wrenn in a guest, where programs find it; empty: nothing is written at all
 	Root    string       // of the guest's files, "/" in a guest; empty: no file outside RunDir is touched
 }
 
@@ -78,6 +78,9 @@ type Keeper struct {
 // New returns a keeper and makes the directory where programs ask to be told.
 func New(cfg Config) *Keeper {
 	k := &Keeper{cfg: cfg}
+	if cfg.RunDir == "" {
+		return k
+	}
 	if err := k.makeDirs(); err != nil {
 		cfg.Log.Warn("programs cannot ask to be told of a restore", slog.Any("error", err))
 	}
@@ -114,18 +117,28 @@ func (k *Keeper) Become(id Identity, at time.Time) (changed bool, err error) {
 	if err := k.cfg.Machine.SetHostname(id.hostname()); err != nil {
 		return false, fmt.Errorf("set the host name: %w", err)
 	}
+	if k.cfg.RunDir != "" {
+		if err := k.write(id, at); err != nil {
+			return false, err
+		}
+		k.notify()
+	}
+	k.now = id
+	return true, nil
+}
+
+// write changes the files that say who the guest is.
+func (k *Keeper) write(id Identity, at time.Time) error {
 	if err := k.newBootID(); err != nil {
-		return false, fmt.Errorf("new boot id: %w", err)
+		return fmt.Errorf("new boot id: %w", err)
 	}
 	if k.cfg.Root != "" {
 		k.writeEtc(id, id.ID != k.now.ID)
 	}
 	if err := k.writeGeneration(id, at); err != nil {
-		return false, fmt.Errorf("write the generation: %w", err)
+		return fmt.Errorf("write the generation: %w", err)
 	}
-	k.now = id
-	k.notify()
-	return true, nil
+	return nil
 }
 
 // writeGeneration replaces the file as a whole: readers see the old or the new one.
