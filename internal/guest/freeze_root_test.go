@@ -121,6 +121,33 @@ func TestFreezeGroupsOfUsers(t *testing.T) {
 	e.end(t, pid)
 }
 
+// A program that forks as fast as it can stops too, with all that it forks.
+func TestFreezeForks(t *testing.T) {
+	dir := cgroup2(t)
+	e := startAgent(t, guest.Config{Cgroups: dir})
+	file := filepath.Join(t.TempDir(), "count")
+	_, pid := e.begin(t, t.Context(), sh("while :; do (echo >>"+file+") & (echo >>"+file+") & wait; done"))
+	size := func() int64 {
+		info, err := os.Stat(file)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	eventually(t, "it forks", func() bool { return size() > 20 })
+	e.control(t, "/freeze")
+	frozen := size()
+	for range 20 {
+		e.call(t, http.MethodGet, "/metrics", "")
+	}
+	if n := size(); n != frozen {
+		t.Errorf("%d forks while frozen", n-frozen)
+	}
+	e.control(t, "/thaw")
+	eventually(t, "it forks again", func() bool { return size() > frozen })
+	e.end(t, pid)
+}
+
 // An agent that is told to end with frozen programs ends, and they with it.
 func TestCloseFrozen(t *testing.T) {
 	e := startAgent(t, guest.Config{Cgroups: cgroup2(t)})
