@@ -169,30 +169,30 @@ func (st *Staged) Discard(context.Context) error {
 // under before release is called. Of man the caller fills in what the fields
 // say. AlreadyExists when the id is taken. Unless man is Transient a published
 // snapshot survives a power cut.
-func (st *Staged) Publish(ctx context.Context, man Manifest) (release func(), err error) {
+func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, release func(), err error) {
 	if err := CheckID(man.ID); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if man.Files, err = listFiles(ctx, st.dir); err != nil {
-		return nil, fmt.Errorf("snapshot %s: %w", man.ID, err)
+		return nil, nil, fmt.Errorf("snapshot %s: %w", man.ID, err)
 	}
 	s, taken := st.store, wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", man.ID)
 	if !s.enter(man) {
-		return nil, taken
+		return nil, nil, taken
 	}
 	if err := st.publish(man); err != nil {
 		s.forget(man.ID)
 		if errors.Is(err, os.ErrExist) { // a directory that nobody knew
-			return nil, taken
+			return nil, nil, taken
 		}
-		return nil, fmt.Errorf("publish snapshot %s: %w", man.ID, err)
+		return nil, nil, fmt.Errorf("publish snapshot %s: %w", man.ID, err)
 	}
 	st.dir = ""
 	if !man.Transient {
 		s.setHashed(man.ID, false)
 		s.rouse()
 	}
-	return sync.OnceFunc(func() { s.release(man.ID) }), nil
+	return &Snapshot{man, s.path(man.ID)}, sync.OnceFunc(func() { s.release(man.ID) }), nil
 }
 
 func (st *Staged) publish(man Manifest) error {
@@ -303,10 +303,10 @@ func (s *Store) Unkeep(id string) error {
 }
 
 // Collect removes the snapshots that are neither kept, nor held, nor among
-// those that referenced returns; an error of it removes nothing. Who makes a
+// those that referenced returns. Who makes a
 // new reference to a snapshot must hold it until referenced would say so.
 // A crash in the middle leaves the rest to the next Open.
-func (s *Store) Collect(ctx context.Context, referenced func() (map[string]bool, error)) error {
+func (s *Store) Collect(ctx context.Context, referenced func() map[string]bool) error {
 	select {
 	case s.sweep <- struct{}{}:
 		defer func() { <-s.sweep }()
@@ -317,10 +317,7 @@ func (s *Store) Collect(ctx context.Context, referenced func() (map[string]bool,
 	if len(idle) == 0 {
 		return nil
 	}
-	refs, err := referenced() // after idle: what was let go before is in it
-	if err != nil {
-		return err
-	}
+	refs := referenced() // after idle: what was let go before is in it
 	var errs []error
 	for _, id := range idle {
 		if !refs[id] && s.condemn(id) {
