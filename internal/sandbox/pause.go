@@ -129,7 +129,7 @@ func (s *Sandbox) resume(ctx context.Context) (err error) {
 func (s *Sandbox) run() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.life.status, s.life.reason, s.life.active = StatusRunning, "", time.Now()
+	s.life.status, s.life.reason, s.life.active, s.life.patient = StatusRunning, "", time.Now(), time.Time{}
 	s.changed()
 }
 
