@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"wrenn"
 	"wrenn/internal/vm/vmfake"
@@ -496,5 +498,89 @@ func TestAdoptPaused(t *testing.T) {
 	l.wantMark(t, sb, 'a')
 	if sb.request.OnTimeout != EndPause || sb.Info().Timeout != time.Hour {
 		t.Errorf("request = %+v", sb.request)
+	}
+}
+
+// The disk is filled to the last byte at any moment of a pause: the sandbox
+// runs on, and what was there still is.
+func TestAPauseOnAFullDisk(t *testing.T) {
+	for _, at := range []vmfake.Step{"before", vmfake.StepPause, vmfake.StepMemory, vmfake.StepManifest} {
+		t.Run(string(at), func(t *testing.T) {
+			l := newLab(t)
+			l.cfg.StateDir = smallFileSystem(t)
+			m := l.open(t)
+			t.Cleanup(m.Close)
+			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			must(t, l.mark(t.Context(), other, 'o'))
+			must(t, other.Pause(t.Context()))
+			must(t, l.mark(t.Context(), sb, 'a'))
+			_, err := sb.Checkpoint(t.Context(), "one", "")
+			must(t, err)
+			before := m.snapshots.IDs()
+
+			filler := filepath.Join(l.cfg.StateDir, "filler")
+			fillAt := func(now vmfake.Step) error {
+				if now == at {
+					fill(t, filler)
+				}
+				return nil
+			}
+			must(t, fillAt("before"))
+			l.fault = fillAt
+			if err := sb.Pause(t.Context()); wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), "disk is full") {
+				t.Errorf("Pause() = %v, want Exhausted", err)
+			}
+			wantStatus(t, sb, StatusRunning, "")
+			wantAlive(t, sb)
+			l.wantMark(t, sb, 'a')
+			if diff := cmp.Diff(before, m.snapshots.IDs()); diff != "" {
+				t.Errorf("snapshots (-before +after):\n%s", diff)
+			}
+
+			l.fault = nil
+			must(t, os.Remove(filler))
+			must(t, sb.Pause(t.Context()))
+			must(t, errors.Join(sb.RestoreCheckpoint(t.Context(), "one"), sb.Resume(t.Context()), other.Resume(t.Context())))
+			l.wantMark(t, sb, 'a')
+			l.wantMark(t, other, 'o')
+		})
+	}
+}
+
+// smallFileSystem mounts an XFS of the least size that mkfs makes.
+func smallFileSystem(t *testing.T) string {
+	t.Helper()
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 300<<20))
+	for _, args := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return dir
+}
+
+// fill writes until nothing more fits.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	for _, size := range []int{1 << 20, 4096, 1} {
+		for err = nil; err == nil; {
+			if _, err = f.Write(make([]byte, size)); err == nil {
+				err = f.Sync() // what is delayed may find no place
+			}
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("fill: %v", err)
+		}
 	}
 }
