@@ -32,10 +32,10 @@ type Config struct {
 // Run shows it and returns the exit code of the last command. However it ends,
 // also by ctx, no sandbox and no snapshot of it is left.
 func Run(ctx context.Context, cfg Config) (code int, err error) {
-	if err := cfg.dropSnapshot(); err != nil { // of a demo that was killed
+	if err := cfg.dropSnapshot(context.WithoutCancel(ctx)); err != nil { // of a demo that was killed
 		return 1, err
 	}
-	defer func() { err = errors.Join(err, cfg.dropSnapshot()) }()
+	defer func() { err = errors.Join(err, cfg.dropSnapshot(context.WithoutCancel(ctx))) }()
 
 	fmt.Fprintln(cfg.Out, "\nA new machine:")
 	cfg.Times.Column("first boot")
@@ -64,8 +64,8 @@ func Run(ctx context.Context, cfg Config) (code int, err error) {
 	return code, err
 }
 
-func (cfg Config) dropSnapshot() error {
-	err := cfg.Manager.RemoveSnapshot(snapshotName)
+func (cfg Config) dropSnapshot(ctx context.Context) error {
+	err := cfg.Manager.RemoveSnapshot(ctx, snapshotName)
 	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return nil
 	}
