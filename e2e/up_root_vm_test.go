@@ -27,24 +27,7 @@ type everything struct {
 // up starts Wrenn and returns when it is ready.
 func up(t *testing.T, dir string, flags ...string) *everything {
 	t.Helper()
-	args := append([]string{
-		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
-		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
-	}, flags...)
-	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
-		t.Fatal(err)
-	}
-	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
-	e.cmd = e.command(args...)
-	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
-	if err := e.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = e.cmd.Process.Kill() }) // it has ended in every test that passes
-	go func() {
-		err := e.cmd.Wait()
-		e.done <- err
-	}()
+	e := startUp(t, dir, flags...)
 	ready := make(chan bool, 1)
 	go func() { ready <- e.out.wait("Ctrl-C stops it", patience) }()
 	select {
@@ -55,6 +38,32 @@ func up(t *testing.T, dir string, flags ...string) *everything {
 	case err := <-e.done:
 		t.Fatalf("up ended with %v:\n%s", err, e.out)
 	}
+	return e
+}
+
+// startUp runs "wrenn up" in a process group of its own, as a shell does.
+func startUp(t *testing.T, dir string, args ...string) *everything {
+	t.Helper()
+	args = append([]string{
+		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
+		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
+	}, args...)
+	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
+		t.Fatal(err)
+	}
+	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
+	e.cmd = e.command(args...)
+	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	e.cmd.WaitDelay = patience // what it started holds its output a moment longer when it is killed
+	if err := e.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.cmd.Process.Kill() }) // it has ended in every test that passes
+	go func() {
+		err := e.cmd.Wait()
+		e.done <- err
+	}()
 	return e
 }
 

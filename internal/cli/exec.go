@@ -47,10 +47,7 @@ type execCommand struct {
 
 // Run ends with the command's exit code.
 func (c *execCommand) Run(ctx context.Context, s *session) error {
-	command := c.Command
-	if len(command) > 0 && command[0] == "--" {
-		command = command[1:]
-	}
+	command := afterDashes(c.Command)
 	if (len(command) == 0) == (c.Attach == 0) {
 		return errors.New("give the command to run after the sandbox's id, or --attach PID")
 	}
@@ -68,6 +65,14 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	})
 }
 
+// afterDashes is a command without the "--" that may set it off from our flags.
+func afterDashes(argv []string) []string {
+	if len(argv) > 0 && argv[0] == "--" {
+		return argv[1:]
+	}
+	return argv
+}
+
 type shellCommand struct {
 	execFlags
 
@@ -81,10 +86,7 @@ func (c *shellCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	shell := c.Shell
-	if len(shell) > 0 && shell[0] == "--" {
-		shell = shell[1:]
-	}
+	shell := afterDashes(c.Shell)
 	if len(shell) == 0 {
 		shell = []string{"/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}
 	}
