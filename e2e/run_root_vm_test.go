@@ -69,7 +69,7 @@ func TestRunInterrupted(t *testing.T) {
 	dir := stateDir(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		for moment, command := range map[string][]string{
-			"starting the database": nil, "starting the host agent": nil, "sandbox create": nil, "asleep": {"sh", "-c", "echo asleep; sleep 600"},
+			"starting the database": nil, "starting the host agent": nil, "sandbox create": nil, "asleep\n": {"sh", "-c", "echo asleep; sleep 600"},
 		} {
 			t.Run(fmt.Sprintf("%s at %q", sig, moment), func(t *testing.T) {
 				e := tour(t, dir, command...)

@@ -138,6 +138,11 @@ func TestUp(t *testing.T) {
 		if code, _ := e.wrenn(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -9 $$"); code != 128+9 {
 			t.Errorf("code %d of a command that was killed", code)
 		}
+		for command, want := range map[string]int{"no-such-program": 127, "/no/such/program": 127, "/etc/passwd": 126, "/etc": 126} {
+			if code, _ := e.wrenn(t, nil, "sandbox", "exec", id, "--", command); code != want {
+				t.Errorf("code %d of %s, want %d", code, command, want)
+			}
+		}
 	})
 	t.Run("bytes", func(t *testing.T) { testBytes(t, e, id) })
 	t.Run("terminal", func(t *testing.T) {
@@ -145,6 +150,8 @@ func TestUp(t *testing.T) {
 			t.Errorf("printed %q", out)
 		}
 	})
+	t.Run("Ctrl-C", func(t *testing.T) { testCtrlC(t, e, id) })
+	t.Run("shell", func(t *testing.T) { testShell(t, e, id) })
 	t.Run("an output that nobody reads", func(t *testing.T) { testReaderGone(t, e, id) })
 	t.Run("the agent is killed", func(t *testing.T) {
 		killAgent(t, e.dir)
