@@ -111,7 +111,9 @@ func TestRunTwoAtOnceIsRefused(t *testing.T) {
 	if err := syscall.Kill(-first.cmd.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	first.end(t)
+	if code, out := first.end(t); code != 130 {
+		t.Errorf("the first one ended with %d:\n%s", code, out)
+	}
 }
 
 // TestUpNeedsRoot runs a copy of the program, where nobody may reach it.
