@@ -19,8 +19,8 @@ import (
 	"wrenn"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
-	"wrenn/internal/storage"
 	"wrenn/internal/snapshot"
+	"wrenn/internal/storage"
 	"wrenn/internal/vm"
 )
 
