@@ -93,6 +93,13 @@ func (s *Service) Close() {
 	s.spawner.close()
 }
 
+// Hold returns when no program is just being started, and makes those wait that
+// should be, until release is called, once. A program that is born into a
+// frozen cgroup would never reach its exec, and with it the agent, which waits for that.
+func (s *Service) Hold(ctx context.Context) (release func(), err error) {
+	return s.spawner.hold(ctx)
+}
+
 // view is a process that is followed.
 type view struct {
 	*proc
@@ -143,7 +150,7 @@ func (s *Service) launch(ctx context.Context, req *pb.StartRequest, user *accoun
 	if !s.begin() {
 		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the agent is shutting down"))
 	}
-	p, err := s.spawn(l, req)
+	p, err := s.spawn(ctx, l, req)
 	if err != nil {
 		s.work.Done()
 		return nil, err
@@ -198,13 +205,13 @@ func (s *Service) begin() bool {
 	return true
 }
 
-func (s *Service) spawn(l *launch, req *pb.StartRequest) (*proc, error) {
+func (s *Service) spawn(ctx context.Context, l *launch, req *pb.StartRequest) (*proc, error) {
 	std, err := openStdio(req, l.user)
 	if err != nil {
 		return nil, err
 	}
 	defer std.closeFar()
-	pid, pidfd, err := s.spawner.fork(l, std)
+	pid, pidfd, err := s.spawner.fork(ctx, l, std)
 	if err != nil {
 		std.near.close()
 		return nil, launchError(l, err)
