@@ -25,11 +25,12 @@ import (
 
 // config is the file of --config. Every key may be left out.
 type config struct {
-	State   string `toml:"state"`   // images, disks, snapshots, journals; default: --state
-	Run     string `toml:"run"`     // sockets and consoles; short; default /run/wrenn
-	Images  string `toml:"images"`  // guest images; default: below state
-	Listen  string `toml:"listen"`  // default unix:<run>/agent.sock
-	Metrics string `toml:"metrics"` // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
+	State   string `toml:"state"`        // images, disks, snapshots, journals; default: --state
+	Run     string `toml:"run"`          // sockets and consoles; short; default /run/wrenn
+	Images  string `toml:"images"`       // guest images; default: below state
+	Listen  string `toml:"listen"`       // default unix:<run>/agent.sock
+	Group   string `toml:"socket_group"` // may use that socket besides root; default nobody
+	Metrics string `toml:"metrics"`      // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
 	TLS     hostserver.TLS `toml:"tls"` // needed when listen is not a socket or loopback
 	Log     logConfig      `toml:"log"`
@@ -145,7 +146,9 @@ func (c *config) check() error {
 	return c.listen().Check()
 }
 
-func (c *config) listen() hostserver.Listen { return hostserver.Listen{Address: c.Listen, TLS: c.TLS} }
+func (c *config) listen() hostserver.Listen {
+	return hostserver.Listen{Address: c.Listen, Group: c.Group, TLS: c.TLS}
+}
 
 // print writes the effective configuration; there are no secrets in it.
 func (c *config) print(w io.Writer) error { return toml.NewEncoder(w).Encode(c) }

@@ -82,7 +82,7 @@ type agent struct {
 
 // listen binds everything before anybody is told that the agent is ready.
 func (a *agent) listen(ctx context.Context) (err error) {
-	if a.rpc, err = a.cfg.listen().Open(ctx); err != nil {
+	if a.rpc, err = a.cfg.listen().Open(ctx, a.log); err != nil {
 		return err
 	}
 	if a.cfg.Metrics == "off" {
