@@ -63,7 +63,7 @@ func (d Deadlines) WithDefaults() Deadlines {
 type Config struct {
 	ID wrenn.HostID
 	// URL is http://, https:// or unix:///path/of/a/socket.
-	URL       string
+	URL string
 	// TLS, for https, is our certificate and whom we trust, asked for each
 	// connection. It returns a fresh configuration.
 	TLS       func() *tls.Config

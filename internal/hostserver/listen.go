@@ -134,9 +134,12 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 		return nil, err
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := errors.Join(permit(staged, group), os.Rename(staged, path)); err != nil {
-		_ = l.Close() // the first error is the one that counts
-		return nil, err
+	err = permit(staged, group)
+	if err == nil {
+		err = os.Rename(staged, path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, l.Close(), os.Remove(staged))
 	}
 	return l, nil
 }
@@ -166,19 +169,7 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 	closing := make(chan struct{})
 	mux := http.NewServeMux()
 	mux.Handle(newHandler(cfg, closing))
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true)
-	protocols.SetUnencryptedHTTP2(true)
-	server := &http.Server{
-		Handler: mux, Protocols: protocols,
-		// No timeout of whole requests: streams last as long as commands do.
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       5 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 10_000, SendPingTimeout: 30 * time.Second},
-		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelInfo), // who was turned away, and why; whoever looks for open ports is in it too
-	}
+	server := newServer(mux, cfg.Log)
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		close(closing)
@@ -196,4 +187,21 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 		return err
 	}
 	return <-stopped
+}
+
+func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler: handler, Protocols: protocols,
+		// No timeout of whole requests: streams last as long as commands do.
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 10_000, SendPingTimeout: 30 * time.Second},
+		// Who was turned away, and why; whoever looks for open ports is in it too.
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelInfo),
+	}
 }

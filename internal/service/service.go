@@ -52,7 +52,7 @@ type Config struct {
 // Host is a machine that runs sandboxes.
 type Host struct {
 	ID  wrenn.HostID
-	URL string      // http://, https:// or unix:///path
+	URL string             // http://, https:// or unix:///path
 	TLS func() *tls.Config // for https, see hostclient.Config
 }
 
