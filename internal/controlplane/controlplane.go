@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wrenn"
 	"wrenn/internal/api"
 	"wrenn/internal/postgres"
 	"wrenn/internal/service"
@@ -72,9 +73,19 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		return server.Run(ctx, listeners.api)
 	})
 	if listeners.metrics != nil {
-		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry) })
+		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry, readyUntil(ctx, svc.Ready)) })
 	}
 	return parts.Wait()
+}
+
+// readyUntil is not ready any more when stop has ended, so that traffic goes elsewhere.
+func readyUntil(stop context.Context, ready telemetry.Ready) telemetry.Ready {
+	return func(ctx context.Context) error {
+		if stop.Err() != nil {
+			return wrenn.Errorf(wrenn.Unavailable, "the server stops")
+		}
+		return ready(ctx)
+	}
 }
 
 // Open returns the use cases over the database of cfg, for programs that need

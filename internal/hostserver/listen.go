@@ -1,7 +1,6 @@
 package hostserver
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -30,23 +29,22 @@ type Listen struct {
 	TLS   TLS
 }
 
-// TLS names the files, in PEM, of mutual TLS. All or none are set.
+// TLS names the files, in PEM, of mutual TLS. All or none are set; ClientName
+// does not count without them.
 type TLS struct {
 	Certificate string `toml:"certificate"` // the agent's, for the address that control planes know it by
 	Key         string `toml:"key"`         // of Certificate
 	ClientCA    string `toml:"client_ca"`   // signs the certificates of control planes
-	// ClientName is the DNS name in the certificate of a control plane; default
-	// "control-plane". Who has a certificate of ClientCA for another name, such as
-	// another host, is turned away.
+	// ClientName is the DNS name in the certificate of a control plane. Who has a
+	// certificate of ClientCA for another name, such as another host, is turned away.
 	ClientName string `toml:"client_name"`
 }
-
-func (t TLS) clientName() string { return cmp.Or(t.ClientName, "control-plane") }
 
 const unixScheme = "unix:"
 
 // Check returns an Invalid error that says what to do when the address would
-// be open to others without mutual TLS: whoever reaches an agent owns its sandboxes.
+// be open to others without mutual TLS: whoever reaches an agent owns its
+// sandboxes. Files of TLS that cannot be used are an error, too.
 func (l Listen) Check() error {
 	if given := l.TLS.given(); given != 0 && given != 3 {
 		return wrenn.Errorf(wrenn.Invalid, "tls needs all of certificate, key and client_ca")
@@ -67,8 +65,15 @@ func (l Listen) Check() error {
 	if err != nil {
 		return wrenn.Errorf(wrenn.Invalid, "listen %q: use unix:/path, or an address and a port such as 127.0.0.1:49980", l.Address)
 	}
+	if l.TLS.given() != 0 {
+		if l.TLS.ClientName == "" {
+			return wrenn.Errorf(wrenn.Invalid, "tls.client_name is empty: say which name is in the certificates of control planes")
+		}
+		_, err := l.TLS.open(slog.New(slog.DiscardHandler)) // Open says it again
+		return err
+	}
 	ip, err := netip.ParseAddr(host)
-	if l.TLS.given() == 0 && host != "localhost" && (err != nil || !ip.IsLoopback()) {
+	if host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return wrenn.Errorf(wrenn.Invalid, "listen %q: other machines could reach it, so mutual TLS is needed: set tls.certificate, tls.key and tls.client_ca, or listen on unix:/path or 127.0.0.1", l.Address)
 	}
 	return nil
@@ -109,7 +114,7 @@ func (l Listen) Open(ctx context.Context, log *slog.Logger) (net.Listener, error
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	if identity != nil {
-		listener = tls.NewListener(listener, identity.Server(l.TLS.clientName()))
+		listener = tls.NewListener(listener, identity.Server(l.TLS.ClientName))
 	}
 	return listener, nil
 }
