@@ -52,8 +52,8 @@ type Config struct {
 // Host is a machine that runs sandboxes.
 type Host struct {
 	ID  wrenn.HostID
-	URL string      // http://, https:// or unix:///path
-	TLS *tls.Config // for https: our certificate and whom we trust
+	URL string             // http://, https:// or unix:///path
+	TLS func() *tls.Config // for https, see hostclient.Config
 }
 
 // Limits bound a team. The first two are what it has at once where its row in
