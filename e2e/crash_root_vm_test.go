@@ -25,10 +25,21 @@ type part struct {
 }
 
 func (s *stack) parts() []part {
+	killAgent := func(t *testing.T) {
+		t.Helper()
+		s.agent.stop(t, syscall.SIGKILL)
+	}
+	startAgent := func(t *testing.T) {
+		t.Helper()
+		s.agent.start(t)
+	}
+	startDatabase := func(t *testing.T) {
+		t.Helper()
+		s.startDatabase(t)
+		s.ready(t)
+	}
 	return []part{
-		{"control plane", func(t *testing.T) { s.controlPlane.stop(t, syscall.SIGKILL) }, s.startControlPlane},
-		{"agent", func(t *testing.T) { s.agent.stop(t, syscall.SIGKILL) }, func(t *testing.T) { s.agent.start(t) }},
-		{"database", s.killDatabase, func(t *testing.T) { s.startDatabase(t); s.ready(t) }},
+		{"control plane", s.killControlPlane, s.startControlPlane}, {"agent", killAgent, startAgent}, {"database", s.killDatabase, startDatabase},
 	}
 }
 
@@ -55,8 +66,11 @@ func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 			answers <- answer{sb, err}
 		}()
 	}
-	all := []answer{<-answers} // the others are at any step
-	p.kill(t)
+	var all []answer
+	for len(all) < atOnce/3 {
+		all = append(all, <-answers)
+	}
+	p.kill(t) // the others are at any step
 	p.start(t)
 	for len(all) < atOnce {
 		all = append(all, <-answers)
