@@ -59,6 +59,7 @@ func TestStack(t *testing.T) {
 // gone with the reason in its row, and that those whose making was answered
 // with success are usable.
 func testKilledDuringCreates(t *testing.T, s *stack, p part) {
+	t.Helper()
 	answers := make(chan answer, atOnce)
 	for range atOnce {
 		go func() {
@@ -126,6 +127,7 @@ kill $ticks`
 // testKilledDuringStream shows that a command does not notice, and can be
 // followed again by its pid.
 func testKilledDuringStream(t *testing.T, s *stack, p part) {
+	t.Helper()
 	sb, err := s.create(t, t.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -228,6 +230,7 @@ func (f *follower) count(line string) error {
 // testWithoutDatabase shows what is answered meanwhile, that sandboxes live
 // on, and that nothing has to be restarted afterwards.
 func testWithoutDatabase(t *testing.T, s *stack) {
+	t.Helper()
 	sb, err := s.create(t, t.Name())
 	if err != nil {
 		t.Fatal(err)
