@@ -79,8 +79,8 @@ func seconds(f func(context.Context) error) func(context.Context) (sample, error
 // remote is a file in a sandbox's disk.
 const remote = "/srv/file"
 
-// files moves a file by the public API and straight by envd.
-func files(ctx context.Context, b *bench) (_ []row, err error) {
+// upload moves a file into a sandbox by the public API and straight by envd.
+func upload(ctx context.Context, b *bench) (_ []row, err error) {
 	p, err := newPair(ctx, b)
 	if err != nil {
 		return nil, err
@@ -91,41 +91,66 @@ func files(ctx context.Context, b *bench) (_ []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	up, err := p.transfers(ctx, b, size, w,
+	f, err := p.transfers(ctx, b, w,
 		func(ctx context.Context) error {
 			return p.api.WriteFile(ctx, p.box.ID, remote, content(size), client.FileOptions{})
 		},
 		func(ctx context.Context) error { return p.direct.WriteFile(ctx, "root", remote, content(size)) })
 	if err != nil {
-		return nil, fmt.Errorf("upload: %w", err)
+		return nil, err
 	}
-	down, err := p.transfers(ctx, b, size, w,
+	return []row{
+		{"upload by the API; bare: straight to envd", mibs(f.ours), mibs(f.bare), f.ratio, ">= 0.8"},
+		w.perGiB("  CPU time of a GiB: control plane, agent", b.fileMiB),
+		w.memory(fmt.Sprintf("  memory over idle while %d MiB move: control plane, agent", b.fileMiB)),
+	}, nil
+}
+
+// download moves a file out of a sandbox by the public API and straight by envd.
+func download(ctx context.Context, b *bench) (_ []row, err error) {
+	p, err := newPair(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.close(ctx)) }()
+	size := int64(b.fileMiB) << 20
+	if err := p.direct.WriteFile(ctx, "root", remote, content(size)); err != nil {
+		return nil, err
+	}
+	w, err := p.watch()
+	if err != nil {
+		return nil, err
+	}
+	f, err := p.transfers(ctx, b, w,
 		func(ctx context.Context) error {
 			return drain(size)(p.api.ReadFile(ctx, p.box.ID, remote, client.FileOptions{}))
 		},
 		func(ctx context.Context) error { return drain(size)(p.direct.ReadFile(ctx, "root", remote)) })
 	if err != nil {
-		return nil, fmt.Errorf("download: %w", err)
+		return nil, err
 	}
-	moved := w.row(fmt.Sprintf("memory over idle while %d MiB move: control plane, agent", b.fileMiB))
+	cpu := w.perGiB("  CPU time of a GiB: control plane, agent", b.fileMiB)
+	moved := w.memory(fmt.Sprintf("  memory over idle while %d MiB move: control plane, agent", b.fileMiB))
 	if err := w.during(func() error { return p.crawl(ctx) }); err != nil {
 		return nil, fmt.Errorf("slow download: %w", err)
 	}
 	return []row{
-		{"upload by the API; bare: straight to envd", mibs(up.ours), mibs(up.bare), up.ratio, ">= 0.8"},
-		{"download by the API; bare: straight to envd", mibs(down.ours), mibs(down.bare), down.ratio, ">= 0.8"},
-		moved,
-		w.row("the same with a reader that stalls"),
+		{"download by the API; bare: straight to envd", mibs(f.ours), mibs(f.bare), f.ratio, ">= 0.8"},
+		cpu, moved,
+		w.memory("  the same with a reader that stalls"),
 	}, nil
 }
 
-// transfers compares two ways to move size bytes and watches the memory of the first.
-func (p *pair) transfers(ctx context.Context, b *bench, size int64, w *watch, ours, bare func(context.Context) error) (comparison, error) {
+// transfers compares two ways to move a file and watches the memory of the first.
+func (p *pair) transfers(ctx context.Context, b *bench, w *watch, ours, bare func(context.Context) error) (comparison, error) {
 	rate := func(f func(context.Context) error) func(context.Context) (sample, error) {
 		return func(ctx context.Context) (sample, error) {
 			took, err := timed(func() error { return f(ctx) })
-			return sample{float64(size>>20) / took}, err
+			return sample{float64(b.fileMiB) / took}, err
 		}
+	}
+	if _, err := pairs(ctx, 1, rate(ours), rate(bare)); err != nil { // connections and caches are warm after it
+		return comparison{}, err
 	}
 	figures, err := pairs(ctx, b.rounds,
 		rate(func(ctx context.Context) error { return w.during(func() error { return ours(ctx) }) }),
@@ -212,10 +237,12 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// watch notes how much memory the control plane and the agent take over what they took at first.
+// watch notes how much memory the control plane and the agent take over what
+// they took at first, and their CPU time.
 type watch struct {
 	s           *stack
 	idle, peaks [2]float64
+	cpu         [2][]float64 // seconds, of each time
 }
 
 func (s *stack) watch() (*watch, error) {
@@ -236,19 +263,40 @@ func (w *watch) read(field string, into *[2]float64) error {
 
 // during watches while f runs.
 func (w *watch) during(f func() error) error {
-	for _, pid := range w.s.pids() {
+	var before [2]float64
+	for i, pid := range w.s.pids() {
 		if err := resetPeak(pid); err != nil {
 			return err
 		}
+		var err error
+		if before[i], err = cpuSeconds(pid); err != nil {
+			return err
+		}
 	}
-	return errors.Join(f(), w.read("VmHWM", &w.peaks))
+	if err := f(); err != nil {
+		return err
+	}
+	for i, pid := range w.s.pids() {
+		after, err := cpuSeconds(pid)
+		if err != nil {
+			return err
+		}
+		w.cpu[i] = append(w.cpu[i], after-before[i])
+	}
+	return w.read("VmHWM", &w.peaks)
 }
 
-// row says what was seen since the last one.
-func (w *watch) row(what string) row {
+// memory says what was seen since the last one.
+func (w *watch) memory(what string) row {
 	r := row{what: what, ours: fmt.Sprintf("+%.1f, +%.1f MiB", w.peaks[0]-w.idle[0], w.peaks[1]-w.idle[1])}
 	w.peaks = [2]float64{}
 	return r
+}
+
+// perGiB is the CPU time that moving a GiB took: it says the same of a busy machine as of an idle one.
+func (w *watch) perGiB(what string, fileMiB int) row {
+	gib := float64(fileMiB) / 1024
+	return row{what: what, ours: fmt.Sprintf("%.2f, %.2f s", median(w.cpu[0])/gib, median(w.cpu[1])/gib)}
 }
 
 // create makes sandboxes by the public API, and restores the same machine by the driver.

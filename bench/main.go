@@ -55,7 +55,8 @@ var benchmarks = []benchmark{
 	{"envd", envd},
 	{"slots", slots},
 	{"exec", execRoundTrip},
-	{"files", files},
+	{"upload", upload},
+	{"download", download},
 	{"create", create},
 }
 
