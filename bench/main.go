@@ -58,6 +58,8 @@ var benchmarks = []benchmark{
 	{"upload", upload},
 	{"download", download},
 	{"create", create},
+	{"load", load},
+	{"fleet", fleet},
 }
 
 func main() {

@@ -18,6 +18,7 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/pgserver"
@@ -35,14 +36,15 @@ const (
 // stack is Wrenn as it is installed: a database, a control plane and maybe a
 // host agent, each a process of its own, so that each can be measured.
 type stack struct {
-	dir   string
-	db    *pgserver.Server
-	agent *daemon // nil when hosts are simulated
-	plane *daemon
-	key   string
-	url   string
-	api   *client.Client
-	undo  rollback.Stack
+	dir    string
+	db     *pgserver.Server
+	agent  *daemon // nil when hosts are simulated
+	plane  *daemon
+	agents []*hosttest.Agent // simulated
+	key    string
+	url    string
+	api    *client.Client
+	undo   rollback.Stack
 }
 
 // hostOf names a host agent to the control plane.
