@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ const (
 	loadBoxes = 4
 	settle    = 5 * time.Second // until what starting left behind is done
 	beat      = 20 * time.Millisecond
+	execEvery = 50 // an emulated guest starts a few programs a second
 )
 
 // load lets many clients poll, list and execute, and takes the memory of the
@@ -117,13 +119,18 @@ func (s *stack) ask(ctx context.Context, b *bench, ids []string, l *latencies) e
 		}
 		id := ids[i%len(ids)]
 		askers.Go(func() {
-			for ctx.Err() == nil {
-				l.call(ctx, "get a sandbox", func() error { _, err := c.Sandbox(ctx, id); return err })
-				l.call(ctx, "list 20", func() error { return firstPage(ctx, c, 20) })
-				l.call(ctx, "exec true", func() error {
-					_, err := c.Exec(ctx, id, client.Command{Cmd: "true", Timeout: 5 * time.Minute})
-					return err
-				})
+			for n := i; pause(ctx, rand.N(2*b.think+1)) == nil; n++ {
+				switch {
+				case n%execEvery == 0:
+					l.call(ctx, "exec true", func() error {
+						_, err := c.Exec(ctx, id, client.Command{Cmd: "true", Timeout: 5 * time.Minute})
+						return err
+					})
+				case n%2 == 0:
+					l.call(ctx, "list 20", func() error { return firstPage(ctx, c, 20) })
+				default:
+					l.call(ctx, "get a sandbox", func() error { _, err := c.Sandbox(ctx, id); return err })
+				}
 			}
 		})
 	}

@@ -42,6 +42,7 @@ type bench struct {
 
 	fileMiB int           // of a file that is moved
 	clients int           // at once
+	think   time.Duration // of a client between two requests, on average
 	lasts   time.Duration // of what measures for a while
 	hosts   int           // simulated
 	boxes   int           // on each of them
@@ -78,6 +79,7 @@ func run(ctx context.Context) (err error) {
 	b := &bench{}
 	flag.IntVar(&b.fileMiB, "file", 128, "MiB of a file that is moved")
 	flag.IntVar(&b.clients, "clients", 200, "clients at once")
+	flag.DurationVar(&b.think, "think", time.Second, "how long each of them waits between two requests, on average; 0 is as fast as they are answered")
 	flag.DurationVar(&b.lasts, "for", time.Minute, "how long clients ask, and a simulated fleet is watched")
 	flag.IntVar(&b.hosts, "hosts", 1000, "simulated hosts")
 	flag.IntVar(&b.boxes, "boxes", 100, "sandboxes on each of them")
