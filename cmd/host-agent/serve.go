@@ -99,7 +99,7 @@ func (a *agent) listen(ctx context.Context) (err error) {
 // run returns when ctx has ended and every part has, or when one failed.
 func (a *agent) run(ctx context.Context, serveMetrics func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.host.Manager.Run(ctx) })
+	g.Go(func() error { return a.host.Run(ctx) })
 	g.Go(func() error {
 		return hostserver.Serve(ctx, hostserver.Config{
 			Manager: a.host.Manager, Driver: a.host.Driver.Name(), Version: version(), Log: a.log,

@@ -21,6 +21,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/guest"
+	"wrenn/internal/guest/guesttest"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/vm"
@@ -164,7 +165,7 @@ func (l *lab) wantClean(t *testing.T, m *Manager) {
 	if s := l.cfg.Slots.Stats(); s.Used+s.Leftover+s.Broken != 0 {
 		t.Errorf("slots: %+v", s)
 	}
-	staged, err := filepath.Glob(filepath.Join(m.snapshots(), stagedPrefix+"*"))
+	staged, err := filepath.Glob(filepath.Join(snapshotDir(m), ".*"))
 	if err != nil || len(staged) != 0 {
 		t.Errorf("left of a snapshot: %v, %v", staged, err)
 	}
@@ -314,7 +315,10 @@ func pump(to, from *os.File) {
 }
 
 // fixedMachine leaves the clock of the machine that runs the tests alone.
-type fixedMachine struct{ stuck <-chan struct{} }
+type fixedMachine struct {
+	guesttest.Inert
+	stuck <-chan struct{}
+}
 
 func (*fixedMachine) Now() time.Time          { return time.Now() }
 func (*fixedMachine) SetTime(time.Time) error { return nil }
