@@ -263,6 +263,42 @@ func TestSlowReaderHoldsUpTheCommand(t *testing.T) {
 	}
 }
 
+// TestStalledReadersHoldUpNobodyElse is about the window of a connection,
+// which all its streams share.
+func TestStalledReadersHoldUpNobodyElse(t *testing.T) {
+	const readers = 40
+	sent := make(chan int, 1<<20)
+	agent := &hosttest.Agent{Sent: func(n int) { sent <- n }}
+	c, _ := serve(t, agent, hostclient.Deadlines{})
+	id := box(t, c)
+	for range readers {
+		s, err := c.StartExec(t.Context(), id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "yes"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		r, err := c.Read(t.Context(), id, "", "/dev/zero")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+	}
+	for quiet := time.NewTimer(time.Second); ; quiet.Reset(time.Second) {
+		select {
+		case <-sent:
+			continue
+		case <-quiet.C:
+		}
+		break
+	}
+	if _, err := c.Ping(t.Context()); err != nil {
+		t.Errorf("with %d readers that stall: %v", 2*readers, err)
+	}
+	if res, err := c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "echo", Args: []string{"hello"}}); err != nil || string(res.Stdout) != "hello\n" {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	c, _ := serve(t, &hosttest.Agent{}, hostclient.Deadlines{})
 	id := box(t, c)
