@@ -230,6 +230,51 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 	wantCode(t, err, wrenn.Invalid)
 }
 
+// TestReceiveEndsWithItsStream: who waits for a silent command is woken.
+func TestReceiveEndsWithItsStream(t *testing.T) {
+	c, _ := serve(t, &hosttest.Agent{}, hostclient.Deadlines{})
+	id := box(t, c)
+	for name, end := range map[string]func(*hostclient.ExecStream, context.CancelFunc){
+		"closed":            func(s *hostclient.ExecStream, _ context.CancelFunc) { _ = s.Close() },
+		"end of its opener": func(_ *hostclient.ExecStream, cancel context.CancelFunc) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s, err := c.StartExec(ctx, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "cat"}, WantStdin: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			started(t, s)
+			said, received := make(chan struct{}, 1), make(chan error, 1)
+			go func() {
+				for {
+					_, err := s.Receive()
+					if err != nil {
+						received <- err
+						return
+					}
+					said <- struct{}{} // and waits again
+				}
+			}()
+			if err := s.SendStdin([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			<-said
+			end(s, cancel)
+			select {
+			case err := <-received:
+				if err == nil || errors.Is(err, io.EOF) {
+					t.Errorf("got %v", err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("Receive goes on")
+			}
+		})
+	}
+}
+
 func TestSlowReaderHoldsUpTheCommand(t *testing.T) {
 	sent := make(chan int, 1<<20)
 	agent := &hosttest.Agent{Sent: func(n int) { sent <- n }}
