@@ -131,7 +131,7 @@ func TestHostThatComesAndGoes(t *testing.T) {
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	again, err := c.AttachExec(t.Context(), id, pid)
+	again, err := c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: pid})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,10 +144,10 @@ func TestHostThatComesAndGoes(t *testing.T) {
 func started(t *testing.T, s *hostclient.ExecStream) int {
 	t.Helper()
 	out, err := s.Receive()
-	if err != nil || out.PID == 0 {
+	if err != nil || out.Started == nil {
 		t.Fatalf("first is %+v, %v", out, err)
 	}
-	return out.PID
+	return out.Started.PID
 }
 
 func TestExec(t *testing.T) {
@@ -212,7 +212,7 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 	if _, err := s.Receive(); err == nil {
 		t.Error("a closed stream goes on")
 	}
-	again, err := c.AttachExec(t.Context(), id, pid)
+	again, err := c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: pid})
 	if err != nil {
 		t.Fatalf("the command did not outlive its stream: %v", err)
 	}
@@ -224,9 +224,9 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 	if err != nil || out.Exit == nil || out.Exit.Status != "signal: killed" {
 		t.Errorf("got %+v, %v", out, err)
 	}
-	_, err = c.AttachExec(t.Context(), id, 7)
+	_, err = c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: 7})
 	wantCode(t, err, wrenn.NotFound)
-	_, err = c.AttachExec(t.Context(), id, -1)
+	_, err = c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: -1})
 	wantCode(t, err, wrenn.Invalid)
 }
 
