@@ -77,6 +77,9 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 // still run keep what they need, for the next Open to adopt. Twice is allowed.
 func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
+// Store is where disks and snapshots are.
+func (h *Host) Store() *storage.Store { return h.store }
+
 // lock makes sure that one agent at a time works with the directories.
 func (h *Host) lock(context.Context) error {
 	for _, dir := range []string{h.cfg.StateDir, h.cfg.RunDir} {
