@@ -63,8 +63,10 @@ func (d Deadlines) WithDefaults() Deadlines {
 type Config struct {
 	ID wrenn.HostID
 	// URL is http://, https:// or unix:///path/of/a/socket.
-	URL       string
-	TLS       *tls.Config // for https: our certificate and whom we trust
+	URL string
+	// TLS, for https, is our certificate and whom we trust, asked for each
+	// connection. It returns a fresh configuration.
+	TLS       func() *tls.Config
 	Deadlines Deadlines
 }
 
@@ -93,11 +95,10 @@ func New(cfg Config) (*Client, error) {
 	}, nil
 }
 
-func newTransport(cfg *tls.Config) *http.Transport {
+func newTransport(identity func() *tls.Config) *http.Transport {
 	t := &http.Transport{
-		TLSClientConfig: cfg,
-		DialContext:     (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		Protocols:       new(http.Protocols),
+		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		Protocols:   new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
 			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
@@ -107,6 +108,13 @@ func newTransport(cfg *tls.Config) *http.Transport {
 	// HTTP/2 alone: streams go both ways.
 	t.Protocols.SetHTTP2(true)
 	t.Protocols.SetUnencryptedHTTP2(true)
+	if identity != nil {
+		t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			cfg := identity()
+			cfg.NextProtos = []string{"h2"}
+			return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: cfg}).DialContext(ctx, network, address)
+		}
+	}
 	return t
 }
 

@@ -1,12 +1,6 @@
 package sandbox
 
-import (
-	"fmt"
-
-	"golang.org/x/sys/unix"
-
-	"wrenn"
-)
+import "wrenn"
 
 // Limits bound what the sandboxes of a host may take together. Zero is no limit.
 type Limits struct {
@@ -89,10 +83,6 @@ func (m *Manager) diskFreeMiB() (int, error) {
 }
 
 func (m *Manager) diskMiB() (total, free int, err error) {
-	var stat unix.Statfs_t
-	if err := unix.Statfs(m.cfg.StateDir, &stat); err != nil {
-		return 0, 0, fmt.Errorf("space in the state directory: %w", err)
-	}
-	size := uint64(stat.Bsize)
-	return int(stat.Blocks * size >> 20), int(stat.Bavail * size >> 20), nil
+	space, err := m.cfg.Store.Space()
+	return int(space.Total >> 20), int(space.Free >> 20), err
 }

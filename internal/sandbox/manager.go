@@ -20,6 +20,7 @@ import (
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/snapshot"
+	"wrenn/internal/storage"
 	"wrenn/internal/vm"
 )
 
@@ -41,6 +42,8 @@ type Config struct {
 	// FirstUID is the first of the user ids that machines run as, one each; 0
 	// runs them as the agent's own user.
 	FirstUID uint32
+	// Store is what StateDir is on; by default a plain directory.
+	Store *storage.Store
 	// ReadyTimeout bounds the wait for the guest's agent; default 60 s: under
 	// emulation on a busy machine a cold boot was seen to take 10.
 	ReadyTimeout time.Duration
@@ -91,6 +94,7 @@ type Shape struct {
 // The caller sees to it that one agent at a time uses the directory.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
+	cfg.Store = cmp.Or(cfg.Store, &storage.Store{Dir: cfg.StateDir})
 	m := &Manager{
 		cfg: cfg, instance: rand.Text(),
 		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{},
