@@ -97,16 +97,17 @@ func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) 
 
 func (m *Manager) createNew(ctx context.Context, req Request, from origin) (*Sandbox, error) {
 	s, isNew, err := m.register(req)
-	switch {
-	case err != nil:
-	case !isNew:
+	if err == nil && !isNew {
 		err = wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", req.ID)
-	default:
-		err = s.launch(ctx, func(context.Context) (origin, error) { return from, nil })
-		return s, err
 	}
-	from.release()
-	return nil, err
+	if err != nil {
+		from.release()
+		return nil, err
+	}
+	if err := s.launch(ctx, func(context.Context) (origin, error) { return from, nil }); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // origin is what a body is made from.
