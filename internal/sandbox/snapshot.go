@@ -108,6 +108,7 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		return err
 	}
 	s.m.crash("guest frozen")
+	began := time.Now()
 	goOn.Add(s.body.machine.Resume) // first: a Pause whose answer does not come may have worked
 	if err := s.body.machine.Pause(ctx); err != nil {
 		return err
@@ -121,6 +122,7 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		return err
 	}
 	s.m.crash("machine saved")
+	s.trace("still", began) // how long the guest is kept from running by this
 	return nil
 }
 
