@@ -157,7 +157,7 @@ func shortDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "ha") //nolint:usetesting // t.TempDir's names are too long for sockets
 	must(tb, err)
-	tb.Cleanup(func() { os.RemoveAll(dir) })
+	tb.Cleanup(func() { must(tb, os.RemoveAll(dir)) })
 	return dir
 }
 
