@@ -7,6 +7,15 @@ BEGIN
     RAISE EXCEPTION 'sandbox_events is append-only';
 END $$;
 
+CREATE FUNCTION public.workers() RETURNS SETOF bigint
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT (classid::bigint << 32) | objid::bigint
+    FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+$$;
+
 CREATE TABLE public.api_keys (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     team_id uuid NOT NULL,
@@ -72,6 +81,7 @@ CREATE TABLE public.sandboxes (
     last_active_at timestamp with time zone,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     version bigint DEFAULT 1 NOT NULL,
+    worker bigint,
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
     CONSTRAINT sandboxes_timeout_sec_check CHECK ((timeout_sec >= 0)),
@@ -125,6 +135,8 @@ ALTER TABLE ONLY public.unknown_sandboxes
     ADD CONSTRAINT unknown_sandboxes_pkey PRIMARY KEY (host_id, sandbox_id);
 
 CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
+
+CREATE INDEX sandboxes_between ON public.sandboxes USING btree (worker) WHERE (state = ANY (ARRAY['pending'::text, 'starting'::text, 'pausing'::text, 'resuming'::text, 'stopping'::text]));
 
 CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHERE (state <> ALL (ARRAY['stopped'::text, 'failed'::text]));
 

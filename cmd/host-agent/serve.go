@@ -135,7 +135,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	g, ctx := errgroup.WithContext(ctx)
 	a.serving.Store(h.Manager)
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
-	g.Go(func() error { return h.Manager.Run(ctx) })
+	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
 		return hostserver.Serve(ctx, hostserver.Config{Manager: h.Manager, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
 	})

@@ -104,7 +104,7 @@ func TestLife(t *testing.T) {
 		}
 	}
 	_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, Vcpus: 2, MemoryMb: 512})
-	wantCode(t, err, connect.CodeAlreadyExists, "another template or shape")
+	wantCode(t, err, connect.CodeAlreadyExists, "another template")
 	if n := len(c.agent.World.Running()); n != 1 {
 		t.Errorf("%d machines", n)
 	}

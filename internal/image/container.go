@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"wrenn"
-	"wrenn/images"
 	"wrenn/internal/image/oci"
 	"wrenn/internal/image/rootfs"
 	"wrenn/internal/storage"
@@ -197,7 +196,7 @@ func (p *preparation) fillTree(ctx context.Context, dir string, unpack unpacker)
 		rootfs.File{Path: "/etc/machine-id", Mode: 0o644},
 	)
 	if tree.Find("chronyd") != "" {
-		files = append(files, rootfs.File{Path: chronyPath, Data: images.Chrony, Mode: 0o644})
+		files = append(files, chronyFiles()...)
 	}
 	for _, f := range files {
 		if err := tree.WriteFile(f.Path, f.Data, f.Mode); err != nil {

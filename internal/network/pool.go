@@ -95,7 +95,7 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 		return err
 	}
 	undo.AddFunc(nl.Close)
-	p.host = &host{cfg: p.cfg, nl: nl}
+	p.host = &host{cfg: p.cfg, nl: nl, clocks: newClocks(p.cfg.Log)}
 	links, err := p.host.slotLinks()
 	if err != nil {
 		return err
@@ -259,6 +259,20 @@ func (p *Pool) remove(index int) error {
 // handed out; the caller must Release it. NotFound when it is no longer there,
 // FailedPrecondition when it has an owner already.
 func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
+	slot, err := p.takeOver(ref)
+	if err != nil {
+		return nil, err
+	}
+	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network slot adopted", slog.Int("slot", ref.Index), slog.String("owner", ref.Owner))
+	// The earlier pool's socket went with it. No sandbox is lost for that.
+	if err := p.host.clocks.serve(ref.Index, slot.Namespace()); err != nil {
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "an adopted slot has no time server", slog.Int("slot", ref.Index), slog.Any("err", err))
+	}
+	return slot, nil
+}
+
+// takeOver books a leftover on its owner.
+func (p *Pool) takeOver(ref SlotRef) (*Slot, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.slots[ref.Index]
@@ -270,7 +284,6 @@ func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
 	case e.state != stateLeftover:
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "network slot %s is not free to adopt: it is %s", p.cfg.name(ref.Index), e.state)
 	}
-	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network slot adopted", slog.Int("slot", ref.Index), slog.String("owner", ref.Owner))
 	return p.handOut(ref.Index, ref.ID, ref.Owner), nil
 }
 
@@ -470,6 +483,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	if len(p.slots) == 0 {
 		errs = append(errs, p.host.deleteTable())
 	}
+	p.host.clocks.close()
 	p.host.nl.Close()
 	errs = append(errs, p.lock.release())
 	if err := errors.Join(errs...); err != nil {

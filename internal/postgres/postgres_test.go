@@ -86,6 +86,21 @@ func TestStatesAreTheSameEverywhere(t *testing.T) {
 		t.Errorf("the CHECK constraint (-code +database):\n%s", diff)
 	}
 
+	var between []string
+	for _, s := range wrenn.States() {
+		if s.Between() {
+			between = append(between, string(s))
+		}
+	}
+	got = nil
+	index := query(t, pgtest.New(t), "SELECT indexdef FROM pg_indexes WHERE indexname = 'sandboxes_between'")[0]
+	for _, m := range regexp.MustCompile(`'([a-z]+)'`).FindAllStringSubmatch(index, -1) {
+		got = append(got, m[1])
+	}
+	if diff := cmp.Diff(between, got); diff != "" {
+		t.Errorf("the index of rows between two states (-code +database):\n%s", diff)
+	}
+
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "control-plane.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +248,76 @@ func TestPages(t *testing.T) {
 		_, _, err := s.Sandboxes(t.Context(), mine, postgres.List{Limit: 1, Page: page})
 		wantCode(t, err, wrenn.Invalid)
 	}
+}
+
+// TestAbandoned has two replicas; one of them goes.
+func TestAbandoned(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	here, gone := pgtest.Open(t, url), pgtest.Open(t, url)
+	attend := func(s *postgres.Store) *postgres.Lead {
+		t.Helper()
+		lead, err := s.TryAttend(t.Context())
+		if err != nil || lead == nil {
+			t.Fatalf("TryAttend() = %v, %v", lead, err)
+		}
+		return lead
+	}
+	defer attend(here).Close(t.Context())
+	lead := attend(gone)
+	if again, err := gone.TryAttend(t.Context()); again != nil || err != nil {
+		t.Errorf("attending twice: %v, %v", again, err)
+	}
+	mine := team(t, here)
+	starting := func(s *postgres.Store) *wrenn.Sandbox {
+		sb, err := s.MoveSandbox(t.Context(), create(t, s, wrenn.Sandbox{Team: mine}), postgres.Move{To: wrenn.Starting, Host: "h1", Actor: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sb
+	}
+	kept, released, left, done := starting(here), starting(here), starting(gone), starting(gone)
+	pending := create(t, gone, wrenn.Sandbox{Team: mine})
+	if _, err := gone.MoveSandbox(t.Context(), done, postgres.Move{To: wrenn.Running, Actor: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	query(t, url, "INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, state) SELECT 'iold', team_id, 'base', 1, 1, 1, 'starting' FROM sandboxes LIMIT 1 RETURNING ''")
+	want := func(want map[wrenn.SandboxID]wrenn.HostID) {
+		t.Helper()
+		var diff string
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) { // a session's end takes a moment
+			got, err := here.Abandoned(t.Context(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff = cmp.Diff(want, got); diff == "" {
+				return
+			}
+		}
+		t.Errorf("abandoned (-want +got):\n%s", diff)
+	}
+	want(map[wrenn.SandboxID]wrenn.HostID{})
+	lead.Close(t.Context())
+	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: ""})
+	lead = attend(gone) // a connection that was lost, and is back
+	want(map[wrenn.SandboxID]wrenn.HostID{})
+	lead.Close(t.Context())
+	for _, s := range []*postgres.Store{here, gone} { // of whom the second has no say in it
+		if err := s.Release(t.Context(), []wrenn.SandboxID{released.ID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: "", released.ID: "h1"})
+	if got, err := here.Abandoned(t.Context(), time.Hour); err != nil || len(got) != 0 {
+		t.Errorf("older than an hour: %v, %v", got, err)
+	}
+	if now, err := here.Sandbox(t.Context(), kept.ID); err != nil || now.Version != kept.Version {
+		t.Errorf("a row that nobody touched: %+v, %v", now, err)
+	}
+	if err := gone.Release(t.Context(), []wrenn.SandboxID{kept.ID}); err != nil {
+		t.Fatal(err)
+	}
+	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: "", released.ID: "h1"})
 }
 
 func TestHostRows(t *testing.T) {

@@ -158,7 +158,7 @@ func (l *lab) wantClean(t *testing.T, m *Manager) {
 	if s := l.cfg.Slots.Stats(); s.Used+s.Leftover+s.Broken != 0 {
 		t.Errorf("slots: %+v", s)
 	}
-	staged, err := filepath.Glob(filepath.Join(m.snapshots(), stagedPrefix+"*"))
+	staged, err := filepath.Glob(filepath.Join(snapshotDir(m), ".*"))
 	if err != nil || len(staged) != 0 {
 		t.Errorf("left of a snapshot: %v, %v", staged, err)
 	}

@@ -64,6 +64,16 @@ func lodger(t *testing.T, namespace, name string) *exec.Cmd {
 	return cmd
 }
 
+// noteMachine changes what the journal says of the machine.
+func noteMachine(t *testing.T, sb *Sandbox, ref *vm.Ref) {
+	t.Helper()
+	must(t, sb.commit("a test", func(j *journal) {
+		note := *j.Body
+		note.Machine = ref
+		j.Body = &note
+	}))
+}
+
 // Whatever is not understood is reported, with its name and why, and is left
 // alone; what only looks like it is removed.
 func TestQuarantine(t *testing.T) {
@@ -79,8 +89,7 @@ func TestQuarantine(t *testing.T) {
 		}},
 		{"journal of a newer agent", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			sb.journal.Format++
-			must(t, sb.journal.save())
+			must(t, sb.commit("a test", func(j *journal) { j.Format++ }))
 			return string(sb.ID()), "its journal cannot be read"
 		}},
 		{"directory without a journal", func(t *testing.T, sb *Sandbox) (string, string) {
@@ -95,19 +104,17 @@ func TestQuarantine(t *testing.T) {
 		}},
 		{"machine of which only the slot is known", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			must(t, errors.Join(os.RemoveAll(sb.dir()), os.RemoveAll(sb.runDir())))
-			return filepath.Base(sb.slot.Namespace()), "belong to no sandbox"
+			must(t, errors.Join(os.RemoveAll(sb.dir()), os.RemoveAll(sb.body.runDir())))
+			return filepath.Base(sb.body.slot.Namespace()), "belong to no sandbox"
 		}},
 		{"machine of another driver", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			sb.journal.Machine = &vm.Ref{Driver: "qemu", ID: string(sb.ID()), PID: 1}
-			must(t, sb.journal.save())
+			noteMachine(t, sb, &vm.Ref{Driver: "qemu", ID: string(sb.ID()), PID: 1})
 			return string(sb.ID()), "of driver qemu"
 		}},
 		{"journal that names no machine", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			sb.journal.Machine = nil
-			must(t, sb.journal.save())
+			noteMachine(t, sb, nil)
 			return string(sb.ID()), "names no machine"
 		}},
 	} {
@@ -115,7 +122,7 @@ func TestQuarantine(t *testing.T) {
 			l := newQuarantine(t)
 			m := l.open(t)
 			sb := abandon(t, m, 4)
-			vmm := lodger(t, sb.slot.Namespace(), string(sb.ID()))
+			vmm := lodger(t, sb.body.slot.Namespace(), string(sb.ID()))
 			as, reason := tc.spoil(t, sb)
 			m = l.restart(t, m)
 			got := quarantined(m)
@@ -152,7 +159,7 @@ func TestANamesakeIsNoMachine(t *testing.T) {
 			l := newQuarantine(t)
 			m := l.open(t)
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.machine.Stop(t.Context()), remove(sb)))
+			must(t, errors.Join(sb.body.machine.Stop(t.Context()), remove(sb)))
 			lodger(t, "", string(sb.ID()))
 			m = l.restart(t, m)
 			if got := quarantined(m); len(got) != 0 {
@@ -169,9 +176,9 @@ func TestQuarantineKeepsOneSlotAlone(t *testing.T) {
 	l.network.Max = 3
 	m := l.open(t)
 	bad, good, gone := abandon(t, m, 4), abandon(t, m, 4), abandon(t, m, 4)
-	lodger(t, bad.slot.Namespace(), string(bad.ID()))
+	lodger(t, bad.body.slot.Namespace(), string(bad.ID()))
 	must(t, errors.Join(os.WriteFile(bad.journal.path, nil, 0o600),
-		gone.machine.Stop(t.Context()), os.RemoveAll(gone.dir()), os.RemoveAll(gone.runDir())))
+		gone.body.machine.Stop(t.Context()), os.RemoveAll(gone.dir()), os.RemoveAll(gone.body.runDir())))
 	m = l.restart(t, m)
 	if got := slices.Collect(maps.Keys(quarantined(m))); !slices.Equal(got, []string{string(bad.ID())}) {
 		t.Errorf("in quarantine: %v", got)

@@ -106,6 +106,7 @@ type Service struct {
 	keys      *auth.Cache[Caller]
 	usedBoxes uses[wrenn.SandboxID]
 	usedKeys  uses[string]
+	left      left
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -115,7 +116,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	cfg.Deadlines = cfg.Deadlines.WithDefaults()
 	cfg.PingEvery = cmp.Or(cfg.PingEvery, 10*time.Second)
 	cfg.FlushEvery = cmp.Or(cfg.FlushEvery, 10*time.Second)
-	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL)}
+	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL), left: newLeft()}
 	var err error
 	if s.fleet, err = newFleet(cfg, store, log); err != nil {
 		return nil, err
@@ -127,7 +128,9 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	return s, nil
 }
 
-// grace is longer than what this service takes at most.
+// grace is longer than what this service takes at most. It is for rows whose
+// worker is connected and yet does not end them: those of one that is gone or
+// has let them go do not wait.
 func grace(d hostclient.Deadlines) reconcile.Grace {
 	return reconcile.Grace{
 		Pending: settleSlack, Starting: d.Create + d.Destroy + settleSlack,
@@ -135,10 +138,12 @@ func grace(d hostclient.Deadlines) reconcile.Grace {
 	}
 }
 
-// Run watches the hosts, reconciles and writes what was batched. It returns
-// when ctx has ended and all of it is done.
+// Run shows that this replica lives, watches the hosts, reconciles and writes
+// what was batched. It returns when ctx has ended and all of it is done.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.attend(ctx) })
+	g.Go(func() error { return s.releaseLeft(ctx) })
 	g.Go(func() error { return s.fleet.run(ctx) })
 	g.Go(func() error { return s.loop.Run(ctx) })
 	g.Go(func() error { return s.flushUses(ctx) })

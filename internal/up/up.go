@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/client"
 	"wrenn/internal/controlplane"
 	"wrenn/internal/pgserver"
 	"wrenn/internal/rollback"
@@ -108,10 +109,14 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 	defer fail(nil)
 	m := &machine{cfg: cfg, fail: fail, cp: controlplane.Defaults()}
 	defer func() {
-		cfg.Say("stopping")
+		if m.log != nil { // else nothing was started
+			cfg.Say("stopping")
+		}
 		err = errors.Join(err, m.undo.Run(context.WithoutCancel(ctx)))
 	}()
-	for _, step := range []func(context.Context) error{m.checkListen, m.prepare, m.startDatabase, m.migrate, m.startAgent, m.startControlPlane} {
+	for _, step := range []func(context.Context) error{
+		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.startControlPlane,
+	} {
 		if err := step(ctx); err != nil {
 			return whyEnded(ctx, err)
 		}
@@ -309,11 +314,16 @@ func (m *machine) destroyAll(ctx context.Context) {
 }
 
 func (m *machine) destroyEach(ctx context.Context) error {
-	api, err := m.keyed(ctx)
+	r := m.running()
+	secret, giveBack, err := r.LendKey(ctx, "wrenn up, stopping")
 	if err != nil {
 		return err
 	}
-	defer api.close(ctx)
+	defer giveBack(ctx)
+	api, err := client.New(client.Config{URL: r.URL, Key: secret})
+	if err != nil {
+		return err
+	}
 	var all errgroup.Group
 	all.SetLimit(atOnce)
 	for box, err := range api.Sandboxes(ctx, living) {

@@ -83,6 +83,13 @@ func (s *Service) Close() {
 	s.spawner.close()
 }
 
+// Hold returns when no program is just being started, and makes those wait that
+// should be, until release is called, once. A program that is born into a
+// frozen cgroup would never reach its exec, and with it the agent, which waits for that.
+func (s *Service) Hold(ctx context.Context) (release func(), err error) {
+	return s.spawner.hold(ctx)
+}
+
 // start runs a program. The subscriber gets all of its events.
 func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account.User) (*proc, *subscriber, error) {
 	l, err := resolve(req.GetProcess(), user, s.settings.Get())
@@ -92,7 +99,7 @@ func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account
 	if !s.begin() {
 		return nil, nil, connect.NewError(connect.CodeUnavailable, errors.New("the agent is shutting down"))
 	}
-	p, err := s.spawn(l, req)
+	p, err := s.spawn(ctx, l, req)
 	if err != nil {
 		s.work.Done()
 		return nil, nil, err
@@ -116,13 +123,13 @@ func (s *Service) begin() bool {
 	return true
 }
 
-func (s *Service) spawn(l *launch, req *pb.StartRequest) (*proc, error) {
+func (s *Service) spawn(ctx context.Context, l *launch, req *pb.StartRequest) (*proc, error) {
 	std, err := openStdio(req, l.user)
 	if err != nil {
 		return nil, err
 	}
 	defer std.closeFar()
-	pid, pidfd, err := s.spawner.fork(l, std)
+	pid, pidfd, err := s.spawner.fork(ctx, l, std)
 	if err != nil {
 		std.near.close()
 		return nil, launchError(l, err)

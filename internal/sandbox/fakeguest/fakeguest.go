@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/guest"
+	"wrenn/internal/guest/guesttest"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 )
@@ -146,7 +147,10 @@ func pump(to, from *os.File) {
 }
 
 // fixedMachine leaves the clock of the machine that runs the tests alone.
-type fixedMachine struct{ stuck <-chan struct{} }
+type fixedMachine struct {
+	guesttest.Inert
+	stuck <-chan struct{}
+}
 
 func (*fixedMachine) Now() time.Time          { return time.Now() }
 func (*fixedMachine) SetTime(time.Time) error { return nil }

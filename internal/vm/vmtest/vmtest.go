@@ -109,6 +109,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("RestoreIntoAnotherSlot", s.restoreElsewhere)
 	t.Run("TenRestoresAtOnce", s.tenRestores)
 	t.Run("SecondGeneration", s.secondGeneration)
+	t.Run("RestoredIsNew", s.restoredIsNew)
 	t.Run("PowerOff", s.powerOff)
 	t.Run("Panic", s.panics)
 	t.Run("Killed", s.killed)

@@ -51,6 +51,7 @@ type Sandbox struct {
 	LastActiveAt *time.Time
 	UpdatedAt    time.Time
 	Version      int64
+	Worker       *int64
 }
 
 type SandboxEvent struct {
