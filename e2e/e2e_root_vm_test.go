@@ -40,16 +40,7 @@ func stateDir(t *testing.T) string {
 // state directory that are still there.
 func leftovers(t *testing.T, dir string) []string {
 	t.Helper()
-	var left []string
-	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range cmdlines {
-		if line, err := os.ReadFile(path); err == nil && bytes.Contains(line, []byte(dir)) {
-			left = append(left, "process "+strings.ReplaceAll(string(line), "\x00", " "))
-		}
-	}
+	left := processes(t, dir)
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
@@ -76,6 +67,22 @@ func leftovers(t *testing.T, dir string) []string {
 		left = append(left, files...)
 	}
 	return left
+}
+
+// processes names those that have dir in their command lines.
+func processes(t *testing.T, dir string) []string {
+	t.Helper()
+	var found []string
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range cmdlines {
+		if line, err := os.ReadFile(path); err == nil && bytes.Contains(line, []byte(dir)) {
+			found = append(found, "process "+strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
 }
 
 func hostAgent(t *testing.T) string {

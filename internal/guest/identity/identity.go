@@ -13,10 +13,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Identity is who a guest is.
@@ -26,18 +27,26 @@ type Identity struct {
 	Hostname   string // empty: ID
 }
 
-// What ID and Hostname may be: a label of a host name, RFC 1123 §2.1.
-var label = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-
 // Check returns what is wrong with an identity.
 func (id Identity) Check() error {
 	switch {
-	case !label.MatchString(id.ID):
+	case !isLabel(id.ID):
 		return fmt.Errorf("id %.80q: use 1 to 63 letters, digits and inner hyphens", id.ID)
-	case id.Hostname != "" && !label.MatchString(id.Hostname):
+	case id.Hostname != "" && !isLabel(id.Hostname):
 		return fmt.Errorf("hostname %.80q: use 1 to 63 letters, digits and inner hyphens", id.Hostname)
 	}
 	return nil
+}
+
+// isLabel reports whether s can be a label of a host name, RFC 1123 §2.1. By
+// hand: the code of package regexp is cold after a restore, which an emulated CPU pays for.
+func isLabel(s string) bool {
+	for _, c := range []byte(s) {
+		if (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-'
 }
 
 func (id Identity) hostname() string { return cmp.Or(id.Hostname, id.ID) }
@@ -75,7 +84,8 @@ type Keeper struct {
 	now Identity   // zero until the host said it
 }
 
-// New returns a keeper and makes the directory where programs ask to be told.
+// New returns a keeper. It does what need not wait until a restore: makes the
+// directory where programs ask to be told, and shows the kernel's boot id by a file.
 func New(cfg Config) *Keeper {
 	k := &Keeper{cfg: cfg}
 	if cfg.RunDir == "" {
@@ -83,6 +93,9 @@ func New(cfg Config) *Keeper {
 	}
 	if err := k.makeDirs(); err != nil {
 		cfg.Log.Warn("programs cannot ask to be told of a restore", slog.Any("error", err))
+	}
+	if err := k.showBootID(); err != nil {
+		cfg.Log.Warn("the boot id cannot change", slog.Any("error", err)) // Become tries again
 	}
 	return k
 }
@@ -96,6 +109,20 @@ func (k *Keeper) makeDirs() error {
 		return err
 	}
 	return os.Chmod(dir, 0o777|fs.ModeSticky) // whatever the umask is
+}
+
+func (k *Keeper) showBootID() error {
+	path := filepath.Join(k.cfg.RunDir, bootIDFile)
+	if _, err := os.Stat(path); err != nil {
+		kernels, err := os.ReadFile(bootID)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, kernels, 0o444); err != nil {
+			return err
+		}
+	}
+	return k.cfg.Machine.ShowBootID(path)
 }
 
 // Become makes the guest id, at the time at, and reports whether it was
@@ -150,16 +177,10 @@ func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
 // newBootID overwrites the file in place, because it is what the kernel shows:
 // a new one would not be. All boot ids have one length, so no reader sees half of two.
 func (k *Keeper) newBootID() error {
-	path := filepath.Join(k.cfg.RunDir, bootIDFile)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o444)
-	if err != nil {
+	if err := k.showBootID(); err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.WriteAt([]byte(uuid()+"\n"), 0); err != nil {
-		return err
-	}
-	return k.cfg.Machine.ShowBootID(path)
+	return overwrite(filepath.Join(k.cfg.RunDir, bootIDFile), uuid()+"\n")
 }
 
 // uuid is a random one, version 4 of RFC 9562 §5.4.
@@ -179,11 +200,14 @@ func random() [16]byte {
 // writeEtc writes what programs read in files of the guest. Root in the guest
 // may have made that impossible; then it is as before.
 func (k *Keeper) writeEtc(id Identity, newMachine bool) {
-	files := map[string]string{"etc/hostname": id.hostname() + "\n"}
-	if hosts, err := k.hosts(id.hostname()); err == nil {
-		files["etc/hosts"] = hosts
-	} else {
-		k.complain("etc/hosts", err)
+	files := map[string]string{}
+	if id.hostname() != k.now.hostname() {
+		hosts, err := k.hosts(id.hostname())
+		if err != nil {
+			k.complain("etc/hosts", err)
+		} else {
+			files["etc/hosts"] = hosts
+		}
 	}
 	if newMachine {
 		b := random()
@@ -196,7 +220,12 @@ func (k *Keeper) writeEtc(id Identity, newMachine bool) {
 		}
 	}
 	for name, text := range files {
-		if err := replace(filepath.Join(k.cfg.Root, name), text, 0o644); err != nil {
+		path := filepath.Join(k.cfg.Root, name)
+		// In place, which costs the disk less; what is no file is replaced.
+		if overwrite(path, text) == nil {
+			continue
+		}
+		if err := replace(path, text, 0o644); err != nil {
 			k.complain(name, err)
 		}
 	}
@@ -237,6 +266,26 @@ func (k *Keeper) hosts(name string) (string, error) {
 	}
 	fmt.Fprintf(&text, "127.0.1.1\t%s\t%s\n", name, hostsMark)
 	return text.String(), nil
+}
+
+// overwrite changes a file that is there. It follows no link.
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return errors.New("not a file")
+	}
+	if _, err := f.WriteAt([]byte(text), 0); err != nil || info.Size() <= int64(len(text)) {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
 }
 
 // replace writes a file anew and puts it in the place of an old one, or of a
