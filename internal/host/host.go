@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"wrenn"
@@ -77,6 +78,39 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 // still run keep what they need, for the next Open to adopt. Twice is allowed.
 func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
+// Run does what is to be done while the host is open, until ctx ends.
+func (h *Host) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return h.Manager.Run(ctx) })
+	g.Go(func() error { h.tendStore(ctx); return nil })
+	return g.Wait()
+}
+
+// tendEvery is how often the store is looked at: what guests write between two
+// looks must fit into the space that it keeps free.
+const tendEvery = 5 * time.Second
+
+// tendStore keeps the store from running full, and says once that it cannot.
+func (h *Host) tendStore(ctx context.Context) {
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for failed := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := h.store.Tend(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !failed {
+			h.cfg.Log.LogAttrs(ctx, slog.LevelError, "the disk of this host is nearly full: guests will not be able to write", slog.Any("err", err))
+		}
+		failed = err != nil
+	}
+}
+
 // lock makes sure that one agent at a time works with the directories.
 func (h *Host) lock(context.Context) error {
 	for _, dir := range []string{h.cfg.StateDir, h.cfg.RunDir} {
@@ -107,6 +141,9 @@ func (h *Host) openStore(ctx context.Context) (err error) {
 		return h.store.Close()
 	})
 	h.say("disks", h.store.Note)
+	if err := h.store.Tend(ctx); err != nil {
+		h.say("", "the disk is nearly full: "+err.Error())
+	}
 	return nil
 }
 
@@ -138,11 +175,11 @@ func (h *Host) openSlots(ctx context.Context) (err error) {
 }
 
 // openManager also sweeps: first the sandboxes that have a journal, then the
-// slots that no journal names. Of a sandbox in quarantine nobody knows the slot.
+// slots that no journal names and in which nothing lives.
 func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
-		Driver: h.Driver, Slots: h.slots, Guest: h.guest,
+		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store,
 		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash,
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})
@@ -150,9 +187,9 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		return err
 	}
 	h.undo.AddFunc(h.Manager.Close)
-	if n := h.Manager.Quarantined(); n > 0 {
-		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "unknown network slots are kept, because sandboxes are in quarantine", slog.Int("quarantined", n))
-		return nil
+	// Disks and snapshots are clones: of images only the guest's own is needed, which is imported.
+	if err := h.store.Keep(); err != nil {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
 	}
 	return h.slots.Sweep(ctx)
 }

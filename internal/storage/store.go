@@ -1,3 +1,4 @@
+// Package storage keeps the disks of sandboxes.
 package storage
 
 import (
@@ -7,7 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
+	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -15,15 +17,35 @@ import (
 )
 
 // Store is a directory for images, disks and snapshots in which clones are
-// cheap if this machine allows it.
+// cheap if this machine allows it. It is safe for concurrent use. A Store that
+// has nothing but a Dir is a plain directory.
 type Store struct {
 	// Dir is where the files go.
 	Dir string
 	// Note says how Dir came to be and what that means for speed, for people.
 	Note string
 
-	mounted bool
+	image   string // the file with the store's own file system; "" for a plain directory
+	sizes   sizes
+	growing chan struct{} // holds one token: who has it may change the image's size
+
+	mu   sync.Mutex     // guards uses
+	uses map[string]int // of images, by digest: see Import
 }
+
+// sizes say how an image grows.
+type sizes struct {
+	start   int64 // of a new one
+	group   int64 // its size is a multiple of this: an allocation group of XFS
+	step    int64 // the least that it grows by, if the host has it
+	mark    int64 // what Tend keeps free in it
+	reserve int64 // what it leaves to the host
+}
+
+// The image is preallocated, all of it: a sparse file would turn a full host
+// into I/O errors inside the store. So it starts small. Guests have written
+// what lies between two looks of Tend before anybody can grow it: see mark.
+var defaultSizes = sizes{start: 4 << 30, group: 1 << 30, step: 2 << 30, mark: 2 << 30, reserve: 2 << 30}
 
 // The names in the state directory.
 const (
@@ -31,80 +53,119 @@ const (
 	mountName = "store"
 )
 
-// imageSize is preallocated: a sparse file would turn a full host into I/O
-// errors inside the store.
-const imageSize = 6 << 30
-
-// leaveFree is what the store's image must leave to the host.
-const leaveFree = 2 << 30
-
 // Open returns the store of the state directory dir, which it makes. If the
 // host's file system cannot reflink, the store is an XFS file system of its own
-// in an image there, mounted until Close; if that cannot be had either, clones
-// are copies, and Note says so. An image that is there but cannot be mounted is
-// an error. One process at a time may have it open.
-func Open(ctx context.Context, dir string) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
-	}
-	if canReflink(dir) {
-		return &Store{Dir: dir, Note: "reflink clones on " + dir}, nil
-	}
-	s, err := openImage(ctx, dir)
+// in an image there, mounted until Close, that grows on demand; if that cannot
+// be had either, clones are copies, and Note says so. An image that is there but
+// cannot be used is an error that says what to do: FailedPrecondition. It is never repaired
+// here. One process at a time may have it open.
+func Open(ctx context.Context, dir string) (*Store, error) { return open(ctx, dir, defaultSizes) }
+
+func open(ctx context.Context, dir string, sizes sizes) (*Store, error) {
+	s, err := find(ctx, dir, sizes)
 	if err != nil {
-		// What is in an image that was made before is not in dir: to go on there
-		// would be to lose it.
-		if _, missing := os.Stat(filepath.Join(dir, imageName)); missing == nil {
-			return nil, fmt.Errorf("open the store in %s: %w", dir, err)
-		}
-		return &Store{Dir: dir, Note: fmt.Sprintf("copies: %s cannot reflink, and %v", dir, err)}, nil
+		return nil, err
+	}
+	if err := s.dropStaged(); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
+// find finds the store of the state directory, or makes one.
+func find(ctx context.Context, dir string, sizes sizes) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	image := filepath.Join(dir, imageName)
+	if _, err := os.Stat(image); err == nil { // what is in it is not in dir: to go on there would be to lose it
+		s, err := openImage(ctx, dir, sizes)
+		if err != nil {
+			return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: unusable, Err: fmt.Errorf("%s: %w", image, err)}
+		}
+		return s, nil
+	}
+	if method, err := tryClone(dir); err == nil && method == Reflink {
+		return &Store{Dir: dir, Note: "reflink clones on " + dir}, nil
+	}
+	err := makeImage(ctx, image, sizes)
+	if err == nil {
+		var s *Store
+		if s, err = openImage(ctx, dir, sizes); err == nil {
+			return s, nil
+		}
+		err = errors.Join(err, os.Remove(image)) // nothing is in it yet
+	}
+	return &Store{Dir: dir, Note: fmt.Sprintf("copies, slow and large: %s cannot reflink, and %v", dir, err)}, nil
+}
+
+const unusable = "the store of this host cannot be used; it is left as it is, with the sandboxes and snapshots in it. " +
+	"Stop what still uses it, look at it by `xfs_repair -n` (which changes nothing), copy it before a repair by `xfs_repair`; " +
+	"or move it away to begin anew"
+
 // Close unmounts what Open mounted. Machines that still run keep their files.
 func (s *Store) Close() error {
-	if !s.mounted {
+	if s.image == "" || !mounted(s.Dir) {
 		return nil
 	}
-	s.mounted = false
 	if err := unix.Unmount(s.Dir, 0); err != nil {
 		return fmt.Errorf("unmount %s: %w", s.Dir, err)
 	}
 	return nil
 }
 
-// canReflink tries it.
-func canReflink(dir string) bool {
+// tryClone writes and clones a file in dir, and says how that was done.
+func tryClone(dir string) (Method, error) {
 	probe, err := os.MkdirTemp(dir, ".reflink-*")
 	if err != nil {
-		return false
+		return "", err
 	}
 	defer func() { _ = os.RemoveAll(probe) }() // an empty directory at worst
 	src, dst := filepath.Join(probe, "src"), filepath.Join(probe, "dst")
 	if err := os.WriteFile(src, make([]byte, 4096), 0o600); err != nil {
-		return false
+		return "", err
 	}
-	method, err := Clone(context.Background(), dst, src, 0o600)
-	return err == nil && method == Reflink
+	return Clone(context.Background(), dst, src, 0o600)
 }
 
-func openImage(ctx context.Context, dir string) (*Store, error) {
-	image, mount := filepath.Join(dir, imageName), filepath.Join(dir, mountName)
-	if err := os.MkdirAll(mount, 0o711); err != nil {
+// openImage mounts the image, unless an agent was killed or machines of it
+// still run: then it is mounted.
+func openImage(ctx context.Context, dir string, sizes sizes) (*Store, error) {
+	s := &Store{
+		Dir: filepath.Join(dir, mountName), image: filepath.Join(dir, imageName), sizes: sizes, growing: make(chan struct{}, 1),
+	}
+	s.Note = "reflink clones in " + s.image
+	if err := os.MkdirAll(s.Dir, 0o711); err != nil {
 		return nil, err
 	}
-	s := &Store{Dir: mount, Note: "reflink clones in " + image, mounted: true}
-	if mounted(mount) { // an agent was killed, or machines of it still run
-		return s, nil
+	was := mounted(s.Dir)
+	if !was {
+		if err := mountLoop(s.image, s.Dir); err != nil {
+			return nil, err
+		}
 	}
-	if err := makeImage(ctx, image); err != nil {
-		return nil, err
-	}
-	if err := mountLoop(image, mount); err != nil {
+	if err := s.check(ctx); err != nil {
+		if !was {
+			err = errors.Join(err, s.Close())
+		}
 		return nil, err
 	}
 	return s, nil
+}
+
+// check finds a file system that has shut itself down after an error, or that
+// is not what it was. One that is full is none of these.
+func (s *Store) check(ctx context.Context) error {
+	method, err := tryClone(s.Dir)
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return nil
+	case err != nil:
+		return err
+	case method != Reflink:
+		return errors.New("it cannot reflink")
+	}
+	return s.refill(ctx)
 }
 
 // mounted says whether something other than dir's parent is mounted there.
@@ -113,116 +174,33 @@ func mounted(dir string) bool {
 	return unix.Stat(dir, &here) == nil && unix.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
 }
 
-// makeImage makes the file system image unless it is there; it appears under
-// its name when it is whole.
-func makeImage(ctx context.Context, image string) error {
-	if _, err := os.Stat(image); err == nil {
-		return nil
-	}
+// makeImage makes the file system image; it appears under its name when it is whole.
+func makeImage(ctx context.Context, image string, sizes sizes) error {
 	mkfs, err := exec.LookPath("mkfs.xfs")
 	if err != nil {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "mkfs.xfs is missing (apt-get install xfsprogs)")
 	}
-	staged := image + ".new"
-	defer func() { _ = os.Remove(staged) }() // gone already when all went well
-	if err := preallocate(staged, imageSize); err != nil {
+	free, err := freeBytes(filepath.Dir(image))
+	if err != nil {
 		return err
 	}
-	if out, err := exec.CommandContext(ctx, mkfs, "-q", "-f", "-m", "reflink=1", staged).CombinedOutput(); err != nil {
+	if free < sizes.start+sizes.reserve {
+		return wrenn.Errorf(wrenn.Exhausted, "a store of %d MiB does not fit: %d MiB are free", sizes.start>>20, free>>20)
+	}
+	staged := image + ".new"
+	defer func() { _ = os.Remove(staged) }() // gone already when all went well
+	f, err := os.OpenFile(staged, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(allocate(ctx, f, 0, sizes.start), f.Close()); err != nil {
+		return err
+	}
+	// The groups of the beginning are those of the end: a store that grew a
+	// hundredfold has a hundred of a size that serves, and not thousands.
+	args := []string{"-q", "-f", "-m", "reflink=1", "-d", "agsize=" + strconv.FormatInt(sizes.group, 10), staged}
+	if out, err := exec.CommandContext(ctx, mkfs, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.xfs: %w: %.300s", err, out)
 	}
 	return os.Rename(staged, image)
-}
-
-func preallocate(path string, size int64) error {
-	var free unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(path), &free); err != nil {
-		return err
-	}
-	if have := int64(free.Bavail) * free.Bsize; have < size+leaveFree {
-		return wrenn.Errorf(wrenn.Exhausted, "a store of %d GiB does not fit: %d GiB are free", size>>30, have>>30)
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, size), f.Close())
-}
-
-// mountLoop mounts the image at dir. The loop device goes away with the mount.
-func mountLoop(image, dir string) error {
-	backing, err := os.OpenFile(image, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer backing.Close()
-	loop, err := attachedLoop(backing)
-	if loop == nil && err == nil {
-		loop, err = attachLoop(backing)
-	}
-	if err != nil {
-		return fmt.Errorf("loop device: %w", err)
-	}
-	defer loop.Close() // autoclear: it stays while it is mounted
-	if err := unix.Mount(loop.Name(), dir, "xfs", unix.MS_NOATIME, ""); err != nil {
-		return fmt.Errorf("mount %s: %w", image, err)
-	}
-	return nil
-}
-
-// attachedLoop returns the loop device that has the file already, nil if none
-// does. The file system is still mounted then, in the mount namespace of some
-// process that is older than our unmounting; a second device would show it the same
-// blocks behind its back, which XFS refuses.
-func attachedLoop(backing *os.File) (*os.File, error) {
-	var file unix.Stat_t
-	if err := unix.Fstat(int(backing.Fd()), &file); err != nil {
-		return nil, err
-	}
-	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file") // those in use
-	if err != nil {
-		return nil, err
-	}
-	for _, device := range devices {
-		name := filepath.Base(filepath.Dir(filepath.Dir(device)))
-		loop, err := os.OpenFile(filepath.Join("/dev", name), os.O_RDWR, 0)
-		if err != nil {
-			continue // detached meanwhile
-		}
-		// An open device is not detached, so what it says stays true.
-		info, err := unix.IoctlLoopGetStatus64(int(loop.Fd()))
-		if err == nil && info.Device == file.Dev && info.Inode == file.Ino {
-			return loop, nil
-		}
-		loop.Close()
-	}
-	return nil, nil
-}
-
-// attachLoop finds a free loop device and gives it the file, see loop(4).
-func attachLoop(backing *os.File) (*os.File, error) {
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer control.Close()
-	for {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, err
-		}
-		loop, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
-		if err != nil {
-			return nil, err
-		}
-		config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO}}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
-		if err == nil {
-			return loop, nil
-		}
-		loop.Close()
-		if !errors.Is(err, syscall.EBUSY) { // somebody took it between the two calls
-			return nil, err
-		}
-	}
 }

@@ -3,6 +3,9 @@
 package storage
 
 import (
+	"bytes"
+	"hash/maphash"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +13,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/durable"
 )
 
 // withoutReflink returns a directory on a file system that cannot reflink.
@@ -27,15 +33,36 @@ func withoutReflink(t *testing.T, size string) string {
 	return dir
 }
 
+// smallSizes are the smallest that mkfs.xfs makes something of.
+var smallSizes = sizes{start: 512 << 20, group: 128 << 20, step: 256 << 20, mark: 64 << 20, reserve: 64 << 20}
+
+// openSmall opens a store of smallSizes, closed when t ends.
+func openSmall(t *testing.T, dir string) *Store {
+	t.Helper()
+	s, err := open(t.Context(), dir, smallSizes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if s.image == "" {
+		t.Fatal(s.Note)
+	}
+	return s
+}
+
 func TestOpenMakesAStoreThatReflinks(t *testing.T) {
-	dir := withoutReflink(t, "12g")
+	dir := withoutReflink(t, "1g")
 	for round := range 3 { // made, found again, found mounted after a crash
-		s, err := Open(t.Context(), dir)
+		s, err := open(t.Context(), dir, smallSizes)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !canReflink(s.Dir) {
-			t.Fatalf("round %d: no reflink in %s (%s)", round, s.Dir, s.Note)
+		if method, err := tryClone(s.Dir); err != nil || method != Reflink {
+			t.Fatalf("round %d: %q, %v in %s (%s)", round, method, err, s.Dir, s.Note)
 		}
 		file := filepath.Join(s.Dir, "kept")
 		if round == 0 {
@@ -76,11 +103,8 @@ func TestOpenSaysThatItMustCopy(t *testing.T) {
 // TestOpenFindsAStoreThatIsMountedElsewhere opens a store that some process
 // still has mounted in a mount namespace of its own.
 func TestOpenFindsAStoreThatIsMountedElsewhere(t *testing.T) {
-	dir := withoutReflink(t, "12g")
-	s, err := Open(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := withoutReflink(t, "1g")
+	s := openSmall(t, dir)
 	file := filepath.Join(s.Dir, "kept")
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -107,22 +131,109 @@ func TestOpenFindsAStoreThatIsMountedElsewhere(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s, err = Open(t.Context(), dir); err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	again := openSmall(t, dir)
 	if _, err := os.Stat(file); err != nil {
-		t.Errorf("%v (%s)", err, s.Note)
+		t.Errorf("%v (%s)", err, again.Note)
 	}
 }
 
-func TestOpenRefusesAnImageThatCannotBeMounted(t *testing.T) {
-	dir := withoutReflink(t, "64m")
-	if err := os.WriteFile(filepath.Join(dir, imageName), make([]byte, 1<<20), 0o600); err != nil {
+func TestOpenRefusesAnImageThatCannotBeUsed(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, image string){
+		"not a file system": func(t *testing.T, image string) {
+			t.Helper()
+			if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"cut": func(t *testing.T, image string) {
+			t.Helper()
+			if err := os.Truncate(image, smallSizes.start-smallSizes.group); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"superblock overwritten": func(t *testing.T, image string) {
+			t.Helper()
+			overwrite(t, image, 0, 512)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := withoutReflink(t, "1g")
+			s := openSmall(t, dir)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			image := filepath.Join(dir, imageName)
+			spoil(t, image)
+			before := sum(t, image)
+			s, err := open(t.Context(), dir, smallSizes)
+			if err == nil {
+				t.Fatalf("open() = %+v, want an error", s)
+			}
+			t.Log(err)
+			if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "xfs_repair -n") {
+				t.Errorf("open() = %v, want FailedPrecondition, and what to do", err)
+			}
+			if sum(t, image) != before {
+				t.Error("the image was changed")
+			}
+			if mounted(filepath.Join(dir, mountName)) {
+				t.Error("it was left mounted")
+			}
+		})
+	}
+}
+
+// TestOpenReplaysTheLog opens a store whose host lost its power: its image as
+// it was at some moment while it was written to.
+func TestOpenReplaysTheLog(t *testing.T) {
+	dir := withoutReflink(t, "2g")
+	s := openSmall(t, dir)
+	kept := filepath.Join(s.Dir, "kept")
+	if err := durable.WriteFile(kept, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := Open(t.Context(), dir); err == nil {
-		t.Errorf("Open() = %+v, want an error", s)
-		_ = s.Close() // the error above counts
+	other := t.TempDir()
+	if err := unix.Mount("tmpfs", other, "tmpfs", 0, "size=2g"); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = unix.Unmount(other, 0) })
+	if _, err := Clone(t.Context(), filepath.Join(other, imageName), s.image, 0o600); err != nil { // mounted: the log is dirty
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil { // XFS refuses two of one UUID
+		t.Fatal(err)
+	}
+	again := openSmall(t, other)
+	if text, err := os.ReadFile(filepath.Join(again.Dir, "kept")); err != nil || string(text) != "x" {
+		t.Errorf("what was durable: %q, %v", text, err)
+	}
+}
+
+func overwrite(t *testing.T, path string, at int64, n int) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(bytes.Repeat([]byte{0xA5}, n), at); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var hashSeed = maphash.MakeSeed()
+
+func sum(t *testing.T, path string) uint64 {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var h maphash.Hash
+	h.SetSeed(hashSeed)
+	if _, err := io.Copy(&h, f); err != nil {
+		t.Fatal(err)
+	}
+	return h.Sum64()
 }

@@ -1,0 +1,186 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+)
+
+// Space is what a store can hold, in bytes.
+type Space struct {
+	Total int64
+	Free  int64 // what can be written, with what the store can still grow by
+}
+
+// Space returns the space of this moment.
+func (s *Store) Space() (Space, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(s.Dir, &stat); err != nil {
+		return Space{}, fmt.Errorf("space in the store: %w", err)
+	}
+	space := Space{Total: int64(stat.Blocks) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize}
+	if s.image == "" {
+		return space, nil
+	}
+	room, err := s.room()
+	return Space{space.Total + room, space.Free + room}, err
+}
+
+// room is what the host can give to the image.
+func (s *Store) room() (int64, error) {
+	free, err := freeBytes(filepath.Dir(s.image))
+	if err != nil {
+		return 0, err
+	}
+	return max(0, free-s.sizes.reserve) / s.sizes.group * s.sizes.group, nil
+}
+
+func freeBytes(dir string) (int64, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return 0, fmt.Errorf("space in %s: %w", dir, err)
+	}
+	return int64(stat.Bavail) * stat.Bsize, nil
+}
+
+// Ensure makes sure that the store has the given number of free bytes now, and
+// grows it if need be. They are nobody's: who comes later may use them as well.
+// Exhausted when they cannot be had; then nothing has changed.
+func (s *Store) Ensure(ctx context.Context, bytes int64) error {
+	missing, err := s.missing(bytes)
+	if err != nil || missing == 0 {
+		return err
+	}
+	if s.image == "" {
+		return full(bytes, missing)
+	}
+	select {
+	case s.growing <- struct{}{}:
+		defer func() { <-s.growing }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if missing, err = s.missing(bytes); err != nil || missing == 0 { // somebody else has grown it
+		return err
+	}
+	if err := s.grow(ctx, bytes, missing); err != nil {
+		return err
+	}
+	if missing, err = s.missing(bytes); err != nil || missing == 0 {
+		return err
+	}
+	return full(bytes, missing)
+}
+
+func full(want, missing int64) error {
+	return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are needed there and %d are missing; destroy sandboxes or snapshots, or free space on it", want>>20, (missing+1<<20-1)>>20)
+}
+
+// missing is what is not free of the given number of bytes.
+func (s *Store) missing(bytes int64) (int64, error) {
+	free, err := freeBytes(s.Dir)
+	return max(0, bytes-free), err
+}
+
+// Tend keeps some space free in the store, for what guests write between two
+// calls, and takes back what was taken out of its image. It is to be called
+// every few seconds and costs little. Exhausted when the host has no more space to give.
+func (s *Store) Tend(ctx context.Context) error {
+	if s.image == "" {
+		return nil
+	}
+	return errors.Join(s.Ensure(ctx, s.sizes.mark), s.refill(ctx))
+}
+
+// grow makes the image larger for want bytes to be free, of which some are
+// missing: by a step if the host has that, by as much as is needed else. The
+// caller holds the token.
+func (s *Store) grow(ctx context.Context, want, missing int64) error {
+	room, err := s.room()
+	if err != nil {
+		return err
+	}
+	least := roundUp(missing+missing/8, s.sizes.group) // XFS keeps some of it for itself
+	if least > room {
+		return full(want, missing)
+	}
+	by := min(room, max(least, s.sizes.step))
+	image, err := os.OpenFile(s.image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	info, err := image.Stat()
+	if err != nil {
+		return err
+	}
+	if err := allocate(ctx, image, info.Size(), by); err != nil {
+		return fmt.Errorf("grow the store: %w", errors.Join(err, image.Truncate(info.Size())))
+	}
+	// The file must be as long as the file system in it after a power cut as well.
+	if err := image.Sync(); err != nil {
+		return fmt.Errorf("grow the store: %w", err)
+	}
+	if err := followFile(image); err != nil {
+		return fmt.Errorf("grow the store: %w", err)
+	}
+	// A crash before here leaves a longer image, which the next growing uses.
+	if out, err := exec.CommandContext(ctx, "xfs_growfs", "-d", s.Dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("grow the store: xfs_growfs: %w: %.300s", err, out)
+	}
+	return nil
+}
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+// refill preallocates what is not, or not any more: a fstrim of everything that
+// is mounted, which distributions run every week, takes free blocks out of the image.
+func (s *Store) refill(ctx context.Context) error {
+	image, err := os.OpenFile(s.image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	info, err := image.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Sys().(*syscall.Stat_t).Blocks*512 >= info.Size() {
+		return nil
+	}
+	err = allocate(ctx, image, 0, info.Size())
+	if errors.Is(err, unix.ENOSPC) {
+		return &wrenn.Error{Code: wrenn.Exhausted, Message: "this host's disk is full, and parts of the store were taken out of it, as fstrim does: free some space", Err: err}
+	}
+	return err
+}
+
+// allocateChunk is small enough to be allocated between two signals.
+const allocateChunk = 256 << 20
+
+// allocate gives the file blocks, and a size to hold them.
+func allocate(ctx context.Context, f *os.File, from, size int64) error {
+	for pos := from; pos < from+size; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n := min(allocateChunk, from+size-pos)
+		err := unix.Fallocate(int(f.Fd()), 0, pos, n)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("allocate: %w", err)
+		}
+		pos += n
+	}
+	return nil
+}

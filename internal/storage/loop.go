@@ -1,0 +1,108 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountLoop mounts the image at dir. The loop device goes away with the mount.
+func mountLoop(image, dir string) error {
+	backing, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer backing.Close()
+	loop, err := attachedLoop(backing)
+	if loop == nil && err == nil {
+		loop, err = attachLoop(backing)
+	}
+	if err != nil {
+		return fmt.Errorf("loop device: %w", err)
+	}
+	defer loop.Close() // autoclear: it stays while it is mounted
+	if err := unix.Mount(loop.Name(), dir, "xfs", unix.MS_NOATIME, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", image, err)
+	}
+	return nil
+}
+
+// attachedLoop returns the loop device that has the file already, nil if none
+// does. The file system is still mounted then, in the mount namespace of some
+// process that is older than our unmounting; a second device would show it the same
+// blocks behind its back, which XFS refuses.
+func attachedLoop(backing *os.File) (*os.File, error) {
+	var file unix.Stat_t
+	if err := unix.Fstat(int(backing.Fd()), &file); err != nil {
+		return nil, err
+	}
+	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file") // those in use
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range devices {
+		name := filepath.Base(filepath.Dir(filepath.Dir(device)))
+		loop, err := os.OpenFile(filepath.Join("/dev", name), os.O_RDWR, 0)
+		if err != nil {
+			continue // detached meanwhile
+		}
+		// An open device is not detached, so what it says stays true.
+		info, err := unix.IoctlLoopGetStatus64(int(loop.Fd()))
+		if err == nil && info.Device == file.Dev && info.Inode == file.Ino {
+			return loop, nil
+		}
+		loop.Close()
+	}
+	return nil, nil
+}
+
+// attachLoop finds a free loop device and gives it the file, see loop(4).
+func attachLoop(backing *os.File) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, err
+		}
+		loop, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO}}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+		if err == nil {
+			return loop, nil
+		}
+		loop.Close()
+		if !errors.Is(err, syscall.EBUSY) { // somebody took it between the two calls
+			return nil, err
+		}
+	}
+}
+
+// loopSetCapacity is LOOP_SET_CAPACITY of <linux/loop.h>, see loop(4).
+const loopSetCapacity = 0x4C07
+
+// followFile tells the loop device of an image, which is attached, that its file has another size.
+func followFile(backing *os.File) error {
+	loop, err := attachedLoop(backing)
+	if err == nil && loop == nil {
+		err = errors.New("the image is attached to none")
+	}
+	if err != nil {
+		return fmt.Errorf("loop device: %w", err)
+	}
+	defer loop.Close()
+	if err := unix.IoctlSetInt(int(loop.Fd()), loopSetCapacity, 0); err != nil {
+		return fmt.Errorf("size of the loop device: %w", err)
+	}
+	return nil
+}
