@@ -7,6 +7,8 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 export CGO_ENABLED ?= 0
 
+# Network namespaces and mounts need root; who is not asks sudo.
+AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 GO_BUILD := go build -trimpath -buildvcs=false -ldflags='-s -w'
 TOOL     := go tool -modfile=tools.mod
 # The tests that need root, in the order in which they say most about a broken house.
@@ -26,8 +28,8 @@ build: setup ## bin/: wrenn, control-plane, host-agent, and what goes into guest
 	@$(GO_BUILD) -o bin/ ./cmd/...
 
 .PHONY: run
-run: build ## boot a microVM, run a command in it, print its output; then again from a snapshot
-	@bin/host-agent demo $(ARGS)
+run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l /' for one of yours
+	$(AS_ROOT) bin/wrenn up --listen 127.0.0.1:0 -- scripts/tour.sh $(ARGS)
 
 .PHONY: test
 test: build ## every test that this machine can run; as root that includes real machines
@@ -67,8 +69,8 @@ verify/generate: generate
 	@git diff --exit-code --stat -- proto/gen internal/api/internal/oapi internal/postgres/internal/dbsqlc || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
 
 .PHONY: schemathesis
-schemathesis: setup ## look for answers that are not in the contract (needs python3-venv)
-	@scripts/schemathesis.sh
+schemathesis: setup ## look for answers that are not in the contract (needs python3-venv); SCHEMATHESIS_EXAMPLES for each operation, default 50
+	@SCHEMATHESIS_EXAMPLES=$(or $(SCHEMATHESIS_EXAMPLES),50) scripts/schemathesis.sh
 
 .PHONY: breaking
 breaking: ## that the protocols still serve the clients of proto/baseline.binpb

@@ -46,6 +46,15 @@ func (s State) Can(to State) bool { return slices.Contains(next[s], to) }
 // Ended says that nothing comes after s.
 func (s State) Ended() bool { return s == Stopped || s == Failed }
 
+// Between says that somebody works to bring a sandbox from s to another state.
+func (s State) Between() bool {
+	switch s {
+	case Pending, Starting, Pausing, Resuming, Stopping:
+		return true
+	}
+	return false
+}
+
 // Sandbox is a user's machine as the control plane knows it.
 type Sandbox struct {
 	ID       SandboxID

@@ -102,5 +102,8 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err // the address is in the message
 	}
+	if errors.Is(err, io.EOF) { // which says of a stream or a file that it was all
+		err = fmt.Errorf("%w: %s", io.ErrUnexpectedEOF, err.Error())
+	}
 	return &Error{Code: Unavailable, Message: "no connection to " + c.base.Redacted(), Err: err}
 }

@@ -7,6 +7,42 @@ BEGIN
     RAISE EXCEPTION 'sandbox_events is append-only';
 END $$;
 
+CREATE FUNCTION public.sandboxes_count_use() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        UPDATE teams SET used_sandboxes = used_sandboxes + u.sandboxes, used_memory_mb = used_memory_mb + u.memory_mb
+        FROM (
+            SELECT team_id, count(*) AS sandboxes, sum(memory_mb) AS memory_mb
+            FROM now_rows WHERE state NOT IN ('stopped', 'failed') GROUP BY team_id
+        ) AS u
+        WHERE teams.id = u.team_id;
+    ELSE
+        UPDATE teams SET used_sandboxes = used_sandboxes + u.sandboxes, used_memory_mb = used_memory_mb + u.memory_mb
+        FROM (
+            SELECT team_id, sum(one) AS sandboxes, sum(memory_mb) AS memory_mb
+            FROM (
+                SELECT team_id, 1 AS one, memory_mb FROM now_rows WHERE state NOT IN ('stopped', 'failed')
+                UNION ALL
+                SELECT team_id, -1, -memory_mb FROM old_rows WHERE state NOT IN ('stopped', 'failed')
+            ) AS both_rows
+            GROUP BY team_id HAVING sum(one) <> 0 OR sum(memory_mb) <> 0
+        ) AS u
+        WHERE teams.id = u.team_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION public.workers() RETURNS SETOF bigint
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT (classid::bigint << 32) | objid::bigint
+    FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+$$;
+
 CREATE TABLE public.api_keys (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     team_id uuid NOT NULL,
@@ -72,6 +108,7 @@ CREATE TABLE public.sandboxes (
     last_active_at timestamp with time zone,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     version bigint DEFAULT 1 NOT NULL,
+    worker bigint,
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
     CONSTRAINT sandboxes_timeout_sec_check CHECK ((timeout_sec >= 0)),
@@ -84,6 +121,8 @@ CREATE TABLE public.teams (
     max_sandboxes integer,
     max_memory_mb bigint,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    used_sandboxes integer DEFAULT 0 NOT NULL,
+    used_memory_mb bigint DEFAULT 0 NOT NULL,
     CONSTRAINT teams_max_memory_mb_check CHECK ((max_memory_mb >= 0)),
     CONSTRAINT teams_max_sandboxes_check CHECK ((max_sandboxes >= 0))
 );
@@ -126,6 +165,8 @@ ALTER TABLE ONLY public.unknown_sandboxes
 
 CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
 
+CREATE INDEX sandboxes_between ON public.sandboxes USING btree (worker) WHERE (state = ANY (ARRAY['pending'::text, 'starting'::text, 'pausing'::text, 'resuming'::text, 'stopping'::text]));
+
 CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHERE (state <> ALL (ARRAY['stopped'::text, 'failed'::text]));
 
 CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
@@ -133,6 +174,10 @@ CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, cre
 CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
 
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
+
+CREATE TRIGGER count_use_insert AFTER INSERT ON public.sandboxes REFERENCING NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
+
+CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD TABLE AS old_rows NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -29,21 +29,28 @@ import (
 
 // agent is a host agent that serves in a state directory of the test's own.
 type agent struct {
+	*child // nil until it was started
+
 	dir    string
+	prefix string
 	rpc    hostagentv1connect.HostAgentServiceClient
-	cmd    *exec.Cmd
-	ended  chan struct{} // closed when it has ended
-	out    *watched
 	config string
 }
 
 func newAgent(t *testing.T) *agent {
 	t.Helper()
+	return newAgentOn(t, "wagent", "10.219.0.0/16")
+}
+
+// newAgentOn has the names and addresses of its slots from the caller: two
+// agents at once need different ones.
+func newAgentOn(t *testing.T, prefix, addresses string) *agent {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "wa") //nolint:usetesting // t.TempDir's names are too long for a machine
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{dir: dir, config: filepath.Join(dir, "agent.toml")}
+	a := &agent{dir: dir, prefix: prefix, config: filepath.Join(dir, "agent.toml")}
 	t.Cleanup(func() { a.remove(t) })
 	text := fmt.Sprintf(`
 state = %q
@@ -53,12 +60,12 @@ metrics = "off"
 [log]
 level = "DEBUG"
 [network]
-range = "10.219.0.0/16"
-prefix = "wagent"
+range = %q
+prefix = %q
 ready = 1
 [warm]
 memory_mb = 128
-`, filepath.Join(dir, "state"), filepath.Join(dir, "run"), needed(t, "WRENN_TEST_IMAGES"))
+`, filepath.Join(dir, "state"), filepath.Join(dir, "run"), needed(t, "WRENN_TEST_IMAGES"), addresses, prefix)
 	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -77,17 +84,9 @@ memory_mb = 128
 // start starts the agent and returns when it answers.
 func (a *agent) start(t *testing.T, env ...string) {
 	t.Helper()
-	a.out = newWatched()
-	a.cmd = exec.Command(hostAgent(t), "serve", "--config", a.config)
-	a.cmd.Stdout, a.cmd.Stderr, a.cmd.Env = a.out, a.out, append(os.Environ(), env...)
-	if err := a.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	a.ended = make(chan struct{})
-	go func(cmd *exec.Cmd, ended chan struct{}) {
-		defer close(ended)
-		_ = cmd.Wait() // some are killed
-	}(a.cmd, a.ended)
+	cmd := exec.Command(hostAgent(t), "serve", "--config", a.config)
+	cmd.Env = append(os.Environ(), env...)
+	a.child = startChild(t, cmd)
 	deadline := time.Now().Add(patience)
 	for {
 		_, err := a.rpc.Ping(t.Context(), &pb.PingRequest{})
@@ -105,31 +104,13 @@ func (a *agent) start(t *testing.T, env ...string) {
 	}
 }
 
-// stop ends the agent by the signal and waits for its end.
-func (a *agent) stop(t *testing.T, signal syscall.Signal) {
-	t.Helper()
-	if err := a.cmd.Process.Signal(signal); err != nil {
-		t.Fatal(err)
-	}
-	a.wait(t)
-}
-
-func (a *agent) wait(t *testing.T) {
-	t.Helper()
-	select {
-	case <-a.ended:
-	case <-time.After(patience):
-		t.Fatalf("the agent did not end; it printed:\n%s", a.out)
-	}
-}
-
 // remove ends what is left by an agent that drains, which must succeed.
 func (a *agent) remove(t *testing.T) {
 	t.Helper()
-	if t.Failed() {
-		t.Logf("the agent printed:\n%s", a.out)
-	}
-	if a.cmd != nil {
+	if a.child != nil {
+		if t.Failed() {
+			t.Logf("the agent printed:\n%s", a.out)
+		}
 		_ = a.cmd.Process.Kill() // it may have ended
 		<-a.ended
 	}
@@ -154,7 +135,7 @@ func (a *agent) remove(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("drain: %v\n%s", err, out)
 	}
-	if left, _ := filepath.Glob("/run/netns/wagent-*"); len(left) > 0 {
+	if left, _ := filepath.Glob("/run/netns/" + a.prefix + "-*"); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 	if err := os.RemoveAll(a.dir); err != nil {

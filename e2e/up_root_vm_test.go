@@ -27,24 +27,7 @@ type everything struct {
 // up starts Wrenn and returns when it is ready.
 func up(t *testing.T, dir string, flags ...string) *everything {
 	t.Helper()
-	args := append([]string{
-		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
-		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
-	}, flags...)
-	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
-		t.Fatal(err)
-	}
-	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
-	e.cmd = e.command(args...)
-	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
-	if err := e.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = e.cmd.Process.Kill() }) // it has ended in every test that passes
-	go func() {
-		err := e.cmd.Wait()
-		e.done <- err
-	}()
+	e := startUp(t, dir, flags...)
 	ready := make(chan bool, 1)
 	go func() { ready <- e.out.wait("Ctrl-C stops it", patience) }()
 	select {
@@ -55,6 +38,32 @@ func up(t *testing.T, dir string, flags ...string) *everything {
 	case err := <-e.done:
 		t.Fatalf("up ended with %v:\n%s", err, e.out)
 	}
+	return e
+}
+
+// startUp runs "wrenn up" in a process group of its own, as a shell does.
+func startUp(t *testing.T, dir string, args ...string) *everything {
+	t.Helper()
+	args = append([]string{
+		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
+		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
+	}, args...)
+	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
+		t.Fatal(err)
+	}
+	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
+	e.cmd = e.command(args...)
+	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	e.cmd.WaitDelay = patience // what it started holds its output a moment longer when it is killed
+	if err := e.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.cmd.Process.Kill() }) // it has ended in every test that passes
+	go func() {
+		err := e.cmd.Wait()
+		e.done <- err
+	}()
 	return e
 }
 
@@ -129,6 +138,11 @@ func TestUp(t *testing.T) {
 		if code, _ := e.wrenn(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -9 $$"); code != 128+9 {
 			t.Errorf("code %d of a command that was killed", code)
 		}
+		for command, want := range map[string]int{"no-such-program": 127, "/no/such/program": 127, "/etc/passwd": 126, "/etc": 126} {
+			if code, _ := e.wrenn(t, nil, "sandbox", "exec", id, "--", command); code != want {
+				t.Errorf("code %d of %s, want %d", code, command, want)
+			}
+		}
 	})
 	t.Run("bytes", func(t *testing.T) { testBytes(t, e, id) })
 	t.Run("terminal", func(t *testing.T) {
@@ -136,6 +150,8 @@ func TestUp(t *testing.T) {
 			t.Errorf("printed %q", out)
 		}
 	})
+	t.Run("Ctrl-C", func(t *testing.T) { testCtrlC(t, e, id) })
+	t.Run("shell", func(t *testing.T) { testShell(t, e, id) })
 	t.Run("an output that nobody reads", func(t *testing.T) { testReaderGone(t, e, id) })
 	t.Run("the agent is killed", func(t *testing.T) {
 		killAgent(t, e.dir)

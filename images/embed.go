@@ -9,9 +9,12 @@ var (
 	// Init is /usr/local/bin/wrenn-init.
 	//go:embed wrenn-init.sh
 	Init []byte
-	// Chrony is /etc/chrony/chrony.conf.
-	//go:embed chrony.conf
-	Chrony []byte
+	// ChronyPTP is /etc/chrony/chrony.conf: the hypervisor's clock.
+	//go:embed chrony-ptp.conf
+	ChronyPTP []byte
+	// ChronyNTP is /etc/chrony/wrenn-ntp.conf: the host agent's clock, where the hypervisor has none.
+	//go:embed chrony-ntp.conf
+	ChronyNTP []byte
 	// Customize turns a fresh Debian tree into a guest's.
 	//go:embed customize.sh
 	Customize []byte

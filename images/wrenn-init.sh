@@ -48,9 +48,12 @@ if [ ! -e /etc/resolv.conf ]; then
 	printf 'nameserver 1.1.1.1\nnameserver 8.8.8.8\n' >/etc/resolv.conf || complain 'no name server is set'
 fi
 
-# KVM's clock. Without it the time is only as good as at the last start or restore.
-if [ -e /dev/ptp0 ] && command -v chronyd >/dev/null; then
-	chronyd -f /etc/chrony/chrony.conf & # it becomes a daemon by itself; nobody waits until it has
+# KVM's clock where there is one, else the host's by the network. Without either
+# the time is only as good as at the last start or restore.
+if command -v chronyd >/dev/null; then
+	conf=/etc/chrony/wrenn-ntp.conf
+	[ ! -e /dev/ptp0 ] || conf=/etc/chrony/chrony.conf
+	[ ! -e $conf ] || chronyd -f $conf & # it becomes a daemon by itself; nobody waits until it has
 fi
 
 # The shell ends when an exec fails, so what would fail is asked first.

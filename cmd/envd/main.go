@@ -13,14 +13,18 @@ import (
 	"os"
 	"os/signal"
 	"os/user"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/guest"
-	"wrenn/internal/guest/clock"
+	"wrenn/internal/guest/identity"
 	"wrenn/internal/run"
 )
+
+// runDir is where programs in the guest learn of a restore: docs/fork-safety.md.
+const runDir = "/run/wrenn"
 
 func main() { run.Main(start) }
 
@@ -36,7 +40,7 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
 	flags.StringVar(&o.listen, "listen", ":49983", "address to serve on")
-	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool and cgroups alone: for tests on a host")
+	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool, names and cgroups alone: for tests on a host")
 	flags.StringVar(&o.cgroups, "cgroups", "/sys/fs/cgroup", "where cgroup2 is mounted; programs start in the cgroups user and pty below it")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
@@ -68,9 +72,19 @@ func start(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	cfg := guest.Config{Machine: clock.Kernel{}, Log: log, Cgroups: o.cgroups, Protect: os.Geteuid() == 0}
+	cfg := guest.Config{
+		Machine: guest.Kernel{Linux: identity.Linux{Private: filepath.Join(runDir, "private")}},
+		Log:     log, Cgroups: o.cgroups, Protect: os.Geteuid() == 0,
+		RunDir: runDir, Root: "/",
+	}
 	if o.outside {
+		scratch, err := os.MkdirTemp("", "envd-")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = os.RemoveAll(scratch) }() // what is left is a few small files
 		cfg.Machine, cfg.Cgroups, cfg.Protect = bystander{log: log}, "", false
+		cfg.RunDir, cfg.Root = scratch, ""
 	}
 	if os.Geteuid() != 0 {
 		own, err := user.Current()
@@ -98,3 +112,20 @@ func (b bystander) AddEntropy(seed []byte) error {
 	b.log.Info("would add entropy", slog.Int("bytes", len(seed)))
 	return nil
 }
+
+func (b bystander) SetHostname(name string) error {
+	b.log.Info("would set the host name", slog.String("to", name))
+	return nil
+}
+
+func (b bystander) ShowBootID(file string) error {
+	b.log.Info("would show another boot id", slog.String("file", file))
+	return nil
+}
+
+func (b bystander) Signal(pid, signal int) error {
+	b.log.Info("would signal", slog.Int("pid", pid), slog.Int("signal", signal))
+	return nil
+}
+
+func (bystander) Sync() error { return nil }

@@ -3,16 +3,22 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/authn"
 
 	"wrenn/internal/image"
+	"wrenn/internal/image/oci"
 )
 
 type imageCommands struct {
 	Prepare       imagePrepare       `cmd:"" help:"Make the default image, or find it made."`
 	FromContainer imageFromContainer `cmd:"" help:"Make an image of a container's files."`
+	FromOCI       imageFromOCI       `cmd:"" name:"from-oci" help:"Make an image of a container image."`
 	Update        imageUpdate        `cmd:"" help:"Put this version's agent into an image that from-container made."`
 }
 
@@ -68,6 +74,39 @@ func (c *imageFromContainer) Run(ctx context.Context, line *commandLine, std str
 		return err
 	}
 	_, err := fmt.Fprintf(std.out, "image %s is ready\n", c.Name)
+	return err
+}
+
+type imageFromOCI struct {
+	imageFlags
+	Source        string `arg:"" help:"Like debian:12, registry.example/app@sha256:…, docker-archive:FILE, oci:DIRECTORY, docker-daemon:NAME or containers-storage:NAME (Podman)."`
+	Name          string `arg:"" help:"What the image will be called."`
+	Username      string `help:"For the registry; default: what docker login left for this user."`
+	PasswordStdin bool   `help:"Read the registry's password from standard input."`
+	Replace       bool   `help:"Replace an image of that name."`
+}
+
+// Run tells on standard error how far it is and which programs a guest will miss.
+func (c *imageFromOCI) Run(ctx context.Context, line *commandLine, std streams) error {
+	access := oci.Access{Username: c.Username, Keychain: authn.DefaultKeychain}
+	if c.PasswordStdin {
+		const maxPassword = 64 << 10 // tokens are long
+		password, err := io.ReadAll(io.LimitReader(std.in, maxPassword))
+		if err != nil {
+			return err
+		}
+		access.Password = strings.TrimRight(string(password), "\r\n")
+	}
+	cfg := c.config(line, std)
+	container, err := oci.Open(ctx, c.Source, access)
+	if err != nil {
+		return err
+	}
+	err = image.FromOCI(ctx, cfg, c.Name, container, c.Replace)
+	if err := errors.Join(err, container.Close()); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(std.out, "image %s is ready: %s\n", c.Name, container.Digest)
 	return err
 }
 

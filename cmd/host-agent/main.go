@@ -1,12 +1,11 @@
-// Command host-agent runs sandboxes on this machine: for a control plane
-// (serve), or one to look at (demo). It also prepares what they boot (image).
+// Command host-agent runs sandboxes on this machine for a control plane (serve),
+// and prepares what they boot (image).
 package main
 
 import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"runtime"
 
@@ -24,11 +23,9 @@ func main() { run.Main(start) }
 
 // commandLine is the whole command line.
 type commandLine struct {
-	State   string `default:"/var/lib/wrenn" type:"path" help:"Directory for images, disks, snapshots and journals."`
-	Verbose bool   `short:"v" help:"Log what happens to standard error."`
+	State string `default:"/var/lib/wrenn" type:"path" help:"Directory for images, disks, snapshots and journals."`
 
 	Serve serveCommand  `cmd:"" help:"Run sandboxes for a control plane."`
-	Demo  demoCommand   `cmd:"" help:"Boot a microVM, run a command in it, remove it; then the same from a snapshot."`
 	Image imageCommands `cmd:"" help:"Make what sandboxes boot."`
 }
 
@@ -63,16 +60,3 @@ func command(ctx context.Context, args []string, std streams) error {
 	}
 	return parsed.Run()
 }
-
-func (line *commandLine) log(w io.Writer) *slog.Logger {
-	if !line.Verbose {
-		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-// exitCode ends the program with the code of a command that ran in a guest.
-type exitCode int
-
-func (exitCode) Error() string   { return "" }
-func (c exitCode) ExitCode() int { return int(c) }

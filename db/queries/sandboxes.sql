@@ -1,16 +1,11 @@
 -- name: LockTeam :one
 -- Creates of one team queue here, so that two can never both take the last place.
-SELECT max_sandboxes, max_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
-
--- name: TeamUse :one
-SELECT count(*) AS sandboxes, coalesce(sum(memory_mb), 0)::bigint AS memory_mb
-FROM sandboxes WHERE team_id = @team_id
-    AND state = ANY ('{pending,starting,running,pausing,paused,resuming,stopping}'::text[]);
+SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
 
 -- name: InsertSandbox :one
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env)
-    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @metadata, @env)
+    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env, worker)
+    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @metadata, @env, @worker)
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
@@ -24,6 +19,7 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = @to_state,
         reason = @reason,
+        worker = sqlc.narg('worker'),
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN @to_state = 'running' THEN clock_timestamp() ELSE last_active_at END,
@@ -80,6 +76,24 @@ SELECT * FROM sandboxes
 WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT * FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
+
+-- name: AbandonedSandboxes :many
+-- What stands between two states, while the control plane that worked on it is not connected any more.
+SELECT id, host_id FROM sandboxes
+WHERE state IN ('pending', 'starting', 'pausing', 'resuming', 'stopping')
+    AND worker IS NOT NULL
+    AND worker NOT IN (SELECT workers())
+    AND updated_at < clock_timestamp() - make_interval(secs => @older_than)
+ORDER BY worker
+LIMIT @page_size;
+
+-- name: ReleaseSandboxes :exec
+-- Rows are locked in the order of their ids, as in TouchSandboxes.
+UPDATE sandboxes SET worker = 0
+FROM (
+    SELECT id FROM sandboxes WHERE id = ANY (@ids::text[]) AND sandboxes.worker = @worker ORDER BY id FOR NO KEY UPDATE
+) AS t
+WHERE sandboxes.id = t.id AND sandboxes.worker = @worker;
 
 -- name: Now :one
 SELECT clock_timestamp()::timestamptz AS now;

@@ -96,6 +96,10 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		"kill":  `{"type":"exit","exit_code":-1,"status":"signal: killed"}`,
 		"break": `{"type":"error","code":"unavailable","data":"the server stops"}`,
 	}
+	refusals := map[string]string{
+		"missing": `"code":"not_found","data":"command 'missing' not found"`,
+		"/etc":    `"code":"forbidden","data":"user 'root' may not run '/etc' in '/root'"`,
+	}
 	for {
 		kind, text, err := conn.Read(r.Context())
 		if err != nil {
@@ -109,6 +113,10 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		_ = json.Unmarshal(text, &f)
 		switch f.Type {
 		case "start":
+			if refusal := refusals[f.Cmd]; refusal != "" {
+				say(`{"type":"error",` + refusal + `}`)
+				return
+			}
 			say(`{"type":"start","pid":42}`)
 			say(`{"type":"stderr","data":"to stderr\n"}`)
 			if end := ends[f.Cmd]; end != "" {
@@ -148,6 +156,8 @@ func TestCommands(t *testing.T) {
 		"binary":        {[]string{"sandbox", "exec", testID, "--", "cat"}, noise, result{0, noise, "to stderr\n"}},
 		"exit code":     {[]string{"sandbox", "exec", testID, "three", "-x", "--", "-o"}, "", result{3, "", "to stderr\n"}},
 		"signal":        {[]string{"sandbox", "exec", testID, "kill"}, "", result{128 + 9, "", "to stderr\n"}},
+		"no program":    {[]string{"sandbox", "exec", testID, "missing"}, "", result{127, "", "command 'missing' not found\n"}},
+		"no executable": {[]string{"sandbox", "exec", testID, "/etc"}, "", result{126, "", "user 'root' may not run '/etc' in '/root'\n"}},
 		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server stops\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
 		"no command":    {[]string{"sandbox", "exec", testID}, "", result{1, "", "give the command to run after the sandbox's id, or --attach PID\n"}},
 		"download":      {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
@@ -254,7 +264,7 @@ func TestInterrupt(t *testing.T) {
 	ctx, interrupt := context.WithCancel(t.Context())
 	std := Std{In: blocked(t), Out: writer(func() { interrupt() }), Err: io.Discard, Environ: func(name string) string { return environ[name] }}
 	err := Command(ctx, []string{"--url", s.URL, "sandbox", "exec", testID, "chatter"}, std)
-	if code, ok := errors.AsType[exitCode](err); !ok || code.ExitCode() != codeSignal+int(syscall.SIGTERM) {
+	if code, ok := errors.AsType[exitCode](err); !ok || code.ExitCode() != codeSignal+int(syscall.SIGINT) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -47,10 +47,7 @@ type execCommand struct {
 
 // Run ends with the command's exit code.
 func (c *execCommand) Run(ctx context.Context, s *session) error {
-	command := c.Command
-	if len(command) > 0 && command[0] == "--" {
-		command = command[1:]
-	}
+	command := afterDashes(c.Command)
 	if (len(command) == 0) == (c.Attach == 0) {
 		return errors.New("give the command to run after the sandbox's id, or --attach PID")
 	}
@@ -68,6 +65,14 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	})
 }
 
+// afterDashes is a command without the "--" that may set it off from our flags.
+func afterDashes(argv []string) []string {
+	if len(argv) > 0 && argv[0] == "--" {
+		return argv[1:]
+	}
+	return argv
+}
+
 type shellCommand struct {
 	execFlags
 
@@ -81,10 +86,7 @@ func (c *shellCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	shell := c.Shell
-	if len(shell) > 0 && shell[0] == "--" {
-		shell = shell[1:]
-	}
+	shell := afterDashes(c.Shell)
 	if len(shell) == 0 {
 		shell = []string{"/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}
 	}
@@ -112,8 +114,41 @@ func (p *program) start(ctx context.Context, api *client.Client, cmd client.Comm
 			cmd.Env = env
 		}
 	}
-	return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) { return api.Start(ctx, p.id, cmd, opts) })
+	return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) {
+		stream, err := api.Start(ctx, p.id, cmd, opts)
+		return stream, p.unstarted(ctx, api, err)
+	})
 }
+
+// Exit codes of shells for commands that did not begin.
+const (
+	codeNotFound      = 127
+	codeNotExecutable = 126
+)
+
+// unstarted gives the error of a command that could not begin the exit code
+// that shells have for it, unless it is the sandbox that is missing.
+func (p *program) unstarted(ctx context.Context, api *client.Client, err error) error {
+	code := map[client.Code]int{
+		client.NotFound: codeNotFound, client.Forbidden: codeNotExecutable, client.InvalidRequest: codeNotExecutable,
+	}[client.CodeOf(err)]
+	if code == 0 {
+		return err
+	}
+	if _, missing := api.Sandbox(ctx, p.id); missing != nil {
+		return err
+	}
+	return &coded{err, code}
+}
+
+// coded is an error that names the program's exit code.
+type coded struct {
+	error
+	code int
+}
+
+func (e *coded) ExitCode() int { return e.code }
+func (e *coded) Unwrap() error { return e.error }
 
 // size is that of the terminal, or what terminals used to have.
 func (p *program) size() client.Size {
@@ -170,6 +205,9 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	_ = stream.Close() // wakes who sends
 	helpers.Wait()
 	restore()
+	if ctx.Err() != nil && err == nil && exit.Code < 0 {
+		return exitCode(codeSignal + int(syscall.SIGINT)) // it ended because of Ctrl-C, by whichever signal that was passed on
+	}
 	return p.result(exit, err, stream.PID(), errors.Join(out.err, errOut.err))
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,9 +31,11 @@ type upCommand struct {
 	NetRange    string `placeholder:"CIDR" help:"Private addresses that sandboxes' networks take; default: 10.191.0.0/16."`
 	NetPrefix   string `placeholder:"NAME" help:"Start of the names of network namespaces and links; default: wrenn."`
 	Verbose     bool   `short:"v" help:"Show the control plane's log, too."`
+
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command, with WRENN_API_URL and WRENN_API_KEY set, and stop when it ends, with its exit code; default: serve until Ctrl-C."`
 }
 
-// Run serves until it is interrupted.
+// Run serves until it is interrupted, or the command ends.
 func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if os.Geteuid() != 0 {
 		return wrenn.Errorf(wrenn.PermissionDenied, "up needs root, for network namespaces and mounts: sudo wrenn up")
@@ -53,7 +56,19 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if c.Verbose {
 		cfg.Log = s.Err
 	}
-	return up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error { return c.ready(ctx, s, r) })
+	command := afterDashes(c.Command)
+	if len(command) == 0 {
+		return up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error { return c.ready(ctx, s, r) })
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var ended error
+	err = up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error {
+		defer stop()
+		ended = s.accompany(ctx, r, command)
+		return nil
+	})
+	return cmp.Or(err, ended)
 }
 
 // agent finds the host agent.

@@ -3,10 +3,7 @@
 package envdclient
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,12 +16,8 @@ import (
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
-const (
-	// maxAnswer bounds what is read of an answer that should be short.
-	maxAnswer = 64 << 10
-	// entropyBytes is what a restored guest gets for its random number generator: 256 bits.
-	entropyBytes = 32
-)
+// maxAnswer bounds what is read of an answer that should be short.
+const maxAnswer = 64 << 10
 
 // Config says how to reach one envd.
 type Config struct {
@@ -64,65 +57,6 @@ func New(cfg Config) *Client {
 
 // Close drops idle connections. Streams that are open go on.
 func (c *Client) Close() { c.conns.CloseIdleConnections() }
-
-// Init is what a guest is told after it started or was restored.
-type Init struct {
-	Env     map[string]string // for every process of the sandbox
-	User    string            // runs what names no user
-	Workdir string
-	Token   string // from now on callers must send it; does not change this client
-}
-
-const (
-	// goodRoundTrip is how long a call may take whose time is good enough: the
-	// guest's clock is then behind by less than that.
-	goodRoundTrip = 100 * time.Millisecond
-	// initTries bounds how often Init tries to be as quick: the first call of a
-	// restored guest is its slowest, and a busy host may never be.
-	initTries = 4
-)
-
-// Init sets the guest's clock to now, gives it fresh entropy, and hands over
-// the settings. It may be repeated, and repeats itself as long as the message
-// takes so long that the time in it is a wrong one.
-func (c *Client) Init(ctx context.Context, init Init) error {
-	for range initTries {
-		began := time.Now()
-		if err := c.initOnce(ctx, init); err != nil {
-			return fmt.Errorf("init guest: %w", err)
-		}
-		if time.Since(began) < goodRoundTrip {
-			break
-		}
-	}
-	return nil
-}
-
-func (c *Client) initOnce(ctx context.Context, init Init) error {
-	entropy := make([]byte, entropyBytes)
-	rand.Read(entropy) // never fails, see crypto/rand
-	body, err := json.Marshal(map[string]any{
-		"timestamp":      time.Now().UTC().Format(time.RFC3339Nano),
-		"entropy":        base64.StdEncoding.EncodeToString(entropy),
-		"envVars":        init.Env,
-		"defaultUser":    init.User,
-		"defaultWorkdir": init.Workdir,
-		"accessToken":    init.Token,
-	})
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/init", bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := c.do(req)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
-}
 
 // ReadFile opens a file of the guest for reading; user resolves ~ and relative
 // paths, "" being the guest's default user. The caller closes it. A cut
@@ -189,6 +123,10 @@ func codeOfStatus(status int) wrenn.Code {
 		return wrenn.Unauthenticated
 	case http.StatusNotFound:
 		return wrenn.NotFound
+	case http.StatusConflict:
+		return wrenn.FailedPrecondition
+	case http.StatusGatewayTimeout:
+		return wrenn.DeadlineExceeded
 	case http.StatusInsufficientStorage:
 		return wrenn.Exhausted
 	default:

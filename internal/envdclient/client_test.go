@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/guest"
+	"wrenn/internal/guest/guesttest"
 )
 
 // deadline is far more than anything here takes.
@@ -25,9 +27,19 @@ const deadline = 30 * time.Second
 
 // machine stands for the guest's kernel, whose clock tests must not set.
 type machine struct {
+	guesttest.Inert
+
 	mu      sync.Mutex // guards what follows
 	set     time.Time
 	entropy []byte
+	name    string
+}
+
+func (m *machine) SetHostname(name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.name = name
+	return nil
 }
 
 func (m *machine) Now() time.Time { return time.Unix(1, 0) }
@@ -140,6 +152,76 @@ func TestInitHandsOverTimeEntropyAndSettings(t *testing.T) {
 	}
 	if got := string(res.Stdout); got != "green\n/tmp\n" {
 		t.Errorf("the command printed %q", got)
+	}
+}
+
+func TestInitSaysWhoTheGuestIs(t *testing.T) {
+	c, m := newGuest(t)
+	for _, tc := range []struct {
+		identity *Identity
+		want     string
+	}{
+		{nil, ""},
+		{&Identity{ID: "ia", Generation: 1}, "ia"},
+		{&Identity{ID: "ia", Generation: 2, Hostname: "box"}, "box"},
+	} {
+		if err := c.Init(t.Context(), Init{Identity: tc.identity}); err != nil {
+			t.Fatal(err)
+		}
+		m.mu.Lock()
+		name := m.name
+		m.mu.Unlock()
+		if name != tc.want {
+			t.Errorf("Init(%+v): host name %q, want %q", tc.identity, name, tc.want)
+		}
+	}
+	if code := wrenn.CodeOf(c.Init(t.Context(), Init{Identity: &Identity{ID: "not a label"}})); code != wrenn.Invalid {
+		t.Errorf("Init() with a bad id: %s, want invalid", code)
+	}
+}
+
+// A copy drops what the original was talking to; the one that tells it so goes on.
+func TestInitOfACopyEndsOldStreams(t *testing.T) {
+	c, _ := newGuest(t)
+	old, err := c.Start(t.Context(), Command{Path: "sleep", Args: []string{"1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	host := newClient(t, strings.TrimPrefix(c.base, "http://"), "")
+	for range 2 {
+		if err := host.Init(t.Context(), Init{Identity: &Identity{ID: "ia", Generation: 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		if _, err := old.Next(); err != nil {
+			break // else the events that came before
+		}
+	}
+	if _, err := host.Exec(t.Context(), Command{Path: "true"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// The test's agent has no cgroup2, as an image with an old kernel; one that is
+// older than the calls has a handler that does not know them.
+func TestFreezeWhereItCannotBe(t *testing.T) {
+	c, _ := newGuest(t)
+	old := httptest.NewServer(http.NotFoundHandler())
+	defer old.Close()
+	older := newClient(t, old.Listener.Addr().String(), "")
+	for name, err := range map[string]error{
+		"no cgroup2":            c.Freeze(t.Context()),
+		"an older agent":        older.Freeze(t.Context()),
+		"an older agent, thaws": older.Thaw(t.Context()),
+	} {
+		if code := wrenn.CodeOf(err); code != wrenn.FailedPrecondition {
+			t.Errorf("%s: %v, code %s; want failed_precondition", name, err, code)
+		}
+	}
+	if err := c.Thaw(t.Context()); err != nil {
+		t.Errorf("Thaw() of what is not frozen = %v", err)
 	}
 }
 

@@ -20,9 +20,13 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // failing is a machine that allows nothing.
 type failing struct{}
 
-func (failing) Now() time.Time          { return time.Now() }
-func (failing) SetTime(time.Time) error { return os.ErrPermission }
-func (failing) AddEntropy([]byte) error { return os.ErrPermission }
+func (failing) Now() time.Time           { return time.Now() }
+func (failing) SetTime(time.Time) error  { return os.ErrPermission }
+func (failing) AddEntropy([]byte) error  { return os.ErrPermission }
+func (failing) SetHostname(string) error { return os.ErrPermission }
+func (failing) ShowBootID(string) error  { return os.ErrPermission }
+func (failing) Signal(int, int) error    { return os.ErrPermission }
+func (failing) Sync() error              { return nil }
 
 // No goroutine is left of programs that ended, nor of the agent.
 func TestGoroutines(t *testing.T) {
@@ -31,7 +35,7 @@ func TestGoroutines(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := runtime.NumGoroutine()
-	agent := guest.New(guest.Config{Machine: failing{}, Log: discard(), DefaultUser: own.Username})
+	agent := guest.New(guest.Config{Machine: failing{}, Log: discard(), DefaultUser: own.Username, RunDir: t.TempDir()})
 	server := httptest.NewServer(agent.Handler())
 	e := &envd{base: server.URL, pid: os.Getpid(), http: server.Client(), ProcessClient: processconnect.NewProcessClient(server.Client(), server.URL)}
 	e.run(t, sh("true"))

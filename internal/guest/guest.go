@@ -21,6 +21,8 @@ import (
 	"wrenn/internal/guest/auth"
 	"wrenn/internal/guest/clock"
 	"wrenn/internal/guest/filesystem"
+	"wrenn/internal/guest/freeze"
+	"wrenn/internal/guest/identity"
 	"wrenn/internal/guest/process"
 	"wrenn/internal/guest/settings"
 	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
@@ -49,14 +51,25 @@ const (
 // Config is what an Agent needs.
 type Config struct {
 	Accounts account.DB
-	Machine  clock.Machine // needed
-	Log      *slog.Logger  // needed
+	Machine  Machine      // needed
+	Log      *slog.Logger // needed
 	// DefaultUser runs what names no user, until the host says otherwise;
 	// empty: root.
 	DefaultUser string
-	// Cgroups and Protect are process.Config's.
+	// Cgroups and Protect are process.Config's; what is below Cgroups is what freezes.
 	Cgroups string
 	Protect bool
+	// RunDir and Root are identity.Config's.
+	RunDir, Root string
+}
+
+// Machine is the kernel's side of a guest: Kernel, or what tests and agents
+// outside a guest bring.
+type Machine interface {
+	clock.Machine
+	identity.Machine
+	// Sync writes what programs have written to the root file system to its disk.
+	Sync() error
 }
 
 // Agent is envd. Close it.
@@ -64,9 +77,12 @@ type Agent struct {
 	log      *slog.Logger
 	settings *settings.Settings
 	clock    *clock.Clock
+	identity *identity.Keeper
 	process  *process.Service
 	files    *filesystem.Service
 	usage    *usage
+	freezer  *freezer
+	conns    *connections
 	user     string // what /init goes back to
 	handler  http.Handler
 }
@@ -79,13 +95,16 @@ func New(cfg Config) *Agent {
 		log:      cfg.Log,
 		settings: set,
 		clock:    clock.New(cfg.Machine),
+		identity: identity.New(identity.Config{Machine: cfg.Machine, Log: cfg.Log, RunDir: cfg.RunDir, Root: cfg.Root}),
 		process: process.New(process.Config{
 			Accounts: cfg.Accounts, Settings: set, Log: cfg.Log, Cgroups: cfg.Cgroups, Protect: cfg.Protect,
 		}),
 		files: filesystem.New(filesystem.Config{Accounts: cfg.Accounts, Settings: set, Log: cfg.Log}),
 		usage: newUsage(),
+		conns: newConnections(),
 		user:  cfg.DefaultUser,
 	}
+	a.freezer = newFreezer(freeze.New(cfg.Cgroups), a.process.Hold, cfg.Machine.Sync, cfg.Log)
 	a.handler = cors(auth.Require(set, answerError, a.routes()))
 	return a
 }
@@ -95,6 +114,7 @@ func (a *Agent) Handler() http.Handler { return a.handler }
 
 // Close ends all programs and all watching of files. Call it once.
 func (a *Agent) Close() {
+	a.freezer.close()   // first: what is frozen would never end
 	_ = a.files.Close() // never fails
 	a.process.Close()
 }
@@ -110,6 +130,8 @@ func (a *Agent) routes() http.Handler {
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.HandleFunc("GET /envs", a.serveEnvs)
 	mux.HandleFunc("POST /init", a.serveInit)
+	mux.HandleFunc("POST /freeze", a.serveFreeze)
+	mux.HandleFunc("POST /thaw", a.serveThaw)
 	return mux
 }
 
@@ -125,6 +147,8 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    64 << 10,
+		ConnContext:       withConn,
+		ConnState:         a.conns.track,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"wrenn/internal/guest/identity"
 	"wrenn/internal/guest/settings"
 )
 
@@ -21,6 +23,21 @@ type initRequest struct {
 	Token     *string            `json:"accessToken"`    // "" admits everybody
 	Timestamp *time.Time         `json:"timestamp"`      // the host's time
 	Entropy   []byte             `json:"entropy"`        // fresh random bytes
+	Identity  *identityRequest   `json:"identity"`       // who the guest is
+}
+
+type identityRequest struct {
+	ID         string `json:"id"`
+	Generation uint64 `json:"generation"`
+	Hostname   string `json:"hostname"`
+}
+
+// identity is who the request says the guest is; ok is false when it does not say.
+func (req *initRequest) identity() (id identity.Identity, ok bool) {
+	if req.Identity == nil {
+		return id, false
+	}
+	return identity.Identity(*req.Identity), true
 }
 
 // parseInit reads one request. Fields that it does not know are other hosts' business.
@@ -36,10 +53,17 @@ func parseInit(r io.Reader) (*initRequest, error) {
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something follows the JSON object")
 	}
+	if id, ok := req.identity(); ok {
+		return req, id.Check()
+	}
 	return req, nil
 }
 
+// serveInit does all that a start or a restore needs. The user's processes are
+// thawed last, and only when all went well: they must not see the time of the
+// snapshot, nor use what other copies of it have too.
 func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
+	arrived := time.Now()
 	req, err := parseInit(http.MaxBytesReader(w, r.Body, maxInit))
 	if err != nil {
 		answerError(w, http.StatusBadRequest, fmt.Sprintf("init: %v", err))
@@ -50,7 +74,14 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	}
 	// The settings first: a host whose clock call is refused must still get its token in.
 	a.settings.Update(req.apply)
-	if err := a.adjust(req); err != nil {
+	err = errors.Join(a.follow(req.Timestamp, arrived), a.clock.AddEntropy(req.Entropy))
+	if err == nil {
+		err = a.become(r.Context(), req)
+	}
+	if err == nil {
+		err = a.freezer.thaw(r.Context())
+	}
+	if err != nil {
 		a.log.ErrorContext(r.Context(), "init", slog.Any("error", err))
 		answerError(w, http.StatusInternalServerError, fmt.Sprintf("init: %v", err))
 		return
@@ -70,15 +101,32 @@ func (req *initRequest) apply(v *settings.Values) {
 	}
 }
 
-// adjust sets the clock and stirs the random pool, both even if one fails.
-func (a *Agent) adjust(req *initRequest) error {
-	entropyErr := a.clock.AddEntropy(req.Entropy)
-	if req.Timestamp == nil {
-		return entropyErr
+// follow sets the clock to the host's time, which was right when the request
+// arrived; nil leaves it.
+func (a *Agent) follow(host *time.Time, arrived time.Time) error {
+	if host == nil {
+		return nil
 	}
-	moved, err := a.clock.Follow(*req.Timestamp)
+	moved, err := a.clock.Follow(host.Add(time.Since(arrived)))
 	if moved != 0 {
-		a.log.Info("clock set", slog.Duration("by", moved))
+		// Not Info: each byte on an emulated console takes a restore up to a millisecond.
+		a.log.Debug("clock set", slog.Duration("by", moved))
 	}
-	return errors.Join(entropyErr, err)
+	return err
+}
+
+// become makes the guest who the request says it is. One that is somebody
+// else now is a copy: whoever the original was talking to is not there any more, and
+// would not even refuse what is sent to it.
+func (a *Agent) become(ctx context.Context, req *initRequest) error {
+	id, ok := req.identity()
+	if !ok {
+		return nil
+	}
+	changed, err := a.identity.Become(id, time.Now())
+	if changed {
+		a.log.Debug("new identity", slog.String("id", id.ID), slog.Uint64("generation", id.Generation))
+		a.conns.closeOthers(ctx)
+	}
+	return err
 }

@@ -52,7 +52,7 @@ func guestAccounts(t *testing.T) (db account.DB, home string) {
 // startAgent serves an agent of this process.
 func startAgent(t *testing.T, cfg guest.Config) *envd {
 	t.Helper()
-	cfg.Machine, cfg.Log = failing{}, discard()
+	cfg.Machine, cfg.Log, cfg.RunDir = failing{}, discard(), t.TempDir()
 	agent := guest.New(cfg)
 	server := httptest.NewServer(agent.Handler())
 	t.Cleanup(func() {

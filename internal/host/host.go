@@ -181,7 +181,7 @@ func (h *Host) openSlots(ctx context.Context) (err error) {
 }
 
 // openManager also sweeps: first the sandboxes that have a journal, then the
-// slots that no journal names. Of a sandbox in quarantine nobody knows the slot.
+// slots that no journal names and in which nothing lives.
 func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
@@ -196,10 +196,6 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	// Disks and snapshots are clones: of images only the guest's own is needed, which is imported.
 	if err := h.store.Keep(); err != nil {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
-	}
-	if n := h.Manager.Quarantined(); n > 0 {
-		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "unknown network slots are kept, because sandboxes are in quarantine", slog.Int("quarantined", n))
-		return nil
 	}
 	return h.slots.Sweep(ctx)
 }

@@ -180,13 +180,16 @@ func (s *server) use(ctx context.Context, id string) (sb *sandbox.Sandbox, _ con
 	if err != nil {
 		return nil, ctx, nil, err
 	}
-	release, err = sb.Use()
+	release, err = sb.Use(ctx)
 	return sb, ctx, release, err
 }
 
 var statuses = map[sandbox.Status]pb.SandboxStatus{
 	sandbox.StatusStarting:    pb.SandboxStatus_SANDBOX_STATUS_STARTING,
 	sandbox.StatusRunning:     pb.SandboxStatus_SANDBOX_STATUS_RUNNING,
+	sandbox.StatusPausing:     pb.SandboxStatus_SANDBOX_STATUS_RUNNING, // until it is paused
+	sandbox.StatusRestoring:   pb.SandboxStatus_SANDBOX_STATUS_RUNNING,
+	sandbox.StatusResuming:    pb.SandboxStatus_SANDBOX_STATUS_PAUSED, // until it runs
 	sandbox.StatusPaused:      pb.SandboxStatus_SANDBOX_STATUS_PAUSED,
 	sandbox.StatusStopping:    pb.SandboxStatus_SANDBOX_STATUS_STOPPING,
 	sandbox.StatusStopped:     pb.SandboxStatus_SANDBOX_STATUS_STOPPED,

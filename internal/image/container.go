@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,7 +14,7 @@ import (
 	"strings"
 
 	"wrenn"
-	"wrenn/images"
+	"wrenn/internal/image/oci"
 	"wrenn/internal/image/rootfs"
 	"wrenn/internal/storage"
 )
@@ -39,6 +40,25 @@ var programsForAgents = []struct{ name, why string }{
 // cfg.Out is told which programs are missing. Without a shell at /bin/sh it fails.
 // The archive may come from anybody.
 func FromContainer(ctx context.Context, cfg Config, name string, archive io.Reader, replace bool) error {
+	return fromFiles(ctx, cfg, name, replace, func(ctx context.Context, tree *rootfs.Tree, limit int64) error {
+		_, err := tree.Extract(ctx, archive, limit)
+		return err
+	})
+}
+
+// FromOCI makes an image of a container image, and is otherwise like
+// FromContainer. The container's environment and command are the caller's
+// business: a guest starts the agent.
+func FromOCI(ctx context.Context, cfg Config, name string, container *oci.Image, replace bool) error {
+	return fromFiles(ctx, cfg, name, replace, func(ctx context.Context, tree *rootfs.Tree, limit int64) error {
+		return container.Unpack(ctx, tree, limit, cmp.Or[io.Writer](cfg.Out, io.Discard))
+	})
+}
+
+// unpacker fills an empty tree with at most limit bytes.
+type unpacker func(ctx context.Context, tree *rootfs.Tree, limit int64) error
+
+func fromFiles(ctx context.Context, cfg Config, name string, replace bool, unpack unpacker) error {
 	p, err := named(cfg, name)
 	if err != nil {
 		return err
@@ -51,7 +71,7 @@ func FromContainer(ctx context.Context, cfg Config, name string, archive io.Read
 			return err
 		}
 		fmt.Fprintln(p.cfg.Out, "unpacking the container")
-		return p.publishImage(name, func(dir string) error { return p.makeImage(ctx, dir, archive) })
+		return p.publishImage(name, func(dir string) error { return p.makeImage(ctx, dir, unpack) })
 	})
 }
 
@@ -128,12 +148,12 @@ func (p *preparation) publishImage(name string, fill func(dir string) error) err
 	return p.store.redirect(name, target)
 }
 
-func (p *preparation) makeImage(ctx context.Context, dir string, archive io.Reader) error {
+func (p *preparation) makeImage(ctx context.Context, dir string, unpack unpacker) error {
 	work := filepath.Join(dir, "tree")
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
 	}
-	if err := p.fillTree(ctx, work, archive); err != nil {
+	if err := p.fillTree(ctx, work, unpack); err != nil {
 		return err
 	}
 	image := filepath.Join(dir, rootfsFile)
@@ -148,13 +168,13 @@ func (p *preparation) makeImage(ctx context.Context, dir string, archive io.Read
 }
 
 // fillTree makes a guest's root of a container's files.
-func (p *preparation) fillTree(ctx context.Context, dir string, archive io.Reader) error {
+func (p *preparation) fillTree(ctx context.Context, dir string, unpack unpacker) error {
 	tree, err := rootfs.OpenTree(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tree.Close() }()
-	if _, err := tree.Extract(ctx, archive, p.cfg.Size); err != nil {
+	if err := unpack(ctx, tree, p.cfg.Size); err != nil {
 		return err
 	}
 	if !tree.Executable("/bin/sh") {
@@ -176,7 +196,7 @@ func (p *preparation) fillTree(ctx context.Context, dir string, archive io.Reade
 		rootfs.File{Path: "/etc/machine-id", Mode: 0o644},
 	)
 	if tree.Find("chronyd") != "" {
-		files = append(files, rootfs.File{Path: chronyPath, Data: images.Chrony, Mode: 0o644})
+		files = append(files, chronyFiles()...)
 	}
 	for _, f := range files {
 		if err := tree.WriteFile(f.Path, f.Data, f.Mode); err != nil {

@@ -173,7 +173,7 @@ func newPreparation(cfg Config) (*preparation, error) {
 	}
 	// Where the packages come from is no input: mirrors carry the same.
 	p.base = basePrefix + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
-	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.Chrony)
+	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.ChronyPTP, images.ChronyNTP)
 	return p, nil
 }
 

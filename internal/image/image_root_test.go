@@ -17,10 +17,15 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"wrenn"
 	"wrenn/images"
 	"wrenn/internal/image/initramfs"
+	"wrenn/internal/image/oci"
 	"wrenn/internal/image/rootfs"
 )
 
@@ -215,6 +220,45 @@ func TestFromContainer(t *testing.T) {
 	guest, err := Prepare(t.Context(), cfg)
 	if err != nil || readImage(t, guest.RootFS, "/etc/hostname") != "sandbox\n" || guest.Note != "mine" {
 		t.Errorf("Prepare of it = %+v, %v", guest, err)
+	}
+}
+
+func TestFromOCI(t *testing.T) {
+	cfg := testConfig(t)
+	p := withBase(t, cfg)
+	files, err := io.ReadAll(container(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files)), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	built, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	if err := tarball.WriteToFile(archive, name.MustParseReference("app:1"), built); err != nil {
+		t.Fatal(err)
+	}
+	source, err := oci.Open(t.Context(), "docker-archive:"+archive, oci.Access{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	if err := FromOCI(t.Context(), cfg, "mine", source, false); err != nil {
+		t.Fatal(err)
+	}
+	image := p.store.path("mine", rootfsFile)
+	if err := rootfs.Check(t.Context(), image); err != nil {
+		t.Error(err)
+	}
+	if got := readImage(t, image, initPath); got != string(images.Init) {
+		t.Errorf("the image's init is %.80q", got)
+	}
+	if got := readImage(t, image, "/etc/group"); got != "root:x:0:\nuser:x:1001:\n" {
+		t.Errorf("the image's groups are %q", got)
 	}
 }
 

@@ -33,10 +33,11 @@ var guestModules = []string{"virtio_mmio", "virtio_blk", "virtio_net", "virtio_r
 
 // Where our programs are in a guest; tini is there before.
 const (
-	envdPath   = "/usr/local/bin/envd"
-	initPath   = "/usr/local/bin/wrenn-init"
-	chronyPath = "/etc/chrony/chrony.conf"
-	tiniPath   = "/sbin/tini"
+	envdPath      = "/usr/local/bin/envd"
+	initPath      = "/usr/local/bin/wrenn-init"
+	chronyPTPPath = "/etc/chrony/chrony.conf"
+	chronyNTPPath = "/etc/chrony/wrenn-ntp.conf"
+	tiniPath      = "/sbin/tini"
 )
 
 // make makes the guest and, when needed, its base first.
@@ -174,10 +175,17 @@ func (p *preparation) inject(ctx context.Context, image, scratch string, files [
 
 // files is what a guest's root file system gets from us.
 func (p *preparation) files() []rootfs.File {
-	return []rootfs.File{
+	return append([]rootfs.File{
 		{Path: envdPath, Data: p.envd, Mode: 0o755},
 		{Path: initPath, Data: p.cfg.Init, Mode: 0o755},
-		{Path: chronyPath, Data: images.Chrony, Mode: 0o644},
+	}, chronyFiles()...)
+}
+
+// chronyFiles are the settings of a guest's clock, of which its init takes one.
+func chronyFiles() []rootfs.File {
+	return []rootfs.File{
+		{Path: chronyPTPPath, Data: images.ChronyPTP, Mode: 0o644},
+		{Path: chronyNTPPath, Data: images.ChronyNTP, Mode: 0o644},
 	}
 }
 

@@ -22,8 +22,9 @@ import (
 // host is the host's side of all slots: one nftables table, and a link for
 // each slot.
 type host struct {
-	cfg Config
-	nl  *netlink.Handle // sockets in cfg.HostNamespace
+	cfg    Config
+	nl     *netlink.Handle // sockets in cfg.HostNamespace
+	clocks *clocks
 }
 
 // families are the kinds of netlink that are used: links and addresses, connections.

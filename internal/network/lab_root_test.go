@@ -173,6 +173,7 @@ func (l *lab) left(tb testing.TB) []string {
 func (l *lab) abandon(p *Pool) {
 	p.stop()
 	p.filler.Wait()
+	p.host.clocks.close()
 	p.host.nl.Close()
 	p.lock.Close()
 }
@@ -327,7 +328,7 @@ type guest struct {
 
 func newGuest(tb testing.TB, s *Slot) *guest {
 	tb.Helper()
-	name := fmt.Sprintf("%sguest%d", s.pool.cfg.Prefix, s.Index())
+	name := fmt.Sprintf("%sguest%dx%d", s.pool.cfg.Prefix, s.Index(), labs.Add(1))
 	g := &guest{path: newNamespace(tb, name)}
 	g.tap = openTAP(tb, s.Namespace(), s.TAP())
 	card := openTAP(tb, g.path, "eth0")

@@ -132,6 +132,10 @@ func ipSourceIs(op expr.CmpOp, addr netip.Addr) []expr.Any {
 	return []expr.Any{ipField(1, ipSource), compare(op, addr.AsSlice())}
 }
 
+func ipDestinationIs(addr netip.Addr) []expr.Any {
+	return []expr.Any{ipField(1, ipDestination), compare(expr.CmpOpEq, addr.AsSlice())}
+}
+
 func ipSourceIn(p netip.Prefix) []expr.Any {
 	return []expr.Any{
 		ipField(1, ipSource),
@@ -172,6 +176,20 @@ func connState(bits uint32) []expr.Any {
 }
 
 func answers() []expr.Any { return connState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// toUDPPort matches datagrams to a port; by its offset in the header, RFC 768.
+func toUDPPort(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, compare(expr.CmpOpEq, []byte{unix.IPPROTO_UDP}),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)),
+	}
+}
+
+// atMost matches up to n packets a second, and burst at once.
+func atMost(n uint64, burst uint32) []expr.Any {
+	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: burst}}
+}
 
 // connectionsOver matches when more than n connections that came to this rule are open.
 func connectionsOver(n int) []expr.Any {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/netns"
+	"wrenn/internal/network/ntp"
 )
 
 const (
@@ -42,6 +43,7 @@ var makeSteps = []step{
 	{"uplink", (*maker).setUplink},
 	{"tap", (*maker).addTAP},
 	{"gateway", (*maker).setTAP},
+	{"clock", (*maker).serveTime},
 	{"admission", func(m *maker) error { return m.host.admit(m.index) }},
 	{"id", (*maker).writeID},
 }
@@ -56,6 +58,7 @@ var recycleSteps = []step{
 	{"host connections", func(m *maker) error { return m.host.forget(m.index) }},
 	{"tap", (*maker).addTAP},
 	{"gateway", (*maker).setTAP},
+	{"clock", (*maker).serveTime},
 	{"id", (*maker).writeID},
 }
 
@@ -100,6 +103,7 @@ func (m *maker) take(ctx context.Context, s step, fault func(string) error) erro
 // remove takes away whatever there is of slot index: all, a part, or nothing.
 // It goes as far as it can.
 func (h *host) remove(index int, fault func(string) error) error {
+	h.clocks.stop(index) // a socket would keep the namespace
 	errs := []error{h.expel(index), h.removeLink(index), netns.Delete(h.cfg.name(index))}
 	if index < h.cfg.capacity() { // else it was made for another range
 		errs = append(errs, h.forget(index))
@@ -203,12 +207,14 @@ func (m *maker) writeChains(t table, closed *nftables.Set) {
 	t.rule(pre, "spoofed MAC", fromGuest, etherSource(expr.CmpOpNeq, mac(GuestMAC)), drop())
 	t.rule(pre, "spoofed address", fromGuest, ipSourceIs(expr.CmpOpNeq, netip.MustParseAddr(GuestAddress)), drop())
 
-	// What is offered to the guest at the gateway's address goes here: NTP and
-	// DNS, when there are any.
+	// What is offered to the guest at the gateway's address. Before the answers
+	// to the agent: else who asked once could ask without a limit.
 	offered := t.sub("offered")
+	t.rule(offered, "time", ipDestinationIs(netip.MustParseAddr(NTPAddress)), toUDPPort(ntp.Port), atMost(ntpRate, ntpBurst), accept())
+	t.rule(offered, "too many questions for the time", toUDPPort(ntp.Port), drop())
 	input := t.base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
-	t.rule(input, "answers to the agent", fromGuest, answers(), accept())
 	t.rule(input, "offered", fromGuest, jump(offered))
+	t.rule(input, "answers to the agent", fromGuest, answers(), accept())
 	t.rule(input, "to the gateway", drop())
 
 	// Where a sandbox's own policy will go: after what is closed to all.
@@ -318,6 +324,9 @@ func (m *maker) setTAP() error {
 		HardwareAddr: mac(GuestMAC),
 	})
 }
+
+// serveTime offers the time to the guest.
+func (m *maker) serveTime() error { return m.host.clocks.serve(m.index, m.path()) }
 
 // writeID makes the slot whole: Adopt knows it by its id.
 func (m *maker) writeID() error {

@@ -95,7 +95,7 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 		return err
 	}
 	undo.AddFunc(nl.Close)
-	p.host = &host{cfg: p.cfg, nl: nl}
+	p.host = &host{cfg: p.cfg, nl: nl, clocks: newClocks(p.cfg.Log)}
 	links, err := p.host.slotLinks()
 	if err != nil {
 		return err
@@ -259,6 +259,20 @@ func (p *Pool) remove(index int) error {
 // handed out; the caller must Release it. NotFound when it is no longer there,
 // FailedPrecondition when it has an owner already.
 func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
+	slot, err := p.takeOver(ref)
+	if err != nil {
+		return nil, err
+	}
+	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network slot adopted", slog.Int("slot", ref.Index), slog.String("owner", ref.Owner))
+	// The earlier pool's socket went with it. No sandbox is lost for that.
+	if err := p.host.clocks.serve(ref.Index, slot.Namespace()); err != nil {
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "an adopted slot has no time server", slog.Int("slot", ref.Index), slog.Any("err", err))
+	}
+	return slot, nil
+}
+
+// takeOver books a leftover on its owner.
+func (p *Pool) takeOver(ref SlotRef) (*Slot, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.slots[ref.Index]
@@ -270,15 +284,23 @@ func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
 	case e.state != stateLeftover:
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "network slot %s is not free to adopt: it is %s", p.cfg.name(ref.Index), e.state)
 	}
-	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network slot adopted", slog.Int("slot", ref.Index), slog.String("owner", ref.Owner))
 	return p.handOut(ref.Index, ref.ID, ref.Owner), nil
 }
 
 // Sweep removes what earlier pools left and nobody adopted, and tries again to
-// remove slots that could not be. It goes on after errors.
+// remove slots that could not be. It goes on after errors. A slot in which
+// something lives is kept: without its name nobody would find that again.
 func (p *Pool) Sweep(ctx context.Context) error {
+	lived, err := p.inhabited()
+	if err != nil {
+		return fmt.Errorf("sweep network pool %s: %w", p.cfg.Prefix, err)
+	}
+	for index, pids := range lived {
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "leftover network slot is kept, because something lives in it",
+			slog.String("slot", p.cfg.name(index)), slog.Any("pids", pids))
+	}
 	var errs []error
-	for _, index := range p.claim(stateLeftover, stateBroken) {
+	for _, index := range p.claim(lived, stateLeftover, stateBroken) {
 		if err := p.remove(index); err != nil {
 			errs = append(errs, err)
 			continue
@@ -289,13 +311,14 @@ func (p *Pool) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// claim books the slots in one of the states as leaving and returns their indexes.
-func (p *Pool) claim(states ...state) []int {
+// claim books the slots in one of the states, but those in spared, as leaving
+// and returns their indexes.
+func (p *Pool) claim(spared map[int][]int, states ...state) []int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var claimed []int
 	for _, index := range slices.Sorted(maps.Keys(p.slots)) {
-		if e := p.slots[index]; slices.Contains(states, e.state) {
+		if e := p.slots[index]; spared[index] == nil && slices.Contains(states, e.state) {
 			e.state = stateLeaving
 			claimed = append(claimed, index)
 		}
@@ -454,12 +477,13 @@ func (p *Pool) Close(ctx context.Context) error {
 	p.stop()
 	p.filler.Wait()
 	var errs []error
-	for _, index := range p.claim(stateReady, stateBroken) {
+	for _, index := range p.claim(nil, stateReady, stateBroken) {
 		errs = append(errs, p.remove(index))
 	}
 	if len(p.slots) == 0 {
 		errs = append(errs, p.host.deleteTable())
 	}
+	p.host.clocks.close()
 	p.host.nl.Close()
 	errs = append(errs, p.lock.release())
 	if err := errors.Join(errs...); err != nil {

@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"time"
@@ -48,6 +50,7 @@ type Store struct {
 	pool    *pgxpool.Pool
 	queries *dbsqlc.Queries
 	timeout time.Duration
+	worker  int64 // in rows that are worked on here, and of the lock that says so
 }
 
 // Open returns a store. It does not wait for the database, which may come and
@@ -69,7 +72,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, failure("open the database", err)
 	}
-	return &Store{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout)}, nil
+	// At random and above 0, which is nobody: two of the 2^63 are never alike.
+	return &Store{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}, nil
 }
 
 // withoutURL keeps a password in the URL out of the error.

@@ -86,6 +86,21 @@ func TestStatesAreTheSameEverywhere(t *testing.T) {
 		t.Errorf("the CHECK constraint (-code +database):\n%s", diff)
 	}
 
+	var between []string
+	for _, s := range wrenn.States() {
+		if s.Between() {
+			between = append(between, string(s))
+		}
+	}
+	got = nil
+	index := query(t, pgtest.New(t), "SELECT indexdef FROM pg_indexes WHERE indexname = 'sandboxes_between'")[0]
+	for _, m := range regexp.MustCompile(`'([a-z]+)'`).FindAllStringSubmatch(index, -1) {
+		got = append(got, m[1])
+	}
+	if diff := cmp.Diff(between, got); diff != "" {
+		t.Errorf("the index of rows between two states (-code +database):\n%s", diff)
+	}
+
 	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "control-plane.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -235,6 +250,76 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// TestAbandoned has two replicas; one of them goes.
+func TestAbandoned(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	here, gone := pgtest.Open(t, url), pgtest.Open(t, url)
+	attend := func(s *postgres.Store) *postgres.Lead {
+		t.Helper()
+		lead, err := s.TryAttend(t.Context())
+		if err != nil || lead == nil {
+			t.Fatalf("TryAttend() = %v, %v", lead, err)
+		}
+		return lead
+	}
+	defer attend(here).Close(t.Context())
+	lead := attend(gone)
+	if again, err := gone.TryAttend(t.Context()); again != nil || err != nil {
+		t.Errorf("attending twice: %v, %v", again, err)
+	}
+	mine := team(t, here)
+	starting := func(s *postgres.Store) *wrenn.Sandbox {
+		sb, err := s.MoveSandbox(t.Context(), create(t, s, wrenn.Sandbox{Team: mine}), postgres.Move{To: wrenn.Starting, Host: "h1", Actor: "test"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sb
+	}
+	kept, released, left, done := starting(here), starting(here), starting(gone), starting(gone)
+	pending := create(t, gone, wrenn.Sandbox{Team: mine})
+	if _, err := gone.MoveSandbox(t.Context(), done, postgres.Move{To: wrenn.Running, Actor: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	query(t, url, "INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, state) SELECT 'iold', team_id, 'base', 1, 1, 1, 'starting' FROM sandboxes LIMIT 1 RETURNING ''")
+	want := func(want map[wrenn.SandboxID]wrenn.HostID) {
+		t.Helper()
+		var diff string
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) { // a session's end takes a moment
+			got, err := here.Abandoned(t.Context(), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff = cmp.Diff(want, got); diff == "" {
+				return
+			}
+		}
+		t.Errorf("abandoned (-want +got):\n%s", diff)
+	}
+	want(map[wrenn.SandboxID]wrenn.HostID{})
+	lead.Close(t.Context())
+	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: ""})
+	lead = attend(gone) // a connection that was lost, and is back
+	want(map[wrenn.SandboxID]wrenn.HostID{})
+	lead.Close(t.Context())
+	for _, s := range []*postgres.Store{here, gone} { // of whom the second has no say in it
+		if err := s.Release(t.Context(), []wrenn.SandboxID{released.ID}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: "", released.ID: "h1"})
+	if got, err := here.Abandoned(t.Context(), time.Hour); err != nil || len(got) != 0 {
+		t.Errorf("older than an hour: %v, %v", got, err)
+	}
+	if now, err := here.Sandbox(t.Context(), kept.ID); err != nil || now.Version != kept.Version {
+		t.Errorf("a row that nobody touched: %+v, %v", now, err)
+	}
+	if err := gone.Release(t.Context(), []wrenn.SandboxID{kept.ID}); err != nil {
+		t.Fatal(err)
+	}
+	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: "", released.ID: "h1"})
+}
+
 func TestHostRows(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Store(t)
@@ -325,4 +410,52 @@ func TestReadyKnowsTheSchema(t *testing.T) {
 	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
 	query(t, url, "DROP TABLE goose_db_version")
 	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
+}
+
+// TestTeamUseIsCounted compares what is counted with what is there.
+func TestTeamUseIsCounted(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	s := pgtest.Open(t, url)
+	var walks sync.WaitGroup
+	for n := range 8 {
+		owner, err := s.EnsureTeam(t.Context(), fmt.Sprint("team", n%2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sb := create(t, s, wrenn.Sandbox{Team: owner})
+		walks.Go(func() {
+			for _, to := range []wrenn.State{wrenn.Starting, wrenn.Running, wrenn.Stopping, wrenn.Stopped}[:n/2+1] {
+				if sb, err = s.MoveSandbox(t.Context(), sb, postgres.Move{To: to, Host: "h", Actor: "test"}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	walks.Wait()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	rows, err := conn.Query(t.Context(), `
+		SELECT name, used_sandboxes, used_memory_mb, count(*), sum(memory_mb)
+		FROM teams JOIN sandboxes ON team_id = teams.id AND state NOT IN ('stopped', 'failed') GROUP BY teams.id ORDER BY name`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
+		var name string
+		var used, usedMB, have, haveMB int
+		err := row.Scan(&name, &used, &usedMB, &have, &haveMB)
+		return fmt.Sprintf("%s: %d sandboxes with %d MB of %d with %d MB", name, used, usedMB, have, haveMB), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"team0: 3 sandboxes with 1536 MB of 3 with 1536 MB", "team1: 3 sandboxes with 1536 MB of 3 with 1536 MB"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }

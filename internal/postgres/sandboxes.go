@@ -39,7 +39,7 @@ func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limi
 		row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
 			ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
 			VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMB), TimeoutSec: seconds(sb.Timeout),
-			Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Actor: actor,
+			Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
 		})
 		if err != nil {
 			return err
@@ -64,15 +64,11 @@ func checkLimits(ctx context.Context, q *dbsqlc.Queries, sb wrenn.Sandbox, limit
 	if own.MaxMemoryMB != nil {
 		limits.MemoryMB = *own.MaxMemoryMB
 	}
-	use, err := q.TeamUse(ctx, string(sb.Team))
-	if err != nil {
-		return err
+	if int(own.UsedSandboxes) >= limits.Sandboxes {
+		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once: delete one first", own.UsedSandboxes, limits.Sandboxes)
 	}
-	if use.Sandboxes >= int64(limits.Sandboxes) {
-		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once: delete one first", use.Sandboxes, limits.Sandboxes)
-	}
-	if use.MemoryMB+int64(sb.MemoryMB) > limits.MemoryMB {
-		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: delete one first, or ask for less than %d MB", use.MemoryMB, limits.MemoryMB, sb.MemoryMB)
+	if own.UsedMemoryMB+int64(sb.MemoryMB) > limits.MemoryMB {
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: delete one first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, sb.MemoryMB)
 	}
 	return nil
 }
@@ -98,10 +94,14 @@ func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wr
 	if m.Host != "" {
 		host = new(string(m.Host))
 	}
+	var worker *int64
+	if m.To.Between() {
+		worker = &s.worker
+	}
 	return s.change(ctx, "move the sandbox's row", func(ctx context.Context) (dbsqlc.Sandbox, error) {
 		row, err := s.queries.MoveSandbox(ctx, dbsqlc.MoveSandboxParams{
 			ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State),
-			ToState: string(m.To), Reason: m.Reason, HostID: host, Actor: m.Actor,
+			ToState: string(m.To), Reason: m.Reason, HostID: host, Worker: worker, Actor: m.Actor,
 		})
 		return dbsqlc.Sandbox(row), err
 	})
@@ -211,6 +211,31 @@ func (s *Store) HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.Sa
 		return err
 	})
 	return out, err
+}
+
+// Abandoned returns the rows, and their hosts, that stand between two states
+// and on which nobody works any more: whoever moved them there was not
+// connected at this moment, see TryAttend, or has released them. Younger ones
+// than settled are not among them: what was asked of a host may be on its way,
+// and who lost a connection may come back. It returns 10,000 at
+// most; the others come when those are dealt with.
+func (s *Store) Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error) {
+	const atMost = 10_000
+	out := map[wrenn.SandboxID]wrenn.HostID{}
+	err := s.call(ctx, "look for abandoned sandboxes", func(ctx context.Context) error {
+		rows, err := s.queries.AbandonedSandboxes(ctx, settled.Seconds(), atMost)
+		for _, row := range rows {
+			out[wrenn.SandboxID(row.ID)] = wrenn.HostID(row.HostID)
+		}
+		return err
+	})
+	return out, err
+}
+
+// Release says that this store's process does not work on the rows any more,
+// in whichever states they are. It is no change of the rows: the versions stay.
+func (s *Store) Release(ctx context.Context, ids []wrenn.SandboxID) error {
+	return s.call(ctx, "release sandboxes", func(ctx context.Context) error { return s.queries.ReleaseSandboxes(ctx, &s.worker, texts(ids)) })
 }
 
 // Now is the database's clock, by which rows are dated.

@@ -16,12 +16,16 @@ const (
 	parallelHosts   = 16 // rounds at once, so that a host that hangs holds up nobody
 	parallelActions = 8  // of one host
 	leadPoll        = 5 * time.Second
+	watchEvery      = 5 * time.Second // for rows that were abandoned
+	settled         = 5 * time.Second // how old they must be
 )
 
 // Store is the rows. Move changes one if it still is as it was read.
 type Store interface {
 	Now(ctx context.Context) (time.Time, error)
 	HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error)
+	// Abandoned returns rows between two states on which nobody works any more, older than settled.
+	Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error)
 	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error
 	// SaveUnknown keeps what was reported of a host and returns what is new of it.
 	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.SeenSandbox) ([]wrenn.SandboxID, error)
@@ -47,7 +51,7 @@ type Host interface {
 // Config is what a loop needs.
 type Config struct {
 	Store Store
-	// Hosts returns those that can be reached now.
+	// Hosts returns those that can be reached now, in a map of the caller's.
 	Hosts func() map[wrenn.HostID]Host
 	Every time.Duration // default 30 s
 	Grace Grace
@@ -105,25 +109,42 @@ func (l *Loop) Run(ctx context.Context) error {
 func (l *Loop) lead(ctx context.Context, lead Lead) error {
 	tick := time.NewTicker(l.cfg.Every)
 	defer tick.Stop()
+	watch := time.NewTicker(watchEvery)
+	defer watch.Stop()
 	l.takeKicked() // the first round is of all
 	l.All(ctx)
 	for {
+		do := l.All
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := lead.Held(ctx); err != nil {
-				return err
-			}
-			l.All(ctx)
+		case <-watch.C:
+			do = l.lookAfter
 		case <-l.wake:
-			if err := lead.Held(ctx); err != nil {
-				return err
-			}
-			kicked := l.takeKicked()
-			l.rounds(ctx, func(host wrenn.HostID) bool { return kicked[host] })
+			do = func(ctx context.Context) { l.some(ctx, l.takeKicked()) }
 		}
+		if err := lead.Held(ctx); err != nil {
+			return err
+		}
+		do(ctx)
 	}
+}
+
+// lookAfter makes a round of the hosts that have abandoned rows.
+func (l *Loop) lookAfter(ctx context.Context) {
+	abandoned, err := l.cfg.Store.Abandoned(ctx, settled)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "looking for abandoned sandboxes", slog.Any("error", err))
+		}
+		return
+	}
+	hosts := map[wrenn.HostID]bool{}
+	for _, host := range abandoned {
+		hosts[host] = true
+	}
+	l.some(ctx, hosts)
 }
 
 func (l *Loop) takeKicked() map[wrenn.HostID]bool {
@@ -137,13 +158,18 @@ func (l *Loop) takeKicked() map[wrenn.HostID]bool {
 // All makes one round of every host, and of the rows that have none yet.
 func (l *Loop) All(ctx context.Context) {
 	l.rounds(ctx, func(wrenn.HostID) bool { return true })
-	l.finish(ctx, "", l.round(ctx, "", nowhere{}))
+}
+
+func (l *Loop) some(ctx context.Context, hosts map[wrenn.HostID]bool) {
+	l.rounds(ctx, func(host wrenn.HostID) bool { return hosts[host] })
 }
 
 func (l *Loop) rounds(ctx context.Context, wanted func(wrenn.HostID) bool) {
+	hosts := l.cfg.Hosts()
+	hosts[""] = nowhere{}
 	var g errgroup.Group
 	g.SetLimit(parallelHosts)
-	for id, host := range l.cfg.Hosts() {
+	for id, host := range hosts {
 		if wanted(id) {
 			g.Go(func() error { l.finish(ctx, id, l.round(ctx, id, host)); return nil })
 		}
@@ -172,7 +198,7 @@ func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 	for i, sb := range inv.Sandboxes {
 		ids[i] = sb.ID
 	}
-	rows, err := l.cfg.Store.HostRows(ctx, id, ids)
+	rows, err := l.rows(ctx, id, ids)
 	if err != nil {
 		return err
 	}
@@ -180,6 +206,28 @@ func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 	plan := Plan(rows, inv, asOf, l.cfg.Grace)
 	l.act(ctx, host, plan.Actions)
 	return l.report(ctx, id, plan.Unknown)
+}
+
+// rows reads the rows first and then which of them are abandoned: in the other
+// order one that somebody has taken up meanwhile would be taken for abandoned.
+func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]Row, error) {
+	read, err := l.cfg.Store.HostRows(ctx, host, seen)
+	if err != nil || len(read) == 0 {
+		return nil, err
+	}
+	rows, between := make([]Row, len(read)), false
+	for i := range read {
+		rows[i].Sandbox = read[i]
+		between = between || read[i].State.Between()
+	}
+	if !between {
+		return rows, nil
+	}
+	abandoned, err := l.cfg.Store.Abandoned(ctx, settled)
+	for i := range rows {
+		_, rows[i].Abandoned = abandoned[rows[i].ID]
+	}
+	return rows, err
 }
 
 func (l *Loop) act(ctx context.Context, host Host, actions []Action) {

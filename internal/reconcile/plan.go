@@ -44,8 +44,21 @@ type Result struct {
 	Unknown []wrenn.SeenSandbox
 }
 
+// Row is a row as it was read.
+type Row struct {
+	wrenn.Sandbox
+	// Abandoned says that nobody works on it any more, whatever its age.
+	Abandoned bool
+}
+
+// late says that nobody can be at work on the row any more.
+func (r *Row) late(asOf time.Time, grace time.Duration) bool {
+	return r.Abandoned || asOf.Sub(r.UpdatedAt) > grace
+}
+
 // Grace is how long a row may stand between two states before nobody can be
 // at work on it any more. It must be longer than the requests' own deadlines.
+// Rows that are known to be abandoned do not wait for it.
 type Grace struct {
 	Pending  time.Duration // until a host was asked
 	Starting time.Duration
@@ -57,6 +70,7 @@ type Grace struct {
 const (
 	reasonNeverAsked = "no host was asked to start it before the control plane stopped"
 	reasonNeverCame  = "its host did not start it in time"
+	reasonCut        = "the control plane stopped, or lost its database, while it started"
 	ReasonLost       = "its host does not have it any more"
 	reasonQuarantine = "its host found it in a state that nobody can explain and keeps it for a person to look at"
 	reasonEnded      = "it ended by itself"
@@ -66,9 +80,9 @@ const (
 // with its inventory. asOf is the time, by the clock that dates rows, before
 // the inventory was taken: rows changed since are left for the next round,
 // because the inventory may be older than they are.
-func Plan(rows []wrenn.Sandbox, inv wrenn.Inventory, asOf time.Time, grace Grace) Result {
+func Plan(rows []Row, inv wrenn.Inventory, asOf time.Time, grace Grace) Result {
 	var r Result
-	byID := make(map[wrenn.SandboxID]*wrenn.Sandbox, len(rows))
+	byID := make(map[wrenn.SandboxID]*Row, len(rows))
 	for i := range rows {
 		byID[rows[i].ID] = &rows[i]
 	}
@@ -80,30 +94,32 @@ func Plan(rows []wrenn.Sandbox, inv wrenn.Inventory, asOf time.Time, grace Grace
 	for i := range rows {
 		row := &rows[i]
 		if !seen[row.ID] && row.Host == inv.Host && !row.State.Ended() && !row.UpdatedAt.After(asOf) {
-			r.absent(row, asOf.Sub(row.UpdatedAt), grace)
+			r.absent(row, asOf, grace)
 		}
 	}
 	slices.SortFunc(r.Actions, func(a, b Action) int { return cmp.Or(cmp.Compare(a.Row.ID, b.Row.ID), cmp.Compare(a.Kind, b.Kind)) })
 	return r
 }
 
-func (r *Result) add(kind Kind, row *wrenn.Sandbox, to wrenn.State, reason string) {
-	r.Actions = append(r.Actions, Action{Kind: kind, Row: *row, To: to, Reason: reason})
+func (r *Result) add(kind Kind, row *Row, to wrenn.State, reason string) {
+	r.Actions = append(r.Actions, Action{Kind: kind, Row: row.Sandbox, To: to, Reason: reason})
 }
 
 // absent decides about a row whose host does not have the sandbox.
-func (r *Result) absent(row *wrenn.Sandbox, age time.Duration, grace Grace) {
+func (r *Result) absent(row *Row, asOf time.Time, grace Grace) {
 	switch row.State {
 	case wrenn.Pending:
-		if age > grace.Pending {
+		if row.late(asOf, grace.Pending) {
 			r.add(Move, row, wrenn.Failed, reasonNeverAsked)
 		}
 	case wrenn.Starting:
-		if age > grace.Starting { // until then the request is on its way
+		if row.Abandoned {
+			r.add(Move, row, wrenn.Failed, reasonCut)
+		} else if row.late(asOf, grace.Starting) { // until then the request is on its way
 			r.add(Move, row, wrenn.Failed, reasonNeverCame)
 		}
 	case wrenn.Stopping:
-		r.add(Move, row, EndOf(row), row.Reason)
+		r.add(Move, row, EndOf(&row.Sandbox), row.Reason)
 	default:
 		r.add(Move, row, wrenn.Failed, ReasonLost)
 	}
@@ -119,7 +135,7 @@ func EndOf(row *wrenn.Sandbox) wrenn.State {
 }
 
 // present decides about a sandbox that the host has.
-func (r *Result) present(row *wrenn.Sandbox, seen wrenn.SeenSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
+func (r *Result) present(row *Row, seen wrenn.SeenSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
 	switch {
 	case row == nil:
 		r.Unknown = append(r.Unknown, seen)
@@ -134,12 +150,12 @@ func (r *Result) present(row *wrenn.Sandbox, seen wrenn.SeenSandbox, host wrenn.
 	case seen.State.Ended():
 		r.ended(row, seen)
 	default:
-		r.live(row, seen, asOf.Sub(row.UpdatedAt), grace)
+		r.live(row, seen, asOf, grace)
 	}
 }
 
 // elsewhere is a copy on a host that the row does not name.
-func (r *Result) elsewhere(row *wrenn.Sandbox, seen wrenn.SeenSandbox) {
+func (r *Result) elsewhere(row *Row, seen wrenn.SeenSandbox) {
 	if seen.State.Ended() {
 		r.add(Acknowledge, row, "", "") // this host tried, another one has it
 		return
@@ -149,7 +165,7 @@ func (r *Result) elsewhere(row *wrenn.Sandbox, seen wrenn.SeenSandbox) {
 
 // over is a row that has ended: its owner wanted the sandbox gone, or it was
 // taken for lost. In the second case it is somebody's data that came back.
-func (r *Result) over(row *wrenn.Sandbox, seen wrenn.SeenSandbox) {
+func (r *Result) over(row *Row, seen wrenn.SeenSandbox) {
 	switch {
 	case seen.State.Ended():
 		r.add(Acknowledge, row, "", "")
@@ -165,19 +181,19 @@ func isLive(s wrenn.SeenState) bool {
 }
 
 // ended is a sandbox that ended by itself: its time was up, or it broke.
-func (r *Result) ended(row *wrenn.Sandbox, seen wrenn.SeenSandbox) {
+func (r *Result) ended(row *Row, seen wrenn.SeenSandbox) {
 	to, reason := wrenn.Stopped, cmp.Or(seen.Reason, reasonEnded)
 	if seen.State == wrenn.SeenFailed || !row.State.Can(wrenn.Stopped) {
 		to = wrenn.Failed
 	}
 	if row.State == wrenn.Stopping { // why it was to stop counts, not how it did
-		to, reason = EndOf(row), row.Reason
+		to, reason = EndOf(&row.Sandbox), row.Reason
 	}
 	r.add(Acknowledge, row, to, reason)
 }
 
 // live is a sandbox that runs or is paused, and whose row has not ended.
-func (r *Result) live(row *wrenn.Sandbox, seen wrenn.SeenSandbox, age time.Duration, grace Grace) {
+func (r *Result) live(row *Row, seen wrenn.SeenSandbox, asOf time.Time, grace Grace) {
 	if !isLive(seen.State) || seen.State == wrenn.SeenStarting && row.State != wrenn.Stopping {
 		return // the host is at it
 	}
@@ -185,13 +201,13 @@ func (r *Result) live(row *wrenn.Sandbox, seen wrenn.SeenSandbox, age time.Durat
 	state := row.State
 	switch row.State {
 	case wrenn.Stopping:
-		if age > grace.Stopping {
-			r.add(Destroy, row, EndOf(row), row.Reason)
+		if row.late(asOf, grace.Stopping) {
+			r.add(Destroy, row, EndOf(&row.Sandbox), row.Reason)
 		}
 	case wrenn.Starting:
 		state = wrenn.Running
 	case wrenn.Pausing, wrenn.Resuming:
-		state = turned(row.State, paused, age > grace.Turning)
+		state = turned(row.State, paused, row.late(asOf, grace.Turning))
 	}
 	if state != row.State {
 		r.add(Move, row, state, "")
@@ -212,7 +228,7 @@ func turned(state wrenn.State, paused, late bool) wrenn.State {
 }
 
 // level brings the host to what the row says, or will say in a moment.
-func (r *Result) level(row *wrenn.Sandbox, state wrenn.State, paused bool, timeout time.Duration) {
+func (r *Result) level(row *Row, state wrenn.State, paused bool, timeout time.Duration) {
 	if state == wrenn.Running && paused {
 		r.add(Resume, row, "", "")
 	}

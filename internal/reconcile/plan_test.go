@@ -23,8 +23,8 @@ const (
 	old    = time.Hour
 )
 
-func row(state wrenn.State, age time.Duration, reason string) wrenn.Sandbox {
-	return wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, Timeout: time.Minute, UpdatedAt: asOf.Add(-age), Version: 7}
+func row(state wrenn.State, age time.Duration, reason string) reconcile.Row {
+	return reconcile.Row{Sandbox: wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, Timeout: time.Minute, UpdatedAt: asOf.Add(-age), Version: 7}}
 }
 
 func inventory(state wrenn.SeenState, reason string) wrenn.Inventory {
@@ -41,6 +41,7 @@ func TestPlan(t *testing.T) {
 		row    wrenn.State
 		reason string // of the row
 		age    time.Duration
+		left   bool // abandoned
 		seen   wrenn.SeenState
 		kind   reconcile.Kind // "" is nothing
 		to     wrenn.State
@@ -104,15 +105,30 @@ func TestPlan(t *testing.T) {
 		{row: wrenn.Failed, age: old, seen: wrenn.SeenRunning, report: true},
 		{row: wrenn.Failed, age: old, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge},
 
+		// Abandoned rows wait for nobody, except for a host that is at it.
+		{row: wrenn.Pending, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.SeenStarting},
+		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.SeenStopping},
+		{row: wrenn.Stopping, left: true, reason: "it did not boot", age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, left: true, age: -fresh, seen: absent},
+
 		// Whatever changed since the inventory is the next round's.
 		{row: wrenn.Running, age: -fresh, seen: absent},
 		{row: wrenn.Stopped, age: -fresh, seen: wrenn.SeenRunning},
 		{row: wrenn.Paused, age: -fresh, seen: wrenn.SeenRunning},
 	} {
-		name := fmt.Sprintf("%s %v, %s", c.row, c.age, c.seen)
+		name := fmt.Sprintf("%s %v %v, %s", c.row, c.age, c.left, c.seen)
 		t.Run(name, func(t *testing.T) {
 			r := row(c.row, c.age, c.reason)
-			got := reconcile.Plan([]wrenn.Sandbox{r}, inventory(c.seen, ""), asOf, grace)
+			r.Abandoned = c.left
+			got := reconcile.Plan([]reconcile.Row{r}, inventory(c.seen, ""), asOf, grace)
 			var kind reconcile.Kind
 			var to wrenn.State
 			if len(got.Actions) == 1 {
@@ -143,24 +159,24 @@ func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("a copy on another host", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Host = "h2"
-		got := reconcile.Plan([]wrenn.Sandbox{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
 		if len(got.Actions) != 0 || len(got.Unknown) != 1 {
 			t.Errorf("live: %+v", got)
 		}
-		got = reconcile.Plan([]wrenn.Sandbox{r}, inventory(wrenn.SeenFailed, ""), asOf, grace)
+		got = reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenFailed, ""), asOf, grace)
 		if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.Acknowledge || got.Actions[0].To != "" {
 			t.Errorf("ended: %+v", got)
 		}
 	})
 	t.Run("the host's reason is the row's", func(t *testing.T) {
-		got := reconcile.Plan([]wrenn.Sandbox{row(wrenn.Running, old, "")}, inventory(wrenn.SeenStopped, "time was up"), asOf, grace)
-		want := []reconcile.Action{{Kind: reconcile.Acknowledge, Row: row(wrenn.Running, old, ""), To: wrenn.Stopped, Reason: "time was up"}}
+		got := reconcile.Plan([]reconcile.Row{row(wrenn.Running, old, "")}, inventory(wrenn.SeenStopped, "time was up"), asOf, grace)
+		want := []reconcile.Action{{Kind: reconcile.Acknowledge, Row: row(wrenn.Running, old, "").Sandbox, To: wrenn.Stopped, Reason: "time was up"}}
 		if diff := cmp.Diff(want, got.Actions); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
 	t.Run("started, but paused", func(t *testing.T) {
-		got := reconcile.Plan([]wrenn.Sandbox{row(wrenn.Starting, old, "")}, inventory(wrenn.SeenPaused, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{row(wrenn.Starting, old, "")}, inventory(wrenn.SeenPaused, ""), asOf, grace)
 		if len(got.Actions) != 2 || got.Actions[0].Kind != reconcile.Move || got.Actions[1].Kind != reconcile.Resume {
 			t.Errorf("got %+v", got)
 		}
@@ -168,7 +184,7 @@ func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("another timeout", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Timeout = time.Hour
-		got := reconcile.Plan([]wrenn.Sandbox{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
 		if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.Extend {
 			t.Errorf("got %+v", got)
 		}
@@ -177,7 +193,7 @@ func TestPlanOfOtherThings(t *testing.T) {
 
 // model is rows and a host on which plans are carried out.
 type model struct {
-	rows []wrenn.Sandbox
+	rows []reconcile.Row
 	inv  wrenn.Inventory
 	now  time.Time
 }
@@ -191,11 +207,11 @@ func randomModel(rng *rand.Rand) *model {
 		id := wrenn.SandboxID(fmt.Sprintf("i%02d", i))
 		timeouts := []time.Duration{0, time.Minute, time.Hour}
 		if rng.IntN(8) != 0 {
-			m.rows = append(m.rows, wrenn.Sandbox{
+			m.rows = append(m.rows, reconcile.Row{Abandoned: rng.IntN(4) == 0, Sandbox: wrenn.Sandbox{
 				ID: id, Host: []wrenn.HostID{"h1", "h1", "h1", "h2", ""}[rng.IntN(5)], State: wrenn.States()[rng.IntN(len(wrenn.States()))],
 				Reason: []string{"", "why"}[rng.IntN(2)], Timeout: timeouts[rng.IntN(3)],
 				UpdatedAt: asOf.Add(time.Duration(rng.IntN(240)-180) * time.Second), Version: int64(i),
-			})
+			}})
 		}
 		if rng.IntN(4) != 0 {
 			m.inv.Sandboxes = append(m.inv.Sandboxes, wrenn.SeenSandbox{ID: id, State: seen[rng.IntN(len(seen))], Timeout: timeouts[rng.IntN(3)]})
@@ -204,7 +220,7 @@ func randomModel(rng *rand.Rand) *model {
 	return m
 }
 
-func (m *model) row(id wrenn.SandboxID) *wrenn.Sandbox {
+func (m *model) row(id wrenn.SandboxID) *reconcile.Row {
 	for i := range m.rows {
 		if m.rows[i].ID == id {
 			return &m.rows[i]
@@ -267,9 +283,9 @@ func (m *model) forget(id wrenn.SandboxID) {
 	}
 }
 
-// rowsOf is what Store.HostRows returns: what should be there, and the rows of what is.
-func (m *model) rowsOf() []wrenn.Sandbox {
-	var out []wrenn.Sandbox
+// rowsOf is what Store.HostRows returns for the host: what should be there, and the rows of what is.
+func (m *model) rowsOf() []reconcile.Row {
+	var out []reconcile.Row
 	for _, r := range m.rows {
 		if r.Host == m.inv.Host && !r.State.Ended() || m.seen(r.ID) != nil {
 			out = append(out, r)

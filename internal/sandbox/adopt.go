@@ -8,11 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/network"
 )
 
 // adopting bounds how many sandboxes are adopted at a time.
@@ -45,7 +48,7 @@ func (m *Manager) adopt(ctx context.Context, dir string) {
 		m.quarantine(ctx, name, "its journal cannot be read", err)
 		return
 	}
-	if j.Step == "" && hasProcess(name) {
+	if j.Step == "" && m.lives(name) {
 		m.quarantine(ctx, name, "it runs but has no journal", nil)
 		return
 	}
@@ -55,10 +58,12 @@ func (m *Manager) adopt(ctx context.Context, dir string) {
 	switch {
 	case j.Step == stepRunning && j.Template != warmTemplate:
 		err = s.takeOver(ctx)
+	case j.Step == stepPaused:
+		err = s.takeOverPaused(ctx)
 	case j.Step == stepEnded && j.Verdict != nil:
 		s.set(j.Verdict.Status, j.Verdict.Reason)
 	default: // half made, or half gone
-		if err = s.findParts(ctx); err == nil {
+		if err = s.findBodies(ctx); err == nil {
 			s.undoOrEnd(ctx)
 		}
 	}
@@ -82,51 +87,97 @@ func (s *Sandbox) undoOrEnd(ctx context.Context) {
 // takeOver makes a sandbox that ran this agent's own. An error means that it
 // may run and cannot be worked with.
 func (s *Sandbox) takeOver(ctx context.Context) error {
-	j, driver := s.journal, s.m.cfg.Driver
+	b, driver := s.body, s.m.cfg.Driver
 	switch {
-	case j.Machine == nil || j.Slot == nil:
+	case b == nil || b.note.Machine == nil || b.note.Slot == nil:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no network slot")
-	case j.Machine.Driver != driver.Name():
-		return wrenn.Errorf(wrenn.FailedPrecondition, "its machine is of driver %s, and this agent works with %s", j.Machine.Driver, driver.Name())
+	case b.note.Machine.Driver != driver.Name():
+		return wrenn.Errorf(wrenn.FailedPrecondition, "its machine is of driver %s, and this agent works with %s", b.note.Machine.Driver, driver.Name())
 	}
-	machine, err := driver.Adopt(ctx, *j.Machine)
+	machine, err := driver.Adopt(ctx, *b.note.Machine)
 	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return s.bury(ctx, err)
 	}
 	if err != nil {
 		return fmt.Errorf("machine: %w", err)
 	}
-	slot, err := s.m.cfg.Slots.Adopt(ctx, *j.Slot)
+	slot, err := s.m.cfg.Slots.Adopt(ctx, *b.note.Slot)
 	if err != nil {
 		return fmt.Errorf("network slot: %w", err)
 	}
-	s.machine, s.slot = machine, slot
-	s.connect()
-	if err := s.enforcePaused(ctx); err != nil {
-		return fmt.Errorf("pause or resume: %w", err)
+	b.machine, b.slot = machine, slot
+	b.connect()
+	s.setGuest(b)
+	// A dead agent may have been taking a snapshot of it.
+	if err := machine.Resume(ctx); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	s.thawAdopted(ctx)
+	if err := s.takeOverSpare(ctx); err != nil {
+		return err
 	}
 	s.watch(ctx)
-	status := StatusRunning
-	if j.Paused {
-		status = StatusPaused
+	s.set(StatusRunning, "")
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox adopted", slog.String("sandbox", string(s.id)), slog.String("status", string(StatusRunning)))
+	return nil
+}
+
+// thawAdopted lets the processes of a guest go on that a dead agent may have
+// frozen. A guest that does not answer thaws by itself.
+func (s *Sandbox) thawAdopted(ctx context.Context) {
+	if !s.journal.Frozen {
+		return
 	}
-	s.set(status, "")
-	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox adopted", slog.String("sandbox", string(s.id)), slog.String("status", string(status)))
+	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
+	defer cancel()
+	if err := s.thaw(ctx); err != nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the processes of an adopted sandbox may stand still for two minutes",
+			slog.String("sandbox", string(s.id)), slog.Any("err", err))
+		return
+	}
+	s.noteThawed(ctx)
+}
+
+// takeOverPaused makes a paused sandbox this agent's own.
+func (s *Sandbox) takeOverPaused(ctx context.Context) error {
+	if err := s.takeOverSpare(ctx); err != nil {
+		return err
+	}
+	s.set(StatusPaused, "")
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox adopted", slog.String("sandbox", string(s.id)), slog.String("status", string(StatusPaused)))
+	return nil
+}
+
+// takeOverSpare removes what a dead agent did not finish, or did not remove.
+// What does not work is tried again by Run.
+func (s *Sandbox) takeOverSpare(ctx context.Context) error {
+	if s.spare == nil {
+		return nil
+	}
+	if err := s.spare.find(ctx); err != nil {
+		return err
+	}
+	if err := s.tidy(ctx); err != nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "leftover machine cannot be removed yet", slog.String("sandbox", string(s.id)), slog.Any("err", err))
+	}
 	return nil
 }
 
 // bury ends a sandbox whose machine is gone.
 func (s *Sandbox) bury(ctx context.Context, cause error) error {
-	if err := s.findParts(ctx); err != nil {
+	if err := s.findBodies(ctx); err != nil {
 		return err
 	}
 	s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "machine ended while no agent ran", slog.String("sandbox", string(s.id)), slog.Any("err", cause))
-	s.journal.Verdict = &Verdict{StatusFailed, "its machine ended while the host's agent was down, as when the host restarts"}
-	s.undoOrEnd(ctx)
+	verdict := Verdict{StatusFailed, "its machine ended while the host's agent was down, as when the host restarts"}
+	if err := s.end(ctx, verdict); err != nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "dead sandbox cannot be removed yet", slog.String("sandbox", string(s.id)), slog.Any("err", err))
+	}
 	return nil
 }
 
-// adoptOrphans looks for machines that no journal names.
+// adoptOrphans looks for machines that no journal names: by their directories,
+// then by the slots in which something lives.
 func (m *Manager) adoptOrphans(ctx context.Context) error {
 	dirs, err := os.ReadDir(m.machines())
 	if err != nil {
@@ -134,16 +185,34 @@ func (m *Manager) adoptOrphans(ctx context.Context) error {
 	}
 	var errs []error
 	for _, e := range dirs {
-		if _, err := m.Get(wrenn.SandboxID(e.Name())); err == nil {
+		owner, _, _ := strings.Cut(e.Name(), "-") // see body.label
+		if _, err := m.Get(wrenn.SandboxID(owner)); err == nil {
 			continue
 		}
-		if hasProcess(e.Name()) {
-			m.quarantine(ctx, e.Name(), "it runs but has no journal", nil)
+		if m.lives(e.Name()) {
+			m.quarantine(ctx, owner, "it runs but has no journal", nil)
 			continue
 		}
 		errs = append(errs, os.RemoveAll(filepath.Join(m.machines(), e.Name())))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.adoptTenants(ctx))...)
+}
+
+// adoptTenants reports slots in which something lives that is none of the
+// sandboxes which are in quarantine already.
+func (m *Manager) adoptTenants(ctx context.Context) error {
+	tenants, err := m.cfg.Slots.Tenants()
+	if err != nil {
+		return fmt.Errorf("look for unknown machines: %w", err)
+	}
+	boxes := m.all()
+	for _, t := range tenants {
+		if slices.ContainsFunc(boxes, func(s *Sandbox) bool { return s.Info().Status == StatusQuarantined && named(t, string(s.id)) }) {
+			continue
+		}
+		m.quarantine(ctx, t.Slot, fmt.Sprintf("processes %v run in this network slot and belong to no sandbox", t.PIDs), nil)
+	}
+	return nil
 }
 
 // quarantine reports what is not understood. It is left alone.
@@ -155,7 +224,7 @@ func (m *Manager) quarantine(ctx context.Context, name, reason string, cause err
 }
 
 // Quarantined says how many sandboxes are in quarantine. While there are any,
-// network slots that no journal names may be theirs.
+// snapshots that nobody refers to may be theirs.
 func (m *Manager) Quarantined() int {
 	n := 0
 	for _, s := range m.all() {
@@ -168,27 +237,29 @@ func (m *Manager) Quarantined() int {
 
 // Live says how many sandboxes have something that the next agent could adopt.
 func (m *Manager) Live() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	count, _ := m.taken()
-	return count
+	n := 0
+	for _, s := range m.all() {
+		switch s.Info().Status {
+		case StatusPaused, StatusStopped, StatusFailed, statusUnmade:
+		default:
+			n++
+		}
+	}
+	return n
 }
 
-// hasProcess says whether a process has the id of a sandbox in its command
-// line, as the VMMs of all drivers do.
-func hasProcess(id string) bool {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return true // who knows
-	}
-	for _, e := range entries {
-		if _, err := strconv.Atoi(e.Name()); err != nil {
-			continue
-		}
-		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && len(id) > 0 && bytes.Contains(line, []byte(id)) {
-			return true
-		}
-	}
-	return false
+// lives says whether a process of the sandbox lives in a slot that nobody has
+// adopted. Who cannot tell has to say yes.
+func (m *Manager) lives(id string) bool {
+	tenants, err := m.cfg.Slots.Tenants()
+	return err != nil || slices.ContainsFunc(tenants, func(t network.Tenant) bool { return named(t, id) })
+}
+
+// named says whether one of the tenant's processes has the id of a sandbox in
+// its command line, as the VMMs of all drivers do.
+func named(t network.Tenant, id string) bool {
+	return slices.ContainsFunc(t.PIDs, func(pid int) bool {
+		line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		return err == nil && bytes.Contains(line, []byte(id))
+	})
 }

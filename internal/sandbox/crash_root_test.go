@@ -17,19 +17,19 @@ import (
 )
 
 // abandon brings a sandbox as far as an agent did that was killed: the first
-// parts were made, and the next was begun in the journal.
+// parts were made, or it ran.
 func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 	t.Helper()
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
-	for i, p := range sb.parts(m.boot()) {
+	sb.spare = &body{s: sb, note: bodyNote{Generation: 1}}
+	for i, p := range sb.spare.parts(m.boot()) {
 		if i == parts {
-			must(t, sb.journal.begin(p.step))
 			return sb
 		}
-		must(t, sb.add(t.Context(), p))
+		must(t, p.make(t.Context()))
 	}
-	must(t, sb.journal.begin(stepRunning))
+	must(t, sb.moveIn(func(*journal) {}))
 	sb.set(StatusRunning, "")
 	return sb
 }
@@ -73,27 +73,27 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 		{"of a running sandbox", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 4) }},
 		{"and its machine ended too", func(t *testing.T, l *lab, m *Manager) {
 			t.Helper()
-			l.world.Kill(abandon(t, m, 4).machine.Ref())
+			l.world.Kill(abandon(t, m, 4).body.machine.Ref())
 		}},
 		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			must(t, abandon(t, m, 4).journal.begin(stepDestroy))
+			must(t, abandon(t, m, 4).begin(stepDestroy))
 		}},
 		{"while it destroyed: the machine is gone", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.journal.begin(stepDestroy), sb.machine.Stop(t.Context())))
+			must(t, errors.Join(sb.begin(stepDestroy), sb.body.machine.Stop(t.Context())))
 		}},
 		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.journal.begin(stepDestroy), sb.machine.Stop(t.Context()), sb.slot.Release(t.Context())))
+			must(t, errors.Join(sb.begin(stepDestroy), sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context())))
 		}},
 		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.machine.Stop(t.Context()), sb.slot.Release(t.Context()),
-				os.RemoveAll(sb.runDir()), os.Remove(sb.journal.path)))
+			must(t, errors.Join(sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context()),
+				os.RemoveAll(sb.body.runDir()), os.Remove(sb.journal.path)))
 		}},
 		{"with two sandboxes", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
@@ -118,9 +118,9 @@ func TestOpenKeepsSnapshotsAndRemovesHalfOnes(t *testing.T) {
 	m := l.open(t)
 	sb := abandon(t, m, 4)
 	must(t, sb.Snapshot(t.Context(), "whole"))
-	half := filepath.Join(m.snapshots(), stagedPrefix+"1")
-	must(t, os.Mkdir(half, 0o700))
-	must(t, os.WriteFile(filepath.Join(half, snapshotDisk), []byte("half"), 0o600))
+	staged, err := m.snapshots.Stage()
+	must(t, err)
+	must(t, os.WriteFile(staged.Disk(), []byte("half"), 0o600))
 	l.crash(t)
 	m = l.open(t)
 	l.wantClean(t, m)
@@ -180,11 +180,15 @@ func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
 			sb := abandon(t, l.open(t), 2)
-			sb.journal.Machine = journaled
-			must(t, errors.Join(sb.journal.save(), os.Mkdir(sb.runDir(), 0o711),
-				os.WriteFile(filepath.Join(sb.runDir(), "socket"), nil, 0o600)))
+			must(t, sb.commit("a test", func(j *journal) {
+				note := *j.Spare
+				note.Machine = journaled
+				j.Spare = &note
+			}))
+			dir := sb.spare.runDir()
+			must(t, errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(filepath.Join(dir, "socket"), nil, 0o600)))
 			vmm := exec.Command("sleep", "30")
-			must(t, netns.Do(sb.slot.Namespace(), vmm.Start))
+			must(t, netns.Do(sb.spare.slot.Namespace(), vmm.Start))
 			t.Cleanup(func() { _ = vmm.Process.Kill() }) // gone already when all went well
 			l.crash(t)
 			m := l.open(t)

@@ -42,9 +42,9 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 	began := time.Now()
 	_ = s.begin(stepDestroy) // a full disk must not keep the sandbox alive
 	s.set(StatusStopping, "")
-	err := s.release(ctx)
+	err := s.discardBodies(ctx, false)
 	if err == nil {
-		err = errors.Join(os.RemoveAll(s.runDir()), os.RemoveAll(s.dir()))
+		err = os.RemoveAll(s.dir())
 	}
 	if err != nil {
 		s.retryLater()
@@ -52,6 +52,7 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 	}
 	s.set(statusUnmade, "")
 	s.m.forget(s)
+	s.m.litter()
 	s.trace("destroy", began)
 	return nil
 }
@@ -60,27 +61,22 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 // until Destroy. The disk of a failed one is kept as well: it may be all that
 // is left of somebody's work. The caller has the turn.
 func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
-	s.journal.Verdict = &verdict
 	s.set(StatusStopping, "")
-	err := s.begin(stepEnding)
+	err := s.commit(string(stepEnding), func(j *journal) { j.Step, j.Verdict = stepEnding, &verdict })
 	if err == nil {
-		err = s.release(ctx)
+		err = s.discardBodies(ctx, verdict.Status == StatusFailed)
 	}
 	if err == nil {
-		err = os.RemoveAll(s.runDir())
-	}
-	if err == nil && verdict.Status == StatusStopped {
-		err = os.RemoveAll(s.disk())
-	}
-	if err == nil {
-		err = s.begin(stepEnded)
+		err = s.commit(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
 	}
 	if err != nil {
 		s.retryLater()
 		return fmt.Errorf("end sandbox %s: %w", s.id, err)
 	}
+	s.body, s.spare = nil, nil
 	s.clearRetry()
 	s.set(verdict.Status, verdict.Reason)
+	s.m.litter()
 	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox ended",
 		slog.String("sandbox", string(s.id)), slog.String("status", string(verdict.Status)), slog.String("reason", verdict.Reason))
 	return nil
@@ -94,26 +90,15 @@ func (s *Sandbox) finishEnding(ctx context.Context) error {
 	return s.destroy(ctx)
 }
 
-// release ends the machine and then gives back the slot: one whose machine may
-// still run must not get to another sandbox.
-func (s *Sandbox) release(ctx context.Context) error {
-	if s.unwatch != nil {
-		s.unwatch()
-	}
-	if s.guest != nil {
-		s.guest.Close()
-	}
-	if s.machine != nil {
-		if err := s.machine.Stop(ctx); err != nil {
+// discardBodies gives back all that the sandbox has but its directory.
+func (s *Sandbox) discardBodies(ctx context.Context, keepDisk bool) error {
+	if s.body != nil {
+		if err := s.body.discard(ctx, keepDisk); err != nil {
 			return err
 		}
-		s.m.crash("machine stopped")
 	}
-	if s.slot != nil {
-		if err := s.slot.Release(ctx); err != nil {
-			return err
-		}
-		s.m.crash("slot released")
+	if s.spare != nil {
+		return s.spare.discard(ctx, false)
 	}
 	return nil
 }
@@ -133,18 +118,16 @@ func (s *Sandbox) clearRetry() {
 
 // watch ends the sandbox when its machine does so by itself. The caller has the turn.
 func (s *Sandbox) watch(ctx context.Context) {
-	ctx, s.unwatch = context.WithCancel(context.WithoutCancel(ctx))
-	machine := s.machine
+	b := s.body
+	ctx, b.unwatch = context.WithCancel(context.WithoutCancel(ctx))
 	s.m.watchers.Go(func() {
-		err := machine.Wait(ctx)
+		err := b.machine.Wait(ctx)
 		if ctx.Err() != nil || s.lock(ctx) != nil {
 			return
 		}
 		defer s.unlock()
-		switch s.Info().Status {
-		case StatusRunning, StatusPaused:
-		default:
-			return // somebody else ends it
+		if s.body != b || s.Info().Status != StatusRunning {
+			return // somebody else ends it, or it has another machine by now
 		}
 		// Not under ctx: end stops this watcher.
 		if err := s.end(context.WithoutCancel(ctx), s.verdictOf(ctx, err)); err != nil {
@@ -165,58 +148,6 @@ func (s *Sandbox) verdictOf(ctx context.Context, err error) Verdict {
 		return Verdict{StatusFailed, "its machine ended: " + exit.Reason}
 	}
 	return Verdict{StatusFailed, "its machine ended"}
-}
-
-// Pause stops the sandbox's CPUs; its memory stays. A paused one stays paused.
-// FailedPrecondition unless it runs.
-func (s *Sandbox) Pause(ctx context.Context) error {
-	return s.setPaused(ctx, true, StatusPaused)
-}
-
-// Resume lets them go on. A running one stays running.
-func (s *Sandbox) Resume(ctx context.Context) error {
-	return s.setPaused(ctx, false, StatusRunning)
-}
-
-// setPaused notes what is wanted before it is done: who adopts the sandbox of
-// an agent that died in between does it again.
-func (s *Sandbox) setPaused(ctx context.Context, paused bool, status Status) error {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
-		return err
-	}
-	defer s.unlock()
-	if s.Info().Status == status {
-		return nil
-	}
-	ctx, done := s.interruptible(ctx)
-	defer done()
-	if err := s.freezing.take(ctx); err != nil {
-		return err
-	}
-	defer s.freezing.give()
-	s.journal.Paused = paused
-	err := s.begin(stepRunning)
-	if err == nil {
-		err = s.enforcePaused(ctx)
-	}
-	if err != nil {
-		s.journal.Paused = !paused
-		// The machine may have obeyed although the answer was lost.
-		again, cancel := context.WithTimeout(context.WithoutCancel(ctx), retryAfter)
-		defer cancel()
-		return errors.Join(err, s.journal.save(), s.enforcePaused(again))
-	}
-	s.m.crash(string(status) + " enforced")
-	s.set(status, "")
-	return nil
-}
-
-// enforcePaused makes the machine what the journal says.
-func (s *Sandbox) enforcePaused(ctx context.Context) error {
-	if s.journal.Paused {
-		return s.machine.Pause(ctx)
-	}
-	return s.machine.Resume(ctx)
 }
 
 // asReason says why a sandbox cannot be worked with, for a log or a reason.

@@ -10,11 +10,15 @@ import (
 type Status string
 
 // The states. A sandbox that ended by itself is stopped or failed, and listed
-// until Destroy acknowledges it.
+// until Destroy acknowledges it. One that is pausing or restoring runs until it is
+// something else, and one that is resuming is paused.
 const (
 	StatusStarting    Status = "starting"
 	StatusRunning     Status = "running"
+	StatusPausing     Status = "pausing"
 	StatusPaused      Status = "paused"
+	StatusResuming    Status = "resuming"
+	StatusRestoring   Status = "restoring" // a checkpoint
 	StatusStopping    Status = "stopping"
 	StatusStopped     Status = "stopped"
 	StatusFailed      Status = "failed"
@@ -32,7 +36,12 @@ type life struct {
 	active  time.Time // when it was last used
 	timeout time.Duration
 	uses    int       // operations in flight
-	retry   time.Time // when to try again what could not be ended; zero when there is nothing
+	retry   time.Time // when to try again what could not be ended or removed; zero when there is nothing
+	patient time.Time // not before then is the sandbox ended for lack of use
+
+	needed      []string // snapshots that are not to be collected
+	checkpoints []Checkpoint
+	head        string
 }
 
 // Info is what a sandbox was like at one moment.
@@ -106,6 +115,8 @@ func (i Info) refusal() error {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is still starting", i.ID)
 	case StatusPaused:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is paused: resume it first", i.ID)
+	case StatusPausing, StatusResuming, StatusRestoring:
+		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
 	case StatusStopping, statusUnmade:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is being removed", i.ID)
 	case StatusStopped, StatusFailed, StatusQuarantined:

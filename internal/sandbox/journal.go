@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,41 +11,52 @@ import (
 
 	"wrenn"
 	"wrenn/internal/durable"
-	"wrenn/internal/network"
-	"wrenn/internal/vm"
 )
 
 // journalFormat changes when an older agent could not read what a newer wrote.
-const journalFormat = 1
+const journalFormat = 2
 
-// journal is what is known of one sandbox on this host, written before and
-// after every step: whoever finds it knows what to look for.
+// journal is what is known of one sandbox on this host: whoever finds it knows
+// what to look for. It changes by Sandbox.commit alone, and what it points to
+// never changes.
+//
+// What it says is what is: a running sandbox is its Body, a paused one its
+// Snapshot, and a Spare is to be removed, whoever made it and whatever for.
 type journal struct {
-	Format  int              `json:"format"`
-	ID      wrenn.SandboxID  `json:"id"`
-	Created time.Time        `json:"created"`
-	Step    step             `json:"step"`
-	Slot    *network.SlotRef `json:"slot,omitempty"`
-	Machine *vm.Ref          `json:"machine,omitempty"`
+	Format  int             `json:"format"`
+	ID      wrenn.SandboxID `json:"id"`
+	Created time.Time       `json:"created"`
+	Step    step            `json:"step"`
 
-	Template string        `json:"template,omitempty"`
-	Shape    Shape         `json:"shape"`
-	Timeout  time.Duration `json:"timeout,omitempty"` // ns
-	Paused   bool          `json:"paused,omitempty"`  // what is wanted; who adopts the machine sees to it
-	Verdict  *Verdict      `json:"verdict,omitempty"` // why it ends or has ended
+	// Generation is that of the newest body; no other had or will have it.
+	Generation uint64    `json:"generation"`
+	Body       *bodyNote `json:"body,omitempty"`
+	Spare      *bodyNote `json:"spare,omitempty"`
+	Snapshot   string    `json:"snapshot,omitempty"` // of a paused one
+	// Frozen says that the guest's processes may stand still although the sandbox runs.
+	Frozen bool `json:"frozen,omitempty"`
+
+	Checkpoints []Checkpoint `json:"checkpoints,omitempty"`
+	Head        string       `json:"head,omitempty"` // the checkpoint that the sandbox goes on from
+
+	Template   string          `json:"template,omitempty"`
+	Shape      Shape           `json:"shape"`
+	Timeout    time.Duration   `json:"timeout,omitempty"` // ns
+	OnTimeout  Ending          `json:"on_timeout,omitempty"`
+	AutoResume bool            `json:"auto_resume,omitempty"`
+	Parent     wrenn.SandboxID `json:"parent,omitempty"`  // of a fork
+	Verdict    *Verdict        `json:"verdict,omitempty"` // why it ends or has ended
 
 	path string // not saved
 }
 
-// step is the last one that was begun.
+// step is where the sandbox is.
 type step string
 
 const (
-	stepSlot    step = "slot"
-	stepDisk    step = "disk"
-	stepMachine step = "machine"
-	stepReady   step = "ready"
+	stepMaking  step = "making"
 	stepRunning step = "running"
+	stepPaused  step = "paused"
 	stepDestroy step = "destroy"
 	stepEnding  step = "ending" // by itself: what it had is being given back
 	stepEnded   step = "ended"  // only the journal is left, until Destroy
@@ -52,17 +64,70 @@ const (
 
 const journalName = "sandbox.json"
 
-func (j *journal) begin(s step) error {
-	j.Step = s
-	return j.save()
+// snapshots are those that the sandbox needs.
+func (j *journal) snapshots() (ids []string) {
+	if j.Snapshot != "" {
+		ids = append(ids, j.Snapshot)
+	}
+	for _, b := range []*bodyNote{j.Body, j.Spare} {
+		if b != nil && b.Origin != "" {
+			ids = append(ids, b.Origin)
+		}
+	}
+	for _, c := range j.Checkpoints {
+		ids = append(ids, c.ID)
+	}
+	return ids
+}
+
+// commit changes the journal, on the disk and here. After an error neither has
+// changed: a write that failed at its very end may have been done, so the disk
+// is asked.
+func (s *Sandbox) commit(what string, change func(*journal)) error {
+	s.m.crash(what + " to be noted")
+	next := *s.journal
+	change(&next)
+	s.need(append(s.journal.snapshots(), next.snapshots()...))
+	err := next.save()
+	if err != nil && next.isSaved() {
+		err = nil
+	}
+	if err == nil {
+		*s.journal = next
+	}
+	s.need(s.journal.snapshots())
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	s.m.crash(what + " noted")
+	return nil
+}
+
+// begin notes where the sandbox is.
+func (s *Sandbox) begin(now step) error {
+	return s.commit(string(now), func(j *journal) { j.Step = now })
+}
+
+func (j *journal) encode() ([]byte, error) {
+	data, err := json.MarshalIndent(j, "", "  ")
+	return append(data, '\n'), err
 }
 
 func (j *journal) save() error {
-	data, err := json.MarshalIndent(j, "", "  ")
+	data, err := j.encode()
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(j.path, append(data, '\n'), 0o600)
+	return durable.WriteFile(j.path, data, 0o600)
+}
+
+func (j *journal) isSaved() bool {
+	want, err := j.encode()
+	if err != nil {
+		return false
+	}
+	got, err := os.ReadFile(j.path)
+	return err == nil && bytes.Equal(want, got)
 }
 
 // readJournal reads the journal in the sandbox directory dir. One that was

@@ -21,8 +21,9 @@ func TestJournalReadsWhatWasSaved(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &journal{
-		Format: journalFormat, ID: id, Created: time.Now().UTC().Round(0), Step: stepMachine,
-		Machine: &vm.Ref{Driver: "fake", ID: string(id), PID: 7}, path: filepath.Join(dir, journalName),
+		Format: journalFormat, ID: id, Created: time.Now().UTC().Round(0), Step: stepRunning,
+		Generation: 3, Body: &bodyNote{Generation: 3, Machine: &vm.Ref{Driver: "fake", ID: string(id), PID: 7}, Origin: "base"},
+		Checkpoints: []Checkpoint{{ID: "c", Name: "a name"}}, path: filepath.Join(dir, journalName),
 	}
 	if err := want.save(); err != nil {
 		t.Fatal(err)
@@ -41,8 +42,8 @@ func TestReadJournal(t *testing.T) {
 	for _, tc := range []struct{ name, dir, text, err string }{
 		{"none was written yet", string(id), "", ""},
 		{"not a sandbox's directory", "x", "", "not a sandbox id"},
-		{"cut short", string(id), `{"format":1,`, "unexpected end"},
-		{"of another sandbox", string(id), `{"format":1,"id":"other"}`, "cannot be read"},
+		{"cut short", string(id), `{"format":2,`, "unexpected end"},
+		{"of another sandbox", string(id), `{"format":2,"id":"other"}`, "cannot be read"},
 		{"of a newer agent", string(id), `{"format":99,"id":"` + string(id) + `"}`, "cannot be read"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

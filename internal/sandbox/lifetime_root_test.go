@@ -161,7 +161,7 @@ func TestUnusedSandboxesEnd(t *testing.T) {
 	if len(l.world.Running()) != 0 || l.cfg.Slots.Stats().Used != 0 {
 		t.Error("it still has a machine or a slot")
 	}
-	if _, err := sb.Use(); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if _, err := sb.Use(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("Use() = %v, want FailedPrecondition", err)
 	}
 	if _, err := m.Ensure(t.Context(), Request{ID: sb.ID(), Shape: shape}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
@@ -180,7 +180,7 @@ func TestWhatKeepsASandbox(t *testing.T) {
 	for name, keep := range map[string]func(*testing.T, *Sandbox) (release func()){
 		"use": func(t *testing.T, sb *Sandbox) func() {
 			t.Helper()
-			release, err := sb.Use()
+			release, err := sb.Use(t.Context())
 			must(t, err)
 			return release
 		},
@@ -227,12 +227,12 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 		reason string
 		disk   bool
 	}{
-		{"killed", func(l *lab, sb *Sandbox) error { l.world.Kill(sb.machine.Ref()); return nil }, StatusFailed, "signal: killed", true},
+		{"killed", func(l *lab, sb *Sandbox) error { l.world.Kill(sb.body.machine.Ref()); return nil }, StatusFailed, "signal: killed", true},
 		{"panic", func(l *lab, sb *Sandbox) error {
-			return l.world.Guest(sb.slot.Namespace()).Panic(context.Background())
+			return l.world.Guest(sb.body.slot.Namespace()).Panic(context.Background())
 		}, StatusFailed, "guest panicked", true},
 		{"power off", func(l *lab, sb *Sandbox) error {
-			return l.world.Guest(sb.slot.Namespace()).PowerOff(context.Background())
+			return l.world.Guest(sb.body.slot.Namespace()).PowerOff(context.Background())
 		}, StatusStopped, "powered off", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -240,12 +240,13 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 			m := l.open(t)
 			t.Cleanup(m.Close)
 			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			disk := sb.body.disk()
 			must(t, tc.end(l, sb))
 			wantStatus(t, sb, tc.status, tc.reason)
 			if s := l.cfg.Slots.Stats(); s.Used != 0 {
 				t.Errorf("slots: %+v", s)
 			}
-			if _, err := os.Stat(sb.disk()); (err == nil) != tc.disk {
+			if _, err := os.Stat(disk); (err == nil) != tc.disk {
 				t.Errorf("disk: %v, want it kept: %v", err, tc.disk)
 			}
 			must(t, sb.Destroy(t.Context()))
@@ -328,7 +329,7 @@ func TestAdoptBuriesTheDead(t *testing.T) {
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
 	must(t, err)
 	m.Close()
-	l.world.Kill(sb.machine.Ref())
+	l.world.Kill(sb.body.machine.Ref())
 	for range 2 { // the verdict survives a second restart
 		m = l.restart(t, m)
 		if sb, err = m.Get(sb.ID()); err != nil {
@@ -360,8 +361,8 @@ func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {
 	if err := q.Destroy(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("Destroy() = %v, want FailedPrecondition", err)
 	}
-	if m.Quarantined() != 1 || len(l.world.Running()) != 1 {
-		t.Errorf("%d in quarantine, running: %v", m.Quarantined(), l.world.Running())
+	if q := quarantined(m); len(q) != 1 || len(l.world.Running()) != 1 {
+		t.Errorf("in quarantine: %v, running: %v", q, l.world.Running())
 	}
 	// A person repairs it.
 	must(t, os.WriteFile(filepath.Join(m.sandboxes(), string(sb.ID()), journalName), good, 0o600))

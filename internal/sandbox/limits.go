@@ -38,9 +38,9 @@ func (m *Manager) admit(shape Shape, diskFreeMiB int) error {
 	count, memory := m.taken()
 	switch {
 	case limits.Sandboxes > 0 && count >= limits.Sandboxes:
-		return wrenn.Errorf(wrenn.Exhausted, "this host runs %d sandboxes, as many as it may: destroy some, or raise limits.sandboxes of its agent", count)
+		return wrenn.Errorf(wrenn.Exhausted, "this host has %d sandboxes, as many as it may: destroy some, or raise limits.sandboxes of its agent", count)
 	case limits.MemoryMiB > 0 && memory+shape.MemoryMiB > limits.MemoryMiB:
-		return wrenn.Errorf(wrenn.Exhausted, "%d MB of memory do not fit on this host: %d of %d MB are taken; destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
+		return wrenn.Errorf(wrenn.Exhausted, "%d MB of memory do not fit on this host: %d of %d MB are taken; pause or destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
 			shape.MemoryMiB, memory, limits.MemoryMiB)
 	case limits.DiskFreeMiB > 0 && diskFreeMiB < limits.DiskFreeMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MB are free and %d must be (limits.disk_free_mb of its agent)", diskFreeMiB, limits.DiskFreeMiB)
@@ -48,11 +48,27 @@ func (m *Manager) admit(shape Shape, diskFreeMiB int) error {
 	return nil
 }
 
-// taken counts the sandboxes that have a machine, or may. The caller holds mu.
+// admitResume says whether there is room for the memory of a paused sandbox,
+// and marks it as resuming in one step with that.
+func (m *Manager) admitResume(s *Sandbox) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, memory := m.taken()
+	if limit, want := m.cfg.Limits.MemoryMiB, s.request.Shape.MemoryMiB; limit > 0 && memory+want > limit {
+		return wrenn.Errorf(wrenn.Exhausted, "%d MB of memory do not fit on this host now: %d of %d MB are taken; the sandbox stays paused", want, memory, limit)
+	}
+	s.set(StatusResuming, "")
+	return nil
+}
+
+// taken counts the sandboxes that are not over, and the memory of those that
+// are not paused either. The caller holds mu.
 func (m *Manager) taken() (count, memoryMiB int) {
 	for _, s := range m.boxes {
 		switch info := s.Info(); info.Status {
 		case StatusStopped, StatusFailed, statusUnmade:
+		case StatusPaused:
+			count++
 		default:
 			count++
 			memoryMiB += info.Shape.MemoryMiB

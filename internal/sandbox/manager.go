@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"wrenn"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
+	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
 )
@@ -63,15 +63,18 @@ type Config struct {
 // Manager makes, finds and destroys the sandboxes of one state directory. It
 // is safe for concurrent use. Close it.
 //
-// Locks: each sandbox has a turn, which is held while something is done to it
-// and never two at a time; mu comes before a sandbox's mu. Nothing is waited
+// Locks: each sandbox has a turn, which is held while something is done to it;
+// that of a copy comes before that of the sandbox it is copied from, and else
+// never two at a time. mu comes before a sandbox's mu. Nothing is waited
 // for under the latter two.
 type Manager struct {
-	cfg      Config
-	instance string
-	versions atomic.Uint64
-	wake     chan struct{} // holds one: Run has something to look at
-	watchers sync.WaitGroup
+	cfg       Config
+	snapshots *snapshot.Store
+	instance  string
+	versions  atomic.Uint64
+	wake      chan struct{} // holds one: Run has something to look at
+	garbage   atomic.Bool   // snapshots may have become nobody's
+	watchers  sync.WaitGroup
 
 	mu    sync.Mutex // guards boxes
 	boxes map[wrenn.SandboxID]*Sandbox
@@ -96,23 +99,31 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 		cfg: cfg, instance: rand.Text(),
 		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{},
 	}
-	for _, dir := range []string{m.sandboxes(), m.snapshots(), m.machines()} {
+	for _, dir := range []string{m.sandboxes(), m.machines()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
-	if cfg.Adopt {
-		return m, errors.Join(m.adoptAll(ctx), m.sweepStaged())
+	var err error
+	if m.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), cfg.Log); err != nil {
+		return nil, err
 	}
-	return m, errors.Join(m.sweep(ctx), m.sweepStaged())
+	take := m.sweep
+	if cfg.Adopt {
+		take = m.adoptAll
+	}
+	if err := take(ctx); err != nil {
+		return m, err // who knows what it needs
+	}
+	return m, m.Collect(ctx)
 }
 
 // Close stops watching the sandboxes and leaves them as they are, for the next
 // agent to adopt. No other method may be running. Twice is allowed.
 func (m *Manager) Close() {
 	for _, s := range m.all() {
-		if s.unwatch != nil {
-			s.unwatch()
+		if s.body != nil && s.body.unwatch != nil {
+			s.body.unwatch()
 		}
 	}
 	m.watchers.Wait()
@@ -125,7 +136,6 @@ func (m *Manager) crash(point string) {
 }
 
 func (m *Manager) sandboxes() string { return filepath.Join(m.cfg.StateDir, "sandboxes") }
-func (m *Manager) snapshots() string { return filepath.Join(m.cfg.StateDir, "snapshots") }
 func (m *Manager) machines() string  { return filepath.Join(m.cfg.RunDir, "vm") }
 
 // sweep destroys every sandbox that has a journal. One that cannot be
@@ -146,21 +156,6 @@ func (m *Manager) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sweepStaged removes the snapshots that a dead agent had not published, or was removing.
-func (m *Manager) sweepStaged() error {
-	entries, err := os.ReadDir(m.snapshots())
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), stagedPrefix) {
-			errs = append(errs, os.RemoveAll(filepath.Join(m.snapshots(), e.Name())))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // reclaim destroys the sandbox of a dead agent.
 func (m *Manager) reclaim(ctx context.Context, dir string) error {
 	j, err := readJournal(dir)
@@ -168,40 +163,22 @@ func (m *Manager) reclaim(ctx context.Context, dir string) error {
 		return err
 	}
 	s := m.revive(j)
-	if err := s.findParts(ctx); err != nil {
+	if err := s.findBodies(ctx); err != nil {
 		return err
 	}
 	return s.Destroy(ctx)
 }
 
-// findParts takes over what is left of the machine and the slot that the
-// journal names; what nobody noted in the slot is ended.
-func (s *Sandbox) findParts(ctx context.Context) error {
-	j := s.journal
-	// A machine of another driver than today's ends with what else runs in its slot.
-	if j.Machine != nil && j.Machine.Driver == s.m.cfg.Driver.Name() {
-		machine, err := s.m.cfg.Driver.Adopt(ctx, *j.Machine)
-		switch wrenn.CodeOf(err) {
-		case "":
-			s.machine = machine
-		case wrenn.NotFound: // it ended meanwhile
-		default:
-			return err
+// findBodies takes over what is left of what the journal names.
+func (s *Sandbox) findBodies(ctx context.Context) error {
+	for _, b := range []*body{s.body, s.spare} {
+		if b != nil {
+			if err := b.find(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	if j.Slot == nil {
-		return nil
-	}
-	slot, err := s.m.cfg.Slots.Adopt(ctx, *j.Slot)
-	switch wrenn.CodeOf(err) {
-	case "":
-		s.slot = slot
-		return killUnknown(ctx, slot)
-	case wrenn.NotFound: // it was released
-		return nil
-	default:
-		return err
-	}
+	return nil
 }
 
 // killUnknown ends a VMM whose agent died before it could note in the journal

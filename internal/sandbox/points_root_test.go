@@ -4,6 +4,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -12,65 +13,145 @@ import (
 	"wrenn"
 )
 
-// deeds are what an agent does for a sandbox in its life; the agent may die at
-// any point of each.
-func deeds(l *lab, id wrenn.SandboxID) []func(context.Context, *Manager) error {
+// deed is something that an agent does for a sandbox.
+type deed struct {
+	name string
+	do   func(context.Context, *Manager) error
+}
+
+// life is a sandbox whose agent may die at any point of what it does for it.
+// Its memory and its disk say what they are, and by that when they are of.
+type wholeLife struct {
+	l        *lab
+	id, copy wrenn.SandboxID
+	memory   byte   // what is in the guest's memory after the last deed that changed it
+	before   byte   // and what was before
+	checked  string // a checkpoint
+}
+
+func newLife(l *lab) *wholeLife {
+	return &wholeLife{l: l, id: wrenn.NewSandboxID(), copy: wrenn.NewSandboxID(), checked: "checked"}
+}
+
+func (w *wholeLife) deeds() []deed {
+	ensure := func(ctx context.Context, m *Manager) error {
+		_, err := m.Ensure(ctx, Request{ID: w.id, Template: "base", Shape: shape})
+		return err
+	}
 	with := func(do func(*Sandbox, context.Context) error) func(context.Context, *Manager) error {
 		return func(ctx context.Context, m *Manager) error {
-			sb, err := m.Get(id)
+			sb, err := m.Get(w.id)
 			if err != nil {
 				return err
 			}
 			return do(sb, ctx)
 		}
 	}
-	return []func(context.Context, *Manager) error{
-		func(ctx context.Context, m *Manager) error {
-			_, err := m.Ensure(ctx, Request{ID: id, Template: "base", Shape: shape})
+	mark := func(b byte) func(context.Context, *Manager) error {
+		return with(func(sb *Sandbox, ctx context.Context) error {
+			w.memory, w.before = b, b
+			return w.l.mark(ctx, sb, b)
+		})
+	}
+	return []deed{
+		{"create", ensure},
+		{"", mark('a')},
+		{"pause", with((*Sandbox).Pause)},
+		{"resume", with((*Sandbox).Resume)},
+		{"checkpoint", with(func(sb *Sandbox, ctx context.Context) error {
+			_, err := sb.Checkpoint(ctx, w.checked, "")
 			return err
-		},
-		with((*Sandbox).Pause),
-		with((*Sandbox).Resume),
-		with((*Sandbox).Destroy),
-		func(ctx context.Context, m *Manager) error { // again, for another end
-			_, err := m.Ensure(ctx, Request{ID: id, Template: "base", Shape: shape})
-			return err
-		},
-		with(func(sb *Sandbox, ctx context.Context) error {
+		})},
+		{"", mark('b')},
+		{"fork", with(func(sb *Sandbox, ctx context.Context) error {
+			copies, err := sb.Fork(ctx, []wrenn.SandboxID{w.copy})
+			if err != nil {
+				return err
+			}
+			return copies[0].Err
+		})},
+		{"destroy the fork", func(ctx context.Context, m *Manager) error {
+			sb, err := m.Get(w.copy)
+			if err != nil {
+				return err
+			}
+			return sb.Destroy(ctx)
+		}},
+		{"restore", with(func(sb *Sandbox, ctx context.Context) error {
+			w.memory, w.before = 'a', 'b'
+			return sb.RestoreCheckpoint(ctx, w.checked)
+		})},
+		{"pause again", with((*Sandbox).Pause)},
+		{"collect", func(ctx context.Context, m *Manager) error { return m.Collect(ctx) }},
+		{"delete the checkpoint", with(func(sb *Sandbox, ctx context.Context) error { return sb.DeleteCheckpoint(ctx, w.checked) })},
+		{"destroy while paused", with((*Sandbox).Destroy)},
+		{"create again", ensure},
+		{"end", with(func(sb *Sandbox, ctx context.Context) error {
 			if err := sb.lock(ctx); err != nil {
 				return err
 			}
 			defer sb.unlock()
 			return sb.end(ctx, Verdict{StatusStopped, "a test"})
-		}),
-		with((*Sandbox).Destroy),
+		})},
+		{"destroy", with((*Sandbox).Destroy)},
 	}
+}
+
+// mark makes memory and disk say b.
+func (l *lab) mark(ctx context.Context, sb *Sandbox, b byte) error {
+	g := l.inside(sb)
+	return errors.Join(g.Fill(ctx, "mark", b), g.WriteDisk(ctx, string(b)))
+}
+
+// wantMark fails unless memory and disk say the same, and one of what is wanted.
+func (l *lab) wantMark(t *testing.T, sb *Sandbox, want ...byte) {
+	t.Helper()
+	g := l.inside(sb)
+	disk, err := g.ReadDisk(t.Context())
+	must(t, err)
+	for _, b := range want {
+		if same, err := g.Filled(t.Context(), "mark", b); err == nil && same && disk == string(b) {
+			return
+		}
+	}
+	t.Errorf("the disk says %q, and that or the memory is not one of %q", disk, want)
+}
+
+// point is a crash point of a deed.
+type point struct {
+	deed int
+	name string
 }
 
 // points returns the crash points of a whole life, in order, as often as they come.
-func points(t *testing.T) []string {
+func points(t *testing.T) (all []point) {
 	t.Helper()
 	l := newLab(t)
-	var seen []string
-	l.cfg.Crash = func(point string) { seen = append(seen, point) }
+	now := 0
+	l.cfg.Crash = func(name string) { all = append(all, point{now, name}) }
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	for _, do := range deeds(l, wrenn.NewSandboxID()) {
-		must(t, do(t.Context(), m))
+	for i, d := range newLife(l).deeds() {
+		now = i
+		must(t, d.do(t.Context(), m))
 	}
-	return seen
+	l.wantClean(t, m)
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+	return all
 }
 
 // An agent stops for good at a point; the next one finds the sandbox as it was
-// before the deed or after it, and it can be used, or it is gone without a trace.
+// before the deed or after it, whole, and it can be used, or it is gone without a trace.
 func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
-	var all []string
+	var all []point
 	t.Run("none", func(t *testing.T) { all = points(t) })
-	if len(all) < 30 || !slices.Contains(all, "machine started") {
-		t.Fatalf("points = %q", all)
+	if len(all) < 80 {
+		t.Fatalf("points = %v", all)
 	}
-	for n, point := range all {
-		t.Run(point, func(t *testing.T) {
+	deeds := newLife(nil).deeds()
+	for n, at := range all {
+		t.Run(deeds[at.deed].name+"/"+at.name, func(t *testing.T) {
 			l := newLab(t)
 			died := make(chan struct{})
 			var passed atomic.Int32
@@ -81,12 +162,12 @@ func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
 				}
 			}
 			m := l.open(t)
-			id := wrenn.NewSandboxID()
+			life := newLife(l)
 			var done atomic.Int32
 			go func() {
-				for _, do := range deeds(l, id) {
-					if err := do(context.Background(), m); err != nil {
-						t.Error(err)
+				for _, d := range life.deeds() {
+					if err := d.do(context.Background(), m); err != nil {
+						t.Errorf("%s: %v", d.name, err)
 						return
 					}
 					done.Add(1)
@@ -97,31 +178,77 @@ func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
 			case <-time.After(patience):
 				t.Fatal("the point was not reached")
 			}
-			if point == "machine started" {
+			if at.name == "machine started" || at.name == "machine to be noted" {
 				// A real VMM would be found in the slot, as TestOpenEndsAMachineThatNoJournalKnows shows; a fake is no process.
-				l.world.Kill(l.world.Running()[0])
+				running := l.world.Running()
+				l.world.Kill(running[len(running)-1])
 			}
 			m = l.restart(t, m)
-			wantGoesOn(t, m, id, int(done.Load()))
+			life.wantGoesOn(t, m, deeds[done.Load()].name)
 			l.wantClean(t, m)
+			must(t, m.Collect(t.Context()))
+			wantSnapshots(t, m)
 		})
 	}
 }
 
-// wantGoesOn checks what is left of the sandbox after so many deeds and a part
-// of the next, and that it can be used or made anew.
-func wantGoesOn(t *testing.T, m *Manager, id wrenn.SandboxID, done int) {
+// wantGoesOn checks what is left of the sandbox after an agent that died in the
+// deed, and that it can be used or made anew.
+func (w *wholeLife) wantGoesOn(t *testing.T, m *Manager, deed string) {
 	t.Helper()
-	sb, err := m.Get(id)
-	if lives := done == 1 || done == 2; lives && err != nil { // it ran, and is being paused or resumed
+	sb, err := m.Get(w.id)
+	mortal := []string{"create", "destroy while paused", "create again", "end", "destroy"}
+	if err != nil && !slices.Contains(mortal, deed) {
 		t.Fatalf("the sandbox is lost: %v", err)
+	}
+	if fork, err := m.Get(w.copy); err == nil { // whole, or it would not be there
+		wantAlive(t, fork)
+		w.l.wantMark(t, fork, 'b')
+		must(t, fork.Destroy(t.Context()))
 	}
 	if err == nil && sb.Info().Status == StatusStopped { // its end is known, and acknowledged now
 		must(t, sb.Destroy(t.Context()))
 	}
-	sb, err = m.Ensure(t.Context(), Request{ID: id, Template: "base", Shape: shape})
+	w.wantRunningOrPaused(t, m)
+	sb, err = m.Ensure(t.Context(), Request{ID: w.id, Template: "base", Shape: shape})
 	must(t, err)
 	must(t, sb.Resume(t.Context()))
 	wantAlive(t, sb)
+	if !slices.Contains(mortal, deed) {
+		w.l.wantMark(t, sb, w.memory, w.before)
+	}
+	wantTree(t, sb)
 	must(t, sb.Destroy(t.Context()))
+}
+
+// wantRunningOrPaused fails unless each sandbox that runs has a machine, and
+// nobody else has.
+func (w *wholeLife) wantRunningOrPaused(t *testing.T, m *Manager) {
+	t.Helper()
+	running := 0
+	for _, info := range m.Inventory().Sandboxes {
+		switch info.Status {
+		case StatusRunning:
+			running++
+		case StatusPaused:
+		default:
+			t.Errorf("sandbox %s is %s", info.ID, info.Status)
+		}
+	}
+	if n := len(w.l.world.Running()); n != running {
+		t.Errorf("%d machines for %d sandboxes that run", n, running)
+	}
+	if used := w.l.cfg.Slots.Stats().Used; used != running {
+		t.Errorf("%d slots for %d sandboxes that run", used, running)
+	}
+}
+
+// wantTree checks that each checkpoint can be gone back to.
+func wantTree(t *testing.T, sb *Sandbox) {
+	t.Helper()
+	list, _ := sb.Checkpoints()
+	for _, c := range list {
+		must(t, sb.RestoreCheckpoint(t.Context(), c.ID))
+		wantAlive(t, sb)
+	}
 }

@@ -20,19 +20,23 @@ var errDestroyed = wrenn.Errorf(wrenn.Canceled, "the sandbox is being destroyed"
 // another template or shape, FailedPrecondition when it has ended,
 // Exhausted when a limit of the host does not allow another one.
 func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
+	return m.ensure(ctx, req, func(ctx context.Context) (origin, error) { return m.origin(ctx, req) })
+}
+
+func (m *Manager) ensure(ctx context.Context, req Request, from func(context.Context) (origin, error)) (*Sandbox, error) {
 	for {
 		s, isNew, err := m.register(req)
 		if err != nil {
 			return nil, err
 		}
 		if isNew {
-			if err := s.launch(ctx, m.origin(ctx, req.Shape)); err != nil {
+			if err := s.launch(ctx, from); err != nil {
 				return nil, err
 			}
 			return s, nil
 		}
-		if s.request.Template != req.Template || s.request.Shape != req.Shape {
-			return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already, with another template or shape", req.ID)
+		if s.request.Template != req.Template || s.request.Shape != req.Shape || s.request.parent != req.parent {
+			return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already, with another template, shape or parent", req.ID)
 		}
 		select {
 		case <-s.made:
@@ -41,7 +45,7 @@ func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
 		}
 		info := s.Info()
 		switch info.Status {
-		case StatusRunning, StatusPaused:
+		case StatusRunning, StatusPausing, StatusPaused, StatusResuming, StatusRestoring:
 			return s, nil
 		case statusUnmade: // whoever made it failed; now it is this caller's turn
 			continue
@@ -78,15 +82,25 @@ func (m *Manager) register(req Request) (s *Sandbox, isNew bool, err error) {
 func newSandbox(m *Manager, req Request) *Sandbox {
 	now := time.Now()
 	return &Sandbox{
-		id: req.ID, m: m, request: req, made: make(chan struct{}), turn: newTurn(), freezing: newTurn(),
+		id: req.ID, m: m, request: req, made: make(chan struct{}), turn: newTurn(),
 		life: life{status: StatusStarting, created: now, active: now, timeout: req.Timeout, version: m.versions.Add(1)},
 	}
 }
 
 // revive enters the sandbox of a dead agent's journal, as one that is made.
 func (m *Manager) revive(j *journal) *Sandbox {
-	s := newSandbox(m, Request{ID: j.ID, Template: j.Template, Shape: j.Shape, Timeout: j.Timeout})
+	s := newSandbox(m, Request{
+		ID: j.ID, Template: j.Template, Shape: j.Shape, Timeout: j.Timeout, OnTimeout: j.OnTimeout, AutoResume: j.AutoResume, parent: j.Parent,
+	})
 	s.journal = j
+	s.need(j.snapshots())
+	s.show(j)
+	if j.Body != nil {
+		s.body = &body{s: s, note: *j.Body}
+	}
+	if j.Spare != nil {
+		s.spare = &body{s: s, note: *j.Spare}
+	}
 	if !j.Created.IsZero() {
 		s.life.created = j.Created
 	}

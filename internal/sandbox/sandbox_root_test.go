@@ -36,7 +36,7 @@ func TestLife(t *testing.T) {
 	}
 	j, err := readJournal(sb.dir())
 	must(t, err)
-	if j.Step != stepRunning || j.Slot == nil || j.Slot.Owner != string(id) || j.Machine == nil || j.Machine.ID != string(id) {
+	if j.Step != stepRunning || j.Body == nil || j.Spare != nil || j.Body.Slot.Owner != string(id) || j.Body.Machine.ID != string(id) {
 		t.Errorf("journal = %+v", j)
 	}
 	if left, err := m.Leftovers(); err != nil || len(left) != 2 {
@@ -181,7 +181,7 @@ func TestAMachineThatCannotBeStoppedKeepsItsSlot(t *testing.T) {
 	if s := l.cfg.Slots.Stats(); s.Used != 1 {
 		t.Errorf("slots: %+v, want the sandbox's in use", s)
 	}
-	if j, err := readJournal(sb.dir()); err != nil || j.Step != stepDestroy || j.Machine == nil {
+	if j, err := readJournal(sb.dir()); err != nil || j.Step != stepDestroy || j.Body == nil || j.Body.Machine == nil {
 		t.Errorf("journal: %+v, %v", j, err)
 	}
 	l.fault = nil
@@ -217,7 +217,7 @@ func TestDestroyNeverHitsTheNextOwnerOfAnID(t *testing.T) {
 	if j, err := readJournal(second.dir()); err != nil || j.Step != stepRunning {
 		t.Errorf("journal: %+v, %v", j, err)
 	}
-	if _, err := os.Stat(second.disk()); err != nil {
+	if _, err := os.Stat(second.body.disk()); err != nil {
 		t.Error(err)
 	}
 }

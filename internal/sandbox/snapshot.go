@@ -2,156 +2,212 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"regexp"
+	"log/slog"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"wrenn"
-	"wrenn/internal/durable"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/rollback"
+	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
 )
 
-// The parts of a snapshot's directory.
-const (
-	snapshotMachine  = "machine"       // what the driver wrote
-	snapshotDisk     = "root.ext4"     // the disk at the same moment
-	snapshotManifest = "snapshot.json" // written last
-)
+// thawTimeout bounds how long an adopted guest is waited for.
+const thawTimeout = 10 * time.Second
 
-// stagedPrefix begins the names of directories in which snapshots are made and
-// unmade. No snapshot's name begins so.
-const stagedPrefix = ".staged-"
-
-var snapshotName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
-
-type manifest struct {
-	Format int   `json:"format"`
-	Shape  Shape `json:"shape"`
-}
+// newSnapshotID returns an id that no snapshot has.
+func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
 
 // Snapshot keeps the sandbox's memory and disk as they are now under a new
 // name, from which Restore makes sandboxes; the sandbox goes on. The snapshot
-// is whole or not there. AlreadyExists when the name is taken.
+// is whole or not there, and stays until RemoveSnapshot. AlreadyExists when the name is taken.
 func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
-	if !snapshotName.MatchString(name) {
-		return wrenn.Errorf(wrenn.Invalid, "%.80q cannot name a snapshot: use a-z, 0-9 and -, up to 63", name)
+	if err := snapshot.CheckID(name); err != nil {
+		return err
 	}
-	final := filepath.Join(s.m.snapshots(), name)
-	taken := wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", name)
-	if _, err := os.Lstat(final); err == nil {
-		return taken
+	if s.m.snapshots.Has(name) {
+		return wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", name)
 	}
-	release, err := s.Use()
+	if err := s.lockAs(ctx, StatusRunning); err != nil {
+		return err
+	}
+	defer s.unlock()
+	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Kept: true})
 	if err != nil {
 		return err
 	}
-	defer release()
-	staged, err := os.MkdirTemp(s.m.snapshots(), stagedPrefix)
-	if err != nil {
-		return err
-	}
-	var undo rollback.Stack
-	defer undo.Run(ctx)
-	undo.Add(func(context.Context) error { return os.RemoveAll(staged) })
-	if err := s.freezeInto(ctx, staged); err != nil {
-		return fmt.Errorf("snapshot of sandbox %s: %w", s.id, err)
-	}
-	if err := writeManifest(staged, manifest{Format: 1, Shape: s.request.Shape}); err != nil {
-		return err
-	}
-	if err := durable.Publish(staged, final); errors.Is(err, os.ErrExist) { // somebody was faster
-		return taken
-	} else if err != nil {
-		return err
-	}
-	undo.Keep()
+	release()
 	return nil
 }
 
-// freezeInto stops the vCPUs while disk and memory are taken. The guest is
-// synced first, so that the disk alone would boot as well.
-func (s *Sandbox) freezeInto(ctx context.Context, dir string) (err error) {
-	if err := s.sync(ctx); err != nil {
-		return fmt.Errorf("sync: %w", err)
-	}
-	// Not the turn: a snapshot takes long, and a sandbox can be destroyed meanwhile.
-	if err := s.freezing.take(ctx); err != nil {
+// RemoveSnapshot deletes a snapshot that Snapshot made. It is gone when the
+// last sandbox is that needs it. NotFound when there is none.
+func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
+	if err := m.snapshots.Unkeep(name); err != nil {
 		return err
 	}
-	defer s.freezing.give()
-	if info := s.Info(); info.Status == StatusPaused { // meanwhile
-		return info.refusal()
-	}
-	var undo rollback.Stack
-	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
-	undo.Add(s.machine.Resume) // first: a Pause whose answer does not come may have worked
-	if err := s.machine.Pause(ctx); err != nil {
-		return err
-	}
-	if _, err := storage.Clone(ctx, filepath.Join(dir, snapshotDisk), s.disk(), 0o600); err != nil {
-		return err
-	}
-	machine := filepath.Join(dir, snapshotMachine)
-	if err := os.Mkdir(machine, 0o711); err != nil {
-		return err
-	}
-	return s.machine.Snapshot(ctx, machine)
+	return m.Collect(ctx)
 }
 
-func (s *Sandbox) sync(ctx context.Context) error {
-	res, err := s.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
+// capture takes a snapshot of the running sandbox, which goes on, and is held
+// until release is called. The caller has the turn.
+func (s *Sandbox) capture(ctx context.Context, man snapshot.Manifest) (_ *snapshot.Snapshot, release func(), err error) {
+	ctx, done := s.interruptible(ctx)
+	defer done()
+	staged, err := s.m.snapshots.Stage()
+	if err != nil {
+		return nil, nil, s.explain("snapshot", err)
+	}
+	var undo rollback.Stack
+	defer undo.Run(ctx)
+	undo.Add(staged.Discard)
+	var goOn rollback.Stack
+	err = s.standStill(ctx, staged, &goOn)
+	if err := errors.Join(err, goOn.Run(ctx)); err != nil {
+		return nil, nil, s.explain("snapshot", err)
+	}
+	s.used()
+	return s.publish(ctx, staged, man)
+}
+
+// publish makes what was staged of the sandbox a snapshot.
+func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
+	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.m.cfg.Driver.Name(), s.m.cfg.Guest.Name
+	man.VCPUs, man.MemoryMiB = s.request.Shape.VCPUs, s.request.Shape.MemoryMiB
+	snap, release, err := staged.Publish(ctx, man)
+	if err != nil {
+		return nil, nil, s.explain("snapshot", err)
+	}
+	s.m.crash("snapshot published")
+	return snap, release, nil
+}
+
+// standStill stops the sandbox and writes its disk and machine into staged. It
+// goes on when goOn runs, whether standStill failed or not.
+func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn *rollback.Stack) error {
+	if err := s.commit("frozen", func(j *journal) { j.Frozen = true }); err != nil {
+		return err
+	}
+	goOn.Add(func(ctx context.Context) error { s.noteThawed(ctx); return nil })
+	goOn.Add(s.thaw)
+	if err := s.freeze(ctx); err != nil {
+		return err
+	}
+	s.m.crash("guest frozen")
+	goOn.Add(s.body.machine.Resume) // first: a Pause whose answer does not come may have worked
+	if err := s.body.machine.Pause(ctx); err != nil {
+		return err
+	}
+	s.m.crash("machine paused")
+	if _, err := storage.Clone(ctx, staged.Disk(), s.body.disk(), 0o600); err != nil {
+		return err
+	}
+	s.m.crash("disk cloned")
+	if err := s.body.machine.Snapshot(ctx, staged.Machine()); err != nil {
+		return err
+	}
+	s.m.crash("machine saved")
+	return nil
+}
+
+// freeze stops the guest's processes with all that they wrote on the disk. A
+// guest that cannot is synced: its disk alone would boot as well, but its
+// processes see a restored machine before its clock is set.
+func (s *Sandbox) freeze(ctx context.Context) error {
+	err := s.body.guest.Freeze(ctx)
+	if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+		return err
+	}
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "the guest cannot freeze its processes", slog.String("sandbox", string(s.id)), slog.Any("err", err))
+	res, err := s.body.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
 	if err == nil && res.Code != 0 {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox could not write its disk: %s: %.300q", res.Status, res.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return nil
+}
+
+func (s *Sandbox) thaw(ctx context.Context) error {
+	err := s.body.guest.Thaw(ctx)
+	if wrenn.CodeOf(err) == wrenn.FailedPrecondition { // it did not freeze either
+		return nil
 	}
 	return err
 }
 
-// RemoveSnapshot deletes a snapshot. No sandbox that was restored from it may
-// be left. NotFound when there is none. Its name is free at once; a crash in the
-// middle leaves the rest to the next Open.
-func (m *Manager) RemoveSnapshot(name string) error {
-	dir, _, err := m.openSnapshot(name)
-	if err != nil {
-		return err
+// noteThawed is for the next agent, which thaws once more at worst.
+func (s *Sandbox) noteThawed(ctx context.Context) {
+	if err := s.commit("thawed", func(j *journal) { j.Frozen = false }); err != nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "it cannot be noted that a sandbox goes on", slog.String("sandbox", string(s.id)), slog.Any("err", err))
 	}
-	aside, err := os.MkdirTemp(m.snapshots(), stagedPrefix)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(dir, filepath.Join(aside, name)); err != nil {
-		return errors.Join(err, os.Remove(aside))
-	}
-	return os.RemoveAll(aside)
 }
 
-func (m *Manager) openSnapshot(name string) (string, manifest, error) {
-	var man manifest
-	if !snapshotName.MatchString(name) {
-		return "", man, wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", name)
+// explain says what was being done, and to the user what they can do about it.
+func (s *Sandbox) explain(doing string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = &wrenn.Error{Code: wrenn.Exhausted, Message: "this host's disk is full; the sandbox is as before", Err: err}
 	}
-	dir := filepath.Join(m.snapshots(), name)
-	data, err := os.ReadFile(filepath.Join(dir, snapshotManifest))
-	if errors.Is(err, os.ErrNotExist) {
-		return "", man, wrenn.Errorf(wrenn.NotFound, "there is no snapshot %q", name)
-	}
-	if err != nil {
-		return "", man, err
-	}
-	if err := json.Unmarshal(data, &man); err != nil || man.Format != 1 {
-		return "", man, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: fmt.Sprintf("snapshot %s cannot be read by this version", name), Err: err}
-	}
-	return dir, man, nil
+	return fmt.Errorf("%s of sandbox %s: %w", doing, s.id, err)
 }
 
-func writeManifest(dir string, man manifest) error {
-	data, err := json.Marshal(man)
-	if err != nil {
-		return err
+// used says that the sandbox was used now.
+func (s *Sandbox) used() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life.active = time.Now()
+}
+
+// need says which snapshots are not to be collected because of the sandbox.
+func (s *Sandbox) need(ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life.needed = ids
+}
+
+// litter says that a snapshot may have become nobody's.
+func (m *Manager) litter() {
+	m.garbage.Store(true)
+	m.rouse()
+}
+
+// sweepUp collects if there may be something.
+func (m *Manager) sweepUp(ctx context.Context) {
+	if !m.garbage.Swap(false) {
+		return
 	}
-	return durable.WriteFile(filepath.Join(dir, snapshotManifest), data, 0o600)
+	if err := m.Collect(ctx); err != nil && ctx.Err() == nil {
+		m.garbage.Store(true) // at the next look
+		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "snapshots that nobody needs cannot be removed", slog.Any("err", err))
+	}
+}
+
+// Collect removes the snapshots that nobody needs; Run does so by itself. None
+// is removed while a sandbox is in quarantine: nobody knows what it needs.
+func (m *Manager) Collect(ctx context.Context) error {
+	if m.Quarantined() > 0 {
+		return nil
+	}
+	return m.snapshots.Collect(ctx, func() map[string]bool {
+		needed := map[string]bool{}
+		for _, s := range m.all() {
+			for _, id := range s.needs() {
+				needed[id] = true
+			}
+		}
+		return needed
+	})
+}
+
+func (s *Sandbox) needs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life.needed
 }

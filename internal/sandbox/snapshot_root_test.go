@@ -14,15 +14,13 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"wrenn"
-	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
 
 // inside is the guest of a sandbox.
-func (l *lab) inside(sb *Sandbox) *vmfake.Guest { return l.world.Guest(sb.slot.Namespace()) }
+func (l *lab) inside(sb *Sandbox) *vmfake.Guest { return l.world.Guest(sb.body.slot.Namespace()) }
 
 func TestSnapshotAndRestore(t *testing.T) {
 	l := newLab(t)
@@ -50,18 +48,20 @@ func TestSnapshotAndRestore(t *testing.T) {
 	must(t, errors.Join(sb.Destroy(t.Context()), restored.Destroy(t.Context())))
 	l.wantClean(t, m)
 
-	must(t, m.RemoveSnapshot("snap"))
+	must(t, m.RemoveSnapshot(t.Context(), "snap"))
 	if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap"); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("Restore() of a removed snapshot = %v, want NotFound", err)
 	}
-	must(t, m.RemoveSnapshot("second"))
+	must(t, m.RemoveSnapshot(t.Context(), "second"))
 	wantSnapshots(t, m)
 }
+
+func snapshotDir(m *Manager) string { return filepath.Join(m.cfg.StateDir, "snapshots") }
 
 // wantSnapshots checks what is in the directory of snapshots, hidden things too.
 func wantSnapshots(t *testing.T, m *Manager, want ...string) {
 	t.Helper()
-	entries, err := os.ReadDir(m.snapshots())
+	entries, err := os.ReadDir(snapshotDir(m))
 	must(t, err)
 	var got []string
 	for _, e := range entries {
@@ -83,7 +83,7 @@ func TestSnapshotNames(t *testing.T) {
 		if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), name); wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Errorf("Restore(%q) = %v, want NotFound", name, err)
 		}
-		if err := m.RemoveSnapshot(name); wrenn.CodeOf(err) != wrenn.NotFound {
+		if err := m.RemoveSnapshot(t.Context(), name); wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Errorf("RemoveSnapshot(%q) = %v, want NotFound", name, err)
 		}
 	}
@@ -242,29 +242,8 @@ func TestASnapshotNameThatIsTakenMeanwhile(t *testing.T) {
 	}
 }
 
-// A snapshot that cannot be removed whole is not half there.
-func TestRemoveSnapshotAtOnce(t *testing.T) {
-	l := newLab(t)
-	m := l.open(t)
-	must(t, create(t, m).Snapshot(t.Context(), "snap"))
-	machine := filepath.Join(m.snapshots(), "snap", snapshotMachine)
-	must(t, unix.Mount("none", machine, "tmpfs", 0, ""))
-	if err := m.RemoveSnapshot("snap"); err == nil {
-		t.Error("a mount was removed")
-	}
-	moved, err := filepath.Glob(filepath.Join(m.snapshots(), stagedPrefix+"*", "snap", snapshotMachine))
-	if err != nil || len(moved) != 1 {
-		t.Fatalf("put aside: %v, %v", moved, err)
-	}
-	must(t, unix.Unmount(moved[0], 0))
-	if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "snap"); wrenn.CodeOf(err) != wrenn.NotFound {
-		t.Errorf("Restore() = %v, want NotFound", err)
-	}
-	must(t, m.sweepStaged())
-	wantSnapshots(t, m)
-}
-
-func TestDestroyDoesNotWaitForASnapshot(t *testing.T) {
+// Who destroys a sandbox does not wait for its snapshot, which is given up.
+func TestDestroyEndsASnapshot(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	sb := create(t, m)
@@ -276,15 +255,26 @@ func TestDestroyDoesNotWaitForASnapshot(t *testing.T) {
 		}
 		return nil
 	}
-	snapped := make(chan error, 1)
+	snapped, gone := make(chan error, 1), make(chan error, 1)
 	go func() { snapped <- sb.Snapshot(t.Context(), "snap") }()
 	<-entered
-	must(t, sb.Destroy(t.Context()))
-	close(leave)
-	exit, ok := errors.AsType[*vm.ExitError](<-snapped)
-	if !ok || exit.Reason != "stopped" {
-		t.Errorf("Snapshot() = %v, want to hear that the machine was stopped", exit)
+	go func() { gone <- sb.Destroy(t.Context()) }()
+	for deadline := time.Now().Add(patience); !unwanted(sb); time.Sleep(time.Millisecond) { // polling with a deadline
+		if time.Now().After(deadline) {
+			t.Fatal("Destroy does not give the snapshot up")
+		}
 	}
+	close(leave)
+	if err := <-snapped; !errors.Is(err, errDestroyed) {
+		t.Errorf("Snapshot() = %v, want to hear that the sandbox is destroyed", err)
+	}
+	must(t, <-gone)
 	l.wantClean(t, m)
 	wantSnapshots(t, m)
+}
+
+func unwanted(sb *Sandbox) bool {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	return sb.unwanted
 }

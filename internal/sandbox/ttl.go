@@ -11,13 +11,28 @@ import (
 const (
 	// retryAfter is the pause before what could not be ended is tried again.
 	retryAfter = 10 * time.Second
+	// pauseAgain is the time before a sandbox that could not be paused for lack
+	// of use is tried again: it takes much, and a full disk stays full for a while.
+	pauseAgain = time.Minute
 	// lookAgain bounds how long Run sleeps: timers do not run while a host is suspended.
 	lookAgain = time.Minute
 )
 
 // Use keeps the sandbox from ending for lack of use until release is called,
-// once, and says that it was used now. FailedPrecondition unless it runs.
-func (s *Sandbox) Use() (release func(), err error) {
+// once, and says that it was used now. FailedPrecondition unless it runs; but one
+// with AutoResume that is paused is resumed first, once for all who wait.
+func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
+	for {
+		if release, err = s.use(); err == nil || !s.wakesUp() {
+			return release, err
+		}
+		if err := s.wakeUp(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (s *Sandbox) use() (release func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.life.status != StatusRunning {
@@ -49,10 +64,7 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	defer s.unlock()
-	before := s.journal.Timeout
-	s.journal.Timeout = timeout
-	if err := s.journal.save(); err != nil {
-		s.journal.Timeout = before
+	if err := s.commit("timeout", func(j *journal) { j.Timeout = timeout }); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -76,19 +88,31 @@ func (l *life) dueAt() (time.Time, bool) {
 	case !l.retry.IsZero():
 		return l.retry, true
 	case l.status == StatusRunning && l.timeout > 0 && l.uses == 0:
-		return l.active.Add(l.timeout), true
+		return later(l.active.Add(l.timeout), l.patient), true
 	default:
 		return time.Time{}, false
 	}
 }
 
-// Run ends the sandboxes whose time is up, and what could not be ended before,
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// Run ends or pauses the sandboxes whose time is up, and what could not be
+// ended before, removes the snapshots that nobody needs, and hashes the others,
 // until ctx ends. Nothing of it is left when it returns.
 func (m *Manager) Run(ctx context.Context) error {
+	var hashing sync.WaitGroup
+	hashing.Go(func() { _ = m.snapshots.Run(ctx) }) // it ends with ctx alone
+	defer hashing.Wait()
 	var enders sync.WaitGroup
 	defer enders.Wait()
 	busy := sync.Map{} // of *Sandbox: an ender is at it
 	for {
+		m.sweepUp(ctx)
 		wait := lookAgain
 		for _, s := range m.all() {
 			at, ok := s.dueAt()
@@ -127,41 +151,61 @@ func (m *Manager) rouse() {
 	}
 }
 
-// endIfDue looks again under the sandbox's lock, and ends it.
+// endIfDue looks again under the sandbox's lock, and ends or pauses it.
 func (s *Sandbox) endIfDue(ctx context.Context) {
 	if err := s.lock(ctx); err != nil {
 		return
 	}
 	defer s.unlock()
-	expired, retry := s.claimIfDue()
 	var err error
-	switch {
-	case expired != "":
-		err = s.end(ctx, Verdict{Status: StatusStopped, Reason: expired})
-	case retry:
+	switch what, reason := s.claimIfDue(); what {
+	case dueStop:
+		err = s.end(ctx, Verdict{Status: StatusStopped, Reason: reason})
+	case duePause:
+		err = s.pause(ctx)
+	case dueEnding:
 		err = s.finishEnding(ctx)
+	case dueSpare:
+		err = s.tidy(ctx)
 	default:
 		return
 	}
 	if err != nil && ctx.Err() == nil {
-		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox cannot be ended",
-			slog.String("sandbox", string(s.id)), slog.Any("err", err), slog.Duration("retry_in", retryAfter))
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox cannot be ended or paused",
+			slog.String("sandbox", string(s.id)), slog.Any("err", err))
 	}
 }
 
-// claimIfDue marks a sandbox whose time is up as stopping, in one step with the
-// look at the clock, so that nobody begins to use it. It returns the reason.
-func (s *Sandbox) claimIfDue() (expired string, retry bool) {
+// due is what Run has to do about a sandbox.
+type due int
+
+const (
+	dueNothing due = iota
+	dueStop
+	duePause
+	dueEnding // again
+	dueSpare  // is to be removed, again
+)
+
+// claimIfDue marks a sandbox whose time is up as stopping or pausing, in one
+// step with the look at the clock, so that nobody begins to use it.
+func (s *Sandbox) claimIfDue() (what due, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at, ok := s.life.dueAt()
 	switch {
 	case !ok || time.Until(at) > 0:
-		return "", false
+		return dueNothing, ""
+	case !s.life.retry.IsZero() && s.life.status == StatusStopping:
+		return dueEnding, ""
 	case !s.life.retry.IsZero():
-		return "", true
+		return dueSpare, ""
 	}
-	s.life.status = StatusStopping
+	what, s.life.status = dueStop, StatusStopping
+	if s.request.OnTimeout == EndPause {
+		what, s.life.status = duePause, StatusPausing
+		s.life.patient = time.Now().Add(pauseAgain) // should it fail
+	}
 	s.changed()
-	return fmt.Sprintf("not used for %s", s.life.timeout), false
+	return what, fmt.Sprintf("not used for %s", s.life.timeout)
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 
@@ -29,16 +27,15 @@ func (m *Manager) warmName(shape Shape) string {
 }
 
 // Warm makes the snapshot from which Ensure restores sandboxes of this shape,
-// instead of booting them, unless it is there.
+// instead of booting them, unless it is there. Those of other images and drivers
+// are removed when nobody needs them any more.
 func (m *Manager) Warm(ctx context.Context, shape Shape) (err error) {
 	name := m.warmName(shape)
-	if _, _, err := m.openSnapshot(name); err == nil {
-		return nil
+	if err := m.dropWarm(ctx, name); err != nil {
+		return err
 	}
-	if m.Live() == 0 { // else a machine may still need an old one
-		if err := m.dropWarm(); err != nil {
-			return err
-		}
+	if m.snapshots.Has(name) {
+		return nil
 	}
 	s, err := m.createNew(ctx, Request{ID: wrenn.NewSandboxID(), Template: warmTemplate, Shape: shape}, m.boot())
 	if err != nil {
@@ -51,32 +48,40 @@ func (m *Manager) Warm(ctx context.Context, shape Shape) (err error) {
 	return err
 }
 
-// origin is the warm snapshot of the shape or, without one, the guest image.
-func (m *Manager) origin(ctx context.Context, shape Shape) origin {
-	warm, _, err := m.restoration(m.warmName(shape))
+// origin is the snapshot that is asked for or, without one, the warm snapshot
+// of the shape or, without that, the guest image.
+func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
+	if req.Snapshot != "" {
+		from, _, err := m.restoration(ctx, req.Snapshot)
+		return from, err
+	}
+	warm, _, err := m.restoration(ctx, m.warmName(req.Shape))
 	if err == nil {
-		return warm
+		return warm, nil
 	}
 	if wrenn.CodeOf(err) != wrenn.NotFound {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "base snapshot cannot be used; booting instead", slog.Any("err", err))
 	}
-	return m.boot()
+	return m.boot(), nil
 }
 
-// dropWarm removes the warm snapshots of other images and drivers.
-func (m *Manager) dropWarm() error {
-	entries, err := os.ReadDir(m.snapshots())
-	if err != nil {
-		return err
+// dropWarm lets the warm snapshots of other images and drivers go, and the one
+// of the name if it cannot be used.
+func (m *Manager) dropWarm(ctx context.Context, name string) error {
+	from, _, err := m.restoration(ctx, name)
+	if err == nil {
+		from.release()
 	}
+	damaged := err != nil && wrenn.CodeOf(err) != wrenn.NotFound
 	current, _, _ := strings.Cut(m.warmName(Shape{}), "-0-0")
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), warmPrefix) || strings.HasPrefix(e.Name(), current+"-") {
+	for _, id := range m.snapshots.IDs() {
+		old := strings.HasPrefix(id, warmPrefix) && !strings.HasPrefix(id, current+"-")
+		if !old && (id != name || !damaged) {
 			continue
 		}
-		if err := os.RemoveAll(filepath.Join(m.snapshots(), e.Name())); err != nil {
+		if err := m.snapshots.Unkeep(id); err != nil {
 			return fmt.Errorf("remove an old base snapshot: %w", err)
 		}
 	}
-	return nil
+	return m.Collect(ctx)
 }

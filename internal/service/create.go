@@ -43,6 +43,7 @@ func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox
 	limits := postgres.Limits{Sandboxes: s.cfg.Limits.Sandboxes, MemoryMB: int64(s.cfg.Limits.TeamMemoryMB)}
 	row, err := s.store.CreateSandbox(ctx, sb, limits, c.actor())
 	if err != nil {
+		s.leaveIfWritten(ctx, &sb, err)
 		return nil, err
 	}
 	return s.place(ctx, row, c.actor())
@@ -128,31 +129,34 @@ func (s *Service) started(ctx context.Context, sb *wrenn.Sandbox, actor string) 
 }
 
 // abandon undoes a sandbox that did not come to run because of cause, which
-// it returns. What it cannot do now is the reconciler's: the row says stopping.
+// it returns. What it cannot do now is the reconciler's.
 func (s *Service) abandon(ctx context.Context, sb *wrenn.Sandbox, actor string, cause error) error {
-	gone := ctx.Err() != nil
-	ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)
-	defer cancel()
 	reason := reasonOf(cause)
-	if gone {
+	if ctx.Err() != nil {
 		reason = "who asked for it went away while it started"
 	}
-	moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Stopping, Reason: reason, Actor: actor})
-	if err != nil && !errors.Is(err, postgres.ErrConflict) {
-		s.warn(ctx, "that a sandbox did not start is not written yet", sb, err)
-	}
-	if err := s.destroy(ctx, sb); err != nil {
-		s.warn(ctx, "the host did not destroy a sandbox yet", sb, err)
-		s.loop.Kick(sb.Host)
-		return cause
-	}
-	if moved == nil {
-		return cause // whoever changed the row meanwhile ends it
-	}
-	if _, err := s.store.MoveSandbox(ctx, moved, postgres.Move{To: wrenn.Failed, Reason: reason, Actor: actor}); err != nil {
-		s.warn(ctx, "that a sandbox did not start is not written yet", sb, err)
+	ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)
+	defer cancel()
+	if err := s.undo(ctx, sb, postgres.Move{To: wrenn.Failed, Reason: reason, Actor: actor}); err != nil {
+		s.leave(ctx, "a sandbox that did not start is not undone yet", sb, err)
 	}
 	return cause
+}
+
+// undo destroys a sandbox that was being made, and ends its row. When somebody
+// else changed the row meanwhile it is his to end.
+func (s *Service) undo(ctx context.Context, sb *wrenn.Sandbox, end postgres.Move) error {
+	stopping := end
+	stopping.To = wrenn.Stopping
+	moved, moveErr := s.store.MoveSandbox(ctx, sb, stopping)
+	if err := s.destroy(ctx, sb); err != nil || moveErr != nil {
+		return errors.Join(moveErr, err)
+	}
+	_, err := s.store.MoveSandbox(ctx, moved, end)
+	if errors.Is(err, postgres.ErrConflict) {
+		return nil // the reconciler was first
+	}
+	return err
 }
 
 // reasonOf is an error for the row: what a user may read, without causes.

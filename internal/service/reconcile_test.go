@@ -1,7 +1,9 @@
 package service_test
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,6 +105,83 @@ func TestReconcileAtOnce(t *testing.T) {
 		}
 		w.reaches(t, sb.ID, wrenn.Stopped)
 	})
+}
+
+// TestAbandonedRows has rounds so rare that only the look for abandoned rows can be the cause.
+func TestAbandonedRows(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	create(t, s, w.caller) // the first round is over, or under way
+	insert := func(state wrenn.State, seen wrenn.SeenState, worker any) wrenn.SandboxID {
+		t.Helper()
+		id := wrenn.NewSandboxID()
+		if seen != "" {
+			agent.Put(id, seen)
+		}
+		w.sql(t, `INSERT INTO sandboxes (id, team_id, template, state, vcpus, memory_mb, timeout_sec, host_id, worker, updated_at)
+			VALUES ($1, $2, 'base', $3, 1, 512, 300, $4, $5, now() - interval '1 minute')`,
+			string(id), string(w.caller.Team), string(state), map[bool]string{true: "", false: "h1"}[state == wrenn.Pending], worker)
+		return id
+	}
+	const dead = 4711
+	worked := insert(wrenn.Starting, "", nil) // by a program that says nothing of itself
+	ids := map[wrenn.SandboxID]wrenn.State{}
+	for _, c := range []struct {
+		row  wrenn.State
+		seen wrenn.SeenState
+		want wrenn.State
+	}{
+		{wrenn.Pending, "", wrenn.Failed}, {wrenn.Starting, "", wrenn.Failed}, {wrenn.Starting, wrenn.SeenRunning, wrenn.Running},
+		{wrenn.Pausing, wrenn.SeenRunning, wrenn.Running}, {wrenn.Resuming, wrenn.SeenPaused, wrenn.Paused},
+		{wrenn.Stopping, wrenn.SeenRunning, wrenn.Stopped},
+	} {
+		ids[insert(c.row, c.seen, dead)] = c.want
+	}
+	for id, want := range ids {
+		if sb := w.reaches(t, id, want); sb.State == wrenn.Failed && !strings.Contains(sb.Reason, "the control plane stopped") {
+			t.Errorf("reason %q", sb.Reason)
+		}
+	}
+	if sb, err := w.store.Sandbox(t.Context(), worked); err != nil || sb.State != wrenn.Starting {
+		t.Errorf("a row whose worker is not known: %+v, %v", sb, err)
+	}
+}
+
+// TestEndThatCannotBeWritten loses the database between the host's work and
+// the row's end: the replica lives, and yet nobody works on the row.
+func TestEndThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	url, stop, restart := pgtest.Server(t)
+	agent := &hosttest.Agent{}
+	made := make(chan string, 1)
+	goOn := make(chan struct{})
+	agent.After = func(_ context.Context, method, id string) error {
+		if method == "CreateSandbox" {
+			made <- id
+			<-goOn
+		}
+		return nil
+	}
+	w := worldOn(t, url, agent)
+	s, _ := w.replica(t, nil)
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
+		done <- err
+	}()
+	id := wrenn.SandboxID(<-made)
+	stop()
+	close(goOn)
+	wantCode(t, <-done, wrenn.Unavailable)
+	if left := agent.Sandboxes(); len(left) != 0 {
+		t.Errorf("the host has %v", left)
+	}
+	restart()
+	if sb := w.reaches(t, id, wrenn.Failed); !strings.Contains(sb.Reason, "lost its database") {
+		t.Errorf("reason %q", sb.Reason)
+	}
 }
 
 func TestOneLeads(t *testing.T) {

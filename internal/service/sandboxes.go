@@ -86,17 +86,21 @@ func (s *Service) DeleteSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 	}
 	ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)
 	defer cancel()
-	if sb, err = s.wishGone(ctx, sb, c.actor()); err != nil || sb.State.Ended() {
+	row, err := s.wishGone(ctx, sb, c.actor())
+	if err != nil {
+		s.leaveIfWritten(ctx, sb, err)
 		return err
 	}
+	if sb = row; sb.State.Ended() {
+		return nil
+	}
 	if err := s.destroy(ctx, sb); err != nil {
-		s.warn(ctx, "the host did not destroy a sandbox yet", sb, err)
-		s.loop.Kick(sb.Host)
+		s.leave(ctx, "the host did not destroy a sandbox yet", sb, err)
 		return nil
 	}
 	_, err = s.store.MoveSandbox(ctx, sb, postgres.Move{To: reconcile.EndOf(sb), Reason: sb.Reason, Actor: c.actor()})
 	if err != nil {
-		s.warn(ctx, "the end of a sandbox is not written yet", sb, err) // by whoever was first, or by the reconciler
+		s.leave(ctx, "the end of a sandbox is not written yet", sb, err) // by whoever was first, or by the reconciler
 	}
 	return nil
 }
@@ -156,13 +160,18 @@ func (s *Service) turn(ctx context.Context, c Caller, id wrenn.SandboxID, t turn
 	}
 	ctx, cancel := own(ctx, s.cfg.Deadlines.Pause) // begun is finished, whoever still listens
 	defer cancel()
-	if sb, err = s.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: c.actor()}); err != nil {
+	moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: c.actor()})
+	if err != nil {
+		s.leaveIfWritten(ctx, sb, err)
 		return nil, err
 	}
+	sb = moved
 	err = t.call(host, ctx, id)
 	switch {
 	case err == nil:
-		return s.arrive(ctx, sb, t.to, c.actor())
+		now, err := s.arrive(ctx, sb, t.to, c.actor())
+		s.leaveIfWritten(ctx, sb, err)
+		return now, err
 	case wrenn.CodeOf(err) == wrenn.NotFound:
 		s.lost(ctx, sb)
 		return nil, errLost(sb)
@@ -170,7 +179,7 @@ func (s *Service) turn(ctx context.Context, c Caller, id wrenn.SandboxID, t turn
 	// Back, even when the host may have done it: what the row says is the wish,
 	// and the reconciler brings the host to it.
 	if _, moveErr := s.store.MoveSandbox(ctx, sb, postgres.Move{To: t.from, Actor: c.actor()}); moveErr != nil {
-		s.warn(ctx, "a sandbox stays between two states for a while", sb, moveErr)
+		s.leave(ctx, "a sandbox stays between two states for a while", sb, moveErr)
 	}
 	s.loop.Kick(sb.Host)
 	return nil, err
@@ -208,7 +217,7 @@ func (s *Service) arrive(ctx context.Context, sb *wrenn.Sandbox, to wrenn.State,
 // lost ends the row of a sandbox that its host does not know.
 func (s *Service) lost(ctx context.Context, sb *wrenn.Sandbox) {
 	if _, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Failed, Reason: reconcile.ReasonLost, Actor: "system"}); err != nil {
-		s.warn(ctx, "a sandbox that is lost is not written yet", sb, err)
+		s.leave(ctx, "a sandbox that is lost is not written yet", sb, err)
 	}
 }
 
@@ -246,8 +255,22 @@ func (s *Service) SetTimeout(ctx context.Context, c Caller, id wrenn.SandboxID, 
 	return sb, err // the reconciler tells the host again
 }
 
-// warn logs what could not be done now and is the reconciler's from here on.
-func (s *Service) warn(ctx context.Context, what string, sb *wrenn.Sandbox, err error) {
+// leave gives a sandbox to the reconciler, in whichever state its row is,
+// because what was to be done with it cannot be done now.
+func (s *Service) leave(ctx context.Context, what string, sb *wrenn.Sandbox, err error) {
+	s.left.add(sb.ID)
 	s.log.LogAttrs(ctx, slog.LevelWarn, "left to the reconciler", slog.String("what", what),
 		slog.String("sandbox", string(sb.ID)), slog.String("host", string(sb.Host)), slog.Any("error", err))
+}
+
+// leaveIfWritten leaves a sandbox whose row may have been changed although err
+// says that it was not: the answer got lost, or nobody waited for it.
+func (s *Service) leaveIfWritten(ctx context.Context, sb *wrenn.Sandbox, err error) {
+	if errors.Is(err, postgres.ErrConflict) {
+		return
+	}
+	switch wrenn.CodeOf(err) {
+	case wrenn.Unavailable, wrenn.Canceled, wrenn.DeadlineExceeded, wrenn.Internal:
+		s.leave(ctx, "a change of a row may be written or not", sb, err)
+	}
 }

@@ -30,6 +30,9 @@ type (
 	ExecCommand = wrenn.ExecCommand
 	ExecResult  = wrenn.ExecResult
 	ExecStart   = wrenn.ExecStart
+	ExecAttach  = wrenn.ExecAttach
+	ExecStarted = wrenn.ExecStarted
+	ExecSession = wrenn.ExecSession
 	PTYSize     = wrenn.PTYSize
 	ExecOutput  = wrenn.ExecOutput
 	ExecExit    = wrenn.ExecExit
@@ -52,8 +55,8 @@ type Config struct {
 // Host is a machine that runs sandboxes.
 type Host struct {
 	ID  wrenn.HostID
-	URL string      // http://, https:// or unix:///path
-	TLS *tls.Config // for https: our certificate and whom we trust
+	URL string             // http://, https:// or unix:///path
+	TLS func() *tls.Config // for https, see hostclient.Config
 }
 
 // Limits bound a team. The first two are what it has at once where its row in
@@ -106,6 +109,7 @@ type Service struct {
 	keys      *auth.Cache[Caller]
 	usedBoxes uses[wrenn.SandboxID]
 	usedKeys  uses[string]
+	left      left
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -115,7 +119,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	cfg.Deadlines = cfg.Deadlines.WithDefaults()
 	cfg.PingEvery = cmp.Or(cfg.PingEvery, 10*time.Second)
 	cfg.FlushEvery = cmp.Or(cfg.FlushEvery, 10*time.Second)
-	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL)}
+	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL), left: newLeft()}
 	var err error
 	if s.fleet, err = newFleet(cfg, store, log); err != nil {
 		return nil, err
@@ -127,7 +131,9 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	return s, nil
 }
 
-// grace is longer than what this service takes at most.
+// grace is longer than what this service takes at most. It is for rows whose
+// worker is connected and yet does not end them: those of one that is gone or
+// has let them go do not wait.
 func grace(d hostclient.Deadlines) reconcile.Grace {
 	return reconcile.Grace{
 		Pending: settleSlack, Starting: d.Create + d.Destroy + settleSlack,
@@ -135,10 +141,12 @@ func grace(d hostclient.Deadlines) reconcile.Grace {
 	}
 }
 
-// Run watches the hosts, reconciles and writes what was batched. It returns
-// when ctx has ended and all of it is done.
+// Run shows that this replica lives, watches the hosts, reconciles and writes
+// what was batched. It returns when ctx has ended and all of it is done.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.attend(ctx) })
+	g.Go(func() error { return s.releaseLeft(ctx) })
 	g.Go(func() error { return s.fleet.run(ctx) })
 	g.Go(func() error { return s.loop.Run(ctx) })
 	g.Go(func() error { return s.flushUses(ctx) })

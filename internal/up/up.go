@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/client"
 	"wrenn/internal/controlplane"
 	"wrenn/internal/pgserver"
 	"wrenn/internal/rollback"
@@ -108,10 +109,14 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 	defer fail(nil)
 	m := &machine{cfg: cfg, fail: fail, cp: controlplane.Defaults()}
 	defer func() {
-		cfg.Say("stopping")
+		if m.log != nil { // else nothing was started
+			cfg.Say("stopping")
+		}
 		err = errors.Join(err, m.undo.Run(context.WithoutCancel(ctx)))
 	}()
-	for _, step := range []func(context.Context) error{m.checkListen, m.prepare, m.startDatabase, m.migrate, m.startAgent, m.startControlPlane} {
+	for _, step := range []func(context.Context) error{
+		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.startControlPlane,
+	} {
 		if err := step(ctx); err != nil {
 			return whyEnded(ctx, err)
 		}
@@ -194,18 +199,43 @@ func (m *machine) startDatabase(ctx context.Context) error {
 	if err := reachable(m.cfg.StateDir); err != nil {
 		return err
 	}
-	server, err := pgserver.Start(ctx, pgserver.Config{Dir: filepath.Join(m.cfg.StateDir, "postgres"), DieWithParent: true})
+	cfg := pgserver.Config{Dir: filepath.Join(m.cfg.StateDir, "postgres"), DieWithParent: true}
+	server, err := pgserver.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	m.undo.Add(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
-		defer cancel()
-		return server.Stop(ctx)
-	})
-	m.watch("the database", server.Done())
+	m.start("the database", func(ctx context.Context) error { return m.keepDatabase(ctx, cfg, server) })
 	m.cp.Database.URL = server.URL(database)
 	return server.EnsureDatabase(ctx, database)
+}
+
+// keepDatabase starts the server again when it ends by itself, which costs
+// the requests of that moment and no sandbox, and stops it when ctx ends. One
+// that cannot be started again has its reason in the error.
+func (m *machine) keepDatabase(ctx context.Context, cfg pgserver.Config, server *pgserver.Server) error {
+	for {
+		select {
+		case <-server.Done():
+		case <-ctx.Done():
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+			return server.Stop(ctx)
+		}
+		m.cfg.Say("the database ended by itself and is started again; its log is in " + cfg.Dir)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(restartAfter):
+		}
+		next, err := pgserver.Start(ctx, cfg)
+		if err != nil && ctx.Err() != nil {
+			return nil //nolint:nilerr // it was to stop, and does not run
+		}
+		if err != nil {
+			return err
+		}
+		server = next
+	}
 }
 
 // reachable says whether other users may go through dir: the database's has to.
@@ -222,23 +252,6 @@ func reachable(dir string) error {
 			return nil
 		}
 	}
-}
-
-// watch makes the end of something an end of everything, until it is to end.
-func (m *machine) watch(name string, done <-chan struct{}) {
-	stop := make(chan struct{})
-	var watcher sync.WaitGroup
-	watcher.Go(func() {
-		select {
-		case <-done:
-			m.fail(fmt.Errorf("%s ended by itself: its log is in %s", name, m.cfg.StateDir))
-		case <-stop:
-		}
-	})
-	m.undo.AddFunc(func() {
-		close(stop)
-		watcher.Wait()
-	})
 }
 
 func (m *machine) migrate(ctx context.Context) error {
@@ -309,11 +322,16 @@ func (m *machine) destroyAll(ctx context.Context) {
 }
 
 func (m *machine) destroyEach(ctx context.Context) error {
-	api, err := m.keyed(ctx)
+	r := m.running()
+	secret, giveBack, err := r.LendKey(ctx, "wrenn up, stopping")
 	if err != nil {
 		return err
 	}
-	defer api.close(ctx)
+	defer giveBack(ctx)
+	api, err := client.New(client.Config{URL: r.URL, Key: secret})
+	if err != nil {
+		return err
+	}
 	var all errgroup.Group
 	all.SetLimit(atOnce)
 	for box, err := range api.Sandboxes(ctx, living) {

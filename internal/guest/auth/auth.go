@@ -32,8 +32,8 @@ const (
 // Require passes to next what may pass; deny answers the rest with 401 and the reason.
 //
 // Without a token in the settings everybody may do everything. With one:
-// GET /health is open; /files may be signed instead; POST /init is open to the host, so
-// that a copy of a sandbox can be given a token of its own, but not to programs in the guest.
+// GET /health is open; /files may be signed instead; POST /init, /freeze and /thaw are open to the
+// host, so that a copy of a sandbox can be given a token of its own, but not to programs in the guest.
 func Require(s *settings.Settings, deny func(w http.ResponseWriter, status int, message string), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if reason := refuse(r, s.Get().Token, time.Now()); reason != "" {
@@ -50,7 +50,7 @@ func refuse(r *http.Request, token string, now time.Time) string {
 	switch {
 	case token == "", r.Method == http.MethodGet && r.URL.Path == "/health", equal(given, token):
 		return ""
-	case r.Method == http.MethodPost && r.URL.Path == "/init" && !fromGuest(r.RemoteAddr):
+	case r.Method == http.MethodPost && control(r.URL.Path) && !fromGuest(r.RemoteAddr):
 		return ""
 	case r.URL.Path != "/files":
 		return msgUnauthorized
@@ -60,6 +60,9 @@ func refuse(r *http.Request, token string, now time.Time) string {
 		return checkSignature(r.Method, r.URL.Query(), token, now)
 	}
 }
+
+// control reports whether a path is the host's to call.
+func control(path string) bool { return path == "/init" || path == "/freeze" || path == "/thaw" }
 
 // fromGuest reports whether the peer is a program on this machine, by its
 // address. A peer that cannot be told counts as one.

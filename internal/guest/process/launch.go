@@ -1,6 +1,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -136,6 +137,10 @@ func notFound(cmd string) error {
 func launchError(l *launch, err error) error {
 	cmd := l.argv[0]
 	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return connect.NewError(connect.CodeDeadlineExceeded, fmt.Errorf("command '%s': the sandbox's processes are frozen, and its timeout elapsed before they were thawed", cmd))
+	case errors.Is(err, context.Canceled):
+		return connect.NewError(connect.CodeCanceled, err)
 	case errors.Is(err, syscall.ENOENT):
 		path := cmd
 		if !filepath.IsAbs(path) {

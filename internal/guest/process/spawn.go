@@ -1,12 +1,12 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,9 +26,9 @@ type spawner struct {
 	log     *slog.Logger
 	cgroups map[string]*os.File // by name; empty when there is no cgroup2
 
-	mu    sync.Mutex // held from before a fork until after its exec
-	score *os.File   // the agent's own oom_score_adj; nil when it may not be written
-	rest  string     // what score is while no program is forked
+	turn  chan struct{} // holds one: who is between a fork and its exec, or wants nobody to be
+	score *os.File      // the agent's own oom_score_adj; nil when it may not be written
+	rest  string        // what score is while no program is forked
 }
 
 // Names of the cgroups that programs start in.
@@ -40,7 +40,7 @@ const (
 // newSpawner prepares the cgroups below root and the agent's OOM score. What
 // is not possible is logged and left out. Close it.
 func newSpawner(root string, protect bool, log *slog.Logger) *spawner {
-	s := &spawner{log: log, cgroups: make(map[string]*os.File)}
+	s := &spawner{log: log, cgroups: make(map[string]*os.File), turn: make(chan struct{}, 1)}
 	if root != "" {
 		if err := s.makeCgroups(root); err != nil {
 			log.Warn("programs run in the agent's own cgroup", slog.Any("error", err))
@@ -117,8 +117,14 @@ func (s *spawner) close() {
 }
 
 // fork starts a program as the leader of a session of its own, with all of its
-// user's credentials, and returns when it was executed. The caller owns the pidfd and reaps.
-func (s *spawner) fork(l *launch, std *stdio) (pid, pidfd int, err error) {
+// user's credentials, and returns when it was executed. The caller owns the pidfd
+// and reaps. While the turn is held it waits, until ctx ends.
+func (s *spawner) fork(ctx context.Context, l *launch, std *stdio) (pid, pidfd int, err error) {
+	release, err := s.hold(ctx)
+	if err != nil {
+		return 0, -1, err
+	}
+	defer release()
 	attr := &syscall.SysProcAttr{
 		Setsid:     true,
 		Setctty:    std.tty(),
@@ -151,12 +157,21 @@ func (s *spawner) fork(l *launch, std *stdio) (pid, pidfd int, err error) {
 	return pid, pidfd, nil
 }
 
-// exec forks with the OOM score that programs have. A score is inherited by
+// hold returns when no fork is under way, and lets none begin until release
+// is called, once.
+func (s *spawner) hold(ctx context.Context) (release func(), err error) {
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// exec forks with the OOM score that programs have. The caller has the turn. A score is inherited by
 // fork(2), so the agent takes it on for that moment: writing it afterwards would miss what the
 // program itself has forked by then.
 func (s *spawner) exec(l *launch, attr *syscall.SysProcAttr, std *stdio) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.setScore(programScore)
 	defer s.setScore(s.rest)
 	return syscall.ForkExec(l.path, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: std.fds(), Sys: attr})

@@ -29,23 +29,31 @@ const maxEntries = 2_000_000
 func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
 	x := extraction{tree: t, left: limit}
 	source := &source{ctx: ctx, in: r}
+	if err := unpack(source, x.entry); err != nil {
+		return 0, err
+	}
+	return x.skipped, source.finish()
+}
+
+// unpack hands the entries of an archive to each, one after another.
+func unpack(source *source, each func(*tar.Header, io.Reader) error) error {
 	archive := tar.NewReader(source)
 	for n := 0; ; n++ {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
-			return x.skipped, source.finish()
+			return nil
 		}
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
+		if source.ctx.Err() != nil {
+			return context.Cause(source.ctx)
 		}
 		if err != nil {
-			return 0, &wrenn.Error{Code: wrenn.Invalid, Message: "the archive cannot be read", Err: err}
+			return &wrenn.Error{Code: wrenn.Invalid, Message: "the archive cannot be read", Err: err}
 		}
 		if n == maxEntries {
-			return 0, wrenn.Errorf(wrenn.Invalid, "the archive has more than %d entries", maxEntries)
+			return wrenn.Errorf(wrenn.Invalid, "the archive has more than %d entries", maxEntries)
 		}
-		if err := x.entry(header, archive); err != nil {
-			return 0, fmt.Errorf("unpack %q: %w", header.Name, err)
+		if err := each(header, archive); err != nil {
+			return fmt.Errorf("unpack %q: %w", header.Name, err)
 		}
 	}
 }

@@ -108,6 +108,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("RestoreRefusesDamage", s.damagedSnapshot)
 	t.Run("RestoreIntoAnotherSlot", s.restoreElsewhere)
 	t.Run("TenRestoresAtOnce", s.tenRestores)
+	t.Run("RestoredIsNew", s.restoredIsNew)
 	t.Run("Generations", s.generations)
 	t.Run("PreparedSnapshots", s.preparedSnapshots)
 	t.Run("SnapshotOnAFullDisk", s.fullDisk)

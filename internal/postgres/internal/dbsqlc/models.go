@@ -51,6 +51,7 @@ type Sandbox struct {
 	LastActiveAt *time.Time
 	UpdatedAt    time.Time
 	Version      int64
+	Worker       *int64
 }
 
 type SandboxEvent struct {
@@ -66,11 +67,13 @@ type SandboxEvent struct {
 }
 
 type Team struct {
-	ID           string
-	Name         string
-	MaxSandboxes *int32
-	MaxMemoryMB  *int64
-	CreatedAt    time.Time
+	ID            string
+	Name          string
+	MaxSandboxes  *int32
+	MaxMemoryMB   *int64
+	CreatedAt     time.Time
+	UsedSandboxes int32
+	UsedMemoryMB  int64
 }
 
 type UnknownSandbox struct {

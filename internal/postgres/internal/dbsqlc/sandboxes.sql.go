@@ -10,8 +10,44 @@ import (
 	"time"
 )
 
+const abandonedSandboxes = `-- name: AbandonedSandboxes :many
+SELECT id, host_id FROM sandboxes
+WHERE state IN ('pending', 'starting', 'pausing', 'resuming', 'stopping')
+    AND worker IS NOT NULL
+    AND worker NOT IN (SELECT workers())
+    AND updated_at < clock_timestamp() - make_interval(secs => $1)
+ORDER BY worker
+LIMIT $2
+`
+
+type AbandonedSandboxesRow struct {
+	ID     string
+	HostID string
+}
+
+// What stands between two states, while the control plane that worked on it is not connected any more.
+func (q *Queries) AbandonedSandboxes(ctx context.Context, olderThan float64, pageSize int32) ([]AbandonedSandboxesRow, error) {
+	rows, err := q.db.Query(ctx, abandonedSandboxes, olderThan, pageSize)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AbandonedSandboxesRow
+	for rows.Next() {
+		var i AbandonedSandboxesRow
+		if err := rows.Scan(&i.ID, &i.HostID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -34,12 +70,13 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.LastActiveAt,
 		&i.UpdatedAt,
 		&i.Version,
+		&i.Worker,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -62,15 +99,16 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.LastActiveAt,
 		&i.UpdatedAt,
 		&i.Version,
+		&i.Worker,
 	)
 	return i, err
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM sandboxes
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes
 WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
 // What should be on a host, and the rows of what is there.
@@ -100,6 +138,7 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.LastActiveAt,
 			&i.UpdatedAt,
 			&i.Version,
+			&i.Worker,
 		); err != nil {
 			return nil, err
 		}
@@ -113,14 +152,14 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 
 const insertSandbox = `-- name: InsertSandbox :one
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version
+    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env, worker)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $9, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $10, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM made
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM made
 `
 
 type InsertSandboxParams struct {
@@ -132,6 +171,7 @@ type InsertSandboxParams struct {
 	TimeoutSec int32
 	Metadata   map[string]string
 	Env        map[string]string
+	Worker     *int64
 	Actor      string
 }
 
@@ -152,6 +192,7 @@ type InsertSandboxRow struct {
 	LastActiveAt *time.Time
 	UpdatedAt    time.Time
 	Version      int64
+	Worker       *int64
 }
 
 func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (InsertSandboxRow, error) {
@@ -164,6 +205,7 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (I
 		arg.TimeoutSec,
 		arg.Metadata,
 		arg.Env,
+		arg.Worker,
 		arg.Actor,
 	)
 	var i InsertSandboxRow
@@ -184,15 +226,16 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (I
 		&i.LastActiveAt,
 		&i.UpdatedAt,
 		&i.Version,
+		&i.Worker,
 	)
 	return i, err
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -247,6 +290,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.LastActiveAt,
 			&i.UpdatedAt,
 			&i.Version,
+			&i.Worker,
 		); err != nil {
 			return nil, err
 		}
@@ -259,19 +303,26 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 }
 
 const lockTeam = `-- name: LockTeam :one
-SELECT max_sandboxes, max_memory_mb FROM teams WHERE id = $1 FOR NO KEY UPDATE
+SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = $1 FOR NO KEY UPDATE
 `
 
 type LockTeamRow struct {
-	MaxSandboxes *int32
-	MaxMemoryMB  *int64
+	MaxSandboxes  *int32
+	MaxMemoryMB   *int64
+	UsedSandboxes int32
+	UsedMemoryMB  int64
 }
 
 // Creates of one team queue here, so that two can never both take the last place.
 func (q *Queries) LockTeam(ctx context.Context, id string) (LockTeamRow, error) {
 	row := q.db.QueryRow(ctx, lockTeam, id)
 	var i LockTeamRow
-	err := row.Scan(&i.MaxSandboxes, &i.MaxMemoryMB)
+	err := row.Scan(
+		&i.MaxSandboxes,
+		&i.MaxMemoryMB,
+		&i.UsedSandboxes,
+		&i.UsedMemoryMB,
+	)
 	return i, err
 }
 
@@ -280,23 +331,25 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = $1,
         reason = $2,
-        host_id = coalesce($3, sandboxes.host_id),
+        worker = $3,
+        host_id = coalesce($4, sandboxes.host_id),
         started_at = CASE WHEN $1 = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $4 AND sandboxes.version = $5 AND sandboxes.state = $6
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version
+    WHERE sandboxes.id = $5 AND sandboxes.version = $6 AND sandboxes.state = $7
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $6, moved.state, moved.host_id, $7, moved.reason FROM moved
+    SELECT moved.id, moved.version, $7, moved.state, moved.host_id, $8, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM moved
 `
 
 type MoveSandboxParams struct {
 	ToState   string
 	Reason    string
+	Worker    *int64
 	HostID    *string
 	ID        string
 	Version   int64
@@ -321,6 +374,7 @@ type MoveSandboxRow struct {
 	LastActiveAt *time.Time
 	UpdatedAt    time.Time
 	Version      int64
+	Worker       *int64
 }
 
 // Compare and set: nothing is returned when somebody else was first.
@@ -328,6 +382,7 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 	row := q.db.QueryRow(ctx, moveSandbox,
 		arg.ToState,
 		arg.Reason,
+		arg.Worker,
 		arg.HostID,
 		arg.ID,
 		arg.Version,
@@ -352,6 +407,7 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.LastActiveAt,
 		&i.UpdatedAt,
 		&i.Version,
+		&i.Worker,
 	)
 	return i, err
 }
@@ -365,6 +421,20 @@ func (q *Queries) Now(ctx context.Context) (time.Time, error) {
 	var now time.Time
 	err := row.Scan(&now)
 	return now, err
+}
+
+const releaseSandboxes = `-- name: ReleaseSandboxes :exec
+UPDATE sandboxes SET worker = 0
+FROM (
+    SELECT id FROM sandboxes WHERE id = ANY ($2::text[]) AND sandboxes.worker = $1 ORDER BY id FOR NO KEY UPDATE
+) AS t
+WHERE sandboxes.id = t.id AND sandboxes.worker = $1
+`
+
+// Rows are locked in the order of their ids, as in TouchSandboxes.
+func (q *Queries) ReleaseSandboxes(ctx context.Context, worker *int64, iDs []string) error {
+	_, err := q.db.Exec(ctx, releaseSandboxes, worker, iDs)
+	return err
 }
 
 const sandboxEvents = `-- name: SandboxEvents :many
@@ -409,12 +479,12 @@ WITH moved AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -442,6 +512,7 @@ type SetSandboxTimeoutRow struct {
 	LastActiveAt *time.Time
 	UpdatedAt    time.Time
 	Version      int64
+	Worker       *int64
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -470,25 +541,8 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.LastActiveAt,
 		&i.UpdatedAt,
 		&i.Version,
+		&i.Worker,
 	)
-	return i, err
-}
-
-const teamUse = `-- name: TeamUse :one
-SELECT count(*) AS sandboxes, coalesce(sum(memory_mb), 0)::bigint AS memory_mb
-FROM sandboxes WHERE team_id = $1
-    AND state = ANY ('{pending,starting,running,pausing,paused,resuming,stopping}'::text[])
-`
-
-type TeamUseRow struct {
-	Sandboxes int64
-	MemoryMB  int64
-}
-
-func (q *Queries) TeamUse(ctx context.Context, teamID string) (TeamUseRow, error) {
-	row := q.db.QueryRow(ctx, teamUse, teamID)
-	var i TeamUseRow
-	err := row.Scan(&i.Sandboxes, &i.MemoryMB)
 	return i, err
 }
 

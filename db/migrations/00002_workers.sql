@@ -1,0 +1,21 @@
+-- +goose Up
+
+-- Which control plane works on a row that stands between two states: the key of the advisory lock that it holds as
+-- long as it lives. 0: nobody does any more. Null: nobody has to, or a program wrote the row that knows no workers.
+ALTER TABLE sandboxes ADD COLUMN worker bigint;
+-- The reconciler's: what is between two states, of all hosts. Few rows at any time.
+CREATE INDEX sandboxes_between ON sandboxes (worker) WHERE state IN ('pending', 'starting', 'pausing', 'resuming', 'stopping');
+
+-- The control planes that are connected, by the keys of their locks; see pg_locks in PostgreSQL's manual for its halves.
+-- +goose StatementBegin
+CREATE FUNCTION workers() RETURNS SETOF bigint LANGUAGE sql STABLE AS $$
+    SELECT (classid::bigint << 32) | objid::bigint
+    FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+$$;
+-- +goose StatementEnd
+
+-- +goose Down
+DROP FUNCTION workers;
+ALTER TABLE sandboxes DROP COLUMN worker;

@@ -1,0 +1,255 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"wrenn/client"
+)
+
+// atOnce is how many sandboxes are being made when a part is killed.
+const atOnce = 6
+
+// part is one of the three processes.
+type part struct {
+	name        string
+	kill, start func(*testing.T)
+}
+
+func (s *stack) parts() []part {
+	return []part{
+		{"control plane", func(t *testing.T) { s.controlPlane.stop(t, syscall.SIGKILL) }, s.startControlPlane},
+		{"agent", func(t *testing.T) { s.agent.stop(t, syscall.SIGKILL) }, func(t *testing.T) { s.agent.start(t) }},
+		{"database", s.killDatabase, func(t *testing.T) { s.startDatabase(t); s.ready(t) }},
+	}
+}
+
+// TestStack has one stack for all, because its guest boots once for it.
+func TestStack(t *testing.T) {
+	s := newStack(t)
+	t.Run("curl", func(t *testing.T) { testCurl(t, s) })
+	t.Run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) })
+	t.Run("without a database", func(t *testing.T) { testWithoutDatabase(t, s) })
+	for _, p := range s.parts() {
+		t.Run(p.name+" is killed during a stream", func(t *testing.T) { testKilledDuringStream(t, s, p) })
+		t.Run(p.name+" is killed during creates", func(t *testing.T) { testKilledDuringCreates(t, s, p) })
+	}
+}
+
+// testKilledDuringCreates shows that every sandbox is usable afterwards, or
+// gone with the reason in its row, and that those whose making was answered
+// with success are usable.
+func testKilledDuringCreates(t *testing.T, s *stack, p part) {
+	answers := make(chan answer, atOnce)
+	for range atOnce {
+		go func() {
+			sb, err := s.create(t, t.Name())
+			answers <- answer{sb, err}
+		}()
+	}
+	all := []answer{<-answers} // the others are at any step
+	p.kill(t)
+	p.start(t)
+	for len(all) < atOnce {
+		all = append(all, <-answers)
+	}
+	rows := map[string]client.Sandbox{}
+	took := eventually(t, "each sandbox is usable or gone", func() error {
+		list, err := s.list(t, t.Name())
+		for _, sb := range list {
+			rows[sb.ID] = sb
+			if sb.State != client.Running && sb.State != client.Stopped && sb.State != client.Failed {
+				err = fmt.Errorf("sandbox %s is %s", sb.ID, sb.State)
+			}
+		}
+		return err
+	})
+	made := 0
+	for _, a := range all {
+		if a.err != nil {
+			t.Logf("create: %v", a.err)
+			continue
+		}
+		if made++; rows[a.sb.ID].State != client.Running {
+			t.Errorf("create was answered with success, and %s is %s: %s", a.sb.ID, rows[a.sb.ID].State, rows[a.sb.ID].Reason)
+		}
+	}
+	running := 0
+	for id, sb := range rows {
+		if sb.State == client.Running {
+			running++
+			if err := s.usable(t, id); err != nil {
+				t.Errorf("%s runs and is not usable: %v", id, err)
+			}
+		} else if sb.Reason == "" {
+			t.Errorf("%s is %s without a reason", id, sb.State)
+		} else {
+			t.Logf("%s is %s: %s", id, sb.State, sb.Reason)
+		}
+	}
+	t.Logf("%d creates, %d answered with success; %d rows, %d run; all were so %s after the last answer", atOnce, made, len(rows), running, took)
+	s.clean(t, t.Name())
+}
+
+type answer struct {
+	sb  *client.Sandbox
+	err error
+}
+
+// ticking prints numbers, and every line of its input, until that ends.
+const ticking = `(i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done) & ticks=$!
+while read line; do echo "line $line"; done
+kill $ticks`
+
+// testKilledDuringStream shows that a command does not notice, and can be
+// followed again by its pid.
+func testKilledDuringStream(t *testing.T, s *stack, p part) {
+	sb, err := s.create(t, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := s.api.Start(t.Context(), sb.ID, client.Command{Cmd: "/bin/sh", Args: []string{"-c", ticking}}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &follower{Stream: stream}
+	if err := f.until("tick 3"); err != nil {
+		t.Fatal(err)
+	}
+	p.kill(t)
+	if p.name == "database" {
+		f.say(t, "alive") // it has no part in a stream
+	} else if err := f.until("line alive"); err == nil || errors.Is(err, io.EOF) || errors.Is(err, errLost) {
+		t.Fatalf("the stream of a dead %s ended with %v", p.name, err)
+	}
+	p.start(t)
+	if p.name != "database" {
+		took := eventually(t, "the command can be followed again", func() error {
+			stream, err = s.api.Attach(t.Context(), sb.ID, stream.PID())
+			return err
+		})
+		t.Logf("attached %s after the %s was back, after tick %d", took, p.name, f.ticks)
+		_ = f.Close() // it broke
+		f = &follower{Stream: stream, ticks: f.ticks, gap: true}
+		f.say(t, "alive")
+	}
+	if err := f.until("line alive"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.CloseStdin(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.until("nothing"); !errors.Is(err, io.EOF) || f.exit.Code != 0 {
+		t.Errorf("the command ended with %+v, %v", f.exit, err)
+	}
+	s.clean(t, t.Name())
+}
+
+// follower reads what ticking prints and misses no tick.
+type follower struct {
+	*client.Stream
+
+	ticks int  // the last one
+	gap   bool // ticks may be lost before the next one: attaching shows what comes from then on
+	rest  string
+	exit  client.Exit
+}
+
+var errLost = errors.New("output is lost")
+
+func (f *follower) say(t *testing.T, line string) {
+	t.Helper()
+	if _, err := f.Write([]byte(line + "\n")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until reads to the line, or to the end of the stream.
+func (f *follower) until(line string) error {
+	for {
+		event, err := f.Receive()
+		if err != nil {
+			return err
+		}
+		if event.Exit != nil {
+			f.exit = *event.Exit
+			continue
+		}
+		lines := strings.Split(f.rest+string(event.Stdout), "\n")
+		f.rest = lines[len(lines)-1]
+		found := false
+		for _, l := range lines[:len(lines)-1] {
+			found = found || l == line
+			if err := f.count(l); err != nil {
+				return err
+			}
+		}
+		if found {
+			return nil
+		}
+	}
+}
+
+func (f *follower) count(line string) error {
+	number, ok := strings.CutPrefix(line, "tick ")
+	if !ok {
+		return nil
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n <= f.ticks || n > f.ticks+1 && !f.gap {
+		return fmt.Errorf("%w: after tick %d came %q", errLost, f.ticks, line)
+	}
+	f.ticks, f.gap = n, false
+	return nil
+}
+
+// testWithoutDatabase shows what is answered meanwhile, that sandboxes live
+// on, and that nothing has to be restarted afterwards.
+func testWithoutDatabase(t *testing.T, s *stack) {
+	sb, err := s.create(t, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := s.controlPlane
+	s.killDatabase(t)
+	calls := map[string]func() error{
+		"ready":  func() error { return s.api.Ready(t.Context()) },
+		"get":    func() error { _, err := s.api.Sandbox(t.Context(), sb.ID); return err },
+		"list":   func() error { _, err := s.list(t, t.Name()); return err },
+		"create": func() error { _, err := s.create(t, t.Name()); return err },
+		"delete": func() error { return s.api.DeleteSandbox(t.Context(), sb.ID) },
+		"exec":   func() error { return s.usable(t, sb.ID) },
+		"stream": func() error {
+			_, err := s.api.Start(t.Context(), sb.ID, client.Command{Cmd: "true"}, client.StartOptions{})
+			return err
+		},
+		"key": func() error { _, err := s.api.Keys(t.Context()); return err },
+	}
+	var wg sync.WaitGroup
+	for name, call := range calls {
+		wg.Go(func() {
+			if err := unavailable(call()); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	wg.Wait()
+	if info := s.agent.info(t, sb.ID); info == nil {
+		t.Error("the sandbox is gone from its host")
+	}
+	s.startDatabase(t)
+	took := eventually(t, "the sandbox is usable", func() error { return s.usable(t, sb.ID) })
+	t.Logf("usable %s after the database was back", took)
+	if s.controlPlane != began {
+		t.Error("the control plane was started again")
+	}
+	s.clean(t, t.Name())
+}

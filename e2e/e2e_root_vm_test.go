@@ -1,0 +1,112 @@
+//go:build root && vm
+
+// Package e2e shows the product from outside: its programs, with real guests.
+package e2e
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// patience is for a cold boot under emulation on a machine that does much else.
+const patience = 3 * time.Minute
+
+// prefix keeps the tests' namespaces and links apart from an agent's.
+const prefix = "we2e"
+
+// stateDir returns a short temporary directory: sockets live below it.
+func stateDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "we2e") //nolint:usetesting // t.TempDir's names are too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if left := leftovers(t, dir); len(left) > 0 {
+			t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// leftovers names the processes, mounts, namespaces and links of the test's
+// state directory that are still there.
+func leftovers(t *testing.T, dir string) []string {
+	t.Helper()
+	left := processes(t, dir)
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, dir) || strings.Contains(line, "/netns/"+prefix) {
+			left = append(left, "mount "+line)
+		}
+	}
+	links, err := os.ReadDir("/sys/class/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if strings.HasPrefix(link.Name(), prefix) {
+			left = append(left, "link "+link.Name())
+		}
+	}
+	for _, pattern := range []string{"run/vm/*", "state/sandboxes/*", "state/store/sandboxes/*", "state/snapshots/*", "state/store/snapshots/*"} {
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, files...)
+	}
+	return left
+}
+
+// processes names those that have dir in their command lines.
+func processes(t *testing.T, dir string) []string {
+	t.Helper()
+	var found []string
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range cmdlines {
+		if line, err := os.ReadFile(path); err == nil && bytes.Contains(line, []byte(dir)) {
+			found = append(found, "process "+strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
+}
+
+func hostAgent(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("../bin/host-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: make build first", err)
+	}
+	return path
+}
+
+// needed returns a setting of the tests; without it the test is skipped, and
+// fails where nothing may be skipped.
+func needed(t *testing.T, name string) string {
+	t.Helper()
+	value := os.Getenv(name)
+	if value == "" && os.Getenv("WRENN_CI") == "1" {
+		t.Fatalf("%s is not set", name)
+	}
+	if value == "" {
+		t.Skipf("%s is not set: see CONTRIBUTING.md", name)
+	}
+	return value
+}

@@ -1,0 +1,257 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"wrenn/client"
+	"wrenn/internal/host"
+	"wrenn/internal/pgserver"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// stack is all of Wrenn as three processes, each of which a test may kill.
+type stack struct {
+	agent        *agent
+	database     *pgserver.Server
+	databaseDir  string
+	controlPlane *child
+	config       string // of the control plane
+	url, key     string
+	api          *client.Client
+}
+
+// newStack starts all three. They end with the test, and must leave nothing.
+func newStack(t *testing.T) *stack {
+	t.Helper()
+	s := &stack{agent: newAgentOn(t, "wcra", "10.222.0.0/16")}
+	s.config = filepath.Join(s.agent.dir, "control-plane.toml")
+	dir, err := os.MkdirTemp("", "wdb") //nolint:usetesting // t.TempDir's names are too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s.databaseDir = dir
+	s.startDatabase(t)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+		defer cancel()
+		if err := s.database.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	s.agent.start(t)
+	s.configure(t)
+	s.startControlPlane(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the control plane printed:\n%s", s.controlPlane.out)
+		}
+		_ = s.controlPlane.cmd.Process.Kill() // it may have ended
+		<-s.controlPlane.ended
+	})
+	return s
+}
+
+// configure writes the control plane's file, and makes the schema and a key.
+func (s *stack) configure(t *testing.T) {
+	t.Helper()
+	if err := s.database.EnsureDatabase(t.Context(), "wrenn"); err != nil {
+		t.Fatal(err)
+	}
+	// A port that stays the same from one start to the next, and an address at which nobody else takes it meanwhile.
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.222.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	text := fmt.Sprintf("listen = %q\nmetrics_listen = \"\"\n[log]\nlevel = \"debug\"\n[database]\nurl = %q\n[[host]]\nid = \"h1\"\nurl = %q\n",
+		address, s.database.URL("wrenn"), "unix://"+filepath.Join(s.agent.dir, "run", "agent.sock"))
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"migrate"}, {"key", "team", "test"}} {
+		out, err := s.command(t, args...).Output()
+		if err != nil {
+			t.Fatalf("control-plane %q: %v", args, err)
+		}
+		s.key = strings.TrimSpace(string(out))
+	}
+	s.url = "http://" + address
+	if s.api, err = client.New(client.Config{URL: s.url, Key: s.key}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *stack) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := filepath.Abs("../bin/control-plane")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, append([]string{"-config", s.config}, args...)...)
+	cmd.Stderr = t.Output()
+	return cmd
+}
+
+// startControlPlane returns when it takes requests.
+func (s *stack) startControlPlane(t *testing.T) {
+	t.Helper()
+	s.controlPlane = startChild(t, s.command(t))
+	s.ready(t)
+}
+
+// ready waits until the control plane has its database.
+func (s *stack) ready(t *testing.T) {
+	t.Helper()
+	eventually(t, "the control plane is ready", func() error {
+		select {
+		case <-s.controlPlane.ended:
+			t.Fatalf("the control plane ended; it printed:\n%s", s.controlPlane.out)
+		default:
+		}
+		return s.api.Ready(t.Context())
+	})
+}
+
+// startDatabase starts PostgreSQL on what was written so far.
+func (s *stack) startDatabase(t *testing.T) {
+	t.Helper()
+	var err error
+	if s.database, err = pgserver.Start(context.WithoutCancel(t.Context()), pgserver.Config{Dir: s.databaseDir, DieWithParent: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// killDatabase kills the postmaster. Its children see that and follow.
+func (s *stack) killDatabase(t *testing.T) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(s.databaseDir, "data", "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(content), "\n")
+	pid, err := strconv.Atoi(first)
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-s.database.Done()
+}
+
+// list returns the sandboxes that have the mark.
+func (s *stack) list(t *testing.T, mark string) ([]client.Sandbox, error) {
+	t.Helper()
+	var all []client.Sandbox
+	for sb, err := range s.api.Sandboxes(t.Context(), client.ListSandboxes{Metadata: map[string]string{"mark": mark}}) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, sb)
+	}
+	return all, nil
+}
+
+func (s *stack) create(t *testing.T, mark string) (*client.Sandbox, error) {
+	t.Helper()
+	return s.api.CreateSandbox(t.Context(), client.CreateSandbox{MemoryMB: 128, Timeout: time.Hour, Metadata: map[string]string{"mark": mark}})
+}
+
+// usable says whether a command runs in the sandbox, and what it prints comes back.
+func (s *stack) usable(t *testing.T, id string) error {
+	t.Helper()
+	r, err := s.api.Exec(t.Context(), id, client.Command{Cmd: "/bin/sh", Args: []string{"-c", "echo $((40+2))"}})
+	if err == nil && string(r.Stdout) != "42\n" {
+		err = fmt.Errorf("the command printed %q", r.Stdout)
+	}
+	return err
+}
+
+// clean deletes what has the mark, stops the agent, and looks for what is left
+// on the host. Then it starts the agent again.
+func (s *stack) clean(t *testing.T, mark string) {
+	t.Helper()
+	all, err := s.list(t, mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sb := range all {
+		if err := s.api.DeleteSandbox(t.Context(), sb.ID); err != nil {
+			t.Errorf("delete %s: %v", sb.ID, err)
+		}
+	}
+	eventually(t, "the host has no sandbox", func() error {
+		inv, err := s.agent.rpc.ListSandboxes(t.Context(), &pb.ListSandboxesRequest{})
+		if err == nil && len(inv.GetSandboxes()) > 0 {
+			err = fmt.Errorf("it has %v", inv.GetSandboxes())
+		}
+		return err
+	})
+	s.agent.stop(t, syscall.SIGTERM)
+	if left := s.leftovers(t); len(left) > 0 {
+		t.Errorf("left on the host:\n%s", strings.Join(left, "\n"))
+	}
+	s.agent.start(t)
+}
+
+// leftovers names what machines have left on a host whose agent has stopped.
+func (s *stack) leftovers(t *testing.T) []string {
+	t.Helper()
+	dir := s.agent.dir
+	left, err := host.Leftovers(filepath.Join(dir, "run"), s.agent.prefix)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, pattern := range []string{"state/sandboxes/*", "state/store/sandboxes/*"} {
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, files...)
+	}
+	for _, process := range processes(t, dir) {
+		if !strings.Contains(process, s.config) { // the control plane's own
+			left = append(left, process)
+		}
+	}
+	return left
+}
+
+// eventually polls until what is said has come to be, and returns how long it took.
+func eventually(t *testing.T, what string, isSo func() error) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for {
+		err := isSo()
+		if err == nil {
+			return time.Since(began)
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("it did not come to be that %s: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond) // polling with a deadline
+	}
+}
+
+// unavailable is the error of a part that is away, which says when to come back.
+func unavailable(err error) error {
+	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != client.Unavailable || e.Status != 503 || e.RetryAfter <= 0 {
+		return fmt.Errorf("got %w, want 503 with Retry-After", err)
+	}
+	return nil
+}

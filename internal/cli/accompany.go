@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+
+	"wrenn/internal/up"
+)
+
+// leave is what a command of up may take to end when it is asked to.
+const leave = 10 * time.Second
+
+// accompany runs a command on this machine that may use what runs, to its end,
+// and returns its exit code as an error. The end of ctx ends it.
+func (s *session) accompany(ctx context.Context, r *up.Running, argv []string) error {
+	secret, giveBack, err := r.LendKey(ctx, "wrenn up -- "+argv[0])
+	if err != nil {
+		return fmt.Errorf("make an API key: %w", err)
+	}
+	defer giveBack(context.WithoutCancel(ctx))
+	fmt.Fprintf(s.Err, "Wrenn serves at %s (documentation: %s/docs)\n", s.paint(s.Err, green, r.URL), r.URL)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "WRENN_API_URL="+r.URL, "WRENN_API_KEY="+secret)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.In, s.Out, s.Err
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = leave
+	// It stays in this process group: the terminal is its, and so is Ctrl-C. It
+	// keeps its thread: Pdeathsig comes when the thread that forked ends, see prctl(2).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		return exitCode(codeSignal + int(syscall.SIGINT))
+	}
+	return ofProcess(argv[0], err)
+}
+
+// ofProcess is how this program ends when a process of this machine ended with err.
+func ofProcess(name string, err error) error {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	switch {
+	case err == nil:
+		return nil
+	case !ok:
+		return fmt.Errorf("run %s: %w", name, err)
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return exitCode(codeSignal + int(status.Signal()))
+	}
+	return exitCode(exit.ExitCode())
+}

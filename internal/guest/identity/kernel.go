@@ -1,0 +1,80 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// bootID is what the kernel makes when it is read for the first time, and never again: random(4).
+const bootID = "/proc/sys/kernel/random/boot_id"
+
+// Linux is the machine that the program runs on. It needs CAP_SYS_ADMIN.
+type Linux struct {
+	// Private is a directory for what no user needs to see.
+	Private string
+}
+
+// SetHostname is sethostname(2).
+func (Linux) SetHostname(name string) error { return unix.Sethostname([]byte(name)) }
+
+// Signal is kill(2). A process that is gone is no error.
+func (Linux) Signal(pid, signal int) error {
+	if err := unix.Kill(pid, unix.Signal(signal)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// ShowBootID mounts file over the kernel's.
+//
+// A mount inside /proc has a price: users that make a namespace of their own (rootless
+// containers, unshare --mount-proc) could mount no /proc in it, because the kernel
+// wants one in sight that nothing hides (mount_too_revealing in fs/namespace.c).
+// So another one is mounted aside, where only root looks.
+func (k Linux) ShowBootID(file string) error {
+	if same, err := sameFile(file, bootID); same || err != nil {
+		return err
+	}
+	if err := k.mountWholeProc(); err != nil {
+		return err
+	}
+	if err := unix.Mount(file, bootID, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount over %s: %w", bootID, err)
+	}
+	const flags = unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("", bootID, "", flags, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", bootID, err)
+	}
+	return nil
+}
+
+func (k Linux) mountWholeProc() error {
+	dir := filepath.Join(k.Private, "proc")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if stat.Type == unix.PROC_SUPER_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("proc", dir, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	return nil
+}
+
+func sameFile(a, b string) (bool, error) {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	if err := errors.Join(errA, errB); err != nil {
+		return false, err
+	}
+	return os.SameFile(infoA, infoB), nil
+}

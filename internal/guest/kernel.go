@@ -1,0 +1,27 @@
+package guest
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/guest/clock"
+	"wrenn/internal/guest/identity"
+)
+
+// Kernel is the machine that the program runs on. It needs to be root's.
+type Kernel struct {
+	clock.Kernel
+	identity.Linux
+}
+
+// Sync is syncfs(2) of /. Not sync(2): a file system in user space whose
+// program is frozen would never answer.
+func (Kernel) Sync() error {
+	root, err := os.Open("/")
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return unix.Syncfs(int(root.Fd()))
+}

@@ -1,0 +1,124 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	"wrenn"
+)
+
+// How a layer says what it hides of the layers below it, see layer.md of the
+// OCI image specification.
+const (
+	whiteout       = ".wh."         // + name: the file of that name
+	whiteoutMark   = ".wh..wh."     // + anything else: another system's own notes
+	whiteoutOpaque = ".wh..wh..opq" // everything in its directory
+)
+
+// ExtractLayer puts a layer of a container image over what is in the tree:
+// like Extract, and what the layer hides of the ones below it is removed. Apply
+// the lowest first. Its files may hold limit bytes; it returns how many they do.
+func (t *Tree) ExtractLayer(ctx context.Context, r io.Reader, limit int64) (size int64, err error) {
+	l := layer{extraction: extraction{tree: t, left: limit}, made: map[string]bool{}}
+	source := &source{ctx: ctx, in: r}
+	if err := unpack(source, l.entry); err != nil {
+		return 0, err
+	}
+	// All of it: the sender's digest is checked at the end.
+	if _, err := io.Copy(io.Discard, source); err != nil {
+		return 0, err
+	}
+	return limit - l.left, nil
+}
+
+// layer is the extraction of one. A layer hides nothing of its own, whatever
+// the order of its entries: made are the paths that it holds, and those above them.
+type layer struct {
+	extraction
+	made map[string]bool
+}
+
+func (l *layer) entry(h *tar.Header, data io.Reader) error {
+	name, err := l.place(h.Name)
+	if err != nil || name == "." {
+		return err
+	}
+	dir, base := path.Split(name)
+	switch hidden, hides := strings.CutPrefix(base, whiteout); {
+	case base == whiteoutOpaque:
+		return escape(l.hideAll(path.Clean(dir)))
+	case strings.HasPrefix(base, whiteoutMark):
+		return nil
+	case hides:
+		return escape(l.hide(path.Clean(dir), hidden))
+	}
+	for p := name; p != "." && !l.made[p]; p = path.Dir(p) {
+		l.made[p] = true
+	}
+	here := *h
+	here.Name = name
+	if h.Typeflag == tar.TypeLink {
+		if here.Linkname, err = l.place(h.Linkname); err != nil {
+			return err
+		}
+	}
+	return l.extraction.entry(&here, data)
+}
+
+// place follows the links above a path: a layer may write below a directory
+// that a lower one has as a link.
+func (l *layer) place(name string) (string, error) {
+	name, err := inside(name)
+	if err != nil || name == "." {
+		return name, err
+	}
+	dir, err := l.tree.resolve(path.Dir(name))
+	if err != nil {
+		return "", err
+	}
+	return path.Join(dir, path.Base(name)), nil
+}
+
+// hide removes the file or directory that a lower layer has.
+func (l *layer) hide(dir, name string) error {
+	if name == "" || name == "." || name == ".." {
+		return wrenn.Errorf(wrenn.Invalid, "the layer hides something without a name")
+	}
+	if at := path.Join(dir, name); !l.made[at] {
+		return l.tree.root.RemoveAll(at)
+	}
+	return nil
+}
+
+// hideAll removes what lower layers have in a directory.
+func (l *layer) hideAll(dir string) error {
+	d, err := l.tree.root.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	entries, err := d.ReadDir(-1)
+	if err := errors.Join(err, d.Close()); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		at := path.Join(dir, e.Name())
+		switch {
+		case !l.made[at]:
+			err = l.tree.root.RemoveAll(at)
+		case e.IsDir():
+			err = l.hideAll(at)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

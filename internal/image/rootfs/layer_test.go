@@ -1,0 +1,144 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+)
+
+func folder(name string) member {
+	return member{tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}, ""}
+}
+
+// listing is what is in a directory: files with their content, links with where they lead.
+func listing(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	got := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		name, _ := filepath.Rel(dir, path)
+		switch {
+		case d.IsDir():
+			got[name] = "/"
+		case d.Type()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(path)
+			got[name] = "-> " + target
+			return err
+		default:
+			data, err := os.ReadFile(path)
+			got[name] = string(data)
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestLayersHideWhatIsBelow(t *testing.T) {
+	lower := []member{
+		folder("etc"), file("etc/a", "lower a"), file("etc/b", "lower b"),
+		folder("var"), folder("var/lib"), file("var/lib/x", "lower x"), folder("var/lib/deep"), file("var/lib/deep/y", "lower y"),
+		link(tar.TypeSymlink, "var/run", "/run"), folder("run"),
+	}
+	for _, tt := range []struct {
+		name  string
+		upper []member
+		want  map[string]string // beside run and var/run; "" is gone
+	}{
+		{"nothing", nil, map[string]string{
+			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/",
+			"var/lib": "/", "var/lib/x": "lower x", "var/lib/deep": "/", "var/lib/deep/y": "lower y",
+		}},
+		{"a file and a directory", []member{file("etc/.wh.a", ""), file("var/lib/.wh.deep", "")}, map[string]string{
+			"etc": "/", "etc/b": "lower b", "var": "/", "var/lib": "/", "var/lib/x": "lower x",
+		}},
+		{"one that is not there", []member{file("etc/.wh.none", ""), file("none/.wh.a", "")}, map[string]string{
+			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/",
+			"var/lib": "/", "var/lib/x": "lower x", "var/lib/deep": "/", "var/lib/deep/y": "lower y",
+		}},
+		{"a directory that is made anew, mark last", []member{
+			folder("var/lib"), folder("var/lib/deep"), file("var/lib/deep/new", "upper"), file("var/lib/.wh..wh..opq", ""),
+		}, map[string]string{
+			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/", "var/lib": "/", "var/lib/deep": "/", "var/lib/deep/new": "upper",
+		}},
+		{"what the layer itself has stays", []member{file("etc/a", "upper a"), file("etc/.wh.a", ""), file("var/.wh.lib", "")}, map[string]string{
+			"etc": "/", "etc/a": "upper a", "etc/b": "lower b", "var": "/",
+		}},
+		{"another system's notes", []member{file("etc/.wh..wh.aufs", ""), folder("etc/.wh..wh.plnk")}, map[string]string{
+			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/",
+			"var/lib": "/", "var/lib/x": "lower x", "var/lib/deep": "/", "var/lib/deep/y": "lower y",
+		}},
+		{"below a link of the lower layer", []member{file("var/run/pid", "1"), link(tar.TypeLink, "run/pid2", "var/run/pid"), file("var/.wh.lib", "")}, map[string]string{
+			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/", "run/pid": "1", "run/pid2": "1",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tree, dir := openTree(t)
+			for _, layer := range [][]member{lower, tt.upper} {
+				if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t, layer...)), 1<<20); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tt.want["run"], tt.want["var/run"] = "/", "-> /run"
+			got := listing(t, dir)
+			delete(got, "none") // made for a name below it, and empty
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("tree (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLayerRefuses(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "victim")
+	if err := os.WriteFile(outside, []byte("safe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name    string
+		members []member
+		want    wrenn.Code
+	}{
+		{"a path out", []member{file("../x", "")}, wrenn.Invalid},
+		{"a whiteout of what is above", []member{folder("etc"), file("etc/.wh...", "")}, wrenn.Invalid},
+		{"a whiteout of nothing", []member{file(".wh.", "")}, wrenn.Invalid},
+		{"a hard link out", []member{link(tar.TypeLink, "x", "../../victim")}, wrenn.Invalid},
+		{"more than the limit", []member{file("x", strings.Repeat("x", 2000))}, wrenn.Exhausted},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tree, _ := openTree(t)
+			if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t, tt.members...)), 1000); wrenn.CodeOf(err) != tt.want {
+				t.Errorf("ExtractLayer() = %v, want %s", err, tt.want)
+			}
+		})
+	}
+	t.Run("a link leads a whiteout out", func(t *testing.T) {
+		tree, _ := openTree(t)
+		_, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t,
+			link(tar.TypeSymlink, "d", filepath.Dir(outside)), file("d/.wh.victim", ""), file("d/.wh..wh..opq", ""))), 1000)
+		if _, statErr := os.Stat(outside); statErr != nil {
+			t.Errorf("ExtractLayer() = %v, and the file outside is gone", err)
+		}
+	})
+}
+
+func TestExtractLayerCountsItsBytes(t *testing.T) {
+	tree, _ := openTree(t)
+	size, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t, file("a", "12345"), file("b", "678"))), 100)
+	if err != nil || size != 8 {
+		t.Errorf("ExtractLayer() = %d, %v, want 8", size, err)
+	}
+}

@@ -1,0 +1,149 @@
+//go:build root
+
+package network
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/network/ntp"
+)
+
+// askTime asks the gateway from inside a guest until it answers, and returns
+// the answer and when it was asked for.
+func askTime(t *testing.T, conn net.Conn) (answer []byte, asked time.Time) {
+	t.Helper()
+	answer = make([]byte, 512)
+	waitFor(t, "the time", func() bool {
+		request := [ntp.PacketSize]byte{0: 4<<3 | 3}
+		asked = time.Now()
+		binary.BigEndian.PutUint64(request[40:], ntp.Timestamp(asked))
+		if _, err := conn.Write(request[:]); err != nil {
+			t.Fatal(err)
+		}
+		conn.SetReadDeadline(time.Now().Add(time.Second))
+		n, err := conn.Read(answer)
+		answer = answer[:max(n, 0)]
+		if err != nil || len(answer) != ntp.PacketSize || string(answer[24:32]) != string(request[40:]) {
+			answer = answer[:cap(answer)]
+			return false
+		}
+		return true
+	})
+	return answer, asked
+}
+
+// checkTime asks in a guest and compares with the test's own clock.
+func checkTime(t *testing.T, path string) {
+	t.Helper()
+	conn, err := dial(t.Context(), path, "udp4", NTPAddress+":123")
+	must(t, err)
+	defer conn.Close()
+	answer, asked := askTime(t, conn)
+	received, sent := binary.BigEndian.Uint64(answer[32:]), binary.BigEndian.Uint64(answer[40:])
+	if received < ntp.Timestamp(asked) || sent < received || sent > ntp.Timestamp(time.Now()) {
+		t.Errorf("asked at %x, received at %x, answered at %x, now %x: want them in order", ntp.Timestamp(asked), received, sent, ntp.Timestamp(time.Now()))
+	}
+}
+
+// The time is there for every owner of a slot, and after a crash of the agent.
+func TestGuestsHaveTheTime(t *testing.T) {
+	l := newLab(t)
+	p, err := Open(t.Context(), l.cfg)
+	must(t, err)
+	ctx := context.WithoutCancel(t.Context())
+	first, err := p.Acquire(ctx, "first")
+	must(t, err)
+	g := newGuest(t, first)
+	checkTime(t, g.path)
+	g.stop()
+	must(t, first.Release(ctx))
+
+	second, err := p.Acquire(ctx, "second")
+	must(t, err)
+	attached := openTAP(t, second.Namespace(), second.TAP())
+	attached.Close()
+	l.abandon(p)
+
+	p = l.open(t, nil)
+	adopted, err := p.Adopt(ctx, second.Ref())
+	must(t, err)
+	t.Cleanup(func() { must(t, adopted.Release(ctx)) })
+	g2 := newGuest(t, adopted)
+	checkTime(t, g2.path)
+}
+
+// A guest that asks without end gets no more than its share, whether its
+// packets belong to a connection or not, and the rest does not reach the agent.
+func TestQuestionsForTheTimeAreBounded(t *testing.T) {
+	l := newLab(t)
+	s := acquire(t, l.open(t, nil), "a")
+	g := newGuest(t, s)
+	conn, err := dial(t.Context(), g.path, "udp4", NTPAddress+":123")
+	must(t, err)
+	defer conn.Close()
+	askTime(t, conn)
+	const enough = 500
+	began := time.Now()
+	request := [ntp.PacketSize]byte{0: 4<<3 | 3}
+	answers := 0
+	waitFor(t, "a flood to be dropped", func() bool {
+		for range 100 { // more at once are lost on the way
+			_, err := conn.Write(request[:])
+			must(t, err)
+		}
+		for {
+			if _, _, err := recvNow(t, conn); err != nil {
+				break
+			}
+			answers++
+		}
+		return counted(t, s.Namespace(), slotTable, "too many questions for the time") >= enough
+	})
+	if most := ntpBurst + ntpRate*int(time.Since(began)/time.Second+1); answers > most {
+		t.Errorf("%d answers in %v, want at most %d", answers, time.Since(began), most)
+	}
+}
+
+// What is no question gets no answer, and neither does who is not the guest.
+func TestTheTimeIsForTheGuestAlone(t *testing.T) {
+	l := newLab(t)
+	s := acquire(t, l.open(t, nil), "a")
+	g := newGuest(t, s)
+	inside, err := dial(t.Context(), s.Namespace(), "udp4", NTPAddress+":123")
+	must(t, err)
+	defer inside.Close()
+	conn, err := dial(t.Context(), g.path, "udp4", NTPAddress+":123")
+	must(t, err)
+	defer conn.Close()
+	for _, odd := range [][]byte{{}, {4<<3 | 3}, make([]byte, ntp.PacketSize), append([]byte{4<<3 | 7}, make([]byte, ntp.PacketSize)...)} {
+		_, err := conn.Write(odd)
+		must(t, err)
+	}
+	_, err = inside.Write(append([]byte{4<<3 | 3}, make([]byte, ntp.PacketSize-1)...))
+	must(t, err)
+	// The answer to a good question is the only one: it comes after all that was asked before.
+	askTime(t, conn)
+	for name, c := range map[string]net.Conn{"the guest": conn, "the slot itself": inside} {
+		n, _, err := recvNow(t, c)
+		if err == nil {
+			t.Errorf("%s got %d bytes more", name, n)
+		}
+	}
+}
+
+// recvNow reads what is there already.
+func recvNow(t *testing.T, c net.Conn) (n int, from unix.Sockaddr, err error) {
+	t.Helper()
+	raw, rawErr := c.(*net.UDPConn).SyscallConn()
+	must(t, rawErr)
+	must(t, raw.Control(func(fd uintptr) {
+		n, from, err = unix.Recvfrom(int(fd), make([]byte, 512), unix.MSG_DONTWAIT)
+	}))
+	return n, from, err
+}

@@ -1,0 +1,586 @@
+//go:build root
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+	"wrenn/internal/vm/vmfake"
+)
+
+func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: time.Hour})
+	disk := sb.body.disk()
+	for generation := range 3 {
+		mark := byte('a' + generation)
+		must(t, l.mark(t.Context(), sb, mark))
+		for range 2 {
+			must(t, sb.Pause(t.Context()))
+			wantStatus(t, sb, StatusPaused, "")
+		}
+		if n, used := len(l.world.Running()), l.cfg.Slots.Stats().Used; n != 0 || used != 0 {
+			t.Errorf("paused, it has %d machines and %d slots", n, used)
+		}
+		if _, err := os.Stat(disk); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its disk is still there: %v", err)
+		}
+		if _, err := sb.Use(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "resume it first") {
+			t.Errorf("Use() = %v, want FailedPrecondition", err)
+		}
+		for range 2 {
+			must(t, sb.Resume(t.Context()))
+			wantStatus(t, sb, StatusRunning, "")
+		}
+		wantAlive(t, sb)
+		l.wantMark(t, sb, mark)
+		must(t, m.Collect(t.Context()))
+		if ids := m.snapshots.IDs(); len(ids) != 1 { // over which its memory is mapped
+			t.Errorf("snapshots: %q, want one", ids)
+		}
+		disk = sb.body.disk()
+	}
+	must(t, sb.Destroy(t.Context()))
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+	l.wantClean(t, m)
+}
+
+// Whatever goes wrong before the snapshot is there, the sandbox runs on.
+func TestAPauseThatFails(t *testing.T) {
+	for name, spoil := range map[string]func(*testing.T, *lab, *Sandbox){
+		string(vmfake.StepPause):    func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepPause)(l) },
+		string(vmfake.StepMemory):   func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepMemory)(l) },
+		string(vmfake.StepManifest): func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepManifest)(l) },
+		"disk": func(t *testing.T, _ *lab, sb *Sandbox) {
+			t.Helper()
+			must(t, os.Rename(sb.body.disk(), sb.body.disk()+".away"))
+			t.Cleanup(func() { _ = os.Rename(sb.body.disk()+".away", sb.body.disk()) }) // for Destroy, which does without too
+		},
+		"sync": func(t *testing.T, _ *lab, _ *Sandbox) {
+			t.Helper()
+			t.Setenv("PATH", script(t, "sync", "exit 1")+":"+os.Getenv("PATH"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			m := l.open(t)
+			t.Cleanup(m.Close)
+			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			spoil(t, l, sb)
+			if err := sb.Pause(t.Context()); err == nil {
+				t.Error("Pause() succeeded")
+			}
+			l.fault = nil
+			wantStatus(t, sb, StatusRunning, "")
+			wantAlive(t, sb)
+			wantSnapshots(t, m)
+		})
+	}
+}
+
+// A machine that does not go is no reason to run on: the sandbox is paused, and
+// the rest is removed later.
+func TestAPauseWhoseMachineCannotBeStopped(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, l.mark(t.Context(), sb, 'a'))
+	failAt(vmfake.StepStop)(l)
+	if err := sb.Pause(t.Context()); err == nil {
+		t.Error("Pause() succeeded")
+	}
+	wantStatus(t, sb, StatusPaused, "")
+	if err := sb.Resume(t.Context()); err == nil { // never both
+		t.Error("Resume() succeeded")
+	}
+	l.fault = nil
+	must(t, sb.Pause(t.Context()))
+	l.wantNoMachine(t)
+	must(t, sb.Resume(t.Context()))
+	l.wantMark(t, sb, 'a')
+}
+
+// wantNoMachine fails when a machine or a slot is left.
+func (l *lab) wantNoMachine(t *testing.T) {
+	t.Helper()
+	if n, used := len(l.world.Running()), l.cfg.Slots.Stats().Used; n != 0 || used != 0 {
+		t.Errorf("%d machines and %d slots are left", n, used)
+	}
+}
+
+func TestAResumeThatFails(t *testing.T) {
+	for name, spoil := range map[string]func(*lab){
+		string(vmfake.StepLoad): failAt(vmfake.StepLoad),
+		string(vmfake.StepBoot): failAt(vmfake.StepBoot),
+		"no agent":              func(l *lab) { l.agent.mute = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			m := l.open(t)
+			t.Cleanup(m.Close)
+			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			must(t, l.mark(t.Context(), sb, 'a'))
+			must(t, sb.Pause(t.Context()))
+			spoil(l)
+			ready := m.cfg.ReadyTimeout
+			m.cfg.ReadyTimeout = 50 * time.Millisecond
+			if err := sb.Resume(t.Context()); err == nil {
+				t.Error("Resume() succeeded")
+			}
+			wantStatus(t, sb, StatusPaused, "")
+			l.wantNoMachine(t)
+			l.fault, l.agent.mute, m.cfg.ReadyTimeout = nil, false, ready
+			must(t, sb.Resume(t.Context()))
+			wantAlive(t, sb)
+			l.wantMark(t, sb, 'a')
+		})
+	}
+}
+
+// A snapshot that is damaged is refused by name, and harms nothing else.
+func TestResumeOfADamagedSnapshot(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, errors.Join(sb.Pause(t.Context()), other.Pause(t.Context())))
+	memory := filepath.Join(snapshotDir(m), sb.journal.Snapshot, "machine", "memory")
+	must(t, os.Truncate(memory, 1))
+	for range 2 {
+		err := sb.Resume(t.Context())
+		if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), sb.journal.Snapshot) || !strings.Contains(err.Error(), "machine/memory") {
+			t.Errorf("Resume() = %v, want FailedPrecondition that names the file", err)
+		}
+		wantStatus(t, sb, StatusPaused, "")
+	}
+	must(t, other.Resume(t.Context()))
+	wantAlive(t, other)
+}
+
+func TestPausedSandboxesTakeNoMemory(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Limits = Limits{Sandboxes: 2, MemoryMiB: shape.MemoryMiB}
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	first := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, first.Pause(t.Context()))
+	second := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	if err := first.Resume(t.Context()); wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), "stays paused") {
+		t.Errorf("Resume() = %v, want Exhausted", err)
+	}
+	wantStatus(t, first, StatusPaused, "")
+	must(t, second.Pause(t.Context()))
+	must(t, first.Resume(t.Context()))
+	if _, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape}); wrenn.CodeOf(err) != wrenn.Exhausted {
+		t.Errorf("Ensure() of a third = %v, want Exhausted", err)
+	}
+}
+
+func TestAutoPauseAndOneWakeForAll(t *testing.T) {
+	l := newLab(t)
+	var restores atomic.Int32
+	l.fault = func(s vmfake.Step) error {
+		if s == vmfake.StepLoad {
+			restores.Add(1)
+		}
+		return nil
+	}
+	m := l.open(t)
+	run(t, m)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 100 * time.Millisecond, OnTimeout: EndPause, AutoResume: true})
+	must(t, l.mark(t.Context(), sb, 'a'))
+	wantStatus(t, sb, StatusPaused, "")
+	restores.Store(0)
+
+	// One who goes away ends the wait of nobody else.
+	gone, leave := context.WithCancelCause(t.Context())
+	why := errors.New("gone")
+	leave(why)
+	if _, err := sb.Use(gone); !errors.Is(err, why) {
+		t.Errorf("Use() = %v, want the context's cause", err)
+	}
+	wantStatus(t, sb, StatusPaused, "")
+	restores.Store(0)
+
+	var callers sync.WaitGroup
+	for range 100 {
+		callers.Go(func() {
+			release, err := sb.Use(t.Context())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer release()
+			wantAlive(t, sb)
+		})
+	}
+	callers.Wait()
+	if n := restores.Load(); n != 1 {
+		t.Errorf("%d restores for a hundred callers", n)
+	}
+	wantStatus(t, sb, StatusPaused, "") // again
+}
+
+// A full disk must not cost a sandbox that nobody uses for a while.
+func TestAnAutoPauseThatFailsDestroysNothing(t *testing.T) {
+	l := newLab(t)
+	failed := make(chan struct{})
+	var once sync.Once
+	l.fault = func(s vmfake.Step) error {
+		if s == vmfake.StepMemory {
+			defer once.Do(func() { close(failed) })
+			return errors.New("no space")
+		}
+		return nil
+	}
+	m := l.open(t)
+	run(t, m)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 50 * time.Millisecond, OnTimeout: EndPause})
+	select {
+	case <-failed:
+	case <-time.After(patience):
+		t.Fatal("nobody tries to pause it")
+	}
+	wantStatus(t, sb, StatusRunning, "")
+	wantAlive(t, sb)
+	if at, ok := sb.dueAt(); !ok || time.Until(at) < pauseAgain/2 {
+		t.Errorf("it is tried again at %v, %v", at, ok)
+	}
+}
+
+func TestFork(t *testing.T) {
+	l := newLab(t)
+	l.network.Max = 4
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour, OnTimeout: EndPause, AutoResume: true})
+	must(t, l.mark(t.Context(), sb, 'a'))
+	ids := []wrenn.SandboxID{wrenn.NewSandboxID(), wrenn.NewSandboxID(), wrenn.NewSandboxID(), wrenn.NewSandboxID()}
+	copies, err := sb.Fork(t.Context(), ids)
+	must(t, err)
+	for i, c := range copies { // of four slots three are free
+		if c.ID != ids[i] {
+			t.Errorf("copy %d is %s, want %s", i, c.ID, ids[i])
+		}
+		if c.Err == nil {
+			destroyLater(t, c.Sandbox)
+		}
+	}
+	failed := slices.IndexFunc(copies, func(f Forked) bool { return f.Err != nil })
+	if failed < 0 || wrenn.CodeOf(copies[failed].Err) != wrenn.Exhausted || len(l.world.Running()) != 4 {
+		t.Fatalf("copies: %+v with %d machines, want three and one error for lack of a slot", copies, len(l.world.Running()))
+	}
+	if _, err := m.Get(ids[failed]); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("of the failed copy is left: %v", err)
+	}
+	must(t, l.mark(t.Context(), sb, 'b'))
+	for _, c := range copies {
+		if c.Err != nil {
+			continue
+		}
+		wantAlive(t, c.Sandbox)
+		l.wantMark(t, c.Sandbox, 'a')
+		got, want := c.Sandbox.Info(), sb.Info()
+		if got.Template != want.Template || got.Shape != want.Shape || got.Timeout != want.Timeout || c.Sandbox.request.OnTimeout != EndPause || !c.Sandbox.request.AutoResume {
+			t.Errorf("copy is %+v, want it as %+v", got, want)
+		}
+	}
+	wantAlive(t, sb)
+
+	// Again, after a lost answer: those that are there stay.
+	must(t, sb.Destroy(t.Context())) // makes room, and is not needed for copies that are there
+	ids = slices.Delete(ids, failed, failed+1)
+	again, err := sb.Fork(t.Context(), ids)
+	must(t, err)
+	for _, c := range again {
+		if c.Err != nil {
+			t.Errorf("repeated: %v", c.Err)
+			continue
+		}
+		l.wantMark(t, c.Sandbox, 'a')
+	}
+	must(t, m.Collect(t.Context()))
+	if n := len(m.snapshots.IDs()); n != 1 { // over which the copies' memory is mapped
+		t.Errorf("%d snapshots, want one", n)
+	}
+	must(t, m.DestroyAll(t.Context()))
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+	l.wantClean(t, m)
+}
+
+func TestForkOfAPausedSandboxLetsItSleep(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, l.mark(t.Context(), sb, 'a'))
+	must(t, sb.Pause(t.Context()))
+	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+	must(t, errors.Join(err, copies[0].Err))
+	destroyLater(t, copies[0].Sandbox)
+	l.wantMark(t, copies[0].Sandbox, 'a')
+	wantStatus(t, sb, StatusPaused, "")
+}
+
+func TestForksThatCannotBe(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb, other := create(t, m), create(t, m)
+	one := wrenn.NewSandboxID()
+	for name, ids := range map[string][]wrenn.SandboxID{
+		"none": nil, "twice": {one, one}, "itself": {sb.ID()}, "no id": {"x"}, "too many": make([]wrenn.SandboxID, maxForks+1),
+	} {
+		if _, err := sb.Fork(t.Context(), ids); wrenn.CodeOf(err) != wrenn.Invalid {
+			t.Errorf("%s: Fork() = %v, want Invalid", name, err)
+		}
+	}
+	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{other.ID()})
+	if err != nil || wrenn.CodeOf(copies[0].Err) != wrenn.AlreadyExists {
+		t.Errorf("Fork() into another's id = %+v, %v; want AlreadyExists", copies, err)
+	}
+	failAt(vmfake.StepMemory)(l)
+	copies, err = sb.Fork(t.Context(), []wrenn.SandboxID{one})
+	if err != nil || copies[0].Err == nil {
+		t.Errorf("Fork() whose snapshot fails = %+v, %v", copies, err)
+	}
+	l.fault = nil
+	wantAlive(t, sb)
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+}
+
+// Checkpoints are a tree: to go back keeps the other branch.
+func TestCheckpoints(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
+	must(t, err)
+	marks := map[string]byte{}
+	check := func(id string, mark byte) {
+		t.Helper()
+		must(t, l.mark(t.Context(), sb, mark))
+		c, err := sb.Checkpoint(t.Context(), id, "point "+id)
+		must(t, err)
+		if c.ID != id || c.Created.IsZero() || c.Bytes <= 0 {
+			t.Errorf("checkpoint = %+v", c)
+		}
+		marks[id] = mark
+	}
+	back := func(id string) {
+		t.Helper()
+		must(t, sb.RestoreCheckpoint(t.Context(), id))
+		wantAlive(t, sb)
+		l.wantMark(t, sb, marks[id])
+	}
+	check("one", 'a')
+	check("two", 'b')
+	back("one")
+	check("three", 'c')
+	if again, err := sb.Checkpoint(t.Context(), "three", "another"); err != nil || again.Name != "point three" {
+		t.Errorf("a repeated Checkpoint() = %+v, %v", again, err)
+	}
+	wantParents(t, sb, "three", map[string]string{"one": "", "two": "one", "three": "one"})
+	back("two") // the other branch
+	wantParents(t, sb, "two", map[string]string{"one": "", "two": "one", "three": "one"})
+
+	m = l.restart(t, m)
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	destroyLater(t, sb)
+	wantParents(t, sb, "two", map[string]string{"one": "", "two": "one", "three": "one"})
+	back("three")
+	must(t, sb.DeleteCheckpoint(t.Context(), "one"))
+	must(t, sb.DeleteCheckpoint(t.Context(), "one"))
+	wantParents(t, sb, "three", map[string]string{"two": "", "three": ""})
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m, "three", "two")
+
+	// A paused one stays paused.
+	must(t, sb.Pause(t.Context()))
+	must(t, sb.RestoreCheckpoint(t.Context(), "two"))
+	wantStatus(t, sb, StatusPaused, "")
+	must(t, sb.Resume(t.Context()))
+	l.wantMark(t, sb, 'b')
+	if err := sb.RestoreCheckpoint(t.Context(), "one"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("RestoreCheckpoint() of a deleted one = %v, want NotFound", err)
+	}
+	must(t, sb.Destroy(t.Context()))
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+	l.wantClean(t, m)
+}
+
+func wantParents(t *testing.T, sb *Sandbox, head string, want map[string]string) {
+	t.Helper()
+	list, got := sb.Checkpoints()
+	parents := map[string]string{}
+	for _, c := range list {
+		parents[c.ID] = c.Parent
+	}
+	if diff := cmp.Diff(want, parents); diff != "" || got != head {
+		t.Errorf("it goes on from %q, want %q; parents (-want +got):\n%s", got, head, diff)
+	}
+}
+
+// Who cannot go back goes on.
+func TestARestoreThatFails(t *testing.T) {
+	for name, spoil := range map[string]func(*testing.T, *lab, *Manager){
+		"load": func(_ *testing.T, l *lab, _ *Manager) { failAt(vmfake.StepLoad)(l) },
+		"no slot": func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			create(t, m)
+		},
+		"damaged": func(t *testing.T, _ *lab, m *Manager) {
+			t.Helper()
+			must(t, os.Truncate(filepath.Join(snapshotDir(m), "one", "root.ext4"), 1))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			m := l.open(t)
+			t.Cleanup(m.Close)
+			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			_, err := sb.Checkpoint(t.Context(), "one", "")
+			must(t, err)
+			must(t, l.mark(t.Context(), sb, 'z'))
+			spoil(t, l, m)
+			if err := sb.RestoreCheckpoint(t.Context(), "one"); err == nil {
+				t.Error("RestoreCheckpoint() succeeded")
+			}
+			l.fault = nil
+			wantStatus(t, sb, StatusRunning, "")
+			wantAlive(t, sb)
+			l.wantMark(t, sb, 'z')
+		})
+	}
+}
+
+func TestAdoptPaused(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour, OnTimeout: EndPause, AutoResume: true})
+	must(t, err)
+	must(t, l.mark(t.Context(), sb, 'a'))
+	must(t, sb.Pause(t.Context()))
+	m = l.restart(t, m)
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	destroyLater(t, sb)
+	wantStatus(t, sb, StatusPaused, "")
+	if m.Live() != 0 {
+		t.Errorf("%d live sandboxes, want none", m.Live())
+	}
+	release, err := sb.Use(t.Context()) // wakes it
+	must(t, err)
+	defer release()
+	l.wantMark(t, sb, 'a')
+	if sb.request.OnTimeout != EndPause || sb.Info().Timeout != time.Hour {
+		t.Errorf("request = %+v", sb.request)
+	}
+}
+
+// The disk is filled to the last byte at any moment of a pause: the sandbox
+// runs on, and what was there still is.
+func TestAPauseOnAFullDisk(t *testing.T) {
+	for _, at := range []vmfake.Step{"before", vmfake.StepPause, vmfake.StepMemory, vmfake.StepManifest} {
+		t.Run(string(at), func(t *testing.T) {
+			l := newLab(t)
+			l.cfg.StateDir = smallFileSystem(t)
+			m := l.open(t)
+			t.Cleanup(m.Close)
+			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			must(t, l.mark(t.Context(), other, 'o'))
+			must(t, other.Pause(t.Context()))
+			must(t, l.mark(t.Context(), sb, 'a'))
+			_, err := sb.Checkpoint(t.Context(), "one", "")
+			must(t, err)
+			before := m.snapshots.IDs()
+
+			filler := filepath.Join(l.cfg.StateDir, "filler")
+			fillAt := func(now vmfake.Step) error {
+				if now == at {
+					fill(t, filler)
+				}
+				return nil
+			}
+			must(t, fillAt("before"))
+			l.fault = fillAt
+			if err := sb.Pause(t.Context()); wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), "disk is full") {
+				t.Errorf("Pause() = %v, want Exhausted", err)
+			}
+			wantStatus(t, sb, StatusRunning, "")
+			wantAlive(t, sb)
+			l.wantMark(t, sb, 'a')
+			if diff := cmp.Diff(before, m.snapshots.IDs()); diff != "" {
+				t.Errorf("snapshots (-before +after):\n%s", diff)
+			}
+
+			l.fault = nil
+			must(t, os.Remove(filler))
+			must(t, sb.Pause(t.Context()))
+			must(t, errors.Join(sb.RestoreCheckpoint(t.Context(), "one"), sb.Resume(t.Context()), other.Resume(t.Context())))
+			l.wantMark(t, sb, 'a')
+			l.wantMark(t, other, 'o')
+		})
+	}
+}
+
+// smallFileSystem mounts an XFS of the least size that mkfs makes.
+func smallFileSystem(t *testing.T) string {
+	t.Helper()
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, 300<<20))
+	for _, args := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	return dir
+}
+
+// fill writes until nothing more fits.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	for _, size := range []int{1 << 20, 4096, 1} {
+		for err = nil; err == nil; {
+			if _, err = f.Write(make([]byte, size)); err == nil {
+				err = f.Sync() // what is delayed may find no place
+			}
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("fill: %v", err)
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"wrenn/internal/durable"
+)
+
+// hashed is what a large file was like when it was read whole.
+type hashed struct {
+	SHA256 string `json:"sha256"`
+	// Inode and Mtime tell a file that nobody wrote to since. Not the ctime:
+	// drivers give machines access to a file, which changes that.
+	Inode uint64 `json:"inode"`
+	Mtime int64  `json:"mtime"` // ns
+}
+
+// hashes are those of a snapshot's large files, by path.
+type hashes map[string]hashed
+
+// which says what files check reads whole.
+type which int
+
+const (
+	// knownFiles are the small ones, and of the large ones those that are not
+	// the very file that was hashed: copied from another host, or written to.
+	knownFiles which = iota
+	allFiles
+)
+
+// check compares a snapshot with its manifest and its hashes.
+func (s *Store) check(ctx context.Context, snap *Snapshot, want which) error {
+	root, err := os.OpenRoot(snap.dir)
+	if err != nil {
+		return fmt.Errorf("snapshot %s: %w", snap.ID, err)
+	}
+	defer root.Close()
+	known := readHashes(snap.dir)
+	stale := false
+	for _, file := range snap.Files {
+		again, err := checkFile(ctx, root, snap.ID, file, known, want)
+		if err != nil {
+			return err
+		}
+		stale = stale || again
+	}
+	if stale {
+		if err := writeHashes(snap.dir, known); err != nil { // it is only slower the next time
+			s.log.LogAttrs(ctx, slog.LevelWarn, "hashes of a snapshot cannot be written", slog.String("snapshot", snap.ID), slog.Any("err", err))
+		}
+	}
+	return nil
+}
+
+// checkFile checks one file. It says whether the file was read whole because
+// it is another one than known says, and notes that in known.
+func checkFile(ctx context.Context, root *os.Root, id string, file File, known hashes, want which) (again bool, err error) {
+	f, err := root.Open(filepath.FromSlash(file.Path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, refuse(id, "its file %s is missing", file.Path)
+	}
+	if err != nil {
+		return false, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	defer f.Close()
+	now, size, err := identify(f)
+	if err != nil {
+		return false, err
+	}
+	if size != file.Size {
+		return false, refuse(id, "its file %s has %d bytes and must have %d", file.Path, size, file.Size)
+	}
+	then, isKnown := known[file.Path]
+	sum := then.SHA256
+	switch {
+	case file.SHA256 != "":
+		sum = file.SHA256
+	case !isKnown || want == knownFiles && then.Inode == now.Inode && then.Mtime == now.Mtime:
+		return false, nil
+	}
+	if now.SHA256, err = digest(ctx, f); err != nil {
+		return false, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	if now.SHA256 != sum {
+		return false, refuse(id, "the content of its file %s has changed since it was written", file.Path)
+	}
+	if isKnown {
+		known[file.Path] = now
+	}
+	return isKnown && now != then, nil
+}
+
+func identify(f *os.File) (h hashed, size int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return h, 0, fmt.Errorf("stat %s: %w", f.Name(), err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return h, 0, fmt.Errorf("%s is no file", f.Name())
+	}
+	return hashed{Inode: st.Ino, Mtime: st.Mtim.Nano()}, st.Size, nil
+}
+
+// chunk is what digest looks at at a time.
+const chunk = 64 << 10
+
+// digest is the SHA-256 of a file's size and of each 64 KiB that are not all
+// zero, with its place: so it is the same however much of the zeros is holes.
+func digest(ctx context.Context, f *os.File) (string, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	place := func(n int64) { _, _ = sum.Write(binary.BigEndian.AppendUint64(nil, uint64(n))) } // never fails, see hash.Hash
+	place(info.Size())
+	buf, zero := make([]byte, chunk), make([]byte, chunk)
+	for pos, end := int64(0), int64(0); pos < info.Size(); pos += chunk {
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+		if pos >= end {
+			if pos, end, err = nextData(f, pos); err != nil || pos < 0 {
+				break
+			}
+		}
+		n, err := f.ReadAt(buf, pos)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", err
+		}
+		if !bytes.Equal(buf[:n], zero[:n]) {
+			place(pos)
+			_, _ = sum.Write(buf[:n])
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)), err
+}
+
+// nextData returns the chunk in which the next data at or after pos begins, and
+// the data's end; from is -1 when there is none.
+func nextData(f *os.File, pos int64) (from, to int64, err error) {
+	from, err = unix.Seek(int(f.Fd()), pos, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return -1, 0, nil
+	}
+	if err == nil {
+		to, err = unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("seek in %s: %w", f.Name(), err)
+	}
+	return max(pos, from/chunk*chunk), to, nil
+}
+
+// Run hashes the large files of new snapshots in the background, one at a
+// time, until ctx ends. Nothing of it is left when it returns.
+func (s *Store) Run(ctx context.Context) error {
+	for {
+		id := s.unhashed()
+		if id == "" {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.work:
+			}
+			continue
+		}
+		err := s.hash(ctx, id)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && s.Has(id) { // else it was removed meanwhile
+			s.log.LogAttrs(ctx, slog.LevelWarn, "a snapshot cannot be hashed", slog.String("snapshot", id), slog.Any("err", err))
+		}
+		s.setHashed(id, true)
+	}
+}
+
+func (s *Store) rouse() {
+	select {
+	case s.work <- struct{}{}:
+	default:
+	}
+}
+
+// unhashed names a snapshot that is to be hashed, or "".
+func (s *Store) unhashed() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, e := range s.entries {
+		if !e.hashed {
+			return id
+		}
+	}
+	return ""
+}
+
+func (s *Store) setHashed(id string, hashed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		e.hashed = hashed
+	}
+}
+
+// hash writes the hashes of a snapshot's large files. Disks have none: to read
+// one whole takes longer than all else.
+func (s *Store) hash(ctx context.Context, id string) error {
+	man, err := readManifest(s.path(id))
+	if err != nil {
+		return err
+	}
+	known := hashes{}
+	for _, file := range man.Files {
+		if file.SHA256 != "" || file.Path == diskName {
+			continue
+		}
+		if known[file.Path], err = hashFile(ctx, filepath.Join(s.path(id), filepath.FromSlash(file.Path))); err != nil {
+			return err
+		}
+	}
+	return writeHashes(s.path(id), known)
+}
+
+func hashFile(ctx context.Context, path string) (h hashed, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return h, err
+	}
+	defer f.Close()
+	if h, _, err = identify(f); err != nil {
+		return h, err
+	}
+	h.SHA256, err = digest(ctx, f)
+	return h, err
+}
+
+func writeHashes(dir string, known hashes) error {
+	data, err := json.MarshalIndent(known, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, hashesName), append(data, '\n'), 0o600)
+}
+
+// readHashes returns none when they cannot be read: they are made after the
+// snapshot, and the sizes are checked in any case.
+func readHashes(dir string) hashes {
+	known := hashes{}
+	if data, err := readBounded(filepath.Join(dir, hashesName), maxManifest); err == nil {
+		_ = json.Unmarshal(data, &known)
+	}
+	return known
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// blocksOf is what a file takes on the disk, in bytes.
+func blocksOf(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return st.Blocks * 512
+}

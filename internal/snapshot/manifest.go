@@ -1,0 +1,130 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/durable"
+)
+
+// format changes when an older agent could not use what a newer one wrote.
+const format = 2
+
+// smallFile is the size up to which a file is hashed when it is published and
+// whenever it is loaded: 1 MiB takes about a millisecond.
+const smallFile = 1 << 20
+
+// maxManifest bounds what is read of a manifest.
+const maxManifest = 1 << 20
+
+// Manifest says what a snapshot is.
+type Manifest struct {
+	Format    int       `json:"format"` // filled in by Publish
+	ID        string    `json:"id"`
+	Created   time.Time `json:"created"`
+	Driver    string    `json:"driver"`          // whose form machine/ has
+	Guest     string    `json:"guest,omitempty"` // the image that was booted, for people
+	VCPUs     int       `json:"vcpus"`
+	MemoryMiB int       `json:"memory_mib"`
+	// Kept snapshots stay although nobody refers to them, until Unkeep.
+	Kept bool `json:"kept,omitempty"`
+	// Transient ones are of use only to machines that run now: they need not
+	// survive a power cut, and large files are not hashed.
+	Transient bool   `json:"transient,omitempty"`
+	Files     []File `json:"files"` // filled in by Publish
+}
+
+// File is one that a snapshot must have.
+type File struct {
+	Path   string `json:"path"` // in the snapshot's directory, with slashes
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256,omitempty"` // of small ones; see digest
+}
+
+// DataBytes is how much the files of a snapshot take on the disk, shared
+// blocks and not holes included.
+func (s *Snapshot) DataBytes() (n int64) {
+	for _, f := range s.Files {
+		n += blocksOf(filepath.Join(s.dir, filepath.FromSlash(f.Path)))
+	}
+	return n
+}
+
+// listFiles describes the files in a staged directory.
+func listFiles(ctx context.Context, dir string) (files []File, err error) {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		file, err := describe(ctx, dir, path)
+		files = append(files, file)
+		return err
+	})
+	return files, err
+}
+
+func describe(ctx context.Context, dir, path string) (File, error) {
+	rel, err := filepath.Rel(dir, path)
+	if err != nil {
+		return File{}, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return File{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return File{}, err
+	}
+	file := File{Path: filepath.ToSlash(rel), Size: info.Size()}
+	if file.small() {
+		file.SHA256, err = digest(ctx, f)
+	}
+	return file, err
+}
+
+func (f File) small() bool { return f.Size <= smallFile && f.Path != diskName }
+
+func writeManifest(dir string, man Manifest) error {
+	man.Format = format
+	data, err := json.MarshalIndent(man, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, manifestName), append(data, '\n'), 0o600)
+}
+
+// readManifest reads the manifest in a snapshot's directory, whose name it must bear.
+func readManifest(dir string) (man Manifest, err error) {
+	id := filepath.Base(dir)
+	data, err := readBounded(filepath.Join(dir, manifestName), maxManifest)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return man, refuse(id, "its manifest %s is missing", manifestName)
+	case err != nil:
+		return man, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	if err := json.Unmarshal(data, &man); err != nil {
+		return man, refuse(id, "its manifest %s is damaged", manifestName)
+	}
+	switch {
+	case man.Format != format:
+		return man, refuse(id, "it has format %d, and this version works with format %d", man.Format, format)
+	case man.ID != id:
+		return man, refuse(id, "its manifest is that of snapshot %.80q", man.ID)
+	}
+	return man, nil
+}
+
+// refuse is the error of a snapshot that cannot be used.
+func refuse(id, why string, args ...any) error {
+	return wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: %s", id, fmt.Sprintf(why, args...))
+}
