@@ -163,7 +163,13 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
-	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
+	kernel, err := vm.SumFile(guest.Kernel)
+	if err != nil {
+		return fmt.Errorf("guest kernel: %w", err)
+	}
+	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{
+		Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args, Digest: "sha256:" + kernel.SHA256,
+	}}
 	h.say("guest", guest.Note)
 	return nil
 }
