@@ -98,7 +98,7 @@ func (s *stack) startAgent(ctx context.Context) (socket string, err error) {
 	run := filepath.Join(s.dir, "run")
 	socket = filepath.Join(run, "agent.sock")
 	config, err := s.write("agent.toml", map[string]any{
-		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": "127.0.0.1:49979",
+		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": "off",
 		"limits":  map[string]any{"sandboxes": 1000},
 		"network": map[string]any{"prefix": slotPrefix, "range": slotRange},
 		"warm":    map[string]any{"memory_mb": boxMemoryMB},
