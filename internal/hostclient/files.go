@@ -113,7 +113,7 @@ func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string
 	r := &reader{ctx: ctx, client: c, dog: dog}
 	var err error
 	dog.during(func() { // until the host's first word
-		r.stream, err = c.rpc.ReadFileStream(ctx, &hostagentv1.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+		r.stream, err = c.downloads.ReadFileStream(ctx, &hostagentv1.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
 	})
 	if err != nil {
 		dog.stop()
@@ -165,6 +165,9 @@ func (r *reader) Read(p []byte) (int, error) {
 }
 
 func (r *reader) Close() error {
+	if errors.Is(r.err, io.EOF) {
+		r.dog.during(func() { _ = r.stream.Close() }) // nothing is left of it: the next download takes its connection
+	}
 	r.dog.stop()
 	return nil
 }

@@ -30,8 +30,9 @@ const (
 	dialTimeout  = 5 * time.Second
 	pingAfter    = 15 * time.Second // of silence on a connection
 	pingTimeout  = 15 * time.Second
-	streamWindow = 1 << 20  // per stream: what is on its way to a reader that does not read
-	connWindow   = 16 << 20 // per connection
+	streamWindow = 1 << 20 // per stream: what is on its way to a reader that does not read
+	idleBulk     = 4       // connections that wait for the next download
+	bulkBuffer   = 64 << 10
 	maxMessage   = 64 << 20 // an inventory of 100,000 sandboxes; twice the output that Exec keeps
 )
 
@@ -59,6 +60,12 @@ func (d Deadlines) WithDefaults() Deadlines {
 	}
 }
 
+// The protocols, by their names in ALPN.
+const (
+	http1 = "http/1.1"
+	http2 = "h2"
+)
+
 // Config says where a host's agent is. ID and URL must be set.
 type Config struct {
 	ID wrenn.HostID
@@ -76,42 +83,56 @@ type Client struct {
 	peer      string // for messages
 	rpc       hostagentv1connect.HostAgentServiceClient
 	transport *http.Transport
+	// downloads is for what the host sends much of: a connection each, by HTTP/1.1, costs both ends half of HTTP/2's work.
+	downloads hostagentv1connect.HostAgentServiceClient
+	bulk      *http.Transport
 	deadlines Deadlines
 }
 
 // New returns a client. It does not connect before the first call.
 func New(cfg Config) (*Client, error) {
-	transport := newTransport(cfg.TLS)
-	base, err := address(cfg.URL, transport)
+	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams go both ways: that takes HTTP/2
+	bulk.MaxIdleConnsPerHost = idleBulk
+	bulk.ReadBufferSize = bulkBuffer
+	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, deadlines: cfg.Deadlines.WithDefaults()}
+	var err error
+	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
+		return nil, err
+	}
+	c.downloads, err = newRPC(cfg.URL, bulk)
+	return c, err
+}
+
+func newRPC(url string, transport *http.Transport) (hostagentv1connect.HostAgentServiceClient, error) {
+	base, err := address(url, transport)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{
-		id: cfg.ID, peer: "host " + string(cfg.ID), transport: transport, deadlines: cfg.Deadlines.WithDefaults(),
-		rpc: hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base,
-			connect.WithReadMaxBytes(maxMessage),
-			// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
-			connect.WithAcceptCompression("gzip", nil, nil)),
-	}, nil
+	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base,
+		connect.WithReadMaxBytes(maxMessage),
+		// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
+		connect.WithAcceptCompression("gzip", nil, nil)), nil
 }
 
-func newTransport(identity func() *tls.Config) *http.Transport {
+// newTransport returns one that speaks one protocol alone, named as ALPN names it.
+func newTransport(identity func() *tls.Config, protocol string) *http.Transport {
 	t := &http.Transport{
 		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		Protocols:   new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
-			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
+			// The connection's own window stays what net/http makes it, 1 GiB: streams that nobody reads fill it, and a full one stops all.
+			MaxReceiveBufferPerStream: streamWindow,
 		},
 		IdleConnTimeout: 2 * time.Minute,
 	}
-	// HTTP/2 alone: streams go both ways.
-	t.Protocols.SetHTTP2(true)
-	t.Protocols.SetUnencryptedHTTP2(true)
+	t.Protocols.SetHTTP1(protocol == http1)
+	t.Protocols.SetHTTP2(protocol == http2)
+	t.Protocols.SetUnencryptedHTTP2(protocol == http2)
 	if identity != nil {
 		t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			cfg := identity()
-			cfg.NextProtos = []string{"h2"}
+			cfg.NextProtos = []string{protocol}
 			return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: cfg}).DialContext(ctx, network, address)
 		}
 	}
@@ -138,7 +159,10 @@ func address(text string, t *http.Transport) (string, error) {
 }
 
 // Close drops idle connections. Calls that run go on.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.transport.CloseIdleConnections()
+	c.bulk.CloseIdleConnections()
+}
 
 // call runs a unary call with its deadline.
 func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
