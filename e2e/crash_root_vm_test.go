@@ -46,17 +46,14 @@ func (s *stack) parts() []part {
 // TestStack has one stack for all, because its guest boots once for it.
 func TestStack(t *testing.T) {
 	s := newStack(t)
-	run := func(name string, test func(*testing.T)) {
-		if !t.Run(name, test) {
-			t.FailNow() // a part may be dead, for which the others would wait
-		}
-	}
-	run("curl", func(t *testing.T) { testCurl(t, s) })
-	run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) })
-	run("without a database", func(t *testing.T) { testWithoutDatabase(t, s) })
+	// After a failure a part may be dead, for which the others would wait.
+	ok := t.Run("curl", func(t *testing.T) { testCurl(t, s) }) &&
+		t.Run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) }) &&
+		t.Run("without a database", func(t *testing.T) { testWithoutDatabase(t, s) })
 	for _, p := range s.parts() {
-		run(p.name+" is killed during a stream", func(t *testing.T) { testKilledDuringStream(t, s, p) })
-		run(p.name+" is killed during creates", func(t *testing.T) { testKilledDuringCreates(t, s, p) })
+		ok = ok &&
+			t.Run(p.name+" is killed during a stream", func(t *testing.T) { testKilledDuringStream(t, s, p) }) &&
+			t.Run(p.name+" is killed during creates", func(t *testing.T) { testKilledDuringCreates(t, s, p) })
 	}
 }
 
