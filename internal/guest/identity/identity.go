@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -54,9 +55,9 @@ func (id Identity) hostname() string { return cmp.Or(id.Hostname, id.ID) }
 // Machine is the kernel's side. Tests and agents outside a guest bring their own.
 type Machine interface {
 	SetHostname(name string) error
-	// ShowBootID makes file what everybody reads as the kernel's boot id.
-	// Showing the file that is shown already is nothing to do.
-	ShowBootID(file string) error
+	// Show makes file what everybody reads in the place of the existing file
+	// at path. Showing what is shown already is nothing to do.
+	Show(file, path string) error
 	// Signal tells the process, of whom it is known that it wants that.
 	Signal(pid, signal int) error
 }
@@ -66,13 +67,14 @@ type Config struct {
 	Machine Machine      // needed
 	Log     *slog.Logger // needed
 	RunDir  string       // /run/wrenn in a guest, where programs find it; empty: nothing is written at all
-	Root    string       // of the guest's files, "/" in a guest; empty: no file outside RunDir is touched
+	Root    string       // of the guest's files, "/" in a guest; empty: none outside RunDir is touched
 }
 
 // Names in RunDir. They are documented: docs/fork-safety.md.
 const (
 	generationFile = "generation"
 	bootIDFile     = "boot_id"
+	machineIDFile  = "machine_id"
 	notifyDir      = "notify.d"
 )
 
@@ -85,7 +87,8 @@ type Keeper struct {
 }
 
 // New returns a keeper. It does what need not wait until a restore: makes the
-// directory where programs ask to be told, and shows the kernel's boot id by a file.
+// directory where programs ask to be told, and has the ids shown from files in RunDir:
+// writing to a disk would be the most expensive part of a restore under emulation.
 func New(cfg Config) *Keeper {
 	k := &Keeper{cfg: cfg}
 	if cfg.RunDir == "" {
@@ -94,8 +97,8 @@ func New(cfg Config) *Keeper {
 	if err := k.makeDirs(); err != nil {
 		cfg.Log.Warn("programs cannot ask to be told of a restore", slog.Any("error", err))
 	}
-	if err := k.showBootID(); err != nil {
-		cfg.Log.Warn("the boot id cannot change", slog.Any("error", err)) // Become tries again
+	if err := errors.Join(k.showBootID(), k.showMachineID()); err != nil {
+		cfg.Log.Warn("the guest has an identity that may not change", slog.Any("error", err))
 	}
 	return k
 }
@@ -112,17 +115,51 @@ func (k *Keeper) makeDirs() error {
 }
 
 func (k *Keeper) showBootID() error {
-	path := filepath.Join(k.cfg.RunDir, bootIDFile)
-	if _, err := os.Stat(path); err != nil {
-		kernels, err := os.ReadFile(bootID)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(path, kernels, 0o444); err != nil {
+	kernels, err := os.ReadFile(bootID)
+	if err != nil {
+		return err
+	}
+	return k.show(bootIDFile, string(kernels), bootID)
+}
+
+// show shows the file of a name in RunDir, which is made with a text if it is not there.
+func (k *Keeper) show(name, text, path string) error {
+	file := filepath.Join(k.cfg.RunDir, name)
+	if _, err := os.Stat(file); err != nil {
+		if err := os.WriteFile(file, []byte(text), 0o444); err != nil {
 			return err
 		}
 	}
-	return k.cfg.Machine.ShowBootID(path)
+	return k.cfg.Machine.Show(file, path)
+}
+
+// showMachineID does what systemd does where /etc cannot be written: see
+// machine-id(5), "First Boot Semantics". What the image has stays as it is on the disk.
+func (k *Keeper) showMachineID() error {
+	if k.cfg.Root == "" {
+		return nil
+	}
+	path := filepath.Join(k.cfg.Root, "etc/machine-id")
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := k.show(machineIDFile, machineID(), path); err != nil {
+		return err
+	}
+	// D-Bus has a link to it, or a file of its own.
+	path = filepath.Join(k.cfg.Root, "var/lib/dbus/machine-id")
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+		return nil //nolint:nilerr // there is no D-Bus
+	}
+	return k.show(machineIDFile, "", path)
+}
+
+// machineID is a random one: machine-id(5), 32 hexadecimal digits and a newline.
+func machineID() string {
+	b := random()
+	return hex.EncodeToString(b[:]) + "\n"
 }
 
 // Become makes the guest id, at the time at, and reports whether it was
@@ -130,8 +167,7 @@ func (k *Keeper) showBootID() error {
 // alone, since a resumed sandbox is the same machine. The programs that asked for it are
 // signalled; they should be frozen, so that it is the first thing that they see.
 //
-// When the kernel refuses it returns an error, and the guest is not yet id. What a
-// user may have broken, files in /etc, is logged and left out.
+// When it fails the guest is not yet id. That the host name has no address is only logged.
 func (k *Keeper) Become(id Identity, at time.Time) (changed bool, err error) {
 	if err := id.Check(); err != nil {
 		return false, err
@@ -159,9 +195,12 @@ func (k *Keeper) write(id Identity, at time.Time) error {
 	if err := k.newBootID(); err != nil {
 		return fmt.Errorf("new boot id: %w", err)
 	}
-	if k.cfg.Root != "" {
-		k.writeEtc(id, id.ID != k.now.ID)
+	if id.ID != k.now.ID && k.cfg.Root != "" {
+		if err := overwrite(filepath.Join(k.cfg.RunDir, machineIDFile), machineID()); err != nil {
+			return fmt.Errorf("new machine id: %w", err)
+		}
 	}
+	k.writeHosts(id.hostname())
 	if err := k.writeGeneration(id, at); err != nil {
 		return fmt.Errorf("write the generation: %w", err)
 	}
@@ -197,52 +236,44 @@ func random() [16]byte {
 	return b
 }
 
-// writeEtc writes what programs read in files of the guest. Root in the guest
-// may have made that impossible; then it is as before.
-func (k *Keeper) writeEtc(id Identity, newMachine bool) {
-	files := map[string]string{}
-	if id.hostname() != k.now.hostname() {
-		hosts, err := k.hosts(id.hostname())
-		if err != nil {
-			k.complain("etc/hosts", err)
-		} else {
-			files["etc/hosts"] = hosts
-		}
+// writeHosts gives the host name an address, in images whose resolver does not
+// know it by itself: sudo asks for it, and complains. Root in the guest may have
+// made that impossible; then it is as before.
+func (k *Keeper) writeHosts(name string) {
+	if k.cfg.Root == "" || name == k.now.hostname() || k.knowsItsName() {
+		return
 	}
-	if newMachine {
-		b := random()
-		// machine-id(5): 32 hexadecimal digits and a newline.
-		files["etc/machine-id"] = hex.EncodeToString(b[:]) + "\n"
-		// D-Bus has a link to it, or a file of its own.
-		const dbus = "var/lib/dbus/machine-id"
-		if info, err := os.Lstat(filepath.Join(k.cfg.Root, dbus)); err == nil && info.Mode().IsRegular() {
-			files[dbus] = files["etc/machine-id"]
-		}
+	path := filepath.Join(k.cfg.Root, "etc/hosts")
+	text, err := k.hosts(path, name)
+	if err == nil && overwrite(path, text) != nil {
+		err = replace(path, text, 0o644) // a link, or not there
 	}
-	for name, text := range files {
-		path := filepath.Join(k.cfg.Root, name)
-		// In place, which costs the disk less; what is no file is replaced.
-		if overwrite(path, text) == nil {
-			continue
-		}
-		if err := replace(path, text, 0o644); err != nil {
-			k.complain(name, err)
-		}
+	if err != nil {
+		k.cfg.Log.Warn("the host name has no address", slog.Any("error", err))
 	}
 }
 
-func (k *Keeper) complain(name string, err error) {
-	k.cfg.Log.Warn("a file still tells of who the guest was", slog.String("file", name), slog.Any("error", err))
+// knowsItsName reports whether the C library asks nss-myhostname(8).
+func (k *Keeper) knowsItsName() bool {
+	raw, err := os.ReadFile(filepath.Join(k.cfg.Root, "etc/nsswitch.conf"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(raw)) {
+		if services, ok := strings.CutPrefix(strings.TrimSpace(line), "hosts:"); ok {
+			return slices.Contains(strings.Fields(services), "myhostname")
+		}
+	}
+	return false
 }
 
 // hostsMark ends the line of /etc/hosts that is ours.
 const hostsMark = "# this sandbox"
 
-// hosts is /etc/hosts with the name in one line of ours: sudo complains about
-// a host name without an address. 127.0.1.1 is where Debian puts it.
-func (k *Keeper) hosts(name string) (string, error) {
+// hosts is the file at path with the name in one line of ours. 127.0.1.1 is
+// where Debian puts it.
+func (k *Keeper) hosts(path, name string) (string, error) {
 	const longest = 1 << 20 // what is larger is somebody's block list: left alone
-	path := filepath.Join(k.cfg.Root, "etc/hosts")
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
