@@ -49,7 +49,10 @@ func TestConsole(t *testing.T) {
 func TestConsoleOfTheNextAgent(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	ended, runs := create(t, m), create(t, m)
+	ended, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	must(t, err)
+	runs, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	must(t, err)
 	must(t, l.world.Guest(ended.body.slot.Namespace()).Print("the end\n"))
 	must(t, l.world.Guest(ended.body.slot.Namespace()).Panic(t.Context()))
 	wantStatus(t, ended, StatusFailed, "")
