@@ -49,7 +49,7 @@ func (c *serveCommand) Run(ctx context.Context, line *commandLine, std streams) 
 	defer func() { err = errors.Join(err, h.Close(context.WithoutCancel(ctx))) }()
 	registry.MustRegister(hostserver.NewCollector(h.Manager))
 	c.warm(ctx, cfg, h, log)
-	debug.FreeOSMemory() // what hashing the guest's programs left, 70 MB, would stay for as long as little is allocated
+	debug.FreeOSMemory() // what starting left would stay for as long as little is allocated
 	a := agent{cfg: cfg, host: h, log: log}
 	if err := a.listen(ctx); err != nil {
 		return err
