@@ -98,7 +98,7 @@ func (s *stack) startAgent(ctx context.Context) (socket string, err error) {
 	run := filepath.Join(s.dir, "run")
 	socket = filepath.Join(run, "agent.sock")
 	config, err := s.write("agent.toml", map[string]any{
-		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": "127.0.0.1:49979",
+		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": "off",
 		"limits":  map[string]any{"sandboxes": 1000},
 		"network": map[string]any{"prefix": slotPrefix, "range": slotRange},
 		"warm":    map[string]any{"memory_mb": boxMemoryMB},
@@ -271,11 +271,16 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 	if err != nil {
 		return nil, err
 	}
-	var of struct{ Slot network.SlotRef }
+	var of struct {
+		Body struct{ Slot *network.SlotRef }
+	}
 	if err := json.Unmarshal(journal, &of); err != nil {
 		return nil, err
 	}
-	namespace := netns.Path(fmt.Sprintf("%s-%d", slotPrefix, of.Slot.Index))
+	if of.Body.Slot == nil {
+		return nil, fmt.Errorf("the journal of %s names no slot", box.ID)
+	}
+	namespace := netns.Path(fmt.Sprintf("%s-%d", slotPrefix, of.Body.Slot.Index))
 	direct := envdclient.New(envdclient.Config{Address: network.EnvdAddress, Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = netns.Do(namespace, func() error {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -283,6 +288,8 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 		})
 		return conn, err
 	}})
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
 	return direct, direct.WaitReady(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 }
 

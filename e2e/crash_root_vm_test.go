@@ -25,10 +25,21 @@ type part struct {
 }
 
 func (s *stack) parts() []part {
+	killAgent := func(t *testing.T) {
+		t.Helper()
+		s.agent.stop(t, syscall.SIGKILL)
+	}
+	startAgent := func(t *testing.T) {
+		t.Helper()
+		s.agent.start(t)
+	}
+	startDatabase := func(t *testing.T) {
+		t.Helper()
+		s.startDatabase(t)
+		s.ready(t)
+	}
 	return []part{
-		{"control plane", func(t *testing.T) { s.controlPlane.stop(t, syscall.SIGKILL) }, s.startControlPlane},
-		{"agent", func(t *testing.T) { s.agent.stop(t, syscall.SIGKILL) }, func(t *testing.T) { s.agent.start(t) }},
-		{"database", s.killDatabase, func(t *testing.T) { s.startDatabase(t); s.ready(t) }},
+		{"control plane", s.killControlPlane, s.startControlPlane}, {"agent", killAgent, startAgent}, {"database", s.killDatabase, startDatabase},
 	}
 }
 
@@ -48,6 +59,7 @@ func TestStack(t *testing.T) {
 // gone with the reason in its row, and that those whose making was answered
 // with success are usable.
 func testKilledDuringCreates(t *testing.T, s *stack, p part) {
+	t.Helper()
 	answers := make(chan answer, atOnce)
 	for range atOnce {
 		go func() {
@@ -55,8 +67,11 @@ func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 			answers <- answer{sb, err}
 		}()
 	}
-	all := []answer{<-answers} // the others are at any step
-	p.kill(t)
+	var all []answer
+	for len(all) < atOnce/3 {
+		all = append(all, <-answers)
+	}
+	p.kill(t) // the others are at any step
 	p.start(t)
 	for len(all) < atOnce {
 		all = append(all, <-answers)
@@ -112,6 +127,7 @@ kill $ticks`
 // testKilledDuringStream shows that a command does not notice, and can be
 // followed again by its pid.
 func testKilledDuringStream(t *testing.T, s *stack, p part) {
+	t.Helper()
 	sb, err := s.create(t, t.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -214,6 +230,7 @@ func (f *follower) count(line string) error {
 // testWithoutDatabase shows what is answered meanwhile, that sandboxes live
 // on, and that nothing has to be restarted afterwards.
 func testWithoutDatabase(t *testing.T, s *stack) {
+	t.Helper()
 	sb, err := s.create(t, t.Name())
 	if err != nil {
 		t.Fatal(err)

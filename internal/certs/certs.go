@@ -76,12 +76,14 @@ func load(files Files) (loaded, error) {
 
 // sayWhen logs until when a certificate is good, louder when that is over.
 func (s *Source) sayWhen(leaf *x509.Certificate) {
-	level, message := slog.LevelInfo, "certificate read"
-	if now := time.Now(); now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
-		level, message = slog.LevelError, "certificate read, but others will refuse it: it is expired, or not valid yet"
+	dates := []slog.Attr{
+		slog.String("file", s.files.Certificate), slog.Time("not_before", leaf.NotBefore), slog.Time("not_after", leaf.NotAfter),
 	}
-	s.log.LogAttrs(context.Background(), level, message, slog.String("file", s.files.Certificate),
-		slog.Time("not_before", leaf.NotBefore), slog.Time("not_after", leaf.NotAfter))
+	if now := time.Now(); now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
+		s.log.LogAttrs(context.Background(), slog.LevelError, "certificate read, but others will refuse it: it is expired, or not valid yet", dates...)
+		return
+	}
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "certificate read", dates...)
 }
 
 // current returns what the files say now. While they cannot be used, as in the

@@ -53,6 +53,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	}
 	defer closeStore()
 	registry := telemetry.NewRegistry()
+	registry.MustRegister(svc.Collector())
 	server, err := api.New(api.Config{
 		Service: svc, Log: log, Metrics: registry,
 		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,

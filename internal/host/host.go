@@ -78,6 +78,9 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 // still run keep what they need, for the next Open to adopt. Twice is allowed.
 func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
+// Store is where disks and snapshots are.
+func (h *Host) Store() *storage.Store { return h.store }
+
 // Run does what is to be done while the host is open, until ctx ends.
 func (h *Host) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -160,7 +163,13 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
-	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
+	kernel, err := vm.SumFile(guest.Kernel)
+	if err != nil {
+		return fmt.Errorf("guest kernel: %w", err)
+	}
+	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{
+		Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args, Digest: "sha256:" + kernel.SHA256,
+	}}
 	h.say("guest", guest.Note)
 	return nil
 }

@@ -223,8 +223,7 @@ func (m *Manager) quarantine(ctx context.Context, name, reason string, cause err
 	s.set(StatusQuarantined, reason)
 }
 
-// Quarantined says how many sandboxes are in quarantine. While there are any,
-// snapshots that nobody refers to may be theirs.
+// Quarantined says how many sandboxes are in quarantine: what they need nobody knows.
 func (m *Manager) Quarantined() int {
 	n := 0
 	for _, s := range m.all() {
@@ -235,7 +234,7 @@ func (m *Manager) Quarantined() int {
 	return n
 }
 
-// Live says how many sandboxes have something that the next agent could adopt.
+// Live says how many sandboxes have a machine that the next agent could adopt.
 func (m *Manager) Live() int {
 	n := 0
 	for _, s := range m.all() {

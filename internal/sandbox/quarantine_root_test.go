@@ -64,6 +64,16 @@ func lodger(t *testing.T, namespace, name string) *exec.Cmd {
 	return cmd
 }
 
+// noteMachine changes what the journal says of the machine.
+func noteMachine(t *testing.T, sb *Sandbox, ref *vm.Ref) {
+	t.Helper()
+	must(t, sb.commit("a test", func(j *journal) {
+		note := *j.Body
+		note.Machine = ref
+		j.Body = &note
+	}))
+}
+
 // Whatever is not understood is reported, with its name and why, and is left
 // alone; what only looks like it is removed.
 func TestQuarantine(t *testing.T) {
@@ -79,8 +89,7 @@ func TestQuarantine(t *testing.T) {
 		}},
 		{"journal of a newer agent", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			sb.journal.Format++
-			must(t, sb.journal.save())
+			must(t, sb.commit("a test", func(j *journal) { j.Format++ }))
 			return string(sb.ID()), "its journal cannot be read"
 		}},
 		{"directory without a journal", func(t *testing.T, sb *Sandbox) (string, string) {
@@ -100,14 +109,12 @@ func TestQuarantine(t *testing.T) {
 		}},
 		{"machine of another driver", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			sb.journal.Body.Machine = &vm.Ref{Driver: "qemu", ID: string(sb.ID()), PID: 1}
-			must(t, sb.journal.save())
+			noteMachine(t, sb, &vm.Ref{Driver: "qemu", ID: string(sb.ID()), PID: 1})
 			return string(sb.ID()), "of driver qemu"
 		}},
 		{"journal that names no machine", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			sb.journal.Body.Machine = nil
-			must(t, sb.journal.save())
+			noteMachine(t, sb, nil)
 			return string(sb.ID()), "names no machine"
 		}},
 	} {

@@ -157,6 +157,12 @@ func (s *Service) Run(ctx context.Context) error {
 // cannot be reached or has another schema.
 func (s *Service) Ready(ctx context.Context) error { return s.store.Ready(ctx) }
 
+// Hosts returns what is known of the hosts, and of what they have that no row
+// explains. It is for the operator: it asks for no caller.
+func (s *Service) Hosts(ctx context.Context) ([]wrenn.HostRecord, []wrenn.UnknownSandbox, error) {
+	return s.store.Hosts(ctx)
+}
+
 // EnsureTeam returns the team of that name and makes it when there is none.
 func (s *Service) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, error) {
 	if err := checkName("team", name); err != nil {

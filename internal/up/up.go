@@ -229,7 +229,7 @@ func (m *machine) keepDatabase(ctx context.Context, cfg pgserver.Config, server 
 		}
 		next, err := pgserver.Start(ctx, cfg)
 		if err != nil && ctx.Err() != nil {
-			return nil //nolint:nilerr // it was to stop, and does not run
+			return nil // it was to stop, and does not run
 		}
 		if err != nil {
 			return err

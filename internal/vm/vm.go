@@ -58,9 +58,10 @@ type Machine interface {
 	Resume(ctx context.Context) error
 
 	// Snapshot writes memory and device state into the existing, empty
-	// directory dir (or one that it was prepared in, see SnapshotPreparer). The machine must be paused (FailedPrecondition otherwise)
-	// and still is afterwards; it can go on. The disks are the caller's to
-	// copy, between Pause and Resume. When Snapshot fails dir is empty again
+	// directory dir, or one that it was prepared in (see SnapshotPreparer). The
+	// machine must be paused (FailedPrecondition otherwise, and dir is left
+	// alone) and still is afterwards; it can go on. The disks are the caller's
+	// to copy, between Pause and Resume. When Snapshot fails dir is empty again
 	// and the machine is as before; on a full disk the error is an ENOSPC.
 	//
 	// Every snapshot is whole: it needs no earlier one, of whatever generation
@@ -125,8 +126,8 @@ type Kernel struct {
 	// Args is the command line, one argument each; the driver appends what its
 	// VMM needs (the console, clocks, how to reboot).
 	Args []string
-	// Digest names the content of all this, for snapshots to say what they
-	// run; a Restore that has one insists on it. May be empty.
+	// Digest names the content of Image, for snapshots to say what they run; a
+	// Restore that has one insists on it. May be empty.
 	Digest string
 }
 

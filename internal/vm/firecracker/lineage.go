@@ -60,12 +60,11 @@ func (l *lineage) prepare(ctx context.Context, dir string) error {
 // ready makes sure that dir, where a snapshot is to go, is empty but for a
 // clone of the base, if that is known: a reflink where the file system can.
 func (l *lineage) ready(ctx context.Context, dir string) error {
-	prepared := l.prepared == dir
-	l.prepared = ""
-	if prepared && !l.stale {
-		return nil
-	}
-	if prepared {
+	if l.prepared == dir {
+		l.prepared = ""
+		if !l.stale {
+			return nil
+		}
 		if err := removeSnapshot(dir); err != nil {
 			return err
 		}

@@ -173,7 +173,8 @@ func TestLineage(t *testing.T) {
 
 	early = t.TempDir()
 	prepare(&l, early)
-	l.begin(memoryIn(t, "second")) // another snapshot came between
+	ready(&l, t.TempDir(), "first") // another snapshot came between
+	l.begin(memoryIn(t, "second"))
 	ready(&l, early, "second")
 
 	early = t.TempDir()

@@ -123,17 +123,22 @@ func (s *suite) fullDisk(t *testing.T) {
 	want.fill(t, b, "new", 'n')
 	want.writeDisk(t, b, "full")
 	must(t, "Pause", b.Pause(within(t)))
-	dir := s.newDir(t)
-	empty := s.fillDisk(t)
-	err := b.Snapshot(within(t), dir)
-	t.Log(err)
-	if !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("Snapshot() = %v, want ENOSPC", err)
+	for _, prepared := range []bool{false, true} { // the first fails at its beginning, the second when the memory is written
+		dir := s.newDir(t)
+		if prepared {
+			must(t, "PrepareSnapshot", b.Machine.(vm.SnapshotPreparer).PrepareSnapshot(within(t), dir))
+		}
+		empty := s.fillDisk(t)
+		err := b.Snapshot(within(t), dir)
+		empty()
+		t.Log(err)
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("prepared %v: Snapshot() = %v, want ENOSPC", prepared, err)
+		}
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+			t.Errorf("prepared %v: the failed snapshot left %v, %v", prepared, entries, err)
+		}
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		t.Errorf("the failed snapshot left %v, %v", entries, err)
-	}
-	empty()
 	must(t, "Resume", b.Resume(within(t)))
 	want.fill(t, b, "new", 'm')
 	s.wantContents(t, b, want)
