@@ -271,11 +271,16 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 	if err != nil {
 		return nil, err
 	}
-	var of struct{ Slot network.SlotRef }
+	var of struct {
+		Body struct{ Slot *network.SlotRef }
+	}
 	if err := json.Unmarshal(journal, &of); err != nil {
 		return nil, err
 	}
-	namespace := netns.Path(fmt.Sprintf("%s-%d", slotPrefix, of.Slot.Index))
+	if of.Body.Slot == nil {
+		return nil, fmt.Errorf("the journal of %s names no slot", box.ID)
+	}
+	namespace := netns.Path(fmt.Sprintf("%s-%d", slotPrefix, of.Body.Slot.Index))
 	direct := envdclient.New(envdclient.Config{Address: network.EnvdAddress, Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = netns.Do(namespace, func() error {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -283,6 +288,8 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 		})
 		return conn, err
 	}})
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
 	return direct, direct.WaitReady(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 }
 

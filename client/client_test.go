@@ -225,7 +225,7 @@ func (e *echo) SendStdin(p []byte) error {
 }
 
 func (*echo) Ack(uint64) error { return nil }
-func (*echo) Leave() error     { return nil }
+func (e *echo) Leave() error   { return e.Close() }
 
 func (e *echo) CloseStdin() error {
 	return e.send(service.ExecOutput{Exit: &service.ExecExit{Code: 7, Status: "exit status 7"}})

@@ -51,16 +51,23 @@ type link struct {
 
 // frame is any text frame of the server.
 type frame struct {
-	Type     string `json:"type"`
-	PID      int    `json:"pid"`
-	Offset   uint64 `json:"offset"`
-	Lost     uint64 `json:"lost"`
-	Input    uint64 `json:"input"`
-	Data     string `json:"data"`
-	Encoding string `json:"encoding"`
-	ExitCode int    `json:"exit_code"`
-	Status   string `json:"status"`
-	Code     Code   `json:"code"`
+	Type     string  `json:"type"`
+	PID      int     `json:"pid"`
+	Offset   *uint64 `json:"offset"`
+	Lost     uint64  `json:"lost"`
+	Input    uint64  `json:"input"`
+	Data     string  `json:"data"`
+	Encoding string  `json:"encoding"`
+	ExitCode int     `json:"exit_code"`
+	Status   string  `json:"status"`
+	Code     Code    `json:"code"`
+}
+
+func (f *frame) position() uint64 {
+	if f.Offset == nil {
+		return 0
+	}
+	return *f.Offset
 }
 
 // begin connects, sends the first frame and waits for the answer. Once the
@@ -242,16 +249,23 @@ func (s *Stream) end(err error) {
 		s.err = err
 	}
 	s.stop()
-	if l := s.link; l != nil {
+	s.limitFarewell()
+	s.changed.Broadcast()
+}
+
+// limitFarewell lets the connection of a stream that is over last for the last
+// words and not longer; s.mu is held.
+func (s *Stream) limitFarewell() {
+	if l := s.link; l != nil && s.over {
 		time.AfterFunc(farewell, func() { _ = l.conn.CloseNow() })
 	}
-	s.changed.Broadcast()
 }
 
 // serve uses a connection until it breaks, the command ends or the stream is over.
 func (s *Stream) serve(l *link) error {
 	s.mu.Lock()
 	s.link = l
+	s.limitFarewell()
 	s.changed.Broadcast()
 	s.mu.Unlock()
 	var sender sync.WaitGroup
@@ -286,7 +300,7 @@ func (s *Stream) take(l *link) error {
 			l.heard.Reset(silence)
 		case f == nil:
 		case f.Type == "input":
-			err = s.confirm(f.Offset)
+			err = s.confirm(f.position())
 		case f.Type == "exit":
 			s.exit(&Exit{Code: f.ExitCode, Status: f.Status})
 			return nil
@@ -303,8 +317,8 @@ func (s *Stream) take(l *link) error {
 func (s *Stream) push(f *frame, event Event) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f != nil && f.Offset != s.received {
-		return &Error{Code: Internal, Message: fmt.Sprintf("the server sent output of position %d, not %d", f.Offset, s.received)}
+	if f != nil && f.Offset != nil && *f.Offset != s.received {
+		return &Error{Code: Internal, Message: fmt.Sprintf("the server sent output of position %d, not %d", *f.Offset, s.received)}
 	}
 	for s.waiting >= outputWindow && !s.over {
 		s.changed.Wait()
@@ -466,7 +480,7 @@ func (s *Stream) resume(ctx context.Context) (*link, error) {
 	if begin.Lost > 0 {
 		s.events = append(s.events, Event{Lost: begin.Lost})
 	}
-	s.received, s.acked = begin.Offset, begin.Offset
+	s.received, s.acked = begin.position(), begin.position()
 	s.changed.Broadcast()
 	return l, nil
 }

@@ -174,7 +174,7 @@ func (s *Stream) open(ctx context.Context, first any) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.pid, s.received, s.acked, s.confirmed = begin.PID, begin.Offset, begin.Offset, begin.Input
+	s.pid, s.received, s.acked, s.confirmed = begin.PID, begin.position(), begin.position(), begin.Input
 	if begin.Lost > 0 {
 		s.events = append(s.events, Event{Lost: begin.Lost})
 	}

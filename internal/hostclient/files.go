@@ -131,17 +131,21 @@ type reader struct {
 	client *Client
 	stream *connect.ServerStreamForClient[hostagentv1.ReadFileStreamResponse]
 	dog    *watchdog
-	chunk  []byte
+	whole  []byte // the chunk as it came
+	chunk  []byte // what is left of it
 	err    error
 }
 
 // next receives a chunk, or sets err.
 func (r *reader) next() {
+	r.client.codec.recycle(r.whole)
+	r.whole, r.chunk = nil, nil
 	more := false
 	r.dog.during(func() { more = r.stream.Receive() })
 	switch {
 	case more:
-		r.chunk = r.stream.Msg().GetChunk()
+		r.whole = r.stream.Msg().GetChunk()
+		r.chunk = r.whole
 	case r.stream.Err() != nil:
 		r.err = r.client.transferError(r.ctx, r.stream.Err())
 	default:

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -86,6 +87,7 @@ type Client struct {
 	// downloads is for what the host sends much of: a connection each, by HTTP/1.1, costs both ends half of HTTP/2's work.
 	downloads hostagentv1connect.HostAgentServiceClient
 	bulk      *http.Transport
+	codec     bulkCodec
 	deadlines Deadlines
 }
 
@@ -94,24 +96,25 @@ func New(cfg Config) (*Client, error) {
 	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams go both ways: that takes HTTP/2
 	bulk.MaxIdleConnsPerHost = idleBulk
 	bulk.ReadBufferSize = bulkBuffer
-	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, deadlines: cfg.Deadlines.WithDefaults()}
+	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
 	var err error
 	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
 		return nil, err
 	}
-	c.downloads, err = newRPC(cfg.URL, bulk)
+	c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec))
 	return c, err
 }
 
-func newRPC(url string, transport *http.Transport) (hostagentv1connect.HostAgentServiceClient, error) {
+func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption) (hostagentv1connect.HostAgentServiceClient, error) {
 	base, err := address(url, transport)
 	if err != nil {
 		return nil, err
 	}
-	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base,
+	opts = append(opts,
 		connect.WithReadMaxBytes(maxMessage),
 		// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
-		connect.WithAcceptCompression("gzip", nil, nil)), nil
+		connect.WithAcceptCompression("gzip", nil, nil))
+	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base, opts...), nil
 }
 
 // newTransport returns one that speaks one protocol alone, named as ALPN names it.

@@ -63,22 +63,42 @@ var errRestart = wrenn.Errorf(wrenn.Unavailable, "the host's agent restarts; the
 // execStream is the caller's side of a command's stream.
 type execStream = connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse]
 
+// Commands serves the streams of commands.
+type Commands struct {
+	// Use returns the guest of a sandbox, which stays until release is called,
+	// and a context whose log lines name it.
+	Use func(ctx context.Context, sandbox string) (guest *envdclient.Client, _ context.Context, release func(), err error)
+	// Closing is closed when streams shall end.
+	Closing <-chan struct{}
+}
+
+func (s *server) ExecStream(ctx context.Context, stream *execStream) error {
+	c := &Commands{Closing: s.closing, Use: func(ctx context.Context, id string) (*envdclient.Client, context.Context, func(), error) {
+		sb, ctx, release, err := s.use(ctx, id)
+		if err != nil {
+			return nil, ctx, nil, err
+		}
+		return sb.Guest(), ctx, release, nil
+	}}
+	return c.ExecStream(ctx, stream)
+}
+
 var errLeft = errors.New("the caller ended its session")
 
 // ExecStream is a command's output to the caller, and the caller's input to
 // the command. There is one event of output on its way: who does not read slows down who
 // writes. Input that the command does not take is queued up to a size, so that what is
 // not input does not wait behind it.
-func (s *server) ExecStream(ctx context.Context, stream *execStream) error {
+func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 	first, err := stream.Receive()
 	if err != nil {
 		return wrenn.Errorf(wrenn.Invalid, "the first message must be start or attach")
 	}
 	ctx, hangUp := context.WithCancelCause(ctx)
 	defer hangUp(nil)
-	stop := s.onClosing(func() { hangUp(errRestart) })
+	stop := c.onClosing(func() { hangUp(errRestart) })
 	defer stop()
-	proc, release, err := s.open(ctx, first)
+	proc, release, err := c.open(ctx, first)
 	if err != nil {
 		return err
 	}
@@ -121,11 +141,11 @@ func started(proc *envdclient.Process) *pb.ExecStreamResponse {
 }
 
 // onClosing calls f when streams shall end, until stop is called.
-func (s *server) onClosing(f func()) (stop func()) {
+func (c *Commands) onClosing(f func()) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		select {
-		case <-s.closing:
+		case <-c.Closing:
 			f()
 		case <-done:
 		}
@@ -135,23 +155,23 @@ func (s *server) onClosing(f func()) (stop func()) {
 
 // open starts the command that the first message names, or attaches to it.
 // ctx ends the stream and not the command: its deadline is not passed on.
-func (s *server) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *envdclient.Process, release func(), _ error) {
+func (c *Commands) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *envdclient.Process, release func(), _ error) {
 	start, attach := first.GetStart(), first.GetAttach()
 	if start == nil && attach == nil {
 		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the first message must be start or attach")
 	}
-	sb, ctx, unuse, err := s.use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
+	guest, ctx, unuse, err := c.Use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
 	if err != nil {
 		return nil, nil, err
 	}
 	var proc *envdclient.Process
 	follow, cancel := follow(ctx, seconds(start.GetTimeoutSec()))
 	if attach != nil {
-		proc, err = sb.Guest().Attach(follow, envdclient.Target{
+		proc, err = guest.Attach(follow, envdclient.Target{
 			PID: attach.GetPid(), Session: sessionOf(attach.GetSession(), attach.GetHoldSec()), Offset: attach.Offset,
 		})
 	} else {
-		proc, err = startCommand(follow, sb.Guest(), start)
+		proc, err = startCommand(follow, guest, start)
 	}
 	if err != nil {
 		cancel()

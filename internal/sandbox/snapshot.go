@@ -93,6 +93,10 @@ func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snap
 // goes on when goOn runs, whether standStill failed or not. What can be done
 // before it stops is done before.
 func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn *rollback.Stack) error {
+	// The memory at most, and it may well be less: if that cannot be had, what is written decides.
+	if err := s.m.cfg.Store.Ensure(ctx, int64(s.request.Shape.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
+		return err
+	}
 	if machine, ok := s.body.machine.(vm.SnapshotPreparer); ok {
 		if err := machine.PrepareSnapshot(ctx, staged.Machine()); err != nil {
 			return err
