@@ -27,19 +27,46 @@ type ExecResult struct {
 type ExecStart struct {
 	ExecCommand
 	WantStdin bool
-	PTY       *PTYSize // a terminal instead of pipes
+	PTY       *PTYSize    // a terminal instead of pipes
+	Session   ExecSession // a start that is repeated with it follows what the first one started
+}
+
+// ExecAttach says which command to watch, and from where.
+type ExecAttach struct {
+	PID     int // 0: the one that has Session, which is resumed
+	Session ExecSession
+	// Offset is the position in the output to begin at; nil is where the session
+	// acknowledged, or now.
+	Offset *uint64
+}
+
+// ExecSession makes a stream one that can be resumed: when it is lost, output
+// that was not acknowledged is kept for Hold, up to a size at which the command waits.
+type ExecSession struct {
+	ID   string        // random, chosen by the caller; "" is a stream that cannot be resumed
+	Hold time.Duration // in whole seconds; 0 is a minute
 }
 
 // PTYSize is the size of a terminal in characters.
 type PTYSize struct{ Cols, Rows int }
 
 // ExecOutput is one thing that happened to a running command; exactly one
-// field is set.
+// field is set, and what is said to go with it.
 type ExecOutput struct {
-	PID                 int // the first thing
+	Started             *ExecStarted // the first thing
 	Stdout, Stderr, PTY []byte
+	Offset              uint64    // of the first byte of output; of streams with a session or an offset
+	Taken               *uint64   // how much of the session's input need not be sent again
 	Exit                *ExecExit // the last thing
 	Keepalive           bool      // nothing happened for a while
+}
+
+// ExecStarted says where a stream begins.
+type ExecStarted struct {
+	PID    int
+	Offset uint64 // of the first byte of output that comes
+	Lost   uint64 // how much of what was asked for is gone; it came right before
+	Taken  uint64 // of the session's input
 }
 
 // ExecExit says how a command ended.

@@ -134,9 +134,9 @@ func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID,
 	return f.stream, nil
 }
 
-func (f *fake) AttachExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, pid int) (service.ExecStream, error) {
-	if pid != echoPID {
-		return nil, wrenn.Errorf(wrenn.NotFound, "no process %d", pid)
+func (f *fake) AttachExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+	if to.PID != echoPID {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no process %d", to.PID)
 	}
 	return newEcho(false), nil
 }
@@ -185,11 +185,12 @@ type echo struct {
 	closed chan struct{}
 	once   sync.Once
 	pty    bool
+	taken  uint64 // of the input
 }
 
 func newEcho(pty bool) *echo {
 	e := &echo{events: make(chan service.ExecOutput, 64), closed: make(chan struct{}), pty: pty}
-	e.events <- service.ExecOutput{PID: echoPID}
+	e.events <- service.ExecOutput{Started: &service.ExecStarted{PID: echoPID}}
 	e.events <- service.ExecOutput{Keepalive: true}
 	return e
 }
@@ -213,11 +214,18 @@ func (e *echo) send(out service.ExecOutput) error {
 }
 
 func (e *echo) SendStdin(p []byte) error {
+	e.taken += uint64(len(p))
+	if err := e.send(service.ExecOutput{Taken: new(e.taken)}); err != nil {
+		return err
+	}
 	if e.pty {
 		return e.send(service.ExecOutput{PTY: bytes.Clone(p)})
 	}
 	return e.send(service.ExecOutput{Stdout: bytes.Clone(p)})
 }
+
+func (*echo) Ack(uint64) error { return nil }
+func (e *echo) Leave() error   { return e.Close() }
 
 func (e *echo) CloseStdin() error {
 	return e.send(service.ExecOutput{Exit: &service.ExecExit{Code: 7, Status: "exit status 7"}})

@@ -2,27 +2,25 @@ package client
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"strings"
 	"sync"
-
-	"github.com/coder/websocket"
+	"time"
 )
 
 const (
-	protocolText   = "wrenn.exec.v1"
-	protocolBinary = "wrenn.exec.v1.binary"
+	// outputWindow is how much output may wait for Receive, in bytes. The server
+	// sends no more than a megabyte that is not acknowledged.
+	outputWindow = 2 << 20
+	// ackEvery is how much output is acknowledged at once.
+	ackEvery = 128 << 10
+	// inputWindow is how much input may be on its way, in bytes. The server promises to take more.
+	inputWindow = 256 << 10
 
-	// The first byte of a binary message names its stream.
-	tagStdin, tagStdout, tagStderr, tagPTY = 0, 1, 2, 3
-
-	maxInput   = 256 << 10 // of one frame; the server takes 1 MiB, base64 and all
-	maxMessage = 16 << 20  // of the server
+	defaultHold = time.Minute
 )
 
 // Size is that of a terminal, in characters.
@@ -35,6 +33,9 @@ type Size struct {
 type StartOptions struct {
 	Stdin bool  // input will come, by Write; without it the input is empty
 	PTY   *Size // a terminal of this size instead of pipes; it has input
+	// Hold is for how long the stream outlives its connection, in whole seconds
+	// and at most 10 minutes: so long the output is kept, and connecting again is tried. 0 is a minute.
+	Hold time.Duration
 }
 
 // Signal is one that a command can be sent.
@@ -50,7 +51,13 @@ const (
 type Event struct {
 	Stdout, Stderr, PTY []byte
 	Exit                *Exit
+	// Lost is how many bytes of output are missing here: the connection was
+	// away for longer than StartOptions.Hold, and the command did not wait any more.
+	Lost uint64
 }
+
+// size is the number of bytes of output.
+func (e Event) size() int { return len(e.Stdout) + len(e.Stderr) + len(e.PTY) }
 
 // Exit is how a command ended.
 type Exit struct {
@@ -60,18 +67,47 @@ type Exit struct {
 
 // Stream follows a command. Receive is for one goroutine, all else for any.
 //
+// A stream that loses its connection, because the server or the sandbox's host
+// restarts or the network is away, connects again and goes on where it was: no byte of output or
+// input is lost or doubled. Only a signal that was just sent may be lost, or arrive twice.
+//
 // The command outlives the stream: who closes or loses it finds the command
-// again by Attach. Somebody must receive: a stream that nobody reads slows the
-// command, and the server cuts it after some minutes.
+// again by Attach. Somebody must receive: a stream that nobody reads slows the command.
 type Stream struct {
-	conn   *websocket.Conn
-	pid    int
-	binary bool // the server takes and sends bytes as they are
-	exited bool
-	broken func(error) error
-	detach func() bool // the stream from the context that it was started with
+	c       *Client
+	path    string
+	session string
+	hold    time.Duration
+
+	detach func() bool        // the stream from the context that it was started with
+	stop   context.CancelFunc // of connecting again
+	ended  chan struct{}      // closed when nothing of it goes on
 
 	writing sync.Mutex // keeps the pieces of one Write together
+
+	mu      sync.Mutex // guards what follows
+	changed *sync.Cond // any of it
+	link    *link      // nil while there is no connection
+	pid     int
+	err     error // why the stream is over; nil: it is not, or the command ended
+	over    bool  // it is because this side wants it: what has come until then is dropped
+	exited  bool  // the exit has come
+
+	events   []Event // that Receive has not returned
+	waiting  int     // bytes of output in them
+	received uint64  // the position after all output that has come
+	acked    uint64
+
+	input     []byte // that the server did not confirm
+	confirmed uint64 // the position where that begins
+	closed    bool   // it ends there
+	size      *Size  // what the terminal was told last
+	signals   []*signalFrame
+}
+
+type signalFrame struct {
+	signal Signal
+	sent   bool
 }
 
 // Start runs a command and returns when it runs: an error says that it does
@@ -81,76 +117,97 @@ func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOp
 	if len(cmd.Stdin) > 0 {
 		return nil, &Error{Code: InvalidRequest, Message: "Command.Stdin is of Exec: set StartOptions.Stdin and write to the stream"}
 	}
-	return c.open(ctx, id, struct {
+	s := c.newStream(id, opts.Hold)
+	return s.open(ctx, struct {
 		Type string `json:"type"`
 		commandBody
+		sessionBody
 
 		Stdin bool  `json:"stdin,omitempty"`
 		PTY   *Size `json:"pty,omitempty"`
-	}{"start", cmd.body(), opts.Stdin, opts.PTY})
+	}{"start", cmd.body(), s.body(), opts.Stdin, opts.PTY})
 }
 
 // Attach follows a command that runs: its output from now on. See Start.
 func (c *Client) Attach(ctx context.Context, id string, pid int) (*Stream, error) {
-	return c.open(ctx, id, struct {
-		Type string `json:"type"`
-		PID  int    `json:"pid"`
-	}{"attach", pid})
+	s := c.newStream(id, 0)
+	return s.open(ctx, attachBody{Type: "attach", PID: pid, sessionBody: s.body()})
 }
 
-func (c *Client) open(ctx context.Context, id string, first any) (*Stream, error) {
-	header := map[string][]string{}
-	c.sign(header)
-	conn, resp, err := websocket.Dial(ctx, "ws"+strings.TrimPrefix(c.address(sandboxPath(id, "/exec/stream"), nil), "http"),
-		&websocket.DialOptions{HTTPClient: c.http, HTTPHeader: header, Subprotocols: []string{protocolBinary, protocolText}})
+// AttachAt follows a command that runs: its output from a position on, 0 being
+// its start. What is not kept any more is the first event, as Lost. See Start.
+func (c *Client) AttachAt(ctx context.Context, id string, pid int, offset uint64) (*Stream, error) {
+	s := c.newStream(id, 0)
+	return s.open(ctx, attachBody{Type: "attach", PID: pid, sessionBody: s.body(), Offset: &offset})
+}
+
+// sessionBody makes a stream one that can be resumed.
+type sessionBody struct {
+	Session string `json:"session"`
+	HoldSec int64  `json:"hold_sec"`
+}
+
+type attachBody struct {
+	Type string `json:"type"`
+	PID  int    `json:"pid,omitempty"`
+	sessionBody
+
+	Offset *uint64 `json:"offset,omitempty"`
+}
+
+func (c *Client) newStream(id string, hold time.Duration) *Stream {
+	if hold <= 0 {
+		hold = defaultHold
+	}
+	s := &Stream{c: c, path: sandboxPath(id, "/exec/stream"), session: rand.Text(), hold: hold, ended: make(chan struct{})}
+	s.changed = sync.NewCond(&s.mu)
+	return s
+}
+
+func (s *Stream) body() sessionBody {
+	return sessionBody{Session: s.session, HoldSec: seconds(s.hold)}
+}
+
+// open connects for the first time and begins to run.
+func (s *Stream) open(ctx context.Context, first any) (*Stream, error) {
+	l, begin, err := s.begin(ctx, first)
 	if err != nil {
-		if resp != nil && ctx.Err() == nil {
-			defer resp.Body.Close()
-			return nil, problem(resp)
-		}
-		return nil, c.broken(ctx, err)
-	}
-	conn.SetReadLimit(maxMessage)
-	s := &Stream{
-		conn: conn, binary: conn.Subprotocol() == protocolBinary,
-		broken: func(err error) error { return c.broken(ctx, err) },
-		detach: context.AfterFunc(ctx, func() { _ = conn.CloseNow() }),
-	}
-	if err := s.begin(first); err != nil {
-		_ = s.Close()
 		return nil, err
 	}
+	s.pid, s.received, s.acked, s.confirmed = begin.PID, begin.position(), begin.position(), begin.Input
+	if begin.Lost > 0 {
+		s.events = append(s.events, Event{Lost: begin.Lost})
+	}
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	s.detach = context.AfterFunc(ctx, func() { s.end(context.Cause(ctx)) })
+	go s.run(life, l)
 	return s, nil
-}
-
-// begin sends the first frame and waits for the pid, which is the server's first.
-func (s *Stream) begin(first any) error {
-	if err := s.send(first); err != nil {
-		return err
-	}
-	for s.pid == 0 {
-		if _, _, err := s.receive(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // PID is the command's process in the sandbox, for Attach.
 func (s *Stream) PID() int { return s.pid }
 
 // Receive waits for the next event. After the exit it returns io.EOF. An
-// *Error says that the stream broke; the command goes on.
+// *Error says that the stream broke for good; the command goes on.
 func (s *Stream) Receive() (Event, error) {
-	for {
-		if s.exited {
-			return Event{}, io.EOF
-		}
-		event, ok, err := s.receive()
-		if err != nil || ok {
-			return event, err
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.err == nil && len(s.events) == 0 && !s.exited {
+		s.changed.Wait()
 	}
+	switch {
+	case len(s.events) > 0 && !s.over:
+		event := s.events[0]
+		s.events[0] = Event{}
+		s.events = s.events[1:]
+		s.waiting -= event.size()
+		s.changed.Broadcast()
+		return event, nil
+	case s.err != nil:
+		return Event{}, s.err
+	}
+	return Event{}, io.EOF
 }
 
 // Events is Receive as a loop, which ends after the exit or an error.
@@ -158,7 +215,7 @@ func (s *Stream) Events() iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		for {
 			event, err := s.Receive()
-			if errors.Is(err, io.EOF) && s.exited {
+			if errors.Is(err, io.EOF) {
 				return
 			}
 			if !yield(event, err) || err != nil {
@@ -169,14 +226,17 @@ func (s *Stream) Events() iter.Seq2[Event, error] {
 }
 
 // Copy writes what the command prints to stdout, or to stderr what comes from
-// there, until the command ends. A terminal has only one output.
+// there, until the command ends. A terminal has only one output. Output that is lost is an error.
 func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 	for event, err := range s.Events() {
-		if err != nil {
+		switch {
+		case err != nil:
 			return Exit{}, err
-		}
-		if event.Exit != nil {
+		case event.Exit != nil:
 			return *event.Exit, nil
+		case event.Lost > 0:
+			return Exit{}, &Error{Code: Unavailable, Message: fmt.Sprintf(
+				"%d bytes of the output are lost: the connection was away for longer than they were kept; the command goes on", event.Lost)}
 		}
 		for _, piece := range []struct {
 			to    io.Writer
@@ -190,131 +250,79 @@ func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 			}
 		}
 	}
-	return Exit{}, s.broken(io.ErrUnexpectedEOF)
+	return Exit{}, io.ErrUnexpectedEOF // Copy was called again
 }
 
-// receive reads a frame; ok says that it is an event.
-func (s *Stream) receive() (event Event, ok bool, err error) {
-	// Not the stream's context: one that ends in a read says less than the connection's end, see broken.
-	kind, text, err := s.conn.Read(context.Background())
-	if err != nil {
-		return Event{}, false, s.broken(fmt.Errorf("the stream broke, the command goes on: %w", err))
-	}
-	if kind == websocket.MessageBinary {
-		return binaryEvent(text)
-	}
-	var f struct {
-		Type     string `json:"type"`
-		PID      int    `json:"pid"`
-		Data     string `json:"data"`
-		Encoding string `json:"encoding"`
-		ExitCode int    `json:"exit_code"`
-		Status   string `json:"status"`
-		Code     Code   `json:"code"`
-	}
-	if err := json.Unmarshal(text, &f); err != nil {
-		return Event{}, false, &Error{Code: Internal, Message: "the server sent a frame that is no JSON", Err: err}
-	}
-	switch f.Type {
-	case "start":
-		s.pid = f.PID
-		return Event{}, false, nil
-	case "exit":
-		s.exited = true
-		return Event{Exit: &Exit{Code: f.ExitCode, Status: f.Status}}, true, nil
-	case "error":
-		return Event{}, false, &Error{Code: f.Code, Message: f.Data}
-	}
-	data, err := decode(f.Data, f.Encoding)
-	switch f.Type {
-	case "stdout":
-		event.Stdout = data
-	case "stderr":
-		event.Stderr = data
-	case "pty":
-		event.PTY = data
-	default:
-		return Event{}, false, nil // keepalive, and what later servers may tell
-	}
-	return event, len(data) > 0, err
-}
-
-func binaryEvent(message []byte) (Event, bool, error) {
-	if len(message) < 2 {
-		return Event{}, false, nil
-	}
-	switch data := message[1:]; message[0] {
-	case tagStdout:
-		return Event{Stdout: data}, true, nil
-	case tagStderr:
-		return Event{Stderr: data}, true, nil
-	case tagPTY:
-		return Event{PTY: data}, true, nil
-	}
-	return Event{}, false, nil
-}
-
-// Write sends input. It waits when the command does not read.
+// Write sends input and returns when it is on its way. It waits when the
+// command does not read, and while there is no connection.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	sent := 0
-	for sent < len(p) {
-		piece := p[sent:min(len(p), sent+maxInput)]
-		if err := s.sendInput(piece); err != nil {
-			return sent, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for n < len(p) {
+		if err := s.until(func() bool { return len(s.input) < inputWindow }); err != nil {
+			return n, err
 		}
-		sent += len(piece)
+		piece := p[n:min(len(p), n+inputWindow-len(s.input))]
+		s.input = append(s.input, piece...)
+		n += len(piece)
+		s.changed.Broadcast()
 	}
-	return sent, nil
-}
-
-func (s *Stream) sendInput(p []byte) error {
-	if !s.binary {
-		return s.send(map[string]string{"type": "stdin", "data": base64.StdEncoding.EncodeToString(p), "encoding": encodingBase64})
-	}
-	message := append([]byte{tagStdin}, p...)
-	return s.sent(s.conn.Write(context.Background(), websocket.MessageBinary, message))
+	end := s.confirmed + uint64(len(s.input))
+	return n, s.until(func() bool { return s.confirmed >= end || s.link != nil && s.link.input >= end })
 }
 
 // CloseStdin ends the input.
 func (s *Stream) CloseStdin() error {
 	s.writing.Lock() // after what is being written
 	defer s.writing.Unlock()
-	return s.send(map[string]string{"type": "stdin_close"})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.changed.Broadcast()
+	return s.until(func() bool { return s.link != nil && s.link.closed })
 }
 
 // Resize tells the terminal its new size.
 func (s *Stream) Resize(size Size) error {
-	return s.send(struct {
-		Type string `json:"type"`
-		Size
-	}{"resize", size})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.size = &size
+	s.changed.Broadcast()
+	return s.until(func() bool { return s.link != nil && s.link.size == s.size || s.size != &size })
 }
 
 // Signal sends a signal to the command and what it started.
 func (s *Stream) Signal(sig Signal) error {
-	return s.send(map[string]string{"type": "signal", "signal": string(sig)})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	frame := &signalFrame{signal: sig}
+	s.signals = append(s.signals, frame)
+	s.changed.Broadcast()
+	return s.until(func() bool { return frame.sent })
 }
 
-func (s *Stream) send(frame any) error {
-	text, err := json.Marshal(frame)
-	if err != nil {
-		return &Error{Code: InvalidRequest, Message: "the frame cannot be written as JSON", Err: err}
+// until waits until done, which is asked with s.mu held. An error says that
+// it never will be.
+func (s *Stream) until(done func() bool) error {
+	for !done() {
+		switch {
+		case s.err != nil:
+			return s.err
+		case s.exited:
+			return &Error{Code: InvalidState, Message: "the command has ended"}
+		}
+		s.changed.Wait()
 	}
-	return s.sent(s.conn.Write(context.Background(), websocket.MessageText, text))
+	return nil
 }
 
-func (s *Stream) sent(err error) error {
-	if err == nil {
-		return nil
-	}
-	return s.broken(fmt.Errorf("the stream broke: %w", err))
-}
-
-// Close ends the stream, not the command. Twice is allowed.
+// Close ends the stream, not the command, which is not slowed any more. Twice is allowed.
 func (s *Stream) Close() error {
 	s.detach()
-	_ = s.conn.CloseNow() // fails when it is closed
+	s.end(&Error{Code: Unavailable, Message: "the stream was closed; the command goes on"})
+	<-s.ended
 	return nil
 }

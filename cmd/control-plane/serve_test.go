@@ -19,6 +19,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/pgtest"
 )
@@ -29,6 +30,8 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // a host in memory.
 type program struct {
 	url, metrics, key string
+	config            string
+	agent             *hosttest.Agent
 	log               *journal
 	stop              func() error
 }
@@ -54,7 +57,8 @@ func (j *journal) String() string {
 // launch migrates, makes a key and serves, all by the command line.
 func launch(t *testing.T) *program {
 	t.Helper()
-	host, err := hosttest.Serve(t.Context(), &hosttest.Agent{})
+	agent := &hosttest.Agent{}
+	host, err := hosttest.Serve(t.Context(), agent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +72,7 @@ func launch(t *testing.T) *program {
 	}
 	none := func(string) string { return "" }
 	var key bytes.Buffer
-	p := &program{log: &journal{}}
+	p := &program{log: &journal{}, config: config, agent: agent}
 	for _, args := range [][]string{{"migrate"}, {"migrate"}, {"key", "team-a", "first"}} { // twice is allowed
 		if err := command(t.Context(), append([]string{"-config", config}, args...), &key, p.log, none); err != nil {
 			t.Fatalf("control-plane %v: %v", args, err)
@@ -185,6 +189,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("deleted: %v", got)
 	}
 	p.keys(t)
+	p.hosts(t)
 	if status, text := p.ask(t, "GET", p.metrics+"/metrics", "", ""); status != 200 || !strings.Contains(text, `wrenn_api_requests_total{operation="exec",status="200"} 1`) {
 		t.Errorf("metrics = %d %s", status, text)
 	}
@@ -193,6 +198,34 @@ func TestServe(t *testing.T) {
 	}
 	if strings.Contains(p.log.String(), p.key) {
 		t.Error("the log has the key")
+	}
+}
+
+// hosts is what an operator sees of a sandbox that nobody can explain.
+func (p *program) hosts(t *testing.T) {
+	t.Helper()
+	id := wrenn.NewSandboxID()
+	p.agent.Put(id, wrenn.SeenQuarantined)
+	p.agent.Restart() // has it looked at, at once
+	p.until(t, "the log tells of the unknown sandbox", func() bool { return strings.Contains(p.log.String(), "no row explains") })
+	var out bytes.Buffer
+	if err := command(t.Context(), []string{"-config", p.config, "hosts"}, &out, p.log, func(string) string { return "" }); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"h1 ", "UNKNOWN SANDBOX", string(id), "quarantined"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("control-plane hosts printed no %q:\n%s", want, &out)
+		}
+	}
+	for _, path := range []string{"/health", "/ready"} {
+		if status, text := p.ask(t, "GET", p.metrics+path, "", ""); status != 200 {
+			t.Errorf("%s on the metrics' listener = %d %s", path, status, text)
+		}
+		_, there := p.ask(t, "GET", p.metrics+path, "", "")
+		_, here := p.ask(t, "GET", p.url+path, "", "")
+		if strings.TrimSpace(there) != strings.TrimSpace(here) {
+			t.Errorf("%s is %q on one listener and %q on the other", path, there, here)
+		}
 	}
 }
 

@@ -42,7 +42,7 @@ type Sandboxes interface {
 type Commands interface {
 	Exec(context.Context, service.Caller, wrenn.SandboxID, service.ExecCommand) (*service.ExecResult, error)
 	StartExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecStart) (service.ExecStream, error)
-	AttachExec(context.Context, service.Caller, wrenn.SandboxID, int) (service.ExecStream, error)
+	AttachExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecAttach) (service.ExecStream, error)
 }
 
 // Files moves files. WriteFile changes the file as a whole or not at all. The

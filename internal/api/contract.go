@@ -156,7 +156,7 @@ func (c *contract) addSchemas() (err error) {
 	}
 	for frame, schema := range map[string]string{
 		frameStart: "StartFrame", frameAttach: "AttachFrame", frameStdin: "StdinFrame", frameStdinClose: "StdinCloseFrame",
-		frameResize: "ResizeFrame", frameSignal: "SignalFrame", frameStop: "StopFrame",
+		frameResize: "ResizeFrame", frameSignal: "SignalFrame", frameStop: "StopFrame", frameAck: "AckFrame", frameLeave: "LeaveFrame",
 	} {
 		if c.frames[frame], err = c.compile("components", "schemas", schema); err != nil {
 			return err

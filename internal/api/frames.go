@@ -18,6 +18,8 @@ const (
 	frameResize     = "resize"
 	frameSignal     = "signal"
 	frameStop       = "stop"
+	frameAck        = "ack"
+	frameLeave      = "leave"
 
 	frameStdout    = "stdout"
 	frameStderr    = "stderr"
@@ -25,6 +27,7 @@ const (
 	frameExit      = "exit"
 	frameError     = "error"
 	frameKeepalive = "keepalive"
+	frameInput     = "input"
 )
 
 // The first byte of a binary message names its stream.
@@ -49,6 +52,10 @@ type clientFrame struct {
 	PTY        *frameSize        `json:"pty"`
 
 	PID int `json:"pid"`
+
+	Session string  `json:"session"`
+	HoldSec int64   `json:"hold_sec"`
+	Offset  *uint64 `json:"offset"`
 
 	Data     string `json:"data"`
 	Encoding string `json:"encoding"`
@@ -106,6 +113,9 @@ func (c *contract) parseFrame(binary bool, text []byte) (*clientFrame, error) {
 type serverFrame struct {
 	Type     string  `json:"type"`
 	PID      int     `json:"pid,omitempty"`
+	Offset   *uint64 `json:"offset,omitempty"`
+	Lost     uint64  `json:"lost,omitempty"`
+	Input    *uint64 `json:"input,omitempty"`
 	Data     *string `json:"data,omitempty"`
 	Encoding string  `json:"encoding,omitempty"`
 	ExitCode *int    `json:"exit_code,omitempty"`
@@ -122,6 +132,7 @@ type outMessage struct {
 // encoder makes messages of a command's output. It belongs to one stream.
 type encoder struct {
 	binary bool // the client takes bytes as they are
+	exact  bool // the client counts bytes: none is held back, and frames say where they are
 
 	stdout, stderr, pty splitter
 }
@@ -133,28 +144,37 @@ func (e *encoder) encode(out service.ExecOutput) []outMessage {
 	case out.Exit != nil:
 		exit := serverFrame{Type: frameExit, ExitCode: &out.Exit.Code, Status: out.Exit.Status}
 		return append(e.flush(), text(exit))
-	case out.PID != 0:
-		return []outMessage{text(serverFrame{Type: frameStart, PID: out.PID})}
+	case out.Started != nil:
+		start := serverFrame{Type: frameStart, PID: out.Started.PID}
+		if e.exact {
+			start.Offset, start.Lost, start.Input = &out.Started.Offset, out.Started.Lost, &out.Started.Taken
+		}
+		return []outMessage{text(start)}
+	case out.Taken != nil:
+		return []outMessage{text(serverFrame{Type: frameInput, Offset: out.Taken})}
 	case out.Keepalive:
 		return []outMessage{text(serverFrame{Type: frameKeepalive})}
 	case len(out.Stdout) > 0:
-		return e.data(frameStdout, tagStdout, &e.stdout, out.Stdout)
+		return e.data(frameStdout, tagStdout, &e.stdout, out.Stdout, out.Offset)
 	case len(out.Stderr) > 0:
-		return e.data(frameStderr, tagStderr, &e.stderr, out.Stderr)
+		return e.data(frameStderr, tagStderr, &e.stderr, out.Stderr, out.Offset)
 	case len(out.PTY) > 0:
-		return e.data(framePTY, tagPTY, &e.pty, out.PTY)
+		return e.data(framePTY, tagPTY, &e.pty, out.PTY, out.Offset)
 	}
 	return nil
 }
 
-func (e *encoder) data(frame string, tag byte, s *splitter, p []byte) []outMessage {
+func (e *encoder) data(frame string, tag byte, s *splitter, p []byte, offset uint64) []outMessage {
 	if e.binary {
 		return []outMessage{{binary: true, bytes: append([]byte{tag}, p...)}}
+	}
+	if e.exact {
+		return []outMessage{dataFrame(frame, p, &offset)}
 	}
 	if p = s.next(p); len(p) == 0 {
 		return nil
 	}
-	return []outMessage{dataFrame(frame, p)}
+	return []outMessage{dataFrame(frame, p, nil)}
 }
 
 // flush returns what is held back: the start of a character whose end did not come.
@@ -165,7 +185,7 @@ func (e *encoder) flush() []outMessage {
 		*splitter
 	}{{frameStdout, &e.stdout}, {frameStderr, &e.stderr}, {framePTY, &e.pty}} {
 		if len(s.held) > 0 {
-			out = append(out, dataFrame(s.frame, s.held))
+			out = append(out, dataFrame(s.frame, s.held, nil))
 			s.held = nil
 		}
 	}
@@ -173,11 +193,14 @@ func (e *encoder) flush() []outMessage {
 }
 
 // dataFrame holds p as text when it is, as base64 when not.
-func dataFrame(frame string, p []byte) outMessage {
+func dataFrame(frame string, p []byte, offset *uint64) outMessage {
+	f := serverFrame{Type: frame, Offset: offset}
 	if utf8.Valid(p) {
-		return text(serverFrame{Type: frame, Data: new(string(p))})
+		f.Data = new(string(p))
+	} else {
+		f.Data, f.Encoding = new(base64.StdEncoding.EncodeToString(p)), encodingBase64
 	}
-	return text(serverFrame{Type: frame, Data: new(base64.StdEncoding.EncodeToString(p)), Encoding: encodingBase64})
+	return text(f)
 }
 
 // text encodes a frame, which cannot fail: it holds strings and numbers.

@@ -113,6 +113,9 @@ type stream struct {
 	input   bool // the command takes input, as far as is known
 	pty     bool // it has a terminal, as far as is known
 
+	session bool        // the stream can be resumed
+	left    atomic.Bool // the client has ended its session
+
 	writing atomic.Bool // a message is on its way to the client
 	sending atomic.Bool // input is on its way to the command
 }
@@ -134,8 +137,11 @@ func (st *stream) serve(ctx context.Context) {
 		helpers.Go(func() { st.keepAlive(ctx, end) })
 		err = st.passOutput(ctx)
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		err = context.Cause(ctx) // what else was said then is a consequence
+	case st.left.Load():
+		err = nil // that is how the host takes leave
 	}
 	end(nil)
 	st.goodbye(ctx, err)
@@ -157,6 +163,7 @@ func (st *stream) open(ctx context.Context) error {
 				Timeout: time.Duration(frame.TimeoutSec) * time.Second,
 			},
 			WantStdin: frame.Stdin || frame.PTY != nil,
+			Session:   st.resumable(frame),
 		}
 		if frame.PTY != nil {
 			start.PTY = &service.PTYSize{Cols: frame.PTY.Cols, Rows: frame.PTY.Rows}
@@ -164,12 +171,23 @@ func (st *stream) open(ctx context.Context) error {
 		st.input, st.pty = start.WantStdin, start.PTY != nil
 		st.command, err = st.s.service.StartExec(ctx, st.caller, st.id, start)
 	case frameAttach:
+		if frame.PID == 0 && frame.Session == "" {
+			return invalid("attach names a pid, or the session to resume")
+		}
 		st.input, st.pty = true, true
-		st.command, err = st.s.service.AttachExec(ctx, st.caller, st.id, frame.PID)
+		to := service.ExecAttach{PID: frame.PID, Session: st.resumable(frame), Offset: frame.Offset}
+		st.command, err = st.s.service.AttachExec(ctx, st.caller, st.id, to)
 	default:
 		err = invalid("the first frame is start or attach, not %s", frame.Type)
 	}
 	return err
+}
+
+// resumable notes the session that the first frame asks for.
+func (st *stream) resumable(frame *clientFrame) service.ExecSession {
+	st.session = frame.Session != ""
+	st.encoder.exact = st.session || frame.Offset != nil
+	return service.ExecSession{ID: frame.Session, Hold: time.Duration(frame.HoldSec) * time.Second}
 }
 
 // firstFrame waits for it, not for ever: an open socket costs the server something and the client nothing.
@@ -284,6 +302,10 @@ func (st *stream) acceptable(frame *clientFrame) error {
 		if !st.pty {
 			return invalid("the command has no terminal: start it with pty")
 		}
+	case frameAck, frameLeave:
+		if !st.session {
+			return invalid("the stream has no session: start or attach with one")
+		}
 	}
 	return nil
 }
@@ -298,6 +320,11 @@ func (st *stream) obey(frame *clientFrame) error {
 		return st.command.Resize(service.PTYSize{Cols: frame.Cols, Rows: frame.Rows})
 	case frameSignal:
 		return st.command.Signal(frame.Signal)
+	case frameAck:
+		return st.command.Ack(*frame.Offset)
+	case frameLeave:
+		st.left.Store(true)
+		return st.command.Leave()
 	default: // stop
 		return st.command.Signal("SIGTERM")
 	}

@@ -67,7 +67,12 @@ func (p *program) Resize(s service.PTYSize) error {
 	return nil
 }
 func (p *program) Signal(name string) error { p.did <- name; return nil }
-func (p *program) Close() error             { p.once.Do(func() { close(p.closed) }); return nil }
+func (p *program) Ack(offset uint64) error {
+	p.did <- fmt.Sprintf("ack %d", offset)
+	return nil
+}
+func (p *program) Leave() error { p.did <- "leave"; return nil }
+func (p *program) Close() error { p.once.Do(func() { close(p.closed) }); return nil }
 
 // streaming is a server with one program, and a client of it.
 type streaming struct {
@@ -173,7 +178,7 @@ func dataOf(t *testing.T, m outMessage, frame string) []byte {
 func TestStreamFromStartToExit(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"sh","args":["-c","x"],"env":{"A":"b"},"cwd":"/tmp","user":"bob","timeout_sec":7,"stdin":true}`)
-	s.out <- service.ExecOutput{PID: 42}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42}}
 	s.expect(t, `{"type":"start","pid":42}`)
 	want := service.ExecStart{WantStdin: true, ExecCommand: service.ExecCommand{
 		Cmd: "sh", Args: []string{"-c", "x"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "bob", Timeout: 7 * time.Second,
@@ -206,7 +211,7 @@ func TestStreamFromStartToExit(t *testing.T) {
 func TestStreamOfATerminal(t *testing.T) {
 	s := stream1(t, nil, "wrenn.exec.v1")
 	s.send(t, `{"type":"start","cmd":"sh","pty":{"cols":80,"rows":24}}`)
-	s.out <- service.ExecOutput{PID: 1}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 	s.send(t, `{"type":"resize","cols":120,"rows":40}`)
 	if got := wait(t, s.did, "the resize"); got != "resize 120x40" {
 		t.Errorf("the program saw %s", got)
@@ -225,7 +230,7 @@ func TestStreamOfBytes(t *testing.T) {
 		t.Fatalf("the server speaks %q", got)
 	}
 	s.send(t, `{"type":"start","cmd":"x","stdin":true}`)
-	s.out <- service.ExecOutput{PID: 1}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 	if err := s.conn.Write(t.Context(), websocket.MessageBinary, []byte("\x00\xff\x00")); err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +256,7 @@ func TestKeyOfABrowser(t *testing.T) {
 func TestAttach(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"attach","pid":42}`)
-	s.out <- service.ExecOutput{PID: 42}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42}}
 	s.send(t, `{"type":"stop"}`)
 	if got := wait(t, s.did, "the stop"); got != "SIGTERM" {
 		t.Errorf("the program saw %s", got)
@@ -301,7 +306,7 @@ func TestNoFirstFrame(t *testing.T) {
 func TestStreamThatBreaks(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"x"}`)
-	s.out <- service.ExecOutput{PID: 1}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 	s.fail <- wrenn.Errorf(wrenn.Unavailable, "the host is away")
 	s.expect(t, `{"type":"start","pid":1}`)
 	s.expectError(t, "unavailable", 1011)
@@ -316,7 +321,7 @@ func TestClientLeaves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := stream1(t, nil)
 			s.send(t, `{"type":"start","cmd":"x"}`)
-			s.out <- service.ExecOutput{PID: 1}
+			s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 			s.expect(t, `{"type":"start","pid":1}`)
 			if err := leave(s.conn); err != nil {
 				t.Fatal(err)
@@ -332,7 +337,7 @@ func TestClientLeaves(t *testing.T) {
 func TestServerStops(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"x"}`)
-	s.out <- service.ExecOutput{PID: 1}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.server.stop() }()
@@ -422,7 +427,7 @@ func TestDeafClientIsCut(t *testing.T) {
 func TestPingsKeepAQuietStream(t *testing.T) {
 	s := stream1(t, func(s *Server) { s.times.ping, s.times.patience = 5*time.Millisecond, 5*time.Second })
 	s.send(t, `{"type":"start","cmd":"x"}`)
-	s.out <- service.ExecOutput{PID: 1}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
 	got := make(chan string, 1)
 	go func() { got <- s.receive(t) }()
@@ -443,7 +448,7 @@ func TestProgramThatTakesNoInput(t *testing.T) {
 	s.stuck = true
 	s.send(t, `{"type":"start","cmd":"x","stdin":true}`)
 	s.send(t, `{"type":"stdin","data":"x"}`)
-	s.out <- service.ExecOutput{PID: 1}
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
 	got := make(chan string, 1)
 	go func() { got <- s.receive(t) }()
@@ -485,7 +490,7 @@ func TestBytesByHand(t *testing.T) {
 	handWrite(t, conn, 1, []byte(`{"type":"start","cmd":"x","stdin":true}`))
 	var want [][]byte
 	go func() {
-		p.out <- service.ExecOutput{PID: 7}
+		p.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 7}}
 	}()
 	if op, text := handRead(t, r); op != 1 || string(text) != `{"type":"start","pid":7}` {
 		t.Fatalf("frame %d %s", op, text)

@@ -153,7 +153,7 @@ func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.Sandbox
 	return s.stream(), nil
 }
 
-func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, pid int) (service.ExecStream, error) {
+func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
 	if _, err := s.find(c, id); err != nil {
 		return nil, err
 	}

@@ -94,12 +94,13 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	ends := map[string]string{
 		"three": `{"type":"exit","exit_code":3,"status":"exit status 3"}`,
 		"kill":  `{"type":"exit","exit_code":-1,"status":"signal: killed"}`,
-		"break": `{"type":"error","code":"unavailable","data":"the server stops"}`,
+		"break": `{"type":"error","code":"internal","data":"the server is broken"}`,
 	}
 	refusals := map[string]string{
 		"missing": `"code":"not_found","data":"command 'missing' not found"`,
 		"/etc":    `"code":"forbidden","data":"user 'root' may not run '/etc' in '/root'"`,
 	}
+	taken := 0
 	for {
 		kind, text, err := conn.Read(r.Context())
 		if err != nil {
@@ -108,6 +109,8 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		var f struct{ Type, Cmd, Signal string }
 		if kind == websocket.MessageBinary {
 			_ = conn.Write(r.Context(), kind, append([]byte{1}, text[1:]...))
+			taken += len(text) - 1
+			say(fmt.Sprintf(`{"type":"input","offset":%d}`, taken))
 			continue
 		}
 		_ = json.Unmarshal(text, &f)
@@ -158,7 +161,7 @@ func TestCommands(t *testing.T) {
 		"signal":        {[]string{"sandbox", "exec", testID, "kill"}, "", result{128 + 9, "", "to stderr\n"}},
 		"no program":    {[]string{"sandbox", "exec", testID, "missing"}, "", result{127, "", "command 'missing' not found\n"}},
 		"no executable": {[]string{"sandbox", "exec", testID, "/etc"}, "", result{126, "", "user 'root' may not run '/etc' in '/root'\n"}},
-		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server stops\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
+		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server is broken\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
 		"no command":    {[]string{"sandbox", "exec", testID}, "", result{1, "", "give the command to run after the sandbox's id, or --attach PID\n"}},
 		"download":      {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
 		"no copy":       {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},

@@ -35,6 +35,9 @@ type Command struct {
 	// terminal of that size, which has input always, instead of pipes.
 	Stdin bool
 	PTY   *Size
+	// Session makes what Start returns a stream that can be resumed. A Start that
+	// is repeated with it follows what the first one started. Exec does not use it.
+	Session *Session
 	// MaxOutput bounds each output that Exec keeps, in bytes; default DefaultMaxOutput.
 	MaxOutput int
 }
@@ -57,7 +60,7 @@ type Exit struct {
 // nor is a command that does not read its input. When ctx ends first the
 // command is killed.
 func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
-	cmd.Stdin, cmd.PTY = cmd.Input != nil, nil
+	cmd.Stdin, cmd.PTY, cmd.Session = cmd.Input != nil, nil, nil
 	proc, err := c.Start(ctx, cmd)
 	if err != nil {
 		return nil, err
@@ -120,6 +123,8 @@ var codes = map[connect.Code]wrenn.Code{
 	connect.CodeNotFound:           wrenn.NotFound,
 	connect.CodeAlreadyExists:      wrenn.AlreadyExists,
 	connect.CodeFailedPrecondition: wrenn.FailedPrecondition,
+	connect.CodeAborted:            wrenn.FailedPrecondition,
+	connect.CodeOutOfRange:         wrenn.Invalid,
 	connect.CodeResourceExhausted:  wrenn.Exhausted,
 	connect.CodePermissionDenied:   wrenn.PermissionDenied,
 	connect.CodeUnauthenticated:    wrenn.Unauthenticated,
@@ -133,6 +138,9 @@ var codes = map[connect.Code]wrenn.Code{
 func fromRPC(doing string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, errGone) {
+		return errGone
 	}
 	rpc, ok := errors.AsType[*connect.Error](err)
 	if !ok {

@@ -35,22 +35,24 @@ const (
 )
 
 // Event is a piece of output, valid until the next one is asked for, or a sign
-// of life after a silence; exactly one field is set.
+// of life after a silence; exactly one field is set, and Offset.
 type Event struct {
 	Stdout, Stderr, PTY []byte
 	Keepalive           bool
+	Offset              uint64 // of the first byte of output, when it was asked for by a session or an offset
 }
 
 // Process is a running command that is followed. Next and Exit are for one
 // goroutine, the other methods for any.
 type Process struct {
-	client *Client
-	stream stream
-	cancel context.CancelFunc // of the stream; nil when that ends with its caller's context
-	pid    uint32
-	exit   Exit
-	ended  bool
-	tty    atomic.Int32 // a ttyKind
+	client  *Client
+	stream  stream
+	cancel  context.CancelFunc // of the stream; nil when that ends with its caller's context
+	start   *process.ProcessEvent_StartEvent
+	session *following // nil: it cannot be resumed
+	exit    Exit
+	ended   bool
+	tty     atomic.Int32 // a ttyKind
 }
 
 // ttyKind is whether a process has a terminal.
@@ -87,6 +89,7 @@ func (s connected) event() *process.ProcessEvent { return s.Msg().GetEvent() }
 // outlives ctx and Close; a deadline of ctx ends it, with DeadlineExceeded
 // from Next. So does a ctx that is cancelled before Start returns: the stream
 // goes on until the command's id has come, for nobody else knows what to end.
+// Whoever has the command's session knows: then it runs on.
 func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 	streamCtx, cancel := withoutCancel(ctx)
 	type result struct {
@@ -115,7 +118,9 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 		defer cancel()
 		defer time.AfterFunc(killTimeout, cancel).Stop()
 		if r := <-began; r.err == nil {
-			c.killAbandoned(ctx, r.p.pid)
+			if cmd.Session == nil {
+				c.killAbandoned(ctx, r.p.PID())
+			}
 			r.p.Close()
 		}
 		return nil, fromRPC("start "+cmd.Path, endOf(ctx))
@@ -148,6 +153,7 @@ func (c *Client) start(ctx context.Context, cmd Command) (*Process, error) {
 	req := &process.StartRequest{
 		Process: &process.ProcessConfig{Cmd: cmd.Path, Args: cmd.Args, Envs: cmd.Env},
 		Stdin:   &cmd.Stdin,
+		Session: cmd.Session.message(),
 	}
 	if cmd.Dir != "" {
 		req.Process.Cwd = &cmd.Dir
@@ -160,24 +166,40 @@ func (c *Client) start(ctx context.Context, cmd Command) (*Process, error) {
 	if err != nil {
 		return nil, fromRPC("start "+cmd.Path, err)
 	}
-	return c.follow("start "+cmd.Path, started{s}, tty)
+	return c.follow(ctx, "start "+cmd.Path, started{s}, tty, cmd.Session)
 }
 
-// Attach follows a command that runs, from now on, or shows the end of one
-// that ended not long ago. NotFound when there is no such process; only
-// those that Start made can be followed.
-func (c *Client) Attach(ctx context.Context, pid uint32) (*Process, error) {
+// Target says which command to follow, and from where.
+type Target struct {
+	PID     uint32   // 0: the one that has Session, which is resumed
+	Session *Session // nil: the stream cannot be resumed
+	// Offset is the position in the output to begin at; nil is where the session
+	// acknowledged, or now. Lost says how much of it is gone.
+	Offset *uint64
+}
+
+// Attach follows a command that runs, or shows the end of one that ended not
+// long ago. NotFound when there is no such process or session; only those that Start
+// made can be followed. A stream that the session still has ends.
+func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Keepalive-Ping-Interval", keepaliveSeconds)
-	s, err := c.process.Connect(ctx, &process.ConnectRequest{Process: selector(pid)})
+	req := &process.ConnectRequest{Process: selector(to.PID), Offset: to.Offset, Session: to.Session.message()}
+	if to.PID == 0 {
+		if to.Session == nil {
+			return nil, wrenn.Errorf(wrenn.Invalid, "attach: neither a process nor a session is named")
+		}
+		req.Process = to.Session.selector()
+	}
+	s, err := c.process.Connect(ctx, req)
 	if err != nil {
 		return nil, fromRPC("attach", err)
 	}
-	return c.follow("attach", connected{s}, ttyUnknown)
+	return c.follow(ctx, "attach", connected{s}, ttyUnknown, to.Session)
 }
 
 // follow reads the first event, which says the pid.
-func (c *Client) follow(doing string, s stream, tty ttyKind) (*Process, error) {
+func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind, session *Session) (*Process, error) {
 	p := &Process{client: c, stream: s}
 	p.tty.Store(int32(tty))
 	if !s.Receive() {
@@ -190,12 +212,30 @@ func (c *Client) follow(doing string, s stream, tty ttyKind) (*Process, error) {
 		p.Close()
 		return nil, wrenn.Errorf(wrenn.Internal, "%s: the guest's agent did not begin with a start event", doing)
 	}
-	p.pid = start.GetPid()
+	p.start = start
+	if session != nil {
+		p.session = newFollowing(ctx, c, session, start.GetInput())
+	}
 	return p, nil
 }
 
 // PID is the process's id in the guest.
-func (p *Process) PID() uint32 { return p.pid }
+func (p *Process) PID() uint32 { return p.start.GetPid() }
+
+// Offset is where the output of this stream begins, and Lost how much of what
+// was asked for is gone, which came right before. 0 for streams that asked for neither a session nor an offset.
+func (p *Process) Offset() uint64 { return p.start.GetOffset() }
+
+// Lost is explained at Offset.
+func (p *Process) Lost() uint64 { return p.start.GetLost() }
+
+// selector names the process in calls. A session is never another process's, as a pid may be.
+func (p *Process) selector() *process.ProcessSelector {
+	if p.session != nil {
+		return p.session.selector()
+	}
+	return selector(p.PID())
+}
 
 // Next returns the next event, and io.EOF when the process ended: then Exit is
 // set. Any other error says that the stream broke; the process may run on.
@@ -219,7 +259,7 @@ func (p *Process) Next() (Event, error) {
 }
 
 func (p *Process) output(data *process.ProcessEvent_DataEvent) Event {
-	ev := Event{Stdout: data.GetStdout(), Stderr: data.GetStderr(), PTY: data.GetPty()}
+	ev := Event{Stdout: data.GetStdout(), Stderr: data.GetStderr(), PTY: data.GetPty(), Offset: data.GetOffset()}
 	if ev.PTY != nil {
 		p.tty.Store(int32(ttyYes))
 	}
@@ -234,12 +274,16 @@ func (p *Process) Close() {
 	if p.cancel != nil {
 		p.cancel()
 	}
+	if p.session != nil {
+		p.session.stop()
+	}
 	_ = p.stream.Close() // nothing is lost that Next did not report
 }
 
 // Send writes to the process's input or terminal and returns when all is
 // written, which waits while the process does not read. FailedPrecondition when it has
-// no input or has closed it, NotFound when it has ended.
+// no input or has closed it, NotFound when it has ended. With a session, what is sent
+// follows on what Taken said at the beginning, and may have been sent before; calls must not overlap then.
 func (p *Process) Send(ctx context.Context, data []byte) error {
 	for len(data) > 0 {
 		piece := data[:min(len(data), maxInput)]
@@ -274,27 +318,42 @@ func (p *Process) sendPiece(ctx context.Context, piece []byte) error {
 }
 
 func (p *Process) sendInput(ctx context.Context, input *process.ProcessInput) error {
-	_, err := p.client.process.SendInput(ctx, &process.SendInputRequest{Process: selector(p.pid), Input: input})
+	req := &process.SendInputRequest{Process: p.selector(), Input: input}
+	if p.session != nil {
+		req.Offset = new(p.session.taken.Load())
+	}
+	_, err := p.client.process.SendInput(ctx, req)
+	if err == nil && p.session != nil {
+		p.session.taken.Add(uint64(len(input.GetStdin()) + len(input.GetPty())))
+	}
 	return fromRPC("send input", err)
+}
+
+// Taken is how much of the session's input the process has taken, as far as is known here.
+func (p *Process) Taken() uint64 {
+	if p.session == nil {
+		return 0
+	}
+	return p.session.taken.Load()
 }
 
 // CloseInput shows the process the end of its input, after what was sent.
 // Twice is allowed. A terminal has no end: FailedPrecondition.
 func (p *Process) CloseInput(ctx context.Context) error {
-	_, err := p.client.process.CloseStdin(ctx, &process.CloseStdinRequest{Process: selector(p.pid)})
+	_, err := p.client.process.CloseStdin(ctx, &process.CloseStdinRequest{Process: p.selector()})
 	return fromRPC("close input", err)
 }
 
 // Resize changes the size of the process's terminal. FailedPrecondition when it has none.
 func (p *Process) Resize(ctx context.Context, size Size) error {
-	_, err := p.client.process.Update(ctx, &process.UpdateRequest{Process: selector(p.pid), Pty: size.message()})
+	_, err := p.client.process.Update(ctx, &process.UpdateRequest{Process: p.selector(), Pty: size.message()})
 	return fromRPC("resize terminal", err)
 }
 
 // Signal signals the process and its group. NotFound when it has ended, Invalid
 // for a signal that envd cannot send.
 func (p *Process) Signal(ctx context.Context, signal Signal) error {
-	return p.client.Signal(ctx, p.pid, signal)
+	return p.client.signal(ctx, p.selector(), signal)
 }
 
 // feed writes input and closes it. That a process ends or stops reading early
@@ -312,7 +371,11 @@ func (c *Client) Kill(ctx context.Context, pid uint32) error { return c.Signal(c
 // Signal signals a process that Start made, and its group. NotFound when it has
 // ended, Invalid for a signal that envd cannot send.
 func (c *Client) Signal(ctx context.Context, pid uint32, signal Signal) error {
-	_, err := c.process.SendSignal(ctx, &process.SendSignalRequest{Process: selector(pid), Signal: process.Signal(signal)})
+	return c.signal(ctx, selector(pid), signal)
+}
+
+func (c *Client) signal(ctx context.Context, to *process.ProcessSelector, signal Signal) error {
+	_, err := c.process.SendSignal(ctx, &process.SendSignalRequest{Process: to, Signal: process.Signal(signal)})
 	return fromRPC("signal", err)
 }
 

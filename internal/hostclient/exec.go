@@ -55,6 +55,7 @@ func (c *Client) StartExec(ctx context.Context, id wrenn.SandboxID, start wrenn.
 	msg := &hostagentv1.ExecStart{
 		SandboxId: string(id), Cmd: start.Cmd, Args: start.Args, Env: start.Env, Cwd: start.Cwd, User: start.User,
 		TimeoutSec: seconds(start.Timeout), Stdin: start.WantStdin,
+		Session: start.Session.ID, HoldSec: seconds(start.Session.Hold),
 	}
 	if start.PTY != nil {
 		msg.Pty = terminal(*start.PTY)
@@ -62,12 +63,14 @@ func (c *Client) StartExec(ctx context.Context, id wrenn.SandboxID, start wrenn.
 	return c.open(ctx, &hostagentv1.ExecStreamRequest{Event: &hostagentv1.ExecStreamRequest_Start{Start: msg}})
 }
 
-// AttachExec watches a command that runs, from now on.
-func (c *Client) AttachExec(ctx context.Context, id wrenn.SandboxID, pid int) (*ExecStream, error) {
-	if pid <= 0 || int64(pid) > 1<<32-1 {
-		return nil, wrenn.Errorf(wrenn.Invalid, "%d is no process id", pid)
+// AttachExec watches a command that runs.
+func (c *Client) AttachExec(ctx context.Context, id wrenn.SandboxID, to wrenn.ExecAttach) (*ExecStream, error) {
+	if to.PID < 0 || int64(to.PID) > 1<<32-1 || to.PID == 0 && to.Session.ID == "" {
+		return nil, wrenn.Errorf(wrenn.Invalid, "%d is no process id", to.PID)
 	}
-	msg := &hostagentv1.ExecAttach{SandboxId: string(id), Pid: uint32(pid)}
+	msg := &hostagentv1.ExecAttach{
+		SandboxId: string(id), Pid: uint32(to.PID), Session: to.Session.ID, HoldSec: seconds(to.Session.Hold), Offset: to.Offset,
+	}
 	return c.open(ctx, &hostagentv1.ExecStreamRequest{Event: &hostagentv1.ExecStreamRequest_Attach{Attach: msg}})
 }
 
@@ -94,6 +97,9 @@ func (s *ExecStream) begin(ctx context.Context, c *Client, req *hostagentv1.Exec
 		return wire.FromConnect(s.peer, err)
 	}
 	s.rpc = rpc
+	// Once the answer has begun, net/http does not look at the context while it
+	// waits for more of the request: neither Receive nor the host would hear of it.
+	context.AfterFunc(ctx, func() { _ = rpc.CloseResponse() })
 	if err := rpc.Send(req); err != nil && !errors.Is(err, io.EOF) { // io.EOF: Receive says why
 		return wire.FromConnect(s.peer, err)
 	}
@@ -101,7 +107,7 @@ func (s *ExecStream) begin(ctx context.Context, c *Client, req *hostagentv1.Exec
 	if err != nil {
 		return err
 	}
-	if out.PID == 0 {
+	if out.Started == nil {
 		return wrenn.Errorf(wrenn.Internal, "%s did not begin with a process id", s.peer)
 	}
 	s.first = &out
@@ -137,13 +143,17 @@ func (s *ExecStream) Receive() (wrenn.ExecOutput, error) {
 func output(msg *hostagentv1.ExecStreamResponse) (wrenn.ExecOutput, bool) {
 	switch ev := msg.GetEvent().(type) {
 	case *hostagentv1.ExecStreamResponse_Started:
-		return wrenn.ExecOutput{PID: int(ev.Started.GetPid())}, true
+		return wrenn.ExecOutput{Started: &wrenn.ExecStarted{
+			PID: int(ev.Started.GetPid()), Offset: ev.Started.GetOffset(), Lost: ev.Started.GetLost(), Taken: ev.Started.GetInput(),
+		}}, true
 	case *hostagentv1.ExecStreamResponse_Stdout:
-		return wrenn.ExecOutput{Stdout: ev.Stdout}, len(ev.Stdout) > 0
+		return wrenn.ExecOutput{Stdout: ev.Stdout, Offset: msg.GetOffset()}, len(ev.Stdout) > 0
 	case *hostagentv1.ExecStreamResponse_Stderr:
-		return wrenn.ExecOutput{Stderr: ev.Stderr}, len(ev.Stderr) > 0
+		return wrenn.ExecOutput{Stderr: ev.Stderr, Offset: msg.GetOffset()}, len(ev.Stderr) > 0
 	case *hostagentv1.ExecStreamResponse_Pty:
-		return wrenn.ExecOutput{PTY: ev.Pty}, len(ev.Pty) > 0
+		return wrenn.ExecOutput{PTY: ev.Pty, Offset: msg.GetOffset()}, len(ev.Pty) > 0
+	case *hostagentv1.ExecStreamResponse_Input:
+		return wrenn.ExecOutput{Taken: &ev.Input}, true
 	case *hostagentv1.ExecStreamResponse_Exit:
 		return wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: int(ev.Exit.GetExitCode()), Status: ev.Exit.GetStatus()}}, true
 	case *hostagentv1.ExecStreamResponse_Keepalive:
@@ -189,6 +199,17 @@ func (s *ExecStream) Signal(name string) error {
 		return wrenn.Errorf(wrenn.Invalid, "%.20q is no signal that can be sent: SIGTERM or SIGKILL", name)
 	}
 	return s.sendOne(&hostagentv1.ExecStreamRequest{Event: &hostagentv1.ExecStreamRequest_Signal{Signal: signal}})
+}
+
+// Ack says that all output before a position has arrived where it is needed,
+// so that it need not be kept for the session.
+func (s *ExecStream) Ack(offset uint64) error {
+	return s.sendOne(&hostagentv1.ExecStreamRequest{Event: &hostagentv1.ExecStreamRequest_Ack{Ack: offset}})
+}
+
+// Leave ends the session: nothing is kept for it any more, and the stream ends.
+func (s *ExecStream) Leave() error {
+	return s.sendOne(&hostagentv1.ExecStreamRequest{Event: &hostagentv1.ExecStreamRequest_Leave{Leave: true}})
 }
 
 func (s *ExecStream) sendOne(req *hostagentv1.ExecStreamRequest) error {

@@ -61,12 +61,20 @@ func (d Deadlines) WithDefaults() Deadlines {
 	}
 }
 
+// The protocols, by their names in ALPN.
+const (
+	http1 = "http/1.1"
+	http2 = "h2"
+)
+
 // Config says where a host's agent is. ID and URL must be set.
 type Config struct {
 	ID wrenn.HostID
 	// URL is http://, https:// or unix:///path/of/a/socket.
-	URL       string
-	TLS       *tls.Config // for https: our certificate and whom we trust
+	URL string
+	// TLS, for https, is our certificate and whom we trust, asked for each
+	// connection. It returns a fresh configuration.
+	TLS       func() *tls.Config
 	Deadlines Deadlines
 }
 
@@ -85,11 +93,7 @@ type Client struct {
 
 // New returns a client. It does not connect before the first call.
 func New(cfg Config) (*Client, error) {
-	calls, bulk := newTransport(cfg.TLS), newTransport(cfg.TLS)
-	// HTTP/2 alone: streams go both ways.
-	calls.Protocols.SetHTTP2(true)
-	calls.Protocols.SetUnencryptedHTTP2(true)
-	bulk.Protocols.SetHTTP1(true)
+	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams go both ways: that takes HTTP/2
 	bulk.MaxIdleConnsPerHost = idleBulk
 	bulk.ReadBufferSize = bulkBuffer
 	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
@@ -113,12 +117,11 @@ func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption)
 	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base, opts...), nil
 }
 
-// newTransport returns one that speaks no protocol yet.
-func newTransport(cfg *tls.Config) *http.Transport {
-	return &http.Transport{
-		TLSClientConfig: cfg,
-		DialContext:     (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		Protocols:       new(http.Protocols),
+// newTransport returns one that speaks one protocol alone, named as ALPN names it.
+func newTransport(identity func() *tls.Config, protocol string) *http.Transport {
+	t := &http.Transport{
+		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		Protocols:   new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
 			// The connection's own window stays what net/http makes it, 1 GiB: streams that nobody reads fill it, and a full one stops all.
@@ -126,6 +129,17 @@ func newTransport(cfg *tls.Config) *http.Transport {
 		},
 		IdleConnTimeout: 2 * time.Minute,
 	}
+	t.Protocols.SetHTTP1(protocol == http1)
+	t.Protocols.SetHTTP2(protocol == http2)
+	t.Protocols.SetUnencryptedHTTP2(protocol == http2)
+	if identity != nil {
+		t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			cfg := identity()
+			cfg.NextProtos = []string{protocol}
+			return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: cfg}).DialContext(ctx, network, address)
+		}
+	}
+	return t
 }
 
 // address returns the base URL; for a socket it changes how t dials.

@@ -131,7 +131,7 @@ func TestHostThatComesAndGoes(t *testing.T) {
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	again, err := c.AttachExec(t.Context(), id, pid)
+	again, err := c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: pid})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,10 +144,10 @@ func TestHostThatComesAndGoes(t *testing.T) {
 func started(t *testing.T, s *hostclient.ExecStream) int {
 	t.Helper()
 	out, err := s.Receive()
-	if err != nil || out.PID == 0 {
+	if err != nil || out.Started == nil {
 		t.Fatalf("first is %+v, %v", out, err)
 	}
-	return out.PID
+	return out.Started.PID
 }
 
 func TestExec(t *testing.T) {
@@ -212,7 +212,7 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 	if _, err := s.Receive(); err == nil {
 		t.Error("a closed stream goes on")
 	}
-	again, err := c.AttachExec(t.Context(), id, pid)
+	again, err := c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: pid})
 	if err != nil {
 		t.Fatalf("the command did not outlive its stream: %v", err)
 	}
@@ -224,10 +224,55 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 	if err != nil || out.Exit == nil || out.Exit.Status != "signal: killed" {
 		t.Errorf("got %+v, %v", out, err)
 	}
-	_, err = c.AttachExec(t.Context(), id, 7)
+	_, err = c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: 7})
 	wantCode(t, err, wrenn.NotFound)
-	_, err = c.AttachExec(t.Context(), id, -1)
+	_, err = c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: -1})
 	wantCode(t, err, wrenn.Invalid)
+}
+
+// TestReceiveEndsWithItsStream: who waits for a silent command is woken.
+func TestReceiveEndsWithItsStream(t *testing.T) {
+	c, _ := serve(t, &hosttest.Agent{}, hostclient.Deadlines{})
+	id := box(t, c)
+	for name, end := range map[string]func(*hostclient.ExecStream, context.CancelFunc){
+		"closed":            func(s *hostclient.ExecStream, _ context.CancelFunc) { _ = s.Close() },
+		"end of its opener": func(_ *hostclient.ExecStream, cancel context.CancelFunc) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s, err := c.StartExec(ctx, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "cat"}, WantStdin: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			started(t, s)
+			said, received := make(chan struct{}, 1), make(chan error, 1)
+			go func() {
+				for {
+					_, err := s.Receive()
+					if err != nil {
+						received <- err
+						return
+					}
+					said <- struct{}{} // and waits again
+				}
+			}()
+			if err := s.SendStdin([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			<-said
+			end(s, cancel)
+			select {
+			case err := <-received:
+				if err == nil || errors.Is(err, io.EOF) {
+					t.Errorf("got %v", err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("Receive goes on")
+			}
+		})
+	}
 }
 
 func TestSlowReaderHoldsUpTheCommand(t *testing.T) {

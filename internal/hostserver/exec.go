@@ -60,52 +60,92 @@ func (s *server) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest
 
 var errRestart = wrenn.Errorf(wrenn.Unavailable, "the host's agent restarts; the command runs on: attach to its pid again in a moment")
 
+// execStream is the caller's side of a command's stream.
+type execStream = connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse]
+
+// Commands serves the streams of commands.
+type Commands struct {
+	// Use returns the guest of a sandbox, which stays until release is called,
+	// and a context whose log lines name it.
+	Use func(ctx context.Context, sandbox string) (guest *envdclient.Client, _ context.Context, release func(), err error)
+	// Closing is closed when streams shall end.
+	Closing <-chan struct{}
+}
+
+func (s *server) ExecStream(ctx context.Context, stream *execStream) error {
+	c := &Commands{Closing: s.closing, Use: func(ctx context.Context, id string) (*envdclient.Client, context.Context, func(), error) {
+		sb, ctx, release, err := s.use(ctx, id)
+		if err != nil {
+			return nil, ctx, nil, err
+		}
+		return sb.Guest(), ctx, release, nil
+	}}
+	return c.ExecStream(ctx, stream)
+}
+
+var errLeft = errors.New("the caller ended its session")
+
 // ExecStream is a command's output to the caller, and the caller's input to
-// the command. There is one event on its way in each direction: who does not
-// read slows down who writes.
-func (s *server) ExecStream(ctx context.Context, stream *connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse]) error {
+// the command. There is one event of output on its way: who does not read slows down who
+// writes. Input that the command does not take is queued up to a size, so that what is
+// not input does not wait behind it.
+func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 	first, err := stream.Receive()
 	if err != nil {
 		return wrenn.Errorf(wrenn.Invalid, "the first message must be start or attach")
 	}
 	ctx, hangUp := context.WithCancelCause(ctx)
 	defer hangUp(nil)
-	stop := s.onClosing(func() { hangUp(errRestart) })
+	stop := c.onClosing(func() { hangUp(errRestart) })
 	defer stop()
-	proc, release, err := s.open(ctx, first)
+	proc, release, err := c.open(ctx, first)
 	if err != nil {
 		return err
 	}
 	defer release()
 	defer proc.Close()
-	if err := stream.Send(&pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Started{Started: &pb.ExecStarted{Pid: proc.PID()}}}); err != nil {
+	if err := stream.Send(started(proc)); err != nil {
 		return err
 	}
-	in := &inputs{proc: proc, events: make(chan *pb.ExecStreamRequest)}
-	var writer sync.WaitGroup
-	defer writer.Wait()
+	in := newInputs(proc)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
 	defer hangUp(nil)
-	writer.Go(func() {
+	helpers.Go(func() {
 		if err := in.write(ctx); err != nil {
 			hangUp(err)
 		}
 	})
 	// It ends when the caller does, or when this handler has returned and the
 	// request's body with it; so it is not waited for.
-	go in.receive(ctx, stream)
-	err = relay(stream, proc)
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+	go func() {
+		if err := in.receive(ctx, stream); err != nil {
+			hangUp(err)
+		}
+	}()
+	err = relay(ctx, stream, proc, in)
+	switch {
+	case err == nil || ctx.Err() == nil:
+		return err
+	case errors.Is(context.Cause(ctx), errLeft):
+		return nil
 	}
-	return err
+	return context.Cause(ctx)
+}
+
+// started is the first answer.
+func started(proc *envdclient.Process) *pb.ExecStreamResponse {
+	return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Started{Started: &pb.ExecStarted{
+		Pid: proc.PID(), Offset: proc.Offset(), Lost: proc.Lost(), Input: proc.Taken(),
+	}}}
 }
 
 // onClosing calls f when streams shall end, until stop is called.
-func (s *server) onClosing(f func()) (stop func()) {
+func (c *Commands) onClosing(f func()) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		select {
-		case <-s.closing:
+		case <-c.Closing:
 			f()
 		case <-done:
 		}
@@ -115,21 +155,23 @@ func (s *server) onClosing(f func()) (stop func()) {
 
 // open starts the command that the first message names, or attaches to it.
 // ctx ends the stream and not the command: its deadline is not passed on.
-func (s *server) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *envdclient.Process, release func(), _ error) {
+func (c *Commands) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *envdclient.Process, release func(), _ error) {
 	start, attach := first.GetStart(), first.GetAttach()
 	if start == nil && attach == nil {
 		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the first message must be start or attach")
 	}
-	sb, ctx, unuse, err := s.use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
+	guest, ctx, unuse, err := c.Use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
 	if err != nil {
 		return nil, nil, err
 	}
 	var proc *envdclient.Process
 	follow, cancel := follow(ctx, seconds(start.GetTimeoutSec()))
 	if attach != nil {
-		proc, err = sb.Guest().Attach(follow, attach.GetPid())
+		proc, err = guest.Attach(follow, envdclient.Target{
+			PID: attach.GetPid(), Session: sessionOf(attach.GetSession(), attach.GetHoldSec()), Offset: attach.Offset,
+		})
 	} else {
-		proc, err = startCommand(follow, sb.Guest(), start)
+		proc, err = startCommand(follow, guest, start)
 	}
 	if err != nil {
 		cancel()
@@ -156,6 +198,7 @@ func startCommand(ctx context.Context, guest *envdclient.Client, start *pb.ExecS
 	}
 	cmd := envdclient.Command{
 		Path: start.GetCmd(), Args: start.GetArgs(), Env: start.GetEnv(), Dir: start.GetCwd(), User: start.GetUser(), Stdin: start.GetStdin(),
+		Session: sessionOf(start.GetSession(), start.GetHoldSec()),
 	}
 	if pty := start.GetPty(); pty != nil {
 		cmd.PTY = sizeOf(pty)
@@ -163,24 +206,77 @@ func startCommand(ctx context.Context, guest *envdclient.Client, start *pb.ExecS
 	return guest.Start(ctx, cmd)
 }
 
+// sessionOf is nil for a stream that cannot be resumed.
+func sessionOf(id string, holdSec uint32) *envdclient.Session {
+	if id == "" {
+		return nil
+	}
+	return &envdclient.Session{ID: id, Hold: seconds(holdSec)}
+}
+
 func sizeOf(size *pb.TerminalSize) *envdclient.Size {
 	return &envdclient.Size{Cols: int(size.GetCols()), Rows: int(size.GetRows())}
 }
 
-// relay sends what the command puts out, and its end.
-func relay(stream *connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse], proc *envdclient.Process) error {
+// output is a stream's next event, or why there is none.
+type output struct {
+	envdclient.Event
+
+	err error
+}
+
+// outputs passes on what the command puts out, one event at a time: the next one
+// is asked for when done says that the last one was used.
+func outputs(ctx context.Context, proc *envdclient.Process) (events <-chan output, done chan<- struct{}) {
+	out, used := make(chan output), make(chan struct{})
+	go func() {
+		for {
+			ev, err := proc.Next()
+			select {
+			case out <- output{ev, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+			select {
+			case <-used:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out, used
+}
+
+// relay sends what the command puts out, how much input it took, and its end.
+func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in *inputs) error {
+	events, done := outputs(ctx, proc)
 	for {
-		ev, err := proc.Next()
-		if errors.Is(err, io.EOF) {
-			exit := proc.Exit()
-			return stream.Send(&pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Exit{
-				Exit: &pb.ExecExit{ExitCode: int32(exit.Code), Status: exit.Status},
-			}})
+		var err error
+		select {
+		case ev := <-events:
+			if errors.Is(ev.err, io.EOF) {
+				exit := proc.Exit()
+				return stream.Send(&pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Exit{
+					Exit: &pb.ExecExit{ExitCode: int32(exit.Code), Status: exit.Status},
+				}})
+			}
+			if ev.err != nil {
+				return ev.err
+			}
+			err = stream.Send(message(ev.Event))
+			select {
+			case done <- struct{}{}:
+			case <-ctx.Done():
+			}
+		case <-in.progress:
+			err = stream.Send(&pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Input{Input: in.taken.Load()}})
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
 		if err != nil {
-			return err
-		}
-		if err := stream.Send(message(ev)); err != nil {
 			return err
 		}
 	}
@@ -189,65 +285,12 @@ func relay(stream *connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamRespons
 func message(ev envdclient.Event) *pb.ExecStreamResponse {
 	switch {
 	case ev.Stdout != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Stdout{Stdout: ev.Stdout}}
+		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Stdout{Stdout: ev.Stdout}, Offset: ev.Offset}
 	case ev.Stderr != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Stderr{Stderr: ev.Stderr}}
+		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Stderr{Stderr: ev.Stderr}, Offset: ev.Offset}
 	case ev.PTY != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Pty{Pty: ev.PTY}}
+		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Pty{Pty: ev.PTY}, Offset: ev.Offset}
 	default:
 		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Keepalive{Keepalive: true}}
-	}
-}
-
-// inputs carries the caller's events to the command.
-type inputs struct {
-	proc   *envdclient.Process
-	events chan *pb.ExecStreamRequest // unbuffered: one event is being received, one written
-}
-
-// receive reads the caller's events until there are no more. The end of them
-// is not the end of the command's input, which is an event of its own.
-func (in *inputs) receive(ctx context.Context, stream *connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse]) {
-	for {
-		ev, err := stream.Receive()
-		if err != nil {
-			return // when the caller is gone ctx ends as well
-		}
-		select {
-		case in.events <- ev:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// write applies the events in order until ctx ends. An error is one that the
-// caller must hear of; a command that does not read any more is none.
-func (in *inputs) write(ctx context.Context) error {
-	for {
-		select {
-		case ev := <-in.events:
-			err := in.apply(ctx, ev)
-			if err != nil && ctx.Err() == nil && !envdclient.InputClosed(err) {
-				return err
-			}
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-func (in *inputs) apply(ctx context.Context, ev *pb.ExecStreamRequest) error {
-	switch e := ev.GetEvent().(type) {
-	case *pb.ExecStreamRequest_Stdin:
-		return in.proc.Send(ctx, e.Stdin)
-	case *pb.ExecStreamRequest_StdinClose:
-		return in.proc.CloseInput(ctx)
-	case *pb.ExecStreamRequest_Resize:
-		return in.proc.Resize(ctx, *sizeOf(e.Resize))
-	case *pb.ExecStreamRequest_Signal:
-		return in.proc.Signal(ctx, envdclient.Signal(e.Signal))
-	default:
-		return wrenn.Errorf(wrenn.Invalid, "after start or attach, messages are stdin, stdin_close, resize or signal")
 	}
 }

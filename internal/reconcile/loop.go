@@ -5,6 +5,8 @@ import (
 	"context"
 	"hash/fnv"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,7 +72,7 @@ type Loop struct {
 
 	mu       sync.Mutex // guards what follows
 	kicked   map[wrenn.HostID]bool
-	reported map[wrenn.HostID]bool // hosts of which something is reported
+	reported map[wrenn.HostID]int // how many sandboxes, since this loop leads
 }
 
 // New returns a loop, which Run runs.
@@ -78,7 +80,7 @@ func New(cfg Config) *Loop {
 	cfg.Every = cmp.Or(cfg.Every, 30*time.Second)
 	return &Loop{
 		cfg: cfg, wake: make(chan struct{}, 1), reading: make(chan struct{}, parallelReads),
-		kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]bool{},
+		kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]int{},
 	}
 }
 
@@ -100,6 +102,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		if err == nil && lead != nil {
 			l.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leading the reconciliation")
 			err = l.lead(ctx, lead)
+			l.forgetReports()
 			lead.Close(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
@@ -303,21 +306,41 @@ func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.Se
 	l.mu.Lock()
 	known, before := l.reported[host]
 	l.mu.Unlock()
-	if len(unknown) == 0 && before && !known {
+	if len(unknown) == 0 && before && known == 0 {
 		return nil // nothing, as the last time
 	}
 	fresh, err := l.cfg.Store.SaveUnknown(ctx, host, unknown)
 	if err != nil {
 		return err
 	}
-	for _, id := range fresh {
-		l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a host has a sandbox that no row explains; it is left alone until a person decides",
-			slog.String("host", string(host)), slog.String("sandbox", string(id)))
+	for _, sb := range unknown {
+		if slices.Contains(fresh, sb.ID) {
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a host has a sandbox that no row explains; it is left alone until a person decides",
+				slog.String("host", string(host)), slog.String("sandbox", string(sb.ID)),
+				slog.String("state", string(sb.State)), slog.String("reason", sb.Reason))
+		}
 	}
 	l.mu.Lock()
-	l.reported[host] = len(unknown) > 0
+	l.reported[host] = len(unknown)
 	l.mu.Unlock()
 	return nil
+}
+
+// Unknown says how many sandboxes of each host no row explains, as of the last
+// round of a loop that leads. One that does not lead knows of none.
+func (l *Loop) Unknown() map[wrenn.HostID]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	unknown := maps.Clone(l.reported)
+	delete(unknown, "") // no host
+	return unknown
+}
+
+// forgetReports is for a loop that leads no more: from now on others report.
+func (l *Loop) forgetReports() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.reported)
 }
 
 // nowhere is the host of rows that have none yet.

@@ -40,7 +40,7 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 		return nil // its launch had hardly begun, or it was destroyed before; the id may be another's
 	}
 	began := time.Now()
-	_ = s.begin(stepDestroy) // a full disk must not keep the sandbox alive
+	_ = s.beginDestroy() // a full disk must not keep the sandbox alive
 	s.set(StatusStopping, "")
 	err := s.discardBodies(ctx, false)
 	if err == nil {

@@ -19,6 +19,10 @@ type ExecStream interface {
 	Resize(size PTYSize) error
 	// Signal takes "SIGTERM" or "SIGKILL".
 	Signal(name string) error
+	// Ack says that all output before a position has arrived.
+	Ack(offset uint64) error
+	// Leave ends the session, and the stream after it.
+	Leave() error
 	Close() error
 }
 
@@ -56,8 +60,8 @@ func (s *Service) StartExec(ctx context.Context, c Caller, id wrenn.SandboxID, s
 }
 
 // AttachExec watches a command that runs. The caller closes the stream.
-func (s *Service) AttachExec(ctx context.Context, c Caller, id wrenn.SandboxID, pid int) (ExecStream, error) {
-	return s.open(ctx, c, id, func(host *hostclient.Client) (*hostclient.ExecStream, error) { return host.AttachExec(ctx, id, pid) })
+func (s *Service) AttachExec(ctx context.Context, c Caller, id wrenn.SandboxID, to ExecAttach) (ExecStream, error) {
+	return s.open(ctx, c, id, func(host *hostclient.Client) (*hostclient.ExecStream, error) { return host.AttachExec(ctx, id, to) })
 }
 
 func (s *Service) open(ctx context.Context, c Caller, id wrenn.SandboxID, f func(*hostclient.Client) (*hostclient.ExecStream, error)) (ExecStream, error) {

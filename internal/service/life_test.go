@@ -103,11 +103,11 @@ func TestStreams(t *testing.T) {
 		}
 		got = append(got, out)
 	}
-	want := []service.ExecOutput{{PID: 1000}, {Stdout: []byte("\xff\x00")}, {Exit: &service.ExecExit{Status: "exit status 0"}}}
+	want := []service.ExecOutput{{Started: &service.ExecStarted{PID: 1000}}, {Stdout: []byte("\xff\x00")}, {Exit: &service.ExecExit{Status: "exit status 0"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("stream (-want +got):\n%s", diff)
 	}
-	stream, err = s.AttachExec(t.Context(), w.caller, id, 4711)
+	stream, err = s.AttachExec(t.Context(), w.caller, id, service.ExecAttach{PID: 4711})
 	wantCode(t, err, wrenn.NotFound)
 	if stream != nil {
 		t.Error("a stream that holds nothing is not nil")
@@ -132,7 +132,7 @@ func TestTeamsDoNotSeeEachOther(t *testing.T) {
 			_, err := s.StartExec(ctx, other, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "echo"}})
 			return err
 		},
-		"attach": func() error { _, err := s.AttachExec(ctx, other, id, 1); return err },
+		"attach": func() error { _, err := s.AttachExec(ctx, other, id, service.ExecAttach{PID: 1}); return err },
 		"write":  func() error { return s.WriteFile(ctx, other, id, "", "/f", strings.NewReader("")) },
 		"read":   func() error { _, err := s.ReadFile(ctx, other, id, "", "/f"); return err },
 	} {

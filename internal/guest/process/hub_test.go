@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,20 +17,17 @@ import (
 	pb "wrenn/proto/gen/envd/process"
 )
 
-func stdout(text string) *pb.ProcessEvent {
-	return &pb.ProcessEvent{Event: &pb.ProcessEvent_Data{Data: &pb.ProcessEvent_DataEvent{
-		Output: &pb.ProcessEvent_DataEvent_Stdout{Stdout: []byte(text)},
-	}}}
-}
+// full is as much as makes the program wait for a follower that did not take it.
+var full = strings.Repeat("x", ahead)
 
 func theEnd() *pb.ProcessEvent { return endEvent(0, nil) }
 
-// reader is a subscriber's stream: it notes what it got, and each event waits for gate if there is one.
+// reader is a follower's stream: it notes what it got, and each event waits for gate if there is one.
 type reader struct {
 	gate chan struct{}
 
 	mu  sync.Mutex // guards got
-	got []string
+	got []string   // the end, keepalives and what is between them, see note
 }
 
 func (r *reader) send(ev *pb.ProcessEvent) error {
@@ -40,13 +38,22 @@ func (r *reader) send(ev *pb.ProcessEvent) error {
 	defer r.mu.Unlock()
 	switch {
 	case ev.GetData() != nil:
-		r.got = append(r.got, string(ev.GetData().GetStdout()))
+		r.note(string(ev.GetData().GetStdout()))
 	case ev.GetEnd() != nil:
 		r.got = append(r.got, "end")
 	default:
 		r.got = append(r.got, "keepalive")
 	}
 	return nil
+}
+
+// note adds output to the output before it: where it is cut into events is not the hub's promise.
+func (r *reader) note(text string) {
+	if n := len(r.got); n > 0 && r.got[n-1] != "keepalive" {
+		r.got[n-1] += text
+		return
+	}
+	r.got = append(r.got, text)
 }
 
 func (r *reader) events() []string {
@@ -70,30 +77,29 @@ func TestHubOrder(t *testing.T) {
 		for _, r := range readers {
 			waits = append(waits, r.follow(t.Context(), h))
 		}
-		var want []string
-		for i := range 50 {
-			want = append(want, fmt.Sprint(i))
-			if !h.publish(stdout(fmt.Sprint(i))) {
-				t.Fatal("publish() = false although all read")
-			}
+		want := ""
+		for i := range 50_000 {
+			text := fmt.Sprintln(i)
+			want += text
+			h.publish(kindStdout, []byte(text))
 		}
 		h.finish(theEnd())
-		want = append(want, "end")
 		for i, r := range readers {
 			if err := waits[i](); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(want, r.events()); diff != "" {
+			if diff := cmp.Diff([]string{want, "end"}, r.events()); diff != "" {
 				t.Errorf("reader %d mismatch (-want +got):\n%s", i, diff)
 			}
 		}
 	})
 }
 
-func TestHubWithoutSubscribers(t *testing.T) {
+func TestHubWithoutFollowers(t *testing.T) {
 	h := newHub()
-	if !h.publish(stdout("lost")) {
-		t.Error("publish() = false, want true: nobody has it")
+	h.publish(kindStdout, []byte("lost"))
+	if n := h.held(); n != 0 {
+		t.Errorf("%d bytes are held of what nobody wants", n)
 	}
 	h.finish(theEnd())
 	late := &reader{}
@@ -101,28 +107,27 @@ func TestHubWithoutSubscribers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"end"}, late.events()); diff != "" {
-		t.Errorf("late subscriber mismatch (-want +got):\n%s", diff)
+		t.Errorf("late follower mismatch (-want +got):\n%s", diff)
 	}
 }
 
-// A lone subscriber may take an hour; two events are not on their way at once.
-func TestHubLoneSubscriberIsWaitedFor(t *testing.T) {
+// A lone follower may take an hour, and the program waits.
+func TestHubLoneFollowerIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub()
 		r := &reader{gate: make(chan struct{})}
 		wait := r.follow(t.Context(), h)
+		h.publish(kindStdout, []byte(full))
 		published := make(chan bool, 1)
-		go func() { published <- h.publish(stdout("a")) }()
+		go func() { h.publish(kindStdout, []byte("a")); published <- true }()
 		time.Sleep(time.Hour)
 		select {
 		case <-published:
-			t.Fatal("publish() returned before the subscriber had sent the event on")
+			t.Fatal("publish() returned before the follower had sent on what came before")
 		default:
 		}
 		close(r.gate)
-		if !<-published {
-			t.Error("publish() = false, want true")
-		}
+		<-published
 		h.finish(theEnd())
 		if err := wait(); err != nil {
 			t.Error(err)
@@ -137,15 +142,12 @@ func TestHubCutsWhoStallsOthers(t *testing.T) {
 		waitSlow := slow.follow(t.Context(), h)
 		waitQuick := quick.follow(t.Context(), h)
 		began := time.Now()
-		if h.publish(stdout("a")) {
-			t.Error("publish() = true although the slow one may still hold the event")
-		}
+		h.publish(kindStdout, []byte(full))
+		h.publish(kindStdout, []byte("a"))
 		if took := time.Since(began); took != patience {
 			t.Errorf("publish() waited %v, want %v", took, patience)
 		}
-		if !h.publish(stdout("b")) {
-			t.Error("publish() = false after the slow one was cut off")
-		}
+		h.publish(kindStdout, []byte("b"))
 		h.finish(theEnd())
 		if err := waitQuick(); err != nil {
 			t.Error(err)
@@ -154,7 +156,7 @@ func TestHubCutsWhoStallsOthers(t *testing.T) {
 		if err := waitSlow(); connect.CodeOf(err) != connect.CodeResourceExhausted {
 			t.Errorf("the slow one got %v, want resource_exhausted", err)
 		}
-		if diff := cmp.Diff([]string{"a", "b", "end"}, quick.events()); diff != "" {
+		if diff := cmp.Diff([]string{full + "ab", "end"}, quick.events()); diff != "" {
 			t.Errorf("quick reader mismatch (-want +got):\n%s", diff)
 		}
 	})
@@ -170,7 +172,8 @@ func TestHubAllStall(t *testing.T) {
 			waits = append(waits, r.follow(t.Context(), h))
 		}
 		go func() {
-			h.publish(stdout("a"))
+			h.publish(kindStdout, []byte(full))
+			h.publish(kindStdout, []byte("a"))
 			h.finish(theEnd())
 		}()
 		time.Sleep(time.Hour)
@@ -181,14 +184,14 @@ func TestHubAllStall(t *testing.T) {
 			if err := waits[i](); err != nil {
 				t.Fatal(err)
 			}
-			if got := r.events(); !slices.Equal(got, []string{"a", "end"}) {
+			if got := r.events(); !slices.Equal(got, []string{full + "a", "end"}) {
 				t.Errorf("reader %d got %q", i, got)
 			}
 		}
 	})
 }
 
-func TestHubSubscriberLeaves(t *testing.T) {
+func TestHubFollowerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -198,19 +201,18 @@ func TestHubSubscriberLeaves(t *testing.T) {
 		if err := wait(); connect.CodeOf(err) != connect.CodeCanceled {
 			t.Errorf("follow() = %v, want canceled", err)
 		}
-		if !stuckLeaves(h, h.subscribe()) {
-			t.Error("publish() = false after the only subscriber left")
+		// Nor is one waited for that never took anything, and leaves.
+		stuck := h.subscribe()
+		h.publish(kindStdout, []byte(full))
+		published := make(chan bool, 1)
+		go func() { h.publish(kindStdout, []byte("a")); published <- true }()
+		synctest.Wait()
+		h.leave(stuck)
+		<-published
+		if n := h.held(); n != 0 {
+			t.Errorf("%d bytes are held although nobody is left", n)
 		}
 	})
-}
-
-// stuckLeaves publishes to s, which never takes the event and leaves.
-func stuckLeaves(h *hub, s *subscriber) bool {
-	published := make(chan bool, 1)
-	go func() { published <- h.publish(stdout("a")) }()
-	synctest.Wait()
-	h.leave(s)
-	return <-published
 }
 
 func TestHubHurry(t *testing.T) {
@@ -218,8 +220,9 @@ func TestHubHurry(t *testing.T) {
 		h := newHub()
 		r := &reader{gate: make(chan struct{})}
 		wait := r.follow(t.Context(), h)
+		h.publish(kindStdout, []byte(full))
 		published := make(chan bool, 1)
-		go func() { published <- h.publish(stdout("a")) }()
+		go func() { h.publish(kindStdout, []byte("a")); published <- true }()
 		synctest.Wait()
 		h.hurry()
 		<-published
@@ -235,7 +238,7 @@ func TestKeepaliveEvents(t *testing.T) {
 		h, r := newHub(), &reader{}
 		wait := r.follow(t.Context(), h)
 		time.Sleep(defaultKeepalive - time.Second)
-		h.publish(stdout("a")) // begins the silence anew
+		h.publish(kindStdout, []byte("a")) // begins the silence anew
 		time.Sleep(defaultKeepalive - time.Second)
 		synctest.Wait()
 		if diff := cmp.Diff([]string{"a"}, r.events()); diff != "" {
@@ -258,7 +261,7 @@ func TestSendFails(t *testing.T) {
 	go func() {
 		done <- h.follow(t.Context(), sub, defaultKeepalive, func(*pb.ProcessEvent) error { return broken })
 	}()
-	h.publish(stdout("a"))
+	h.publish(kindStdout, []byte("a"))
 	if err := <-done; !errors.Is(err, broken) {
 		t.Errorf("follow() = %v, want %v", err, broken)
 	}

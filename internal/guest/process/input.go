@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -34,14 +35,44 @@ func (i *input) send(ctx context.Context, in *pb.ProcessInput) error {
 		return err
 	}
 	defer i.unlock()
+	_, err = i.write(ctx, data)
+	return err
+}
+
+// sendAt is send for input that begins at an offset of a session's. What the
+// process has taken already is left out, so a caller that does not know how far
+// an earlier call came says the same again.
+func (i *input) sendAt(ctx context.Context, in *pb.ProcessInput, s *session, offset uint64) error {
+	data, err := i.accept(in)
+	if err != nil {
+		return err
+	}
+	if err := i.lock(ctx); err != nil {
+		return err
+	}
+	defer i.unlock()
+	taken := s.input.Load()
+	if offset > taken {
+		return connect.NewError(connect.CodeOutOfRange, fmt.Errorf("input at %d: what comes before it, from %d on, is missing", offset, taken))
+	}
+	n, err := i.write(ctx, data[min(taken-offset, uint64(len(data))):])
+	s.input.Add(uint64(n))
+	return err
+}
+
+// write returns how much was written; the caller has the turn.
+func (i *input) write(ctx context.Context, data []byte) (n int, err error) {
+	if len(data) == 0 {
+		return 0, nil
+	}
 	stop := context.AfterFunc(ctx, func() {
 		_ = i.file.SetWriteDeadline(time.Unix(1, 0)) // a closed file does not block either
 	})
-	_, err = i.file.Write(data)
+	n, err = i.file.Write(data)
 	if !stop() {
 		defer func() { _ = i.file.SetWriteDeadline(time.Time{}) }()
 	}
-	return inputError(ctx, err)
+	return n, inputError(ctx, err)
 }
 
 func (i *input) accept(in *pb.ProcessInput) ([]byte, error) {

@@ -47,27 +47,19 @@ func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio, buffers *sync.Poo
 	}
 	if p.pty != nil {
 		p.in = newInput(p.pty, true)
-		p.srcs = []*source{p.source(p.pty, ptyChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
-			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Pty{Pty: b}}
-		})}
+		p.srcs = []*source{p.source(p.pty, ptyChunk, buffers, kindPTY)}
 		return p
 	}
 	p.in = newInput(std.near.stdin, false)
 	p.srcs = []*source{
-		p.source(std.near.stdout, pipeChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
-			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stdout{Stdout: b}}
-		}),
-		p.source(std.near.stderr, pipeChunk, buffers, func(b []byte) *pb.ProcessEvent_DataEvent {
-			return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stderr{Stderr: b}}
-		}),
+		p.source(std.near.stdout, pipeChunk, buffers, kindStdout),
+		p.source(std.near.stderr, pipeChunk, buffers, kindStderr),
 	}
 	return p
 }
 
-func (p *proc) source(file *os.File, chunk int, buffers *sync.Pool, wrap func([]byte) *pb.ProcessEvent_DataEvent) *source {
-	return &source{file: file, chunk: chunk, buffers: buffers, emit: func(b []byte) bool {
-		return p.out.publish(&pb.ProcessEvent{Event: &pb.ProcessEvent_Data{Data: wrap(b)}})
-	}}
+func (p *proc) source(file *os.File, chunk int, buffers *sync.Pool, kind outputKind) *source {
+	return &source{file: file, chunk: chunk, buffers: buffers, emit: func(b []byte) { p.out.publish(kind, b) }}
 }
 
 // supervise moves the output, reaps the program, publishes its end, calls

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"wrenn/internal/guest/account"
 	"wrenn/internal/guest/settings"
@@ -19,9 +21,14 @@ import (
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
-// retention is how long the end of a process can be asked for after it came;
-// the protocol says 30 s.
-const retention = 30 * time.Second
+const (
+	// retention is how long the end of a process can be asked for after it came;
+	// the protocol says 30 s. Sessions may need it for longer.
+	retention = 30 * time.Second
+	// maxEnded and maxEndedOutput bound what is kept of processes that ended.
+	maxEnded       = 1024
+	maxEndedOutput = 16 << 20
+)
 
 var _ processconnect.ProcessHandler = (*Service)(nil)
 
@@ -46,10 +53,13 @@ type Service struct {
 	buffers  *sync.Pool
 	work     sync.WaitGroup // one for each program, until nothing of it is left
 
+	naming sync.Mutex // held while a session is looked for and made; before mu
+
 	mu     sync.Mutex         // guards the following
 	closed bool               // no new programs
 	all    map[*proc]struct{} // whose supervise has not returned
 	byPID  map[int]*proc      // running, and ended within retention
+	ended  []*proc            // the latter, in the order of their ends
 	timers map[*proc]*time.Timer
 }
 
@@ -90,26 +100,98 @@ func (s *Service) Hold(ctx context.Context) (release func(), err error) {
 	return s.spawner.hold(ctx)
 }
 
-// start runs a program. The subscriber gets all of its events.
-func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account.User) (*proc, *subscriber, error) {
+// view is a process that is followed.
+type view struct {
+	*proc
+	*follower
+
+	lost uint64 // what was asked for and is gone
+}
+
+// start runs a program. The follower gets all of its events. A session that
+// was started already is resumed.
+func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account.User) (*view, error) {
+	session, err := sessionOf(req.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	if session == nil {
+		p, err := s.launch(ctx, req, user)
+		if err != nil {
+			return nil, err
+		}
+		defer s.adopt(p)
+		return &view{proc: p, follower: p.out.subscribe()}, nil // before anything is read or reaped: nothing is missed
+	}
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	if p := s.withSession(session.id); p != nil {
+		if !proto.Equal(p.config, req.GetProcess()) {
+			return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("the session is of another command"))
+		}
+		f, lost, err := p.out.resume(session.id, nil)
+		return &view{p, f, lost}, err
+	}
+	p, err := s.launch(ctx, req, user)
+	if err != nil {
+		return nil, err
+	}
+	defer s.adopt(p)
+	f, lost, err := p.out.open(session, new(uint64))
+	return &view{p, f, lost}, err
+}
+
+// launch runs a program that adopt has to be told of.
+func (s *Service) launch(ctx context.Context, req *pb.StartRequest, user *account.User) (*proc, error) {
 	l, err := resolve(req.GetProcess(), user, s.settings.Get())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if !s.begin() {
-		return nil, nil, connect.NewError(connect.CodeUnavailable, errors.New("the agent is shutting down"))
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("the agent is shutting down"))
 	}
 	p, err := s.spawn(ctx, l, req)
 	if err != nil {
 		s.work.Done()
-		return nil, nil, err
+		return nil, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		p.expireAt(deadline)
 	}
-	sub := p.out.subscribe() // before anything is read or reaped: nothing is missed
-	s.adopt(p)
-	return p, sub, nil
+	return p, nil
+}
+
+// connect follows a program, from now on or as its session or an offset say.
+func (s *Service) connect(req *pb.ConnectRequest) (*view, error) {
+	session, err := sessionOf(req.GetSession())
+	if err != nil {
+		return nil, err
+	}
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	p, err := s.find(req.GetProcess())
+	if err != nil {
+		return nil, err
+	}
+	known := req.GetProcess().GetSession()
+	v := &view{proc: p}
+	switch {
+	case known != "":
+		v.follower, v.lost, err = p.out.resume(known, req.Offset)
+	case session != nil:
+		if other := s.withSession(session.id); other != nil && other != p {
+			return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("the session is of another process"))
+		}
+		v.follower, v.lost, err = p.out.open(session, req.Offset)
+	case req.Offset != nil:
+		v.follower, v.lost, err = p.out.subscribeAt(req.GetOffset())
+	default:
+		v.follower = p.out.subscribe()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 // begin counts a program in that is about to start, unless Close came first.
@@ -162,21 +244,77 @@ func (s *Service) retain(p *proc) {
 	if s.closed {
 		return
 	}
-	s.timers[p] = time.AfterFunc(retention, func() { s.forget(p) })
+	least, _ := p.out.need()
+	s.timers[p] = time.AfterFunc(max(retention, least), func() { s.expire(p) })
+	s.ended = append(s.ended, p)
+	s.bound()
 }
 
-func (s *Service) forget(p *proc) {
+// bound keeps what is kept of ended processes within its limits; s.mu is held.
+func (s *Service) bound() {
+	for len(s.ended) > maxEnded {
+		s.forget(s.ended[0])
+	}
+	output := 0
+	for _, p := range s.ended {
+		output += p.out.held()
+	}
+	for _, p := range s.ended {
+		if output <= maxEndedOutput {
+			return
+		}
+		output -= p.out.discard()
+	}
+}
+
+// expire forgets an ended process, unless a session of it has a stream.
+func (s *Service) expire(p *proc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.timers, p)
+	timer := s.timers[p]
+	if timer == nil {
+		return // it was forgotten meanwhile
+	}
+	if least, streams := p.out.need(); streams && !s.closed {
+		timer.Reset(max(retention, least))
+		return
+	}
+	s.forget(p)
+}
+
+// forget drops an ended process; s.mu is held. Streams of it go on.
+func (s *Service) forget(p *proc) {
+	if timer := s.timers[p]; timer != nil {
+		timer.Stop()
+		delete(s.timers, p)
+	}
+	s.ended = slices.DeleteFunc(s.ended, func(other *proc) bool { return other == p })
 	if s.byPID[p.pid] == p {
 		delete(s.byPID, p.pid)
 	}
 }
 
+// withSession returns the process that has a session, or nil.
+func (s *Service) withSession(id string) *proc {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.byPID {
+		if p.out.find(id) != nil {
+			return p
+		}
+	}
+	return nil
+}
+
 // find returns the process that sel names, running or ended not long ago. Of
 // several with one tag a running one wins, then the one with the largest pid.
 func (s *Service) find(sel *pb.ProcessSelector) (*proc, error) {
+	if by, ok := sel.GetSelector().(*pb.ProcessSelector_Session); ok {
+		if p := s.withSession(by.Session); p != nil {
+			return p, nil
+		}
+		return nil, errSessionForgotten
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch by := sel.GetSelector().(type) {

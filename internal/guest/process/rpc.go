@@ -27,41 +27,59 @@ func (s *Service) Start(ctx context.Context, req *pb.StartRequest, stream *conne
 	if err != nil {
 		return err
 	}
-	p, sub, err := s.start(ctx, req, user)
+	v, err := s.start(ctx, req, user)
 	if err != nil {
 		return err
 	}
-	defer p.out.leave(sub)
-	send := func(ev *pb.ProcessEvent) error {
-		if ev.GetEnd() != nil && p.wasExpired() {
-			return connect.NewError(connect.CodeDeadlineExceeded, errors.New("the process was killed: its timeout elapsed"))
+	err = v.serve(ctx, keepalive(header), func(ev *pb.ProcessEvent) error {
+		if ev.GetEnd() != nil && v.wasExpired() {
+			return errExpired
 		}
 		return stream.Send(&pb.StartResponse{Event: ev})
-	}
-	if err := send(p.startEvent()); err != nil {
-		return err
-	}
-	err = p.out.follow(ctx, sub, keepalive(header), send)
+	})
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		p.expire() // so that it is dead when the caller hears of it
+		v.expire() // so that it is dead when the caller hears of it
 	}
 	return err
 }
 
+var errExpired = connect.NewError(connect.CodeDeadlineExceeded, errors.New("the process was killed: its timeout elapsed"))
+
 // Connect follows a process that runs, or shows the end of one that ended not
 // long ago.
 func (s *Service) Connect(ctx context.Context, req *pb.ConnectRequest, stream *connect.ServerStream[pb.ConnectResponse]) error {
-	p, err := s.find(req.GetProcess())
+	v, err := s.connect(req)
 	if err != nil {
 		return err
 	}
-	sub := p.out.subscribe()
-	defer p.out.leave(sub)
-	send := func(ev *pb.ProcessEvent) error { return stream.Send(&pb.ConnectResponse{Event: ev}) }
-	if err := send(p.startEvent()); err != nil {
+	resumed := req.GetProcess().GetSession() != "" // who resumes hears what the first stream would have
+	return v.serve(ctx, keepalive(requestHeader(ctx)), func(ev *pb.ProcessEvent) error {
+		if ev.GetEnd() != nil && resumed && v.wasExpired() {
+			return errExpired
+		}
+		return stream.Send(&pb.ConnectResponse{Event: ev})
+	})
+}
+
+// serve sends all events to the end.
+func (v *view) serve(ctx context.Context, keepalive time.Duration, send func(*pb.ProcessEvent) error) error {
+	defer v.out.leave(v.follower)
+	if err := send(v.startEvent()); err != nil {
 		return err
 	}
-	return p.out.follow(ctx, sub, keepalive(requestHeader(ctx)), send)
+	return v.out.follow(ctx, v.follower, keepalive, send)
+}
+
+// Acknowledge lets output be forgotten, or all that is kept for a session.
+func (s *Service) Acknowledge(_ context.Context, req *pb.AcknowledgeRequest) (*pb.AcknowledgeResponse, error) {
+	p := s.withSession(req.GetSession())
+	if p == nil {
+		return nil, errSessionForgotten
+	}
+	if err := p.out.acknowledge(req.GetSession(), req.GetOffset(), req.GetLeave()); err != nil {
+		return nil, err
+	}
+	return &pb.AcknowledgeResponse{}, nil
 }
 
 // List returns the running programs in the order of their pids.
@@ -109,10 +127,20 @@ func (s *Service) SendInput(ctx context.Context, req *pb.SendInputRequest) (*pb.
 	if err != nil {
 		return nil, err
 	}
-	if err := p.in.send(ctx, req.GetInput()); err != nil {
+	if req.Offset == nil {
+		if err := p.in.send(ctx, req.GetInput()); err != nil {
+			return nil, err
+		}
+		return &pb.SendInputResponse{}, nil
+	}
+	session := p.out.find(req.GetProcess().GetSession())
+	if session == nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("an offset of input needs a session as the selector"))
+	}
+	if err := p.in.sendAt(ctx, req.GetInput(), session, req.GetOffset()); err != nil {
 		return nil, err
 	}
-	return &pb.SendInputResponse{}, nil
+	return &pb.SendInputResponse{Taken: session.input.Load()}, nil
 }
 
 // StreamInput writes what comes, in order; the first event names the process.
@@ -185,8 +213,16 @@ func (s *Service) CloseStdin(ctx context.Context, req *pb.CloseStdinRequest) (*p
 	return &pb.CloseStdinResponse{}, nil
 }
 
-func (p *proc) startEvent() *pb.ProcessEvent {
-	return &pb.ProcessEvent{Event: &pb.ProcessEvent_Start{Start: &pb.ProcessEvent_StartEvent{Pid: uint32(p.pid)}}}
+// startEvent is the first one of a stream.
+func (v *view) startEvent() *pb.ProcessEvent {
+	start := &pb.ProcessEvent_StartEvent{Pid: uint32(v.pid)}
+	if v.exact {
+		start.Offset, start.Lost = v.next, v.lost
+	}
+	if v.session != nil {
+		start.Input = v.session.input.Load()
+	}
+	return &pb.ProcessEvent{Event: &pb.ProcessEvent_Start{Start: start}}
 }
 
 // user is whom a request runs programs as.

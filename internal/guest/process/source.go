@@ -19,7 +19,7 @@ const (
 	linger = time.Second
 )
 
-// The size of one read, which is also the size of one event.
+// The size of one read, which is also the most that is in one event.
 const (
 	pipeChunk = 32 << 10
 	ptyChunk  = 16 << 10
@@ -36,8 +36,7 @@ type source struct {
 	file    *os.File // non-blocking, so that deadlines work
 	chunk   int
 	buffers *sync.Pool
-	// emit hands a piece on and reports whether its memory may be used again.
-	emit func([]byte) (reusable bool)
+	emit    func([]byte) // hands a copy of a piece on
 }
 
 // exited tells a read that goes on that the process ended. pump notices at its
@@ -119,9 +118,8 @@ func (s *source) move(wait bool) (n int, err error) {
 	case n == 0:
 		return 0, io.EOF
 	}
-	if s.emit(buf[:n]) {
-		s.buffers.Put(buf)
-	}
+	s.emit(buf[:n])
+	s.buffers.Put(buf)
 	return n, nil
 }
 

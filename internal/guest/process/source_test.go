@@ -18,7 +18,7 @@ func pipeSource(t *testing.T) (s *source, w *os.File, got *bytes.Buffer) {
 	}
 	t.Cleanup(func() { r.Close(); w.Close() })
 	got = &bytes.Buffer{}
-	s = &source{file: r, chunk: pipeChunk, buffers: newBuffers(), emit: func(b []byte) bool { got.Write(b); return true }}
+	s = &source{file: r, chunk: pipeChunk, buffers: newBuffers(), emit: func(b []byte) { got.Write(b) }}
 	return s, w, got
 }
 
@@ -54,12 +54,11 @@ func TestSweep(t *testing.T) {
 	size := s.capacity()
 	want := bytes.Repeat([]byte("x"), size)
 	write(t, w, want)
-	s.emit = func(b []byte) bool {
+	s.emit = func(b []byte) {
 		got.Write(b)
 		if _, err := w.Write(b); err != nil { // as fast as it is read
 			t.Error(err)
 		}
-		return false
 	}
 	if !s.sweep() {
 		t.Error("sweep() says that the pipe is closed")

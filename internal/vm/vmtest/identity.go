@@ -82,6 +82,7 @@ func (s *suite) newcomer(t *testing.T, snap snapshot, frozen []string, id string
 	init := envdclient.Init{Identity: &envdclient.Identity{ID: id, Generation: 1}}
 	began := time.Now()
 	must(t, "Init", g.Init(within(t), init))
+	t.Logf("Init took %v", time.Since(began))
 	lines := g.waitTimes(t, "the restored printer prints", func(lines []string) bool {
 		return len(lines) > len(frozen)+10 && slices.Contains(lines, "told id="+id)
 	})

@@ -1221,7 +1221,12 @@ type ExecStart struct {
 	// Whether input will come.
 	Stdin bool `protobuf:"varint,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	// Present: a terminal of this size instead of pipes.
-	Pty           *TerminalSize `protobuf:"bytes,9,opt,name=pty,proto3" json:"pty,omitempty"`
+	Pty *TerminalSize `protobuf:"bytes,9,opt,name=pty,proto3" json:"pty,omitempty"`
+	// Makes the stream one that can be resumed. A start that is repeated with it
+	// follows what the first one started.
+	Session string `protobuf:"bytes,10,opt,name=session,proto3" json:"session,omitempty"`
+	// How long output is kept for a session whose stream was lost; 0 is 60.
+	HoldSec       uint32 `protobuf:"varint,11,opt,name=hold_sec,json=holdSec,proto3" json:"hold_sec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1319,10 +1324,29 @@ func (x *ExecStart) GetPty() *TerminalSize {
 	return nil
 }
 
+func (x *ExecStart) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ExecStart) GetHoldSec() uint32 {
+	if x != nil {
+		return x.HoldSec
+	}
+	return 0
+}
+
 type ExecAttach struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
-	Pid           uint32                 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// 0: the process that has the session, which is resumed.
+	Pid     uint32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Session string `protobuf:"bytes,3,opt,name=session,proto3" json:"session,omitempty"`
+	HoldSec uint32 `protobuf:"varint,4,opt,name=hold_sec,json=holdSec,proto3" json:"hold_sec,omitempty"`
+	// The position in the output to begin at. Absent: where the session acknowledged, or now.
+	Offset        *uint64 `protobuf:"varint,5,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1367,6 +1391,27 @@ func (x *ExecAttach) GetSandboxId() string {
 func (x *ExecAttach) GetPid() uint32 {
 	if x != nil {
 		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExecAttach) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *ExecAttach) GetHoldSec() uint32 {
+	if x != nil {
+		return x.HoldSec
+	}
+	return 0
+}
+
+func (x *ExecAttach) GetOffset() uint64 {
+	if x != nil && x.Offset != nil {
+		return *x.Offset
 	}
 	return 0
 }
@@ -1433,6 +1478,8 @@ type ExecStreamRequest struct {
 	//	*ExecStreamRequest_StdinClose
 	//	*ExecStreamRequest_Resize
 	//	*ExecStreamRequest_Signal
+	//	*ExecStreamRequest_Ack
+	//	*ExecStreamRequest_Leave
 	Event         isExecStreamRequest_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1529,6 +1576,24 @@ func (x *ExecStreamRequest) GetSignal() Signal {
 	return Signal_SIGNAL_UNSPECIFIED
 }
 
+func (x *ExecStreamRequest) GetAck() uint64 {
+	if x != nil {
+		if x, ok := x.Event.(*ExecStreamRequest_Ack); ok {
+			return x.Ack
+		}
+	}
+	return 0
+}
+
+func (x *ExecStreamRequest) GetLeave() bool {
+	if x != nil {
+		if x, ok := x.Event.(*ExecStreamRequest_Leave); ok {
+			return x.Leave
+		}
+	}
+	return false
+}
+
 type isExecStreamRequest_Event interface {
 	isExecStreamRequest_Event()
 }
@@ -1558,6 +1623,16 @@ type ExecStreamRequest_Signal struct {
 	Signal Signal `protobuf:"varint,6,opt,name=signal,proto3,enum=hostagent.v1.Signal,oneof"`
 }
 
+type ExecStreamRequest_Ack struct {
+	// The caller has all output before this position.
+	Ack uint64 `protobuf:"varint,7,opt,name=ack,proto3,oneof"`
+}
+
+type ExecStreamRequest_Leave struct {
+	// The session is over: nothing is kept for it when the stream ends.
+	Leave bool `protobuf:"varint,8,opt,name=leave,proto3,oneof"`
+}
+
 func (*ExecStreamRequest_Start) isExecStreamRequest_Event() {}
 
 func (*ExecStreamRequest_Attach) isExecStreamRequest_Event() {}
@@ -1570,6 +1645,10 @@ func (*ExecStreamRequest_Resize) isExecStreamRequest_Event() {}
 
 func (*ExecStreamRequest_Signal) isExecStreamRequest_Event() {}
 
+func (*ExecStreamRequest_Ack) isExecStreamRequest_Event() {}
+
+func (*ExecStreamRequest_Leave) isExecStreamRequest_Event() {}
+
 type ExecStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -1580,7 +1659,10 @@ type ExecStreamResponse struct {
 	//	*ExecStreamResponse_Pty
 	//	*ExecStreamResponse_Exit
 	//	*ExecStreamResponse_Keepalive
-	Event         isExecStreamResponse_Event `protobuf_oneof:"event"`
+	//	*ExecStreamResponse_Input
+	Event isExecStreamResponse_Event `protobuf_oneof:"event"`
+	// Of the first byte of stdout, stderr or pty, when the stream has a session or an offset.
+	Offset        uint64 `protobuf:"varint,8,opt,name=offset,proto3" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1676,6 +1758,22 @@ func (x *ExecStreamResponse) GetKeepalive() bool {
 	return false
 }
 
+func (x *ExecStreamResponse) GetInput() uint64 {
+	if x != nil {
+		if x, ok := x.Event.(*ExecStreamResponse_Input); ok {
+			return x.Input
+		}
+	}
+	return 0
+}
+
+func (x *ExecStreamResponse) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 type isExecStreamResponse_Event interface {
 	isExecStreamResponse_Event()
 }
@@ -1705,6 +1803,11 @@ type ExecStreamResponse_Keepalive struct {
 	Keepalive bool `protobuf:"varint,6,opt,name=keepalive,proto3,oneof"`
 }
 
+type ExecStreamResponse_Input struct {
+	// How much of the session's input the command has taken, or will never take.
+	Input uint64 `protobuf:"varint,7,opt,name=input,proto3,oneof"`
+}
+
 func (*ExecStreamResponse_Started) isExecStreamResponse_Event() {}
 
 func (*ExecStreamResponse_Stdout) isExecStreamResponse_Event() {}
@@ -1717,9 +1820,16 @@ func (*ExecStreamResponse_Exit) isExecStreamResponse_Event() {}
 
 func (*ExecStreamResponse_Keepalive) isExecStreamResponse_Event() {}
 
+func (*ExecStreamResponse_Input) isExecStreamResponse_Event() {}
+
 type ExecStarted struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Where the output of this stream begins, how much of what was asked for is
+	// gone, which came right before, and where the input of this stream begins.
+	Offset        uint64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	Lost          uint64 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	Input         uint64 `protobuf:"varint,4,opt,name=input,proto3" json:"input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1757,6 +1867,27 @@ func (*ExecStarted) Descriptor() ([]byte, []int) {
 func (x *ExecStarted) GetPid() uint32 {
 	if x != nil {
 		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExecStarted) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ExecStarted) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *ExecStarted) GetInput() uint64 {
+	if x != nil {
+		return x.Input
 	}
 	return 0
 }
@@ -2492,7 +2623,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x1b\n" +
 	"\texit_code\x18\x03 \x01(\x11R\bexitCode\x12\x1c\n" +
 	"\ttruncated\x18\x04 \x01(\bR\ttruncated\x12\x16\n" +
-	"\x06status\x18\x05 \x01(\tR\x06status\"\xc7\x02\n" +
+	"\x06status\x18\x05 \x01(\tR\x06status\"\xfc\x02\n" +
 	"\tExecStart\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -2504,18 +2635,25 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n" +
 	"\x04user\x18\a \x01(\tR\x04user\x12\x14\n" +
 	"\x05stdin\x18\b \x01(\bR\x05stdin\x12,\n" +
-	"\x03pty\x18\t \x01(\v2\x1a.hostagent.v1.TerminalSizeR\x03pty\x1a6\n" +
+	"\x03pty\x18\t \x01(\v2\x1a.hostagent.v1.TerminalSizeR\x03pty\x12\x18\n" +
+	"\asession\x18\n" +
+	" \x01(\tR\asession\x12\x19\n" +
+	"\bhold_sec\x18\v \x01(\rR\aholdSec\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"=\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9a\x01\n" +
 	"\n" +
 	"ExecAttach\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
-	"\x03pid\x18\x02 \x01(\rR\x03pid\"6\n" +
+	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x18\n" +
+	"\asession\x18\x03 \x01(\tR\asession\x12\x19\n" +
+	"\bhold_sec\x18\x04 \x01(\rR\aholdSec\x12\x1b\n" +
+	"\x06offset\x18\x05 \x01(\x04H\x00R\x06offset\x88\x01\x01B\t\n" +
+	"\a_offset\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04cols\x18\x01 \x01(\rR\x04cols\x12\x12\n" +
-	"\x04rows\x18\x02 \x01(\rR\x04rows\"\xa2\x02\n" +
+	"\x04rows\x18\x02 \x01(\rR\x04rows\"\xce\x02\n" +
 	"\x11ExecStreamRequest\x12/\n" +
 	"\x05start\x18\x01 \x01(\v2\x17.hostagent.v1.ExecStartH\x00R\x05start\x122\n" +
 	"\x06attach\x18\x02 \x01(\v2\x18.hostagent.v1.ExecAttachH\x00R\x06attach\x12\x16\n" +
@@ -2523,18 +2661,25 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\vstdin_close\x18\x04 \x01(\bH\x00R\n" +
 	"stdinClose\x124\n" +
 	"\x06resize\x18\x05 \x01(\v2\x1a.hostagent.v1.TerminalSizeH\x00R\x06resize\x12.\n" +
-	"\x06signal\x18\x06 \x01(\x0e2\x14.hostagent.v1.SignalH\x00R\x06signalB\a\n" +
-	"\x05event\"\xea\x01\n" +
+	"\x06signal\x18\x06 \x01(\x0e2\x14.hostagent.v1.SignalH\x00R\x06signal\x12\x12\n" +
+	"\x03ack\x18\a \x01(\x04H\x00R\x03ack\x12\x16\n" +
+	"\x05leave\x18\b \x01(\bH\x00R\x05leaveB\a\n" +
+	"\x05event\"\x9a\x02\n" +
 	"\x12ExecStreamResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.hostagent.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12\x12\n" +
 	"\x03pty\x18\x04 \x01(\fH\x00R\x03pty\x12,\n" +
 	"\x04exit\x18\x05 \x01(\v2\x16.hostagent.v1.ExecExitH\x00R\x04exit\x12\x1e\n" +
-	"\tkeepalive\x18\x06 \x01(\bH\x00R\tkeepaliveB\a\n" +
-	"\x05event\"\x1f\n" +
+	"\tkeepalive\x18\x06 \x01(\bH\x00R\tkeepalive\x12\x16\n" +
+	"\x05input\x18\a \x01(\x04H\x00R\x05input\x12\x16\n" +
+	"\x06offset\x18\b \x01(\x04R\x06offsetB\a\n" +
+	"\x05event\"a\n" +
 	"\vExecStarted\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"?\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12\x14\n" +
+	"\x05input\x18\x04 \x01(\x04R\x05input\"?\n" +
 	"\bExecExit\x12\x1b\n" +
 	"\texit_code\x18\x01 \x01(\x11R\bexitCode\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\"u\n" +
@@ -2721,6 +2866,7 @@ func file_v1_hostagent_proto_init() {
 	if File_v1_hostagent_proto != nil {
 		return
 	}
+	file_v1_hostagent_proto_msgTypes[19].OneofWrappers = []any{}
 	file_v1_hostagent_proto_msgTypes[21].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
@@ -2728,6 +2874,8 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_StdinClose)(nil),
 		(*ExecStreamRequest_Resize)(nil),
 		(*ExecStreamRequest_Signal)(nil),
+		(*ExecStreamRequest_Ack)(nil),
+		(*ExecStreamRequest_Leave)(nil),
 	}
 	file_v1_hostagent_proto_msgTypes[22].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
@@ -2736,6 +2884,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Pty)(nil),
 		(*ExecStreamResponse_Exit)(nil),
 		(*ExecStreamResponse_Keepalive)(nil),
+		(*ExecStreamResponse_Input)(nil),
 	}
 	file_v1_hostagent_proto_msgTypes[31].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),

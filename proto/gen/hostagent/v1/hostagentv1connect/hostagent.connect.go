@@ -97,7 +97,8 @@ type HostAgentServiceClient interface {
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows one that runs, as it goes. The first
 	// message of the caller is start or attach; the first answer is started, the
-	// last is exit. The command outlives the stream.
+	// last is exit. The command outlives the stream. A stream with a session can be
+	// resumed, see Session in proto/envd/process, whose meaning it has.
 	ExecStream(context.Context) (*connect.BidiStreamForClientSimple[v1.ExecStreamRequest, v1.ExecStreamResponse], error)
 	// SignalProcess signals a command's process group.
 	SignalProcess(context.Context, *v1.SignalProcessRequest) (*v1.SignalProcessResponse, error)
@@ -362,7 +363,8 @@ type HostAgentServiceHandler interface {
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows one that runs, as it goes. The first
 	// message of the caller is start or attach; the first answer is started, the
-	// last is exit. The command outlives the stream.
+	// last is exit. The command outlives the stream. A stream with a session can be
+	// resumed, see Session in proto/envd/process, whose meaning it has.
 	ExecStream(context.Context, *connect.BidiStream[v1.ExecStreamRequest, v1.ExecStreamResponse]) error
 	// SignalProcess signals a command's process group.
 	SignalProcess(context.Context, *v1.SignalProcessRequest) (*v1.SignalProcessResponse, error)

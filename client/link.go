@@ -1,0 +1,514 @@
+package client
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+const (
+	protocolText   = "wrenn.exec.v1"
+	protocolBinary = "wrenn.exec.v1.binary"
+
+	// The first byte of a binary message names its stream.
+	tagStdin, tagStdout, tagStderr, tagPTY = 0, 1, 2, 3
+
+	maxInput   = 64 << 10 // of one frame; the server takes 1 MiB, base64 and all
+	maxMessage = 16 << 20 // of the server
+
+	// silence is how long a connection may say nothing, not even a ping, of
+	// which the server sends one each half minute.
+	silence = 2 * time.Minute
+	// startFor is for how long a start is tried whose answer was lost, attempt bounds one try to
+	// connect again, retryFirst and retryMost the pauses between them, farewell the last words.
+	startFor   = 15 * time.Second
+	attempt    = 30 * time.Second
+	retryFirst = 50 * time.Millisecond
+	retryMost  = 3 * time.Second
+	farewell   = time.Second
+)
+
+// link is one connection of a stream. The stream's mu guards what comes after the first three.
+type link struct {
+	conn   *websocket.Conn
+	binary bool        // the server takes and sends bytes as they are
+	heard  *time.Timer // cuts a connection that is silent for too long
+
+	dead    bool
+	input   uint64 // the position after the input that was sent
+	closed  bool   // its end was sent
+	size    *Size  // what was sent last
+	leaving bool   // the last words were sent
+}
+
+// frame is any text frame of the server.
+type frame struct {
+	Type     string  `json:"type"`
+	PID      int     `json:"pid"`
+	Offset   *uint64 `json:"offset"`
+	Lost     uint64  `json:"lost"`
+	Input    uint64  `json:"input"`
+	Data     string  `json:"data"`
+	Encoding string  `json:"encoding"`
+	ExitCode int     `json:"exit_code"`
+	Status   string  `json:"status"`
+	Code     Code    `json:"code"`
+}
+
+func (f *frame) position() uint64 {
+	if f.Offset == nil {
+		return 0
+	}
+	return *f.Offset
+}
+
+// begin connects, sends the first frame and waits for the answer. Once the
+// frame may have done its work, it is sent again until there is an answer: it does nothing twice.
+func (s *Stream) begin(ctx context.Context, first any) (*link, *frame, error) {
+	l, err := s.dial(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for tries := newRetry(startFor); ; {
+		var begin *frame
+		if err == nil {
+			if begin, err = s.introduce(ctx, l, first); err == nil {
+				return l, begin, nil
+			}
+		}
+		if !passing(err) || !tries.wait(ctx, err) {
+			return nil, nil, err
+		}
+		l, err = s.dial(ctx)
+	}
+}
+
+func (s *Stream) dial(ctx context.Context) (*link, error) {
+	header := map[string][]string{}
+	s.c.sign(header)
+	l := &link{}
+	conn, resp, err := websocket.Dial(ctx, "ws"+strings.TrimPrefix(s.c.address(s.path, nil), "http"), &websocket.DialOptions{
+		HTTPClient: s.c.http, HTTPHeader: header, Subprotocols: []string{protocolBinary, protocolText},
+		OnPingReceived: func(context.Context, []byte) bool { l.heard.Reset(silence); return true },
+	})
+	if err != nil {
+		if resp != nil && ctx.Err() == nil {
+			defer resp.Body.Close()
+			return nil, problem(resp)
+		}
+		return nil, s.c.broken(ctx, err)
+	}
+	conn.SetReadLimit(maxMessage)
+	l.conn, l.binary = conn, conn.Subprotocol() == protocolBinary
+	l.heard = time.AfterFunc(silence, func() { _ = conn.CloseNow() })
+	return l, nil
+}
+
+// introduce sends the first frame and waits for the answer, which names the
+// pid. When it fails the connection is closed.
+func (s *Stream) introduce(ctx context.Context, l *link, first any) (_ *frame, err error) {
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.CloseNow() }) // which says less than the end of ctx, see broken
+	defer func() {
+		stop()
+		if err != nil {
+			l.close()
+		}
+	}()
+	text, err := json.Marshal(first)
+	if err != nil {
+		return nil, &Error{Code: InvalidRequest, Message: "the frame cannot be written as JSON", Err: err}
+	}
+	if err := l.conn.Write(context.Background(), websocket.MessageText, text); err != nil {
+		return nil, s.c.broken(ctx, err)
+	}
+	for {
+		f, _, err := l.read()
+		switch {
+		case err != nil:
+			return nil, s.c.broken(ctx, err)
+		case f == nil: // output before the start, which the server does not send
+		case f.Type == "error":
+			return nil, &Error{Code: f.Code, Message: f.Data}
+		case f.Type == "start":
+			l.input = f.Input
+			return f, nil
+		}
+	}
+}
+
+// close ends the connection; twice is allowed.
+func (l *link) close() {
+	l.heard.Stop()
+	_ = l.conn.CloseNow() // it may be closed
+}
+
+// read returns the next message: a frame, or output of a binary one.
+func (l *link) read() (*frame, Event, error) {
+	kind, text, err := l.conn.Read(context.Background())
+	if err != nil {
+		return nil, Event{}, err
+	}
+	l.heard.Reset(silence)
+	if kind == websocket.MessageBinary {
+		return nil, binaryEvent(text), nil
+	}
+	f := &frame{}
+	if err := json.Unmarshal(text, f); err != nil {
+		return nil, Event{}, &Error{Code: Internal, Message: "the server sent a frame that is no JSON", Err: err}
+	}
+	return f, Event{}, nil
+}
+
+func binaryEvent(message []byte) Event {
+	if len(message) < 2 {
+		return Event{}
+	}
+	switch data := message[1:]; message[0] {
+	case tagStdout:
+		return Event{Stdout: data}
+	case tagStderr:
+		return Event{Stderr: data}
+	case tagPTY:
+		return Event{PTY: data}
+	}
+	return Event{}
+}
+
+// textEvent is the output of a text frame, empty when it is another one.
+func textEvent(f *frame) (Event, error) {
+	data, err := decode(f.Data, f.Encoding)
+	switch f.Type {
+	case "stdout":
+		return Event{Stdout: data}, err
+	case "stderr":
+		return Event{Stderr: data}, err
+	case "pty":
+		return Event{PTY: data}, err
+	}
+	return Event{}, nil
+}
+
+// run serves the stream by one connection after the other, until its end.
+func (s *Stream) run(ctx context.Context, l *link) {
+	defer close(s.ended)
+	defer s.stop()
+	for {
+		err := s.serve(l)
+		if s.done(err) {
+			return
+		}
+		next, err := s.reconnect(ctx)
+		if err != nil {
+			s.fail(err)
+			return
+		}
+		l = next
+	}
+}
+
+// done says whether the stream is over, which err may mean.
+func (s *Stream) done(err error) bool {
+	if err != nil && !passing(err) {
+		s.fail(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.exited || s.err != nil
+}
+
+// passing says whether trying again may help.
+func passing(err error) bool {
+	code := CodeOf(err)
+	return code == Unavailable || code == RateLimited
+}
+
+// fail ends the stream. What has come until then can be received.
+func (s *Stream) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil && !s.exited {
+		s.err = err
+	}
+	s.changed.Broadcast()
+}
+
+// end ends the stream because this side wants it.
+func (s *Stream) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	if s.err == nil && !s.exited {
+		s.err = err
+	}
+	s.stop()
+	s.limitFarewell()
+	s.changed.Broadcast()
+}
+
+// limitFarewell lets the connection of a stream that is over last for the last
+// words and not longer; s.mu is held.
+func (s *Stream) limitFarewell() {
+	if l := s.link; l != nil && s.over {
+		time.AfterFunc(farewell, func() { _ = l.conn.CloseNow() })
+	}
+}
+
+// serve uses a connection until it breaks, the command ends or the stream is over.
+func (s *Stream) serve(l *link) error {
+	s.mu.Lock()
+	s.link = l
+	s.limitFarewell()
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	var sender sync.WaitGroup
+	sender.Go(func() { s.send(l) })
+	err := s.take(l)
+	s.mu.Lock()
+	l.dead, s.link = true, nil
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	l.close()
+	sender.Wait()
+	return err
+}
+
+// take takes what the server says until the exit, which is no error.
+func (s *Stream) take(l *link) error {
+	for {
+		f, event, err := l.read()
+		if err == nil && f != nil {
+			event, err = textEvent(f)
+		}
+		if e, ok := errors.AsType[*Error](err); ok {
+			return e
+		}
+		if err != nil {
+			return s.c.broken(context.Background(), fmt.Errorf("the stream broke, the command goes on: %w", err))
+		}
+		switch {
+		case event.size() > 0:
+			l.heard.Stop() // it is not the server that is silent
+			err = s.push(f, event)
+			l.heard.Reset(silence)
+		case f == nil:
+		case f.Type == "input":
+			err = s.confirm(f.position())
+		case f.Type == "exit":
+			s.exit(&Exit{Code: f.ExitCode, Status: f.Status})
+			return nil
+		case f.Type == "error":
+			err = &Error{Code: f.Code, Message: f.Data}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// push adds output for Receive, and waits while that has enough.
+func (s *Stream) push(f *frame, event Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f != nil && f.Offset != nil && *f.Offset != s.received {
+		return &Error{Code: Internal, Message: fmt.Sprintf("the server sent output of position %d, not %d", *f.Offset, s.received)}
+	}
+	for s.waiting >= outputWindow && !s.over {
+		s.changed.Wait()
+	}
+	s.events = append(s.events, event)
+	s.waiting += event.size()
+	s.received += uint64(event.size())
+	s.changed.Broadcast()
+	return nil
+}
+
+func (s *Stream) exit(exit *Exit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.exited = true
+	s.events = append(s.events, Event{Exit: exit})
+	s.changed.Broadcast()
+}
+
+// confirm forgets input that the server has taken care of.
+func (s *Stream) confirm(offset uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if offset <= s.confirmed {
+		return nil
+	}
+	n := offset - s.confirmed
+	if n > uint64(len(s.input)) {
+		return &Error{Code: Internal, Message: "the server took more input than there was"}
+	}
+	s.input, s.confirmed = s.input[n:], offset
+	s.changed.Broadcast()
+	return nil
+}
+
+// send sends what there is to send until the connection is dead or the stream is over.
+func (s *Stream) send(l *link) {
+	for {
+		m := s.wait(l)
+		if m == nil {
+			return
+		}
+		kind := websocket.MessageText
+		if m.binary {
+			kind = websocket.MessageBinary
+		}
+		if l.conn.Write(context.Background(), kind, m.bytes) != nil {
+			_ = l.conn.CloseNow() // which take hears of
+			return
+		}
+		s.mu.Lock()
+		m.sent()
+		s.changed.Broadcast()
+		s.mu.Unlock()
+	}
+}
+
+// message is one that is to be sent. sent notes that it was; s.mu is held then.
+type message struct {
+	binary bool
+	bytes  []byte
+	sent   func()
+}
+
+// wait returns the next message, or nil when there will be none.
+func (s *Stream) wait(l *link) *message {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if l.dead || l.leaving || s.exited {
+			return nil
+		}
+		if m := s.next(l); m != nil {
+			return m
+		}
+		s.changed.Wait()
+	}
+}
+
+// next returns what is to be sent now, or nil; s.mu is held.
+func (s *Stream) next(l *link) *message {
+	switch {
+	case s.err != nil:
+		return text(map[string]string{"type": "leave"}, func() { l.leaving = true })
+	case len(s.signals) > 0:
+		f := s.signals[0]
+		return text(map[string]string{"type": "signal", "signal": string(f.signal)}, func() {
+			f.sent = true
+			s.signals = s.signals[1:]
+		})
+	case s.size != nil && l.size != s.size:
+		size := s.size
+		return text(struct {
+			Type string `json:"type"`
+			Size
+		}{"resize", *size}, func() { l.size = size })
+	}
+	if used := s.received - uint64(s.waiting); used >= s.acked+ackEvery {
+		return text(map[string]any{"type": "ack", "offset": used}, func() { s.acked = max(s.acked, used) })
+	}
+	l.input = max(l.input, s.confirmed)
+	begin := l.input - s.confirmed
+	switch {
+	case begin < uint64(len(s.input)):
+		return l.inputMessage(s.input[begin:min(uint64(len(s.input)), begin+maxInput)])
+	case s.closed && !l.closed:
+		return text(map[string]string{"type": "stdin_close"}, func() { l.closed = true })
+	}
+	return nil
+}
+
+func text(frame any, sent func()) *message {
+	bytes, _ := json.Marshal(frame) // strings and numbers
+	return &message{bytes: bytes, sent: sent}
+}
+
+func (l *link) inputMessage(p []byte) *message {
+	sent := func() { l.input += uint64(len(p)) }
+	if !l.binary {
+		return text(map[string]string{"type": "stdin", "data": base64.StdEncoding.EncodeToString(p), "encoding": encodingBase64}, sent)
+	}
+	return &message{binary: true, bytes: append([]byte{tagStdin}, p...), sent: sent}
+}
+
+// reconnect resumes the stream by a new connection.
+func (s *Stream) reconnect(ctx context.Context) (*link, error) {
+	tries := newRetry(s.hold)
+	for {
+		l, err := s.resume(ctx)
+		if err == nil {
+			return l, nil
+		}
+		if !passing(err) || !tries.wait(ctx, err) {
+			return nil, err
+		}
+	}
+}
+
+func (s *Stream) resume(ctx context.Context) (*link, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, attempt, &Error{Code: Unavailable, Message: "the server does not answer"})
+	defer cancel()
+	s.mu.Lock()
+	received := s.received
+	s.mu.Unlock()
+	l, err := s.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	begin, err := s.introduce(ctx, l, attachBody{Type: "attach", sessionBody: s.body(), Offset: &received})
+	if err == nil {
+		err = s.confirm(begin.Input)
+	}
+	if err != nil {
+		l.close()
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if begin.Lost > 0 {
+		s.events = append(s.events, Event{Lost: begin.Lost})
+	}
+	s.received, s.acked = begin.position(), begin.position()
+	s.changed.Broadcast()
+	return l, nil
+}
+
+// retry says when to try again, and when no more.
+type retry struct {
+	until time.Time
+	pause time.Duration
+}
+
+func newRetry(limit time.Duration) *retry {
+	return &retry{until: time.Now().Add(limit), pause: retryFirst}
+}
+
+// wait returns true after a pause, which grows, and false when it is too late or ctx has ended.
+func (r *retry) wait(ctx context.Context, err error) bool {
+	pause := r.pause/2 + rand.N(r.pause) // not all clients of a server at once
+	if e, ok := errors.AsType[*Error](err); ok && e.Code == RateLimited {
+		pause = max(pause, e.RetryAfter)
+	}
+	r.pause = min(2*r.pause, retryMost)
+	if time.Now().Add(pause).After(r.until) {
+		return false
+	}
+	select {
+	case <-time.After(pause):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

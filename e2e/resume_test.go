@@ -1,0 +1,436 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os/user"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn"
+	"wrenn/client"
+	"wrenn/internal/api"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/guest"
+	"wrenn/internal/guest/guesttest"
+	"wrenn/internal/hostclient"
+	"wrenn/internal/hostserver"
+	"wrenn/internal/service"
+	"wrenn/internal/wire"
+	pb "wrenn/proto/gen/hostagent/v1"
+	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
+)
+
+const (
+	chainKey = "e2b_0123456789012345678901234567890123456789"
+	chainBox = wrenn.SandboxID("iabcdefghijklmnopqrst")
+)
+
+// hop passes connections on to a server, and cuts all of them when it is
+// killed, as they are when the server is.
+type hop struct {
+	address, to string
+	listener    net.Listener
+	pipes       sync.WaitGroup
+
+	mu    sync.Mutex // guards what follows
+	conns map[net.Conn]struct{}
+	dead  bool
+}
+
+// newHop starts a hop before a server, which serve serves until its context ends.
+func newHop(t *testing.T, serve func(context.Context, net.Listener) error) *hop {
+	t.Helper()
+	h := &hop{address: "127.0.0.1:0", to: listen(t, serve), conns: make(map[net.Conn]struct{})}
+	h.start(t)
+	t.Cleanup(h.kill)
+	return h
+}
+
+// listen serves on a port of its own until the test ends, and returns its address.
+func listen(t *testing.T, serve func(context.Context, net.Listener) error) string {
+	t.Helper()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, listener) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return listener.Addr().String()
+}
+
+func (h *hop) start(t *testing.T) {
+	t.Helper()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", h.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.listener, h.address, h.dead = listener, listener.Addr().String(), false
+	h.pipes.Go(func() {
+		for {
+			near, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			h.pass(near)
+		}
+	})
+}
+
+func (h *hop) pass(near net.Conn) {
+	far, err := net.Dial("tcp", h.to) //nolint:noctx // it is there
+	if err != nil {
+		near.Close()
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dead {
+		near.Close()
+		far.Close()
+		return
+	}
+	h.conns[near], h.conns[far] = struct{}{}, struct{}{}
+	for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+		h.pipes.Go(func() {
+			_, _ = io.Copy(way[0], way[1]) // it is cut
+			near.Close()
+			far.Close()
+		})
+	}
+}
+
+// kill may be called again.
+func (h *hop) kill() {
+	h.listener.Close()
+	h.mu.Lock()
+	h.dead = true
+	for conn := range h.conns {
+		conn.Close()
+	}
+	clear(h.conns)
+	h.mu.Unlock()
+	h.pipes.Wait()
+}
+
+// machineOfNobody is a guest's kernel whose clock stays as it is.
+type machineOfNobody struct{ guesttest.Inert }
+
+func (machineOfNobody) Now() time.Time          { return time.Now() }
+func (machineOfNobody) SetTime(time.Time) error { return nil }
+func (machineOfNobody) AddEntropy([]byte) error { return nil }
+
+// agentOfOne is a host's agent with one guest, of which it serves the streams.
+type agentOfOne struct {
+	hostagentv1connect.UnimplementedHostAgentServiceHandler
+
+	commands hostserver.Commands
+}
+
+func (a *agentOfOne) ExecStream(ctx context.Context, s *connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse]) error {
+	return wire.ToConnect(a.commands.ExecStream(ctx, s))
+}
+
+// serviceOfOne is a control plane's service with one sandbox, of which it serves the streams.
+type serviceOfOne struct {
+	api.Service
+
+	host *hostclient.Client
+}
+
+func (s *serviceOfOne) Authenticate(context.Context, string) (service.Caller, error) {
+	return service.Caller{Key: "key"}, nil
+}
+
+func (s *serviceOfOne) Sandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return &wrenn.Sandbox{ID: id, State: wrenn.Running}, nil
+}
+
+func (s *serviceOfOne) StartExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+	return opened(s.host.StartExec(ctx, id, start))
+}
+
+func (s *serviceOfOne) AttachExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+	return opened(s.host.AttachExec(ctx, id, to))
+}
+
+func opened(s *hostclient.ExecStream, err error) (service.ExecStream, error) {
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// chain is every hop from the SDK to a guest's agent, in this process.
+type chain struct {
+	client            *client.Client
+	guest             *envdclient.Client
+	agent, controller *hop
+}
+
+func newChain(t *testing.T) *chain {
+	t.Helper()
+	c := &chain{guest: newEnvd(t)}
+	agent := &agentOfOne{commands: hostserver.Commands{
+		Use: func(ctx context.Context, _ string) (*envdclient.Client, context.Context, func(), error) {
+			return c.guest, ctx, func() {}, nil
+		},
+	}}
+	mux := http.NewServeMux()
+	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(agent))
+	c.agent = newHop(t, func(ctx context.Context, l net.Listener) error {
+		server := &http.Server{Handler: mux, Protocols: new(http.Protocols), ReadHeaderTimeout: time.Minute}
+		server.Protocols.SetUnencryptedHTTP2(true)
+		defer context.AfterFunc(ctx, func() { _ = server.Close() })() // says what closing the listener says
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	host, err := hostclient.New(hostclient.Config{ID: "h1", URL: "http://" + c.agent.address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(host.Close)
+	server, err := api.New(api.Config{
+		Service: &serviceOfOne{host: host}, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+		RequestsPerSecond: 1000, RequestBurst: 1000, ShutdownGrace: time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.controller = newHop(t, server.Run)
+	if c.client, err = client.New(client.Config{URL: "http://" + c.controller.address, Key: chainKey}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// newEnvd runs the guest's agent and returns a client of it.
+func newEnvd(t *testing.T) *envdclient.Client {
+	t.Helper()
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	envd := guest.New(guest.Config{Machine: machineOfNobody{}, Log: slog.New(slog.DiscardHandler), DefaultUser: me.Username})
+	c := envdclient.New(envdclient.Config{Dial: new(net.Dialer).DialContext, Address: listen(t, envd.Serve)})
+	t.Cleanup(c.Close)
+	return c
+}
+
+// breaks cuts a hop each time that so many bytes have passed.
+type breaks struct {
+	w     io.Writer
+	every int
+	left  int
+	cut   func()
+}
+
+func (b *breaks) Write(p []byte) (int, error) {
+	if b.left -= len(p); b.left <= 0 {
+		b.left = b.every
+		b.cut()
+	}
+	return b.w.Write(p)
+}
+
+// cuts returns a function that kills the agent, the control plane, or both, in
+// turn, and starts them again. It has to be called several times.
+func (c *chain) cuts(t *testing.T) func() {
+	t.Helper()
+	n := 0
+	t.Cleanup(func() {
+		if n < 6 {
+			t.Errorf("%d cuts are too few to say much", n)
+		}
+	})
+	return func() {
+		n++
+		if n%3 != 1 {
+			c.controller.kill()
+			defer c.controller.start(t)
+		}
+		if n%3 != 2 {
+			c.agent.kill()
+			defer c.agent.start(t)
+		}
+	}
+}
+
+// TestStreamSurvivesItsHops: a command prints numbers while what is between is
+// killed, time and again, and every byte arrives, once.
+func TestStreamSurvivesItsHops(t *testing.T) {
+	c := newChain(t)
+	const numbers = 1_200_000
+	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{
+		Cmd: "/bin/sh", Args: []string{"-c", fmt.Sprintf("seq 1 %d; echo done >&2; exit 7", numbers)},
+	}, client.StartOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var want bytes.Buffer
+	for i := 1; i <= numbers; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	got, errs := sha256.New(), new(bytes.Buffer)
+	exit, err := s.Copy(&breaks{w: got, every: want.Len() / 12, left: 1, cut: c.cuts(t)}, errs)
+	if err != nil || exit.Code != 7 || errs.String() != "done\n" {
+		t.Errorf("Copy() = %+v, %v; printed %q on standard error", exit, err, errs)
+	}
+	if sum := sha256.Sum256(want.Bytes()); !bytes.Equal(got.Sum(nil), sum[:]) {
+		t.Error("the output is not what the command printed")
+	}
+}
+
+// TestInputSurvivesItsHops: what is written reaches the command once, although
+// nobody on this side knows how much of it had when a hop died.
+func TestInputSurvivesItsHops(t *testing.T) {
+	c := newChain(t)
+	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "cat"}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := make([]byte, 6<<20)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := s.Write(want)
+		sent <- errors.Join(err, s.CloseStdin())
+	}()
+	var got bytes.Buffer
+	exit, err := s.Copy(&breaks{w: &got, every: len(want) / 9, left: 1 << 10, cut: c.cuts(t)}, io.Discard)
+	if err != nil || exit.Code != 0 {
+		t.Errorf("Copy() = %+v, %v", exit, err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("%d bytes went in, %d came out, or others", len(want), got.Len())
+	}
+}
+
+// TestExitSurvivesItsHops: a command that ends while nobody follows is heard of.
+func TestExitSurvivesItsHops(t *testing.T) {
+	c := newChain(t)
+	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "/bin/sh", Args: []string{"-c", "read x; echo last; exit 9"}}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c.agent.kill()
+	end(t, c.guest, s.PID())
+	c.agent.start(t)
+	var out bytes.Buffer
+	exit, err := s.Copy(&out, io.Discard)
+	if err != nil || exit.Code != 9 || out.String() != "last\n" {
+		t.Errorf("Copy() = %+v, %v, %q", exit, err, out.String())
+	}
+}
+
+// end gives a command the line that it waits for, and returns when it has ended.
+func end(t *testing.T, guest *envdclient.Client, pid int) {
+	t.Helper()
+	p, err := guest.Attach(t.Context(), envdclient.Target{PID: uint32(pid)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Send(t.Context(), []byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = p.Next()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+}
+
+// TestSignalPassesInput: input that the command does not read holds up nothing else.
+func TestSignalPassesInput(t *testing.T) {
+	c := newChain(t)
+	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "sleep", Args: []string{"1000"}}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	writer.Go(func() {
+		if n, err := s.Write(make([]byte, 4<<20)); err == nil {
+			t.Errorf("Write() took %d bytes that nobody read", n)
+		}
+	})
+	if err := s.Signal(client.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := s.Copy(io.Discard, io.Discard); err != nil || exit.Code != -1 {
+		t.Errorf("Copy() = %+v, %v", exit, err)
+	}
+}
+
+// TestClosedStreamLetsGo: a command goes on at once without a stream that was
+// closed, and another one sees what it printed last.
+func TestClosedStreamLetsGo(t *testing.T) {
+	c := newChain(t)
+	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "/bin/sh", Args: []string{"-c", "seq 1 600000; read x; echo $x"}}, client.StartOptions{Stdin: true, Hold: 10 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := c.client.AttachAt(t.Context(), string(chainBox), s.PID(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if _, err := again.Write([]byte("end\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.CloseStdin(); err != nil {
+		t.Fatal(err)
+	}
+	first, err := again.Receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if first.Lost == 0 { // it came before anything was dropped
+		out.Write(first.Stdout)
+	}
+	if _, err := again.Copy(&out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	var want bytes.Buffer
+	for i := 1; i <= 600_000; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	want.WriteString("end\n")
+	if !bytes.HasSuffix(want.Bytes(), out.Bytes()) || int(first.Lost)+out.Len() != want.Len() {
+		t.Errorf("%d bytes are lost and %d came, of %d", first.Lost, out.Len(), want.Len())
+	}
+}

@@ -1,0 +1,140 @@
+package process
+
+import (
+	"sort"
+
+	pb "wrenn/proto/gen/envd/process"
+)
+
+// outputKind is one of a process's outputs.
+type outputKind uint8
+
+const (
+	kindStdout outputKind = iota
+	kindStderr
+	kindPTY
+)
+
+// event wraps a piece of the output.
+func (k outputKind) event(p []byte) *pb.ProcessEvent_DataEvent {
+	switch k {
+	case kindStdout:
+		return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stdout{Stdout: p}}
+	case kindStderr:
+		return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Stderr{Stderr: p}}
+	default:
+		return &pb.ProcessEvent_DataEvent{Output: &pb.ProcessEvent_DataEvent_Pty{Pty: p}}
+	}
+}
+
+const (
+	// blockSize is what is forgotten at once.
+	blockSize = 64 << 10
+	// runSize is what a change between outputs costs a block, in bytes. Counting it bounds
+	// the memory of a process that goes to and fro between them.
+	runSize = 4
+)
+
+// output is the recent part of what a process put out: bytes at positions that
+// count from its start, all outputs in the order in which they were read. It
+// takes memory for what it holds only. The zero value is empty.
+type output struct {
+	blocks     []*block // adjacent, none empty
+	tail, head uint64   // the first position that is there, and the one after the last
+}
+
+// block holds adjacent bytes. What was written stays as it is, so that it can
+// be sent while more is appended, or after it was dropped.
+type block struct {
+	start uint64
+	data  []byte
+	runs  []run
+}
+
+// run is a piece of a block that is of one output; it ends where the next one begins.
+type run struct {
+	begin uint16
+	kind  outputKind
+}
+
+func (b *block) end() uint64 { return b.start + uint64(len(b.data)) }
+func (b *block) room() int   { return blockSize - len(b.data) - runSize*(len(b.runs)+1) }
+
+// write appends p, or as much as there is room for.
+func (b *block) write(kind outputKind, p []byte) (n int) {
+	n = max(0, min(len(p), b.room()))
+	if n == 0 {
+		return 0
+	}
+	if len(b.runs) == 0 || b.runs[len(b.runs)-1].kind != kind {
+		b.runs = append(b.runs, run{begin: uint16(len(b.data)), kind: kind})
+	}
+	b.data = append(b.data, p[:n]...)
+	return n
+}
+
+// append copies p to the end.
+func (o *output) append(kind outputKind, p []byte) {
+	for len(p) > 0 {
+		var n int
+		if len(o.blocks) > 0 {
+			n = o.blocks[len(o.blocks)-1].write(kind, p)
+		}
+		if n == 0 {
+			o.blocks = append(o.blocks, &block{start: o.head})
+			continue
+		}
+		o.head += uint64(n)
+		p = p[n:]
+	}
+}
+
+// skip counts n bytes that nobody wants, and drops what is there.
+func (o *output) skip(n int) {
+	o.head += uint64(n)
+	o.drop(o.head)
+}
+
+// drop forgets what comes before position at, in whole blocks.
+func (o *output) drop(at uint64) {
+	n := 0
+	for n < len(o.blocks) && o.blocks[n].end() <= at {
+		n++
+	}
+	if n == 0 && len(o.blocks) > 0 {
+		return
+	}
+	clear(o.blocks[:n])
+	if o.blocks = o.blocks[n:]; len(o.blocks) > 0 {
+		o.tail = o.blocks[0].start
+		return
+	}
+	o.blocks, o.tail = nil, o.head
+}
+
+// read returns up to limit bytes at a position that is there, all of one
+// output, without a copy; none at the head.
+func (o *output) read(at uint64, limit int) (outputKind, []byte) {
+	i := sort.Search(len(o.blocks), func(i int) bool { return o.blocks[i].end() > at })
+	if i == len(o.blocks) {
+		return 0, nil
+	}
+	b := o.blocks[i]
+	begin := int(at - b.start)
+	r := sort.Search(len(b.runs), func(r int) bool { return int(b.runs[r].begin) > begin })
+	end := len(b.data)
+	if r < len(b.runs) {
+		end = int(b.runs[r].begin)
+	}
+	end = min(end, begin+limit)
+	return b.runs[r-1].kind, b.data[begin:end:end]
+}
+
+// held is how many bytes of memory it takes, about.
+func (o *output) held() int {
+	n := 0
+	for _, b := range o.blocks {
+		n += cap(b.data) + runSize*cap(b.runs)
+	}
+	return n
+}
