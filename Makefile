@@ -69,8 +69,8 @@ verify/generate: generate
 	@git diff --exit-code --stat -- proto/gen internal/api/internal/oapi internal/postgres/internal/dbsqlc || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
 
 .PHONY: schemathesis
-schemathesis: setup ## look for answers that are not in the contract (needs python3-venv)
-	@scripts/schemathesis.sh
+schemathesis: setup ## look for answers that are not in the contract (needs python3-venv); SCHEMATHESIS_EXAMPLES for each operation, default 50
+	@SCHEMATHESIS_EXAMPLES=$(or $(SCHEMATHESIS_EXAMPLES),50) scripts/schemathesis.sh
 
 .PHONY: breaking
 breaking: ## that the protocols still serve the clients of proto/baseline.binpb

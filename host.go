@@ -67,3 +67,22 @@ type Inventory struct {
 	Instance  string
 	Sandboxes []SeenSandbox
 }
+
+// HostRecord is what the control plane keeps of a host.
+type HostRecord struct {
+	ID     HostID
+	URL    string
+	Info   HostInfo
+	SeenAt time.Time // when it answered last; zero if it never did
+}
+
+// UnknownSandbox is something on a host that no row explains, or that the host
+// has in quarantine. It is left alone until a person decides.
+type UnknownSandbox struct {
+	Host        HostID
+	ID          SandboxID // or what the host calls it
+	State       SeenState
+	Reason      string // the host's, of what is in quarantine
+	FirstSeenAt time.Time
+	LastSeenAt  time.Time
+}

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"wrenn/internal/envdclient"
 	"wrenn/internal/rollback"
@@ -93,7 +92,7 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	if err := e.client.WaitReady(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }); err != nil {
 		return nil, err
 	}
-	e.idleMiB, err = residentMiB(cmd.Process.Pid)
+	e.idleMiB, err = statusMiB(cmd.Process.Pid, "VmRSS")
 	return e, err
 }
 
@@ -213,18 +212,4 @@ func writeTo(path string, r io.Reader) error {
 	}
 	_, err = io.CopyBuffer(struct{ io.Writer }{out}, r, make([]byte, 32<<10))
 	return errors.Join(err, out.Close())
-}
-
-func residentMiB(pid int) (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
-			return kib / 1024, err
-		}
-	}
-	return 0, errors.New("no VmRSS in /proc/PID/status")
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -63,6 +62,11 @@ func (l *lab) open(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	l.undo.Add(func(context.Context) error { return l.store.Close() })
+	return l.openDriver(ctx, forks)
+}
+
+// openDriver prepares what starts machines, and some slots.
+func (l *lab) openDriver(ctx context.Context, ready int) error {
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		return err
@@ -70,7 +74,7 @@ func (l *lab) open(ctx context.Context, b *bench) (err error) {
 	if l.driver, err = qemu.New(ctx, qemu.Config{Path: path}); err != nil {
 		return err
 	}
-	if l.slots, err = openSlots(ctx, forks); err != nil {
+	if l.slots, err = openSlots(ctx, ready); err != nil {
 		return err
 	}
 	l.undo.Add(l.slots.Close)
@@ -196,22 +200,23 @@ func (l *lab) freeze(ctx context.Context, guest image.Guest, memory int, warm fu
 	if err := x.machine.Pause(ctx); err != nil {
 		return s, err
 	}
-	machine := filepath.Join(s.dir, "machine")
-	if err := os.MkdirAll(machine, 0o711); err != nil {
+	if err := os.MkdirAll(s.machine(), 0o711); err != nil {
 		return s, err
 	}
 	l.undo.Add(func(context.Context) error { return os.RemoveAll(s.dir) })
 	if _, err := storage.Clone(ctx, s.disk(), x.disk, 0o600); err != nil {
 		return s, err
 	}
-	return s, x.machine.Snapshot(ctx, machine)
+	return s, x.machine.Snapshot(ctx, s.machine())
 }
 
-func (s snapshot) disk() string { return filepath.Join(s.dir, "disk") }
+// The names are those of the host agent's snapshots.
+func (s snapshot) disk() string    { return filepath.Join(s.dir, "root.ext4") }
+func (s snapshot) machine() string { return filepath.Join(s.dir, "machine") }
 
 func (l *lab) thaw(ctx context.Context, s snapshot) (*box, error) {
 	return l.launch(ctx, s.disk(), s.memory, func(spec vm.Spec) (vm.Machine, error) {
-		return l.driver.Restore(ctx, spec, filepath.Join(s.dir, "machine"))
+		return l.driver.Restore(ctx, spec, s.machine())
 	})
 }
 
@@ -376,23 +381,4 @@ func tenAtOnce(ctx context.Context, b *bench) (_ []row, err error) {
 		{what: fmt.Sprintf("%d restores at once, a command done in each", forks), ours: ms(took)},
 		{what: "private memory of each of them, median", ours: fmt.Sprintf("%.0f MiB", median(private))},
 	}, nil
-}
-
-// privateMiB adds up Private_Clean and Private_Dirty of /proc/PID/smaps_rollup, see proc(5).
-func privateMiB(pid int) (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	if err != nil {
-		return 0, err
-	}
-	sum := 0.0
-	for line := range strings.Lines(string(data)) {
-		if name, rest, _ := strings.Cut(line, ":"); strings.HasPrefix(name, "Private_") && !strings.HasSuffix(name, "Hugetlb") {
-			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
-			if err != nil {
-				return 0, err
-			}
-			sum += kib / 1024
-		}
-	}
-	return sum, nil
 }

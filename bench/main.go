@@ -1,7 +1,7 @@
 // Command bench measures Wrenn's promises, each against the bare limit in the
 // same run: machines are shared and noisy, so only ratios are worth quoting.
 //
-//	go run ./bench [-run regexp] [-rounds N]
+//	go run ./bench [-run regexp] [-rounds N] […]
 package main
 
 import (
@@ -22,9 +22,12 @@ type row struct {
 	what  string
 	ours  string
 	bare  string // "" where there is nothing to compare with
-	ratio float64
+	ratio spread
 	limit string // what was promised; "" where the number is only printed
 }
+
+// spread is the median of many values and the quartiles beside it.
+type spread struct{ low, median, high float64 }
 
 // benchmark measures one subject. It cleans up after itself, also when ctx ends.
 type benchmark struct {
@@ -36,6 +39,13 @@ type benchmark struct {
 type bench struct {
 	rounds int
 	dir    string // a temporary directory, short
+
+	fileMiB int           // of a file that is moved
+	clients int           // at once
+	think   time.Duration // of a client between two requests, on average
+	lasts   time.Duration // of what measures for a while
+	hosts   int           // simulated
+	boxes   int           // on each of them
 }
 
 var benchmarks = []benchmark{
@@ -45,6 +55,12 @@ var benchmarks = []benchmark{
 	{"forks", tenAtOnce},
 	{"envd", envd},
 	{"slots", slots},
+	{"exec", execRoundTrip},
+	{"upload", upload},
+	{"download", download},
+	{"create", create},
+	{"load", load},
+	{"fleet", fleet},
 }
 
 func main() {
@@ -60,6 +76,13 @@ func main() {
 func run(ctx context.Context) (err error) {
 	only := flag.String("run", ".", "regular expression of the benchmarks to run")
 	rounds := flag.Int("rounds", 5, "pairs of measurements of each number; the median counts")
+	b := &bench{}
+	flag.IntVar(&b.fileMiB, "file", 128, "MiB of a file that is moved")
+	flag.IntVar(&b.clients, "clients", 200, "clients at once")
+	flag.DurationVar(&b.think, "think", time.Second, "how long each of them waits between two requests, on average; 0 is as fast as they are answered")
+	flag.DurationVar(&b.lasts, "for", time.Minute, "how long clients ask, and a simulated fleet is watched")
+	flag.IntVar(&b.hosts, "hosts", 1000, "simulated hosts")
+	flag.IntVar(&b.boxes, "boxes", 100, "sandboxes on each of them")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)
 	if err != nil {
@@ -73,7 +96,7 @@ func run(ctx context.Context) (err error) {
 	if err := os.Chmod(dir, 0o711); err != nil { // machines run as other users
 		return err
 	}
-	b := &bench{rounds: *rounds, dir: dir}
+	b.rounds, b.dir = *rounds, dir
 	var rows []row
 	for _, bm := range benchmarks {
 		if !chosen.MatchString(bm.name) {
@@ -91,13 +114,13 @@ func run(ctx context.Context) (err error) {
 
 func print(rows []row) error {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "what\tWrenn\tbare\tratio\tpromised")
+	fmt.Fprintln(table, "what\tWrenn\tbare\tratio\tquartiles\tpromised")
 	for _, r := range rows {
-		ratio := ""
-		if r.bare != "" {
-			ratio = fmt.Sprintf("%.2f", r.ratio)
+		ratio, quartiles := "", ""
+		if r.ratio != (spread{}) {
+			ratio, quartiles = fmt.Sprintf("%.2f", r.ratio.median), fmt.Sprintf("%.2f-%.2f", r.ratio.low, r.ratio.high)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.what, r.ours, r.bare, ratio, r.limit)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.what, r.ours, r.bare, ratio, quartiles, r.limit)
 	}
 	return table.Flush()
 }
@@ -105,9 +128,12 @@ func print(rows []row) error {
 // sample is one measurement of one or more figures.
 type sample []float64
 
-// comparison is a figure of ours and of the bare limit: medians, and the median
-// of the ratios pair by pair.
-type comparison struct{ ours, bare, ratio float64 }
+// comparison is a figure of ours and of the bare limit: medians, and the ratios
+// pair by pair.
+type comparison struct {
+	ours, bare float64
+	ratio      spread
+}
 
 // pairs measures ours and bare in turn, so that a machine whose speed drifts
 // does not favour one, and compares each figure of the samples.
@@ -130,17 +156,24 @@ func pairs(ctx context.Context, rounds int, ours, bare func(context.Context) (sa
 		for _, pair := range all {
 			os, bs, ratios = append(os, pair.ours[i]), append(bs, pair.bare[i]), append(ratios, pair.ours[i]/pair.bare[i])
 		}
-		result = append(result, comparison{median(os), median(bs), median(ratios)})
+		result = append(result, comparison{median(os), median(bs), spreadOf(ratios)})
 	}
 	return result, nil
 }
 
-func median(xs []float64) float64 {
+func median(xs []float64) float64 { return quantile(xs, 0.5) }
+
+// quantile returns the value below which the part q of xs is, 0 of none.
+func quantile(xs []float64, q float64) float64 {
 	xs = slices.Sorted(slices.Values(xs))
 	if len(xs) == 0 {
 		return 0
 	}
-	return xs[len(xs)/2]
+	return xs[min(int(q*float64(len(xs))), len(xs)-1)]
+}
+
+func spreadOf(xs []float64) spread {
+	return spread{quantile(xs, 0.25), median(xs), quantile(xs, 0.75)}
 }
 
 func ms(seconds float64) string { return fmt.Sprintf("%.1f ms", seconds*1000) }

@@ -7,6 +7,33 @@ BEGIN
     RAISE EXCEPTION 'sandbox_events is append-only';
 END $$;
 
+CREATE FUNCTION public.sandboxes_count_use() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        UPDATE teams SET used_sandboxes = used_sandboxes + u.sandboxes, used_memory_mb = used_memory_mb + u.memory_mb
+        FROM (
+            SELECT team_id, count(*) AS sandboxes, sum(memory_mb) AS memory_mb
+            FROM now_rows WHERE state NOT IN ('stopped', 'failed') GROUP BY team_id
+        ) AS u
+        WHERE teams.id = u.team_id;
+    ELSE
+        UPDATE teams SET used_sandboxes = used_sandboxes + u.sandboxes, used_memory_mb = used_memory_mb + u.memory_mb
+        FROM (
+            SELECT team_id, sum(one) AS sandboxes, sum(memory_mb) AS memory_mb
+            FROM (
+                SELECT team_id, 1 AS one, memory_mb FROM now_rows WHERE state NOT IN ('stopped', 'failed')
+                UNION ALL
+                SELECT team_id, -1, -memory_mb FROM old_rows WHERE state NOT IN ('stopped', 'failed')
+            ) AS both_rows
+            GROUP BY team_id HAVING sum(one) <> 0 OR sum(memory_mb) <> 0
+        ) AS u
+        WHERE teams.id = u.team_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION public.workers() RETURNS SETOF bigint
     LANGUAGE sql STABLE
     AS $$
@@ -94,6 +121,8 @@ CREATE TABLE public.teams (
     max_sandboxes integer,
     max_memory_mb bigint,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    used_sandboxes integer DEFAULT 0 NOT NULL,
+    used_memory_mb bigint DEFAULT 0 NOT NULL,
     CONSTRAINT teams_max_memory_mb_check CHECK ((max_memory_mb >= 0)),
     CONSTRAINT teams_max_sandboxes_check CHECK ((max_sandboxes >= 0))
 );
@@ -145,6 +174,10 @@ CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, cre
 CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
 
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
+
+CREATE TRIGGER count_use_insert AFTER INSERT ON public.sandboxes REFERENCING NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
+
+CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD TABLE AS old_rows NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -433,7 +433,7 @@ func TestAgentIsKilledAtEveryStep(t *testing.T) {
 	a.start(t)
 	a.stop(t, syscall.SIGTERM)
 	for _, point := range []string{
-		"directory made", "slot noted", "slot taken", "disk noted", "machine noted", "machine started", "machine done", "running noted",
+		"directory made", "slot taken", "slot noted", "disk done", "machine started", "machine noted", "ready done", "running noted",
 		"destroy noted", "machine stopped", "slot released",
 	} {
 		t.Run(point, func(t *testing.T) {

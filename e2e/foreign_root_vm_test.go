@@ -15,6 +15,7 @@ import (
 
 // testCurl does what a user without an SDK does.
 func testCurl(t *testing.T, s *stack) {
+	t.Helper()
 	dir := t.TempDir()
 	content := make([]byte, 300_001)
 	_, _ = rand.NewChaCha8([32]byte{4}).Read(content)
@@ -78,6 +79,7 @@ func decode(t *testing.T, text string, into any) {
 
 // testWebSocketClient runs a command by Python's websocket-client.
 func testWebSocketClient(t *testing.T, s *stack) {
+	t.Helper()
 	const python = "/usr/bin/python3" // the distribution's, which finds the distribution's packages
 	if err := exec.Command(python, "-c", "import websocket").Run(); err != nil {
 		if os.Getenv("WRENN_CI") == "1" {

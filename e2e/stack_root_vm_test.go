@@ -114,6 +114,11 @@ func (s *stack) startControlPlane(t *testing.T) {
 	s.ready(t)
 }
 
+func (s *stack) killControlPlane(t *testing.T) {
+	t.Helper()
+	s.controlPlane.stop(t, syscall.SIGKILL)
+}
+
 // ready waits until the control plane has its database.
 func (s *stack) ready(t *testing.T) {
 	t.Helper()
@@ -136,10 +141,12 @@ func (s *stack) startDatabase(t *testing.T) {
 	}
 }
 
-// killDatabase kills the postmaster. Its children see that and follow.
+// killDatabase kills the postmaster and returns when its children, who see
+// that and end, answer no query any more.
 func (s *stack) killDatabase(t *testing.T) {
 	t.Helper()
-	content, err := os.ReadFile(filepath.Join(s.databaseDir, "data", "postmaster.pid"))
+	data := filepath.Join(s.databaseDir, "data")
+	content, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,6 +159,15 @@ func (s *stack) killDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-s.database.Done()
+	eventually(t, "the database's processes are gone", func() error {
+		cwds, err := filepath.Glob("/proc/[0-9]*/cwd")
+		for _, link := range cwds {
+			if cwd, _ := os.Readlink(link); cwd == data { // a process that ended has none
+				err = errors.Join(err, fmt.Errorf("%s is there", link))
+			}
+		}
+		return err
+	})
 }
 
 // list returns the sandboxes that have the mark.

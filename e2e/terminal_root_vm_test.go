@@ -20,7 +20,7 @@ const (
 
 // typist is a command with a terminal, and who sits at it.
 type typist struct {
-	keys *os.File // the terminal's other end
+	keys *os.File     // the terminal's other end
 	idle unix.Termios // how it was set before the command
 	cmd  *exec.Cmd
 	out  *watched

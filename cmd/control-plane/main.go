@@ -25,6 +25,7 @@ Commands:
   serve            serve the API; what happens without a command
   migrate          bring the database's schema to what this program needs
   key TEAM NAME    print a new API key of a team, which is made when there is none
+  hosts            print the hosts, and what they have that nobody can explain
 
 Flags:
 `
@@ -67,6 +68,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer, envir
 		return controlplane.Migrate(ctx, cfg)
 	case name == "key" && flags.NArg() == 3:
 		return key(ctx, cfg, log, flags.Arg(1), flags.Arg(2), stdout)
+	case name == "hosts" && flags.NArg() == 1:
+		return hosts(ctx, cfg, log, stdout)
 	}
 	flags.Usage()
 	return fmt.Errorf("%w: %q", run.ErrUsage, flags.Args())

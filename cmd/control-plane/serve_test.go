@@ -19,8 +19,10 @@ import (
 
 	"github.com/coder/websocket"
 
+	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/pgtest"
+	"wrenn/internal/telemetry/logtest"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -29,32 +31,17 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // a host in memory.
 type program struct {
 	url, metrics, key string
-	log               *journal
+	config            string
+	agent             *hosttest.Agent
+	log               *logtest.Journal
 	stop              func() error
-}
-
-// journal is a log that can be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
 }
 
 // launch migrates, makes a key and serves, all by the command line.
 func launch(t *testing.T) *program {
 	t.Helper()
-	host, err := hosttest.Serve(t.Context(), &hosttest.Agent{})
+	agent := &hosttest.Agent{}
+	host, err := hosttest.Serve(t.Context(), agent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +55,7 @@ func launch(t *testing.T) *program {
 	}
 	none := func(string) string { return "" }
 	var key bytes.Buffer
-	p := &program{log: &journal{}}
+	p := &program{log: &logtest.Journal{}, config: config, agent: agent}
 	for _, args := range [][]string{{"migrate"}, {"migrate"}, {"key", "team-a", "first"}} { // twice is allowed
 		if err := command(t.Context(), append([]string{"-config", config}, args...), &key, p.log, none); err != nil {
 			t.Fatalf("control-plane %v: %v", args, err)
@@ -185,6 +172,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("deleted: %v", got)
 	}
 	p.keys(t)
+	p.hosts(t)
 	if status, text := p.ask(t, "GET", p.metrics+"/metrics", "", ""); status != 200 || !strings.Contains(text, `wrenn_api_requests_total{operation="exec",status="200"} 1`) {
 		t.Errorf("metrics = %d %s", status, text)
 	}
@@ -193,6 +181,34 @@ func TestServe(t *testing.T) {
 	}
 	if strings.Contains(p.log.String(), p.key) {
 		t.Error("the log has the key")
+	}
+}
+
+// hosts is what an operator sees of a sandbox that nobody can explain.
+func (p *program) hosts(t *testing.T) {
+	t.Helper()
+	id := wrenn.NewSandboxID()
+	p.agent.Put(id, wrenn.SeenQuarantined)
+	p.agent.Restart() // has it looked at, at once
+	p.until(t, "the log tells of the unknown sandbox", func() bool { return strings.Contains(p.log.String(), "no row explains") })
+	var out bytes.Buffer
+	if err := command(t.Context(), []string{"-config", p.config, "hosts"}, &out, p.log, func(string) string { return "" }); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"h1 ", "UNKNOWN SANDBOX", string(id), "quarantined"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("control-plane hosts printed no %q:\n%s", want, &out)
+		}
+	}
+	for _, path := range []string{"/health", "/ready"} {
+		if status, text := p.ask(t, "GET", p.metrics+path, "", ""); status != 200 {
+			t.Errorf("%s on the metrics' listener = %d %s", path, status, text)
+		}
+		_, there := p.ask(t, "GET", p.metrics+path, "", "")
+		_, here := p.ask(t, "GET", p.url+path, "", "")
+		if strings.TrimSpace(there) != strings.TrimSpace(here) {
+			t.Errorf("%s is %q on one listener and %q on the other", path, there, here)
+		}
 	}
 }
 

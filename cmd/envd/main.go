@@ -118,8 +118,8 @@ func (b bystander) SetHostname(name string) error {
 	return nil
 }
 
-func (b bystander) ShowBootID(file string) error {
-	b.log.Info("would show another boot id", slog.String("file", file))
+func (b bystander) Show(file, path string) error {
+	b.log.Info("would show a file in another's place", slog.String("file", file), slog.String("path", path))
 	return nil
 }
 

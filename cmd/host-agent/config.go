@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,11 +26,12 @@ import (
 
 // config is the file of --config. Every key may be left out.
 type config struct {
-	State   string `toml:"state"`   // images, disks, snapshots, journals; default: --state
-	Run     string `toml:"run"`     // sockets and consoles; short; default /run/wrenn
-	Images  string `toml:"images"`  // guest images; default: below state
-	Listen  string `toml:"listen"`  // default unix:<run>/agent.sock
-	Metrics string `toml:"metrics"` // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
+	State   string `toml:"state"`        // images, disks, snapshots, journals; default: --state
+	Run     string `toml:"run"`          // sockets and consoles; short; default /run/wrenn
+	Images  string `toml:"images"`       // guest images; default: below state
+	Listen  string `toml:"listen"`       // default unix:<run>/agent.sock
+	Group   string `toml:"socket_group"` // may use that socket besides root; default nobody
+	Metrics string `toml:"metrics"`      // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
 	TLS     hostserver.TLS `toml:"tls"` // needed when listen is not a socket or loopback
 	Log     logConfig      `toml:"log"`
@@ -109,6 +111,7 @@ func (c *config) setDefaults(state string) error {
 	c.Run = cmp.Or(c.Run, "/run/wrenn")
 	c.Listen = cmp.Or(c.Listen, "unix:"+filepath.Join(c.Run, "agent.sock"))
 	c.Metrics = cmp.Or(c.Metrics, "127.0.0.1:49981")
+	c.TLS.ClientName = cmp.Or(c.TLS.ClientName, "control-plane")
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
 	d := &c.Driver
 	d.Name, d.QEMU = cmp.Or(d.Name, host.Auto), cmp.Or(d.QEMU, "qemu-system-x86_64")
@@ -137,15 +140,35 @@ func (c *config) check() error {
 	if f := c.Log.Format; f != "text" && f != "json" {
 		return wrenn.Errorf(wrenn.Invalid, "log.format %q: use text or json", f)
 	}
+	if _, _, err := net.SplitHostPort(c.Metrics); c.Metrics != "off" && err != nil {
+		return wrenn.Errorf(wrenn.Invalid, "metrics %q: use an address and a port such as 127.0.0.1:49981, or off", c.Metrics)
+	}
+	for name, n := range map[string]int{
+		"limits.sandboxes": c.Limits.Sandboxes, "limits.memory_mb": c.Limits.MemoryMB + 1, "limits.disk_free_mb": c.Limits.DiskFreeMB + 1, // -1 is no limit
+		"warm.vcpus": c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
+	} {
+		if n < 0 {
+			return wrenn.Errorf(wrenn.Invalid, "%s: the number is too small", name)
+		}
+	}
 	for _, path := range []string{c.State, c.Run} {
 		if !filepath.IsAbs(path) {
 			return wrenn.Errorf(wrenn.Invalid, "state and run %q: use absolute paths", path)
 		}
 	}
+	if err := c.network().Check(); err != nil {
+		return err
+	}
 	return c.listen().Check()
 }
 
-func (c *config) listen() hostserver.Listen { return hostserver.Listen{Address: c.Listen, TLS: c.TLS} }
+func (c *config) listen() hostserver.Listen {
+	return hostserver.Listen{Address: c.Listen, Group: c.Group, TLS: c.TLS}
+}
+
+func (c *config) network() network.Config {
+	return network.Config{Prefix: c.Network.Prefix, Range: c.Network.Range, Ready: c.Network.Ready, Max: c.Network.Max}
+}
 
 // print writes the effective configuration; there are no secrets in it.
 func (c *config) print(w io.Writer) error { return toml.NewEncoder(w).Encode(c) }
@@ -160,7 +183,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		StateDir: c.State, RunDir: c.Run, Adopt: true,
 		Image:   image.Config{StateDir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd},
 		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, Firecracker: d.Firecracker, Jailer: d.Jailer},
-		Network: network.Config{Prefix: c.Network.Prefix, Range: c.Network.Range, Ready: c.Network.Ready, Max: c.Network.Max},
+		Network: c.network(),
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
 		},

@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"wrenn"
 	"wrenn/internal/host"
 	"wrenn/internal/hostserver"
 	"wrenn/internal/run"
@@ -38,77 +42,106 @@ func (c *serveCommand) Run(ctx context.Context, line *commandLine, std streams) 
 	if err != nil {
 		return err
 	}
-	registry := telemetry.NewRegistry()
-	hostConfig := cfg.host(std.err, log)
-	hostConfig.Trace = hostserver.NewSteps(registry).Observe
+	a := &agent{cfg: cfg, log: log, registry: telemetry.NewRegistry(), drain: c.Drain}
+	metrics, err := a.listenForMetrics(ctx)
+	if err != nil {
+		return err
+	}
+	if metrics == nil {
+		return a.work(ctx, std.err)
+	}
+	// First to begin and last to end: whoever watches sees what takes long.
+	watched, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	defer unwatch()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return telemetry.Serve(watched, metrics, a.registry, a.ready) })
+	g.Go(func() error {
+		defer unwatch()
+		return a.work(ctx, std.err)
+	})
+	return g.Wait()
+}
+
+// agent is a run of the program.
+type agent struct {
+	cfg      config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	drain    bool
+	serving  atomic.Pointer[sandbox.Manager] // nil before requests are taken, and at the stop
+}
+
+// listenForMetrics returns nil when there shall be none.
+func (a *agent) listenForMetrics(ctx context.Context) (net.Listener, error) {
+	if a.cfg.Metrics == "off" {
+		return nil, nil //nolint:nilnil // none is no error
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("listen for metrics: %w", err)
+	}
+	a.log.LogAttrs(ctx, slog.LevelInfo, "agent starts", slog.String("metrics", l.Addr().String()))
+	return l, nil
+}
+
+// ready says whether requests for sandboxes are taken, and can be looked into.
+func (a *agent) ready(context.Context) error {
+	manager := a.serving.Load()
+	if manager == nil {
+		return wrenn.Errorf(wrenn.Unavailable, "the agent starts or stops")
+	}
+	_, err := manager.Capacity()
+	return err
+}
+
+// work assembles the host, serves, and takes it apart.
+func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
+	hostConfig := a.cfg.host(out, a.log)
+	hostConfig.Trace = hostserver.NewSteps(a.registry).Observe
 	hostConfig.Crash = crashAt(os.Getenv(crashVariable))
 	h, err := host.Open(ctx, hostConfig)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.Close(context.WithoutCancel(ctx))) }()
-	registry.MustRegister(hostserver.NewCollector(h.Manager))
-	c.warm(ctx, cfg, h, log)
-	a := agent{cfg: cfg, host: h, log: log}
-	if err := a.listen(ctx); err != nil {
+	a.registry.MustRegister(hostserver.NewCollector(h.Manager))
+	a.warm(ctx, h)
+	debug.FreeOSMemory() // what starting left would stay for as long as little is allocated
+	// Bound before anybody is told that the agent is ready.
+	rpc, err := a.cfg.listen().Open(ctx, a.log)
+	if err != nil {
 		return err
 	}
-	err = a.run(ctx, func(ctx context.Context) error { return telemetry.Serve(ctx, a.metrics, registry) })
-	if c.Drain {
+	err = a.serve(ctx, h, rpc)
+	if a.drain {
 		err = errors.Join(err, h.Manager.DestroyAll(context.WithoutCancel(ctx)))
 	}
-	log.LogAttrs(ctx, slog.LevelInfo, "agent stopped", slog.Int("sandboxes_left", h.Manager.Live()))
+	a.log.LogAttrs(ctx, slog.LevelInfo, "agent stopped", slog.Int("sandboxes_left", h.Manager.Live()))
 	return err
 }
 
 // warm makes creating fast. Without it creating is slow and works all the same.
-func (c *serveCommand) warm(ctx context.Context, cfg config, h *host.Host, log *slog.Logger) {
-	if cfg.Warm.Off {
+func (a *agent) warm(ctx context.Context, h *host.Host) {
+	if a.cfg.Warm.Off {
 		return
 	}
-	shape := sandbox.Shape{VCPUs: cfg.Warm.VCPUs, MemoryMiB: cfg.Warm.MemoryMB}
+	shape := sandbox.Shape{VCPUs: a.cfg.Warm.VCPUs, MemoryMiB: a.cfg.Warm.MemoryMB}
 	if err := h.Manager.Warm(ctx, shape); err != nil && ctx.Err() == nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "no base snapshot: sandboxes boot", slog.Any("err", err))
+		a.log.LogAttrs(ctx, slog.LevelWarn, "no base snapshot: sandboxes boot", slog.Any("err", err))
 	}
 }
 
-// agent is the part that answers.
-type agent struct {
-	cfg          config
-	host         *host.Host
-	log          *slog.Logger
-	rpc, metrics net.Listener // metrics may be nil
-}
-
-// listen binds everything before anybody is told that the agent is ready.
-func (a *agent) listen(ctx context.Context) (err error) {
-	if a.rpc, err = a.cfg.listen().Open(ctx); err != nil {
-		return err
-	}
-	if a.cfg.Metrics == "off" {
-		return nil
-	}
-	if a.metrics, err = new(net.ListenConfig).Listen(ctx, "tcp", a.cfg.Metrics); err != nil {
-		_ = a.rpc.Close() // the first error is the one that counts
-		return fmt.Errorf("listen for metrics: %w", err)
-	}
-	return nil
-}
-
-// run returns when ctx has ended and every part has, or when one failed.
-func (a *agent) run(ctx context.Context, serveMetrics func(context.Context) error) error {
+// serve returns when ctx has ended and every part has, or when one failed.
+func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.host.Run(ctx) })
+	a.serving.Store(h.Manager)
+	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
+	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
-		return hostserver.Serve(ctx, hostserver.Config{
-			Manager: a.host.Manager, Driver: a.host.Driver.Name(), Version: version(), Log: a.log,
-		}, a.rpc)
+		return hostserver.Serve(ctx, hostserver.Config{Manager: h.Manager, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
 	})
-	if a.metrics != nil {
-		g.Go(func() error { return serveMetrics(ctx) })
-	}
-	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", a.cfg.Listen), slog.String("driver", a.host.Driver.Name()),
-		slog.Int("sandboxes", a.host.Manager.Live()))
+	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
+		slog.Int("sandboxes", h.Manager.Live()))
 	if err := run.Notify(ctx, os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "systemd was not told that the agent is ready", slog.Any("err", err))
 	}

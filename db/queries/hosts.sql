@@ -10,6 +10,12 @@ ON CONFLICT (id) DO UPDATE SET
     disk_mb = excluded.disk_mb, disk_mb_free = excluded.disk_mb_free,
     last_seen_at = excluded.last_seen_at;
 
+-- name: Hosts :many
+SELECT * FROM hosts ORDER BY id;
+
+-- name: UnknownSandboxes :many
+SELECT * FROM unknown_sandboxes ORDER BY host_id, sandbox_id;
+
 -- name: SaveUnknown :many
 -- Returns the ids that were not known to be unknown.
 WITH gone AS (

@@ -1,11 +1,6 @@
 -- name: LockTeam :one
 -- Creates of one team queue here, so that two can never both take the last place.
-SELECT max_sandboxes, max_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
-
--- name: TeamUse :one
-SELECT count(*) AS sandboxes, coalesce(sum(memory_mb), 0)::bigint AS memory_mb
-FROM sandboxes WHERE team_id = @team_id
-    AND state = ANY ('{pending,starting,running,pausing,paused,resuming,stopping}'::text[]);
+SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
 
 -- name: InsertSandbox :one
 WITH made AS (

@@ -218,6 +218,8 @@ func (p *program) result(exit client.Exit, err error, pid int, lost error) error
 		return exitCode(codeSignal + int(syscall.SIGPIPE))
 	case lost != nil:
 		return fmt.Errorf("print what the command prints: %w", lost)
+	case client.CodeOf(err) == client.InvalidState, client.CodeOf(err) == client.NotFound:
+		return err // the sandbox is gone, and the command with it
 	case err != nil:
 		return fmt.Errorf("%w\nIf the command still runs, follow it with: wrenn sandbox exec --attach %d %s", err, pid, p.id)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +19,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn"
+	"wrenn/internal/certs"
 	"wrenn/internal/service"
 )
 
@@ -58,6 +58,8 @@ type Host struct {
 	URL string `toml:"url"` // https://, unix:///path, or http:// on this machine
 	// CA, and the certificate that the control plane shows, of an https host.
 	CA string `toml:"ca,omitempty"`
+	// ServerName is the name that the host's certificate is for; default the host of URL.
+	ServerName string `toml:"server_name,omitempty"`
 	Certificate
 }
 
@@ -151,7 +153,8 @@ func (c *Config) check() error {
 	if c.Database.URL == "" {
 		say("database.url: not set, nor DATABASE_URL")
 	}
-	if _, err := c.TLS.load(); err != nil {
+	unheard := slog.New(slog.DiscardHandler) // Run says it again
+	if _, err := c.TLS.open("", unheard); err != nil {
 		say("tls: %w", err)
 	}
 	for name, n := range map[string]float64{
@@ -165,7 +168,7 @@ func (c *Config) check() error {
 		}
 	}
 	slices.SortFunc(wrong, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	if _, err := c.hosts(); err != nil {
+	if _, err := c.hosts(unheard); err != nil {
 		wrong = append(wrong, err)
 	}
 	return errors.Join(wrong...)
@@ -174,11 +177,11 @@ func (c *Config) check() error {
 var hostID = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
 
 // hosts are the hosts as the service takes them.
-func (c *Config) hosts() ([]service.Host, error) {
+func (c *Config) hosts(log *slog.Logger) ([]service.Host, error) {
 	var out []service.Host
 	seen := map[string]bool{}
 	for i, h := range c.Hosts {
-		host, err := h.load()
+		host, err := h.load(log)
 		if err != nil {
 			return nil, fmt.Errorf("host %d, %q: %w", i+1, h.ID, err)
 		}
@@ -191,7 +194,7 @@ func (c *Config) hosts() ([]service.Host, error) {
 	return out, nil
 }
 
-func (h *Host) load() (service.Host, error) {
+func (h *Host) load(log *slog.Logger) (service.Host, error) {
 	none := service.Host{}
 	if !hostID.MatchString(h.ID) {
 		return none, errors.New("id: 1 to 63 of a-z, 0-9 and -")
@@ -211,40 +214,31 @@ func (h *Host) load() (service.Host, error) {
 	case u.Scheme != "https" || u.Host == "":
 		return none, fmt.Errorf("url: %q is neither https://, unix:///path nor http:// on this machine", h.URL)
 	}
-	out.TLS, err = h.mutualTLS()
-	return out, err
+	if h.CA == "" {
+		return none, errMutual
+	}
+	identity, err := h.open(h.CA, log)
+	if err != nil {
+		return none, err
+	}
+	if identity == nil {
+		return none, errMutual
+	}
+	out.TLS = func() *tls.Config { return identity.Client(h.ServerName) }
+	return out, nil
 }
 
-// mutualTLS is how an https host and the control plane prove themselves.
-func (h *Host) mutualTLS() (*tls.Config, error) {
-	pair, err := h.Certificate.load()
-	if err != nil {
-		return nil, err
-	}
-	if pair == nil || h.CA == "" {
-		return nil, errors.New("an https host needs ca, certificate and key")
-	}
-	pem, err := os.ReadFile(h.CA)
-	if err != nil {
-		return nil, fmt.Errorf("ca: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("ca: %s has no certificate in PEM", h.CA)
-	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{*pair}}, nil
-}
+var errMutual = errors.New("an https host needs ca, certificate and key")
 
-// load returns nil when there is none.
-func (c *Certificate) load() (*tls.Certificate, error) {
+// open returns nil when there is none. The authority, which may be "", is that of the others.
+func (c *Certificate) open(authority string, log *slog.Logger) (*certs.Source, error) {
 	if c.Certificate == "" && c.Key == "" {
 		return nil, nil //nolint:nilnil // none is no error
 	}
 	if c.Certificate == "" || c.Key == "" {
 		return nil, errors.New("certificate and key belong together")
 	}
-	pair, err := tls.LoadX509KeyPair(c.Certificate, c.Key)
-	return &pair, err
+	return certs.Open(certs.Files{Certificate: c.Certificate, Key: c.Key, CA: authority}, log)
 }
 
 func loopback(host string) bool {

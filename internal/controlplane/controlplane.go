@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wrenn"
 	"wrenn/internal/api"
 	"wrenn/internal/postgres"
 	"wrenn/internal/service"
@@ -41,7 +42,7 @@ type Addresses struct {
 // which may be nil, when both addresses are bound; the database and the hosts
 // may come later, GET /ready tells. It does not migrate.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses)) error {
-	listeners, err := listen(ctx, cfg)
+	listeners, err := listen(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -52,6 +53,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	}
 	defer closeStore()
 	registry := telemetry.NewRegistry()
+	registry.MustRegister(svc.Collector())
 	server, err := api.New(api.Config{
 		Service: svc, Log: log, Metrics: registry,
 		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,
@@ -72,15 +74,25 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		return server.Run(ctx, listeners.api)
 	})
 	if listeners.metrics != nil {
-		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry) })
+		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry, readyUntil(ctx, svc.Ready)) })
 	}
 	return parts.Wait()
+}
+
+// readyUntil is not ready any more when stop has ended, so that traffic goes elsewhere.
+func readyUntil(stop context.Context, ready telemetry.Ready) telemetry.Ready {
+	return func(ctx context.Context) error {
+		if stop.Err() != nil {
+			return wrenn.Errorf(wrenn.Unavailable, "the server stops")
+		}
+		return ready(ctx)
+	}
 }
 
 // Open returns the use cases over the database of cfg, for programs that need
 // no more. The caller closes the store when it is done with the service.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Service, closeStore func(), err error) {
-	hosts, err := cfg.hosts()
+	hosts, err := cfg.hosts(log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -101,8 +113,8 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 // listeners are bound before anything starts: a taken port is an error, not a line in a log.
 type listeners struct{ api, metrics net.Listener }
 
-func listen(ctx context.Context, cfg Config) (*listeners, error) {
-	pair, err := cfg.TLS.load()
+func listen(ctx context.Context, cfg Config, log *slog.Logger) (*listeners, error) {
+	identity, err := cfg.TLS.open("", log)
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
@@ -110,9 +122,9 @@ func listen(ctx context.Context, cfg Config) (*listeners, error) {
 	if l.api, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen); err != nil {
 		return nil, fmt.Errorf("serve the API: %w", err)
 	}
-	if pair != nil {
+	if identity != nil {
 		// HTTP/1.1 alone: a WebSocket cannot be opened over the HTTP/2 of net/http.
-		l.api = tls.NewListener(l.api, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*pair}, NextProtos: []string{"http/1.1"}})
+		l.api = tls.NewListener(l.api, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: identity.Certificate, NextProtos: []string{"http/1.1"}})
 	}
 	if cfg.MetricsListen == "" {
 		return l, nil

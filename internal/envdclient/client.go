@@ -5,6 +5,7 @@ package envdclient
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -35,28 +36,30 @@ type Client struct {
 	base    string
 	http    *http.Client
 	process processconnect.ProcessClient
-	conns   *http.Transport
+	conns   *connections
 }
 
 // New returns a client; it does not connect yet.
 func New(cfg Config) *Client {
-	conns := &http.Transport{
-		DialContext:         impatient(cfg.Dial),
+	conns := &connections{dial: impatient(cfg.Dial), open: map[*connection]struct{}{}}
+	transport := &http.Transport{
+		DialContext:         conns.DialContext,
 		DisableCompression:  true, // the wire is a memory copy: compressing costs the guest's CPU
 		MaxIdleConnsPerHost: 8,
 		IdleConnTimeout:     90 * time.Second,
 	}
 	c := &Client{
 		base:  "http://" + cfg.Address,
-		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: conns}},
+		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: transport}},
 		conns: conns,
 	}
 	c.process = processconnect.NewProcessClient(c.http, c.base)
 	return c
 }
 
-// Close drops idle connections. Streams that are open go on.
-func (c *Client) Close() { c.conns.CloseIdleConnections() }
+// Close ends everything that goes on, with FailedPrecondition: the guest is
+// about to be gone. Twice is allowed.
+func (c *Client) Close() { c.conns.close() }
 
 // ReadFile opens a file of the guest for reading; user resolves ~ and relative
 // paths, "" being the guest's default user. The caller closes it. A cut
@@ -100,6 +103,9 @@ func (c *Client) filesURL(user, path string) string {
 // message as an error.
 func (c *Client) do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
+	if errors.Is(err, errGone) {
+		return nil, errGone
+	}
 	if err != nil {
 		return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: "the guest's agent does not answer", Err: err}
 	}

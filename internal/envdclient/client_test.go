@@ -447,3 +447,43 @@ func TestCutDownloadIsAnError(t *testing.T) {
 		t.Errorf("a cut download ended cleanly after %q", got)
 	}
 }
+
+// TestCloseEndsWhatGoesOn: a guest that is gone ends no connection by itself.
+func TestCloseEndsWhatGoesOn(t *testing.T) {
+	c, _ := newGuest(t)
+	proc, err := c.Start(t.Context(), Command{Path: "cat", Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	if err := proc.Send(t.Context(), []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	said, ended := make(chan struct{}, 1), make(chan error, 1)
+	go func() {
+		for {
+			ev, err := proc.Next()
+			if err != nil {
+				ended <- err
+				return
+			}
+			if ev.Stdout != nil {
+				said <- struct{}{} // and waits again
+			}
+		}
+	}()
+	<-said
+	c.Close()
+	c.Close() // twice is allowed
+	select {
+	case err := <-ended:
+		if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+			t.Errorf("the stream ended with %v", err)
+		}
+	case <-time.After(deadline):
+		t.Fatal("the stream goes on")
+	}
+	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+		t.Errorf("afterwards: %v", err)
+	}
+}

@@ -139,6 +139,9 @@ func fromRPC(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
+	if errors.Is(err, errGone) {
+		return errGone
+	}
 	rpc, ok := errors.AsType[*connect.Error](err)
 	if !ok {
 		return fmt.Errorf("%s: %w", doing, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wrenn/internal/guest"
+	"wrenn/internal/guest/guesttest"
 	"wrenn/proto/gen/envd/process"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
@@ -18,15 +19,11 @@ import (
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // failing is a machine that allows nothing.
-type failing struct{}
+type failing struct{ guesttest.Inert }
 
-func (failing) Now() time.Time           { return time.Now() }
-func (failing) SetTime(time.Time) error  { return os.ErrPermission }
-func (failing) AddEntropy([]byte) error  { return os.ErrPermission }
-func (failing) SetHostname(string) error { return os.ErrPermission }
-func (failing) ShowBootID(string) error  { return os.ErrPermission }
-func (failing) Signal(int, int) error    { return os.ErrPermission }
-func (failing) Sync() error              { return nil }
+func (failing) Now() time.Time          { return time.Now() }
+func (failing) SetTime(time.Time) error { return os.ErrPermission }
+func (failing) AddEntropy([]byte) error { return os.ErrPermission }
 
 // No goroutine is left of programs that ended, nor of the agent.
 func TestGoroutines(t *testing.T) {

@@ -103,7 +103,15 @@ func TestFreezeGroupsOfUsers(t *testing.T) {
 	e := startAgent(t, guest.Config{Cgroups: dir})
 	file := filepath.Join(t.TempDir(), "count")
 	container := filepath.Join(dir, "container", "inner")
-	t.Cleanup(func() { os.Remove(container); os.Remove(filepath.Dir(container)) })
+	t.Cleanup(func() {
+		for _, path := range []string{container, filepath.Dir(container)} {
+			// What the program started may end a moment after it.
+			eventually(t, "the cgroup is empty", func() bool {
+				err := os.Remove(path)
+				return err == nil || os.IsNotExist(err)
+			})
+		}
+	})
 	req := ticker(file)
 	req.Process.Args[1] = "mkdir -p " + container + " && echo $$ >" + container + "/cgroup.procs && " + req.Process.Args[1]
 	_, pid := e.begin(t, t.Context(), req)

@@ -109,7 +109,8 @@ func (a *Agent) follow(host *time.Time, arrived time.Time) error {
 	}
 	moved, err := a.clock.Follow(host.Add(time.Since(arrived)))
 	if moved != 0 {
-		a.log.Info("clock set", slog.Duration("by", moved))
+		// Not Info: each byte on an emulated console takes a restore up to a millisecond.
+		a.log.Debug("clock set", slog.Duration("by", moved))
 	}
 	return err
 }
@@ -124,7 +125,7 @@ func (a *Agent) become(ctx context.Context, req *initRequest) error {
 	}
 	changed, err := a.identity.Become(id, time.Now())
 	if changed {
-		a.log.Info("new identity", slog.String("id", id.ID), slog.Uint64("generation", id.Generation))
+		a.log.Debug("new identity", slog.String("id", id.ID), slog.Uint64("generation", id.Generation))
 		a.conns.closeOthers(ctx)
 	}
 	return err

@@ -78,6 +78,9 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 // still run keep what they need, for the next Open to adopt. Twice is allowed.
 func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
+// Store is where disks and snapshots are.
+func (h *Host) Store() *storage.Store { return h.store }
+
 // Run does what is to be done while the host is open, until ctx ends.
 func (h *Host) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -160,7 +163,13 @@ func (h *Host) prepareGuest(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("guest image: %w", err)
 	}
-	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}}
+	kernel, err := vm.SumFile(guest.Kernel)
+	if err != nil {
+		return fmt.Errorf("guest kernel: %w", err)
+	}
+	h.guest = sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: vm.Kernel{
+		Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args, Digest: "sha256:" + kernel.SHA256,
+	}}
 	h.say("guest", guest.Note)
 	return nil
 }
@@ -175,7 +184,7 @@ func (h *Host) openSlots(ctx context.Context) (err error) {
 }
 
 // openManager also sweeps: first the sandboxes that have a journal, then the
-// slots that no journal names. Of a sandbox in quarantine nobody knows the slot.
+// slots that no journal names and in which nothing lives.
 func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
@@ -190,10 +199,6 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	// Disks and snapshots are clones: of images only the guest's own is needed, which is imported.
 	if err := h.store.Keep(); err != nil {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
-	}
-	if n := h.Manager.Quarantined(); n > 0 {
-		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "unknown network slots are kept, because sandboxes are in quarantine", slog.Int("quarantined", n))
-		return nil
 	}
 	return h.slots.Sweep(ctx)
 }

@@ -97,6 +97,9 @@ func (s *ExecStream) begin(ctx context.Context, c *Client, req *hostagentv1.Exec
 		return wire.FromConnect(s.peer, err)
 	}
 	s.rpc = rpc
+	// Once the answer has begun, net/http does not look at the context while it
+	// waits for more of the request: neither Receive nor the host would hear of it.
+	context.AfterFunc(ctx, func() { _ = rpc.CloseResponse() })
 	if err := rpc.Send(req); err != nil && !errors.Is(err, io.EOF) { // io.EOF: Receive says why
 		return wire.FromConnect(s.peer, err)
 	}

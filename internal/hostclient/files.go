@@ -113,7 +113,7 @@ func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string
 	r := &reader{ctx: ctx, client: c, dog: dog}
 	var err error
 	dog.during(func() { // until the host's first word
-		r.stream, err = c.rpc.ReadFileStream(ctx, &hostagentv1.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+		r.stream, err = c.downloads.ReadFileStream(ctx, &hostagentv1.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
 	})
 	if err != nil {
 		dog.stop()
@@ -131,17 +131,21 @@ type reader struct {
 	client *Client
 	stream *connect.ServerStreamForClient[hostagentv1.ReadFileStreamResponse]
 	dog    *watchdog
-	chunk  []byte
+	whole  []byte // the chunk as it came
+	chunk  []byte // what is left of it
 	err    error
 }
 
 // next receives a chunk, or sets err.
 func (r *reader) next() {
+	r.client.codec.recycle(r.whole)
+	r.whole, r.chunk = nil, nil
 	more := false
 	r.dog.during(func() { more = r.stream.Receive() })
 	switch {
 	case more:
-		r.chunk = r.stream.Msg().GetChunk()
+		r.whole = r.stream.Msg().GetChunk()
+		r.chunk = r.whole
 	case r.stream.Err() != nil:
 		r.err = r.client.transferError(r.ctx, r.stream.Err())
 	default:
@@ -164,7 +168,31 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// WriteTo is for io.Copy: each chunk goes on as it came, without another buffer.
+func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
+	for {
+		for len(r.chunk) == 0 && r.err == nil {
+			r.next()
+		}
+		if len(r.chunk) == 0 {
+			if errors.Is(r.err, io.EOF) {
+				return written, nil
+			}
+			return written, r.err
+		}
+		n, err := w.Write(r.chunk)
+		written += int64(n)
+		r.chunk = r.chunk[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
 func (r *reader) Close() error {
+	if errors.Is(r.err, io.EOF) {
+		r.dog.during(func() { _ = r.stream.Close() }) // nothing is left of it: the next download takes its connection
+	}
 	r.dog.stop()
 	return nil
 }

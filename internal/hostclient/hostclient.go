@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -30,8 +31,9 @@ const (
 	dialTimeout  = 5 * time.Second
 	pingAfter    = 15 * time.Second // of silence on a connection
 	pingTimeout  = 15 * time.Second
-	streamWindow = 1 << 20  // per stream: what is on its way to a reader that does not read
-	connWindow   = 16 << 20 // per connection
+	streamWindow = 1 << 20 // per stream: what is on its way to a reader that does not read
+	idleBulk     = 4       // connections that wait for the next download
+	bulkBuffer   = 64 << 10
 	maxMessage   = 64 << 20 // an inventory of 100,000 sandboxes; twice the output that Exec keeps
 )
 
@@ -39,9 +41,9 @@ const (
 type Deadlines struct {
 	Ping      time.Duration // 5 s
 	Inventory time.Duration // 30 s
-	Create    time.Duration // 5 min: the host may boot by software emulation
+	Create    time.Duration // 5 min: the host may boot by software emulation; also of a Fork
 	Destroy   time.Duration // 1 min
-	Pause     time.Duration // 1 min; also of Resume
+	Pause     time.Duration // 5 min: 16 GiB of memory go to a slow disk; also of Resume, and of making and restoring a checkpoint
 	Extend    time.Duration // 10 s
 	Start     time.Duration // 1 min, until a stream's first answer
 	Stall     time.Duration // 2 min, until a file's next piece
@@ -53,18 +55,26 @@ func (d Deadlines) WithDefaults() Deadlines {
 	return Deadlines{
 		Ping: cmp.Or(d.Ping, 5*time.Second), Inventory: cmp.Or(d.Inventory, 30*time.Second),
 		Create: cmp.Or(d.Create, 5*time.Minute), Destroy: cmp.Or(d.Destroy, time.Minute),
-		Pause: cmp.Or(d.Pause, time.Minute), Extend: cmp.Or(d.Extend, 10*time.Second),
+		Pause: cmp.Or(d.Pause, 5*time.Minute), Extend: cmp.Or(d.Extend, 10*time.Second),
 		Start: cmp.Or(d.Start, time.Minute), Stall: cmp.Or(d.Stall, 2*time.Minute),
 		ExecGrace: cmp.Or(d.ExecGrace, 30*time.Second),
 	}
 }
 
+// The protocols, by their names in ALPN.
+const (
+	http1 = "http/1.1"
+	http2 = "h2"
+)
+
 // Config says where a host's agent is. ID and URL must be set.
 type Config struct {
 	ID wrenn.HostID
 	// URL is http://, https:// or unix:///path/of/a/socket.
-	URL       string
-	TLS       *tls.Config // for https: our certificate and whom we trust
+	URL string
+	// TLS, for https, is our certificate and whom we trust, asked for each
+	// connection. It returns a fresh configuration.
+	TLS       func() *tls.Config
 	Deadlines Deadlines
 }
 
@@ -74,39 +84,61 @@ type Client struct {
 	peer      string // for messages
 	rpc       hostagentv1connect.HostAgentServiceClient
 	transport *http.Transport
+	// downloads is for what the host sends much of: a connection each, by HTTP/1.1, costs both ends half of HTTP/2's work.
+	downloads hostagentv1connect.HostAgentServiceClient
+	bulk      *http.Transport
+	codec     bulkCodec
 	deadlines Deadlines
 }
 
 // New returns a client. It does not connect before the first call.
 func New(cfg Config) (*Client, error) {
-	transport := newTransport(cfg.TLS)
-	base, err := address(cfg.URL, transport)
+	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams go both ways: that takes HTTP/2
+	bulk.MaxIdleConnsPerHost = idleBulk
+	bulk.ReadBufferSize = bulkBuffer
+	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
+	var err error
+	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
+		return nil, err
+	}
+	c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec))
+	return c, err
+}
+
+func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption) (hostagentv1connect.HostAgentServiceClient, error) {
+	base, err := address(url, transport)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{
-		id: cfg.ID, peer: "host " + string(cfg.ID), transport: transport, deadlines: cfg.Deadlines.WithDefaults(),
-		rpc: hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base,
-			connect.WithReadMaxBytes(maxMessage),
-			// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
-			connect.WithAcceptCompression("gzip", nil, nil)),
-	}, nil
+	opts = append(opts,
+		connect.WithReadMaxBytes(maxMessage),
+		// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
+		connect.WithAcceptCompression("gzip", nil, nil))
+	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base, opts...), nil
 }
 
-func newTransport(cfg *tls.Config) *http.Transport {
+// newTransport returns one that speaks one protocol alone, named as ALPN names it.
+func newTransport(identity func() *tls.Config, protocol string) *http.Transport {
 	t := &http.Transport{
-		TLSClientConfig: cfg,
-		DialContext:     (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		Protocols:       new(http.Protocols),
+		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		Protocols:   new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
-			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
+			// The connection's own window stays what net/http makes it, 1 GiB: streams that nobody reads fill it, and a full one stops all.
+			MaxReceiveBufferPerStream: streamWindow,
 		},
 		IdleConnTimeout: 2 * time.Minute,
 	}
-	// HTTP/2 alone: streams go both ways.
-	t.Protocols.SetHTTP2(true)
-	t.Protocols.SetUnencryptedHTTP2(true)
+	t.Protocols.SetHTTP1(protocol == http1)
+	t.Protocols.SetHTTP2(protocol == http2)
+	t.Protocols.SetUnencryptedHTTP2(protocol == http2)
+	if identity != nil {
+		t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			cfg := identity()
+			cfg.NextProtos = []string{protocol}
+			return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: cfg}).DialContext(ctx, network, address)
+		}
+	}
 	return t
 }
 
@@ -130,7 +162,10 @@ func address(text string, t *http.Transport) (string, error) {
 }
 
 // Close drops idle connections. Calls that run go on.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.transport.CloseIdleConnections()
+	c.bulk.CloseIdleConnections()
+}
 
 // call runs a unary call with its deadline.
 func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
@@ -162,7 +197,7 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 func (c *Client) Create(ctx context.Context, sb *wrenn.Sandbox) error {
 	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, &hostagentv1.CreateSandboxRequest{
 		SandboxId: string(sb.ID), Template: sb.Template, Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMB),
-		TimeoutSec: seconds(sb.Timeout), Env: sb.Env,
+		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Env: sb.Env,
 	})
 	return err
 }
@@ -173,13 +208,13 @@ func (c *Client) Destroy(ctx context.Context, id wrenn.SandboxID) error {
 	return err
 }
 
-// Pause stops the sandbox's CPUs; twice is allowed.
+// Pause writes the sandbox to its host's disk and frees its memory; twice is allowed.
 func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID) error {
 	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &hostagentv1.PauseSandboxRequest{SandboxId: string(id)})
 	return err
 }
 
-// Resume lets them go on; twice is allowed.
+// Resume lets it go on; twice is allowed.
 func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID) error {
 	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &hostagentv1.ResumeSandboxRequest{SandboxId: string(id)})
 	return err

@@ -230,6 +230,51 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 	wantCode(t, err, wrenn.Invalid)
 }
 
+// TestReceiveEndsWithItsStream: who waits for a silent command is woken.
+func TestReceiveEndsWithItsStream(t *testing.T) {
+	c, _ := serve(t, &hosttest.Agent{}, hostclient.Deadlines{})
+	id := box(t, c)
+	for name, end := range map[string]func(*hostclient.ExecStream, context.CancelFunc){
+		"closed":            func(s *hostclient.ExecStream, _ context.CancelFunc) { _ = s.Close() },
+		"end of its opener": func(_ *hostclient.ExecStream, cancel context.CancelFunc) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s, err := c.StartExec(ctx, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "cat"}, WantStdin: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			started(t, s)
+			said, received := make(chan struct{}, 1), make(chan error, 1)
+			go func() {
+				for {
+					_, err := s.Receive()
+					if err != nil {
+						received <- err
+						return
+					}
+					said <- struct{}{} // and waits again
+				}
+			}()
+			if err := s.SendStdin([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			<-said
+			end(s, cancel)
+			select {
+			case err := <-received:
+				if err == nil || errors.Is(err, io.EOF) {
+					t.Errorf("got %v", err)
+				}
+			case <-time.After(time.Minute):
+				t.Fatal("Receive goes on")
+			}
+		})
+	}
+}
+
 func TestSlowReaderHoldsUpTheCommand(t *testing.T) {
 	sent := make(chan int, 1<<20)
 	agent := &hosttest.Agent{Sent: func(n int) { sent <- n }}
@@ -263,6 +308,42 @@ func TestSlowReaderHoldsUpTheCommand(t *testing.T) {
 	}
 }
 
+// TestStalledReadersHoldUpNobodyElse is about the window of a connection,
+// which all its streams share.
+func TestStalledReadersHoldUpNobodyElse(t *testing.T) {
+	const readers = 40
+	sent := make(chan int, 1<<20)
+	agent := &hosttest.Agent{Sent: func(n int) { sent <- n }}
+	c, _ := serve(t, agent, hostclient.Deadlines{})
+	id := box(t, c)
+	for range readers {
+		s, err := c.StartExec(t.Context(), id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "yes"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		r, err := c.Read(t.Context(), id, "", "/dev/zero")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+	}
+	for quiet := time.NewTimer(time.Second); ; quiet.Reset(time.Second) {
+		select {
+		case <-sent:
+			continue
+		case <-quiet.C:
+		}
+		break
+	}
+	if _, err := c.Ping(t.Context()); err != nil {
+		t.Errorf("with %d readers that stall: %v", 2*readers, err)
+	}
+	if res, err := c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "echo", Args: []string{"hello"}}); err != nil || string(res.Stdout) != "hello\n" {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	c, _ := serve(t, &hosttest.Agent{}, hostclient.Deadlines{})
 	id := box(t, c)
@@ -283,8 +364,9 @@ func TestFiles(t *testing.T) {
 			} else if size >= 1<<16 {
 				again, _ := c.Read(t.Context(), id, "", "/f")
 				defer again.Close()
-				if got, err := io.ReadAll(again); err != nil || !bytes.Equal(got, want) {
-					t.Errorf("%d bytes, %v", len(got), err)
+				var got bytes.Buffer
+				if n, err := io.Copy(&got, again); err != nil || int(n) != size || !bytes.Equal(got.Bytes(), want) {
+					t.Errorf("%d bytes, %v", n, err)
 				}
 			}
 		})

@@ -77,8 +77,7 @@ func (c *chunks) Read(p []byte) (int, error) {
 			return 0, c.err
 		}
 		if !c.stream.Receive() {
-			if err := c.stream.Err(); err != nil {
-				c.err = &wrenn.Error{Code: wrenn.Canceled, Message: "the upload broke off; the file is as it was", Err: err}
+			if c.err = broke(c.stream.Err()); c.err != nil {
 				return 0, c.err
 			}
 			return 0, io.EOF
@@ -92,6 +91,18 @@ func (c *chunks) Read(p []byte) (int, error) {
 	n := copy(p, c.rest)
 	c.rest = c.rest[n:]
 	return n, nil
+}
+
+// broke is the error of an upload that did not come to its end; nil for one that did.
+func broke(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case connect.CodeOf(err) == connect.CodeResourceExhausted:
+		return wrenn.Errorf(wrenn.Exhausted, "a chunk is larger than %d MB: send smaller ones", maxMessage>>20)
+	default:
+		return &wrenn.Error{Code: wrenn.Canceled, Message: "the upload broke off; the file is as it was", Err: err}
+	}
 }
 
 func (s *server) ReadFileStream(ctx context.Context, req *pb.ReadFileStreamRequest, stream *connect.ServerStream[pb.ReadFileStreamResponse]) error {

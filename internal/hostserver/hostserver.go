@@ -25,8 +25,9 @@ const (
 	maxSmallFile = 16 << 20
 	// maxMessage bounds one message of a caller: a small file and what is around it.
 	maxMessage = maxSmallFile + 1<<20
-	// copyBuffer is the size of a chunk of a file on its way.
-	copyBuffer = 64 << 10
+	// copyBuffer is the size of a chunk of a file on its way: each costs a few
+	// system calls and wakes every process between here and the reader.
+	copyBuffer = 256 << 10
 )
 
 // The shape of a sandbox that asks for none.
@@ -111,7 +112,10 @@ func requestOf(req *pb.CreateSandboxRequest) (sandbox.Request, error) {
 	if n := req.GetMemoryMb(); n != 0 {
 		shape.MemoryMiB = int(n)
 	}
-	return sandbox.Request{ID: id, Template: template, Shape: shape, Timeout: seconds(req.GetTimeoutSec()), Env: req.GetEnv()}, nil
+	ending, err := endingOf(req.GetOnTimeout())
+	return sandbox.Request{
+		ID: id, Template: template, Shape: shape, Timeout: seconds(req.GetTimeoutSec()), OnTimeout: ending, AutoResume: req.GetAutoResume(), Env: req.GetEnv(),
+	}, err
 }
 
 func (s *server) DestroySandbox(ctx context.Context, req *pb.DestroySandboxRequest) (*pb.DestroySandboxResponse, error) {
@@ -158,6 +162,7 @@ func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.L
 			Vcpus: uint32(info.Shape.VCPUs), MemoryMb: uint32(info.Shape.MemoryMiB),
 			CreatedAtUnix: info.Created.Unix(), LastActiveAtUnix: info.Active.Unix(),
 			TimeoutSec: secondsUp(info.Timeout), Reason: info.Reason, Version: info.Version,
+			OnTimeout: onTimeout(info.OnTimeout), AutoResume: info.AutoResume,
 		})
 	}
 	return resp, nil

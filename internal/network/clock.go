@@ -55,7 +55,7 @@ func (c *clocks) serve(index int, path string) error {
 	c.mu.Unlock()
 	c.work.Go(func() {
 		if err := answerAll(conn); !errors.Is(err, net.ErrClosed) {
-			conn.Close()
+			_ = conn.Close() // it is of no use any more
 			c.log.Warn("a slot has no time server any more", slog.Int("slot", index), slog.Any("err", err))
 		}
 	})
@@ -69,7 +69,7 @@ func (c *clocks) stop(index int) {
 	delete(c.open, index)
 	c.mu.Unlock()
 	if conn != nil {
-		conn.Close()
+		_ = conn.Close() // nothing is under way in it
 	}
 }
 
@@ -77,7 +77,7 @@ func (c *clocks) stop(index int) {
 func (c *clocks) close() {
 	c.mu.Lock()
 	for _, conn := range c.open {
-		conn.Close()
+		_ = conn.Close() // as in stop
 	}
 	clear(c.open)
 	c.mu.Unlock()
@@ -97,8 +97,7 @@ func listenNTP(path string) (*net.UDPConn, error) {
 	}
 	udp := conn.(*net.UDPConn)
 	if err := prepare(udp); err != nil {
-		udp.Close()
-		return nil, err
+		return nil, errors.Join(err, udp.Close())
 	}
 	return udp, nil
 }

@@ -88,7 +88,11 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// check returns an Invalid error that names the field and what it may be.
+// Check finds what can be wrong without a look at the machine, as Open does:
+// an Invalid error that names the field and what it may be.
+func (c Config) Check() error { return c.withDefaults().check() }
+
+// check is Check for a configuration that has its defaults.
 func (c Config) check() error {
 	switch {
 	case !validPrefix.MatchString(c.Prefix):

@@ -288,10 +288,19 @@ func (p *Pool) takeOver(ref SlotRef) (*Slot, error) {
 }
 
 // Sweep removes what earlier pools left and nobody adopted, and tries again to
-// remove slots that could not be. It goes on after errors.
+// remove slots that could not be. It goes on after errors. A slot in which
+// something lives is kept: without its name nobody would find that again.
 func (p *Pool) Sweep(ctx context.Context) error {
+	lived, err := p.inhabited()
+	if err != nil {
+		return fmt.Errorf("sweep network pool %s: %w", p.cfg.Prefix, err)
+	}
+	for index, pids := range lived {
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "leftover network slot is kept, because something lives in it",
+			slog.String("slot", p.cfg.name(index)), slog.Any("pids", pids))
+	}
 	var errs []error
-	for _, index := range p.claim(stateLeftover, stateBroken) {
+	for _, index := range p.claim(lived, stateLeftover, stateBroken) {
 		if err := p.remove(index); err != nil {
 			errs = append(errs, err)
 			continue
@@ -302,13 +311,14 @@ func (p *Pool) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// claim books the slots in one of the states as leaving and returns their indexes.
-func (p *Pool) claim(states ...state) []int {
+// claim books the slots in one of the states, but those in spared, as leaving
+// and returns their indexes.
+func (p *Pool) claim(spared map[int][]int, states ...state) []int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var claimed []int
 	for _, index := range slices.Sorted(maps.Keys(p.slots)) {
-		if e := p.slots[index]; slices.Contains(states, e.state) {
+		if e := p.slots[index]; spared[index] == nil && slices.Contains(states, e.state) {
 			e.state = stateLeaving
 			claimed = append(claimed, index)
 		}
@@ -467,7 +477,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	p.stop()
 	p.filler.Wait()
 	var errs []error
-	for _, index := range p.claim(stateReady, stateBroken) {
+	for _, index := range p.claim(nil, stateReady, stateBroken) {
 		errs = append(errs, p.remove(index))
 	}
 	if len(p.slots) == 0 {

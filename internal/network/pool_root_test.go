@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -370,6 +371,49 @@ func TestCloseLeavesSlotsInUse(t *testing.T) {
 	conn.Close()
 	g.stop()
 	must(t, l.open(t, nil).Sweep(t.Context()))
+}
+
+// What lives in a slot that nobody adopted is shown, and keeps it.
+func TestSweepSparesWhatIsLivedIn(t *testing.T) {
+	l := newLab(t)
+	dead, err := Open(t.Context(), l.cfg)
+	must(t, err)
+	var slots []*Slot
+	for _, owner := range []string{"empty", "lived", "adopted"} {
+		s, err := dead.Acquire(t.Context(), owner)
+		must(t, err)
+		slots = append(slots, s)
+	}
+	var lodgers []*exec.Cmd
+	for _, s := range slots[1:] {
+		cmd := exec.Command("sleep", "600")
+		must(t, netns.Do(s.Namespace(), cmd.Start))
+		t.Cleanup(func() { _ = cmd.Process.Kill() }) // gone already when all went well
+		lodgers = append(lodgers, cmd)
+	}
+	l.abandon(dead)
+	p := l.open(t, nil)
+	adopted, err := p.Adopt(t.Context(), slots[2].Ref())
+	must(t, err)
+	want := []Tenant{{Slot: filepath.Base(slots[1].Namespace()), PIDs: []int{lodgers[0].Process.Pid}}}
+	for range 2 {
+		if got, err := p.Tenants(); err != nil || !cmp.Equal(want, got) {
+			t.Errorf("Tenants() = %+v, %v; want %+v", got, err, want)
+		}
+		must(t, p.Sweep(t.Context()))
+		if s := p.Stats(); s.Leftover != 1 || s.Used != 1 {
+			t.Errorf("stats after the sweep = %+v", s)
+		}
+	}
+	for _, cmd := range lodgers {
+		must(t, cmd.Process.Kill())
+		_ = cmd.Wait() // killed
+	}
+	must(t, adopted.Release(t.Context()))
+	must(t, p.Sweep(t.Context()))
+	if got, err := p.Tenants(); err != nil || len(got) != 0 || p.Stats().Leftover != 0 {
+		t.Errorf("Tenants() = %+v, %v; stats %+v", got, err, p.Stats())
+	}
 }
 
 func TestSlotsOfAnotherRangeAreNotAdopted(t *testing.T) {

@@ -38,3 +38,39 @@ func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn
 	})
 	return fresh, err
 }
+
+// Hosts returns all hosts that ever answered, and what of them is unknown.
+func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []wrenn.UnknownSandbox, err error) {
+	err = s.call(ctx, "list the hosts", func(ctx context.Context) error {
+		rows, err := s.queries.Hosts(ctx)
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			hosts = append(hosts, hostRecord(row))
+		}
+		strangers, err := s.queries.UnknownSandboxes(ctx)
+		for _, row := range strangers {
+			unknown = append(unknown, wrenn.UnknownSandbox{
+				Host: wrenn.HostID(row.HostID), ID: wrenn.SandboxID(row.SandboxID), State: wrenn.SeenState(row.SeenState), Reason: row.Reason,
+				FirstSeenAt: row.FirstSeenAt, LastSeenAt: row.LastSeenAt,
+			})
+		}
+		return err
+	})
+	return hosts, unknown, err
+}
+
+func hostRecord(row dbsqlc.Host) wrenn.HostRecord {
+	out := wrenn.HostRecord{ID: wrenn.HostID(row.ID), URL: row.URL, Info: wrenn.HostInfo{
+		Version: row.Version, Instance: row.Instance, Driver: row.Driver,
+		Capacity: wrenn.Capacity{
+			Sandboxes: int(row.Sandboxes), SandboxesUsed: int(row.SandboxesUsed),
+			MemoryMB: row.MemoryMB, MemoryMBUsed: row.MemoryMBUsed, DiskMB: row.DiskMB, DiskMBFree: row.DiskMBFree,
+		},
+	}}
+	if row.LastSeenAt != nil {
+		out.SeenAt = *row.LastSeenAt
+	}
+	return out
+}

@@ -411,3 +411,51 @@ func TestReadyKnowsTheSchema(t *testing.T) {
 	query(t, url, "DROP TABLE goose_db_version")
 	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
 }
+
+// TestTeamUseIsCounted compares what is counted with what is there.
+func TestTeamUseIsCounted(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	s := pgtest.Open(t, url)
+	var walks sync.WaitGroup
+	for n := range 8 {
+		owner, err := s.EnsureTeam(t.Context(), fmt.Sprint("team", n%2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sb := create(t, s, wrenn.Sandbox{Team: owner})
+		walks.Go(func() {
+			for _, to := range []wrenn.State{wrenn.Starting, wrenn.Running, wrenn.Stopping, wrenn.Stopped}[:n/2+1] {
+				if sb, err = s.MoveSandbox(t.Context(), sb, postgres.Move{To: to, Host: "h", Actor: "test"}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	walks.Wait()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	rows, err := conn.Query(t.Context(), `
+		SELECT name, used_sandboxes, used_memory_mb, count(*), sum(memory_mb)
+		FROM teams JOIN sandboxes ON team_id = teams.id AND state NOT IN ('stopped', 'failed') GROUP BY teams.id ORDER BY name`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
+		var name string
+		var used, usedMB, have, haveMB int
+		err := row.Scan(&name, &used, &usedMB, &have, &haveMB)
+		return fmt.Sprintf("%s: %d sandboxes with %d MB of %d with %d MB", name, used, usedMB, have, haveMB), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"team0: 3 sandboxes with 1536 MB of 3 with 1536 MB", "team1: 3 sandboxes with 1536 MB of 3 with 1536 MB"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

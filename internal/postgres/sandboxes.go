@@ -64,15 +64,11 @@ func checkLimits(ctx context.Context, q *dbsqlc.Queries, sb wrenn.Sandbox, limit
 	if own.MaxMemoryMB != nil {
 		limits.MemoryMB = *own.MaxMemoryMB
 	}
-	use, err := q.TeamUse(ctx, string(sb.Team))
-	if err != nil {
-		return err
+	if int(own.UsedSandboxes) >= limits.Sandboxes {
+		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once: delete one first", own.UsedSandboxes, limits.Sandboxes)
 	}
-	if use.Sandboxes >= int64(limits.Sandboxes) {
-		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once: delete one first", use.Sandboxes, limits.Sandboxes)
-	}
-	if use.MemoryMB+int64(sb.MemoryMB) > limits.MemoryMB {
-		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: delete one first, or ask for less than %d MB", use.MemoryMB, limits.MemoryMB, sb.MemoryMB)
+	if own.UsedMemoryMB+int64(sb.MemoryMB) > limits.MemoryMB {
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: delete one first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, sb.MemoryMB)
 	}
 	return nil
 }

@@ -3,7 +3,10 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"hash/fnv"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,7 +17,10 @@ import (
 
 const (
 	parallelHosts   = 16 // rounds at once, so that a host that hangs holds up nobody
+	parallelReads   = 3  // of rows, so that requests find connections to the database, and a CPU
 	parallelActions = 8  // of one host
+	shares          = 30 // of the hosts, one after the other: a thousand rounds at one moment made requests wait for seconds
+	minTick         = time.Millisecond
 	leadPoll        = 5 * time.Second
 	watchEvery      = 5 * time.Second // for rows that were abandoned
 	settled         = 5 * time.Second // how old they must be
@@ -43,8 +49,6 @@ type Lead interface {
 type Host interface {
 	Inventory(ctx context.Context) (wrenn.Inventory, error)
 	Destroy(ctx context.Context, id wrenn.SandboxID) error
-	Pause(ctx context.Context, id wrenn.SandboxID) error
-	Resume(ctx context.Context, id wrenn.SandboxID) error
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
 }
 
@@ -60,18 +64,22 @@ type Config struct {
 
 // Loop reconciles as long as it leads.
 type Loop struct {
-	cfg  Config
-	wake chan struct{} // has a value when somebody kicked
+	cfg     Config
+	wake    chan struct{} // has a value when somebody kicked
+	reading chan struct{} // holds as many as read rows
 
 	mu       sync.Mutex // guards what follows
 	kicked   map[wrenn.HostID]bool
-	reported map[wrenn.HostID]bool // hosts of which something is reported
+	reported map[wrenn.HostID]int // how many sandboxes, since this loop leads
 }
 
 // New returns a loop, which Run runs.
 func New(cfg Config) *Loop {
 	cfg.Every = cmp.Or(cfg.Every, 30*time.Second)
-	return &Loop{cfg: cfg, wake: make(chan struct{}, 1), kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]bool{}}
+	return &Loop{
+		cfg: cfg, wake: make(chan struct{}, 1), reading: make(chan struct{}, parallelReads),
+		kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]int{},
+	}
 }
 
 // Kick asks for a round of one host at once. It does not block.
@@ -92,6 +100,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		if err == nil && lead != nil {
 			l.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leading the reconciliation")
 			err = l.lead(ctx, lead)
+			l.forgetReports()
 			lead.Close(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
@@ -107,18 +116,20 @@ func (l *Loop) Run(ctx context.Context) error {
 
 // lead makes rounds until the lead or ctx ends.
 func (l *Loop) lead(ctx context.Context, lead Lead) error {
-	tick := time.NewTicker(l.cfg.Every)
+	tick := time.NewTicker(max(l.cfg.Every/shares, minTick))
 	defer tick.Stop()
 	watch := time.NewTicker(watchEvery)
 	defer watch.Stop()
 	l.takeKicked() // the first round is of all
 	l.All(ctx)
-	for {
-		do := l.All
+	for n := uint32(0); ; {
+		var do func(context.Context)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			n = (n + 1) % shares
+			do = func(ctx context.Context) { l.rounds(ctx, func(host wrenn.HostID) bool { return share(host) == n }) }
 		case <-watch.C:
 			do = l.lookAfter
 		case <-l.wake:
@@ -129,6 +140,13 @@ func (l *Loop) lead(ctx context.Context, lead Lead) error {
 		}
 		do(ctx)
 	}
+}
+
+// share is which part of the hosts one belongs to.
+func share(host wrenn.HostID) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(host)) // never fails
+	return h.Sum32() % shares
 }
 
 // lookAfter makes a round of the hosts that have abandoned rows.
@@ -211,6 +229,8 @@ func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 // rows reads the rows first and then which of them are abandoned: in the other
 // order one that somebody has taken up meanwhile would be taken for abandoned.
 func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]Row, error) {
+	l.reading <- struct{}{} // each read has a deadline of its own
+	defer func() { <-l.reading }()
 	read, err := l.cfg.Store.HostRows(ctx, host, seen)
 	if err != nil || len(read) == 0 {
 		return nil, err
@@ -265,10 +285,6 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		then = func() error { return host.Destroy(ctx, a.Row.ID) }
 	case Destroy:
 		first, then = func() error { return host.Destroy(ctx, a.Row.ID) }, move
-	case Pause:
-		first = func() error { return host.Pause(ctx, a.Row.ID) }
-	case Resume:
-		first = func() error { return host.Resume(ctx, a.Row.ID) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	}
@@ -284,21 +300,41 @@ func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.Se
 	l.mu.Lock()
 	known, before := l.reported[host]
 	l.mu.Unlock()
-	if len(unknown) == 0 && before && !known {
+	if len(unknown) == 0 && before && known == 0 {
 		return nil // nothing, as the last time
 	}
 	fresh, err := l.cfg.Store.SaveUnknown(ctx, host, unknown)
 	if err != nil {
 		return err
 	}
-	for _, id := range fresh {
-		l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a host has a sandbox that no row explains; it is left alone until a person decides",
-			slog.String("host", string(host)), slog.String("sandbox", string(id)))
+	for _, sb := range unknown {
+		if slices.Contains(fresh, sb.ID) {
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a host has a sandbox that no row explains; it is left alone until a person decides",
+				slog.String("host", string(host)), slog.String("sandbox", string(sb.ID)),
+				slog.String("state", string(sb.State)), slog.String("reason", sb.Reason))
+		}
 	}
 	l.mu.Lock()
-	l.reported[host] = len(unknown) > 0
+	l.reported[host] = len(unknown)
 	l.mu.Unlock()
 	return nil
+}
+
+// Unknown says how many sandboxes of each host no row explains, as of the last
+// round of a loop that leads. One that does not lead knows of none.
+func (l *Loop) Unknown() map[wrenn.HostID]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	unknown := maps.Clone(l.reported)
+	delete(unknown, "") // no host
+	return unknown
+}
+
+// forgetReports is for a loop that leads no more: from now on others report.
+func (l *Loop) forgetReports() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.reported)
 }
 
 // nowhere is the host of rows that have none yet.
@@ -306,6 +342,4 @@ type nowhere struct{}
 
 func (nowhere) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
 func (nowhere) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
-func (nowhere) Pause(context.Context, wrenn.SandboxID) error                 { return nil }
-func (nowhere) Resume(context.Context, wrenn.SandboxID) error                { return nil }
 func (nowhere) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }

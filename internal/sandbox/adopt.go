@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/network"
 )
 
 // adopting bounds how many sandboxes are adopted at a time.
@@ -46,7 +48,7 @@ func (m *Manager) adopt(ctx context.Context, dir string) {
 		m.quarantine(ctx, name, "its journal cannot be read", err)
 		return
 	}
-	if j.Step == "" && hasProcess(name) {
+	if j.Step == "" && m.lives(name) {
 		m.quarantine(ctx, name, "it runs but has no journal", nil)
 		return
 	}
@@ -104,6 +106,7 @@ func (s *Sandbox) takeOver(ctx context.Context) error {
 		return fmt.Errorf("network slot: %w", err)
 	}
 	b.machine, b.slot = machine, slot
+	s.screen.show(machine)
 	b.connect()
 	s.setGuest(b)
 	// A dead agent may have been taking a snapshot of it.
@@ -174,7 +177,8 @@ func (s *Sandbox) bury(ctx context.Context, cause error) error {
 	return nil
 }
 
-// adoptOrphans looks for machines that no journal names.
+// adoptOrphans looks for machines that no journal names: by their directories,
+// then by the slots in which something lives.
 func (m *Manager) adoptOrphans(ctx context.Context) error {
 	dirs, err := os.ReadDir(m.machines())
 	if err != nil {
@@ -186,13 +190,30 @@ func (m *Manager) adoptOrphans(ctx context.Context) error {
 		if _, err := m.Get(wrenn.SandboxID(owner)); err == nil {
 			continue
 		}
-		if hasProcess(e.Name()) {
+		if m.lives(e.Name()) {
 			m.quarantine(ctx, owner, "it runs but has no journal", nil)
 			continue
 		}
 		errs = append(errs, os.RemoveAll(filepath.Join(m.machines(), e.Name())))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.adoptTenants(ctx))...)
+}
+
+// adoptTenants reports slots in which something lives that is none of the
+// sandboxes which are in quarantine already.
+func (m *Manager) adoptTenants(ctx context.Context) error {
+	tenants, err := m.cfg.Slots.Tenants()
+	if err != nil {
+		return fmt.Errorf("look for unknown machines: %w", err)
+	}
+	boxes := m.all()
+	for _, t := range tenants {
+		if slices.ContainsFunc(boxes, func(s *Sandbox) bool { return s.Info().Status == StatusQuarantined && named(t, string(s.id)) }) {
+			continue
+		}
+		m.quarantine(ctx, t.Slot, fmt.Sprintf("processes %v run in this network slot and belong to no sandbox", t.PIDs), nil)
+	}
+	return nil
 }
 
 // quarantine reports what is not understood. It is left alone.
@@ -203,8 +224,7 @@ func (m *Manager) quarantine(ctx context.Context, name, reason string, cause err
 	s.set(StatusQuarantined, reason)
 }
 
-// Quarantined says how many sandboxes are in quarantine. While there are any,
-// network slots that no journal names may be theirs.
+// Quarantined says how many sandboxes are in quarantine: what they need nobody knows.
 func (m *Manager) Quarantined() int {
 	n := 0
 	for _, s := range m.all() {
@@ -228,21 +248,18 @@ func (m *Manager) Live() int {
 	return n
 }
 
-// hasProcess says whether a process has the id of a sandbox in its command
-// line, as the VMMs of all drivers do.
-func hasProcess(id string) bool {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return true // who knows
-	}
-	for _, e := range entries {
-		if _, err := strconv.Atoi(e.Name()); err != nil {
-			continue
-		}
-		line, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err == nil && len(id) > 0 && bytes.Contains(line, []byte(id)) {
-			return true
-		}
-	}
-	return false
+// lives says whether a process of the sandbox lives in a slot that nobody has
+// adopted. Who cannot tell has to say yes.
+func (m *Manager) lives(id string) bool {
+	tenants, err := m.cfg.Slots.Tenants()
+	return err != nil || slices.ContainsFunc(tenants, func(t network.Tenant) bool { return named(t, id) })
+}
+
+// named says whether one of the tenant's processes has the id of a sandbox in
+// its command line, as the VMMs of all drivers do.
+func named(t network.Tenant, id string) bool {
+	return slices.ContainsFunc(t.PIDs, func(pid int) bool {
+		line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+		return err == nil && bytes.Contains(line, []byte(id))
+	})
 }

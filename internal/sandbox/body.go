@@ -35,6 +35,7 @@ type bodyNote struct {
 	Machine    *vm.Ref          `json:"machine,omitempty"`
 	// Origin is the snapshot over which the machine's memory is mapped.
 	Origin string `json:"origin,omitempty"`
+	Guest  string `json:"guest,omitempty"` // the image that was booted, however long ago
 }
 
 // label tells the bodies of a sandbox apart, in names of files and machines.
@@ -68,7 +69,7 @@ func (b *body) parts(from origin) []part {
 // sandbox runs in when the journal says so. When build fails what there is of
 // it is still the spare: discardSpare.
 func (s *Sandbox) build(ctx context.Context, from origin) error {
-	s.spare = &body{s: s, note: bodyNote{Generation: s.journal.Generation + 1, Origin: from.snapshot}}
+	s.spare = &body{s: s, note: bodyNote{Generation: s.journal.Generation + 1, Origin: from.snapshot, Guest: from.guest}}
 	for _, p := range s.spare.parts(from) {
 		began := time.Now()
 		if err := p.make(ctx); err != nil {
@@ -117,6 +118,7 @@ func (b *body) startMachine(ctx context.Context, start starter) (err error) {
 	if b.machine, err = start(ctx, spec); err != nil {
 		return err
 	}
+	b.s.screen.show(b.machine)
 	b.s.m.crash("machine started")
 	ref := b.machine.Ref()
 	b.note.Machine = &ref
@@ -158,6 +160,9 @@ func (b *body) find(ctx context.Context) error {
 		switch wrenn.CodeOf(err) {
 		case "":
 			b.machine = machine
+			if b == b.s.body {
+				b.s.screen.show(machine)
+			}
 		case wrenn.NotFound: // it ended meanwhile
 		default:
 			return err

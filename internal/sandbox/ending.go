@@ -40,7 +40,7 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 		return nil // its launch had hardly begun, or it was destroyed before; the id may be another's
 	}
 	began := time.Now()
-	_ = s.begin(stepDestroy) // a full disk must not keep the sandbox alive
+	_ = s.beginDestroy() // a full disk must not keep the sandbox alive
 	s.set(StatusStopping, "")
 	err := s.discardBodies(ctx, false)
 	if err == nil {
@@ -67,6 +67,7 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 		err = s.discardBodies(ctx, verdict.Status == StatusFailed)
 	}
 	if err == nil {
+		s.keepConsole(ctx, nil)
 		err = s.commit(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
 	}
 	if err != nil {

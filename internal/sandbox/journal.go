@@ -103,9 +103,9 @@ func (s *Sandbox) commit(what string, change func(*journal)) error {
 	return nil
 }
 
-// begin notes where the sandbox is.
-func (s *Sandbox) begin(now step) error {
-	return s.commit(string(now), func(j *journal) { j.Step = now })
+// beginDestroy notes that there is no way back.
+func (s *Sandbox) beginDestroy() error {
+	return s.commit(string(stepDestroy), func(j *journal) { j.Step = stepDestroy })
 }
 
 func (j *journal) encode() ([]byte, error) {

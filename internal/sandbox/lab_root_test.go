@@ -4,26 +4,19 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"wrenn"
-	"wrenn/internal/guest"
-	"wrenn/internal/guest/guesttest"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
+	"wrenn/internal/sandbox/fakeguest"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -196,135 +189,10 @@ type agent struct {
 	mute, stuck bool
 }
 
-// boot serves an agent in a namespace that stands for the guest's inside, and
-// whose card is connected to the slot's TAP, as a VMM would.
+// boot serves an agent in the guest of the slot.
 func (a *agent) boot(slot string) (stop func(), err error) {
 	if a.mute {
 		return nil, nil
 	}
-	name := filepath.Base(slot) + "guest"
-	inside, err := netns.Create(name)
-	if err != nil {
-		return nil, err
-	}
-	unplug, err := plug(slot, inside)
-	if err != nil {
-		return nil, errors.Join(err, netns.Delete(name))
-	}
-	var l net.Listener
-	err = netns.Do(inside, func() (err error) {
-		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp4", network.EnvdAddress)
-		return err
-	})
-	if err != nil {
-		unplug()
-		return nil, errors.Join(err, netns.Delete(name))
-	}
-	ctx, cancel := context.WithCancel(context.Background()) // until the machine is gone
-	machine := &fixedMachine{}
-	if a.stuck {
-		machine.stuck = ctx.Done()
-	}
-	served := make(chan error, 1)
-	go func() {
-		served <- guest.New(guest.Config{Machine: machine, Log: a.log}).Serve(ctx, l)
-	}()
-	return func() {
-		unplug() // whoever is connected hears nothing more, as when a machine is gone
-		cancel()
-		if err := errors.Join(<-served, netns.Delete(name)); err != nil {
-			a.log.Error("agent", slog.Any("err", err))
-		}
-	}, nil
-}
-
-// plug connects a card in the namespace inside to the TAP of the slot.
-func plug(slot, inside string) (unplug func(), err error) {
-	tap, err := openTAP(slot, network.TAP)
-	if err != nil {
-		return nil, err
-	}
-	card, err := openTAP(inside, "eth0")
-	if err == nil {
-		err = netns.Do(inside, setUpCard)
-	}
-	if err != nil {
-		tap.Close()
-		if card != nil {
-			card.Close()
-		}
-		return nil, err
-	}
-	var pumps sync.WaitGroup
-	pumps.Go(func() { pump(tap, card) })
-	pumps.Go(func() { pump(card, tap) })
-	return func() {
-		tap.Close()
-		card.Close()
-		pumps.Wait()
-	}, nil
-}
-
-func openTAP(namespace, name string) (*os.File, error) {
-	fd := -1
-	err := netns.Do(namespace, func() (err error) {
-		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-		return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
-	})
-	if err != nil {
-		_ = unix.Close(fd) // the first error is the one that counts
-		return nil, fmt.Errorf("tap %s: %w", name, err)
-	}
-	return os.NewFile(uintptr(fd), name), nil // not before it has a device: only then it can be polled
-}
-
-func setUpCard() error {
-	card, err := netlink.LinkByName("eth0")
-	if err != nil {
-		return err
-	}
-	mac, err := net.ParseMAC(network.GuestMAC)
-	if err != nil {
-		return err
-	}
-	addr, err := netlink.ParseAddr(network.GuestAddress + "/30")
-	if err != nil {
-		return err
-	}
-	return errors.Join(netlink.LinkSetHardwareAddr(card, mac), netlink.AddrAdd(card, addr), netlink.LinkSetUp(card))
-}
-
-func pump(to, from *os.File) {
-	frame := make([]byte, 1<<17)
-	for {
-		n, err := from.Read(frame)
-		if err != nil {
-			return
-		}
-		if _, err := to.Write(frame[:n]); err != nil && !errors.Is(err, unix.EIO) { // EIO: not up yet
-			return
-		}
-	}
-}
-
-// fixedMachine leaves the clock of the machine that runs the tests alone.
-type fixedMachine struct {
-	guesttest.Inert
-	stuck <-chan struct{}
-}
-
-func (*fixedMachine) Now() time.Time          { return time.Now() }
-func (*fixedMachine) SetTime(time.Time) error { return nil }
-func (f *fixedMachine) AddEntropy([]byte) error {
-	if f.stuck != nil {
-		<-f.stuck
-	}
-	return nil
+	return fakeguest.Boot(fakeguest.Config{Slot: slot, Stuck: a.stuck, Log: a.log})
 }

@@ -361,8 +361,8 @@ func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {
 	if err := q.Destroy(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("Destroy() = %v, want FailedPrecondition", err)
 	}
-	if m.Quarantined() != 1 || len(l.world.Running()) != 1 {
-		t.Errorf("%d in quarantine, running: %v", m.Quarantined(), l.world.Running())
+	if q := quarantined(m); len(q) != 1 || len(l.world.Running()) != 1 {
+		t.Errorf("in quarantine: %v, running: %v", q, l.world.Running())
 	}
 	// A person repairs it.
 	must(t, os.WriteFile(filepath.Join(m.sandboxes(), string(sb.ID()), journalName), good, 0o600))

@@ -26,6 +26,8 @@ type Sandbox struct {
 	body    *body // what it runs in; nil while it is paused
 	spare   *body // another one that is being made or taken away
 
+	screen screen
+
 	mu       sync.Mutex // guards the following
 	life     life
 	unwanted bool                    // somebody destroys it
@@ -97,22 +99,24 @@ func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) 
 
 func (m *Manager) createNew(ctx context.Context, req Request, from origin) (*Sandbox, error) {
 	s, isNew, err := m.register(req)
-	switch {
-	case err != nil:
-	case !isNew:
+	if err == nil && !isNew {
 		err = wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already", req.ID)
-	default:
-		err = s.launch(ctx, func(context.Context) (origin, error) { return from, nil })
-		return s, err
 	}
-	from.release()
-	return nil, err
+	if err != nil {
+		from.release()
+		return nil, err
+	}
+	if err := s.launch(ctx, func(context.Context) (origin, error) { return from, nil }); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // origin is what a body is made from.
 type origin struct {
 	rootfs   string // cloned
 	snapshot string // whose memory the machine maps; "" when it boots
+	guest    string // the image that it boots, or that was booted for the snapshot
 	start    starter
 	release  func() // the snapshot may be collected if nobody needs it
 }
@@ -122,7 +126,7 @@ type starter func(context.Context, vm.Spec) (vm.Machine, error)
 
 // boot is the origin of sandboxes that boot the guest image.
 func (m *Manager) boot() origin {
-	return origin{rootfs: m.cfg.Guest.RootFS, release: func() {}, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	return origin{rootfs: m.cfg.Guest.RootFS, guest: m.cfg.Guest.Name, release: func() {}, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 		spec.Kernel = m.cfg.Guest.Kernel
 		return m.cfg.Driver.Start(ctx, spec)
 	}}
@@ -138,7 +142,7 @@ func (m *Manager) restoration(ctx context.Context, id string) (origin, Shape, er
 		release()
 		return origin{}, Shape{}, wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: it is of driver %s, and this host works with %s", id, snap.Driver, driver)
 	}
-	return origin{rootfs: snap.Disk(), snapshot: id, release: release, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	return origin{rootfs: snap.Disk(), snapshot: id, guest: snap.Guest, release: release, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 		return m.cfg.Driver.Restore(ctx, spec, snap.Machine())
 	}}, Shape{snap.VCPUs, snap.MemoryMiB}, nil
 }
@@ -151,6 +155,9 @@ func (s *Sandbox) launch(ctx context.Context, from func(context.Context) (origin
 	ctx, done := s.interruptible(ctx)
 	defer done()
 	if err := s.assemble(ctx, from); err != nil {
+		if !errors.Is(err, errDestroyed) {
+			s.keepConsole(ctx, err)
+		}
 		return err
 	}
 	s.watch(ctx)

@@ -16,6 +16,7 @@ import (
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
+	"wrenn/internal/vm"
 )
 
 // thawTimeout bounds how long an adopted guest is waited for.
@@ -78,7 +79,7 @@ func (s *Sandbox) capture(ctx context.Context, man snapshot.Manifest) (_ *snapsh
 
 // publish makes what was staged of the sandbox a snapshot.
 func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
-	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.m.cfg.Driver.Name(), s.m.cfg.Guest.Name
+	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.m.cfg.Driver.Name(), s.body.note.Guest
 	man.VCPUs, man.MemoryMiB = s.request.Shape.VCPUs, s.request.Shape.MemoryMiB
 	snap, release, err := staged.Publish(ctx, man)
 	if err != nil {
@@ -89,8 +90,19 @@ func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snap
 }
 
 // standStill stops the sandbox and writes its disk and machine into staged. It
-// goes on when goOn runs, whether standStill failed or not.
+// goes on when goOn runs, whether standStill failed or not. What can be done
+// before it stops is done before.
 func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn *rollback.Stack) error {
+	// The memory at most, and it may well be less: if that cannot be had, what is written decides.
+	if err := s.m.cfg.Store.Ensure(ctx, int64(s.request.Shape.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
+		return err
+	}
+	if machine, ok := s.body.machine.(vm.SnapshotPreparer); ok {
+		if err := machine.PrepareSnapshot(ctx, staged.Machine()); err != nil {
+			return err
+		}
+		s.m.crash("snapshot prepared")
+	}
 	if err := s.commit("frozen", func(j *journal) { j.Frozen = true }); err != nil {
 		return err
 	}
@@ -100,6 +112,7 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		return err
 	}
 	s.m.crash("guest frozen")
+	began := time.Now()
 	goOn.Add(s.body.machine.Resume) // first: a Pause whose answer does not come may have worked
 	if err := s.body.machine.Pause(ctx); err != nil {
 		return err
@@ -113,6 +126,7 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		return err
 	}
 	s.m.crash("machine saved")
+	s.trace("still", began) // how long the guest is kept from running by this
 	return nil
 }
 

@@ -278,3 +278,30 @@ func unwanted(sb *Sandbox) bool {
 	defer sb.mu.Unlock()
 	return sb.unwanted
 }
+
+// A named snapshot is what templates are made of. One that is removed stays for
+// those that run from it, and nobody else.
+func TestEnsureFromASnapshot(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	maker := create(t, m)
+	must(t, l.mark(t.Context(), maker, 'a'))
+	must(t, maker.Snapshot(t.Context(), "template"))
+	must(t, maker.Destroy(t.Context()))
+	req := Request{ID: wrenn.NewSandboxID(), Template: "mine", Shape: shape, Snapshot: "template"}
+	sb := ensure(t, m, req)
+	l.wantMark(t, sb, 'a')
+	must(t, m.RemoveSnapshot(t.Context(), "template"))
+	wantSnapshots(t, m, "template")
+	_, err := sb.Checkpoint(t.Context(), "one", "") // which looks at what the machine came from
+	must(t, err)
+	must(t, sb.Destroy(t.Context()))
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+	req.ID = wrenn.NewSandboxID()
+	if _, err := m.Ensure(t.Context(), req); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Ensure() from a snapshot that is gone = %v, want NotFound", err)
+	}
+	l.wantClean(t, m)
+}

@@ -163,6 +163,13 @@ func (m *member) answered(info wrenn.HostInfo, counted load) (isNew, save bool) 
 	return isNew, save
 }
 
+// known is whether the host answers, and what it said last.
+func (m *member) known() (up bool, info wrenn.HostInfo) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.up, m.info
+}
+
 // reachable are the hosts that answer.
 func (f *fleet) reachable() map[wrenn.HostID]reconcile.Host {
 	out := map[wrenn.HostID]reconcile.Host{}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"wrenn"
 	"wrenn/internal/hostclient"
 	"wrenn/internal/hostclient/hosttest"
@@ -70,14 +72,51 @@ func TestReconciler(t *testing.T) {
 		id := wrenn.NewSandboxID()
 		agent.Put(id, wrenn.SeenRunning)
 		eventually(t, "it is reported", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "1" })
+		eventually(t, "it is counted", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 1 })
 		agent.Put(id, wrenn.SeenQuarantined)
+		eventually(t, "the operator is told of the quarantine", func() bool {
+			hosts, unknown, err := s.Hosts(t.Context())
+			if err != nil || len(hosts) != 1 || hosts[0].SeenAt.IsZero() || len(unknown) != 1 || unknown[0].ID != id || unknown[0].Host != "h1" {
+				t.Fatalf("hosts: %+v, unknown: %+v, %v", hosts, unknown, err)
+			}
+			return unknown[0].State == wrenn.SeenQuarantined
+		})
 		create(t, s, w.caller) // life goes on
 		if _, there := agent.Sandboxes()[id]; !there {
 			t.Error("it was destroyed")
 		}
 		agent.Lose(id)
 		eventually(t, "the report is gone with it", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "0" })
+		eventually(t, "and so is the number", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 0 })
 	})
+	t.Run("a host that is away", func(t *testing.T) {
+		if got := metric(t, s, "wrenn_host_up"); got != 1 {
+			t.Errorf("wrenn_host_up is %v while it is there", got)
+		}
+		w.servers[0].Stop()
+		eventually(t, "it is down", func() bool { return metric(t, s, "wrenn_host_up") == 0 })
+		if err := w.servers[0].Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is up", func() bool { return metric(t, s, "wrenn_host_up") == 1 })
+	})
+}
+
+// metric is the value of a gauge of the one host, or -1 when there is none.
+func metric(t *testing.T, s *service.Service, name string) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.Collector())
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == name {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	return -1
 }
 
 // TestReconcileAtOnce has rounds so rare that only the host's return can be the cause.

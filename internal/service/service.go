@@ -55,8 +55,8 @@ type Config struct {
 // Host is a machine that runs sandboxes.
 type Host struct {
 	ID  wrenn.HostID
-	URL string      // http://, https:// or unix:///path
-	TLS *tls.Config // for https: our certificate and whom we trust
+	URL string             // http://, https:// or unix:///path
+	TLS func() *tls.Config // for https, see hostclient.Config
 }
 
 // Limits bound a team. The first two are what it has at once where its row in
@@ -156,6 +156,12 @@ func (s *Service) Run(ctx context.Context) error {
 // Ready says whether requests can be served: Unavailable when the database
 // cannot be reached or has another schema.
 func (s *Service) Ready(ctx context.Context) error { return s.store.Ready(ctx) }
+
+// Hosts returns what is known of the hosts, and of what they have that no row
+// explains. It is for the operator: it asks for no caller.
+func (s *Service) Hosts(ctx context.Context) ([]wrenn.HostRecord, []wrenn.UnknownSandbox, error) {
+	return s.store.Hosts(ctx)
+}
 
 // EnsureTeam returns the team of that name and makes it when there is none.
 func (s *Service) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, error) {

@@ -49,7 +49,7 @@ func (s *Store) check(ctx context.Context, snap *Snapshot, want which) error {
 	if err != nil {
 		return fmt.Errorf("snapshot %s: %w", snap.ID, err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // nothing was written
 	known := readHashes(snap.dir)
 	stale := false
 	for _, file := range snap.Files {
@@ -170,25 +170,21 @@ func nextData(f *os.File, pos int64) (from, to int64, err error) {
 // Run hashes the large files of new snapshots in the background, one at a
 // time, until ctx ends. Nothing of it is left when it returns.
 func (s *Store) Run(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		id := s.unhashed()
 		if id == "" {
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-s.work:
 			}
 			continue
 		}
-		err := s.hash(ctx, id)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil && s.Has(id) { // else it was removed meanwhile
+		if err := s.hash(ctx, id); err != nil && ctx.Err() == nil && s.Has(id) { // else it was removed meanwhile
 			s.log.LogAttrs(ctx, slog.LevelWarn, "a snapshot cannot be hashed", slog.String("snapshot", id), slog.Any("err", err))
 		}
-		s.setHashed(id, true)
+		s.setHashed(id, true) // what ctx ended is for the next Open
 	}
+	return nil
 }
 
 func (s *Store) rouse() {

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
@@ -10,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"wrenn"
 )
 
 // NewRegistry returns a registry that knows the process and the Go runtime;
@@ -23,10 +26,20 @@ func NewRegistry() *prometheus.Registry {
 	return registry
 }
 
-// Serve answers GET /metrics on l until ctx ends. It closes l.
-func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry) error {
+// Ready says whether the program can do its work. It returns an Unavailable
+// error, or any other, when not.
+type Ready func(context.Context) error
+
+// readyWait bounds how long a probe waits: probes have short patience themselves.
+const readyWait = 5 * time.Second
+
+// Serve answers GET /metrics, /health and /ready on l until ctx ends. It closes l.
+// The last two answer as those of the public API do.
+func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry, ready Ready) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, status{"ok"}) })
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) { answerReady(w, r, ready) })
 	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -41,4 +54,40 @@ func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry) e
 		return err
 	}
 	return nil
+}
+
+// The shapes of api/openapi.yaml.
+type (
+	status struct {
+		Status string `json:"status"`
+	}
+	failure struct {
+		Error reason `json:"error"`
+	}
+	reason struct {
+		Code    wrenn.Code `json:"code"`
+		Message string     `json:"message"`
+	}
+)
+
+func answerReady(w http.ResponseWriter, r *http.Request, ready Ready) {
+	ctx, cancel := context.WithTimeout(r.Context(), readyWait)
+	defer cancel()
+	err := ready(ctx)
+	if err == nil {
+		answer(w, http.StatusOK, status{"ready"})
+		return
+	}
+	message := "not ready"
+	if known, ok := errors.AsType[*wrenn.Error](err); ok {
+		message = known.Message
+	}
+	w.Header().Set("Retry-After", "5")
+	answer(w, http.StatusServiceUnavailable, failure{reason{wrenn.Unavailable, message}})
+}
+
+func answer(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body) // who asked may be gone
 }

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
 )
 
 func TestLinesNameTheirRequestAndSandbox(t *testing.T) {
@@ -58,17 +62,45 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, NewRegistry()) }()
-
-	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
-	if err != nil {
-		t.Fatal(err)
+	var broken atomic.Pointer[error]
+	ready := func(context.Context) error {
+		if err := broken.Load(); err != nil {
+			return *err
+		}
+		return nil
 	}
-	body, _ := io.ReadAll(resp.Body)
-	resp.Body.Close()
-	if !bytes.Contains(body, []byte("\ngo_goroutines ")) {
-		t.Errorf("GET /metrics = %s without go_goroutines", resp.Status)
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, l, NewRegistry(), ready) }()
+	get := func(path string) (int, string) {
+		t.Helper()
+		resp, err := http.Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body)
+	}
+	if code, body := get("/metrics"); code != 200 || !strings.Contains(body, "\ngo_goroutines ") {
+		t.Errorf("GET /metrics = %d without go_goroutines", code)
+	}
+	away, secret := error(wrenn.Errorf(wrenn.Unavailable, "the database is away")), errors.New("dial 10.0.0.1")
+	for _, tc := range []struct {
+		path   string
+		broken *error
+		code   int
+		body   string
+	}{
+		{"/health", nil, 200, `{"status":"ok"}`},
+		{"/ready", nil, 200, `{"status":"ready"}`},
+		{"/ready", &away, 503, `{"error":{"code":"unavailable","message":"the database is away"}}`},
+		{"/ready", &secret, 503, `{"error":{"code":"unavailable","message":"not ready"}}`},
+		{"/health", &away, 200, `{"status":"ok"}`},
+	} {
+		broken.Store(tc.broken)
+		if code, body := get(tc.path); code != tc.code || strings.TrimSpace(body) != tc.body {
+			t.Errorf("GET %s = %d %s, want %d %s", tc.path, code, body, tc.code, tc.body)
+		}
 	}
 	cancel()
 	if err := <-served; err != nil {

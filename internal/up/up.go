@@ -199,18 +199,43 @@ func (m *machine) startDatabase(ctx context.Context) error {
 	if err := reachable(m.cfg.StateDir); err != nil {
 		return err
 	}
-	server, err := pgserver.Start(ctx, pgserver.Config{Dir: filepath.Join(m.cfg.StateDir, "postgres"), DieWithParent: true})
+	cfg := pgserver.Config{Dir: filepath.Join(m.cfg.StateDir, "postgres"), DieWithParent: true}
+	server, err := pgserver.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	m.undo.Add(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
-		defer cancel()
-		return server.Stop(ctx)
-	})
-	m.watch("the database", server.Done())
+	m.start("the database", func(ctx context.Context) error { return m.keepDatabase(ctx, cfg, server) })
 	m.cp.Database.URL = server.URL(database)
 	return server.EnsureDatabase(ctx, database)
+}
+
+// keepDatabase starts the server again when it ends by itself, which costs
+// the requests of that moment and no sandbox, and stops it when ctx ends. One
+// that cannot be started again has its reason in the error.
+func (m *machine) keepDatabase(ctx context.Context, cfg pgserver.Config, server *pgserver.Server) error {
+	for {
+		select {
+		case <-server.Done():
+		case <-ctx.Done():
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+			defer cancel()
+			return server.Stop(ctx)
+		}
+		m.cfg.Say("the database ended by itself and is started again; its log is in " + cfg.Dir)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(restartAfter):
+		}
+		next, err := pgserver.Start(ctx, cfg)
+		if err != nil && ctx.Err() != nil {
+			return nil // it was to stop, and does not run
+		}
+		if err != nil {
+			return err
+		}
+		server = next
+	}
 }
 
 // reachable says whether other users may go through dir: the database's has to.
@@ -227,23 +252,6 @@ func reachable(dir string) error {
 			return nil
 		}
 	}
-}
-
-// watch makes the end of something an end of everything, until it is to end.
-func (m *machine) watch(name string, done <-chan struct{}) {
-	stop := make(chan struct{})
-	var watcher sync.WaitGroup
-	watcher.Go(func() {
-		select {
-		case <-done:
-			m.fail(fmt.Errorf("%s ended by itself: its log is in %s", name, m.cfg.StateDir))
-		case <-stop:
-		}
-	})
-	m.undo.AddFunc(func() {
-		close(stop)
-		watcher.Wait()
-	})
 }
 
 func (m *machine) migrate(ctx context.Context) error {

@@ -195,6 +195,49 @@ func TestAgentComesBack(t *testing.T) {
 	}
 }
 
+func TestDatabaseComesBack(t *testing.T) {
+	cfg, s := config(t)
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	err := up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error {
+		defer stop()
+		secret, err := r.Key(ctx, "", "test")
+		if err != nil {
+			return err
+		}
+		c, err := client.New(client.Config{URL: r.URL, Key: secret})
+		if err != nil {
+			return err
+		}
+		text, err := os.ReadFile(filepath.Join(cfg.StateDir, "postgres", "data", "postmaster.pid"))
+		if err != nil {
+			return err
+		}
+		var pid int
+		if _, err := fmt.Sscan(string(text), &pid); err != nil {
+			return err
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			return err
+		}
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			if _, err := c.Keys(ctx); err == nil && strings.Contains(s.String(), "the database ended") {
+				return nil
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return errors.New("the database did not come back")
+			}
+		}
+	})
+	if err != nil {
+		t.Errorf("Run() = %v\n%s", err, s)
+	}
+}
+
 func TestRunSaysWhyNot(t *testing.T) {
 	never := func(context.Context, *up.Running) error { return errors.New("it is ready, though it cannot be") }
 	run := func(t *testing.T, cfg up.Config) error {

@@ -30,9 +30,11 @@ type Driver interface {
 	// to the directory snapshot, and is otherwise like Start. Any number of
 	// machines may be restored from one snapshot, also at once; none of them
 	// changes it, and it must stay until the last of them is gone. spec.Kernel
-	// is not used. The spec must have the shape of the snapshot's (vCPUs,
+	// is not used but for its Digest. The spec must have the shape of the snapshot's (vCPUs,
 	// memory, number of disks, MAC): FailedPrecondition otherwise, and when the
-	// snapshot is of a VMM that this driver cannot load.
+	// snapshot is of a VMM or a processor that this driver cannot load, or
+	// damaged. Of the memory only the size is looked at: its content is too
+	// much to read each time, and is for whoever keeps snapshots to check.
 	// The caller puts copies of the disks as they were at the snapshot into spec.Disks.
 	Restore(ctx context.Context, spec Spec, snapshot string) (Machine, error)
 
@@ -56,10 +58,14 @@ type Machine interface {
 	Resume(ctx context.Context) error
 
 	// Snapshot writes memory and device state into the existing, empty
-	// directory dir. The machine must be paused (FailedPrecondition otherwise)
-	// and still is afterwards; it can go on. The disks are the caller's to
-	// copy, between Pause and Resume. When Snapshot fails dir is empty again
-	// and the machine is as before.
+	// directory dir, or one that it was prepared in (see SnapshotPreparer). The
+	// machine must be paused (FailedPrecondition otherwise, and dir is left
+	// alone) and still is afterwards; it can go on. The disks are the caller's
+	// to copy, between Pause and Resume. When Snapshot fails dir is empty again
+	// and the machine is as before; on a full disk the error is an ENOSPC.
+	//
+	// Every snapshot is whole: it needs no earlier one, of whatever generation
+	// the machine is. What is in dir is not yet safe from a power cut.
 	Snapshot(ctx context.Context, dir string) error
 
 	// Stop ends the VMM at once, without asking the guest, and returns when
@@ -70,6 +76,17 @@ type Machine interface {
 	// Wait returns when the VMM is gone: nil when Stop ended it or the guest
 	// powered off, an *ExitError otherwise; or with ctx's cause.
 	Wait(ctx context.Context) error
+}
+
+// SnapshotPreparer is a Machine that can do a part of a snapshot's work before
+// the guest has to stand still; all of our drivers' can.
+type SnapshotPreparer interface {
+	// PrepareSnapshot begins a snapshot in the existing, empty directory dir of
+	// a machine that may well run. A Snapshot into dir completes it; if none
+	// comes, what is in dir is the caller's to remove. One that is prepared is
+	// good for no longer than the machine has no other snapshot: Snapshot knows,
+	// and does the work again. When it fails dir is empty again.
+	PrepareSnapshot(ctx context.Context, dir string) error
 }
 
 // ConsoleReader is a Machine whose guest's console can be read; all of our
@@ -109,6 +126,9 @@ type Kernel struct {
 	// Args is the command line, one argument each; the driver appends what its
 	// VMM needs (the console, clocks, how to reboot).
 	Args []string
+	// Digest names the content of Image, for snapshots to say what they run; a
+	// Restore that has one insists on it. May be empty.
+	Digest string
 }
 
 // Disk is a raw disk image.

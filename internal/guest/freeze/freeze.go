@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -168,11 +169,11 @@ const look = 50 * time.Millisecond
 
 // wait returns when the group is frozen or gone.
 func (g *Groups) wait(ctx context.Context, name string) error {
-	events, err := unix.Open(filepath.Join(g.root, name, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	events, err := os.Open(filepath.Join(g.root, name, "cgroup.events"))
 	if err != nil {
 		return ignoreGone(err, name)
 	}
-	defer unix.Close(events)
+	defer events.Close()
 	for {
 		frozen, err := isFrozen(events)
 		if frozen || err != nil {
@@ -182,7 +183,7 @@ func (g *Groups) wait(ctx context.Context, name string) error {
 			return &StuckError{Group: name, Hung: g.hung(name), Err: context.Cause(ctx)}
 		}
 		// The kernel says POLLPRI when the file has changed since it was read.
-		fds := []unix.PollFd{{Fd: int32(events), Events: unix.POLLPRI}}
+		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
 		if _, err := unix.Poll(fds, int(look/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll cgroup.events of %s: %w", name, err)
 		}
@@ -196,10 +197,10 @@ func ignoreGone(err error, name string) error {
 	return fmt.Errorf("read cgroup.events of %s: %w", name, err)
 }
 
-func isFrozen(events int) (bool, error) {
+func isFrozen(events *os.File) (bool, error) {
 	var buf [256]byte // "populated 1\nfrozen 0\n"
-	n, err := unix.Pread(events, buf[:], 0)
-	if err != nil {
+	n, err := events.ReadAt(buf[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return false, err
 	}
 	return slices.ContainsFunc(bytes.Split(buf[:n], []byte("\n")), func(line []byte) bool {
@@ -214,11 +215,11 @@ func (g *Groups) hung(name string) []string {
 	// A group or a process that goes meanwhile is none that hangs.
 	_ = filepath.WalkDir(filepath.Join(g.root, name), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil //nolint:nilerr // see above
+			return nil
 		}
 		procs, err := os.Open(filepath.Join(path, "cgroup.procs"))
 		if err != nil {
-			return nil //nolint:nilerr // see above
+			return nil
 		}
 		defer procs.Close()
 		for lines := bufio.NewScanner(procs); lines.Scan() && len(found) < most; {

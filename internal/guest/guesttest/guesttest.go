@@ -8,8 +8,8 @@ type Inert struct{}
 // SetHostname does nothing.
 func (Inert) SetHostname(string) error { return nil }
 
-// ShowBootID does nothing.
-func (Inert) ShowBootID(string) error { return nil }
+// Show does nothing.
+func (Inert) Show(string, string) error { return nil }
 
 // Signal does nothing.
 func (Inert) Signal(int, int) error { return nil }

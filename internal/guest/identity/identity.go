@@ -13,10 +13,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Identity is who a guest is.
@@ -26,18 +28,26 @@ type Identity struct {
 	Hostname   string // empty: ID
 }
 
-// What ID and Hostname may be: a label of a host name, RFC 1123 §2.1.
-var label = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-
 // Check returns what is wrong with an identity.
 func (id Identity) Check() error {
 	switch {
-	case !label.MatchString(id.ID):
+	case !isLabel(id.ID):
 		return fmt.Errorf("id %.80q: use 1 to 63 letters, digits and inner hyphens", id.ID)
-	case id.Hostname != "" && !label.MatchString(id.Hostname):
+	case id.Hostname != "" && !isLabel(id.Hostname):
 		return fmt.Errorf("hostname %.80q: use 1 to 63 letters, digits and inner hyphens", id.Hostname)
 	}
 	return nil
+}
+
+// isLabel reports whether s can be a label of a host name, RFC 1123 §2.1. By
+// hand: the code of package regexp is cold after a restore, which an emulated CPU pays for.
+func isLabel(s string) bool {
+	for _, c := range []byte(s) {
+		if (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-'
 }
 
 func (id Identity) hostname() string { return cmp.Or(id.Hostname, id.ID) }
@@ -45,9 +55,9 @@ func (id Identity) hostname() string { return cmp.Or(id.Hostname, id.ID) }
 // Machine is the kernel's side. Tests and agents outside a guest bring their own.
 type Machine interface {
 	SetHostname(name string) error
-	// ShowBootID makes file what everybody reads as the kernel's boot id.
-	// Showing the file that is shown already is nothing to do.
-	ShowBootID(file string) error
+	// Show makes file what everybody reads in the place of the existing file
+	// at path. Showing what is shown already is nothing to do.
+	Show(file, path string) error
 	// Signal tells the process, of whom it is known that it wants that.
 	Signal(pid, signal int) error
 }
@@ -57,13 +67,14 @@ type Config struct {
 	Machine Machine      // needed
 	Log     *slog.Logger // needed
 	RunDir  string       // /run/wrenn in a guest, where programs find it; empty: nothing is written at all
-	Root    string       // of the guest's files, "/" in a guest; empty: no file outside RunDir is touched
+	Root    string       // of the guest's files, "/" in a guest; empty: none outside RunDir is touched
 }
 
 // Names in RunDir. They are documented: docs/fork-safety.md.
 const (
 	generationFile = "generation"
 	bootIDFile     = "boot_id"
+	machineIDFile  = "machine_id"
 	notifyDir      = "notify.d"
 )
 
@@ -75,7 +86,9 @@ type Keeper struct {
 	now Identity   // zero until the host said it
 }
 
-// New returns a keeper and makes the directory where programs ask to be told.
+// New returns a keeper. It does what need not wait until a restore: makes the
+// directory where programs ask to be told, and has the ids shown from files in RunDir:
+// writing to a disk would be the most expensive part of a restore under emulation.
 func New(cfg Config) *Keeper {
 	k := &Keeper{cfg: cfg}
 	if cfg.RunDir == "" {
@@ -83,6 +96,9 @@ func New(cfg Config) *Keeper {
 	}
 	if err := k.makeDirs(); err != nil {
 		cfg.Log.Warn("programs cannot ask to be told of a restore", slog.Any("error", err))
+	}
+	if err := errors.Join(k.showBootID(), k.showMachineID()); err != nil {
+		cfg.Log.Warn("the guest has an identity that may not change", slog.Any("error", err))
 	}
 	return k
 }
@@ -98,13 +114,60 @@ func (k *Keeper) makeDirs() error {
 	return os.Chmod(dir, 0o777|fs.ModeSticky) // whatever the umask is
 }
 
+func (k *Keeper) showBootID() error {
+	kernels, err := os.ReadFile(bootID)
+	if err != nil {
+		return err
+	}
+	return k.show(bootIDFile, string(kernels), bootID)
+}
+
+// show shows the file of a name in RunDir, which is made with a text if it is not there.
+func (k *Keeper) show(name, text, path string) error {
+	file := filepath.Join(k.cfg.RunDir, name)
+	if _, err := os.Stat(file); err != nil {
+		if err := os.WriteFile(file, []byte(text), 0o444); err != nil {
+			return err
+		}
+	}
+	return k.cfg.Machine.Show(file, path)
+}
+
+// showMachineID does what systemd does where /etc cannot be written: see
+// machine-id(5), "First Boot Semantics". What the image has stays as it is on the disk.
+func (k *Keeper) showMachineID() error {
+	if k.cfg.Root == "" {
+		return nil
+	}
+	path := filepath.Join(k.cfg.Root, "etc/machine-id")
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := k.show(machineIDFile, machineID(), path); err != nil {
+		return err
+	}
+	// D-Bus has a link to it, or a file of its own.
+	path = filepath.Join(k.cfg.Root, "var/lib/dbus/machine-id")
+	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
+		return nil //nolint:nilerr // there is no D-Bus
+	}
+	return k.show(machineIDFile, "", path)
+}
+
+// machineID is a random one: machine-id(5), 32 hexadecimal digits and a newline.
+func machineID() string {
+	b := random()
+	return hex.EncodeToString(b[:]) + "\n"
+}
+
 // Become makes the guest id, at the time at, and reports whether it was
 // somebody else: another ID or Generation. Its machine id changes with the ID
 // alone, since a resumed sandbox is the same machine. The programs that asked for it are
 // signalled; they should be frozen, so that it is the first thing that they see.
 //
-// When the kernel refuses it returns an error, and the guest is not yet id. What a
-// user may have broken, files in /etc, is logged and left out.
+// When it fails the guest is not yet id. That the host name has no address is only logged.
 func (k *Keeper) Become(id Identity, at time.Time) (changed bool, err error) {
 	if err := id.Check(); err != nil {
 		return false, err
@@ -132,9 +195,12 @@ func (k *Keeper) write(id Identity, at time.Time) error {
 	if err := k.newBootID(); err != nil {
 		return fmt.Errorf("new boot id: %w", err)
 	}
-	if k.cfg.Root != "" {
-		k.writeEtc(id, id.ID != k.now.ID)
+	if id.ID != k.now.ID && k.cfg.Root != "" {
+		if err := overwrite(filepath.Join(k.cfg.RunDir, machineIDFile), machineID()); err != nil {
+			return fmt.Errorf("new machine id: %w", err)
+		}
 	}
+	k.writeHosts(id.hostname())
 	if err := k.writeGeneration(id, at); err != nil {
 		return fmt.Errorf("write the generation: %w", err)
 	}
@@ -150,16 +216,10 @@ func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
 // newBootID overwrites the file in place, because it is what the kernel shows:
 // a new one would not be. All boot ids have one length, so no reader sees half of two.
 func (k *Keeper) newBootID() error {
-	path := filepath.Join(k.cfg.RunDir, bootIDFile)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o444)
-	if err != nil {
+	if err := k.showBootID(); err != nil {
 		return err
 	}
-	defer f.Close()
-	if _, err := f.WriteAt([]byte(uuid()+"\n"), 0); err != nil {
-		return err
-	}
-	return k.cfg.Machine.ShowBootID(path)
+	return overwrite(filepath.Join(k.cfg.RunDir, bootIDFile), uuid()+"\n")
 }
 
 // uuid is a random one, version 4 of RFC 9562 §5.4.
@@ -176,44 +236,44 @@ func random() [16]byte {
 	return b
 }
 
-// writeEtc writes what programs read in files of the guest. Root in the guest
-// may have made that impossible; then it is as before.
-func (k *Keeper) writeEtc(id Identity, newMachine bool) {
-	files := map[string]string{"etc/hostname": id.hostname() + "\n"}
-	if hosts, err := k.hosts(id.hostname()); err == nil {
-		files["etc/hosts"] = hosts
-	} else {
-		k.complain("etc/hosts", err)
+// writeHosts gives the host name an address, in images whose resolver does not
+// know it by itself: sudo asks for it, and complains. Root in the guest may have
+// made that impossible; then it is as before.
+func (k *Keeper) writeHosts(name string) {
+	if k.cfg.Root == "" || name == k.now.hostname() || k.knowsItsName() {
+		return
 	}
-	if newMachine {
-		b := random()
-		// machine-id(5): 32 hexadecimal digits and a newline.
-		files["etc/machine-id"] = hex.EncodeToString(b[:]) + "\n"
-		// D-Bus has a link to it, or a file of its own.
-		const dbus = "var/lib/dbus/machine-id"
-		if info, err := os.Lstat(filepath.Join(k.cfg.Root, dbus)); err == nil && info.Mode().IsRegular() {
-			files[dbus] = files["etc/machine-id"]
-		}
+	path := filepath.Join(k.cfg.Root, "etc/hosts")
+	text, err := k.hosts(path, name)
+	if err == nil && overwrite(path, text) != nil {
+		err = replace(path, text, 0o644) // a link, or not there
 	}
-	for name, text := range files {
-		if err := replace(filepath.Join(k.cfg.Root, name), text, 0o644); err != nil {
-			k.complain(name, err)
-		}
+	if err != nil {
+		k.cfg.Log.Warn("the host name has no address", slog.Any("error", err))
 	}
 }
 
-func (k *Keeper) complain(name string, err error) {
-	k.cfg.Log.Warn("a file still tells of who the guest was", slog.String("file", name), slog.Any("error", err))
+// knowsItsName reports whether the C library asks nss-myhostname(8).
+func (k *Keeper) knowsItsName() bool {
+	raw, err := os.ReadFile(filepath.Join(k.cfg.Root, "etc/nsswitch.conf"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(raw)) {
+		if services, ok := strings.CutPrefix(strings.TrimSpace(line), "hosts:"); ok {
+			return slices.Contains(strings.Fields(services), "myhostname")
+		}
+	}
+	return false
 }
 
 // hostsMark ends the line of /etc/hosts that is ours.
 const hostsMark = "# this sandbox"
 
-// hosts is /etc/hosts with the name in one line of ours: sudo complains about
-// a host name without an address. 127.0.1.1 is where Debian puts it.
-func (k *Keeper) hosts(name string) (string, error) {
+// hosts is the file at path with the name in one line of ours. 127.0.1.1 is
+// where Debian puts it.
+func (k *Keeper) hosts(path, name string) (string, error) {
 	const longest = 1 << 20 // what is larger is somebody's block list: left alone
-	path := filepath.Join(k.cfg.Root, "etc/hosts")
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -237,6 +297,26 @@ func (k *Keeper) hosts(name string) (string, error) {
 	}
 	fmt.Fprintf(&text, "127.0.1.1\t%s\t%s\n", name, hostsMark)
 	return text.String(), nil
+}
+
+// overwrite changes a file that is there. It follows no link.
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return errors.New("not a file")
+	}
+	if _, err := f.WriteAt([]byte(text), 0); err != nil || info.Size() <= int64(len(text)) {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
 }
 
 // replace writes a file anew and puts it in the place of an old one, or of a

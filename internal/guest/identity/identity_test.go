@@ -19,7 +19,7 @@ import (
 // machine notes what it is asked for.
 type machine struct {
 	hostname string
-	shown    string
+	shown    map[string]string // what is shown, by where
 	signals  []string
 	err      error
 }
@@ -29,8 +29,8 @@ func (m *machine) SetHostname(name string) error {
 	return m.err
 }
 
-func (m *machine) ShowBootID(file string) error {
-	m.shown = file
+func (m *machine) Show(file, path string) error {
+	m.shown[path] = file
 	return nil
 }
 
@@ -48,9 +48,9 @@ type guest struct {
 
 func newGuest(t *testing.T) *guest {
 	t.Helper()
-	g := &guest{machine: &machine{}, dir: t.TempDir()}
+	g := &guest{machine: &machine{shown: map[string]string{}}, dir: t.TempDir()}
 	for name, text := range map[string]string{
-		"etc/hosts": "127.0.0.1 localhost sandbox\n# mine\n10.1.1.1 db", "etc/hostname": "sandbox\n", "etc/machine-id": "",
+		"etc/hosts": "127.0.0.1 localhost sandbox\n# mine\n10.1.1.1 db", "etc/machine-id": "",
 		"var/lib/dbus/machine-id": "old\n",
 	} {
 		path := filepath.Join(g.dir, name)
@@ -90,17 +90,24 @@ func TestBecome(t *testing.T) {
 	if diff := cmp.Diff("127.0.0.1 localhost sandbox\n# mine\n10.1.1.1 db\n127.0.1.1\tbox\t# this sandbox\n", g.read(t, "etc/hosts")); diff != "" {
 		t.Errorf("hosts mismatch (-want +got):\n%s", diff)
 	}
-	if g.machine.hostname != "box" || g.read(t, "etc/hostname") != "box\n" {
-		t.Errorf("host name %q, file %q", g.machine.hostname, g.read(t, "etc/hostname"))
+	if g.machine.hostname != "box" {
+		t.Errorf("host name %q", g.machine.hostname)
 	}
-	bootID, machineID := g.read(t, "run/boot_id"), g.read(t, "etc/machine-id")
+	bootID, machineID := g.read(t, "run/boot_id"), g.read(t, "run/machine_id")
 	if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\n$`).MatchString(bootID) {
 		t.Errorf("boot id %q", bootID)
 	}
-	if !regexp.MustCompile(`^[0-9a-f]{32}\n$`).MatchString(machineID) || machineID != g.read(t, "var/lib/dbus/machine-id") {
-		t.Errorf("machine id %q, D-Bus's %q", machineID, g.read(t, "var/lib/dbus/machine-id"))
+	if !regexp.MustCompile(`^[0-9a-f]{32}\n$`).MatchString(machineID) {
+		t.Errorf("machine id %q", machineID)
 	}
-	shown, err := os.Stat(g.machine.shown)
+	in := func(name string) string { return filepath.Join(g.dir, name) }
+	if diff := cmp.Diff(map[string]string{
+		"/proc/sys/kernel/random/boot_id": in("run/boot_id"),
+		in("etc/machine-id"):              in("run/machine_id"), in("var/lib/dbus/machine-id"): in("run/machine_id"),
+	}, g.machine.shown); diff != "" {
+		t.Errorf("shown (-want +got):\n%s", diff)
+	}
+	shown, err := os.Stat(in("run/boot_id"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,19 +117,19 @@ func TestBecome(t *testing.T) {
 		t.Error("who is told the same again changes its boot id")
 	}
 	g.become(t, Identity{ID: "ia", Generation: 2}, true) // resumed
-	if g.read(t, "run/boot_id") == bootID || g.read(t, "etc/machine-id") != machineID || g.machine.hostname != "ia" {
+	if g.read(t, "run/boot_id") == bootID || g.read(t, "run/machine_id") != machineID || g.machine.hostname != "ia" {
 		t.Errorf("resumed: boot id new %t, machine id new %t, host name %q; want true, false, ia",
-			g.read(t, "run/boot_id") != bootID, g.read(t, "etc/machine-id") != machineID, g.machine.hostname)
+			g.read(t, "run/boot_id") != bootID, g.read(t, "run/machine_id") != machineID, g.machine.hostname)
 	}
 	g.become(t, Identity{ID: "ib", Generation: 2}, true) // a fork
-	if g.read(t, "etc/machine-id") == machineID {
+	if g.read(t, "run/machine_id") == machineID {
 		t.Error("a fork keeps the machine id")
 	}
 	if n := strings.Count(g.read(t, "etc/hosts"), "127.0.1.1"); n != 1 {
 		t.Errorf("%d lines in /etc/hosts, want one", n)
 	}
 	// What is mounted over the kernel's is the first file for ever.
-	if again, err := os.Stat(g.machine.shown); err != nil || !os.SameFile(shown, again) {
+	if again, err := os.Stat(in("run/boot_id")); err != nil || !os.SameFile(shown, again) {
 		t.Errorf("the file of the boot id is another one: %v", err)
 	}
 }
@@ -143,26 +150,40 @@ func TestBecomeNobody(t *testing.T) {
 	g.become(t, id, true) // it is tried again
 }
 
-// What the guest's root did to files of /etc does not keep a sandbox from being restored.
-func TestBrokenEtc(t *testing.T) {
+// What the guest's root did to /etc/hosts does not keep a sandbox from being restored.
+func TestBrokenHosts(t *testing.T) {
+	for name, spoil := range map[string]func(hosts, victim string) error{
+		"a link":      func(hosts, victim string) error { return errors.Join(os.Remove(hosts), os.Symlink(victim, hosts)) },
+		"nothing":     func(hosts, _ string) error { return os.Remove(hosts) },
+		"a directory": func(hosts, _ string) error { return errors.Join(os.Remove(hosts), os.MkdirAll(hosts+"/full", 0o755)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuest(t)
+			victim := filepath.Join(g.dir, "victim")
+			if err := errors.Join(os.WriteFile(victim, []byte("mine"), 0o600), spoil(filepath.Join(g.dir, "etc/hosts"), victim)); err != nil {
+				t.Fatal(err)
+			}
+			g.become(t, Identity{ID: "ia"}, true)
+			if got := g.read(t, "victim"); got != "mine" {
+				t.Errorf("a link was followed: %q", got)
+			}
+			if left, err := filepath.Glob(filepath.Join(g.dir, "etc", ".wrenn-*")); err != nil || len(left) != 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// Where the C library knows the host name, nothing is written to the disk.
+func TestHostsWithMyhostname(t *testing.T) {
 	g := newGuest(t)
-	etc := filepath.Join(g.dir, "etc")
-	victim := filepath.Join(g.dir, "victim")
-	err := errors.Join(
-		os.WriteFile(victim, []byte("mine"), 0o600),
-		os.Remove(filepath.Join(etc, "machine-id")), os.Symlink(victim, filepath.Join(etc, "machine-id")),
-		os.Remove(filepath.Join(etc, "hosts")), os.MkdirAll(filepath.Join(etc, "hosts", "full"), 0o755),
-	)
-	if err != nil {
+	before := g.read(t, "etc/hosts")
+	if err := os.WriteFile(filepath.Join(g.dir, "etc/nsswitch.conf"), []byte("passwd: files\nhosts:  files myhostname dns\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	g.become(t, Identity{ID: "ia"}, true)
-	if got := g.read(t, "victim"); got != "mine" {
-		t.Errorf("a link was followed: %q", got)
-	}
-	left, err := filepath.Glob(filepath.Join(etc, ".wrenn-*"))
-	if err != nil || len(left) != 0 {
-		t.Errorf("left behind: %v, %v", left, err)
+	if diff := cmp.Diff(before, g.read(t, "etc/hosts")); diff != "" {
+		t.Errorf("hosts changed (-before +after):\n%s", diff)
 	}
 }
 

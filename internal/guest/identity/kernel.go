@@ -29,25 +29,27 @@ func (Linux) Signal(pid, signal int) error {
 	return nil
 }
 
-// ShowBootID mounts file over the kernel's.
+// Show mounts file, read-only, over the one at path.
 //
 // A mount inside /proc has a price: users that make a namespace of their own (rootless
 // containers, unshare --mount-proc) could mount no /proc in it, because the kernel
 // wants one in sight that nothing hides (mount_too_revealing in fs/namespace.c).
 // So another one is mounted aside, where only root looks.
-func (k Linux) ShowBootID(file string) error {
-	if same, err := sameFile(file, bootID); same || err != nil {
+func (k Linux) Show(file, path string) error {
+	if same, err := sameFile(file, path); same || err != nil {
 		return err
 	}
-	if err := k.mountWholeProc(); err != nil {
-		return err
+	if path == bootID {
+		if err := k.mountWholeProc(); err != nil {
+			return err
+		}
 	}
-	if err := unix.Mount(file, bootID, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount over %s: %w", bootID, err)
+	if err := unix.Mount(file, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount over %s: %w", path, err)
 	}
 	const flags = unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if err := unix.Mount("", bootID, "", flags, ""); err != nil {
-		return fmt.Errorf("make %s read-only: %w", bootID, err)
+	if err := unix.Mount("", path, "", flags, ""); err != nil {
+		return fmt.Errorf("make %s read-only: %w", path, err)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (k *Keeper) notify() {
 		k.cfg.Log.Warn("no program is told of the restore", slog.Any("error", err))
 		return
 	}
-	defer dir.Close()
+	defer func() { _ = dir.Close() }() // nothing was written
 	list, err := dir.Open(".")
 	if err != nil {
 		return

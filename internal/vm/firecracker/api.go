@@ -9,7 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The bodies of Firecracker's API, with the fields that are used, as in
@@ -51,7 +54,8 @@ type (
 		Memory        memoryBackend     `json:"mem_backend"`
 		Resume        bool              `json:"resume_vm"`
 		Networks      []networkOverride `json:"network_overrides,omitempty"`
-		ClockRealtime bool              `json:"clock_realtime,omitempty"` // see capabilities
+		ClockRealtime bool              `json:"clock_realtime,omitempty"`    // see capabilities
+		TrackDirty    bool              `json:"track_dirty_pages,omitempty"` // see capabilities
 	}
 	memoryBackend struct {
 		Type string `json:"backend_type"`
@@ -78,6 +82,11 @@ type Fault struct {
 
 func (f *Fault) Error() string {
 	return fmt.Sprintf("firecracker refused %s (%d): %s", f.Call, f.Status, f.Message)
+}
+
+// Is finds ENOSPC in what Firecracker says of a full disk.
+func (f *Fault) Is(target error) bool {
+	return target == unix.ENOSPC && strings.Contains(f.Message, fmt.Sprintf("(os error %d)", int(unix.ENOSPC)))
 }
 
 // client talks to one Firecracker. Its calls are handled one at a time there.

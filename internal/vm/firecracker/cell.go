@@ -76,6 +76,20 @@ func (c *cell) clear(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// snapshotNote is a file in the cell's directory that is there when a snapshot
+// of the machine was begun: only until then its changes are changes of what it
+// was restored from, and the next agent must know.
+const snapshotNote = "snapshot-taken"
+
+func (c *cell) noteSnapshot() error {
+	return touch(filepath.Join(c.dir, snapshotNote))
+}
+
+func (c *cell) wasSnapshotted() bool {
+	_, err := os.Lstat(filepath.Join(c.dir, snapshotNote))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // allow gives the VMM's user the access to a file that it needs: to read what
 // is only read, and to own what it writes.
 func (c *cell) allow(f file) error {

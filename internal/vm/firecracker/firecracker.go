@@ -90,6 +90,7 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.kernel = spec.Kernel.Digest
 	files := []file{{name: nameKernel, path: spec.Kernel.Image, readOnly: true}}
 	if spec.Kernel.Initrd != "" {
 		files = append(files, file{name: nameInitrd, path: spec.Kernel.Initrd, readOnly: true})
@@ -124,22 +125,34 @@ func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clo
 	if err != nil {
 		return nil, err
 	}
-	made, err := d.checkSnapshot(m.shape, snapshot)
+	if snapshot, err = filepath.Abs(snapshot); err != nil { // it is kept in the machine's Ref
+		return nil, err
+	}
+	made, err := d.checkSnapshot(m.shape, spec.Kernel.Digest, snapshot)
 	if err != nil {
 		return nil, err
+	}
+	m.kernel = made.Kernel
+	if d.can.diffs {
+		m.tracks = snapshot
 	}
 	steps := m.occupy(spec, []file{
 		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
 		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
 	})
-	load := loadCall(clock, made.Machine.TAP, spec.Net.TAP)
-	return d.take(ctx, m, append(steps, step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }}))
+	load := loadCall(capabilities{clockRealtime: clock, diffs: d.can.diffs}, made.Machine.TAP, spec.Net.TAP)
+	return d.take(ctx, m, append(steps,
+		step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }},
+		step{"lineage", func(context.Context) error { m.memory.begin(m.tracks); return nil }}))
 }
 
 // loadCall loads the files in the cell, of a machine whose network was at the
-// TAP was, and is to be at the TAP now.
-func loadCall(clock bool, was, now string) snapshotLoad {
-	load := snapshotLoad{State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true, ClockRealtime: clock}
+// TAP was, and is to be at the TAP now, with all that the VMM can do.
+func loadCall(can capabilities, was, now string) snapshotLoad {
+	load := snapshotLoad{
+		State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true,
+		ClockRealtime: can.clockRealtime, TrackDirty: can.diffs,
+	}
 	if now != was {
 		load.Networks = []networkOverride{{nic, now}}
 	}
@@ -276,6 +289,9 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !m.cell.wasSnapshotted() {
+		m.memory.begin(m.tracks)
 	}
 	return m, nil
 }

@@ -23,19 +23,23 @@ type machine struct {
 	shape   shape
 	api     *client
 	process *launch.Process // nil until it is launched, or adopted
-	// snapshots holds a token while Snapshot works: it lends files to the cell
-	// under fixed names.
-	snapshots chan struct{}
+	kernel  string          // vm.Kernel.Digest of what was booted; "" when nobody said
+	tracks  string          // the snapshot's directory from which it was restored so that the VMM tracks its changes; "" when it does not
+	// turn holds a token while a snapshot is prepared or taken: files are lent
+	// to the cell under fixed names. Who has it may use memory.
+	turn   chan struct{}
+	memory lineage
 }
 
-var (
-	_ vm.Machine       = (*machine)(nil)
-	_ vm.ConsoleReader = (*machine)(nil)
-)
+var _ interface {
+	vm.Machine
+	vm.ConsoleReader
+	vm.SnapshotPreparer
+} = (*machine)(nil)
 
 func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
 	return &machine{
-		driver: d, id: id, cell: c, shape: s, snapshots: make(chan struct{}, 1),
+		driver: d, id: id, cell: c, shape: s, turn: make(chan struct{}, 1),
 		api: newClient(func(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }),
 	}
 }
@@ -45,6 +49,7 @@ func (m *machine) Ref() vm.Ref {
 	id := m.process.Identity()
 	kept, err := json.Marshal(private{
 		Root: m.cell.root, Jailed: m.cell.jailed, UID: m.cell.uid, GID: m.cell.gid, Cgroup: m.cell.cgroup, Shape: m.shape,
+		Kernel: m.kernel, Tracks: m.tracks,
 	})
 	if err != nil {
 		panic(err) // strings and numbers only
@@ -66,6 +71,8 @@ type private struct {
 	GID    uint32 `json:"gid"`
 	Cgroup string `json:"cgroup,omitempty"`
 	Shape  shape  `json:"shape"`
+	Kernel string `json:"kernel,omitempty"`
+	Tracks string `json:"tracks,omitempty"`
 }
 
 // recall makes the machine of a ref, without its process.
@@ -78,7 +85,9 @@ func (d *Driver) recall(ref vm.Ref) (*machine, error) {
 		return nil, fmt.Errorf("machine %s: its reference: %w", ref.ID, err)
 	}
 	c := &cell{dir: ref.Dir, root: kept.Root, jailed: kept.Jailed, uid: kept.UID, gid: kept.GID, cgroup: kept.Cgroup}
-	return d.newMachine(ref.ID, kept.Shape, c), nil
+	m := d.newMachine(ref.ID, kept.Shape, c)
+	m.kernel, m.tracks = kept.Kernel, kept.Tracks
+	return m, nil
 }
 
 // Pause implements vm.Machine.
@@ -105,7 +114,20 @@ func (m *machine) Stop(ctx context.Context) error {
 		}
 	}
 	m.api.close()
+	if err := m.forget(ctx); err != nil {
+		return err
+	}
 	return m.cell.clear(ctx)
+}
+
+// forget closes what snapshots were to go on from.
+func (m *machine) forget(ctx context.Context) error {
+	if err := m.take(ctx); err != nil {
+		return err
+	}
+	defer m.give()
+	m.memory.end()
+	return nil
 }
 
 // Wait implements vm.Machine.

@@ -2,10 +2,8 @@ package firecracker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,15 +31,16 @@ const (
 
 // manifest says what a snapshot is, and what may load it.
 type manifest struct {
-	Format     int     `json:"format"`
-	Version    Version `json:"version"`
-	CPU        string  `json:"cpu"` // see cpuModel
-	Machine    shape   `json:"machine"`
-	StateSize  int64   `json:"state_size"`
-	MemorySize int64   `json:"memory_size"`
+	Format     int        `json:"format"`
+	Version    Version    `json:"version"`
+	CPU        string     `json:"cpu"`              // see cpuModel
+	Kernel     string     `json:"kernel,omitempty"` // vm.Kernel.Digest of the guest's
+	Machine    shape      `json:"machine"`
+	State      vm.FileSum `json:"state"`
+	MemorySize int64      `json:"memory_size"`
 }
 
-const manifestFormat = 1
+const manifestFormat = 2
 
 // shape is what a snapshot has of the spec of its machine. Another TAP is no
 // obstacle: the new one is named when a snapshot is loaded.
@@ -73,18 +72,17 @@ func shapeOf(spec vm.Spec) (shape, error) {
 	return s, nil
 }
 
-// Snapshot implements vm.Machine. It is a full one: all of the memory is written.
+// Snapshot implements vm.Machine. Of a machine whose changes are tracked, only
+// those are written, over a clone of what they are changes of.
 func (m *machine) Snapshot(ctx context.Context, dir string) (err error) {
-	select {
-	case m.snapshots <- struct{}{}:
-		defer func() { <-m.snapshots }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := m.take(ctx); err != nil {
+		return err
 	}
+	defer m.give()
 	if err := m.paused(ctx); err != nil {
 		return err
 	}
-	if err := vm.CheckEmpty(dir); err != nil {
+	if err := m.memory.ready(ctx, dir); err != nil {
 		return err
 	}
 	var undo rollback.Stack
@@ -96,8 +94,45 @@ func (m *machine) Snapshot(ctx context.Context, dir string) (err error) {
 	if err := m.describe(dir); err != nil {
 		return err
 	}
+	m.memory.begin(m.tracksTo(dir))
 	undo.Keep()
 	return nil
+}
+
+// PrepareSnapshot implements vm.SnapshotPreparer: it clones the memory.
+func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
+	if err := m.take(ctx); err != nil {
+		return err
+	}
+	defer m.give()
+	if err := m.alive(); err != nil {
+		return err
+	}
+	if err := vm.CheckEmpty(dir); err != nil {
+		return err
+	}
+	return m.memory.prepare(ctx, dir)
+}
+
+// take takes the turn, which give gives back.
+func (m *machine) take(ctx context.Context) error {
+	select {
+	case m.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (m *machine) give() { <-m.turn }
+
+// tracksTo is the directory of the snapshot that the tracked changes are
+// changes of, after one was taken to dir: "" if none are tracked.
+func (m *machine) tracksTo(dir string) string {
+	if m.tracks == "" {
+		return ""
+	}
+	return dir
 }
 
 // paused is nil when the machine is, FailedPrecondition otherwise.
@@ -115,14 +150,23 @@ func (m *machine) paused(ctx context.Context) error {
 	return nil
 }
 
-// write lets the VMM write state and memory to files that it is lent.
+// write lets the VMM write state and memory to files that it is lent. From
+// then on it counts changes anew, whether all went well or not.
 func (m *machine) write(ctx context.Context, dir string) (err error) {
+	kind := "Full"
+	if m.memory.known() {
+		kind = "Diff" // it writes into the memory file that is there, see capabilities
+	}
+	if err := m.cell.noteSnapshot(); err != nil {
+		return err
+	}
+	m.memory.end()
 	files := []file{
 		{name: nameNewState, path: filepath.Join(dir, stateFile)},
 		{name: nameNewMemory, path: filepath.Join(dir, memoryFile)},
 	}
 	for _, f := range files {
-		if err := create(f.path); err != nil {
+		if err := touch(f.path); err != nil {
 			return err
 		}
 	}
@@ -131,15 +175,16 @@ func (m *machine) write(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, giveBack()) }()
-	err = m.api.create(ctx, m.shape.MemoryMiB, snapshotCreate{Type: "Full", State: nameNewState, Memory: nameNewMemory})
+	err = m.api.create(ctx, m.shape.MemoryMiB, snapshotCreate{Type: kind, State: nameNewState, Memory: nameNewMemory})
 	if err != nil {
 		return m.explain(ctx, err)
 	}
 	return nil
 }
 
-func create(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+// touch makes sure that there is a file.
+func touch(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -150,26 +195,24 @@ func create(path string) error {
 // may be read by all VMMs that are shown them; that nobody else reads them is
 // for the permissions of the directory to say.
 func (m *machine) describe(dir string) error {
-	made := manifest{Format: manifestFormat, Version: m.driver.version, CPU: cpuModel(), Machine: m.shape}
-	for name, size := range map[string]*int64{stateFile: &made.StateSize, memoryFile: &made.MemorySize} {
+	for _, name := range []string{stateFile, memoryFile} {
 		path := filepath.Join(dir, name)
-		info, err := os.Stat(path)
-		if err != nil {
-			return err
-		}
-		*size = info.Size()
-		if err := os.Chown(path, os.Getuid(), os.Getgid()); err != nil {
-			return err
-		}
-		if err := os.Chmod(path, 0o444); err != nil {
+		if err := errors.Join(os.Chown(path, os.Getuid(), os.Getgid()), os.Chmod(path, 0o444)); err != nil {
 			return err
 		}
 	}
-	data, err := json.MarshalIndent(made, "", "\t")
+	state, err := vm.SumFile(filepath.Join(dir, stateFile))
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, manifestFile), data, 0o444)
+	memory, err := os.Stat(filepath.Join(dir, memoryFile))
+	if err != nil {
+		return err
+	}
+	return vm.WriteManifest(filepath.Join(dir, manifestFile), manifest{
+		Format: manifestFormat, Version: m.driver.version, CPU: cpuModel(), Kernel: m.kernel, Machine: m.shape,
+		State: state, MemorySize: memory.Size(),
+	})
 }
 
 func removeSnapshot(dir string) error {
@@ -182,12 +225,17 @@ func removeSnapshot(dir string) error {
 	return errors.Join(errs...)
 }
 
-// checkSnapshot says whether a machine of the shape may be made from the
-// snapshot in dir, else FailedPrecondition; the manifest is what it is of.
-func (d *Driver) checkSnapshot(want shape, dir string) (manifest, error) {
-	made, err := readManifest(dir)
+// checkSnapshot says whether a machine of the shape, and of the kernel if one is
+// named, may be made from the snapshot in dir, else FailedPrecondition; the
+// manifest is what it is of.
+func (d *Driver) checkSnapshot(want shape, kernel, dir string) (manifest, error) {
+	var made manifest
+	err := vm.ReadManifest(filepath.Join(dir, manifestFile), &made)
+	if err == nil && made.Format != manifestFormat {
+		err = fmt.Errorf("%s has format %d, not %d", manifestFile, made.Format, manifestFormat)
+	}
 	if err != nil {
-		return manifest{}, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "not a usable snapshot of Firecracker", Err: err}
+		return manifest{}, damaged(err)
 	}
 	if !d.version.loads(made.Version) {
 		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot was made by Firecracker %s, which %s does not load", made.Version, d.version)
@@ -195,54 +243,38 @@ func (d *Driver) checkSnapshot(want shape, dir string) (manifest, error) {
 	if cpu := cpuModel(); made.CPU != cpu {
 		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot was made on another processor: %s, this is %s", made.CPU, cpu)
 	}
+	if kernel != "" && made.Kernel != kernel {
+		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's guest has the kernel %.80q, not %.80q", made.Kernel, kernel)
+	}
 	if err := made.Machine.fits(want); err != nil {
 		return manifest{}, err
 	}
-	return made, nil
-}
-
-// manifestLimit bounds a manifest; one with the most disks has less than 2 KiB.
-const manifestLimit = 64 << 10
-
-// readManifest reads the manifest and holds it to the files beside it.
-func readManifest(dir string) (manifest, error) {
-	f, err := os.Open(filepath.Join(dir, manifestFile))
-	if err != nil {
-		return manifest{}, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, manifestLimit))
-	if err != nil {
-		return manifest{}, err
-	}
-	made, err := parseManifest(data)
-	if err != nil {
-		return manifest{}, fmt.Errorf("%s: %w", manifestFile, err)
-	}
-	for name, size := range map[string]int64{stateFile: made.StateSize, memoryFile: made.MemorySize} {
-		info, err := os.Stat(filepath.Join(dir, name))
-		if err != nil {
-			return manifest{}, err
-		}
-		if info.Size() != size {
-			return manifest{}, fmt.Errorf("%s has %d bytes, not %d", name, info.Size(), size)
-		}
+	if err := made.matches(dir); err != nil {
+		return manifest{}, damaged(err)
 	}
 	return made, nil
 }
 
-func parseManifest(data []byte) (manifest, error) {
-	var made manifest
-	if err := json.Unmarshal(data, &made); err != nil {
-		return manifest{}, err
+func damaged(why error) error {
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "not a usable snapshot of Firecracker", Err: why}
+}
+
+// matches holds the manifest to the files beside it. Of the memory the size
+// must do: to read all of it would cost what mapping it saves.
+func (made manifest) matches(dir string) error {
+	state, err := made.State.Open(filepath.Join(dir, stateFile))
+	if err != nil {
+		return err
 	}
-	if made.Format != manifestFormat {
-		return manifest{}, fmt.Errorf("format %d, not %d", made.Format, manifestFormat)
-	}
+	state.Close()
 	if made.MemorySize != int64(made.Machine.MemoryMiB)<<20 {
-		return manifest{}, fmt.Errorf("%d bytes of memory are not %d MiB", made.MemorySize, made.Machine.MemoryMiB)
+		return fmt.Errorf("%s: %d bytes of memory are not %d MiB", manifestFile, made.MemorySize, made.Machine.MemoryMiB)
 	}
-	return made, nil
+	memory, err := vm.OpenSized(filepath.Join(dir, memoryFile), made.MemorySize)
+	if err != nil {
+		return err
+	}
+	return memory.Close()
 }
 
 // fits says with FailedPrecondition what keeps a machine of the shape want

@@ -29,14 +29,21 @@ type capabilities struct {
 	// clockRealtime: snapshot/load takes clock_realtime. Before, the clock of a
 	// restored guest followed the host's without being asked.
 	clockRealtime bool
+	// diffs: a restored machine can be told to note the pages that it changes
+	// (track_dirty_pages of snapshot/load), and writes those alone into a memory
+	// file that is there already.
+	diffs bool
 }
 
-// since is the table of capabilities, from Firecracker's CHANGELOG.
+// since is the table of capabilities, from Firecracker's CHANGELOG and from trying.
 var since = []struct {
 	version Version
 	gain    func(*capabilities)
 }{
 	{Version{Major: 1, Minor: 16}, func(c *capabilities) { c.clockRealtime = true }},
+	// Diffs are older, but lose pages of guests above 3 GiB before 1.15, and
+	// 1.15 was not tried.
+	{Version{Major: 1, Minor: 16}, func(c *capabilities) { c.diffs = true }},
 }
 
 // capabilities are those of the version; a pre-release has its release's.

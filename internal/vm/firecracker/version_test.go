@@ -50,9 +50,9 @@ func TestCapabilities(t *testing.T) {
 	for text, want := range map[string]capabilities{
 		"1.12.1":     {},
 		"1.15.9":     {},
-		"1.16.0":     {clockRealtime: true},
-		"1.17.0-dev": {clockRealtime: true},
-		"2.0.0":      {clockRealtime: true},
+		"1.16.0":     {clockRealtime: true, diffs: true},
+		"1.17.0-dev": {clockRealtime: true, diffs: true},
+		"2.0.0":      {clockRealtime: true, diffs: true},
 	} {
 		v, err := ParseVersion(text)
 		if err != nil {
@@ -69,13 +69,13 @@ func TestLoadSendsWhatTheVersionKnows(t *testing.T) {
 	base := `{"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"},"resume_vm":true`
 	for text, want := range map[string]string{
 		"1.12.1": base + `}`,
-		"1.16.1": base + `,"clock_realtime":true}`,
+		"1.16.1": base + `,"clock_realtime":true,"track_dirty_pages":true}`,
 	} {
 		v, err := ParseVersion(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := json.Marshal(loadCall(v.capabilities().clockRealtime, "tap0", "tap0"))
+		got, err := json.Marshal(loadCall(v.capabilities(), "tap0", "tap0"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestLoadSendsWhatTheVersionKnows(t *testing.T) {
 			t.Errorf("%s: body (-want +got):\n%s", text, diff)
 		}
 	}
-	body, err := json.Marshal(loadCall(false, "tap0", "tap1"))
+	body, err := json.Marshal(loadCall(capabilities{}, "tap0", "tap1"))
 	if want := base + `,"network_overrides":[{"iface_id":"eth0","host_dev_name":"tap1"}]}`; err != nil || string(body) != want {
 		t.Errorf("another TAP: %s, %v; want %s", body, err, want)
 	}

@@ -134,7 +134,9 @@ func (a *assembly) giveMemory(ctx context.Context) error {
 // when a device of the guest is attached to it.
 func (a *assembly) giveDisks(context.Context) error {
 	for i, disk := range a.spec.Disks {
-		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ""
+		// On a full disk QEMU would stop the machine and wait for somebody to
+		// resume it; a guest that is told can say so itself.
+		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ",werror=report"
 		if disk.ReadOnly {
 			flags, option = flags[:1], ",readonly=on"
 		}
@@ -267,11 +269,11 @@ func (a *assembly) launch(context.Context) error {
 // private is what Snapshot must know of the machine, also after Adopt.
 func (a *assembly) private() map[string]string {
 	man := a.d.manifest(a.spec)
-	p := map[string]string{refManifest: man.encode()}
-	if a.snap != nil {
-		p[refBase] = a.snap.dir
+	if a.snap == nil {
+		return map[string]string{refManifest: man.encode()}
 	}
-	return p
+	man.Kernel = a.snap.kernel
+	return map[string]string{refManifest: man.encode(), refBase: a.snap.dir}
 }
 
 func (a *assembly) connect(ctx context.Context) error { return a.machine.connect(ctx) }

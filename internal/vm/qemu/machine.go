@@ -39,6 +39,7 @@ type machine struct {
 var _ interface {
 	vm.Machine
 	vm.ConsoleReader
+	vm.SnapshotPreparer
 } = (*machine)(nil)
 
 func newMachine(ref vm.Ref, proc *launch.Process, image *lease) *machine {

@@ -1,9 +1,7 @@
 package qemu
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -81,135 +79,6 @@ func copyRange(ctx context.Context, buf []byte, dst io.WriterAt, to int64, src i
 		from, to, n = from+int64(len(part)), to+int64(len(part)), n-int64(len(part))
 	}
 	return nil
-}
-
-// region is a part of a process's address space that maps a part of its memory file.
-type region struct {
-	addr, size, offset int64
-}
-
-// mappings finds where a process has mapped the file of the given inode; see
-// proc_pid_maps(5).
-func mappings(maps io.Reader, inode uint64) ([]region, error) {
-	var found []region
-	lines := bufio.NewScanner(maps)
-	for lines.Scan() {
-		var start, end, offset int64
-		var mode, dev string
-		var ino uint64
-		if n, err := fmt.Sscanf(lines.Text(), "%x-%x %s %x %s %d", &start, &end, &mode, &offset, &dev, &ino); err != nil || n != 6 {
-			continue // vsyscall's address has no sign bit to spare; it maps no file
-		}
-		if ino == inode && end > start {
-			found = append(found, region{addr: start, size: end - start, offset: offset})
-		}
-	}
-	return found, lines.Err()
-}
-
-// Bits of an entry of /proc/PID/pagemap; see the kernel's
-// Documentation/admin-guide/mm/pagemap.rst.
-const (
-	pagePresent = 1 << 63
-	pageSwapped = 1 << 62
-	pageOfFile  = 1 << 61
-)
-
-// private says whether a page of a private mapping of a file is the process's
-// own by now: it was written to. What is in it does not matter.
-func private(entry uint64) bool {
-	return entry&(pagePresent|pageSwapped) != 0 && entry&pageOfFile == 0
-}
-
-// overlayPrivate writes to dst, at their place in the memory file, the pages
-// that the process pid has changed in its private mapping of it. The process
-// must not change them meanwhile.
-func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, inode uint64, size int64) error {
-	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		return err
-	}
-	defer maps.Close()
-	regions, err := mappings(maps, inode)
-	if err != nil {
-		return err
-	}
-	mapped := int64(0)
-	for _, r := range regions {
-		mapped += r.size
-	}
-	if mapped != size {
-		return fmt.Errorf("%d of %d bytes of memory are mapped", mapped, size)
-	}
-	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
-	if err != nil {
-		return err
-	}
-	defer pagemap.Close()
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if err != nil {
-		return err
-	}
-	defer mem.Close()
-	o := overlay{dst: dst, pagemap: pagemap, mem: mem, buf: make([]byte, copyChunk)}
-	for _, r := range regions {
-		if err := o.region(ctx, r); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-type overlay struct {
-	dst          io.WriterAt
-	pagemap, mem io.ReaderAt
-	buf          []byte
-}
-
-// region takes one region, a buffer of pagemap entries at a time.
-func (o overlay) region(ctx context.Context, r region) error {
-	entries := make([]byte, 64<<10)
-	for done := int64(0); done < r.size; {
-		part := entries[:min(int64(len(entries)), (r.size-done)/pageSize*8)]
-		if _, err := o.pagemap.ReadAt(part, (r.addr+done)/pageSize*8); err != nil {
-			return fmt.Errorf("pagemap: %w", err)
-		}
-		for run := range privateRuns(part) {
-			at := done + run.first*pageSize
-			if err := copyRange(ctx, o.buf, o.dst, r.offset+at, o.mem, r.addr+at, run.pages*pageSize); err != nil {
-				return fmt.Errorf("changed memory: %w", err)
-			}
-		}
-		done += int64(len(part)) / 8 * pageSize
-	}
-	return nil
-}
-
-// run is a row of private pages.
-type run struct{ first, pages int64 }
-
-// privateRuns goes over the rows of private pages in a piece of a pagemap.
-func privateRuns(pagemap []byte) func(yield func(run) bool) {
-	return func(yield func(run) bool) {
-		var r run
-		n := int64(len(pagemap) / 8)
-		for i := range n {
-			if private(binary.NativeEndian.Uint64(pagemap[i*8:])) {
-				if r.pages == 0 {
-					r.first = i
-				}
-				r.pages++
-				continue
-			}
-			if r.pages > 0 && !yield(r) {
-				return
-			}
-			r = run{}
-		}
-		if r.pages > 0 {
-			yield(r)
-		}
-	}
 }
 
 // images keeps the memory of snapshots as sealed memfds, which restored

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -169,30 +170,68 @@ func TestPrivate(t *testing.T) {
 	}
 }
 
-func TestPrivateRuns(t *testing.T) {
+func TestAppendPrivate(t *testing.T) {
+	const p = pageSize
 	for name, c := range map[string]struct {
-		pages string // x is private
+		pages []string // pieces; x is private
 		want  []run
 	}{
-		"none":        {"----", nil},
-		"all":         {"xxxx", []run{{0, 4}}},
-		"ends":        {"x--x", []run{{0, 1}, {3, 1}}},
-		"middle":      {"-xx-x-", []run{{1, 2}, {4, 1}}},
-		"no pages":    {"", nil},
-		"after a gap": {"---x", []run{{3, 1}}},
+		"none":        {[]string{"----"}, nil},
+		"all":         {[]string{"xxxx"}, []run{{0, 4 * p}}},
+		"ends":        {[]string{"x--x"}, []run{{0, p}, {3 * p, 4 * p}}},
+		"middle":      {[]string{"-xx-x-"}, []run{{p, 3 * p}, {4 * p, 5 * p}}},
+		"no pages":    {[]string{""}, nil},
+		"two pieces":  {[]string{"-x", "x-x"}, []run{{p, 3 * p}, {4 * p, 5 * p}}},
+		"after a gap": {[]string{"---", "-x"}, []run{{4 * p, 5 * p}}},
 	} {
-		var pagemap []byte
-		for _, p := range c.pages {
-			entry := uint64(0)
-			if p == 'x' {
-				entry = pagePresent
+		var got []run
+		at := int64(0)
+		for _, piece := range c.pages {
+			var pagemap []byte
+			for _, p := range piece {
+				entry := uint64(0)
+				if p == 'x' {
+					entry = pagePresent
+				}
+				pagemap = binary.NativeEndian.AppendUint64(pagemap, entry)
 			}
-			pagemap = binary.NativeEndian.AppendUint64(pagemap, entry)
+			got = appendPrivate(got, pagemap, at)
+			at += int64(len(piece)) * p
 		}
-		got := slices.Collect(privateRuns(pagemap))
 		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(run{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
+	}
+}
+
+// TestPrivatePages changes every third page of this process's mapping, more
+// than are read at once.
+func TestPrivatePages(t *testing.T) {
+	const pages = 100_000
+	f, err := newMemory("test", pages*pageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, pages*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+	start := int64(uintptr(unsafe.Pointer(&mapped[0])))
+	var want []run
+	for page := int64(0); page < pages; page += 3 {
+		mapped[page*pageSize] = byte(page) // some stay zero
+		want = append(want, run{start + page*pageSize, start + (page+1)*pageSize})
+	}
+	pagemap, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pagemap.Close()
+	got, err := privatePages(pagemap, start, start+pages*pageSize)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%d rows of pages, %v; want %d", len(got), err, len(want))
 	}
 }
 

@@ -89,6 +89,7 @@ func TestCommandLineLeavesItsArgumentsAlone(t *testing.T) {
 func TestManifestFits(t *testing.T) {
 	d := &Driver{version: version{7, 2}, tscKHz: 2_600_000}
 	good := d.manifest(testSpec)
+	good.Kernel = "k1"
 	if err := good.fits(d.manifest(testSpec)); err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +102,7 @@ func TestManifestFits(t *testing.T) {
 		"MAC":          func(m *manifest) { m.MAC = "02:fc:00:00:00:06" },
 		"hardware":     func(m *manifest) { m.Hardware = append(slices.Clone(m.Hardware), "-device", "x") },
 		"clock":        func(m *manifest) { m.TSCKHz = 2_602_000 },
+		"kernel":       func(m *manifest) { m.Kernel = "k2" },
 	} {
 		other := good
 		change(&other)
@@ -116,11 +118,10 @@ func TestManifestFits(t *testing.T) {
 	}
 }
 
-func TestOpenSnapshotChecksSizes(t *testing.T) {
+func TestOpenSnapshotLooksAtItsFiles(t *testing.T) {
 	d := &Driver{version: version{7, 2}, tscKHz: 2_600_000}
 	dir := t.TempDir()
 	man := d.manifest(testSpec)
-	man.StateSize = 7
 	private := filepath.Join(dir, privateName)
 	write := func(path, content string) {
 		t.Helper()
@@ -131,8 +132,14 @@ func TestOpenSnapshotChecksSizes(t *testing.T) {
 	if err := os.Mkdir(private, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	write(filepath.Join(dir, manifestName), man.encode())
 	write(filepath.Join(private, stateName), "1234567")
+	var err error
+	if man.State, err = vm.SumFile(filepath.Join(private, stateName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.WriteManifest(filepath.Join(dir, manifestName), man); err != nil {
+		t.Fatal(err)
+	}
 	write(filepath.Join(private, memoryName), "")
 	if err := os.Truncate(filepath.Join(private, memoryName), man.memorySize()); err != nil {
 		t.Fatal(err)
@@ -142,16 +149,31 @@ func TestOpenSnapshotChecksSizes(t *testing.T) {
 		t.Fatal(err)
 	}
 	snap.close()
-	for name, spoil := range map[string]func(){
-		"long state":   func() { write(filepath.Join(private, stateName), "12345678") },
-		"short memory": func() { write(filepath.Join(private, memoryName), "x") },
-		"no manifest":  func() { write(filepath.Join(dir, manifestName), "") },
+	for _, c := range []struct{ name, file, content string }{
+		{"long state", filepath.Join(private, stateName), "12345678"},
+		{"another state", filepath.Join(private, stateName), "1234568"},
+		{"short memory", filepath.Join(private, memoryName), "x"},
+		{"no manifest", filepath.Join(dir, manifestName), ""},
+		{"a manifest without its sum", filepath.Join(dir, manifestName), man.encode() + "\n"},
 	} {
-		spoil()
-		if _, err := d.openSnapshot(dir, testSpec); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
-			t.Errorf("%s: openSnapshot() = %v, want FailedPrecondition", name, err)
+		aside := c.file + ".aside"
+		if err := os.Rename(c.file, aside); err != nil {
+			t.Fatal(err)
+		}
+		write(c.file, c.content)
+		_, err := d.openSnapshot(dir, testSpec)
+		if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), filepath.Base(c.file)) {
+			t.Errorf("%s: openSnapshot() = %v, want FailedPrecondition that names the file", c.name, err)
+		}
+		if err := os.Rename(aside, c.file); err != nil {
+			t.Fatal(err)
 		}
 	}
+	snap, err = d.openSnapshot(dir, testSpec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap.close()
 }
 
 func FuzzManifest(f *testing.F) {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,12 +25,11 @@ const (
 	privateName  = "private"
 	memoryName   = "memory"
 	stateName    = "state"
+
+	unfinishedName = "memory.new" // memory that is being copied
 )
 
-const (
-	manifestFormat = 1
-	maxManifest    = 64 << 10
-)
+const manifestFormat = 2
 
 // The keys of vm.Ref.Private.
 const (
@@ -56,7 +54,10 @@ type manifest struct {
 	Disks     []string `json:"disks"` // "rw" or "ro" each: a guest sees the difference
 	MAC       string   `json:"mac,omitempty"`
 	Hardware  []string `json:"hardware"`
-	StateSize int64    `json:"state_size"`
+	// Kernel is vm.Kernel.Digest of the guest's. The processor is QEMU's own and
+	// goes with its version, not with the host's.
+	Kernel string     `json:"kernel,omitempty"`
+	State  vm.FileSum `json:"state"`
 }
 
 // manifest is that of a machine of this driver's.
@@ -64,7 +65,7 @@ func (d *Driver) manifest(spec vm.Spec) manifest {
 	man := manifest{
 		Format: manifestFormat, QEMU: d.version.String(), TSCKHz: d.tscKHz,
 		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB,
-		Hardware: d.hardware(spec),
+		Hardware: d.hardware(spec), Kernel: spec.Kernel.Digest,
 	}
 	for _, disk := range spec.Disks {
 		kind := "rw"
@@ -87,7 +88,7 @@ func (m manifest) encode() string {
 func (m manifest) memorySize() int64 { return int64(m.MemoryMiB) << 20 }
 
 // fits says why a snapshot with manifest m cannot become a machine with
-// manifest want.
+// manifest want, whose kernel may be left open.
 func (m manifest) fits(want manifest) error {
 	for _, c := range []struct {
 		what      string
@@ -105,6 +106,9 @@ func (m manifest) fits(want manifest) error {
 			return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot does not fit: its %s is %v, not %v", c.what, c.have, c.ask)
 		}
 	}
+	if want.Kernel != "" && m.Kernel != want.Kernel {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot does not fit: its guest has the kernel %.80q, not %.80q", m.Kernel, want.Kernel)
+	}
 	if drift := max(m.TSCKHz-want.TSCKHz, want.TSCKHz-m.TSCKHz); drift > want.TSCKHz/1_000_000*maxClockDrift {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot does not fit: its clock runs at %d kHz, this host's at %d kHz", m.TSCKHz, want.TSCKHz)
 	}
@@ -115,6 +119,7 @@ func (m manifest) fits(want manifest) error {
 // set to nil there.
 type snapshot struct {
 	dir           string
+	kernel        string // see manifest
 	memory, state *os.File
 }
 
@@ -133,17 +138,17 @@ func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	man, err := readManifest(filepath.Join(dir, manifestName))
-	if err != nil {
+	var man manifest
+	if err := vm.ReadManifest(filepath.Join(dir, manifestName), &man); err != nil {
 		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "this is no whole QEMU snapshot", Err: err}
 	}
 	if err := man.fits(d.manifest(spec)); err != nil {
 		return nil, err
 	}
-	s := &snapshot{dir: dir}
-	s.memory, err = openSized(filepath.Join(dir, privateName, memoryName), man.memorySize())
+	s := &snapshot{dir: dir, kernel: man.Kernel}
+	s.memory, err = vm.OpenSized(filepath.Join(dir, privateName, memoryName), man.memorySize())
 	if err == nil {
-		s.state, err = openSized(filepath.Join(dir, privateName, stateName), man.StateSize)
+		s.state, err = man.State.Open(filepath.Join(dir, privateName, stateName))
 	}
 	if err != nil {
 		s.close()
@@ -152,34 +157,49 @@ func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
 	return s, nil
 }
 
-func openSized(path string, size int64) (*os.File, error) {
-	f, err := os.Open(path)
+// PrepareSnapshot implements vm.SnapshotPreparer: it copies the memory that a
+// restored machine's own is changes of. Of a booted machine there is nothing to prepare.
+func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
+	if err := m.gone(); err != nil {
+		return err
+	}
+	if err := vm.CheckEmpty(dir); err != nil {
+		return err
+	}
+	if _, restored := m.ref.Private[refBase]; !restored {
+		return nil
+	}
+	man, err := m.manifest()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || info.Size() != size) {
-		err = fmt.Errorf("%s has %d bytes, not %d", path, info.Size(), size)
+	var undo rollback.Stack
+	defer undo.Run(ctx)
+	private := filepath.Join(dir, privateName)
+	if err := os.Mkdir(private, 0o700); err != nil {
+		return err
 	}
+	undo.Add(func(context.Context) error { return os.RemoveAll(private) })
+	memory, err := m.copyBase(ctx, filepath.Join(private, unfinishedName), man.memorySize())
 	if err != nil {
-		f.Close()
-		return nil, err
+		return fmt.Errorf("prepare a snapshot of machine %s: %w", m.ref.ID, err)
 	}
-	return f, nil
+	if err := errors.Join(memory.Close(), os.Rename(memory.Name(), filepath.Join(private, memoryName))); err != nil {
+		return err
+	}
+	undo.Keep()
+	return nil
 }
 
-func readManifest(path string) (manifest, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return manifest{}, err
+// prepared says whether dir has what PrepareSnapshot makes, and nothing else.
+// What a restored machine's memory is changes of never changes.
+func prepared(dir string) bool {
+	outer, err := os.ReadDir(dir)
+	if err != nil || len(outer) != 1 || outer[0].Name() != privateName {
+		return false
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxManifest))
-	if err != nil {
-		return manifest{}, err
-	}
-	var man manifest
-	return man, json.Unmarshal(data, &man)
+	inner, err := os.ReadDir(filepath.Join(dir, privateName))
+	return err == nil && len(inner) == 1 && inner[0].Name() == memoryName
 }
 
 // Snapshot implements vm.Machine. Booted and restored machines have the same
@@ -188,8 +208,10 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	if err := m.gone(); err != nil {
 		return err
 	}
-	if err := vm.CheckEmpty(dir); err != nil {
-		return err
+	if !prepared(dir) {
+		if err := vm.CheckEmpty(dir); err != nil {
+			return err
+		}
 	}
 	return m.alone(ctx, func() error {
 		var status struct{ Status string }
@@ -206,33 +228,46 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	})
 }
 
+// snapshotInto needs a dir that is empty, or prepared.
 func (m *machine) snapshotInto(ctx context.Context, dir string) error {
-	var undo rollback.Stack
-	defer undo.Run(ctx)
-	var man manifest
-	if err := json.Unmarshal([]byte(m.ref.Private[refManifest]), &man); err != nil {
-		return fmt.Errorf("the machine's manifest: %w", err)
-	}
-	private := filepath.Join(dir, privateName)
-	if err := os.Mkdir(private, 0o700); err != nil {
+	man, err := m.manifest()
+	if err != nil {
 		return err
 	}
+	var undo rollback.Stack
+	defer undo.Run(ctx)
+	private := filepath.Join(dir, privateName)
 	undo.Add(func(context.Context) error { return os.RemoveAll(private) })
-	size, err := m.saveState(ctx, filepath.Join(private, stateName))
-	if err != nil {
+	if err := os.Mkdir(private, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	state := filepath.Join(private, stateName)
+	if err := m.saveState(ctx, state); err != nil {
 		return fmt.Errorf("device state: %w", err)
 	}
-	man.StateSize = size
+	if man.State, err = vm.SumFile(state); err != nil {
+		return fmt.Errorf("device state: %w", err)
+	}
 	if err := m.saveMemory(ctx, filepath.Join(private, memoryName), man.memorySize()); err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
 	path := filepath.Join(dir, manifestName)
 	undo.Add(func(context.Context) error { return ignoreNotExist(os.Remove(path)) })
-	if err := os.WriteFile(path, []byte(man.encode()+"\n"), 0o600); err != nil {
+	if err := vm.WriteManifest(path, man); err != nil {
 		return err
 	}
 	undo.Keep()
 	return nil
+}
+
+// manifest is what the machine's snapshots begin with.
+func (m *machine) manifest() (manifest, error) {
+	var man manifest
+	if err := json.Unmarshal([]byte(m.ref.Private[refManifest]), &man); err != nil {
+		return man, fmt.Errorf("the machine's manifest: %w", err)
+	}
+	man.Format = manifestFormat // an older agent's may be in the Ref
+	return man, nil
 }
 
 func ignoreNotExist(err error) error {
@@ -242,69 +277,94 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// saveState writes the state of the devices and vCPUs, without memory, and
-// returns its size. QEMU writes into a file that we opened.
-func (m *machine) saveState(ctx context.Context, path string) (int64, error) {
+// saveState writes the state of the devices and vCPUs, without memory. QEMU
+// writes into a file that we opened.
+func (m *machine) saveState(ctx context.Context, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
 	var set struct {
 		ID int `json:"fdset-id"`
 	}
 	if err := m.client().DoWithFile(ctx, "add-fd", nil, &set, f); err != nil {
-		return 0, m.explain(ctx, err)
+		return m.explain(ctx, err)
 	}
 	// The command's name comes from its first user; nothing of it is about Xen.
 	save := map[string]any{"filename": "/dev/fdset/" + strconv.Itoa(set.ID), "live": false}
 	err = m.do(ctx, "xen-save-devices-state", save, nil)
 	removeErr := m.do(context.WithoutCancel(ctx), "remove-fd", map[string]int{"fdset-id": set.ID}, nil)
-	if err := errors.Join(err, removeErr); err != nil {
-		return 0, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return 0, err
-	}
-	return info.Size(), nil
+	return errors.Join(err, removeErr)
 }
 
-// saveMemory writes the machine's whole memory as a file of its own.
+// saveMemory writes the machine's whole memory as a file of its own, or
+// completes the one that was prepared.
 func (m *machine) saveMemory(ctx context.Context, path string, size int64) error {
-	dst, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o444)
-	if err != nil {
-		return err
-	}
-	err = m.fillMemory(ctx, dst, size)
-	return errors.Join(err, dst.Close())
-}
-
-func (m *machine) fillMemory(ctx context.Context, dst *os.File, size int64) error {
-	// What the VMM was given is its own to exchange: look before reading.
-	src, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", m.ref.PID, memoryFD), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	src, err := m.openMemory(size)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	info, err := src.Stat()
+	if _, restored := m.ref.Private[refBase]; !restored { // it writes straight into the file
+		dst, err := createMemory(path)
+		if err != nil {
+			return err
+		}
+		return errors.Join(copySparse(ctx, dst, src, size), dst.Close())
+	}
+	dst, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		dst, err = m.copyBase(ctx, path, size)
+	}
 	if err != nil {
 		return err
 	}
-	if !info.Mode().IsRegular() || info.Size() != size {
-		return fmt.Errorf("descriptor %d of the VMM is not its memory", memoryFD)
+	info, err := src.Stat()
+	if err == nil {
+		err = overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t).Ino, size)
 	}
-	base, restored := m.ref.Private[refBase]
-	if !restored {
-		return copySparse(ctx, dst, src, size) // it writes straight into the file
-	}
-	old, err := openSized(filepath.Join(base, privateName, memoryName), size)
+	return errors.Join(err, dst.Close())
+}
+
+// openMemory opens the VMM's memory file. What the VMM was given is its own to
+// exchange: this looks before reading.
+func (m *machine) openMemory(size int64) (*os.File, error) {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", m.ref.PID, memoryFD), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("the snapshot that it was restored from: %w", err)
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Size() != size) {
+		err = fmt.Errorf("descriptor %d of the VMM is not its memory", memoryFD)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// copyBase makes a memory file at path that is a copy of the one that the
+// machine was restored from: a reflink where the file system can. The caller closes it.
+func (m *machine) copyBase(ctx context.Context, path string, size int64) (*os.File, error) {
+	old, err := vm.OpenSized(filepath.Join(m.ref.Private[refBase], privateName, memoryName), size)
+	if err != nil {
+		return nil, fmt.Errorf("the snapshot that it was restored from: %w", err)
 	}
 	defer old.Close()
-	if err := copySparse(ctx, dst, old, size); err != nil {
-		return err
+	f, err := createMemory(path)
+	if err != nil {
+		return nil, err
 	}
-	return overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t).Ino, size)
+	if err := copySparse(ctx, f, old, size); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// createMemory makes a memory file that is to change no more when it is closed.
+func createMemory(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o444)
 }

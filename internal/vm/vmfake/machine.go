@@ -15,6 +15,7 @@ type machine struct {
 var _ interface {
 	vm.Machine
 	vm.ConsoleReader
+	vm.SnapshotPreparer
 } = (*machine)(nil)
 
 func (m *machine) Ref() vm.Ref { return m.ref }

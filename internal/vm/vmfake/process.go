@@ -25,10 +25,11 @@ type memory struct {
 
 // process is a VMM and its guest.
 type process struct {
-	ref   vm.Ref
-	spec  vm.Spec
-	world *World
-	gone  chan struct{} // closed when it has ended and everything of it has
+	ref    vm.Ref
+	spec   vm.Spec
+	kernel string // the digest of what it booted, or of what was booted in the snapshot
+	world  *World
+	gone   chan struct{} // closed when it has ended and everything of it has
 
 	mu      sync.Mutex    // guards what follows
 	running chan struct{} // closed while the vCPUs run
@@ -53,12 +54,12 @@ var (
 
 func died(reason string) ending { return ending{reason: reason} }
 
-func newProcess(w *World, spec vm.Spec, mem memory, ref vm.Ref) *process {
+func newProcess(w *World, spec vm.Spec, mem memory, kernel string, ref vm.Ref) *process {
 	mem.Files = maps.Clone(mem.Files)
 	if mem.Files == nil {
 		mem.Files = map[string]byte{}
 	}
-	p := &process{ref: ref, spec: spec, world: w, gone: make(chan struct{}), running: make(chan struct{}), mem: mem}
+	p := &process{ref: ref, spec: spec, kernel: kernel, world: w, gone: make(chan struct{}), running: make(chan struct{}), mem: mem}
 	p.resume()
 	return p
 }

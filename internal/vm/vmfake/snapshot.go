@@ -2,8 +2,6 @@ package vmfake
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"os"
@@ -38,8 +36,17 @@ func shapeOf(spec vm.Spec) shape {
 }
 
 type manifest struct {
-	Shape  shape  `json:"shape"`
-	Memory string `json:"memory"` // the SHA-256 of its file
+	Shape  shape      `json:"shape"`
+	Kernel string     `json:"kernel,omitempty"`
+	Memory vm.FileSum `json:"memory"`
+}
+
+// PrepareSnapshot implements vm.SnapshotPreparer. There is nothing to do.
+func (m *machine) PrepareSnapshot(_ context.Context, dir string) error {
+	if err := m.whileAlive(func() {}); err != nil {
+		return err
+	}
+	return vm.CheckEmpty(dir)
 }
 
 // Snapshot implements vm.Machine.
@@ -51,26 +58,26 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	if err := vm.CheckEmpty(dir); err != nil {
 		return err
 	}
-	data, err := json.Marshal(mem)
-	if err != nil {
-		return err
-	}
 	var undo rollback.Stack
 	defer undo.Run(ctx)
+	memoryPath := filepath.Join(dir, memoryName)
 	for _, part := range []struct {
-		step    Step
-		name    string
-		content any
+		step  Step
+		name  string
+		write func(path string) error
 	}{
-		{StepMemory, memoryName, json.RawMessage(data)},
-		{StepManifest, manifestName, manifest{shapeOf(m.spec), digest(data)}},
+		{StepMemory, memoryName, func(path string) error { return writeJSON(path, mem) }},
+		{StepManifest, manifestName, func(path string) error {
+			sum, err := vm.SumFile(memoryPath)
+			return errors.Join(err, vm.WriteManifest(path, manifest{shapeOf(m.spec), m.kernel, sum}))
+		}},
 	} {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		path := filepath.Join(dir, part.name)
 		undo.Add(func(context.Context) error { return os.Remove(path) })
-		if err := errors.Join(writeJSON(path, part.content), m.fault(part.step)); err != nil {
+		if err := errors.Join(part.write(path), m.fault(part.step)); err != nil {
 			return err
 		}
 	}
@@ -78,29 +85,28 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	return nil
 }
 
-// loadSnapshot reads the memory of a snapshot that must have the shape.
-func loadSnapshot(dir string, want shape) (mem memory, err error) {
+// loadSnapshot reads the memory of a snapshot that must have the shape, and the
+// kernel if one is named; it returns its kernel as well.
+func loadSnapshot(dir string, want shape, kernel string) (mem memory, was string, err error) {
 	var man manifest
-	data, err := os.ReadFile(filepath.Join(dir, manifestName))
-	if err == nil {
-		err = json.Unmarshal(data, &man)
-	}
-	if err != nil {
-		return mem, damaged(err)
+	if err := vm.ReadManifest(filepath.Join(dir, manifestName), &man); err != nil {
+		return mem, "", damaged(err)
 	}
 	if man.Shape != want {
-		return mem, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is of a machine of another shape: %+v, not %+v", man.Shape, want)
+		return mem, "", wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is of a machine of another shape: %+v, not %+v", man.Shape, want)
 	}
-	if data, err = os.ReadFile(filepath.Join(dir, memoryName)); err != nil {
-		return mem, damaged(err)
+	if kernel != "" && man.Kernel != kernel {
+		return mem, "", wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's guest has the kernel %.80q, not %.80q", man.Kernel, kernel)
 	}
-	if digest(data) != man.Memory {
-		return mem, damaged(errors.New("its memory is not the one that was written"))
+	f, err := man.Memory.Open(filepath.Join(dir, memoryName))
+	if err != nil {
+		return mem, "", damaged(err)
 	}
-	if err := json.Unmarshal(data, &mem); err != nil {
-		return mem, damaged(err)
+	defer f.Close()
+	if err := json.NewDecoder(f).Decode(&mem); err != nil {
+		return mem, "", damaged(err)
 	}
-	return mem, nil
+	return mem, man.Kernel, nil
 }
 
 func damaged(why error) error {
@@ -113,9 +119,4 @@ func writeJSON(path string, content any) error {
 		return err
 	}
 	return os.WriteFile(path, data, 0o600)
-}
-
-func digest(data []byte) string {
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:])
 }

@@ -94,13 +94,13 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if err := spec.Check(true); err != nil {
 		return nil, err
 	}
-	return d.assemble(ctx, spec, func() (memory, error) {
+	return d.assemble(ctx, spec, func() (memory, string, error) {
 		for _, file := range []string{spec.Kernel.Image, spec.Kernel.Initrd} {
 			if err := readable(file); err != nil {
-				return memory{}, fmt.Errorf("kernel: %w", err)
+				return memory{}, "", fmt.Errorf("kernel: %w", err)
 			}
 		}
-		return memory{}, nil
+		return memory{}, spec.Kernel.Digest, nil
 	})
 }
 
@@ -109,18 +109,21 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm
 	if err := spec.Check(false); err != nil {
 		return nil, err
 	}
-	return d.assemble(ctx, spec, func() (memory, error) { return loadSnapshot(snapshot, shapeOf(spec)) })
+	return d.assemble(ctx, spec, func() (memory, string, error) {
+		return loadSnapshot(snapshot, shapeOf(spec), spec.Kernel.Digest)
+	})
 }
 
 // assemble takes the steps that Start and Restore share; load makes the
-// memory that the machine begins with.
-func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory, error)) (vm.Machine, error) {
+// memory that the machine begins with, and says its kernel.
+func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory, string, error)) (vm.Machine, error) {
 	if err := vm.CheckEmpty(spec.Dir); err != nil {
 		return nil, err
 	}
 	var undo rollback.Stack
 	defer undo.Run(ctx)
 	var mem memory
+	var kernel string
 	var p *process
 	for _, step := range []struct {
 		name Step
@@ -131,12 +134,12 @@ func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory
 			return os.WriteFile(filepath.Join(spec.Dir, fileName), nil, 0o600)
 		}},
 		{StepLoad, func() (err error) {
-			mem, err = load()
+			mem, kernel, err = load()
 			return err
 		}},
 		{StepDisks, func() error { return openDisks(spec.Disks) }},
 		{StepProcess, func() (err error) {
-			if p, err = d.world.spawn(spec, mem); err == nil {
+			if p, err = d.world.spawn(spec, mem, kernel); err == nil {
 				undo.AddFunc(func() { p.end(stopped) })
 			}
 			return err

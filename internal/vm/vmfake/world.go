@@ -67,7 +67,7 @@ func (w *World) Guest(namespace string) *Guest {
 
 // spawn makes a machine whose guest does not run yet. As in the kernel, one
 // machine at a time has a TAP.
-func (w *World) spawn(spec vm.Spec, mem memory) (*process, error) {
+func (w *World) spawn(spec vm.Spec, mem memory, kernel string) (*process, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, other := range w.machines {
@@ -79,7 +79,7 @@ func (w *World) spawn(spec vm.Spec, mem memory) (*process, error) {
 		w.machines, w.bootID = map[int]*process{}, rand.Text()
 	}
 	w.spawned++
-	p := newProcess(w, spec, mem, vm.Ref{
+	p := newProcess(w, spec, mem, kernel, vm.Ref{
 		Driver: Name, ID: spec.ID, Dir: spec.Dir,
 		PID: firstPID + w.spawned, StartTime: uint64(w.spawned), BootID: w.bootID,
 	})

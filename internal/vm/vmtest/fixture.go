@@ -46,6 +46,9 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
+// kernelDigest stands for the digest of the harness's kernel.
+const kernelDigest = "sha256:vmtest"
+
 // newSpec prepares a place, a directory and a disk that is a copy of the file disk.
 func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 	t.Helper()
@@ -62,6 +65,7 @@ func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 		Disks:     []vm.Disk{{Path: s.cloneDisk(t, disk)}},
 		Net:       place.NIC,
 	}
+	spec.Kernel.Digest = kernelDigest
 	if s.UID != 0 {
 		spec.UID = s.UID + uint32(n)%32
 		spec.GID = spec.UID
@@ -141,19 +145,6 @@ func (b *box) ready(t *testing.T) {
 	if err := b.guest.WaitReady(within(t), b.Wait); err != nil {
 		t.Fatalf("guest: %v", err)
 	}
-}
-
-// snapshot takes one of a running machine and lets that go on.
-func (s *suite) snapshot(t *testing.T, b *box) snapshot {
-	t.Helper()
-	snap := snapshot{dir: s.newDir(t)}
-	must(t, "Pause", b.Pause(within(t)))
-	snap.disk = s.cloneDisk(t, b.spec.Disks[0].Path)
-	began := time.Now()
-	must(t, "Snapshot", b.Snapshot(within(t), snap.dir))
-	t.Logf("snapshot took %v", time.Since(began))
-	must(t, "Resume", b.Resume(within(t)))
-	return snap
 }
 
 func must(t *testing.T, what string, err error) {

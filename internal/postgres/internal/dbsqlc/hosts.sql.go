@@ -9,6 +9,43 @@ import (
 	"context"
 )
 
+const hosts = `-- name: Hosts :many
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at FROM hosts ORDER BY id
+`
+
+func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
+	rows, err := q.db.Query(ctx, hosts)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Host
+	for rows.Next() {
+		var i Host
+		if err := rows.Scan(
+			&i.ID,
+			&i.URL,
+			&i.Version,
+			&i.Instance,
+			&i.Driver,
+			&i.Sandboxes,
+			&i.SandboxesUsed,
+			&i.MemoryMB,
+			&i.MemoryMBUsed,
+			&i.DiskMB,
+			&i.DiskMBFree,
+			&i.LastSeenAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const saveHost = `-- name: SaveHost :exec
 INSERT INTO hosts (id, url, version, instance, driver, sandboxes, sandboxes_used,
     memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at)
@@ -93,6 +130,37 @@ func (q *Queries) SaveUnknown(ctx context.Context, arg SaveUnknownParams) ([]str
 			return nil, err
 		}
 		items = append(items, sandbox_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const unknownSandboxes = `-- name: UnknownSandboxes :many
+SELECT host_id, sandbox_id, seen_state, reason, first_seen_at, last_seen_at FROM unknown_sandboxes ORDER BY host_id, sandbox_id
+`
+
+func (q *Queries) UnknownSandboxes(ctx context.Context) ([]UnknownSandbox, error) {
+	rows, err := q.db.Query(ctx, unknownSandboxes)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []UnknownSandbox
+	for rows.Next() {
+		var i UnknownSandbox
+		if err := rows.Scan(
+			&i.HostID,
+			&i.SandboxID,
+			&i.SeenState,
+			&i.Reason,
+			&i.FirstSeenAt,
+			&i.LastSeenAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err

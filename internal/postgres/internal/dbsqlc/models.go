@@ -67,11 +67,13 @@ type SandboxEvent struct {
 }
 
 type Team struct {
-	ID           string
-	Name         string
-	MaxSandboxes *int32
-	MaxMemoryMB  *int64
-	CreatedAt    time.Time
+	ID            string
+	Name          string
+	MaxSandboxes  *int32
+	MaxMemoryMB   *int64
+	CreatedAt     time.Time
+	UsedSandboxes int32
+	UsedMemoryMB  int64
 }
 
 type UnknownSandbox struct {

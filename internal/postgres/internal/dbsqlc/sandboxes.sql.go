@@ -303,19 +303,26 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 }
 
 const lockTeam = `-- name: LockTeam :one
-SELECT max_sandboxes, max_memory_mb FROM teams WHERE id = $1 FOR NO KEY UPDATE
+SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = $1 FOR NO KEY UPDATE
 `
 
 type LockTeamRow struct {
-	MaxSandboxes *int32
-	MaxMemoryMB  *int64
+	MaxSandboxes  *int32
+	MaxMemoryMB   *int64
+	UsedSandboxes int32
+	UsedMemoryMB  int64
 }
 
 // Creates of one team queue here, so that two can never both take the last place.
 func (q *Queries) LockTeam(ctx context.Context, id string) (LockTeamRow, error) {
 	row := q.db.QueryRow(ctx, lockTeam, id)
 	var i LockTeamRow
-	err := row.Scan(&i.MaxSandboxes, &i.MaxMemoryMB)
+	err := row.Scan(
+		&i.MaxSandboxes,
+		&i.MaxMemoryMB,
+		&i.UsedSandboxes,
+		&i.UsedMemoryMB,
+	)
 	return i, err
 }
 
@@ -536,24 +543,6 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.Version,
 		&i.Worker,
 	)
-	return i, err
-}
-
-const teamUse = `-- name: TeamUse :one
-SELECT count(*) AS sandboxes, coalesce(sum(memory_mb), 0)::bigint AS memory_mb
-FROM sandboxes WHERE team_id = $1
-    AND state = ANY ('{pending,starting,running,pausing,paused,resuming,stopping}'::text[])
-`
-
-type TeamUseRow struct {
-	Sandboxes int64
-	MemoryMB  int64
-}
-
-func (q *Queries) TeamUse(ctx context.Context, teamID string) (TeamUseRow, error) {
-	row := q.db.QueryRow(ctx, teamUse, teamID)
-	var i TeamUseRow
-	err := row.Scan(&i.Sandboxes, &i.MemoryMB)
 	return i, err
 }
 

@@ -1,0 +1,364 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"wrenn/client"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/storage"
+)
+
+// pair is a sandbox that can be reached by the public API and straight.
+type pair struct {
+	*stack
+	box    *client.Sandbox
+	direct *envdclient.Client
+}
+
+// newPair starts a stack with a sandbox; close it.
+func newPair(ctx context.Context, b *bench) (_ *pair, err error) {
+	p := &pair{}
+	if p.stack, err = newStack(ctx, b); err != nil {
+		return nil, err
+	}
+	if p.box, err = p.stack.box(ctx); err == nil {
+		p.direct, err = p.envd(ctx, p.box)
+	}
+	if err != nil {
+		return nil, errors.Join(err, p.close(ctx))
+	}
+	p.undo.AddFunc(p.direct.Close)
+	return p, nil
+}
+
+const (
+	execsARound = 40
+	warmExecs   = 10
+)
+
+// execRoundTrip runs a command by the public API and straight by envd.
+func execRoundTrip(ctx context.Context, b *bench) (_ []row, err error) {
+	p, err := newPair(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.close(ctx)) }()
+	ours := seconds(func(ctx context.Context) error {
+		_, err := p.api.Exec(ctx, p.box.ID, client.Command{Cmd: "true"})
+		return err
+	})
+	bare := seconds(func(ctx context.Context) error {
+		_, err := p.direct.Exec(ctx, envdclient.Command{Path: "true"})
+		return err
+	})
+	if _, err := pairs(ctx, warmExecs, ours, bare); err != nil {
+		return nil, err
+	}
+	figures, err := pairs(ctx, execsARound*b.rounds, ours, bare)
+	if err != nil {
+		return nil, err
+	}
+	f := figures[0]
+	return []row{{"exec by the API; bare: straight to envd", ms(f.ours), ms(f.bare), f.ratio, "<= 1.3"}}, nil
+}
+
+// seconds measures how long f takes.
+func seconds(f func(context.Context) error) func(context.Context) (sample, error) {
+	return func(ctx context.Context) (sample, error) {
+		took, err := timed(func() error { return f(ctx) })
+		return sample{took}, err
+	}
+}
+
+// remote is a file in a sandbox's disk.
+const remote = "/srv/file"
+
+// upload moves a file into a sandbox by the public API and straight by envd.
+func upload(ctx context.Context, b *bench) (_ []row, err error) {
+	p, err := newPair(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.close(ctx)) }()
+	size := int64(b.fileMiB) << 20
+	w, err := p.watch()
+	if err != nil {
+		return nil, err
+	}
+	f, err := p.transfers(ctx, b, w,
+		func(ctx context.Context) error {
+			return p.api.WriteFile(ctx, p.box.ID, remote, content(size), client.FileOptions{})
+		},
+		func(ctx context.Context) error { return p.direct.WriteFile(ctx, "root", remote, content(size)) })
+	if err != nil {
+		return nil, err
+	}
+	return []row{
+		{"upload by the API; bare: straight to envd", mibs(f.ours), mibs(f.bare), f.ratio, ">= 0.8"},
+		w.perGiB("  CPU time of a GiB: control plane, agent", b.fileMiB),
+		w.memory(fmt.Sprintf("  memory over idle while %d MiB move: control plane, agent", b.fileMiB)),
+	}, nil
+}
+
+// download moves a file out of a sandbox by the public API and straight by envd.
+func download(ctx context.Context, b *bench) (_ []row, err error) {
+	p, err := newPair(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.close(ctx)) }()
+	size := int64(b.fileMiB) << 20
+	if err := p.direct.WriteFile(ctx, "root", remote, content(size)); err != nil {
+		return nil, err
+	}
+	w, err := p.watch()
+	if err != nil {
+		return nil, err
+	}
+	f, err := p.transfers(ctx, b, w,
+		func(ctx context.Context) error {
+			return drain(size)(p.api.ReadFile(ctx, p.box.ID, remote, client.FileOptions{}))
+		},
+		func(ctx context.Context) error { return drain(size)(p.direct.ReadFile(ctx, "root", remote)) })
+	if err != nil {
+		return nil, err
+	}
+	cpu := w.perGiB("  CPU time of a GiB: control plane, agent", b.fileMiB)
+	moved := w.memory(fmt.Sprintf("  memory over idle while %d MiB move: control plane, agent", b.fileMiB))
+	if err := w.during(func() error { return p.crawl(ctx) }); err != nil {
+		return nil, fmt.Errorf("slow download: %w", err)
+	}
+	return []row{
+		{"download by the API; bare: straight to envd", mibs(f.ours), mibs(f.bare), f.ratio, ">= 0.8"},
+		cpu, moved,
+		w.memory("  the same with a reader that stalls"),
+	}, nil
+}
+
+// transfers compares two ways to move a file and watches the memory of the first.
+func (p *pair) transfers(ctx context.Context, b *bench, w *watch, ours, bare func(context.Context) error) (comparison, error) {
+	rate := func(f func(context.Context) error) func(context.Context) (sample, error) {
+		return func(ctx context.Context) (sample, error) {
+			took, err := timed(func() error { return f(ctx) })
+			return sample{float64(b.fileMiB) / took}, err
+		}
+	}
+	if _, err := pairs(ctx, 1, rate(ours), rate(bare)); err != nil { // connections and caches are warm after it
+		return comparison{}, err
+	}
+	figures, err := pairs(ctx, b.rounds,
+		rate(func(ctx context.Context) error { return w.during(func() error { return ours(ctx) }) }),
+		rate(bare))
+	if err != nil {
+		return comparison{}, err
+	}
+	return figures[0], nil
+}
+
+// content is a file that does not repeat itself in what is on its way at one time.
+func content(size int64) io.Reader {
+	block := make([]byte, 1<<20)
+	for i := range block {
+		block[i] = byte(i * i >> 7)
+	}
+	return io.LimitReader(&repeated{block: block}, size)
+}
+
+type repeated struct {
+	block []byte
+	at    int
+}
+
+func (r *repeated) Read(p []byte) (int, error) {
+	n := copy(p, r.block[r.at:])
+	r.at = (r.at + n) % len(r.block)
+	return n, nil
+}
+
+// drain reads a file to its end, which must come after size bytes.
+func drain(size int64) func(io.ReadCloser, error) error {
+	return func(body io.ReadCloser, err error) error {
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, body, make([]byte, 64<<10))
+		if err == nil && n != size {
+			err = fmt.Errorf("%d bytes came of %d", n, size)
+		}
+		return err
+	}
+}
+
+const (
+	stall    = 3 * time.Second // long enough for everything on the way to fill up
+	pieces   = 200
+	aPiece   = 64 << 10
+	slowPace = 20 * time.Millisecond
+)
+
+// crawl downloads as somebody does who reads nothing at first, and then slowly.
+func (p *pair) crawl(ctx context.Context) error {
+	body, err := p.api.ReadFile(ctx, p.box.ID, remote, client.FileOptions{})
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := pause(ctx, stall); err != nil {
+		return err
+	}
+	buf := make([]byte, aPiece)
+	for range pieces {
+		if _, err := io.ReadFull(body, buf); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return nil // a small file
+			}
+			return err
+		}
+		if err := pause(ctx, slowPace); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// watch notes how much memory the control plane and the agent take over what
+// they took at first, and their CPU time.
+type watch struct {
+	s           *stack
+	idle, peaks [2]float64
+	cpu         [2][]float64 // seconds, of each time
+}
+
+func (s *stack) watch() (*watch, error) {
+	w := &watch{s: s}
+	return w, w.read("VmRSS", &w.idle)
+}
+
+func (w *watch) read(field string, into *[2]float64) error {
+	for i, pid := range w.s.pids() {
+		mib, err := statusMiB(pid, field)
+		if err != nil {
+			return err
+		}
+		into[i] = max(into[i], mib)
+	}
+	return nil
+}
+
+// during watches while f runs.
+func (w *watch) during(f func() error) error {
+	var before [2]float64
+	for i, pid := range w.s.pids() {
+		if err := resetPeak(pid); err != nil {
+			return err
+		}
+		var err error
+		if before[i], err = cpuSeconds(pid); err != nil {
+			return err
+		}
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	for i, pid := range w.s.pids() {
+		after, err := cpuSeconds(pid)
+		if err != nil {
+			return err
+		}
+		w.cpu[i] = append(w.cpu[i], after-before[i])
+	}
+	return w.read("VmHWM", &w.peaks)
+}
+
+// memory says what was seen since the last one.
+func (w *watch) memory(what string) row {
+	r := row{what: what, ours: fmt.Sprintf("+%.1f, +%.1f MiB", w.peaks[0]-w.idle[0], w.peaks[1]-w.idle[1])}
+	w.peaks = [2]float64{}
+	return r
+}
+
+// perGiB is the CPU time that moving a GiB took: it says the same of a busy machine as of an idle one.
+func (w *watch) perGiB(what string, fileMiB int) row {
+	gib := float64(fileMiB) / 1024
+	return row{what: what, ours: fmt.Sprintf("%.2f, %.2f s", median(w.cpu[0])/gib, median(w.cpu[1])/gib)}
+}
+
+// create makes sandboxes by the public API, and restores the same machine by the driver.
+func create(ctx context.Context, b *bench) (_ []row, err error) {
+	s, err := newStack(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
+	store, err := s.store()
+	if err != nil {
+		return nil, err
+	}
+	warm, err := filepath.Glob(filepath.Join(store, "snapshots", "base-*"))
+	if err != nil || len(warm) != 1 {
+		return nil, fmt.Errorf("the host agent has no snapshot to make sandboxes of: %v, %w", warm, err)
+	}
+	l := &lab{store: &storage.Store{Dir: filepath.Join(store, "bench")}}
+	if err := os.Mkdir(l.store.Dir, 0o711); err != nil {
+		return nil, err
+	}
+	l.undo.Add(func(context.Context) error { return os.RemoveAll(l.store.Dir) })
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	if err := l.openDriver(ctx, 2); err != nil {
+		return nil, err
+	}
+	figures, err := pairs(ctx, 3*b.rounds, s.createOne, func(ctx context.Context) (sample, error) {
+		return l.restoreOne(ctx, snapshot{dir: warm[0], memory: boxMemoryMB})
+	})
+	if err != nil {
+		return nil, err
+	}
+	answers, knows := figures[0], figures[1]
+	return []row{
+		{"create by the API; bare: the driver's restore until envd answers", ms(answers.ours), ms(answers.bare), answers.ratio, "<= 1.15"},
+		{"  bare: and until the guest knows the time and who it is", ms(knows.ours), ms(knows.bare), knows.ratio, ""},
+	}, nil
+}
+
+// restoreOne measures the time until a restored guest answers, and until it
+// was told what every guest is told.
+func (l *lab) restoreOne(ctx context.Context, from snapshot) (_ sample, err error) {
+	x, err := l.thaw(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, x.close(ctx)) }()
+	told, err := timed(func() error {
+		return x.client.Init(ctx, envdclient.Init{Identity: &envdclient.Identity{ID: "bench", Generation: 1}})
+	})
+	return sample{x.took[0], x.took[0] + told}, err
+}
+
+// createOne measures the time until a sandbox can be used, and deletes it.
+func (s *stack) createOne(ctx context.Context) (sample, error) {
+	var made *client.Sandbox
+	took, err := timed(func() (err error) {
+		made, err = s.box(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sample{took, took}, s.api.DeleteSandbox(ctx, made.ID)
+}

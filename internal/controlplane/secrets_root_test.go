@@ -1,0 +1,237 @@
+//go:build root
+
+package controlplane
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"wrenn/client"
+	"wrenn/internal/hostserver/agenttest"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/service"
+	"wrenn/internal/telemetry/logtest"
+	"wrenn/internal/vm/vmfake"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// system is everything between a client and the processes of a guest, with all
+// of its logs, as loud as they get, in one.
+type system struct {
+	url, key string
+	log      *logtest.Journal
+	broken   atomic.Bool // the host cannot start machines
+}
+
+func newSystem(t *testing.T) *system {
+	t.Helper()
+	s := &system{log: &logtest.Journal{}}
+	log, err := NewLogger(s.log, Log{Level: "debug", Format: "text"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Fault: func(step vmfake.Step) error {
+		if s.broken.Load() {
+			return vmfake.FailAt(vmfake.StepBoot)(step)
+		}
+		return nil
+	}})
+	cfg := Defaults()
+	cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
+	cfg.Database.URL = pgtest.New(t) + "&password=" + plant("database")
+	cfg.Hosts = []Host{{ID: "h1", URL: agent.URL()}}
+	s.key = makeKey(t, cfg, log)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended, ready := make(chan error, 1), make(chan Addresses, 1)
+	go func() { ended <- Run(ctx, cfg, log, func(at Addresses) { ready <- at }) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case at := <-ready:
+		s.url = "http://" + at.API.String()
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	return s
+}
+
+func makeKey(t *testing.T, cfg Config, log *slog.Logger) string {
+	t.Helper()
+	svc, closeStore, err := Open(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore()
+	team, err := svc.EnsureTeam(t.Context(), "team")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, secret, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret
+}
+
+// plant makes a secret that can be found again.
+func plant(what string) string { return "planted-" + what }
+
+// TestNoLogHasASecret sends secrets by every way in, also by requests that
+// fail, and looks for them in all logs.
+func TestNoLogHasASecret(t *testing.T) {
+	s := newSystem(t)
+	c, err := client.New(client.Config{URL: s.url, Key: s.key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	box := s.create(t, c)
+	// As they are, in base64, and as a list of bytes.
+	secrets := []string{s.key, strings.TrimPrefix(s.key, "e2b_"), "planted-", "cGxhbnRl", "112 108 97 110 116"}
+	s.run(t, c, box)
+	s.move(t, c, box)
+	_, made, err := c.CreateKey(t.Context(), "laptop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets = append(secrets, made)
+	s.refused(t, box)
+	s.broken.Store(true)
+	if _, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Env: map[string]string{"TOKEN": plant("broken-env")}}); err == nil {
+		t.Error("a broken host made a sandbox")
+	}
+	if err := c.DeleteSandbox(t.Context(), box); err != nil {
+		t.Error(err)
+	}
+	log := s.log.String()
+	for _, line := range []string{"operation=createSandbox", "operation=exec ", "operation=execStream", "program=agent", "level=DEBUG", "call failed"} {
+		if !strings.Contains(log, line) {
+			t.Errorf("the log has no %q: it says nothing", line)
+		}
+	}
+	for _, secret := range secrets {
+		for _, line := range regexp.MustCompile("(?m)^.*"+regexp.QuoteMeta(secret)+".*$").FindAllString(log, 3) {
+			t.Errorf("a secret is in the log: %s", line)
+		}
+	}
+}
+
+func (s *system) create(t *testing.T, c *client.Client) string {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		box, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Env: map[string]string{"TOKEN": plant("sandbox-env")}})
+		if err == nil {
+			return box.ID
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// run sends secrets by commands.
+func (s *system) run(t *testing.T, c *client.Client, box string) {
+	t.Helper()
+	env := map[string]string{"TOKEN": plant("command-env")}
+	got, err := c.Exec(t.Context(), box, client.Command{
+		Cmd: "sh", Args: []string{"-c", `cat; echo "$TOKEN"; echo "$TOKEN" >&2`, plant("argument")}, Env: env, User: "root", Stdin: []byte(plant("stdin")),
+	})
+	if err != nil || !strings.Contains(string(got.Stdout), plant("stdin")+plant("command-env")) {
+		t.Fatalf("exec: %+v, %v", got, err)
+	}
+	for _, fails := range []client.Command{
+		{Cmd: "/no/" + plant("program"), Env: env, User: "root"},
+		{Cmd: "true", User: plant("user"), Env: env},
+		{Cmd: "true", Cwd: "/" + plant("cwd"), Env: env, User: "root"},
+		{Cmd: "sleep", Args: []string{"600"}, Env: env, User: "root", Stdin: []byte(plant("late")), Timeout: time.Second},
+	} {
+		if _, err := c.Exec(t.Context(), box, fails); err == nil {
+			t.Errorf("%+v worked", fails)
+		}
+	}
+	stream, err := c.Start(t.Context(), box, client.Command{Cmd: "cat", Env: env, User: "root"}, client.StartOptions{Stdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if _, err := io.WriteString(stream, plant("streamed")); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseStdin(); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if _, err := stream.Copy(&out, io.Discard); err != nil || out.String() != plant("streamed") {
+		t.Errorf("stream: %q, %v", &out, err)
+	}
+}
+
+// move sends secrets by files.
+func (s *system) move(t *testing.T, c *client.Client, box string) {
+	t.Helper()
+	name := t.TempDir() + "/" + plant("name")
+	as := client.FileOptions{User: "root"}
+	if err := c.WriteFile(t.Context(), box, name, strings.NewReader(plant("content")), as); err != nil {
+		t.Fatal(err)
+	}
+	file, err := c.ReadFile(t.Context(), box, name, as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if text, err := io.ReadAll(file); err != nil || string(text) != plant("content") {
+		t.Errorf("read %q, %v", text, err)
+	}
+	if file, err := c.ReadFile(t.Context(), box, "/no/"+plant("file"), as); err == nil {
+		file.Close()
+		t.Error("a file that is not there was read")
+	}
+}
+
+// refused sends secrets by requests that are no good.
+func (s *system) refused(t *testing.T, box string) {
+	t.Helper()
+	for name, r := range map[string]struct{ method, path, key, body string }{
+		"unknown key":       {"GET", "/v1/sandboxes", "e2b_" + plant("key"), ""},
+		"no JSON":           {"POST", "/v1/sandboxes", s.key, `{"env": ` + plant("junk")},
+		"unknown field":     {"POST", "/v1/sandboxes", s.key, `{"` + plant("field") + `": "` + plant("value") + `"}`},
+		"wrong type":        {"POST", "/v1/sandboxes", s.key, `{"env": "` + plant("env-as-text") + `"}`},
+		"unknown path":      {"GET", "/v1/" + plant("path"), s.key, ""},
+		"unknown parameter": {"GET", "/v1/sandboxes?api_key=" + plant("parameter"), s.key, ""},
+		"health":            {"GET", "/health?" + plant("query"), plant("health-key"), ""}, // logged at level debug
+		"strange id":        {"GET", "/v1/sandboxes/" + plant("id"), s.key, ""},
+		"input that is no base64": {
+			"POST", "/v1/sandboxes/" + box + "/exec", s.key,
+			fmt.Sprintf(`{"cmd":"cat","stdin":%q,"stdin_encoding":"base64"}`, plant("no base64!")),
+		},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), r.method, s.url+r.path, strings.NewReader(r.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-API-Key", r.key)
+		req.Header.Set("X-Request-Id", "id with "+plant("request-id"))
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode/100 != 4 && name != "unknown parameter" && name != "health" {
+			t.Errorf("%s: %s", name, resp.Status)
+		}
+	}
+}

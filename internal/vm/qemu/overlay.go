@@ -1,0 +1,130 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+)
+
+// region is a part of a process's address space that maps a part of its memory file.
+type region struct {
+	addr, size, offset int64
+}
+
+// mappings finds where a process has mapped the file of the given inode; see
+// proc_pid_maps(5).
+func mappings(maps io.Reader, inode uint64) ([]region, error) {
+	var found []region
+	lines := bufio.NewScanner(maps)
+	for lines.Scan() {
+		var start, end, offset int64
+		var mode, dev string
+		var ino uint64
+		if n, err := fmt.Sscanf(lines.Text(), "%x-%x %s %x %s %d", &start, &end, &mode, &offset, &dev, &ino); err != nil || n != 6 {
+			continue // vsyscall's address has no sign bit to spare; it maps no file
+		}
+		if ino == inode && end > start {
+			found = append(found, region{addr: start, size: end - start, offset: offset})
+		}
+	}
+	return found, lines.Err()
+}
+
+// overlayPrivate writes to dst, at their place in the memory file, the pages
+// that the process pid has changed in its private mapping of it. The process
+// must not change them meanwhile.
+func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, inode uint64, size int64) error {
+	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return err
+	}
+	defer maps.Close()
+	regions, err := mappings(maps, inode)
+	if err != nil {
+		return err
+	}
+	mapped := int64(0)
+	for _, r := range regions {
+		mapped += r.size
+	}
+	if mapped != size {
+		return fmt.Errorf("%d of %d bytes of memory are mapped", mapped, size)
+	}
+	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		return err
+	}
+	defer mem.Close()
+	buf := make([]byte, copyChunk)
+	for _, r := range regions {
+		runs, err := privatePages(pagemap, r.addr, r.addr+r.size)
+		if err != nil {
+			return err
+		}
+		for _, run := range runs {
+			if err := copyRange(ctx, buf, dst, r.offset+run.start-r.addr, mem, run.start, run.end-run.start); err != nil {
+				return fmt.Errorf("changed memory: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// run is a row of pages in an address space.
+type run struct{ start, end int64 }
+
+// Bits of an entry of /proc/PID/pagemap; see the kernel's
+// Documentation/admin-guide/mm/pagemap.rst.
+//
+// Its PAGEMAP_SCAN (Linux 6.7) would save 1 ms for 512 MiB. On 6.18 it returned
+// some rows twice where one of its buffers ended: not to be trusted with memory.
+const (
+	pagePresent = 1 << 63
+	pageSwapped = 1 << 62
+	pageOfFile  = 1 << 61
+)
+
+// private says whether a page of a private mapping of a file is the process's
+// own by now: it was written to. What is in it does not matter.
+func private(entry uint64) bool {
+	return entry&(pagePresent|pageSwapped) != 0 && entry&pageOfFile == 0
+}
+
+// privatePages finds the private pages between two addresses.
+func privatePages(pagemap io.ReaderAt, start, end int64) ([]run, error) {
+	var runs []run
+	entries := make([]byte, 256<<10)
+	for start < end {
+		part := entries[:min(int64(len(entries)), (end-start)/pageSize*8)]
+		if _, err := pagemap.ReadAt(part, start/pageSize*8); err != nil {
+			return nil, fmt.Errorf("pagemap: %w", err)
+		}
+		runs = appendPrivate(runs, part, start)
+		start += int64(len(part)) / 8 * pageSize
+	}
+	return runs, nil
+}
+
+// appendPrivate appends the rows of private pages in a piece of a pagemap that
+// begins at the address start. A row that goes on where the last one ended is one with it.
+func appendPrivate(runs []run, entries []byte, start int64) []run {
+	for addr := start; len(entries) > 0; addr, entries = addr+pageSize, entries[8:] {
+		if !private(binary.NativeEndian.Uint64(entries)) {
+			continue
+		}
+		if last := len(runs) - 1; last >= 0 && runs[last].end == addr {
+			runs[last].end += pageSize
+		} else {
+			runs = append(runs, run{addr, addr + pageSize})
+		}
+	}
+	return runs
+}
