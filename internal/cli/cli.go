@@ -28,7 +28,10 @@ type commandLine struct {
 	Doctor  doctorCommand   `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
 	Sandbox sandboxCommands `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
 	Key     keyCommands     `cmd:"" help:"API keys of the team."`
-	Version versionCommand  `cmd:"" help:"Print the version."`
+
+	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
+	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
 // Std is what a command reads, prints to and finds around it.
