@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -49,7 +51,8 @@ func TestStack(t *testing.T) {
 	// After a failure a part may be dead, for which the others would wait.
 	ok := t.Run("curl", func(t *testing.T) { testCurl(t, s) }) &&
 		t.Run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) }) &&
-		t.Run("without a database", func(t *testing.T) { testWithoutDatabase(t, s) })
+		t.Run("without a database", func(t *testing.T) { testWithoutDatabase(t, s) }) &&
+		t.Run("all are killed during much output", func(t *testing.T) { testKilledDuringMuchOutput(t, s) })
 	for _, p := range s.parts() {
 		ok = ok &&
 			t.Run(p.name+" is killed during a stream", func(t *testing.T) { testKilledDuringStream(t, s, p) }) &&
@@ -170,6 +173,41 @@ func testKilledDuringStream(t *testing.T, s *stack, p part) {
 		t.Errorf("the command ended with %+v, %v", f.exit, err)
 	}
 	t.Logf("the %s was back after tick %d of %d", p.name, before, f.ticks)
+	s.clean(t, t.Name())
+}
+
+// testKilledDuringMuchOutput shows that no byte is lost or doubled when there is
+// so much of it that every hop holds some.
+func testKilledDuringMuchOutput(t *testing.T, s *stack) {
+	sb, err := s.create(t, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const numbers = 1_200_000
+	stream, err := s.api.Start(t.Context(), sb.ID, client.Command{Cmd: "seq", Args: []string{"1", strconv.Itoa(numbers)}}, client.StartOptions{Hold: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	var want bytes.Buffer
+	for i := 1; i <= numbers; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	parts, kills := s.parts(), 0
+	got := sha256.New()
+	exit, err := stream.Copy(&breaks{w: got, every: want.Len() / 9, left: 1, cut: func() {
+		p := parts[kills%len(parts)]
+		kills++
+		p.kill(t)
+		p.start(t)
+	}}, io.Discard)
+	if err != nil || exit.Code != 0 {
+		t.Errorf("Copy() = %+v, %v", exit, err)
+	}
+	if sum := sha256.Sum256(want.Bytes()); !bytes.Equal(got.Sum(nil), sum[:]) {
+		t.Errorf("after %d kills the output is not what the command printed", kills)
+	}
+	t.Logf("%d bytes, %d kills", want.Len(), kills)
 	s.clean(t, t.Name())
 }
 
