@@ -12,6 +12,13 @@ import (
 // ReadConsole says which sandbox it is of, and to those who follow that it ended.
 func (a *Agent) ReadConsole(ctx context.Context, req *hostagentv1.ReadConsoleRequest, s *connect.ServerStream[hostagentv1.ReadConsoleResponse]) error {
 	return a.stream(ctx, "ReadConsole", req.GetSandboxId(), func() error {
+		err := a.locked(func() error {
+			_, err := a.running(req.GetSandboxId())
+			return err
+		})
+		if err != nil {
+			return err
+		}
 		if err := s.Send(&hostagentv1.ReadConsoleResponse{Chunk: fmt.Appendf(nil, "console of %s\r\n", req.GetSandboxId())}); err != nil {
 			return err
 		}
