@@ -116,6 +116,13 @@ func (f *fake) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxI
 	return f.find(id)
 }
 
+func (f *fake) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+	if _, err := f.find(id); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(strings.NewReader(fmt.Sprint("Linux, follow=", follow))), nil
+}
+
 func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -583,4 +590,22 @@ func TestFilesThatBreak(t *testing.T) {
 			t.Error("an answer that may be cut was taken for a file")
 		}
 	})
+}
+
+func TestLogs(t *testing.T) {
+	c := serve(t, &fake{})
+	for follow, want := range map[bool]string{false: "Linux, follow=false", true: "Linux, follow=true"} {
+		r, err := c.Logs(t.Context(), boxID, client.LogsOptions{Follow: follow})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		r.Close()
+		if string(got) != want || err != nil {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	if _, err := c.Logs(t.Context(), otherID, client.LogsOptions{}); client.CodeOf(err) != client.NotFound {
+		t.Errorf("of another: %v", err)
+	}
 }

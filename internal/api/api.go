@@ -36,6 +36,8 @@ type Sandboxes interface {
 	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
+	// Logs reads what the console said; the reader never ends with io.EOF before the console does.
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
 }
 
 // Snapshots are copies of sandboxes, and moments to go back to.

@@ -377,6 +377,9 @@ func operationCalls() map[string][]call {
 			}},
 			{name: "none", method: "POST", path: at + "/timeout", body: `{}`, status: 400, code: "invalid_request"},
 		}),
+		"getSandboxLogs": append(sandboxCalls("GET", at+"/logs", "", ""),
+			call{name: "ok", method: "GET", path: at + "/logs?follow=false", status: 200, want: "Linux\r\n\xff\x00"},
+			call{name: "follow what", method: "GET", path: at + "/logs?follow=perhaps", status: 400, code: "invalid_request"}),
 		"exec": execCalls(),
 		"execStream": {
 			{name: "no upgrade", method: "GET", path: at + "/exec/stream", status: 400, code: "invalid_request"},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -188,6 +189,25 @@ func (s *stub) SetTimeout(_ context.Context, c service.Caller, id wrenn.SandboxI
 	defer s.mu.Unlock()
 	s.timeout = d
 	return s.find(c, id)
+}
+
+func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	said := io.Reader(strings.NewReader("Linux\r\n\xff\x00"))
+	if follow {
+		said = io.MultiReader(said, untilDone{ctx})
+	}
+	return io.NopCloser(said), nil
+}
+
+// untilDone reads nothing until its context ends.
+type untilDone struct{ ctx context.Context }
+
+func (u untilDone) Read([]byte) (int, error) {
+	<-u.ctx.Done()
+	return 0, context.Cause(u.ctx)
 }
 
 func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {

@@ -74,6 +74,9 @@ func server(t *testing.T) *httptest.Server {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("GET /v1/sandboxes/{id}/exec/stream", echo)
+	mux.HandleFunc("GET /v1/sandboxes/{id}/logs", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "Linux\r\n%s\x1b", r.URL.Query().Get("follow"))
+	})
 	mux.HandleFunc("POST /v1/sandboxes/{id}/files/stream/read", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "content")
 	})
@@ -163,6 +166,7 @@ func TestCommands(t *testing.T) {
 		"no executable": {[]string{"sandbox", "exec", testID, "/etc"}, "", result{126, "", "user 'root' may not run '/etc' in '/root'\n"}},
 		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server is broken\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
 		"no command":    {[]string{"sandbox", "exec", testID}, "", result{1, "", "give the command to run after the sandbox's id, or --attach PID\n"}},
+		"logs":          {[]string{"sandbox", "logs", "-f", testID}, "", result{0, "Linux\r\ntrue\x1b", ""}},
 		"download":      {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
 		"no copy":       {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
 	} {
@@ -336,5 +340,17 @@ func TestWrongCommandLine(t *testing.T) {
 		if got := invoke(t, nil, nil, args...); got.code != 2 || got.err == "" {
 			t.Errorf("wrenn %q = %+v", args, got)
 		}
+	}
+}
+
+func TestHarmless(t *testing.T) {
+	var out bytes.Buffer
+	for _, text := range []string{"a\r\nb\x1b[31m\tc\xff", "\u009b1m\n"} {
+		if n, err := (harmless{&out}).Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("Write() = %d, %v", n, err)
+		}
+	}
+	if got, want := out.String(), "a\nb�[31m    c��1m\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

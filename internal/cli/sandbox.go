@@ -23,6 +23,7 @@ type sandboxCommands struct {
 	Pause   pauseCommand   `cmd:"" help:"Pause sandboxes."`
 	Resume  resumeCommand  `cmd:"" help:"Resume paused sandboxes."`
 	Timeout timeoutCommand `cmd:"" help:"Set when a sandbox ends by itself."`
+	Logs    logsCommand    `cmd:"" help:"Print what a sandbox's console said: kernel, init and agent."`
 	Cp      copyCommand    `cmd:"" help:"Copy a file into or out of a sandbox."`
 }
 

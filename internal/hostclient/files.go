@@ -168,6 +168,27 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// WriteTo is for io.Copy: each chunk goes on as it came, without another buffer.
+func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
+	for {
+		for len(r.chunk) == 0 && r.err == nil {
+			r.next()
+		}
+		if len(r.chunk) == 0 {
+			if errors.Is(r.err, io.EOF) {
+				return written, nil
+			}
+			return written, r.err
+		}
+		n, err := w.Write(r.chunk)
+		written += int64(n)
+		r.chunk = r.chunk[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
 func (r *reader) Close() error {
 	if errors.Is(r.err, io.EOF) {
 		r.dog.during(func() { _ = r.stream.Close() }) // nothing is left of it: the next download takes its connection
