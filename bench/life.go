@@ -179,7 +179,9 @@ func copies(ctx context.Context, b *bench) (_ []row, err error) {
 	}
 	f := figures[0]
 	what := fmt.Sprintf("%d forks by the API, a command in each; bare: as many restores at once by the driver", forks)
-	return []row{{what, ms(f.ours), ms(f.bare), f.ratio, "<= 1.15"}}, nil
+	rows := []row{{what, ms(f.ours), ms(f.bare), f.ratio, "<= 1.15"}}
+	steps, err := v.steps(ctx, "fork", "still", "slot", "disk", "machine", "ready")
+	return append(rows, row{what: "  the agent's steps: snapshot; of it still; slot, disk, machine, ready; mean", ours: steps}), err
 }
 
 // forkExec forks a sandbox, runs a command in each copy and deletes them.

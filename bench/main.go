@@ -40,6 +40,7 @@ type benchmark struct {
 type bench struct {
 	rounds int
 	dir    string // a temporary directory, short
+	stacks int    // that were started
 
 	prefix string       // of the names of namespaces and links
 	slots  netip.Prefix // addresses for them

@@ -78,10 +78,9 @@ func started(ctx context.Context, b *bench, hosts func(*stack) ([]hostOf, error)
 			err = errors.Join(err, s.close(ctx))
 		}
 	}()
-	if s.dir, err = os.MkdirTemp(b.dir, "s"); err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(s.dir, 0o711); err != nil { // other users go through it
+	b.stacks++
+	s.dir = filepath.Join(b.dir, fmt.Sprintf("s%d", b.stacks)) // short: machines have sockets below it
+	if err := os.Mkdir(s.dir, 0o711); err != nil {             // other users go through it
 		return nil, err
 	}
 	s.undo.Add(func(context.Context) error { return os.RemoveAll(s.dir) })
