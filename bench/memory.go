@@ -13,11 +13,9 @@ func statusMiB(pid int, field string) (float64, error) {
 	return sumMiB(fmt.Sprintf("/proc/%d/status", pid), func(name string) bool { return name == field })
 }
 
-// privateMiB is the memory that a process shares with nobody.
+// privateMiB is the memory that a process wrote: what it only read others share, or could.
 func privateMiB(pid int) (float64, error) {
-	return sumMiB(fmt.Sprintf("/proc/%d/smaps_rollup", pid), func(name string) bool {
-		return strings.HasPrefix(name, "Private_") && !strings.HasSuffix(name, "Hugetlb")
-	})
+	return sumMiB(fmt.Sprintf("/proc/%d/smaps_rollup", pid), func(name string) bool { return name == "Private_Dirty" })
 }
 
 // proportionalMiB is a process's memory with its part of what it shares.

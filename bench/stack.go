@@ -300,7 +300,7 @@ func readNote(store, id string) (note, error) {
 	}
 	n := of.Body
 	if n.Slot == nil || n.Machine == nil {
-		return n, fmt.Errorf("the journal of %s names no slot or no machine", id)
+		return n, fmt.Errorf("the journal of %s names no slot or no machine: %s", id, journal)
 	}
 	return n, nil
 }
