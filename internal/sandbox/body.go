@@ -51,8 +51,8 @@ func (b *body) name() string { return string(b.s.id) + b.label() }
 // runDir is the machine's directory, of which the machine's note knows best: a
 // machine that was in stock has kept its own.
 func (b *body) runDir() string {
-	if b.note.Machine != nil {
-		return b.note.Machine.Dir
+	if ref := b.note.Machine; ref != nil && ref.Dir != "" {
+		return ref.Dir
 	}
 	return filepath.Join(b.s.m.machines(), b.name())
 }
