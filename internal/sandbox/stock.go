@@ -285,6 +285,7 @@ func (m *Manager) addToStock(ctx context.Context, k kind) error {
 	s.watchRest(ctx)
 	s.set(statusReady, "")
 	s.trace("made", began)
+	m.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "machine made ahead of need", slog.String("sandbox", string(s.id)), slog.String("snapshot", k.snapshot))
 	return nil
 }
 
