@@ -66,16 +66,16 @@ type part struct {
 }
 
 func (b *body) parts(from origin) []part {
-	last := part{"ready", b.waitReady}
-	if b.s.isStock() {
-		last = part{"rest", b.rest}
-	}
-	return []part{
+	parts := []part{
 		{"slot", b.takeSlot},
 		{"disk", func(ctx context.Context) error { return b.cloneDisk(ctx, from.rootfs) }},
 		{"machine", func(ctx context.Context) error { return b.startMachine(ctx, from.start) }},
-		last,
+		{"ready", b.waitReady},
 	}
+	if b.s.isStock() {
+		parts = append(parts, part{"rest", b.rest})
+	}
+	return parts
 }
 
 // build makes a body, as the sandbox's spare. It becomes the one that the

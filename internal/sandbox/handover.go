@@ -6,27 +6,32 @@ import (
 	"log/slog"
 	"os"
 	"time"
+
+	"wrenn/internal/envdclient"
 )
 
 // stockTemplate marks the sandboxes of the stock. The next agent does not adopt them.
 const stockTemplate = ".stock"
 
-// rest is the last step of a machine that is made ahead: its agent has answered
-// and its processes are frozen, as they will be until somebody's /init, when the
-// vCPUs stop.
+// rest is the last step of a machine that is made ahead. Its guest is somebody
+// by now, whom nobody else ever is, and does once what the next whom it becomes will do
+// first: under emulation the first time takes ten times as long. Then its
+// processes are frozen until that one's /init, and the vCPUs stop.
 func (b *body) rest(ctx context.Context) error {
 	ctx, cancel := b.patience(ctx)
 	defer cancel()
-	b.connect()
-	if err := b.guest.WaitReady(ctx, b.machine.Wait); err != nil {
+	res, err := b.guest.Exec(ctx, envdclient.Command{Path: "true", User: "root"})
+	if err == nil && res.Code != 0 {
+		err = fmt.Errorf("true: %s: %.300q", res.Status, res.Stderr)
+	}
+	if err != nil {
 		return err
 	}
-	b.s.crash("guest answered")
-	if err := b.freeze(ctx); err != nil { // it is frozen; but what stays for long is not left to a belief
+	if err := b.freeze(ctx); err != nil {
 		return err
 	}
-	b.guest.Close() // nobody would answer its keepalives
 	b.s.crash("guest frozen")
+	b.guest.Close() // nobody would answer its keepalives
 	return b.machine.Pause(ctx)
 }
 
