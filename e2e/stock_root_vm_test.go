@@ -77,7 +77,7 @@ func TestSandboxesOfTheStock(t *testing.T) {
 		if behind := float64(time.Now().UnixNano())/1e9 - now; err != nil || behind < -1 || behind > 1.5 {
 			t.Errorf("the guest's clock is %f s behind, %v", behind, err)
 		}
-		for _, line := range strings.Split(strings.TrimSpace(string(a.sh(t, id, who).GetStdout())), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSpace(string(a.sh(t, id, who).GetStdout())), "\n") {
 			if said[line] {
 				t.Errorf("two sandboxes say %q", line)
 			}
