@@ -1,0 +1,5 @@
+package verify
+
+import "testing"
+
+func TestNothing(t *testing.T) {}
