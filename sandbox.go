@@ -25,7 +25,7 @@ const (
 // documentation are checked against this table.
 var next = map[State][]State{
 	Pending:  {Starting, Stopping, Failed},
-	Starting: {Running, Paused, Stopping, Failed}, // paused when its time was up before its start was written
+	Starting: {Running, Paused, Stopping, Failed},          // paused when its time was up before its start was written
 	Running:  {Pausing, Paused, Stopping, Stopped, Failed}, // paused or stopped at once when its time ran out on the host
 	Pausing:  {Paused, Running, Stopping, Stopped, Failed},
 	Paused:   {Resuming, Running, Stopping, Stopped, Failed}, // running at once when its host woke it

@@ -41,6 +41,8 @@ type fake struct {
 	created service.CreateSandbox
 	listed  []service.ListSandboxes
 	timeout time.Duration
+	forked  service.ForkSandbox
+	deleted wrenn.CheckpointID
 	ran     service.ExecCommand
 	started service.ExecStart
 	files   map[string][]byte
@@ -51,7 +53,7 @@ type fake struct {
 
 func box(id wrenn.SandboxID) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
-		ID: id, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute,
+		ID: id, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true,
 		Metadata: map[string]string{"user": "alice"}, CreatedAt: made, StartedAt: made, UpdatedAt: made,
 	}
 }
@@ -299,7 +301,8 @@ func TestSandboxes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &client.Sandbox{
-		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300, Metadata: map[string]string{"user": "alice"},
+		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300,
+		OnTimeout: client.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"user": "alice"},
 		CreatedAt: made, StartedAt: made, UpdatedAt: made,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

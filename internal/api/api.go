@@ -40,6 +40,15 @@ type Sandboxes interface {
 	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
 }
 
+// Snapshots are copies of sandboxes, and moments to go back to.
+type Snapshots interface {
+	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
+	CreateCheckpoint(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error)
+	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*service.Checkpoints, error)
+	RestoreCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) (*wrenn.Sandbox, error)
+	DeleteCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) error
+}
+
 // Commands runs programs in sandboxes. A stream ends with the context that it was started with.
 type Commands interface {
 	Exec(context.Context, service.Caller, wrenn.SandboxID, service.ExecCommand) (*service.ExecResult, error)
@@ -65,6 +74,7 @@ type Keys interface {
 // may see their message.
 type Service interface {
 	Sandboxes
+	Snapshots
 	Commands
 	Files
 	Keys
