@@ -29,6 +29,7 @@ type commandLine struct {
 	Sandbox    sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
 	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
 	Key        keyCommands        `cmd:"" help:"API keys of the team."`
+	Verify     verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
 	Version    versionCommand     `cmd:"" help:"Print the version."`
 }
 

@@ -9,7 +9,7 @@ const page = "docs/fork-safety.md"
 var (
 	memory  = section{"random-numbers-in-a-programs-memory", "seed again when told of the fork; never use them for secrets"}
 	openSSL = section{"openssl", "mix the kernel's in when told of the fork, or start the program anew"}
-	node    = section{"node", "randomUUID({disableEntropyCache: true}) alone is not enough: make ids and keys in a new process"}
+	node    = section{"node", "read /dev/urandom, or make ids and keys in a process that starts after the fork"}
 	openTLS = section{"open-tls-connections", "close them before the fork and connect again after it"}
 	tcp     = section{"tcp-secrets", "nothing: copies never meet on the wire; do not take them for secrets"}
 	outside = section{"connections-to-the-outside", "timeouts, and pools that test before use"}

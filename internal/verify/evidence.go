@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +19,6 @@ import (
 const (
 	maxLines = 500 // of an answer: a guest may say anything
 	maxValue = 300 // bytes of a value
-	before   = ""  // whose clock was read before the fork, among the clocks
 )
 
 // evidence is what all copies said.
@@ -27,9 +27,9 @@ type evidence struct {
 	copies  []string
 	has     map[string]string // versions of what the guest has, by name
 	outside bool              // a connection to the outside was asked for
-	before  string            // the guest's time before the fork
+	before  reading           // the parent's clock, before the fork
 	answers map[string]map[string]string
-	clocks  map[string]reading
+	clocks  map[string]reading // after it
 }
 
 // ids are the parent and the copies.
@@ -106,15 +106,17 @@ func parseTime(text string) (time.Time, error) {
 	return time.Unix(s, int64(f*1e9)), nil
 }
 
-// certificate makes what the TLS server in the guest needs: a key and its certificate.
-func certificate() ([]*pem.Block, error) {
+// certificate makes what the TLS server in the guest needs: a key and its
+// certificate, in one file.
+func certificate() ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
+	const day = 24 * time.Hour // more than clocks may differ
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "wrenn verify"},
-		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: time.Now().Add(-day), NotAfter: time.Now().Add(day),
 	}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -124,5 +126,7 @@ func certificate() ([]*pem.Block, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []*pem.Block{{Type: "PRIVATE KEY", Bytes: private}, {Type: "CERTIFICATE", Bytes: cert}}, nil
+	return slices.Concat(
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})), nil
 }

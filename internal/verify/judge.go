@@ -185,7 +185,7 @@ const (
 // timeIsRight fails when a copy's clock is certainly off from what the parent's
 // was before the fork, or behind it.
 func timeIsRight(e evidence) Result {
-	least, most := e.clocks[before].ahead()
+	least, most := e.before.ahead()
 	r := Result{Verdict: Good, Values: map[string]map[string]string{"time": {}}}
 	worst := time.Duration(0)
 	for _, id := range e.ids() {
@@ -194,7 +194,7 @@ func timeIsRight(e evidence) Result {
 		r.Values["time"][id] = now.guest.UTC().Format(time.RFC3339Nano)
 		off := max(low-most, least-high) // 0 or less: both can be the same clock
 		switch {
-		case now.guest.Before(e.clocks[before].guest):
+		case now.guest.Before(e.before.guest):
 			return Result{Verdict: Failed, Found: e.label(id) + " is in the past of the fork", Values: r.Values}
 		case off > clockError:
 			return Result{Verdict: Failed, Found: fmt.Sprintf("%s is off by %s at least", e.label(id), off.Round(time.Millisecond)), Values: r.Values}

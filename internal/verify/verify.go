@@ -10,10 +10,10 @@ import (
 	"bytes"
 	"context"
 	"embed"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"time"
 
@@ -85,6 +85,8 @@ func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 	defer func() {
 		if !opts.Keep {
 			err = errors.Join(err, r.clean(ctx))
+		} else if err != nil {
+			err = fmt.Errorf("%w (kept: %s)", err, strings.Join(r.ids(), ", "))
 		}
 	}()
 	for _, step := range []struct {
@@ -121,6 +123,14 @@ type run struct {
 	found  evidence
 }
 
+// ids are the sandboxes that there are, the parent first.
+func (r *run) ids() []string {
+	if r.report.Parent == "" {
+		return nil
+	}
+	return append([]string{r.report.Parent}, r.report.Copies...)
+}
+
 func (r *run) create(ctx context.Context) error {
 	box, err := r.api.CreateSandbox(ctx, client.CreateSandbox{
 		Template: r.opts.Template, Timeout: lifetime, Metadata: map[string]string{"wrenn": "verify fork"},
@@ -138,13 +148,7 @@ func (r *run) upload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var pemText bytes.Buffer
-	for _, block := range pair {
-		if err := pem.Encode(&pemText, block); err != nil {
-			return err
-		}
-	}
-	files := map[string][]byte{"certificate.pem": pemText.Bytes()}
+	files := map[string][]byte{"certificate.pem": pair}
 	entries, err := probes.ReadDir("probes")
 	if err != nil {
 		return err
@@ -164,21 +168,21 @@ func (r *run) upload(ctx context.Context) error {
 
 // start starts the programs that run across the fork.
 func (r *run) start(ctx context.Context) error {
-	facts, err := r.sh(ctx, r.report.Parent, "", "start.sh", r.opts.Outside)
+	facts, err := r.sh(ctx, r.report.Parent, "start.sh", r.opts.Outside)
 	if err != nil {
 		return err
 	}
 	r.report.Guest = map[string]string{}
-	for _, name := range []string{"python", "node", "openssl"} {
+	for _, name := range []string{python, nodeJS, openssl} {
 		if version, ok := facts[name]; ok {
 			r.report.Guest[name] = version
 		}
 	}
 	r.found = evidence{
 		parent: r.report.Parent, has: r.report.Guest, outside: r.opts.Outside != "",
-		before: facts["time"], answers: map[string]map[string]string{}, clocks: map[string]reading{},
+		answers: map[string]map[string]string{}, clocks: map[string]reading{},
 	}
-	r.found.clocks[before], err = r.clock(ctx, r.report.Parent)
+	r.found.before, err = r.clock(ctx, r.report.Parent)
 	return err
 }
 
@@ -194,7 +198,7 @@ func (r *run) fork(ctx context.Context) error {
 
 // ask asks all copies and the parent, at the same time.
 func (r *run) ask(ctx context.Context) error {
-	ids := append([]string{r.report.Parent}, r.report.Copies...)
+	ids := r.ids()
 	answers, clocks := make([]map[string]string, len(ids)), make([]reading, len(ids))
 	work, ctx := errgroup.WithContext(ctx)
 	work.SetLimit(concurrent)
@@ -218,25 +222,21 @@ func (r *run) ask(ctx context.Context) error {
 // collect returns what a copy has and draws.
 func (r *run) collect(ctx context.Context, id string) (map[string]string, error) {
 	out := map[string]string{}
-	if r.found.has["python"] != "" { // first: each connection changes how the next one begins
+	if r.found.has[python] != "" { // first: each connection changes how the next one begins
 		answer, err := r.script(ctx, id, "root", "python3", dir+"/connect.py")
 		if err != nil {
 			out["error.connect"] = err.Error()
 		}
-		for name, value := range answer {
-			out[name] = value
-		}
+		maps.Copy(out, answer)
 	}
-	answer, err := r.sh(ctx, id, "", "collect.sh")
-	for name, value := range answer {
-		out[name] = value
-	}
+	answer, err := r.sh(ctx, id, "collect.sh")
+	maps.Copy(out, answer)
 	return out, err
 }
 
 // sh runs a script of the probes and returns the lines that it prints.
-func (r *run) sh(ctx context.Context, id, user, name string, args ...string) (map[string]string, error) {
-	return r.script(ctx, id, user, "/bin/sh", append([]string{dir + "/" + name}, args...)...)
+func (r *run) sh(ctx context.Context, id, name string, args ...string) (map[string]string, error) {
+	return r.script(ctx, id, "", "/bin/sh", append([]string{dir + "/" + name}, args...)...)
 }
 
 func (r *run) script(ctx context.Context, id, user, cmd string, args ...string) (map[string]string, error) {
@@ -277,10 +277,7 @@ func (r *run) clean(ctx context.Context) error {
 	defer cancel()
 	var work errgroup.Group
 	work.SetLimit(concurrent)
-	for _, id := range append(r.report.Copies, r.report.Parent) {
-		if id == "" {
-			continue
-		}
+	for _, id := range r.ids() {
 		work.Go(func() error {
 			if err := r.api.DeleteSandbox(ctx, id); err != nil {
 				return fmt.Errorf("delete sandbox %s: %w", id, err)

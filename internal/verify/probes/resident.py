@@ -118,7 +118,7 @@ class Plain:
             self.outside.sendall(b"HEAD / HTTP/1.1\r\nHost: %s\r\n\r\n" % self.host.encode())
             return "outside", "answers" if self.outside.recv(1 << 16) else "closed"
         except OSError as err:
-            return "outside", "silent: %s" % err
+            return "outside", "fails: %s" % err
 
 
 class Registered:

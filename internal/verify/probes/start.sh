@@ -29,4 +29,3 @@ fi
 if openssl version >/dev/null 2>&1; then
 	echo "openssl $(openssl version)"
 fi
-echo "time $(date -u +%s.%N)"
