@@ -179,6 +179,7 @@ func testKilledDuringStream(t *testing.T, s *stack, p part) {
 // testKilledDuringMuchOutput shows that no byte is lost or doubled when there is
 // so much of it that every hop holds some.
 func testKilledDuringMuchOutput(t *testing.T, s *stack) {
+	t.Helper()
 	sb, err := s.create(t, t.Name())
 	if err != nil {
 		t.Fatal(err)

@@ -38,15 +38,16 @@ var testTime = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 type stub struct {
 	fail error // of every call but Authenticate; nil is none
 
-	mu      sync.Mutex // guards what follows
-	created service.CreateSandbox
-	listed  service.ListSandboxes
-	ran     service.ExecCommand
-	started service.ExecStart
-	timeout time.Duration
-	forked  service.ForkSandbox
-	files   map[string]string
-	user    string
+	mu       sync.Mutex // guards what follows
+	created  service.CreateSandbox
+	listed   service.ListSandboxes
+	ran      service.ExecCommand
+	started  service.ExecStart
+	attached service.ExecAttach
+	timeout  time.Duration
+	forked   service.ForkSandbox
+	files    map[string]string
+	user     string
 
 	result  service.ExecResult
 	next    string
@@ -234,6 +235,9 @@ func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.Sandbox
 }
 
 func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attached = to
 	if _, err := s.find(c, id); err != nil {
 		return nil, err
 	}

@@ -30,7 +30,10 @@ type commandLine struct {
 	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
 	Key        keyCommands        `cmd:"" help:"API keys of the team."`
 	Verify     verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
-	Version    versionCommand     `cmd:"" help:"Print the version."`
+
+	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
+	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
 // Std is what a command reads, prints to and finds around it.

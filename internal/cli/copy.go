@@ -23,8 +23,8 @@ type copyCommand struct {
 	MaxSize   byteSize `default:"16G" placeholder:"SIZE" help:"Of a directory that comes from a sandbox; default: ${default}."`
 	User      string   `short:"u" placeholder:"USER" help:"Who reads or writes in the sandbox; default: the template's user."`
 
-	From string `arg:"" help:"The file to copy: ID:PATH in a sandbox, PATH here, or - for standard input."`
-	To   string `arg:"" help:"Where to: ID:PATH in a sandbox, PATH here, or - for standard output. A path that ends with / is a directory."`
+	From string `arg:"" complete:"file" help:"The file to copy: ID:PATH in a sandbox, PATH here, or - for standard input."`
+	To   string `arg:"" complete:"file" help:"Where to: ID:PATH in a sandbox, PATH here, or - for standard output. A path that ends with / is a directory."`
 }
 
 // remote is a file of a sandbox. An empty path is the user's home.

@@ -203,7 +203,7 @@ func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer)
 		}
 	}
 	defer context.AfterFunc(ctx, kill)()
-	input := &lasting{w: stream}
+	input := &watched{w: stream}
 	var feeding sync.WaitGroup
 	var fed error
 	if feed != nil {
@@ -216,7 +216,7 @@ func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer)
 			}
 		})
 	}
-	said, sunk := &tailBuffer{}, &lasting{w: out, failed: kill}
+	said, sunk := &tailBuffer{}, &sink{w: out, end: kill}
 	exit, err := stream.Copy(sunk, said)
 	_ = stream.Close() // wakes who feeds
 	feeding.Wait()
@@ -235,23 +235,15 @@ func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer)
 	return nil
 }
 
-// lasting remembers that it failed, and takes no more.
-type lasting struct {
-	w      io.Writer
-	failed func() // called once
-	err    error
+// watched remembers that writing failed.
+type watched struct {
+	w   io.Writer
+	err error
 }
 
-func (l *lasting) Write(p []byte) (int, error) {
-	if l.err != nil {
-		return len(p), nil
-	}
-	n, err := l.w.Write(p)
-	if l.err = err; err != nil && l.failed != nil {
-		l.failed()
-		return len(p), nil
-	}
-	return n, err
+func (w *watched) Write(p []byte) (n int, err error) {
+	n, w.err = w.w.Write(p)
+	return n, w.err
 }
 
 // tailBuffer keeps the end of what is written to it.

@@ -11,7 +11,7 @@ import (
 
 type logsCommand struct {
 	Follow bool   `short:"f" help:"Go on with what comes, until the sandbox ends."`
-	ID     string `arg:"" help:"The sandbox. One that failed keeps its last lines for a while."`
+	ID     string `arg:"" complete:"sandbox" help:"The sandbox. One that failed keeps its last lines for a while."`
 }
 
 // Run prints the console as it is; on a terminal without what would control that.

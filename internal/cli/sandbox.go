@@ -149,7 +149,7 @@ func pairs(labels map[string]string) string {
 }
 
 type getCommand struct {
-	ID string `arg:"" help:"The sandbox."`
+	ID string `arg:"" complete:"sandbox" help:"The sandbox."`
 }
 
 // Run shows one sandbox.
@@ -191,7 +191,7 @@ func (s *session) show(box *client.Sandbox) error {
 }
 
 type killCommand struct {
-	IDs []string `arg:"" name:"id" optional:"" help:"The sandboxes."`
+	IDs []string `arg:"" complete:"sandbox" name:"id" optional:"" help:"The sandboxes."`
 	All bool     `help:"All of the team."`
 }
 
@@ -239,7 +239,7 @@ func (s *session) each(ctx context.Context, what string, ids []string, do func(c
 }
 
 type pauseCommand struct {
-	IDs []string `arg:"" name:"id" help:"The sandboxes."`
+	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
 }
 
 // Run returns when their memory is free.
@@ -248,7 +248,7 @@ func (c *pauseCommand) Run(ctx context.Context, s *session) error {
 }
 
 type resumeCommand struct {
-	IDs []string `arg:"" name:"id" help:"The sandboxes."`
+	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
 }
 
 // Run returns when they run again.
@@ -300,7 +300,7 @@ func (c *forkCommand) Run(ctx context.Context, s *session) error {
 }
 
 type timeoutCommand struct {
-	ID   string `arg:"" help:"The sandbox."`
+	ID   string `arg:"" complete:"sandbox" help:"The sandbox."`
 	Time idle   `arg:"" help:"Time without use, as 90s, 1h or never."`
 }
 

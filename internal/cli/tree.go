@@ -32,7 +32,7 @@ func pack(w io.Writer, dir string, skipped func(name string)) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // it was only read
 	out := tar.NewWriter(w)
 	err = fs.WalkDir(root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -121,7 +121,7 @@ func unpack(r io.Reader, dir string, limit int64, skipped func(string)) error {
 	if u.root, err = os.OpenRoot(dir); err != nil {
 		return err
 	}
-	defer u.root.Close()
+	defer func() { _ = u.root.Close() }() // what was written through it is closed
 	return errors.Join(u.entries(tar.NewReader(r)), u.finish())
 }
 
