@@ -47,7 +47,7 @@ func (s *stack) parts() []part {
 
 // TestStack has one stack for all, because its guest boots once for it.
 func TestStack(t *testing.T) {
-	s := newStack(t)
+	s := newStack(t, "wcra", "10.222.0.0/16")
 	// After a failure a part may be dead, for which the others would wait.
 	ok := t.Run("curl", func(t *testing.T) { testCurl(t, s) }) &&
 		t.Run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) }) &&
