@@ -53,6 +53,6 @@ func TestVerifyFork(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("verdicts that are not ok (-want +got):\n%s", diff)
 	}
-	t.Logf("took %v", report.Took)
+	t.Logf("took %v ms", report.TookMS)
 	s.clean(t, "verify")
 }

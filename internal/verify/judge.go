@@ -74,17 +74,27 @@ func equal(a, b string) bool { return a == b }
 
 // compare compares each pair; repeats is the verdict when two are the same.
 func compare(e evidence, names []string, repeats Verdict, same func(a, b string) bool) Result {
-	r := Result{Verdict: Good, Found: fmt.Sprintf("different in all %d", len(e.ids()))}
-	for _, name := range names {
+	r := Result{Verdict: Good}
+	found := make([]string, len(names))
+	for i, name := range names {
 		if failure, ok := r.take(e, name, e.ids()); !ok {
 			return failure
 		}
 		groups := repetitions(e.ids(), r.Values[name], same)
 		if len(groups) > 0 {
-			r.Verdict, r.Found = repeats, describe(name, len(names) > 1, groups, e)
-			return r
+			r.Verdict = repeats
 		}
+		found[i] = describe(groups, e)
 	}
+	if len(slices.Compact(slices.Clone(found))) == 1 {
+		r.Found = found[0]
+		return r
+	}
+	for i, name := range names {
+		_, short, _ := strings.Cut(name, ".")
+		found[i] = short + " " + found[i]
+	}
+	r.Found = strings.Join(found, "; ")
 	return r
 }
 
@@ -128,21 +138,16 @@ func repetitions(ids []string, values map[string]string, same func(a, b string) 
 }
 
 // describe says who repeats.
-func describe(name string, several bool, groups [][]string, e evidence) string {
+func describe(groups [][]string, e evidence) string {
+	all := len(e.ids())
 	var out []string
 	for _, g := range groups {
-		if len(g) == len(e.ids()) {
-			out = append(out, fmt.Sprintf("the same in all %d", len(g)))
-			continue
+		if len(g) == all {
+			return fmt.Sprintf("the same in all %d", all)
 		}
 		out = append(out, "the same in "+strings.Join(labels(e, g), ", "))
 	}
-	text := strings.Join(out, "; ")
-	if several {
-		_, short, _ := strings.Cut(name, ".")
-		text = short + " " + text
-	}
-	return text
+	return cmp.Or(strings.Join(out, " and "), fmt.Sprintf("different in all %d", all))
 }
 
 func labels(e evidence, ids []string) []string {

@@ -68,10 +68,10 @@ type Report struct {
 	OK      bool              `json:"ok"` // nothing repeated that must differ
 	Parent  string            `json:"parent"`
 	Copies  []string          `json:"copies"`
-	Kept    bool              `json:"kept"`           // the sandboxes are there still
-	Guest   map[string]string `json:"guest"`          // versions of python, node and openssl, if there
-	Results []Result          `json:"results"`        // in the order of the checks
-	Took    map[string]string `json:"took,omitempty"` // by step
+	Kept    bool              `json:"kept"`    // the sandboxes are there still
+	Guest   map[string]string `json:"guest"`   // versions of python, node and openssl, if there
+	TookMS  map[string]int64  `json:"took_ms"` // by step: create, start, fork, ask
+	Results []Result          `json:"results"` // in the order of the checks
 }
 
 // Fork makes a sandbox, forks it, compares, and deletes all. The error is of
@@ -81,7 +81,7 @@ func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 	if opts.Count < 1 || opts.Count > MaxCount {
 		return nil, fmt.Errorf("%d copies: from 1 to %d can be compared", opts.Count, MaxCount)
 	}
-	r := &run{api: api, opts: opts, report: &Report{Kept: opts.Keep, Took: map[string]string{}}}
+	r := &run{api: api, opts: opts, report: &Report{Kept: opts.Keep, TookMS: map[string]int64{}}}
 	defer func() {
 		if !opts.Keep {
 			err = errors.Join(err, r.clean(ctx))
@@ -105,7 +105,7 @@ func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 		if err := step.do(ctx); err != nil {
 			return nil, fmt.Errorf("%s: %w", step.what, err)
 		}
-		r.report.Took[step.name] = time.Since(began).Round(time.Millisecond).String()
+		r.report.TookMS[step.name] = time.Since(began).Milliseconds()
 	}
 	r.report.Results = judge(r.found)
 	r.report.OK = true

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,9 +23,11 @@ import (
 // copies are the same sandbox under other names: its probes are the real ones,
 // and what copies should not share they share.
 type local struct {
-	t       *testing.T
-	root    string // in place of / for files
-	broken  string // the method that fails
+	t      *testing.T
+	root   string // in place of / for files
+	broken string // the method that fails
+
+	turn    sync.Mutex // one command at a time, for there is but one machine; guards what follows
 	deleted []string
 }
 
@@ -85,7 +88,9 @@ func (l *local) CreateSandbox(context.Context, client.CreateSandbox) (*client.Sa
 }
 
 func (l *local) DeleteSandbox(_ context.Context, id string) error {
-	l.deleted = append(l.deleted, id) // one after the other: see TestFork
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	l.deleted = append(l.deleted, id)
 	return l.fail("delete")
 }
 
@@ -106,6 +111,8 @@ func (l *local) Exec(ctx context.Context, _ string, c client.Command) (*client.R
 			c.Args[i] = l.path(arg)
 		}
 	}
+	l.turn.Lock()
+	defer l.turn.Unlock()
 	cmd := exec.CommandContext(ctx, c.Cmd, c.Args...)
 	cmd.Env = append(os.Environ(), "WRENN_RUN="+l.path("run"))
 	var out, errOut bytes.Buffer
@@ -131,7 +138,7 @@ func TestFork(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t)
 	var steps []string
-	report, err := Fork(t.Context(), oneAtATime(l), Options{Count: 2, Progress: func(what string) { steps = append(steps, what) }})
+	report, err := Fork(t.Context(), l, Options{Count: 2, Progress: func(what string) { steps = append(steps, what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,30 +174,6 @@ func TestFork(t *testing.T) {
 	}
 }
 
-// serial lets no two requests be under way: there is but one machine.
-type serial struct {
-	*local
-
-	turn chan struct{}
-}
-
-func oneAtATime(l *local) serial { return serial{l, make(chan struct{}, 1)} }
-
-func (s serial) take() (done func()) {
-	s.turn <- struct{}{}
-	return func() { <-s.turn }
-}
-
-func (s serial) Exec(ctx context.Context, id string, c client.Command) (*client.Result, error) {
-	defer s.take()()
-	return s.local.Exec(ctx, id, c)
-}
-
-func (s serial) DeleteSandbox(ctx context.Context, id string) error {
-	defer s.take()()
-	return s.local.DeleteSandbox(ctx, id)
-}
-
 // What was made is deleted however it ends, and kept when asked for.
 func TestForkFails(t *testing.T) {
 	t.Parallel()
@@ -212,7 +195,7 @@ func TestForkFails(t *testing.T) {
 			t.Parallel()
 			l := newLocal(t)
 			l.broken = c.broken
-			_, err := Fork(t.Context(), oneAtATime(l), Options{Count: c.count, Keep: c.keep})
+			_, err := Fork(t.Context(), l, Options{Count: c.count, Keep: c.keep})
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("error %v, want one that says %q", err, c.says)
 			}
@@ -266,7 +249,8 @@ func TestJudge(t *testing.T) {
 		{"a copy is as the parent", differs("x.v"), said("x.v", "1", "2", "1"), Failed, "the same in the parent, b"},
 		{"documented", mayRepeat(memory, "x.v"), said("x.v", "1", "2", "2"), Warning, "the same in a, b"},
 		{"documented, but differs", mayRepeat(memory, "x.v"), said("x.v", "1", "2", "3"), Good, "different in all 3"},
-		{"the second repeats", differs("x.v", "x.w"), with(said("x.v", "1", "2", "3"), "x.w", "1", "1", "2"), Failed, "w the same in the parent, a"},
+		{"the second repeats", differs("x.v", "x.w"), with(said("x.v", "1", "2", "3"), "x.w", "1", "1", "2"), Failed, "v different in all 3; w the same in the parent, a"},
+		{"both repeat", mayRepeat(memory, "x.v", "x.w"), with(said("x.v", "1", "1", "1"), "x.w", "1", "1", "1"), Warning, "the same in all 3"},
 		{"one says nothing", differs("x.v"), said("x.v", "1", "", "3"), Failed, "a: the probe says nothing of x.v"},
 		{"one says nothing where repeats are documented", mayRepeat(memory, "x.v"), said("x.v", "1", "1", ""), Failed, "b: the probe says nothing of x.v"},
 		{"one says why", differs("x.v"), broken, Failed, "b: it did not answer"},
