@@ -21,7 +21,7 @@ type check struct {
 	name  string // as scripts know it
 	group string // what it is about
 	title string
-	needs string // what the guest must have: python, node or openssl; "" is nothing
+	needs string // what the guest must have; "" is nothing
 	judge judgement
 }
 
@@ -38,9 +38,10 @@ const (
 
 // What a guest may have.
 const (
-	python  = "python"
-	nodeJS  = "node"
-	openssl = "openssl"
+	python    = "python"
+	nodeJS    = "node"
+	openssl   = "openssl"
+	machineID = "machine-id"
 )
 
 // checks are all that is compared, as it is shown.
@@ -49,7 +50,7 @@ var checks = []check{
 	{"kernel.getrandom", groupKernel, "getrandom", python, differs("fresh.getrandom")},
 	{"kernel.uuid", groupKernel, "/proc/sys/kernel/random/uuid", "", differs("kernel.uuid")},
 	{"kernel.boot_id", groupKernel, "boot_id", "", differs("kernel.boot_id")},
-	{"kernel.machine_id", groupKernel, "machine-id", "", differs("kernel.machine_id")},
+	{"kernel.machine_id", groupKernel, "machine-id", machineID, differs("kernel.machine_id")},
 	{"kernel.hostname", groupKernel, "host name", "", differs("kernel.hostname")},
 	{"kernel.time", groupKernel, "time", "", timeIsRight},
 	{"kernel.tcp_port", groupKernel, "source port of the first connection", python, mayRepeat(tcp, "connect.port")},

@@ -25,7 +25,7 @@ const (
 type evidence struct {
 	parent  string
 	copies  []string
-	has     map[string]string // versions of what the guest has, by name
+	has     map[string]string // what the guest has, by name, and its version
 	outside bool              // a connection to the outside was asked for
 	before  reading           // the parent's clock, before the fork
 	answers map[string]map[string]string

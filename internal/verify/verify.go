@@ -179,7 +179,7 @@ func (r *run) start(ctx context.Context) error {
 		}
 	}
 	r.found = evidence{
-		parent: r.report.Parent, has: r.report.Guest, outside: r.opts.Outside != "",
+		parent: r.report.Parent, has: facts, outside: r.opts.Outside != "",
 		answers: map[string]map[string]string{}, clocks: map[string]reading{},
 	}
 	r.found.before, err = r.clock(ctx, r.report.Parent)

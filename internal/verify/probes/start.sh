@@ -27,5 +27,8 @@ if node -e 'require("crypto")' 2>node.log; then
 	echo "node $(node -p 'process.version, process.version + " OpenSSL " + process.versions.openssl')"
 fi
 if openssl version >/dev/null 2>&1; then
-	echo "openssl $(openssl version)"
+	echo "openssl $(openssl version | cut -d ' ' -f 2)"
+fi
+if [ -s /etc/machine-id ]; then
+	echo "machine-id yes"
 fi
