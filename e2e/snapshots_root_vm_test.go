@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -17,7 +18,7 @@ import (
 // counter starts a program that has a secret and a number in its memory alone,
 // and tells both again and again.
 const counter = `setsid sh -c 'secret=$(cat /proc/sys/kernel/random/uuid); n=0
-	while :; do n=$((n+1)); echo "$secret $n" >/dev/shm/new; mv /dev/shm/new /dev/shm/told; sleep 0.05; done' >/dev/null 2>&1 </dev/null &
+	while :; do n=$((n+1)); echo "$secret $n" >/dev/shm/new; mv /dev/shm/new /dev/shm/told; sleep 0.2; done' >/dev/null 2>&1 </dev/null &
 	while ! cat /dev/shm/told 2>/dev/null; do sleep 0.05; done`
 
 // TestSnapshotsByTheAPI goes the whole way, from the SDK to the guest and back.
@@ -30,7 +31,7 @@ func TestSnapshotsByTheAPI(t *testing.T) {
 	s.clean(t, "snapshots")
 }
 
-// sleeper makes a sandbox for these tests.
+// sleeper makes a sandbox that lives as long as the test.
 func (s *stack) sleeper(t *testing.T, change func(*client.CreateSandbox)) string {
 	t.Helper()
 	wish := client.CreateSandbox{MemoryMB: 128, Timeout: time.Hour, Metadata: map[string]string{"mark": "snapshots"}}
@@ -41,7 +42,17 @@ func (s *stack) sleeper(t *testing.T, change func(*client.CreateSandbox)) string
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.deleteAfter(t, sb.ID)
 	return sb.ID
+}
+
+func (s *stack) deleteAfter(t *testing.T, id string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := s.api.DeleteSandbox(context.WithoutCancel(t.Context()), id); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // sh runs a script in a sandbox and returns what it prints.
@@ -121,6 +132,7 @@ func (s *stack) testFork(t *testing.T) {
 	}
 	boots := map[string]bool{s.must(t, id, bootID): true}
 	for _, sb := range forked.Sandboxes {
+		s.deleteAfter(t, sb.ID)
 		if sb.ParentID != id || sb.State != client.Running || sb.Metadata["mark"] != "snapshots" {
 			t.Errorf("copy: %+v", sb)
 		}

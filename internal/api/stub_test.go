@@ -45,9 +45,9 @@ type stub struct {
 	started  service.ExecStart
 	attached service.ExecAttach
 	timeout  time.Duration
-	forked   service.ForkSandbox
 	files    map[string]string
 	user     string
+	forked   service.ForkSandbox
 
 	result  service.ExecResult
 	next    string

@@ -17,7 +17,7 @@ type checkpointCommands struct {
 }
 
 type checkpointCreateCommand struct {
-	Sandbox string `arg:"" help:"The sandbox. It goes on."`
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox. It goes on."`
 	Name    string `arg:"" optional:"" help:"For people."`
 }
 
@@ -39,7 +39,7 @@ func (c *checkpointCreateCommand) Run(ctx context.Context, s *session) error {
 }
 
 type checkpointListCommand struct {
-	Sandbox string `arg:"" help:"The sandbox."`
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox."`
 }
 
 // Run prints a table, or the checkpoints and the head as JSON.
@@ -76,7 +76,7 @@ func (s *session) checkpoints(ctx context.Context, sandbox string, text func(io.
 }
 
 type checkpointTreeCommand struct {
-	Sandbox string `arg:"" help:"The sandbox."`
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox."`
 }
 
 // Run draws the tree as tree(1) does.
@@ -133,8 +133,8 @@ func (t *checkpointTree) here(id string) string {
 }
 
 type checkpointRestoreCommand struct {
-	Sandbox    string `arg:"" help:"The sandbox."`
-	Checkpoint string `arg:"" help:"The checkpoint, by the id that list prints."`
+	Sandbox    string `arg:"" complete:"sandbox" help:"The sandbox."`
+	Checkpoint string `arg:"" complete:"checkpoint" help:"The checkpoint, by the id that list prints."`
 }
 
 // Run returns when the sandbox is what it was.
@@ -155,8 +155,8 @@ func (c *checkpointRestoreCommand) Run(ctx context.Context, s *session) error {
 }
 
 type checkpointDeleteCommand struct {
-	Sandbox string   `arg:"" help:"The sandbox."`
-	IDs     []string `arg:"" name:"id" help:"The checkpoints."`
+	Sandbox string   `arg:"" complete:"sandbox" help:"The sandbox."`
+	IDs     []string `arg:"" name:"id" complete:"checkpoint" help:"The checkpoints."`
 }
 
 // Run deletes them one by one.

@@ -244,6 +244,8 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		out = s.keys(ctx)
 	case what == "sandbox":
 		out = s.sandboxes(ctx, "")
+	case what == "checkpoint" && len(given) > 0: // behind their sandbox
+		out = s.checkpointsOf(ctx, given[0])
 	case what == "file":
 		out = s.sandboxes(ctx, ":")
 	}
@@ -272,6 +274,24 @@ func (s *session) sandboxes(ctx context.Context, suffix string) []suggestion {
 			remark += ", " + pairs(box.Metadata)
 		}
 		out = append(out, suggestion{box.ID + suffix, remark})
+	}
+	return out
+}
+
+func (s *session) checkpointsOf(ctx context.Context, sandbox string) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	all, err := api.Checkpoints(ctx, sandbox)
+	if err != nil {
+		return nil
+	}
+	var out []suggestion
+	for _, cp := range all.Checkpoints {
+		out = append(out, suggestion{cp.ID, age(cp.CreatedAt) + ", " + cp.Name})
 	}
 	return out
 }

@@ -268,7 +268,7 @@ func (s *session) change(ctx context.Context, what string, ids []string, do func
 }
 
 type forkCommand struct {
-	ID       string            `arg:"" help:"The sandbox, running or paused. It goes on as it was."`
+	ID       string            `arg:"" complete:"sandbox" help:"The sandbox, running or paused. It goes on as it was."`
 	Count    int               `short:"n" placeholder:"N" default:"1" help:"How many copies, up to 100; default: 1."`
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label of each copy, instead of those of the sandbox; may be repeated."`
 }
