@@ -29,6 +29,7 @@ type commandLine struct {
 	Sandbox    sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
 	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
 	Key        keyCommands        `cmd:"" help:"API keys of the team."`
+	Verify     verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
 
 	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
