@@ -65,11 +65,12 @@ type Inventory struct {
 	Sandboxes []Info // in the order of their ids
 }
 
-// Inventory lists all sandboxes: what is, not what changed.
+// Inventory lists all sandboxes, but those that templates are being made of:
+// what is, not what changed.
 func (m *Manager) Inventory() Inventory {
 	inv := Inventory{Instance: m.instance, TakenAt: time.Now()}
 	for _, s := range m.all() {
-		if info := s.Info(); info.Status != statusUnmade {
+		if info := s.Info(); info.Status != statusUnmade && info.Template != buildTemplate {
 			inv.Sandboxes = append(inv.Sandboxes, info)
 		}
 	}

@@ -10,10 +10,6 @@ import (
 	"wrenn"
 )
 
-// warmTemplate marks the sandboxes that warm snapshots are taken of. They are
-// nobody's: the next agent does not adopt them.
-const warmTemplate = ".warm"
-
 // warmPrefix begins the names of warm snapshots.
 const warmPrefix = "base-"
 
@@ -37,15 +33,7 @@ func (m *Manager) Warm(ctx context.Context, shape Shape) (err error) {
 	if m.snapshots.Has(name) {
 		return nil
 	}
-	s, err := m.createNew(ctx, Request{ID: wrenn.NewSandboxID(), Template: warmTemplate, Shape: shape}, m.boot())
-	if err != nil {
-		return fmt.Errorf("boot the base guest: %w", err)
-	}
-	err = s.Snapshot(ctx, name)
-	if destroyErr := s.Destroy(context.WithoutCancel(ctx)); destroyErr != nil {
-		m.cfg.Log.LogAttrs(ctx, slog.LevelError, "base guest cannot be removed", slog.String("sandbox", string(s.id)), slog.Any("err", destroyErr))
-	}
-	return err
+	return m.Build(ctx, Recipe{Name: name, Shape: shape})
 }
 
 // origin is the snapshot that is asked for or, without one, the warm snapshot
@@ -62,7 +50,7 @@ func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if wrenn.CodeOf(err) != wrenn.NotFound {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "base snapshot cannot be used; booting instead", slog.Any("err", err))
 	}
-	return m.boot(), nil
+	return m.boot(m.cfg.Guest), nil
 }
 
 // dropWarm lets the warm snapshots of other images and drivers go, and the one
