@@ -9,34 +9,55 @@ import (
 // label, a path element and the E2B form of an id.
 type SandboxID string
 
+// CheckpointID names a checkpoint of a sandbox: "s" and 20 characters of [a-z0-9].
+type CheckpointID string
+
 const (
-	sandboxIDPrefix = "i"
-	sandboxIDLen    = 21
-	idAlphabet      = "abcdefghijklmnopqrstuvwxyz0123456789"
+	sandboxIDPrefix    = "i"
+	checkpointIDPrefix = "s"
+	idLen              = 21
+	idAlphabet         = "abcdefghijklmnopqrstuvwxyz0123456789"
 )
 
 // NewSandboxID returns a fresh random id (about 103 bits).
-func NewSandboxID() SandboxID {
+func NewSandboxID() SandboxID { return SandboxID(newID(sandboxIDPrefix)) }
+
+// NewCheckpointID returns a fresh random id (about 103 bits).
+func NewCheckpointID() CheckpointID { return CheckpointID(newID(checkpointIDPrefix)) }
+
+func newID(prefix string) string {
 	var b strings.Builder
-	b.WriteString(sandboxIDPrefix)
+	b.WriteString(prefix)
 	buf := make([]byte, 32)
-	for b.Len() < sandboxIDLen {
+	for b.Len() < idLen {
 		rand.Read(buf) // never fails, see crypto/rand
 		for _, c := range buf {
 			// 252 is the largest multiple of 36 in a byte: above it the letters would not be equally likely.
-			if c < 252 && b.Len() < sandboxIDLen {
+			if c < 252 && b.Len() < idLen {
 				b.WriteByte(idAlphabet[int(c)%len(idAlphabet)])
 			}
 		}
 	}
-	return SandboxID(b.String())
+	return b.String()
 }
 
 // ParseSandboxID returns s as an id, or an Invalid error. Everything that
 // comes from outside goes through it before it names a file or a process.
 func ParseSandboxID(s string) (SandboxID, error) {
-	if len(s) != sandboxIDLen || !strings.HasPrefix(s, sandboxIDPrefix) || strings.Trim(s, idAlphabet) != "" {
+	if !isID(s, sandboxIDPrefix) {
 		return "", Errorf(Invalid, "%.64q is not a sandbox id: it is %q and 20 characters of a-z and 0-9", s, sandboxIDPrefix)
 	}
 	return SandboxID(s), nil
+}
+
+// ParseCheckpointID returns s as an id, or an Invalid error.
+func ParseCheckpointID(s string) (CheckpointID, error) {
+	if !isID(s, checkpointIDPrefix) {
+		return "", Errorf(Invalid, "%.64q is not a checkpoint id: it is %q and 20 characters of a-z and 0-9", s, checkpointIDPrefix)
+	}
+	return CheckpointID(s), nil
+}
+
+func isID(s, prefix string) bool {
+	return len(s) == idLen && strings.HasPrefix(s, prefix) && strings.Trim(s, idAlphabet) == ""
 }

@@ -25,10 +25,10 @@ const (
 // documentation are checked against this table.
 var next = map[State][]State{
 	Pending:  {Starting, Stopping, Failed},
-	Starting: {Running, Stopping, Failed},
-	Running:  {Pausing, Stopping, Stopped, Failed}, // stopped at once when its time ran out on the host
+	Starting: {Running, Paused, Stopping, Failed}, // paused when its time was up before its start was written
+	Running:  {Pausing, Paused, Stopping, Stopped, Failed}, // paused or stopped at once when its time ran out on the host
 	Pausing:  {Paused, Running, Stopping, Stopped, Failed},
-	Paused:   {Resuming, Stopping, Stopped, Failed},
+	Paused:   {Resuming, Running, Stopping, Stopped, Failed}, // running at once when its host woke it
 	Resuming: {Running, Paused, Stopping, Stopped, Failed},
 	Stopping: {Stopped, Failed},
 	Stopped:  nil,
@@ -65,7 +65,13 @@ type Sandbox struct {
 	Reason   string // why it is stopped or failed, for the user
 	VCPUs    int
 	MemoryMB int
-	Timeout  time.Duration // without use until it is destroyed; 0 is never
+	Timeout  time.Duration // without use until OnTimeout happens; 0 is never
+	// OnTimeout is what happens then.
+	OnTimeout OnTimeout
+	// AutoResume has whoever uses it while it is paused resume it.
+	AutoResume bool
+	// Parent is the sandbox that it is a copy of; "" for none.
+	Parent   SandboxID
 	Metadata map[string]string
 	Env      map[string]string
 
@@ -75,6 +81,30 @@ type Sandbox struct {
 	UpdatedAt    time.Time // of the last change of State
 	// Version grows with every change; compare-and-set goes by it.
 	Version int64
+}
+
+// OnTimeout is what happens to a sandbox that is not used for its timeout.
+type OnTimeout string
+
+// The endings.
+const (
+	DestroyOnTimeout OnTimeout = "destroy"
+	PauseOnTimeout   OnTimeout = "pause"
+)
+
+// ErrPaused is the refusal of what a paused sandbox does not do.
+func ErrPaused(id SandboxID) *Error {
+	return Errorf(FailedPrecondition, "sandbox %s is paused: resume it first, by POST /v1/sandboxes/%[1]s/resume or wrenn sandbox resume %[1]s", id)
+}
+
+// Checkpoint is a moment in the life of a sandbox that it can go back to.
+// Those of a sandbox form a tree: each goes on from its parent.
+type Checkpoint struct {
+	ID        CheckpointID
+	Parent    CheckpointID // "" for none
+	Name      string       // for people
+	CreatedAt time.Time
+	SizeBytes int64 // on its host's disk, what it shares with others included
 }
 
 // TeamID names who owns sandboxes and keys: a UUID.

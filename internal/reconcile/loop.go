@@ -49,8 +49,6 @@ type Lead interface {
 type Host interface {
 	Inventory(ctx context.Context) (wrenn.Inventory, error)
 	Destroy(ctx context.Context, id wrenn.SandboxID) error
-	Pause(ctx context.Context, id wrenn.SandboxID) error
-	Resume(ctx context.Context, id wrenn.SandboxID) error
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
 }
 
@@ -287,10 +285,6 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		then = func() error { return host.Destroy(ctx, a.Row.ID) }
 	case Destroy:
 		first, then = func() error { return host.Destroy(ctx, a.Row.ID) }, move
-	case Pause:
-		first = func() error { return host.Pause(ctx, a.Row.ID) }
-	case Resume:
-		first = func() error { return host.Resume(ctx, a.Row.ID) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	}
@@ -348,6 +342,4 @@ type nowhere struct{}
 
 func (nowhere) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
 func (nowhere) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
-func (nowhere) Pause(context.Context, wrenn.SandboxID) error                 { return nil }
-func (nowhere) Resume(context.Context, wrenn.SandboxID) error                { return nil }
 func (nowhere) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }

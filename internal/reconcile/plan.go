@@ -23,8 +23,6 @@ const (
 	Move        Kind = "move"        // the row alone
 	Destroy     Kind = "destroy"     // end the sandbox on the host, then move the row
 	Acknowledge Kind = "acknowledge" // move the row, then let the host forget a sandbox that ended by itself
-	Pause       Kind = "pause"       // the host missed it
-	Resume      Kind = "resume"      // the host missed it
 	Extend      Kind = "extend"      // the host has another timeout
 )
 
@@ -204,15 +202,18 @@ func (r *Result) live(row *Row, seen wrenn.SeenSandbox, asOf time.Time, grace Gr
 		if row.late(asOf, grace.Stopping) {
 			r.add(Destroy, row, EndOf(&row.Sandbox), row.Reason)
 		}
-	case wrenn.Starting:
-		state = wrenn.Running
 	case wrenn.Pausing, wrenn.Resuming:
 		state = turned(row.State, paused, row.late(asOf, grace.Turning))
+	case wrenn.Starting, wrenn.Running, wrenn.Paused:
+		// Nobody asked for a turn: what is, wins. Its time was up and the host paused it, or somebody used it and the host woke it.
+		state = stateOf(paused)
 	}
 	if state != row.State {
 		r.add(Move, row, state, "")
 	}
-	r.level(row, state, paused, seen.Timeout)
+	if state == wrenn.Running && seen.Timeout != row.Timeout {
+		r.add(Extend, row, "", "")
+	}
 }
 
 // turned settles a row between running and paused: at once when the host has
@@ -221,21 +222,12 @@ func turned(state wrenn.State, paused, late bool) wrenn.State {
 	if done := (state == wrenn.Pausing) == paused; !done && !late {
 		return state
 	}
+	return stateOf(paused)
+}
+
+func stateOf(paused bool) wrenn.State {
 	if paused {
 		return wrenn.Paused
 	}
 	return wrenn.Running
-}
-
-// level brings the host to what the row says, or will say in a moment.
-func (r *Result) level(row *Row, state wrenn.State, paused bool, timeout time.Duration) {
-	if state == wrenn.Running && paused {
-		r.add(Resume, row, "", "")
-	}
-	if state == wrenn.Paused && !paused {
-		r.add(Pause, row, "", "")
-	}
-	if state == wrenn.Running && timeout != row.Timeout {
-		r.add(Extend, row, "", "")
-	}
 }

@@ -54,6 +54,7 @@ func TestPlan(t *testing.T) {
 		{row: wrenn.Starting, age: old, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Starting, age: old, seen: wrenn.SeenStarting},
 		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
 		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenStopping},
 		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Failed},
 		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
@@ -61,7 +62,8 @@ func TestPlan(t *testing.T) {
 		{row: wrenn.Running, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Running, age: old, seen: wrenn.SeenRunning},
 		{row: wrenn.Running, age: old, seen: wrenn.SeenStarting},
-		{row: wrenn.Running, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Resume},
+		{row: wrenn.Running, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Running, age: -fresh, seen: wrenn.SeenPaused},
 		{row: wrenn.Running, age: old, seen: wrenn.SeenStopping},
 		{row: wrenn.Running, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
 		{row: wrenn.Running, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
@@ -76,7 +78,7 @@ func TestPlan(t *testing.T) {
 
 		{row: wrenn.Paused, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Paused, age: old, seen: wrenn.SeenPaused},
-		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Pause},
+		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
 		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
 
 		{row: wrenn.Resuming, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
@@ -175,9 +177,19 @@ func TestPlanOfOtherThings(t *testing.T) {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
-	t.Run("started, but paused", func(t *testing.T) {
-		got := reconcile.Plan([]reconcile.Row{row(wrenn.Starting, old, "")}, inventory(wrenn.SeenPaused, ""), asOf, grace)
-		if len(got.Actions) != 2 || got.Actions[0].Kind != reconcile.Move || got.Actions[1].Kind != reconcile.Resume {
+	t.Run("woken, with another timeout", func(t *testing.T) {
+		r := row(wrenn.Paused, old, "")
+		r.Timeout = time.Hour
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		if len(got.Actions) != 2 || got.Actions[0].Kind != reconcile.Extend || got.Actions[1].To != wrenn.Running {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("paused, with another timeout", func(t *testing.T) {
+		r := row(wrenn.Running, old, "")
+		r.Timeout = time.Hour
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenPaused, ""), asOf, grace)
+		if len(got.Actions) != 1 || got.Actions[0].To != wrenn.Paused {
 			t.Errorf("got %+v", got)
 		}
 	})
@@ -259,10 +271,6 @@ func (m *model) carryOut(t *testing.T, a reconcile.Action) {
 			t.Errorf("a %s sandbox is taken for ended", seen.State)
 		}
 		m.forget(row.ID)
-	case reconcile.Pause:
-		seen.State = wrenn.SeenPaused
-	case reconcile.Resume:
-		seen.State = wrenn.SeenRunning
 	case reconcile.Extend:
 		seen.Timeout = row.Timeout
 	}

@@ -52,8 +52,11 @@ type Info struct {
 	Template string
 	Shape    Shape
 	Timeout  time.Duration
-	Created  time.Time
-	Active   time.Time // of the last use, and now while there is one
+	// OnTimeout and AutoResume are as in the Request.
+	OnTimeout  Ending
+	AutoResume bool
+	Created    time.Time
+	Active     time.Time // of the last use, and now while there is one
 	// Version grows with every change but of Active; comparable within one instance.
 	Version uint64
 }
@@ -86,7 +89,7 @@ func (s *Sandbox) Info() Info {
 	defer s.mu.Unlock()
 	info := Info{
 		ID: s.id, Status: s.life.status, Reason: s.life.reason, Template: s.request.Template, Shape: s.request.Shape,
-		Timeout: s.life.timeout, Created: s.life.created, Active: s.life.active, Version: s.life.version,
+		Timeout: s.life.timeout, OnTimeout: s.request.OnTimeout, AutoResume: s.request.AutoResume, Created: s.life.created, Active: s.life.active, Version: s.life.version,
 	}
 	if s.life.uses > 0 {
 		info.Active = time.Now()
@@ -115,7 +118,7 @@ func (i Info) refusal() error {
 	case StatusStarting:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is still starting", i.ID)
 	case StatusPaused:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is paused: resume it first", i.ID)
+		return wrenn.ErrPaused(i.ID)
 	case StatusPausing, StatusResuming, StatusRestoring:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
 	case StatusStopping, statusUnmade:

@@ -52,6 +52,21 @@ const (
 	// HostAgentServiceListSandboxesProcedure is the fully-qualified name of the HostAgentService's
 	// ListSandboxes RPC.
 	HostAgentServiceListSandboxesProcedure = "/hostagent.v1.HostAgentService/ListSandboxes"
+	// HostAgentServiceForkSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// ForkSandbox RPC.
+	HostAgentServiceForkSandboxProcedure = "/hostagent.v1.HostAgentService/ForkSandbox"
+	// HostAgentServiceCreateCheckpointProcedure is the fully-qualified name of the HostAgentService's
+	// CreateCheckpoint RPC.
+	HostAgentServiceCreateCheckpointProcedure = "/hostagent.v1.HostAgentService/CreateCheckpoint"
+	// HostAgentServiceListCheckpointsProcedure is the fully-qualified name of the HostAgentService's
+	// ListCheckpoints RPC.
+	HostAgentServiceListCheckpointsProcedure = "/hostagent.v1.HostAgentService/ListCheckpoints"
+	// HostAgentServiceRestoreCheckpointProcedure is the fully-qualified name of the HostAgentService's
+	// RestoreCheckpoint RPC.
+	HostAgentServiceRestoreCheckpointProcedure = "/hostagent.v1.HostAgentService/RestoreCheckpoint"
+	// HostAgentServiceDeleteCheckpointProcedure is the fully-qualified name of the HostAgentService's
+	// DeleteCheckpoint RPC.
+	HostAgentServiceDeleteCheckpointProcedure = "/hostagent.v1.HostAgentService/DeleteCheckpoint"
 	// HostAgentServiceExtendSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ExtendSandbox RPC.
 	HostAgentServiceExtendSandboxProcedure = "/hostagent.v1.HostAgentService/ExtendSandbox"
@@ -91,6 +106,21 @@ type HostAgentServiceClient interface {
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error)
 	// ListSandboxes is the full inventory: what is, not what changed.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
+	// ForkSandbox makes running copies of a running or paused sandbox, which goes
+	// on as it was, all of one moment. The answer has a result for each id; of a
+	// copy that failed nothing is left.
+	ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error)
+	// CreateCheckpoint keeps what a running sandbox is now; it goes on. A
+	// checkpoint that is there already with the same id is the answer.
+	CreateCheckpoint(context.Context, *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error)
+	// ListCheckpoints lists a sandbox's checkpoints, oldest first.
+	ListCheckpoints(context.Context, *v1.ListCheckpointsRequest) (*v1.ListCheckpointsResponse, error)
+	// RestoreCheckpoint makes a sandbox what it was at a checkpoint. What it is
+	// now is lost; no checkpoint is. When it fails the sandbox goes on as before.
+	RestoreCheckpoint(context.Context, *v1.RestoreCheckpointRequest) (*v1.RestoreCheckpointResponse, error)
+	// DeleteCheckpoint removes one; those made after it go on from its parent. One
+	// that is not there is no error.
+	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets when the sandbox ends by itself.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
@@ -160,6 +190,36 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ListSandboxes")),
 			connect.WithClientOptions(opts...),
 		),
+		forkSandbox: connect.NewClient[v1.ForkSandboxRequest, v1.ForkSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceForkSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ForkSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		createCheckpoint: connect.NewClient[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse](
+			httpClient,
+			baseURL+HostAgentServiceCreateCheckpointProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("CreateCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
+		listCheckpoints: connect.NewClient[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse](
+			httpClient,
+			baseURL+HostAgentServiceListCheckpointsProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListCheckpoints")),
+			connect.WithClientOptions(opts...),
+		),
+		restoreCheckpoint: connect.NewClient[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse](
+			httpClient,
+			baseURL+HostAgentServiceRestoreCheckpointProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("RestoreCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteCheckpoint: connect.NewClient[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse](
+			httpClient,
+			baseURL+HostAgentServiceDeleteCheckpointProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteCheckpoint")),
+			connect.WithClientOptions(opts...),
+		),
 		extendSandbox: connect.NewClient[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse](
 			httpClient,
 			baseURL+HostAgentServiceExtendSandboxProcedure,
@@ -213,20 +273,25 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 
 // hostAgentServiceClient implements HostAgentServiceClient.
 type hostAgentServiceClient struct {
-	ping            *connect.Client[v1.PingRequest, v1.PingResponse]
-	createSandbox   *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
-	destroySandbox  *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
-	pauseSandbox    *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
-	resumeSandbox   *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
-	listSandboxes   *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
-	extendSandbox   *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
-	exec            *connect.Client[v1.ExecRequest, v1.ExecResponse]
-	execStream      *connect.Client[v1.ExecStreamRequest, v1.ExecStreamResponse]
-	signalProcess   *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
-	writeFile       *connect.Client[v1.WriteFileRequest, v1.WriteFileResponse]
-	readFile        *connect.Client[v1.ReadFileRequest, v1.ReadFileResponse]
-	writeFileStream *connect.Client[v1.WriteFileStreamRequest, v1.WriteFileStreamResponse]
-	readFileStream  *connect.Client[v1.ReadFileStreamRequest, v1.ReadFileStreamResponse]
+	ping              *connect.Client[v1.PingRequest, v1.PingResponse]
+	createSandbox     *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
+	destroySandbox    *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
+	pauseSandbox      *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
+	resumeSandbox     *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
+	listSandboxes     *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
+	forkSandbox       *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
+	createCheckpoint  *connect.Client[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse]
+	listCheckpoints   *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
+	restoreCheckpoint *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
+	deleteCheckpoint  *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
+	extendSandbox     *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
+	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	execStream        *connect.Client[v1.ExecStreamRequest, v1.ExecStreamResponse]
+	signalProcess     *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
+	writeFile         *connect.Client[v1.WriteFileRequest, v1.WriteFileResponse]
+	readFile          *connect.Client[v1.ReadFileRequest, v1.ReadFileResponse]
+	writeFileStream   *connect.Client[v1.WriteFileStreamRequest, v1.WriteFileStreamResponse]
+	readFileStream    *connect.Client[v1.ReadFileStreamRequest, v1.ReadFileStreamResponse]
 }
 
 // Ping calls hostagent.v1.HostAgentService.Ping.
@@ -277,6 +342,51 @@ func (c *hostAgentServiceClient) ResumeSandbox(ctx context.Context, req *v1.Resu
 // ListSandboxes calls hostagent.v1.HostAgentService.ListSandboxes.
 func (c *hostAgentServiceClient) ListSandboxes(ctx context.Context, req *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error) {
 	response, err := c.listSandboxes.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ForkSandbox calls hostagent.v1.HostAgentService.ForkSandbox.
+func (c *hostAgentServiceClient) ForkSandbox(ctx context.Context, req *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
+	response, err := c.forkSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateCheckpoint calls hostagent.v1.HostAgentService.CreateCheckpoint.
+func (c *hostAgentServiceClient) CreateCheckpoint(ctx context.Context, req *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error) {
+	response, err := c.createCheckpoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListCheckpoints calls hostagent.v1.HostAgentService.ListCheckpoints.
+func (c *hostAgentServiceClient) ListCheckpoints(ctx context.Context, req *v1.ListCheckpointsRequest) (*v1.ListCheckpointsResponse, error) {
+	response, err := c.listCheckpoints.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RestoreCheckpoint calls hostagent.v1.HostAgentService.RestoreCheckpoint.
+func (c *hostAgentServiceClient) RestoreCheckpoint(ctx context.Context, req *v1.RestoreCheckpointRequest) (*v1.RestoreCheckpointResponse, error) {
+	response, err := c.restoreCheckpoint.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteCheckpoint calls hostagent.v1.HostAgentService.DeleteCheckpoint.
+func (c *hostAgentServiceClient) DeleteCheckpoint(ctx context.Context, req *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error) {
+	response, err := c.deleteCheckpoint.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -357,6 +467,21 @@ type HostAgentServiceHandler interface {
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error)
 	// ListSandboxes is the full inventory: what is, not what changed.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
+	// ForkSandbox makes running copies of a running or paused sandbox, which goes
+	// on as it was, all of one moment. The answer has a result for each id; of a
+	// copy that failed nothing is left.
+	ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error)
+	// CreateCheckpoint keeps what a running sandbox is now; it goes on. A
+	// checkpoint that is there already with the same id is the answer.
+	CreateCheckpoint(context.Context, *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error)
+	// ListCheckpoints lists a sandbox's checkpoints, oldest first.
+	ListCheckpoints(context.Context, *v1.ListCheckpointsRequest) (*v1.ListCheckpointsResponse, error)
+	// RestoreCheckpoint makes a sandbox what it was at a checkpoint. What it is
+	// now is lost; no checkpoint is. When it fails the sandbox goes on as before.
+	RestoreCheckpoint(context.Context, *v1.RestoreCheckpointRequest) (*v1.RestoreCheckpointResponse, error)
+	// DeleteCheckpoint removes one; those made after it go on from its parent. One
+	// that is not there is no error.
+	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets when the sandbox ends by itself.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
@@ -422,6 +547,36 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ListSandboxes")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceForkSandboxHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceForkSandboxProcedure,
+		svc.ForkSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ForkSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceCreateCheckpointHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceCreateCheckpointProcedure,
+		svc.CreateCheckpoint,
+		connect.WithSchema(hostAgentServiceMethods.ByName("CreateCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceListCheckpointsHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceListCheckpointsProcedure,
+		svc.ListCheckpoints,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListCheckpoints")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceRestoreCheckpointHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceRestoreCheckpointProcedure,
+		svc.RestoreCheckpoint,
+		connect.WithSchema(hostAgentServiceMethods.ByName("RestoreCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceDeleteCheckpointHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceDeleteCheckpointProcedure,
+		svc.DeleteCheckpoint,
+		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteCheckpoint")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceExtendSandboxHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceExtendSandboxProcedure,
 		svc.ExtendSandbox,
@@ -484,6 +639,16 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceResumeSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceListSandboxesProcedure:
 			hostAgentServiceListSandboxesHandler.ServeHTTP(w, r)
+		case HostAgentServiceForkSandboxProcedure:
+			hostAgentServiceForkSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceCreateCheckpointProcedure:
+			hostAgentServiceCreateCheckpointHandler.ServeHTTP(w, r)
+		case HostAgentServiceListCheckpointsProcedure:
+			hostAgentServiceListCheckpointsHandler.ServeHTTP(w, r)
+		case HostAgentServiceRestoreCheckpointProcedure:
+			hostAgentServiceRestoreCheckpointHandler.ServeHTTP(w, r)
+		case HostAgentServiceDeleteCheckpointProcedure:
+			hostAgentServiceDeleteCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceExtendSandboxProcedure:
 			hostAgentServiceExtendSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecProcedure:
@@ -531,6 +696,26 @@ func (UnimplementedHostAgentServiceHandler) ResumeSandbox(context.Context, *v1.R
 
 func (UnimplementedHostAgentServiceHandler) ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListSandboxes is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ForkSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) CreateCheckpoint(context.Context, *v1.CreateCheckpointRequest) (*v1.CreateCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.CreateCheckpoint is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListCheckpoints(context.Context, *v1.ListCheckpointsRequest) (*v1.ListCheckpointsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListCheckpoints is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) RestoreCheckpoint(context.Context, *v1.RestoreCheckpointRequest) (*v1.RestoreCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.RestoreCheckpoint is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteCheckpoint is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error) {
