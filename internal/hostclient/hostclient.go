@@ -41,9 +41,9 @@ const (
 type Deadlines struct {
 	Ping      time.Duration // 5 s
 	Inventory time.Duration // 30 s
-	Create    time.Duration // 5 min: the host may boot by software emulation
+	Create    time.Duration // 5 min: the host may boot by software emulation; also of a Fork
 	Destroy   time.Duration // 1 min
-	Pause     time.Duration // 1 min; also of Resume
+	Pause     time.Duration // 5 min: 16 GiB of memory go to a slow disk; also of Resume, and of making and restoring a checkpoint
 	Extend    time.Duration // 10 s
 	Start     time.Duration // 1 min, until a stream's first answer
 	Stall     time.Duration // 2 min, until a file's next piece
@@ -55,7 +55,7 @@ func (d Deadlines) WithDefaults() Deadlines {
 	return Deadlines{
 		Ping: cmp.Or(d.Ping, 5*time.Second), Inventory: cmp.Or(d.Inventory, 30*time.Second),
 		Create: cmp.Or(d.Create, 5*time.Minute), Destroy: cmp.Or(d.Destroy, time.Minute),
-		Pause: cmp.Or(d.Pause, time.Minute), Extend: cmp.Or(d.Extend, 10*time.Second),
+		Pause: cmp.Or(d.Pause, 5*time.Minute), Extend: cmp.Or(d.Extend, 10*time.Second),
 		Start: cmp.Or(d.Start, time.Minute), Stall: cmp.Or(d.Stall, 2*time.Minute),
 		ExecGrace: cmp.Or(d.ExecGrace, 30*time.Second),
 	}
@@ -197,7 +197,7 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 func (c *Client) Create(ctx context.Context, sb *wrenn.Sandbox) error {
 	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, &hostagentv1.CreateSandboxRequest{
 		SandboxId: string(sb.ID), Template: sb.Template, Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMB),
-		TimeoutSec: seconds(sb.Timeout), Env: sb.Env,
+		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Env: sb.Env,
 	})
 	return err
 }
@@ -208,13 +208,13 @@ func (c *Client) Destroy(ctx context.Context, id wrenn.SandboxID) error {
 	return err
 }
 
-// Pause stops the sandbox's CPUs; twice is allowed.
+// Pause writes the sandbox to its host's disk and frees its memory; twice is allowed.
 func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID) error {
 	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &hostagentv1.PauseSandboxRequest{SandboxId: string(id)})
 	return err
 }
 
-// Resume lets them go on; twice is allowed.
+// Resume lets it go on; twice is allowed.
 func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID) error {
 	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &hostagentv1.ResumeSandboxRequest{SandboxId: string(id)})
 	return err

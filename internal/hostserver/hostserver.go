@@ -111,7 +111,10 @@ func requestOf(req *pb.CreateSandboxRequest) (sandbox.Request, error) {
 	if n := req.GetMemoryMb(); n != 0 {
 		shape.MemoryMiB = int(n)
 	}
-	return sandbox.Request{ID: id, Template: template, Shape: shape, Timeout: seconds(req.GetTimeoutSec()), Env: req.GetEnv()}, nil
+	ending, err := endingOf(req.GetOnTimeout())
+	return sandbox.Request{
+		ID: id, Template: template, Shape: shape, Timeout: seconds(req.GetTimeoutSec()), OnTimeout: ending, AutoResume: req.GetAutoResume(), Env: req.GetEnv(),
+	}, err
 }
 
 func (s *server) DestroySandbox(ctx context.Context, req *pb.DestroySandboxRequest) (*pb.DestroySandboxResponse, error) {
@@ -158,6 +161,7 @@ func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.L
 			Vcpus: uint32(info.Shape.VCPUs), MemoryMb: uint32(info.Shape.MemoryMiB),
 			CreatedAtUnix: info.Created.Unix(), LastActiveAtUnix: info.Active.Unix(),
 			TimeoutSec: secondsUp(info.Timeout), Reason: info.Reason, Version: info.Version,
+			OnTimeout: onTimeout(info.OnTimeout), AutoResume: info.AutoResume,
 		})
 	}
 	return resp, nil

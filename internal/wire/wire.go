@@ -65,6 +65,28 @@ func ToConnect(err error) error {
 	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
 }
 
+// ToResult is ToConnect for one of several results in an answer; both are
+// empty for nil.
+func ToResult(err error) (code, message string) {
+	if err == nil {
+		return "", ""
+	}
+	e, _ := errors.AsType[*connect.Error](ToConnect(err)) // which it always is
+	return e.Code().String(), e.Message()
+}
+
+// FromResult is what ToResult told: nil when code is empty.
+func FromResult(code, message string) error {
+	if code == "" {
+		return nil
+	}
+	var c connect.Code
+	if err := c.UnmarshalText([]byte(code)); err != nil { // a newer server's
+		c = connect.CodeInternal
+	}
+	return &wrenn.Error{Code: Code(c), Message: message}
+}
+
 // timeUp is what a server says whose caller's deadline came before the caller
 // saw that itself.
 const timeUp = "the time was up"

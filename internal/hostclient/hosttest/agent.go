@@ -31,6 +31,8 @@ type Agent struct {
 	// Before and After may fail a call, block it or look on. Methods are named
 	// as in the protocol. After runs when the work is done: its error is a lost answer.
 	Before, After func(ctx context.Context, method, id string) error
+	// Copy may fail a single copy of a fork.
+	Copy func(ctx context.Context, id string) error
 	// Sent hears of each piece of output when it is on its way.
 	Sent func(n int)
 
@@ -38,6 +40,7 @@ type Agent struct {
 	instance int
 	boxes    map[string]*box
 	creates  int
+	wakes    int
 }
 
 // box is a sandbox.
@@ -46,6 +49,8 @@ type box struct {
 	env       map[string]string
 	files     map[string][]byte
 	processes map[uint32]*process
+	moments   []*moment // checkpoints, oldest first
+	head      string    // the one that it goes on from
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*Agent)(nil)
@@ -82,6 +87,9 @@ func (a *Agent) capacity() *hostagentv1.Capacity {
 	}
 	for _, b := range a.boxes {
 		c.SandboxesUsed++
+		if b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
+			continue
+		}
 		c.MemoryMbUsed += uint64(b.info.MemoryMb)
 	}
 	return c
@@ -119,6 +127,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, Template: req.GetTemplate(),
 			Vcpus: req.GetVcpus(), MemoryMb: req.GetMemoryMb(), TimeoutSec: req.GetTimeoutSec(), Version: 1,
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
+			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(),
 		}, req.GetEnv())
 		return nil
 	})
@@ -157,12 +166,21 @@ func (a *Agent) turn(ctx context.Context, method, id string, to hostagentv1.Sand
 		if err != nil {
 			return err
 		}
-		if b.info.Status != to {
-			b.info.Status = to
-			b.info.Version++
-		}
+		a.become(b, to)
 		return nil
 	})
+}
+
+// become is under the lock.
+func (a *Agent) become(b *box, to hostagentv1.SandboxStatus) {
+	if b.info.Status == to {
+		return
+	}
+	b.info.Status = to
+	b.info.Version++
+	if to == hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
+		a.wakes++
+	}
 }
 
 // live returns one that has not ended.
@@ -174,12 +192,22 @@ func (a *Agent) live(id string) (*box, error) {
 	return b, nil
 }
 
+// running returns one that runs; a paused one that may be woken runs then.
 func (a *Agent) running(id string) (*box, error) {
 	b, err := a.live(id)
-	if err == nil && b.info.Status != hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
+	if err != nil {
+		return nil, err
+	}
+	if b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
+		if !b.info.AutoResume {
+			return nil, wrenn.ErrPaused(wrenn.SandboxID(id))
+		}
+		a.become(b, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
+	}
+	if b.info.Status != hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s does not run", id)
 	}
-	return b, err
+	return b, nil
 }
 
 func (b *box) ended() bool {
@@ -204,6 +232,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 	return &hostagentv1.SandboxInfo{
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
+		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume,
 	}
 }
 
@@ -305,6 +334,13 @@ func (a *Agent) Timeout(id wrenn.SandboxID) time.Duration {
 func (a *Agent) Creates() int {
 	n := 0
 	_ = a.locked(func() error { n = a.creates; return nil }) // never fails
+	return n
+}
+
+// Wakes counts how often a paused sandbox came to run.
+func (a *Agent) Wakes() int {
+	n := 0
+	_ = a.locked(func() error { n = a.wakes; return nil }) // never fails
 	return n
 }
 

@@ -1,0 +1,144 @@
+package hosttest
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/wire"
+	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+)
+
+// moment is a checkpoint: what the sandbox's files were.
+type moment struct {
+	info  *hostagentv1.Checkpoint
+	files map[string][]byte
+}
+
+// ForkSandbox makes running copies with the files of the sandbox.
+func (a *Agent) ForkSandbox(ctx context.Context, req *hostagentv1.ForkSandboxRequest) (*hostagentv1.ForkSandboxResponse, error) {
+	res := &hostagentv1.ForkSandboxResponse{}
+	err := a.with(ctx, "ForkSandbox", req.GetSandboxId(), func() error {
+		parent, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		for _, id := range req.GetNewIds() {
+			code, message := wire.ToResult(a.fork(ctx, parent, id))
+			res.Results = append(res.Results, &hostagentv1.ForkResult{SandboxId: id, Code: code, Message: message})
+		}
+		return nil
+	})
+	return res, err
+}
+
+// fork is under the lock.
+func (a *Agent) fork(ctx context.Context, parent *box, id string) error {
+	if a.Copy != nil {
+		if err := a.Copy(ctx, id); err != nil {
+			return err
+		}
+	}
+	if a.boxes[id] != nil {
+		return nil
+	}
+	if c := a.capacity(); c.SandboxesUsed >= c.Sandboxes {
+		return wrenn.Errorf(wrenn.Exhausted, "this host is full")
+	}
+	info := copyOf(parent.info)
+	info.SandboxId, info.Status, info.Version = id, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, 1
+	b := newBox(info, parent.env)
+	b.files = maps.Clone(parent.files)
+	a.boxes[id] = b
+	a.creates++
+	return nil
+}
+
+// CreateCheckpoint keeps the files of a running sandbox.
+func (a *Agent) CreateCheckpoint(ctx context.Context, req *hostagentv1.CreateCheckpointRequest) (*hostagentv1.CreateCheckpointResponse, error) {
+	res := &hostagentv1.CreateCheckpointResponse{}
+	err := a.with(ctx, "CreateCheckpoint", req.GetSandboxId(), func() error {
+		b, err := a.running(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		if m := b.moment(req.GetCheckpointId()); m != nil {
+			res.Checkpoint = m.info
+			return nil
+		}
+		m := &moment{files: maps.Clone(b.files), info: &hostagentv1.Checkpoint{
+			Id: req.GetCheckpointId(), Parent: b.head, Name: req.GetName(), CreatedAtUnixMs: time.Now().UnixMilli(), SizeBytes: 4096,
+		}}
+		b.moments, b.head = append(b.moments, m), m.info.Id
+		res.Checkpoint = m.info
+		return nil
+	})
+	return res, err
+}
+
+func (b *box) moment(id string) *moment {
+	for _, m := range b.moments {
+		if m.info.Id == id {
+			return m
+		}
+	}
+	return nil
+}
+
+// ListCheckpoints lists them, oldest first.
+func (a *Agent) ListCheckpoints(ctx context.Context, req *hostagentv1.ListCheckpointsRequest) (*hostagentv1.ListCheckpointsResponse, error) {
+	res := &hostagentv1.ListCheckpointsResponse{}
+	return res, a.with(ctx, "ListCheckpoints", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		for _, m := range b.moments {
+			res.Checkpoints = append(res.Checkpoints, m.info)
+		}
+		res.Head = b.head
+		return nil
+	})
+}
+
+// RestoreCheckpoint gives a sandbox its files of then.
+func (a *Agent) RestoreCheckpoint(ctx context.Context, req *hostagentv1.RestoreCheckpointRequest) (*hostagentv1.RestoreCheckpointResponse, error) {
+	return &hostagentv1.RestoreCheckpointResponse{}, a.with(ctx, "RestoreCheckpoint", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		m := b.moment(req.GetCheckpointId())
+		if m == nil {
+			return wrenn.Errorf(wrenn.NotFound, "there is no checkpoint %s", req.GetCheckpointId())
+		}
+		b.files, b.head = maps.Clone(m.files), m.info.Id
+		return nil
+	})
+}
+
+// DeleteCheckpoint hands the children of one to its parent.
+func (a *Agent) DeleteCheckpoint(ctx context.Context, req *hostagentv1.DeleteCheckpointRequest) (*hostagentv1.DeleteCheckpointResponse, error) {
+	return &hostagentv1.DeleteCheckpointResponse{}, a.with(ctx, "DeleteCheckpoint", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		gone := b.moment(req.GetCheckpointId())
+		if gone == nil {
+			return nil
+		}
+		b.moments = slices.DeleteFunc(b.moments, func(m *moment) bool { return m == gone })
+		for _, m := range b.moments {
+			if m.info.Parent == gone.info.Id {
+				m.info.Parent = gone.info.Parent
+			}
+		}
+		if b.head == gone.info.Id {
+			b.head = gone.info.Parent
+		}
+		return nil
+	})
+}
