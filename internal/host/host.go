@@ -23,6 +23,7 @@ import (
 	"wrenn/internal/rollback"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/storage"
+	"wrenn/internal/template"
 	"wrenn/internal/vm"
 )
 
@@ -44,12 +45,15 @@ type Config struct {
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
 	Limits   sandbox.Limits
 	Crash    func(point string) // see sandbox.Config
+	// Registries are those from which images for templates may come.
+	Registries template.Registries
 }
 
 // Host is an assembled host. Close it.
 type Host struct {
-	Manager *sandbox.Manager
-	Driver  vm.Driver
+	Manager   *sandbox.Manager
+	Templates *template.Builder
+	Driver    vm.Driver
 
 	cfg   Config
 	store *storage.Store
@@ -65,7 +69,7 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	}
 	h := &Host{cfg: cfg}
 	for _, step := range []func(context.Context) error{
-		h.lock, h.openStore, h.prepareGuest, h.chooseDriver, h.openSlots, h.openManager,
+		h.lock, h.openStore, h.prepareGuest, h.chooseDriver, h.openSlots, h.openManager, h.openTemplates,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, h.Close(ctx))
@@ -201,6 +205,19 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
 	}
 	return h.slots.Sweep(ctx)
+}
+
+// openTemplates also removes what builds of a dead agent have left.
+func (h *Host) openTemplates(ctx context.Context) error {
+	images := h.cfg.Image
+	images.Name = "" // of the base guest
+	h.Templates = template.New(template.Config{
+		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Log: h.cfg.Log,
+	})
+	if err := h.Templates.Sweep(ctx); err != nil {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images of earlier builds cannot be removed", slog.Any("err", err))
+	}
+	return nil
 }
 
 // say prints a line about how the host came to be.

@@ -24,6 +24,8 @@ type Recipe struct {
 	// Prepare, if set, does in the guest what is to be done before the snapshot.
 	// What it has started runs on in every sandbox.
 	Prepare func(context.Context, *envdclient.Client) error
+	// Note goes with the snapshot, see KeptSnapshot; some KiB at most.
+	Note []byte
 }
 
 // Build boots a guest, has it prepared, and keeps it under a name, as Snapshot
@@ -48,7 +50,7 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 			return err
 		}
 	}
-	return s.Snapshot(ctx, r.Name)
+	return s.keep(ctx, r.Name, r.Note)
 }
 
 func (s *Sandbox) prepare(ctx context.Context, prepare func(context.Context, *envdclient.Client) error) error {
@@ -63,7 +65,8 @@ func (s *Sandbox) prepare(ctx context.Context, prepare func(context.Context, *en
 // Kept is a snapshot that Snapshot or Build has made.
 type Kept struct {
 	Shape Shape
-	Bytes int64 // on the disk, shared ones included
+	Bytes int64  // on the disk, shared ones included
+	Note  []byte // of the Recipe
 }
 
 // KeptSnapshot says what the snapshot of a name is. NotFound when there is none,
@@ -74,7 +77,7 @@ func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 		return Kept{}, err
 	}
 	defer release()
-	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes()}, nil
+	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes(), snap.Note}, nil
 }
 
 // SnapshotNames lists all snapshots, those of other uses than Snapshot's included.

@@ -40,7 +40,11 @@ func (m *Manager) Warm(ctx context.Context, shape Shape) (err error) {
 // of the shape or, without that, the guest image.
 func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if req.Snapshot != "" {
-		from, _, err := m.restoration(ctx, req.Snapshot)
+		from, shape, err := m.restoration(ctx, req.Snapshot)
+		if err == nil && shape != req.Shape {
+			from.release()
+			err = wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
+		}
 		return from, err
 	}
 	warm, _, err := m.restoration(ctx, m.warmName(req.Shape))

@@ -173,6 +173,9 @@ func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, relea
 	if err := CheckID(man.ID); err != nil {
 		return nil, nil, err
 	}
+	if len(man.Note) > maxNote {
+		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the note of a snapshot is longer than %d bytes", maxNote)
+	}
 	if man.Files, err = listFiles(ctx, st.dir); err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", man.ID, err)
 	}

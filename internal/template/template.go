@@ -7,11 +7,10 @@ package template
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"regexp"
 	"strings"
 	"time"
@@ -26,9 +25,15 @@ import (
 	"wrenn/internal/vm"
 )
 
-// parallel bounds the builds at work: each takes a machine, and disk and CPU to
-// unpack images. More of them wait.
-const parallel = 2
+const (
+	// parallel bounds the builds at work: each takes a machine, and disk and CPU to
+	// unpack images. More of them wait.
+	parallel = 2
+	// maxEnv bounds the variables of a generation together: they travel with each of its sandboxes.
+	maxEnv = 128 << 10
+	// defaultReady is that of Spec.ReadyTimeout.
+	defaultReady = 2 * time.Minute
+)
 
 // buildImage begins the names of images that are there for a build alone.
 const buildImage = "build."
@@ -52,7 +57,7 @@ type Spec struct {
 	// image of a registry, or a running sandbox of this host as it is now.
 	Image   string
 	OCI     string
-	Access  oci.Access // for OCI
+	Access  Access // for OCI
 	Sandbox wrenn.SandboxID
 
 	// Shape, Env and the commands do not go with Sandbox, which has its own.
@@ -64,6 +69,9 @@ type Spec struct {
 	ReadyTimeout time.Duration
 }
 
+// Access is what a registry asks for. It is used for the pull and kept nowhere.
+type Access struct{ Username, Password string }
+
 // Built is a generation that is there.
 type Built struct {
 	Shape sandbox.Shape
@@ -74,13 +82,20 @@ type Built struct {
 	Digest string // of the container image, if it is made of one
 }
 
+// note is kept with a generation's snapshot: what the snapshot itself does not say.
+type note struct {
+	Env    map[string]string `json:"env,omitempty"`
+	Digest string            `json:"digest,omitempty"`
+}
+
 // Config is what a builder works with. All fields are needed.
 type Config struct {
-	Manager *sandbox.Manager
-	Store   *storage.Store
-	Images  image.Config // where images are and how they are made
-	Kernel  vm.Kernel    // what they boot
-	Log     *slog.Logger
+	Manager    *sandbox.Manager
+	Store      *storage.Store
+	Images     image.Config // where images are and how they are made
+	Kernel     vm.Kernel    // what they boot
+	Registries Registries   // from which container images may come
+	Log        *slog.Logger
 }
 
 // Builder builds templates. It is safe for concurrent use.
@@ -109,91 +124,101 @@ func (b *Builder) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Build makes a generation, unless it is there, and tells out, line by line,
-// how far it is and what the start command prints. When ctx ends before it is
-// done nothing is left. The error says what was wrong with the source or a command.
-func (b *Builder) Build(ctx context.Context, spec Spec, out io.Writer) (Built, error) {
-	if err := spec.check(); err != nil {
+// Build makes a generation, unless it is there, and calls say with lines about
+// how far it is and with what the start command prints, one at a time; the
+// build waits for say. When ctx ends before it is done nothing is left. The
+// error says what was wrong with the source or a command.
+func (b *Builder) Build(ctx context.Context, spec Spec, say func(line string)) (Built, error) {
+	if err := b.check(spec); err != nil {
 		return Built{}, err
 	}
+	out := &output{say: say}
 	if !b.slots.TryAcquire(1) {
-		fmt.Fprintln(out, "waiting for another build on this host")
+		out.line("waiting for other builds on this host")
 		if err := b.slots.Acquire(ctx, 1); err != nil {
 			return Built{}, context.Cause(ctx)
 		}
 	}
 	defer b.slots.Release(1)
-	if built, err := b.find(ctx, spec); wrenn.CodeOf(err) != wrenn.NotFound {
+	if built, err := b.find(ctx, spec.Generation); wrenn.CodeOf(err) != wrenn.NotFound {
 		return built, err
 	}
-	from, err := b.build(ctx, spec, out)
-	if err != nil {
+	if err := b.build(ctx, spec, out); err != nil {
+		if ctx.Err() != nil { // what was cut says less
+			err = context.Cause(ctx)
+		}
 		return Built{}, err
 	}
-	built, err := b.find(ctx, spec)
-	built.Env, built.Digest = from.env, from.digest
-	return built, err
+	return b.find(ctx, spec.Generation)
 }
 
-func (s Spec) check() error {
+func (b *Builder) check(spec Spec) error {
 	sources := 0
-	for _, source := range []string{s.Image, s.OCI, string(s.Sandbox)} {
+	for _, source := range []string{spec.Image, spec.OCI, string(spec.Sandbox)} {
 		if source != "" {
 			sources++
 		}
 	}
 	switch {
-	case CheckGeneration(s.Generation) != nil:
-		return CheckGeneration(s.Generation)
+	case CheckGeneration(spec.Generation) != nil:
+		return CheckGeneration(spec.Generation)
 	case sources > 1:
 		return wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image or a sandbox: say one of them")
-	case s.Sandbox != "" && (s.Start != "" || s.Ready != "" || len(s.Env) > 0 || s.Shape != sandbox.Shape{}):
+	case spec.Sandbox != "" && (spec.Start != "" || spec.Ready != "" || len(spec.Env) > 0 || spec.Shape != sandbox.Shape{}):
 		return wrenn.Errorf(wrenn.Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables and commands")
+	case strings.HasPrefix(spec.Image, buildImage): // another build's
+		return wrenn.Errorf(wrenn.NotFound, "there is no image %.80q", spec.Image)
+	case spec.OCI != "":
+		return b.cfg.Registries.check(spec.OCI)
 	}
 	return nil
 }
 
 // find is a generation that is there.
-func (b *Builder) find(ctx context.Context, spec Spec) (Built, error) {
-	kept, err := b.cfg.Manager.KeptSnapshot(ctx, spec.Generation)
+func (b *Builder) find(ctx context.Context, generation string) (Built, error) {
+	kept, err := b.cfg.Manager.KeptSnapshot(ctx, generation)
 	if err != nil {
 		return Built{}, err
 	}
-	return Built{Shape: kept.Shape, Bytes: kept.Bytes, Env: spec.Env}, nil
+	var n note
+	if len(kept.Note) > 0 {
+		if err := json.Unmarshal(kept.Note, &n); err != nil {
+			return Built{}, fmt.Errorf("note of generation %s: %w", generation, err)
+		}
+	}
+	return Built{Shape: kept.Shape, Bytes: kept.Bytes, Env: n.Env, Digest: n.Digest}, nil
 }
 
-func (b *Builder) build(ctx context.Context, spec Spec, out io.Writer) (*source, error) {
+func (b *Builder) build(ctx context.Context, spec Spec, out *output) error {
 	if spec.Sandbox != "" {
-		fmt.Fprintf(out, "keeping sandbox %s as it is now\n", spec.Sandbox)
 		sb, err := b.cfg.Manager.Get(spec.Sandbox)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return &source{}, sb.Snapshot(ctx, spec.Generation)
+		out.line("keeping sandbox %s as it is now", spec.Sandbox)
+		return sb.Snapshot(ctx, spec.Generation)
 	}
 	from, err := b.source(ctx, spec, out)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer func() { from.release(context.WithoutCancel(ctx)) }()
-	env := maps.Clone(from.env)
-	if env == nil {
-		env = map[string]string{}
+	defer from.release(context.WithoutCancel(ctx))
+	text, err := json.Marshal(note{Env: from.env, Digest: from.digest})
+	if err != nil {
+		return err
 	}
-	maps.Copy(env, spec.Env)
-	from.env = env
-	fmt.Fprintln(out, "booting")
+	out.line("booting")
 	p := preparation{
 		start: spec.Start, ready: spec.Ready, user: from.user, dir: from.dir,
-		timeout: cmp.Or(spec.ReadyTimeout, 2*time.Minute), out: out,
+		timeout: cmp.Or(spec.ReadyTimeout, defaultReady), settle: settleFor, out: out,
 	}
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
-		Name: spec.Generation, Shape: spec.Shape, Guest: from.guest, Env: env, Prepare: p.run,
+		Name: spec.Generation, Shape: spec.Shape, Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
 	})
 	if err == nil {
-		fmt.Fprintln(out, "kept as a snapshot")
+		out.line("kept as a snapshot")
 	}
-	return from, err
+	return err
 }
 
 // Delete lets a generation go; its files stay while a sandbox needs them. One
@@ -220,74 +245,10 @@ func (b *Builder) Generations() []string {
 	return ids
 }
 
-// source is what a guest of a template boots from.
-type source struct {
-	guest     *sandbox.Guest // nil is the base guest
-	env       map[string]string
-	user, dir string // of the start command
-	digest    string
-	release   func(context.Context)
-}
-
-// source prepares what the spec names, as a file that can be cloned.
-func (b *Builder) source(ctx context.Context, spec Spec, out io.Writer) (_ *source, err error) {
-	from := &source{release: func(context.Context) {}}
-	cfg := b.cfg.Images
-	cfg.Out = out
-	switch {
-	case spec.Image != "":
-		cfg.Name = spec.Image
-	case spec.OCI != "":
-		cfg.Name = buildImage + spec.Generation
-		if err := b.pull(ctx, cfg, spec, from, out); err != nil {
-			return nil, err
-		}
-	default:
-		return from, nil
+// access is oci's, through a transport that dials what the registries allow.
+func (b *Builder) access(spec Spec) oci.Access {
+	return oci.Access{
+		Username: spec.Access.Username, Password: spec.Access.Password,
+		Transport: b.cfg.Registries.transport(spec.OCI),
 	}
-	defer func() {
-		if err != nil {
-			from.release(context.WithoutCancel(ctx))
-		}
-	}()
-	guest, err := image.Prepare(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	rootfs, err := b.cfg.Store.Import(ctx, guest.RootFS, guest.Digest)
-	if err != nil {
-		return nil, err
-	}
-	remove := from.release
-	from.release = func(ctx context.Context) {
-		remove(ctx)
-		b.cfg.Store.Release(guest.Digest)
-		if err := b.cfg.Store.Keep(); err != nil {
-			b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "an image that nobody needs any more cannot be removed", slog.Any("err", err))
-		}
-	}
-	from.guest = &sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: b.cfg.Kernel}
-	return from, nil
-}
-
-// pull makes an image of the container image, which release removes: a
-// generation's disk is a clone of it.
-func (b *Builder) pull(ctx context.Context, cfg image.Config, spec Spec, from *source, out io.Writer) error {
-	fmt.Fprintf(out, "pulling %s\n", spec.OCI)
-	container, err := oci.Pull(ctx, spec.OCI, spec.Access)
-	if err != nil {
-		return err
-	}
-	err = image.FromOCI(ctx, cfg, cfg.Name, container, true)
-	if err := errors.Join(err, container.Close()); err != nil {
-		return err
-	}
-	from.env, from.dir, from.digest = container.Config.Env, container.Config.WorkingDir, container.Digest
-	from.user = container.Config.User
-	from.release = func(ctx context.Context) {
-		if err := image.Remove(ctx, cfg, cfg.Name); err != nil {
-			b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the image of a build cannot be removed", slog.Any("err", err))
-		}
-	}
-	return nil
 }

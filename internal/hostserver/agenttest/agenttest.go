@@ -15,10 +15,13 @@ import (
 	"time"
 
 	"wrenn/internal/hostserver"
+	"wrenn/internal/image"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/sandbox/fakeguest"
+	"wrenn/internal/storage"
+	"wrenn/internal/template"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -108,10 +111,14 @@ func (a *Agent) Start(tb testing.TB) {
 	l, err := hostserver.Listen{Address: "unix:" + a.socket}.Open(ctx, a.cfg.Log)
 	must(tb, err)
 	manager := a.Manager
+	builder := template.New(template.Config{
+		Manager: manager, Store: &storage.Store{Dir: a.cfg.StateDir}, Images: image.Config{StateDir: a.cfg.StateDir},
+		Kernel: a.cfg.Guest.Kernel, Log: a.cfg.Log,
+	})
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- hostserver.Serve(ctx, hostserver.Config{Manager: manager, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
+		ended <- hostserver.Serve(ctx, hostserver.Config{Manager: manager, Templates: builder, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()
