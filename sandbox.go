@@ -25,7 +25,7 @@ const (
 // documentation are checked against this table.
 var next = map[State][]State{
 	Pending:  {Starting, Stopping, Failed},
-	Starting: {Running, Paused, Stopping, Failed}, // paused when its time was up before its start was written
+	Starting: {Running, Paused, Stopping, Failed},          // paused when its time was up before its start was written
 	Running:  {Pausing, Paused, Stopping, Stopped, Failed}, // paused or stopped at once when its time ran out on the host
 	Pausing:  {Paused, Running, Stopping, Stopped, Failed},
 	Paused:   {Resuming, Running, Stopping, Stopped, Failed}, // running at once when its host woke it
@@ -61,11 +61,13 @@ type Sandbox struct {
 	Team     TeamID
 	Host     HostID // "" until one was picked
 	Template string
-	State    State
-	Reason   string // why it is stopped or failed, for the user
-	VCPUs    int
-	MemoryMB int
-	Timeout  time.Duration // without use until OnTimeout happens; 0 is never
+	// Generation is that of the template that it was made from; "" for the base and copies of its sandboxes.
+	Generation GenerationID
+	State      State
+	Reason     string // why it is stopped or failed, for the user
+	VCPUs      int
+	MemoryMB   int
+	Timeout    time.Duration // without use until OnTimeout happens; 0 is never
 	// OnTimeout is what happens then.
 	OnTimeout OnTimeout
 	// AutoResume has whoever uses it while it is paused resume it.
