@@ -14,7 +14,7 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         UPDATE teams SET used_sandboxes = used_sandboxes + u.sandboxes, used_memory_mb = used_memory_mb + u.memory_mb
         FROM (
-            SELECT team_id, count(*) AS sandboxes, sum(memory_mb) AS memory_mb
+            SELECT team_id, count(*) AS sandboxes, coalesce(sum(memory_mb) FILTER (WHERE state <> 'paused'), 0) AS memory_mb
             FROM now_rows WHERE state NOT IN ('stopped', 'failed') GROUP BY team_id
         ) AS u
         WHERE teams.id = u.team_id;
@@ -23,9 +23,11 @@ BEGIN
         FROM (
             SELECT team_id, sum(one) AS sandboxes, sum(memory_mb) AS memory_mb
             FROM (
-                SELECT team_id, 1 AS one, memory_mb FROM now_rows WHERE state NOT IN ('stopped', 'failed')
+                SELECT team_id, 1 AS one, CASE WHEN state = 'paused' THEN 0 ELSE memory_mb END AS memory_mb
+                FROM now_rows WHERE state NOT IN ('stopped', 'failed')
                 UNION ALL
-                SELECT team_id, -1, -memory_mb FROM old_rows WHERE state NOT IN ('stopped', 'failed')
+                SELECT team_id, -1, CASE WHEN state = 'paused' THEN 0 ELSE -memory_mb END
+                FROM old_rows WHERE state NOT IN ('stopped', 'failed')
             ) AS both_rows
             GROUP BY team_id HAVING sum(one) <> 0 OR sum(memory_mb) <> 0
         ) AS u
@@ -109,7 +111,11 @@ CREATE TABLE public.sandboxes (
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     version bigint DEFAULT 1 NOT NULL,
     worker bigint,
+    on_timeout text DEFAULT 'destroy'::text NOT NULL,
+    auto_resume boolean DEFAULT false NOT NULL,
+    parent_id text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
+    CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text]))),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
     CONSTRAINT sandboxes_timeout_sec_check CHECK ((timeout_sec >= 0)),
     CONSTRAINT sandboxes_vcpus_check CHECK ((vcpus > 0))

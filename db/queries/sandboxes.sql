@@ -2,10 +2,14 @@
 -- Creates of one team queue here, so that two can never both take the last place.
 SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
 
+-- name: TeamUse :one
+-- After a change, whose count has locked the team's row.
+SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = @id;
+
 -- name: InsertSandbox :one
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env, worker)
-    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @metadata, @env, @worker)
+    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, metadata, env, worker)
+    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @auto_resume, @parent_id, @metadata, @env, @worker)
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
@@ -21,7 +25,7 @@ WITH moved AS (
         reason = @reason,
         worker = sqlc.narg('worker'),
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
-        started_at = CASE WHEN @to_state = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
+        started_at = CASE WHEN @to_state IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN @to_state = 'running' THEN clock_timestamp() ELSE last_active_at END,
         updated_at = clock_timestamp(),
         version = version + 1

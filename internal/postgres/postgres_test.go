@@ -425,7 +425,7 @@ func TestTeamUseIsCounted(t *testing.T) {
 		}
 		sb := create(t, s, wrenn.Sandbox{Team: owner})
 		walks.Go(func() {
-			for _, to := range []wrenn.State{wrenn.Starting, wrenn.Running, wrenn.Stopping, wrenn.Stopped}[:n/2+1] {
+			for _, to := range []wrenn.State{wrenn.Starting, wrenn.Running, wrenn.Paused, wrenn.Running, wrenn.Stopping, wrenn.Stopped}[:2*(n/2)] {
 				if sb, err = s.MoveSandbox(t.Context(), sb, postgres.Move{To: to, Host: "h", Actor: "test"}); err != nil {
 					t.Error(err)
 					return
@@ -440,7 +440,7 @@ func TestTeamUseIsCounted(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 	rows, err := conn.Query(t.Context(), `
-		SELECT name, used_sandboxes, used_memory_mb, count(*), sum(memory_mb)
+		SELECT name, used_sandboxes, used_memory_mb, count(*), sum(memory_mb) FILTER (WHERE state <> 'paused')
 		FROM teams JOIN sandboxes ON team_id = teams.id AND state NOT IN ('stopped', 'failed') GROUP BY teams.id ORDER BY name`)
 	if err != nil {
 		t.Fatal(err)
@@ -454,8 +454,84 @@ func TestTeamUseIsCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Of each team one is pending, one runs, one did so before and after a pause, and one has stopped.
 	want := []string{"team0: 3 sandboxes with 1536 MB of 3 with 1536 MB", "team1: 3 sandboxes with 1536 MB of 3 with 1536 MB"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestPausedHaveNoMemory: a team may have more paused sandboxes than would fit, and resumes as many as do.
+func TestPausedHaveNoMemory(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	limits := postgres.Limits{Sandboxes: 10, MemoryMB: 1024}
+	owner := team(t, s)
+	move := func(sb *wrenn.Sandbox, states ...wrenn.State) *wrenn.Sandbox {
+		t.Helper()
+		for _, to := range states {
+			moved, err := s.MoveSandbox(t.Context(), sb, postgres.Move{To: to, Host: "h1", Actor: "test"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sb = moved
+		}
+		return sb
+	}
+	var paused []*wrenn.Sandbox
+	for range 3 {
+		sb, err := s.CreateSandbox(t.Context(), wrenn.Sandbox{ID: wrenn.NewSandboxID(), Team: owner, Template: "base", VCPUs: 1, MemoryMB: 512}, limits, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		paused = append(paused, move(sb, wrenn.Starting, wrenn.Running, wrenn.Pausing, wrenn.Paused))
+	}
+	for _, sb := range paused[:2] {
+		if got, err := s.ResumeSandbox(t.Context(), sb, limits, "test"); err != nil || got.State != wrenn.Resuming {
+			t.Fatalf("%+v, %v", got, err)
+		}
+	}
+	_, err := s.ResumeSandbox(t.Context(), paused[0], limits, "test")
+	if !errors.Is(err, postgres.ErrConflict) {
+		t.Errorf("twice: %v", err)
+	}
+	_, err = s.ResumeSandbox(t.Context(), paused[2], limits, "test")
+	wantCode(t, err, wrenn.Exhausted)
+	if sb, err := s.Sandbox(t.Context(), paused[2].ID); err != nil || sb.State != wrenn.Paused || sb.Version != paused[2].Version {
+		t.Errorf("refused, it is %+v, %v", sb, err)
+	}
+}
+
+// TestCreateSeveral: all of them or none.
+func TestCreateSeveral(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	owner := team(t, s)
+	several := func(n int) []wrenn.Sandbox {
+		boxes := make([]wrenn.Sandbox, n)
+		for i := range boxes {
+			boxes[i] = wrenn.Sandbox{
+				ID: wrenn.NewSandboxID(), Team: owner, Template: "base", VCPUs: 1, MemoryMB: 512,
+				OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Parent: "iparent",
+			}
+		}
+		return boxes
+	}
+	limits := postgres.Limits{Sandboxes: 5, MemoryMB: 2048}
+	rows, err := s.CreateSandboxes(t.Context(), several(3), limits, "test")
+	if err != nil || len(rows) != 3 {
+		t.Fatalf("%+v, %v", rows, err)
+	}
+	if got, err := s.Sandbox(t.Context(), rows[2].ID); err != nil || got.Parent != "iparent" || !got.AutoResume || got.OnTimeout != wrenn.PauseOnTimeout {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for name, n := range map[string]int{"too many": 3, "too much memory": 2} {
+		_, err := s.CreateSandboxes(t.Context(), several(n), limits, "test")
+		if wrenn.CodeOf(err) != wrenn.Exhausted {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if all, _, err := s.Sandboxes(t.Context(), owner, postgres.List{Limit: 10}); err != nil || len(all) != 3 {
+		t.Errorf("%d rows, %v", len(all), err)
 	}
 }

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -29,48 +30,97 @@ type Limits struct {
 
 // CreateSandbox writes a pending row and its event, unless that is more than
 // the team may have: Exhausted. ID, Team, Template, VCPUs, MemoryMB, Timeout,
-// Metadata and Env of sb are taken. actor says who did it.
+// OnTimeout, AutoResume, Parent, Metadata and Env of sb are taken. actor says who did it.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
-	var out *wrenn.Sandbox
-	err := s.inTx(ctx, "create the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
-		if err := checkLimits(ctx, q, sb, limits); err != nil {
-			return err
-		}
-		row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
-			ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
-			VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMB), TimeoutSec: seconds(sb.Timeout),
-			Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
-		})
-		if err != nil {
-			return err
-		}
-		out = sandbox(dbsqlc.Sandbox(row))
-		return nil
-	})
-	return out, err
+	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
+	if err != nil {
+		return nil, err
+	}
+	return &rows[0], nil
 }
 
-func checkLimits(ctx context.Context, q *dbsqlc.Queries, sb wrenn.Sandbox, limits Limits) error {
-	own, err := q.LockTeam(ctx, string(sb.Team))
+// CreateSandboxes is CreateSandbox for several of one team and size: all or none.
+func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limits Limits, actor string) ([]wrenn.Sandbox, error) {
+	var out []wrenn.Sandbox
+	err := s.inTx(ctx, "create the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
+		if err := checkLimits(ctx, q, boxes, limits); err != nil {
+			return err
+		}
+		for _, sb := range boxes {
+			row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
+				ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
+				VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMB), TimeoutSec: seconds(sb.Timeout),
+				OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
+				Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
+			})
+			if err != nil {
+				return err
+			}
+			out = append(out, *sandbox(dbsqlc.Sandbox(row)))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, limits Limits) error {
+	own, err := q.LockTeam(ctx, string(boxes[0].Team))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return wrenn.Errorf(wrenn.NotFound, "the team is not there any more")
 	}
 	if err != nil {
 		return err
 	}
-	if own.MaxSandboxes != nil {
-		limits.Sandboxes = int(*own.MaxSandboxes)
+	limits = limits.of(own.MaxSandboxes, own.MaxMemoryMB)
+	if n := len(boxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
+		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once, which leaves no place for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
 	}
-	if own.MaxMemoryMB != nil {
-		limits.MemoryMB = *own.MaxMemoryMB
-	}
-	if int(own.UsedSandboxes) >= limits.Sandboxes {
-		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once: delete one first", own.UsedSandboxes, limits.Sandboxes)
-	}
-	if own.UsedMemoryMB+int64(sb.MemoryMB) > limits.MemoryMB {
-		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: delete one first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, sb.MemoryMB)
+	memory := len(boxes) * boxes[0].MemoryMB
+	if own.UsedMemoryMB+int64(memory) > limits.MemoryMB {
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, memory)
 	}
 	return nil
+}
+
+// of are the limits of a team that may have some of its own.
+func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
+	if sandboxes != nil {
+		l.Sandboxes = int(*sandboxes)
+	}
+	if memoryMB != nil {
+		l.MemoryMB = *memoryMB
+	}
+	return l
+}
+
+// ResumeSandbox moves a paused row to resuming, as MoveSandbox does, unless
+// its memory is more than the team may have now: Exhausted.
+func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
+	var out *wrenn.Sandbox
+	err := s.inTx(ctx, "resume the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
+		row, err := q.MoveSandbox(ctx, s.move(sb, Move{To: wrenn.Resuming, Actor: actor}))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errConflict()
+		}
+		if err != nil {
+			return err
+		}
+		// The row first and its team's then, as every change locks them. The use has this one's memory in it.
+		use, err := q.TeamUse(ctx, string(sb.Team))
+		if err != nil {
+			return err
+		}
+		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); use.UsedMemoryMB > limits.MemoryMB {
+			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes have %d MB of memory and may have %d MB together: pause or delete some first; it stays paused",
+				use.UsedMemoryMB, limits.MemoryMB)
+		}
+		out = sandbox(dbsqlc.Sandbox(row))
+		return nil
+	})
+	return out, err
 }
 
 // Move is a change of state.
@@ -90,21 +140,27 @@ func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wr
 	if !sb.State.Can(m.To) && !again {
 		return nil, wrenn.Errorf(wrenn.Internal, "a %s sandbox cannot become %s", sb.State, m.To)
 	}
-	var host *string
-	if m.Host != "" {
-		host = new(string(m.Host))
-	}
-	var worker *int64
-	if m.To.Between() {
-		worker = &s.worker
-	}
 	return s.change(ctx, "move the sandbox's row", func(ctx context.Context) (dbsqlc.Sandbox, error) {
-		row, err := s.queries.MoveSandbox(ctx, dbsqlc.MoveSandboxParams{
-			ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State),
-			ToState: string(m.To), Reason: m.Reason, HostID: host, Worker: worker, Actor: m.Actor,
-		})
+		row, err := s.queries.MoveSandbox(ctx, s.move(sb, m))
 		return dbsqlc.Sandbox(row), err
 	})
+}
+
+func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
+	params := dbsqlc.MoveSandboxParams{
+		ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State), ToState: string(m.To), Reason: m.Reason, Actor: m.Actor,
+	}
+	if m.Host != "" {
+		params.HostID = new(string(m.Host))
+	}
+	if m.To.Between() {
+		params.Worker = &s.worker
+	}
+	return params
+}
+
+func errConflict() error {
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the sandbox was changed by another request at the same time", Err: ErrConflict}
 }
 
 // SetTimeout changes a running row's timeout under the same condition.
@@ -124,7 +180,7 @@ func (s *Store) change(ctx context.Context, doing string, f func(context.Context
 	err := s.call(ctx, doing, func(ctx context.Context) error {
 		row, err := f(ctx)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the sandbox was changed by another request at the same time", Err: ErrConflict}
+			return errConflict()
 		}
 		if err != nil {
 			return err
@@ -292,6 +348,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
 		Template: r.Template, State: wrenn.State(r.State), Reason: r.Reason,
 		VCPUs: int(r.VCPUs), MemoryMB: int(r.MemoryMB), Timeout: time.Duration(r.TimeoutSec) * time.Second,
+		OnTimeout: wrenn.OnTimeout(r.OnTimeout), AutoResume: r.AutoResume, Parent: wrenn.SandboxID(r.ParentID),
 		Metadata: r.Metadata, Env: r.Env,
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,

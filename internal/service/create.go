@@ -20,11 +20,13 @@ const (
 )
 
 // CreateSandbox is a sandbox to make. Zero values are the defaults: template
-// "base", 1 vCPU, 512 MB, 300 s. A Timeout below zero is never.
+// "base", 1 vCPU, 512 MB, 300 s, then destroyed. A Timeout below zero is never.
 type CreateSandbox struct {
 	Template        string
 	VCPUs, MemoryMB int
-	Timeout         time.Duration // without use until it is destroyed
+	Timeout         time.Duration // without use until OnTimeout happens
+	OnTimeout       wrenn.OnTimeout
+	AutoResume      bool
 	Metadata        map[string]string
 	Env             map[string]string // of every command
 }
@@ -40,8 +42,7 @@ func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox
 	if _, err := s.fleet.pick(sb.MemoryMB, nil); err != nil {
 		return nil, err // no row for what cannot be
 	}
-	limits := postgres.Limits{Sandboxes: s.cfg.Limits.Sandboxes, MemoryMB: int64(s.cfg.Limits.TeamMemoryMB)}
-	row, err := s.store.CreateSandbox(ctx, sb, limits, c.actor())
+	row, err := s.store.CreateSandbox(ctx, sb, s.cfg.Limits.ofTeam(), c.actor())
 	if err != nil {
 		s.leaveIfWritten(ctx, &sb, err)
 		return nil, err
@@ -54,6 +55,7 @@ func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	sb := wrenn.Sandbox{
 		ID: wrenn.NewSandboxID(), Team: c.Team, Template: cmp.Or(req.Template, defaultTemplate),
 		VCPUs: cmp.Or(req.VCPUs, defaultVCPUs), MemoryMB: cmp.Or(req.MemoryMB, defaultMemoryMB),
+		OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout), AutoResume: req.AutoResume,
 		Metadata: req.Metadata, Env: req.Env,
 	}
 	var err error
@@ -62,6 +64,8 @@ func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	}
 	limits := s.cfg.Limits
 	switch {
+	case sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout:
+		return sb, wrenn.Errorf(wrenn.Invalid, "%.20q is not what can happen at the timeout: %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	case sb.VCPUs < 1 || sb.VCPUs > limits.VCPUs:
 		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", limits.VCPUs, sb.VCPUs)
 	case sb.MemoryMB < minMemoryMB || sb.MemoryMB > limits.MemoryMB:
@@ -101,9 +105,13 @@ func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, actor string) (*
 			return nil, s.abandon(ctx, sb, actor, err)
 		}
 		sb = moved
-		done := m.reserve(sb.MemoryMB)
+		done := m.reserve(1, sb.MemoryMB)
 		err = m.client.Create(ctx, sb)
-		done(err == nil)
+		if err != nil {
+			done(0)
+		} else {
+			done(1)
+		}
 		switch {
 		case err == nil:
 			return s.started(ctx, sb, actor)

@@ -2,10 +2,13 @@ package service
 
 import (
 	"context"
+	"errors"
 	"io"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/hostclient"
+	"wrenn/internal/postgres"
 )
 
 // ExecStream is one live stream of a command. Receive may be used by one
@@ -28,13 +31,43 @@ type ExecStream interface {
 
 var _ ExecStream = (*hostclient.ExecStream)(nil)
 
-// use returns the host of a running sandbox, and notes that it is used.
+// settleEvery is how often a row is read that somebody is about to move.
+const settleEvery = 100 * time.Millisecond
+
+// use returns the host of a sandbox that runs, and notes that it is used. A
+// paused one that may be woken is: one caller moves its row, and their host
+// makes one of the resumes of all. A row that says "running" of a sandbox that
+// its host has paused meanwhile is no trouble: the host wakes it as well, or
+// refuses.
 func (s *Service) use(ctx context.Context, c Caller, id wrenn.SandboxID) (*hostclient.Client, error) {
-	_, host, err := s.at(ctx, c, id, wrenn.Running)
-	if err == nil {
+	for {
+		sb, host, err := s.at(ctx, c, id, wrenn.Running, wrenn.Pausing, wrenn.Paused, wrenn.Resuming)
+		if err != nil {
+			return nil, err
+		}
+		if sb.State != wrenn.Running && !sb.AutoResume {
+			return nil, wrongState(sb, wrenn.Running)
+		}
+		switch sb.State {
+		case wrenn.Paused:
+			_, err = s.makeTurn(ctx, c, sb, host, resuming)
+		case wrenn.Resuming:
+			err = host.Resume(ctx, id)
+		case wrenn.Pausing:
+			pause(ctx, settleEvery)
+			if err = context.Cause(ctx); err == nil {
+				continue
+			}
+		}
+		if errors.Is(err, postgres.ErrConflict) { // somebody else was first
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
 		s.usedBoxes.add(id)
+		return host, nil
 	}
-	return host, err
 }
 
 // Exec runs a command to its end. When ctx ends first the command is killed.

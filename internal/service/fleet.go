@@ -234,18 +234,16 @@ func (f *fleet) candidates(full map[wrenn.HostID]bool, pending bool) []scheduler
 	return hosts
 }
 
-// reserve counts a sandbox that is to be made; call done with whether it was.
-func (m *member) reserve(memoryMB int) (done func(made bool)) {
-	one := load{1, int64(memoryMB)}
+// reserve counts sandboxes of a size that are to be made; call done with how many were.
+func (m *member) reserve(n, memoryMB int) (done func(made int)) {
+	of := func(n int) load { return load{n, int64(n) * int64(memoryMB)} }
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.making = m.making.add(one)
-	return func(made bool) {
+	m.making = m.making.add(of(n))
+	return func(made int) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.making = m.making.sub(one)
-		if made {
-			m.made = m.made.add(one)
-		}
+		m.making = m.making.sub(of(n))
+		m.made = m.made.add(of(made))
 	}
 }

@@ -29,7 +29,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &wrenn.Sandbox{
-		ID: sb.ID, Team: c.Team, Host: "h1", Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 90 * time.Second,
+		ID: sb.ID, Team: c.Team, Host: "h1", Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 90 * time.Second, OnTimeout: wrenn.DestroyOnTimeout,
 		Metadata: map[string]string{"for": "a test"}, Env: map[string]string{"WHO": "me"},
 		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt, UpdatedAt: sb.UpdatedAt, Version: 3,
 	}
@@ -49,8 +49,9 @@ func TestLife(t *testing.T) {
 	}
 	_, err = s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "echo"})
 	wantCode(t, err, wrenn.FailedPrecondition)
-	_, err = s.PauseSandbox(t.Context(), c, sb.ID)
-	wantCode(t, err, wrenn.FailedPrecondition)
+	if again, err := s.PauseSandbox(t.Context(), c, sb.ID); err != nil || again.Version != paused.Version {
+		t.Errorf("paused twice: %+v, %v", again, err)
+	}
 	if resumed, err := s.ResumeSandbox(t.Context(), c, sb.ID); err != nil || resumed.State != wrenn.Running {
 		t.Fatalf("resumed: %+v, %v", resumed, err)
 	}
@@ -122,12 +123,20 @@ func TestTeamsDoNotSeeEachOther(t *testing.T) {
 	other := w.team(t, "other")
 	ctx := t.Context()
 	for name, f := range map[string]func() error{
-		"get":     func() error { _, err := s.Sandbox(ctx, other, id); return err },
-		"delete":  func() error { return s.DeleteSandbox(ctx, other, id) },
-		"pause":   func() error { _, err := s.PauseSandbox(ctx, other, id); return err },
-		"resume":  func() error { _, err := s.ResumeSandbox(ctx, other, id); return err },
-		"timeout": func() error { _, err := s.SetTimeout(ctx, other, id, time.Hour); return err },
-		"exec":    func() error { _, err := s.Exec(ctx, other, id, service.ExecCommand{Cmd: "echo"}); return err },
+		"get":    func() error { _, err := s.Sandbox(ctx, other, id); return err },
+		"delete": func() error { return s.DeleteSandbox(ctx, other, id) },
+		"pause":  func() error { _, err := s.PauseSandbox(ctx, other, id); return err },
+		"resume": func() error { _, err := s.ResumeSandbox(ctx, other, id); return err },
+		"fork": func() error {
+			_, err := s.ForkSandbox(ctx, other, id, service.ForkSandbox{Count: 1})
+			return err
+		},
+		"checkpoint":        func() error { _, err := s.CreateCheckpoint(ctx, other, id, ""); return err },
+		"checkpoints":       func() error { _, err := s.Checkpoints(ctx, other, id); return err },
+		"go back":           func() error { _, err := s.RestoreCheckpoint(ctx, other, id, "s"); return err },
+		"delete checkpoint": func() error { return s.DeleteCheckpoint(ctx, other, id, "s") },
+		"timeout":           func() error { _, err := s.SetTimeout(ctx, other, id, time.Hour); return err },
+		"exec":              func() error { _, err := s.Exec(ctx, other, id, service.ExecCommand{Cmd: "echo"}); return err },
 		"stream": func() error {
 			_, err := s.StartExec(ctx, other, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "echo"}})
 			return err
@@ -158,6 +167,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 		"a NUL in the metadata":  {Metadata: map[string]string{"a": "\x00"}},
 		"no key":                 {Metadata: map[string]string{"": "a"}},
 		"bytes that are no text": {Env: map[string]string{"A": "\xff"}},
+		"another ending":         {OnTimeout: "sell"},
 		"= in a name":            {Env: map[string]string{"A=B": ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -302,10 +312,12 @@ func TestPauseThatFails(t *testing.T) {
 	fail.Store(wrenn.Errorf(wrenn.Unavailable, "the answer is lost"))
 	_, err := s.PauseSandbox(t.Context(), w.caller, sb.ID)
 	wantCode(t, err, wrenn.Unavailable)
-	w.reaches(t, sb.ID, wrenn.Running)
-	eventually(t, "the host resumed what the row says runs", func() bool { return agent.Sandboxes()[sb.ID] == wrenn.SeenRunning })
+	w.reaches(t, sb.ID, wrenn.Paused) // as its host has it
 
 	fail.Store(nil)
+	if _, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID); err != nil {
+		t.Fatal(err)
+	}
 	agent.Lose(sb.ID)
 	_, err = s.PauseSandbox(t.Context(), w.caller, sb.ID)
 	wantCode(t, err, wrenn.FailedPrecondition)

@@ -33,6 +33,13 @@ func TestReconciler(t *testing.T) {
 		eventually(t, "the host may forget it", func() bool { _, there := agent.Sandboxes()[sb.ID]; return !there })
 		w.checkEvents(t, got)
 	})
+	t.Run("its time was up, and it is paused", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.Put(sb.ID, wrenn.SeenPaused)
+		w.reaches(t, sb.ID, wrenn.Paused)
+		agent.Put(sb.ID, wrenn.SeenRunning) // somebody used it
+		w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))
+	})
 	t.Run("it broke", func(t *testing.T) {
 		sb := create(t, s, w.caller)
 		agent.End(sb.ID, wrenn.SeenFailed, "the guest panicked")

@@ -66,7 +66,7 @@ func wrongState(sb *wrenn.Sandbox, want wrenn.State) error {
 	case sb.State.Ended() && sb.Reason != "":
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: %s", sb.ID, sb.State, sb.Reason)
 	case sb.State == wrenn.Paused:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is paused: resume it first", sb.ID)
+		return wrenn.ErrPaused(sb.ID)
 	}
 	return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s and would have to be %s", sb.ID, sb.State, want)
 }
@@ -143,41 +143,74 @@ type turn struct {
 	call          func(*hostclient.Client, context.Context, wrenn.SandboxID) error
 }
 
-// PauseSandbox stops a running sandbox's CPUs. When it fails the sandbox runs on.
+var (
+	pausing  = turn{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*hostclient.Client).Pause}
+	resuming = turn{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*hostclient.Client).Resume}
+)
+
+// PauseSandbox writes a running sandbox to its host's disk and frees its
+// memory. When it fails the sandbox runs on. A paused one stays paused.
 func (s *Service) PauseSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return s.turn(ctx, c, id, turn{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*hostclient.Client).Pause})
+	return s.turn(ctx, c, id, pausing)
 }
 
-// ResumeSandbox lets a paused sandbox go on. When it fails it stays paused.
+// ResumeSandbox lets a paused sandbox go on. When it fails it stays paused:
+// Exhausted when its memory is more than the team may have, or does not fit on
+// its host. A running one stays running.
 func (s *Service) ResumeSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return s.turn(ctx, c, id, turn{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*hostclient.Client).Resume})
+	return s.turn(ctx, c, id, resuming)
 }
 
 func (s *Service) turn(ctx context.Context, c Caller, id wrenn.SandboxID, t turn) (*wrenn.Sandbox, error) {
-	sb, host, err := s.at(ctx, c, id, t.from)
-	if err != nil {
-		return nil, err
+	for attempt := 1; ; attempt++ {
+		sb, host, err := s.at(ctx, c, id, t.from, t.to)
+		if err != nil {
+			return nil, err
+		}
+		do := s.makeTurn
+		if sb.State == t.to {
+			do = s.affirm
+		}
+		now, err := do(ctx, c, sb, host, t)
+		if !errors.Is(err, postgres.ErrConflict) || attempt == casAttempts {
+			return now, err
+		}
 	}
+}
+
+// affirm is for a row that says that the turn was made. A host pauses
+// sandboxes and wakes them by itself, and the row learns of it a little later: the host is asked.
+func (s *Service) affirm(ctx context.Context, _ Caller, sb *wrenn.Sandbox, host *hostclient.Client, t turn) (*wrenn.Sandbox, error) {
+	if err := t.call(host, ctx, sb.ID); err != nil {
+		return nil, s.orLost(ctx, sb, err)
+	}
+	now, err := s.store.Sandbox(ctx, sb.ID)
+	if err == nil && now.State != t.to { // the row learned of it now
+		return nil, postgres.ErrConflict
+	}
+	return now, err
+}
+
+// makeTurn moves the row, asks the host, and moves the row again. ErrConflict
+// when somebody else moved the row first.
+func (s *Service) makeTurn(ctx context.Context, c Caller, sb *wrenn.Sandbox, host *hostclient.Client, t turn) (*wrenn.Sandbox, error) {
 	ctx, cancel := own(ctx, s.cfg.Deadlines.Pause) // begun is finished, whoever still listens
 	defer cancel()
-	moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: c.actor()})
+	moved, err := s.beginTurn(ctx, c, sb, t)
 	if err != nil {
 		s.leaveIfWritten(ctx, sb, err)
 		return nil, err
 	}
 	sb = moved
-	err = t.call(host, ctx, id)
-	switch {
-	case err == nil:
+	if err = t.call(host, ctx, sb.ID); err == nil {
 		now, err := s.arrive(ctx, sb, t.to, c.actor())
 		s.leaveIfWritten(ctx, sb, err)
 		return now, err
-	case wrenn.CodeOf(err) == wrenn.NotFound:
-		s.lost(ctx, sb)
-		return nil, errLost(sb)
 	}
-	// Back, even when the host may have done it: what the row says is the wish,
-	// and the reconciler brings the host to it.
+	if wrenn.CodeOf(err) == wrenn.NotFound {
+		return nil, s.orLost(ctx, sb, err)
+	}
+	// Back, even when the host may have done it: the reconciler sees what it did.
 	if _, moveErr := s.store.MoveSandbox(ctx, sb, postgres.Move{To: t.from, Actor: c.actor()}); moveErr != nil {
 		s.leave(ctx, "a sandbox stays between two states for a while", sb, moveErr)
 	}
@@ -185,14 +218,21 @@ func (s *Service) turn(ctx context.Context, c Caller, id wrenn.SandboxID, t turn
 	return nil, err
 }
 
-// at returns a sandbox of the team in that state, and its host.
-func (s *Service) at(ctx context.Context, c Caller, id wrenn.SandboxID, want wrenn.State) (*wrenn.Sandbox, *hostclient.Client, error) {
+func (s *Service) beginTurn(ctx context.Context, c Caller, sb *wrenn.Sandbox, t turn) (*wrenn.Sandbox, error) {
+	if t.to == wrenn.Running {
+		return s.store.ResumeSandbox(ctx, sb, s.cfg.Limits.ofTeam(), c.actor())
+	}
+	return s.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: c.actor()})
+}
+
+// at returns a sandbox of the team in one of these states, and its host.
+func (s *Service) at(ctx context.Context, c Caller, id wrenn.SandboxID, want ...wrenn.State) (*wrenn.Sandbox, *hostclient.Client, error) {
 	sb, err := s.store.TeamSandbox(ctx, c.Team, id)
 	if err != nil {
 		return nil, nil, err
 	}
-	if sb.State != want {
-		return nil, nil, wrongState(sb, want)
+	if !slices.Contains(want, sb.State) {
+		return nil, nil, wrongState(sb, want[0])
 	}
 	host, err := s.fleet.host(sb.Host)
 	return sb, host, err
@@ -208,17 +248,23 @@ func (s *Service) arrive(ctx context.Context, sb *wrenn.Sandbox, to wrenn.State,
 	if err != nil {
 		return nil, err
 	}
-	if now.State != to {
+	timeUp := sb.State == wrenn.Starting && now.State == wrenn.Paused // already
+	if now.State != to && !timeUp {
 		return nil, wrongState(now, to)
 	}
 	return now, nil
 }
 
-// lost ends the row of a sandbox that its host does not know.
-func (s *Service) lost(ctx context.Context, sb *wrenn.Sandbox) {
+// orLost ends the row of a sandbox that its host does not know, as its error
+// says, and returns that in words of ours; another error is returned as it is.
+func (s *Service) orLost(ctx context.Context, sb *wrenn.Sandbox, err error) error {
+	if wrenn.CodeOf(err) != wrenn.NotFound {
+		return err
+	}
 	if _, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Failed, Reason: reconcile.ReasonLost, Actor: "system"}); err != nil {
 		s.leave(ctx, "a sandbox that is lost is not written yet", sb, err)
 	}
+	return errLost(sb)
 }
 
 // SetTimeout sets how long a running sandbox lives without use, from now;

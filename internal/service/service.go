@@ -63,7 +63,7 @@ type Host struct {
 // the database says nothing else; the others are of one sandbox.
 type Limits struct {
 	Sandboxes    int           // paused ones included; default 100
-	TeamMemoryMB int           // of all of them; default 262144
+	TeamMemoryMB int           // of those that are not paused; default 262144
 	VCPUs        int           // default 8
 	MemoryMB     int           // default 16384
 	Timeout      time.Duration // default 30 days
@@ -76,6 +76,11 @@ func (l Limits) withDefaults() Limits {
 		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10),
 		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
 	}
+}
+
+// ofTeam are the limits of what a team has at once.
+func (l Limits) ofTeam() postgres.Limits {
+	return postgres.Limits{Sandboxes: l.Sandboxes, MemoryMB: int64(l.TeamMemoryMB)}
 }
 
 const (

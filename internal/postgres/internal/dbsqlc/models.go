@@ -52,6 +52,9 @@ type Sandbox struct {
 	UpdatedAt    time.Time
 	Version      int64
 	Worker       *int64
+	OnTimeout    string
+	AutoResume   bool
+	ParentID     string
 }
 
 type SandboxEvent struct {

@@ -47,7 +47,7 @@ func (q *Queries) AbandonedSandboxes(ctx context.Context, olderThan float64, pag
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -71,12 +71,15 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.UpdatedAt,
 		&i.Version,
 		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -100,15 +103,18 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.UpdatedAt,
 		&i.Version,
 		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
 	)
 	return i, err
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM sandboxes
 WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
 // What should be on a host, and the rows of what is there.
@@ -139,6 +145,9 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.UpdatedAt,
 			&i.Version,
 			&i.Worker,
+			&i.OnTimeout,
+			&i.AutoResume,
+			&i.ParentID,
 		); err != nil {
 			return nil, err
 		}
@@ -152,14 +161,14 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 
 const insertSandbox = `-- name: InsertSandbox :one
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, metadata, env, worker)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker
+    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, metadata, env, worker)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $10, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $13, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM made
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM made
 `
 
 type InsertSandboxParams struct {
@@ -169,6 +178,9 @@ type InsertSandboxParams struct {
 	VCPUs      int32
 	MemoryMB   int32
 	TimeoutSec int32
+	OnTimeout  string
+	AutoResume bool
+	ParentID   string
 	Metadata   map[string]string
 	Env        map[string]string
 	Worker     *int64
@@ -193,6 +205,9 @@ type InsertSandboxRow struct {
 	UpdatedAt    time.Time
 	Version      int64
 	Worker       *int64
+	OnTimeout    string
+	AutoResume   bool
+	ParentID     string
 }
 
 func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (InsertSandboxRow, error) {
@@ -203,6 +218,9 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (I
 		arg.VCPUs,
 		arg.MemoryMB,
 		arg.TimeoutSec,
+		arg.OnTimeout,
+		arg.AutoResume,
+		arg.ParentID,
 		arg.Metadata,
 		arg.Env,
 		arg.Worker,
@@ -227,15 +245,18 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (I
 		&i.UpdatedAt,
 		&i.Version,
 		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
 	)
 	return i, err
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -291,6 +312,9 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.UpdatedAt,
 			&i.Version,
 			&i.Worker,
+			&i.OnTimeout,
+			&i.AutoResume,
+			&i.ParentID,
 		); err != nil {
 			return nil, err
 		}
@@ -333,17 +357,17 @@ WITH moved AS (
         reason = $2,
         worker = $3,
         host_id = coalesce($4, sandboxes.host_id),
-        started_at = CASE WHEN $1 = 'running' THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
+        started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $5 AND sandboxes.version = $6 AND sandboxes.state = $7
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, $7, moved.state, moved.host_id, $8, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM moved
 `
 
 type MoveSandboxParams struct {
@@ -375,6 +399,9 @@ type MoveSandboxRow struct {
 	UpdatedAt    time.Time
 	Version      int64
 	Worker       *int64
+	OnTimeout    string
+	AutoResume   bool
+	ParentID     string
 }
 
 // Compare and set: nothing is returned when somebody else was first.
@@ -408,6 +435,9 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.UpdatedAt,
 		&i.Version,
 		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
 	)
 	return i, err
 }
@@ -479,12 +509,12 @@ WITH moved AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -513,6 +543,9 @@ type SetSandboxTimeoutRow struct {
 	UpdatedAt    time.Time
 	Version      int64
 	Worker       *int64
+	OnTimeout    string
+	AutoResume   bool
+	ParentID     string
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -542,6 +575,33 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.UpdatedAt,
 		&i.Version,
 		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+	)
+	return i, err
+}
+
+const teamUse = `-- name: TeamUse :one
+SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = $1
+`
+
+type TeamUseRow struct {
+	MaxSandboxes  *int32
+	MaxMemoryMB   *int64
+	UsedSandboxes int32
+	UsedMemoryMB  int64
+}
+
+// After a change, whose count has locked the team's row.
+func (q *Queries) TeamUse(ctx context.Context, id string) (TeamUseRow, error) {
+	row := q.db.QueryRow(ctx, teamUse, id)
+	var i TeamUseRow
+	err := row.Scan(
+		&i.MaxSandboxes,
+		&i.MaxMemoryMB,
+		&i.UsedSandboxes,
+		&i.UsedMemoryMB,
 	)
 	return i, err
 }
