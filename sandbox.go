@@ -61,7 +61,7 @@ type Sandbox struct {
 	Team     TeamID
 	Host     HostID // "" until one was picked
 	Template string
-	// Generation is that of the template that it was made from; "" for the base and copies of its sandboxes.
+	// Generation is that of the template that it was made from; "" for the base.
 	Generation GenerationID
 	State      State
 	Reason     string // why it is stopped or failed, for the user

@@ -61,8 +61,8 @@ func (n TemplateName) String() string {
 	return n.Name + ":" + n.Tag
 }
 
-// Base says whether it is the built-in one, whose tag does not count.
-func (n TemplateName) Base() bool { return n.Name == BaseTemplate }
+// Base says whether it is the built-in one.
+func (n TemplateName) Base() bool { return n == TemplateName{BaseTemplate, defaultTag} }
 
 // GenerationState is where a generation is in its life.
 type GenerationState string

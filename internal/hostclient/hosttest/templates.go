@@ -29,6 +29,13 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 	if err := a.build(ctx, req, say); err != nil {
 		return wire.ToConnect(err)
 	}
+	vcpus, memory := cmp.Or(req.GetVcpus(), 1), cmp.Or(req.GetMemoryMb(), 512)
+	_ = a.locked(func() error { // never fails
+		if b := a.boxes[req.GetSandboxId()]; b != nil {
+			vcpus, memory = b.info.GetVcpus(), b.info.GetMemoryMb()
+		}
+		return nil
+	})
 	a.Keep(wrenn.GenerationID(req.GetGeneration()))
 	env := maps.Clone(req.GetEnv())
 	if req.GetContainer() != nil {
@@ -36,7 +43,7 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 		maps.Copy(env, req.GetEnv())
 	}
 	return stream.Send(&hostagentv1.BuildTemplateResponse{Event: &hostagentv1.BuildTemplateResponse_Done{Done: &hostagentv1.TemplateBuilt{
-		Vcpus: cmp.Or(req.GetVcpus(), 1), MemoryMb: cmp.Or(req.GetMemoryMb(), 512), SizeBytes: builtBytes, Env: env,
+		Vcpus: vcpus, MemoryMb: memory, SizeBytes: builtBytes, Env: env,
 	}}})
 }
 
@@ -90,4 +97,9 @@ func (a *Agent) ListTemplates(ctx context.Context, _ *hostagentv1.ListTemplatesR
 		res.Generations = slices.Sorted(maps.Keys(a.generations))
 		return nil
 	})
+}
+
+// Forget loses a generation, as a host does whose disk was replaced.
+func (a *Agent) Forget(id wrenn.GenerationID) {
+	_ = a.locked(func() error { delete(a.generations, string(id)); return nil }) // never fails
 }
