@@ -69,16 +69,19 @@ type Kept struct {
 	Note  []byte // of the Recipe
 }
 
-// KeptSnapshot says what the snapshot of a name is. NotFound when there is none,
-// FailedPrecondition when it is damaged.
+// KeptSnapshot says what the snapshot of a name is. NotFound when there is none, or
+// it was removed and a sandbox still needs it; FailedPrecondition when it is damaged.
 func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 	snap, release, err := m.snapshots.Load(ctx, name)
 	if err != nil {
 		return Kept{}, err
 	}
 	defer release()
+	if !snap.Kept {
+		return Kept{}, wrenn.Errorf(wrenn.NotFound, "snapshot %s was removed", name)
+	}
 	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes(), snap.Note}, nil
 }
 
-// SnapshotNames lists all snapshots, those of other uses than Snapshot's included.
-func (m *Manager) SnapshotNames() []string { return m.snapshots.IDs() }
+// KeptSnapshots lists those that KeptSnapshot finds.
+func (m *Manager) KeptSnapshots() []string { return m.snapshots.Kept() }

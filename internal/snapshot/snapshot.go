@@ -128,6 +128,20 @@ func (s *Store) IDs() []string {
 	return ids
 }
 
+// Kept lists those that stay although nobody refers to them, in the order of their ids.
+func (s *Store) Kept() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []string
+	for id, e := range s.entries {
+		if e.kept {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // Staged is a snapshot that is being made. Publish or Discard it.
 type Staged struct {
 	store *Store

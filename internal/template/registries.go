@@ -30,10 +30,14 @@ type Registries []string
 // dockerHub is how people write the registry that ggcr calls by its address.
 const dockerHub = "docker.io"
 
+// localTransports are other programs' words for places of this machine, which
+// are nobody's to name: see oci.Open, which is not used here.
+var localTransports = []string{"docker-archive", "docker-daemon", "containers-storage", "oci", "oci-archive", "dir"}
+
 // hostOf is the registry of a reference.
 func hostOf(ref string) (string, error) {
 	parsed, err := name.ParseReference(ref)
-	if err != nil {
+	if transport, _, _ := strings.Cut(ref, ":"); err != nil || slices.Contains(localTransports, transport) {
 		return "", wrenn.Errorf(wrenn.Invalid, "%.200q does not name a container image of a registry: say NAME:TAG or NAME@sha256:DIGEST", ref)
 	}
 	if host := parsed.Context().RegistryStr(); host != name.DefaultRegistry {

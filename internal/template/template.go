@@ -237,7 +237,7 @@ func (b *Builder) Delete(ctx context.Context, generation string) error {
 // Generations lists those that are on this host.
 func (b *Builder) Generations() []string {
 	var ids []string
-	for _, id := range b.cfg.Manager.SnapshotNames() {
+	for _, id := range b.cfg.Manager.KeptSnapshots() {
 		if CheckGeneration(id) == nil {
 			ids = append(ids, id)
 		}

@@ -37,8 +37,9 @@ type Config struct {
 
 // Agent is a host and, between Start and Stop, its agent.
 type Agent struct {
-	Manager *sandbox.Manager // of the agent that runs
-	World   *vmfake.World
+	Manager   *sandbox.Manager // of the agent that runs
+	Templates *template.Builder
+	World     *vmfake.World
 
 	cfg     sandbox.Config
 	network network.Config
@@ -111,14 +112,14 @@ func (a *Agent) Start(tb testing.TB) {
 	l, err := hostserver.Listen{Address: "unix:" + a.socket}.Open(ctx, a.cfg.Log)
 	must(tb, err)
 	manager := a.Manager
-	builder := template.New(template.Config{
+	a.Templates = template.New(template.Config{
 		Manager: manager, Store: &storage.Store{Dir: a.cfg.StateDir}, Images: image.Config{StateDir: a.cfg.StateDir},
 		Kernel: a.cfg.Guest.Kernel, Log: a.cfg.Log,
 	})
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- hostserver.Serve(ctx, hostserver.Config{Manager: manager, Templates: builder, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
+		ended <- hostserver.Serve(ctx, hostserver.Config{Manager: manager, Templates: a.Templates, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()
