@@ -168,8 +168,8 @@ func (s *stack) pages(ctx context.Context, l *latencies, last *client.Sandbox) {
 	defer stop()
 	read := func(n int) func() error {
 		return func() (err error) {
-			ok := true
 			for range n {
+				var ok bool
 				if *last, err, ok = next(); err != nil || !ok {
 					return err
 				}

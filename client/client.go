@@ -6,8 +6,8 @@
 //	result, err := c.Exec(ctx, box.ID, client.Command{Cmd: "uname", Args: []string{"-a"}})
 //
 // Every failure that the server told, and every failure to reach it, is an
-// *Error with a code. Nothing is tried again by itself: RetryAfter of the error
-// says when that makes sense.
+// *Error with a code. Nothing is tried again by itself, except that a Stream
+// resumes: RetryAfter of the error says when that makes sense.
 package client
 
 import (

@@ -41,6 +41,8 @@ type fake struct {
 	created service.CreateSandbox
 	listed  []service.ListSandboxes
 	timeout time.Duration
+	forked  service.ForkSandbox
+	deleted wrenn.CheckpointID
 	ran     service.ExecCommand
 	started service.ExecStart
 	files   map[string][]byte
@@ -51,7 +53,7 @@ type fake struct {
 
 func box(id wrenn.SandboxID) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
-		ID: id, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute,
+		ID: id, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true,
 		Metadata: map[string]string{"user": "alice"}, CreatedAt: made, StartedAt: made, UpdatedAt: made,
 	}
 }
@@ -114,6 +116,13 @@ func (f *fake) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxI
 	defer f.mu.Unlock()
 	f.timeout = d
 	return f.find(id)
+}
+
+func (f *fake) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+	if _, err := f.find(id); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(strings.NewReader(fmt.Sprint("Linux, follow=", follow))), nil
 }
 
 func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
@@ -292,7 +301,8 @@ func TestSandboxes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &client.Sandbox{
-		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300, Metadata: map[string]string{"user": "alice"},
+		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300,
+		OnTimeout: client.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"user": "alice"},
 		CreatedAt: made, StartedAt: made, UpdatedAt: made,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -583,4 +593,22 @@ func TestFilesThatBreak(t *testing.T) {
 			t.Error("an answer that may be cut was taken for a file")
 		}
 	})
+}
+
+func TestLogs(t *testing.T) {
+	c := serve(t, &fake{})
+	for follow, want := range map[bool]string{false: "Linux, follow=false", true: "Linux, follow=true"} {
+		r, err := c.Logs(t.Context(), boxID, client.LogsOptions{Follow: follow})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		r.Close()
+		if string(got) != want || err != nil {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	if _, err := c.Logs(t.Context(), otherID, client.LogsOptions{}); client.CodeOf(err) != client.NotFound {
+		t.Errorf("of another: %v", err)
+	}
 }

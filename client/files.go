@@ -60,7 +60,12 @@ func (c *Client) ReadFile(ctx context.Context, id, name string, opts FileOptions
 	if opts.User != "" {
 		body["user"] = opts.User
 	}
-	resp, err := c.send(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/files/stream/read"), body: body})
+	return c.stream(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/files/stream/read"), body: body})
+}
+
+// stream returns an answer's body, which the caller closes.
+func (c *Client) stream(ctx context.Context, r request) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, r)
 	if err != nil {
 		return nil, err
 	}

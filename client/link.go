@@ -42,11 +42,10 @@ type link struct {
 	binary bool        // the server takes and sends bytes as they are
 	heard  *time.Timer // cuts a connection that is silent for too long
 
+	told // by this connection
+
 	dead    bool
-	input   uint64 // the position after the input that was sent
-	closed  bool   // its end was sent
-	size    *Size  // what was sent last
-	leaving bool   // the last words were sent
+	leaving bool // the last words were sent
 }
 
 // frame is any text frame of the server.
@@ -365,14 +364,18 @@ func (s *Stream) send(l *link) {
 		if m.binary {
 			kind = websocket.MessageBinary
 		}
-		if l.conn.Write(context.Background(), kind, m.bytes) != nil {
+		err := l.conn.Write(context.Background(), kind, m.bytes)
+		s.mu.Lock()
+		s.sending = false
+		if err == nil {
+			m.sent()
+		}
+		s.changed.Broadcast()
+		s.mu.Unlock()
+		if err != nil {
 			_ = l.conn.CloseNow() // which take hears of
 			return
 		}
-		s.mu.Lock()
-		m.sent()
-		s.changed.Broadcast()
-		s.mu.Unlock()
 	}
 }
 
@@ -392,6 +395,7 @@ func (s *Stream) wait(l *link) *message {
 			return nil
 		}
 		if m := s.next(l); m != nil {
+			s.sending = true
 			return m
 		}
 		s.changed.Wait()
@@ -414,7 +418,7 @@ func (s *Stream) next(l *link) *message {
 		return text(struct {
 			Type string `json:"type"`
 			Size
-		}{"resize", *size}, func() { l.size = size })
+		}{"resize", *size}, func() { l.size, s.told.size = size, size })
 	}
 	if used := s.received - uint64(s.waiting); used >= s.acked+ackEvery {
 		return text(map[string]any{"type": "ack", "offset": used}, func() { s.acked = max(s.acked, used) })
@@ -423,9 +427,9 @@ func (s *Stream) next(l *link) *message {
 	begin := l.input - s.confirmed
 	switch {
 	case begin < uint64(len(s.input)):
-		return l.inputMessage(s.input[begin:min(uint64(len(s.input)), begin+maxInput)])
+		return s.inputMessage(l, s.input[begin:min(uint64(len(s.input)), begin+maxInput)])
 	case s.closed && !l.closed:
-		return text(map[string]string{"type": "stdin_close"}, func() { l.closed = true })
+		return text(map[string]string{"type": "stdin_close"}, func() { l.closed, s.told.closed = true, true })
 	}
 	return nil
 }
@@ -435,8 +439,9 @@ func text(frame any, sent func()) *message {
 	return &message{bytes: bytes, sent: sent}
 }
 
-func (l *link) inputMessage(p []byte) *message {
-	sent := func() { l.input += uint64(len(p)) }
+func (s *Stream) inputMessage(l *link, p []byte) *message {
+	after := l.input + uint64(len(p))
+	sent := func() { l.input, s.told.input = after, max(s.told.input, after) }
 	if !l.binary {
 		return text(map[string]string{"type": "stdin", "data": base64.StdEncoding.EncodeToString(p), "encoding": encodingBase64}, sent)
 	}

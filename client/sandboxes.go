@@ -38,7 +38,10 @@ type Sandbox struct {
 	Template     string            `json:"template"`
 	VCPUs        int               `json:"vcpus"`
 	MemoryMB     int               `json:"memory_mb"`
-	TimeoutSec   int64             `json:"timeout_sec"` // without use until it is destroyed; 0 is never
+	TimeoutSec   int64             `json:"timeout_sec"` // without use until OnTimeout happens; 0 is never
+	OnTimeout    OnTimeout         `json:"on_timeout"`
+	AutoResume   bool              `json:"auto_resume"`         // its use resumes it when it is paused
+	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that it is a copy of; "" for none
 	Metadata     map[string]string `json:"metadata"`
 	CreatedAt    time.Time         `json:"created_at"`
 	StartedAt    time.Time         `json:"started_at,omitzero"`     // zero until it ran
@@ -51,11 +54,15 @@ type CreateSandbox struct {
 	Template string
 	VCPUs    int
 	MemoryMB int
-	// Timeout is the time without use after which it is destroyed, in whole
+	// Timeout is the time without use after which OnTimeout happens, in whole
 	// seconds, rounded up; 0 is the default, Never is never.
-	Timeout  time.Duration
-	Metadata map[string]string
-	Env      map[string]string // of every command in it
+	Timeout   time.Duration
+	OnTimeout OnTimeout // "" is DestroyOnTimeout
+	// AutoResume has commands, streams, files and checkpoints resume it when it
+	// is paused; without it they are refused then.
+	AutoResume bool
+	Metadata   map[string]string
+	Env        map[string]string // of every command in it
 }
 
 type createBody struct {
@@ -63,6 +70,8 @@ type createBody struct {
 	VCPUs      int               `json:"vcpus,omitempty"`
 	MemoryMB   int               `json:"memory_mb,omitempty"`
 	TimeoutSec *int64            `json:"timeout_sec,omitempty"`
+	OnTimeout  OnTimeout         `json:"on_timeout,omitempty"`
+	AutoResume bool              `json:"auto_resume,omitempty"`
 	Metadata   map[string]string `json:"metadata,omitempty"`
 	Env        map[string]string `json:"env,omitempty"`
 }
@@ -77,7 +86,9 @@ func seconds(d time.Duration) int64 {
 
 // CreateSandbox returns when the sandbox runs.
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
-	body := createBody{Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, Metadata: s.Metadata, Env: s.Env}
+	body := createBody{
+		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
+	}
 	if s.Timeout != 0 {
 		body.TimeoutSec = new(seconds(s.Timeout))
 	}
@@ -104,17 +115,19 @@ func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: sandboxPath(id, "")}, nil)
 }
 
-// PauseSandbox returns when its programs stand still. It must be running.
+// PauseSandbox writes a running sandbox to its host's disk and returns when its
+// memory is free. One that is paused stays so.
 func (c *Client) PauseSandbox(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause")})
 }
 
-// ResumeSandbox returns when its programs go on. It must be paused.
+// ResumeSandbox returns when the programs of a paused sandbox go on, with what
+// they had in memory. One that runs stays so.
 func (c *Client) ResumeSandbox(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/resume")})
 }
 
-// SetTimeout sets the time without use after which a sandbox is destroyed,
+// SetTimeout sets the time without use after which OnTimeout happens,
 // counted from now; Never is never.
 func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (*Sandbox, error) {
 	if d == 0 {

@@ -92,6 +92,7 @@ type Stream struct {
 	err     error // why the stream is over; nil: it is not, or the command ended
 	over    bool  // it is because this side wants it: what has come until then is dropped
 	exited  bool  // the exit has come
+	sending bool  // something is on its way, of which it is not noted that it was sent
 
 	events   []Event // that Receive has not returned
 	waiting  int     // bytes of output in them
@@ -101,8 +102,16 @@ type Stream struct {
 	input     []byte // that the server did not confirm
 	confirmed uint64 // the position where that begins
 	closed    bool   // it ends there
-	size      *Size  // what the terminal was told last
+	size      *Size  // what the terminal is to be told
+	told      told   // what was sent by any connection
 	signals   []*signalFrame
+}
+
+// told is what was sent. By a new connection some of it is sent again.
+type told struct {
+	input  uint64 // the position after the input
+	closed bool   // and its end
+	size   *Size
 }
 
 type signalFrame struct {
@@ -174,7 +183,8 @@ func (s *Stream) open(ctx context.Context, first any) (*Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.pid, s.received, s.acked, s.confirmed = begin.PID, begin.position(), begin.position(), begin.Input
+	s.pid, s.received, s.acked = begin.PID, begin.position(), begin.position()
+	s.confirmed, s.told.input = begin.Input, begin.Input
 	if begin.Lost > 0 {
 		s.events = append(s.events, Event{Lost: begin.Lost})
 	}
@@ -271,7 +281,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 		s.changed.Broadcast()
 	}
 	end := s.confirmed + uint64(len(s.input))
-	return n, s.until(func() bool { return s.confirmed >= end || s.link != nil && s.link.input >= end })
+	return n, s.until(func() bool { return s.told.input >= end })
 }
 
 // CloseStdin ends the input.
@@ -282,7 +292,7 @@ func (s *Stream) CloseStdin() error {
 	defer s.mu.Unlock()
 	s.closed = true
 	s.changed.Broadcast()
-	return s.until(func() bool { return s.link != nil && s.link.closed })
+	return s.until(func() bool { return s.told.closed })
 }
 
 // Resize tells the terminal its new size.
@@ -291,7 +301,7 @@ func (s *Stream) Resize(size Size) error {
 	defer s.mu.Unlock()
 	s.size = &size
 	s.changed.Broadcast()
-	return s.until(func() bool { return s.link != nil && s.link.size == s.size || s.size != &size })
+	return s.until(func() bool { return s.told.size == s.size || s.size != &size })
 }
 
 // Signal sends a signal to the command and what it started.
@@ -309,6 +319,7 @@ func (s *Stream) Signal(sig Signal) error {
 func (s *Stream) until(done func() bool) error {
 	for !done() {
 		switch {
+		case s.sending: // perhaps this
 		case s.err != nil:
 			return s.err
 		case s.exited:

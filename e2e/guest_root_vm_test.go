@@ -111,7 +111,7 @@ func TestGuest(t *testing.T) {
 	t.Run("system", func(t *testing.T) {
 		for script, want := range map[string]string{
 			"cat /proc/1/comm":             "tini",
-			"hostname":                     "sandbox",
+			"hostname":                     string(sb.ID()),
 			"stat -f -c %T /":              "ext2/ext3",
 			"stat -f -c %T /sys/fs/cgroup": "cgroup2fs",
 			"stat -f -c %T /dev/shm":       "tmpfs",

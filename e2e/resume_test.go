@@ -97,7 +97,7 @@ func (h *hop) start(t *testing.T) {
 }
 
 func (h *hop) pass(near net.Conn) {
-	far, err := net.Dial("tcp", h.to) //nolint:noctx // it is there
+	far, err := net.Dial("tcp", h.to)
 	if err != nil {
 		near.Close()
 		return

@@ -34,9 +34,10 @@ type stack struct {
 }
 
 // newStack starts all three. They end with the test, and must leave nothing.
-func newStack(t *testing.T) *stack {
+// Two at once need different names and addresses of slots.
+func newStack(t *testing.T, prefix, addresses string) *stack {
 	t.Helper()
-	s := &stack{agent: newAgentOn(t, "wcra", "10.222.0.0/16")}
+	s := &stack{agent: newAgentOn(t, prefix, addresses)}
 	s.config = filepath.Join(s.agent.dir, "control-plane.toml")
 	dir, err := os.MkdirTemp("", "wdb") //nolint:usetesting // t.TempDir's names are too long for a socket
 	if err != nil {

@@ -13,10 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	ctrlC = "\x03"
-	ctrlD = "\x04"
-)
+const ctrlC = "\x03"
 
 // typist is a command with a terminal, and who sits at it.
 type typist struct {
@@ -138,7 +135,7 @@ func testShell(t *testing.T, e *everything, id string) {
 	y.types(t, "echo be''gun; sleep 12345\r", "begun")
 	y.types(t, ctrlC, "^C")
 	y.types(t, "echo it was $?\r", "it was 130")
-	y.types(t, "(exit 7)\r"+ctrlD, "")
+	y.types(t, "exit 7\r", "")
 	if code := y.end(t); code != 7 {
 		t.Errorf("code %d:\n%s", code, y.out)
 	}

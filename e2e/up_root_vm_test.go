@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // everything is a run of "wrenn up" in a directory of the test's own.
@@ -145,6 +147,7 @@ func TestUp(t *testing.T) {
 		}
 	})
 	t.Run("bytes", func(t *testing.T) { testBytes(t, e, id) })
+	t.Run("trees", func(t *testing.T) { testTrees(t, e, id) })
 	t.Run("terminal", func(t *testing.T) {
 		if out := e.must(t, nil, "sandbox", "exec", "-t", id, "--", "stty", "size"); out != "24 80\r\n" {
 			t.Errorf("printed %q", out)
@@ -190,6 +193,46 @@ func testBytes(t *testing.T, e *everything, id string) {
 	e.must(t, nil, "sandbox", "cp", id+":/srv/here", back)
 	if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("%d bytes were copied there and back, %d other ones came, %v", len(content), len(got), err)
+	}
+}
+
+// testTrees copies a directory there, within, and back, and lets tar compare.
+func testTrees(t *testing.T, e *everything, id string) {
+	t.Helper()
+	here := filepath.Join(e.dir, "tree")
+	back := filepath.Join(e.dir, "back-again")
+	for _, script := range []string{
+		"mkdir -p $0/d/empty $0/closed && head -c 3000001 /dev/urandom > $0/d/bytes && ln -s d/bytes $0/link && ln -s /nowhere $0/dangling",
+		"echo x > '$0/a name' && chmod 750 '$0/a name' && touch $0/closed/-f && chmod 500 $0/closed",
+	} {
+		if out, err := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(script, "$0", here)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	e.must(t, nil, "sandbox", "cp", "-r", here, id+":/srv")                       // into a directory that exists
+	e.must(t, nil, "sandbox", "cp", "-r", id+":/srv/tree", id+":/srv/new")        // makes one
+	e.must(t, nil, "sandbox", "cp", "-r", id+":/srv/new", back)                   // makes one here
+	e.must(t, nil, "sandbox", "cp", "-r", id+":/srv/new/d/bytes", e.dir+"/bytes") // a file is one, too
+	list := func(dir string) string {
+		const look = `cd "$0" && find . ! -name . -printf '%p %y %m %l %s\n' | grep -v ' d ' | sort && find . -type d ! -name . -printf '%p %m\n' | sort && find . -type f -exec sha256sum {} + | sort`
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", look, dir).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	if diff := cmp.Diff(list(here), list(back)); diff != "" {
+		t.Errorf("the tree that came back (-want +got):\n%s", diff)
+	}
+	for args, want := range map[[2]string]int{
+		{id + ":/nothing", e.dir + "/none"}: 1, {here + "/nothing", id + ":/srv"}: 1, {here, id + ":/etc/passwd/x"}: 1,
+	} {
+		if code, _ := e.wrenn(t, nil, "sandbox", "cp", "-r", args[0], args[1]); code != want {
+			t.Errorf("cp -r %s %s ended with %d", args[0], args[1], code)
+		}
+	}
+	if _, err := os.Stat(e.dir + "/none"); err == nil {
+		t.Error("a directory was made for nothing")
 	}
 }
 

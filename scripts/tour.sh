@@ -21,8 +21,8 @@ show() {
 
 id=
 code=0
-leave() { [ -z "$id" ] || bin/wrenn sandbox kill "$id" >/dev/null 2>&1; } # when it is interrupted
-trap leave EXIT
+# When it is interrupted, the sandbox goes, too.
+trap '[ -z "$id" ] || bin/wrenn sandbox kill "$id" >/dev/null 2>&1' EXIT
 
 tell bin/wrenn sandbox create
 id=$(bin/wrenn sandbox create)

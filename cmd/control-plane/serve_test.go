@@ -22,6 +22,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/pgtest"
+	"wrenn/internal/telemetry/logtest"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -32,26 +33,8 @@ type program struct {
 	url, metrics, key string
 	config            string
 	agent             *hosttest.Agent
-	log               *journal
+	log               *logtest.Journal
 	stop              func() error
-}
-
-// journal is a log that can be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
 }
 
 // launch migrates, makes a key and serves, all by the command line.
@@ -72,7 +55,7 @@ func launch(t *testing.T) *program {
 	}
 	none := func(string) string { return "" }
 	var key bytes.Buffer
-	p := &program{log: &journal{}, config: config, agent: agent}
+	p := &program{log: &logtest.Journal{}, config: config, agent: agent}
 	for _, args := range [][]string{{"migrate"}, {"migrate"}, {"key", "team-a", "first"}} { // twice is allowed
 		if err := command(t.Context(), append([]string{"-config", config}, args...), &key, p.log, none); err != nil {
 			t.Fatalf("control-plane %v: %v", args, err)

@@ -106,7 +106,7 @@ func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, h.Close(context.WithoutCancel(ctx))) }()
 	a.registry.MustRegister(hostserver.NewCollector(h.Manager))
 	a.warm(ctx, h)
-	debug.FreeOSMemory() // what hashing the guest's programs left, 70 MB, would stay for as long as little is allocated
+	debug.FreeOSMemory() // what starting left would stay for as long as little is allocated
 	// Bound before anybody is told that the agent is ready.
 	rpc, err := a.cfg.listen().Open(ctx, a.log)
 	if err != nil {

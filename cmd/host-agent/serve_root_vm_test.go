@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -13,9 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,36 +20,19 @@ import (
 	"wrenn/internal/certs"
 	"wrenn/internal/certs/certstest"
 	"wrenn/internal/hostclient"
+	"wrenn/internal/telemetry/logtest"
 )
-
-// journal is a log that can be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
-}
 
 // program is an agent as systemd starts it.
 type program struct {
 	cmd   *exec.Cmd
-	log   *journal
+	log   *logtest.Journal
 	ended chan error
 }
 
 func launch(t *testing.T, args ...string) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command("../../bin/host-agent", args...), log: &journal{}, ended: make(chan error, 1)}
+	p := &program{cmd: exec.Command("../../bin/host-agent", args...), log: &logtest.Journal{}, ended: make(chan error, 1)}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -62,22 +42,10 @@ func launch(t *testing.T, args ...string) *program {
 	return p
 }
 
-// until returns the submatch of a line that the log gets.
+// until returns the first group of a line that the log gets.
 func (p *program) until(t *testing.T, pattern string) string {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if found := regexp.MustCompile(pattern).FindStringSubmatch(p.log.String()); found != nil {
-			return found[1]
-		}
-		select {
-		case err := <-p.ended:
-			t.Fatalf("it ended with %v:\n%s", err, p.log)
-		default:
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s is not in the log:\n%s", pattern, p.log)
-		}
-	}
+	return p.log.Until(t, pattern, p.ended)[1]
 }
 
 // systemd listens as the service manager does.

@@ -36,6 +36,17 @@ type Sandboxes interface {
 	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
+	// Logs reads what the console said; the reader never ends with io.EOF before the console does.
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
+}
+
+// Snapshots are copies of sandboxes, and moments to go back to.
+type Snapshots interface {
+	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
+	CreateCheckpoint(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error)
+	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*service.Checkpoints, error)
+	RestoreCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) (*wrenn.Sandbox, error)
+	DeleteCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) error
 }
 
 // Commands runs programs in sandboxes. A stream ends with the context that it was started with.
@@ -63,6 +74,7 @@ type Keys interface {
 // may see their message.
 type Service interface {
 	Sandboxes
+	Snapshots
 	Commands
 	Files
 	Keys

@@ -283,7 +283,12 @@ func (p *parameter) value(values []string) (any, error) {
 	if len(values) > 1 {
 		return nil, invalid("%s: given %d times, takes one value", p.name, len(values))
 	}
-	if p.kind != "integer" {
+	switch {
+	case p.kind == "boolean" && (values[0] == "true" || values[0] == "false"):
+		return values[0] == "true", nil
+	case p.kind == "boolean":
+		return nil, invalid("%s: %q is neither true nor false", p.name, shorten(values[0]))
+	case p.kind != "integer":
 		return values[0], nil
 	}
 	if _, err := strconv.ParseInt(values[0], 10, 64); err != nil {

@@ -13,11 +13,14 @@ import (
 func sandbox(box *wrenn.Sandbox) oapi.Sandbox {
 	out := oapi.Sandbox{
 		ID: string(box.ID), Status: oapi.State(box.State), Template: box.Template, Vcpus: box.VCPUs, MemoryMb: box.MemoryMB,
-		TimeoutSec: int64(box.Timeout / time.Second), Metadata: oapi.Metadata(box.Metadata),
+		TimeoutSec: int64(box.Timeout / time.Second), OnTimeout: oapi.OnTimeout(box.OnTimeout), AutoResume: box.AutoResume, Metadata: oapi.Metadata(box.Metadata),
 		CreatedAt: box.CreatedAt.UTC(), StartedAt: moment(box.StartedAt), LastActiveAt: moment(box.LastActiveAt), LastUpdated: box.UpdatedAt.UTC(),
 	}
 	if out.Metadata == nil {
 		out.Metadata = oapi.Metadata{}
+	}
+	if box.Parent != "" {
+		out.ParentID = new(string(box.Parent))
 	}
 	if box.Reason != "" {
 		out.Reason = &box.Reason

@@ -208,22 +208,37 @@ func (d *download) send(w http.ResponseWriter) error {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": d.name}))
 	w.WriteHeader(http.StatusOK)
-	rec := recorderOf(w)
-	for {
-		if _, err := w.Write(d.buffer[:d.have]); err != nil {
-			return fmt.Errorf("send the file: %w", err)
-		}
-		if errors.Is(d.err, io.EOF) {
-			return nil
-		}
-		if d.err != nil {
-			return fmt.Errorf("read the file: %w", d.err)
-		}
-		if d.flush {
-			if err := rec.flush(); err != nil {
-				return fmt.Errorf("send the file: %w", err)
-			}
-		}
-		d.have, d.err = d.content.Read(d.buffer)
+	out := &pieces{w: w, rec: recorderOf(w), flush: d.flush}
+	if _, err := out.Write(d.buffer[:d.have]); err != nil {
+		return err
 	}
+	if d.err == nil {
+		_, d.err = io.CopyBuffer(out, d.content, d.buffer)
+	}
+	switch {
+	case out.err != nil:
+		return out.err
+	case d.err != nil && !errors.Is(d.err, io.EOF):
+		return fmt.Errorf("read the file: %w", d.err)
+	}
+	return nil
+}
+
+// pieces sends what is written to it.
+type pieces struct {
+	w     http.ResponseWriter
+	rec   *recorder
+	flush bool  // each piece at once
+	err   error // why sending failed
+}
+
+func (p *pieces) Write(b []byte) (int, error) {
+	n, err := p.w.Write(b)
+	if err == nil && p.flush {
+		err = p.rec.flush()
+	}
+	if err != nil {
+		p.err = fmt.Errorf("send the file: %w", err)
+	}
+	return n, p.err
 }

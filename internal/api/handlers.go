@@ -40,6 +40,7 @@ func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequ
 	body := value(req.Body)
 	wish := service.CreateSandbox{
 		Template: value(body.Template), VCPUs: value(body.Vcpus), MemoryMB: value(body.MemoryMb),
+		OnTimeout: wrenn.OnTimeout(value(body.OnTimeout)), AutoResume: value(body.AutoResume),
 		Metadata: value(body.Metadata), Env: value(body.Env),
 	}
 	if body.TimeoutSec != nil {

@@ -51,7 +51,7 @@ type call struct {
 	check  func(*testing.T, *stub, *http.Response)
 }
 
-const runningJSON = `{"id":"iabcdefghijklmnopqrst","status":"running","template":"base","vcpus":1,"memory_mb":512,"timeout_sec":300,
+const runningJSON = `{"id":"iabcdefghijklmnopqrst","status":"running","template":"base","vcpus":1,"memory_mb":512,"timeout_sec":300,"on_timeout":"pause","auto_resume":true,
 	"metadata":{"user":"alice"},"created_at":"2026-01-02T15:04:05Z","started_at":"2026-01-02T15:04:05Z",
 	"last_active_at":"2026-01-02T15:04:05Z","last_updated":"2026-01-02T15:04:05Z"}`
 
@@ -192,10 +192,10 @@ func createCalls() []call {
 			}
 		}},
 		{name: "all", method: "POST", path: "/v1/sandboxes", status: 201,
-			body: `{"template":"base:v2","vcpus":2,"memory_mb":1024,"timeout_sec":60,"metadata":{"a":"b"},"env":{"C":"d"}}`,
+			body: `{"template":"base:v2","vcpus":2,"memory_mb":1024,"timeout_sec":60,"on_timeout":"pause","auto_resume":true,"metadata":{"a":"b"},"env":{"C":"d"}}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
-				want := service.CreateSandbox{Template: "base:v2", VCPUs: 2, MemoryMB: 1024, Timeout: time.Minute, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"}}
+				want := service.CreateSandbox{Template: "base:v2", VCPUs: 2, MemoryMB: 1024, Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"}}
 				if diff := cmp.Diff(want, s.created); diff != "" {
 					t.Errorf("asked for (-want +got):\n%s", diff)
 				}
@@ -209,6 +209,7 @@ func createCalls() []call {
 		{name: "bearer", method: "POST", path: "/v1/sandboxes", key: "-", header: http.Header{"Authorization": {"bearer " + testKey}}, status: 201},
 		{name: "no key", method: "POST", path: "/v1/sandboxes", key: "-", body: "junk", status: 401, code: "unauthorized"},
 		{name: "key as a subprotocol of no WebSocket", method: "POST", path: "/v1/sandboxes", key: "-", header: http.Header{"Sec-Websocket-Protocol": {keyProtocol + testKey}}, status: 401, code: "unauthorized"},
+		{name: "another ending", method: "POST", path: "/v1/sandboxes", body: `{"on_timeout":"sell"}`, status: 400, code: "invalid_request"},
 		{name: "no vcpus", method: "POST", path: "/v1/sandboxes", body: `{"vcpus":0}`, status: 400, code: "invalid_request"},
 		{name: "a string", method: "POST", path: "/v1/sandboxes", body: `{"vcpus":"1"}`, status: 400, code: "invalid_request"},
 		{name: "template is a path", method: "POST", path: "/v1/sandboxes", body: `{"template":"../../etc/passwd"}`, status: 400, code: "invalid_request"},
@@ -311,6 +312,51 @@ func keyCalls() map[string][]call {
 	}
 }
 
+func snapshotCalls() map[string][]call {
+	fork, checkpoints := at+"/fork", at+"/checkpoints"
+	one := checkpoints + "/" + testCheckpoint
+	return map[string][]call{
+		"forkSandbox": slices.Concat(jsonCalls(fork), sandboxCalls("POST", fork, "", ""), []call{
+			{name: "defaults", method: "POST", path: fork, status: 201,
+				want: `{"sandboxes":[` + strings.Replace(runningJSON, "{", `{"parent_id":"`+testID+`",`, 1) + `],"errors":[]}`,
+				check: func(t *testing.T, s *stub, _ *http.Response) {
+					t.Helper()
+					if diff := cmp.Diff(service.ForkSandbox{Count: 1}, s.forked); diff != "" {
+						t.Errorf("asked for (-want +got):\n%s", diff)
+					}
+				}},
+			{name: "some fail", service: &stub{copyErr: wrenn.Errorf(wrenn.Exhausted, "no room")}, method: "POST", path: fork, body: `{"count":2,"metadata":{}}`, status: 201,
+				want: `{"sandboxes":[` + strings.Replace(runningJSON, "{", `{"parent_id":"`+testID+`",`, 1) + `],"errors":[{"id":"` + missingID + `","code":"limit_exceeded","message":"no room"}]}`,
+				check: func(t *testing.T, s *stub, _ *http.Response) {
+					t.Helper()
+					if diff := cmp.Diff(service.ForkSandbox{Count: 2, Metadata: map[string]string{}}, s.forked); diff != "" {
+						t.Errorf("asked for (-want +got):\n%s", diff)
+					}
+				}},
+			{name: "none", method: "POST", path: fork, body: `{"count":0}`, status: 400, code: "invalid_request"},
+			{name: "too many", method: "POST", path: fork, body: `{"count":101}`, status: 400, code: "invalid_request"},
+		}),
+		"createCheckpoint": slices.Concat(jsonCalls(checkpoints), sandboxCalls("POST", checkpoints, "", ""), []call{
+			{name: "ok", method: "POST", path: checkpoints, body: `{"name":"a b"}`, status: 201,
+				want: `{"id":"` + testCheckpoint + `","name":"a b","created_at":"2026-01-02T15:04:05Z","size_bytes":4096}`},
+			{name: "long", method: "POST", path: checkpoints, body: `{"name":"` + strings.Repeat("x", 201) + `"}`, status: 400, code: "invalid_request"},
+			{name: "two lines", method: "POST", path: checkpoints, body: `{"name":"a\nb"}`, status: 400, code: "invalid_request"},
+		}),
+		"listCheckpoints": append(sandboxCalls("GET", checkpoints, "", ""),
+			call{name: "ok", method: "GET", path: checkpoints, status: 200, want: `{"head":"` + testCheckpoint + `","checkpoints":[
+				{"id":"` + otherCheckpoint + `","name":"a","created_at":"2026-01-02T15:04:05Z","size_bytes":4096},
+				{"id":"` + testCheckpoint + `","parent_id":"` + otherCheckpoint + `","name":"","created_at":"2026-01-02T15:04:05Z","size_bytes":0}]}`},
+			call{name: "none", service: &stub{bare: true}, method: "GET", path: checkpoints, status: 200, want: `{"checkpoints":[]}`}),
+		"restoreCheckpoint": append(sandboxCalls("POST", one+"/restore", "", ""),
+			call{name: "ok", method: "POST", path: one + "/restore", status: 200, want: runningJSON},
+			call{name: "no such", method: "POST", path: checkpoints + "/" + otherCheckpoint + "/restore", status: 404, code: "not_found"},
+			call{name: "no id of one", method: "POST", path: checkpoints + "/x/restore", status: 400, code: "invalid_request"}),
+		"deleteCheckpoint": append(sandboxCalls("DELETE", one, "", ""),
+			call{name: "ok", method: "DELETE", path: one, status: 204},
+			call{name: "traversal of checkpoints", method: "DELETE", path: checkpoints + "/..%2Fx", status: 400, code: "invalid_request"}),
+	}
+}
+
 // operationCalls are the tests, by operation of the contract. The stream has
 // tests of its own beside what it answers without an upgrade.
 func operationCalls() map[string][]call {
@@ -331,6 +377,9 @@ func operationCalls() map[string][]call {
 			}},
 			{name: "none", method: "POST", path: at + "/timeout", body: `{}`, status: 400, code: "invalid_request"},
 		}),
+		"getSandboxLogs": append(sandboxCalls("GET", at+"/logs", "", ""),
+			call{name: "ok", method: "GET", path: at + "/logs?follow=false", status: 200, want: "Linux\r\n\xff\x00"},
+			call{name: "follow what", method: "GET", path: at + "/logs?follow=perhaps", status: 400, code: "invalid_request"}),
 		"exec": execCalls(),
 		"execStream": {
 			{name: "no upgrade", method: "GET", path: at + "/exec/stream", status: 400, code: "invalid_request"},
@@ -352,6 +401,7 @@ func operationCalls() map[string][]call {
 		"getDocs":     {{name: "ok", method: "GET", path: "/docs", key: "-", status: 200}},
 	}
 	maps.Copy(calls, keyCalls())
+	maps.Copy(calls, snapshotCalls())
 	return calls
 }
 

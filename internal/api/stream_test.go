@@ -265,6 +265,44 @@ func TestAttach(t *testing.T) {
 	s.expect(t, `{"type":"start","pid":42}`, `{"type":"exit","exit_code":0}`, "closed 1000")
 }
 
+const testSession = "0123456789abcdef-_"
+
+func TestStreamWithASession(t *testing.T) {
+	s := stream1(t, nil)
+	s.send(t, `{"type":"start","cmd":"x","stdin":true,"session":"`+testSession+`","hold_sec":7}`)
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42}}
+	s.expect(t, `{"type":"start","pid":42,"offset":0,"input":0}`)
+	if diff := cmp.Diff(service.ExecSession{ID: testSession, Hold: 7 * time.Second}, s.stub.started.Session); diff != "" {
+		t.Errorf("session (-want +got):\n%s", diff)
+	}
+	s.out <- service.ExecOutput{Stdout: []byte("a\xe2\x82"), Offset: 0}
+	s.out <- service.ExecOutput{Stdout: []byte("\xacb"), Offset: 3}
+	s.out <- service.ExecOutput{Taken: new(uint64(9))}
+	// Who counts bytes gets them as they come: nothing is held back.
+	s.expect(t, `{"type":"stdout","offset":0,"data":"YeKC","encoding":"base64"}`, `{"type":"stdout","offset":3,"data":"rGI=","encoding":"base64"}`,
+		`{"type":"input","offset":9}`)
+	s.send(t, `{"type":"ack","offset":5}`)
+	s.send(t, `{"type":"leave"}`)
+	for _, want := range []string{"ack 5", "leave"} {
+		if got := wait(t, s.did, want); got != want {
+			t.Errorf("the program saw %s, want %s", got, want)
+		}
+	}
+	s.fail <- wrenn.Errorf(wrenn.Unavailable, "the stream broke") // as the host says goodbye
+	s.expect(t, "closed 1000")
+}
+
+func TestStreamIsResumed(t *testing.T) {
+	s := stream1(t, nil)
+	s.send(t, `{"type":"attach","session":"`+testSession+`","offset":100}`)
+	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42, Offset: 130, Lost: 30, Taken: 5}}
+	s.expect(t, `{"type":"start","pid":42,"offset":130,"lost":30,"input":5}`)
+	want := service.ExecAttach{Session: service.ExecSession{ID: testSession}, Offset: new(uint64(100))}
+	if diff := cmp.Diff(want, s.stub.attached); diff != "" {
+		t.Errorf("attached (-want +got):\n%s", diff)
+	}
+}
+
 func TestStreamRefusesFrames(t *testing.T) {
 	for name, c := range map[string]struct {
 		frames []string
@@ -280,6 +318,12 @@ func TestStreamRefusesFrames(t *testing.T) {
 		"input nobody takes":    {[]string{`{"type":"start","cmd":"x"}`, `{"type":"stdin","data":"x"}`}, "invalid_request", 1008},
 		"resize of no terminal": {[]string{`{"type":"start","cmd":"x"}`, `{"type":"resize","cols":1,"rows":1}`}, "invalid_request", 1008},
 		"other signal":          {[]string{`{"type":"start","cmd":"x"}`, `{"type":"signal","signal":"SIGSEGV"}`}, "invalid_request", 1008},
+		"attach to nothing":     {[]string{`{"type":"attach"}`}, "invalid_request", 1008},
+		"short session":         {[]string{`{"type":"start","cmd":"x","session":"x"}`}, "invalid_request", 1008},
+		"held for too long":     {[]string{`{"type":"start","cmd":"x","session":"` + testSession + `","hold_sec":601}`}, "invalid_request", 1008},
+		"ack of no session":     {[]string{`{"type":"start","cmd":"x"}`, `{"type":"ack","offset":1}`}, "invalid_request", 1008},
+		"leave of no session":   {[]string{`{"type":"start","cmd":"x"}`, `{"type":"leave"}`}, "invalid_request", 1008},
+		"ack of nothing":        {[]string{`{"type":"start","cmd":"x","session":"` + testSession + `"}`, `{"type":"ack"}`}, "invalid_request", 1008},
 		"broken base64":         {[]string{`{"type":"start","cmd":"x","stdin":true}`, `{"type":"stdin","data":"!","encoding":"base64"}`}, "invalid_request", 1008},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -25,6 +26,9 @@ const (
 	testTeam   = wrenn.TeamID("11111111-1111-4111-8111-111111111111")
 	testKeyID  = "22222222-2222-4222-8222-222222222222"
 	brokenFile = "/broken"
+
+	testCheckpoint  = "scccccccccccccccccccc"
+	otherCheckpoint = "soooooooooooooooooooo"
 )
 
 var testTime = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
@@ -34,20 +38,24 @@ var testTime = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 type stub struct {
 	fail error // of every call but Authenticate; nil is none
 
-	mu      sync.Mutex // guards what follows
-	created service.CreateSandbox
-	listed  service.ListSandboxes
-	ran     service.ExecCommand
-	started service.ExecStart
-	timeout time.Duration
-	files   map[string]string
-	user    string
+	mu       sync.Mutex // guards what follows
+	created  service.CreateSandbox
+	listed   service.ListSandboxes
+	ran      service.ExecCommand
+	started  service.ExecStart
+	attached service.ExecAttach
+	timeout  time.Duration
+	files    map[string]string
+	user     string
+	forked   service.ForkSandbox
 
-	result service.ExecResult
-	next   string
-	stream func() service.ExecStream // of StartExec and AttachExec
-	read   func(path string) (io.ReadCloser, error)
-	panics bool
+	result  service.ExecResult
+	next    string
+	copyErr error                     // of the second copy of a fork
+	bare    bool                      // there are no checkpoints
+	stream  func() service.ExecStream // of StartExec and AttachExec
+	read    func(path string) (io.ReadCloser, error)
+	panics  bool
 }
 
 var testCaller = service.Caller{Team: testTeam, Key: testKeyID}
@@ -64,6 +72,7 @@ func (s *stub) Ready(context.Context) error { return s.fail }
 func box(id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
 		ID: id, Team: testTeam, Host: "h1", Template: "base", State: state, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute,
+		OnTimeout: wrenn.PauseOnTimeout, AutoResume: true,
 		Metadata: map[string]string{"user": "alice"}, Env: map[string]string{"SECRET": "s3cr3t"},
 		CreatedAt: testTime, StartedAt: testTime, LastActiveAt: testTime, UpdatedAt: testTime,
 	}
@@ -123,11 +132,83 @@ func (s *stub) ResumeSandbox(_ context.Context, c service.Caller, id wrenn.Sandb
 	return s.find(c, id)
 }
 
+func (s *stub) ForkSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID, req service.ForkSandbox) (*service.Forked, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forked = req
+	b, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	out := &service.Forked{}
+	for i := range req.Count {
+		if i > 0 {
+			out.Failed = append(out.Failed, service.FailedCopy{ID: missingID, Err: s.copyErr})
+			continue
+		}
+		copied := *b
+		copied.Parent = id
+		out.Sandboxes = append(out.Sandboxes, copied)
+	}
+	return out, nil
+}
+
+func (s *stub) CreateCheckpoint(_ context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	return &wrenn.Checkpoint{ID: testCheckpoint, Name: name, CreatedAt: testTime, SizeBytes: 4096}, nil
+}
+
+func (s *stub) Checkpoints(_ context.Context, c service.Caller, id wrenn.SandboxID) (*service.Checkpoints, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	if s.bare {
+		return &service.Checkpoints{}, nil
+	}
+	return &service.Checkpoints{Head: testCheckpoint, List: []wrenn.Checkpoint{
+		{ID: otherCheckpoint, Name: "a", CreatedAt: testTime, SizeBytes: 4096}, {ID: testCheckpoint, Parent: otherCheckpoint, CreatedAt: testTime},
+	}}, nil
+}
+
+func (s *stub) RestoreCheckpoint(_ context.Context, c service.Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) (*wrenn.Sandbox, error) {
+	b, err := s.find(c, id)
+	if err == nil && cp != testCheckpoint {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no such checkpoint")
+	}
+	return b, err
+}
+
+func (s *stub) DeleteCheckpoint(_ context.Context, c service.Caller, id wrenn.SandboxID, _ wrenn.CheckpointID) error {
+	_, err := s.find(c, id)
+	return err
+}
+
 func (s *stub) SetTimeout(_ context.Context, c service.Caller, id wrenn.SandboxID, d time.Duration) (*wrenn.Sandbox, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timeout = d
 	return s.find(c, id)
+}
+
+func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	said := io.Reader(strings.NewReader("Linux\r\n\xff\x00"))
+	if follow {
+		said = io.MultiReader(said, untilDone{ctx})
+	}
+	return io.NopCloser(said), nil
+}
+
+// untilDone reads nothing until its context ends.
+type untilDone struct{ ctx context.Context }
+
+func (u untilDone) Read([]byte) (int, error) {
+	<-u.ctx.Done()
+	return 0, context.Cause(u.ctx)
 }
 
 func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
@@ -154,6 +235,9 @@ func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.Sandbox
 }
 
 func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attached = to
 	if _, err := s.find(c, id); err != nil {
 		return nil, err
 	}

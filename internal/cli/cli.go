@@ -24,11 +24,15 @@ type commandLine struct {
 	Config string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"The configuration that up writes; default: wrenn/config.toml in the user's configuration directory."`
 	URL    string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"The server; default: that of the configuration."`
 
-	Up      upCommand       `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
-	Doctor  doctorCommand   `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
-	Sandbox sandboxCommands `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
-	Key     keyCommands     `cmd:"" help:"API keys of the team."`
-	Version versionCommand  `cmd:"" help:"Print the version."`
+	Up         upCommand          `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
+	Doctor     doctorCommand      `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
+	Sandbox    sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
+	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
+	Key        keyCommands        `cmd:"" help:"API keys of the team."`
+
+	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
+	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
 // Std is what a command reads, prints to and finds around it.

@@ -73,7 +73,29 @@ func server(t *testing.T) *httptest.Server {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /v1/sandboxes/{id}/fork", func(w http.ResponseWriter, r *http.Request) {
+		var wish struct{ Count int }
+		_ = json.NewDecoder(r.Body).Decode(&wish)
+		forked := map[string]any{"sandboxes": []any{box}, "errors": []any{}}
+		if wish.Count > 1 {
+			forked["errors"] = []any{map[string]string{"id": "other", "code": "limit_exceeded", "message": "no \x1broom"}}
+		}
+		answer(201, forked)(w, r)
+	})
+	now := time.Now().Add(-90 * time.Second)
+	point := func(id, parent, name string) map[string]any {
+		return map[string]any{"id": id, "parent_id": parent, "name": name, "created_at": now, "size_bytes": 3<<20 + 1}
+	}
+	mux.HandleFunc("POST /v1/sandboxes/{id}/checkpoints", answer(201, point("s1", "", "")))
+	mux.HandleFunc("GET /v1/sandboxes/{id}/checkpoints", answer(200, map[string]any{"head": "s4", "checkpoints": []any{
+		point("s1", "", "start"), point("s2", "s1", ""), point("s3", "s2", "\x1b[31m"), point("s4", "s1", "other way"), point("s5", "gone", ""),
+	}}))
+	mux.HandleFunc("POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore", answer(200, box))
+	mux.HandleFunc("DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint}", answer(200, nil))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/exec/stream", echo)
+	mux.HandleFunc("GET /v1/sandboxes/{id}/logs", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "Linux\r\n%s\x1b", r.URL.Query().Get("follow"))
+	})
 	mux.HandleFunc("POST /v1/sandboxes/{id}/files/stream/read", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "content")
 	})
@@ -152,10 +174,29 @@ func TestCommands(t *testing.T) {
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
 			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
 			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},
-		"ids":           {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
-		"kill":          {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
-		"kill some":     {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},
-		"kill what":     {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or --all\n"}},
+		"ids":            {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
+		"kill":           {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
+		"kill some":      {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},
+		"kill what":      {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or --all\n"}},
+		"fork":           {[]string{"sandbox", "fork", testID}, "", result{0, testID + "\n", ""}},
+		"fork in part":   {[]string{"sandbox", "fork", testID, "--count", "2"}, "", result{1, testID + "\n", "other: no �room\n"}},
+		"checkpoint":     {[]string{"checkpoint", "create", testID, "a name"}, "", result{0, "s1\n", ""}},
+		"go back":        {[]string{"checkpoint", "restore", testID, "s1"}, "", result{0, testID + "\n", ""}},
+		"no checkpoints": {[]string{"checkpoint", "rm", testID, "s1", "s2"}, "", result{0, "s1\ns2\n", ""}},
+		"checkpoints": {[]string{"checkpoint", "ls", testID}, "", result{0, "" +
+			"ID  PARENT  AGE  SIZE  NAME\n" +
+			"s1  -       1m   4M    start\n" +
+			"s2  s1      1m   4M    -\n" +
+			"s3  s2      1m   4M    �[31m\n" +
+			"s4  s1      1m   4M    other way\n" +
+			"s5  gone    1m   4M    -\n", ""}},
+		"tree": {[]string{"checkpoint", "tree", testID}, "", result{0, "" +
+			testID + "\n" +
+			"├── s1  start  1m ago\n" +
+			"│   ├── s2  1m ago\n" +
+			"│   │   └── s3  �[31m  1m ago\n" +
+			"│   └── s4  other way  1m ago  <- the sandbox goes on from here\n" +
+			"└── s5  1m ago\n", ""}},
 		"binary":        {[]string{"sandbox", "exec", testID, "--", "cat"}, noise, result{0, noise, "to stderr\n"}},
 		"exit code":     {[]string{"sandbox", "exec", testID, "three", "-x", "--", "-o"}, "", result{3, "", "to stderr\n"}},
 		"signal":        {[]string{"sandbox", "exec", testID, "kill"}, "", result{128 + 9, "", "to stderr\n"}},
@@ -163,6 +204,7 @@ func TestCommands(t *testing.T) {
 		"no executable": {[]string{"sandbox", "exec", testID, "/etc"}, "", result{126, "", "user 'root' may not run '/etc' in '/root'\n"}},
 		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server is broken\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
 		"no command":    {[]string{"sandbox", "exec", testID}, "", result{1, "", "give the command to run after the sandbox's id, or --attach PID\n"}},
+		"logs":          {[]string{"sandbox", "logs", "-f", testID}, "", result{0, "Linux\r\ntrue\x1b", ""}},
 		"download":      {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
 		"no copy":       {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
 	} {
@@ -309,7 +351,7 @@ func TestReceiveIsWholeOrNothing(t *testing.T) {
 // TestHelp: what people read is reviewed like code. Run with -update to accept changes.
 func TestHelp(t *testing.T) {
 	for _, page := range []string{
-		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "key create",
+		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "sandbox logs", "sandbox fork", "checkpoint", "key create", "completion",
 	} {
 		t.Run(page, func(t *testing.T) {
 			got := invoke(t, nil, nil, append(strings.Fields(page), "--help")...)
@@ -332,9 +374,21 @@ func TestHelp(t *testing.T) {
 }
 
 func TestWrongCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"nothing"}, {"sandbox", "create", "--vcpus", "many"}, {"sandbox", "create", "--timeout", "0s"}, {"-o", "xml", "version"}} {
+	for _, args := range [][]string{{"nothing"}, {"sandbox", "create", "--vcpus", "many"}, {"sandbox", "create", "--timeout", "0s"}, {"-o", "xml", "version"}, {"sandbox", "create", "--on-timeout", "sell"}, {"sandbox", "fork"}} {
 		if got := invoke(t, nil, nil, args...); got.code != 2 || got.err == "" {
 			t.Errorf("wrenn %q = %+v", args, got)
 		}
+	}
+}
+
+func TestHarmless(t *testing.T) {
+	var out bytes.Buffer
+	for _, text := range []string{"a\r\nb\x1b[31m\tc\xff", "\u009b1m\n"} {
+		if n, err := (harmless{&out}).Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("Write() = %d, %v", n, err)
+		}
+	}
+	if got, want := out.String(), "a\nb�[31m    c��1m\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -19,9 +19,12 @@ import (
 const standard = "-"
 
 type copyCommand struct {
-	User string `short:"u" placeholder:"USER" help:"Who reads or writes in the sandbox; default: the template's user."`
-	From string `arg:"" help:"The file to copy: ID:PATH in a sandbox, PATH here, or - for standard input."`
-	To   string `arg:"" help:"Where to: ID:PATH in a sandbox, PATH here, or - for standard output. A path that ends with / is a directory."`
+	Recursive bool     `short:"r" help:"Copy a directory and all below it; the sandbox needs tar."`
+	MaxSize   byteSize `default:"16G" placeholder:"SIZE" help:"Of a directory that comes from a sandbox; default: ${default}."`
+	User      string   `short:"u" placeholder:"USER" help:"Who reads or writes in the sandbox; default: the template's user."`
+
+	From string `arg:"" complete:"file" help:"The file to copy: ID:PATH in a sandbox, PATH here, or - for standard input."`
+	To   string `arg:"" complete:"file" help:"Where to: ID:PATH in a sandbox, PATH here, or - for standard output. A path that ends with / is a directory."`
 }
 
 // remote is a file of a sandbox. An empty path is the user's home.
@@ -45,6 +48,8 @@ func (c *copyCommand) Run(ctx context.Context, s *session) error {
 	switch {
 	case err != nil:
 		return err
+	case c.Recursive && (fromRemote || toRemote):
+		return c.tree(ctx, s, api)
 	case fromRemote && toRemote:
 		return c.across(ctx, s, api, from, to)
 	case toRemote:
@@ -76,7 +81,7 @@ func (c *copyCommand) upload(ctx context.Context, s *session, api *client.Client
 		if info, err := f.Stat(); err != nil {
 			return err
 		} else if info.IsDir() {
-			return fmt.Errorf("%s is a directory: tar c -C %s . | wrenn sandbox exec %s -- tar x -C DIR", c.From, c.From, to.id)
+			return fmt.Errorf("%s is a directory: copy it with -r", c.From)
 		}
 		in, base = f, filepath.Base(c.From)
 	}
@@ -146,10 +151,17 @@ func receive(name string, content io.Reader) (err error) {
 	return err
 }
 
-// meter counts what is read.
+// meter counts what is read, or written.
 type meter struct {
 	r io.Reader
+	w io.Writer
 	n atomic.Int64
+}
+
+func (m *meter) Write(p []byte) (int, error) {
+	n, err := m.w.Write(p)
+	m.n.Add(int64(n))
+	return n, err
 }
 
 func (m *meter) Read(p []byte) (int, error) {

@@ -41,7 +41,7 @@ type execCommand struct {
 	Timeout time.Duration `placeholder:"TIME" help:"Kill it after so long; default: never."`
 	Attach  int           `placeholder:"PID" help:"Follow a command that runs already, instead of running one."`
 
-	ID      string   `arg:"" help:"The sandbox."`
+	ID      string   `arg:"" complete:"sandbox" help:"The sandbox."`
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command and its arguments. No shell is involved: use sh -c '...' for pipes."`
 }
 
@@ -76,7 +76,7 @@ func afterDashes(argv []string) []string {
 type shellCommand struct {
 	execFlags
 
-	ID    string   `arg:"" help:"The sandbox."`
+	ID    string   `arg:"" complete:"sandbox" help:"The sandbox."`
 	Shell []string `arg:"" optional:"" passthrough:"partial" help:"The shell; default: bash, else sh, as at a login."`
 }
 

@@ -67,7 +67,7 @@ func (*keyListCommand) Run(ctx context.Context, s *session) error {
 }
 
 type keyRevokeCommand struct {
-	IDs []string `arg:"" name:"id" help:"The keys, by the ids that list prints."`
+	IDs []string `arg:"" name:"id" complete:"key" help:"The keys, by the ids that list prints."`
 }
 
 // Run revokes them one by one.

@@ -20,9 +20,11 @@ type sandboxCommands struct {
 	Exec    execCommand    `cmd:"" help:"Run a command in a sandbox, with this input, output and exit code."`
 	Shell   shellCommand   `cmd:"" help:"Open a shell in a sandbox."`
 	Kill    killCommand    `cmd:"" aliases:"rm" help:"Destroy sandboxes."`
-	Pause   pauseCommand   `cmd:"" help:"Pause sandboxes."`
-	Resume  resumeCommand  `cmd:"" help:"Resume paused sandboxes."`
+	Pause   pauseCommand   `cmd:"" help:"Write sandboxes to the disk and free their memory, until they are resumed."`
+	Resume  resumeCommand  `cmd:"" help:"Let paused sandboxes go on."`
+	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
 	Timeout timeoutCommand `cmd:"" help:"Set when a sandbox ends by itself."`
+	Logs    logsCommand    `cmd:"" help:"Print what a sandbox's console said: kernel, init and agent."`
 	Cp      copyCommand    `cmd:"" help:"Copy a file into or out of a sandbox."`
 }
 
@@ -46,12 +48,14 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 }
 
 type createCommand struct {
-	Template string            `short:"t" placeholder:"NAME" help:"What it starts from; default: base."`
-	VCPUs    int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1."`
-	Memory   int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512."`
-	Timeout  idle              `placeholder:"TIME" help:"Time without use until it is destroyed, as 90s, 1h or never; default: 5m."`
-	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
-	Env      map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
+	Template   string            `short:"t" placeholder:"NAME" help:"What it starts from; default: base."`
+	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1."`
+	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512."`
+	Timeout    idle              `placeholder:"TIME" help:"Time without use until it ends, as 90s, 1h or never; default: 5m."`
+	OnTimeout  client.OnTimeout  `enum:"destroy,pause" default:"destroy" help:"How it ends then: ${enum}."`
+	AutoResume bool              `help:"Using it while it is paused resumes it."`
+	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
+	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
 }
 
 // Run prints the id alone, for scripts.
@@ -63,7 +67,8 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	var box *client.Sandbox
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		box, err = api.CreateSandbox(ctx, client.CreateSandbox{
-			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration, Metadata: c.Metadata, Env: c.Env,
+			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration,
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env,
 		})
 		return err
 	})
@@ -144,7 +149,7 @@ func pairs(labels map[string]string) string {
 }
 
 type getCommand struct {
-	ID string `arg:"" help:"The sandbox."`
+	ID string `arg:"" complete:"sandbox" help:"The sandbox."`
 }
 
 // Run shows one sandbox.
@@ -164,7 +169,7 @@ func (s *session) show(box *client.Sandbox) error {
 	return s.print(box, func(w io.Writer) {
 		timeout := never
 		if box.TimeoutSec > 0 {
-			timeout = (time.Duration(box.TimeoutSec) * time.Second).String()
+			timeout = fmt.Sprintf("%s, then %s", time.Duration(box.TimeoutSec)*time.Second, box.OnTimeout)
 		}
 		fmt.Fprintf(w, "id        %s\nstate     %s\n", box.ID, s.paintState(box.State))
 		if box.Reason != "" {
@@ -173,6 +178,12 @@ func (s *session) show(box *client.Sandbox) error {
 		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
 			printable(box.Template), box.VCPUs, box.MemoryMB, timeout, printable(pairs(box.Metadata)),
 			box.CreatedAt.Local().Format(time.DateTime), age(box.CreatedAt))
+		if box.AutoResume {
+			fmt.Fprintln(w, "resumes   when it is used")
+		}
+		if box.ParentID != "" {
+			fmt.Fprintf(w, "copy of   %s\n", box.ParentID)
+		}
 		if !box.LastActiveAt.IsZero() {
 			fmt.Fprintf(w, "last use  %s ago\n", age(box.LastActiveAt))
 		}
@@ -180,7 +191,7 @@ func (s *session) show(box *client.Sandbox) error {
 }
 
 type killCommand struct {
-	IDs []string `arg:"" name:"id" optional:"" help:"The sandboxes."`
+	IDs []string `arg:"" complete:"sandbox" name:"id" optional:"" help:"The sandboxes."`
 	All bool     `help:"All of the team."`
 }
 
@@ -228,16 +239,16 @@ func (s *session) each(ctx context.Context, what string, ids []string, do func(c
 }
 
 type pauseCommand struct {
-	IDs []string `arg:"" name:"id" help:"The sandboxes."`
+	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
 }
 
-// Run returns when they stand still.
+// Run returns when their memory is free.
 func (c *pauseCommand) Run(ctx context.Context, s *session) error {
 	return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandbox)
 }
 
 type resumeCommand struct {
-	IDs []string `arg:"" name:"id" help:"The sandboxes."`
+	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
 }
 
 // Run returns when they run again.
@@ -256,8 +267,40 @@ func (s *session) change(ctx context.Context, what string, ids []string, do func
 	})
 }
 
+type forkCommand struct {
+	ID       string            `arg:"" complete:"sandbox" help:"The sandbox, running or paused. It goes on as it was."`
+	Count    int               `short:"n" placeholder:"N" default:"1" help:"How many copies, up to 100; default: 1."`
+	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label of each copy, instead of those of the sandbox; may be repeated."`
+}
+
+// Run prints the ids of the copies that run, and fails when there is one that does not.
+func (c *forkCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	var forked *client.Forked
+	err = s.during(ctx, "copying "+c.ID, func(ctx context.Context) (err error) {
+		forked, err = api.ForkSandbox(ctx, c.ID, client.Fork{Count: c.Count, Metadata: c.Metadata})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = s.print(forked, func(w io.Writer) {
+		for _, box := range forked.Sandboxes {
+			fmt.Fprintln(w, box.ID)
+		}
+	})
+	failed := []error{err}
+	for _, f := range forked.Errors {
+		failed = append(failed, fmt.Errorf("%s: %s", f.ID, printable(f.Message)))
+	}
+	return errors.Join(failed...)
+}
+
 type timeoutCommand struct {
-	ID   string `arg:"" help:"The sandbox."`
+	ID   string `arg:"" complete:"sandbox" help:"The sandbox."`
 	Time idle   `arg:"" help:"Time without use, as 90s, 1h or never."`
 }
 

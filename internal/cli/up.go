@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"wrenn"
 	"wrenn/internal/up"
@@ -62,7 +63,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var ended error
+	var ended error = exitCode(codeSignal + int(syscall.SIGINT)) // unless it comes to begin
 	err = up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error {
 		defer stop()
 		ended = s.accompany(ctx, r, command)

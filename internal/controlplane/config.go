@@ -74,7 +74,7 @@ type Limits struct {
 	RequestsPerSecond float64 `toml:"requests_per_second"` // of one key, on average
 	RequestBurst      int     `toml:"request_burst"`       // of one key, at once
 	Sandboxes         int     `toml:"sandboxes"`           // of a team, at once
-	TeamMemoryMB      int     `toml:"team_memory_mb"`      // of all of a team's sandboxes
+	TeamMemoryMB      int     `toml:"team_memory_mb"`      // of all of a team's sandboxes that are not paused
 	VCPUs             int     `toml:"vcpus"`               // of one sandbox
 	MemoryMB          int     `toml:"memory_mb"`           // of one sandbox
 }

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,40 +19,23 @@ import (
 	"wrenn/internal/hostserver/agenttest"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/service"
+	"wrenn/internal/telemetry/logtest"
 	"wrenn/internal/vm/vmfake"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// journal is a log that can be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
-}
-
 // system is everything between a client and the processes of a guest, with all
 // of its logs, as loud as they get, in one.
 type system struct {
 	url, key string
-	log      *journal
+	log      *logtest.Journal
 	broken   atomic.Bool // the host cannot start machines
 }
 
 func newSystem(t *testing.T) *system {
 	t.Helper()
-	s := &system{log: &journal{}}
+	s := &system{log: &logtest.Journal{}}
 	log, err := NewLogger(s.log, Log{Level: "debug", Format: "text"})
 	if err != nil {
 		t.Fatal(err)

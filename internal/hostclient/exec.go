@@ -17,7 +17,7 @@ import (
 
 const (
 	defaultExecTimeout = 30 * time.Second // the host's, see ExecRequest
-	maxFrame           = 64 << 10         // of input and of files
+	maxFrame           = 64 << 10         // of input, and the smallest buffer of a file that is kept
 )
 
 // Exec runs a command to its end, or until its timeout.

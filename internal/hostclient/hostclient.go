@@ -34,6 +34,7 @@ const (
 	streamWindow = 1 << 20 // per stream: what is on its way to a reader that does not read
 	idleBulk     = 4       // connections that wait for the next download
 	bulkBuffer   = 64 << 10
+	uploadChunk  = 256 << 10
 	maxMessage   = 64 << 20 // an inventory of 100,000 sandboxes; twice the output that Exec keeps
 )
 

@@ -72,25 +72,52 @@ type chunks struct {
 }
 
 func (c *chunks) Read(p []byte) (int, error) {
-	for len(c.rest) == 0 {
-		if c.err != nil {
-			return 0, c.err
-		}
-		if !c.stream.Receive() {
-			if c.err = broke(c.stream.Err()); c.err != nil {
-				return 0, c.err
-			}
-			return 0, io.EOF
-		}
-		if c.stream.Msg().GetMeta() != nil {
-			c.err = wrenn.Errorf(wrenn.Invalid, "meta came twice")
-			return 0, c.err
-		}
-		c.rest = c.stream.Msg().GetChunk()
+	if err := c.more(); err != nil {
+		return 0, err
 	}
 	n := copy(p, c.rest)
 	c.rest = c.rest[n:]
 	return n, nil
+}
+
+// WriteTo is for net/http, which would read in pieces of 32 KiB.
+func (c *chunks) WriteTo(w io.Writer) (written int64, err error) {
+	for {
+		err := c.more()
+		if errors.Is(err, io.EOF) {
+			return written, nil
+		}
+		if err != nil {
+			return written, err
+		}
+		n, err := w.Write(c.rest)
+		written += int64(n)
+		c.rest = c.rest[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// more receives until there is a rest. Its io.EOF is the file's end and nothing else.
+func (c *chunks) more() error {
+	for len(c.rest) == 0 {
+		if c.err != nil {
+			return c.err
+		}
+		if !c.stream.Receive() {
+			if c.err = broke(c.stream.Err()); c.err != nil {
+				return c.err
+			}
+			return io.EOF
+		}
+		if c.stream.Msg().GetMeta() != nil {
+			c.err = wrenn.Errorf(wrenn.Invalid, "meta came twice")
+			return c.err
+		}
+		c.rest = c.stream.Msg().GetChunk()
+	}
+	return nil
 }
 
 // broke is the error of an upload that did not come to its end; nil for one that did.

@@ -27,8 +27,9 @@ const (
 	maxSmallFile = 16 << 20
 	// maxMessage bounds one message of a caller: a small file and what is around it.
 	maxMessage = maxSmallFile + 1<<20
-	// copyBuffer is the size of a chunk of a file on its way.
-	copyBuffer = 64 << 10
+	// copyBuffer is the size of a chunk of a file on its way: each costs a few
+	// system calls and wakes every process between here and the reader.
+	copyBuffer = 256 << 10
 )
 
 // The shape of a sandbox that asks for none.

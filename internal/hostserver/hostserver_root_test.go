@@ -156,7 +156,20 @@ func (c caller) about(ctx context.Context, id string) map[string]func() error {
 		"pause":  func() error { _, err := c.PauseSandbox(ctx, &pb.PauseSandboxRequest{SandboxId: id}); return err },
 		"resume": func() error { _, err := c.ResumeSandbox(ctx, &pb.ResumeSandboxRequest{SandboxId: id}); return err },
 		"extend": func() error { _, err := c.ExtendSandbox(ctx, &pb.ExtendSandboxRequest{SandboxId: id}); return err },
-		"exec":   func() error { _, err := c.Exec(ctx, &pb.ExecRequest{SandboxId: id, Cmd: "true"}); return err },
+		"fork": func() error {
+			_, err := c.ForkSandbox(ctx, &pb.ForkSandboxRequest{SandboxId: id, NewIds: []string{string(wrenn.NewSandboxID())}})
+			return err
+		},
+		"checkpoint": func() error {
+			_, err := c.CreateCheckpoint(ctx, &pb.CreateCheckpointRequest{SandboxId: id, CheckpointId: "s"})
+			return err
+		},
+		"list checkpoints": func() error { _, err := c.ListCheckpoints(ctx, &pb.ListCheckpointsRequest{SandboxId: id}); return err },
+		"delete checkpoint": func() error {
+			_, err := c.DeleteCheckpoint(ctx, &pb.DeleteCheckpointRequest{SandboxId: id, CheckpointId: "s"})
+			return err
+		},
+		"exec": func() error { _, err := c.Exec(ctx, &pb.ExecRequest{SandboxId: id, Cmd: "true"}); return err },
 		"signal": func() error {
 			_, err := c.SignalProcess(ctx, &pb.SignalProcessRequest{SandboxId: id, Pid: 1, Signal: pb.Signal_SIGNAL_SIGTERM})
 			return err
@@ -213,7 +226,7 @@ func TestCallsAboutAPausedSandbox(t *testing.T) {
 	_, err := c.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
 	must(t, err)
 	for name, do := range c.about(t.Context(), id) {
-		if !slices.Contains([]string{"pause", "resume", "extend"}, name) {
+		if !slices.Contains([]string{"pause", "resume", "extend", "fork", "list checkpoints", "delete checkpoint"}, name) {
 			t.Run(name, func(t *testing.T) { wantCode(t, do(), connect.CodeFailedPrecondition, "resume it first") })
 		}
 	}

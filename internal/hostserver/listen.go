@@ -165,6 +165,14 @@ func permit(path, group string) error {
 	return errors.Join(os.Chown(path, -1, id), os.Chmod(path, 0o660))
 }
 
+const (
+	// streamWindow is what is on its way to a command or a file that does not take it.
+	streamWindow = 1 << 20
+	// connWindow is that of all streams of a connection. It is as large as can
+	// be: uploads that stand still fill it, and a full one stops every other call of the control plane.
+	connWindow = 1 << 30
+)
+
 // grace is how long calls that are no streams have to end when the agent stops.
 const grace = 10 * time.Second
 
@@ -205,7 +213,10 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: 10_000, SendPingTimeout: 30 * time.Second},
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 10_000, SendPingTimeout: 30 * time.Second,
+			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
+		},
 		// Who was turned away, and why; whoever looks for open ports is in it too.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelInfo),
 	}

@@ -1,7 +1,6 @@
 package hostserver
 
 import (
-	"bytes"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/certs/certstest"
 	"wrenn/internal/hostclient"
 	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/telemetry/logtest"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
@@ -103,38 +104,10 @@ func TestTheSocketIsForNobodyElse(t *testing.T) {
 	}
 }
 
-// journal is a log that can be read while it is written.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-// waitFor returns when the log has the text, and fails the test when it never does.
-func (j *journal) waitFor(t *testing.T, text string) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		j.mu.Lock()
-		all := j.text.String()
-		j.mu.Unlock()
-		if strings.Contains(all, text) {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%q is not in the log:\n%s", text, all)
-		}
-	}
-}
-
 // listen serves an agent by TLS, as Serve does.
-func listen(t *testing.T, files certs.Files) (address string, said *journal) {
+func listen(t *testing.T, files certs.Files) (address string, said *logtest.Journal) {
 	t.Helper()
-	said = &journal{}
+	said = &logtest.Journal{}
 	log := slog.New(slog.NewTextHandler(said, nil))
 	l, err := Listen{
 		Address: "127.0.0.1:0", TLS: TLS{Certificate: files.Certificate, Key: files.Key, ClientCA: files.CA, ClientName: "control-plane"},
@@ -211,7 +184,7 @@ func TestMutualTLS(t *testing.T) {
 			if wrenn.CodeOf(err) != wrenn.Unavailable {
 				t.Errorf("Ping() = %v (%s), want Unavailable", err, wrenn.CodeOf(err))
 			}
-			said.waitFor(t, tc.says)
+			said.Until(t, regexp.QuoteMeta(tc.says), nil)
 		})
 	}
 	t.Run("a caller without TLS", func(t *testing.T) {

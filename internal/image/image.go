@@ -14,6 +14,7 @@ package image
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -190,14 +191,31 @@ const (
 	guestFormat = 1
 )
 
-// digest names a set of inputs.
+// digest names a set of inputs: it hashes them as a JSON array. Bytes, which
+// are whole programs, go into the hash as they are encoded: encoding/json would
+// keep a buffer of all of it.
 func digest(inputs ...any) string {
-	data, err := json.Marshal(inputs)
-	if err != nil {
-		panic(err) // only numbers, strings and bytes come here
+	sum := sha256.New() // whose Write never fails
+	separator := "["
+	for _, input := range inputs {
+		_, _ = io.WriteString(sum, separator)
+		separator = ","
+		if data, ok := input.([]byte); ok && data != nil {
+			_, _ = io.WriteString(sum, `"`)
+			encoder := base64.NewEncoder(base64.StdEncoding, sum)
+			_, _ = encoder.Write(data)
+			_ = encoder.Close()
+			_, _ = io.WriteString(sum, `"`)
+			continue
+		}
+		data, err := json.Marshal(input)
+		if err != nil {
+			panic(err) // only numbers, strings and bytes come here
+		}
+		_, _ = sum.Write(data)
 	}
-	sum := sha256.Sum256(data)
-	return hex.EncodeToString(sum[:8])
+	_, _ = io.WriteString(sum, "]")
+	return hex.EncodeToString(sum.Sum(nil)[:8])
 }
 
 func (p *preparation) result() (Guest, error) {

@@ -2,8 +2,11 @@ package image
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"debug/elf"
 	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,5 +135,18 @@ func TestExportQuotes(t *testing.T) {
 	want := "export WRENN_TEST_KERNEL='/a b'\nexport WRENN_TEST_INITRD='/it'\\''s'\nexport WRENN_TEST_ROOTFS='/r'\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("Export() mismatch (-want +got):\n%s", diff)
+	}
+}
+
+// TestDigestIsOfJSON keeps the names of images that are made already.
+func TestDigestIsOfJSON(t *testing.T) {
+	inputs := []any{1, "a<b", []string{"x", "y"}, []byte("any program"), []byte{}, []byte(nil), int64(7)}
+	data, err := json.Marshal(inputs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(data)
+	if got, want := digest(inputs...), hex.EncodeToString(sum[:8]); got != want {
+		t.Errorf("digest() = %s, want %s", got, want)
 	}
 }

@@ -106,6 +106,7 @@ func (s *Sandbox) takeOver(ctx context.Context) error {
 		return fmt.Errorf("network slot: %w", err)
 	}
 	b.machine, b.slot = machine, slot
+	s.screen.show(machine)
 	b.connect()
 	s.setGuest(b)
 	// A dead agent may have been taking a snapshot of it.

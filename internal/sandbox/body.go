@@ -118,6 +118,7 @@ func (b *body) startMachine(ctx context.Context, start starter) (err error) {
 	if b.machine, err = start(ctx, spec); err != nil {
 		return err
 	}
+	b.s.screen.show(b.machine)
 	b.s.m.crash("machine started")
 	ref := b.machine.Ref()
 	b.note.Machine = &ref
@@ -159,6 +160,9 @@ func (b *body) find(ctx context.Context) error {
 		switch wrenn.CodeOf(err) {
 		case "":
 			b.machine = machine
+			if b == b.s.body {
+				b.s.screen.show(machine)
+			}
 		case wrenn.NotFound: // it ended meanwhile
 		default:
 			return err

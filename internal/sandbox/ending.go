@@ -67,6 +67,7 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 		err = s.discardBodies(ctx, verdict.Status == StatusFailed)
 	}
 	if err == nil {
+		s.keepConsole(ctx, nil)
 		err = s.commit(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
 	}
 	if err != nil {

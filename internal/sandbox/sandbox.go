@@ -26,6 +26,8 @@ type Sandbox struct {
 	body    *body // what it runs in; nil while it is paused
 	spare   *body // another one that is being made or taken away
 
+	screen screen
+
 	mu       sync.Mutex // guards the following
 	life     life
 	unwanted bool                    // somebody destroys it
@@ -153,6 +155,9 @@ func (s *Sandbox) launch(ctx context.Context, from func(context.Context) (origin
 	ctx, done := s.interruptible(ctx)
 	defer done()
 	if err := s.assemble(ctx, from); err != nil {
+		if !errors.Is(err, errDestroyed) {
+			s.keepConsole(ctx, err)
+		}
 		return err
 	}
 	s.watch(ctx)

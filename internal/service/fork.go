@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"log/slog"
 
 	"golang.org/x/sync/errgroup"
 
@@ -164,6 +165,8 @@ func (f *fork) finish(ctx context.Context, c *forkedCopy, failed error) {
 	switch {
 	case c.err != nil:
 	case failed != nil:
+		f.service.log.LogAttrs(ctx, slog.LevelWarn, "a copy of a sandbox was not made", slog.String("sandbox", string(c.row.ID)),
+			slog.String("parent", string(f.parent.ID)), slog.String("host", string(f.parent.Host)), slog.Any("error", failed))
 		c.err = f.service.abandon(ctx, c.row, f.actor, failed)
 	default:
 		var running *wrenn.Sandbox

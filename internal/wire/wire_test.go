@@ -36,6 +36,21 @@ func TestCodesHaveTheNamesOfConnectAndComeBack(t *testing.T) {
 	}
 }
 
+func TestResultsComeBack(t *testing.T) {
+	if err := wire.FromResult(wire.ToResult(nil)); err != nil {
+		t.Errorf("nothing is %v", err)
+	}
+	for _, code := range all {
+		err := wire.FromResult(wire.ToResult(&wrenn.Error{Code: code, Message: "what to do", Err: errors.New("/secret/path")}))
+		if wrenn.CodeOf(err) != code || err.Error() != "what to do" {
+			t.Errorf("%s comes back as %v", code, err)
+		}
+	}
+	if err := wire.FromResult("a_newer_code", "what to do"); wrenn.CodeOf(err) != wrenn.Internal {
+		t.Errorf("an unknown code is %v", err)
+	}
+}
+
 func TestToConnectKeepsCauses(t *testing.T) {
 	for name, err := range map[string]error{
 		"of an Error": &wrenn.Error{Code: wrenn.NotFound, Message: "no such sandbox", Err: errors.New("/secret/path")},

@@ -59,8 +59,12 @@ type follower struct {
 	exact   bool          // it is told positions
 }
 
-func newHub() *hub {
-	return &hub{wake: make(chan struct{}, 1), followers: make(map[*follower]struct{}), sessions: make(map[string]*session)}
+// newHub returns a hub without output, whose memory comes from a pool of newBlocks.
+func newHub(blocks *sync.Pool) *hub {
+	return &hub{
+		wake: make(chan struct{}, 1), out: output{pool: blocks},
+		followers: make(map[*follower]struct{}), sessions: make(map[string]*session),
+	}
 }
 
 // subscribe returns a follower that gets all output from now on, at least the
@@ -232,6 +236,9 @@ func (h *hub) cutBehind(reason error) {
 func (h *hub) cutOff(f *follower, reason error) {
 	f.reason = reason
 	close(f.cut)
+	if f.busy {
+		h.out.pool = nil // it may go on to send what is dropped now
+	}
 	h.remove(f)
 }
 

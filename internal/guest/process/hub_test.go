@@ -71,14 +71,14 @@ func (r *reader) follow(ctx context.Context, h *hub) (wait func() error) {
 
 func TestHubOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		readers := []*reader{{}, {}, {}}
 		var waits []func() error
 		for _, r := range readers {
 			waits = append(waits, r.follow(t.Context(), h))
 		}
 		want := ""
-		for i := range 50_000 {
+		for i := range 5_000 {
 			text := fmt.Sprintln(i)
 			want += text
 			h.publish(kindStdout, []byte(text))
@@ -96,7 +96,7 @@ func TestHubOrder(t *testing.T) {
 }
 
 func TestHubWithoutFollowers(t *testing.T) {
-	h := newHub()
+	h := newHub(newBlocks())
 	h.publish(kindStdout, []byte("lost"))
 	if n := h.held(); n != 0 {
 		t.Errorf("%d bytes are held of what nobody wants", n)
@@ -114,7 +114,7 @@ func TestHubWithoutFollowers(t *testing.T) {
 // A lone follower may take an hour, and the program waits.
 func TestHubLoneFollowerIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		r := &reader{gate: make(chan struct{})}
 		wait := r.follow(t.Context(), h)
 		h.publish(kindStdout, []byte(full))
@@ -137,7 +137,7 @@ func TestHubLoneFollowerIsWaitedFor(t *testing.T) {
 
 func TestHubCutsWhoStallsOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		slow, quick := &reader{gate: make(chan struct{})}, &reader{}
 		waitSlow := slow.follow(t.Context(), h)
 		waitQuick := quick.follow(t.Context(), h)
@@ -165,7 +165,7 @@ func TestHubCutsWhoStallsOthers(t *testing.T) {
 // When all stall, nobody is kept waiting by another one, and nobody is cut off.
 func TestHubAllStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		readers := []*reader{{gate: make(chan struct{})}, {gate: make(chan struct{})}}
 		var waits []func() error
 		for _, r := range readers {
@@ -193,7 +193,7 @@ func TestHubAllStall(t *testing.T) {
 
 func TestHubFollowerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		ctx, cancel := context.WithCancel(t.Context())
 		gone := &reader{}
 		wait := gone.follow(ctx, h)
@@ -217,7 +217,7 @@ func TestHubFollowerLeaves(t *testing.T) {
 
 func TestHubHurry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		r := &reader{gate: make(chan struct{})}
 		wait := r.follow(t.Context(), h)
 		h.publish(kindStdout, []byte(full))
@@ -235,7 +235,7 @@ func TestHubHurry(t *testing.T) {
 
 func TestKeepaliveEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, r := newHub(), &reader{}
+		h, r := newHub(newBlocks()), &reader{}
 		wait := r.follow(t.Context(), h)
 		time.Sleep(defaultKeepalive - time.Second)
 		h.publish(kindStdout, []byte("a")) // begins the silence anew
@@ -256,7 +256,7 @@ func TestKeepaliveEvents(t *testing.T) {
 }
 
 func TestSendFails(t *testing.T) {
-	h, broken := newHub(), errors.New("broken pipe")
+	h, broken := newHub(newBlocks()), errors.New("broken pipe")
 	sub, done := h.subscribe(), make(chan error, 1)
 	go func() {
 		done <- h.follow(t.Context(), sub, defaultKeepalive, func(*pb.ProcessEvent) error { return broken })

@@ -2,6 +2,7 @@ package process
 
 import (
 	"sort"
+	"sync"
 
 	pb "wrenn/proto/gen/envd/process"
 )
@@ -33,18 +34,25 @@ const (
 	// runSize is what a change between outputs costs a block, in bytes. Counting it bounds
 	// the memory of a process that goes to and fro between them.
 	runSize = 4
+	// largePiece is what makes a block as large as it can become, instead of growing.
+	largePiece = 4 << 10
 )
+
+// newBlocks is where the memory of large blocks comes from and goes to: a
+// stream at full speed makes no garbage.
+func newBlocks() *sync.Pool { return &sync.Pool{New: func() any { return new([blockSize]byte) }} }
 
 // output is the recent part of what a process put out: bytes at positions that
 // count from its start, all outputs in the order in which they were read. It
-// takes memory for what it holds only. The zero value is empty.
+// takes memory for what it holds only.
 type output struct {
-	blocks     []*block // adjacent, none empty
-	tail, head uint64   // the first position that is there, and the one after the last
+	blocks     []*block   // adjacent, none empty
+	tail, head uint64     // the first position that is there, and the one after the last
+	pool       *sync.Pool // see newBlocks; nil once somebody may read what was dropped
 }
 
-// block holds adjacent bytes. What was written stays as it is, so that it can
-// be sent while more is appended, or after it was dropped.
+// block holds adjacent bytes. What was written stays as it is until it is
+// dropped, so that it can be sent while more is appended.
 type block struct {
 	start uint64
 	data  []byte
@@ -58,15 +66,20 @@ type run struct {
 }
 
 func (b *block) end() uint64 { return b.start + uint64(len(b.data)) }
-func (b *block) room() int   { return blockSize - len(b.data) - runSize*(len(b.runs)+1) }
 
 // write appends p, or as much as there is room for.
 func (b *block) write(kind outputKind, p []byte) (n int) {
-	n = max(0, min(len(p), b.room()))
+	last := len(b.runs) - 1
+	changes := last < 0 || b.runs[last].kind != kind
+	room := blockSize - len(b.data) - runSize*max(0, last)
+	if changes && last >= 0 {
+		room -= runSize
+	}
+	n = max(0, min(len(p), room))
 	if n == 0 {
 		return 0
 	}
-	if len(b.runs) == 0 || b.runs[len(b.runs)-1].kind != kind {
+	if changes {
 		b.runs = append(b.runs, run{begin: uint16(len(b.data)), kind: kind})
 	}
 	b.data = append(b.data, p[:n]...)
@@ -81,7 +94,11 @@ func (o *output) append(kind outputKind, p []byte) {
 			n = o.blocks[len(o.blocks)-1].write(kind, p)
 		}
 		if n == 0 {
-			o.blocks = append(o.blocks, &block{start: o.head})
+			b := &block{start: o.head}
+			if len(p) >= largePiece && o.pool != nil {
+				b.data = o.pool.Get().(*[blockSize]byte)[:0]
+			}
+			o.blocks = append(o.blocks, b)
 			continue
 		}
 		o.head += uint64(n)
@@ -104,7 +121,12 @@ func (o *output) drop(at uint64) {
 	if n == 0 && len(o.blocks) > 0 {
 		return
 	}
-	clear(o.blocks[:n])
+	for i, b := range o.blocks[:n] {
+		if o.pool != nil && cap(b.data) == blockSize {
+			o.pool.Put((*[blockSize]byte)(b.data[:blockSize]))
+		}
+		o.blocks[i] = nil
+	}
 	if o.blocks = o.blocks[n:]; len(o.blocks) > 0 {
 		o.tail = o.blocks[0].start
 		return

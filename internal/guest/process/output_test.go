@@ -43,7 +43,7 @@ func (m *model) check(t *testing.T, o *output, limit int) {
 
 func TestOutputAgainstModel(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same at each run
-	var o output
+	o := output{pool: newBlocks()}
 	var m model
 	for range 400 {
 		piece := make([]byte, random.IntN(pipeChunk))
@@ -75,7 +75,7 @@ func TestOutputAgainstModel(t *testing.T) {
 	}
 }
 
-// What was read stays as it was, whatever is written or dropped afterwards.
+// What was read stays as it was without a pool, whatever is written or dropped afterwards.
 func TestOutputIsNotOverwritten(t *testing.T) {
 	var o output
 	o.append(kindStdout, []byte("one"))

@@ -35,14 +35,14 @@ type proc struct {
 }
 
 // newProc takes over the near side of std.
-func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio, buffers *sync.Pool) *proc {
+func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio, buffers, blocks *sync.Pool) *proc {
 	p := &proc{
 		pid:    pid,
 		config: req.GetProcess(),
 		tag:    req.Tag,
 		pidfd:  os.NewFile(uintptr(pidfd), "pidfd"),
 		pty:    std.near.pty,
-		out:    newHub(),
+		out:    newHub(blocks),
 		gone:   make(chan struct{}),
 	}
 	if p.pty != nil {

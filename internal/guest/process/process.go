@@ -51,6 +51,7 @@ type Service struct {
 	log      *slog.Logger
 	spawner  *spawner
 	buffers  *sync.Pool
+	blocks   *sync.Pool
 	work     sync.WaitGroup // one for each program, until nothing of it is left
 
 	naming sync.Mutex // held while a session is looked for and made; before mu
@@ -71,6 +72,7 @@ func New(cfg Config) *Service {
 		log:      cfg.Log,
 		spawner:  newSpawner(cfg.Cgroups, cfg.Protect, cfg.Log),
 		buffers:  newBuffers(),
+		blocks:   newBlocks(),
 		all:      make(map[*proc]struct{}),
 		byPID:    make(map[int]*proc),
 		timers:   make(map[*proc]*time.Timer),
@@ -216,7 +218,7 @@ func (s *Service) spawn(ctx context.Context, l *launch, req *pb.StartRequest) (*
 		std.near.close()
 		return nil, launchError(l, err)
 	}
-	return newProc(pid, pidfd, req, std, s.buffers), nil
+	return newProc(pid, pidfd, req, std, s.buffers, s.blocks), nil
 }
 
 // adopt makes p known and lets it run.

@@ -76,7 +76,7 @@ func drain(t *testing.T, h *hub, f *follower) (text string, at uint64) {
 
 func TestSessionSlowsTheProgramUntilItAcknowledges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		s := mustSession(t, 1)
 		f, _, err := h.open(s, nil)
 		if err != nil {
@@ -111,7 +111,7 @@ func TestSessionSlowsTheProgramUntilItAcknowledges(t *testing.T) {
 
 func TestSessionHoldsForItsLostStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		s := mustSession(t, 1)
 		f, _, _ := h.open(s, nil)
 		h.publish(kindStdout, []byte("before"))
@@ -142,7 +142,7 @@ func TestSessionHoldsForItsLostStream(t *testing.T) {
 
 func TestSessionLetsGoAfterItsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		s := mustSession(t, 1)
 		f, _, _ := h.open(s, nil)
 		lose(t, h, f)
@@ -173,7 +173,7 @@ func TestSessionLetsGoAfterItsTime(t *testing.T) {
 
 func TestSessionLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		s := mustSession(t, 1)
 		f, _, _ := h.open(s, nil)
 		w := publishAll(h, 2*window/ahead)
@@ -192,7 +192,7 @@ func TestSessionLeaves(t *testing.T) {
 
 func TestSessionIsTakenOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		s := mustSession(t, 1)
 		first := &reader{}
 		f, _, _ := h.open(s, nil)
@@ -218,7 +218,7 @@ func TestSessionIsTakenOver(t *testing.T) {
 // A lost session and a follower that waits: the session has its time, then it goes on.
 func TestSessionAndPlainFollower(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := newHub()
+		h := newHub(newBlocks())
 		lostOne, _, _ := h.open(mustSession(t, 1), nil)
 		lose(t, h, lostOne)
 		plain := &reader{}
@@ -242,7 +242,7 @@ func TestSessionAndPlainFollower(t *testing.T) {
 }
 
 func TestSessionRefusals(t *testing.T) {
-	h := newHub()
+	h := newHub(newBlocks())
 	h.publish(kindStdout, []byte("abc"))
 	beyond := uint64(4)
 	if _, _, err := h.open(mustSession(t, 1), &beyond); connect.CodeOf(err) != connect.CodeOutOfRange {
@@ -308,7 +308,7 @@ func TestEndedProcessesAreBounded(t *testing.T) {
 		}
 	})
 	for pid := range maxEnded + 10 {
-		p := &proc{pid: pid, out: newHub()}
+		p := &proc{pid: pid, out: newHub(newBlocks())}
 		if _, _, err := p.out.open(mustSession(t, pid), nil); err != nil {
 			t.Fatal(err)
 		}

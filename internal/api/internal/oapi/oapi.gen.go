@@ -19,6 +19,24 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
+// Defines values for CreateSandboxOnTimeout.
+const (
+	CreateSandboxOnTimeoutDestroy CreateSandboxOnTimeout = "destroy"
+	CreateSandboxOnTimeoutPause   CreateSandboxOnTimeout = "pause"
+)
+
+// Valid indicates whether the value is a known member of the CreateSandboxOnTimeout enum.
+func (e CreateSandboxOnTimeout) Valid() bool {
+	switch e {
+	case CreateSandboxOnTimeoutDestroy:
+		return true
+	case CreateSandboxOnTimeoutPause:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ErrorCode.
 const (
 	ErrorCodeConflict             ErrorCode = "conflict"
@@ -109,6 +127,24 @@ func (e ExecResultEncoding) Valid() bool {
 	}
 }
 
+// Defines values for OnTimeout.
+const (
+	OnTimeoutDestroy OnTimeout = "destroy"
+	OnTimeoutPause   OnTimeout = "pause"
+)
+
+// Valid indicates whether the value is a known member of the OnTimeout enum.
+func (e OnTimeout) Valid() bool {
+	switch e {
+	case OnTimeoutDestroy:
+		return true
+	case OnTimeoutPause:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for State.
 const (
 	Failed   State = "failed"
@@ -148,6 +184,36 @@ func (e State) Valid() bool {
 	}
 }
 
+// Checkpoint defines model for Checkpoint.
+type Checkpoint struct {
+	CreatedAt time.Time    `json:"created_at"`
+	ID        CheckpointID `json:"id"`
+	Name      string       `json:"name"`
+
+	// ParentID The checkpoint that the sandbox went on from; absent for none.
+	ParentID *CheckpointID `json:"parent_id,omitempty"`
+
+	// SizeBytes On its host's disk, what it shares with others included.
+	SizeBytes int64 `json:"size_bytes"`
+}
+
+// CheckpointID defines model for CheckpointID.
+type CheckpointID = string
+
+// Checkpoints defines model for Checkpoints.
+type Checkpoints struct {
+	Checkpoints []Checkpoint `json:"checkpoints"`
+
+	// Head The checkpoint that the sandbox goes on from; absent for none.
+	Head *CheckpointID `json:"head,omitempty"`
+}
+
+// CreateCheckpoint defines model for CreateCheckpoint.
+type CreateCheckpoint struct {
+	// Name For people; at most 200 bytes.
+	Name *string `json:"name,omitempty"`
+}
+
 // CreateKey defines model for CreateKey.
 type CreateKey struct {
 	// Name For people.
@@ -156,6 +222,9 @@ type CreateKey struct {
 
 // CreateSandbox defines model for CreateSandbox.
 type CreateSandbox struct {
+	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused. Without, they are refused as `invalid_state`.
+	AutoResume *bool `json:"auto_resume,omitempty"`
+
 	// Env Environment of every command in it. Not shown again.
 	Env *Env `json:"env,omitempty"`
 
@@ -165,15 +234,21 @@ type CreateSandbox struct {
 	// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata *Metadata `json:"metadata,omitempty"`
 
+	// OnTimeout What happens then. A paused sandbox waits for as long as it takes.
+	OnTimeout *CreateSandboxOnTimeout `json:"on_timeout,omitempty"`
+
 	// Template What it starts from.
 	Template *string `json:"template,omitempty"`
 
-	// TimeoutSec Seconds without use after which it is destroyed; 0 is never.
+	// TimeoutSec Seconds without use after which `on_timeout` happens; 0 is never.
 	TimeoutSec *int64 `json:"timeout_sec,omitempty"`
 
 	// Vcpus Virtual CPUs; the operator may allow fewer.
 	Vcpus *int `json:"vcpus,omitempty"`
 }
+
+// CreateSandboxOnTimeout What happens then. A paused sandbox waits for as long as it takes.
+type CreateSandboxOnTimeout string
 
 // CreatedKey defines model for CreatedKey.
 type CreatedKey struct {
@@ -261,6 +336,31 @@ type ExecResult struct {
 // ExecResultEncoding Of both outputs. base64 when one of them is no UTF-8.
 type ExecResultEncoding string
 
+// FailedCopy defines model for FailedCopy.
+type FailedCopy struct {
+	Code    ErrorCode `json:"code"`
+	ID      SandboxID `json:"id"`
+	Message string    `json:"message"`
+}
+
+// Fork defines model for Fork.
+type Fork struct {
+	// Count How many copies.
+	Count *int `json:"count,omitempty"`
+
+	// Metadata Of each copy; those of the sandbox when absent.
+	Metadata *Metadata `json:"metadata,omitempty"`
+}
+
+// Forked defines model for Forked.
+type Forked struct {
+	// Errors Why the others do not. Nothing is left of them but their records, as `failed`.
+	Errors []FailedCopy `json:"errors"`
+
+	// Sandboxes The copies that run.
+	Sandboxes []Sandbox `json:"sandboxes"`
+}
+
 // Key defines model for Key.
 type Key struct {
 	CreatedAt time.Time `json:"created_at"`
@@ -277,6 +377,9 @@ type Key struct {
 // Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 type Metadata map[string]string
 
+// OnTimeout What happens to a sandbox that is not used for its timeout.
+type OnTimeout string
+
 // Path A path in the sandbox. A relative one starts at the user's home.
 type Path = string
 
@@ -291,8 +394,10 @@ type ReadFile struct {
 
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
-	CreatedAt time.Time `json:"created_at"`
-	ID        SandboxID `json:"id"`
+	// AutoResume Its use resumes it when it is paused.
+	AutoResume bool      `json:"auto_resume"`
+	CreatedAt  time.Time `json:"created_at"`
+	ID         SandboxID `json:"id"`
 
 	// LastActiveAt The last use; absent until it ran.
 	LastActiveAt *time.Time `json:"last_active_at,omitempty"`
@@ -304,6 +409,12 @@ type Sandbox struct {
 	// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata Metadata `json:"metadata"`
 
+	// OnTimeout What happens to a sandbox that is not used for its timeout.
+	OnTimeout OnTimeout `json:"on_timeout"`
+
+	// ParentID The sandbox that it is a copy of; absent for none.
+	ParentID *SandboxID `json:"parent_id,omitempty"`
+
 	// Reason Why it is stopped or failed.
 	Reason *string `json:"reason,omitempty"`
 
@@ -314,7 +425,7 @@ type Sandbox struct {
 	Status   State  `json:"status"`
 	Template string `json:"template"`
 
-	// TimeoutSec Seconds without use after which the sandbox is destroyed; 0 is never.
+	// TimeoutSec Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 	TimeoutSec Timeout `json:"timeout_sec"`
 	Vcpus      int     `json:"vcpus"`
 }
@@ -324,7 +435,7 @@ type SandboxID = string
 
 // SetTimeout defines model for SetTimeout.
 type SetTimeout struct {
-	// TimeoutSec Seconds without use after which the sandbox is destroyed; 0 is never.
+	// TimeoutSec Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 	TimeoutSec Timeout `json:"timeout_sec"`
 }
 
@@ -336,7 +447,7 @@ type Status struct {
 	Status string `json:"status"`
 }
 
-// Timeout Seconds without use after which the sandbox is destroyed; 0 is never.
+// Timeout Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 type Timeout = int64
 
 // User The user in the sandbox who does it; the template's default user when absent.
@@ -423,11 +534,20 @@ type WriteFileMultipartBody struct {
 	User *User `json:"user,omitempty"`
 }
 
+// GetSandboxLogsParams defines parameters for GetSandboxLogs.
+type GetSandboxLogsParams struct {
+	// Follow Go on with what comes, until the sandbox ends. Of much at once some may be left out.
+	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
 // CreateKeyJSONRequestBody defines body for CreateKey for application/json ContentType.
 type CreateKeyJSONRequestBody = CreateKey
 
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = CreateSandbox
+
+// CreateCheckpointJSONRequestBody defines body for CreateCheckpoint for application/json ContentType.
+type CreateCheckpointJSONRequestBody = CreateCheckpoint
 
 // ExecJSONRequestBody defines body for Exec for application/json ContentType.
 type ExecJSONRequestBody = Exec
@@ -443,6 +563,9 @@ type StreamWriteFileMultipartRequestBody StreamWriteFileMultipartBody
 
 // WriteFileMultipartRequestBody defines body for WriteFile for multipart/form-data ContentType.
 type WriteFileMultipartRequestBody WriteFileMultipartBody
+
+// ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
+type ForkSandboxJSONRequestBody = Fork
 
 // SetSandboxTimeoutJSONRequestBody defines body for SetSandboxTimeout for application/json ContentType.
 type SetSandboxTimeoutJSONRequestBody = SetTimeout
@@ -476,6 +599,18 @@ type ServerInterface interface {
 	// GetSandbox Get a sandbox
 	// (GET /v1/sandboxes/{id})
 	GetSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ListCheckpoints List a sandbox's checkpoints
+	// (GET /v1/sandboxes/{id}/checkpoints)
+	ListCheckpoints(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// CreateCheckpoint Make a checkpoint
+	// (POST /v1/sandboxes/{id}/checkpoints)
+	CreateCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// DeleteCheckpoint Delete a checkpoint
+	// (DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint})
+	DeleteCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID)
+	// RestoreCheckpoint Go back to a checkpoint
+	// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
+	RestoreCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID)
 	// Exec Run a command to its end
 	// (POST /v1/sandboxes/{id}/exec)
 	Exec(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -491,6 +626,12 @@ type ServerInterface interface {
 	// WriteFile Write a file of up to 100 MiB
 	// (POST /v1/sandboxes/{id}/files/write)
 	WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ForkSandbox Copy a sandbox
+	// (POST /v1/sandboxes/{id}/fork)
+	ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// GetSandboxLogs Read what a sandbox's console said
+	// (GET /v1/sandboxes/{id}/logs)
+	GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -560,6 +701,30 @@ func (_ Unimplemented) GetSandbox(w http.ResponseWriter, r *http.Request, id San
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// ListCheckpoints List a sandbox's checkpoints
+// (GET /v1/sandboxes/{id}/checkpoints)
+func (_ Unimplemented) ListCheckpoints(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// CreateCheckpoint Make a checkpoint
+// (POST /v1/sandboxes/{id}/checkpoints)
+func (_ Unimplemented) CreateCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// DeleteCheckpoint Delete a checkpoint
+// (DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint})
+func (_ Unimplemented) DeleteCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RestoreCheckpoint Go back to a checkpoint
+// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
+func (_ Unimplemented) RestoreCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // Exec Run a command to its end
 // (POST /v1/sandboxes/{id}/exec)
 func (_ Unimplemented) Exec(w http.ResponseWriter, r *http.Request, id SandboxID) {
@@ -587,6 +752,18 @@ func (_ Unimplemented) StreamWriteFile(w http.ResponseWriter, r *http.Request, i
 // WriteFile Write a file of up to 100 MiB
 // (POST /v1/sandboxes/{id}/files/write)
 func (_ Unimplemented) WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ForkSandbox Copy a sandbox
+// (POST /v1/sandboxes/{id}/fork)
+func (_ Unimplemented) ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetSandboxLogs Read what a sandbox's console said
+// (GET /v1/sandboxes/{id}/logs)
+func (_ Unimplemented) GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -837,6 +1014,128 @@ func (siw *ServerInterfaceWrapper) GetSandbox(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// ListCheckpoints operation middleware
+func (siw *ServerInterfaceWrapper) ListCheckpoints(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ListCheckpoints(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateCheckpoint operation middleware
+func (siw *ServerInterfaceWrapper) CreateCheckpoint(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateCheckpoint(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DeleteCheckpoint operation middleware
+func (siw *ServerInterfaceWrapper) DeleteCheckpoint(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "checkpoint" -------------
+	var checkpoint CheckpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "checkpoint", chi.URLParam(r, "checkpoint"), &checkpoint, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "checkpoint", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DeleteCheckpoint(w, r, id, checkpoint)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RestoreCheckpoint operation middleware
+func (siw *ServerInterfaceWrapper) RestoreCheckpoint(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// ------------- Path parameter "checkpoint" -------------
+	var checkpoint CheckpointID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "checkpoint", chi.URLParam(r, "checkpoint"), &checkpoint, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "checkpoint", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RestoreCheckpoint(w, r, id, checkpoint)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // Exec operation middleware
 func (siw *ServerInterfaceWrapper) Exec(w http.ResponseWriter, r *http.Request) {
 
@@ -958,6 +1257,74 @@ func (siw *ServerInterfaceWrapper) WriteFile(w http.ResponseWriter, r *http.Requ
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.WriteFile(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// ForkSandbox operation middleware
+func (siw *ServerInterfaceWrapper) ForkSandbox(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ForkSandbox(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxLogs operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxLogs(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxLogsParams
+
+	// ------------- Optional query parameter "follow" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "follow", r.URL.Query(), &params.Follow, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "follow"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "follow", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxLogs(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -1177,7 +1544,25 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Post(options.BaseURL+"/v1/sandboxes/{id}/resume", wrapper.ResumeSandbox)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/sandboxes/{id}/fork", wrapper.ForkSandbox)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/sandboxes/{id}/checkpoints", wrapper.ListCheckpoints)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/sandboxes/{id}/checkpoints", wrapper.CreateCheckpoint)
+	})
+	r.Group(func(r chi.Router) {
+		r.Delete(options.BaseURL+"/v1/sandboxes/{id}/checkpoints/{checkpoint}", wrapper.DeleteCheckpoint)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/sandboxes/{id}/checkpoints/{checkpoint}/restore", wrapper.RestoreCheckpoint)
+	})
+	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/sandboxes/{id}/timeout", wrapper.SetSandboxTimeout)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/sandboxes/{id}/logs", wrapper.GetSandboxLogs)
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/sandboxes/{id}/exec", wrapper.Exec)
@@ -2757,6 +3142,783 @@ func (response GetSandbox504JSONResponse) VisitGetSandboxResponse(w http.Respons
 	return err
 }
 
+type ListCheckpointsRequestObject struct {
+	ID SandboxID `json:"id"`
+}
+
+type ListCheckpointsResponseObject interface {
+	VisitListCheckpointsResponse(w http.ResponseWriter) error
+}
+
+type ListCheckpoints200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type ListCheckpoints200JSONResponse struct {
+	Body    Checkpoints
+	Headers ListCheckpoints200ResponseHeaders
+}
+
+func (response ListCheckpoints200JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response ListCheckpoints400JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response ListCheckpoints401JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response ListCheckpoints403JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response ListCheckpoints404JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response ListCheckpoints429JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints500JSONResponse struct{ InternalJSONResponse }
+
+func (response ListCheckpoints500JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response ListCheckpoints503JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCheckpoints504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response ListCheckpoints504JSONResponse) VisitListCheckpointsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpointRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *CreateCheckpointJSONRequestBody
+}
+
+type CreateCheckpointResponseObject interface {
+	VisitCreateCheckpointResponse(w http.ResponseWriter) error
+}
+
+type CreateCheckpoint201ResponseHeaders struct {
+	XRequestID *string
+}
+
+type CreateCheckpoint201JSONResponse struct {
+	Body    Checkpoint
+	Headers CreateCheckpoint201ResponseHeaders
+}
+
+func (response CreateCheckpoint201JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response CreateCheckpoint400JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response CreateCheckpoint401JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response CreateCheckpoint403JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response CreateCheckpoint404JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint409JSONResponse struct{ ConflictJSONResponse }
+
+func (response CreateCheckpoint409JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response CreateCheckpoint413JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response CreateCheckpoint415JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response CreateCheckpoint429JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint500JSONResponse struct{ InternalJSONResponse }
+
+func (response CreateCheckpoint500JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response CreateCheckpoint503JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response CreateCheckpoint504JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpointRequestObject struct {
+	ID         SandboxID    `json:"id"`
+	Checkpoint CheckpointID `json:"checkpoint"`
+}
+
+type DeleteCheckpointResponseObject interface {
+	VisitDeleteCheckpointResponse(w http.ResponseWriter) error
+}
+
+type DeleteCheckpoint204Response = DoneResponse
+
+func (response DeleteCheckpoint204Response) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteCheckpoint400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response DeleteCheckpoint400JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response DeleteCheckpoint401JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response DeleteCheckpoint403JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response DeleteCheckpoint404JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint409JSONResponse struct{ ConflictJSONResponse }
+
+func (response DeleteCheckpoint409JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response DeleteCheckpoint429JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint500JSONResponse struct{ InternalJSONResponse }
+
+func (response DeleteCheckpoint500JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response DeleteCheckpoint503JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteCheckpoint504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response DeleteCheckpoint504JSONResponse) VisitDeleteCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpointRequestObject struct {
+	ID         SandboxID    `json:"id"`
+	Checkpoint CheckpointID `json:"checkpoint"`
+}
+
+type RestoreCheckpointResponseObject interface {
+	VisitRestoreCheckpointResponse(w http.ResponseWriter) error
+}
+
+type RestoreCheckpoint200JSONResponse struct{ OneSandboxJSONResponse }
+
+func (response RestoreCheckpoint200JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response RestoreCheckpoint400JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response RestoreCheckpoint401JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response RestoreCheckpoint403JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response RestoreCheckpoint404JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint409JSONResponse struct{ ConflictJSONResponse }
+
+func (response RestoreCheckpoint409JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response RestoreCheckpoint429JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint500JSONResponse struct{ InternalJSONResponse }
+
+func (response RestoreCheckpoint500JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response RestoreCheckpoint503JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response RestoreCheckpoint504JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ExecRequestObject struct {
 	ID   SandboxID `json:"id"`
 	Body *ExecJSONRequestBody
@@ -3886,6 +5048,412 @@ func (response WriteFile504JSONResponse) VisitWriteFileResponse(w http.ResponseW
 	return err
 }
 
+type ForkSandboxRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *ForkSandboxJSONRequestBody
+}
+
+type ForkSandboxResponseObject interface {
+	VisitForkSandboxResponse(w http.ResponseWriter) error
+}
+
+type ForkSandbox201ResponseHeaders struct {
+	XRequestID *string
+}
+
+type ForkSandbox201JSONResponse struct {
+	Body    Forked
+	Headers ForkSandbox201ResponseHeaders
+}
+
+func (response ForkSandbox201JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response ForkSandbox400JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response ForkSandbox401JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response ForkSandbox403JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response ForkSandbox404JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox409JSONResponse struct{ ConflictJSONResponse }
+
+func (response ForkSandbox409JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response ForkSandbox413JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response ForkSandbox415JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response ForkSandbox429JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox500JSONResponse struct{ InternalJSONResponse }
+
+func (response ForkSandbox500JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response ForkSandbox503JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response ForkSandbox504JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogsRequestObject struct {
+	ID     SandboxID `json:"id"`
+	Params GetSandboxLogsParams
+}
+
+type GetSandboxLogsResponseObject interface {
+	VisitGetSandboxLogsResponse(w http.ResponseWriter) error
+}
+
+type GetSandboxLogs200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type GetSandboxLogs200TextResponse struct {
+	Body    string
+	Headers GetSandboxLogs200ResponseHeaders
+}
+
+func (response GetSandboxLogs200TextResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response.Body)))
+	return err
+}
+
+type GetSandboxLogs400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response GetSandboxLogs400JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetSandboxLogs401JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response GetSandboxLogs403JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response GetSandboxLogs404JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response GetSandboxLogs429JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetSandboxLogs500JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response GetSandboxLogs503JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxLogs504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response GetSandboxLogs504JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PauseSandboxRequestObject struct {
 	ID SandboxID `json:"id"`
 }
@@ -4513,6 +6081,18 @@ type StrictServerInterface interface {
 	// GetSandbox Get a sandbox
 	// (GET /v1/sandboxes/{id})
 	GetSandbox(ctx context.Context, request GetSandboxRequestObject) (GetSandboxResponseObject, error)
+	// ListCheckpoints List a sandbox's checkpoints
+	// (GET /v1/sandboxes/{id}/checkpoints)
+	ListCheckpoints(ctx context.Context, request ListCheckpointsRequestObject) (ListCheckpointsResponseObject, error)
+	// CreateCheckpoint Make a checkpoint
+	// (POST /v1/sandboxes/{id}/checkpoints)
+	CreateCheckpoint(ctx context.Context, request CreateCheckpointRequestObject) (CreateCheckpointResponseObject, error)
+	// DeleteCheckpoint Delete a checkpoint
+	// (DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint})
+	DeleteCheckpoint(ctx context.Context, request DeleteCheckpointRequestObject) (DeleteCheckpointResponseObject, error)
+	// RestoreCheckpoint Go back to a checkpoint
+	// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
+	RestoreCheckpoint(ctx context.Context, request RestoreCheckpointRequestObject) (RestoreCheckpointResponseObject, error)
 	// Exec Run a command to its end
 	// (POST /v1/sandboxes/{id}/exec)
 	Exec(ctx context.Context, request ExecRequestObject) (ExecResponseObject, error)
@@ -4528,6 +6108,12 @@ type StrictServerInterface interface {
 	// WriteFile Write a file of up to 100 MiB
 	// (POST /v1/sandboxes/{id}/files/write)
 	WriteFile(ctx context.Context, request WriteFileRequestObject) (WriteFileResponseObject, error)
+	// ForkSandbox Copy a sandbox
+	// (POST /v1/sandboxes/{id}/fork)
+	ForkSandbox(ctx context.Context, request ForkSandboxRequestObject) (ForkSandboxResponseObject, error)
+	// GetSandboxLogs Read what a sandbox's console said
+	// (GET /v1/sandboxes/{id}/logs)
+	GetSandboxLogs(ctx context.Context, request GetSandboxLogsRequestObject) (GetSandboxLogsResponseObject, error)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
@@ -4819,6 +6405,122 @@ func (sh *strictHandler) GetSandbox(w http.ResponseWriter, r *http.Request, id S
 	}
 }
 
+// ListCheckpoints operation middleware
+func (sh *strictHandler) ListCheckpoints(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request ListCheckpointsRequestObject
+
+	request.ID = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCheckpoints(ctx, request.(ListCheckpointsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCheckpoints")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ListCheckpointsResponseObject); ok {
+		if err := validResponse.VisitListCheckpointsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateCheckpoint operation middleware
+func (sh *strictHandler) CreateCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request CreateCheckpointRequestObject
+
+	request.ID = id
+
+	var body CreateCheckpointJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateCheckpoint(ctx, request.(CreateCheckpointRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateCheckpoint")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateCheckpointResponseObject); ok {
+		if err := validResponse.VisitCreateCheckpointResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteCheckpoint operation middleware
+func (sh *strictHandler) DeleteCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID) {
+	var request DeleteCheckpointRequestObject
+
+	request.ID = id
+	request.Checkpoint = checkpoint
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteCheckpoint(ctx, request.(DeleteCheckpointRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteCheckpoint")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DeleteCheckpointResponseObject); ok {
+		if err := validResponse.VisitDeleteCheckpointResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RestoreCheckpoint operation middleware
+func (sh *strictHandler) RestoreCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID) {
+	var request RestoreCheckpointRequestObject
+
+	request.ID = id
+	request.Checkpoint = checkpoint
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RestoreCheckpoint(ctx, request.(RestoreCheckpointRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RestoreCheckpoint")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RestoreCheckpointResponseObject); ok {
+		if err := validResponse.VisitRestoreCheckpointResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // Exec operation middleware
 func (sh *strictHandler) Exec(w http.ResponseWriter, r *http.Request, id SandboxID) {
 	var request ExecRequestObject
@@ -4977,6 +6679,69 @@ func (sh *strictHandler) WriteFile(w http.ResponseWriter, r *http.Request, id Sa
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(WriteFileResponseObject); ok {
 		if err := validResponse.VisitWriteFileResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ForkSandbox operation middleware
+func (sh *strictHandler) ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request ForkSandboxRequestObject
+
+	request.ID = id
+
+	var body ForkSandboxJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+			return
+		}
+	} else {
+		request.Body = &body
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ForkSandbox(ctx, request.(ForkSandboxRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ForkSandbox")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ForkSandboxResponseObject); ok {
+		if err := validResponse.VisitForkSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSandboxLogs operation middleware
+func (sh *strictHandler) GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams) {
+	var request GetSandboxLogsRequestObject
+
+	request.ID = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxLogs(ctx, request.(GetSandboxLogsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxLogs")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxLogsResponseObject); ok {
+		if err := validResponse.VisitGetSandboxLogsResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -3799,6 +3799,103 @@ func (x *ReadFileStreamResponse) GetChunk() []byte {
 	return nil
 }
 
+type ReadConsoleRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Goes on with what comes, until the sandbox ends.
+	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsoleRequest) Reset() {
+	*x = ReadConsoleRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsoleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsoleRequest) ProtoMessage() {}
+
+func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
+func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ReadConsoleRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ReadConsoleRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ReadConsoleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadConsoleResponse) Reset() {
+	*x = ReadConsoleResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadConsoleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadConsoleResponse) ProtoMessage() {}
+
+func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
+func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ReadConsoleResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
 var File_v1_hostagent_proto protoreflect.FileDescriptor
 
 const file_v1_hostagent_proto_rawDesc = "" +
@@ -4090,6 +4187,12 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\".\n" +
 	"\x16ReadFileStreamResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"K\n" +
+	"\x12ReadConsoleRequest\x12\x1d\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"+\n" +
+	"\x13ReadConsoleResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk*U\n" +
 	"\tOnTimeout\x12\x1a\n" +
 	"\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x16\n" +
@@ -4107,7 +4210,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
-	"\x0eSIGNAL_SIGTERM\x10\x0f2\xa8\x0f\n" +
+	"\x0eSIGNAL_SIGTERM\x10\x0f2\xfe\x0f\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12[\n" +
@@ -4131,7 +4234,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\tWriteFile\x12\x1e.hostagent.v1.WriteFileRequest\x1a\x1f.hostagent.v1.WriteFileResponse\x12I\n" +
 	"\bReadFile\x12\x1d.hostagent.v1.ReadFileRequest\x1a\x1e.hostagent.v1.ReadFileResponse\x12`\n" +
 	"\x0fWriteFileStream\x12$.hostagent.v1.WriteFileStreamRequest\x1a%.hostagent.v1.WriteFileStreamResponse(\x01\x12]\n" +
-	"\x0eReadFileStream\x12#.hostagent.v1.ReadFileStreamRequest\x1a$.hostagent.v1.ReadFileStreamResponse0\x01B*Z(wrenn/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
+	"\x0eReadFileStream\x12#.hostagent.v1.ReadFileStreamRequest\x1a$.hostagent.v1.ReadFileStreamResponse0\x01\x12T\n" +
+	"\vReadConsole\x12 .hostagent.v1.ReadConsoleRequest\x1a!.hostagent.v1.ReadConsoleResponse0\x01B*Z(wrenn/proto/gen/hostagent/v1;hostagentv1b\x06proto3"
 
 var (
 	file_v1_hostagent_proto_rawDescOnce sync.Once
@@ -4146,7 +4250,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                    // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                // 1: hostagent.v1.SandboxStatus
@@ -4207,31 +4311,33 @@ var file_v1_hostagent_proto_goTypes = []any{
 	(*WriteFileStreamResponse)(nil),   // 56: hostagent.v1.WriteFileStreamResponse
 	(*ReadFileStreamRequest)(nil),     // 57: hostagent.v1.ReadFileStreamRequest
 	(*ReadFileStreamResponse)(nil),    // 58: hostagent.v1.ReadFileStreamResponse
-	nil,                               // 59: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                               // 60: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                               // 61: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                               // 62: hostagent.v1.ExecRequest.EnvEntry
-	nil,                               // 63: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),     // 64: google.protobuf.Timestamp
+	(*ReadConsoleRequest)(nil),        // 59: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),       // 60: hostagent.v1.ReadConsoleResponse
+	nil,                               // 61: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                               // 62: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                               // 63: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                               // 64: hostagent.v1.ExecRequest.EnvEntry
+	nil,                               // 65: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),     // 66: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	5,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	59, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	61, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,  // 2: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
 	8,  // 3: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	60, // 4: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	62, // 4: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
 	10, // 5: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	61, // 6: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	63, // 6: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	1,  // 7: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
 	24, // 8: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
 	25, // 9: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
 	25, // 10: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
 	38, // 11: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	64, // 12: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	66, // 12: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
 	1,  // 13: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
 	0,  // 14: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	62, // 15: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	63, // 16: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	64, // 15: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	65, // 16: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
 	43, // 17: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
 	41, // 18: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
 	42, // 19: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
@@ -4263,30 +4369,32 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	52, // 45: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
 	54, // 46: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
 	57, // 47: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	4,  // 48: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	15, // 49: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	17, // 50: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	19, // 51: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	21, // 52: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	37, // 53: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	23, // 54: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	27, // 55: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	29, // 56: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	31, // 57: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	33, // 58: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	35, // 59: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	9,  // 60: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	12, // 61: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	14, // 62: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	40, // 63: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	45, // 64: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	49, // 65: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	51, // 66: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	53, // 67: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	56, // 68: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	58, // 69: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	48, // [48:70] is the sub-list for method output_type
-	26, // [26:48] is the sub-list for method input_type
+	59, // 48: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	4,  // 49: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	15, // 50: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	17, // 51: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	19, // 52: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	21, // 53: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	37, // 54: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	23, // 55: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	27, // 56: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	29, // 57: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	31, // 58: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	33, // 59: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	35, // 60: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	9,  // 61: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	12, // 62: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	14, // 63: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	40, // 64: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	45, // 65: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	49, // 66: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	51, // 67: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	53, // 68: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	56, // 69: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	58, // 70: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	60, // 71: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	49, // [49:72] is the sub-list for method output_type
+	26, // [26:49] is the sub-list for method input_type
 	26, // [26:26] is the sub-list for extension type_name
 	26, // [26:26] is the sub-list for extension extendee
 	0,  // [0:26] is the sub-list for field type_name
@@ -4337,7 +4445,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   61,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

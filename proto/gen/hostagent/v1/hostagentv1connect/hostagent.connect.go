@@ -99,6 +99,9 @@ const (
 	// HostAgentServiceReadFileStreamProcedure is the fully-qualified name of the HostAgentService's
 	// ReadFileStream RPC.
 	HostAgentServiceReadFileStreamProcedure = "/hostagent.v1.HostAgentService/ReadFileStream"
+	// HostAgentServiceReadConsoleProcedure is the fully-qualified name of the HostAgentService's
+	// ReadConsole RPC.
+	HostAgentServiceReadConsoleProcedure = "/hostagent.v1.HostAgentService/ReadConsole"
 )
 
 // HostAgentServiceClient is a client for the hostagent.v1.HostAgentService service.
@@ -160,6 +163,10 @@ type HostAgentServiceClient interface {
 	WriteFileStream(context.Context) (*connect.ClientStreamForClientSimple[v1.WriteFileStreamRequest, v1.WriteFileStreamResponse], error)
 	// ReadFileStream reads a file of any size.
 	ReadFileStream(context.Context, *v1.ReadFileStreamRequest) (*connect.ServerStreamForClient[v1.ReadFileStreamResponse], error)
+	// ReadConsole returns what the sandbox's console said: its kernel, its init
+	// and its agent. Of much output the end is kept; of a sandbox that ended by itself or
+	// never came to run, for a while. The first answer comes at once and may be empty.
+	ReadConsole(context.Context, *v1.ReadConsoleRequest) (*connect.ServerStreamForClient[v1.ReadConsoleResponse], error)
 }
 
 // NewHostAgentServiceClient constructs a client for the hostagent.v1.HostAgentService service. By
@@ -305,6 +312,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ReadFileStream")),
 			connect.WithClientOptions(opts...),
 		),
+		readConsole: connect.NewClient[v1.ReadConsoleRequest, v1.ReadConsoleResponse](
+			httpClient,
+			baseURL+HostAgentServiceReadConsoleProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ReadConsole")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -332,6 +345,7 @@ type hostAgentServiceClient struct {
 	readFile          *connect.Client[v1.ReadFileRequest, v1.ReadFileResponse]
 	writeFileStream   *connect.Client[v1.WriteFileStreamRequest, v1.WriteFileStreamResponse]
 	readFileStream    *connect.Client[v1.ReadFileStreamRequest, v1.ReadFileStreamResponse]
+	readConsole       *connect.Client[v1.ReadConsoleRequest, v1.ReadConsoleResponse]
 }
 
 // Ping calls hostagent.v1.HostAgentService.Ping.
@@ -516,6 +530,11 @@ func (c *hostAgentServiceClient) ReadFileStream(ctx context.Context, req *v1.Rea
 	return c.readFileStream.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// ReadConsole calls hostagent.v1.HostAgentService.ReadConsole.
+func (c *hostAgentServiceClient) ReadConsole(ctx context.Context, req *v1.ReadConsoleRequest) (*connect.ServerStreamForClient[v1.ReadConsoleResponse], error) {
+	return c.readConsole.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // HostAgentServiceHandler is an implementation of the hostagent.v1.HostAgentService service.
 type HostAgentServiceHandler interface {
 	// Ping says who answers and how much is left.
@@ -575,6 +594,10 @@ type HostAgentServiceHandler interface {
 	WriteFileStream(context.Context, *connect.ClientStream[v1.WriteFileStreamRequest]) (*v1.WriteFileStreamResponse, error)
 	// ReadFileStream reads a file of any size.
 	ReadFileStream(context.Context, *v1.ReadFileStreamRequest, *connect.ServerStream[v1.ReadFileStreamResponse]) error
+	// ReadConsole returns what the sandbox's console said: its kernel, its init
+	// and its agent. Of much output the end is kept; of a sandbox that ended by itself or
+	// never came to run, for a while. The first answer comes at once and may be empty.
+	ReadConsole(context.Context, *v1.ReadConsoleRequest, *connect.ServerStream[v1.ReadConsoleResponse]) error
 }
 
 // NewHostAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -716,6 +739,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ReadFileStream")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceReadConsoleHandler := connect.NewServerStreamHandlerSimple(
+		HostAgentServiceReadConsoleProcedure,
+		svc.ReadConsole,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ReadConsole")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/hostagent.v1.HostAgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case HostAgentServicePingProcedure:
@@ -762,6 +791,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceWriteFileStreamHandler.ServeHTTP(w, r)
 		case HostAgentServiceReadFileStreamProcedure:
 			hostAgentServiceReadFileStreamHandler.ServeHTTP(w, r)
+		case HostAgentServiceReadConsoleProcedure:
+			hostAgentServiceReadConsoleHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -857,4 +888,8 @@ func (UnimplementedHostAgentServiceHandler) WriteFileStream(context.Context, *co
 
 func (UnimplementedHostAgentServiceHandler) ReadFileStream(context.Context, *v1.ReadFileStreamRequest, *connect.ServerStream[v1.ReadFileStreamResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReadFileStream is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ReadConsole(context.Context, *v1.ReadConsoleRequest, *connect.ServerStream[v1.ReadConsoleResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReadConsole is not implemented"))
 }

@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"wrenn/client"
+)
+
+type checkpointCommands struct {
+	Create  checkpointCreateCommand  `cmd:"" help:"Keep what a running sandbox is now, and print the checkpoint's id."`
+	List    checkpointListCommand    `cmd:"" aliases:"ls" help:"List the checkpoints of a sandbox, oldest first."`
+	Tree    checkpointTreeCommand    `cmd:"" help:"Draw the checkpoints of a sandbox, and where it goes on from."`
+	Restore checkpointRestoreCommand `cmd:"" help:"Make a sandbox what it was at a checkpoint; what it is now is lost."`
+	Delete  checkpointDeleteCommand  `cmd:"" aliases:"rm" help:"Delete checkpoints; those made after one go on from its parent."`
+}
+
+type checkpointCreateCommand struct {
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox. It goes on."`
+	Name    string `arg:"" optional:"" help:"For people."`
+}
+
+// Run prints the id alone, for scripts.
+func (c *checkpointCreateCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	var made *client.Checkpoint
+	err = s.during(ctx, "keeping what the sandbox is", func(ctx context.Context) (err error) {
+		made, err = api.CreateCheckpoint(ctx, c.Sandbox, c.Name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.print(made, func(w io.Writer) { fmt.Fprintln(w, made.ID) })
+}
+
+type checkpointListCommand struct {
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox."`
+}
+
+// Run prints a table, or the checkpoints and the head as JSON.
+func (c *checkpointListCommand) Run(ctx context.Context, s *session) error {
+	return s.checkpoints(ctx, c.Sandbox, func(w io.Writer, all *client.Checkpoints) {
+		rows := [][]string{{"ID", "PARENT", "AGE", "SIZE", "NAME"}}
+		for _, cp := range all.Checkpoints {
+			rows = append(rows, []string{cp.ID, orDash(cp.ParentID), age(cp.CreatedAt), size(cp.SizeBytes), orDash(cp.Name)})
+		}
+		table(w, rows)
+	})
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+// size is a number of bytes in whole MiB, rounded up.
+func size(bytes int64) string { return fmt.Sprintf("%dM", (bytes+1<<20-1)>>20) }
+
+func (s *session) checkpoints(ctx context.Context, sandbox string, text func(io.Writer, *client.Checkpoints)) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	all, err := api.Checkpoints(ctx, sandbox)
+	if err != nil {
+		return err
+	}
+	return s.print(all, func(w io.Writer) { text(w, all) })
+}
+
+type checkpointTreeCommand struct {
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox."`
+}
+
+// Run draws the tree as tree(1) does.
+func (c *checkpointTreeCommand) Run(ctx context.Context, s *session) error {
+	return s.checkpoints(ctx, c.Sandbox, func(w io.Writer, all *client.Checkpoints) {
+		t := checkpointTree{session: s, head: all.Head, children: map[string][]client.Checkpoint{}}
+		known := map[string]bool{}
+		for _, cp := range all.Checkpoints {
+			known[cp.ID] = true
+		}
+		for _, cp := range all.Checkpoints {
+			parent := cp.ParentID
+			if !known[parent] {
+				parent = ""
+			}
+			t.children[parent] = append(t.children[parent], cp)
+		}
+		fmt.Fprintln(w, c.Sandbox+t.here(""))
+		t.draw(w, "", "")
+	})
+}
+
+type checkpointTree struct {
+	*session
+
+	head     string
+	children map[string][]client.Checkpoint // by parent, oldest first
+}
+
+// draw writes the children of a checkpoint below it. A circle, were there one,
+// hangs on no root and is not drawn.
+func (t *checkpointTree) draw(w io.Writer, parent, indent string) {
+	children := t.children[parent]
+	for i, cp := range children {
+		branch, below := "├── ", "│   "
+		if i == len(children)-1 {
+			branch, below = "└── ", "    "
+		}
+		line := indent + branch + printable(cp.ID)
+		if cp.Name != "" {
+			line += "  " + printable(cp.Name)
+		}
+		fmt.Fprintln(w, line+t.paint(w, faint, "  "+age(cp.CreatedAt)+" ago")+t.here(cp.ID))
+		t.draw(w, cp.ID, indent+below)
+	}
+}
+
+// here marks where the sandbox goes on from.
+func (t *checkpointTree) here(id string) string {
+	if id != t.head {
+		return ""
+	}
+	return t.paint(t.Out, green, "  <- the sandbox goes on from here")
+}
+
+type checkpointRestoreCommand struct {
+	Sandbox    string `arg:"" complete:"sandbox" help:"The sandbox."`
+	Checkpoint string `arg:"" complete:"checkpoint" help:"The checkpoint, by the id that list prints."`
+}
+
+// Run returns when the sandbox is what it was.
+func (c *checkpointRestoreCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	var box *client.Sandbox
+	err = s.during(ctx, "going back", func(ctx context.Context) (err error) {
+		box, err = api.RestoreCheckpoint(ctx, c.Sandbox, c.Checkpoint)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.print(box, func(w io.Writer) { fmt.Fprintln(w, box.ID) })
+}
+
+type checkpointDeleteCommand struct {
+	Sandbox string   `arg:"" complete:"sandbox" help:"The sandbox."`
+	IDs     []string `arg:"" name:"id" complete:"checkpoint" help:"The checkpoints."`
+}
+
+// Run deletes them one by one.
+func (c *checkpointDeleteCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	return s.each(ctx, "deleting", c.IDs, func(ctx context.Context, id string) error { return api.DeleteCheckpoint(ctx, c.Sandbox, id) })
+}

@@ -1,0 +1,312 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	_ "embed"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"wrenn/client"
+)
+
+const (
+	// lookup bounds what is asked of the server while somebody waits for a key to do something.
+	lookup = time.Second
+	// maxSuggested is more than anybody reads.
+	maxSuggested = 200
+)
+
+//go:embed completion/wrenn.bash
+var bashScript string
+
+//go:embed completion/wrenn.zsh
+var zshScript string
+
+//go:embed completion/wrenn.fish
+var fishScript string
+
+type completionCommand struct {
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: ${enum}."`
+}
+
+// Help says how it is used.
+func (completionCommand) Help() string {
+	return `For this shell alone, and for each new one:
+
+  bash  source <(wrenn completion bash)      in ~/.bashrc
+  zsh   source <(wrenn completion zsh)       in ~/.zshrc, after compinit
+  fish  wrenn completion fish | source       in ~/.config/fish/config.fish`
+}
+
+// Run prints a script that asks this program, by its path, what may come next.
+func (c *completionCommand) Run(s *session) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	_, err = io.WriteString(s.Out, scriptOf(c.Shell, program))
+	return err
+}
+
+// scriptOf is the script for a shell that asks program.
+func scriptOf(shell, program string) string {
+	script, quoted := bashScript, "'"+strings.ReplaceAll(program, "'", `'\''`)+"'"
+	switch shell {
+	case "zsh":
+		script = zshScript
+	case "fish":
+		script, quoted = fishScript, "'"+strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(program)+"'"
+	}
+	return strings.ReplaceAll(script, "'WRENN'", quoted)
+}
+
+// completeCommand is for the scripts.
+type completeCommand struct {
+	Words []string `arg:"" optional:"" passthrough:""`
+}
+
+// Run prints what the last word may become, a line each, with a tab and a
+// remark where there is one. It prints nothing when it knows nothing: then
+// shells offer files.
+func (c *completeCommand) Run(ctx context.Context, s *session, k *kong.Kong) error {
+	words := afterDashes(c.Words)
+	if len(words) == 0 {
+		words = []string{""}
+	}
+	done, last := words[:len(words)-1], words[len(words)-1]
+	for _, found := range s.complete(ctx, k.Model.Node, done, last) {
+		if !strings.HasPrefix(found.word, last) {
+			continue
+		}
+		line := found.word
+		if found.remark != "" {
+			line += "\t" + printable(found.remark)
+		}
+		fmt.Fprintln(s.Out, line)
+	}
+	return nil
+}
+
+// suggestion is a word that may come.
+type suggestion struct{ word, remark string }
+
+// position is how far a command line was understood.
+type position struct {
+	node  *kong.Node
+	args  []string          // of the node, so far
+	value *kong.Flag        // whose value comes next
+	free  bool              // no flags any more
+	lost  bool              // it is wrong, or a command of the sandbox
+	given map[string]string // values of flags
+}
+
+// complete suggests words that may follow those that are done.
+func (s *session) complete(ctx context.Context, root *kong.Node, done []string, last string) []suggestion {
+	at := position{node: root, given: map[string]string{}}
+	for _, word := range done {
+		at.take(word)
+	}
+	s.line.URL, s.line.Config = cmp.Or(at.given["url"], s.line.URL), cmp.Or(at.given["config"], s.line.Config)
+	name, _, valued := strings.Cut(last, "=")
+	switch {
+	case at.lost:
+		return nil
+	case at.value != nil:
+		return s.values(ctx, at.value.Value, nil, "")
+	case !at.free && valued && strings.HasPrefix(last, "--"):
+		if flag := at.flag(name); flag != nil {
+			return s.values(ctx, flag.Value, nil, name+"=")
+		}
+		return nil
+	case !at.free && strings.HasPrefix(last, "-"):
+		return at.flags()
+	case len(at.node.Children) > 0:
+		return at.commands()
+	}
+	if arg := at.argument(); arg != nil && !isPassthrough(arg) {
+		return s.values(ctx, arg, at.args, "")
+	}
+	return nil
+}
+
+func isPassthrough(arg *kong.Value) bool { return arg.PassthroughMode != kong.PassThroughModeNone }
+
+// take goes on by a word that is complete.
+func (at *position) take(word string) {
+	switch {
+	case at.lost:
+	case at.value != nil:
+		at.given[at.value.Name] = word
+		at.value = nil
+	case word == "--":
+		at.free = true
+	case !at.free && strings.HasPrefix(word, "-") && word != standard:
+		at.takeFlag(word)
+	case len(at.node.Children) > 0:
+		at.enter(word)
+	default:
+		arg := at.argument()
+		at.lost = arg == nil || isPassthrough(arg)
+		at.args = append(at.args, word)
+	}
+}
+
+func (at *position) takeFlag(word string) {
+	name, value, valued := strings.Cut(word, "=")
+	flag := at.flag(name)
+	if flag == nil {
+		at.lost = len(word) < 2 || word[1] == '-' || at.flag(word[:2]) == nil // else it is -xVALUE
+		return
+	}
+	switch {
+	case valued:
+		at.given[flag.Name] = value
+	case !flag.IsBool():
+		at.value = flag
+	}
+}
+
+func (at *position) enter(word string) {
+	for _, child := range at.node.Children {
+		if child.Name == word || slices.Contains(child.Aliases, word) {
+			at.node = child
+			return
+		}
+	}
+	at.lost = true
+}
+
+// argument is the one that comes next; the last one may take many.
+func (at *position) argument() *kong.Value {
+	args := at.node.Positional
+	switch n := len(at.args); {
+	case n < len(args):
+		return args[n]
+	case len(args) > 0 && args[len(args)-1].IsCumulative():
+		return args[len(args)-1]
+	}
+	return nil
+}
+
+// visible are the flags of the command and of those around it.
+func (at *position) visible() []*kong.Flag {
+	var out []*kong.Flag
+	for node := at.node; node != nil; node = node.Parent {
+		out = append(out, node.Flags...)
+	}
+	return slices.DeleteFunc(out, func(f *kong.Flag) bool { return f.Hidden })
+}
+
+// flag finds a flag by "--name" or "-n".
+func (at *position) flag(word string) *kong.Flag {
+	for _, flag := range at.visible() {
+		if word == "--"+flag.Name || flag.Short != 0 && word == "-"+string(flag.Short) {
+			return flag
+		}
+	}
+	return nil
+}
+
+func (at *position) flags() []suggestion {
+	var out []suggestion
+	for _, flag := range at.visible() {
+		out = append(out, suggestion{"--" + flag.Name, flag.Help})
+	}
+	return out
+}
+
+func (at *position) commands() []suggestion {
+	var out []suggestion
+	for _, child := range at.node.Children {
+		if !child.Hidden {
+			out = append(out, suggestion{child.Name, child.Help})
+		}
+	}
+	return out
+}
+
+// values are what a flag or an argument may be, less what is there already.
+func (s *session) values(ctx context.Context, value *kong.Value, given []string, prefix string) []suggestion {
+	var out []suggestion
+	switch what := value.Tag.Get("complete"); {
+	case value.Enum != "":
+		for _, word := range value.EnumSlice() {
+			out = append(out, suggestion{word: word})
+		}
+	case what == "key":
+		out = s.keys(ctx)
+	case what == "sandbox":
+		out = s.sandboxes(ctx, "")
+	case what == "checkpoint" && len(given) > 0: // behind their sandbox
+		out = s.checkpointsOf(ctx, given[0])
+	case what == "file":
+		out = s.sandboxes(ctx, ":")
+	}
+	out = slices.DeleteFunc(out, func(o suggestion) bool { return slices.Contains(given, o.word) })
+	for i := range out {
+		out[i].word = prefix + out[i].word
+	}
+	return out
+}
+
+// sandboxes are those that live. What goes wrong is none: nobody reads errors here.
+func (s *session) sandboxes(ctx context.Context, suffix string) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	var out []suggestion
+	for box, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living, PageSize: maxSuggested}) {
+		if err != nil || len(out) == maxSuggested {
+			break
+		}
+		remark := string(box.State) + ", " + age(box.CreatedAt)
+		if len(box.Metadata) > 0 {
+			remark += ", " + pairs(box.Metadata)
+		}
+		out = append(out, suggestion{box.ID + suffix, remark})
+	}
+	return out
+}
+
+func (s *session) checkpointsOf(ctx context.Context, sandbox string) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	all, err := api.Checkpoints(ctx, sandbox)
+	if err != nil {
+		return nil
+	}
+	var out []suggestion
+	for _, cp := range all.Checkpoints {
+		out = append(out, suggestion{cp.ID, age(cp.CreatedAt) + ", " + cp.Name})
+	}
+	return out
+}
+
+func (s *session) keys(ctx context.Context) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	keys, _ := api.Keys(ctx) // as above
+	var out []suggestion
+	for _, key := range keys[:min(len(keys), maxSuggested)] {
+		out = append(out, suggestion{key.ID, key.Name})
+	}
+	return out
+}

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"wrenn/client"
+)
+
+type logsCommand struct {
+	Follow bool   `short:"f" help:"Go on with what comes, until the sandbox ends."`
+	ID     string `arg:"" complete:"sandbox" help:"The sandbox. One that failed keeps its last lines for a while."`
+}
+
+// Run prints the console as it is; on a terminal without what would control that.
+func (c *logsCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	var console io.ReadCloser
+	err = s.during(ctx, "reading the console", func(ctx context.Context) (err error) {
+		console, err = api.Logs(ctx, c.ID, client.LogsOptions{Follow: c.Follow})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	out := s.Out
+	if terminal(s.Out) != nil {
+		out = harmless{s.Out}
+	}
+	if _, err = io.Copy(out, console); err != nil && c.Follow && client.CodeOf(err) == client.Unavailable && ctx.Err() == nil {
+		return fmt.Errorf("%w\nGo on with: wrenn sandbox logs --follow %s", err, c.ID)
+	}
+	return err
+}
+
+// harmless writes lines of text, whatever it is given, without letting it
+// control the terminal.
+type harmless struct{ w io.Writer }
+
+func (h harmless) Write(p []byte) (int, error) {
+	for line := range strings.Lines(string(p)) {
+		text, end := strings.CutSuffix(line, "\n")
+		text = printable(strings.NewReplacer("\r", "", "\t", "    ").Replace(text))
+		if end {
+			text += "\n"
+		}
+		if _, err := io.WriteString(h.w, text); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}

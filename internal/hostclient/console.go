@@ -1,0 +1,69 @@
+package hostclient
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"connectrpc.com/connect"
+
+	"wrenn"
+	"wrenn/internal/wire"
+	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+)
+
+// Console reads what a sandbox's console said, and with follow goes on with
+// what comes until the sandbox ends. NotFound when the host has nothing of it.
+// The caller closes it; the end of ctx ends it, too. A stream that broke is an error of Read, never io.EOF.
+func (c *Client) Console(ctx context.Context, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
+	r := &console{peer: c.peer, dog: dog}
+	var err error
+	dog.during(func() { // until the host's first word; later it may be silent for long
+		r.stream, err = c.rpc.ReadConsole(ctx, &hostagentv1.ReadConsoleRequest{SandboxId: string(id), Follow: follow})
+		if err == nil {
+			err = r.next()
+		}
+	})
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = c.transferError(ctx, err)
+		dog.stop()
+		return nil, err
+	}
+	return r, nil
+}
+
+type console struct {
+	peer   string
+	stream *connect.ServerStreamForClient[hostagentv1.ReadConsoleResponse]
+	dog    *watchdog
+	chunk  []byte
+}
+
+// next receives a chunk. Its error is io.EOF at the end.
+func (r *console) next() error {
+	if r.stream.Receive() {
+		r.chunk = r.stream.Msg().GetChunk()
+		return nil
+	}
+	if err := r.stream.Err(); err != nil {
+		return wire.FromConnect(r.peer, err)
+	}
+	return io.EOF
+}
+
+func (r *console) Read(p []byte) (int, error) {
+	for len(r.chunk) == 0 && len(p) > 0 {
+		if err := r.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.chunk)
+	r.chunk = r.chunk[n:]
+	return n, nil
+}
+
+func (r *console) Close() error {
+	r.dog.stop()
+	return nil
+}
