@@ -110,7 +110,7 @@ func (s *Service) settleBuild(ctx context.Context, g *wrenn.Generation, built wr
 		switch {
 		case err == nil:
 			s.log.LogAttrs(ctx, slog.LevelInfo, "build ended", slog.String("generation", string(g.ID)), slog.String("template", g.Template.String()),
-				slog.String("host", string(g.Host)), slog.Any("error", failed))
+				slog.String("host", string(g.Host)), slog.String("code", string(wrenn.CodeOf(failed)))) // no words: they may be the program's
 			return
 		case errors.Is(err, postgres.ErrConflict): // deleted meanwhile
 			ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)

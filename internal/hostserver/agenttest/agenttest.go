@@ -33,6 +33,8 @@ type Config struct {
 	Slots  int // network slots at a time; default 2
 	// Fault, if set, is that of vmfake.
 	Fault func(vmfake.Step) error
+	// Registries are those of template.Config.
+	Registries template.Registries
 }
 
 // Agent is a host and, between Start and Stop, its agent.
@@ -41,10 +43,11 @@ type Agent struct {
 	Templates *template.Builder
 	World     *vmfake.World
 
-	cfg     sandbox.Config
-	network network.Config
-	socket  string
-	stop    func(testing.TB)
+	cfg        sandbox.Config
+	registries template.Registries
+	network    network.Config
+	socket     string
+	stop       func(testing.TB)
 }
 
 var agents atomic.Int32
@@ -62,7 +65,7 @@ func New(t *testing.T, cfg Config) *Agent {
 		cfg.Slots = 2
 	}
 	run := shortDir(t)
-	a := &Agent{socket: filepath.Join(run, "agent.sock")}
+	a := &Agent{socket: filepath.Join(run, "agent.sock"), registries: cfg.Registries}
 	prefix := fmt.Sprintf("a%05x%02x", os.Getpid()&0xfffff, agents.Add(1)&0xff) // 8 letters, the most that a pool takes
 	a.network = network.Config{
 		Prefix: prefix, Range: netip.MustParsePrefix("10.221.0.0/24"), Max: cfg.Slots, RunDir: run,
@@ -114,7 +117,7 @@ func (a *Agent) Start(tb testing.TB) {
 	manager := a.Manager
 	a.Templates = template.New(template.Config{
 		Manager: manager, Store: &storage.Store{Dir: a.cfg.StateDir}, Images: image.Config{StateDir: a.cfg.StateDir},
-		Kernel: a.cfg.Guest.Kernel, Log: a.cfg.Log,
+		Kernel: a.cfg.Guest.Kernel, Registries: a.registries, Log: a.cfg.Log,
 	})
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
