@@ -74,7 +74,9 @@ schemathesis: setup ## look for answers that are not in the contract (needs pyth
 
 .PHONY: breaking
 breaking: ## that the protocols still serve the clients of proto/baseline.binpb
-	@$(TOOL) buf breaking --against proto/baseline.binpb
+	@mkdir -p .cache
+	@$(TOOL) buf build --exclude-source-info -o .cache/protocols.binpb # of all modules: buf compares one by one with what is in one image
+	@$(TOOL) buf breaking .cache/protocols.binpb --against proto/baseline.binpb
 
 .PHONY: baseline
 baseline: ## accept the protocols as they are now as what clients rely on

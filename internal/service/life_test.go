@@ -80,6 +80,39 @@ func TestLife(t *testing.T) {
 	w.checkEvents(t, gone)
 }
 
+func TestLogs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	id := create(t, s, w.caller).ID
+	read := func(follow bool) string {
+		r, err := s.Logs(t.Context(), w.caller, id, follow)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		text, err := io.ReadAll(r)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(text)
+	}
+	said := "console of " + string(id) + "\r\n"
+	if got := read(false); got != said {
+		t.Errorf("got %q", got)
+	}
+	if got := read(true); got != said+"Power down\r\n" {
+		t.Errorf("followed: %q", got)
+	}
+	if err := s.DeleteSandbox(t.Context(), w.caller, id); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Logs(t.Context(), w.caller, id, false)
+	wantCode(t, err, wrenn.NotFound)
+	_, err = s.Logs(t.Context(), service.Caller{Team: "00000000-0000-4000-8000-000000000000"}, id, false)
+	wantCode(t, err, wrenn.NotFound)
+}
+
 func TestStreams(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{})

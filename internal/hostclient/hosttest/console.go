@@ -9,16 +9,22 @@ import (
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 )
 
-// ReadConsole says which sandbox it is of. Who follows it waits for the end of
-// the call: nothing more comes.
+// ReadConsole says which sandbox it is of, and to those who follow that it ended.
 func (a *Agent) ReadConsole(ctx context.Context, req *hostagentv1.ReadConsoleRequest, s *connect.ServerStream[hostagentv1.ReadConsoleResponse]) error {
 	return a.stream(ctx, "ReadConsole", req.GetSandboxId(), func() error {
+		err := a.locked(func() error {
+			_, err := a.running(req.GetSandboxId())
+			return err
+		})
+		if err != nil {
+			return err
+		}
 		if err := s.Send(&hostagentv1.ReadConsoleResponse{Chunk: fmt.Appendf(nil, "console of %s\r\n", req.GetSandboxId())}); err != nil {
 			return err
 		}
 		if req.GetFollow() {
-			<-ctx.Done()
+			return s.Send(&hostagentv1.ReadConsoleResponse{Chunk: []byte("Power down\r\n")})
 		}
-		return ctx.Err()
+		return nil
 	})
 }
