@@ -32,7 +32,7 @@ func (b *Builder) source(ctx context.Context, spec Spec, out *output) (_ *source
 	cfg := b.cfg.Images
 	cfg.Out, cfg.Name = out.writer(), spec.Image
 	if spec.OCI != "" {
-		cfg.Name = buildImage + spec.Generation
+		cfg.Name = b.images + spec.Generation
 		if err := b.pull(ctx, cfg, spec, from, out); err != nil {
 			return nil, err
 		}

@@ -7,6 +7,8 @@ package template
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,7 +37,8 @@ const (
 	defaultReady = 2 * time.Minute
 )
 
-// buildImage begins the names of images that are there for a build alone.
+// buildImage begins the names of images that are there for a build alone. What
+// follows tells agents apart that share a directory of images.
 const buildImage = "build."
 
 // generationForm is what names a generation; no other snapshot's name is like it.
@@ -100,13 +103,15 @@ type Config struct {
 
 // Builder builds templates. It is safe for concurrent use.
 type Builder struct {
-	cfg   Config
-	slots *semaphore.Weighted
+	cfg    Config
+	images string // begins the names of this agent's buildImages
+	slots  *semaphore.Weighted
 }
 
 // New returns a builder.
 func New(cfg Config) *Builder {
-	return &Builder{cfg: cfg, slots: semaphore.NewWeighted(parallel)}
+	state := sha256.Sum256([]byte(cfg.Store.Dir))
+	return &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: semaphore.NewWeighted(parallel)}
 }
 
 // Sweep removes what builds of a dead agent have left. No build may be at work.
@@ -117,7 +122,7 @@ func (b *Builder) Sweep(ctx context.Context) error {
 	}
 	var errs []error
 	for _, name := range names {
-		if strings.HasPrefix(name, buildImage) {
+		if strings.HasPrefix(name, b.images) {
 			errs = append(errs, image.Remove(ctx, b.cfg.Images, name))
 		}
 	}
