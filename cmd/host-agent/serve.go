@@ -126,7 +126,7 @@ func (a *agent) warm(ctx context.Context, h *host.Host) {
 		return
 	}
 	shape := sandbox.Shape{VCPUs: a.cfg.Warm.VCPUs, MemoryMiB: a.cfg.Warm.MemoryMB}
-	if err := h.Manager.Warm(ctx, shape); err != nil && ctx.Err() == nil {
+	if err := h.Warm(ctx, shape); err != nil && ctx.Err() == nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "no base snapshot: sandboxes boot", slog.Any("err", err))
 	}
 }

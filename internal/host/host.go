@@ -85,6 +85,23 @@ func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 // Store is where disks and snapshots are.
 func (h *Host) Store() *storage.Store { return h.store }
 
+// Warm prepares the base template for sandboxes of this shape, see sandbox.Manager.Warm.
+func (h *Host) Warm(ctx context.Context, shape sandbox.Shape) error {
+	began := time.Now()
+	if !h.Manager.Warmed(shape) {
+		h.say("template", "base is booted once, so that sandboxes start from its memory")
+	}
+	if err := h.Manager.Warm(ctx, shape); err != nil {
+		return err
+	}
+	how := fmt.Sprintf("base is ready for sandboxes with %d vCPUs and %d MiB", shape.VCPUs, shape.MemoryMiB)
+	if took := time.Since(began); took > time.Second {
+		how += fmt.Sprintf(" (%.1fs)", took.Seconds())
+	}
+	h.say("template", how)
+	return nil
+}
+
 // Run does what is to be done while the host is open, until ctx ends.
 func (h *Host) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)

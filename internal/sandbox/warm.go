@@ -22,6 +22,9 @@ func (m *Manager) warmName(shape Shape) string {
 	return fmt.Sprintf(warmPrefix+"%.30s-%s-%d-%d", name, m.cfg.Driver.Name(), shape.VCPUs, shape.MemoryMiB)
 }
 
+// Warmed says whether Warm has made the snapshot of this shape.
+func (m *Manager) Warmed(shape Shape) bool { return m.snapshots.Has(m.warmName(shape)) }
+
 // Warm makes the snapshot from which Ensure restores sandboxes of this shape,
 // instead of booting them, unless it is there. Those of other images and drivers
 // are removed when nobody needs them any more.
