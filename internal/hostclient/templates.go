@@ -21,7 +21,7 @@ func (c *Client) Build(ctx context.Context, id wrenn.GenerationID, spec wrenn.Te
 	if err != nil {
 		return wrenn.BuiltGeneration{}, c.transferError(ctx, err)
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // the answer was read, or is not wanted
 	for {
 		more := false
 		dog.during(func() { more = stream.Receive() })

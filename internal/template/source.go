@@ -69,7 +69,7 @@ func (b *Builder) adopt(ctx context.Context, cfg image.Config, from *source) err
 		remove(ctx)
 		b.cfg.Store.Release(guest.Digest)
 		if err := b.cfg.Store.Keep(); err != nil {
-			b.warn(ctx, "an image that nobody needs any more cannot be removed", err)
+			b.left(ctx, "an image that nobody needs any more", err)
 		}
 	}
 	from.guest = &sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: b.cfg.Kernel}
@@ -92,12 +92,12 @@ func (b *Builder) pull(ctx context.Context, cfg image.Config, spec Spec, from *s
 	from.user, from.dir, from.digest = container.Config.User, container.Config.WorkingDir, container.Digest
 	from.release = func(ctx context.Context) {
 		if err := image.Remove(ctx, cfg, cfg.Name); err != nil {
-			b.warn(ctx, "the image of a build cannot be removed", err)
+			b.left(ctx, "the image of a build", err)
 		}
 	}
 	return nil
 }
 
-func (b *Builder) warn(ctx context.Context, what string, err error) {
-	b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, what, slog.Any("err", err))
+func (b *Builder) left(ctx context.Context, what string, err error) {
+	b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "something of a build cannot be removed", slog.String("what", what), slog.Any("err", err))
 }
