@@ -164,7 +164,9 @@ func TestFork(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t)
 	var steps []string
-	report, err := Fork(t.Context(), l, Options{Count: 2, Progress: func(what string) { steps = append(steps, what) }})
+	ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
+	defer cancel()
+	report, err := Fork(ctx, l, Options{Count: 2, Progress: func(what string) { steps = append(steps, what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
