@@ -58,7 +58,7 @@ type API interface {
 type Options struct {
 	Count    int    // copies, from 1 to MaxCount
 	Template string // "" is the server's default
-	// Outside is a HTTP server, HOST:PORT, to which a connection is open during
+	// Outside is an HTTP server, HOST:PORT, to which a connection is open during
 	// the fork; "" is none.
 	Outside string
 	Keep    bool // leave the sandboxes when done
