@@ -59,6 +59,7 @@ var benchmarks = []benchmark{
 	{"upload", upload},
 	{"download", download},
 	{"create", create},
+	{"ready", createReady},
 	{"load", load},
 	{"fleet", fleet},
 }

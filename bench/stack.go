@@ -36,15 +36,16 @@ const (
 // stack is Wrenn as it is installed: a database, a control plane and maybe a
 // host agent, each a process of its own, so that each can be measured.
 type stack struct {
-	dir    string
-	db     *pgserver.Server
-	agent  *daemon // nil when hosts are simulated
-	plane  *daemon
-	agents []*hosttest.Agent // simulated
-	key    string
-	url    string
-	api    *client.Client
-	undo   rollback.Stack
+	dir     string
+	db      *pgserver.Server
+	agent   *daemon // nil when hosts are simulated
+	plane   *daemon
+	agents  []*hosttest.Agent // simulated
+	key     string
+	url     string
+	metrics string // address of the agent's
+	api     *client.Client
+	undo    rollback.Stack
 }
 
 // hostOf names a host agent to the control plane.
@@ -54,9 +55,12 @@ type hostOf struct {
 }
 
 // newStack starts one with a real host agent; close it.
-func newStack(ctx context.Context, b *bench) (*stack, error) {
+func newStack(ctx context.Context, b *bench) (*stack, error) { return newStackWith(ctx, b, 0) }
+
+// newStackWith has an agent that makes machines ahead of need.
+func newStackWith(ctx context.Context, b *bench, ready int) (*stack, error) {
 	return started(ctx, b, func(s *stack) ([]hostOf, error) {
-		socket, err := s.startAgent(ctx)
+		socket, err := s.startAgent(ctx, ready)
 		return []hostOf{{"here", "unix://" + socket}}, err
 	})
 }
@@ -94,14 +98,18 @@ func (s *stack) close(ctx context.Context) error { return s.undo.Run(ctx) }
 
 // startAgent returns the agent's socket when it answers, which is when it has
 // a snapshot to make sandboxes of.
-func (s *stack) startAgent(ctx context.Context) (socket string, err error) {
+func (s *stack) startAgent(ctx context.Context, ready int) (socket string, err error) {
+	if s.metrics, err = freeAddress(ctx); err != nil {
+		return "", err
+	}
 	run := filepath.Join(s.dir, "run")
 	socket = filepath.Join(run, "agent.sock")
 	config, err := s.write("agent.toml", map[string]any{
-		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": "off",
+		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": s.metrics,
 		"limits":  map[string]any{"sandboxes": 1000},
 		"network": map[string]any{"prefix": slotPrefix, "range": slotRange},
 		"warm":    map[string]any{"memory_mb": boxMemoryMB},
+		"ready":   map[string]any{"machines": ready},
 	})
 	if err != nil {
 		return "", err

@@ -65,6 +65,8 @@ prefix = %q
 ready = 1
 [warm]
 memory_mb = 128
+[ready]
+machines = 0
 [templates]
 registries = ["127.0.0.1"]
 `, filepath.Join(dir, "state"), filepath.Join(dir, "run"), needed(t, "WRENN_TEST_IMAGES"), addresses, prefix)

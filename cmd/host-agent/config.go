@@ -40,6 +40,7 @@ type config struct {
 	Network networkConfig  `toml:"network"`
 	Limits  limitsConfig   `toml:"limits"`
 	Warm    warmConfig     `toml:"warm"`
+	Ready   readyConfig    `toml:"ready"`
 
 	Templates templatesConfig `toml:"templates"`
 }
@@ -82,6 +83,15 @@ type warmConfig struct {
 	Off      bool `toml:"off"`
 	VCPUs    int  `toml:"vcpus"`     // default 1
 	MemoryMB int  `toml:"memory_mb"` // default 512
+}
+
+// maxReadyMachines bounds what a slip of the finger costs.
+const maxReadyMachines = 100
+
+// readyConfig is what is made ahead of need, besides network.ready.
+type readyConfig struct {
+	// Machines restored from the base snapshot and paused; 0 is none. Default: the driver's, see host.Config.Stock.
+	Machines *int `toml:"machines"`
 }
 
 // readConfig reads the file at path, or takes the defaults when that is "".
@@ -163,6 +173,9 @@ func (c *config) check() error {
 			return wrenn.Errorf(wrenn.Invalid, "%s: the number is too small", name)
 		}
 	}
+	if n := c.Ready.Machines; n != nil && (*n < 0 || *n > maxReadyMachines) {
+		return wrenn.Errorf(wrenn.Invalid, "ready.machines %d: use 0 to %d", *n, maxReadyMachines)
+	}
 	for _, path := range []string{c.State, c.Run} {
 		if !filepath.IsAbs(path) {
 			return wrenn.Errorf(wrenn.Invalid, "state and run %q: use absolute paths", path)
@@ -199,6 +212,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
 		},
+		Stock:      c.Ready.Machines,
 		Registries: c.Templates.Registries,
 		Out:        out, Log: log,
 	}

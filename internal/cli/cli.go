@@ -30,6 +30,7 @@ type commandLine struct {
 	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
 	Template   templateCommands   `cmd:"" help:"What sandboxes start from."`
 	Key        keyCommands        `cmd:"" help:"API keys of the team."`
+	Verify     verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
 
 	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`

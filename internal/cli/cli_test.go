@@ -411,7 +411,7 @@ func TestReceiveIsWholeOrNothing(t *testing.T) {
 // TestHelp: what people read is reviewed like code. Run with -update to accept changes.
 func TestHelp(t *testing.T) {
 	for _, page := range []string{
-		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "sandbox logs", "sandbox fork", "checkpoint", "template", "template build", "key create", "completion",
+		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "sandbox logs", "sandbox fork", "checkpoint", "template", "template build", "key create", "completion", "verify fork",
 	} {
 		t.Run(page, func(t *testing.T) {
 			got := invoke(t, nil, nil, append(strings.Fields(page), "--help")...)

@@ -32,6 +32,11 @@ import (
 // https://systemd.io/UIDS-GIDS/.
 const machineUIDs = 2_000_000_000
 
+// emulatedStock is how many machines are made ahead under emulation, where a
+// restore takes some 200 ms and a machine from the stock a fraction of it. Where there
+// is hardware support a restore is as fast.
+const emulatedStock = 2
+
 // Config says what the host is made of. StateDir, RunDir, Out and Log are needed.
 type Config struct {
 	StateDir string       // images, disks, snapshots, journals: what must survive a reboot
@@ -44,6 +49,7 @@ type Config struct {
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
 	Limits   sandbox.Limits
+	Stock    *int               // see sandbox.Config; nil is emulatedStock under emulation, and else none
 	Crash    func(point string) // see sandbox.Config
 	// Registries are those from which images for templates may come.
 	Registries template.Registries
@@ -210,7 +216,7 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store,
-		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash,
+		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash, Stock: h.stock(),
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})
 	if err != nil {
@@ -222,6 +228,18 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
 	}
 	return h.slots.Sweep(ctx)
+}
+
+// stock is how many machines are made ahead.
+func (h *Host) stock() int {
+	switch {
+	case h.cfg.Stock != nil:
+		return *h.cfg.Stock
+	case h.Driver.Name() == QEMU: // by emulation alone, see docs/machines.md
+		return emulatedStock
+	default:
+		return 0
+	}
 }
 
 // openTemplates also removes what builds of a dead agent have left.

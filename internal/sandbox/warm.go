@@ -27,9 +27,18 @@ func (m *Manager) Warmed(shape Shape) bool { return m.snapshots.Has(m.warmName(s
 
 // Warm makes the snapshot from which Ensure restores sandboxes of this shape,
 // instead of booting them, unless it is there. Those of other images and drivers
-// are removed when nobody needs them any more.
-func (m *Manager) Warm(ctx context.Context, shape Shape) (err error) {
+// are removed when nobody needs them any more. Run keeps a stock of machines from it.
+func (m *Manager) Warm(ctx context.Context, shape Shape) error {
 	name := m.warmName(shape)
+	if err := m.warm(ctx, name, shape); err != nil {
+		return err
+	}
+	m.stock.want(kind{name, shape}, m.cfg.Stock)
+	m.stock.rouse()
+	return nil
+}
+
+func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error) {
 	if err := m.dropWarm(ctx, name); err != nil {
 		return err
 	}
@@ -77,6 +86,7 @@ func (m *Manager) dropWarm(ctx context.Context, name string) error {
 		if err := m.snapshots.Unkeep(id); err != nil {
 			return fmt.Errorf("remove an old base snapshot: %w", err)
 		}
+		m.unstock(ctx, id)
 	}
 	return m.Collect(ctx)
 }
