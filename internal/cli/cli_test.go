@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -170,15 +171,15 @@ func templates(mux *http.ServeMux, answer func(int, any) http.HandlerFunc) {
 	bad["from_sandbox"], bad["reason"] = "i1", "no \x1bway"
 	base := map[string]any{"name": "base", "builtin": true}
 	all := map[string]any{"base": base, "py": map[string]any{"name": "py", "current": good, "latest": good}, "py:bad": map[string]any{"name": "py:bad", "latest": bad}}
-	var login string // of the last build
 	mux.HandleFunc("POST /v1/templates", func(w http.ResponseWriter, r *http.Request) {
 		var wish map[string]any
 		_ = json.NewDecoder(r.Body).Decode(&wish)
-		login = ""
+		of := map[string]map[string]any{"py": good, "py:bad": bad}[wish["name"].(string)]
 		if user, given := wish["registry_username"]; given {
-			login = fmt.Sprintf("user %s password %s", user, wish["registry_password"])
+			of = maps.Clone(of)
+			of["id"] = fmt.Sprintf("user %s password %s", user, wish["registry_password"])
 		}
-		answer(202, map[string]any{"py": good, "py:bad": bad}[wish["name"].(string)])(w, r)
+		answer(202, of)(w, r)
 	})
 	mux.HandleFunc("GET /v1/templates", answer(200, []any{all["base"], all["py"], all["py:bad"]}))
 	mux.HandleFunc("GET /v1/templates/{name}", func(w http.ResponseWriter, r *http.Request) { answer(200, all[r.PathValue("name")])(w, r) })
@@ -189,7 +190,7 @@ func templates(mux *http.ServeMux, answer func(int, any) http.HandlerFunc) {
 		if r.PathValue("id") == "t2" {
 			lines, of = []string{"no \x1bway"}, bad
 		}
-		if login != "" {
+		if login := r.PathValue("id"); strings.HasPrefix(login, "user ") {
 			lines = append([]string{login}, lines...)
 		}
 		answer(200, map[string]any{"generation": of, "first": from, "lines": lines[min(from, len(lines)):], "next": len(lines)})(w, r)

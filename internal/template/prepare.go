@@ -92,6 +92,9 @@ func (p *preparation) wait(ctx context.Context, guest *envdclient.Client, starte
 	last := ""
 	for {
 		result, err := guest.Exec(ctx, p.shell(p.ready))
+		if wrenn.CodeOf(err) == wrenn.DeadlineExceeded { // the guest's clock was first
+			<-ctx.Done()
+		}
 		switch {
 		case ctx.Err() != nil:
 			return timeUp(ctx, last)
