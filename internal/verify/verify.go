@@ -9,10 +9,12 @@ package verify
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"embed"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"strings"
 	"time"
@@ -46,6 +48,7 @@ type API interface {
 	CreateSandbox(ctx context.Context, s client.CreateSandbox) (*client.Sandbox, error)
 	DeleteSandbox(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, cmd client.Command) (*client.Result, error)
+	Sandboxes(ctx context.Context, list client.ListSandboxes) iter.Seq2[client.Sandbox, error]
 	WriteFile(ctx context.Context, id, name string, content io.Reader, opts client.FileOptions) error
 	// Fork returns the ids of n copies of the same moment, or of those that there are, and an error.
 	Fork(ctx context.Context, id string, n int) ([]string, error)
@@ -55,7 +58,7 @@ type API interface {
 type Options struct {
 	Count    int    // copies, from 1 to MaxCount
 	Template string // "" is the server's default
-	// Outside is a HTTP server, HOST:PORT, to which a connection is open during
+	// Outside is an HTTP server, HOST:PORT, to which a connection is open during
 	// the fork; "" is none.
 	Outside string
 	Keep    bool // leave the sandboxes when done
@@ -81,7 +84,7 @@ func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 	if opts.Count < 1 || opts.Count > MaxCount {
 		return nil, fmt.Errorf("%d copies: from 1 to %d can be compared", opts.Count, MaxCount)
 	}
-	r := &run{api: api, opts: opts, report: &Report{Kept: opts.Keep, TookMS: map[string]int64{}}}
+	r := &run{api: api, opts: opts, mark: map[string]string{"wrenn.verify": rand.Text()}, report: &Report{Kept: opts.Keep, TookMS: map[string]int64{}}}
 	defer func() {
 		if !opts.Keep {
 			err = errors.Join(err, r.clean(ctx))
@@ -119,6 +122,7 @@ func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 type run struct {
 	api    API
 	opts   Options
+	mark   map[string]string // metadata of its sandboxes: copies inherit the parent's
 	report *Report
 	found  evidence
 }
@@ -133,7 +137,7 @@ func (r *run) ids() []string {
 
 func (r *run) create(ctx context.Context) error {
 	box, err := r.api.CreateSandbox(ctx, client.CreateSandbox{
-		Template: r.opts.Template, Timeout: lifetime, Metadata: map[string]string{"wrenn": "verify fork"},
+		Template: r.opts.Template, Timeout: lifetime, Metadata: r.mark,
 	})
 	if err != nil {
 		return err
@@ -271,16 +275,23 @@ func (r *run) clock(ctx context.Context, id string) (reading, error) {
 	return best, nil
 }
 
-// clean deletes what there is, also after an interrupt.
+// clean deletes what there is, also after an interrupt, and copies whose ids a
+// broken request did not bring.
 func (r *run) clean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	var work errgroup.Group
 	work.SetLimit(concurrent)
-	for _, id := range r.ids() {
+	for box, err := range r.api.Sandboxes(ctx, client.ListSandboxes{Metadata: r.mark}) {
+		if err != nil {
+			return errors.Join(fmt.Errorf("list what is to be deleted: %w", err), work.Wait())
+		}
+		if box.State == client.Stopped || box.State == client.Failed {
+			continue
+		}
 		work.Go(func() error {
-			if err := r.api.DeleteSandbox(ctx, id); err != nil {
-				return fmt.Errorf("delete sandbox %s: %w", id, err)
+			if err := r.api.DeleteSandbox(ctx, box.ID); err != nil {
+				return fmt.Errorf("delete sandbox %s: %w", box.ID, err)
 			}
 			return nil
 		})

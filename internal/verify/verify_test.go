@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +30,8 @@ type local struct {
 	broken string // the method that fails
 
 	turn    sync.Mutex // one command at a time, for there is but one machine; guards what follows
+	mark    map[string]string
+	living  []string
 	deleted []string
 }
 
@@ -83,8 +87,26 @@ func (l *local) fail(method string) error {
 	return nil
 }
 
-func (l *local) CreateSandbox(context.Context, client.CreateSandbox) (*client.Sandbox, error) {
-	return &client.Sandbox{ID: "parent"}, l.fail("create")
+func (l *local) CreateSandbox(_ context.Context, s client.CreateSandbox) (*client.Sandbox, error) {
+	if err := l.fail("create"); err != nil {
+		return nil, err
+	}
+	l.mark, l.living = s.Metadata, []string{"parent"}
+	return &client.Sandbox{ID: "parent"}, nil
+}
+
+func (l *local) Sandboxes(_ context.Context, list client.ListSandboxes) iter.Seq2[client.Sandbox, error] {
+	return func(yield func(client.Sandbox, error) bool) {
+		if l.mark == nil || !maps.Equal(l.mark, list.Metadata) {
+			return
+		}
+		for _, id := range l.living {
+			if !yield(client.Sandbox{ID: id, State: client.Running}, nil) {
+				return
+			}
+		}
+		yield(client.Sandbox{ID: "ended", State: client.Stopped}, nil)
+	}
 }
 
 func (l *local) DeleteSandbox(_ context.Context, id string) error {
@@ -129,6 +151,10 @@ func (l *local) Fork(_ context.Context, _ string, n int) ([]string, error) {
 	for i := range n {
 		ids = append(ids, fmt.Sprintf("copy%d", i))
 	}
+	l.living = append(l.living, ids...)
+	if l.broken == "connection" {
+		return nil, l.fail("connection")
+	}
 	return ids, l.fail("fork")
 }
 
@@ -138,7 +164,9 @@ func TestFork(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t)
 	var steps []string
-	report, err := Fork(t.Context(), l, Options{Count: 2, Progress: func(what string) { steps = append(steps, what) }})
+	ctx, cancel := context.WithTimeout(t.Context(), probeTimeout)
+	defer cancel()
+	report, err := Fork(ctx, l, Options{Count: 2, Progress: func(what string) { steps = append(steps, what) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,6 +216,7 @@ func TestForkFails(t *testing.T) {
 		{"no copies", "", false, 0, 0, "0 copies"},
 		{"create", "create", false, 1, 0, "creating a sandbox: create is broken"},
 		{"fork", "fork", false, 1, 2, "forking 1 copies: fork is broken"},
+		{"the answer of fork is lost", "connection", false, 1, 2, "connection is broken"},
 		{"fork, kept", "fork", true, 1, 0, "(kept: parent, copy0)"},
 		{"delete", "delete", false, 1, 2, "delete sandbox"},
 	} {

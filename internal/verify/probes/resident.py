@@ -38,13 +38,12 @@ class Server:
 
     def accept(self, listener, wrap):
         while True:
-            conn, _ = listener.accept()
-            threading.Thread(target=self.serve, args=(conn, wrap), daemon=True).start()
+            threading.Thread(target=self.serve, args=(listener.accept()[0], wrap), daemon=True).start()
 
     def serve(self, conn, wrap):
-        conn = wrap(conn)
-        while line := conn.recv(100):
-            conn.sendall(line)
+        with wrap(conn) as conn:
+            while line := conn.recv(100):
+                conn.sendall(line)
 
 
 def connect(name):
