@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"wrenn/client"
 	"wrenn/internal/envdclient"
-	"wrenn/internal/storage"
 )
 
 // pair is a sandbox that can be reached by the public API and straight.
@@ -24,7 +21,7 @@ type pair struct {
 // newPair starts a stack with a sandbox; close it.
 func newPair(ctx context.Context, b *bench) (_ *pair, err error) {
 	p := &pair{}
-	if p.stack, err = newStack(ctx, b); err != nil {
+	if p.stack, err = newStack(ctx, b, nil); err != nil {
 		return nil, err
 	}
 	if p.box, err = p.stack.box(ctx); err == nil {
@@ -297,68 +294,4 @@ func (w *watch) memory(what string) row {
 func (w *watch) perGiB(what string, fileMiB int) row {
 	gib := float64(fileMiB) / 1024
 	return row{what: what, ours: fmt.Sprintf("%.2f, %.2f s", median(w.cpu[0])/gib, median(w.cpu[1])/gib)}
-}
-
-// create makes sandboxes by the public API, and restores the same machine by the driver.
-func create(ctx context.Context, b *bench) (_ []row, err error) {
-	s, err := newStack(ctx, b)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.close(ctx)) }()
-	store, err := s.store()
-	if err != nil {
-		return nil, err
-	}
-	warm, err := filepath.Glob(filepath.Join(store, "snapshots", "base-*"))
-	if err != nil || len(warm) != 1 {
-		return nil, fmt.Errorf("the host agent has no snapshot to make sandboxes of: %v, %w", warm, err)
-	}
-	l := &lab{store: &storage.Store{Dir: filepath.Join(store, "bench")}}
-	if err := os.Mkdir(l.store.Dir, 0o711); err != nil {
-		return nil, err
-	}
-	l.undo.Add(func(context.Context) error { return os.RemoveAll(l.store.Dir) })
-	defer func() { err = errors.Join(err, l.close(ctx)) }()
-	if err := l.openDriver(ctx, 2); err != nil {
-		return nil, err
-	}
-	figures, err := pairs(ctx, 3*b.rounds, s.createOne, func(ctx context.Context) (sample, error) {
-		return l.restoreOne(ctx, snapshot{dir: warm[0], memory: boxMemoryMB})
-	})
-	if err != nil {
-		return nil, err
-	}
-	answers, knows := figures[0], figures[1]
-	return []row{
-		{"create by the API; bare: the driver's restore until envd answers", ms(answers.ours), ms(answers.bare), answers.ratio, "<= 1.15"},
-		{"  bare: and until the guest knows the time and who it is", ms(knows.ours), ms(knows.bare), knows.ratio, ""},
-	}, nil
-}
-
-// restoreOne measures the time until a restored guest answers, and until it
-// was told what every guest is told.
-func (l *lab) restoreOne(ctx context.Context, from snapshot) (_ sample, err error) {
-	x, err := l.thaw(ctx, from)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, x.close(ctx)) }()
-	told, err := timed(func() error {
-		return x.client.Init(ctx, envdclient.Init{Identity: &envdclient.Identity{ID: "bench", Generation: 1}})
-	})
-	return sample{x.took[0], x.took[0] + told}, err
-}
-
-// createOne measures the time until a sandbox can be used, and deletes it.
-func (s *stack) createOne(ctx context.Context) (sample, error) {
-	var made *client.Sandbox
-	took, err := timed(func() (err error) {
-		made, err = s.box(ctx)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	return sample{took, took}, s.api.DeleteSandbox(ctx, made.ID)
 }

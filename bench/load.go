@@ -23,7 +23,7 @@ const (
 // load lets many clients poll, list and execute, and takes the memory of the
 // control plane and the agent before and after.
 func load(ctx context.Context, b *bench) (_ []row, err error) {
-	s, err := newStack(ctx, b)
+	s, err := newStack(ctx, b, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -62,11 +62,11 @@ func (l *lab) open(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	l.undo.Add(func(context.Context) error { return l.store.Close() })
-	return l.openDriver(ctx, forks)
+	return l.openDriver(ctx, b, forks)
 }
 
 // openDriver prepares what starts machines, and some slots.
-func (l *lab) openDriver(ctx context.Context, ready int) error {
+func (l *lab) openDriver(ctx context.Context, b *bench, ready int) error {
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		return err
@@ -74,7 +74,7 @@ func (l *lab) openDriver(ctx context.Context, ready int) error {
 	if l.driver, err = qemu.New(ctx, qemu.Config{Path: path}); err != nil {
 		return err
 	}
-	if l.slots, err = openSlots(ctx, ready); err != nil {
+	if l.slots, err = openSlots(ctx, b, ready); err != nil {
 		return err
 	}
 	l.undo.Add(l.slots.Close)
@@ -334,6 +334,22 @@ func restoreByMemory(ctx context.Context, b *bench) (_ []row, err error) {
 	return untilReady(fmt.Sprintf("restore with %d MiB; bare: with %d MiB", large, memoryMiB), figures, "0.85 to 1.15"), err
 }
 
+// thawAll restores machines at once and runs a command in each. When it fails
+// some of them may be there.
+func (l *lab) thawAll(ctx context.Context, s snapshot, into []*box) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range into {
+		g.Go(func() (err error) {
+			if into[i], err = l.thaw(ctx, s); err != nil {
+				return err
+			}
+			_, err = into[i].client.Exec(ctx, envdclient.Command{Path: "true"})
+			return err
+		})
+	}
+	return g.Wait()
+}
+
 // tenAtOnce restores ten machines from one snapshot and runs a command in each.
 func tenAtOnce(ctx context.Context, b *bench) (_ []row, err error) {
 	l, err := newLab(ctx, b)
@@ -346,19 +362,7 @@ func tenAtOnce(ctx context.Context, b *bench) (_ []row, err error) {
 		return nil, err
 	}
 	boxes := make([]*box, forks)
-	took, err := timed(func() error {
-		g, ctx := errgroup.WithContext(ctx)
-		for i := range boxes {
-			g.Go(func() (err error) {
-				if boxes[i], err = l.thaw(ctx, s); err != nil {
-					return err
-				}
-				_, err = boxes[i].client.Exec(ctx, envdclient.Command{Path: "true"})
-				return err
-			})
-		}
-		return g.Wait()
-	})
+	took, err := timed(func() error { return l.thawAll(ctx, s, boxes) })
 	defer func() {
 		for _, x := range boxes {
 			if x != nil {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"regexp"
@@ -39,6 +40,10 @@ type benchmark struct {
 type bench struct {
 	rounds int
 	dir    string // a temporary directory, short
+	stacks int    // that were started
+
+	prefix string       // of the names of namespaces and links
+	slots  netip.Prefix // addresses for them
 
 	fileMiB int           // of a file that is moved
 	clients int           // at once
@@ -46,6 +51,8 @@ type bench struct {
 	lasts   time.Duration // of what measures for a while
 	hosts   int           // simulated
 	boxes   int           // on each of them
+	live    int           // sandboxes at once
+	window  time.Duration // in which something idle is watched
 }
 
 var benchmarks = []benchmark{
@@ -60,6 +67,12 @@ var benchmarks = []benchmark{
 	{"download", download},
 	{"create", create},
 	{"ready", createReady},
+	{"copies", copies},
+	{"resume", resume},
+	{"still", still},
+	{"sizes", sizes},
+	{"idle", idle},
+	{"density", density},
 	{"load", load},
 	{"fleet", fleet},
 }
@@ -78,12 +91,16 @@ func run(ctx context.Context) (err error) {
 	only := flag.String("run", ".", "regular expression of the benchmarks to run")
 	rounds := flag.Int("rounds", 5, "pairs of measurements of each number; the median counts")
 	b := &bench{}
+	flag.StringVar(&b.prefix, "prefix", "wbe", "of the names of network namespaces and links, at most 7 letters and digits")
+	flag.TextVar(&b.slots, "range", netip.MustParsePrefix("10.224.0.0/16"), "private addresses for network slots, a /16 or larger")
 	flag.IntVar(&b.fileMiB, "file", 128, "MiB of a file that is moved")
 	flag.IntVar(&b.clients, "clients", 200, "clients at once")
 	flag.DurationVar(&b.think, "think", time.Second, "how long each of them waits between two requests, on average; 0 is as fast as they are answered")
 	flag.DurationVar(&b.lasts, "for", time.Minute, "how long clients ask, and a simulated fleet is watched")
 	flag.IntVar(&b.hosts, "hosts", 1000, "simulated hosts")
 	flag.IntVar(&b.boxes, "boxes", 100, "sandboxes on each of them")
+	flag.IntVar(&b.live, "live", 8, "sandboxes that are alive at once")
+	flag.DurationVar(&b.window, "window", 30*time.Second, "how long something idle is watched")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)
 	if err != nil {

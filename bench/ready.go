@@ -1,15 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
 	"wrenn/client"
@@ -22,7 +20,7 @@ const readyMachines = 1
 // createReady measures the time from a request to the first command done, of
 // sandboxes whose machines were made ahead, and of a VMM that is restored by nobody but us.
 func createReady(ctx context.Context, b *bench) (_ []row, err error) {
-	s, err := newStackWith(ctx, b, readyMachines)
+	s, err := newStack(ctx, b, settings{"ready": settings{"machines": readyMachines}})
 	if err != nil {
 		return nil, err
 	}
@@ -145,31 +143,12 @@ func (s *stack) fullStock(ctx context.Context) error {
 	defer cancel()
 	want := fmt.Sprintf("wrenn_ready_machines %d", readyMachines)
 	for {
-		has, err := s.says(ctx, want)
-		if err != nil || has {
+		lines, err := s.metrics(ctx)
+		if err != nil || slices.Contains(lines, want) {
 			return err
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
 	}
-}
-
-// says looks for a line in the agent's metrics.
-func (s *stack) says(ctx context.Context, want string) (bool, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.metrics+"/metrics", nil)
-	if err != nil {
-		return false, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	found := false
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		found = found || strings.TrimSpace(lines.Text()) == want
-	}
-	return found, lines.Err()
 }

@@ -12,11 +12,11 @@ import (
 
 // slots times a slot that was made ahead, and one that was not.
 func slots(ctx context.Context, b *bench) (_ []row, err error) {
-	ready, err := acquireTimes(ctx, b.rounds, b.rounds)
+	ready, err := acquireTimes(ctx, b, b.rounds)
 	if err != nil {
 		return nil, err
 	}
-	made, err := acquireTimes(ctx, 0, b.rounds)
+	made, err := acquireTimes(ctx, b, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -26,14 +26,14 @@ func slots(ctx context.Context, b *bench) (_ []row, err error) {
 	}, nil
 }
 
-func acquireTimes(ctx context.Context, ready, rounds int) (_ []float64, err error) {
-	pool, err := openSlots(ctx, ready)
+func acquireTimes(ctx context.Context, b *bench, ready int) (_ []float64, err error) {
+	pool, err := openSlots(ctx, b, ready)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, pool.Close(ctx)) }()
 	var took []float64
-	for range rounds {
+	for range b.rounds {
 		var slot *network.Slot
 		t, err := timed(func() (err error) {
 			slot, err = pool.Acquire(ctx, "bench")
@@ -48,11 +48,20 @@ func acquireTimes(ctx context.Context, ready, rounds int) (_ []float64, err erro
 	return took, nil
 }
 
+// networks are that of the agent's slots and that of our own: halves of one range.
+func (b *bench) networks() (agents, ours network.Config) {
+	half := b.slots.Bits() + 1
+	upper := b.slots.Addr().As4()
+	upper[(half-1)/8] |= 1 << (7 - (half-1)%8)
+	return network.Config{Prefix: b.prefix + "s", Range: netip.PrefixFrom(b.slots.Addr(), half)},
+		network.Config{Prefix: b.prefix + "l", Range: netip.PrefixFrom(netip.AddrFrom4(upper), half)}
+}
+
 // openSlots opens a pool and waits until the slots that it makes ahead are there.
-func openSlots(ctx context.Context, ready int) (*network.Pool, error) {
-	pool, err := network.Open(ctx, network.Config{
-		Prefix: "wbench", Range: netip.MustParsePrefix("10.214.0.0/16"), Ready: ready, Log: slog.New(slog.DiscardHandler),
-	})
+func openSlots(ctx context.Context, b *bench, ready int) (*network.Pool, error) {
+	_, cfg := b.networks()
+	cfg.Ready, cfg.Log = ready, slog.New(slog.DiscardHandler)
+	pool, err := network.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

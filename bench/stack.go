@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,11 +26,10 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/pgserver"
 	"wrenn/internal/rollback"
+	"wrenn/internal/vm"
 )
 
 const (
-	slotPrefix  = "wbe2"
-	slotRange   = "10.224.0.0/16"
 	startWait   = 2 * time.Minute // includes the boot of the first guest
 	stopWait    = time.Minute
 	boxMemoryMB = 512 // the shape that the agent has a snapshot of
@@ -36,16 +38,17 @@ const (
 // stack is Wrenn as it is installed: a database, a control plane and maybe a
 // host agent, each a process of its own, so that each can be measured.
 type stack struct {
-	dir     string
-	db      *pgserver.Server
-	agent   *daemon // nil when hosts are simulated
-	plane   *daemon
-	agents  []*hosttest.Agent // simulated
-	key     string
-	url     string
-	metrics string // address of the agent's
-	api     *client.Client
-	undo    rollback.Stack
+	dir    string
+	net    network.Config // of the agent's slots
+	db     *pgserver.Server
+	agent  *daemon // nil when hosts are simulated
+	plane  *daemon
+	agents []*hosttest.Agent // simulated
+	key    string
+	url    string
+	api    *client.Client
+	gauges string // where the agent's metrics are
+	undo   rollback.Stack
 }
 
 // hostOf names a host agent to the control plane.
@@ -54,13 +57,14 @@ type hostOf struct {
 	URL string `toml:"url"`
 }
 
-// newStack starts one with a real host agent; close it.
-func newStack(ctx context.Context, b *bench) (*stack, error) { return newStackWith(ctx, b, 0) }
+// settings are keys of the agent's configuration.
+type settings map[string]any
 
-// newStackWith has an agent that makes machines ahead of need.
-func newStackWith(ctx context.Context, b *bench, ready int) (*stack, error) {
+// newStack starts one with a real host agent, whose configuration is what more
+// says besides the usual; close it.
+func newStack(ctx context.Context, b *bench, more settings) (*stack, error) {
 	return started(ctx, b, func(s *stack) ([]hostOf, error) {
-		socket, err := s.startAgent(ctx, ready)
+		socket, err := s.startAgent(ctx, more)
 		return []hostOf{{"here", "unix://" + socket}}, err
 	})
 }
@@ -68,15 +72,15 @@ func newStackWith(ctx context.Context, b *bench, ready int) (*stack, error) {
 // started starts a database, what hosts returns, and a control plane that uses them.
 func started(ctx context.Context, b *bench, hosts func(*stack) ([]hostOf, error)) (_ *stack, err error) {
 	s := &stack{}
+	s.net, _ = b.networks()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close(ctx))
 		}
 	}()
-	if s.dir, err = os.MkdirTemp(b.dir, "s"); err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(s.dir, 0o711); err != nil { // other users go through it
+	b.stacks++
+	s.dir = filepath.Join(b.dir, fmt.Sprintf("s%d", b.stacks)) // short: machines have sockets below it
+	if err := os.Mkdir(s.dir, 0o711); err != nil {             // other users go through it
 		return nil, err
 	}
 	s.undo.Add(func(context.Context) error { return os.RemoveAll(s.dir) })
@@ -98,19 +102,23 @@ func (s *stack) close(ctx context.Context) error { return s.undo.Run(ctx) }
 
 // startAgent returns the agent's socket when it answers, which is when it has
 // a snapshot to make sandboxes of.
-func (s *stack) startAgent(ctx context.Context, ready int) (socket string, err error) {
-	if s.metrics, err = freeAddress(ctx); err != nil {
-		return "", err
-	}
+func (s *stack) startAgent(ctx context.Context, more settings) (socket string, err error) {
 	run := filepath.Join(s.dir, "run")
 	socket = filepath.Join(run, "agent.sock")
-	config, err := s.write("agent.toml", map[string]any{
-		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": s.metrics,
-		"limits":  map[string]any{"sandboxes": 1000},
-		"network": map[string]any{"prefix": slotPrefix, "range": slotRange},
-		"warm":    map[string]any{"memory_mb": boxMemoryMB},
-		"ready":   map[string]any{"machines": ready},
-	})
+	metrics, err := freeAddress(ctx)
+	if err != nil {
+		return "", err
+	}
+	s.gauges = "http://" + metrics + "/metrics"
+	all := settings{
+		"state": s.state(), "run": run, "images": "/var/lib/wrenn", "metrics": metrics,
+		"limits":  settings{"sandboxes": 1000},
+		"network": settings{"prefix": s.net.Prefix, "range": s.net.Range.String()},
+		"warm":    settings{"memory_mb": boxMemoryMB},
+		"ready":   settings{"machines": 0},
+	}
+	maps.Copy(all, more)
+	config, err := s.write("agent.toml", all)
 	if err != nil {
 		return "", err
 	}
@@ -136,10 +144,10 @@ func (s *stack) startPlane(ctx context.Context, hosts []hostOf) error {
 	if err != nil {
 		return err
 	}
-	config, err := s.write("plane.toml", map[string]any{
+	config, err := s.write("plane.toml", settings{
 		"listen": address, "metrics_listen": "",
-		"database": map[string]any{"url": s.db.URL("wrenn")},
-		"limits":   map[string]any{"sandboxes": 1_000_000, "team_memory_mb": 1 << 40, "requests_per_second": 1e6, "request_burst": 1_000_000},
+		"database": settings{"url": s.db.URL("wrenn")},
+		"limits":   settings{"sandboxes": 1_000_000, "team_memory_mb": 1 << 40, "requests_per_second": 1e6, "request_burst": 1_000_000},
 		"host":     hosts,
 	})
 	if err != nil {
@@ -177,7 +185,7 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-func (s *stack) write(name string, config map[string]any) (path string, err error) {
+func (s *stack) write(name string, config settings) (path string, err error) {
 	text, err := toml.Marshal(config)
 	if err != nil {
 		return "", err
@@ -268,27 +276,44 @@ func (s *stack) store() (string, error) {
 	return "", errors.New("the host agent has no store in " + s.state())
 }
 
+// note is what the agent's journal says of a sandbox that runs.
+type note struct {
+	Slot    *network.SlotRef
+	Machine *vm.Ref
+}
+
+func (s *stack) note(id string) (note, error) {
+	store, err := s.store()
+	if err != nil {
+		return note{}, err
+	}
+	return readNote(store, id)
+}
+
+func readNote(store, id string) (note, error) {
+	journal, err := os.ReadFile(filepath.Join(store, "sandboxes", id, "sandbox.json"))
+	if err != nil {
+		return note{}, err
+	}
+	var of struct{ Body note }
+	if err := json.Unmarshal(journal, &of); err != nil {
+		return note{}, err
+	}
+	n := of.Body
+	if n.Slot == nil || n.Machine == nil {
+		return n, fmt.Errorf("the journal of %s names no slot or no machine", id)
+	}
+	return n, nil
+}
+
 // envd returns a client that goes straight to a sandbox's agent, from inside
 // the slot; close it.
 func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Client, error) {
-	store, err := s.store()
+	of, err := s.note(box.ID)
 	if err != nil {
 		return nil, err
 	}
-	journal, err := os.ReadFile(filepath.Join(store, "sandboxes", box.ID, "sandbox.json"))
-	if err != nil {
-		return nil, err
-	}
-	var of struct {
-		Body struct{ Slot *network.SlotRef }
-	}
-	if err := json.Unmarshal(journal, &of); err != nil {
-		return nil, err
-	}
-	if of.Body.Slot == nil {
-		return nil, fmt.Errorf("the journal of %s names no slot", box.ID)
-	}
-	namespace := netns.Path(fmt.Sprintf("%s-%d", slotPrefix, of.Body.Slot.Index))
+	namespace := netns.Path(fmt.Sprintf("%s-%d", s.net.Prefix, of.Slot.Index))
 	direct := envdclient.New(envdclient.Config{Address: network.EnvdAddress, Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = netns.Do(namespace, func() error {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
@@ -299,6 +324,40 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	return direct, direct.WaitReady(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+}
+
+// step reads from the agent's metrics how often it took a step so far, and how
+// long that took in all, in seconds.
+func (s *stack) step(ctx context.Context, name string) (count, sum float64, err error) {
+	lines, err := s.metrics(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, line := range lines {
+		for of, into := range map[string]*float64{"count": &count, "sum": &sum} {
+			if rest, ok := strings.CutPrefix(line, fmt.Sprintf("wrenn_sandbox_step_seconds_%s{step=%q} ", of, name)); ok {
+				if _, err := fmt.Sscan(rest, into); err != nil {
+					return 0, 0, err
+				}
+			}
+		}
+	}
+	return count, sum, nil
+}
+
+// metrics are the lines of the agent's.
+func (s *stack) metrics(ctx context.Context) ([]string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.gauges, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return strings.Split(string(text), "\n"), err
 }
 
 // pids are those of the control plane and the host agent.

@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/template"
 )
 
 // config is the file of --config. Every key may be left out.
@@ -40,6 +41,14 @@ type config struct {
 	Limits  limitsConfig   `toml:"limits"`
 	Warm    warmConfig     `toml:"warm"`
 	Ready   readyConfig    `toml:"ready"`
+
+	Templates templatesConfig `toml:"templates"`
+}
+
+type templatesConfig struct {
+	// Registries that container images may come from, as docker.io or registry.example:5000. "*" is every
+	// one at a public address; one at another address, such as 10.0.0.5:5000, must be named. Default ["*"]; [] is none.
+	Registries []string `toml:"registries"`
 }
 
 type logConfig struct {
@@ -129,6 +138,9 @@ func (c *config) setDefaults(state string) error {
 	c.Network.Range = cmp.Or(c.Network.Range, netip.MustParsePrefix("10.191.0.0/16"))
 	c.Network.Prefix, c.Network.Ready = cmp.Or(c.Network.Prefix, "wrenn"), cmp.Or(c.Network.Ready, 4)
 	c.Warm.VCPUs, c.Warm.MemoryMB = cmp.Or(c.Warm.VCPUs, 1), cmp.Or(c.Warm.MemoryMB, 512)
+	if c.Templates.Registries == nil {
+		c.Templates.Registries = []string{template.AnyRegistry}
+	}
 	c.Limits.DiskFreeMB = cmp.Or(c.Limits.DiskFreeMB, 1024)
 	if c.Limits.MemoryMB == 0 {
 		var info unix.Sysinfo_t
@@ -200,7 +212,8 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
 		},
-		Stock: c.Ready.Machines,
-		Out:   out, Log: log,
+		Stock:      c.Ready.Machines,
+		Registries: c.Templates.Registries,
+		Out:        out, Log: log,
 	}
 }

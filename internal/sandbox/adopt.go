@@ -56,7 +56,7 @@ func (m *Manager) adopt(ctx context.Context, left leftover) {
 	s.turn <- struct{}{}
 	defer s.unlock()
 	switch {
-	case j.Step == stepRunning && j.Template != warmTemplate:
+	case j.Step == stepRunning && j.Template != buildTemplate:
 		err = s.takeOver(ctx)
 	case j.Step == stepPaused:
 		err = s.takeOverPaused(ctx)

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -12,8 +13,13 @@ import (
 	"wrenn/internal/snapshot"
 )
 
-// maxForks bounds the copies of one Fork.
-const maxForks = 100
+const (
+	// maxForks bounds the copies of one Fork.
+	maxForks = 100
+	// forksPerCPU bounds those that are made at a time. A restore is a matter of CPU for
+	// the most part, but waits for the journal on the disk as well.
+	forksPerCPU = 4
+)
 
 // Forked is what became of one copy.
 type Forked struct {
@@ -41,7 +47,7 @@ func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID) ([]Forked, er
 	})
 	copies := make([]Forked, len(ids))
 	var work errgroup.Group
-	work.SetLimit(runtime.GOMAXPROCS(0)) // a restore is a matter of CPU
+	work.SetLimit(forksPerCPU * runtime.GOMAXPROCS(0))
 	for i, id := range ids {
 		work.Go(func() error {
 			copies[i] = s.forkOne(ctx, id, take)
@@ -98,9 +104,11 @@ func (s *Sandbox) hold(ctx context.Context) (id string, release func(), err erro
 		}
 		return snap.ID, release, nil
 	}
+	began := time.Now()
 	snap, release, err := s.capture(ctx, snapshot.Manifest{ID: newSnapshotID(), Transient: true})
 	if err != nil {
 		return "", nil, err
 	}
+	s.trace("fork", began)
 	return snap.ID, release, nil
 }

@@ -69,11 +69,12 @@ type Inventory struct {
 	Sandboxes []Info // in the order of their ids
 }
 
-// Inventory lists all sandboxes, without the stock: what is, not what changed.
+// Inventory lists all sandboxes, but the stock and those that templates are being
+// made of: what is, not what changed.
 func (m *Manager) Inventory() Inventory {
 	inv := Inventory{Instance: m.instance, TakenAt: time.Now()}
 	for _, s := range m.all() {
-		if info := s.Info(); info.Status != statusUnmade && !info.isStock() {
+		if info := s.Info(); info.Status != statusUnmade && info.Template != buildTemplate && !info.isStock() {
 			inv.Sandboxes = append(inv.Sandboxes, info)
 		}
 	}

@@ -84,7 +84,7 @@ func (s *Sandbox) setGuest(b *body) {
 // fails nothing of the sandbox is left, or the error says what is and why: Run
 // tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
 func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
-	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot())
+	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot(m.cfg.Guest))
 }
 
 // Restore makes a new sandbox from the snapshot of the given name, and is
@@ -124,10 +124,10 @@ type origin struct {
 // starter makes a machine, by booting or restoring it.
 type starter func(context.Context, vm.Spec) (vm.Machine, error)
 
-// boot is the origin of sandboxes that boot the guest image.
-func (m *Manager) boot() origin {
-	return origin{rootfs: m.cfg.Guest.RootFS, guest: m.cfg.Guest.Name, release: func() {}, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-		spec.Kernel = m.cfg.Guest.Kernel
+// boot is the origin of sandboxes that boot a guest.
+func (m *Manager) boot(guest Guest) origin {
+	return origin{rootfs: guest.RootFS, guest: guest.Name, release: func() {}, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		spec.Kernel = guest.Kernel
 		return m.cfg.Driver.Start(ctx, spec)
 	}}
 }

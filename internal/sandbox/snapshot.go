@@ -28,7 +28,10 @@ func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
 // Snapshot keeps the sandbox's memory and disk as they are now under a new
 // name, from which Restore makes sandboxes; the sandbox goes on. The snapshot
 // is whole or not there, and stays until RemoveSnapshot. AlreadyExists when the name is taken.
-func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
+func (s *Sandbox) Snapshot(ctx context.Context, name string) error { return s.keep(ctx, name, nil) }
+
+// keep is Snapshot with a note, for KeptSnapshot.
+func (s *Sandbox) keep(ctx context.Context, name string, note []byte) error {
 	if err := snapshot.CheckID(name); err != nil {
 		return err
 	}
@@ -39,7 +42,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 		return err
 	}
 	defer s.unlock()
-	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Kept: true})
+	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Kept: true, Note: note})
 	if err != nil {
 		return err
 	}

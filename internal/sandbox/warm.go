@@ -10,10 +10,6 @@ import (
 	"wrenn"
 )
 
-// warmTemplate marks the sandboxes that warm snapshots are taken of. They are
-// nobody's: the next agent does not adopt them.
-const warmTemplate = ".warm"
-
 // warmPrefix begins the names of warm snapshots.
 const warmPrefix = "base-"
 
@@ -25,6 +21,9 @@ func (m *Manager) warmName(shape Shape) string {
 	name := notInNames.ReplaceAllString(strings.ToLower(m.cfg.Guest.Name), "-")
 	return fmt.Sprintf(warmPrefix+"%.30s-%s-%d-%d", name, m.cfg.Driver.Name(), shape.VCPUs, shape.MemoryMiB)
 }
+
+// Warmed says whether Warm has made the snapshot of this shape.
+func (m *Manager) Warmed(shape Shape) bool { return m.snapshots.Has(m.warmName(shape)) }
 
 // Warm makes the snapshot from which Ensure restores sandboxes of this shape,
 // instead of booting them, unless it is there. Those of other images and drivers
@@ -46,22 +45,18 @@ func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error
 	if m.snapshots.Has(name) {
 		return nil
 	}
-	s, err := m.createNew(ctx, Request{ID: wrenn.NewSandboxID(), Template: warmTemplate, Shape: shape}, m.boot())
-	if err != nil {
-		return fmt.Errorf("boot the base guest: %w", err)
-	}
-	err = s.Snapshot(ctx, name)
-	if destroyErr := s.Destroy(context.WithoutCancel(ctx)); destroyErr != nil {
-		m.cfg.Log.LogAttrs(ctx, slog.LevelError, "base guest cannot be removed", slog.String("sandbox", string(s.id)), slog.Any("err", destroyErr))
-	}
-	return err
+	return m.Build(ctx, Recipe{Name: name, Shape: shape})
 }
 
 // origin is the snapshot that is asked for or, without one, the warm snapshot
 // of the shape or, without that, the guest image.
 func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if req.Snapshot != "" {
-		from, _, err := m.restoration(ctx, req.Snapshot)
+		from, shape, err := m.restoration(ctx, req.Snapshot)
+		if err == nil && shape != req.Shape {
+			from.release()
+			err = wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
+		}
 		return from, err
 	}
 	warm, _, err := m.restoration(ctx, m.warmName(req.Shape))
@@ -71,7 +66,7 @@ func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if wrenn.CodeOf(err) != wrenn.NotFound {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "base snapshot cannot be used; booting instead", slog.Any("err", err))
 	}
-	return m.boot(), nil
+	return m.boot(m.cfg.Guest), nil
 }
 
 // dropWarm lets the warm snapshots of other images and drivers go, and the one

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"wrenn"
+	"wrenn/internal/image"
+	"wrenn/internal/sandbox"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+)
+
+// sizes creates sandboxes of large and of small guests in turn, as the host
+// agent does it.
+func sizes(ctx context.Context, b *bench) (rows []row, err error) {
+	l, err := newLab(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	for _, c := range []struct {
+		what         string
+		large, small template
+	}{
+		{"create with %s of memory; bare: with %s", template{"4 GiB", 4096, 0}, template{"256 MiB", 256, 0}},
+		{"create with a disk of %s; bare: of %s", template{"20 GiB", boxMemoryMB, 20}, template{"1 GiB", boxMemoryMB, 1}},
+	} {
+		large, err := l.template(ctx, b, c.large)
+		if err != nil {
+			return rows, err
+		}
+		small, err := l.template(ctx, b, c.small)
+		if err != nil {
+			return rows, err
+		}
+		figures, err := pairs(ctx, 3*b.rounds, large, small)
+		if err != nil {
+			return rows, err
+		}
+		rows = append(rows, untilDone(fmt.Sprintf(c.what, c.large.name, c.small.name), figures, "0.85 to 1.15")...)
+	}
+	return rows, nil
+}
+
+// template is what sandboxes are made from.
+type template struct {
+	name    string
+	memory  int // MiB
+	diskGiB int // 0 is as large as the image's
+}
+
+// template makes one and returns what creates a sandbox of it.
+func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.Context) (sample, error), error) {
+	dir := filepath.Join(l.store.Dir, l.nextID())
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return nil, err
+	}
+	guest := l.guest
+	if t.diskGiB != 0 {
+		var err error
+		if guest, err = resized(ctx, guest, filepath.Join(dir, "rootfs"), t.diskGiB); err != nil {
+			return nil, err
+		}
+	}
+	m, err := sandbox.Open(ctx, sandbox.Config{
+		StateDir: dir, RunDir: filepath.Join(b.dir, filepath.Base(dir)), Driver: l.driver, Slots: l.slots, Store: l.store,
+		Guest: sandbox.Guest{Name: "bench", RootFS: guest.RootFS, Kernel: vm.Kernel{Image: guest.Kernel, Initrd: guest.Initrd, Args: guest.Args}},
+		Log:   slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.undo.AddFunc(m.Close)
+	l.undo.Add(m.DestroyAll)
+	shape := sandbox.Shape{VCPUs: 1, MemoryMiB: t.memory}
+	if err := m.Warm(ctx, shape); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) (_ sample, err error) {
+		s, took, err := ensured(ctx, m, shape)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, s.Destroy(ctx)) }()
+		of, err := readNote(dir, string(s.ID()))
+		if err != nil {
+			return nil, err
+		}
+		return ran(took, of.Machine.PID)
+	}, nil
+}
+
+func ensured(ctx context.Context, m *sandbox.Manager, shape sandbox.Shape) (s *sandbox.Sandbox, took float64, err error) {
+	took, err = timed(func() (err error) {
+		s, err = m.Ensure(ctx, sandbox.Request{ID: wrenn.NewSandboxID(), Shape: shape})
+		return err
+	})
+	return s, took, err
+}
+
+// resized is the guest with a root file system of another size, at path.
+func resized(ctx context.Context, guest image.Guest, path string, gib int) (image.Guest, error) {
+	if _, err := storage.Clone(ctx, path, guest.RootFS, 0o600); err != nil {
+		return guest, err
+	}
+	for _, args := range [][]string{{"e2fsck", "-fp", path}, {"resize2fs", path, fmt.Sprintf("%dG", gib)}} {
+		if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			return guest, fmt.Errorf("%s: %w: %s", args[0], err, out)
+		}
+	}
+	guest.RootFS = path
+	return guest, os.Truncate(path, int64(gib)<<30)
+}
