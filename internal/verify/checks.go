@@ -11,6 +11,7 @@ var (
 	openSSL = section{"openssl", "mix the kernel's in when told of the fork, or start the program anew"}
 	node    = section{"node", "read /dev/urandom, or make ids and keys in a process that starts after the fork"}
 	openTLS = section{"open-tls-connections", "close them before the fork and connect again after it"}
+	clock   = section{"the-time-on-a-busy-host", "wait for the next message of the time, or start fewer sandboxes at once"}
 	tcp     = section{"tcp-secrets", "nothing: copies never meet on the wire; do not take them for secrets"}
 	outside = section{"connections-to-the-outside", "timeouts, and pools that test before use"}
 	uuid1   = section{"ids-from-time-and-address", "use uuid4"}
