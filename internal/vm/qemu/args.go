@@ -60,6 +60,11 @@ func (d *Driver) commandLine(args []string) string {
 		// Under emulation the kernel cannot measure the clock reliably: without
 		// it one boot in six hung.
 		fmt.Sprintf("tsc_early_khz=%d", d.tscKHz),
+		// Nor can it tell that its clock is a good one: what it compares it with
+		// under emulation are its own ticks, of which a busy host loses some. Then it
+		// fell back to them: a clock that is wrong, in steps of 4 ms, and that wakes the
+		// machine 250 times a second, which is five times the CPU time of an idle one.
+		"tsc=reliable",
 		"noreplace-smp",       // patching code costs emulated CPUs 70 ms
 		"random.trust_cpu=on", // or the first read of /dev/urandom waits
 	), " ")
