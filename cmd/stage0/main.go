@@ -42,6 +42,9 @@ func boot() error {
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
+	if err := stopPIT(); err != nil {
+		complain(err) // it costs the host a little
+	}
 	if err := configureNetwork(args.ip); err != nil {
 		complain(err) // a guest without a network still has a console
 	}

@@ -65,6 +65,7 @@ func (d *Driver) commandLine(args []string) string {
 		// fell back to them: a clock that is wrong, in steps of 4 ms, and that wakes the
 		// machine 250 times a second, which is five times the CPU time of an idle one.
 		"tsc=reliable",
+		"nowatchdog",          // it wakes idle machines, and takes a busy host for a lockup
 		"noreplace-smp",       // patching code costs emulated CPUs 70 ms
 		"random.trust_cpu=on", // or the first read of /dev/urandom waits
 	), " ")

@@ -136,7 +136,11 @@ func (a *assembly) giveDisks(context.Context) error {
 	for i, disk := range a.spec.Disks {
 		// On a full disk QEMU would stop the machine and wait for somebody to
 		// resume it; a guest that is told can say so itself.
-		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ",werror=report"
+		//
+		// A guest's flushes end in the host's page cache (cache=unsafe): they would
+		// be for a power cut, which ends the machine, and with it all that its disk was
+		// good for. What is to survive one is a snapshot, and whoever keeps it flushes it.
+		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ",werror=report,cache=unsafe"
 		if disk.ReadOnly {
 			flags, option = flags[:1], ",readonly=on"
 		}
