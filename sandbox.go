@@ -61,11 +61,13 @@ type Sandbox struct {
 	Team     TeamID
 	Host     HostID // "" until one was picked
 	Template string
-	State    State
-	Reason   string // why it is stopped or failed, for the user
-	VCPUs    int
-	MemoryMB int
-	Timeout  time.Duration // without use until OnTimeout happens; 0 is never
+	// Generation is that of the template that it was made from; "" for the base.
+	Generation GenerationID
+	State      State
+	Reason     string // why it is stopped or failed, for the user
+	VCPUs      int
+	MemoryMB   int
+	Timeout    time.Duration // without use until OnTimeout happens; 0 is never
 	// OnTimeout is what happens then.
 	OnTimeout OnTimeout
 	// AutoResume has whoever uses it while it is paused resume it.

@@ -13,7 +13,7 @@ import (
 // idle watches a sandbox that nobody uses, and beside it a machine with
 // bareagent alone.
 func idle(ctx context.Context, b *bench) (_ []row, err error) {
-	v, err := newVersus(ctx, b, nil)
+	v, err := newVersus(ctx, b)
 	if err != nil {
 		return nil, err
 	}

@@ -27,9 +27,9 @@ type versus struct {
 }
 
 // newVersus starts one; close it.
-func newVersus(ctx context.Context, b *bench, more settings) (_ *versus, err error) {
+func newVersus(ctx context.Context, b *bench) (_ *versus, err error) {
 	v := &versus{lab: &lab{}}
-	if v.stack, err = newStack(ctx, b, more); err != nil {
+	if v.stack, err = newStack(ctx, b, nil); err != nil {
 		return nil, err
 	}
 	v.undo.Add(v.lab.close)
@@ -130,7 +130,7 @@ const bareExec = "; bare: the driver's restore, and a command straight to envd"
 
 // create makes sandboxes by the public API.
 func create(ctx context.Context, b *bench) (_ []row, err error) {
-	v, err := newVersus(ctx, b, nil)
+	v, err := newVersus(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +159,7 @@ func (s *stack) steps(ctx context.Context, names ...string) (string, error) {
 
 // copies forks a running sandbox, and restores as many machines at once.
 func copies(ctx context.Context, b *bench) (_ []row, err error) {
-	v, err := newVersus(ctx, b, nil)
+	v, err := newVersus(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func (v *versus) restoreMany(ctx context.Context) (_ sample, err error) {
 
 // resume pauses a sandbox and resumes it.
 func resume(ctx context.Context, b *bench) (_ []row, err error) {
-	v, err := newVersus(ctx, b, nil)
+	v, err := newVersus(ctx, b)
 	if err != nil {
 		return nil, err
 	}

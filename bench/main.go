@@ -66,6 +66,7 @@ var benchmarks = []benchmark{
 	{"upload", upload},
 	{"download", download},
 	{"create", create},
+	{"ready", createReady},
 	{"copies", copies},
 	{"resume", resume},
 	{"still", still},

@@ -115,6 +115,7 @@ func (s *stack) startAgent(ctx context.Context, more settings) (socket string, e
 		"limits":  settings{"sandboxes": 1000},
 		"network": settings{"prefix": s.net.Prefix, "range": s.net.Range.String()},
 		"warm":    settings{"memory_mb": boxMemoryMB},
+		"ready":   settings{"machines": 0},
 	}
 	maps.Copy(all, more)
 	config, err := s.write("agent.toml", all)
@@ -328,20 +329,11 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 // step reads from the agent's metrics how often it took a step so far, and how
 // long that took in all, in seconds.
 func (s *stack) step(ctx context.Context, name string) (count, sum float64, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.gauges, nil)
+	lines, err := s.metrics(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(text)) {
+	for _, line := range lines {
 		for of, into := range map[string]*float64{"count": &count, "sum": &sum} {
 			if rest, ok := strings.CutPrefix(line, fmt.Sprintf("wrenn_sandbox_step_seconds_%s{step=%q} ", of, name)); ok {
 				if _, err := fmt.Sscan(rest, into); err != nil {
@@ -351,6 +343,21 @@ func (s *stack) step(ctx context.Context, name string) (count, sum float64, err 
 		}
 	}
 	return count, sum, nil
+}
+
+// metrics are the lines of the agent's.
+func (s *stack) metrics(ctx context.Context) ([]string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.gauges, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return strings.Split(string(text), "\n"), err
 }
 
 // pids are those of the control plane and the host agent.

@@ -42,6 +42,7 @@ type fake struct {
 	listed  []service.ListSandboxes
 	timeout time.Duration
 	forked  service.ForkSandbox
+	built   service.BuildTemplate
 	deleted wrenn.CheckpointID
 	ran     service.ExecCommand
 	started service.ExecStart

@@ -199,18 +199,33 @@ func textEvent(f *frame) (Event, error) {
 func (s *Stream) run(ctx context.Context, l *link) {
 	defer close(s.ended)
 	defer s.stop()
+	tries := newRetry(s.hold)
 	for {
+		began, before := time.Now(), s.progress()
 		err := s.serve(l)
 		if s.done(err) {
 			return
 		}
-		next, err := s.reconnect(ctx)
+		if s.progress() > before || time.Since(began) > retryMost {
+			tries = newRetry(s.hold)
+		} else if !tries.wait(ctx, err) { // a server that lets in and throws out is no better than one that is away
+			s.fail(err)
+			return
+		}
+		next, err := s.reconnect(ctx, tries)
 		if err != nil {
 			s.fail(err)
 			return
 		}
 		l = next
 	}
+}
+
+// progress grows with what has come and what has arrived.
+func (s *Stream) progress() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.received + s.confirmed
 }
 
 // done says whether the stream is over, which err may mean.
@@ -449,8 +464,7 @@ func (s *Stream) inputMessage(l *link, p []byte) *message {
 }
 
 // reconnect resumes the stream by a new connection.
-func (s *Stream) reconnect(ctx context.Context) (*link, error) {
-	tries := newRetry(s.hold)
+func (s *Stream) reconnect(ctx context.Context, tries *retry) (*link, error) {
 	for {
 		l, err := s.resume(ctx)
 		if err == nil {

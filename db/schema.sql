@@ -114,6 +114,7 @@ CREATE TABLE public.sandboxes (
     on_timeout text DEFAULT 'destroy'::text NOT NULL,
     auto_resume boolean DEFAULT false NOT NULL,
     parent_id text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    generation text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text]))),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
@@ -131,6 +132,47 @@ CREATE TABLE public.teams (
     used_memory_mb bigint DEFAULT 0 NOT NULL,
     CONSTRAINT teams_max_memory_mb_check CHECK ((max_memory_mb >= 0)),
     CONSTRAINT teams_max_sandboxes_check CHECK ((max_sandboxes >= 0))
+);
+
+CREATE TABLE public.template_generations (
+    id text NOT NULL COLLATE pg_catalog."C",
+    team_id uuid NOT NULL,
+    name text NOT NULL,
+    tag text NOT NULL,
+    state text DEFAULT 'building'::text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    host_id text DEFAULT ''::text NOT NULL,
+    from_image text DEFAULT ''::text NOT NULL,
+    from_oci text DEFAULT ''::text NOT NULL,
+    from_sandbox text DEFAULT ''::text NOT NULL,
+    vcpus integer NOT NULL,
+    memory_mb integer NOT NULL,
+    env jsonb DEFAULT '{}'::jsonb NOT NULL,
+    start_cmd text DEFAULT ''::text NOT NULL,
+    ready_cmd text DEFAULT ''::text NOT NULL,
+    ready_timeout_sec integer DEFAULT 0 NOT NULL,
+    size_bytes bigint DEFAULT 0 NOT NULL,
+    digest text DEFAULT ''::text NOT NULL,
+    worker bigint,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT template_generations_memory_mb_check CHECK ((memory_mb > 0)),
+    CONSTRAINT template_generations_state CHECK ((state = ANY (ARRAY['building'::text, 'ready'::text, 'failed'::text, 'deleted'::text]))),
+    CONSTRAINT template_generations_vcpus_check CHECK ((vcpus > 0))
+);
+
+CREATE TABLE public.template_lines (
+    generation_id text NOT NULL COLLATE pg_catalog."C",
+    line bigint NOT NULL,
+    content text NOT NULL
+);
+
+CREATE TABLE public.templates (
+    team_id uuid NOT NULL,
+    name text NOT NULL,
+    tag text NOT NULL,
+    generation_id text NOT NULL COLLATE pg_catalog."C",
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 CREATE TABLE public.unknown_sandboxes (
@@ -166,6 +208,15 @@ ALTER TABLE ONLY public.teams
 ALTER TABLE ONLY public.teams
     ADD CONSTRAINT teams_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.template_generations
+    ADD CONSTRAINT template_generations_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.template_lines
+    ADD CONSTRAINT template_lines_pkey PRIMARY KEY (generation_id, line);
+
+ALTER TABLE ONLY public.templates
+    ADD CONSTRAINT templates_pkey PRIMARY KEY (team_id, name, tag);
+
 ALTER TABLE ONLY public.unknown_sandboxes
     ADD CONSTRAINT unknown_sandboxes_pkey PRIMARY KEY (host_id, sandbox_id);
 
@@ -178,6 +229,12 @@ CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHE
 CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
 
 CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
+
+CREATE UNIQUE INDEX template_generations_building ON public.template_generations USING btree (team_id, name, tag) WHERE (state = 'building'::text);
+
+CREATE INDEX template_generations_host ON public.template_generations USING btree (host_id) WHERE (state = 'ready'::text);
+
+CREATE INDEX template_generations_names ON public.template_generations USING btree (team_id, name, tag) WHERE (state <> 'deleted'::text);
 
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
 
@@ -193,3 +250,15 @@ ALTER TABLE ONLY public.sandbox_events
 
 ALTER TABLE ONLY public.sandboxes
     ADD CONSTRAINT sandboxes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.template_generations
+    ADD CONSTRAINT template_generations_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.template_lines
+    ADD CONSTRAINT template_lines_generation_id_fkey FOREIGN KEY (generation_id) REFERENCES public.template_generations(id);
+
+ALTER TABLE ONLY public.templates
+    ADD CONSTRAINT templates_generation_id_fkey FOREIGN KEY (generation_id) REFERENCES public.template_generations(id);
+
+ALTER TABLE ONLY public.templates
+    ADD CONSTRAINT templates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

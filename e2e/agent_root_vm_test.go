@@ -65,6 +65,10 @@ prefix = %q
 ready = 1
 [warm]
 memory_mb = 128
+[ready]
+machines = 0
+[templates]
+registries = ["127.0.0.1"]
 `, filepath.Join(dir, "state"), filepath.Join(dir, "run"), needed(t, "WRENN_TEST_IMAGES"), addresses, prefix)
 	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

@@ -82,7 +82,7 @@ type soak struct {
 
 func newSoak(t *testing.T) *soak {
 	t.Helper()
-	s := &soak{newStack(t, "wsoak", "10.231.0.0/16"), map[string]string{}}
+	s := &soak{newStack(t, "wsoak", "10.233.0.0/16"), map[string]string{}}
 	s.agent.stop(t, syscall.SIGTERM)
 	s.controlPlane.stop(t, syscall.SIGTERM)
 	s.metrics["agent"] = expose(t, s.agent.config, `metrics = "off"`, "metrics = %q")

@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/template"
 )
 
 // config is the file of --config. Every key may be left out.
@@ -39,6 +40,15 @@ type config struct {
 	Network networkConfig  `toml:"network"`
 	Limits  limitsConfig   `toml:"limits"`
 	Warm    warmConfig     `toml:"warm"`
+	Ready   readyConfig    `toml:"ready"`
+
+	Templates templatesConfig `toml:"templates"`
+}
+
+type templatesConfig struct {
+	// Registries that container images may come from, as docker.io or registry.example:5000. "*" is every
+	// one at a public address; one at another address, such as 10.0.0.5:5000, must be named. Default ["*"]; [] is none.
+	Registries []string `toml:"registries"`
 }
 
 type logConfig struct {
@@ -73,6 +83,15 @@ type warmConfig struct {
 	Off      bool `toml:"off"`
 	VCPUs    int  `toml:"vcpus"`     // default 1
 	MemoryMB int  `toml:"memory_mb"` // default 512
+}
+
+// maxReadyMachines bounds what a slip of the finger costs.
+const maxReadyMachines = 100
+
+// readyConfig is what is made ahead of need, besides network.ready.
+type readyConfig struct {
+	// Machines restored from the base snapshot and paused; 0 is none. Default: the driver's, see host.Config.Stock.
+	Machines *int `toml:"machines"`
 }
 
 // readConfig reads the file at path, or takes the defaults when that is "".
@@ -119,6 +138,9 @@ func (c *config) setDefaults(state string) error {
 	c.Network.Range = cmp.Or(c.Network.Range, netip.MustParsePrefix("10.191.0.0/16"))
 	c.Network.Prefix, c.Network.Ready = cmp.Or(c.Network.Prefix, "wrenn"), cmp.Or(c.Network.Ready, 4)
 	c.Warm.VCPUs, c.Warm.MemoryMB = cmp.Or(c.Warm.VCPUs, 1), cmp.Or(c.Warm.MemoryMB, 512)
+	if c.Templates.Registries == nil {
+		c.Templates.Registries = []string{template.AnyRegistry}
+	}
 	c.Limits.DiskFreeMB = cmp.Or(c.Limits.DiskFreeMB, 1024)
 	if c.Limits.MemoryMB == 0 {
 		var info unix.Sysinfo_t
@@ -150,6 +172,9 @@ func (c *config) check() error {
 		if n < 0 {
 			return wrenn.Errorf(wrenn.Invalid, "%s: the number is too small", name)
 		}
+	}
+	if n := c.Ready.Machines; n != nil && (*n < 0 || *n > maxReadyMachines) {
+		return wrenn.Errorf(wrenn.Invalid, "ready.machines %d: use 0 to %d", *n, maxReadyMachines)
 	}
 	for _, path := range []string{c.State, c.Run} {
 		if !filepath.IsAbs(path) {
@@ -187,6 +212,8 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
 		},
-		Out: out, Log: log,
+		Stock:      c.Ready.Machines,
+		Registries: c.Templates.Registries,
+		Out:        out, Log: log,
 	}
 }

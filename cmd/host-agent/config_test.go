@@ -46,6 +46,8 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"more ready than allowed": {"[network]\nready = 3\nmax = 2", "ready"},
 		"negative limit":          {"[limits]\nsandboxes = -1", "limits.sandboxes"},
 		"limit below none":        {"[limits]\nmemory_mb = -2", "limits.memory_mb"},
+		"negative stock":          {"[ready]\nmachines = -1", "ready.machines"},
+		"endless stock":           {"[ready]\nmachines = 101", "ready.machines"},
 		"open to others":          {"listen = '0.0.0.0:49980'", "mutual TLS"},
 		"half of mutual TLS":      {"listen = '0.0.0.0:49980'\n[tls]\nkey = '/x'", "all of certificate, key and client_ca"},
 		"missing certificate":     {"listen = '0.0.0.0:49980'\n[tls]\nkey = '/x'\ncertificate = '/x'\nclient_ca = '/x'", "/x"},

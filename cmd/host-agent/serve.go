@@ -126,7 +126,7 @@ func (a *agent) warm(ctx context.Context, h *host.Host) {
 		return
 	}
 	shape := sandbox.Shape{VCPUs: a.cfg.Warm.VCPUs, MemoryMiB: a.cfg.Warm.MemoryMB}
-	if err := h.Manager.Warm(ctx, shape); err != nil && ctx.Err() == nil {
+	if err := h.Warm(ctx, shape); err != nil && ctx.Err() == nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "no base snapshot: sandboxes boot", slog.Any("err", err))
 	}
 }
@@ -138,7 +138,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
 	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
-		return hostserver.Serve(ctx, hostserver.Config{Manager: h.Manager, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
+		return hostserver.Serve(ctx, hostserver.Config{Manager: h.Manager, Templates: h.Templates, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))

@@ -8,8 +8,8 @@ SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams W
 
 -- name: InsertSandbox :one
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, metadata, env, worker)
-    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @auto_resume, @parent_id, @metadata, @env, @worker)
+    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @auto_resume, @parent_id, @generation, @metadata, @env, @worker)
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)

@@ -63,6 +63,15 @@ type Files interface {
 	ReadFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (io.ReadCloser, error)
 }
 
+// Templates are what sandboxes start from. Another team's template is NotFound.
+type Templates interface {
+	BuildTemplate(context.Context, service.Caller, service.BuildTemplate) (*wrenn.Generation, error)
+	Templates(context.Context, service.Caller) ([]wrenn.Template, error)
+	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
+	Generation(ctx context.Context, c service.Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error)
+	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
+}
+
 // Keys are the API keys of a team.
 type Keys interface {
 	CreateKey(ctx context.Context, c service.Caller, name string) (key service.Key, secret string, err error)
@@ -77,6 +86,7 @@ type Service interface {
 	Snapshots
 	Commands
 	Files
+	Templates
 	Keys
 	// Authenticate finds whose secret that is: Unauthenticated when nobody's.
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)

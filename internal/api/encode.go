@@ -25,6 +25,9 @@ func sandbox(box *wrenn.Sandbox) oapi.Sandbox {
 	if box.Reason != "" {
 		out.Reason = &box.Reason
 	}
+	if box.Generation != "" {
+		out.Generation = new(string(box.Generation))
+	}
 	return out
 }
 

@@ -402,6 +402,7 @@ func operationCalls() map[string][]call {
 	}
 	maps.Copy(calls, keyCalls())
 	maps.Copy(calls, snapshotCalls())
+	maps.Copy(calls, templateCalls())
 	return calls
 }
 

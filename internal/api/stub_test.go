@@ -48,6 +48,7 @@ type stub struct {
 	files    map[string]string
 	user     string
 	forked   service.ForkSandbox
+	built    service.BuildTemplate
 
 	result  service.ExecResult
 	next    string

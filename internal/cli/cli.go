@@ -28,7 +28,9 @@ type commandLine struct {
 	Doctor     doctorCommand      `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
 	Sandbox    sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
 	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
+	Template   templateCommands   `cmd:"" help:"What sandboxes start from."`
 	Key        keyCommands        `cmd:"" help:"API keys of the team."`
+	Verify     verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
 
 	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`

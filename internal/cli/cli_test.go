@@ -8,10 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,6 +94,7 @@ func server(t *testing.T) *httptest.Server {
 	}}))
 	mux.HandleFunc("POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore", answer(200, box))
 	mux.HandleFunc("DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint}", answer(200, nil))
+	templates(mux, answer)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/exec/stream", echo)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/logs", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "Linux\r\n%s\x1b", r.URL.Query().Get("follow"))
@@ -157,6 +160,43 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// templates serves the base, one that is ready and one that failed.
+func templates(mux *http.ServeMux, answer func(int, any) http.HandlerFunc) {
+	now := time.Now().Add(-90 * time.Second)
+	generation := func(id, name, state string) map[string]any {
+		return map[string]any{"id": id, "template": name, "state": state, "vcpus": 1, "memory_mb": 512, "created_at": now, "last_updated": now}
+	}
+	good, bad := generation("t1", "py", "ready"), generation("t2", "py:bad", "failed")
+	good["from_oci"], good["size_bytes"] = "debian:12", 3<<20+1
+	bad["from_sandbox"], bad["reason"] = "i1", "no \x1bway"
+	base := map[string]any{"name": "base", "builtin": true}
+	all := map[string]any{"base": base, "py": map[string]any{"name": "py", "current": good, "latest": good}, "py:bad": map[string]any{"name": "py:bad", "latest": bad}}
+	mux.HandleFunc("POST /v1/templates", func(w http.ResponseWriter, r *http.Request) {
+		var wish map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&wish)
+		of := map[string]map[string]any{"py": good, "py:bad": bad}[wish["name"].(string)]
+		if user, given := wish["registry_username"]; given {
+			of = maps.Clone(of)
+			of["id"] = fmt.Sprintf("user %s password %s", user, wish["registry_password"])
+		}
+		answer(202, of)(w, r)
+	})
+	mux.HandleFunc("GET /v1/templates", answer(200, []any{all["base"], all["py"], all["py:bad"]}))
+	mux.HandleFunc("GET /v1/templates/{name}", func(w http.ResponseWriter, r *http.Request) { answer(200, all[r.PathValue("name")])(w, r) })
+	mux.HandleFunc("DELETE /v1/templates/{name}", answer(200, nil))
+	mux.HandleFunc("GET /v1/templates/{name}/generations/{id}", func(w http.ResponseWriter, r *http.Request) {
+		from, _ := strconv.Atoi(r.URL.Query().Get("from"))
+		lines, of := []string{"booting", "kept"}, good
+		if r.PathValue("id") == "t2" {
+			lines, of = []string{"no \x1bway"}, bad
+		}
+		if login := r.PathValue("id"); strings.HasPrefix(login, "user ") {
+			lines = append([]string{login}, lines...)
+		}
+		answer(200, map[string]any{"generation": of, "first": from, "lines": lines[min(from, len(lines)):], "next": len(lines)})(w, r)
+	})
+}
+
 // here is the environment of somebody who uses s.
 func here(s *httptest.Server) map[string]string {
 	return map[string]string{"WRENN_API_KEY": testKey, "HOME": "/nonexistent", "URL": s.URL}
@@ -197,6 +237,26 @@ func TestCommands(t *testing.T) {
 			"│   │   └── s3  �[31m  1m ago\n" +
 			"│   └── s4  other way  1m ago  <- the sandbox goes on from here\n" +
 			"└── s5  1m ago\n", ""}},
+		"templates": {[]string{"template", "ls"}, "", result{0, "" +
+			"NAME    GENERATION  VCPUS  MEMORY  SIZE  AGE  FROM             STATE\n" +
+			"base    -           any    any     -     -    the guest image  built in\n" +
+			"py      t1          1      512M    4M    1m   debian:12        ready\n" +
+			"py:bad  t2          1      512M    -     1m   sandbox i1       failed: no \ufffdway\n", ""}},
+		"template names": {[]string{"template", "ls", "-q"}, "", result{0, "base\npy\npy:bad\n", ""}},
+		"build":          {[]string{"template", "build", "py", "--start-cmd", "serve"}, "", result{0, "t1\n", "booting\nkept\n"}},
+		"build that fails": {[]string{"template", "build", "py:bad", "--from-sandbox", "i1"}, "",
+			result{1, "", "no \ufffdway\ntemplate py:bad was not built: no \ufffdway\n"}},
+		"build by itself": {[]string{"template", "build", "py", "-d"}, "", result{0, "t1\n", "building; look at it by: wrenn template logs --follow py\n"}},
+		"password": {[]string{"template", "build", "py", "--from-oci", "debian:12", "--registry-user", "u", "--registry-password-file", "-"}, "p\n",
+			result{0, "t1\n", "user u password p\nbooting\nkept\n"}},
+		"password for what": {[]string{"template", "build", "py", "--registry-user", "u"}, "", result{1, "", "a registry's user and password are for --from-oci\n"}},
+		"build log":         {[]string{"template", "logs", "py"}, "", result{0, "booting\nkept\n", ""}},
+		"build log to its end": {[]string{"template", "logs", "-f", "py:bad"}, "",
+			result{1, "", "no \ufffdway\ntemplate py:bad was not built: no \ufffdway\n"}},
+		"build log of the base": {[]string{"template", "logs", "base"}, "", result{1, "", "template base is built in: there was no build\n"}},
+		"a template": {[]string{"template", "get", "py"}, "", result{0, "" +
+			"name        py\nstate       ready\ngeneration  t1 (1m ago)\n  from      debian:12\n  vcpus     1\n  memory    512 MiB\n  size      4M on the disk\n", ""}},
+		"no templates":  {[]string{"template", "rm", "py"}, "", result{0, "py\n", ""}},
 		"binary":        {[]string{"sandbox", "exec", testID, "--", "cat"}, noise, result{0, noise, "to stderr\n"}},
 		"exit code":     {[]string{"sandbox", "exec", testID, "three", "-x", "--", "-o"}, "", result{3, "", "to stderr\n"}},
 		"signal":        {[]string{"sandbox", "exec", testID, "kill"}, "", result{128 + 9, "", "to stderr\n"}},
@@ -351,7 +411,7 @@ func TestReceiveIsWholeOrNothing(t *testing.T) {
 // TestHelp: what people read is reviewed like code. Run with -update to accept changes.
 func TestHelp(t *testing.T) {
 	for _, page := range []string{
-		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "sandbox logs", "sandbox fork", "checkpoint", "key create", "completion",
+		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "sandbox logs", "sandbox fork", "checkpoint", "template", "template build", "key create", "completion", "verify fork",
 	} {
 		t.Run(page, func(t *testing.T) {
 			got := invoke(t, nil, nil, append(strings.Fields(page), "--help")...)

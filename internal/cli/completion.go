@@ -242,6 +242,8 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		}
 	case what == "key":
 		out = s.keys(ctx)
+	case what == "template":
+		out = s.templates(ctx)
 	case what == "sandbox":
 		out = s.sandboxes(ctx, "")
 	case what == "checkpoint" && len(given) > 0: // behind their sandbox
@@ -292,6 +294,21 @@ func (s *session) checkpointsOf(ctx context.Context, sandbox string) []suggestio
 	var out []suggestion
 	for _, cp := range all.Checkpoints {
 		out = append(out, suggestion{cp.ID, age(cp.CreatedAt) + ", " + cp.Name})
+	}
+	return out
+}
+
+func (s *session) templates(ctx context.Context) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	list, _ := api.Templates(ctx) // as above
+	var out []suggestion
+	for _, t := range list[:min(len(list), maxSuggested)] {
+		out = append(out, suggestion{t.Name, templateRow(t)[7]})
 	}
 	return out
 }

@@ -48,9 +48,9 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 }
 
 type createCommand struct {
-	Template   string            `short:"t" placeholder:"NAME" help:"What it starts from; default: base."`
-	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1."`
-	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512."`
+	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"What it starts from; default: base."`
+	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
+	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
 	Timeout    idle              `placeholder:"TIME" help:"Time without use until it ends, as 90s, 1h or never; default: 5m."`
 	OnTimeout  client.OnTimeout  `enum:"destroy,pause" default:"destroy" help:"How it ends then: ${enum}."`
 	AutoResume bool              `help:"Using it while it is paused resumes it."`

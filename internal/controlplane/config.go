@@ -77,6 +77,8 @@ type Limits struct {
 	TeamMemoryMB      int     `toml:"team_memory_mb"`      // of all of a team's sandboxes that are not paused
 	VCPUs             int     `toml:"vcpus"`               // of one sandbox
 	MemoryMB          int     `toml:"memory_mb"`           // of one sandbox
+	Templates         int     `toml:"templates"`           // of a team
+	Builds            int     `toml:"builds"`              // of templates, of a team at a time
 }
 
 // Duration is written as time.ParseDuration reads it.
@@ -97,7 +99,7 @@ func Defaults() Config {
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log:      Log{Level: "info", Format: "text"},
 		Database: Database{MaxConnections: 16},
-		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384},
+		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, Templates: 100, Builds: 4},
 	}
 }
 
@@ -162,6 +164,7 @@ func (c *Config) check() error {
 		"limits.requests_per_second": c.Limits.RequestsPerSecond, "limits.request_burst": float64(c.Limits.RequestBurst),
 		"limits.sandboxes": float64(c.Limits.Sandboxes), "limits.team_memory_mb": float64(c.Limits.TeamMemoryMB),
 		"limits.vcpus": float64(c.Limits.VCPUs), "limits.memory_mb": float64(c.Limits.MemoryMB),
+		"limits.templates": float64(c.Limits.Templates), "limits.builds": float64(c.Limits.Builds),
 	} {
 		if n <= 0 {
 			say("%s: must be above 0", name)

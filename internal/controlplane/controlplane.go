@@ -102,6 +102,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	}
 	svc, err = service.New(service.Config{Hosts: hosts, Limits: service.Limits{
 		Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB,
+		Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
 	}}, store, log)
 	if err != nil {
 		store.Close()

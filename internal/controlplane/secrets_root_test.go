@@ -9,17 +9,21 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"wrenn/client"
 	"wrenn/internal/hostserver/agenttest"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/service"
 	"wrenn/internal/telemetry/logtest"
+	"wrenn/internal/template"
 	"wrenn/internal/vm/vmfake"
 )
 
@@ -30,6 +34,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 type system struct {
 	url, key string
 	log      *logtest.Journal
+	database string
 	broken   atomic.Bool // the host cannot start machines
 }
 
@@ -40,7 +45,7 @@ func newSystem(t *testing.T) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Fault: func(step vmfake.Step) error {
+	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Registries: template.Registries{"127.0.0.1"}, Fault: func(step vmfake.Step) error {
 		if s.broken.Load() {
 			return vmfake.FailAt(vmfake.StepBoot)(step)
 		}
@@ -48,7 +53,8 @@ func newSystem(t *testing.T) *system {
 	}})
 	cfg := Defaults()
 	cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
-	cfg.Database.URL = pgtest.New(t) + "&password=" + plant("database")
+	s.database = pgtest.New(t)
+	cfg.Database.URL = s.database + "&password=" + plant("database")
 	cfg.Hosts = []Host{{ID: "h1", URL: agent.URL()}}
 	s.key = makeKey(t, cfg, log)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -108,6 +114,7 @@ func TestNoLogHasASecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	secrets = append(secrets, made)
+	s.build(t, c)
 	s.refused(t, box)
 	s.broken.Store(true)
 	if _, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Env: map[string]string{"TOKEN": plant("broken-env")}}); err == nil {
@@ -201,18 +208,63 @@ func (s *system) move(t *testing.T, c *client.Client, box string) {
 	}
 }
 
+// build sends secrets by templates. What a registry wants goes there, and is kept nowhere.
+func (s *system) build(t *testing.T, c *client.Client) {
+	t.Helper()
+	var asked atomic.Bool
+	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user == plant("registry-user") && password == plant("registry-password") {
+			asked.Store(true)
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="planted-realm"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	t.Cleanup(registry.Close)
+	for _, b := range []client.BuildTemplate{
+		{Name: "good", Env: map[string]string{"TOKEN": plant("template-env")}, StartCmd: "true " + plant("start"), ReadyCmd: "true " + plant("ready")},
+		{Name: "bad", Env: map[string]string{"TOKEN": plant("template-env")}, StartCmd: "echo $TOKEN; exit 1"},
+		{
+			Name: "ugly", FromOCI: strings.TrimPrefix(registry.URL, "http://") + "/app:1",
+			RegistryUsername: plant("registry-user"), RegistryPassword: plant("registry-password"),
+		},
+	} {
+		g, err := c.BuildTemplate(t.Context(), b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done, err := c.FollowBuild(t.Context(), b.Name, g.ID, func(string) {})
+		if err != nil || (done.State == client.GenerationReady) != (b.Name == "good") {
+			t.Errorf("build of %s: %+v, %v", b.Name, done, err)
+		}
+	}
+	if !asked.Load() {
+		t.Error("the registry did not get what it is to get")
+	}
+	conn, err := pgx.Connect(t.Context(), s.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	var rows string
+	err = conn.QueryRow(t.Context(), "SELECT coalesce((SELECT string_agg(g::text, '') FROM template_generations g), '') || coalesce((SELECT string_agg(l::text, '') FROM template_lines l), '')").Scan(&rows)
+	if err != nil || !strings.Contains(rows, plant("start")) || strings.Contains(rows, plant("registry")) {
+		t.Errorf("rows, %v: %s", err, rows)
+	}
+}
+
 // refused sends secrets by requests that are no good.
 func (s *system) refused(t *testing.T, box string) {
 	t.Helper()
 	for name, r := range map[string]struct{ method, path, key, body string }{
-		"unknown key":       {"GET", "/v1/sandboxes", "e2b_" + plant("key"), ""},
-		"no JSON":           {"POST", "/v1/sandboxes", s.key, `{"env": ` + plant("junk")},
-		"unknown field":     {"POST", "/v1/sandboxes", s.key, `{"` + plant("field") + `": "` + plant("value") + `"}`},
-		"wrong type":        {"POST", "/v1/sandboxes", s.key, `{"env": "` + plant("env-as-text") + `"}`},
-		"unknown path":      {"GET", "/v1/" + plant("path"), s.key, ""},
-		"unknown parameter": {"GET", "/v1/sandboxes?api_key=" + plant("parameter"), s.key, ""},
-		"health":            {"GET", "/health?" + plant("query"), plant("health-key"), ""}, // logged at level debug
-		"strange id":        {"GET", "/v1/sandboxes/" + plant("id"), s.key, ""},
+		"build of what is not": {"POST", "/v1/templates", s.key, `{"name":"x","registry_password":"` + plant("password") + `"}`},
+		"unknown key":          {"GET", "/v1/sandboxes", "e2b_" + plant("key"), ""},
+		"no JSON":              {"POST", "/v1/sandboxes", s.key, `{"env": ` + plant("junk")},
+		"unknown field":        {"POST", "/v1/sandboxes", s.key, `{"` + plant("field") + `": "` + plant("value") + `"}`},
+		"wrong type":           {"POST", "/v1/sandboxes", s.key, `{"env": "` + plant("env-as-text") + `"}`},
+		"unknown path":         {"GET", "/v1/" + plant("path"), s.key, ""},
+		"unknown parameter":    {"GET", "/v1/sandboxes?api_key=" + plant("parameter"), s.key, ""},
+		"health":               {"GET", "/health?" + plant("query"), plant("health-key"), ""}, // logged at level debug
+		"strange id":           {"GET", "/v1/sandboxes/" + plant("id"), s.key, ""},
 		"input that is no base64": {
 			"POST", "/v1/sandboxes/" + box + "/exec", s.key,
 			fmt.Sprintf(`{"cmd":"cat","stdin":%q,"stdin_encoding":"base64"}`, plant("no base64!")),

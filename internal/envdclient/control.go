@@ -19,9 +19,11 @@ const (
 	// goodRoundTrip is how long a call may take whose time is good enough: the
 	// guest's clock is then behind by less than that.
 	goodRoundTrip = 100 * time.Millisecond
-	// initTries bounds how often Init tries to be as quick: the first call of a
-	// restored guest is its slowest, and a busy host may never be.
-	initTries = 4
+	// initTries and initPatience bound how often and how long Init tries to be as
+	// quick: the first call of a restored guest is its slowest, and a busy host
+	// may never be. A guest whose time is wrong is worse than one that is late.
+	initTries    = 12
+	initPatience = 3 * time.Second
 )
 
 // Init is what a guest is told after it started or was restored.
@@ -54,12 +56,13 @@ type Identity struct {
 // It may be repeated, and repeats itself as long as the message takes so long
 // that the time in it is a wrong one.
 func (c *Client) Init(ctx context.Context, init Init) error {
+	first := time.Now()
 	for range initTries {
 		began := time.Now()
 		if err := c.initOnce(ctx, init); err != nil {
 			return fmt.Errorf("init guest: %w", err)
 		}
-		if time.Since(began) < goodRoundTrip {
+		if time.Since(began) < goodRoundTrip || time.Since(first) > initPatience {
 			break
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"wrenn/internal/rollback"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/storage"
+	"wrenn/internal/template"
 	"wrenn/internal/vm"
 )
 
@@ -30,6 +31,11 @@ import (
 // above what distributions, subuid ranges and systemd-nspawn hand out, see
 // https://systemd.io/UIDS-GIDS/.
 const machineUIDs = 2_000_000_000
+
+// emulatedStock is how many machines are made ahead under emulation, where a
+// restore takes some 200 ms and a machine from the stock a fraction of it. Where there
+// is hardware support a restore is as fast.
+const emulatedStock = 2
 
 // Config says what the host is made of. StateDir, RunDir, Out and Log are needed.
 type Config struct {
@@ -43,13 +49,17 @@ type Config struct {
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
 	Limits   sandbox.Limits
+	Stock    *int               // see sandbox.Config; nil is emulatedStock under emulation, and else none
 	Crash    func(point string) // see sandbox.Config
+	// Registries are those from which images for templates may come.
+	Registries template.Registries
 }
 
 // Host is an assembled host. Close it.
 type Host struct {
-	Manager *sandbox.Manager
-	Driver  vm.Driver
+	Manager   *sandbox.Manager
+	Templates *template.Builder
+	Driver    vm.Driver
 
 	cfg   Config
 	store *storage.Store
@@ -65,7 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	}
 	h := &Host{cfg: cfg}
 	for _, step := range []func(context.Context) error{
-		h.lock, h.openStore, h.prepareGuest, h.chooseDriver, h.openSlots, h.openManager,
+		h.lock, h.openStore, h.prepareGuest, h.chooseDriver, h.openSlots, h.openManager, h.openTemplates,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, h.Close(ctx))
@@ -80,6 +90,23 @@ func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
 // Store is where disks and snapshots are.
 func (h *Host) Store() *storage.Store { return h.store }
+
+// Warm prepares the base template for sandboxes of this shape, see sandbox.Manager.Warm.
+func (h *Host) Warm(ctx context.Context, shape sandbox.Shape) error {
+	began := time.Now()
+	if !h.Manager.Warmed(shape) {
+		h.say("template", "base is booted once, so that sandboxes start from its memory")
+	}
+	if err := h.Manager.Warm(ctx, shape); err != nil {
+		return err
+	}
+	how := fmt.Sprintf("base is ready for sandboxes with %d vCPUs and %d MiB", shape.VCPUs, shape.MemoryMiB)
+	if took := time.Since(began); took > time.Second {
+		how += fmt.Sprintf(" (%.1fs)", took.Seconds())
+	}
+	h.say("template", how)
+	return nil
+}
 
 // Run does what is to be done while the host is open, until ctx ends.
 func (h *Host) Run(ctx context.Context) error {
@@ -189,7 +216,7 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store,
-		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash,
+		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash, Stock: h.stock(),
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})
 	if err != nil {
@@ -201,6 +228,31 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
 	}
 	return h.slots.Sweep(ctx)
+}
+
+// stock is how many machines are made ahead.
+func (h *Host) stock() int {
+	switch {
+	case h.cfg.Stock != nil:
+		return *h.cfg.Stock
+	case h.Driver.Name() == QEMU: // by emulation alone, see docs/machines.md
+		return emulatedStock
+	default:
+		return 0
+	}
+}
+
+// openTemplates also removes what builds of a dead agent have left.
+func (h *Host) openTemplates(ctx context.Context) error {
+	images := h.cfg.Image
+	images.Name = "" // of the base guest
+	h.Templates = template.New(template.Config{
+		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Log: h.cfg.Log,
+	})
+	if err := h.Templates.Sweep(ctx); err != nil {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images of earlier builds cannot be removed", slog.Any("err", err))
+	}
+	return nil
 }
 
 // say prints a line about how the host came to be.

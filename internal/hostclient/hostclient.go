@@ -49,6 +49,7 @@ type Deadlines struct {
 	Start     time.Duration // 1 min, until a stream's first answer
 	Stall     time.Duration // 2 min, until a file's next piece
 	ExecGrace time.Duration // 30 s on top of a command's own timeout
+	Build     time.Duration // 1 h, of a template; the caller's to keep, see Client.Build
 }
 
 // WithDefaults returns d with its zero values filled in.
@@ -58,7 +59,7 @@ func (d Deadlines) WithDefaults() Deadlines {
 		Create: cmp.Or(d.Create, 5*time.Minute), Destroy: cmp.Or(d.Destroy, time.Minute),
 		Pause: cmp.Or(d.Pause, 5*time.Minute), Extend: cmp.Or(d.Extend, 10*time.Second),
 		Start: cmp.Or(d.Start, time.Minute), Stall: cmp.Or(d.Stall, 2*time.Minute),
-		ExecGrace: cmp.Or(d.ExecGrace, 30*time.Second),
+		ExecGrace: cmp.Or(d.ExecGrace, 30*time.Second), Build: cmp.Or(d.Build, time.Hour),
 	}
 }
 
@@ -197,7 +198,7 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 // first the host may have made it or not: Destroy it.
 func (c *Client) Create(ctx context.Context, sb *wrenn.Sandbox) error {
 	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, &hostagentv1.CreateSandboxRequest{
-		SandboxId: string(sb.ID), Template: sb.Template, Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMB),
+		SandboxId: string(sb.ID), Template: sb.Template, Generation: string(sb.Generation), Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMB),
 		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Env: sb.Env,
 	})
 	return err

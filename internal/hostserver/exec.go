@@ -96,7 +96,7 @@ func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 	}
 	ctx, hangUp := context.WithCancelCause(ctx)
 	defer hangUp(nil)
-	stop := c.onClosing(func() { hangUp(errRestart) })
+	stop := onClosing(c.Closing, func() { hangUp(errRestart) })
 	defer stop()
 	proc, release, err := c.open(ctx, first)
 	if err != nil {
@@ -140,12 +140,12 @@ func started(proc *envdclient.Process) *pb.ExecStreamResponse {
 	}}}
 }
 
-// onClosing calls f when streams shall end, until stop is called.
-func (c *Commands) onClosing(f func()) (stop func()) {
+// onClosing calls f when closing is closed, until stop is called.
+func onClosing(closing <-chan struct{}, f func()) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		select {
-		case <-c.Closing:
+		case <-closing:
 			f()
 		case <-done:
 		}

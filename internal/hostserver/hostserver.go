@@ -3,6 +3,7 @@
 package hostserver
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math"
@@ -15,6 +16,7 @@ import (
 	"wrenn"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/template"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
@@ -36,15 +38,16 @@ const (
 	defaultMemoryMiB = 512
 )
 
-// baseTemplate is the prepared guest image, the one template there is yet.
+// baseTemplate is the prepared guest image: what there is without a generation.
 const baseTemplate = "base"
 
 // Config is what a server works with. All fields are needed.
 type Config struct {
-	Manager *sandbox.Manager
-	Driver  string // the VMM's name
-	Version string
-	Log     *slog.Logger
+	Manager   *sandbox.Manager
+	Templates *template.Builder
+	Driver    string // the VMM's name
+	Version   string
+	Log       *slog.Logger
 }
 
 // server implements hostagentv1connect.HostAgentServiceHandler.
@@ -81,7 +84,7 @@ func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error
 }
 
 func (s *server) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*pb.CreateSandboxResponse, error) {
-	want, err := requestOf(req)
+	want, err := s.requestOf(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -93,29 +96,30 @@ func (s *server) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest
 	return &pb.CreateSandboxResponse{SandboxId: string(info.ID), Status: statuses[info.Status]}, nil
 }
 
-func requestOf(req *pb.CreateSandboxRequest) (sandbox.Request, error) {
+func (s *server) requestOf(ctx context.Context, req *pb.CreateSandboxRequest) (sandbox.Request, error) {
 	id, err := wrenn.ParseSandboxID(req.GetSandboxId())
 	if err != nil {
 		return sandbox.Request{}, err
 	}
-	template := req.GetTemplate()
-	if template == "" {
-		template = baseTemplate
-	}
-	if template != baseTemplate {
-		return sandbox.Request{}, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q: %q is the only one, own templates are not built yet", template, baseTemplate)
-	}
-	shape := sandbox.Shape{VCPUs: defaultVCPUs, MemoryMiB: defaultMemoryMiB}
-	if n := req.GetVcpus(); n != 0 {
-		shape.VCPUs = int(n)
-	}
-	if n := req.GetMemoryMb(); n != 0 {
-		shape.MemoryMiB = int(n)
-	}
 	ending, err := endingOf(req.GetOnTimeout())
-	return sandbox.Request{
-		ID: id, Template: template, Shape: shape, Timeout: seconds(req.GetTimeoutSec()), OnTimeout: ending, AutoResume: req.GetAutoResume(), Env: req.GetEnv(),
-	}, err
+	if err != nil {
+		return sandbox.Request{}, err
+	}
+	want := sandbox.Request{
+		ID: id, Template: cmp.Or(req.GetTemplate(), baseTemplate), Shape: shapeOf(req.GetVcpus(), req.GetMemoryMb()), Snapshot: req.GetGeneration(),
+		Timeout: seconds(req.GetTimeoutSec()), OnTimeout: ending, AutoResume: req.GetAutoResume(), Env: req.GetEnv(),
+	}
+	if want.Snapshot == "" {
+		if want.Template != baseTemplate {
+			err = wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", want.Template)
+		}
+		return want, err
+	}
+	shape, err := s.generationOf(ctx, req)
+	if err == nil && req.GetVcpus() == 0 && req.GetMemoryMb() == 0 {
+		want.Shape = shape
+	}
+	return want, err
 }
 
 func (s *server) DestroySandbox(ctx context.Context, req *pb.DestroySandboxRequest) (*pb.DestroySandboxResponse, error) {

@@ -380,3 +380,19 @@ func TestQuarantineIsReported(t *testing.T) {
 		t.Errorf("no metric of %v", want)
 	}
 }
+
+// A host without a stock says so: a series that is missing is no zero.
+func TestTheStockIsInTheMetrics(t *testing.T) {
+	c := call(t, agenttest.Config{})
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(hostserver.NewCollector(c.agent.Manager))
+	families, err := registry.Gather()
+	must(t, err)
+	series := map[string]int{}
+	for _, family := range families {
+		series[family.GetName()] = len(family.GetMetric())
+	}
+	if series["wrenn_ready_machines"] != 1 || series["wrenn_ready_machine_takes_total"] != 2 {
+		t.Errorf("series: %v", series)
+	}
+}

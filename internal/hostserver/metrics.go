@@ -32,6 +32,7 @@ func (s *Steps) Observe(_ wrenn.SandboxID, step string, took time.Duration) {
 type collector struct {
 	manager                            *sandbox.Manager
 	sandboxes, memory, disk, maxMemory *prometheus.Desc
+	ready, takes                       *prometheus.Desc
 }
 
 // NewCollector shows the inventory and the capacity of the manager.
@@ -41,12 +42,14 @@ func NewCollector(manager *sandbox.Manager) prometheus.Collector {
 		sandboxes: prometheus.NewDesc("wrenn_sandboxes", "Sandboxes on this host.", []string{"status"}, nil),
 		memory:    prometheus.NewDesc("wrenn_memory_used_bytes", "Memory that the machines of sandboxes were promised.", nil, nil),
 		maxMemory: prometheus.NewDesc("wrenn_memory_limit_bytes", "Memory that they may be promised; 0 is no limit.", nil, nil),
+		ready:     prometheus.NewDesc("wrenn_ready_machines", "Machines that were made ahead of need and are nobody's yet.", nil, nil),
+		takes:     prometheus.NewDesc("wrenn_ready_machine_takes_total", "Sandboxes that wanted such a machine, and whether there was one that worked.", []string{"result"}, nil),
 		disk:      prometheus.NewDesc("wrenn_disk_free_bytes", "Space left for disks and snapshots.", nil, nil),
 	}
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.sandboxes, c.memory, c.maxMemory, c.disk} {
+	for _, d := range []*prometheus.Desc{c.ready, c.takes, c.sandboxes, c.memory, c.maxMemory, c.disk} {
 		out <- d
 	}
 }
@@ -62,6 +65,10 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for status, n := range count {
 		out <- prometheus.MustNewConstMetric(c.sandboxes, prometheus.GaugeValue, float64(n), string(status))
 	}
+	stock := c.manager.Stock()
+	out <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, float64(stock.Ready))
+	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(stock.Hits), "hit")
+	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(stock.Misses), "miss")
 	capacity, err := c.manager.Capacity()
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(c.disk, err)

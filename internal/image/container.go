@@ -105,6 +105,40 @@ func Update(ctx context.Context, cfg Config, name string) error {
 	})
 }
 
+// Remove removes an image that FromContainer or FromOCI made; whoever has
+// cloned it keeps that. One that is not there is no error.
+func Remove(ctx context.Context, cfg Config, name string) error {
+	p, err := named(cfg, name)
+	if err != nil {
+		return err
+	}
+	return p.underLock(ctx, func() error {
+		err := os.Remove(filepath.Join(p.store.dir, name)) // the link; what it led to is pruned
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Names lists the images that FromContainer and FromOCI made.
+func Names(cfg Config) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(cfg.StateDir, imagesDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Type()&fs.ModeSymlink != 0 && nameForm.MatchString(e.Name()) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
 func noImage(name string) error {
 	return wrenn.Errorf(wrenn.NotFound, "there is no image %s (scripts/rootfs-from-container.sh makes one)", name)
 }

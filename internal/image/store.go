@@ -34,7 +34,10 @@ const baseSpace = 1500 << 20
 // deadline.
 const lockPoll = 200 * time.Millisecond
 
-const stagePrefix = ".stage-"
+const (
+	imagesDir   = "images" // in the state directory
+	stagePrefix = ".stage-"
+)
 
 // store is the directory of images.
 type store struct {
@@ -43,7 +46,7 @@ type store struct {
 }
 
 func openStore(stateDir string, out io.Writer) (*store, error) {
-	dir, err := filepath.Abs(filepath.Join(stateDir, "images"))
+	dir, err := filepath.Abs(filepath.Join(stateDir, imagesDir))
 	if err != nil {
 		return nil, err
 	}

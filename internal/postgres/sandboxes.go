@@ -30,7 +30,7 @@ type Limits struct {
 
 // CreateSandbox writes a pending row and its event, unless that is more than
 // the team may have: Exhausted. ID, Team, Template, VCPUs, MemoryMB, Timeout,
-// OnTimeout, AutoResume, Parent, Metadata and Env of sb are taken. actor says who did it.
+// OnTimeout, AutoResume, Parent, Generation, Metadata and Env of sb are taken. actor says who did it.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limi
 			row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
 				ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
 				VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMB), TimeoutSec: seconds(sb.Timeout),
-				OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
+				OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent), Generation: string(sb.Generation),
 				Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
 			})
 			if err != nil {
@@ -346,7 +346,7 @@ func sandboxes(rows []dbsqlc.Sandbox) []wrenn.Sandbox {
 func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
-		Template: r.Template, State: wrenn.State(r.State), Reason: r.Reason,
+		Template: r.Template, Generation: wrenn.GenerationID(r.Generation), State: wrenn.State(r.State), Reason: r.Reason,
 		VCPUs: int(r.VCPUs), MemoryMB: int(r.MemoryMB), Timeout: time.Duration(r.TimeoutSec) * time.Second,
 		OnTimeout: wrenn.OnTimeout(r.OnTimeout), AutoResume: r.AutoResume, Parent: wrenn.SandboxID(r.ParentID),
 		Metadata: r.Metadata, Env: r.Env,

@@ -24,26 +24,26 @@ const adopting = 16
 // adoptAll takes over what an earlier agent left. What cannot be understood is
 // reported in the inventory and left alone; one sandbox does not keep the others.
 func (m *Manager) adoptAll(ctx context.Context) error {
-	journals, err := os.ReadDir(m.sandboxes())
+	all, err := m.readJournals()
 	if err != nil {
 		return err
 	}
+	named := machineDirs(all) // before anything of it changes
 	var work errgroup.Group
 	work.SetLimit(adopting)
-	for _, e := range journals {
+	for _, left := range all {
 		work.Go(func() error {
-			m.adopt(ctx, filepath.Join(m.sandboxes(), e.Name()))
+			m.adopt(ctx, left)
 			return nil
 		})
 	}
 	_ = work.Wait() // none fails: what goes wrong is in the inventory
-	return m.adoptOrphans(ctx)
+	return m.adoptOrphans(ctx, named)
 }
 
 // adopt takes over the sandbox of one directory.
-func (m *Manager) adopt(ctx context.Context, dir string) {
-	name := filepath.Base(dir)
-	j, err := readJournal(dir)
+func (m *Manager) adopt(ctx context.Context, left leftover) {
+	name, j, err := left.name, left.journal, left.err
 	if err != nil {
 		m.quarantine(ctx, name, "its journal cannot be read", err)
 		return
@@ -56,7 +56,7 @@ func (m *Manager) adopt(ctx context.Context, dir string) {
 	s.turn <- struct{}{}
 	defer s.unlock()
 	switch {
-	case j.Step == stepRunning && j.Template != warmTemplate:
+	case j.Step == stepRunning && j.Template != buildTemplate:
 		err = s.takeOver(ctx)
 	case j.Step == stepPaused:
 		err = s.takeOverPaused(ctx)
@@ -178,8 +178,8 @@ func (s *Sandbox) bury(ctx context.Context, cause error) error {
 }
 
 // adoptOrphans looks for machines that no journal names: by their directories,
-// then by the slots in which something lives.
-func (m *Manager) adoptOrphans(ctx context.Context) error {
+// but those in named, then by the slots in which something lives.
+func (m *Manager) adoptOrphans(ctx context.Context, named map[string]bool) error {
 	dirs, err := os.ReadDir(m.machines())
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func (m *Manager) adoptOrphans(ctx context.Context) error {
 	var errs []error
 	for _, e := range dirs {
 		owner, _, _ := strings.Cut(e.Name(), "-") // see body.label
-		if _, err := m.Get(wrenn.SandboxID(owner)); err == nil {
+		if _, err := m.Get(wrenn.SandboxID(owner)); err == nil || named[filepath.Join(m.machines(), e.Name())] {
 			continue
 		}
 		if m.lives(e.Name()) {

@@ -46,9 +46,18 @@ func (b *body) label() string {
 	return fmt.Sprintf("-%d", b.note.Generation)
 }
 
-func (b *body) name() string   { return string(b.s.id) + b.label() }
-func (b *body) runDir() string { return filepath.Join(b.s.m.machines(), b.name()) }
-func (b *body) disk() string   { return filepath.Join(b.s.dir(), "root"+b.label()+".ext4") }
+func (b *body) name() string { return string(b.s.id) + b.label() }
+
+// runDir is the machine's directory, of which the machine's note knows best: a
+// machine that was in stock has kept its own.
+func (b *body) runDir() string {
+	if ref := b.note.Machine; ref != nil && ref.Dir != "" {
+		return ref.Dir
+	}
+	return filepath.Join(b.s.m.machines(), b.name())
+}
+
+func (b *body) disk() string { return filepath.Join(b.s.dir(), "root"+b.label()+".ext4") }
 
 // part is something that a body is made of.
 type part struct {
@@ -57,25 +66,32 @@ type part struct {
 }
 
 func (b *body) parts(from origin) []part {
-	return []part{
+	parts := []part{
 		{"slot", b.takeSlot},
 		{"disk", func(ctx context.Context) error { return b.cloneDisk(ctx, from.rootfs) }},
 		{"machine", func(ctx context.Context) error { return b.startMachine(ctx, from.start) }},
 		{"ready", b.waitReady},
 	}
+	if b.s.isStock() {
+		parts = append(parts, part{"rest", b.rest})
+	}
+	return parts
 }
 
 // build makes a body, as the sandbox's spare. It becomes the one that the
 // sandbox runs in when the journal says so. When build fails what there is of
 // it is still the spare: discardSpare.
 func (s *Sandbox) build(ctx context.Context, from origin) error {
+	if found, err := s.buildFromStock(ctx, from); found || err != nil {
+		return err
+	}
 	s.spare = &body{s: s, note: bodyNote{Generation: s.journal.Generation + 1, Origin: from.snapshot, Guest: from.guest}}
 	for _, p := range s.spare.parts(from) {
 		began := time.Now()
 		if err := p.make(ctx); err != nil {
 			return fmt.Errorf("sandbox %s: %s: %w", s.id, p.name, err)
 		}
-		s.m.crash(p.name + " done")
+		s.crash(p.name + " done")
 		s.trace(p.name, began)
 	}
 	return nil
@@ -84,10 +100,17 @@ func (s *Sandbox) build(ctx context.Context, from origin) error {
 // takeSlot takes a slot and notes it with all else that must be known before
 // there is a machine.
 func (b *body) takeSlot(ctx context.Context) (err error) {
-	if b.slot, err = b.s.m.cfg.Slots.Acquire(ctx, string(b.s.id)); err != nil {
-		return err
+	for {
+		b.slot, err = b.s.m.cfg.Slots.Acquire(ctx, string(b.s.id))
+		if wrenn.CodeOf(err) == wrenn.Exhausted && !b.s.isStock() && b.s.m.yieldOne(ctx) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		break
 	}
-	b.s.m.crash("slot taken")
+	b.s.crash("slot taken")
 	ref := b.slot.Ref()
 	b.note.Slot = &ref
 	return b.s.commit("slot", func(j *journal) {
@@ -119,7 +142,7 @@ func (b *body) startMachine(ctx context.Context, start starter) (err error) {
 		return err
 	}
 	b.s.screen.show(b.machine)
-	b.s.m.crash("machine started")
+	b.s.crash("machine started")
 	ref := b.machine.Ref()
 	b.note.Machine = &ref
 	return b.s.commit("machine", func(j *journal) { j.Spare = new(b.note) })
@@ -129,9 +152,7 @@ func (b *body) startMachine(ctx context.Context, start starter) (err error) {
 // is and reseeds it: a restored guest is somebody new. Its processes, which
 // were frozen before the snapshot, go on after that.
 func (b *body) waitReady(ctx context.Context) error {
-	limit := b.s.m.cfg.ReadyTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, limit,
-		wrenn.Errorf(wrenn.DeadlineExceeded, "the guest's agent did not answer within %s", limit))
+	ctx, cancel := b.patience(ctx)
 	defer cancel()
 	b.connect()
 	if err := b.guest.WaitReady(ctx, b.machine.Wait); err != nil {
@@ -145,6 +166,12 @@ func (b *body) waitReady(ctx context.Context) error {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return err
+}
+
+// patience bounds the wait for the guest's agent.
+func (b *body) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := b.s.m.cfg.ReadyTimeout
+	return context.WithTimeoutCause(ctx, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "the guest's agent did not answer within %s", limit))
 }
 
 func (b *body) connect() {
@@ -196,13 +223,13 @@ func (b *body) discard(ctx context.Context, keepDisk bool) error {
 		if err := b.machine.Stop(ctx); err != nil {
 			return err
 		}
-		b.s.m.crash("machine stopped")
+		b.s.crash("machine stopped")
 	}
 	if b.slot != nil {
 		if err := b.slot.Release(ctx); err != nil {
 			return err
 		}
-		b.s.m.crash("slot released")
+		b.s.crash("slot released")
 	}
 	if keepDisk {
 		return os.RemoveAll(b.runDir())

@@ -23,7 +23,7 @@ func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
 	sb.spare = &body{s: sb, note: bodyNote{Generation: 1}}
-	for i, p := range sb.spare.parts(m.boot()) {
+	for i, p := range sb.spare.parts(m.boot(m.cfg.Guest)) {
 		if i == parts {
 			return sb
 		}

@@ -120,6 +120,19 @@ func (s *Sandbox) clearRetry() {
 // watch ends the sandbox when its machine does so by itself. The caller has the turn.
 func (s *Sandbox) watch(ctx context.Context) {
 	b := s.body
+	s.whenGone(ctx, b, func(ctx context.Context, cause error) {
+		if s.body != b || s.Info().Status != StatusRunning {
+			return // somebody else ends it, or it has another machine by now
+		}
+		if err := s.end(ctx, s.verdictOf(ctx, cause)); err != nil {
+			s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox whose machine ended cannot be cleaned up",
+				slog.String("sandbox", string(s.id)), slog.Any("err", err))
+		}
+	})
+}
+
+// whenGone calls then, with the turn, when the machine of a body ended by itself.
+func (s *Sandbox) whenGone(ctx context.Context, b *body, then func(ctx context.Context, cause error)) {
 	ctx, b.unwatch = context.WithCancel(context.WithoutCancel(ctx))
 	s.m.watchers.Go(func() {
 		err := b.machine.Wait(ctx)
@@ -127,14 +140,7 @@ func (s *Sandbox) watch(ctx context.Context) {
 			return
 		}
 		defer s.unlock()
-		if s.body != b || s.Info().Status != StatusRunning {
-			return // somebody else ends it, or it has another machine by now
-		}
-		// Not under ctx: end stops this watcher.
-		if err := s.end(context.WithoutCancel(ctx), s.verdictOf(ctx, err)); err != nil {
-			s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox whose machine ended cannot be cleaned up",
-				slog.String("sandbox", string(s.id)), slog.Any("err", err))
-		}
+		then(context.WithoutCancel(ctx), err) // not under ctx: it stops this watcher
 	})
 }
 

@@ -24,6 +24,7 @@ const (
 	StatusFailed      Status = "failed"
 	StatusQuarantined Status = "quarantined"
 
+	statusReady  Status = "ready"  // in stock, see stock.go; in nobody's inventory
 	statusUnmade Status = "unmade" // the launch failed; in nobody's inventory
 )
 
@@ -68,11 +69,12 @@ type Inventory struct {
 	Sandboxes []Info // in the order of their ids
 }
 
-// Inventory lists all sandboxes: what is, not what changed.
+// Inventory lists all sandboxes, but the stock and those that templates are being
+// made of: what is, not what changed.
 func (m *Manager) Inventory() Inventory {
 	inv := Inventory{Instance: m.instance, TakenAt: time.Now()}
 	for _, s := range m.all() {
-		if info := s.Info(); info.Status != statusUnmade {
+		if info := s.Info(); info.Status != statusUnmade && info.Template != buildTemplate && !info.isStock() {
 			inv.Sandboxes = append(inv.Sandboxes, info)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"wrenn"
@@ -69,8 +70,8 @@ func (j *journal) snapshots() (ids []string) {
 	if j.Snapshot != "" {
 		ids = append(ids, j.Snapshot)
 	}
-	for _, b := range []*bodyNote{j.Body, j.Spare} {
-		if b != nil && b.Origin != "" {
+	for _, b := range j.bodies() {
+		if b.Origin != "" {
 			ids = append(ids, b.Origin)
 		}
 	}
@@ -84,7 +85,7 @@ func (j *journal) snapshots() (ids []string) {
 // changed: a write that failed at its very end may have been done, so the disk
 // is asked.
 func (s *Sandbox) commit(what string, change func(*journal)) error {
-	s.m.crash(what + " to be noted")
+	s.crash(what + " to be noted")
 	next := *s.journal
 	change(&next)
 	s.need(append(s.journal.snapshots(), next.snapshots()...))
@@ -99,7 +100,7 @@ func (s *Sandbox) commit(what string, change func(*journal)) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	s.m.crash(what + " noted")
+	s.crash(what + " noted")
 	return nil
 }
 
@@ -153,4 +154,61 @@ func readJournal(dir string) (*journal, error) {
 		return nil, fmt.Errorf("journal %s: format %d of sandbox %q cannot be read by this version", path, j.Format, j.ID)
 	}
 	return j, nil
+}
+
+// leftover is a sandbox directory that an earlier agent left.
+type leftover struct {
+	name    string
+	journal *journal // nil when err is set
+	err     error
+}
+
+// readJournals reads those of all sandboxes. What a sandbox's says to be the
+// sandbox's is not the stock's as well: an agent died in the middle of a handover.
+func (m *Manager) readJournals() ([]leftover, error) {
+	entries, err := os.ReadDir(m.sandboxes())
+	if err != nil {
+		return nil, err
+	}
+	all := make([]leftover, len(entries))
+	owned := map[string]bool{} // slots, by their ids, which are never used again
+	for i, e := range entries {
+		all[i].name = e.Name()
+		j, err := readJournal(filepath.Join(m.sandboxes(), e.Name()))
+		if all[i].journal, all[i].err = j, err; err != nil || j.Template == stockTemplate {
+			continue
+		}
+		for _, b := range j.bodies() {
+			if b.Slot != nil {
+				owned[b.Slot.ID] = true
+			}
+		}
+	}
+	for _, left := range all {
+		if j := left.journal; j != nil && j.Template == stockTemplate && j.Spare != nil && j.Spare.Slot != nil && owned[j.Spare.Slot.ID] {
+			j.Spare = nil
+		}
+	}
+	return all, nil
+}
+
+// machineDirs are the directories of the machines that the journals name.
+func machineDirs(all []leftover) map[string]bool {
+	dirs := map[string]bool{}
+	for _, left := range all {
+		if left.journal == nil {
+			continue
+		}
+		for _, b := range left.journal.bodies() {
+			if b.Machine != nil {
+				dirs[b.Machine.Dir] = true
+			}
+		}
+	}
+	return dirs
+}
+
+// bodies are what there is of Body and Spare.
+func (j *journal) bodies() []*bodyNote {
+	return slices.DeleteFunc([]*bodyNote{j.Body, j.Spare}, func(b *bodyNote) bool { return b == nil })
 }

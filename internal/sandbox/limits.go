@@ -62,12 +62,13 @@ func (m *Manager) admitResume(s *Sandbox) error {
 }
 
 // taken counts the sandboxes that are not over, and the memory of those that
-// are not paused either. The caller holds mu.
+// are not paused either. The stock does not count: it gives way. The caller holds mu.
 func (m *Manager) taken() (count, memoryMiB int) {
 	for _, s := range m.boxes {
-		switch info := s.Info(); info.Status {
-		case StatusStopped, StatusFailed, statusUnmade:
-		case StatusPaused:
+		switch info := s.Info(); {
+		case info.isStock():
+		case info.Status == StatusStopped, info.Status == StatusFailed, info.Status == statusUnmade:
+		case info.Status == StatusPaused:
 			count++
 		default:
 			count++

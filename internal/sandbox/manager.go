@@ -55,6 +55,9 @@ type Config struct {
 	Adopt bool
 	// Limits bound what Create, Restore and Ensure make; zero is unlimited.
 	Limits Limits
+	// Stock is how many machines Run makes ahead of need from the snapshot of
+	// each shape that Warm was called for. Ensure takes them. 0 is none.
+	Stock int
 	// Crash, if set, is called at each point where an agent that dies must
 	// leave a state that the next one can work with. For tests, which die there.
 	Crash func(point string)
@@ -64,8 +67,8 @@ type Config struct {
 // is safe for concurrent use. Close it.
 //
 // Locks: each sandbox has a turn, which is held while something is done to it;
-// that of a copy comes before that of the sandbox it is copied from, and else
-// never two at a time. mu comes before a sandbox's mu. Nothing is waited
+// that of a copy comes before that of the sandbox it is copied from, that of a
+// new one before that of the stock it is made of, and else never two at a time. mu comes before a sandbox's mu. Nothing is waited
 // for under the latter two.
 type Manager struct {
 	cfg       Config
@@ -75,6 +78,7 @@ type Manager struct {
 	wake      chan struct{} // holds one: Run has something to look at
 	garbage   atomic.Bool   // snapshots may have become nobody's
 	watchers  sync.WaitGroup
+	stock     stock
 
 	mu    sync.Mutex // guards boxes
 	boxes map[wrenn.SandboxID]*Sandbox
@@ -98,6 +102,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, instance: rand.Text(),
 		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{},
+		stock: stock{wake: make(chan struct{}, 1), memory: readMemory},
 	}
 	for _, dir := range []string{m.sandboxes(), m.machines()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
@@ -122,8 +127,10 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 // agent to adopt. No other method may be running. Twice is allowed.
 func (m *Manager) Close() {
 	for _, s := range m.all() {
-		if s.body != nil && s.body.unwatch != nil {
-			s.body.unwatch()
+		for _, b := range []*body{s.body, s.spare} {
+			if b != nil && b.unwatch != nil {
+				b.unwatch()
+			}
 		}
 	}
 	m.watchers.Wait()
@@ -141,27 +148,27 @@ func (m *Manager) machines() string  { return filepath.Join(m.cfg.RunDir, "vm") 
 // sweep destroys every sandbox that has a journal. One that cannot be
 // destroyed does not keep the others.
 func (m *Manager) sweep(ctx context.Context) error {
-	entries, err := os.ReadDir(m.sandboxes())
+	all, err := m.readJournals()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, e := range entries {
-		if err := m.reclaim(ctx, filepath.Join(m.sandboxes(), e.Name())); err != nil {
-			errs = append(errs, fmt.Errorf("leftover %s: %w", e.Name(), err))
+	for _, left := range all {
+		err := left.err
+		if err == nil {
+			err = m.reclaim(ctx, left.journal)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("leftover %s: %w", left.name, err))
 			continue
 		}
-		m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", e.Name()))
+		m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", left.name))
 	}
 	return errors.Join(errs...)
 }
 
 // reclaim destroys the sandbox of a dead agent.
-func (m *Manager) reclaim(ctx context.Context, dir string) error {
-	j, err := readJournal(dir)
-	if err != nil {
-		return err
-	}
+func (m *Manager) reclaim(ctx context.Context, j *journal) error {
 	s := m.revive(j)
 	if err := s.findBodies(ctx); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,73 +124,88 @@ type point struct {
 	name string
 }
 
-// points returns the crash points of a whole life, in order, as often as they come.
-func points(t *testing.T) (all []point) {
+// points returns the crash points of the deeds, in order, as often as they come.
+func points(t *testing.T, deeds func(*wholeLife) []deed) (all []point) {
 	t.Helper()
 	l := newLab(t)
 	now := 0
 	l.cfg.Crash = func(name string) { all = append(all, point{now, name}) }
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	for i, d := range newLife(l).deeds() {
+	for i, d := range deeds(newLife(l)) {
 		now = i
 		must(t, d.do(t.Context(), m))
 	}
 	l.wantClean(t, m)
-	must(t, m.Collect(t.Context()))
-	wantSnapshots(t, m)
 	return all
 }
 
 // An agent stops for good at a point; the next one finds the sandbox as it was
 // before the deed or after it, whole, and it can be used, or it is gone without a trace.
 func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
+	atEveryPoint(t, 80, (*wholeLife).deeds, func(t *testing.T, m *Manager) {
+		t.Helper()
+		wantSnapshots(t, m)
+	})
+}
+
+// atEveryPoint lets an agent die at each point of the deeds, of which there are
+// least or more, and checks what the next one finds, at last by also.
+func atEveryPoint(t *testing.T, least int, deeds func(*wholeLife) []deed, also func(*testing.T, *Manager)) {
+	t.Helper()
 	var all []point
-	t.Run("none", func(t *testing.T) { all = points(t) })
-	if len(all) < 80 {
+	t.Run("none", func(t *testing.T) { all = points(t, deeds) })
+	if len(all) < least {
 		t.Fatalf("points = %v", all)
 	}
-	deeds := newLife(nil).deeds()
+	names := deeds(newLife(nil))
 	for n, at := range all {
-		t.Run(deeds[at.deed].name+"/"+at.name, func(t *testing.T) {
+		t.Run(names[at.deed].name+"/"+at.name, func(t *testing.T) {
 			l := newLab(t)
-			died := make(chan struct{})
-			var passed atomic.Int32
-			l.cfg.Crash = func(string) {
-				if passed.Add(1) == int32(n)+1 {
-					close(died)
-					select {} // nothing of what it began is ever finished or undone
-				}
-			}
-			m := l.open(t)
 			life := newLife(l)
-			var done atomic.Int32
-			go func() {
-				for _, d := range life.deeds() {
-					if err := d.do(context.Background(), m); err != nil {
-						t.Errorf("%s: %v", d.name, err)
-						return
-					}
-					done.Add(1)
-				}
-			}()
-			select {
-			case <-died:
-			case <-time.After(patience):
-				t.Fatal("the point was not reached")
-			}
-			if at.name == "machine started" || at.name == "machine to be noted" {
+			m, done := l.dieAt(t, n, deeds(life))
+			if strings.HasSuffix(at.name, "machine started") || strings.HasSuffix(at.name, "machine to be noted") {
 				// A real VMM would be found in the slot, as TestOpenEndsAMachineThatNoJournalKnows shows; a fake is no process.
 				running := l.world.Running()
 				l.world.Kill(running[len(running)-1])
 			}
 			m = l.restart(t, m)
-			life.wantGoesOn(t, m, deeds[done.Load()].name)
+			life.wantGoesOn(t, m, names[done].name)
 			l.wantClean(t, m)
 			must(t, m.Collect(t.Context()))
-			wantSnapshots(t, m)
+			also(t, m)
 		})
 	}
+}
+
+// dieAt does the deeds with an agent that stops for good at the point of that
+// number, and says how many were done.
+func (l *lab) dieAt(t *testing.T, n int, deeds []deed) (*Manager, int) {
+	t.Helper()
+	died := make(chan struct{})
+	var passed, done atomic.Int32
+	l.cfg.Crash = func(string) {
+		if passed.Add(1) == int32(n)+1 {
+			close(died)
+			select {} // nothing of what it began is ever finished or undone
+		}
+	}
+	m := l.open(t)
+	go func() {
+		for _, d := range deeds {
+			if err := d.do(context.Background(), m); err != nil {
+				t.Errorf("%s: %v", d.name, err)
+				return
+			}
+			done.Add(1)
+		}
+	}()
+	select {
+	case <-died:
+	case <-time.After(patience):
+		t.Fatal("the point was not reached")
+	}
+	return m, int(done.Load())
 }
 
 // wantGoesOn checks what is left of the sandbox after an agent that died in the
@@ -197,7 +213,7 @@ func TestTheNextAgentGoesOnAfterEveryPoint(t *testing.T) {
 func (w *wholeLife) wantGoesOn(t *testing.T, m *Manager, deed string) {
 	t.Helper()
 	sb, err := m.Get(w.id)
-	mortal := []string{"create", "destroy while paused", "create again", "end", "destroy"}
+	mortal := []string{"create", "destroy while paused", "create again", "end", "destroy", "warm", "stock", "end the stock"}
 	if err != nil && !slices.Contains(mortal, deed) {
 		t.Fatalf("the sandbox is lost: %v", err)
 	}

@@ -84,7 +84,7 @@ func (s *Sandbox) setGuest(b *body) {
 // fails nothing of the sandbox is left, or the error says what is and why: Run
 // tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
 func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
-	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot())
+	return m.createNew(ctx, Request{ID: id, Shape: shape}, m.boot(m.cfg.Guest))
 }
 
 // Restore makes a new sandbox from the snapshot of the given name, and is
@@ -124,10 +124,10 @@ type origin struct {
 // starter makes a machine, by booting or restoring it.
 type starter func(context.Context, vm.Spec) (vm.Machine, error)
 
-// boot is the origin of sandboxes that boot the guest image.
-func (m *Manager) boot() origin {
-	return origin{rootfs: m.cfg.Guest.RootFS, guest: m.cfg.Guest.Name, release: func() {}, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
-		spec.Kernel = m.cfg.Guest.Kernel
+// boot is the origin of sandboxes that boot a guest.
+func (m *Manager) boot(guest Guest) origin {
+	return origin{rootfs: guest.RootFS, guest: guest.Name, release: func() {}, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		spec.Kernel = guest.Kernel
 		return m.cfg.Driver.Start(ctx, spec)
 	}}
 }
@@ -154,7 +154,7 @@ func (s *Sandbox) launch(ctx context.Context, from func(context.Context) (origin
 	defer close(s.made)
 	ctx, done := s.interruptible(ctx)
 	defer done()
-	if err := s.assemble(ctx, from); err != nil {
+	if err := s.assemble(ctx, from, s.buildFirst); err != nil {
 		if !errors.Is(err, errDestroyed) {
 			s.keepConsole(ctx, err)
 		}
@@ -186,9 +186,9 @@ func (s *Sandbox) giveUp() {
 	}
 }
 
-// assemble makes the sandbox and its first body. When it fails it undoes that,
-// and the sandbox is forgotten unless that fails too.
-func (s *Sandbox) assemble(ctx context.Context, from func(context.Context) (origin, error)) (err error) {
+// assemble makes the sandbox, and by build its first body. When it fails it
+// undoes that, and the sandbox is forgotten unless that fails too.
+func (s *Sandbox) assemble(ctx context.Context, from func(context.Context) (origin, error), build func(context.Context, origin) error) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.AddFunc(func() { s.m.forgetUnmade(s) })
@@ -201,14 +201,18 @@ func (s *Sandbox) assemble(ctx context.Context, from func(context.Context) (orig
 		return err
 	}
 	undo.Add(s.destroy)
-	if err := s.build(ctx, origin); err != nil {
-		return err
-	}
-	if err := s.moveIn(func(*journal) {}); err != nil {
+	if err := build(ctx, origin); err != nil {
 		return err
 	}
 	undo.Keep()
 	return nil
+}
+
+func (s *Sandbox) buildFirst(ctx context.Context, from origin) error {
+	if err := s.build(ctx, from); err != nil {
+		return err
+	}
+	return s.moveIn(func(*journal) {})
 }
 
 // enter makes the directory of a new sandbox. Its journal is written when there
@@ -220,7 +224,7 @@ func (s *Sandbox) enter() error {
 		}
 		return err
 	}
-	s.m.crash("directory made")
+	s.crash("directory made")
 	req := s.request
 	s.journal = &journal{
 		Format: journalFormat, ID: s.id, Created: s.life.created.UTC(), path: filepath.Join(s.dir(), journalName), Step: stepMaking,
@@ -247,8 +251,18 @@ func (s *Sandbox) moveIn(change func(*journal)) error {
 
 func (s *Sandbox) trace(step string, began time.Time) {
 	if s.m.cfg.Trace != nil {
-		s.m.cfg.Trace(s.id, step, time.Since(began))
+		s.m.cfg.Trace(s.id, s.label(step), time.Since(began))
 	}
+}
+
+func (s *Sandbox) crash(point string) { s.m.crash(s.label(point)) }
+
+// label tells what is done for the stock from what is done for somebody.
+func (s *Sandbox) label(step string) string {
+	if s.isStock() {
+		return "stock: " + step
+	}
+	return step
 }
 
 func (s *Sandbox) dir() string { return filepath.Join(s.m.sandboxes(), string(s.id)) }

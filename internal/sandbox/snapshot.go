@@ -28,7 +28,10 @@ func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
 // Snapshot keeps the sandbox's memory and disk as they are now under a new
 // name, from which Restore makes sandboxes; the sandbox goes on. The snapshot
 // is whole or not there, and stays until RemoveSnapshot. AlreadyExists when the name is taken.
-func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
+func (s *Sandbox) Snapshot(ctx context.Context, name string) error { return s.keep(ctx, name, nil) }
+
+// keep is Snapshot with a note, for KeptSnapshot.
+func (s *Sandbox) keep(ctx context.Context, name string, note []byte) error {
 	if err := snapshot.CheckID(name); err != nil {
 		return err
 	}
@@ -39,7 +42,7 @@ func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
 		return err
 	}
 	defer s.unlock()
-	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Kept: true})
+	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Kept: true, Note: note})
 	if err != nil {
 		return err
 	}
@@ -53,6 +56,7 @@ func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
 	if err := m.snapshots.Unkeep(name); err != nil {
 		return err
 	}
+	m.unstock(ctx, name)
 	return m.Collect(ctx)
 }
 
@@ -85,7 +89,7 @@ func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snap
 	if err != nil {
 		return nil, nil, s.explain("snapshot", err)
 	}
-	s.m.crash("snapshot published")
+	s.crash("snapshot published")
 	return snap, release, nil
 }
 
@@ -101,31 +105,31 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		if err := machine.PrepareSnapshot(ctx, staged.Machine()); err != nil {
 			return err
 		}
-		s.m.crash("snapshot prepared")
+		s.crash("snapshot prepared")
 	}
 	if err := s.commit("frozen", func(j *journal) { j.Frozen = true }); err != nil {
 		return err
 	}
 	goOn.Add(func(ctx context.Context) error { s.noteThawed(ctx); return nil })
 	goOn.Add(s.thaw)
-	if err := s.freeze(ctx); err != nil {
+	if err := s.body.freeze(ctx); err != nil {
 		return err
 	}
-	s.m.crash("guest frozen")
+	s.crash("guest frozen")
 	began := time.Now()
 	goOn.Add(s.body.machine.Resume) // first: a Pause whose answer does not come may have worked
 	if err := s.body.machine.Pause(ctx); err != nil {
 		return err
 	}
-	s.m.crash("machine paused")
+	s.crash("machine paused")
 	if _, err := storage.Clone(ctx, staged.Disk(), s.body.disk(), 0o600); err != nil {
 		return err
 	}
-	s.m.crash("disk cloned")
+	s.crash("disk cloned")
 	if err := s.body.machine.Snapshot(ctx, staged.Machine()); err != nil {
 		return err
 	}
-	s.m.crash("machine saved")
+	s.crash("machine saved")
 	s.trace("still", began) // how long the guest is kept from running by this
 	return nil
 }
@@ -133,13 +137,13 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 // freeze stops the guest's processes with all that they wrote on the disk. A
 // guest that cannot is synced: its disk alone would boot as well, but its
 // processes see a restored machine before its clock is set.
-func (s *Sandbox) freeze(ctx context.Context) error {
-	err := s.body.guest.Freeze(ctx)
+func (b *body) freeze(ctx context.Context) error {
+	err := b.guest.Freeze(ctx)
 	if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		return err
 	}
-	s.m.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "the guest cannot freeze its processes", slog.String("sandbox", string(s.id)), slog.Any("err", err))
-	res, err := s.body.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
+	b.s.m.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "the guest cannot freeze its processes", slog.String("sandbox", string(b.s.id)), slog.Any("err", err))
+	res, err := b.guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
 	if err == nil && res.Code != 0 {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox could not write its disk: %s: %.300q", res.Status, res.Stderr)
 	}

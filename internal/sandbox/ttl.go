@@ -102,12 +102,17 @@ func later(a, b time.Time) time.Time {
 }
 
 // Run ends or pauses the sandboxes whose time is up, and what could not be
-// ended before, removes the snapshots that nobody needs, and hashes the others,
-// until ctx ends. Nothing of it is left when it returns.
+// ended before, removes the snapshots that nobody needs, hashes the others, and
+// keeps the stock, until ctx ends. Nothing of it is left when it returns, nor of the stock.
 func (m *Manager) Run(ctx context.Context) error {
 	var hashing sync.WaitGroup
 	hashing.Go(func() { _ = m.snapshots.Run(ctx) }) // it ends with ctx alone
 	defer hashing.Wait()
+	var stocking sync.WaitGroup
+	defer stocking.Wait()
+	if m.cfg.Stock > 0 {
+		stocking.Go(func() { m.tendStock(ctx) })
+	}
 	var enders sync.WaitGroup
 	defer enders.Wait()
 	busy := sync.Map{} // of *Sandbox: an ender is at it
@@ -145,6 +150,7 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 func (m *Manager) rouse() {
+	m.stock.rouse()
 	select {
 	case m.wake <- struct{}{}:
 	default:

@@ -8,12 +8,7 @@ import (
 	"strings"
 
 	"wrenn"
-	"wrenn/internal/envdclient"
 )
-
-// warmTemplate marks the sandboxes that warm snapshots are taken of. They are
-// nobody's: the next agent does not adopt them.
-const warmTemplate = ".warm"
 
 // warmPrefix begins the names of warm snapshots.
 const warmPrefix = "base-"
@@ -27,47 +22,41 @@ func (m *Manager) warmName(shape Shape) string {
 	return fmt.Sprintf(warmPrefix+"%.30s-%s-%d-%d", name, m.cfg.Driver.Name(), shape.VCPUs, shape.MemoryMiB)
 }
 
+// Warmed says whether Warm has made the snapshot of this shape.
+func (m *Manager) Warmed(shape Shape) bool { return m.snapshots.Has(m.warmName(shape)) }
+
 // Warm makes the snapshot from which Ensure restores sandboxes of this shape,
 // instead of booting them, unless it is there. Those of other images and drivers
-// are removed when nobody needs them any more.
-func (m *Manager) Warm(ctx context.Context, shape Shape) (err error) {
+// are removed when nobody needs them any more. Run keeps a stock of machines from it.
+func (m *Manager) Warm(ctx context.Context, shape Shape) error {
 	name := m.warmName(shape)
+	if err := m.warm(ctx, name, shape); err != nil {
+		return err
+	}
+	m.stock.want(kind{name, shape}, m.cfg.Stock)
+	m.stock.rouse()
+	return nil
+}
+
+func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error) {
 	if err := m.dropWarm(ctx, name); err != nil {
 		return err
 	}
 	if m.snapshots.Has(name) {
 		return nil
 	}
-	s, err := m.createNew(ctx, Request{ID: wrenn.NewSandboxID(), Template: warmTemplate, Shape: shape}, m.boot())
-	if err != nil {
-		return fmt.Errorf("boot the base guest: %w", err)
-	}
-	s.rehearse(ctx)
-	err = s.Snapshot(ctx, name)
-	if destroyErr := s.Destroy(context.WithoutCancel(ctx)); destroyErr != nil {
-		m.cfg.Log.LogAttrs(ctx, slog.LevelError, "base guest cannot be removed", slog.String("sandbox", string(s.id)), slog.Any("err", destroyErr))
-	}
-	return err
-}
-
-// rehearse runs what sandboxes are used for, so that every machine that is made
-// from the snapshot has it in memory, which it shares with the others, instead
-// of reading it from its disk. What an image does not have is left out.
-func (s *Sandbox) rehearse(ctx context.Context) {
-	for _, argv := range [][]string{
-		{"true"}, {"sh", "-c", "cat /dev/null"}, {"bash", "-c", "ls / >/dev/null"}, {"python3", "-c", "import json, os, sys"},
-	} {
-		if _, err := s.Guest().Exec(ctx, envdclient.Command{Path: argv[0], Args: argv[1:]}); err != nil {
-			s.m.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "the base guest cannot run a program", slog.String("program", argv[0]), slog.Any("err", err))
-		}
-	}
+	return m.Build(ctx, Recipe{Name: name, Shape: shape})
 }
 
 // origin is the snapshot that is asked for or, without one, the warm snapshot
 // of the shape or, without that, the guest image.
 func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if req.Snapshot != "" {
-		from, _, err := m.restoration(ctx, req.Snapshot)
+		from, shape, err := m.restoration(ctx, req.Snapshot)
+		if err == nil && shape != req.Shape {
+			from.release()
+			err = wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
+		}
 		return from, err
 	}
 	warm, _, err := m.restoration(ctx, m.warmName(req.Shape))
@@ -77,7 +66,7 @@ func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if wrenn.CodeOf(err) != wrenn.NotFound {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "base snapshot cannot be used; booting instead", slog.Any("err", err))
 	}
-	return m.boot(), nil
+	return m.boot(m.cfg.Guest), nil
 }
 
 // dropWarm lets the warm snapshots of other images and drivers go, and the one
@@ -97,6 +86,7 @@ func (m *Manager) dropWarm(ctx context.Context, name string) error {
 		if err := m.snapshots.Unkeep(id); err != nil {
 			return fmt.Errorf("remove an old base snapshot: %w", err)
 		}
+		m.unstock(ctx, id)
 	}
 	return m.Collect(ctx)
 }

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"regexp"
 	"strings"
 	"unicode/utf8"
 
@@ -18,15 +17,6 @@ const (
 	maxUser      = 255
 	maxArguments = 10_000
 )
-
-var templateName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}(:[a-zA-Z0-9][a-zA-Z0-9._-]{0,62})?$`)
-
-func checkTemplate(name string) error {
-	if !templateName.MatchString(name) {
-		return wrenn.Errorf(wrenn.Invalid, "%.80q is no template's name: letters, digits, dots and dashes, and a :tag", name)
-	}
-	return nil
-}
 
 // isText says that a database and an exec can hold it.
 func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }

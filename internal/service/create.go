@@ -12,7 +12,6 @@ import (
 
 // Defaults of a sandbox, as the API documents them.
 const (
-	defaultTemplate = "base"
 	defaultVCPUs    = 1
 	defaultMemoryMB = 512
 	defaultTimeout  = 300 * time.Second
@@ -34,12 +33,20 @@ type CreateSandbox struct {
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
 // made is undone. Exhausted says what is full: the team's limit or the hosts.
 func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox) (*wrenn.Sandbox, error) {
+	from, err := s.resolve(ctx, c, req.Template)
+	if err != nil {
+		return nil, err
+	}
+	if err := from.shape(&req); err != nil {
+		return nil, err
+	}
 	sb, err := s.describe(c, req)
 	if err != nil {
 		return nil, err
 	}
+	sb.Template, sb.Generation = from.name.String(), from.generation
 	s.fleet.ready(ctx)
-	if _, err := s.fleet.pick(sb.MemoryMB, nil); err != nil {
+	if _, err := s.fleet.pick(sb.MemoryMB, nil, from.host); err != nil {
 		return nil, err // no row for what cannot be
 	}
 	row, err := s.store.CreateSandbox(ctx, sb, s.cfg.Limits.ofTeam(), c.actor())
@@ -47,13 +54,13 @@ func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox
 		s.leaveIfWritten(ctx, &sb, err)
 		return nil, err
 	}
-	return s.place(ctx, row, c.actor())
+	return s.place(ctx, row, from.host, c.actor())
 }
 
 // describe is the sandbox that the request means.
 func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	sb := wrenn.Sandbox{
-		ID: wrenn.NewSandboxID(), Team: c.Team, Template: cmp.Or(req.Template, defaultTemplate),
+		ID: wrenn.NewSandboxID(), Team: c.Team,
 		VCPUs: cmp.Or(req.VCPUs, defaultVCPUs), MemoryMB: cmp.Or(req.MemoryMB, defaultMemoryMB),
 		OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout), AutoResume: req.AutoResume,
 		Metadata: req.Metadata, Env: req.Env,
@@ -62,16 +69,10 @@ func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	if sb.Timeout, err = s.timeout(req.Timeout, defaultTimeout); err != nil {
 		return sb, err
 	}
-	limits := s.cfg.Limits
-	switch {
-	case sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout:
+	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "%.20q is not what can happen at the timeout: %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
-	case sb.VCPUs < 1 || sb.VCPUs > limits.VCPUs:
-		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", limits.VCPUs, sb.VCPUs)
-	case sb.MemoryMB < minMemoryMB || sb.MemoryMB > limits.MemoryMB:
-		return sb, wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, limits.MemoryMB, sb.MemoryMB)
 	}
-	return sb, cmp.Or(checkTemplate(sb.Template), checkMetadata(sb.Metadata), checkEnv(sb.Env))
+	return sb, cmp.Or(s.checkSize(sb.VCPUs, sb.MemoryMB), checkMetadata(sb.Metadata), checkEnv(sb.Env))
 }
 
 // timeout is a request's, in the words of a row: below zero is never, zero is
@@ -90,13 +91,13 @@ func (s *Service) timeout(d, byDefault time.Duration) (time.Duration, error) {
 	return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is more than 0 s, or below zero for none")
 }
 
-// place finds a host for a new row and makes the sandbox there. A host that
-// says it is full has made nothing, so the next one is asked.
-func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, actor string) (*wrenn.Sandbox, error) {
+// place finds a host for a new row, or takes only, and makes the sandbox there. A
+// host that says it is full has made nothing, so the next one is asked.
+func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, only wrenn.HostID, actor string) (*wrenn.Sandbox, error) {
 	full := map[wrenn.HostID]bool{}
 	var refused error
 	for {
-		m, err := s.fleet.pick(sb.MemoryMB, full)
+		m, err := s.fleet.pick(sb.MemoryMB, full, only)
 		if err != nil {
 			return nil, s.abandon(ctx, sb, actor, cmp.Or(refused, err)) // a host's own words say more
 		}

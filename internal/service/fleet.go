@@ -207,19 +207,26 @@ func (f *fleet) ready(ctx context.Context) {
 	}
 }
 
-// pick chooses a host but those in full.
-func (f *fleet) pick(memoryMB int, full map[wrenn.HostID]bool) (*member, error) {
-	id, err := scheduler.Pick(f.candidates(full, true), memoryMB)
+// pick chooses a host but those in full; if only is set it is that one.
+func (f *fleet) pick(memoryMB int, full map[wrenn.HostID]bool, only wrenn.HostID) (*member, error) {
+	candidates := func(pending bool) []scheduler.Host { return f.candidates(full, only, pending) }
+	id, err := scheduler.Pick(candidates(true), memoryMB)
 	if wrenn.CodeOf(err) == wrenn.Exhausted {
 		// What is being made may be counted by the host already. It knows: let it decide.
-		id, err = scheduler.Pick(f.candidates(full, false), memoryMB)
+		id, err = scheduler.Pick(candidates(false), memoryMB)
+	}
+	if wrenn.CodeOf(err) == wrenn.Unavailable && only != "" {
+		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has what the sandbox is to be made from, cannot be reached; try again in a moment", only)
 	}
 	return f.members[id], err
 }
 
-func (f *fleet) candidates(full map[wrenn.HostID]bool, pending bool) []scheduler.Host {
+func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pending bool) []scheduler.Host {
 	var hosts []scheduler.Host
 	for id, m := range f.members {
+		if only != "" && id != only {
+			continue
+		}
 		m.mu.Lock()
 		if m.up && !full[id] {
 			h := scheduler.Host{ID: id, Capacity: m.info.Capacity}

@@ -69,7 +69,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 	copies := make([]wrenn.Sandbox, req.Count)
 	for i := range copies {
 		copies[i] = wrenn.Sandbox{
-			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Template: parent.Template,
+			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Template: parent.Template, Generation: parent.Generation,
 			VCPUs: parent.VCPUs, MemoryMB: parent.MemoryMB, Timeout: parent.Timeout, OnTimeout: parent.OnTimeout, AutoResume: parent.AutoResume,
 			Metadata: parent.Metadata, Env: parent.Env,
 		}

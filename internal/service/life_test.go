@@ -234,14 +234,14 @@ func TestCreateThatFails(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		before, after error
-		template      string
+		lost          bool // the template, since its name was looked up
 		code          wrenn.Code
 		reason        string
 	}{
 		"the host refuses":       {before: errors.New("qemu: /secret/path"), code: wrenn.Internal, reason: "its host could not start it"},
 		"the host says why":      {before: wrenn.Errorf(wrenn.DeadlineExceeded, "the guest did not boot"), code: wrenn.DeadlineExceeded, reason: "the guest did not boot"},
 		"the answer is lost":     {after: wrenn.Errorf(wrenn.Unavailable, "lost"), code: wrenn.Unavailable, reason: "lost"},
-		"there is no template":   {template: "missing", code: wrenn.NotFound, reason: "there is no template missing"},
+		"its template is lost":   {lost: true, code: wrenn.NotFound, reason: "there is no template mine here"},
 		"full, whatever it said": {before: wrenn.Errorf(wrenn.Exhausted, "full"), code: wrenn.Exhausted, reason: "full"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -256,7 +256,12 @@ func TestCreateThatFails(t *testing.T) {
 			}
 			w := newWorld(t, &hosttest.Agent{Before: only(c.before), After: only(c.after)})
 			s, _ := w.replica(t, nil)
-			_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: c.template})
+			var wish service.CreateSandbox
+			if c.lost {
+				w.agents[0].Forget(built(t, s, w.caller, service.BuildTemplate{Name: "mine"}).ID)
+				wish.Template = "mine"
+			}
+			_, err := s.CreateSandbox(t.Context(), w.caller, wish)
 			wantCode(t, err, c.code)
 			page, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{})
 			if err != nil || len(page) != 1 {

@@ -166,8 +166,9 @@ func TestAbandonedRows(t *testing.T) {
 		if seen != "" {
 			agent.Put(id, seen)
 		}
-		w.sql(t, `INSERT INTO sandboxes (id, team_id, template, state, vcpus, memory_mb, timeout_sec, host_id, worker, updated_at)
-			VALUES ($1, $2, 'base', $3, 1, 512, 300, $4, $5, now() - interval '1 minute')`,
+		// New ones: a round that has its inventory already must leave them for the next.
+		w.sql(t, `INSERT INTO sandboxes (id, team_id, template, state, vcpus, memory_mb, timeout_sec, host_id, worker)
+			VALUES ($1, $2, 'base', $3, 1, 512, 300, $4, $5)`,
 			string(id), string(w.caller.Team), string(state), map[bool]string{true: "", false: "h1"}[state == wrenn.Pending], worker)
 		return id
 	}

@@ -68,6 +68,8 @@ type Limits struct {
 	MemoryMB     int           // default 16384
 	Timeout      time.Duration // default 30 days
 	ExecTimeout  time.Duration // of one command; default 24 h
+	Templates    int           // that a team has; default 100
+	Builds       int           // of templates, of a team at a time; default 4
 }
 
 func (l Limits) withDefaults() Limits {
@@ -75,6 +77,7 @@ func (l Limits) withDefaults() Limits {
 		Sandboxes: cmp.Or(l.Sandboxes, 100), TeamMemoryMB: cmp.Or(l.TeamMemoryMB, 256<<10),
 		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10),
 		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
+		Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
 	}
 }
 
@@ -115,6 +118,7 @@ type Service struct {
 	usedBoxes uses[wrenn.SandboxID]
 	usedKeys  uses[string]
 	left      left
+	begun     chan *build // by requests, for Run
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -124,7 +128,8 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	cfg.Deadlines = cfg.Deadlines.WithDefaults()
 	cfg.PingEvery = cmp.Or(cfg.PingEvery, 10*time.Second)
 	cfg.FlushEvery = cmp.Or(cfg.FlushEvery, 10*time.Second)
-	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL), left: newLeft()}
+	cfg.ReconcileEvery = cmp.Or(cfg.ReconcileEvery, 30*time.Second)
+	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL), left: newLeft(), begun: make(chan *build)}
 	var err error
 	if s.fleet, err = newFleet(cfg, store, log); err != nil {
 		return nil, err
@@ -155,6 +160,8 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.fleet.run(ctx) })
 	g.Go(func() error { return s.loop.Run(ctx) })
 	g.Go(func() error { return s.flushUses(ctx) })
+	g.Go(func() error { return s.runBuilds(ctx) })
+	g.Go(func() error { return s.tendTemplates(ctx) })
 	return g.Wait()
 }
 

@@ -24,6 +24,9 @@ const smallFile = 1 << 20
 // maxManifest bounds what is read of a manifest.
 const maxManifest = 1 << 20
 
+// maxNote leaves room for the rest of the manifest.
+const maxNote = maxManifest / 2
+
 // Manifest says what a snapshot is.
 type Manifest struct {
 	Format    int       `json:"format"` // filled in by Publish
@@ -39,6 +42,8 @@ type Manifest struct {
 	// survive a power cut, and large files are not hashed.
 	Transient bool   `json:"transient,omitempty"`
 	Files     []File `json:"files"` // filled in by Publish
+	// Note is for whoever had the snapshot made; at most maxNote bytes.
+	Note []byte `json:"note,omitempty"`
 }
 
 // File is one that a snapshot must have.

@@ -128,6 +128,20 @@ func (s *Store) IDs() []string {
 	return ids
 }
 
+// Kept lists those that stay although nobody refers to them, in the order of their ids.
+func (s *Store) Kept() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var ids []string
+	for id, e := range s.entries {
+		if e.kept {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // Staged is a snapshot that is being made. Publish or Discard it.
 type Staged struct {
 	store *Store
@@ -172,6 +186,9 @@ func (st *Staged) Discard(context.Context) error {
 func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, release func(), err error) {
 	if err := CheckID(man.ID); err != nil {
 		return nil, nil, err
+	}
+	if len(man.Note) > maxNote {
+		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the note of a snapshot is longer than %d bytes", maxNote)
 	}
 	if man.Files, err = listFiles(ctx, st.dir); err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", man.ID, err)

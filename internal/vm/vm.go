@@ -108,7 +108,8 @@ type Spec struct {
 	VCPUs     int
 	MemoryMiB int
 	Kernel    Kernel
-	// Disks appear in the guest as /dev/vda, /dev/vdb, …, raw images each.
+	// Disks appear in the guest as /dev/vda, /dev/vdb, …, raw images each. They
+	// may be renamed once the machine runs.
 	Disks []Disk
 	Net   NIC
 	// UID and GID are whom the VMM runs as; zero leaves it the caller's user,

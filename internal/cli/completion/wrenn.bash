@@ -11,6 +11,7 @@ _wrenn() {
 		word=${word%%$'\t'*}
 		# What is cut off is not replaced.
 		[[ $cur == *=* && $COMP_WORDBREAKS == *=* ]] && word=${word#"${cur%%=*}="}
+		[[ $cur == *:* && $COMP_WORDBREAKS == *:* ]] && word=${word#"${cur%:*}:"}
 		COMPREPLY+=("$word")
 	done
 	[[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *: ]] && compopt -o nospace

@@ -65,12 +65,15 @@ func (i *input) write(ctx context.Context, data []byte) (n int, err error) {
 	if len(data) == 0 {
 		return 0, nil
 	}
+	cut := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = i.file.SetWriteDeadline(time.Unix(1, 0)) // a closed file does not block either
+		close(cut)
 	})
 	n, err = i.file.Write(data)
 	if !stop() {
-		defer func() { _ = i.file.SetWriteDeadline(time.Time{}) }()
+		<-cut // else it might come after this, and cut every later write
+		_ = i.file.SetWriteDeadline(time.Time{})
 	}
 	return n, inputError(ctx, err)
 }

@@ -31,6 +31,8 @@ type Agent struct {
 	// Before and After may fail a call, block it or look on. Methods are named
 	// as in the protocol. After runs when the work is done: its error is a lost answer.
 	Before, After func(ctx context.Context, method, id string) error
+	// Build, if set, is what a build does; its error is that of the build.
+	Build func(ctx context.Context, req *hostagentv1.BuildTemplateRequest, say func(string)) error
 	// Copy may fail a single copy of a fork.
 	Copy func(ctx context.Context, id string) error
 	// Sent hears of each piece of output when it is on its way.
@@ -39,8 +41,10 @@ type Agent struct {
 	mu       sync.Mutex // guards what follows
 	instance int
 	boxes    map[string]*box
-	creates  int
-	wakes    int
+	// generations of templates that are there.
+	generations map[string]bool
+	creates     int
+	wakes       int
 }
 
 // box is a sandbox.
@@ -119,8 +123,8 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 		if c := a.capacity(); c.SandboxesUsed >= c.Sandboxes || c.MemoryMbUsed+uint64(req.GetMemoryMb()) > c.MemoryMb {
 			return wrenn.Errorf(wrenn.Exhausted, "this host is full")
 		}
-		if req.GetTemplate() == "missing" {
-			return wrenn.Errorf(wrenn.NotFound, "there is no template missing")
+		if g := req.GetGeneration(); g != "" && !a.generations[g] || req.GetTemplate() == "missing" {
+			return wrenn.Errorf(wrenn.NotFound, "there is no template %s here", req.GetTemplate())
 		}
 		a.creates++
 		a.boxes[id] = newBox(&hostagentv1.SandboxInfo{

@@ -15,10 +15,13 @@ import (
 	"time"
 
 	"wrenn/internal/hostserver"
+	"wrenn/internal/image"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/sandbox/fakeguest"
+	"wrenn/internal/storage"
+	"wrenn/internal/template"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -30,17 +33,21 @@ type Config struct {
 	Slots  int // network slots at a time; default 2
 	// Fault, if set, is that of vmfake.
 	Fault func(vmfake.Step) error
+	// Registries are those of template.Config.
+	Registries template.Registries
 }
 
 // Agent is a host and, between Start and Stop, its agent.
 type Agent struct {
-	Manager *sandbox.Manager // of the agent that runs
-	World   *vmfake.World
+	Manager   *sandbox.Manager // of the agent that runs
+	Templates *template.Builder
+	World     *vmfake.World
 
-	cfg     sandbox.Config
-	network network.Config
-	socket  string
-	stop    func(testing.TB)
+	cfg        sandbox.Config
+	registries template.Registries
+	network    network.Config
+	socket     string
+	stop       func(testing.TB)
 }
 
 var agents atomic.Int32
@@ -58,7 +65,7 @@ func New(t *testing.T, cfg Config) *Agent {
 		cfg.Slots = 2
 	}
 	run := shortDir(t)
-	a := &Agent{socket: filepath.Join(run, "agent.sock")}
+	a := &Agent{socket: filepath.Join(run, "agent.sock"), registries: cfg.Registries}
 	prefix := fmt.Sprintf("a%05x%02x", os.Getpid()&0xfffff, agents.Add(1)&0xff) // 8 letters, the most that a pool takes
 	a.network = network.Config{
 		Prefix: prefix, Range: netip.MustParsePrefix("10.221.0.0/24"), Max: cfg.Slots, RunDir: run,
@@ -108,10 +115,14 @@ func (a *Agent) Start(tb testing.TB) {
 	l, err := hostserver.Listen{Address: "unix:" + a.socket}.Open(ctx, a.cfg.Log)
 	must(tb, err)
 	manager := a.Manager
+	a.Templates = template.New(template.Config{
+		Manager: manager, Store: &storage.Store{Dir: a.cfg.StateDir}, Images: image.Config{StateDir: a.cfg.StateDir},
+		Kernel: a.cfg.Guest.Kernel, Registries: a.registries, Log: a.cfg.Log,
+	})
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- hostserver.Serve(ctx, hostserver.Config{Manager: manager, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
+		ended <- hostserver.Serve(ctx, hostserver.Config{Manager: manager, Templates: a.Templates, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()

@@ -87,7 +87,7 @@ func (g *Guest) WriteDisk(ctx context.Context, text string) error {
 	if len(text) > diskText {
 		return fmt.Errorf("a text of %d bytes does not fit the fake's disk", len(text))
 	}
-	return g.disk(ctx, os.O_RDWR, func(f *os.File) error {
+	return g.disk(ctx, func(f *os.File) error {
 		block := make([]byte, diskText)
 		copy(block, text)
 		_, err := f.WriteAt(block, 0)
@@ -97,7 +97,7 @@ func (g *Guest) WriteDisk(ctx context.Context, text string) error {
 
 // ReadDisk returns the text that WriteDisk kept.
 func (g *Guest) ReadDisk(ctx context.Context) (text string, err error) {
-	err = g.disk(ctx, os.O_RDONLY, func(f *os.File) error {
+	err = g.disk(ctx, func(f *os.File) error {
 		block, err := io.ReadAll(io.NewSectionReader(f, 0, diskText))
 		text = string(bytes.TrimRight(block, "\x00"))
 		return err
@@ -106,20 +106,15 @@ func (g *Guest) ReadDisk(ctx context.Context) (text string, err error) {
 }
 
 // disk calls f with the first disk when the guest runs; not under its lock.
-func (g *Guest) disk(ctx context.Context, flag int, f func(*os.File) error) error {
-	var disks []vm.Disk
-	if err := g.do(ctx, func(p *process) { disks = p.spec.Disks }); err != nil {
+func (g *Guest) disk(ctx context.Context, f func(*os.File) error) error {
+	var disks []*os.File
+	if err := g.do(ctx, func(p *process) { disks = p.disks }); err != nil {
 		return err
 	}
 	if len(disks) == 0 {
 		return fmt.Errorf("the machine has no disk")
 	}
-	file, err := os.OpenFile(disks[0].Path, flag, 0)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	return f(file)
+	return f(disks[0])
 }
 
 // StartCounter starts, from zero, what Counter reads.

@@ -3,6 +3,7 @@ package vmfake
 import (
 	"context"
 	"maps"
+	"os"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type process struct {
 	spec   vm.Spec
 	kernel string // the digest of what it booted, or of what was booted in the snapshot
 	world  *World
+	disks  []*os.File    // whatever their names are by now
 	gone   chan struct{} // closed when it has ended and everything of it has
 
 	mu      sync.Mutex    // guards what follows
@@ -105,6 +107,7 @@ func (p *process) end(why ending) {
 	if stop != nil {
 		stop()
 	}
+	closeAll(p.disks)
 	p.world.forget(p)
 	close(p.gone)
 }

@@ -125,6 +125,7 @@ func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory
 	var mem memory
 	var kernel string
 	var p *process
+	var disks []*os.File
 	for _, step := range []struct {
 		name Step
 		do   func() error
@@ -137,9 +138,13 @@ func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory
 			mem, kernel, err = load()
 			return err
 		}},
-		{StepDisks, func() error { return openDisks(spec.Disks) }},
+		{StepDisks, func() (err error) {
+			disks, err = openDisks(spec.Disks)
+			undo.AddFunc(func() { closeAll(disks) })
+			return err
+		}},
 		{StepProcess, func() (err error) {
-			if p, err = d.world.spawn(spec, mem, kernel); err == nil {
+			if p, err = d.world.spawn(spec, mem, kernel, disks); err == nil {
 				undo.AddFunc(func() { p.end(stopped) })
 			}
 			return err
@@ -195,8 +200,9 @@ func readable(path string) error {
 	return f.Close()
 }
 
-// openDisks checks that the disks are there and can be used as they should.
-func openDisks(disks []vm.Disk) error {
+// openDisks opens the disks as they should be used; those that it did are
+// returned with an error, too.
+func openDisks(disks []vm.Disk) (files []*os.File, err error) {
 	for _, disk := range disks {
 		flag := os.O_RDWR
 		if disk.ReadOnly {
@@ -204,9 +210,16 @@ func openDisks(disks []vm.Disk) error {
 		}
 		f, err := os.OpenFile(disk.Path, flag, 0)
 		if err != nil {
-			return fmt.Errorf("disk: %w", err)
+			return files, fmt.Errorf("disk: %w", err)
 		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// closeAll may be repeated.
+func closeAll(files []*os.File) {
+	for _, f := range files {
 		f.Close()
 	}
-	return nil
 }

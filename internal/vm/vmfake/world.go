@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 
@@ -66,8 +67,8 @@ func (w *World) Guest(namespace string) *Guest {
 }
 
 // spawn makes a machine whose guest does not run yet. As in the kernel, one
-// machine at a time has a TAP.
-func (w *World) spawn(spec vm.Spec, mem memory, kernel string) (*process, error) {
+// machine at a time has a TAP. The disks are the machine's to close.
+func (w *World) spawn(spec vm.Spec, mem memory, kernel string, disks []*os.File) (*process, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, other := range w.machines {
@@ -83,6 +84,7 @@ func (w *World) spawn(spec vm.Spec, mem memory, kernel string) (*process, error)
 		Driver: Name, ID: spec.ID, Dir: spec.Dir,
 		PID: firstPID + w.spawned, StartTime: uint64(w.spawned), BootID: w.bootID,
 	})
+	p.disks = disks
 	w.machines[p.ref.PID] = p
 	return p, nil
 }

@@ -163,6 +163,9 @@ func (s *suite) takeBase(t *testing.T, b *box) {
 	before := hashes(t, base.dir)
 	must(t, "Resume", b.Resume(within(t)))
 	must(t, "Fill", b.guest.Fill(within(t), "later", 'x'))
+	disk := &b.spec.Disks[0].Path
+	must(t, "rename the disk", os.Rename(*disk, *disk+".renamed"))
+	*disk += ".renamed"
 	must(t, "WriteDisk", b.guest.WriteDisk(within(t), "later"))
 	s.wantFilled(t, b, "later", 'x')
 	wantSame(t, before, hashes(t, base.dir))

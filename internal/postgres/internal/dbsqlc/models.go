@@ -55,6 +55,7 @@ type Sandbox struct {
 	OnTimeout    string
 	AutoResume   bool
 	ParentID     string
+	Generation   string
 }
 
 type SandboxEvent struct {
@@ -77,6 +78,44 @@ type Team struct {
 	CreatedAt     time.Time
 	UsedSandboxes int32
 	UsedMemoryMB  int64
+}
+
+type Template struct {
+	TeamID       string
+	Name         string
+	Tag          string
+	GenerationID string
+	UpdatedAt    time.Time
+}
+
+type TemplateGeneration struct {
+	ID              string
+	TeamID          string
+	Name            string
+	Tag             string
+	State           string
+	Reason          string
+	HostID          string
+	FromImage       string
+	FromOci         string
+	FromSandbox     string
+	VCPUs           int32
+	MemoryMB        int32
+	Env             map[string]string
+	StartCmd        string
+	ReadyCmd        string
+	ReadyTimeoutSec int32
+	SizeBytes       int64
+	Digest          string
+	Worker          *int64
+	CreatedAt       time.Time
+	UpdatedAt       time.Time
+}
+
+type TemplateLine struct {
+	GenerationID string
+	Line         int64
+	Content      string
 }
 
 type UnknownSandbox struct {

@@ -70,6 +70,15 @@ const (
 	// HostAgentServiceExtendSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ExtendSandbox RPC.
 	HostAgentServiceExtendSandboxProcedure = "/hostagent.v1.HostAgentService/ExtendSandbox"
+	// HostAgentServiceBuildTemplateProcedure is the fully-qualified name of the HostAgentService's
+	// BuildTemplate RPC.
+	HostAgentServiceBuildTemplateProcedure = "/hostagent.v1.HostAgentService/BuildTemplate"
+	// HostAgentServiceDeleteTemplateProcedure is the fully-qualified name of the HostAgentService's
+	// DeleteTemplate RPC.
+	HostAgentServiceDeleteTemplateProcedure = "/hostagent.v1.HostAgentService/DeleteTemplate"
+	// HostAgentServiceListTemplatesProcedure is the fully-qualified name of the HostAgentService's
+	// ListTemplates RPC.
+	HostAgentServiceListTemplatesProcedure = "/hostagent.v1.HostAgentService/ListTemplates"
 	// HostAgentServiceExecProcedure is the fully-qualified name of the HostAgentService's Exec RPC.
 	HostAgentServiceExecProcedure = "/hostagent.v1.HostAgentService/Exec"
 	// HostAgentServiceExecStreamProcedure is the fully-qualified name of the HostAgentService's
@@ -126,6 +135,16 @@ type HostAgentServiceClient interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets when the sandbox ends by itself.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// BuildTemplate makes a generation of a template: it boots the source, waits
+	// until it is ready, and keeps it as a snapshot from which sandboxes are
+	// created. The answers are lines of progress, then done. Hanging up gives it
+	// up, and nothing is left. A generation that is there is done at once.
+	BuildTemplate(context.Context, *v1.BuildTemplateRequest) (*connect.ServerStreamForClient[v1.BuildTemplateResponse], error)
+	// DeleteTemplate removes a generation; its files stay while a sandbox needs
+	// them. One that is not there is no error.
+	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// ListTemplates lists the generations that are on this host.
+	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows one that runs, as it goes. The first
@@ -233,6 +252,24 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		buildTemplate: connect.NewClient[v1.BuildTemplateRequest, v1.BuildTemplateResponse](
+			httpClient,
+			baseURL+HostAgentServiceBuildTemplateProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("BuildTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteTemplate: connect.NewClient[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse](
+			httpClient,
+			baseURL+HostAgentServiceDeleteTemplateProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		listTemplates: connect.NewClient[v1.ListTemplatesRequest, v1.ListTemplatesResponse](
+			httpClient,
+			baseURL+HostAgentServiceListTemplatesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListTemplates")),
+			connect.WithClientOptions(opts...),
+		),
 		exec: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
 			httpClient,
 			baseURL+HostAgentServiceExecProcedure,
@@ -298,6 +335,9 @@ type hostAgentServiceClient struct {
 	restoreCheckpoint *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
 	deleteCheckpoint  *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
 	extendSandbox     *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
+	buildTemplate     *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
+	deleteTemplate    *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
+	listTemplates     *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
 	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
 	execStream        *connect.Client[v1.ExecStreamRequest, v1.ExecStreamResponse]
 	signalProcess     *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
@@ -416,6 +456,29 @@ func (c *hostAgentServiceClient) ExtendSandbox(ctx context.Context, req *v1.Exte
 	return nil, err
 }
 
+// BuildTemplate calls hostagent.v1.HostAgentService.BuildTemplate.
+func (c *hostAgentServiceClient) BuildTemplate(ctx context.Context, req *v1.BuildTemplateRequest) (*connect.ServerStreamForClient[v1.BuildTemplateResponse], error) {
+	return c.buildTemplate.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// DeleteTemplate calls hostagent.v1.HostAgentService.DeleteTemplate.
+func (c *hostAgentServiceClient) DeleteTemplate(ctx context.Context, req *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
+	response, err := c.deleteTemplate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListTemplates calls hostagent.v1.HostAgentService.ListTemplates.
+func (c *hostAgentServiceClient) ListTemplates(ctx context.Context, req *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
+	response, err := c.listTemplates.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Exec calls hostagent.v1.HostAgentService.Exec.
 func (c *hostAgentServiceClient) Exec(ctx context.Context, req *v1.ExecRequest) (*v1.ExecResponse, error) {
 	response, err := c.exec.CallUnary(ctx, connect.NewRequest(req))
@@ -503,6 +566,16 @@ type HostAgentServiceHandler interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets when the sandbox ends by itself.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// BuildTemplate makes a generation of a template: it boots the source, waits
+	// until it is ready, and keeps it as a snapshot from which sandboxes are
+	// created. The answers are lines of progress, then done. Hanging up gives it
+	// up, and nothing is left. A generation that is there is done at once.
+	BuildTemplate(context.Context, *v1.BuildTemplateRequest, *connect.ServerStream[v1.BuildTemplateResponse]) error
+	// DeleteTemplate removes a generation; its files stay while a sandbox needs
+	// them. One that is not there is no error.
+	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// ListTemplates lists the generations that are on this host.
+	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows one that runs, as it goes. The first
@@ -606,6 +679,24 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceBuildTemplateHandler := connect.NewServerStreamHandlerSimple(
+		HostAgentServiceBuildTemplateProcedure,
+		svc.BuildTemplate,
+		connect.WithSchema(hostAgentServiceMethods.ByName("BuildTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceDeleteTemplateHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceDeleteTemplateProcedure,
+		svc.DeleteTemplate,
+		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceListTemplatesHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceListTemplatesProcedure,
+		svc.ListTemplates,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListTemplates")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceExecHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceExecProcedure,
 		svc.Exec,
@@ -680,6 +771,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDeleteCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceExtendSandboxProcedure:
 			hostAgentServiceExtendSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceBuildTemplateProcedure:
+			hostAgentServiceBuildTemplateHandler.ServeHTTP(w, r)
+		case HostAgentServiceDeleteTemplateProcedure:
+			hostAgentServiceDeleteTemplateHandler.ServeHTTP(w, r)
+		case HostAgentServiceListTemplatesProcedure:
+			hostAgentServiceListTemplatesHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecProcedure:
 			hostAgentServiceExecHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecStreamProcedure:
@@ -751,6 +848,18 @@ func (UnimplementedHostAgentServiceHandler) DeleteCheckpoint(context.Context, *v
 
 func (UnimplementedHostAgentServiceHandler) ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ExtendSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) BuildTemplate(context.Context, *v1.BuildTemplateRequest, *connect.ServerStream[v1.BuildTemplateResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.BuildTemplate is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteTemplate is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListTemplates is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error) {

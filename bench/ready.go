@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"wrenn/client"
+	"wrenn/internal/envdclient"
+)
+
+// readyMachines is how many machines the agent makes ahead of need.
+const readyMachines = 1
+
+// createReady measures the time from a request to the first command done, of
+// sandboxes whose machines were made ahead, and of a VMM that is restored by nobody but us.
+func createReady(ctx context.Context, b *bench) (_ []row, err error) {
+	s, err := newStack(ctx, b, settings{"ready": settings{"machines": readyMachines}})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
+	l, err := newLab(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.close(ctx)) }()
+	bare, err := l.freeze(ctx, l.guest, boxMemoryMB, warmExec)
+	if err != nil {
+		return nil, err
+	}
+	figures, err := pairs(ctx, 3*b.rounds, s.createReadyOne, func(ctx context.Context) (sample, error) {
+		if err := s.fullStock(ctx); err != nil { // what fills it must not be measured
+			return nil, err
+		}
+		return l.execOne(ctx, bare)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.fullStock(ctx); err != nil {
+		return nil, err
+	}
+	pid, err := s.stockPID()
+	if err != nil {
+		return nil, err
+	}
+	private, err := privateMiB(pid)
+	if err != nil {
+		return nil, err
+	}
+	answers, done, cpu := figures[0], figures[1], figures[2]
+	return []row{
+		{"create by the API until a command is done, made ahead; bare: the driver's restore", ms(done.ours), ms(done.bare), done.ratio, "<= 1.15"},
+		{"  until the API answers; bare: until envd does", ms(answers.ours), ms(answers.bare), answers.ratio, ""},
+		{"  the VMM's CPU time until the command is done", ms(cpu.ours), ms(cpu.bare), cpu.ratio, ""},
+		{what: "  private memory of a machine made ahead", ours: fmt.Sprintf("%.0f MiB", private)},
+	}, nil
+}
+
+// createReadyOne measures the time until a sandbox can be used and until a
+// command is done in it, and deletes it.
+func (s *stack) createReadyOne(ctx context.Context) (sample, error) {
+	if err := s.fullStock(ctx); err != nil {
+		return nil, err
+	}
+	pid, err := s.stockPID()
+	if err != nil {
+		return nil, err
+	}
+	before, err := cpuSeconds(pid)
+	if err != nil {
+		return nil, err
+	}
+	var made *client.Sandbox
+	answers, err := timed(func() (err error) {
+		made, err = s.box(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	exec, err := timed(func() error {
+		_, err := s.api.Exec(ctx, made.ID, client.Command{Cmd: "true"})
+		return err
+	})
+	after, cpuErr := cpuSeconds(pid)
+	return sample{answers, answers + exec, after - before}, errors.Join(err, cpuErr, s.api.DeleteSandbox(ctx, made.ID))
+}
+
+// stockPID is the process of a machine that was made ahead, as its journal says.
+func (s *stack) stockPID() (int, error) {
+	store, err := s.store()
+	if err != nil {
+		return 0, err
+	}
+	journals, err := filepath.Glob(filepath.Join(store, "sandboxes", "*", "sandbox.json"))
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range journals {
+		journal, err := os.ReadFile(path)
+		if err != nil {
+			return 0, err
+		}
+		var of struct {
+			Template string
+			Spare    struct{ Machine struct{ PID int } }
+		}
+		if err := json.Unmarshal(journal, &of); err != nil {
+			return 0, err
+		}
+		if of.Template == ".stock" {
+			return of.Spare.Machine.PID, nil
+		}
+	}
+	return 0, errors.New("no machine was made ahead")
+}
+
+// execOne measures the same of a machine that is restored by the driver.
+func (l *lab) execOne(ctx context.Context, from snapshot) (_ sample, err error) {
+	x, err := l.thaw(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, x.close(ctx)) }()
+	exec, err := timed(func() error {
+		_, err := x.client.Exec(ctx, envdclient.Command{Path: "true"})
+		return err
+	})
+	cpu, cpuErr := cpuSeconds(x.machine.Ref().PID)
+	return sample{x.took[0], x.took[0] + exec, cpu}, errors.Join(err, cpuErr)
+}
+
+// fullStock waits until the agent has made what it makes ahead.
+func (s *stack) fullStock(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	want := fmt.Sprintf("wrenn_ready_machines %d", readyMachines)
+	for {
+		lines, err := s.metrics(ctx)
+		if err != nil || slices.Contains(lines, want) {
+			return err
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,91 @@
+package client_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/client"
+	"wrenn/internal/service"
+)
+
+const generationID = wrenn.GenerationID("t00000000000000000001")
+
+func (f *fake) template(state wrenn.GenerationState) *wrenn.Generation {
+	return &wrenn.Generation{
+		ID: generationID, Template: wrenn.TemplateName{Name: "py", Tag: "v1"}, State: state, CreatedAt: made, UpdatedAt: made,
+		Spec: wrenn.TemplateSpec{VCPUs: 1, MemoryMB: 512, From: wrenn.TemplateSource{OCI: "debian:12"}},
+	}
+}
+
+func (f *fake) BuildTemplate(_ context.Context, _ service.Caller, req service.BuildTemplate) (*wrenn.Generation, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.built = req
+	return f.template(wrenn.GenerationBuilding), nil
+}
+
+func (f *fake) Templates(context.Context, service.Caller) ([]wrenn.Template, error) {
+	return []wrenn.Template{{Name: wrenn.TemplateName{Name: "base", Tag: "latest"}}, {Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Latest: f.template(wrenn.GenerationReady)}}, nil
+}
+
+func (f *fake) Template(_ context.Context, _ service.Caller, name string) (*wrenn.Template, error) {
+	if name != "py:v1" {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %s", name)
+	}
+	return &wrenn.Template{Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Current: f.template(wrenn.GenerationReady)}, nil
+}
+
+// Generation says a line at each call, and after the third one is ready.
+func (f *fake) Generation(_ context.Context, _ service.Caller, _ string, _ wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error) {
+	said := []string{"one", "two", "three"}
+	if from >= int64(len(said)) {
+		return f.template(wrenn.GenerationReady), service.BuildLog{First: from, Next: from}, nil
+	}
+	return f.template(wrenn.GenerationBuilding), service.BuildLog{First: from, Lines: said[from : from+1], Next: from + 1}, nil
+}
+
+func (f *fake) DeleteTemplate(ctx context.Context, c service.Caller, name string) error {
+	_, err := f.Template(ctx, c, name)
+	return err
+}
+
+func TestTemplates(t *testing.T) {
+	f := &fake{}
+	c := serve(t, f)
+	g, err := c.BuildTemplate(t.Context(), client.BuildTemplate{
+		Name: "py:v1", FromOCI: "debian:12", RegistryUsername: "u", RegistryPassword: "p", MemoryMB: 1024, Env: map[string]string{"A": "b"},
+		StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 1500 * time.Millisecond,
+	})
+	if err != nil || g.State != client.GenerationBuilding || g.Template != "py:v1" {
+		t.Fatalf("BuildTemplate() = %+v, %v", g, err)
+	}
+	want := service.BuildTemplate{Name: "py:v1", Login: service.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{
+		From: wrenn.TemplateSource{OCI: "debian:12"}, MemoryMB: 1024, Env: map[string]string{"A": "b"}, StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 2 * time.Second,
+	}}
+	if diff := cmp.Diff(want, f.built); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
+	var said []string
+	done, err := c.FollowBuild(t.Context(), g.Template, g.ID, func(line string) { said = append(said, line) })
+	if err != nil || done.State != client.GenerationReady || !slices.Equal(said, []string{"one", "two", "three"}) {
+		t.Errorf("FollowBuild() = %+v, %v, it said %q", done, err, said)
+	}
+	list, err := c.Templates(t.Context())
+	if err != nil || len(list) != 2 || !list[0].Builtin || list[1].Latest.FromOCI != "debian:12" {
+		t.Errorf("Templates() = %+v, %v", list, err)
+	}
+	if one, err := c.Template(t.Context(), "py:v1"); err != nil || one.Current == nil || one.Current.ID != string(generationID) {
+		t.Errorf("Template() = %+v, %v", one, err)
+	}
+	if err := c.DeleteTemplate(t.Context(), "py:v1"); err != nil {
+		t.Error(err)
+	}
+	if err := c.DeleteTemplate(t.Context(), "other"); client.CodeOf(err) != client.NotFound {
+		t.Errorf("DeleteTemplate(other) = %v", err)
+	}
+}

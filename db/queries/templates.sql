@@ -1,0 +1,98 @@
+-- name: TeamBuilds :one
+-- Under LockTeam.
+SELECT
+    count(*) FILTER (WHERE state = 'building') AS building,
+    count(*) FILTER (WHERE state = 'building' AND name = @name AND tag = @tag) AS building_this,
+    count(DISTINCT (name, tag)) FILTER (WHERE (name, tag) <> (@name, @tag)) AS others
+FROM template_generations WHERE team_id = @team_id AND state <> 'deleted';
+
+-- name: DropFailedGenerations :exec
+-- A new build makes those that failed before it uninteresting.
+UPDATE template_generations SET state = 'deleted', updated_at = clock_timestamp()
+WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'failed';
+
+-- name: DropLines :exec
+DELETE FROM template_lines WHERE generation_id IN (
+    SELECT id FROM template_generations
+    WHERE template_generations.team_id = @team_id AND template_generations.name = @name AND template_generations.tag = @tag
+        AND template_generations.state = 'deleted'
+);
+
+-- name: InsertGeneration :one
+INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env,
+    start_cmd, ready_cmd, ready_timeout_sec, worker)
+VALUES (@id, @team_id, @name, @tag, @host_id, @from_image, @from_oci, @from_sandbox, @vcpus, @memory_mb, @env,
+    @start_cmd, @ready_cmd, @ready_timeout_sec, @worker)
+RETURNING *;
+
+-- name: PlaceGeneration :execrows
+UPDATE template_generations SET host_id = @host_id, updated_at = clock_timestamp() WHERE id = @id AND state = 'building' AND worker = @worker;
+
+-- name: BuildGoesOn :one
+SELECT EXISTS (SELECT FROM template_generations WHERE id = @id AND state = 'building' AND worker = @worker);
+
+-- name: AppendLines :exec
+INSERT INTO template_lines (generation_id, line, content)
+SELECT @id, unnest(@numbers::bigint[]), unnest(@lines::text[]);
+
+-- name: DropOldLines :exec
+DELETE FROM template_lines WHERE generation_id = @id AND line < @first_line;
+
+-- name: FinishGeneration :one
+UPDATE template_generations SET
+    state = 'ready', worker = NULL, updated_at = clock_timestamp(),
+    vcpus = @vcpus, memory_mb = @memory_mb, env = @env, size_bytes = @size_bytes, digest = @digest
+WHERE id = @id AND state = 'building' AND worker = @worker
+RETURNING *;
+
+-- name: PointTemplate :exec
+INSERT INTO templates (team_id, name, tag, generation_id) VALUES (@team_id, @name, @tag, @generation_id)
+ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp();
+
+-- name: ReplaceGenerations :exec
+UPDATE template_generations SET state = 'deleted', reason = @reason, updated_at = clock_timestamp()
+WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'ready' AND id <> @id;
+
+-- name: FailGeneration :execrows
+UPDATE template_generations SET state = 'failed', reason = @reason, worker = NULL, updated_at = clock_timestamp()
+WHERE id = @id AND state = 'building';
+
+-- name: FailAbandonedBuilds :many
+UPDATE template_generations SET state = 'failed', reason = @reason, worker = NULL, updated_at = clock_timestamp()
+WHERE state = 'building' AND (worker IS NULL OR worker NOT IN (SELECT workers()))
+    AND updated_at < clock_timestamp() - make_interval(secs => @older_than)
+RETURNING id;
+
+-- name: LoseGeneration :execrows
+UPDATE template_generations SET state = 'failed', reason = @reason, updated_at = clock_timestamp() WHERE id = @id AND state = 'ready';
+
+-- name: DeleteTemplate :many
+-- What builds finds out that it is not wanted any more.
+UPDATE template_generations SET state = 'deleted', reason = @reason, worker = NULL, updated_at = clock_timestamp()
+WHERE team_id = @team_id AND name = @name AND tag = @tag AND state <> 'deleted'
+RETURNING id, host_id;
+
+-- name: DeleteTemplateName :exec
+DELETE FROM templates WHERE team_id = @team_id AND name = @name AND tag = @tag;
+
+-- name: TeamGenerations :many
+-- The newest of each name, and what the names mean. '' is all names.
+SELECT sqlc.embed(g), (t.generation_id IS NOT NULL)::boolean AS is_current
+FROM template_generations g
+LEFT JOIN templates t ON t.generation_id = g.id
+WHERE g.team_id = @team_id AND g.state <> 'deleted' AND (@name::text = '' OR (g.name = @name AND g.tag = @tag))
+ORDER BY g.name, g.tag, g.created_at DESC;
+
+-- name: GetGeneration :one
+SELECT * FROM template_generations WHERE id = @id AND team_id = @team_id AND name = @name AND tag = @tag;
+
+-- name: GenerationLines :many
+SELECT line, content FROM template_lines WHERE generation_id = @id AND line >= @first_line ORDER BY line LIMIT @page_size;
+
+-- name: ReadyGenerations :many
+SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready';
+
+-- name: GenerationStates :many
+-- Of those that are settled: what was replaced a moment ago is still being used by a create.
+SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => @older_than))::boolean AS settled
+FROM template_generations WHERE id = ANY (@ids::text[]);

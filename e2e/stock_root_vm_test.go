@@ -1,0 +1,158 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"wrenn"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// stockedAgent keeps one machine ahead of need.
+func stockedAgent(t *testing.T) *agent {
+	t.Helper()
+	a := newAgentOn(t, "wstk", "10.230.0.0/16")
+	text, err := os.ReadFile(a.config)
+	if err == nil {
+		err = os.WriteFile(a.config, []byte(strings.Replace(string(text), "machines = 0", "machines = 1", 1)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// stock waits until the machine that is the nth to be made is in stock.
+func (a *agent) stock(t *testing.T, n int) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for strings.Count(a.out.String(), "machine made ahead of need") < n {
+		if time.Now().After(deadline) {
+			t.Fatal("no machine was made ahead")
+		}
+		time.Sleep(20 * time.Millisecond) // polling with a deadline
+	}
+}
+
+// machines counts the machines of the agent.
+func (a *agent) machines(t *testing.T) int {
+	t.Helper()
+	dirs, err := filepath.Glob(filepath.Join(a.dir, "run", "vm", "*", "qmp"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(dirs)
+}
+
+// Sandboxes of the stock are like others: each is somebody of its own, has the
+// time, its environment, and lives through pause and resume and the end of its agent.
+func TestSandboxesOfTheStock(t *testing.T) {
+	a := stockedAgent(t)
+	a.start(t)
+	const who = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1"
+	said := map[string]bool{}
+	var id string
+	for n := range 2 {
+		a.stock(t, n+1)
+		time.Sleep(2 * time.Second) // what the guest's clock must not miss
+		began := time.Now()
+		id = a.create(t, 0)
+		took := time.Since(began)
+		out := string(a.sh(t, id, "date +%s.%N; echo $COLOUR").GetStdout())
+		t.Logf("create took %s, the first command ended after %s", took, time.Since(began))
+		lines := strings.Fields(out)
+		if len(lines) != 2 || lines[1] != "blue" {
+			t.Fatalf("the guest says %q", out)
+		}
+		now, err := strconv.ParseFloat(lines[0], 64)
+		if behind := float64(time.Now().UnixNano())/1e9 - now; err != nil || behind < -1 || behind > 1.5 {
+			t.Errorf("the guest's clock is %f s behind, %v", behind, err)
+		}
+		for line := range strings.SplitSeq(strings.TrimSpace(string(a.sh(t, id, who).GetStdout())), "\n") {
+			if said[line] {
+				t.Errorf("two sandboxes say %q", line)
+			}
+			said[line] = true
+		}
+		if !said[id] {
+			t.Errorf("the host's name is not %s: %v", id, said)
+		}
+	}
+	if len(said) != 8 {
+		t.Errorf("they said %v", said)
+	}
+	a.sh(t, id, "echo kept >/root/file")
+	a.stop(t, syscall.SIGKILL)
+	a.start(t)
+	for _, call := range []func() error{
+		func() error { return nil },
+		func() error {
+			_, err := a.rpc.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
+			return err
+		},
+		func() error {
+			_, err := a.rpc.ResumeSandbox(t.Context(), &pb.ResumeSandboxRequest{SandboxId: id})
+			if err == nil && string(a.sh(t, id, "cat /root/file").GetStdout()) != "kept\n" {
+				t.Error("the file is not there")
+			}
+			return err
+		},
+	} {
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An agent that is killed with machines in stock, or while it hands one over,
+// leaves none of them.
+func TestAgentIsKilledWithAStock(t *testing.T) {
+	a := stockedAgent(t)
+	a.start(t)
+	a.stock(t, 1)
+	a.stop(t, syscall.SIGTERM)
+	if n := a.machines(t); n != 0 {
+		t.Errorf("%d machines after a graceful stop", n)
+	}
+	for _, point := range []string{
+		"", "stock: slot taken", "stock: machine started", "stock: rest done",
+		"handover to be noted", "handover noted", "disk moved", "stock left", "machine resumed", "running to be noted",
+	} {
+		t.Run("at "+point, func(t *testing.T) {
+			id := string(wrenn.NewSandboxID())
+			a.start(t, "WRENN_TEST_CRASH="+point)
+			if !strings.HasPrefix(point, "stock: ") {
+				a.stock(t, 1)
+			}
+			if point == "" {
+				a.stop(t, syscall.SIGKILL)
+			} else if !strings.HasPrefix(point, "stock: ") {
+				_, err := a.rpc.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, MemoryMb: 128})
+				if connect.CodeOf(err) != connect.CodeUnavailable {
+					t.Errorf("CreateSandbox() = %v, want of an agent that died", err)
+				}
+			}
+			a.wait(t)
+			a.start(t)
+			if info := a.info(t, id); info != nil {
+				t.Errorf("the sandbox is %v", info)
+			}
+			a.stop(t, syscall.SIGTERM)
+			if n := a.machines(t); n != 0 {
+				t.Errorf("%d machines are left", n)
+			}
+			if left, _ := filepath.Glob("/run/netns/" + a.prefix + "-*"); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}

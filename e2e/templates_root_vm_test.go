@@ -1,0 +1,262 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"wrenn/client"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// serving is counter in the foreground, as the start command of a template.
+const serving = `secret=$(cat /proc/sys/kernel/random/uuid); n=0; echo the program runs
+	while :; do n=$((n+1)); echo "$secret $n $GREETING" >/dev/shm/new; mv /dev/shm/new /dev/shm/told; sleep 0.2; done`
+
+// TestTemplates goes the whole way, from the command line to the guest and back.
+func TestTemplates(t *testing.T) {
+	s := newStack(t, "wtpl", "10.229.0.0/16")
+	t.Run("from the base", s.testTemplateOfBase)
+	t.Run("from a sandbox", s.testTemplateOfSandbox)
+	t.Run("from a container image", s.testTemplateOfContainer)
+	t.Run("a build that fails", s.testTemplateFails)
+	t.Run("a control plane that dies", s.testTemplateAbandoned)
+	s.clean(t, "snapshots")
+	if res, err := s.agent.rpc.ListTemplates(t.Context(), &pb.ListTemplatesRequest{}); err != nil || len(res.GetGenerations()) > 0 {
+		t.Errorf("generations on the host: %v, %v", res.GetGenerations(), err)
+	}
+}
+
+// buildTemplate builds by the command line, and deletes the template with the test.
+func (s *stack) buildTemplate(t *testing.T, template string, args ...string) {
+	t.Helper()
+	out, err := s.wrenn(t, append([]string{"template", "build", template}, args...)...)
+	if err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	t.Cleanup(func() { s.deleteTemplate(t, template) })
+}
+
+func (s *stack) deleteTemplate(t *testing.T, template string) {
+	t.Helper()
+	err := s.api.DeleteTemplate(context.WithoutCancel(t.Context()), template)
+	if err != nil && client.CodeOf(err) != client.NotFound { // a test may have deleted it
+		t.Error(err)
+	}
+}
+
+// of makes a sandbox of a template, which lives as long as the test.
+func (s *stack) of(t *testing.T, template string) string {
+	t.Helper()
+	return s.sleeper(t, func(wish *client.CreateSandbox) { wish.Template, wish.MemoryMB = template, 0 })
+}
+
+func (s *stack) testTemplateOfBase(t *testing.T) {
+	s.buildTemplate(t, "web", "--memory", "128", "-e", "GREETING=servus", "--start-cmd", serving, "--ready-cmd", "test -s /dev/shm/told")
+	log, err := s.wrenn(t, "template", "logs", "web")
+	if err != nil || !strings.Contains(log, "the program runs") {
+		t.Errorf("log: %v\n%s", err, log)
+	}
+	if list, err := s.wrenn(t, "template", "list"); err != nil || !strings.Contains(list, "base ") || !strings.Contains(list, "ready") {
+		t.Errorf("list: %v\n%s", err, list)
+	}
+	one, two := s.of(t, "web"), s.of(t, "web:latest")
+	var secret, other, greeting string
+	var n int
+	if _, err := fmt.Sscan(s.must(t, one, "cat /dev/shm/told"), &secret, &n, &greeting); err != nil || n < 1 || greeting != "servus" {
+		t.Errorf("the program says %q %d %q, %v", secret, n, greeting, err)
+	}
+	told := s.must(t, two, "cat /dev/shm/told")
+	if _, err := fmt.Sscan(told, &other); err != nil || other != secret {
+		t.Errorf("two sandboxes of one template run the programs %q and %q", secret, other)
+	}
+	s.goesOn(t, two, told)
+	const bootID = "cat /proc/sys/kernel/random/boot_id"
+	if s.must(t, one, bootID) == s.must(t, two, bootID) {
+		t.Error("two sandboxes of one template have the same boot id")
+	}
+	if got := s.must(t, one, "echo $GREETING"); got != "servus" {
+		t.Errorf("a command has the greeting %q", got)
+	}
+	_, err = s.api.CreateSandbox(t.Context(), client.CreateSandbox{Template: "web", MemoryMB: 256})
+	if client.CodeOf(err) != client.InvalidRequest {
+		t.Errorf("another size: %v", err)
+	}
+}
+
+func (s *stack) testTemplateOfSandbox(t *testing.T) {
+	id := s.sleeper(t, nil)
+	told := s.must(t, id, counter)
+	s.must(t, id, "echo on the disk >/root/mark")
+	s.buildTemplate(t, "mine:v1", "--from-sandbox", id)
+	s.goesOn(t, id, told)
+	copied := s.of(t, "mine:v1")
+	s.goesOn(t, copied, told)
+	if got := s.must(t, copied, "cat /root/mark"); got != "on the disk" {
+		t.Errorf("the file says %q", got)
+	}
+	s.deleteTemplate(t, "mine:v1")
+	s.goesOn(t, copied, told) // which needs its files
+	s.buildTemplate(t, "mine:v2", "--from-sandbox", copied)
+}
+
+func (s *stack) testTemplateOfContainer(t *testing.T) {
+	ref := pushBusybox(t)
+	s.buildTemplate(t, "box", "--from-oci", ref, "--memory", "128", "--start-cmd", serving, "--ready-cmd", "test -s /dev/shm/told")
+	id := s.of(t, "box")
+	if got := s.must(t, id, "cat /etc/release; echo $FROM_IMAGE; readlink /bin/sh"); got != "small\nyes\n/bin/busybox" {
+		t.Errorf("in the container's system: %q", got)
+	}
+	s.goesOn(t, id, s.must(t, id, "cat /dev/shm/told"))
+	if got := s.must(t, id, "id -un $(stat -c %U /dev/shm/told)"); got != "app" {
+		t.Errorf("the start command ran as %q", got)
+	}
+	out, err := s.wrenn(t, "template", "build", "nothing", "--from-oci", strings.Replace(ref, ":1", ":2", 1))
+	if err == nil || !strings.Contains(err.Error(), "the registry has no") {
+		t.Errorf("an image that is not there: %v: %s", err, out)
+	}
+	s.deleteTemplate(t, "nothing")
+}
+
+// pushBusybox serves a container image of the host's busybox in a registry of the test's own.
+func pushBusybox(t *testing.T) string {
+	t.Helper()
+	program, err := os.ReadFile("/bin/busybox")
+	if errors.Is(err, os.ErrNotExist) {
+		const missing = "there is no /bin/busybox to make a container image of (apt-get install busybox-static)"
+		if os.Getenv("WRENN_CI") == "1" {
+			t.Fatal(missing)
+		}
+		t.Skip(missing)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	applets, err := exec.CommandContext(t.Context(), "/bin/busybox", "--list").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(busyboxTree(t, program, strings.Fields(string(applets))))), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := mutate.AppendLayers(empty.Image, layer)
+	if err == nil {
+		image, err = mutate.Config(image, v1.Config{Env: []string{"PATH=/bin:/sbin:/usr/bin:/usr/sbin", "FROM_IMAGE=yes"}, User: "1000:1000", WorkingDir: "/"})
+	}
+	if err == nil {
+		var file *v1.ConfigFile
+		if file, err = image.ConfigFile(); err == nil {
+			file = file.DeepCopy()
+			file.OS, file.Architecture = "linux", "amd64"
+			image, err = mutate.ConfigFile(image, file)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	ref := strings.TrimPrefix(server.URL, "http://") + "/small:1"
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(parsed, image, remote.WithContext(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+func busyboxTree(t *testing.T, program []byte, applets []string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	add := func(h tar.Header, content string) {
+		h.Size = int64(len(content))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{"bin/", "etc/", "root/", "sbin/", "usr/", "usr/bin/", "usr/sbin/", "usr/local/", "usr/local/bin/"} {
+		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, "")
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(program))
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/release", Mode: 0o644}, "small\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, "root:x:0:\napp:x:1000:\n")
+	for _, applet := range applets {
+		if applet != "busybox" && !slices.Contains([]string{"init", "linuxrc"}, applet) {
+			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "/bin/busybox", Mode: 0o777}, "")
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func (s *stack) testTemplateFails(t *testing.T) {
+	out, err := s.wrenn(t, "template", "build", "bad", "--memory", "128", "--start-cmd", "echo no such file >&2; exit 3", "--ready-cmd", "false")
+	if err == nil || !strings.Contains(err.Error(), `the start command ended: exit status 3: "no such file"`) {
+		t.Errorf("a start command that fails: %v: %s", err, out)
+	}
+	out, err = s.wrenn(t, "template", "build", "bad", "--memory", "128", "--ready-cmd", "echo not yet >&2; false", "--ready-timeout", "2s")
+	if err == nil || !strings.Contains(err.Error(), "did not succeed within 2s") || !strings.Contains(err.Error(), "not yet") {
+		t.Errorf("a ready command that fails: %v: %s", err, out)
+	}
+	s.deleteTemplate(t, "bad")
+}
+
+// testTemplateAbandoned: a build dies with its control plane, says so, and leaves nothing.
+func (s *stack) testTemplateAbandoned(t *testing.T) {
+	g, err := s.api.BuildTemplate(t.Context(), client.BuildTemplate{Name: "lost", MemoryMB: 128, StartCmd: "echo it runs; exec sleep 100000", ReadyCmd: "false"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the build is at work", func() error {
+		log, err := s.api.BuildLog(t.Context(), "lost", g.ID, 0)
+		if err == nil && !slices.Contains(log.Lines, "it runs") {
+			err = fmt.Errorf("it said %q", log.Lines)
+		}
+		return err
+	})
+	s.killControlPlane(t)
+	s.startControlPlane(t)
+	eventually(t, "the build has failed", func() error {
+		log, err := s.api.BuildLog(t.Context(), "lost", g.ID, 0)
+		if err == nil && log.Generation.State != client.GenerationFailed {
+			err = fmt.Errorf("it is %s", log.Generation.State)
+		}
+		if err == nil && !strings.Contains(log.Generation.Reason, "build again") {
+			t.Errorf("the reason is %q", log.Generation.Reason)
+		}
+		return err
+	})
+	s.deleteTemplate(t, "lost")
+}

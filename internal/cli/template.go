@@ -1,0 +1,278 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"wrenn/client"
+)
+
+type templateCommands struct {
+	Build  templateBuildCommand  `cmd:"" help:"Build a template, from which sandboxes start with their programs running, and print its generation."`
+	List   templateListCommand   `cmd:"" aliases:"ls" help:"List templates: the base and those of the team."`
+	Get    templateGetCommand    `cmd:"" help:"Show a template."`
+	Logs   templateLogsCommand   `cmd:"" help:"Print what a template's newest build said."`
+	Delete templateDeleteCommand `cmd:"" aliases:"rm" help:"Delete templates; their sandboxes live on."`
+}
+
+type templateBuildCommand struct {
+	Name         string            `arg:"" complete:"template" help:"The template, as name or name:tag. If there is one of that name, it is replaced when the build is ready."`
+	From         string            `xor:"from" placeholder:"IMAGE" help:"Make it from an image of the host; default: from the base."`
+	FromOCI      string            `name:"from-oci" xor:"from" placeholder:"REF" help:"Make it from a container image in a registry, as python:3.12-slim."`
+	FromSandbox  string            `xor:"from" complete:"sandbox" placeholder:"ID" help:"Make it from a running sandbox as it is now."`
+	RegistryUser string            `placeholder:"NAME" help:"The registry's user, for --from-oci. Its password is not kept."`
+	PasswordFile string            `name:"registry-password-file" placeholder:"FILE" help:"The registry's password or token, - for standard input; default: $$WRENN_REGISTRY_PASSWORD."`
+	VCPUs        int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs of its sandboxes; default: 1."`
+	Memory       int               `short:"m" placeholder:"MB" help:"Memory of its sandboxes in MiB; default: 512."`
+	Env          map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command in its sandboxes; may be repeated."`
+	StartCmd     string            `placeholder:"COMMAND" help:"A shell command that runs on in every sandbox."`
+	ReadyCmd     string            `placeholder:"COMMAND" help:"A shell command that succeeds when the sandbox is ready; tried until it does."`
+	ReadyTimeout time.Duration     `placeholder:"TIME" help:"How long to wait for --ready-cmd; default: 2m."`
+	Detach       bool              `short:"d" help:"Do not wait: the server builds by itself."`
+}
+
+// Run follows the build to its end.
+func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	password, err := c.password(s)
+	if err != nil {
+		return err
+	}
+	g, err := api.BuildTemplate(ctx, client.BuildTemplate{
+		Name: c.Name, FromImage: c.From, FromOCI: c.FromOCI, RegistryUsername: c.RegistryUser, RegistryPassword: password, FromSandbox: c.FromSandbox,
+		VCPUs: c.VCPUs, MemoryMB: c.Memory, Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout,
+	})
+	if err != nil {
+		return err
+	}
+	if c.Detach {
+		fmt.Fprintf(s.Err, "building; look at it by: wrenn template logs --follow %s\n", g.Template)
+		return s.print(g, func(w io.Writer) { fmt.Fprintln(w, g.ID) })
+	}
+	return s.followBuild(ctx, api, g)
+}
+
+// password is for a registry whose user is given.
+func (c *templateBuildCommand) password(s *session) (string, error) {
+	const most = 8 << 10 // as the server takes
+	if c.RegistryUser == "" && c.PasswordFile == "" {
+		return "", nil
+	}
+	if c.FromOCI == "" {
+		return "", errors.New("a registry's user and password are for --from-oci")
+	}
+	from := s.In
+	switch c.PasswordFile {
+	case "":
+		return s.Environ("WRENN_REGISTRY_PASSWORD"), nil
+	case standard:
+	default:
+		f, err := os.Open(c.PasswordFile)
+		if err != nil {
+			return "", fmt.Errorf("registry's password: %w", err)
+		}
+		defer f.Close()
+		from = f
+	}
+	text, err := io.ReadAll(io.LimitReader(from, most+1))
+	if err != nil {
+		return "", fmt.Errorf("registry's password: %w", err)
+	}
+	if len(text) > most {
+		return "", fmt.Errorf("the registry's password is longer than %d bytes", most)
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
+}
+
+// followBuild prints what a build says, and its generation when it is ready.
+// The build is the server's: who stops looking does not end it.
+func (s *session) followBuild(ctx context.Context, api *client.Client, g *client.Generation) error {
+	done, err := api.FollowBuild(ctx, g.Template, g.ID, func(line string) {
+		fmt.Fprintln(s.Err, s.paint(s.Err, faint, printable(line)))
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			fmt.Fprintf(s.Err, "\nThe build goes on. Look at it by: wrenn template logs --follow %s\nEnd it by:                       wrenn template delete %[1]s\n", g.Template)
+		}
+		return err
+	}
+	if done.State != client.GenerationReady {
+		return fmt.Errorf("template %s was not built: %s", printable(g.Template), printable(cmp.Or(done.Reason, string(done.State))))
+	}
+	return s.print(done, func(w io.Writer) { fmt.Fprintln(w, done.ID) })
+}
+
+type templateListCommand struct {
+	Quiet bool `short:"q" help:"Print names alone."`
+}
+
+// Run prints a table, or an array of JSON.
+func (c *templateListCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	list, err := api.Templates(ctx)
+	if err != nil {
+		return err
+	}
+	return s.print(list, func(w io.Writer) {
+		if c.Quiet {
+			for _, t := range list {
+				fmt.Fprintln(w, printable(t.Name))
+			}
+			return
+		}
+		rows := [][]string{{"NAME", "GENERATION", "VCPUS", "MEMORY", "SIZE", "AGE", "FROM", "STATE"}}
+		for _, t := range list {
+			rows = append(rows, templateRow(t))
+		}
+		table(w, rows)
+	})
+}
+
+func templateRow(t client.Template) []string {
+	g := t.Current
+	if g == nil {
+		g = t.Latest
+	}
+	if g == nil {
+		return []string{t.Name, "-", "any", "any", "-", "-", "the guest image", "built in"}
+	}
+	mib := "-"
+	if g.SizeBytes > 0 {
+		mib = size(g.SizeBytes)
+	}
+	return []string{t.Name, g.ID, fmt.Sprint(g.VCPUs), fmt.Sprintf("%dM", g.MemoryMB), mib, age(g.CreatedAt), sourceOf(g), templateState(t)}
+}
+
+func sourceOf(g *client.Generation) string {
+	switch {
+	case g.FromOCI != "":
+		return g.FromOCI
+	case g.FromImage != "":
+		return "image " + g.FromImage
+	case g.FromSandbox != "":
+		return "sandbox " + g.FromSandbox
+	}
+	return "base"
+}
+
+// templateState is what can be done with it, and what its newest build does.
+func templateState(t client.Template) string {
+	newest := ""
+	if t.Latest != nil && (t.Current == nil || t.Latest.ID != t.Current.ID) {
+		newest = string(t.Latest.State)
+		if t.Latest.Reason != "" {
+			newest += ": " + t.Latest.Reason
+		}
+	}
+	switch {
+	case t.Current == nil:
+		return newest
+	case newest == "":
+		return string(t.Current.State)
+	}
+	return string(t.Current.State) + "; the newest build: " + newest
+}
+
+type templateGetCommand struct {
+	Name string `arg:"" complete:"template" help:"The template."`
+}
+
+// Run shows a template and its generations.
+func (c *templateGetCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	t, err := api.Template(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	return s.print(t, func(w io.Writer) {
+		fmt.Fprintf(w, "name        %s\nstate       %s\n", printable(t.Name), printable(templateRow(*t)[7]))
+		if t.Current != nil {
+			showGeneration(w, "generation", t.Current)
+		}
+		if t.Latest != nil && (t.Current == nil || t.Latest.ID != t.Current.ID) {
+			showGeneration(w, "newest", t.Latest)
+		}
+	})
+}
+
+func showGeneration(w io.Writer, what string, g *client.Generation) {
+	fmt.Fprintf(w, "%-11s %s (%s ago)\n", what, g.ID, age(g.CreatedAt))
+	for _, row := range [][2]string{
+		{"from", sourceOf(g)}, {"digest", g.Digest}, {"vcpus", fmt.Sprint(g.VCPUs)}, {"memory", fmt.Sprintf("%d MiB", g.MemoryMB)},
+		{"start", g.StartCmd}, {"ready", g.ReadyCmd},
+	} {
+		if row[1] != "" {
+			fmt.Fprintf(w, "  %-9s %s\n", row[0], printable(row[1]))
+		}
+	}
+	if g.SizeBytes > 0 {
+		fmt.Fprintf(w, "  %-9s %s on the disk\n", "size", size(g.SizeBytes))
+	}
+}
+
+type templateLogsCommand struct {
+	Name   string `arg:"" complete:"template" help:"The template."`
+	Follow bool   `short:"f" help:"Wait for the end of the build, and fail if it does."`
+}
+
+// Run prints the log to standard output.
+func (c *templateLogsCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	t, err := api.Template(ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	if t.Latest == nil {
+		return fmt.Errorf("template %s is built in: there was no build", printable(t.Name))
+	}
+	if c.Follow {
+		return s.followBuild(ctx, api, t.Latest)
+	}
+	lines := []string{} // JSON's [], not null
+	for from := int64(0); ; {
+		log, err := api.BuildLog(ctx, c.Name, t.Latest.ID, from)
+		if err != nil {
+			return err
+		}
+		if len(log.Lines) == 0 {
+			break
+		}
+		lines, from = append(lines, log.Lines...), log.Next
+	}
+	return s.print(lines, func(w io.Writer) {
+		for _, line := range lines {
+			fmt.Fprintln(w, printable(line))
+		}
+	})
+}
+
+type templateDeleteCommand struct {
+	Names []string `arg:"" name:"name" complete:"template" help:"The templates."`
+}
+
+// Run deletes them one by one.
+func (c *templateDeleteCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	return s.each(ctx, "deleting", c.Names, api.DeleteTemplate)
+}

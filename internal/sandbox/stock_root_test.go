@@ -1,0 +1,297 @@
+//go:build root
+
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/vm/vmfake"
+)
+
+// stocked opens a manager with a base snapshot, whose loop keeps n machines in stock.
+func (l *lab) stocked(t *testing.T, n int) *Manager {
+	t.Helper()
+	l.cfg.Stock = n
+	m := l.open(t)
+	must(t, m.Warm(t.Context(), shape))
+	run(t, m)
+	return m
+}
+
+// wantStock waits until so many machines are in stock.
+func wantStock(t *testing.T, m *Manager, ready int) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for m.Stock().Ready != ready {
+		if time.Now().After(deadline) {
+			t.Fatalf("Stock() = %+v, want %d ready", m.Stock(), ready)
+		}
+		time.Sleep(5 * time.Millisecond) // polling with a deadline
+	}
+}
+
+func wantHits(t *testing.T, m *Manager, hits, misses uint64) {
+	t.Helper()
+	if s := m.Stock(); s.Hits != hits || s.Misses != misses {
+		t.Errorf("Stock() = %+v, want %d hits and %d misses", s, hits, misses)
+	}
+}
+
+// only is the one machine in stock.
+func only(t *testing.T, m *Manager) *Sandbox {
+	t.Helper()
+	boxes := m.stocked()
+	if len(boxes) != 1 {
+		t.Fatalf("%d machines in stock", len(boxes))
+	}
+	return boxes[0]
+}
+
+func newRequest() Request { return Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape} }
+
+func TestASandboxIsMadeOfTheStock(t *testing.T) {
+	l := newLab(t)
+	m := l.stocked(t, 1)
+	wantStock(t, m, 1)
+	if inv := m.Inventory(); len(inv.Sandboxes) != 0 {
+		t.Errorf("the stock is in the inventory: %+v", inv.Sandboxes)
+	}
+	if c, err := m.Capacity(); err != nil || c.Sandboxes != 0 || c.MemoryMiB != 0 {
+		t.Errorf("the stock counts: %+v, %v", c, err)
+	}
+	machine := only(t, m).spare.machine.Ref()
+
+	sb := ensure(t, m, newRequest())
+	wantHits(t, m, 1, 0)
+	if got := sb.body.machine.Ref(); got.PID != machine.PID {
+		t.Errorf("the sandbox runs in %+v, want the machine %+v", got, machine)
+	}
+	wantAlive(t, sb)
+	must(t, l.mark(t.Context(), sb, 'a'))
+	wantStock(t, m, 1)
+	if used := l.cfg.Slots.Stats().Used; used != 2 {
+		t.Errorf("%d slots are used by a sandbox and a machine in stock", used)
+	}
+
+	must(t, errors.Join(sb.Pause(t.Context()), sb.Resume(t.Context())))
+	l.wantMark(t, sb, 'a')
+	must(t, sb.Destroy(t.Context()))
+	wantHits(t, m, 1, 0) // a resume is of its own snapshot
+}
+
+// The machine and the disk of a sandbox of the stock are found by the next
+// agent although the machine has a name of its own.
+func TestASandboxOfTheStockIsAdopted(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	must(t, m.Warm(t.Context(), shape))
+	k := kind{m.warmName(shape), shape}
+	m.stock.want(k, 1)
+	must(t, m.addToStock(t.Context(), k))
+	sb, err := m.Ensure(t.Context(), newRequest())
+	must(t, errors.Join(err, l.mark(t.Context(), sb, 'a')))
+	wantHits(t, m, 1, 0)
+	dir := sb.body.runDir()
+	if strings.Contains(dir, string(sb.ID())) {
+		t.Fatalf("the machine's directory %s was renamed", dir)
+	}
+	m = l.restart(t, m)
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	wantAlive(t, sb)
+	l.wantMark(t, sb, 'a')
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("the directory of a living machine is gone: %v", err)
+	}
+	must(t, sb.Destroy(t.Context()))
+	l.wantClean(t, m)
+}
+
+func TestNothingOfTheStockIsLeftWhenRunEnds(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Stock = 2
+	m := l.open(t)
+	must(t, m.Warm(t.Context(), shape))
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	wantStock(t, m, 2)
+	stop()
+	must(t, <-done)
+	l.wantClean(t, m)
+}
+
+func TestTheStockGivesWay(t *testing.T) {
+	other := Shape{VCPUs: 1, MemoryMiB: 128}
+	for name, limit := range map[string]func(*lab){
+		"slots":  func(*lab) {}, // there are two
+		"memory": func(l *lab) { l.cfg.Limits.MemoryMiB = 64 + 128; l.network.Max = 3 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			limit(l)
+			m := l.stocked(t, 1)
+			wantStock(t, m, 1)
+			wantAlive(t, ensure(t, m, newRequest()))
+			wantStock(t, m, 1)
+			req := newRequest()
+			req.Shape = other
+			wantAlive(t, ensure(t, m, req))
+			wantStock(t, m, 0)
+			wantHits(t, m, 1, 0) // who wants another shape misses nothing
+		})
+	}
+}
+
+func TestTheStockEndsWhenMemoryIsLow(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Stock = 1
+	m := l.open(t)
+	low := make(chan bool, 1)
+	low <- false
+	m.stock.memory = func() (memory, error) {
+		now := <-low
+		low <- now
+		if now {
+			return memory{totalKiB: 1000, availableKiB: 50}, nil
+		}
+		return memory{totalKiB: 1000, availableKiB: 500}, nil
+	}
+	must(t, m.Warm(t.Context(), shape))
+	run(t, m)
+	wantStock(t, m, 1)
+	<-low
+	low <- true
+	m.stock.rouse()
+	wantStock(t, m, 0)
+	sb := ensure(t, m, newRequest())
+	wantAlive(t, sb)
+	wantHits(t, m, 0, 1)
+}
+
+func TestAMachineInStockThatEndsIsReplaced(t *testing.T) {
+	l := newLab(t)
+	m := l.stocked(t, 1)
+	wantStock(t, m, 1)
+	dead := only(t, m)
+	l.world.Kill(dead.spare.machine.Ref())
+	deadline := time.Now().Add(patience)
+	for { // until another is there
+		if boxes := m.stocked(); len(boxes) == 1 && boxes[0] != dead && boxes[0].Info().Status == statusReady {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("Stock() = %+v", m.Stock())
+		}
+		time.Sleep(5 * time.Millisecond) // polling with a deadline
+	}
+	wantAlive(t, ensure(t, m, newRequest()))
+	wantHits(t, m, 1, 0)
+}
+
+// Who gets a machine that is of no use gets another.
+func TestAMachineInStockThatDoesNotGoOn(t *testing.T) {
+	l := newLab(t)
+	m := l.stocked(t, 1)
+	wantStock(t, m, 1)
+	bad := only(t, m)
+	failAt(vmfake.StepResume)(l)
+	sb := ensure(t, m, newRequest())
+	wantAlive(t, sb)
+	wantHits(t, m, 0, 1)
+	if sb.journal.Generation != 2 {
+		t.Errorf("the sandbox's body is of generation %d, want 2", sb.journal.Generation)
+	}
+	if _, err := os.Stat(bad.dir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the machine is still in stock: %v", err)
+	}
+	l.fault = nil
+}
+
+func TestTheStockGoesWithItsSnapshot(t *testing.T) {
+	l := newLab(t)
+	m := l.stocked(t, 1)
+	wantStock(t, m, 1)
+	must(t, m.RemoveSnapshot(t.Context(), m.warmName(shape)))
+	wantStock(t, m, 0)
+	wantSnapshots(t, m)
+	wantAlive(t, ensure(t, m, newRequest())) // it boots
+	wantHits(t, m, 0, 0)
+}
+
+func TestNoStockIsMadeWhileSomebodyWaits(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Stock = 1
+	m := l.open(t)
+	must(t, m.Warm(t.Context(), shape))
+	sb, err := enter(m, wrenn.NewSandboxID())
+	must(t, err)
+	if k, ok := m.shortage(); ok {
+		t.Errorf("shortage() = %+v while a sandbox is being made", k)
+	}
+	must(t, sb.Destroy(t.Context()))
+	if k, ok := m.shortage(); !ok || k != (kind{m.warmName(shape), shape}) {
+		t.Errorf("shortage() = %+v, %v, want a machine from the base snapshot", k, ok)
+	}
+}
+
+// stockDeeds are the life of machines in stock and of a sandbox that is made of one.
+func (w *wholeLife) stockDeeds() []deed {
+	stock := func(ctx context.Context, m *Manager) error {
+		return m.addToStock(ctx, kind{m.warmName(shape), shape})
+	}
+	with := func(do func(*Sandbox, context.Context) error) func(context.Context, *Manager) error {
+		return func(ctx context.Context, m *Manager) error {
+			sb, err := m.Get(w.id)
+			if err != nil {
+				return err
+			}
+			return do(sb, ctx)
+		}
+	}
+	return []deed{
+		{"warm", func(ctx context.Context, m *Manager) error {
+			m.cfg.Stock = 1
+			return m.Warm(ctx, shape)
+		}},
+		{"stock", stock},
+		{"create", func(ctx context.Context, m *Manager) error {
+			_, err := m.Ensure(ctx, Request{ID: w.id, Template: "base", Shape: shape})
+			if m.Stock().Hits != 1 {
+				return errors.New("it was not made of the stock")
+			}
+			return err
+		}},
+		{"", with(func(sb *Sandbox, ctx context.Context) error {
+			w.memory, w.before = 'a', 'a'
+			return w.l.mark(ctx, sb, 'a')
+		})},
+		{"pause", with((*Sandbox).Pause)},
+		{"resume", with((*Sandbox).Resume)},
+		{"destroy", with((*Sandbox).Destroy)},
+		{"stock", stock},
+		{"end the stock", func(ctx context.Context, m *Manager) error {
+			m.endStock(ctx, m.stocked())
+			return nil
+		}},
+	}
+}
+
+// An agent that dies leaves no machine in stock, and never one to two.
+func TestTheNextAgentGoesOnAfterEveryPointOfTheStock(t *testing.T) {
+	atEveryPoint(t, 40, (*wholeLife).stockDeeds, func(t *testing.T, m *Manager) {
+		t.Helper()
+		left, err := filepath.Glob(filepath.Join(snapshotDir(m), "*"))
+		must(t, err)
+		if len(left) > 1 || len(left) == 1 && filepath.Base(left[0]) != m.warmName(shape) {
+			t.Errorf("snapshots: %q", left)
+		}
+	})
+}

@@ -1,0 +1,220 @@
+package template
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/envdclient"
+)
+
+const (
+	// readyEvery is the pause between two tries of the ready command: there is
+	// nothing to wait for but the command itself.
+	readyEvery = 500 * time.Millisecond
+	// settleFor is how long a start command runs before the snapshot where no
+	// ready command says when it is ready.
+	settleFor = 5 * time.Second
+	// maxTail bounds what of a command's output an error quotes.
+	maxTail = 2 << 10
+)
+
+// preparation is what is done in a guest before its snapshot.
+type preparation struct {
+	start, ready string
+	user, dir    string
+	timeout      time.Duration
+	settle       time.Duration
+	out          *output
+}
+
+// run starts the start command, waits for the ready command, and leaves the
+// guest as every sandbox will find it: with a shell and the agent in its memory.
+func (p *preparation) run(ctx context.Context, guest *envdclient.Client) (err error) {
+	if p.start != "" || p.ready != "" {
+		if p.user, err = userOf(ctx, guest, p.user); err != nil {
+			return err
+		}
+	}
+	var started *startCommand
+	if p.start != "" {
+		p.out.line("starting: %s", p.start)
+		if started, err = p.begin(ctx, guest); err != nil {
+			return err
+		}
+		defer started.stop()
+	}
+	if err := p.await(ctx, guest, started); err != nil {
+		return err
+	}
+	_, err = guest.Exec(ctx, envdclient.Command{Path: "/bin/sh", Args: []string{"-c", "true"}, User: "root"})
+	return err
+}
+
+func (p *preparation) await(ctx context.Context, guest *envdclient.Client, started *startCommand) error {
+	if p.ready != "" {
+		p.out.line("waiting for: %s", p.ready)
+		return p.wait(ctx, guest, started)
+	}
+	if started == nil {
+		return nil
+	}
+	p.out.line("giving it %v, for there is no ready command", p.settle)
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-started.ended:
+		return started.why
+	case <-time.After(p.settle):
+		return nil
+	}
+}
+
+// shell is a command line of the user's.
+func (p *preparation) shell(command string) envdclient.Command {
+	return envdclient.Command{Path: "/bin/sh", Args: []string{"-c", command}, User: p.user, Dir: p.dir, MaxOutput: maxTail}
+}
+
+// wait tries the ready command until it succeeds, the start command has failed
+// or the time is up.
+func (p *preparation) wait(ctx context.Context, guest *envdclient.Client, started *startCommand) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout,
+		wrenn.Errorf(wrenn.DeadlineExceeded, "the ready command did not succeed within %v", p.timeout))
+	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	defer started.onFailure(giveUp)()
+	last := ""
+	for {
+		result, err := guest.Exec(ctx, p.shell(p.ready))
+		if wrenn.CodeOf(err) == wrenn.DeadlineExceeded { // the guest's clock was first
+			<-ctx.Done()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return timeUp(ctx, last)
+		case err != nil:
+			return fmt.Errorf("ready command: %w", err)
+		case result.Code == 0:
+			return nil
+		}
+		last = fmt.Sprintf("%s: %q", result.Status, strings.TrimSpace(string(result.Stderr)))
+		select {
+		case <-ctx.Done():
+			return timeUp(ctx, last)
+		case <-time.After(readyEvery):
+		}
+	}
+}
+
+// timeUp is why a wait ended, with what the ready command said last.
+func timeUp(ctx context.Context, last string) error {
+	cause := context.Cause(ctx)
+	if wrenn.CodeOf(cause) != wrenn.DeadlineExceeded || last == "" {
+		return cause
+	}
+	return wrenn.Errorf(wrenn.DeadlineExceeded, "%v; it said at last: %s", cause, last)
+}
+
+// startCommand is the start command while its output is followed.
+type startCommand struct {
+	stop  func()
+	ended chan struct{} // closed when it ended, or cannot be followed any more
+	why   error         // read when ended is closed; nil: it has done its work
+}
+
+func (p *preparation) begin(ctx context.Context, guest *envdclient.Client) (*startCommand, error) {
+	// It outlives ctx, whose deadline would be the command's too.
+	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, cancel)
+	proc, err := guest.Start(follow, p.shell(p.start))
+	if err != nil {
+		unhook()
+		cancel()
+		return nil, fmt.Errorf("start command: %w", err)
+	}
+	s := &startCommand{ended: make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		s.why = p.follow(proc)
+	}()
+	s.stop = func() {
+		unhook()
+		proc.Close()
+		cancel()
+		<-s.ended
+	}
+	return s, nil
+}
+
+// onFailure calls f when the command failed, until stop is called.
+func (s *startCommand) onFailure(f context.CancelCauseFunc) (stop func()) {
+	if s == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-s.ended:
+			if s.why != nil {
+				f(s.why)
+			}
+		case <-done:
+		}
+	}()
+	return func() { close(done) }
+}
+
+// follow passes on what the command prints, until it ends. One that ends well
+// has done its work.
+func (p *preparation) follow(proc *envdclient.Process) error {
+	var tail bytes.Buffer
+	stdout, stderr := p.out.writer(), p.out.writer()
+	defer stdout.end()
+	defer stderr.end()
+	for {
+		event, err := proc.Next()
+		if errors.Is(err, io.EOF) {
+			if exit := proc.Exit(); exit.Code != 0 {
+				return wrenn.Errorf(wrenn.FailedPrecondition, "the start command ended: %s: %q", exit.Status, strings.TrimSpace(tail.String()))
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("follow the start command: %w", err)
+		}
+		_, _ = stdout.Write(event.Stdout) // it never fails
+		_, _ = stderr.Write(event.Stderr)
+		for _, data := range [][]byte{event.Stdout, event.Stderr} {
+			if tail.Write(data); tail.Len() > maxTail {
+				tail.Next(tail.Len() - maxTail)
+			}
+		}
+	}
+}
+
+// userOf is the user of a container image, which may be a number and have a
+// group behind a colon, as the guest's agent knows it: by name.
+func userOf(ctx context.Context, guest *envdclient.Client, user string) (string, error) {
+	user, _, _ = strings.Cut(user, ":")
+	if user == "" || strings.Trim(user, "0123456789") != "" {
+		return user, nil
+	}
+	if strings.Trim(user, "0") == "" {
+		return "root", nil
+	}
+	const find = `while IFS=: read -r name _ id _; do [ "$id" = "$0" ] && { echo "$name"; exit; }; done < /etc/passwd; exit 1`
+	result, err := guest.Exec(ctx, envdclient.Command{Path: "/bin/sh", Args: []string{"-c", find, user}, User: "root", MaxOutput: maxTail})
+	if err != nil {
+		return "", fmt.Errorf("look for the image's user: %w", err)
+	}
+	if result.Code != 0 {
+		return "", wrenn.Errorf(wrenn.FailedPrecondition, "the image runs as user %.20s, who is not in its /etc/passwd: commands need a user with a name", user)
+	}
+	return strings.TrimSpace(string(result.Stdout)), nil
+}

@@ -1,0 +1,132 @@
+package verify
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+const (
+	maxLines = 500 // of an answer: a guest may say anything
+	maxValue = 300 // bytes of a value
+)
+
+// evidence is what all copies said.
+type evidence struct {
+	parent  string
+	copies  []string
+	has     map[string]string // what the guest has, by name, and its version
+	outside bool              // a connection to the outside was asked for
+	before  reading           // the parent's clock, before the fork
+	answers map[string]map[string]string
+	clocks  map[string]reading // after it
+}
+
+// ids are the parent and the copies.
+func (e evidence) ids() []string { return append([]string{e.parent}, e.copies...) }
+
+// values returns what each said of name, by id.
+func (e evidence) values(name string, ids []string) map[string]string {
+	out := map[string]string{}
+	for _, id := range ids {
+		if value, ok := e.answers[id][name]; ok {
+			out[id] = value
+		}
+	}
+	return out
+}
+
+// reading is a guest's clock between two moments of this machine's.
+type reading struct {
+	sent, received, guest time.Time
+}
+
+// ahead is how much the guest's clock is ahead of this machine's, at least and at most.
+func (r reading) ahead() (least, most time.Duration) {
+	return r.guest.Sub(r.received), r.guest.Sub(r.sent)
+}
+
+// parse returns the values of lines, each a name and a value. What is no such
+// line is left out: programs print warnings.
+func parse(text string) map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(text) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok || value == "" {
+			continue
+		}
+		out[name] = clip(value)
+		if len(out) == maxLines {
+			break
+		}
+	}
+	return out
+}
+
+// clip makes a line of bounded length that a terminal can bear of what a guest said.
+func clip(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, strings.TrimSpace(text))
+	if len(text) > maxValue {
+		text = strings.ToValidUTF8(text[:maxValue], "") + "…"
+	}
+	return text
+}
+
+// parseTime reads seconds since 1970 with a fraction; busybox's date has none
+// and prints an N, or nothing.
+func parseTime(text string) (time.Time, error) {
+	seconds, fraction, _ := strings.Cut(text, ".")
+	s, err := strconv.ParseInt(seconds, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is no time", clip(text))
+	}
+	digits := strings.TrimRight(fraction, "N%")
+	if digits == "" {
+		digits = "0"
+	}
+	f, err := strconv.ParseFloat("0."+digits, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is no time", clip(text))
+	}
+	return time.Unix(s, int64(f*1e9)), nil
+}
+
+// certificate makes what the TLS server in the guest needs: a key and its
+// certificate, in one file.
+func certificate() ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	const day = 24 * time.Hour // more than clocks may differ
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "wrenn verify"},
+		NotBefore: time.Now().Add(-day), NotAfter: time.Now().Add(day),
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})), nil
+}

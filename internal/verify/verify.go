@@ -1,0 +1,300 @@
+// Package verify shows, with sandboxes of a server, what is new in the copies
+// that a fork makes and what repeats. It talks to the server by the Go SDK
+// alone. Programs run in a sandbox while it is forked; afterwards each copy, and
+// the parent, says what it has and draws, and all are compared with all.
+//
+// What is expected, and why, is in docs/fork-safety.md.
+package verify
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"wrenn/client"
+)
+
+//go:embed probes
+var probes embed.FS
+
+const (
+	// dir is where the probes are in the sandbox. It is not sticky, as /tmp is:
+	// root must be allowed to open pipes of others, see fs.protected_fifos in proc_sys_fs(5).
+	dir = "/tmp/wrenn-verify"
+	// lifetime is for what is left behind by a program that was killed.
+	lifetime = 15 * time.Minute
+	// probeTimeout is for starting Python three times under emulation on a busy machine.
+	probeTimeout = 3 * time.Minute
+	// cleanTimeout is for deleting the sandboxes after an interrupt.
+	cleanTimeout = time.Minute
+	// concurrent bounds requests to the server: each starts programs in a guest.
+	concurrent = 8
+	// MaxCount is the most copies of one run.
+	MaxCount = 50
+)
+
+// API is what is used of the server; *client.Client has all but Fork in this form.
+type API interface {
+	CreateSandbox(ctx context.Context, s client.CreateSandbox) (*client.Sandbox, error)
+	DeleteSandbox(ctx context.Context, id string) error
+	Exec(ctx context.Context, id string, cmd client.Command) (*client.Result, error)
+	Sandboxes(ctx context.Context, list client.ListSandboxes) iter.Seq2[client.Sandbox, error]
+	WriteFile(ctx context.Context, id, name string, content io.Reader, opts client.FileOptions) error
+	// Fork returns the ids of n copies of the same moment, or of those that there are, and an error.
+	Fork(ctx context.Context, id string, n int) ([]string, error)
+}
+
+// Options say what to fork. Count is needed.
+type Options struct {
+	Count    int    // copies, from 1 to MaxCount
+	Template string // "" is the server's default
+	// Outside is an HTTP server, HOST:PORT, to which a connection is open during
+	// the fork; "" is none.
+	Outside string
+	Keep    bool // leave the sandboxes when done
+	// Progress is told what is being done; nil tells nobody.
+	Progress func(what string)
+}
+
+// Report is what was found.
+type Report struct {
+	OK      bool              `json:"ok"` // nothing repeated that must differ
+	Parent  string            `json:"parent"`
+	Copies  []string          `json:"copies"`
+	Kept    bool              `json:"kept"`    // the sandboxes are there still
+	Guest   map[string]string `json:"guest"`   // versions of python, node and openssl, if there
+	TookMS  map[string]int64  `json:"took_ms"` // by step: create, start, fork, ask
+	Results []Result          `json:"results"` // in the order of the checks
+}
+
+// Fork makes a sandbox, forks it, compares, and deletes all. The error is of
+// the server or of a probe that could not work; what was found is in the
+// report, bad or good.
+func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
+	if opts.Count < 1 || opts.Count > MaxCount {
+		return nil, fmt.Errorf("%d copies: from 1 to %d can be compared", opts.Count, MaxCount)
+	}
+	r := &run{api: api, opts: opts, mark: map[string]string{"wrenn.verify": rand.Text()}, report: &Report{Kept: opts.Keep, TookMS: map[string]int64{}}}
+	defer func() {
+		if !opts.Keep {
+			err = errors.Join(err, r.clean(ctx))
+		} else if err != nil {
+			err = fmt.Errorf("%w (kept: %s)", err, strings.Join(r.ids(), ", "))
+		}
+	}()
+	for _, step := range []struct {
+		name, what string
+		do         func(context.Context) error
+	}{
+		{"create", "creating a sandbox", r.create},
+		{"start", "starting programs in it", r.start},
+		{"fork", fmt.Sprintf("forking %d copies", opts.Count), r.fork},
+		{"ask", "asking each copy", r.ask},
+	} {
+		if opts.Progress != nil {
+			opts.Progress(step.what)
+		}
+		began := time.Now()
+		if err := step.do(ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", step.what, err)
+		}
+		r.report.TookMS[step.name] = time.Since(began).Milliseconds()
+	}
+	r.report.Results = judge(r.found)
+	r.report.OK = true
+	for _, result := range r.report.Results {
+		r.report.OK = r.report.OK && result.Verdict != Failed
+	}
+	return r.report, nil
+}
+
+// run is one Fork.
+type run struct {
+	api    API
+	opts   Options
+	mark   map[string]string // metadata of its sandboxes: copies inherit the parent's
+	report *Report
+	found  evidence
+}
+
+// ids are the sandboxes that there are, the parent first.
+func (r *run) ids() []string {
+	if r.report.Parent == "" {
+		return nil
+	}
+	return append([]string{r.report.Parent}, r.report.Copies...)
+}
+
+func (r *run) create(ctx context.Context) error {
+	box, err := r.api.CreateSandbox(ctx, client.CreateSandbox{
+		Template: r.opts.Template, Timeout: lifetime, Metadata: r.mark,
+	})
+	if err != nil {
+		return err
+	}
+	r.report.Parent = box.ID
+	return r.upload(ctx)
+}
+
+// upload writes the probes into the sandbox.
+func (r *run) upload(ctx context.Context) error {
+	pair, err := certificate()
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{"certificate.pem": pair}
+	entries, err := probes.ReadDir("probes")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if files[e.Name()], err = probes.ReadFile("probes/" + e.Name()); err != nil {
+			return err
+		}
+	}
+	for name, content := range files {
+		if err := r.api.WriteFile(ctx, r.report.Parent, dir+"/"+name, bytes.NewReader(content), client.FileOptions{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start starts the programs that run across the fork.
+func (r *run) start(ctx context.Context) error {
+	facts, err := r.sh(ctx, r.report.Parent, "start.sh", r.opts.Outside)
+	if err != nil {
+		return err
+	}
+	r.report.Guest = map[string]string{}
+	for _, name := range []string{python, nodeJS, openssl} {
+		if version, ok := facts[name]; ok {
+			r.report.Guest[name] = version
+		}
+	}
+	r.found = evidence{
+		parent: r.report.Parent, has: facts, outside: r.opts.Outside != "",
+		answers: map[string]map[string]string{}, clocks: map[string]reading{},
+	}
+	r.found.before, err = r.clock(ctx, r.report.Parent)
+	return err
+}
+
+func (r *run) fork(ctx context.Context) error {
+	var err error
+	r.report.Copies, err = r.api.Fork(ctx, r.report.Parent, r.opts.Count)
+	if err == nil && len(r.report.Copies) != r.opts.Count {
+		err = fmt.Errorf("the server made %d copies of %d", len(r.report.Copies), r.opts.Count)
+	}
+	r.found.copies = r.report.Copies
+	return err
+}
+
+// ask asks all copies and the parent, at the same time.
+func (r *run) ask(ctx context.Context) error {
+	ids := r.ids()
+	answers, clocks := make([]map[string]string, len(ids)), make([]reading, len(ids))
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(concurrent)
+	for i, id := range ids {
+		work.Go(func() (err error) {
+			if clocks[i], err = r.clock(ctx, id); err == nil {
+				answers[i], err = r.collect(ctx, id)
+			}
+			return err
+		})
+	}
+	if err := work.Wait(); err != nil {
+		return err
+	}
+	for i, id := range ids {
+		r.found.answers[id], r.found.clocks[id] = answers[i], clocks[i]
+	}
+	return nil
+}
+
+// collect returns what a copy has and draws.
+func (r *run) collect(ctx context.Context, id string) (map[string]string, error) {
+	out := map[string]string{}
+	if r.found.has[python] != "" { // first: each connection changes how the next one begins
+		answer, err := r.script(ctx, id, "root", "python3", dir+"/connect.py")
+		if err != nil {
+			out["error.connect"] = err.Error()
+		}
+		maps.Copy(out, answer)
+	}
+	answer, err := r.sh(ctx, id, "collect.sh")
+	maps.Copy(out, answer)
+	return out, err
+}
+
+// sh runs a script of the probes and returns the lines that it prints.
+func (r *run) sh(ctx context.Context, id, name string, args ...string) (map[string]string, error) {
+	return r.script(ctx, id, "", "/bin/sh", append([]string{dir + "/" + name}, args...)...)
+}
+
+func (r *run) script(ctx context.Context, id, user, cmd string, args ...string) (map[string]string, error) {
+	result, err := r.api.Exec(ctx, id, client.Command{Cmd: cmd, Args: args, User: user, Timeout: probeTimeout})
+	if err != nil {
+		return nil, err
+	}
+	if result.ExitCode != 0 {
+		return nil, fmt.Errorf("%s in sandbox %s: %s: %s", args[0], id, result.Status, clip(string(result.Stderr)))
+	}
+	return parse(string(result.Stdout)), nil
+}
+
+// clock reads a guest's clock a few times, and keeps the quickest reading.
+func (r *run) clock(ctx context.Context, id string) (reading, error) {
+	var best reading
+	for i := range 3 {
+		var now reading
+		now.sent = time.Now()
+		result, err := r.api.Exec(ctx, id, client.Command{Cmd: "date", Args: []string{"-u", "+%s.%N"}})
+		now.received = time.Now()
+		if err != nil {
+			return best, err
+		}
+		if now.guest, err = parseTime(strings.TrimSpace(string(result.Stdout))); err != nil {
+			return best, fmt.Errorf("date in sandbox %s: %w", id, err)
+		}
+		if i == 0 || now.received.Sub(now.sent) < best.received.Sub(best.sent) {
+			best = now
+		}
+	}
+	return best, nil
+}
+
+// clean deletes what there is, also after an interrupt, and copies whose ids a
+// broken request did not bring.
+func (r *run) clean(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
+	var work errgroup.Group
+	work.SetLimit(concurrent)
+	for box, err := range r.api.Sandboxes(ctx, client.ListSandboxes{Metadata: r.mark}) {
+		if err != nil {
+			return errors.Join(fmt.Errorf("list what is to be deleted: %w", err), work.Wait())
+		}
+		if box.State == client.Stopped || box.State == client.Failed {
+			continue
+		}
+		work.Go(func() error {
+			if err := r.api.DeleteSandbox(ctx, box.ID); err != nil {
+				return fmt.Errorf("delete sandbox %s: %w", box.ID, err)
+			}
+			return nil
+		})
+	}
+	return work.Wait()
+}

@@ -1,0 +1,125 @@
+package wrenn
+
+import (
+	"strings"
+	"time"
+)
+
+// GenerationID names a generation of a template: "t" and 20 characters of [a-z0-9].
+type GenerationID string
+
+const generationIDPrefix = "t"
+
+// NewGenerationID returns a fresh random id (about 103 bits).
+func NewGenerationID() GenerationID { return GenerationID(newID(generationIDPrefix)) }
+
+// ParseGenerationID returns s as an id, or an Invalid error.
+func ParseGenerationID(s string) (GenerationID, error) {
+	if !isID(s, generationIDPrefix) {
+		return "", Errorf(Invalid, "%.64q is not the id of a template's generation: it is %q and 20 characters of a-z and 0-9", s, generationIDPrefix)
+	}
+	return GenerationID(s), nil
+}
+
+// TemplateName is what people call a template. It belongs to a team.
+type TemplateName struct{ Name, Tag string }
+
+// BaseTemplate is everybody's: the guest image of each host.
+const BaseTemplate = "base"
+
+// defaultTag is that of a template that is named without one.
+const defaultTag = "latest"
+
+// ParseTemplateName reads name or name:tag, or returns an Invalid error.
+func ParseTemplateName(s string) (TemplateName, error) {
+	name, tag, tagged := strings.Cut(s, ":")
+	if !tagged {
+		tag = defaultTag
+	}
+	if !isTemplateWord(name) || !isTemplateWord(tag) {
+		return TemplateName{}, Errorf(Invalid, "%.80q is no template's name: up to 63 letters, digits, dots, dashes and underscores, and a :tag of these if wanted", s)
+	}
+	return TemplateName{Name: name, Tag: tag}, nil
+}
+
+func isTemplateWord(s string) bool {
+	const most = 63
+	for i, c := range []byte(s) {
+		plain := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !plain && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= most
+}
+
+// String is the short form.
+func (n TemplateName) String() string {
+	if n.Tag == defaultTag {
+		return n.Name
+	}
+	return n.Name + ":" + n.Tag
+}
+
+// Base says whether it is the built-in one.
+func (n TemplateName) Base() bool { return n == TemplateName{BaseTemplate, defaultTag} }
+
+// GenerationState is where a generation is in its life.
+type GenerationState string
+
+// The states.
+const (
+	GenerationBuilding GenerationState = "building"
+	GenerationReady    GenerationState = "ready"
+	GenerationFailed   GenerationState = "failed"  // with a reason
+	GenerationDeleted  GenerationState = "deleted" // its host removes it, or has
+)
+
+// TemplateSource is what a generation is made from: one of the fields, or the base guest.
+type TemplateSource struct {
+	Image   string    // of the host
+	OCI     string    // a container image in a registry
+	Sandbox SandboxID // a running sandbox of the team
+}
+
+// TemplateSpec is how a generation is made. VCPUs and MemoryMB are what its sandboxes have.
+type TemplateSpec struct {
+	From            TemplateSource
+	VCPUs, MemoryMB int
+	Env             map[string]string
+	StartCmd        string
+	ReadyCmd        string
+	ReadyTimeout    time.Duration // for ReadyCmd; 0 is the host's default
+}
+
+// Generation is one build of a template and what came of it. Only its state changes.
+type Generation struct {
+	ID       GenerationID
+	Team     TeamID
+	Template TemplateName
+	State    GenerationState
+	Reason   string // why it failed or was deleted, for the user
+	Host     HostID // that builds or has it; "" before
+	Spec     TemplateSpec
+	// Known when it is ready; Spec.Env has then what came with the source, too.
+	SizeBytes int64
+	Digest    string // of the container image
+
+	CreatedAt time.Time
+	UpdatedAt time.Time // of the last change of state
+}
+
+// BuiltGeneration is what a host says of a generation that is ready.
+type BuiltGeneration struct {
+	VCPUs, MemoryMB int
+	SizeBytes       int64
+	Env             map[string]string
+	Digest          string
+}
+
+// Template is a name and what it means.
+type Template struct {
+	Name    TemplateName
+	Current *Generation // what sandboxes are created from; nil before the first is ready, and for the base
+	Latest  *Generation // the newest build, whatever came of it; nil for the base
+}
