@@ -47,7 +47,7 @@ func newAgent(t *testing.T) *agent {
 func newAgentOn(t *testing.T, prefix, addresses string) *agent {
 	t.Helper()
 	images := needed(t, "WRENN_TEST_IMAGES") // before there is something to remove
-	dir, err := os.MkdirTemp("", "wa") //nolint:usetesting // t.TempDir's names are too long for a machine
+	dir, err := os.MkdirTemp("", "wa")       //nolint:usetesting // t.TempDir's names are too long for a machine
 	if err != nil {
 		t.Fatal(err)
 	}
