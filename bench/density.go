@@ -39,7 +39,7 @@ func density(ctx context.Context, b *bench) (_ []row, err error) {
 	}
 	rows := []row{
 		{what: fmt.Sprintf("%d sandboxes made by the API", b.live), ours: fmt.Sprintf("%.1f s, %s each", made, ms(made/float64(b.live)))},
-		{what: "  a command in all of them at once", ours: fmt.Sprintf("%.1f s", all), limit: "all answer"},
+		{what: fmt.Sprintf("  a command in each, %d at a time", askers*runtime.NumCPU()), ours: fmt.Sprintf("%.1f s", all), limit: "all answer"},
 		{what: "  memory that this machine has less, of each", ours: fmt.Sprintf("%.1f MiB", (free-left)/float64(b.live))},
 	}
 	more, err := d.idle(ctx, b)
@@ -74,8 +74,19 @@ func (d *crowd) create(ctx context.Context, n int) error {
 	return g.Wait()
 }
 
+// askers is how many commands run at once for each CPU. All at once would say how
+// a machine does that has a hundred times the work that it can do.
+const askers = 8
+
 // exec runs a command in all of them.
-func (d *crowd) exec(ctx context.Context) error { return d.each(ctx, d.boxes, d.true) }
+func (d *crowd) exec(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(askers * runtime.NumCPU())
+	for _, x := range d.boxes {
+		g.Go(func() error { return d.true(ctx, x.ID) })
+	}
+	return g.Wait()
+}
 
 // idle leaves all alone and reads what they and the daemons take.
 func (d *crowd) idle(ctx context.Context, b *bench) ([]row, error) {

@@ -13,9 +13,10 @@ func statusMiB(pid int, field string) (float64, error) {
 	return sumMiB(fmt.Sprintf("/proc/%d/status", pid), func(name string) bool { return name == field })
 }
 
-// privateMiB is the memory that a process wrote: what it only read others share, or could.
+// privateMiB is the memory that a process has for itself. Private_Dirty would
+// count a snapshot's memory, which is dirty because it is on no disk, as long as only one has read it.
 func privateMiB(pid int) (float64, error) {
-	return sumMiB(fmt.Sprintf("/proc/%d/smaps_rollup", pid), func(name string) bool { return name == "Private_Dirty" })
+	return sumMiB(fmt.Sprintf("/proc/%d/smaps_rollup", pid), func(name string) bool { return name == "Anonymous" })
 }
 
 // proportionalMiB is a process's memory with its part of what it shares.

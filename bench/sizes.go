@@ -82,6 +82,10 @@ func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.
 	if err := m.Warm(ctx, shape); err != nil {
 		return nil, err
 	}
+	// As long as nobody uses a template its memory is copied for the next who does.
+	if _, _, err := ensured(ctx, m, shape); err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context) (_ sample, err error) {
 		s, took, err := ensured(ctx, m, shape)
 		if err != nil {

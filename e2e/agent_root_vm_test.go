@@ -46,7 +46,8 @@ func newAgent(t *testing.T) *agent {
 // agents at once need different ones.
 func newAgentOn(t *testing.T, prefix, addresses string) *agent {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "wa") //nolint:usetesting // t.TempDir's names are too long for a machine
+	images := needed(t, "WRENN_TEST_IMAGES") // before there is something to remove
+	dir, err := os.MkdirTemp("", "wa")       //nolint:usetesting // t.TempDir's names are too long for a machine
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +70,7 @@ memory_mb = 128
 machines = 0
 [templates]
 registries = ["127.0.0.1"]
-`, filepath.Join(dir, "state"), filepath.Join(dir, "run"), needed(t, "WRENN_TEST_IMAGES"), addresses, prefix)
+`, filepath.Join(dir, "state"), filepath.Join(dir, "run"), images, addresses, prefix)
 	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
