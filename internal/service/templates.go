@@ -248,7 +248,7 @@ func (s *Service) DeleteTemplate(ctx context.Context, c Caller, template string)
 		return err
 	}
 	if name.Name == wrenn.BaseTemplate {
-		return wrenn.Errorf(wrenn.Invalid, "template %s is built in and cannot be deleted", wrenn.BaseTemplate)
+		return wrenn.Errorf(wrenn.FailedPrecondition, "template %s is built in and cannot be deleted", wrenn.BaseTemplate)
 	}
 	gone, err := s.store.DeleteTemplate(ctx, c.Team, name)
 	if err != nil {

@@ -5708,6 +5708,23 @@ func (response GetSandboxLogs404JSONResponse) VisitGetSandboxLogsResponse(w http
 	return err
 }
 
+type GetSandboxLogs409JSONResponse struct{ ConflictJSONResponse }
+
+func (response GetSandboxLogs409JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetSandboxLogs429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response GetSandboxLogs429JSONResponse) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
