@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 
@@ -45,6 +46,8 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	ctx, heard := signal.NotifyContext(ctx, deserted()...)
+	defer heard()
 	cfg := up.Config{
 		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
@@ -70,6 +73,16 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		return nil
 	})
 	return cmp.Or(err, ended)
+}
+
+// deserted are the signals that say that nobody looks any more: up stops as by
+// Ctrl-C, where by default it would leave everything running. nohup(1) is heeded.
+func deserted() []os.Signal {
+	signals := []os.Signal{syscall.SIGPIPE}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 // agent finds the host agent.
