@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"go.yaml.in/yaml/v4"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
@@ -406,15 +407,31 @@ func explain(name string, err error) error {
 	if !ok {
 		return err
 	}
-	for len(fault.Causes) > 0 {
+	for len(fault.Causes) > 0 && !isChoice(fault) {
 		fault = fault.Causes[0]
 	}
 	where := strings.Join(fault.InstanceLocation, ".")
 	if name != "" {
 		where = strings.TrimSuffix(name+"."+where, ".")
 	}
-	text := fault.ErrorKind.LocalizedString(message.NewPrinter(language.English))
-	return invalid("%s: %s", shorten(cmp.Or(where, "the body")), shorten(text))
+	return invalid("%s: %s", shorten(cmp.Or(where, "the body")), shorten(lacks(fault)))
+}
+
+func isChoice(fault *jsonschema.ValidationError) bool {
+	_, ok := fault.ErrorKind.(*kind.AnyOf)
+	return ok
+}
+
+// lacks says what a value lacks: of a choice, what each of its ways lacks.
+func lacks(fault *jsonschema.ValidationError) string {
+	if !isChoice(fault) {
+		return fault.ErrorKind.LocalizedString(message.NewPrinter(language.English))
+	}
+	ways := make([]string, len(fault.Causes))
+	for i, way := range fault.Causes {
+		ways[i] = lacks(way)
+	}
+	return strings.Join(ways, ", or ")
 }
 
 // shorten keeps a message readable that repeats what somebody sent.

@@ -93,6 +93,18 @@ func TestLimitsInTheText(t *testing.T) {
 	}
 }
 
+func TestRefusalOfAChoiceNamesItsWays(t *testing.T) {
+	c, err := loadContract(api.V1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.parseFrame(false, []byte(`{"type":"attach"}`))
+	want := "the body: missing property 'pid', or missing property 'session'"
+	if got := failureOf(t.Context(), err).message; got != want {
+		t.Errorf("the refusal is %q, want %q", got, want)
+	}
+}
+
 func FuzzParseFrame(f *testing.F) {
 	c, err := loadContract(api.V1)
 	if err != nil {
@@ -100,8 +112,8 @@ func FuzzParseFrame(f *testing.F) {
 	}
 	for _, text := range []string{
 		`{"type":"start","cmd":"sh","args":["-c","x"],"env":{"A":"b"},"pty":{"cols":80,"rows":24},"stdin":true,"timeout_sec":1}`,
-		`{"type":"attach","pid":1}`, `{"type":"stdin","data":"eA==","encoding":"base64"}`, `{"type":"stdin_close"}`,
-		`{"type":"resize","cols":1,"rows":2}`, `{"type":"signal","signal":"SIGKILL"}`, `{"type":"stop"}`, `{"type":"start","Type":"stop","cmd":"x"}`, `[]`, "\x00hi",
+		`{"type":"attach","pid":1}`, `{"type":"attach"}`, `{"type":"attach","session":"c2Vzc2lvbi1vZi1hLWNsaWVudA"}`, `{"type":"stdin","data":"eA==","encoding":"base64"}`, `{"type":"stdin_close"}`,
+		`{"type":"resize","cols":1,"rows":2}`, `{"type":"signal","signal":"SIGKILL"}`, `{"type":"stop"}`, `{"type":"ack","offset":1}`, `{"type":"leave"}`, `{"type":"start","Type":"stop","cmd":"x"}`, `[]`, "\x00hi",
 	} {
 		f.Add(false, []byte(text))
 		f.Add(true, []byte(text))
@@ -120,8 +132,8 @@ func FuzzParseFrame(f *testing.F) {
 				t.Errorf("parseFrame(%q) took a command that cannot be run: %+v", text, frame)
 			}
 		case frameAttach:
-			if frame.PID < 1 {
-				t.Errorf("parseFrame(%q) took pid %d", text, frame.PID)
+			if frame.PID < 1 && frame.Session == "" {
+				t.Errorf("parseFrame(%q) took an attach to nothing", text)
 			}
 		case frameResize:
 			if frame.Cols < 1 || frame.Rows < 1 || frame.Cols > 65535 || frame.Rows > 65535 {
@@ -131,7 +143,7 @@ func FuzzParseFrame(f *testing.F) {
 			if frame.Signal != "SIGTERM" && frame.Signal != "SIGKILL" {
 				t.Errorf("parseFrame(%q) took the signal %q", text, frame.Signal)
 			}
-		case frameStdin, frameStdinClose, frameStop:
+		case frameStdin, frameStdinClose, frameStop, frameAck, frameLeave:
 		default:
 			t.Errorf("parseFrame(%q) made a frame %q", text, frame.Type)
 		}

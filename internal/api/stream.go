@@ -171,9 +171,6 @@ func (st *stream) open(ctx context.Context) error {
 		st.input, st.pty = start.WantStdin, start.PTY != nil
 		st.command, err = st.s.service.StartExec(ctx, st.caller, st.id, start)
 	case frameAttach:
-		if frame.PID == 0 && frame.Session == "" {
-			return invalid("attach names a pid, or the session to resume")
-		}
 		st.input, st.pty = true, true
 		to := service.ExecAttach{PID: frame.PID, Session: st.resumable(frame), Offset: frame.Offset}
 		st.command, err = st.s.service.AttachExec(ctx, st.caller, st.id, to)
