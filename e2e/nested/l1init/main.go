@@ -213,6 +213,7 @@ func say(out io.Writer, format string, args ...any) {
 }
 
 // openResults opens the port for results, without a terminal's line endings.
+// What comes in is dropped: the host only wants to interrupt (pokeEvery).
 func openResults() (*os.File, error) {
 	f, err := os.OpenFile(l1.Results, os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -223,7 +224,8 @@ func openResults() (*os.File, error) {
 		return nil, fmt.Errorf("%s: %w", l1.Results, err)
 	}
 	t.Oflag &^= unix.OPOST
-	t.Cflag = t.Cflag&^(unix.CBAUD|unix.CRTSCTS) | unix.B115200 | unix.CLOCAL
+	t.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
+	t.Cflag = t.Cflag&^(unix.CBAUD|unix.CRTSCTS|unix.CREAD) | unix.B115200 | unix.CLOCAL
 	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t); err != nil {
 		return nil, fmt.Errorf("%s: %w", l1.Results, err)
 	}
