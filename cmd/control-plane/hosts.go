@@ -37,6 +37,21 @@ func hosts(ctx context.Context, cfg controlplane.Config, log *slog.Logger, stdou
 	return strangers(stdout, unknown)
 }
 
+// move makes a host the one of a paused sandbox whose files were copied there.
+func move(ctx context.Context, cfg controlplane.Config, log *slog.Logger, sandbox, host string) error {
+	id, err := wrenn.ParseSandboxID(sandbox)
+	if err != nil {
+		return err
+	}
+	svc, closeStore, err := controlplane.Open(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer closeStore()
+	_, err = svc.MoveSandbox(ctx, id, wrenn.HostID(host))
+	return err
+}
+
 // strangers prints what a person has to look at, if there is any.
 func strangers(stdout io.Writer, unknown []wrenn.UnknownSandbox) error {
 	if len(unknown) == 0 {

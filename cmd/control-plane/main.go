@@ -26,6 +26,7 @@ Commands:
   migrate          bring the database's schema to what this program needs
   key TEAM NAME    print a new API key of a team, which is made when there is none
   hosts            print the hosts, and what they have that nobody can explain
+  move ID HOST     resume a paused sandbox on HOST from now on, where its files were copied
 
 Flags:
 `
@@ -70,6 +71,8 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer, envir
 		return key(ctx, cfg, log, flags.Arg(1), flags.Arg(2), stdout)
 	case name == "hosts" && flags.NArg() == 1:
 		return hosts(ctx, cfg, log, stdout)
+	case name == "move" && flags.NArg() == 3:
+		return move(ctx, cfg, log, flags.Arg(1), flags.Arg(2))
 	}
 	flags.Usage()
 	return fmt.Errorf("%w: %q", run.ErrUsage, flags.Args())

@@ -164,6 +164,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("pause = %v", got)
 	}
 	p.call(t, 409, "POST", path+"/exec", `{"cmd":"echo"}`)
+	p.move(t, filepath.Base(path))
 	if got := p.call(t, 200, "POST", path+"/resume", ""); got["status"] != "running" {
 		t.Errorf("resume = %v", got)
 	}
@@ -181,6 +182,17 @@ func TestServe(t *testing.T) {
 	}
 	if strings.Contains(p.log.String(), p.key) {
 		t.Error("the log has the key")
+	}
+}
+
+// move is what an operator says of a paused sandbox whose files were copied.
+func (p *program) move(t *testing.T, id string) {
+	t.Helper()
+	for host, want := range map[string]wrenn.Code{"h1": "", "h9": wrenn.NotFound} {
+		err := command(t.Context(), []string{"-config", p.config, "move", id, host}, io.Discard, p.log, func(string) string { return "" })
+		if got := wrenn.CodeOf(err); err != nil && got != want || err == nil && want != "" {
+			t.Errorf("move to %s = %v, want %q", host, err, want)
+		}
 	}
 }
 

@@ -134,10 +134,10 @@ type Move struct {
 // MoveSandbox moves a row on, and writes the event, if it still is as sb says;
 // else it is a FailedPrecondition with the cause ErrConflict. A move that the
 // states do not allow is Internal: the caller has to ask State.Can. A starting
-// row may be moved to starting again to change its host.
+// or paused row may be moved to where it is to change its host.
 func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wrenn.Sandbox, error) {
-	again := sb.State == wrenn.Starting && m.To == wrenn.Starting && m.Host != ""
-	if !sb.State.Can(m.To) && !again {
+	another := sb.State == m.To && (m.To == wrenn.Starting || m.To == wrenn.Paused) && m.Host != ""
+	if !sb.State.Can(m.To) && !another {
 		return nil, wrenn.Errorf(wrenn.Internal, "a %s sandbox cannot become %s", sb.State, m.To)
 	}
 	return s.change(ctx, "move the sandbox's row", func(ctx context.Context) (dbsqlc.Sandbox, error) {

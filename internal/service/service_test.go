@@ -184,7 +184,7 @@ func (w *world) checkEvents(t *testing.T, sb *wrenn.Sandbox) {
 	}
 	var at wrenn.State
 	for i, e := range events {
-		same := e.From == e.To && (e.From == wrenn.Starting || e.From == wrenn.Running) // another host, another timeout
+		same := e.From == e.To && (e.From == wrenn.Starting || e.From == wrenn.Paused || e.From == wrenn.Running) // another host, another timeout
 		if e.Version != int64(i+1) || e.From != at || i > 0 && !at.Can(e.To) && !same {
 			t.Errorf("%s: event %d is %+v after %q", sb.ID, i, e, at)
 		}
