@@ -53,11 +53,17 @@ func newAgentOn(t *testing.T, prefix, addresses string) *agent {
 	}
 	a := &agent{dir: dir, prefix: prefix, config: filepath.Join(dir, "agent.toml")}
 	t.Cleanup(func() { a.remove(t) })
+	vmm := driver()
 	text := fmt.Sprintf(`
 state = %q
 run = %q
 images = %q
 metrics = "off"
+[driver]
+name = %q
+qemu = %q
+firecracker = %q
+jailer = %q
 [log]
 level = "DEBUG"
 [network]
@@ -70,7 +76,7 @@ memory_mb = 128
 machines = 0
 [templates]
 registries = ["127.0.0.1"]
-`, filepath.Join(dir, "state"), filepath.Join(dir, "run"), images, addresses, prefix)
+`, filepath.Join(dir, "state"), filepath.Join(dir, "run"), images, vmm.Name, vmm.QEMU, vmm.Firecracker, vmm.Jailer, addresses, prefix)
 	if err := os.WriteFile(a.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

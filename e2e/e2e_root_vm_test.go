@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"wrenn/internal/host"
 )
 
 // patience is for a cold boot under emulation on a machine that does much else.
@@ -83,6 +85,15 @@ func processes(t *testing.T, dir string) []string {
 		}
 	}
 	return found
+}
+
+// driver is QEMU, or the Firecracker of the environment: the nested test has one.
+// The programs of the guest are in ../bin all the same.
+func driver() host.DriverConfig {
+	if program := os.Getenv("WRENN_TEST_FIRECRACKER"); program != "" {
+		return host.DriverConfig{Name: host.Firecracker, Firecracker: program, Jailer: os.Getenv("WRENN_TEST_JAILER")}
+	}
+	return host.DriverConfig{Name: host.QEMU, QEMU: "qemu-system-x86_64"}
 }
 
 func hostAgent(t *testing.T) string {

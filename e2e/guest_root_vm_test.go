@@ -33,7 +33,7 @@ func openHost(t *testing.T) *host.Host {
 	h, err := host.Open(t.Context(), host.Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
 		Image:   image.Config{StateDir: needed(t, "WRENN_TEST_IMAGES"), Envd: "../bin/envd", Stage0: "../bin/stage0"},
-		Driver:  host.DriverConfig{Name: host.QEMU, QEMU: "qemu-system-x86_64"},
+		Driver:  driver(),
 		Network: network.Config{Prefix: prefix, Range: netip.MustParsePrefix("10.213.0.0/16")},
 		Out:     t.Output(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
@@ -60,6 +60,17 @@ func keep(t *testing.T, sb *sandbox.Sandbox, err error) *sandbox.Sandbox {
 		}
 	})
 	return sb
+}
+
+// collectLast removes the snapshots that nobody needs, after the sandboxes that
+// the test keeps from now on.
+func collectLast(t *testing.T, h *host.Host) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := h.Manager.Collect(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // sh runs a shell script as root and returns its output without the last newline.
@@ -171,6 +182,7 @@ func checkClock(t *testing.T, sb *sandbox.Sandbox) {
 
 func TestSnapshotAndRestore(t *testing.T) {
 	h := openHost(t)
+	collectLast(t, h)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
 	sh(t, sb, "echo memory >/dev/shm/m; echo disk >/root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid")
@@ -184,6 +196,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 
 	const state = "cat /dev/shm/m /root/d; kill -0 $(cat /root/pid) && echo alive"
 	random := map[string]bool{}
+	var twins []*sandbox.Sandbox
 	for range 2 {
 		twin, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "kept")
 		twin = keep(t, twin, err)
@@ -192,6 +205,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 		}
 		random[sh(t, twin, "od -An -N16 -tx1 /dev/urandom")] = true
 		checkClock(t, twin)
+		twins = append(twins, twin)
 	}
 	if len(random) != 2 {
 		t.Error("two restores of one snapshot draw the same random numbers")
@@ -201,5 +215,16 @@ func TestSnapshotAndRestore(t *testing.T) {
 	}
 	if _, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "other"); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("Restore of a snapshot that is not there = %v, want not found", err)
+	}
+	if err := h.Manager.RemoveSnapshot(t.Context(), "kept"); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "kept"); wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("Restore of a snapshot that was removed = %v, want not found", err)
+	}
+	for _, twin := range twins { // whose memory may still be in the snapshot's files
+		if got := sh(t, twin, state); got != "memory\ndisk\nalive" {
+			t.Errorf("after the removal the restored guest has %q", got)
+		}
 	}
 }

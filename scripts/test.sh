@@ -65,7 +65,7 @@ eval "$exports"
 # other machines, as a job with a process group, and is shown when it is done.
 if [ -n "${WRENN_FIRECRACKER_DIR:-}" ]; then
 	set -m
-	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' -tags nested -timeout 20m -v ./e2e/nested >"$results/nested" 2>&1 &
+	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' -tags nested -timeout 30m -v ./e2e/nested >"$results/nested" 2>&1 &
 	set +m
 	trap 'kill -- "-$!" 2>/dev/null || true' EXIT
 else

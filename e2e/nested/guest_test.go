@@ -10,27 +10,33 @@ import (
 	"wrenn/internal/storage"
 )
 
-// The guest that is booted inside L1, on L1's disk and in the environment.
-var guestFiles = []struct{ env, name string }{
-	{"WRENN_TEST_KERNEL", "vmlinux"},
-	{"WRENN_TEST_INITRD", "initrd"},
-	{"WRENN_TEST_ROOTFS", "rootfs.ext4"},
-}
+// The guest that is booted inside L1, and the environment that names its files.
+// It lies there as it does here, in a directory that a host finds it in.
+var guestFiles = []string{"WRENN_TEST_KERNEL", "WRENN_TEST_INITRD", "WRENN_TEST_ROOTFS"}
 
 // putGuest puts the guest's files below root and returns the environment that
-// names them there.
+// names them there, and the state directory that they are in.
 func putGuest(t *testing.T, root string) []string {
 	t.Helper()
-	var env []string
-	must(t, os.MkdirAll(filepath.Join(root, "guest"), 0o755))
-	for _, f := range guestFiles {
-		from := os.Getenv(f.env)
+	const state = "/guest"
+	env := []string{"WRENN_TEST_IMAGES=" + state}
+	for _, name := range guestFiles {
+		from := os.Getenv(name)
 		if from == "" {
-			skip(t, "the guest is missing: set "+f.env+" (bin/host-agent image prepare --export)")
+			skip(t, "the guest is missing: set "+name+" (bin/host-agent image prepare --export)")
 		}
-		_, err := storage.Clone(t.Context(), filepath.Join(root, "guest", f.name), from, 0o644)
-		must(t, err)
-		env = append(env, f.env+"=/guest/"+f.name)
+		where := filepath.Join(state, "images", filepath.Base(filepath.Dir(from)), filepath.Base(from))
+		put(t, root, where, from, 0o644)
+		env = append(env, name+"="+where)
 	}
 	return env
+}
+
+// put makes root/where a copy of the file from.
+func put(t *testing.T, root, where, from string, mode os.FileMode) {
+	t.Helper()
+	to := filepath.Join(root, where)
+	must(t, os.MkdirAll(filepath.Dir(to), 0o755))
+	_, err := storage.Clone(t.Context(), to, from, mode)
+	must(t, err)
 }

@@ -22,7 +22,7 @@ import (
 )
 
 // machineLimit bounds the life of L1.
-const machineLimit = 18 * time.Minute
+const machineLimit = 28 * time.Minute
 
 // pokeEvery is how often L1 gets a byte that nobody reads, for the interrupt
 // that comes with it. The emulation of AMD's virtualisation clears a flag at

@@ -1,8 +1,8 @@
 //go:build nested
 
 // Package nested tests with Firecracker where there is no KVM: QEMU emulates a
-// machine (L1) whose kernel has one, and the tests of the Firecracker driver
-// run in it, against real guests (L2).
+// machine (L1) whose kernel has one, and the tests of the Firecracker driver and
+// of a whole host run in it, against real guests (L2).
 package nested
 
 import (
@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"wrenn/e2e/nested/l1"
-	"wrenn/internal/storage"
 )
 
 func TestFirecracker(t *testing.T) {
@@ -48,20 +48,29 @@ func TestFirecracker(t *testing.T) {
 	results.report(plan)
 }
 
+// The tests that run in L1: those of the driver, and those of a whole host that
+// need no database.
+const (
+	driverTests = "/firecracker.test"
+	hostTests   = "/e2e.test"
+)
+
 // suites puts all that the tests need below root, and plans them.
 func suites(t *testing.T, root string, all []release) l1.Plan {
 	t.Helper()
 	guest := putGuest(t, root)
-	const tests = "/firecracker.test"
-	output(t, "", "go", "test", "-c", "-tags", "root,vm", "-trimpath", "-ldflags=-s -w",
-		"-o", filepath.Join(root, tests), "wrenn/internal/vm/firecracker")
+	for tests, pkg := range map[string]string{driverTests: "wrenn/internal/vm/firecracker", hostTests: "wrenn/e2e"} {
+		output(t, "", "go", "test", "-c", "-tags", "root,vm", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(root, tests), pkg)
+	}
+	for _, name := range []string{"host-agent", "envd", "stage0"} {
+		put(t, root, "/bin/"+name, filepath.Join("../../bin", name), 0o755) // ../bin, from where the tests run
+	}
+	put(t, root, "/etc/os-release", "/etc/os-release", 0o644) // which Debian the guest is
 	var plan l1.Plan
 	for i, r := range all {
 		where := filepath.Join("/releases", r.version)
-		must(t, os.MkdirAll(filepath.Join(root, where), 0o755))
 		for _, name := range []string{"firecracker", "jailer"} {
-			_, err := storage.Clone(t.Context(), filepath.Join(root, where, name), filepath.Join(r.dir, name), 0o755)
-			must(t, err)
+			put(t, root, filepath.Join(where, name), filepath.Join(r.dir, name), 0o755)
 		}
 		env := append([]string{
 			"WRENN_CI=1", // whatever is left out here, is by mistake
@@ -69,51 +78,55 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 			"WRENN_TEST_JAILER=" + where + "/jailer",
 		}, guest...)
 		for _, run := range runs(r, i == len(all)-1) {
-			args := append([]string{tests, "-test.v", "-test.timeout=15m"}, run.args...)
+			args := append([]string{run.tests, "-test.v", "-test.timeout=15m"}, run.args...)
 			plan.Programs = append(plan.Programs, l1.Program{Name: run.name, Args: args, Env: env})
 		}
 	}
 	if len(plan.Programs) == 0 {
-		t.Fatal("-run names none of the releases")
+		t.Fatal("-run names none of the runs")
 	}
 	return plan
 }
 
-// run is one run of the driver's tests.
+// run is one run of tests.
 type run struct {
-	name string
-	args []string
+	name, tests string
+	args        []string
 }
 
-// The whole suite takes minutes, so the newest release alone gets it; what is
-// different between releases, and without the jailer, shows in a few tests.
+// The driver's whole suite takes minutes, so the newest release alone gets it; what is
+// different between releases, and without the jailer, shows in a few tests. Of a
+// host it gets what works on the driver, and of an agent's deaths one in each part of a pause.
 const (
 	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
 	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
+	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(guest_frozen|machine_saved|paused_noted|machine_started)$"
 )
 
 // runs are those of a release: what -run asks for, or what is worth it.
 func runs(r release, newest bool) []run {
-	asked, tests := asked()
-	switch {
-	case !asked.MatchString(r.version):
-		return nil
-	case tests != "":
-		return []run{{r.version, []string{"-test.run=" + tests}}}
-	case newest:
-		return []run{
-			{r.version, []string{"-test.skip=^TestConformanceWithoutJailer$"}},
-			{r.version + "-without-jailer", []string{"-test.run=" + withoutJailer}},
+	all := []run{{r.version, driverTests, []string{"-test.run=" + essence}}}
+	if newest {
+		all = []run{
+			{r.version, driverTests, []string{"-test.skip=^TestConformanceWithoutJailer$"}},
+			{r.version + "-without-jailer", driverTests, []string{"-test.run=" + withoutJailer}},
+			{r.version + "-host", hostTests, []string{"-test.run=" + wholeHost}},
 		}
-	default:
-		return []run{{r.version, []string{"-test.run=" + essence}}}
 	}
+	asked, tests := asked()
+	all = slices.DeleteFunc(all, func(r run) bool { return !asked.MatchString(r.name) })
+	for i := range all {
+		if tests != "" {
+			all[i].args = []string{"-test.run=" + tests}
+		}
+	}
+	return all
 }
 
-// asked is what -run says of releases and of tests in L1, of which it knows
-// nothing: TestFirecracker/v1.17/TestConformance/Life is one test with one release.
-func asked() (releases *regexp.Regexp, tests string) {
+// asked is what -run says of runs and of tests in L1, of which it knows
+// nothing: TestFirecracker/v1.17.*host/TestGenerations is one test of a host.
+func asked() (runs *regexp.Regexp, tests string) {
 	_, rest, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
-	release, tests, _ := strings.Cut(rest, "/")
-	return regexp.MustCompile(release), tests
+	name, tests, _ := strings.Cut(rest, "/")
+	return regexp.MustCompile(name), tests
 }
