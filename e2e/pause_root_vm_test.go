@@ -44,6 +44,7 @@ func scribble(r *rand.Rand) string {
 // a difference to the one before; and its programs go on.
 func TestGenerations(t *testing.T) {
 	h := openHost(t)
+	collectLast(t, h)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
 	sh(t, sb, fmt.Sprintf("head -c %d /dev/urandom >/dev/shm/m; cp /dev/shm/m /root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid", contentPages*4096))
