@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // connections are those that the agent has.
@@ -35,15 +36,27 @@ func (c *connections) track(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// closeOthers closes all connections but that of the request with ctx. The
-// requests on them end as if their clients had gone.
-func (c *connections) closeOthers(ctx context.Context) {
+// closeOthers closes the connections that are open now, but that of the request
+// with ctx, after a while. The requests on them end as if their clients had gone.
+//
+// After a while, because it is a tenth of what a restored guest does before its
+// first command, nothing waits for it, and who is at the other end is not there.
+func (c *connections) closeOthers(ctx context.Context, after time.Duration) {
 	own, _ := ctx.Value(connKey{}).(net.Conn)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	others := make([]net.Conn, 0, len(c.open))
 	for conn := range c.open {
 		if conn != own {
-			conn.Close()
+			others = append(others, conn)
 		}
 	}
+	if len(others) == 0 {
+		return
+	}
+	time.AfterFunc(after, func() {
+		for _, conn := range others {
+			conn.Close() // some may be closed by now
+		}
+	})
 }

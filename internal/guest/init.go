@@ -14,6 +14,9 @@ import (
 	"wrenn/internal/guest/settings"
 )
 
+// staleLimit is how long a copy keeps the connections of its original.
+const staleLimit = time.Second
+
 // initRequest is what the host says after a start or a restore. A field that
 // is absent or null leaves things as they are, any other replaces them.
 type initRequest struct {
@@ -126,7 +129,7 @@ func (a *Agent) become(ctx context.Context, req *initRequest) error {
 	changed, err := a.identity.Become(id, time.Now())
 	if changed {
 		a.log.Debug("new identity", slog.String("id", id.ID), slog.Uint64("generation", id.Generation))
-		a.conns.closeOthers(ctx)
+		a.conns.closeOthers(ctx, staleLimit)
 	}
 	return err
 }

@@ -21,6 +21,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// freezeFile takes 0 and 1.
+const freezeFile = "cgroup.freeze"
+
 // ErrUnsupported means that this guest has no cgroup2 with a freezer.
 var ErrUnsupported = errors.New("this guest has no cgroup2 that can freeze")
 
@@ -46,9 +49,11 @@ func (e *StuckError) Unwrap() error { return e.Err }
 // those that the agent starts, and those that its users made, as container
 // runtimes do. The agent's own is left out. What is in the upper cgroup itself,
 // like the agent, runs on.
+// One caller at a time.
 type Groups struct {
 	root string // "" when there are none
 	own  string // the agent's own name below root, "" when it is not below it
+	held []int  // cgroup.freeze of what Freeze has frozen, open for writing
 }
 
 // New returns the groups below root, where cgroup2 is mounted. An empty root
@@ -88,6 +93,7 @@ func (g *Groups) Freeze(ctx context.Context) (err error) {
 			err = errors.Join(err, g.Thaw())
 		}
 	}()
+	g.release()
 	var frozen []string
 	// Again until nothing is new: until it is frozen itself, a program may make a group.
 	for {
@@ -100,7 +106,7 @@ func (g *Groups) Freeze(ctx context.Context) (err error) {
 			return nil
 		}
 		for _, name := range names {
-			if err := g.set(name, "1"); err != nil {
+			if err := g.hold(name); err != nil {
 				return err
 			}
 		}
@@ -115,14 +121,21 @@ func (g *Groups) Freeze(ctx context.Context) (err error) {
 
 // Thaw lets the processes of all groups run. Thawing what runs is no error. It
 // goes as far as it can.
+//
+// What Freeze has frozen is written to by its open files: no program is there
+// that could have made another group. To find all groups by their names takes a
+// restored guest, in which all code is cold, as long as all else in here.
 func (g *Groups) Thaw() error {
 	if g.root == "" {
 		return ErrUnsupported
 	}
+	if g.letGo() {
+		return nil
+	}
 	names, err := g.list()
 	errs := []error{err}
 	for _, name := range names {
-		errs = append(errs, g.set(name, "0"))
+		errs = append(errs, g.thaw(name))
 	}
 	return errors.Join(errs...)
 }
@@ -141,20 +154,56 @@ func (g *Groups) list() ([]string, error) {
 	return names, nil
 }
 
-// gone reports whether err says that a cgroup was removed. Then nothing is in it.
-func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
-
-func (g *Groups) set(name, value string) error {
-	f, err := os.OpenFile(filepath.Join(g.root, name, "cgroup.freeze"), os.O_WRONLY, 0)
+// hold freezes a group, and keeps what thaws it.
+func (g *Groups) hold(name string) error {
+	fd, err := unix.Open(filepath.Join(g.root, name, freezeFile), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) && g.exists(name) {
 		return ErrUnsupported // a kernel before 5.2
 	}
 	if err == nil {
-		_, err = f.WriteString(value)
+		g.held = append(g.held, fd)
+		_, err = unix.Pwrite(fd, []byte("1"), 0)
+	}
+	if err != nil && !gone(err) {
+		return fmt.Errorf("freeze cgroup %s: %w", name, err)
+	}
+	return nil
+}
+
+// letGo thaws what is held, and says whether that was something and all of it went well.
+func (g *Groups) letGo() bool {
+	thawed := len(g.held) > 0
+	for _, fd := range g.held {
+		if _, err := unix.Pwrite(fd, []byte("0"), 0); err != nil && !gone(err) {
+			thawed = false
+		}
+	}
+	g.release()
+	return thawed
+}
+
+// release closes what is held.
+func (g *Groups) release() {
+	for _, fd := range g.held {
+		_ = unix.Close(fd) // nothing is buffered
+	}
+	g.held = nil
+}
+
+// gone reports whether err says that a cgroup was removed. Then nothing is in it.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
+func (g *Groups) thaw(name string) error {
+	f, err := os.OpenFile(filepath.Join(g.root, name, freezeFile), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) && g.exists(name) {
+		return ErrUnsupported // a kernel before 5.2
+	}
+	if err == nil {
+		_, err = f.WriteString("0")
 		f.Close()
 	}
 	if err != nil && !gone(err) {
-		return fmt.Errorf("set cgroup.freeze of %s to %s: %w", name, value, err)
+		return fmt.Errorf("thaw cgroup %s: %w", name, err)
 	}
 	return nil
 }

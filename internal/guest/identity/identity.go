@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -82,8 +83,9 @@ const (
 type Keeper struct {
 	cfg Config
 
-	mu  sync.Mutex // guards now; held while the guest changes
-	now Identity   // zero until the host said it
+	mu     sync.Mutex // guards what follows; held while the guest changes
+	now    Identity   // zero until the host said it
+	bootID window
 }
 
 // New returns a keeper. It does what need not wait until a restore: makes the
@@ -97,7 +99,7 @@ func New(cfg Config) *Keeper {
 	if err := k.makeDirs(); err != nil {
 		cfg.Log.Warn("programs cannot ask to be told of a restore", slog.Any("error", err))
 	}
-	if err := errors.Join(k.showBootID(), k.showMachineID()); err != nil {
+	if err := errors.Join(k.openBootID(), k.showMachineID()); err != nil {
 		cfg.Log.Warn("the guest has an identity that may not change", slog.Any("error", err))
 	}
 	return k
@@ -114,12 +116,16 @@ func (k *Keeper) makeDirs() error {
 	return os.Chmod(dir, 0o777|fs.ModeSticky) // whatever the umask is
 }
 
-func (k *Keeper) showBootID() error {
+// openBootID shows a boot id of ours and keeps it open for the next ones.
+func (k *Keeper) openBootID() error {
 	kernels, err := os.ReadFile(bootID)
 	if err != nil {
 		return err
 	}
-	return k.show(bootIDFile, string(kernels), bootID)
+	if err := k.show(bootIDFile, string(kernels), bootID); err != nil {
+		return err
+	}
+	return k.bootID.open(filepath.Join(k.cfg.RunDir, bootIDFile))
 }
 
 // show shows the file of a name in RunDir, which is made with a text if it is not there.
@@ -209,17 +215,19 @@ func (k *Keeper) write(id Identity, at time.Time) error {
 
 // writeGeneration replaces the file as a whole: readers see the old or the new one.
 func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
-	text := fmt.Sprintf("id=%s\ngeneration=%d\ntime=%s\n", id.ID, id.Generation, at.UTC().Format(time.RFC3339Nano))
+	text := "id=" + id.ID + "\ngeneration=" + strconv.FormatUint(id.Generation, 10) + "\ntime=" + at.UTC().Format(time.RFC3339Nano) + "\n"
 	return replace(filepath.Join(k.cfg.RunDir, generationFile), text, 0o644)
 }
 
 // newBootID overwrites the file in place, because it is what the kernel shows:
 // a new one would not be. All boot ids have one length, so no reader sees half of two.
 func (k *Keeper) newBootID() error {
-	if err := k.showBootID(); err != nil {
-		return err
+	if !k.bootID.isAt(bootID) { // root of the guest may have unmounted it
+		if err := k.openBootID(); err != nil {
+			return err
+		}
 	}
-	return overwrite(filepath.Join(k.cfg.RunDir, bootIDFile), uuid()+"\n")
+	return k.bootID.write(uuid() + "\n")
 }
 
 // uuid is a random one, version 4 of RFC 9562 §5.4.
@@ -227,7 +235,8 @@ func uuid() string {
 	b := random()
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
 func random() [16]byte {
@@ -301,38 +310,34 @@ func (k *Keeper) hosts(path, name string) (string, error) {
 
 // overwrite changes a file that is there. It follows no link.
 func overwrite(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
+	var w window
+	if err := w.open(path); err != nil {
 		return err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
+	defer w.close()
+	if err := w.write(text); err != nil || w.size <= int64(len(text)) {
 		return err
 	}
-	if !info.Mode().IsRegular() {
-		return errors.New("not a file")
-	}
-	if _, err := f.WriteAt([]byte(text), 0); err != nil || info.Size() <= int64(len(text)) {
-		return err
-	}
-	return f.Truncate(int64(len(text)))
+	return unix.Ftruncate(w.fd, int64(len(text)))
 }
 
 // replace writes a file anew and puts it in the place of an old one, or of a
 // link. It need not survive a power cut: a guest that boots again is told again.
-func replace(path, text string, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".wrenn-*")
+// One at a time in a directory. By system calls, see window.
+func replace(path, text string, mode uint32) error {
+	staged := filepath.Join(filepath.Dir(path), ".wrenn-staged")
+	_ = unix.Unlink(staged) // of an agent that was killed here
+	fd, err := unix.Open(staged, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, mode)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "create", Path: staged, Err: err}
 	}
-	_, err = f.WriteString(text)
-	err = errors.Join(err, f.Chmod(mode), f.Close())
+	_, err = unix.Write(fd, []byte(text))
+	err = errors.Join(err, unix.Fchmod(fd, mode), unix.Close(fd)) // whatever the umask is
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = unix.Rename(staged, path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return errors.Join(err, unix.Unlink(staged))
 	}
 	return nil
 }
