@@ -18,8 +18,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Identity is who a guest is.
@@ -83,9 +81,10 @@ const (
 type Keeper struct {
 	cfg Config
 
-	mu     sync.Mutex // guards what follows; held while the guest changes
-	now    Identity   // zero until the host said it
-	bootID window
+	mu         sync.Mutex // guards what follows; held while the guest changes
+	now        Identity   // zero until the host said it
+	bootID     window
+	generation window
 }
 
 // New returns a keeper. It does what need not wait until a restore: makes the
@@ -213,10 +212,24 @@ func (k *Keeper) write(id Identity, at time.Time) error {
 	return nil
 }
 
-// writeGeneration replaces the file as a whole: readers see the old or the new one.
+// writeGeneration overwrites the file in place: a new one would be the most
+// expensive part of a restore under emulation, and not be seen where the old one is
+// mounted, as in containers. Nobody reads half of it, because nobody runs.
 func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
-	text := "id=" + id.ID + "\ngeneration=" + strconv.FormatUint(id.Generation, 10) + "\ntime=" + at.UTC().Format(time.RFC3339Nano) + "\n"
-	return replace(filepath.Join(k.cfg.RunDir, generationFile), text, 0o644)
+	if !k.generation.isLinked() { // the first one, or root of the guest has removed it
+		path := filepath.Join(k.cfg.RunDir, generationFile)
+		err := os.WriteFile(path, nil, 0o644)
+		if err == nil {
+			err = os.Chmod(path, 0o644) // whatever the umask is
+		}
+		if err == nil {
+			err = k.generation.open(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return k.generation.set("id=" + id.ID + "\ngeneration=" + strconv.FormatUint(id.Generation, 10) + "\ntime=" + at.UTC().Format(time.RFC3339Nano) + "\n")
 }
 
 // newBootID overwrites the file in place, because it is what the kernel shows:
@@ -227,7 +240,7 @@ func (k *Keeper) newBootID() error {
 			return err
 		}
 	}
-	return k.bootID.write(uuid() + "\n")
+	return k.bootID.set(uuid() + "\n")
 }
 
 // uuid is a random one, version 4 of RFC 9562 §5.4.
@@ -315,29 +328,23 @@ func overwrite(path, text string) error {
 		return err
 	}
 	defer w.close()
-	if err := w.write(text); err != nil || w.size <= int64(len(text)) {
-		return err
-	}
-	return unix.Ftruncate(w.fd, int64(len(text)))
+	return w.set(text)
 }
 
 // replace writes a file anew and puts it in the place of an old one, or of a
 // link. It need not survive a power cut: a guest that boots again is told again.
-// One at a time in a directory. By system calls, see window.
-func replace(path, text string, mode uint32) error {
-	staged := filepath.Join(filepath.Dir(path), ".wrenn-staged")
-	_ = unix.Unlink(staged) // of an agent that was killed here
-	fd, err := unix.Open(staged, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, mode)
+func replace(path, text string, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".wrenn-*")
 	if err != nil {
-		return &fs.PathError{Op: "create", Path: staged, Err: err}
+		return err
 	}
-	_, err = unix.Write(fd, []byte(text))
-	err = errors.Join(err, unix.Fchmod(fd, mode), unix.Close(fd)) // whatever the umask is
+	_, err = f.WriteString(text)
+	err = errors.Join(err, f.Chmod(mode), f.Close())
 	if err == nil {
-		err = unix.Rename(staged, path)
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return errors.Join(err, unix.Unlink(staged))
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -276,5 +277,37 @@ sys.stdin.read()`)
 	g.become(t, Identity{ID: "ia"}, true)
 	if diff := cmp.Diff([]string{fmt.Sprintf("%d 1", cmd.Process.Pid)}, g.machine.signals); diff != "" {
 		t.Errorf("signals mismatch (-want +got):\n%s", diff)
+	}
+}
+
+// Whoever has the file open or mounted sees the next generation, also when its
+// text is shorter; a file that was removed is made again.
+func TestGenerationIsOverwritten(t *testing.T) {
+	g := newGuest(t)
+	become := func(id Identity, at time.Time) string {
+		t.Helper()
+		if _, err := g.Become(id, at); err != nil {
+			t.Fatal(err)
+		}
+		return g.read(t, "run/generation")
+	}
+	become(Identity{ID: "ialong", Generation: 1000}, noon)
+	seen, err := os.Open(filepath.Join(g.dir, "run/generation"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seen.Close()
+	want := "id=ib\ngeneration=2\ntime=2026-11-24T12:00:00Z\n"
+	if diff := cmp.Diff(want, become(Identity{ID: "ib", Generation: 2}, noon.Truncate(time.Second))); diff != "" {
+		t.Errorf("generation mismatch (-want +got):\n%s", diff)
+	}
+	if raw, err := io.ReadAll(seen); err != nil || string(raw) != want {
+		t.Errorf("who had it open reads %q, %v", raw, err)
+	}
+	if err := os.Remove(filepath.Join(g.dir, "run/generation")); err != nil {
+		t.Fatal(err)
+	}
+	if got := become(Identity{ID: "ib", Generation: 3}, noon); !strings.Contains(got, "generation=3\n") {
+		t.Errorf("after it was removed it holds %q", got)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// window is a file that is shown in the place of another, and open. The zero
-// value is none.
+// window is an open file that is changed in place, because somebody sees it: it
+// is mounted over another one. The zero value is none.
 //
 // By system calls and not by package os: after a restore an emulated CPU runs
 // all code for the first time, so what matters is how much of it there is, not
@@ -15,10 +15,10 @@ import (
 type window struct {
 	fd       int // 0 is none: that is somebody's stdin
 	dev, ino uint64
-	size     int64 // when it was opened
+	size     int64
 }
 
-// open opens the file at path, in the place of another one.
+// open opens the file at path, after what was open is closed.
 func (w *window) open(path string) error {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -52,8 +52,22 @@ func (w *window) isAt(path string) bool {
 	return w.fd != 0 && unix.Stat(path, &stat) == nil && stat.Dev == w.dev && stat.Ino == w.ino
 }
 
-// write puts text over the beginning.
-func (w *window) write(text string) error {
-	_, err := unix.Pwrite(w.fd, []byte(text), 0)
-	return err
+// isLinked reports whether it has a name, somewhere.
+func (w *window) isLinked() bool {
+	var stat unix.Stat_t
+	return w.fd != 0 && unix.Fstat(w.fd, &stat) == nil && stat.Nlink > 0
+}
+
+// set makes text what is in it.
+func (w *window) set(text string) error {
+	if _, err := unix.Pwrite(w.fd, []byte(text), 0); err != nil {
+		return err
+	}
+	if n := int64(len(text)); n < w.size {
+		if err := unix.Ftruncate(w.fd, n); err != nil {
+			return err
+		}
+	}
+	w.size = int64(len(text))
+	return nil
 }
