@@ -96,7 +96,7 @@ func (a *assembly) closeFiles() {
 // QEMU wants a name: the directories on the way to the file do not count.
 func reopen(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
-func (a *assembly) giveMemory(ctx context.Context) error {
+func (a *assembly) giveMemory(context.Context) error {
 	object := fmt.Sprintf("memory-backend-file,id=mem0,size=%dM,mem-path=%s", a.spec.MemoryMiB, reopen(memoryFD))
 	if a.snap == nil {
 		f, err := newMemory("memory", int64(a.spec.MemoryMiB)<<20)
@@ -114,7 +114,7 @@ func (a *assembly) giveMemory(ctx context.Context) error {
 		a.args = append(a.args, "-object", object+",readonly=on,rom=off")
 		return nil
 	}
-	img, err := a.d.images.take(ctx, a.snap.memory)
+	img, err := a.d.images.take(a.snap.memory)
 	if err != nil {
 		return err
 	}
@@ -283,6 +283,11 @@ func (a *assembly) private() map[string]string {
 func (a *assembly) connect(ctx context.Context) error { return a.machine.connect(ctx) }
 
 func (a *assembly) load(ctx context.Context) error {
+	if a.image != nil {
+		if err := a.image.wait(ctx); err != nil {
+			return err
+		}
+	}
 	return a.machine.load(ctx, a.stateFD)
 }
 

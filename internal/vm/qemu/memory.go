@@ -90,11 +90,12 @@ func copyRange(ctx context.Context, buf []byte, dst io.WriterAt, to int64, src i
 // writing can be opened so by everybody and changed by nobody.
 //
 // An image stays as long as a machine uses it, and the last one used stays
-// until another is: creating sandboxes from one template copies once.
+// until another is: creating sandboxes from one template copies once. It is filled
+// while the VMM starts, which maps it meanwhile and looks into it when it loads.
 type images struct {
-	filling chan struct{} // holds one token: who has it may add to byFile
+	filling chan struct{} // holds one token: who has it copies, one at a time
 
-	mu     sync.Mutex // guards the following and image.users
+	mu     sync.Mutex // guards the following and what an image says it guards
 	byFile map[fileKey]*image
 	last   *image
 }
@@ -107,9 +108,15 @@ type fileKey struct {
 }
 
 type image struct {
-	file  *os.File
-	key   fileKey
-	users int
+	file *os.File
+	key  fileKey
+	stop context.CancelFunc // of the filling
+
+	users   int  // guarded by images.mu
+	dropped bool // guarded by images.mu: nobody finds it any more
+
+	filled chan struct{} // closed when it is whole and sealed, or err is set
+	err    error
 }
 
 // lease is the use of an image by one machine.
@@ -122,61 +129,67 @@ func newImages() *images {
 	return &images{filling: make(chan struct{}, 1), byFile: map[fileKey]*image{}}
 }
 
-// take returns the image of a memory file. The caller releases it.
-func (s *images) take(ctx context.Context, memory *os.File) (*lease, error) {
+// take returns the image of a memory file, which may not be filled yet: see
+// lease.wait. The caller releases it.
+func (s *images) take(memory *os.File) (*lease, error) {
 	info, err := memory.Stat()
 	if err != nil {
 		return nil, err
 	}
 	st := info.Sys().(*syscall.Stat_t)
 	key := fileKey{st.Dev, st.Ino, st.Size, st.Mtim}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if img, ok := s.byFile[key]; ok {
+		return s.lend(img), nil
+	}
+	from, err := dup(memory)
+	if err != nil {
+		return nil, err
+	}
+	file, err := newMemory("image", st.Size)
+	if err != nil {
+		from.Close()
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background()) // others may wait for it when who began it does not
+	img := &image{file: file, key: key, stop: stop, filled: make(chan struct{})}
+	s.byFile[key] = img
+	go s.fill(ctx, img, from)
+	return s.lend(img), nil
+}
+
+// fill makes the image whole. One that fails is not found again.
+func (s *images) fill(ctx context.Context, img *image, from *os.File) {
+	defer img.stop()
+	defer from.Close()
+	img.err = s.copyAndSeal(ctx, img, from)
+	close(img.filled)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if img.err != nil && !img.dropped {
+		s.drop(img)
+	}
+	if img.dropped {
+		img.file.Close()
+	}
+}
+
+func (s *images) copyAndSeal(ctx context.Context, img *image, from *os.File) error {
 	select {
 	case s.filling <- struct{}{}:
 		defer func() { <-s.filling }()
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	if l := s.find(key); l != nil {
-		return l, nil
-	}
-	file, err := seal(ctx, memory, st.Size)
-	if err != nil {
-		return nil, fmt.Errorf("image of the snapshot's memory: %w", err)
-	}
-	return s.add(&image{file: file, key: key}), nil
-}
-
-func seal(ctx context.Context, memory *os.File, size int64) (*os.File, error) {
-	f, err := newMemory("image", size)
-	if err != nil {
-		return nil, err
-	}
-	err = copySparse(ctx, f, memory, size)
+	err := copySparse(ctx, img.file, from, img.key.size)
 	if err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+		_, err = unix.FcntlInt(img.file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	}
 	if err != nil {
-		f.Close()
-		return nil, err
+		return fmt.Errorf("image of the snapshot's memory: %w", err)
 	}
-	return f, nil
-}
-
-func (s *images) find(key fileKey) *lease {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	img, ok := s.byFile[key]
-	if !ok {
-		return nil
-	}
-	return s.lend(img)
-}
-
-func (s *images) add(img *image) *lease {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.byFile[img.key] = img
-	return s.lend(img)
+	return nil
 }
 
 // lend needs s.mu.
@@ -195,18 +208,44 @@ func (s *images) lend(img *image) *lease {
 
 // dropIfUnused needs s.mu.
 func (s *images) dropIfUnused(img *image) {
-	if img == nil || img.users > 0 || img == s.last {
+	if img == nil || img.dropped || img.users > 0 || img == s.last {
 		return
 	}
+	s.drop(img)
+	select {
+	case <-img.filled:
+		img.file.Close() // machines that have it mapped keep it
+	default:
+		img.stop() // who fills it closes it
+	}
+}
+
+// drop needs s.mu.
+func (s *images) drop(img *image) {
+	img.dropped = true
 	delete(s.byFile, img.key)
-	img.file.Close() // machines that have it mapped keep it
+	if s.last == img {
+		s.last = nil
+	}
+}
+
+// wait returns when the image is whole, and nobody can write to it any more.
+func (l *lease) wait(ctx context.Context) error {
+	select {
+	case <-l.img.filled:
+		return l.img.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // dup returns another descriptor of the image; the caller closes it.
-func (l *lease) dup() (*os.File, error) {
-	fd, err := unix.FcntlInt(l.img.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+func (l *lease) dup() (*os.File, error) { return dup(l.img.file) }
+
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "image"), nil
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }

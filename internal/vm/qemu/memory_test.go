@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -272,7 +273,10 @@ func TestImagesAreSharedAndSealed(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range leases {
 		wg.Go(func() {
-			l, err := s.take(t.Context(), src)
+			l, err := s.take(src)
+			if err == nil {
+				err = l.wait(t.Context())
+			}
 			if err != nil {
 				t.Error(err)
 				return
@@ -312,7 +316,7 @@ func TestImagesAreDropped(t *testing.T) {
 	a, b := newFile(t), newFile(t)
 	take := func(f *os.File) *lease {
 		t.Helper()
-		l, err := s.take(t.Context(), f)
+		l, err := s.take(f)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -336,13 +340,76 @@ func TestImagesAreDropped(t *testing.T) {
 		t.Errorf("%d images are kept, want 2: one in use, one the last", len(s.byFile))
 	}
 	third.release()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	c := newFile(t)
-	if _, err := c.WriteString("c"); err != nil {
+}
+
+// A VMM maps an image before it is filled, and sees what comes into it.
+func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
+	src, content := testMemory(t)
+	s := newImages()
+	s.filling <- struct{}{} // another one is being filled
+	l, err := s.take(src)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.take(ctx, c); !errors.Is(err, context.Canceled) {
-		t.Errorf("take() = %v, want Canceled", err)
+	f, err := l.dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, len(content), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mapped)
+	impatient, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.wait(impatient); !errors.Is(err, context.Canceled) {
+		t.Errorf("wait() = %v, want Canceled", err)
+	}
+	<-s.filling
+	if err := l.wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(mapped, content) {
+		t.Error("what was mapped is not what was copied")
+	}
+}
+
+// An image that nobody waits for is given up, and one that cannot be filled is
+// made anew for the next.
+func TestImageThatIsNotFilled(t *testing.T) {
+	s := newImages()
+	a, b := newFile(t), newFile(t)
+	s.filling <- struct{}{}
+	first, err := s.take(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := s.take(b) // the last one now
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.release()
+	if err := first.wait(t.Context()); !errors.Is(err, context.Canceled) {
+		t.Errorf("wait() for what nobody uses = %v, want Canceled", err)
+	}
+	second.img.stop()
+	if err := second.wait(t.Context()); !errors.Is(err, context.Canceled) {
+		t.Errorf("wait() = %v, want Canceled", err)
+	}
+	<-s.filling
+	for { // it is forgotten a moment after that
+		again, err := s.take(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again.img != second.img {
+			if err := again.wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		again.release()
+		runtime.Gosched()
 	}
 }
