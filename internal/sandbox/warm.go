@@ -52,7 +52,7 @@ func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error
 // of the shape or, without that, the guest image.
 func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if req.Snapshot != "" {
-		from, shape, err := m.restoration(ctx, req.Snapshot)
+		from, shape, err := m.namedRestoration(ctx, req.Snapshot)
 		if err == nil && shape != req.Shape {
 			from.release()
 			err = wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
