@@ -13,12 +13,18 @@ import (
 	"net/url"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"wrenn"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
-// maxAnswer bounds what is read of an answer that should be short.
-const maxAnswer = 64 << 10
+const (
+	// maxAnswer bounds what is read of an answer that should be short.
+	maxAnswer = 64 << 10
+	// maxMessage bounds one message of a stream. The agent's own are of 32 KiB of output at most.
+	maxMessage = 1 << 20
+)
 
 // Config says how to reach one envd.
 type Config struct {
@@ -53,7 +59,10 @@ func New(cfg Config) *Client {
 		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: transport}},
 		conns: conns,
 	}
-	c.process = processconnect.NewProcessClient(c.http, c.base)
+	c.process = processconnect.NewProcessClient(c.http, c.base,
+		connect.WithReadMaxBytes(maxMessage),
+		// What a guest packs it can make a thousand times as large here, at no cost to itself.
+		connect.WithAcceptCompression("gzip", nil, nil))
 	return c
 }
 

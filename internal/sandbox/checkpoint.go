@@ -130,7 +130,7 @@ func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id string) error {
 func (s *Sandbox) restorePaused(ctx context.Context, id string) error {
 	from, _, err := s.m.restoration(ctx, id) // if it is whole
 	if err != nil {
-		return err
+		return s.explain("restore", err)
 	}
 	defer from.release()
 	if err := s.commit("checkpoint restored", func(j *journal) { j.Snapshot, j.Head = id, id }); err != nil {
