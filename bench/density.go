@@ -15,7 +15,10 @@ import (
 
 // density keeps many sandboxes alive at once and runs a command in each.
 func density(ctx context.Context, b *bench) (_ []row, err error) {
-	s, err := newStack(ctx, b, settings{"limits": settings{"sandboxes": b.live, "memory_mb": -1}})
+	s, err := newStack(ctx, b, settings{
+		"limits": settings{"sandboxes": b.live, "memory_mb": -1},
+		"driver": settings{"qemu_code_mb": b.codeMB}, // 0 is as if it were not there
+	})
 	if err != nil {
 		return nil, err
 	}

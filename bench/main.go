@@ -52,6 +52,7 @@ type bench struct {
 	hosts   int           // simulated
 	boxes   int           // on each of them
 	live    int           // sandboxes at once
+	codeMB  int           // of translated code that each of them keeps; 0 is the agent's default
 	window  time.Duration // in which something idle is watched
 }
 
@@ -100,6 +101,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.hosts, "hosts", 1000, "simulated hosts")
 	flag.IntVar(&b.boxes, "boxes", 100, "sandboxes on each of them")
 	flag.IntVar(&b.live, "live", 8, "sandboxes that are alive at once")
+	flag.IntVar(&b.codeMB, "code", 0, "MiB of translated code that each of them keeps (driver.qemu_code_mb); 0 is the agent's default")
 	flag.DurationVar(&b.window, "window", 30*time.Second, "how long something idle is watched")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)

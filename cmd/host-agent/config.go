@@ -23,6 +23,7 @@ import (
 	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
 	"wrenn/internal/template"
+	"wrenn/internal/vm/qemu"
 )
 
 // config is the file of --config. Every key may be left out.
@@ -57,12 +58,13 @@ type logConfig struct {
 }
 
 type driverConfig struct {
-	Name        string `toml:"name"`        // auto, qemu or firecracker; default auto
-	QEMU        string `toml:"qemu"`        // path or name; default qemu-system-x86_64
-	Firecracker string `toml:"firecracker"` // path or name; default firecracker
-	Jailer      string `toml:"jailer"`      // path or name; default jailer
-	Kernel      string `toml:"kernel"`      // of the guest, an uncompressed ELF; default: the distribution's
-	Initrd      string `toml:"initrd"`      // of that kernel
+	Name        string `toml:"name"`         // auto, qemu or firecracker; default auto
+	QEMU        string `toml:"qemu"`         // path or name; default qemu-system-x86_64
+	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that a machine keeps; default 64
+	Firecracker string `toml:"firecracker"`  // path or name; default firecracker
+	Jailer      string `toml:"jailer"`       // path or name; default jailer
+	Kernel      string `toml:"kernel"`       // of the guest, an uncompressed ELF; default: the distribution's
+	Initrd      string `toml:"initrd"`       // of that kernel
 }
 
 type networkConfig struct {
@@ -134,6 +136,7 @@ func (c *config) setDefaults(state string) error {
 	c.Log.Format = cmp.Or(c.Log.Format, "text")
 	d := &c.Driver
 	d.Name, d.QEMU = cmp.Or(d.Name, host.Auto), cmp.Or(d.QEMU, "qemu-system-x86_64")
+	d.QEMUCodeMB = cmp.Or(d.QEMUCodeMB, qemu.DefaultCodeMiB)
 	d.Firecracker, d.Jailer = cmp.Or(d.Firecracker, "firecracker"), cmp.Or(d.Jailer, "jailer")
 	c.Network.Range = cmp.Or(c.Network.Range, netip.MustParsePrefix("10.191.0.0/16"))
 	c.Network.Prefix, c.Network.Ready = cmp.Or(c.Network.Prefix, "wrenn"), cmp.Or(c.Network.Ready, 4)
@@ -158,6 +161,9 @@ func (c *config) check() error {
 	case host.Auto, host.QEMU, host.Firecracker:
 	default:
 		return wrenn.Errorf(wrenn.Invalid, "driver.name %q: use auto, qemu or firecracker", c.Driver.Name)
+	}
+	if n := c.Driver.QEMUCodeMB; n < qemu.MinCodeMiB || n > qemu.MaxCodeMiB {
+		return wrenn.Errorf(wrenn.Invalid, "driver.qemu_code_mb %d: use %d to %d", n, qemu.MinCodeMiB, qemu.MaxCodeMiB)
 	}
 	if f := c.Log.Format; f != "text" && f != "json" {
 		return wrenn.Errorf(wrenn.Invalid, "log.format %q: use text or json", f)
@@ -207,7 +213,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 	return host.Config{
 		StateDir: c.State, RunDir: c.Run, Adopt: true,
 		Image:   image.Config{StateDir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd},
-		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, Firecracker: d.Firecracker, Jailer: d.Jailer},
+		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer},
 		Network: c.network(),
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),

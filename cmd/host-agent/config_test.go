@@ -35,6 +35,9 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"twice":                   {"run = '/a'\nrun = '/b'", "run"},
 		"wrong type":              {"[limits]\nsandboxes = 'many'", "sandboxes"},
 		"driver":                  {"[driver]\nname = 'xen'", "auto, qemu or firecracker"},
+		"little code":             {"[driver]\nqemu_code_mb = 15", "16 to 1024"},
+		"much code":               {"[driver]\nqemu_code_mb = 1025", "16 to 1024"},
+		"negative code":           {"[driver]\nqemu_code_mb = -64", "driver.qemu_code_mb"},
 		"log format":              {"[log]\nformat = 'xml'", "text or json"},
 		"log level":               {"[log]\nlevel = 'loud'", "loud"},
 		"relative directory":      {"state = 'x'", "absolute"},
@@ -73,7 +76,7 @@ func TestConfigurationDefaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got.State != "/s" || got.Listen != "unix:/run/wrenn/agent.sock" || got.Metrics != "127.0.0.1:49981" ||
-			got.Network.Range.String() != "10.191.0.0/16" || got.Network.Ready != 4 || got.Limits.MemoryMB <= 0 || got.Limits.DiskFreeMB != 1024 {
+			got.Network.Range.String() != "10.191.0.0/16" || got.Network.Ready != 4 || got.host(nil, nil).Driver.QEMUCodeMiB != 64 || got.Limits.MemoryMB <= 0 || got.Limits.DiskFreeMB != 1024 {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}

@@ -34,6 +34,7 @@ const (
 type DriverConfig struct {
 	Name        string // Auto, QEMU or Firecracker; "" is Auto
 	QEMU        string // path or name of qemu-system-x86_64
+	QEMUCodeMiB int    // see qemu.Config.CodeMiB
 	Firecracker string // path or name of firecracker
 	Jailer      string // path or name of jailer; without one Firecracker runs unjailed
 }
@@ -76,7 +77,7 @@ func (h *Host) qemu(ctx context.Context) (vm.Driver, error) {
 	if err != nil {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "%s is missing: apt-get install qemu-system-x86", h.cfg.Driver.QEMU)
 	}
-	return qemu.New(ctx, qemu.Config{Path: path})
+	return qemu.New(ctx, qemu.Config{Path: path, CodeMiB: h.cfg.Driver.QEMUCodeMiB})
 }
 
 // tryFirecracker finds what Firecracker needs, cheapest first, and in the end

@@ -89,6 +89,18 @@ func TestProcessIsApart(t *testing.T) {
 	}
 }
 
+func TestSmallPages(t *testing.T) {
+	cmd := sh("grep THP_enabled /proc/$$/status")
+	cmd.SmallPages = true
+	p := start(t, cmd)
+	if exit, err := p.Wait(t.Context()); err != nil || exit.Code != 0 {
+		t.Skipf("this kernel does not tell: %+v, %v", exit, err) // Linux before 5.0
+	}
+	if got := strings.Fields(string(p.Output())); len(got) != 2 || got[1] != "0" {
+		t.Errorf("%q, want huge pages to be off", got)
+	}
+}
+
 func TestMountsDoNotPropagate(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, sh("mount -t tmpfs none "+dir+" && touch "+dir+"/inside && ls "+dir))

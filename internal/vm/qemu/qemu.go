@@ -8,6 +8,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,11 +30,25 @@ const Name = "qemu"
 type Config struct {
 	// Path is qemu-system-x86_64.
 	Path string
+	// CodeMiB is how much translated code a machine keeps, MinCodeMiB to
+	// MaxCodeMiB; 0 is DefaultCodeMiB. When that is full QEMU throws all of it away
+	// and begins anew. It may differ between a machine and those restored from it.
+	CodeMiB int
 }
+
+// The limits of Config.CodeMiB; what they cost and save is in docs/machines.md.
+const (
+	// MinCodeMiB just holds what a restored machine runs until it answers. With half
+	// of it a restore takes three times as long.
+	MinCodeMiB     = 16
+	DefaultCodeMiB = 64
+	MaxCodeMiB     = 1024 // half of what QEMU takes, and more than a compiler fills
+)
 
 // Driver makes machines. It is safe for concurrent use.
 type Driver struct {
 	path    string
+	codeMiB int
 	version version
 	tscKHz  int
 	images  *images
@@ -44,8 +59,12 @@ type Driver struct {
 var _ vm.Driver = (*Driver)(nil)
 
 // New returns a driver after asking QEMU for its version. FailedPrecondition
-// when it is not there, or too old.
+// when it is not there, or too old; Invalid when cfg is wrong.
 func New(ctx context.Context, cfg Config) (*Driver, error) {
+	code := cmp.Or(cfg.CodeMiB, DefaultCodeMiB)
+	if code < MinCodeMiB || code > MaxCodeMiB {
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine cannot keep %d MiB of translated code: use %d to %d", code, MinCodeMiB, MaxCodeMiB)
+	}
 	path, err := filepath.Abs(cfg.Path)
 	if err != nil {
 		return nil, err
@@ -65,7 +84,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{path: path, version: v, tscKHz: khz, images: newImages(), fault: func(string) error { return nil }}, nil
+	return &Driver{path: path, codeMiB: code, version: v, tscKHz: khz, images: newImages(), fault: func(string) error { return nil }}, nil
 }
 
 // Name is "qemu".

@@ -68,6 +68,24 @@ func TestHardwareByVersion(t *testing.T) {
 	}
 }
 
+func TestMachinesKeepSoMuchCode(t *testing.T) {
+	qemu := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(qemu, []byte("#!/bin/sh\necho QEMU emulator version 10.0.2\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for mib, want := range map[int]string{0: "tb-size=64", MinCodeMiB: "tb-size=16", MaxCodeMiB: "tb-size=1024", MinCodeMiB - 1: "", MaxCodeMiB + 1: "", -1: ""} {
+		d, err := New(t.Context(), Config{Path: qemu, CodeMiB: mib})
+		switch {
+		case want == "" && wrenn.CodeOf(err) != wrenn.Invalid:
+			t.Errorf("New with %d MiB = %v, want Invalid", mib, err)
+		case want != "" && err != nil:
+			t.Errorf("New with %d MiB: %v", mib, err)
+		case want != "" && !slices.Contains(d.host("i0"), "tcg,thread=multi,"+want):
+			t.Errorf("%d MiB: %q lacks %s", mib, d.host("i0"), want)
+		}
+	}
+}
+
 func TestCommandLineLeavesItsArgumentsAlone(t *testing.T) {
 	args := make([]string, 1, 8)
 	args[0] = "root=/dev/vda"
