@@ -3,6 +3,7 @@ package rootfs
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -141,4 +142,29 @@ func TestExtractLayerCountsItsBytes(t *testing.T) {
 	if err != nil || size != 8 {
 		t.Errorf("ExtractLayer() = %d, %v, want 8", size, err)
 	}
+}
+
+// TestLayerBoundsItsNames: they are kept in memory until the layer ends.
+func TestLayerBoundsItsNames(t *testing.T) {
+	tree, dir := openTree(t)
+	l := layer{extraction: extraction{tree: tree}, made: map[string]bool{}}
+	for _, kind := range []byte{tar.TypeChar, tar.TypeBlock, tar.TypeFifo} {
+		if err := l.entry(&tar.Header{Typeflag: kind, Name: "dev/x"}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := listing(t, dir); l.skipped != 3 || len(l.made) > 0 || len(left) > 0 {
+		t.Errorf("of 3 devices %d are skipped, %v remembered, %v made", l.skipped, l.made, left)
+	}
+	const long = 4000
+	deep := strings.Repeat(strings.Repeat("d", 249)+"/", long/250)
+	for i := range maxNames / long {
+		if err := l.remember(fmt.Sprintf("%s%d", deep, i)); err != nil {
+			if wrenn.CodeOf(err) != wrenn.Invalid {
+				t.Errorf("remember() = %v, want %s", err, wrenn.Invalid)
+			}
+			return
+		}
+	}
+	t.Errorf("%d names are remembered, %d bytes", len(l.made), l.names)
 }

@@ -99,6 +99,10 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 	if name == "." {
 		return nil // the root itself is made by mke2fs
 	}
+	if !kept(h) {
+		x.skipped++
+		return nil
+	}
 	root := x.tree.root
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return escape(err)
@@ -114,14 +118,20 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 		}
 	case tar.TypeLink:
 		return x.hardlink(h.Linkname, name) // has its target's owner and permissions
-	default:
-		x.skipped++
-		return nil
 	}
 	if err != nil {
 		return escape(err)
 	}
 	return escape(x.attributes(name, h))
+}
+
+// kept says whether an entry is one of those that a guest gets from outside.
+func kept(h *tar.Header) bool {
+	switch h.Typeflag {
+	case tar.TypeDir, tar.TypeReg, tar.TypeSymlink, tar.TypeLink:
+		return true
+	}
+	return false
 }
 
 // inside makes an entry's name one below the root.
