@@ -29,11 +29,12 @@ const (
 
 // ExtractLayer puts a layer of a container image over what is in the tree:
 // like Extract, and what the layer hides of the ones below it is removed. Apply
-// the lowest first. Its files may hold limit bytes; it returns how many they do.
+// the lowest first. Its files may take limit bytes of a disk, see block; it returns
+// how many they do.
 func (t *Tree) ExtractLayer(ctx context.Context, r io.Reader, limit int64) (size int64, err error) {
 	l := layer{extraction: extraction{tree: t, left: limit}, made: map[string]bool{}}
 	source := &source{ctx: ctx, in: r}
-	if err := unpack(source, l.entry); err != nil {
+	if err := t.unpack(source, l.entry); err != nil {
 		return 0, err
 	}
 	// All of it: the sender's digest is checked at the end.
