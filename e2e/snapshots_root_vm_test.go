@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +30,7 @@ func TestSnapshotsByTheAPI(t *testing.T) {
 	t.Run("fork", s.testFork)
 	t.Run("checkpoints", s.testCheckpoints)
 	t.Run("at the timeout", s.testTimeout)
+	t.Run("woken by its use", s.testAutoResume)
 	s.clean(t, "snapshots")
 }
 
@@ -263,4 +266,79 @@ func (s *stack) testTimeout(t *testing.T) {
 		}
 		return s.usable(t, sleeping)
 	})
+}
+
+// testAutoResume uses a paused sandbox in each way that wakes it. A pause that somebody wants is
+// the end of the streams of it: who follows one must not wake it by connecting again.
+func (s *stack) testAutoResume(t *testing.T) {
+	id := s.sleeper(t, func(c *client.CreateSandbox) { c.AutoResume = true })
+	told := s.must(t, id, counter)
+	local := t.TempDir()
+	if err := os.WriteFile(filepath.Join(local, "note"), []byte("copied"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program := func(args ...string) func() (string, error) {
+		return func() (string, error) { return s.wrenn(t, args...) }
+	}
+	for _, way := range []struct {
+		name string
+		use  func() (string, error)
+		want string
+	}{
+		{"wrenn sandbox exec", program("sandbox", "exec", "-n", id, "echo", "by the program"), "by the program\n"},
+		{"wrenn sandbox exec -t", program("sandbox", "exec", "-nt", id, "echo", "by a terminal"), "by a terminal\r\n"},
+		{"wrenn sandbox cp -r", program("sandbox", "cp", "-r", local, id+":/root/copy"), ""},
+		{"wrenn sandbox cp", program("sandbox", "cp", id+":/root/copy/note", "-"), "copied"},
+		{"stream", func() (string, error) { return s.stream(t, id, "cat /root/copy/note") }, "copied"},
+		{"exec", func() (string, error) { return s.sh(t, id, "cat /root/copy/note") }, "copied"},
+		{"checkpoint", func() (string, error) {
+			_, err := s.api.CreateCheckpoint(t.Context(), id, "of one that slept")
+			return "", err
+		}, ""},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			if _, err := s.api.PauseSandbox(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := way.use(); err != nil || out != way.want {
+				t.Errorf("%q, %v; want %q", out, err, way.want)
+			}
+			if sb, err := s.api.Sandbox(t.Context(), id); err != nil || sb.State != client.Running {
+				t.Errorf("%+v, %v", sb, err)
+			}
+		})
+	}
+	s.goesOn(t, id, told)
+	t.Run("paused under a stream", func(t *testing.T) {
+		stream, err := s.api.Start(t.Context(), id, client.Command{Cmd: "sleep", Args: []string{"1000"}}, client.StartOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stream.Close()
+		if _, err := s.api.PauseSandbox(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if event, err := stream.Receive(); client.CodeOf(err) != client.InvalidState {
+			t.Errorf("the stream goes on: %+v, %v", event, err)
+		}
+		if sb, err := s.api.Sandbox(t.Context(), id); err != nil || sb.State != client.Paused {
+			t.Errorf("%+v, %v", sb, err)
+		}
+	})
+}
+
+// stream is sh by a stream.
+func (s *stack) stream(t *testing.T, id, script string) (string, error) {
+	t.Helper()
+	stream, err := s.api.Start(t.Context(), id, client.Command{Cmd: "/bin/sh", Args: []string{"-c", script}, User: "root"}, client.StartOptions{})
+	if err != nil {
+		return "", err
+	}
+	defer stream.Close()
+	var out, said strings.Builder
+	exit, err := stream.Copy(&out, &said)
+	if err == nil && exit.Code != 0 {
+		err = fmt.Errorf("%s: %s", exit.Status, said.String())
+	}
+	return out.String(), err
 }

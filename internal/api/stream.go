@@ -51,7 +51,7 @@ func isUpgrade(r *http.Request) bool {
 	return false
 }
 
-// execStream upgrades when the sandbox runs, and serves the stream.
+// execStream upgrades when the sandbox runs or can be woken, and serves the stream.
 func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	if !isUpgrade(r) {
 		s.refuse(w, r, invalid("this is a WebSocket: send Upgrade: websocket"))
@@ -63,8 +63,8 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	}
 	caller, id := callerOf(r.Context()), wrenn.SandboxID(chi.URLParam(r, "id"))
 	box, err := s.service.Sandbox(r.Context(), caller, id)
-	if err == nil && box.State != wrenn.Running {
-		err = notRunning(box.State)
+	if err == nil && box.State != wrenn.Running && !wakes(box) {
+		err = notRunning(box)
 	}
 	if err != nil {
 		s.refuse(w, r, err)
@@ -91,14 +91,19 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	st.serve(context.WithoutCancel(r.Context()))
 }
 
-func notRunning(state wrenn.State) error {
+// wakes says whether the first frame resumes the sandbox, or waits for who does; the service does it.
+func wakes(box *wrenn.Sandbox) bool {
+	return box.AutoResume && (box.State == wrenn.Pausing || box.State == wrenn.Paused || box.State == wrenn.Resuming)
+}
+
+func notRunning(box *wrenn.Sandbox) error {
 	switch {
-	case state == wrenn.Paused:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is paused, not running: resume it first")
-	case state.Ended():
-		return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s: create another", state)
+	case box.State == wrenn.Paused:
+		return wrenn.ErrPaused(box.ID)
+	case box.State.Ended():
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s: create another", box.State)
 	}
-	return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s, not running: wait until it is", state)
+	return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s, not running: wait until it is", box.State)
 }
 
 // stream is one open exec/stream.

@@ -50,6 +50,7 @@ type stub struct {
 	forked   service.ForkSandbox
 	built    service.BuildTemplate
 
+	box     *wrenn.Sandbox // in place of the one that runs; nil is none
 	result  service.ExecResult
 	next    string
 	copyErr error                     // of the second copy of a fork
@@ -79,6 +80,13 @@ func box(id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
 	}
 }
 
+// asleep is paused, and no use wakes it.
+func asleep(id wrenn.SandboxID) *wrenn.Sandbox {
+	b := box(id, wrenn.Paused)
+	b.AutoResume = false
+	return b
+}
+
 // find is what every call does first. It checks that the caller got through.
 func (s *stub) find(c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	if c != testCaller {
@@ -90,10 +98,12 @@ func (s *stub) find(c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error
 	switch {
 	case s.fail != nil:
 		return nil, s.fail
+	case id == testID && s.box != nil:
+		return s.box, nil
 	case id == testID:
 		return box(id, wrenn.Running), nil
 	case id == pausedID:
-		return box(id, wrenn.Paused), nil
+		return asleep(id), nil
 	}
 	return nil, wrenn.Errorf(wrenn.NotFound, "sandbox not found")
 }

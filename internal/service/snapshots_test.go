@@ -35,7 +35,32 @@ func say(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID)
 	return err
 }
 
-// TestOneWakeForAll: a hundred callers of two replicas, one wake, and a story of events without a crack.
+// watch is say by a stream.
+func watch(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID) error {
+	t.Helper()
+	stream, err := s.StartExec(t.Context(), c, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "echo", Args: []string{"here"}}})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	var printed []byte
+	for {
+		out, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		printed = append(printed, out.Stdout...)
+		if out.Exit != nil {
+			break
+		}
+	}
+	if string(printed) != "here\n" {
+		t.Errorf("it printed %q", printed)
+	}
+	return nil
+}
+
+// TestOneWakeForAll: a hundred callers of two replicas, half of them by streams, one wake, and a story of events without a crack.
 func TestOneWakeForAll(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}
@@ -49,8 +74,12 @@ func TestOneWakeForAll(t *testing.T) {
 	var callers sync.WaitGroup
 	for i := range 100 {
 		s := []*service.Service{one, two}[i%2]
+		use := say
+		if i%4 > 1 {
+			use = watch
+		}
 		callers.Go(func() {
-			if err := say(t, s, w.caller, sb.ID); err != nil {
+			if err := use(t, s, w.caller, sb.ID); err != nil {
 				t.Error(err)
 			}
 		})
@@ -118,7 +147,12 @@ func TestPausedIsNotWoken(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, f := range map[string]func() error{
-		"exec":       func() error { return say(t, s, w.caller, sb.ID) },
+		"exec":   func() error { return say(t, s, w.caller, sb.ID) },
+		"stream": func() error { return watch(t, s, w.caller, sb.ID) },
+		"attach": func() error {
+			_, err := s.AttachExec(t.Context(), w.caller, sb.ID, service.ExecAttach{PID: 1})
+			return err
+		},
 		"read":       func() error { _, err := s.ReadFile(t.Context(), w.caller, sb.ID, "", "/f"); return err },
 		"checkpoint": func() error { _, err := s.CreateCheckpoint(t.Context(), w.caller, sb.ID, ""); return err },
 	} {
