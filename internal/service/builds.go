@@ -30,6 +30,7 @@ const (
 var (
 	errStopped = wrenn.Errorf(wrenn.Unavailable, "the server stopped while it built: build again")
 	errUnasked = wrenn.Errorf(wrenn.Canceled, "the template was deleted while it was built")
+	errRefused = wrenn.Errorf(wrenn.FailedPrecondition, "what came of it cannot be kept; the log of the control plane says why")
 )
 
 const reasonAbandoned = "the server that built it is gone: build again"
@@ -102,8 +103,8 @@ func elsewhere(spec wrenn.TemplateSpec, err error) bool {
 	return code == wrenn.Exhausted || code == wrenn.NotFound && spec.From.Image != ""
 }
 
-// settleBuild writes what came of a build, as soon as the database lets it.
-// When ctx ends before, whoever looks for abandoned builds does it.
+// settleBuild writes what came of a build, as soon as the database lets it. One
+// whose result the database would refuse again has failed. When ctx ends before, whoever looks for abandoned builds does it.
 func (s *Service) settleBuild(ctx context.Context, g *wrenn.Generation, built wrenn.BuiltGeneration, failed error) {
 	for {
 		err := s.writeBuild(ctx, g, built, failed)
@@ -119,6 +120,9 @@ func (s *Service) settleBuild(ctx context.Context, g *wrenn.Generation, built wr
 			return
 		}
 		s.log.LogAttrs(ctx, slog.LevelWarn, "the end of a build is not written yet", slog.String("generation", string(g.ID)), slog.Any("error", err))
+		if code := wrenn.CodeOf(err); code == wrenn.Internal || code == wrenn.Invalid {
+			failed = errRefused
+		}
 		if !pause(ctx, retryEvery) {
 			return
 		}
@@ -138,11 +142,7 @@ func (s *Service) writeBuild(ctx context.Context, g *wrenn.Generation, built wre
 }
 
 func reasonOfBuild(err error) string {
-	const most = 4 << 10
-	if e, ok := errors.AsType[*wrenn.Error](err); ok && e.Code != wrenn.Internal {
-		return e.Message[:min(len(e.Message), most)]
-	}
-	return "its host could not build it; the log of the host's agent says why"
+	return messageOf(err, "its host could not build it; the log of the host's agent says why")
 }
 
 // buildLog collects what a build says and writes it now and then.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"wrenn"
@@ -170,8 +171,17 @@ func (s *Service) undo(ctx context.Context, sb *wrenn.Sandbox, end postgres.Move
 
 // reasonOf is an error for the row: what a user may read, without causes.
 func reasonOf(err error) string {
-	if e, ok := errors.AsType[*wrenn.Error](err); ok && e.Code != wrenn.Internal {
-		return e.Message
+	return messageOf(err, "its host could not start it")
+}
+
+// messageOf is what an error says to a user, or other, as a database takes it:
+// the words may be a guest's.
+func messageOf(err error, other string) string {
+	const most = 4 << 10
+	e, ok := errors.AsType[*wrenn.Error](err)
+	if !ok || e.Code == wrenn.Internal {
+		return other
 	}
-	return "its host could not start it"
+	text := strings.ToValidUTF8(e.Message[:min(len(e.Message), most)], "") // the cut may be in a character
+	return strings.ReplaceAll(text, "\x00", "?")
 }

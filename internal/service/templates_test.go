@@ -197,6 +197,50 @@ func TestBuildFails(t *testing.T) {
 	wantError(t, err, wrenn.FailedPrecondition, never.Reason)
 }
 
+// TestBuildFailsWithAnyWords: a build ends whatever its host says, which may be a
+// guest's words, and what a database does not hold.
+func TestBuildFailsWithAnyWords(t *testing.T) {
+	t.Parallel()
+	const most = 4 << 10
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	for name, tt := range map[string]struct {
+		code       wrenn.Code
+		text, want string
+		log        []string
+	}{
+		"cut in a character": {wrenn.FailedPrecondition, strings.Repeat("x", most-1) + "é", strings.Repeat("x", most-1), nil},
+		"zeros":              {wrenn.FailedPrecondition, "a\x00b", "a?b", nil},
+		"zeros in the log":   {wrenn.Exhausted, "a\x00b", "a?b", []string{"host " + string(hostID(0)) + ": a?b"}}, // of a host that could not
+	} {
+		t.Run(name, func(t *testing.T) {
+			agent.Build = func(context.Context, *pb.BuildTemplateRequest, func(string)) error {
+				return &wrenn.Error{Code: tt.code, Message: tt.text}
+			}
+			g := built(t, s, w.caller, service.BuildTemplate{Name: "x"})
+			if g.State != wrenn.GenerationFailed || g.Reason != tt.want {
+				t.Errorf("failed: %s, %q", g.State, g.Reason)
+			}
+			_, log, err := s.Generation(t.Context(), w.caller, "x", g.ID, 0)
+			if diff := cmp.Diff(tt.log, log.Lines); diff != "" || err != nil {
+				t.Errorf("log: %v\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// TestBuildWhoseResultIsRefused: what the database refuses once it refuses again.
+func TestBuildWhoseResultIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	w.sql(t, "ALTER TABLE template_generations ADD CHECK (state <> 'ready')")
+	if g := built(t, s, w.caller, service.BuildTemplate{Name: "x"}); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "cannot be kept") {
+		t.Errorf("ended: %s, %q", g.State, g.Reason)
+	}
+}
+
 // hanging is a host whose builds wait for their end, which is told when it comes.
 func hanging(begun, over chan string) *hosttest.Agent {
 	return &hosttest.Agent{Build: func(ctx context.Context, req *pb.BuildTemplateRequest, say func(string)) error {

@@ -49,7 +49,7 @@ func (a Access) options(ctx context.Context) []remote.Option {
 	case a.Keychain != nil:
 		options = append(options, remote.WithAuthFromKeychain(a.Keychain))
 	}
-	return append(options, remote.WithTransport(careful{cmp.Or(a.Transport, remote.DefaultTransport)}))
+	return append(options, remote.WithTransport(careful{cmp.Or(a.Transport, remote.DefaultTransport), maxSilence}))
 }
 
 // Image is a container image. Close it.

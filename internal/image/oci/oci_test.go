@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -330,6 +331,52 @@ func TestPullIsBounded(t *testing.T) {
 			}
 			if sent.Load() > 0 {
 				t.Errorf("%d bytes of a blob were sent", sent.Load())
+			}
+		})
+	}
+}
+
+// silent answers with one byte less than there is of what the suffix names, and
+// then nothing until the client has gone.
+func silent(suffix string) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, suffix) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			answer := httptest.NewRecorder()
+			next.ServeHTTP(answer, r)
+			maps.Copy(w.Header(), answer.Header())
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(answer.Body.Bytes()[:answer.Body.Len()-1])
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		})
+	}
+}
+
+// TestSilentRegistry: whoever waits for one that sends nothing learns why it ended.
+func TestSilentRegistry(t *testing.T) {
+	image := testImage(t, "amd64")
+	manifest, err := image.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, suffix := range map[string]string{
+		"manifest":      "/manifests/1",
+		"configuration": manifest.Config.Digest.String(),
+		"layer":         manifest.Layers[1].Digest.String(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			hasty := Access{Transport: careful{http.DefaultTransport, 200 * time.Millisecond}}
+			got, err := Pull(t.Context(), serve(t, image, silent(suffix)), hasty)
+			if err == nil {
+				defer got.Close()
+				_, err = unpack(t, got, 1<<20)
+			}
+			if wrenn.CodeOf(err) != wrenn.Unavailable || !strings.Contains(err.Error(), "sent nothing for 200ms") {
+				t.Errorf("Pull() or Unpack() = %v, want that nothing came", err)
 			}
 		})
 	}

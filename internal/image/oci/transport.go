@@ -1,9 +1,12 @@
 package oci
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"wrenn"
 )
@@ -13,19 +16,53 @@ import (
 // manifest that registries must take, see the OCI distribution specification.
 const maxDocument = 4 << 20
 
+// maxSilence is how long a registry may send nothing in the middle of an answer.
+const maxSilence = time.Minute
+
 // careful is the transport of a registry that is not trusted.
-type careful struct{ next http.RoundTripper }
+type careful struct {
+	next    http.RoundTripper
+	silence time.Duration
+}
 
 // RoundTrip implements http.RoundTripper.
 func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
-	answer, err := c.next.RoundTrip(r)
+	ctx, end := context.WithCancelCause(r.Context())
+	answer, err := c.next.RoundTrip(r.WithContext(ctx))
 	if err != nil {
+		end(nil)
 		return nil, err
 	}
+	answer.Body = &watched{ReadCloser: answer.Body, ctx: ctx, end: end, silence: c.silence}
 	if strings.Contains(asked(r).URL.Path, "/manifests/") {
 		answer.Body = &document{ReadCloser: answer.Body, left: maxDocument}
 	}
 	return answer, nil
+}
+
+// watched is a body whose Read fails when nothing comes; a reader that takes its
+// time is nobody's silence.
+type watched struct {
+	io.ReadCloser
+	ctx     context.Context // of the request
+	end     context.CancelCauseFunc
+	silence time.Duration
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	silent := wrenn.Errorf(wrenn.Unavailable, "the registry sent nothing for %v: try again", w.silence)
+	timer := time.AfterFunc(w.silence, func() { w.end(silent) })
+	n, err := w.ReadCloser.Read(p)
+	timer.Stop()
+	if err != nil && errors.Is(context.Cause(w.ctx), silent) {
+		err = silent
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	defer w.end(nil)
+	return w.ReadCloser.Close()
 }
 
 // asked is the request that redirects led away from.

@@ -50,6 +50,9 @@ func (t *Tree) unpack(source *source, each func(*tar.Header, io.Reader) error) e
 		if source.ctx.Err() != nil {
 			return context.Cause(source.ctx)
 		}
+		if _, told := errors.AsType[*wrenn.Error](err); told { // by who sends it
+			return err
+		}
 		if err != nil {
 			return &wrenn.Error{Code: wrenn.Invalid, Message: "the archive cannot be read", Err: err}
 		}
