@@ -66,10 +66,12 @@ func (m *Manager) adopt(ctx context.Context, left leftover) {
 		err = s.takeOverPaused(limited)
 	case j.Step == stepEnded && j.Verdict != nil:
 		s.set(j.Verdict.Status, j.Verdict.Reason)
-	default: // half made, or half gone
+	case j.isToGo() || j.isEnding(): // half made, or half gone
 		if err = s.findBodies(limited); err == nil {
 			s.undoOrEnd(ctx)
 		}
+	default:
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "its journal says %.80q, which this version does not know", j.Step)
 	}
 	if err != nil {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox put in quarantine", slog.String("sandbox", name), slog.Any("err", err))

@@ -77,17 +77,19 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 		}},
 		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			must(t, abandon(t, m, 4).beginDestroy())
+			abandon(t, m, 4).decide(t.Context(), stepDestroy, nil)
 		}},
 		{"while it destroyed: the machine is gone", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.beginDestroy(), sb.body.machine.Stop(t.Context())))
+			sb.decide(t.Context(), stepDestroy, nil)
+			must(t, errors.Join(sb.body.machine.Stop(t.Context())))
 		}},
 		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.beginDestroy(), sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context())))
+			sb.decide(t.Context(), stepDestroy, nil)
+			must(t, errors.Join(sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context())))
 		}},
 		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()

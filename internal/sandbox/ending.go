@@ -40,7 +40,7 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 		return nil // its launch had hardly begun, or it was destroyed before; the id may be another's
 	}
 	began := time.Now()
-	_ = s.beginDestroy() // a full disk must not keep the sandbox alive
+	s.decide(ctx, stepDestroy, nil)
 	s.set(StatusStopping, "")
 	err := s.discardBodies(ctx, false)
 	if err == nil {
@@ -62,10 +62,8 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 // is left of somebody's work. The caller has the turn.
 func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 	s.set(StatusStopping, "")
-	err := s.commit(string(stepEnding), func(j *journal) { j.Step, j.Verdict = stepEnding, &verdict })
-	if err == nil {
-		err = s.discardBodies(ctx, verdict.Status == StatusFailed)
-	}
+	s.decide(ctx, stepEnding, &verdict)
+	err := s.discardBodies(ctx, verdict.Status == StatusFailed)
 	if err == nil {
 		s.keepConsole(ctx, nil)
 		err = s.commit(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
@@ -83,12 +81,29 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 	return nil
 }
 
-// finishEnding takes up what end or destroy could not do. The caller has the turn.
-func (s *Sandbox) finishEnding(ctx context.Context) error {
-	if s.journal.Step != stepDestroy && s.journal.Verdict != nil {
-		return s.end(ctx, *s.journal.Verdict)
+// decide notes how the sandbox goes: from here on there is no way back. A full
+// disk must not keep it alive: then this agent alone knows, until its next
+// note, and one that comes before finds a sandbox whose machine is gone.
+func (s *Sandbox) decide(ctx context.Context, how step, verdict *Verdict) {
+	change := func(j *journal) { j.Step, j.Verdict = how, verdict }
+	if err := s.commit(string(how), change); err != nil {
+		change(s.journal)
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "it cannot be noted yet that a sandbox ends", slog.String("sandbox", string(s.id)), slog.Any("err", err))
 	}
-	return s.destroy(ctx)
+}
+
+// finishEnding takes up what end or destroy could not do, or a dead agent. Only
+// what is to be destroyed, or was nobody's yet, is: the disk of another may be
+// somebody's work. The caller has the turn.
+func (s *Sandbox) finishEnding(ctx context.Context) error {
+	switch {
+	case s.journal.isToGo():
+		return s.destroy(ctx)
+	case s.journal.isEnding():
+		return s.end(ctx, *s.journal.Verdict)
+	default:
+		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal says %.80q, which is no end", s.journal.Step)
+	}
 }
 
 // discardBodies gives back all that the sandbox has but its directory.

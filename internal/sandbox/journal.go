@@ -18,8 +18,8 @@ import (
 const journalFormat = 2
 
 // journal is what is known of one sandbox on this host: whoever finds it knows
-// what to look for. It changes by Sandbox.commit alone, and what it points to
-// never changes.
+// what to look for. It changes by Sandbox.commit alone, and Sandbox.decide
+// if that cannot; what it points to never changes.
 //
 // What it says is what is: a running sandbox is its Body, a paused one its
 // Snapshot, and a Spare is to be removed, whoever made it and whatever for.
@@ -81,6 +81,14 @@ func (j *journal) snapshots() (ids []string) {
 	return ids
 }
 
+// isToGo says that the sandbox is to be removed with all that it has.
+func (j *journal) isToGo() bool {
+	return j.Step == stepDestroy || j.Step == stepMaking || j.Step == "" || j.Template == buildTemplate
+}
+
+// isEnding says that the sandbox ends by itself, and keeps its name.
+func (j *journal) isEnding() bool { return j.Step == stepEnding && j.Verdict != nil }
+
 // commit changes the journal, on the disk and here. After an error neither has
 // changed: a write that failed at its very end may have been done, so the disk
 // is asked.
@@ -102,11 +110,6 @@ func (s *Sandbox) commit(what string, change func(*journal)) error {
 	}
 	s.crash(what + " noted")
 	return nil
-}
-
-// beginDestroy notes that there is no way back.
-func (s *Sandbox) beginDestroy() error {
-	return s.commit(string(stepDestroy), func(j *journal) { j.Step = stepDestroy })
 }
 
 func (j *journal) encode() ([]byte, error) {

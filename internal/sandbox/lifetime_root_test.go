@@ -371,6 +371,46 @@ func TestAdoptOfAMuteMachine(t *testing.T) {
 	wantAlive(t, repaired)
 	must(t, repaired.Destroy(t.Context()))
 	l.wantClean(t, m)
+
+// The disk of a failed sandbox may be all that is left of somebody's work, also
+// when there is no room to note that it failed.
+func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
+	for name, watched := range map[string]bool{"watched": true, "no agent runs": false} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			l.cfg.StateDir = smallFileSystem(t)
+			m := l.open(t)
+			sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
+			must(t, err)
+			must(t, l.mark(t.Context(), sb, 'a'))
+			disk, machine := sb.body.disk(), sb.body.machine.Ref()
+			filler := filepath.Join(l.cfg.StateDir, "filler")
+			fill(t, filler)
+			if watched {
+				t.Cleanup(m.Close)
+				l.world.Kill(machine)
+			} else {
+				m.Close()
+				l.world.Kill(machine)
+				m = l.restart(t, m)
+			}
+			sb, err = m.Get(sb.ID())
+			must(t, err)
+			wantStatus(t, sb, StatusStopping, "")
+			must(t, sb.lock(t.Context())) // when it has ended as far as it can
+			if used := l.cfg.Slots.Stats().Used; used != 0 {
+				t.Errorf("%d slots are in use", used)
+			}
+			must(t, errors.Join(os.Remove(filler), sb.finishEnding(t.Context())))
+			sb.unlock()
+			wantStatus(t, sb, StatusFailed, "its machine ended")
+			if _, err := os.Stat(disk); err != nil {
+				t.Error(err)
+			}
+			must(t, sb.Destroy(t.Context()))
+			l.wantClean(t, m)
+		})
+	}
 }
 
 func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {

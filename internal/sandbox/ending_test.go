@@ -1,0 +1,101 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"wrenn"
+	"wrenn/internal/snapshot"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+)
+
+// stoppable is a machine that can do nothing but stop.
+type stoppable struct {
+	vm.Machine
+	stopped bool
+}
+
+func (m *stoppable) Stop(context.Context) error {
+	m.stopped = true
+	return nil
+}
+
+// newRunning is a sandbox that runs, on a host that has nothing else.
+func newRunning(t *testing.T) (*Sandbox, *stoppable) {
+	t.Helper()
+	dir, log := t.TempDir(), slog.New(slog.NewTextHandler(t.Output(), nil))
+	m := &Manager{
+		cfg:  Config{StateDir: dir, RunDir: t.TempDir(), Log: log, Store: &storage.Store{Dir: dir}},
+		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{}, stock: stock{wake: make(chan struct{}, 1)},
+	}
+	var err error
+	if m.snapshots, err = snapshot.Open(filepath.Join(dir, "snapshots"), log); err != nil {
+		t.Fatal(err)
+	}
+	id := wrenn.NewSandboxID()
+	s := m.revive(&journal{
+		Format: journalFormat, ID: id, Step: stepRunning, Body: &bodyNote{Generation: 1},
+		path: filepath.Join(m.sandboxes(), string(id), journalName),
+	})
+	machine := &stoppable{}
+	s.body.machine = machine
+	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.save(), os.WriteFile(s.body.disk(), []byte("somebody's work"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.set(StatusRunning, "")
+	return s, machine
+}
+
+// The verdict holds although the journal cannot be written, as on a full disk.
+func TestAnEndThatCannotBeNoted(t *testing.T) {
+	for _, tc := range []struct {
+		verdict Verdict
+		disk    bool
+	}{
+		{Verdict{StatusFailed, "its machine ended"}, true},
+		{Verdict{StatusStopped, "not used for 1m0s"}, false},
+	} {
+		t.Run(string(tc.verdict.Status), func(t *testing.T) {
+			s, machine := newRunning(t)
+			disk, path := s.body.disk(), s.journal.path
+			s.journal.path = filepath.Join(t.TempDir(), "nowhere", journalName)
+			if err := s.end(t.Context(), tc.verdict); err == nil || !machine.stopped {
+				t.Errorf("end() = %v, stopped: %v; want an error, and no machine", err, machine.stopped)
+			}
+			s.journal.path = path
+			if err := s.finishEnding(t.Context()); err != nil {
+				t.Errorf("finishEnding() = %v", err)
+			}
+			if info := s.Info(); info.Status != tc.verdict.Status || info.Reason != tc.verdict.Reason {
+				t.Errorf("the sandbox is %+v, want %+v", info, tc.verdict)
+			}
+			if _, err := os.Stat(disk); (err == nil) != tc.disk {
+				t.Errorf("disk: %v, want it kept: %v", err, tc.disk)
+			}
+			if _, err := s.m.Get(s.id); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Who destroys a sandbox whose end could not be noted means all of it.
+func TestDestroyAfterAnEndThatCannotBeNoted(t *testing.T) {
+	s, _ := newRunning(t)
+	s.journal.path = filepath.Join(t.TempDir(), "nowhere", journalName)
+	if err := s.end(t.Context(), Verdict{StatusFailed, "its machine ended"}); err == nil {
+		t.Error("end() succeeded")
+	}
+	if err := s.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(s.dir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its directory: %v, want it gone", err)
+	}
+}
