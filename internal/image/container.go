@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"wrenn"
@@ -63,17 +64,57 @@ func fromFiles(ctx context.Context, cfg Config, name string, replace bool, unpac
 	if err != nil {
 		return err
 	}
-	if !replace && p.store.has(name) {
-		return wrenn.Errorf(wrenn.AlreadyExists, "there is an image %s already: take another name, or replace it (--replace)", name)
+	free := func() error {
+		if !replace && p.store.has(name) {
+			return wrenn.Errorf(wrenn.AlreadyExists, "there is an image %s already: take another name, or replace it (--replace)", name)
+		}
+		return nil
+	}
+	if err := free(); err != nil {
+		return err
+	}
+	st, programs, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer st.discard()
+	// Without the lock: whoever sends the files may take as long as he likes.
+	fmt.Fprintln(p.cfg.Out, "unpacking the container")
+	if err := p.makeImage(ctx, st.dir, programs, unpack); err != nil {
+		return noSpace(err)
 	}
 	return p.underLock(ctx, func() error {
+		if err := free(); err != nil { // another was faster
+			return err
+		}
+		target := newImage()
+		if err := p.store.publish(st, target); err != nil {
+			return err
+		}
+		return p.store.redirect(name, target)
+	})
+}
+
+// begin returns an empty stage for an image and what the image gets from us. Discard the stage.
+func (p *preparation) begin(ctx context.Context) (st *stage, programs []rootfs.File, err error) {
+	err = p.underLock(ctx, func() error {
 		if err := p.ensureBase(ctx); err != nil { // it has tini
 			return err
 		}
-		fmt.Fprintln(p.cfg.Out, "unpacking the container")
-		return p.publishImage(name, func(dir string) error { return p.makeImage(ctx, dir, unpack) })
+		if programs, err = p.programs(); err != nil {
+			return err
+		}
+		st, err = p.store.stage()
+		return err
 	})
+	if err != nil && st != nil {
+		st.discard()
+	}
+	return st, programs, err
 }
+
+// newImage is a name in the store that nobody has.
+func newImage() string { return imagePrefix + strings.ToLower(rand.Text()) }
 
 // Update puts this version's agent, init and tini into an image that
 // FromContainer made. The image is replaced in one step by a changed copy that
@@ -91,7 +132,8 @@ func Update(ctx context.Context, cfg Config, name string) error {
 			return err
 		}
 		fmt.Fprintln(p.cfg.Out, "putting the agent into a copy of the image")
-		return p.publishImage(name, func(dir string) error {
+		target := newImage()
+		err := p.store.build(target, func(dir string) error {
 			image := filepath.Join(dir, rootfsFile)
 			if _, err := storage.Clone(ctx, image, p.store.path(name, rootfsFile), 0o644); err != nil {
 				return err
@@ -102,6 +144,10 @@ func Update(ctx context.Context, cfg Config, name string) error {
 			}
 			return p.inject(ctx, image, dir, files)
 		})
+		if err != nil {
+			return err
+		}
+		return p.store.redirect(name, target)
 	})
 }
 
@@ -172,22 +218,12 @@ func named(cfg Config, name string) (*preparation, error) {
 	return newPreparation(cfg)
 }
 
-// publishImage builds a directory of a new name and makes name lead to it; what
-// it led to before is removed.
-func (p *preparation) publishImage(name string, fill func(dir string) error) error {
-	target := imagePrefix + strings.ToLower(rand.Text())
-	if err := p.store.build(target, fill); err != nil {
-		return err
-	}
-	return p.store.redirect(name, target)
-}
-
-func (p *preparation) makeImage(ctx context.Context, dir string, unpack unpacker) error {
+func (p *preparation) makeImage(ctx context.Context, dir string, programs []rootfs.File, unpack unpacker) error {
 	work := filepath.Join(dir, "tree")
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
 	}
-	if err := p.fillTree(ctx, work, unpack); err != nil {
+	if err := p.fillTree(ctx, work, programs, unpack); err != nil {
 		return err
 	}
 	image := filepath.Join(dir, rootfsFile)
@@ -202,7 +238,7 @@ func (p *preparation) makeImage(ctx context.Context, dir string, unpack unpacker
 }
 
 // fillTree makes a guest's root of a container's files.
-func (p *preparation) fillTree(ctx context.Context, dir string, unpack unpacker) error {
+func (p *preparation) fillTree(ctx context.Context, dir string, programs []rootfs.File, unpack unpacker) error {
 	tree, err := rootfs.OpenTree(dir)
 	if err != nil {
 		return err
@@ -219,11 +255,7 @@ func (p *preparation) fillTree(ctx context.Context, dir string, unpack unpacker)
 			fmt.Fprintln(p.cfg.Out, strings.TrimSuffix("missing in the container: "+program.name+": "+program.why, ": "))
 		}
 	}
-	files, err := p.programs()
-	if err != nil {
-		return err
-	}
-	files = append(files,
+	files := append(slices.Clone(programs),
 		rootfs.File{Path: "/etc/hostname", Data: []byte("sandbox\n"), Mode: 0o644},
 		rootfs.File{Path: "/etc/hosts", Data: []byte("127.0.0.1 localhost sandbox\n::1 localhost ip6-localhost ip6-loopback\n"), Mode: 0o644},
 		rootfs.File{Path: "/etc/resolv.conf", Data: []byte("nameserver 1.1.1.1\nnameserver 8.8.8.8\n"), Mode: 0o644},

@@ -7,8 +7,9 @@
 //	image-RANDOM/  made from a container: rootfs.ext4
 //	NAME           a link to the latter
 //
-// Nobody writes in there but this package, under a lock, and everything appears
-// by a rename when it is whole.
+// Nobody writes in there but this package, under a lock, but for the half-made
+// image of a container, whose sender may be slow. Everything appears by a rename
+// when it is whole.
 package image
 
 import (

@@ -291,6 +291,48 @@ func TestFromContainerKeepsNothingHalf(t *testing.T) {
 	}
 }
 
+// opened tells when it is read.
+type opened struct {
+	io.Reader
+	read func()
+}
+
+func (o opened) Read(p []byte) (int, error) {
+	o.read()
+	return o.Reader.Read(p)
+}
+
+// TestFromContainerHoldsUpNobody: one whose files come slowly, or never.
+func TestFromContainerHoldsUpNobody(t *testing.T) {
+	cfg := testConfig(t)
+	p := withBase(t, cfg)
+	files, sender := io.Pipe()
+	defer files.Close()
+	begun, done := make(chan struct{}), make(chan error, 1)
+	slow := opened{files, sync.OnceFunc(func() { close(begun) })}
+	go func() { done <- FromContainer(t.Context(), cfg, "slow", slow, false) }()
+	select {
+	case <-begun:
+	case err := <-done:
+		t.Fatalf("FromContainer() = %v before its files came", err)
+	}
+	for _, name := range []string{"fast", "slow"} { // a name is whose image is whole first
+		if err := FromContainer(t.Context(), cfg, name, container(t), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.Copy(sender, container(t)); err != nil {
+		t.Fatal(err)
+	}
+	sender.Close()
+	if err := <-done; wrenn.CodeOf(err) != wrenn.AlreadyExists {
+		t.Errorf("FromContainer() of a name that was taken meanwhile = %v, want %s", err, wrenn.AlreadyExists)
+	}
+	if got := content(t, p.store); len(got) != 5 { // base, two images, two names
+		t.Errorf("the store holds %v", got)
+	}
+}
+
 func TestFromContainerReplacesWhenAsked(t *testing.T) {
 	cfg := testConfig(t)
 	p := withBase(t, cfg)

@@ -105,38 +105,93 @@ func (s *store) lock(ctx context.Context) (*os.File, error) {
 }
 
 // build publishes under a name what fill puts into the empty directory that it
-// gets. The lock must be held. What an interrupted build left goes first.
+// gets. The lock must be held.
 func (s *store) build(name string, fill func(dir string) error) error {
-	if err := s.sweep(); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(s.dir, stagePrefix+"*")
+	st, err := s.stage()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // what stays, the next build sweeps
-	if err := fill(dir); err != nil {
+	defer st.discard()
+	if err := fill(st.dir); err != nil {
 		return noSpace(err)
 	}
-	// Closed until now: a half-made tree has programs that run as root.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
-	return noSpace(durable.Publish(dir, filepath.Join(s.dir, name)))
+	return s.publish(st, name)
 }
 
-// sweep removes the stages of builds that were killed: the lock says that none runs.
+// stage is a directory of something half-made. Whoever made it has it until
+// discard; the lock of the images may be another's meanwhile.
+type stage struct {
+	dir  string   // "" after it was published
+	held *os.File // with a lock of its own, which goes with the process
+}
+
+// stage makes an empty one. The lock must be held. What interrupted builds left
+// goes first.
+func (s *store) stage() (*stage, error) {
+	if err := s.sweep(); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(s.dir, stagePrefix+"*")
+	if err != nil {
+		return nil, err
+	}
+	held, err := os.Open(dir)
+	if err == nil {
+		err = unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	st := &stage{dir: dir, held: held}
+	if err != nil {
+		st.discard()
+		return nil, fmt.Errorf("make a directory for an image: %w", err)
+	}
+	return st, nil
+}
+
+// discard removes the stage unless it was published. What stays, the next one sweeps.
+func (st *stage) discard() {
+	_ = os.RemoveAll(st.dir) // "" is allowed
+	_ = st.held.Close()      // nil is allowed
+}
+
+// publish makes the stage appear under a name, whole. The lock must be held.
+func (s *store) publish(st *stage, name string) error {
+	// Closed until now: a half-made tree has programs that run as root.
+	if err := os.Chmod(st.dir, 0o755); err != nil {
+		return err
+	}
+	if err := durable.Publish(st.dir, filepath.Join(s.dir, name)); err != nil {
+		return noSpace(err)
+	}
+	st.dir = "" // another may have that name now
+	return nil
+}
+
+// sweep removes the stages that nobody has: of builds that were killed. The lock must be held.
 func (s *store) sweep() error {
 	left, err := filepath.Glob(filepath.Join(s.dir, stagePrefix+"*"))
 	if err != nil {
 		return err
 	}
 	for _, dir := range left {
+		if heldStage(dir) {
+			continue
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("remove what an interrupted build left: %w", err)
 		}
 	}
 	return nil
+}
+
+// heldStage says whether somebody has a stage; a link, which redirect makes under
+// the lock, is nobody's.
+func heldStage(dir string) bool {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), syscall.EWOULDBLOCK)
 }
 
 // prune removes bases and guests that were not used for longest, and images

@@ -66,6 +66,31 @@ func TestBuildPublishesTheWholeOnly(t *testing.T) {
 	}
 }
 
+// TestStageIsItsOwners: what is half-made stays while somebody makes it, without the lock too.
+func TestStageIsItsOwners(t *testing.T) {
+	s := testStore(t)
+	st, err := s.stage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("nowhere", filepath.Join(s.dir, stagePrefix+"link")); err != nil { // what a redirect that is killed leaves
+		t.Fatal(err)
+	}
+	if err := s.build("x", put("x")); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{filepath.Base(st.dir), "x"}, content(t, s)); diff != "" {
+		t.Errorf("store while another makes something (-want +got):\n%s", diff)
+	}
+	st.held.Close() // as its process does that is killed
+	if err := s.build("y", put("y")); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"x", "y"}, content(t, s)); diff != "" {
+		t.Errorf("store afterwards (-want +got):\n%s", diff)
+	}
+}
+
 func TestBuildNamesAFullDisk(t *testing.T) {
 	err := testStore(t).build("x", func(string) error { return fmt.Errorf("write: %w", syscall.ENOSPC) })
 	if wrenn.CodeOf(err) != wrenn.Exhausted {
