@@ -84,7 +84,7 @@ func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, take func() (
 		if err != nil {
 			return origin{}, err
 		}
-		from, _, err := s.m.restoration(ctx, moment)
+		from, err := s.m.restoration(ctx, moment)
 		if err != nil {
 			return origin{}, s.explain("fork", err)
 		}

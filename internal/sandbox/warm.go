@@ -59,7 +59,7 @@ func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 		}
 		return from, err
 	}
-	warm, _, err := m.restoration(ctx, m.warmName(req.Shape))
+	warm, err := m.restoration(ctx, m.warmName(req.Shape))
 	if err == nil {
 		return warm, nil
 	}
@@ -72,7 +72,7 @@ func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 // dropWarm lets the warm snapshots of other images and drivers go, and the one
 // of the name if it cannot be used.
 func (m *Manager) dropWarm(ctx context.Context, name string) error {
-	from, _, err := m.restoration(ctx, name)
+	from, err := m.restoration(ctx, name)
 	if err == nil {
 		from.release()
 	}

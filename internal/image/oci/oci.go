@@ -152,8 +152,8 @@ func (i *Image) Close() error {
 	return cleanup()
 }
 
-// Unpack puts the image's files into an empty tree, at most limit bytes, and
-// tells out about each layer. A layer whose content has not the digest that the
+// Unpack puts the image's files into an empty tree, at most limit bytes of its disk,
+// and tells out about each layer. A layer whose content has not the digest that the
 // manifest says is an error.
 func (i *Image) Unpack(ctx context.Context, tree *rootfs.Tree, limit int64, out io.Writer) error {
 	for n, layer := range i.layers {

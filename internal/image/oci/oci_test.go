@@ -141,7 +141,7 @@ func TestPull(t *testing.T) {
 	if diff := cmp.Diff(want, got.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	files, err := unpack(t, got, 1000)
+	files, err := unpack(t, got, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestOpenReadsLocalImages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			files, err := unpack(t, got, 1000)
+			files, err := unpack(t, got, 1<<20)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -270,8 +270,8 @@ func TestUnpackRefuses(t *testing.T) {
 		limit int64
 		want  wrenn.Code
 	}{
-		"a layer that is not what the manifest says": {withBadLayers, 1000, wrenn.Invalid},
-		"more than fits": {nil, 7, wrenn.Exhausted},
+		"a layer that is not what the manifest says": {withBadLayers, 1 << 20, wrenn.Invalid},
+		"more than fits": {nil, 20 << 10, wrenn.Exhausted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			image, err := Pull(t.Context(), serve(t, testImage(t, "amd64"), tt.wrap), Access{})
