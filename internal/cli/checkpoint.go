@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 type checkpointCommands struct {
@@ -115,9 +116,9 @@ func (t *checkpointTree) draw(w io.Writer, parent, indent string) {
 		if i == len(children)-1 {
 			branch, below = "└── ", "    "
 		}
-		line := indent + branch + printable(cp.ID)
+		line := indent + branch + plain.Line(cp.ID)
 		if cp.Name != "" {
-			line += "  " + printable(cp.Name)
+			line += "  " + plain.Line(cp.Name)
 		}
 		fmt.Fprintln(w, line+t.paint(w, faint, "  "+age(cp.CreatedAt)+" ago")+t.here(cp.ID))
 		t.draw(w, cp.ID, indent+below)

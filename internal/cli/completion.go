@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 const (
@@ -87,7 +88,7 @@ func (c *completeCommand) Run(ctx context.Context, s *session, k *kong.Kong) err
 		}
 		line := found.word
 		if found.remark != "" {
-			line += "\t" + printable(found.remark)
+			line += "\t" + plain.Line(found.remark)
 		}
 		fmt.Fprintln(s.Out, line)
 	}

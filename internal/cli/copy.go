@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 // standard is the name of standard input and output.
@@ -172,5 +173,5 @@ func (m *meter) Read(p []byte) (int, error) {
 
 // what tells how far it is.
 func (m *meter) what(doing string) func() string {
-	return func() string { return fmt.Sprintf("%s, %.1f MiB", printable(doing), float64(m.n.Load())/(1<<20)) }
+	return func() string { return fmt.Sprintf("%s, %.1f MiB", plain.Line(doing), float64(m.n.Load())/(1<<20)) }
 }

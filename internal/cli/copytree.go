@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 const (
@@ -71,7 +72,7 @@ func (c *copyCommand) tree(ctx context.Context, s *session, api *client.Client) 
 }
 
 func (s *session) skip(name string) {
-	fmt.Fprintf(s.Err, "left out: %s is no file, directory or link\n", printable(name))
+	fmt.Fprintf(s.Err, "left out: %s is no file, directory or link\n", plain.Line(name))
 }
 
 // lastName is what a copy of dir is called: nothing when its content is meant, as in "dir/." and "..".
@@ -259,7 +260,7 @@ func (t *tailBuffer) Write(p []byte) (int, error) {
 func (t *tailBuffer) String() string {
 	var lines []string
 	for line := range strings.Lines(string(t.text)) {
-		lines = append(lines, printable(strings.TrimSuffix(line, "\n")))
+		lines = append(lines, plain.Line(strings.TrimSuffix(line, "\n")))
 	}
 	return strings.Join(lines, "\n")
 }

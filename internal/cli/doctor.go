@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/pgserver"
+	"wrenn/internal/plain"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm/probe"
 )
@@ -69,7 +70,7 @@ func (c *doctorCommand) Run(ctx context.Context, s *session) error {
 	err := s.print(found, func(w io.Writer) {
 		for _, f := range found {
 			colour := map[string]string{fine: green, advice: yellow, problem: red}[f.Verdict]
-			fmt.Fprintf(w, "%s  %-11s  %s\n", s.paint(w, colour, fmt.Sprintf("%-7s", f.Verdict)), f.Subject, printable(f.Found))
+			fmt.Fprintf(w, "%s  %-11s  %s\n", s.paint(w, colour, fmt.Sprintf("%-7s", f.Verdict)), f.Subject, plain.Line(f.Found))
 			if f.Do != "" {
 				fmt.Fprintf(w, "%22s  -> %s\n", "", f.Do)
 			}

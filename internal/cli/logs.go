@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 type logsCommand struct {
@@ -46,7 +47,7 @@ type harmless struct{ w io.Writer }
 func (h harmless) Write(p []byte) (int, error) {
 	for line := range strings.Lines(string(p)) {
 		text, end := strings.CutSuffix(line, "\n")
-		text = printable(strings.NewReplacer("\r", "", "\t", "    ").Replace(text))
+		text = plain.Line(strings.NewReplacer("\r", "", "\t", "    ").Replace(text))
 		if end {
 			text += "\n"
 		}

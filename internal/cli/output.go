@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 const (
@@ -52,22 +53,11 @@ func table(w io.Writer, rows [][]string) {
 			if i > 0 {
 				fmt.Fprint(columns, "\t")
 			}
-			fmt.Fprint(columns, printable(cell))
+			fmt.Fprint(columns, plain.Line(cell))
 		}
 		fmt.Fprintln(columns)
 	}
 	_ = columns.Flush() // a pipe that went away
-}
-
-// printable keeps what others named from writing to the terminal by itself.
-func printable(text string) string {
-	out := []rune(text)
-	for i, r := range out {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			out[i] = '�'
-		}
-	}
-	return string(out)
 }
 
 // colours of a terminal, see ECMA-48, 8.3.117.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 type sandboxCommands struct {
@@ -173,10 +174,10 @@ func (s *session) show(box *client.Sandbox) error {
 		}
 		fmt.Fprintf(w, "id        %s\nstate     %s\n", box.ID, s.paintState(box.State))
 		if box.Reason != "" {
-			fmt.Fprintf(w, "reason    %s\n", printable(box.Reason))
+			fmt.Fprintf(w, "reason    %s\n", plain.Line(box.Reason))
 		}
 		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
-			printable(box.Template), box.VCPUs, box.MemoryMB, timeout, printable(pairs(box.Metadata)),
+			plain.Line(box.Template), box.VCPUs, box.MemoryMB, timeout, plain.Line(pairs(box.Metadata)),
 			box.CreatedAt.Local().Format(time.DateTime), age(box.CreatedAt))
 		if box.AutoResume {
 			fmt.Fprintln(w, "resumes   when it is used")
@@ -294,7 +295,7 @@ func (c *forkCommand) Run(ctx context.Context, s *session) error {
 	})
 	failed := []error{err}
 	for _, f := range forked.Errors {
-		failed = append(failed, fmt.Errorf("%s: %s", f.ID, printable(f.Message)))
+		failed = append(failed, fmt.Errorf("%s: %s", f.ID, plain.Line(f.Message)))
 	}
 	return errors.Join(failed...)
 }

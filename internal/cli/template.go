@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 type templateCommands struct {
@@ -97,7 +98,7 @@ func (c *templateBuildCommand) password(s *session) (string, error) {
 // The build is the server's: who stops looking does not end it.
 func (s *session) followBuild(ctx context.Context, api *client.Client, g *client.Generation) error {
 	done, err := api.FollowBuild(ctx, g.Template, g.ID, func(line string) {
-		fmt.Fprintln(s.Err, s.paint(s.Err, faint, printable(line)))
+		fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line)))
 	})
 	if err != nil {
 		if ctx.Err() != nil {
@@ -106,7 +107,7 @@ func (s *session) followBuild(ctx context.Context, api *client.Client, g *client
 		return err
 	}
 	if done.State != client.GenerationReady {
-		return fmt.Errorf("template %s was not built: %s", printable(g.Template), printable(cmp.Or(done.Reason, string(done.State))))
+		return fmt.Errorf("template %s was not built: %s", plain.Line(g.Template), plain.Line(cmp.Or(done.Reason, string(done.State))))
 	}
 	return s.print(done, func(w io.Writer) { fmt.Fprintln(w, done.ID) })
 }
@@ -128,7 +129,7 @@ func (c *templateListCommand) Run(ctx context.Context, s *session) error {
 	return s.print(list, func(w io.Writer) {
 		if c.Quiet {
 			for _, t := range list {
-				fmt.Fprintln(w, printable(t.Name))
+				fmt.Fprintln(w, plain.Line(t.Name))
 			}
 			return
 		}
@@ -200,7 +201,7 @@ func (c *templateGetCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	return s.print(t, func(w io.Writer) {
-		fmt.Fprintf(w, "name        %s\nstate       %s\n", printable(t.Name), printable(templateRow(*t)[7]))
+		fmt.Fprintf(w, "name        %s\nstate       %s\n", plain.Line(t.Name), plain.Line(templateRow(*t)[7]))
 		if t.Current != nil {
 			showGeneration(w, "generation", t.Current)
 		}
@@ -217,7 +218,7 @@ func showGeneration(w io.Writer, what string, g *client.Generation) {
 		{"start", g.StartCmd}, {"ready", g.ReadyCmd},
 	} {
 		if row[1] != "" {
-			fmt.Fprintf(w, "  %-9s %s\n", row[0], printable(row[1]))
+			fmt.Fprintf(w, "  %-9s %s\n", row[0], plain.Line(row[1]))
 		}
 	}
 	if g.SizeBytes > 0 {
@@ -241,7 +242,7 @@ func (c *templateLogsCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	if t.Latest == nil {
-		return fmt.Errorf("template %s is built in: there was no build", printable(t.Name))
+		return fmt.Errorf("template %s is built in: there was no build", plain.Line(t.Name))
 	}
 	if c.Follow {
 		return s.followBuild(ctx, api, t.Latest)
@@ -259,7 +260,7 @@ func (c *templateLogsCommand) Run(ctx context.Context, s *session) error {
 	}
 	return s.print(lines, func(w io.Writer) {
 		for _, line := range lines {
-			fmt.Fprintln(w, printable(line))
+			fmt.Fprintln(w, plain.Line(line))
 		}
 	})
 }

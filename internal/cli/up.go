@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"wrenn"
+	"wrenn/internal/plain"
 	"wrenn/internal/up"
 )
 
@@ -55,7 +56,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer,
 			Kernel: c.Kernel, Initrd: c.Initrd, Range: c.NetRange, Prefix: c.NetPrefix,
 		},
-		Say: func(line string) { fmt.Fprintln(s.Err, s.paint(s.Err, faint, printable(line))) },
+		Say: func(line string) { fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line))) },
 	}
 	if c.Verbose {
 		cfg.Log = s.Err

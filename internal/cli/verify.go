@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 	"wrenn/internal/verify"
 )
 
@@ -79,7 +80,7 @@ func (s *session) forkReport(w io.Writer, r *verify.Report) {
 			fmt.Fprintf(w, "\n%s\n", group)
 		}
 		verdict := s.paint(w, colours[result.Verdict], fmt.Sprintf("%-7s", result.Verdict))
-		fmt.Fprintf(w, "  %s  %-42s  %s\n", verdict, result.Title, printable(result.Found))
+		fmt.Fprintf(w, "  %s  %-42s  %s\n", verdict, result.Title, plain.Line(result.Found))
 		if result.Verdict == verify.Failed {
 			failed++
 		}
@@ -105,7 +106,7 @@ func (s *session) forkReport(w io.Writer, r *verify.Report) {
 func guest(has map[string]string) string {
 	var out []string
 	for _, name := range []string{"python", "node", "openssl"} {
-		out = append(out, name+" "+printable(cmp.Or(has[name], "none")))
+		out = append(out, name+" "+plain.Line(cmp.Or(has[name], "none")))
 	}
 	return strings.Join(out, " · ")
 }

@@ -11,14 +11,24 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"wrenn"
+	"wrenn/internal/plain"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
-// maxAnswer bounds what is read of an answer that should be short.
-const maxAnswer = 64 << 10
+const (
+	// maxAnswer bounds what is read of an answer that should be short.
+	maxAnswer = 64 << 10
+	// maxSaid bounds what is told on of an error of the guest's.
+	maxSaid = 1 << 10
+	// maxMessage bounds one message of a stream. The agent's own are of 32 KiB of output at most.
+	maxMessage = 1 << 20
+)
 
 // Config says how to reach one envd.
 type Config struct {
@@ -53,7 +63,10 @@ func New(cfg Config) *Client {
 		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: transport}},
 		conns: conns,
 	}
-	c.process = processconnect.NewProcessClient(c.http, c.base)
+	c.process = processconnect.NewProcessClient(c.http, c.base,
+		connect.WithReadMaxBytes(maxMessage),
+		// What a guest packs it can make a thousand times as large here, at no cost to itself.
+		connect.WithAcceptCompression("gzip", nil, nil))
 	return c
 }
 
@@ -118,7 +131,18 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	if json.Unmarshal(raw, &answer) != nil || answer.Message == "" {
 		answer.Message = resp.Status
 	}
-	return nil, wrenn.Errorf(codeOfStatus(resp.StatusCode), "%s", answer.Message)
+	return nil, wrenn.Errorf(codeOfStatus(resp.StatusCode), "%s", said(answer.Message))
+}
+
+// said is what a guest said, which may be hostile, for messages that get to
+// databases, logs and terminals: one short line of text.
+func said(text string) string {
+	const more = "…"
+	text = plain.Line(text)
+	if len(text) <= maxSaid {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxSaid-len(more)], "") + more
 }
 
 func codeOfStatus(status int) wrenn.Code {

@@ -206,7 +206,7 @@ func TestInitOfACopyEndsOldStreams(t *testing.T) {
 
 // The test's agent has no cgroup2, as an image with an old kernel; one that is
 // older than the calls has a handler that does not know them.
-func TestFreezeWhereItCannotBe(t *testing.T) {
+func TestCallsThatAnAgentDoesNotKnow(t *testing.T) {
 	c, _ := newGuest(t)
 	old := httptest.NewServer(http.NotFoundHandler())
 	defer old.Close()
@@ -215,6 +215,7 @@ func TestFreezeWhereItCannotBe(t *testing.T) {
 		"no cgroup2":            c.Freeze(t.Context()),
 		"an older agent":        older.Freeze(t.Context()),
 		"an older agent, thaws": older.Thaw(t.Context()),
+		"no agent of ours":      older.Init(t.Context(), Init{}),
 	} {
 		if code := wrenn.CodeOf(err); code != wrenn.FailedPrecondition {
 			t.Errorf("%s: %v, code %s; want failed_precondition", name, err, code)

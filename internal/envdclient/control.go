@@ -54,13 +54,13 @@ type Identity struct {
 // When it fails they still are frozen.
 //
 // It may be repeated, and repeats itself as long as the message takes so long
-// that the time in it is a wrong one.
+// that the time in it is a wrong one. FailedPrecondition: the agent does not know the call.
 func (c *Client) Init(ctx context.Context, init Init) error {
 	first := time.Now()
 	for range initTries {
 		began := time.Now()
-		if err := c.initOnce(ctx, init); err != nil {
-			return fmt.Errorf("init guest: %w", err)
+		if err := orTooOld("init guest", c.initOnce(ctx, init)); err != nil {
+			return err
 		}
 		if time.Since(began) < goodRoundTrip || time.Since(first) > initPatience {
 			break
@@ -126,7 +126,7 @@ func (c *Client) Thaw(ctx context.Context) error {
 // orTooOld explains the answer of an agent that does not know a call.
 func orTooOld(doing string, err error) error {
 	if wrenn.CodeOf(err) == wrenn.NotFound {
-		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's agent is too old to freeze processes: build the image or template anew", Err: err}
+		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's agent is too old for this host: build the image or template anew", Err: err}
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)

@@ -146,7 +146,7 @@ func fromRPC(doing string, err error) error {
 	if !ok {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	out := wrenn.Errorf(cmp.Or(codes[rpc.Code()], wrenn.Internal), "%s: %s", doing, rpc.Message())
+	out := wrenn.Errorf(cmp.Or(codes[rpc.Code()], wrenn.Internal), "%s: %s", doing, said(rpc.Message()))
 	for _, cause := range []error{context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, cause) {
 			out.Err = cause

@@ -68,7 +68,7 @@ func (c *Client) health(ctx context.Context) error {
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)) // so that the connection is used again
 	if resp.StatusCode >= 300 {
-		return fmt.Errorf("health: %s", resp.Status)
+		return fmt.Errorf("health: %s", said(resp.Status))
 	}
 	return nil
 }

@@ -247,7 +247,7 @@ func (p *Process) Next() (Event, error) {
 		case ev.GetKeepalive() != nil:
 			return Event{Keepalive: true}, nil
 		case ev.GetEnd() != nil:
-			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: ev.GetEnd().GetStatus()}
+			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: said(ev.GetEnd().GetStatus())}
 			p.ended = true
 			return Event{}, io.EOF
 		}

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"wrenn/internal/plain"
 )
 
 // Exit codes of programs that say nothing else.
@@ -56,7 +58,7 @@ func Run(ctx context.Context, start Start, args []string, stderr io.Writer) int 
 		return 0
 	}
 	if message := err.Error(); message != "" {
-		_, _ = fmt.Fprintln(stderr, message) // where else could it go
+		_, _ = fmt.Fprintln(stderr, plain.Text(message)) // where else could it go
 	}
 	return code(err)
 }

@@ -26,6 +26,7 @@ func TestRun(t *testing.T) {
 	}{
 		{"done", nil, 0, ""},
 		{"failed", errors.New("no space"), 1, "no space\n"},
+		{"words of others", errors.New("read /x: \x1b[2J\u009b2J\x07\nTry again"), 1, "read /x: \ufffd[2J\ufffd2J\ufffd\nTry again\n"},
 		{"usage", fmt.Errorf("%w: no such flag", ErrUsage), 2, "usage: no such flag\n"},
 		{"own code, silent", exit(7), 7, ""},
 		{"own code, wrapped", fmt.Errorf("ran: %w", exit(7)), 7, "ran: \n"},

@@ -55,15 +55,19 @@ func (m *Manager) adopt(ctx context.Context, left leftover) {
 	s := m.revive(j)
 	s.turn <- struct{}{}
 	defer s.unlock()
+	// A VMM may hang, or be its guest's by now.
+	limit := m.cfg.ReadyTimeout
+	limited, cancel := context.WithTimeoutCause(ctx, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "its machine did not answer within %s", limit))
+	defer cancel()
 	switch {
 	case j.Step == stepRunning && j.Template != buildTemplate:
-		err = s.takeOver(ctx)
+		err = s.takeOver(limited)
 	case j.Step == stepPaused:
-		err = s.takeOverPaused(ctx)
+		err = s.takeOverPaused(limited)
 	case j.Step == stepEnded && j.Verdict != nil:
 		s.set(j.Verdict.Status, j.Verdict.Reason)
 	default: // half made, or half gone
-		if err = s.findBodies(ctx); err == nil {
+		if err = s.findBodies(limited); err == nil {
 			s.undoOrEnd(ctx)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/snapshot"
 )
 
 // buildTemplate marks the sandboxes that templates are made of. They are
@@ -86,15 +87,25 @@ type Kept struct {
 // KeptSnapshot says what the snapshot of a name is. NotFound when there is none, or
 // it was removed and a sandbox still needs it; FailedPrecondition when it is damaged.
 func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
-	snap, release, err := m.snapshots.Load(ctx, name)
+	snap, release, err := m.loadKept(ctx, name)
 	if err != nil {
 		return Kept{}, err
 	}
 	defer release()
-	if !snap.Kept {
-		return Kept{}, wrenn.Errorf(wrenn.NotFound, "snapshot %s was removed", name)
-	}
 	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes(), snap.Note}, nil
+}
+
+// loadKept loads a snapshot by its name. NotFound also when it was removed.
+func (m *Manager) loadKept(ctx context.Context, name string) (*snapshot.Snapshot, func(), error) {
+	snap, release, err := m.snapshots.Load(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !snap.Kept {
+		release()
+		return nil, nil, wrenn.Errorf(wrenn.NotFound, "snapshot %s was removed", name)
+	}
+	return snap, release, nil
 }
 
 // KeptSnapshots lists those that KeptSnapshot finds.

@@ -128,9 +128,9 @@ func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id string) error {
 
 // restorePaused changes what the sandbox will go on from.
 func (s *Sandbox) restorePaused(ctx context.Context, id string) error {
-	from, _, err := s.m.restoration(ctx, id) // if it is whole
+	from, err := s.m.restoration(ctx, id) // if it is whole
 	if err != nil {
-		return err
+		return s.explain("restore", err)
 	}
 	defer from.release()
 	if err := s.commit("checkpoint restored", func(j *journal) { j.Snapshot, j.Head = id, id }); err != nil {
@@ -150,7 +150,7 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.AddFunc(func() { s.set(StatusRunning, "") })
-	from, _, err := s.m.restoration(ctx, id)
+	from, err := s.m.restoration(ctx, id)
 	if err != nil {
 		return s.explain("restore", err)
 	}

@@ -84,8 +84,11 @@ func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, take func() (
 		if err != nil {
 			return origin{}, err
 		}
-		from, _, err := s.m.restoration(ctx, moment)
-		return from, err
+		from, err := s.m.restoration(ctx, moment)
+		if err != nil {
+			return origin{}, s.explain("fork", err)
+		}
+		return from, nil
 	})
 	return Forked{ID: id, Sandbox: sb, Err: err}
 }
@@ -100,7 +103,7 @@ func (s *Sandbox) hold(ctx context.Context) (id string, release func(), err erro
 	if s.Info().Status == StatusPaused {
 		snap, release, err := s.m.snapshots.Load(ctx, s.journal.Snapshot)
 		if err != nil {
-			return "", nil, err
+			return "", nil, s.explain("fork", err)
 		}
 		return snap.ID, release, nil
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
 
@@ -338,6 +339,37 @@ func TestAdoptBuriesTheDead(t *testing.T) {
 		wantStatus(t, sb, StatusFailed, "while the host's agent was down")
 	}
 	must(t, sb.Destroy(t.Context()))
+	l.wantClean(t, m)
+}
+
+// muteDriver has machines that take a connection and say nothing.
+type muteDriver struct{ vm.Driver }
+
+func (muteDriver) Adopt(ctx context.Context, _ vm.Ref) (vm.Machine, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// One machine that hangs does not keep an agent from starting.
+func TestAdoptOfAMuteMachine(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, err)
+	m.Close()
+	l.crash(t)
+	driver, patience := l.cfg.Driver, l.cfg.ReadyTimeout
+	l.cfg.Adopt, l.cfg.Driver, l.cfg.ReadyTimeout, l.noSweep = true, muteDriver{driver}, 50*time.Millisecond, true
+	m = l.open(t)
+	q, err := m.Get(sb.ID())
+	must(t, err)
+	wantStatus(t, q, StatusQuarantined, "did not answer within 50ms")
+	l.cfg.Driver, l.cfg.ReadyTimeout = driver, patience
+	m = l.restart(t, m)
+	repaired, err := m.Get(sb.ID())
+	must(t, err)
+	wantAlive(t, repaired)
+	must(t, repaired.Destroy(t.Context()))
 	l.wantClean(t, m)
 }
 

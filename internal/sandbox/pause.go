@@ -106,7 +106,7 @@ func (s *Sandbox) resume(ctx context.Context) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.AddFunc(func() { s.set(StatusPaused, "") })
-	from, _, err := s.m.restoration(ctx, s.journal.Snapshot)
+	from, err := s.m.restoration(ctx, s.journal.Snapshot)
 	if err != nil {
 		return s.explain("resume", err)
 	}

@@ -155,6 +155,49 @@ func TestAResumeThatFails(t *testing.T) {
 	}
 }
 
+// To a control plane NotFound of these means that the sandbox is lost: what is
+// missing in a guest, or of a snapshot, must not read so.
+func TestWhatASandboxMissesDoesNotMakeItLost(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	want := func(doing, text string, err error) {
+		t.Helper()
+		if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v, want FailedPrecondition with %q", doing, err, text)
+		}
+	}
+	fork := func() error {
+		copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+		must(t, err)
+		return copies[0].Err
+	}
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", t.TempDir())
+	want("pause", "'sync' not found", sb.Pause(t.Context()))
+	want("fork", "'sync' not found", fork())
+	_, err := sb.Checkpoint(t.Context(), "one", "")
+	want("checkpoint", "'sync' not found", err)
+	t.Setenv("PATH", path)
+	wantStatus(t, sb, StatusRunning, "")
+	wantAlive(t, sb)
+
+	must(t, sb.Pause(t.Context()))
+	l.fault = func(vmfake.Step) error { return wrenn.Errorf(wrenn.NotFound, "404 from the guest") }
+	want("resume", "404 from the guest", sb.Resume(t.Context()))
+	l.fault = nil
+	snapshot := sb.journal.Snapshot
+	sb.journal.Snapshot, sb.journal.Checkpoints = "gone", []Checkpoint{{ID: "gone"}}
+	want("resume without its snapshot", "gone", sb.Resume(t.Context()))
+	want("fork without its snapshot", "gone", fork())
+	want("restore without its snapshot", "gone", sb.RestoreCheckpoint(t.Context(), "gone"))
+	sb.journal.Snapshot, sb.journal.Checkpoints = snapshot, nil
+	wantStatus(t, sb, StatusPaused, "")
+	must(t, sb.Resume(t.Context()))
+	wantAlive(t, sb)
+}
+
 // A snapshot that is damaged is refused by name, and harms nothing else.
 func TestResumeOfADamagedSnapshot(t *testing.T) {
 	l := newLab(t)

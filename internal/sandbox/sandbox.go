@@ -11,6 +11,7 @@ import (
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/rollback"
+	"wrenn/internal/snapshot"
 	"wrenn/internal/vm"
 )
 
@@ -88,9 +89,10 @@ func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (
 }
 
 // Restore makes a new sandbox from the snapshot of the given name, and is
-// otherwise like Create. NotFound when there is no such snapshot.
+// otherwise like Create. NotFound when there is no such snapshot, or it was
+// removed and a sandbox still needs it.
 func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) (*Sandbox, error) {
-	from, shape, err := m.restoration(ctx, name)
+	from, shape, err := m.namedRestoration(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -132,19 +134,35 @@ func (m *Manager) boot(guest Guest) origin {
 	}}
 }
 
-// restoration is the origin of sandboxes that a snapshot holds, and their shape.
-func (m *Manager) restoration(ctx context.Context, id string) (origin, Shape, error) {
+// restoration is the origin of sandboxes that a snapshot holds.
+func (m *Manager) restoration(ctx context.Context, id string) (origin, error) {
 	snap, release, err := m.snapshots.Load(ctx, id)
+	if err != nil {
+		return origin{}, err
+	}
+	return m.from(snap, release)
+}
+
+// namedRestoration is the restoration of a snapshot that somebody asks for by
+// its name, and their shape. One that was removed is there only for who runs from it.
+func (m *Manager) namedRestoration(ctx context.Context, name string) (origin, Shape, error) {
+	snap, release, err := m.loadKept(ctx, name)
 	if err != nil {
 		return origin{}, Shape{}, err
 	}
+	from, err := m.from(snap, release)
+	return from, Shape{snap.VCPUs, snap.MemoryMiB}, err
+}
+
+// from is the origin that a loaded snapshot is, which the origin holds.
+func (m *Manager) from(snap *snapshot.Snapshot, release func()) (origin, error) {
 	if driver := m.cfg.Driver.Name(); snap.Driver != driver {
 		release()
-		return origin{}, Shape{}, wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: it is of driver %s, and this host works with %s", id, snap.Driver, driver)
+		return origin{}, wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: it is of driver %s, and this host works with %s", snap.ID, snap.Driver, driver)
 	}
-	return origin{rootfs: snap.Disk(), snapshot: id, guest: snap.Guest, release: release, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+	return origin{rootfs: snap.Disk(), snapshot: snap.ID, guest: snap.Guest, release: release, start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 		return m.cfg.Driver.Restore(ctx, spec, snap.Machine())
-	}}, Shape{snap.VCPUs, snap.MemoryMiB}, nil
+	}}, nil
 }
 
 // launch makes a registered sandbox, whose turn the caller has, and gives the

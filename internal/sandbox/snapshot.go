@@ -169,9 +169,14 @@ func (s *Sandbox) noteThawed(ctx context.Context) {
 }
 
 // explain says what was being done, and to the user what they can do about it.
+// NotFound is Manager.Get's alone, and means that the sandbox is lost: a guest's
+// own, or a snapshot's that the sandbox needs, becomes FailedPrecondition.
 func (s *Sandbox) explain(doing string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = &wrenn.Error{Code: wrenn.Exhausted, Message: "this host's disk is full; the sandbox is as before", Err: err}
+	}
+	if e, ok := errors.AsType[*wrenn.Error](err); ok && e.Code == wrenn.NotFound {
+		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: doing + ": " + e.Message, Err: err}
 	}
 	return fmt.Errorf("%s of sandbox %s: %w", doing, s.id, err)
 }

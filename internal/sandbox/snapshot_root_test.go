@@ -294,14 +294,22 @@ func TestEnsureFromASnapshot(t *testing.T) {
 	l.wantMark(t, sb, 'a')
 	must(t, m.RemoveSnapshot(t.Context(), "template"))
 	wantSnapshots(t, m, "template")
+	wantRemoved := func() {
+		t.Helper()
+		req.ID = wrenn.NewSandboxID()
+		if _, err := m.Ensure(t.Context(), req); wrenn.CodeOf(err) != wrenn.NotFound {
+			t.Errorf("Ensure() from a snapshot that was removed = %v, want NotFound", err)
+		}
+		if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "template"); wrenn.CodeOf(err) != wrenn.NotFound {
+			t.Errorf("Restore() of a snapshot that was removed = %v, want NotFound", err)
+		}
+	}
+	wantRemoved()
 	_, err := sb.Checkpoint(t.Context(), "one", "") // which looks at what the machine came from
 	must(t, err)
 	must(t, sb.Destroy(t.Context()))
 	must(t, m.Collect(t.Context()))
 	wantSnapshots(t, m)
-	req.ID = wrenn.NewSandboxID()
-	if _, err := m.Ensure(t.Context(), req); wrenn.CodeOf(err) != wrenn.NotFound {
-		t.Errorf("Ensure() from a snapshot that is gone = %v, want NotFound", err)
-	}
+	wantRemoved()
 	l.wantClean(t, m)
 }

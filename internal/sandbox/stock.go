@@ -276,7 +276,7 @@ func (m *Manager) addToStock(ctx context.Context, k kind) error {
 	defer done()
 	began := time.Now()
 	err := s.assemble(ctx, func(ctx context.Context) (origin, error) {
-		from, _, err := m.restoration(ctx, k.snapshot)
+		from, err := m.restoration(ctx, k.snapshot)
 		return from, err
 	}, s.build)
 	if err != nil {

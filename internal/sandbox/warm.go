@@ -52,14 +52,14 @@ func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error
 // of the shape or, without that, the guest image.
 func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 	if req.Snapshot != "" {
-		from, shape, err := m.restoration(ctx, req.Snapshot)
+		from, shape, err := m.namedRestoration(ctx, req.Snapshot)
 		if err == nil && shape != req.Shape {
 			from.release()
 			err = wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
 		}
 		return from, err
 	}
-	warm, _, err := m.restoration(ctx, m.warmName(req.Shape))
+	warm, err := m.restoration(ctx, m.warmName(req.Shape))
 	if err == nil {
 		return warm, nil
 	}
@@ -72,7 +72,7 @@ func (m *Manager) origin(ctx context.Context, req Request) (origin, error) {
 // dropWarm lets the warm snapshots of other images and drivers go, and the one
 // of the name if it cannot be used.
 func (m *Manager) dropWarm(ctx context.Context, name string) error {
-	from, _, err := m.restoration(ctx, name)
+	from, err := m.restoration(ctx, name)
 	if err == nil {
 		from.release()
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,6 +89,10 @@ func find(ctx context.Context, dir string, sizes sizes) (*Store, error) {
 	if method, err := tryClone(dir); err == nil && method == Reflink {
 		return &Store{Dir: dir, Note: "reflink clones on " + dir}, nil
 	}
+	if inUse(dir) { // a store of its own would begin without what is here
+		return &Store{Dir: dir, Note: fmt.Sprintf("copies, slow and large: %s cannot reflink, and sandboxes or snapshots are in it already, from a time when a store of its own could not be made. "+
+			"To have one, destroy them, stop the agent, and remove %s, %s and %s there", dir, usedBy[0], usedBy[1], usedBy[2])}, nil
+	}
 	err := makeImage(ctx, image, sizes)
 	if err == nil {
 		var s *Store
@@ -97,6 +102,20 @@ func find(ctx context.Context, dir string, sizes sizes) (*Store, error) {
 		err = errors.Join(err, os.Remove(image)) // nothing is in it yet
 	}
 	return &Store{Dir: dir, Note: fmt.Sprintf("copies, slow and large: %s cannot reflink, and %v", dir, err)}, nil
+}
+
+// usedBy are the directories that hosts have in a store.
+var usedBy = [...]string{"sandboxes", "snapshots", importedDir}
+
+// inUse says whether dir itself is a store with something in it. One that cannot be read may be.
+func inUse(dir string) bool {
+	for _, name := range usedBy {
+		entries, err := os.ReadDir(filepath.Join(dir, name))
+		if len(entries) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
 }
 
 const unusable = "the store of this host cannot be used; it is left as it is, with the sandboxes and snapshots in it. " +

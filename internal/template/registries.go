@@ -95,6 +95,7 @@ func newTransport() *http.Transport {
 		ResponseHeaderTimeout: headerTimeout,
 		IdleConnTimeout:       time.Minute,
 		ForceAttemptHTTP2:     true,
+		DisableCompression:    true, // images are compressed as it is, and what a registry sends is what is counted
 	}
 }
 

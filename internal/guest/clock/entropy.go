@@ -26,7 +26,7 @@ func (Kernel) AddEntropy(seed []byte) error {
 	if err != nil {
 		return os.NewSyscallError("open /dev/urandom", err)
 	}
-	defer unix.Close(dev)
+	defer func() { _ = unix.Close(dev) }() // nothing is buffered
 	info := newPoolInfo(seed)
 	if err := ioctl(dev, unix.RNDADDENTROPY, unsafe.Pointer(info)); err != nil {
 		return err

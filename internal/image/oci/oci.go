@@ -3,6 +3,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,10 +49,7 @@ func (a Access) options(ctx context.Context) []remote.Option {
 	case a.Keychain != nil:
 		options = append(options, remote.WithAuthFromKeychain(a.Keychain))
 	}
-	if a.Transport != nil {
-		options = append(options, remote.WithTransport(a.Transport))
-	}
-	return options
+	return append(options, remote.WithTransport(careful{cmp.Or(a.Transport, remote.DefaultTransport)}))
 }
 
 // Image is a container image. Close it.
@@ -107,7 +105,7 @@ func (i *Image) read() error {
 		return err
 	}
 	i.Digest = digest.String()
-	config, err := i.image.ConfigFile()
+	config, err := i.config()
 	if err != nil {
 		return err
 	}
@@ -132,6 +130,18 @@ func (i *Image) read() error {
 	return nil
 }
 
+// config reads the configuration. Of a negative size it would be read without an end.
+func (i *Image) config() (*v1.ConfigFile, error) {
+	manifest, err := i.image.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	if size := manifest.Config.Size; size < 0 || size > maxDocument {
+		return nil, tooLarge("configuration")
+	}
+	return i.image.ConfigFile()
+}
+
 // Close removes what was copied to read the image. Twice is allowed.
 func (i *Image) Close() error {
 	if i.cleanup == nil {
@@ -142,8 +152,8 @@ func (i *Image) Close() error {
 	return cleanup()
 }
 
-// Unpack puts the image's files into an empty tree, at most limit bytes, and
-// tells out about each layer. A layer whose content has not the digest that the
+// Unpack puts the image's files into an empty tree, at most limit bytes of its disk,
+// and tells out about each layer. A layer whose content has not the digest that the
 // manifest says is an error.
 func (i *Image) Unpack(ctx context.Context, tree *rootfs.Tree, limit int64, out io.Writer) error {
 	for n, layer := range i.layers {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +26,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"wrenn"
 	"wrenn/internal/image/rootfs"
@@ -138,7 +141,7 @@ func TestPull(t *testing.T) {
 	if diff := cmp.Diff(want, got.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	files, err := unpack(t, got, 1000)
+	files, err := unpack(t, got, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +183,7 @@ func TestOpenReadsLocalImages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			files, err := unpack(t, got, 1000)
+			files, err := unpack(t, got, 1<<20)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -267,8 +270,8 @@ func TestUnpackRefuses(t *testing.T) {
 		limit int64
 		want  wrenn.Code
 	}{
-		"a layer that is not what the manifest says": {withBadLayers, 1000, wrenn.Invalid},
-		"more than fits": {nil, 7, wrenn.Exhausted},
+		"a layer that is not what the manifest says": {withBadLayers, 1 << 20, wrenn.Invalid},
+		"more than fits": {nil, 20 << 10, wrenn.Exhausted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			image, err := Pull(t.Context(), serve(t, testImage(t, "amd64"), tt.wrap), Access{})
@@ -278,6 +281,55 @@ func TestUnpackRefuses(t *testing.T) {
 			defer image.Close()
 			if files, err := unpack(t, image, tt.limit); wrenn.CodeOf(err) != tt.want {
 				t.Errorf("Unpack() = %v, %v, want %s", files, err, tt.want)
+			}
+		})
+	}
+}
+
+// endless is a registry whose image has a manifest, and whose blobs have no end.
+func endless(t *testing.T, manifest string) (ref string, sent *atomic.Int64) {
+	t.Helper()
+	sent = new(atomic.Int64)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.Contains(r.URL.Path, "/manifests/"):
+			w.Header().Set("Location", "/elsewhere")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		case r.URL.Path == "/elsewhere":
+			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
+			_, _ = io.WriteString(w, manifest)
+		case strings.Contains(r.URL.Path, "/blobs/"):
+			for chunk := make([]byte, 1<<20); ; {
+				n, err := w.Write(chunk)
+				if sent.Add(int64(n)); err != nil || sent.Load() > 1<<30 {
+					return
+				}
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	return strings.TrimPrefix(server.URL, "http://") + "/app:1", sent
+}
+
+// TestPullIsBounded: the sizes of what is kept in memory are the registry's word.
+func TestPullIsBounded(t *testing.T) {
+	manifest := func(size int64, more string) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"size":%d,"digest":"sha256:%064d"},"layers":[]%s}`,
+			types.OCIManifestSchema1, types.OCIConfigJSON, size, 1, more)
+	}
+	for name, text := range map[string]string{
+		"a large configuration":           manifest(maxDocument+1, ""),
+		"a configuration of unknown size": manifest(-1, ""),
+		"a large manifest":                manifest(1, strings.Repeat(" ", maxDocument)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			ref, sent := endless(t, text)
+			_, err := Pull(t.Context(), ref, Access{})
+			if wrenn.CodeOf(err) != wrenn.Invalid || !strings.Contains(err.Error(), "more than 4 MiB") {
+				t.Errorf("Pull() = %v, want that it is too large", err)
+			}
+			if sent.Load() > 0 {
+				t.Errorf("%d bytes of a blob were sent", sent.Load())
 			}
 		})
 	}

@@ -20,13 +20,21 @@ const (
 	whiteoutOpaque = ".wh..wh..opq" // everything in its directory
 )
 
+// Bounds of the paths of a layer, which are remembered until its end. A desktop
+// in one layer takes half of it.
+const (
+	maxNames = 128 << 20
+	perName  = 64 // what a map takes for each beside its bytes
+)
+
 // ExtractLayer puts a layer of a container image over what is in the tree:
 // like Extract, and what the layer hides of the ones below it is removed. Apply
-// the lowest first. Its files may hold limit bytes; it returns how many they do.
+// the lowest first. Its files may take limit bytes of a disk, see block; it returns
+// how many they do.
 func (t *Tree) ExtractLayer(ctx context.Context, r io.Reader, limit int64) (size int64, err error) {
 	l := layer{extraction: extraction{tree: t, left: limit}, made: map[string]bool{}}
 	source := &source{ctx: ctx, in: r}
-	if err := unpack(source, l.entry); err != nil {
+	if err := t.unpack(source, l.entry); err != nil {
 		return 0, err
 	}
 	// All of it: the sender's digest is checked at the end.
@@ -40,7 +48,8 @@ func (t *Tree) ExtractLayer(ctx context.Context, r io.Reader, limit int64) (size
 // the order of its entries: made are the paths that it holds, and those above them.
 type layer struct {
 	extraction
-	made map[string]bool
+	made  map[string]bool
+	names int // bytes that made takes
 }
 
 func (l *layer) entry(h *tar.Header, data io.Reader) error {
@@ -56,9 +65,12 @@ func (l *layer) entry(h *tar.Header, data io.Reader) error {
 		return nil
 	case hides:
 		return escape(l.hide(path.Clean(dir), hidden))
+	case !kept(h):
+		l.skipped++
+		return nil
 	}
-	for p := name; p != "." && !l.made[p]; p = path.Dir(p) {
-		l.made[p] = true
+	if err := l.remember(name); err != nil {
+		return err
 	}
 	here := *h
 	here.Name = name
@@ -68,6 +80,17 @@ func (l *layer) entry(h *tar.Header, data io.Reader) error {
 		}
 	}
 	return l.extraction.entry(&here, data)
+}
+
+// remember notes that the layer has a path and those above it.
+func (l *layer) remember(name string) error {
+	for p := name; p != "." && !l.made[p]; p = path.Dir(p) {
+		if l.names += len(p) + perName; l.names > maxNames {
+			return wrenn.Errorf(wrenn.Invalid, "the layer's paths have more than %d MiB", maxNames>>20)
+		}
+		l.made[p] = true
+	}
+	return nil
 }
 
 // place follows the links above a path: a layer may write below a directory

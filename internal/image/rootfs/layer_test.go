@@ -3,6 +3,7 @@ package rootfs
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -116,11 +117,11 @@ func TestLayerRefuses(t *testing.T) {
 		{"a whiteout of what is above", []member{folder("etc"), file("etc/.wh...", "")}, wrenn.Invalid},
 		{"a whiteout of nothing", []member{file(".wh.", "")}, wrenn.Invalid},
 		{"a hard link out", []member{link(tar.TypeLink, "x", "../../victim")}, wrenn.Invalid},
-		{"more than the limit", []member{file("x", strings.Repeat("x", 2000))}, wrenn.Exhausted},
+		{"more than the limit", []member{file("x", strings.Repeat("x", 100<<10))}, wrenn.Exhausted},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tree, _ := openTree(t)
-			if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t, tt.members...)), 1000); wrenn.CodeOf(err) != tt.want {
+			if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t, tt.members...)), 100<<10); wrenn.CodeOf(err) != tt.want {
 				t.Errorf("ExtractLayer() = %v, want %s", err, tt.want)
 			}
 		})
@@ -128,17 +129,84 @@ func TestLayerRefuses(t *testing.T) {
 	t.Run("a link leads a whiteout out", func(t *testing.T) {
 		tree, _ := openTree(t)
 		_, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t,
-			link(tar.TypeSymlink, "d", filepath.Dir(outside)), file("d/.wh.victim", ""), file("d/.wh..wh..opq", ""))), 1000)
+			link(tar.TypeSymlink, "d", filepath.Dir(outside)), file("d/.wh.victim", ""), file("d/.wh..wh..opq", ""))), 100<<10)
 		if _, statErr := os.Stat(outside); statErr != nil {
 			t.Errorf("ExtractLayer() = %v, and the file outside is gone", err)
 		}
 	})
 }
 
-func TestExtractLayerCountsItsBytes(t *testing.T) {
-	tree, _ := openTree(t)
-	size, err := tree.ExtractLayer(t.Context(), bytes.NewReader(archive(t, file("a", "12345"), file("b", "678"))), 100)
-	if err != nil || size != 8 {
-		t.Errorf("ExtractLayer() = %d, %v, want 8", size, err)
+func TestExtractLayerCountsWhatItTakes(t *testing.T) {
+	noted := member{tar.Header{Typeflag: tar.TypeReg, Name: "x", PAXRecords: map[string]string{"SCHILY.xattr.user.note": "kept", "SCHILY.xattr.trusted.note": "not"}}, ""}
+	for _, tt := range []struct {
+		name    string
+		members []member
+		blocks  int64
+	}{
+		{"nothing", nil, 0},
+		{"an empty file", []member{file("a", "")}, 1},
+		{"a small one", []member{file("a", "x")}, 2},
+		{"more than a block", []member{file("a", strings.Repeat("x", block+1))}, 3},
+		{"a directory", []member{folder("d")}, 1},
+		{"those above a file, once", []member{file("d/e/a", ""), file("d/e/b", "")}, 4},
+		{"a link", []member{link(tar.TypeSymlink, "l", "x")}, 2},
+		{"a hard link", []member{file("a", ""), link(tar.TypeLink, "l", "a")}, 3},
+		{"attributes", []member{noted}, 2},
+		{"what is left out", []member{link(tar.TypeFifo, "d/p", "")}, 0},
+		{"what hides", []member{file("d/.wh.x", "")}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tree, _ := openTree(t)
+			layer := archive(t, tt.members...)
+			size, err := tree.ExtractLayer(t.Context(), bytes.NewReader(layer), tt.blocks*block)
+			if err != nil || size != tt.blocks*block {
+				t.Errorf("ExtractLayer() = %d, %v, want %d", size, err, tt.blocks*block)
+			}
+			if tt.blocks == 0 {
+				return
+			}
+			tree, _ = openTree(t)
+			if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(layer), tt.blocks*block-1); wrenn.CodeOf(err) != wrenn.Exhausted {
+				t.Errorf("ExtractLayer() with a byte less = %v, want %s", err, wrenn.Exhausted)
+			}
+		})
 	}
+}
+
+// TestLayersShareTheirBounds: an image has many layers.
+func TestLayersShareTheirBounds(t *testing.T) {
+	tree, _ := openTree(t)
+	tree.entries = maxEntries - 1
+	layer := archive(t, folder("d"))
+	if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(layer), block); err != nil {
+		t.Error(err)
+	}
+	if _, err := tree.ExtractLayer(t.Context(), bytes.NewReader(layer), block); wrenn.CodeOf(err) != wrenn.Invalid {
+		t.Errorf("ExtractLayer() of the entry after the last = %v, want %s", err, wrenn.Invalid)
+	}
+}
+
+// TestLayerBoundsItsNames: they are kept in memory until the layer ends.
+func TestLayerBoundsItsNames(t *testing.T) {
+	tree, dir := openTree(t)
+	l := layer{extraction: extraction{tree: tree}, made: map[string]bool{}}
+	for _, kind := range []byte{tar.TypeChar, tar.TypeBlock, tar.TypeFifo} {
+		if err := l.entry(&tar.Header{Typeflag: kind, Name: "dev/x"}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left := listing(t, dir); l.skipped != 3 || len(l.made) > 0 || len(left) > 0 {
+		t.Errorf("of 3 devices %d are skipped, %v remembered, %v made", l.skipped, l.made, left)
+	}
+	const long = 4000
+	deep := strings.Repeat(strings.Repeat("d", 249)+"/", long/250)
+	for i := range maxNames / long {
+		if err := l.remember(fmt.Sprintf("%s%d", deep, i)); err != nil {
+			if wrenn.CodeOf(err) != wrenn.Invalid {
+				t.Errorf("remember() = %v, want %s", err, wrenn.Invalid)
+			}
+			return
+		}
+	}
+	t.Errorf("%d names are remembered, %d bytes", len(l.made), l.names)
 }

@@ -16,29 +16,33 @@ import (
 	"wrenn"
 )
 
-// maxEntries bounds the files of an archive; a desktop has half a million.
+// maxEntries bounds the entries of all archives of a tree; a desktop has half a million.
 const maxEntries = 2_000_000
+
+// block is what the smallest file or directory counts for: what file systems
+// give out, and more than an inode and a name take.
+const block = 4 << 10
 
 // Extract unpacks an archive of a root file system, as `docker export` writes
 // it, into the tree: owners, permissions, times, links, file capabilities and
 // user attributes. Whoever made the archive cannot make it write elsewhere:
 // a path that leads out is an error, and so is an archive without its end mark,
 // which an exporter that failed did not write. Devices and pipes are left out, a guest
-// makes its own. The files may hold limit bytes in all. It returns how many
-// entries were left out.
+// makes its own. The files may take limit bytes of a disk in all, see block. It
+// returns how many entries were left out.
 func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
 	x := extraction{tree: t, left: limit}
 	source := &source{ctx: ctx, in: r}
-	if err := unpack(source, x.entry); err != nil {
+	if err := t.unpack(source, x.entry); err != nil {
 		return 0, err
 	}
 	return x.skipped, source.finish()
 }
 
 // unpack hands the entries of an archive to each, one after another.
-func unpack(source *source, each func(*tar.Header, io.Reader) error) error {
+func (t *Tree) unpack(source *source, each func(*tar.Header, io.Reader) error) error {
 	archive := tar.NewReader(source)
-	for n := 0; ; n++ {
+	for {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -49,8 +53,8 @@ func unpack(source *source, each func(*tar.Header, io.Reader) error) error {
 		if err != nil {
 			return &wrenn.Error{Code: wrenn.Invalid, Message: "the archive cannot be read", Err: err}
 		}
-		if n == maxEntries {
-			return wrenn.Errorf(wrenn.Invalid, "the archive has more than %d entries", maxEntries)
+		if t.entries++; t.entries > maxEntries {
+			return wrenn.Errorf(wrenn.Invalid, "the image has more than %d entries", maxEntries)
 		}
 		if err := each(header, archive); err != nil {
 			return fmt.Errorf("unpack %q: %w", header.Name, err)
@@ -99,6 +103,13 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 	if name == "." {
 		return nil // the root itself is made by mke2fs
 	}
+	if !kept(h) {
+		x.skipped++
+		return nil
+	}
+	if err := x.charge(name, h); err != nil {
+		return err
+	}
 	root := x.tree.root
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return escape(err)
@@ -107,21 +118,57 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 	case tar.TypeDir:
 		err = x.dir(name)
 	case tar.TypeReg:
-		err = x.file(name, h.Size, data)
+		err = x.file(name, data)
 	case tar.TypeSymlink:
 		if err = clear(root, name); err == nil {
 			err = root.Symlink(h.Linkname, name)
 		}
 	case tar.TypeLink:
 		return x.hardlink(h.Linkname, name) // has its target's owner and permissions
-	default:
-		x.skipped++
-		return nil
 	}
 	if err != nil {
 		return escape(err)
 	}
 	return escape(x.attributes(name, h))
+}
+
+// charge takes from what is left what an entry takes of the disk at most, and
+// the directories above it that nobody has made. What it replaces stays counted.
+func (x *extraction) charge(name string, h *tar.Header) error {
+	size := int64(len(h.Linkname))
+	if h.Typeflag == tar.TypeReg {
+		size = h.Size
+		for key, value := range xattrs(h) {
+			size += int64(len(key) + len(value))
+		}
+	}
+	if size < 0 || size > x.left {
+		return exhausted()
+	}
+	x.left -= block + (size+block-1)/block*block
+	for dir := path.Dir(name); dir != "." && x.left >= 0; dir = path.Dir(dir) {
+		if _, err := x.tree.root.Lstat(dir); err == nil {
+			break
+		}
+		x.left -= block
+	}
+	if x.left < 0 {
+		return exhausted()
+	}
+	return nil
+}
+
+func exhausted() error {
+	return wrenn.Errorf(wrenn.Exhausted, "the archive holds more than the image's file system can")
+}
+
+// kept says whether an entry is one of those that a guest gets from outside.
+func kept(h *tar.Header) bool {
+	switch h.Typeflag {
+	case tar.TypeDir, tar.TypeReg, tar.TypeSymlink, tar.TypeLink:
+		return true
+	}
+	return false
 }
 
 // inside makes an entry's name one below the root.
@@ -161,10 +208,7 @@ func (x *extraction) dir(name string) error {
 	return x.tree.root.Mkdir(name, 0o755)
 }
 
-func (x *extraction) file(name string, size int64, data io.Reader) error {
-	if x.left -= size; x.left < 0 {
-		return wrenn.Errorf(wrenn.Exhausted, "the archive holds more than the image's file system can")
-	}
+func (x *extraction) file(name string, data io.Reader) error {
 	if err := clear(x.tree.root, name); err != nil {
 		return err
 	}
@@ -203,20 +247,27 @@ func (x *extraction) attributes(name string, h *tar.Header) error {
 	if h.Typeflag != tar.TypeReg {
 		return nil
 	}
-	if err := x.xattrs(name, h.PAXRecords); err != nil {
+	if err := x.setXattrs(name, xattrs(h)); err != nil {
 		return err
 	}
 	return root.Chtimes(name, h.ModTime, h.ModTime)
 }
 
-// xattrs sets the attributes that mean the same in a guest: file capabilities
+// xattrs are the attributes that mean the same in a guest: file capabilities
 // (ping has some) and the user's own.
-func (x *extraction) xattrs(name string, records map[string]string) error {
-	for key, value := range records {
+func xattrs(h *tar.Header) map[string]string {
+	attrs := map[string]string{}
+	for key, value := range h.PAXRecords {
 		attr, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok || attr != "security.capability" && !strings.HasPrefix(attr, "user.") {
-			continue
+		if ok && (attr == "security.capability" || strings.HasPrefix(attr, "user.")) {
+			attrs[attr] = value
 		}
+	}
+	return attrs
+}
+
+func (x *extraction) setXattrs(name string, attrs map[string]string) error {
+	for attr, value := range attrs {
 		f, err := x.tree.root.Open(name)
 		if err != nil {
 			return err

@@ -20,7 +20,8 @@ const maxSmallFile = 1 << 20
 // Tree is a directory that will be the root of a guest. Its links mean what they
 // will mean there, absolute ones too, so that nothing leads out of it, whoever made it.
 type Tree struct {
-	root *os.Root
+	root    *os.Root
+	entries int // of the archives that were unpacked into it
 }
 
 // OpenTree opens the directory; Close it.
@@ -29,7 +30,7 @@ func OpenTree(dir string) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tree{root}, nil
+	return &Tree{root: root}, nil
 }
 
 // Close does not change the directory.

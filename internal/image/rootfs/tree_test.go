@@ -131,7 +131,7 @@ func TestExtractRefuses(t *testing.T) {
 		{"a link through a link", []member{link(tar.TypeSymlink, "up", ".."), link(tar.TypeSymlink, "up/out", "x")}, wrenn.Invalid},
 		{"a hard link up", []member{link(tar.TypeLink, "steal", "../secret")}, wrenn.Invalid},
 		{"a hard link through a link", []member{link(tar.TypeSymlink, "up", ".."), link(tar.TypeLink, "steal", "up/secret")}, wrenn.Invalid},
-		{"more than fits", []member{file("big", strings.Repeat("x", 2<<10))}, wrenn.Exhausted},
+		{"more than fits", []member{file("big", strings.Repeat("x", 100<<10))}, wrenn.Exhausted},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tree, dir := openTree(t)
@@ -139,7 +139,7 @@ func TestExtractRefuses(t *testing.T) {
 			if err := os.WriteFile(secret, []byte("s"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, err := tree.Extract(t.Context(), bytes.NewReader(archive(t, tt.members...)), 1<<10)
+			_, err := tree.Extract(t.Context(), bytes.NewReader(archive(t, tt.members...)), 100<<10)
 			if wrenn.CodeOf(err) != tt.code {
 				t.Errorf("Extract() = %v, want %s", err, tt.code)
 			}
@@ -162,7 +162,7 @@ func TestExtractReplacesLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := archive(t, link(tar.TypeSymlink, "f", victim), file("f", "new"))
-	if _, err := tree.Extract(t.Context(), bytes.NewReader(data), 1<<10); err != nil {
+	if _, err := tree.Extract(t.Context(), bytes.NewReader(data), 100<<10); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(victim); err != nil || string(got) != "whole" {

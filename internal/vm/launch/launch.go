@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/plain"
 )
 
 // Command is a VMM to start. The process is the leader of a session of its own
@@ -266,7 +268,9 @@ func (p *Process) Output() []byte {
 func (p *Process) LastLines() string { return LastLines(p.Output()) }
 
 // LastLines is the same of an output that somebody has sifted.
-func LastLines(output []byte) string { return printable(lastLines(output, maxLastLines)) }
+func LastLines(output []byte) string {
+	return plain.Text(strings.ReplaceAll(lastLines(output, maxLastLines), "\r\n", "\n"))
+}
 
 // maxLastLines is about a screen full.
 const maxLastLines = 2 << 10
@@ -281,16 +285,4 @@ func lastLines(out []byte, limit int) string {
 		return rest
 	}
 	return s
-}
-
-// printable keeps line ends and replaces other control characters, by which a
-// guest could play with an operator's terminal.
-func printable(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "?"), "\r\n", "\n")
-	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && (r < ' ' || r >= 0x7f && r < 0xa0) {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -123,25 +123,30 @@ func TestOverlayPrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	counter := &countingWriter{f: dst}
-	if err := overlayPrivate(t.Context(), counter, os.Getpid(), inode(t, src), int64(len(content))); err != nil {
+	if err := overlayPrivate(t.Context(), counter, os.Getpid(), stat(t, src), int64(len(content))); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, dst, want)
 	if counter.n != 6*pageSize {
 		t.Errorf("%d bytes were written for 6 changed pages", counter.n)
 	}
-	if err := overlayPrivate(t.Context(), dst, os.Getpid(), inode(t, src), int64(len(content))+pageSize); err == nil {
+	if err := overlayPrivate(t.Context(), dst, os.Getpid(), stat(t, src), int64(len(content))+pageSize); err == nil {
 		t.Error("a process that has mapped less than its memory was taken")
+	}
+	another := stat(t, src) // a file of another file system with the same inode number
+	another.Dev++
+	if found, err := memoryOf(os.Getpid(), another); err != nil || len(found) != 0 {
+		t.Errorf("memoryOf() of a file that is not mapped = %v, %v", found, err)
 	}
 }
 
-func inode(t *testing.T, f *os.File) uint64 {
+func stat(t *testing.T, f *os.File) *syscall.Stat_t {
 	t.Helper()
 	info, err := f.Stat()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return info.Sys().(*syscall.Stat_t).Ino
+	return info.Sys().(*syscall.Stat_t)
 }
 
 type countingWriter struct {

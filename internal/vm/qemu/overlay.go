@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"syscall"
 )
 
 // region is a part of a process's address space that maps a part of its memory file.
@@ -14,8 +16,28 @@ type region struct {
 	addr, size, offset int64
 }
 
-// mappings finds where a process has mapped the file of the given inode; see
-// proc_pid_maps(5).
+// memoryOf finds where the process pid has mapped the file.
+func memoryOf(pid int, file *syscall.Stat_t) ([]region, error) {
+	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer maps.Close()
+	found, err := mappings(maps, file.Ino)
+	if err != nil {
+		return nil, err
+	}
+	// Files of other file systems may have the same inode number, and what maps
+	// says of the device is not what stat says of it on btrfs and overlayfs.
+	return slices.DeleteFunc(found, func(r region) bool {
+		var mapped syscall.Stat_t
+		err := syscall.Stat(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.addr, r.addr+r.size), &mapped)
+		return err != nil || mapped.Dev != file.Dev || mapped.Ino != file.Ino // one that is missing shows in the sum
+	}), nil
+}
+
+// mappings finds where a process has mapped files with the given inode number;
+// see proc_pid_maps(5).
 func mappings(maps io.Reader, inode uint64) ([]region, error) {
 	var found []region
 	lines := bufio.NewScanner(maps)
@@ -35,14 +57,9 @@ func mappings(maps io.Reader, inode uint64) ([]region, error) {
 
 // overlayPrivate writes to dst, at their place in the memory file, the pages
 // that the process pid has changed in its private mapping of it. The process
-// must not change them meanwhile.
-func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, inode uint64, size int64) error {
-	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		return err
-	}
-	defer maps.Close()
-	regions, err := mappings(maps, inode)
+// must not change them meanwhile. file is its memory file, of size bytes.
+func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file *syscall.Stat_t, size int64) error {
+	regions, err := memoryOf(pid, file)
 	if err != nil {
 		return err
 	}

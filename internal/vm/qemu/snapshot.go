@@ -322,7 +322,7 @@ func (m *machine) saveMemory(ctx context.Context, path string, size int64) error
 	}
 	info, err := src.Stat()
 	if err == nil {
-		err = overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t).Ino, size)
+		err = overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t), size)
 	}
 	return errors.Join(err, dst.Close())
 }
