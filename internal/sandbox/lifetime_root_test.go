@@ -371,6 +371,7 @@ func TestAdoptOfAMuteMachine(t *testing.T) {
 	wantAlive(t, repaired)
 	must(t, repaired.Destroy(t.Context()))
 	l.wantClean(t, m)
+}
 
 // The disk of a failed sandbox may be all that is left of somebody's work, also
 // when there is no room to note that it failed.
