@@ -14,6 +14,11 @@ const (
 	// tolerance is how far the guest's clock may be off before it is set: the
 	// way of the message takes milliseconds itself.
 	tolerance = 50 * time.Millisecond
+	// transit is how long a message may have been on its way, on a host that is
+	// busy. Its time was right when it was sent, so the right one is that or up to so much later:
+	// a clock that is ahead by less is as good, and going back would show programs
+	// the same moment twice.
+	transit = 3 * time.Second
 	// reordering is how far apart messages can be that overtook each other. A
 	// time that is older than that does not come from a late message but from a
 	// host whose clock was corrected.
@@ -40,8 +45,9 @@ type Clock struct {
 // New returns a clock for m.
 func New(m Machine) *Clock { return &Clock{machine: m} }
 
-// Follow sets the machine's time to the host's when it is more than 50 ms off,
-// and returns by how much it was moved. A message that a later one has overtaken is ignored.
+// Follow sets the machine's time to the host's when it is more than 50 ms behind
+// or 3 s ahead, and returns by how much it was moved. A message that a later one
+// has overtaken is ignored.
 func (c *Clock) Follow(host time.Time) (moved time.Duration, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -50,7 +56,7 @@ func (c *Clock) Follow(host time.Time) (moved time.Duration, err error) {
 	}
 	c.latest = host
 	off := host.Sub(c.machine.Now())
-	if off.Abs() <= tolerance {
+	if off <= tolerance && off >= -transit {
 		return 0, nil
 	}
 	if err := c.machine.SetTime(host); err != nil {

@@ -43,7 +43,10 @@ func TestFollow(t *testing.T) {
 		{"right", []time.Time{t0}, nil},
 		{"as good as right", []time.Time{at(50 * time.Millisecond), at(-50 * time.Millisecond)}, nil},
 		{"behind", []time.Time{at(time.Hour)}, []time.Time{at(time.Hour)}},
-		{"ahead", []time.Time{at(-51 * time.Millisecond)}, []time.Time{at(-51 * time.Millisecond)}},
+		{"behind by little", []time.Time{at(51 * time.Millisecond)}, []time.Time{at(51 * time.Millisecond)}},
+		{"ahead, or the message was slow", []time.Time{at(-3 * time.Second)}, nil},
+		{"ahead", []time.Time{at(-3001 * time.Millisecond)}, []time.Time{at(-3001 * time.Millisecond)}},
+		{"slower than the one before", []time.Time{at(time.Hour), at(time.Hour + time.Millisecond)}, []time.Time{at(time.Hour)}},
 		{"overtaken", []time.Time{at(time.Hour), at(time.Hour - time.Second)}, []time.Time{at(time.Hour)}},
 		{"host corrected", []time.Time{at(time.Hour), at(time.Minute)}, []time.Time{at(time.Hour), at(time.Minute)}},
 	} {
