@@ -48,12 +48,17 @@ func (e *StuckError) Unwrap() error { return e.Err }
 // Groups are all cgroups directly below one that the guest's programs live in:
 // those that the agent starts, and those that its users made, as container
 // runtimes do. The agent's own is left out. What is in the upper cgroup itself,
-// like the agent, runs on.
-// One caller at a time.
+// like the agent, runs on. One caller at a time.
 type Groups struct {
 	root string // "" when there are none
 	own  string // the agent's own name below root, "" when it is not below it
-	held []int  // cgroup.freeze of what Freeze has frozen, open for writing
+	held []group
+}
+
+// group is one of them, whose cgroup.freeze is open for writing.
+type group struct {
+	name string
+	fd   int
 }
 
 // New returns the groups below root, where cgroup2 is mounted. An empty root
@@ -106,7 +111,7 @@ func (g *Groups) Freeze(ctx context.Context) (err error) {
 			return nil
 		}
 		for _, name := range names {
-			if err := g.hold(name); err != nil {
+			if err := g.freeze(name); err != nil {
 				return err
 			}
 		}
@@ -129,15 +134,16 @@ func (g *Groups) Thaw() error {
 	if g.root == "" {
 		return ErrUnsupported
 	}
-	if g.letGo() {
+	if len(g.held) > 0 && g.letGo() == nil {
 		return nil
 	}
 	names, err := g.list()
 	errs := []error{err}
 	for _, name := range names {
-		errs = append(errs, g.thaw(name))
+		_, _, err := g.hold(name)
+		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, g.letGo())...)
 }
 
 func (g *Groups) list() ([]string, error) {
@@ -154,59 +160,60 @@ func (g *Groups) list() ([]string, error) {
 	return names, nil
 }
 
-// hold freezes a group, and keeps what thaws it.
-func (g *Groups) hold(name string) error {
-	fd, err := unix.Open(filepath.Join(g.root, name, freezeFile), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, fs.ErrNotExist) && g.exists(name) {
-		return ErrUnsupported // a kernel before 5.2
+// freeze freezes a group, and holds what thaws it.
+func (g *Groups) freeze(name string) error {
+	held, there, err := g.hold(name)
+	if err != nil || !there {
+		return err
 	}
-	if err == nil {
-		g.held = append(g.held, fd)
-		_, err = unix.Pwrite(fd, []byte("1"), 0)
-	}
-	if err != nil && !gone(err) {
-		return fmt.Errorf("freeze cgroup %s: %w", name, err)
-	}
-	return nil
+	return held.set("1")
 }
 
-// letGo thaws what is held, and says whether that was something and all of it went well.
-func (g *Groups) letGo() bool {
-	thawed := len(g.held) > 0
-	for _, fd := range g.held {
-		if _, err := unix.Pwrite(fd, []byte("0"), 0); err != nil && !gone(err) {
-			thawed = false
-		}
+// hold opens what freezes and thaws a group, until release, if the group is there.
+func (g *Groups) hold(name string) (held group, there bool, err error) {
+	fd, err := unix.Open(filepath.Join(g.root, name, freezeFile), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		held = group{name, fd}
+		g.held = append(g.held, held)
+		return held, true, nil
+	case errors.Is(err, fs.ErrNotExist) && g.exists(name):
+		return group{}, false, ErrUnsupported // a kernel before 5.2
+	case gone(err):
+		return group{}, false, nil
+	default:
+		return group{}, false, fmt.Errorf("open %s of %s: %w", freezeFile, name, err)
+	}
+}
+
+// letGo thaws what is held, as far as it can, and releases it.
+func (g *Groups) letGo() error {
+	var errs []error
+	for _, held := range g.held {
+		errs = append(errs, held.set("0"))
 	}
 	g.release()
-	return thawed
+	return errors.Join(errs...)
 }
 
 // release closes what is held.
 func (g *Groups) release() {
-	for _, fd := range g.held {
-		_ = unix.Close(fd) // nothing is buffered
+	for _, held := range g.held {
+		_ = unix.Close(held.fd) // nothing is buffered
 	}
 	g.held = nil
 }
 
-// gone reports whether err says that a cgroup was removed. Then nothing is in it.
-func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
-
-func (g *Groups) thaw(name string) error {
-	f, err := os.OpenFile(filepath.Join(g.root, name, freezeFile), os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) && g.exists(name) {
-		return ErrUnsupported // a kernel before 5.2
-	}
-	if err == nil {
-		_, err = f.WriteString("0")
-		f.Close()
-	}
-	if err != nil && !gone(err) {
-		return fmt.Errorf("thaw cgroup %s: %w", name, err)
+// set writes 0 or 1. A group that is gone is no error.
+func (g group) set(value string) error {
+	if _, err := unix.Pwrite(g.fd, []byte(value), 0); err != nil && !gone(err) {
+		return fmt.Errorf("set %s of %s to %s: %w", freezeFile, g.name, value, err)
 	}
 	return nil
 }
+
+// gone reports whether err says that a cgroup was removed. Then nothing is in it.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 func (g *Groups) exists(name string) bool {
 	_, err := os.Stat(filepath.Join(g.root, name))
