@@ -164,14 +164,14 @@ func (s *images) fill(ctx context.Context, img *image, from *os.File) {
 	defer img.stop()
 	defer from.Close()
 	img.err = s.copyAndSeal(ctx, img, from)
-	close(img.filled)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if img.err != nil && !img.dropped {
-		s.drop(img)
-	}
-	if img.dropped {
+	close(img.filled)
+	switch {
+	case img.dropped:
 		img.file.Close()
+	case img.err != nil:
+		s.drop(img)
 	}
 }
 
@@ -208,24 +208,24 @@ func (s *images) lend(img *image) *lease {
 
 // dropIfUnused needs s.mu.
 func (s *images) dropIfUnused(img *image) {
-	if img == nil || img.dropped || img.users > 0 || img == s.last {
-		return
-	}
-	s.drop(img)
-	select {
-	case <-img.filled:
-		img.file.Close() // machines that have it mapped keep it
-	default:
-		img.stop() // who fills it closes it
+	if img != nil && !img.dropped && img.users == 0 && img != s.last {
+		s.drop(img)
 	}
 }
 
-// drop needs s.mu.
+// drop closes an image that is filled; of another the filling ends, and who
+// fills it closes it. It needs s.mu.
 func (s *images) drop(img *image) {
 	img.dropped = true
 	delete(s.byFile, img.key)
 	if s.last == img {
 		s.last = nil
+	}
+	select {
+	case <-img.filled:
+		img.file.Close() // machines that have it mapped keep it
+	default:
+		img.stop()
 	}
 }
 
