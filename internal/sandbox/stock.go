@@ -275,10 +275,7 @@ func (m *Manager) addToStock(ctx context.Context, k kind) error {
 	ctx, done := s.interruptible(ctx)
 	defer done()
 	began := time.Now()
-	err := s.assemble(ctx, func(ctx context.Context) (origin, error) {
-		from, err := m.restoration(ctx, k.snapshot)
-		return from, err
-	}, s.build)
+	err := s.assemble(ctx, func(ctx context.Context) (origin, error) { return m.restoration(ctx, k.snapshot) }, s.build)
 	if err != nil {
 		return err
 	}
