@@ -185,7 +185,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	collectLast(t, h)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
-	sh(t, sb, "echo memory >/dev/shm/m; echo disk >/root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid")
+	sh(t, sb, settle)
 	if err := sb.Snapshot(t.Context(), "kept"); err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +194,6 @@ func TestSnapshotAndRestore(t *testing.T) {
 	}
 	sh(t, sb, "echo changed >/dev/shm/m; echo changed >/root/d") // it goes on, and the snapshot does not see it
 
-	const state = "cat /dev/shm/m /root/d; kill -0 $(cat /root/pid) && echo alive"
 	random := map[string]bool{}
 	var twins []*sandbox.Sandbox
 	for range 2 {

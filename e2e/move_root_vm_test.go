@@ -20,7 +20,7 @@ func TestPausedSandboxIsCopiedToAnotherHost(t *testing.T) {
 	to.stop(t, syscall.SIGTERM)
 	from.start(t)
 	id := from.create(t, 0)
-	from.sh(t, id, "echo memory >/dev/shm/m; echo disk >/root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid")
+	from.sh(t, id, settle)
 	if _, err := from.rpc.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id}); err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestPausedSandboxIsCopiedToAnotherHost(t *testing.T) {
 	if _, err := to.rpc.ResumeSandbox(t.Context(), &pb.ResumeSandboxRequest{SandboxId: id}); err != nil {
 		t.Fatal(err)
 	}
-	if r := to.sh(t, id, "cat /dev/shm/m /root/d; kill -0 $(cat /root/pid) && echo alive"); string(r.GetStdout()) != "memory\ndisk\nalive\n" {
+	if r := to.sh(t, id, state); string(r.GetStdout()) != settled {
 		t.Errorf("on the other host it holds %q", r.GetStdout())
 	}
 	from.start(t)

@@ -22,6 +22,14 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
+// settle puts something into a guest's memory, on its disk and among its
+// processes; state shows whether it is there still, and says settled if so.
+const (
+	settle  = "echo memory >/dev/shm/m; echo disk >/root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid"
+	state   = "cat /dev/shm/m /root/d; kill -0 $(cat /root/pid) && echo alive"
+	settled = "memory\ndisk\nalive\n"
+)
+
 // content is 16 MiB in memory and as many on the disk. The page cache is
 // dropped first, so that it is the disk that is read.
 const content = "sha256sum /dev/shm/m; sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum /root/d; kill -0 $(cat /root/pid) && echo alive"
@@ -222,7 +230,7 @@ func TestAgentIsKilledInAPause(t *testing.T) {
 	a := newAgent(t)
 	a.start(t)
 	id := a.create(t, 0)
-	a.sh(t, id, "echo memory >/dev/shm/m; echo disk >/root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid")
+	a.sh(t, id, settle)
 	a.stop(t, syscall.SIGTERM)
 	for _, point := range []string{
 		"guest frozen", "machine paused", "machine saved", "snapshot published", "paused to be noted", "paused noted", "machine stopped",
@@ -245,7 +253,7 @@ func TestAgentIsKilledInAPause(t *testing.T) {
 			if _, err := a.rpc.ResumeSandbox(t.Context(), &pb.ResumeSandboxRequest{SandboxId: id}); err != nil {
 				t.Fatal(err)
 			}
-			if r := a.sh(t, id, "cat /dev/shm/m /root/d; kill -0 $(cat /root/pid) && echo alive"); string(r.GetStdout()) != "memory\ndisk\nalive\n" {
+			if r := a.sh(t, id, state); string(r.GetStdout()) != settled {
 				t.Errorf("it holds %q", r.GetStdout())
 			}
 			a.stop(t, syscall.SIGTERM)
