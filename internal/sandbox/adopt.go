@@ -119,7 +119,7 @@ func (s *Sandbox) takeOver(ctx context.Context) error {
 	if err := machine.Resume(ctx); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
-	s.thawAdopted(ctx)
+	s.thawLate(ctx)
 	if err := s.takeOverSpare(ctx); err != nil {
 		return err
 	}
@@ -127,22 +127,6 @@ func (s *Sandbox) takeOver(ctx context.Context) error {
 	s.set(StatusRunning, "")
 	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox adopted", slog.String("sandbox", string(s.id)), slog.String("status", string(StatusRunning)))
 	return nil
-}
-
-// thawAdopted lets the processes of a guest go on that a dead agent may have
-// frozen. A guest that does not answer thaws by itself.
-func (s *Sandbox) thawAdopted(ctx context.Context) {
-	if !s.journal.Frozen {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
-	defer cancel()
-	if err := s.thaw(ctx); err != nil {
-		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the processes of an adopted sandbox may stand still for two minutes",
-			slog.String("sandbox", string(s.id)), slog.Any("err", err))
-		return
-	}
-	s.noteThawed(ctx)
 }
 
 // takeOverPaused makes a paused sandbox this agent's own.

@@ -38,6 +38,7 @@ type life struct {
 	timeout time.Duration
 	uses    int       // operations in flight
 	retry   time.Time // when to try again what could not be ended or removed; zero when there is nothing
+	stuck   time.Time // when to try again to let a machine run that stands still; zero when there is none
 	patient time.Time // not before then is the sandbox ended for lack of use
 
 	needed      []string // snapshots that are not to be collected

@@ -19,7 +19,7 @@ import (
 	"wrenn/internal/vm"
 )
 
-// thawTimeout bounds how long an adopted guest is waited for.
+// thawTimeout bounds how long a guest that may be frozen is waited for.
 const thawTimeout = 10 * time.Second
 
 // newSnapshotID returns an id that no snapshot has.
@@ -110,14 +110,13 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 	if err := s.commit("frozen", func(j *journal) { j.Frozen = true }); err != nil {
 		return err
 	}
-	goOn.Add(func(ctx context.Context) error { s.noteThawed(ctx); return nil })
 	goOn.Add(s.thaw)
 	if err := s.body.freeze(ctx); err != nil {
 		return err
 	}
 	s.crash("guest frozen")
 	began := time.Now()
-	goOn.Add(s.body.machine.Resume) // first: a Pause whose answer does not come may have worked
+	goOn.Add(s.letRun) // first: a Pause whose answer does not come may have worked
 	if err := s.body.machine.Pause(ctx); err != nil {
 		return err
 	}
@@ -126,7 +125,7 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		return err
 	}
 	s.crash("disk cloned")
-	if err := s.body.machine.Snapshot(ctx, staged.Machine()); err != nil {
+	if err := s.save(ctx, staged.Machine()); err != nil {
 		return err
 	}
 	s.crash("machine saved")
@@ -153,12 +152,77 @@ func (b *body) freeze(ctx context.Context) error {
 	return nil
 }
 
-func (s *Sandbox) thaw(ctx context.Context) error {
-	err := s.body.guest.Thaw(ctx)
-	if wrenn.CodeOf(err) == wrenn.FailedPrecondition { // it did not freeze either
-		return nil
+// save writes the machine into dir. What a VMM has begun to write may not end
+// with ctx; but who destroys the sandbox does not wait for it.
+func (s *Sandbox) save(ctx context.Context, dir string) error {
+	machine := s.body.machine
+	destroyed := func() bool { return errors.Is(context.Cause(ctx), errDestroyed) }
+	defer context.AfterFunc(ctx, func() {
+		if destroyed() {
+			_ = machine.Stop(context.WithoutCancel(ctx)) // destroy does it again, and says what is wrong
+		}
+	})()
+	err := machine.Snapshot(ctx, dir)
+	if err != nil && destroyed() {
+		return context.Cause(ctx) // rather than that the machine is gone
 	}
 	return err
+}
+
+// letRun lets the vCPUs go on. Nothing else would: what does not work is tried
+// again by Run, as long as the sandbox runs.
+func (s *Sandbox) letRun(ctx context.Context) error {
+	err := s.body.machine.Resume(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.life.stuck = time.Time{}
+	if err != nil {
+		s.life.stuck = time.Now().Add(retryAfter)
+		s.m.rouse()
+	}
+	return err
+}
+
+// goOn takes up what letRun could not do. The caller has the turn.
+func (s *Sandbox) goOn(ctx context.Context) error {
+	if err := s.letRun(ctx); err != nil {
+		return fmt.Errorf("sandbox %s stands still: %w", s.id, err)
+	}
+	s.thawLate(ctx)
+	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox that stood still goes on", slog.String("sandbox", string(s.id)))
+	return nil
+}
+
+// thaw lets the guest's processes go on, and notes it. It does not wait for one
+// whose machine is gone.
+func (s *Sandbox) thaw(ctx context.Context) error {
+	machine := s.body.machine
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		_ = machine.Wait(waiting) // whatever it ended by, or that nobody waits
+		cancel()
+	}()
+	err := s.body.guest.Thaw(waiting)
+	if err != nil && wrenn.CodeOf(err) != wrenn.FailedPrecondition { // it did not freeze either
+		return err
+	}
+	s.noteThawed(ctx)
+	return nil
+}
+
+// thawLate lets the processes of a guest go on that may have been frozen when
+// their vCPUs were stopped. A guest that does not answer thaws by itself.
+func (s *Sandbox) thawLate(ctx context.Context) {
+	if !s.journal.Frozen {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
+	defer cancel()
+	if err := s.thaw(ctx); err != nil {
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the processes of a sandbox may stand still for two minutes",
+			slog.String("sandbox", string(s.id)), slog.Any("err", err))
+	}
 }
 
 // noteThawed is for the next agent, which thaws once more at worst.

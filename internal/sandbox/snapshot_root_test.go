@@ -158,6 +158,77 @@ func TestACancelledSnapshotLeavesNothing(t *testing.T) {
 	}
 }
 
+// A machine that does not go on when its snapshot is given up goes on later.
+func TestAMachineThatIsLeftStandingStill(t *testing.T) {
+	for name, do := range map[string]func(context.Context, *Sandbox) error{
+		"checkpoint": func(ctx context.Context, sb *Sandbox) error {
+			_, err := sb.Checkpoint(ctx, "one", "")
+			return err
+		},
+		"pause": func(ctx context.Context, sb *Sandbox) error { return sb.Pause(ctx) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			why := errors.New("enough")
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			l := newLab(t)
+			m := l.open(t)
+			run(t, m)
+			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			machine := sb.body.machine
+			var refused atomic.Bool
+			l.fault = func(now vmfake.Step) error {
+				switch {
+				case now == vmfake.StepMemory:
+					cancel(why)
+					return why
+				case now == vmfake.StepResume && refused.CompareAndSwap(false, true):
+					return errors.Join(machine.Pause(t.Context()), errors.New("injected")) // as if it had never gone on
+				}
+				return nil
+			}
+			if err := do(ctx, sb); !errors.Is(err, why) {
+				t.Errorf("got %v, want the context's cause", err)
+			}
+			wantStatus(t, sb, StatusRunning, "")
+			sb.mu.Lock()
+			if sb.life.stuck.IsZero() {
+				t.Error("nobody would let it go on")
+			}
+			sb.life.stuck = time.Now() // rather than wait
+			sb.mu.Unlock()
+			m.rouse()
+			wantRunning(t, l, sb)
+			wantAlive(t, sb)
+		})
+	}
+}
+
+// Who destroys a sandbox does not wait for a VMM that writes on, whoever waits for it.
+func TestDestroyEndsAWriteThatCannotBeGivenUp(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := create(t, m)
+	machine, entered := sb.body.machine, make(chan struct{})
+	l.fault = func(now vmfake.Step) error {
+		if now == vmfake.StepMemory {
+			close(entered)
+			return errors.Join(machine.Wait(context.WithoutCancel(t.Context())), errors.New("the VMM is gone"))
+		}
+		return nil
+	}
+	snapped := make(chan error, 1)
+	go func() { snapped <- sb.Snapshot(t.Context(), "snap") }()
+	<-entered
+	must(t, sb.Destroy(t.Context()))
+	if err := <-snapped; !errors.Is(err, errDestroyed) {
+		t.Errorf("Snapshot() = %v, want to hear that the sandbox is destroyed", err)
+	}
+	l.wantClean(t, m)
+	wantSnapshots(t, m)
+}
+
 // A disk that the guest could not write would not boot.
 func TestSnapshotOfAGuestThatCannotSync(t *testing.T) {
 	l := newLab(t)

@@ -75,23 +75,30 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 }
 
 // dueAt is when Run has to do something about the sandbox, if nothing happens
-// meanwhile. The time of a paused one stands still: whoever pauses a sandbox
-// means to come back.
+// meanwhile.
 func (s *Sandbox) dueAt() (time.Time, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.life.dueAt()
+	what, at := s.life.next()
+	return at, what != dueNothing
 }
 
-func (l *life) dueAt() (time.Time, bool) {
+// next is what is to be done first, and when. The time of a paused one stands
+// still: whoever pauses a sandbox means to come back.
+func (l *life) next() (what due, at time.Time) {
+	running := l.status == StatusRunning
 	switch {
+	case !l.retry.IsZero() && l.status == StatusStopping:
+		what, at = dueEnding, l.retry
 	case !l.retry.IsZero():
-		return l.retry, true
-	case l.status == StatusRunning && l.timeout > 0 && l.uses == 0:
-		return later(l.active.Add(l.timeout), l.patient), true
-	default:
-		return time.Time{}, false
+		what, at = dueSpare, l.retry
+	case running && l.timeout > 0 && l.uses == 0:
+		what, at = dueStop, later(l.active.Add(l.timeout), l.patient)
 	}
+	if running && !l.stuck.IsZero() && (what == dueNothing || l.stuck.Before(at)) {
+		return dueGoOn, l.stuck
+	}
+	return what, at
 }
 
 func later(a, b time.Time) time.Time {
@@ -102,7 +109,7 @@ func later(a, b time.Time) time.Time {
 }
 
 // Run ends or pauses the sandboxes whose time is up, and what could not be
-// ended before, removes the snapshots that nobody needs, hashes the others, and
+// ended before, lets those go on that were left standing still, removes the snapshots that nobody needs, hashes the others, and
 // keeps the stock, until ctx ends. Nothing of it is left when it returns, nor of the stock.
 func (m *Manager) Run(ctx context.Context) error {
 	var hashing sync.WaitGroup
@@ -157,7 +164,7 @@ func (m *Manager) rouse() {
 	}
 }
 
-// endIfDue looks again under the sandbox's lock, and ends or pauses it.
+// endIfDue looks again under the sandbox's lock, and does what is due.
 func (s *Sandbox) endIfDue(ctx context.Context) {
 	if err := s.lock(ctx); err != nil {
 		return
@@ -173,11 +180,13 @@ func (s *Sandbox) endIfDue(ctx context.Context) {
 		err = s.finishEnding(ctx)
 	case dueSpare:
 		err = s.tidy(ctx)
+	case dueGoOn:
+		err = s.goOn(ctx)
 	default:
 		return
 	}
 	if err != nil && ctx.Err() == nil {
-		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox cannot be ended or paused",
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelError, "what is due of a sandbox cannot be done",
 			slog.String("sandbox", string(s.id)), slog.Any("err", err))
 	}
 }
@@ -191,6 +200,7 @@ const (
 	duePause
 	dueEnding // again
 	dueSpare  // is to be removed, again
+	dueGoOn   // again
 )
 
 // claimIfDue marks a sandbox whose time is up as stopping or pausing, in one
@@ -198,16 +208,14 @@ const (
 func (s *Sandbox) claimIfDue() (what due, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, ok := s.life.dueAt()
+	what, at := s.life.next()
 	switch {
-	case !ok || time.Until(at) > 0:
+	case what == dueNothing || time.Until(at) > 0:
 		return dueNothing, ""
-	case !s.life.retry.IsZero() && s.life.status == StatusStopping:
-		return dueEnding, ""
-	case !s.life.retry.IsZero():
-		return dueSpare, ""
+	case what != dueStop:
+		return what, ""
 	}
-	what, s.life.status = dueStop, StatusStopping
+	s.life.status = StatusStopping
 	if s.request.OnTimeout == EndPause {
 		what, s.life.status = duePause, StatusPausing
 		s.life.patient = time.Now().Add(pauseAgain) // should it fail

@@ -62,7 +62,8 @@ type Machine interface {
 	// machine must be paused (FailedPrecondition otherwise, and dir is left
 	// alone) and still is afterwards; it can go on. The disks are the caller's
 	// to copy, between Pause and Resume. When Snapshot fails dir is empty again
-	// and the machine is as before; on a full disk the error is an ENOSPC.
+	// and the machine is as before; on a full disk the error is an ENOSPC. It may
+	// outlive ctx where a write that has begun cannot be given up; Stop ends it.
 	//
 	// Every snapshot is whole: it needs no earlier one, of whatever generation
 	// the machine is. What is in dir is not yet safe from a power cut.

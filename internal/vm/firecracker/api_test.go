@@ -101,3 +101,15 @@ func FuzzFaultMessage(f *testing.F) {
 		}
 	})
 }
+
+// A write that nobody waits for would go on all the same, and everything else wait for it.
+func TestCreateOutlivesItsCaller(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		cancel()
+		w.WriteHeader(http.StatusNoContent)
+	})
+	if err := c.create(ctx, 64, snapshotCreate{Type: "Full"}); err != nil || ctx.Err() == nil {
+		t.Errorf("create() = %v, cancelled meanwhile: %v; want its end", err, ctx.Err())
+	}
+}
