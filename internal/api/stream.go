@@ -85,7 +85,7 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	conn.SetReadLimit(maxFrame)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
-	st := &stream{s: s, conn: conn, caller: caller, id: id}
+	st := &stream{s: s, conn: conn, caller: caller, id: id, opened: make(chan struct{})}
 	st.encoder.binary = conn.Subprotocol() == protocolBinary
 	// The request's context ends when net/http says so, which is not when the stream ends.
 	st.serve(context.WithoutCancel(r.Context()))
@@ -114,9 +114,11 @@ type stream struct {
 	id      wrenn.SandboxID
 	encoder encoder
 
+	input bool // the command takes input, as far as is known
+	pty   bool // it has a terminal, as far as is known
+
+	opened  chan struct{} // closed when command is set
 	command service.ExecStream
-	input   bool // the command takes input, as far as is known
-	pty     bool // it has a terminal, as far as is known
 
 	session bool        // the stream can be resumed
 	left    atomic.Bool // the client has ended its session
@@ -134,12 +136,15 @@ func (st *stream) serve(ctx context.Context) {
 		time.AfterFunc(st.s.times.goodbye, func() { _ = st.conn.CloseNow() })
 	})()
 	var helpers sync.WaitGroup
-	err := st.open(ctx)
+	open, err := st.introduction(ctx)
+	if err == nil {
+		helpers.Go(func() { end(st.takeFrames(ctx)) })
+		helpers.Go(func() { st.keepAlive(ctx, end) })
+		err = st.open(ctx, open)
+	}
 	if err == nil {
 		// Receive waits for the command, not for us; this wakes it.
 		context.AfterFunc(ctx, func() { _ = st.command.Close() })
-		helpers.Go(func() { end(st.takeFrames(ctx)) })
-		helpers.Go(func() { st.keepAlive(ctx, end) })
 		err = st.passOutput(ctx)
 	}
 	switch {
@@ -154,11 +159,14 @@ func (st *stream) serve(ctx context.Context) {
 	helpers.Wait()
 }
 
-// open reads the first frame and starts or finds the command.
-func (st *stream) open(ctx context.Context) error {
+// opener starts or finds a command.
+type opener func(context.Context) (service.ExecStream, error)
+
+// introduction reads the first frame, and returns what it asks for.
+func (st *stream) introduction(ctx context.Context) (opener, error) {
 	frame, err := st.firstFrame(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch frame.Type {
 	case frameStart:
@@ -174,15 +182,47 @@ func (st *stream) open(ctx context.Context) error {
 			start.PTY = &service.PTYSize{Cols: frame.PTY.Cols, Rows: frame.PTY.Rows}
 		}
 		st.input, st.pty = start.WantStdin, start.PTY != nil
-		st.command, err = st.s.service.StartExec(ctx, st.caller, st.id, start)
+		return func(ctx context.Context) (service.ExecStream, error) {
+			return st.s.service.StartExec(ctx, st.caller, st.id, start)
+		}, nil
 	case frameAttach:
 		st.input, st.pty = true, true
 		to := service.ExecAttach{PID: frame.PID, Session: st.resumable(frame), Offset: frame.Offset}
-		st.command, err = st.s.service.AttachExec(ctx, st.caller, st.id, to)
-	default:
-		err = invalid("the first frame is start or attach, not %s", frame.Type)
+		return func(ctx context.Context) (service.ExecStream, error) {
+			return st.s.service.AttachExec(ctx, st.caller, st.id, to)
+		}, nil
 	}
-	return err
+	return nil, invalid("the first frame is start or attach, not %s", frame.Type)
+}
+
+// open waits for the command until ctx ends: a sandbox that is resumed for it
+// takes a while, and the service finishes that, whoever still listens.
+func (st *stream) open(ctx context.Context, f opener) error {
+	type opening struct {
+		command service.ExecStream
+		err     error
+	}
+	opened := make(chan opening)
+	go func() {
+		command, err := f(ctx)
+		select {
+		case opened <- opening{command, err}:
+		case <-ctx.Done():
+			if err == nil {
+				_ = command.Close() // nobody has used it
+			}
+		}
+	}()
+	select {
+	case o := <-opened:
+		if o.err == nil {
+			st.command = o.command
+			close(st.opened)
+		}
+		return o.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // resumable notes the session that the first frame asks for.
@@ -281,7 +321,7 @@ func (st *stream) takeFrames(ctx context.Context) error {
 			continue
 		}
 		st.sending.Store(true)
-		err = st.obey(frame)
+		err = st.obey(ctx, frame)
 		st.sending.Store(false)
 		if err != nil {
 			// As a rule the command has just ended; what it says last is on its way, and tells more.
@@ -312,7 +352,13 @@ func (st *stream) acceptable(frame *clientFrame) error {
 	return nil
 }
 
-func (st *stream) obey(frame *clientFrame) error {
+// obey waits for the command first, if need be.
+func (st *stream) obey(ctx context.Context, frame *clientFrame) error {
+	select {
+	case <-st.opened:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	switch frame.Type {
 	case frameStdin:
 		return st.command.SendStdin(frame.input)
@@ -347,7 +393,8 @@ func (st *stream) keepAlive(ctx context.Context, end context.CancelCauseFunc) {
 		if st.writing.Load() || st.sending.Load() {
 			continue
 		}
-		pong, cancel := context.WithTimeout(ctx, st.s.times.patience)
+		// Not ctx, see write; the end of the connection ends it, too.
+		pong, cancel := context.WithTimeout(context.Background(), st.s.times.patience)
 		err := st.conn.Ping(pong)
 		cancel()
 		if err != nil && !st.writing.Load() && !st.sending.Load() {

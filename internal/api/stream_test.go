@@ -81,6 +81,7 @@ type streaming struct {
 	stub   *stub
 	server *running
 	conn   *websocket.Conn
+	said   chan string // what receive returned, of tests that do not wait for it
 }
 
 func dial(t *testing.T, server *running, options *websocket.DialOptions) *websocket.Conn {
@@ -411,6 +412,71 @@ func TestClientLeaves(t *testing.T) {
 			}
 		})
 	}
+}
+
+// waking is a stream whose sandbox is being resumed, and that has heard a ping.
+// The test sends to stub.waking when the sandbox runs.
+func waking(t *testing.T) *streaming {
+	t.Helper()
+	s := &streaming{program: newProgram(), said: make(chan string, 1)}
+	s.stub = &stub{box: box(testID, wrenn.Paused), waking: make(chan struct{}), stream: func() service.ExecStream { return s.program }}
+	s.server = serve(t, s.stub, func(s *Server) { s.times.ping = 5 * time.Millisecond })
+	pinged := make(chan struct{}, 1)
+	s.conn = dial(t, s.server, &websocket.DialOptions{
+		HTTPHeader: http.Header{"X-Api-Key": {testKey}},
+		OnPingReceived: func(context.Context, []byte) bool {
+			select {
+			case pinged <- struct{}{}:
+			default:
+			}
+			return true
+		},
+	})
+	s.send(t, `{"type":"start","cmd":"x","stdin":true}`)
+	wait(t, s.stub.waking, "the start")
+	go func() { s.said <- s.receive(t) }()
+	wait(t, pinged, "a ping")
+	return s
+}
+
+// TestWhileTheSandboxWakes: a resume takes its time. The connection is kept awake
+// meanwhile, and neither the end of the client nor that of the server waits for it.
+func TestWhileTheSandboxWakes(t *testing.T) {
+	t.Run("it runs", func(t *testing.T) {
+		s := waking(t)
+		s.send(t, `{"type":"stdin","data":"early"}`)
+		s.stub.waking <- struct{}{}
+		if got := wait(t, s.did, "the input"); got != `stdin "early"` {
+			t.Errorf("the program saw %s", got)
+		}
+		s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+		if got := wait(t, s.said, "the start"); got != `{"type":"start","pid":1}` {
+			t.Errorf("received %s", got)
+		}
+	})
+	t.Run("the client leaves", func(t *testing.T) {
+		s := waking(t)
+		_ = s.conn.CloseNow()
+		ended := make(chan struct{})
+		go func() { s.server.streams.Wait(); close(ended) }()
+		wait(t, ended, "the end of the stream")
+		s.stub.waking <- struct{}{}
+		wait(t, s.closed, "the end of what came too late")
+	})
+	t.Run("the server stops", func(t *testing.T) {
+		s := waking(t)
+		stopped := make(chan error, 1)
+		go func() { stopped <- s.server.stop() }()
+		if got := wait(t, s.said, "the goodbye"); !strings.Contains(got, "the server stops") {
+			t.Errorf("received %s", got)
+		}
+		s.expect(t, "closed 1001")
+		if err := wait(t, stopped, "the end of Run"); err != nil {
+			t.Errorf("Run() = %v", err)
+		}
+		s.stub.waking <- struct{}{}
+		wait(t, s.closed, "the end of what came too late")
+	})
 }
 
 func TestServerStops(t *testing.T) {

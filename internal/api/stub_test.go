@@ -50,6 +50,7 @@ type stub struct {
 	forked   service.ForkSandbox
 	built    service.BuildTemplate
 
+	waking  chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
 	box     *wrenn.Sandbox // in place of the one that runs; nil is none
 	result  service.ExecResult
 	next    string
@@ -233,6 +234,10 @@ func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd
 }
 
 func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+	if s.waking != nil {
+		s.waking <- struct{}{}
+		<-s.waking
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.started = start
