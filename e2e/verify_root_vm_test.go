@@ -4,13 +4,21 @@ package e2e
 
 import (
 	"bytes"
+	gocmp "cmp"
+	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"wrenn"
+	"wrenn/client"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/sandbox"
 	"wrenn/internal/verify"
 )
 
@@ -31,7 +39,15 @@ func TestVerifyFork(t *testing.T) {
 	if err := json.Unmarshal(out, &report); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if !report.OK || len(report.Copies) != 3 {
+	checkVerdicts(t, &report, 3)
+	t.Logf("took %v ms", report.TookMS)
+	s.clean(t, "verify")
+}
+
+// checkVerdicts fails unless all is as the page says, of so many copies.
+func checkVerdicts(t *testing.T, report *verify.Report, copies int) {
+	t.Helper()
+	if !report.OK || len(report.Copies) != copies {
 		t.Errorf("ok %v, copies %q", report.OK, report.Copies)
 	}
 	want := map[string]verify.Verdict{
@@ -54,6 +70,58 @@ func TestVerifyFork(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("verdicts that are not ok (-want +got):\n%s", diff)
 	}
-	t.Logf("took %v ms", report.TookMS)
-	s.clean(t, "verify")
+}
+
+// verifyAPI is what the command needs of a server, of one sandbox of this host. It
+// is of use with verify.Options.Keep only: nothing is listed or deleted.
+type verifyAPI struct {
+	verify.API
+
+	t     *testing.T
+	boxes map[string]*sandbox.Sandbox // the first, and its copies
+	first string
+}
+
+func newVerifyAPI(t *testing.T, sb *sandbox.Sandbox) verifyAPI {
+	t.Helper()
+	first := string(sb.ID())
+	return verifyAPI{t: t, first: first, boxes: map[string]*sandbox.Sandbox{first: sb}}
+}
+
+func (a verifyAPI) CreateSandbox(context.Context, client.CreateSandbox) (*client.Sandbox, error) {
+	return &client.Sandbox{ID: a.first}, nil
+}
+
+func (a verifyAPI) WriteFile(ctx context.Context, id, name string, content io.Reader, _ client.FileOptions) error {
+	return a.boxes[id].Guest().WriteFile(ctx, "user", name, content)
+}
+
+func (a verifyAPI) Exec(ctx context.Context, id string, cmd client.Command) (*client.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	res, err := a.boxes[id].Guest().Exec(ctx, envdclient.Command{Path: cmd.Cmd, Args: cmd.Args, User: gocmp.Or(cmd.User, "user")})
+	if err != nil {
+		return nil, err
+	}
+	return &client.Result{Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: res.Code, Status: res.Status}, nil
+}
+
+// Fork leaves the copies to the test, which keeps them until its end.
+func (a verifyAPI) Fork(ctx context.Context, id string, n int) ([]string, error) {
+	var ids []wrenn.SandboxID
+	for range n {
+		ids = append(ids, wrenn.NewSandboxID())
+	}
+	began := time.Now()
+	copies, err := a.boxes[id].Fork(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	a.t.Logf("%d forks after %s", n, time.Since(began))
+	var made []string
+	for _, c := range copies {
+		a.boxes[string(c.ID)] = keep(a.t, c.Sandbox, c.Err)
+		made = append(made, string(c.ID))
+	}
+	return made, nil
 }

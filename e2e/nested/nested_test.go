@@ -96,11 +96,12 @@ type run struct {
 
 // The driver's whole suite takes minutes, so the newest release alone gets it; what is
 // different between releases, and without the jailer, shows in a few tests. Of a
-// host it gets what works on the driver, and of an agent's deaths one in each part of a pause.
+// host it gets what depends on the driver, and of an agent's twelve deaths in a pause and
+// a resume three: before the note that says paused, after it, and in the resume.
 const (
 	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
 	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
-	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(guest_frozen|machine_saved|paused_noted|machine_started)$"
+	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(machine_saved|paused_noted|machine_started)$"
 )
 
 // runs are those of a release: what -run asks for, or what is worth it.
