@@ -381,3 +381,26 @@ func TestSilentRegistry(t *testing.T) {
 		})
 	}
 }
+
+// trickle sends a byte now and then, for ever.
+type trickle struct{ ctx context.Context }
+
+func (t trickle) Read(p []byte) (int, error) {
+	select {
+	case <-time.After(5 * time.Millisecond):
+		p[0] = 'x'
+		return 1, nil
+	case <-t.ctx.Done():
+		return 0, t.ctx.Err()
+	}
+}
+
+// TestTricklingRegistry: one that is never silent for long is given up as well.
+func TestTricklingRegistry(t *testing.T) {
+	ctx, end := context.WithCancelCause(t.Context())
+	body := &watched{ReadCloser: io.NopCloser(trickle{ctx}), ctx: ctx, end: end, silence: 100 * time.Millisecond}
+	_, err := io.Copy(io.Discard, body)
+	if wrenn.CodeOf(err) != wrenn.Unavailable || !strings.Contains(err.Error(), "less than 32 KiB a second") {
+		t.Errorf("read %d bytes, then %v; want that it is too slow", body.received, err)
+	}
+}

@@ -16,8 +16,13 @@ import (
 // manifest that registries must take, see the OCI distribution specification.
 const maxDocument = 4 << 20
 
-// maxSilence is how long a registry may send nothing in the middle of an answer.
-const maxSilence = time.Minute
+// A registry may send nothing for maxSilence in the middle of an answer, and be
+// as much behind minRate, in bytes a second, in all: a build waits for it, and
+// holds up others.
+const (
+	maxSilence = time.Minute
+	minRate    = 32 << 10
+)
 
 // careful is the transport of a registry that is not trusted.
 type careful struct {
@@ -40,22 +45,28 @@ func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-// watched is a body whose Read fails when nothing comes; a reader that takes its
-// time is nobody's silence.
+// watched is a body whose Read fails when nothing comes, or too little; a reader
+// that takes its time is nobody's silence.
 type watched struct {
 	io.ReadCloser
-	ctx     context.Context // of the request
-	end     context.CancelCauseFunc
-	silence time.Duration
+	ctx      context.Context // of the request
+	end      context.CancelCauseFunc
+	silence  time.Duration
+	received int64
+	waited   time.Duration
 }
 
 func (w *watched) Read(p []byte) (int, error) {
-	silent := wrenn.Errorf(wrenn.Unavailable, "the registry sent nothing for %v: try again", w.silence)
-	timer := time.AfterFunc(w.silence, func() { w.end(silent) })
+	slow := wrenn.Errorf(wrenn.Unavailable, "the registry sent nothing for %v, or less than %d KiB a second: try again", w.silence, minRate>>10)
+	ahead := time.Duration(w.received/minRate)*time.Second - w.waited
+	timer := time.AfterFunc(w.silence+min(ahead, 0), func() { w.end(slow) })
+	began := time.Now()
 	n, err := w.ReadCloser.Read(p)
 	timer.Stop()
-	if err != nil && errors.Is(context.Cause(w.ctx), silent) {
-		err = silent
+	w.received += int64(n)
+	w.waited += time.Since(began)
+	if err != nil && errors.Is(context.Cause(w.ctx), slow) {
+		err = slow
 	}
 	return n, err
 }
