@@ -39,6 +39,34 @@ func limits(spec vm.Spec) []string {
 	}
 }
 
+// freshCgroup is how long a jailer may take from making its cgroup to being in it.
+const freshCgroup = time.Minute
+
+// sweepCgroups removes the cgroups in which nothing lives: those of machines
+// whose agent was killed before it knew of them. What is in use, or may be in
+// the making, is left alone. A parent that is not there has none.
+func sweepCgroups(parent string) error {
+	entries, err := os.ReadDir(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !e.IsDir() || time.Since(info.ModTime()) < freshCgroup {
+			continue
+		}
+		err = os.Remove(filepath.Join(parent, e.Name()))
+		if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // The kernel lets go of the dead asynchronously, EBUSY until then.
 const (
 	cgroupPoll  = 5 * time.Millisecond

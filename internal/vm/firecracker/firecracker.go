@@ -50,7 +50,8 @@ type Driver struct {
 
 var _ vm.Driver = (*Driver)(nil)
 
-// New returns the driver of a Firecracker, which it asks for its version.
+// New returns the driver of a Firecracker, which it asks for its version. It
+// removes the cgroups that killed agents left.
 // FailedPrecondition when that does not run, or is too old.
 func New(ctx context.Context, cfg Config) (*Driver, error) {
 	program, err := filepath.Abs(cfg.Program)
@@ -68,6 +69,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		limits: cgroupsLimit(), version: version, can: version.capabilities()}
 	if cfg.Jailer != "" && !d.limits {
 		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory and pids controllers: machines run without limits")
+	}
+	if d.limits {
+		if err := sweepCgroups(filepath.Join(cgroupRoot, d.cgroupParent)); err != nil {
+			cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cgroups of machines that are gone cannot be removed", slog.Any("err", err))
+		}
 	}
 	return d, nil
 }
