@@ -97,7 +97,11 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 	if id := init.Identity; id != nil {
 		body.Identity = &identityBody{ID: id.ID, Generation: id.Generation, Hostname: id.Hostname}
 	}
-	return c.post(ctx, "/init", body)
+	err := c.post(ctx, "/init", body)
+	if wrenn.CodeOf(err) == wrenn.Exhausted { // no other host would have more of it
+		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest has no room for what it is told", Err: err}
+	}
+	return err
 }
 
 // Freeze stops all of the user's processes and flushes the root file system, so
