@@ -115,17 +115,30 @@ func (s *Sandbox) takeOver(ctx context.Context) error {
 	s.screen.show(machine)
 	b.connect()
 	s.setGuest(b)
-	// A dead agent may have been taking a snapshot of it.
-	if err := machine.Resume(ctx); err != nil {
-		return fmt.Errorf("resume: %w", err)
+	if err := s.goOnAdopted(ctx); err != nil {
+		return err
 	}
-	s.thawLate(ctx)
 	if err := s.takeOverSpare(ctx); err != nil {
 		return err
 	}
 	s.watch(ctx)
 	s.set(StatusRunning, "")
 	s.m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "sandbox adopted", slog.String("sandbox", string(s.id)), slog.String("status", string(StatusRunning)))
+	return nil
+}
+
+// goOnAdopted lets a machine run whose snapshot a dead agent may have been
+// taking. One whose VMM still writes that does so later.
+func (s *Sandbox) goOnAdopted(ctx context.Context) error {
+	err := s.letRun(ctx)
+	switch {
+	case err == nil:
+		s.thawLate(ctx)
+	case s.journal.Frozen:
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "an adopted sandbox does not run yet", slog.String("sandbox", string(s.id)), slog.Any("err", err))
+	default:
+		return fmt.Errorf("resume: %w", err)
+	}
 	return nil
 }
 

@@ -141,7 +141,9 @@ func (b *body) startMachine(ctx context.Context, start starter) (err error) {
 	if b.machine, err = start(ctx, spec); err != nil {
 		return err
 	}
-	b.s.screen.show(b.machine)
+	if b.s.body == nil { // else the sandbox runs in another, until it moves in
+		b.s.screen.show(b.machine)
+	}
 	b.s.crash("machine started")
 	ref := b.machine.Ref()
 	b.note.Machine = &ref
@@ -247,5 +249,5 @@ func (s *Sandbox) discardSpare(ctx context.Context) error {
 		return err
 	}
 	s.spare = nil
-	return s.commit("spare removed", func(j *journal) { j.Spare = nil })
+	return s.giveBack("spare removed", func(j *journal) { j.Spare = nil })
 }

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"time"
 	"unicode/utf8"
@@ -171,7 +172,10 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
 	s.watch(ctx)
 	s.run()
 	s.trace("restore", began)
-	return s.tidy(ctx)
+	if err := s.tidy(ctx); err != nil { // Run tries again; the sandbox is what it was asked to be
+		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the machine that a checkpoint took the place of cannot be removed yet", slog.String("sandbox", string(s.id)), slog.Any("err", err))
+	}
+	return nil
 }
 
 // DeleteCheckpoint removes a checkpoint; those that went on from it go on from
@@ -186,7 +190,7 @@ func (s *Sandbox) DeleteCheckpoint(ctx context.Context, id string) error {
 	if i < 0 {
 		return nil
 	}
-	err := s.commit("checkpoint deleted", func(j *journal) {
+	err := s.giveBack("checkpoint deleted", func(j *journal) {
 		parent := j.Checkpoints[i].Parent
 		j.Checkpoints = slices.Delete(slices.Clone(j.Checkpoints), i, i+1)
 		for k := range j.Checkpoints {

@@ -33,7 +33,7 @@ type screen struct {
 	now    vm.ConsoleReader // nil: there was no machine yet
 }
 
-// show begins with another machine.
+// show begins with another machine. One that is shown already stays.
 func (s *screen) show(machine vm.Machine) {
 	reader, ok := machine.(vm.ConsoleReader)
 	if !ok {
@@ -41,6 +41,9 @@ func (s *screen) show(machine vm.Machine) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.now == reader {
+		return
+	}
 	if s.now != nil {
 		s.before = lastBytes(s.before+s.now.Console(), keptConsole)
 	}

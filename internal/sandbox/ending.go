@@ -25,6 +25,7 @@ type Verdict struct {
 func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.giveUp()
 	if err := s.lock(ctx); err != nil {
+		s.leaveAlone()
 		return err
 	}
 	defer s.unlock()
@@ -66,7 +67,7 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 	err := s.discardBodies(ctx, verdict.Status == StatusFailed)
 	if err == nil {
 		s.keepConsole(ctx, nil)
-		err = s.commit(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
+		err = s.giveBack(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
 	}
 	if err != nil {
 		s.retryLater()
@@ -86,7 +87,7 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 // note, and one that comes before finds a sandbox whose machine is gone.
 func (s *Sandbox) decide(ctx context.Context, how step, verdict *Verdict) {
 	change := func(j *journal) { j.Step, j.Verdict = how, verdict }
-	if err := s.commit(string(how), change); err != nil {
+	if err := s.giveBack(string(how), change); err != nil {
 		change(s.journal)
 		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "it cannot be noted yet that a sandbox ends", slog.String("sandbox", string(s.id)), slog.Any("err", err))
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"wrenn"
+	"wrenn/internal/durable"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
@@ -35,7 +36,7 @@ func newRunning(t *testing.T) (*Sandbox, *stoppable) {
 		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{}, stock: stock{wake: make(chan struct{}, 1)},
 	}
 	var err error
-	if m.snapshots, err = snapshot.Open(filepath.Join(dir, "snapshots"), log); err != nil {
+	if m.snapshots, err = snapshot.Open(filepath.Join(dir, "snapshots"), durable.NewReserve(filepath.Join(dir, "reserve")), log); err != nil {
 		t.Fatal(err)
 	}
 	id := wrenn.NewSandboxID()
@@ -45,7 +46,7 @@ func newRunning(t *testing.T) (*Sandbox, *stoppable) {
 	})
 	machine := &stoppable{}
 	s.body.machine = machine
-	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.save(), os.WriteFile(s.body.disk(), []byte("somebody's work"), 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.save(durable.WriteFile), os.WriteFile(s.body.disk(), []byte("somebody's work"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	s.set(StatusRunning, "")

@@ -93,11 +93,20 @@ func (j *journal) isEnding() bool { return j.Step == stepEnding && j.Verdict != 
 // changed: a write that failed at its very end may have been done, so the disk
 // is asked.
 func (s *Sandbox) commit(what string, change func(*journal)) error {
+	return s.commitBy(durable.WriteFile, what, change)
+}
+
+// giveBack is a commit by which space is given back: it works on a full disk.
+func (s *Sandbox) giveBack(what string, change func(*journal)) error {
+	return s.commitBy(s.m.reserve.WriteFile, what, change)
+}
+
+func (s *Sandbox) commitBy(write durable.WriteFunc, what string, change func(*journal)) error {
 	s.crash(what + " to be noted")
 	next := *s.journal
 	change(&next)
 	s.need(append(s.journal.snapshots(), next.snapshots()...))
-	err := next.save()
+	err := next.save(write)
 	if err != nil && next.isSaved() {
 		err = nil
 	}
@@ -117,12 +126,12 @@ func (j *journal) encode() ([]byte, error) {
 	return append(data, '\n'), err
 }
 
-func (j *journal) save() error {
+func (j *journal) save(write durable.WriteFunc) error {
 	data, err := j.encode()
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(j.path, data, 0o600)
+	return write(j.path, data, 0o600)
 }
 
 func (j *journal) isSaved() bool {

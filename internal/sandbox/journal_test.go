@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"wrenn"
+	"wrenn/internal/durable"
 	"wrenn/internal/vm"
 )
 
@@ -25,7 +26,7 @@ func TestJournalReadsWhatWasSaved(t *testing.T) {
 		Generation: 3, Body: &bodyNote{Generation: 3, Machine: &vm.Ref{Driver: "fake", ID: string(id), PID: 7}, Origin: "base"},
 		Checkpoints: []Checkpoint{{ID: "c", Name: "a name"}}, path: filepath.Join(dir, journalName),
 	}
-	if err := want.save(); err != nil {
+	if err := want.save(durable.WriteFile); err != nil {
 		t.Fatal(err)
 	}
 	got, err := readJournal(dir)

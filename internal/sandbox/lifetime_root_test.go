@@ -374,7 +374,7 @@ func TestAdoptOfAMuteMachine(t *testing.T) {
 }
 
 // The disk of a failed sandbox may be all that is left of somebody's work, also
-// when there is no room to note that it failed.
+// when there is no room to note that it failed, and what was set aside is used up.
 func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 	for name, watched := range map[string]bool{"watched": true, "no agent runs": false} {
 		t.Run(name, func(t *testing.T) {
@@ -385,6 +385,7 @@ func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 			must(t, err)
 			must(t, l.mark(t.Context(), sb, 'a'))
 			disk, machine := sb.body.disk(), sb.body.machine.Ref()
+			must(t, os.Remove(filepath.Join(l.cfg.StateDir, "reserve")))
 			filler := filepath.Join(l.cfg.StateDir, "filler")
 			fill(t, filler)
 			if watched {

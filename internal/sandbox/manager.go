@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/durable"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/snapshot"
@@ -73,6 +74,7 @@ type Config struct {
 type Manager struct {
 	cfg       Config
 	snapshots *snapshot.Store
+	reserve   *durable.Reserve // for notes by which space is given back
 	instance  string
 	versions  atomic.Uint64
 	wake      chan struct{} // holds one: Run has something to look at
@@ -109,8 +111,9 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
+	m.reserve = durable.NewReserve(filepath.Join(cfg.StateDir, "reserve"))
 	var err error
-	if m.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), cfg.Log); err != nil {
+	if m.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), m.reserve, cfg.Log); err != nil {
 		return nil, err
 	}
 	take := m.sweep

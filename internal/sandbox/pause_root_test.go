@@ -491,6 +491,9 @@ func wantParents(t *testing.T, sb *Sandbox, head string, want map[string]string)
 func TestARestoreThatFails(t *testing.T) {
 	for name, spoil := range map[string]func(*testing.T, *lab, *Manager){
 		"load": func(_ *testing.T, l *lab, _ *Manager) { failAt(vmfake.StepLoad)(l) },
+		"no agent": func(_ *testing.T, l *lab, m *Manager) {
+			l.agent.mute, m.cfg.ReadyTimeout = true, 50*time.Millisecond
+		},
 		"no slot": func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			create(t, m)
@@ -508,11 +511,15 @@ func TestARestoreThatFails(t *testing.T) {
 			_, err := sb.Checkpoint(t.Context(), "one", "")
 			must(t, err)
 			must(t, l.mark(t.Context(), sb, 'z'))
+			printed := l.world.Guest(sb.body.slot.Namespace())
+			must(t, printed.Print("before\n"))
 			spoil(t, l, m)
 			if err := sb.RestoreCheckpoint(t.Context(), "one"); err == nil {
 				t.Error("RestoreCheckpoint() succeeded")
 			}
 			l.fault = nil
+			must(t, printed.Print("after\n"))
+			wantConsole(t, m, sb.ID(), "before\nafter\n", true)
 			wantStatus(t, sb, StatusRunning, "")
 			wantAlive(t, sb)
 			l.wantMark(t, sb, 'z')
@@ -589,6 +596,42 @@ func TestAPauseOnAFullDisk(t *testing.T) {
 			l.wantMark(t, other, 'o')
 		})
 	}
+}
+
+// What gives space back works when there is none: it must be noted first.
+func TestRemovalsOnAFullDisk(t *testing.T) {
+	l := newLab(t)
+	l.cfg.StateDir = smallFileSystem(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	_, err := sb.Checkpoint(t.Context(), "one", "")
+	must(t, err)
+	must(t, sb.Snapshot(t.Context(), "mine"))
+	other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	filler := filepath.Join(l.cfg.StateDir, "filler")
+	for what, remove := range map[string]func() error{
+		"a checkpoint": func() error { return sb.DeleteCheckpoint(t.Context(), "one") },
+		"a snapshot":   func() error { return m.RemoveSnapshot(t.Context(), "mine") },
+		"a sandbox":    func() error { return other.Destroy(t.Context()) },
+	} {
+		fill(t, filler)
+		if err := remove(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		must(t, m.Collect(t.Context()))
+		if _, err := os.Stat(filepath.Join(l.cfg.StateDir, "reserve")); err != nil {
+			t.Errorf("after %s: no space is set aside again: %v", what, err)
+		}
+	}
+	wantSnapshots(t, m)
+	noted, err := readJournal(sb.dir())
+	must(t, err)
+	if len(noted.Checkpoints) > 0 {
+		t.Errorf("the journal says %v", noted.Checkpoints)
+	}
+	must(t, os.Remove(filler))
+	wantAlive(t, sb)
 }
 
 // smallFileSystem mounts an XFS of the least size that mkfs makes.

@@ -31,7 +31,7 @@ type Sandbox struct {
 
 	mu       sync.Mutex // guards the following
 	life     life
-	unwanted bool                    // somebody destroys it
+	unwanted int                     // how many destroy it
 	abort    context.CancelCauseFunc // ends what is going on in the turn; may be nil
 	guest    *envdclient.Client      // of the body, or of the last one
 	waking   *wake                   // nil when nobody wakes it
@@ -189,19 +189,26 @@ func (s *Sandbox) abortBy(cancel context.CancelCauseFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.abort = cancel
-	if s.unwanted && cancel != nil {
+	if s.unwanted > 0 && cancel != nil {
 		cancel(errDestroyed)
 	}
 }
 
-// giveUp ends what is going on, now and from now on.
+// giveUp ends what is going on, now and from now on, until leaveAlone.
 func (s *Sandbox) giveUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unwanted = true
+	s.unwanted++
 	if s.abort != nil {
 		s.abort(errDestroyed)
 	}
+}
+
+// leaveAlone is for who gave up what is going on, and destroys nothing.
+func (s *Sandbox) leaveAlone() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unwanted--
 }
 
 // assemble makes the sandbox, and by build its first body. When it fails it
@@ -264,6 +271,7 @@ func (s *Sandbox) moveIn(change func(*journal)) error {
 	}
 	s.body, s.spare = s.spare, s.body
 	s.setGuest(s.body)
+	s.screen.show(s.body.machine)
 	return nil
 }
 

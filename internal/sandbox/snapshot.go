@@ -279,6 +279,7 @@ func (m *Manager) sweepUp(ctx context.Context) {
 // Collect removes the snapshots that nobody needs; Run does so by itself. None
 // is removed while a sandbox is in quarantine: nobody knows what it needs.
 func (m *Manager) Collect(ctx context.Context) error {
+	defer m.setAside(ctx)
 	if m.Quarantined() > 0 {
 		return nil
 	}
@@ -291,6 +292,13 @@ func (m *Manager) Collect(ctx context.Context) error {
 		}
 		return needed
 	})
+}
+
+// setAside fills the reserve, now that there may be space for it.
+func (m *Manager) setAside(ctx context.Context) {
+	if err := m.reserve.Fill(); err != nil {
+		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no space is set aside to note what gives some back", slog.Any("err", err))
+	}
 }
 
 func (s *Sandbox) needs() []string {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -204,6 +205,36 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 	}
 }
 
+// An agent that died in a snapshot may have left a VMM that still writes it, and
+// answers nothing else: the next agent has the sandbox all the same.
+func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, err)
+	must(t, sb.commit("frozen", func(j *journal) { j.Frozen = true }))
+	must(t, sb.body.machine.Pause(t.Context()))
+	l.fault = func(now vmfake.Step) error {
+		if now == vmfake.StepResume {
+			return errors.New("busy")
+		}
+		return nil
+	}
+	m = l.restart(t, m)
+	run(t, m)
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	destroyLater(t, sb)
+	wantStatus(t, sb, StatusRunning, "")
+	l.fault = nil
+	sb.mu.Lock()
+	sb.life.stuck = time.Now() // rather than wait
+	sb.mu.Unlock()
+	m.rouse()
+	wantRunning(t, l, sb)
+	wantAlive(t, sb)
+}
+
 // Who destroys a sandbox does not wait for a VMM that writes on, whoever waits for it.
 func TestDestroyEndsAWriteThatCannotBeGivenUp(t *testing.T) {
 	l := newLab(t)
@@ -344,10 +375,27 @@ func TestDestroyEndsASnapshot(t *testing.T) {
 	wantSnapshots(t, m)
 }
 
+// A destroy that is given up before its turn came changes nothing.
+func TestADestroyThatIsGivenUp(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := create(t, m)
+	must(t, sb.lock(t.Context())) // as who is at work with it
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := sb.Destroy(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Destroy() = %v", err)
+	}
+	sb.unlock()
+	_, err := sb.Checkpoint(t.Context(), "one", "")
+	must(t, err)
+}
+
 func unwanted(sb *Sandbox) bool {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
-	return sb.unwanted
+	return sb.unwanted > 0
 }
 
 // A named snapshot is what templates are made of. One that is removed stays for
@@ -382,5 +430,31 @@ func TestEnsureFromASnapshot(t *testing.T) {
 	must(t, m.Collect(t.Context()))
 	wantSnapshots(t, m)
 	wantRemoved()
+	l.wantClean(t, m)
+}
+
+// An agent that is rolled back finds the base that the newer one has let go, and keeps it.
+func TestWarmOfAnAgentThatIsRolledBack(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Guest.Name = "old"
+	m := l.open(t)
+	must(t, m.Warm(t.Context(), shape))
+	base := m.warmName(shape)
+	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, err)
+	l.cfg.Guest.Name = "new"
+	m = l.restart(t, m)
+	must(t, m.Warm(t.Context(), shape))
+	if !m.snapshots.Has(base) || slices.Contains(m.KeptSnapshots(), base) {
+		t.Fatalf("%s is not one that only a sandbox needs: %v", base, m.KeptSnapshots())
+	}
+	l.cfg.Guest.Name = "old"
+	m = l.restart(t, m)
+	must(t, m.Warm(t.Context(), shape))
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	must(t, sb.Destroy(t.Context()))
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m, base)
 	l.wantClean(t, m)
 }

@@ -42,8 +42,9 @@ func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error
 	if err := m.dropWarm(ctx, name); err != nil {
 		return err
 	}
-	if m.snapshots.Has(name) {
-		return nil
+	// It may be kept no more: an agent of another image has let it go.
+	if err := m.snapshots.Keep(name); wrenn.CodeOf(err) != wrenn.NotFound {
+		return err
 	}
 	return m.Build(ctx, Recipe{Name: name, Shape: shape})
 }

@@ -98,13 +98,13 @@ func describe(ctx context.Context, dir, path string) (File, error) {
 
 func (f File) small() bool { return f.Size <= smallFile && f.Path != diskName }
 
-func writeManifest(dir string, man Manifest) error {
+func writeManifest(dir string, man Manifest, write durable.WriteFunc) error {
 	man.Format = format
 	data, err := json.MarshalIndent(man, "", "  ")
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(filepath.Join(dir, manifestName), append(data, '\n'), 0o600)
+	return write(filepath.Join(dir, manifestName), append(data, '\n'), 0o600)
 }
 
 // readManifest reads the manifest in a snapshot's directory, whose name it must bear.

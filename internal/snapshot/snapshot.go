@@ -43,10 +43,11 @@ var idForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // Store is the snapshots of one directory. It is safe for concurrent use.
 type Store struct {
-	dir   string
-	log   *slog.Logger
-	work  chan struct{} // holds one: Run has something to hash
-	sweep chan struct{} // holds one: who collects
+	dir     string
+	reserve *durable.Reserve // for what gives space back
+	log     *slog.Logger
+	work    chan struct{} // holds one: Run has something to hash
+	sweep   chan struct{} // holds one: who collects
 
 	mu      sync.Mutex // guards what follows
 	entries map[string]*entry
@@ -62,12 +63,13 @@ type entry struct {
 
 // Open returns the store in dir, which it makes, and removes what a dead agent
 // had not published, or was removing. One process at a time may have it open.
-func Open(dir string, log *slog.Logger) (*Store, error) {
+// The reserve, which the caller fills, lets Unkeep work on a full disk.
+func Open(dir string, reserve *durable.Reserve, log *slog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("snapshots: %w", err)
 	}
 	s := &Store{
-		dir: dir, log: log, work: make(chan struct{}, 1), sweep: make(chan struct{}, 1),
+		dir: dir, reserve: reserve, log: log, work: make(chan struct{}, 1), sweep: make(chan struct{}, 1),
 		entries: map[string]*entry{},
 	}
 	found, err := os.ReadDir(dir)
@@ -213,7 +215,7 @@ func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, relea
 }
 
 func (st *Staged) publish(man Manifest) error {
-	if err := writeManifest(st.dir, man); err != nil {
+	if err := writeManifest(st.dir, man, durable.WriteFile); err != nil {
 		return err
 	}
 	if man.Transient { // who could use it is gone after a power cut
@@ -302,20 +304,26 @@ func (s *Store) hold(id string) bool {
 }
 
 // Unkeep lets a kept snapshot go when nobody refers to it. NotFound when there is none.
-func (s *Store) Unkeep(id string) error {
+func (s *Store) Unkeep(id string) error { return s.setKept(id, false, s.reserve.WriteFile) }
+
+// Keep takes back an Unkeep. NotFound when the snapshot is gone.
+func (s *Store) Keep(id string) error { return s.setKept(id, true, durable.WriteFile) }
+
+func (s *Store) setKept(id string, kept bool, write durable.WriteFunc) error {
 	if !s.hold(id) {
 		return wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", id)
 	}
 	defer s.release(id)
-	if man, err := readManifest(s.path(id)); err == nil { // else it is of no use in any case
-		man.Kept = false
-		if err := writeManifest(s.path(id), man); err != nil {
+	man, err := readManifest(s.path(id))
+	if err == nil && man.Kept != kept { // one that cannot be read is of no use in any case
+		man.Kept = kept
+		if err := writeManifest(s.path(id), man, write); err != nil {
 			return err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries[id].kept = false
+	s.entries[id].kept = kept
 	return nil
 }
 
@@ -370,11 +378,10 @@ func (s *Store) condemn(id string) bool {
 
 // remove deletes a condemned snapshot, which is whole or gone.
 func (s *Store) remove(id string) error {
-	aside, err := os.MkdirTemp(s.dir, stagedPrefix)
+	aside := filepath.Join(s.dir, stagedPrefix+id)
+	err := os.RemoveAll(aside) // the rest of one that could not be removed
 	if err == nil {
-		if err = os.Rename(s.path(id), filepath.Join(aside, id)); err != nil {
-			err = errors.Join(err, os.Remove(aside))
-		}
+		err = os.Rename(s.path(id), aside)
 	}
 	if err != nil { // it is still there: try again at the next Collect
 		s.mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn"
+	"wrenn/internal/durable"
 )
 
 const patience = 20 * time.Second
@@ -27,7 +28,7 @@ func must(t *testing.T, err error) {
 
 func open(t *testing.T, dir string) *Store {
 	t.Helper()
-	s, err := Open(dir, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s, err := Open(dir, durable.NewReserve(filepath.Join(t.TempDir(), "reserve")), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	must(t, err)
 	return s
 }

@@ -1,0 +1,83 @@
+//go:build root
+
+package durable
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"))
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	note, reserve := filepath.Join(dir, "note"), NewReserve(filepath.Join(dir, "reserve"))
+	write := func(data string) error { return reserve.WriteFile(note, []byte(data), 0o640) }
+	want := func(data string) {
+		t.Helper()
+		got, err := os.ReadFile(note)
+		if err != nil || string(got) != data {
+			t.Errorf("the note is %.20q, %v; want %q", got, err, data)
+		}
+	}
+	must(reserve.Fill())
+	must(reserve.Fill()) // twice is allowed
+	must(write("there is space"))
+	fillUp(t, filepath.Join(dir, "filler"))
+	if err := WriteFile(note, []byte("x"), 0o640); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("WriteFile() on a full disk = %v", err)
+	}
+	if err := write(string(make([]byte, reserveSize+1))); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("more than is set aside: %v", err)
+	}
+	want("there is space")
+	must(write("there is none"))
+	want("there is none")
+	if info, err := os.Stat(note); err != nil || info.Mode().Perm() != 0o640 {
+		t.Errorf("%v, %v", info, err)
+	}
+	must(os.Remove(filepath.Join(dir, "filler")))
+	must(reserve.Fill())
+	must(os.Remove(filepath.Join(dir, "reserve")))
+	fillUp(t, filepath.Join(dir, "filler"))
+	if err := write("nothing is set aside"); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("without a reserve: %v", err)
+	}
+	if err := reserve.Fill(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Fill() on a full disk = %v", err)
+	}
+	want("there is none")
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("left are %v, %v; want the note and the filler", entries, err)
+	}
+}
+
+func fillUp(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+}
