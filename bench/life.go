@@ -60,7 +60,8 @@ func (v *versus) openLab(ctx context.Context, b *bench) error {
 }
 
 // ran is how long it took until a command was done, and the VMM's CPU time
-// until then: that says the same of a busy machine as of an idle one.
+// until then: that says the same of a busy machine as of an idle one. It is the
+// first two figures of all samples here.
 func ran(seconds float64, pid int) (sample, error) {
 	cpu, err := cpuSeconds(pid)
 	return sample{seconds, cpu}, err
@@ -72,7 +73,8 @@ func (v *versus) restoreExec(ctx context.Context) (sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	return all[1:], nil // not when it answered
+	answers, done, cpu := all[0], all[1], all[2]
+	return sample{done, cpu, answers}, nil
 }
 
 // true runs a command by the API.
@@ -84,33 +86,43 @@ func (s *stack) true(ctx context.Context, id string) error {
 // createExec creates a sandbox, runs a command in it and deletes it.
 func (s *stack) createExec(ctx context.Context) (_ sample, err error) {
 	var made *client.Sandbox
-	took, err := timed(func() (err error) {
-		if made, err = s.box(ctx); err != nil {
-			return err
-		}
-		return s.true(ctx, made.ID)
+	answers, err := timed(func() (err error) {
+		made, err = s.box(ctx)
+		return err
 	})
-	if made == nil {
+	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.api.DeleteSandbox(ctx, made.ID)) }()
+	return s.thenTrue(ctx, made.ID, answers)
+}
+
+// thenTrue runs a command in a sandbox that answered after so many seconds.
+func (s *stack) thenTrue(ctx context.Context, id string, answers float64) (sample, error) {
+	exec, err := timed(func() error { return s.true(ctx, id) })
 	if err != nil {
 		return nil, err
 	}
-	of, err := s.note(made.ID)
+	of, err := s.note(id)
 	if err != nil {
 		return nil, err
 	}
-	return ran(took, of.Machine.PID)
+	figures, err := ran(answers+exec, of.Machine.PID)
+	return append(figures, answers), err
 }
 
 // untilDone prints what ran measured.
 func untilDone(what string, figures []comparison, limit string) []row {
 	wall, cpu := figures[0], figures[1]
-	return []row{
+	rows := []row{
 		{what, ms(wall.ours), ms(wall.bare), wall.ratio, limit},
 		{"  the VMM's CPU time of it", ms(cpu.ours), ms(cpu.bare), cpu.ratio, ""},
 	}
+	if len(figures) > 2 {
+		answers := figures[2]
+		rows = append(rows, row{"  until the API answers; bare: until envd does", ms(answers.ours), ms(answers.bare), answers.ratio, ""})
+	}
+	return rows
 }
 
 const bareExec = "; bare: the driver's restore, and a command straight to envd"
@@ -238,24 +250,18 @@ func resume(ctx context.Context, b *bench) (_ []row, err error) {
 		return nil, err
 	}
 	rows := untilDone("resume by the API, and a command"+bareExec, figures, "<= 1.15")
-	return append(rows, row{what: "pause by the API", ours: ms(median(pauses))}), nil
+	steps, err := v.steps(ctx, "slot", "disk", "machine", "ready", "resume")
+	return append(rows,
+		row{what: "  the agent's steps of it: slot, disk, machine, ready; in all; mean", ours: steps},
+		row{what: "pause by the API", ours: ms(median(pauses))}), err
 }
 
 func (v *versus) resumeExec(ctx context.Context, id string) (sample, error) {
-	took, err := timed(func() error {
-		if _, err := v.api.ResumeSandbox(ctx, id); err != nil {
-			return err
-		}
-		return v.true(ctx, id)
-	})
+	answers, err := timed(func() error { _, err := v.api.ResumeSandbox(ctx, id); return err })
 	if err != nil {
 		return nil, err
 	}
-	of, err := v.note(id)
-	if err != nil {
-		return nil, err
-	}
-	return ran(took, of.Machine.PID)
+	return v.thenTrue(ctx, id, answers)
 }
 
 // dirt is what the guest of still writes between two checkpoints.

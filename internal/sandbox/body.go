@@ -69,7 +69,7 @@ func (b *body) parts(from origin) []part {
 	parts := []part{
 		{"slot", b.takeSlot},
 		{"disk", func(ctx context.Context) error { return b.cloneDisk(ctx, from.rootfs) }},
-		{"machine", func(ctx context.Context) error { return b.startMachine(ctx, from.start) }},
+		{"machine", func(ctx context.Context) error { return b.startMachine(ctx, from) }},
 		{"ready", b.waitReady},
 	}
 	if b.s.isStock() {
@@ -124,7 +124,7 @@ func (b *body) cloneDisk(ctx context.Context, rootfs string) error {
 	return err
 }
 
-func (b *body) startMachine(ctx context.Context, start starter) (err error) {
+func (b *body) startMachine(ctx context.Context, from origin) (err error) {
 	if err := os.Mkdir(b.runDir(), 0o711); err != nil {
 		return err
 	}
@@ -133,12 +133,13 @@ func (b *body) startMachine(ctx context.Context, start starter) (err error) {
 		ID: b.name(), Dir: b.runDir(), VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
 		Disks: []vm.Disk{{Path: b.disk()}},
 		Net:   vm.NIC{Namespace: b.slot.Namespace(), TAP: b.slot.TAP(), MAC: b.slot.MAC()},
+		Sole:  from.sole,
 	}
 	if b.s.m.cfg.FirstUID != 0 {
 		spec.UID = b.s.m.cfg.FirstUID + uint32(b.slot.Index())
 		spec.GID = spec.UID
 	}
-	if b.machine, err = start(ctx, spec); err != nil {
+	if b.machine, err = from.start(ctx, spec); err != nil {
 		return err
 	}
 	if b.s.body == nil { // else the sandbox runs in another, until it moves in

@@ -156,6 +156,7 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
 		return s.explain("restore", err)
 	}
 	defer from.release()
+	from.sole = true
 	undo.Add(s.letRun)
 	if err := s.body.machine.Pause(ctx); err != nil { // never both at once
 		return s.explain("restore", err)

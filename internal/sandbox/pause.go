@@ -111,6 +111,7 @@ func (s *Sandbox) resume(ctx context.Context) (err error) {
 		return s.explain("resume", err)
 	}
 	defer from.release()
+	from.sole = true
 	undo.Add(s.tidy)
 	if err := s.build(ctx, from); err != nil {
 		return s.explain("resume", err)

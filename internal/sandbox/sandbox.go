@@ -120,6 +120,7 @@ type origin struct {
 	snapshot string // whose memory the machine maps; "" when it boots
 	guest    string // the image that it boots, or that was booted for the snapshot
 	start    starter
+	sole     bool   // nobody else is made from it meanwhile; see vm.Spec
 	release  func() // the snapshot may be collected if nobody needs it
 }
 

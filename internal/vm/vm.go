@@ -117,6 +117,9 @@ type Spec struct {
 	// for development. The driver gives them the access that they need to the
 	// files named here, and to no others.
 	UID, GID uint32
+	// Sole says, to Restore, that no other machine is expected to be restored
+	// from the snapshot meanwhile: what would only help those to share its memory may be left out.
+	Sole bool
 }
 
 // Kernel is what a new machine boots.

@@ -34,6 +34,8 @@ type assembly struct {
 	files   []*os.File // what the VMM gets, from descriptor 3 on; ours are closed in the end
 	stateFD int        // the device state's descriptor in the VMM
 	image   *lease     // the memory that restored machines share, if it is a copy
+	mapped  basis      // over which a restored machine's memory is mapped
+	rest    *os.File   // where what differs from that is; nil when nothing does
 	machine *machine
 	undo    rollback.Stack
 }
@@ -55,13 +57,13 @@ func (a *assembly) steps() []step {
 	if a.snap == nil {
 		return append(steps, step{"kernel", a.giveKernel}, step{"vmm", a.launch}, step{"connect", a.connect})
 	}
-	return append(steps, step{"state", a.giveState}, step{"vmm", a.launch}, step{"connect", a.connect}, step{"load", a.load}, step{"resume", a.resume})
+	return append(steps, step{"state", a.giveState}, step{"vmm", a.launch}, step{"connect", a.connect}, step{"changes", a.fillIn}, step{"load", a.load}, step{"resume", a.resume})
 }
 
 // assemble makes a machine, or nothing at all.
 func (d *Driver) assemble(ctx context.Context, spec vm.Spec, snap *snapshot) (vm.Machine, error) {
 	a := &assembly{d: d, spec: spec, snap: snap}
-	defer a.closeFiles()
+	defer a.close()
 	defer a.undo.Run(ctx)
 	for _, step := range a.steps() {
 		if ctx.Err() != nil {
@@ -92,6 +94,14 @@ func (a *assembly) closeFiles() {
 	a.files = nil
 }
 
+// close gives back what is ours of a machine, made or not.
+func (a *assembly) close() {
+	a.closeFiles()
+	if a.rest != nil {
+		a.rest.Close()
+	}
+}
+
 // reopen is the name by which the VMM opens a file that it was given, where
 // QEMU wants a name: the directories on the way to the file do not count.
 func reopen(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
@@ -108,13 +118,17 @@ func (a *assembly) giveMemory(context.Context) error {
 		return nil
 	}
 	object += ",share=off"
+	memory, err := a.chooseMemory()
+	if err != nil {
+		return err
+	}
 	if !a.d.version.before(romOff) {
-		a.pass(a.snap.memory)
-		a.snap.memory = nil
+		a.pass(memory)
 		a.args = append(a.args, "-object", object+",readonly=on,rom=off")
 		return nil
 	}
-	img, err := a.d.images.take(a.snap.memory)
+	defer memory.Close()
+	img, err := a.d.images.take(memory)
 	if err != nil {
 		return err
 	}
@@ -127,6 +141,33 @@ func (a *assembly) giveMemory(context.Context) error {
 	a.pass(f)
 	a.args = append(a.args, "-object", object)
 	return nil
+}
+
+// chooseMemory returns the memory file that a restored machine maps, which is
+// the caller's to close. If nobody is to share it with the machine, that is the
+// older one of which the snapshot's memory is changes, if it is still there.
+func (a *assembly) chooseMemory() (*os.File, error) {
+	memory := a.snap.memory
+	a.snap.memory = nil
+	if a.spec.Sole && a.snap.changed != nil {
+		if older, err := a.snap.basis.open(int64(a.spec.MemoryMiB) << 20); err == nil {
+			memory, a.rest = older, memory
+		}
+	}
+	var err error
+	if a.mapped, err = basisOf(memory); err != nil {
+		memory.Close()
+		return nil, err
+	}
+	return memory, nil
+}
+
+// fillIn completes a machine's memory before anything in it runs.
+func (a *assembly) fillIn(ctx context.Context) error {
+	if a.rest == nil {
+		return nil
+	}
+	return a.machine.fillIn(ctx, a.rest, a.snap.changed, int64(a.spec.MemoryMiB)<<20)
 }
 
 // giveDisks passes each disk as a set of descriptors, of which QEMU takes the
@@ -279,7 +320,7 @@ func (a *assembly) private() map[string]string {
 		return map[string]string{refManifest: man.encode()}
 	}
 	man.Kernel = a.snap.kernel
-	return map[string]string{refManifest: man.encode(), refBase: a.snap.dir}
+	return map[string]string{refManifest: man.encode(), refBase: a.snap.dir, refMapped: encode(a.mapped)}
 }
 
 func (a *assembly) connect(ctx context.Context) error { return a.machine.connect(ctx) }

@@ -123,14 +123,19 @@ func TestOverlayPrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	counter := &countingWriter{f: dst}
-	if err := overlayPrivate(t.Context(), counter, os.Getpid(), stat(t, src), int64(len(content))); err != nil {
+	changed, err := overlayPrivate(t.Context(), counter, os.Getpid(), stat(t, src), int64(len(content)))
+	if err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, dst, want)
+	const p = pageSize
+	if diff := cmp.Diff([]run{{0, 3 * p}, {50 * p, 51 * p}, {59 * p, 60 * p}, {(testPages - 1) * p, testPages * p}}, changed, cmp.AllowUnexported(run{})); diff != "" {
+		t.Errorf("changed pages (-want +got):\n%s", diff)
+	}
 	if counter.n != 6*pageSize {
 		t.Errorf("%d bytes were written for 6 changed pages", counter.n)
 	}
-	if err := overlayPrivate(t.Context(), dst, os.Getpid(), stat(t, src), int64(len(content))+pageSize); err == nil {
+	if _, err := overlayPrivate(t.Context(), dst, os.Getpid(), stat(t, src), int64(len(content))+pageSize); err == nil {
 		t.Error("a process that has mapped less than its memory was taken")
 	}
 	another := stat(t, src) // a file of another file system with the same inode number

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -55,44 +56,59 @@ func mappings(maps io.Reader, inode uint64) ([]region, error) {
 	return found, lines.Err()
 }
 
-// overlayPrivate writes to dst, at their place in the memory file, the pages
-// that the process pid has changed in its private mapping of it. The process
-// must not change them meanwhile. file is its memory file, of size bytes.
-func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file *syscall.Stat_t, size int64) error {
+// wholeMemory finds where the process pid has mapped its memory file, of size
+// bytes, all of it.
+func wholeMemory(pid int, file *syscall.Stat_t, size int64) ([]region, error) {
 	regions, err := memoryOf(pid, file)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	mapped := int64(0)
 	for _, r := range regions {
 		mapped += r.size
 	}
 	if mapped != size {
-		return fmt.Errorf("%d of %d bytes of memory are mapped", mapped, size)
+		return nil, fmt.Errorf("%d of %d bytes of memory are mapped", mapped, size)
+	}
+	return regions, nil
+}
+
+// overlayPrivate writes to dst, at their place in the memory file, the pages
+// that the process pid has changed in its private mapping of it, and returns
+// these places in order. The process must not change them meanwhile. file is its
+// memory file, of size bytes.
+func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file *syscall.Stat_t, size int64) ([]run, error) {
+	regions, err := wholeMemory(pid, file, size)
+	if err != nil {
+		return nil, err
 	}
 	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer pagemap.Close()
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer mem.Close()
 	buf := make([]byte, copyChunk)
+	var changed []run
 	for _, r := range regions {
 		runs, err := privatePages(pagemap, r.addr, r.addr+r.size)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		for _, run := range runs {
-			if err := copyRange(ctx, buf, dst, r.offset+run.start-r.addr, mem, run.start, run.end-run.start); err != nil {
-				return fmt.Errorf("changed memory: %w", err)
+		for _, at := range runs {
+			in := run{r.offset + at.start - r.addr, r.offset + at.end - r.addr}
+			if err := copyRange(ctx, buf, dst, in.start, mem, at.start, at.end-at.start); err != nil {
+				return nil, fmt.Errorf("changed memory: %w", err)
 			}
+			changed = append(changed, in)
 		}
 	}
-	return nil
+	slices.SortFunc(changed, func(a, b run) int { return cmp.Compare(a.start, b.start) })
+	return changed, nil
 }
 
 // run is a row of pages in an address space.

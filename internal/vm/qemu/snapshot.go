@@ -35,6 +35,7 @@ const manifestFormat = 2
 const (
 	refManifest = "manifest" // the manifest that snapshots of the machine begin with
 	refBase     = "base"     // the directory of the snapshot that it was restored from
+	refMapped   = "mapped"   // the basis over which a restored machine's memory is mapped
 )
 
 // maxClockDrift is how far the clocks of two hosts may be apart, in parts per
@@ -56,8 +57,9 @@ type manifest struct {
 	Hardware  []string `json:"hardware"`
 	// Kernel is vm.Kernel.Digest of the guest's. The processor is QEMU's own and
 	// goes with its version, not with the host's.
-	Kernel string     `json:"kernel,omitempty"`
-	State  vm.FileSum `json:"state"`
+	Kernel  string     `json:"kernel,omitempty"`
+	State   vm.FileSum `json:"state"`
+	Changes *changes   `json:"changes,omitempty"`
 }
 
 // manifest is that of a machine of this driver's.
@@ -80,8 +82,11 @@ func (d *Driver) manifest(spec vm.Spec) manifest {
 	return man
 }
 
-func (m manifest) encode() string {
-	data, _ := json.Marshal(m) // strings and numbers: cannot fail
+func (m manifest) encode() string { return encode(m) }
+
+// encode is for vm.Ref.Private; see machine.decode.
+func encode(v any) string {
+	data, _ := json.Marshal(v) // strings and numbers: cannot fail
 	return string(data)
 }
 
@@ -121,6 +126,8 @@ type snapshot struct {
 	dir           string
 	kernel        string // see manifest
 	memory, state *os.File
+	changed       []run // in what the memory differs from basis; nil when that is not known
+	basis         basis
 }
 
 func (s *snapshot) close() {
@@ -149,6 +156,10 @@ func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
 	s.memory, err = vm.OpenSized(filepath.Join(dir, privateName, memoryName), man.memorySize())
 	if err == nil {
 		s.state, err = man.State.Open(filepath.Join(dir, privateName, stateName))
+	}
+	if err == nil && man.Changes != nil {
+		s.basis = man.Changes.Basis
+		s.changed, err = man.Changes.read(filepath.Join(dir, privateName), man.memorySize())
 	}
 	if err != nil {
 		s.close()
@@ -248,7 +259,11 @@ func (m *machine) snapshotInto(ctx context.Context, dir string) error {
 	if man.State, err = vm.SumFile(state); err != nil {
 		return fmt.Errorf("device state: %w", err)
 	}
-	if err := m.saveMemory(ctx, filepath.Join(private, memoryName), man.memorySize()); err != nil {
+	changed, err := m.saveMemory(ctx, filepath.Join(private, memoryName), man.memorySize())
+	if err == nil {
+		man.Changes, err = m.writeChanges(private, changed, man.memorySize())
+	}
+	if err != nil {
 		return fmt.Errorf("memory: %w", err)
 	}
 	path := filepath.Join(dir, manifestName)
@@ -258,6 +273,12 @@ func (m *machine) snapshotInto(ctx context.Context, dir string) error {
 	}
 	undo.Keep()
 	return nil
+}
+
+// decode reads what encode wrote, and says whether there is any: a machine that
+// boots has not all, nor has one that an older agent made.
+func (m *machine) decode(key string, into any) bool {
+	return json.Unmarshal([]byte(m.ref.Private[key]), into) == nil
 }
 
 // manifest is what the machine's snapshots begin with.
@@ -299,32 +320,48 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 }
 
 // saveMemory writes the machine's whole memory as a file of its own, or
-// completes the one that was prepared.
-func (m *machine) saveMemory(ctx context.Context, path string, size int64) error {
+// completes the one that was prepared. It returns where a restored one differs
+// from what it has mapped.
+func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]run, error) {
 	src, err := m.openMemory(size)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer src.Close()
 	if _, restored := m.ref.Private[refBase]; !restored { // it writes straight into the file
 		dst, err := createMemory(path)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		return errors.Join(copySparse(ctx, dst, src, size), dst.Close())
+		return nil, errors.Join(copySparse(ctx, dst, src, size), dst.Close())
 	}
 	dst, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		dst, err = m.copyBase(ctx, path, size)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var changed []run
 	info, err := src.Stat()
 	if err == nil {
-		err = overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t), size)
+		changed, err = overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t), size)
 	}
-	return errors.Join(err, dst.Close())
+	return changed, errors.Join(err, dst.Close())
+}
+
+// fillIn makes the pages in runs of the machine, which has run nothing yet, what they are in src.
+func (m *machine) fillIn(ctx context.Context, src *os.File, runs []run, size int64) error {
+	memory, err := m.openMemory(size)
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	info, err := memory.Stat()
+	if err != nil {
+		return err
+	}
+	return fillIn(ctx, m.ref.PID, info.Sys().(*syscall.Stat_t), size, src, runs)
 }
 
 // openMemory opens the VMM's memory file. What the VMM was given is its own to

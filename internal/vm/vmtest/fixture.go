@@ -130,7 +130,13 @@ func (s *suite) start(t *testing.T, d vm.Driver) *box {
 
 func (s *suite) restore(t *testing.T, d vm.Driver, from snapshot) *box {
 	t.Helper()
+	return s.restoreAs(t, d, from, false)
+}
+
+func (s *suite) restoreAs(t *testing.T, d vm.Driver, from snapshot, sole bool) *box {
+	t.Helper()
 	spec, guest := s.newSpec(t, from.disk)
+	spec.Sole = sole
 	m, err := d.Restore(within(t), spec, from.dir)
 	if err != nil {
 		t.Fatalf("Restore: %v", err)

@@ -52,7 +52,14 @@ func baseContents() contents {
 // generations snapshots restored machines again and again: what they changed,
 // what they changed into zeros and out of them, and what they never touched. Some
 // snapshots are one of several of one machine; all stay what they were.
-func (s *suite) generations(t *testing.T) {
+func (s *suite) generations(t *testing.T) { s.generationsOf(t, false) }
+
+// soleGenerations does the same with machines of which the driver knows that
+// nobody shares a snapshot with them.
+func (s *suite) soleGenerations(t *testing.T) { s.generationsOf(t, true) }
+
+func (s *suite) generationsOf(t *testing.T, sole bool) {
+	t.Helper()
 	d := s.Driver(t)
 	b := s.restore(t, d, s.base)
 	want := baseContents()
@@ -69,7 +76,7 @@ func (s *suite) generations(t *testing.T) {
 		last := s.snapshot(t, b)
 		must(t, "Fill", b.guest.Fill(within(t), "later", 'x')) // too late to be in it
 		must(t, "Stop", b.Stop(within(t)))
-		b = s.restore(t, d, last)
+		b = s.restoreAs(t, d, last, sole)
 		s.wantContents(t, b, want)
 	}
 	s.counted(t, b, s.counted(t, b, 0))
