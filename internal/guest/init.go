@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -46,15 +47,12 @@ func (req *initRequest) identity() (id identity.Identity, ok bool) {
 // parseInit reads one request. Fields that it does not know are other hosts' business.
 func parseInit(r io.Reader) (*initRequest, error) {
 	req := &initRequest{}
-	decoder := json.NewDecoder(r)
-	switch err := decoder.Decode(req); {
-	case errors.Is(err, io.EOF):
-		return req, nil // no body: nothing changes
-	case err != nil:
-		return nil, err
+	text, err := io.ReadAll(r)
+	if err != nil || len(bytes.TrimSpace(text)) == 0 {
+		return req, err // no body: nothing changes
 	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the JSON object")
+	if err := json.Unmarshal(text, req); err != nil {
+		return nil, err
 	}
 	if id, ok := req.identity(); ok {
 		return req, id.Check()

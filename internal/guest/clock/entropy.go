@@ -2,6 +2,7 @@ package clock
 
 import (
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,16 +18,19 @@ type poolInfo struct {
 	buf          [maxSeed]byte
 }
 
+// urandom is open from its first use on. Code that an emulated CPU runs for the
+// first time after a restore is what a restore takes, and to open a file is much of it.
+var urandom = sync.OnceValues(func() (int, error) {
+	return unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+})
+
 // AddEntropy does RNDADDENTROPY and RNDRESEEDCRNG on /dev/urandom (random(4)). What is
 // beyond 512 bytes is left out.
 func (Kernel) AddEntropy(seed []byte) error {
-	// Not by package os, which tries to have it polled: code that an emulated CPU
-	// runs for the first time after a restore is what a restore takes.
-	dev, err := unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	dev, err := urandom()
 	if err != nil {
 		return os.NewSyscallError("open /dev/urandom", err)
 	}
-	defer func() { _ = unix.Close(dev) }() // nothing is buffered
 	info := newPoolInfo(seed)
 	if err := ioctl(dev, unix.RNDADDENTROPY, unsafe.Pointer(info)); err != nil {
 		return err

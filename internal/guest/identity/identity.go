@@ -5,7 +5,6 @@ package identity
 
 import (
 	"cmp"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Identity is who a guest is.
@@ -84,7 +85,9 @@ type Keeper struct {
 	mu         sync.Mutex // guards what follows; held while the guest changes
 	now        Identity   // zero until the host said it
 	bootID     window
+	random     place // where the kernel shows its boot id
 	generation window
+	registered place // notifyDir
 }
 
 // New returns a keeper. It does what need not wait until a restore: makes the
@@ -112,7 +115,10 @@ func (k *Keeper) makeDirs() error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return os.Chmod(dir, 0o777|fs.ModeSticky) // whatever the umask is
+	if err := os.Chmod(dir, 0o777|fs.ModeSticky); err != nil { // whatever the umask is
+		return err
+	}
+	return k.registered.open(dir)
 }
 
 // openBootID shows a boot id of ours and keeps it open for the next ones.
@@ -122,6 +128,9 @@ func (k *Keeper) openBootID() error {
 		return err
 	}
 	if err := k.show(bootIDFile, string(kernels), bootID); err != nil {
+		return err
+	}
+	if err := k.random.open(filepath.Dir(bootID)); err != nil {
 		return err
 	}
 	return k.bootID.open(filepath.Join(k.cfg.RunDir, bootIDFile))
@@ -235,7 +244,7 @@ func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
 // newBootID overwrites the file in place, because it is what the kernel shows:
 // a new one would not be. All boot ids have one length, so no reader sees half of two.
 func (k *Keeper) newBootID() error {
-	if !k.bootID.isAt(bootID) { // root of the guest may have unmounted it
+	if !k.bootID.isIn(k.random, filepath.Base(bootID)) { // root of the guest may have unmounted it
 		if err := k.openBootID(); err != nil {
 			return err
 		}
@@ -254,7 +263,11 @@ func uuid() string {
 
 func random() [16]byte {
 	var b [16]byte
-	rand.Read(b[:]) // never fails, see crypto/rand; reads from the kernel, which was reseeded before
+	// Straight from the kernel, which was reseeded before: crypto/rand may take
+	// it from memory shared with the kernel, by code of its own. So few bytes never fail, see getrandom(2).
+	if n, err := unix.Getrandom(b[:], 0); n != len(b) {
+		panic(fmt.Sprintf("getrandom: %d bytes, %v", n, err))
+	}
 	return b
 }
 

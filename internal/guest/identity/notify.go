@@ -24,11 +24,10 @@ const (
 // notify signals the processes that registered. What does not hold is removed:
 // it is of a process that is gone.
 func (k *Keeper) notify() {
-	path := filepath.Join(k.cfg.RunDir, notifyDir)
-	if isEmpty(path) { // nearly always
+	if k.registered.isEmpty() { // nearly always
 		return
 	}
-	dir, err := os.OpenRoot(path)
+	dir, err := os.OpenRoot(filepath.Join(k.cfg.RunDir, notifyDir))
 	if err != nil {
 		k.cfg.Log.Warn("no program is told of the restore", slog.Any("error", err))
 		return
@@ -49,23 +48,6 @@ func (k *Keeper) notify() {
 			k.cfg.Log.Warn("a program is not told of the restore", slog.String("registration", name), slog.Any("error", err))
 		}
 	}
-}
-
-// isEmpty reports whether nothing is in the directory. When that cannot be told
-// something may be. By system calls, see window.
-func isEmpty(dir string) bool {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = unix.Close(fd) }() // nothing was written
-	var buf [256]byte                     // the first entries are . and .., wherever there are such
-	n, err := unix.Getdents(fd, buf[:])
-	if err != nil || n < 0 {
-		return false
-	}
-	_, count, _ := unix.ParseDirent(buf[:n], -1, nil)
-	return count == 0
 }
 
 // errGone means that nobody holds a registration.

@@ -46,10 +46,10 @@ func (w *window) close() {
 	*w = window{}
 }
 
-// isAt reports whether it is what is seen at path.
-func (w *window) isAt(path string) bool {
+// isIn reports whether it is what is seen in the directory under the name.
+func (w *window) isIn(dir place, name string) bool {
 	var stat unix.Stat_t
-	return w.fd != 0 && unix.Stat(path, &stat) == nil && stat.Dev == w.dev && stat.Ino == w.ino
+	return w.fd != 0 && unix.Fstatat(dir.fd, name, &stat, 0) == nil && stat.Dev == w.dev && stat.Ino == w.ino
 }
 
 // isLinked reports whether it has a name, somewhere.
@@ -70,4 +70,39 @@ func (w *window) set(text string) error {
 	}
 	w.size = int64(len(text))
 	return nil
+}
+
+// place is an open directory, so that what is in it is found without the way to
+// it. The zero value is none.
+type place struct{ fd int }
+
+// open opens the directory at path, after what was open is closed.
+func (p *place) open(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	if p.fd != 0 {
+		_ = unix.Close(p.fd) // nothing was written
+	}
+	p.fd = fd
+	return nil
+}
+
+// isEmpty reports whether nothing is in it. When that cannot be told, as of one
+// that was removed, something may be.
+func (p *place) isEmpty() bool {
+	if p.fd == 0 {
+		return false
+	}
+	if _, err := unix.Seek(p.fd, 0, unix.SEEK_SET); err != nil {
+		return false
+	}
+	var buf [256]byte // the first entries are . and .., wherever there are such
+	n, err := unix.Getdents(p.fd, buf[:])
+	if err != nil || n < 0 {
+		return false
+	}
+	_, count, _ := unix.ParseDirent(buf[:n], -1, nil)
+	return count == 0
 }
