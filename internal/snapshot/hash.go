@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -167,11 +168,16 @@ func nextData(f *os.File, pos int64) (from, to int64, err error) {
 	return max(pos, from/chunk*chunk), to, nil
 }
 
+// settle is how long a new snapshot is left alone before it is hashed. That of a
+// sandbox which is resumed at once is soon nobody's, and who resumes it has better
+// work for the CPU.
+const settle = 5 * time.Second
+
 // Run hashes the large files of new snapshots in the background, one at a
-// time, until ctx ends. Nothing of it is left when it returns.
+// time and some time later, until ctx ends. Nothing of it is left when it returns.
 func (s *Store) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		id := s.unhashed()
+		id, due := s.unhashed()
 		if id == "" {
 			select {
 			case <-ctx.Done():
@@ -179,10 +185,17 @@ func (s *Store) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		if wait := time.Until(due); wait > 0 {
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+			continue // it may be gone
+		}
 		if err := s.hash(ctx, id); err != nil && ctx.Err() == nil && s.Has(id) { // else it was removed meanwhile
 			s.log.LogAttrs(ctx, slog.LevelWarn, "a snapshot cannot be hashed", slog.String("snapshot", id), slog.Any("err", err))
 		}
-		s.setHashed(id, true) // what ctx ended is for the next Open
+		s.setHashed(id) // what ctx ended is for the next Open
 	}
 	return nil
 }
@@ -194,23 +207,31 @@ func (s *Store) rouse() {
 	}
 }
 
-// unhashed names a snapshot that is to be hashed, or "".
-func (s *Store) unhashed() string {
+// unhashed names the snapshot that is to be hashed next, or "", and says when.
+func (s *Store) unhashed() (next string, due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, e := range s.entries {
-		if !e.hashed {
-			return id
+		if !e.hashed && (next == "" || e.due.Before(due)) {
+			next, due = id, e.due
 		}
 	}
-	return ""
+	return next, due
 }
 
-func (s *Store) setHashed(id string, hashed bool) {
+func (s *Store) hashLater(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[id]; e != nil {
-		e.hashed = hashed
+		e.hashed, e.due = false, time.Now().Add(s.settle)
+	}
+}
+
+func (s *Store) setHashed(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		e.hashed = true
 	}
 }
 

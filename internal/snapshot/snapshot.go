@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/durable"
@@ -46,6 +47,7 @@ type Store struct {
 	dir     string
 	reserve *durable.Reserve // for what gives space back
 	log     *slog.Logger
+	settle  time.Duration // see settle
 	work    chan struct{} // holds one: Run has something to hash
 	sweep   chan struct{} // holds one: who collects
 
@@ -55,10 +57,11 @@ type Store struct {
 
 // entry is what is remembered of a snapshot.
 type entry struct {
-	kept   bool // stays although nobody refers to it
-	held   int  // by somebody at work
-	used   bool // held since the last Collect began
-	hashed bool // or not to be hashed, or not yet
+	kept   bool      // stays although nobody refers to it
+	held   int       // by somebody at work
+	used   bool      // held since the last Collect began
+	hashed bool      // or not to be hashed, or not yet
+	due    time.Time // not to be hashed before
 }
 
 // Open returns the store in dir, which it makes, and removes what a dead agent
@@ -69,7 +72,7 @@ func Open(dir string, reserve *durable.Reserve, log *slog.Logger) (*Store, error
 		return nil, fmt.Errorf("snapshots: %w", err)
 	}
 	s := &Store{
-		dir: dir, reserve: reserve, log: log, work: make(chan struct{}, 1), sweep: make(chan struct{}, 1),
+		dir: dir, reserve: reserve, log: log, work: make(chan struct{}, 1), sweep: make(chan struct{}, 1), settle: settle,
 		entries: map[string]*entry{},
 	}
 	found, err := os.ReadDir(dir)
@@ -208,7 +211,7 @@ func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, relea
 	}
 	st.dir = ""
 	if !man.Transient {
-		s.setHashed(man.ID, false)
+		s.hashLater(man.ID)
 		s.rouse()
 	}
 	return &Snapshot{man, s.path(man.ID)}, sync.OnceFunc(func() { s.release(man.ID) }), nil

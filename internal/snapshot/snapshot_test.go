@@ -30,6 +30,7 @@ func open(t *testing.T, dir string) *Store {
 	t.Helper()
 	s, err := Open(dir, durable.NewReserve(filepath.Join(t.TempDir(), "reserve")), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	must(t, err)
+	s.settle = 0
 	return s
 }
 
@@ -54,13 +55,18 @@ func publish(t *testing.T, s *Store, man Manifest) (release func()) {
 	return release
 }
 
+func isHashing(s *Store) bool {
+	id, _ := s.unhashed()
+	return id != ""
+}
+
 // hashAll does what Run does.
 func hashAll(t *testing.T, s *Store) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	for deadline := time.Now().Add(patience); s.unhashed() != ""; {
+	for deadline := time.Now().Add(patience); isHashing(s); {
 		if time.Now().After(deadline) {
 			t.Fatal("the snapshots are not hashed")
 		}
@@ -344,4 +350,17 @@ func TestCollectKeepsWhatCannotBeRead(t *testing.T) {
 	must(t, s.Unkeep("it"))
 	must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
 	wantEntries(t, s.dir)
+}
+
+// Nobody reads a snapshot whole while the one it is of may be resumed at once.
+func TestHashingWaits(t *testing.T) {
+	s := open(t, t.TempDir())
+	s.settle = time.Hour
+	publish(t, s, Manifest{ID: "one", Driver: "fake"})()
+	s.settle = time.Minute
+	publish(t, s, Manifest{ID: "two", Driver: "fake"})()
+	id, due := s.unhashed()
+	if wait := time.Until(due); id != "two" || wait <= 0 || wait > time.Minute {
+		t.Errorf("next is %q, in %v; want two, within a minute", id, wait)
+	}
 }
