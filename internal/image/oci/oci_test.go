@@ -398,7 +398,7 @@ func (t trickle) Read(p []byte) (int, error) {
 // TestTricklingRegistry: one that is never silent for long is given up as well.
 func TestTricklingRegistry(t *testing.T) {
 	ctx, end := context.WithCancelCause(t.Context())
-	body := &watched{ReadCloser: io.NopCloser(trickle{ctx}), ctx: ctx, end: end, silence: 100 * time.Millisecond}
+	body := watch(ctx, end, io.NopCloser(trickle{ctx}), 100*time.Millisecond)
 	_, err := io.Copy(io.Discard, body)
 	if wrenn.CodeOf(err) != wrenn.Unavailable || !strings.Contains(err.Error(), "less than 32 KiB a second") {
 		t.Errorf("read %d bytes, then %v; want that it is too slow", body.received, err)

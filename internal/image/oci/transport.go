@@ -38,7 +38,7 @@ func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
 		end(nil)
 		return nil, err
 	}
-	answer.Body = &watched{ReadCloser: answer.Body, ctx: ctx, end: end, silence: c.silence}
+	answer.Body = watch(ctx, end, answer.Body, c.silence)
 	if strings.Contains(asked(r).URL.Path, "/manifests/") {
 		answer.Body = &document{ReadCloser: answer.Body, left: maxDocument}
 	}
@@ -52,21 +52,27 @@ type watched struct {
 	ctx      context.Context // of the request
 	end      context.CancelCauseFunc
 	silence  time.Duration
+	slow     error // what ctx ends by
 	received int64
 	waited   time.Duration
 }
 
+// watch watches a body of a request with the context ctx, which end ends.
+func watch(ctx context.Context, end context.CancelCauseFunc, body io.ReadCloser, silence time.Duration) *watched {
+	slow := wrenn.Errorf(wrenn.Unavailable, "the registry sent nothing for %v, or less than %d KiB a second: try again", silence, minRate>>10)
+	return &watched{ReadCloser: body, ctx: ctx, end: end, silence: silence, slow: slow}
+}
+
 func (w *watched) Read(p []byte) (int, error) {
-	slow := wrenn.Errorf(wrenn.Unavailable, "the registry sent nothing for %v, or less than %d KiB a second: try again", w.silence, minRate>>10)
 	ahead := time.Duration(w.received/minRate)*time.Second - w.waited
-	timer := time.AfterFunc(w.silence+min(ahead, 0), func() { w.end(slow) })
+	timer := time.AfterFunc(w.silence+min(ahead, 0), func() { w.end(w.slow) })
 	began := time.Now()
 	n, err := w.ReadCloser.Read(p)
 	timer.Stop()
 	w.received += int64(n)
 	w.waited += time.Since(began)
-	if err != nil && errors.Is(context.Cause(w.ctx), slow) {
-		err = slow
+	if err != nil && errors.Is(context.Cause(w.ctx), w.slow) {
+		err = w.slow
 	}
 	return n, err
 }
