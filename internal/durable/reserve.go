@@ -25,7 +25,8 @@ type Reserve struct {
 func NewReserve(path string) *Reserve { return &Reserve{path: path} }
 
 // Fill sets the space aside, unless it is. It is called when there may be some
-// again: at the start, and after something was removed.
+// again: at the start, and after something was removed. That a file system
+// cannot allocate ahead is no error: there is no reserve then.
 func (r *Reserve) Fill() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -41,10 +42,14 @@ func (r *Reserve) Fill() error {
 	if err == nil {
 		err = os.Rename(staged, r.path)
 	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("set space aside at %s: %w", r.path, err), os.Remove(staged))
+	if err == nil {
+		return nil
 	}
-	return nil
+	_ = os.Remove(staged) // the first error is the one that counts
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return fmt.Errorf("set space aside at %s: %w", r.path, err)
 }
 
 // WriteFile is the package's WriteFile. On a full disk the space that was set
