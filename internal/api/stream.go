@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sync/semaphore"
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
@@ -27,6 +28,10 @@ const (
 
 	// maxFrame bounds a message of a client.
 	maxFrame = 1 << 20
+	// maxAhead bounds, in bytes, what a client may have said that its command has
+	// not heard yet: it is being started, or takes no input. A frame counts as frameCost at least.
+	maxAhead  = maxFrame
+	frameCost = 1 << 10
 	// maxReason is what fits into a close frame, see RFC 6455, 5.5.
 	maxReason = 123
 )
@@ -85,7 +90,8 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	conn.SetReadLimit(maxFrame)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
-	st := &stream{s: s, conn: conn, caller: caller, id: id, opened: make(chan struct{})}
+	st := &stream{s: s, conn: conn, caller: caller, id: id, opened: make(chan struct{}),
+		ahead: make(chan *clientFrame, maxAhead/frameCost), room: semaphore.NewWeighted(maxAhead), obeyed: make(chan struct{})}
 	st.encoder.binary = conn.Subprotocol() == protocolBinary
 	// The request's context ends when net/http says so, which is not when the stream ends.
 	st.serve(context.WithoutCancel(r.Context()))
@@ -119,12 +125,15 @@ type stream struct {
 
 	opened  chan struct{} // closed when command is set
 	command service.ExecStream
+	ahead   chan *clientFrame   // what command is to hear; closed when no more comes
+	room    *semaphore.Weighted // bytes that ahead can take
+	obeyed  chan struct{}       // closed when command has heard what it will hear
 
 	session bool        // the stream can be resumed
 	left    atomic.Bool // the client has ended its session
 
 	writing atomic.Bool // a message is on its way to the client
-	sending atomic.Bool // input is on its way to the command
+	sending atomic.Bool // the client has said so much ahead that nobody listens to it
 }
 
 // serve runs the stream to its end and says goodbye.
@@ -139,6 +148,7 @@ func (st *stream) serve(ctx context.Context) {
 	open, err := st.introduction(ctx)
 	if err == nil {
 		helpers.Go(func() { end(st.takeFrames(ctx)) })
+		helpers.Go(func() { st.obeyFrames(ctx) })
 		helpers.Go(func() { st.keepAlive(ctx, end) })
 		err = st.open(ctx, open)
 	}
@@ -306,9 +316,20 @@ func (st *stream) write(m outMessage) error {
 	return st.conn.Write(ctx, kind, m.bytes)
 }
 
-// takeFrames does what the client says until it leaves or says something wrong.
+// takeFrames listens to the client until it leaves or says something wrong. What
+// it said before is done first, unless the command is not even there.
 func (st *stream) takeFrames(ctx context.Context) error {
-	deaf := false
+	err := st.readFrames(ctx)
+	close(st.ahead)
+	select {
+	case <-st.opened:
+		<-st.obeyed
+	default:
+	}
+	return err
+}
+
+func (st *stream) readFrames(ctx context.Context) error {
 	for {
 		frame, err := st.read()
 		if err != nil {
@@ -317,17 +338,36 @@ func (st *stream) takeFrames(ctx context.Context) error {
 		if err := st.acceptable(frame); err != nil {
 			return err
 		}
-		if deaf {
-			continue
-		}
 		st.sending.Store(true)
-		err = st.obey(ctx, frame)
+		err = st.room.Acquire(ctx, frame.cost())
 		st.sending.Store(false)
 		if err != nil {
-			// As a rule the command has just ended; what it says last is on its way, and tells more.
-			st.s.log.LogAttrs(ctx, slog.LevelDebug, "frame not passed on", slog.String("frame", frame.Type), slog.Any("error", err))
-			deaf = true
+			return context.Cause(ctx)
 		}
+		st.ahead <- frame // there is room
+	}
+}
+
+func (f *clientFrame) cost() int64 { return min(frameCost+int64(len(f.input)), maxAhead) }
+
+// obeyFrames passes on what the client says, once there is a command.
+func (st *stream) obeyFrames(ctx context.Context) {
+	defer close(st.obeyed)
+	select {
+	case <-st.opened:
+	case <-ctx.Done():
+		return
+	}
+	deaf := false
+	for frame := range st.ahead {
+		if !deaf {
+			if err := st.obey(frame); err != nil {
+				// As a rule the command has just ended; what it says last is on its way, and tells more.
+				st.s.log.LogAttrs(ctx, slog.LevelDebug, "frame not passed on", slog.String("frame", frame.Type), slog.Any("error", err))
+				deaf = true
+			}
+		}
+		st.room.Release(frame.cost())
 	}
 }
 
@@ -352,13 +392,7 @@ func (st *stream) acceptable(frame *clientFrame) error {
 	return nil
 }
 
-// obey waits for the command first, if need be.
-func (st *stream) obey(ctx context.Context, frame *clientFrame) error {
-	select {
-	case <-st.opened:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+func (st *stream) obey(frame *clientFrame) error {
 	switch frame.Type {
 	case frameStdin:
 		return st.command.SendStdin(frame.input)
