@@ -67,10 +67,10 @@ func (b basis) open(size int64) (*os.File, error) {
 
 // writeChanges lists the pages in which the memory of the snapshot that is made
 // in the directory private differs from what the machine has mapped. It returns nil when they
-// are too many.
+// are too many, or no list that could be read again.
 func (m *machine) writeChanges(private string, runs []run, size int64) (*changes, error) {
 	var over basis
-	if !m.decode(refMapped, &over) || len(runs) > maxRuns || total(runs) > size/maxChanged {
+	if !m.decode(refMapped, &over) || total(runs) > size/maxChanged || checkRuns(runs, size) != nil {
 		return nil, nil
 	}
 	path := filepath.Join(private, changesName)
@@ -122,15 +122,26 @@ func decodeRuns(data []byte, size int64) ([]run, error) {
 		return nil, errors.New("it is no list of pages")
 	}
 	runs := make([]run, 0, len(data)/16)
-	last := int64(0)
 	for ; len(data) > 0; data = data[16:] {
-		r := run{int64(binary.LittleEndian.Uint64(data)), int64(binary.LittleEndian.Uint64(data[8:]))}
-		if r.start < last || r.end <= r.start || r.end > size || r.start%pageSize != 0 || r.end%pageSize != 0 {
-			return nil, errors.New("it is no list of pages of this memory")
-		}
-		runs, last = append(runs, r), r.end
+		runs = append(runs, run{int64(binary.LittleEndian.Uint64(data)), int64(binary.LittleEndian.Uint64(data[8:]))})
 	}
-	return runs, nil
+	return runs, checkRuns(runs, size)
+}
+
+// checkRuns says whether the rows are some of pages in a memory of the given
+// size, in order. A VMM that maps a page twice has others.
+func checkRuns(runs []run, size int64) error {
+	if len(runs) > maxRuns {
+		return errors.New("there are too many rows of pages")
+	}
+	last := int64(0)
+	for _, r := range runs {
+		if r.start < last || r.end <= r.start || r.end > size || r.start%pageSize != 0 || r.end%pageSize != 0 {
+			return errors.New("it is no list of pages of this memory")
+		}
+		last = r.end
+	}
+	return nil
 }
 
 // fillIn writes the pages of src in runs into the private mapping that the

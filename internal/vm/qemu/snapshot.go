@@ -394,7 +394,13 @@ func (m *machine) copyBase(ctx context.Context, path string, size int64) (*os.Fi
 	if err != nil {
 		return nil, err
 	}
-	if err := copySparse(ctx, f, old, size); err != nil {
+	err = copySparse(ctx, f, old, size)
+	if err == nil {
+		// A fork's origin was never made durable, and what is made of it may say
+		// what changed since: see changes.
+		err = old.Sync()
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
