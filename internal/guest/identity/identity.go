@@ -263,8 +263,8 @@ func uuid() string {
 
 func random() [16]byte {
 	var b [16]byte
-	// Straight from the kernel, which was reseeded before: crypto/rand may take
-	// it from memory shared with the kernel, by code of its own. So few bytes never fail, see getrandom(2).
+	// Of the kernel, which was reseeded before, and without what crypto/rand has
+	// around it: code is what a restore takes. So few bytes never fail, see getrandom(2).
 	if n, err := unix.Getrandom(b[:], 0); n != len(b) {
 		panic(fmt.Sprintf("getrandom: %d bytes, %v", n, err))
 	}
