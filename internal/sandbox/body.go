@@ -33,7 +33,8 @@ type bodyNote struct {
 	Generation uint64           `json:"generation"`
 	Slot       *network.SlotRef `json:"slot,omitempty"`
 	Machine    *vm.Ref          `json:"machine,omitempty"`
-	// Origin is the snapshot over which the machine's memory is mapped.
+	// Origin is the snapshot that the machine was restored from, whose memory its
+	// next snapshot begins as a copy of.
 	Origin string `json:"origin,omitempty"`
 	Guest  string `json:"guest,omitempty"` // the image that was booted, however long ago
 }

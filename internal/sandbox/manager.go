@@ -78,7 +78,8 @@ type Manager struct {
 	instance  string
 	versions  atomic.Uint64
 	wake      chan struct{} // holds one: Run has something to look at
-	garbage   atomic.Bool   // snapshots may have become nobody's
+	garbage   atomic.Bool   // snapshots may have become nobody's, or the reserve is to be filled
+	full      atomic.Bool   // there was no space for the reserve
 	watchers  sync.WaitGroup
 	stock     stock
 

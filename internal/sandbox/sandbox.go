@@ -33,6 +33,7 @@ type Sandbox struct {
 	life     life
 	unwanted int                     // how many destroy it
 	abort    context.CancelCauseFunc // ends what is going on in the turn; may be nil
+	doom     func()                  // ends the machine, which may be all that ends it; may be nil
 	guest    *envdclient.Client      // of the body, or of the last one
 	waking   *wake                   // nil when nobody wakes it
 }
@@ -117,7 +118,7 @@ func (m *Manager) createNew(ctx context.Context, req Request, from origin) (*San
 // origin is what a body is made from.
 type origin struct {
 	rootfs   string // cloned
-	snapshot string // whose memory the machine maps; "" when it boots
+	snapshot string // that the machine is restored from; "" when it boots
 	guest    string // the image that it boots, or that was booted for the snapshot
 	start    starter
 	sole     bool   // nobody else is made from it meanwhile; see vm.Spec
@@ -202,6 +203,20 @@ func (s *Sandbox) giveUp() {
 	s.unwanted++
 	if s.abort != nil {
 		s.abort(errDestroyed)
+	}
+	if s.doom != nil {
+		s.doom()
+	}
+}
+
+// doomBy sets how the machine is ended when somebody wants what is going on
+// given up, which it is at once if somebody does already.
+func (s *Sandbox) doomBy(doom func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.doom = doom
+	if s.unwanted > 0 && doom != nil {
+		doom()
 	}
 }
 

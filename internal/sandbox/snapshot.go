@@ -156,15 +156,16 @@ func (b *body) freeze(ctx context.Context) error {
 // with ctx; but who destroys the sandbox does not wait for it.
 func (s *Sandbox) save(ctx context.Context, dir string) error {
 	machine := s.body.machine
-	destroyed := func() bool { return errors.Is(context.Cause(ctx), errDestroyed) }
-	defer context.AfterFunc(ctx, func() {
-		if destroyed() {
-			_ = machine.Stop(context.WithoutCancel(ctx)) // destroy does it again, and says what is wrong
-		}
-	})()
+	// Not ctx: whoever wanted the snapshot may have left before.
+	doomed, doom := context.WithCancel(context.WithoutCancel(ctx))
+	defer doom()                                                                               // the last: nothing hears it any more
+	stop := context.AfterFunc(doomed, func() { _ = machine.Stop(context.WithoutCancel(ctx)) }) // destroy does it again, and says what is wrong
+	defer stop()
+	s.doomBy(doom)
+	defer s.doomBy(nil)
 	err := machine.Snapshot(ctx, dir)
-	if err != nil && destroyed() {
-		return context.Cause(ctx) // rather than that the machine is gone
+	if err != nil && doomed.Err() != nil {
+		return errDestroyed // rather than that the machine is gone
 	}
 	return err
 }
@@ -185,6 +186,10 @@ func (s *Sandbox) letRun(ctx context.Context) error {
 
 // goOn takes up what letRun could not do. The caller has the turn.
 func (s *Sandbox) goOn(ctx context.Context) error {
+	ctx, done := s.interruptible(ctx)
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, tidyTimeout) // a VMM may never answer
+	defer cancel()
 	if err := s.letRun(ctx); err != nil {
 		return fmt.Errorf("sandbox %s stands still: %w", s.id, err)
 	}
@@ -296,7 +301,11 @@ func (m *Manager) Collect(ctx context.Context) error {
 
 // setAside fills the reserve, now that there may be space for it.
 func (m *Manager) setAside(ctx context.Context) {
-	if err := m.reserve.Fill(); err != nil {
+	err := m.reserve.Fill()
+	if err != nil {
+		m.garbage.Store(true) // at the next look
+	}
+	if full := err != nil; m.full.Swap(full) != full && full {
 		m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no space is set aside to note what gives some back", slog.Any("err", err))
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn"
+	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
 
@@ -235,29 +236,68 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	wantAlive(t, sb)
 }
 
-// Who destroys a sandbox does not wait for a VMM that writes on, whoever waits for it.
+// Who destroys a sandbox does not wait for a VMM that writes on, whoever still waits for it.
 func TestDestroyEndsAWriteThatCannotBeGivenUp(t *testing.T) {
+	for name, left := range map[string]bool{"its caller waits": false, "its caller has left": true} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			m := l.open(t)
+			t.Cleanup(m.Close)
+			sb := create(t, m)
+			machine, entered := sb.body.machine, make(chan struct{})
+			l.fault = func(now vmfake.Step) error {
+				if now == vmfake.StepMemory {
+					close(entered)
+					return errors.Join(machine.Wait(context.WithoutCancel(t.Context())), errors.New("the VMM is gone"))
+				}
+				return nil
+			}
+			ctx, leave := context.WithCancel(t.Context())
+			defer leave()
+			snapped := make(chan error, 1)
+			go func() { snapped <- sb.Snapshot(ctx, "snap") }()
+			<-entered
+			if left {
+				leave()
+			}
+			must(t, sb.Destroy(t.Context()))
+			if err := <-snapped; !errors.Is(err, errDestroyed) {
+				t.Errorf("Snapshot() = %v, want to hear that the sandbox is destroyed", err)
+			}
+			l.wantClean(t, m)
+			wantSnapshots(t, m)
+		})
+	}
+}
+
+// silent is a machine whose VMM does not answer.
+type silent struct {
+	vm.Machine
+	asked chan struct{} // closed when it is asked to go on
+}
+
+func (m silent) Resume(ctx context.Context) error {
+	close(m.asked)
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// Who destroys a sandbox does not wait for a VMM that does not answer when it is to go on.
+func TestDestroyOfAMachineThatNeverGoesOn(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	t.Cleanup(m.Close)
-	sb := create(t, m)
-	machine, entered := sb.body.machine, make(chan struct{})
-	l.fault = func(now vmfake.Step) error {
-		if now == vmfake.StepMemory {
-			close(entered)
-			return errors.Join(machine.Wait(context.WithoutCancel(t.Context())), errors.New("the VMM is gone"))
-		}
-		return nil
-	}
-	snapped := make(chan error, 1)
-	go func() { snapped <- sb.Snapshot(t.Context(), "snap") }()
-	<-entered
+	run(t, m)
+	sb, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	must(t, err)
+	mute := silent{sb.body.machine, make(chan struct{})}
+	sb.body.machine = mute
+	sb.mu.Lock()
+	sb.life.stuck = time.Now()
+	sb.mu.Unlock()
+	m.rouse()
+	<-mute.asked
 	must(t, sb.Destroy(t.Context()))
-	if err := <-snapped; !errors.Is(err, errDestroyed) {
-		t.Errorf("Snapshot() = %v, want to hear that the sandbox is destroyed", err)
-	}
 	l.wantClean(t, m)
-	wantSnapshots(t, m)
 }
 
 // A disk that the guest could not write would not boot.

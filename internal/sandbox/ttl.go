@@ -141,7 +141,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			enders.Go(func() {
 				defer m.rouse()
 				defer busy.Delete(s)
-				s.endIfDue(ctx)
+				s.doWhatIsDue(ctx)
 			})
 		}
 		timer := time.NewTimer(wait)
@@ -164,8 +164,8 @@ func (m *Manager) rouse() {
 	}
 }
 
-// endIfDue looks again under the sandbox's lock, and does what is due.
-func (s *Sandbox) endIfDue(ctx context.Context) {
+// doWhatIsDue looks again under the sandbox's lock, and does what is due.
+func (s *Sandbox) doWhatIsDue(ctx context.Context) {
 	if err := s.lock(ctx); err != nil {
 		return
 	}
