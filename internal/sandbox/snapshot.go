@@ -158,9 +158,9 @@ func (s *Sandbox) save(ctx context.Context, dir string) error {
 	machine := s.body.machine
 	// Not ctx: whoever wanted the snapshot may have left before.
 	doomed, doom := context.WithCancel(context.WithoutCancel(ctx))
-	defer doom()                                                                               // the last: nothing hears it any more
-	stop := context.AfterFunc(doomed, func() { _ = machine.Stop(context.WithoutCancel(ctx)) }) // destroy does it again, and says what is wrong
-	defer stop()
+	defer doom() // the last of all: nothing hears it any more
+	end := func() { _ = machine.Stop(context.WithoutCancel(ctx)) } // destroy does it again, and says what is wrong
+	defer context.AfterFunc(doomed, end)()
 	s.doomBy(doom)
 	defer s.doomBy(nil)
 	err := machine.Snapshot(ctx, dir)
