@@ -158,7 +158,8 @@ func (s *Sandbox) save(ctx context.Context, dir string) error {
 	machine := s.body.machine
 	// Not ctx: whoever wanted the snapshot may have left before.
 	doomed, doom := context.WithCancel(context.WithoutCancel(ctx))
-	defer doom() // the last of all: nothing hears it any more
+	defer doom() // when nothing hears it any more
+
 	end := func() { _ = machine.Stop(context.WithoutCancel(ctx)) } // destroy does it again, and says what is wrong
 	defer context.AfterFunc(doomed, end)()
 	s.doomBy(doom)

@@ -70,7 +70,7 @@ func (b basis) open(size int64) (*os.File, error) {
 // are too many, or no list that could be read again.
 func (m *machine) writeChanges(private string, runs []run, size int64) (*changes, error) {
 	var over basis
-	if !m.decode(refMapped, &over) || total(runs) > size/maxChanged || checkRuns(runs, size) != nil {
+	if !m.decode(refMapped, &over) || total(runs) > size/maxChanged || !areRows(runs, size) {
 		return nil, nil
 	}
 	path := filepath.Join(private, changesName)
@@ -125,23 +125,23 @@ func decodeRuns(data []byte, size int64) ([]run, error) {
 	for ; len(data) > 0; data = data[16:] {
 		runs = append(runs, run{int64(binary.LittleEndian.Uint64(data)), int64(binary.LittleEndian.Uint64(data[8:]))})
 	}
-	return runs, checkRuns(runs, size)
+	if !areRows(runs, size) {
+		return nil, errors.New("it is no list of pages of this memory")
+	}
+	return runs, nil
 }
 
-// checkRuns says whether the rows are some of pages in a memory of the given
-// size, in order. A VMM that maps a page twice has others.
-func checkRuns(runs []run, size int64) error {
-	if len(runs) > maxRuns {
-		return errors.New("there are too many rows of pages")
-	}
+// areRows says whether these are rows of pages in a memory of the given size, in
+// order and not too many. A VMM that maps a page twice has others.
+func areRows(runs []run, size int64) bool {
 	last := int64(0)
 	for _, r := range runs {
 		if r.start < last || r.end <= r.start || r.end > size || r.start%pageSize != 0 || r.end%pageSize != 0 {
-			return errors.New("it is no list of pages of this memory")
+			return false
 		}
 		last = r.end
 	}
-	return nil
+	return len(runs) <= maxRuns
 }
 
 // fillIn writes the pages of src in runs into the private mapping that the
