@@ -160,6 +160,16 @@ func TestACancelledSnapshotLeavesNothing(t *testing.T) {
 	}
 }
 
+// letGoOnNow has Run do now what is due some seconds later, and says whether it was.
+func letGoOnNow(m *Manager, sb *Sandbox) (wasDue bool) {
+	defer m.rouse()
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	wasDue = !sb.life.stuck.IsZero()
+	sb.life.stuck = time.Now()
+	return wasDue
+}
+
 // A machine that does not go on when its snapshot is given up goes on later.
 func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 	for name, do := range map[string]func(context.Context, *Sandbox) error{
@@ -193,13 +203,9 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 				t.Errorf("got %v, want the context's cause", err)
 			}
 			wantStatus(t, sb, StatusRunning, "")
-			sb.mu.Lock()
-			if sb.life.stuck.IsZero() {
+			if !letGoOnNow(m, sb) {
 				t.Error("nobody would let it go on")
 			}
-			sb.life.stuck = time.Now() // rather than wait
-			sb.mu.Unlock()
-			m.rouse()
 			wantRunning(t, l, sb)
 			wantAlive(t, sb)
 		})
@@ -228,10 +234,9 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	destroyLater(t, sb)
 	wantStatus(t, sb, StatusRunning, "")
 	l.fault = nil
-	sb.mu.Lock()
-	sb.life.stuck = time.Now() // rather than wait
-	sb.mu.Unlock()
-	m.rouse()
+	if !letGoOnNow(m, sb) {
+		t.Error("nobody would let it go on")
+	}
 	wantRunning(t, l, sb)
 	wantAlive(t, sb)
 }
@@ -291,10 +296,7 @@ func TestDestroyOfAMachineThatNeverGoesOn(t *testing.T) {
 	must(t, err)
 	mute := silent{sb.body.machine, make(chan struct{})}
 	sb.body.machine = mute
-	sb.mu.Lock()
-	sb.life.stuck = time.Now()
-	sb.mu.Unlock()
-	m.rouse()
+	letGoOnNow(m, sb)
 	<-mute.asked
 	must(t, sb.Destroy(t.Context()))
 	l.wantClean(t, m)
