@@ -317,10 +317,10 @@ func (a *assembly) launch(context.Context) error {
 func (a *assembly) private() map[string]string {
 	man := a.d.manifest(a.spec)
 	if a.snap == nil {
-		return map[string]string{refManifest: man.encode()}
+		return map[string]string{refManifest: encode(man)}
 	}
 	man.Kernel = a.snap.kernel
-	return map[string]string{refManifest: man.encode(), refBase: a.snap.dir, refMapped: encode(a.mapped)}
+	return map[string]string{refManifest: encode(man), refBase: a.snap.dir, refMapped: encode(a.mapped)}
 }
 
 func (a *assembly) connect(ctx context.Context) error { return a.machine.connect(ctx) }

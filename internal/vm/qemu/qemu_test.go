@@ -172,7 +172,7 @@ func TestOpenSnapshotLooksAtItsFiles(t *testing.T) {
 		{"another state", filepath.Join(private, stateName), "1234568"},
 		{"short memory", filepath.Join(private, memoryName), "x"},
 		{"no manifest", filepath.Join(dir, manifestName), ""},
-		{"a manifest without its sum", filepath.Join(dir, manifestName), man.encode() + "\n"},
+		{"a manifest without its sum", filepath.Join(dir, manifestName), encode(man) + "\n"},
 	} {
 		aside := c.file + ".aside"
 		if err := os.Rename(c.file, aside); err != nil {
@@ -195,7 +195,7 @@ func TestOpenSnapshotLooksAtItsFiles(t *testing.T) {
 }
 
 func FuzzManifest(f *testing.F) {
-	f.Add([]byte((&Driver{}).manifest(testSpec).encode()))
+	f.Add([]byte(encode((&Driver{}).manifest(testSpec))))
 	f.Add([]byte(`{"tsc_khz": -9223372036854775808}`))
 	d := &Driver{version: version{7, 2}, tscKHz: 2_600_000}
 	f.Fuzz(func(t *testing.T, data []byte) {

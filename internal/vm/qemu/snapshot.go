@@ -82,8 +82,6 @@ func (d *Driver) manifest(spec vm.Spec) manifest {
 	return man
 }
 
-func (m manifest) encode() string { return encode(m) }
-
 // encode is for vm.Ref.Private; see machine.decode.
 func encode(v any) string {
 	data, _ := json.Marshal(v) // strings and numbers: cannot fail
@@ -323,7 +321,7 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 // completes the one that was prepared. It returns where a restored one differs
 // from what it has mapped.
 func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]run, error) {
-	src, err := m.openMemory(size)
+	src, info, err := m.openMemory(size)
 	if err != nil {
 		return nil, err
 	}
@@ -342,34 +340,26 @@ func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]ru
 	if err != nil {
 		return nil, err
 	}
-	var changed []run
-	info, err := src.Stat()
-	if err == nil {
-		changed, err = overlayPrivate(ctx, dst, m.ref.PID, info.Sys().(*syscall.Stat_t), size)
-	}
+	changed, err := overlayPrivate(ctx, dst, m.ref.PID, info, size)
 	return changed, errors.Join(err, dst.Close())
 }
 
 // fillIn makes the pages in runs of the machine, which has run nothing yet, what they are in src.
 func (m *machine) fillIn(ctx context.Context, src *os.File, runs []run, size int64) error {
-	memory, err := m.openMemory(size)
+	memory, info, err := m.openMemory(size)
 	if err != nil {
 		return err
 	}
 	defer memory.Close()
-	info, err := memory.Stat()
-	if err != nil {
-		return err
-	}
-	return fillIn(ctx, m.ref.PID, info.Sys().(*syscall.Stat_t), size, src, runs)
+	return fillIn(ctx, m.ref.PID, info, size, src, runs)
 }
 
 // openMemory opens the VMM's memory file. What the VMM was given is its own to
-// exchange: this looks before reading.
-func (m *machine) openMemory(size int64) (*os.File, error) {
+// exchange: this looks before reading, and returns what it saw.
+func (m *machine) openMemory(size int64) (*os.File, *syscall.Stat_t, error) {
 	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", m.ref.PID, memoryFD), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	info, err := f.Stat()
 	if err == nil && (!info.Mode().IsRegular() || info.Size() != size) {
@@ -377,9 +367,9 @@ func (m *machine) openMemory(size int64) (*os.File, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return f, nil
+	return f, info.Sys().(*syscall.Stat_t), nil
 }
 
 // copyBase makes a memory file at path that is a copy of the one that the
