@@ -1,5 +1,6 @@
-// Package rollback undoes half-made work: push an undo after each step, run
-// them in reverse unless everything was kept.
+// Package rollback undoes work that is half done. A Stack collects what to undo
+// while the work goes on; a Runner runs an operation that is a list of named
+// steps, each with its own way back.
 package rollback
 
 import (
@@ -9,11 +10,11 @@ import (
 	"time"
 )
 
-// limit bounds the whole clean-up; it runs when its caller may already be cancelled.
+// limit bounds the whole clean-up. It runs when its caller may already be cancelled.
 const limit = 30 * time.Second
 
-// Stack holds undo steps. The zero value is ready. It is not safe for
-// concurrent use.
+// Stack holds functions that undo work. The zero value is ready. It is not safe
+// for concurrent use.
 //
 //	var undo rollback.Stack
 //	defer undo.Run(ctx)
@@ -22,34 +23,35 @@ const limit = 30 * time.Second
 //	...
 //	undo.Keep()
 type Stack struct {
-	steps []func(context.Context) error
+	undos []func(context.Context) error
 }
 
-// Add pushes a step.
-func (s *Stack) Add(step func(context.Context) error) { s.steps = append(s.steps, step) }
+// Add pushes a function.
+func (s *Stack) Add(undo func(context.Context) error) { s.undos = append(s.undos, undo) }
 
-// AddFunc pushes a step that can neither fail nor block.
-func (s *Stack) AddFunc(step func()) {
-	s.Add(func(context.Context) error { step(); return nil })
+// AddFunc pushes a function that can neither fail nor block.
+func (s *Stack) AddFunc(undo func()) {
+	s.Add(func(context.Context) error { undo(); return nil })
 }
 
-// Keep forgets all steps: the work is whole.
-func (s *Stack) Keep() { s.steps = nil }
+// Keep forgets all functions: the work is complete.
+func (s *Stack) Keep() { s.undos = nil }
 
-// Run takes the steps in reverse, all of them even when some fail, and returns
-// their joined errors. A second Run does nothing. The steps get a context that
-// outlives the caller's cancellation, with its values and a deadline of its own.
+// Run calls the functions in reverse order, all of them even if some fail, and
+// returns their joined errors. A second Run does nothing. The functions get a
+// context that outlives the caller's cancellation, with the caller's values and
+// its own deadline.
 func (s *Stack) Run(ctx context.Context) error {
-	steps := s.steps
-	s.steps = nil
-	if len(steps) == 0 {
+	undos := s.undos
+	s.undos = nil
+	if len(undos) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	var errs []error
-	for _, step := range slices.Backward(steps) {
-		if err := step(ctx); err != nil {
+	for _, undo := range slices.Backward(undos) {
+		if err := undo(ctx); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -62,7 +62,7 @@ func newLab(t *testing.T) *lab {
 	}}
 	l.cfg = Config{
 		StateDir: t.TempDir(), RunDir: shortDir(t), ReadyTimeout: patience, Log: log,
-		Driver: vmfake.New(vmfake.Config{World: l.world, Fault: func(s vmfake.Step) error {
+		Driver: vmfake.New(vmfake.Config{World: l.world, Hook: func(s vmfake.Step) error {
 			if l.fault == nil {
 				return nil
 			}

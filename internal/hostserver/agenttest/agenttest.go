@@ -82,7 +82,7 @@ func New(t *testing.T, cfg Config) *Agent {
 	must(t, os.WriteFile(image, []byte("image"), 0o600))
 	a.cfg = sandbox.Config{
 		StateDir: t.TempDir(), RunDir: run, ReadyTimeout: time.Minute, Log: cfg.Log, Adopt: true, Limits: cfg.Limits,
-		Driver: vmfake.New(vmfake.Config{World: a.World, Fault: cfg.Fault}),
+		Driver: vmfake.New(vmfake.Config{World: a.World, Hook: cfg.Fault}),
 		Guest:  sandbox.Guest{RootFS: image, Kernel: vm.Kernel{Image: image}},
 	}
 	// The agents' programs find a sync that does not write the disks of this machine.

@@ -124,7 +124,7 @@ func working(t *testing.T) vm.Driver {
 func failing(t *testing.T, step string) vm.Driver {
 	t.Helper()
 	d := newDriver(t)
-	d.fault = func(at string) error {
+	d.runner.Hook = func(at string) error {
 		if at == step {
 			return errors.New("injected: " + step)
 		}

@@ -43,9 +43,7 @@ type Driver struct {
 	limits          bool // the host's cgroups can limit jails
 	version         Version
 	can             capabilities
-	// fault, if set, is called after each step of Start and Restore, which
-	// fails there when it does: for tests.
-	fault func(step string) error
+	runner          rollback.Runner // runs the steps of Start and Restore
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -103,9 +101,9 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	}
 	steps := m.occupy(spec, files)
 	for _, c := range configuration(spec) {
-		steps = append(steps, step{c.step, func(ctx context.Context) error { return m.api.put(ctx, c.path, c.body) }})
+		steps = append(steps, rollback.Step{Name: c.step, Do: func(ctx context.Context) error { return m.api.put(ctx, c.path, c.body) }})
 	}
-	return d.take(ctx, m, append(steps, step{"start", m.api.start}))
+	return d.run(ctx, m, append(steps, rollback.Step{Name: "start", Do: m.api.start}))
 }
 
 // Restore implements vm.Driver.
@@ -147,9 +145,9 @@ func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clo
 		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
 	})
 	load := loadCall(capabilities{clockRealtime: clock, diffs: d.can.diffs}, made.Machine.TAP, spec.Net.TAP)
-	return d.take(ctx, m, append(steps,
-		step{"load", func(ctx context.Context) error { return m.api.load(ctx, load) }},
-		step{"lineage", func(context.Context) error { m.memory.begin(m.tracks); return nil }}))
+	return d.run(ctx, m, append(steps,
+		rollback.Step{Name: "load", Do: func(ctx context.Context) error { return m.api.load(ctx, load) }},
+		rollback.Step{Name: "lineage", Do: func(context.Context) error { m.memory.begin(m.tracks); return nil }}))
 }
 
 // loadCall loads the files in the cell, of a machine whose network was at the
@@ -187,45 +185,37 @@ func (d *Driver) plan(spec vm.Spec, boots bool) (*machine, error) {
 	return d.newMachine(spec.ID, shape, d.newCell(spec)), nil
 }
 
-// step is a part of Start or Restore. What it leaves when it fails is the
-// machine's to remove.
-type step struct {
-	name string
-	do   func(context.Context) error
-}
-
-// take takes the steps; when one fails, what they made is undone.
-func (d *Driver) take(ctx context.Context, m *machine, steps []step) (_ vm.Machine, err error) {
-	var undo rollback.Stack
-	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
-	undo.Add(m.Stop)
-	for _, s := range steps {
-		err := s.do(ctx)
-		if err == nil && d.fault != nil {
-			err = d.fault(s.name)
-		}
-		if err != nil {
-			return nil, m.explain(ctx, err)
+// run makes m by the steps. m.Stop, which the first of them has as its Undo,
+// removes what any of them leaves.
+func (d *Driver) run(ctx context.Context, m *machine, steps []rollback.Step) (vm.Machine, error) {
+	for i, step := range steps {
+		steps[i].Do = func(ctx context.Context) error {
+			if err := step.Do(ctx); err != nil {
+				return m.explain(ctx, err) // while the VMM's end is its own: Stop kills it
+			}
+			return nil
 		}
 	}
-	undo.Keep()
+	if err := d.runner.Run(ctx, steps...); err != nil {
+		return nil, fmt.Errorf("machine %s: %w", m.id, err)
+	}
 	return m, nil
 }
 
 // occupy are the steps after which the machine has a VMM that listens, in a
 // cell with the files and the spec's disks.
-func (m *machine) occupy(spec vm.Spec, files []file) []step {
+func (m *machine) occupy(spec vm.Spec, files []file) []rollback.Step {
 	for i, disk := range spec.Disks {
 		files = append(files, file{name: diskName(i), path: disk.Path, readOnly: disk.ReadOnly})
 	}
-	return []step{
-		{"directory", func(context.Context) error { return os.MkdirAll(m.cell.root, 0o700) }},
-		{"files", func(context.Context) error { return m.cell.furnish(files) }},
-		{"launch", func(context.Context) (err error) {
+	return []rollback.Step{
+		{Name: "directory", Undo: m.Stop, Do: func(context.Context) error { return os.MkdirAll(m.cell.root, 0o700) }},
+		{Name: "files", Do: func(context.Context) error { return m.cell.furnish(files) }},
+		{Name: "launch", Do: func(context.Context) (err error) {
 			m.process, err = m.driver.launch(m.cell, spec, files)
 			return err
 		}},
-		{"connect", m.awaitAPI},
+		{Name: "connect", Do: m.awaitAPI},
 	}
 }
 

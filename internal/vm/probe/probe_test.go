@@ -49,7 +49,7 @@ func newKernel(t *testing.T, content string) vm.Kernel {
 	return vm.Kernel{Image: path}
 }
 
-func (b *bench) driver() vm.Driver { return vmfake.New(vmfake.Config{World: b.world, Fault: b.fault}) }
+func (b *bench) driver() vm.Driver { return vmfake.New(vmfake.Config{World: b.world, Hook: b.fault}) }
 
 // ask probes, and checks that nothing of the machine is left.
 func (b *bench) ask(t *testing.T, ctx context.Context, driver vm.Driver, version string) (Verdict, error) {

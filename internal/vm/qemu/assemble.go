@@ -37,47 +37,34 @@ type assembly struct {
 	mapped  basis      // over which a restored machine's memory is mapped
 	rest    *os.File   // where what differs from that is; nil when nothing does
 	machine *machine
-	undo    rollback.Stack
 }
 
-// step is one of the named steps that make a machine.
-type step struct {
-	name string
-	take func(context.Context) error
-}
-
-func (a *assembly) steps() []step {
-	steps := []step{
-		{"directory", func(context.Context) error { return vm.CheckEmpty(a.spec.Dir) }},
-		{"memory", a.giveMemory},
-		{"disks", a.giveDisks},
-		{"network", a.giveNetwork},
-		{"socket", a.giveSocket},
+func (a *assembly) steps() []rollback.Step {
+	steps := []rollback.Step{
+		{Name: "directory", Do: func(context.Context) error { return vm.CheckEmpty(a.spec.Dir) }},
+		{Name: "memory", Do: a.giveMemory, Undo: a.releaseMemory},
+		{Name: "disks", Do: a.giveDisks},
+		{Name: "network", Do: a.giveNetwork},
+		{Name: "socket", Do: a.giveSocket, Undo: func(context.Context) error { return removeSocket(a.spec.Dir) }},
 	}
+	vmm := rollback.Step{Name: "vmm", Do: a.launch, Undo: a.stop}
+	connect := rollback.Step{Name: "connect", Do: a.connect}
 	if a.snap == nil {
-		return append(steps, step{"kernel", a.giveKernel}, step{"vmm", a.launch}, step{"connect", a.connect})
+		return append(steps, rollback.Step{Name: "kernel", Do: a.giveKernel}, vmm, connect)
 	}
-	return append(steps, step{"state", a.giveState}, step{"vmm", a.launch}, step{"connect", a.connect}, step{"changes", a.fillIn}, step{"load", a.load}, step{"resume", a.resume})
+	return append(steps, rollback.Step{Name: "state", Do: a.giveState}, vmm, connect,
+		rollback.Step{Name: "changes", Do: a.fillIn},
+		rollback.Step{Name: "load", Do: a.load},
+		rollback.Step{Name: "resume", Do: a.resume})
 }
 
 // assemble makes a machine, or nothing at all.
 func (d *Driver) assemble(ctx context.Context, spec vm.Spec, snap *snapshot) (vm.Machine, error) {
 	a := &assembly{d: d, spec: spec, snap: snap}
 	defer a.close()
-	defer a.undo.Run(ctx)
-	for _, step := range a.steps() {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		err := step.take(ctx)
-		if err == nil {
-			err = d.fault(step.name)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("machine %s: %s: %w", spec.ID, step.name, err)
-		}
+	if err := d.runner.Run(ctx, a.steps()...); err != nil {
+		return nil, fmt.Errorf("machine %s: %w", spec.ID, err)
 	}
-	a.undo.Keep()
 	return a.machine, nil
 }
 
@@ -132,7 +119,6 @@ func (a *assembly) giveMemory(context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.undo.AddFunc(img.release)
 	a.image = img
 	f, err := img.dup()
 	if err != nil {
@@ -140,6 +126,13 @@ func (a *assembly) giveMemory(context.Context) error {
 	}
 	a.pass(f)
 	a.args = append(a.args, "-object", object)
+	return nil
+}
+
+func (a *assembly) releaseMemory(context.Context) error {
+	if a.image != nil {
+		a.image.release()
+	}
 	return nil
 }
 
@@ -228,7 +221,6 @@ func (a *assembly) giveSocket(context.Context) error {
 	}
 	l.SetUnlinkOnClose(false)
 	defer func() { _ = l.Close() }() // the VMM has its own
-	a.undo.Add(func(context.Context) error { return removeSocket(a.spec.Dir) })
 	if err := os.Chmod(l.Addr().String(), 0o600); err != nil {
 		return err
 	}
@@ -309,8 +301,15 @@ func (a *assembly) launch(context.Context) error {
 		Private: a.private(),
 	}
 	a.machine = newMachine(ref, proc, a.image)
-	a.undo.Add(a.machine.Stop)
 	return nil
+}
+
+// stop reverts launch.
+func (a *assembly) stop(ctx context.Context) error {
+	if a.machine == nil {
+		return nil
+	}
+	return a.machine.Stop(ctx)
 }
 
 // private is what Snapshot must know of the machine, also after Adopt.

@@ -19,6 +19,7 @@ import (
 	"strconv"
 
 	"wrenn"
+	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/launch"
 )
@@ -52,8 +53,7 @@ type Driver struct {
 	version version
 	tscKHz  int
 	images  *images
-	// fault makes the named step fail after it was taken; for tests.
-	fault func(step string) error
+	runner  rollback.Runner // runs the steps of Start and Restore
 }
 
 var _ vm.Driver = (*Driver)(nil)
@@ -84,7 +84,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{path: path, codeMiB: code, version: v, tscKHz: khz, images: newImages(), fault: func(string) error { return nil }}, nil
+	return &Driver{path: path, codeMiB: code, version: v, tscKHz: khz, images: newImages()}, nil
 }
 
 // Name is "qemu".

@@ -74,7 +74,7 @@ func harness(t *testing.T) vmtest.Harness {
 		Failing: func(t *testing.T, step string) vm.Driver {
 			t.Helper()
 			d := testDriver(t)
-			d.fault = func(now string) error {
+			d.runner.Hook = func(now string) error {
 				if now == step {
 					return errors.New("injected")
 				}
@@ -117,7 +117,7 @@ func testKernel(tb testing.TB) vm.Kernel {
 func stepNames(a *assembly) []string {
 	var names []string
 	for _, s := range a.steps() {
-		names = append(names, s.name)
+		names = append(names, s.Name)
 	}
 	return names
 }

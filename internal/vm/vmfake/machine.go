@@ -3,13 +3,14 @@ package vmfake
 import (
 	"context"
 
+	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
 )
 
 // machine is a driver's hold on a process; an adopted one has several.
 type machine struct {
 	*process
-	fault func(Step) error
+	hook rollback.Hook
 }
 
 var _ interface {
@@ -34,7 +35,7 @@ func (m *machine) do(ctx context.Context, step Step, f func()) error {
 	if err := m.whileAlive(f); err != nil {
 		return err
 	}
-	return m.fault(step)
+	return m.hook.At(step)
 }
 
 // Stop implements vm.Machine.
@@ -42,7 +43,7 @@ func (m *machine) Stop(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := m.fault(StepStop); err != nil {
+	if err := m.hook.At(StepStop); err != nil {
 		return err
 	}
 	m.end(stopped)

@@ -58,31 +58,20 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	if err := vm.CheckEmpty(dir); err != nil {
 		return err
 	}
-	var undo rollback.Stack
-	defer undo.Run(ctx)
-	memoryPath := filepath.Join(dir, memoryName)
-	for _, part := range []struct {
-		step  Step
-		name  string
-		write func(path string) error
-	}{
-		{StepMemory, memoryName, func(path string) error { return writeJSON(path, mem) }},
-		{StepManifest, manifestName, func(path string) error {
-			sum, err := vm.SumFile(memoryPath)
-			return errors.Join(err, vm.WriteManifest(path, manifest{shapeOf(m.spec), m.kernel, sum}))
-		}},
-	} {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		path := filepath.Join(dir, part.name)
-		undo.Add(func(context.Context) error { return os.Remove(path) })
-		if err := errors.Join(part.write(path), m.fault(part.step)); err != nil {
-			return err
+	write := func(step Step, name string, write func(path string) error) rollback.Step {
+		path := filepath.Join(dir, name)
+		return rollback.Step{
+			Name: step,
+			Do:   func(context.Context) error { return write(path) },
+			Undo: func(context.Context) error { return removeFile(path) },
 		}
 	}
-	undo.Keep()
-	return nil
+	return rollback.Runner{Hook: m.hook}.Run(ctx,
+		write(StepMemory, memoryName, func(path string) error { return writeJSON(path, mem) }),
+		write(StepManifest, manifestName, func(path string) error {
+			sum, err := vm.SumFile(filepath.Join(dir, memoryName))
+			return errors.Join(err, vm.WriteManifest(path, manifest{shapeOf(m.spec), m.kernel, sum}))
+		}))
 }
 
 // loadSnapshot reads the memory of a snapshot that must have the shape, and the

@@ -23,8 +23,8 @@ import (
 // Name is the driver's.
 const Name = "fake"
 
-// Step is something that a driver does; Config.Fault can make it fail.
-type Step string
+// Step is something that a driver does; Config.Hook can make it fail.
+type Step = string
 
 // The steps of the driver and of its machines.
 const (
@@ -52,32 +52,27 @@ func SnapshotSteps() []Step { return []Step{StepMemory, StepManifest} }
 // Config is what a Driver needs.
 type Config struct {
 	World *World // needed
-	// Fault, if set, is asked when a step was taken (StepStop: is about to be)
-	// and makes it fail with the error that it returns. It may be called by
-	// several goroutines at once.
-	Fault func(Step) error
+	// Hook, if set, is called after each step (before StepStop), and makes it fail
+	// with the error that it returns. Several goroutines may call it at once.
+	Hook rollback.Hook
 }
 
 // Driver makes machines in its world.
 type Driver struct {
 	world *World
-	fault func(Step) error
+	hook  rollback.Hook
 }
 
 var _ vm.Driver = (*Driver)(nil)
 
 // New returns a driver.
 func New(cfg Config) *Driver {
-	d := &Driver{world: cfg.World, fault: cfg.Fault}
-	if d.fault == nil {
-		d.fault = func(Step) error { return nil }
-	}
-	return d
+	return &Driver{world: cfg.World, hook: cfg.Hook}
 }
 
-// FailAt returns a fault for Config: every step named fails with an error that
+// FailAt returns a hook for Config: each of the steps fails with an error that
 // names it.
-func FailAt(steps ...Step) func(Step) error {
+func FailAt(steps ...Step) rollback.Hook {
 	return func(now Step) error {
 		if slices.Contains(steps, now) {
 			return fmt.Errorf("injected fault at %s", now)
@@ -114,52 +109,54 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm
 	})
 }
 
-// assemble takes the steps that Start and Restore share; load makes the
-// memory that the machine begins with, and says its kernel.
+// assemble runs the steps that Start and Restore share. load returns the memory
+// that the machine begins with, and its kernel.
 func (d *Driver) assemble(ctx context.Context, spec vm.Spec, load func() (memory, string, error)) (vm.Machine, error) {
 	if err := vm.CheckEmpty(spec.Dir); err != nil {
 		return nil, err
 	}
-	var undo rollback.Stack
-	defer undo.Run(ctx)
 	var mem memory
 	var kernel string
 	var p *process
 	var disks []*os.File
-	for _, step := range []struct {
-		name Step
-		do   func() error
-	}{
-		{StepFiles, func() error {
-			undo.AddFunc(func() { _ = removeFiles(spec.Dir) }) // best effort: the first error is the one that counts
-			return os.WriteFile(filepath.Join(spec.Dir, fileName), nil, 0o600)
-		}},
-		{StepLoad, func() (err error) {
+	err := rollback.Runner{Hook: d.hook}.Run(ctx,
+		rollback.Step{
+			Name: StepFiles,
+			Do: func(context.Context) error {
+				return os.WriteFile(filepath.Join(spec.Dir, fileName), nil, 0o600)
+			},
+			Undo: func(context.Context) error { return removeFiles(spec.Dir) },
+		},
+		rollback.Step{Name: StepLoad, Do: func(context.Context) (err error) {
 			mem, kernel, err = load()
 			return err
 		}},
-		{StepDisks, func() (err error) {
-			disks, err = openDisks(spec.Disks)
-			undo.AddFunc(func() { closeAll(disks) })
-			return err
-		}},
-		{StepProcess, func() (err error) {
-			if p, err = d.world.spawn(spec, mem, kernel, disks); err == nil {
-				undo.AddFunc(func() { p.end(stopped) })
-			}
-			return err
-		}},
-		{StepBoot, func() error { return p.boot(d.world.Boot) }},
-	} {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if err := errors.Join(step.do(), d.fault(step.name)); err != nil {
-			return nil, fmt.Errorf("start machine %s: %s: %w", spec.ID, step.name, err)
-		}
+		rollback.Step{
+			Name: StepDisks,
+			Do: func(context.Context) (err error) {
+				disks, err = openDisks(spec.Disks)
+				return err
+			},
+			Undo: func(context.Context) error { closeAll(disks); return nil },
+		},
+		rollback.Step{
+			Name: StepProcess,
+			Do: func(context.Context) (err error) {
+				p, err = d.world.spawn(spec, mem, kernel, disks)
+				return err
+			},
+			Undo: func(context.Context) error {
+				if p != nil {
+					p.end(stopped)
+				}
+				return nil
+			},
+		},
+		rollback.Step{Name: StepBoot, Do: func(context.Context) error { return p.boot(d.world.Boot) }})
+	if err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
 	}
-	undo.Keep()
-	return &machine{p, d.fault}, nil
+	return &machine{p, d.hook}, nil
 }
 
 // Adopt takes over a machine that another driver of the same world started;
@@ -169,7 +166,7 @@ func (d *Driver) Adopt(_ context.Context, ref vm.Ref) (vm.Machine, error) {
 		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of %q is not the fake's", ref.Driver)
 	}
 	if p := d.world.find(ref); p != nil {
-		return &machine{p, d.fault}, nil
+		return &machine{p, d.hook}, nil
 	}
 	if err := removeFiles(ref.Dir); err != nil {
 		return nil, err
@@ -182,8 +179,10 @@ func (d *Driver) Adopt(_ context.Context, ref vm.Ref) (vm.Machine, error) {
 const fileName = "fake.vmm"
 
 // removeFiles removes what a machine has in its directory. Twice is allowed.
-func removeFiles(dir string) error {
-	if err := os.Remove(filepath.Join(dir, fileName)); !errors.Is(err, fs.ErrNotExist) {
+func removeFiles(dir string) error { return removeFile(filepath.Join(dir, fileName)) }
+
+func removeFile(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -35,7 +35,7 @@ func TestConformance(t *testing.T) {
 	vmtest.Run(t, vmtest.Harness{
 		Driver: func(*testing.T) vm.Driver { return New(Config{World: &world}) },
 		Failing: func(_ *testing.T, step string) vm.Driver {
-			return New(Config{World: &world, Fault: FailAt(Step(step))})
+			return New(Config{World: &world, Hook: FailAt(step)})
 		},
 		StartSteps: steps, RestoreSteps: steps,
 		Place: func(*testing.T) vmtest.Place {
@@ -156,7 +156,7 @@ func TestAGuestThatCannotBoot(t *testing.T) {
 func TestSnapshotFailuresLeaveNothing(t *testing.T) {
 	for _, step := range SnapshotSteps() {
 		t.Run(string(step), func(t *testing.T) {
-			m, err := New(Config{World: &World{}, Fault: FailAt(step)}).Start(t.Context(), spec(t))
+			m, err := New(Config{World: &World{}, Hook: FailAt(step)}).Start(t.Context(), spec(t))
 			if err != nil {
 				t.Fatal(err)
 			}
