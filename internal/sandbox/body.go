@@ -132,9 +132,9 @@ func (b *body) startMachine(ctx context.Context, from origin) (err error) {
 	shape := b.s.request.Shape
 	spec := vm.Spec{
 		ID: b.name(), Dir: b.runDir(), VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
-		Disks: []vm.Disk{{Path: b.disk()}},
-		Net:   vm.NIC{Namespace: b.slot.Namespace(), TAP: b.slot.TAP(), MAC: b.slot.MAC()},
-		Sole:  from.sole,
+		Disks:     []vm.Disk{{Path: b.disk()}},
+		Net:       vm.NIC{Namespace: b.slot.Namespace(), TAP: b.slot.TAP(), MAC: b.slot.MAC()},
+		Exclusive: from.sole,
 	}
 	if b.s.m.cfg.FirstUID != 0 {
 		spec.UID = b.s.m.cfg.FirstUID + uint32(b.slot.Index())

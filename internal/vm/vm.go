@@ -117,9 +117,12 @@ type Spec struct {
 	// for development. The driver gives them the access that they need to the
 	// files named here, and to no others.
 	UID, GID uint32
-	// Sole says, to Restore, that no other machine is expected to be restored
-	// from the snapshot meanwhile: what would only help those to share its memory may be left out.
-	Sole bool
+	// Exclusive tells Restore that no other machine is expected to use the
+	// snapshot's memory file while this one runs. It is a hint, which changes what
+	// memory costs and nothing that a guest sees; another machine may be restored
+	// all the same. QEMU then maps an older memory file that more machines share,
+	// see docs/machines.md. Firecracker maps the same file with the hint and without.
+	Exclusive bool
 }
 
 // Kernel is what a new machine boots.

@@ -137,12 +137,12 @@ func (a *assembly) releaseMemory(context.Context) error {
 }
 
 // chooseMemory returns the memory file that a restored machine maps, which is
-// the caller's to close. If nobody is to share it with the machine, that is the
-// older one of which the snapshot's memory is changes, if it is still there.
+// the caller's to close. For an exclusive machine that is the older file of which
+// the snapshot's memory is changes, if it still exists.
 func (a *assembly) chooseMemory() (*os.File, error) {
 	memory := a.snap.memory
 	a.snap.memory = nil
-	if a.spec.Sole && a.snap.changed != nil {
+	if a.spec.Exclusive && a.snap.changed != nil {
 		if older, err := a.snap.basis.open(int64(a.spec.MemoryMiB) << 20); err == nil {
 			memory, a.rest = older, memory
 		}

@@ -133,10 +133,10 @@ func (s *suite) restore(t *testing.T, d vm.Driver, from snapshot) *box {
 	return s.restoreAs(t, d, from, false)
 }
 
-func (s *suite) restoreAs(t *testing.T, d vm.Driver, from snapshot, sole bool) *box {
+func (s *suite) restoreAs(t *testing.T, d vm.Driver, from snapshot, exclusive bool) *box {
 	t.Helper()
 	spec, guest := s.newSpec(t, from.disk)
-	spec.Sole = sole
+	spec.Exclusive = exclusive
 	m, err := d.Restore(within(t), spec, from.dir)
 	if err != nil {
 		t.Fatalf("Restore: %v", err)

@@ -54,16 +54,16 @@ func baseContents() contents {
 // snapshots are one of several of one machine; all stay what they were.
 func (s *suite) generations(t *testing.T) { s.generationsOf(t, false) }
 
-// soleGenerations does the same with machines of which the driver knows that
-// nobody shares a snapshot with them.
-func (s *suite) soleGenerations(t *testing.T) { s.generationsOf(t, true) }
+// exclusiveGenerations does the same with machines that are restored as exclusive.
+func (s *suite) exclusiveGenerations(t *testing.T) { s.generationsOf(t, true) }
 
-func (s *suite) generationsOf(t *testing.T, sole bool) {
+func (s *suite) generationsOf(t *testing.T, exclusive bool) {
 	t.Helper()
 	d := s.Driver(t)
 	b := s.restore(t, d, s.base)
 	want := baseContents()
 	between, betweenWant := s.base, want.clone()
+	var last snapshot
 	for gen := range 3 {
 		want.fill(t, b, fmt.Sprint("new", gen), 'A'+byte(gen))
 		want.fill(t, b, "later", []byte{0, 'L', 0}[gen])
@@ -73,13 +73,14 @@ func (s *suite) generationsOf(t *testing.T, sole bool) {
 			want.fill(t, b, "new1", 0)
 			want.fill(t, b, "later", 'L')
 		}
-		last := s.snapshot(t, b)
+		last = s.snapshot(t, b)
 		must(t, "Fill", b.guest.Fill(within(t), "later", 'x')) // too late to be in it
 		must(t, "Stop", b.Stop(within(t)))
-		b = s.restoreAs(t, d, last, sole)
+		b = s.restoreAs(t, d, last, exclusive)
 		s.wantContents(t, b, want)
 	}
 	s.counted(t, b, s.counted(t, b, 0))
+	s.wantContents(t, s.restoreAs(t, d, last, exclusive), want) // beside b: exclusive is a hint
 	must(t, "Stop", b.Stop(within(t)))
 	s.wantContents(t, s.restore(t, d, between), betweenWant)
 	s.wantBase(t, s.restore(t, d, s.base))
