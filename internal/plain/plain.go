@@ -1,5 +1,6 @@
-// Package plain makes text that others wrote harmless: a sandbox may be hostile, and what
-// it says reaches terminals, which obey control characters (ECMA-48).
+// Package plain makes text from outside safe to show and to store. A sandbox may
+// be hostile, and its text reaches terminals, which obey control characters
+// (ECMA-48), logs and databases.
 package plain
 
 import (
@@ -7,11 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// Line replaces the control characters of a text, ends of lines among them, and
-// what is no UTF-8, by U+FFFD.
+// Line replaces control characters, line ends among them, and invalid UTF-8 by U+FFFD.
 func Line(text string) string { return replace(text, "") }
 
-// Text is Line for text of several lines: it keeps their ends, and tabs.
+// Text is Line for text of several lines: it keeps line ends and tabs.
 func Text(text string) string { return replace(text, "\n\t") }
 
 func replace(text, keep string) string {
@@ -21,4 +21,28 @@ func replace(text, keep string) string {
 		}
 		return r
 	}, text)
+}
+
+// Cut returns the beginning of a text, at most limit bytes. It does not cut
+// inside a character.
+func Cut(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	for limit > 0 && !utf8.RuneStart(text[limit]) {
+		limit--
+	}
+	return text[:limit]
+}
+
+// ellipsis ends a text that Shorten has cut.
+const ellipsis = "…"
+
+// Shorten is Cut that shows the cut: a text that is longer than limit bytes ends
+// in an ellipsis, which is within the limit. The limit is 3 or more.
+func Shorten(text string, limit int) string {
+	if len(text) <= limit {
+		return text
+	}
+	return Cut(text, limit-len(ellipsis)) + ellipsis
 }

@@ -34,3 +34,37 @@ func FuzzPlain(f *testing.F) {
 		}
 	})
 }
+
+func TestCutAndShorten(t *testing.T) {
+	for _, tc := range []struct {
+		in, cut, short string
+		limit          int
+	}{
+		{"", "", "", 5},
+		{"abcde", "abcde", "abcde", 5},
+		{"abcdef", "abcde", "ab…", 5},
+		{"日本", "日", "…", 5},
+		{"日本", "日本", "日本", 6},
+		{"a日本", "a日", "a…", 6},
+		{"日本", "日", "…", 3},
+	} {
+		if got := Cut(tc.in, tc.limit); got != tc.cut {
+			t.Errorf("Cut(%q, %d) = %q, want %q", tc.in, tc.limit, got, tc.cut)
+		}
+		if got := Shorten(tc.in, tc.limit); got != tc.short {
+			t.Errorf("Shorten(%q, %d) = %q, want %q", tc.in, tc.limit, got, tc.short)
+		}
+	}
+}
+
+func FuzzShorten(f *testing.F) {
+	f.Add("日本語", uint8(4))
+	f.Fuzz(func(t *testing.T, in string, limit uint8) {
+		in, most := Text(in), int(limit)+len(ellipsis)
+		for _, out := range []string{Cut(in, most), Shorten(in, most)} {
+			if len(out) > most || !utf8.ValidString(out) {
+				t.Errorf("%q of %q, at most %d bytes", out, in, most)
+			}
+		}
+	})
+}

@@ -110,7 +110,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("TenRestoresAtOnce", s.tenRestores)
 	t.Run("RestoredIsNew", s.restoredIsNew)
 	t.Run("Generations", s.generations)
-	t.Run("GenerationsOfOne", s.exclusiveGenerations)
+	t.Run("ExclusiveGenerations", s.exclusiveGenerations)
 	t.Run("PreparedSnapshots", s.preparedSnapshots)
 	if h.RootFS != "" { // a fake has no disk to fill
 		t.Run("SnapshotOnAFullDisk", s.fullDisk)
