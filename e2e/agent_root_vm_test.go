@@ -23,6 +23,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
@@ -393,13 +394,9 @@ func testPause(t *testing.T, a *agent, id string) {
 func testTimeout(t *testing.T, a *agent) {
 	t.Helper()
 	id := a.create(t, 1)
-	deadline := time.Now().Add(patience)
-	for a.info(t, id).GetStatus() != pb.SandboxStatus_SANDBOX_STATUS_STOPPED {
-		if time.Now().After(deadline) {
-			t.Fatalf("not stopped: %v", a.info(t, id))
-		}
-		time.Sleep(50 * time.Millisecond) // polling with a deadline
-	}
+	testkit.WaitUntil(t, "the sandbox is stopped", func() bool {
+		return a.info(t, id).GetStatus() == pb.SandboxStatus_SANDBOX_STATUS_STOPPED
+	})
 	if r := a.info(t, id).GetReason(); !strings.Contains(r, "not used for 1s") {
 		t.Errorf("reason = %q", r)
 	}

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"wrenn/client"
+	"wrenn/internal/testkit"
 )
 
 // atOnce is how many sandboxes are being made when a part is killed.
@@ -82,7 +83,7 @@ func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 		all = append(all, <-answers)
 	}
 	rows := map[string]client.Sandbox{}
-	took := eventually(t, "each sandbox is usable or gone", func() error {
+	took := testkit.WaitNoError(t, "each sandbox is usable or gone", func() error {
 		list, err := s.list(t, t.Name())
 		for _, sb := range list {
 			rows[sb.ID] = sb
@@ -299,7 +300,7 @@ func testWithoutDatabase(t *testing.T, s *stack) {
 		t.Error("the sandbox is gone from its host")
 	}
 	s.startDatabase(t)
-	took := eventually(t, "the sandbox is usable", func() error { return s.usable(t, sb.ID) })
+	took := testkit.WaitNoError(t, "the sandbox is usable", func() error { return s.usable(t, sb.ID) })
 	t.Logf("usable %s after the database was back", took)
 	if s.controlPlane != began {
 		t.Error("the control plane was started again")

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wrenn/client"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -88,7 +89,7 @@ func (s *stack) goesOn(t *testing.T, id, told string) {
 	if _, err := fmt.Sscan(told, &secret, &n); err != nil {
 		t.Fatalf("the counter told %q: %v", told, err)
 	}
-	eventually(t, "the counter goes on", func() error {
+	testkit.WaitNoError(t, "the counter goes on", func() error {
 		said, err := s.sh(t, id, "cat /dev/shm/told")
 		if err != nil {
 			return err
@@ -223,7 +224,7 @@ func (s *stack) wrenn(t *testing.T, args ...string) (string, error) {
 func (s *stack) testTimeout(t *testing.T) {
 	asleep := func(id string) {
 		t.Helper()
-		eventually(t, "it sleeps", func() error {
+		testkit.WaitNoError(t, "it sleeps", func() error {
 			inv, err := s.agent.rpc.ListSandboxes(t.Context(), &pb.ListSandboxesRequest{})
 			if err != nil {
 				return err
@@ -246,7 +247,7 @@ func (s *stack) testTimeout(t *testing.T) {
 	asleep(woken)
 	s.goesOn(t, woken, told) // its row says that it runs, or that it is paused
 	asleep(woken)
-	eventually(t, "its row says so", func() error {
+	testkit.WaitNoError(t, "its row says so", func() error {
 		sb, err := s.api.Sandbox(t.Context(), woken)
 		if err == nil && sb.State != client.Paused {
 			err = fmt.Errorf("it is %s", sb.State)
@@ -260,7 +261,7 @@ func (s *stack) testTimeout(t *testing.T) {
 	if err := s.usable(t, sleeping); client.CodeOf(err) != client.InvalidState || !strings.Contains(err.Error(), "wrenn sandbox resume "+sleeping) {
 		t.Errorf("a command in one that sleeps: %v", err)
 	}
-	eventually(t, "it is resumed, and used before it sleeps again", func() error {
+	testkit.WaitNoError(t, "it is resumed, and used before it sleeps again", func() error {
 		if _, err := s.api.ResumeSandbox(t.Context(), sleeping); err != nil {
 			return err
 		}

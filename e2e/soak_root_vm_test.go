@@ -21,6 +21,7 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/netns"
+	"wrenn/internal/testkit"
 )
 
 // cyclesVariable says how often TestSandboxesLeaveNothing goes round.
@@ -55,7 +56,7 @@ func TestSandboxesLeaveNothing(t *testing.T) {
 	memory := s.cycle(t, n-warm)
 	took := time.Since(began)
 	t.Logf("%d cycles, %s each; what is there after %d:\n%s", n, (took / time.Duration(n)).Round(time.Millisecond), warm, before)
-	eventually(t, "nothing is left of the sandboxes", func() error { return before.grewInto(s.census(t)) })
+	testkit.WaitNoError(t, "nothing is left of the sandboxes", func() error { return before.grewInto(s.census(t)) })
 	for name, samples := range memory {
 		first, last := edges(samples)
 		t.Logf("%s, resident: %.1f MiB at first, %.1f MiB at last", name, mib(first), mib(last))

@@ -19,6 +19,7 @@ import (
 	"wrenn/client"
 	"wrenn/internal/host"
 	"wrenn/internal/pgserver"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -123,7 +124,7 @@ func (s *stack) killControlPlane(t *testing.T) {
 // ready waits until the control plane has its database.
 func (s *stack) ready(t *testing.T) {
 	t.Helper()
-	eventually(t, "the control plane is ready", func() error {
+	testkit.WaitNoError(t, "the control plane is ready", func() error {
 		select {
 		case <-s.controlPlane.ended:
 			t.Fatalf("the control plane ended; it printed:\n%s", s.controlPlane.out)
@@ -160,7 +161,7 @@ func (s *stack) killDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-s.database.Done()
-	eventually(t, "the database's processes are gone", func() error {
+	testkit.WaitNoError(t, "the database's processes are gone", func() error {
 		cwds, err := filepath.Glob("/proc/[0-9]*/cwd")
 		for _, link := range cwds {
 			if cwd, _ := os.Readlink(link); cwd == data { // a process that ended has none
@@ -212,7 +213,7 @@ func (s *stack) clean(t *testing.T, mark string) {
 			t.Errorf("delete %s: %v", sb.ID, err)
 		}
 	}
-	eventually(t, "the host has no sandbox", func() error {
+	testkit.WaitNoError(t, "the host has no sandbox", func() error {
 		inv, err := s.agent.rpc.ListSandboxes(t.Context(), &pb.ListSandboxesRequest{})
 		if err == nil && len(inv.GetSandboxes()) > 0 {
 			err = fmt.Errorf("it has %v", inv.GetSandboxes())
@@ -247,22 +248,6 @@ func (s *stack) leftovers(t *testing.T) []string {
 		}
 	}
 	return left
-}
-
-// eventually polls until what is said has come to be, and returns how long it took.
-func eventually(t *testing.T, what string, isSo func() error) time.Duration {
-	t.Helper()
-	began := time.Now()
-	for {
-		err := isSo()
-		if err == nil {
-			return time.Since(began)
-		}
-		if time.Since(began) > patience {
-			t.Fatalf("it did not come to be that %s: %v", what, err)
-		}
-		time.Sleep(50 * time.Millisecond) // polling with a deadline
-	}
 }
 
 // unavailable is the error of a part that is away, which says when to come back.

@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -34,13 +35,9 @@ func stockedAgent(t *testing.T) *agent {
 // stock waits until the machine that is the nth to be made is in stock.
 func (a *agent) stock(t *testing.T, n int) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for strings.Count(a.out.String(), "machine made ahead of need") < n {
-		if time.Now().After(deadline) {
-			t.Fatal("no machine was made ahead")
-		}
-		time.Sleep(20 * time.Millisecond) // polling with a deadline
-	}
+	testkit.WaitUntil(t, "a machine was made ahead", func() bool {
+		return strings.Count(a.out.String(), "machine made ahead of need") >= n
+	})
 }
 
 // machines counts the machines of the agent.

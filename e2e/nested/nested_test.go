@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"wrenn/e2e/nested/l1"
+	"wrenn/internal/testkit"
 )
 
 func TestFirecracker(t *testing.T) {
@@ -23,8 +24,8 @@ func TestFirecracker(t *testing.T) {
 	}
 	cache := filepath.Join("..", "..", ".cache", "nested")
 	cache, err := filepath.Abs(cache)
-	must(t, err)
-	must(t, os.MkdirAll(cache, 0o755))
+	testkit.Must(t, err)
+	testkit.Must(t, os.MkdirAll(cache, 0o755))
 	kernel := fetchKernel(t, cache)
 	dir := t.TempDir()
 	m := machine{
@@ -39,7 +40,7 @@ func TestFirecracker(t *testing.T) {
 	writeInitramfs(t, m.initrd, init, kernel)
 
 	root := filepath.Join(dir, "root")
-	must(t, os.MkdirAll(root, 0o755))
+	testkit.Must(t, os.MkdirAll(root, 0o755))
 	plan := suites(t, root, releases(t, cache))
 	writeDisk(t, m.disk, root, plan)
 	writeWork(t, m.work)

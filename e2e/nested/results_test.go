@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"wrenn/e2e/nested/l1"
+	"wrenn/internal/testkit"
 )
 
 // results collects what the programs in L1 print: lines of `go test -v`.
@@ -37,7 +38,7 @@ func (r *results) line(line string) {
 	case strings.HasPrefix(line, l1.End):
 		fields := strings.Fields(strings.TrimPrefix(line, l1.End))
 		code, err := strconv.Atoi(fields[len(fields)-1])
-		must(r.t, err)
+		testkit.Must(r.t, err)
 		r.codes[r.program] = code
 		r.program = ""
 	default:

@@ -24,6 +24,7 @@ import (
 	"wrenn/internal/service"
 	"wrenn/internal/telemetry/logtest"
 	"wrenn/internal/template"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm/vmfake"
 )
 
@@ -138,15 +139,12 @@ func TestNoLogHasASecret(t *testing.T) {
 
 func (s *system) create(t *testing.T, c *client.Client) string {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		box, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Env: map[string]string{"TOKEN": plant("sandbox-env")}})
-		if err == nil {
-			return box.ID
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	var box *client.Sandbox
+	testkit.WaitNoError(t, "a sandbox can be created", func() (err error) {
+		box, err = c.CreateSandbox(t.Context(), client.CreateSandbox{Env: map[string]string{"TOKEN": plant("sandbox-env")}})
+		return err
+	})
+	return box.ID
 }
 
 // run sends secrets by commands.

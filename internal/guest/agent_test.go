@@ -12,6 +12,7 @@ import (
 
 	"wrenn/internal/guest"
 	"wrenn/internal/guest/guesttest"
+	"wrenn/internal/testkit"
 	"wrenn/proto/gen/envd/process"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
@@ -41,7 +42,7 @@ func TestGoroutines(t *testing.T) {
 		e.run(t, sh("echo x"))
 		e.run(t, ptyRequest("echo x", 80, 24))
 	}
-	eventually(t, "no goroutine is left of the programs", func() bool { return runtime.NumGoroutine() <= served })
+	testkit.WaitUntil(t, "no goroutine is left of the programs", func() bool { return runtime.NumGoroutine() <= served })
 	// A program that runs, one that nobody reads, and one whose output others hold.
 	ctx, cancel := context.WithCancel(t.Context())
 	e.begin(t, ctx, sh("sleep 1000"))
@@ -51,6 +52,6 @@ func TestGoroutines(t *testing.T) {
 	cancel()
 	server.CloseClientConnections()
 	server.Close()
-	eventually(t, "no goroutine is left of the agent", func() bool { return runtime.NumGoroutine() <= before })
+	testkit.WaitUntil(t, "no goroutine is left of the agent", func() bool { return runtime.NumGoroutine() <= before })
 	killLine(t, r.stdout.String())
 }

@@ -233,18 +233,6 @@ func byTag(tag string) *process.ProcessSelector {
 	return &process.ProcessSelector{Selector: &process.ProcessSelector_Tag{Tag: tag}}
 }
 
-// eventually polls until ok, with a deadline.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("never happened: %s", what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
 // running reports whether pid is a process that is no zombie.
 func running(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"wrenn/internal/guest"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/envd/process"
 )
 
@@ -49,7 +50,7 @@ func TestFreeze(t *testing.T) {
 	pty.Process.Args = ticker(files[1]).GetProcess().GetArgs()
 	e.begin(t, t.Context(), pty)
 	for _, file := range files {
-		eventually(t, "the program counts", func() bool { _, err := os.Stat(file); return err == nil })
+		testkit.WaitUntil(t, "the program counts", func() bool { _, err := os.Stat(file); return err == nil })
 	}
 	for range 2 { // twice is no error
 		e.control(t, "/freeze")
@@ -90,7 +91,7 @@ func TestFreeze(t *testing.T) {
 		t.Errorf("the program that waited printed %q", &r.stdout)
 	}
 	for i, file := range files {
-		eventually(t, "the program counts again", func() bool { return count(t, file) > frozen[i] })
+		testkit.WaitUntil(t, "the program counts again", func() bool { return count(t, file) > frozen[i] })
 	}
 	if ev := next(running); string(ev.GetData().GetStdout()) != "ready\n" {
 		t.Errorf("the stream that was open before gives %v", ev)
@@ -106,7 +107,7 @@ func TestFreezeGroupsOfUsers(t *testing.T) {
 	t.Cleanup(func() {
 		for _, path := range []string{container, filepath.Dir(container)} {
 			// What the program started may end a moment after it.
-			eventually(t, "the cgroup is empty", func() bool {
+			testkit.WaitUntil(t, "the cgroup is empty", func() bool {
 				err := os.Remove(path)
 				return err == nil || os.IsNotExist(err)
 			})
@@ -115,7 +116,7 @@ func TestFreezeGroupsOfUsers(t *testing.T) {
 	req := ticker(file)
 	req.Process.Args[1] = "mkdir -p " + container + " && echo $$ >" + container + "/cgroup.procs && " + req.Process.Args[1]
 	_, pid := e.begin(t, t.Context(), req)
-	eventually(t, "the program counts", func() bool { _, err := os.Stat(file); return err == nil })
+	testkit.WaitUntil(t, "the program counts", func() bool { _, err := os.Stat(file); return err == nil })
 	e.control(t, "/freeze")
 	frozen := count(t, file)
 	for range 20 {
@@ -125,7 +126,7 @@ func TestFreezeGroupsOfUsers(t *testing.T) {
 		t.Errorf("counted from %d to %d while frozen", frozen, n)
 	}
 	e.init(t, `{}`)
-	eventually(t, "the program counts again", func() bool { return count(t, file) > frozen })
+	testkit.WaitUntil(t, "the program counts again", func() bool { return count(t, file) > frozen })
 	e.end(t, pid)
 }
 
@@ -142,7 +143,7 @@ func TestFreezeForks(t *testing.T) {
 		}
 		return info.Size()
 	}
-	eventually(t, "it forks", func() bool { return size() > 20 })
+	testkit.WaitUntil(t, "it forks", func() bool { return size() > 20 })
 	e.control(t, "/freeze")
 	frozen := size()
 	for range 20 {
@@ -152,7 +153,7 @@ func TestFreezeForks(t *testing.T) {
 		t.Errorf("%d forks while frozen", n-frozen)
 	}
 	e.control(t, "/thaw")
-	eventually(t, "it forks again", func() bool { return size() > frozen })
+	testkit.WaitUntil(t, "it forks again", func() bool { return size() > frozen })
 	e.end(t, pid)
 }
 
@@ -175,7 +176,7 @@ func TestCloseFrozen(t *testing.T) {
 func (e *envd) end(t *testing.T, pid uint32) {
 	t.Helper()
 	e.signal(t, pid, pb.Signal_SIGNAL_SIGKILL)
-	eventually(t, "the program is gone", func() bool {
+	testkit.WaitUntil(t, "the program is gone", func() bool {
 		_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(int(pid))))
 		return err != nil
 	})

@@ -9,6 +9,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"wrenn/internal/testkit"
 	"wrenn/proto/gen/envd/process"
 )
 
@@ -241,7 +242,7 @@ func TestPTYGrandchild(t *testing.T) {
 	if _, err := fmt.Sscanf(r.pty.String(), "pid=%d.", &pid); err != nil {
 		t.Fatalf("%q: %v", &r.pty, err)
 	}
-	eventually(t, "the process in the background is hung up", func() bool { return !running(pid) })
+	testkit.WaitUntil(t, "the process in the background is hung up", func() bool { return !running(pid) })
 }
 
 func TestResizeRefuses(t *testing.T) {

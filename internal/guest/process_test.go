@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"wrenn/internal/testkit"
 	"wrenn/proto/gen/envd/process"
 )
 
@@ -98,7 +99,7 @@ func TestGrandchildHoldsPipes(t *testing.T) {
 	if !running(pid) {
 		t.Fatal("the process in the background ended with its parent")
 	}
-	eventually(t, "the process in the background could write after the end", func() bool {
+	testkit.WaitUntil(t, "the process in the background could write after the end", func() bool {
 		_, err := os.Stat(marker)
 		return err == nil
 	})
@@ -171,7 +172,7 @@ func TestSlowReader(t *testing.T) {
 	})
 	written := func() int { return procNumber(t, int(pid), "io", "wchar") }
 	last, same := -1, 0
-	eventually(t, "the program stops writing", func() bool {
+	testkit.WaitUntil(t, "the program stops writing", func() bool {
 		if now := written(); now == last {
 			same++
 		} else {
@@ -204,7 +205,7 @@ func TestClientGoesAway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	_, pid := e.begin(t, ctx, sh("head -c 16777216 /dev/zero; echo x > '"+marker+"'; sleep 1000"))
 	cancel()
-	eventually(t, "the process writes on", func() bool {
+	testkit.WaitUntil(t, "the process writes on", func() bool {
 		_, err := os.Stat(marker)
 		return err == nil
 	})
@@ -318,7 +319,7 @@ func TestList(t *testing.T) {
 	if _, err := e.SendSignal(t.Context(), &process.SendSignalRequest{Process: byTag("sleeper"), Signal: process.Signal_SIGNAL_SIGTERM}); err != nil {
 		t.Error(err)
 	}
-	eventually(t, "the list is empty", func() bool {
+	testkit.WaitUntil(t, "the list is empty", func() bool {
 		got, err := e.List(t.Context(), &process.ListRequest{})
 		return err == nil && len(got.GetProcesses()) == 0
 	})
@@ -333,7 +334,7 @@ func TestSignalReachesGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.signal(t, pid, process.Signal_SIGNAL_SIGTERM)
-	eventually(t, "the child is gone", func() bool { return !running(child) })
+	testkit.WaitUntil(t, "the child is gone", func() bool { return !running(child) })
 	if ev := next(s); ev.GetEnd().GetStatus() != "signal: terminated" {
 		t.Errorf("end = %v, want terminated", ev)
 	}
@@ -368,7 +369,7 @@ func TestDeadline(t *testing.T) {
 	if connect.CodeOf(s.Err()) != connect.CodeDeadlineExceeded {
 		t.Errorf("stream ended with %v, want deadline_exceeded", s.Err())
 	}
-	eventually(t, "the process is dead", func() bool { return !running(int(pid)) })
+	testkit.WaitUntil(t, "the process is dead", func() bool { return !running(int(pid)) })
 	late, err := e.Connect(t.Context(), &process.ConnectRequest{Process: byPID(pid)})
 	if err != nil {
 		t.Fatal(err)
@@ -389,7 +390,7 @@ func TestDeadlineAfterClientLeft(t *testing.T) {
 	if !running(int(pid)) {
 		t.Error("the process died with its client")
 	}
-	eventually(t, "the process is dead", func() bool { return !running(int(pid)) })
+	testkit.WaitUntil(t, "the process is dead", func() bool { return !running(int(pid)) })
 }
 
 func TestKeepalive(t *testing.T) {
@@ -447,7 +448,7 @@ func TestStartRefuses(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "nothing is left of what was refused", func() bool { return e.fds(t) <= before+1 })
+	testkit.WaitUntil(t, "nothing is left of what was refused", func() bool { return e.fds(t) <= before+1 })
 }
 
 func TestEnvironmentAndDirectory(t *testing.T) {
@@ -495,7 +496,7 @@ func TestThousandStarts(t *testing.T) {
 	warm(20)
 	fds, threads := e.fds(t), procNumber(t, e.pid, "status", "Threads")
 	warm(1000)
-	eventually(t, "no file is left", func() bool { return e.fds(t) <= fds })
+	testkit.WaitUntil(t, "no file is left", func() bool { return e.fds(t) <= fds })
 	if now := procNumber(t, e.pid, "status", "Threads"); now > threads+8 {
 		t.Errorf("%d threads, %d before", now, threads)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"wrenn/internal/guest"
 	"wrenn/internal/guest/account"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/envd/process"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
@@ -134,7 +135,7 @@ func cgroup2(t *testing.T) string {
 		}
 		t.Cleanup(func() {
 			for _, sub := range []string{"user", "pty", ""} {
-				eventually(t, "the cgroup is empty", func() bool {
+				testkit.WaitUntil(t, "the cgroup is empty", func() bool {
 					err := syscall.Rmdir(filepath.Join(dir, sub))
 					return err == nil || errors.Is(err, syscall.ENOENT)
 				})

@@ -17,6 +17,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient"
 	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/testkit"
 )
 
 func serve(t *testing.T, agent *hosttest.Agent, d hostclient.Deadlines) (*hostclient.Client, *hosttest.Server) {
@@ -42,13 +43,6 @@ func box(t *testing.T, c *hostclient.Client) wrenn.SandboxID {
 		t.Fatal(err)
 	}
 	return sb.ID
-}
-
-func wantCode(t *testing.T, err error, want wrenn.Code) {
-	t.Helper()
-	if got := wrenn.CodeOf(err); got != want {
-		t.Errorf("got %q (%v), want %q", got, err, want)
-	}
 }
 
 func TestLife(t *testing.T) {
@@ -88,7 +82,7 @@ func TestLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wantCode(t, c.Pause(t.Context(), id), wrenn.NotFound)
+	testkit.WantCode(t, c.Pause(t.Context(), id), wrenn.NotFound)
 }
 
 func TestDeadlinesAreOfOperations(t *testing.T) {
@@ -100,18 +94,18 @@ func TestDeadlinesAreOfOperations(t *testing.T) {
 	}}
 	c, _ := serve(t, agent, hostclient.Deadlines{Ping: time.Millisecond, Start: time.Millisecond, Stall: time.Millisecond})
 	_, err := c.Ping(t.Context())
-	wantCode(t, err, wrenn.DeadlineExceeded)
+	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
 	if !strings.Contains(err.Error(), "host h1") {
 		t.Errorf("%v does not say which host", err)
 	}
 	id := box(t, c)
 	_, err = c.StartExec(t.Context(), id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "echo"}})
-	wantCode(t, err, wrenn.DeadlineExceeded)
+	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
 	_, err = c.Read(t.Context(), id, "", "/dev/zero")
-	wantCode(t, err, wrenn.DeadlineExceeded)
+	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	wantCode(t, c.Pause(ctx, id), wrenn.Canceled)
+	testkit.WantCode(t, c.Pause(ctx, id), wrenn.Canceled)
 }
 
 func TestHostThatComesAndGoes(t *testing.T) {
@@ -125,9 +119,9 @@ func TestHostThatComesAndGoes(t *testing.T) {
 	pid := started(t, stream)
 	server.Stop()
 	_, err = stream.Receive()
-	wantCode(t, err, wrenn.Unavailable)
+	testkit.WantCode(t, err, wrenn.Unavailable)
 	_, err = c.Ping(t.Context())
-	wantCode(t, err, wrenn.Unavailable)
+	testkit.WantCode(t, err, wrenn.Unavailable)
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +156,7 @@ func TestExec(t *testing.T) {
 		t.Errorf("got %+v, %v", res, err)
 	}
 	_, err = c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "nonsense"})
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 }
 
 func TestExecStream(t *testing.T) {
@@ -196,7 +190,7 @@ func TestExecStream(t *testing.T) {
 	if _, err := s.Receive(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v", err)
 	}
-	wantCode(t, s.Signal("SIGSEGV"), wrenn.Invalid)
+	testkit.WantCode(t, s.Signal("SIGSEGV"), wrenn.Invalid)
 }
 
 func TestExecStreamSignalsAndCloses(t *testing.T) {
@@ -225,9 +219,9 @@ func TestExecStreamSignalsAndCloses(t *testing.T) {
 		t.Errorf("got %+v, %v", out, err)
 	}
 	_, err = c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: 7})
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 	_, err = c.AttachExec(t.Context(), id, wrenn.ExecAttach{PID: -1})
-	wantCode(t, err, wrenn.Invalid)
+	testkit.WantCode(t, err, wrenn.Invalid)
 }
 
 // TestReceiveEndsWithItsStream: who waits for a silent command is woken.
@@ -372,8 +366,8 @@ func TestFiles(t *testing.T) {
 		})
 	}
 	_, err := c.Read(t.Context(), id, "", "/missing")
-	wantCode(t, err, wrenn.NotFound)
-	wantCode(t, c.Write(t.Context(), wrenn.NewSandboxID(), "", "/f", strings.NewReader("x")), wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, c.Write(t.Context(), wrenn.NewSandboxID(), "", "/f", strings.NewReader("x")), wrenn.NotFound)
 }
 
 func TestBrokenTransfers(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient"
 	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/testkit"
 )
 
 func TestFork(t *testing.T) {
@@ -25,7 +26,7 @@ func TestFork(t *testing.T) {
 		if err != nil || got[1] != nil {
 			t.Fatalf("%v, %v", got, err)
 		}
-		wantCode(t, got[0], wrenn.Exhausted)
+		testkit.WantCode(t, got[0], wrenn.Exhausted)
 		if got[0].Error() != "no memory? for it" {
 			t.Errorf("it says %q", got[0])
 		}
@@ -34,7 +35,7 @@ func TestFork(t *testing.T) {
 		t.Errorf("%d made, %v", n, agent.Sandboxes())
 	}
 	_, err := c.Fork(t.Context(), wrenn.NewSandboxID(), []wrenn.SandboxID{copied})
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 }
 
 func TestCheckpoints(t *testing.T) {
@@ -56,5 +57,5 @@ func TestCheckpoints(t *testing.T) {
 	if err := errors.Join(c.DeleteCheckpoint(t.Context(), id, first), c.DeleteCheckpoint(t.Context(), id, first)); err != nil {
 		t.Error(err)
 	}
-	wantCode(t, c.RestoreCheckpoint(t.Context(), id, first), wrenn.NotFound)
+	testkit.WantCode(t, c.RestoreCheckpoint(t.Context(), id, first), wrenn.NotFound)
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"wrenn/internal/hostserver/agenttest"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -48,7 +49,7 @@ func TestExec(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tc.req.SandboxId, tc.req.User = id, "root"
 			got, err := c.Exec(t.Context(), tc.req)
-			must(t, err)
+			testkit.Must(t, err)
 			if !proto.Equal(got, tc.want) {
 				t.Errorf("got %v, want %v", got, tc.want)
 			}
@@ -61,37 +62,37 @@ func TestExecIsBounded(t *testing.T) {
 	id := c.create(t)
 	const limit = 8 << 20
 	got, err := c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, User: "root", Cmd: "head", Args: []string{"-c", fmt.Sprint(limit + 1), "/dev/zero"}, TimeoutSec: 60})
-	must(t, err)
+	testkit.Must(t, err)
 	if len(got.GetStdout()) != limit || !got.GetTruncated() {
 		t.Errorf("%d bytes, truncated %v; want %d that are", len(got.GetStdout()), got.GetTruncated(), limit)
 	}
 	pid := filepath.Join(t.TempDir(), "pid")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, User: "root", Cmd: "sh", Args: []string{"-c", "echo $$ >$0; exec sleep 600", pid}, TimeoutSec: 1})
-	wantCode(t, err, connect.CodeDeadlineExceeded, "longer timeout")
+	testkit.WantRPCCode(t, err, connect.CodeDeadlineExceeded, "longer timeout")
 	var n int
 	text, err := os.ReadFile(pid)
-	must(t, err)
+	testkit.Must(t, err)
 	if _, err := fmt.Sscan(string(text), &n); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the command is gone", func() bool { return syscall.Kill(n, 0) != nil })
+	testkit.WaitUntil(t, "the command is gone", func() bool { return syscall.Kill(n, 0) != nil })
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id})
-	wantCode(t, err, connect.CodeInvalidArgument, "cmd is missing")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "cmd is missing")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "/no/such/program", User: "root"})
-	wantCode(t, err, connect.CodeNotFound, "/no/such/program")
+	testkit.WantRPCCode(t, err, connect.CodeNotFound, "/no/such/program")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true", User: "nobody-of-that-name"})
-	wantCode(t, err, connect.CodeUnauthenticated, "")
+	testkit.WantRPCCode(t, err, connect.CodeUnauthenticated, "")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "cat", Stdin: make([]byte, 18<<20)})
-	wantCode(t, err, connect.CodeResourceExhausted, "")
+	testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "")
 }
 
 func TestSignalOfNoProcess(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	id := c.create(t)
 	_, err := c.SignalProcess(t.Context(), &pb.SignalProcessRequest{SandboxId: id, Pid: 1 << 30, Signal: pb.Signal_SIGNAL_SIGTERM})
-	wantCode(t, err, connect.CodeNotFound, "")
+	testkit.WantRPCCode(t, err, connect.CodeNotFound, "")
 	_, err = c.SignalProcess(t.Context(), &pb.SignalProcessRequest{SandboxId: id, Pid: 1})
-	wantCode(t, err, connect.CodeInvalidArgument, "")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "")
 }
 
 const smallFile = 16 << 20
@@ -110,24 +111,24 @@ func TestSmallFiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	for name, content := range map[string][]byte{"binary": {0, 255, '\n'}, "empty": {}, "as large as may be": bytes.Repeat([]byte("x"), smallFile)} {
 		_, err := c.WriteFile(t.Context(), &pb.WriteFileRequest{SandboxId: id, User: "root", Path: path, Content: content})
-		must(t, err)
+		testkit.Must(t, err)
 		got, err := c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, User: "root", Path: path})
-		must(t, err)
+		testkit.Must(t, err)
 		if !bytes.Equal(got.GetContent(), content) {
 			t.Errorf("%s: %d bytes came back of %d", name, len(got.GetContent()), len(content))
 		}
 	}
 	_, err := c.WriteFile(t.Context(), &pb.WriteFileRequest{SandboxId: id, User: "root", Path: path, Content: make([]byte, smallFile+1)})
-	wantCode(t, err, connect.CodeResourceExhausted, "stream it")
-	must(t, os.Truncate(path, smallFile+1))
+	testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "stream it")
+	testkit.Must(t, os.Truncate(path, smallFile+1))
 	_, err = c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, User: "root", Path: path})
-	wantCode(t, err, connect.CodeResourceExhausted, "stream it")
+	testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "stream it")
 	_, err = c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, User: "root", Path: "/no/such/file"})
-	wantCode(t, err, connect.CodeNotFound, "/no/such/file")
+	testkit.WantRPCCode(t, err, connect.CodeNotFound, "/no/such/file")
 	_, err = c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, User: "root", Path: filepath.Dir(path)})
-	wantCode(t, err, connect.CodeInvalidArgument, "directory")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "directory")
 	_, err = c.WriteFile(t.Context(), &pb.WriteFileRequest{SandboxId: id, User: "root", Path: filepath.Dir(path)})
-	wantCode(t, err, connect.CodeInvalidArgument, "directory")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "directory")
 }
 
 func TestStreamedFiles(t *testing.T) {
@@ -136,33 +137,33 @@ func TestStreamedFiles(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	content := bytes.Repeat([]byte("0123456789abcde\n"), (smallFile+1<<20)/16)
 	up, err := c.WriteFileStream(t.Context())
-	must(t, err)
-	must(t, up.Send(meta(id, path)))
+	testkit.Must(t, err)
+	testkit.Must(t, up.Send(meta(id, path)))
 	for rest := content; len(rest) > 0; {
 		n := min(100_000, len(rest))
-		must(t, up.Send(chunk(rest[:n])))
+		testkit.Must(t, up.Send(chunk(rest[:n])))
 		rest = rest[n:]
 	}
 	_, err = up.CloseAndReceive()
-	must(t, err)
+	testkit.Must(t, err)
 	down, err := c.ReadFileStream(t.Context(), &pb.ReadFileStreamRequest{SandboxId: id, User: "root", Path: path})
-	must(t, err)
+	testkit.Must(t, err)
 	defer down.Close()
 	var got bytes.Buffer
 	for down.Receive() {
 		got.Write(down.Msg().GetChunk())
 	}
-	must(t, down.Err())
+	testkit.Must(t, down.Err())
 	if !bytes.Equal(got.Bytes(), content) {
 		t.Errorf("%d bytes came back of %d", got.Len(), len(content))
 	}
 	missing, err := c.ReadFileStream(t.Context(), &pb.ReadFileStreamRequest{SandboxId: id, User: "root", Path: "/no/such/file"})
-	must(t, err)
+	testkit.Must(t, err)
 	defer missing.Close()
 	if missing.Receive() {
 		t.Error("a file that is not there has content")
 	}
-	wantCode(t, missing.Err(), connect.CodeNotFound, "/no/such/file")
+	testkit.WantRPCCode(t, missing.Err(), connect.CodeNotFound, "/no/such/file")
 }
 
 // An upload that does not keep to the order, or breaks off, changes nothing.
@@ -170,7 +171,7 @@ func TestUploadsThatGoWrong(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	id := c.create(t)
 	path := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(path, []byte("before"), 0o600))
+	testkit.Must(t, os.WriteFile(path, []byte("before"), 0o600))
 	for name, tc := range map[string]struct {
 		parts []*pb.WriteFileStreamRequest
 		code  connect.Code
@@ -184,29 +185,29 @@ func TestUploadsThatGoWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			stream, err := c.WriteFileStream(t.Context())
-			must(t, err)
+			testkit.Must(t, err)
 			for _, part := range tc.parts {
 				if stream.Send(part) != nil {
 					break // the answer says why
 				}
 			}
 			_, err = stream.CloseAndReceive()
-			wantCode(t, err, tc.code, "")
+			testkit.WantRPCCode(t, err, tc.code, "")
 		})
 	}
 	t.Run("a caller that goes away", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		stream, err := c.WriteFileStream(ctx)
-		must(t, err)
-		must(t, stream.Send(meta(id, path)))
-		must(t, stream.Send(chunk([]byte("half"))))
+		testkit.Must(t, err)
+		testkit.Must(t, stream.Send(meta(id, path)))
+		testkit.Must(t, stream.Send(chunk([]byte("half"))))
 		cancel()
 		_, err = stream.CloseAndReceive()
-		wantCode(t, err, connect.CodeCanceled, "")
+		testkit.WantRPCCode(t, err, connect.CodeCanceled, "")
 	})
 	// Whatever was staged beside it goes, and the file is as it was.
-	waitFor(t, "nothing is left beside the file", func() bool {
+	testkit.WaitUntil(t, "nothing is left beside the file", func() bool {
 		entries, err := os.ReadDir(filepath.Dir(path))
 		return err == nil && len(entries) == 1
 	})
@@ -221,7 +222,7 @@ func TestStopLetsCallsEnd(t *testing.T) {
 	id := c.create(t)
 	dir := t.TempDir()
 	begun, gate := filepath.Join(dir, "begun"), filepath.Join(dir, "gate")
-	must(t, syscall.Mkfifo(gate, 0o600))
+	testkit.Must(t, syscall.Mkfifo(gate, 0o600))
 	done := make(chan error, 1)
 	go func() {
 		got, err := c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, User: "root", Cmd: "sh", Args: []string{"-c", "touch $0; cat $1", begun, gate}})
@@ -230,18 +231,18 @@ func TestStopLetsCallsEnd(t *testing.T) {
 		}
 		done <- err
 	}()
-	waitFor(t, "the command runs", func() bool { _, err := os.Stat(begun); return err == nil })
+	testkit.WaitUntil(t, "the command runs", func() bool { _, err := os.Stat(begun); return err == nil })
 	stopped := make(chan struct{})
 	go func() { defer close(stopped); c.agent.Stop(t) }()
-	waitFor(t, "nobody new is let in", func() bool {
+	testkit.WaitUntil(t, "no new command is let in", func() bool {
 		_, err := connectTo(t, c.agent).Ping(t.Context(), &pb.PingRequest{})
 		return err != nil
 	})
 	f, err := os.OpenFile(gate, os.O_WRONLY, 0)
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = io.WriteString(f, "go on")
-	must(t, err)
-	must(t, f.Close())
+	testkit.Must(t, err)
+	testkit.Must(t, f.Close())
 	if err := <-done; err != nil {
 		t.Errorf("Exec() = %v", err)
 	}

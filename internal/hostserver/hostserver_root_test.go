@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +20,7 @@ import (
 	"wrenn/internal/hostserver"
 	"wrenn/internal/hostserver/agenttest"
 	"wrenn/internal/sandbox"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm/vmfake"
 	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
@@ -74,37 +74,19 @@ func (c caller) list(t *testing.T) map[string]*pb.SandboxInfo {
 	return out
 }
 
-// wantCode fails the test unless err is of the code and its message has the text.
-func wantCode(t *testing.T, err error, code connect.Code, text string) {
-	t.Helper()
-	if code == 0 && err == nil {
-		return
-	}
-	if err == nil || connect.CodeOf(err) != code || !strings.Contains(err.Error(), text) {
-		t.Errorf("got %v, want %s with %q", err, code, text)
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestLife(t *testing.T) {
 	c := call(t, agenttest.Config{Limits: sandbox.Limits{Sandboxes: 5, MemoryMiB: 4096}})
 	id := string(wrenn.NewSandboxID())
 	want := &pb.CreateSandboxRequest{SandboxId: id, Template: "base", Vcpus: 2, MemoryMb: 256, TimeoutSec: 60}
 	for range 2 { // as after a lost answer
 		got, err := c.CreateSandbox(t.Context(), want)
-		must(t, err)
+		testkit.Must(t, err)
 		if got.GetSandboxId() != id || got.GetStatus() != pb.SandboxStatus_SANDBOX_STATUS_RUNNING {
 			t.Errorf("created %v", got)
 		}
 	}
 	_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, Vcpus: 2, MemoryMb: 512})
-	wantCode(t, err, connect.CodeAlreadyExists, "another template")
+	testkit.WantRPCCode(t, err, connect.CodeAlreadyExists, "another template")
 	if n := len(c.agent.World.Running()); n != 1 {
 		t.Errorf("%d machines", n)
 	}
@@ -113,20 +95,20 @@ func TestLife(t *testing.T) {
 		t.Errorf("inventory: %v", info)
 	}
 	ping, err := c.Ping(t.Context(), &pb.PingRequest{})
-	must(t, err)
+	testkit.Must(t, err)
 	if p := ping.GetCapacity(); ping.GetVersion() != "test" || ping.GetDriver() != vmfake.Name || ping.GetInstance() == "" ||
 		p.GetSandboxes() != 5 || p.GetSandboxesUsed() != 1 || p.GetMemoryMb() != 4096 || p.GetMemoryMbUsed() != 256 || p.GetDiskMb() == 0 {
 		t.Errorf("ping: %v", ping)
 	}
 	_, err = c.ExtendSandbox(t.Context(), &pb.ExtendSandboxRequest{SandboxId: id, TimeoutSec: 3600})
-	must(t, err)
+	testkit.Must(t, err)
 	if got := c.list(t)[id]; got.GetTimeoutSec() != 3600 || got.GetVersion() <= info.GetVersion() {
 		t.Errorf("extended: %v, was %v", got, info)
 	}
 	c.pauseAndResume(t, id)
 	for range 2 {
 		_, err = c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: id})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	if left := c.list(t); len(left) != 0 || len(c.agent.World.Running()) != 0 {
 		t.Errorf("left: %v, machines %v", left, c.agent.World.Running())
@@ -137,17 +119,17 @@ func (c caller) pauseAndResume(t *testing.T, id string) {
 	t.Helper()
 	for range 2 {
 		_, err := c.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	if got := c.list(t)[id].GetStatus(); got != pb.SandboxStatus_SANDBOX_STATUS_PAUSED {
 		t.Errorf("paused: %v", got)
 	}
 	for range 2 {
 		_, err := c.ResumeSandbox(t.Context(), &pb.ResumeSandboxRequest{SandboxId: id})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	_, err := c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true", User: "root"})
-	must(t, err)
+	testkit.Must(t, err)
 }
 
 // about are the calls that are about one sandbox.
@@ -208,13 +190,13 @@ func TestCallsAboutNoSandbox(t *testing.T) {
 		strings.Repeat("i", 1<<16):   connect.CodeInvalidArgument,
 	} {
 		for name, do := range c.about(t.Context(), id) {
-			t.Run(fmt.Sprintf("%s %.10q", name, id), func(t *testing.T) { wantCode(t, do(), code, "") })
+			t.Run(fmt.Sprintf("%s %.10q", name, id), func(t *testing.T) { testkit.WantRPCCode(t, do(), code, "") })
 		}
 		if code == connect.CodeInvalidArgument {
 			_, err := c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: id})
-			wantCode(t, err, code, "")
+			testkit.WantRPCCode(t, err, code, "")
 			_, err = c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id})
-			wantCode(t, err, code, "")
+			testkit.WantRPCCode(t, err, code, "")
 		}
 	}
 }
@@ -224,10 +206,10 @@ func TestCallsAboutAPausedSandbox(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	id := c.create(t)
 	_, err := c.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
-	must(t, err)
+	testkit.Must(t, err)
 	for name, do := range c.about(t.Context(), id) {
 		if !slices.Contains([]string{"pause", "resume", "extend", "fork", "list checkpoints", "delete checkpoint"}, name) {
-			t.Run(name, func(t *testing.T) { wantCode(t, do(), connect.CodeFailedPrecondition, "resume it first") })
+			t.Run(name, func(t *testing.T) { testkit.WantRPCCode(t, do(), connect.CodeFailedPrecondition, "resume it first") })
 		}
 	}
 }
@@ -248,7 +230,7 @@ func TestWhatCannotBeCreated(t *testing.T) {
 			req := &pb.CreateSandboxRequest{SandboxId: string(wrenn.NewSandboxID())}
 			tc.change(req)
 			_, err := c.CreateSandbox(t.Context(), req)
-			wantCode(t, err, tc.code, tc.says)
+			testkit.WantRPCCode(t, err, tc.code, tc.says)
 		})
 	}
 	if left := c.list(t); len(left) != 0 {
@@ -261,7 +243,7 @@ func TestAFailureTellsNoCause(t *testing.T) {
 	c := call(t, agenttest.Config{Fault: vmfake.FailAt(vmfake.StepBoot)})
 	id := string(wrenn.NewSandboxID())
 	_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id})
-	wantCode(t, err, connect.CodeInternal, "internal error")
+	testkit.WantRPCCode(t, err, connect.CodeInternal, "internal error")
 	if strings.Contains(err.Error(), "injected") {
 		t.Errorf("it tells the cause: %v", err)
 	}
@@ -282,14 +264,14 @@ func TestLimitsOfAHost(t *testing.T) {
 			for range 2 {
 				_, err = c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: string(wrenn.NewSandboxID())})
 			}
-			wantCode(t, err, connect.CodeResourceExhausted, name)
+			testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, name)
 		})
 	}
 	t.Run("network slots", func(t *testing.T) {
 		c := call(t, agenttest.Config{Slots: 1})
 		c.create(t)
 		_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: string(wrenn.NewSandboxID())})
-		wantCode(t, err, connect.CodeResourceExhausted, "network slots")
+		testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "network slots")
 	})
 }
 
@@ -316,27 +298,18 @@ func TestAnEndIsTold(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	id := c.create(t)
 	c.agent.World.Kill(c.agent.World.Running()[0])
-	waitFor(t, "the end is told", func() bool {
+	testkit.WaitUntil(t, "the end is told", func() bool {
 		return c.list(t)[id].GetStatus() == pb.SandboxStatus_SANDBOX_STATUS_FAILED
 	})
 	if reason := c.list(t)[id].GetReason(); !strings.Contains(reason, "signal: killed") {
 		t.Errorf("reason: %q", reason)
 	}
 	_, err := c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true"})
-	wantCode(t, err, connect.CodeFailedPrecondition, "is failed: its machine ended")
+	testkit.WantRPCCode(t, err, connect.CodeFailedPrecondition, "is failed: its machine ended")
 	_, err = c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: id})
-	must(t, err)
+	testkit.Must(t, err)
 	if left := c.list(t); len(left) != 0 {
 		t.Errorf("left: %v", left)
-	}
-}
-
-func waitFor(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never came that %s", what)
-		}
 	}
 }
 
@@ -345,7 +318,7 @@ func TestQuarantineIsReported(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	bad, good := c.create(t), c.create(t)
 	c.agent.Stop(t)
-	must(t, os.WriteFile(c.agent.Journal(bad), []byte("{"), 0o600))
+	testkit.Must(t, os.WriteFile(c.agent.Journal(bad), []byte("{"), 0o600))
 	c.agent.Start(t)
 	c = connectTo(t, c.agent)
 	seen := c.list(t)
@@ -356,14 +329,14 @@ func TestQuarantineIsReported(t *testing.T) {
 		t.Errorf("the other is %v", got)
 	}
 	_, err := c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: bad})
-	wantCode(t, err, connect.CodeFailedPrecondition, "quarantined")
+	testkit.WantRPCCode(t, err, connect.CodeFailedPrecondition, "quarantined")
 	_, err = c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: bad})
-	wantCode(t, err, connect.CodeAlreadyExists, "")
+	testkit.WantRPCCode(t, err, connect.CodeAlreadyExists, "")
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(hostserver.NewCollector(c.agent.Manager))
 	want := map[string]float64{"quarantined": 1, "running": 1, "failed": 0}
 	families, err := registry.Gather()
-	must(t, err)
+	testkit.Must(t, err)
 	for _, family := range families {
 		if family.GetName() != "wrenn_sandboxes" {
 			continue
@@ -387,7 +360,7 @@ func TestTheStockIsInTheMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(hostserver.NewCollector(c.agent.Manager))
 	families, err := registry.Gather()
-	must(t, err)
+	testkit.Must(t, err)
 	series := map[string]int{}
 	for _, family := range families {
 		series[family.GetName()] = len(family.GetMetric())

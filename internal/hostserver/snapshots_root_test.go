@@ -15,6 +15,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostserver/agenttest"
 	"wrenn/internal/sandbox"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm/vmfake"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
@@ -26,12 +27,12 @@ func TestForks(t *testing.T) {
 	_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{
 		SandboxId: id, TimeoutSec: 60, OnTimeout: pb.OnTimeout_ON_TIMEOUT_PAUSE, AutoResume: true,
 	})
-	must(t, err)
+	testkit.Must(t, err)
 	ids := []string{string(wrenn.NewSandboxID()), string(wrenn.NewSandboxID()), string(wrenn.NewSandboxID())}
 	made := map[string]bool{}
 	for range 2 { // as after a lost answer
 		resp, err := c.ForkSandbox(t.Context(), &pb.ForkSandboxRequest{SandboxId: id, NewIds: ids})
-		must(t, err)
+		testkit.Must(t, err)
 		for i, r := range resp.GetResults() {
 			switch {
 			case r.GetSandboxId() != ids[i]:
@@ -53,7 +54,7 @@ func TestForks(t *testing.T) {
 			t.Errorf("copy: %v", info)
 		}
 		_, err := c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true", User: "root"})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	for name, ids := range map[string][]string{"none": nil, "twice": {ids[0], ids[0]}, "no id": {"../../etc"}, "itself": {id}, "too many": make([]string, 101)} {
 		_, err := c.ForkSandbox(t.Context(), &pb.ForkSandboxRequest{SandboxId: id, NewIds: ids})
@@ -75,7 +76,7 @@ func TestAForkThatFailsTellsNoCause(t *testing.T) {
 	id := c.create(t)
 	broken.Store(true)
 	resp, err := c.ForkSandbox(t.Context(), &pb.ForkSandboxRequest{SandboxId: id, NewIds: []string{string(wrenn.NewSandboxID())}})
-	must(t, err)
+	testkit.Must(t, err)
 	if r := resp.GetResults()[0]; r.GetCode() != "internal" || r.GetMessage() != "internal error" {
 		t.Errorf("%v", r)
 	}
@@ -92,7 +93,7 @@ func TestCheckpointsOfAHost(t *testing.T) {
 		ids = append(ids, string(wrenn.NewCheckpointID()))
 		for range 2 {
 			resp, err := c.CreateCheckpoint(t.Context(), &pb.CreateCheckpointRequest{SandboxId: id, CheckpointId: ids[i], Name: name})
-			must(t, err)
+			testkit.Must(t, err)
 			if cp := resp.GetCheckpoint(); cp.GetId() != ids[i] || cp.GetName() != name || cp.GetCreatedAtUnixMs() == 0 || cp.GetSizeBytes() == 0 {
 				t.Errorf("made %v", cp)
 			}
@@ -101,7 +102,7 @@ func TestCheckpointsOfAHost(t *testing.T) {
 	tree := func() string {
 		t.Helper()
 		resp, err := c.ListCheckpoints(t.Context(), &pb.ListCheckpointsRequest{SandboxId: id})
-		must(t, err)
+		testkit.Must(t, err)
 		var b strings.Builder
 		for _, cp := range resp.GetCheckpoints() {
 			fmt.Fprintf(&b, "%s<-%s ", cp.GetParent(), cp.GetId())
@@ -112,22 +113,22 @@ func TestCheckpointsOfAHost(t *testing.T) {
 		t.Errorf("tree %s, want %s", got, want)
 	}
 	_, err := c.RestoreCheckpoint(t.Context(), &pb.RestoreCheckpointRequest{SandboxId: id, CheckpointId: ids[0]})
-	must(t, err)
+	testkit.Must(t, err)
 	if got := tree(); !strings.HasSuffix(got, " "+ids[0]) {
 		t.Errorf("gone back: %s", got)
 	}
 	for range 2 {
 		_, err = c.DeleteCheckpoint(t.Context(), &pb.DeleteCheckpointRequest{SandboxId: id, CheckpointId: ids[0]})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	if got, want := tree(), fmt.Sprintf("<-%s ", ids[1]); got != want {
 		t.Errorf("tree %s, want %s", got, want)
 	}
 	_, err = c.RestoreCheckpoint(t.Context(), &pb.RestoreCheckpointRequest{SandboxId: id, CheckpointId: ids[0]})
-	wantCode(t, err, connect.CodeNotFound, ids[0])
+	testkit.WantRPCCode(t, err, connect.CodeNotFound, ids[0])
 	for _, bad := range []string{"", "../../etc", strings.Repeat("s", 64)} {
 		_, err = c.CreateCheckpoint(t.Context(), &pb.CreateCheckpointRequest{SandboxId: id, CheckpointId: bad})
-		wantCode(t, err, connect.CodeInvalidArgument, "")
+		testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "")
 	}
 }
 
@@ -136,9 +137,9 @@ func TestUseWakes(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	id := string(wrenn.NewSandboxID())
 	_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, AutoResume: true})
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = c.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
-	must(t, err)
+	testkit.Must(t, err)
 	path := filepath.Join(t.TempDir(), "file")
 	var callers sync.WaitGroup
 	for i := range 20 {
@@ -159,5 +160,5 @@ func TestUseWakes(t *testing.T) {
 		t.Errorf("%d machines", n)
 	}
 	_, err = c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: string(wrenn.NewSandboxID()), OnTimeout: 99})
-	wantCode(t, err, connect.CodeInvalidArgument, "on_timeout")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "on_timeout")
 }

@@ -7,12 +7,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
 
 	"wrenn"
 	"wrenn/internal/hostserver/agenttest"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -20,7 +20,7 @@ import (
 func (c caller) build(t *testing.T, req *pb.BuildTemplateRequest) (lines []string, done *pb.TemplateBuilt, err error) {
 	t.Helper()
 	stream, err := c.BuildTemplate(t.Context(), req)
-	must(t, err)
+	testkit.Must(t, err)
 	defer stream.Close()
 	for stream.Receive() {
 		switch ev := stream.Msg().GetEvent().(type) {
@@ -36,7 +36,7 @@ func (c caller) build(t *testing.T, req *pb.BuildTemplateRequest) (lines []strin
 func (c caller) generations(t *testing.T) []string {
 	t.Helper()
 	res, err := c.ListTemplates(t.Context(), &pb.ListTemplatesRequest{})
-	must(t, err)
+	testkit.Must(t, err)
 	return res.GetGenerations()
 }
 
@@ -45,7 +45,7 @@ func TestTemplates(t *testing.T) {
 	id := string(wrenn.NewGenerationID())
 	req := &pb.BuildTemplateRequest{Generation: id, Vcpus: 2, MemoryMb: 128, Env: map[string]string{"A": "b"}, ReadyCmd: "true"}
 	lines, done, err := c.build(t, req)
-	must(t, err)
+	testkit.Must(t, err)
 	if !slices.Contains(lines, "waiting for: true") || done.GetVcpus() != 2 || done.GetMemoryMb() != 128 || done.GetSizeBytes() == 0 || done.GetEnv()["A"] != "b" {
 		t.Errorf("built %v, it said %q", done, lines)
 	}
@@ -57,7 +57,7 @@ func TestTemplates(t *testing.T) {
 	want := &pb.CreateSandboxRequest{SandboxId: box, Template: "mine", Generation: id}
 	for range 2 { // as after a lost answer
 		_, err = c.CreateSandbox(t.Context(), want)
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	if info := c.list(t)[box]; info.GetTemplate() != "mine" || info.GetVcpus() != 2 || info.GetMemoryMb() != 128 {
 		t.Errorf("created %v", info)
@@ -66,7 +66,7 @@ func TestTemplates(t *testing.T) {
 		t.Helper()
 		req.SandboxId = string(wrenn.NewSandboxID())
 		_, err := c.CreateSandbox(t.Context(), req)
-		wantCode(t, err, code, text)
+		testkit.WantRPCCode(t, err, code, text)
 		if c.list(t)[req.GetSandboxId()] != nil {
 			t.Error("something of it is left")
 		}
@@ -78,16 +78,16 @@ func TestTemplates(t *testing.T) {
 
 	for range 2 {
 		_, err = c.DeleteTemplate(t.Context(), &pb.DeleteTemplateRequest{Generation: id})
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	if got := c.generations(t); len(got) != 0 {
 		t.Errorf("after the end: %q", got)
 	}
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: id}, connect.CodeNotFound, "not on this host")
 	_, err = c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: box})
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = c.DeleteTemplate(t.Context(), &pb.DeleteTemplateRequest{Generation: "base-x"})
-	wantCode(t, err, connect.CodeInvalidArgument, "no generation")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "no generation")
 }
 
 // TestBuildIsGivenUp: who hangs up, and an agent that stops, leave nothing.
@@ -103,7 +103,7 @@ func TestBuildIsGivenUp(t *testing.T) {
 			stream, err := c.BuildTemplate(ctx, &pb.BuildTemplateRequest{
 				Generation: string(wrenn.NewGenerationID()), StartCmd: "echo it runs; exec sleep 1000", ReadyCmd: "false", ReadyTimeoutSec: 3600,
 			})
-			must(t, err)
+			testkit.Must(t, err)
 			defer stream.Close()
 			for stream.Receive() && stream.Msg().GetLine() != "it runs" {
 			}
@@ -113,12 +113,9 @@ func TestBuildIsGivenUp(t *testing.T) {
 			if stream.Err() == nil {
 				t.Error("the stream ended well")
 			}
-			deadline := time.Now().Add(time.Minute)
-			for len(c.agent.World.Running()) > 0 && time.Now().Before(deadline) {
-				time.Sleep(10 * time.Millisecond) // the agent sees it when it sees it
-			}
-			if left := c.generations(t); len(left)+len(c.agent.World.Running()) != 0 {
-				t.Errorf("left: %q, machines: %v", left, c.agent.World.Running())
+			testkit.WaitUntil(t, "no machine is left", func() bool { return len(c.agent.World.Running()) == 0 })
+			if left := c.generations(t); len(left) != 0 {
+				t.Errorf("left: %q", left)
 			}
 		})
 	}
@@ -132,15 +129,10 @@ func TestBuildDoesNotWaitForItsReader(t *testing.T) {
 	stream, err := c.BuildTemplate(t.Context(), &pb.BuildTemplateRequest{
 		Generation: id, StartCmd: `i=0; while [ $i -lt 40000 ]; do echo "$i is a line of a program that has much to say about itself, and says it again and again"; i=$((i+1)); done`,
 	})
-	must(t, err)
+	testkit.Must(t, err)
 	defer stream.Close()
-	deadline := time.Now().Add(2 * time.Minute)
-	for len(c.agent.Templates.Generations()) == 0 { // nothing is read meanwhile
-		if time.Now().After(deadline) {
-			t.Fatal("the build waits for its reader")
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	// The stream is not read while the build runs.
+	testkit.WaitUntil(t, "the build is done", func() bool { return len(c.agent.Templates.Generations()) != 0 })
 	var lines []string
 	var done *pb.TemplateBuilt
 	for stream.Receive() {

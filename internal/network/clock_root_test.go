@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/network/ntp"
+	"wrenn/internal/testkit"
 )
 
 // askTime asks the gateway from inside a guest until it answers, and returns
@@ -19,7 +20,7 @@ import (
 func askTime(t *testing.T, conn net.Conn) (answer []byte, asked time.Time) {
 	t.Helper()
 	answer = make([]byte, 512)
-	waitFor(t, "the time", func() bool {
+	testkit.WaitUntil(t, "the guest has the time", func() bool {
 		request := [ntp.PacketSize]byte{0: 4<<3 | 3}
 		asked = time.Now()
 		binary.BigEndian.PutUint64(request[40:], ntp.Timestamp(asked))
@@ -42,7 +43,7 @@ func askTime(t *testing.T, conn net.Conn) (answer []byte, asked time.Time) {
 func checkTime(t *testing.T, path string) {
 	t.Helper()
 	conn, err := dial(t.Context(), path, "udp4", NTPAddress+":123")
-	must(t, err)
+	testkit.Must(t, err)
 	defer conn.Close()
 	answer, asked := askTime(t, conn)
 	received, sent := binary.BigEndian.Uint64(answer[32:]), binary.BigEndian.Uint64(answer[40:])
@@ -55,25 +56,25 @@ func checkTime(t *testing.T, path string) {
 func TestGuestsHaveTheTime(t *testing.T) {
 	l := newLab(t)
 	p, err := Open(t.Context(), l.cfg)
-	must(t, err)
+	testkit.Must(t, err)
 	ctx := context.WithoutCancel(t.Context())
 	first, err := p.Acquire(ctx, "first")
-	must(t, err)
+	testkit.Must(t, err)
 	g := newGuest(t, first)
 	checkTime(t, g.path)
 	g.stop()
-	must(t, first.Release(ctx))
+	testkit.Must(t, first.Release(ctx))
 
 	second, err := p.Acquire(ctx, "second")
-	must(t, err)
+	testkit.Must(t, err)
 	attached := openTAP(t, second.Namespace(), second.TAP())
 	attached.Close()
 	l.abandon(p)
 
 	p = l.open(t, nil)
 	adopted, err := p.Adopt(ctx, second.Ref())
-	must(t, err)
-	t.Cleanup(func() { must(t, adopted.Release(ctx)) })
+	testkit.Must(t, err)
+	t.Cleanup(func() { testkit.Must(t, adopted.Release(ctx)) })
 	g2 := newGuest(t, adopted)
 	checkTime(t, g2.path)
 }
@@ -85,17 +86,17 @@ func TestQuestionsForTheTimeAreBounded(t *testing.T) {
 	s := acquire(t, l.open(t, nil), "a")
 	g := newGuest(t, s)
 	conn, err := dial(t.Context(), g.path, "udp4", NTPAddress+":123")
-	must(t, err)
+	testkit.Must(t, err)
 	defer conn.Close()
 	askTime(t, conn)
 	const enough = 500
 	began := time.Now()
 	request := [ntp.PacketSize]byte{0: 4<<3 | 3}
 	answers := 0
-	waitFor(t, "a flood to be dropped", func() bool {
+	testkit.WaitUntil(t, "a flood is dropped", func() bool {
 		for range 100 { // more at once are lost on the way
 			_, err := conn.Write(request[:])
-			must(t, err)
+			testkit.Must(t, err)
 		}
 		for {
 			if _, _, err := recvNow(t, conn); err != nil {
@@ -116,17 +117,17 @@ func TestTheTimeIsForTheGuestAlone(t *testing.T) {
 	s := acquire(t, l.open(t, nil), "a")
 	g := newGuest(t, s)
 	inside, err := dial(t.Context(), s.Namespace(), "udp4", NTPAddress+":123")
-	must(t, err)
+	testkit.Must(t, err)
 	defer inside.Close()
 	conn, err := dial(t.Context(), g.path, "udp4", NTPAddress+":123")
-	must(t, err)
+	testkit.Must(t, err)
 	defer conn.Close()
 	for _, odd := range [][]byte{{}, {4<<3 | 3}, make([]byte, ntp.PacketSize), append([]byte{4<<3 | 7}, make([]byte, ntp.PacketSize)...)} {
 		_, err := conn.Write(odd)
-		must(t, err)
+		testkit.Must(t, err)
 	}
 	_, err = inside.Write(append([]byte{4<<3 | 3}, make([]byte, ntp.PacketSize-1)...))
-	must(t, err)
+	testkit.Must(t, err)
 	// The answer to a good question is the only one: it comes after all that was asked before.
 	askTime(t, conn)
 	for name, c := range map[string]net.Conn{"the guest": conn, "the slot itself": inside} {
@@ -141,8 +142,8 @@ func TestTheTimeIsForTheGuestAlone(t *testing.T) {
 func recvNow(t *testing.T, c net.Conn) (n int, from unix.Sockaddr, err error) {
 	t.Helper()
 	raw, rawErr := c.(*net.UDPConn).SyscallConn()
-	must(t, rawErr)
-	must(t, raw.Control(func(fd uintptr) {
+	testkit.Must(t, rawErr)
+	testkit.Must(t, raw.Control(func(fd uintptr) {
 		n, from, err = unix.Recvfrom(int(fd), make([]byte, 512), unix.MSG_DONTWAIT)
 	}))
 	return n, from, err

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/netns"
+	"wrenn/internal/testkit"
 )
 
 // patience is how long a test waits for what must happen on a busy machine.
@@ -59,12 +60,12 @@ func newLab(tb testing.TB) *lab {
 		Log:           slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	world, err := netns.Open(l.world)
-	must(tb, err)
+	testkit.Must(tb, err)
 	defer world.Close()
 	inside(tb, l.host, func(nl *netlink.Handle) {
 		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "out0"})
 		veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsFd(world.Fd())
-		must(tb, nl.LinkAdd(veth))
+		testkit.Must(tb, nl.LinkAdd(veth))
 		setUp(tb, nl, "lo")
 		setUp(tb, nl, "out0", hostPublic+"/24", hostPrivate+"/24")
 	})
@@ -75,17 +76,10 @@ func newLab(tb testing.TB) *lab {
 	return l
 }
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 func newNamespace(tb testing.TB, name string) string {
 	tb.Helper()
 	path, err := netns.Create(name)
-	must(tb, err)
+	testkit.Must(tb, err)
 	tb.Cleanup(func() {
 		if err := netns.Delete(name); err != nil {
 			tb.Error(err)
@@ -97,7 +91,7 @@ func newNamespace(tb testing.TB, name string) string {
 func inside(tb testing.TB, path string, f func(nl *netlink.Handle)) {
 	tb.Helper()
 	nl, err := openNetlink(path)
-	must(tb, err)
+	testkit.Must(tb, err)
 	defer nl.Close()
 	f(nl)
 }
@@ -105,19 +99,19 @@ func inside(tb testing.TB, path string, f func(nl *netlink.Handle)) {
 func setUp(tb testing.TB, nl *netlink.Handle, name string, addrs ...string) {
 	tb.Helper()
 	link, err := nl.LinkByName(name)
-	must(tb, err)
+	testkit.Must(tb, err)
 	for _, a := range addrs {
 		p := netip.MustParsePrefix(a)
-		must(tb, nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p.Addr(), p.Bits())}))
+		testkit.Must(tb, nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(p.Addr(), p.Bits())}))
 	}
-	must(tb, nl.LinkSetUp(link))
+	testkit.Must(tb, nl.LinkSetUp(link))
 }
 
 func addRoute(tb testing.TB, path, dst, gateway string) {
 	tb.Helper()
 	p := netip.MustParsePrefix(dst)
 	inside(tb, path, func(nl *netlink.Handle) {
-		must(tb, nl.RouteAdd(&netlink.Route{Dst: ipNet(p.Addr(), p.Bits()), Gw: net.ParseIP(gateway)}))
+		testkit.Must(tb, nl.RouteAdd(&netlink.Route{Dst: ipNet(p.Addr(), p.Bits()), Gw: net.ParseIP(gateway)}))
 	})
 }
 
@@ -129,7 +123,7 @@ func (l *lab) open(tb testing.TB, change func(*Config)) *Pool {
 		change(&cfg)
 	}
 	p, err := Open(tb.Context(), cfg)
-	must(tb, err)
+	testkit.Must(tb, err)
 	tb.Cleanup(func() { l.close(tb, p) })
 	return p
 }
@@ -149,17 +143,17 @@ func (l *lab) close(tb testing.TB, p *Pool) {
 func (l *lab) left(tb testing.TB) []string {
 	tb.Helper()
 	left, err := netns.List(l.cfg.Prefix + "-")
-	must(tb, err)
+	testkit.Must(tb, err)
 	inside(tb, l.host, func(nl *netlink.Handle) {
 		links, err := nl.LinkList()
-		must(tb, err)
+		testkit.Must(tb, err)
 		for _, link := range links {
 			if strings.HasPrefix(link.Attrs().Name, l.cfg.Prefix) {
 				left = append(left, "link "+link.Attrs().Name)
 			}
 		}
 	})
-	must(tb, batch(l.host, func(conn *nftables.Conn) error {
+	testkit.Must(tb, batch(l.host, func(conn *nftables.Conn) error {
 		tables, err := conn.ListTables()
 		for _, table := range tables {
 			left = append(left, "table "+table.Name)
@@ -181,7 +175,7 @@ func (l *lab) abandon(p *Pool) {
 func acquire(tb testing.TB, p *Pool, owner string) *Slot {
 	tb.Helper()
 	s, err := p.Acquire(tb.Context(), owner)
-	must(tb, err)
+	testkit.Must(tb, err)
 	tb.Cleanup(func() {
 		if err := s.Release(context.WithoutCancel(tb.Context())); err != nil {
 			tb.Error(err)
@@ -195,7 +189,7 @@ func counted(tb testing.TB, path, tableName, comment string) uint64 {
 	tb.Helper()
 	var total uint64
 	seen := false
-	must(tb, batch(path, func(conn *nftables.Conn) error {
+	testkit.Must(tb, batch(path, func(conn *nftables.Conn) error {
 		chains, err := conn.ListChains()
 		if err != nil {
 			return err
@@ -228,18 +222,6 @@ func counted(tb testing.TB, path, tableName, comment string) uint64 {
 	return total
 }
 
-// waitFor polls until ok.
-func waitFor(tb testing.TB, what string, ok func() bool) {
-	tb.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			tb.Fatalf("waited %s in vain: %s", patience, what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 // dial connects from inside a namespace.
 func dial(ctx context.Context, path, network, address string) (conn net.Conn, err error) {
 	err = netns.Do(path, func() (err error) {
@@ -262,7 +244,7 @@ func serve(tb testing.TB, path string, port int) (peers func() []string) {
 	}
 	var tcp net.Listener
 	var udp net.PacketConn
-	must(tb, netns.Do(path, func() (err error) {
+	testkit.Must(tb, netns.Do(path, func() (err error) {
 		address := fmt.Sprintf("0.0.0.0:%d", port)
 		if tcp, err = new(net.ListenConfig).Listen(tb.Context(), "tcp4", address); err != nil {
 			return err
@@ -308,7 +290,7 @@ func echo(tb testing.TB, conn net.Conn) {
 	tb.Helper()
 	const line = "hello\n"
 	buf := make([]byte, len(line))
-	waitFor(tb, "an echo from "+conn.RemoteAddr().String(), func() bool {
+	testkit.WaitUntil(tb, conn.RemoteAddr().String()+" echoes", func() bool {
 		if _, err := io.WriteString(conn, line); err != nil {
 			tb.Fatal(err)
 		}
@@ -334,8 +316,8 @@ func newGuest(tb testing.TB, s *Slot) *guest {
 	card := openTAP(tb, g.path, "eth0")
 	inside(tb, g.path, func(nl *netlink.Handle) {
 		link, err := nl.LinkByName("eth0")
-		must(tb, err)
-		must(tb, nl.LinkSetHardwareAddr(link, mac(s.MAC())))
+		testkit.Must(tb, err)
+		testkit.Must(tb, nl.LinkSetHardwareAddr(link, mac(s.MAC())))
 		setUp(tb, nl, "lo")
 		setUp(tb, nl, "eth0", GuestAddress+"/30")
 	})
@@ -374,7 +356,7 @@ func attachTAP(fd int, name string) error {
 func openTAP(tb testing.TB, path, name string) *os.File {
 	tb.Helper()
 	fd := -1
-	must(tb, netns.Do(path, func() (err error) {
+	testkit.Must(tb, netns.Do(path, func() (err error) {
 		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return err
 		}

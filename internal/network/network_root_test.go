@@ -22,6 +22,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/netns"
+	"wrenn/internal/testkit"
 )
 
 func TestGuestReachesTheWorld(t *testing.T) {
@@ -30,7 +31,7 @@ func TestGuestReachesTheWorld(t *testing.T) {
 	g := newGuest(t, acquire(t, l.open(t, nil), "a"))
 	for _, network := range []string{"tcp4", "udp4"} {
 		conn, err := dial(t.Context(), g.path, network, worldPublic+":80")
-		must(t, err)
+		testkit.Must(t, err)
 		echo(t, conn)
 		conn.Close()
 	}
@@ -67,7 +68,7 @@ func knock(t *testing.T, from, network, address string, rule func() uint64) {
 			}
 		}
 	}()
-	waitFor(t, "a drop of what was sent to "+address, func() bool { return rule() > before })
+	testkit.WaitUntil(t, "what was sent to "+address+" is dropped", func() bool { return rule() > before })
 	cancel()
 	<-done
 }
@@ -125,7 +126,7 @@ func TestSpoofedPacketsAreDropped(t *testing.T) {
 	s := acquire(t, l.open(t, nil), "a")
 	g := newGuest(t, s)
 	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80") // the gateway answers no ARP of others
-	must(t, err)
+	testkit.Must(t, err)
 	conn.Close()
 
 	t.Run("address of the guest", func(t *testing.T) {
@@ -136,13 +137,13 @@ func TestSpoofedPacketsAreDropped(t *testing.T) {
 	t.Run("MAC of the guest", func(t *testing.T) {
 		inside(t, g.path, func(nl *netlink.Handle) {
 			link, err := nl.LinkByName("eth0")
-			must(t, err)
-			must(t, nl.LinkSetHardwareAddr(link, mac("02:fc:00:00:00:99")))
+			testkit.Must(t, err)
+			testkit.Must(t, nl.LinkSetHardwareAddr(link, mac("02:fc:00:00:00:99")))
 		})
 		sendUntil(t, g.path, net.Dialer{}, func() bool { return counted(t, s.Namespace(), slotTable, "spoofed MAC") > 0 })
 	})
 	t.Run("address of the slot", func(t *testing.T) {
-		must(t, batch(s.Namespace(), func(conn *nftables.Conn) error {
+		testkit.Must(t, batch(s.Namespace(), func(conn *nftables.Conn) error {
 			conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable})
 			return nil
 		}))
@@ -156,12 +157,12 @@ func TestSpoofedPacketsAreDropped(t *testing.T) {
 func sendUntil(t *testing.T, path string, dialer net.Dialer, ok func() bool) {
 	t.Helper()
 	var conn net.Conn
-	must(t, netns.Do(path, func() (err error) {
+	testkit.Must(t, netns.Do(path, func() (err error) {
 		conn, err = dialer.DialContext(t.Context(), "udp4", worldPublic+":80")
 		return err
 	}))
 	defer conn.Close()
-	waitFor(t, "a drop of a spoofed packet", func() bool {
+	testkit.WaitUntil(t, "a spoofed packet is dropped", func() bool {
 		conn.Write([]byte("hello"))
 		return ok()
 	})
@@ -179,7 +180,7 @@ func TestSlotsHaveNoIPv6(t *testing.T) {
 		if os.IsNotExist(err) {
 			continue // a kernel without IPv6
 		}
-		if must(t, err); strings.TrimSpace(string(value)) != "1" {
+		if testkit.Must(t, err); strings.TrimSpace(string(value)) != "1" {
 			t.Errorf("disable_ipv6 of %s is %q", link, value)
 		}
 	}
@@ -193,7 +194,7 @@ func TestOnlyTheSlotDialsItsGuest(t *testing.T) {
 	heard := serve(t, g.path, 49983)
 
 	conn, err := s.DialContext(t.Context(), "tcp", EnvdAddress)
-	must(t, err)
+	testkit.Must(t, err)
 	echo(t, conn)
 	conn.Close()
 
@@ -205,12 +206,12 @@ func TestOnlyTheSlotDialsItsGuest(t *testing.T) {
 	addRoute(t, l.host, GuestAddress+"/32", p.cfg.slotAddr(s.Index()).String())
 	knock(t, l.host, "tcp4", EnvdAddress, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "from the host") })
 	// And were it not for the host's table, the slot's own would do.
-	must(t, p.host.deleteTable())
+	testkit.Must(t, p.host.deleteTable())
 	knock(t, l.host, "tcp4", EnvdAddress, func() uint64 { return counted(t, s.Namespace(), slotTable, "unasked") })
 	if peers := slices.Compact(heard()); !slices.Equal(peers, []string{GatewayAddress}) {
 		t.Errorf("the guest heard %v", peers)
 	}
-	must(t, p.host.writeTable([]int{s.Index()}))
+	testkit.Must(t, p.host.writeTable([]int{s.Index()}))
 }
 
 func TestDial(t *testing.T) {
@@ -230,7 +231,7 @@ func TestDial(t *testing.T) {
 	serve(t, g.path, 49983)
 	for _, network := range []string{"tcp", "udp"} {
 		conn, err := s.DialContext(t.Context(), network, EnvdAddress)
-		must(t, err)
+		testkit.Must(t, err)
 		if got := conn.RemoteAddr().String(); got != EnvdAddress {
 			t.Errorf("connected to %s", got)
 		}
@@ -247,7 +248,7 @@ func TestDialsThatHangHoldNoThreads(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	threads := func() int {
 		tasks, err := os.ReadDir("/proc/self/task")
-		must(t, err)
+		testkit.Must(t, err)
 		return len(tasks)
 	}
 	const dials = 200
@@ -260,20 +261,20 @@ func TestDialsThatHangHoldNoThreads(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, "all to hang", func() bool { return synSent(t, s.Namespace()) == dials })
+	testkit.WaitUntil(t, "all hang", func() bool { return synSent(t, s.Namespace()) == dials })
 	if n := threads(); n > before+dials/2 {
 		t.Errorf("%d threads, %d before", n, before)
 	}
 	cancel(gone)
 	wg.Wait()
-	waitFor(t, "their sockets to go", func() bool { return synSent(t, s.Namespace()) == 0 })
+	testkit.WaitUntil(t, "their sockets are closed", func() bool { return synSent(t, s.Namespace()) == 0 })
 }
 
 // synSent counts the sockets of a namespace that wait for an answer to a SYN.
 func synSent(t *testing.T, path string) int {
 	t.Helper()
 	var table []byte
-	must(t, netns.Do(path, func() (err error) {
+	testkit.Must(t, netns.Do(path, func() (err error) {
 		table, err = os.ReadFile("/proc/thread-self/net/tcp")
 		return err
 	}))
@@ -289,7 +290,7 @@ func synSent(t *testing.T, path string) int {
 func TestAnotherFirewallIsNamed(t *testing.T) {
 	l := newLab(t)
 	drop := nftables.ChainPolicyDrop
-	must(t, batch(l.host, func(conn *nftables.Conn) error {
+	testkit.Must(t, batch(l.host, func(conn *nftables.Conn) error {
 		table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "corporate"})
 		conn.AddChain(&nftables.Chain{Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
@@ -299,8 +300,8 @@ func TestAnotherFirewallIsNamed(t *testing.T) {
 	cfg := l.cfg
 	cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 	p, err := Open(t.Context(), cfg)
-	must(t, err)
-	must(t, p.Close(t.Context()))
+	testkit.Must(t, err)
+	testkit.Must(t, p.Close(t.Context()))
 	if !strings.Contains(log.String(), "table=corporate chain=FORWARD") {
 		t.Errorf("the log does not name it:\n%s", log.String())
 	}
@@ -317,7 +318,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	g := newGuest(t, s)
 	for range 8 {
 		conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
-		must(t, err)
+		testkit.Must(t, err)
 		defer conn.Close()
 	}
 	knock(t, g.path, "tcp4", worldPublic+":80", func() uint64 {
@@ -332,12 +333,12 @@ func TestNeighboursAreKnownBeforeTheyTalk(t *testing.T) {
 	for _, s := range []*Slot{acquire(t, p, "a"), acquire(t, p, "b")} {
 		inside(t, s.Namespace(), func(nl *netlink.Handle) {
 			tap, err := nl.LinkByName(TAP)
-			must(t, err)
+			testkit.Must(t, err)
 			if got := tap.Attrs().HardwareAddr.String(); got != gatewayMAC {
 				t.Errorf("MAC of the gateway = %s", got)
 			}
 			neighbours, err := nl.NeighList(tap.Attrs().Index, netlink.FAMILY_V4)
-			must(t, err)
+			testkit.Must(t, err)
 			if len(neighbours) != 1 || neighbours[0].State != netlink.NUD_PERMANENT ||
 				neighbours[0].IP.String() != GuestAddress || neighbours[0].HardwareAddr.String() != GuestMAC {
 				t.Errorf("neighbours = %v", neighbours)
@@ -400,10 +401,10 @@ func TestOnePoolHasAPrefixAndARange(t *testing.T) {
 		}
 	}
 	second, err := Open(t.Context(), other)
-	must(t, err)
-	must(t, second.Close(t.Context()))
+	testkit.Must(t, err)
+	testkit.Must(t, second.Close(t.Context()))
 	locks, err := os.ReadDir(l.cfg.RunDir)
-	must(t, err)
+	testkit.Must(t, err)
 	if len(locks) != 1 {
 		t.Errorf("lock files: %v", locks)
 	}
@@ -422,7 +423,7 @@ func TestRewrittenDestinationsAreNoWayAround(t *testing.T) {
 	} {
 		t.Run(tc.to, func(t *testing.T) {
 			rewrite := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "rewrite"}
-			must(t, batch(l.host, func(conn *nftables.Conn) error {
+			testkit.Must(t, batch(l.host, func(conn *nftables.Conn) error {
 				conn.AddTable(rewrite)
 				chain := conn.AddChain(&nftables.Chain{Name: "dnat", Table: rewrite, Type: nftables.ChainTypeNAT,
 					Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest})
@@ -433,7 +434,7 @@ func TestRewrittenDestinationsAreNoWayAround(t *testing.T) {
 				return nil
 			}))
 			knock(t, g.path, "tcp4", worldPublic+":80", func() uint64 { return counted(t, l.host, l.cfg.Prefix, tc.comment) })
-			must(t, batch(l.host, func(conn *nftables.Conn) error { conn.DelTable(rewrite); return nil }))
+			testkit.Must(t, batch(l.host, func(conn *nftables.Conn) error { conn.DelTable(rewrite); return nil }))
 		})
 	}
 }

@@ -24,11 +24,12 @@ import (
 
 	"wrenn"
 	"wrenn/internal/netns"
+	"wrenn/internal/testkit"
 )
 
 func waitReady(tb testing.TB, p *Pool, n int) {
 	tb.Helper()
-	waitFor(tb, fmt.Sprintf("%d ready slots", n), func() bool { s := p.Stats(); return s.Ready >= n && s.Changing == 0 })
+	testkit.WaitUntil(tb, fmt.Sprintf("%d slots are ready", n), func() bool { s := p.Stats(); return s.Ready >= n && s.Changing == 0 })
 }
 
 func TestPoolFillsAheadAndHandsOutWhatIsReady(t *testing.T) {
@@ -70,7 +71,7 @@ func TestPoolIsBounded(t *testing.T) {
 	if _, err := p.Acquire(t.Context(), "c"); wrenn.CodeOf(err) != wrenn.Exhausted {
 		t.Errorf("third of two = %v", err)
 	}
-	must(t, a.Release(t.Context()))
+	testkit.Must(t, a.Release(t.Context()))
 	acquire(t, p, "c")
 }
 
@@ -82,7 +83,7 @@ func TestAcquireWaitsForASlotThatIsComing(t *testing.T) {
 	defer wg.Wait()
 	for i := range 5 {
 		s, err := p.Acquire(t.Context(), fmt.Sprint(i))
-		must(t, err)
+		testkit.Must(t, err)
 		wg.Go(func() {
 			if err := s.Release(context.WithoutCancel(t.Context())); err != nil {
 				t.Error(err)
@@ -101,7 +102,7 @@ func TestReleaseTwiceNeverTouchesTheNextOwner(t *testing.T) {
 			p := l.open(t, func(c *Config) { c.Ready = ready; c.Max = 1 })
 			waitReady(t, p, ready)
 			first := acquire(t, p, "first")
-			must(t, first.Release(t.Context()))
+			testkit.Must(t, first.Release(t.Context()))
 			second := acquire(t, p, "second")
 			if second.Index() != first.Index() || second.Ref().ID == first.Ref().ID {
 				t.Fatalf("first %+v, second %+v: want the same slot with another id", first.Ref(), second.Ref())
@@ -109,13 +110,13 @@ func TestReleaseTwiceNeverTouchesTheNextOwner(t *testing.T) {
 			g := newGuest(t, second)
 			serve(t, g.path, 49983)
 			for range 2 {
-				must(t, first.Release(t.Context()))
+				testkit.Must(t, first.Release(t.Context()))
 			}
 			if _, err := first.DialContext(t.Context(), "tcp", EnvdAddress); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 				t.Errorf("a released slot dials: %v", err)
 			}
 			conn, err := second.DialContext(t.Context(), "tcp", EnvdAddress)
-			must(t, err)
+			testkit.Must(t, err)
 			echo(t, conn)
 			conn.Close()
 			g.stop()
@@ -148,7 +149,7 @@ func flows(t *testing.T, path string) []*netlink.ConntrackFlow {
 	inside(t, path, func(nl *netlink.Handle) {
 		var err error
 		all, err = nl.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
-		must(t, err)
+		testkit.Must(t, err)
 	})
 	return all
 }
@@ -161,7 +162,7 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	first := acquire(t, p, "first")
 	g := newGuest(t, first)
 	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
-	must(t, err)
+	testkit.Must(t, err)
 	defer conn.Close() // a machine that is stopped closes nothing
 	echo(t, conn)
 	knock(t, g.path, "tcp4", GatewayAddress+":80", func() uint64 {
@@ -172,7 +173,7 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	}
 	g.stop()
 	link := linkOf(t, first)
-	must(t, first.Release(t.Context()))
+	testkit.Must(t, first.Release(t.Context()))
 	for _, path := range []string{first.Namespace(), l.host} {
 		if left := flows(t, path); len(left) != 0 {
 			t.Errorf("connections left in %s: %v", path, left)
@@ -181,14 +182,14 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	if n := counted(t, first.Namespace(), slotTable, "to the gateway"); n != 0 {
 		t.Errorf("a counter of the rules is still %d", n)
 	}
-	must(t, netns.Delete(filepath.Base(g.path))) // newGuest makes it again
+	testkit.Must(t, netns.Delete(filepath.Base(g.path))) // newGuest makes it again
 	second := acquire(t, p, "second")
 	if linkOf(t, second) != link {
 		t.Error("the slot was removed and made anew")
 	}
 	again := newGuest(t, second)
 	conn, err = dial(t.Context(), again.path, "tcp4", worldPublic+":80")
-	must(t, err)
+	testkit.Must(t, err)
 	echo(t, conn)
 	conn.Close()
 	again.stop()
@@ -202,12 +203,12 @@ func TestReleaseLeavesTheConnectionsOfOthers(t *testing.T) {
 	var conns []net.Conn
 	for _, s := range []*Slot{a, b} {
 		conn, err := dial(t.Context(), newGuest(t, s).path, "tcp4", worldPublic+":80")
-		must(t, err)
+		testkit.Must(t, err)
 		defer conn.Close()
 		echo(t, conn)
 		conns = append(conns, conn)
 	}
-	must(t, a.Release(t.Context()))
+	testkit.Must(t, a.Release(t.Context()))
 	for _, f := range flows(t, l.host) {
 		if got, want := f.Forward.SrcIP.String(), p.cfg.slotAddr(b.Index()).String(); got != want {
 			t.Errorf("a connection from %s is left, want those from %s alone", got, want)
@@ -227,7 +228,7 @@ func TestSlotWithATAPInUseIsNotRecycled(t *testing.T) {
 	tap := openTAP(t, s.Namespace(), s.TAP())
 	defer tap.Close()
 	old := linkOf(t, s)
-	must(t, s.Release(t.Context()))
+	testkit.Must(t, s.Release(t.Context()))
 	if fresh := acquire(t, p, "b"); linkOf(t, fresh) == old {
 		t.Error("the namespace in which the TAP is in use was handed out")
 	}
@@ -240,7 +241,7 @@ func linkOf(t *testing.T, s *Slot) int {
 	var index int
 	inside(t, s.pool.cfg.HostNamespace, func(nl *netlink.Handle) {
 		link, err := nl.LinkByName(s.pool.cfg.name(s.Index()))
-		must(t, err)
+		testkit.Must(t, err)
 		index = link.Attrs().Index
 	})
 	return index
@@ -282,7 +283,7 @@ func TestTenAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	waitFor(t, "ten visitors", func() bool { return len(heard()) == 10 })
+	testkit.WaitUntil(t, "there are ten visitors", func() bool { return len(heard()) == 10 })
 	for _, s := range slots {
 		wg.Go(func() {
 			if err := s.Release(context.WithoutCancel(t.Context())); err != nil {
@@ -297,28 +298,28 @@ func TestCrashedAgentsSlotsAreAdoptedOrSwept(t *testing.T) {
 	l := newLab(t)
 	serve(t, l.world, 80)
 	dead, err := Open(t.Context(), l.cfg)
-	must(t, err)
+	testkit.Must(t, err)
 	kept, err := dead.Acquire(t.Context(), "kept")
-	must(t, err)
+	testkit.Must(t, err)
 	lost, err := dead.Acquire(t.Context(), "lost")
-	must(t, err)
+	testkit.Must(t, err)
 	g := newGuest(t, kept)
 	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
-	must(t, err)
+	testkit.Must(t, err)
 	defer conn.Close()
 	// One that was being made when the agent died, and the end of one.
 	if _, err := dead.host.run(t.Context(), 7, makeSteps[:4], nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = netns.Create(l.cfg.name(9))
-	must(t, err)
+	testkit.Must(t, err)
 	l.abandon(dead)
 	echo(t, conn)
 
 	p := l.open(t, func(c *Config) { c.Ready = 2 })
 	echo(t, conn) // the guest does not notice
 	adopted, err := p.Adopt(t.Context(), kept.Ref())
-	must(t, err)
+	testkit.Must(t, err)
 	if adopted.Ref() != kept.Ref() || adopted.Namespace() != kept.Namespace() {
 		t.Errorf("adopted %+v, want %+v", adopted.Ref(), kept.Ref())
 	}
@@ -335,7 +336,7 @@ func TestCrashedAgentsSlotsAreAdoptedOrSwept(t *testing.T) {
 			t.Errorf("Adopt of %s = %v", name, err)
 		}
 	}
-	must(t, p.Sweep(t.Context()))
+	testkit.Must(t, p.Sweep(t.Context()))
 	waitReady(t, p, 2)
 	if s := p.Stats(); s != (Stats{Ready: 2, Used: 1}) {
 		t.Errorf("stats = %+v", s)
@@ -345,19 +346,19 @@ func TestCrashedAgentsSlotsAreAdoptedOrSwept(t *testing.T) {
 	}
 	echo(t, conn)
 	g.stop()
-	must(t, adopted.Release(t.Context()))
+	testkit.Must(t, adopted.Release(t.Context()))
 }
 
 func TestCloseLeavesSlotsInUse(t *testing.T) {
 	l := newLab(t)
 	serve(t, l.world, 80)
 	first, err := Open(t.Context(), l.cfg)
-	must(t, err)
+	testkit.Must(t, err)
 	s, err := first.Acquire(t.Context(), "a")
-	must(t, err)
+	testkit.Must(t, err)
 	g := newGuest(t, s)
 	for range 2 {
-		must(t, first.Close(t.Context()))
+		testkit.Must(t, first.Close(t.Context()))
 	}
 	if _, err := first.Acquire(t.Context(), "b"); wrenn.CodeOf(err) != wrenn.Unavailable {
 		t.Errorf("Acquire after Close = %v", err)
@@ -366,51 +367,51 @@ func TestCloseLeavesSlotsInUse(t *testing.T) {
 		t.Errorf("Release after Close = %v", err)
 	}
 	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
-	must(t, err)
+	testkit.Must(t, err)
 	echo(t, conn)
 	conn.Close()
 	g.stop()
-	must(t, l.open(t, nil).Sweep(t.Context()))
+	testkit.Must(t, l.open(t, nil).Sweep(t.Context()))
 }
 
 // What lives in a slot that nobody adopted is shown, and keeps it.
 func TestSweepSparesWhatIsLivedIn(t *testing.T) {
 	l := newLab(t)
 	dead, err := Open(t.Context(), l.cfg)
-	must(t, err)
+	testkit.Must(t, err)
 	var slots []*Slot
 	for _, owner := range []string{"empty", "lived", "adopted"} {
 		s, err := dead.Acquire(t.Context(), owner)
-		must(t, err)
+		testkit.Must(t, err)
 		slots = append(slots, s)
 	}
 	var lodgers []*exec.Cmd
 	for _, s := range slots[1:] {
 		cmd := exec.Command("sleep", "600")
-		must(t, netns.Do(s.Namespace(), cmd.Start))
+		testkit.Must(t, netns.Do(s.Namespace(), cmd.Start))
 		t.Cleanup(func() { _ = cmd.Process.Kill() }) // gone already when all went well
 		lodgers = append(lodgers, cmd)
 	}
 	l.abandon(dead)
 	p := l.open(t, nil)
 	adopted, err := p.Adopt(t.Context(), slots[2].Ref())
-	must(t, err)
+	testkit.Must(t, err)
 	want := []Tenant{{Slot: filepath.Base(slots[1].Namespace()), PIDs: []int{lodgers[0].Process.Pid}}}
 	for range 2 {
 		if got, err := p.Tenants(); err != nil || !cmp.Equal(want, got) {
 			t.Errorf("Tenants() = %+v, %v; want %+v", got, err, want)
 		}
-		must(t, p.Sweep(t.Context()))
+		testkit.Must(t, p.Sweep(t.Context()))
 		if s := p.Stats(); s.Leftover != 1 || s.Used != 1 {
 			t.Errorf("stats after the sweep = %+v", s)
 		}
 	}
 	for _, cmd := range lodgers {
-		must(t, cmd.Process.Kill())
+		testkit.Must(t, cmd.Process.Kill())
 		_ = cmd.Wait() // killed
 	}
-	must(t, adopted.Release(t.Context()))
-	must(t, p.Sweep(t.Context()))
+	testkit.Must(t, adopted.Release(t.Context()))
+	testkit.Must(t, p.Sweep(t.Context()))
 	if got, err := p.Tenants(); err != nil || len(got) != 0 || p.Stats().Leftover != 0 {
 		t.Errorf("Tenants() = %+v, %v; stats %+v", got, err, p.Stats())
 	}
@@ -419,15 +420,15 @@ func TestSweepSparesWhatIsLivedIn(t *testing.T) {
 func TestSlotsOfAnotherRangeAreNotAdopted(t *testing.T) {
 	l := newLab(t)
 	dead, err := Open(t.Context(), l.cfg)
-	must(t, err)
+	testkit.Must(t, err)
 	s, err := dead.Acquire(t.Context(), "a")
-	must(t, err)
+	testkit.Must(t, err)
 	l.abandon(dead)
 	p := l.open(t, func(c *Config) { c.Range = freeTestRange })
 	if _, err := p.Adopt(t.Context(), s.Ref()); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("Adopt() = %v", err)
 	}
-	must(t, p.Sweep(t.Context()))
+	testkit.Must(t, p.Sweep(t.Context()))
 }
 
 var errInjected = errors.New("injected")
@@ -484,7 +485,7 @@ func TestEachStepOfRecyclingFailsOnceAndTheSlotIsRemoved(t *testing.T) {
 			s := acquire(t, p, "a")
 			old := linkOf(t, s)
 			p.fault = failOnce(point)
-			must(t, s.Release(t.Context()))
+			testkit.Must(t, s.Release(t.Context()))
 			if fresh := acquire(t, p, "b"); linkOf(t, fresh) == old {
 				t.Error("a slot in doubt was handed out")
 			}
@@ -511,7 +512,7 @@ func TestSlotThatCannotBeRemovedStaysOut(t *testing.T) {
 			if got := p.Stats(); got != (Stats{Broken: 1}) {
 				t.Errorf("stats = %+v", got)
 			}
-			must(t, again(s))
+			testkit.Must(t, again(s))
 			if got := p.Stats(); got != (Stats{}) {
 				t.Errorf("stats = %+v", got)
 			}
@@ -544,8 +545,8 @@ func TestCyclesLeakNothing(t *testing.T) {
 			p := l.open(t, func(c *Config) { c.Ready = ready })
 			cycle := func() {
 				s, err := p.Acquire(t.Context(), "a")
-				must(t, err)
-				must(t, s.Release(t.Context()))
+				testkit.Must(t, err)
+				testkit.Must(t, s.Release(t.Context()))
 			}
 			cycle()
 			waitReady(t, p, ready)
@@ -554,7 +555,7 @@ func TestCyclesLeakNothing(t *testing.T) {
 				cycle()
 			}
 			waitReady(t, p, ready)
-			waitFor(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+			testkit.WaitUntil(t, "the goroutines have ended", func() bool { return runtime.NumGoroutine() <= goroutines })
 			if n := openFiles(t); n > fds {
 				t.Errorf("%d open files, %d before", n, fds)
 			}
@@ -568,7 +569,7 @@ func TestCyclesLeakNothing(t *testing.T) {
 func openFiles(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
-	must(t, err)
+	testkit.Must(t, err)
 	return len(entries)
 }
 
@@ -577,7 +578,7 @@ const attachAs = "WRENN_TEST_ATTACH_TAP" // set in the child of the next test
 // The VMM of a slot runs as a user without capabilities.
 func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 	if os.Getenv(attachAs) != "" {
-		must(t, attachTAP(3, TAP))
+		testkit.Must(t, attachTAP(3, TAP))
 		return
 	}
 	l := newLab(t)
@@ -594,7 +595,7 @@ func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var tun *os.File
-			must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to where it was opened
+			testkit.Must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to where it was opened
 				tun, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 				return err
 			}))
@@ -615,13 +616,13 @@ func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 func readableCopy(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wrenn-network-*") //nolint:usetesting // others cannot enter t.TempDir
-	must(t, err)
+	testkit.Must(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	must(t, os.Chmod(dir, 0o755))
+	testkit.Must(t, os.Chmod(dir, 0o755))
 	self, err := os.ReadFile("/proc/self/exe")
-	must(t, err)
+	testkit.Must(t, err)
 	path := filepath.Join(dir, "test")
-	must(t, os.WriteFile(path, self, 0o755))
+	testkit.Must(t, os.WriteFile(path, self, 0o755))
 	return path
 }
 
@@ -637,9 +638,9 @@ func BenchmarkSlot(b *testing.B) {
 				began := time.Now()
 				s, err := p.Acquire(b.Context(), "bench")
 				acquire = append(acquire, time.Since(began))
-				must(b, err)
+				testkit.Must(b, err)
 				began = time.Now()
-				must(b, s.Release(b.Context()))
+				testkit.Must(b, s.Release(b.Context()))
 				release = append(release, time.Since(began))
 			}
 			for what, times := range map[string][]time.Duration{"acquire": acquire, "release": release} {
@@ -658,7 +659,7 @@ func BenchmarkDial(b *testing.B) {
 	serve(b, g.path, 49983)
 	for b.Loop() {
 		conn, err := s.DialContext(b.Context(), "tcp", EnvdAddress)
-		must(b, err)
+		testkit.Must(b, err)
 		conn.Close()
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"wrenn"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/postgres"
+	"wrenn/internal/testkit"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -42,13 +43,6 @@ func create(t *testing.T, s *postgres.Store, sb wrenn.Sandbox) *wrenn.Sandbox {
 		t.Fatal(err)
 	}
 	return out
-}
-
-func wantCode(t *testing.T, err error, want wrenn.Code) {
-	t.Helper()
-	if got := wrenn.CodeOf(err); got != want {
-		t.Errorf("got %q (%v), want %q", got, err, want)
-	}
 }
 
 // query returns rows of text.
@@ -152,7 +146,7 @@ func TestCompareAndSet(t *testing.T) {
 		t.Fatalf("%+v, %v", running, err)
 	}
 	_, err = s.MoveSandbox(t.Context(), running, postgres.Move{To: wrenn.Pending})
-	wantCode(t, err, wrenn.Internal) // the states forbid it, whatever the row is
+	testkit.WantCode(t, err, wrenn.Internal) // the states forbid it, whatever the row is
 	events, err := s.Events(t.Context(), sb.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -246,7 +240,7 @@ func TestPages(t *testing.T) {
 	}
 	for _, page := range []string{"x", "e30", "MTIzLmZvbw", "LTEuaWFiY2RlZmdoaWprbG1ub3BxcnN0"} {
 		_, _, err := s.Sandboxes(t.Context(), mine, postgres.List{Limit: 1, Page: page})
-		wantCode(t, err, wrenn.Invalid)
+		testkit.WantCode(t, err, wrenn.Invalid)
 	}
 }
 
@@ -284,17 +278,14 @@ func TestAbandoned(t *testing.T) {
 	query(t, url, "INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, state) SELECT 'iold', team_id, 'base', 1, 1, 1, 'starting' FROM sandboxes LIMIT 1 RETURNING ''")
 	want := func(want map[wrenn.SandboxID]wrenn.HostID) {
 		t.Helper()
-		var diff string
-		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) { // a session's end takes a moment
+		testkit.WaitNoError(t, "the right rows are abandoned", func() error { // a session's end takes a moment
 			got, err := here.Abandoned(t.Context(), 0)
-			if err != nil {
-				t.Fatal(err)
+			testkit.Must(t, err)
+			if diff := cmp.Diff(want, got); diff != "" {
+				return fmt.Errorf("(-want +got):\n%s", diff)
 			}
-			if diff = cmp.Diff(want, got); diff == "" {
-				return
-			}
-		}
-		t.Errorf("abandoned (-want +got):\n%s", diff)
+			return nil
+		})
 	}
 	want(map[wrenn.SandboxID]wrenn.HostID{})
 	lead.Close(t.Context())
@@ -382,16 +373,16 @@ func TestDatabaseThatIsNotThere(t *testing.T) {
 	}
 	defer s.Close()
 	err = s.Ready(t.Context())
-	wantCode(t, err, wrenn.Unavailable)
+	testkit.WantCode(t, err, wrenn.Unavailable)
 	if strings.Contains(err.Error(), "geheim") {
 		t.Errorf("the password is in %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = s.Now(ctx)
-	wantCode(t, err, wrenn.Canceled)
+	testkit.WantCode(t, err, wrenn.Canceled)
 	_, err = postgres.Open(t.Context(), postgres.Config{URL: "postgres://wrenn:geheim@:x/"})
-	if wantCode(t, err, wrenn.Invalid); strings.Contains(err.Error(), "geheim") {
+	if testkit.WantCode(t, err, wrenn.Invalid); strings.Contains(err.Error(), "geheim") {
 		t.Errorf("the password is in %v", err)
 	}
 }
@@ -407,9 +398,9 @@ func TestReadyKnowsTheSchema(t *testing.T) {
 		t.Errorf("migrating what is migrated: %v", err)
 	}
 	query(t, url, "DELETE FROM goose_db_version WHERE version_id > 0 RETURNING ''")
-	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
+	testkit.WantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
 	query(t, url, "DROP TABLE goose_db_version")
-	wantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
+	testkit.WantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
 }
 
 // TestTeamUseIsCounted compares what is counted with what is there.
@@ -496,7 +487,7 @@ func TestPausedHaveNoMemory(t *testing.T) {
 		t.Errorf("twice: %v", err)
 	}
 	_, err = s.ResumeSandbox(t.Context(), paused[2], limits, "test")
-	wantCode(t, err, wrenn.Exhausted)
+	testkit.WantCode(t, err, wrenn.Exhausted)
 	if sb, err := s.Sandbox(t.Context(), paused[2].ID); err != nil || sb.State != wrenn.Paused || sb.Version != paused[2].Version {
 		t.Errorf("refused, it is %+v, %v", sb, err)
 	}

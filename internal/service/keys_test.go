@@ -9,6 +9,7 @@ import (
 	"wrenn/internal/auth"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 )
 
 func TestKeys(t *testing.T) {
@@ -31,12 +32,12 @@ func TestKeys(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.Authenticate(t.Context(), wrong)
-			wantCode(t, err, wrenn.Unauthenticated)
+			testkit.WantCode(t, err, wrenn.Unauthenticated)
 		})
 	}
 	other := w.team(t, "other")
-	wantCode(t, s.RevokeKey(t.Context(), other, key.ID), wrenn.NotFound)
-	wantCode(t, s.RevokeKey(t.Context(), w.caller, "'; DROP TABLE api_keys"), wrenn.NotFound)
+	testkit.WantCode(t, s.RevokeKey(t.Context(), other, key.ID), wrenn.NotFound)
+	testkit.WantCode(t, s.RevokeKey(t.Context(), w.caller, "'; DROP TABLE api_keys"), wrenn.NotFound)
 	if keys, err := s.ListKeys(t.Context(), other); err != nil || len(keys) != 0 {
 		t.Errorf("another team sees %v, %v", keys, err)
 	}
@@ -50,12 +51,12 @@ func TestKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = s.Authenticate(t.Context(), secret)
-	wantCode(t, err, wrenn.Unauthenticated)
-	wantCode(t, s.RevokeKey(t.Context(), w.caller, key.ID), wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.Unauthenticated)
+	testkit.WantCode(t, s.RevokeKey(t.Context(), w.caller, key.ID), wrenn.NotFound)
 	_, _, err = s.CreateKey(t.Context(), w.caller, " \x00")
-	wantCode(t, err, wrenn.Invalid)
+	testkit.WantCode(t, err, wrenn.Invalid)
 	_, _, err = s.CreateKey(t.Context(), service.Caller{Team: "00000000-0000-0000-0000-000000000000"}, "key")
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 }
 
 func TestTeamIsMadeOnce(t *testing.T) {
@@ -80,7 +81,7 @@ func TestUseIsWrittenInBatches(t *testing.T) {
 	if _, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo"}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "its use is written", func() bool {
+	testkit.WaitUntil(t, "its use is written", func() bool {
 		now, err := s.Sandbox(t.Context(), w.caller, sb.ID)
 		return err == nil && !now.LastActiveAt.Before(sb.LastActiveAt) && now.Version == sb.Version
 	})

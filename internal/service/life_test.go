@@ -14,6 +14,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 )
 
 func TestLife(t *testing.T) {
@@ -48,7 +49,7 @@ func TestLife(t *testing.T) {
 		t.Fatalf("paused: %+v, %v", paused, err)
 	}
 	_, err = s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "echo"})
-	wantCode(t, err, wrenn.FailedPrecondition)
+	testkit.WantCode(t, err, wrenn.FailedPrecondition)
 	if again, err := s.PauseSandbox(t.Context(), c, sb.ID); err != nil || again.Version != paused.Version {
 		t.Errorf("paused twice: %+v, %v", again, err)
 	}
@@ -76,7 +77,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("after its end: %+v, %v, host %v", gone, err, agent.Sandboxes())
 	}
 	_, err = s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "echo"})
-	wantCode(t, err, wrenn.FailedPrecondition)
+	testkit.WantCode(t, err, wrenn.FailedPrecondition)
 	w.checkEvents(t, gone)
 }
 
@@ -108,9 +109,9 @@ func TestLogs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Logs(t.Context(), w.caller, id, false)
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 	_, err = s.Logs(t.Context(), service.Caller{Team: "00000000-0000-4000-8000-000000000000"}, id, false)
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 }
 
 func TestStreams(t *testing.T) {
@@ -142,7 +143,7 @@ func TestStreams(t *testing.T) {
 		t.Errorf("stream (-want +got):\n%s", diff)
 	}
 	stream, err = s.AttachExec(t.Context(), w.caller, id, service.ExecAttach{PID: 4711})
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 	if stream != nil {
 		t.Error("a stream that holds nothing is not nil")
 	}
@@ -178,7 +179,7 @@ func TestTeamsDoNotSeeEachOther(t *testing.T) {
 		"write":  func() error { return s.WriteFile(ctx, other, id, "", "/f", strings.NewReader("")) },
 		"read":   func() error { _, err := s.ReadFile(ctx, other, id, "", "/f"); return err },
 	} {
-		t.Run(name, func(t *testing.T) { wantCode(t, f(), wrenn.NotFound) })
+		t.Run(name, func(t *testing.T) { testkit.WantCode(t, f(), wrenn.NotFound) })
 	}
 	if page, _, err := s.ListSandboxes(ctx, other, service.ListSandboxes{}); err != nil || len(page) != 0 {
 		t.Errorf("listed %v, %v", page, err)
@@ -205,15 +206,15 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.CreateSandbox(t.Context(), w.caller, req)
-			wantCode(t, err, wrenn.Invalid)
+			testkit.WantCode(t, err, wrenn.Invalid)
 		})
 	}
 	_, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{States: []wrenn.State{"dead"}})
-	wantCode(t, err, wrenn.Invalid)
+	testkit.WantCode(t, err, wrenn.Invalid)
 	_, _, err = s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{Page: "x"})
-	wantCode(t, err, wrenn.Invalid)
+	testkit.WantCode(t, err, wrenn.Invalid)
 	_, err = s.SetTimeout(t.Context(), w.caller, wrenn.NewSandboxID(), 0)
-	wantCode(t, err, wrenn.Invalid)
+	testkit.WantCode(t, err, wrenn.Invalid)
 	if n := w.agents[0].Creates(); n != 0 {
 		t.Errorf("%d sandboxes were made", n)
 	}
@@ -262,7 +263,7 @@ func TestCreateThatFails(t *testing.T) {
 				wish.Template = "mine"
 			}
 			_, err := s.CreateSandbox(t.Context(), w.caller, wish)
-			wantCode(t, err, c.code)
+			testkit.WantCode(t, err, c.code)
 			page, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{})
 			if err != nil || len(page) != 1 {
 				t.Fatalf("%d rows, %v", len(page), err)
@@ -294,7 +295,7 @@ func TestCreateWhoseCallerGoesAway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-asked; cancel() }()
 	_, err := s.CreateSandbox(ctx, w.caller, service.CreateSandbox{})
-	wantCode(t, err, wrenn.Canceled)
+	testkit.WantCode(t, err, wrenn.Canceled)
 	page, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{})
 	if err != nil || len(page) != 1 || page[0].State != wrenn.Failed || !strings.Contains(page[0].Reason, "went away") {
 		t.Errorf("got %+v, %v", page, err)
@@ -328,7 +329,7 @@ func TestDeleteWhileItStarts(t *testing.T) {
 	}
 	w.reaches(t, id, wrenn.Stopped)
 	close(goOn) // the host makes it only now, after it was told to destroy it
-	wantCode(t, <-done, wrenn.FailedPrecondition)
+	testkit.WantCode(t, <-done, wrenn.FailedPrecondition)
 	if left := agent.Sandboxes(); len(left) != 0 {
 		t.Errorf("the host has %v", left)
 	}
@@ -349,7 +350,7 @@ func TestPauseThatFails(t *testing.T) {
 	sb := create(t, s, w.caller)
 	fail.Store(wrenn.Errorf(wrenn.Unavailable, "the answer is lost"))
 	_, err := s.PauseSandbox(t.Context(), w.caller, sb.ID)
-	wantCode(t, err, wrenn.Unavailable)
+	testkit.WantCode(t, err, wrenn.Unavailable)
 	w.reaches(t, sb.ID, wrenn.Paused) // as its host has it
 
 	fail.Store(nil)
@@ -358,7 +359,7 @@ func TestPauseThatFails(t *testing.T) {
 	}
 	agent.Lose(sb.ID)
 	_, err = s.PauseSandbox(t.Context(), w.caller, sb.ID)
-	wantCode(t, err, wrenn.FailedPrecondition)
+	testkit.WantCode(t, err, wrenn.FailedPrecondition)
 	if got := w.reaches(t, sb.ID, wrenn.Failed); !strings.Contains(got.Reason, "does not have it") {
 		t.Errorf("reason %q", got.Reason)
 	}
@@ -380,7 +381,7 @@ func TestDeleteOnAHostThatIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.reaches(t, sb.ID, wrenn.Stopped)
-	eventually(t, "the host has destroyed it", func() bool { return len(agent.Sandboxes()) == 0 })
+	testkit.WaitUntil(t, "the host has destroyed it", func() bool { return len(agent.Sandboxes()) == 0 })
 }
 
 func TestPlacing(t *testing.T) {
@@ -397,7 +398,7 @@ func TestPlacing(t *testing.T) {
 		}
 	}
 	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
-	wantCode(t, err, wrenn.Exhausted)
+	testkit.WantCode(t, err, wrenn.Exhausted)
 }
 
 func TestNoHosts(t *testing.T) {
@@ -406,7 +407,7 @@ func TestNoHosts(t *testing.T) {
 	w.servers[0].Stop()
 	s, _ := w.replica(t, nil)
 	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
-	wantCode(t, err, wrenn.Unavailable)
+	testkit.WantCode(t, err, wrenn.Unavailable)
 	if page, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{}); err != nil || len(page) != 0 {
 		t.Errorf("it left rows: %v, %v", page, err)
 	}

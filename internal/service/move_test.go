@@ -5,6 +5,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/testkit"
 )
 
 func TestPausedSandboxMovesToAnotherHost(t *testing.T) {
@@ -18,14 +19,14 @@ func TestPausedSandboxMovesToAnotherHost(t *testing.T) {
 		to = "h2"
 	}
 	_, err := s.MoveSandbox(t.Context(), sb.ID, to)
-	wantCode(t, err, wrenn.FailedPrecondition) // it runs
+	testkit.WantCode(t, err, wrenn.FailedPrecondition) // it runs
 	if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
 		t.Fatal(err)
 	}
 	_, err = s.MoveSandbox(t.Context(), sb.ID, to)
-	wantCode(t, err, wrenn.FailedPrecondition) // its files are not there
+	testkit.WantCode(t, err, wrenn.FailedPrecondition) // its files are not there
 	_, err = s.MoveSandbox(t.Context(), sb.ID, "h9")
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 
 	agents[to].Put(sb.ID, wrenn.SeenPaused) // a copy: from still has it
 	for range 2 {

@@ -11,6 +11,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 )
 
 // TestReplicasRace lets two control planes do everything to the same
@@ -56,7 +57,7 @@ func TestReplicasRace(t *testing.T) {
 		return true
 	})
 	w.sql(t, "UPDATE sandboxes SET updated_at = updated_at - interval '1 hour'") // nobody is at work any more
-	eventually(t, "no sandbox is left on a host", func() bool {
+	testkit.WaitUntil(t, "no sandbox is left on a host", func() bool {
 		return len(w.agents[0].Sandboxes())+len(w.agents[1].Sandboxes()) == 0
 	})
 	page, _, err := one.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{Limit: 500})
@@ -71,7 +72,7 @@ func TestReplicasRace(t *testing.T) {
 func (w *world) reachesEnd(t *testing.T, id wrenn.SandboxID) {
 	t.Helper()
 	var sb *wrenn.Sandbox
-	eventually(t, string(id)+" has ended", func() bool {
+	testkit.WaitUntil(t, string(id)+" has ended", func() bool {
 		var err error
 		sb, err = w.store.Sandbox(t.Context(), id)
 		return err == nil && sb.State.Ended()
@@ -142,13 +143,13 @@ func TestLimitsHoldBetweenReplicas(t *testing.T) {
 	}
 	w.sql(t, "UPDATE teams SET max_memory_mb = 2500")
 	_, err = one.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
-	wantCode(t, err, wrenn.Exhausted)
+	testkit.WantCode(t, err, wrenn.Exhausted)
 	if _, err = two.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{MemoryMB: 400}); err != nil {
 		t.Error(err)
 	}
 	w.sql(t, "UPDATE teams SET max_sandboxes = 0")
 	_, err = two.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{MemoryMB: 64})
-	wantCode(t, err, wrenn.Exhausted)
+	testkit.WantCode(t, err, wrenn.Exhausted)
 }
 
 func TestConflictIsAFailedPrecondition(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"wrenn/internal/pgtest"
 	"wrenn/internal/postgres"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 )
 
 func TestReconciler(t *testing.T) {
@@ -30,7 +31,7 @@ func TestReconciler(t *testing.T) {
 		if got.Reason != "it was not used for 300 s" {
 			t.Errorf("reason %q", got.Reason)
 		}
-		eventually(t, "the host may forget it", func() bool { _, there := agent.Sandboxes()[sb.ID]; return !there })
+		testkit.WaitUntil(t, "the host may forget it", func() bool { _, there := agent.Sandboxes()[sb.ID]; return !there })
 		w.checkEvents(t, got)
 	})
 	t.Run("its time was up, and it is paused", func(t *testing.T) {
@@ -78,10 +79,10 @@ func TestReconciler(t *testing.T) {
 	t.Run("a sandbox that nobody knows", func(t *testing.T) {
 		id := wrenn.NewSandboxID()
 		agent.Put(id, wrenn.SeenRunning)
-		eventually(t, "it is reported", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "1" })
-		eventually(t, "it is counted", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 1 })
+		testkit.WaitUntil(t, "it is reported", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "1" })
+		testkit.WaitUntil(t, "it is counted", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 1 })
 		agent.Put(id, wrenn.SeenQuarantined)
-		eventually(t, "the operator is told of the quarantine", func() bool {
+		testkit.WaitUntil(t, "the operator is told of the quarantine", func() bool {
 			hosts, unknown, err := s.Hosts(t.Context())
 			if err != nil || len(hosts) != 1 || hosts[0].SeenAt.IsZero() || len(unknown) != 1 || unknown[0].ID != id || unknown[0].Host != "h1" {
 				t.Fatalf("hosts: %+v, unknown: %+v, %v", hosts, unknown, err)
@@ -93,19 +94,19 @@ func TestReconciler(t *testing.T) {
 			t.Error("it was destroyed")
 		}
 		agent.Lose(id)
-		eventually(t, "the report is gone with it", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "0" })
-		eventually(t, "and so is the number", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 0 })
+		testkit.WaitUntil(t, "the report is gone with it", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "0" })
+		testkit.WaitUntil(t, "and so is the number", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 0 })
 	})
 	t.Run("a host that is away", func(t *testing.T) {
 		if got := metric(t, s, "wrenn_host_up"); got != 1 {
 			t.Errorf("wrenn_host_up is %v while it is there", got)
 		}
 		w.servers[0].Stop()
-		eventually(t, "it is down", func() bool { return metric(t, s, "wrenn_host_up") == 0 })
+		testkit.WaitUntil(t, "it is down", func() bool { return metric(t, s, "wrenn_host_up") == 0 })
 		if err := w.servers[0].Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is up", func() bool { return metric(t, s, "wrenn_host_up") == 1 })
+		testkit.WaitUntil(t, "it is up", func() bool { return metric(t, s, "wrenn_host_up") == 1 })
 	})
 }
 
@@ -142,7 +143,7 @@ func TestReconcileAtOnce(t *testing.T) {
 		sb := create(t, s, w.caller)
 		agent.End(sb.ID, wrenn.SeenStopped, "time was up")
 		w.servers[0].Stop()
-		eventually(t, "the host is down", func() bool {
+		testkit.WaitUntil(t, "the host is down", func() bool {
 			_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
 			return err != nil && err.Error() == "no host can be reached; try again in a moment"
 		})
@@ -221,7 +222,7 @@ func TestEndThatCannotBeWritten(t *testing.T) {
 	id := wrenn.SandboxID(<-made)
 	stop()
 	close(goOn)
-	wantCode(t, <-done, wrenn.Unavailable)
+	testkit.WantCode(t, <-done, wrenn.Unavailable)
 	if left := agent.Sandboxes(); len(left) != 0 {
 		t.Errorf("the host has %v", left)
 	}
@@ -246,7 +247,7 @@ func TestOneLeads(t *testing.T) {
 	}
 	first.Close(t.Context())
 	var second *postgres.Lead
-	eventually(t, "somebody can take over", func() bool { // once the server has seen the session's end
+	testkit.WaitUntil(t, "another replica can lead", func() bool { // once the server has seen the session's end
 		second, err = w.store.TryLead(t.Context(), "reconcile")
 		return err == nil && second != nil
 	})
@@ -286,13 +287,13 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 		"authenticate": func() error { _, err := s.Authenticate(t.Context(), secret); return err },
 		"a key":        func() error { _, _, err := s.CreateKey(t.Context(), w.caller, "key"); return err },
 	} {
-		t.Run(name, func(t *testing.T) { wantCode(t, f(), wrenn.Unavailable) })
+		t.Run(name, func(t *testing.T) { testkit.WantCode(t, f(), wrenn.Unavailable) })
 	}
 	if got := agent.Sandboxes()[sb.ID]; got != wrenn.SeenRunning {
 		t.Errorf("without its database the sandbox is %q", got)
 	}
 	restart()
-	eventually(t, "it is ready again", func() bool { return s.Ready(t.Context()) == nil })
+	testkit.WaitUntil(t, "it is ready again", func() bool { return s.Ready(t.Context()) == nil })
 	if res, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo", Args: []string{"still", "here"}}); err != nil || string(res.Stdout) != "still here\n" {
 		t.Errorf("%+v, %v", res, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"wrenn/internal/pgtest"
 	"wrenn/internal/postgres"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 )
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
@@ -138,39 +139,16 @@ func create(t *testing.T, s *service.Service, c service.Caller) *wrenn.Sandbox {
 	return sb
 }
 
-// eventually polls until ok says so.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			t.Fatalf("it did not come to be that %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 // reaches waits until the row is in the state, and returns it.
 func (w *world) reaches(t *testing.T, id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
 	t.Helper()
 	var sb *wrenn.Sandbox
-	eventually(t, string(id)+" is "+string(state), func() bool {
+	testkit.WaitUntil(t, string(id)+" is "+string(state), func() bool {
 		var err error
 		sb, err = w.store.Sandbox(t.Context(), id)
 		return err == nil && sb.State == state
 	})
 	return sb
-}
-
-func wantCode(t *testing.T, err error, want wrenn.Code) {
-	t.Helper()
-	if got := wrenn.CodeOf(err); got != want {
-		t.Errorf("got %q (%v), want %q", got, err, want)
-	}
 }
 
 // checkEvents says whether the events of a row tell one story: each begins

@@ -14,6 +14,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 )
 
 // sleeper makes a sandbox that is woken when it is used.
@@ -111,7 +112,7 @@ func TestRowsThatLag(t *testing.T) {
 		sb := create(t, s, w.caller)
 		agent.Put(sb.ID, wrenn.SeenPaused)
 		err := say(t, s, w.caller, sb.ID)
-		wantCode(t, err, wrenn.FailedPrecondition)
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
 		if err == nil || !strings.Contains(err.Error(), "wrenn sandbox resume "+string(sb.ID)) {
 			t.Errorf("it does not say what to do: %v", err)
 		}
@@ -133,7 +134,7 @@ func TestRowsThatLag(t *testing.T) {
 		sb := create(t, s, w.caller)
 		agent.Lose(sb.ID)
 		_, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID)
-		wantCode(t, err, wrenn.FailedPrecondition)
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
 		w.reaches(t, sb.ID, wrenn.Failed)
 	})
 }
@@ -157,7 +158,7 @@ func TestPausedIsNotWoken(t *testing.T) {
 		"checkpoint": func() error { _, err := s.CreateCheckpoint(t.Context(), w.caller, sb.ID, ""); return err },
 	} {
 		err := f()
-		wantCode(t, err, wrenn.FailedPrecondition)
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
 		if err == nil || !strings.Contains(err.Error(), "resume it first") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -207,12 +208,12 @@ func TestResumeAndLimits(t *testing.T) {
 	sb := sleeper(t, s, w.caller)
 	create(t, s, w.caller)
 	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
-	wantCode(t, err, wrenn.Exhausted)
+	testkit.WantCode(t, err, wrenn.Exhausted)
 	if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
 		t.Fatal(err)
 	}
 	other := create(t, s, w.caller)
-	wantCode(t, say(t, s, w.caller, sb.ID), wrenn.Exhausted)
+	testkit.WantCode(t, say(t, s, w.caller, sb.ID), wrenn.Exhausted)
 	w.reaches(t, sb.ID, wrenn.Paused)
 	if err := s.DeleteSandbox(t.Context(), w.caller, other.ID); err != nil {
 		t.Fatal(err)
@@ -267,7 +268,7 @@ func TestFork(t *testing.T) {
 	}
 	for _, n := range []int{-1, 0, 101} {
 		_, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: n})
-		wantCode(t, err, wrenn.Invalid)
+		testkit.WantCode(t, err, wrenn.Invalid)
 	}
 }
 
@@ -312,7 +313,7 @@ func TestForkThatFails(t *testing.T) {
 			s, _ := w.replica(t, func(cfg *service.Config) { cfg.Limits.Sandboxes = c.limit })
 			sb := create(t, s, w.caller)
 			got, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: 3})
-			wantCode(t, err, c.code)
+			testkit.WantCode(t, err, c.code)
 			if err == nil && (len(got.Sandboxes) != c.runs || len(got.Failed) != c.failed) {
 				t.Errorf("%+v", got)
 			}
@@ -349,7 +350,7 @@ func TestForkWhoseCallerGoesAway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-asked; cancel() }()
 	_, err := s.ForkSandbox(ctx, w.caller, sb.ID, service.ForkSandbox{Count: 3})
-	wantCode(t, err, wrenn.Canceled)
+	testkit.WantCode(t, err, wrenn.Canceled)
 	if left := agent.Sandboxes(); len(left) != 1 {
 		t.Errorf("the host has %v", left)
 	}
@@ -403,9 +404,9 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	_, err := s.RestoreCheckpoint(t.Context(), c, sb.ID, first)
-	wantCode(t, err, wrenn.NotFound)
+	testkit.WantCode(t, err, wrenn.NotFound)
 	_, err = s.CreateCheckpoint(t.Context(), c, sb.ID, strings.Repeat("x", 201))
-	wantCode(t, err, wrenn.Invalid)
+	testkit.WantCode(t, err, wrenn.Invalid)
 	if err := s.DeleteSandbox(t.Context(), c, sb.ID); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"wrenn"
 	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/service"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -32,7 +33,7 @@ func built(t *testing.T, s *service.Service, c service.Caller, req service.Build
 
 func settled(t *testing.T, s *service.Service, c service.Caller, g *wrenn.Generation) *wrenn.Generation {
 	t.Helper()
-	eventually(t, "the build ends", func() bool {
+	testkit.WaitUntil(t, "the build ends", func() bool {
 		now, _, err := s.Generation(t.Context(), c, g.Template.String(), g.ID, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -41,13 +42,6 @@ func settled(t *testing.T, s *service.Service, c service.Caller, g *wrenn.Genera
 		return g.State != wrenn.GenerationBuilding
 	})
 	return g
-}
-
-func wantError(t *testing.T, err error, code wrenn.Code, text string) {
-	t.Helper()
-	if wrenn.CodeOf(err) != code || err != nil && !strings.Contains(err.Error(), text) {
-		t.Errorf("got %v, want %q with %q", err, code, text)
-	}
 }
 
 func TestTemplateLife(t *testing.T) {
@@ -75,9 +69,9 @@ func TestTemplateLife(t *testing.T) {
 		t.Errorf("variables (-want +got):\n%s", diff)
 	}
 	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "py", MemoryMB: 512})
-	wantError(t, err, wrenn.Invalid, "have 2 vCPUs and 1024 MB")
+	testkit.WantCode(t, err, wrenn.Invalid, "have 2 vCPUs and 1024 MB")
 	_, err = s.CreateSandbox(t.Context(), w.team(t, "other"), service.CreateSandbox{Template: "py"})
-	wantError(t, err, wrenn.NotFound, "no template py")
+	testkit.WantCode(t, err, wrenn.NotFound, "no template py")
 
 	second := built(t, s, w.caller, req)
 	list, err := s.Templates(t.Context(), w.caller)
@@ -98,8 +92,8 @@ func TestTemplateLife(t *testing.T) {
 		}
 	}
 	_, err = s.Template(t.Context(), w.caller, "py")
-	wantError(t, err, wrenn.NotFound, "py")
-	wantError(t, s.DeleteTemplate(t.Context(), w.caller, "py"), wrenn.NotFound, "py")
+	testkit.WantCode(t, err, wrenn.NotFound, "py")
+	testkit.WantCode(t, s.DeleteTemplate(t.Context(), w.caller, "py"), wrenn.NotFound, "py")
 }
 
 func TestTemplateFromSandboxAndImage(t *testing.T) {
@@ -115,7 +109,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 		t.Errorf("from a sandbox: %+v", g)
 	}
 	_, err = s.BuildTemplate(t.Context(), w.team(t, "other"), service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
-	wantError(t, err, wrenn.NotFound, string(sb.ID))
+	testkit.WantCode(t, err, wrenn.NotFound, string(sb.ID))
 
 	// What comes with a container image counts, and what is asked for counts more.
 	g = built(t, s, w.caller, service.BuildTemplate{Name: "oci", Login: service.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{OCI: "debian:12"}, Env: map[string]string{"A": "1"}}})
@@ -160,7 +154,7 @@ func TestBuildTemplateRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.BuildTemplate(t.Context(), w.caller, tt.req)
-			wantError(t, err, tt.code, tt.text)
+			testkit.WantCode(t, err, tt.code, tt.text)
 		})
 	}
 	if n := w.dump(t, "SELECT count(*)::text FROM template_generations"); n != "0" {
@@ -194,7 +188,7 @@ func TestBuildFails(t *testing.T) {
 	}
 	never := built(t, s, w.caller, service.BuildTemplate{Name: "y"})
 	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "y"})
-	wantError(t, err, wrenn.FailedPrecondition, never.Reason)
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, never.Reason)
 }
 
 // TestBuildFailsWithAnyWords: a build ends whatever its host says, which may be a
@@ -263,15 +257,15 @@ func TestBuildsAreBoundedAndCanBeDeleted(t *testing.T) {
 	}
 	<-begun
 	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "a:latest"})
-	wantError(t, err, wrenn.AlreadyExists, "being built already")
+	testkit.WantCode(t, err, wrenn.AlreadyExists, "being built already")
 	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "a"})
-	wantError(t, err, wrenn.FailedPrecondition, "still being built")
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, "still being built")
 	if _, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "b"}); err != nil {
 		t.Fatal(err)
 	}
 	<-begun
 	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "c"})
-	wantError(t, err, wrenn.Exhausted, "2 builds at work")
+	testkit.WantCode(t, err, wrenn.Exhausted, "2 builds at work")
 
 	if err := s.DeleteTemplate(t.Context(), w.caller, "a"); err != nil {
 		t.Fatal(err)
@@ -319,7 +313,7 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 	agent.Keep(unknown)
 	agent.Keep(doomed)
 	agent.Forget(lost.ID)
-	eventually(t, "what is lost, dead and doomed is dealt with", func() bool {
+	testkit.WaitUntil(t, "lost, dead and canceled builds have ended", func() bool {
 		g, _, err := s.Generation(t.Context(), w.caller, "lost", lost.ID, 0)
 		d, _, deadErr := s.Generation(t.Context(), w.caller, "dead", dead, 0)
 		return err == nil && deadErr == nil && g.State == wrenn.GenerationFailed && d.State == wrenn.GenerationFailed && len(agent.Generations()) == 2
@@ -329,5 +323,5 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 		t.Errorf("the host has %s, want what is unknown and what is kept", have)
 	}
 	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "lost"})
-	wantError(t, err, wrenn.FailedPrecondition, "does not have it")
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, "does not have it")
 }

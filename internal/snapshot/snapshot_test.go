@@ -15,21 +15,13 @@ import (
 
 	"wrenn"
 	"wrenn/internal/durable"
+	"wrenn/internal/testkit"
 )
-
-const patience = 20 * time.Second
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 func open(t *testing.T, dir string) *Store {
 	t.Helper()
 	s, err := Open(dir, durable.NewReserve(filepath.Join(t.TempDir(), "reserve")), slog.New(slog.NewTextHandler(t.Output(), nil)))
-	must(t, err)
+	testkit.Must(t, err)
 	s.settle = 0
 	return s
 }
@@ -38,20 +30,20 @@ func open(t *testing.T, dir string) *Store {
 func stage(t *testing.T, s *Store) *Staged {
 	t.Helper()
 	st, err := s.Stage()
-	must(t, err)
-	must(t, os.Mkdir(filepath.Join(st.Machine(), "private"), 0o700))
+	testkit.Must(t, err)
+	testkit.Must(t, os.Mkdir(filepath.Join(st.Machine(), "private"), 0o700))
 	memory := make([]byte, smallFile+5*chunk)
 	copy(memory[3*chunk:], "something in the middle")
-	must(t, os.WriteFile(filepath.Join(st.Machine(), "private", "memory"), memory, 0o600))
-	must(t, os.WriteFile(filepath.Join(st.Machine(), "state"), []byte("state"), 0o600))
-	must(t, os.WriteFile(st.Disk(), []byte("disk"), 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(st.Machine(), "private", "memory"), memory, 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(st.Machine(), "state"), []byte("state"), 0o600))
+	testkit.Must(t, os.WriteFile(st.Disk(), []byte("disk"), 0o600))
 	return st
 }
 
 func publish(t *testing.T, s *Store, man Manifest) (release func()) {
 	t.Helper()
 	_, release, err := stage(t, s).Publish(t.Context(), man)
-	must(t, err)
+	testkit.Must(t, err)
 	return release
 }
 
@@ -66,14 +58,9 @@ func hashAll(t *testing.T, s *Store) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	for deadline := time.Now().Add(patience); isHashing(s); {
-		if time.Now().After(deadline) {
-			t.Fatal("the snapshots are not hashed")
-		}
-		time.Sleep(time.Millisecond) // polling with a deadline
-	}
+	testkit.WaitUntil(t, "the snapshots are hashed", func() bool { return !isHashing(s) })
 	stop()
-	must(t, <-done)
+	testkit.Must(t, <-done)
 }
 
 func TestPublishAndLoad(t *testing.T) {
@@ -81,7 +68,7 @@ func TestPublishAndLoad(t *testing.T) {
 	publish(t, s, Manifest{ID: "one", Driver: "fake", VCPUs: 2, MemoryMiB: 64})()
 	for range 2 { // and after a restart
 		snap, release, err := s.Load(t.Context(), "one")
-		must(t, err)
+		testkit.Must(t, err)
 		if disk, err := os.ReadFile(snap.Disk()); err != nil || string(disk) != "disk" {
 			t.Errorf("disk = %q, %v", disk, err)
 		}
@@ -111,21 +98,21 @@ func TestIDs(t *testing.T) {
 		if _, _, err := st.Publish(t.Context(), Manifest{ID: id}); wrenn.CodeOf(err) != wrenn.Invalid {
 			t.Errorf("Publish(%q) = %v, want Invalid", id, err)
 		}
-		must(t, st.Discard(t.Context()))
+		testkit.Must(t, st.Discard(t.Context()))
 	}
 	publish(t, s, Manifest{ID: "a"})
 	st := stage(t, s)
 	if _, _, err := st.Publish(t.Context(), Manifest{ID: "a"}); wrenn.CodeOf(err) != wrenn.AlreadyExists {
 		t.Errorf("a second Publish() = %v, want AlreadyExists", err)
 	}
-	must(t, errors.Join(st.Discard(t.Context()), st.Discard(t.Context())))
+	testkit.Must(t, errors.Join(st.Discard(t.Context()), st.Discard(t.Context())))
 	wantEntries(t, s.dir, "a")
 }
 
 func wantEntries(t *testing.T, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
-	must(t, err)
+	testkit.Must(t, err)
 	var got []string
 	for _, e := range entries {
 		got = append(got, e.Name())
@@ -191,13 +178,13 @@ func TestDamagedSnapshotsAreRefused(t *testing.T) {
 			publish(t, s, Manifest{ID: "bad"})()
 			publish(t, s, Manifest{ID: "good"})()
 			hashAll(t, s)
-			must(t, tc.damage(s.path("bad")))
+			testkit.Must(t, tc.damage(s.path("bad")))
 			for range 2 { // and after a restart
 				_, _, err := s.Load(t.Context(), "bad")
 				if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "snapshot bad") || !strings.Contains(err.Error(), tc.want) {
 					t.Errorf("Load() = %v, want FailedPrecondition with %q", err, tc.want)
 				}
-				must(t, s.Verify(t.Context(), "good"))
+				testkit.Must(t, s.Verify(t.Context(), "good"))
 				s = open(t, s.dir)
 			}
 		})
@@ -210,28 +197,28 @@ func TestLargeFilesAreReadOnceAfterACopy(t *testing.T) {
 	publish(t, there, Manifest{ID: "one"})()
 	hashAll(t, there)
 	here := t.TempDir()
-	must(t, os.CopyFS(filepath.Join(here, "one"), os.DirFS(there.path("one"))))
+	testkit.Must(t, os.CopyFS(filepath.Join(here, "one"), os.DirFS(there.path("one"))))
 	s := open(t, here)
 	var noted []hashes
 	for range 3 {
 		noted = append(noted, readHashes(s.path("one")))
 		_, release, err := s.Load(t.Context(), "one")
-		must(t, err)
+		testkit.Must(t, err)
 		release()
 	}
 	if cmp.Equal(noted[0], noted[1]) || !cmp.Equal(noted[1], noted[2]) {
 		t.Errorf("hashes before and after two loads: %v, want the copy's file noted once", noted)
 	}
-	must(t, s.Verify(t.Context(), "one"))
+	testkit.Must(t, s.Verify(t.Context(), "one"))
 
 	// Rot that changes no time shows when all is read.
 	memory := filepath.Join(s.path("one"), machineName, "private", "memory")
 	info, err := os.Stat(memory)
-	must(t, err)
+	testkit.Must(t, err)
 	f, err := os.OpenFile(memory, os.O_WRONLY, 0)
-	must(t, err)
+	testkit.Must(t, err)
 	_, err = f.WriteAt([]byte("x"), 7)
-	must(t, errors.Join(err, f.Close(), os.Chtimes(memory, info.ModTime(), info.ModTime())))
+	testkit.Must(t, errors.Join(err, f.Close(), os.Chtimes(memory, info.ModTime(), info.ModTime())))
 	if err := s.Verify(t.Context(), "one"); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("Verify() = %v, want FailedPrecondition", err)
 	}
@@ -243,24 +230,24 @@ func TestDigestDoesNotDependOnHoles(t *testing.T) {
 	copy(data[4*chunk-2:], "over a boundary")
 	data[size-1] = 1
 	full, sparse := filepath.Join(t.TempDir(), "full"), filepath.Join(t.TempDir(), "sparse")
-	must(t, os.WriteFile(full, data, 0o600))
-	must(t, os.WriteFile(sparse, nil, 0o600))
-	must(t, os.Truncate(sparse, size))
+	testkit.Must(t, os.WriteFile(full, data, 0o600))
+	testkit.Must(t, os.WriteFile(sparse, nil, 0o600))
+	testkit.Must(t, os.Truncate(sparse, size))
 	f, err := os.OpenFile(sparse, os.O_WRONLY, 0)
-	must(t, err)
+	testkit.Must(t, err)
 	for _, at := range [][2]int{{4*chunk - 2, 4*chunk + 20}, {size - 1, size}} {
 		_, err = f.WriteAt(data[at[0]:at[1]], int64(at[0]))
-		must(t, err)
+		testkit.Must(t, err)
 	}
-	must(t, f.Close())
+	testkit.Must(t, f.Close())
 	want, err := hashFile(t.Context(), full)
-	must(t, err)
+	testkit.Must(t, err)
 	got, err := hashFile(t.Context(), sparse)
-	must(t, err)
+	testkit.Must(t, err)
 	if want.SHA256 != got.SHA256 {
 		t.Error("the digests differ")
 	}
-	must(t, os.Truncate(sparse, size+1))
+	testkit.Must(t, os.Truncate(sparse, size+1))
 	if longer, err := hashFile(t.Context(), sparse); err != nil || longer.SHA256 == want.SHA256 {
 		t.Errorf("a longer file has the same digest (%v)", err)
 	}
@@ -293,17 +280,17 @@ func TestCollect(t *testing.T) {
 				tc.man.ID = "it"
 				publish(t, s, tc.man)()
 				if tc.unkeep {
-					must(t, s.Unkeep("it"))
+					testkit.Must(t, s.Unkeep("it"))
 				}
 				if restarted {
 					s = open(t, s.dir)
 				}
 				if tc.hold {
 					_, release, err := s.Load(t.Context(), "it")
-					must(t, err)
+					testkit.Must(t, err)
 					defer release()
 				}
-				must(t, s.Collect(t.Context(), func() map[string]bool {
+				testkit.Must(t, s.Collect(t.Context(), func() map[string]bool {
 					refs := map[string]bool{}
 					for _, id := range tc.refs {
 						refs[id] = true
@@ -328,9 +315,9 @@ func TestCollect(t *testing.T) {
 func TestCollectLosesAgainstANewUser(t *testing.T) {
 	s := open(t, t.TempDir())
 	publish(t, s, Manifest{ID: "it"})()
-	must(t, s.Collect(t.Context(), func() map[string]bool {
+	testkit.Must(t, s.Collect(t.Context(), func() map[string]bool {
 		_, release, err := s.Load(t.Context(), "it")
-		must(t, err)
+		testkit.Must(t, err)
 		release()
 		return nil
 	}))
@@ -343,12 +330,12 @@ func TestCollectLosesAgainstANewUser(t *testing.T) {
 func TestCollectKeepsWhatCannotBeRead(t *testing.T) {
 	s := open(t, t.TempDir())
 	publish(t, s, Manifest{ID: "it"})()
-	must(t, os.WriteFile(filepath.Join(s.path("it"), manifestName), nil, 0o600))
+	testkit.Must(t, os.WriteFile(filepath.Join(s.path("it"), manifestName), nil, 0o600))
 	s = open(t, s.dir)
-	must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
+	testkit.Must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
 	wantEntries(t, s.dir, "it")
-	must(t, s.Unkeep("it"))
-	must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
+	testkit.Must(t, s.Unkeep("it"))
+	testkit.Must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
 	wantEntries(t, s.dir)
 }
 

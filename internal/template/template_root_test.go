@@ -16,6 +16,7 @@ import (
 	"wrenn/internal/hostserver/agenttest"
 	"wrenn/internal/sandbox"
 	"wrenn/internal/template"
+	"wrenn/internal/testkit"
 )
 
 var shape = sandbox.Shape{VCPUs: 1, MemoryMiB: 64}
@@ -36,13 +37,6 @@ func (s *story) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(s.lines, "\n")
-}
-
-func wantError(t *testing.T, err error, code wrenn.Code, text string) {
-	t.Helper()
-	if wrenn.CodeOf(err) != code || err != nil && !strings.Contains(err.Error(), text) {
-		t.Errorf("got %v, want %q with %q", err, code, text)
-	}
 }
 
 // TestBuild: the guests are this machine's programs, which see its files.
@@ -79,7 +73,7 @@ func TestBuild(t *testing.T) {
 			var said story
 			tt.spec.Generation, tt.spec.Shape = string(wrenn.NewGenerationID()), shape
 			built, err := agent.Templates.Build(t.Context(), tt.spec, said.say)
-			wantError(t, err, tt.code, tt.text)
+			testkit.WantCode(t, err, tt.code, tt.text)
 			if !strings.Contains(said.String(), tt.said) {
 				t.Errorf("it said:\n%s\nwant %q", &said, tt.said)
 			}
@@ -157,10 +151,10 @@ func TestBuildFromSandbox(t *testing.T) {
 	spec.Sandbox = wrenn.NewSandboxID()
 	spec.Generation = string(wrenn.NewGenerationID())
 	_, err = agent.Templates.Build(t.Context(), spec, said.say)
-	wantError(t, err, wrenn.NotFound, string(spec.Sandbox))
+	testkit.WantCode(t, err, wrenn.NotFound, string(spec.Sandbox))
 	spec.Start = "true"
 	_, err = agent.Templates.Build(t.Context(), spec, said.say)
-	wantError(t, err, wrenn.Invalid, "as it is")
+	testkit.WantCode(t, err, wrenn.Invalid, "as it is")
 	// A deleted generation's files stay while a sandbox needs them.
 	copied, err := agent.Manager.Ensure(t.Context(), sandbox.Request{ID: wrenn.NewSandboxID(), Template: "mine", Shape: shape, Snapshot: agent.Templates.Generations()[0]})
 	if err != nil {
@@ -195,7 +189,7 @@ func TestBuildRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := agent.Templates.Build(t.Context(), tt.spec, func(string) {})
-			wantError(t, err, tt.code, tt.text)
+			testkit.WantCode(t, err, tt.code, tt.text)
 		})
 	}
 }

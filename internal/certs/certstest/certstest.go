@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"wrenn/internal/certs"
+	"wrenn/internal/testkit"
 )
 
 // Authority signs certificates.
@@ -82,7 +83,7 @@ func (a *Authority) Renew(tb testing.TB, files certs.Files, want Want) {
 	}
 	cert := sign(tb, template, a.cert, key, a.key)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
-	must(tb, err)
+	testkit.Must(tb, err)
 	write(tb, files.Key, "PRIVATE KEY", private)
 	write(tb, files.Certificate, "CERTIFICATE", cert.Raw)
 }
@@ -90,29 +91,22 @@ func (a *Authority) Renew(tb testing.TB, files certs.Files, want Want) {
 func newKey(tb testing.TB) *ecdsa.PrivateKey {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(tb, err)
+	testkit.Must(tb, err)
 	return key
 }
 
 func sign(tb testing.TB, template, parent *x509.Certificate, key, by *ecdsa.PrivateKey) *x509.Certificate {
 	tb.Helper()
 	raw, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, by)
-	must(tb, err)
+	testkit.Must(tb, err)
 	cert, err := x509.ParseCertificate(raw)
-	must(tb, err)
+	testkit.Must(tb, err)
 	return cert
 }
 
 // write replaces the file as a renewal does: another one takes its place.
 func write(tb testing.TB, path, kind string, raw []byte) {
 	tb.Helper()
-	must(tb, os.WriteFile(path+".new", pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: raw}), 0o600))
-	must(tb, os.Rename(path+".new", path))
-}
-
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
+	testkit.Must(tb, os.WriteFile(path+".new", pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: raw}), 0o600))
+	testkit.Must(tb, os.Rename(path+".new", path))
 }

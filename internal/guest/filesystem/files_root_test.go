@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/envd/filesystem"
 )
 
@@ -177,7 +178,7 @@ func TestMoveAcrossFileSystemsFails(t *testing.T) {
 		{"odd/1", "mnt/file/x", connect.CodeInvalidArgument},
 	} {
 		_, err := h.rpc.Move(t.Context(), &pb.MoveRequest{Source: tc.source, Destination: tc.destination})
-		wantCode(t, err, tc.code)
+		testkit.WantRPCCode(t, err, tc.code)
 	}
 	got := [][]string{names(t, h.in("mnt")), names(t, h.in("big")), names(t, h.in("odd"))}
 	if diff := cmp.Diff([][]string{{"file"}, {"1", "2"}, {"1", "pipe"}}, got); diff != "" {

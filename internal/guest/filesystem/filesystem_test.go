@@ -177,13 +177,6 @@ func wantStatus(tb testing.TB, got answer, status int) {
 	}
 }
 
-func wantCode(tb testing.TB, err error, code connect.Code) {
-	tb.Helper()
-	if connect.CodeOf(err) != code || err == nil {
-		tb.Errorf("error = %v, want %v", err, code)
-	}
-}
-
 // names lists a directory, to see what an upload left.
 func names(tb testing.TB, dir string) []string {
 	tb.Helper()

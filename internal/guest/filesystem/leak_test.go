@@ -5,20 +5,9 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
-)
 
-// poll asks until it is true, and fails the test when it never is.
-func poll(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not so after %v", what, patience)
-		}
-		time.Sleep(5 * time.Millisecond) // nothing signals it
-	}
-}
+	"wrenn/internal/testkit"
+)
 
 func stacks() string {
 	buffer := make([]byte, 1<<20)
@@ -29,7 +18,7 @@ func stacks() string {
 // Tests that call it do not run beside others.
 func wantNoGoroutineIn(t *testing.T, function string) {
 	t.Helper()
-	poll(t, "no goroutine in "+function, func() bool { return !strings.Contains(stacks(), function) })
+	testkit.WaitUntil(t, "no goroutine is in "+function, func() bool { return !strings.Contains(stacks(), function) })
 }
 
 func openFiles(t *testing.T) int {

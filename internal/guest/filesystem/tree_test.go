@@ -14,6 +14,7 @@ import (
 
 	"wrenn/internal/guest/account"
 	"wrenn/internal/guest/settings"
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/envd/filesystem"
 )
 
@@ -73,7 +74,7 @@ func TestStat(t *testing.T) {
 		strings.Repeat("x", 256): connect.CodeInvalidArgument,
 	} {
 		_, err := h.rpc.Stat(t.Context(), &pb.StatRequest{Path: path})
-		wantCode(t, err, code)
+		testkit.WantRPCCode(t, err, code)
 	}
 }
 
@@ -89,7 +90,7 @@ func TestPathsAndUsers(t *testing.T) {
 	ctx, call := connect.NewClientContext(t.Context())
 	call.RequestHeader().Set("Authorization", "Basic bm9ib2R5Og==")
 	_, err := h.rpc.Stat(ctx, &pb.StatRequest{Path: "file"})
-	wantCode(t, err, connect.CodeUnauthenticated)
+	testkit.WantRPCCode(t, err, connect.CodeUnauthenticated)
 	if err == nil || !strings.Contains(err.Error(), "invalid username: 'nobody'") {
 		t.Errorf("error = %v", err)
 	}
@@ -159,7 +160,7 @@ func TestListDir(t *testing.T) {
 		"tree/pipe":        connect.CodeInvalidArgument,
 	} {
 		_, err := h.rpc.ListDir(t.Context(), &pb.ListDirRequest{Path: path})
-		wantCode(t, err, code)
+		testkit.WantRPCCode(t, err, code)
 	}
 }
 
@@ -185,7 +186,7 @@ func TestListIsBounded(t *testing.T) {
 			t.Errorf("%s: %d entries, %v", tc.name, len(l.entries), err)
 		}
 		if !tc.ok {
-			wantCode(t, h.rpcError(t.Context(), err), connect.CodeResourceExhausted)
+			testkit.WantRPCCode(t, h.rpcError(t.Context(), err), connect.CodeResourceExhausted)
 		}
 	}
 }
@@ -214,7 +215,7 @@ func TestMakeDir(t *testing.T) {
 		"new/" + strings.Repeat("x", 256): connect.CodeInvalidArgument,
 	} {
 		_, err := h.rpc.MakeDir(t.Context(), &pb.MakeDirRequest{Path: path})
-		wantCode(t, err, code)
+		testkit.WantRPCCode(t, err, code)
 	}
 	if _, err := os.Lstat(h.in("new")); err == nil {
 		t.Error("a MakeDir that failed left a parent")
@@ -282,7 +283,7 @@ func TestRemove(t *testing.T) {
 	}
 	for _, path := range []string{"", "/", "/tmp/.."} {
 		_, err := h.rpc.Remove(t.Context(), &pb.RemoveRequest{Path: path})
-		wantCode(t, err, connect.CodeInvalidArgument)
+		testkit.WantRPCCode(t, err, connect.CodeInvalidArgument)
 	}
 }
 

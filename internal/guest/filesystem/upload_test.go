@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/envd/filesystem"
 )
 
@@ -280,7 +281,7 @@ func TestUploadCut(t *testing.T) {
 			if _, err := io.WriteString(conn, head); err != nil {
 				t.Fatal(err)
 			}
-			poll(t, "the upload began", func() bool { return staged(t, h.home) > 0 })
+			testkit.WaitUntil(t, "the upload began", func() bool { return staged(t, h.home) > 0 })
 			conn.Close()
 			wantNoGoroutineIn(t, "serveUpload")
 			if diff := cmp.Diff([]string{"file"}, names(t, h.home)); diff != "" || read(t, h.in("file")) != "old" {

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/envd/filesystem"
 )
 
@@ -119,10 +120,10 @@ func TestWatchRefused(t *testing.T) {
 		if stream.Receive() {
 			t.Errorf("%s: %v", path, stream.Msg())
 		}
-		wantCode(t, stream.Err(), code)
+		testkit.WantRPCCode(t, stream.Err(), code)
 		stream.Close()
 		_, err = h.rpc.CreateWatcher(t.Context(), &pb.CreateWatcherRequest{Path: path})
-		wantCode(t, err, code)
+		testkit.WantRPCCode(t, err, code)
 	}
 	if n := len(h.watches.open); n != 0 {
 		t.Errorf("%d watches are open", n)
@@ -274,11 +275,11 @@ func TestWatchEndsWithTheService(t *testing.T) {
 	if o.stream.Receive() {
 		t.Errorf("message = %v", o.stream.Msg())
 	}
-	wantCode(t, o.stream.Err(), connect.CodeUnavailable)
+	testkit.WantRPCCode(t, o.stream.Err(), connect.CodeUnavailable)
 	_, err = h.rpc.GetWatcherEvents(t.Context(), &pb.GetWatcherEventsRequest{WatcherId: created.GetWatcherId()})
-	wantCode(t, err, connect.CodeNotFound)
+	testkit.WantRPCCode(t, err, connect.CodeNotFound)
 	_, err = h.rpc.CreateWatcher(t.Context(), &pb.CreateWatcherRequest{Path: "~"})
-	wantCode(t, err, connect.CodeUnavailable)
+	testkit.WantRPCCode(t, err, connect.CodeUnavailable)
 }
 
 func TestKeepalive(t *testing.T) {
@@ -321,7 +322,7 @@ func TestPolledWatcher(t *testing.T) {
 	mkdir(t, h.in("dir"))
 	write(t, h.in("dir/file"), "x")
 	var events []*pb.FilesystemEvent
-	poll(t, "the events came", func() bool {
+	testkit.WaitUntil(t, "the events came", func() bool {
 		got, err := h.rpc.GetWatcherEvents(t.Context(), &pb.GetWatcherEventsRequest{WatcherId: id})
 		if err != nil {
 			t.Fatal(err)
@@ -334,9 +335,9 @@ func TestPolledWatcher(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = h.rpc.GetWatcherEvents(t.Context(), &pb.GetWatcherEventsRequest{WatcherId: id})
-	wantCode(t, err, connect.CodeNotFound)
+	testkit.WantRPCCode(t, err, connect.CodeNotFound)
 	_, err = h.rpc.RemoveWatcher(t.Context(), &pb.RemoveWatcherRequest{WatcherId: id})
-	wantCode(t, err, connect.CodeNotFound)
+	testkit.WantRPCCode(t, err, connect.CodeNotFound)
 }
 
 // A client that does not poll loses events, and is told.
@@ -496,7 +497,7 @@ func TestWatchLeaksNothing(t *testing.T) {
 	for range 20 {
 		round()
 	}
-	poll(t, "no file descriptor more", func() bool { h.http.CloseIdleConnections(); return openFiles(t) <= before })
+	testkit.WaitUntil(t, "the file descriptors are closed", func() bool { h.http.CloseIdleConnections(); return openFiles(t) <= before })
 	if len(h.watches.open) != 0 || len(h.watches.pollers) != 0 {
 		t.Errorf("registered: %v, %v", h.watches.open, h.watches.pollers)
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/testkit"
 )
 
 func TestWithoutCgroup2(t *testing.T) {
@@ -124,12 +126,9 @@ func inUninterruptibleWait(t *testing.T) string {
 		cmd.Wait()
 	})
 	pid := strconv.Itoa(cmd.Process.Pid)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		if _, state := status(pid); state == "D" {
-			return pid
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the process does not wait as it should")
-		}
-	}
+	testkit.WaitUntil(t, "the process is in an uninterruptible wait", func() bool {
+		_, state := status(pid)
+		return state == "D"
+	})
+	return pid
 }

@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/sandbox/fakeguest"
 	"wrenn/internal/storage"
 	"wrenn/internal/template"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -79,7 +80,7 @@ func New(t *testing.T, cfg Config) *Agent {
 		return fakeguest.Boot(fakeguest.Config{Slot: spec.Net.Namespace, Log: cfg.Log})
 	}}
 	image := filepath.Join(t.TempDir(), "image")
-	must(t, os.WriteFile(image, []byte("image"), 0o600))
+	testkit.Must(t, os.WriteFile(image, []byte("image"), 0o600))
 	a.cfg = sandbox.Config{
 		StateDir: t.TempDir(), RunDir: run, ReadyTimeout: time.Minute, Log: cfg.Log, Adopt: true, Limits: cfg.Limits,
 		Driver: vmfake.New(vmfake.Config{World: a.World, Hook: cfg.Fault}),
@@ -87,7 +88,7 @@ func New(t *testing.T, cfg Config) *Agent {
 	}
 	// The agents' programs find a sync that does not write the disks of this machine.
 	bin := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(bin, "sync"), []byte("#!/bin/sh\nexit 0\n"), 0o755))
+	testkit.Must(t, os.WriteFile(filepath.Join(bin, "sync"), []byte("#!/bin/sh\nexit 0\n"), 0o755))
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	t.Cleanup(func() { a.tearDown(t) })
 	a.Start(t)
@@ -107,13 +108,13 @@ func (a *Agent) Start(tb testing.TB) {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background()) // until Stop
 	pool, err := network.Open(ctx, a.network)
-	must(tb, err)
+	testkit.Must(tb, err)
 	a.cfg.Slots = pool
 	a.Manager, err = sandbox.Open(ctx, a.cfg)
-	must(tb, err)
-	must(tb, pool.Sweep(ctx))
+	testkit.Must(tb, err)
+	testkit.Must(tb, pool.Sweep(ctx))
 	l, err := hostserver.Listen{Address: "unix:" + a.socket}.Open(ctx, a.cfg.Log)
-	must(tb, err)
+	testkit.Must(tb, err)
 	manager := a.Manager
 	a.Templates = template.New(template.Config{
 		Manager: manager, Store: &storage.Store{Dir: a.cfg.StateDir}, Images: image.Config{StateDir: a.cfg.StateDir},
@@ -127,10 +128,10 @@ func (a *Agent) Start(tb testing.TB) {
 	a.stop = func(tb testing.TB) {
 		tb.Helper()
 		cancel()
-		must(tb, <-ended)
-		must(tb, <-ended)
+		testkit.Must(tb, <-ended)
+		testkit.Must(tb, <-ended)
 		manager.Close()
-		must(tb, pool.Close(context.Background()))
+		testkit.Must(tb, pool.Close(context.Background()))
 	}
 }
 
@@ -151,30 +152,23 @@ func (a *Agent) tearDown(tb testing.TB) {
 		a.World.Kill(ref)
 	}
 	pool, err := network.Open(context.Background(), a.network)
-	must(tb, err)
-	must(tb, pool.Sweep(context.Background()))
-	must(tb, pool.Close(context.Background()))
+	testkit.Must(tb, err)
+	testkit.Must(tb, pool.Sweep(context.Background()))
+	testkit.Must(tb, pool.Close(context.Background()))
 }
 
 func namespace(tb testing.TB, name string) string {
 	tb.Helper()
 	path, err := netns.Create(name)
-	must(tb, err)
-	tb.Cleanup(func() { must(tb, netns.Delete(name)) })
+	testkit.Must(tb, err)
+	tb.Cleanup(func() { testkit.Must(tb, netns.Delete(name)) })
 	return path
 }
 
 func shortDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "ha") //nolint:usetesting // t.TempDir's names are too long for sockets
-	must(tb, err)
-	tb.Cleanup(func() { must(tb, os.RemoveAll(dir)) })
+	testkit.Must(tb, err)
+	tb.Cleanup(func() { testkit.Must(tb, os.RemoveAll(dir)) })
 	return dir
-}
-
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
 }

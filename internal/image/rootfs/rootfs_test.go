@@ -9,7 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
+
+	"wrenn/internal/testkit"
 )
 
 // mmdebstrap leaves signals to its children: they must get them.
@@ -27,28 +28,19 @@ func TestRunEndsGrandchildrenToo(t *testing.T) {
 	if err := <-done; !errors.Is(err, interrupt) {
 		t.Errorf("run() = %v", err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the grandchild still runs")
-		}
-	}
+	testkit.WaitUntil(t, "the grandchild has ended", func() bool { return syscall.Kill(pid, 0) != nil })
 }
 
 func waitForPID(t *testing.T, file string) int {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pid
-	}
-	t.Fatal("the program did not start")
-	return 0
+	var data []byte
+	testkit.WaitNoError(t, "the program has started", func() (err error) {
+		data, err = os.ReadFile(file)
+		return err
+	})
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	testkit.Must(t, err)
+	return pid
 }
 
 func TestRunTellsWhatWasSaid(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 
 	"wrenn/internal/envdclient"
 	"wrenn/internal/storage"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmtest"
 )
@@ -32,12 +33,12 @@ func BenchmarkMachine(b *testing.B) {
 func benchmarkMachine(b *testing.B, mib int) {
 	b.Helper()
 	store, err := storage.Open(b.Context(), b.TempDir())
-	must(b, err)
-	b.Cleanup(func() { must(b, store.Close()) })
+	testkit.Must(b, err)
+	b.Cleanup(func() { testkit.Must(b, store.Close()) })
 	l := &bench{b: b, d: testDriver(b), kernel: testKernel(b), dir: store.Dir, mib: mib}
 	disk := filepath.Join(l.dir, "rootfs") // where clones are cheap
 	_, err = storage.Clone(b.Context(), disk, testFile(b, "WRENN_TEST_ROOTFS"), 0o600)
-	must(b, err)
+	testkit.Must(b, err)
 	base := filepath.Join(l.dir, "base")
 	b.Run("boot", func(b *testing.B) {
 		for b.Loop() {
@@ -48,21 +49,21 @@ func benchmarkMachine(b *testing.B, mib int) {
 				b.StartTimer()
 			}
 			b.ReportMetric(pss(b, m), "PSS-MiB")
-			must(b, m.Stop(b.Context()))
+			testkit.Must(b, m.Stop(b.Context()))
 		}
 	})
 	b.Run("restore", func(b *testing.B) {
 		for b.Loop() {
 			m := l.make(b, disk, base)
 			b.ReportMetric(pss(b, m), "PSS-MiB")
-			must(b, m.Stop(b.Context()))
+			testkit.Must(b, m.Stop(b.Context()))
 		}
 	})
 	b.Run("second snapshot", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			m := l.make(b, disk, base)
 			l.snapshot(b, m, filepath.Join(l.dir, fmt.Sprintf("again%d", i)))
-			must(b, m.Stop(b.Context()))
+			testkit.Must(b, m.Stop(b.Context()))
 		}
 	})
 	b.Run("ten restores", func(b *testing.B) {
@@ -81,13 +82,6 @@ type bench struct {
 	mu     sync.Mutex // guards n
 }
 
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // make returns a machine whose agent answers. What it is made of is prepared
 // off the clock, unless ten are made at once.
 func (l *bench) make(b *testing.B, disk, snapshot string) vm.Machine {
@@ -96,7 +90,7 @@ func (l *bench) make(b *testing.B, disk, snapshot string) vm.Machine {
 	spec, place := l.prepare(b, disk)
 	b.StartTimer()
 	m, err := l.ready(b.Context(), spec, place, snapshot)
-	must(b, err)
+	testkit.Must(b, err)
 	b.StopTimer()
 	defer b.StartTimer()
 	return m
@@ -110,10 +104,10 @@ func (l *bench) prepare(b *testing.B, disk string) (vm.Spec, vmtest.Place) {
 	l.mu.Unlock()
 	clone := filepath.Join(l.dir, fmt.Sprintf("disk%d", n))
 	_, err := storage.Clone(b.Context(), clone, disk, 0o600)
-	must(b, err)
+	testkit.Must(b, err)
 	dir, err := os.MkdirTemp("", "vmb") //nolint:usetesting // b.TempDir's names are too long for a socket
-	must(b, err)
-	b.Cleanup(func() { must(b, os.RemoveAll(dir)) })
+	testkit.Must(b, err)
+	b.Cleanup(func() { testkit.Must(b, os.RemoveAll(dir)) })
 	place := testPlace(b)
 	return vm.Spec{
 		ID: fmt.Sprintf("bench-%d-%d", os.Getpid(), n), Dir: dir, VCPUs: 1, MemoryMiB: l.mib,
@@ -140,20 +134,20 @@ func (l *bench) ready(ctx context.Context, spec vm.Spec, place vmtest.Place, sna
 func (l *bench) snapshot(b *testing.B, m vm.Machine, dir string) {
 	b.Helper()
 	ctx := b.Context()
-	must(b, os.Mkdir(dir, 0o700))
+	testkit.Must(b, os.Mkdir(dir, 0o700))
 	began := time.Now()
-	must(b, m.(vm.SnapshotPreparer).PrepareSnapshot(ctx, dir))
+	testkit.Must(b, m.(vm.SnapshotPreparer).PrepareSnapshot(ctx, dir))
 	prepared := time.Since(began)
 	began = time.Now()
-	must(b, m.Pause(ctx))
-	must(b, m.Snapshot(ctx, dir))
-	must(b, m.Resume(ctx))
+	testkit.Must(b, m.Pause(ctx))
+	testkit.Must(b, m.Snapshot(ctx, dir))
+	testkit.Must(b, m.Resume(ctx))
 	stopped := time.Since(began)
 	bare := filepath.Join(b.TempDir(), "state")
 	began = time.Now()
-	must(b, m.Pause(ctx))
-	must(b, m.(*machine).saveState(ctx, bare))
-	must(b, m.Resume(ctx))
+	testkit.Must(b, m.Pause(ctx))
+	testkit.Must(b, m.(*machine).saveState(ctx, bare))
+	testkit.Must(b, m.Resume(ctx))
 	b.Logf("snapshot: prepared in %v, stopped for %v, of it %v for the state alone; %d KiB of state and %d MiB of memory",
 		prepared, stopped, time.Since(began), size(b, filepath.Join(dir, privateName, stateName))>>10, size(b, filepath.Join(dir, privateName, memoryName))>>20)
 	b.ReportMetric(stopped.Seconds()*1e3, "stopped-ms")
@@ -187,7 +181,7 @@ func (l *bench) ten(b *testing.B, disk, base string) {
 	}
 	b.ReportMetric(sum/n, "PSS-MiB")
 	for _, m := range machines {
-		must(b, m.Stop(b.Context()))
+		testkit.Must(b, m.Stop(b.Context()))
 	}
 	b.StartTimer()
 }
@@ -196,7 +190,7 @@ func (l *bench) ten(b *testing.B, disk, base string) {
 func size(b *testing.B, path string) int64 {
 	b.Helper()
 	var st syscall.Stat_t
-	must(b, syscall.Stat(path, &st))
+	testkit.Must(b, syscall.Stat(path, &st))
 	return st.Blocks * 512
 }
 
@@ -206,8 +200,8 @@ var pssLine = regexp.MustCompile(`(?m)^Pss:\s+(\d+) kB$`)
 func pss(b *testing.B, m vm.Machine) float64 {
 	b.Helper()
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", m.Ref().PID))
-	must(b, err)
+	testkit.Must(b, err)
 	kb, err := strconv.Atoi(string(pssLine.FindSubmatch(rollup)[1]))
-	must(b, err)
+	testkit.Must(b, err)
 	return float64(kb) / 1024
 }
