@@ -10,6 +10,8 @@ import (
 	"io"
 	"path"
 	"strings"
+
+	"wrenn/internal/image/modules"
 )
 
 // Manifest names, in the guest, the file that lists the modules to load:
@@ -29,16 +31,12 @@ func WriteStage0(w io.Writer, program []byte) error {
 	})
 }
 
-// WriteModules writes an archive with the wanted modules of an unpacked kernel
-// package, all that they depend on, and the manifest. See Resolve.
-func WriteModules(w io.Writer, tree string, wanted []string) error {
-	modules, err := Resolve(tree, wanted)
-	if err != nil {
-		return err
-	}
+// WriteModules writes an archive with the modules, to be loaded in this order,
+// and the manifest. See modules.Resolve.
+func WriteModules(w io.Writer, list []modules.Module) error {
 	entries := []Entry{{Name: "lib", Mode: modeDir | 0o755}}
 	var manifest strings.Builder
-	for _, m := range modules {
+	for _, m := range list {
 		name := path.Join("lib", m.Name+".ko")
 		entries = append(entries, Entry{Name: name, Mode: modeFile | 0o644, Data: m.Data})
 		fmt.Fprintf(&manifest, "/%s\n", name)

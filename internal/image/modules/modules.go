@@ -1,4 +1,6 @@
-package initramfs
+// Package modules takes kernel modules out of a kernel's package: the few that a
+// guest boots with, and the tree from which it loads others on demand.
+package modules
 
 import (
 	"bytes"
@@ -23,6 +25,7 @@ const maxModule = 64 << 20
 // Module is a kernel module, unpacked.
 type Module struct {
 	Name string // as in lsmod: with underscores
+	Path string // of the file below the modules' directory, without a compression's suffix
 	Data []byte
 }
 
@@ -44,7 +47,7 @@ func Resolve(tree string, wanted []string) ([]Module, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := resolver{files: files, builtin: builtin, done: map[string]bool{}}
+	r := resolver{dir: dir, files: files, builtin: builtin, done: map[string]bool{}}
 	for _, name := range wanted {
 		name = canonical(name)
 		if _, ok := files[name]; !ok {
@@ -105,6 +108,7 @@ func builtins(dir string) (map[string]bool, error) {
 func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 type resolver struct {
+	dir     string
 	files   map[string]string
 	builtin map[string]bool
 	done    map[string]bool
@@ -142,7 +146,12 @@ func (r *resolver) add(name string) error {
 			return fmt.Errorf("for %s: %w", name, err)
 		}
 	}
-	r.order = append(r.order, Module{Name: name, Data: unsigned(data)})
+	path, err := filepath.Rel(r.dir, file)
+	if err != nil {
+		return err
+	}
+	path, _, _ = strings.Cut(path, ".ko")
+	r.order = append(r.order, Module{Name: name, Path: path + ".ko", Data: unsigned(data)})
 	return nil
 }
 
