@@ -1,6 +1,6 @@
 #!/bin/sh
 # Turns a fresh Debian tree ($1) into a guest's, and fetches the kernel of the
-# same suite into $WRENN_KERNEL_DIR. Run by mmdebstrap as a customize hook.
+# same suite into $WRENN_KERNEL_DIR, with a modprobe that runs in any image. Run by mmdebstrap as a customize hook.
 set -eu
 root=$1
 
@@ -9,7 +9,7 @@ root=$1
 	cd "$WRENN_KERNEL_DIR"
 	export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 	package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
-	apt-get download -qq -o APT::Sandbox::User=root "$package"
+	apt-get download -qq -o APT::Sandbox::User=root "$package" busybox-static
 )
 
 # Users: root, and one with uid 1000 who may become root without a password.

@@ -132,23 +132,33 @@ func Update(ctx context.Context, cfg Config, name string) error {
 			return err
 		}
 		fmt.Fprintln(p.cfg.Out, "putting the agent into a copy of the image")
-		target := newImage()
-		err := p.store.build(target, func(dir string) error {
-			image := filepath.Join(dir, rootfsFile)
-			if _, err := storage.Clone(ctx, image, p.store.path(name, rootfsFile), 0o644); err != nil {
-				return err
-			}
+		return p.replaceImage(ctx, name, func(ctx context.Context, dir, from string) error {
 			files, err := p.programs()
 			if err != nil {
 				return err
 			}
-			return p.inject(ctx, image, dir, files)
+			if err := p.inject(ctx, filepath.Join(dir, rootfsFile), dir, files); err != nil {
+				return err
+			}
+			return p.replaceModules(ctx, dir, from)
 		})
-		if err != nil {
+	})
+}
+
+// replaceImage replaces a named image by a copy, in dir, that change changes and
+// checks; from is the directory of the old one. The lock must be held.
+func (p *preparation) replaceImage(ctx context.Context, name string, change func(ctx context.Context, dir, from string) error) error {
+	target, from := newImage(), filepath.Join(p.store.dir, name)
+	err := p.store.build(target, func(dir string) error {
+		if _, err := storage.Clone(ctx, filepath.Join(dir, rootfsFile), filepath.Join(from, rootfsFile), 0o644); err != nil {
 			return err
 		}
-		return p.store.redirect(name, target)
+		return change(ctx, dir, from)
 	})
+	if err != nil {
+		return err
+	}
+	return p.store.redirect(name, target)
 }
 
 // Remove removes an image that FromContainer or FromOCI made; whoever has
@@ -268,6 +278,9 @@ func (p *preparation) fillTree(ctx context.Context, dir string, programs []rootf
 		if err := tree.WriteFile(f.Path, f.Data, f.Mode); err != nil {
 			return err
 		}
+	}
+	if err := p.addModules(tree, filepath.Dir(dir)); err != nil {
+		return err
 	}
 	if err := tree.MakeMountPoints(); err != nil {
 		return err

@@ -2,9 +2,9 @@
 // file system. Results are immutable, named by the digest of what they were made
 // from, and kept in <state>/images:
 //
-//	base-DIGEST/   the expensive part, a Debian: base.ext4, vmlinux, modules.cpio
+//	base-DIGEST/   the expensive part, a Debian: base.ext4, vmlinux, modules.cpio, modules/VERSION, modprobe
 //	guest-DIGEST/  the same with our programs in it: rootfs.ext4, vmlinux, initrd
-//	image-RANDOM/  made from a container: rootfs.ext4
+//	image-RANDOM/  made from a container: rootfs.ext4, modules.list
 //	NAME           a link to the latter
 //
 // Nobody writes in there but this package, under a lock, but for the half-made
@@ -103,6 +103,11 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 			return Guest{}, err
 		}
 	}
+	if cfg.Name != "" {
+		if err := p.fit(ctx, cfg.Name); err != nil {
+			return Guest{}, err
+		}
+	}
 	p.store.touch(p.base, p.guest)
 	return p.result()
 }
@@ -188,7 +193,7 @@ const (
 // The formats are inputs of the digests: raise one when the code makes
 // something else of the same inputs.
 const (
-	baseFormat  = 1
+	baseFormat  = 2
 	guestFormat = 1
 )
 
@@ -237,7 +242,7 @@ func (p *preparation) result() (Guest, error) {
 	}
 	if p.cfg.Kernel != "" {
 		g.Kernel, g.Initrd = p.cfg.Kernel, p.cfg.Initrd
-		g.Note += " with the kernel " + p.cfg.Kernel
+		g.Note += " with the kernel " + p.cfg.Kernel + "; guests can load no modules for it"
 	}
 	return g, nil
 }

@@ -41,18 +41,30 @@ func withBase(t *testing.T, cfg Config) *preparation {
 		}
 	}
 	err := p.store.build(p.base, func(dir string) error {
-		var modules bytes.Buffer
+		var archive bytes.Buffer
 		return errors.Join(
+			addKernel(dir, "6.1.0-old", "overlay.ko", "veth.ko"),
+			os.WriteFile(filepath.Join(dir, modprobeFile), []byte("static modprobe"), 0o755),
 			rootfs.MakeExt4(t.Context(), tree, filepath.Join(dir, baseFile), p.cfg.Size),
 			os.WriteFile(filepath.Join(dir, kernelFile), []byte("kernel"), 0o644),
 			os.WriteFile(filepath.Join(dir, tiniFile), []byte("tini"), 0o755),
-			initramfs.Write(&modules, nil),
-			os.WriteFile(filepath.Join(dir, modulesFile), modules.Bytes(), 0o644))
+			initramfs.Write(&archive, nil),
+			os.WriteFile(filepath.Join(dir, modulesFile), archive.Bytes(), 0o644))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// addKernel writes the modules of a kernel for the base in dir.
+func addKernel(dir, version string, names ...string) error {
+	var errs []error
+	for _, name := range names {
+		file := filepath.Join(dir, modulesTree, version, "kernel/some", name)
+		errs = append(errs, os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(version+" "+name), 0o644))
+	}
+	return errors.Join(errs...)
 }
 
 func readImage(t *testing.T, image, name string) string {
@@ -200,6 +212,9 @@ func TestFromContainer(t *testing.T) {
 		"/etc/passwd":         "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1000::/home/node:/bin/sh\nuser:x:1001:1001::/home/user:/bin/bash\n",
 		"/etc/group":          "root:x:0:\nuser:x:1001:\n",
 		"/etc/sudoers.d/user": "user ALL=(ALL:ALL) NOPASSWD: ALL\n",
+		modprobePath:          "static modprobe",
+		"/lib/modules/6.1.0-old/kernel/some/overlay.ko": "6.1.0-old overlay.ko",
+		"/lib/modules/6.1.0-old/kernel/some/veth.ko":    "6.1.0-old veth.ko",
 	}
 	got := map[string]string{}
 	for name := range want {
@@ -385,5 +400,48 @@ func TestUpdate(t *testing.T) {
 	}
 	if got := readImage(t, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), old.Fd()), envdPath); got != oldEnvd {
 		t.Error("the old image changed under its user")
+	}
+}
+
+// TestImagesFollowTheKernel boots images that were made with one kernel with another.
+func TestImagesFollowTheKernel(t *testing.T) {
+	cfg := testConfig(t)
+	p := withBase(t, cfg)
+	if err := FromContainer(t.Context(), cfg, "ours", container(t), false); err != nil {
+		t.Fatal(err)
+	}
+	base := filepath.Join(p.store.dir, p.base)
+	if err := errors.Join(
+		os.RemoveAll(filepath.Join(base, modulesTree)),
+		addKernel(base, "6.1.0-new", "overlay.ko"),
+		os.WriteFile(filepath.Join(base, modprobeFile), []byte("newer modprobe"), 0o755),
+	); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cfg.Name, cfg.Out = "ours", &out
+	first, err := Prepare(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "modules") {
+		t.Errorf("Prepare() said %q", out.String())
+	}
+	if err := rootfs.Check(t.Context(), first.RootFS); err != nil {
+		t.Error(err)
+	}
+	if got := readImage(t, first.RootFS, "/lib/modules/6.1.0-new/kernel/some/overlay.ko"); got != "6.1.0-new overlay.ko" {
+		t.Errorf("the module is %q", got)
+	}
+	if got := readImage(t, first.RootFS, modprobePath); got != "static modprobe" {
+		t.Errorf("the image's modprobe became %q", got)
+	}
+	_, err = rootfs.ReadFile(t.Context(), first.RootFS, t.TempDir(), "/lib/modules/6.1.0-old/kernel/some/veth.ko")
+	if wrenn.CodeOf(err) != wrenn.NotFound {
+		t.Errorf("a module of the old kernel: %v", err)
+	}
+	out.Reset()
+	if again, err := Prepare(t.Context(), cfg); err != nil || again.RootFS != first.RootFS || out.Len() > 0 {
+		t.Errorf("the second Prepare() = %+v, %v, and said %q", again, err, out.String())
 	}
 }

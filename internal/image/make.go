@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"wrenn/images"
 	"wrenn/internal/image/initramfs"
 	"wrenn/internal/image/kernel"
+	"wrenn/internal/image/modules"
 	"wrenn/internal/image/rootfs"
 	"wrenn/internal/storage"
 )
@@ -25,6 +27,10 @@ const (
 	initrdFile  = "initrd"
 	rootfsFile  = "rootfs.ext4"
 	tiniFile    = "tini"
+	// modulesTree is a directory with that of the kernel's version, as it is below modules.Dir in a guest.
+	modulesTree = "modules"
+	// modprobeFile is a static modprobe, for images without one.
+	modprobeFile = "modprobe"
 )
 
 // guestModules are what a guest needs to find its disk, its network, entropy
@@ -38,6 +44,7 @@ const (
 	chronyPTPPath = "/etc/chrony/chrony.conf"
 	chronyNTPPath = "/etc/chrony/wrenn-ntp.conf"
 	tiniPath      = "/sbin/tini"
+	modprobePath  = "/sbin/modprobe" // what the kernel itself runs to load a module
 )
 
 // make makes the guest and, when needed, its base first.
@@ -91,6 +98,11 @@ func (p *preparation) makeBase(ctx context.Context, dir string) error {
 		return err
 	}
 	tree := filepath.Join(work, "tree")
+	fmt.Fprintln(p.cfg.Out, "  unpacking the kernel")
+	version, err := unpackKernel(ctx, filepath.Join(work, "kernel"), dir, tree)
+	if err != nil {
+		return err
+	}
 	fmt.Fprintln(p.cfg.Out, "  making the file system")
 	if err := rootfs.MakeExt4(ctx, tree, filepath.Join(dir, baseFile), p.cfg.Size); err != nil {
 		return err
@@ -102,26 +114,79 @@ func (p *preparation) makeBase(ctx context.Context, dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, tiniFile), tini, 0o755); err != nil {
 		return err
 	}
-	fmt.Fprintln(p.cfg.Out, "  unpacking the kernel")
-	if err := unpackKernel(ctx, filepath.Join(work, "kernel"), dir); err != nil {
+	if err := keepModules(tree, dir, version); err != nil {
 		return err
 	}
 	return os.RemoveAll(work)
 }
 
-// unpackKernel makes vmlinux and modules.cpio in dir of the one package in from.
-func unpackKernel(ctx context.Context, from, dir string) error {
-	packages, err := filepath.Glob(filepath.Join(from, "*.deb"))
-	if err != nil || len(packages) != 1 {
-		return fmt.Errorf("want one kernel package, found %d", len(packages))
+// keepModules moves the modules out of a tree that is in an image already.
+func keepModules(tree, dir, version string) error {
+	if err := os.Mkdir(filepath.Join(dir, modulesTree), 0o755); err != nil {
+		return err
 	}
-	tree := filepath.Join(from, "tree")
-	if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", packages[0], tree).CombinedOutput(); err != nil {
-		return fmt.Errorf("unpack %s: %w: %.300s", filepath.Base(packages[0]), err, out)
+	return os.Rename(filepath.Join(tree, modules.Dir, version), filepath.Join(dir, modulesTree, version))
+}
+
+// unpackKernel makes vmlinux, modules.cpio and modprobe in dir of the packages
+// in from, and puts the kernel's modules into the tree. It returns the kernel's version.
+func unpackKernel(ctx context.Context, from, dir, tree string) (version string, err error) {
+	unpacked := filepath.Join(from, "kernel")
+	if err := unpackPackage(ctx, filepath.Join(from, "linux-image-*.deb"), unpacked); err != nil {
+		return "", err
 	}
-	found, err := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
+	if err := writeKernel(unpacked, filepath.Join(dir, kernelFile)); err != nil {
+		return "", err
+	}
+	list, err := modules.Resolve(unpacked, guestModules)
+	if err != nil {
+		return "", err
+	}
+	var archive bytes.Buffer
+	if err := initramfs.WriteModules(&archive, list); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, modulesFile), archive.Bytes(), 0o644); err != nil {
+		return "", err
+	}
+	if err := unpackModprobe(ctx, from, dir); err != nil {
+		return "", err
+	}
+	return modules.Install(ctx, unpacked, tree)
+}
+
+// unpackModprobe makes dir/modprobe of busybox, which is what its name says.
+func unpackModprobe(ctx context.Context, from, dir string) error {
+	unpacked := filepath.Join(from, "busybox")
+	if err := unpackPackage(ctx, filepath.Join(from, "busybox-static_*.deb"), unpacked); err != nil {
+		return err
+	}
+	for _, name := range []string{"bin/busybox", "usr/bin/busybox"} { // the latter since Debian 13
+		program, err := os.ReadFile(filepath.Join(unpacked, name))
+		if err == nil {
+			return os.WriteFile(filepath.Join(dir, modprobeFile), program, 0o755)
+		}
+	}
+	return errors.New("no busybox in its package")
+}
+
+// unpackPackage unpacks the one package that the pattern matches into a new directory.
+func unpackPackage(ctx context.Context, pattern, into string) error {
+	found, err := filepath.Glob(pattern)
 	if err != nil || len(found) != 1 {
-		return fmt.Errorf("want one kernel in %s, found %d", filepath.Base(packages[0]), len(found))
+		return fmt.Errorf("want one package %s, found %d", filepath.Base(pattern), len(found))
+	}
+	if out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", found[0], into).CombinedOutput(); err != nil {
+		return fmt.Errorf("unpack %s: %w: %.300s", filepath.Base(found[0]), err, out)
+	}
+	return nil
+}
+
+// writeKernel writes the one kernel of an unpacked package as an ELF.
+func writeKernel(unpacked, file string) error {
+	found, err := filepath.Glob(filepath.Join(unpacked, "boot/vmlinuz-*"))
+	if err != nil || len(found) != 1 {
+		return fmt.Errorf("want one kernel in its package, found %d", len(found))
 	}
 	packed, err := os.ReadFile(found[0])
 	if err != nil {
@@ -131,14 +196,7 @@ func unpackKernel(ctx context.Context, from, dir string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Base(found[0]), err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, kernelFile), vmlinux, 0o644); err != nil {
-		return err
-	}
-	var modules bytes.Buffer
-	if err := initramfs.WriteModules(&modules, tree, guestModules); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, modulesFile), modules.Bytes(), 0o644)
+	return os.WriteFile(file, vmlinux, 0o644)
 }
 
 // makeGuest fills dir from the base and our programs.
@@ -153,7 +211,7 @@ func (p *preparation) makeGuest(ctx context.Context, dir string) error {
 	if err := os.Link(p.store.path(p.base, kernelFile), filepath.Join(dir, kernelFile)); err != nil {
 		return err
 	}
-	modules, err := os.ReadFile(p.store.path(p.base, modulesFile))
+	archive, err := os.ReadFile(p.store.path(p.base, modulesFile))
 	if err != nil {
 		return err
 	}
@@ -161,13 +219,14 @@ func (p *preparation) makeGuest(ctx context.Context, dir string) error {
 	if err := initramfs.WriteStage0(&initrd, p.stage0); err != nil {
 		return err
 	}
-	initrd.Write(modules)
+	initrd.Write(archive)
 	return os.WriteFile(filepath.Join(dir, initrdFile), initrd.Bytes(), 0o644)
 }
 
-// inject puts files into an image and checks that it is whole afterwards.
-func (p *preparation) inject(ctx context.Context, image, scratch string, files []rootfs.File) error {
-	if err := rootfs.Inject(ctx, image, scratch, files); err != nil {
+// inject puts files into an image, removes those that are to be gone, and checks
+// that it is whole afterwards.
+func (p *preparation) inject(ctx context.Context, image, scratch string, files []rootfs.File, gone ...string) error {
+	if err := rootfs.Inject(ctx, image, scratch, files, gone...); err != nil {
 		return err
 	}
 	return rootfs.Check(ctx, image)

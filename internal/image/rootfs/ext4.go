@@ -6,9 +6,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"wrenn"
@@ -35,15 +37,15 @@ func Check(ctx context.Context, image string) error {
 
 // File is a file to put into an image, root's.
 type File struct {
-	Path string // in the image, absolute, in an existing directory; links to directories are followed
+	Path string // in the image, absolute; links to directories are followed, missing directories are made
 	Data []byte
 	Mode os.FileMode // permissions
 }
 
-// Inject writes files into an image that nobody uses, over what is there, and
-// reads each back. scratch is an existing directory for copies of them. When it
+// Inject writes files into an image that nobody uses, over what is there, reads
+// each back, and removes the files at the paths in gone. scratch is an existing directory for copies of them. When it
 // fails the image may be damaged; remove it.
-func Inject(ctx context.Context, image, scratch string, files []File) error {
+func Inject(ctx context.Context, image, scratch string, files []File, gone ...string) error {
 	image, err := filepath.Abs(image)
 	if err != nil {
 		return err
@@ -54,6 +56,14 @@ func Inject(ctx context.Context, image, scratch string, files []File) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // what stays, the next build sweeps
 	var script strings.Builder
+	for _, name := range gone {
+		fmt.Fprintf(&script, "rm %s\n", name)
+	}
+	mkdirs, err := makeParents(ctx, image, dir, files)
+	if err != nil {
+		return err
+	}
+	script.WriteString(mkdirs)
 	for i, f := range files {
 		name := fmt.Sprintf("in%d", i)
 		if err := os.WriteFile(filepath.Join(dir, name), f.Data, f.Mode); err != nil {
@@ -83,6 +93,64 @@ func (f File) commands(in, out string) string {
 	dir, base := path.Split(f.Path)
 	return fmt.Sprintf("cd %[1]s.\nrm %[2]s\nwrite %[3]s %[2]s\nset_inode_field %[2]s mode %#[4]o\nset_inode_field %[2]s uid 0\nset_inode_field %[2]s gid 0\ndump %[2]s %[5]s\ncd /\n",
 		dir, base, in, 0o100000|uint32(f.Mode.Perm()), out)
+}
+
+// makeParents returns the commands that make the directories of files that the
+// image lacks, upper ones first. They are looked for before, because debugfs
+// damages a directory that it is told to make a second time.
+func makeParents(ctx context.Context, image, dir string, files []File) (string, error) {
+	dirs := parents(files)
+	var look strings.Builder
+	for _, name := range dirs {
+		fmt.Fprintf(&look, "cd %s/.\n", name)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "look"), []byte(look.String()), 0o600); err != nil {
+		return "", err
+	}
+	said, err := complaints(ctx, dir, "debugfs", "-f", "look", image)
+	if err != nil {
+		return "", err
+	}
+	var script strings.Builder
+	for _, name := range dirs {
+		_, complaint, found := strings.Cut(said, "\n"+name+"/.: ")
+		switch {
+		case !found:
+		case strings.HasPrefix(complaint, "File not found"):
+			upper, base := path.Split(name)
+			fmt.Fprintf(&script, "cd %s.\nmkdir %s\ncd /\n", upper, base)
+		default:
+			complaint, _, _ = strings.Cut(complaint, "\n")
+			return "", wrenn.Errorf(wrenn.FailedPrecondition, "the image's %s cannot be a directory: %.100s", name, complaint)
+		}
+	}
+	return script.String(), nil
+}
+
+// complaints runs a program and returns what it wrote to its standard error, each line after a newline.
+func complaints(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd, err := command(ctx, dir, name, args...)
+	if err != nil {
+		return "", err
+	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Run(); err != nil {
+		return "", explain(ctx, name, err, said.Bytes())
+	}
+	return "\n" + said.String(), nil
+}
+
+// parents returns the directories of files and those above, upper ones first.
+func parents(files []File) []string {
+	known := map[string]bool{"/": true}
+	for _, f := range files {
+		for dir := path.Dir(f.Path); !known[dir]; dir = path.Dir(dir) {
+			known[dir] = true
+		}
+	}
+	delete(known, "/")
+	return slices.Sorted(maps.Keys(known)) // what begins another name is before it
 }
 
 func same(file string, want []byte) error {
