@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"wrenn/internal/image/initramfs"
+	"wrenn/internal/image/modules"
 	"wrenn/internal/testkit"
 )
 
@@ -77,7 +78,9 @@ func writeInitramfs(t *testing.T, path, init, kernelTree string) {
 	testkit.Must(t, err)
 	defer f.Close()
 	testkit.Must(t, initramfs.WriteStage0(f, program))
-	testkit.Must(t, initramfs.WriteModules(f, kernelTree, wanted))
+	list, err := modules.Resolve(kernelTree, wanted)
+	testkit.Must(t, err)
+	testkit.Must(t, initramfs.WriteModules(f, list))
 }
 
 // output runs a program to its end and returns what it printed.
