@@ -16,7 +16,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 )
 
 // maxModule bounds an unpacked module; the largest of Debian's are about 10 MiB.
@@ -211,7 +211,7 @@ func readModule(file string) ([]byte, error) {
 func decompress(r io.Reader, ext string) (io.Reader, error) {
 	switch ext {
 	case ".xz":
-		return xz.NewReader(r)
+		return xz.NewReader(r, xz.DefaultDictMax)
 	case ".gz":
 		return gzip.NewReader(r)
 	case ".zst":
