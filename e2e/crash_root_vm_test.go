@@ -52,6 +52,7 @@ func TestStack(t *testing.T) {
 	// After a failure a part may be dead, for which the others would wait.
 	ok := t.Run("curl", func(t *testing.T) { testCurl(t, s) }) &&
 		t.Run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) }) &&
+		t.Run("connections are reset", func(t *testing.T) { testResets(t, s) }) &&
 		t.Run("without a database", func(t *testing.T) { testWithoutDatabase(t, s) }) &&
 		t.Run("all are killed during much output", func(t *testing.T) { testKilledDuringMuchOutput(t, s) })
 	for _, p := range s.parts() {

@@ -30,6 +30,13 @@ type everything struct {
 func up(t *testing.T, dir string, flags ...string) *everything {
 	t.Helper()
 	e := startUp(t, dir, flags...)
+	e.ready(t)
+	return e
+}
+
+// ready waits until it serves.
+func (e *everything) ready(t *testing.T) {
+	t.Helper()
 	ready := make(chan bool, 1)
 	go func() { ready <- e.out.wait("Ctrl-C stops it", patience) }()
 	select {
@@ -40,11 +47,18 @@ func up(t *testing.T, dir string, flags ...string) *everything {
 	case err := <-e.done:
 		t.Fatalf("up ended with %v:\n%s", err, e.out)
 	}
+}
+
+// startUp runs "wrenn up" in a separate process group, as a shell does.
+func startUp(t *testing.T, dir string, args ...string) *everything {
+	t.Helper()
+	e := prepareUp(t, dir, args...)
+	e.start(t)
 	return e
 }
 
-// startUp runs "wrenn up" in a process group of its own, as a shell does.
-func startUp(t *testing.T, dir string, args ...string) *everything {
+// prepareUp is startUp without the start.
+func prepareUp(t *testing.T, dir string, args ...string) *everything {
 	t.Helper()
 	args = append([]string{
 		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
@@ -58,6 +72,11 @@ func startUp(t *testing.T, dir string, args ...string) *everything {
 	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	e.cmd.WaitDelay = patience // what it started holds its output a moment longer when it is killed
+	return e
+}
+
+func (e *everything) start(t *testing.T) {
+	t.Helper()
 	if err := e.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +85,6 @@ func startUp(t *testing.T, dir string, args ...string) *everything {
 		err := e.cmd.Wait()
 		e.done <- err
 	}()
-	return e
 }
 
 // command is a run of wrenn with the configuration that up wrote.
@@ -117,18 +135,25 @@ func (e *everything) stop(t *testing.T) {
 	if err := e.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
+	if err := e.ended(t); err != nil {
+		t.Errorf("up ended with %v:\n%s", err, e.out)
+	}
+}
+
+// ended waits for the end and returns how it ended.
+func (e *everything) ended(t *testing.T) error {
+	t.Helper()
 	select {
 	case err := <-e.done:
-		if err != nil {
-			t.Errorf("up ended with %v:\n%s", err, e.out)
-		}
+		return err
 	case <-time.After(patience):
 		t.Fatalf("up does not end:\n%s", e.out)
+		return nil
 	}
 }
 
 func TestUp(t *testing.T) {
-	e := up(t, stateDir(t))
+	e := up(t, stateDir(t), "--on-exit", "destroy")
 	if info, err := os.Stat(e.config()); err != nil || info.Mode() != 0o600 {
 		t.Errorf("the configuration, which holds a key: %v, %v", info.Mode(), err)
 	}
@@ -156,6 +181,7 @@ func TestUp(t *testing.T) {
 	t.Run("Ctrl-C", func(t *testing.T) { testCtrlC(t, e, id) })
 	t.Run("shell", func(t *testing.T) { testShell(t, e, id) })
 	t.Run("an output that nobody reads", func(t *testing.T) { testReaderGone(t, e, id) })
+	t.Run("connections are reset", func(t *testing.T) { testResetsOfUp(t, e, id) })
 	t.Run("the agent is killed", func(t *testing.T) {
 		killAgent(t, e.dir)
 		late := time.After(patience)
@@ -284,24 +310,88 @@ func killAgent(t *testing.T, dir string) {
 	t.Fatal("no host agent runs")
 }
 
+// TestUpKeepsSandboxes: whatever ends it, up destroys no sandbox, unless it is told to, but for
+// those that the command of "up -- COMMAND" created.
 func TestUpKeepsSandboxes(t *testing.T) {
 	dir := stateDir(t)
-	e := up(t, dir, "--on-exit", "keep")
+	e := up(t, dir)
 	id := e.create(t)
 	e.must(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "sleep 10000 & echo $! > /run/sleeper")
-	key, err := os.ReadFile(e.config())
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := e.key(t)
 	e.stop(t)
+
 	e = up(t, dir)
-	e.must(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -0 $(cat /run/sleeper)")
-	again, err := os.ReadFile(e.config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if secret := func(b []byte) string { _, s, _ := strings.Cut(string(b), "key"); return s }; secret(key) != secret(again) {
+	e.alive(t, id)
+	if key != e.key(t) {
 		t.Error("the second start made another key, though the first one is good")
 	}
+	if err := e.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = e.ended(t) // it was killed
+
+	const create = "../bin/wrenn sandbox create --timeout 1h && "
+	e = startUp(t, dir, "--", "sh", "-c", create+"echo asle''ep && exec sleep 600")
+	if !e.out.wait("asleep\n", patience) {
+		t.Fatalf("the command does not run:\n%s", e.out)
+	}
+	if err := e.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = e.ended(t)
+	e = startUp(t, dir, "--", "sh", "-c", create+"exit 3") // ends what is left of both commands
+	if code, out := e.end(t); code != 3 {
+		t.Errorf("it ended with %d:\n%s", code, out)
+	}
+
+	e = prepareUp(t, dir)
+	e.loseReader(t)
+	e = up(t, dir, "--on-exit", "destroy")
+	if out := e.must(t, nil, "sandbox", "list", "-q"); out != id+"\n" {
+		t.Errorf("there are %q, want %s alone", out, id)
+	}
+	e.alive(t, id)
 	e.stop(t)
+}
+
+// key is the configuration's.
+func (e *everything) key(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(e.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, secret, _ := strings.Cut(string(text), "key")
+	return secret
+}
+
+// alive checks that the sandbox's process was not disturbed.
+func (e *everything) alive(t *testing.T, id string) {
+	t.Helper()
+	e.must(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -0 $(cat /run/sleeper)")
+}
+
+// loseReader starts up with a pipe for its output, closes the pipe, and makes up print something:
+// up must stop as by Ctrl-C, and not be killed by SIGPIPE.
+func (e *everything) loseReader(t *testing.T) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.cmd.Stdout, e.cmd.Stderr = write, write
+	e.start(t)
+	write.Close()
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		_, _ = io.Copy(e.out, read) // until it is closed
+	}()
+	e.ready(t)
+	read.Close()
+	<-copied
+	killAgent(t, e.dir)
+	if err := e.ended(t); err != nil {
+		t.Errorf("up ended with %v:\n%s", err, e.out)
+	}
 }

@@ -79,6 +79,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer, envir
 }
 
 func serve(ctx context.Context, cfg controlplane.Config, log *slog.Logger, notifySocket string) error {
+	run.SurviveBrokenPipes()
 	return controlplane.Run(ctx, cfg, log, func(at controlplane.Addresses) {
 		attrs := []slog.Attr{slog.String("api", at.API.String())}
 		if at.Metrics != nil {

@@ -67,6 +67,7 @@ func start(ctx context.Context, args []string) error {
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	// A signal that is ignored would be ignored by every program; one that is caught is not.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	run.SurviveBrokenPipes()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {

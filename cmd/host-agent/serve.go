@@ -31,6 +31,7 @@ type serveCommand struct {
 
 // Run serves until ctx ends. The sandboxes of an earlier agent are taken over.
 func (c *serveCommand) Run(ctx context.Context, line *commandLine, std streams) (err error) {
+	run.SurviveBrokenPipes()
 	cfg, err := readConfig(c.Config, line.State)
 	if err != nil {
 		return err

@@ -113,5 +113,12 @@ FROM (
 ) AS t
 WHERE sandboxes.id = t.id;
 
+-- name: SandboxesCreatedBy :many
+-- The first event of a sandbox names its creator. Few sandboxes of a team are alive, and events are found by sandbox.
+SELECT s.id FROM sandboxes s
+JOIN sandbox_events e ON e.sandbox_id = s.id AND e.version = 1
+WHERE s.team_id = @team_id AND s.state NOT IN ('stopped', 'failed') AND e.actor = @actor
+ORDER BY s.id;
+
 -- name: SandboxEvents :many
 SELECT * FROM sandbox_events WHERE sandbox_id = @sandbox_id ORDER BY id;

@@ -16,17 +16,27 @@ import (
 // leave is what a command of up may take to end when it is asked to.
 const leave = 10 * time.Second
 
-// accompany runs a command on this machine that may use what runs, to its end,
-// and returns its exit code as an error. The end of ctx ends it.
+// destroyTimeout bounds how long the sandboxes of a command that ended keep up from stopping.
+const destroyTimeout = time.Minute
+
+// accompany runs a command on this machine that may use what runs, to its end, destroys the
+// sandboxes that the command created, and returns its exit code as an error. The end of ctx ends
+// the command.
 func (s *session) accompany(ctx context.Context, r *up.Running, argv []string) error {
-	secret, giveBack, err := r.LendKey(ctx, "wrenn up -- "+argv[0])
+	loan, err := r.Lend(ctx, "wrenn up -- "+argv[0])
 	if err != nil {
 		return fmt.Errorf("make an API key: %w", err)
 	}
-	defer giveBack(context.WithoutCancel(ctx))
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyTimeout)
+		defer cancel()
+		if err := loan.Return(ctx); err != nil {
+			fmt.Fprintf(s.Err, "%v\nthe next start tries again\n", err)
+		}
+	}()
 	fmt.Fprintf(s.Err, "Wrenn serves at %s (documentation: %s/docs)\n", s.paint(s.Err, green, r.URL), r.URL)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "WRENN_API_URL="+r.URL, "WRENN_API_KEY="+secret)
+	cmd.Env = append(os.Environ(), "WRENN_API_URL="+r.URL, "WRENN_API_KEY="+loan.Secret)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.In, s.Out, s.Err
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = leave

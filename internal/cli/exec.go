@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"wrenn/client"
+	"wrenn/internal/run"
 )
 
 const (
@@ -164,8 +165,9 @@ func (p *program) size() client.Size {
 func (p *program) follow(ctx context.Context, open func(context.Context) (*client.Stream, error)) error {
 	// A reader that goes away, as head does, and a terminal that closes would
 	// kill this program, and leave the command running without it.
+	run.SurviveBrokenPipes()
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGPIPE, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
 	// Once the command runs, the end of ctx is a wish to end it, which needs the stream.
@@ -301,15 +303,11 @@ func (p *program) passSizes(stream *client.Stream, ended <-chan struct{}) {
 // endOn ends the command when ctx ends or the terminal is gone: first as a
 // polite wish, then for good.
 func (p *program) endOn(ctx context.Context, signals <-chan os.Signal, stream *client.Stream, ended <-chan struct{}) {
-	for wanted := false; !wanted; {
-		select {
-		case <-ended:
-			return
-		case <-ctx.Done():
-			wanted = true
-		case got := <-signals:
-			wanted = got == syscall.SIGHUP // a broken pipe is an error of writing, too
-		}
+	select {
+	case <-ended:
+		return
+	case <-ctx.Done():
+	case <-signals:
 	}
 	_ = stream.Signal(client.SIGTERM)
 	select {

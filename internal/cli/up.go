@@ -13,6 +13,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/plain"
+	"wrenn/internal/run"
 	"wrenn/internal/up"
 )
 
@@ -23,7 +24,7 @@ type upCommand struct {
 	Listen      string `default:"127.0.0.1:8080" help:"Where the API is served."`
 	Metrics     string `placeholder:"ADDRESS" help:"Where Prometheus finds /metrics; default: nowhere."`
 	DatabaseURL string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"A PostgreSQL of yours; default: a private one in --state."`
-	OnExit      string `enum:"destroy,keep" default:"destroy" help:"What becomes of sandboxes at the end: ${enum}."`
+	OnExit      string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when it stops: ${enum}. Kept ones keep running; the next start finds them."`
 	Driver      string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs them: ${enum}."`
 	Qemu        string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
 	Firecracker string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
@@ -35,7 +36,7 @@ type upCommand struct {
 	NetPrefix   string `placeholder:"NAME" help:"Start of the names of network namespaces and links; default: wrenn."`
 	Verbose     bool   `short:"v" help:"Show the control plane's log, too."`
 
-	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command, with WRENN_API_URL and WRENN_API_KEY set, and stop when it ends, with its exit code; default: serve until Ctrl-C."`
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command, with WRENN_API_URL and WRENN_API_KEY set; when it ends, destroy the sandboxes that it created and stop, with its exit code. Default: serve until Ctrl-C."`
 }
 
 // Run serves until it is interrupted, or the command ends.
@@ -47,8 +48,14 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	ctx, heard := signal.NotifyContext(ctx, deserted()...)
-	defer heard()
+	run.SurviveBrokenPipes()
+	ctx, lost := context.WithCancel(ctx)
+	defer lost()
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) leaves it
+		var stopHearing context.CancelFunc
+		ctx, stopHearing = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stopHearing()
+	}
 	cfg := up.Config{
 		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
@@ -56,7 +63,11 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer,
 			Kernel: c.Kernel, Initrd: c.Initrd, Range: c.NetRange, Prefix: c.NetPrefix,
 		},
-		Say: func(line string) { fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line))) },
+		Say: func(line string) {
+			if _, err := fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line))); readerGone(err) {
+				lost() // stop as after Ctrl-C
+			}
+		},
 	}
 	if c.Verbose {
 		cfg.Log = s.Err
@@ -76,15 +87,9 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	return cmp.Or(err, ended)
 }
 
-// deserted are the signals that say that nobody looks any more: up stops as by
-// Ctrl-C, where by default it would leave everything running. nohup(1) is heeded.
-func deserted() []os.Signal {
-	signals := []os.Signal{syscall.SIGPIPE}
-	if !signal.Ignored(syscall.SIGHUP) {
-		signals = append(signals, syscall.SIGHUP)
-	}
-	return signals
-}
+
+// readerGone reports whether a write failed because the other end of the pipe or the terminal is closed.
+func readerGone(err error) bool { return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.EIO) }
 
 // agent finds the host agent.
 func (c *upCommand) agent() (string, error) {
@@ -131,7 +136,7 @@ The API key %s... is in %s
   curl  curl -H "X-API-Key: $(sed -n "s/^key = '\(.*\)'/\1/p" %s)" -X POST %s/v1/sandboxes
   Go    c, err := client.New(client.Config{URL: "%s", Key: os.Getenv("WRENN_API_KEY")})
 
-Ctrl-C stops it, and then sandboxes are: %s (--on-exit)
-`, s.paint(w, green, r.URL), r.URL, told.Hint, path, path, r.URL, r.URL, map[string]string{"destroy": "destroyed", "keep": "kept"}[c.OnExit])
+Ctrl-C stops it; sandboxes are %s (--on-exit)
+`, s.paint(w, green, r.URL), r.URL, told.Hint, path, path, r.URL, r.URL, map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
 	})
 }

@@ -319,6 +319,20 @@ type Event struct {
 	At            time.Time
 }
 
+// SandboxesCreatedBy returns the team's sandboxes that have not ended and whose creation was
+// recorded under that actor.
+func (s *Store) SandboxesCreatedBy(ctx context.Context, team wrenn.TeamID, actor string) ([]wrenn.SandboxID, error) {
+	var out []wrenn.SandboxID
+	err := s.call(ctx, "find the sandboxes of a creator", func(ctx context.Context) error {
+		ids, err := s.queries.SandboxesCreatedBy(ctx, string(team), actor)
+		for _, id := range ids {
+			out = append(out, wrenn.SandboxID(id))
+		}
+		return err
+	})
+	return out, err
+}
+
 // Events returns what happened to a sandbox, in order.
 func (s *Store) Events(ctx context.Context, id wrenn.SandboxID) ([]Event, error) {
 	var out []Event

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -42,9 +43,21 @@ func TestRun(t *testing.T) {
 }
 
 // TestMain lets the test binary be a program that ends with the code 3 on a
-// signal, and is stubborn when asked to.
+// signal, and is stubborn when asked to. One whose output is unread ends with 3
+// when it cannot write.
 func TestMain(m *testing.M) {
-	if how := os.Getenv("WRENN_RUN_TEST"); how != "" {
+	how := os.Getenv("WRENN_RUN_TEST")
+	if how == "unread" {
+		Main(func(context.Context, []string) error {
+			SurviveBrokenPipes()
+			_, _ = io.ReadAll(os.Stdin) // until the reader has gone
+			if _, err := os.Stdout.WriteString("unread"); err != nil {
+				return exit(3)
+			}
+			return nil
+		})
+	}
+	if how != "" {
 		Main(func(ctx context.Context, _ []string) error {
 			fmt.Fprintln(os.Stdout, "ready")
 			<-ctx.Done()

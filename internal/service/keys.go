@@ -76,6 +76,12 @@ func (s *Service) RevokeKey(ctx context.Context, c Caller, id string) error {
 	return nil
 }
 
+// SandboxesCreatedBy returns the sandboxes that have not ended and that c created, by any request:
+// also those that were forked. It works after c's key was revoked.
+func (s *Service) SandboxesCreatedBy(ctx context.Context, c Caller) ([]wrenn.SandboxID, error) {
+	return s.store.SandboxesCreatedBy(ctx, c.Team, c.actor())
+}
+
 func keyOf(k postgres.Key) Key {
 	return Key{ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
 }

@@ -17,10 +17,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"wrenn"
-	"wrenn/client"
 	"wrenn/internal/controlplane"
 	"wrenn/internal/pgserver"
 	"wrenn/internal/rollback"
@@ -45,10 +42,10 @@ type Config struct {
 	DatabaseURL string
 	Agent       AgentConfig
 	Team        string // whose keys Key makes
-	// Destroy ends the sandboxes at the stop; otherwise they run on, without
-	// anybody who watches over them, until the next start.
+	// Destroy ends all sandboxes at the stop. Otherwise they keep running, without an agent that
+	// ends them in time, until the next start.
 	Destroy bool
-	Say     func(line string) // progress, for people
+	Say     func(line string) // progress, for people; also called by several at a time
 	Log     io.Writer         // what the control plane logs besides its file; nil is nothing
 }
 
@@ -56,9 +53,10 @@ type Config struct {
 type Running struct {
 	URL string
 
-	cfg  controlplane.Config
-	team string
-	log  *slog.Logger
+	cfg     controlplane.Config
+	team    string
+	lentKey string // path of the record
+	log     *slog.Logger
 }
 
 // Key returns old when it is a key of the team that works, else a new one.
@@ -115,7 +113,7 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 		err = errors.Join(err, m.undo.Run(context.WithoutCancel(ctx)))
 	}()
 	for _, step := range []func(context.Context) error{
-		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.startControlPlane,
+		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.startControlPlane, m.returnLoan,
 	} {
 		if err := step(ctx); err != nil {
 			return whyEnded(ctx, err)
@@ -126,7 +124,7 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 	}
 	<-ctx.Done()
 	if m.cfg.Destroy {
-		m.destroyAll(context.WithoutCancel(ctx))
+		m.destroySandboxes(context.WithoutCancel(ctx))
 	}
 	return whyEnded(ctx, nil)
 }
@@ -149,7 +147,7 @@ func (m *machine) running() *Running {
 	if tcp, ok := m.at.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
 		at = net.JoinHostPort("127.0.0.1", strconv.Itoa(tcp.Port)) // "everywhere" is nowhere to connect to
 	}
-	return &Running{URL: "http://" + at, cfg: m.cp, team: m.cfg.Team, log: m.log}
+	return &Running{URL: "http://" + at, cfg: m.cp, team: m.cfg.Team, lentKey: filepath.Join(m.cfg.StateDir, lentKeyFile), log: m.log}
 }
 
 // checkListen finds a taken port before anything is started.
@@ -310,35 +308,12 @@ func (m *machine) start(name string, run func(context.Context) error) {
 
 var errEnded = errors.New("it ended by itself")
 
-// destroyAll ends the team's sandboxes as their owner would, so that the
-// records say so. What it cannot end the agent does.
-func (m *machine) destroyAll(ctx context.Context) {
+// destroySandboxes ends the team's sandboxes. What the control plane cannot end the agent does.
+func (m *machine) destroySandboxes(ctx context.Context) {
 	m.cfg.Say("destroying the sandboxes")
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	if err := m.destroyEach(ctx); err != nil {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "not every sandbox was destroyed by the control plane", slog.Any("error", err))
+	if err := m.running().destroyAll(ctx); err != nil {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "not every sandbox was destroyed by the control plane", slog.Any("err", err))
 	}
-}
-
-func (m *machine) destroyEach(ctx context.Context) error {
-	r := m.running()
-	secret, giveBack, err := r.LendKey(ctx, "wrenn up, stopping")
-	if err != nil {
-		return err
-	}
-	defer giveBack(ctx)
-	api, err := client.New(client.Config{URL: r.URL, Key: secret})
-	if err != nil {
-		return err
-	}
-	var all errgroup.Group
-	all.SetLimit(atOnce)
-	for box, err := range api.Sandboxes(ctx, living) {
-		if err != nil {
-			return errors.Join(err, all.Wait())
-		}
-		all.Go(func() error { return api.DeleteSandbox(ctx, box.ID) })
-	}
-	return all.Wait()
 }

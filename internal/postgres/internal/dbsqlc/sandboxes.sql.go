@@ -511,6 +511,34 @@ func (q *Queries) SandboxEvents(ctx context.Context, sandboxID string) ([]Sandbo
 	return items, nil
 }
 
+const sandboxesCreatedBy = `-- name: SandboxesCreatedBy :many
+SELECT s.id FROM sandboxes s
+JOIN sandbox_events e ON e.sandbox_id = s.id AND e.version = 1
+WHERE s.team_id = $1 AND s.state NOT IN ('stopped', 'failed') AND e.actor = $2
+ORDER BY s.id
+`
+
+// The first event of a sandbox names its creator. Few sandboxes of a team are alive, and events are found by sandbox.
+func (q *Queries) SandboxesCreatedBy(ctx context.Context, teamID string, actor string) ([]string, error) {
+	rows, err := q.db.Query(ctx, sandboxesCreatedBy, teamID, actor)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const setSandboxTimeout = `-- name: SetSandboxTimeout :one
 WITH moved AS (
     UPDATE sandboxes SET
