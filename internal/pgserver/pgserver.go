@@ -28,6 +28,7 @@ const (
 	readyTimeout = 2 * time.Minute // includes the recovery after a crash
 	stopTimeout  = 30 * time.Second
 	quitTimeout  = 10 * time.Second
+	endPoll      = 20 * time.Millisecond
 	maxSocket    = 107 // bytes of a Unix socket's path, see unix(7)
 )
 
@@ -147,15 +148,38 @@ func stopLeftover(ctx context.Context, cfg Config, owner *owner) error {
 	if err != nil {
 		return err
 	}
-	pid, _, _ := strings.Cut(string(content), "\n")
-	cwd, err := os.Readlink(filepath.Join("/proc", filepath.Base(strings.TrimSpace(pid)), "cwd"))
-	if err != nil || cwd != cfg.data() {
-		return nil //nolint:nilerr // no such process: PostgreSQL sweeps up the file itself
+	first, _, _ := strings.Cut(string(content), "\n")
+	pid := filepath.Base(strings.TrimSpace(first))
+	if !worksIn(pid, cfg.data()) {
+		return nil // PostgreSQL removes the file itself
 	}
-	if err := owner.run(ctx, cfg, "pg_ctl", "stop", "-D", cfg.data(), "-m", "fast", "-w"); err != nil {
-		return fmt.Errorf("stop the database server that an earlier run left: %w", err)
+	err = owner.run(ctx, cfg, "pg_ctl", "stop", "-D", cfg.data(), "-m", "fast", "-w")
+	if err == nil || awaitEnd(ctx, pid, cfg) == nil {
+		return nil // pg_ctl fails when the server was stopping already, as one does whose parent was killed
+	}
+	return fmt.Errorf("stop the database server that an earlier run left: %w", err)
+}
+
+// awaitEnd waits until the process no longer works in the server's data.
+func awaitEnd(ctx context.Context, pid string, cfg Config) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	tick := time.NewTicker(endPoll)
+	defer tick.Stop()
+	for worksIn(pid, cfg.data()) {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	return nil
+}
+
+// worksIn reports whether the process exists and dir is its working directory.
+func worksIn(pid, dir string) bool {
+	cwd, err := os.Readlink(filepath.Join("/proc", pid, "cwd"))
+	return err == nil && cwd == dir
 }
 
 func launch(cfg Config, owner *owner) (*Server, error) {
