@@ -87,7 +87,6 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	return cmp.Or(err, ended)
 }
 
-
 // readerGone reports whether a write failed because the other end of the pipe or the terminal is closed.
 func readerGone(err error) bool { return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.EIO) }
 
