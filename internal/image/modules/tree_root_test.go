@@ -51,6 +51,6 @@ func TestInstall(t *testing.T) {
 		t.Errorf("modules.dep is\n%s", dep)
 	}
 	if strings.Contains(string(dep), "e1000") {
-		t.Error("the driver of an Ethernet card is there")
+		t.Errorf("the driver of an Ethernet card was installed:\n%s", dep)
 	}
 }
