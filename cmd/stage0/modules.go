@@ -7,9 +7,9 @@ import (
 	"unsafe"
 )
 
-// loadModules loads the modules that the manifest lists, in its order, and
-// frees their files. One that the kernel refuses is reported, and no reason to
-// stop: what needs it will say so.
+// loadModules loads the modules that the manifest lists, in its order, frees
+// their files, and makes the device files that load others. One that the kernel
+// refuses is reported, and no reason to stop: what needs it will say so.
 func loadModules(manifest string) error {
 	list, err := readFile(manifest)
 	if err != nil {
@@ -23,6 +23,7 @@ func loadModules(manifest string) error {
 		}
 		free(path)
 	}
+	makeNodes()
 	return nil
 }
 
