@@ -24,7 +24,7 @@ func (t *Tree) AddUser() error {
 		return err
 	}
 	if passwd.has(userName) {
-		return t.allowSudo()
+		return errors.Join(t.addSubIDs(), t.allowSudo())
 	}
 	group, err := t.database("/etc/group", "root:x:0:\n")
 	if err != nil {
@@ -48,7 +48,7 @@ func (t *Tree) AddUser() error {
 	if err := t.makeHome(id); err != nil {
 		return err
 	}
-	return t.allowSudo()
+	return errors.Join(t.addSubIDs(), t.allowSudo())
 }
 
 // addShadow gives the account no password, where passwords are kept apart.

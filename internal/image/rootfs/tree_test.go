@@ -286,3 +286,36 @@ func TestTreeReadFileIsBounded(t *testing.T) {
 		}
 	}
 }
+
+func TestSubIDsAreFree(t *testing.T) {
+	for _, tt := range []struct{ name, before, want string }{
+		{"no file", "", "user:100000:65536\n"},
+		{"others", "node:100000:65536\nci:165536:1000\n", "node:100000:65536\nci:165536:1000\nuser:166536:65536\n"},
+		{"ours", "user:5:5\n", "user:5:5\n"},
+		{"below", "low:1:5\n", "low:1:5\nuser:100000:65536\n"},
+		{"nonsense", "a:b:c\nx\nhigh:4294967290:65536\n", "a:b:c\nx\nhigh:4294967290:65536\nuser:100000:65536\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			tree, err := OpenTree(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tree.Close()
+			if tt.before != "" {
+				if err := tree.WriteFile("/etc/subuid", []byte(tt.before), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := tree.addSubIDs(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := tree.ReadFile("/etc/subuid"); err != nil || string(got) != tt.want {
+				t.Errorf("subuid = %q, %v, want %q", got, err, tt.want)
+			}
+			if got, err := tree.ReadFile("/etc/subgid"); err != nil || string(got) != "user:100000:65536\n" {
+				t.Errorf("subgid = %q, %v", got, err)
+			}
+		})
+	}
+}
