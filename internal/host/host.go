@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/filelock"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
 	"wrenn/internal/rollback"
@@ -148,13 +148,12 @@ func (h *Host) lock(context.Context) error {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
 	}
-	f, err := os.OpenFile(filepath.Join(h.cfg.StateDir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := filelock.Open(filepath.Join(h.cfg.StateDir, "lock"))
+	if errors.Is(err, filelock.ErrLocked) {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "another host agent works with %s: stop it, or give this one a --state of its own", h.cfg.StateDir)
+	}
 	if err != nil {
 		return err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return wrenn.Errorf(wrenn.FailedPrecondition, "another host agent works with %s: stop it, or give this one a --state of its own", h.cfg.StateDir)
 	}
 	h.undo.Add(func(context.Context) error { return f.Close() })
 	return nil

@@ -17,6 +17,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/durable"
+	"wrenn/internal/filelock"
 )
 
 // What is kept of each kind beyond the newest goes: a guest is made of its base
@@ -29,10 +30,6 @@ const (
 // baseSpace is what making a base takes at its peak: the tree, the image, the
 // packages and the kernel.
 const baseSpace = 1500 << 20
-
-// lockPoll is how often a held lock is tried again; flock(2) cannot wait with a
-// deadline.
-const lockPoll = 200 * time.Millisecond
 
 const (
 	imagesDir   = "images" // in the state directory
@@ -83,25 +80,11 @@ func (s *store) lock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for tries := 0; ; tries++ {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			f.Close()
-			return nil, fmt.Errorf("lock the images: %w", err)
-		}
-		if tries == 0 {
-			fmt.Fprintln(s.out, "waiting for another process that makes images")
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, context.Cause(ctx)
-		case <-time.After(lockPoll):
-		}
+	if err := filelock.Lock(ctx, f, func() { fmt.Fprintln(s.out, "waiting for another process that makes images") }); err != nil {
+		f.Close()
+		return nil, err
 	}
+	return f, nil
 }
 
 // build publishes under a name what fill puts into the empty directory that it
@@ -137,7 +120,7 @@ func (s *store) stage() (*stage, error) {
 	}
 	held, err := os.Open(dir)
 	if err == nil {
-		err = unix.Flock(int(held.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = filelock.TryLock(held)
 	}
 	st := &stage{dir: dir, held: held}
 	if err != nil {
@@ -191,7 +174,7 @@ func heldStage(dir string) bool {
 		return false
 	}
 	defer f.Close()
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), syscall.EWOULDBLOCK)
+	return errors.Is(filelock.TryLock(f), filelock.ErrLocked)
 }
 
 // prune removes bases and guests that were not used for longest, and images
