@@ -23,6 +23,7 @@ import (
 	"golang.org/x/text/message"
 
 	"wrenn/internal/api/internal/oapi"
+	"wrenn/internal/plain"
 )
 
 const (
@@ -434,11 +435,7 @@ func lacks(fault *jsonschema.ValidationError) string {
 	return strings.Join(ways, ", or ")
 }
 
-// shorten keeps a message readable that repeats what somebody sent.
+// shorten keeps a message readable that repeats a part of a request.
 func shorten(text string) string {
-	text = strings.ToValidUTF8(text, "�")
-	if len(text) <= maxMessage {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxMessage], "") + "…"
+	return plain.Shorten(strings.ToValidUTF8(text, "�"), maxMessage)
 }

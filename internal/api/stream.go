@@ -18,6 +18,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/api/internal/oapi"
+	"wrenn/internal/plain"
 	"wrenn/internal/service"
 )
 
@@ -471,10 +472,7 @@ func (st *stream) goodbye(ctx context.Context, err error) {
 }
 
 func (st *stream) close(code websocket.StatusCode, reason string) {
-	if len(reason) > maxReason {
-		reason = strings.ToValidUTF8(reason[:maxReason], "")
-	}
-	_ = st.conn.Close(code, reason) // a client that is gone
+	_ = st.conn.Close(code, plain.Cut(reason, maxReason)) // a client that is gone
 }
 
 // upgrade lets nothing of an answer through but the upgrade itself: what the

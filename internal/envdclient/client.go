@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -136,14 +135,7 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 
 // said is what a guest said, which may be hostile, for messages that get to
 // databases, logs and terminals: one short line of text.
-func said(text string) string {
-	const more = "…"
-	text = plain.Line(text)
-	if len(text) <= maxSaid {
-		return text
-	}
-	return strings.ToValidUTF8(text[:maxSaid-len(more)], "") + more
-}
+func said(text string) string { return plain.Shorten(plain.Line(text), maxSaid) }
 
 func codeOfStatus(status int) wrenn.Code {
 	switch status {

@@ -3,10 +3,10 @@ package hostclient
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"wrenn"
+	"wrenn/internal/plain"
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -57,11 +57,5 @@ func seen(info *hostagentv1.SandboxInfo) wrenn.SeenSandbox {
 
 // clean makes a text fit for a database and a terminal.
 func clean(s string) string {
-	s = strings.ToValidUTF8(s[:min(len(s), maxText)], "?")
-	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' && r != '\t' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
+	return plain.Cut(plain.Text(plain.Cut(s, maxText)), maxText) // Text may make it longer
 }

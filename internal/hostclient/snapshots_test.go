@@ -27,7 +27,7 @@ func TestFork(t *testing.T) {
 			t.Fatalf("%v, %v", got, err)
 		}
 		testkit.WantCode(t, got[0], wrenn.Exhausted)
-		if got[0].Error() != "no memory? for it" {
+		if got[0].Error() != "no memory\ufffd for it" {
 			t.Errorf("it says %q", got[0])
 		}
 	}
@@ -51,7 +51,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Error(err)
 	}
 	list, head, err := c.Checkpoints(t.Context(), id)
-	if err != nil || head != first || len(list) != 2 || list[0].Name != "a ?name" || list[1].ID != second {
+	if err != nil || head != first || len(list) != 2 || list[0].Name != "a \ufffdname" || list[1].ID != second {
 		t.Errorf("%+v, %s, %v", list, head, err)
 	}
 	if err := errors.Join(c.DeleteCheckpoint(t.Context(), id, first), c.DeleteCheckpoint(t.Context(), id, first)); err != nil {

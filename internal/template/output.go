@@ -6,7 +6,8 @@ import (
 	"io"
 	"strings"
 	"sync"
-	"unicode"
+
+	"wrenn/internal/plain"
 )
 
 // maxLine bounds a line; longer ones are cut into several. What a guest prints may be anything.
@@ -22,13 +23,7 @@ type output struct {
 func (o *output) line(format string, args ...any) { o.tell(fmt.Appendf(nil, format, args...)) }
 
 func (o *output) tell(line []byte) {
-	text := strings.TrimRight(strings.ToValidUTF8(string(line), "?"), "\r\n")
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\t' {
-			return '?'
-		}
-		return r
-	}, text)
+	text := plain.Text(strings.TrimRight(string(line), "\r\n"))
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.say(text)

@@ -19,7 +19,7 @@ func TestLines(t *testing.T) {
 		"empty lines":       {[]string{"\n\n"}, []string{"", ""}},
 		"too long":          {[]string{long + "yz\n"}, []string{long, "yz"}},
 		"as long as may be": {[]string{long + "\n", "a\n"}, []string{long, "a"}},
-		"no text":           {[]string{"a\x1b[2J\xffb\tc\r\n"}, []string{"a?[2J?b\tc"}},
+		"no text":           {[]string{"a\x1b[2J\xffb\tc\r\n"}, []string{"a\ufffd[2J\ufffdb\tc"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string

@@ -13,7 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
+
+	"wrenn/internal/plain"
 )
 
 const (
@@ -75,16 +76,7 @@ func parse(text string) map[string]string {
 
 // clip makes a line of bounded length that a terminal can bear of what a guest said.
 func clip(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, strings.TrimSpace(text))
-	if len(text) > maxValue {
-		text = strings.ToValidUTF8(text[:maxValue], "") + "…"
-	}
-	return text
+	return plain.Shorten(plain.Line(strings.TrimSpace(text)), maxValue)
 }
 
 // parseTime reads seconds since 1970 with a fraction; busybox's date has none
