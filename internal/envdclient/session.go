@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"wrenn/internal/wake"
 	"wrenn/proto/gen/envd/process"
 )
 
@@ -43,13 +44,13 @@ type following struct {
 	client *Client
 	stop   context.CancelFunc
 	acked  atomic.Uint64
-	wake   chan struct{} // size 1; acked has changed
+	wake   wake.Chan     // acked has changed
 	taken  atomic.Uint64 // of the input
 }
 
 func newFollowing(ctx context.Context, c *Client, s *Session, taken uint64) *following {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	f := &following{Session: s, client: c, stop: stop, wake: make(chan struct{}, 1)}
+	f := &following{Session: s, client: c, stop: stop, wake: wake.New()}
 	f.taken.Store(taken)
 	go f.acknowledge(ctx)
 	return f
@@ -95,10 +96,7 @@ func (p *Process) Ack(offset uint64) {
 		return
 	}
 	p.session.acked.Store(offset)
-	select {
-	case p.session.wake <- struct{}{}:
-	default:
-	}
+	p.session.wake.Notify()
 }
 
 // Leave ends the session: nothing is kept for it when the stream ends.

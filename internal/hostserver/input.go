@@ -8,6 +8,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/wake"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -27,11 +28,11 @@ type inputs struct {
 	proc     *envdclient.Process
 	queue    inputQueue
 	taken    atomic.Uint64 // of a session's input, what the command took or will never take
-	progress chan struct{} // size 1; taken has changed
+	progress wake.Chan     // taken has changed
 }
 
 func newInputs(proc *envdclient.Process) *inputs {
-	in := &inputs{proc: proc, queue: newInputQueue(), progress: make(chan struct{}, 1)}
+	in := &inputs{proc: proc, queue: newInputQueue(), progress: wake.New()}
 	in.taken.Store(proc.Taken())
 	return in
 }
@@ -110,15 +111,12 @@ func (in *inputs) note(n int) {
 	if !in.proc.Resumable() || n == 0 {
 		return
 	}
-	select {
-	case in.progress <- struct{}{}:
-	default:
-	}
+	in.progress.Notify()
 }
 
 // inputQueue is input on its way from one goroutine to another.
 type inputQueue struct {
-	more, room chan struct{} // size 1; there is more to take, or room again
+	more, room wake.Chan // there is more to take, or room again
 
 	mu   sync.Mutex // guards what follows
 	data []byte
@@ -126,7 +124,7 @@ type inputQueue struct {
 }
 
 func newInputQueue() inputQueue {
-	return inputQueue{more: make(chan struct{}, 1), room: make(chan struct{}, 1), end: -1}
+	return inputQueue{more: wake.New(), room: wake.New(), end: -1}
 }
 
 // put adds a copy of p, once there is less than maxQueue.
@@ -148,7 +146,7 @@ func (q *inputQueue) add(p []byte) bool {
 		return false
 	}
 	q.data = append(q.data, p...)
-	raise(q.more)
+	q.more.Notify()
 	return true
 }
 
@@ -157,7 +155,7 @@ func (q *inputQueue) finish() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.end = len(q.data)
-	raise(q.more)
+	q.more.Notify()
 }
 
 // take waits for the next piece, or the end.
@@ -190,13 +188,6 @@ func (q *inputQueue) next() (piece []byte, end bool) {
 	if q.data = q.data[n:]; len(q.data) == 0 {
 		q.data = nil
 	}
-	raise(q.room)
+	q.room.Notify()
 	return piece, false
-}
-
-func raise(signal chan struct{}) {
-	select {
-	case signal <- struct{}{}:
-	default:
-	}
 }

@@ -24,7 +24,6 @@ import (
 
 	"wrenn"
 	"wrenn/internal/netns"
-	"wrenn/internal/rollback"
 	"wrenn/internal/testkit"
 )
 
@@ -38,7 +37,7 @@ func TestPoolFillsAheadAndHandsOutWhatIsReady(t *testing.T) {
 	p := l.open(t, func(c *Config) { c.Ready = 2; c.Max = 2 })
 	waitReady(t, p, 2)
 	var steps atomic.Int32
-	p.hook = func(string) error { steps.Add(1); return nil }
+	p.fault = func(string) error { steps.Add(1); return nil }
 	a, b := acquire(t, p, "a"), acquire(t, p, "b")
 	if n := steps.Load(); n != 0 {
 		t.Errorf("handing out ready slots took %d steps", n)
@@ -76,7 +75,7 @@ func TestPoolIsBounded(t *testing.T) {
 	acquire(t, p, "c")
 }
 
-// The last slot may be being released or made.
+// The last slot may be on its way back, or into the pool.
 func TestAcquireWaitsForASlotThatIsComing(t *testing.T) {
 	l := newLab(t)
 	p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
@@ -97,7 +96,7 @@ func TestAcquireWaitsForASlotThatIsComing(t *testing.T) {
 }
 
 func TestReleaseTwiceNeverTouchesTheNextOwner(t *testing.T) {
-	for _, ready := range []int{0, 1} { // removed and made again; recycled
+	for _, ready := range []int{0, 1} { // removed and made anew; recycled
 		t.Run(fmt.Sprint("ready ", ready), func(t *testing.T) {
 			l := newLab(t)
 			p := l.open(t, func(c *Config) { c.Ready = ready; c.Max = 1 })
@@ -186,7 +185,7 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	testkit.Must(t, netns.Delete(filepath.Base(g.path))) // newGuest makes it again
 	second := acquire(t, p, "second")
 	if linkOf(t, second) != link {
-		t.Error("the slot was replaced")
+		t.Error("the slot was removed and made anew")
 	}
 	again := newGuest(t, second)
 	conn, err = dial(t.Context(), again.path, "tcp4", worldPublic+":80")
@@ -308,9 +307,8 @@ func TestCrashedAgentsSlotsAreAdoptedOrSwept(t *testing.T) {
 	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
 	testkit.Must(t, err)
 	defer conn.Close()
-	// One slot is half made, and of another only the namespace is left.
-	firstFour := func(m *maker) []rollback.Step { return makeSteps(m)[:4] }
-	if _, err := dead.host.run(t.Context(), 7, firstFour, nil); err != nil {
+	// One that was being made when the agent died, and the end of one.
+	if _, err := dead.host.run(t.Context(), 7, makeSteps[:4], nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = netns.Create(l.cfg.name(9))
@@ -376,7 +374,7 @@ func TestCloseLeavesSlotsInUse(t *testing.T) {
 	testkit.Must(t, l.open(t, nil).Sweep(t.Context()))
 }
 
-// A slot that was not adopted and has processes in it is reported, and kept.
+// What lives in a slot that nobody adopted is shown, and keeps it.
 func TestSweepSparesWhatIsLivedIn(t *testing.T) {
 	l := newLab(t)
 	dead, err := Open(t.Context(), l.cfg)
@@ -391,7 +389,7 @@ func TestSweepSparesWhatIsLivedIn(t *testing.T) {
 	for _, s := range slots[1:] {
 		cmd := exec.Command("sleep", "600")
 		testkit.Must(t, netns.Do(s.Namespace(), cmd.Start))
-		t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended already unless the test failed
+		t.Cleanup(func() { _ = cmd.Process.Kill() }) // gone already when all went well
 		lodgers = append(lodgers, cmd)
 	}
 	l.abandon(dead)
@@ -435,7 +433,7 @@ func TestSlotsOfAnotherRangeAreNotAdopted(t *testing.T) {
 
 var errInjected = errors.New("injected")
 
-// failOnce returns a hook that fails the first call for point.
+// failOnce fails the first time that point is asked.
 func failOnce(point string) func(string) error {
 	var mu sync.Mutex
 	done := false
@@ -450,21 +448,20 @@ func failOnce(point string) func(string) error {
 	}
 }
 
-// names returns the names of steps, for a maker whose steps are not run.
-func names(steps func(*maker) []rollback.Step) []string {
+func points(steps []step) []string {
 	var all []string
-	for _, s := range steps(&maker{}) {
-		all = append(all, s.Name)
+	for _, s := range steps {
+		all = append(all, "before "+s.name, "after "+s.name)
 	}
 	return all
 }
 
 func TestEachStepOfMakingFailsOnceAndLeavesNothing(t *testing.T) {
 	l := newLab(t)
-	for _, point := range names(makeSteps) {
+	for _, point := range points(makeSteps) {
 		t.Run(point, func(t *testing.T) {
 			p := l.open(t, nil)
-			p.hook = failOnce(point)
+			p.fault = failOnce(point)
 			if _, err := p.Acquire(t.Context(), "a"); !errors.Is(err, errInjected) {
 				t.Fatalf("Acquire() = %v", err)
 			}
@@ -481,13 +478,13 @@ func TestEachStepOfMakingFailsOnceAndLeavesNothing(t *testing.T) {
 
 func TestEachStepOfRecyclingFailsOnceAndTheSlotIsRemoved(t *testing.T) {
 	l := newLab(t)
-	for _, point := range names(recycleSteps) {
+	for _, point := range points(recycleSteps) {
 		t.Run(point, func(t *testing.T) {
 			p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
 			waitReady(t, p, 1)
 			s := acquire(t, p, "a")
 			old := linkOf(t, s)
-			p.hook = failOnce(point)
+			p.fault = failOnce(point)
 			testkit.Must(t, s.Release(t.Context()))
 			if fresh := acquire(t, p, "b"); linkOf(t, fresh) == old {
 				t.Error("a slot in doubt was handed out")
@@ -505,7 +502,7 @@ func TestSlotThatCannotBeRemovedStaysOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := acquire(t, p, "a")
-			p.hook = failOnce("remove")
+			p.fault = failOnce("remove")
 			if err := s.Release(t.Context()); !errors.Is(err, errInjected) {
 				t.Fatalf("Release() = %v", err)
 			}
@@ -527,8 +524,8 @@ func TestCancelledAcquireLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	p := l.open(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	p.hook = func(point string) error {
-		if point == "veth" {
+	p.fault = func(point string) error {
+		if point == "after veth" {
 			cancel()
 		}
 		return nil
@@ -594,11 +591,11 @@ func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 		want bool
 	}{
 		{"owner", firstUID + s.Index(), true},
-		{"another user", firstUID + s.Index() + 1, false},
+		{"somebody else", firstUID + s.Index() + 1, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var tun *os.File
-			testkit.Must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to the namespace it was opened in
+			testkit.Must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to where it was opened
 				tun, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 				return err
 			}))
@@ -615,7 +612,7 @@ func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 	}
 }
 
-// readableCopy copies the test binary to where other users can run it.
+// readableCopy puts the test binary where other users can run it.
 func readableCopy(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wrenn-network-*") //nolint:usetesting // others cannot enter t.TempDir
@@ -629,7 +626,7 @@ func readableCopy(t *testing.T) string {
 	return path
 }
 
-// BenchmarkSlot prints the costs of making, acquiring and releasing a slot.
+// BenchmarkSlot prints what making, taking and giving back cost each.
 func BenchmarkSlot(b *testing.B) {
 	for name, ready := range map[string]int{"pool": 2, "nothing": 0} {
 		b.Run("from the "+name, func(b *testing.B) {

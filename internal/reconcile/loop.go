@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"wrenn"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -65,8 +67,8 @@ type Config struct {
 // Loop reconciles as long as it leads.
 type Loop struct {
 	cfg     Config
-	wake    chan struct{} // has a value when somebody kicked
-	reading chan struct{} // holds as many as read rows
+	wake    wake.Chan           // kicked has a new host
+	reading *semaphore.Weighted // bounds how many read rows at once
 
 	mu       sync.Mutex // guards what follows
 	kicked   map[wrenn.HostID]bool
@@ -77,7 +79,7 @@ type Loop struct {
 func New(cfg Config) *Loop {
 	cfg.Every = cmp.Or(cfg.Every, 30*time.Second)
 	return &Loop{
-		cfg: cfg, wake: make(chan struct{}, 1), reading: make(chan struct{}, parallelReads),
+		cfg: cfg, wake: wake.New(), reading: semaphore.NewWeighted(parallelReads),
 		kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]int{},
 	}
 }
@@ -87,10 +89,7 @@ func (l *Loop) Kick(host wrenn.HostID) {
 	l.mu.Lock()
 	l.kicked[host] = true
 	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	l.wake.Notify()
 }
 
 // Run reconciles until ctx ends, whenever no other replica does.
@@ -229,8 +228,10 @@ func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 // rows reads the rows first and then which of them are abandoned: in the other
 // order one that somebody has taken up meanwhile would be taken for abandoned.
 func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]Row, error) {
-	l.reading <- struct{}{} // each read has a deadline of its own
-	defer func() { <-l.reading }()
+	if err := l.reading.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer l.reading.Release(1)
 	read, err := l.cfg.Store.HostRows(ctx, host, seen)
 	if err != nil || len(read) == 0 {
 		return nil, err

@@ -200,13 +200,6 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-func (s *Store) rouse() {
-	select {
-	case s.work <- struct{}{}:
-	default:
-	}
-}
-
 // unhashed names the snapshot that is to be hashed next, or "", and says when.
 func (s *Store) unhashed() (next string, due time.Time) {
 	s.mu.Lock()

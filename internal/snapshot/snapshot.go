@@ -25,7 +25,9 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/cmutex"
 	"wrenn/internal/durable"
+	"wrenn/internal/wake"
 )
 
 // The parts of a snapshot's directory.
@@ -48,8 +50,8 @@ type Store struct {
 	reserve *durable.Reserve // for what gives space back
 	log     *slog.Logger
 	settle  time.Duration // see settle
-	work    chan struct{} // holds one: Run has something to hash
-	sweep   chan struct{} // holds one: who collects
+	work    wake.Chan     // Run has something to hash
+	sweep   cmutex.Mutex  // held while Collect runs
 
 	mu      sync.Mutex // guards what follows
 	entries map[string]*entry
@@ -72,7 +74,7 @@ func Open(dir string, reserve *durable.Reserve, log *slog.Logger) (*Store, error
 		return nil, fmt.Errorf("snapshots: %w", err)
 	}
 	s := &Store{
-		dir: dir, reserve: reserve, log: log, work: make(chan struct{}, 1), sweep: make(chan struct{}, 1), settle: settle,
+		dir: dir, reserve: reserve, log: log, work: wake.New(), settle: settle,
 		entries: map[string]*entry{},
 	}
 	found, err := os.ReadDir(dir)
@@ -88,7 +90,7 @@ func Open(dir string, reserve *durable.Reserve, log *slog.Logger) (*Store, error
 		}
 		s.entries[f.Name()] = s.remember(f.Name())
 	}
-	s.rouse()
+	s.work.Notify()
 	return s, nil
 }
 
@@ -212,7 +214,7 @@ func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, relea
 	st.dir = ""
 	if !man.Transient {
 		s.hashLater(man.ID)
-		s.rouse()
+		s.work.Notify()
 	}
 	return &Snapshot{man, s.path(man.ID)}, sync.OnceFunc(func() { s.release(man.ID) }), nil
 }
@@ -335,12 +337,10 @@ func (s *Store) setKept(id string, kept bool, write durable.WriteFunc) error {
 // new reference to a snapshot must hold it until referenced would say so.
 // A crash in the middle leaves the rest to the next Open.
 func (s *Store) Collect(ctx context.Context, referenced func() map[string]bool) error {
-	select {
-	case s.sweep <- struct{}{}:
-		defer func() { <-s.sweep }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := s.sweep.Lock(ctx); err != nil {
+		return err
 	}
+	defer s.sweep.Unlock()
 	idle := s.idle()
 	if len(idle) == 0 {
 		return nil

@@ -62,12 +62,10 @@ func (s *Store) Ensure(ctx context.Context, bytes int64) error {
 	if s.image == "" {
 		return full(bytes, missing)
 	}
-	select {
-	case s.growing <- struct{}{}:
-		defer func() { <-s.growing }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := s.growing.Lock(ctx); err != nil {
+		return err
 	}
+	defer s.growing.Unlock()
 	if missing, err = s.missing(bytes); err != nil || missing == 0 { // somebody else has grown it
 		return err
 	}

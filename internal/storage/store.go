@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/cmutex"
 )
 
 // Store is a directory for images, disks and snapshots in which clones are
@@ -28,7 +29,7 @@ type Store struct {
 
 	image   string // the file with the store's own file system; "" for a plain directory
 	sizes   sizes
-	growing chan struct{} // holds one token: who has it may change the image's size
+	growing cmutex.Mutex // guards the size of the image
 
 	mu   sync.Mutex     // guards uses
 	uses map[string]int // of images, by digest: see Import
@@ -151,7 +152,7 @@ func tryClone(dir string) (Method, error) {
 // still run: then it is mounted.
 func openImage(ctx context.Context, dir string, sizes sizes) (*Store, error) {
 	s := &Store{
-		Dir: filepath.Join(dir, mountName), image: filepath.Join(dir, imageName), sizes: sizes, growing: make(chan struct{}, 1),
+		Dir: filepath.Join(dir, mountName), image: filepath.Join(dir, imageName), sizes: sizes,
 	}
 	s.Note = "reflink clones in " + s.image
 	if err := os.MkdirAll(s.Dir, 0o711); err != nil {

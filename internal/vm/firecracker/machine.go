@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/cmutex"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/launch"
 )
@@ -25,10 +26,8 @@ type machine struct {
 	process *launch.Process // nil until it is launched, or adopted
 	kernel  string          // vm.Kernel.Digest of what was booted; "" when nobody said
 	tracks  string          // the snapshot's directory from which it was restored so that the VMM tracks its changes; "" when it does not
-	// turn holds a token while a snapshot is prepared or taken: files are lent
-	// to the cell under fixed names. Who has it may use memory.
-	turn   chan struct{}
-	memory lineage
+	op      cmutex.Mutex    // held while a snapshot is prepared or taken: files are lent to the cell under fixed names
+	memory  lineage         // guarded by op
 }
 
 var _ interface {
@@ -39,7 +38,7 @@ var _ interface {
 
 func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
 	return &machine{
-		driver: d, id: id, cell: c, shape: s, turn: make(chan struct{}, 1),
+		driver: d, id: id, cell: c, shape: s,
 		api: newClient(func(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }),
 	}
 }
@@ -122,10 +121,10 @@ func (m *machine) Stop(ctx context.Context) error {
 
 // forget closes what snapshots were to go on from.
 func (m *machine) forget(ctx context.Context) error {
-	if err := m.take(ctx); err != nil {
+	if err := m.op.Lock(ctx); err != nil {
 		return err
 	}
-	defer m.give()
+	defer m.op.Unlock()
 	m.memory.end()
 	return nil
 }

@@ -75,10 +75,10 @@ func shapeOf(spec vm.Spec) (shape, error) {
 // Snapshot implements vm.Machine. Of a machine whose changes are tracked, only
 // those are written, over a clone of what they are changes of.
 func (m *machine) Snapshot(ctx context.Context, dir string) (err error) {
-	if err := m.take(ctx); err != nil {
+	if err := m.op.Lock(ctx); err != nil {
 		return err
 	}
-	defer m.give()
+	defer m.op.Unlock()
 	if err := m.paused(ctx); err != nil {
 		return err
 	}
@@ -101,10 +101,10 @@ func (m *machine) Snapshot(ctx context.Context, dir string) (err error) {
 
 // PrepareSnapshot implements vm.SnapshotPreparer: it clones the memory.
 func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
-	if err := m.take(ctx); err != nil {
+	if err := m.op.Lock(ctx); err != nil {
 		return err
 	}
-	defer m.give()
+	defer m.op.Unlock()
 	if err := m.alive(); err != nil {
 		return err
 	}
@@ -113,18 +113,6 @@ func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
 	}
 	return m.memory.prepare(ctx, dir)
 }
-
-// take takes the turn, which give gives back.
-func (m *machine) take(ctx context.Context) error {
-	select {
-	case m.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (m *machine) give() { <-m.turn }
 
 // tracksTo is the directory of the snapshot that the tracked changes are
 // changes of, after one was taken to dir: "" if none are tracked.

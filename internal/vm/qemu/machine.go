@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/cmutex"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/launch"
 	"wrenn/internal/vm/qemu/qmp"
@@ -25,7 +26,7 @@ type machine struct {
 	ref   vm.Ref
 	proc  *launch.Process
 	image *lease        // released when the VMM is gone; may be nil
-	turn  chan struct{} // holds one token: who has it pauses, resumes or snapshots
+	op    cmutex.Mutex  // held while the machine is paused, resumed or its snapshot taken
 	done  chan struct{} // closed when the VMM is gone and exitErr is set
 
 	exitErr error // of Wait; valid when done is closed
@@ -45,7 +46,7 @@ var _ interface {
 func newMachine(ref vm.Ref, proc *launch.Process, image *lease) *machine {
 	m := &machine{
 		ref: ref, proc: proc, image: image,
-		turn: make(chan struct{}, 1), done: make(chan struct{}), loaded: make(chan struct{}),
+		done: make(chan struct{}), loaded: make(chan struct{}),
 	}
 	go m.follow()
 	return m
@@ -189,23 +190,21 @@ func (m *machine) explain(ctx context.Context, err error) error {
 	return err
 }
 
-// alone calls fn while nobody else pauses, resumes or snapshots.
-func (m *machine) alone(ctx context.Context, fn func() error) error {
-	select {
-	case m.turn <- struct{}{}:
-		defer func() { <-m.turn }()
-		return fn()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+// exclusively calls fn while it holds op.
+func (m *machine) exclusively(ctx context.Context, fn func() error) error {
+	if err := m.op.Lock(ctx); err != nil {
+		return err
 	}
+	defer m.op.Unlock()
+	return fn()
 }
 
 func (m *machine) Pause(ctx context.Context) error {
-	return m.alone(ctx, func() error { return m.do(ctx, "stop", nil, nil) })
+	return m.exclusively(ctx, func() error { return m.do(ctx, "stop", nil, nil) })
 }
 
 func (m *machine) Resume(ctx context.Context) error {
-	return m.alone(ctx, func() error { return m.do(ctx, "cont", nil, nil) })
+	return m.exclusively(ctx, func() error { return m.do(ctx, "cont", nil, nil) })
 }
 
 // load reads the device state from the VMM's descriptor fd. The machine is

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/cmutex"
 )
 
 const pageSize = 4096
@@ -93,7 +95,7 @@ func copyRange(ctx context.Context, buf []byte, dst io.WriterAt, to int64, src i
 // until another is: creating sandboxes from one template copies once. It is filled
 // while the VMM starts, which maps it meanwhile and looks into it when it loads.
 type images struct {
-	filling chan struct{} // holds one token: who has it copies, one at a time
+	filling cmutex.Mutex // held while an image is filled: one at a time
 
 	mu     sync.Mutex // guards the following and what an image says it guards
 	byFile map[fileKey]*image
@@ -126,7 +128,7 @@ type lease struct {
 }
 
 func newImages() *images {
-	return &images{filling: make(chan struct{}, 1), byFile: map[fileKey]*image{}}
+	return &images{byFile: map[fileKey]*image{}}
 }
 
 // take returns the image of a memory file, which may not be filled yet: see
@@ -176,12 +178,10 @@ func (s *images) fill(ctx context.Context, img *image, from *os.File) {
 }
 
 func (s *images) copyAndSeal(ctx context.Context, img *image, from *os.File) error {
-	select {
-	case s.filling <- struct{}{}:
-		defer func() { <-s.filling }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := s.filling.Lock(ctx); err != nil {
+		return err
 	}
+	defer s.filling.Unlock()
 	err := copySparse(ctx, img.file, from, img.key.size)
 	if err == nil {
 		_, err = unix.FcntlInt(img.file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)

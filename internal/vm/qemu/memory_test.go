@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/testkit"
 )
 
 const testPages = 300 // more than a piece of a pagemap would be at 2 bytes each
@@ -356,7 +358,7 @@ func TestImagesAreDropped(t *testing.T) {
 func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
 	src, content := testMemory(t)
 	s := newImages()
-	s.filling <- struct{}{} // another one is being filled
+	testkit.Must(t, s.filling.Lock(t.Context())) // another one is being filled
 	l, err := s.take(src)
 	if err != nil {
 		t.Fatal(err)
@@ -376,7 +378,7 @@ func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
 	if err := l.wait(impatient); !errors.Is(err, context.Canceled) {
 		t.Errorf("wait() = %v, want Canceled", err)
 	}
-	<-s.filling
+	s.filling.Unlock()
 	if err := l.wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +392,7 @@ func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
 func TestImageThatIsNotFilled(t *testing.T) {
 	s := newImages()
 	a, b := newFile(t), newFile(t)
-	s.filling <- struct{}{}
+	testkit.Must(t, s.filling.Lock(t.Context()))
 	first, err := s.take(a)
 	if err != nil {
 		t.Fatal(err)
@@ -407,7 +409,7 @@ func TestImageThatIsNotFilled(t *testing.T) {
 	if err := second.wait(t.Context()); !errors.Is(err, context.Canceled) {
 		t.Errorf("wait() = %v, want Canceled", err)
 	}
-	<-s.filling
+	s.filling.Unlock()
 	for { // it is forgotten a moment after that
 		again, err := s.take(b)
 		if err != nil {

@@ -222,7 +222,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	return m.alone(ctx, func() error {
+	return m.exclusively(ctx, func() error {
 		var status struct{ Status string }
 		if err := m.do(ctx, "query-status", nil, &status); err != nil {
 			return err
