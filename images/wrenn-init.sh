@@ -30,7 +30,7 @@ ensure tmpfs /run nosuid,nodev,mode=755
 ensure tmpfs /tmp nosuid,nodev,mode=1777
 ensure cgroup2 /sys/fs/cgroup nosuid,nodev,noexec,nsdelegate
 
-for controller in cpu memory io; do
+for controller in cpu cpuset io memory pids; do
 	echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control || complain "no cgroup controller $controller"
 done
 
