@@ -57,16 +57,16 @@ generate/proto: ## make proto/gen from proto
 	@$(TOOL) buf generate
 
 .PHONY: generate/api
-generate/api: ## make the server types of internal/api from api/openapi.yaml
-	@$(TOOL) oapi-codegen -config internal/api/internal/oapi/config.yaml api/openapi.yaml
+generate/api: ## make the server types of internal/controlplane/api from api/openapi.yaml
+	@$(TOOL) oapi-codegen -config internal/controlplane/api/internal/oapi/config.yaml api/openapi.yaml
 
 .PHONY: generate/sql
-generate/sql: ## make the queries of internal/postgres from db/queries
+generate/sql: ## make the queries of internal/controlplane/postgres from db/queries
 	@$(TOOL) sqlc generate -f db/sqlc.yaml
 
 .PHONY: verify/generate
 verify/generate: generate
-	@git diff --exit-code --stat -- proto/gen internal/api/internal/oapi internal/postgres/internal/dbsqlc || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
+	@git diff --exit-code --stat -- proto/gen internal/controlplane/api/internal/oapi internal/controlplane/postgres/internal/dbsqlc || { echo 'generated code is not what its sources say: commit what "make generate" made'; exit 1; }
 
 .PHONY: schemathesis
 schemathesis: setup ## look for answers that are not in the contract (needs python3-venv); SCHEMATHESIS_EXAMPLES for each operation, default 50

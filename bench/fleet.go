@@ -12,7 +12,7 @@ import (
 
 	"wrenn"
 	"wrenn/client"
-	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/controlplane/hostclient/hosttest"
 )
 
 // firstRounds is how long a control plane is left alone that meets its hosts

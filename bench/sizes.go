@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox"
 	"wrenn/internal/image"
-	"wrenn/internal/sandbox"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
 )

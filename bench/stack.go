@@ -20,8 +20,8 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn/client"
+	"wrenn/internal/controlplane/hostclient/hosttest"
 	"wrenn/internal/envdclient"
-	"wrenn/internal/hostclient/hosttest"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/pgserver"

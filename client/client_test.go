@@ -23,8 +23,8 @@ import (
 
 	"wrenn"
 	"wrenn/client"
-	"wrenn/internal/api"
-	"wrenn/internal/service"
+	"wrenn/internal/controlplane/api"
+	"wrenn/internal/controlplane/service"
 )
 
 const (

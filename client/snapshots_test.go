@@ -9,7 +9,7 @@ import (
 
 	"wrenn"
 	"wrenn/client"
-	"wrenn/internal/service"
+	"wrenn/internal/controlplane/service"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 
 	"wrenn"
 	"wrenn/client"
-	"wrenn/internal/service"
+	"wrenn/internal/controlplane/service"
 )
 
 const generationID = wrenn.GenerationID("t00000000000000000001")

@@ -1,4 +1,4 @@
--- What the migrations come to. Made by: go test ./internal/postgres -run TestSchemaFile -update
+-- What the migrations come to. Made by: go test ./internal/controlplane/postgres -run TestSchemaFile -update
 
 CREATE FUNCTION public.sandbox_events_append_only() RETURNS trigger
     LANGUAGE plpgsql

@@ -19,9 +19,9 @@ import (
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host"
+	"wrenn/internal/host/sandbox"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
-	"wrenn/internal/sandbox"
 )
 
 var small = sandbox.Shape{VCPUs: 1, MemoryMiB: 256}

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/cli/verify"
 	"wrenn/internal/host"
-	"wrenn/internal/sandbox"
-	"wrenn/internal/verify"
+	"wrenn/internal/host/sandbox"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 

@@ -21,13 +21,13 @@ import (
 
 	"wrenn"
 	"wrenn/client"
-	"wrenn/internal/api"
+	"wrenn/internal/controlplane/api"
+	"wrenn/internal/controlplane/hostclient"
+	"wrenn/internal/controlplane/service"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/guest"
 	"wrenn/internal/guest/guesttest"
-	"wrenn/internal/hostclient"
-	"wrenn/internal/hostserver"
-	"wrenn/internal/service"
+	"wrenn/internal/host/server"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
@@ -143,7 +143,7 @@ func (machineOfNobody) AddEntropy([]byte) error { return nil }
 type agentOfOne struct {
 	hostagentv1connect.UnimplementedHostAgentServiceHandler
 
-	commands hostserver.Commands
+	commands server.Commands
 }
 
 func (a *agentOfOne) ExecStream(ctx context.Context, s *connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse]) error {
@@ -190,7 +190,7 @@ type chain struct {
 func newChain(t *testing.T) *chain {
 	t.Helper()
 	c := &chain{guest: newEnvd(t)}
-	agent := &agentOfOne{commands: hostserver.Commands{
+	agent := &agentOfOne{commands: server.Commands{
 		Use: func(ctx context.Context, _ string) (*envdclient.Client, context.Context, func(), error) {
 			return c.guest, ctx, func() {}, nil
 		},

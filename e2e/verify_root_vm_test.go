@@ -17,9 +17,9 @@ import (
 
 	"wrenn"
 	"wrenn/client"
+	"wrenn/internal/cli/verify"
 	"wrenn/internal/envdclient"
-	"wrenn/internal/sandbox"
-	"wrenn/internal/verify"
+	"wrenn/internal/host/sandbox"
 )
 
 // TestVerifyFork runs the command as a user does. What must differ differs,

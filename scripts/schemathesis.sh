@@ -17,7 +17,7 @@ fi
 
 if [ $# = 0 ]; then
 	# The tests start a server each, and this script again with its address.
-	exec go test -tags schemathesis -v -count=1 -timeout 20m -run '^TestSchemathesis$' ./internal/api ./cmd/control-plane
+	exec go test -tags schemathesis -v -count=1 -timeout 20m -run '^TestSchemathesis$' ./internal/controlplane/api ./cmd/control-plane
 fi
 
 config=$PWD/scripts/schemathesis.toml

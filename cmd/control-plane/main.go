@@ -13,8 +13,8 @@ import (
 	"os"
 
 	"wrenn/internal/controlplane"
+	"wrenn/internal/controlplane/service"
 	"wrenn/internal/run"
-	"wrenn/internal/service"
 )
 
 func main() { run.Main(start) }

@@ -20,7 +20,7 @@ import (
 	"github.com/coder/websocket"
 
 	"wrenn"
-	"wrenn/internal/hostclient/hosttest"
+	"wrenn/internal/controlplane/hostclient/hosttest"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/telemetry/logtest"
 )

@@ -17,12 +17,12 @@ import (
 
 	"wrenn"
 	"wrenn/internal/host"
-	"wrenn/internal/hostserver"
+	"wrenn/internal/host/sandbox"
+	"wrenn/internal/host/server"
+	"wrenn/internal/host/template"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
-	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
-	"wrenn/internal/template"
 	"wrenn/internal/vm/qemu"
 )
 
@@ -35,13 +35,13 @@ type config struct {
 	Group   string `toml:"socket_group"` // may use that socket besides root; default nobody
 	Metrics string `toml:"metrics"`      // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
-	TLS     hostserver.TLS `toml:"tls"` // needed when listen is not a socket or loopback
-	Log     logConfig      `toml:"log"`
-	Driver  driverConfig   `toml:"driver"`
-	Network networkConfig  `toml:"network"`
-	Limits  limitsConfig   `toml:"limits"`
-	Warm    warmConfig     `toml:"warm"`
-	Ready   readyConfig    `toml:"ready"`
+	TLS     server.TLS    `toml:"tls"` // needed when listen is not a socket or loopback
+	Log     logConfig     `toml:"log"`
+	Driver  driverConfig  `toml:"driver"`
+	Network networkConfig `toml:"network"`
+	Limits  limitsConfig  `toml:"limits"`
+	Warm    warmConfig    `toml:"warm"`
+	Ready   readyConfig   `toml:"ready"`
 
 	Templates templatesConfig `toml:"templates"`
 }
@@ -193,8 +193,8 @@ func (c *config) check() error {
 	return c.listen().Check()
 }
 
-func (c *config) listen() hostserver.Listen {
-	return hostserver.Listen{Address: c.Listen, Group: c.Group, TLS: c.TLS}
+func (c *config) listen() server.Listen {
+	return server.Listen{Address: c.Listen, Group: c.Group, TLS: c.TLS}
 }
 
 func (c *config) network() network.Config {

@@ -17,9 +17,9 @@ import (
 
 	"wrenn"
 	"wrenn/internal/host"
-	"wrenn/internal/hostserver"
+	"wrenn/internal/host/sandbox"
+	"wrenn/internal/host/server"
 	"wrenn/internal/run"
-	"wrenn/internal/sandbox"
 	"wrenn/internal/telemetry"
 )
 
@@ -98,14 +98,14 @@ func (a *agent) ready(context.Context) error {
 // work assembles the host, serves, and takes it apart.
 func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	hostConfig := a.cfg.host(out, a.log)
-	hostConfig.Trace = hostserver.NewSteps(a.registry).Observe
+	hostConfig.Trace = server.NewSteps(a.registry).Observe
 	hostConfig.Crash = crashAt(os.Getenv(crashVariable))
 	h, err := host.Open(ctx, hostConfig)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.Close(context.WithoutCancel(ctx))) }()
-	a.registry.MustRegister(hostserver.NewCollector(h.Manager))
+	a.registry.MustRegister(server.NewCollector(h.Manager))
 	a.warm(ctx, h)
 	debug.FreeOSMemory() // what starting left would stay for as long as little is allocated
 	// Bound before anybody is told that the agent is ready.
@@ -139,7 +139,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
 	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
-		return hostserver.Serve(ctx, hostserver.Config{Manager: h.Manager, Templates: h.Templates, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
+		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))

@@ -19,7 +19,7 @@ import (
 
 	"wrenn/internal/certs"
 	"wrenn/internal/certs/certstest"
-	"wrenn/internal/hostclient"
+	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/telemetry/logtest"
 )
 

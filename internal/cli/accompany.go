@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"wrenn/internal/up"
+	"wrenn/internal/cli/up"
 )
 
 // leave is what a command of up may take to end when it is asked to.

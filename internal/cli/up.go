@@ -12,9 +12,9 @@ import (
 	"syscall"
 
 	"wrenn"
+	"wrenn/internal/cli/up"
 	"wrenn/internal/plain"
 	"wrenn/internal/run"
-	"wrenn/internal/up"
 )
 
 type upCommand struct {

@@ -10,8 +10,8 @@ import (
 	"sync/atomic"
 
 	"wrenn/client"
+	"wrenn/internal/cli/verify"
 	"wrenn/internal/plain"
-	"wrenn/internal/verify"
 )
 
 type verifyCommands struct {

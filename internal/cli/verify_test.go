@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn/client"
-	"wrenn/internal/verify"
+	"wrenn/internal/cli/verify"
 )
 
 func TestForkReport(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/certs"
-	"wrenn/internal/service"
+	"wrenn/internal/controlplane/service"
 )
 
 // Config is the configuration file. Zero values are the defaults that Defaults

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
-	"wrenn/internal/api"
-	"wrenn/internal/postgres"
-	"wrenn/internal/service"
+	"wrenn/internal/controlplane/api"
+	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/controlplane/service"
 	"wrenn/internal/telemetry"
 )
 

@@ -19,11 +19,11 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"wrenn/client"
-	"wrenn/internal/hostserver/agenttest"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/host/template"
 	"wrenn/internal/pgtest"
-	"wrenn/internal/service"
 	"wrenn/internal/telemetry/logtest"
-	"wrenn/internal/template"
 	"wrenn/internal/testkit"
 	"wrenn/internal/vm/vmfake"
 )

@@ -18,12 +18,12 @@ import (
 
 	"wrenn"
 	"wrenn/internal/filelock"
+	"wrenn/internal/host/sandbox"
+	"wrenn/internal/host/template"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
 	"wrenn/internal/rollback"
-	"wrenn/internal/sandbox"
 	"wrenn/internal/storage"
-	"wrenn/internal/template"
 	"wrenn/internal/vm"
 )
 

@@ -15,8 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"wrenn"
+	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/pgserver"
-	"wrenn/internal/postgres"
 )
 
 const (

@@ -1,0 +1,220 @@
+// Package api serves the public surface of the control plane over HTTP: /v1 as
+// api/openapi.yaml says, its documentation, health and readiness. A handler
+// decodes, makes one call of the service, and encodes; it decides nothing.
+//
+// A request walks: request id and log line → route → key → rate → the contract
+// (types, limits, unknown fields) → handler → service. The contract is compiled
+// from the document that is served, so the two cannot differ.
+package api
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn"
+	"wrenn/api"
+	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/service"
+)
+
+// Sandboxes is the life of sandboxes. Another team's sandbox is NotFound.
+type Sandboxes interface {
+	CreateSandbox(context.Context, service.Caller, service.CreateSandbox) (*wrenn.Sandbox, error)
+	ListSandboxes(context.Context, service.Caller, service.ListSandboxes) (page []wrenn.Sandbox, next string, err error)
+	Sandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error
+	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
+	// Logs reads what the console said; the reader never ends with io.EOF before the console does.
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
+}
+
+// Snapshots are copies of sandboxes, and moments to go back to.
+type Snapshots interface {
+	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
+	CreateCheckpoint(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error)
+	Checkpoints(context.Context, service.Caller, wrenn.SandboxID) (*service.Checkpoints, error)
+	RestoreCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) (*wrenn.Sandbox, error)
+	DeleteCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) error
+}
+
+// Commands runs programs in sandboxes. A stream ends with the context that it was started with.
+type Commands interface {
+	Exec(context.Context, service.Caller, wrenn.SandboxID, service.ExecCommand) (*service.ExecResult, error)
+	StartExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecStart) (service.ExecStream, error)
+	AttachExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecAttach) (service.ExecStream, error)
+}
+
+// Files moves files. WriteFile changes the file as a whole or not at all. The
+// reader that ReadFile returns never ends with io.EOF before the file does.
+type Files interface {
+	WriteFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string, content io.Reader) error
+	ReadFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (io.ReadCloser, error)
+}
+
+// Templates are what sandboxes start from. Another team's template is NotFound.
+type Templates interface {
+	BuildTemplate(context.Context, service.Caller, service.BuildTemplate) (*wrenn.Generation, error)
+	Templates(context.Context, service.Caller) ([]wrenn.Template, error)
+	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
+	Generation(ctx context.Context, c service.Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error)
+	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
+}
+
+// Keys are the API keys of a team.
+type Keys interface {
+	CreateKey(ctx context.Context, c service.Caller, name string) (key service.Key, secret string, err error)
+	ListKeys(context.Context, service.Caller) ([]service.Key, error)
+	RevokeKey(ctx context.Context, c service.Caller, id string) error
+}
+
+// Service is what the surface is of. Its errors are *wrenn.Error when a user
+// may see their message.
+type Service interface {
+	Sandboxes
+	Snapshots
+	Commands
+	Files
+	Templates
+	Keys
+	// Authenticate finds whose secret that is: Unauthenticated when nobody's.
+	Authenticate(ctx context.Context, secret string) (service.Caller, error)
+	// Ready says whether requests can be served.
+	Ready(context.Context) error
+}
+
+var _ Service = (*service.Service)(nil)
+
+// Config is what a Server needs.
+type Config struct {
+	Service Service
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+
+	RequestsPerSecond float64       // of one key, on average; default 500
+	RequestBurst      int           // of one key, at once; default 1000
+	ShutdownGrace     time.Duration // for requests that are under way when the server stops; default 30 s
+}
+
+// times bound how long anything may keep a connection waiting.
+type times struct {
+	header     time.Duration // for the request's header
+	request    time.Duration // for a body that is no upload
+	idle       time.Duration // without a byte, of an upload or a download
+	keepAlive  time.Duration // between two requests
+	work       time.Duration // of a call that has no time limit of its own
+	firstFrame time.Duration // from the upgrade to the client's first frame
+	ping       time.Duration // between two pings of a stream
+	patience   time.Duration // with a client that reads nothing
+	goodbye    time.Duration // from the end of a stream to that of its connection
+}
+
+func defaultTimes() times {
+	return times{
+		header: 10 * time.Second, request: time.Minute, idle: time.Minute, keepAlive: 2 * time.Minute, work: 10 * time.Minute,
+		firstFrame: 10 * time.Second, ping: 30 * time.Second, patience: 5 * time.Minute, goodbye: 5 * time.Second,
+	}
+}
+
+// Server is the public surface.
+type Server struct {
+	service  Service
+	log      *slog.Logger
+	contract *contract
+	limiter  *limiter
+	metrics  *metrics
+	times    times
+	grace    time.Duration
+
+	streams  sync.WaitGroup
+	stopping context.Context // done when streams have to end
+	stop     context.CancelFunc
+}
+
+// New returns a server. It fails when the embedded contract is not sound, or
+// the metrics are registered already.
+func New(cfg Config) (*Server, error) {
+	contract, err := loadContract(api.V1)
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := newMetrics(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		service: cfg.Service, log: cfg.Log, contract: contract, metrics: metrics, times: defaultTimes(),
+		limiter: newLimiter(cmp.Or(cfg.RequestsPerSecond, 500), cmp.Or(cfg.RequestBurst, 1000)),
+		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second),
+	}
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Run serves on l until ctx ends, then lets requests that are under way end
+// within the grace and tells streams to come back. It closes l.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	server := &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: s.times.header,
+		ReadTimeout:       s.times.request, // handlers that take longer to read say so, see recorder
+		WriteTimeout:      s.times.request, // counted again from the first byte of the answer
+		IdleTimeout:       s.times.keepAlive,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // of clients' connections; nobody must act on them
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	select {
+	case err := <-served:
+		s.stop()
+		s.streams.Wait()
+		return err
+	case <-ctx.Done():
+	}
+	s.stop()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.grace)
+	defer cancel()
+	err := server.Shutdown(grace)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.log.WarnContext(ctx, "requests were cut: they took longer than the grace", slog.Duration("grace", s.grace))
+		err = server.Close()
+	}
+	s.streams.Wait() // each ends within times.goodbye
+	return err
+}
+
+// Handler is the surface without a listener.
+func (s *Server) Handler() http.Handler {
+	root := chi.NewRouter()
+	root.Use(s.observe)
+	root.NotFound(func(w http.ResponseWriter, r *http.Request) { s.refuse(w, r, errNoRoute) })
+	root.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { s.refuseMethod(root, w, r) })
+	root.Group(func(r chi.Router) {
+		r.Use(s.operation, s.authenticate, s.conform)
+		strict := oapi.NewStrictHandlerWithOptions(&handlers{s: s}, nil, oapi.StrictHTTPServerOptions{
+			RequestErrorHandlerFunc:  s.refuseRequest,
+			ResponseErrorHandlerFunc: s.refuse,
+		})
+		oapi.HandlerWithOptions(strict, oapi.ChiServerOptions{BaseRouter: r, ErrorHandlerFunc: s.refuseRequest})
+		r.Get("/v1/sandboxes/{id}/exec/stream", s.execStream)
+		r.Get("/openapi.yaml", s.document)
+		r.Get("/docs", s.docs)
+	})
+	root.Get("/docs/", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "../docs", http.StatusMovedPermanently)
+	})
+	root.Get("/docs/{file}", s.docsFile)
+	return root
+}

@@ -1,0 +1,240 @@
+package api
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"unicode/utf8"
+
+	"wrenn/internal/controlplane/service"
+)
+
+// The types of frames.
+const (
+	frameStart      = "start"
+	frameAttach     = "attach"
+	frameStdin      = "stdin"
+	frameStdinClose = "stdin_close"
+	frameResize     = "resize"
+	frameSignal     = "signal"
+	frameStop       = "stop"
+	frameAck        = "ack"
+	frameLeave      = "leave"
+
+	frameStdout    = "stdout"
+	frameStderr    = "stderr"
+	framePTY       = "pty"
+	frameExit      = "exit"
+	frameError     = "error"
+	frameKeepalive = "keepalive"
+	frameInput     = "input"
+)
+
+// The first byte of a binary message names its stream.
+const (
+	tagStdin byte = iota
+	tagStdout
+	tagStderr
+	tagPTY
+)
+
+// clientFrame is any frame of a client.
+type clientFrame struct {
+	Type string `json:"type"`
+
+	Cmd        string            `json:"cmd"`
+	Args       []string          `json:"args"`
+	Env        map[string]string `json:"env"`
+	Cwd        string            `json:"cwd"`
+	User       string            `json:"user"`
+	TimeoutSec int64             `json:"timeout_sec"`
+	Stdin      bool              `json:"stdin"`
+	PTY        *frameSize        `json:"pty"`
+
+	PID int `json:"pid"`
+
+	Session string  `json:"session"`
+	HoldSec int64   `json:"hold_sec"`
+	Offset  *uint64 `json:"offset"`
+
+	Data     string `json:"data"`
+	Encoding string `json:"encoding"`
+
+	Cols   int    `json:"cols"`
+	Rows   int    `json:"rows"`
+	Signal string `json:"signal"`
+
+	input []byte // of stdin
+}
+
+type frameSize struct {
+	Cols int `json:"cols"`
+	Rows int `json:"rows"`
+}
+
+// parseFrame reads a frame of a client. A binary one is input.
+func (c *contract) parseFrame(binary bool, text []byte) (*clientFrame, error) {
+	if binary {
+		if len(text) == 0 || text[0] != tagStdin {
+			return nil, invalid("a binary frame starts with the byte 0, for input")
+		}
+		return &clientFrame{Type: frameStdin, input: text[1:]}, nil
+	}
+	var head struct {
+		Type string `json:"type"`
+	}
+	if err := json.Unmarshal(text, &head); err != nil {
+		return nil, invalid("the frame is no JSON object with a type: %s", shorten(err.Error()))
+	}
+	schema, ok := c.frames[head.Type]
+	if !ok {
+		return nil, invalid("no frame of a client has the type %q", shorten(head.Type))
+	}
+	text, err := check(schema, text)
+	if err != nil {
+		return nil, err
+	}
+	frame := &clientFrame{}
+	if err := json.Unmarshal(text, frame); err != nil {
+		return nil, invalid("frame %s: %s", head.Type, shorten(err.Error()))
+	}
+	frame.input = []byte(frame.Data)
+	if frame.Encoding == encodingBase64 {
+		input, err := base64.StdEncoding.DecodeString(frame.Data)
+		if err != nil {
+			return nil, invalid("frame %s: data: %v", head.Type, err)
+		}
+		frame.input = input
+	}
+	return frame, nil
+}
+
+// serverFrame is any frame of the server.
+type serverFrame struct {
+	Type     string  `json:"type"`
+	PID      int     `json:"pid,omitempty"`
+	Offset   *uint64 `json:"offset,omitempty"`
+	Lost     uint64  `json:"lost,omitempty"`
+	Input    *uint64 `json:"input,omitempty"`
+	Data     *string `json:"data,omitempty"`
+	Encoding string  `json:"encoding,omitempty"`
+	ExitCode *int    `json:"exit_code,omitempty"`
+	Status   string  `json:"status,omitempty"`
+	Code     string  `json:"code,omitempty"`
+}
+
+// outMessage is a WebSocket message.
+type outMessage struct {
+	binary bool
+	bytes  []byte
+}
+
+// encoder makes messages of a command's output. It belongs to one stream.
+type encoder struct {
+	binary bool // the client takes bytes as they are
+	exact  bool // the client counts bytes: none is held back, and frames say where they are
+
+	stdout, stderr, pty splitter
+}
+
+// encode returns the messages of one event: none when all of it is held back,
+// several when the end brings out what was.
+func (e *encoder) encode(out service.ExecOutput) []outMessage {
+	switch {
+	case out.Exit != nil:
+		exit := serverFrame{Type: frameExit, ExitCode: &out.Exit.Code, Status: out.Exit.Status}
+		return append(e.flush(), text(exit))
+	case out.Started != nil:
+		start := serverFrame{Type: frameStart, PID: out.Started.PID}
+		if e.exact {
+			start.Offset, start.Lost, start.Input = &out.Started.Offset, out.Started.Lost, &out.Started.Taken
+		}
+		return []outMessage{text(start)}
+	case out.Taken != nil:
+		return []outMessage{text(serverFrame{Type: frameInput, Offset: out.Taken})}
+	case out.Keepalive:
+		return []outMessage{text(serverFrame{Type: frameKeepalive})}
+	case len(out.Stdout) > 0:
+		return e.data(frameStdout, tagStdout, &e.stdout, out.Stdout, out.Offset)
+	case len(out.Stderr) > 0:
+		return e.data(frameStderr, tagStderr, &e.stderr, out.Stderr, out.Offset)
+	case len(out.PTY) > 0:
+		return e.data(framePTY, tagPTY, &e.pty, out.PTY, out.Offset)
+	}
+	return nil
+}
+
+func (e *encoder) data(frame string, tag byte, s *splitter, p []byte, offset uint64) []outMessage {
+	if e.binary {
+		return []outMessage{{binary: true, bytes: append([]byte{tag}, p...)}}
+	}
+	if e.exact {
+		return []outMessage{dataFrame(frame, p, &offset)}
+	}
+	if p = s.next(p); len(p) == 0 {
+		return nil
+	}
+	return []outMessage{dataFrame(frame, p, nil)}
+}
+
+// flush returns what is held back: the start of a character whose end did not come.
+func (e *encoder) flush() []outMessage {
+	var out []outMessage
+	for _, s := range []struct {
+		frame string
+		*splitter
+	}{{frameStdout, &e.stdout}, {frameStderr, &e.stderr}, {framePTY, &e.pty}} {
+		if len(s.held) > 0 {
+			out = append(out, dataFrame(s.frame, s.held, nil))
+			s.held = nil
+		}
+	}
+	return out
+}
+
+// dataFrame holds p as text when it is, as base64 when not.
+func dataFrame(frame string, p []byte, offset *uint64) outMessage {
+	f := serverFrame{Type: frame, Offset: offset}
+	if utf8.Valid(p) {
+		f.Data = new(string(p))
+	} else {
+		f.Data, f.Encoding = new(base64.StdEncoding.EncodeToString(p)), encodingBase64
+	}
+	return text(f)
+}
+
+// text encodes a frame, which cannot fail: it holds strings and numbers.
+func text(f serverFrame) outMessage {
+	var buf bytes.Buffer
+	encoder := json.NewEncoder(&buf)
+	encoder.SetEscapeHTML(false)
+	_ = encoder.Encode(f)
+	return outMessage{bytes: bytes.TrimSuffix(buf.Bytes(), []byte("\n"))}
+}
+
+// splitter cuts a stream of bytes between characters.
+type splitter struct{ held []byte }
+
+// next returns what was held and p, without the start of a character at its
+// end, which it holds: at most 3 bytes.
+func (s *splitter) next(p []byte) []byte {
+	if len(s.held) > 0 {
+		p = append(s.held, p...)
+	}
+	n := len(p) - begun(p)
+	s.held = bytes.Clone(p[n:])
+	return p[:n]
+}
+
+// begun is the length of the character that p ends in the middle of.
+func begun(p []byte) int {
+	for i := 1; i < utf8.UTFMax && i <= len(p); i++ {
+		if tail := p[len(p)-i:]; utf8.RuneStart(tail[0]) {
+			if utf8.FullRune(tail) {
+				return 0
+			}
+			return i
+		}
+	}
+	return 0
+}

@@ -1,0 +1,205 @@
+package api
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/service"
+)
+
+// handlers are the operations of the contract, for the generated server. The
+// request was compared with the contract before.
+type handlers struct{ s *Server }
+
+var _ oapi.StrictServerInterface = (*handlers)(nil)
+
+// never is what the service takes for a sandbox that does not end by itself.
+const never = -time.Second
+
+// timeout is a timeout_sec of a sandbox as the service takes it: 0 seconds are never.
+func timeout(seconds int64) time.Duration {
+	if seconds == 0 {
+		return never
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// value is what p points to, or the zero value.
+func value[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}
+
+func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequestObject) (oapi.CreateSandboxResponseObject, error) {
+	body := value(req.Body)
+	wish := service.CreateSandbox{
+		Template: value(body.Template), VCPUs: value(body.Vcpus), MemoryMB: value(body.MemoryMb),
+		OnTimeout: wrenn.OnTimeout(value(body.OnTimeout)), AutoResume: value(body.AutoResume),
+		Metadata: value(body.Metadata), Env: value(body.Env),
+	}
+	if body.TimeoutSec != nil {
+		wish.Timeout = timeout(*body.TimeoutSec)
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	box, err := h.s.service.CreateSandbox(ctx, callerOf(ctx), wish)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.CreateSandbox201JSONResponse{
+		Body:    sandbox(box),
+		Headers: oapi.CreateSandbox201ResponseHeaders{Location: new("/v1/sandboxes/" + string(box.ID))},
+	}, nil
+}
+
+func (h *handlers) ListSandboxes(ctx context.Context, req oapi.ListSandboxesRequestObject) (oapi.ListSandboxesResponseObject, error) {
+	query := service.ListSandboxes{Limit: value(req.Params.Limit), Page: value(req.Params.Page)}
+	for _, state := range value(req.Params.State) {
+		query.States = append(query.States, wrenn.State(state))
+	}
+	for _, pair := range value(req.Params.Metadata) {
+		name, want, _ := strings.Cut(pair, "=")
+		if query.Metadata == nil {
+			query.Metadata = map[string]string{}
+		}
+		if had, twice := query.Metadata[name]; twice && had != want {
+			return nil, invalid("metadata: %s cannot be both %q and %q", name, shorten(had), shorten(want))
+		}
+		query.Metadata[name] = want
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	page, next, err := h.s.service.ListSandboxes(ctx, callerOf(ctx), query)
+	if err != nil {
+		return nil, err
+	}
+	answer := oapi.ListSandboxes200JSONResponse{Body: make([]oapi.Sandbox, 0, len(page))} // none is [], not null
+	for i := range page {
+		answer.Body = append(answer.Body, sandbox(&page[i]))
+	}
+	if next != "" {
+		answer.Headers.XNextPage = &next
+		answer.Headers.Link = new(nextLink(req.Params, next))
+	}
+	return answer, nil
+}
+
+func (h *handlers) GetSandbox(ctx context.Context, req oapi.GetSandboxRequestObject) (oapi.GetSandboxResponseObject, error) {
+	box, err := h.change(ctx, req.ID, h.s.service.Sandbox)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.GetSandbox200JSONResponse{OneSandboxJSONResponse: *box}, nil
+}
+
+func (h *handlers) DeleteSandbox(ctx context.Context, req oapi.DeleteSandboxRequestObject) (oapi.DeleteSandboxResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	if err := h.s.service.DeleteSandbox(ctx, callerOf(ctx), wrenn.SandboxID(req.ID)); err != nil {
+		return nil, err
+	}
+	return oapi.DeleteSandbox204Response{}, nil
+}
+
+func (h *handlers) PauseSandbox(ctx context.Context, req oapi.PauseSandboxRequestObject) (oapi.PauseSandboxResponseObject, error) {
+	box, err := h.change(ctx, req.ID, h.s.service.PauseSandbox)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.PauseSandbox200JSONResponse{OneSandboxJSONResponse: *box}, nil
+}
+
+func (h *handlers) ResumeSandbox(ctx context.Context, req oapi.ResumeSandboxRequestObject) (oapi.ResumeSandboxResponseObject, error) {
+	box, err := h.change(ctx, req.ID, h.s.service.ResumeSandbox)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.ResumeSandbox200JSONResponse{OneSandboxJSONResponse: *box}, nil
+}
+
+func (h *handlers) SetSandboxTimeout(ctx context.Context, req oapi.SetSandboxTimeoutRequestObject) (oapi.SetSandboxTimeoutResponseObject, error) {
+	set := func(ctx context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+		return h.s.service.SetTimeout(ctx, c, id, timeout(req.Body.TimeoutSec))
+	}
+	box, err := h.change(ctx, req.ID, set)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.SetSandboxTimeout200JSONResponse{OneSandboxJSONResponse: *box}, nil
+}
+
+// change does something to one sandbox, within the time of a call, and returns it as it is then.
+func (h *handlers) change(ctx context.Context, id string, do func(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)) (*oapi.OneSandboxJSONResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	box, err := do(ctx, callerOf(ctx), wrenn.SandboxID(id))
+	if err != nil {
+		return nil, err
+	}
+	return &oapi.OneSandboxJSONResponse{Body: sandbox(box)}, nil
+}
+
+func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObject) (oapi.CreateKeyResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	k, secret, err := h.s.service.CreateKey(ctx, callerOf(ctx), strings.TrimSpace(req.Body.Name))
+	if err != nil {
+		return nil, err
+	}
+	return oapi.CreateKey201JSONResponse{Body: oapi.CreatedKey{
+		ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt.UTC(), LastUsedAt: moment(k.LastUsedAt), Key: secret,
+	}}, nil
+}
+
+func (h *handlers) ListKeys(ctx context.Context, _ oapi.ListKeysRequestObject) (oapi.ListKeysResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	keys, err := h.s.service.ListKeys(ctx, callerOf(ctx))
+	if err != nil {
+		return nil, err
+	}
+	answer := oapi.ListKeys200JSONResponse{Body: make([]oapi.Key, 0, len(keys))}
+	for _, k := range keys {
+		answer.Body = append(answer.Body, oapi.Key{
+			ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt.UTC(), LastUsedAt: moment(k.LastUsedAt),
+		})
+	}
+	return answer, nil
+}
+
+func (h *handlers) RevokeKey(ctx context.Context, req oapi.RevokeKeyRequestObject) (oapi.RevokeKeyResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	if err := h.s.service.RevokeKey(ctx, callerOf(ctx), req.ID); err != nil {
+		return nil, err
+	}
+	return oapi.RevokeKey204Response{}, nil
+}
+
+func (h *handlers) GetHealth(context.Context, oapi.GetHealthRequestObject) (oapi.GetHealthResponseObject, error) {
+	return oapi.GetHealth200JSONResponse{YesJSONResponse: oapi.YesJSONResponse{Body: oapi.Status{Status: "ok"}}}, nil
+}
+
+// readyWait bounds how long a probe waits for the database: probes have short patience themselves.
+const readyWait = 5 * time.Second
+
+func (h *handlers) GetReady(ctx context.Context, _ oapi.GetReadyRequestObject) (oapi.GetReadyResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	if h.s.stopping.Err() != nil {
+		return nil, wrenn.Errorf(wrenn.Unavailable, "the server stops")
+	}
+	if err := h.s.service.Ready(ctx); err != nil {
+		if failureOf(ctx, err).status != 503 {
+			err = &wrenn.Error{Code: wrenn.Unavailable, Message: "the server is not ready", Err: err}
+		}
+		return nil, err
+	}
+	return oapi.GetReady200JSONResponse{YesJSONResponse: oapi.YesJSONResponse{Body: oapi.Status{Status: "ready"}}}, nil
+}

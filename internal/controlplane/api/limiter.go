@@ -1,0 +1,70 @@
+package api
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"wrenn/internal/controlplane/api/internal/oapi"
+)
+
+// forgetAfter is how long a key is remembered that is not used. Its allowance
+// is full again long before.
+const forgetAfter = 10 * time.Minute
+
+// limiter bounds the requests of each key. Only keys that exist reach it, so
+// it holds no more of them than there are.
+type limiter struct {
+	perSecond float64
+	burst     int
+
+	mu    sync.Mutex // guards what follows
+	keys  map[string]*allowance
+	swept time.Time
+}
+
+type allowance struct {
+	*rate.Limiter
+	used time.Time
+}
+
+func newLimiter(perSecond float64, burst int) *limiter {
+	return &limiter{perSecond: perSecond, burst: burst, keys: map[string]*allowance{}}
+}
+
+// take counts one request of key at now. The failure says when to come back.
+func (l *limiter) take(key string, now time.Time) error {
+	reservation := l.of(key, now).ReserveN(now, 1)
+	wait := reservation.DelayFrom(now)
+	if wait == 0 {
+		return nil
+	}
+	reservation.CancelAt(now)
+	return &failure{
+		status: http.StatusTooManyRequests, code: oapi.ErrorCodeRateLimited, retryAfter: wait,
+		message: fmt.Sprintf("more than %g requests a second with this key: wait and try again; the operator sets the limit as requests_per_second", l.perSecond),
+	}
+}
+
+func (l *limiter) of(key string, now time.Time) *rate.Limiter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.swept) > forgetAfter {
+		for k, a := range l.keys {
+			if now.Sub(a.used) > forgetAfter {
+				delete(l.keys, k)
+			}
+		}
+		l.swept = now
+	}
+	a, ok := l.keys[key]
+	if !ok {
+		a = &allowance{Limiter: rate.NewLimiter(rate.Limit(l.perSecond), l.burst)}
+		l.keys[key] = a
+	}
+	a.used = now
+	return a.Limiter
+}

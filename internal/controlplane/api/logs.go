@@ -1,0 +1,62 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"wrenn"
+	"wrenn/internal/controlplane/api/internal/oapi"
+)
+
+func (h *handlers) GetSandboxLogs(ctx context.Context, req oapi.GetSandboxLogsRequestObject) (oapi.GetSandboxLogsResponseObject, error) {
+	ctx, end := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(h.s.stopping, func() { end(errLogsStopping) })
+	console, err := h.s.service.Logs(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), value(req.Params.Follow))
+	if err != nil {
+		stop()
+		end(nil)
+		return nil, err
+	}
+	return &logs{console: console, done: func() {
+		stop()
+		end(nil)
+		_ = console.Close() // it was only read
+	}}, nil
+}
+
+var errLogsStopping = errors.New("the server stops")
+
+// logs is the answer with what a console said.
+type logs struct {
+	console io.ReadCloser
+	done    func()
+}
+
+// VisitGetSandboxLogsResponse sends each piece at once. An error breaks the
+// connection: half of it must not look like all.
+func (l *logs) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
+	defer l.done()
+	w.Header().Set("Content-Type", "text/plain")
+	w.Header().Set("X-Content-Type-Options", "nosniff") // a guest chose it: no page may come of it
+	w.WriteHeader(http.StatusOK)
+	rec := recorderOf(w)
+	buffer := make([]byte, chunk)
+	for {
+		if err := rec.flush(); err != nil {
+			return fmt.Errorf("send the console: %w", err)
+		}
+		n, err := l.console.Read(buffer)
+		if _, err := w.Write(buffer[:n]); err != nil {
+			return fmt.Errorf("send the console: %w", err)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the console: %w", err)
+		}
+	}
+}

@@ -1,0 +1,81 @@
+//go:build schemathesis
+
+package api
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/service"
+)
+
+// obliging is a service for which every sandbox runs and every file is there,
+// so that what a generator makes up gets past the first look.
+type obliging struct{ stub }
+
+func (s *obliging) CreateSandbox(_ context.Context, c service.Caller, req service.CreateSandbox) (*wrenn.Sandbox, error) {
+	b, err := s.find(c, testID)
+	if err == nil {
+		b.Metadata = req.Metadata
+	}
+	return b, err
+}
+
+func (s *obliging) Sandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	if id == testID { // the one that runs; the others are for the stream, which the generator does not speak
+		return s.find(c, id)
+	}
+	return asleep(id), nil
+}
+
+func (s *obliging) DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error { return nil }
+
+func (s *obliging) PauseSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return box(id, wrenn.Paused), nil
+}
+
+func (s *obliging) ResumeSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return box(id, wrenn.Running), nil
+}
+
+func (s *obliging) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ time.Duration) (*wrenn.Sandbox, error) {
+	return box(id, wrenn.Running), nil
+}
+
+func (s *obliging) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
+	return &service.ExecResult{Stdout: cmd.Stdin, Stderr: []byte(strings.Join(cmd.Args, " ")), Status: "exit status 0"}, nil
+}
+
+func (s *obliging) WriteFile(_ context.Context, _ service.Caller, _ wrenn.SandboxID, _, _ string, content io.Reader) error {
+	_, err := io.Copy(io.Discard, content)
+	return err
+}
+
+func (s *obliging) ReadFile(_ context.Context, _ service.Caller, _ wrenn.SandboxID, _, path string) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader(path)), nil
+}
+
+// Logs end even for those who follow them.
+func (s *obliging) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ bool) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader("console of " + string(id))), nil
+}
+
+func (s *obliging) RevokeKey(context.Context, service.Caller, string) error { return nil }
+
+// TestSchemathesis lets a generator that reads the contract look for answers
+// that are not in it. scripts/schemathesis.sh starts it.
+func TestSchemathesis(t *testing.T) {
+	server := serve(t, &obliging{}, func(s *Server) { s.limiter = newLimiter(1e6, 1e6) })
+	cmd := exec.CommandContext(t.Context(), "../../../scripts/schemathesis.sh", "http://"+server.address)
+	cmd.Env = append(os.Environ(), "WRENN_API_KEY="+testKey)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		t.Errorf("schemathesis: %v", err)
+	}
+}

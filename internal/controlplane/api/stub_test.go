@@ -1,0 +1,346 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn"
+	"wrenn/internal/controlplane/service"
+)
+
+const (
+	testKey    = "e2b_0123456789012345678901234567890123456789"
+	testID     = "iabcdefghijklmnopqrst"
+	missingID  = "i00000000000000000000"
+	pausedID   = "ipppppppppppppppppppp"
+	failingID  = "ifffffffffffffffffff"
+	testTeam   = wrenn.TeamID("11111111-1111-4111-8111-111111111111")
+	testKeyID  = "22222222-2222-4222-8222-222222222222"
+	brokenFile = "/broken"
+
+	testCheckpoint  = "scccccccccccccccccccc"
+	otherCheckpoint = "soooooooooooooooooooo"
+)
+
+var testTime = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
+
+// stub is the service for tests of the surface: one running sandbox, one
+// paused, files in a map, and whatever fail says.
+type stub struct {
+	fail error // of every call but Authenticate; nil is none
+
+	mu       sync.Mutex // guards what follows
+	created  service.CreateSandbox
+	listed   service.ListSandboxes
+	ran      service.ExecCommand
+	started  service.ExecStart
+	attached service.ExecAttach
+	timeout  time.Duration
+	files    map[string]string
+	user     string
+	forked   service.ForkSandbox
+	built    service.BuildTemplate
+
+	waking  chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
+	box     *wrenn.Sandbox // in place of the one that runs; nil is none
+	result  service.ExecResult
+	next    string
+	copyErr error                     // of the second copy of a fork
+	bare    bool                      // there are no checkpoints
+	stream  func() service.ExecStream // of StartExec and AttachExec
+	read    func(path string) (io.ReadCloser, error)
+	panics  bool
+}
+
+var testCaller = service.Caller{Team: testTeam, Key: testKeyID}
+
+func (s *stub) Authenticate(_ context.Context, secret string) (service.Caller, error) {
+	if secret != testKey {
+		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
+	}
+	return testCaller, nil
+}
+
+func (s *stub) Ready(context.Context) error { return s.fail }
+
+func box(id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
+	return &wrenn.Sandbox{
+		ID: id, Team: testTeam, Host: "h1", Template: "base", State: state, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute,
+		OnTimeout: wrenn.PauseOnTimeout, AutoResume: true,
+		Metadata: map[string]string{"user": "alice"}, Env: map[string]string{"SECRET": "s3cr3t"},
+		CreatedAt: testTime, StartedAt: testTime, LastActiveAt: testTime, UpdatedAt: testTime,
+	}
+}
+
+// asleep is paused, and no use wakes it.
+func asleep(id wrenn.SandboxID) *wrenn.Sandbox {
+	b := box(id, wrenn.Paused)
+	b.AutoResume = false
+	return b
+}
+
+// find is what every call does first. It checks that the caller got through.
+func (s *stub) find(c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	if c != testCaller {
+		return nil, errors.New("the caller got lost")
+	}
+	if s.panics {
+		panic("the stub panics")
+	}
+	switch {
+	case s.fail != nil:
+		return nil, s.fail
+	case id == testID && s.box != nil:
+		return s.box, nil
+	case id == testID:
+		return box(id, wrenn.Running), nil
+	case id == pausedID:
+		return asleep(id), nil
+	}
+	return nil, wrenn.Errorf(wrenn.NotFound, "sandbox not found")
+}
+
+func (s *stub) CreateSandbox(_ context.Context, c service.Caller, req service.CreateSandbox) (*wrenn.Sandbox, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.created = req
+	return s.find(c, testID)
+}
+
+func (s *stub) ListSandboxes(_ context.Context, c service.Caller, req service.ListSandboxes) ([]wrenn.Sandbox, string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed = req
+	b, err := s.find(c, testID)
+	if err != nil {
+		return nil, "", err
+	}
+	return []wrenn.Sandbox{*b}, s.next, nil
+}
+
+func (s *stub) Sandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.find(c, id)
+}
+
+func (s *stub) DeleteSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) error {
+	_, err := s.find(c, id)
+	return err
+}
+
+func (s *stub) PauseSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.find(c, id)
+}
+
+func (s *stub) ResumeSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.find(c, id)
+}
+
+func (s *stub) ForkSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID, req service.ForkSandbox) (*service.Forked, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forked = req
+	b, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	out := &service.Forked{}
+	for i := range req.Count {
+		if i > 0 {
+			out.Failed = append(out.Failed, service.FailedCopy{ID: missingID, Err: s.copyErr})
+			continue
+		}
+		copied := *b
+		copied.Parent = id
+		out.Sandboxes = append(out.Sandboxes, copied)
+	}
+	return out, nil
+}
+
+func (s *stub) CreateCheckpoint(_ context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	return &wrenn.Checkpoint{ID: testCheckpoint, Name: name, CreatedAt: testTime, SizeBytes: 4096}, nil
+}
+
+func (s *stub) Checkpoints(_ context.Context, c service.Caller, id wrenn.SandboxID) (*service.Checkpoints, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	if s.bare {
+		return &service.Checkpoints{}, nil
+	}
+	return &service.Checkpoints{Head: testCheckpoint, List: []wrenn.Checkpoint{
+		{ID: otherCheckpoint, Name: "a", CreatedAt: testTime, SizeBytes: 4096}, {ID: testCheckpoint, Parent: otherCheckpoint, CreatedAt: testTime},
+	}}, nil
+}
+
+func (s *stub) RestoreCheckpoint(_ context.Context, c service.Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) (*wrenn.Sandbox, error) {
+	b, err := s.find(c, id)
+	if err == nil && cp != testCheckpoint {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no such checkpoint")
+	}
+	return b, err
+}
+
+func (s *stub) DeleteCheckpoint(_ context.Context, c service.Caller, id wrenn.SandboxID, _ wrenn.CheckpointID) error {
+	_, err := s.find(c, id)
+	return err
+}
+
+func (s *stub) SetTimeout(_ context.Context, c service.Caller, id wrenn.SandboxID, d time.Duration) (*wrenn.Sandbox, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timeout = d
+	return s.find(c, id)
+}
+
+func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	said := io.Reader(strings.NewReader("Linux\r\n\xff\x00"))
+	if follow {
+		said = io.MultiReader(said, untilDone{ctx})
+	}
+	return io.NopCloser(said), nil
+}
+
+// untilDone reads nothing until its context ends.
+type untilDone struct{ ctx context.Context }
+
+func (u untilDone) Read([]byte) (int, error) {
+	<-u.ctx.Done()
+	return 0, context.Cause(u.ctx)
+}
+
+func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ran = cmd
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	return &s.result, nil
+}
+
+func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+	if s.waking != nil {
+		s.waking <- struct{}{}
+		<-s.waking
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.started = start
+	if start.Cmd == "missing" {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no program missing in the sandbox")
+	}
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	return s.stream(), nil
+}
+
+func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attached = to
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	return s.stream(), nil
+}
+
+func (s *stub) WriteFile(_ context.Context, c service.Caller, id wrenn.SandboxID, user, path string, content io.Reader) error {
+	if _, err := s.find(c, id); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(content)
+	if err != nil {
+		return &wrenn.Error{Code: wrenn.Unavailable, Message: "the host hung up", Err: err}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files == nil {
+		s.files = map[string]string{}
+	}
+	s.files[path], s.user = string(text), user
+	return nil
+}
+
+func (s *stub) ReadFile(_ context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (io.ReadCloser, error) {
+	if _, err := s.find(c, id); err != nil {
+		return nil, err
+	}
+	return s.read(path)
+}
+
+func (s *stub) CreateKey(_ context.Context, c service.Caller, name string) (service.Key, string, error) {
+	if _, err := s.find(c, testID); err != nil {
+		return service.Key{}, "", err
+	}
+	return service.Key{ID: testKeyID, Name: name, Hint: "e2b_0123", CreatedAt: testTime}, testKey, nil
+}
+
+func (s *stub) ListKeys(_ context.Context, c service.Caller) ([]service.Key, error) {
+	if _, err := s.find(c, testID); err != nil {
+		return nil, err
+	}
+	return []service.Key{{ID: testKeyID, Name: "laptop", Hint: "e2b_0123", CreatedAt: testTime, LastUsedAt: testTime}}, nil
+}
+
+func (s *stub) RevokeKey(_ context.Context, c service.Caller, id string) error {
+	if _, err := s.find(c, testID); err != nil {
+		return err
+	}
+	if id != testKeyID {
+		return wrenn.Errorf(wrenn.NotFound, "key not found")
+	}
+	return nil
+}
+
+// running is a Server that serves s until the test ends.
+type running struct {
+	*Server
+	address string
+	stop    func() error // ends Run and returns its error
+}
+
+// serve starts a server of s. tune changes it before it starts; it may be nil.
+func serve(t *testing.T, s Service, tune func(*Server)) *running {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	server, err := New(Config{Service: s, Log: slog.New(slog.DiscardHandler), Metrics: registry, ShutdownGrace: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tune != nil {
+		tune(server)
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx, l) }()
+	stop := sync.OnceValue(func() error {
+		cancel()
+		return <-ended
+	})
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Errorf("Run() = %v", err)
+		}
+	})
+	return &running{Server: server, address: l.Addr().String(), stop: stop}
+}

@@ -1,0 +1,113 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/service"
+)
+
+func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequestObject) (oapi.BuildTemplateResponseObject, error) {
+	body := req.Body
+	wish := service.BuildTemplate{
+		Name:  body.Name,
+		Login: service.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
+		Spec: wrenn.TemplateSpec{
+			From:  wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox))},
+			VCPUs: value(body.Vcpus), MemoryMB: value(body.MemoryMb), Env: value(body.Env),
+			StartCmd: value(body.StartCmd), ReadyCmd: value(body.ReadyCmd), ReadyTimeout: time.Duration(value(body.ReadyTimeoutSec)) * time.Second,
+		},
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	g, err := h.s.service.BuildTemplate(ctx, callerOf(ctx), wish)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.BuildTemplate202JSONResponse{
+		Body:    generation(g),
+		Headers: oapi.BuildTemplate202ResponseHeaders{Location: new("/v1/templates/" + g.Template.String() + "/generations/" + string(g.ID))},
+	}, nil
+}
+
+func (h *handlers) ListTemplates(ctx context.Context, _ oapi.ListTemplatesRequestObject) (oapi.ListTemplatesResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	list, err := h.s.service.Templates(ctx, callerOf(ctx))
+	if err != nil {
+		return nil, err
+	}
+	answer := oapi.ListTemplates200JSONResponse{Body: make([]oapi.Template, 0, len(list))} // none is [], not null
+	for i := range list {
+		answer.Body = append(answer.Body, template(&list[i]))
+	}
+	return answer, nil
+}
+
+func (h *handlers) GetTemplate(ctx context.Context, req oapi.GetTemplateRequestObject) (oapi.GetTemplateResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	t, err := h.s.service.Template(ctx, callerOf(ctx), req.Template)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.GetTemplate200JSONResponse{Body: template(t)}, nil
+}
+
+func (h *handlers) GetGeneration(ctx context.Context, req oapi.GetGenerationRequestObject) (oapi.GetGenerationResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	g, log, err := h.s.service.Generation(ctx, callerOf(ctx), req.Template, wrenn.GenerationID(req.Generation), value(req.Params.From))
+	if err != nil {
+		return nil, err
+	}
+	answer := oapi.GenerationLog{Generation: generation(g), First: log.First, Lines: log.Lines, Next: log.Next}
+	if answer.Lines == nil {
+		answer.Lines = []string{} // none is [], not null
+	}
+	return oapi.GetGeneration200JSONResponse{Body: answer}, nil
+}
+
+func (h *handlers) DeleteTemplate(ctx context.Context, req oapi.DeleteTemplateRequestObject) (oapi.DeleteTemplateResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	defer cancel()
+	if err := h.s.service.DeleteTemplate(ctx, callerOf(ctx), req.Template); err != nil {
+		return nil, err
+	}
+	return oapi.DeleteTemplate204Response{}, nil
+}
+
+func template(t *wrenn.Template) oapi.Template {
+	out := oapi.Template{Name: t.Name.String(), Builtin: t.Name.Base()}
+	if t.Current != nil {
+		out.Current = new(generation(t.Current))
+	}
+	if t.Latest != nil {
+		out.Latest = new(generation(t.Latest))
+	}
+	return out
+}
+
+// generation is g as /v1 shows it. Its environment is not shown: that is where secrets are.
+func generation(g *wrenn.Generation) oapi.Generation {
+	out := oapi.Generation{
+		ID: string(g.ID), Template: g.Template.String(), State: oapi.GenerationState(g.State), Reason: given(g.Reason),
+		FromImage: given(g.Spec.From.Image), FromOci: given(g.Spec.From.OCI), FromSandbox: given(string(g.Spec.From.Sandbox)),
+		Vcpus: g.Spec.VCPUs, MemoryMb: g.Spec.MemoryMB, StartCmd: given(g.Spec.StartCmd), ReadyCmd: given(g.Spec.ReadyCmd),
+		Digest: given(g.Digest), CreatedAt: g.CreatedAt.UTC(), LastUpdated: g.UpdatedAt.UTC(),
+	}
+	if g.SizeBytes > 0 {
+		out.SizeBytes = &g.SizeBytes
+	}
+	return out
+}
+
+// given is text, or nothing when there is none.
+func given(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}

@@ -1,0 +1,76 @@
+package postgres
+
+import (
+	"context"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+)
+
+// SaveHost keeps what a host said of itself, for people and tools.
+func (s *Store) SaveHost(ctx context.Context, id wrenn.HostID, url string, info wrenn.HostInfo) error {
+	c := info.Capacity
+	return s.call(ctx, "save the host", func(ctx context.Context) error {
+		return s.queries.SaveHost(ctx, dbsqlc.SaveHostParams{
+			ID: string(id), URL: url, Version: info.Version, Instance: info.Instance, Driver: info.Driver,
+			Sandboxes: clampInt32(c.Sandboxes), SandboxesUsed: clampInt32(c.SandboxesUsed),
+			MemoryMB: c.MemoryMB, MemoryMBUsed: c.MemoryMBUsed, DiskMB: c.DiskMB, DiskMBFree: c.DiskMBFree,
+		})
+	})
+}
+
+// SaveUnknown replaces what is known of a host's unexplained sandboxes, and
+// returns the ids that are new among them.
+func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.SeenSandbox) ([]wrenn.SandboxID, error) {
+	arg := dbsqlc.SaveUnknownParams{HostID: string(host), IDs: []string{}, States: []string{}, Reasons: []string{}}
+	for _, sb := range seen {
+		arg.IDs = append(arg.IDs, string(sb.ID))
+		arg.States = append(arg.States, string(sb.State))
+		arg.Reasons = append(arg.Reasons, sb.Reason)
+	}
+	var fresh []wrenn.SandboxID
+	err := s.call(ctx, "save unknown sandboxes", func(ctx context.Context) error {
+		ids, err := s.queries.SaveUnknown(ctx, arg)
+		for _, id := range ids {
+			fresh = append(fresh, wrenn.SandboxID(id))
+		}
+		return err
+	})
+	return fresh, err
+}
+
+// Hosts returns all hosts that ever answered, and what of them is unknown.
+func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []wrenn.UnknownSandbox, err error) {
+	err = s.call(ctx, "list the hosts", func(ctx context.Context) error {
+		rows, err := s.queries.Hosts(ctx)
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			hosts = append(hosts, hostRecord(row))
+		}
+		strangers, err := s.queries.UnknownSandboxes(ctx)
+		for _, row := range strangers {
+			unknown = append(unknown, wrenn.UnknownSandbox{
+				Host: wrenn.HostID(row.HostID), ID: wrenn.SandboxID(row.SandboxID), State: wrenn.SeenState(row.SeenState), Reason: row.Reason,
+				FirstSeenAt: row.FirstSeenAt, LastSeenAt: row.LastSeenAt,
+			})
+		}
+		return err
+	})
+	return hosts, unknown, err
+}
+
+func hostRecord(row dbsqlc.Host) wrenn.HostRecord {
+	out := wrenn.HostRecord{ID: wrenn.HostID(row.ID), URL: row.URL, Info: wrenn.HostInfo{
+		Version: row.Version, Instance: row.Instance, Driver: row.Driver,
+		Capacity: wrenn.Capacity{
+			Sandboxes: int(row.Sandboxes), SandboxesUsed: int(row.SandboxesUsed),
+			MemoryMB: row.MemoryMB, MemoryMBUsed: row.MemoryMBUsed, DiskMB: row.DiskMB, DiskMBFree: row.DiskMBFree,
+		},
+	}}
+	if row.LastSeenAt != nil {
+		out.SeenAt = *row.LastSeenAt
+	}
+	return out
+}

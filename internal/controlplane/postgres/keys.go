@@ -1,0 +1,107 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+)
+
+// maxKeys bounds the keys of a team: a list of them is one page.
+const maxKeys = 1000
+
+// Key is an API key without its secret.
+type Key struct {
+	ID, Name, Hint        string
+	CreatedAt, LastUsedAt time.Time // LastUsedAt is zero when it was not used
+}
+
+// EnsureTeam returns the team of that name and makes it when there is none.
+func (s *Store) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, error) {
+	var id string
+	err := s.call(ctx, "make the team", func(ctx context.Context) (err error) {
+		id, err = s.queries.EnsureTeam(ctx, name)
+		return err
+	})
+	return wrenn.TeamID(id), err
+}
+
+// CreateKey writes a key by the hash of its secret.
+func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, name string, hash [32]byte, hint string) (Key, error) {
+	var out Key
+	err := s.inTx(ctx, "create the key", func(ctx context.Context, q *dbsqlc.Queries) error {
+		n, err := q.CountKeys(ctx, string(team))
+		if err != nil {
+			return err
+		}
+		if n >= maxKeys {
+			return wrenn.Errorf(wrenn.Exhausted, "the team has %d keys: revoke one first", n)
+		}
+		row, err := q.InsertKey(ctx, dbsqlc.InsertKeyParams{TeamID: string(team), Name: name, Hash: hash[:], Hint: hint})
+		if pe, ok := errors.AsType[*pgconn.PgError](err); ok && pe.Code == foreignKeyViolation {
+			return wrenn.Errorf(wrenn.NotFound, "the team is not there any more")
+		}
+		out = key(row)
+		return err
+	})
+	return out, err
+}
+
+// Keys returns a team's keys that are not revoked, newest first.
+func (s *Store) Keys(ctx context.Context, team wrenn.TeamID) ([]Key, error) {
+	out := []Key{}
+	err := s.call(ctx, "list keys", func(ctx context.Context) error {
+		rows, err := s.queries.ListKeys(ctx, string(team), maxKeys)
+		for _, row := range rows {
+			out = append(out, key(row))
+		}
+		return err
+	})
+	return out, err
+}
+
+// FindKey returns whose secret has this hash: NotFound when nobody's.
+func (s *Store) FindKey(ctx context.Context, hash [32]byte) (id string, team wrenn.TeamID, err error) {
+	err = s.call(ctx, "find the key", func(ctx context.Context) error {
+		row, err := s.queries.KeyByHash(ctx, hash[:])
+		if errors.Is(err, pgx.ErrNoRows) {
+			return wrenn.Errorf(wrenn.NotFound, "there is no such key")
+		}
+		id, team = row.ID, wrenn.TeamID(row.TeamID)
+		return err
+	})
+	return id, team, err
+}
+
+var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+// RevokeKey ends a team's key: NotFound when it has none of that id.
+func (s *Store) RevokeKey(ctx context.Context, team wrenn.TeamID, id string) error {
+	missing := wrenn.Errorf(wrenn.NotFound, "there is no key %.40q", id)
+	if !uuid.MatchString(id) {
+		return missing
+	}
+	return s.call(ctx, "revoke the key", func(ctx context.Context) error {
+		_, err := s.queries.RevokeKey(ctx, id, string(team))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return missing
+		}
+		return err
+	})
+}
+
+// TouchKeys records when keys were last used.
+func (s *Store) TouchKeys(ctx context.Context, used map[string]time.Time) error {
+	ids, times := columns(used)
+	return s.call(ctx, "record the use of keys", func(ctx context.Context) error { return s.queries.TouchKeys(ctx, ids, times) })
+}
+
+func key(r dbsqlc.APIKey) Key {
+	return Key{ID: r.ID, Name: r.Name, Hint: r.Hint, CreatedAt: r.CreatedAt.UTC(), LastUsedAt: orZero(r.LastUsedAt)}
+}

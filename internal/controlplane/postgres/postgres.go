@@ -1,0 +1,220 @@
+// Package postgres keeps what the control plane must not forget. It is the
+// only package that speaks SQL: rows become words before they leave it.
+//
+// Every failure is a *wrenn.Error. Unavailable says that the database cannot
+// be reached now: nothing has to be restarted when it is back. Each call is
+// one statement or one transaction and has a deadline of its own.
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/lock"
+
+	"wrenn"
+	"wrenn/db"
+	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+)
+
+const (
+	defaultMaxConns = 16
+	defaultTimeout  = 5 * time.Second
+	connectTimeout  = 3 * time.Second // less than a call's, so that an address that swallows packets is found out in time
+	idleCheck       = 15 * time.Second
+)
+
+// Config says where the database is. Only URL must be set.
+type Config struct {
+	URL      string
+	MaxConns int           // default 16
+	Timeout  time.Duration // of one call; default 5 s
+}
+
+// Store is a pool of connections to one database. It is safe for concurrent use.
+type Store struct {
+	pool    *pgxpool.Pool
+	queries *dbsqlc.Queries
+	timeout time.Duration
+	worker  int64 // in rows that are worked on here, and of the lock that says so
+}
+
+// Open returns a store. It does not wait for the database, which may come and
+// go; see Ready. The caller closes the store.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	pc, err := pgxpool.ParseConfig(cfg.URL)
+	if err != nil {
+		return nil, &wrenn.Error{Code: wrenn.Invalid, Message: "the database's URL cannot be read: expected postgres://user@host/name", Err: withoutURL(err, cfg.URL)}
+	}
+	pc.MaxConns = int32(cmp.Or(cfg.MaxConns, defaultMaxConns))
+	pc.HealthCheckPeriod = idleCheck
+	pc.ConnConfig.ConnectTimeout = connectTimeout
+	if pc.ConnConfig.RuntimeParams["application_name"] == "" {
+		pc.ConnConfig.RuntimeParams["application_name"] = "wrenn"
+	}
+	// Whether a filter by metadata is rare decides how to read a list; a plan for all values cannot know.
+	pc.ConnConfig.RuntimeParams["plan_cache_mode"] = "force_custom_plan"
+	pool, err := pgxpool.NewWithConfig(ctx, pc)
+	if err != nil {
+		return nil, failure("open the database", err)
+	}
+	// At random and above 0, which is nobody: two of the 2^63 are never alike.
+	return &Store{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}, nil
+}
+
+// withoutURL keeps a password in the URL out of the error.
+func withoutURL(err error, url string) error {
+	return errors.New(strings.ReplaceAll(err.Error(), url, "[url]"))
+}
+
+// Close ends all connections when those in use are given back.
+func (s *Store) Close() { s.pool.Close() }
+
+// Ready says whether the database answers and has the schema that this
+// program needs. A newer one is allowed: migrations are made so that the
+// program before still works.
+func (s *Store) Ready(ctx context.Context) error {
+	want, err := latestMigration()
+	if err != nil {
+		return err
+	}
+	return s.call(ctx, "check the schema", func(ctx context.Context) error {
+		var have int64
+		err := s.pool.QueryRow(ctx, "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied").Scan(&have)
+		if pe, ok := errors.AsType[*pgconn.PgError](err); (ok && pe.Code == undefinedTable) || (err == nil && have < want) {
+			return wrenn.Errorf(wrenn.Unavailable, "the database's schema is at version %d and %d is needed: run control-plane migrate", have, want)
+		}
+		return err
+	})
+}
+
+// Migrate brings the schema to what this program needs. It waits for another
+// that does the same.
+func Migrate(ctx context.Context, url string) error {
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return &wrenn.Error{Code: wrenn.Invalid, Message: "the database's URL cannot be read: expected postgres://user@host/name", Err: withoutURL(err, url)}
+	}
+	conn := stdlib.OpenDB(*cfg)
+	defer func() { _ = conn.Close() }() // what was asked is answered
+	provider, err := migrations(conn)
+	if err != nil {
+		return err
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return failure("migrate the database", err)
+	}
+	return nil
+}
+
+func migrations(conn *sql.DB) (*goose.Provider, error) {
+	files, err := fs.Sub(db.Migrations, "migrations")
+	if err != nil {
+		return nil, err
+	}
+	locker, err := lock.NewPostgresSessionLocker()
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(goose.DialectPostgres, conn, files, goose.WithSessionLocker(locker))
+}
+
+func latestMigration() (int64, error) {
+	files, err := fs.Glob(db.Migrations, "migrations/*.sql")
+	if err != nil || len(files) == 0 {
+		return 0, fmt.Errorf("no migrations: %w", err)
+	}
+	return goose.NumericComponent(files[len(files)-1])
+}
+
+// call runs one call with its deadline and turns its error into ours.
+func (s *Store) call(ctx context.Context, doing string, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errSlow)
+	defer cancel()
+	err := f(ctx)
+	if err != nil && context.Cause(ctx) == errSlow { //nolint:errorlint // the very value, set above
+		return unavailable(doing, err)
+	}
+	return failure(doing, err)
+}
+
+// inTx is call with a transaction around it.
+func (s *Store) inTx(ctx context.Context, doing string, f func(context.Context, *dbsqlc.Queries) error) error {
+	return s.call(ctx, doing, func(ctx context.Context) error {
+		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return f(ctx, s.queries.WithTx(tx)) })
+	})
+}
+
+var errSlow = errors.New("the database took too long")
+
+// SQLSTATEs, see appendix A of PostgreSQL's manual.
+const (
+	undefinedTable      = "42P01"
+	foreignKeyViolation = "23503"
+)
+
+// unavailableClasses are the classes and states that say "not now".
+var unavailableClasses = []string{
+	"08", // connection exceptions
+	"53", // insufficient resources
+	"57", // operator intervention: shutdown, cannot connect now
+	"58", // system errors
+	"40", // serialization failure, deadlock: again is right
+}
+
+// failure turns an error of pgx into ours.
+func failure(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*wrenn.Error](err); ok {
+		return err
+	}
+	if errors.Is(err, context.Canceled) {
+		return &wrenn.Error{Code: wrenn.Canceled, Message: doing + ": canceled", Err: err}
+	}
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
+		for _, class := range unavailableClasses {
+			if strings.HasPrefix(pe.Code, class) {
+				return unavailable(doing, err)
+			}
+		}
+		return &wrenn.Error{Code: wrenn.Internal, Message: "the database refused to " + doing, Err: err}
+	}
+	if unreachable(err) {
+		return unavailable(doing, err)
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: doing + ": the time was up", Err: err}
+	}
+	return &wrenn.Error{Code: wrenn.Internal, Message: "could not " + doing, Err: err}
+}
+
+// unreachable recognizes a connection that cannot be made or broke.
+func unreachable(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[net.Error](err); ok && !errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	return pgconn.SafeToRetry(err) || errors.Is(err, fs.ErrClosed) || isEOF(err) || strings.Contains(err.Error(), "conn closed")
+}
+
+func unavailable(doing string, err error) error {
+	return &wrenn.Error{Code: wrenn.Unavailable, Message: "the database cannot be reached; try again in a moment", Err: fmt.Errorf("%s: %w", doing, err)}
+}

@@ -1,0 +1,440 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+)
+
+// ErrConflict is the cause of a FailedPrecondition: somebody else changed the row first.
+var ErrConflict = errors.New("the row was changed by somebody else")
+
+func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
+
+// Limits bound what a team has at once, where its own row says nothing else.
+type Limits struct {
+	Sandboxes int
+	MemoryMB  int64
+}
+
+// CreateSandbox writes a pending row and its event, unless that is more than
+// the team may have: Exhausted. ID, Team, Template, VCPUs, MemoryMB, Timeout,
+// OnTimeout, AutoResume, Parent, Generation, Metadata and Env of sb are taken. actor says who did it.
+func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
+	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
+	if err != nil {
+		return nil, err
+	}
+	return &rows[0], nil
+}
+
+// CreateSandboxes is CreateSandbox for several of one team and size: all or none.
+func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limits Limits, actor string) ([]wrenn.Sandbox, error) {
+	var out []wrenn.Sandbox
+	err := s.inTx(ctx, "create the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
+		if err := checkLimits(ctx, q, boxes, limits); err != nil {
+			return err
+		}
+		for _, sb := range boxes {
+			row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
+				ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
+				VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMB), TimeoutSec: seconds(sb.Timeout),
+				OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent), Generation: string(sb.Generation),
+				Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
+			})
+			if err != nil {
+				return err
+			}
+			out = append(out, *sandbox(dbsqlc.Sandbox(row)))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, limits Limits) error {
+	own, err := q.LockTeam(ctx, string(boxes[0].Team))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return wrenn.Errorf(wrenn.NotFound, "the team is not there any more")
+	}
+	if err != nil {
+		return err
+	}
+	limits = limits.of(own.MaxSandboxes, own.MaxMemoryMB)
+	if n := len(boxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
+		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once, which leaves no place for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
+	}
+	memory := len(boxes) * boxes[0].MemoryMB
+	if own.UsedMemoryMB+int64(memory) > limits.MemoryMB {
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, memory)
+	}
+	return nil
+}
+
+// of are the limits of a team that may have some of its own.
+func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
+	if sandboxes != nil {
+		l.Sandboxes = int(*sandboxes)
+	}
+	if memoryMB != nil {
+		l.MemoryMB = *memoryMB
+	}
+	return l
+}
+
+// ResumeSandbox moves a paused row to resuming, as MoveSandbox does, unless
+// its memory is more than the team may have now: Exhausted.
+func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
+	var out *wrenn.Sandbox
+	err := s.inTx(ctx, "resume the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
+		row, err := q.MoveSandbox(ctx, s.move(sb, Move{To: wrenn.Resuming, Actor: actor}))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errConflict()
+		}
+		if err != nil {
+			return err
+		}
+		// The row first and its team's then, as every change locks them. The use has this one's memory in it.
+		use, err := q.TeamUse(ctx, string(sb.Team))
+		if err != nil {
+			return err
+		}
+		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); use.UsedMemoryMB > limits.MemoryMB {
+			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes have %d MB of memory and may have %d MB together: pause or delete some first; it stays paused",
+				use.UsedMemoryMB, limits.MemoryMB)
+		}
+		out = sandbox(dbsqlc.Sandbox(row))
+		return nil
+	})
+	return out, err
+}
+
+// Move is a change of state.
+type Move struct {
+	To     wrenn.State
+	Reason string       // why, for the user; kept in the row and the event
+	Host   wrenn.HostID // "" keeps the row's
+	Actor  string       // who did it
+}
+
+// MoveSandbox moves a row on, and writes the event, if it still is as sb says;
+// else it is a FailedPrecondition with the cause ErrConflict. A move that the
+// states do not allow is Internal: the caller has to ask State.Can. A starting
+// or paused row may be moved to where it is to change its host.
+func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wrenn.Sandbox, error) {
+	another := sb.State == m.To && (m.To == wrenn.Starting || m.To == wrenn.Paused) && m.Host != ""
+	if !sb.State.Can(m.To) && !another {
+		return nil, wrenn.Errorf(wrenn.Internal, "a %s sandbox cannot become %s", sb.State, m.To)
+	}
+	return s.change(ctx, "move the sandbox's row", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.MoveSandbox(ctx, s.move(sb, m))
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
+func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
+	params := dbsqlc.MoveSandboxParams{
+		ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State), ToState: string(m.To), Reason: m.Reason, Actor: m.Actor,
+	}
+	if m.Host != "" {
+		params.HostID = new(string(m.Host))
+	}
+	if m.To.Between() {
+		params.Worker = &s.worker
+	}
+	return params
+}
+
+func errConflict() error {
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the sandbox was changed by another request at the same time", Err: ErrConflict}
+}
+
+// SetTimeout changes a running row's timeout under the same condition.
+func (s *Store) SetTimeout(ctx context.Context, sb *wrenn.Sandbox, d time.Duration, actor string) (*wrenn.Sandbox, error) {
+	return s.change(ctx, "set the sandbox's timeout", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetSandboxTimeout(ctx, dbsqlc.SetSandboxTimeoutParams{
+			ID: string(sb.ID), Version: sb.Version, TimeoutSec: seconds(d), Actor: actor,
+			Reason: "timeout set to " + strconv.Itoa(int(seconds(d))) + " s",
+		})
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
+// change runs a compare-and-set, whose missing row is a conflict.
+func (s *Store) change(ctx context.Context, doing string, f func(context.Context) (dbsqlc.Sandbox, error)) (*wrenn.Sandbox, error) {
+	var out *wrenn.Sandbox
+	err := s.call(ctx, doing, func(ctx context.Context) error {
+		row, err := f(ctx)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errConflict()
+		}
+		if err != nil {
+			return err
+		}
+		out = sandbox(row)
+		return nil
+	})
+	return out, err
+}
+
+// Sandbox returns a row: NotFound when there is none.
+func (s *Store) Sandbox(ctx context.Context, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.one(ctx, id, func(ctx context.Context) (dbsqlc.Sandbox, error) { return s.queries.GetSandbox(ctx, string(id)) })
+}
+
+// TeamSandbox returns a row of the team; another team's is NotFound as well.
+func (s *Store) TeamSandbox(ctx context.Context, team wrenn.TeamID, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.one(ctx, id, func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		return s.queries.GetTeamSandbox(ctx, string(id), string(team))
+	})
+}
+
+func (s *Store) one(ctx context.Context, id wrenn.SandboxID, get func(context.Context) (dbsqlc.Sandbox, error)) (*wrenn.Sandbox, error) {
+	var out *wrenn.Sandbox
+	err := s.call(ctx, "read the sandbox's row", func(ctx context.Context) error {
+		row, err := get(ctx)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return wrenn.Errorf(wrenn.NotFound, "there is no sandbox %s", id)
+		}
+		if err != nil {
+			return err
+		}
+		out = sandbox(row)
+		return nil
+	})
+	return out, err
+}
+
+// List selects a page of a team's sandboxes.
+type List struct {
+	States   []wrenn.State     // none is all
+	Metadata map[string]string // all of these pairs
+	Limit    int
+	Page     string // what the page before returned
+}
+
+// Sandboxes returns a page, newest first, and where the next one begins: ""
+// after the last. Rows that are made meanwhile do not shift pages.
+func (s *Store) Sandboxes(ctx context.Context, team wrenn.TeamID, l List) (page []wrenn.Sandbox, next string, err error) {
+	before, err := parseCursor(l.Page)
+	if err != nil {
+		return nil, "", err
+	}
+	states := l.States
+	if len(states) == 0 {
+		states = wrenn.States()
+	}
+	err = s.call(ctx, "list sandboxes", func(ctx context.Context) error {
+		rows, err := s.queries.ListSandboxes(ctx, dbsqlc.ListSandboxesParams{
+			TeamID: string(team), States: texts(states), Metadata: orEmpty(l.Metadata),
+			BeforeAt: before.at, BeforeID: before.id, PageSize: clampInt32(l.Limit + 1),
+		})
+		if err != nil {
+			return err
+		}
+		if len(rows) > l.Limit {
+			rows = rows[:l.Limit]
+			last := rows[l.Limit-1]
+			next = cursor{at: last.CreatedAt, id: last.ID}.String()
+		}
+		page = sandboxes(rows)
+		return nil
+	})
+	return page, next, err
+}
+
+// HostRows returns the rows that have not ended on a host, and those of the
+// sandboxes that are seen there.
+func (s *Store) HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error) {
+	var out []wrenn.Sandbox
+	err := s.call(ctx, "read a host's rows", func(ctx context.Context) error {
+		rows, err := s.queries.HostRows(ctx, string(host), texts(seen))
+		out = sandboxes(rows)
+		return err
+	})
+	return out, err
+}
+
+// Abandoned returns the rows, and their hosts, that stand between two states
+// and on which nobody works any more: whoever moved them there was not
+// connected at this moment, see TryAttend, or has released them. Younger ones
+// than settled are not among them: what was asked of a host may be on its way,
+// and who lost a connection may come back. It returns 10,000 at
+// most; the others come when those are dealt with.
+func (s *Store) Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error) {
+	const atMost = 10_000
+	out := map[wrenn.SandboxID]wrenn.HostID{}
+	err := s.call(ctx, "look for abandoned sandboxes", func(ctx context.Context) error {
+		rows, err := s.queries.AbandonedSandboxes(ctx, settled.Seconds(), atMost)
+		for _, row := range rows {
+			out[wrenn.SandboxID(row.ID)] = wrenn.HostID(row.HostID)
+		}
+		return err
+	})
+	return out, err
+}
+
+// Release says that this store's process does not work on the rows any more,
+// in whichever states they are. It is no change of the rows: the versions stay.
+func (s *Store) Release(ctx context.Context, ids []wrenn.SandboxID) error {
+	return s.call(ctx, "release sandboxes", func(ctx context.Context) error { return s.queries.ReleaseSandboxes(ctx, &s.worker, texts(ids)) })
+}
+
+// Now is the database's clock, by which rows are dated.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	var now time.Time
+	err := s.call(ctx, "ask for the time", func(ctx context.Context) (err error) {
+		now, err = s.queries.Now(ctx)
+		return err
+	})
+	return now, err
+}
+
+// Touch records when sandboxes were last used. It is no change of the row: the version stays.
+func (s *Store) Touch(ctx context.Context, used map[wrenn.SandboxID]time.Time) error {
+	ids, times := columns(used)
+	return s.call(ctx, "record use", func(ctx context.Context) error { return s.queries.TouchSandboxes(ctx, ids, times) })
+}
+
+// Event is a change of a sandbox.
+type Event struct {
+	Version       int64 // the row's after it
+	From, To      wrenn.State
+	Host          wrenn.HostID
+	Actor, Reason string
+	At            time.Time
+}
+
+// SandboxesCreatedBy returns the team's sandboxes that have not ended and whose creation was
+// recorded under that actor.
+func (s *Store) SandboxesCreatedBy(ctx context.Context, team wrenn.TeamID, actor string) ([]wrenn.SandboxID, error) {
+	var out []wrenn.SandboxID
+	err := s.call(ctx, "find the sandboxes of a creator", func(ctx context.Context) error {
+		ids, err := s.queries.SandboxesCreatedBy(ctx, string(team), actor)
+		for _, id := range ids {
+			out = append(out, wrenn.SandboxID(id))
+		}
+		return err
+	})
+	return out, err
+}
+
+// Events returns what happened to a sandbox, in order.
+func (s *Store) Events(ctx context.Context, id wrenn.SandboxID) ([]Event, error) {
+	var out []Event
+	err := s.call(ctx, "read events", func(ctx context.Context) error {
+		rows, err := s.queries.SandboxEvents(ctx, string(id))
+		for _, r := range rows {
+			out = append(out, Event{
+				Version: r.Version, From: wrenn.State(r.FromState), To: wrenn.State(r.ToState),
+				Host: wrenn.HostID(r.HostID), Actor: r.Actor, Reason: r.Reason, At: r.At.UTC(),
+			})
+		}
+		return err
+	})
+	return out, err
+}
+
+func sandboxes(rows []dbsqlc.Sandbox) []wrenn.Sandbox {
+	out := make([]wrenn.Sandbox, len(rows))
+	for i, row := range rows {
+		out[i] = *sandbox(row)
+	}
+	return out
+}
+
+func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
+	return &wrenn.Sandbox{
+		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
+		Template: r.Template, Generation: wrenn.GenerationID(r.Generation), State: wrenn.State(r.State), Reason: r.Reason,
+		VCPUs: int(r.VCPUs), MemoryMB: int(r.MemoryMB), Timeout: time.Duration(r.TimeoutSec) * time.Second,
+		OnTimeout: wrenn.OnTimeout(r.OnTimeout), AutoResume: r.AutoResume, Parent: wrenn.SandboxID(r.ParentID),
+		Metadata: r.Metadata, Env: r.Env,
+		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt),
+		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
+	}
+}
+
+// cursor is where a page begins: after the row with this time and id.
+type cursor struct {
+	at time.Time
+	id string
+}
+
+// farFuture is before every row in a list that is newest first.
+var farFuture = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func (c cursor) String() string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(c.at.UnixMicro(), 36) + "." + c.id))
+}
+
+func parseCursor(page string) (cursor, error) {
+	if page == "" {
+		return cursor{at: farFuture}, nil
+	}
+	invalid := wrenn.Errorf(wrenn.Invalid, "the page is none that a list returned")
+	text, err := base64.RawURLEncoding.DecodeString(page)
+	if err != nil {
+		return cursor{}, invalid
+	}
+	at, id, found := strings.Cut(string(text), ".")
+	micros, err := strconv.ParseInt(at, 36, 64)
+	if err != nil || !found || micros < 0 || micros > farFuture.UnixMicro() {
+		return cursor{}, invalid
+	}
+	if _, err := wrenn.ParseSandboxID(id); err != nil {
+		return cursor{}, invalid
+	}
+	return cursor{at: time.UnixMicro(micros), id: id}, nil
+}
+
+// columns splits a map for unnest.
+func columns[K ~string](m map[K]time.Time) (ids []string, times []time.Time) {
+	for id, at := range m {
+		ids, times = append(ids, string(id)), append(times, at)
+	}
+	return ids, times
+}
+
+func texts[T ~string](in []T) []string {
+	out := make([]string, len(in))
+	for i, v := range in {
+		out[i] = string(v)
+	}
+	return out
+}
+
+// seconds rounds up: a timeout is never shorter than asked.
+func seconds(d time.Duration) int32 {
+	return clampInt32(int(min((d+time.Second-1)/time.Second, math.MaxInt32)))
+}
+
+func clampInt32(n int) int32 { return int32(max(math.MinInt32, min(n, math.MaxInt32))) }
+
+func orEmpty(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+func orZero(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}

@@ -1,0 +1,292 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
+)
+
+// BuildLimits bound what a team has of templates.
+type BuildLimits struct {
+	Templates int // names
+	Builds    int // at a time
+}
+
+// BeginBuild writes the row of a generation that this store's process is about
+// to build. ID, Team, Template, Host and Spec are taken. AlreadyExists when the name is
+// being built already, Exhausted when a limit of the team does not allow it.
+func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits BuildLimits) (*wrenn.Generation, error) {
+	var out *wrenn.Generation
+	err := s.inTx(ctx, "begin a build", func(ctx context.Context, q *dbsqlc.Queries) error {
+		team, name := string(g.Team), g.Template
+		if _, err := q.LockTeam(ctx, team); err != nil {
+			return err
+		}
+		now, err := q.TeamBuilds(ctx, name.Name, name.Tag, team)
+		if err != nil {
+			return err
+		}
+		switch {
+		case now.BuildingThis > 0:
+			return wrenn.Errorf(wrenn.AlreadyExists, "template %s is being built already: wait for that build, or delete the template to end it", name)
+		case int(now.Building) >= limits.Builds:
+			return wrenn.Errorf(wrenn.Exhausted, "the team has %d builds at work, as many as it may: wait for one", now.Building)
+		case int(now.Others) >= limits.Templates:
+			return wrenn.Errorf(wrenn.Exhausted, "the team has %d templates, as many as it may: delete one first", now.Others)
+		}
+		err = errors.Join(q.DropFailedGenerations(ctx, team, name.Name, name.Tag), q.DropLines(ctx, team, name.Name, name.Tag))
+		if err != nil {
+			return err
+		}
+		row, err := q.InsertGeneration(ctx, dbsqlc.InsertGenerationParams{
+			ID: string(g.ID), TeamID: team, Name: name.Name, Tag: name.Tag, HostID: string(g.Host),
+			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox),
+			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMB), Env: orEmpty(g.Spec.Env),
+			StartCmd: g.Spec.StartCmd, ReadyCmd: g.Spec.ReadyCmd, ReadyTimeoutSec: seconds(g.Spec.ReadyTimeout), Worker: &s.worker,
+		})
+		out = generation(row)
+		return err
+	})
+	return out, err
+}
+
+// errBuildOver is what a build hears that somebody else has ended.
+func errBuildOver() error {
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the build was ended", Err: ErrConflict}
+}
+
+// PlaceBuild writes on which host a build is. ErrConflict is the cause when the build was ended.
+func (s *Store) PlaceBuild(ctx context.Context, id wrenn.GenerationID, host wrenn.HostID) error {
+	return s.call(ctx, "place a build", func(ctx context.Context) error {
+		n, err := s.queries.PlaceGeneration(ctx, string(host), string(id), &s.worker)
+		if err == nil && n == 0 {
+			err = errBuildOver()
+		}
+		return err
+	})
+}
+
+// AppendLines adds to a build's log; first is the number of the first line,
+// and those before keep go. It works without lines, too: ErrConflict is the cause when the build was ended.
+func (s *Store) AppendLines(ctx context.Context, id wrenn.GenerationID, first int64, lines []string, keep int64) error {
+	return s.inTx(ctx, "keep the log of a build", func(ctx context.Context, q *dbsqlc.Queries) error {
+		on, err := q.BuildGoesOn(ctx, string(id), &s.worker)
+		switch {
+		case err != nil:
+			return err
+		case !on:
+			return errBuildOver()
+		case len(lines) == 0:
+			return nil
+		}
+		numbers := make([]int64, len(lines))
+		for i := range numbers {
+			numbers[i] = first + int64(i)
+		}
+		if err := q.AppendLines(ctx, string(id), numbers, lines); err != nil {
+			return err
+		}
+		return q.DropOldLines(ctx, string(id), keep)
+	})
+}
+
+// FinishBuild makes a generation ready and its template's name mean it. What
+// the name meant before is deleted. ErrConflict is the cause when the build was ended.
+func (s *Store) FinishBuild(ctx context.Context, id wrenn.GenerationID, built wrenn.BuiltGeneration) error {
+	return s.inTx(ctx, "finish a build", func(ctx context.Context, q *dbsqlc.Queries) error {
+		row, err := q.FinishGeneration(ctx, dbsqlc.FinishGenerationParams{
+			ID: string(id), Worker: &s.worker, VCPUs: clampInt32(built.VCPUs), MemoryMB: clampInt32(built.MemoryMB),
+			Env: orEmpty(built.Env), SizeBytes: built.SizeBytes, Digest: built.Digest,
+		})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errBuildOver()
+		}
+		if err != nil {
+			return err
+		}
+		err = q.PointTemplate(ctx, dbsqlc.PointTemplateParams{TeamID: row.TeamID, Name: row.Name, Tag: row.Tag, GenerationID: row.ID})
+		if err != nil {
+			return err
+		}
+		return q.ReplaceGenerations(ctx, dbsqlc.ReplaceGenerationsParams{
+			Reason: "replaced by generation " + row.ID, TeamID: row.TeamID, Name: row.Name, Tag: row.Tag, ID: row.ID,
+		})
+	})
+}
+
+// FailBuild ends a build, unless it has ended.
+func (s *Store) FailBuild(ctx context.Context, id wrenn.GenerationID, reason string) error {
+	return s.call(ctx, "end a build", func(ctx context.Context) error {
+		_, err := s.queries.FailGeneration(ctx, reason, string(id))
+		return err
+	})
+}
+
+// FailAbandoned ends the builds of processes that are not connected any more,
+// as Abandoned finds sandboxes, and returns them.
+func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason string) ([]wrenn.GenerationID, error) {
+	var out []wrenn.GenerationID
+	err := s.call(ctx, "end abandoned builds", func(ctx context.Context) error {
+		ids, err := s.queries.FailAbandonedBuilds(ctx, reason, settled.Seconds())
+		out = generationIDs(ids)
+		return err
+	})
+	return out, err
+}
+
+// LoseGeneration fails a ready generation whose host does not have it.
+func (s *Store) LoseGeneration(ctx context.Context, id wrenn.GenerationID, reason string) error {
+	return s.call(ctx, "write that a generation is lost", func(ctx context.Context) error {
+		_, err := s.queries.LoseGeneration(ctx, reason, string(id))
+		return err
+	})
+}
+
+// DeleteTemplate takes a name away and returns its generations, which are to be
+// removed where they are. NotFound when there are none.
+func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (map[wrenn.GenerationID]wrenn.HostID, error) {
+	out := map[wrenn.GenerationID]wrenn.HostID{}
+	err := s.inTx(ctx, "delete a template", func(ctx context.Context, q *dbsqlc.Queries) error {
+		if _, err := q.LockTeam(ctx, string(team)); err != nil { // else a build may finish in between
+			return err
+		}
+		if err := q.DeleteTemplateName(ctx, string(team), name.Name, name.Tag); err != nil {
+			return err
+		}
+		rows, err := q.DeleteTemplate(ctx, dbsqlc.DeleteTemplateParams{Reason: "the template was deleted", TeamID: string(team), Name: name.Name, Tag: name.Tag})
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			out[wrenn.GenerationID(row.ID)] = wrenn.HostID(row.HostID)
+		}
+		if len(rows) == 0 {
+			return errNoTemplate(name)
+		}
+		return q.DropLines(ctx, string(team), name.Name, name.Tag)
+	})
+	return out, err
+}
+
+func errNoTemplate(name wrenn.TemplateName) error {
+	return wrenn.Errorf(wrenn.NotFound, "there is no template %s", name)
+}
+
+// Templates returns a team's templates in the order of their names.
+func (s *Store) Templates(ctx context.Context, team wrenn.TeamID) ([]wrenn.Template, error) {
+	return s.templates(ctx, team, wrenn.TemplateName{})
+}
+
+// Template returns one: NotFound when there is none.
+func (s *Store) Template(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (*wrenn.Template, error) {
+	list, err := s.templates(ctx, team, name)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, errNoTemplate(name)
+	}
+	return &list[0], nil
+}
+
+func (s *Store) templates(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) ([]wrenn.Template, error) {
+	var out []wrenn.Template
+	err := s.call(ctx, "read templates", func(ctx context.Context) error {
+		rows, err := s.queries.TeamGenerations(ctx, string(team), name.Name, name.Tag)
+		for _, row := range rows { // the newest of a name first
+			g := generation(row.TemplateGeneration)
+			if len(out) == 0 || out[len(out)-1].Name != g.Template {
+				out = append(out, wrenn.Template{Name: g.Template, Latest: g})
+			}
+			if row.IsCurrent && g.State == wrenn.GenerationReady {
+				out[len(out)-1].Current = g
+			}
+		}
+		return err
+	})
+	return out, err
+}
+
+// Line is one of a build's log.
+type Line struct {
+	Number int64 // from 0
+	Text   string
+}
+
+// Generation returns one and what its build said, from a line on, at most limit lines.
+func (s *Store) Generation(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName, id wrenn.GenerationID, from int64, limit int) (*wrenn.Generation, []Line, error) {
+	var out *wrenn.Generation
+	var lines []Line
+	err := s.call(ctx, "read a generation", func(ctx context.Context) error {
+		row, err := s.queries.GetGeneration(ctx, dbsqlc.GetGenerationParams{ID: string(id), TeamID: string(team), Name: name.Name, Tag: name.Tag})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return wrenn.Errorf(wrenn.NotFound, "template %s has no generation %s", name, id)
+		}
+		if err != nil {
+			return err
+		}
+		out = generation(row) // before the lines: what is ready or failed has said all that is read below
+		said, err := s.queries.GenerationLines(ctx, string(id), from, clampInt32(limit))
+		for _, l := range said {
+			lines = append(lines, Line{Number: l.Line, Text: l.Content})
+		}
+		return err
+	})
+	return out, lines, err
+}
+
+// ReadyOn returns the generations that a host should have.
+func (s *Store) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.GenerationID, error) {
+	var out []wrenn.GenerationID
+	err := s.call(ctx, "read a host's generations", func(ctx context.Context) error {
+		ids, err := s.queries.ReadyGenerations(ctx, string(host))
+		out = generationIDs(ids)
+		return err
+	})
+	return out, err
+}
+
+// Known is what the rows say of a generation.
+type Known struct {
+	State   wrenn.GenerationState
+	Settled bool // for as long as was asked
+}
+
+// GenerationStates returns what is known of generations; one without a row is left out.
+func (s *Store) GenerationStates(ctx context.Context, ids []wrenn.GenerationID, settled time.Duration) (map[wrenn.GenerationID]Known, error) {
+	out := map[wrenn.GenerationID]Known{}
+	err := s.call(ctx, "read generations", func(ctx context.Context) error {
+		rows, err := s.queries.GenerationStates(ctx, settled.Seconds(), texts(ids))
+		for _, row := range rows {
+			out[wrenn.GenerationID(row.ID)] = Known{State: wrenn.GenerationState(row.State), Settled: row.Settled}
+		}
+		return err
+	})
+	return out, err
+}
+
+func generation(r dbsqlc.TemplateGeneration) *wrenn.Generation {
+	return &wrenn.Generation{
+		ID: wrenn.GenerationID(r.ID), Team: wrenn.TeamID(r.TeamID), Template: wrenn.TemplateName{Name: r.Name, Tag: r.Tag},
+		State: wrenn.GenerationState(r.State), Reason: r.Reason, Host: wrenn.HostID(r.HostID),
+		Spec: wrenn.TemplateSpec{
+			From:  wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox)},
+			VCPUs: int(r.VCPUs), MemoryMB: int(r.MemoryMB), Env: r.Env,
+			StartCmd: r.StartCmd, ReadyCmd: r.ReadyCmd, ReadyTimeout: time.Duration(r.ReadyTimeoutSec) * time.Second,
+		},
+		SizeBytes: r.SizeBytes, Digest: r.Digest, CreatedAt: r.CreatedAt.UTC(), UpdatedAt: r.UpdatedAt.UTC(),
+	}
+}
+
+func generationIDs(texts []string) []wrenn.GenerationID {
+	out := make([]wrenn.GenerationID, len(texts))
+	for i, text := range texts {
+		out[i] = wrenn.GenerationID(text)
+	}
+	return out
+}

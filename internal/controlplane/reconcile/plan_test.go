@@ -1,0 +1,323 @@
+package reconcile_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/internal/controlplane/reconcile"
+)
+
+var (
+	asOf  = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	grace = reconcile.Grace{Pending: time.Minute, Starting: time.Minute, Turning: time.Minute, Stopping: time.Minute}
+)
+
+const (
+	absent = wrenn.SeenState("absent")
+	fresh  = time.Second // younger than any grace
+	old    = time.Hour
+)
+
+func row(state wrenn.State, age time.Duration, reason string) reconcile.Row {
+	return reconcile.Row{Sandbox: wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, Timeout: time.Minute, UpdatedAt: asOf.Add(-age), Version: 7}}
+}
+
+func inventory(state wrenn.SeenState, reason string) wrenn.Inventory {
+	inv := wrenn.Inventory{Host: "h1"}
+	if state != absent {
+		inv.Sandboxes = []wrenn.SeenSandbox{{ID: "i1", State: state, Reason: reason, Timeout: time.Minute}}
+	}
+	return inv
+}
+
+// TestPlan is the table of docs/control-plane.md.
+func TestPlan(t *testing.T) {
+	for _, c := range []struct {
+		row    wrenn.State
+		reason string // of the row
+		age    time.Duration
+		left   bool // abandoned
+		seen   wrenn.SeenState
+		kind   reconcile.Kind // "" is nothing
+		to     wrenn.State
+		report bool
+	}{
+		{row: wrenn.Pending, age: fresh, seen: absent},
+		{row: wrenn.Pending, age: old, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+
+		{row: wrenn.Starting, age: fresh, seen: absent},
+		{row: wrenn.Starting, age: old, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, age: old, seen: wrenn.SeenStarting},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenStopping},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Failed},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
+
+		{row: wrenn.Running, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Running, age: old, seen: wrenn.SeenRunning},
+		{row: wrenn.Running, age: old, seen: wrenn.SeenStarting},
+		{row: wrenn.Running, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Running, age: -fresh, seen: wrenn.SeenPaused},
+		{row: wrenn.Running, age: old, seen: wrenn.SeenStopping},
+		{row: wrenn.Running, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Running, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
+		{row: wrenn.Running, age: fresh, seen: wrenn.SeenQuarantined, kind: reconcile.Move, to: wrenn.Failed, report: true},
+		{row: wrenn.Running, age: old, seen: wrenn.SeenUnknown},
+
+		{row: wrenn.Pausing, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Pausing, age: fresh, seen: wrenn.SeenRunning},
+		{row: wrenn.Pausing, age: old, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Pausing, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+
+		{row: wrenn.Paused, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Paused, age: old, seen: wrenn.SeenPaused},
+		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+
+		{row: wrenn.Resuming, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Resuming, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Resuming, age: fresh, seen: wrenn.SeenPaused},
+		{row: wrenn.Resuming, age: old, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+
+		{row: wrenn.Stopping, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Stopped},
+		{row: wrenn.Stopping, reason: "it did not boot", age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenRunning},
+		{row: wrenn.Stopping, age: old, seen: wrenn.SeenRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, age: old, seen: wrenn.SeenStarting, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, reason: "it did not boot", age: old, seen: wrenn.SeenPaused, kind: reconcile.Destroy, to: wrenn.Failed},
+		{row: wrenn.Stopping, age: old, seen: wrenn.SeenStopping},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenQuarantined, kind: reconcile.Move, to: wrenn.Failed, report: true},
+
+		{row: wrenn.Stopped, age: old, seen: absent},
+		{row: wrenn.Stopped, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Destroy},
+		{row: wrenn.Stopped, age: fresh, seen: wrenn.SeenStopping},
+		{row: wrenn.Stopped, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge},
+		{row: wrenn.Stopped, age: old, seen: wrenn.SeenQuarantined, report: true},
+
+		{row: wrenn.Failed, age: old, seen: absent},
+		{row: wrenn.Failed, age: old, seen: wrenn.SeenRunning, report: true},
+		{row: wrenn.Failed, age: old, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge},
+
+		// Abandoned rows wait for nobody, except for a host that is at it.
+		{row: wrenn.Pending, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.SeenStarting},
+		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.SeenStopping},
+		{row: wrenn.Stopping, left: true, reason: "it did not boot", age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
+		{row: wrenn.Starting, left: true, age: -fresh, seen: absent},
+
+		// Whatever changed since the inventory is the next round's.
+		{row: wrenn.Running, age: -fresh, seen: absent},
+		{row: wrenn.Stopped, age: -fresh, seen: wrenn.SeenRunning},
+		{row: wrenn.Paused, age: -fresh, seen: wrenn.SeenRunning},
+	} {
+		name := fmt.Sprintf("%s %v %v, %s", c.row, c.age, c.left, c.seen)
+		t.Run(name, func(t *testing.T) {
+			r := row(c.row, c.age, c.reason)
+			r.Abandoned = c.left
+			got := reconcile.Plan([]reconcile.Row{r}, inventory(c.seen, ""), asOf, grace)
+			var kind reconcile.Kind
+			var to wrenn.State
+			if len(got.Actions) == 1 {
+				kind, to = got.Actions[0].Kind, got.Actions[0].To
+			}
+			if len(got.Actions) > 1 || kind != c.kind || to != c.to || (len(got.Unknown) == 1) != c.report {
+				t.Errorf("got %+v, unknown %+v; want %q to %q, report %v", got.Actions, got.Unknown, c.kind, c.to, c.report)
+			}
+			if to != "" && !c.row.Can(to) {
+				t.Errorf("the states do not allow %s to %s", c.row, to)
+			}
+			if to == wrenn.Failed && got.Actions[0].Reason == "" {
+				t.Error("it fails without a reason")
+			}
+		})
+	}
+}
+
+func TestPlanOfOtherThings(t *testing.T) {
+	t.Run("no row", func(t *testing.T) {
+		for _, state := range []wrenn.SeenState{wrenn.SeenRunning, wrenn.SeenPaused, wrenn.SeenStopped, wrenn.SeenQuarantined, wrenn.SeenUnknown} {
+			got := reconcile.Plan(nil, inventory(state, ""), asOf, grace)
+			if len(got.Actions) != 0 || len(got.Unknown) != 1 {
+				t.Errorf("%s: %+v", state, got)
+			}
+		}
+	})
+	t.Run("a copy on another host", func(t *testing.T) {
+		r := row(wrenn.Running, old, "")
+		r.Host = "h2"
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		if len(got.Actions) != 0 || len(got.Unknown) != 1 {
+			t.Errorf("live: %+v", got)
+		}
+		got = reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenFailed, ""), asOf, grace)
+		if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.Acknowledge || got.Actions[0].To != "" {
+			t.Errorf("ended: %+v", got)
+		}
+	})
+	t.Run("the host's reason is the row's", func(t *testing.T) {
+		got := reconcile.Plan([]reconcile.Row{row(wrenn.Running, old, "")}, inventory(wrenn.SeenStopped, "time was up"), asOf, grace)
+		want := []reconcile.Action{{Kind: reconcile.Acknowledge, Row: row(wrenn.Running, old, "").Sandbox, To: wrenn.Stopped, Reason: "time was up"}}
+		if diff := cmp.Diff(want, got.Actions); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+	t.Run("woken, with another timeout", func(t *testing.T) {
+		r := row(wrenn.Paused, old, "")
+		r.Timeout = time.Hour
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		if len(got.Actions) != 2 || got.Actions[0].Kind != reconcile.Extend || got.Actions[1].To != wrenn.Running {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("paused, with another timeout", func(t *testing.T) {
+		r := row(wrenn.Running, old, "")
+		r.Timeout = time.Hour
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenPaused, ""), asOf, grace)
+		if len(got.Actions) != 1 || got.Actions[0].To != wrenn.Paused {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("another timeout", func(t *testing.T) {
+		r := row(wrenn.Running, old, "")
+		r.Timeout = time.Hour
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.Extend {
+			t.Errorf("got %+v", got)
+		}
+	})
+}
+
+// model is rows and a host on which plans are carried out.
+type model struct {
+	rows []reconcile.Row
+	inv  wrenn.Inventory
+	now  time.Time
+}
+
+func randomModel(rng *rand.Rand) *model {
+	m := &model{now: asOf, inv: wrenn.Inventory{Host: "h1"}}
+	seen := []wrenn.SeenState{
+		wrenn.SeenStarting, wrenn.SeenRunning, wrenn.SeenPaused, wrenn.SeenStopping, wrenn.SeenStopped, wrenn.SeenFailed, wrenn.SeenQuarantined, wrenn.SeenUnknown,
+	}
+	for i := range rng.IntN(30) {
+		id := wrenn.SandboxID(fmt.Sprintf("i%02d", i))
+		timeouts := []time.Duration{0, time.Minute, time.Hour}
+		if rng.IntN(8) != 0 {
+			m.rows = append(m.rows, reconcile.Row{Abandoned: rng.IntN(4) == 0, Sandbox: wrenn.Sandbox{
+				ID: id, Host: []wrenn.HostID{"h1", "h1", "h1", "h2", ""}[rng.IntN(5)], State: wrenn.States()[rng.IntN(len(wrenn.States()))],
+				Reason: []string{"", "why"}[rng.IntN(2)], Timeout: timeouts[rng.IntN(3)],
+				UpdatedAt: asOf.Add(time.Duration(rng.IntN(240)-180) * time.Second), Version: int64(i),
+			}})
+		}
+		if rng.IntN(4) != 0 {
+			m.inv.Sandboxes = append(m.inv.Sandboxes, wrenn.SeenSandbox{ID: id, State: seen[rng.IntN(len(seen))], Timeout: timeouts[rng.IntN(3)]})
+		}
+	}
+	return m
+}
+
+func (m *model) row(id wrenn.SandboxID) *reconcile.Row {
+	for i := range m.rows {
+		if m.rows[i].ID == id {
+			return &m.rows[i]
+		}
+	}
+	return nil
+}
+
+func (m *model) seen(id wrenn.SandboxID) *wrenn.SeenSandbox {
+	for i := range m.inv.Sandboxes {
+		if m.inv.Sandboxes[i].ID == id {
+			return &m.inv.Sandboxes[i]
+		}
+	}
+	return nil
+}
+
+// carryOut checks each action against the law before it does it.
+func (m *model) carryOut(t *testing.T, a reconcile.Action) {
+	t.Helper()
+	row, seen := m.row(a.Row.ID), m.seen(a.Row.ID)
+	if a.Row.UpdatedAt.After(m.now) {
+		t.Errorf("%s was changed since the inventory: %+v", row.ID, a)
+	}
+	switch a.Kind {
+	case reconcile.Destroy:
+		if !row.State.Ended() && row.State != wrenn.Stopping {
+			t.Errorf("a live sandbox is destroyed though its row is %s", row.State)
+		}
+		if row.Host != m.inv.Host || seen.State == wrenn.SeenQuarantined {
+			t.Errorf("what is not ours is destroyed: %+v %+v", row, seen)
+		}
+		m.forget(row.ID)
+	case reconcile.Acknowledge:
+		if !seen.State.Ended() {
+			t.Errorf("a %s sandbox is taken for ended", seen.State)
+		}
+		m.forget(row.ID)
+	case reconcile.Extend:
+		seen.Timeout = row.Timeout
+	}
+	if a.To != "" {
+		if !row.State.Can(a.To) {
+			t.Errorf("the states do not allow %s to %s", row.State, a.To)
+		}
+		row.State, row.Reason, row.UpdatedAt = a.To, a.Reason, m.now.Add(time.Millisecond)
+	}
+}
+
+func (m *model) forget(id wrenn.SandboxID) {
+	for i := range m.inv.Sandboxes {
+		if m.inv.Sandboxes[i].ID == id {
+			m.inv.Sandboxes = append(m.inv.Sandboxes[:i:i], m.inv.Sandboxes[i+1:]...)
+			return
+		}
+	}
+}
+
+// rowsOf is what Store.HostRows returns for the host: what should be there, and the rows of what is.
+func (m *model) rowsOf() []reconcile.Row {
+	var out []reconcile.Row
+	for _, r := range m.rows {
+		if r.Host == m.inv.Host && !r.State.Ended() || m.seen(r.ID) != nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// TestPlanKeepsTheLaw carries out plans of random worlds: nothing live is
+// destroyed that should be, and after two rounds nothing is left to do.
+func TestPlanKeepsTheLaw(t *testing.T) {
+	for seed := range uint64(20_000) {
+		m := randomModel(rand.New(rand.NewPCG(seed, 0)))
+		for range 2 {
+			for _, a := range reconcile.Plan(m.rowsOf(), m.inv, m.now, grace).Actions {
+				m.carryOut(t, a)
+			}
+			m.now = m.now.Add(old)
+		}
+		if left := reconcile.Plan(m.rowsOf(), m.inv, m.now, grace).Actions; len(left) != 0 {
+			t.Errorf("after two rounds there is left: %+v", left)
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}

@@ -1,0 +1,87 @@
+package service
+
+import (
+	"context"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/auth"
+	"wrenn/internal/controlplane/postgres"
+)
+
+// Key is an API key without its secret.
+type Key struct {
+	ID, Name   string
+	Hint       string // the first characters of the secret
+	CreatedAt  time.Time
+	LastUsedAt time.Time // zero when never; late by seconds
+}
+
+var errUnknownKey = wrenn.Errorf(wrenn.Unauthenticated, "the API key is missing, unknown or revoked")
+
+// Authenticate finds whose secret that is: Unauthenticated when nobody's. It
+// remembers for seconds, so that a busy key costs the database nothing.
+func (s *Service) Authenticate(ctx context.Context, secret string) (Caller, error) {
+	hash, ok := auth.HashOf(secret)
+	if !ok {
+		return Caller{}, errUnknownKey
+	}
+	c, known := s.keys.Get(hash)
+	if !known {
+		id, team, err := s.store.FindKey(ctx, hash)
+		if wrenn.CodeOf(err) == wrenn.NotFound {
+			return Caller{}, errUnknownKey
+		}
+		if err != nil {
+			return Caller{}, err
+		}
+		c = Caller{Team: team, Key: id}
+		s.keys.Put(hash, c)
+	}
+	s.usedKeys.add(c.Key)
+	return c, nil
+}
+
+// CreateKey makes a key. Its secret is returned this once.
+func (s *Service) CreateKey(ctx context.Context, c Caller, name string) (Key, string, error) {
+	if err := checkName("key", name); err != nil {
+		return Key{}, "", err
+	}
+	secret := auth.NewSecret()
+	hash, _ := auth.HashOf(string(secret)) // it has the form
+	key, err := s.store.CreateKey(ctx, c.Team, name, hash, secret.Hint())
+	if err != nil {
+		return Key{}, "", err
+	}
+	return keyOf(key), string(secret), nil
+}
+
+// ListKeys returns the team's keys, newest first.
+func (s *Service) ListKeys(ctx context.Context, c Caller) ([]Key, error) {
+	rows, err := s.store.Keys(ctx, c.Team)
+	keys := make([]Key, len(rows))
+	for i, row := range rows {
+		keys[i] = keyOf(row)
+	}
+	return keys, err
+}
+
+// RevokeKey ends a key of the team: NotFound when it has none of that id.
+// Other replicas may take it for some seconds more.
+func (s *Service) RevokeKey(ctx context.Context, c Caller, id string) error {
+	if err := s.store.RevokeKey(ctx, c.Team, id); err != nil {
+		return err
+	}
+	s.keys.Forget(func(known Caller) bool { return known.Key == id })
+	return nil
+}
+
+// SandboxesCreatedBy returns the sandboxes that have not ended and that c created, by any request:
+// also those that were forked. It works after c's key was revoked.
+func (s *Service) SandboxesCreatedBy(ctx context.Context, c Caller) ([]wrenn.SandboxID, error) {
+	return s.store.SandboxesCreatedBy(ctx, c.Team, c.actor())
+}
+
+func keyOf(k postgres.Key) Key {
+	return Key{ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
+}

@@ -1,0 +1,174 @@
+package service_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+	"wrenn/internal/controlplane/hostclient"
+	"wrenn/internal/controlplane/hostclient/hosttest"
+	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/testkit"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+const (
+	patience = 2 * time.Minute // for what takes milliseconds on a machine that is not busy
+	never    = 24 * time.Hour
+)
+
+// world is a database, hosts and replicas of the control plane on them.
+type world struct {
+	url     string
+	store   *postgres.Store // as a test looks at it
+	agents  []*hosttest.Agent
+	servers []*hosttest.Server
+	caller  service.Caller
+}
+
+// newWorld has a team and as many hosts as agents, which h1, h2, … are.
+func newWorld(t *testing.T, agents ...*hosttest.Agent) *world {
+	t.Helper()
+	return worldOn(t, pgtest.New(t), agents...)
+}
+
+func worldOn(t *testing.T, url string, agents ...*hosttest.Agent) *world {
+	t.Helper()
+	w := &world{url: url, store: pgtest.Open(t, url), agents: agents}
+	for _, agent := range agents {
+		server, err := hosttest.Serve(t.Context(), agent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(server.Stop)
+		w.servers = append(w.servers, server)
+	}
+	w.caller = w.team(t, "team")
+	return w
+}
+
+func (w *world) team(t *testing.T, name string) service.Caller {
+	t.Helper()
+	team, err := w.store.EnsureTeam(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return service.Caller{Team: team}
+}
+
+func (w *world) config() service.Config {
+	cfg := service.Config{ReconcileEvery: never, PingEvery: 20 * time.Millisecond, Deadlines: hostclient.Deadlines{Ping: patience}}
+	for i, server := range w.servers {
+		cfg.Hosts = append(cfg.Hosts, service.Host{ID: hostID(i), URL: server.URL()})
+	}
+	return cfg
+}
+
+func hostID(i int) wrenn.HostID { return wrenn.HostID("h" + string(rune('1'+i))) }
+
+// replica runs a service until the test ends, or stop is called.
+func (w *world) replica(t *testing.T, change func(*service.Config)) (s *service.Service, stop func()) {
+	t.Helper()
+	cfg := w.config()
+	if change != nil {
+		change(&cfg)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	s, err := service.New(cfg, pgtest.Open(t, w.url), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+	t.Cleanup(stop)
+	return s, stop
+}
+
+// sql changes rows behind everybody's back.
+func (w *world) sql(t *testing.T, statement string, args ...any) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), statement, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dump returns a text from behind everybody's back.
+func (w *world) dump(t *testing.T, query string) (text string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if err := conn.QueryRow(t.Context(), query).Scan(&text); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func create(t *testing.T, s *service.Service, c service.Caller) *wrenn.Sandbox {
+	t.Helper()
+	sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sb
+}
+
+// reaches waits until the row is in the state, and returns it.
+func (w *world) reaches(t *testing.T, id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
+	t.Helper()
+	var sb *wrenn.Sandbox
+	testkit.WaitUntil(t, string(id)+" is "+string(state), func() bool {
+		var err error
+		sb, err = w.store.Sandbox(t.Context(), id)
+		return err == nil && sb.State == state
+	})
+	return sb
+}
+
+// checkEvents says whether the events of a row tell one story: each begins
+// where the last ended, by a move that is allowed, and the row is where the
+// last one ends.
+func (w *world) checkEvents(t *testing.T, sb *wrenn.Sandbox) {
+	t.Helper()
+	events, err := w.store.Events(t.Context(), sb.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var at wrenn.State
+	for i, e := range events {
+		same := e.From == e.To && (e.From == wrenn.Starting || e.From == wrenn.Paused || e.From == wrenn.Running) // another host, another timeout
+		if e.Version != int64(i+1) || e.From != at || i > 0 && !at.Can(e.To) && !same {
+			t.Errorf("%s: event %d is %+v after %q", sb.ID, i, e, at)
+		}
+		at = e.To
+	}
+	if at != sb.State {
+		t.Errorf("%s: the row is %s, its events end with %q", sb.ID, sb.State, at)
+	}
+}

@@ -1,0 +1,416 @@
+package service_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/internal/controlplane/hostclient/hosttest"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/testkit"
+)
+
+// sleeper makes a sandbox that is woken when it is used.
+func sleeper(t *testing.T, s *service.Service, c service.Caller) *wrenn.Sandbox {
+	t.Helper()
+	sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{OnTimeout: wrenn.PauseOnTimeout, AutoResume: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sb
+}
+
+func say(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID) error {
+	t.Helper()
+	res, err := s.Exec(t.Context(), c, id, service.ExecCommand{Cmd: "echo", Args: []string{"here"}})
+	if err == nil && string(res.Stdout) != "here\n" {
+		t.Errorf("it printed %q", res.Stdout)
+	}
+	return err
+}
+
+// watch is say by a stream.
+func watch(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID) error {
+	t.Helper()
+	stream, err := s.StartExec(t.Context(), c, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "echo", Args: []string{"here"}}})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	var printed []byte
+	for {
+		out, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		printed = append(printed, out.Stdout...)
+		if out.Exit != nil {
+			break
+		}
+	}
+	if string(printed) != "here\n" {
+		t.Errorf("it printed %q", printed)
+	}
+	return nil
+}
+
+// TestOneWakeForAll: a hundred callers of two replicas, half of them by streams, one wake, and a story of events without a crack.
+func TestOneWakeForAll(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	one, _ := w.replica(t, nil)
+	two, _ := w.replica(t, nil)
+	sb := sleeper(t, one, w.caller)
+	if _, err := one.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	var callers sync.WaitGroup
+	for i := range 100 {
+		s := []*service.Service{one, two}[i%2]
+		use := say
+		if i%4 > 1 {
+			use = watch
+		}
+		callers.Go(func() {
+			if err := use(t, s, w.caller, sb.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	callers.Wait()
+	if n := agent.Wakes(); n != 1 {
+		t.Errorf("%d wakes", n)
+	}
+	w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))
+	if events, err := w.store.Events(t.Context(), sb.ID); err != nil || len(events) != 7 {
+		t.Errorf("%d events, %v; want one turn each way", len(events), err)
+	}
+}
+
+// TestRowsThatLag: the host paused a sandbox a moment ago, and the row says "running".
+func TestRowsThatLag(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil) // its rounds are too rare to help
+	t.Run("with auto_resume", func(t *testing.T) {
+		sb := sleeper(t, s, w.caller)
+		agent.Put(sb.ID, wrenn.SeenPaused)
+		if err := say(t, s, w.caller, sb.ID); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("without", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.Put(sb.ID, wrenn.SeenPaused)
+		err := say(t, s, w.caller, sb.ID)
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
+		if err == nil || !strings.Contains(err.Error(), "wrenn sandbox resume "+string(sb.ID)) {
+			t.Errorf("it does not say what to do: %v", err)
+		}
+		if _, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID); err != nil || agent.Sandboxes()[sb.ID] != wrenn.SeenRunning {
+			t.Errorf("resumed: %v, the host has it %s", err, agent.Sandboxes()[sb.ID])
+		}
+	})
+	t.Run("paused, says the row", func(t *testing.T) {
+		sb := sleeper(t, s, w.caller)
+		if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
+			t.Fatal(err)
+		}
+		agent.Put(sb.ID, wrenn.SeenRunning)
+		if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil || agent.Sandboxes()[sb.ID] != wrenn.SeenPaused {
+			t.Errorf("paused: %v, the host has it %s", err, agent.Sandboxes()[sb.ID])
+		}
+	})
+	t.Run("resumed, and the host has lost it", func(t *testing.T) {
+		sb := create(t, s, w.caller)
+		agent.Lose(sb.ID)
+		_, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID)
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
+		w.reaches(t, sb.ID, wrenn.Failed)
+	})
+}
+
+func TestPausedIsNotWoken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	sb := create(t, s, w.caller)
+	if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]func() error{
+		"exec":   func() error { return say(t, s, w.caller, sb.ID) },
+		"stream": func() error { return watch(t, s, w.caller, sb.ID) },
+		"attach": func() error {
+			_, err := s.AttachExec(t.Context(), w.caller, sb.ID, service.ExecAttach{PID: 1})
+			return err
+		},
+		"read":       func() error { _, err := s.ReadFile(t.Context(), w.caller, sb.ID, "", "/f"); return err },
+		"checkpoint": func() error { _, err := s.CreateCheckpoint(t.Context(), w.caller, sb.ID, ""); return err },
+	} {
+		err := f()
+		testkit.WantCode(t, err, wrenn.FailedPrecondition)
+		if err == nil || !strings.Contains(err.Error(), "resume it first") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestWakeDuringAPause waits for the pause that somebody asked for.
+func TestWakeDuringAPause(t *testing.T) {
+	t.Parallel()
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	agent := &hosttest.Agent{Before: func(_ context.Context, method, _ string) error {
+		if method == "PauseSandbox" {
+			close(asked)
+			<-goOn
+		}
+		return nil
+	}}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	sb := sleeper(t, s, w.caller)
+	paused := make(chan error, 1)
+	go func() {
+		_, err := s.PauseSandbox(t.Context(), w.caller, sb.ID)
+		paused <- err
+	}()
+	<-asked
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Millisecond)
+	defer cancel()
+	_, err := s.Exec(ctx, w.caller, sb.ID, service.ExecCommand{Cmd: "echo"})
+	if err == nil {
+		t.Error("it ran during the pause")
+	}
+	used := make(chan error, 1)
+	go func() { used <- say(t, s, w.caller, sb.ID) }()
+	close(goOn)
+	if err := errors.Join(<-paused, <-used); err != nil {
+		t.Error(err)
+	}
+	w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))
+}
+
+// TestResumeAndLimits: the memory of paused sandboxes is free for others, and a resume asks for it.
+func TestResumeAndLimits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, func(c *service.Config) { c.Limits.TeamMemoryMB = 1024 })
+	sb := sleeper(t, s, w.caller)
+	create(t, s, w.caller)
+	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
+	testkit.WantCode(t, err, wrenn.Exhausted)
+	if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	other := create(t, s, w.caller)
+	testkit.WantCode(t, say(t, s, w.caller, sb.ID), wrenn.Exhausted)
+	w.reaches(t, sb.ID, wrenn.Paused)
+	if err := s.DeleteSandbox(t.Context(), w.caller, other.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := say(t, s, w.caller, sb.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFork(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{
+		Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Env: map[string]string{"WHO": "me"}, Metadata: map[string]string{"a": "1"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WriteFile(t.Context(), w.caller, sb.ID, "", "/f", strings.NewReader("shared")); err != nil {
+		t.Fatal(err)
+	}
+	forked, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: 12})
+	if err != nil || len(forked.Sandboxes) != 12 || len(forked.Failed) != 0 {
+		t.Fatalf("%+v, %v", forked, err)
+	}
+	for i := range forked.Sandboxes {
+		got := &forked.Sandboxes[i]
+		want := &wrenn.Sandbox{
+			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512,
+			Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Metadata: sb.Metadata, Env: sb.Env,
+			CreatedAt: got.CreatedAt, StartedAt: got.StartedAt, LastActiveAt: got.LastActiveAt, UpdatedAt: got.UpdatedAt, Version: 3,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("copy (-want +got):\n%s", diff)
+		}
+		w.checkEvents(t, got)
+	}
+	id := forked.Sandboxes[0].ID
+	r, err := s.ReadFile(t.Context(), w.caller, id, "", "/f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if content, err := io.ReadAll(r); err != nil || string(content) != "shared" {
+		t.Errorf("the copy has %q, %v", content, err)
+	}
+	other, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: 1, Metadata: map[string]string{"b": "2"}})
+	if err != nil || other.Sandboxes[0].Metadata["b"] != "2" || other.Sandboxes[0].Metadata["a"] != "" {
+		t.Errorf("with other metadata: %+v, %v", other, err)
+	}
+	for _, n := range []int{-1, 0, 101} {
+		_, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: n})
+		testkit.WantCode(t, err, wrenn.Invalid)
+	}
+}
+
+// TestForkThatFails: what runs is told and what does not says why, in its row as well; nothing is left of it.
+func TestForkThatFails(t *testing.T) {
+	t.Parallel()
+	some := func() func(context.Context, string) error {
+		var mu sync.Mutex
+		n := 0
+		return func(context.Context, string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if n++; n > 1 {
+				return wrenn.Errorf(wrenn.Exhausted, "no memory for this one")
+			}
+			return nil
+		}
+	}
+	lost := func(_ context.Context, method, _ string) error {
+		if method == "ForkSandbox" {
+			return wrenn.Errorf(wrenn.Unavailable, "the answer is lost")
+		}
+		return nil
+	}
+	for name, c := range map[string]struct {
+		agent  *hosttest.Agent
+		limit  int
+		code   wrenn.Code // of the whole
+		runs   int
+		failed int // rows
+		reason string
+	}{
+		"some do not fit":    {agent: &hosttest.Agent{Copy: some()}, runs: 1, failed: 2, reason: "no memory for this one"},
+		"none is made":       {agent: &hosttest.Agent{Copy: func(context.Context, string) error { return errors.New("secret") }}, code: wrenn.Internal, failed: 3, reason: "its host could not start it"},
+		"the answer is lost": {agent: &hosttest.Agent{After: lost}, code: wrenn.Unavailable, failed: 3, reason: "the answer is lost"},
+		"the team may not":   {agent: &hosttest.Agent{}, limit: 3, code: wrenn.Exhausted},
+		"the team may, just": {agent: &hosttest.Agent{}, limit: 4, runs: 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, c.agent)
+			s, _ := w.replica(t, func(cfg *service.Config) { cfg.Limits.Sandboxes = c.limit })
+			sb := create(t, s, w.caller)
+			got, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: 3})
+			testkit.WantCode(t, err, c.code)
+			if err == nil && (len(got.Sandboxes) != c.runs || len(got.Failed) != c.failed) {
+				t.Errorf("%+v", got)
+			}
+			page, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{States: []wrenn.State{wrenn.Failed}})
+			if err != nil || len(page) != c.failed {
+				t.Fatalf("%d rows failed, %v", len(page), err)
+			}
+			for i := range page {
+				if page[i].Reason != c.reason {
+					t.Errorf("reason %q", page[i].Reason)
+				}
+				w.checkEvents(t, &page[i])
+			}
+			if n := len(c.agent.Sandboxes()); n != 1+c.runs {
+				t.Errorf("the host has %d", n)
+			}
+		})
+	}
+}
+
+func TestForkWhoseCallerGoesAway(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{})
+	agent := &hosttest.Agent{After: func(ctx context.Context, method, _ string) error {
+		if method == "ForkSandbox" { // they are made, the answer is on its way
+			close(asked)
+			<-ctx.Done()
+		}
+		return nil
+	}}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	sb := create(t, s, w.caller)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-asked; cancel() }()
+	_, err := s.ForkSandbox(ctx, w.caller, sb.ID, service.ForkSandbox{Count: 3})
+	testkit.WantCode(t, err, wrenn.Canceled)
+	if left := agent.Sandboxes(); len(left) != 1 {
+		t.Errorf("the host has %v", left)
+	}
+	w.reaches(t, sb.ID, wrenn.Running)
+}
+
+func TestCheckpoints(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	c := w.caller
+	sb := create(t, s, c)
+	make := func(name string) wrenn.CheckpointID {
+		t.Helper()
+		cp, err := s.CreateCheckpoint(t.Context(), c, sb.ID, name)
+		if err != nil || cp.Name != name || cp.CreatedAt.IsZero() || cp.SizeBytes == 0 {
+			t.Fatalf("%+v, %v", cp, err)
+		}
+		if _, err := wrenn.ParseCheckpointID(string(cp.ID)); err != nil {
+			t.Error(err)
+		}
+		return cp.ID
+	}
+	first := make("first")
+	second := make("second")
+	if got, err := s.RestoreCheckpoint(t.Context(), c, sb.ID, first); err != nil || got.State != wrenn.Running {
+		t.Errorf("%+v, %v", got, err)
+	}
+	third := make("third")
+	tree := func() map[wrenn.CheckpointID]wrenn.CheckpointID {
+		t.Helper()
+		all, err := s.Checkpoints(t.Context(), c, sb.ID)
+		if err != nil || all.Head != third {
+			t.Errorf("head %q, %v", all.Head, err)
+		}
+		parents := map[wrenn.CheckpointID]wrenn.CheckpointID{}
+		for _, cp := range all.List {
+			parents[cp.ID] = cp.Parent
+		}
+		return parents
+	}
+	if diff := cmp.Diff(map[wrenn.CheckpointID]wrenn.CheckpointID{first: "", second: first, third: first}, tree()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for range 2 {
+		if err := s.DeleteCheckpoint(t.Context(), c, sb.ID, first); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(map[wrenn.CheckpointID]wrenn.CheckpointID{second: "", third: ""}, tree()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	_, err := s.RestoreCheckpoint(t.Context(), c, sb.ID, first)
+	testkit.WantCode(t, err, wrenn.NotFound)
+	_, err = s.CreateCheckpoint(t.Context(), c, sb.ID, strings.Repeat("x", 201))
+	testkit.WantCode(t, err, wrenn.Invalid)
+	if err := s.DeleteSandbox(t.Context(), c, sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := s.Checkpoints(t.Context(), c, sb.ID); err != nil || len(all.List) != 0 {
+		t.Errorf("of what is gone: %+v, %v", all, err)
+	}
+}

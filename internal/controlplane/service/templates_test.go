@@ -1,0 +1,327 @@
+package service_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/internal/controlplane/hostclient/hosttest"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/testkit"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+const secondly = time.Second
+
+// built begins a build and waits for what becomes of it.
+func built(t *testing.T, s *service.Service, c service.Caller, req service.BuildTemplate) *wrenn.Generation {
+	t.Helper()
+	g, err := s.BuildTemplate(t.Context(), c, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.State != wrenn.GenerationBuilding {
+		t.Errorf("a build that began is %s", g.State)
+	}
+	return settled(t, s, c, g)
+}
+
+func settled(t *testing.T, s *service.Service, c service.Caller, g *wrenn.Generation) *wrenn.Generation {
+	t.Helper()
+	testkit.WaitUntil(t, "the build ends", func() bool {
+		now, _, err := s.Generation(t.Context(), c, g.Template.String(), g.ID, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g = now
+		return g.State != wrenn.GenerationBuilding
+	})
+	return g
+}
+
+func TestTemplateLife(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{}, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	req := service.BuildTemplate{Name: "py", Spec: wrenn.TemplateSpec{VCPUs: 2, MemoryMB: 1024, Env: map[string]string{"A": "template", "B": "template"}, StartCmd: "serve"}}
+	first := built(t, s, w.caller, req)
+	if first.State != wrenn.GenerationReady || first.SizeBytes == 0 || first.Host == "" {
+		t.Fatalf("built %+v", first)
+	}
+	_, log, err := s.Generation(t.Context(), w.caller, "py:latest", first.ID, 1)
+	if diff := cmp.Diff(service.BuildLog{First: 1, Lines: []string{"kept as a snapshot"}, Next: 2}, log); diff != "" || err != nil {
+		t.Errorf("log: %v\n%s", err, diff)
+	}
+
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "py:latest", Env: map[string]string{"B": "mine"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sb.Host != first.Host || sb.VCPUs != 2 || sb.MemoryMB != 1024 || sb.Generation != first.ID || sb.Template != "py" {
+		t.Errorf("created %+v from %+v", sb, first)
+	}
+	if diff := cmp.Diff(map[string]string{"A": "template", "B": "mine"}, sb.Env); diff != "" {
+		t.Errorf("variables (-want +got):\n%s", diff)
+	}
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "py", MemoryMB: 512})
+	testkit.WantCode(t, err, wrenn.Invalid, "have 2 vCPUs and 1024 MB")
+	_, err = s.CreateSandbox(t.Context(), w.team(t, "other"), service.CreateSandbox{Template: "py"})
+	testkit.WantCode(t, err, wrenn.NotFound, "no template py")
+
+	second := built(t, s, w.caller, req)
+	list, err := s.Templates(t.Context(), w.caller)
+	if err != nil || len(list) != 2 || !list[0].Name.Base() || list[1].Current == nil || list[1].Current.ID != second.ID {
+		t.Errorf("templates: %+v, %v", list, err)
+	}
+	old, _, err := s.Generation(t.Context(), w.caller, "py", first.ID, 0)
+	if err != nil || old.State != wrenn.GenerationDeleted || !strings.Contains(old.Reason, string(second.ID)) {
+		t.Errorf("the generation before: %+v, %v", old, err)
+	}
+
+	if err := s.DeleteTemplate(t.Context(), w.caller, "py"); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range append(w.agents[0].Generations(), w.agents[1].Generations()...) {
+		if id == string(second.ID) {
+			t.Error("the host still has what was deleted")
+		}
+	}
+	_, err = s.Template(t.Context(), w.caller, "py")
+	testkit.WantCode(t, err, wrenn.NotFound, "py")
+	testkit.WantCode(t, s.DeleteTemplate(t.Context(), w.caller, "py"), wrenn.NotFound, "py")
+}
+
+func TestTemplateFromSandboxAndImage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{}, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{MemoryMB: 256, Env: map[string]string{"KEY": "of the sandbox"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := built(t, s, w.caller, service.BuildTemplate{Name: "mine:v1", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
+	if g.State != wrenn.GenerationReady || g.Host != sb.Host || g.Spec.MemoryMB != 256 || g.Spec.Env["KEY"] == "" || g.Template.String() != "mine:v1" {
+		t.Errorf("from a sandbox: %+v", g)
+	}
+	_, err = s.BuildTemplate(t.Context(), w.team(t, "other"), service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
+	testkit.WantCode(t, err, wrenn.NotFound, string(sb.ID))
+
+	// What comes with a container image counts, and what is asked for counts more.
+	g = built(t, s, w.caller, service.BuildTemplate{Name: "oci", Login: service.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{OCI: "debian:12"}, Env: map[string]string{"A": "1"}}})
+	if diff := cmp.Diff(map[string]string{"FROM_IMAGE": "yes", "A": "1"}, g.Spec.Env); diff != "" {
+		t.Errorf("variables (-want +got):\n%s", diff)
+	}
+
+	// An image may be on any of the hosts.
+	for i, agent := range w.agents {
+		agent.Build = func(context.Context, *pb.BuildTemplateRequest, func(string)) error {
+			if i == 0 {
+				return wrenn.Errorf(wrenn.NotFound, "there is no image tools")
+			}
+			return nil
+		}
+	}
+	g = built(t, s, w.caller, service.BuildTemplate{Name: "img", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Image: "tools"}}})
+	if g.State != wrenn.GenerationReady || g.Host != hostID(1) {
+		t.Errorf("from an image: %+v", g)
+	}
+}
+
+func TestBuildTemplateRefuses(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	for name, tt := range map[string]struct {
+		req  service.BuildTemplate
+		code wrenn.Code
+		text string
+	}{
+		"the base":                  {service.BuildTemplate{Name: "base"}, wrenn.Invalid, "built in"},
+		"a tag of the base":         {service.BuildTemplate{Name: "base:mine"}, wrenn.Invalid, "built in"},
+		"no name":                   {service.BuildTemplate{Name: "a b"}, wrenn.Invalid, "name"},
+		"two sources":               {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Image: "a", OCI: "b"}}}, wrenn.Invalid, "one of them"},
+		"a sandbox with a size":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}, VCPUs: 1}}, wrenn.Invalid, "as it is"},
+		"a sandbox that is not":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}}}, wrenn.NotFound, "no sandbox"},
+		"a login for no registry":   {service.BuildTemplate{Name: "x", Login: service.RegistryLogin{Password: "p"}}, wrenn.Invalid, "login"},
+		"more memory than may be":   {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{MemoryMB: 1 << 20}}, wrenn.Invalid, "MB of memory"},
+		"more memory than there is": {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{VCPUs: 99}}, wrenn.Invalid, "vCPUs"},
+		"variables without end":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Env: map[string]string{"A": strings.Repeat("a", 70<<10)}}}, wrenn.Invalid, "variables"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := s.BuildTemplate(t.Context(), w.caller, tt.req)
+			testkit.WantCode(t, err, tt.code, tt.text)
+		})
+	}
+	if n := w.dump(t, "SELECT count(*)::text FROM template_generations"); n != "0" {
+		t.Errorf("%s rows of builds that were refused", n)
+	}
+}
+
+// TestBuildFails: the reason is the host's, the name keeps what it meant.
+func TestBuildFails(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	good := built(t, s, w.caller, service.BuildTemplate{Name: "x"})
+	agent.Build = func(_ context.Context, _ *pb.BuildTemplateRequest, say func(string)) error {
+		for i := range 3000 {
+			say(fmt.Sprintf("line %d", i))
+		}
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the start command ended: exit status 1")
+	}
+	bad := built(t, s, w.caller, service.BuildTemplate{Name: "x"})
+	if bad.State != wrenn.GenerationFailed || bad.Reason != "the start command ended: exit status 1" {
+		t.Errorf("failed: %+v", bad)
+	}
+	_, log, err := s.Generation(t.Context(), w.caller, "x", bad.ID, 0)
+	if err != nil || log.First != 1000 || len(log.Lines) != 1000 || log.Lines[0] != "line 1000" || log.Next != 2000 {
+		t.Errorf("log from %d, %d lines, next %d, %v", log.First, len(log.Lines), log.Next, err)
+	}
+	if sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "x"}); err != nil || sb.Generation != good.ID {
+		t.Errorf("created %+v, %v", sb, err)
+	}
+	never := built(t, s, w.caller, service.BuildTemplate{Name: "y"})
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "y"})
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, never.Reason)
+}
+
+// TestBuildFailsWithAnyWords: a build ends whatever its host says, which may be a
+// guest's words, and what a database does not hold.
+func TestBuildFailsWithAnyWords(t *testing.T) {
+	t.Parallel()
+	const most = 4 << 10
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	for name, tt := range map[string]struct {
+		code       wrenn.Code
+		text, want string
+		log        []string
+	}{
+		"cut in a character": {wrenn.FailedPrecondition, strings.Repeat("x", most-1) + "é", strings.Repeat("x", most-1), nil},
+		"zeros":              {wrenn.FailedPrecondition, "a\x00b", "a?b", nil},
+		"zeros in the log":   {wrenn.Exhausted, "a\x00b", "a?b", []string{"host " + string(hostID(0)) + ": a?b"}}, // of a host that could not
+	} {
+		t.Run(name, func(t *testing.T) {
+			agent.Build = func(context.Context, *pb.BuildTemplateRequest, func(string)) error {
+				return &wrenn.Error{Code: tt.code, Message: tt.text}
+			}
+			g := built(t, s, w.caller, service.BuildTemplate{Name: "x"})
+			if g.State != wrenn.GenerationFailed || g.Reason != tt.want {
+				t.Errorf("failed: %s, %q", g.State, g.Reason)
+			}
+			_, log, err := s.Generation(t.Context(), w.caller, "x", g.ID, 0)
+			if diff := cmp.Diff(tt.log, log.Lines); diff != "" || err != nil {
+				t.Errorf("log: %v\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// TestBuildWhoseResultIsRefused: what the database refuses once it refuses again.
+func TestBuildWhoseResultIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	w.sql(t, "ALTER TABLE template_generations ADD CHECK (state <> 'ready')")
+	if g := built(t, s, w.caller, service.BuildTemplate{Name: "x"}); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "cannot be kept") {
+		t.Errorf("ended: %s, %q", g.State, g.Reason)
+	}
+}
+
+// hanging is a host whose builds wait for their end, which is told when it comes.
+func hanging(begun, over chan string) *hosttest.Agent {
+	return &hosttest.Agent{Build: func(ctx context.Context, req *pb.BuildTemplateRequest, say func(string)) error {
+		say("booting")
+		begun <- req.GetGeneration()
+		<-ctx.Done()
+		over <- req.GetGeneration()
+		return ctx.Err()
+	}}
+}
+
+func TestBuildsAreBoundedAndCanBeDeleted(t *testing.T) {
+	t.Parallel()
+	begun, over := make(chan string, 8), make(chan string, 8)
+	w := newWorld(t, hanging(begun, over))
+	s, _ := w.replica(t, func(c *service.Config) { c.Limits.Builds, c.Limits.Templates = 2, 3 })
+	first, err := s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "a:latest"})
+	testkit.WantCode(t, err, wrenn.AlreadyExists, "being built already")
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "a"})
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, "still being built")
+	if _, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "b"}); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "c"})
+	testkit.WantCode(t, err, wrenn.Exhausted, "2 builds at work")
+
+	if err := s.DeleteTemplate(t.Context(), w.caller, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if id := <-over; id != string(first.ID) {
+		t.Errorf("build %s was given up, want %s", id, first.ID)
+	}
+	g, _, err := s.Generation(t.Context(), w.caller, "a", first.ID, 0)
+	if err != nil || g.State != wrenn.GenerationDeleted {
+		t.Errorf("deleted while it was built: %+v, %v", g, err)
+	}
+}
+
+func TestBuildOfAServerThatStops(t *testing.T) {
+	t.Parallel()
+	begun, over := make(chan string, 8), make(chan string, 8)
+	w := newWorld(t, hanging(begun, over))
+	s, stop := w.replica(t, nil)
+	g, err := s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	stop()
+	<-over
+	other, _ := w.replica(t, nil)
+	if g := settled(t, other, w.caller, g); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "stopped") {
+		t.Errorf("after a stop: %+v", g)
+	}
+}
+
+func TestTemplatesOfHostsAreCompared(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, func(c *service.Config) { c.ReconcileEvery = secondly })
+	kept := built(t, s, w.caller, service.BuildTemplate{Name: "kept"})
+	lost := built(t, s, w.caller, service.BuildTemplate{Name: "lost"})
+	dead := wrenn.NewGenerationID()
+	unknown, doomed := wrenn.NewGenerationID(), wrenn.NewGenerationID()
+	w.sql(t, `INSERT INTO template_generations (id, team_id, name, tag, state, host_id, vcpus, memory_mb, updated_at)
+		VALUES ($1, $2, 'doomed', 'latest', 'failed', 'h1', 1, 512, now() - interval '1 hour')`, string(doomed), string(w.caller.Team))
+	w.sql(t, `INSERT INTO template_generations (id, team_id, name, tag, state, host_id, vcpus, memory_mb, worker, updated_at)
+		VALUES ($1, $2, 'dead', 'latest', 'building', 'h1', 1, 512, 1, now() - interval '1 hour')`, string(dead), string(w.caller.Team))
+	agent.Keep(unknown)
+	agent.Keep(doomed)
+	agent.Forget(lost.ID)
+	testkit.WaitUntil(t, "lost, dead and canceled builds have ended", func() bool {
+		g, _, err := s.Generation(t.Context(), w.caller, "lost", lost.ID, 0)
+		d, _, deadErr := s.Generation(t.Context(), w.caller, "dead", dead, 0)
+		return err == nil && deadErr == nil && g.State == wrenn.GenerationFailed && d.State == wrenn.GenerationFailed && len(agent.Generations()) == 2
+	})
+	have := strings.Join(agent.Generations(), " ")
+	if !strings.Contains(have, string(unknown)) || !strings.Contains(have, string(kept.ID)) {
+		t.Errorf("the host has %s, want what is unknown and what is kept", have)
+	}
+	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "lost"})
+	testkit.WantCode(t, err, wrenn.FailedPrecondition, "does not have it")
+}

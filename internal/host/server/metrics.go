@@ -1,0 +1,82 @@
+package server
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn"
+	"wrenn/internal/host/sandbox"
+)
+
+// Steps is a histogram of how long the steps of sandboxes take. Observe is a
+// sandbox.Config.Trace.
+type Steps struct{ took *prometheus.HistogramVec }
+
+// NewSteps registers the histogram.
+func NewSteps(registry prometheus.Registerer) *Steps {
+	s := &Steps{prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "wrenn_sandbox_step_seconds", Help: "Time that each step in the life of a sandbox took.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+	}, []string{"step"})}
+	registry.MustRegister(s.took)
+	return s
+}
+
+// Observe counts a step that was taken.
+func (s *Steps) Observe(_ wrenn.SandboxID, step string, took time.Duration) {
+	s.took.WithLabelValues(step).Observe(took.Seconds())
+}
+
+// collector reads the manager when it is scraped.
+type collector struct {
+	manager                            *sandbox.Manager
+	sandboxes, memory, disk, maxMemory *prometheus.Desc
+	ready, takes                       *prometheus.Desc
+}
+
+// NewCollector shows the inventory and the capacity of the manager.
+func NewCollector(manager *sandbox.Manager) prometheus.Collector {
+	return &collector{
+		manager:   manager,
+		sandboxes: prometheus.NewDesc("wrenn_sandboxes", "Sandboxes on this host.", []string{"status"}, nil),
+		memory:    prometheus.NewDesc("wrenn_memory_used_bytes", "Memory that the machines of sandboxes were promised.", nil, nil),
+		maxMemory: prometheus.NewDesc("wrenn_memory_limit_bytes", "Memory that they may be promised; 0 is no limit.", nil, nil),
+		ready:     prometheus.NewDesc("wrenn_ready_machines", "Machines that were made ahead of need and are nobody's yet.", nil, nil),
+		takes:     prometheus.NewDesc("wrenn_ready_machine_takes_total", "Sandboxes that wanted such a machine, and whether there was one that worked.", []string{"result"}, nil),
+		disk:      prometheus.NewDesc("wrenn_disk_free_bytes", "Space left for disks and snapshots.", nil, nil),
+	}
+}
+
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.ready, c.takes, c.sandboxes, c.memory, c.maxMemory, c.disk} {
+		out <- d
+	}
+}
+
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	count := map[sandbox.Status]int{}
+	for status := range statuses {
+		count[status] = 0 // all of them, always: a series that is missing is no zero
+	}
+	for _, info := range c.manager.Inventory().Sandboxes {
+		count[info.Status]++
+	}
+	for status, n := range count {
+		out <- prometheus.MustNewConstMetric(c.sandboxes, prometheus.GaugeValue, float64(n), string(status))
+	}
+	stock := c.manager.Stock()
+	out <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, float64(stock.Ready))
+	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(stock.Hits), "hit")
+	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(stock.Misses), "miss")
+	capacity, err := c.manager.Capacity()
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(c.disk, err)
+		return
+	}
+	for desc, mib := range map[*prometheus.Desc]int{
+		c.memory: capacity.MemoryMiB, c.maxMemory: capacity.Limits.MemoryMiB, c.disk: capacity.DiskFreeMiB,
+	} {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(mib)*(1<<20))
+	}
+}
