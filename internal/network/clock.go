@@ -20,16 +20,16 @@ import (
 // NTPAddress is where a guest asks for the time.
 const NTPAddress = GatewayAddress
 
-// What a guest may ask in a second, and at once: chrony asks four times in 6 s
-// at first and when it lost its source. More is dropped by the slot's rules, so that
-// a flood never reaches the agent.
+// Requests for the time that a guest may send in a second, and at once: chrony
+// sends four in 6 s when it starts and when it lost its source. The slot's rules
+// drop the rest, so that a flood never reaches the agent.
 const (
 	ntpRate  = 4
 	ntpBurst = 16
 )
 
-// clocks answer the guests' questions for the time: a socket inside each
-// slot's namespace, and one goroutine that sleeps until somebody asks.
+// clocks serves the time to guests: with a socket inside each slot's namespace,
+// and a goroutine that sleeps until a request comes.
 type clocks struct {
 	log  *slog.Logger
 	work sync.WaitGroup
@@ -42,8 +42,8 @@ func newClocks(log *slog.Logger) *clocks {
 	return &clocks{log: log, open: make(map[int]*net.UDPConn)}
 }
 
-// serve answers in the namespace at path, which is slot index's, until stop. It
-// takes the place of one that serves there already. The TAP must have its address.
+// serve answers requests in the namespace at path, of slot index, until stop. It
+// replaces the slot's earlier server. The TAP must have its address.
 func (c *clocks) serve(index int, path string) error {
 	c.stop(index)
 	conn, err := listenNTP(path)
@@ -55,25 +55,25 @@ func (c *clocks) serve(index int, path string) error {
 	c.mu.Unlock()
 	c.work.Go(func() {
 		if err := answerAll(conn); !errors.Is(err, net.ErrClosed) {
-			_ = conn.Close() // it is of no use any more
-			c.log.Warn("a slot has no time server any more", slog.Int("slot", index), slog.Any("err", err))
+			_ = conn.Close() // it is of no use now
+			c.log.Warn("time server of network slot stopped", slog.Int("slot", index), slog.Any("err", err))
 		}
 	})
 	return nil
 }
 
-// stop ends serving in a slot, which then keeps no socket in its namespace.
+// stop stops the server of a slot and closes its socket.
 func (c *clocks) stop(index int) {
 	c.mu.Lock()
 	conn := c.open[index]
 	delete(c.open, index)
 	c.mu.Unlock()
 	if conn != nil {
-		_ = conn.Close() // nothing is under way in it
+		_ = conn.Close() // a datagram socket has nothing to flush
 	}
 }
 
-// close ends all serving and returns when nothing is left of it.
+// close stops all servers and returns when their goroutines have ended.
 func (c *clocks) close() {
 	c.mu.Lock()
 	for _, conn := range c.open {
@@ -84,7 +84,7 @@ func (c *clocks) close() {
 	c.work.Wait()
 }
 
-// listenNTP opens a socket whose packets carry the time at which the kernel got them.
+// listenNTP opens a socket whose packets carry the time at which the kernel received them.
 func listenNTP(path string) (*net.UDPConn, error) {
 	var conn net.PacketConn
 	err := netns.Do(path, func() (err error) {
@@ -110,7 +110,7 @@ func prepare(udp *net.UDPConn) error {
 	}
 	var setErr error
 	err = raw.Control(func(fd uintptr) {
-		const queue = 8 << 10 // bytes; what has waited for long is not worth an answer
+		const queue = 8 << 10 // bytes; an old request is not worth an answer
 		setErr = errors.Join(
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, queue),
@@ -122,7 +122,7 @@ func prepare(udp *net.UDPConn) error {
 // answerAll answers the guest until conn is closed or fails.
 func answerAll(conn *net.UDPConn) error {
 	guest := netip.MustParseAddr(GuestAddress)
-	var request, answer [ntp.PacketSize]byte // what a request has beyond is cut off
+	var request, answer [ntp.PacketSize]byte // longer requests are cut off
 	oob := make([]byte, unix.CmsgSpace(16))  // struct timespec
 	for {
 		n, oobn, _, from, err := conn.ReadMsgUDPAddrPort(request[:], oob)
@@ -133,15 +133,16 @@ func answerAll(conn *net.UDPConn) error {
 		if from.Addr().Unmap() != guest || !ntp.Answer(&answer, request[:n], received, time.Now()) {
 			continue
 		}
-		// A datagram that is lost is asked for again.
+		// The guest repeats a request whose answer is lost.
 		if _, err := conn.WriteToUDPAddrPort(answer[:], from); errors.Is(err, net.ErrClosed) {
 			return err
 		}
 	}
 }
 
-// kernelTime is when the kernel got a packet (SO_TIMESTAMPNS, socket(7)); the
-// agent may have slept since. Now, when the kernel does not say.
+// kernelTime returns when the kernel received a packet (SO_TIMESTAMPNS,
+// socket(7)): the agent may have slept since. It returns the current time if
+// the packet has no timestamp.
 func kernelTime(oob []byte) time.Time {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// askTime asks the gateway from inside a guest until it answers, and returns
-// the answer and when it was asked for.
+// askTime sends requests from inside a guest to the gateway until it answers,
+// and returns the answer and when it was requested.
 func askTime(t *testing.T, conn net.Conn) (answer []byte, asked time.Time) {
 	t.Helper()
 	answer = make([]byte, 512)
@@ -39,7 +39,7 @@ func askTime(t *testing.T, conn net.Conn) (answer []byte, asked time.Time) {
 	return answer, asked
 }
 
-// checkTime asks in a guest and compares with the test's own clock.
+// checkTime requests the time in a guest and compares it with the test's clock.
 func checkTime(t *testing.T, path string) {
 	t.Helper()
 	conn, err := dial(t.Context(), path, "udp4", NTPAddress+":123")
@@ -52,7 +52,7 @@ func checkTime(t *testing.T, path string) {
 	}
 }
 
-// The time is there for every owner of a slot, and after a crash of the agent.
+// Every owner of a slot gets the time, also after a crash of the agent.
 func TestGuestsHaveTheTime(t *testing.T) {
 	l := newLab(t)
 	p, err := Open(t.Context(), l.cfg)
@@ -79,8 +79,8 @@ func TestGuestsHaveTheTime(t *testing.T) {
 	checkTime(t, g2.path)
 }
 
-// A guest that asks without end gets no more than its share, whether its
-// packets belong to a connection or not, and the rest does not reach the agent.
+// A guest that floods gets no more than its share, whether its packets belong to
+// a connection or not, and the rest does not reach the agent.
 func TestQuestionsForTheTimeAreBounded(t *testing.T) {
 	l := newLab(t)
 	s := acquire(t, l.open(t, nil), "a")
@@ -111,7 +111,7 @@ func TestQuestionsForTheTimeAreBounded(t *testing.T) {
 	}
 }
 
-// What is no question gets no answer, and neither does who is not the guest.
+// Packets that are no requests get no answer, nor do requests of others than the guest.
 func TestTheTimeIsForTheGuestAlone(t *testing.T) {
 	l := newLab(t)
 	s := acquire(t, l.open(t, nil), "a")
@@ -128,7 +128,7 @@ func TestTheTimeIsForTheGuestAlone(t *testing.T) {
 	}
 	_, err = inside.Write(append([]byte{4<<3 | 3}, make([]byte, ntp.PacketSize-1)...))
 	testkit.Must(t, err)
-	// The answer to a good question is the only one: it comes after all that was asked before.
+	// Only the valid request is answered; it comes after the invalid ones.
 	askTime(t, conn)
 	for name, c := range map[string]net.Conn{"the guest": conn, "the slot itself": inside} {
 		n, _, err := recvNow(t, c)
@@ -138,7 +138,7 @@ func TestTheTimeIsForTheGuestAlone(t *testing.T) {
 	}
 }
 
-// recvNow reads what is there already.
+// recvNow reads a packet that has already come.
 func recvNow(t *testing.T, c net.Conn) (n int, from unix.Sockaddr, err error) {
 	t.Helper()
 	raw, rawErr := c.(*net.UDPConn).SyscallConn()

@@ -16,9 +16,9 @@ import (
 )
 
 // dialIn connects to an IPv4 address with a socket of the namespace at path.
-// net.Dialer would do, called inside, but then a guest that swallows packets
-// would hold a thread for as long as somebody waits for it, and a program ends
-// when it has too many. So only the socket is made inside.
+// Only the socket is made inside. With a net.Dialer inside, a guest that drops
+// packets would hold a thread for as long as the dial lasts, and a Go program
+// that has too many threads is ended.
 func dialIn(ctx context.Context, path, network, address string) (net.Conn, error) {
 	remote, err := netip.ParseAddrPort(address)
 	if err != nil || !remote.Addr().Is4() {
@@ -48,9 +48,10 @@ func dialIn(ctx context.Context, path, network, address string) (net.Conn, error
 	return conn, nil
 }
 
-// connect connects the non-blocking socket fd, which is its to close.
+// connect connects the non-blocking socket fd, and closes it.
 func connect(ctx context.Context, fd int, remote netip.AddrPort) (net.Conn, error) {
-	// Before the runtime polls the socket: one that is in no state to connect polls as hung up.
+	// This comes before the runtime polls the socket: a socket that is not
+	// connecting polls as hung up.
 	err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(remote.Port()), Addr: remote.Addr().As4()})
 	socket := os.NewFile(uintptr(fd), remote.String())
 	defer socket.Close() // net.FileConn duplicates it
@@ -68,8 +69,8 @@ func connect(ctx context.Context, fd int, remote netip.AddrPort) (net.Conn, erro
 	return net.FileConn(socket)
 }
 
-// waitConnected returns when the socket is connected, cannot be, or its write
-// deadline has passed. See connect(2), EINPROGRESS.
+// waitConnected returns when the socket is connected, the connection has failed,
+// or the write deadline has passed. See connect(2), EINPROGRESS.
 func waitConnected(socket *os.File) error {
 	raw, err := socket.SyscallConn()
 	if err != nil {
@@ -87,7 +88,7 @@ func waitConnected(socket *os.File) error {
 			return true
 		}
 		_, err = unix.Getpeername(int(fd))
-		return err == nil // else it was woken for nothing
+		return err == nil // else a spurious wakeup
 	})
 	return errors.Join(err, result)
 }

@@ -27,11 +27,12 @@ type host struct {
 	clocks *clocks
 }
 
-// families are the kinds of netlink that are used: links and addresses, connections.
+// families are the netlink families in use: for links and addresses, and for connections.
 var families = []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER}
 
-// openNetlink returns sockets in the namespace at path. The caller closes it.
-// (The library's own NewHandleAt ignores an error on the thread's way back.)
+// openNetlink returns sockets in the namespace at path, which the caller closes.
+// (The library's NewHandleAt ignores an error of the switch back to the thread's
+// namespace.)
 func openNetlink(path string) (nl *netlink.Handle, err error) {
 	err = netns.Do(path, func() (err error) {
 		nl, err = netlink.NewHandle(families...)
@@ -43,7 +44,7 @@ func openNetlink(path string) (nl *netlink.Handle, err error) {
 	return nl, nil
 }
 
-// dump repeats a listing that others' changes interrupted (NLM_F_DUMP_INTR).
+// dump repeats a listing that was interrupted by a change (NLM_F_DUMP_INTR).
 func dump[T any](list func() (T, error)) (T, error) {
 	const limit = 20
 	for range limit {
@@ -62,7 +63,7 @@ func isNoLink(err error) bool {
 // slotLink is the host's end of a slot's veth pair, as found in the kernel.
 type slotLink struct {
 	index int    // the slot's
-	id    string // empty when the slot was never finished
+	id    string // empty when the slot is incomplete
 }
 
 // slotLinks lists the links named after the prefix, by the kernel's link index.
@@ -81,9 +82,9 @@ func (h *host) slotLinks() (map[int]slotLink, error) {
 	return found, nil
 }
 
-// leftovers returns the ids of the slots of which there is anything in the
-// kernel, by index. The id of one that is not whole, or was made for another
-// range, is empty: it cannot be adopted.
+// leftovers returns the ids of the slots of which any part is in the kernel, by
+// index. The id is empty, and the slot cannot be adopted, if it is incomplete or
+// of another range.
 func (h *host) leftovers(links map[int]slotLink) (map[int]string, error) {
 	names, err := netns.List(h.cfg.links())
 	if err != nil {
@@ -116,7 +117,7 @@ func hasAddr(addrs []netlink.Addr, link int, addr netip.Addr) bool {
 }
 
 // checkRange returns a FailedPrecondition error when an address or a route of
-// the host, other than a default route and those of our own links, is in the range.
+// the host is in the range, except default routes and those of slots.
 func (h *host) checkRange(ours map[int]slotLink) error {
 	routes, err := dump(func() ([]netlink.Route, error) {
 		return h.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -184,8 +185,8 @@ func (h *host) describe(r netlink.Route) string {
 	return text
 }
 
-// enableForwarding lets the host route. It is a switch of the whole host that
-// others rely on as well, so it is never switched off.
+// enableForwarding lets the host route packets. The setting is the whole host's
+// and other programs may rely on it, so it is never switched off.
 func (h *host) enableForwarding(ctx context.Context) error {
 	const name = "net/ipv4/ip_forward"
 	return netns.Do(h.cfg.HostNamespace, func() error {
@@ -196,13 +197,13 @@ func (h *host) enableForwarding(ctx context.Context) error {
 		if strings.TrimSpace(string(value)) != "0" {
 			return nil
 		}
-		h.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "IPv4 forwarding of the host is switched on", slog.String("sysctl", name))
+		h.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "switched IPv4 forwarding of the host on", slog.String("sysctl", name))
 		return writeSysctl(name, "1")
 	})
 }
 
-// warnOfOthers logs which other tables drop forwarded packets by default:
-// accepting in our own does not overrule them.
+// warnOfOthers logs which other tables drop forwarded packets by default: the
+// slots' own table cannot overrule them.
 func (h *host) warnOfOthers(ctx context.Context) error {
 	return batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
 		chains, err := conn.ListChains()
@@ -211,7 +212,7 @@ func (h *host) warnOfOthers(ctx context.Context) error {
 				c.Table.Family == nftables.TableFamilyIPv6 || c.Table.Family == nftables.TableFamilyBridge {
 				continue
 			}
-			h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a firewall drops forwarded packets by default: unless it accepts those of the sandboxes' links, they reach nothing",
+			h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a firewall drops forwarded packets by default; allow forwarding for the sandboxes' links, or sandboxes reach no network",
 				slog.String("table", c.Table.Name), slog.String("chain", c.Name), slog.String("links", h.cfg.links()+"*"))
 		}
 		return err
@@ -235,8 +236,8 @@ func (h *host) slotElement(index int) []nftables.SetElement {
 	return []nftables.SetElement{{Key: append(key, h.cfg.slotAddr(index).AsSlice()...)}}
 }
 
-// writeTable makes the host's table anew, with the given slots admitted.
-// Links named after the prefix fall under it even before they are admitted.
+// writeTable replaces the host's table and admits the given slots. Its rules
+// apply to all links named after the prefix, admitted or not.
 func (h *host) writeTable(admitted []int) error {
 	err := batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
 		t := newTable(conn, h.cfg.Prefix)
@@ -268,12 +269,13 @@ func (h *host) writeTable(admitted []int) error {
 }
 
 // writeRules adds the host's chains. Accepting here does not overrule other
-// tables: a packet passes when all of them let it pass.
+// tables: a packet passes if all of them let it pass.
 func (h *host) writeRules(t table, slots, closed *nftables.Set) {
 	fromSlot := linkBegins(expr.MetaKeyIIFNAME, expr.CmpOpEq, h.cfg.links())
 	toSlot := linkBegins(expr.MetaKeyOIFNAME, expr.CmpOpEq, h.cfg.links())
 
-	// Before any other table can rewrite the destination to a service of the host.
+	// This hook comes before any other table can rewrite the destination to a
+	// service of the host.
 	pre := t.base("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainPolicyAccept)
 	t.rule(pre, "not IPv4", fromSlot, notIPv4(), drop())
 	t.rule(pre, "spoofed", fromSlot, notFromSlot(slots), drop())
@@ -296,7 +298,7 @@ func (h *host) writeRules(t table, slots, closed *nftables.Set) {
 	t.rule(post, "out", ipSourceIn(h.cfg.Range), linkBegins(expr.MetaKeyOIFNAME, expr.CmpOpNeq, h.cfg.links()), masquerade())
 }
 
-// deleteTable removes the host's table; nothing is no error.
+// deleteTable removes the host's table, if it exists.
 func (h *host) deleteTable() error {
 	err := batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
 		t := &nftables.Table{Family: nftables.TableFamilyINet, Name: h.cfg.Prefix}
@@ -310,14 +312,14 @@ func (h *host) deleteTable() error {
 	return nil
 }
 
-// admit lets slot index send through the host. Its link must be named so.
+// admit lets slot index send through the host, by the link of its name.
 func (h *host) admit(index int) error {
 	return batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
 		return conn.SetAddElements(h.slotSet(), h.slotElement(index))
 	})
 }
 
-// expel takes admit back; a slot that was not admitted is no error.
+// expel reverts admit; a slot that was not admitted is no error.
 func (h *host) expel(index int) error {
 	err := batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
 		return conn.SetDeleteElements(h.slotSet(), h.slotElement(index))
@@ -328,7 +330,7 @@ func (h *host) expel(index int) error {
 	return err
 }
 
-// removeLink deletes both ends of slot index's veth pair; nothing is no error.
+// removeLink deletes both ends of slot index's veth pair, if it exists.
 func (h *host) removeLink(index int) error {
 	link, err := h.nl.LinkByName(h.cfg.name(index))
 	if isNoLink(err) {

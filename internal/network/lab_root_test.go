@@ -27,7 +27,7 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// patience is how long a test waits for what must happen on a busy machine.
+// patience bounds the wait for an event on a busy machine.
 const patience = 20 * time.Second
 
 // The lab's addresses look public, private and dangerous. None of them leaves
@@ -115,7 +115,7 @@ func addRoute(tb testing.TB, path, dst, gateway string) {
 	})
 }
 
-// open opens a pool that the test's end closes; then nothing may be left.
+// open opens a pool. The end of the test closes it and checks that nothing is left.
 func (l *lab) open(tb testing.TB, change func(*Config)) *Pool {
 	tb.Helper()
 	cfg := l.cfg
@@ -128,7 +128,7 @@ func (l *lab) open(tb testing.TB, change func(*Config)) *Pool {
 	return p
 }
 
-// close closes the pool and fails the test if anything of it is left.
+// close closes the pool and fails the test if any object of it is left.
 func (l *lab) close(tb testing.TB, p *Pool) {
 	tb.Helper()
 	if err := p.Close(context.WithoutCancel(tb.Context())); err != nil {
@@ -300,8 +300,8 @@ func echo(tb testing.TB, conn net.Conn) {
 	})
 }
 
-// guest stands for a machine: a namespace with a TAP of its own, whose frames
-// a pump carries to and from the slot's, as a VMM would.
+// guest stands for a machine: a namespace with another TAP, whose frames a pump
+// carries to and from the slot's TAP, as a VMM would.
 type guest struct {
 	path string
 	tap  *os.File // the slot's end
@@ -365,5 +365,5 @@ func openTAP(tb testing.TB, path, name string) *os.File {
 	return os.NewFile(uintptr(fd), name)
 }
 
-// freeTestRange is another range than the default one.
+// freeTestRange is a range other than the default one.
 var freeTestRange = netip.MustParsePrefix("10.77.0.0/16")

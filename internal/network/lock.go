@@ -14,10 +14,13 @@ import (
 	"wrenn"
 )
 
-// lock is the sole right to a prefix: a second pool would take the first one's
-// slots for leftovers. The kernel gives it back when the process dies. The file
-// holds the range, for pools of other prefixes: until there are slots, no route
-// shows that the range is taken.
+// lock is the exclusive right to a prefix: a second pool would take the first
+// one's slots for leftovers. The kernel releases it when the process dies. The
+// file contains the range, for pools of other prefixes: while there are no slots,
+// no route shows that the range is taken.
+//
+// It is a record lock (fcntl), not the flock of internal/filelock, because
+// F_OFD_GETLK reports whether another pool holds it without taking it.
 type lock struct{ *os.File }
 
 // takeLock returns FailedPrecondition when another pool has the prefix, or a
@@ -34,7 +37,8 @@ func takeLock(cfg Config) (lock, error) {
 	if err != nil {
 		return lock{}, err
 	}
-	// Written before the others are read: of two that come at once, one sees the other.
+	// The range is written before the others are read: of two pools that open at
+	// once, at least one sees the other's.
 	err = l.write(cfg.Range.String())
 	if err == nil {
 		err = checkOthers(cfg)
@@ -49,7 +53,7 @@ func lockPath(cfg Config, prefix string) string {
 	return filepath.Join(cfg.RunDir, "network-"+prefix+".lock")
 }
 
-// lockFile makes and locks the file at path; EAGAIN when somebody has it.
+// lockFile creates and locks the file at path; EAGAIN when another pool has it.
 func lockFile(path string) (lock, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -64,17 +68,17 @@ func lockFile(path string) (lock, error) {
 		if isAt(f, path) {
 			return lock{f}, nil
 		}
-		f.Close() // its last holder removed the file in between
+		f.Close() // its last holder has removed the file since it was opened
 	}
 }
 
 func isAt(f *os.File, path string) bool {
-	mine, err := f.Stat()
+	opened, err := f.Stat()
 	if err != nil {
 		return false
 	}
-	there, err := os.Stat(path)
-	return err == nil && os.SameFile(mine, there)
+	current, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, current)
 }
 
 func (l lock) write(text string) error {
@@ -105,8 +109,8 @@ func checkOthers(cfg Config) error {
 	return nil
 }
 
-// heldRange reads the range in a lock file that somebody holds.
-func heldRange(path string) (netip.Prefix, bool) {
+// heldRange reads the range in a lock file; ok is false if no pool holds the lock.
+func heldRange(path string) (held netip.Prefix, ok bool) {
 	f, err := os.Open(path)
 	if err != nil {
 		return netip.Prefix{}, false
@@ -125,7 +129,7 @@ func heldRange(path string) (netip.Prefix, bool) {
 	return p, err == nil
 }
 
-// release removes the file while the lock is still held, then lets go.
+// release removes the file while the lock is still held, then unlocks it.
 func (l lock) release() error {
 	return errors.Join(os.Remove(l.Name()), l.Close())
 }

@@ -1,12 +1,12 @@
-// Package network makes the network places of sandboxes, called slots, and
-// pools them ahead of need. A slot is a network namespace with a TAP device for
-// the guest, which has the same names and addresses in every slot, a veth pair
-// to the host, and rules that drop whatever is not outgoing traffic to the
-// public internet. It does not know who lives in a slot.
+// Package network makes the network slots of sandboxes and pools them ahead of
+// need. A slot is a network namespace with a TAP device for the guest, which has
+// the same names and addresses in every slot, a veth pair to the host, and rules
+// that drop everything but outgoing traffic to the public internet. The package
+// knows nothing of the machine in a slot.
 //
 // Everything is made with netlink and nftables, in atomic batches; no program
-// is run. What is in the kernel is named after Config.Prefix and a slot's
-// index, so that an agent finds what a killed one left.
+// is run. Objects in the kernel are named after Config.Prefix and a slot's
+// index, so that an agent finds those that a killed agent left.
 package network
 
 import (
@@ -48,7 +48,7 @@ const (
 	maxSlots     = 1_000_000
 )
 
-// Config says how many slots there are and what they are called.
+// Config sets how many slots exist and how they are named.
 type Config struct {
 	// Prefix begins the name of every namespace, link and table, and tells
 	// the pools of one machine apart: a letter, then letters and digits, at most
@@ -62,18 +62,18 @@ type Config struct {
 	Ready int
 	// Max bounds the slots that exist at a time; default and limit: what Range holds.
 	Max int
-	// FirstUID, if not 0, makes user FirstUID+Index the owner of a slot's TAP,
-	// who needs no capability to attach to it. 0 leaves it to root.
+	// FirstUID, if not 0, makes user FirstUID+Index the owner of a slot's TAP; an
+	// owner needs no capability to attach to it. With 0 the owner is root.
 	FirstUID uint32
-	// Connections bounds what one guest has open at a time, so that it cannot
+	// Connections bounds the open connections of one guest, so that it cannot
 	// fill the connection table of the host; default 4096.
 	Connections int
 	// HostNamespace is the path of the network namespace that the slots are
-	// attached to; default the agent's own. Tests use one of their own.
+	// attached to; default the agent's. Tests use another.
 	HostNamespace string
 	// RunDir holds the lock of the prefix; default /run/wrenn.
 	RunDir string
-	Log    *slog.Logger // needed
+	Log    *slog.Logger // required
 }
 
 var validPrefix = regexp.MustCompile(`^[a-z][a-z0-9]{0,` + strconv.Itoa(maxPrefixLen-1) + `}$`)
@@ -88,8 +88,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Check finds what can be wrong without a look at the machine, as Open does:
-// an Invalid error that names the field and what it may be.
+// Check returns an Invalid error, which names the field and its allowed values,
+// if Open would refuse c on every machine.
 func (c Config) Check() error { return c.withDefaults().check() }
 
 // check is Check for a configuration that has its defaults.
@@ -100,7 +100,7 @@ func (c Config) check() error {
 	case !c.Range.IsValid() || !c.Range.Addr().Is4() || c.Range != c.Range.Masked() || c.Range.Bits() < 8 || c.Range.Bits() > 31:
 		return wrenn.Errorf(wrenn.Invalid, "network range %s: use an IPv4 network between /8 and /31, such as 10.191.0.0/16", c.Range)
 	case !c.Range.Addr().IsGlobalUnicast():
-		return wrenn.Errorf(wrenn.Invalid, "network range %s: these addresses have a meaning of their own; use a private network such as 10.191.0.0/16", c.Range)
+		return wrenn.Errorf(wrenn.Invalid, "network range %s: these addresses have a special meaning; use a private network such as 10.191.0.0/16", c.Range)
 	case c.Max < 1 || c.Max > c.capacity():
 		return wrenn.Errorf(wrenn.Invalid, "at most %d network slots: range %s holds 1 to %d", c.Max, c.Range, c.capacity())
 	case c.Ready < 0 || c.Ready > c.Max:
@@ -111,7 +111,7 @@ func (c Config) check() error {
 	return nil
 }
 
-// capacity is how many slots Range holds; none if it cannot be a range.
+// capacity returns how many slots Range holds; 0 if it is not a valid range.
 func (c Config) capacity() int {
 	if !c.Range.Addr().Is4() || c.Range.Bits() > 31 {
 		return 0
@@ -119,11 +119,10 @@ func (c Config) capacity() int {
 	return min(1<<(31-c.Range.Bits()), maxSlots)
 }
 
-// name is what the namespace of slot index and the host's end of its veth pair
-// are called.
+// name is the name of slot index's namespace, and of the host's end of its veth pair.
 func (c Config) name(index int) string { return c.links() + strconv.Itoa(index) }
 
-// links begins the names of all the host's links that are ours.
+// links is the prefix of the names of the slots' links on the host.
 func (c Config) links() string { return c.Prefix + "-" }
 
 // indexOf is the reverse of name; ok is false for names that name cannot return.

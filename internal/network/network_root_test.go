@@ -40,8 +40,8 @@ func TestGuestReachesTheWorld(t *testing.T) {
 	}
 }
 
-// knock sends from a namespace until the rule has dropped something, and
-// fails if anybody answered.
+// knock sends from a namespace until the rule has dropped a packet, and fails if
+// an answer came.
 func knock(t *testing.T, from, network, address string, rule func() uint64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -59,7 +59,7 @@ func knock(t *testing.T, from, network, address string, rule func() uint64) {
 			t.Errorf("%s answered", address)
 			return
 		}
-		for ctx.Err() == nil { // UDP connects to anything
+		for ctx.Err() == nil { // UDP always connects
 			conn.Write([]byte("hello"))
 			conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 			if _, err := conn.Read(make([]byte, 10)); err == nil {
@@ -73,9 +73,9 @@ func knock(t *testing.T, from, network, address string, rule func() uint64) {
 	<-done
 }
 
-// The rules inside the slot hold back what the guest sends; those of the host
-// hold it back again, should the slot's ever fail: then the packets come as if
-// the slot itself had sent them.
+// The rules inside the slot drop the guest's packets, and those of the host drop
+// them again should the slot's fail: the packets then come as if the slot itself
+// had sent them.
 func TestGuestIsKeptFromEverythingElse(t *testing.T) {
 	l := newLab(t)
 	serve(t, l.world, 80)
@@ -202,10 +202,10 @@ func TestOnlyTheSlotDialsItsGuest(t *testing.T) {
 	knock(t, l.host, "tcp4", slot, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "from the host") })
 	addRoute(t, l.world, p.cfg.Range.String(), hostPublic)
 	knock(t, l.world, "tcp4", slot, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "unasked") })
-	// Somebody of the host who sends its way to the guest's own address.
+	// A process of the host sends to the guest's own address.
 	addRoute(t, l.host, GuestAddress+"/32", p.cfg.slotAddr(s.Index()).String())
 	knock(t, l.host, "tcp4", EnvdAddress, func() uint64 { return counted(t, l.host, l.cfg.Prefix, "from the host") })
-	// And were it not for the host's table, the slot's own would do.
+	// Without the host's table, the slot's own drops it.
 	testkit.Must(t, p.host.deleteTable())
 	knock(t, l.host, "tcp4", EnvdAddress, func() uint64 { return counted(t, s.Namespace(), slotTable, "unasked") })
 	if peers := slices.Compact(heard()); !slices.Equal(peers, []string{GatewayAddress}) {
@@ -240,7 +240,7 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// Many wait for a guest that swallows everything; they must not use up threads.
+// Many dials of a guest that drops everything must not use up threads.
 func TestDialsThatHangHoldNoThreads(t *testing.T) {
 	l := newLab(t)
 	s := acquire(t, l.open(t, nil), "a")

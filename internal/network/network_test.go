@@ -127,7 +127,7 @@ func TestClash(t *testing.T) {
 func TestClosedNetworksDoNotOverlapAndHoldTheSlots(t *testing.T) {
 	for _, tc := range []struct {
 		slots string
-		less  int // reserved networks that the range swallows
+		less  int // reserved networks that are inside the range
 		more  int // the range itself
 	}{
 		{"10.191.0.0/16", 0, 0},

@@ -14,8 +14,8 @@ import (
 	"wrenn/internal/netns"
 )
 
-// batch changes the nftables of the namespace at path: all that build asks for
-// happens, or nothing.
+// batch changes the nftables of the namespace at path: all changes that build
+// makes are applied, or none.
 func batch(path string, build func(*nftables.Conn) error) error {
 	return netns.Do(path, func() error {
 		conn, err := nftables.New()
@@ -29,8 +29,8 @@ func batch(path string, build func(*nftables.Conn) error) error {
 	})
 }
 
-// table is one that is written from scratch. Writing it again replaces all of
-// it in the same batch, counters included.
+// table is a table that is written from scratch. It replaces an earlier table of
+// its name in the same batch, counters included.
 type table struct {
 	conn *nftables.Conn
 	*nftables.Table
@@ -38,7 +38,7 @@ type table struct {
 
 func newTable(conn *nftables.Conn, name string) table {
 	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: name}
-	conn.AddTable(t) // deleting what is not there would fail the batch
+	conn.AddTable(t) // to delete a table that does not exist would fail the batch
 	conn.DelTable(t)
 	return table{conn: conn, Table: conn.AddTable(t)}
 }
@@ -53,7 +53,7 @@ func (t table) sub(name string) *nftables.Chain {
 	return t.conn.AddChain(&nftables.Chain{Name: name, Table: t.Table})
 }
 
-// rule appends a rule: all of parts in order. The comment is shown by "nft list".
+// rule appends a rule with all of parts in order. "nft list" shows the comment.
 func (t table) rule(chain *nftables.Chain, comment string, parts ...[]expr.Any) {
 	t.conn.AddRule(&nftables.Rule{
 		Table:    t.Table,
@@ -63,21 +63,21 @@ func (t table) rule(chain *nftables.Chain, comment string, parts ...[]expr.Any) 
 	})
 }
 
-// The ids of sets tell them apart within a batch. Left to the library they would
-// come from a counter that concurrent batches write without a lock.
+// The ids of sets tell them apart within a batch. By default the library takes
+// them from a counter that concurrent batches write without a lock.
 const (
 	closedSetID = iota + 1
 	slotSetID
 )
 
-// closedSet adds the set of the networks that no guest reaches.
+// closedSet adds the set of networks that no guest may reach.
 func (t table) closedSet(slots netip.Prefix) (*nftables.Set, error) {
 	set := &nftables.Set{Table: t.Table, ID: closedSetID, Name: "closed", KeyType: nftables.TypeIPAddr, Interval: true}
 	var elements []nftables.SetElement
 	for _, p := range closedTo(slots) {
 		first := p.Addr()
 		elements = append(elements, nftables.SetElement{Key: first.AsSlice()})
-		// The end is exclusive; what reaches to the last address has none.
+		// The end is exclusive; a network that ends at the last address has none.
 		if end := nth(first, 1<<(32-p.Bits())); end.Compare(first) > 0 {
 			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 		}
@@ -102,7 +102,7 @@ func linkIs(key expr.MetaKey, name string) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, compare(expr.CmpOpEq, padded)}
 }
 
-// linkBegins matches the beginning of a link's name, or with CmpOpNeq the lack of it.
+// linkBegins matches links whose name has the prefix, or with CmpOpNeq the others.
 func linkBegins(key expr.MetaKey, op expr.CmpOp, prefix string) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, compare(op, []byte(prefix))}
 }
@@ -157,8 +157,8 @@ func notFromSlot(set *nftables.Set) []expr.Any {
 	}
 }
 
-// notUnicast matches what the host itself would take, broadcasts, multicasts,
-// and addresses without a route.
+// notUnicast matches packets to the host itself, broadcasts, multicasts, and
+// addresses without a route.
 func notUnicast() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
@@ -191,7 +191,7 @@ func atMost(n uint64, burst uint32) []expr.Any {
 	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: burst}}
 }
 
-// connectionsOver matches when more than n connections that came to this rule are open.
+// connectionsOver matches when more than n connections that reached this rule are open.
 func connectionsOver(n int) []expr.Any {
 	return []expr.Any{&expr.Connlimit{Count: uint32(n), Flags: expr.NFT_CONNLIMIT_F_INV}}
 }
@@ -227,8 +227,8 @@ var reserved = []netip.Prefix{
 	netip.MustParsePrefix("224.0.0.0/3"), // multicast, and class E up to the broadcast address
 }
 
-// closedTo returns the networks that no guest reaches: the reserved ones and
-// the range of the slots, which an operator may have put anywhere.
+// closedTo returns the networks that no guest may reach: the reserved ones and
+// the range of the slots, which an operator may put anywhere.
 func closedTo(slots netip.Prefix) []netip.Prefix {
 	covered := false
 	var closed []netip.Prefix

@@ -15,6 +15,7 @@ import (
 
 	"wrenn/internal/netns"
 	"wrenn/internal/network/ntp"
+	"wrenn/internal/rollback"
 )
 
 const (
@@ -22,44 +23,48 @@ const (
 	uplink = "uplink"
 	// slotTable is the nftables table inside a slot.
 	slotTable = "wrenn"
-	// aliasPrefix begins the alias of the host's end (ifalias), which tells a finished slot's id.
+	// aliasPrefix begins the alias of the host's end (ifalias), which holds the id of a complete slot.
 	aliasPrefix = "wrenn slot "
 	sysctlDir   = "/proc/sys/"
 )
 
-// step is one of those that make or recycle a slot.
-type step struct {
-	name string
-	do   func(*maker) error
+// makeSteps make a slot out of nothing. Rules come before links. Admission, the
+// right to send, comes last but one; the id, which marks the slot as complete,
+// comes last. No step has a way back: remove takes apart an incomplete slot.
+func makeSteps(m *maker) []rollback.Step {
+	return []rollback.Step{
+		step("namespace", m.createNamespace),
+		step("sysctls", m.writeSysctls),
+		step("rules", m.writeRules),
+		step("veth", m.addVeth),
+		step("uplink", m.setUplink),
+		step("tap", m.addTAP),
+		step("gateway", m.setTAP),
+		step("clock", m.serveTime),
+		step("admission", func() error { return m.host.admit(m.index) }),
+		step("id", m.writeID),
+	}
 }
 
-// makeSteps make a slot out of nothing. Rules come before links, the right to
-// send comes last but one, and the id, without which a slot is not whole, last.
-var makeSteps = []step{
-	{"namespace", (*maker).createNamespace},
-	{"sysctls", (*maker).writeSysctls},
-	{"rules", (*maker).writeRules},
-	{"veth", (*maker).addVeth},
-	{"uplink", (*maker).setUplink},
-	{"tap", (*maker).addTAP},
-	{"gateway", (*maker).setTAP},
-	{"clock", (*maker).serveTime},
-	{"admission", func(m *maker) error { return m.host.admit(m.index) }},
-	{"id", (*maker).writeID},
+// recycleSteps make a used slot as good as new. The TAP is replaced, because
+// offloads and header sizes that a VMM sets outlive the VMM.
+func recycleSteps(m *maker) []rollback.Step {
+	return []rollback.Step{
+		step("unused", m.checkUnused),
+		step("old tap", m.deleteTAP),
+		step("rules", m.writeRules),
+		step("connections", m.flushConnections),
+		step("host connections", func() error { return m.host.forget(m.index) }),
+		step("tap", m.addTAP),
+		step("gateway", m.setTAP),
+		step("clock", m.serveTime),
+		step("id", m.writeID),
+	}
 }
 
-// recycleSteps make a used slot as good as new. The TAP is a new one, because
-// offloads and header sizes that a VMM sets outlive it.
-var recycleSteps = []step{
-	{"unused", (*maker).checkUnused},
-	{"old tap", (*maker).deleteTAP},
-	{"rules", (*maker).writeRules},
-	{"connections", (*maker).flushConnections},
-	{"host connections", func(m *maker) error { return m.host.forget(m.index) }},
-	{"tap", (*maker).addTAP},
-	{"gateway", (*maker).setTAP},
-	{"clock", (*maker).serveTime},
-	{"id", (*maker).writeID},
+// step is a short sequence of system calls, which ignores the context.
+func step(name string, do func() error) rollback.Step {
+	return rollback.Step{Name: name, Do: func(context.Context) error { return do() }}
 }
 
 // maker holds what the steps share.
@@ -67,50 +72,30 @@ type maker struct {
 	cfg   Config
 	host  *host
 	index int
-	id    string          // the slot's new one
-	ns    *netlink.Handle // sockets in the slot's namespace, once there is one
+	id    string          // the slot's new id
+	ns    *netlink.Handle // sockets in the slot's namespace; nil until the first use
 }
 
-// run takes the steps and returns the slot's new id. fault, if set, is asked
-// before and after each step. When run fails the slot must be removed.
-func (h *host) run(ctx context.Context, index int, steps []step, fault func(string) error) (id string, err error) {
+// run makes or recycles slot index and returns its new id. When run fails the
+// caller must remove the slot.
+func (h *host) run(ctx context.Context, index int, steps func(*maker) []rollback.Step, hook rollback.Hook) (id string, err error) {
 	m := &maker{cfg: h.cfg, host: h, index: index, id: rand.Text()}
 	defer m.close()
-	for _, s := range steps {
-		if err := m.take(ctx, s, fault); err != nil {
-			return "", fmt.Errorf("slot %s: %s: %w", h.cfg.name(index), s.name, err)
-		}
+	if err := (rollback.Runner{Hook: hook}).Run(ctx, steps(m)...); err != nil {
+		return "", fmt.Errorf("slot %s: %w", h.cfg.name(index), err)
 	}
 	return m.id, nil
 }
 
-func (m *maker) take(ctx context.Context, s step, fault func(string) error) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	if fault == nil {
-		return s.do(m)
-	}
-	if err := fault("before " + s.name); err != nil {
-		return err
-	}
-	if err := s.do(m); err != nil {
-		return err
-	}
-	return fault("after " + s.name)
-}
-
-// remove takes away whatever there is of slot index: all, a part, or nothing.
-// It goes as far as it can.
-func (h *host) remove(index int, fault func(string) error) error {
-	h.clocks.stop(index) // a socket would keep the namespace
+// remove removes all parts of slot index that exist; none is no error. It goes
+// on after errors.
+func (h *host) remove(index int, hook rollback.Hook) error {
+	h.clocks.stop(index) // a socket would keep the namespace alive
 	errs := []error{h.expel(index), h.removeLink(index), netns.Delete(h.cfg.name(index))}
-	if index < h.cfg.capacity() { // else it was made for another range
+	if index < h.cfg.capacity() { // else the slot is of another range
 		errs = append(errs, h.forget(index))
 	}
-	if fault != nil {
-		errs = append(errs, fault("remove"))
-	}
+	errs = append(errs, hook.At("remove"))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove slot %s: %w", h.cfg.name(index), err)
 	}
@@ -135,13 +120,31 @@ func (m *maker) inside() (*netlink.Handle, error) {
 	return ns, err
 }
 
+// link returns a link of the namespace, and the sockets to change it with.
+func (m *maker) link(name string) (*netlink.Handle, netlink.Link, error) {
+	nl, err := m.inside()
+	if err != nil {
+		return nil, nil, err
+	}
+	link, err := nl.LinkByName(name)
+	return nl, link, err
+}
+
+// bringUp gives a link its address and sets it up.
+func bringUp(nl *netlink.Handle, link netlink.Link, addr netip.Addr, bits int) error {
+	if err := nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(addr, bits)}); err != nil {
+		return err
+	}
+	return nl.LinkSetUp(link)
+}
+
 func (m *maker) createNamespace() error {
 	_, err := netns.Create(m.cfg.name(m.index))
 	return err
 }
 
-// writeSysctls makes a router of the namespace. A new one has copies of the
-// host's values for IPv4, so everything that matters is set.
+// writeSysctls makes a router of the namespace. A new namespace has copies of the
+// host's values for IPv4, so every value that matters is set.
 func (m *maker) writeSysctls() error {
 	return netns.Do(m.path(), func() error {
 		for _, s := range []struct{ name, value string }{
@@ -163,7 +166,7 @@ func (m *maker) writeSysctls() error {
 	})
 }
 
-// disableIPv6 does it for links of the calling thread's namespace that are to come.
+// disableIPv6 disables IPv6 on all future links of the calling thread's namespace.
 func disableIPv6() error {
 	for _, name := range []string{"net/ipv6/conf/all/disable_ipv6", "net/ipv6/conf/default/disable_ipv6"} {
 		// A kernel without IPv6 has no such file.
@@ -185,7 +188,7 @@ func writeSysctl(name, value string) error {
 	return err
 }
 
-// writeRules writes the slot's own table anew.
+// writeRules replaces the slot's own table.
 func (m *maker) writeRules() error {
 	return batch(m.path(), func(conn *nftables.Conn) error {
 		t := newTable(conn, slotTable)
@@ -207,8 +210,8 @@ func (m *maker) writeChains(t table, closed *nftables.Set) {
 	t.rule(pre, "spoofed MAC", fromGuest, etherSource(expr.CmpOpNeq, mac(GuestMAC)), drop())
 	t.rule(pre, "spoofed address", fromGuest, ipSourceIs(expr.CmpOpNeq, netip.MustParseAddr(GuestAddress)), drop())
 
-	// What is offered to the guest at the gateway's address. Before the answers
-	// to the agent: else who asked once could ask without a limit.
+	// The services at the gateway's address. They come before the answers to the
+	// agent: else a guest that has an open flow would bypass the rate limit.
 	offered := t.sub("offered")
 	t.rule(offered, "time", ipDestinationIs(netip.MustParseAddr(NTPAddress)), toUDPPort(ntp.Port), atMost(ntpRate, ntpBurst), accept())
 	t.rule(offered, "too many questions for the time", toUDPPort(ntp.Port), drop())
@@ -217,7 +220,7 @@ func (m *maker) writeChains(t table, closed *nftables.Set) {
 	t.rule(input, "answers to the agent", fromGuest, answers(), accept())
 	t.rule(input, "to the gateway", drop())
 
-	// Where a sandbox's own policy will go: after what is closed to all.
+	// A sandbox's own policy will go here, after the networks that are closed to all.
 	egress := t.sub("egress")
 	t.rule(egress, "to a closed network", ipDestinationIn(closed), drop())
 	t.rule(egress, "without a connection", connState(expr.CtStateBitINVALID), drop())
@@ -233,7 +236,7 @@ func (m *maker) writeChains(t table, closed *nftables.Set) {
 	t.rule(post, "out", toHost, masquerade())
 }
 
-// addVeth makes the pair, with one end in the namespace, and sets up the host's.
+// addVeth makes the pair, with one end in the namespace, and sets up the host's end.
 func (m *maker) addVeth() error {
 	ns, err := netns.Open(m.path())
 	if err != nil {
@@ -253,24 +256,17 @@ func (m *maker) addVeth() error {
 }
 
 func (m *maker) setUplink() error {
-	nl, err := m.inside()
+	nl, link, err := m.link(uplink)
 	if err != nil {
 		return err
 	}
-	link, err := nl.LinkByName(uplink)
-	if err != nil {
-		return err
-	}
-	if err := nl.AddrAdd(link, &netlink.Addr{IPNet: ipNet(m.cfg.slotAddr(m.index), 31)}); err != nil {
-		return err
-	}
-	if err := nl.LinkSetUp(link); err != nil {
+	if err := bringUp(nl, link, m.cfg.slotAddr(m.index), 31); err != nil {
 		return err
 	}
 	return nl.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: m.cfg.hostAddr(m.index).AsSlice()})
 }
 
-// addTAP makes a TAP that stays when nobody has it open.
+// addTAP makes a TAP that stays when no process has it open.
 func (m *maker) addTAP() error {
 	return netns.Do(m.path(), func() error {
 		tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
@@ -283,7 +279,7 @@ func (m *maker) addTAP() error {
 		if err != nil {
 			return err
 		}
-		// The flags of both VMMs; one that attaches with others is refused.
+		// Both VMMs use these flags; the kernel refuses to attach with others.
 		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
 		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 			return fmt.Errorf("TUNSETIFF: %w", err)
@@ -297,24 +293,17 @@ func (m *maker) addTAP() error {
 	})
 }
 
-// setTAP gives the TAP its addresses and tells it the guest's, so that nothing
-// waits for ARP after a restore.
+// setTAP gives the TAP its addresses and a permanent neighbor entry for the
+// guest, so that nothing waits for ARP after a restore.
 func (m *maker) setTAP() error {
-	nl, err := m.inside()
-	if err != nil {
-		return err
-	}
-	tap, err := nl.LinkByName(TAP)
+	nl, tap, err := m.link(TAP)
 	if err != nil {
 		return err
 	}
 	if err := nl.LinkSetHardwareAddr(tap, mac(gatewayMAC)); err != nil {
 		return err
 	}
-	if err := nl.AddrAdd(tap, &netlink.Addr{IPNet: ipNet(netip.MustParseAddr(GatewayAddress), linkBits)}); err != nil {
-		return err
-	}
-	if err := nl.LinkSetUp(tap); err != nil {
+	if err := bringUp(nl, tap, netip.MustParseAddr(GatewayAddress), linkBits); err != nil {
 		return err
 	}
 	return nl.NeighSet(&netlink.Neigh{
@@ -328,7 +317,7 @@ func (m *maker) setTAP() error {
 // serveTime offers the time to the guest.
 func (m *maker) serveTime() error { return m.host.clocks.serve(m.index, m.path()) }
 
-// writeID makes the slot whole: Adopt knows it by its id.
+// writeID completes the slot: Adopt finds it by its id.
 func (m *maker) writeID() error {
 	link, err := m.host.nl.LinkByName(m.cfg.name(m.index))
 	if err != nil {
@@ -337,16 +326,12 @@ func (m *maker) writeID() error {
 	return m.host.nl.LinkSetAlias(link, aliasPrefix+m.id)
 }
 
-// errInUse says that a released slot is not free.
+// errInUse means that a released slot is not free.
 var errInUse = errors.New("a process still has the TAP open")
 
-// checkUnused fails while a VMM is attached to the TAP: it has a carrier then.
+// checkUnused fails while a VMM is attached to the TAP, which then has a carrier.
 func (m *maker) checkUnused() error {
-	nl, err := m.inside()
-	if err != nil {
-		return err
-	}
-	tap, err := nl.LinkByName(TAP)
+	_, tap, err := m.link(TAP)
 	if err != nil {
 		return err
 	}
@@ -357,11 +342,7 @@ func (m *maker) checkUnused() error {
 }
 
 func (m *maker) deleteTAP() error {
-	nl, err := m.inside()
-	if err != nil {
-		return err
-	}
-	tap, err := nl.LinkByName(TAP)
+	nl, tap, err := m.link(TAP)
 	if err != nil {
 		return err
 	}

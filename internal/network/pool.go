@@ -13,35 +13,34 @@ import (
 
 	"wrenn"
 	"wrenn/internal/rollback"
+	"wrenn/internal/wake"
 )
 
 // Pool makes, keeps and hands out the slots of one prefix. It is safe for
-// concurrent use. Close it.
+// concurrent use. The caller must Close it.
 type Pool struct {
 	cfg  Config
 	host *host
 	lock lock
-	// fault, in tests, is asked before and after each step of making or
-	// recycling a slot, and makes it fail by an error.
-	fault func(step string) error
+	hook rollback.Hook // in tests, called after each step
 
-	kick   chan struct{} // holds one: the filler has something to look at
+	wake   wake.Chan // of the filler
 	stop   context.CancelFunc
 	filler sync.WaitGroup
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	closed  bool
 	slots   map[int]*entry // every slot that may be in the kernel, by index
 	ready   []int          // indexes of slots to hand out
 	freed   []int          // indexes below next that are free
-	next    int
-	changed chan struct{} // closed, and replaced, when a slot was made or left
+	next    int            // the lowest index that was never used
+	changed chan struct{}  // closed, and replaced, when a slot was made or became free
 }
 
-// entry is what is known of one slot.
+// entry is the state of one slot.
 type entry struct {
 	state state
-	id    string // empty when the slot is not whole
+	id    string // empty when the slot is incomplete
 	owner string // of a slot in use
 }
 
@@ -51,23 +50,23 @@ const (
 	stateMaking   state = "making"
 	stateReady    state = "ready"
 	stateUsed     state = "used"
-	stateLeftover state = "leftover" // of an earlier pool, neither adopted nor swept yet
+	stateLeftover state = "leftover" // of an earlier pool, neither adopted nor removed yet
 	stateLeaving  state = "leaving"  // being recycled or removed
 	stateBroken   state = "broken"   // could not be removed
 )
 
 // Open returns the pool of cfg.Prefix and starts to fill it. It writes the
-// host's table and switches IPv4 forwarding on. What an earlier pool of the
-// prefix left keeps working: Adopt what is still wanted, then Sweep the rest.
-// Errors: Invalid for a configuration that cannot be, FailedPrecondition when
-// the prefix is in use or the range clashes with a route of the host, and
+// host's table and switches IPv4 forwarding on. Slots that an earlier pool of
+// the prefix left keep working: Adopt those that are still wanted, then Sweep
+// the rest. Errors: Invalid for an invalid configuration, FailedPrecondition
+// when the prefix is in use or the range clashes with a route of the host, and
 // PermissionDenied without root.
 func Open(ctx context.Context, cfg Config) (*Pool, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	p := &Pool{cfg: cfg, kick: make(chan struct{}, 1), slots: map[int]*entry{}, changed: make(chan struct{})}
+	p := &Pool{cfg: cfg, wake: wake.New(), slots: map[int]*entry{}, changed: make(chan struct{})}
 	var undo rollback.Stack
 	defer undo.Run(ctx)
 	if err := p.attach(ctx, &undo); err != nil {
@@ -80,11 +79,11 @@ func Open(ctx context.Context, cfg Config) (*Pool, error) {
 	fillCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	p.stop = stop
 	p.filler.Go(func() { p.fill(fillCtx) })
-	p.wake()
+	p.wake.Notify()
 	return p, nil
 }
 
-// attach takes the prefix, looks at what is there and writes the host's table.
+// attach locks the prefix, finds leftovers and writes the host's table.
 func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 	if p.lock, err = takeLock(p.cfg); err != nil {
 		return err
@@ -103,7 +102,7 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 	if err := p.host.checkRange(links); err != nil {
 		return err
 	}
-	whole, err := p.findLeftovers(links)
+	complete, err := p.findLeftovers(links)
 	if err != nil {
 		return err
 	}
@@ -113,25 +112,26 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 	if err := p.host.warnOfOthers(ctx); err != nil {
 		return fmt.Errorf("list nftables chains: %w", err)
 	}
-	return p.host.writeTable(whole)
+	return p.host.writeTable(complete)
 }
 
-// findLeftovers enters them into the books and returns the indexes of those that are whole.
-func (p *Pool) findLeftovers(links map[int]slotLink) (whole []int, err error) {
+// findLeftovers enters leftover slots in p.slots and returns the indexes of the
+// complete ones.
+func (p *Pool) findLeftovers(links map[int]slotLink) (complete []int, err error) {
 	left, err := p.host.leftovers(links)
 	for index, id := range left {
 		p.slots[index] = &entry{state: stateLeftover, id: id}
 		if id != "" {
-			whole = append(whole, index)
+			complete = append(complete, index)
 		}
 	}
-	return whole, err
+	return complete, err
 }
 
-// Acquire returns a slot for owner, who must Release it: a ready one if there
+// Acquire returns a slot for owner, who must Release it: a ready slot if there
 // is any, which takes no system call, else a new one. When all Max slots exist
-// it waits for those that are just being made or given back; Exhausted when
-// there are none of them either.
+// it waits for slots that are being made or released; Exhausted when there are
+// none.
 func (p *Pool) Acquire(ctx context.Context, owner string) (*Slot, error) {
 	for {
 		g, err := p.take(owner)
@@ -151,7 +151,7 @@ func (p *Pool) Acquire(ctx context.Context, owner string) (*Slot, error) {
 	}
 }
 
-// grant is one of three: a slot, something to wait for, or an index to make a slot of.
+// grant is a slot, or a channel to wait for, or the index of a slot to make.
 type grant struct {
 	slot  *Slot
 	wait  <-chan struct{}
@@ -167,7 +167,7 @@ func (p *Pool) take(owner string) (grant, error) {
 	if n := len(p.ready); n > 0 {
 		index := p.ready[n-1]
 		p.ready = p.ready[:n-1]
-		p.wake()
+		p.wake.Notify()
 		return grant{slot: p.handOut(index, p.slots[index].id, owner)}, nil
 	}
 	if index, ok := p.reserve(); ok {
@@ -191,22 +191,22 @@ func (p *Pool) makeFor(ctx context.Context, index int, owner string) (*Slot, err
 	return p.handOut(index, id, owner), nil
 }
 
-// tell wakes everybody who waits for a slot. The caller holds mu.
-func (p *Pool) tell() {
+// notify wakes all callers that wait for a slot. The caller must hold mu.
+func (p *Pool) notify() {
 	close(p.changed)
 	p.changed = make(chan struct{})
 }
 
 var errClosed = wrenn.Errorf(wrenn.Unavailable, "the network pool is closed")
 
-// handOut books the slot on owner. The caller holds mu.
+// handOut records that owner uses the slot. The caller must hold mu.
 func (p *Pool) handOut(index int, id, owner string) *Slot {
 	p.slots[index] = &entry{state: stateUsed, id: id, owner: owner}
-	p.tell()
+	p.notify()
 	return newSlot(p, SlotRef{Index: index, ID: id, Owner: owner})
 }
 
-// reserve returns a free index and books it as being made. The caller holds mu.
+// reserve returns a free index, whose slot is then being made. The caller must hold mu.
 func (p *Pool) reserve() (int, bool) {
 	if len(p.slots) >= p.cfg.Max {
 		return 0, false
@@ -228,22 +228,22 @@ func (p *Pool) reserve() (int, bool) {
 	return 0, false
 }
 
-// make makes the slot of a reserved index. When it fails nothing of the slot
-// is left and the index is free again; or, if that fails too, it is broken.
+// make makes the slot of a reserved index. If it fails it removes the slot and
+// frees the index; if that fails too, the slot is broken.
 func (p *Pool) make(ctx context.Context, index int) (id string, err error) {
-	id, err = p.host.run(ctx, index, makeSteps, p.fault)
+	id, err = p.host.run(ctx, index, makeSteps, p.hook)
 	if err != nil {
 		return "", errors.Join(err, p.remove(index))
 	}
 	return id, nil
 }
 
-// remove takes what there is of the slot out of the kernel and frees its index.
+// remove removes all parts of the slot from the kernel and frees its index.
 func (p *Pool) remove(index int) error {
-	err := p.host.remove(index, p.fault)
+	err := p.host.remove(index, p.hook)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	defer p.tell()
+	defer p.notify()
 	if err != nil {
 		p.slots[index] = &entry{state: stateBroken, id: p.slots[index].id}
 		return err
@@ -255,8 +255,8 @@ func (p *Pool) remove(index int) error {
 	return nil
 }
 
-// Adopt returns the slot that ref means, which an earlier pool of this prefix
-// handed out; the caller must Release it. NotFound when it is no longer there,
+// Adopt returns the slot of ref, which an earlier pool of this prefix handed
+// out; the caller must Release it. NotFound when the slot no longer exists,
 // FailedPrecondition when it has an owner already.
 func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
 	slot, err := p.takeOver(ref)
@@ -264,14 +264,15 @@ func (p *Pool) Adopt(ctx context.Context, ref SlotRef) (*Slot, error) {
 		return nil, err
 	}
 	p.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "network slot adopted", slog.Int("slot", ref.Index), slog.String("owner", ref.Owner))
-	// The earlier pool's socket went with it. No sandbox is lost for that.
+	// The earlier pool's socket was closed with its process. A slot without a
+	// time server is still usable.
 	if err := p.host.clocks.serve(ref.Index, slot.Namespace()); err != nil {
-		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "an adopted slot has no time server", slog.Int("slot", ref.Index), slog.Any("err", err))
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "adopted network slot has no time server", slog.Int("slot", ref.Index), slog.Any("err", err))
 	}
 	return slot, nil
 }
 
-// takeOver books a leftover on its owner.
+// takeOver hands a leftover slot out to its owner.
 func (p *Pool) takeOver(ref SlotRef) (*Slot, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -287,38 +288,38 @@ func (p *Pool) takeOver(ref SlotRef) (*Slot, error) {
 	return p.handOut(ref.Index, ref.ID, ref.Owner), nil
 }
 
-// Sweep removes what earlier pools left and nobody adopted, and tries again to
-// remove slots that could not be. It goes on after errors. A slot in which
-// something lives is kept: without its name nobody would find that again.
+// Sweep removes the slots of earlier pools that were not adopted, and tries
+// again to remove broken ones. It goes on after errors. It keeps a slot in which
+// processes run: without the slot's name they could not be found again.
 func (p *Pool) Sweep(ctx context.Context) error {
-	lived, err := p.inhabited()
+	inUse, err := p.processes()
 	if err != nil {
 		return fmt.Errorf("sweep network pool %s: %w", p.cfg.Prefix, err)
 	}
-	for index, pids := range lived {
-		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "leftover network slot is kept, because something lives in it",
+	for index, pids := range inUse {
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "leftover network slot kept: processes run in it",
 			slog.String("slot", p.cfg.name(index)), slog.Any("pids", pids))
 	}
 	var errs []error
-	for _, index := range p.claim(lived, stateLeftover, stateBroken) {
+	for _, index := range p.claim(inUse, stateLeftover, stateBroken) {
 		if err := p.remove(index); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		p.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover network slot removed", slog.Int("slot", index))
 	}
-	p.wake()
+	p.wake.Notify()
 	return errors.Join(errs...)
 }
 
-// claim books the slots in one of the states, but those in spared, as leaving
+// claim marks the slots in one of the states as leaving, except those in except,
 // and returns their indexes.
-func (p *Pool) claim(spared map[int][]int, states ...state) []int {
+func (p *Pool) claim(except map[int][]int, states ...state) []int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var claimed []int
 	for _, index := range slices.Sorted(maps.Keys(p.slots)) {
-		if e := p.slots[index]; spared[index] == nil && slices.Contains(states, e.state) {
+		if e := p.slots[index]; except[index] == nil && slices.Contains(states, e.state) {
 			e.state = stateLeaving
 			claimed = append(claimed, index)
 		}
@@ -326,53 +327,54 @@ func (p *Pool) claim(spared map[int][]int, states ...state) []int {
 	return claimed
 }
 
-// release recycles or removes the slot that ref means, if it is still ref's.
+// release recycles or removes the slot of ref, unless it has a later owner.
 func (p *Pool) release(ctx context.Context, ref SlotRef) error {
-	what, err := p.giveBack(ref)
-	if err != nil || what == keep {
+	next, err := p.giveBack(ref)
+	if err != nil || next == nothing {
 		return err
 	}
-	defer p.wake()
-	if what == recycle {
-		// A caller in a hurry gets a clean slot all the same: each step is a short system call.
-		id, err := p.host.run(context.WithoutCancel(ctx), ref.Index, recycleSteps, p.fault)
+	defer p.wake.Notify()
+	if next == recycle {
+		// The steps are short system calls: they need no cancellation, and an
+		// incomplete slot would have to be removed.
+		id, err := p.host.run(context.WithoutCancel(ctx), ref.Index, recycleSteps, p.hook)
 		if err == nil {
 			p.putReady(ref.Index, id)
 			return nil
 		}
-		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "network slot is removed, not recycled",
+		p.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot recycle network slot; removing it",
 			slog.Int("slot", ref.Index), slog.String("owner", ref.Owner), slog.Any("err", err))
 	}
 	return p.remove(ref.Index)
 }
 
-// fate is what becomes of a released slot.
-type fate int
+// disposal is what to do with a released slot.
+type disposal int
 
 const (
-	keep fate = iota // it is not the releaser's any more
+	nothing disposal = iota // it was released before
 	recycle
 	destroy
 )
 
-// giveBack books the slot as leaving, if it is ref's, and says what to do with it.
-func (p *Pool) giveBack(ref SlotRef) (fate, error) {
+// giveBack marks the slot of ref as leaving and returns what to do with it.
+func (p *Pool) giveBack(ref SlotRef) (disposal, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.slots[ref.Index]
 	switch {
 	case e == nil || e.id != ref.ID:
-		return keep, nil
+		return nothing, nil
 	case p.closed:
-		return keep, errClosed
+		return nothing, errClosed
 	case e.state == stateUsed && len(p.ready) < 2*p.cfg.Ready:
 		e.state = stateLeaving
 		return recycle, nil
 	case e.state == stateUsed || e.state == stateBroken:
 		e.state = stateLeaving
 		return destroy, nil
-	default: // Sweep is at it
-		return keep, wrenn.Errorf(wrenn.Unavailable, "network slot %s is %s", p.cfg.name(ref.Index), e.state)
+	default: // Sweep is removing it
+		return nothing, wrenn.Errorf(wrenn.Unavailable, "network slot %s is %s", p.cfg.name(ref.Index), e.state)
 	}
 }
 
@@ -381,14 +383,7 @@ func (p *Pool) putReady(index int, id string) {
 	defer p.mu.Unlock()
 	p.slots[index] = &entry{state: stateReady, id: id}
 	p.ready = append(p.ready, index)
-	p.tell()
-}
-
-func (p *Pool) wake() {
-	select {
-	case p.kick <- struct{}{}:
-	default:
-	}
+	p.notify()
 }
 
 // fill makes ready slots whenever there are too few, until ctx ends.
@@ -399,7 +394,7 @@ func (p *Pool) fill(ctx context.Context) {
 		err := p.fillUp(ctx)
 		var again <-chan time.Time
 		if err != nil && ctx.Err() == nil {
-			p.cfg.Log.LogAttrs(ctx, slog.LevelError, "make network slot ahead", slog.Any("err", err), slog.Duration("retry_in", pause))
+			p.cfg.Log.LogAttrs(ctx, slog.LevelError, "cannot make network slot; will retry", slog.Any("err", err), slog.Duration("retry_in", pause))
 			again = time.After(pause)
 			pause = min(2*pause, longestPause)
 		} else {
@@ -408,7 +403,7 @@ func (p *Pool) fill(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.kick:
+		case <-p.wake:
 		case <-again:
 		}
 	}
@@ -439,7 +434,7 @@ func (p *Pool) reserveAhead() (int, bool) {
 	return p.reserve()
 }
 
-// Stats counts slots by what becomes of them.
+// Stats counts slots by their state.
 type Stats struct {
 	Ready    int // to be handed out
 	Used     int // handed out or adopted
@@ -448,7 +443,7 @@ type Stats struct {
 	Changing int // being made, recycled or removed
 }
 
-// Stats returns the counts of this moment.
+// Stats returns the current counts.
 func (p *Pool) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -462,10 +457,10 @@ func (p *Pool) Stats() Stats {
 	return s
 }
 
-// Close ends the filling and removes all slots that nobody uses. Slots in use
-// stay, with the host's table that guards them, for the next pool to adopt; so
-// do leftovers that were not swept. When none are left the table goes as well.
-// No other method may be running. Twice is allowed; the second does nothing.
+// Close stops filling the pool and removes all unused slots. Slots in use stay,
+// with the host's table that guards them, for the next pool to adopt; so do
+// leftovers. Without such slots the table is removed as well. No other method
+// may be running. Twice is allowed; the second call does nothing.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	again := p.closed

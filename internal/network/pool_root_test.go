@@ -24,6 +24,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/netns"
+	"wrenn/internal/rollback"
 	"wrenn/internal/testkit"
 )
 
@@ -37,7 +38,7 @@ func TestPoolFillsAheadAndHandsOutWhatIsReady(t *testing.T) {
 	p := l.open(t, func(c *Config) { c.Ready = 2; c.Max = 2 })
 	waitReady(t, p, 2)
 	var steps atomic.Int32
-	p.fault = func(string) error { steps.Add(1); return nil }
+	p.hook = func(string) error { steps.Add(1); return nil }
 	a, b := acquire(t, p, "a"), acquire(t, p, "b")
 	if n := steps.Load(); n != 0 {
 		t.Errorf("handing out ready slots took %d steps", n)
@@ -75,7 +76,7 @@ func TestPoolIsBounded(t *testing.T) {
 	acquire(t, p, "c")
 }
 
-// The last slot may be on its way back, or into the pool.
+// The last slot may be being released or made.
 func TestAcquireWaitsForASlotThatIsComing(t *testing.T) {
 	l := newLab(t)
 	p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
@@ -96,7 +97,7 @@ func TestAcquireWaitsForASlotThatIsComing(t *testing.T) {
 }
 
 func TestReleaseTwiceNeverTouchesTheNextOwner(t *testing.T) {
-	for _, ready := range []int{0, 1} { // removed and made anew; recycled
+	for _, ready := range []int{0, 1} { // removed and made again; recycled
 		t.Run(fmt.Sprint("ready ", ready), func(t *testing.T) {
 			l := newLab(t)
 			p := l.open(t, func(c *Config) { c.Ready = ready; c.Max = 1 })
@@ -185,7 +186,7 @@ func TestRecycledSlotIsAsGoodAsNew(t *testing.T) {
 	testkit.Must(t, netns.Delete(filepath.Base(g.path))) // newGuest makes it again
 	second := acquire(t, p, "second")
 	if linkOf(t, second) != link {
-		t.Error("the slot was removed and made anew")
+		t.Error("the slot was replaced")
 	}
 	again := newGuest(t, second)
 	conn, err = dial(t.Context(), again.path, "tcp4", worldPublic+":80")
@@ -307,8 +308,9 @@ func TestCrashedAgentsSlotsAreAdoptedOrSwept(t *testing.T) {
 	conn, err := dial(t.Context(), g.path, "tcp4", worldPublic+":80")
 	testkit.Must(t, err)
 	defer conn.Close()
-	// One that was being made when the agent died, and the end of one.
-	if _, err := dead.host.run(t.Context(), 7, makeSteps[:4], nil); err != nil {
+	// One slot is half made, and of another only the namespace is left.
+	firstFour := func(m *maker) []rollback.Step { return makeSteps(m)[:4] }
+	if _, err := dead.host.run(t.Context(), 7, firstFour, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = netns.Create(l.cfg.name(9))
@@ -374,7 +376,7 @@ func TestCloseLeavesSlotsInUse(t *testing.T) {
 	testkit.Must(t, l.open(t, nil).Sweep(t.Context()))
 }
 
-// What lives in a slot that nobody adopted is shown, and keeps it.
+// A slot that was not adopted and has processes in it is reported, and kept.
 func TestSweepSparesWhatIsLivedIn(t *testing.T) {
 	l := newLab(t)
 	dead, err := Open(t.Context(), l.cfg)
@@ -389,7 +391,7 @@ func TestSweepSparesWhatIsLivedIn(t *testing.T) {
 	for _, s := range slots[1:] {
 		cmd := exec.Command("sleep", "600")
 		testkit.Must(t, netns.Do(s.Namespace(), cmd.Start))
-		t.Cleanup(func() { _ = cmd.Process.Kill() }) // gone already when all went well
+		t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended already unless the test failed
 		lodgers = append(lodgers, cmd)
 	}
 	l.abandon(dead)
@@ -433,7 +435,7 @@ func TestSlotsOfAnotherRangeAreNotAdopted(t *testing.T) {
 
 var errInjected = errors.New("injected")
 
-// failOnce fails the first time that point is asked.
+// failOnce returns a hook that fails the first call for point.
 func failOnce(point string) func(string) error {
 	var mu sync.Mutex
 	done := false
@@ -448,20 +450,21 @@ func failOnce(point string) func(string) error {
 	}
 }
 
-func points(steps []step) []string {
+// names returns the names of steps, for a maker whose steps are not run.
+func names(steps func(*maker) []rollback.Step) []string {
 	var all []string
-	for _, s := range steps {
-		all = append(all, "before "+s.name, "after "+s.name)
+	for _, s := range steps(&maker{}) {
+		all = append(all, s.Name)
 	}
 	return all
 }
 
 func TestEachStepOfMakingFailsOnceAndLeavesNothing(t *testing.T) {
 	l := newLab(t)
-	for _, point := range points(makeSteps) {
+	for _, point := range names(makeSteps) {
 		t.Run(point, func(t *testing.T) {
 			p := l.open(t, nil)
-			p.fault = failOnce(point)
+			p.hook = failOnce(point)
 			if _, err := p.Acquire(t.Context(), "a"); !errors.Is(err, errInjected) {
 				t.Fatalf("Acquire() = %v", err)
 			}
@@ -478,13 +481,13 @@ func TestEachStepOfMakingFailsOnceAndLeavesNothing(t *testing.T) {
 
 func TestEachStepOfRecyclingFailsOnceAndTheSlotIsRemoved(t *testing.T) {
 	l := newLab(t)
-	for _, point := range points(recycleSteps) {
+	for _, point := range names(recycleSteps) {
 		t.Run(point, func(t *testing.T) {
 			p := l.open(t, func(c *Config) { c.Ready = 1; c.Max = 1 })
 			waitReady(t, p, 1)
 			s := acquire(t, p, "a")
 			old := linkOf(t, s)
-			p.fault = failOnce(point)
+			p.hook = failOnce(point)
 			testkit.Must(t, s.Release(t.Context()))
 			if fresh := acquire(t, p, "b"); linkOf(t, fresh) == old {
 				t.Error("a slot in doubt was handed out")
@@ -502,7 +505,7 @@ func TestSlotThatCannotBeRemovedStaysOut(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := acquire(t, p, "a")
-			p.fault = failOnce("remove")
+			p.hook = failOnce("remove")
 			if err := s.Release(t.Context()); !errors.Is(err, errInjected) {
 				t.Fatalf("Release() = %v", err)
 			}
@@ -524,8 +527,8 @@ func TestCancelledAcquireLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	p := l.open(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	p.fault = func(point string) error {
-		if point == "after veth" {
+	p.hook = func(point string) error {
+		if point == "veth" {
 			cancel()
 		}
 		return nil
@@ -591,11 +594,11 @@ func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 		want bool
 	}{
 		{"owner", firstUID + s.Index(), true},
-		{"somebody else", firstUID + s.Index() + 1, false},
+		{"another user", firstUID + s.Index() + 1, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var tun *os.File
-			testkit.Must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to where it was opened
+			testkit.Must(t, netns.Do(s.Namespace(), func() (err error) { // it belongs to the namespace it was opened in
 				tun, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
 				return err
 			}))
@@ -612,7 +615,7 @@ func TestOwnerAttachesToTheTAPWithoutCapabilities(t *testing.T) {
 	}
 }
 
-// readableCopy puts the test binary where other users can run it.
+// readableCopy copies the test binary to where other users can run it.
 func readableCopy(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wrenn-network-*") //nolint:usetesting // others cannot enter t.TempDir
@@ -626,7 +629,7 @@ func readableCopy(t *testing.T) string {
 	return path
 }
 
-// BenchmarkSlot prints what making, taking and giving back cost each.
+// BenchmarkSlot prints the costs of making, acquiring and releasing a slot.
 func BenchmarkSlot(b *testing.B) {
 	for name, ready := range map[string]int{"pool": 2, "nothing": 0} {
 		b.Run("from the "+name, func(b *testing.B) {

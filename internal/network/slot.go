@@ -6,30 +6,29 @@ import (
 	"sync/atomic"
 
 	"wrenn"
+	"wrenn/internal/cmutex"
 )
 
-// SlotRef is what Adopt needs; a journal keeps it as JSON.
+// SlotRef names a slot for Adopt; a journal keeps it as JSON.
 type SlotRef struct {
 	Index int `json:"index"`
 	// ID is new each time a slot becomes ready, so that an old ref never
-	// means the next owner's slot.
+	// names the next owner's slot.
 	ID string `json:"id"`
-	// Owner is who acquired it, for people who read the journal.
+	// Owner is the name that Acquire got, for readers of the journal.
 	Owner string `json:"owner"`
 }
 
-// Slot is one owner's hold on a slot; Release it. Its methods are safe for
-// concurrent use.
+// Slot is one owner's lease on a slot, which ends with Release. Its methods are
+// safe for concurrent use.
 type Slot struct {
-	pool     *Pool
-	ref      SlotRef
-	turn     chan struct{} // holds one: a Release at a time
-	released atomic.Bool
+	pool      *Pool
+	ref       SlotRef
+	releasing cmutex.Mutex // one Release at a time
+	released  atomic.Bool
 }
 
-func newSlot(p *Pool, ref SlotRef) *Slot {
-	return &Slot{pool: p, ref: ref, turn: make(chan struct{}, 1)}
-}
+func newSlot(p *Pool, ref SlotRef) *Slot { return &Slot{pool: p, ref: ref} }
 
 // Namespace is the path of the slot's network namespace.
 func (s *Slot) Namespace() string { return s.pool.cfg.namespace(s.ref.Index) }
@@ -38,13 +37,14 @@ func (s *Slot) Namespace() string { return s.pool.cfg.namespace(s.ref.Index) }
 // packet information, with virtio headers and one queue (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR).
 func (s *Slot) TAP() string { return TAP }
 
-// MAC is what the guest's card must have; packets of others are dropped.
+// MAC is the address that the guest's network card must have; packets from
+// others are dropped.
 func (s *Slot) MAC() string { return GuestMAC }
 
 // Index is the slot's number, from 0; no two slots of a pool have the same.
 func (s *Slot) Index() int { return s.ref.Index }
 
-// Ref is what Adopt needs. It never changes.
+// Ref returns the slot's reference for Adopt. It never changes.
 func (s *Slot) Ref() SlotRef { return s.ref }
 
 var errReleased = wrenn.Errorf(wrenn.FailedPrecondition, "the network slot was released")
@@ -53,8 +53,9 @@ var errReleased = wrenn.Errorf(wrenn.FailedPrecondition, "the network slot was r
 // of the slot's namespace; the connection is usable everywhere. Names are not
 // resolved. FailedPrecondition after Release.
 //
-// A guest that is not up yet does not refuse but swallows the first packet, and
-// the kernel sends the next after a second: bound attempts by ctx, and repeat them.
+// A guest that is not up yet does not refuse the connection but drops the first
+// packet, and the kernel sends the next after a second: bound each attempt by
+// ctx, and repeat it.
 func (s *Slot) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	if s.released.Load() {
 		return nil, errReleased
@@ -63,25 +64,23 @@ func (s *Slot) DialContext(ctx context.Context, network, address string) (net.Co
 	if err != nil {
 		return nil, err
 	}
-	if s.released.Load() { // it may be the next owner's guest that answered
+	if s.released.Load() { // the next owner's guest may have answered
 		conn.Close()
 		return nil, errReleased
 	}
 	return conn, nil
 }
 
-// Release gives the slot back; the machine in it must be gone and connections
-// of DialContext closed. When it returns nil the slot is clean and in the pool,
-// or removed. It is safe to call more than once, and never touches the slot of
-// a later owner. After an error the slot stays out of the pool; Release again,
-// or the pool's Sweep, tries to remove it.
+// Release returns the slot to the pool; the machine in it must be gone and the
+// connections of DialContext closed. When it returns nil the slot is clean and
+// in the pool, or removed. Twice is allowed; it never touches the slot of a later
+// owner. After an error the slot stays out of the pool; another Release, or the
+// pool's Sweep, tries to remove it.
 func (s *Slot) Release(ctx context.Context) error {
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := s.releasing.Lock(ctx); err != nil {
+		return err
 	}
+	defer s.releasing.Unlock()
 	s.released.Store(true)
 	return s.pool.release(ctx, s.ref)
 }

@@ -1,6 +1,9 @@
-// Package ntp answers a guest that asks for the time, as RFC 5905 has it: one
-// packet in, one packet of the same size out, nothing kept. Sockets are the
-// caller's business.
+// Package ntp answers a guest's requests for the time, as RFC 5905 defines: one
+// packet in, one packet of the same size out, without state. The caller owns the
+// sockets.
+//
+// It is not a library's because the well-kept ones are clients. A server for
+// hostile guests is 40 lines that parse fixed offsets and allocate nothing.
 package ntp
 
 import (
@@ -11,19 +14,19 @@ import (
 // PacketSize is the size of a packet without extensions: RFC 5905 §7.3.
 const PacketSize = 48
 
-// Port is NTP's.
+// Port is NTP's UDP port.
 const Port = 123
 
 // Values of an answer, by RFC 5905 §7.3.
 const (
 	modeClient = 3
 	modeServer = 4
-	// stratum is what servers use that have nothing but their own clock, as
-	// chrony's "local" does: whether the host follows anybody is not asked.
+	// stratum is that of a server with only its local clock, as in chrony's
+	// "local": whether the host's clock is synchronized is not checked.
 	stratum = 10
 	// precision is log2 of a clock's resolution in seconds: a microsecond.
 	precision = -20
-	// rootDispersion is the error that is admitted to, 1 ms, in seconds of 16.16 bits.
+	// rootDispersion is the claimed error, 1 ms, in seconds of 16.16 bits.
 	rootDispersion = 1 << 16 / 1000
 	// referenceID of an undisciplined local clock, 127.127.1.1 by custom.
 	referenceID = 0x7f7f0101
@@ -44,9 +47,10 @@ const (
 	atTransmit   = 40
 )
 
-// Answer writes the answer to a request that came at received and is answered
-// at now into answer, and reports whether there is one: what is not a client's request
-// gets none. Extensions of a request are ignored, so an answer is never longer.
+// Answer writes into answer the reply to a request, which came at received, and
+// reports whether there is a reply: only a client's request gets one. now is the
+// time of the reply. Extensions of a request are ignored, so a reply is never
+// longer than its request.
 func Answer(answer *[PacketSize]byte, request []byte, received, now time.Time) bool {
 	if len(request) < PacketSize {
 		return false
@@ -72,8 +76,8 @@ func Answer(answer *[PacketSize]byte, request []byte, received, now time.Time) b
 // epoch is the Unix time of NTP's year 1900.
 const epoch = -2208988800
 
-// Timestamp is t as NTP counts: seconds since 1900 and a fraction of 32 bits.
-// It wraps in 2036, when the next era begins, and clients know.
+// Timestamp returns t in NTP's format: seconds since 1900 and a fraction of 32
+// bits. It wraps in 2036, when the next era begins, as clients expect.
 func Timestamp(t time.Time) uint64 {
 	seconds := uint64(uint32(t.Unix() - epoch)) // wraps as it should
 	return seconds<<32 | uint64(t.Nanosecond())<<32/uint64(time.Second)

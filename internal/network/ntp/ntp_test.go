@@ -23,7 +23,7 @@ func TestAnswer(t *testing.T) {
 	const want = "24 0a 06 ec | 00000000 | 00000041 | 7f7f0101 |" + // no leap, version 4, server
 		"eeaffac080000000 | 0102030405060708 | eeaffac080000000 | eeaffac0c0000000"
 	var got [PacketSize]byte
-	got[47] = 0xff // whatever was there
+	got[47] = 0xff // garbage
 	if !Answer(&got, request(4, 3), received, received.Add(250*time.Millisecond)) {
 		t.Fatal("no answer")
 	}
@@ -44,11 +44,11 @@ func TestWhoIsAnswered(t *testing.T) {
 		{"with extensions", long, true},
 		{"version 2", request(2, 3), false},
 		{"version 5", request(5, 3), false},
-		{"a server", request(4, 4), false}, // two of them would talk for ever
+		{"a server", request(4, 4), false}, // two of them would answer each other forever
 		{"symmetric", request(4, 1), false},
 		{"broadcast", request(4, 5), false},
 		{"control", request(4, 6), false},
-		{"private", request(4, 7), false}, // what amplified attacks
+		{"private", request(4, 7), false}, // the mode of amplification attacks
 		{"short", request(4, 3)[:47], false},
 		{"nothing", nil, false},
 	} {
