@@ -222,9 +222,9 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		return err
 	}
 	h.undo.AddFunc(h.Manager.Close)
-	// Disks and snapshots are clones: of images only the guest's own is needed, which is imported.
-	if err := h.store.Keep(); err != nil {
-		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images that nobody needs cannot be removed", slog.Any("err", err))
+	// Disks and snapshots are clones. The only image in use is the guest's own, which is imported.
+	if err := h.store.Collect(); err != nil {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove unused images", slog.Any("err", err))
 	}
 	return h.slots.Sweep(ctx)
 }

@@ -154,6 +154,7 @@ func TestPhrases(t *testing.T) {
 		"\n// a group of\n\t// its own, and":    `2: "of its own"`,
 		"# it says\n# whether":                  `1: "says whether"`,
 		"func removeLitter() {":                 `1: "Litter"`,
+		"func NamesANewOne() {}, HTTPLitter":    `1: "Litter"`,
 		"SET some_litter = 1":                   `1: "litter"`,
 		"one that is there.":                    `1: "is there"`,
 		"unkeepAll(), unkeep":                   `1: "unkeep"`,

@@ -47,8 +47,11 @@ var rules = []rule{
 // user of that name on every Unix.
 var harmless = regexp.MustCompile(`(?i)\b(?:is|are) there (?:a|an|any|no)\b|["'=]nobody\b`)
 
-// seam is where an identifier's words meet.
-var seam = regexp.MustCompile(`([a-z0-9])([A-Z])|_`)
+// seam and acronym are where an identifier's words meet: removeLitter, HTTPLitter.
+var (
+	seam    = regexp.MustCompile(`([a-z0-9])([A-Z])|_`)
+	acronym = regexp.MustCompile(`([A-Z])([A-Z][a-z])`)
+)
 
 // gap is what may be between two words of a phrase: space, or the end of a
 // line and the next line's comment sign.
@@ -70,7 +73,7 @@ func compile(rules []rule) *regexp.Regexp {
 // phrases returns a complaint for each banned phrase in text.
 func phrases(text string) []string {
 	text = harmless.ReplaceAllStringFunc(text, func(s string) string { return strings.Repeat("\n", strings.Count(s, "\n")) + "-" })
-	text = seam.ReplaceAllString(text, "$1 $2")
+	text = acronym.ReplaceAllString(seam.ReplaceAllString(text, "$1 $2"), "$1 $2")
 	var found []string
 	for _, m := range banned.FindAllStringSubmatchIndex(text, -1) {
 		line := 1 + strings.Count(text[:m[0]], "\n")

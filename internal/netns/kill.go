@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killPasses bounds how often Kill looks again for what its victims started meanwhile.
+// killPasses bounds how often Kill looks again for processes that its victims
+// have started since.
 const killPasses = 10
 
-// Kill ends every process in the network namespace at path with SIGKILL and
-// returns how many there were, when all of them are gone. The caller's own
-// process is left alone. It is for namespaces that belong to one machine each:
-// what runs there without being known otherwise is what a dead agent started
-// last.
+// Kill ends every process in the network namespace at path with SIGKILL, waits
+// until they are gone, and returns how many there were. It spares the caller's
+// own process. It is for namespaces that belong to one machine each: a process
+// that runs there and is in no journal is one that a killed agent started last.
 func Kill(ctx context.Context, path string) (int, error) {
 	target, err := Open(path)
 	if err != nil {
@@ -57,19 +57,19 @@ func killPass(ctx context.Context, target *os.File) (int, error) {
 	return killed, nil
 }
 
-// killIn kills the process if its main thread is in the target namespace. The
-// pidfd comes first, so that what is looked at is what is killed.
+// killIn kills the process if its main thread is in the target namespace. It
+// opens the pidfd first, so that the process that it checks is the one it kills.
 func killIn(ctx context.Context, pid int, target *os.File) (bool, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return false, nil // it is gone
+		return false, nil // it has ended
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if !inside(pid, target) {
 		return false, nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); errors.Is(err, unix.ESRCH) {
-		return false, nil // a zombie, or gone since
+		return false, nil // a zombie, or it has ended since
 	} else if err != nil {
 		return false, err
 	}

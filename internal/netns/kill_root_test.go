@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestKillEndsWhatRunsInsideAlone(t *testing.T) {
+func TestKillEndsOnlyProcessesInside(t *testing.T) {
 	_, path := create(t, "kill")
 	outside := exec.Command("sleep", "600")
 	inside := []*exec.Cmd{exec.Command("sleep", "600"), exec.Command("sleep", "600")}

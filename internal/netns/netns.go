@@ -1,7 +1,7 @@
-// Package netns enters network namespaces without poisoning OS threads, and
-// makes, names and deletes them. It knows nothing of links, routes or rules.
+// Package netns creates, lists and deletes named network namespaces, and enters
+// them without poisoning OS threads. It knows nothing of links, routes or rules.
 //
-// Named namespaces are bind mounts below Dir, as ip-netns(8) keeps them: an
+// Named namespaces are bind mounts below Dir, as those of ip-netns(8): an
 // operator sees them with "ip netns list".
 package netns
 
@@ -29,17 +29,17 @@ var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
 // errNoReturn is what Do returns when f ended its goroutine (runtime.Goexit, t.FailNow).
 var errNoReturn = errors.New("the function called in the namespace did not return")
 
-// Path returns where the namespace of the given name is, or would be.
+// Path returns the path of the namespace of the given name, which need not exist.
 func Path(name string) string { return filepath.Join(Dir, name) }
 
 // Do calls f on a thread that is in the network namespace at path, and returns
-// f's error. What f opens (sockets, files of /proc/sys/net) belongs to that
-// namespace and stays usable everywhere; what f starts with go does not run in it.
-// f runs on a goroutine of its own, so panics in it cannot be recovered by the caller.
+// f's error. Sockets and files of /proc/sys/net that f opens belong to that
+// namespace and stay usable everywhere; goroutines that f starts do not run in it.
+// f runs on another goroutine, so the caller cannot recover its panics.
 //
-// A thread that cannot be brought back is never used again: it ends with its
-// goroutine. The main thread cannot end, and /proc/self means its namespace: it
-// never leaves home.
+// A thread that cannot be moved back is never used again: it ends with its
+// goroutine. The main thread is never moved: it cannot end, and /proc/self shows
+// its namespace.
 func Do(path string, f func() error) error {
 	target, err := Open(path)
 	if err != nil {
@@ -54,9 +54,10 @@ func Do(path string, f func() error) error {
 	})
 }
 
-// onThread calls f on a fresh goroutine with a thread of its own, which f may
-// move to another namespace. The thread is reused only if it is back home. It is
-// never the main one: meanwhile others would take f's namespace for the process's.
+// onThread calls f on a new goroutine that is locked to its thread, which f may
+// move to another namespace. The thread is reused only if it could be moved back.
+// It is never the main thread: while f runs, other programs would take f's
+// namespace for the process's.
 func onThread(f func() error) error {
 	err := errNoReturn
 	done := make(chan struct{})
@@ -65,7 +66,7 @@ func onThread(f func() error) error {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
-			err = onThread(f) // on another one: this is taken meanwhile
+			err = onThread(f) // on another thread: this one is locked until it returns
 			return
 		}
 		home, openErr := os.Open(threadNS)
@@ -86,8 +87,8 @@ func onThread(f func() error) error {
 	return err
 }
 
-// Open opens the network namespace at path, after checking that it is one.
-// The caller closes it. The error wraps os.ErrNotExist when nothing is there.
+// Open opens the network namespace at path, and checks that it is one. The caller
+// closes it. The error wraps os.ErrNotExist when path does not exist.
 func Open(path string) (*os.File, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -101,9 +102,10 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Create makes a new, empty network namespace and returns its path. The error
-// wraps os.ErrExist when the name is taken, whether by a namespace or by a
-// file that one left. When Create fails nothing is left. Needs CAP_SYS_ADMIN.
+// Create makes an empty network namespace and returns its path. The error wraps
+// os.ErrExist when the name is taken, by a namespace or by the file of an
+// interrupted Create or Delete. A Create that fails leaves nothing. It needs
+// CAP_SYS_ADMIN.
 func Create(name string) (path string, err error) {
 	if !validName.MatchString(name) {
 		return "", fmt.Errorf("%.80q cannot name a network namespace", name)
@@ -130,8 +132,8 @@ func Create(name string) (path string, err error) {
 }
 
 // prepareDir makes Dir a shared mount of itself, as ip-netns(8) does before it
-// adds the first name. If that came later, every namespace in Dir would be
-// mounted twice and could not be deleted. The flock is the one ip takes.
+// adds the first name. If ip did that later, every namespace in Dir would be
+// mounted twice and could not be deleted. The flock is the one that ip takes.
 func prepareDir() error {
 	if err := os.MkdirAll(Dir, 0o755); err != nil {
 		return err
@@ -154,28 +156,27 @@ func prepareDir() error {
 	return unix.Mount("", Dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// Delete removes the name. The namespace itself goes when the last process
-// and socket has left it. Deleting what is not there is no error.
+// Delete removes the name. The namespace itself ends with its last process and
+// socket. A name that does not exist is no error.
 func Delete(name string) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("%.80q cannot name a network namespace", name)
 	}
 	path := Path(name)
-	// EINVAL: not a mount point, either never mounted or unmounted by a Delete that was cut.
+	// EINVAL: not a mount point: never mounted, or unmounted by an interrupted Delete.
 	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount network namespace %s: %w", name, err)
 	}
-	// A mount of it that lives on in another mount namespace goes with the file (since Linux 3.18).
+	// A mount of it in another mount namespace goes with the file (since Linux 3.18).
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("delete network namespace: %w", err)
 	}
 	return nil
 }
 
-// List returns the names in Dir that begin with prefix, in order. Among them
-// may be files that are not namespaces, left by a Create or Delete that was
-// cut; Delete removes them as well.
+// List returns the names in Dir that begin with prefix, sorted. Some may be plain
+// files of an interrupted Create or Delete; Delete removes them as well.
 func List(prefix string) ([]string, error) {
 	entries, err := os.ReadDir(Dir)
 	if errors.Is(err, os.ErrNotExist) {

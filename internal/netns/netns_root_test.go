@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// create makes a namespace that the test's end removes.
+// create creates a namespace, which the end of the test deletes.
 func create(t *testing.T, suffix string) (name, path string) {
 	t.Helper()
 	name = fmt.Sprintf("nstest%d-%s", os.Getpid(), suffix)
@@ -74,7 +74,7 @@ func TestCreateNamesANewNamespace(t *testing.T) {
 		t.Errorf("second Create() = %v, want os.ErrExist", err)
 	}
 	if !mounted(t, path) {
-		t.Error("a refused Create took the namespace away")
+		t.Error("a refused Create removed the namespace")
 	}
 }
 
@@ -96,7 +96,7 @@ func TestDeleteLeavesNothingAndTwiceIsAllowed(t *testing.T) {
 	}
 }
 
-func TestDeleteRemovesWhatACutCreateLeft(t *testing.T) {
+func TestDeleteRemovesTheFileOfAnInterruptedCreate(t *testing.T) {
 	name, path := create(t, "cut")
 	if err := Delete(name); err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestDeleteRemovesWhatACutCreateLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the file is still there: %v", err)
+		t.Errorf("the file still exists: %v", err)
 	}
 }
 
@@ -149,7 +149,7 @@ func TestDoReturnsWhenTheFunctionDoesNot(t *testing.T) {
 	}
 }
 
-// Every thread of the process must be at home again after much traffic through
+// Every thread of the process must be back in its namespace after much traffic through
 // several namespaces from many goroutines.
 func TestThreadsComeHome(t *testing.T) {
 	home := current(t)

@@ -9,12 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inode tells one namespace from all others, see namespaces(7).
+// inode identifies a namespace, see namespaces(7).
 type inode struct{ dev, ino uint64 }
 
 // Processes returns, by path, the processes whose main thread is in one of the
-// network namespaces; other namespaces, and paths with none, are not in it. What
-// starts meanwhile may be missed. Needs the right to look at other users' processes.
+// network namespaces. Paths without a namespace or without processes are absent.
+// A process that starts during the call may be missed. It needs the right to
+// inspect other users' processes.
 func Processes(paths []string) (map[string][]int, error) {
 	wanted := map[inode]string{}
 	for _, path := range paths {
@@ -23,7 +24,7 @@ func Processes(paths []string) (map[string][]int, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("look at network namespace: %w", err)
+			return nil, fmt.Errorf("inspect network namespace: %w", err)
 		}
 		wanted[at] = path
 	}

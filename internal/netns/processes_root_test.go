@@ -19,7 +19,7 @@ func TestProcesses(t *testing.T) {
 		if err := Do(path, cmd.Start); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }) // killed is no other end than it had
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }) // it ends by the signal
 		inside[path] = append(inside[path], cmd.Process.Pid)
 	}
 	got, err := Processes([]string{empty, lived, Path("no-such-namespace")})

@@ -20,12 +20,12 @@ const (
 	SparseCopy Method = "sparse copy" // copies the data and leaves the holes
 )
 
-// copyChunk is how much is copied between two looks at the context.
+// copyChunk is how much is copied between two checks of the context.
 const copyChunk = 64 << 20
 
-// Clone makes dst, which must not exist, a copy of the file src with the
-// permissions perm, and says how. dst is gone again when it fails; its content
-// is in the page cache, not yet safe from a power cut.
+// Clone creates dst, which must not exist, as a copy of the file src with the
+// permissions perm, and returns how it did. If it fails it leaves no dst. The
+// content is in the page cache, not yet safe from a power cut.
 func Clone(ctx context.Context, dst, src string, perm os.FileMode) (Method, error) {
 	in, err := os.Open(src)
 	if err != nil {
@@ -38,7 +38,7 @@ func Clone(ctx context.Context, dst, src string, perm os.FileMode) (Method, erro
 	}
 	method, err := fill(ctx, out, in)
 	if err := errors.Join(err, out.Close()); err != nil {
-		_ = os.Remove(dst) // the first error is the one that counts
+		_ = os.Remove(dst) // the first error matters
 		return "", fmt.Errorf("clone %s: %w", src, err)
 	}
 	return method, nil
@@ -49,9 +49,9 @@ func fill(ctx context.Context, out, in *os.File) (Method, error) {
 	if err == nil {
 		return Reflink, nil
 	}
-	// Which errno says "cannot" differs by file system: see ioctl_ficlone(2).
-	for _, cannot := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS} {
-		if errors.Is(err, cannot) {
+	// The errno for "unsupported" differs by file system: see ioctl_ficlone(2).
+	for _, unsupported := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS} {
+		if errors.Is(err, unsupported) {
 			return SparseCopy, copyData(ctx, out, in)
 		}
 	}
@@ -94,15 +94,15 @@ func copyRange(ctx context.Context, out, in *os.File, from, to int64) error {
 		inPos, outPos := pos, pos
 		n, err := unix.CopyFileRange(int(in.Fd()), &inPos, int(out.Fd()), &outPos, int(min(to-pos, copyChunk)), 0)
 		if errors.Is(err, unix.EXDEV) {
-			// Linux 5.19 and later copy by themselves only within one kind of
-			// file system, see copy_file_range(2).
+			// Since Linux 5.19 the kernel copies only within one kind of file
+			// system, see copy_file_range(2).
 			n, err = readAndWrite(out, in, pos, min(to-pos, copyChunk))
 		}
 		if err != nil {
 			return fmt.Errorf("copy: %w", err)
 		}
 		if n == 0 {
-			return io.ErrUnexpectedEOF // somebody cut the source
+			return io.ErrUnexpectedEOF // the source was truncated
 		}
 		pos += int64(n)
 	}

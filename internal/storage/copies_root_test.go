@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A host that began with copies goes on with them: in a store of its own it
-// would find nothing of what it has.
+// A host that began with copies keeps making them: an XFS store would not have
+// its sandboxes.
 func TestStoreStaysWhereSandboxesAre(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1g"); err != nil {
@@ -35,8 +35,8 @@ func TestStoreStaysWhereSandboxesAre(t *testing.T) {
 		begin func() error
 		image string
 	}{
-		{"while a sandbox is there", func() error { return nil }, ""},
-		{"when it is gone", func() error { return os.Remove(paused) }, filepath.Join(dir, imageName)},
+		{"while it has a sandbox", func() error { return nil }, ""},
+		{"without sandboxes", func() error { return os.Remove(paused) }, filepath.Join(dir, imageName)},
 	} {
 		if err := c.begin(); err != nil {
 			t.Fatal(err)

@@ -14,13 +14,13 @@ import (
 	"wrenn"
 )
 
-// Space is what a store can hold, in bytes.
+// Space is the size of a store, in bytes.
 type Space struct {
 	Total int64
-	Free  int64 // what can be written, with what the store can still grow by
+	Free  int64 // free in the store now, plus what it can still grow by
 }
 
-// Space returns the space of this moment.
+// Space returns the current space.
 func (s *Store) Space() (Space, error) {
 	var stat unix.Statfs_t
 	if err := unix.Statfs(s.Dir, &stat); err != nil {
@@ -34,7 +34,7 @@ func (s *Store) Space() (Space, error) {
 	return Space{space.Total + room, space.Free + room}, err
 }
 
-// room is what the host can give to the image.
+// room returns how many bytes the image can grow by.
 func (s *Store) room() (int64, error) {
 	free, err := freeBytes(filepath.Dir(s.image))
 	if err != nil {
@@ -52,8 +52,8 @@ func freeBytes(dir string) (int64, error) {
 }
 
 // Ensure makes sure that the store has the given number of free bytes now, and
-// grows it if need be. They are nobody's: who comes later may use them as well.
-// Exhausted when they cannot be had; then nothing has changed.
+// grows it if necessary. It reserves nothing: other callers may use the bytes as
+// well. Exhausted when the host's disk is too full; then nothing has changed.
 func (s *Store) Ensure(ctx context.Context, bytes int64) error {
 	missing, err := s.missing(bytes)
 	if err != nil || missing == 0 {
@@ -66,7 +66,7 @@ func (s *Store) Ensure(ctx context.Context, bytes int64) error {
 		return err
 	}
 	defer s.growing.Unlock()
-	if missing, err = s.missing(bytes); err != nil || missing == 0 { // somebody else has grown it
+	if missing, err = s.missing(bytes); err != nil || missing == 0 { // another caller has grown it
 		return err
 	}
 	if err := s.grow(ctx, bytes, missing); err != nil {
@@ -79,18 +79,18 @@ func (s *Store) Ensure(ctx context.Context, bytes int64) error {
 }
 
 func full(want, missing int64) error {
-	return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are needed there and %d are missing; destroy sandboxes or snapshots, or free space on it", want>>20, (missing+1<<20-1)>>20)
+	return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are needed and %d are missing; destroy sandboxes or snapshots, or free space on the disk", want>>20, (missing+1<<20-1)>>20)
 }
 
-// missing is what is not free of the given number of bytes.
+// missing returns how many of the given bytes are not free.
 func (s *Store) missing(bytes int64) (int64, error) {
 	free, err := freeBytes(s.Dir)
 	return max(0, bytes-free), err
 }
 
 // Tend keeps some space free in the store, for what guests write between two
-// calls, and takes back what was taken out of its image. It is to be called
-// every few seconds and costs little. Exhausted when the host has no more space to give.
+// calls, and preallocates blocks that fstrim took from its image. Call it every
+// few seconds; it costs little. Exhausted when the host's disk is too full.
 func (s *Store) Tend(ctx context.Context) error {
 	if s.image == "" {
 		return nil
@@ -98,9 +98,9 @@ func (s *Store) Tend(ctx context.Context) error {
 	return errors.Join(s.Ensure(ctx, s.sizes.mark), s.refill(ctx))
 }
 
-// grow makes the image larger for want bytes to be free, of which some are
-// missing: by a step if the host has that, by as much as is needed else. The
-// caller holds the token.
+// grow grows the image so that want bytes are free, of which some are missing:
+// by a step if the host's disk has that much space, else by what is needed. The
+// caller must hold growing.
 func (s *Store) grow(ctx context.Context, want, missing int64) error {
 	room, err := s.room()
 	if err != nil {
@@ -123,14 +123,14 @@ func (s *Store) grow(ctx context.Context, want, missing int64) error {
 	if err := allocate(ctx, image, info.Size(), by); err != nil {
 		return fmt.Errorf("grow the store: %w", errors.Join(err, image.Truncate(info.Size())))
 	}
-	// The file must be as long as the file system in it after a power cut as well.
+	// The file must not be shorter than the file system in it, even after a power cut.
 	if err := image.Sync(); err != nil {
 		return fmt.Errorf("grow the store: %w", err)
 	}
 	if err := followFile(image); err != nil {
 		return fmt.Errorf("grow the store: %w", err)
 	}
-	// A crash before here leaves a longer image, which the next growing uses.
+	// A crash before this line leaves a longer image, which the next growth uses.
 	if out, err := exec.CommandContext(ctx, "xfs_growfs", "-d", s.Dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("grow the store: xfs_growfs: %w: %.300s", err, out)
 	}
@@ -139,8 +139,9 @@ func (s *Store) grow(ctx context.Context, want, missing int64) error {
 
 func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
-// refill preallocates what is not, or not any more: a fstrim of everything that
-// is mounted, which distributions run every week, takes free blocks out of the image.
+// refill preallocates all blocks of the image that are not allocated: a weekly
+// fstrim of all file systems, as distributions run it, punches free blocks out of
+// the image.
 func (s *Store) refill(ctx context.Context) error {
 	image, err := os.OpenFile(s.image, os.O_RDWR, 0)
 	if err != nil {
@@ -156,7 +157,7 @@ func (s *Store) refill(ctx context.Context) error {
 	}
 	err = allocate(ctx, image, 0, info.Size())
 	if errors.Is(err, unix.ENOSPC) {
-		return &wrenn.Error{Code: wrenn.Exhausted, Message: "this host's disk is full, and parts of the store were taken out of it, as fstrim does: free some space", Err: err}
+		return &wrenn.Error{Code: wrenn.Exhausted, Message: "this host's disk is full, and the store's image is no longer preallocated (fstrim does that): free some space", Err: err}
 	}
 	return err
 }
@@ -164,7 +165,7 @@ func (s *Store) refill(ctx context.Context) error {
 // allocateChunk is small enough to be allocated between two signals.
 const allocateChunk = 256 << 20
 
-// allocate gives the file blocks, and a size to hold them.
+// allocate allocates the blocks of a range of the file, which it extends if necessary.
 func allocate(ctx context.Context, f *os.File, from, size int64) error {
 	for pos := from; pos < from+size; {
 		if ctx.Err() != nil {

@@ -10,11 +10,11 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/testkit"
 )
 
 func imageSize(t *testing.T, s *Store) int64 {
@@ -29,7 +29,7 @@ func imageSize(t *testing.T, s *Store) int64 {
 	return info.Size()
 }
 
-// allocated is what the image takes of the host's disk.
+// allocated returns how many bytes of the host's disk the image takes.
 func allocated(t *testing.T, s *Store) int64 {
 	t.Helper()
 	info, err := os.Stat(s.image)
@@ -51,7 +51,7 @@ func take(t *testing.T, s *Store, name string, size int64) error {
 	return errors.Join(err, f.Sync())
 }
 
-// endless is a reader of what no file system can leave out.
+// endless is a reader of data that no file system stores as a hole.
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) {
@@ -99,7 +99,7 @@ func TestStoreGrows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// XFS keeps some of what it gets: growing brings no more than was said before.
+	// XFS uses some of the space itself: growth adds no more than Space reported before.
 	if lost := before.Free - after.Free; lost < 0 || lost > smallSizes.step/8 {
 		t.Errorf("%d bytes were free before it grew and %d after", before.Free, after.Free)
 	}
@@ -108,7 +108,7 @@ func TestStoreGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	if free(t, s) < want {
-		t.Errorf("%d bytes are free, %d were to be", free(t, s), want)
+		t.Errorf("%d bytes are free, want %d", free(t, s), want)
 	}
 	size := imageSize(t, s)
 	if err := s.Close(); err != nil {
@@ -121,7 +121,7 @@ func TestStoreGrows(t *testing.T) {
 
 func TestStoreGrowsNoFurtherThanTheHostAllows(t *testing.T) {
 	s := openSmall(t, withoutReflink(t, "850m"))
-	for _, want := range []int64{2 << 30, 700 << 20} { // one that never fits, and one that takes the host's reserve
+	for _, want := range []int64{2 << 30, 700 << 20} { // the first never fits, the second needs the host's reserve
 		if err := s.Ensure(t.Context(), want); wrenn.CodeOf(err) != wrenn.Exhausted {
 			t.Errorf("Ensure(%d MiB) = %v, want Exhausted", want>>20, err)
 		}
@@ -134,15 +134,15 @@ func TestStoreGrowsNoFurtherThanTheHostAllows(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Ensure(t.Context(), space.Free*7/8); err != nil {
-		t.Errorf("of %d free bytes most cannot be had: %v", space.Free, err)
+		t.Errorf("Ensure of most of %d free bytes: %v", space.Free, err)
 	}
 	if host, err := freeBytes(filepath.Dir(s.image)); err != nil || host < smallSizes.reserve {
 		t.Errorf("the host has %d bytes left, %v", host, err)
 	}
 }
 
-// TestStoreGoesOnAfterHalfAGrowth kills it, as it were, after each step.
-func TestStoreGoesOnAfterHalfAGrowth(t *testing.T) {
+// TestStoreSurvivesAnInterruptedGrowth stops a growth after each step, as a kill would.
+func TestStoreSurvivesAnInterruptedGrowth(t *testing.T) {
 	s := openSmall(t, withoutReflink(t, "1500m"))
 	for name, step := range map[string]func(image *os.File) error{
 		"longer file":   func(*os.File) error { return nil },
@@ -168,8 +168,8 @@ func TestStoreGoesOnAfterHalfAGrowth(t *testing.T) {
 	}
 }
 
-// TestFullStore fills a store that cannot grow to the last byte: what needs
-// space fails cleanly, and what was there still is.
+// TestFullStore fills a store that cannot grow to the last byte: operations that
+// need space fail cleanly, and existing files stay.
 func TestFullStore(t *testing.T) {
 	s := openSmall(t, withoutReflink(t, "640m"))
 	kept := importText(t, s, "kept", "an image")
@@ -200,7 +200,7 @@ func TestFullStore(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again := openSmall(t, filepath.Dir(s.image)) // full is no damage
+	again := openSmall(t, filepath.Dir(s.image)) // a full store is not damaged
 	if err := os.Remove(filepath.Join(again.Dir, "guest")); err != nil {
 		t.Fatal(err)
 	}
@@ -209,22 +209,16 @@ func TestFullStore(t *testing.T) {
 	}
 }
 
-// TestTendTakesBackWhatFstrimTook: a preallocated image must not become sparse.
-func TestTendTakesBackWhatFstrimTook(t *testing.T) {
+// TestTendRefillsAfterFstrim: a preallocated image must not become sparse.
+func TestTendRefillsAfterFstrim(t *testing.T) {
 	s := openSmall(t, withoutReflink(t, "1g"))
 	if out, err := exec.CommandContext(t.Context(), "fstrim", s.Dir).CombinedOutput(); err != nil {
 		t.Skipf("fstrim: %v: %s", err, out)
 	}
 	t.Logf("fstrim left %d of %d MiB", allocated(t, s)>>20, smallSizes.start>>20)
 	// XFS discards by itself some time after fstrim has returned.
-	for deadline := time.Now().Add(time.Minute); ; {
-		if err := s.Tend(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if n := allocated(t, s); n >= smallSizes.start {
-			return
-		} else if time.Now().After(deadline) {
-			t.Fatalf("%d of %d bytes are allocated", n, smallSizes.start)
-		}
-	}
+	testkit.WaitUntil(t, "the image is fully allocated", func() bool {
+		testkit.Must(t, s.Tend(t.Context()))
+		return allocated(t, s) >= smallSizes.start
+	})
 }

@@ -22,13 +22,14 @@ const (
 	stagedExt   = ".new"
 )
 
-// digestForm is what can name an image: a file's name, and no other's.
+// digestForm is what can name an image: it is a file name, and never a hidden or
+// a relative one.
 var digestForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9:._-]{0,127}$`)
 
-// Import returns a file in the store with the content of the immutable image
-// at path, whose digest names it; a copy is made the first time. It stays until
-// it is Released as often as it was imported, and a Keep does not name it.
-// Exhausted when the disk is full.
+// Import returns the path of a file in the store with the content of the
+// immutable image at path, which digest names; the first call makes a copy. The
+// file stays until it was Released as often as it was imported and a Collect
+// does not except it. Exhausted when the disk is full.
 func (s *Store) Import(ctx context.Context, path, digest string) (string, error) {
 	if !digestForm.MatchString(digest) {
 		return "", wrenn.Errorf(wrenn.Invalid, "%.80q cannot name an image", digest)
@@ -37,7 +38,7 @@ func (s *Store) Import(ctx context.Context, path, digest string) (string, error)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
-	s.use(digest, 1) // before it is there: Keep must not see it as nobody's
+	s.use(digest, 1) // before the file exists: Collect must not see it unused
 	final := filepath.Join(dir, digest+importedExt)
 	if err := s.put(ctx, final, path); err != nil {
 		s.use(digest, -1)
@@ -46,7 +47,7 @@ func (s *Store) Import(ctx context.Context, path, digest string) (string, error)
 	return final, nil
 }
 
-// put makes final a copy of the file at path, unless it is there.
+// put makes final a copy of the file at path, unless final exists.
 func (s *Store) put(ctx context.Context, final, path string) error {
 	if _, err := os.Stat(final); err == nil {
 		return nil
@@ -55,7 +56,7 @@ func (s *Store) put(ctx context.Context, final, path string) error {
 	if err != nil {
 		return explainFull(err)
 	}
-	defer func() { _ = os.RemoveAll(staged) }() // the next Open removes what is left
+	defer func() { _ = os.RemoveAll(staged) }() // else the next Open removes it
 	file := filepath.Join(staged, filepath.Base(final))
 	if _, err := Clone(ctx, file, path, 0o400); err != nil {
 		return explainFull(err)
@@ -73,7 +74,7 @@ func explainFull(err error) error {
 	return err
 }
 
-// Release undoes one Import. The image stays until the next Keep.
+// Release undoes one Import. The image stays until the next Collect.
 func (s *Store) Release(digest string) { s.use(digest, -1) }
 
 func (s *Store) use(digest string, n int) {
@@ -87,10 +88,9 @@ func (s *Store) use(digest string, n int) {
 	}
 }
 
-// Keep removes the images that are neither named here nor imported and not
-// released since Open. Disks that were cloned from an image share nothing with
-// its name: they stay what they are.
-func (s *Store) Keep(digests ...string) error {
+// Collect removes the images that no Import since Open is using, except those
+// named. Disks that were cloned from an image do not need it.
+func (s *Store) Collect(except ...string) error {
 	dir := filepath.Join(s.Dir, importedDir)
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -99,22 +99,23 @@ func (s *Store) Keep(digests ...string) error {
 	if err != nil {
 		return err
 	}
-	// An Import that begins now finds its image removed, or uses it before.
+	// An Import counts its use under mu before it looks for the file, so it either
+	// prevents the removal or finds the file removed.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
 	for _, e := range entries {
 		digest, isImage := strings.CutSuffix(e.Name(), importedExt)
 		switch {
-		case !isImage: // of an Import at work
-		case s.uses[digest] == 0 && !slices.Contains(digests, digest):
+		case !isImage: // staged by a running Import
+		case s.uses[digest] == 0 && !slices.Contains(except, digest):
 			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// dropStaged removes what a killed Import has left.
+// dropStaged removes what an interrupted Import has left.
 func (s *Store) dropStaged() error {
 	left, err := filepath.Glob(filepath.Join(s.Dir, importedDir, "*"+stagedExt))
 	if err != nil {

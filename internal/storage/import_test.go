@@ -72,10 +72,10 @@ func TestImportKeepsACopyByDigest(t *testing.T) {
 	}
 }
 
-func TestKeepRemovesWhatNobodyNeeds(t *testing.T) {
+func TestCollectRemovesUnusedImages(t *testing.T) {
 	s := &Store{Dir: t.TempDir()}
-	if err := s.Keep("none"); err != nil {
-		t.Errorf("Keep without images: %v", err)
+	if err := s.Collect("none"); err != nil {
+		t.Errorf("Collect without images: %v", err)
 	}
 	for _, digest := range []string{"imported", "named", "twice", "old"} {
 		importText(t, s, digest, digest)
@@ -84,14 +84,14 @@ func TestKeepRemovesWhatNobodyNeeds(t *testing.T) {
 	for _, digest := range []string{"named", "twice", "old", "never imported"} {
 		s.Release(digest)
 	}
-	if err := s.Keep("named", "of another store"); err != nil {
+	if err := s.Collect("named", "of another store"); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"imported.img", "named.img", "twice.img"}, imagesOf(t, s)); diff != "" {
 		t.Errorf("images (-want +got):\n%s", diff)
 	}
 	s.Release("twice")
-	if err := s.Keep(); err != nil {
+	if err := s.Collect(); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"imported.img"}, imagesOf(t, s)); diff != "" {
@@ -99,8 +99,8 @@ func TestKeepRemovesWhatNobodyNeeds(t *testing.T) {
 	}
 }
 
-// TestKeepAndImportAtOnce: what Import returned is there, whenever Keep ran.
-func TestKeepAndImportAtOnce(t *testing.T) {
+// TestCollectDuringImport: a file that Import returned exists, whenever Collect ran.
+func TestCollectDuringImport(t *testing.T) {
 	s := &Store{Dir: t.TempDir()}
 	src := filepath.Join(t.TempDir(), "rootfs")
 	if err := os.WriteFile(src, []byte("x"), 0o600); err != nil {
@@ -124,7 +124,7 @@ func TestKeepAndImportAtOnce(t *testing.T) {
 	}
 	wg.Go(func() {
 		for range 100 {
-			if err := s.Keep(); err != nil {
+			if err := s.Collect(); err != nil {
 				t.Error(err)
 			}
 		}
@@ -132,7 +132,7 @@ func TestKeepAndImportAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-func TestOpenRemovesHalfAnImport(t *testing.T) {
+func TestOpenRemovesInterruptedImport(t *testing.T) {
 	dir := t.TempDir()
 	half := filepath.Join(dir, importedDir, "123"+stagedExt)
 	if err := os.MkdirAll(half, 0o700); err != nil {
@@ -144,7 +144,7 @@ func TestOpenRemovesHalfAnImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("half an import is still there (%v)", err)
+		t.Errorf("half an import is left (%v)", err)
 	}
 	wantText(t, kept, "one")
 }

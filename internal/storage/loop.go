@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountLoop mounts the image at dir. The loop device goes away with the mount.
+// mountLoop mounts the image at dir. The loop device is detached with the unmount.
 func mountLoop(image, dir string) error {
 	backing, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
@@ -31,10 +31,10 @@ func mountLoop(image, dir string) error {
 	return nil
 }
 
-// attachedLoop returns the loop device that has the file already, nil if none
-// does. The file system is still mounted then, in the mount namespace of some
-// process that is older than our unmounting; a second device would show it the same
-// blocks behind its back, which XFS refuses.
+// attachedLoop returns the loop device that the file is attached to, nil if there
+// is none. The file system is then still mounted in the mount namespace of some
+// process that is older than the unmount. A second device for the same blocks
+// would corrupt it; XFS refuses that.
 func attachedLoop(backing *os.File) (*os.File, error) {
 	var file unix.Stat_t
 	if err := unix.Fstat(int(backing.Fd()), &file); err != nil {
@@ -48,9 +48,9 @@ func attachedLoop(backing *os.File) (*os.File, error) {
 		name := filepath.Base(filepath.Dir(filepath.Dir(device)))
 		loop, err := os.OpenFile(filepath.Join("/dev", name), os.O_RDWR, 0)
 		if err != nil {
-			continue // detached meanwhile
+			continue // it was detached since
 		}
-		// An open device is not detached, so what it says stays true.
+		// An open device is not detached, so its status stays true.
 		info, err := unix.IoctlLoopGetStatus64(int(loop.Fd()))
 		if err == nil && info.Device == file.Dev && info.Inode == file.Ino {
 			return loop, nil
@@ -60,7 +60,7 @@ func attachedLoop(backing *os.File) (*os.File, error) {
 	return nil, nil
 }
 
-// attachLoop finds a free loop device and gives it the file, see loop(4).
+// attachLoop attaches the file to a free loop device, see loop(4).
 func attachLoop(backing *os.File) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
@@ -82,7 +82,7 @@ func attachLoop(backing *os.File) (*os.File, error) {
 			return loop, nil
 		}
 		loop.Close()
-		if !errors.Is(err, syscall.EBUSY) { // somebody took it between the two calls
+		if !errors.Is(err, syscall.EBUSY) { // else another process took it between the two calls
 			return nil, err
 		}
 	}
@@ -91,11 +91,11 @@ func attachLoop(backing *os.File) (*os.File, error) {
 // loopSetCapacity is LOOP_SET_CAPACITY of <linux/loop.h>, see loop(4).
 const loopSetCapacity = 0x4C07
 
-// followFile tells the loop device of an image, which is attached, that its file has another size.
+// followFile tells the loop device of an attached image that the file's size has changed.
 func followFile(backing *os.File) error {
 	loop, err := attachedLoop(backing)
 	if err == nil && loop == nil {
-		err = errors.New("the image is attached to none")
+		err = errors.New("the image is not attached")
 	}
 	if err != nil {
 		return fmt.Errorf("loop device: %w", err)

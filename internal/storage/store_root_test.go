@@ -26,7 +26,7 @@ func withoutReflink(t *testing.T, size string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// Lazily: a loop device lets go of its file some time after it was told to.
+		// Lazily: a loop device closes its file some time after it was detached.
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
@@ -34,10 +34,10 @@ func withoutReflink(t *testing.T, size string) string {
 	return dir
 }
 
-// smallSizes are the smallest that mkfs.xfs makes something of.
+// smallSizes are the smallest that mkfs.xfs accepts.
 var smallSizes = sizes{start: 512 << 20, group: 128 << 20, step: 256 << 20, mark: 64 << 20, reserve: 64 << 20}
 
-// openSmall opens a store of smallSizes, closed when t ends.
+// openSmall opens a store of smallSizes, which the end of t closes.
 func openSmall(t *testing.T, dir string) *Store {
 	t.Helper()
 	s, err := open(t.Context(), dir, smallSizes)
@@ -86,7 +86,7 @@ func TestOpenMakesAStoreThatReflinks(t *testing.T) {
 	}
 }
 
-func TestOpenSaysThatItMustCopy(t *testing.T) {
+func TestOpenExplainsThatClonesAreCopies(t *testing.T) {
 	dir := withoutReflink(t, "64m")
 	s, err := Open(t.Context(), dir)
 	if err != nil {
@@ -102,7 +102,7 @@ func TestOpenSaysThatItMustCopy(t *testing.T) {
 }
 
 // TestOpenFindsAStoreThatIsMountedElsewhere opens a store that some process
-// still has mounted in a mount namespace of its own.
+// still has mounted in another mount namespace.
 func TestOpenFindsAStoreThatIsMountedElsewhere(t *testing.T) {
 	dir := withoutReflink(t, "1g")
 	s := openSmall(t, dir)
@@ -184,8 +184,8 @@ func TestOpenRefusesAnImageThatCannotBeUsed(t *testing.T) {
 	}
 }
 
-// TestOpenReplaysTheLog opens a store whose host lost its power: its image as
-// it was at some moment while it was written to.
+// TestOpenReplaysTheLog opens a store whose host lost its power: a copy of its
+// image from a moment while it was in use.
 func TestOpenReplaysTheLog(t *testing.T) {
 	dir := withoutReflink(t, "2g")
 	s := openSmall(t, dir)
@@ -206,7 +206,7 @@ func TestOpenReplaysTheLog(t *testing.T) {
 	}
 	again := openSmall(t, other)
 	if text, err := os.ReadFile(filepath.Join(again.Dir, "kept")); err != nil || string(text) != "x" {
-		t.Errorf("what was durable: %q, %v", text, err)
+		t.Errorf("the durable file: %q, %v", text, err)
 	}
 }
 

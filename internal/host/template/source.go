@@ -68,7 +68,7 @@ func (b *Builder) adopt(ctx context.Context, cfg image.Config, from *source) err
 	from.release = func(ctx context.Context) {
 		remove(ctx)
 		b.cfg.Store.Release(guest.Digest)
-		if err := b.cfg.Store.Keep(); err != nil {
+		if err := b.cfg.Store.Collect(); err != nil {
 			b.left(ctx, "an image that nobody needs any more", err)
 		}
 	}
