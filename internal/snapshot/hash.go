@@ -22,11 +22,11 @@ import (
 	"wrenn/internal/durable"
 )
 
-// hashed is what a large file was like when it was read whole.
+// hashed is the hash of a large file, and the identity of the file that was hashed.
 type hashed struct {
 	SHA256 string `json:"sha256"`
-	// Inode and Mtime tell a file that nobody wrote to since. Not the ctime:
-	// drivers give machines access to a file, which changes that.
+	// A file with this inode and mtime was not written to since. The ctime would
+	// not do: drivers give machines access to a file, which changes it.
 	Inode uint64 `json:"inode"`
 	Mtime int64  `json:"mtime"` // ns
 }
@@ -34,43 +34,43 @@ type hashed struct {
 // hashes are those of a snapshot's large files, by path.
 type hashes map[string]hashed
 
-// which says what files check reads whole.
-type which int
+// scope selects the files whose content check compares.
+type scope int
 
 const (
-	// knownFiles are the small ones, and of the large ones those that are not
-	// the very file that was hashed: copied from another host, or written to.
-	knownFiles which = iota
+	// changedFiles are the small files, and the large ones that are not the same
+	// file that was hashed: because they were copied from another host or written to.
+	changedFiles scope = iota
 	allFiles
 )
 
 // check compares a snapshot with its manifest and its hashes.
-func (s *Store) check(ctx context.Context, snap *Snapshot, want which) error {
+func (s *Store) check(ctx context.Context, snap *Snapshot, want scope) error {
 	root, err := os.OpenRoot(snap.dir)
 	if err != nil {
 		return fmt.Errorf("snapshot %s: %w", snap.ID, err)
 	}
-	defer func() { _ = root.Close() }() // nothing was written
+	defer func() { _ = root.Close() }() // it was only read
 	known := readHashes(snap.dir)
 	stale := false
 	for _, file := range snap.Files {
-		again, err := checkFile(ctx, root, snap.ID, file, known, want)
+		updated, err := checkFile(ctx, root, snap.ID, file, known, want)
 		if err != nil {
 			return err
 		}
-		stale = stale || again
+		stale = stale || updated
 	}
 	if stale {
-		if err := writeHashes(snap.dir, known); err != nil { // it is only slower the next time
-			s.log.LogAttrs(ctx, slog.LevelWarn, "hashes of a snapshot cannot be written", slog.String("snapshot", snap.ID), slog.Any("err", err))
+		if err := writeHashes(snap.dir, known); err != nil { // the next Load is slower, but works
+			s.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the hashes of a snapshot", slog.String("snapshot", snap.ID), slog.Any("err", err))
 		}
 	}
 	return nil
 }
 
-// checkFile checks one file. It says whether the file was read whole because
-// it is another one than known says, and notes that in known.
-func checkFile(ctx context.Context, root *os.Root, id string, file File, known hashes, want which) (again bool, err error) {
+// checkFile checks one file. If it is not the same file as in known, but has the
+// same content, checkFile updates known and returns true.
+func checkFile(ctx context.Context, root *os.Root, id string, file File, known hashes, want scope) (updated bool, err error) {
 	f, err := root.Open(filepath.FromSlash(file.Path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, refuse(id, "its file %s is missing", file.Path)
@@ -91,7 +91,7 @@ func checkFile(ctx context.Context, root *os.Root, id string, file File, known h
 	switch {
 	case file.SHA256 != "":
 		sum = file.SHA256
-	case !isKnown || want == knownFiles && then.Inode == now.Inode && then.Mtime == now.Mtime:
+	case !isKnown || want == changedFiles && then.Inode == now.Inode && then.Mtime == now.Mtime:
 		return false, nil
 	}
 	if now.SHA256, err = digest(ctx, f); err != nil {
@@ -112,24 +112,25 @@ func identify(f *os.File) (h hashed, size int64, err error) {
 		return h, 0, fmt.Errorf("stat %s: %w", f.Name(), err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return h, 0, fmt.Errorf("%s is no file", f.Name())
+		return h, 0, fmt.Errorf("%s is not a regular file", f.Name())
 	}
 	return hashed{Inode: st.Ino, Mtime: st.Mtim.Nano()}, st.Size, nil
 }
 
-// chunk is what digest looks at at a time.
+// chunk is the unit of digest.
 const chunk = 64 << 10
 
-// digest is the SHA-256 of a file's size and of each 64 KiB that are not all
-// zero, with its place: so it is the same however much of the zeros is holes.
+// digest returns the SHA-256 of a file's size and of the positions and contents
+// of the 64 KiB chunks that are not all zero. So it does not depend on which zeros
+// are holes.
 func digest(ctx context.Context, f *os.File) (string, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return "", err
 	}
 	sum := sha256.New()
-	place := func(n int64) { _, _ = sum.Write(binary.BigEndian.AppendUint64(nil, uint64(n))) } // never fails, see hash.Hash
-	place(info.Size())
+	number := func(n int64) { _, _ = sum.Write(binary.BigEndian.AppendUint64(nil, uint64(n))) } // never fails, see hash.Hash
+	number(info.Size())
 	buf, zero := make([]byte, chunk), make([]byte, chunk)
 	for pos, end := int64(0), int64(0); pos < info.Size(); pos += chunk {
 		if ctx.Err() != nil {
@@ -145,15 +146,15 @@ func digest(ctx context.Context, f *os.File) (string, error) {
 			return "", err
 		}
 		if !bytes.Equal(buf[:n], zero[:n]) {
-			place(pos)
+			number(pos)
 			_, _ = sum.Write(buf[:n])
 		}
 	}
 	return hex.EncodeToString(sum.Sum(nil)), err
 }
 
-// nextData returns the chunk in which the next data at or after pos begins, and
-// the data's end; from is -1 when there is none.
+// nextData returns the position of the chunk in which the next data at or after
+// pos begins, and the data's end; from is -1 when there is none.
 func nextData(f *os.File, pos int64) (from, to int64, err error) {
 	from, err = unix.Seek(int(f.Fd()), pos, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {
@@ -168,13 +169,12 @@ func nextData(f *os.File, pos int64) (from, to int64, err error) {
 	return max(pos, from/chunk*chunk), to, nil
 }
 
-// settle is how long a new snapshot is left alone before it is hashed. That of a
-// sandbox which is resumed at once is soon nobody's, and who resumes it has better
-// work for the CPU.
+// settle is the delay before a new snapshot is hashed. The snapshot of a sandbox
+// that is resumed at once is soon garbage, and the resume needs the CPU.
 const settle = 5 * time.Second
 
-// Run hashes the large files of new snapshots in the background, one at a
-// time and some time later, until ctx ends. Nothing of it is left when it returns.
+// Run hashes the large files of new snapshots, one at a time and after a delay,
+// until ctx ends.
 func (s *Store) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		id, due := s.unhashed()
@@ -190,17 +190,17 @@ func (s *Store) Run(ctx context.Context) error {
 			case <-ctx.Done():
 			case <-time.After(wait):
 			}
-			continue // it may be gone
+			continue // it may have been removed
 		}
-		if err := s.hash(ctx, id); err != nil && ctx.Err() == nil && s.Has(id) { // else it was removed meanwhile
-			s.log.LogAttrs(ctx, slog.LevelWarn, "a snapshot cannot be hashed", slog.String("snapshot", id), slog.Any("err", err))
+		if err := s.hash(ctx, id); err != nil && ctx.Err() == nil && s.Has(id) { // else it was removed, which is no failure
+			s.log.LogAttrs(ctx, slog.LevelWarn, "cannot hash snapshot", slog.String("snapshot", id), slog.Any("err", err))
 		}
-		s.setHashed(id) // what ctx ended is for the next Open
+		s.setHashed(id) // if ctx ended, it is hashed after the next Open
 	}
 	return nil
 }
 
-// unhashed names the snapshot that is to be hashed next, or "", and says when.
+// unhashed returns the snapshot to hash next, or "", and when to hash it.
 func (s *Store) unhashed() (next string, due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,8 +228,8 @@ func (s *Store) setHashed(id string) {
 	}
 }
 
-// hash writes the hashes of a snapshot's large files. Disks have none: to read
-// one whole takes longer than all else.
+// hash writes the hashes of a snapshot's large files. Disks have no hash: reading
+// one takes too long.
 func (s *Store) hash(ctx context.Context, id string) error {
 	man, err := readManifest(s.path(id))
 	if err != nil {
@@ -268,8 +268,8 @@ func writeHashes(dir string, known hashes) error {
 	return durable.WriteFile(filepath.Join(dir, hashesName), append(data, '\n'), 0o600)
 }
 
-// readHashes returns none when they cannot be read: they are made after the
-// snapshot, and the sizes are checked in any case.
+// readHashes returns no hashes if they cannot be read: they are written after the
+// snapshot, and check compares the sizes in any case.
 func readHashes(dir string) hashes {
 	known := hashes{}
 	if data, err := readBounded(filepath.Join(dir, hashesName), maxManifest); err == nil {
@@ -287,7 +287,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, limit))
 }
 
-// blocksOf is what a file takes on the disk, in bytes.
+// blocksOf returns how many bytes a file takes on the disk.
 func blocksOf(path string) int64 {
 	info, err := os.Stat(path)
 	if err != nil {

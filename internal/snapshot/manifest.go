@@ -14,47 +14,48 @@ import (
 	"wrenn/internal/durable"
 )
 
-// format changes when an older agent could not use what a newer one wrote.
+// format changes when an older agent could not use the snapshots of a newer one.
 const format = 2
 
 // smallFile is the size up to which a file is hashed when it is published and
 // whenever it is loaded: 1 MiB takes about a millisecond.
 const smallFile = 1 << 20
 
-// maxManifest bounds what is read of a manifest.
+// maxManifest bounds the size of a manifest.
 const maxManifest = 1 << 20
 
-// maxNote leaves room for the rest of the manifest.
-const maxNote = maxManifest / 2
+// maxMetadata leaves room for the rest of the manifest.
+const maxMetadata = maxManifest / 2
 
-// Manifest says what a snapshot is.
+// Manifest describes a snapshot. Publish fills in Format and Files, its caller
+// the rest.
 type Manifest struct {
-	Format    int       `json:"format"` // filled in by Publish
+	Format    int       `json:"format"`
 	ID        string    `json:"id"`
 	Created   time.Time `json:"created"`
-	Driver    string    `json:"driver"`          // whose form machine/ has
+	Driver    string    `json:"driver"`          // the driver that wrote machine/
 	Guest     string    `json:"guest,omitempty"` // the image that was booted, for people
 	VCPUs     int       `json:"vcpus"`
 	MemoryMiB int       `json:"memory_mib"`
-	// Kept snapshots stay although nobody refers to them, until Unkeep.
-	Kept bool `json:"kept,omitempty"`
-	// Transient ones are of use only to machines that run now: they need not
-	// survive a power cut, and large files are not hashed.
+	// A pinned snapshot stays without a reference, until Unpin.
+	Pinned bool `json:"kept,omitempty"`
+	// A transient snapshot is of use only to machines that run now: it need not
+	// survive a power cut, and its large files are not hashed.
 	Transient bool   `json:"transient,omitempty"`
-	Files     []File `json:"files"` // filled in by Publish
-	// Note is for whoever had the snapshot made; at most maxNote bytes.
-	Note []byte `json:"note,omitempty"`
+	Files     []File `json:"files"`
+	// Metadata is the caller's; at most maxMetadata bytes.
+	Metadata []byte `json:"note,omitempty"`
 }
 
-// File is one that a snapshot must have.
+// File is a file that a snapshot must have.
 type File struct {
 	Path   string `json:"path"` // in the snapshot's directory, with slashes
 	Size   int64  `json:"size"`
-	SHA256 string `json:"sha256,omitempty"` // of small ones; see digest
+	SHA256 string `json:"sha256,omitempty"` // of small files; see digest
 }
 
-// DataBytes is how much the files of a snapshot take on the disk, shared
-// blocks and not holes included.
+// DataBytes returns how many bytes the files of a snapshot take on the disk,
+// with shared blocks and without holes.
 func (s *Snapshot) DataBytes() (n int64) {
 	for _, f := range s.Files {
 		n += blocksOf(filepath.Join(s.dir, filepath.FromSlash(f.Path)))
@@ -107,7 +108,8 @@ func writeManifest(dir string, man Manifest, write durable.WriteFunc) error {
 	return write(filepath.Join(dir, manifestName), append(data, '\n'), 0o600)
 }
 
-// readManifest reads the manifest in a snapshot's directory, whose name it must bear.
+// readManifest reads the manifest in a snapshot's directory, and checks that it
+// has the id that names the directory.
 func readManifest(dir string) (man Manifest, err error) {
 	id := filepath.Base(dir)
 	data, err := readBounded(filepath.Join(dir, manifestName), maxManifest)
@@ -122,14 +124,14 @@ func readManifest(dir string) (man Manifest, err error) {
 	}
 	switch {
 	case man.Format != format:
-		return man, refuse(id, "it has format %d, and this version works with format %d", man.Format, format)
+		return man, refuse(id, "it has format %d, and this version reads format %d", man.Format, format)
 	case man.ID != id:
 		return man, refuse(id, "its manifest is that of snapshot %.80q", man.ID)
 	}
 	return man, nil
 }
 
-// refuse is the error of a snapshot that cannot be used.
+// refuse returns the error for a snapshot that cannot be used.
 func refuse(id, why string, args ...any) error {
 	return wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: %s", id, fmt.Sprintf(why, args...))
 }

@@ -1,13 +1,12 @@
-// Package snapshot keeps the snapshots of a host: for each a directory with the
-// disk and the machine of a sandbox at one moment, and a manifest. A snapshot is
-// whole or not there, never changes, and stays as long as somebody needs it.
+// Package snapshot stores the snapshots of a host: for each a directory with the
+// disk and the machine of a sandbox at one moment, and a manifest. A snapshot
+// appears complete and never changes. It stays while it is pinned, leased or
+// referenced; Collect removes the others.
 //
-//	<dir>/<id>/snapshot.json  what it is; written last
+//	<dir>/<id>/snapshot.json  the manifest; written last
 //	<dir>/<id>/root.ext4      the disk
-//	<dir>/<id>/machine/       what the driver wrote, with a manifest of its own
-//	<dir>/<id>/hashes.json    of large files; made some time later
-//
-// A Store's mu guards its entries; nothing is waited for under it.
+//	<dir>/<id>/machine/       the driver's files, with the driver's manifest
+//	<dir>/<id>/hashes.json    hashes of large files; written some time later
 package snapshot
 
 import (
@@ -38,8 +37,8 @@ const (
 	hashesName   = "hashes.json"
 )
 
-// stagedPrefix begins the names of directories in which snapshots are made and
-// unmade. No snapshot's name begins so.
+// stagedPrefix is the prefix of directories in which snapshots are made or
+// removed. No snapshot's id has it.
 const stagedPrefix = ".staged-"
 
 var idForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
@@ -47,28 +46,30 @@ var idForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 // Store is the snapshots of one directory. It is safe for concurrent use.
 type Store struct {
 	dir     string
-	reserve *durable.Reserve // for what gives space back
+	reserve *durable.Reserve // lets Unpin, which frees space, work on a full disk
 	log     *slog.Logger
 	settle  time.Duration // see settle
-	work    wake.Chan     // Run has something to hash
-	sweep   cmutex.Mutex  // held while Collect runs
+	work    wake.Chan     // wakes Run: there is a snapshot to hash
 
-	mu      sync.Mutex // guards what follows
+	collecting cmutex.Mutex // one Collect at a time
+
+	mu      sync.Mutex // guards entries; never held while waiting
 	entries map[string]*entry
 }
 
-// entry is what is remembered of a snapshot.
+// entry is the state of a snapshot.
 type entry struct {
-	kept   bool      // stays although nobody refers to it
-	held   int       // by somebody at work
-	used   bool      // held since the last Collect began
-	hashed bool      // or not to be hashed, or not yet
-	due    time.Time // not to be hashed before
+	pinned bool      // stays without a reference
+	leases int       // Load and Publish without release
+	used   bool      // leased since the last Collect began
+	hashed bool      // hashed, or not to be hashed
+	due    time.Time // when to hash it, at the earliest
 }
 
-// Open returns the store in dir, which it makes, and removes what a dead agent
-// had not published, or was removing. One process at a time may have it open.
-// The reserve, which the caller fills, lets Unkeep work on a full disk.
+// Open returns the store in dir, which it creates if necessary, and removes
+// snapshots that an earlier process had not finished to publish or to remove. One
+// process at a time may have the store open. The reserve, which the caller fills,
+// lets Unpin work on a full disk.
 func Open(dir string, reserve *durable.Reserve, log *slog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("snapshots: %w", err)
@@ -84,31 +85,31 @@ func Open(dir string, reserve *durable.Reserve, log *slog.Logger) (*Store, error
 	for _, f := range found {
 		if strings.HasPrefix(f.Name(), stagedPrefix) {
 			if err := os.RemoveAll(filepath.Join(dir, f.Name())); err != nil {
-				return nil, fmt.Errorf("remove half a snapshot: %w", err)
+				return nil, fmt.Errorf("remove an incomplete snapshot: %w", err)
 			}
 			continue
 		}
-		s.entries[f.Name()] = s.remember(f.Name())
+		s.entries[f.Name()] = s.readEntry(f.Name())
 	}
 	s.work.Notify()
 	return s, nil
 }
 
-// remember reads what must be known of a snapshot. One that cannot be read is
-// kept: nobody knows whose it is.
-func (s *Store) remember(id string) *entry {
+// readEntry reads the state of a snapshot. An unreadable one is pinned, because
+// its owner is unknown.
+func (s *Store) readEntry(id string) *entry {
 	man, err := readManifest(s.path(id))
 	if err != nil {
-		s.log.LogAttrs(context.Background(), slog.LevelWarn, "a snapshot cannot be read", slog.String("snapshot", id), slog.Any("err", err))
-		return &entry{kept: true, hashed: true}
+		s.log.LogAttrs(context.Background(), slog.LevelWarn, "cannot read snapshot", slog.String("snapshot", id), slog.Any("err", err))
+		return &entry{pinned: true, hashed: true}
 	}
 	_, err = os.Stat(filepath.Join(s.path(id), hashesName))
-	return &entry{kept: man.Kept, hashed: man.Transient || err == nil}
+	return &entry{pinned: man.Pinned, hashed: man.Transient || err == nil}
 }
 
 func (s *Store) path(id string) string { return filepath.Join(s.dir, id) }
 
-// CheckID says whether the id can name a snapshot: Invalid when not.
+// CheckID returns an Invalid error if the id cannot name a snapshot.
 func CheckID(id string) error {
 	if !idForm.MatchString(id) {
 		return wrenn.Errorf(wrenn.Invalid, "%.80q cannot name a snapshot: use a-z, 0-9 and -, up to 63", id)
@@ -116,14 +117,14 @@ func CheckID(id string) error {
 	return nil
 }
 
-// Has says whether a snapshot of this id is there.
+// Has reports whether a snapshot of this id exists.
 func (s *Store) Has(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.entries[id] != nil
 }
 
-// IDs lists the snapshots in the order of their ids.
+// IDs returns the ids of all snapshots, sorted.
 func (s *Store) IDs() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -135,13 +136,13 @@ func (s *Store) IDs() []string {
 	return ids
 }
 
-// Kept lists those that stay although nobody refers to them, in the order of their ids.
-func (s *Store) Kept() []string {
+// Pinned returns the ids of the snapshots that stay without a reference, sorted.
+func (s *Store) Pinned() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var ids []string
 	for id, e := range s.entries {
-		if e.kept {
+		if e.pinned {
 			ids = append(ids, id)
 		}
 	}
@@ -149,13 +150,13 @@ func (s *Store) Kept() []string {
 	return ids
 }
 
-// Staged is a snapshot that is being made. Publish or Discard it.
+// Staged is a snapshot that is being made. The caller must Publish or Discard it.
 type Staged struct {
 	store *Store
 	dir   string // "" when it is published or discarded
 }
 
-// Stage begins a snapshot.
+// Stage begins a new snapshot.
 func (s *Store) Stage() (*Staged, error) {
 	dir, err := os.MkdirTemp(s.dir, stagedPrefix)
 	if err != nil {
@@ -168,13 +169,13 @@ func (s *Store) Stage() (*Staged, error) {
 	return staged, nil
 }
 
-// Disk is where the clone of the disk goes. It is made by the caller.
+// Disk is the path at which the caller must make a clone of the disk.
 func (st *Staged) Disk() string { return filepath.Join(st.dir, diskName) }
 
-// Machine is the empty directory for what the driver writes.
+// Machine is the empty directory for the driver's files.
 func (st *Staged) Machine() string { return filepath.Join(st.dir, machineName) }
 
-// Discard removes what is not published. Twice is allowed, and after Publish.
+// Discard removes the snapshot unless it is published. Twice is allowed.
 func (st *Staged) Discard(context.Context) error {
 	if st.dir == "" {
 		return nil
@@ -186,27 +187,27 @@ func (st *Staged) Discard(context.Context) error {
 	return nil
 }
 
-// Publish makes the snapshot appear under its id, which it is not collected
-// under before release is called. Of man the caller fills in what the fields
-// say. AlreadyExists when the id is taken. Unless man is Transient a published
-// snapshot survives a power cut.
+// Publish makes the snapshot appear under its id and leases it: it is not
+// collected before release is called. Twice is allowed for release. AlreadyExists
+// when the id is taken. Unless man is Transient, a published snapshot survives a
+// power cut.
 func (st *Staged) Publish(ctx context.Context, man Manifest) (_ *Snapshot, release func(), err error) {
 	if err := CheckID(man.ID); err != nil {
 		return nil, nil, err
 	}
-	if len(man.Note) > maxNote {
-		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the note of a snapshot is longer than %d bytes", maxNote)
+	if len(man.Metadata) > maxMetadata {
+		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the metadata of a snapshot has more than %d bytes", maxMetadata)
 	}
 	if man.Files, err = listFiles(ctx, st.dir); err != nil {
 		return nil, nil, fmt.Errorf("snapshot %s: %w", man.ID, err)
 	}
-	s, taken := st.store, wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s is there already", man.ID)
-	if !s.enter(man) {
+	s, taken := st.store, wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s already exists", man.ID)
+	if !s.add(man) {
 		return nil, nil, taken
 	}
 	if err := st.publish(man); err != nil {
 		s.forget(man.ID)
-		if errors.Is(err, os.ErrExist) { // a directory that nobody knew
+		if errors.Is(err, os.ErrExist) { // a directory without an entry
 			return nil, nil, taken
 		}
 		return nil, nil, fmt.Errorf("publish snapshot %s: %w", man.ID, err)
@@ -223,20 +224,21 @@ func (st *Staged) publish(man Manifest) error {
 	if err := writeManifest(st.dir, man, durable.WriteFile); err != nil {
 		return err
 	}
-	if man.Transient { // who could use it is gone after a power cut
+	if man.Transient { // the machines that could use it do not survive a power cut
 		return os.Rename(st.dir, st.store.path(man.ID))
 	}
 	return durable.Publish(st.dir, st.store.path(man.ID))
 }
 
-// enter notes a snapshot that is about to appear, held once.
-func (s *Store) enter(man Manifest) bool {
+// add adds the entry of a snapshot that is about to appear, with one lease. It
+// reports false if there is one already.
+func (s *Store) add(man Manifest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.entries[man.ID] != nil {
 		return false
 	}
-	s.entries[man.ID] = &entry{kept: man.Kept, held: 1, used: true, hashed: true}
+	s.entries[man.ID] = &entry{pinned: man.Pinned, leases: 1, used: true, hashed: true}
 	return true
 }
 
@@ -250,33 +252,35 @@ func (s *Store) release(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.entries[id]; e != nil {
-		e.held--
+		e.leases--
 	}
 }
 
-// Snapshot is one that was found whole.
+// Snapshot is a snapshot that was checked.
 type Snapshot struct {
 	Manifest
 	dir string
 }
 
-// Disk is the disk at the moment of the snapshot, to be cloned.
+// Disk is the path of the disk at the moment of the snapshot. The caller must
+// clone it, and not change it.
 func (s *Snapshot) Disk() string { return filepath.Join(s.dir, diskName) }
 
-// Machine is what the driver wrote.
+// Machine is the directory with the driver's files.
 func (s *Snapshot) Machine() string { return filepath.Join(s.dir, machineName) }
 
-// Load checks a snapshot and keeps it from being collected until release is
-// called. NotFound when there is none; FailedPrecondition, which names the file
-// and says what is wrong, when it is not what was published.
+// Load checks a snapshot and leases it: it is not collected before release is
+// called. Twice is allowed for release. NotFound when there is no such snapshot;
+// FailedPrecondition, which names the file and the problem, when it is not what
+// was published.
 func (s *Store) Load(ctx context.Context, id string) (_ *Snapshot, release func(), err error) {
-	if !s.hold(id) {
+	if !s.lease(id) {
 		return nil, nil, wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", id)
 	}
 	release = sync.OnceFunc(func() { s.release(id) })
 	snap := &Snapshot{dir: s.path(id)}
 	if snap.Manifest, err = readManifest(snap.dir); err == nil {
-		err = s.check(ctx, snap, knownFiles)
+		err = s.check(ctx, snap, changedFiles)
 	}
 	if err != nil {
 		release()
@@ -285,8 +289,8 @@ func (s *Store) Load(ctx context.Context, id string) (_ *Snapshot, release func(
 	return snap, release, nil
 }
 
-// Verify reads the snapshot whole and compares it with what was hashed; errors
-// are those of Load.
+// Verify reads the whole snapshot and compares it with its hashes. The errors are
+// those of Load.
 func (s *Store) Verify(ctx context.Context, id string) error {
 	snap, release, err := s.Load(ctx, id)
 	if err != nil {
@@ -296,101 +300,105 @@ func (s *Store) Verify(ctx context.Context, id string) error {
 	return s.check(ctx, snap, allFiles)
 }
 
-func (s *Store) hold(id string) bool {
+func (s *Store) lease(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[id]
 	if e == nil {
 		return false
 	}
-	e.held++
+	e.leases++
 	e.used = true
 	return true
 }
 
-// Unkeep lets a kept snapshot go when nobody refers to it. NotFound when there is none.
-func (s *Store) Unkeep(id string) error { return s.setKept(id, false, s.reserve.WriteFile) }
+// Unpin lets Collect remove a pinned snapshot that has no reference. NotFound when
+// there is no such snapshot.
+func (s *Store) Unpin(id string) error { return s.setPinned(id, false, s.reserve.WriteFile) }
 
-// Keep takes back an Unkeep. NotFound when the snapshot is gone.
-func (s *Store) Keep(id string) error { return s.setKept(id, true, durable.WriteFile) }
+// Pin reverts Unpin. NotFound when the snapshot was collected.
+func (s *Store) Pin(id string) error { return s.setPinned(id, true, durable.WriteFile) }
 
-func (s *Store) setKept(id string, kept bool, write durable.WriteFunc) error {
-	if !s.hold(id) {
+func (s *Store) setPinned(id string, pinned bool, write durable.WriteFunc) error {
+	if !s.lease(id) {
 		return wrenn.Errorf(wrenn.NotFound, "there is no snapshot %.80q", id)
 	}
 	defer s.release(id)
 	man, err := readManifest(s.path(id))
-	if err == nil && man.Kept != kept { // one that cannot be read is of no use in any case
-		man.Kept = kept
+	if err == nil && man.Pinned != pinned { // an unreadable one cannot be used anyway
+		man.Pinned = pinned
 		if err := writeManifest(s.path(id), man, write); err != nil {
 			return err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.entries[id].kept = kept
+	s.entries[id].pinned = pinned
 	return nil
 }
 
-// Collect removes the snapshots that are neither kept, nor held, nor among
-// those that referenced returns. Who makes a
-// new reference to a snapshot must hold it until referenced would say so.
-// A crash in the middle leaves the rest to the next Open.
+// Collect removes the snapshots that are neither pinned, nor leased, nor among
+// those that referenced returns. A caller that makes a new reference to a snapshot
+// must have a lease on it until referenced returns it. After a crash in the middle
+// the next Open removes incomplete snapshots, and the next Collect the others.
 func (s *Store) Collect(ctx context.Context, referenced func() map[string]bool) error {
-	if err := s.sweep.Lock(ctx); err != nil {
+	if err := s.collecting.Lock(ctx); err != nil {
 		return err
 	}
-	defer s.sweep.Unlock()
+	defer s.collecting.Unlock()
 	idle := s.idle()
 	if len(idle) == 0 {
 		return nil
 	}
-	refs := referenced() // after idle: what was let go before is in it
+	refs := referenced() // after idle: it has the references of leases that ended before
 	var errs []error
 	for _, id := range idle {
-		if !refs[id] && s.condemn(id) {
+		if !refs[id] && s.drop(id) {
 			errs = append(errs, s.remove(id))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// idle lists what nobody keeps or holds, and begins to watch who uses it.
+// idle returns the ids of snapshots that are neither pinned nor leased, and resets
+// used, which shows leases from then on.
 func (s *Store) idle() (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, e := range s.entries {
-		e.used = e.held > 0
-		if !e.kept && !e.used {
+		e.used = e.leases > 0
+		if !e.pinned && !e.used {
 			ids = append(ids, id)
 		}
 	}
 	return ids
 }
 
-// condemn makes the snapshot nobody's, unless somebody used it since idle.
-func (s *Store) condemn(id string) bool {
+// drop deletes the entry of a snapshot, and reports whether it did: not if the
+// snapshot was used since idle.
+func (s *Store) drop(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.entries[id]; e == nil || e.used || e.kept {
+	if e := s.entries[id]; e == nil || e.used || e.pinned {
 		return false
 	}
 	delete(s.entries, id)
 	return true
 }
 
-// remove deletes a condemned snapshot, which is whole or gone.
+// remove deletes a dropped snapshot. It renames it first, so that no part of a
+// snapshot ever has its name.
 func (s *Store) remove(id string) error {
-	aside := filepath.Join(s.dir, stagedPrefix+id)
-	err := os.RemoveAll(aside) // the rest of one that could not be removed
+	staged := filepath.Join(s.dir, stagedPrefix+id)
+	err := os.RemoveAll(staged) // the rest of an earlier remove that failed
 	if err == nil {
-		err = os.Rename(s.path(id), aside)
+		err = os.Rename(s.path(id), staged)
 	}
-	if err != nil { // it is still there: try again at the next Collect
+	if err != nil { // the snapshot still exists: the next Collect tries again
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.entries[id] = cmp.Or(s.entries[id], &entry{hashed: true})
 		return fmt.Errorf("remove snapshot %s: %w", id, err)
 	}
-	return os.RemoveAll(aside)
+	return os.RemoveAll(staged)
 }

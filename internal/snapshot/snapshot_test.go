@@ -26,7 +26,7 @@ func open(t *testing.T, dir string) *Store {
 	return s
 }
 
-// stage makes what a driver and a clone make: a large memory, a small state, a disk.
+// stage makes the files that a driver and a clone make: a large memory, a small state, a disk.
 func stage(t *testing.T, s *Store) *Staged {
 	t.Helper()
 	st, err := s.Stage()
@@ -130,7 +130,7 @@ func TestOpenRemovesHalfSnapshots(t *testing.T) {
 	wantEntries(t, s.dir, "whole")
 }
 
-// A snapshot that is not what was published is refused by name, and the others are as before.
+// A snapshot that is not what was published is refused by name, and the others can be loaded.
 func TestDamagedSnapshotsAreRefused(t *testing.T) {
 	memory := filepath.Join(machineName, "private", "memory")
 	change := func(file string) func(string) error {
@@ -171,7 +171,7 @@ func TestDamagedSnapshotsAreRefused(t *testing.T) {
 				return err
 			}
 			return os.WriteFile(filepath.Join(dir, manifestName), bytes.Replace(data, []byte(`"format": 2`), []byte(`"format": 3`), 1), 0o600)
-		}, "it has format 3, and this version works with format 2"},
+		}, "it has format 3, and this version reads format 2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := open(t, t.TempDir())
@@ -191,7 +191,7 @@ func TestDamagedSnapshotsAreRefused(t *testing.T) {
 	}
 }
 
-// What is copied from another host is read whole once, and what nobody wrote to is not.
+// Files copied from another host are read once, and unchanged files are not.
 func TestLargeFilesAreReadOnceAfterACopy(t *testing.T) {
 	there := open(t, t.TempDir())
 	publish(t, there, Manifest{ID: "one"})()
@@ -199,19 +199,19 @@ func TestLargeFilesAreReadOnceAfterACopy(t *testing.T) {
 	here := t.TempDir()
 	testkit.Must(t, os.CopyFS(filepath.Join(here, "one"), os.DirFS(there.path("one"))))
 	s := open(t, here)
-	var noted []hashes
+	var recorded []hashes
 	for range 3 {
-		noted = append(noted, readHashes(s.path("one")))
+		recorded = append(recorded, readHashes(s.path("one")))
 		_, release, err := s.Load(t.Context(), "one")
 		testkit.Must(t, err)
 		release()
 	}
-	if cmp.Equal(noted[0], noted[1]) || !cmp.Equal(noted[1], noted[2]) {
-		t.Errorf("hashes before and after two loads: %v, want the copy's file noted once", noted)
+	if cmp.Equal(recorded[0], recorded[1]) || !cmp.Equal(recorded[1], recorded[2]) {
+		t.Errorf("hashes before and after two loads: %v, want the copy's file recorded once", recorded)
 	}
 	testkit.Must(t, s.Verify(t.Context(), "one"))
 
-	// Rot that changes no time shows when all is read.
+	// Verify finds rot that changes no mtime.
 	memory := filepath.Join(s.path("one"), machineName, "private", "memory")
 	info, err := os.Stat(memory)
 	testkit.Must(t, err)
@@ -255,37 +255,37 @@ func TestDigestDoesNotDependOnHoles(t *testing.T) {
 
 func TestCollect(t *testing.T) {
 	for _, tc := range []struct {
-		name   string
-		man    Manifest
-		refs   []string
-		hold   bool
-		unkeep bool
-		stays  bool
+		name  string
+		man   Manifest
+		refs  []string
+		lease bool
+		unpin bool
+		stays bool
 	}{
-		{name: "nobody's"},
+		{name: "unused"},
 		{name: "referenced", refs: []string{"it"}, stays: true},
-		{name: "held", hold: true, stays: true},
-		{name: "kept", man: Manifest{Kept: true}, stays: true},
-		{name: "kept no more", man: Manifest{Kept: true}, unkeep: true},
-		{name: "kept no more but referenced", man: Manifest{Kept: true}, unkeep: true, refs: []string{"it"}, stays: true},
+		{name: "leased", lease: true, stays: true},
+		{name: "pinned", man: Manifest{Pinned: true}, stays: true},
+		{name: "unpinned", man: Manifest{Pinned: true}, unpin: true},
+		{name: "unpinned but referenced", man: Manifest{Pinned: true}, unpin: true, refs: []string{"it"}, stays: true},
 		{name: "transient", man: Manifest{Transient: true}},
 		{name: "transient and referenced", man: Manifest{Transient: true}, refs: []string{"it"}, stays: true},
 	} {
 		for _, restarted := range []bool{false, true} {
-			if restarted && tc.hold {
-				continue // a hold ends with its holder
+			if restarted && tc.lease {
+				continue // a lease ends with its process
 			}
 			t.Run(tc.name+map[bool]string{true: ", after a restart"}[restarted], func(t *testing.T) {
 				s := open(t, t.TempDir())
 				tc.man.ID = "it"
 				publish(t, s, tc.man)()
-				if tc.unkeep {
-					testkit.Must(t, s.Unkeep("it"))
+				if tc.unpin {
+					testkit.Must(t, s.Unpin("it"))
 				}
 				if restarted {
 					s = open(t, s.dir)
 				}
-				if tc.hold {
+				if tc.lease {
 					_, release, err := s.Load(t.Context(), "it")
 					testkit.Must(t, err)
 					defer release()
@@ -298,7 +298,7 @@ func TestCollect(t *testing.T) {
 					return refs
 				}))
 				if s.Has("it") != tc.stays {
-					t.Errorf("it is there: %v, want %v", s.Has("it"), tc.stays)
+					t.Errorf("Has() = %v, want %v", s.Has("it"), tc.stays)
 				}
 				if tc.stays {
 					wantEntries(t, s.dir, "it")
@@ -310,9 +310,9 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-// Who takes hold of a snapshot while it is being looked for references keeps it,
-// even if its own reference comes too late to be seen.
-func TestCollectLosesAgainstANewUser(t *testing.T) {
+// A snapshot that is leased while Collect looks for references stays, even if the
+// new reference comes too late for Collect.
+func TestCollectSparesANewLease(t *testing.T) {
 	s := open(t, t.TempDir())
 	publish(t, s, Manifest{ID: "it"})()
 	testkit.Must(t, s.Collect(t.Context(), func() map[string]bool {
@@ -326,20 +326,20 @@ func TestCollectLosesAgainstANewUser(t *testing.T) {
 	}
 }
 
-// What cannot be read is kept: nobody knows whose it is.
-func TestCollectKeepsWhatCannotBeRead(t *testing.T) {
+// An unreadable snapshot stays: its owner is unknown.
+func TestCollectSparesUnreadableSnapshots(t *testing.T) {
 	s := open(t, t.TempDir())
 	publish(t, s, Manifest{ID: "it"})()
 	testkit.Must(t, os.WriteFile(filepath.Join(s.path("it"), manifestName), nil, 0o600))
 	s = open(t, s.dir)
 	testkit.Must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
 	wantEntries(t, s.dir, "it")
-	testkit.Must(t, s.Unkeep("it"))
+	testkit.Must(t, s.Unpin("it"))
 	testkit.Must(t, s.Collect(t.Context(), func() map[string]bool { return nil }))
 	wantEntries(t, s.dir)
 }
 
-// Nobody reads a snapshot whole while the one it is of may be resumed at once.
+// A snapshot is not hashed while its sandbox may be resumed at once.
 func TestHashingWaits(t *testing.T) {
 	s := open(t, t.TempDir())
 	s.settle = time.Hour

@@ -92,7 +92,7 @@ func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 		return Kept{}, err
 	}
 	defer release()
-	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes(), snap.Note}, nil
+	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
 }
 
 // loadKept loads a snapshot by its name. NotFound also when it was removed.
@@ -101,7 +101,7 @@ func (m *Manager) loadKept(ctx context.Context, name string) (*snapshot.Snapshot
 	if err != nil {
 		return nil, nil, err
 	}
-	if !snap.Kept {
+	if !snap.Pinned {
 		release()
 		return nil, nil, wrenn.Errorf(wrenn.NotFound, "snapshot %s was removed", name)
 	}
@@ -109,4 +109,4 @@ func (m *Manager) loadKept(ctx context.Context, name string) (*snapshot.Snapshot
 }
 
 // KeptSnapshots lists those that KeptSnapshot finds.
-func (m *Manager) KeptSnapshots() []string { return m.snapshots.Kept() }
+func (m *Manager) KeptSnapshots() []string { return m.snapshots.Pinned() }

@@ -42,7 +42,7 @@ func (s *Sandbox) keep(ctx context.Context, name string, note []byte) error {
 		return err
 	}
 	defer s.unlock()
-	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Kept: true, Note: note})
+	_, release, err := s.capture(ctx, snapshot.Manifest{ID: name, Pinned: true, Metadata: note})
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (s *Sandbox) keep(ctx context.Context, name string, note []byte) error {
 // RemoveSnapshot deletes a snapshot that Snapshot made. It is gone when the
 // last sandbox is that needs it. NotFound when there is none.
 func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
-	if err := m.snapshots.Unkeep(name); err != nil {
+	if err := m.snapshots.Unpin(name); err != nil {
 		return err
 	}
 	m.unstock(ctx, name)

@@ -43,7 +43,7 @@ func (m *Manager) warm(ctx context.Context, name string, shape Shape) (err error
 		return err
 	}
 	// It may be kept no more: an agent of another image has let it go.
-	if err := m.snapshots.Keep(name); wrenn.CodeOf(err) != wrenn.NotFound {
+	if err := m.snapshots.Pin(name); wrenn.CodeOf(err) != wrenn.NotFound {
 		return err
 	}
 	return m.Build(ctx, Recipe{Name: name, Shape: shape})
@@ -84,7 +84,7 @@ func (m *Manager) dropWarm(ctx context.Context, name string) error {
 		if !old && (id != name || !damaged) {
 			continue
 		}
-		if err := m.snapshots.Unkeep(id); err != nil {
+		if err := m.snapshots.Unpin(id); err != nil {
 			return fmt.Errorf("remove an old base snapshot: %w", err)
 		}
 		m.unstock(ctx, id)
