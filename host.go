@@ -14,7 +14,7 @@ func ParseHostID(s string) (HostID, error) {
 	return HostID(s), nil
 }
 
-// HostInfo is what a host says about itself.
+// HostInfo describes a host, as its agent reports it.
 type HostInfo struct {
 	Version  string
 	Instance string // new at each start of its agent
@@ -22,50 +22,52 @@ type HostInfo struct {
 	Capacity Capacity
 }
 
-// Capacity is what a host's limits allow, 0 where there is no limit, and what is taken.
+// Capacity is a host's limits, each 0 for none, and how much of each is used.
 type Capacity struct {
 	Sandboxes, SandboxesUsed int
-	MemoryMB, MemoryMBUsed   int64
-	DiskMB, DiskMBFree       int64
+	MemoryMiB, MemoryMiBUsed int64
+	DiskMiB, DiskMiBFree     int64
 }
 
-// SeenState is what a host sees of a sandbox.
-type SeenState string
+// ObservedState is the state of a sandbox as its host reports it.
+type ObservedState string
 
-// What a host may see. It is less than State: a host knows no wishes.
+// The observed states. There are fewer than of State: a host does not know
+// what the control plane desires.
 const (
-	SeenStarting    SeenState = "starting"
-	SeenRunning     SeenState = "running"
-	SeenPaused      SeenState = "paused"
-	SeenStopping    SeenState = "stopping"
-	SeenStopped     SeenState = "stopped"     // it ended as somebody or its time wanted; Reason says why
-	SeenFailed      SeenState = "failed"      // it ended otherwise; Reason says why
-	SeenQuarantined SeenState = "quarantined" // the host does not know what it is; a person must look
-	SeenUnknown     SeenState = "unknown"     // a word this program does not know: a newer host's
+	ObservedStarting    ObservedState = "starting"
+	ObservedRunning     ObservedState = "running"
+	ObservedPaused      ObservedState = "paused"
+	ObservedStopping    ObservedState = "stopping"
+	ObservedStopped     ObservedState = "stopped"     // ended by a user or its timeout; Reason says why
+	ObservedFailed      ObservedState = "failed"      // ended otherwise; Reason says why
+	ObservedQuarantined ObservedState = "quarantined" // the host does not know what it is; an operator must look
+	ObservedUnknown     ObservedState = "unknown"     // a newer host's state that this program does not know
 )
 
-// Ended says that nothing of the sandbox runs any more.
-func (s SeenState) Ended() bool { return s == SeenStopped || s == SeenFailed }
+// Ended reports whether nothing of the sandbox runs any more.
+func (s ObservedState) Ended() bool { return s == ObservedStopped || s == ObservedFailed }
 
-// SeenSandbox is a sandbox as its host sees it.
-type SeenSandbox struct {
-	ID           SandboxID
-	State        SeenState
-	Reason       string
-	Template     string
-	VCPUs        int
-	MemoryMB     int
-	Timeout      time.Duration // without use until it is destroyed; 0 is never
+// ObservedSandbox is a sandbox as its host reports it.
+type ObservedSandbox struct {
+	ID       SandboxID
+	State    ObservedState
+	Reason   string // why it is stopped, failed or quarantined, for the user
+	Template string
+	Size
+	EndOfLife
+	AutoResume   bool
 	CreatedAt    time.Time
 	LastActiveAt time.Time
-	Version      uint64 // grows with every change, within one instance of the agent
+	Version      uint64 // grows with every change; comparable within one instance of the agent
 }
 
-// Inventory is everything that a host has at one moment.
+// Inventory is every sandbox of a host at one moment.
 type Inventory struct {
 	Host      HostID
-	Instance  string
-	Sandboxes []SeenSandbox
+	Instance  string // of the host's agent, as in HostInfo
+	TakenAt   time.Time
+	Sandboxes []ObservedSandbox
 }
 
 // HostRecord is what the control plane keeps of a host.
@@ -76,13 +78,13 @@ type HostRecord struct {
 	SeenAt time.Time // when it answered last; zero if it never did
 }
 
-// UnknownSandbox is something on a host that no row explains, or that the host
-// has in quarantine. It is left alone until a person decides.
+// UnknownSandbox is a sandbox on a host that no row explains, or that the host
+// has in quarantine. Nothing touches it until an operator decides.
 type UnknownSandbox struct {
 	Host        HostID
 	ID          SandboxID // or what the host calls it
-	State       SeenState
-	Reason      string // the host's, of what is in quarantine
+	State       ObservedState
+	Reason      string // the host's, of one in quarantine
 	FirstSeenAt time.Time
 	LastSeenAt  time.Time
 }

@@ -1,6 +1,7 @@
 package wrenn
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -10,19 +11,19 @@ type State string
 
 // The states.
 const (
-	Pending  State = "pending"  // asked for; no host has heard of it
-	Starting State = "starting" // a host makes it
+	Pending  State = "pending"  // requested; on no host yet
+	Starting State = "starting" // a host creates it
 	Running  State = "running"
 	Pausing  State = "pausing"
 	Paused   State = "paused"
 	Resuming State = "resuming"
 	Stopping State = "stopping"
-	Stopped  State = "stopped" // gone, because somebody or its time wanted so
+	Stopped  State = "stopped" // gone, by a user or its timeout
 	Failed   State = "failed"  // gone, with a reason
 )
 
-// next holds the moves that are allowed. The database, the reconciler and the
-// documentation are checked against this table.
+// next holds the transitions that are allowed. The database, the reconciler and
+// the documentation are checked against this table.
 var next = map[State][]State{
 	Pending:  {Starting, Stopping, Failed},
 	Starting: {Running, Paused, Stopping, Failed},          // paused when its time was up before its start was written
@@ -35,19 +36,20 @@ var next = map[State][]State{
 	Failed:   nil,
 }
 
-// States returns all of them, in the order of a life.
+// States returns all states in the order in which a sandbox passes them.
 func States() []State {
 	return []State{Pending, Starting, Running, Pausing, Paused, Resuming, Stopping, Stopped, Failed}
 }
 
-// Can says whether a sandbox may move from s to to.
+// Can reports whether a sandbox may move from s to to.
 func (s State) Can(to State) bool { return slices.Contains(next[s], to) }
 
-// Ended says that nothing comes after s.
+// Ended reports whether s is final.
 func (s State) Ended() bool { return s == Stopped || s == Failed }
 
-// Between says that somebody works to bring a sandbox from s to another state.
-func (s State) Between() bool {
+// InTransition reports whether an operation is at work that will move the
+// sandbox from s to another state.
+func (s State) InTransition() bool {
 	switch s {
 	case Pending, Starting, Pausing, Resuming, Stopping:
 		return true
@@ -61,55 +63,69 @@ type Sandbox struct {
 	Team     TeamID
 	Host     HostID // "" until one was picked
 	Template string
-	// Generation is that of the template that it was made from; "" for the base.
+	// Generation is the build of Template that it was created from; "" for the base.
 	Generation GenerationID
 	State      State
 	Reason     string // why it is stopped or failed, for the user
-	VCPUs      int
-	MemoryMB   int
-	Timeout    time.Duration // without use until OnTimeout happens; 0 is never
-	// OnTimeout is what happens then.
-	OnTimeout OnTimeout
-	// AutoResume has whoever uses it while it is paused resume it.
+	Size
+	EndOfLife
+	// AutoResume makes calls that need the sandbox resume it when it is paused.
 	AutoResume bool
-	// Parent is the sandbox that it is a copy of; "" for none.
+	// Parent is the sandbox that it was forked from; "" for none.
 	Parent   SandboxID
 	Metadata map[string]string
 	Env      map[string]string
 
 	CreatedAt    time.Time
-	StartedAt    time.Time // zero until it ran
-	LastActiveAt time.Time // zero until it ran
+	StartedAt    time.Time // zero until it has run
+	LastActiveAt time.Time // zero until it has run
 	UpdatedAt    time.Time // of the last change of State
 	// Version grows with every change; compare-and-set goes by it.
 	Version int64
 }
 
+// Size is how large a sandbox is. Its JSON form is that of host journals.
+type Size struct {
+	VCPUs     int `json:"vcpus"`
+	MemoryMiB int `json:"memory_mib"`
+}
+
+// OrDefault returns s with its zero fields set to the defaults.
+func (s Size) OrDefault() Size {
+	return Size{VCPUs: cmp.Or(s.VCPUs, DefaultVCPUs), MemoryMiB: cmp.Or(s.MemoryMiB, DefaultMemoryMiB)}
+}
+
+// EndOfLife is when a sandbox ends by itself, and how.
+type EndOfLife struct {
+	Timeout   time.Duration // without use until OnTimeout happens; 0 is never
+	OnTimeout OnTimeout     // "" is DestroyOnTimeout
+}
+
 // OnTimeout is what happens to a sandbox that is not used for its timeout.
 type OnTimeout string
 
-// The endings.
+// What can happen.
 const (
 	DestroyOnTimeout OnTimeout = "destroy"
 	PauseOnTimeout   OnTimeout = "pause"
 )
 
-// ErrPaused is the refusal of what a paused sandbox does not do.
-func ErrPaused(id SandboxID) *Error {
+// NotWhilePaused returns the error of a call that a paused sandbox does not allow.
+func NotWhilePaused(id SandboxID) *Error {
 	return Errorf(FailedPrecondition, "sandbox %s is paused: resume it first, by POST /v1/sandboxes/%[1]s/resume or wrenn sandbox resume %[1]s", id)
 }
 
-// Checkpoint is a moment in the life of a sandbox that it can go back to.
-// Those of a sandbox form a tree: each goes on from its parent.
+// Checkpoint is a saved moment of a sandbox that it can be restored to. The
+// checkpoints of a sandbox form a tree. The JSON form is that of host journals.
 type Checkpoint struct {
-	ID        CheckpointID
-	Parent    CheckpointID // "" for none
-	Name      string       // for people
-	CreatedAt time.Time
-	SizeBytes int64 // on its host's disk, what it shares with others included
+	ID        CheckpointID `json:"id"`
+	Parent    CheckpointID `json:"parent,omitempty"` // the one that the sandbox continued from; "" for none
+	Name      string       `json:"name,omitempty"`   // for people
+	CreatedAt time.Time    `json:"created"`
+	SizeBytes int64        `json:"bytes"` // on its host's disk, including what it shares with others
 }
 
-// TeamID names who owns sandboxes and keys: a UUID.
+// TeamID names the owner of sandboxes and keys: a UUID.
 type TeamID string
 
 // HostID names a machine that runs sandboxes: 1 to 63 of [a-z0-9-].

@@ -82,14 +82,14 @@ type TemplateSource struct {
 	Sandbox SandboxID // a running sandbox of the team
 }
 
-// TemplateSpec is how a generation is made. VCPUs and MemoryMB are what its sandboxes have.
+// TemplateSpec is how a template is built. Size is that of its sandboxes.
 type TemplateSpec struct {
-	From            TemplateSource
-	VCPUs, MemoryMB int
-	Env             map[string]string
-	StartCmd        string
-	ReadyCmd        string
-	ReadyTimeout    time.Duration // for ReadyCmd; 0 is the host's default
+	From TemplateSource
+	Size
+	Env          map[string]string // of every command in its sandboxes, beside their own
+	StartCmd     string            // a shell command that keeps running in every sandbox
+	ReadyCmd     string            // a shell command that succeeds when the sandbox is ready
+	ReadyTimeout time.Duration     // for ReadyCmd; 0 is DefaultReadyTimeout
 }
 
 // Generation is one build of a template and what came of it. Only its state changes.
@@ -111,10 +111,10 @@ type Generation struct {
 
 // BuiltGeneration is what a host says of a generation that is ready.
 type BuiltGeneration struct {
-	VCPUs, MemoryMB int
-	SizeBytes       int64
-	Env             map[string]string
-	Digest          string
+	Size
+	SizeBytes int64 // on the host's disk, including what it shares with others
+	Env       map[string]string
+	Digest    string // of the container image; "" if it was built from none
 }
 
 // Template is a name and what it means.

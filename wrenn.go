@@ -1,4 +1,5 @@
-// Package wrenn holds the words and the laws of Wrenn, a sandbox platform
-// that gives programs Linux machines of their own: identifiers and errors. It
-// imports the standard library alone and does no I/O.
+// Package wrenn defines the product's vocabulary: ids, sandboxes, templates,
+// hosts, commands, errors, and the limits that every part enforces. The control
+// plane and the hosts both use it. It imports only the standard library and does
+// no I/O.
 package wrenn

@@ -98,7 +98,7 @@ func (s *stack) populate(ctx context.Context, conn *pgx.Conn, boxes int) error {
 	began := time.Now().Add(-24 * time.Hour)
 	for n := range boxes * len(s.agents) {
 		i, id := n%len(s.agents), wrenn.NewSandboxID()
-		s.agents[i].Put(id, wrenn.SeenRunning)
+		s.agents[i].Put(id, wrenn.ObservedRunning)
 		at := began.Add(time.Duration(n) * 100 * time.Millisecond)
 		rows = append(rows, []any{
 			string(id), team, hostName(i), "base", "running", 1, 512, 300,

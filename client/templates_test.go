@@ -18,7 +18,7 @@ const generationID = wrenn.GenerationID("t00000000000000000001")
 func (f *fake) template(state wrenn.GenerationState) *wrenn.Generation {
 	return &wrenn.Generation{
 		ID: generationID, Template: wrenn.TemplateName{Name: "py", Tag: "v1"}, State: state, CreatedAt: made, UpdatedAt: made,
-		Spec: wrenn.TemplateSpec{VCPUs: 1, MemoryMB: 512, From: wrenn.TemplateSource{OCI: "debian:12"}},
+		Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, From: wrenn.TemplateSource{OCI: "debian:12"}},
 	}
 }
 
@@ -65,7 +65,7 @@ func TestTemplates(t *testing.T) {
 		t.Fatalf("BuildTemplate() = %+v, %v", g, err)
 	}
 	want := service.BuildTemplate{Name: "py:v1", Login: service.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{
-		From: wrenn.TemplateSource{OCI: "debian:12"}, MemoryMB: 1024, Env: map[string]string{"A": "b"}, StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 2 * time.Second,
+		From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{MemoryMiB: 1024}, Env: map[string]string{"A": "b"}, StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 2 * time.Second,
 	}}
 	if diff := cmp.Diff(want, f.built); diff != "" {
 		t.Errorf("asked for (-want +got):\n%s", diff)

@@ -29,7 +29,7 @@ func hosts(ctx context.Context, cfg controlplane.Config, log *slog.Logger, stdou
 	for _, h := range known {
 		c := h.Info.Capacity
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.ID, h.URL, cmp.Or(h.Info.Driver, "-"), cmp.Or(h.Info.Version, "-"),
-			of(int64(c.SandboxesUsed), int64(c.Sandboxes)), of(c.MemoryMBUsed, c.MemoryMB), c.DiskMBFree, ago(h.SeenAt))
+			of(int64(c.SandboxesUsed), int64(c.Sandboxes)), of(c.MemoryMiBUsed, c.MemoryMiB), c.DiskMiBFree, ago(h.SeenAt))
 	}
 	if err := table.Flush(); err != nil {
 		return err

@@ -200,7 +200,7 @@ func (p *program) move(t *testing.T, id string) {
 func (p *program) hosts(t *testing.T) {
 	t.Helper()
 	id := wrenn.NewSandboxID()
-	p.agent.Put(id, wrenn.SeenQuarantined)
+	p.agent.Put(id, wrenn.ObservedQuarantined)
 	p.agent.Restart() // has it looked at, at once
 	p.until(t, "the log tells of the unknown sandbox", func() bool { return strings.Contains(p.log.String(), "no row explains") })
 	var out bytes.Buffer

@@ -12,7 +12,7 @@ import (
 // sandbox is box as /v1 shows it. Its environment is not shown: that is where secrets are.
 func sandbox(box *wrenn.Sandbox) oapi.Sandbox {
 	out := oapi.Sandbox{
-		ID: string(box.ID), Status: oapi.State(box.State), Template: box.Template, Vcpus: box.VCPUs, MemoryMb: box.MemoryMB,
+		ID: string(box.ID), Status: oapi.State(box.State), Template: box.Template, Vcpus: box.VCPUs, MemoryMb: box.MemoryMiB,
 		TimeoutSec: int64(box.Timeout / time.Second), OnTimeout: oapi.OnTimeout(box.OnTimeout), AutoResume: box.AutoResume, Metadata: oapi.Metadata(box.Metadata),
 		CreatedAt: box.CreatedAt.UTC(), StartedAt: moment(box.StartedAt), LastActiveAt: moment(box.LastActiveAt), LastUpdated: box.UpdatedAt.UTC(),
 	}

@@ -12,8 +12,6 @@ import (
 )
 
 const (
-	// defaultExec is how long a command may run that says nothing of it.
-	defaultExec = 30 * time.Second
 	// execMargin is for the way to the sandbox and back, on top of the command's own time.
 	execMargin = time.Minute
 	// encodingBase64 marks bytes that are no text.
@@ -41,7 +39,7 @@ func (h *handlers) Exec(ctx context.Context, req oapi.ExecRequestObject) (oapi.E
 func command(body *oapi.Exec) (service.ExecCommand, error) {
 	cmd := service.ExecCommand{
 		Cmd: body.Cmd, Args: value(body.Args), Env: value(body.Env), Cwd: value(body.Cwd), User: value(body.User),
-		Timeout: defaultExec,
+		Timeout: wrenn.DefaultExecTimeout,
 	}
 	if n := value(body.TimeoutSec); n > 0 {
 		cmd.Timeout = time.Duration(n) * time.Second

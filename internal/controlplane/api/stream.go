@@ -106,7 +106,7 @@ func wakes(box *wrenn.Sandbox) bool {
 func notRunning(box *wrenn.Sandbox) error {
 	switch {
 	case box.State == wrenn.Paused:
-		return wrenn.ErrPaused(box.ID)
+		return wrenn.NotWhilePaused(box.ID)
 	case box.State.Ended():
 		return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s: create another", box.State)
 	}

@@ -74,8 +74,8 @@ func (s *stub) Ready(context.Context) error { return s.fail }
 
 func box(id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
-		ID: id, Team: testTeam, Host: "h1", Template: "base", State: state, VCPUs: 1, MemoryMB: 512, Timeout: 5 * time.Minute,
-		OnTimeout: wrenn.PauseOnTimeout, AutoResume: true,
+		ID: id, Team: testTeam, Host: "h1", Template: "base", State: state, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
+		EndOfLife: wrenn.EndOfLife{Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
 		Metadata: map[string]string{"user": "alice"}, Env: map[string]string{"SECRET": "s3cr3t"},
 		CreatedAt: testTime, StartedAt: testTime, LastActiveAt: testTime, UpdatedAt: testTime,
 	}

@@ -15,8 +15,8 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 		Name:  body.Name,
 		Login: service.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
 		Spec: wrenn.TemplateSpec{
-			From:  wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox))},
-			VCPUs: value(body.Vcpus), MemoryMB: value(body.MemoryMb), Env: value(body.Env),
+			From: wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox))},
+			Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, Env: value(body.Env),
 			StartCmd: value(body.StartCmd), ReadyCmd: value(body.ReadyCmd), ReadyTimeout: time.Duration(value(body.ReadyTimeoutSec)) * time.Second,
 		},
 	}
@@ -95,7 +95,7 @@ func generation(g *wrenn.Generation) oapi.Generation {
 	out := oapi.Generation{
 		ID: string(g.ID), Template: g.Template.String(), State: oapi.GenerationState(g.State), Reason: given(g.Reason),
 		FromImage: given(g.Spec.From.Image), FromOci: given(g.Spec.From.OCI), FromSandbox: given(string(g.Spec.From.Sandbox)),
-		Vcpus: g.Spec.VCPUs, MemoryMb: g.Spec.MemoryMB, StartCmd: given(g.Spec.StartCmd), ReadyCmd: given(g.Spec.ReadyCmd),
+		Vcpus: g.Spec.VCPUs, MemoryMb: g.Spec.MemoryMiB, StartCmd: given(g.Spec.StartCmd), ReadyCmd: given(g.Spec.ReadyCmd),
 		Digest: given(g.Digest), CreatedAt: g.CreatedAt.UTC(), LastUpdated: g.UpdatedAt.UTC(),
 	}
 	if g.SizeBytes > 0 {

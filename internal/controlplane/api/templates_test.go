@@ -23,7 +23,7 @@ func testTemplate() *wrenn.Generation {
 	return &wrenn.Generation{
 		ID: testGeneration, Team: testTeam, Template: wrenn.TemplateName{Name: "py", Tag: "latest"}, State: wrenn.GenerationFailed, Reason: "no way", Host: "h1",
 		Spec: wrenn.TemplateSpec{
-			From: wrenn.TemplateSource{OCI: "debian:12"}, VCPUs: 1, MemoryMB: 512, Env: map[string]string{"SECRET": "s3cr3t"}, StartCmd: "serve", ReadyCmd: "look",
+			From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: map[string]string{"SECRET": "s3cr3t"}, StartCmd: "serve", ReadyCmd: "look",
 		},
 		SizeBytes: 4096, Digest: "sha256:1", CreatedAt: testTime, UpdatedAt: testTime,
 	}
@@ -102,7 +102,7 @@ func templateCalls() map[string][]call {
 					want := service.BuildTemplate{
 						Name: "py", Login: service.RegistryLogin{Username: "u", Password: "p"},
 						Spec: wrenn.TemplateSpec{
-							From: wrenn.TemplateSource{OCI: "debian:12"}, VCPUs: 2, MemoryMB: 1024, Env: map[string]string{"A": "b"},
+							From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, Env: map[string]string{"A": "b"},
 							StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: time.Minute,
 						},
 					}

@@ -15,15 +15,14 @@ import (
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 )
 
-const (
-	defaultExecTimeout = 30 * time.Second // the host's, see ExecRequest
-	maxFrame           = 64 << 10         // of input, and the smallest buffer of a file that is kept
-)
+// maxFrame is the most input in one message, in bytes, and the smallest buffer
+// of a file that is reused.
+const maxFrame = 64 << 10
 
 // Exec runs a command to its end, or until its timeout.
 func (c *Client) Exec(ctx context.Context, id wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	begin := time.Now()
-	limit := cmp.Or(cmd.Timeout, defaultExecTimeout) + c.deadlines.ExecGrace
+	limit := cmp.Or(cmd.Timeout, wrenn.DefaultExecTimeout) + c.deadlines.ExecGrace
 	res, err := call(ctx, c, limit, c.rpc.Exec, &hostagentv1.ExecRequest{
 		SandboxId: string(id), Cmd: cmd.Cmd, Args: cmd.Args, Env: cmd.Env, Cwd: cmd.Cwd, User: cmd.User,
 		TimeoutSec: seconds(cmd.Timeout), Stdin: cmd.Stdin,

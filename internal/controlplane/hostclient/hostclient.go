@@ -188,8 +188,8 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 		Version: clean(res.GetVersion()), Instance: clean(res.GetInstance()), Driver: clean(res.GetDriver()),
 		Capacity: wrenn.Capacity{
 			Sandboxes: int(capacity.GetSandboxes()), SandboxesUsed: int(capacity.GetSandboxesUsed()),
-			MemoryMB: int64(capacity.GetMemoryMb()), MemoryMBUsed: int64(capacity.GetMemoryMbUsed()),
-			DiskMB: int64(capacity.GetDiskMb()), DiskMBFree: int64(capacity.GetDiskMbFree()),
+			MemoryMiB: int64(capacity.GetMemoryMb()), MemoryMiBUsed: int64(capacity.GetMemoryMbUsed()),
+			DiskMiB: int64(capacity.GetDiskMb()), DiskMiBFree: int64(capacity.GetDiskMbFree()),
 		},
 	}, nil
 }
@@ -198,7 +198,7 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 // first the host may have made it or not: Destroy it.
 func (c *Client) Create(ctx context.Context, sb *wrenn.Sandbox) error {
 	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, &hostagentv1.CreateSandboxRequest{
-		SandboxId: string(sb.ID), Template: sb.Template, Generation: string(sb.Generation), Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMB),
+		SandboxId: string(sb.ID), Template: sb.Template, Generation: string(sb.Generation), Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMiB),
 		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Env: sb.Env,
 	})
 	return err

@@ -38,7 +38,7 @@ func serve(t *testing.T, agent *hosttest.Agent, d hostclient.Deadlines) (*hostcl
 // box makes a sandbox.
 func box(t *testing.T, c *hostclient.Client) wrenn.SandboxID {
 	t.Helper()
-	sb := &wrenn.Sandbox{ID: wrenn.NewSandboxID(), Template: "base", VCPUs: 2, MemoryMB: 512, Timeout: 1500 * time.Millisecond, Env: map[string]string{"WHO": "me"}}
+	sb := &wrenn.Sandbox{ID: wrenn.NewSandboxID(), Template: "base", Size: wrenn.Size{VCPUs: 2, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 1500 * time.Millisecond}, Env: map[string]string{"WHO": "me"}}
 	if err := c.Create(t.Context(), sb); err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestLife(t *testing.T) {
 	agent := &hosttest.Agent{}
 	c, _ := serve(t, agent, hostclient.Deadlines{})
 	info, err := c.Ping(t.Context())
-	if err != nil || info.Instance != "instance-0" || info.Capacity.MemoryMB != 1<<20 {
+	if err != nil || info.Instance != "instance-0" || info.Capacity.MemoryMiB != 1<<20 {
 		t.Errorf("Ping: %+v, %v", info, err)
 	}
 	id := box(t, c)
@@ -65,16 +65,16 @@ func TestLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	agent.Put("../../etc/passwd", wrenn.SeenQuarantined)
+	agent.Put("../../etc/passwd", wrenn.ObservedQuarantined)
 	inv, err := c.Inventory(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := map[wrenn.SandboxID]wrenn.SeenState{}
+	got := map[wrenn.SandboxID]wrenn.ObservedState{}
 	for _, sb := range inv.Sandboxes {
 		got[sb.ID] = sb.State
 	}
-	if diff := cmp.Diff(map[wrenn.SandboxID]wrenn.SeenState{id: wrenn.SeenRunning, `"../../etc/passwd"`: wrenn.SeenQuarantined}, got); diff != "" {
+	if diff := cmp.Diff(map[wrenn.SandboxID]wrenn.ObservedState{id: wrenn.ObservedRunning, `"../../etc/passwd"`: wrenn.ObservedQuarantined}, got); diff != "" {
 		t.Errorf("inventory (-want +got):\n%s", diff)
 	}
 	for range 2 {

@@ -13,14 +13,14 @@ import (
 // maxText bounds texts that a host passes on from who knows where.
 const maxText = 1 << 10
 
-var states = map[hostagentv1.SandboxStatus]wrenn.SeenState{
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_STARTING:    wrenn.SeenStarting,
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING:     wrenn.SeenRunning,
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED:      wrenn.SeenPaused,
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_STOPPING:    wrenn.SeenStopping,
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_STOPPED:     wrenn.SeenStopped,
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_FAILED:      wrenn.SeenFailed,
-	hostagentv1.SandboxStatus_SANDBOX_STATUS_QUARANTINED: wrenn.SeenQuarantined,
+var states = map[hostagentv1.SandboxStatus]wrenn.ObservedState{
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_STARTING:    wrenn.ObservedStarting,
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING:     wrenn.ObservedRunning,
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED:      wrenn.ObservedPaused,
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_STOPPING:    wrenn.ObservedStopping,
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_STOPPED:     wrenn.ObservedStopped,
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_FAILED:      wrenn.ObservedFailed,
+	hostagentv1.SandboxStatus_SANDBOX_STATUS_QUARANTINED: wrenn.ObservedQuarantined,
 }
 
 // Inventory returns everything that the host has, whole or not at all.
@@ -36,20 +36,20 @@ func (c *Client) Inventory(ctx context.Context) (wrenn.Inventory, error) {
 	return inv, nil
 }
 
-func seen(info *hostagentv1.SandboxInfo) wrenn.SeenSandbox {
+func seen(info *hostagentv1.SandboxInfo) wrenn.ObservedSandbox {
 	state, known := states[info.GetStatus()]
 	if !known {
-		state = wrenn.SeenUnknown
+		state = wrenn.ObservedUnknown
 	}
 	id, err := wrenn.ParseSandboxID(info.GetSandboxId())
 	if err != nil {
 		// A host may find things with strange names: they are shown to a person, in quotes, and match no row.
 		id = wrenn.SandboxID(fmt.Sprintf("%.60q", info.GetSandboxId()))
 	}
-	return wrenn.SeenSandbox{
+	return wrenn.ObservedSandbox{
 		ID: id, State: state, Reason: clean(info.GetReason()), Template: clean(info.GetTemplate()),
-		VCPUs: int(info.GetVcpus()), MemoryMB: int(info.GetMemoryMb()),
-		Timeout:   time.Duration(info.GetTimeoutSec()) * time.Second,
+		Size:      wrenn.Size{VCPUs: int(info.GetVcpus()), MemoryMiB: int(info.GetMemoryMb())},
+		EndOfLife: wrenn.EndOfLife{Timeout: time.Duration(info.GetTimeoutSec()) * time.Second},
 		CreatedAt: time.Unix(info.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(info.GetLastActiveAtUnix(), 0).UTC(),
 		Version: info.GetVersion(),
 	}

@@ -31,7 +31,7 @@ func TestFork(t *testing.T) {
 			t.Errorf("it says %q", got[0])
 		}
 	}
-	if n := agent.Creates(); n != 2 || agent.Sandboxes()[copied] != wrenn.SeenRunning {
+	if n := agent.Creates(); n != 2 || agent.Sandboxes()[copied] != wrenn.ObservedRunning {
 		t.Errorf("%d made, %v", n, agent.Sandboxes())
 	}
 	_, err := c.Fork(t.Context(), wrenn.NewSandboxID(), []wrenn.SandboxID{copied})

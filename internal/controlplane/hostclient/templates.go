@@ -34,7 +34,7 @@ func (c *Client) Build(ctx context.Context, id wrenn.GenerationID, spec wrenn.Te
 		case *hostagentv1.BuildTemplateResponse_Done:
 			done := ev.Done
 			return wrenn.BuiltGeneration{
-				VCPUs: int(done.GetVcpus()), MemoryMB: int(done.GetMemoryMb()), SizeBytes: int64(done.GetSizeBytes()),
+				Size: wrenn.Size{VCPUs: int(done.GetVcpus()), MemoryMiB: int(done.GetMemoryMb())}, SizeBytes: int64(done.GetSizeBytes()),
 				Env: done.GetEnv(), Digest: clean(done.GetDigest()),
 			}, nil
 		}
@@ -65,7 +65,7 @@ func buildRequest(id wrenn.GenerationID, spec wrenn.TemplateSpec, login Registry
 	case from.Image != "":
 		req.Source = &hostagentv1.BuildTemplateRequest_Image{Image: from.Image}
 	}
-	req.Vcpus, req.MemoryMb, req.Env = uint32(spec.VCPUs), uint32(spec.MemoryMB), spec.Env
+	req.Vcpus, req.MemoryMb, req.Env = uint32(spec.VCPUs), uint32(spec.MemoryMiB), spec.Env
 	req.StartCmd, req.ReadyCmd, req.ReadyTimeoutSec = spec.StartCmd, spec.ReadyCmd, seconds(spec.ReadyTimeout)
 	return req
 }

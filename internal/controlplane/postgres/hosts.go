@@ -14,14 +14,14 @@ func (s *Store) SaveHost(ctx context.Context, id wrenn.HostID, url string, info 
 		return s.queries.SaveHost(ctx, dbsqlc.SaveHostParams{
 			ID: string(id), URL: url, Version: info.Version, Instance: info.Instance, Driver: info.Driver,
 			Sandboxes: clampInt32(c.Sandboxes), SandboxesUsed: clampInt32(c.SandboxesUsed),
-			MemoryMB: c.MemoryMB, MemoryMBUsed: c.MemoryMBUsed, DiskMB: c.DiskMB, DiskMBFree: c.DiskMBFree,
+			MemoryMB: c.MemoryMiB, MemoryMBUsed: c.MemoryMiBUsed, DiskMB: c.DiskMiB, DiskMBFree: c.DiskMiBFree,
 		})
 	})
 }
 
 // SaveUnknown replaces what is known of a host's unexplained sandboxes, and
 // returns the ids that are new among them.
-func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.SeenSandbox) ([]wrenn.SandboxID, error) {
+func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.ObservedSandbox) ([]wrenn.SandboxID, error) {
 	arg := dbsqlc.SaveUnknownParams{HostID: string(host), IDs: []string{}, States: []string{}, Reasons: []string{}}
 	for _, sb := range seen {
 		arg.IDs = append(arg.IDs, string(sb.ID))
@@ -52,7 +52,7 @@ func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []
 		strangers, err := s.queries.UnknownSandboxes(ctx)
 		for _, row := range strangers {
 			unknown = append(unknown, wrenn.UnknownSandbox{
-				Host: wrenn.HostID(row.HostID), ID: wrenn.SandboxID(row.SandboxID), State: wrenn.SeenState(row.SeenState), Reason: row.Reason,
+				Host: wrenn.HostID(row.HostID), ID: wrenn.SandboxID(row.SandboxID), State: wrenn.ObservedState(row.SeenState), Reason: row.Reason,
 				FirstSeenAt: row.FirstSeenAt, LastSeenAt: row.LastSeenAt,
 			})
 		}
@@ -66,7 +66,7 @@ func hostRecord(row dbsqlc.Host) wrenn.HostRecord {
 		Version: row.Version, Instance: row.Instance, Driver: row.Driver,
 		Capacity: wrenn.Capacity{
 			Sandboxes: int(row.Sandboxes), SandboxesUsed: int(row.SandboxesUsed),
-			MemoryMB: row.MemoryMB, MemoryMBUsed: row.MemoryMBUsed, DiskMB: row.DiskMB, DiskMBFree: row.DiskMBFree,
+			MemoryMiB: row.MemoryMB, MemoryMiBUsed: row.MemoryMBUsed, DiskMiB: row.DiskMB, DiskMiBFree: row.DiskMBFree,
 		},
 	}}
 	if row.LastSeenAt != nil {

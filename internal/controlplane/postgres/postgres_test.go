@@ -37,7 +37,7 @@ func team(t *testing.T, s *postgres.Store) wrenn.TeamID {
 
 func create(t *testing.T, s *postgres.Store, sb wrenn.Sandbox) *wrenn.Sandbox {
 	t.Helper()
-	sb.ID, sb.Template, sb.VCPUs, sb.MemoryMB = wrenn.NewSandboxID(), "base", 1, 512
+	sb.ID, sb.Template, sb.Size = wrenn.NewSandboxID(), "base", wrenn.Size{VCPUs: 1, MemoryMiB: 512}
 	out, err := s.CreateSandbox(t.Context(), sb, plenty, "test")
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestStatesAreTheSameEverywhere(t *testing.T) {
 
 	var between []string
 	for _, s := range wrenn.States() {
-		if s.Between() {
+		if s.InTransition() {
 			between = append(between, string(s))
 		}
 	}
@@ -350,7 +350,7 @@ func TestHostRows(t *testing.T) {
 func TestUnknownAreReportedOnce(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Store(t)
-	seen := []wrenn.SeenSandbox{{ID: "a", State: wrenn.SeenRunning}, {ID: "b", State: wrenn.SeenPaused, Reason: "who knows"}}
+	seen := []wrenn.ObservedSandbox{{ID: "a", State: wrenn.ObservedRunning}, {ID: "b", State: wrenn.ObservedPaused, Reason: "who knows"}}
 	for i, want := range []int{2, 0} {
 		fresh, err := s.SaveUnknown(t.Context(), "h1", seen)
 		if err != nil || len(fresh) != want {
@@ -471,7 +471,7 @@ func TestPausedHaveNoMemory(t *testing.T) {
 	}
 	var paused []*wrenn.Sandbox
 	for range 3 {
-		sb, err := s.CreateSandbox(t.Context(), wrenn.Sandbox{ID: wrenn.NewSandboxID(), Team: owner, Template: "base", VCPUs: 1, MemoryMB: 512}, limits, "test")
+		sb, err := s.CreateSandbox(t.Context(), wrenn.Sandbox{ID: wrenn.NewSandboxID(), Team: owner, Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}, limits, "test")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -502,8 +502,8 @@ func TestCreateSeveral(t *testing.T) {
 		boxes := make([]wrenn.Sandbox, n)
 		for i := range boxes {
 			boxes[i] = wrenn.Sandbox{
-				ID: wrenn.NewSandboxID(), Team: owner, Template: "base", VCPUs: 1, MemoryMB: 512,
-				OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Parent: "iparent",
+				ID: wrenn.NewSandboxID(), Team: owner, Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
+				EndOfLife: wrenn.EndOfLife{OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true, Parent: "iparent",
 			}
 		}
 		return boxes

@@ -29,7 +29,7 @@ type Limits struct {
 }
 
 // CreateSandbox writes a pending row and its event, unless that is more than
-// the team may have: Exhausted. ID, Team, Template, VCPUs, MemoryMB, Timeout,
+// the team may have: Exhausted. ID, Team, Template, VCPUs, MemoryMiB, Timeout,
 // OnTimeout, AutoResume, Parent, Generation, Metadata and Env of sb are taken. actor says who did it.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
@@ -49,7 +49,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limi
 		for _, sb := range boxes {
 			row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
 				ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
-				VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMB), TimeoutSec: seconds(sb.Timeout),
+				VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 				OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent), Generation: string(sb.Generation),
 				Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
 			})
@@ -78,7 +78,7 @@ func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, 
 	if n := len(boxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
 		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once, which leaves no place for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
 	}
-	memory := len(boxes) * boxes[0].MemoryMB
+	memory := len(boxes) * boxes[0].MemoryMiB
 	if own.UsedMemoryMB+int64(memory) > limits.MemoryMB {
 		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, memory)
 	}
@@ -153,7 +153,7 @@ func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
 	if m.Host != "" {
 		params.HostID = new(string(m.Host))
 	}
-	if m.To.Between() {
+	if m.To.InTransition() {
 		params.Worker = &s.worker
 	}
 	return params
@@ -361,8 +361,8 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
 		Template: r.Template, Generation: wrenn.GenerationID(r.Generation), State: wrenn.State(r.State), Reason: r.Reason,
-		VCPUs: int(r.VCPUs), MemoryMB: int(r.MemoryMB), Timeout: time.Duration(r.TimeoutSec) * time.Second,
-		OnTimeout: wrenn.OnTimeout(r.OnTimeout), AutoResume: r.AutoResume, Parent: wrenn.SandboxID(r.ParentID),
+		Size:      wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
+		EndOfLife: wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout)}, AutoResume: r.AutoResume, Parent: wrenn.SandboxID(r.ParentID),
 		Metadata: r.Metadata, Env: r.Env,
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,

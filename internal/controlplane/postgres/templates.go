@@ -46,7 +46,7 @@ func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits Build
 		row, err := q.InsertGeneration(ctx, dbsqlc.InsertGenerationParams{
 			ID: string(g.ID), TeamID: team, Name: name.Name, Tag: name.Tag, HostID: string(g.Host),
 			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox),
-			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMB), Env: orEmpty(g.Spec.Env),
+			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMiB), Env: orEmpty(g.Spec.Env),
 			StartCmd: g.Spec.StartCmd, ReadyCmd: g.Spec.ReadyCmd, ReadyTimeoutSec: seconds(g.Spec.ReadyTimeout), Worker: &s.worker,
 		})
 		out = generation(row)
@@ -100,7 +100,7 @@ func (s *Store) AppendLines(ctx context.Context, id wrenn.GenerationID, first in
 func (s *Store) FinishBuild(ctx context.Context, id wrenn.GenerationID, built wrenn.BuiltGeneration) error {
 	return s.inTx(ctx, "finish a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		row, err := q.FinishGeneration(ctx, dbsqlc.FinishGenerationParams{
-			ID: string(id), Worker: &s.worker, VCPUs: clampInt32(built.VCPUs), MemoryMB: clampInt32(built.MemoryMB),
+			ID: string(id), Worker: &s.worker, VCPUs: clampInt32(built.VCPUs), MemoryMB: clampInt32(built.MemoryMiB),
 			Env: orEmpty(built.Env), SizeBytes: built.SizeBytes, Digest: built.Digest,
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
@@ -275,8 +275,8 @@ func generation(r dbsqlc.TemplateGeneration) *wrenn.Generation {
 		ID: wrenn.GenerationID(r.ID), Team: wrenn.TeamID(r.TeamID), Template: wrenn.TemplateName{Name: r.Name, Tag: r.Tag},
 		State: wrenn.GenerationState(r.State), Reason: r.Reason, Host: wrenn.HostID(r.HostID),
 		Spec: wrenn.TemplateSpec{
-			From:  wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox)},
-			VCPUs: int(r.VCPUs), MemoryMB: int(r.MemoryMB), Env: r.Env,
+			From: wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox)},
+			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, Env: r.Env,
 			StartCmd: r.StartCmd, ReadyCmd: r.ReadyCmd, ReadyTimeout: time.Duration(r.ReadyTimeoutSec) * time.Second,
 		},
 		SizeBytes: r.SizeBytes, Digest: r.Digest, CreatedAt: r.CreatedAt.UTC(), UpdatedAt: r.UpdatedAt.UTC(),

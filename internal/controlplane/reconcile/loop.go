@@ -36,7 +36,7 @@ type Store interface {
 	Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error)
 	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error
 	// SaveUnknown keeps what was reported of a host and returns what is new of it.
-	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.SeenSandbox) ([]wrenn.SandboxID, error)
+	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.ObservedSandbox) ([]wrenn.SandboxID, error)
 	// TryLead returns nil when another replica leads.
 	TryLead(ctx context.Context) (Lead, error)
 }
@@ -239,7 +239,7 @@ func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.Sandbox
 	rows, between := make([]Row, len(read)), false
 	for i := range read {
 		rows[i].Sandbox = read[i]
-		between = between || read[i].State.Between()
+		between = between || read[i].State.InTransition()
 	}
 	if !between {
 		return rows, nil
@@ -297,7 +297,7 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 
 // report tells people of sandboxes that no row explains: once in the log, and
 // in the database as long as they are there.
-func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.SeenSandbox) error {
+func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.ObservedSandbox) error {
 	l.mu.Lock()
 	known, before := l.reported[host]
 	l.mu.Unlock()

@@ -39,7 +39,7 @@ type Result struct {
 	Actions []Action
 	// Unknown are sandboxes that no row explains. They are left alone and
 	// reported: a person decides.
-	Unknown []wrenn.SeenSandbox
+	Unknown []wrenn.ObservedSandbox
 }
 
 // Row is a row as it was read.
@@ -133,7 +133,7 @@ func EndOf(row *wrenn.Sandbox) wrenn.State {
 }
 
 // present decides about a sandbox that the host has.
-func (r *Result) present(row *Row, seen wrenn.SeenSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
+func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
 	switch {
 	case row == nil:
 		r.Unknown = append(r.Unknown, seen)
@@ -142,7 +142,7 @@ func (r *Result) present(row *Row, seen wrenn.SeenSandbox, host wrenn.HostID, as
 		r.elsewhere(row, seen)
 	case row.State.Ended():
 		r.over(row, seen)
-	case seen.State == wrenn.SeenQuarantined:
+	case seen.State == wrenn.ObservedQuarantined:
 		r.Unknown = append(r.Unknown, seen)
 		r.add(Move, row, wrenn.Failed, reasonQuarantine)
 	case seen.State.Ended():
@@ -153,7 +153,7 @@ func (r *Result) present(row *Row, seen wrenn.SeenSandbox, host wrenn.HostID, as
 }
 
 // elsewhere is a copy on a host that the row does not name.
-func (r *Result) elsewhere(row *Row, seen wrenn.SeenSandbox) {
+func (r *Result) elsewhere(row *Row, seen wrenn.ObservedSandbox) {
 	if seen.State.Ended() {
 		r.add(Acknowledge, row, "", "") // this host tried, another one has it
 		return
@@ -163,25 +163,25 @@ func (r *Result) elsewhere(row *Row, seen wrenn.SeenSandbox) {
 
 // over is a row that has ended: its owner wanted the sandbox gone, or it was
 // taken for lost. In the second case it is somebody's data that came back.
-func (r *Result) over(row *Row, seen wrenn.SeenSandbox) {
+func (r *Result) over(row *Row, seen wrenn.ObservedSandbox) {
 	switch {
 	case seen.State.Ended():
 		r.add(Acknowledge, row, "", "")
 	case row.State == wrenn.Stopped && isLive(seen.State):
 		r.add(Destroy, row, "", "")
-	case seen.State != wrenn.SeenStopping:
+	case seen.State != wrenn.ObservedStopping:
 		r.Unknown = append(r.Unknown, seen)
 	}
 }
 
-func isLive(s wrenn.SeenState) bool {
-	return s == wrenn.SeenStarting || s == wrenn.SeenRunning || s == wrenn.SeenPaused
+func isLive(s wrenn.ObservedState) bool {
+	return s == wrenn.ObservedStarting || s == wrenn.ObservedRunning || s == wrenn.ObservedPaused
 }
 
 // ended is a sandbox that ended by itself: its time was up, or it broke.
-func (r *Result) ended(row *Row, seen wrenn.SeenSandbox) {
+func (r *Result) ended(row *Row, seen wrenn.ObservedSandbox) {
 	to, reason := wrenn.Stopped, cmp.Or(seen.Reason, reasonEnded)
-	if seen.State == wrenn.SeenFailed || !row.State.Can(wrenn.Stopped) {
+	if seen.State == wrenn.ObservedFailed || !row.State.Can(wrenn.Stopped) {
 		to = wrenn.Failed
 	}
 	if row.State == wrenn.Stopping { // why it was to stop counts, not how it did
@@ -191,11 +191,11 @@ func (r *Result) ended(row *Row, seen wrenn.SeenSandbox) {
 }
 
 // live is a sandbox that runs or is paused, and whose row has not ended.
-func (r *Result) live(row *Row, seen wrenn.SeenSandbox, asOf time.Time, grace Grace) {
-	if !isLive(seen.State) || seen.State == wrenn.SeenStarting && row.State != wrenn.Stopping {
+func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grace Grace) {
+	if !isLive(seen.State) || seen.State == wrenn.ObservedStarting && row.State != wrenn.Stopping {
 		return // the host is at it
 	}
-	paused := seen.State == wrenn.SeenPaused
+	paused := seen.State == wrenn.ObservedPaused
 	state := row.State
 	switch row.State {
 	case wrenn.Stopping:

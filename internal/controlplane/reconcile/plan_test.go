@@ -18,19 +18,19 @@ var (
 )
 
 const (
-	absent = wrenn.SeenState("absent")
+	absent = wrenn.ObservedState("absent")
 	fresh  = time.Second // younger than any grace
 	old    = time.Hour
 )
 
 func row(state wrenn.State, age time.Duration, reason string) reconcile.Row {
-	return reconcile.Row{Sandbox: wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, Timeout: time.Minute, UpdatedAt: asOf.Add(-age), Version: 7}}
+	return reconcile.Row{Sandbox: wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, EndOfLife: wrenn.EndOfLife{Timeout: time.Minute}, UpdatedAt: asOf.Add(-age), Version: 7}}
 }
 
-func inventory(state wrenn.SeenState, reason string) wrenn.Inventory {
+func inventory(state wrenn.ObservedState, reason string) wrenn.Inventory {
 	inv := wrenn.Inventory{Host: "h1"}
 	if state != absent {
-		inv.Sandboxes = []wrenn.SeenSandbox{{ID: "i1", State: state, Reason: reason, Timeout: time.Minute}}
+		inv.Sandboxes = []wrenn.ObservedSandbox{{ID: "i1", State: state, Reason: reason, EndOfLife: wrenn.EndOfLife{Timeout: time.Minute}}}
 	}
 	return inv
 }
@@ -42,7 +42,7 @@ func TestPlan(t *testing.T) {
 		reason string // of the row
 		age    time.Duration
 		left   bool // abandoned
-		seen   wrenn.SeenState
+		seen   wrenn.ObservedState
 		kind   reconcile.Kind // "" is nothing
 		to     wrenn.State
 		report bool
@@ -52,79 +52,79 @@ func TestPlan(t *testing.T) {
 
 		{row: wrenn.Starting, age: fresh, seen: absent},
 		{row: wrenn.Starting, age: old, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Starting, age: old, seen: wrenn.SeenStarting},
-		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
-		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenStopping},
-		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Failed},
-		{row: wrenn.Starting, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
+		{row: wrenn.Starting, age: old, seen: wrenn.ObservedStarting},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.ObservedPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.ObservedStopping},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.ObservedStopped, kind: reconcile.Acknowledge, to: wrenn.Failed},
+		{row: wrenn.Starting, age: fresh, seen: wrenn.ObservedFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
 
 		{row: wrenn.Running, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Running, age: old, seen: wrenn.SeenRunning},
-		{row: wrenn.Running, age: old, seen: wrenn.SeenStarting},
-		{row: wrenn.Running, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
-		{row: wrenn.Running, age: -fresh, seen: wrenn.SeenPaused},
-		{row: wrenn.Running, age: old, seen: wrenn.SeenStopping},
-		{row: wrenn.Running, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
-		{row: wrenn.Running, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
-		{row: wrenn.Running, age: fresh, seen: wrenn.SeenQuarantined, kind: reconcile.Move, to: wrenn.Failed, report: true},
-		{row: wrenn.Running, age: old, seen: wrenn.SeenUnknown},
+		{row: wrenn.Running, age: old, seen: wrenn.ObservedRunning},
+		{row: wrenn.Running, age: old, seen: wrenn.ObservedStarting},
+		{row: wrenn.Running, age: fresh, seen: wrenn.ObservedPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Running, age: -fresh, seen: wrenn.ObservedPaused},
+		{row: wrenn.Running, age: old, seen: wrenn.ObservedStopping},
+		{row: wrenn.Running, age: fresh, seen: wrenn.ObservedStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Running, age: fresh, seen: wrenn.ObservedFailed, kind: reconcile.Acknowledge, to: wrenn.Failed},
+		{row: wrenn.Running, age: fresh, seen: wrenn.ObservedQuarantined, kind: reconcile.Move, to: wrenn.Failed, report: true},
+		{row: wrenn.Running, age: old, seen: wrenn.ObservedUnknown},
 
 		{row: wrenn.Pausing, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Pausing, age: fresh, seen: wrenn.SeenRunning},
-		{row: wrenn.Pausing, age: old, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Pausing, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
-		{row: wrenn.Pausing, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Pausing, age: fresh, seen: wrenn.ObservedRunning},
+		{row: wrenn.Pausing, age: old, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, age: fresh, seen: wrenn.ObservedPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Pausing, age: fresh, seen: wrenn.ObservedStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
 
 		{row: wrenn.Paused, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Paused, age: old, seen: wrenn.SeenPaused},
-		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Paused, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Paused, age: old, seen: wrenn.ObservedPaused},
+		{row: wrenn.Paused, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Paused, age: fresh, seen: wrenn.ObservedStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
 
 		{row: wrenn.Resuming, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Resuming, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Resuming, age: fresh, seen: wrenn.SeenPaused},
-		{row: wrenn.Resuming, age: old, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Resuming, age: fresh, seen: wrenn.ObservedPaused},
+		{row: wrenn.Resuming, age: old, seen: wrenn.ObservedPaused, kind: reconcile.Move, to: wrenn.Paused},
 
 		{row: wrenn.Stopping, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Stopped},
 		{row: wrenn.Stopping, reason: "it did not boot", age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenRunning},
-		{row: wrenn.Stopping, age: old, seen: wrenn.SeenRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
-		{row: wrenn.Stopping, age: old, seen: wrenn.SeenStarting, kind: reconcile.Destroy, to: wrenn.Stopped},
-		{row: wrenn.Stopping, reason: "it did not boot", age: old, seen: wrenn.SeenPaused, kind: reconcile.Destroy, to: wrenn.Failed},
-		{row: wrenn.Stopping, age: old, seen: wrenn.SeenStopping},
-		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
-		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge, to: wrenn.Stopped},
-		{row: wrenn.Stopping, age: fresh, seen: wrenn.SeenQuarantined, kind: reconcile.Move, to: wrenn.Failed, report: true},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.ObservedRunning},
+		{row: wrenn.Stopping, age: old, seen: wrenn.ObservedRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, age: old, seen: wrenn.ObservedStarting, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, reason: "it did not boot", age: old, seen: wrenn.ObservedPaused, kind: reconcile.Destroy, to: wrenn.Failed},
+		{row: wrenn.Stopping, age: old, seen: wrenn.ObservedStopping},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.ObservedStopped, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.ObservedFailed, kind: reconcile.Acknowledge, to: wrenn.Stopped},
+		{row: wrenn.Stopping, age: fresh, seen: wrenn.ObservedQuarantined, kind: reconcile.Move, to: wrenn.Failed, report: true},
 
 		{row: wrenn.Stopped, age: old, seen: absent},
-		{row: wrenn.Stopped, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Destroy},
-		{row: wrenn.Stopped, age: fresh, seen: wrenn.SeenStopping},
-		{row: wrenn.Stopped, age: fresh, seen: wrenn.SeenStopped, kind: reconcile.Acknowledge},
-		{row: wrenn.Stopped, age: old, seen: wrenn.SeenQuarantined, report: true},
+		{row: wrenn.Stopped, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Destroy},
+		{row: wrenn.Stopped, age: fresh, seen: wrenn.ObservedStopping},
+		{row: wrenn.Stopped, age: fresh, seen: wrenn.ObservedStopped, kind: reconcile.Acknowledge},
+		{row: wrenn.Stopped, age: old, seen: wrenn.ObservedQuarantined, report: true},
 
 		{row: wrenn.Failed, age: old, seen: absent},
-		{row: wrenn.Failed, age: old, seen: wrenn.SeenRunning, report: true},
-		{row: wrenn.Failed, age: old, seen: wrenn.SeenFailed, kind: reconcile.Acknowledge},
+		{row: wrenn.Failed, age: old, seen: wrenn.ObservedRunning, report: true},
+		{row: wrenn.Failed, age: old, seen: wrenn.ObservedFailed, kind: reconcile.Acknowledge},
 
 		// Abandoned rows wait for nobody, except for a host that is at it.
 		{row: wrenn.Pending, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Starting, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
-		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.SeenStarting},
-		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
-		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.SeenPaused, kind: reconcile.Move, to: wrenn.Paused},
-		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Move, to: wrenn.Running},
-		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.SeenRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
-		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.SeenStopping},
+		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.ObservedStarting},
+		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Pausing, left: true, age: fresh, seen: wrenn.ObservedPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.ObservedPaused, kind: reconcile.Move, to: wrenn.Paused},
+		{row: wrenn.Resuming, left: true, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Move, to: wrenn.Running},
+		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.ObservedRunning, kind: reconcile.Destroy, to: wrenn.Stopped},
+		{row: wrenn.Stopping, left: true, age: fresh, seen: wrenn.ObservedStopping},
 		{row: wrenn.Stopping, left: true, reason: "it did not boot", age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Starting, left: true, age: -fresh, seen: absent},
 
 		// Whatever changed since the inventory is the next round's.
 		{row: wrenn.Running, age: -fresh, seen: absent},
-		{row: wrenn.Stopped, age: -fresh, seen: wrenn.SeenRunning},
-		{row: wrenn.Paused, age: -fresh, seen: wrenn.SeenRunning},
+		{row: wrenn.Stopped, age: -fresh, seen: wrenn.ObservedRunning},
+		{row: wrenn.Paused, age: -fresh, seen: wrenn.ObservedRunning},
 	} {
 		name := fmt.Sprintf("%s %v %v, %s", c.row, c.age, c.left, c.seen)
 		t.Run(name, func(t *testing.T) {
@@ -151,7 +151,7 @@ func TestPlan(t *testing.T) {
 
 func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("no row", func(t *testing.T) {
-		for _, state := range []wrenn.SeenState{wrenn.SeenRunning, wrenn.SeenPaused, wrenn.SeenStopped, wrenn.SeenQuarantined, wrenn.SeenUnknown} {
+		for _, state := range []wrenn.ObservedState{wrenn.ObservedRunning, wrenn.ObservedPaused, wrenn.ObservedStopped, wrenn.ObservedQuarantined, wrenn.ObservedUnknown} {
 			got := reconcile.Plan(nil, inventory(state, ""), asOf, grace)
 			if len(got.Actions) != 0 || len(got.Unknown) != 1 {
 				t.Errorf("%s: %+v", state, got)
@@ -161,17 +161,17 @@ func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("a copy on another host", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Host = "h2"
-		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedRunning, ""), asOf, grace)
 		if len(got.Actions) != 0 || len(got.Unknown) != 1 {
 			t.Errorf("live: %+v", got)
 		}
-		got = reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenFailed, ""), asOf, grace)
+		got = reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedFailed, ""), asOf, grace)
 		if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.Acknowledge || got.Actions[0].To != "" {
 			t.Errorf("ended: %+v", got)
 		}
 	})
 	t.Run("the host's reason is the row's", func(t *testing.T) {
-		got := reconcile.Plan([]reconcile.Row{row(wrenn.Running, old, "")}, inventory(wrenn.SeenStopped, "time was up"), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{row(wrenn.Running, old, "")}, inventory(wrenn.ObservedStopped, "time was up"), asOf, grace)
 		want := []reconcile.Action{{Kind: reconcile.Acknowledge, Row: row(wrenn.Running, old, "").Sandbox, To: wrenn.Stopped, Reason: "time was up"}}
 		if diff := cmp.Diff(want, got.Actions); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
@@ -180,7 +180,7 @@ func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("woken, with another timeout", func(t *testing.T) {
 		r := row(wrenn.Paused, old, "")
 		r.Timeout = time.Hour
-		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedRunning, ""), asOf, grace)
 		if len(got.Actions) != 2 || got.Actions[0].Kind != reconcile.Extend || got.Actions[1].To != wrenn.Running {
 			t.Errorf("got %+v", got)
 		}
@@ -188,7 +188,7 @@ func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("paused, with another timeout", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Timeout = time.Hour
-		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenPaused, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedPaused, ""), asOf, grace)
 		if len(got.Actions) != 1 || got.Actions[0].To != wrenn.Paused {
 			t.Errorf("got %+v", got)
 		}
@@ -196,7 +196,7 @@ func TestPlanOfOtherThings(t *testing.T) {
 	t.Run("another timeout", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Timeout = time.Hour
-		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.SeenRunning, ""), asOf, grace)
+		got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedRunning, ""), asOf, grace)
 		if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.Extend {
 			t.Errorf("got %+v", got)
 		}
@@ -212,8 +212,8 @@ type model struct {
 
 func randomModel(rng *rand.Rand) *model {
 	m := &model{now: asOf, inv: wrenn.Inventory{Host: "h1"}}
-	seen := []wrenn.SeenState{
-		wrenn.SeenStarting, wrenn.SeenRunning, wrenn.SeenPaused, wrenn.SeenStopping, wrenn.SeenStopped, wrenn.SeenFailed, wrenn.SeenQuarantined, wrenn.SeenUnknown,
+	seen := []wrenn.ObservedState{
+		wrenn.ObservedStarting, wrenn.ObservedRunning, wrenn.ObservedPaused, wrenn.ObservedStopping, wrenn.ObservedStopped, wrenn.ObservedFailed, wrenn.ObservedQuarantined, wrenn.ObservedUnknown,
 	}
 	for i := range rng.IntN(30) {
 		id := wrenn.SandboxID(fmt.Sprintf("i%02d", i))
@@ -221,12 +221,12 @@ func randomModel(rng *rand.Rand) *model {
 		if rng.IntN(8) != 0 {
 			m.rows = append(m.rows, reconcile.Row{Abandoned: rng.IntN(4) == 0, Sandbox: wrenn.Sandbox{
 				ID: id, Host: []wrenn.HostID{"h1", "h1", "h1", "h2", ""}[rng.IntN(5)], State: wrenn.States()[rng.IntN(len(wrenn.States()))],
-				Reason: []string{"", "why"}[rng.IntN(2)], Timeout: timeouts[rng.IntN(3)],
+				Reason: []string{"", "why"}[rng.IntN(2)], EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]},
 				UpdatedAt: asOf.Add(time.Duration(rng.IntN(240)-180) * time.Second), Version: int64(i),
 			}})
 		}
 		if rng.IntN(4) != 0 {
-			m.inv.Sandboxes = append(m.inv.Sandboxes, wrenn.SeenSandbox{ID: id, State: seen[rng.IntN(len(seen))], Timeout: timeouts[rng.IntN(3)]})
+			m.inv.Sandboxes = append(m.inv.Sandboxes, wrenn.ObservedSandbox{ID: id, State: seen[rng.IntN(len(seen))], EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]}})
 		}
 	}
 	return m
@@ -241,7 +241,7 @@ func (m *model) row(id wrenn.SandboxID) *reconcile.Row {
 	return nil
 }
 
-func (m *model) seen(id wrenn.SandboxID) *wrenn.SeenSandbox {
+func (m *model) seen(id wrenn.SandboxID) *wrenn.ObservedSandbox {
 	for i := range m.inv.Sandboxes {
 		if m.inv.Sandboxes[i].ID == id {
 			return &m.inv.Sandboxes[i]
@@ -262,7 +262,7 @@ func (m *model) carryOut(t *testing.T, a reconcile.Action) {
 		if !row.State.Ended() && row.State != wrenn.Stopping {
 			t.Errorf("a live sandbox is destroyed though its row is %s", row.State)
 		}
-		if row.Host != m.inv.Host || seen.State == wrenn.SeenQuarantined {
+		if row.Host != m.inv.Host || seen.State == wrenn.ObservedQuarantined {
 			t.Errorf("what is not ours is destroyed: %+v %+v", row, seen)
 		}
 		m.forget(row.ID)

@@ -40,7 +40,7 @@ func Pick(hosts []Host, memoryMB int) (wrenn.HostID, error) {
 func (h *Host) fits(memoryMB int) bool {
 	c := h.Capacity
 	return (c.Sandboxes == 0 || c.SandboxesUsed+h.PendingSandboxes < c.Sandboxes) &&
-		(c.MemoryMB == 0 || c.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB) <= c.MemoryMB)
+		(c.MemoryMiB == 0 || c.MemoryMiBUsed+h.PendingMemoryMB+int64(memoryMB) <= c.MemoryMiB)
 }
 
 // compare orders hosts by how full they would be: by memory, then by number, then by id.
@@ -54,10 +54,10 @@ func (h *Host) compare(o *Host, memoryMB int) int {
 
 // memory and number are the parts taken; of what has no limit nothing is.
 func (h *Host) memory(memoryMB int) float64 {
-	if h.Capacity.MemoryMB == 0 {
+	if h.Capacity.MemoryMiB == 0 {
 		return 0
 	}
-	return float64(h.Capacity.MemoryMBUsed+h.PendingMemoryMB+int64(memoryMB)) / float64(h.Capacity.MemoryMB)
+	return float64(h.Capacity.MemoryMiBUsed+h.PendingMemoryMB+int64(memoryMB)) / float64(h.Capacity.MemoryMiB)
 }
 
 func (h *Host) number() float64 {

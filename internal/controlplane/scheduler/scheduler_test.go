@@ -9,7 +9,7 @@ import (
 
 func host(id string, used, of int64) scheduler.Host {
 	return scheduler.Host{ID: wrenn.HostID(id), Capacity: wrenn.Capacity{
-		Sandboxes: 10, SandboxesUsed: int(used / 512), MemoryMB: of, MemoryMBUsed: used,
+		Sandboxes: 10, SandboxesUsed: int(used / 512), MemoryMiB: of, MemoryMiBUsed: used,
 	}}
 }
 
@@ -31,7 +31,7 @@ func TestPick(t *testing.T) {
 		"one that is full is left out": {[]scheduler.Host{host("a", 3800, 4096), host("b", 3000, 4096)}, "b", ""},
 		"all full":                     {[]scheduler.Host{host("a", 4096, 4096)}, "", wrenn.Exhausted},
 		"too many, though small":       {[]scheduler.Host{many}, "", wrenn.Exhausted},
-		"one without limits":           {[]scheduler.Host{host("a", 512, 4096), {ID: "b", Capacity: wrenn.Capacity{SandboxesUsed: 99, MemoryMBUsed: 1 << 20}}}, "b", ""},
+		"one without limits":           {[]scheduler.Host{host("a", 512, 4096), {ID: "b", Capacity: wrenn.Capacity{SandboxesUsed: 99, MemoryMiBUsed: 1 << 20}}}, "b", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := scheduler.Pick(c.hosts, 512)

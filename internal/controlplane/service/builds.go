@@ -78,7 +78,7 @@ func (s *Service) buildSomewhere(ctx context.Context, b *build, say func(string)
 	tried := map[wrenn.HostID]bool{}
 	var refused error
 	for {
-		m, err := s.fleet.pick(g.Spec.MemoryMB, tried, b.only)
+		m, err := s.fleet.pick(g.Spec.MemoryMiB, tried, b.only)
 		if err != nil {
 			return wrenn.BuiltGeneration{}, errors.Join(refused, err) // a host's own words come first
 		}
@@ -86,7 +86,7 @@ func (s *Service) buildSomewhere(ctx context.Context, b *build, say func(string)
 			return wrenn.BuiltGeneration{}, err
 		}
 		g.Host = m.id
-		done := m.reserve(1, g.Spec.MemoryMB)
+		done := m.reserve(1, g.Spec.MemoryMiB)
 		built, err := m.client.Build(ctx, g.ID, g.Spec, b.login, say)
 		done(0) // nothing is left of its machine
 		if err == nil || b.only != "" || !elsewhere(g.Spec, err) || len(tried) == len(s.fleet.members) {

@@ -6,8 +6,6 @@ import (
 	"wrenn"
 )
 
-const maxCheckpointName = 200
-
 // Checkpoints are those of a sandbox. They are their host's to know: no row has them.
 type Checkpoints struct {
 	List []wrenn.Checkpoint // oldest first
@@ -17,8 +15,8 @@ type Checkpoints struct {
 // CreateCheckpoint keeps what a running sandbox is now; it goes on. A paused
 // one that may be woken is. The name is for people and may be empty.
 func (s *Service) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
-	if len(name) > maxCheckpointName || !isText(name) {
-		return nil, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of at most %d bytes", maxCheckpointName)
+	if len(name) > wrenn.MaxCheckpointNameBytes || !isText(name) {
+		return nil, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of at most %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
 	host, err := s.use(ctx, c, id)
 	if err != nil {

@@ -13,10 +13,8 @@ import (
 
 // Defaults of a sandbox, as the API documents them.
 const (
-	defaultVCPUs    = 1
-	defaultMemoryMB = 512
-	defaultTimeout  = 300 * time.Second
-	minMemoryMB     = 64 // less does not boot
+	defaultTimeout = 300 * time.Second
+	minMemoryMB    = 64 // less does not boot
 )
 
 // CreateSandbox is a sandbox to make. Zero values are the defaults: template
@@ -47,7 +45,7 @@ func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox
 	}
 	sb.Template, sb.Generation = from.name.String(), from.generation
 	s.fleet.ready(ctx)
-	if _, err := s.fleet.pick(sb.MemoryMB, nil, from.host); err != nil {
+	if _, err := s.fleet.pick(sb.MemoryMiB, nil, from.host); err != nil {
 		return nil, err // no row for what cannot be
 	}
 	row, err := s.store.CreateSandbox(ctx, sb, s.cfg.Limits.ofTeam(), c.actor())
@@ -62,8 +60,8 @@ func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox
 func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	sb := wrenn.Sandbox{
 		ID: wrenn.NewSandboxID(), Team: c.Team,
-		VCPUs: cmp.Or(req.VCPUs, defaultVCPUs), MemoryMB: cmp.Or(req.MemoryMB, defaultMemoryMB),
-		OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout), AutoResume: req.AutoResume,
+		Size:      wrenn.Size{VCPUs: req.VCPUs, MemoryMiB: req.MemoryMB}.OrDefault(),
+		EndOfLife: wrenn.EndOfLife{OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout)}, AutoResume: req.AutoResume,
 		Metadata: req.Metadata, Env: req.Env,
 	}
 	var err error
@@ -73,7 +71,7 @@ func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "%.20q is not what can happen at the timeout: %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(s.checkSize(sb.VCPUs, sb.MemoryMB), checkMetadata(sb.Metadata), checkEnv(sb.Env))
+	return sb, cmp.Or(s.checkSize(sb.VCPUs, sb.MemoryMiB), checkMetadata(sb.Metadata), checkEnv(sb.Env))
 }
 
 // timeout is a request's, in the words of a row: below zero is never, zero is
@@ -98,7 +96,7 @@ func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, only wrenn.HostI
 	full := map[wrenn.HostID]bool{}
 	var refused error
 	for {
-		m, err := s.fleet.pick(sb.MemoryMB, full, only)
+		m, err := s.fleet.pick(sb.MemoryMiB, full, only)
 		if err != nil {
 			return nil, s.abandon(ctx, sb, actor, cmp.Or(refused, err)) // a host's own words say more
 		}
@@ -107,7 +105,7 @@ func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, only wrenn.HostI
 			return nil, s.abandon(ctx, sb, actor, err)
 		}
 		sb = moved
-		done := m.reserve(1, sb.MemoryMB)
+		done := m.reserve(1, sb.MemoryMiB)
 		err = m.client.Create(ctx, sb)
 		if err != nil {
 			done(0)

@@ -11,10 +11,9 @@ import (
 	"wrenn/internal/controlplane/postgres"
 )
 
-const (
-	maxForks     = 100
-	parallelRows = 8 // of one fork, so that other requests find connections to the database
-)
+// parallelRows bounds the rows of one fork that are written at a time, so that
+// other requests find connections to the database.
+const parallelRows = 8
 
 // ForkSandbox is what copies to make.
 type ForkSandbox struct {
@@ -38,8 +37,8 @@ type FailedCopy struct {
 // host; the sandbox goes on, or sleeps on, as it was. Each copy counts for the
 // team's limits: without room for all none is made. It is an error when no copy runs.
 func (s *Service) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxID, req ForkSandbox) (*Forked, error) {
-	if req.Count < 1 || req.Count > maxForks {
-		return nil, wrenn.Errorf(wrenn.Invalid, "a sandbox is forked into 1 to %d copies at a time, not %d", maxForks, req.Count)
+	if req.Count < 1 || req.Count > wrenn.MaxForks {
+		return nil, wrenn.Errorf(wrenn.Invalid, "a sandbox is forked into 1 to %d copies at a time, not %d", wrenn.MaxForks, req.Count)
 	}
 	if err := checkMetadata(req.Metadata); err != nil {
 		return nil, err
@@ -70,7 +69,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 	for i := range copies {
 		copies[i] = wrenn.Sandbox{
 			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Template: parent.Template, Generation: parent.Generation,
-			VCPUs: parent.VCPUs, MemoryMB: parent.MemoryMB, Timeout: parent.Timeout, OnTimeout: parent.OnTimeout, AutoResume: parent.AutoResume,
+			Size: parent.Size, EndOfLife: parent.EndOfLife, AutoResume: parent.AutoResume,
 			Metadata: parent.Metadata, Env: parent.Env,
 		}
 		if req.Metadata != nil {
@@ -142,7 +141,7 @@ func (f *fork) ask(ctx context.Context) {
 	if len(asked) == 0 {
 		return
 	}
-	done := f.service.fleet.members[f.parent.Host].reserve(len(asked), f.parent.MemoryMB)
+	done := f.service.fleet.members[f.parent.Host].reserve(len(asked), f.parent.MemoryMiB)
 	results, err := f.host.Fork(ctx, f.parent.ID, asked)
 	if err != nil {
 		err = f.service.orLost(ctx, f.parent, err)

@@ -30,7 +30,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &wrenn.Sandbox{
-		ID: sb.ID, Team: c.Team, Host: "h1", Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512, Timeout: 90 * time.Second, OnTimeout: wrenn.DestroyOnTimeout,
+		ID: sb.ID, Team: c.Team, Host: "h1", Template: "base", State: wrenn.Running, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 90 * time.Second, OnTimeout: wrenn.DestroyOnTimeout},
 		Metadata: map[string]string{"for": "a test"}, Env: map[string]string{"WHO": "me"},
 		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt, UpdatedAt: sb.UpdatedAt, Version: 3,
 	}
@@ -45,7 +45,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	paused, err := s.PauseSandbox(t.Context(), c, sb.ID)
-	if err != nil || paused.State != wrenn.Paused || agent.Sandboxes()[sb.ID] != wrenn.SeenPaused {
+	if err != nil || paused.State != wrenn.Paused || agent.Sandboxes()[sb.ID] != wrenn.ObservedPaused {
 		t.Fatalf("paused: %+v, %v", paused, err)
 	}
 	_, err = s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "echo"})

@@ -43,7 +43,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		gauge(c.up, map[bool]float64{true: 1}[up], id)
 		if info.Instance != "" { // it has answered once
 			gauge(c.sandboxes, float64(info.Capacity.SandboxesUsed), id)
-			gauge(c.memoryUsed, float64(info.Capacity.MemoryMBUsed)*(1<<20), id)
+			gauge(c.memoryUsed, float64(info.Capacity.MemoryMiBUsed)*(1<<20), id)
 		}
 	}
 	for id, n := range c.service.loop.Unknown() {

@@ -30,7 +30,7 @@ func (s *Service) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wren
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(inv.Sandboxes, func(seen wrenn.SeenSandbox) bool { return seen.ID == id && seen.State == wrenn.SeenPaused }) {
+	if !slices.ContainsFunc(inv.Sandboxes, func(seen wrenn.ObservedSandbox) bool { return seen.ID == id && seen.State == wrenn.ObservedPaused }) {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s does not have sandbox %s paused: copy its files there and restart its agent", host, id)
 	}
 	if sb.Host == host {

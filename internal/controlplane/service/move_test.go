@@ -28,17 +28,17 @@ func TestPausedSandboxMovesToAnotherHost(t *testing.T) {
 	_, err = s.MoveSandbox(t.Context(), sb.ID, "h9")
 	testkit.WantCode(t, err, wrenn.NotFound)
 
-	agents[to].Put(sb.ID, wrenn.SeenPaused) // a copy: from still has it
+	agents[to].Put(sb.ID, wrenn.ObservedPaused) // a copy: from still has it
 	for range 2 {
 		if moved, err := s.MoveSandbox(t.Context(), sb.ID, to); err != nil || moved.Host != to || moved.State != wrenn.Paused {
 			t.Fatalf("moved: %+v, %v", moved, err)
 		}
 	}
 	resumed, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID)
-	if err != nil || resumed.Host != to || agents[to].Sandboxes()[sb.ID] != wrenn.SeenRunning {
+	if err != nil || resumed.Host != to || agents[to].Sandboxes()[sb.ID] != wrenn.ObservedRunning {
 		t.Errorf("resumed: %+v, %v", resumed, err)
 	}
-	if got := agents[from].Sandboxes()[sb.ID]; got != wrenn.SeenPaused {
+	if got := agents[from].Sandboxes()[sb.ID]; got != wrenn.ObservedPaused {
 		t.Errorf("the copy on the old host is %q", got)
 	}
 	w.checkEvents(t, resumed)

@@ -26,7 +26,7 @@ func TestReconciler(t *testing.T) {
 
 	t.Run("its time was up", func(t *testing.T) {
 		sb := create(t, s, w.caller)
-		agent.End(sb.ID, wrenn.SeenStopped, "it was not used for 300 s")
+		agent.End(sb.ID, wrenn.ObservedStopped, "it was not used for 300 s")
 		got := w.reaches(t, sb.ID, wrenn.Stopped)
 		if got.Reason != "it was not used for 300 s" {
 			t.Errorf("reason %q", got.Reason)
@@ -36,14 +36,14 @@ func TestReconciler(t *testing.T) {
 	})
 	t.Run("its time was up, and it is paused", func(t *testing.T) {
 		sb := create(t, s, w.caller)
-		agent.Put(sb.ID, wrenn.SeenPaused)
+		agent.Put(sb.ID, wrenn.ObservedPaused)
 		w.reaches(t, sb.ID, wrenn.Paused)
-		agent.Put(sb.ID, wrenn.SeenRunning) // somebody used it
+		agent.Put(sb.ID, wrenn.ObservedRunning) // somebody used it
 		w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))
 	})
 	t.Run("it broke", func(t *testing.T) {
 		sb := create(t, s, w.caller)
-		agent.End(sb.ID, wrenn.SeenFailed, "the guest panicked")
+		agent.End(sb.ID, wrenn.ObservedFailed, "the guest panicked")
 		if got := w.reaches(t, sb.ID, wrenn.Failed); got.Reason != "the guest panicked" {
 			t.Errorf("reason %q", got.Reason)
 		}
@@ -56,13 +56,13 @@ func TestReconciler(t *testing.T) {
 	t.Run("stuck between two states", func(t *testing.T) {
 		for _, c := range []struct {
 			row  wrenn.State
-			seen wrenn.SeenState
+			seen wrenn.ObservedState
 			want wrenn.State
 		}{
-			{wrenn.Pending, "", wrenn.Failed}, {wrenn.Starting, "", wrenn.Failed}, {wrenn.Starting, wrenn.SeenRunning, wrenn.Running},
-			{wrenn.Stopping, wrenn.SeenRunning, wrenn.Stopped}, {wrenn.Stopping, "", wrenn.Stopped},
-			{wrenn.Pausing, wrenn.SeenRunning, wrenn.Running}, {wrenn.Resuming, wrenn.SeenRunning, wrenn.Running},
-			{wrenn.Pausing, wrenn.SeenPaused, wrenn.Paused},
+			{wrenn.Pending, "", wrenn.Failed}, {wrenn.Starting, "", wrenn.Failed}, {wrenn.Starting, wrenn.ObservedRunning, wrenn.Running},
+			{wrenn.Stopping, wrenn.ObservedRunning, wrenn.Stopped}, {wrenn.Stopping, "", wrenn.Stopped},
+			{wrenn.Pausing, wrenn.ObservedRunning, wrenn.Running}, {wrenn.Resuming, wrenn.ObservedRunning, wrenn.Running},
+			{wrenn.Pausing, wrenn.ObservedPaused, wrenn.Paused},
 		} {
 			t.Run(fmt.Sprintf("%s/%s", c.row, c.seen), func(t *testing.T) {
 				id := wrenn.NewSandboxID()
@@ -78,16 +78,16 @@ func TestReconciler(t *testing.T) {
 	})
 	t.Run("a sandbox that nobody knows", func(t *testing.T) {
 		id := wrenn.NewSandboxID()
-		agent.Put(id, wrenn.SeenRunning)
+		agent.Put(id, wrenn.ObservedRunning)
 		testkit.WaitUntil(t, "it is reported", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "1" })
 		testkit.WaitUntil(t, "it is counted", func() bool { return metric(t, s, "wrenn_host_unknown_sandboxes") == 1 })
-		agent.Put(id, wrenn.SeenQuarantined)
+		agent.Put(id, wrenn.ObservedQuarantined)
 		testkit.WaitUntil(t, "the operator is told of the quarantine", func() bool {
 			hosts, unknown, err := s.Hosts(t.Context())
 			if err != nil || len(hosts) != 1 || hosts[0].SeenAt.IsZero() || len(unknown) != 1 || unknown[0].ID != id || unknown[0].Host != "h1" {
 				t.Fatalf("hosts: %+v, unknown: %+v, %v", hosts, unknown, err)
 			}
-			return unknown[0].State == wrenn.SeenQuarantined
+			return unknown[0].State == wrenn.ObservedQuarantined
 		})
 		create(t, s, w.caller) // life goes on
 		if _, there := agent.Sandboxes()[id]; !there {
@@ -135,13 +135,13 @@ func TestReconcileAtOnce(t *testing.T) {
 	s, _ := w.replica(t, nil)
 	t.Run("when the agent is a new one", func(t *testing.T) {
 		sb := create(t, s, w.caller)
-		agent.End(sb.ID, wrenn.SeenStopped, "time was up")
+		agent.End(sb.ID, wrenn.ObservedStopped, "time was up")
 		agent.Restart()
 		w.reaches(t, sb.ID, wrenn.Stopped)
 	})
 	t.Run("when a host is back", func(t *testing.T) {
 		sb := create(t, s, w.caller)
-		agent.End(sb.ID, wrenn.SeenStopped, "time was up")
+		agent.End(sb.ID, wrenn.ObservedStopped, "time was up")
 		w.servers[0].Stop()
 		testkit.WaitUntil(t, "the host is down", func() bool {
 			_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
@@ -161,7 +161,7 @@ func TestAbandonedRows(t *testing.T) {
 	w := newWorld(t, agent)
 	s, _ := w.replica(t, nil)
 	create(t, s, w.caller) // the first round is over, or under way
-	insert := func(state wrenn.State, seen wrenn.SeenState, worker any) wrenn.SandboxID {
+	insert := func(state wrenn.State, seen wrenn.ObservedState, worker any) wrenn.SandboxID {
 		t.Helper()
 		id := wrenn.NewSandboxID()
 		if seen != "" {
@@ -178,12 +178,12 @@ func TestAbandonedRows(t *testing.T) {
 	ids := map[wrenn.SandboxID]wrenn.State{}
 	for _, c := range []struct {
 		row  wrenn.State
-		seen wrenn.SeenState
+		seen wrenn.ObservedState
 		want wrenn.State
 	}{
-		{wrenn.Pending, "", wrenn.Failed}, {wrenn.Starting, "", wrenn.Failed}, {wrenn.Starting, wrenn.SeenRunning, wrenn.Running},
-		{wrenn.Pausing, wrenn.SeenRunning, wrenn.Running}, {wrenn.Resuming, wrenn.SeenPaused, wrenn.Paused},
-		{wrenn.Stopping, wrenn.SeenRunning, wrenn.Stopped},
+		{wrenn.Pending, "", wrenn.Failed}, {wrenn.Starting, "", wrenn.Failed}, {wrenn.Starting, wrenn.ObservedRunning, wrenn.Running},
+		{wrenn.Pausing, wrenn.ObservedRunning, wrenn.Running}, {wrenn.Resuming, wrenn.ObservedPaused, wrenn.Paused},
+		{wrenn.Stopping, wrenn.ObservedRunning, wrenn.Stopped},
 	} {
 		ids[insert(c.row, c.seen, dead)] = c.want
 	}
@@ -289,7 +289,7 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { testkit.WantCode(t, f(), wrenn.Unavailable) })
 	}
-	if got := agent.Sandboxes()[sb.ID]; got != wrenn.SeenRunning {
+	if got := agent.Sandboxes()[sb.ID]; got != wrenn.ObservedRunning {
 		t.Errorf("without its database the sandbox is %q", got)
 	}
 	restart()
@@ -297,6 +297,6 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 	if res, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo", Args: []string{"still", "here"}}); err != nil || string(res.Stdout) != "still here\n" {
 		t.Errorf("%+v, %v", res, err)
 	}
-	agent.End(sb.ID, wrenn.SeenStopped, "time was up")
+	agent.End(sb.ID, wrenn.ObservedStopped, "time was up")
 	w.reaches(t, sb.ID, wrenn.Stopped) // the reconciler leads again
 }

@@ -66,7 +66,7 @@ func wrongState(sb *wrenn.Sandbox, want wrenn.State) error {
 	case sb.State.Ended() && sb.Reason != "":
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: %s", sb.ID, sb.State, sb.Reason)
 	case sb.State == wrenn.Paused:
-		return wrenn.ErrPaused(sb.ID)
+		return wrenn.NotWhilePaused(sb.ID)
 	}
 	return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s and would have to be %s", sb.ID, sb.State, want)
 }

@@ -103,20 +103,20 @@ func TestRowsThatLag(t *testing.T) {
 	s, _ := w.replica(t, nil) // its rounds are too rare to help
 	t.Run("with auto_resume", func(t *testing.T) {
 		sb := sleeper(t, s, w.caller)
-		agent.Put(sb.ID, wrenn.SeenPaused)
+		agent.Put(sb.ID, wrenn.ObservedPaused)
 		if err := say(t, s, w.caller, sb.ID); err != nil {
 			t.Error(err)
 		}
 	})
 	t.Run("without", func(t *testing.T) {
 		sb := create(t, s, w.caller)
-		agent.Put(sb.ID, wrenn.SeenPaused)
+		agent.Put(sb.ID, wrenn.ObservedPaused)
 		err := say(t, s, w.caller, sb.ID)
 		testkit.WantCode(t, err, wrenn.FailedPrecondition)
 		if err == nil || !strings.Contains(err.Error(), "wrenn sandbox resume "+string(sb.ID)) {
 			t.Errorf("it does not say what to do: %v", err)
 		}
-		if _, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID); err != nil || agent.Sandboxes()[sb.ID] != wrenn.SeenRunning {
+		if _, err := s.ResumeSandbox(t.Context(), w.caller, sb.ID); err != nil || agent.Sandboxes()[sb.ID] != wrenn.ObservedRunning {
 			t.Errorf("resumed: %v, the host has it %s", err, agent.Sandboxes()[sb.ID])
 		}
 	})
@@ -125,8 +125,8 @@ func TestRowsThatLag(t *testing.T) {
 		if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil {
 			t.Fatal(err)
 		}
-		agent.Put(sb.ID, wrenn.SeenRunning)
-		if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil || agent.Sandboxes()[sb.ID] != wrenn.SeenPaused {
+		agent.Put(sb.ID, wrenn.ObservedRunning)
+		if _, err := s.PauseSandbox(t.Context(), w.caller, sb.ID); err != nil || agent.Sandboxes()[sb.ID] != wrenn.ObservedPaused {
 			t.Errorf("paused: %v, the host has it %s", err, agent.Sandboxes()[sb.ID])
 		}
 	})
@@ -244,8 +244,8 @@ func TestFork(t *testing.T) {
 	for i := range forked.Sandboxes {
 		got := &forked.Sandboxes[i]
 		want := &wrenn.Sandbox{
-			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, Template: "base", State: wrenn.Running, VCPUs: 1, MemoryMB: 512,
-			Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Metadata: sb.Metadata, Env: sb.Env,
+			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, Template: "base", State: wrenn.Running, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
+			EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true, Metadata: sb.Metadata, Env: sb.Env,
 			CreatedAt: got.CreatedAt, StartedAt: got.StartedAt, LastActiveAt: got.LastActiveAt, UpdatedAt: got.UpdatedAt, Version: 3,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {

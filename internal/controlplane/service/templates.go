@@ -46,7 +46,7 @@ func (s *Service) BuildTemplate(ctx context.Context, c Caller, req BuildTemplate
 		return nil, err
 	}
 	s.fleet.ready(ctx)
-	if _, err := s.fleet.pick(spec.MemoryMB, nil, only); err != nil {
+	if _, err := s.fleet.pick(spec.MemoryMiB, nil, only); err != nil {
 		return nil, err // no row for what cannot be
 	}
 	limits := postgres.BuildLimits{Templates: s.cfg.Limits.Templates, Builds: s.cfg.Limits.Builds}
@@ -101,7 +101,7 @@ func checkSpec(req BuildTemplate) error {
 	switch {
 	case sources > 1:
 		return wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image or a sandbox: say one of them")
-	case from.Sandbox != "" && (spec.VCPUs != 0 || spec.MemoryMB != 0 || len(spec.Env) > 0 || spec.StartCmd != "" || spec.ReadyCmd != "" || spec.ReadyTimeout != 0):
+	case from.Sandbox != "" && (spec.Size != wrenn.Size{} || len(spec.Env) > 0 || spec.StartCmd != "" || spec.ReadyCmd != "" || spec.ReadyTimeout != 0):
 		return wrenn.Errorf(wrenn.Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables and commands")
 	case from.OCI == "" && req.Login != RegistryLogin{}:
 		return wrenn.Errorf(wrenn.Invalid, "a login is for a container image in a registry")
@@ -126,11 +126,11 @@ func (s *Service) specOf(ctx context.Context, c Caller, spec wrenn.TemplateSpec)
 		if err != nil {
 			return spec, "", err
 		}
-		spec.VCPUs, spec.MemoryMB, spec.Env = sb.VCPUs, sb.MemoryMB, sb.Env
+		spec.Size, spec.Env = sb.Size, sb.Env
 		return spec, sb.Host, nil
 	}
-	spec.VCPUs, spec.MemoryMB = cmp.Or(spec.VCPUs, defaultVCPUs), cmp.Or(spec.MemoryMB, defaultMemoryMB)
-	return spec, "", s.checkSize(spec.VCPUs, spec.MemoryMB)
+	spec.Size = spec.Size.OrDefault()
+	return spec, "", s.checkSize(spec.VCPUs, spec.MemoryMiB)
 }
 
 func (s *Service) checkSize(vcpus, memoryMB int) error {
@@ -177,11 +177,11 @@ func (o origin) shape(req *CreateSandbox) error {
 	if o.generation == "" {
 		return nil
 	}
-	if req.VCPUs != 0 && req.VCPUs != o.spec.VCPUs || req.MemoryMB != 0 && req.MemoryMB != o.spec.MemoryMB {
+	if req.VCPUs != 0 && req.VCPUs != o.spec.VCPUs || req.MemoryMB != 0 && req.MemoryMB != o.spec.MemoryMiB {
 		return wrenn.Errorf(wrenn.Invalid, "sandboxes of template %s have %d vCPUs and %d MB of memory, as they were built: leave the size out, or build the template with another",
-			o.name, o.spec.VCPUs, o.spec.MemoryMB)
+			o.name, o.spec.VCPUs, o.spec.MemoryMiB)
 	}
-	req.VCPUs, req.MemoryMB = o.spec.VCPUs, o.spec.MemoryMB
+	req.VCPUs, req.MemoryMB = o.spec.VCPUs, o.spec.MemoryMiB
 	env := maps.Clone(o.spec.Env)
 	if env == nil {
 		env = map[string]string{}

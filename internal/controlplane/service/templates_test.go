@@ -48,7 +48,7 @@ func TestTemplateLife(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{}, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
-	req := service.BuildTemplate{Name: "py", Spec: wrenn.TemplateSpec{VCPUs: 2, MemoryMB: 1024, Env: map[string]string{"A": "template", "B": "template"}, StartCmd: "serve"}}
+	req := service.BuildTemplate{Name: "py", Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, Env: map[string]string{"A": "template", "B": "template"}, StartCmd: "serve"}}
 	first := built(t, s, w.caller, req)
 	if first.State != wrenn.GenerationReady || first.SizeBytes == 0 || first.Host == "" {
 		t.Fatalf("built %+v", first)
@@ -62,7 +62,7 @@ func TestTemplateLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sb.Host != first.Host || sb.VCPUs != 2 || sb.MemoryMB != 1024 || sb.Generation != first.ID || sb.Template != "py" {
+	if sb.Host != first.Host || sb.VCPUs != 2 || sb.MemoryMiB != 1024 || sb.Generation != first.ID || sb.Template != "py" {
 		t.Errorf("created %+v from %+v", sb, first)
 	}
 	if diff := cmp.Diff(map[string]string{"A": "template", "B": "mine"}, sb.Env); diff != "" {
@@ -105,7 +105,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := built(t, s, w.caller, service.BuildTemplate{Name: "mine:v1", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
-	if g.State != wrenn.GenerationReady || g.Host != sb.Host || g.Spec.MemoryMB != 256 || g.Spec.Env["KEY"] == "" || g.Template.String() != "mine:v1" {
+	if g.State != wrenn.GenerationReady || g.Host != sb.Host || g.Spec.MemoryMiB != 256 || g.Spec.Env["KEY"] == "" || g.Template.String() != "mine:v1" {
 		t.Errorf("from a sandbox: %+v", g)
 	}
 	_, err = s.BuildTemplate(t.Context(), w.team(t, "other"), service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
@@ -145,11 +145,11 @@ func TestBuildTemplateRefuses(t *testing.T) {
 		"a tag of the base":         {service.BuildTemplate{Name: "base:mine"}, wrenn.Invalid, "built in"},
 		"no name":                   {service.BuildTemplate{Name: "a b"}, wrenn.Invalid, "name"},
 		"two sources":               {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Image: "a", OCI: "b"}}}, wrenn.Invalid, "one of them"},
-		"a sandbox with a size":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}, VCPUs: 1}}, wrenn.Invalid, "as it is"},
+		"a sandbox with a size":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}, Size: wrenn.Size{VCPUs: 1}}}, wrenn.Invalid, "as it is"},
 		"a sandbox that is not":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}}}, wrenn.NotFound, "no sandbox"},
 		"a login for no registry":   {service.BuildTemplate{Name: "x", Login: service.RegistryLogin{Password: "p"}}, wrenn.Invalid, "login"},
-		"more memory than may be":   {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{MemoryMB: 1 << 20}}, wrenn.Invalid, "MB of memory"},
-		"more memory than there is": {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{VCPUs: 99}}, wrenn.Invalid, "vCPUs"},
+		"more memory than may be":   {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Size: wrenn.Size{MemoryMiB: 1 << 20}}}, wrenn.Invalid, "MB of memory"},
+		"more memory than there is": {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 99}}}, wrenn.Invalid, "vCPUs"},
 		"variables without end":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Env: map[string]string{"A": strings.Repeat("a", 70<<10)}}}, wrenn.Invalid, "variables"},
 	} {
 		t.Run(name, func(t *testing.T) {

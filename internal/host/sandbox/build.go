@@ -92,7 +92,7 @@ func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 		return Kept{}, err
 	}
 	defer release()
-	return Kept{Shape{snap.VCPUs, snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
+	return Kept{Shape{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
 }
 
 // loadKept loads a snapshot by its name. NotFound also when it was removed.

@@ -16,8 +16,6 @@ import (
 const (
 	// maxCheckpoints bounds a sandbox's tree; its journal holds all of it.
 	maxCheckpoints = 128
-	// maxCheckpointName bounds what people call a checkpoint.
-	maxCheckpointName = 200
 )
 
 // Checkpoint is a moment in the life of a sandbox that it can go back to. Those
@@ -55,8 +53,8 @@ func (s *Sandbox) Checkpoint(ctx context.Context, id, name string) (Checkpoint, 
 	if err := snapshot.CheckID(id); err != nil {
 		return Checkpoint{}, err
 	}
-	if len(name) > maxCheckpointName || !utf8.ValidString(name) {
-		return Checkpoint{}, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of up to %d bytes", maxCheckpointName)
+	if len(name) > wrenn.MaxCheckpointNameBytes || !utf8.ValidString(name) {
+		return Checkpoint{}, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of up to %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
 	if err := s.lockAs(ctx, StatusRunning); err != nil {
 		return Checkpoint{}, err

@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// maxForks bounds the copies of one Fork.
-	maxForks = 100
 	// forksPerCPU bounds those that are made at a time. A restore is a matter of CPU for
 	// the most part, but waits for the journal on the disk as well.
 	forksPerCPU = 4
@@ -61,8 +59,8 @@ func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID) ([]Forked, er
 }
 
 func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
-	if len(ids) == 0 || len(ids) > maxForks {
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox is forked into 1 to %d copies at a time", maxForks)
+	if len(ids) == 0 || len(ids) > wrenn.MaxForks {
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox is forked into 1 to %d copies at a time", wrenn.MaxForks)
 	}
 	for i, id := range ids {
 		if _, err := wrenn.ParseSandboxID(string(id)); err != nil {

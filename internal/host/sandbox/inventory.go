@@ -120,7 +120,7 @@ func (i Info) refusal() error {
 	case StatusStarting:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is still starting", i.ID)
 	case StatusPaused:
-		return wrenn.ErrPaused(i.ID)
+		return wrenn.NotWhilePaused(i.ID)
 	case StatusPausing, StatusResuming, StatusRestoring:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
 	case StatusStopping, statusUnmade:

@@ -88,10 +88,7 @@ type Manager struct {
 }
 
 // Shape is how large a sandbox is.
-type Shape struct {
-	VCPUs     int `json:"vcpus"`
-	MemoryMiB int `json:"memory_mib"`
-}
+type Shape = wrenn.Size
 
 // Open returns the manager of cfg.StateDir. What an earlier agent left is
 // adopted or, without cfg.Adopt, removed: machines, slots and disks. Snapshots stay.

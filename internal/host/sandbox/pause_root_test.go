@@ -392,7 +392,7 @@ func TestForksThatCannotBe(t *testing.T) {
 	sb, other := create(t, m), create(t, m)
 	one := wrenn.NewSandboxID()
 	for name, ids := range map[string][]wrenn.SandboxID{
-		"none": nil, "twice": {one, one}, "itself": {sb.ID()}, "no id": {"x"}, "too many": make([]wrenn.SandboxID, maxForks+1),
+		"none": nil, "twice": {one, one}, "itself": {sb.ID()}, "no id": {"x"}, "too many": make([]wrenn.SandboxID, wrenn.MaxForks+1),
 	} {
 		if _, err := sb.Fork(t.Context(), ids); wrenn.CodeOf(err) != wrenn.Invalid {
 			t.Errorf("%s: Fork() = %v, want Invalid", name, err)

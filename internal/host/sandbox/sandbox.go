@@ -153,7 +153,7 @@ func (m *Manager) namedRestoration(ctx context.Context, name string) (origin, Sh
 		return origin{}, Shape{}, err
 	}
 	from, err := m.from(snap, release)
-	return from, Shape{snap.VCPUs, snap.MemoryMiB}, err
+	return from, Shape{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, err
 }
 
 // from is the origin that a loaded snapshot is, which the origin holds.

@@ -213,7 +213,7 @@ func (m *Manager) shortage() (kind, bool) {
 		return kind{}, false // its end will say so
 	}
 	for k := range left {
-		if m.admit(Shape{k.shape.VCPUs, k.shape.MemoryMiB + memoryMiB}, free) == nil {
+		if m.admit(Shape{VCPUs: k.shape.VCPUs, MemoryMiB: k.shape.MemoryMiB + memoryMiB}, free) == nil {
 			return k, true
 		}
 	}

@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	// defaultExecTimeout is that of an Exec that names none.
-	defaultExecTimeout = 30 * time.Second
 	// maxOutput bounds each output of an Exec, in bytes.
 	maxOutput = 8 << 20
 )
@@ -31,7 +29,7 @@ func (s *server) Exec(ctx context.Context, req *pb.ExecRequest) (*pb.ExecRespons
 		return nil, err
 	}
 	defer release()
-	limit := cmp.Or(seconds(req.GetTimeoutSec()), defaultExecTimeout)
+	limit := cmp.Or(seconds(req.GetTimeoutSec()), wrenn.DefaultExecTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	res, err := sb.Guest().Exec(ctx, envdclient.Command{

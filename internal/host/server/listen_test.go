@@ -204,7 +204,7 @@ func TestStreamsOverTLS(t *testing.T) {
 	ca := certstest.New(t)
 	address, _ := listen(t, ca.Issue(t, certstest.Want{Names: []string{"127.0.0.1"}}))
 	c := client(t, address, ca.Issue(t, certstest.Want{Names: []string{"control-plane"}, Client: true}), true)
-	sb := &wrenn.Sandbox{ID: wrenn.NewSandboxID(), Template: "base", VCPUs: 1, MemoryMB: 512}
+	sb := &wrenn.Sandbox{ID: wrenn.NewSandboxID(), Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}
 	if err := c.Create(t.Context(), sb); err != nil {
 		t.Fatal(err)
 	}

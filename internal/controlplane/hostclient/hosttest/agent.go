@@ -22,7 +22,7 @@ import (
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
-// statusPrefix is what the protocol puts before the words of wrenn.SeenState.
+// statusPrefix is what the protocol puts before the words of wrenn.ObservedState.
 const statusPrefix = "SANDBOX_STATUS_"
 
 // Agent is a host in memory. Its exported fields are set before it serves.
@@ -204,7 +204,7 @@ func (a *Agent) running(id string) (*box, error) {
 	}
 	if b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
 		if !b.info.AutoResume {
-			return nil, wrenn.ErrPaused(wrenn.SandboxID(id))
+			return nil, wrenn.NotWhilePaused(wrenn.SandboxID(id))
 		}
 		a.become(b, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
 	}
@@ -254,16 +254,16 @@ func (a *Agent) ExtendSandbox(ctx context.Context, req *hostagentv1.ExtendSandbo
 }
 
 // End lets a sandbox end by itself, as its time does.
-func (a *Agent) End(id wrenn.SandboxID, to wrenn.SeenState, reason string) {
+func (a *Agent) End(id wrenn.SandboxID, to wrenn.ObservedState, reason string) {
 	a.set(id, to, func(i *hostagentv1.SandboxInfo) { i.Reason = reason })
 }
 
 // Put plants a sandbox that nobody asked for, or changes what one is.
-func (a *Agent) Put(id wrenn.SandboxID, state wrenn.SeenState) {
+func (a *Agent) Put(id wrenn.SandboxID, state wrenn.ObservedState) {
 	a.set(id, state, func(*hostagentv1.SandboxInfo) {})
 }
 
-func (a *Agent) set(id wrenn.SandboxID, to wrenn.SeenState, change func(*hostagentv1.SandboxInfo)) {
+func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hostagentv1.SandboxInfo)) {
 	_ = a.locked(func() error { // never fails
 		b := a.boxes[string(id)]
 		if b == nil {
@@ -280,7 +280,7 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.SeenState, change func(*hostage
 	})
 }
 
-func statusOf(s wrenn.SeenState) hostagentv1.SandboxStatus {
+func statusOf(s wrenn.ObservedState) hostagentv1.SandboxStatus {
 	for n, name := range hostagentv1.SandboxStatus_name {
 		if name == statusPrefix+strings.ToUpper(string(s)) {
 			return hostagentv1.SandboxStatus(n)
@@ -300,8 +300,8 @@ func (a *Agent) Restart() {
 }
 
 // Sandboxes returns what is there.
-func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.SeenState {
-	out := map[wrenn.SandboxID]wrenn.SeenState{}
+func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
+	out := map[wrenn.SandboxID]wrenn.ObservedState{}
 	_ = a.locked(func() error { // never fails
 		for id, b := range a.boxes {
 			out[wrenn.SandboxID(id)] = seenState(b.info.Status)
@@ -311,15 +311,15 @@ func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.SeenState {
 	return out
 }
 
-func seenState(s hostagentv1.SandboxStatus) wrenn.SeenState {
-	for _, state := range []wrenn.SeenState{
-		wrenn.SeenStarting, wrenn.SeenRunning, wrenn.SeenPaused, wrenn.SeenStopping, wrenn.SeenStopped, wrenn.SeenFailed, wrenn.SeenQuarantined,
+func seenState(s hostagentv1.SandboxStatus) wrenn.ObservedState {
+	for _, state := range []wrenn.ObservedState{
+		wrenn.ObservedStarting, wrenn.ObservedRunning, wrenn.ObservedPaused, wrenn.ObservedStopping, wrenn.ObservedStopped, wrenn.ObservedFailed, wrenn.ObservedQuarantined,
 	} {
 		if statusOf(state) == s {
 			return state
 		}
 	}
-	return wrenn.SeenUnknown
+	return wrenn.ObservedUnknown
 }
 
 // Timeout returns what the host knows of a sandbox's timeout.
