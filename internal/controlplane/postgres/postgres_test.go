@@ -95,7 +95,7 @@ func TestStatesAreTheSameEverywhere(t *testing.T) {
 		t.Errorf("the index of rows between two states (-code +database):\n%s", diff)
 	}
 
-	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "control-plane.md"))
+	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "control-plane.md"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ ORDER BY 1`
 // TestSchemaFile holds db/schema.sql equal to what the migrations make.
 func TestSchemaFile(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join("..", "..", "db", "schema.sql")
+	file := filepath.Join("..", "..", "..", "db", "schema.sql")
 	migrated := pgtest.New(t)
 	if *update {
 		if err := os.WriteFile(file, []byte(dump(t, migrated)), 0o644); err != nil {
