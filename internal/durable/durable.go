@@ -1,4 +1,4 @@
-// Package durable changes files so that a crash or a power cut leaves the old
+// Package durable changes files atomically: a crash or a power cut leaves the old
 // content or the new, never a mixture.
 package durable
 
@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 )
 
-// WriteFunc is WriteFile, or that of a Reserve.
+// WriteFunc is the type of WriteFile, and of a Reserve's WriteFile.
 type WriteFunc func(path string, data []byte, perm os.FileMode) error
 
-// WriteFile replaces path by data in one step: a temporary file beside it,
+// WriteFile replaces the content of path atomically: a temporary file beside it,
 // fsync, rename, fsync of the directory. When it returns nil the new content
-// survives a power cut; when it fails the old content is still there.
+// survives a power cut; when it fails path has its old content.
 func WriteFile(path string, data []byte, perm os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
@@ -24,22 +24,23 @@ func WriteFile(path string, data []byte, perm os.FileMode) error {
 	return replace(f, path, data, perm)
 }
 
-// replace fills f, which is beside path, and makes it path's file. It closes f.
+// replace writes data to f, which is in path's directory, renames f to path and
+// closes it.
 func replace(f *os.File, path string, data []byte, perm os.FileMode) error {
 	err := fill(f, data, perm)
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		_ = os.Remove(f.Name()) // the first error is the one that counts
+		_ = os.Remove(f.Name()) // the first error matters
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return Sync(filepath.Dir(path))
 }
 
-// fill closes f.
+// fill writes data to f, syncs it and closes it.
 func fill(f *os.File, data []byte, perm os.FileMode) error {
-	err := f.Truncate(int64(len(data))) // a reserve's is longer
+	err := f.Truncate(int64(len(data))) // a reserve's file is longer
 	if err == nil {
 		_, err = f.Write(data)
 	}
@@ -52,12 +53,11 @@ func fill(f *os.File, data []byte, perm os.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
-// Publish makes the directory staged appear under its final name in one step,
-// with everything in it durable. The final name must not exist. When it fails
-// the directory is where it was.
+// Publish syncs everything in the directory staged and renames it to final, which
+// must not exist. When it fails the directory is still at staged.
 func Publish(staged, final string) error {
 	err := filepath.WalkDir(staged, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.Type()&^fs.ModeDir != 0 { // links and the like have no content of their own
+		if err != nil || entry.Type()&^fs.ModeDir != 0 { // links and special files have no content to sync
 			return err
 		}
 		return Sync(path)
@@ -74,8 +74,8 @@ func Publish(staged, final string) error {
 	return nil
 }
 
-// Sync makes a file durable, or the names in a directory: what was created,
-// renamed or removed there.
+// Sync makes the content of a file durable, or the entries of a directory: its
+// creations, renames and removals.
 func Sync(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -10,23 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reserveSize is more than any file has that is written by a Reserve.
+// reserveSize is larger than any file that a Reserve writes.
 const reserveSize = 256 << 10
 
-// Reserve is space that is set aside on a file system, for small files that
-// must be written when nothing is free any more: what gives space back is noted
-// first. It is safe for concurrent use; one process at a time may use its path.
+// Reserve is reserved space on a file system, for small files that must be
+// written when the disk is full: an operation that frees space is recorded before
+// it runs. It is safe for concurrent use; one process at a time may use its path.
 type Reserve struct {
 	path string
-	mu   sync.Mutex // whoever fills or takes it
+	mu   sync.Mutex // guards the file at path
 }
 
-// NewReserve returns the reserve whose file is at path. Nothing is set aside before Fill.
+// NewReserve returns a reserve whose file is at path. It is empty until Fill.
 func NewReserve(path string) *Reserve { return &Reserve{path: path} }
 
-// Fill sets the space aside, unless it is. It is called when there may be some
-// again: at the start, and after something was removed. That a file system
-// cannot allocate ahead is no error: there is no reserve then.
+// Fill reserves the space, unless it is reserved. Call it when there may be free
+// space: at the start, and after a removal. On a file system that cannot
+// preallocate it returns nil, and the reserve stays empty.
 func (r *Reserve) Fill() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -45,16 +45,16 @@ func (r *Reserve) Fill() error {
 	if err == nil {
 		return nil
 	}
-	_ = os.Remove(staged) // the first error is the one that counts
+	_ = os.Remove(staged) // the first error matters
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}
-	return fmt.Errorf("set space aside at %s: %w", r.path, err)
+	return fmt.Errorf("reserve space at %s: %w", r.path, err)
 }
 
-// WriteFile is the package's WriteFile. On a full disk the space that was set
-// aside becomes the file: no block of it and no inode is asked for, that others
-// who write meanwhile could get first. path must be on the reserve's file system.
+// WriteFile is the package's WriteFile, but on a full disk the reserve's file
+// becomes path's file. That needs no new block and no new inode, which another
+// writer could take first. path must be on the reserve's file system.
 func (r *Reserve) WriteFile(path string, data []byte, perm os.FileMode) error {
 	err := WriteFile(path, data, perm)
 	if !errors.Is(err, unix.ENOSPC) || len(data) > reserveSize {

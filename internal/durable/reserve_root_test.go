@@ -9,52 +9,48 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/testkit"
 )
 
 func TestReserve(t *testing.T) {
 	dir := t.TempDir()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"))
+	testkit.Must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"))
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)
 		}
 	})
-	note, reserve := filepath.Join(dir, "note"), NewReserve(filepath.Join(dir, "reserve"))
-	write := func(data string) error { return reserve.WriteFile(note, []byte(data), 0o640) }
+	record, reserve := filepath.Join(dir, "record"), NewReserve(filepath.Join(dir, "reserve"))
+	write := func(data string) error { return reserve.WriteFile(record, []byte(data), 0o640) }
 	want := func(data string) {
 		t.Helper()
-		got, err := os.ReadFile(note)
+		got, err := os.ReadFile(record)
 		if err != nil || string(got) != data {
-			t.Errorf("the note is %.20q, %v; want %q", got, err, data)
+			t.Errorf("the record is %.20q, %v; want %q", got, err, data)
 		}
 	}
-	must(reserve.Fill())
-	must(reserve.Fill()) // twice is allowed
-	must(write("there is space"))
+	testkit.Must(t, reserve.Fill())
+	testkit.Must(t, reserve.Fill()) // twice is allowed
+	testkit.Must(t, write("there is space"))
 	fillUp(t, filepath.Join(dir, "filler"))
-	if err := WriteFile(note, []byte("x"), 0o640); !errors.Is(err, unix.ENOSPC) {
+	if err := WriteFile(record, []byte("x"), 0o640); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("WriteFile() on a full disk = %v", err)
 	}
 	if err := write(string(make([]byte, reserveSize+1))); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("more than is set aside: %v", err)
+		t.Errorf("more than is reserved: %v", err)
 	}
 	want("there is space")
-	must(write("there is none"))
+	testkit.Must(t, write("there is none"))
 	want("there is none")
-	if info, err := os.Stat(note); err != nil || info.Mode().Perm() != 0o640 {
+	if info, err := os.Stat(record); err != nil || info.Mode().Perm() != 0o640 {
 		t.Errorf("%v, %v", info, err)
 	}
-	must(os.Remove(filepath.Join(dir, "filler")))
-	must(reserve.Fill())
-	must(os.Remove(filepath.Join(dir, "reserve")))
+	testkit.Must(t, os.Remove(filepath.Join(dir, "filler")))
+	testkit.Must(t, reserve.Fill())
+	testkit.Must(t, os.Remove(filepath.Join(dir, "reserve")))
 	fillUp(t, filepath.Join(dir, "filler"))
-	if err := write("nothing is set aside"); !errors.Is(err, unix.ENOSPC) {
+	if err := write("nothing is reserved"); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("without a reserve: %v", err)
 	}
 	if err := reserve.Fill(); !errors.Is(err, unix.ENOSPC) {
@@ -63,7 +59,7 @@ func TestReserve(t *testing.T) {
 	want("there is none")
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 2 {
-		t.Errorf("left are %v, %v; want the note and the filler", entries, err)
+		t.Errorf("left are %v, %v; want the record and the filler", entries, err)
 	}
 }
 

@@ -8,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// Line replaces control characters, line ends among them, and invalid UTF-8 by U+FFFD.
+// Line replaces control characters, including line ends, and invalid UTF-8 by U+FFFD.
 func Line(text string) string { return replace(text, "") }
 
-// Text is Line for text of several lines: it keeps line ends and tabs.
+// Text is like Line, but keeps line ends and tabs.
 func Text(text string) string { return replace(text, "\n\t") }
 
 func replace(text, keep string) string {
@@ -38,8 +38,8 @@ func Cut(text string, limit int) string {
 // ellipsis ends a text that Shorten has cut.
 const ellipsis = "…"
 
-// Shorten is Cut that shows the cut: a text that is longer than limit bytes ends
-// in an ellipsis, which is within the limit. The limit is 3 or more.
+// Shorten is like Cut, but a text that was cut ends in an ellipsis, within the
+// limit. The limit must be at least 3.
 func Shorten(text string, limit int) string {
 	if len(text) <= limit {
 		return text

@@ -6,8 +6,8 @@ import (
 	"net"
 )
 
-// Notify tells systemd something, such as READY=1, over the socket that
-// NOTIFY_SOCKET names, see sd_notify(3). Without a socket there is nobody to tell.
+// Notify sends a state, such as READY=1, to systemd over socket, the value of
+// NOTIFY_SOCKET, see sd_notify(3). If socket is empty it does nothing.
 func Notify(ctx context.Context, socket, state string) error {
 	if socket == "" {
 		return nil

@@ -21,7 +21,7 @@ func TestNotify(t *testing.T) {
 	buf := make([]byte, 64)
 	n, err := socket.Read(buf)
 	if err != nil || string(buf[:n]) != "READY=1" {
-		t.Errorf("systemd heard %q, %v", buf[:n], err)
+		t.Errorf("systemd got %q, %v", buf[:n], err)
 	}
 	if err := Notify(t.Context(), "", "READY=1"); err != nil {
 		t.Errorf("without a socket: %v", err)

@@ -1,4 +1,5 @@
-// Package run is what all mains have in common: signals, the error on stderr, the exit code.
+// Package run runs a program's main function: it handles signals, prints the
+// error to stderr and sets the exit code.
 package run
 
 import (
@@ -13,7 +14,7 @@ import (
 	"wrenn/internal/plain"
 )
 
-// Exit codes of programs that say nothing else.
+// Exit codes of errors that are no Coder.
 const (
 	codeFailed = 1
 	codeUsage  = 2
@@ -22,15 +23,14 @@ const (
 // ErrUsage marks errors of the command line: exit code 2.
 var ErrUsage = errors.New("usage")
 
-// Coder is an error that names the program's exit code. One without a message
-// prints nothing.
+// Coder is an error with an exit code. If its message is empty nothing is printed.
 type Coder interface {
 	error
 	ExitCode() int
 }
 
-// Start is a program. It returns when ctx ends, which SIGINT and SIGTERM do;
-// ending because of that is no error.
+// Start is a program. It must return when ctx ends, which SIGINT and SIGTERM
+// cause; it returns nil then.
 type Start func(ctx context.Context, args []string) error
 
 // Main runs start with the program's arguments and ends the process. A second
@@ -39,7 +39,7 @@ func Main(start Start) {
 	os.Exit(Run(context.Background(), start, os.Args[1:], os.Stderr)) //nolint:forbidigo // the one place
 }
 
-// Run is Main without the end of the process: it returns the exit code.
+// Run is like Main, but returns the exit code instead of ending the process.
 func Run(ctx context.Context, start Start, args []string, stderr io.Writer) int {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -50,7 +50,7 @@ func Run(ctx context.Context, start Start, args []string, stderr io.Writer) int 
 		case <-signals:
 		case <-ctx.Done():
 		}
-		signal.Stop(signals) // before start hears of it: from then on a signal does what it does by default
+		signal.Stop(signals) // before cancel: the next signal has its default effect
 		cancel()
 	}()
 	err := start(ctx, args)
@@ -58,7 +58,7 @@ func Run(ctx context.Context, start Start, args []string, stderr io.Writer) int 
 		return 0
 	}
 	if message := err.Error(); message != "" {
-		_, _ = fmt.Fprintln(stderr, plain.Text(message)) // where else could it go
+		_, _ = fmt.Fprintln(stderr, plain.Text(message)) // there is no other place to report it
 	}
 	return code(err)
 }

@@ -27,7 +27,7 @@ func TestRun(t *testing.T) {
 	}{
 		{"done", nil, 0, ""},
 		{"failed", errors.New("no space"), 1, "no space\n"},
-		{"words of others", errors.New("read /x: \x1b[2J\u009b2J\x07\nTry again"), 1, "read /x: \ufffd[2J\ufffd2J\ufffd\nTry again\n"},
+		{"control characters", errors.New("read /x: \x1b[2J\u009b2J\x07\nTry again"), 1, "read /x: \ufffd[2J\ufffd2J\ufffd\nTry again\n"},
 		{"usage", fmt.Errorf("%w: no such flag", ErrUsage), 2, "usage: no such flag\n"},
 		{"own code, silent", exit(7), 7, ""},
 		{"own code, wrapped", fmt.Errorf("ran: %w", exit(7)), 7, "ran: \n"},
@@ -42,8 +42,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestMain lets the test binary be a program that ends with the code 3 on a
-// signal, and is stubborn when asked to. One whose output is unread ends with 3
+// TestMain makes the test binary a program that ends with the code 3 on a
+// signal, or ignores it if it is to be stubborn. With unread output it ends with 3
 // when it cannot write.
 func TestMain(m *testing.M) {
 	how := os.Getenv("WRENN_RUN_TEST")

@@ -15,8 +15,8 @@ import (
 	"wrenn"
 )
 
-// NewRegistry returns a registry that knows the process and the Go runtime;
-// parts of the program register theirs.
+// NewRegistry returns a registry with the metrics of the process and of the Go
+// runtime. The parts of a program register theirs.
 func NewRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
@@ -26,15 +26,15 @@ func NewRegistry() *prometheus.Registry {
 	return registry
 }
 
-// Ready says whether the program can do its work. It returns an Unavailable
-// error, or any other, when not.
+// Ready returns nil if the program can do its work, else an error. Only the
+// message of a *wrenn.Error is shown to the client.
 type Ready func(context.Context) error
 
-// readyWait bounds how long a probe waits: probes have short patience themselves.
+// readyWait bounds how long a probe waits: probes have short timeouts themselves.
 const readyWait = 5 * time.Second
 
-// Serve answers GET /metrics, /health and /ready on l until ctx ends. It closes l.
-// The last two answer as those of the public API do.
+// Serve answers GET /metrics, /health and /ready on l until ctx ends, and closes l.
+// /health and /ready have the same answers as those of the public API.
 func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry, ready Ready) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
@@ -48,7 +48,7 @@ func Serve(ctx context.Context, l net.Listener, registry *prometheus.Registry, r
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 	}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // a scrape that is cut is no loss
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // an interrupted scrape does no harm
 	defer stop()
 	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -89,5 +89,5 @@ func answerReady(w http.ResponseWriter, r *http.Request, ready Ready) {
 func answer(w http.ResponseWriter, code int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // who asked may be gone
+	_ = json.NewEncoder(w).Encode(body) // the client may be gone
 }

@@ -1,6 +1,6 @@
-// Package telemetry is what operators see of a program: log lines that name
-// the request and the sandbox that they are about, and metrics for Prometheus
-// on a listener of their own.
+// Package telemetry has the logger and the metrics server of a program. Log lines
+// name their request and their sandbox; metrics are for Prometheus, on a separate
+// listener.
 package telemetry
 
 import (
@@ -12,14 +12,14 @@ import (
 	"wrenn"
 )
 
-// Log says how a program logs.
+// Log configures a logger.
 type Log struct {
 	Level  slog.Level
 	Format string // "text" or "json"; "" is text
 }
 
-// NewLogger returns a logger to w whose lines carry the ids that their context
-// holds. An unknown format is an error.
+// NewLogger returns a logger to w that adds the ids of the context to each line.
+// An unknown format is an error.
 func NewLogger(w io.Writer, cfg Log) (*slog.Logger, error) {
 	options := &slog.HandlerOptions{Level: cfg.Level}
 	switch cfg.Format {
@@ -31,7 +31,7 @@ func NewLogger(w io.Writer, cfg Log) (*slog.Logger, error) {
 	return nil, fmt.Errorf("log format %q: it is text or json", cfg.Format)
 }
 
-// ids are what lines of one context are about.
+// ids are the attributes that a context adds to log lines.
 type ids struct {
 	request string
 	sandbox wrenn.SandboxID
@@ -44,14 +44,14 @@ func from(ctx context.Context) ids {
 	return v
 }
 
-// WithRequest makes every line that is logged with the context name the request.
+// WithRequest returns a context with which every log line names the request.
 func WithRequest(ctx context.Context, id string) context.Context {
 	v := from(ctx)
 	v.request = id
 	return context.WithValue(ctx, idsKey{}, v)
 }
 
-// WithSandbox makes every line that is logged with the context name the sandbox.
+// WithSandbox returns a context with which every log line names the sandbox.
 func WithSandbox(ctx context.Context, id wrenn.SandboxID) context.Context {
 	v := from(ctx)
 	v.sandbox = id

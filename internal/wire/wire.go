@@ -25,12 +25,12 @@ var codes = map[wrenn.Code]connect.Code{
 	wrenn.Internal:           connect.CodeInternal,
 }
 
-// Code returns the product's code of a Connect code. Those that have none of
-// their own (unknown, unimplemented, data_loss, …) are Internal.
+// Code returns the product's code for a Connect code: Internal for those without
+// a counterpart (unknown, unimplemented, data_loss, …).
 func Code(c connect.Code) wrenn.Code {
 	switch c {
 	case connect.CodeAborted:
-		return wrenn.Unavailable // "try the whole again"
+		return wrenn.Unavailable // Connect: "retry at a higher level"
 	case connect.CodeOutOfRange:
 		return wrenn.Invalid
 	}
@@ -42,9 +42,9 @@ func Code(c connect.Code) wrenn.Code {
 	return wrenn.Internal
 }
 
-// ToConnect is an error as a server answers it: the code and the message for
-// the user, never the cause, which the server logs. Errors without a code say
-// nothing but "internal error".
+// ToConnect returns err as a server sends it: with the code and the message for
+// the user, never the cause, which the server logs. The message of an error
+// without a code is "internal error".
 func ToConnect(err error) error {
 	if err == nil {
 		return nil
@@ -65,35 +65,35 @@ func ToConnect(err error) error {
 	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
 }
 
-// ToResult is ToConnect for one of several results in an answer; both are
-// empty for nil.
+// ToResult is like ToConnect, for one of several results in an answer. Both
+// strings are empty for a nil error.
 func ToResult(err error) (code, message string) {
 	if err == nil {
 		return "", ""
 	}
-	e, _ := errors.AsType[*connect.Error](ToConnect(err)) // which it always is
+	e, _ := errors.AsType[*connect.Error](ToConnect(err)) // always ok
 	return e.Code().String(), e.Message()
 }
 
-// FromResult is what ToResult told: nil when code is empty.
+// FromResult is the inverse of ToResult: nil when code is empty.
 func FromResult(code, message string) error {
 	if code == "" {
 		return nil
 	}
 	var c connect.Code
-	if err := c.UnmarshalText([]byte(code)); err != nil { // a newer server's
+	if err := c.UnmarshalText([]byte(code)); err != nil { // a code of a newer server
 		c = connect.CodeInternal
 	}
 	return &wrenn.Error{Code: Code(c), Message: message}
 }
 
-// timeUp is what a server says whose caller's deadline came before the caller
-// saw that itself.
+// timeUp is a server's message when the caller's deadline has passed and the
+// caller has not noticed yet. Older versions send the same text.
 const timeUp = "the time was up"
 
-// FromConnect is an error as a client got it. What the server said is the
-// message. A connection that could not be made, or broke in the middle of a
-// frame, is Unavailable, and peer says in the message who could not be reached.
+// FromConnect returns an error as a client got it, with the server's code and
+// message. If the connection failed or broke in the middle of a frame, the code is
+// Unavailable and the message names peer.
 func FromConnect(peer string, err error) error {
 	if err == nil {
 		return nil

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// patience bounds the wait for a line, on a busy machine too.
-const patience = 5 * time.Minute
+// timeout bounds the wait for a line on a busy machine.
+const timeout = 5 * time.Minute
 
 // Journal is a log that can be read while it is written. The zero value is empty.
 type Journal struct {
@@ -25,26 +25,26 @@ func (j *Journal) Write(p []byte) (int, error) {
 	return j.text.Write(p)
 }
 
-// String is all that was written.
+// String returns the whole log.
 func (j *Journal) String() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.text.String()
 }
 
-// Until returns what the pattern finds in the log, and its groups, as soon as
-// it does; the test fails when it never does, or when stop, which may be nil,
-// yields why it never will.
+// Until waits until the pattern matches the log, and returns the match and its
+// groups. It ends the test after a timeout, or when an error comes from stop, which
+// may be nil.
 func (j *Journal) Until(tb testing.TB, pattern string, stop <-chan error) []string {
 	tb.Helper()
 	wanted := regexp.MustCompile(pattern)
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(timeout); ; time.Sleep(5 * time.Millisecond) {
 		if found := wanted.FindStringSubmatch(j.String()); found != nil {
 			return found
 		}
 		select {
 		case err := <-stop:
-			tb.Fatalf("before %s came into the log it was over: %v\n%s", pattern, err, j)
+			tb.Fatalf("the program ended before %s was in the log: %v\n%s", pattern, err, j)
 		default:
 		}
 		if time.Now().After(deadline) {
