@@ -58,3 +58,6 @@ func CodeOf(err error) Code {
 	}
 	return Internal
 }
+
+// ErrPortClosed is that no program in a running sandbox listens on a port.
+var ErrPortClosed = Errorf(FailedPrecondition, "the port is not open: no program in the sandbox listens on it")

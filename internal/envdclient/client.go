@@ -29,6 +29,9 @@ const (
 	maxMessage = 1 << 20
 )
 
+// tokenHeader carries the access token.
+const tokenHeader = "X-Access-Token"
+
 // Config says how to reach one envd.
 type Config struct {
 	// Dial opens a connection to Address; a slot's dialer does it from inside
@@ -42,7 +45,9 @@ type Config struct {
 
 // Client is a connection to one envd. It is safe for concurrent use; Close it.
 type Client struct {
+	address string
 	base    string
+	token   string
 	http    *http.Client
 	process processconnect.ProcessClient
 	conns   *connections
@@ -58,7 +63,7 @@ func New(cfg Config) *Client {
 		IdleConnTimeout:     90 * time.Second,
 	}
 	c := &Client{
-		base:  "http://" + cfg.Address,
+		address: cfg.Address, base: "http://" + cfg.Address, token: cfg.Token,
 		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: transport}},
 		conns: conns,
 	}
@@ -167,6 +172,6 @@ func (t tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.next.RoundTrip(req)
 	}
 	req = req.Clone(req.Context())
-	req.Header.Set("X-Access-Token", t.token)
+	req.Header.Set(tokenHeader, t.token)
 	return t.next.RoundTrip(req)
 }

@@ -87,3 +87,14 @@ func (c *connection) Close() error {
 	c.all.mu.Unlock()
 	return c.Conn.Close()
 }
+
+// CloseWrite ends what is sent to the guest; the guest may still send.
+func (c *connection) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// NetConn is the connection below.
+func (c *connection) NetConn() net.Conn { return c.Conn }

@@ -23,6 +23,7 @@ import (
 	"wrenn/internal/guest/filesystem"
 	"wrenn/internal/guest/freeze"
 	"wrenn/internal/guest/identity"
+	"wrenn/internal/guest/ports"
 	"wrenn/internal/guest/process"
 	"wrenn/internal/guest/settings"
 	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
@@ -129,6 +130,7 @@ func (a *Agent) routes() http.Handler {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.HandleFunc("GET /envs", a.serveEnvs)
+	mux.Handle("GET /connect", ports.Handler(answerError))
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("POST /freeze", a.serveFreeze)
 	mux.HandleFunc("POST /thaw", a.serveThaw)

@@ -90,6 +90,8 @@ type Client struct {
 	downloads hostagentv1connect.HostAgentServiceClient
 	bulk      *http.Transport
 	codec     bulkCodec
+	// dial opens a connection to the agent, by TLS where that is configured, for HTTP/1.1.
+	dial      func(context.Context) (net.Conn, error)
 	deadlines Deadlines
 }
 
@@ -103,8 +105,28 @@ func New(cfg Config) (*Client, error) {
 	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
 		return nil, err
 	}
-	c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec))
+	if c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec)); err != nil {
+		return nil, err
+	}
+	c.dial, err = dialer(cfg.URL, bulk)
 	return c, err
+}
+
+// dialer returns how t, which newRPC has set up, connects to the agent at url.
+func dialer(text string, t *http.Transport) (func(context.Context) (net.Conn, error), error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	dial, port := t.DialContext, "80"
+	if u.Scheme == "https" {
+		dial, port = t.DialTLSContext, "443"
+		if dial == nil {
+			dial = new(tls.Dialer).DialContext
+		}
+	}
+	address := net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port))
+	return func(ctx context.Context) (net.Conn, error) { return dial(ctx, "tcp", address) }, nil
 }
 
 func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption) (hostagentv1connect.HostAgentServiceClient, error) {

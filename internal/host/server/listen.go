@@ -18,6 +18,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/certs"
+	"wrenn/internal/tunnel"
 )
 
 // Listen is where an agent answers.
@@ -181,20 +182,24 @@ const grace = 10 * time.Second
 func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 	closing := make(chan struct{})
 	mux := http.NewServeMux()
-	mux.Handle(newHandler(cfg, closing))
-	server := newServer(mux, cfg.Log)
+	agent := &server{cfg: cfg, closing: closing}
+	mux.Handle(newHandler(agent))
+	ports := newTunnels(agent)
+	mux.Handle(tunnel.HostPattern, ports)
+	httpServer := newServer(mux, cfg.Log)
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		close(closing)
+		ports.close()
 		waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 		defer cancel()
-		err := server.Shutdown(waiting)
+		err := httpServer.Shutdown(waiting)
 		if err != nil {
-			err = server.Close() // what still runs is cut
+			err = httpServer.Close() // what still runs is cut
 		}
 		stopped <- err
 	})
-	err := server.Serve(l)
+	err := httpServer.Serve(l)
 	if !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return err

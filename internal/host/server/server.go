@@ -59,12 +59,12 @@ type server struct {
 var _ hostagentv1connect.HostAgentServiceHandler = (*server)(nil)
 
 // newHandler returns the path of the service and its handler. Streams end with
-// unavailable when closing is closed: their commands run on.
-func newHandler(cfg Config, closing <-chan struct{}) (string, http.Handler) {
+// unavailable when s.closing is closed: their commands run on.
+func newHandler(s *server) (string, http.Handler) {
 	return hostagentv1connect.NewHostAgentServiceHandler(
-		&server{cfg: cfg, closing: closing},
+		s,
 		connect.WithReadMaxBytes(maxMessage),
-		connect.WithInterceptors(&edge{log: cfg.Log}),
+		connect.WithInterceptors(&edge{log: s.cfg.Log}),
 	)
 }
 

@@ -1,0 +1,124 @@
+//go:build root
+
+package server_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/testkit"
+	"wrenn/internal/tunnel"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// tunnel asks the agent for a connection to a port of the sandbox.
+func (c caller) tunnel(t *testing.T, id string, port int) (net.Conn, error) {
+	t.Helper()
+	conn, err := net.Dial("unix", strings.TrimPrefix(c.agent.URL(), "unix://"))
+	testkit.Must(t, err)
+	t.Cleanup(func() { conn.Close() })
+	req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://agent/tunnel/%s/%d", id, port), nil)
+	testkit.Must(t, err)
+	return tunnel.Ask(conn, req)
+}
+
+// refused returns the status and the code of a refusal.
+func refused(t *testing.T, err error) (status int, code string) {
+	t.Helper()
+	refusal, ok := errors.AsType[*tunnel.Refusal](err)
+	if !ok {
+		t.Fatalf("got %v, want a refusal", err)
+	}
+	var why tunnel.Refused
+	testkit.Must(t, json.Unmarshal(refusal.Body, &why))
+	return refusal.Status, why.Code
+}
+
+// echo listens on an address of this machine, whose loopback fake guests share, and sends back what it gets.
+func echo(t *testing.T) (port int) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	testkit.Must(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func TestTunnels(t *testing.T) {
+	c := call(t, agenttest.Config{})
+	id := c.create(t)
+	port := echo(t)
+	t.Run("to envd, on the guest's address", func(t *testing.T) {
+		conn, err := c.tunnel(t, id, 49983)
+		testkit.Must(t, err)
+		_, err = io.WriteString(conn, "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		testkit.Must(t, err)
+		if got, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 204 ") {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+	t.Run("to a loopback address, with a half-close", func(t *testing.T) {
+		conn, err := c.tunnel(t, id, port)
+		testkit.Must(t, err)
+		_, err = io.WriteString(conn, "hello")
+		testkit.Must(t, err)
+		testkit.Must(t, conn.(*net.UnixConn).CloseWrite())
+		if got, err := io.ReadAll(conn); err != nil || string(got) != "hello" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+	t.Run("refused", func(t *testing.T) {
+		closed, err := net.Listen("tcp", "127.0.0.1:0")
+		testkit.Must(t, err)
+		closed.Close()
+		for name, tc := range map[string]struct {
+			id     string
+			port   int
+			status int
+			code   string
+		}{
+			"closed port": {id, closed.Addr().(*net.TCPAddr).Port, 502, "failed_precondition"},
+			"port 0":      {id, 0, 503, "invalid_argument"},
+			"large port":  {id, 65536, 503, "invalid_argument"},
+			"no sandbox":  {"i" + strings.Repeat("0", 20), port, 503, "not_found"},
+			"no id":       {"..%2f", port, 503, "invalid_argument"},
+		} {
+			_, err := c.tunnel(t, tc.id, tc.port)
+			if status, code := refused(t, err); status != tc.status || code != tc.code {
+				t.Errorf("%s: %d %s, want %d %s", name, status, code, tc.status, tc.code)
+			}
+		}
+	})
+	t.Run("broken by a pause", func(t *testing.T) {
+		conn, err := c.tunnel(t, id, port)
+		testkit.Must(t, err)
+		_, err = c.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
+		testkit.Must(t, err)
+		if n, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Errorf("read %d bytes after the pause", n)
+		}
+		_, err = c.tunnel(t, id, port)
+		if status, code := refused(t, err); status != 503 || code != "failed_precondition" {
+			t.Errorf("after the pause: %d %s", status, code)
+		}
+	})
+}

@@ -1,0 +1,113 @@
+package tunnel
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+)
+
+// Protocol is what a request upgrades to: the bytes of a connection and nothing
+// else. It is the Upgrade header of the request and of the answer.
+const Protocol = "wrenn-tunnel"
+
+// maxAnswer bounds the header of an answer, and the body of one that refuses.
+const maxAnswer = 16 << 10
+
+// Asks reports whether the request asks for a tunnel.
+func Asks(r *http.Request) bool {
+	return strings.EqualFold(r.Header.Get("Upgrade"), Protocol)
+}
+
+// Accept answers a request for a tunnel by 101 and returns the connection, which
+// the caller closes. When it fails nothing was answered, or the client has left.
+func Accept(w http.ResponseWriter) (net.Conn, error) {
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("a tunnel needs HTTP/1.1: %w", err)
+	}
+	_, err = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+Protocol+"\r\n\r\n")
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return WithRead(conn, buffered.Reader), nil
+}
+
+// Refusal is an answer other than 101.
+type Refusal struct {
+	Status int
+	Body   []byte // at most 16 KiB
+}
+
+func (r *Refusal) Error() string { return "the tunnel was refused with " + http.StatusText(r.Status) }
+
+// Ask sends a request for a tunnel on a fresh connection and returns it once
+// the tunnel stands. A server that refuses is a *Refusal. The caller closes
+// conn in any case.
+func Ask(conn net.Conn, req *http.Request) (net.Conn, error) {
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", Protocol)
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	reader := bufio.NewReaderSize(&io.LimitedReader{R: conn, N: maxAnswer}, 2<<10)
+	resp, err := http.ReadResponse(reader, req)
+	if err != nil {
+		return nil, fmt.Errorf("read the answer to a request for a tunnel: %w", err)
+	}
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return WithRead(conn, reader), nil
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough to go on
+	return nil, &Refusal{Status: resp.StatusCode, Body: body}
+}
+
+// WithRead returns conn with what a reader of it has buffered in front.
+func WithRead(conn net.Conn, reader *bufio.Reader) net.Conn {
+	early, _ := reader.Peek(reader.Buffered()) // cannot fail: it is there
+	if len(early) == 0 {
+		return conn
+	}
+	return &prefixed{Conn: conn, early: append([]byte(nil), early...)}
+}
+
+// prefixed is a connection of which some bytes have been read already.
+type prefixed struct {
+	net.Conn
+
+	early []byte
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if len(p.early) == 0 {
+		return p.Conn.Read(b)
+	}
+	n := copy(b, p.early)
+	p.early = p.early[n:]
+	return n, nil
+}
+
+// CloseWrite ends the direction to the peer, where the connection can.
+func (p *prefixed) CloseWrite() error { return closeWrite(p.Conn) }
+
+// NetConn is the connection below.
+func (p *prefixed) NetConn() net.Conn { return p.Conn }
+
+// HostPath is the path of a request to a host's agent for a tunnel to a port of a
+// sandbox.
+func HostPath(sandbox string, port uint16) string {
+	return fmt.Sprintf("/tunnel/%s/%d", sandbox, port)
+}
+
+// HostPattern is the pattern of HostPath for http.ServeMux.
+const HostPattern = "GET /tunnel/{sandbox}/{port}"
+
+// Refused is the JSON body of a host agent's Refusal.
+type Refused struct {
+	Code    string `json:"code"` // as wire.ToResult gives it
+	Message string `json:"message"`
+}
