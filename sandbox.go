@@ -62,19 +62,11 @@ type Sandbox struct {
 	ID       SandboxID
 	Team     TeamID
 	Host     HostID // "" until one was picked
-	Template string
-	// Generation is the build of Template that it was created from; "" for the base.
-	Generation GenerationID
-	State      State
-	Reason     string // why it is stopped or failed, for the user
-	Size
-	EndOfLife
-	// AutoResume makes calls that need the sandbox resume it when it is paused.
-	AutoResume bool
-	// Parent is the sandbox that it was forked from; "" for none.
-	Parent   SandboxID
+	State    State
+	Reason   string    // why it is stopped or failed, for the user
+	Parent   SandboxID // the sandbox that it was forked from; "" for none
 	Metadata map[string]string
-	Env      map[string]string
+	SandboxSpec
 
 	CreatedAt    time.Time
 	StartedAt    time.Time // zero until it has run
@@ -82,6 +74,16 @@ type Sandbox struct {
 	UpdatedAt    time.Time // of the last change of State
 	// Version grows with every change; compare-and-set goes by it.
 	Version int64
+}
+
+// SandboxSpec is what a host needs to know to create a sandbox.
+type SandboxSpec struct {
+	Template   string       // its name
+	Generation GenerationID // the build of Template to start from; "" for the base
+	Size
+	EndOfLife
+	AutoResume bool              // calls that need the sandbox resume it when it is paused
+	Env        map[string]string // of every command
 }
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.

@@ -54,7 +54,11 @@ type fake struct {
 
 func box(id wrenn.SandboxID) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
-		ID: id, Template: "base", State: wrenn.Running, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
+		ID: id, State: wrenn.Running,
+		SandboxSpec: wrenn.SandboxSpec{
+			Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
+			EndOfLife: wrenn.EndOfLife{Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
+		},
 		Metadata: map[string]string{"user": "alice"}, CreatedAt: made, StartedAt: made, UpdatedAt: made,
 	}
 }

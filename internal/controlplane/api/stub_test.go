@@ -74,9 +74,11 @@ func (s *stub) Ready(context.Context) error { return s.fail }
 
 func box(id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
-		ID: id, Team: testTeam, Host: "h1", Template: "base", State: state, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
-		EndOfLife: wrenn.EndOfLife{Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
-		Metadata: map[string]string{"user": "alice"}, Env: map[string]string{"SECRET": "s3cr3t"},
+		ID: id, Team: testTeam, Host: "h1", State: state, Metadata: map[string]string{"user": "alice"},
+		SandboxSpec: wrenn.SandboxSpec{
+			Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: map[string]string{"SECRET": "s3cr3t"},
+			EndOfLife: wrenn.EndOfLife{Timeout: 5 * time.Minute, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
+		},
 		CreatedAt: testTime, StartedAt: testTime, LastActiveAt: testTime, UpdatedAt: testTime,
 	}
 }

@@ -217,11 +217,11 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 }
 
 // Create returns when the sandbox runs. Repeating it is safe. When ctx ends
-// first the host may have made it or not: Destroy it.
-func (c *Client) Create(ctx context.Context, sb *wrenn.Sandbox) error {
+// first the host may have created it or not: Destroy it.
+func (c *Client) Create(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) error {
 	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, &hostagentv1.CreateSandboxRequest{
-		SandboxId: string(sb.ID), Template: sb.Template, Generation: string(sb.Generation), Vcpus: uint32(sb.VCPUs), MemoryMb: uint32(sb.MemoryMiB),
-		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Env: sb.Env,
+		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Generation), Vcpus: uint32(spec.VCPUs), MemoryMb: uint32(spec.MemoryMiB),
+		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeout(spec.OnTimeout), AutoResume: spec.AutoResume, Env: spec.Env,
 	})
 	return err
 }

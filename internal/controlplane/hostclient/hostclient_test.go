@@ -38,11 +38,12 @@ func serve(t *testing.T, agent *hosttest.Agent, d hostclient.Deadlines) (*hostcl
 // box makes a sandbox.
 func box(t *testing.T, c *hostclient.Client) wrenn.SandboxID {
 	t.Helper()
-	sb := &wrenn.Sandbox{ID: wrenn.NewSandboxID(), Template: "base", Size: wrenn.Size{VCPUs: 2, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 1500 * time.Millisecond}, Env: map[string]string{"WHO": "me"}}
-	if err := c.Create(t.Context(), sb); err != nil {
+	id := wrenn.NewSandboxID()
+	spec := wrenn.SandboxSpec{Template: "base", Size: wrenn.Size{VCPUs: 2, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 1500 * time.Millisecond}, Env: map[string]string{"WHO": "me"}}
+	if err := c.Create(t.Context(), id, spec); err != nil {
 		t.Fatal(err)
 	}
-	return sb.ID
+	return id
 }
 
 func TestLife(t *testing.T) {

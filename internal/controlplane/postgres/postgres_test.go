@@ -471,7 +471,7 @@ func TestPausedHaveNoMemory(t *testing.T) {
 	}
 	var paused []*wrenn.Sandbox
 	for range 3 {
-		sb, err := s.CreateSandbox(t.Context(), wrenn.Sandbox{ID: wrenn.NewSandboxID(), Team: owner, Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}, limits, "test")
+		sb, err := s.CreateSandbox(t.Context(), wrenn.Sandbox{ID: wrenn.NewSandboxID(), Team: owner, SandboxSpec: wrenn.SandboxSpec{Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}}, limits, "test")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -502,8 +502,9 @@ func TestCreateSeveral(t *testing.T) {
 		boxes := make([]wrenn.Sandbox, n)
 		for i := range boxes {
 			boxes[i] = wrenn.Sandbox{
-				ID: wrenn.NewSandboxID(), Team: owner, Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
-				EndOfLife: wrenn.EndOfLife{OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true, Parent: "iparent",
+				ID: wrenn.NewSandboxID(), Team: owner, Parent: "iparent", SandboxSpec: wrenn.SandboxSpec{
+					Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
+				},
 			}
 		}
 		return boxes

@@ -360,10 +360,13 @@ func sandboxes(rows []dbsqlc.Sandbox) []wrenn.Sandbox {
 func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
-		Template: r.Template, Generation: wrenn.GenerationID(r.Generation), State: wrenn.State(r.State), Reason: r.Reason,
-		Size:      wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
-		EndOfLife: wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout)}, AutoResume: r.AutoResume, Parent: wrenn.SandboxID(r.ParentID),
-		Metadata: r.Metadata, Env: r.Env,
+		State: wrenn.State(r.State), Reason: r.Reason, Parent: wrenn.SandboxID(r.ParentID), Metadata: r.Metadata,
+		SandboxSpec: wrenn.SandboxSpec{
+			Template: r.Template, Generation: wrenn.GenerationID(r.Generation),
+			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
+			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout)},
+			AutoResume: r.AutoResume, Env: r.Env,
+		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
 	}

@@ -24,7 +24,7 @@ const (
 )
 
 func row(state wrenn.State, age time.Duration, reason string) reconcile.Row {
-	return reconcile.Row{Sandbox: wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, EndOfLife: wrenn.EndOfLife{Timeout: time.Minute}, UpdatedAt: asOf.Add(-age), Version: 7}}
+	return reconcile.Row{Sandbox: wrenn.Sandbox{ID: "i1", Host: "h1", State: state, Reason: reason, SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: time.Minute}}, UpdatedAt: asOf.Add(-age), Version: 7}}
 }
 
 func inventory(state wrenn.ObservedState, reason string) wrenn.Inventory {
@@ -221,7 +221,7 @@ func randomModel(rng *rand.Rand) *model {
 		if rng.IntN(8) != 0 {
 			m.rows = append(m.rows, reconcile.Row{Abandoned: rng.IntN(4) == 0, Sandbox: wrenn.Sandbox{
 				ID: id, Host: []wrenn.HostID{"h1", "h1", "h1", "h2", ""}[rng.IntN(5)], State: wrenn.States()[rng.IntN(len(wrenn.States()))],
-				Reason: []string{"", "why"}[rng.IntN(2)], EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]},
+				Reason: []string{"", "why"}[rng.IntN(2)], SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: timeouts[rng.IntN(3)]}},
 				UpdatedAt: asOf.Add(time.Duration(rng.IntN(240)-180) * time.Second), Version: int64(i),
 			}})
 		}

@@ -60,9 +60,12 @@ func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox
 func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 	sb := wrenn.Sandbox{
 		ID: wrenn.NewSandboxID(), Team: c.Team,
-		Size:      wrenn.Size{VCPUs: req.VCPUs, MemoryMiB: req.MemoryMB}.OrDefault(),
-		EndOfLife: wrenn.EndOfLife{OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout)}, AutoResume: req.AutoResume,
-		Metadata: req.Metadata, Env: req.Env,
+		Metadata: req.Metadata,
+		SandboxSpec: wrenn.SandboxSpec{
+			Size:       wrenn.Size{VCPUs: req.VCPUs, MemoryMiB: req.MemoryMB}.OrDefault(),
+			EndOfLife:  wrenn.EndOfLife{OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout)},
+			AutoResume: req.AutoResume, Env: req.Env,
+		},
 	}
 	var err error
 	if sb.Timeout, err = s.timeout(req.Timeout, defaultTimeout); err != nil {
@@ -106,7 +109,7 @@ func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, only wrenn.HostI
 		}
 		sb = moved
 		done := m.reserve(1, sb.MemoryMiB)
-		err = m.client.Create(ctx, sb)
+		err = m.client.Create(ctx, sb.ID, sb.SandboxSpec)
 		if err != nil {
 			done(0)
 		} else {

@@ -68,9 +68,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 	copies := make([]wrenn.Sandbox, req.Count)
 	for i := range copies {
 		copies[i] = wrenn.Sandbox{
-			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Template: parent.Template, Generation: parent.Generation,
-			Size: parent.Size, EndOfLife: parent.EndOfLife, AutoResume: parent.AutoResume,
-			Metadata: parent.Metadata, Env: parent.Env,
+			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Metadata: parent.Metadata, SandboxSpec: parent.SandboxSpec,
 		}
 		if req.Metadata != nil {
 			copies[i].Metadata = req.Metadata

@@ -30,8 +30,11 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &wrenn.Sandbox{
-		ID: sb.ID, Team: c.Team, Host: "h1", Template: "base", State: wrenn.Running, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 90 * time.Second, OnTimeout: wrenn.DestroyOnTimeout},
-		Metadata: map[string]string{"for": "a test"}, Env: map[string]string{"WHO": "me"},
+		ID: sb.ID, Team: c.Team, Host: "h1", State: wrenn.Running, Metadata: map[string]string{"for": "a test"},
+		SandboxSpec: wrenn.SandboxSpec{
+			Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: map[string]string{"WHO": "me"},
+			EndOfLife: wrenn.EndOfLife{Timeout: 90 * time.Second, OnTimeout: wrenn.DestroyOnTimeout},
+		},
 		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt, UpdatedAt: sb.UpdatedAt, Version: 3,
 	}
 	if diff := cmp.Diff(want, sb); diff != "" || sb.StartedAt.IsZero() || sb.CreatedAt.IsZero() {

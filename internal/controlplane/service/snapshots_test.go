@@ -244,8 +244,11 @@ func TestFork(t *testing.T) {
 	for i := range forked.Sandboxes {
 		got := &forked.Sandboxes[i]
 		want := &wrenn.Sandbox{
-			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, Template: "base", State: wrenn.Running, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512},
-			EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true, Metadata: sb.Metadata, Env: sb.Env,
+			ID: got.ID, Parent: sb.ID, Team: sb.Team, Host: sb.Host, State: wrenn.Running, Metadata: sb.Metadata,
+			SandboxSpec: wrenn.SandboxSpec{
+				Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: sb.Env,
+				EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
+			},
 			CreatedAt: got.CreatedAt, StartedAt: got.StartedAt, LastActiveAt: got.LastActiveAt, UpdatedAt: got.UpdatedAt, Version: 3,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {

@@ -204,14 +204,14 @@ func TestStreamsOverTLS(t *testing.T) {
 	ca := certstest.New(t)
 	address, _ := listen(t, ca.Issue(t, certstest.Want{Names: []string{"127.0.0.1"}}))
 	c := client(t, address, ca.Issue(t, certstest.Want{Names: []string{"control-plane"}, Client: true}), true)
-	sb := &wrenn.Sandbox{ID: wrenn.NewSandboxID(), Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}
-	if err := c.Create(t.Context(), sb); err != nil {
+	id := wrenn.NewSandboxID()
+	if err := c.Create(t.Context(), id, wrenn.SandboxSpec{Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}); err != nil {
 		t.Fatal(err)
 	}
 	var streams sync.WaitGroup
 	for range 8 {
 		streams.Go(func() {
-			if err := converse(t, c, sb.ID); err != nil {
+			if err := converse(t, c, id); err != nil {
 				t.Error(err)
 			}
 		})
