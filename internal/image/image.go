@@ -131,8 +131,9 @@ func (cfg Config) withDefaults() (Config, error) {
 		cfg.Init = images.Init
 	}
 	if cfg.Packages == nil {
-		cfg.Packages = parsePackages(images.Packages)
+		cfg.Packages = DefaultPackages()
 	}
+	cfg.Packages = slices.Compact(slices.Sorted(slices.Values(cfg.Packages))) // another order makes no other image
 	if cfg.Size == 0 {
 		cfg.Size = DefaultSize
 	}
@@ -143,6 +144,9 @@ func (cfg Config) withDefaults() (Config, error) {
 	cfg.Stage0, err = program(cfg.Stage0, "stage0")
 	return cfg, err
 }
+
+// DefaultPackages returns what Debian gets when Config.Packages is nil.
+func DefaultPackages() []string { return parsePackages(images.Packages) }
 
 // parsePackages reads a list with a name each line, sorted; # starts a comment.
 func parsePackages(text string) []string {
