@@ -28,8 +28,8 @@ const (
 )
 
 // baseSpace is what making a base takes at its peak: the tree, the image, the
-// packages and the kernel.
-const baseSpace = 1500 << 20
+// packages, the kernel and its modules.
+const baseSpace = 1800 << 20
 
 const (
 	imagesDir   = "images" // in the state directory
