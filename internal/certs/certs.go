@@ -1,10 +1,10 @@
 // Package certs keeps a program's certificates current: it reads them from PEM
-// files, and again when the files have changed, so that nothing is restarted for
-// a certificate that was renewed.
+// files, and again when the files have changed, so that a renewed certificate
+// needs no restart.
 //
-// Who somebody is, is a name in their certificate. Both sides ask for one: all
-// hosts and all control planes may have certificates of one authority, and a host
-// still cannot pass for a control plane, nor for another host.
+// A peer's identity is a name in its certificate. Both sides require one: all
+// hosts and all control planes may have certificates of the same authority, and a
+// host still cannot pose as a control plane, nor as another host.
 package certs
 
 import (
@@ -19,20 +19,21 @@ import (
 	"time"
 )
 
-// Files are in PEM.
+// Files are the paths of PEM files.
 type Files struct {
-	Certificate string // what we show, with what leads from it to the authority
+	Certificate string // the program's certificate, and the intermediate ones
 	Key         string // of Certificate
-	CA          string // signs the certificates of the others; "" when we ask for none
+	CA          string // the authority of the peers' certificates; "" to require none
 }
 
-// Source is what the files say. It is safe for concurrent use; nothing has to be closed.
+// Source loads certificates from files. It is safe for concurrent use and needs
+// no closing.
 type Source struct {
 	files Files
 	log   *slog.Logger
 
-	mu     sync.Mutex // guards what follows
-	read   stamps     // when the files were read last, well or not
+	mu     sync.Mutex // guards the fields below
+	read   stamps     // of the files that were last read, with or without an error
 	loaded loaded
 }
 
@@ -41,7 +42,7 @@ type loaded struct {
 	ca   *x509.CertPool
 }
 
-// Open reads the files. The error names the file and what is wrong with it.
+// Open reads the files. The error names the file and the problem.
 func Open(files Files, log *slog.Logger) (*Source, error) {
 	s := &Source{files: files, log: log}
 	var err error
@@ -51,7 +52,7 @@ func Open(files Files, log *slog.Logger) (*Source, error) {
 	if s.loaded, err = load(files); err != nil {
 		return nil, err
 	}
-	s.sayWhen(s.loaded.pair.Leaf)
+	s.logDates(s.loaded.pair.Leaf)
 	return s, nil
 }
 
@@ -74,20 +75,20 @@ func load(files Files) (loaded, error) {
 	return loaded{&pair, ca}, nil
 }
 
-// sayWhen logs until when a certificate is good, louder when that is over.
-func (s *Source) sayWhen(leaf *x509.Certificate) {
+// logDates logs when a certificate is valid, as an error if it is not valid now.
+func (s *Source) logDates(leaf *x509.Certificate) {
 	dates := []slog.Attr{
 		slog.String("file", s.files.Certificate), slog.Time("not_before", leaf.NotBefore), slog.Time("not_after", leaf.NotAfter),
 	}
 	if now := time.Now(); now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
-		s.log.LogAttrs(context.Background(), slog.LevelError, "certificate read, but others will refuse it: it is expired, or not valid yet", dates...)
+		s.log.LogAttrs(context.Background(), slog.LevelError, "certificate loaded, but it is expired or not valid yet: peers will refuse it", dates...)
 		return
 	}
-	s.log.LogAttrs(context.Background(), slog.LevelInfo, "certificate read", dates...)
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "certificate loaded", dates...)
 }
 
-// current returns what the files say now. While they cannot be used, as in the
-// middle of a renewal, it is what they said before.
+// current returns the certificates in the files. While the files cannot be used,
+// as in the middle of a renewal, it returns the earlier certificates.
 func (s *Source) current() loaded {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,31 +97,33 @@ func (s *Source) current() loaded {
 		return s.loaded
 	}
 	if err == nil {
-		s.read = now // not tried again before they change again
+		s.read = now // it tries again only after the next change
 		var fresh loaded
 		if fresh, err = load(s.files); err == nil {
 			s.loaded = fresh
-			s.sayWhen(fresh.pair.Leaf)
+			s.logDates(fresh.pair.Leaf)
 			return s.loaded
 		}
 	}
-	s.log.LogAttrs(context.Background(), slog.LevelError, "changed certificates cannot be used; the earlier ones stay in use", slog.Any("err", err))
+	s.log.LogAttrs(context.Background(), slog.LevelError, "cannot use changed certificates; keeping the earlier ones", slog.Any("err", err))
 	return s.loaded
 }
 
-// Certificate is a tls.Config.GetCertificate, for servers that let everybody in.
+// Certificate is a tls.Config.GetCertificate, for servers that require no
+// certificate of their clients.
 func (s *Source) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return s.current().pair, nil
 }
 
-// Server lets in who has a certificate of the authority for the DNS name given.
-// The connections that there are stay when the files change.
+// Server returns the configuration of a server that accepts clients with a
+// certificate of the authority for the DNS name. Open connections stay when the
+// files change.
 func (s *Source) Server(client string) *tls.Config {
 	fixed := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{"h2", "http/1.1"},
 		ClientAuth: tls.RequireAndVerifyClientCert,
-		// A ticket would outlive the authority that its owner was let in by.
+		// A ticket would let a client in after its authority was removed.
 		SessionTicketsDisabled: true,
 		VerifyConnection:       func(state tls.ConnectionState) error { return isNamed(state, client) },
 	}
@@ -136,17 +139,16 @@ func (s *Source) Server(client string) *tls.Config {
 
 func isNamed(state tls.ConnectionState, name string) error {
 	if len(state.PeerCertificates) == 0 {
-		return errors.New("the client shows no certificate")
+		return errors.New("the client sent no certificate")
 	}
 	if err := state.PeerCertificates[0].VerifyHostname(name); err != nil {
-		return fmt.Errorf("the client is somebody else: %w", err)
+		return fmt.Errorf("the client's certificate is for another name: %w", err)
 	}
 	return nil
 }
 
-// Client returns what a connection that is to be made now shows and trusts. The
-// server must have a certificate of the authority for the name given; "" is the
-// host that is dialed.
+// Client returns the configuration for one new connection. The server must have a
+// certificate of the authority for the name; "" means the name that is dialed.
 func (s *Source) Client(server string) *tls.Config {
 	now := s.current()
 	return &tls.Config{

@@ -24,7 +24,7 @@ func open(t *testing.T, files certs.Files) *certs.Source {
 	return s
 }
 
-// meet makes a connection and returns what either side says of it.
+// meet makes a connection and returns the errors of both sides.
 func meet(t *testing.T, server, client *tls.Config) (ofServer, ofClient error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -40,7 +40,7 @@ func meet(t *testing.T, server, client *tls.Config) (ofServer, ofClient error) {
 	}
 	defer plain.Close()
 	_ = plain.SetDeadline(time.Now().Add(time.Minute)) // a TCP connection always can
-	// TLS 1.3 tells a client that it is refused when the client takes itself for welcome.
+	// In TLS 1.3 a client learns that it is refused only after its own handshake is done.
 	_, ofClient = io.ReadAll(tls.Client(plain, client))
 	plain.Close()
 	return <-done, ofClient
@@ -59,7 +59,7 @@ func welcome(l net.Listener) error {
 
 const controlPlane = "control-plane"
 
-func TestWhoMeetsWhom(t *testing.T) {
+func TestPeers(t *testing.T) {
 	ours, theirs := certstest.New(t), certstest.New(t)
 	host := ours.Issue(t, certstest.Want{Names: []string{"host-1", "10.0.0.1"}})
 	good := ours.Issue(t, certstest.Want{Names: []string{controlPlane}, Client: true})
@@ -76,12 +76,12 @@ func TestWhoMeetsWhom(t *testing.T) {
 		{"good, by address", host, good, "10.0.0.1", "", ""},
 		{"another host at the address", host, good, "host-2", "remote error", "not host-2"},
 		{"a host of another authority", trusting(theirs.Issue(t, certstest.Want{Names: []string{"host-1"}}), ours), good, "host-1", "remote error", "unknown authority"},
-		{"a host whose certificate is expired", ours.Issue(t, certstest.Want{Names: []string{"host-1"}, Until: past}), good, "host-1", "remote error", "expired"},
-		{"a control plane that plays a host", ours.Issue(t, certstest.Want{Names: []string{"host-1"}, Client: true}), good, "host-1", "remote error", "incompatible key usage"},
+		{"a host with an expired certificate", ours.Issue(t, certstest.Want{Names: []string{"host-1"}, Until: past}), good, "host-1", "remote error", "expired"},
+		{"a control plane that poses as a host", ours.Issue(t, certstest.Want{Names: []string{"host-1"}, Client: true}), good, "host-1", "remote error", "incompatible key usage"},
 		{"a client of another authority", host, trusting(theirs.Issue(t, certstest.Want{Names: []string{controlPlane}, Client: true}), ours), "host-1", "unknown authority", "remote error"},
-		{"a client whose certificate is expired", host, ours.Issue(t, certstest.Want{Names: []string{controlPlane}, Client: true, Until: past}), "host-1", "expired", "remote error"},
-		{"another host as a client", host, ours.Issue(t, certstest.Want{Names: []string{"host-2"}, Client: true}), "host-1", "somebody else", "remote error"},
-		{"a host that plays the control plane", host, ours.Issue(t, certstest.Want{Names: []string{controlPlane}}), "host-1", "incompatible key usage", "remote error"},
+		{"a client with an expired certificate", host, ours.Issue(t, certstest.Want{Names: []string{controlPlane}, Client: true, Until: past}), "host-1", "expired", "remote error"},
+		{"another host as a client", host, ours.Issue(t, certstest.Want{Names: []string{"host-2"}, Client: true}), "host-1", "another name", "remote error"},
+		{"a host that poses as the control plane", host, ours.Issue(t, certstest.Want{Names: []string{controlPlane}}), "host-1", "incompatible key usage", "remote error"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			server, client := meet(t, open(t, tc.host).Server(controlPlane), open(t, tc.client).Client(tc.dialed))
@@ -110,7 +110,7 @@ func says(t *testing.T, who string, err error, want string) {
 	}
 }
 
-// A renewal is seen by the next connection, on both sides, without a restart.
+// The next connection uses a renewed certificate, on both sides, without a restart.
 func TestRenewal(t *testing.T) {
 	old, renewed := certstest.New(t), certstest.New(t)
 	host := old.Issue(t, certstest.Want{Names: []string{"host-1"}})
@@ -146,8 +146,8 @@ func replace(t *testing.T, path, by string) {
 	}
 }
 
-// Half a renewal changes nothing, and is told once.
-func TestHalfARenewal(t *testing.T) {
+// Half of a renewal changes nothing, and is logged once.
+func TestIncompleteRenewal(t *testing.T) {
 	ca := certstest.New(t)
 	files := ca.Issue(t, certstest.Want{Names: []string{"a"}})
 	var log bytes.Buffer
@@ -163,14 +163,14 @@ func TestHalfARenewal(t *testing.T) {
 		return pair.Leaf.SerialNumber.String()
 	}
 	before := shown()
-	spare := ca.Issue(t, certstest.Want{Names: []string{"b"}})
+	other := ca.Issue(t, certstest.Want{Names: []string{"b"}})
 	for _, step := range []struct {
 		name string
 		do   func()
 		same bool
 	}{
-		{"the certificate without its key", func() { replace(t, files.Certificate, spare.Certificate) }, true},
-		{"its key comes", func() { replace(t, files.Key, spare.Key) }, false},
+		{"the certificate without its key", func() { replace(t, files.Certificate, other.Certificate) }, true},
+		{"its key comes", func() { replace(t, files.Key, other.Key) }, false},
 	} {
 		step.do()
 		for range 3 {
@@ -179,8 +179,8 @@ func TestHalfARenewal(t *testing.T) {
 			}
 		}
 	}
-	if n := strings.Count(log.String(), "cannot be used"); n != 1 {
-		t.Errorf("told %d times:\n%s", n, &log)
+	if n := strings.Count(log.String(), "cannot use changed certificates"); n != 1 {
+		t.Errorf("logged %d times:\n%s", n, &log)
 	}
 }
 
@@ -203,7 +203,7 @@ func TestOpenNamesTheFile(t *testing.T) {
 	}
 }
 
-func TestAnExpiredCertificateIsTold(t *testing.T) {
+func TestExpiredCertificateIsLogged(t *testing.T) {
 	files := certstest.New(t).Issue(t, certstest.Want{Until: time.Now().Add(-time.Minute)})
 	var log bytes.Buffer
 	if _, err := certs.Open(files, slog.New(slog.NewTextHandler(&log, nil))); err != nil {

@@ -10,8 +10,8 @@ import (
 	"wrenn/internal/certs"
 )
 
-// TestTheDocumentedCommands runs what docs/host-agent.md tells people to run,
-// and lets a host and a control plane meet with what came of it.
+// TestTheDocumentedCommands runs the commands of docs/host-agent.md, and connects
+// a control plane to a host with the certificates that they make.
 func TestTheDocumentedCommands(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		if os.Getenv("WRENN_CI") != "" {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// stamp changes when a file does, also when another one takes its place or a
-// link leads elsewhere.
+// stamp identifies the content of a file: it differs after a write, and also when
+// the file was replaced or a link on its path was changed.
 type stamp struct {
 	dev, ino uint64
 	size     int64

@@ -14,7 +14,8 @@ import (
 	"wrenn"
 )
 
-// places are where distributions put PostgreSQL's programs, most of them outside of PATH.
+// places are the directories in which distributions install PostgreSQL's
+// programs; most are not in PATH.
 var places = []string{
 	"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
 	"/usr/pgsql-*/bin",          // PostgreSQL's own packages for RHEL
@@ -22,7 +23,7 @@ var places = []string{
 	"/usr/local/pgsql/bin",      // built from source
 }
 
-// Programs is an installation.
+// Programs is an installation of PostgreSQL.
 type Programs struct {
 	Bin   string // the directory
 	Major int
@@ -30,8 +31,8 @@ type Programs struct {
 
 var versionLine = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
 
-// Find returns the installations of PostgreSQL's server, the newest first. The
-// error is a NotFound that says what to install.
+// Find returns the installations of PostgreSQL's server, the newest first. If
+// there is none, the error is a NotFound that says what to install.
 func Find(ctx context.Context) ([]Programs, error) {
 	var dirs []string
 	if path, err := exec.LookPath("postgres"); err == nil {
@@ -75,8 +76,8 @@ func inspect(ctx context.Context, dir string) (Programs, error) {
 	return Programs{Bin: dir, Major: major}, err
 }
 
-// programs picks the installation: the one that made the data, because no
-// other major version can read it.
+// programs picks the installation: that of the version that made the data, because
+// no other major version can read it, else the newest.
 func programs(ctx context.Context, cfg Config) (string, error) {
 	if cfg.Bin != "" {
 		return cfg.Bin, nil

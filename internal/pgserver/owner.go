@@ -17,7 +17,7 @@ import (
 	"wrenn"
 )
 
-// owner is the user that runs the server; nil credentials are the caller's own.
+// owner is the user that runs the server; nil credentials mean the calling process's.
 type owner struct{ cred *syscall.Credential }
 
 func ownerOf(cfg Config) (*owner, error) {
@@ -43,7 +43,7 @@ func ownerOf(cfg Config) (*owner, error) {
 	return nil, wrenn.Errorf(wrenn.FailedPrecondition, "PostgreSQL does not run as root and there is no user %s", strings.Join(names, " or "))
 }
 
-// chown gives path, and what is in it from an earlier owner, to the owner.
+// chown makes the owner own path and everything in it, unless path is already his.
 func (o *owner) chown(path string) error {
 	if o.cred == nil {
 		return nil
@@ -63,9 +63,9 @@ func (o *owner) chown(path string) error {
 	})
 }
 
-// command is a program of PostgreSQL as the owner, in a session of its own, so
-// that a terminal's Ctrl-C is the caller's to handle, and with nothing of the
-// caller's PG* environment.
+// command returns a command that runs a program of PostgreSQL as the owner. It
+// runs in a new session, so that a terminal's Ctrl-C reaches only the caller, and
+// without the caller's PG* environment.
 func (o *owner) command(cfg Config, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(cfg.Bin, name), args...) //nolint:noctx // run and Stop end it
 	cmd.Dir = cfg.Dir
@@ -74,24 +74,24 @@ func (o *owner) command(cfg Config, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs a program to its end; what it said is in the error.
+// run runs a program to its end; the error has its output.
 func (o *owner) run(ctx context.Context, cfg Config, name string, args ...string) error {
-	var said strings.Builder
+	var output strings.Builder
 	cmd := o.command(cfg, name, args...)
-	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	defer stop()
 	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("%s: %w: %s", name, errors.Join(context.Cause(ctx), err), strings.TrimSpace(said.String()))
+		return fmt.Errorf("%s: %w: %s", name, errors.Join(context.Cause(ctx), err), strings.TrimSpace(output.String()))
 	}
 	return nil
 }
 
-// supervise starts the server and waits for its end. It keeps its thread:
-// Pdeathsig comes when the thread that forked ends, see prctl(2).
+// supervise starts the server and waits for its end. It locks its thread, because
+// Pdeathsig is sent when the thread that forked ends, see prctl(2).
 func (s *Server) supervise(cmd *exec.Cmd, started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -101,6 +101,6 @@ func (s *Server) supervise(cmd *exec.Cmd, started chan<- error) {
 	}
 	s.proc = cmd.Process
 	started <- nil
-	_ = cmd.Wait() // its log says why; done says that
+	_ = cmd.Wait() // the reason is in the server's log
 	close(s.done)
 }

@@ -1,7 +1,7 @@
-// Package pgserver runs a PostgreSQL server of its own from the programs of
-// the distribution: as an unprivileged user, on a Unix socket alone. Whoever
-// may enter the socket's directory is the server's administrator; nobody else
-// can reach it.
+// Package pgserver runs a private PostgreSQL server with the programs of the
+// distribution: as an unprivileged user, and only on a Unix socket. A user who can
+// enter the socket's directory is the server's administrator; other users cannot
+// reach it.
 package pgserver
 
 import (
@@ -24,7 +24,7 @@ import (
 const (
 	admin        = "wrenn" // the server's superuser
 	readyPoll    = 20 * time.Millisecond
-	initTimeout  = 5 * time.Minute // initdb writes 40 MB; a busy machine takes its time
+	initTimeout  = 5 * time.Minute // initdb writes 40 MB, which takes long on a busy machine
 	readyTimeout = 2 * time.Minute // includes the recovery after a crash
 	stopTimeout  = 30 * time.Second
 	quitTimeout  = 10 * time.Second
@@ -32,21 +32,22 @@ const (
 	maxSocket    = 107 // bytes of a Unix socket's path, see unix(7)
 )
 
-// Config says where a server lives. Only Dir must be set.
+// Config configures a server. Only Dir is required.
 type Config struct {
-	// Dir holds the data, the log and the socket; it is made. The user that
+	// Dir is for the data, the log and the socket; Start creates it. The user that
 	// runs the server must be able to reach it. One server at a time may use it.
 	Dir string
-	// SocketDir is where the socket is, when Dir's path is too long for one; default Dir/socket.
+	// SocketDir is for the socket, if Dir's path is too long for one; default Dir/socket.
 	SocketDir string
-	// User runs the server when the caller is root, because PostgreSQL refuses
-	// to; default postgres, else nobody. Everybody else runs it as himself.
+	// User runs the server if the caller is root, because PostgreSQL does not run
+	// as root; default the user "postgres", else "nobody". Other callers run the
+	// server themselves.
 	User string
 	// Bin is the directory of PostgreSQL's programs; default: what Find finds.
 	Bin string
-	// Volatile trades the data for speed: nothing is synced. For tests.
+	// Volatile makes the server fast and unsafe: it never syncs. For tests.
 	Volatile bool
-	// DieWithParent ends the server when this process ends, however it does.
+	// DieWithParent ends the server when this process ends, for any reason.
 	DieWithParent bool
 }
 
@@ -62,8 +63,8 @@ type Server struct {
 }
 
 // Start starts the server, makes its data the first time, and returns when it
-// answers. A server that an earlier process left on the same data is stopped
-// first. The caller stops it; the end of ctx does not.
+// answers. It first stops a server that an earlier process left on the same data.
+// The caller must Stop the server; the end of ctx does not stop it.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	owner, err := ownerOf(cfg)
 	if err != nil {
@@ -116,7 +117,7 @@ func prepare(cfg *Config, owner *owner) error {
 	return nil
 }
 
-// initialize makes the data, as a whole or not at all.
+// initialize makes the data, which appears only when it is complete.
 func initialize(ctx context.Context, cfg Config, owner *owner) error {
 	if _, err := os.Stat(filepath.Join(cfg.data(), "PG_VERSION")); err == nil {
 		return nil
@@ -137,9 +138,9 @@ func initialize(ctx context.Context, cfg Config, owner *owner) error {
 	return os.Rename(staged, cfg.data())
 }
 
-// stopLeftover stops the server that a killed process left behind. A pid file
-// alone proves nothing: the pid may be somebody else's by now, but a
-// postmaster's working directory is its data.
+// stopLeftover stops the server that a killed process left behind. The pid in the
+// file may be another process's by now, so it checks the working directory, which
+// for a postmaster is its data.
 func stopLeftover(ctx context.Context, cfg Config, owner *owner) error {
 	content, err := os.ReadFile(filepath.Join(cfg.data(), "postmaster.pid"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -155,7 +156,7 @@ func stopLeftover(ctx context.Context, cfg Config, owner *owner) error {
 	}
 	err = owner.run(ctx, cfg, "pg_ctl", "stop", "-D", cfg.data(), "-m", "fast", "-w")
 	if err == nil || awaitEnd(ctx, pid, cfg) == nil {
-		return nil // pg_ctl fails when the server was stopping already, as one does whose parent was killed
+		return nil // pg_ctl fails if the server was stopping already, because its parent was killed
 	}
 	return fmt.Errorf("stop the database server that an earlier run left: %w", err)
 }
@@ -206,23 +207,23 @@ func launch(cfg Config, owner *owner) (*Server, error) {
 	return s, nil
 }
 
-// Done is closed when the server has ended, asked or not.
+// Done returns a channel that is closed when the server has ended, by Stop or not.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
-// URL is how pgx and libpq reach a database of the server.
+// URL returns the URL of a database of the server, for pgx and libpq.
 func (s *Server) URL(database string) string {
 	u := url.URL{Scheme: "postgres", Path: "/" + database}
 	u.RawQuery = url.Values{"host": {s.cfg.SocketDir}, "user": {admin}, "sslmode": {"disable"}}.Encode()
 	return u.String()
 }
 
-// EnsureDatabase makes a database unless it is there.
+// EnsureDatabase creates a database unless it exists.
 func (s *Server) EnsureDatabase(ctx context.Context, name string) error {
 	conn, err := pgx.Connect(ctx, s.URL("postgres"))
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // what was asked is answered
+	defer func() { _ = conn.Close(ctx) }() // all queries have been answered
 	var found bool
 	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name).Scan(&found); err != nil || found {
 		return err
@@ -231,7 +232,8 @@ func (s *Server) EnsureDatabase(ctx context.Context, name string) error {
 	return err
 }
 
-// waitReady returns when the server answers, or says why it does not.
+// waitReady returns when the server answers. The error has the end of the
+// server's log.
 func (s *Server) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, errors.New("the database server does not answer"))
 	defer cancel()
@@ -252,14 +254,13 @@ func (s *Server) waitReady(ctx context.Context) error {
 	}
 }
 
-// Stop disconnects clients, writes everything down and returns when the
-// server is gone. When ctx ends first the server stops without a last
-// checkpoint, which costs a recovery at the next start and no data. Twice is
-// allowed.
+// Stop disconnects clients, writes a checkpoint and returns when the server has
+// ended. If ctx ends first, the server stops without the checkpoint, which costs a
+// recovery at the next start but no data. Twice is allowed.
 func (s *Server) Stop(ctx context.Context) error {
 	s.stop.Lock()
 	defer s.stop.Unlock()
-	_ = s.proc.Signal(os.Interrupt) // signals fail when it has ended, which done says
+	_ = s.proc.Signal(os.Interrupt) // fails if the server has ended, which done shows
 	if s.ended(ctx) {
 		return nil
 	}
@@ -275,7 +276,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	return errors.New("the database server does not end")
 }
 
-// ended waits for the server's end or that of ctx, and says whether it was the former.
+// ended waits until the server or ctx ends, and reports whether the server did.
 func (s *Server) ended(ctx context.Context) bool {
 	select {
 	case <-s.done:
@@ -285,7 +286,7 @@ func (s *Server) ended(ctx context.Context) bool {
 	}
 }
 
-// tail is the end of a log, for an error message.
+// tail returns the end of a log, for an error message.
 func tail(path string) string {
 	const limit = 2 << 10
 	content, err := os.ReadFile(path)

@@ -14,7 +14,7 @@ import (
 	"wrenn/internal/pgserver"
 )
 
-// dir is short enough for a socket's path, and reachable by the server's user.
+// dir returns a directory whose path is short enough for a socket, and which the server's user can enter.
 func dir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pgserver-") //nolint:usetesting // t.TempDir's names are too long for a socket
@@ -107,7 +107,7 @@ func TestStartStopsLeftover(t *testing.T) {
 func TestStartIgnoresForeignPid(t *testing.T) {
 	dir := dir(t)
 	stop(t, start(t, dir))
-	// A process that lives and is no server.
+	// The pid of a running process that is no server.
 	if err := os.WriteFile(filepath.Join(dir, "data", "postmaster.pid"), []byte("1\n"+dir+"/data\n0\n5432\n\n\n\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestStartIgnoresForeignPid(t *testing.T) {
 	start(t, dir)
 }
 
-func TestStartResumesHalfMadeData(t *testing.T) {
+func TestStartReplacesIncompleteData(t *testing.T) {
 	dir := dir(t)
 	if err := os.MkdirAll(filepath.Join(dir, "data.new", "base"), 0o700); err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("a setting that is nonsense", func(t *testing.T) {
+	t.Run("an invalid setting", func(t *testing.T) {
 		dir := dir(t)
 		stop(t, start(t, dir))
 		if err := os.WriteFile(filepath.Join(dir, "data", "postgresql.conf"), []byte("nonsense = 1\n"), 0o644); err != nil {

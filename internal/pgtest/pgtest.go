@@ -1,5 +1,5 @@
-// Package pgtest gives tests a real PostgreSQL: one server a test process,
-// one fresh database a test, with the schema of the control plane.
+// Package pgtest gives tests a real PostgreSQL: one server for each test process,
+// and a new database for each test, with the schema of the control plane.
 package pgtest
 
 import (
@@ -21,14 +21,14 @@ import (
 
 const (
 	template = "template_wrenn"
-	patience = 2 * time.Minute // of the server; machines that test are busy
+	timeout  = 2 * time.Minute // long: machines that run tests are busy
 )
 
 // shared is the server of this test process. It starts with the first New, so
 // that tests without a database run where PostgreSQL is missing.
 var shared struct {
 	once   sync.Once
-	armed  atomic.Bool // Main runs
+	armed  atomic.Bool // Main is running
 	server *pgserver.Server
 	dir    string
 	err    error
@@ -42,18 +42,18 @@ func Main(m *testing.M) {
 	shared.armed.Store(true)
 	defer func() {
 		if shared.server != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), timeout)
 			defer cancel()
-			_ = shared.server.Stop(ctx) // DieWithParent is the second way
+			_ = shared.server.Stop(ctx) // if it fails, DieWithParent ends the server
 		}
 		_ = os.RemoveAll(shared.dir)
 	}()
 	m.Run()
 }
 
-// New returns the URL of an empty database with the schema, which goes when
-// the test ends. The test is skipped when PostgreSQL's programs are missing;
-// with WRENN_CI=1 it fails.
+// New returns the URL of an empty database with the schema, which the end of the
+// test drops. Without PostgreSQL's programs the test is skipped; with WRENN_CI=1
+// it fails.
 func New(tb testing.TB) string {
 	tb.Helper()
 	if !shared.armed.Load() {
@@ -67,7 +67,7 @@ func New(tb testing.TB) string {
 	return shared.server.URL(name)
 }
 
-// Store is New with a store on it.
+// Store opens a store on a database of New.
 func Store(tb testing.TB) *postgres.Store {
 	tb.Helper()
 	return Open(tb, New(tb))
@@ -76,7 +76,7 @@ func Store(tb testing.TB) *postgres.Store {
 // Open opens one more store on a database, as another replica would.
 func Open(tb testing.TB, url string) *postgres.Store {
 	tb.Helper()
-	store, err := postgres.Open(context.WithoutCancel(tb.Context()), postgres.Config{URL: url, Timeout: patience})
+	store, err := postgres.Open(context.WithoutCancel(tb.Context()), postgres.Config{URL: url, Timeout: timeout})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -84,8 +84,8 @@ func Open(tb testing.TB, url string) *postgres.Store {
 	return store
 }
 
-// Server starts a server that is the test's own, to be stopped and started
-// again by restart, and returns the URL of a database with the schema.
+// Server starts a server for this test alone, which stop stops and restart starts
+// again, and returns the URL of a database with the schema.
 func Server(tb testing.TB) (url string, stop func(), restart func()) {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "pgtest-") //nolint:usetesting // t.TempDir's names are too long for a socket
@@ -101,7 +101,7 @@ func Server(tb testing.TB) (url string, stop func(), restart func()) {
 		orSkip(tb, err)
 	}
 	stop = func() {
-		ctx, cancel := context.WithTimeout(ctx, patience)
+		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		if err := server.Stop(ctx); err != nil {
 			tb.Error(err)
@@ -120,7 +120,7 @@ func config(dir string) pgserver.Config {
 }
 
 func startShared() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*timeout)
 	defer cancel()
 	var err error
 	if shared.dir, err = os.MkdirTemp("", "pgtest-"); err != nil {
@@ -135,22 +135,22 @@ func startShared() error {
 	return postgres.Migrate(ctx, shared.server.URL(template))
 }
 
-// admin runs a statement that is no test's.
+// admin runs a statement on the shared server.
 func admin(tb testing.TB, sql string) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tb.Context()), timeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, shared.server.URL("postgres"))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer func() { _ = conn.Close(ctx) }() // what was asked is answered
+	defer func() { _ = conn.Close(ctx) }() // the statement has been answered
 	if _, err := conn.Exec(ctx, sql); err != nil {
 		tb.Fatal(err)
 	}
 }
 
-// orSkip tells "not installed" from "does not work".
+// orSkip skips the test if PostgreSQL is not installed, and ends it on other errors.
 func orSkip(tb testing.TB, err error) {
 	tb.Helper()
 	switch {

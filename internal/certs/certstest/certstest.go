@@ -21,21 +21,22 @@ import (
 
 // Authority signs certificates.
 type Authority struct {
-	File string // its own certificate
+	File string // the authority's certificate
 
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// Want is a certificate that is wanted. The zero value is one of a server, for
-// no name, that is good for an hour.
+// Want describes a certificate to issue. The zero value is a server's, for no
+// name, valid for an hour.
 type Want struct {
 	Names  []string // DNS names or addresses
-	Client bool     // of a client instead of a server
+	Client bool     // for a client instead of a server
 	Until  time.Time
 }
 
-// New makes an authority. Its files, and those of its certificates, go with the test.
+// New makes an authority. The end of the test removes its files and those of its
+// certificates.
 func New(tb testing.TB) *Authority {
 	tb.Helper()
 	key := newKey(tb)
@@ -50,7 +51,8 @@ func New(tb testing.TB) *Authority {
 	return a
 }
 
-// Issue makes files for somebody who trusts this authority.
+// Issue makes a certificate and returns the files of a program that has it and
+// trusts this authority.
 func (a *Authority) Issue(tb testing.TB, want Want) certs.Files {
 	tb.Helper()
 	dir := tb.TempDir()
@@ -104,7 +106,7 @@ func sign(tb testing.TB, template, parent *x509.Certificate, key, by *ecdsa.Priv
 	return cert
 }
 
-// write replaces the file as a renewal does: another one takes its place.
+// write replaces the file by a rename, as a renewal does.
 func write(tb testing.TB, path, kind string, raw []byte) {
 	tb.Helper()
 	testkit.Must(tb, os.WriteFile(path+".new", pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: raw}), 0o600))
