@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/network"
 )
 
@@ -24,11 +25,11 @@ const adopting = 16
 // adoptAll takes over what an earlier agent left. What cannot be understood is
 // reported in the inventory and left alone; one sandbox does not keep the others.
 func (m *Manager) adoptAll(ctx context.Context) error {
-	all, err := m.readJournals()
+	all, err := journal.ReadAll(m.sandboxes())
 	if err != nil {
 		return err
 	}
-	named := machineDirs(all) // before anything of it changes
+	named := journal.MachineDirs(all) // before anything of it changes
 	var work errgroup.Group
 	work.SetLimit(adopting)
 	for _, left := range all {
@@ -42,8 +43,8 @@ func (m *Manager) adoptAll(ctx context.Context) error {
 }
 
 // adopt takes over the sandbox of one directory.
-func (m *Manager) adopt(ctx context.Context, left leftover) {
-	name, j, err := left.name, left.journal, left.err
+func (m *Manager) adopt(ctx context.Context, left journal.Leftover) {
+	name, j, err := left.Name, left.Journal, left.Err
 	if err != nil {
 		m.quarantine(ctx, name, "its journal cannot be read", err)
 		return
@@ -60,13 +61,13 @@ func (m *Manager) adopt(ctx context.Context, left leftover) {
 	limited, cancel := context.WithTimeoutCause(ctx, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "its machine did not answer within %s", limit))
 	defer cancel()
 	switch {
-	case j.Step == stepRunning && j.Template != buildTemplate:
+	case j.Step == journal.StepRunning && j.Template != journal.BuildTemplate:
 		err = s.takeOver(limited)
-	case j.Step == stepPaused:
+	case j.Step == journal.StepPaused:
 		err = s.takeOverPaused(limited)
-	case j.Step == stepEnded && j.Verdict != nil:
-		s.set(j.Verdict.Status, j.Verdict.Reason)
-	case j.isToGo() || j.isEnding(): // half made, or half gone
+	case j.Step == journal.StepEnded && j.Verdict != nil:
+		s.set(Status(j.Verdict.Status), j.Verdict.Reason)
+	case j.IsUnwanted() || j.IsEnding(): // half made, or half gone
 		if err = s.findBodies(limited); err == nil {
 			s.undoOrEnd(ctx)
 		}
@@ -112,7 +113,7 @@ func (s *Sandbox) takeOver(ctx context.Context) error {
 		return fmt.Errorf("network slot: %w", err)
 	}
 	b.machine, b.slot = machine, slot
-	s.screen.show(machine)
+	s.console.Attach(machine)
 	b.connect()
 	s.setGuest(b)
 	if err := s.goOnAdopted(ctx); err != nil {
@@ -223,7 +224,7 @@ func (m *Manager) adoptTenants(ctx context.Context) error {
 func (m *Manager) quarantine(ctx context.Context, name, reason string, cause error) {
 	m.cfg.Log.LogAttrs(ctx, slog.LevelError, "sandbox put in quarantine",
 		slog.String("sandbox", name), slog.String("reason", reason), slog.Any("err", cause))
-	s := m.revive(&journal{Format: journalFormat, ID: wrenn.SandboxID(name), path: filepath.Join(m.sandboxes(), name, journalName)})
+	s := m.revive(journal.New(filepath.Join(m.sandboxes(), name), wrenn.SandboxID(name)))
 	s.set(StatusQuarantined, reason)
 }
 
@@ -243,7 +244,7 @@ func (m *Manager) Live() int {
 	n := 0
 	for _, s := range m.all() {
 		switch s.Info().Status {
-		case StatusPaused, StatusStopped, StatusFailed, statusUnmade:
+		case StatusPaused, StatusStopped, StatusFailed, statusRemoved:
 		default:
 			n++
 		}

@@ -10,6 +10,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/network"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
@@ -20,31 +21,19 @@ import (
 // belongs to who has the sandbox's turn.
 type body struct {
 	s       *Sandbox
-	note    bodyNote // as in the journal
+	note    journal.Instance // as in the journal
 	slot    *network.Slot
 	machine vm.Machine
 	guest   *envdclient.Client
 	unwatch context.CancelFunc // stops the watcher; nil when there is none
 }
 
-// bodyNote is what must be known of a body to find it again.
-type bodyNote struct {
-	// Generation is the body's number in the life of its sandbox, from 1.
-	Generation uint64           `json:"generation"`
-	Slot       *network.SlotRef `json:"slot,omitempty"`
-	Machine    *vm.Ref          `json:"machine,omitempty"`
-	// Origin is the snapshot that the machine was restored from, whose memory its
-	// next snapshot begins as a copy of.
-	Origin string `json:"origin,omitempty"`
-	Guest  string `json:"guest,omitempty"` // the image that was booted, however long ago
-}
-
 // label tells the bodies of a sandbox apart, in names of files and machines.
 func (b *body) label() string {
-	if b.note.Generation <= 1 {
+	if b.note.Start <= 1 {
 		return ""
 	}
-	return fmt.Sprintf("-%d", b.note.Generation)
+	return fmt.Sprintf("-%d", b.note.Start)
 }
 
 func (b *body) name() string { return string(b.s.id) + b.label() }
@@ -86,7 +75,7 @@ func (s *Sandbox) build(ctx context.Context, from origin) error {
 	if found, err := s.buildFromStock(ctx, from); found || err != nil {
 		return err
 	}
-	s.spare = &body{s: s, note: bodyNote{Generation: s.journal.Generation + 1, Origin: from.snapshot, Guest: from.guest}}
+	s.spare = &body{s: s, note: journal.Instance{Start: s.journal.Starts + 1, Source: from.snapshot, Guest: from.guest}}
 	for _, p := range s.spare.parts(from) {
 		began := time.Now()
 		if err := p.make(ctx); err != nil {
@@ -114,9 +103,9 @@ func (b *body) takeSlot(ctx context.Context) (err error) {
 	b.s.crash("slot taken")
 	ref := b.slot.Ref()
 	b.note.Slot = &ref
-	return b.s.commit("slot", func(j *journal) {
-		j.Generation = b.note.Generation
-		j.Spare = new(b.note)
+	return b.s.commit("slot", func(j *journal.Journal) {
+		j.Starts = b.note.Start
+		j.Other = new(b.note)
 	})
 }
 
@@ -144,12 +133,12 @@ func (b *body) startMachine(ctx context.Context, from origin) (err error) {
 		return err
 	}
 	if b.s.body == nil { // else the sandbox runs in another, until it moves in
-		b.s.screen.show(b.machine)
+		b.s.console.Attach(b.machine)
 	}
 	b.s.crash("machine started")
 	ref := b.machine.Ref()
 	b.note.Machine = &ref
-	return b.s.commit("machine", func(j *journal) { j.Spare = new(b.note) })
+	return b.s.commit("machine", func(j *journal.Journal) { j.Other = new(b.note) })
 }
 
 // waitReady waits for the agent in the guest, then tells it the time and who it
@@ -164,7 +153,7 @@ func (b *body) waitReady(ctx context.Context) error {
 	}
 	err := b.guest.Init(ctx, envdclient.Init{
 		Env:      b.s.request.Env,
-		Identity: &envdclient.Identity{ID: string(b.s.id), Generation: b.note.Generation},
+		Identity: &envdclient.Identity{ID: string(b.s.id), Generation: b.note.Start},
 	})
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
@@ -192,7 +181,7 @@ func (b *body) find(ctx context.Context) error {
 		case "":
 			b.machine = machine
 			if b == b.s.body {
-				b.s.screen.show(machine)
+				b.s.console.Attach(machine)
 			}
 		case wrenn.NotFound: // it ended meanwhile
 		default:
@@ -251,5 +240,5 @@ func (s *Sandbox) discardSpare(ctx context.Context) error {
 		return err
 	}
 	s.spare = nil
-	return s.giveBack("spare removed", func(j *journal) { j.Spare = nil })
+	return s.giveBack("spare removed", func(j *journal.Journal) { j.Other = nil })
 }

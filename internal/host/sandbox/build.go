@@ -7,12 +7,9 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/snapshot"
 )
-
-// buildTemplate marks the sandboxes that templates are made of. They are
-// nobody's: the next agent does not adopt them.
-const buildTemplate = ".build"
 
 // Recipe is how a snapshot that sandboxes start from is made.
 type Recipe struct {
@@ -37,7 +34,7 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 	if r.Guest != nil {
 		guest = *r.Guest
 	}
-	s, err := m.createNew(ctx, Request{ID: wrenn.NewSandboxID(), Template: buildTemplate, Shape: r.Shape, Env: r.Env}, m.boot(guest))
+	s, err := m.createNew(ctx, Request{ID: wrenn.NewSandboxID(), Template: journal.BuildTemplate, Shape: r.Shape, Env: r.Env}, m.boot(guest))
 	if err != nil {
 		return fmt.Errorf("boot the guest: %w", err)
 	}

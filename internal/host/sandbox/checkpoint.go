@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 )
@@ -18,26 +19,16 @@ const (
 	maxCheckpoints = 128
 )
 
-// Checkpoint is a moment in the life of a sandbox that it can go back to. Those
-// of a sandbox form a tree: each goes on from its parent.
-type Checkpoint struct {
-	ID      string    `json:"id"` // of its snapshot too
-	Parent  string    `json:"parent,omitempty"`
-	Name    string    `json:"name,omitempty"` // for people
-	Created time.Time `json:"created"`
-	Bytes   int64     `json:"bytes"` // on the disk, shared ones included
-}
-
 // Checkpoints lists the sandbox's checkpoints, oldest first, and names the one
 // that it goes on from, if any.
-func (s *Sandbox) Checkpoints() (list []Checkpoint, head string) {
+func (s *Sandbox) Checkpoints() (list []wrenn.Checkpoint, head wrenn.CheckpointID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.life.checkpoints), s.life.head
 }
 
 // show makes what the journal says of checkpoints visible.
-func (s *Sandbox) show(j *journal) {
+func (s *Sandbox) show(j *journal.Journal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.life.checkpoints, s.life.head = j.Checkpoints, j.Head
@@ -46,57 +37,52 @@ func (s *Sandbox) show(j *journal) {
 // Checkpoint keeps what the running sandbox is like now; the sandbox goes on.
 // With an id, which is like that of a snapshot, the call can be repeated after a
 // lost answer: the checkpoint of that id is returned if it is there. The name is for people.
-func (s *Sandbox) Checkpoint(ctx context.Context, id, name string) (Checkpoint, error) {
+func (s *Sandbox) Checkpoint(ctx context.Context, id wrenn.CheckpointID, name string) (wrenn.Checkpoint, error) {
 	if id == "" {
-		id = newSnapshotID()
+		id = wrenn.CheckpointID(newSnapshotID())
 	}
-	if err := snapshot.CheckID(id); err != nil {
-		return Checkpoint{}, err
+	if err := snapshot.CheckID(string(id)); err != nil {
+		return wrenn.Checkpoint{}, err
 	}
 	if len(name) > wrenn.MaxCheckpointNameBytes || !utf8.ValidString(name) {
-		return Checkpoint{}, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of up to %d bytes", wrenn.MaxCheckpointNameBytes)
+		return wrenn.Checkpoint{}, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of up to %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
 	if err := s.lockAs(ctx, StatusRunning); err != nil {
-		return Checkpoint{}, err
+		return wrenn.Checkpoint{}, err
 	}
 	defer s.unlock()
-	if i := s.journal.checkpoint(id); i >= 0 {
+	if i := s.journal.Checkpoint(id); i >= 0 {
 		return s.journal.Checkpoints[i], nil
 	}
 	if n := len(s.journal.Checkpoints); n >= maxCheckpoints {
-		return Checkpoint{}, wrenn.Errorf(wrenn.Exhausted, "sandbox %s has %d checkpoints, as many as it may: delete some", s.id, n)
+		return wrenn.Checkpoint{}, wrenn.Errorf(wrenn.Exhausted, "sandbox %s has %d checkpoints, as many as it may: delete some", s.id, n)
 	}
 	return s.checkpoint(ctx, id, name)
 }
 
-func (s *Sandbox) checkpoint(ctx context.Context, id, name string) (Checkpoint, error) {
+func (s *Sandbox) checkpoint(ctx context.Context, id wrenn.CheckpointID, name string) (wrenn.Checkpoint, error) {
 	began := time.Now()
-	snap, release, err := s.capture(ctx, snapshot.Manifest{ID: id})
+	snap, release, err := s.capture(ctx, snapshot.Manifest{ID: string(id)})
 	if err != nil {
-		return Checkpoint{}, err
+		return wrenn.Checkpoint{}, err
 	}
 	defer s.m.litter() // if it is not noted
 	defer release()
-	c := Checkpoint{ID: id, Parent: s.journal.Head, Name: name, Created: snap.Created, Bytes: snap.DataBytes()}
-	err = s.commit("checkpoint", func(j *journal) {
+	c := wrenn.Checkpoint{ID: id, Parent: s.journal.Head, Name: name, CreatedAt: snap.Created, SizeBytes: snap.DataBytes()}
+	err = s.commit("checkpoint", func(j *journal.Journal) {
 		j.Checkpoints = append(slices.Clone(j.Checkpoints), c)
 		j.Head = id
 	})
 	if err != nil {
-		return Checkpoint{}, s.explain("checkpoint", err)
+		return wrenn.Checkpoint{}, s.explain("checkpoint", err)
 	}
 	s.show(s.journal)
 	s.trace("checkpoint", began)
 	return c, nil
 }
 
-// checkpoint is the index of the id, or -1.
-func (j *journal) checkpoint(id string) int {
-	return slices.IndexFunc(j.Checkpoints, func(c Checkpoint) bool { return c.ID == id })
-}
-
-func (s *Sandbox) findCheckpoint(id string) error {
-	if s.journal.checkpoint(id) < 0 {
+func (s *Sandbox) findCheckpoint(id wrenn.CheckpointID) error {
+	if s.journal.Checkpoint(id) < 0 {
 		return wrenn.Errorf(wrenn.NotFound, "sandbox %s has no checkpoint %.80q", s.id, id)
 	}
 	return nil
@@ -107,7 +93,7 @@ func (s *Sandbox) findCheckpoint(id string) error {
 // sandbox stays paused. When RestoreCheckpoint fails the sandbox goes on as
 // before. NotFound when there is no such checkpoint. While it works a running sandbox
 // has two network slots and twice its memory.
-func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id string) error {
+func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id wrenn.CheckpointID) error {
 	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
 		return err
 	}
@@ -126,13 +112,13 @@ func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id string) error {
 }
 
 // restorePaused changes what the sandbox will go on from.
-func (s *Sandbox) restorePaused(ctx context.Context, id string) error {
-	from, err := s.m.restoration(ctx, id) // if it is whole
+func (s *Sandbox) restorePaused(ctx context.Context, id wrenn.CheckpointID) error {
+	from, err := s.m.restoration(ctx, string(id)) // if it is whole
 	if err != nil {
 		return s.explain("restore", err)
 	}
 	defer from.release()
-	if err := s.commit("checkpoint restored", func(j *journal) { j.Snapshot, j.Head = id, id }); err != nil {
+	if err := s.commit("checkpoint restored", func(j *journal.Journal) { j.Snapshot, j.Head = string(id), id }); err != nil {
 		return s.explain("restore", err)
 	}
 	s.show(s.journal)
@@ -141,7 +127,7 @@ func (s *Sandbox) restorePaused(ctx context.Context, id string) error {
 
 // restoreRunning stops the machine, makes another from the checkpoint, and
 // moves over when that answers: until then it is the old one that counts.
-func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
+func (s *Sandbox) restoreRunning(ctx context.Context, id wrenn.CheckpointID) (err error) {
 	began := time.Now()
 	s.set(StatusRestoring, "")
 	ctx, done := s.interruptible(ctx)
@@ -149,7 +135,7 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.AddFunc(func() { s.set(StatusRunning, "") })
-	from, err := s.m.restoration(ctx, id)
+	from, err := s.m.restoration(ctx, string(id))
 	if err != nil {
 		return s.explain("restore", err)
 	}
@@ -163,7 +149,7 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
 	if err := s.build(ctx, from); err != nil {
 		return s.explain("restore", err)
 	}
-	if err := s.moveIn(func(j *journal) { j.Head = id }); err != nil {
+	if err := s.moveIn(func(j *journal.Journal) { j.Head = id }); err != nil {
 		return s.explain("restore", err)
 	}
 	undo.Keep()
@@ -180,27 +166,16 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id string) (err error) {
 // DeleteCheckpoint removes a checkpoint; those that went on from it go on from
 // its parent. Its files are gone when no machine needs them. One that is not
 // there is no error.
-func (s *Sandbox) DeleteCheckpoint(ctx context.Context, id string) error {
+func (s *Sandbox) DeleteCheckpoint(ctx context.Context, id wrenn.CheckpointID) error {
 	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
 		return err
 	}
 	defer s.unlock()
-	i := s.journal.checkpoint(id)
+	i := s.journal.Checkpoint(id)
 	if i < 0 {
 		return nil
 	}
-	err := s.giveBack("checkpoint deleted", func(j *journal) {
-		parent := j.Checkpoints[i].Parent
-		j.Checkpoints = slices.Delete(slices.Clone(j.Checkpoints), i, i+1)
-		for k := range j.Checkpoints {
-			if j.Checkpoints[k].Parent == id {
-				j.Checkpoints[k].Parent = parent
-			}
-		}
-		if j.Head == id {
-			j.Head = parent
-		}
-	})
+	err := s.giveBack("checkpoint deleted", func(j *journal.Journal) { j.DeleteCheckpoint(i) })
 	if err != nil {
 		return s.explain("delete a checkpoint", err)
 	}

@@ -3,12 +3,7 @@
 package sandbox
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 
 	"wrenn"
 )
@@ -62,22 +57,4 @@ func TestConsoleOfTheNextAgent(t *testing.T) {
 	wantConsole(t, m, ended.ID(), "the end\n", false)
 	wantConsole(t, m, runs.ID(), "running\n", true)
 	must(t, m.DestroyAll(t.Context()))
-}
-
-func TestOldConsolesAreDropped(t *testing.T) {
-	l := newLab(t)
-	m := l.open(t)
-	t.Cleanup(m.Close)
-	must(t, os.MkdirAll(m.consoles(), 0o700))
-	for i := range keptConsoles + 3 {
-		path := m.consolePath(wrenn.SandboxID(fmt.Sprintf("i%020d", i)))
-		must(t, os.WriteFile(path, nil, 0o600))
-		when := time.Unix(int64(1000+i), 0)
-		must(t, os.Chtimes(path, when, when))
-	}
-	must(t, m.dropOldConsoles())
-	left, err := filepath.Glob(filepath.Join(m.consoles(), "*"))
-	if err != nil || len(left) != keptConsoles || !strings.HasSuffix(left[0], "003") {
-		t.Errorf("%d are left, from %s, %v", len(left), left[0], err)
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/netns"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
@@ -22,14 +23,14 @@ func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 	t.Helper()
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
-	sb.spare = &body{s: sb, note: bodyNote{Generation: 1}}
+	sb.spare = &body{s: sb, note: journal.Instance{Start: 1}}
 	for i, p := range sb.spare.parts(m.boot(m.cfg.Guest)) {
 		if i == parts {
 			return sb
 		}
 		must(t, p.make(t.Context()))
 	}
-	must(t, sb.moveIn(func(*journal) {}))
+	must(t, sb.moveIn(func(*journal.Journal) {}))
 	sb.set(StatusRunning, "")
 	return sb
 }
@@ -58,7 +59,7 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 			t.Helper()
 			sb, err := enter(m, wrenn.NewSandboxID())
 			must(t, err)
-			must(t, os.WriteFile(filepath.Join(sb.dir(), "."+journalName+".123"), []byte(`{"for`), 0o600))
+			must(t, os.WriteFile(filepath.Join(sb.dir(), "."+journal.Name+".123"), []byte(`{"for`), 0o600))
 		}},
 		{"before the slot", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 0) }},
 		{"before the slot is in the journal", func(t *testing.T, l *lab, m *Manager) {
@@ -77,25 +78,25 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 		}},
 		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			abandon(t, m, 4).decide(t.Context(), stepDestroy, nil)
+			abandon(t, m, 4).decide(t.Context(), journal.StepDestroy, nil)
 		}},
 		{"while it destroyed: the machine is gone", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			sb.decide(t.Context(), stepDestroy, nil)
+			sb.decide(t.Context(), journal.StepDestroy, nil)
 			must(t, errors.Join(sb.body.machine.Stop(t.Context())))
 		}},
 		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			sb.decide(t.Context(), stepDestroy, nil)
+			sb.decide(t.Context(), journal.StepDestroy, nil)
 			must(t, errors.Join(sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context())))
 		}},
 		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
 			must(t, errors.Join(sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context()),
-				os.RemoveAll(sb.body.runDir()), os.Remove(sb.journal.path)))
+				os.RemoveAll(sb.body.runDir()), os.Remove(filepath.Join(sb.dir(), journal.Name))))
 		}},
 		{"with two sandboxes", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
@@ -139,7 +140,7 @@ func TestAnUnreadableJournalKeepsNobodyElse(t *testing.T) {
 	m := l.open(t)
 	bad, err := enter(m, "i00000000000000000000") // the first in order
 	must(t, err)
-	must(t, os.WriteFile(bad.journal.path, []byte("{"), 0o600))
+	must(t, os.WriteFile(filepath.Join(bad.dir(), journal.Name), []byte("{"), 0o600))
 	good := abandon(t, m, 4)
 	l.crash(t)
 	m, err = l.tryOpen(t)
@@ -182,10 +183,10 @@ func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
 			sb := abandon(t, l.open(t), 2)
-			must(t, sb.commit("a test", func(j *journal) {
-				note := *j.Spare
+			must(t, sb.commit("a test", func(j *journal.Journal) {
+				note := *j.Other
 				note.Machine = journaled
-				j.Spare = &note
+				j.Other = &note
 			}))
 			dir := sb.spare.runDir()
 			must(t, errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(filepath.Join(dir, "socket"), nil, 0o600)))

@@ -9,13 +9,14 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm"
 )
 
 // Verdict is how a sandbox ended that nobody destroyed.
 type Verdict struct {
-	Status Status `json:"status"` // stopped or failed
-	Reason string `json:"reason"`
+	Status Status // stopped or failed
+	Reason string
 }
 
 // Destroy ends the sandbox and removes everything it had. After an error the
@@ -37,11 +38,11 @@ func (s *Sandbox) Destroy(ctx context.Context) error {
 
 // destroy is Destroy for who has the turn.
 func (s *Sandbox) destroy(ctx context.Context) error {
-	if s.journal == nil || s.Info().Status == statusUnmade {
+	if s.journal == nil || s.Info().Status == statusRemoved {
 		return nil // its launch had hardly begun, or it was destroyed before; the id may be another's
 	}
 	began := time.Now()
-	s.decide(ctx, stepDestroy, nil)
+	s.decide(ctx, journal.StepDestroy, nil)
 	s.set(StatusStopping, "")
 	err := s.discardBodies(ctx, false)
 	if err == nil {
@@ -51,7 +52,7 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 		s.retryLater()
 		return fmt.Errorf("destroy sandbox %s: %w", s.id, err)
 	}
-	s.set(statusUnmade, "")
+	s.set(statusRemoved, "")
 	s.m.forget(s)
 	s.m.litter()
 	s.trace("destroy", began)
@@ -63,11 +64,11 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 // is left of somebody's work. The caller has the turn.
 func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 	s.set(StatusStopping, "")
-	s.decide(ctx, stepEnding, &verdict)
+	s.decide(ctx, journal.StepEnding, &journal.Verdict{Status: string(verdict.Status), Reason: verdict.Reason})
 	err := s.discardBodies(ctx, verdict.Status == StatusFailed)
 	if err == nil {
 		s.keepConsole(ctx, nil)
-		err = s.giveBack(string(stepEnded), func(j *journal) { j.Step, j.Body, j.Spare = stepEnded, nil, nil })
+		err = s.giveBack(string(journal.StepEnded), func(j *journal.Journal) { j.Step, j.Instance, j.Other = journal.StepEnded, nil, nil })
 	}
 	if err != nil {
 		s.retryLater()
@@ -85,8 +86,8 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 // decide notes how the sandbox goes: from here on there is no way back. A full
 // disk must not keep it alive: then this agent alone knows, until its next
 // note, and one that comes before finds a sandbox whose machine is gone.
-func (s *Sandbox) decide(ctx context.Context, how step, verdict *Verdict) {
-	change := func(j *journal) { j.Step, j.Verdict = how, verdict }
+func (s *Sandbox) decide(ctx context.Context, how journal.Step, verdict *journal.Verdict) {
+	change := func(j *journal.Journal) { j.Step, j.Verdict = how, verdict }
 	if err := s.giveBack(string(how), change); err != nil {
 		change(s.journal)
 		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "it cannot be noted yet that a sandbox ends", slog.String("sandbox", string(s.id)), slog.Any("err", err))
@@ -98,10 +99,10 @@ func (s *Sandbox) decide(ctx context.Context, how step, verdict *Verdict) {
 // somebody's work. The caller has the turn.
 func (s *Sandbox) finishEnding(ctx context.Context) error {
 	switch {
-	case s.journal.isToGo():
+	case s.journal.IsUnwanted():
 		return s.destroy(ctx)
-	case s.journal.isEnding():
-		return s.end(ctx, *s.journal.Verdict)
+	case s.journal.IsEnding():
+		return s.end(ctx, Verdict{Status(s.journal.Verdict.Status), s.journal.Verdict.Reason})
 	default:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal says %.80q, which is no end", s.journal.Step)
 	}

@@ -11,8 +11,10 @@ import (
 
 	"wrenn"
 	"wrenn/internal/durable"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
 )
 
@@ -40,17 +42,25 @@ func newRunning(t *testing.T) (*Sandbox, *stoppable) {
 		t.Fatal(err)
 	}
 	id := wrenn.NewSandboxID()
-	s := m.revive(&journal{
-		Format: journalFormat, ID: id, Step: stepRunning, Body: &bodyNote{Generation: 1},
-		path: filepath.Join(m.sandboxes(), string(id), journalName),
-	})
+	s := m.revive(journal.New(filepath.Join(m.sandboxes(), string(id)), id).With(func(j *journal.Journal) {
+		j.Step, j.Instance = journal.StepRunning, &journal.Instance{Start: 1}
+	}))
 	machine := &stoppable{}
 	s.body.machine = machine
-	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.save(durable.WriteFile), os.WriteFile(s.body.disk(), []byte("somebody's work"), 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.commit("a test", func(*journal.Journal) {}), os.WriteFile(s.body.disk(), []byte("somebody's work"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	s.set(StatusRunning, "")
 	return s, machine
+}
+
+// hide moves a directory away, so that no journal can be written in it, until
+// restore is called.
+func hide(t *testing.T, dir string) (restore func()) {
+	t.Helper()
+	away := filepath.Join(t.TempDir(), "away")
+	testkit.Must(t, os.Rename(dir, away))
+	return func() { testkit.Must(t, os.Rename(away, dir)) }
 }
 
 // The verdict holds although the journal cannot be written, as on a full disk.
@@ -64,12 +74,11 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 	} {
 		t.Run(string(tc.verdict.Status), func(t *testing.T) {
 			s, machine := newRunning(t)
-			disk, path := s.body.disk(), s.journal.path
-			s.journal.path = filepath.Join(t.TempDir(), "nowhere", journalName)
+			disk, restore := s.body.disk(), hide(t, s.dir())
 			if err := s.end(t.Context(), tc.verdict); err == nil || !machine.stopped {
 				t.Errorf("end() = %v, stopped: %v; want an error, and no machine", err, machine.stopped)
 			}
-			s.journal.path = path
+			restore()
 			if err := s.finishEnding(t.Context()); err != nil {
 				t.Errorf("finishEnding() = %v", err)
 			}
@@ -89,10 +98,11 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 // Who destroys a sandbox whose end could not be noted means all of it.
 func TestDestroyAfterAnEndThatCannotBeNoted(t *testing.T) {
 	s, _ := newRunning(t)
-	s.journal.path = filepath.Join(t.TempDir(), "nowhere", journalName)
+	restore := hide(t, s.dir())
 	if err := s.end(t.Context(), Verdict{StatusFailed, "its machine ended"}); err == nil {
 		t.Error("end() succeeded")
 	}
+	restore()
 	if err := s.Destroy(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -8,10 +8,8 @@ import (
 	"time"
 
 	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/journal"
 )
-
-// stockTemplate marks the sandboxes of the stock. The next agent does not adopt them.
-const stockTemplate = ".stock"
 
 // rest is the last step of a machine that is made ahead. Its guest is somebody
 // by now, whom nobody else ever is, and does once what the next whom it becomes will do
@@ -39,7 +37,7 @@ func (b *body) rest(ctx context.Context) error {
 // the turn.
 func (s *Sandbox) watchRest(ctx context.Context) {
 	s.whenGone(ctx, s.spare, func(ctx context.Context, cause error) {
-		if s.Info().Status != statusReady {
+		if s.Info().Status != statusPooled {
 			return
 		}
 		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a machine in stock ended by itself", slog.String("sandbox", string(s.id)), slog.Any("err", cause))
@@ -87,17 +85,17 @@ func (s *Sandbox) buildFromStock(ctx context.Context, from origin) (bool, error)
 func (s *Sandbox) inherit(ctx context.Context, t *Sandbox) error {
 	old := t.spare
 	b := &body{s: s, note: old.note, slot: old.slot, machine: old.machine}
-	b.note.Generation = s.journal.Generation + 1
-	err := s.commit("handover", func(j *journal) {
-		j.Generation = b.note.Generation
-		j.Spare = new(b.note)
+	b.note.Start = s.journal.Starts + 1
+	err := s.commit("handover", func(j *journal.Journal) {
+		j.Starts = b.note.Start
+		j.Other = new(b.note)
 	})
 	if err != nil {
 		return err
 	}
 	old.unwatch()
 	s.spare, t.spare = b, nil
-	s.screen.show(b.machine)
+	s.console.Attach(b.machine)
 	defer t.leave(ctx)
 	return os.Rename(old.disk(), b.disk()) // the VMM has it open
 }
@@ -111,7 +109,7 @@ func (t *Sandbox) leave(ctx context.Context) {
 		t.retryLater()
 		return
 	}
-	t.set(statusUnmade, "")
+	t.set(statusRemoved, "")
 	t.m.forget(t)
 	t.m.crash("stock left")
 }

@@ -4,28 +4,7 @@ import (
 	"time"
 
 	"wrenn"
-)
-
-// Status is where a sandbox on this host is in its life.
-type Status string
-
-// The states. A sandbox that ended by itself is stopped or failed, and listed
-// until Destroy acknowledges it. One that is pausing or restoring runs until it is
-// something else, and one that is resuming is paused.
-const (
-	StatusStarting    Status = "starting"
-	StatusRunning     Status = "running"
-	StatusPausing     Status = "pausing"
-	StatusPaused      Status = "paused"
-	StatusResuming    Status = "resuming"
-	StatusRestoring   Status = "restoring" // a checkpoint
-	StatusStopping    Status = "stopping"
-	StatusStopped     Status = "stopped"
-	StatusFailed      Status = "failed"
-	StatusQuarantined Status = "quarantined"
-
-	statusReady  Status = "ready"  // in stock, see stock.go; in nobody's inventory
-	statusUnmade Status = "unmade" // the launch failed; in nobody's inventory
+	"wrenn/internal/host/sandbox/journal"
 )
 
 // life is what changes in the life of a sandbox.
@@ -42,8 +21,8 @@ type life struct {
 	patient time.Time // not before then is the sandbox ended for lack of use
 
 	needed      []string // snapshots that are not to be collected
-	checkpoints []Checkpoint
-	head        string
+	checkpoints []wrenn.Checkpoint
+	head        wrenn.CheckpointID
 }
 
 // Info is what a sandbox was like at one moment.
@@ -75,7 +54,7 @@ type Inventory struct {
 func (m *Manager) Inventory() Inventory {
 	inv := Inventory{Instance: m.instance, TakenAt: time.Now()}
 	for _, s := range m.all() {
-		if info := s.Info(); info.Status != statusUnmade && info.Template != buildTemplate && !info.isStock() {
+		if info := s.Info(); info.Status != statusRemoved && info.Template != journal.BuildTemplate && !info.isStock() {
 			inv.Sandboxes = append(inv.Sandboxes, info)
 		}
 	}
@@ -103,31 +82,19 @@ func (s *Sandbox) Info() Info {
 func (s *Sandbox) set(status Status, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.life.status, s.life.reason = status, reason
+	s.life.change(status, reason)
 	s.life.active = time.Now()
 	s.changed()
+}
+
+// change changes the status alone.
+func (l *life) change(status Status, reason string) {
+	l.status.mustChange(status)
+	l.status, l.reason = status, reason
 }
 
 // changed counts a change and has Run look at the sandbox. The caller holds mu.
 func (s *Sandbox) changed() {
 	s.life.version = s.m.versions.Add(1)
 	s.m.rouse()
-}
-
-// refusal is the error of what a sandbox in this status does not allow.
-func (i Info) refusal() error {
-	switch i.Status {
-	case StatusStarting:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is still starting", i.ID)
-	case StatusPaused:
-		return wrenn.NotWhilePaused(i.ID)
-	case StatusPausing, StatusResuming, StatusRestoring:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
-	case StatusStopping, statusUnmade:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is being removed", i.ID)
-	case StatusStopped, StatusFailed, StatusQuarantined:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: %s", i.ID, i.Status, i.Reason)
-	default:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s", i.ID, i.Status)
-	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -420,9 +421,9 @@ func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {
 	m := l.open(t)
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
 	must(t, err)
-	good, err := os.ReadFile(sb.journal.path)
+	good, err := os.ReadFile(filepath.Join(sb.dir(), journal.Name))
 	must(t, err)
-	must(t, os.WriteFile(sb.journal.path, []byte("{"), 0o600))
+	must(t, os.WriteFile(filepath.Join(sb.dir(), journal.Name), []byte("{"), 0o600))
 	m.Close()
 	l.crash(t)
 	l.cfg.Adopt = true
@@ -439,7 +440,7 @@ func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {
 		t.Errorf("in quarantine: %v, running: %v", q, l.world.Running())
 	}
 	// A person repairs it.
-	must(t, os.WriteFile(filepath.Join(m.sandboxes(), string(sb.ID()), journalName), good, 0o600))
+	must(t, os.WriteFile(filepath.Join(m.sandboxes(), string(sb.ID()), journal.Name), good, 0o600))
 	m = l.restart(t, m)
 	repaired, err := m.Get(sb.ID())
 	must(t, err)

@@ -67,7 +67,7 @@ func (m *Manager) taken() (count, memoryMiB int) {
 	for _, s := range m.boxes {
 		switch info := s.Info(); {
 		case info.isStock():
-		case info.Status == StatusStopped, info.Status == StatusFailed, info.Status == statusUnmade:
+		case info.Status == StatusStopped, info.Status == StatusFailed, info.Status == statusRemoved:
 		case info.Status == StatusPaused:
 			count++
 		default:

@@ -18,6 +18,8 @@ import (
 
 	"wrenn"
 	"wrenn/internal/durable"
+	"wrenn/internal/host/sandbox/console"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/snapshot"
@@ -74,6 +76,7 @@ type Config struct {
 type Manager struct {
 	cfg       Config
 	snapshots *snapshot.Store
+	consoles  console.Store
 	reserve   *durable.Reserve // for notes by which space is given back
 	instance  string
 	versions  atomic.Uint64
@@ -100,7 +103,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
 	cfg.Store = cmp.Or(cfg.Store, &storage.Store{Dir: cfg.StateDir})
 	m := &Manager{
-		cfg: cfg, instance: rand.Text(),
+		cfg: cfg, instance: rand.Text(), consoles: console.Store{Dir: filepath.Join(cfg.StateDir, "consoles")},
 		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{},
 		stock: stock{wake: make(chan struct{}, 1), memory: readMemory},
 	}
@@ -149,27 +152,27 @@ func (m *Manager) machines() string  { return filepath.Join(m.cfg.RunDir, "vm") 
 // sweep destroys every sandbox that has a journal. One that cannot be
 // destroyed does not keep the others.
 func (m *Manager) sweep(ctx context.Context) error {
-	all, err := m.readJournals()
+	all, err := journal.ReadAll(m.sandboxes())
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, left := range all {
-		err := left.err
+		err := left.Err
 		if err == nil {
-			err = m.reclaim(ctx, left.journal)
+			err = m.reclaim(ctx, left.Journal)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("leftover %s: %w", left.name, err))
+			errs = append(errs, fmt.Errorf("leftover %s: %w", left.Name, err))
 			continue
 		}
-		m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", left.name))
+		m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", left.Name))
 	}
 	return errors.Join(errs...)
 }
 
 // reclaim destroys the sandbox of a dead agent.
-func (m *Manager) reclaim(ctx context.Context, j *journal) error {
+func (m *Manager) reclaim(ctx context.Context, j *journal.Journal) error {
 	s := m.revive(j)
 	if err := s.findBodies(ctx); err != nil {
 		return err

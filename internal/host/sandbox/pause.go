@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 )
@@ -50,9 +51,9 @@ func (s *Sandbox) pause(ctx context.Context) (err error) {
 	}
 	defer s.m.litter() // its last snapshot, or this one if it is not noted
 	defer release()
-	err = s.commit(string(stepPaused), func(j *journal) {
-		j.Step, j.Snapshot, j.Frozen = stepPaused, snap.ID, false
-		j.Body, j.Spare = nil, j.Body
+	err = s.commit(string(journal.StepPaused), func(j *journal.Journal) {
+		j.Step, j.Snapshot, j.Frozen = journal.StepPaused, snap.ID, false
+		j.Instance, j.Other = nil, j.Instance
 	})
 	if err != nil {
 		return s.explain("pause", err)
@@ -116,7 +117,7 @@ func (s *Sandbox) resume(ctx context.Context) (err error) {
 	if err := s.build(ctx, from); err != nil {
 		return s.explain("resume", err)
 	}
-	if err := s.moveIn(func(*journal) {}); err != nil {
+	if err := s.moveIn(func(*journal.Journal) {}); err != nil {
 		return s.explain("resume", err)
 	}
 	undo.Keep()
@@ -130,7 +131,8 @@ func (s *Sandbox) resume(ctx context.Context) (err error) {
 func (s *Sandbox) run() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.life.status, s.life.reason, s.life.active, s.life.patient = StatusRunning, "", time.Now(), time.Time{}
+	s.life.change(StatusRunning, "")
+	s.life.active, s.life.patient = time.Now(), time.Time{}
 	s.changed()
 }
 

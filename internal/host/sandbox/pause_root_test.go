@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm/vmfake"
 )
 
@@ -188,7 +189,7 @@ func TestWhatASandboxMissesDoesNotMakeItLost(t *testing.T) {
 	want("resume", "404 from the guest", sb.Resume(t.Context()))
 	l.fault = nil
 	snapshot := sb.journal.Snapshot
-	sb.journal.Snapshot, sb.journal.Checkpoints = "gone", []Checkpoint{{ID: "gone"}}
+	sb.journal.Snapshot, sb.journal.Checkpoints = "gone", []wrenn.Checkpoint{{ID: "gone"}}
 	want("resume without its snapshot", "gone", sb.Resume(t.Context()))
 	want("fork without its snapshot", "gone", fork())
 	want("restore without its snapshot", "gone", sb.RestoreCheckpoint(t.Context(), "gone"))
@@ -420,18 +421,18 @@ func TestCheckpoints(t *testing.T) {
 	t.Cleanup(m.Close)
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
 	must(t, err)
-	marks := map[string]byte{}
-	check := func(id string, mark byte) {
+	marks := map[wrenn.CheckpointID]byte{}
+	check := func(id wrenn.CheckpointID, mark byte) {
 		t.Helper()
 		must(t, l.mark(t.Context(), sb, mark))
-		c, err := sb.Checkpoint(t.Context(), id, "point "+id)
+		c, err := sb.Checkpoint(t.Context(), id, "point "+string(id))
 		must(t, err)
-		if c.ID != id || c.Created.IsZero() || c.Bytes <= 0 {
+		if c.ID != id || c.CreatedAt.IsZero() || c.SizeBytes <= 0 {
 			t.Errorf("checkpoint = %+v", c)
 		}
 		marks[id] = mark
 	}
-	back := func(id string) {
+	back := func(id wrenn.CheckpointID) {
 		t.Helper()
 		must(t, sb.RestoreCheckpoint(t.Context(), id))
 		wantAlive(t, sb)
@@ -480,9 +481,9 @@ func wantParents(t *testing.T, sb *Sandbox, head string, want map[string]string)
 	list, got := sb.Checkpoints()
 	parents := map[string]string{}
 	for _, c := range list {
-		parents[c.ID] = c.Parent
+		parents[string(c.ID)] = string(c.Parent)
 	}
-	if diff := cmp.Diff(want, parents); diff != "" || got != head {
+	if diff := cmp.Diff(want, parents); diff != "" || string(got) != head {
 		t.Errorf("it goes on from %q, want %q; parents (-want +got):\n%s", got, head, diff)
 	}
 }
@@ -625,7 +626,7 @@ func TestRemovalsOnAFullDisk(t *testing.T) {
 		}
 	}
 	wantSnapshots(t, m)
-	noted, err := readJournal(sb.dir())
+	noted, err := journal.Read(sb.dir())
 	must(t, err)
 	if len(noted.Checkpoints) > 0 {
 		t.Errorf("the journal says %v", noted.Checkpoints)

@@ -25,9 +25,9 @@ type deed struct {
 type wholeLife struct {
 	l        *lab
 	id, copy wrenn.SandboxID
-	memory   byte   // what is in the guest's memory after the last deed that changed it
-	before   byte   // and what was before
-	checked  string // a checkpoint
+	memory   byte               // what is in the guest's memory after the last deed that changed it
+	before   byte               // and what was before
+	checked  wrenn.CheckpointID // a checkpoint
 }
 
 func newLife(l *lab) *wholeLife {

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/netns"
 	"wrenn/internal/network"
 	"wrenn/internal/vm"
@@ -67,10 +68,10 @@ func lodger(t *testing.T, namespace, name string) *exec.Cmd {
 // noteMachine changes what the journal says of the machine.
 func noteMachine(t *testing.T, sb *Sandbox, ref *vm.Ref) {
 	t.Helper()
-	must(t, sb.commit("a test", func(j *journal) {
-		note := *j.Body
+	must(t, sb.commit("a test", func(j *journal.Journal) {
+		note := *j.Instance
 		note.Machine = ref
-		j.Body = &note
+		j.Instance = &note
 	}))
 }
 
@@ -84,17 +85,17 @@ func TestQuarantine(t *testing.T) {
 	}{
 		{"journal that cannot be read", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			must(t, os.WriteFile(sb.journal.path, []byte("{"), 0o600))
+			must(t, os.WriteFile(filepath.Join(sb.dir(), journal.Name), []byte("{"), 0o600))
 			return string(sb.ID()), "its journal cannot be read"
 		}},
 		{"journal of a newer agent", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			must(t, sb.commit("a test", func(j *journal) { j.Format++ }))
+			must(t, sb.commit("a test", func(j *journal.Journal) { j.Format++ }))
 			return string(sb.ID()), "its journal cannot be read"
 		}},
 		{"directory without a journal", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			must(t, os.Remove(sb.journal.path))
+			must(t, os.Remove(filepath.Join(sb.dir(), journal.Name)))
 			return string(sb.ID()), "it runs but has no journal"
 		}},
 		{"machine without a directory", func(t *testing.T, sb *Sandbox) (string, string) {
@@ -152,7 +153,7 @@ func TestQuarantine(t *testing.T) {
 // editor, is no machine.
 func TestANamesakeIsNoMachine(t *testing.T) {
 	for name, remove := range map[string]func(*Sandbox) error{
-		"no journal":   func(sb *Sandbox) error { return os.Remove(sb.journal.path) },
+		"no journal":   func(sb *Sandbox) error { return os.Remove(filepath.Join(sb.dir(), journal.Name)) },
 		"no directory": func(sb *Sandbox) error { return os.RemoveAll(sb.dir()) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -177,7 +178,7 @@ func TestQuarantineKeepsOneSlotAlone(t *testing.T) {
 	m := l.open(t)
 	bad, good, gone := abandon(t, m, 4), abandon(t, m, 4), abandon(t, m, 4)
 	lodger(t, bad.body.slot.Namespace(), string(bad.ID()))
-	must(t, errors.Join(os.WriteFile(bad.journal.path, nil, 0o600),
+	must(t, errors.Join(os.WriteFile(filepath.Join(bad.dir(), journal.Name), nil, 0o600),
 		gone.body.machine.Stop(t.Context()), os.RemoveAll(gone.dir()), os.RemoveAll(gone.body.runDir())))
 	m = l.restart(t, m)
 	if got := slices.Collect(maps.Keys(quarantined(m))); !slices.Equal(got, []string{string(bad.ID())}) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 )
 
 // errDestroyed ends what is going on with a sandbox that somebody destroys.
@@ -47,7 +48,7 @@ func (m *Manager) ensure(ctx context.Context, req Request, from func(context.Con
 		switch info.Status {
 		case StatusRunning, StatusPausing, StatusPaused, StatusResuming, StatusRestoring:
 			return s, nil
-		case statusUnmade: // whoever made it failed; now it is this caller's turn
+		case statusRemoved: // whoever made it failed; now it is this caller's turn
 			continue
 		default:
 			return nil, info.refusal()
@@ -88,18 +89,18 @@ func newSandbox(m *Manager, req Request) *Sandbox {
 }
 
 // revive enters the sandbox of a dead agent's journal, as one that is made.
-func (m *Manager) revive(j *journal) *Sandbox {
+func (m *Manager) revive(j *journal.Journal) *Sandbox {
 	s := newSandbox(m, Request{
-		ID: j.ID, Template: j.Template, Shape: j.Shape, Timeout: j.Timeout, OnTimeout: j.OnTimeout, AutoResume: j.AutoResume, parent: j.Parent,
+		ID: j.ID, Template: j.Template, Shape: j.Size, Timeout: j.Timeout, OnTimeout: Ending(j.OnTimeout), AutoResume: j.AutoResume, parent: j.Parent,
 	})
 	s.journal = j
-	s.need(j.snapshots())
+	s.need(j.Snapshots())
 	s.show(j)
-	if j.Body != nil {
-		s.body = &body{s: s, note: *j.Body}
+	if j.Instance != nil {
+		s.body = &body{s: s, note: *j.Instance}
 	}
-	if j.Spare != nil {
-		s.spare = &body{s: s, note: *j.Spare}
+	if j.Other != nil {
+		s.spare = &body{s: s, note: *j.Other}
 	}
 	if !j.Created.IsZero() {
 		s.life.created = j.Created
@@ -126,7 +127,7 @@ func (m *Manager) forgetUnmade(s *Sandbox) {
 	if s.Info().Status == StatusStopping { // destroy failed; Run tries again
 		return
 	}
-	s.set(statusUnmade, "")
+	s.set(statusRemoved, "")
 	m.forget(s)
 }
 

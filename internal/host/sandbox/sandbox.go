@@ -10,6 +10,8 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/console"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/vm"
@@ -23,11 +25,11 @@ type Sandbox struct {
 	made    chan struct{} // closed when the launch has ended, well or not
 
 	turn    turn // who has it may change the next three, and what the sandbox does
-	journal *journal
+	journal *journal.Journal
 	body    *body // what it runs in; nil while it is paused
 	spare   *body // another one that is being made or taken away
 
-	screen screen
+	console console.Log
 
 	mu       sync.Mutex // guards the following
 	life     life
@@ -253,7 +255,7 @@ func (s *Sandbox) buildFirst(ctx context.Context, from origin) error {
 	if err := s.build(ctx, from); err != nil {
 		return err
 	}
-	return s.moveIn(func(*journal) {})
+	return s.moveIn(func(*journal.Journal) {})
 }
 
 // enter makes the directory of a new sandbox. Its journal is written when there
@@ -267,19 +269,20 @@ func (s *Sandbox) enter() error {
 	}
 	s.crash("directory made")
 	req := s.request
-	s.journal = &journal{
-		Format: journalFormat, ID: s.id, Created: s.life.created.UTC(), path: filepath.Join(s.dir(), journalName), Step: stepMaking,
-		Template: req.Template, Shape: req.Shape, Timeout: req.Timeout, OnTimeout: req.OnTimeout, AutoResume: req.AutoResume, Parent: req.parent,
-	}
+	s.journal = journal.New(s.dir(), s.id).With(func(j *journal.Journal) {
+		j.Created, j.Step = s.life.created.UTC(), journal.StepMaking
+		j.Template, j.Size, j.Timeout, j.OnTimeout = req.Template, req.Shape, req.Timeout, string(req.OnTimeout)
+		j.AutoResume, j.Parent = req.AutoResume, req.parent
+	})
 	return nil
 }
 
 // moveIn makes the spare what the sandbox runs in, and what it ran in until now
 // the spare. The note of it, with what change adds, is what makes it so.
-func (s *Sandbox) moveIn(change func(*journal)) error {
-	err := s.commit(string(stepRunning), func(j *journal) {
-		j.Step, j.Snapshot = stepRunning, ""
-		j.Body, j.Spare = j.Spare, j.Body
+func (s *Sandbox) moveIn(change func(*journal.Journal)) error {
+	err := s.commit(string(journal.StepRunning), func(j *journal.Journal) {
+		j.Step, j.Snapshot = journal.StepRunning, ""
+		j.Instance, j.Other = j.Other, j.Instance
 		change(j)
 	})
 	if err != nil {
@@ -287,7 +290,7 @@ func (s *Sandbox) moveIn(change func(*journal)) error {
 	}
 	s.body, s.spare = s.spare, s.body
 	s.setGuest(s.body)
-	s.screen.show(s.body.machine)
+	s.console.Attach(s.body.machine)
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -34,9 +35,9 @@ func TestLife(t *testing.T) {
 	if got := string(res.Stdout); got != "hello\n" || res.Code != 3 {
 		t.Errorf("Exec() = %q, %d", got, res.Code)
 	}
-	j, err := readJournal(sb.dir())
+	j, err := journal.Read(sb.dir())
 	must(t, err)
-	if j.Step != stepRunning || j.Body == nil || j.Spare != nil || j.Body.Slot.Owner != string(id) || j.Body.Machine.ID != string(id) {
+	if j.Step != journal.StepRunning || j.Instance == nil || j.Other != nil || j.Instance.Slot.Owner != string(id) || j.Instance.Machine.ID != string(id) {
 		t.Errorf("journal = %+v", j)
 	}
 	if left, err := m.Leftovers(); err != nil || len(left) != 2 {
@@ -181,7 +182,7 @@ func TestAMachineThatCannotBeStoppedKeepsItsSlot(t *testing.T) {
 	if s := l.cfg.Slots.Stats(); s.Used != 1 {
 		t.Errorf("slots: %+v, want the sandbox's in use", s)
 	}
-	if j, err := readJournal(sb.dir()); err != nil || j.Step != stepDestroy || j.Body == nil || j.Body.Machine == nil {
+	if j, err := journal.Read(sb.dir()); err != nil || j.Step != journal.StepDestroy || j.Instance == nil || j.Instance.Machine == nil {
 		t.Errorf("journal: %+v, %v", j, err)
 	}
 	l.fault = nil
@@ -214,7 +215,7 @@ func TestDestroyNeverHitsTheNextOwnerOfAnID(t *testing.T) {
 	destroyLater(t, second)
 	must(t, first.Destroy(t.Context()))
 	wantAlive(t, second)
-	if j, err := readJournal(second.dir()); err != nil || j.Step != stepRunning {
+	if j, err := journal.Read(second.dir()); err != nil || j.Step != journal.StepRunning {
 		t.Errorf("journal: %+v, %v", j, err)
 	}
 	if _, err := os.Stat(second.body.disk()); err != nil {

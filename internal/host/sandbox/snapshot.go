@@ -13,6 +13,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
@@ -107,7 +108,7 @@ func (s *Sandbox) standStill(ctx context.Context, staged *snapshot.Staged, goOn 
 		}
 		s.crash("snapshot prepared")
 	}
-	if err := s.commit("frozen", func(j *journal) { j.Frozen = true }); err != nil {
+	if err := s.commit("frozen", func(j *journal.Journal) { j.Frozen = true }); err != nil {
 		return err
 	}
 	goOn.Add(s.thaw)
@@ -233,7 +234,7 @@ func (s *Sandbox) thawLate(ctx context.Context) {
 
 // noteThawed is for the next agent, which thaws once more at worst.
 func (s *Sandbox) noteThawed(ctx context.Context) {
-	if err := s.commit("thawed", func(j *journal) { j.Frozen = false }); err != nil {
+	if err := s.commit("thawed", func(j *journal.Journal) { j.Frozen = false }); err != nil {
 		s.m.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "it cannot be noted that a sandbox goes on", slog.String("sandbox", string(s.id)), slog.Any("err", err))
 	}
 }

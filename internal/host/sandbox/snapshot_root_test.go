@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
 )
@@ -219,7 +220,7 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	m := l.open(t)
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
 	must(t, err)
-	must(t, sb.commit("frozen", func(j *journal) { j.Frozen = true }))
+	must(t, sb.commit("frozen", func(j *journal.Journal) { j.Frozen = true }))
 	must(t, sb.body.machine.Pause(t.Context()))
 	l.fault = func(now vmfake.Step) error {
 		if now == vmfake.StepResume {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
 )
 
 const (
@@ -32,7 +33,7 @@ type kind struct {
 // stock is what is known of the machines that are made ahead of need. Each is a
 // Sandbox that is nobody's: its journal says "making" for ever, with the machine
 // as its spare, so that whoever finds it removes it. Of the Manager's boxes those
-// are in stock whose status is statusReady.
+// are in stock whose status is statusPooled.
 type stock struct {
 	wake         chan struct{}          // holds one: tendStock has something to look at
 	memory       func() (memory, error) // of this machine
@@ -55,7 +56,7 @@ func (m *Manager) Stock() Stock {
 		count.Wanted += n
 	}
 	for _, s := range m.all() {
-		if s.Info().Status == statusReady {
+		if s.Info().Status == statusPooled {
 			count.Ready++
 		}
 	}
@@ -177,7 +178,7 @@ func (m *Manager) surplus() (boxes []*Sandbox) {
 	_, taken := m.taken()
 	limit := m.cfg.Limits.MemoryMiB
 	for _, s := range stocked {
-		if s.Info().Status != statusReady {
+		if s.Info().Status != statusPooled {
 			continue
 		}
 		taken += s.request.Shape.MemoryMiB
@@ -246,7 +247,7 @@ func (m *Manager) take(k kind) *Sandbox {
 		default:
 			continue // somebody else is at it
 		}
-		if s.Info().Status == statusReady {
+		if s.Info().Status == statusPooled {
 			return s
 		}
 		s.unlock()
@@ -258,16 +259,18 @@ func (m *Manager) take(k kind) *Sandbox {
 func (st *stock) isWanted(k kind) bool { return st.all()[k] > 0 }
 
 // isStock says whether the sandbox is nobody's, but a machine made ahead of need.
-func (s *Sandbox) isStock() bool { return s.request.Template == stockTemplate }
+func (s *Sandbox) isStock() bool { return s.request.Template == journal.PoolTemplate }
 
 // isStock is the same of what is not in quarantine: that is shown.
-func (i Info) isStock() bool { return i.Template == stockTemplate && i.Status != StatusQuarantined }
+func (i Info) isStock() bool {
+	return i.Template == journal.PoolTemplate && i.Status != StatusQuarantined
+}
 
 func (s *Sandbox) kind() kind { return kind{s.request.Snapshot, s.request.Shape} }
 
 // addToStock makes a machine of the kind.
 func (m *Manager) addToStock(ctx context.Context, k kind) error {
-	s := newSandbox(m, Request{ID: wrenn.NewSandboxID(), Template: stockTemplate, Shape: k.shape, Snapshot: k.snapshot})
+	s := newSandbox(m, Request{ID: wrenn.NewSandboxID(), Template: journal.PoolTemplate, Shape: k.shape, Snapshot: k.snapshot})
 	s.turn <- struct{}{}
 	defer s.unlock()
 	defer close(s.made)
@@ -280,7 +283,7 @@ func (m *Manager) addToStock(ctx context.Context, k kind) error {
 		return err
 	}
 	s.watchRest(ctx)
-	s.set(statusReady, "")
+	s.set(statusPooled, "")
 	s.trace("made", began)
 	m.cfg.Log.LogAttrs(ctx, slog.LevelDebug, "machine made ahead of need", slog.String("sandbox", string(s.id)), slog.String("snapshot", k.snapshot))
 	return nil

@@ -184,7 +184,7 @@ func TestAMachineInStockThatEndsIsReplaced(t *testing.T) {
 	l.world.Kill(dead.spare.machine.Ref())
 	deadline := time.Now().Add(patience)
 	for { // until another is there
-		if boxes := m.stocked(); len(boxes) == 1 && boxes[0] != dead && boxes[0].Info().Status == statusReady {
+		if boxes := m.stocked(); len(boxes) == 1 && boxes[0] != dead && boxes[0].Info().Status == statusPooled {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -206,8 +206,8 @@ func TestAMachineInStockThatDoesNotGoOn(t *testing.T) {
 	sb := ensure(t, m, newRequest())
 	wantAlive(t, sb)
 	wantHits(t, m, 0, 1)
-	if sb.journal.Generation != 2 {
-		t.Errorf("the sandbox's body is of generation %d, want 2", sb.journal.Generation)
+	if sb.journal.Starts != 2 {
+		t.Errorf("the sandbox's body is of generation %d, want 2", sb.journal.Starts)
 	}
 	if _, err := os.Stat(bad.dir()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the machine is still in stock: %v", err)

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"wrenn/internal/host/sandbox/journal"
 )
 
 const (
@@ -64,7 +66,7 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	defer s.unlock()
-	if err := s.commit("timeout", func(j *journal) { j.Timeout = timeout }); err != nil {
+	if err := s.commit("timeout", func(j *journal.Journal) { j.Timeout = timeout }); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -215,9 +217,11 @@ func (s *Sandbox) claimIfDue() (what due, reason string) {
 	case what != dueStop:
 		return what, ""
 	}
-	s.life.status = StatusStopping
-	if s.request.OnTimeout == EndPause {
-		what, s.life.status = duePause, StatusPausing
+	if s.request.OnTimeout != EndPause {
+		s.life.change(StatusStopping, "")
+	} else {
+		s.life.change(StatusPausing, "")
+		what = duePause
 		s.life.patient = time.Now().Add(pauseAgain) // should it fail
 	}
 	s.changed()

@@ -66,7 +66,7 @@ func (s *server) CreateCheckpoint(ctx context.Context, req *pb.CreateCheckpointR
 	if req.GetCheckpointId() == "" {
 		return nil, wrenn.Errorf(wrenn.Invalid, "checkpoint_id is missing")
 	}
-	c, err := sb.Checkpoint(ctx, req.GetCheckpointId(), req.GetName())
+	c, err := sb.Checkpoint(ctx, wrenn.CheckpointID(req.GetCheckpointId()), req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -79,15 +79,15 @@ func (s *server) ListCheckpoints(ctx context.Context, req *pb.ListCheckpointsReq
 		return nil, err
 	}
 	list, head := sb.Checkpoints()
-	resp := &pb.ListCheckpointsResponse{Head: head}
+	resp := &pb.ListCheckpointsResponse{Head: string(head)}
 	for _, c := range list {
 		resp.Checkpoints = append(resp.Checkpoints, checkpoint(c))
 	}
 	return resp, nil
 }
 
-func checkpoint(c sandbox.Checkpoint) *pb.Checkpoint {
-	return &pb.Checkpoint{Id: c.ID, Parent: c.Parent, Name: c.Name, CreatedAtUnixMs: c.Created.UnixMilli(), SizeBytes: uint64(max(0, c.Bytes))}
+func checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
+	return &pb.Checkpoint{Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: uint64(max(0, c.SizeBytes))}
 }
 
 func (s *server) RestoreCheckpoint(ctx context.Context, req *pb.RestoreCheckpointRequest) (*pb.RestoreCheckpointResponse, error) {
@@ -95,7 +95,7 @@ func (s *server) RestoreCheckpoint(ctx context.Context, req *pb.RestoreCheckpoin
 	if err != nil {
 		return nil, err
 	}
-	return &pb.RestoreCheckpointResponse{}, sb.RestoreCheckpoint(ctx, req.GetCheckpointId())
+	return &pb.RestoreCheckpointResponse{}, sb.RestoreCheckpoint(ctx, wrenn.CheckpointID(req.GetCheckpointId()))
 }
 
 func (s *server) DeleteCheckpoint(ctx context.Context, req *pb.DeleteCheckpointRequest) (*pb.DeleteCheckpointResponse, error) {
@@ -103,5 +103,5 @@ func (s *server) DeleteCheckpoint(ctx context.Context, req *pb.DeleteCheckpointR
 	if err != nil {
 		return nil, err
 	}
-	return &pb.DeleteCheckpointResponse{}, sb.DeleteCheckpoint(ctx, req.GetCheckpointId())
+	return &pb.DeleteCheckpointResponse{}, sb.DeleteCheckpoint(ctx, wrenn.CheckpointID(req.GetCheckpointId()))
 }

@@ -1,0 +1,218 @@
+// Package journal is the file in which an agent records what one sandbox on its
+// host is made of, so that the next agent finds everything that a killed one
+// left. It knows the file and no machine.
+package journal
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/durable"
+	"wrenn/internal/network"
+	"wrenn/internal/vm"
+)
+
+// Format is the version of the file. It changes when an older agent could not
+// read what a newer one wrote.
+const Format = 2
+
+// Name is the name of the file in the directory of a sandbox.
+const Name = "sandbox.json"
+
+// The templates of sandboxes that belong to no user. No user's template can
+// have such a name.
+const (
+	// BuildTemplate marks a sandbox that a template is made from. The next agent
+	// removes it.
+	BuildTemplate = ".build"
+	// PoolTemplate marks a machine of the warm pool, which stays in StepMaking. The
+	// next agent removes it.
+	PoolTemplate = ".stock"
+)
+
+// Journal is what is known of one sandbox. It changes by Commit; what its fields
+// point to never changes.
+//
+// What it says is what counts: a running sandbox is its Instance, a paused one
+// its Snapshot, and Other is to be removed, whatever it was made for.
+type Journal struct {
+	Format  int             `json:"format"`
+	ID      wrenn.SandboxID `json:"id"`
+	Created time.Time       `json:"created"`
+	Step    Step            `json:"step"`
+
+	// Starts counts the instances that the sandbox has had. It is the number of
+	// the newest, and no other instance had or will have that number.
+	Starts   uint64    `json:"generation"`
+	Instance *Instance `json:"body,omitempty"`
+	// Other is an instance that the sandbox does not run in: pending while it is
+	// made, retired while it is removed.
+	Other    *Instance `json:"spare,omitempty"`
+	Snapshot string    `json:"snapshot,omitempty"` // of a paused sandbox
+	// Frozen means that the guest's processes may stand still although the sandbox runs.
+	Frozen bool `json:"frozen,omitempty"`
+
+	Checkpoints []wrenn.Checkpoint `json:"checkpoints,omitempty"`
+	Head        wrenn.CheckpointID `json:"head,omitempty"` // the checkpoint that the sandbox continues from
+
+	Template   string          `json:"template,omitempty"`
+	Size       wrenn.Size      `json:"shape"`
+	Timeout    time.Duration   `json:"timeout,omitempty"`    // ns
+	OnTimeout  string          `json:"on_timeout,omitempty"` // "pause", or "" for the end
+	AutoResume bool            `json:"auto_resume,omitempty"`
+	Parent     wrenn.SandboxID `json:"parent,omitempty"`  // of a fork
+	Verdict    *Verdict        `json:"verdict,omitempty"` // why the sandbox ends or has ended
+
+	path string
+}
+
+// Step is what the sandbox is, or where the agent is in changing that.
+type Step string
+
+// The steps. Without one there is no journal yet.
+const (
+	StepMaking  Step = "making"
+	StepRunning Step = "running"
+	StepPaused  Step = "paused"
+	StepDestroy Step = "destroy"
+	StepEnding  Step = "ending" // without a Destroy: what the sandbox had is being released
+	StepEnded   Step = "ended"  // only the journal is left, until Destroy
+)
+
+// Instance is what must be known of an instance to find it again.
+type Instance struct {
+	Start   uint64           `json:"generation"` // its number, from 1; see Journal.Starts
+	Slot    *network.SlotRef `json:"slot,omitempty"`
+	Machine *vm.Ref          `json:"machine,omitempty"`
+	// Source is the snapshot that the machine was restored from. The machine's next
+	// snapshot begins as a copy of its memory.
+	Source string `json:"origin,omitempty"`
+	Guest  string `json:"guest,omitempty"` // the image that was booted, however long ago
+}
+
+// Verdict is how a sandbox ended that was not destroyed.
+type Verdict struct {
+	Status string `json:"status"` // stopped or failed
+	Reason string `json:"reason"`
+}
+
+// New returns the journal of a new sandbox with the directory dir. It is not
+// written before the first Commit.
+func New(dir string, id wrenn.SandboxID) *Journal {
+	return &Journal{Format: Format, ID: id, path: filepath.Join(dir, Name)}
+}
+
+// Read reads the journal in dir, the directory of a sandbox. If no journal was
+// finished there it returns an empty one, without a Step, of the directory's name.
+func Read(dir string) (*Journal, error) {
+	id, err := wrenn.ParseSandboxID(filepath.Base(dir))
+	if err != nil {
+		return nil, err
+	}
+	empty := New(dir, id)
+	data, err := os.ReadFile(empty.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return empty, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{path: empty.path}
+	if err := json.Unmarshal(data, j); err != nil {
+		return nil, fmt.Errorf("journal %s: %w", j.path, err)
+	}
+	if j.Format != Format || j.ID != id {
+		return nil, fmt.Errorf("journal %s: format %d of sandbox %q cannot be read by this version", j.path, j.Format, j.ID)
+	}
+	return j, nil
+}
+
+// Commit changes the journal by change, on the disk by write and then in memory.
+// After an error neither has changed. A write that fails at its very end may have
+// been done, so Commit reads the file then.
+func (j *Journal) Commit(write durable.WriteFunc, change func(*Journal)) error {
+	next := j.With(change)
+	data, err := next.encode()
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := write(j.path, data, 0o600); err != nil && !next.isWritten(data) {
+		return fmt.Errorf("journal: %w", err)
+	}
+	*j = *next
+	return nil
+}
+
+// With returns a changed copy of the journal.
+func (j *Journal) With(change func(*Journal)) *Journal {
+	next := *j
+	change(&next)
+	return &next
+}
+
+func (j *Journal) encode() ([]byte, error) {
+	data, err := json.MarshalIndent(j, "", "  ")
+	return append(data, '\n'), err
+}
+
+// isWritten reports whether the file holds data.
+func (j *Journal) isWritten(data []byte) bool {
+	got, err := os.ReadFile(j.path)
+	return err == nil && bytes.Equal(data, got)
+}
+
+// Snapshots returns the ids of the snapshots that the sandbox needs.
+func (j *Journal) Snapshots() (ids []string) {
+	if j.Snapshot != "" {
+		ids = append(ids, j.Snapshot)
+	}
+	for _, i := range j.Instances() {
+		if i.Source != "" {
+			ids = append(ids, i.Source)
+		}
+	}
+	for _, c := range j.Checkpoints {
+		ids = append(ids, string(c.ID)) // of its snapshot, too
+	}
+	return ids
+}
+
+// Instances returns those of Instance and Other that exist.
+func (j *Journal) Instances() []*Instance {
+	return slices.DeleteFunc([]*Instance{j.Instance, j.Other}, func(i *Instance) bool { return i == nil })
+}
+
+// Checkpoint returns the index of the checkpoint, or -1.
+func (j *Journal) Checkpoint(id wrenn.CheckpointID) int {
+	return slices.IndexFunc(j.Checkpoints, func(c wrenn.Checkpoint) bool { return c.ID == id })
+}
+
+// DeleteCheckpoint deletes the checkpoint with the given index. Those that
+// continued from it continue from its parent. It is for a Commit.
+func (j *Journal) DeleteCheckpoint(i int) {
+	gone := j.Checkpoints[i]
+	j.Checkpoints = slices.Delete(slices.Clone(j.Checkpoints), i, i+1)
+	for k := range j.Checkpoints {
+		if j.Checkpoints[k].Parent == gone.ID {
+			j.Checkpoints[k].Parent = gone.Parent
+		}
+	}
+	if j.Head == gone.ID {
+		j.Head = gone.Parent
+	}
+}
+
+// IsUnwanted reports whether the sandbox is to be removed with all that it has.
+func (j *Journal) IsUnwanted() bool {
+	return j.Step == StepDestroy || j.Step == StepMaking || j.Step == "" || j.Template == BuildTemplate
+}
+
+// IsEnding reports whether the sandbox ends without a Destroy, and keeps its name.
+func (j *Journal) IsEnding() bool { return j.Step == StepEnding && j.Verdict != nil }
