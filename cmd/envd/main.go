@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/guest"
+	"wrenn/internal/guest/account"
 	"wrenn/internal/guest/identity"
 	"wrenn/internal/run"
 )
@@ -86,6 +87,8 @@ func start(ctx context.Context, args []string) error {
 		defer func() { _ = os.RemoveAll(scratch) }() // what is left is a few small files
 		cfg.Machine, cfg.Cgroups, cfg.Protect = bystander{log: log}, "", false
 		cfg.RunDir, cfg.Root = scratch, ""
+	} else if err := cfg.Accounts.MakeRuntimeDirs(account.RuntimeRoot); err != nil {
+		log.Warn("users have no XDG_RUNTIME_DIR", slog.Any("err", err))
 	}
 	if os.Geteuid() != 0 {
 		own, err := user.Current()

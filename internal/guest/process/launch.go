@@ -64,8 +64,13 @@ func environment(user *account.User, sandbox, request map[string]string) map[str
 		"USER":    user.Name,
 		"LOGNAME": user.Name,
 	}
-	if path := os.Getenv("PATH"); path != "" {
-		env["PATH"] = path
+	for _, name := range []string{"PATH", "LANG"} { // which the guest's init has set
+		if value := os.Getenv(name); value != "" {
+			env[name] = value
+		}
+	}
+	if dir := user.RuntimeDir(account.RuntimeRoot); dir != "" {
+		env["XDG_RUNTIME_DIR"] = dir
 	}
 	for _, layer := range []map[string]string{sandbox, request} {
 		maps.Copy(env, layer)

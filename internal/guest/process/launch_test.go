@@ -18,9 +18,10 @@ import (
 
 func TestEnvironment(t *testing.T) {
 	t.Setenv("PATH", "/agent/bin")
+	t.Setenv("LANG", "C.UTF-8")
 	user := &account.User{Name: "user", Home: "/home/user"}
 	got := environment(user, map[string]string{"A": "sandbox", "B": "sandbox", "HOME": "/sandbox"}, map[string]string{"B": "request", "PATH": "/request"})
-	want := map[string]string{"PATH": "/request", "HOME": "/sandbox", "USER": "user", "LOGNAME": "user", "A": "sandbox", "B": "request"}
+	want := map[string]string{"PATH": "/request", "HOME": "/sandbox", "USER": "user", "LOGNAME": "user", "LANG": "C.UTF-8", "A": "sandbox", "B": "request"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("environment() mismatch (-want +got):\n%s", diff)
 	}
