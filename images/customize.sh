@@ -17,6 +17,12 @@ chroot "$root" useradd --create-home --shell /bin/bash --uid 1000 user
 echo 'user ALL=(ALL:ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/user"
 chmod 440 "$root/etc/sudoers.d/user"
 
+# What systemd and Debian's installer add elsewhere. The file of comments would
+# cost each boot ten milliseconds to read.
+ln -s ../proc/self/mounts "$root/etc/mtab"
+echo 'LANG=C.UTF-8' >"$root/etc/default/locale"
+rm -f "$root/etc/sysctl.conf"
+
 # PID 1, static: nothing in the image can break it by a library.
 cp "$root/usr/bin/tini-static" "$root/usr/sbin/tini"
 

@@ -51,7 +51,7 @@ func boot() error {
 	if err := enterRoot(args); err != nil {
 		return err
 	}
-	mountRuntime()
+	mountRuntime(args.readOnly)
 	return wrap("run "+args.init, syscall.Exec(args.init, []string{args.init}, environment))
 }
 

@@ -15,12 +15,13 @@ func mountKernel() error {
 	for _, m := range []struct {
 		kind, dir string
 		flags     uintptr
+		data      string
 	}{
-		{"proc", "/proc", noExec},
-		{"sysfs", "/sys", noExec},
-		{"devtmpfs", "/dev", syscall.MS_NOSUID},
+		{"proc", "/proc", noExec, ""},
+		{"sysfs", "/sys", noExec, ""},
+		{"devtmpfs", "/dev", syscall.MS_NOSUID, limits(2, 64)}, // a tmpfs, which root can fill
 	} {
-		if err := syscall.Mount(m.kind, m.dir, m.kind, m.flags, ""); err != nil {
+		if err := syscall.Mount(m.kind, m.dir, m.kind, m.flags, m.data); err != nil {
 			return wrap("mount "+m.dir, err)
 		}
 	}
@@ -90,27 +91,5 @@ func mountData(args arguments) string {
 func free(files ...string) {
 	for _, f := range files {
 		_ = syscall.Unlink(f) // at worst the memory stays taken
-	}
-}
-
-// mountRuntime mounts what wrenn-init would have to run a program for, each of
-// which costs an emulated machine ten milliseconds. What fails here it tries
-// again and reports.
-func mountRuntime() {
-	for _, m := range []struct {
-		kind, dir string
-		flags     uintptr
-		data      string
-	}{
-		{"devpts", "/dev/pts", syscall.MS_NOSUID | syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
-		{"tmpfs", "/dev/shm", noDev, "mode=1777"},
-		{"tmpfs", "/run", noDev, "mode=755"},
-		{"tmpfs", "/tmp", noDev, "mode=1777"},
-		{"cgroup2", "/sys/fs/cgroup", noExec, "nsdelegate"},
-	} {
-		if strings.HasPrefix(m.dir, "/dev/") {
-			_ = syscall.Mkdir(m.dir, 0o755) // devtmpfs starts without them
-		}
-		_ = syscall.Mount(m.kind, m.dir, m.kind, m.flags, m.data)
 	}
 }

@@ -282,7 +282,7 @@ func (p *preparation) fillTree(ctx context.Context, dir string, programs []rootf
 	if err := p.addModules(tree, filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if err := tree.MakeMountPoints(); err != nil {
+	if err := tree.MakeDirectories(); err != nil {
 		return err
 	}
 	return tree.AddUser()

@@ -146,9 +146,11 @@ func (t *Tree) parent(name string) (string, error) {
 	return path.Join(at, base), nil
 }
 
-// MakeMountPoints makes the directories that a guest's first programs mount on.
-func (t *Tree) MakeMountPoints() error {
-	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp"} {
+// MakeDirectories makes the directories that a guest's first programs mount on or
+// write to, and the links that an init makes elsewhere. What is there stays,
+// except that everybody may write to /tmp and /var/tmp.
+func (t *Tree) MakeDirectories() error {
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp"} {
 		at, err := t.resolve(dir)
 		if err != nil {
 			return err
@@ -156,6 +158,27 @@ func (t *Tree) MakeMountPoints() error {
 		if err := t.root.MkdirAll(at, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
+	}
+	for _, dir := range []string{"/tmp", "/var/tmp"} {
+		at, err := t.resolve(dir)
+		if err != nil {
+			return err
+		}
+		if err := t.root.Chmod(at, fs.ModeSticky|0o777); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	return t.linkMounts()
+}
+
+// linkMounts makes /etc/mtab what it has been for long, unless there is one.
+func (t *Tree) linkMounts() error {
+	at, err := t.parent("/etc/mtab")
+	if err != nil {
+		return err
+	}
+	if err := t.root.Symlink("../proc/self/mounts", at); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	return nil
 }
