@@ -137,6 +137,11 @@ func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd 
 	return &service.ExecResult{Stdout: cmd.Stdin, Stderr: []byte("err"), ExitCode: 3, Status: "exit status 3", Duration: time.Second}, nil
 }
 
+func (f *fake) CheckExec(_ context.Context, _ service.Caller, id wrenn.SandboxID) error {
+	_, err := f.find(id)
+	return err
+}
+
 func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

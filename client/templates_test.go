@@ -29,7 +29,7 @@ func (f *fake) BuildTemplate(_ context.Context, _ service.Caller, req service.Bu
 	return f.template(wrenn.GenerationBuilding), nil
 }
 
-func (f *fake) Templates(context.Context, service.Caller) ([]wrenn.Template, error) {
+func (f *fake) ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error) {
 	return []wrenn.Template{{Name: wrenn.TemplateName{Name: "base", Tag: "latest"}}, {Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Latest: f.template(wrenn.GenerationReady)}}, nil
 }
 

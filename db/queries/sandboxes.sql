@@ -1,24 +1,26 @@
 -- name: LockTeam :one
--- Creates of one team queue here, so that two can never both take the last place.
+-- Creates of one team queue here, so that two never both get the last place.
 SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = @id FOR NO KEY UPDATE;
 
 -- name: TeamUse :one
--- After a change, whose count has locked the team's row.
+-- After a change: its count has locked the team's row.
 SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = @id;
 
--- name: InsertSandbox :one
+-- name: InsertSandboxes :many
+-- Several of one team, size and host, in the order of their ids.
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
-    VALUES (@id, @team_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @auto_resume, @parent_id, @generation, @metadata, @env, @worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @auto_resume, @parent_id, @generation,
+        @metadata::jsonb, @env::jsonb, @worker
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT made.id, made.version, '', made.state, made.host_id, @actor, '' FROM made
 )
-SELECT * FROM made;
+SELECT * FROM made ORDER BY id;
 
 -- name: MoveSandbox :one
--- Compare and set: nothing is returned when somebody else was first.
+-- Compare and set: returns no row when another change was first.
 WITH moved AS (
     UPDATE sandboxes SET
         state = @to_state,
@@ -75,14 +77,14 @@ ORDER BY s.created_at DESC, s.id DESC
 LIMIT @page_size;
 
 -- name: HostRows :many
--- What should be on a host, and the rows of what is there.
+-- The rows that should be on a host, and those of the sandboxes that the host reports.
 SELECT * FROM sandboxes
 WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT * FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
 
 -- name: AbandonedSandboxes :many
--- What stands between two states, while the control plane that worked on it is not connected any more.
+-- Rows in transition whose worker, a control plane, is not connected any more.
 SELECT id, host_id FROM sandboxes
 WHERE state IN ('pending', 'starting', 'pausing', 'resuming', 'stopping')
     AND worker IS NOT NULL
@@ -104,7 +106,7 @@ SELECT clock_timestamp()::timestamptz AS now;
 
 -- name: TouchSandboxes :exec
 -- Rows are locked in the order of their ids, so that two replicas cannot wait for each other; a row that
--- somebody else changes now is active anyway.
+-- another statement changes now is active anyway.
 UPDATE sandboxes SET last_active_at = greatest(last_active_at, t.at)
 FROM (
     SELECT s.id, u.at FROM sandboxes s

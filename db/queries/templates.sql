@@ -7,7 +7,7 @@ SELECT
 FROM template_generations WHERE team_id = @team_id AND state <> 'deleted';
 
 -- name: DropFailedGenerations :exec
--- A new build makes those that failed before it uninteresting.
+-- A new build replaces those that failed before it.
 UPDATE template_generations SET state = 'deleted', updated_at = clock_timestamp()
 WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'failed';
 
@@ -28,7 +28,7 @@ RETURNING *;
 -- name: PlaceGeneration :execrows
 UPDATE template_generations SET host_id = @host_id, updated_at = clock_timestamp() WHERE id = @id AND state = 'building' AND worker = @worker;
 
--- name: BuildGoesOn :one
+-- name: IsBuilding :one
 SELECT EXISTS (SELECT FROM template_generations WHERE id = @id AND state = 'building' AND worker = @worker);
 
 -- name: AppendLines :exec
@@ -67,7 +67,7 @@ RETURNING id;
 UPDATE template_generations SET state = 'failed', reason = @reason, updated_at = clock_timestamp() WHERE id = @id AND state = 'ready';
 
 -- name: DeleteTemplate :many
--- What builds finds out that it is not wanted any more.
+-- A builder finds out when it next writes the log.
 UPDATE template_generations SET state = 'deleted', reason = @reason, worker = NULL, updated_at = clock_timestamp()
 WHERE team_id = @team_id AND name = @name AND tag = @tag AND state <> 'deleted'
 RETURNING id, host_id;
@@ -76,7 +76,7 @@ RETURNING id, host_id;
 DELETE FROM templates WHERE team_id = @team_id AND name = @name AND tag = @tag;
 
 -- name: TeamGenerations :many
--- The newest of each name, and what the names mean. '' is all names.
+-- The generations of a name with the one that it refers to, the newest first. '' is all names.
 SELECT sqlc.embed(g), (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id
@@ -93,6 +93,6 @@ SELECT line, content FROM template_lines WHERE generation_id = @id AND line >= @
 SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready';
 
 -- name: GenerationStates :many
--- Of those that are settled: what was replaced a moment ago is still being used by a create.
+-- settled: one that was replaced a moment ago may still be used by a create.
 SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => @older_than))::boolean AS settled
 FROM template_generations WHERE id = ANY (@ids::text[]);

@@ -52,6 +52,8 @@ type Snapshots interface {
 // Commands runs programs in sandboxes. A stream ends with the context that it was started with.
 type Commands interface {
 	Exec(context.Context, service.Caller, wrenn.SandboxID, service.ExecCommand) (*service.ExecResult, error)
+	// CheckExec returns the error that StartExec would return for the sandbox as it is now.
+	CheckExec(context.Context, service.Caller, wrenn.SandboxID) error
 	StartExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecStart) (service.ExecStream, error)
 	AttachExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecAttach) (service.ExecStream, error)
 }
@@ -66,7 +68,7 @@ type Files interface {
 // Templates are what sandboxes start from. Another team's template is NotFound.
 type Templates interface {
 	BuildTemplate(context.Context, service.Caller, service.BuildTemplate) (*wrenn.Generation, error)
-	Templates(context.Context, service.Caller) ([]wrenn.Template, error)
+	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	Generation(ctx context.Context, c service.Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error

@@ -68,11 +68,7 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	caller, id := callerOf(r.Context()), wrenn.SandboxID(chi.URLParam(r, "id"))
-	box, err := s.service.Sandbox(r.Context(), caller, id)
-	if err == nil && box.State != wrenn.Running && !wakes(box) {
-		err = notRunning(box)
-	}
-	if err != nil {
+	if err := s.service.CheckExec(r.Context(), caller, id); err != nil {
 		s.refuse(w, r, err)
 		return
 	}
@@ -96,21 +92,6 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	st.encoder.binary = conn.Subprotocol() == protocolBinary
 	// The request's context ends when net/http says so, which is not when the stream ends.
 	st.serve(context.WithoutCancel(r.Context()))
-}
-
-// wakes says whether the first frame resumes the sandbox, or waits for who does; the service does it.
-func wakes(box *wrenn.Sandbox) bool {
-	return box.AutoResume && (box.State == wrenn.Pausing || box.State == wrenn.Paused || box.State == wrenn.Resuming)
-}
-
-func notRunning(box *wrenn.Sandbox) error {
-	switch {
-	case box.State == wrenn.Paused:
-		return wrenn.NotWhilePaused(box.ID)
-	case box.State.Ended():
-		return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s: create another", box.State)
-	}
-	return wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is %s, not running: wait until it is", box.State)
 }
 
 // stream is one open exec/stream.

@@ -13,7 +13,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -267,37 +266,17 @@ func TestAttach(t *testing.T) {
 	s.expect(t, `{"type":"start","pid":42}`, `{"type":"exit","exit_code":0}`, "closed 1000")
 }
 
-// TestStreamByState: a sandbox that its use wakes is let through, the service wakes it; of others the answer says what to do.
-func TestStreamByState(t *testing.T) {
-	sleeping := []wrenn.State{wrenn.Pausing, wrenn.Paused, wrenn.Resuming}
-	for _, state := range wrenn.States() {
-		for _, autoResume := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, auto_resume %t", state, autoResume), func(t *testing.T) {
-				b := box(testID, state)
-				b.AutoResume = autoResume
-				p := newProgram()
-				server := serve(t, &stub{box: b, stream: func() service.ExecStream { return p }}, nil)
-				if state == wrenn.Running || autoResume && slices.Contains(sleeping, state) {
-					s := &streaming{program: p, conn: dial(t, server, &websocket.DialOptions{HTTPHeader: http.Header{"X-Api-Key": {testKey}}})}
-					s.send(t, `{"type":"start","cmd":"x"}`)
-					s.out <- service.ExecOutput{Exit: &service.ExecExit{}}
-					s.expect(t, `{"type":"exit","exit_code":0}`, "closed 1000")
-					return
-				}
-				_, resp, err := websocket.Dial(t.Context(), "ws://"+server.address+at+"/exec/stream", &websocket.DialOptions{HTTPHeader: http.Header{"X-Api-Key": {testKey}}})
-				if err == nil || resp == nil {
-					t.Fatalf("dial: %v, %v", err, resp)
-				}
-				defer resp.Body.Close()
-				answer, err := io.ReadAll(resp.Body)
-				if err != nil || resp.StatusCode != http.StatusConflict || !strings.Contains(string(answer), "invalid_state") {
-					t.Errorf("%d %s, %v", resp.StatusCode, answer, err)
-				}
-				if state == wrenn.Paused && !strings.Contains(string(answer), "wrenn sandbox resume "+testID) {
-					t.Errorf("it does not say what to do: %s", answer)
-				}
-			})
-		}
+// TestStreamIsRefused: an error of CheckExec is an ordinary answer, with its message, and not an upgrade.
+func TestStreamIsRefused(t *testing.T) {
+	server := serve(t, &stub{checkErr: wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is paused: resume it first", testID)}, nil)
+	_, resp, err := websocket.Dial(t.Context(), "ws://"+server.address+at+"/exec/stream", &websocket.DialOptions{HTTPHeader: http.Header{"X-Api-Key": {testKey}}})
+	if err == nil || resp == nil {
+		t.Fatalf("dial: %v, %v", err, resp)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusConflict || !strings.Contains(string(answer), "invalid_state") || !strings.Contains(string(answer), "resume it first") {
+		t.Errorf("%d %s, %v", resp.StatusCode, answer, err)
 	}
 }
 

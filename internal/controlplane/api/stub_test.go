@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -50,15 +51,16 @@ type stub struct {
 	forked   service.ForkSandbox
 	built    service.BuildTemplate
 
-	waking  chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
-	box     *wrenn.Sandbox // in place of the one that runs; nil is none
-	result  service.ExecResult
-	next    string
-	copyErr error                     // of the second copy of a fork
-	bare    bool                      // there are no checkpoints
-	stream  func() service.ExecStream // of StartExec and AttachExec
-	read    func(path string) (io.ReadCloser, error)
-	panics  bool
+	waking   chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
+	box      *wrenn.Sandbox // in place of the one that runs; nil is none
+	result   service.ExecResult
+	next     string
+	copyErr  error                     // of the second copy of a fork
+	checkErr error                     // of CheckExec
+	bare     bool                      // there are no checkpoints
+	stream   func() service.ExecStream // of StartExec and AttachExec
+	read     func(path string) (io.ReadCloser, error)
+	panics   bool
 }
 
 var testCaller = service.Caller{Team: testTeam, Key: testKeyID}
@@ -233,6 +235,14 @@ func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd
 		return nil, err
 	}
 	return &s.result, nil
+}
+
+func (s *stub) CheckExec(_ context.Context, c service.Caller, id wrenn.SandboxID) error {
+	b, err := s.find(c, id)
+	if err == nil && b.State == wrenn.Paused && !b.AutoResume {
+		err = wrenn.NotWhilePaused(id)
+	}
+	return cmp.Or(err, s.checkErr)
 }
 
 func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {

@@ -35,7 +35,7 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 func (h *handlers) ListTemplates(ctx context.Context, _ oapi.ListTemplatesRequestObject) (oapi.ListTemplatesResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
 	defer cancel()
-	list, err := h.s.service.Templates(ctx, callerOf(ctx))
+	list, err := h.s.service.ListTemplates(ctx, callerOf(ctx))
 	if err != nil {
 		return nil, err
 	}

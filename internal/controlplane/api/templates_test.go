@@ -50,7 +50,7 @@ func (s *stub) BuildTemplate(_ context.Context, c service.Caller, req service.Bu
 	return testTemplate(), s.findTemplate(c, req.Name)
 }
 
-func (s *stub) Templates(_ context.Context, c service.Caller) ([]wrenn.Template, error) {
+func (s *stub) ListTemplates(_ context.Context, c service.Caller) ([]wrenn.Template, error) {
 	g := testTemplate()
 	base := wrenn.Template{Name: wrenn.TemplateName{Name: "base", Tag: "latest"}}
 	return []wrenn.Template{base, {Name: g.Template, Latest: g}}, s.findTemplate(c, "py")

@@ -1,6 +1,6 @@
-// Package auth makes API keys and recognizes them. A key is "e2b_" and 40
-// hexadecimal digits: 160 random bits, of which the database gets the SHA-256
-// and the first digits, as a hint for people.
+// Package auth makes and parses API keys. A key is "e2b_" and 40 hexadecimal digits:
+// 160 random bits, of which the database has the SHA-256 and the first digits, as a
+// hint for people.
 package auth
 
 import (
@@ -28,16 +28,16 @@ func NewSecret() Secret {
 	return Secret(prefix + hex.EncodeToString(b[:]))
 }
 
-// Hint is what lists show of a key.
+// Hint returns the first characters, which lists of keys show.
 func (s Secret) Hint() string { return string(s[:hintLen]) }
 
 // String keeps secrets out of logs and errors.
 func (s Secret) String() string { return "[secret]" }
 
-// Hash is a key at rest.
+// Hash is the form in which a key is stored.
 type Hash [sha256.Size]byte
 
-// HashOf returns the hash of a key, and false for what cannot be one.
+// HashOf returns the hash of a key, and false for text that is not a key.
 func HashOf(secret string) (Hash, bool) {
 	digits, ok := strings.CutPrefix(secret, prefix)
 	if !ok || len(digits) != 2*randomLen || strings.Trim(digits, "0123456789abcdef") != "" {
@@ -46,8 +46,7 @@ func HashOf(secret string) (Hash, bool) {
 	return sha256.Sum256([]byte(secret)), true
 }
 
-// Cache remembers for a while what a key was found to be. It is safe for
-// concurrent use.
+// Cache keeps a value for each key for a while. It is safe for concurrent use.
 type Cache[T any] struct {
 	ttl  time.Duration
 	size int
@@ -66,7 +65,7 @@ func NewCache[T any](size int, ttl time.Duration) *Cache[T] {
 	return &Cache[T]{ttl: ttl, size: size, entries: map[Hash]entry[T]{}}
 }
 
-// Get returns what Put was told less than the ttl ago.
+// Get returns the value of a key that Put stored less than the ttl ago.
 func (c *Cache[T]) Get(h Hash) (T, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,8 +78,8 @@ func (c *Cache[T]) Get(h Hash) (T, bool) {
 	return e.value, true
 }
 
-// Put remembers a key. A full cache forgets everything: refilling it costs a
-// read a key, and it fills only when there are more keys in use than it is made for.
+// Put stores the value of a key. A full cache drops everything first: refilling it
+// costs a read for each key, and it fills only when more keys are in use than its size.
 func (c *Cache[T]) Put(h Hash, value T) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -90,7 +89,7 @@ func (c *Cache[T]) Put(h Hash, value T) {
 	c.entries[h] = entry[T]{value: value, until: time.Now().Add(c.ttl)}
 }
 
-// Forget drops the keys of which drop says so.
+// Forget drops the keys for whose values drop returns true.
 func (c *Cache[T]) Forget(drop func(T) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
 )
 
-// SaveHost keeps what a host said of itself, for people and tools.
+// SaveHost stores a host's answer about itself, for people and tools.
 func (s *Store) SaveHost(ctx context.Context, id wrenn.HostID, url string, info wrenn.HostInfo) error {
 	c := info.Capacity
 	return s.call(ctx, "save the host", func(ctx context.Context) error {
@@ -19,8 +19,8 @@ func (s *Store) SaveHost(ctx context.Context, id wrenn.HostID, url string, info 
 	})
 }
 
-// SaveUnknown replaces what is known of a host's unexplained sandboxes, and
-// returns the ids that are new among them.
+// SaveUnknown replaces the list of a host's sandboxes that no row explains, and
+// returns the ids that are new in it.
 func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.ObservedSandbox) ([]wrenn.SandboxID, error) {
 	arg := dbsqlc.SaveUnknownParams{HostID: string(host), IDs: []string{}, States: []string{}, Reasons: []string{}}
 	for _, sb := range seen {
@@ -39,7 +39,7 @@ func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn
 	return fresh, err
 }
 
-// Hosts returns all hosts that ever answered, and what of them is unknown.
+// Hosts returns all hosts that ever answered, and the sandboxes on them that no row explains.
 func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []wrenn.UnknownSandbox, err error) {
 	err = s.call(ctx, "list the hosts", func(ctx context.Context) error {
 		rows, err := s.queries.Hosts(ctx)
@@ -49,8 +49,8 @@ func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []
 		for _, row := range rows {
 			hosts = append(hosts, hostRecord(row))
 		}
-		strangers, err := s.queries.UnknownSandboxes(ctx)
-		for _, row := range strangers {
+		sandboxes, err := s.queries.UnknownSandboxes(ctx)
+		for _, row := range sandboxes {
 			unknown = append(unknown, wrenn.UnknownSandbox{
 				Host: wrenn.HostID(row.HostID), ID: wrenn.SandboxID(row.SandboxID), State: wrenn.ObservedState(row.SeenState), Reason: row.Reason,
 				FirstSeenAt: row.FirstSeenAt, LastSeenAt: row.LastSeenAt,

@@ -22,10 +22,10 @@ type Key struct {
 	CreatedAt, LastUsedAt time.Time // LastUsedAt is zero when it was not used
 }
 
-// EnsureTeam returns the team of that name and makes it when there is none.
+// EnsureTeam returns the team of that name, which it makes if it does not exist.
 func (s *Store) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, error) {
 	var id string
-	err := s.call(ctx, "make the team", func(ctx context.Context) (err error) {
+	err := s.call(ctx, "create the team", func(ctx context.Context) (err error) {
 		id, err = s.queries.EnsureTeam(ctx, name)
 		return err
 	})
@@ -45,7 +45,7 @@ func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, name string, h
 		}
 		row, err := q.InsertKey(ctx, dbsqlc.InsertKeyParams{TeamID: string(team), Name: name, Hash: hash[:], Hint: hint})
 		if pe, ok := errors.AsType[*pgconn.PgError](err); ok && pe.Code == foreignKeyViolation {
-			return wrenn.Errorf(wrenn.NotFound, "the team is not there any more")
+			return wrenn.Errorf(wrenn.NotFound, "the team does not exist any more")
 		}
 		out = key(row)
 		return err
@@ -66,7 +66,7 @@ func (s *Store) Keys(ctx context.Context, team wrenn.TeamID) ([]Key, error) {
 	return out, err
 }
 
-// FindKey returns whose secret has this hash: NotFound when nobody's.
+// FindKey returns the key whose secret has this hash, and its team: NotFound when none has.
 func (s *Store) FindKey(ctx context.Context, hash [32]byte) (id string, team wrenn.TeamID, err error) {
 	err = s.call(ctx, "find the key", func(ctx context.Context) error {
 		row, err := s.queries.KeyByHash(ctx, hash[:])

@@ -1,9 +1,9 @@
-// Package postgres keeps what the control plane must not forget. It is the
-// only package that speaks SQL: rows become words before they leave it.
+// Package postgres stores the state of the control plane. It is the only package
+// with SQL: rows become types of package wrenn before they leave it.
 //
-// Every failure is a *wrenn.Error. Unavailable says that the database cannot
+// Every failure is a *wrenn.Error. Unavailable means that the database cannot
 // be reached now: nothing has to be restarted when it is back. Each call is
-// one statement or one transaction and has a deadline of its own.
+// one statement or one transaction and has its own deadline.
 package postgres
 
 import (
@@ -34,11 +34,11 @@ import (
 const (
 	defaultMaxConns = 16
 	defaultTimeout  = 5 * time.Second
-	connectTimeout  = 3 * time.Second // less than a call's, so that an address that swallows packets is found out in time
+	connectTimeout  = 3 * time.Second // less than that of a call, so that an address that drops packets fails in time
 	idleCheck       = 15 * time.Second
 )
 
-// Config says where the database is. Only URL must be set.
+// Config is the configuration of a store. Only URL must be set.
 type Config struct {
 	URL      string
 	MaxConns int           // default 16
@@ -50,11 +50,11 @@ type Store struct {
 	pool    *pgxpool.Pool
 	queries *dbsqlc.Queries
 	timeout time.Duration
-	worker  int64 // in rows that are worked on here, and of the lock that says so
+	worker  int64 // names this process in the rows that it works on, and in the lock of RegisterWorker
 }
 
-// Open returns a store. It does not wait for the database, which may come and
-// go; see Ready. The caller closes the store.
+// Open returns a store. It does not wait for the database, which may be down;
+// see Ready. The caller closes the store.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	pc, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -66,13 +66,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if pc.ConnConfig.RuntimeParams["application_name"] == "" {
 		pc.ConnConfig.RuntimeParams["application_name"] = "wrenn"
 	}
-	// Whether a filter by metadata is rare decides how to read a list; a plan for all values cannot know.
+	// The best plan of a list depends on how many rows a filter by metadata selects; a plan for all values cannot know.
 	pc.ConnConfig.RuntimeParams["plan_cache_mode"] = "force_custom_plan"
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, failure("open the database", err)
 	}
-	// At random and above 0, which is nobody: two of the 2^63 are never alike.
+	// Random among 2^63, so that no two processes are equal, and above 0, which is no process.
 	return &Store{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}, nil
 }
 
@@ -81,12 +81,11 @@ func withoutURL(err error, url string) error {
 	return errors.New(strings.ReplaceAll(err.Error(), url, "[url]"))
 }
 
-// Close ends all connections when those in use are given back.
+// Close ends all connections once those in use are returned.
 func (s *Store) Close() { s.pool.Close() }
 
-// Ready says whether the database answers and has the schema that this
-// program needs. A newer one is allowed: migrations are made so that the
-// program before still works.
+// Ready returns nil if the database answers and has the schema that this program
+// needs. A newer schema is allowed: migrations keep the version before working.
 func (s *Store) Ready(ctx context.Context) error {
 	want, err := latestMigration()
 	if err != nil {
@@ -102,15 +101,15 @@ func (s *Store) Ready(ctx context.Context) error {
 	})
 }
 
-// Migrate brings the schema to what this program needs. It waits for another
-// that does the same.
+// Migrate migrates the schema to the version of this program. It waits for
+// another process that does so. Twice is allowed.
 func Migrate(ctx context.Context, url string) error {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return &wrenn.Error{Code: wrenn.Invalid, Message: "the database's URL cannot be read: expected postgres://user@host/name", Err: withoutURL(err, url)}
 	}
 	conn := stdlib.OpenDB(*cfg)
-	defer func() { _ = conn.Close() }() // what was asked is answered
+	defer func() { _ = conn.Close() }() // all queries have ended
 	provider, err := migrations(conn)
 	if err != nil {
 		return err
@@ -141,7 +140,7 @@ func latestMigration() (int64, error) {
 	return goose.NumericComponent(files[len(files)-1])
 }
 
-// call runs one call with its deadline and turns its error into ours.
+// call runs one call with its deadline and converts its error.
 func (s *Store) call(ctx context.Context, doing string, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errSlow)
 	defer cancel()
@@ -152,7 +151,7 @@ func (s *Store) call(ctx context.Context, doing string, f func(context.Context) 
 	return failure(doing, err)
 }
 
-// inTx is call with a transaction around it.
+// inTx is call in a transaction.
 func (s *Store) inTx(ctx context.Context, doing string, f func(context.Context, *dbsqlc.Queries) error) error {
 	return s.call(ctx, doing, func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return f(ctx, s.queries.WithTx(tx)) })
@@ -167,16 +166,16 @@ const (
 	foreignKeyViolation = "23503"
 )
 
-// unavailableClasses are the classes and states that say "not now".
+// unavailableClasses are the SQLSTATE classes of errors that pass: the caller may try again.
 var unavailableClasses = []string{
 	"08", // connection exceptions
 	"53", // insufficient resources
 	"57", // operator intervention: shutdown, cannot connect now
 	"58", // system errors
-	"40", // serialization failure, deadlock: again is right
+	"40", // serialization failure, deadlock
 }
 
-// failure turns an error of pgx into ours.
+// failure converts an error of pgx to a *wrenn.Error.
 func failure(doing string, err error) error {
 	if err == nil {
 		return nil
@@ -199,12 +198,12 @@ func failure(doing string, err error) error {
 		return unavailable(doing, err)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: doing + ": the time was up", Err: err}
+		return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: doing + ": the deadline passed", Err: err}
 	}
-	return &wrenn.Error{Code: wrenn.Internal, Message: "could not " + doing, Err: err}
+	return &wrenn.Error{Code: wrenn.Internal, Message: "cannot " + doing, Err: err}
 }
 
-// unreachable recognizes a connection that cannot be made or broke.
+// unreachable reports whether err is a connection that cannot be made, or that broke.
 func unreachable(err error) bool {
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true

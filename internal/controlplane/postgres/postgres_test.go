@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	stdcmp "cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ func team(t *testing.T, s *postgres.Store) wrenn.TeamID {
 func create(t *testing.T, s *postgres.Store, sb wrenn.Sandbox) *wrenn.Sandbox {
 	t.Helper()
 	sb.ID, sb.Template, sb.Size = wrenn.NewSandboxID(), "base", wrenn.Size{VCPUs: 1, MemoryMiB: 512}
+	sb.Host = stdcmp.Or(sb.Host, "h1")
 	out, err := s.CreateSandbox(t.Context(), sb, plenty, "test")
 	if err != nil {
 		t.Fatal(err)
@@ -80,10 +82,10 @@ func TestStatesAreTheSameEverywhere(t *testing.T) {
 		t.Errorf("the CHECK constraint (-code +database):\n%s", diff)
 	}
 
-	var between []string
+	var inTransition []string
 	for _, s := range wrenn.States() {
 		if s.InTransition() {
-			between = append(between, string(s))
+			inTransition = append(inTransition, string(s))
 		}
 	}
 	got = nil
@@ -91,8 +93,8 @@ func TestStatesAreTheSameEverywhere(t *testing.T) {
 	for _, m := range regexp.MustCompile(`'([a-z]+)'`).FindAllStringSubmatch(index, -1) {
 		got = append(got, m[1])
 	}
-	if diff := cmp.Diff(between, got); diff != "" {
-		t.Errorf("the index of rows between two states (-code +database):\n%s", diff)
+	if diff := cmp.Diff(inTransition, got); diff != "" {
+		t.Errorf("the index of rows in transition (-code +database):\n%s", diff)
 	}
 
 	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "control-plane.md"))
@@ -127,7 +129,7 @@ func TestCompareAndSet(t *testing.T) {
 	var wg sync.WaitGroup
 	for range writers {
 		wg.Go(func() {
-			moved, err := s.MoveSandbox(t.Context(), sb, postgres.Move{To: wrenn.Starting, Host: "h1", Actor: "test"})
+			moved, err := s.MoveSandbox(t.Context(), sb, postgres.Move{To: wrenn.Starting, Host: "h2", Actor: "test"})
 			mu.Lock()
 			defer mu.Unlock()
 			if err == nil {
@@ -138,11 +140,11 @@ func TestCompareAndSet(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(won) != 1 || won[0].State != wrenn.Starting || won[0].Host != "h1" || won[0].Version != 2 {
+	if len(won) != 1 || won[0].State != wrenn.Starting || won[0].Host != "h2" || won[0].Version != 2 {
 		t.Fatalf("won: %+v", won)
 	}
 	running, err := s.MoveSandbox(t.Context(), won[0], postgres.Move{To: wrenn.Running, Actor: "test"})
-	if err != nil || running.StartedAt.IsZero() || running.Host != "h1" {
+	if err != nil || running.StartedAt.IsZero() || running.Host != "h2" {
 		t.Fatalf("%+v, %v", running, err)
 	}
 	_, err = s.MoveSandbox(t.Context(), running, postgres.Move{To: wrenn.Pending})
@@ -155,9 +157,9 @@ func TestCompareAndSet(t *testing.T) {
 		events[i].At = time.Time{}
 	}
 	want := []postgres.Event{
-		{Version: 1, To: wrenn.Pending, Actor: "test"},
-		{Version: 2, From: wrenn.Pending, To: wrenn.Starting, Host: "h1", Actor: "test"},
-		{Version: 3, From: wrenn.Starting, To: wrenn.Running, Host: "h1", Actor: "test"},
+		{Version: 1, To: wrenn.Starting, Host: "h1", Actor: "test"},
+		{Version: 2, From: wrenn.Starting, To: wrenn.Starting, Host: "h2", Actor: "test"},
+		{Version: 3, From: wrenn.Starting, To: wrenn.Running, Host: "h2", Actor: "test"},
 	}
 	if diff := cmp.Diff(want, events); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
@@ -228,7 +230,7 @@ func TestPages(t *testing.T) {
 	if got, _ := walk(postgres.List{Limit: 4, States: []wrenn.State{wrenn.Failed}}, nothing); len(got) != 9 {
 		t.Errorf("%d failed, want 9", len(got))
 	}
-	if got, _ := walk(postgres.List{Limit: 4, States: []wrenn.State{wrenn.Failed, wrenn.Pending}, Metadata: map[string]string{"n": "3", "of": "five"}}, nothing); len(got) != 5 {
+	if got, _ := walk(postgres.List{Limit: 4, States: []wrenn.State{wrenn.Failed, wrenn.Starting}, Metadata: map[string]string{"n": "3", "of": "five"}}, nothing); len(got) != 5 {
 		t.Errorf("%d with n=3, want 5", len(got))
 	}
 	if got, _ := walk(postgres.List{Limit: 4, Metadata: map[string]string{"n": "3", "of": "six"}}, nothing); len(got) != 0 {
@@ -249,29 +251,24 @@ func TestAbandoned(t *testing.T) {
 	t.Parallel()
 	url := pgtest.New(t)
 	here, gone := pgtest.Open(t, url), pgtest.Open(t, url)
-	attend := func(s *postgres.Store) *postgres.Lead {
+	register := func(s *postgres.Store) *postgres.Lead {
 		t.Helper()
-		lead, err := s.TryAttend(t.Context())
+		lead, err := s.RegisterWorker(t.Context())
 		if err != nil || lead == nil {
-			t.Fatalf("TryAttend() = %v, %v", lead, err)
+			t.Fatalf("RegisterWorker() = %v, %v", lead, err)
 		}
 		return lead
 	}
-	defer attend(here).Close(t.Context())
-	lead := attend(gone)
-	if again, err := gone.TryAttend(t.Context()); again != nil || err != nil {
-		t.Errorf("attending twice: %v, %v", again, err)
+	defer register(here).Close(t.Context())
+	lead := register(gone)
+	if again, err := gone.RegisterWorker(t.Context()); again != nil || err != nil {
+		t.Errorf("registered twice: %v, %v", again, err)
 	}
 	mine := team(t, here)
-	starting := func(s *postgres.Store) *wrenn.Sandbox {
-		sb, err := s.MoveSandbox(t.Context(), create(t, s, wrenn.Sandbox{Team: mine}), postgres.Move{To: wrenn.Starting, Host: "h1", Actor: "test"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sb
-	}
+	starting := func(s *postgres.Store) *wrenn.Sandbox { return create(t, s, wrenn.Sandbox{Team: mine}) }
 	kept, released, left, done := starting(here), starting(here), starting(gone), starting(gone)
-	pending := create(t, gone, wrenn.Sandbox{Team: mine})
+	pending := starting(gone) // a row as the version before wrote it, without a host
+	query(t, url, "UPDATE sandboxes SET state = 'pending', host_id = '' WHERE id = '"+string(pending.ID)+"' RETURNING ''")
 	if _, err := gone.MoveSandbox(t.Context(), done, postgres.Move{To: wrenn.Running, Actor: "test"}); err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +287,7 @@ func TestAbandoned(t *testing.T) {
 	want(map[wrenn.SandboxID]wrenn.HostID{})
 	lead.Close(t.Context())
 	want(map[wrenn.SandboxID]wrenn.HostID{left.ID: "h1", pending.ID: ""})
-	lead = attend(gone) // a connection that was lost, and is back
+	lead = register(gone) // a connection that was lost, and is back
 	want(map[wrenn.SandboxID]wrenn.HostID{})
 	lead.Close(t.Context())
 	for _, s := range []*postgres.Store{here, gone} { // of whom the second has no say in it
@@ -316,7 +313,7 @@ func TestHostRows(t *testing.T) {
 	s := pgtest.Store(t)
 	mine := team(t, s)
 	at := func(host wrenn.HostID, states ...wrenn.State) wrenn.SandboxID {
-		sb := create(t, s, wrenn.Sandbox{Team: mine})
+		sb := create(t, s, wrenn.Sandbox{Team: mine, Host: host})
 		for _, to := range states {
 			var err error
 			if sb, err = s.MoveSandbox(t.Context(), sb, postgres.Move{To: to, Host: host, Actor: "test"}); err != nil {
@@ -325,12 +322,11 @@ func TestHostRows(t *testing.T) {
 		}
 		return sb.ID
 	}
-	running := at("h1", wrenn.Starting, wrenn.Running)
-	at("h1", wrenn.Starting, wrenn.Failed)
-	seenEnded := at("h1", wrenn.Starting, wrenn.Failed)
-	at("h2", wrenn.Starting)
-	elsewhere := at("h2", wrenn.Starting)
-	at("")
+	running := at("h1", wrenn.Running)
+	at("h1", wrenn.Failed)
+	seenEnded := at("h1", wrenn.Failed)
+	at("h2")
+	elsewhere := at("h2")
 	rows, err := s.HostRows(t.Context(), "h1", []wrenn.SandboxID{running, seenEnded, elsewhere, `"no id"`})
 	if err != nil {
 		t.Fatal(err)
@@ -445,7 +441,7 @@ func TestTeamUseIsCounted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Of each team one is pending, one runs, one did so before and after a pause, and one has stopped.
+	// Of each team one starts, one runs, one did so before and after a pause, and one has stopped.
 	want := []string{"team0: 3 sandboxes with 1536 MB of 3 with 1536 MB", "team1: 3 sandboxes with 1536 MB of 3 with 1536 MB"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -475,7 +471,7 @@ func TestPausedHaveNoMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		paused = append(paused, move(sb, wrenn.Starting, wrenn.Running, wrenn.Pausing, wrenn.Paused))
+		paused = append(paused, move(sb, wrenn.Running, wrenn.Pausing, wrenn.Paused))
 	}
 	for _, sb := range paused[:2] {
 		if got, err := s.ResumeSandbox(t.Context(), sb, limits, "test"); err != nil || got.State != wrenn.Resuming {
@@ -502,7 +498,7 @@ func TestCreateSeveral(t *testing.T) {
 		boxes := make([]wrenn.Sandbox, n)
 		for i := range boxes {
 			boxes[i] = wrenn.Sandbox{
-				ID: wrenn.NewSandboxID(), Team: owner, Parent: "iparent", SandboxSpec: wrenn.SandboxSpec{
+				ID: wrenn.NewSandboxID(), Team: owner, Host: "h1", Parent: "iparent", SandboxSpec: wrenn.SandboxSpec{
 					Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
 				},
 			}
@@ -511,8 +507,14 @@ func TestCreateSeveral(t *testing.T) {
 	}
 	limits := postgres.Limits{Sandboxes: 5, MemoryMB: 2048}
 	rows, err := s.CreateSandboxes(t.Context(), several(3), limits, "test")
-	if err != nil || len(rows) != 3 {
+	if err != nil || len(rows) != 3 || !slices.IsSortedFunc(rows, func(a, b wrenn.Sandbox) int { return stdcmp.Compare(a.ID, b.ID) }) {
 		t.Fatalf("%+v, %v", rows, err)
+	}
+	for _, row := range rows {
+		events, err := s.Events(t.Context(), row.ID)
+		if err != nil || len(events) != 1 || events[0].To != wrenn.Starting || events[0].Host != "h1" || row.State != wrenn.Starting || row.Host != "h1" {
+			t.Errorf("%+v, events %+v, %v", row, events, err)
+		}
 	}
 	if got, err := s.Sandbox(t.Context(), rows[2].ID); err != nil || got.Parent != "iparent" || !got.AutoResume || got.OnTimeout != wrenn.PauseOnTimeout {
 		t.Errorf("%+v, %v", got, err)

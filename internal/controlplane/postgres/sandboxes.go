@@ -17,20 +17,21 @@ import (
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
 )
 
-// ErrConflict is the cause of a FailedPrecondition: somebody else changed the row first.
-var ErrConflict = errors.New("the row was changed by somebody else")
+// ErrConflict is the cause of a FailedPrecondition: another change of the row was first.
+var ErrConflict = errors.New("another change of the row was first")
 
 func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
-// Limits bound what a team has at once, where its own row says nothing else.
+// Limits bound all sandboxes of a team together, unless its row has other values.
 type Limits struct {
 	Sandboxes int
 	MemoryMB  int64
 }
 
-// CreateSandbox writes a pending row and its event, unless that is more than
-// the team may have: Exhausted. ID, Team, Template, VCPUs, MemoryMiB, Timeout,
-// OnTimeout, AutoResume, Parent, Generation, Metadata and Env of sb are taken. actor says who did it.
+// CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
+// event, unless that exceeds a limit of the team: Exhausted. It takes ID, Team, Host,
+// Template, Generation, VCPUs, MemoryMB, Timeout, OnTimeout, AutoResume, Parent,
+// Metadata and Env of sb. actor is recorded in the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
 	if err != nil {
@@ -39,26 +40,29 @@ func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limi
 	return &rows[0], nil
 }
 
-// CreateSandboxes is CreateSandbox for several of one team and size: all or none.
+// CreateSandboxes is CreateSandbox for one or more sandboxes that differ in ID
+// alone: all or none. It returns the rows in the order of their ids.
 func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limits Limits, actor string) ([]wrenn.Sandbox, error) {
+	sb := boxes[0]
+	params := dbsqlc.InsertSandboxesParams{
+		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Generation),
+		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
+		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
+		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
+	}
+	for _, sb := range boxes {
+		params.IDs = append(params.IDs, string(sb.ID))
+	}
 	var out []wrenn.Sandbox
 	err := s.inTx(ctx, "create the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
 		if err := checkLimits(ctx, q, boxes, limits); err != nil {
 			return err
 		}
-		for _, sb := range boxes {
-			row, err := q.InsertSandbox(ctx, dbsqlc.InsertSandboxParams{
-				ID: string(sb.ID), TeamID: string(sb.Team), Template: sb.Template,
-				VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
-				OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent), Generation: string(sb.Generation),
-				Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
-			})
-			if err != nil {
-				return err
-			}
+		rows, err := q.InsertSandboxes(ctx, params)
+		for _, row := range rows {
 			out = append(out, *sandbox(dbsqlc.Sandbox(row)))
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -69,23 +73,23 @@ func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limi
 func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, limits Limits) error {
 	own, err := q.LockTeam(ctx, string(boxes[0].Team))
 	if errors.Is(err, pgx.ErrNoRows) {
-		return wrenn.Errorf(wrenn.NotFound, "the team is not there any more")
+		return wrenn.Errorf(wrenn.NotFound, "the team does not exist any more")
 	}
 	if err != nil {
 		return err
 	}
 	limits = limits.of(own.MaxSandboxes, own.MaxMemoryMB)
 	if n := len(boxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
-		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes and may have %d at once, which leaves no place for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
+		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes of at most %d, which leaves no room for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
 	}
 	memory := len(boxes) * boxes[0].MemoryMiB
 	if own.UsedMemoryMB+int64(memory) > limits.MemoryMB {
-		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory and may have %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, memory)
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory of at most %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, memory)
 	}
 	return nil
 }
 
-// of are the limits of a team that may have some of its own.
+// of returns the limits of a team whose row may have its own values.
 func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
 	if sandboxes != nil {
 		l.Sandboxes = int(*sandboxes)
@@ -96,25 +100,25 @@ func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
 	return l
 }
 
-// ResumeSandbox moves a paused row to resuming, as MoveSandbox does, unless
-// its memory is more than the team may have now: Exhausted.
+// ResumeSandbox moves a paused row to resuming, as MoveSandbox does, unless its
+// memory exceeds the team's limit now: Exhausted.
 func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	var out *wrenn.Sandbox
 	err := s.inTx(ctx, "resume the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
 		row, err := q.MoveSandbox(ctx, s.move(sb, Move{To: wrenn.Resuming, Actor: actor}))
 		if errors.Is(err, pgx.ErrNoRows) {
-			return errConflict()
+			return conflict()
 		}
 		if err != nil {
 			return err
 		}
-		// The row first and its team's then, as every change locks them. The use has this one's memory in it.
+		// The row first and then its team's, the order in which every change locks them. The use includes this sandbox's memory.
 		use, err := q.TeamUse(ctx, string(sb.Team))
 		if err != nil {
 			return err
 		}
 		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); use.UsedMemoryMB > limits.MemoryMB {
-			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes have %d MB of memory and may have %d MB together: pause or delete some first; it stays paused",
+			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused",
 				use.UsedMemoryMB, limits.MemoryMB)
 		}
 		out = sandbox(dbsqlc.Sandbox(row))
@@ -126,18 +130,18 @@ func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Lim
 // Move is a change of state.
 type Move struct {
 	To     wrenn.State
-	Reason string       // why, for the user; kept in the row and the event
+	Reason string       // for the user; stored in the row and the event
 	Host   wrenn.HostID // "" keeps the row's
-	Actor  string       // who did it
+	Actor  string       // recorded in the event
 }
 
-// MoveSandbox moves a row on, and writes the event, if it still is as sb says;
-// else it is a FailedPrecondition with the cause ErrConflict. A move that the
-// states do not allow is Internal: the caller has to ask State.Can. A starting
-// or paused row may be moved to where it is to change its host.
+// MoveSandbox moves a row to another state, and writes the event, if the row still
+// is as sb has it; else it returns a FailedPrecondition with the cause ErrConflict. A
+// move that the states do not allow is Internal: the caller has to ask State.Can. A
+// starting or paused row may be moved to its own state to change its host.
 func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wrenn.Sandbox, error) {
-	another := sb.State == m.To && (m.To == wrenn.Starting || m.To == wrenn.Paused) && m.Host != ""
-	if !sb.State.Can(m.To) && !another {
+	changesHost := sb.State == m.To && (m.To == wrenn.Starting || m.To == wrenn.Paused) && m.Host != ""
+	if !sb.State.Can(m.To) && !changesHost {
 		return nil, wrenn.Errorf(wrenn.Internal, "a %s sandbox cannot become %s", sb.State, m.To)
 	}
 	return s.change(ctx, "move the sandbox's row", func(ctx context.Context) (dbsqlc.Sandbox, error) {
@@ -159,11 +163,12 @@ func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
 	return params
 }
 
-func errConflict() error {
-	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the sandbox was changed by another request at the same time", Err: ErrConflict}
+// conflict returns the error of a compare-and-set that lost.
+func conflict() error {
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "another request changed the sandbox at the same time; try again", Err: ErrConflict}
 }
 
-// SetTimeout changes a running row's timeout under the same condition.
+// SetTimeout changes a running row's timeout, under the condition of MoveSandbox.
 func (s *Store) SetTimeout(ctx context.Context, sb *wrenn.Sandbox, d time.Duration, actor string) (*wrenn.Sandbox, error) {
 	return s.change(ctx, "set the sandbox's timeout", func(ctx context.Context) (dbsqlc.Sandbox, error) {
 		row, err := s.queries.SetSandboxTimeout(ctx, dbsqlc.SetSandboxTimeoutParams{
@@ -174,13 +179,13 @@ func (s *Store) SetTimeout(ctx context.Context, sb *wrenn.Sandbox, d time.Durati
 	})
 }
 
-// change runs a compare-and-set, whose missing row is a conflict.
+// change runs a compare-and-set; no row is a conflict.
 func (s *Store) change(ctx context.Context, doing string, f func(context.Context) (dbsqlc.Sandbox, error)) (*wrenn.Sandbox, error) {
 	var out *wrenn.Sandbox
 	err := s.call(ctx, doing, func(ctx context.Context) error {
 		row, err := f(ctx)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return errConflict()
+			return conflict()
 		}
 		if err != nil {
 			return err
@@ -191,12 +196,12 @@ func (s *Store) change(ctx context.Context, doing string, f func(context.Context
 	return out, err
 }
 
-// Sandbox returns a row: NotFound when there is none.
+// Sandbox returns a row: NotFound when it does not exist.
 func (s *Store) Sandbox(ctx context.Context, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return s.one(ctx, id, func(ctx context.Context) (dbsqlc.Sandbox, error) { return s.queries.GetSandbox(ctx, string(id)) })
 }
 
-// TeamSandbox returns a row of the team; another team's is NotFound as well.
+// TeamSandbox returns a row of the team: NotFound also for another team's.
 func (s *Store) TeamSandbox(ctx context.Context, team wrenn.TeamID, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return s.one(ctx, id, func(ctx context.Context) (dbsqlc.Sandbox, error) {
 		return s.queries.GetTeamSandbox(ctx, string(id), string(team))
@@ -224,11 +229,11 @@ type List struct {
 	States   []wrenn.State     // none is all
 	Metadata map[string]string // all of these pairs
 	Limit    int
-	Page     string // what the page before returned
+	Page     string // next of the page before; "" is the first
 }
 
-// Sandboxes returns a page, newest first, and where the next one begins: ""
-// after the last. Rows that are made meanwhile do not shift pages.
+// Sandboxes returns a page, newest first, and the token of the next page, ""
+// after the last. Rows that are made between two pages do not shift them.
 func (s *Store) Sandboxes(ctx context.Context, team wrenn.TeamID, l List) (page []wrenn.Sandbox, next string, err error) {
 	before, err := parseCursor(l.Page)
 	if err != nil {
@@ -257,8 +262,8 @@ func (s *Store) Sandboxes(ctx context.Context, team wrenn.TeamID, l List) (page 
 	return page, next, err
 }
 
-// HostRows returns the rows that have not ended on a host, and those of the
-// sandboxes that are seen there.
+// HostRows returns the rows of a host that have not ended, and those of the
+// sandboxes that the host reports.
 func (s *Store) HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error) {
 	var out []wrenn.Sandbox
 	err := s.call(ctx, "read a host's rows", func(ctx context.Context) error {
@@ -269,12 +274,11 @@ func (s *Store) HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.Sa
 	return out, err
 }
 
-// Abandoned returns the rows, and their hosts, that stand between two states
-// and on which nobody works any more: whoever moved them there was not
-// connected at this moment, see TryAttend, or has released them. Younger ones
-// than settled are not among them: what was asked of a host may be on its way,
-// and who lost a connection may come back. It returns 10,000 at
-// most; the others come when those are dealt with.
+// Abandoned returns the rows in transition, and their hosts, on which no process
+// works any more: their worker is not connected now, see RegisterWorker, or has
+// released them. Rows younger than settled are left out: a call to the host may
+// still be on its way, and a worker that lost its connection may come back. It returns
+// 10,000 at most; the others follow once those are settled.
 func (s *Store) Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error) {
 	const atMost = 10_000
 	out := map[wrenn.SandboxID]wrenn.HostID{}
@@ -288,13 +292,13 @@ func (s *Store) Abandoned(ctx context.Context, settled time.Duration) (map[wrenn
 	return out, err
 }
 
-// Release says that this store's process does not work on the rows any more,
-// in whichever states they are. It is no change of the rows: the versions stay.
+// Release records that this process does not work on the rows any more, in
+// whichever states they are. It does not change their versions.
 func (s *Store) Release(ctx context.Context, ids []wrenn.SandboxID) error {
 	return s.call(ctx, "release sandboxes", func(ctx context.Context) error { return s.queries.ReleaseSandboxes(ctx, &s.worker, texts(ids)) })
 }
 
-// Now is the database's clock, by which rows are dated.
+// Now returns the time of the database's clock, which dates rows.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	var now time.Time
 	err := s.call(ctx, "ask for the time", func(ctx context.Context) (err error) {
@@ -304,7 +308,7 @@ func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	return now, err
 }
 
-// Touch records when sandboxes were last used. It is no change of the row: the version stays.
+// Touch records when sandboxes were last used. It does not change their versions.
 func (s *Store) Touch(ctx context.Context, used map[wrenn.SandboxID]time.Time) error {
 	ids, times := columns(used)
 	return s.call(ctx, "record use", func(ctx context.Context) error { return s.queries.TouchSandboxes(ctx, ids, times) })
@@ -319,8 +323,8 @@ type Event struct {
 	At            time.Time
 }
 
-// SandboxesCreatedBy returns the team's sandboxes that have not ended and whose creation was
-// recorded under that actor.
+// SandboxesCreatedBy returns the team's sandboxes that have not ended and whose
+// first event has that actor.
 func (s *Store) SandboxesCreatedBy(ctx context.Context, team wrenn.TeamID, actor string) ([]wrenn.SandboxID, error) {
 	var out []wrenn.SandboxID
 	err := s.call(ctx, "find the sandboxes of a creator", func(ctx context.Context) error {
@@ -333,7 +337,7 @@ func (s *Store) SandboxesCreatedBy(ctx context.Context, team wrenn.TeamID, actor
 	return out, err
 }
 
-// Events returns what happened to a sandbox, in order.
+// Events returns the changes of a sandbox, in order.
 func (s *Store) Events(ctx context.Context, id wrenn.SandboxID) ([]Event, error) {
 	var out []Event
 	err := s.call(ctx, "read events", func(ctx context.Context) error {
@@ -372,7 +376,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 	}
 }
 
-// cursor is where a page begins: after the row with this time and id.
+// cursor is the position before a page: the row with this time and id.
 type cursor struct {
 	at time.Time
 	id string
@@ -389,7 +393,7 @@ func parseCursor(page string) (cursor, error) {
 	if page == "" {
 		return cursor{at: farFuture}, nil
 	}
-	invalid := wrenn.Errorf(wrenn.Invalid, "the page is none that a list returned")
+	invalid := wrenn.Errorf(wrenn.Invalid, "invalid page: use the value that the list before returned")
 	text, err := base64.RawURLEncoding.DecodeString(page)
 	if err != nil {
 		return cursor{}, invalid
@@ -421,7 +425,7 @@ func texts[T ~string](in []T) []string {
 	return out
 }
 
-// seconds rounds up: a timeout is never shorter than asked.
+// seconds rounds up: a timeout is never shorter than requested.
 func seconds(d time.Duration) int32 {
 	return clampInt32(int(min((d+time.Second-1)/time.Second, math.MaxInt32)))
 }

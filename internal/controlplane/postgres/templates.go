@@ -11,15 +11,15 @@ import (
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
 )
 
-// BuildLimits bound what a team has of templates.
+// BuildLimits bound the templates of a team.
 type BuildLimits struct {
 	Templates int // names
 	Builds    int // at a time
 }
 
-// BeginBuild writes the row of a generation that this store's process is about
-// to build. ID, Team, Template, Host and Spec are taken. AlreadyExists when the name is
-// being built already, Exhausted when a limit of the team does not allow it.
+// BeginBuild writes the row of a generation that this process is about to build.
+// It takes ID, Team, Template, Host and Spec of g. AlreadyExists while the name is
+// being built, Exhausted when a limit of the team does not allow it.
 func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits BuildLimits) (*wrenn.Generation, error) {
 	var out *wrenn.Generation
 	err := s.inTx(ctx, "begin a build", func(ctx context.Context, q *dbsqlc.Queries) error {
@@ -35,9 +35,9 @@ func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits Build
 		case now.BuildingThis > 0:
 			return wrenn.Errorf(wrenn.AlreadyExists, "template %s is being built already: wait for that build, or delete the template to end it", name)
 		case int(now.Building) >= limits.Builds:
-			return wrenn.Errorf(wrenn.Exhausted, "the team has %d builds at work, as many as it may: wait for one", now.Building)
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d builds at a time: wait for one", now.Building)
 		case int(now.Others) >= limits.Templates:
-			return wrenn.Errorf(wrenn.Exhausted, "the team has %d templates, as many as it may: delete one first", now.Others)
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first", now.Others)
 		}
 		err = errors.Join(q.DropFailedGenerations(ctx, team, name.Name, name.Tag), q.DropLines(ctx, team, name.Name, name.Tag))
 		if err != nil {
@@ -55,32 +55,33 @@ func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits Build
 	return out, err
 }
 
-// errBuildOver is what a build hears that somebody else has ended.
-func errBuildOver() error {
+// buildEnded returns the error for a build that was ended by another request.
+func buildEnded() error {
 	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the build was ended", Err: ErrConflict}
 }
 
-// PlaceBuild writes on which host a build is. ErrConflict is the cause when the build was ended.
+// PlaceBuild records the host of a build. ErrConflict is the cause when the build was ended.
 func (s *Store) PlaceBuild(ctx context.Context, id wrenn.GenerationID, host wrenn.HostID) error {
 	return s.call(ctx, "place a build", func(ctx context.Context) error {
 		n, err := s.queries.PlaceGeneration(ctx, string(host), string(id), &s.worker)
 		if err == nil && n == 0 {
-			err = errBuildOver()
+			err = buildEnded()
 		}
 		return err
 	})
 }
 
-// AppendLines adds to a build's log; first is the number of the first line,
-// and those before keep go. It works without lines, too: ErrConflict is the cause when the build was ended.
+// AppendLines appends to a build's log; first is the number of the first line, and
+// lines before the number keep are dropped. ErrConflict is the cause when the build
+// was ended, also without lines.
 func (s *Store) AppendLines(ctx context.Context, id wrenn.GenerationID, first int64, lines []string, keep int64) error {
-	return s.inTx(ctx, "keep the log of a build", func(ctx context.Context, q *dbsqlc.Queries) error {
-		on, err := q.BuildGoesOn(ctx, string(id), &s.worker)
+	return s.inTx(ctx, "write the log of a build", func(ctx context.Context, q *dbsqlc.Queries) error {
+		building, err := q.IsBuilding(ctx, string(id), &s.worker)
 		switch {
 		case err != nil:
 			return err
-		case !on:
-			return errBuildOver()
+		case !building:
+			return buildEnded()
 		case len(lines) == 0:
 			return nil
 		}
@@ -95,8 +96,8 @@ func (s *Store) AppendLines(ctx context.Context, id wrenn.GenerationID, first in
 	})
 }
 
-// FinishBuild makes a generation ready and its template's name mean it. What
-// the name meant before is deleted. ErrConflict is the cause when the build was ended.
+// FinishBuild makes a generation ready and its template's name refer to it. The
+// generation before is deleted. ErrConflict is the cause when the build was ended.
 func (s *Store) FinishBuild(ctx context.Context, id wrenn.GenerationID, built wrenn.BuiltGeneration) error {
 	return s.inTx(ctx, "finish a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		row, err := q.FinishGeneration(ctx, dbsqlc.FinishGenerationParams{
@@ -104,7 +105,7 @@ func (s *Store) FinishBuild(ctx context.Context, id wrenn.GenerationID, built wr
 			Env: orEmpty(built.Env), SizeBytes: built.SizeBytes, Digest: built.Digest,
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
-			return errBuildOver()
+			return buildEnded()
 		}
 		if err != nil {
 			return err
@@ -127,8 +128,8 @@ func (s *Store) FailBuild(ctx context.Context, id wrenn.GenerationID, reason str
 	})
 }
 
-// FailAbandoned ends the builds of processes that are not connected any more,
-// as Abandoned finds sandboxes, and returns them.
+// FailAbandoned ends the builds of processes that are not connected any more, under
+// the conditions of Abandoned, and returns them.
 func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason string) ([]wrenn.GenerationID, error) {
 	var out []wrenn.GenerationID
 	err := s.call(ctx, "end abandoned builds", func(ctx context.Context) error {
@@ -141,14 +142,14 @@ func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason
 
 // LoseGeneration fails a ready generation whose host does not have it.
 func (s *Store) LoseGeneration(ctx context.Context, id wrenn.GenerationID, reason string) error {
-	return s.call(ctx, "write that a generation is lost", func(ctx context.Context) error {
+	return s.call(ctx, "mark a generation lost", func(ctx context.Context) error {
 		_, err := s.queries.LoseGeneration(ctx, reason, string(id))
 		return err
 	})
 }
 
-// DeleteTemplate takes a name away and returns its generations, which are to be
-// removed where they are. NotFound when there are none.
+// DeleteTemplate deletes a name and returns its generations, which the caller
+// removes from their hosts. NotFound when it has none.
 func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (map[wrenn.GenerationID]wrenn.HostID, error) {
 	out := map[wrenn.GenerationID]wrenn.HostID{}
 	err := s.inTx(ctx, "delete a template", func(ctx context.Context, q *dbsqlc.Queries) error {
@@ -166,14 +167,14 @@ func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wren
 			out[wrenn.GenerationID(row.ID)] = wrenn.HostID(row.HostID)
 		}
 		if len(rows) == 0 {
-			return errNoTemplate(name)
+			return noTemplate(name)
 		}
 		return q.DropLines(ctx, string(team), name.Name, name.Tag)
 	})
 	return out, err
 }
 
-func errNoTemplate(name wrenn.TemplateName) error {
+func noTemplate(name wrenn.TemplateName) error {
 	return wrenn.Errorf(wrenn.NotFound, "there is no template %s", name)
 }
 
@@ -182,14 +183,14 @@ func (s *Store) Templates(ctx context.Context, team wrenn.TeamID) ([]wrenn.Templ
 	return s.templates(ctx, team, wrenn.TemplateName{})
 }
 
-// Template returns one: NotFound when there is none.
+// Template returns a template: NotFound when the team has none of that name.
 func (s *Store) Template(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (*wrenn.Template, error) {
 	list, err := s.templates(ctx, team, name)
 	if err != nil {
 		return nil, err
 	}
 	if len(list) == 0 {
-		return nil, errNoTemplate(name)
+		return nil, noTemplate(name)
 	}
 	return &list[0], nil
 }
@@ -212,13 +213,13 @@ func (s *Store) templates(ctx context.Context, team wrenn.TeamID, name wrenn.Tem
 	return out, err
 }
 
-// Line is one of a build's log.
+// Line is a line of a build's log.
 type Line struct {
 	Number int64 // from 0
 	Text   string
 }
 
-// Generation returns one and what its build said, from a line on, at most limit lines.
+// Generation returns a generation and its log from a line on, at most limit lines.
 func (s *Store) Generation(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName, id wrenn.GenerationID, from int64, limit int) (*wrenn.Generation, []Line, error) {
 	var out *wrenn.Generation
 	var lines []Line
@@ -230,9 +231,9 @@ func (s *Store) Generation(ctx context.Context, team wrenn.TeamID, name wrenn.Te
 		if err != nil {
 			return err
 		}
-		out = generation(row) // before the lines: what is ready or failed has said all that is read below
-		said, err := s.queries.GenerationLines(ctx, string(id), from, clampInt32(limit))
-		for _, l := range said {
+		out = generation(row) // before the lines: the log of a build that has ended is complete
+		rows, err := s.queries.GenerationLines(ctx, string(id), from, clampInt32(limit))
+		for _, l := range rows {
 			lines = append(lines, Line{Number: l.Line, Text: l.Content})
 		}
 		return err
@@ -251,13 +252,13 @@ func (s *Store) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.Generat
 	return out, err
 }
 
-// Known is what the rows say of a generation.
+// Known is the state of a generation's row.
 type Known struct {
 	State   wrenn.GenerationState
-	Settled bool // for as long as was asked
+	Settled bool // the state is older than the caller asked for
 }
 
-// GenerationStates returns what is known of generations; one without a row is left out.
+// GenerationStates returns the states of generations; one without a row is left out.
 func (s *Store) GenerationStates(ctx context.Context, ids []wrenn.GenerationID, settled time.Duration) (map[wrenn.GenerationID]Known, error) {
 	out := map[wrenn.GenerationID]Known{}
 	err := s.call(ctx, "read generations", func(ctx context.Context) error {

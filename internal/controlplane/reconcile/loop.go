@@ -18,24 +18,24 @@ import (
 )
 
 const (
-	parallelHosts   = 16 // rounds at once, so that a host that hangs holds up nobody
-	parallelReads   = 3  // of rows, so that requests find connections to the database, and a CPU
+	parallelHosts   = 16 // rounds at once, so that a host that hangs does not hold up the others
+	parallelReads   = 3  // of rows, so that connections to the database and a CPU are left for requests
 	parallelActions = 8  // of one host
-	shares          = 30 // of the hosts, one after the other: a thousand rounds at one moment made requests wait for seconds
+	shares          = 30 // of the hosts, one after the other: a thousand rounds at once made requests wait for seconds
 	minTick         = time.Millisecond
 	leadPoll        = 5 * time.Second
 	watchEvery      = 5 * time.Second // for rows that were abandoned
-	settled         = 5 * time.Second // how old they must be
+	abandonedAge    = 5 * time.Second // how old these must be
 )
 
-// Store is the rows. Move changes one if it still is as it was read.
+// Store has the rows. Move changes a row if it still is as it was read.
 type Store interface {
 	Now(ctx context.Context) (time.Time, error)
 	HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error)
-	// Abandoned returns rows between two states on which nobody works any more, older than settled.
+	// Abandoned returns the rows in transition on which no process works any more, and which are older than settled.
 	Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error)
 	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error
-	// SaveUnknown keeps what was reported of a host and returns what is new of it.
+	// SaveUnknown stores the sandboxes of a host that no row explains and returns the new ones.
 	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.ObservedSandbox) ([]wrenn.SandboxID, error)
 	// TryLead returns nil when another replica leads.
 	TryLead(ctx context.Context) (Lead, error)
@@ -54,25 +54,25 @@ type Host interface {
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
 }
 
-// Config is what a loop needs.
+// Config is the configuration of a loop.
 type Config struct {
 	Store Store
-	// Hosts returns those that can be reached now, in a map of the caller's.
+	// Hosts returns the hosts that can be reached now, in a new map.
 	Hosts func() map[wrenn.HostID]Host
 	Every time.Duration // default 30 s
 	Grace Grace
 	Log   *slog.Logger
 }
 
-// Loop reconciles as long as it leads.
+// Loop reconciles while it leads.
 type Loop struct {
 	cfg     Config
-	wake    wake.Chan           // kicked has a new host
-	reading *semaphore.Weighted // bounds how many read rows at once
+	wake    wake.Chan           // notified has a new host
+	reading *semaphore.Weighted // bounds the rounds that read rows at once
 
 	mu       sync.Mutex // guards what follows
-	kicked   map[wrenn.HostID]bool
-	reported map[wrenn.HostID]int // how many sandboxes, since this loop leads
+	notified map[wrenn.HostID]bool
+	reported map[wrenn.HostID]int // how many unknown sandboxes, since this loop leads
 }
 
 // New returns a loop, which Run runs.
@@ -80,14 +80,14 @@ func New(cfg Config) *Loop {
 	cfg.Every = cmp.Or(cfg.Every, 30*time.Second)
 	return &Loop{
 		cfg: cfg, wake: wake.New(), reading: semaphore.NewWeighted(parallelReads),
-		kicked: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]int{},
+		notified: map[wrenn.HostID]bool{}, reported: map[wrenn.HostID]int{},
 	}
 }
 
-// Kick asks for a round of one host at once. It does not block.
-func (l *Loop) Kick(host wrenn.HostID) {
+// Notify asks for a round of one host now. It does not block.
+func (l *Loop) Notify(host wrenn.HostID) {
 	l.mu.Lock()
-	l.kicked[host] = true
+	l.notified[host] = true
 	l.mu.Unlock()
 	l.wake.Notify()
 }
@@ -103,7 +103,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			lead.Close(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
-			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "not leading the reconciliation", slog.Any("error", err))
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot lead the reconciliation; will retry", slog.Any("err", err))
 		}
 		select {
 		case <-ctx.Done():
@@ -119,7 +119,7 @@ func (l *Loop) lead(ctx context.Context, lead Lead) error {
 	defer tick.Stop()
 	watch := time.NewTicker(watchEvery)
 	defer watch.Stop()
-	l.takeKicked() // the first round is of all
+	l.drainNotified() // the first round is of all
 	l.All(ctx)
 	for n := uint32(0); ; {
 		var do func(context.Context)
@@ -130,9 +130,9 @@ func (l *Loop) lead(ctx context.Context, lead Lead) error {
 			n = (n + 1) % shares
 			do = func(ctx context.Context) { l.rounds(ctx, func(host wrenn.HostID) bool { return share(host) == n }) }
 		case <-watch.C:
-			do = l.lookAfter
+			do = l.roundsOfAbandoned
 		case <-l.wake:
-			do = func(ctx context.Context) { l.some(ctx, l.takeKicked()) }
+			do = func(ctx context.Context) { l.some(ctx, l.drainNotified()) }
 		}
 		if err := lead.Held(ctx); err != nil {
 			return err
@@ -141,19 +141,19 @@ func (l *Loop) lead(ctx context.Context, lead Lead) error {
 	}
 }
 
-// share is which part of the hosts one belongs to.
+// share returns the share that a host belongs to.
 func share(host wrenn.HostID) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(host)) // never fails
 	return h.Sum32() % shares
 }
 
-// lookAfter makes a round of the hosts that have abandoned rows.
-func (l *Loop) lookAfter(ctx context.Context) {
-	abandoned, err := l.cfg.Store.Abandoned(ctx, settled)
+// roundsOfAbandoned makes a round of each host that has abandoned rows.
+func (l *Loop) roundsOfAbandoned(ctx context.Context) {
+	abandoned, err := l.cfg.Store.Abandoned(ctx, abandonedAge)
 	if err != nil {
 		if ctx.Err() == nil {
-			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "looking for abandoned sandboxes", slog.Any("error", err))
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot look for abandoned sandboxes; will retry", slog.Any("err", err))
 		}
 		return
 	}
@@ -164,15 +164,15 @@ func (l *Loop) lookAfter(ctx context.Context) {
 	l.some(ctx, hosts)
 }
 
-func (l *Loop) takeKicked() map[wrenn.HostID]bool {
+func (l *Loop) drainNotified() map[wrenn.HostID]bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kicked := l.kicked
-	l.kicked = map[wrenn.HostID]bool{}
-	return kicked
+	notified := l.notified
+	l.notified = map[wrenn.HostID]bool{}
+	return notified
 }
 
-// All makes one round of every host, and of the rows that have none yet.
+// All makes one round of every host, and of the rows without a host.
 func (l *Loop) All(ctx context.Context) {
 	l.rounds(ctx, func(wrenn.HostID) bool { return true })
 }
@@ -183,7 +183,7 @@ func (l *Loop) some(ctx context.Context, hosts map[wrenn.HostID]bool) {
 
 func (l *Loop) rounds(ctx context.Context, wanted func(wrenn.HostID) bool) {
 	hosts := l.cfg.Hosts()
-	hosts[""] = nowhere{}
+	hosts[""] = noHost{}
 	var g errgroup.Group
 	g.SetLimit(parallelHosts)
 	for id, host := range hosts {
@@ -191,17 +191,17 @@ func (l *Loop) rounds(ctx context.Context, wanted func(wrenn.HostID) bool) {
 			g.Go(func() error { l.finish(ctx, id, l.round(ctx, id, host)); return nil })
 		}
 	}
-	_ = g.Wait() // each says itself what is wrong
+	_ = g.Wait() // finish logs the errors
 }
 
 func (l *Loop) finish(ctx context.Context, host wrenn.HostID, err error) {
 	if err != nil && ctx.Err() == nil {
-		l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "reconciling a host", slog.String("host", string(host)), slog.Any("error", err))
+		l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot reconcile host", slog.String("host", string(host)), slog.Any("err", err))
 	}
 }
 
-// round looks at one host and acts. The order matters: the time, what is
-// there, and then what should be.
+// round compares one host and acts. The order matters: the time, the observed
+// state, and then the desired state.
 func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 	asOf, err := l.cfg.Store.Now(ctx)
 	if err != nil {
@@ -225,8 +225,8 @@ func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 	return l.report(ctx, id, plan.Unknown)
 }
 
-// rows reads the rows first and then which of them are abandoned: in the other
-// order one that somebody has taken up meanwhile would be taken for abandoned.
+// rows reads the rows first and then which of them are abandoned: in the other order
+// a row that a request acquired in between would be taken for abandoned.
 func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]Row, error) {
 	if err := l.reading.Acquire(ctx, 1); err != nil {
 		return nil, err
@@ -236,15 +236,15 @@ func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.Sandbox
 	if err != nil || len(read) == 0 {
 		return nil, err
 	}
-	rows, between := make([]Row, len(read)), false
+	rows, inTransition := make([]Row, len(read)), false
 	for i := range read {
 		rows[i].Sandbox = read[i]
-		between = between || read[i].State.InTransition()
+		inTransition = inTransition || read[i].State.InTransition()
 	}
-	if !between {
+	if !inTransition {
 		return rows, nil
 	}
-	abandoned, err := l.cfg.Store.Abandoned(ctx, settled)
+	abandoned, err := l.cfg.Store.Abandoned(ctx, abandonedAge)
 	for i := range rows {
 		_, rows[i].Abandoned = abandoned[rows[i].ID]
 	}
@@ -262,11 +262,11 @@ func (l *Loop) act(ctx context.Context, host Host, actions []Action) {
 				slog.String("from", string(a.Row.State)), slog.String("to", string(a.To)), slog.String("reason", a.Reason),
 			}
 			if err != nil {
-				// Often another request that was first; if not, the next round sees the same again.
-				l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "could not reconcile a sandbox", append(attrs, slog.Any("error", err))...)
+				// Often another request was first; if not, the next round plans the same again.
+				l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot reconcile sandbox", append(attrs, slog.Any("err", err))...)
 				return nil
 			}
-			l.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "reconciled a sandbox", attrs...)
+			l.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "reconciled sandbox", attrs...)
 			return nil
 		})
 	}
@@ -295,14 +295,14 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 	return then()
 }
 
-// report tells people of sandboxes that no row explains: once in the log, and
-// in the database as long as they are there.
+// report shows operators the sandboxes that no row explains: once in the log, and
+// in the database as long as they exist.
 func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.ObservedSandbox) error {
 	l.mu.Lock()
 	known, before := l.reported[host]
 	l.mu.Unlock()
 	if len(unknown) == 0 && before && known == 0 {
-		return nil // nothing, as the last time
+		return nil // none, as in the last round
 	}
 	fresh, err := l.cfg.Store.SaveUnknown(ctx, host, unknown)
 	if err != nil {
@@ -310,7 +310,7 @@ func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.Ob
 	}
 	for _, sb := range unknown {
 		if slices.Contains(fresh, sb.ID) {
-			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "a host has a sandbox that no row explains; it is left alone until a person decides",
+			l.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no row explains a sandbox on a host; it stays until an operator decides",
 				slog.String("host", string(host)), slog.String("sandbox", string(sb.ID)),
 				slog.String("state", string(sb.State)), slog.String("reason", sb.Reason))
 		}
@@ -321,8 +321,8 @@ func (l *Loop) report(ctx context.Context, host wrenn.HostID, unknown []wrenn.Ob
 	return nil
 }
 
-// Unknown says how many sandboxes of each host no row explains, as of the last
-// round of a loop that leads. One that does not lead knows of none.
+// Unknown returns the number of sandboxes on each host that no row explains, as of
+// the last round. A loop that does not lead returns none.
 func (l *Loop) Unknown() map[wrenn.HostID]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -331,16 +331,16 @@ func (l *Loop) Unknown() map[wrenn.HostID]int {
 	return unknown
 }
 
-// forgetReports is for a loop that leads no more: from now on others report.
+// forgetReports clears the counts when the loop stops leading: another replica reports then.
 func (l *Loop) forgetReports() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	clear(l.reported)
 }
 
-// nowhere is the host of rows that have none yet.
-type nowhere struct{}
+// noHost stands for the host of rows without a host.
+type noHost struct{}
 
-func (nowhere) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
-func (nowhere) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
-func (nowhere) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }
+func (noHost) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
+func (noHost) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
+func (noHost) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }

@@ -1,10 +1,10 @@
-// Package reconcile brings what should be, the rows, and what is, the
+// Package reconcile brings the desired state, the rows, and the observed state, the
 // inventories of the hosts, together again: after a crash, a lost answer, a
-// sandbox that ended by itself. Plan decides and is pure; Loop looks and acts.
+// sandbox that ended by itself. Plan decides and is pure; Loop reads and acts.
 //
-// It works on levels, never on events: whatever happened, the next look sees
-// what came of it. It never destroys a live sandbox whose row has not ended
-// or is ending, and never one that it cannot explain.
+// It works on states, never on events: the next round sees the result of
+// whatever happened. It never destroys a live sandbox unless its row has ended or
+// is stopping, and never one that no row explains.
 package reconcile
 
 import (
@@ -15,7 +15,7 @@ import (
 	"wrenn"
 )
 
-// Kind is what to do.
+// Kind is the kind of an action.
 type Kind string
 
 // The kinds. To is the row's next state; with "" the row stays as it is.
@@ -23,10 +23,10 @@ const (
 	Move        Kind = "move"        // the row alone
 	Destroy     Kind = "destroy"     // end the sandbox on the host, then move the row
 	Acknowledge Kind = "acknowledge" // move the row, then let the host forget a sandbox that ended by itself
-	Extend      Kind = "extend"      // the host has another timeout
+	Extend      Kind = "extend"      // set the row's timeout on the host
 )
 
-// Action is one thing to do. Those of one plan do not depend on each other.
+// Action is one step of a plan. The actions of a plan do not depend on each other.
 type Action struct {
 	Kind   Kind
 	Row    wrenn.Sandbox // as it was read: compare-and-set goes by its version
@@ -34,50 +34,50 @@ type Action struct {
 	Reason string // for the user
 }
 
-// Result is what to do about one host.
+// Result is the plan for one host.
 type Result struct {
 	Actions []Action
-	// Unknown are sandboxes that no row explains. They are left alone and
-	// reported: a person decides.
+	// Unknown are sandboxes that no row explains. They are not touched but
+	// reported: an operator decides.
 	Unknown []wrenn.ObservedSandbox
 }
 
 // Row is a row as it was read.
 type Row struct {
 	wrenn.Sandbox
-	// Abandoned says that nobody works on it any more, whatever its age.
+	// Abandoned is true if no process works on the row any more, whatever its age.
 	Abandoned bool
 }
 
-// late says that nobody can be at work on the row any more.
+// late reports whether no process can still work on the row.
 func (r *Row) late(asOf time.Time, grace time.Duration) bool {
 	return r.Abandoned || asOf.Sub(r.UpdatedAt) > grace
 }
 
-// Grace is how long a row may stand between two states before nobody can be
-// at work on it any more. It must be longer than the requests' own deadlines.
-// Rows that are known to be abandoned do not wait for it.
+// Grace is how long a row may be in transition before it counts as late. It must be
+// longer than the deadlines of requests. Rows that are known to be abandoned do not
+// wait for it.
 type Grace struct {
-	Pending  time.Duration // until a host was asked
-	Starting time.Duration
-	Turning  time.Duration // pausing and resuming
-	Stopping time.Duration
+	Pending           time.Duration // rows of older versions, which had no host at first
+	Starting          time.Duration
+	PausingOrResuming time.Duration
+	Stopping          time.Duration
 }
 
-// Reasons that users read. ReasonLost is also that of a request which finds it out.
+// Reasons that users read. ReasonLost is also that of a request that finds the loss.
 const (
 	reasonNeverAsked = "no host was asked to start it before the control plane stopped"
 	reasonNeverCame  = "its host did not start it in time"
 	reasonCut        = "the control plane stopped, or lost its database, while it started"
 	ReasonLost       = "its host does not have it any more"
-	reasonQuarantine = "its host found it in a state that nobody can explain and keeps it for a person to look at"
+	reasonQuarantine = "its host found it in an unexplained state and keeps it for an operator to look at"
 	reasonEnded      = "it ended by itself"
 )
 
-// Plan compares the rows of a host, and those of the sandboxes seen there,
-// with its inventory. asOf is the time, by the clock that dates rows, before
-// the inventory was taken: rows changed since are left for the next round,
-// because the inventory may be older than they are.
+// Plan compares the rows of a host, and those of the sandboxes that it reports,
+// with its inventory. asOf is a time before the inventory was read, by the clock
+// that dates rows: rows changed since then wait for the next round, because the
+// inventory may be older than they are.
 func Plan(rows []Row, inv wrenn.Inventory, asOf time.Time, grace Grace) Result {
 	var r Result
 	byID := make(map[wrenn.SandboxID]*Row, len(rows))
@@ -103,7 +103,7 @@ func (r *Result) add(kind Kind, row *Row, to wrenn.State, reason string) {
 	r.Actions = append(r.Actions, Action{Kind: kind, Row: row.Sandbox, To: to, Reason: reason})
 }
 
-// absent decides about a row whose host does not have the sandbox.
+// absent plans for a row whose host does not have the sandbox.
 func (r *Result) absent(row *Row, asOf time.Time, grace Grace) {
 	switch row.State {
 	case wrenn.Pending:
@@ -113,7 +113,7 @@ func (r *Result) absent(row *Row, asOf time.Time, grace Grace) {
 	case wrenn.Starting:
 		if row.Abandoned {
 			r.add(Move, row, wrenn.Failed, reasonCut)
-		} else if row.late(asOf, grace.Starting) { // until then the request is on its way
+		} else if row.late(asOf, grace.Starting) { // until then the request may be on its way
 			r.add(Move, row, wrenn.Failed, reasonNeverCame)
 		}
 	case wrenn.Stopping:
@@ -123,8 +123,8 @@ func (r *Result) absent(row *Row, asOf time.Time, grace Grace) {
 	}
 }
 
-// EndOf says how a stopping row ends: failed when it stops because something
-// went wrong, which its reason says, else stopped.
+// EndOf returns the final state of a stopping row: failed if it has a reason,
+// which is what went wrong, else stopped.
 func EndOf(row *wrenn.Sandbox) wrenn.State {
 	if row.Reason != "" {
 		return wrenn.Failed
@@ -132,7 +132,7 @@ func EndOf(row *wrenn.Sandbox) wrenn.State {
 	return wrenn.Stopped
 }
 
-// present decides about a sandbox that the host has.
+// present plans for a sandbox that the host has.
 func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID, asOf time.Time, grace Grace) {
 	switch {
 	case row == nil:
@@ -152,17 +152,17 @@ func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID
 	}
 }
 
-// elsewhere is a copy on a host that the row does not name.
+// elsewhere plans for a sandbox on a host that the row does not name.
 func (r *Result) elsewhere(row *Row, seen wrenn.ObservedSandbox) {
 	if seen.State.Ended() {
-		r.add(Acknowledge, row, "", "") // this host tried, another one has it
+		r.add(Acknowledge, row, "", "") // this host failed to start it, another one has it
 		return
 	}
 	r.Unknown = append(r.Unknown, seen)
 }
 
-// over is a row that has ended: its owner wanted the sandbox gone, or it was
-// taken for lost. In the second case it is somebody's data that came back.
+// over plans for a sandbox whose row has ended: its owner stopped it, or it was
+// marked lost. In the second case a user's data have come back.
 func (r *Result) over(row *Row, seen wrenn.ObservedSandbox) {
 	switch {
 	case seen.State.Ended():
@@ -178,22 +178,22 @@ func isLive(s wrenn.ObservedState) bool {
 	return s == wrenn.ObservedStarting || s == wrenn.ObservedRunning || s == wrenn.ObservedPaused
 }
 
-// ended is a sandbox that ended by itself: its time was up, or it broke.
+// ended plans for a sandbox that ended by itself: it timed out, or it failed.
 func (r *Result) ended(row *Row, seen wrenn.ObservedSandbox) {
 	to, reason := wrenn.Stopped, cmp.Or(seen.Reason, reasonEnded)
 	if seen.State == wrenn.ObservedFailed || !row.State.Can(wrenn.Stopped) {
 		to = wrenn.Failed
 	}
-	if row.State == wrenn.Stopping { // why it was to stop counts, not how it did
+	if row.State == wrenn.Stopping { // the reason for the stop counts, not how it ended
 		to, reason = EndOf(&row.Sandbox), row.Reason
 	}
 	r.add(Acknowledge, row, to, reason)
 }
 
-// live is a sandbox that runs or is paused, and whose row has not ended.
+// live plans for a sandbox that runs or is paused, and whose row has not ended.
 func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grace Grace) {
 	if !isLive(seen.State) || seen.State == wrenn.ObservedStarting && row.State != wrenn.Stopping {
-		return // the host is at it
+		return // the host works on it
 	}
 	paused := seen.State == wrenn.ObservedPaused
 	state := row.State
@@ -203,9 +203,9 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 			r.add(Destroy, row, EndOf(&row.Sandbox), row.Reason)
 		}
 	case wrenn.Pausing, wrenn.Resuming:
-		state = turned(row.State, paused, row.late(asOf, grace.Turning))
+		state = settle(row.State, paused, row.late(asOf, grace.PausingOrResuming))
 	case wrenn.Starting, wrenn.Running, wrenn.Paused:
-		// Nobody asked for a turn: what is, wins. Its time was up and the host paused it, or somebody used it and the host woke it.
+		// No request is in progress, so the observed state wins: it timed out and the host paused it, or it was used and the host woke it.
 		state = stateOf(paused)
 	}
 	if state != row.State {
@@ -216,9 +216,9 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	}
 }
 
-// turned settles a row between running and paused: at once when the host has
-// done it, and back when nobody can be doing it any more.
-func turned(state wrenn.State, paused, late bool) wrenn.State {
+// settle returns the state of a row that is pausing or resuming: the new state once
+// the host has reached it, and the old one when the row is late.
+func settle(state wrenn.State, paused, late bool) wrenn.State {
 	if done := (state == wrenn.Pausing) == paused; !done && !late {
 		return state
 	}

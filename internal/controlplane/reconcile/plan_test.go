@@ -14,7 +14,7 @@ import (
 
 var (
 	asOf  = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	grace = reconcile.Grace{Pending: time.Minute, Starting: time.Minute, Turning: time.Minute, Stopping: time.Minute}
+	grace = reconcile.Grace{Pending: time.Minute, Starting: time.Minute, PausingOrResuming: time.Minute, Stopping: time.Minute}
 )
 
 const (

@@ -1,5 +1,5 @@
-// Package scheduler picks hosts for sandboxes. It is pure: it sees what was
-// last known of the hosts and decides; a host that is full says so itself.
+// Package scheduler picks hosts for sandboxes. It is pure: it decides by the last
+// answers of the hosts. A host that is full since then refuses the sandbox.
 package scheduler
 
 import (
@@ -8,18 +8,18 @@ import (
 	"wrenn"
 )
 
-// Host is what is known of one that can be reached.
+// Host is a host that can be reached, as it answered last.
 type Host struct {
 	ID       wrenn.HostID
 	Capacity wrenn.Capacity
-	// What was sent there since it said so.
+	// Sent to the host since that answer.
 	PendingSandboxes int
 	PendingMemoryMB  int64
 }
 
-// Pick returns the host whose memory is least taken, in parts of what it has,
-// among those with room for one more sandbox of that much memory; the smallest
-// id of several. It is Exhausted when none has, Unavailable when there is none.
+// Pick returns the host with the smallest used share of its memory, among those with
+// room for one more sandbox of that much memory; the smallest id of several. It is
+// Exhausted when none has room, Unavailable when hosts is empty.
 func Pick(hosts []Host, memoryMB int) (wrenn.HostID, error) {
 	if len(hosts) == 0 {
 		return "", wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
@@ -52,7 +52,7 @@ func (h *Host) compare(o *Host, memoryMB int) int {
 	)
 }
 
-// memory and number are the parts taken; of what has no limit nothing is.
+// memory and number return the used shares; without a limit that is 0.
 func (h *Host) memory(memoryMB int) float64 {
 	if h.Capacity.MemoryMiB == 0 {
 		return 0

@@ -6,15 +6,18 @@ import (
 	"wrenn"
 )
 
-// Checkpoints are those of a sandbox. They are their host's to know: no row has them.
+// Snapshots are the use cases of copies and checkpoints.
+type Snapshots struct{ *core }
+
+// Checkpoints are those of a sandbox. Its host keeps them; no row has them.
 type Checkpoints struct {
 	List []wrenn.Checkpoint // oldest first
-	Head wrenn.CheckpointID // the one that the sandbox goes on from; "" for none
+	Head wrenn.CheckpointID // the one that the sandbox continues from; "" for none
 }
 
-// CreateCheckpoint keeps what a running sandbox is now; it goes on. A paused
-// one that may be woken is. The name is for people and may be empty.
-func (s *Service) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
+// CreateCheckpoint keeps the present state of a running sandbox, which continues.
+// A paused one with AutoResume is resumed first. The name is for people and may be empty.
+func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
 	if len(name) > wrenn.MaxCheckpointNameBytes || !isText(name) {
 		return nil, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of at most %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
@@ -22,7 +25,7 @@ func (s *Service) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.Sandb
 	if err != nil {
 		return nil, err
 	}
-	defer s.usedBoxes.add(id)
+	defer s.used.add(id)
 	cp, err := host.CreateCheckpoint(ctx, id, wrenn.NewCheckpointID(), name)
 	if err != nil {
 		return nil, err
@@ -31,7 +34,7 @@ func (s *Service) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.Sandb
 }
 
 // Checkpoints returns a sandbox's checkpoints. One that has ended, or has not started, has none.
-func (s *Service) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID) (*Checkpoints, error) {
+func (s *Snapshots) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID) (*Checkpoints, error) {
 	sb, err := s.store.TeamSandbox(ctx, c.Team, id)
 	if err != nil {
 		return nil, err
@@ -41,7 +44,7 @@ func (s *Service) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID)
 	default:
 		return &Checkpoints{}, nil
 	}
-	host, err := s.fleet.host(sb.Host)
+	host, err := s.hosts.client(sb.Host)
 	if err != nil {
 		return nil, err
 	}
@@ -52,25 +55,25 @@ func (s *Service) Checkpoints(ctx context.Context, c Caller, id wrenn.SandboxID)
 	return &Checkpoints{List: list, Head: head}, nil
 }
 
-// RestoreCheckpoint makes a sandbox what it was at a checkpoint. What it is
-// now is lost, no checkpoint is; a paused one stays paused. When it fails the sandbox
-// goes on as before. NotFound when there is no such checkpoint.
-func (s *Service) RestoreCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) (*wrenn.Sandbox, error) {
-	sb, host, err := s.at(ctx, c, id, wrenn.Running, wrenn.Paused)
+// RestoreCheckpoint takes a sandbox back to a checkpoint. Its present state is
+// lost; no checkpoint is. A paused sandbox stays paused. When it fails the
+// sandbox continues as before. NotFound when it has no such checkpoint.
+func (s *Snapshots) RestoreCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) (*wrenn.Sandbox, error) {
+	sb, host, err := s.locate(ctx, c, id, wrenn.Running, wrenn.Paused)
 	if err != nil {
 		return nil, err
 	}
 	if err := host.RestoreCheckpoint(ctx, id, cp); err != nil {
 		return nil, err
 	}
-	s.usedBoxes.add(id)
+	s.used.add(id)
 	return sb, nil
 }
 
-// DeleteCheckpoint removes a checkpoint; those made after it go on from its
-// parent. One that is not there is no error.
-func (s *Service) DeleteCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) error {
-	_, host, err := s.at(ctx, c, id, wrenn.Running, wrenn.Paused)
+// DeleteCheckpoint removes a checkpoint; those made after it continue from its
+// parent. Twice is allowed.
+func (s *Snapshots) DeleteCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, cp wrenn.CheckpointID) error {
+	_, host, err := s.locate(ctx, c, id, wrenn.Running, wrenn.Paused)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"time"
 
@@ -11,11 +12,8 @@ import (
 	"wrenn/internal/controlplane/postgres"
 )
 
-// Defaults of a sandbox, as the API documents them.
-const (
-	defaultTimeout = 300 * time.Second
-	minMemoryMB    = 64 // less does not boot
-)
+// defaultTimeout is the timeout of a sandbox, as the API documents it.
+const defaultTimeout = 300 * time.Second
 
 // CreateSandbox is a sandbox to make. Zero values are the defaults: template
 // "base", 1 vCPU, 512 MB, 300 s, then destroyed. A Timeout below zero is never.
@@ -31,36 +29,38 @@ type CreateSandbox struct {
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
 // made is undone. Exhausted says what is full: the team's limit or the hosts.
-func (s *Service) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox) (*wrenn.Sandbox, error) {
-	from, err := s.resolve(ctx, c, req.Template)
+func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox) (*wrenn.Sandbox, error) {
+	from, err := s.resolveTemplate(ctx, c, req.Template)
 	if err != nil {
 		return nil, err
 	}
-	if err := from.shape(&req); err != nil {
+	if err := from.apply(&req); err != nil {
 		return nil, err
 	}
-	sb, err := s.describe(c, req)
+	sb, err := s.limits.describe(req)
 	if err != nil {
 		return nil, err
 	}
-	sb.Template, sb.Generation = from.name.String(), from.generation
-	s.fleet.ready(ctx)
-	if _, err := s.fleet.pick(sb.MemoryMiB, nil, from.host); err != nil {
-		return nil, err // no row for what cannot be
-	}
-	row, err := s.store.CreateSandbox(ctx, sb, s.cfg.Limits.ofTeam(), c.actor())
+	sb.Team, sb.Template, sb.Generation = c.Team, from.name.String(), from.generation
+	s.hosts.waitForPings(ctx)
+	on, err := s.hosts.reserve(sb.MemoryMiB, nil, from.host)
 	if err != nil {
-		s.leaveIfWritten(ctx, &sb, err)
+		return nil, err // without a row
+	}
+	sb.Host = on.id
+	row, err := s.store.CreateSandbox(ctx, sb, s.limits.ofTeam(), c.actor())
+	if err != nil {
+		on.release(0)
+		s.handToReconcilerIfUnsure(ctx, &sb, err)
 		return nil, err
 	}
-	return s.place(ctx, row, from.host, c.actor())
+	return s.create(ctx, row, on, from.host, starting{s.core, c.actor()})
 }
 
-// describe is the sandbox that the request means.
-func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
+// describe returns the row of a requested sandbox, without its team, template and host.
+func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
 	sb := wrenn.Sandbox{
-		ID: wrenn.NewSandboxID(), Team: c.Team,
-		Metadata: req.Metadata,
+		ID: wrenn.NewSandboxID(), Metadata: req.Metadata,
 		SandboxSpec: wrenn.SandboxSpec{
 			Size:       wrenn.Size{VCPUs: req.VCPUs, MemoryMiB: req.MemoryMB}.OrDefault(),
 			EndOfLife:  wrenn.EndOfLife{OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout)},
@@ -68,115 +68,95 @@ func (s *Service) describe(c Caller, req CreateSandbox) (wrenn.Sandbox, error) {
 		},
 	}
 	var err error
-	if sb.Timeout, err = s.timeout(req.Timeout, defaultTimeout); err != nil {
+	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
 		return sb, err
 	}
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
-		return sb, wrenn.Errorf(wrenn.Invalid, "%.20q is not what can happen at the timeout: %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
+		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(s.checkSize(sb.VCPUs, sb.MemoryMiB), checkMetadata(sb.Metadata), checkEnv(sb.Env))
+	return sb, cmp.Or(l.checkSize(sb.VCPUs, sb.MemoryMiB), checkMetadata(sb.Metadata), checkEnv(sb.Env))
 }
 
-// timeout is a request's, in the words of a row: below zero is never, zero is
-// the default, and refused where there is none.
-func (s *Service) timeout(d, byDefault time.Duration) (time.Duration, error) {
-	switch {
-	case d < 0:
-		return 0, nil
-	case d > s.cfg.Limits.Timeout:
-		return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is at most %v, or below zero for none", s.cfg.Limits.Timeout)
-	case d > 0:
-		return d, nil
-	case byDefault > 0:
-		return byDefault, nil
-	}
-	return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is more than 0 s, or below zero for none")
-}
-
-// place finds a host for a new row, or takes only, and makes the sandbox there. A
-// host that says it is full has made nothing, so the next one is asked.
-func (s *Service) place(ctx context.Context, sb *wrenn.Sandbox, only wrenn.HostID, actor string) (*wrenn.Sandbox, error) {
+// create makes the sandbox of a new row on the reserved host. A host that
+// answers that it is full has made nothing, so another one is asked, unless it
+// must be only.
+func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, only wrenn.HostID, start starting) (*wrenn.Sandbox, error) {
 	full := map[wrenn.HostID]bool{}
-	var refused error
 	for {
-		m, err := s.fleet.pick(sb.MemoryMiB, full, only)
+		refused := on.member.client.Create(ctx, sb.ID, sb.SandboxSpec)
+		if refused == nil {
+			on.release(1)
+			return start.finish(ctx, sb)
+		}
+		on.release(0)
+		if wrenn.CodeOf(refused) != wrenn.Exhausted {
+			return nil, start.abandon(ctx, sb, refused)
+		}
+		full[on.id] = true
+		next, err := s.hosts.reserve(sb.MemoryMiB, full, only)
 		if err != nil {
-			return nil, s.abandon(ctx, sb, actor, cmp.Or(refused, err)) // a host's own words say more
+			return nil, start.abandon(ctx, sb, refused) // the host's message says more
 		}
-		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: m.id, Actor: actor})
+		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: start.actor})
 		if err != nil {
-			return nil, s.abandon(ctx, sb, actor, err)
+			next.release(0)
+			return nil, start.abandon(ctx, sb, err)
 		}
-		sb = moved
-		done := m.reserve(1, sb.MemoryMiB)
-		err = m.client.Create(ctx, sb.ID, sb.SandboxSpec)
-		if err != nil {
-			done(0)
-		} else {
-			done(1)
-		}
-		switch {
-		case err == nil:
-			return s.started(ctx, sb, actor)
-		case wrenn.CodeOf(err) == wrenn.Exhausted && len(full) < len(s.fleet.members):
-			full[m.id], refused = true, err
-		default:
-			return nil, s.abandon(ctx, sb, actor, err)
-		}
+		sb, on = moved, next
 	}
 }
 
-// started writes that the sandbox runs. When that cannot be, its caller will
-// not hear of it, and it is undone.
-func (s *Service) started(ctx context.Context, sb *wrenn.Sandbox, actor string) (*wrenn.Sandbox, error) {
-	ctx, cancel := own(ctx, rowTimeout)
+// starting ends the start of sandboxes, on behalf of an actor.
+type starting struct {
+	*core
+	actor string
+}
+
+// finish writes that the sandbox runs. If it cannot, the sandbox is undone: its
+// caller gets an error and no id.
+func (s starting) finish(ctx context.Context, sb *wrenn.Sandbox) (*wrenn.Sandbox, error) {
+	ctx, cancel := detach(ctx, rowTimeout)
 	defer cancel()
-	now, err := s.arrive(ctx, sb, wrenn.Running, actor)
-	if err == nil {
-		s.usedBoxes.add(sb.ID)
-		return now, nil
+	now, err := s.writeState(ctx, sb, wrenn.Running, s.actor)
+	if err != nil {
+		return nil, s.abandon(ctx, sb, err)
 	}
-	return nil, s.abandon(ctx, sb, actor, err)
+	s.used.add(sb.ID)
+	return now, nil
 }
 
-// abandon undoes a sandbox that did not come to run because of cause, which
-// it returns. What it cannot do now is the reconciler's.
-func (s *Service) abandon(ctx context.Context, sb *wrenn.Sandbox, actor string, cause error) error {
-	reason := reasonOf(cause)
+// abandon undoes a sandbox that did not start because of cause, which it
+// returns. What it cannot undo now is the reconciler's.
+func (s starting) abandon(ctx context.Context, sb *wrenn.Sandbox, cause error) error {
+	reason := messageOf(cause, "its host could not start it")
 	if ctx.Err() != nil {
-		reason = "who asked for it went away while it started"
+		reason = "the client disconnected while it started"
 	}
-	ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)
+	ctx, cancel := detach(ctx, s.deadlines.Destroy)
 	defer cancel()
-	if err := s.undo(ctx, sb, postgres.Move{To: wrenn.Failed, Reason: reason, Actor: actor}); err != nil {
-		s.leave(ctx, "a sandbox that did not start is not undone yet", sb, err)
+	if err := s.undo(ctx, sb, reason); err != nil {
+		s.handToReconciler(ctx, "undo a failed start", sb, err)
 	}
 	return cause
 }
 
-// undo destroys a sandbox that was being made, and ends its row. When somebody
-// else changed the row meanwhile it is his to end.
-func (s *Service) undo(ctx context.Context, sb *wrenn.Sandbox, end postgres.Move) error {
-	stopping := end
-	stopping.To = wrenn.Stopping
-	moved, moveErr := s.store.MoveSandbox(ctx, sb, stopping)
+// undo destroys a sandbox that was being made, and ends its row as failed. If
+// another request has changed the row since, that one ends it.
+func (s starting) undo(ctx context.Context, sb *wrenn.Sandbox, reason string) error {
+	moved, moveErr := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Stopping, Reason: reason, Actor: s.actor})
 	if err := s.destroy(ctx, sb); err != nil || moveErr != nil {
 		return errors.Join(moveErr, err)
 	}
-	_, err := s.store.MoveSandbox(ctx, moved, end)
+	_, err := s.store.MoveSandbox(ctx, moved, postgres.Move{To: wrenn.Failed, Reason: reason, Actor: s.actor})
 	if errors.Is(err, postgres.ErrConflict) {
 		return nil // the reconciler was first
 	}
 	return err
 }
 
-// reasonOf is an error for the row: what a user may read, without causes.
-func reasonOf(err error) string {
-	return messageOf(err, "its host could not start it")
-}
-
-// messageOf is what an error says to a user, or other, as a database takes it:
-// the words may be a guest's.
+// messageOf returns the message of an error as a user may read it and the
+// database can hold it: the text may come from a guest. An error without such a
+// message becomes other.
 func messageOf(err error, other string) string {
 	const most = 4 << 10
 	e, ok := errors.AsType[*wrenn.Error](err)
@@ -185,4 +165,49 @@ func messageOf(err error, other string) string {
 	}
 	text := strings.ToValidUTF8(e.Message[:min(len(e.Message), most)], "") // the cut may be in a character
 	return strings.ReplaceAll(text, "\x00", "?")
+}
+
+// templateSource is what a template's name means now.
+type templateSource struct {
+	name       wrenn.TemplateName
+	generation wrenn.GenerationID // "" is the base
+	host       wrenn.HostID       // that has it; "" is any
+	spec       wrenn.TemplateSpec
+}
+
+// resolveTemplate finds what sandboxes of a template are made from.
+func (c *core) resolveTemplate(ctx context.Context, caller Caller, template string) (templateSource, error) {
+	name, err := wrenn.ParseTemplateName(cmp.Or(template, wrenn.BaseTemplate))
+	if err != nil || name.Base() {
+		return templateSource{name: name}, err
+	}
+	t, err := c.store.Template(ctx, caller.Team, name)
+	if err != nil {
+		return templateSource{}, err
+	}
+	g, latest := t.Current, t.Latest
+	switch {
+	case g != nil:
+		return templateSource{name: name, generation: g.ID, host: g.Host, spec: g.Spec}, nil
+	case latest.State == wrenn.GenerationBuilding:
+		return templateSource{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s is still being built", name)
+	}
+	return templateSource{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s cannot be used, build it again: %s", name, latest.Reason)
+}
+
+// apply gives a request the size and the variables of its template.
+func (t templateSource) apply(req *CreateSandbox) error {
+	if t.generation == "" {
+		return nil
+	}
+	if req.VCPUs != 0 && req.VCPUs != t.spec.VCPUs || req.MemoryMB != 0 && req.MemoryMB != t.spec.MemoryMiB {
+		return wrenn.Errorf(wrenn.Invalid, "sandboxes of template %s have %d vCPUs and %d MB of memory, as they were built: leave the size out, or build the template with another",
+			t.name, t.spec.VCPUs, t.spec.MemoryMiB)
+	}
+	req.VCPUs, req.MemoryMB = t.spec.VCPUs, t.spec.MemoryMiB
+	env := map[string]string{}
+	maps.Copy(env, t.spec.Env)
+	maps.Copy(env, req.Env)
+	req.Env = env
+	return nil
 }

@@ -19,17 +19,17 @@ import (
 
 const (
 	pingsToDown = 2                // failed ones in a row, so that one lost packet does not take a host away
-	saveEvery   = time.Minute      // what a host said, when nothing changed
-	firstPing   = 10 * time.Second // how long a create waits for hosts that were not asked yet
+	saveEvery   = time.Minute      // a host's answers, when nothing changed
+	firstPing   = 10 * time.Second // how long a create waits for the first pings
 )
 
-// fleet is the hosts and what was last known of them.
+// fleet is the hosts and their last answers.
 type fleet struct {
 	members map[wrenn.HostID]*member // never changes
 	every   time.Duration
 	store   *postgres.Store
 	log     *slog.Logger
-	changed func(wrenn.HostID) // a host came back, or its agent is a new one; set before run
+	changed func(wrenn.HostID) // called when a host is back or its agent has restarted; set before run
 }
 
 // member is one host.
@@ -37,14 +37,14 @@ type member struct {
 	id     wrenn.HostID
 	url    string
 	client *hostclient.Client
-	asked  chan struct{} // closed when the first ping is over
+	pinged chan struct{} // closed when the first ping is over
 
 	mu       sync.Mutex // guards what follows
 	up       bool
 	failures int // pings in a row
 	info     wrenn.HostInfo
 	saved    time.Time
-	// Sandboxes that are being made there, and those made since the last ping was sent.
+	// The sandboxes that are being made on the host, and those made since the last ping was sent.
 	making, made load
 }
 
@@ -70,12 +70,12 @@ func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, erro
 		if err != nil {
 			return nil, fmt.Errorf("host %s: %w", h.ID, err)
 		}
-		f.members[h.ID] = &member{id: h.ID, url: h.URL, client: client, asked: make(chan struct{})}
+		f.members[h.ID] = &member{id: h.ID, url: h.URL, client: client, pinged: make(chan struct{})}
 	}
 	return f, nil
 }
 
-// run asks every host again and again until ctx ends.
+// run pings every host again and again until ctx ends.
 func (f *fleet) run(ctx context.Context) error {
 	var g errgroup.Group
 	for _, m := range f.members {
@@ -92,34 +92,30 @@ func (f *fleet) watch(ctx context.Context, m *member) {
 	for first := true; ; first = false {
 		f.ping(ctx, m)
 		if first {
-			close(m.asked)
+			close(m.pinged)
 		}
-		// Scattered, so that a thousand hosts are not asked at one moment.
-		next := time.NewTimer(f.every/2 + rand.N(f.every))
-		select {
-		case <-ctx.Done():
-			next.Stop()
+		// Scattered, so that a thousand hosts are not pinged at one moment.
+		if !sleep(ctx, f.every/2+rand.N(f.every)) {
 			return
-		case <-next.C:
 		}
 	}
 }
 
 func (f *fleet) ping(ctx context.Context, m *member) {
-	counted := m.settled()
+	counted := m.madeSoFar()
 	info, err := m.client.Ping(ctx)
 	if ctx.Err() != nil {
 		return
 	}
 	if err != nil {
 		if m.missed() {
-			f.log.LogAttrs(ctx, slog.LevelWarn, "a host cannot be reached", slog.String("host", string(m.id)), slog.Any("error", err))
+			f.log.LogAttrs(ctx, slog.LevelWarn, "cannot reach host", slog.String("host", string(m.id)), slog.Any("err", err))
 		}
 		return
 	}
 	isNew, save := m.answered(info, counted)
 	if isNew {
-		f.log.LogAttrs(ctx, slog.LevelInfo, "a host is there", slog.String("host", string(m.id)),
+		f.log.LogAttrs(ctx, slog.LevelInfo, "host connected", slog.String("host", string(m.id)),
 			slog.String("instance", info.Instance), slog.String("version", info.Version), slog.String("driver", info.Driver))
 		f.changed(m.id)
 	}
@@ -127,18 +123,18 @@ func (f *fleet) ping(ctx context.Context, m *member) {
 		return
 	}
 	if err := f.store.SaveHost(ctx, m.id, m.url, info); err != nil && ctx.Err() == nil {
-		f.log.LogAttrs(ctx, slog.LevelWarn, "saving what a host said", slog.String("host", string(m.id)), slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot save a host's answer", slog.String("host", string(m.id)), slog.Any("err", err))
 	}
 }
 
-// settled is what the next answer will have counted already.
-func (m *member) settled() load {
+// madeSoFar returns the load that the next answer will include.
+func (m *member) madeSoFar() load {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.made
 }
 
-// missed says whether the host is down since this ping.
+// missed records a failed ping and reports whether the host is down since then.
 func (m *member) missed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -151,7 +147,8 @@ func (m *member) missed() bool {
 	return was
 }
 
-// answered says whether the host is back, after however little, or another one, and whether to save what it said.
+// answered records a host's answer. isNew reports that the host is back, after any
+// failed ping, or that its agent has restarted; save that the answer is to be saved.
 func (m *member) answered(info wrenn.HostInfo, counted load) (isNew, save bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -163,14 +160,14 @@ func (m *member) answered(info wrenn.HostInfo, counted load) (isNew, save bool) 
 	return isNew, save
 }
 
-// known is whether the host answers, and what it said last.
+// known reports whether the host answers, and returns its last answer.
 func (m *member) known() (up bool, info wrenn.HostInfo) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.up, m.info
 }
 
-// reachable are the hosts that answer.
+// reachable returns the hosts that answer.
 func (f *fleet) reachable() map[wrenn.HostID]reconcile.Host {
 	out := map[wrenn.HostID]reconcile.Host{}
 	for id, m := range f.members {
@@ -183,22 +180,22 @@ func (f *fleet) reachable() map[wrenn.HostID]reconcile.Host {
 	return out
 }
 
-// host returns the client of a sandbox's host.
-func (f *fleet) host(id wrenn.HostID) (*hostclient.Client, error) {
+// client returns the client of a sandbox's host.
+func (f *fleet) client(id wrenn.HostID) (*hostclient.Client, error) {
 	m := f.members[id]
 	if m == nil {
-		return nil, wrenn.Errorf(wrenn.Unavailable, "the sandbox is on host %s, which is not configured any more", id)
+		return nil, wrenn.Errorf(wrenn.Unavailable, "the sandbox is on host %s, which is not configured any more: add it to the configuration again", id)
 	}
 	return m.client, nil
 }
 
-// ready waits until every host was asked once, but not for long.
-func (f *fleet) ready(ctx context.Context) {
+// waitForPings returns when every host was pinged once, after firstPing at the latest.
+func (f *fleet) waitForPings(ctx context.Context) {
 	timeout := time.NewTimer(firstPing)
 	defer timeout.Stop()
 	for _, m := range f.members {
 		select {
-		case <-m.asked:
+		case <-m.pinged:
 		case <-timeout.C:
 			return
 		case <-ctx.Done():
@@ -207,20 +204,25 @@ func (f *fleet) ready(ctx context.Context) {
 	}
 }
 
-// pick chooses a host but those in full; if only is set it is that one.
-func (f *fleet) pick(memoryMB int, full map[wrenn.HostID]bool, only wrenn.HostID) (*member, error) {
-	candidates := func(pending bool) []scheduler.Host { return f.candidates(full, only, pending) }
-	id, err := scheduler.Pick(candidates(true), memoryMB)
+// reserve picks a host for a sandbox and reserves its memory. Hosts in full are
+// left out; if only is set it is that host. The caller releases the reservation.
+func (f *fleet) reserve(memoryMB int, full map[wrenn.HostID]bool, only wrenn.HostID) (*reservation, error) {
+	id, err := scheduler.Pick(f.candidates(full, only, true), memoryMB)
 	if wrenn.CodeOf(err) == wrenn.Exhausted {
-		// What is being made may be counted by the host already. It knows: let it decide.
-		id, err = scheduler.Pick(candidates(false), memoryMB)
+		// The host may have counted what is being made already: let it decide.
+		id, err = scheduler.Pick(f.candidates(full, only, false), memoryMB)
 	}
 	if wrenn.CodeOf(err) == wrenn.Unavailable && only != "" {
-		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has what the sandbox is to be made from, cannot be reached; try again in a moment", only)
+		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has the source of the sandbox, cannot be reached; try again in a moment", only)
 	}
-	return f.members[id], err
+	if err != nil {
+		return nil, err
+	}
+	return f.members[id].reserve(1, memoryMB), nil
 }
 
+// candidates returns the hosts that can be reached; pending adds the load that
+// they may not have counted yet.
 func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pending bool) []scheduler.Host {
 	var hosts []scheduler.Host
 	for id, m := range f.members {
@@ -241,16 +243,40 @@ func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pendin
 	return hosts
 }
 
-// reserve counts sandboxes of a size that are to be made; call done with how many were.
-func (m *member) reserve(n, memoryMB int) (done func(made int)) {
-	of := func(n int) load { return load{n, int64(n) * int64(memoryMB)} }
+// reservation is sandboxes of one size that are to be made on a host.
+type reservation struct {
+	*member
+	sandboxes, memoryMB int
+}
+
+// reserve counts n sandboxes that are to be made. The caller releases them.
+func (m *member) reserve(n, memoryMB int) *reservation {
+	r := &reservation{member: m, sandboxes: n, memoryMB: memoryMB}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.making = m.making.add(of(n))
-	return func(made int) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.making = m.making.sub(of(n))
-		m.made = m.made.add(of(made))
+	m.making = m.making.add(r.load(n))
+	return r
+}
+
+// release ends the reservation; made of its sandboxes exist now. It is called once.
+func (r *reservation) release(made int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.making = r.making.sub(r.load(r.sandboxes))
+	r.made = r.made.add(r.load(made))
+}
+
+func (r *reservation) load(n int) load { return load{n, int64(n) * int64(r.memoryMB)} }
+
+// removeGeneration removes a build whose row does not want it. If that fails now
+// the templateReconciler does it.
+func (f *fleet) removeGeneration(ctx context.Context, host wrenn.HostID, id wrenn.GenerationID) {
+	m := f.members[host]
+	if m == nil {
+		return
+	}
+	if err := m.client.DeleteGeneration(ctx, id); err != nil {
+		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot remove a template's build from its host; will retry",
+			slog.String("generation", string(id)), slog.String("host", string(host)), slog.Any("err", err))
 	}
 }

@@ -9,6 +9,22 @@ import (
 	"wrenn/internal/controlplane/postgres"
 )
 
+const (
+	keyCacheSize = 10_000
+	keyCacheTTL  = 5 * time.Second // how long a key works after another replica revoked it
+)
+
+// Keys are the use cases of API keys.
+type Keys struct {
+	store *postgres.Store
+	cache *auth.Cache[Caller]
+	used  uses[string]
+}
+
+func newKeys(store *postgres.Store) *Keys {
+	return &Keys{store: store, cache: auth.NewCache[Caller](keyCacheSize, keyCacheTTL)}
+}
+
 // Key is an API key without its secret.
 type Key struct {
 	ID, Name   string
@@ -19,14 +35,14 @@ type Key struct {
 
 var errUnknownKey = wrenn.Errorf(wrenn.Unauthenticated, "the API key is missing, unknown or revoked")
 
-// Authenticate finds whose secret that is: Unauthenticated when nobody's. It
-// remembers for seconds, so that a busy key costs the database nothing.
-func (s *Service) Authenticate(ctx context.Context, secret string) (Caller, error) {
+// Authenticate returns the caller that a secret belongs to: Unauthenticated when
+// it is unknown. It caches for seconds, so that a busy key costs the database nothing.
+func (s *Keys) Authenticate(ctx context.Context, secret string) (Caller, error) {
 	hash, ok := auth.HashOf(secret)
 	if !ok {
 		return Caller{}, errUnknownKey
 	}
-	c, known := s.keys.Get(hash)
+	c, known := s.cache.Get(hash)
 	if !known {
 		id, team, err := s.store.FindKey(ctx, hash)
 		if wrenn.CodeOf(err) == wrenn.NotFound {
@@ -36,14 +52,14 @@ func (s *Service) Authenticate(ctx context.Context, secret string) (Caller, erro
 			return Caller{}, err
 		}
 		c = Caller{Team: team, Key: id}
-		s.keys.Put(hash, c)
+		s.cache.Put(hash, c)
 	}
-	s.usedKeys.add(c.Key)
+	s.used.add(c.Key)
 	return c, nil
 }
 
 // CreateKey makes a key. Its secret is returned this once.
-func (s *Service) CreateKey(ctx context.Context, c Caller, name string) (Key, string, error) {
+func (s *Keys) CreateKey(ctx context.Context, c Caller, name string) (Key, string, error) {
 	if err := checkName("key", name); err != nil {
 		return Key{}, "", err
 	}
@@ -57,7 +73,7 @@ func (s *Service) CreateKey(ctx context.Context, c Caller, name string) (Key, st
 }
 
 // ListKeys returns the team's keys, newest first.
-func (s *Service) ListKeys(ctx context.Context, c Caller) ([]Key, error) {
+func (s *Keys) ListKeys(ctx context.Context, c Caller) ([]Key, error) {
 	rows, err := s.store.Keys(ctx, c.Team)
 	keys := make([]Key, len(rows))
 	for i, row := range rows {
@@ -67,19 +83,13 @@ func (s *Service) ListKeys(ctx context.Context, c Caller) ([]Key, error) {
 }
 
 // RevokeKey ends a key of the team: NotFound when it has none of that id.
-// Other replicas may take it for some seconds more.
-func (s *Service) RevokeKey(ctx context.Context, c Caller, id string) error {
+// Other replicas may accept it for some seconds more.
+func (s *Keys) RevokeKey(ctx context.Context, c Caller, id string) error {
 	if err := s.store.RevokeKey(ctx, c.Team, id); err != nil {
 		return err
 	}
-	s.keys.Forget(func(known Caller) bool { return known.Key == id })
+	s.cache.Forget(func(known Caller) bool { return known.Key == id })
 	return nil
-}
-
-// SandboxesCreatedBy returns the sandboxes that have not ended and that c created, by any request:
-// also those that were forked. It works after c's key was revoked.
-func (s *Service) SandboxesCreatedBy(ctx context.Context, c Caller) ([]wrenn.SandboxID, error) {
-	return s.store.SandboxesCreatedBy(ctx, c.Team, c.actor())
 }
 
 func keyOf(k postgres.Key) Key {

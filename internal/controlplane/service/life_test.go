@@ -3,7 +3,9 @@ package service_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -35,7 +37,7 @@ func TestLife(t *testing.T) {
 			Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: map[string]string{"WHO": "me"},
 			EndOfLife: wrenn.EndOfLife{Timeout: 90 * time.Second, OnTimeout: wrenn.DestroyOnTimeout},
 		},
-		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt, UpdatedAt: sb.UpdatedAt, Version: 3,
+		CreatedAt: sb.CreatedAt, StartedAt: sb.StartedAt, LastActiveAt: sb.LastActiveAt, UpdatedAt: sb.UpdatedAt, Version: 2,
 	}
 	if diff := cmp.Diff(want, sb); diff != "" || sb.StartedAt.IsZero() || sb.CreatedAt.IsZero() {
 		t.Errorf("created (-want +got):\n%s", diff)
@@ -300,7 +302,7 @@ func TestCreateWhoseCallerGoesAway(t *testing.T) {
 	_, err := s.CreateSandbox(ctx, w.caller, service.CreateSandbox{})
 	testkit.WantCode(t, err, wrenn.Canceled)
 	page, _, err := s.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{})
-	if err != nil || len(page) != 1 || page[0].State != wrenn.Failed || !strings.Contains(page[0].Reason, "went away") {
+	if err != nil || len(page) != 1 || page[0].State != wrenn.Failed || !strings.Contains(page[0].Reason, "disconnected") {
 		t.Errorf("got %+v, %v", page, err)
 	}
 	if left := agent.Sandboxes(); len(left) != 0 {
@@ -423,4 +425,36 @@ func TestNoHosts(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestCheckExec: it reports for each state what StartExec would do, and changes no row.
+func TestCheckExec(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	for _, state := range wrenn.States() {
+		for _, autoResume := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, auto_resume %t", state, autoResume), func(t *testing.T) {
+				sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{AutoResume: autoResume})
+				testkit.Must(t, err)
+				w.sql(t, "UPDATE sandboxes SET state = $1 WHERE id = $2", string(state), string(sb.ID))
+				err = s.CheckExec(t.Context(), w.caller, sb.ID)
+				resumes := autoResume && slices.Contains([]wrenn.State{wrenn.Pausing, wrenn.Paused, wrenn.Resuming}, state)
+				switch {
+				case state == wrenn.Running || resumes:
+					testkit.Must(t, err)
+				case state == wrenn.Paused:
+					testkit.WantCode(t, err, wrenn.FailedPrecondition, "wrenn sandbox resume "+string(sb.ID))
+				case state.Ended():
+					testkit.WantCode(t, err, wrenn.FailedPrecondition, "create another")
+				default:
+					testkit.WantCode(t, err, wrenn.FailedPrecondition, "wait until it is running")
+				}
+				if now, err := s.Sandbox(t.Context(), w.caller, sb.ID); err != nil || now.State != state || now.Version != sb.Version {
+					t.Errorf("afterwards %+v, %v", now, err)
+				}
+			})
+		}
+	}
+	testkit.WantCode(t, s.CheckExec(t.Context(), w.team(t, "other"), wrenn.NewSandboxID()), wrenn.NotFound)
 }

@@ -1,11 +1,12 @@
-// Package service holds what the control plane does: its use cases, for
-// callers that are authenticated. It writes the wish into the database, asks
-// the host, and writes what came of it.
+// Package service holds the use cases of the control plane, for callers that
+// are authenticated. A use case writes the desired state into the database,
+// asks the host, and writes the result. Each type is one part of the public API
+// and is declared there as an interface, see package api; they share a core.
 //
-// A replica keeps nothing that another would miss: any number of them work on
+// A replica keeps no state that another would miss: any number of them work on
 // one database, because every change of a row is a compare-and-set and every
-// call to a host may be repeated. What a caller who hangs up leaves half done
-// is undone, or finished, under a context of its own.
+// call to a host may be repeated. Work that a caller leaves half done by hanging
+// up is undone or finished under a detached context.
 package service
 
 import (
@@ -13,43 +14,38 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
-	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
-	"wrenn/internal/controlplane/auth"
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
 )
 
-// The words of commands, which the product shares.
-type (
-	ExecCommand = wrenn.ExecCommand
-	ExecResult  = wrenn.ExecResult
-	ExecStart   = wrenn.ExecStart
-	ExecAttach  = wrenn.ExecAttach
-	ExecStarted = wrenn.ExecStarted
-	ExecSession = wrenn.ExecSession
-	PTYSize     = wrenn.PTYSize
-	ExecOutput  = wrenn.ExecOutput
-	ExecExit    = wrenn.ExecExit
-)
-
-// Config says which hosts there are and what teams may use. Zero values are
-// the defaults.
+// Config lists the hosts and bounds what teams may use. Zero values are the
+// defaults.
 type Config struct {
 	Hosts     []Host
 	Limits    Limits
 	Deadlines hostclient.Deadlines
 	// ReconcileEvery is how often rows and hosts are compared; default 30 s.
 	ReconcileEvery time.Duration
-	// PingEvery is how often a host is asked whether it is there; default 10 s.
+	// PingEvery is the mean time between two pings of a host; default 10 s.
 	PingEvery time.Duration
-	// FlushEvery is how often what was used when is written; default 10 s.
+	// FlushEvery is how often the times of last use are written; default 10 s.
 	FlushEvery time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	c.Limits = c.Limits.withDefaults()
+	c.Deadlines = c.Deadlines.WithDefaults()
+	c.PingEvery = cmp.Or(c.PingEvery, 10*time.Second)
+	c.FlushEvery = cmp.Or(c.FlushEvery, 10*time.Second)
+	c.ReconcileEvery = cmp.Or(c.ReconcileEvery, 30*time.Second)
+	return c
 }
 
 // Host is a machine that runs sandboxes.
@@ -59,40 +55,7 @@ type Host struct {
 	TLS func() *tls.Config // for https, see hostclient.Config
 }
 
-// Limits bound a team. The first two are what it has at once where its row in
-// the database says nothing else; the others are of one sandbox.
-type Limits struct {
-	Sandboxes    int           // paused ones included; default 100
-	TeamMemoryMB int           // of those that are not paused; default 262144
-	VCPUs        int           // default 8
-	MemoryMB     int           // default 16384
-	Timeout      time.Duration // default 30 days
-	ExecTimeout  time.Duration // of one command; default 24 h
-	Templates    int           // that a team has; default 100
-	Builds       int           // of templates, of a team at a time; default 4
-}
-
-func (l Limits) withDefaults() Limits {
-	return Limits{
-		Sandboxes: cmp.Or(l.Sandboxes, 100), TeamMemoryMB: cmp.Or(l.TeamMemoryMB, 256<<10),
-		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10),
-		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
-		Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
-	}
-}
-
-// ofTeam are the limits of what a team has at once.
-func (l Limits) ofTeam() postgres.Limits {
-	return postgres.Limits{Sandboxes: l.Sandboxes, MemoryMB: int64(l.TeamMemoryMB)}
-}
-
-const (
-	keyCacheSize = 10_000
-	keyCacheTTL  = 5 * time.Second // how long a key that another replica revoked is taken
-	settleSlack  = 2*rowTimeout + 10*time.Second
-)
-
-// Caller is who asks, as Authenticate found.
+// Caller is the client behind a request, as Authenticate found it.
 type Caller struct {
 	Team wrenn.TeamID
 	Key  string // the id of the key; "" is the system
@@ -101,101 +64,104 @@ type Caller struct {
 // actor is the caller in events.
 func (c Caller) actor() string {
 	if c.Key == "" {
-		return "system"
+		return actorSystem
 	}
 	return "key:" + c.Key
 }
 
-// Service is the control plane. It is safe for concurrent use.
-type Service struct {
-	cfg   Config
-	store *postgres.Store
-	fleet *fleet
-	loop  *reconcile.Loop
-	log   *slog.Logger
+// Actors in events that are no callers.
+const (
+	actorSystem     = "system"
+	actorOperator   = "operator"
+	actorReconciler = "reconciler"
+)
 
-	keys      *auth.Cache[Caller]
-	usedBoxes uses[wrenn.SandboxID]
-	usedKeys  uses[string]
-	left      left
-	begun     chan *build // by requests, for Run
+// Service is the control plane: all use cases, and the work in the background.
+// It is safe for concurrent use.
+type Service struct {
+	*Sandboxes
+	*Snapshots
+	*Commands
+	*Files
+	*Templates
+	*Keys
+	*Operator
+
+	core      *core
+	builder   *builder
+	templates *templateReconciler
+	flushing  *flusher
 }
 
 // New returns a service over a database that is migrated. It does not wait
 // for hosts. Run must run for sandboxes to be made.
 func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) {
-	cfg.Limits = cfg.Limits.withDefaults()
-	cfg.Deadlines = cfg.Deadlines.WithDefaults()
-	cfg.PingEvery = cmp.Or(cfg.PingEvery, 10*time.Second)
-	cfg.FlushEvery = cmp.Or(cfg.FlushEvery, 10*time.Second)
-	cfg.ReconcileEvery = cmp.Or(cfg.ReconcileEvery, 30*time.Second)
-	s := &Service{cfg: cfg, store: store, log: log, keys: auth.NewCache[Caller](keyCacheSize, keyCacheTTL), left: newLeft(), begun: make(chan *build)}
-	var err error
-	if s.fleet, err = newFleet(cfg, store, log); err != nil {
+	cfg = cfg.withDefaults()
+	hosts, err := newFleet(cfg, store, log)
+	if err != nil {
 		return nil, err
 	}
-	s.loop = reconcile.New(reconcile.Config{
-		Store: rows{store}, Hosts: s.fleet.reachable, Every: cfg.ReconcileEvery, Grace: grace(cfg.Deadlines), Log: log,
+	reconciler := reconcile.New(reconcile.Config{
+		Store: rows{store}, Hosts: hosts.reachable, Every: cfg.ReconcileEvery, Grace: grace(cfg.Deadlines), Log: log,
 	})
-	s.fleet.changed = s.loop.Kick
-	return s, nil
+	hosts.changed = reconciler.Notify
+	c := &core{
+		limits: cfg.Limits, deadlines: cfg.Deadlines, store: store, hosts: hosts, reconciler: reconciler,
+		released: newReleaseQueue(), used: &uses[wrenn.SandboxID]{}, log: log,
+	}
+	builds := make(chan *build)
+	keys := newKeys(store)
+	return &Service{
+		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
+		Templates: &Templates{core: c, builds: builds}, Keys: keys, Operator: &Operator{c},
+		core: c, builder: &builder{core: c, builds: builds},
+		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.GenerationID]bool{}},
+		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
+	}, nil
 }
 
-// grace is longer than what this service takes at most. It is for rows whose
-// worker is connected and yet does not end them: those of one that is gone or
-// has let them go do not wait.
+// settleSlack is for a row's changes before and after a call to a host.
+const settleSlack = 2*rowTimeout + 10*time.Second
+
+// grace is longer than the longest time that this service takes. It is for rows
+// whose worker is connected and does not finish them: rows whose worker is gone
+// or has released them do not wait.
 func grace(d hostclient.Deadlines) reconcile.Grace {
 	return reconcile.Grace{
 		Pending: settleSlack, Starting: d.Create + d.Destroy + settleSlack,
-		Turning: d.Pause + settleSlack, Stopping: d.Destroy + settleSlack,
+		PausingOrResuming: d.Pause + settleSlack, Stopping: d.Destroy + settleSlack,
 	}
 }
 
-// Run shows that this replica lives, watches the hosts, reconciles and writes
-// what was batched. It returns when ctx has ended and all of it is done.
+// Run registers this replica as alive, pings the hosts, reconciles, builds
+// templates and writes what was batched. It returns when ctx has ended and all
+// of that has stopped.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.attend(ctx) })
-	g.Go(func() error { return s.releaseLeft(ctx) })
-	g.Go(func() error { return s.fleet.run(ctx) })
-	g.Go(func() error { return s.loop.Run(ctx) })
-	g.Go(func() error { return s.flushUses(ctx) })
-	g.Go(func() error { return s.runBuilds(ctx) })
-	g.Go(func() error { return s.tendTemplates(ctx) })
+	for _, part := range []func(context.Context) error{
+		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
+		s.flushing.run, s.builder.run, s.templates.run,
+	} {
+		g.Go(func() error { return part(ctx) })
+	}
 	return g.Wait()
 }
 
-// Ready says whether requests can be served: Unavailable when the database
-// cannot be reached or has another schema.
-func (s *Service) Ready(ctx context.Context) error { return s.store.Ready(ctx) }
+// Ready returns nil if requests can be served: Unavailable when the database
+// cannot be reached or has an older schema.
+func (s *Service) Ready(ctx context.Context) error { return s.core.store.Ready(ctx) }
 
-// Hosts returns what is known of the hosts, and of what they have that no row
-// explains. It is for the operator: it asks for no caller.
-func (s *Service) Hosts(ctx context.Context) ([]wrenn.HostRecord, []wrenn.UnknownSandbox, error) {
-	return s.store.Hosts(ctx)
-}
-
-// EnsureTeam returns the team of that name and makes it when there is none.
-func (s *Service) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, error) {
-	if err := checkName("team", name); err != nil {
-		return "", err
-	}
-	return s.store.EnsureTeam(ctx, name)
-}
-
-func checkName(what, name string) error {
-	const most = 100
-	if strings.TrimSpace(name) != name || name == "" || len(name) > most || !isText(name) {
-		return wrenn.Errorf(wrenn.Invalid, "the name of a %s is 1 to %d characters, without spaces around it", what, most)
-	}
-	return nil
+// Collector returns the metrics of the hosts. Those of unknown sandboxes come
+// from the replica that reconciles; the others show none.
+func (s *Service) Collector() prometheus.Collector {
+	return newCollector(s.core.hosts, s.core.reconciler)
 }
 
 // rows are the store as the reconciler needs it.
 type rows struct{ *postgres.Store }
 
 func (r rows) Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error {
-	_, err := r.MoveSandbox(ctx, row, postgres.Move{To: to, Reason: reason, Actor: "reconciler"})
+	_, err := r.MoveSandbox(ctx, row, postgres.Move{To: to, Reason: reason, Actor: actorReconciler})
 	return err
 }
 

@@ -90,8 +90,8 @@ func TestOneWakeForAll(t *testing.T) {
 		t.Errorf("%d wakes", n)
 	}
 	w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))
-	if events, err := w.store.Events(t.Context(), sb.ID); err != nil || len(events) != 7 {
-		t.Errorf("%d events, %v; want one turn each way", len(events), err)
+	if events, err := w.store.Events(t.Context(), sb.ID); err != nil || len(events) != 6 {
+		t.Errorf("%d events, %v; want one transition each way", len(events), err)
 	}
 }
 
@@ -249,7 +249,7 @@ func TestFork(t *testing.T) {
 				Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: sb.Env,
 				EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
 			},
-			CreatedAt: got.CreatedAt, StartedAt: got.StartedAt, LastActiveAt: got.LastActiveAt, UpdatedAt: got.UpdatedAt, Version: 3,
+			CreatedAt: got.CreatedAt, StartedAt: got.StartedAt, LastActiveAt: got.LastActiveAt, UpdatedAt: got.UpdatedAt, Version: 2,
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("copy (-want +got):\n%s", diff)

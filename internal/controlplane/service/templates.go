@@ -1,10 +1,8 @@
 package service
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
-	"maps"
 	"time"
 
 	"wrenn"
@@ -18,14 +16,20 @@ const (
 	maxReference    = 512
 	maxLogin        = 8 << 10 // of a password, which may be a token
 	maxReadyTimeout = time.Hour
-	maxLinePage     = 1000
+	maxLogPage      = 1000 // lines
 )
 
-// RegistryLogin is what a container registry asks for. It is passed on and never kept.
+// Templates are the use cases of templates. Another team's template is NotFound.
+type Templates struct {
+	*core
+	builds chan<- *build // for the builder
+}
+
+// RegistryLogin is the login for a container registry. It is passed on and never stored.
 type RegistryLogin = hostclient.RegistryLogin
 
 // BuildTemplate is a template to build. Zero values are defaults, as for a
-// sandbox; what a sandbox that it is made from has is not given.
+// sandbox; a template made from a sandbox has no values of its spec but the source.
 type BuildTemplate struct {
 	Name string // or name:tag
 	Spec wrenn.TemplateSpec
@@ -33,55 +37,60 @@ type BuildTemplate struct {
 	Login RegistryLogin
 }
 
-// BuildTemplate begins to build a generation of a template, and returns it. The
-// build goes on here when ctx ends; Generation tells how far it is. When it is
-// ready the name means it. AlreadyExists while the name is being built.
-func (s *Service) BuildTemplate(ctx context.Context, c Caller, req BuildTemplate) (*wrenn.Generation, error) {
-	name, err := s.buildName(req)
+// BuildTemplate starts to build a generation of a template, and returns it. The
+// build continues when ctx ends; Generation returns its progress. When it is
+// ready the name refers to it. AlreadyExists while the name is being built.
+func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTemplate) (*wrenn.Generation, error) {
+	name, err := buildName(req)
 	if err != nil {
 		return nil, err
 	}
-	spec, only, err := s.specOf(ctx, c, req.Spec)
+	spec, only, err := s.completeSpec(ctx, c, req.Spec)
 	if err != nil {
 		return nil, err
 	}
-	s.fleet.ready(ctx)
-	if _, err := s.fleet.pick(spec.MemoryMiB, nil, only); err != nil {
-		return nil, err // no row for what cannot be
-	}
-	limits := postgres.BuildLimits{Templates: s.cfg.Limits.Templates, Builds: s.cfg.Limits.Builds}
-	g, err := s.store.BeginBuild(ctx, wrenn.Generation{ID: wrenn.NewGenerationID(), Team: c.Team, Template: name, Spec: spec}, limits)
+	s.hosts.waitForPings(ctx)
+	on, err := s.hosts.reserve(spec.MemoryMiB, nil, only)
 	if err != nil {
+		return nil, err // without a row
+	}
+	limits := postgres.BuildLimits{Templates: s.limits.Templates, Builds: s.limits.Builds}
+	g, err := s.store.BeginBuild(ctx, wrenn.Generation{ID: wrenn.NewGenerationID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, limits)
+	if err == nil {
+		err = s.start(ctx, &build{generation: *g, login: req.Login, on: on, only: only})
+	}
+	if err != nil {
+		on.release(0)
 		return nil, err
 	}
-	return g, s.begin(ctx, &build{generation: g, login: req.Login, only: only})
+	return g, nil
 }
 
-// begin hands a build to Run.
-func (s *Service) begin(ctx context.Context, b *build) error {
-	stopping := time.NewTimer(rowTimeout)
-	defer stopping.Stop()
+// start passes a build to the builder.
+func (s *Templates) start(ctx context.Context, b *build) error {
+	stopped := time.NewTimer(rowTimeout)
+	defer stopped.Stop()
 	select {
-	case s.begun <- b:
+	case s.builds <- b:
 		return nil
-	case <-stopping.C: // Run has ended
+	case <-stopped.C: // Run has ended
 	case <-ctx.Done():
 	}
-	ctx, cancel := own(ctx, 0)
+	ctx, cancel := detach(ctx, 0)
 	defer cancel()
 	if err := s.store.FailBuild(ctx, b.generation.ID, "the server stopped before the build began: build again"); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "the end of a build is not written yet", slog.String("generation", string(b.generation.ID)), slog.Any("error", err))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build", slog.String("generation", string(b.generation.ID)), slog.Any("err", err))
 	}
-	return wrenn.Errorf(wrenn.Unavailable, "the server stops; try again in a moment")
+	return wrenn.Errorf(wrenn.Unavailable, "the server is stopping; try again in a moment")
 }
 
-func (s *Service) buildName(req BuildTemplate) (wrenn.TemplateName, error) {
+func buildName(req BuildTemplate) (wrenn.TemplateName, error) {
 	name, err := wrenn.ParseTemplateName(req.Name)
 	if err != nil {
 		return name, err
 	}
 	if name.Name == wrenn.BaseTemplate {
-		return name, wrenn.Errorf(wrenn.Invalid, "template %s is built in: take another name", wrenn.BaseTemplate)
+		return name, wrenn.Errorf(wrenn.Invalid, "template %s is built in: choose another name", wrenn.BaseTemplate)
 	}
 	return name, checkSpec(req)
 }
@@ -100,7 +109,7 @@ func checkSpec(req BuildTemplate) error {
 	}
 	switch {
 	case sources > 1:
-		return wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image or a sandbox: say one of them")
+		return wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image or a sandbox: give one of them")
 	case from.Sandbox != "" && (spec.Size != wrenn.Size{} || len(spec.Env) > 0 || spec.StartCmd != "" || spec.ReadyCmd != "" || spec.ReadyTimeout != 0):
 		return wrenn.Errorf(wrenn.Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables and commands")
 	case from.OCI == "" && req.Login != RegistryLogin{}:
@@ -119,10 +128,11 @@ func checkSpec(req BuildTemplate) error {
 	return checkEnv(spec.Env)
 }
 
-// specOf fills in what the request leaves out, and says on which host the build must be.
-func (s *Service) specOf(ctx context.Context, c Caller, spec wrenn.TemplateSpec) (wrenn.TemplateSpec, wrenn.HostID, error) {
+// completeSpec fills in the values that the request leaves out, and returns the
+// host on which the build must be, "" for any.
+func (s *Templates) completeSpec(ctx context.Context, c Caller, spec wrenn.TemplateSpec) (wrenn.TemplateSpec, wrenn.HostID, error) {
 	if id := spec.From.Sandbox; id != "" {
-		sb, _, err := s.at(ctx, c, id, wrenn.Running)
+		sb, _, err := s.locate(ctx, c, id, wrenn.Running)
 		if err != nil {
 			return spec, "", err
 		}
@@ -130,80 +140,22 @@ func (s *Service) specOf(ctx context.Context, c Caller, spec wrenn.TemplateSpec)
 		return spec, sb.Host, nil
 	}
 	spec.Size = spec.Size.OrDefault()
-	return spec, "", s.checkSize(spec.VCPUs, spec.MemoryMiB)
+	return spec, "", s.limits.checkSize(spec.VCPUs, spec.MemoryMiB)
 }
 
-func (s *Service) checkSize(vcpus, memoryMB int) error {
-	limits := s.cfg.Limits
-	switch {
-	case vcpus < 1 || vcpus > limits.VCPUs:
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", limits.VCPUs, vcpus)
-	case memoryMB < minMemoryMB || memoryMB > limits.MemoryMB:
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, limits.MemoryMB, memoryMB)
-	}
-	return nil
-}
-
-// origin is what a template's name means now.
-type origin struct {
-	name       wrenn.TemplateName
-	generation wrenn.GenerationID // "" is the base
-	host       wrenn.HostID       // that has it; "" is any
-	spec       wrenn.TemplateSpec
-}
-
-// resolve finds what sandboxes of a template are made from.
-func (s *Service) resolve(ctx context.Context, c Caller, template string) (origin, error) {
-	name, err := wrenn.ParseTemplateName(cmp.Or(template, wrenn.BaseTemplate))
-	if err != nil || name.Base() {
-		return origin{name: name}, err
-	}
-	t, err := s.store.Template(ctx, c.Team, name)
-	if err != nil {
-		return origin{}, err
-	}
-	g, latest := t.Current, t.Latest
-	switch {
-	case g != nil:
-		return origin{name: name, generation: g.ID, host: g.Host, spec: g.Spec}, nil
-	case latest.State == wrenn.GenerationBuilding:
-		return origin{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s is still being built", name)
-	}
-	return origin{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s cannot be used, build it again: %s", name, latest.Reason)
-}
-
-// shape gives a request what its template's generation has.
-func (o origin) shape(req *CreateSandbox) error {
-	if o.generation == "" {
-		return nil
-	}
-	if req.VCPUs != 0 && req.VCPUs != o.spec.VCPUs || req.MemoryMB != 0 && req.MemoryMB != o.spec.MemoryMiB {
-		return wrenn.Errorf(wrenn.Invalid, "sandboxes of template %s have %d vCPUs and %d MB of memory, as they were built: leave the size out, or build the template with another",
-			o.name, o.spec.VCPUs, o.spec.MemoryMiB)
-	}
-	req.VCPUs, req.MemoryMB = o.spec.VCPUs, o.spec.MemoryMiB
-	env := maps.Clone(o.spec.Env)
-	if env == nil {
-		env = map[string]string{}
-	}
-	maps.Copy(env, req.Env)
-	req.Env = env
-	return nil
-}
-
-// Templates returns the team's templates, and the base.
-func (s *Service) Templates(ctx context.Context, c Caller) ([]wrenn.Template, error) {
-	own, err := s.store.Templates(ctx, c.Team)
-	return append([]wrenn.Template{baseTemplate()}, own...), err
+// ListTemplates returns the team's templates, and the base.
+func (s *Templates) ListTemplates(ctx context.Context, c Caller) ([]wrenn.Template, error) {
+	ofTeam, err := s.store.Templates(ctx, c.Team)
+	return append([]wrenn.Template{baseTemplate()}, ofTeam...), err
 }
 
 func baseTemplate() wrenn.Template {
-	name, _ := wrenn.ParseTemplateName(wrenn.BaseTemplate) // it is one
+	name, _ := wrenn.ParseTemplateName(wrenn.BaseTemplate) // it is valid
 	return wrenn.Template{Name: name}
 }
 
-// Template returns one of the team's, or the base.
-func (s *Service) Template(ctx context.Context, c Caller, template string) (*wrenn.Template, error) {
+// Template returns a template of the team, or the base.
+func (s *Templates) Template(ctx context.Context, c Caller, template string) (*wrenn.Template, error) {
 	name, err := wrenn.ParseTemplateName(template)
 	if err != nil {
 		return nil, err
@@ -214,21 +166,21 @@ func (s *Service) Template(ctx context.Context, c Caller, template string) (*wre
 	return s.store.Template(ctx, c.Team, name)
 }
 
-// BuildLog is a piece of what a build said.
+// BuildLog is a part of a build's log.
 type BuildLog struct {
-	First int64 // the number of the first line: the asked-for one, or more when older ones were dropped
+	First int64 // the number of the first line: the requested one, or more when older lines were dropped
 	Lines []string
-	Next  int64 // where to go on
+	Next  int64 // the number to request next
 }
 
 // Generation returns a generation of a template and its log from a line on, at
-// most 1,000 lines. When it is building no more there is nothing after a log without lines.
-func (s *Service) Generation(ctx context.Context, c Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, BuildLog, error) {
+// most 1,000 lines. When it is not building, a log without lines is at its end.
+func (s *Templates) Generation(ctx context.Context, c Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, BuildLog, error) {
 	name, err := wrenn.ParseTemplateName(template)
 	if err != nil {
 		return nil, BuildLog{}, err
 	}
-	g, lines, err := s.store.Generation(ctx, c.Team, name, id, from, maxLinePage)
+	g, lines, err := s.store.Generation(ctx, c.Team, name, id, from, maxLogPage)
 	log := BuildLog{First: from, Next: from}
 	for i, line := range lines {
 		if i == 0 {
@@ -240,9 +192,9 @@ func (s *Service) Generation(ctx context.Context, c Caller, template string, id 
 	return g, log, err
 }
 
-// DeleteTemplate takes a template away, and ends its build. Sandboxes that were
-// created from it live on.
-func (s *Service) DeleteTemplate(ctx context.Context, c Caller, template string) error {
+// DeleteTemplate deletes a template, and ends its build. Sandboxes that were
+// created from it continue.
+func (s *Templates) DeleteTemplate(ctx context.Context, c Caller, template string) error {
 	name, err := wrenn.ParseTemplateName(template)
 	if err != nil {
 		return err
@@ -254,23 +206,10 @@ func (s *Service) DeleteTemplate(ctx context.Context, c Caller, template string)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := own(ctx, s.cfg.Deadlines.Destroy)
+	ctx, cancel := detach(ctx, s.deadlines.Destroy)
 	defer cancel()
 	for id, host := range gone {
-		s.removeGeneration(ctx, host, id)
+		s.hosts.removeGeneration(ctx, host, id)
 	}
 	return nil
-}
-
-// removeGeneration removes one whose row says that it is not wanted. What does
-// not work now is done by tendTemplates.
-func (s *Service) removeGeneration(ctx context.Context, host wrenn.HostID, id wrenn.GenerationID) {
-	m := s.fleet.members[host]
-	if m == nil {
-		return
-	}
-	if err := m.client.DeleteGeneration(ctx, id); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "a generation of a template is not removed yet",
-			slog.String("generation", string(id)), slog.String("host", string(host)), slog.Any("error", err))
-	}
 }

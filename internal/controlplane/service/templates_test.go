@@ -74,7 +74,7 @@ func TestTemplateLife(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.NotFound, "no template py")
 
 	second := built(t, s, w.caller, req)
-	list, err := s.Templates(t.Context(), w.caller)
+	list, err := s.ListTemplates(t.Context(), w.caller)
 	if err != nil || len(list) != 2 || !list[0].Name.Base() || list[1].Current == nil || list[1].Current.ID != second.ID {
 		t.Errorf("templates: %+v, %v", list, err)
 	}
@@ -230,7 +230,7 @@ func TestBuildWhoseResultIsRefused(t *testing.T) {
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
 	w.sql(t, "ALTER TABLE template_generations ADD CHECK (state <> 'ready')")
-	if g := built(t, s, w.caller, service.BuildTemplate{Name: "x"}); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "cannot be kept") {
+	if g := built(t, s, w.caller, service.BuildTemplate{Name: "x"}); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "cannot be stored") {
 		t.Errorf("ended: %s, %q", g.State, g.Reason)
 	}
 }
@@ -265,7 +265,7 @@ func TestBuildsAreBoundedAndCanBeDeleted(t *testing.T) {
 	}
 	<-begun
 	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "c"})
-	testkit.WantCode(t, err, wrenn.Exhausted, "2 builds at work")
+	testkit.WantCode(t, err, wrenn.Exhausted, "limit of 2 builds")
 
 	if err := s.DeleteTemplate(t.Context(), w.caller, "a"); err != nil {
 		t.Fatal(err)

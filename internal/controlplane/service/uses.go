@@ -9,14 +9,15 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/controlplane/postgres"
 )
 
 const (
-	maxUses      = 100_000 // of each kind between two writes; beyond that some are forgotten
+	maxUses      = 100_000 // of each kind between two writes; beyond that some are dropped
 	flushTimeout = 10 * time.Second
 )
 
-// uses collects when things were last used: one write for many.
+// uses collects the times of last use: one write for many.
 type uses[K comparable] struct {
 	mu   sync.Mutex // guards last
 	last map[K]time.Time
@@ -33,7 +34,7 @@ func (u *uses[K]) add(id K) {
 	}
 }
 
-// flush gives what was collected to write, and keeps it when that fails.
+// flush passes what was collected to write, and keeps it when that fails.
 func (u *uses[K]) flush(write func(map[K]time.Time) error) error {
 	u.mu.Lock()
 	batch := u.last
@@ -52,29 +53,38 @@ func (u *uses[K]) flush(write func(map[K]time.Time) error) error {
 	return err
 }
 
-// flushUses writes at intervals, and once more at the end.
-func (s *Service) flushUses(ctx context.Context) error {
-	tick := time.NewTicker(s.cfg.FlushEvery)
+// flusher writes the times of last use to the database.
+type flusher struct {
+	store     *postgres.Store
+	sandboxes *uses[wrenn.SandboxID]
+	keys      *uses[string]
+	every     time.Duration
+	log       *slog.Logger
+}
+
+// run writes at intervals, and once more at the end.
+func (f *flusher) run(ctx context.Context) error {
+	tick := time.NewTicker(f.every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			s.flush(ctx)
+			f.flush(ctx)
 		case <-ctx.Done():
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 			defer cancel()
-			s.flush(ctx)
+			f.flush(ctx)
 			return nil
 		}
 	}
 }
 
-func (s *Service) flush(ctx context.Context) {
+func (f *flusher) flush(ctx context.Context) {
 	err := errors.Join(
-		s.usedBoxes.flush(func(m map[wrenn.SandboxID]time.Time) error { return s.store.Touch(ctx, m) }),
-		s.usedKeys.flush(func(m map[string]time.Time) error { return s.store.TouchKeys(ctx, m) }),
+		f.sandboxes.flush(func(m map[wrenn.SandboxID]time.Time) error { return f.store.Touch(ctx, m) }),
+		f.keys.flush(func(m map[string]time.Time) error { return f.store.TouchKeys(ctx, m) }),
 	)
 	if err != nil && ctx.Err() == nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "writing what was used", slog.Any("error", err))
+		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the times of last use; will retry", slog.Any("err", err))
 	}
 }

@@ -10,34 +10,35 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/wake"
 )
 
 const (
-	attendEvery = 2 * time.Second // how soon a lost session is found; less than what the reconciler lets a row settle
-	retryEvery  = time.Second     // without a database
+	checkWorkerEvery = 2 * time.Second // a lost session is found sooner than the reconciler takes rows for abandoned
+	retryEvery       = time.Second     // without a database
 )
 
-// attend shows the other replicas that this one works on the rows that it
-// brought between two states, until ctx ends. When it does not any more, the
-// reconciler takes them for abandoned.
-func (s *Service) attend(ctx context.Context) error {
+// registerWorker shows the other replicas that this one works on the rows that
+// it moved into a transition, until ctx ends. While it is not registered the
+// reconciler takes those rows for abandoned.
+func (c *core) registerWorker(ctx context.Context) error {
 	for ctx.Err() == nil {
-		session, err := s.store.TryAttend(ctx)
+		session, err := c.store.RegisterWorker(ctx)
 		if session != nil {
-			err = stay(ctx, session)
+			err = holdSession(ctx, session)
 			session.Close(ctx)
 		}
 		if err != nil && ctx.Err() == nil {
-			s.log.LogAttrs(ctx, slog.LevelWarn, "the database does not see that this control plane works", slog.Any("error", err))
+			c.log.LogAttrs(ctx, slog.LevelWarn, "cannot register with the database as a working replica; will retry", slog.Any("err", err))
 		}
-		pause(ctx, retryEvery)
+		sleep(ctx, retryEvery)
 	}
 	return nil
 }
 
-// stay returns when the session or ctx has ended.
-func stay(ctx context.Context, session *postgres.Lead) error {
-	for pause(ctx, attendEvery) {
+// holdSession returns when the session or ctx has ended.
+func holdSession(ctx context.Context, session *postgres.Lead) error {
+	for sleep(ctx, checkWorkerEvery) {
 		if err := session.Held(ctx); err != nil {
 			return err
 		}
@@ -45,62 +46,50 @@ func stay(ctx context.Context, session *postgres.Lead) error {
 	return nil
 }
 
-// pause says whether d passed before ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// left are sandboxes on which this replica does not work any more although
-// their rows may say so.
-type left struct {
+// releaseQueue has the sandboxes on which this replica does not work any more
+// although their rows may name it as their worker.
+type releaseQueue struct {
 	mu   sync.Mutex // guards ids
 	ids  map[wrenn.SandboxID]bool
-	wake chan struct{} // has a value when there are some
+	wake wake.Chan
 }
 
-func newLeft() left { return left{ids: map[wrenn.SandboxID]bool{}, wake: make(chan struct{}, 1)} }
+func newReleaseQueue() *releaseQueue {
+	return &releaseQueue{ids: map[wrenn.SandboxID]bool{}, wake: wake.New()}
+}
 
-func (l *left) add(ids ...wrenn.SandboxID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (q *releaseQueue) add(ids ...wrenn.SandboxID) {
+	q.mu.Lock()
 	for _, id := range ids {
-		if len(l.ids) < maxUses { // beyond that rows wait as long as requests may take
-			l.ids[id] = true
+		if len(q.ids) < maxUses { // beyond that rows wait for the reconciler's grace
+			q.ids[id] = true
 		}
 	}
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	q.mu.Unlock()
+	q.wake.Notify()
 }
 
-func (l *left) take() []wrenn.SandboxID {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ids := slices.Collect(maps.Keys(l.ids))
-	clear(l.ids)
+// removeAll empties the queue and returns what it had.
+func (q *releaseQueue) removeAll() []wrenn.SandboxID {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	ids := slices.Collect(maps.Keys(q.ids))
+	clear(q.ids)
 	return ids
 }
 
-// releaseLeft writes what was left, as soon as the database lets it.
-func (s *Service) releaseLeft(ctx context.Context) error {
+// writeReleases writes what was released, as soon as the database can be reached.
+func (c *core) writeReleases(ctx context.Context) error {
 	for {
 		select {
-		case <-s.left.wake:
+		case <-c.released.wake:
 		case <-ctx.Done():
-			return nil // attend ends as well, which says the same of all rows
+			return nil // registerWorker ends as well, which releases all rows
 		}
-		ids := s.left.take()
-		if err := s.store.Release(ctx, ids); err != nil {
-			s.left.add(ids...)
-			pause(ctx, retryEvery)
+		ids := c.released.removeAll()
+		if err := c.store.Release(ctx, ids); err != nil {
+			c.released.add(ids...)
+			sleep(ctx, retryEvery)
 		}
 	}
 }

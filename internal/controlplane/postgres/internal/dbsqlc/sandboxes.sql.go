@@ -25,7 +25,7 @@ type AbandonedSandboxesRow struct {
 	HostID string
 }
 
-// What stands between two states, while the control plane that worked on it is not connected any more.
+// Rows in transition whose worker, a control plane, is not connected any more.
 func (q *Queries) AbandonedSandboxes(ctx context.Context, olderThan float64, pageSize int32) ([]AbandonedSandboxesRow, error) {
 	rows, err := q.db.Query(ctx, abandonedSandboxes, olderThan, pageSize)
 	if err != nil {
@@ -119,7 +119,7 @@ UNION
 SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
-// What should be on a host, and the rows of what is there.
+// The rows that should be on a host, and those of the sandboxes that the host reports.
 func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([]Sandbox, error) {
 	rows, err := q.db.Query(ctx, hostRows, hostID, seen)
 	if err != nil {
@@ -162,21 +162,23 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 	return items, nil
 }
 
-const insertSandbox = `-- name: InsertSandbox :one
+const insertSandboxes = `-- name: InsertSandboxes :many
 WITH made AS (
-    INSERT INTO sandboxes (id, team_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
+        $12::jsonb, $13::jsonb, $14
     RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $14, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $15, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM made
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM made ORDER BY id
 `
 
-type InsertSandboxParams struct {
-	ID         string
+type InsertSandboxesParams struct {
+	IDs        []string
 	TeamID     string
+	HostID     string
 	Template   string
 	VCPUs      int32
 	MemoryMB   int32
@@ -191,7 +193,7 @@ type InsertSandboxParams struct {
 	Actor      string
 }
 
-type InsertSandboxRow struct {
+type InsertSandboxesRow struct {
 	ID           string
 	TeamID       string
 	HostID       string
@@ -215,10 +217,12 @@ type InsertSandboxRow struct {
 	Generation   string
 }
 
-func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (InsertSandboxRow, error) {
-	row := q.db.QueryRow(ctx, insertSandbox,
-		arg.ID,
+// Several of one team, size and host, in the order of their ids.
+func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams) ([]InsertSandboxesRow, error) {
+	rows, err := q.db.Query(ctx, insertSandboxes,
+		arg.IDs,
 		arg.TeamID,
+		arg.HostID,
 		arg.Template,
 		arg.VCPUs,
 		arg.MemoryMB,
@@ -232,31 +236,44 @@ func (q *Queries) InsertSandbox(ctx context.Context, arg InsertSandboxParams) (I
 		arg.Worker,
 		arg.Actor,
 	)
-	var i InsertSandboxRow
-	err := row.Scan(
-		&i.ID,
-		&i.TeamID,
-		&i.HostID,
-		&i.Template,
-		&i.State,
-		&i.Reason,
-		&i.VCPUs,
-		&i.MemoryMB,
-		&i.TimeoutSec,
-		&i.Metadata,
-		&i.Env,
-		&i.CreatedAt,
-		&i.StartedAt,
-		&i.LastActiveAt,
-		&i.UpdatedAt,
-		&i.Version,
-		&i.Worker,
-		&i.OnTimeout,
-		&i.AutoResume,
-		&i.ParentID,
-		&i.Generation,
-	)
-	return i, err
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []InsertSandboxesRow
+	for rows.Next() {
+		var i InsertSandboxesRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.HostID,
+			&i.Template,
+			&i.State,
+			&i.Reason,
+			&i.VCPUs,
+			&i.MemoryMB,
+			&i.TimeoutSec,
+			&i.Metadata,
+			&i.Env,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.LastActiveAt,
+			&i.UpdatedAt,
+			&i.Version,
+			&i.Worker,
+			&i.OnTimeout,
+			&i.AutoResume,
+			&i.ParentID,
+			&i.Generation,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
@@ -345,7 +362,7 @@ type LockTeamRow struct {
 	UsedMemoryMB  int64
 }
 
-// Creates of one team queue here, so that two can never both take the last place.
+// Creates of one team queue here, so that two never both get the last place.
 func (q *Queries) LockTeam(ctx context.Context, id string) (LockTeamRow, error) {
 	row := q.db.QueryRow(ctx, lockTeam, id)
 	var i LockTeamRow
@@ -413,7 +430,7 @@ type MoveSandboxRow struct {
 	Generation   string
 }
 
-// Compare and set: nothing is returned when somebody else was first.
+// Compare and set: returns no row when another change was first.
 func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveSandboxRow, error) {
 	row := q.db.QueryRow(ctx, moveSandbox,
 		arg.ToState,
@@ -633,7 +650,7 @@ type TeamUseRow struct {
 	UsedMemoryMB  int64
 }
 
-// After a change, whose count has locked the team's row.
+// After a change: its count has locked the team's row.
 func (q *Queries) TeamUse(ctx context.Context, id string) (TeamUseRow, error) {
 	row := q.db.QueryRow(ctx, teamUse, id)
 	var i TeamUseRow
@@ -657,7 +674,7 @@ WHERE sandboxes.id = t.id
 `
 
 // Rows are locked in the order of their ids, so that two replicas cannot wait for each other; a row that
-// somebody else changes now is active anyway.
+// another statement changes now is active anyway.
 func (q *Queries) TouchSandboxes(ctx context.Context, iDs []string, times []time.Time) error {
 	_, err := q.db.Exec(ctx, touchSandboxes, iDs, times)
 	return err

@@ -19,17 +19,6 @@ func (q *Queries) AppendLines(ctx context.Context, iD string, numbers []int64, l
 	return err
 }
 
-const buildGoesOn = `-- name: BuildGoesOn :one
-SELECT EXISTS (SELECT FROM template_generations WHERE id = $1 AND state = 'building' AND worker = $2)
-`
-
-func (q *Queries) BuildGoesOn(ctx context.Context, iD string, worker *int64) (bool, error) {
-	row := q.db.QueryRow(ctx, buildGoesOn, iD, worker)
-	var exists bool
-	err := row.Scan(&exists)
-	return exists, err
-}
-
 const deleteTemplate = `-- name: DeleteTemplate :many
 UPDATE template_generations SET state = 'deleted', reason = $1, worker = NULL, updated_at = clock_timestamp()
 WHERE team_id = $2 AND name = $3 AND tag = $4 AND state <> 'deleted'
@@ -48,7 +37,7 @@ type DeleteTemplateRow struct {
 	HostID string
 }
 
-// What builds finds out that it is not wanted any more.
+// A builder finds out when it next writes the log.
 func (q *Queries) DeleteTemplate(ctx context.Context, arg DeleteTemplateParams) ([]DeleteTemplateRow, error) {
 	rows, err := q.db.Query(ctx, deleteTemplate,
 		arg.Reason,
@@ -88,7 +77,7 @@ UPDATE template_generations SET state = 'deleted', updated_at = clock_timestamp(
 WHERE team_id = $1 AND name = $2 AND tag = $3 AND state = 'failed'
 `
 
-// A new build makes those that failed before it uninteresting.
+// A new build replaces those that failed before it.
 func (q *Queries) DropFailedGenerations(ctx context.Context, teamID string, name string, tag string) error {
 	_, err := q.db.Exec(ctx, dropFailedGenerations, teamID, name, tag)
 	return err
@@ -251,7 +240,7 @@ type GenerationStatesRow struct {
 	Settled bool
 }
 
-// Of those that are settled: what was replaced a moment ago is still being used by a create.
+// settled: one that was replaced a moment ago may still be used by a create.
 func (q *Queries) GenerationStates(ctx context.Context, olderThan float64, iDs []string) ([]GenerationStatesRow, error) {
 	rows, err := q.db.Query(ctx, generationStates, olderThan, iDs)
 	if err != nil {
@@ -388,6 +377,17 @@ func (q *Queries) InsertGeneration(ctx context.Context, arg InsertGenerationPara
 	return i, err
 }
 
+const isBuilding = `-- name: IsBuilding :one
+SELECT EXISTS (SELECT FROM template_generations WHERE id = $1 AND state = 'building' AND worker = $2)
+`
+
+func (q *Queries) IsBuilding(ctx context.Context, iD string, worker *int64) (bool, error) {
+	row := q.db.QueryRow(ctx, isBuilding, iD, worker)
+	var exists bool
+	err := row.Scan(&exists)
+	return exists, err
+}
+
 const loseGeneration = `-- name: LoseGeneration :execrows
 UPDATE template_generations SET state = 'failed', reason = $1, updated_at = clock_timestamp() WHERE id = $2 AND state = 'ready'
 `
@@ -517,7 +517,7 @@ type TeamGenerationsRow struct {
 	IsCurrent          bool
 }
 
-// The newest of each name, and what the names mean. ” is all names.
+// The generations of a name with the one that it refers to, the newest first. ” is all names.
 func (q *Queries) TeamGenerations(ctx context.Context, teamID string, name string, tag string) ([]TeamGenerationsRow, error) {
 	rows, err := q.db.Query(ctx, teamGenerations, teamID, name, tag)
 	if err != nil {

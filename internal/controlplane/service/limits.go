@@ -1,0 +1,136 @@
+package service
+
+import (
+	"cmp"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres"
+)
+
+const (
+	minMemoryMB  = 64 // less does not boot
+	maxMetadata  = 64
+	maxKeyLen    = 128
+	maxValueLen  = 1 << 10
+	maxEnv       = 256
+	maxEnvLen    = 32 << 10 // of one variable; Linux takes 128 KB, see execve(2)
+	maxPath      = 4095     // PATH_MAX without its NUL
+	maxUser      = 255
+	maxArguments = 10_000
+)
+
+// Limits bound a team. The first two bound all its sandboxes together, unless
+// its row in the database has other values; the next four bound one sandbox.
+type Limits struct {
+	Sandboxes    int           // paused ones included; default 100
+	TeamMemoryMB int           // of those that are not paused; default 262144
+	VCPUs        int           // default 8
+	MemoryMB     int           // default 16384
+	Timeout      time.Duration // default 30 days
+	ExecTimeout  time.Duration // of one command; default 24 h
+	Templates    int           // of a team; default 100
+	Builds       int           // of templates, of a team at a time; default 4
+}
+
+func (l Limits) withDefaults() Limits {
+	return Limits{
+		Sandboxes: cmp.Or(l.Sandboxes, 100), TeamMemoryMB: cmp.Or(l.TeamMemoryMB, 256<<10),
+		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10),
+		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
+		Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
+	}
+}
+
+// ofTeam are the limits of all sandboxes of a team together.
+func (l Limits) ofTeam() postgres.Limits {
+	return postgres.Limits{Sandboxes: l.Sandboxes, MemoryMB: int64(l.TeamMemoryMB)}
+}
+
+// timeout returns the timeout of a row for that of a request: below zero is
+// never, which a row has as 0; zero is the default, and Invalid if there is none.
+func (l Limits) timeout(d, byDefault time.Duration) (time.Duration, error) {
+	switch {
+	case d < 0:
+		return 0, nil
+	case d > l.Timeout:
+		return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is at most %v, or below zero for none", l.Timeout)
+	case d > 0:
+		return d, nil
+	case byDefault > 0:
+		return byDefault, nil
+	}
+	return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is more than 0 s, or below zero for none")
+}
+
+func (l Limits) checkSize(vcpus, memoryMB int) error {
+	switch {
+	case vcpus < 1 || vcpus > l.VCPUs:
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", l.VCPUs, vcpus)
+	case memoryMB < minMemoryMB || memoryMB > l.MemoryMB:
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, l.MemoryMB, memoryMB)
+	}
+	return nil
+}
+
+func (l Limits) checkCommand(cmd wrenn.ExecCommand) error {
+	if cmd.Cmd == "" || len(cmd.Cmd) > maxPath || len(cmd.Args) > maxArguments {
+		return wrenn.Errorf(wrenn.Invalid, "a command has a name and at most %d arguments", maxArguments)
+	}
+	for _, word := range append([]string{cmd.Cmd, cmd.Cwd, cmd.User}, cmd.Args...) {
+		if !isText(word) {
+			return wrenn.Errorf(wrenn.Invalid, "invalid text %.40q in a command: use UTF-8 without NUL", word)
+		}
+	}
+	if cmd.Timeout < 0 || cmd.Timeout > l.ExecTimeout {
+		return wrenn.Errorf(wrenn.Invalid, "a command's timeout is 0 to %v", l.ExecTimeout)
+	}
+	return checkEnv(cmd.Env)
+}
+
+// isText reports whether a database and an exec can hold s.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
+
+func checkName(what, name string) error {
+	const most = 100
+	if strings.TrimSpace(name) != name || name == "" || len(name) > most || !isText(name) {
+		return wrenn.Errorf(wrenn.Invalid, "the name of a %s is 1 to %d characters, without spaces around it", what, most)
+	}
+	return nil
+}
+
+func checkMetadata(m map[string]string) error {
+	if len(m) > maxMetadata {
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has at most %d pairs of metadata, not %d", maxMetadata, len(m))
+	}
+	for k, v := range m {
+		if k == "" || len(k) > maxKeyLen || len(v) > maxValueLen || !isText(k) || !isText(v) {
+			return wrenn.Errorf(wrenn.Invalid, "metadata %.40q: a key is text of 1 to %d bytes, a value of at most %d", k, maxKeyLen, maxValueLen)
+		}
+	}
+	return nil
+}
+
+func checkEnv(m map[string]string) error {
+	if len(m) > maxEnv {
+		return wrenn.Errorf(wrenn.Invalid, "there can be at most %d variables, not %d", maxEnv, len(m))
+	}
+	for k, v := range m {
+		if k == "" || strings.Contains(k, "=") || len(k)+len(v) > maxEnvLen || !isText(k) || !isText(v) {
+			return wrenn.Errorf(wrenn.Invalid, "variable %.40q: a name is text without = in it, and with its value it has at most %d bytes", k, maxEnvLen)
+		}
+	}
+	return nil
+}
+
+func checkFile(user, path string) error {
+	if path == "" || len(path) > maxPath || !isText(path) {
+		return wrenn.Errorf(wrenn.Invalid, "a path is UTF-8 of 1 to %d bytes", maxPath)
+	}
+	if len(user) > maxUser || !isText(user) {
+		return wrenn.Errorf(wrenn.Invalid, "invalid user name %.40q", user)
+	}
+	return nil
+}

@@ -1,0 +1,68 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres"
+)
+
+// Operator has the use cases of the person who runs the platform, and of
+// programs that act for that person. They take no caller: who can start a
+// program with the database's URL may use them.
+type Operator struct{ *core }
+
+// Hosts returns all hosts that ever answered, and the sandboxes on them that no row explains.
+func (s *Operator) Hosts(ctx context.Context) ([]wrenn.HostRecord, []wrenn.UnknownSandbox, error) {
+	return s.store.Hosts(ctx)
+}
+
+// EnsureTeam returns the team of that name, which it makes if it does not exist.
+func (s *Operator) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, error) {
+	if err := checkName("team", name); err != nil {
+		return "", err
+	}
+	return s.store.EnsureTeam(ctx, name)
+}
+
+// SandboxesCreatedBy returns the sandboxes that have not ended and that c created, by any request:
+// also those that were forked. It works after c's key was revoked.
+func (s *Operator) SandboxesCreatedBy(ctx context.Context, c Caller) ([]wrenn.SandboxID, error) {
+	return s.store.SandboxesCreatedBy(ctx, c.Team, c.actor())
+}
+
+// MoveSandbox makes host the host of a paused sandbox whose files were copied
+// there: FailedPrecondition when the row is not paused or the host does not have
+// it paused. The files on the old host are left to the operator, and reported as
+// a sandbox that no row explains. Twice is allowed.
+func (s *Operator) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wrenn.HostID) (*wrenn.Sandbox, error) {
+	m := s.hosts.members[host]
+	if m == nil {
+		return nil, wrenn.Errorf(wrenn.NotFound, "no host %s is configured", host)
+	}
+	sb, err := s.store.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if sb.State != wrenn.Paused {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: pause it, and copy its files again", id, sb.State)
+	}
+	inv, err := m.client.Inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(inv.Sandboxes, func(seen wrenn.ObservedSandbox) bool { return seen.ID == id && seen.State == wrenn.ObservedPaused }) {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s does not have sandbox %s paused: copy its files there and restart its agent", host, id)
+	}
+	if sb.Host == host {
+		return sb, nil
+	}
+	moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Paused, Host: host, Actor: actorOperator, Reason: "moved from host " + string(sb.Host)})
+	if err != nil {
+		return nil, err
+	}
+	s.log.LogAttrs(ctx, slog.LevelInfo, "paused sandbox moved to another host", slog.String("sandbox", string(id)), slog.String("from", string(sb.Host)), slog.String("to", string(host)))
+	return moved, nil
+}

@@ -1,0 +1,134 @@
+package service
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres"
+)
+
+const (
+	// abandonedBuildAge is how old the row of an abandoned build must be, see package reconcile.
+	abandonedBuildAge = 10 * time.Second
+	// removableAge is how long a generation that is not wanted any more stays: a
+	// create that read its id before may still be on its way.
+	removableAge = 2 * time.Minute
+	// abandonedEvery is how often abandoned builds are looked for.
+	abandonedEvery = 5 * time.Second
+)
+
+// templateReconciler ends abandoned builds and compares the generations on
+// hosts with the rows, whenever no other replica does.
+type templateReconciler struct {
+	*core
+	every    time.Duration               // between two comparisons
+	reported map[wrenn.GenerationID]bool // as unknown
+}
+
+func (r *templateReconciler) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		lead, err := r.store.TryLead(ctx, "templates")
+		if lead != nil {
+			err = r.lead(ctx, lead)
+			lead.Close(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot lead the reconciliation of templates; will retry", slog.Any("err", err))
+		}
+		sleep(ctx, abandonedEvery)
+	}
+	return nil
+}
+
+// lead reconciles until the lead or ctx ends.
+func (r *templateReconciler) lead(ctx context.Context, lead *postgres.Lead) error {
+	clear(r.reported)
+	var last time.Time
+	for {
+		if err := lead.Held(ctx); err != nil {
+			return err
+		}
+		r.endAbandoned(ctx)
+		if time.Since(last) >= r.every {
+			last = time.Now()
+			r.compareHosts(ctx)
+		}
+		if !sleep(ctx, min(abandonedEvery, r.every)) {
+			return nil
+		}
+	}
+}
+
+func (r *templateReconciler) endAbandoned(ctx context.Context) {
+	ids, err := r.store.FailAbandoned(ctx, abandonedBuildAge, "the server that built it is gone: build again")
+	if err != nil && ctx.Err() == nil {
+		r.log.LogAttrs(ctx, slog.LevelWarn, "cannot look for abandoned builds; will retry", slog.Any("err", err))
+	}
+	for _, id := range ids {
+		r.log.LogAttrs(ctx, slog.LevelInfo, "ended an abandoned build", slog.String("generation", string(id)))
+	}
+}
+
+// compareHosts compares each host that answers.
+func (r *templateReconciler) compareHosts(ctx context.Context) {
+	for id, m := range r.hosts.members {
+		if up, _ := m.known(); !up {
+			continue
+		}
+		if err := r.compare(ctx, m); err != nil && ctx.Err() == nil {
+			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot compare the templates of a host", slog.String("host", string(id)), slog.Any("err", err))
+		}
+	}
+}
+
+// compare removes the generations that their rows do not want, fails those that
+// the host lacks, and reports those that no row explains, which stay.
+func (r *templateReconciler) compare(ctx context.Context, m *member) error {
+	wanted, err := r.store.ReadyOn(ctx, m.id) // before the host is asked: it has what becomes ready in between
+	if err != nil {
+		return err
+	}
+	present, err := m.client.Generations(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.failMissing(ctx, m.id, wanted, present); err != nil {
+		return err
+	}
+	known, err := r.store.GenerationStates(ctx, present, removableAge)
+	if err != nil {
+		return err
+	}
+	for _, id := range present {
+		k, explained := known[id]
+		switch {
+		case !explained && !r.reported[id]:
+			r.reported[id] = true
+			r.log.LogAttrs(ctx, slog.LevelWarn, "no row explains a template's build on a host; it stays until an operator removes it",
+				slog.String("generation", string(id)), slog.String("host", string(m.id)))
+		case k.Settled && (k.State == wrenn.GenerationFailed || k.State == wrenn.GenerationDeleted):
+			r.hosts.removeGeneration(ctx, m.id, id)
+		}
+	}
+	return nil
+}
+
+// failMissing fails the wanted generations that are not present on the host.
+func (r *templateReconciler) failMissing(ctx context.Context, host wrenn.HostID, wanted, present []wrenn.GenerationID) error {
+	has := map[wrenn.GenerationID]bool{}
+	for _, id := range present {
+		has[id] = true
+	}
+	for _, id := range wanted {
+		if has[id] {
+			continue
+		}
+		if err := r.store.LoseGeneration(ctx, id, "its host does not have it any more"); err != nil {
+			return err
+		}
+		r.log.LogAttrs(ctx, slog.LevelWarn, "lost a template's build", slog.String("generation", string(id)), slog.String("host", string(host)))
+	}
+	return nil
+}
