@@ -1,5 +1,6 @@
-// Package envdclient talks to envd, the agent inside a guest, from the host:
-// readiness, set-up, commands and files.
+// Package envdclient is the host's client of envd, the agent inside a guest:
+// readiness, initialization, commands, files and ports. Everything that a guest
+// answers is bounded and may be hostile.
 package envdclient
 
 import (
@@ -21,29 +22,30 @@ import (
 )
 
 const (
-	// maxAnswer bounds what is read of an answer that should be short.
+	// maxAnswer bounds an answer that should be short.
 	maxAnswer = 64 << 10
-	// maxSaid bounds what is told on of an error of the guest's.
-	maxSaid = 1 << 10
-	// maxMessage bounds one message of a stream. The agent's own are of 32 KiB of output at most.
+	// maxText bounds text of the guest in errors.
+	maxText = 1 << 10
+	// maxMessage bounds one message of a stream. envd sends at most 32 KiB of output in one.
 	maxMessage = 1 << 20
 )
 
 // tokenHeader carries the access token.
 const tokenHeader = "X-Access-Token"
 
-// Config says how to reach one envd.
+// Config configures a client.
 type Config struct {
 	// Dial opens a connection to Address; a slot's dialer does it from inside
-	// the guest's network namespace. Needed.
+	// the guest's network namespace. Required.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Address is envd's host:port as the dialer understands it. Needed.
+	// Address is envd's host:port for Dial. Required.
 	Address string
 	// Token is the X-Access-Token; empty when the sandbox has none.
 	Token string
 }
 
-// Client is a connection to one envd. It is safe for concurrent use; Close it.
+// Client is a client of one envd. It is safe for concurrent use. The caller must
+// Close it.
 type Client struct {
 	address string
 	base    string
@@ -53,12 +55,12 @@ type Client struct {
 	conns   *connections
 }
 
-// New returns a client; it does not connect yet.
+// New returns a client. It does not connect yet.
 func New(cfg Config) *Client {
-	conns := &connections{dial: impatient(cfg.Dial), open: map[*connection]struct{}{}}
+	conns := &connections{dial: retrying(cfg.Dial), open: map[*connection]struct{}{}}
 	transport := &http.Transport{
 		DialContext:         conns.DialContext,
-		DisableCompression:  true, // the wire is a memory copy: compressing costs the guest's CPU
+		DisableCompression:  true, // the network is a memory copy, and compression costs the guest's CPU
 		MaxIdleConnsPerHost: 8,
 		IdleConnTimeout:     90 * time.Second,
 	}
@@ -69,18 +71,18 @@ func New(cfg Config) *Client {
 	}
 	c.process = processconnect.NewProcessClient(c.http, c.base,
 		connect.WithReadMaxBytes(maxMessage),
-		// What a guest packs it can make a thousand times as large here, at no cost to itself.
+		// No compression: a hostile guest's message could be a thousand times as large here.
 		connect.WithAcceptCompression("gzip", nil, nil))
 	return c
 }
 
-// Close ends everything that goes on, with FailedPrecondition: the guest is
-// about to be gone. Twice is allowed.
+// Close ends all calls and streams, which fail with FailedPrecondition. It is
+// called before the guest ends. Twice is allowed.
 func (c *Client) Close() { c.conns.close() }
 
-// ReadFile opens a file of the guest for reading; user resolves ~ and relative
-// paths, "" being the guest's default user. The caller closes it. A cut
-// transfer shows as an error of Read, never as a clean end.
+// ReadFile opens a file of the guest for reading. ~ and relative paths are those
+// of user; "" is the guest's default user. The caller closes it. A transfer that
+// breaks is an error of Read, never a clean end.
 func (c *Client) ReadFile(ctx context.Context, user, path string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.filesURL(user, path), nil)
 	if err != nil {
@@ -93,8 +95,8 @@ func (c *Client) ReadFile(ctx context.Context, user, path string) (io.ReadCloser
 	return resp.Body, nil
 }
 
-// WriteFile streams content into a file of the guest, owned by user. The file
-// changes as a whole at the end: a write that fails leaves the old one.
+// WriteFile streams content into a file of the guest, owned by user. The file is
+// replaced at the end: a write that fails leaves the old one.
 func (c *Client) WriteFile(ctx context.Context, user, path string, content io.Reader) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.filesURL(user, path), content)
 	if err != nil {
@@ -131,16 +133,16 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	}
 	defer resp.Body.Close()
 	var answer struct{ Message string }
-	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough to go on
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough
 	if json.Unmarshal(raw, &answer) != nil || answer.Message == "" {
 		answer.Message = resp.Status
 	}
-	return nil, wrenn.Errorf(codeOfStatus(resp.StatusCode), "%s", said(answer.Message))
+	return nil, wrenn.Errorf(codeOfStatus(resp.StatusCode), "%s", clean(answer.Message))
 }
 
-// said is what a guest said, which may be hostile, for messages that get to
-// databases, logs and terminals: one short line of text.
-func said(text string) string { return plain.Shorten(plain.Line(text), maxSaid) }
+// clean makes one short line of a guest's text, which may be hostile and gets to
+// databases, logs and terminals.
+func clean(text string) string { return plain.Shorten(plain.Line(text), maxText) }
 
 func codeOfStatus(status int) wrenn.Code {
 	switch status {

@@ -22,14 +22,14 @@ import (
 	"wrenn/internal/guest/guesttest"
 )
 
-// deadline is far more than anything here takes.
+// deadline is far longer than any test here takes.
 const deadline = 30 * time.Second
 
 // machine stands for the guest's kernel, whose clock tests must not set.
 type machine struct {
 	guesttest.Inert
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	set     time.Time
 	entropy []byte
 	name    string
@@ -90,7 +90,7 @@ func newClient(t *testing.T, address, token string) *Client {
 	return c
 }
 
-// lives is the Wait of a machine that runs until it is told otherwise.
+// lives is the Wait of a machine that runs until ctx ends.
 func lives(ctx context.Context) error {
 	<-ctx.Done()
 	return context.Cause(ctx)
@@ -104,7 +104,7 @@ func TestWaitReady(t *testing.T) {
 }
 
 func TestWaitReadyEndsEarly(t *testing.T) {
-	nobody := newClient(t, "127.0.0.1:1", "") // tcpmux: nobody listens there
+	closed := newClient(t, "127.0.0.1:1", "") // tcpmux: no program listens there
 	dead := errors.New("the VMM is dead")
 	enough := errors.New("enough")
 	ended, end := context.WithCancelCause(t.Context())
@@ -120,14 +120,14 @@ func TestWaitReadyEndsEarly(t *testing.T) {
 		{"the caller had enough", ended, lives, func(err error) bool { return errors.Is(err, enough) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if err := nobody.WaitReady(tc.ctx, tc.gone); err == nil || !tc.want(err) {
+			if err := closed.WaitReady(tc.ctx, tc.gone); err == nil || !tc.want(err) {
 				t.Errorf("WaitReady() = %v", err)
 			}
 		})
 	}
 }
 
-func TestInitHandsOverTimeEntropyAndSettings(t *testing.T) {
+func TestInitSetsTimeEntropyAndSettings(t *testing.T) {
 	c, m := newGuest(t)
 	began := time.Now()
 	if err := c.Init(t.Context(), Init{Env: map[string]string{"COLOUR": "green"}, Workdir: "/tmp", Token: "secret"}); err != nil {
@@ -155,15 +155,15 @@ func TestInitHandsOverTimeEntropyAndSettings(t *testing.T) {
 	}
 }
 
-func TestInitSaysWhoTheGuestIs(t *testing.T) {
+func TestInitSetsTheIdentity(t *testing.T) {
 	c, m := newGuest(t)
 	for _, tc := range []struct {
 		identity *Identity
 		want     string
 	}{
 		{nil, ""},
-		{&Identity{ID: "ia", Generation: 1}, "ia"},
-		{&Identity{ID: "ia", Generation: 2, Hostname: "box"}, "box"},
+		{&Identity{ID: "ia", StartCounter: 1}, "ia"},
+		{&Identity{ID: "ia", StartCounter: 2, Hostname: "box"}, "box"},
 	} {
 		if err := c.Init(t.Context(), Init{Identity: tc.identity}); err != nil {
 			t.Fatal(err)
@@ -180,7 +180,7 @@ func TestInitSaysWhoTheGuestIs(t *testing.T) {
 	}
 }
 
-// A copy drops what the original was talking to; the one that tells it so goes on.
+// Init of a copy ends the original's streams, but not its own request.
 func TestInitOfACopyEndsOldStreams(t *testing.T) {
 	c, _ := newGuest(t)
 	old, err := c.Start(t.Context(), Command{Path: "sleep", Args: []string{"1000"}})
@@ -190,7 +190,7 @@ func TestInitOfACopyEndsOldStreams(t *testing.T) {
 	defer old.Close()
 	host := newClient(t, strings.TrimPrefix(c.base, "http://"), "")
 	for range 2 {
-		if err := host.Init(t.Context(), Init{Identity: &Identity{ID: "ia", Generation: 1}}); err != nil {
+		if err := host.Init(t.Context(), Init{Identity: &Identity{ID: "ia", StartCounter: 1}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -204,8 +204,8 @@ func TestInitOfACopyEndsOldStreams(t *testing.T) {
 	}
 }
 
-// The test's agent has no cgroup2, as an image with an old kernel; one that is
-// older than the calls has a handler that does not know them.
+// The test's agent has no cgroup2, like an image with an old kernel. The handler
+// stands for an agent that is older than the calls.
 func TestCallsThatAnAgentDoesNotKnow(t *testing.T) {
 	c, _ := newGuest(t)
 	old := httptest.NewServer(http.NotFoundHandler())
@@ -325,8 +325,8 @@ func TestAbandonedExecIsKilled(t *testing.T) {
 	}
 }
 
-// TestCancelledStartIsKilled cancels at the moment at which the command has
-// begun and its caller may not know yet.
+// TestCancelledStartIsKilled cancels when the command has begun and its caller may
+// not have its pid yet.
 func TestCancelledStartIsKilled(t *testing.T) {
 	c, _ := newGuest(t)
 	for range 20 {
@@ -426,7 +426,7 @@ type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
-// TestCutDownloadIsAnError uses an agent that is not ours: ours would have to die.
+// TestCutDownloadIsAnError uses a fake agent: envd would have to be killed.
 func TestCutDownloadIsAnError(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -449,8 +449,8 @@ func TestCutDownloadIsAnError(t *testing.T) {
 	}
 }
 
-// TestCloseEndsWhatGoesOn: a guest that is gone ends no connection by itself.
-func TestCloseEndsWhatGoesOn(t *testing.T) {
+// TestCloseEndsOpenCalls: a guest that has ended closes no connection.
+func TestCloseEndsOpenCalls(t *testing.T) {
 	c, _ := newGuest(t)
 	proc, err := c.Start(t.Context(), Command{Path: "cat", Stdin: true})
 	if err != nil {

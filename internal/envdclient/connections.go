@@ -9,21 +9,21 @@ import (
 	"wrenn"
 )
 
-// errGone is how everything ends that goes on when the client is closed. A
-// guest that is gone sends nothing that would end a connection to it: without
-// Close, whoever reads from it would wait until TCP gives up, for minutes.
-var errGone = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox does not run any more")
+// errGone is the error of calls and streams that are open when the client is
+// closed. A guest that has ended sends nothing that would end a connection:
+// without Close, a read would wait minutes for TCP's timeout.
+var errGone = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is no longer running")
 
-// connections are those that are open.
+// connections are the open connections of a client.
 type connections struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	closed bool
 	open   map[*connection]struct{}
 }
 
-// DialContext opens one more.
+// DialContext opens another connection.
 func (c *connections) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := c.dial(ctx, network, address)
 	if err != nil {
@@ -40,13 +40,13 @@ func (c *connections) DialContext(ctx context.Context, network, address string) 
 	return out, nil
 }
 
-// close ends all of them, and those that are to come.
+// close closes all connections, and makes later dials fail.
 func (c *connections) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
 	for conn := range c.open {
-		_ = conn.Conn.Close() // who uses it hears of it
+		_ = conn.Conn.Close() // its user gets errGone
 	}
 	clear(c.open)
 }
@@ -57,7 +57,7 @@ func (c *connections) isClosed() bool {
 	return c.closed
 }
 
-// connection tells why it ended.
+// connection is a connection whose errors are errGone after the client was closed.
 type connection struct {
 	net.Conn
 
@@ -88,7 +88,7 @@ func (c *connection) Close() error {
 	return c.Conn.Close()
 }
 
-// CloseWrite ends what is sent to the guest; the guest may still send.
+// CloseWrite ends the direction to the guest; the guest may still send.
 func (c *connection) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -96,5 +96,5 @@ func (c *connection) CloseWrite() error {
 	return nil
 }
 
-// NetConn is the connection below.
+// NetConn returns the underlying connection.
 func (c *connection) NetConn() net.Conn { return c.Conn }

@@ -14,55 +14,54 @@ import (
 )
 
 const (
-	// entropyBytes is what a restored guest gets for its random number generator: 256 bits.
+	// entropyBytes seed a restored guest's random number generator: 256 bits.
 	entropyBytes = 32
-	// goodRoundTrip is how long a call may take whose time is good enough: the
-	// guest's clock is then behind by less than that.
+	// goodRoundTrip is the longest duration of a call that sets the clock well
+	// enough: the clock is then behind by less than that.
 	goodRoundTrip = 100 * time.Millisecond
-	// initTries and initPatience bound how often and how long Init tries to be as
-	// quick: the first call of a restored guest is its slowest, and a busy host
-	// may never be. A guest whose time is wrong is worse than one that is late.
-	initTries    = 12
-	initPatience = 3 * time.Second
+	// initTries and initTimeout bound how often and how long Init tries to be that
+	// quick: the first call of a restored guest is its slowest, and a busy host may
+	// never be quick. A late guest is better than one with a wrong time.
+	initTries   = 12
+	initTimeout = 3 * time.Second
 )
 
-// Init is what a guest is told after it started or was restored.
+// Init has the settings of a guest that started or was restored.
 type Init struct {
 	Env     map[string]string // for every process of the sandbox
-	User    string            // runs what names no user
+	User    string            // the default user of commands
 	Workdir string
 	Token   string // from now on callers must send it; does not change this client
-	// Identity, if not nil, is who the guest is from now on.
+	// Identity, if not nil, is the guest's new identity.
 	Identity *Identity
 }
 
-// Identity tells the copies of one snapshot apart.
+// Identity distinguishes the copies of a snapshot.
 type Identity struct {
 	ID string // of the sandbox
-	// Generation counts the sandbox's starts and restores. A guest becomes
-	// somebody new (boot id, host name, and for a new ID a machine id) when it
-	// is told a pair of ID and Generation other than its own, so each restore
-	// needs one that no snapshot of the sandbox has seen. Repeating a pair
-	// changes nothing.
-	Generation uint64
-	Hostname   string // empty: ID
+	// StartCounter counts the sandbox's starts and restores. A guest takes a new
+	// identity (boot id, host name, and for a new ID a machine id) if the pair of ID
+	// and StartCounter differs from its own, so each restore needs a counter that no
+	// snapshot of the sandbox has. A repeated pair changes nothing.
+	StartCounter uint64
+	Hostname     string // empty: ID
 }
 
-// Init does all that a start or a restore needs, in this order: fresh entropy,
-// the clock set to now, the settings, the identity, and at last
-// the user's processes thawed if they were frozen. Before it returned none of them has run.
-// When it fails they still are frozen.
+// Init initializes a guest that started or was restored, in this order: fresh
+// entropy, the current time, the settings, the identity; at last it thaws the
+// user's processes if they were frozen. They do not run before that, and stay
+// frozen if Init fails.
 //
-// It may be repeated, and repeats itself as long as the message takes so long
-// that the time in it is a wrong one. FailedPrecondition: the agent does not know the call.
+// Twice is allowed. Init itself repeats the call while that takes too long for the
+// time in it to be right. FailedPrecondition: the agent does not know the call.
 func (c *Client) Init(ctx context.Context, init Init) error {
 	first := time.Now()
 	for range initTries {
 		began := time.Now()
-		if err := orTooOld("init guest", c.initOnce(ctx, init)); err != nil {
+		if err := explainOldAgent("init guest", c.initOnce(ctx, init)); err != nil {
 			return err
 		}
-		if time.Since(began) < goodRoundTrip || time.Since(first) > initPatience {
+		if time.Since(began) < goodRoundTrip || time.Since(first) > initTimeout {
 			break
 		}
 	}
@@ -81,9 +80,9 @@ type initBody struct {
 }
 
 type identityBody struct {
-	ID         string `json:"id"`
-	Generation uint64 `json:"generation"`
-	Hostname   string `json:"hostname,omitempty"`
+	ID           string `json:"id"`
+	StartCounter uint64 `json:"generation"`
+	Hostname     string `json:"hostname,omitempty"`
 }
 
 func (c *Client) initOnce(ctx context.Context, init Init) error {
@@ -95,42 +94,42 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 		Env:       init.Env, User: init.User, Workdir: init.Workdir, Token: init.Token,
 	}
 	if id := init.Identity; id != nil {
-		body.Identity = &identityBody{ID: id.ID, Generation: id.Generation, Hostname: id.Hostname}
+		body.Identity = &identityBody{ID: id.ID, StartCounter: id.StartCounter, Hostname: id.Hostname}
 	}
 	err := c.post(ctx, "/init", body)
-	if wrenn.CodeOf(err) == wrenn.Exhausted { // no other host would have more of it
-		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest has no room for what it is told", Err: err}
+	if wrenn.CodeOf(err) == wrenn.Exhausted { // of the guest's resources, not the host's: another host does not help
+		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest has no space for its settings", Err: err}
 	}
 	return err
 }
 
-// Freeze stops all of the user's processes and flushes the root file system, so
-// that a snapshot can be taken that thaws only at the end of Init. The agent
-// itself goes on; a command that is started meanwhile waits. The machine must be
-// paused soon, or Thaw be called: on every way that does not end in a snapshot,
-// and in the machine that goes on after one. A guest that hears neither thaws by itself
-// after two minutes, in which its CPUs ran.
+// Freeze stops all of the user's processes and flushes the root file system, for a
+// snapshot whose processes run again at the end of Init. The agent keeps running;
+// commands that are started while the guest is frozen wait. The caller must pause
+// the machine soon. It must call Thaw in a machine that continues, whether a
+// snapshot was taken or not. Otherwise the guest thaws by itself, after its CPUs
+// ran for two minutes.
 //
-// Freezing what is frozen is no error, and begins the two minutes anew. When
-// Freeze fails nothing is frozen, unless the guest does not answer any more:
-// call Thaw. FailedPrecondition: this guest cannot freeze (its agent
-// is older, or it has no cgroup2). DeadlineExceeded: a process hangs in the kernel.
+// Twice is allowed, and restarts the two minutes. If Freeze fails nothing is
+// frozen, unless the guest does not answer: then call Thaw. FailedPrecondition:
+// this guest cannot freeze (its agent is older, or it has no cgroup2).
+// DeadlineExceeded: a process hangs in the kernel.
 func (c *Client) Freeze(ctx context.Context) error {
-	return orTooOld("freeze guest", c.post(ctx, "/freeze", struct{}{}))
+	return explainOldAgent("freeze guest", c.post(ctx, "/freeze", struct{}{}))
 }
 
-// Thaw lets the user's processes go on where Freeze stopped them, in the same
-// machine; a restored one is thawed by Init. The clock is set first, because it stood still
-// while the machine was paused. Thawing what is not frozen is no error.
-// FailedPrecondition as for Freeze.
+// Thaw resumes the user's processes that Freeze stopped, in the same machine; in a
+// restored one Init does. It first sets the clock, which stood still while the
+// machine was paused. Twice is allowed, and without Freeze. FailedPrecondition as
+// for Freeze.
 func (c *Client) Thaw(ctx context.Context) error {
-	return orTooOld("thaw guest", c.post(ctx, "/thaw", map[string]string{"timestamp": timestamp()}))
+	return explainOldAgent("thaw guest", c.post(ctx, "/thaw", map[string]string{"timestamp": timestamp()}))
 }
 
-// orTooOld explains the answer of an agent that does not know a call.
-func orTooOld(doing string, err error) error {
+// explainOldAgent explains the answer of an agent that does not know a call.
+func explainOldAgent(doing string, err error) error {
 	if wrenn.CodeOf(err) == wrenn.NotFound {
-		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's agent is too old for this host: build the image or template anew", Err: err}
+		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's agent is too old for this host: build the image or template again", Err: err}
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)

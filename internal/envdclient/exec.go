@@ -28,37 +28,36 @@ type Command struct {
 	Env  map[string]string
 	Dir  string // "" is the user's default
 	User string // "" is the guest's default user
-	// Input is what Exec gives the command to read; nil is no input at all. Start
-	// does not use it.
+	// Input is the command's input for Exec; nil is no input at all. Start ignores it.
 	Input []byte
-	// Stdin says, to Start, that Send will bring input; PTY gives the command a
-	// terminal of that size, which has input always, instead of pipes.
+	// Stdin makes Start give the command an input, for Send. PTY gives it a
+	// terminal of that size instead of pipes, which always has an input.
 	Stdin bool
 	PTY   *Size
-	// Session makes what Start returns a stream that can be resumed. A Start that
-	// is repeated with it follows what the first one started. Exec does not use it.
+	// Session makes Start return a stream that can be resumed. A Start that is
+	// repeated with it follows the command of the first one. Exec ignores it.
 	Session *Session
 	// MaxOutput bounds each output that Exec keeps, in bytes; default DefaultMaxOutput.
 	MaxOutput int
 }
 
-// Result is a command that ended.
+// Result is the result of a command that ended.
 type Result struct {
 	Stdout, Stderr []byte
-	// Truncated says that an output went on after MaxOutput; the rest is lost.
+	// Truncated is true if an output was longer than MaxOutput; the rest is lost.
 	Truncated bool
 	Exit
 }
 
-// Exit says how a process ended.
+// Exit is how a process ended.
 type Exit struct {
 	Code   int    // -1 when a signal ended it
 	Status string // "exit status 3", "signal: killed"
 }
 
-// Exec runs a command and returns when it ended. A nonzero exit is no error,
-// nor is a command that does not read its input. When ctx ends first the
-// command is killed.
+// Exec runs a command and returns when it ended. A nonzero exit code is no error,
+// nor is a command that does not read its input. If ctx ends first the command is
+// killed.
 func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
 	cmd.Stdin, cmd.PTY, cmd.Session = cmd.Input != nil, nil, nil
 	proc, err := c.Start(ctx, cmd)
@@ -92,15 +91,15 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
 	}
 }
 
-// killAbandoned ends a command that nobody waits for any more. A deadline is
-// already envd's business: it travels with the request.
+// killAbandoned kills a command whose caller has canceled ctx. On a deadline envd
+// does that itself: it knows the deadline from the request.
 func (c *Client) killAbandoned(ctx context.Context, pid uint32) {
 	if !errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	_ = c.Kill(ctx, pid) // it may have ended meanwhile; the caller's error is the one that counts
+	_ = c.Kill(ctx, pid) // it may have ended already; the caller's error matters
 }
 
 // head keeps the first limit bytes written to it.
@@ -117,7 +116,7 @@ func (h *head) Write(p []byte) {
 	h.Buffer.Write(p)
 }
 
-// codes translates what envd answers; what is not here is Internal.
+// codes translates envd's codes; others are Internal.
 var codes = map[connect.Code]wrenn.Code{
 	connect.CodeInvalidArgument:    wrenn.Invalid,
 	connect.CodeNotFound:           wrenn.NotFound,
@@ -133,8 +132,8 @@ var codes = map[connect.Code]wrenn.Code{
 	connect.CodeCanceled:           wrenn.Canceled,
 }
 
-// fromRPC turns a Connect error into one of ours. What envd said is the
-// message; only the caller's own end stays visible as a cause.
+// fromRPC turns a Connect error into a *wrenn.Error with envd's message. The only
+// causes that it keeps are a canceled context and a deadline.
 func fromRPC(doing string, err error) error {
 	if err == nil {
 		return nil
@@ -146,7 +145,7 @@ func fromRPC(doing string, err error) error {
 	if !ok {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	out := wrenn.Errorf(cmp.Or(codes[rpc.Code()], wrenn.Internal), "%s: %s", doing, said(rpc.Message()))
+	out := wrenn.Errorf(cmp.Or(codes[rpc.Code()], wrenn.Internal), "%s: %s", doing, clean(rpc.Message()))
 	for _, cause := range []error{context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, cause) {
 			out.Err = cause

@@ -16,7 +16,7 @@ import (
 	"wrenn/proto/gen/envd/process"
 )
 
-// newImpostor is a guest whose root has put a program of their own in the agent's place.
+// newImpostor returns a client of a guest whose root has replaced the agent.
 func newImpostor(t *testing.T, answer http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(answer)
@@ -30,7 +30,7 @@ func envelope(flags byte, content []byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(content))), content...)
 }
 
-func TestAGuestCannotFillTheMemoryOfItsHost(t *testing.T) {
+func TestGuestCannotFillTheHostsMemory(t *testing.T) {
 	const (
 		size = 128 << 20
 		most = 16 << 20
@@ -73,14 +73,14 @@ func TestAGuestCannotFillTheMemoryOfItsHost(t *testing.T) {
 	}
 }
 
-// What a guest says gets to the terminals of people.
-func TestWhatAGuestSaysIsText(t *testing.T) {
+// Errors of a guest reach terminals.
+func TestErrorsOfTheGuestAreText(t *testing.T) {
 	const text = "\x1b]52;c;cm0gLXJmIH4K\x07\u009b2J\nso"
 	const want = "\ufffd]52;c;cm0gLXJmIH4K\ufffd\ufffd2J\ufffdso"
 	long := strings.Repeat("日", maxAnswer/4)
 	for name, tc := range map[string]struct{ says, want string }{
 		"sequences": {text, want},
-		"much":      {long, long[:3*((maxSaid-3)/3)] + "…"},
+		"much":      {long, long[:3*((maxText-3)/3)] + "…"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw, err := json.Marshal(map[string]string{"message": tc.says, "code": "internal"})
@@ -111,7 +111,7 @@ func TestWhatAGuestSaysIsText(t *testing.T) {
 	}
 }
 
-func TestHowACommandEndedIsText(t *testing.T) {
+func TestExitStatusIsText(t *testing.T) {
 	begun := &process.StartResponse{Event: &process.ProcessEvent{Event: &process.ProcessEvent_Start{Start: &process.ProcessEvent_StartEvent{Pid: 1}}}}
 	ended := &process.StartResponse{Event: &process.ProcessEvent{Event: &process.ProcessEvent_End{End: &process.ProcessEvent_EndEvent{Status: "\x1b[2J"}}}}
 	c := newImpostor(t, func(w http.ResponseWriter, r *http.Request) {

@@ -27,7 +27,7 @@ func (c *Client) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 		return c.dialLoopback(ctx, port)
 	}
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return nil, wrenn.ErrPortClosed // the guest drops what comes to it
+		return nil, wrenn.ErrPortClosed // the guest drops the packets
 	}
 	return conn, err
 }
@@ -45,7 +45,7 @@ func (c *Client) dialLoopback(ctx context.Context, port uint16) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // wakes what reads from it
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends a read
 	joined, err := tunnel.Ask(conn, req)
 	if !stop() {
 		err = errors.Join(err, context.Cause(ctx))

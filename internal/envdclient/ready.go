@@ -21,9 +21,8 @@ const (
 	connectSpacing = 20 * time.Millisecond
 )
 
-// WaitReady returns when envd answers /health. It ends early with gone's error
-// when gone (vm.Machine.Wait) says that the machine ended, and with
-// ctx's cause at its end.
+// WaitReady returns when envd answers /health. If the machine ends first, it
+// returns the error of gone, which is vm.Machine.Wait; if ctx ends, its cause.
 func (c *Client) WaitReady(ctx context.Context, gone func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -66,17 +65,17 @@ func (c *Client) health(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)) // so that the connection is used again
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)) // so that the connection can be reused
 	if resp.StatusCode >= 300 {
-		return fmt.Errorf("health: %s", said(resp.Status))
+		return fmt.Errorf("health: %s", clean(resp.Status))
 	}
 	return nil
 }
 
-// impatient tries again when a dial takes longer than connectTimeout, and twice
-// as long each time: an emulated guest that shares its CPU may need seconds. It
-// gives up after connectTries, because a dial may outlive the request that it is for.
-func impatient(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+// retrying returns a dial function that tries again after connectTimeout, and
+// doubles that each time: an emulated guest that shares its CPU may need seconds.
+// It tries connectTries times, because a dial may outlive the request that it is for.
+func retrying(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		for limit, try := connectTimeout, 0; try < connectTries; limit, try = 2*limit, try+1 {
 			conn, err = dialWithin(ctx, limit, dial, network, address)

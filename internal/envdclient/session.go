@@ -12,19 +12,20 @@ import (
 )
 
 const (
-	// ackTimeout bounds one acknowledgement, ackPause is what comes after one that failed.
+	// ackTimeout bounds one acknowledgement, ackPause is the pause after one that failed.
 	ackTimeout = 10 * time.Second
 	ackPause   = 100 * time.Millisecond
 )
 
-// Session names a stream that can be resumed: when it is lost, output that
-// was not acknowledged is kept for Hold, up to a size at which the command waits.
+// Session names a stream that can be resumed: when the connection is lost, envd
+// keeps output that was not acknowledged for Hold, up to a size at which the
+// command waits.
 type Session struct {
 	ID   string        // random: 16 to 64 of A-Z a-z 0-9 _ and -
 	Hold time.Duration // in whole seconds; 0 is a minute
 }
 
-// message is nil for no session.
+// message returns the session for a request, nil for a nil session.
 func (s *Session) message() *process.Session {
 	if s == nil {
 		return nil
@@ -36,8 +37,8 @@ func (s *Session) selector() *process.ProcessSelector {
 	return &process.ProcessSelector{Selector: &process.ProcessSelector_Session{Session: s.ID}}
 }
 
-// following is this end of a session. Acknowledgements are sent in the
-// background, one at a time; of those that come meanwhile the last one counts.
+// following is the client's end of a session. It sends acknowledgements in the
+// background, one at a time, and always the latest.
 type following struct {
 	*Session
 
@@ -45,7 +46,7 @@ type following struct {
 	stop   context.CancelFunc
 	acked  atomic.Uint64
 	wake   wake.Chan     // acked has changed
-	taken  atomic.Uint64 // of the input
+	taken  atomic.Uint64 // bytes of input that the process has taken
 }
 
 func newFollowing(ctx context.Context, c *Client, s *Session, taken uint64) *following {
@@ -56,7 +57,7 @@ func newFollowing(ctx context.Context, c *Client, s *Session, taken uint64) *fol
 	return f
 }
 
-// acknowledge sends what is to be acknowledged until ctx ends.
+// acknowledge sends acknowledgements until ctx ends.
 func (f *following) acknowledge(ctx context.Context) {
 	for {
 		select {
@@ -65,7 +66,7 @@ func (f *following) acknowledge(ctx context.Context) {
 			return
 		}
 		for f.tell(ctx, &process.AcknowledgeRequest{Session: f.ID, Offset: f.acked.Load()}) != nil {
-			select { // the command may wait for it
+			select { // it must try again: the command may be waiting for the acknowledgement
 			case <-time.After(ackPause):
 			case <-ctx.Done():
 				return
@@ -74,23 +75,23 @@ func (f *following) acknowledge(ctx context.Context) {
 	}
 }
 
-// tell makes one call. Its error is one that trying again may help.
+// tell makes one call. It returns only errors after which a retry may succeed.
 func (f *following) tell(ctx context.Context, req *process.AcknowledgeRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
 	_, err := f.client.process.Acknowledge(ctx, req)
 	switch connect.CodeOf(err) {
 	case connect.CodeNotFound, connect.CodeOutOfRange, connect.CodeInvalidArgument, connect.CodeUnimplemented:
-		return nil // it would get the same answer
+		return nil // a retry would get the same answer
 	}
 	return err
 }
 
-// Resumable says whether the stream has a session.
+// Resumable reports whether the stream has a session.
 func (p *Process) Resumable() bool { return p.session != nil }
 
-// Ack says that the caller has all output before a position, so that envd may
-// forget it. It returns at once. A command waits when about a megabyte is not acknowledged.
+// Ack acknowledges all output before a position, which envd may then discard. It
+// returns at once. A command waits when about a megabyte is not acknowledged.
 func (p *Process) Ack(offset uint64) {
 	if p.session == nil {
 		return
@@ -99,7 +100,7 @@ func (p *Process) Ack(offset uint64) {
 	p.session.wake.Notify()
 }
 
-// Leave ends the session: nothing is kept for it when the stream ends.
+// Leave ends the session: envd keeps no output when the stream ends.
 func (p *Process) Leave(ctx context.Context) error {
 	if p.session == nil {
 		return nil

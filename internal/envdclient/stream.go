@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// maxInput bounds one piece of input on its way; it is envd's to write as a whole.
+	// maxInput bounds one message of input.
 	maxInput = 64 << 10
 	// keepaliveSeconds is the silence after which envd sends a keepalive.
 	keepaliveSeconds = "30"
 )
 
-// Size is a terminal's.
+// Size is the size of a terminal, in characters.
 type Size struct{ Cols, Rows int }
 
-// Signal is one that envd can send.
+// Signal is a signal that envd can send.
 type Signal int
 
 // The signals.
@@ -34,12 +34,12 @@ const (
 	SIGTERM = Signal(process.Signal_SIGNAL_SIGTERM)
 )
 
-// Event is a piece of output, valid until the next one is asked for, or a sign
-// of life after a silence; exactly one field is set, and Offset.
+// Event is a piece of output, valid until the next call of Next, or a keepalive.
+// Besides Offset exactly one field is set.
 type Event struct {
 	Stdout, Stderr, PTY []byte
 	Keepalive           bool
-	Offset              uint64 // of the first byte of output, when it was asked for by a session or an offset
+	Offset              uint64 // of the first byte of output, in a stream with a session or a Target.Offset
 }
 
 // Process is a running command that is followed. Next and Exit are for one
@@ -59,12 +59,12 @@ type Process struct {
 type ttyKind int32
 
 const (
-	ttyUnknown ttyKind = iota // somebody else started it
+	ttyUnknown ttyKind = iota // another client started it
 	ttyNo
 	ttyYes
 )
 
-// stream is what Start and Connect of envd answer with.
+// stream is the answer of envd's Start or Connect.
 type stream interface {
 	Receive() bool
 	Err() error
@@ -84,12 +84,12 @@ type connected struct {
 
 func (s connected) event() *process.ProcessEvent { return s.Msg().GetEvent() }
 
-// Start runs a command and returns when it runs. A reader that does not call
+// Start starts a command and returns when it runs. A caller that does not call
 // Next slows the command down; nothing is buffered without bound. The command
-// outlives ctx and Close; a deadline of ctx ends it, with DeadlineExceeded
-// from Next. So does a ctx that is cancelled before Start returns: the stream
-// goes on until the command's id has come, for nobody else knows what to end.
-// Whoever has the command's session knows: then it runs on.
+// outlives Close and a canceled ctx; a deadline of ctx ends it, with
+// DeadlineExceeded from Next. If ctx is canceled before Start returns, Start waits
+// for the command's pid and kills it, because no client knows the pid otherwise. A
+// command with a session keeps running: the session names it.
 func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 	streamCtx, cancel := withoutCancel(ctx)
 	type result struct {
@@ -127,8 +127,8 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 	}
 }
 
-// withoutCancel returns a context that ends at ctx's deadline, or by its own
-// cancel, but not when ctx is cancelled.
+// withoutCancel returns a context that ends at ctx's deadline, or by the returned
+// function, but not when ctx is canceled.
 func withoutCancel(ctx context.Context) (context.Context, context.CancelFunc) {
 	free := context.WithoutCancel(ctx)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -169,18 +169,18 @@ func (c *Client) start(ctx context.Context, cmd Command) (*Process, error) {
 	return c.follow(ctx, "start "+cmd.Path, started{s}, tty, cmd.Session)
 }
 
-// Target says which command to follow, and from where.
+// Target is a command to follow, and a position in its output.
 type Target struct {
-	PID     uint32   // 0: the one that has Session, which is resumed
+	PID     uint32   // 0: the command of Session, which is resumed
 	Session *Session // nil: the stream cannot be resumed
-	// Offset is the position in the output to begin at; nil is where the session
-	// acknowledged, or now. Lost says how much of it is gone.
+	// Offset is the position in the output to begin at; nil is the position that
+	// the session acknowledged, or the current one. See Process.Lost.
 	Offset *uint64
 }
 
-// Attach follows a command that runs, or shows the end of one that ended not
-// long ago. NotFound when there is no such process or session; only those that Start
-// made can be followed. A stream that the session still has ends.
+// Attach follows a command that runs, or returns the end of one that ended
+// recently. NotFound when there is no such process or session; only commands of
+// Start can be followed. It ends another stream of the session.
 func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Keepalive-Ping-Interval", keepaliveSeconds)
@@ -198,7 +198,7 @@ func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
 	return c.follow(ctx, "attach", connected{s}, ttyUnknown, to.Session)
 }
 
-// follow reads the first event, which says the pid.
+// follow reads the first event, which has the pid.
 func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind, session *Session) (*Process, error) {
 	p := &Process{client: c, stream: s}
 	p.tty.Store(int32(tty))
@@ -222,14 +222,15 @@ func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind
 // PID is the process's id in the guest.
 func (p *Process) PID() uint32 { return p.start.GetPid() }
 
-// Offset is where the output of this stream begins, and Lost how much of what
-// was asked for is gone, which came right before. 0 for streams that asked for neither a session nor an offset.
+// Offset returns the position at which the output of this stream begins; 0 for a
+// stream without a session and without a Target.Offset.
 func (p *Process) Offset() uint64 { return p.start.GetOffset() }
 
-// Lost is explained at Offset.
+// Lost returns how many bytes before Offset were requested but are no longer kept.
 func (p *Process) Lost() uint64 { return p.start.GetLost() }
 
-// selector names the process in calls. A session is never another process's, as a pid may be.
+// selector names the process in calls, if possible by its session: a pid may be
+// reused for another process.
 func (p *Process) selector() *process.ProcessSelector {
 	if p.session != nil {
 		return p.session.selector()
@@ -238,7 +239,7 @@ func (p *Process) selector() *process.ProcessSelector {
 }
 
 // Next returns the next event, and io.EOF when the process ended: then Exit is
-// set. Any other error says that the stream broke; the process may run on.
+// set. Any other error means that the stream broke; the process may still run.
 func (p *Process) Next() (Event, error) {
 	for p.stream.Receive() {
 		switch ev := p.stream.event(); {
@@ -247,7 +248,7 @@ func (p *Process) Next() (Event, error) {
 		case ev.GetKeepalive() != nil:
 			return Event{Keepalive: true}, nil
 		case ev.GetEnd() != nil:
-			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: said(ev.GetEnd().GetStatus())}
+			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: clean(ev.GetEnd().GetStatus())}
 			p.ended = true
 			return Event{}, io.EOF
 		}
@@ -266,7 +267,7 @@ func (p *Process) output(data *process.ProcessEvent_DataEvent) Event {
 	return ev
 }
 
-// Exit says how the process ended; the zero Exit before Next returned io.EOF.
+// Exit returns how the process ended; the zero Exit before Next returned io.EOF.
 func (p *Process) Exit() Exit { return p.exit }
 
 // Close ends the stream, not the process. Twice is allowed.
@@ -277,13 +278,13 @@ func (p *Process) Close() {
 	if p.session != nil {
 		p.session.stop()
 	}
-	_ = p.stream.Close() // nothing is lost that Next did not report
+	_ = p.stream.Close() // Next reports the errors that matter
 }
 
-// Send writes to the process's input or terminal and returns when all is
-// written, which waits while the process does not read. FailedPrecondition when it has
-// no input or has closed it, NotFound when it has ended. With a session, what is sent
-// follows on what Taken said at the beginning, and may have been sent before; calls must not overlap then.
+// Send writes to the process's input or terminal, and waits while the process does
+// not read. FailedPrecondition when the process has no input or has closed it,
+// NotFound when it has ended. With a session, data is sent at the position Taken,
+// and envd ignores bytes that it has already; calls must not overlap then.
 func (p *Process) Send(ctx context.Context, data []byte) error {
 	for len(data) > 0 {
 		piece := data[:min(len(data), maxInput)]
@@ -295,8 +296,8 @@ func (p *Process) Send(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// sendPiece finds out whether a process that somebody else started has a
-// terminal: envd refuses the wrong kind of input without writing any.
+// sendPiece sends one message of input. If another client started the process it
+// tries both kinds of input: envd refuses the wrong one without writing any.
 func (p *Process) sendPiece(ctx context.Context, piece []byte) error {
 	stdin := &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: piece}}
 	tty := &process.ProcessInput{Input: &process.ProcessInput_Pty{Pty: piece}}
@@ -329,7 +330,8 @@ func (p *Process) sendInput(ctx context.Context, input *process.ProcessInput) er
 	return fromRPC("send input", err)
 }
 
-// Taken is how much of the session's input the process has taken, as far as is known here.
+// Taken returns how many bytes of the session's input the process has taken, as
+// far as this client knows.
 func (p *Process) Taken() uint64 {
 	if p.session == nil {
 		return 0
@@ -337,8 +339,8 @@ func (p *Process) Taken() uint64 {
 	return p.session.taken.Load()
 }
 
-// CloseInput shows the process the end of its input, after what was sent.
-// Twice is allowed. A terminal has no end: FailedPrecondition.
+// CloseInput closes the process's input, after the data of Send. Twice is allowed.
+// FailedPrecondition for a terminal, which cannot be closed.
 func (p *Process) CloseInput(ctx context.Context) error {
 	_, err := p.client.process.CloseStdin(ctx, &process.CloseStdinRequest{Process: p.selector()})
 	return fromRPC("close input", err)
@@ -356,8 +358,8 @@ func (p *Process) Signal(ctx context.Context, signal Signal) error {
 	return p.client.signal(ctx, p.selector(), signal)
 }
 
-// feed writes input and closes it. That a process ends or stops reading early
-// is its own affair.
+// feed writes input and closes it. It ignores errors: a process may end or stop
+// reading early.
 func (p *Process) feed(ctx context.Context, input []byte) {
 	if p.Send(ctx, input) == nil {
 		_ = p.CloseInput(ctx)
@@ -387,8 +389,8 @@ func (s Size) message() *process.PTY {
 	return &process.PTY{Size: &process.PTY_Size{Cols: uint32(s.Cols), Rows: uint32(s.Rows)}}
 }
 
-// InputClosed says that an error of Send or CloseInput means no more than that
-// the process does not read any more.
+// InputClosed reports whether an error of Send or CloseInput only means that the
+// process no longer reads its input.
 func InputClosed(err error) bool {
 	code := wrenn.CodeOf(err)
 	return code == wrenn.FailedPrecondition || code == wrenn.NotFound

@@ -14,7 +14,7 @@ import (
 	"wrenn"
 )
 
-// newSession is one that nobody has.
+// newSession returns a new session.
 func newSession() *Session { return &Session{ID: rand.Text()} }
 
 // begin starts a shell's script.
@@ -98,7 +98,7 @@ func TestStreamOfTerminal(t *testing.T) {
 	if err := p.Resize(t.Context(), Size{Cols: 132, Rows: 50}); err != nil {
 		t.Fatal(err)
 	}
-	other := attach(t, c, Target{PID: p.PID()}) // which does not know that it is a terminal
+	other := attach(t, c, Target{PID: p.PID()}) // a client that does not know that it is a terminal
 	send(t, other, "\n")
 	readUntil(t, p, "50 132\r\n")
 	if err := p.CloseInput(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
@@ -125,7 +125,7 @@ func TestStreamResumes(t *testing.T) {
 	}
 	readUntil(t, p, "e\n")
 	p.Close()
-	// The command ends while nobody is there.
+	// The command ends while no client is connected.
 	other := attach(t, c, Target{PID: p.PID()})
 	send(t, other, "two\n")
 	readUntil(t, other, "")
@@ -168,7 +168,7 @@ func TestStreamStartsOnce(t *testing.T) {
 	}
 }
 
-// A start that nobody waits for any more ends its command, unless somebody can resume it.
+// A canceled Start ends its command, unless it has a session.
 func TestStreamStartIsAbandoned(t *testing.T) {
 	c, _ := newGuest(t)
 	session := newSession()
@@ -206,8 +206,8 @@ func TestStreamRefusals(t *testing.T) {
 	}
 }
 
-// Two streams of a session say the same, as a caller does who does not know
-// how much of it arrived.
+// Two streams of a session send the same input, as a client does that does not
+// know how much of it arrived.
 func TestStreamInputIsTakenOnce(t *testing.T) {
 	c, _ := newGuest(t)
 	session := newSession()
@@ -228,8 +228,8 @@ func TestStreamInputIsTakenOnce(t *testing.T) {
 	}
 }
 
-// TestStreamSlowReader: a reader that acknowledges late slows the command, and
-// what is between takes no memory for it.
+// TestStreamSlowReader: a reader that acknowledges late slows the command down,
+// and no output is buffered without bound.
 func TestStreamSlowReader(t *testing.T) {
 	const (
 		total  = 256 << 20

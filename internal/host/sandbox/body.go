@@ -153,7 +153,7 @@ func (b *body) waitReady(ctx context.Context) error {
 	}
 	err := b.guest.Init(ctx, envdclient.Init{
 		Env:      b.s.request.Env,
-		Identity: &envdclient.Identity{ID: string(b.s.id), Generation: b.note.Start},
+		Identity: &envdclient.Identity{ID: string(b.s.id), StartCounter: b.note.Start},
 	})
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)

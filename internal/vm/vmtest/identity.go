@@ -90,7 +90,7 @@ func (s *suite) newcomer(t *testing.T, snap snapshot, old past, id string) map[s
 	if diff := cmp.Diff(old.lines, g.times(t)); diff != "" {
 		t.Errorf("the printer printed before Init (-frozen +now):\n%s", diff)
 	}
-	init := envdclient.Init{Identity: &envdclient.Identity{ID: id, Generation: 1}}
+	init := envdclient.Init{Identity: &envdclient.Identity{ID: id, StartCounter: 1}}
 	began := time.Now()
 	must(t, "Init", g.Init(within(t), init))
 	t.Logf("Init took %v", time.Since(began))
@@ -107,7 +107,7 @@ func (s *suite) newcomer(t *testing.T, snap snapshot, old past, id string) map[s
 	if again := g.own(t); again["boot id"] != own["boot id"] || again["machine id"] != own["machine id"] {
 		t.Errorf("who was told the same again changed from %v to %v", own, again)
 	}
-	init.Identity.Generation++
+	init.Identity.StartCounter++
 	must(t, "Init", g.Init(within(t), init))
 	if again := g.own(t); again["boot id"] == own["boot id"] || again["machine id"] != own["machine id"] {
 		t.Errorf("a resumed sandbox changed from %v to %v, want another boot id and the same machine id", own, again)
