@@ -57,14 +57,14 @@ func launch(t *testing.T) *program {
 	var key bytes.Buffer
 	p := &program{log: &logtest.Journal{}, config: config, agent: agent}
 	for _, args := range [][]string{{"migrate"}, {"migrate"}, {"key", "team-a", "first"}} { // twice is allowed
-		if err := command(t.Context(), append([]string{"-config", config}, args...), &key, p.log, none); err != nil {
+		if err := command(t.Context(), append([]string{"-config", config}, args...), environment{&key, p.log, none}); err != nil {
 			t.Fatalf("control-plane %v: %v", args, err)
 		}
 	}
 	p.key = strings.TrimSpace(key.String())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
-	go func() { ended <- command(ctx, []string{"-config", config}, io.Discard, p.log, none) }()
+	go func() { ended <- command(ctx, []string{"-config", config}, environment{io.Discard, p.log, none}) }()
 	p.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() {
 		if err := p.stop(); err != nil {
@@ -189,7 +189,7 @@ func TestServe(t *testing.T) {
 func (p *program) move(t *testing.T, id string) {
 	t.Helper()
 	for host, want := range map[string]wrenn.Code{"h1": "", "h9": wrenn.NotFound} {
-		err := command(t.Context(), []string{"-config", p.config, "move", id, host}, io.Discard, p.log, func(string) string { return "" })
+		err := command(t.Context(), []string{"-config", p.config, "move", id, host}, environment{io.Discard, p.log, func(string) string { return "" }})
 		if got := wrenn.CodeOf(err); err != nil && got != want || err == nil && want != "" {
 			t.Errorf("move to %s = %v, want %q", host, err, want)
 		}
@@ -204,7 +204,7 @@ func (p *program) hosts(t *testing.T) {
 	p.agent.Restart() // has it looked at, at once
 	p.until(t, "the log tells of the unknown sandbox", func() bool { return strings.Contains(p.log.String(), "no row explains") })
 	var out bytes.Buffer
-	if err := command(t.Context(), []string{"-config", p.config, "hosts"}, &out, p.log, func(string) string { return "" }); err != nil {
+	if err := command(t.Context(), []string{"-config", p.config, "hosts"}, environment{&out, p.log, func(string) string { return "" }}); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"h1 ", "UNKNOWN SANDBOX", string(id), "quarantined"} {

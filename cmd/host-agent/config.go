@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,7 +13,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
-	"wrenn"
+	configfile "wrenn/internal/config"
 	"wrenn/internal/host"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/server"
@@ -96,39 +94,13 @@ type readyConfig struct {
 	Machines *int `toml:"machines"`
 }
 
-// readConfig reads the file at path, or takes the defaults when that is "".
-// What it does not know is an error that names the line.
+// readConfig reads the file at path, or returns the defaults when that is "".
 func readConfig(path, state string) (config, error) {
-	var c config
-	if path != "" {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return c, fmt.Errorf("configuration: %w", err)
-		}
-		decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
-		if err := decoder.Decode(&c); err != nil {
-			return c, fmt.Errorf("configuration %s: %w", path, explained(err))
-		}
-	}
-	if err := c.setDefaults(state); err != nil {
-		return c, err
-	}
-	return c, c.check()
+	return configfile.Load[config](path, config{State: state}, os.Getenv)
 }
 
-// explained is a TOML error with the lines that it is about.
-func explained(err error) error {
-	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		return fmt.Errorf("unknown key:\n%s", unknown.String())
-	}
-	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
-		return fmt.Errorf("\n%s", wrong.String())
-	}
-	return err
-}
-
-func (c *config) setDefaults(state string) error {
-	c.State = cmp.Or(c.State, state)
+// Complete implements configfile.Configuration.
+func (c *config) Complete(func(string) string) error {
 	c.Run = cmp.Or(c.Run, "/run/wrenn")
 	c.Listen = cmp.Or(c.Listen, "unix:"+filepath.Join(c.Run, "agent.sock"))
 	c.Metrics = cmp.Or(c.Metrics, "127.0.0.1:49981")
@@ -155,42 +127,40 @@ func (c *config) setDefaults(state string) error {
 	return nil
 }
 
-// check finds what can be found without starting anything.
-func (c *config) check() error {
+// Check implements configfile.Configuration.
+func (c *config) Check(problems *configfile.Problems) {
 	switch c.Driver.Name {
 	case host.Auto, host.QEMU, host.Firecracker:
 	default:
-		return wrenn.Errorf(wrenn.Invalid, "driver.name %q: use auto, qemu or firecracker", c.Driver.Name)
+		problems.Addf("driver.name %q: use auto, qemu or firecracker", c.Driver.Name)
 	}
 	if n := c.Driver.QEMUCodeMB; n < qemu.MinCodeMiB || n > qemu.MaxCodeMiB {
-		return wrenn.Errorf(wrenn.Invalid, "driver.qemu_code_mb %d: use %d to %d", n, qemu.MinCodeMiB, qemu.MaxCodeMiB)
+		problems.Addf("driver.qemu_code_mb %d: use %d to %d", n, qemu.MinCodeMiB, qemu.MaxCodeMiB)
 	}
 	if f := c.Log.Format; f != "text" && f != "json" {
-		return wrenn.Errorf(wrenn.Invalid, "log.format %q: use text or json", f)
+		problems.Addf("log.format %q: use text or json", f)
 	}
 	if _, _, err := net.SplitHostPort(c.Metrics); c.Metrics != "off" && err != nil {
-		return wrenn.Errorf(wrenn.Invalid, "metrics %q: use an address and a port such as 127.0.0.1:49981, or off", c.Metrics)
+		problems.Addf("metrics %q: use an address and a port such as 127.0.0.1:49981, or off", c.Metrics)
 	}
 	for name, n := range map[string]int{
 		"limits.sandboxes": c.Limits.Sandboxes, "limits.memory_mb": c.Limits.MemoryMB + 1, "limits.disk_free_mb": c.Limits.DiskFreeMB + 1, // -1 is no limit
 		"warm.vcpus": c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
 	} {
 		if n < 0 {
-			return wrenn.Errorf(wrenn.Invalid, "%s: the number is too small", name)
+			problems.Addf("%s: the number is too small", name)
 		}
 	}
 	if n := c.Ready.Machines; n != nil && (*n < 0 || *n > maxReadyMachines) {
-		return wrenn.Errorf(wrenn.Invalid, "ready.machines %d: use 0 to %d", *n, maxReadyMachines)
+		problems.Addf("ready.machines %d: use 0 to %d", *n, maxReadyMachines)
 	}
 	for _, path := range []string{c.State, c.Run} {
 		if !filepath.IsAbs(path) {
-			return wrenn.Errorf(wrenn.Invalid, "state and run %q: use absolute paths", path)
+			problems.Addf("state and run %q: use absolute paths", path)
 		}
 	}
-	if err := c.network().Check(); err != nil {
-		return err
-	}
-	return c.listen().Check()
+	problems.Add(c.network().Check())
+	problems.Add(c.listen().Check())
 }
 
 func (c *config) listen() server.Listen {

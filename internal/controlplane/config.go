@@ -1,7 +1,6 @@
 package controlplane
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/tls"
 	"errors"
@@ -10,27 +9,23 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
-	"regexp"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn"
 	"wrenn/internal/certs"
+	"wrenn/internal/config"
 	"wrenn/internal/controlplane/service"
 )
 
-// Config is the configuration file. Zero values are the defaults that Defaults
-// fills in; docs/api.md has a file with all of them.
+// Config is the configuration file; packaging/control-plane.toml has all keys.
 type Config struct {
-	// Listen is where the public API is.
+	// Listen is the address of the public API.
 	Listen string `toml:"listen"`
-	// MetricsListen is where Prometheus finds /metrics; "" is nowhere.
+	// MetricsListen is the address of /metrics; "" is none.
 	MetricsListen string `toml:"metrics_listen"`
-	// ShutdownGrace is for requests that are under way at a stop.
+	// ShutdownGrace is the time that requests in progress have at a stop.
 	ShutdownGrace Duration `toml:"shutdown_grace"`
 
 	TLS      Certificate `toml:"tls"`
@@ -40,7 +35,7 @@ type Config struct {
 	Limits   Limits      `toml:"limits"`
 }
 
-// Log says what is logged, to standard error.
+// Log configures the log, which goes to standard error.
 type Log struct {
 	Level  string `toml:"level"`  // debug, info, warn or error
 	Format string `toml:"format"` // text or json
@@ -56,7 +51,7 @@ type Database struct {
 type Host struct {
 	ID  string `toml:"id"`
 	URL string `toml:"url"` // https://, unix:///path, or http:// on this machine
-	// CA, and the certificate that the control plane shows, of an https host.
+	// CA is the authority of an https host's certificate; Certificate is the control plane's own.
 	CA string `toml:"ca,omitempty"`
 	// ServerName is the name that the host's certificate is for; default the host of URL.
 	ServerName string `toml:"server_name,omitempty"`
@@ -69,7 +64,7 @@ type Certificate struct {
 	Key         string `toml:"key,omitempty"`
 }
 
-// Limits bound what a key and a team may use.
+// Limits bound the use of a key and of a team.
 type Limits struct {
 	RequestsPerSecond float64 `toml:"requests_per_second"` // of one key, on average
 	RequestBurst      int     `toml:"request_burst"`       // of one key, at once
@@ -84,16 +79,16 @@ type Limits struct {
 // Duration is written as time.ParseDuration reads it.
 type Duration struct{ time.Duration }
 
-// UnmarshalText is for the TOML reader.
+// UnmarshalText implements encoding.TextUnmarshaler.
 func (d *Duration) UnmarshalText(text []byte) (err error) {
 	d.Duration, err = time.ParseDuration(string(text))
 	return err
 }
 
-// MarshalText is for the TOML writer.
+// MarshalText implements encoding.TextMarshaler.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// Defaults are the values of whatever a file does not name.
+// Defaults returns the values of the keys that a file leaves out.
 func Defaults() Config {
 	return Config{
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
@@ -103,61 +98,42 @@ func Defaults() Config {
 	}
 }
 
-// Load reads the file at path, or none when path is "", then puts the
-// environment on top: DATABASE_URL, CP_LISTEN_ADDR, and CP_HOST_AGENT_ADDR for
-// a control plane with one host. A key that nobody knows is an error.
-func Load(path string, environ func(string) string) (Config, error) {
-	c := Defaults()
-	if path != "" {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return c, fmt.Errorf("read the configuration: %w", err)
-		}
-		if err := c.decode(text); err != nil {
-			return c, fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	c.Database.URL = cmp.Or(environ("DATABASE_URL"), c.Database.URL)
-	c.Listen = cmp.Or(environ("CP_LISTEN_ADDR"), c.Listen)
-	if host := environ("CP_HOST_AGENT_ADDR"); host != "" {
+// Load returns the configuration in the file at path, see config.Load.
+func Load(path string, getenv func(string) string) (Config, error) {
+	return config.Load[Config](path, Defaults(), getenv)
+}
+
+// Complete implements config.Configuration: DATABASE_URL and CP_LISTEN_ADDR
+// replace values of the file, and CP_HOST_AGENT_ADDR replaces its hosts by one.
+func (c *Config) Complete(getenv func(string) string) error {
+	c.Database.URL = cmp.Or(getenv("DATABASE_URL"), c.Database.URL)
+	c.Listen = cmp.Or(getenv("CP_LISTEN_ADDR"), c.Listen)
+	if host := getenv("CP_HOST_AGENT_ADDR"); host != "" {
 		c.Hosts = []Host{{ID: "default", URL: host}}
 	}
-	return c, c.check()
+	return nil
 }
 
-func (c *Config) decode(text []byte) error {
-	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(c)
-	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		return fmt.Errorf("unknown keys:\n%s", strict.String())
-	}
-	if fault, ok := errors.AsType[*toml.DecodeError](err); ok {
-		return fmt.Errorf("%w:\n%s", fault, fault.String())
-	}
-	return err
-}
-
-// check says everything that is wrong, not only the first.
-func (c *Config) check() error {
-	var wrong []error
-	say := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
+// Check implements config.Configuration.
+func (c *Config) Check(problems *config.Problems) {
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		say("listen: %w", err)
+		problems.Addf("listen: %w", err)
 	}
 	if _, _, err := net.SplitHostPort(c.MetricsListen); c.MetricsListen != "" && err != nil {
-		say("metrics_listen: %w", err)
+		problems.Addf("metrics_listen: %w", err)
 	}
 	if err := new(slog.Level).UnmarshalText([]byte(c.Log.Level)); err != nil {
-		say("log.level: %q is none of debug, info, warn, error", c.Log.Level)
+		problems.Addf("log.level %q: use debug, info, warn or error", c.Log.Level)
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
-		say("log.format: %q is neither text nor json", c.Log.Format)
+		problems.Addf("log.format %q: use text or json", c.Log.Format)
 	}
 	if c.Database.URL == "" {
-		say("database.url: not set, nor DATABASE_URL")
+		problems.Addf("database.url: set it, or DATABASE_URL in the environment")
 	}
-	unheard := slog.New(slog.DiscardHandler) // Run says it again
-	if _, err := c.TLS.open("", unheard); err != nil {
-		say("tls: %w", err)
+	discard := slog.New(slog.DiscardHandler) // Run loads the certificates again, and logs
+	if _, err := c.TLS.open("", discard); err != nil {
+		problems.Addf("tls: %w", err)
 	}
 	for name, n := range map[string]float64{
 		"shutdown_grace": c.ShutdownGrace.Seconds(), "database.max_connections": float64(c.Database.MaxConnections),
@@ -167,55 +143,53 @@ func (c *Config) check() error {
 		"limits.templates": float64(c.Limits.Templates), "limits.builds": float64(c.Limits.Builds),
 	} {
 		if n <= 0 {
-			say("%s: must be above 0", name)
+			problems.Addf("%s: must be above 0", name)
 		}
 	}
-	slices.SortFunc(wrong, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	if _, err := c.hosts(unheard); err != nil {
-		wrong = append(wrong, err)
+	if _, err := c.hosts(discard); err != nil {
+		problems.Add(err)
 	}
-	return errors.Join(wrong...)
 }
 
-var hostID = regexp.MustCompile(`^[a-z0-9-]{1,63}$`)
-
-// hosts are the hosts as the service takes them.
+// hosts returns the hosts as the service needs them. The error has all problems.
 func (c *Config) hosts(log *slog.Logger) ([]service.Host, error) {
 	var out []service.Host
-	seen := map[string]bool{}
+	var problems []error
+	ids := map[string]bool{}
 	for i, h := range c.Hosts {
 		host, err := h.load(log)
 		if err != nil {
-			return nil, fmt.Errorf("host %d, %q: %w", i+1, h.ID, err)
+			problems = append(problems, fmt.Errorf("host %d, %q: %w", i+1, h.ID, err))
 		}
-		if seen[h.ID] {
-			return nil, fmt.Errorf("host %d: there are two of the id %q", i+1, h.ID)
+		if ids[h.ID] {
+			problems = append(problems, fmt.Errorf("host %d, %q: another host has the same id", i+1, h.ID))
 		}
-		seen[h.ID] = true
+		ids[h.ID] = true
 		out = append(out, host)
 	}
-	return out, nil
+	return out, errors.Join(problems...)
 }
 
 func (h *Host) load(log *slog.Logger) (service.Host, error) {
 	none := service.Host{}
-	if !hostID.MatchString(h.ID) {
-		return none, errors.New("id: 1 to 63 of a-z, 0-9 and -")
+	id, err := wrenn.ParseHostID(h.ID)
+	if err != nil {
+		return none, fmt.Errorf("id: %w", err)
 	}
 	u, err := url.Parse(h.URL)
 	if err != nil {
 		return none, fmt.Errorf("url: %w", err)
 	}
-	out := service.Host{ID: wrenn.HostID(h.ID), URL: h.URL}
+	out := service.Host{ID: id, URL: h.URL}
 	switch {
 	case u.Scheme == "unix" && u.Path != "":
 		return out, nil
 	case u.Scheme == "http" && loopback(u.Hostname()):
 		return out, nil
 	case u.Scheme == "http":
-		return none, fmt.Errorf("url: %s is another machine: commands and files would travel in the clear; use https", u.Host)
+		return none, fmt.Errorf("url: %s is another machine, to which commands and files would travel unencrypted: use https", u.Host)
 	case u.Scheme != "https" || u.Host == "":
-		return none, fmt.Errorf("url: %q is neither https://, unix:///path nor http:// on this machine", h.URL)
+		return none, fmt.Errorf("url %q: use https://, unix:///path, or http:// on this machine", h.URL)
 	}
 	if h.CA == "" {
 		return none, errMutual
@@ -233,13 +207,14 @@ func (h *Host) load(log *slog.Logger) (service.Host, error) {
 
 var errMutual = errors.New("an https host needs ca, certificate and key")
 
-// open returns nil when there is none. The authority, which may be "", is that of the others.
+// open loads the pair; nil if it is not set. authority, which may be "", is the
+// file with the authority of the other side's certificate.
 func (c *Certificate) open(authority string, log *slog.Logger) (*certs.Source, error) {
 	if c.Certificate == "" && c.Key == "" {
-		return nil, nil //nolint:nilnil // none is no error
+		return nil, nil //nolint:nilnil // not set is no error
 	}
 	if c.Certificate == "" || c.Key == "" {
-		return nil, errors.New("certificate and key belong together")
+		return nil, errors.New("set both certificate and key")
 	}
 	return certs.Open(certs.Files{Certificate: c.Certificate, Key: c.Key, CA: authority}, log)
 }
@@ -249,7 +224,7 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && address.IsLoopback()
 }
 
-// String is the effective configuration as a file, without secrets.
+// String returns the configuration as a file, without secrets.
 func (c Config) String() string {
 	c.Database.URL = redact(c.Database.URL)
 	text, err := toml.Marshal(c)
@@ -259,7 +234,8 @@ func (c Config) String() string {
 	return string(text)
 }
 
-// redact hides the password of a database's address. What is no URL may hold it anywhere.
+// redact hides the password in a database's address, and all of an address that is
+// not a URL.
 func redact(address string) string {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme == "" {

@@ -34,12 +34,13 @@ func TestLoadRefuses(t *testing.T) {
 		"level":               {database + "[log]\nlevel = \"loud\"", "loud"},
 		"format":              {database + "[log]\nformat = \"xml\"", "xml"},
 		"limit":               {database + "[limits]\nvcpus = 0", "limits.vcpus"},
-		"half a pair":         {database + "[tls]\nkey = \"/x\"", "belong together"},
+		"half a pair":         {database + "[tls]\nkey = \"/x\"", "both certificate and key"},
 		"missing certificate": {database + "[tls]\nkey = \"/x\"\ncertificate = \"/x\"", "/x"},
 		"id of a host":        {database + "[[host]]\nid = \"A\"\nurl = \"unix:///x\"", "id"},
-		"two hosts alike":     {database + strings.Repeat("[[host]]\nid = \"a\"\nurl = \"unix:///x\"\n", 2), "two of the id"},
+		"two hosts alike":     {database + strings.Repeat("[[host]]\nid = \"a\"\nurl = \"unix:///x\"\n", 2), "same id"},
 		"host in the clear":   {database + "[[host]]\nid = \"a\"\nurl = \"http://10.0.0.2:1\"", "https"},
 		"host without mTLS":   {database + "[[host]]\nid = \"a\"\nurl = \"https://10.0.0.2:1\"", "ca, certificate and key"},
+		"all at once":         {"lisen = \"x\"\n" + database + "[limits]\nvcpus = 0\n[[host]]\nid = \"A\"\nurl = \"unix:///x\"\n[[host]]\nid = \"b\"\nurl = \"ftp://x\"", "ftp"},
 		"host of no scheme":   {database + "[[host]]\nid = \"a\"\nurl = \"10.0.0.2:1\"", "url"},
 	} {
 		t.Run(name, func(t *testing.T) {

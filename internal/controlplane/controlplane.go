@@ -1,5 +1,5 @@
-// Package controlplane composes the control plane from its configuration: the
-// database, the use cases, the public API and the metrics. It decides nothing.
+// Package controlplane assembles the control plane from its configuration: the
+// database, the use cases, the public API and the metrics.
 package controlplane
 
 import (
@@ -19,7 +19,7 @@ import (
 	"wrenn/internal/telemetry"
 )
 
-// NewLogger returns the logger that cfg asks for.
+// NewLogger returns a logger to w as cfg configures it.
 func NewLogger(w io.Writer, cfg Log) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
@@ -28,19 +28,20 @@ func NewLogger(w io.Writer, cfg Log) (*slog.Logger, error) {
 	return telemetry.NewLogger(w, telemetry.Log{Level: level, Format: cfg.Format})
 }
 
-// Migrate brings the database's schema to what this program needs. Several at once are safe.
+// Migrate migrates the database's schema to the version of this program. It is safe
+// for several processes at once.
 func Migrate(ctx context.Context, cfg Config) error {
 	return postgres.Migrate(ctx, cfg.Database.URL)
 }
 
-// Addresses are where a control plane serves.
+// Addresses are the bound addresses of a control plane.
 type Addresses struct {
-	API, Metrics net.Addr // Metrics is nil when there are none
+	API, Metrics net.Addr // Metrics is nil without a listener
 }
 
-// Run serves until ctx ends, then lets what is under way end. It calls ready,
-// which may be nil, when both addresses are bound; the database and the hosts
-// may come later, GET /ready tells. It does not migrate.
+// Run serves until ctx ends, then lets requests in progress end. It calls ready,
+// which may be nil, when both addresses are bound; the database and the hosts may
+// come later, which GET /ready reports. It does not migrate.
 func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses)) error {
 	listeners, err := listen(ctx, cfg, log)
 	if err != nil {
@@ -79,18 +80,19 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	return parts.Wait()
 }
 
-// readyUntil is not ready any more when stop has ended, so that traffic goes elsewhere.
+// readyUntil returns ready, which fails once stop has ended: a balancer then uses
+// other replicas.
 func readyUntil(stop context.Context, ready telemetry.Ready) telemetry.Ready {
 	return func(ctx context.Context) error {
 		if stop.Err() != nil {
-			return wrenn.Errorf(wrenn.Unavailable, "the server stops")
+			return wrenn.Errorf(wrenn.Unavailable, "the server is stopping")
 		}
 		return ready(ctx)
 	}
 }
 
-// Open returns the use cases over the database of cfg, for programs that need
-// no more. The caller closes the store when it is done with the service.
+// Open returns the use cases on the database of cfg, for commands that do not
+// serve. The caller closes the store when it is done with the service.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Service, closeStore func(), err error) {
 	hosts, err := cfg.hosts(log)
 	if err != nil {
@@ -111,7 +113,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	return svc, store.Close, nil
 }
 
-// listeners are bound before anything starts: a taken port is an error, not a line in a log.
+// listeners are bound before anything starts, so that a port in use is an error of Run.
 type listeners struct{ api, metrics net.Listener }
 
 func listen(ctx context.Context, cfg Config, log *slog.Logger) (*listeners, error) {

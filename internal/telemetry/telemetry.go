@@ -61,11 +61,18 @@ func WithSandbox(ctx context.Context, id wrenn.SandboxID) context.Context {
 // RequestID returns the id that WithRequest put into ctx, or "".
 func RequestID(ctx context.Context) string { return from(ctx).request }
 
-// handler adds the ids of the context to each line.
+// handler adds the ids of the context to each line. An id that the line names
+// itself is not repeated.
 type handler struct{ slog.Handler }
 
 func (h handler) Handle(ctx context.Context, line slog.Record) error {
 	v := from(ctx)
+	line.Attrs(func(a slog.Attr) bool {
+		if a.Key == "sandbox" {
+			v.sandbox = ""
+		}
+		return v.sandbox != ""
+	})
 	if v.request != "" {
 		line.AddAttrs(slog.String("request", v.request))
 	}

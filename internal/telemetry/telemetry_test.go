@@ -37,6 +37,19 @@ func TestLinesNameTheirRequestAndSandbox(t *testing.T) {
 	}
 }
 
+// TestLineNamesItsSandboxOnce: the line's own attribute wins, as for a copy that a request for its parent makes.
+func TestLineNamesItsSandboxOnce(t *testing.T) {
+	var out bytes.Buffer
+	log, err := NewLogger(&out, Log{Format: "text"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.InfoContext(WithSandbox(t.Context(), "i0"), "hello", slog.String("sandbox", "i1"), slog.String("host", "h1"))
+	if got := out.String(); strings.Count(got, "sandbox=") != 1 || !strings.Contains(got, "sandbox=i1 host=h1") {
+		t.Errorf("log = %q", got)
+	}
+}
+
 func TestTextLineWithoutIDs(t *testing.T) {
 	var out bytes.Buffer
 	log, err := NewLogger(&out, Log{Level: slog.LevelWarn})

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"text/tabwriter"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane"
+	"wrenn/internal/controlplane/service"
+)
+
+type migrateCommand struct{}
+
+// Run migrates the schema. Twice is allowed.
+func (migrateCommand) Run(ctx context.Context, cfg controlplane.Config) error {
+	return controlplane.Migrate(ctx, cfg)
+}
+
+type keyCommand struct {
+	Team string `arg:"" help:"The team's name."`
+	Name string `arg:"" help:"The key's name, for people."`
+}
+
+// Run prints the secret of a key: the first of a team; later ones come by POST /v1/keys.
+func (c *keyCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog.Logger, env environment) error {
+	return open(ctx, cfg, log, func(svc *service.Service) error {
+		id, err := svc.EnsureTeam(ctx, c.Team)
+		if err != nil {
+			return fmt.Errorf("team %s: %w", c.Team, err)
+		}
+		_, secret, err := svc.CreateKey(ctx, service.Caller{Team: id}, c.Name)
+		if err != nil {
+			return fmt.Errorf("create a key: %w", err)
+		}
+		_, err = fmt.Fprintln(env.out, secret)
+		return err
+	})
+}
+
+type moveCommand struct {
+	ID   string `arg:"" help:"The sandbox."`
+	Host string `arg:"" help:"The host that has its files now."`
+}
+
+// Run makes the host that of a paused sandbox whose files were copied there.
+func (c *moveCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog.Logger) error {
+	id, err := wrenn.ParseSandboxID(c.ID)
+	if err != nil {
+		return err
+	}
+	return open(ctx, cfg, log, func(svc *service.Service) error {
+		_, err := svc.MoveSandbox(ctx, id, wrenn.HostID(c.Host))
+		return err
+	})
+}
+
+type hostsCommand struct{}
+
+// Run prints the last answers of the hosts, from the database.
+func (hostsCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog.Logger, env environment) error {
+	return open(ctx, cfg, log, func(svc *service.Service) error {
+		known, unknown, err := svc.Hosts(ctx)
+		if err != nil {
+			return err
+		}
+		table := tabwriter.NewWriter(env.out, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "HOST\tURL\tDRIVER\tVERSION\tSANDBOXES\tMEMORY MB\tDISK FREE MB\tSEEN")
+		for _, h := range known {
+			c := h.Info.Capacity
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.ID, h.URL, cmp.Or(h.Info.Driver, "-"), cmp.Or(h.Info.Version, "-"),
+				of(int64(c.SandboxesUsed), int64(c.Sandboxes)), of(c.MemoryMiBUsed, c.MemoryMiB), c.DiskMiBFree, ago(h.SeenAt))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+		return printUnknown(env.out, unknown)
+	})
+}
+
+// printUnknown prints the sandboxes that an operator has to look at, if any.
+func printUnknown(out io.Writer, unknown []wrenn.UnknownSandbox) error {
+	if len(unknown) == 0 {
+		return nil
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "\nUNKNOWN SANDBOX\tHOST\tSTATE\tSINCE\tREASON")
+	for _, u := range unknown {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", u.ID, u.Host, u.State, ago(u.FirstSeenAt), cmp.Or(u.Reason, "no row explains it"))
+	}
+	return table.Flush()
+}
+
+// of formats a use and its limit; 0 is no limit.
+func of(used, limit int64) string {
+	if limit == 0 {
+		return fmt.Sprint(used)
+	}
+	return fmt.Sprintf("%d/%d", used, limit)
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return time.Since(t).Round(time.Second).String() + " ago"
+}
