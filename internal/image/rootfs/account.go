@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // The account that sandboxes work as.
@@ -19,50 +21,85 @@ const (
 // there, leave to become root without a password. An account of that name stays
 // as it is. Needs root, because the home is the user's.
 func (t *Tree) AddUser() error {
-	passwd, err := t.database("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
+	passwd, err := t.database("/etc/passwd")
 	if err != nil {
 		return err
 	}
-	if passwd.has(userName) {
+	if passwd.line(userName) != "" {
 		return errors.Join(t.addSubIDs(), t.allowSudo())
 	}
-	group, err := t.database("/etc/group", "root:x:0:\n")
+	group, err := t.database("/etc/group")
 	if err != nil {
 		return err
+	}
+	uid, gid, err := t.addAccount(passwd, group)
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.makeHome(uid, gid), t.addSubIDs(), t.allowSudo())
+}
+
+// addAccount writes the lines of the account into all files that the image has
+// for that, as useradd(8) would, without a password that anybody knows.
+func (t *Tree) addAccount(passwd, group *database) (uid, gid int, err error) {
+	uid = userID
+	gid, grouped := group.number(userName)
+	for passwd.taken(uid) || !grouped && group.taken(uid) {
+		uid++
+	}
+	if !grouped {
+		gid = uid
 	}
 	shell := "/bin/sh"
 	if t.Executable("/bin/bash") {
 		shell = "/bin/bash"
 	}
-	id := userID
-	for passwd.taken(id) || group.taken(id) {
-		id++
+	// No field of a shadow line about ages is set: 0 as the day of the last
+	// change would make su and sudo demand another password.
+	hidden, err := t.addHidden("/etc/shadow", userName+":!:::::::")
+	if err != nil {
+		return 0, 0, err
 	}
-	passwd.add(fmt.Sprintf("%s:x:%d:%d::%s:%s", userName, id, id, userHome, shell))
-	if !group.has(userName) {
-		group.add(fmt.Sprintf("%s:x:%d:", userName, id))
+	// x says that the password is in /etc/shadow; without that file, PAM would
+	// know no such account.
+	password := "x"
+	if !hidden {
+		password = "*"
 	}
-	if err := errors.Join(t.save(passwd), t.save(group), t.addShadow()); err != nil {
-		return err
+	if passwd.missing {
+		passwd.set("root:" + password + ":0:0:root:/root:/bin/sh")
 	}
-	if err := t.makeHome(id); err != nil {
-		return err
+	passwd.set(fmt.Sprintf("%s:%s:%d:%d::%s:%s", userName, password, uid, gid, userHome, shell))
+	if err := t.save(passwd); err != nil {
+		return 0, 0, err
 	}
-	return errors.Join(t.addSubIDs(), t.allowSudo())
+	return uid, gid, t.addGroup(group, gid, grouped)
 }
 
-// addShadow gives the account no password, where passwords are kept apart.
-func (t *Tree) addShadow() error {
-	shadow, err := t.database("/etc/shadow", "")
-	if err != nil || len(shadow.lines) == 0 || shadow.has(userName) {
-		return err
+func (t *Tree) addGroup(group *database, gid int, grouped bool) error {
+	if grouped {
+		return nil
 	}
-	shadow.mode = 0o640
-	shadow.add(userName + ":!:0::::::")
-	return t.save(shadow)
+	if group.missing {
+		group.set("root:x:0:")
+	}
+	group.set(fmt.Sprintf("%s:x:%d:", userName, gid))
+	_, err := t.addHidden("/etc/gshadow", userName+":!::")
+	return errors.Join(err, t.save(group))
 }
 
-func (t *Tree) makeHome(id int) error {
+// addHidden puts a line into a file that only root reads, where the image has
+// it, and reports whether it has.
+func (t *Tree) addHidden(path, line string) (bool, error) {
+	d, err := t.database(path)
+	if err != nil || d.missing {
+		return false, err
+	}
+	d.set(line)
+	return true, t.save(d)
+}
+
+func (t *Tree) makeHome(uid, gid int) error {
 	at, err := t.parent(userHome)
 	if err != nil {
 		return err
@@ -70,46 +107,88 @@ func (t *Tree) makeHome(id int) error {
 	if err := t.root.MkdirAll(at, 0o755); err != nil {
 		return err
 	}
-	return t.root.Lchown(at, id, id)
+	return t.root.Lchown(at, uid, gid)
 }
 
+// allowSudo lets the account become root, where sudo is there.
 func (t *Tree) allowSudo() error {
 	if t.Find("sudo") == "" {
 		return nil
 	}
-	return t.WriteFile("/etc/sudoers.d/"+userName, []byte(userName+" ALL=(ALL:ALL) NOPASSWD: ALL\n"), 0o440)
+	const dir = "/etc/sudoers.d"
+	if err := t.WriteFile(dir+"/"+userName, []byte(userName+" ALL=(ALL:ALL) NOPASSWD: ALL\n"), 0o440); err != nil {
+		return err
+	}
+	sudoers, err := t.database("/etc/sudoers")
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(sudoers.lines, func(line string) bool {
+		f := strings.Fields(line)
+		return len(f) == 2 && (f[0] == "@includedir" || f[0] == "#includedir") && strings.Trim(f[1], `"`) == dir
+	}) {
+		return nil
+	}
+	if sudoers.missing {
+		sudoers.mode = 0o440
+	}
+	sudoers.lines = append(sudoers.lines, "#includedir "+dir) // no comment; before sudo 1.9.1 there is no @includedir
+	return t.save(sudoers)
 }
 
 // database is a file of lines with fields between colons, the name first, the
 // number third: passwd(5), group(5), shadow(5).
 type database struct {
-	path  string
-	lines []string
-	mode  fs.FileMode
+	path     string
+	missing  bool // the image has no such file
+	lines    []string
+	mode     fs.FileMode
+	uid, gid int
 }
 
-func (t *Tree) database(path, fallback string) (*database, error) {
-	data, err := t.ReadFile(path)
+// database reads a file; a missing one is root's, and all may read it.
+func (t *Tree) database(path string) (*database, error) {
+	d := &database{path: path, mode: 0o644}
+	info, err := t.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		data, err = []byte(fallback), nil
+		d.missing = true
+		return d, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	d := &database{path: path, mode: 0o644}
+	d.mode = info.Mode().Perm()
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		d.uid, d.gid = int(st.Uid), int(st.Gid)
+	}
+	data, err := t.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
 	for line := range strings.Lines(string(data)) {
 		d.lines = append(d.lines, strings.TrimSuffix(line, "\n"))
 	}
 	return d, nil
 }
 
-func (d *database) has(name string) bool {
+// line returns the line of a name, "" without one.
+func (d *database) line(name string) string {
 	for _, line := range d.lines {
 		if strings.HasPrefix(line, name+":") {
-			return true
+			return line
 		}
 	}
-	return false
+	return ""
+}
+
+// number returns the third field of a name's line.
+func (d *database) number(name string) (int, bool) {
+	f := strings.Split(d.line(name), ":")
+	if len(f) < 3 {
+		return 0, false
+	}
+	n, err := strconv.Atoi(f[2])
+	return n, err == nil
 }
 
 func (d *database) taken(id int) bool {
@@ -121,8 +200,25 @@ func (d *database) taken(id int) bool {
 	return false
 }
 
-func (d *database) add(line string) { d.lines = append(d.lines, line) }
+// set puts a line in the place of that of the same name, which in an image that
+// has no such account belonged to another, or at the end.
+func (d *database) set(line string) {
+	name, _, _ := strings.Cut(line, ":")
+	old := d.line(name)
+	d.lines = slices.DeleteFunc(d.lines, func(line string) bool { return old != "" && line == old })
+	d.lines = append(d.lines, line)
+}
 
+// save writes the file with the owner and mode that it had: Debian's
+// unix_chkpwd reads shadow by its group.
 func (t *Tree) save(d *database) error {
-	return t.WriteFile(d.path, []byte(strings.Join(d.lines, "\n")+"\n"), d.mode)
+	err := t.WriteFile(d.path, []byte(strings.Join(d.lines, "\n")+"\n"), d.mode)
+	if err != nil || d.missing {
+		return err
+	}
+	at, err := t.resolve(d.path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.root.Lchown(at, d.uid, d.gid), t.root.Chmod(at, d.mode)) // a change of the owner may change the mode
 }

@@ -21,8 +21,8 @@ func (t *Tree) addSubIDs() error {
 }
 
 func (t *Tree) addSubIDRange(path string) error {
-	ranges, err := t.database(path, "")
-	if err != nil || ranges.has(userName) {
+	ranges, err := t.database(path)
+	if err != nil || ranges.line(userName) != "" {
 		return err
 	}
 	start := firstSubID
@@ -31,7 +31,7 @@ func (t *Tree) addSubIDRange(path string) error {
 			start = max(start, end)
 		}
 	}
-	ranges.add(fmt.Sprintf("%s:%d:%d", userName, start, subIDs))
+	ranges.set(fmt.Sprintf("%s:%d:%d", userName, start, subIDs))
 	return t.save(ranges)
 }
 
