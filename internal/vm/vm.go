@@ -93,8 +93,9 @@ type SnapshotPreparer interface {
 // ConsoleReader is a Machine whose guest's console can be read; all of our
 // drivers' can.
 type ConsoleReader interface {
-	// Console is the end of what the guest and the VMM printed, bounded; the
-	// guest chose what is in it. It is safe to call after the VMM is gone.
+	// Console returns the end of what the guest printed on its console, bounded,
+	// without what the VMM itself printed. The guest chooses the content. It may be
+	// called after the VMM has ended.
 	Console() string
 }
 
@@ -176,15 +177,19 @@ type ExitError struct {
 	Driver string
 	// Reason is "exit status 1", "signal: killed", "guest panicked", …
 	Reason string
-	// Console is the end of the guest's console and the VMM's own output; the
-	// guest chose what is in it.
+	// Console is the end of the guest's console, whose content the guest chooses.
 	Console string
+	// Log is the end of the VMM's own messages.
+	Log string
 }
 
 func (e *ExitError) Error() string {
 	msg := fmt.Sprintf("%s ended: %s", e.Driver, e.Reason)
-	if c := strings.TrimSpace(e.Console); c != "" {
-		msg += "; last lines:\n" + c
+	if log := strings.TrimSpace(e.Log); log != "" {
+		msg += "; its log:\n" + log
+	}
+	if console := strings.TrimSpace(e.Console); console != "" {
+		msg += "; last lines of the console:\n" + console
 	}
 	return msg
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"time"
 
 	"wrenn"
@@ -144,11 +145,13 @@ func (m *machine) Wait(ctx context.Context) error {
 	return nil
 }
 
-// Console implements vm.ConsoleReader: without Firecracker's own log.
+// Console implements vm.ConsoleReader. Firecracker logs on its standard output,
+// where the guest's console is as well: the lines of its log are left out. A guest
+// that prints such lines hides them from its own console.
 func (m *machine) Console() string { return string(logLine.ReplaceAll(m.process.Output(), nil)) }
 
-// Firecracker logs on the same standard output, with --show-level as
-// "TIME [ID:THREAD:LEVEL] …": each call that it gets, and what is wrong.
+// With --show-level a line of Firecracker's log is "TIME [ID:THREAD:LEVEL] …". It
+// logs each call that it gets, and what is wrong.
 var (
 	logLine   = regexp.MustCompile(`(?m)^` + logStart + `[A-Z]+\].*\n?`)
 	innocuous = regexp.MustCompile(`(?m)^` + logStart + `(INFO|DEBUG|TRACE)\].*\n?`)
@@ -189,8 +192,24 @@ func (m *machine) reason(exit launch.Exit) string {
 	}
 }
 
+// exitError says why the VMM has ended, with the end of what it and the guest printed.
 func (m *machine) exitError(reason string) *vm.ExitError {
-	return &vm.ExitError{Driver: driverName, Reason: reason, Console: launch.LastLines(innocuous.ReplaceAll(m.process.Output(), nil))}
+	return &vm.ExitError{
+		Driver: driverName, Reason: reason, Console: launch.LastLines([]byte(m.Console())),
+		Log: launch.LastLines(slices.Concat(complaints(m.process.Output()), m.process.Log())),
+	}
+}
+
+// complaints returns the lines of Firecracker's log in its output that say more
+// than which calls it got.
+func complaints(output []byte) []byte {
+	var found []byte
+	for _, line := range logLine.FindAll(output, -1) {
+		if !innocuous.Match(line) {
+			found = append(found, line...)
+		}
+	}
+	return found
 }
 
 // alive is nil while the VMM runs.

@@ -1,6 +1,6 @@
-// Package launch starts VMM processes and follows them: without a shell, in
-// namespaces of their own, known by more than a PID, and with what they print
-// in a file that cannot grow. It knows no particular VMM.
+// Package launch starts VMM processes and follows them: without a shell, in their
+// own namespaces, identified by more than a PID, and with their output in files
+// that cannot grow. It knows no particular VMM.
 package launch
 
 import (
@@ -52,14 +52,16 @@ type Command struct {
 type Process struct {
 	id      Identity
 	pidfd   *os.File
-	console *console
+	console *ring       // the standard output
+	log     *ring       // the standard error; nil for an adopted one that has none
 	child   *os.Process // nil for an adopted one
 	done    chan struct{}
 
 	mu     sync.Mutex // guards the following
 	killed bool
 	exit   Exit   // valid when done is closed
-	output []byte // what the console held at the end
+	output []byte // what console held at the end
+	errors []byte // what log held at the end
 }
 
 // Exit says how a process ended.
@@ -75,13 +77,19 @@ type Exit struct {
 
 // Start starts a command and returns when the program has been executed.
 func Start(cmd Command) (*Process, error) {
-	console, err := newConsole()
+	console, err := newRing("console", ConsoleSize)
 	if err != nil {
-		return nil, fmt.Errorf("console: %w", err)
+		return nil, err
 	}
-	p := &Process{console: console, done: make(chan struct{})}
+	log, err := newRing("log", LogSize)
+	if err != nil {
+		console.close()
+		return nil, err
+	}
+	p := &Process{console: console, log: log, done: make(chan struct{})}
 	if err := inNamespaces(cmd, func() error { return p.spawn(cmd) }); err != nil {
-		console.file.Close()
+		console.close()
+		log.close()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	go p.follow()
@@ -102,7 +110,7 @@ func (p *Process) spawn(cmd Command) error {
 	attr := &os.ProcAttr{
 		Dir:   cmd.Dir,
 		Env:   append([]string{}, cmd.Env...), // never nil: that would inherit
-		Files: append([]*os.File{null, p.console.file, p.console.file}, cmd.Files...),
+		Files: append([]*os.File{null, p.console.file, p.log.file}, cmd.Files...),
 		Sys:   sysProcAttr(cmd, &pidfd),
 	}
 	child, err := os.StartProcess(cmd.Path, append([]string{cmd.Path}, cmd.Args...), attr)
@@ -165,9 +173,9 @@ func Adopt(id Identity) (*Process, error) {
 		return nil, fmt.Errorf("process %d: %w", id.PID, errors.Join(os.ErrProcessDone, err))
 	}
 	p := &Process{id: id, pidfd: pidfd, done: make(chan struct{})}
-	if p.console, err = adoptConsole(fd); err != nil {
+	if p.console, p.log, err = adoptRings(fd); err != nil {
 		pidfd.Close()
-		return nil, fmt.Errorf("console of process %d: %w", id.PID, err)
+		return nil, fmt.Errorf("output of process %d: %w", id.PID, err)
 	}
 	go p.follow()
 	return p, nil
@@ -184,7 +192,7 @@ func goneOr(err error) error {
 func (p *Process) follow() {
 	gone := make(chan struct{})
 	var keeper sync.WaitGroup
-	keeper.Go(func() { p.console.keep(gone) })
+	keeper.Go(func() { rewindRings(gone, p.console, p.log) })
 	awaitExit(p.pidfd)
 	exit := Exit{Reason: "exit status unknown", Code: -1}
 	if p.child != nil {
@@ -197,8 +205,9 @@ func (p *Process) follow() {
 	p.mu.Lock()
 	exit.Killed = p.killed
 	p.exit = exit
-	p.output = p.console.tail()
-	p.console.file.Close()
+	p.output, p.errors = p.console.tail(), p.log.tail()
+	p.console.close()
+	p.log.close()
 	p.pidfd.Close()
 	close(p.done)
 	p.mu.Unlock()
@@ -249,9 +258,9 @@ func (p *Process) sendKill() error {
 	return err
 }
 
-// Output is the end of what the process, and through it the guest, printed: at
-// most ConsoleSize bytes. The guest chose what is in it. It can be read while
-// the process runs and after it is gone.
+// Output returns the end of the process's standard output, at most ConsoleSize
+// bytes: that of the guest's console, whose content the guest chooses. It can be
+// read while the process runs and after its end.
 func (p *Process) Output() []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -263,11 +272,22 @@ func (p *Process) Output() []byte {
 	}
 }
 
-// LastLines is the part of Output that fits an error message: its last lines,
-// with anything unprintable replaced.
-func (p *Process) LastLines() string { return LastLines(p.Output()) }
+// Log returns the end of the process's standard error, the VMM's own messages, at
+// most LogSize bytes; nothing for a process that an old agent started with one
+// file for both. It can be read while the process runs and after its end.
+func (p *Process) Log() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+		return p.errors
+	default:
+		return p.log.tail()
+	}
+}
 
-// LastLines is the same of an output that somebody has sifted.
+// LastLines returns the part of an output that fits an error message: its last
+// lines, with control characters replaced.
 func LastLines(output []byte) string {
 	return plain.Text(strings.ReplaceAll(lastLines(output, maxLastLines), "\r\n", "\n"))
 }

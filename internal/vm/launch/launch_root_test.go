@@ -50,8 +50,8 @@ func TestExit(t *testing.T) {
 			if err != nil || got != c.want {
 				t.Errorf("Wait() = %+v, %v; want %+v", got, err, c.want)
 			}
-			if c.want.Code == 3 && p.LastLines() != "why\n" {
-				t.Errorf("LastLines() = %q", p.LastLines())
+			if c.want.Code == 3 && (string(p.Log()) != "why\n" || len(p.Output()) > 0) {
+				t.Errorf("Log() = %q, Output() = %q", p.Log(), p.Output())
 			}
 		})
 	}
@@ -105,7 +105,7 @@ func TestMountsDoNotPropagate(t *testing.T) {
 	dir := t.TempDir()
 	p := start(t, sh("mount -t tmpfs none "+dir+" && touch "+dir+"/inside && ls "+dir))
 	if exit, err := p.Wait(t.Context()); err != nil || exit.Code != 0 {
-		t.Fatalf("Wait() = %+v, %v: %s", exit, err, p.LastLines())
+		t.Fatalf("Wait() = %+v, %v: %s", exit, err, p.Log())
 	}
 	if got, _ := os.ReadDir(dir); len(got) != 0 {
 		t.Errorf("its mount is seen here: %v", got)

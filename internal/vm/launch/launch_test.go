@@ -33,8 +33,8 @@ func TestStartTime(t *testing.T) {
 	}
 }
 
-func TestConsoleIsBoundedWithoutItsKeeper(t *testing.T) {
-	c := testConsole(t)
+func TestRingIsBoundedWithoutAnAgent(t *testing.T) {
+	c := testRing(t, ConsoleSize)
 	flood := bytes.Repeat([]byte("x"), 4096)
 	for range 2 * ConsoleSize / len(flood) {
 		if _, err := c.file.Write(flood); err != nil {
@@ -55,8 +55,8 @@ func TestConsoleIsBoundedWithoutItsKeeper(t *testing.T) {
 	}
 }
 
-func TestConsoleKeepsTheLastOutput(t *testing.T) {
-	c := testConsole(t)
+func TestRingKeepsTheLastOutput(t *testing.T) {
+	c := testRing(t, ConsoleSize)
 	var all []byte
 	for i := range 40 {
 		line := append(bytes.Repeat([]byte{'a' + byte(i%26)}, 20_000), '\n')
@@ -64,7 +64,7 @@ func TestConsoleKeepsTheLastOutput(t *testing.T) {
 		if _, err := c.file.Write(line); err != nil {
 			t.Fatal(err)
 		}
-		c.turn()
+		c.rewind()
 	}
 	got := c.tail()
 	if len(got) < ConsoleSize/2 || !bytes.HasSuffix(all, got) {
@@ -72,9 +72,9 @@ func TestConsoleKeepsTheLastOutput(t *testing.T) {
 	}
 }
 
-func testConsole(t *testing.T) *console {
+func testRing(t *testing.T, size int64) *ring {
 	t.Helper()
-	c, err := newConsole()
+	c, err := newRing("ring", size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestLastLines(t *testing.T) {
 
 // TestAdopt follows a process that package os started.
 func TestAdopt(t *testing.T) {
-	out, err := newConsole()
+	out, err := newRing("console", ConsoleSize)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,6 +139,50 @@ func TestAdopt(t *testing.T) {
 	}
 	if _, err := Adopt(id); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("Adopt of an ended process = %v, want ErrProcessDone", err)
+	}
+}
+
+// TestAdoptTellsConsoleAndLogApart follows a process as this agent starts one,
+// and one as an older agent did, with one file for both.
+func TestAdoptTellsConsoleAndLogApart(t *testing.T) {
+	for name, c := range map[string]struct {
+		shared      bool
+		output, log string
+	}{
+		"two files": {false, "guest", "vmm"},
+		"one file":  {true, "guestvmm", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			console, log := testRing(t, ConsoleSize), testRing(t, LogSize)
+			if c.shared {
+				log = console
+			}
+			sh := exec.Command("sh", "-c", "printf guest; printf vmm >&2; read line")
+			sh.Stdout, sh.Stderr = console.file, log.file
+			stdin, err := sh.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := sh.Start(); err != nil {
+				t.Fatal(err)
+			}
+			id, err := identify(sh.Process.Pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := Adopt(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdin.Close()
+			_ = sh.Wait() // read fails at the end of the input
+			if _, err := p.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if out, log := string(p.Output()), string(p.Log()); out != c.output || log != c.log {
+				t.Errorf("Output() = %q, Log() = %q, want %q and %q", out, log, c.output, c.log)
+			}
+		})
 	}
 }
 

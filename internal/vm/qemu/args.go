@@ -47,6 +47,9 @@ func (d *Driver) host(id string) []string {
 		// QEMU would refuse device state of its two kinds of saving alike
 		// without it; what it checked is in our manifest.
 		"-global", "migration.send-configuration=off",
+		// Nor has its form that QEMU describes itself in the device state that we
+		// have it save: it would complain of that at each restore.
+		"-machine", "suppress-vmdesc=on",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 }

@@ -163,29 +163,36 @@ func (a *assembly) fillIn(ctx context.Context) error {
 	return a.machine.fillIn(ctx, a.rest, a.snap.changed, int64(a.spec.MemoryMiB)<<20)
 }
 
-// giveDisks passes each disk as a set of descriptors, of which QEMU takes the
-// one that fits how it opens the disk: first for reading, and again for writing
-// when a device of the guest is attached to it.
+// Options of a disk that the guest writes to.
+//
+// QEMU would stop the machine when the host's disk is full (werror). A guest that
+// gets the error can report it.
+//
+// A guest's flushes end in the host's page cache (cache=unsafe). They would serve a
+// power cut, which ends the machine, and its disk is worth nothing without it. A
+// snapshot is to survive a power cut, and its owner flushes it.
+//
+// By default QEMU opens a disk for reading first, and for writing when a device of
+// the guest needs that (auto-read-only). Of a descriptor that it was passed, the
+// locks of the first open then stay behind for as long as the VMM runs, and QEMU's
+// own check takes them for another process that writes: a restored machine ran
+// without the lock on its disk, and QEMU complained of it.
+const writableDisk = ",werror=report,cache=unsafe,auto-read-only=off"
+
+// giveDisks passes each disk as an open descriptor.
 func (a *assembly) giveDisks(context.Context) error {
 	for i, disk := range a.spec.Disks {
-		// On a full disk QEMU would stop the machine and wait for somebody to
-		// resume it; a guest that is told can say so itself.
-		//
-		// A guest's flushes end in the host's page cache (cache=unsafe): they would
-		// be for a power cut, which ends the machine, and with it all that its disk was
-		// good for. What is to survive one is a snapshot, and whoever keeps it flushes it.
-		flags, option := []int{os.O_RDONLY, os.O_RDWR}, ",werror=report,cache=unsafe"
+		flag, options := os.O_RDWR, writableDisk
 		if disk.ReadOnly {
-			flags, option = flags[:1], ",readonly=on"
+			flag, options = os.O_RDONLY, ",readonly=on"
 		}
-		for _, flag := range flags {
-			f, err := os.OpenFile(disk.Path, flag, 0)
-			if err != nil {
-				return fmt.Errorf("disk %d: %w", i, err)
-			}
-			a.args = append(a.args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", a.pass(f), i))
+		f, err := os.OpenFile(disk.Path, flag, 0)
+		if err != nil {
+			return fmt.Errorf("disk %d: %w", i, err)
 		}
-		a.args = append(a.args, "-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s", i, i, option))
+		a.args = append(a.args,
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", a.pass(f), i),
+			"-drive", fmt.Sprintf("id=disk%d,file=/dev/fdset/%d,format=raw,if=none%s", i, i, options))
 	}
 	return nil
 }

@@ -88,7 +88,15 @@ func (m *machine) verdict() error {
 	default:
 		return nil
 	}
-	return &vm.ExitError{Driver: Name, Reason: reason, Console: m.proc.LastLines()}
+	return m.exitError(reason)
+}
+
+// exitError says why the VMM has ended, with the end of what it and the guest printed.
+func (m *machine) exitError(reason string) *vm.ExitError {
+	return &vm.ExitError{
+		Driver: Name, Reason: reason,
+		Console: launch.LastLines(m.proc.Output()), Log: launch.LastLines(m.proc.Log()),
+	}
 }
 
 func (m *machine) Ref() vm.Ref { return m.ref }
@@ -153,7 +161,7 @@ func (m *machine) whyGone(ctx context.Context, err error) error {
 	}
 	if client := m.client(); client == nil {
 		exit, _ := m.proc.Wait(ctx)
-		return &vm.ExitError{Driver: Name, Reason: exit.Reason, Console: m.proc.LastLines()}
+		return m.exitError(exit.Reason)
 	}
 	<-m.done
 	return m.gone()

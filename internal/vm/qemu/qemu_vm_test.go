@@ -94,6 +94,7 @@ func harness(t *testing.T) vmtest.Harness {
 		},
 		Elsewhere: vmtest.Elsewhere,
 		Kill:      vmtest.Kill,
+		Quiet:     true,
 		Kernel:    testKernel(t),
 		RootFS:    testFile(t, "WRENN_TEST_ROOTFS"),
 		VCPUs:     1,

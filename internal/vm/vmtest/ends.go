@@ -57,7 +57,11 @@ func (s *suite) killed(t *testing.T) {
 		must(t, "Stop of a machine that died", b.Stop(within(t)))
 	}
 	s.wantNothing(t, b.spec)
-	s.wantExit(t, b.Wait(within(t)), "killed")
+	end := b.Wait(within(t))
+	s.wantExit(t, end, "killed")
+	if exit, ok := errors.AsType[*vm.ExitError](end); ok && s.Quiet && exit.Log != "" {
+		t.Errorf("the VMM of a restored machine logged %q", exit.Log)
+	}
 }
 
 // hostileConsole proves that a guest that prints without end neither fills the

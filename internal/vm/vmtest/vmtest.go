@@ -41,6 +41,8 @@ type Harness struct {
 	// Leftovers names what is left of a machine outside its directory, besides
 	// processes and mounts that name it, which the suite finds itself. May be nil.
 	Leftovers func(t *testing.T, spec vm.Spec) []string
+	// Quiet promises that the VMM logs nothing unless something is wrong.
+	Quiet bool
 
 	// Kernel and RootFS are what machines boot; RootFS is cloned, never
 	// written. Without RootFS the disk is an empty file.
