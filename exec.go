@@ -9,39 +9,39 @@ type ExecCommand struct {
 	Env     map[string]string // on top of the sandbox's
 	Cwd     string            // "" is the user's default
 	User    string            // "" is the template's default user
-	Timeout time.Duration     // until it is killed; 0 is the default of who runs it
+	Timeout time.Duration     // until it is killed; 0 is DefaultExecTimeout
 	Stdin   []byte            // the whole input; nil is none
 }
 
-// ExecResult is a command that ended.
+// ExecResult is how a command that was run to its end went.
 type ExecResult struct {
 	Stdout, Stderr []byte
 	ExitCode       int    // -1 when a signal ended it
 	Status         string // "exit status 3", "signal: killed"
-	Truncated      bool   // an output went on after its limit; the rest is lost
+	Truncated      bool   // an output exceeded its limit; the rest is lost
 	Duration       time.Duration
 }
 
-// ExecStart is a command whose output is watched as it comes. Stdin of the
-// command is unused: input comes by the stream. A Timeout of 0 is never.
+// ExecStart is a command whose output is streamed. Stdin of the command is
+// unused: input comes by the stream. A Timeout of 0 is never.
 type ExecStart struct {
 	ExecCommand
 	WantStdin bool
 	PTY       *PTYSize    // a terminal instead of pipes
-	Session   ExecSession // a start that is repeated with it follows what the first one started
+	Session   ExecSession // a start that is repeated with it follows the command of the first one
 }
 
-// ExecAttach says which command to watch, and from where.
+// ExecAttach names a running command to follow, and where in its output to begin.
 type ExecAttach struct {
-	PID     int // 0: the one that has Session, which is resumed
+	PID     int // 0: the command of Session, which is resumed
 	Session ExecSession
 	// Offset is the position in the output to begin at; nil is where the session
 	// acknowledged, or now.
 	Offset *uint64
 }
 
-// ExecSession makes a stream one that can be resumed: when it is lost, output
-// that was not acknowledged is kept for Hold, up to a size at which the command waits.
+// ExecSession makes a stream resumable: when it is lost, output that was not
+// acknowledged is kept for Hold, up to a size at which the command waits.
 type ExecSession struct {
 	ID   string        // random, chosen by the caller; "" is a stream that cannot be resumed
 	Hold time.Duration // in whole seconds; 0 is a minute
@@ -50,26 +50,46 @@ type ExecSession struct {
 // PTYSize is the size of a terminal in characters.
 type PTYSize struct{ Cols, Rows int }
 
-// ExecOutput is one thing that happened to a running command; exactly one
-// field is set, and what is said to go with it.
+// Signal is a signal that can be sent to a command's process group.
+type Signal string
+
+// The signals.
+const (
+	SIGTERM Signal = "SIGTERM"
+	SIGKILL Signal = "SIGKILL"
+)
+
+// ExecInput is one event from the caller of a streamed command; exactly one
+// field is set.
+type ExecInput struct {
+	Stdin      []byte
+	CloseStdin bool // the end of the input
+	Resize     *PTYSize
+	Signal     Signal
+	Ack        *uint64 // the caller has all output before this position
+	Leave      bool    // the session is over: nothing is kept for it
+}
+
+// ExecOutput is one event of a streamed command; exactly one field is set, and
+// Offset with output.
 type ExecOutput struct {
-	Started             *ExecStarted // the first thing
+	Started             *ExecStarted // the first event
 	Stdout, Stderr, PTY []byte
-	Offset              uint64    // of the first byte of output; of streams with a session or an offset
+	Offset              uint64    // of the first byte of output; 0 without a session or an offset
 	Taken               *uint64   // how much of the session's input need not be sent again
-	Exit                *ExecExit // the last thing
+	Exit                *ExecExit // the last event
 	Keepalive           bool      // nothing happened for a while
 }
 
-// ExecStarted says where a stream begins.
+// ExecStarted is where a stream begins.
 type ExecStarted struct {
 	PID    int
 	Offset uint64 // of the first byte of output that comes
-	Lost   uint64 // how much of what was asked for is gone; it came right before
-	Taken  uint64 // of the session's input
+	Lost   uint64 // how much output right before Offset was asked for and is gone
+	Taken  uint64 // how much of the session's input need not be sent again
 }
 
-// ExecExit says how a command ended.
+// ExecExit is how a command ended.
 type ExecExit struct {
 	Code   int // -1 when a signal ended it
 	Status string

@@ -117,6 +117,12 @@ func NotWhilePaused(id SandboxID) *Error {
 	return Errorf(FailedPrecondition, "sandbox %s is paused: resume it first, by POST /v1/sandboxes/%[1]s/resume or wrenn sandbox resume %[1]s", id)
 }
 
+// ForkResult is what became of one copy of a sandbox.
+type ForkResult struct {
+	ID  SandboxID
+	Err error // why there is no copy; nil when it runs
+}
+
 // Checkpoint is a saved moment of a sandbox that it can be restored to. The
 // checkpoints of a sandbox form a tree. The JSON form is that of host journals.
 type Checkpoint struct {

@@ -109,7 +109,25 @@ type Generation struct {
 	UpdatedAt time.Time // of the last change of state
 }
 
-// BuiltGeneration is what a host says of a generation that is ready.
+// RegistryLogin is for a container image that is not public. It is used for the
+// pull and never stored.
+type RegistryLogin struct{ Username, Password string }
+
+// TemplateBuild is what a host needs to know to build a template.
+type TemplateBuild struct {
+	ID    GenerationID // of the result
+	Spec  TemplateSpec
+	Login RegistryLogin // for Spec.From.OCI
+}
+
+// BuildEvent is one event of a build; exactly one field is set.
+type BuildEvent struct {
+	Line      string           // of its log; "" is an empty line
+	Built     *BuiltGeneration // the last event
+	Keepalive bool             // nothing happened for a while
+}
+
+// BuiltGeneration is the result of a build, as its host reports it.
 type BuiltGeneration struct {
 	Size
 	SizeBytes int64 // on the host's disk, including what it shares with others

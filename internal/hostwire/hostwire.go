@@ -1,0 +1,68 @@
+// Package hostwire translates between the product's words and the messages of
+// hostagent.v1, in both directions: X returns the message for a word, ParseX the
+// word in a message. The host agent and the control plane's client of it both
+// use it, so that a field is written and read in one place.
+//
+// ParseX of a request returns an Invalid error for what no host can mean. ParseX
+// of an answer never fails: what a newer host sends is left out or unknown, and
+// its texts, which may come from a guest, are cleaned and cut. Messages that hold
+// nothing but ids and paths have no word and no translation.
+package hostwire
+
+import (
+	"math"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/plain"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// HostInfo is the answer to a ping.
+func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
+	c := info.Capacity
+	return &pb.PingResponse{
+		Version: info.Version, Instance: info.Instance, Driver: info.Driver,
+		Capacity: &pb.Capacity{
+			Sandboxes: number(c.Sandboxes), SandboxesUsed: number(c.SandboxesUsed),
+			MemoryMb: size(c.MemoryMiB), MemoryMbUsed: size(c.MemoryMiBUsed),
+			DiskMb: size(c.DiskMiB), DiskMbFree: size(c.DiskMiBFree),
+		},
+	}
+}
+
+// ParseHostInfo reads the answer to a ping.
+func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
+	c := msg.GetCapacity()
+	return wrenn.HostInfo{
+		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()),
+		Capacity: wrenn.Capacity{
+			Sandboxes: int(c.GetSandboxes()), SandboxesUsed: int(c.GetSandboxesUsed()),
+			MemoryMiB: parseSize(c.GetMemoryMb()), MemoryMiBUsed: parseSize(c.GetMemoryMbUsed()),
+			DiskMiB: parseSize(c.GetDiskMb()), DiskMiBFree: parseSize(c.GetDiskMbFree()),
+		},
+	}
+}
+
+// maxText bounds a text of a host, in bytes.
+const maxText = 1 << 10
+
+// Text makes a text of a host fit for a database and a terminal.
+func Text(s string) string {
+	return plain.Cut(plain.Text(plain.Cut(s, maxText)), maxText) // Text may make it longer
+}
+
+// number is a count that is never negative.
+func number(n int) uint32 { return uint32(max(0, min(int64(n), math.MaxUint32))) }
+
+func size(n int64) uint64 { return uint64(max(0, n)) }
+
+func parseSize(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+// seconds rounds up, so that a timeout is never shorter than it was set, and one
+// that is almost over does not read as none.
+func seconds(d time.Duration) uint32 {
+	return uint32(max(0, min((d+time.Second-1)/time.Second, math.MaxInt32)))
+}
+
+func parseSeconds(n uint32) time.Duration { return time.Duration(n) * time.Second }

@@ -1,0 +1,215 @@
+package hostwire
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"wrenn"
+	"wrenn/internal/wire"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// CreateRequest asks for a sandbox.
+func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandboxRequest {
+	return &pb.CreateSandboxRequest{
+		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Generation),
+		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
+		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
+	}
+}
+
+// ParseCreateRequest reads what sandbox is wanted. What the caller left out is zero.
+func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.SandboxSpec, error) {
+	spec := wrenn.SandboxSpec{
+		Template: msg.GetTemplate(), Size: parseSandboxSize(msg),
+		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec())},
+		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(),
+	}
+	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
+	if err != nil {
+		return "", spec, err
+	}
+	if g := msg.GetGeneration(); g != "" {
+		if spec.Generation, err = wrenn.ParseGenerationID(g); err != nil {
+			return id, spec, err
+		}
+	}
+	var known bool
+	// A newer caller's wish is refused: to do something else instead could lose the sandbox.
+	if spec.OnTimeout, known = parseOnTimeout(msg.GetOnTimeout()); !known {
+		return id, spec, wrenn.Errorf(wrenn.Invalid, "this host does not know on_timeout %d: update its agent", msg.GetOnTimeout())
+	}
+	return id, spec, nil
+}
+
+// sized is every message with a size.
+type sized interface {
+	GetVcpus() uint32
+	GetMemoryMb() uint32
+}
+
+func parseSandboxSize(msg sized) wrenn.Size {
+	return wrenn.Size{VCPUs: int(msg.GetVcpus()), MemoryMiB: int(msg.GetMemoryMb())}
+}
+
+var onTimeouts = map[wrenn.OnTimeout]pb.OnTimeout{
+	"":                     pb.OnTimeout_ON_TIMEOUT_DESTROY,
+	wrenn.DestroyOnTimeout: pb.OnTimeout_ON_TIMEOUT_DESTROY,
+	wrenn.PauseOnTimeout:   pb.OnTimeout_ON_TIMEOUT_PAUSE,
+}
+
+func parseOnTimeout(msg pb.OnTimeout) (_ wrenn.OnTimeout, known bool) {
+	switch msg {
+	case pb.OnTimeout_ON_TIMEOUT_UNSPECIFIED, pb.OnTimeout_ON_TIMEOUT_DESTROY:
+		return wrenn.DestroyOnTimeout, true
+	case pb.OnTimeout_ON_TIMEOUT_PAUSE:
+		return wrenn.PauseOnTimeout, true
+	}
+	return "", false
+}
+
+var statuses = map[wrenn.ObservedState]pb.SandboxStatus{
+	wrenn.ObservedStarting:    pb.SandboxStatus_SANDBOX_STATUS_STARTING,
+	wrenn.ObservedRunning:     pb.SandboxStatus_SANDBOX_STATUS_RUNNING,
+	wrenn.ObservedPaused:      pb.SandboxStatus_SANDBOX_STATUS_PAUSED,
+	wrenn.ObservedStopping:    pb.SandboxStatus_SANDBOX_STATUS_STOPPING,
+	wrenn.ObservedStopped:     pb.SandboxStatus_SANDBOX_STATUS_STOPPED,
+	wrenn.ObservedFailed:      pb.SandboxStatus_SANDBOX_STATUS_FAILED,
+	wrenn.ObservedQuarantined: pb.SandboxStatus_SANDBOX_STATUS_QUARANTINED,
+	wrenn.ObservedUnknown:     pb.SandboxStatus_SANDBOX_STATUS_UNSPECIFIED,
+}
+
+// Status is an observed state.
+func Status(s wrenn.ObservedState) pb.SandboxStatus { return statuses[s] }
+
+// ParseStatus reads an observed state; ObservedUnknown for a newer host's.
+func ParseStatus(msg pb.SandboxStatus) wrenn.ObservedState {
+	for state, status := range statuses {
+		if status == msg {
+			return state
+		}
+	}
+	return wrenn.ObservedUnknown
+}
+
+// Inventory is the list of a host's sandboxes. The host's id is not in it: the
+// caller knows whom it asked.
+func Inventory(inv wrenn.Inventory) *pb.ListSandboxesResponse {
+	msg := &pb.ListSandboxesResponse{Instance: inv.Instance, TakenAt: timestamppb.New(inv.TakenAt)}
+	for i := range inv.Sandboxes {
+		msg.Sandboxes = append(msg.Sandboxes, sandboxInfo(&inv.Sandboxes[i]))
+	}
+	return msg
+}
+
+// ParseInventory reads the list of the sandboxes of a host.
+func ParseInventory(host wrenn.HostID, msg *pb.ListSandboxesResponse) wrenn.Inventory {
+	inv := wrenn.Inventory{Host: host, Instance: Text(msg.GetInstance()), TakenAt: msg.GetTakenAt().AsTime()}
+	for _, info := range msg.GetSandboxes() {
+		inv.Sandboxes = append(inv.Sandboxes, parseSandboxInfo(info))
+	}
+	return inv
+}
+
+func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
+	return &pb.SandboxInfo{
+		SandboxId: string(sb.ID), Status: Status(sb.State), Reason: sb.Reason, Template: sb.Template,
+		Vcpus: number(sb.VCPUs), MemoryMb: number(sb.MemoryMiB),
+		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], AutoResume: sb.AutoResume,
+		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
+	}
+}
+
+func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
+	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
+	if err != nil {
+		// A host may find things with strange names: an operator sees them, in quotes, and they match no row.
+		id = wrenn.SandboxID(fmt.Sprintf("%.60q", msg.GetSandboxId()))
+	}
+	onTimeout, _ := parseOnTimeout(msg.GetOnTimeout()) // "" for a newer host's
+	return wrenn.ObservedSandbox{
+		ID: id, State: ParseStatus(msg.GetStatus()), Reason: Text(msg.GetReason()), Template: Text(msg.GetTemplate()),
+		Size:       parseSandboxSize(msg),
+		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout},
+		AutoResume: msg.GetAutoResume(),
+		CreatedAt:  time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
+		Version: msg.GetVersion(),
+	}
+}
+
+// ForkRequest asks for copies of a sandbox.
+func ForkRequest(id wrenn.SandboxID, copies []wrenn.SandboxID) *pb.ForkSandboxRequest {
+	msg := &pb.ForkSandboxRequest{SandboxId: string(id)}
+	for _, id := range copies {
+		msg.NewIds = append(msg.NewIds, string(id))
+	}
+	return msg
+}
+
+// ParseForkRequest reads which copies are wanted.
+func ParseForkRequest(msg *pb.ForkSandboxRequest) (id wrenn.SandboxID, copies []wrenn.SandboxID, err error) {
+	if id, err = wrenn.ParseSandboxID(msg.GetSandboxId()); err != nil {
+		return "", nil, err
+	}
+	for _, text := range msg.GetNewIds() {
+		copied, err := wrenn.ParseSandboxID(text)
+		if err != nil {
+			return "", nil, err
+		}
+		copies = append(copies, copied)
+	}
+	return id, copies, nil
+}
+
+// ForkResults says what became of each copy. The message of an error is for the user.
+func ForkResults(results []wrenn.ForkResult) *pb.ForkSandboxResponse {
+	msg := &pb.ForkSandboxResponse{}
+	for _, r := range results {
+		code, message := wire.ToResult(r.Err)
+		msg.Results = append(msg.Results, &pb.ForkResult{SandboxId: string(r.ID), Code: code, Message: message})
+	}
+	return msg
+}
+
+// ParseForkResults reads what became of each copy, in the host's order.
+func ParseForkResults(msg *pb.ForkSandboxResponse) []wrenn.ForkResult {
+	var results []wrenn.ForkResult
+	for _, r := range msg.GetResults() {
+		results = append(results, wrenn.ForkResult{ID: wrenn.SandboxID(r.GetSandboxId()), Err: wire.FromResult(r.GetCode(), Text(r.GetMessage()))})
+	}
+	return results
+}
+
+// Checkpoint is one of a sandbox's checkpoints.
+func Checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
+	return &pb.Checkpoint{
+		Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: size(c.SizeBytes),
+	}
+}
+
+// ParseCheckpoint reads one of a sandbox's checkpoints.
+func ParseCheckpoint(msg *pb.Checkpoint) wrenn.Checkpoint {
+	return wrenn.Checkpoint{
+		ID: wrenn.CheckpointID(Text(msg.GetId())), Parent: wrenn.CheckpointID(Text(msg.GetParent())), Name: Text(msg.GetName()),
+		CreatedAt: time.UnixMilli(msg.GetCreatedAtUnixMs()).UTC(), SizeBytes: parseSize(msg.GetSizeBytes()),
+	}
+}
+
+// Checkpoints lists a sandbox's checkpoints, and which one it continues from.
+func Checkpoints(list []wrenn.Checkpoint, head wrenn.CheckpointID) *pb.ListCheckpointsResponse {
+	msg := &pb.ListCheckpointsResponse{Head: string(head)}
+	for _, c := range list {
+		msg.Checkpoints = append(msg.Checkpoints, Checkpoint(c))
+	}
+	return msg
+}
+
+// ParseCheckpoints reads the list of a sandbox's checkpoints.
+func ParseCheckpoints(msg *pb.ListCheckpointsResponse) (list []wrenn.Checkpoint, head wrenn.CheckpointID) {
+	for _, c := range msg.GetCheckpoints() {
+		list = append(list, ParseCheckpoint(c))
+	}
+	return list, wrenn.CheckpointID(Text(msg.GetHead()))
+}

@@ -1,0 +1,90 @@
+package hostwire
+
+import (
+	"wrenn"
+	pb "wrenn/proto/gen/hostagent/v1"
+)
+
+// BuildRequest asks for the build of a template. Of one that is made from a
+// sandbox only that is sent: the sandbox on its host has the rest.
+func BuildRequest(build wrenn.TemplateBuild) *pb.BuildTemplateRequest {
+	spec := build.Spec
+	msg := &pb.BuildTemplateRequest{Generation: string(build.ID)}
+	if from := spec.From.Sandbox; from != "" {
+		msg.Source = &pb.BuildTemplateRequest_SandboxId{SandboxId: string(from)}
+		return msg
+	}
+	msg.Vcpus, msg.MemoryMb, msg.Env = number(spec.VCPUs), number(spec.MemoryMiB), spec.Env
+	msg.StartCmd, msg.ReadyCmd, msg.ReadyTimeoutSec = spec.StartCmd, spec.ReadyCmd, seconds(spec.ReadyTimeout)
+	switch from := spec.From; {
+	case from.OCI != "":
+		msg.Source = &pb.BuildTemplateRequest_Container{Container: &pb.ContainerImage{
+			Ref: from.OCI, Username: build.Login.Username, Password: build.Login.Password,
+		}}
+	case from.Image != "":
+		msg.Source = &pb.BuildTemplateRequest_Image{Image: from.Image}
+	}
+	return msg
+}
+
+// ParseBuildRequest reads what is to be built. What the caller left out is zero.
+func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.TemplateBuild, error) {
+	build := wrenn.TemplateBuild{
+		Spec: wrenn.TemplateSpec{
+			Size: parseSandboxSize(msg), Env: msg.GetEnv(),
+			StartCmd: msg.GetStartCmd(), ReadyCmd: msg.GetReadyCmd(), ReadyTimeout: parseSeconds(msg.GetReadyTimeoutSec()),
+		},
+		Login: wrenn.RegistryLogin{Username: msg.GetContainer().GetUsername(), Password: msg.GetContainer().GetPassword()},
+	}
+	var err error
+	if build.ID, err = wrenn.ParseGenerationID(msg.GetGeneration()); err != nil {
+		return build, err
+	}
+	build.Spec.From, err = parseSource(msg)
+	return build, err
+}
+
+func parseSource(msg *pb.BuildTemplateRequest) (from wrenn.TemplateSource, err error) {
+	switch source := msg.GetSource().(type) {
+	case *pb.BuildTemplateRequest_SandboxId:
+		from.Sandbox, err = wrenn.ParseSandboxID(source.SandboxId)
+	case *pb.BuildTemplateRequest_Container:
+		if from.OCI = source.Container.GetRef(); from.OCI == "" {
+			err = wrenn.Errorf(wrenn.Invalid, "the container image has no name")
+		}
+	case *pb.BuildTemplateRequest_Image:
+		if from.Image = source.Image; from.Image == "" {
+			err = wrenn.Errorf(wrenn.Invalid, "the image has no name")
+		}
+	}
+	return from, err
+}
+
+// BuildEvent is a message of a build's stream.
+func BuildEvent(ev wrenn.BuildEvent) *pb.BuildTemplateResponse {
+	switch {
+	case ev.Built != nil:
+		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Done{Done: &pb.TemplateBuilt{
+			Vcpus: number(ev.Built.VCPUs), MemoryMb: number(ev.Built.MemoryMiB), SizeBytes: size(ev.Built.SizeBytes),
+			Env: ev.Built.Env, Digest: ev.Built.Digest,
+		}}}
+	case ev.Keepalive:
+		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Keepalive{Keepalive: true}}
+	}
+	return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Line{Line: ev.Line}}
+}
+
+// ParseBuildEvent reads a message of a build's stream. One that a newer host
+// sends is a keepalive.
+func ParseBuildEvent(msg *pb.BuildTemplateResponse) wrenn.BuildEvent {
+	switch ev := msg.GetEvent().(type) {
+	case *pb.BuildTemplateResponse_Line:
+		return wrenn.BuildEvent{Line: Text(ev.Line)}
+	case *pb.BuildTemplateResponse_Done:
+		return wrenn.BuildEvent{Built: &wrenn.BuiltGeneration{
+			Size: parseSandboxSize(ev.Done), SizeBytes: parseSize(ev.Done.GetSizeBytes()),
+			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()),
+		}}
+	}
+	return wrenn.BuildEvent{Keepalive: true}
+}
