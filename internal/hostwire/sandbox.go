@@ -213,3 +213,14 @@ func ParseCheckpoints(msg *pb.ListCheckpointsResponse) (list []wrenn.Checkpoint,
 	}
 	return list, wrenn.CheckpointID(Text(msg.GetHead()))
 }
+
+// ExtendRequest sets the time without use after which a sandbox ends; 0 is never.
+func ExtendRequest(id wrenn.SandboxID, timeout time.Duration) *pb.ExtendSandboxRequest {
+	return &pb.ExtendSandboxRequest{SandboxId: string(id), TimeoutSec: seconds(timeout)}
+}
+
+// ParseExtendRequest reads the time without use after which a sandbox is to end.
+func ParseExtendRequest(msg *pb.ExtendSandboxRequest) (wrenn.SandboxID, time.Duration, error) {
+	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
+	return id, parseSeconds(msg.GetTimeoutSec()), err
+}

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 // bulkCodec is protobuf whose chunks of files go into buffers that are used
@@ -41,7 +41,7 @@ func (bulkCodec) Marshal(msg any) ([]byte, error) { return proto.Marshal(msg.(pr
 
 // Unmarshal implements connect.Codec.
 func (c bulkCodec) Unmarshal(data []byte, msg any) error {
-	if m, ok := msg.(*hostagentv1.ReadFileStreamResponse); ok {
+	if m, ok := msg.(*pb.ReadFileStreamResponse); ok {
 		if chunk, ok := onlyChunk(data); ok {
 			m.Chunk = c.clone(chunk)
 			return nil

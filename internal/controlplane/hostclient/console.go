@@ -9,7 +9,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 // Console reads what a sandbox's console said, and with follow goes on with
@@ -20,7 +20,7 @@ func (c *Client) Console(ctx context.Context, id wrenn.SandboxID, follow bool) (
 	r := &console{peer: c.peer, dog: dog}
 	var err error
 	dog.during(func() { // until the host's first word; later it may be silent for long
-		r.stream, err = c.rpc.ReadConsole(ctx, &hostagentv1.ReadConsoleRequest{SandboxId: string(id), Follow: follow})
+		r.stream, err = c.rpc.ReadConsole(ctx, &pb.ReadConsoleRequest{SandboxId: string(id), Follow: follow})
 		if err == nil {
 			err = r.next()
 		}
@@ -35,7 +35,7 @@ func (c *Client) Console(ctx context.Context, id wrenn.SandboxID, follow bool) (
 
 type console struct {
 	peer   string
-	stream *connect.ServerStreamForClient[hostagentv1.ReadConsoleResponse]
+	stream *connect.ServerStreamForClient[pb.ReadConsoleResponse]
 	dog    *watchdog
 	chunk  []byte
 }

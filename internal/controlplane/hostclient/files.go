@@ -11,7 +11,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 var errStalled = errors.New("nothing moved for too long")
@@ -66,9 +66,9 @@ func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path strin
 	if err != nil {
 		return c.transferError(ctx, err)
 	}
-	meta := &hostagentv1.WriteFileMeta{SandboxId: string(id), Path: path, User: user}
+	meta := &pb.WriteFileMeta{SandboxId: string(id), Path: path, User: user}
 	dog.during(func() {
-		err = stream.Send(&hostagentv1.WriteFileStreamRequest{Part: &hostagentv1.WriteFileStreamRequest_Meta{Meta: meta}})
+		err = stream.Send(&pb.WriteFileStreamRequest{Part: &pb.WriteFileStreamRequest_Meta{Meta: meta}})
 	})
 	if err == nil {
 		var readErr error
@@ -84,7 +84,7 @@ func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path strin
 	return c.transferError(ctx, err)
 }
 
-type writeStream = connect.ClientStreamForClientSimple[hostagentv1.WriteFileStreamRequest, hostagentv1.WriteFileStreamResponse]
+type writeStream = connect.ClientStreamForClientSimple[pb.WriteFileStreamRequest, pb.WriteFileStreamResponse]
 
 func sendChunks(stream *writeStream, dog *watchdog, content io.Reader) (readErr, sendErr error) {
 	// Forms are read in pieces of 4 KiB: a message for each took the agent 7 s of CPU time a GiB.
@@ -93,7 +93,7 @@ func sendChunks(stream *writeStream, dog *watchdog, content io.Reader) (readErr,
 		n, err := fill(content, buf)
 		if n > 0 {
 			dog.during(func() {
-				sendErr = stream.Send(&hostagentv1.WriteFileStreamRequest{Part: &hostagentv1.WriteFileStreamRequest_Chunk{Chunk: buf[:n]}})
+				sendErr = stream.Send(&pb.WriteFileStreamRequest{Part: &pb.WriteFileStreamRequest_Chunk{Chunk: buf[:n]}})
 			})
 		}
 		switch {
@@ -125,7 +125,7 @@ func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string
 	r := &reader{ctx: ctx, client: c, dog: dog}
 	var err error
 	dog.during(func() { // until the host's first word
-		r.stream, err = c.downloads.ReadFileStream(ctx, &hostagentv1.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+		r.stream, err = c.downloads.ReadFileStream(ctx, &pb.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
 	})
 	if err != nil {
 		dog.stop()
@@ -141,7 +141,7 @@ func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string
 type reader struct {
 	ctx    context.Context // of the transfer: its cause says whether it stalled
 	client *Client
-	stream *connect.ServerStreamForClient[hostagentv1.ReadFileStreamResponse]
+	stream *connect.ServerStreamForClient[pb.ReadFileStreamResponse]
 	dog    *watchdog
 	whole  []byte // the chunk as it came
 	chunk  []byte // what is left of it

@@ -1,11 +1,11 @@
-// Package hostclient asks a host's agent, by hostagent.v1. It speaks in the
-// product's words: RPC messages do not leave it, errors are *wrenn.Error.
+// Package hostclient is a client of a host's agent, by hostagent.v1. Its API is
+// the product's words: RPC messages stay inside, and errors are *wrenn.Error.
 //
-// Each operation has a deadline of its own, because they differ by orders of
-// magnitude: one for all was either too short for a boot or too long for a
-// question. Streams have none; a peer that is gone is found out by HTTP/2
-// pings, one that moves nothing by a stall timer. A stream holds one frame
-// and the receive window below, so a slow reader slows the sandbox's program.
+// Each operation has its own deadline, because they differ by orders of
+// magnitude: a common one was either too short for a boot or too long for a
+// ping. Streams have none; HTTP/2 pings find a peer that is gone, and a stall
+// timer one that sends nothing. A stream buffers one message and the receive
+// window below, so a slow reader slows the sandbox's program.
 package hostclient
 
 import (
@@ -22,8 +22,9 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/wire"
-	hostagentv1 "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
@@ -31,25 +32,25 @@ const (
 	dialTimeout  = 5 * time.Second
 	pingAfter    = 15 * time.Second // of silence on a connection
 	pingTimeout  = 15 * time.Second
-	streamWindow = 1 << 20 // per stream: what is on its way to a reader that does not read
-	idleBulk     = 4       // connections that wait for the next download
+	streamWindow = 1 << 20 // bytes per stream that are in flight to a reader that does not read
+	idleBulk     = 4       // connections kept for the next download
 	bulkBuffer   = 64 << 10
 	uploadChunk  = 256 << 10
-	maxMessage   = 64 << 20 // an inventory of 100,000 sandboxes; twice the output that Exec keeps
+	maxMessage   = 64 << 20 // fits an inventory of 100,000 sandboxes, and twice the output that Exec keeps
 )
 
 // Deadlines bound the operations. Zero values are the defaults.
 type Deadlines struct {
 	Ping      time.Duration // 5 s
 	Inventory time.Duration // 30 s
-	Create    time.Duration // 5 min: the host may boot by software emulation; also of a Fork
+	Create    time.Duration // 5 min: the host may boot by software emulation; also for Fork
 	Destroy   time.Duration // 1 min
-	Pause     time.Duration // 5 min: 16 GiB of memory go to a slow disk; also of Resume, and of making and restoring a checkpoint
+	Pause     time.Duration // 5 min: 16 GiB of memory go to a slow disk; also for Resume, CreateCheckpoint and RestoreCheckpoint
 	Extend    time.Duration // 10 s
-	Start     time.Duration // 1 min, until a stream's first answer
+	Start     time.Duration // 1 min, until a stream's first message
 	Stall     time.Duration // 2 min, until a file's next piece
 	ExecGrace time.Duration // 30 s on top of a command's own timeout
-	Build     time.Duration // 1 h, of a template; the caller's to keep, see Client.Build
+	Build     time.Duration // 1 h; the caller enforces it, see Client.Build
 }
 
 // WithDefaults returns d with its zero values filled in.
@@ -74,19 +75,19 @@ type Config struct {
 	ID wrenn.HostID
 	// URL is http://, https:// or unix:///path/of/a/socket.
 	URL string
-	// TLS, for https, is our certificate and whom we trust, asked for each
-	// connection. It returns a fresh configuration.
+	// TLS returns the client's certificate and the CAs it trusts, for https. It is
+	// called for each connection and returns a new configuration.
 	TLS       func() *tls.Config
 	Deadlines Deadlines
 }
 
-// Client asks one host. It is safe for concurrent use.
+// Client is a client of one host. It is safe for concurrent use.
 type Client struct {
 	id        wrenn.HostID
 	peer      string // for messages
 	rpc       hostagentv1connect.HostAgentServiceClient
 	transport *http.Transport
-	// downloads is for what the host sends much of: a connection each, by HTTP/1.1, costs both ends half of HTTP/2's work.
+	// downloads is for large answers: one HTTP/1.1 connection for each costs both ends half of HTTP/2's work.
 	downloads hostagentv1connect.HostAgentServiceClient
 	bulk      *http.Transport
 	codec     bulkCodec
@@ -95,9 +96,9 @@ type Client struct {
 	deadlines Deadlines
 }
 
-// New returns a client. It does not connect before the first call.
+// New returns a client. It connects at the first call.
 func New(cfg Config) (*Client, error) {
-	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams go both ways: that takes HTTP/2
+	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams in both directions need HTTP/2
 	bulk.MaxIdleConnsPerHost = idleBulk
 	bulk.ReadBufferSize = bulkBuffer
 	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
@@ -136,19 +137,19 @@ func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption)
 	}
 	opts = append(opts,
 		connect.WithReadMaxBytes(maxMessage),
-		// Windows count compressed bytes: a program that repeats itself would fill memory a thousandfold before it is held up.
+		// Windows count compressed bytes: repetitive output would fill a thousand times the window's memory before it is held up.
 		connect.WithAcceptCompression("gzip", nil, nil))
 	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base, opts...), nil
 }
 
-// newTransport returns one that speaks one protocol alone, named as ALPN names it.
+// newTransport returns a transport for one protocol, by its name in ALPN.
 func newTransport(identity func() *tls.Config, protocol string) *http.Transport {
 	t := &http.Transport{
 		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		Protocols:   new(http.Protocols),
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
-			// The connection's own window stays what net/http makes it, 1 GiB: streams that nobody reads fill it, and a full one stops all.
+			// The window of the connection stays at net/http's 1 GiB: streams without a reader fill it, and a full one stops all.
 			MaxReceiveBufferPerStream: streamWindow,
 		},
 		IdleConnTimeout: 2 * time.Minute,
@@ -166,9 +167,9 @@ func newTransport(identity func() *tls.Config, protocol string) *http.Transport 
 	return t
 }
 
-// address returns the base URL; for a socket it changes how t dials.
+// address returns the base URL. For a socket it changes how t dials.
 func address(text string, t *http.Transport) (string, error) {
-	invalid := wrenn.Errorf(wrenn.Invalid, "%.100q is no address of a host: expected http://, https:// or unix:///path", text)
+	invalid := wrenn.Errorf(wrenn.Invalid, "%.100q is not an address of a host: expected http://, https:// or unix:///path", text)
 	u, err := url.Parse(text)
 	if err != nil {
 		return "", invalid
@@ -185,13 +186,13 @@ func address(text string, t *http.Transport) (string, error) {
 	return "", invalid
 }
 
-// Close drops idle connections. Calls that run go on.
+// Close closes idle connections. Running calls continue.
 func (c *Client) Close() {
 	c.transport.CloseIdleConnections()
 	c.bulk.CloseIdleConnections()
 }
 
-// call runs a unary call with its deadline.
+// call makes a unary call with a deadline.
 func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -199,58 +200,44 @@ func call[Req, Res any](ctx context.Context, c *Client, limit time.Duration, f f
 	return res, wire.FromConnect(c.peer, err)
 }
 
-// Ping asks the host about itself.
+// Ping returns what the host reports about itself.
 func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
-	res, err := call(ctx, c, c.deadlines.Ping, c.rpc.Ping, &hostagentv1.PingRequest{})
+	res, err := call(ctx, c, c.deadlines.Ping, c.rpc.Ping, &pb.PingRequest{})
 	if err != nil {
 		return wrenn.HostInfo{}, err
 	}
-	capacity := res.GetCapacity()
-	return wrenn.HostInfo{
-		Version: clean(res.GetVersion()), Instance: clean(res.GetInstance()), Driver: clean(res.GetDriver()),
-		Capacity: wrenn.Capacity{
-			Sandboxes: int(capacity.GetSandboxes()), SandboxesUsed: int(capacity.GetSandboxesUsed()),
-			MemoryMiB: int64(capacity.GetMemoryMb()), MemoryMiBUsed: int64(capacity.GetMemoryMbUsed()),
-			DiskMiB: int64(capacity.GetDiskMb()), DiskMiBFree: int64(capacity.GetDiskMbFree()),
-		},
-	}, nil
+	return hostwire.ParseHostInfo(res), nil
 }
 
 // Create returns when the sandbox runs. Repeating it is safe. When ctx ends
 // first the host may have created it or not: Destroy it.
 func (c *Client) Create(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) error {
-	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, &hostagentv1.CreateSandboxRequest{
-		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Generation), Vcpus: uint32(spec.VCPUs), MemoryMb: uint32(spec.MemoryMiB),
-		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeout(spec.OnTimeout), AutoResume: spec.AutoResume, Env: spec.Env,
-	})
+	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, hostwire.CreateRequest(id, spec))
 	return err
 }
 
-// Destroy returns when nothing is left of the sandbox; one that is not there is no error.
+// Destroy returns when nothing is left of the sandbox. It is no error if the host
+// does not have it.
 func (c *Client) Destroy(ctx context.Context, id wrenn.SandboxID) error {
-	_, err := call(ctx, c, c.deadlines.Destroy, c.rpc.DestroySandbox, &hostagentv1.DestroySandboxRequest{SandboxId: string(id)})
+	_, err := call(ctx, c, c.deadlines.Destroy, c.rpc.DestroySandbox, &pb.DestroySandboxRequest{SandboxId: string(id)})
 	return err
 }
 
 // Pause writes the sandbox to its host's disk and frees its memory; twice is allowed.
 func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID) error {
-	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &hostagentv1.PauseSandboxRequest{SandboxId: string(id)})
+	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &pb.PauseSandboxRequest{SandboxId: string(id)})
 	return err
 }
 
-// Resume lets it go on; twice is allowed.
+// Resume continues a paused sandbox; twice is allowed.
 func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID) error {
-	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &hostagentv1.ResumeSandboxRequest{SandboxId: string(id)})
+	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &pb.ResumeSandboxRequest{SandboxId: string(id)})
 	return err
 }
 
-// Extend sets for how long the sandbox lives without use, from now; 0 is for ever.
+// Extend sets the time without use after which the sandbox ends, counted from
+// now; 0 is never.
 func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error {
-	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.ExtendSandbox, &hostagentv1.ExtendSandboxRequest{SandboxId: string(id), TimeoutSec: seconds(timeout)})
+	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.ExtendSandbox, hostwire.ExtendRequest(id, timeout))
 	return err
-}
-
-// seconds rounds up: a timeout is never shorter than asked.
-func seconds(d time.Duration) uint32 {
-	return uint32(max(0, min((d+time.Second-1)/time.Second, 1<<31-1)))
 }

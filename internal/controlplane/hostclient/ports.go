@@ -8,6 +8,7 @@ import (
 	"net/http"
 
 	"wrenn"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/tunnel"
 	"wrenn/internal/wire"
 )
@@ -33,7 +34,7 @@ func (c *Client) DialPort(ctx context.Context, id wrenn.SandboxID, port uint16) 
 	if err := json.Unmarshal(refusal.Body, &why); err != nil || why.Code == "" {
 		return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: c.peer + " cannot connect to ports: its agent may be of an older version", Err: refusal}
 	}
-	return nil, wire.FromResult(why.Code, clean(why.Message))
+	return nil, wire.FromResult(why.Code, hostwire.Text(why.Message))
 }
 
 // ask opens a connection to the agent and turns it into a tunnel.

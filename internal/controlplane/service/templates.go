@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 )
 
@@ -26,7 +25,7 @@ type Templates struct {
 }
 
 // RegistryLogin is the login for a container registry. It is passed on and never stored.
-type RegistryLogin = hostclient.RegistryLogin
+type RegistryLogin = wrenn.RegistryLogin
 
 // BuildTemplate is a template to build. Zero values are defaults, as for a
 // sandbox; a template made from a sandbox has no values of its spec but the source.

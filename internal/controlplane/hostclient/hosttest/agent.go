@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,13 +16,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"wrenn"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/wire"
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
-
-// statusPrefix is what the protocol puts before the words of wrenn.ObservedState.
-const statusPrefix = "SANDBOX_STATUS_"
 
 // Agent is a host in memory. Its exported fields are set before it serves.
 type Agent struct {
@@ -270,7 +267,7 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 			b = newBox(&hostagentv1.SandboxInfo{SandboxId: string(id), Template: "base", MemoryMb: 512, Vcpus: 1, TimeoutSec: 300}, nil)
 			a.boxes[string(id)] = b
 		}
-		b.info.Status = statusOf(to)
+		b.info.Status = hostwire.Status(to)
 		b.info.Version++
 		change(b.info)
 		if b.ended() {
@@ -278,15 +275,6 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 		}
 		return nil
 	})
-}
-
-func statusOf(s wrenn.ObservedState) hostagentv1.SandboxStatus {
-	for n, name := range hostagentv1.SandboxStatus_name {
-		if name == statusPrefix+strings.ToUpper(string(s)) {
-			return hostagentv1.SandboxStatus(n)
-		}
-	}
-	return hostagentv1.SandboxStatus_SANDBOX_STATUS_UNSPECIFIED
 }
 
 // Lose forgets a sandbox, as a host does whose disk was replaced.
@@ -304,22 +292,11 @@ func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
 	out := map[wrenn.SandboxID]wrenn.ObservedState{}
 	_ = a.locked(func() error { // never fails
 		for id, b := range a.boxes {
-			out[wrenn.SandboxID(id)] = seenState(b.info.Status)
+			out[wrenn.SandboxID(id)] = hostwire.ParseStatus(b.info.Status)
 		}
 		return nil
 	})
 	return out
-}
-
-func seenState(s hostagentv1.SandboxStatus) wrenn.ObservedState {
-	for _, state := range []wrenn.ObservedState{
-		wrenn.ObservedStarting, wrenn.ObservedRunning, wrenn.ObservedPaused, wrenn.ObservedStopping, wrenn.ObservedStopped, wrenn.ObservedFailed, wrenn.ObservedQuarantined,
-	} {
-		if statusOf(state) == s {
-			return state
-		}
-	}
-	return wrenn.ObservedUnknown
 }
 
 // Timeout returns what the host knows of a sandbox's timeout.
