@@ -44,8 +44,8 @@ type fake struct {
 	forked  service.ForkSandbox
 	built   service.BuildTemplate
 	deleted wrenn.CheckpointID
-	ran     service.ExecCommand
-	started service.ExecStart
+	ran     wrenn.ExecCommand
+	started wrenn.ExecStart
 	files   map[string][]byte
 
 	stream *echo
@@ -130,11 +130,11 @@ func (f *fake) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, fol
 	return io.NopCloser(strings.NewReader(fmt.Sprint("Linux, follow=", follow))), nil
 }
 
-func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
+func (f *fake) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ran = cmd
-	return &service.ExecResult{Stdout: cmd.Stdin, Stderr: []byte("err"), ExitCode: 3, Status: "exit status 3", Duration: time.Second}, nil
+	return &wrenn.ExecResult{Stdout: cmd.Stdin, Stderr: []byte("err"), ExitCode: 3, Status: "exit status 3", Duration: time.Second}, nil
 }
 
 func (f *fake) CheckExec(_ context.Context, _ service.Caller, id wrenn.SandboxID) error {
@@ -142,7 +142,7 @@ func (f *fake) CheckExec(_ context.Context, _ service.Caller, id wrenn.SandboxID
 	return err
 }
 
-func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.started = start
@@ -153,7 +153,7 @@ func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID,
 	return f.stream, nil
 }
 
-func (f *fake) AttachExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+func (f *fake) AttachExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, to wrenn.ExecAttach) (service.ExecStream, error) {
 	if to.PID != echoPID {
 		return nil, wrenn.Errorf(wrenn.NotFound, "no process %d", to.PID)
 	}
@@ -200,7 +200,7 @@ const echoPID = 42
 
 // echo is a command that prints its input, and "WxH" and the names of signals.
 type echo struct {
-	events chan service.ExecOutput
+	events chan wrenn.ExecOutput
 	closed chan struct{}
 	once   sync.Once
 	pty    bool
@@ -208,22 +208,22 @@ type echo struct {
 }
 
 func newEcho(pty bool) *echo {
-	e := &echo{events: make(chan service.ExecOutput, 64), closed: make(chan struct{}), pty: pty}
-	e.events <- service.ExecOutput{Started: &service.ExecStarted{PID: echoPID}}
-	e.events <- service.ExecOutput{Keepalive: true}
+	e := &echo{events: make(chan wrenn.ExecOutput, 64), closed: make(chan struct{}), pty: pty}
+	e.events <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: echoPID}}
+	e.events <- wrenn.ExecOutput{Keepalive: true}
 	return e
 }
 
-func (e *echo) Receive() (service.ExecOutput, error) {
+func (e *echo) Receive() (wrenn.ExecOutput, error) {
 	select {
 	case out := <-e.events:
 		return out, nil
 	case <-e.closed:
-		return service.ExecOutput{}, errors.New("closed")
+		return wrenn.ExecOutput{}, errors.New("closed")
 	}
 }
 
-func (e *echo) send(out service.ExecOutput) error {
+func (e *echo) send(out wrenn.ExecOutput) error {
 	select {
 	case e.events <- out:
 		return nil
@@ -234,31 +234,31 @@ func (e *echo) send(out service.ExecOutput) error {
 
 func (e *echo) SendStdin(p []byte) error {
 	e.taken += uint64(len(p))
-	if err := e.send(service.ExecOutput{Taken: new(e.taken)}); err != nil {
+	if err := e.send(wrenn.ExecOutput{Taken: new(e.taken)}); err != nil {
 		return err
 	}
 	if e.pty {
-		return e.send(service.ExecOutput{PTY: bytes.Clone(p)})
+		return e.send(wrenn.ExecOutput{PTY: bytes.Clone(p)})
 	}
-	return e.send(service.ExecOutput{Stdout: bytes.Clone(p)})
+	return e.send(wrenn.ExecOutput{Stdout: bytes.Clone(p)})
 }
 
 func (*echo) Ack(uint64) error { return nil }
 func (e *echo) Leave() error   { return e.Close() }
 
 func (e *echo) CloseStdin() error {
-	return e.send(service.ExecOutput{Exit: &service.ExecExit{Code: 7, Status: "exit status 7"}})
+	return e.send(wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: 7, Status: "exit status 7"}})
 }
 
-func (e *echo) Resize(s service.PTYSize) error {
-	return e.send(service.ExecOutput{PTY: fmt.Appendf(nil, "%dx%d", s.Cols, s.Rows)})
+func (e *echo) Resize(s wrenn.PTYSize) error {
+	return e.send(wrenn.ExecOutput{PTY: fmt.Appendf(nil, "%dx%d", s.Cols, s.Rows)})
 }
 
 func (e *echo) Signal(name string) error {
-	if err := e.send(service.ExecOutput{Stderr: []byte(name)}); err != nil {
+	if err := e.send(wrenn.ExecOutput{Stderr: []byte(name)}); err != nil {
 		return err
 	}
-	return e.send(service.ExecOutput{Exit: &service.ExecExit{Code: -1, Status: "signal: terminated"}})
+	return e.send(wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: -1, Status: "signal: terminated"}})
 }
 
 func (e *echo) Close() error {
@@ -452,7 +452,7 @@ func TestExec(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Exec() (-want +got):\n%s", diff)
 	}
-	ran := service.ExecCommand{Cmd: "cat", Args: []string{"-"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "root", Timeout: time.Minute, Stdin: input}
+	ran := wrenn.ExecCommand{Cmd: "cat", Args: []string{"-"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "root", Timeout: time.Minute, Stdin: input}
 	if diff := cmp.Diff(ran, f.ran); diff != "" {
 		t.Errorf("what ran (-want +got):\n%s", diff)
 	}
@@ -499,7 +499,7 @@ func TestStreamOfTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if f.started.PTY == nil || *f.started.PTY != (service.PTYSize{Cols: 100, Rows: 40}) {
+	if f.started.PTY == nil || *f.started.PTY != (wrenn.PTYSize{Cols: 100, Rows: 40}) {
 		t.Errorf("started with %+v", f.started.PTY)
 	}
 	if err := errors.Join(s.Resize(client.Size{Cols: 7, Rows: 8}), s.Signal(client.SIGTERM)); err != nil {

@@ -64,7 +64,7 @@ func TestTemplates(t *testing.T) {
 	if err != nil || g.State != client.GenerationBuilding || g.Template != "py:v1" {
 		t.Fatalf("BuildTemplate() = %+v, %v", g, err)
 	}
-	want := service.BuildTemplate{Name: "py:v1", Login: service.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{
+	want := service.BuildTemplate{Name: "py:v1", Login: wrenn.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{
 		From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{MemoryMiB: 1024}, Env: map[string]string{"A": "b"}, StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 2 * time.Second,
 	}}
 	if diff := cmp.Diff(want, f.built); diff != "" {

@@ -165,11 +165,11 @@ func (s *serviceOfOne) Sandbox(_ context.Context, _ service.Caller, id wrenn.San
 	return &wrenn.Sandbox{ID: id, State: wrenn.Running}, nil
 }
 
-func (s *serviceOfOne) StartExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+func (s *serviceOfOne) StartExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {
 	return opened(s.host.StartExec(ctx, id, start))
 }
 
-func (s *serviceOfOne) AttachExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+func (s *serviceOfOne) AttachExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, to wrenn.ExecAttach) (service.ExecStream, error) {
 	return opened(s.host.AttachExec(ctx, id, to))
 }
 

@@ -51,11 +51,11 @@ type Snapshots interface {
 
 // Commands runs programs in sandboxes. A stream ends with the context that it was started with.
 type Commands interface {
-	Exec(context.Context, service.Caller, wrenn.SandboxID, service.ExecCommand) (*service.ExecResult, error)
+	Exec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecCommand) (*wrenn.ExecResult, error)
 	// CheckExec returns the error that StartExec would return for the sandbox as it is now.
 	CheckExec(context.Context, service.Caller, wrenn.SandboxID) error
-	StartExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecStart) (service.ExecStream, error)
-	AttachExec(context.Context, service.Caller, wrenn.SandboxID, service.ExecAttach) (service.ExecStream, error)
+	StartExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecStart) (service.ExecStream, error)
+	AttachExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecAttach) (service.ExecStream, error)
 }
 
 // Files moves files. WriteFile changes the file as a whole or not at all. The

@@ -8,7 +8,6 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
 )
 
 const (
@@ -36,8 +35,8 @@ func (h *handlers) Exec(ctx context.Context, req oapi.ExecRequestObject) (oapi.E
 	}}, nil
 }
 
-func command(body *oapi.Exec) (service.ExecCommand, error) {
-	cmd := service.ExecCommand{
+func command(body *oapi.Exec) (wrenn.ExecCommand, error) {
+	cmd := wrenn.ExecCommand{
 		Cmd: body.Cmd, Args: value(body.Args), Env: value(body.Env), Cwd: value(body.Cwd), User: value(body.User),
 		Timeout: wrenn.DefaultExecTimeout,
 	}

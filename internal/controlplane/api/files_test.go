@@ -291,7 +291,7 @@ func TestSplitter(t *testing.T) {
 		var e encoder
 		for rest := in; len(rest) > 0; {
 			n := 1 + random.IntN(len(rest))
-			for _, m := range e.encode(service.ExecOutput{Stdout: rest[:n]}) {
+			for _, m := range e.encode(wrenn.ExecOutput{Stdout: rest[:n]}) {
 				out = append(out, dataOf(t, m, frameStdout)...)
 			}
 			if len(e.stdout.held) > 3 {
@@ -310,10 +310,10 @@ func TestSplitter(t *testing.T) {
 
 func TestSplitterHoldsACharacterBack(t *testing.T) {
 	var e encoder
-	if got := e.encode(service.ExecOutput{PTY: []byte("\xe2\x82")}); len(got) != 0 {
+	if got := e.encode(wrenn.ExecOutput{PTY: []byte("\xe2\x82")}); len(got) != 0 {
 		t.Errorf("half a character was sent: %s", got[0].bytes)
 	}
-	got := e.encode(service.ExecOutput{PTY: []byte("\xac!")})
+	got := e.encode(wrenn.ExecOutput{PTY: []byte("\xac!")})
 	if len(got) != 1 || string(got[0].bytes) != `{"type":"pty","data":"€!"}` {
 		t.Errorf("the whole was sent as %v", got)
 	}
@@ -350,7 +350,7 @@ type waiting struct {
 	ended chan error
 }
 
-func (s *waiting) Exec(ctx context.Context, _ service.Caller, _ wrenn.SandboxID, _ service.ExecCommand) (*service.ExecResult, error) {
+func (s *waiting) Exec(ctx context.Context, _ service.Caller, _ wrenn.SandboxID, _ wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	close(s.begun)
 	<-ctx.Done()
 	s.ended <- ctx.Err()

@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"unicode/utf8"
 
-	"wrenn/internal/controlplane/service"
+	"wrenn"
 )
 
 // The types of frames.
@@ -139,7 +139,7 @@ type encoder struct {
 
 // encode returns the messages of one event: none when all of it is held back,
 // several when the end brings out what was.
-func (e *encoder) encode(out service.ExecOutput) []outMessage {
+func (e *encoder) encode(out wrenn.ExecOutput) []outMessage {
 	switch {
 	case out.Exit != nil:
 		exit := serverFrame{Type: frameExit, ExitCode: &out.Exit.Code, Status: out.Exit.Status}

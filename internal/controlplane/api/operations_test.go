@@ -256,22 +256,22 @@ func listCalls() []call {
 func execCalls() []call {
 	path := at + "/exec"
 	calls := []call{
-		{name: "ok", service: &stub{result: service.ExecResult{Stdout: []byte("hällo\n"), ExitCode: 3, Status: "exit status 3", Duration: 1500 * time.Microsecond}},
+		{name: "ok", service: &stub{result: wrenn.ExecResult{Stdout: []byte("hällo\n"), ExitCode: 3, Status: "exit status 3", Duration: 1500 * time.Microsecond}},
 			method: "POST", path: path, body: `{"cmd":"echo","args":["hällo"],"env":{"A":"b"},"cwd":"/tmp","user":"bob","timeout_sec":5,"stdin":"x"}`, status: 200,
 			want: `{"sandbox_id":"` + testID + `","cmd":"echo","stdout":"hällo\n","stderr":"","exit_code":3,"status":"exit status 3","duration_ms":1,"encoding":"utf-8","truncated":false}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
-				want := service.ExecCommand{Cmd: "echo", Args: []string{"hällo"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "bob", Timeout: 5 * time.Second, Stdin: []byte("x")}
+				want := wrenn.ExecCommand{Cmd: "echo", Args: []string{"hällo"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "bob", Timeout: 5 * time.Second, Stdin: []byte("x")}
 				if diff := cmp.Diff(want, s.ran); diff != "" {
 					t.Errorf("ran (-want +got):\n%s", diff)
 				}
 			}},
-		{name: "bytes", service: &stub{result: service.ExecResult{Stdout: []byte("text"), Stderr: []byte{0xff}, Status: "exit status 0", Truncated: true}},
+		{name: "bytes", service: &stub{result: wrenn.ExecResult{Stdout: []byte("text"), Stderr: []byte{0xff}, Status: "exit status 0", Truncated: true}},
 			method: "POST", path: path, body: `{"cmd":"x","stdin":"/wA=","stdin_encoding":"base64"}`, status: 200,
 			want: `{"sandbox_id":"` + testID + `","cmd":"x","stdout":"dGV4dA==","stderr":"/w==","exit_code":0,"status":"exit status 0","duration_ms":0,"encoding":"base64","truncated":true}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
-				if diff := cmp.Diff(service.ExecCommand{Cmd: "x", Stdin: []byte{0xff, 0}, Timeout: 30 * time.Second}, s.ran); diff != "" {
+				if diff := cmp.Diff(wrenn.ExecCommand{Cmd: "x", Stdin: []byte{0xff, 0}, Timeout: 30 * time.Second}, s.ran); diff != "" {
 					t.Errorf("ran (-want +got):\n%s", diff)
 				}
 			}},

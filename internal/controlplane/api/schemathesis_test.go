@@ -48,8 +48,8 @@ func (s *obliging) SetTimeout(_ context.Context, _ service.Caller, id wrenn.Sand
 	return box(id, wrenn.Running), nil
 }
 
-func (s *obliging) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
-	return &service.ExecResult{Stdout: cmd.Stdin, Stderr: []byte(strings.Join(cmd.Args, " ")), Status: "exit status 0"}, nil
+func (s *obliging) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
+	return &wrenn.ExecResult{Stdout: cmd.Stdin, Stderr: []byte(strings.Join(cmd.Args, " ")), Status: "exit status 0"}, nil
 }
 
 func (s *obliging) WriteFile(_ context.Context, _ service.Caller, _ wrenn.SandboxID, _, _ string, content io.Reader) error {

@@ -162,8 +162,8 @@ func (st *stream) introduction(ctx context.Context) (opener, error) {
 	}
 	switch frame.Type {
 	case frameStart:
-		start := service.ExecStart{
-			ExecCommand: service.ExecCommand{
+		start := wrenn.ExecStart{
+			ExecCommand: wrenn.ExecCommand{
 				Cmd: frame.Cmd, Args: frame.Args, Env: frame.Env, Cwd: frame.Cwd, User: frame.User,
 				Timeout: time.Duration(frame.TimeoutSec) * time.Second,
 			},
@@ -171,7 +171,7 @@ func (st *stream) introduction(ctx context.Context) (opener, error) {
 			Session:   st.resumable(frame),
 		}
 		if frame.PTY != nil {
-			start.PTY = &service.PTYSize{Cols: frame.PTY.Cols, Rows: frame.PTY.Rows}
+			start.PTY = &wrenn.PTYSize{Cols: frame.PTY.Cols, Rows: frame.PTY.Rows}
 		}
 		st.input, st.pty = start.WantStdin, start.PTY != nil
 		return func(ctx context.Context) (service.ExecStream, error) {
@@ -179,7 +179,7 @@ func (st *stream) introduction(ctx context.Context) (opener, error) {
 		}, nil
 	case frameAttach:
 		st.input, st.pty = true, true
-		to := service.ExecAttach{PID: frame.PID, Session: st.resumable(frame), Offset: frame.Offset}
+		to := wrenn.ExecAttach{PID: frame.PID, Session: st.resumable(frame), Offset: frame.Offset}
 		return func(ctx context.Context) (service.ExecStream, error) {
 			return st.s.service.AttachExec(ctx, st.caller, st.id, to)
 		}, nil
@@ -218,10 +218,10 @@ func (st *stream) open(ctx context.Context, f opener) error {
 }
 
 // resumable notes the session that the first frame asks for.
-func (st *stream) resumable(frame *clientFrame) service.ExecSession {
+func (st *stream) resumable(frame *clientFrame) wrenn.ExecSession {
 	st.session = frame.Session != ""
 	st.encoder.exact = st.session || frame.Offset != nil
-	return service.ExecSession{ID: frame.Session, Hold: time.Duration(frame.HoldSec) * time.Second}
+	return wrenn.ExecSession{ID: frame.Session, Hold: time.Duration(frame.HoldSec) * time.Second}
 }
 
 // firstFrame waits for it, not for ever: an open socket costs the server something and the client nothing.
@@ -381,7 +381,7 @@ func (st *stream) obey(frame *clientFrame) error {
 	case frameStdinClose:
 		return st.command.CloseStdin()
 	case frameResize:
-		return st.command.Resize(service.PTYSize{Cols: frame.Cols, Rows: frame.Rows})
+		return st.command.Resize(wrenn.PTYSize{Cols: frame.Cols, Rows: frame.Rows})
 	case frameSignal:
 		return st.command.Signal(frame.Signal)
 	case frameAck:

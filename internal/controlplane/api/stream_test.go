@@ -28,7 +28,7 @@ import (
 
 // program is a command whose output the test sends and whose input it sees.
 type program struct {
-	out    chan service.ExecOutput
+	out    chan wrenn.ExecOutput
 	fail   chan error
 	did    chan string // what the client did to it
 	closed chan struct{}
@@ -38,18 +38,18 @@ type program struct {
 }
 
 func newProgram() *program {
-	return &program{out: make(chan service.ExecOutput), fail: make(chan error, 1), did: make(chan string, 100), closed: make(chan struct{})}
+	return &program{out: make(chan wrenn.ExecOutput), fail: make(chan error, 1), did: make(chan string, 100), closed: make(chan struct{})}
 }
 
-func (p *program) Receive() (service.ExecOutput, error) {
+func (p *program) Receive() (wrenn.ExecOutput, error) {
 	select {
 	case out := <-p.out:
 		p.taken.Add(1)
 		return out, nil
 	case err := <-p.fail:
-		return service.ExecOutput{}, err
+		return wrenn.ExecOutput{}, err
 	case <-p.closed:
-		return service.ExecOutput{}, errors.New("the stream was closed")
+		return wrenn.ExecOutput{}, errors.New("the stream was closed")
 	}
 }
 
@@ -62,7 +62,7 @@ func (p *program) SendStdin(in []byte) error {
 	return nil
 }
 func (p *program) CloseStdin() error { p.did <- "close"; return nil }
-func (p *program) Resize(s service.PTYSize) error {
+func (p *program) Resize(s wrenn.PTYSize) error {
 	p.did <- fmt.Sprintf("resize %dx%d", s.Cols, s.Rows)
 	return nil
 }
@@ -179,9 +179,9 @@ func dataOf(t *testing.T, m outMessage, frame string) []byte {
 func TestStreamFromStartToExit(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"sh","args":["-c","x"],"env":{"A":"b"},"cwd":"/tmp","user":"bob","timeout_sec":7,"stdin":true}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 42}}
 	s.expect(t, `{"type":"start","pid":42}`)
-	want := service.ExecStart{WantStdin: true, ExecCommand: service.ExecCommand{
+	want := wrenn.ExecStart{WantStdin: true, ExecCommand: wrenn.ExecCommand{
 		Cmd: "sh", Args: []string{"-c", "x"}, Env: map[string]string{"A": "b"}, Cwd: "/tmp", User: "bob", Timeout: 7 * time.Second,
 	}}
 	if diff := cmp.Diff(want, s.stub.started); diff != "" {
@@ -197,12 +197,12 @@ func TestStreamFromStartToExit(t *testing.T) {
 			t.Errorf("the program saw %s, want %s", got, want)
 		}
 	}
-	s.out <- service.ExecOutput{Stdout: []byte("a<\xe2\x82")}
-	s.out <- service.ExecOutput{Stdout: []byte("\xac")}
-	s.out <- service.ExecOutput{Stderr: []byte("\xff\n")}
-	s.out <- service.ExecOutput{Keepalive: true}
-	s.out <- service.ExecOutput{Stdout: []byte("\xe2\x82")}
-	s.out <- service.ExecOutput{Exit: &service.ExecExit{Code: -1, Status: "signal: killed"}}
+	s.out <- wrenn.ExecOutput{Stdout: []byte("a<\xe2\x82")}
+	s.out <- wrenn.ExecOutput{Stdout: []byte("\xac")}
+	s.out <- wrenn.ExecOutput{Stderr: []byte("\xff\n")}
+	s.out <- wrenn.ExecOutput{Keepalive: true}
+	s.out <- wrenn.ExecOutput{Stdout: []byte("\xe2\x82")}
+	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: -1, Status: "signal: killed"}}
 	s.expect(t, `{"type":"stdout","data":"a<"}`, `{"type":"stdout","data":"€"}`, `{"type":"stderr","data":"/wo=","encoding":"base64"}`,
 		`{"type":"keepalive"}`, `{"type":"stdout","data":"4oI=","encoding":"base64"}`,
 		`{"type":"exit","exit_code":-1,"status":"signal: killed"}`, "closed 1000")
@@ -212,15 +212,15 @@ func TestStreamFromStartToExit(t *testing.T) {
 func TestStreamOfATerminal(t *testing.T) {
 	s := stream1(t, nil, "wrenn.exec.v1")
 	s.send(t, `{"type":"start","cmd":"sh","pty":{"cols":80,"rows":24}}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	s.send(t, `{"type":"resize","cols":120,"rows":40}`)
 	if got := wait(t, s.did, "the resize"); got != "resize 120x40" {
 		t.Errorf("the program saw %s", got)
 	}
-	s.out <- service.ExecOutput{PTY: []byte("$ ")}
-	s.out <- service.ExecOutput{Exit: &service.ExecExit{Status: "exit status 0"}}
+	s.out <- wrenn.ExecOutput{PTY: []byte("$ ")}
+	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{Status: "exit status 0"}}
 	s.expect(t, `{"type":"start","pid":1}`, `{"type":"pty","data":"$ "}`, `{"type":"exit","exit_code":0,"status":"exit status 0"}`, "closed 1000")
-	if diff := cmp.Diff(&service.PTYSize{Cols: 80, Rows: 24}, s.stub.started.PTY); diff != "" || !s.stub.started.WantStdin {
+	if diff := cmp.Diff(&wrenn.PTYSize{Cols: 80, Rows: 24}, s.stub.started.PTY); diff != "" || !s.stub.started.WantStdin {
 		t.Errorf("started with %+v", s.stub.started)
 	}
 }
@@ -231,17 +231,17 @@ func TestStreamOfBytes(t *testing.T) {
 		t.Fatalf("the server speaks %q", got)
 	}
 	s.send(t, `{"type":"start","cmd":"x","stdin":true}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	if err := s.conn.Write(t.Context(), websocket.MessageBinary, []byte("\x00\xff\x00")); err != nil {
 		t.Fatal(err)
 	}
 	if got := wait(t, s.did, "the input"); got != `stdin "\xff\x00"` {
 		t.Errorf("the program saw %s", got)
 	}
-	s.out <- service.ExecOutput{Stdout: []byte("\xe2\x82")}
-	s.out <- service.ExecOutput{Stderr: []byte("e")}
-	s.out <- service.ExecOutput{PTY: []byte("p")}
-	s.out <- service.ExecOutput{Exit: &service.ExecExit{Code: 3}}
+	s.out <- wrenn.ExecOutput{Stdout: []byte("\xe2\x82")}
+	s.out <- wrenn.ExecOutput{Stderr: []byte("e")}
+	s.out <- wrenn.ExecOutput{PTY: []byte("p")}
+	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: 3}}
 	s.expect(t, `{"type":"start","pid":1}`, `binary "\x01\xe2\x82"`, `binary "\x02e"`, `binary "\x03p"`, `{"type":"exit","exit_code":3}`, "closed 1000")
 }
 
@@ -257,12 +257,12 @@ func TestKeyOfABrowser(t *testing.T) {
 func TestAttach(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"attach","pid":42}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 42}}
 	s.send(t, `{"type":"stop"}`)
 	if got := wait(t, s.did, "the stop"); got != "SIGTERM" {
 		t.Errorf("the program saw %s", got)
 	}
-	s.out <- service.ExecOutput{Exit: &service.ExecExit{}}
+	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{}}
 	s.expect(t, `{"type":"start","pid":42}`, `{"type":"exit","exit_code":0}`, "closed 1000")
 }
 
@@ -285,14 +285,14 @@ const testSession = "0123456789abcdef-_"
 func TestStreamWithASession(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"x","stdin":true,"session":"`+testSession+`","hold_sec":7}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 42}}
 	s.expect(t, `{"type":"start","pid":42,"offset":0,"input":0}`)
-	if diff := cmp.Diff(service.ExecSession{ID: testSession, Hold: 7 * time.Second}, s.stub.started.Session); diff != "" {
+	if diff := cmp.Diff(wrenn.ExecSession{ID: testSession, Hold: 7 * time.Second}, s.stub.started.Session); diff != "" {
 		t.Errorf("session (-want +got):\n%s", diff)
 	}
-	s.out <- service.ExecOutput{Stdout: []byte("a\xe2\x82"), Offset: 0}
-	s.out <- service.ExecOutput{Stdout: []byte("\xacb"), Offset: 3}
-	s.out <- service.ExecOutput{Taken: new(uint64(9))}
+	s.out <- wrenn.ExecOutput{Stdout: []byte("a\xe2\x82"), Offset: 0}
+	s.out <- wrenn.ExecOutput{Stdout: []byte("\xacb"), Offset: 3}
+	s.out <- wrenn.ExecOutput{Taken: new(uint64(9))}
 	// Who counts bytes gets them as they come: nothing is held back.
 	s.expect(t, `{"type":"stdout","offset":0,"data":"YeKC","encoding":"base64"}`, `{"type":"stdout","offset":3,"data":"rGI=","encoding":"base64"}`,
 		`{"type":"input","offset":9}`)
@@ -310,9 +310,9 @@ func TestStreamWithASession(t *testing.T) {
 func TestStreamIsResumed(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"attach","session":"`+testSession+`","offset":100}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 42, Offset: 130, Lost: 30, Taken: 5}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 42, Offset: 130, Lost: 30, Taken: 5}}
 	s.expect(t, `{"type":"start","pid":42,"offset":130,"lost":30,"input":5}`)
-	want := service.ExecAttach{Session: service.ExecSession{ID: testSession}, Offset: new(uint64(100))}
+	want := wrenn.ExecAttach{Session: wrenn.ExecSession{ID: testSession}, Offset: new(uint64(100))}
 	if diff := cmp.Diff(want, s.stub.attached); diff != "" {
 		t.Errorf("attached (-want +got):\n%s", diff)
 	}
@@ -365,7 +365,7 @@ func TestNoFirstFrame(t *testing.T) {
 func TestStreamThatBreaks(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"x"}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	s.fail <- wrenn.Errorf(wrenn.Unavailable, "the host is away")
 	s.expect(t, `{"type":"start","pid":1}`)
 	s.expectError(t, "unavailable", 1011)
@@ -380,7 +380,7 @@ func TestClientLeaves(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := stream1(t, nil)
 			s.send(t, `{"type":"start","cmd":"x"}`)
-			s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+			s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 			s.expect(t, `{"type":"start","pid":1}`)
 			if err := leave(s.conn); err != nil {
 				t.Fatal(err)
@@ -431,7 +431,7 @@ func TestWhileTheSandboxWakes(t *testing.T) {
 		if got := wait(t, s.did, "the input"); got != `stdin "early"` {
 			t.Errorf("the program saw %s", got)
 		}
-		s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+		s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 		if got := wait(t, s.said, "the start"); got != `{"type":"start","pid":1}` {
 			t.Errorf("received %s", got)
 		}
@@ -464,7 +464,7 @@ func TestWhileTheSandboxWakes(t *testing.T) {
 func TestServerStops(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"x"}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.server.stop() }()
@@ -493,7 +493,7 @@ func (s *streaming) fill(t *testing.T) (sent int) {
 	piece := bytes.Repeat([]byte("x"), 64<<10)
 	for sent < 1<<30 {
 		select {
-		case s.out <- service.ExecOutput{Stdout: piece}:
+		case s.out <- wrenn.ExecOutput{Stdout: piece}:
 			sent += len(piece)
 		case <-time.After(500 * time.Millisecond):
 			return sent
@@ -511,7 +511,7 @@ func TestSlowReaderSlowsTheProgram(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.out <- service.ExecOutput{Exit: &service.ExecExit{}}
+		s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{}}
 	}()
 	received := 0
 	for {
@@ -540,7 +540,7 @@ func TestDeafClientIsCut(t *testing.T) {
 		go func() {
 			for piece := bytes.Repeat([]byte("x"), 64<<10); ; {
 				select {
-				case s.out <- service.ExecOutput{Stdout: piece}:
+				case s.out <- wrenn.ExecOutput{Stdout: piece}:
 				case <-s.closed:
 					return
 				}
@@ -554,7 +554,7 @@ func TestDeafClientIsCut(t *testing.T) {
 func TestPingsKeepAQuietStream(t *testing.T) {
 	s := stream1(t, func(s *Server) { s.times.ping, s.times.patience = 5*time.Millisecond, 5*time.Second })
 	s.send(t, `{"type":"start","cmd":"x"}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
 	got := make(chan string, 1)
 	go func() { got <- s.receive(t) }()
@@ -563,7 +563,7 @@ func TestPingsKeepAQuietStream(t *testing.T) {
 		t.Fatalf("received %s", text)
 	case <-time.After(200 * time.Millisecond): // tens of pings
 	}
-	s.out <- service.ExecOutput{Exit: &service.ExecExit{}}
+	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{}}
 	if text := wait(t, got, "the exit"); text != `{"type":"exit","exit_code":0}` {
 		t.Errorf("received %s", text)
 	}
@@ -575,7 +575,7 @@ func TestProgramThatTakesNoInput(t *testing.T) {
 	s.stuck = true
 	s.send(t, `{"type":"start","cmd":"x","stdin":true}`)
 	s.send(t, `{"type":"stdin","data":"x"}`)
-	s.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 1}}
+	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
 	got := make(chan string, 1)
 	go func() { got <- s.receive(t) }()
@@ -584,7 +584,7 @@ func TestProgramThatTakesNoInput(t *testing.T) {
 		t.Fatalf("received %s", text)
 	case <-time.After(200 * time.Millisecond): // many times the patience
 	}
-	s.out <- service.ExecOutput{Exit: &service.ExecExit{}}
+	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{}}
 	if text := wait(t, got, "the exit"); text != `{"type":"exit","exit_code":0}` {
 		t.Errorf("received %s", text)
 	}
@@ -617,7 +617,7 @@ func TestBytesByHand(t *testing.T) {
 	handWrite(t, conn, 1, []byte(`{"type":"start","cmd":"x","stdin":true}`))
 	var want [][]byte
 	go func() {
-		p.out <- service.ExecOutput{Started: &service.ExecStarted{PID: 7}}
+		p.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 7}}
 	}()
 	if op, text := handRead(t, r); op != 1 || string(text) != `{"type":"start","pid":7}` {
 		t.Fatalf("frame %d %s", op, text)
@@ -629,7 +629,7 @@ func TestBytesByHand(t *testing.T) {
 	}
 	go func() {
 		for _, data := range want {
-			p.out <- service.ExecOutput{Stdout: data}
+			p.out <- wrenn.ExecOutput{Stdout: data}
 		}
 	}()
 	for _, data := range want {

@@ -42,9 +42,9 @@ type stub struct {
 	mu       sync.Mutex // guards what follows
 	created  service.CreateSandbox
 	listed   service.ListSandboxes
-	ran      service.ExecCommand
-	started  service.ExecStart
-	attached service.ExecAttach
+	ran      wrenn.ExecCommand
+	started  wrenn.ExecStart
+	attached wrenn.ExecAttach
 	timeout  time.Duration
 	files    map[string]string
 	user     string
@@ -53,7 +53,7 @@ type stub struct {
 
 	waking   chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
 	box      *wrenn.Sandbox // in place of the one that runs; nil is none
-	result   service.ExecResult
+	result   wrenn.ExecResult
 	next     string
 	copyErr  error                     // of the second copy of a fork
 	checkErr error                     // of CheckExec
@@ -227,7 +227,7 @@ func (u untilDone) Read([]byte) (int, error) {
 	return 0, context.Cause(u.ctx)
 }
 
-func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd service.ExecCommand) (*service.ExecResult, error) {
+func (s *stub) Exec(_ context.Context, c service.Caller, id wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ran = cmd
@@ -245,7 +245,7 @@ func (s *stub) CheckExec(_ context.Context, c service.Caller, id wrenn.SandboxID
 	return cmp.Or(err, s.checkErr)
 }
 
-func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, start service.ExecStart) (service.ExecStream, error) {
+func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {
 	if s.waking != nil {
 		s.waking <- struct{}{}
 		<-s.waking
@@ -262,7 +262,7 @@ func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.Sandbox
 	return s.stream(), nil
 }
 
-func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, to service.ExecAttach) (service.ExecStream, error) {
+func (s *stub) AttachExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, to wrenn.ExecAttach) (service.ExecStream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.attached = to

@@ -13,7 +13,7 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 	body := req.Body
 	wish := service.BuildTemplate{
 		Name:  body.Name,
-		Login: service.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
+		Login: wrenn.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox))},
 			Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, Env: value(body.Env),

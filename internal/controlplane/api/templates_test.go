@@ -100,7 +100,7 @@ func templateCalls() map[string][]call {
 				check: func(t *testing.T, s *stub, resp *http.Response) {
 					t.Helper()
 					want := service.BuildTemplate{
-						Name: "py", Login: service.RegistryLogin{Username: "u", Password: "p"},
+						Name: "py", Login: wrenn.RegistryLogin{Username: "u", Password: "p"},
 						Spec: wrenn.TemplateSpec{
 							From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, Env: map[string]string{"A": "b"},
 							StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: time.Minute,

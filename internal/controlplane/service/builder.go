@@ -20,7 +20,7 @@ var (
 // build is a generation of a template that this replica builds.
 type build struct {
 	generation wrenn.Generation
-	login      RegistryLogin
+	login      wrenn.RegistryLogin
 	on         *reservation // the first host to try
 	only       wrenn.HostID // "" is any host
 }

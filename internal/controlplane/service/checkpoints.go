@@ -18,7 +18,7 @@ type Checkpoints struct {
 // CreateCheckpoint keeps the present state of a running sandbox, which continues.
 // A paused one with AutoResume is resumed first. The name is for people and may be empty.
 func (s *Snapshots) CreateCheckpoint(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error) {
-	if len(name) > wrenn.MaxCheckpointNameBytes || !isText(name) {
+	if len(name) > wrenn.MaxCheckpointNameBytes || !wrenn.IsText(name) {
 		return nil, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of at most %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
 	host, err := s.use(ctx, c, id)

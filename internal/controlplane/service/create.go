@@ -74,7 +74,7 @@ func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.VCPUs, sb.MemoryMiB), checkMetadata(sb.Metadata), checkEnv(sb.Env))
+	return sb, cmp.Or(l.checkSize(sb.VCPUs, sb.MemoryMiB), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that

@@ -78,7 +78,7 @@ func TestUseIsWrittenInBatches(t *testing.T) {
 	s, _ := w.replica(t, func(c *service.Config) { c.FlushEvery = 10 * time.Millisecond })
 	sb := create(t, s, w.caller)
 	w.sql(t, "UPDATE sandboxes SET last_active_at = last_active_at - interval '1 hour'")
-	if _, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo"}); err != nil {
+	if _, err := s.Exec(t.Context(), w.caller, sb.ID, wrenn.ExecCommand{Cmd: "echo"}); err != nil {
 		t.Fatal(err)
 	}
 	testkit.WaitUntil(t, "its use is written", func() bool {

@@ -42,7 +42,7 @@ func TestLife(t *testing.T) {
 	if diff := cmp.Diff(want, sb); diff != "" || sb.StartedAt.IsZero() || sb.CreatedAt.IsZero() {
 		t.Errorf("created (-want +got):\n%s", diff)
 	}
-	res, err := s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "printenv", Args: []string{"WHO"}})
+	res, err := s.Exec(t.Context(), c, sb.ID, wrenn.ExecCommand{Cmd: "printenv", Args: []string{"WHO"}})
 	if err != nil || string(res.Stdout) != "me\n" {
 		t.Errorf("exec: %+v, %v", res, err)
 	}
@@ -53,7 +53,7 @@ func TestLife(t *testing.T) {
 	if err != nil || paused.State != wrenn.Paused || agent.Sandboxes()[sb.ID] != wrenn.ObservedPaused {
 		t.Fatalf("paused: %+v, %v", paused, err)
 	}
-	_, err = s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "echo"})
+	_, err = s.Exec(t.Context(), c, sb.ID, wrenn.ExecCommand{Cmd: "echo"})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition)
 	if again, err := s.PauseSandbox(t.Context(), c, sb.ID); err != nil || again.Version != paused.Version {
 		t.Errorf("paused twice: %+v, %v", again, err)
@@ -81,7 +81,7 @@ func TestLife(t *testing.T) {
 	if err != nil || gone.State != wrenn.Stopped || gone.Reason != "" || len(agent.Sandboxes()) != 0 {
 		t.Errorf("after its end: %+v, %v, host %v", gone, err, agent.Sandboxes())
 	}
-	_, err = s.Exec(t.Context(), c, sb.ID, service.ExecCommand{Cmd: "echo"})
+	_, err = s.Exec(t.Context(), c, sb.ID, wrenn.ExecCommand{Cmd: "echo"})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition)
 	w.checkEvents(t, gone)
 }
@@ -124,7 +124,7 @@ func TestStreams(t *testing.T) {
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
 	id := create(t, s, w.caller).ID
-	stream, err := s.StartExec(t.Context(), w.caller, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "cat"}, WantStdin: true})
+	stream, err := s.StartExec(t.Context(), w.caller, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "cat"}, WantStdin: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestStreams(t *testing.T) {
 	if err := errors.Join(stream.SendStdin([]byte("\xff\x00")), stream.CloseStdin()); err != nil {
 		t.Fatal(err)
 	}
-	var got []service.ExecOutput
+	var got []wrenn.ExecOutput
 	for {
 		out, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
@@ -143,11 +143,11 @@ func TestStreams(t *testing.T) {
 		}
 		got = append(got, out)
 	}
-	want := []service.ExecOutput{{Started: &service.ExecStarted{PID: 1000}}, {Stdout: []byte("\xff\x00")}, {Exit: &service.ExecExit{Status: "exit status 0"}}}
+	want := []wrenn.ExecOutput{{Started: &wrenn.ExecStarted{PID: 1000}}, {Stdout: []byte("\xff\x00")}, {Exit: &wrenn.ExecExit{Status: "exit status 0"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("stream (-want +got):\n%s", diff)
 	}
-	stream, err = s.AttachExec(t.Context(), w.caller, id, service.ExecAttach{PID: 4711})
+	stream, err = s.AttachExec(t.Context(), w.caller, id, wrenn.ExecAttach{PID: 4711})
 	testkit.WantCode(t, err, wrenn.NotFound)
 	if stream != nil {
 		t.Error("a stream that holds nothing is not nil")
@@ -175,12 +175,12 @@ func TestTeamsDoNotSeeEachOther(t *testing.T) {
 		"go back":           func() error { _, err := s.RestoreCheckpoint(ctx, other, id, "s"); return err },
 		"delete checkpoint": func() error { return s.DeleteCheckpoint(ctx, other, id, "s") },
 		"timeout":           func() error { _, err := s.SetTimeout(ctx, other, id, time.Hour); return err },
-		"exec":              func() error { _, err := s.Exec(ctx, other, id, service.ExecCommand{Cmd: "echo"}); return err },
+		"exec":              func() error { _, err := s.Exec(ctx, other, id, wrenn.ExecCommand{Cmd: "echo"}); return err },
 		"stream": func() error {
-			_, err := s.StartExec(ctx, other, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "echo"}})
+			_, err := s.StartExec(ctx, other, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "echo"}})
 			return err
 		},
-		"attach": func() error { _, err := s.AttachExec(ctx, other, id, service.ExecAttach{PID: 1}); return err },
+		"attach": func() error { _, err := s.AttachExec(ctx, other, id, wrenn.ExecAttach{PID: 1}); return err },
 		"write":  func() error { return s.WriteFile(ctx, other, id, "", "/f", strings.NewReader("")) },
 		"read":   func() error { _, err := s.ReadFile(ctx, other, id, "", "/f"); return err },
 	} {

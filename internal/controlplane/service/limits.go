@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
@@ -15,9 +14,7 @@ const (
 	maxMetadata  = 64
 	maxKeyLen    = 128
 	maxValueLen  = 1 << 10
-	maxEnv       = 256
-	maxEnvLen    = 32 << 10 // of one variable; Linux takes 128 KB, see execve(2)
-	maxPath      = 4095     // PATH_MAX without its NUL
+	maxPath      = 4095 // PATH_MAX without its NUL
 	maxUser      = 255
 	maxArguments = 10_000
 )
@@ -80,22 +77,19 @@ func (l Limits) checkCommand(cmd wrenn.ExecCommand) error {
 		return wrenn.Errorf(wrenn.Invalid, "a command has a name and at most %d arguments", maxArguments)
 	}
 	for _, word := range append([]string{cmd.Cmd, cmd.Cwd, cmd.User}, cmd.Args...) {
-		if !isText(word) {
+		if !wrenn.IsText(word) {
 			return wrenn.Errorf(wrenn.Invalid, "invalid text %.40q in a command: use UTF-8 without NUL", word)
 		}
 	}
 	if cmd.Timeout < 0 || cmd.Timeout > l.ExecTimeout {
 		return wrenn.Errorf(wrenn.Invalid, "a command's timeout is 0 to %v", l.ExecTimeout)
 	}
-	return checkEnv(cmd.Env)
+	return wrenn.CheckEnv(cmd.Env)
 }
-
-// isText reports whether a database and an exec can hold s.
-func isText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, "\x00") }
 
 func checkName(what, name string) error {
 	const most = 100
-	if strings.TrimSpace(name) != name || name == "" || len(name) > most || !isText(name) {
+	if strings.TrimSpace(name) != name || name == "" || len(name) > most || !wrenn.IsText(name) {
 		return wrenn.Errorf(wrenn.Invalid, "the name of a %s is 1 to %d characters, without spaces around it", what, most)
 	}
 	return nil
@@ -106,30 +100,18 @@ func checkMetadata(m map[string]string) error {
 		return wrenn.Errorf(wrenn.Invalid, "a sandbox has at most %d pairs of metadata, not %d", maxMetadata, len(m))
 	}
 	for k, v := range m {
-		if k == "" || len(k) > maxKeyLen || len(v) > maxValueLen || !isText(k) || !isText(v) {
+		if k == "" || len(k) > maxKeyLen || len(v) > maxValueLen || !wrenn.IsText(k) || !wrenn.IsText(v) {
 			return wrenn.Errorf(wrenn.Invalid, "metadata %.40q: a key is text of 1 to %d bytes, a value of at most %d", k, maxKeyLen, maxValueLen)
 		}
 	}
 	return nil
 }
 
-func checkEnv(m map[string]string) error {
-	if len(m) > maxEnv {
-		return wrenn.Errorf(wrenn.Invalid, "there can be at most %d variables, not %d", maxEnv, len(m))
-	}
-	for k, v := range m {
-		if k == "" || strings.Contains(k, "=") || len(k)+len(v) > maxEnvLen || !isText(k) || !isText(v) {
-			return wrenn.Errorf(wrenn.Invalid, "variable %.40q: a name is text without = in it, and with its value it has at most %d bytes", k, maxEnvLen)
-		}
-	}
-	return nil
-}
-
 func checkFile(user, path string) error {
-	if path == "" || len(path) > maxPath || !isText(path) {
+	if path == "" || len(path) > maxPath || !wrenn.IsText(path) {
 		return wrenn.Errorf(wrenn.Invalid, "a path is UTF-8 of 1 to %d bytes", maxPath)
 	}
-	if len(user) > maxUser || !isText(user) {
+	if len(user) > maxUser || !wrenn.IsText(user) {
 		return wrenn.Errorf(wrenn.Invalid, "invalid user name %.40q", user)
 	}
 	return nil

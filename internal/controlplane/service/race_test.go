@@ -94,7 +94,7 @@ func visit(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxI
 		case n < 15:
 			_, err = s.SetTimeout(ctx, c, id, time.Duration(1+rand.IntN(100))*time.Second)
 		case n < 19:
-			_, err = s.Exec(ctx, c, id, service.ExecCommand{Cmd: "echo"})
+			_, err = s.Exec(ctx, c, id, wrenn.ExecCommand{Cmd: "echo"})
 		default:
 			err = s.DeleteSandbox(ctx, c, id)
 		}

@@ -281,7 +281,7 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 		"create": func() error { _, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{}); return err },
 		"delete": func() error { return s.DeleteSandbox(t.Context(), w.caller, sb.ID) },
 		"exec": func() error {
-			_, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo"})
+			_, err := s.Exec(t.Context(), w.caller, sb.ID, wrenn.ExecCommand{Cmd: "echo"})
 			return err
 		},
 		"authenticate": func() error { _, err := s.Authenticate(t.Context(), secret); return err },
@@ -294,7 +294,7 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 	}
 	restart()
 	testkit.WaitUntil(t, "it is ready again", func() bool { return s.Ready(t.Context()) == nil })
-	if res, err := s.Exec(t.Context(), w.caller, sb.ID, service.ExecCommand{Cmd: "echo", Args: []string{"still", "here"}}); err != nil || string(res.Stdout) != "still here\n" {
+	if res, err := s.Exec(t.Context(), w.caller, sb.ID, wrenn.ExecCommand{Cmd: "echo", Args: []string{"still", "here"}}); err != nil || string(res.Stdout) != "still here\n" {
 		t.Errorf("%+v, %v", res, err)
 	}
 	agent.End(sb.ID, wrenn.ObservedStopped, "time was up")

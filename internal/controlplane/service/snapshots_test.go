@@ -29,7 +29,7 @@ func sleeper(t *testing.T, s *service.Service, c service.Caller) *wrenn.Sandbox 
 
 func say(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID) error {
 	t.Helper()
-	res, err := s.Exec(t.Context(), c, id, service.ExecCommand{Cmd: "echo", Args: []string{"here"}})
+	res, err := s.Exec(t.Context(), c, id, wrenn.ExecCommand{Cmd: "echo", Args: []string{"here"}})
 	if err == nil && string(res.Stdout) != "here\n" {
 		t.Errorf("it printed %q", res.Stdout)
 	}
@@ -39,7 +39,7 @@ func say(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID)
 // watch is say by a stream.
 func watch(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID) error {
 	t.Helper()
-	stream, err := s.StartExec(t.Context(), c, id, service.ExecStart{ExecCommand: service.ExecCommand{Cmd: "echo", Args: []string{"here"}}})
+	stream, err := s.StartExec(t.Context(), c, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "echo", Args: []string{"here"}}})
 	if err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func TestPausedIsNotWoken(t *testing.T) {
 		"exec":   func() error { return say(t, s, w.caller, sb.ID) },
 		"stream": func() error { return watch(t, s, w.caller, sb.ID) },
 		"attach": func() error {
-			_, err := s.AttachExec(t.Context(), w.caller, sb.ID, service.ExecAttach{PID: 1})
+			_, err := s.AttachExec(t.Context(), w.caller, sb.ID, wrenn.ExecAttach{PID: 1})
 			return err
 		},
 		"read":       func() error { _, err := s.ReadFile(t.Context(), w.caller, sb.ID, "", "/f"); return err },
@@ -187,7 +187,7 @@ func TestWakeDuringAPause(t *testing.T) {
 	<-asked
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Millisecond)
 	defer cancel()
-	_, err := s.Exec(ctx, w.caller, sb.ID, service.ExecCommand{Cmd: "echo"})
+	_, err := s.Exec(ctx, w.caller, sb.ID, wrenn.ExecCommand{Cmd: "echo"})
 	if err == nil {
 		t.Error("it ran during the pause")
 	}

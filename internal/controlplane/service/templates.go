@@ -9,14 +9,8 @@ import (
 	"wrenn/internal/controlplane/postgres"
 )
 
-const (
-	maxTemplateEnv  = 64 << 10 // of all variables together: each of a template's sandboxes has them
-	maxShell        = 16 << 10 // of a start or ready command
-	maxReference    = 512
-	maxLogin        = 8 << 10 // of a password, which may be a token
-	maxReadyTimeout = time.Hour
-	maxLogPage      = 1000 // lines
-)
+// maxLogPage bounds the lines of a build's log in one answer.
+const maxLogPage = 1000
 
 // Templates are the use cases of templates. Another team's template is NotFound.
 type Templates struct {
@@ -24,16 +18,13 @@ type Templates struct {
 	builds chan<- *build // for the builder
 }
 
-// RegistryLogin is the login for a container registry. It is passed on and never stored.
-type RegistryLogin = wrenn.RegistryLogin
-
 // BuildTemplate is a template to build. Zero values are defaults, as for a
 // sandbox; a template made from a sandbox has no values of its spec but the source.
 type BuildTemplate struct {
 	Name string // or name:tag
 	Spec wrenn.TemplateSpec
 	// Login is for Spec.From.OCI.
-	Login RegistryLogin
+	Login wrenn.RegistryLogin
 }
 
 // BuildTemplate starts to build a generation of a template, and returns it. The
@@ -91,40 +82,7 @@ func buildName(req BuildTemplate) (wrenn.TemplateName, error) {
 	if name.Name == wrenn.BaseTemplate {
 		return name, wrenn.Errorf(wrenn.Invalid, "template %s is built in: choose another name", wrenn.BaseTemplate)
 	}
-	return name, checkSpec(req)
-}
-
-func checkSpec(req BuildTemplate) error {
-	from, spec := req.Spec.From, req.Spec
-	sources := 0
-	for _, source := range []string{from.Image, from.OCI, string(from.Sandbox)} {
-		if source != "" {
-			sources++
-		}
-	}
-	size := 0
-	for k, v := range spec.Env {
-		size += len(k) + len(v)
-	}
-	switch {
-	case sources > 1:
-		return wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image or a sandbox: give one of them")
-	case from.Sandbox != "" && (spec.Size != wrenn.Size{} || len(spec.Env) > 0 || spec.StartCmd != "" || spec.ReadyCmd != "" || spec.ReadyTimeout != 0):
-		return wrenn.Errorf(wrenn.Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables and commands")
-	case from.OCI == "" && req.Login != RegistryLogin{}:
-		return wrenn.Errorf(wrenn.Invalid, "a login is for a container image in a registry")
-	case len(from.Image) > maxReference || len(from.OCI) > maxReference || !isText(from.Image) || !isText(from.OCI):
-		return wrenn.Errorf(wrenn.Invalid, "an image's name has at most %d bytes", maxReference)
-	case len(req.Login.Username) > maxLogin || len(req.Login.Password) > maxLogin || !isText(req.Login.Username) || !isText(req.Login.Password):
-		return wrenn.Errorf(wrenn.Invalid, "a registry's user name and password have at most %d bytes", maxLogin)
-	case len(spec.StartCmd) > maxShell || len(spec.ReadyCmd) > maxShell || !isText(spec.StartCmd) || !isText(spec.ReadyCmd):
-		return wrenn.Errorf(wrenn.Invalid, "a command has at most %d bytes", maxShell)
-	case spec.ReadyTimeout < 0 || spec.ReadyTimeout > maxReadyTimeout:
-		return wrenn.Errorf(wrenn.Invalid, "a template has up to %v to become ready", maxReadyTimeout)
-	case size > maxTemplateEnv:
-		return wrenn.Errorf(wrenn.Invalid, "a template's variables have at most %d bytes together", maxTemplateEnv)
-	}
-	return checkEnv(spec.Env)
+	return name, wrenn.TemplateBuild{Spec: req.Spec, Login: req.Login}.Check()
 }
 
 // completeSpec fills in the values that the request leaves out, and returns the

@@ -112,7 +112,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.NotFound, string(sb.ID))
 
 	// What comes with a container image counts, and what is asked for counts more.
-	g = built(t, s, w.caller, service.BuildTemplate{Name: "oci", Login: service.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{OCI: "debian:12"}, Env: map[string]string{"A": "1"}}})
+	g = built(t, s, w.caller, service.BuildTemplate{Name: "oci", Login: wrenn.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{OCI: "debian:12"}, Env: map[string]string{"A": "1"}}})
 	if diff := cmp.Diff(map[string]string{"FROM_IMAGE": "yes", "A": "1"}, g.Spec.Env); diff != "" {
 		t.Errorf("variables (-want +got):\n%s", diff)
 	}
@@ -147,7 +147,7 @@ func TestBuildTemplateRefuses(t *testing.T) {
 		"two sources":               {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Image: "a", OCI: "b"}}}, wrenn.Invalid, "one of them"},
 		"a sandbox with a size":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}, Size: wrenn.Size{VCPUs: 1}}}, wrenn.Invalid, "as it is"},
 		"a sandbox that is not":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}}}, wrenn.NotFound, "no sandbox"},
-		"a login for no registry":   {service.BuildTemplate{Name: "x", Login: service.RegistryLogin{Password: "p"}}, wrenn.Invalid, "login"},
+		"a login for no registry":   {service.BuildTemplate{Name: "x", Login: wrenn.RegistryLogin{Password: "p"}}, wrenn.Invalid, "login"},
 		"more memory than may be":   {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Size: wrenn.Size{MemoryMiB: 1 << 20}}}, wrenn.Invalid, "MB of memory"},
 		"more memory than there is": {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 99}}}, wrenn.Invalid, "vCPUs"},
 		"variables without end":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{Env: map[string]string{"A": strings.Repeat("a", 70<<10)}}}, wrenn.Invalid, "variables"},
