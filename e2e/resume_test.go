@@ -161,9 +161,7 @@ func (s *serviceOfOne) Authenticate(context.Context, string) (service.Caller, er
 	return service.Caller{Key: "key"}, nil
 }
 
-func (s *serviceOfOne) Sandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return &wrenn.Sandbox{ID: id, State: wrenn.Running}, nil
-}
+func (s *serviceOfOne) CheckExec(context.Context, service.Caller, wrenn.SandboxID) error { return nil }
 
 func (s *serviceOfOne) StartExec(ctx context.Context, _ service.Caller, id wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {
 	return opened(s.host.StartExec(ctx, id, start))
