@@ -20,11 +20,11 @@ import (
 	"wrenn/internal/storage"
 )
 
-// imagePrefix begins the directories that names lead to.
+// imagePrefix is the prefix of the directories that names link to.
 const imagePrefix = "image-"
 
-// programsForAgents are what users and the platform expect in a guest. One that
-// is missing is told, no more: an image may be small on purpose.
+// programsForAgents are programs that users and the platform expect in a guest. A
+// missing one is only reported: an image may be small on purpose.
 var programsForAgents = []struct{ name, why string }{
 	{"bash", "commands run in sh"},
 	{"chronyd", "the clock is right only after a start or a restore"},
@@ -35,11 +35,11 @@ var programsForAgents = []struct{ name, why string }{
 	{"sudo", "user cannot become root"},
 }
 
-// FromContainer makes an image of a container's files, a tar stream as `docker
-// export` writes it, under a name that must be free unless replace is set. The
-// agent, its init and tini are put in, an account for users is added, and
-// cfg.Out is told which programs are missing. Without a shell at /bin/sh it fails.
-// The archive may come from anybody.
+// FromContainer makes an image from a container's files, a tar stream as `docker
+// export` writes it, under a name that must be free unless replace is set. It adds
+// the agent, its init, tini and an account for users, and writes to cfg.Out which
+// programs are missing. It fails without a shell at /bin/sh. The archive may be
+// hostile.
 func FromContainer(ctx context.Context, cfg Config, name string, archive io.Reader, replace bool) error {
 	return fromFiles(ctx, cfg, name, replace, func(ctx context.Context, tree *rootfs.Tree, limit int64) error {
 		_, err := tree.Extract(ctx, archive, limit)
@@ -47,16 +47,16 @@ func FromContainer(ctx context.Context, cfg Config, name string, archive io.Read
 	})
 }
 
-// FromOCI makes an image of a container image, and is otherwise like
-// FromContainer. The container's environment and command are the caller's
-// business: a guest starts the agent.
+// FromOCI makes an image from a container image, and is otherwise like
+// FromContainer. It ignores the container's environment and command: a guest
+// starts the agent.
 func FromOCI(ctx context.Context, cfg Config, name string, container *oci.Image, replace bool) error {
 	return fromFiles(ctx, cfg, name, replace, func(ctx context.Context, tree *rootfs.Tree, limit int64) error {
 		return container.Unpack(ctx, tree, limit, cmp.Or[io.Writer](cfg.Out, io.Discard))
 	})
 }
 
-// unpacker fills an empty tree with at most limit bytes.
+// unpacker writes at most limit bytes into an empty tree.
 type unpacker func(ctx context.Context, tree *rootfs.Tree, limit int64) error
 
 func fromFiles(ctx context.Context, cfg Config, name string, replace bool, unpack unpacker) error {
@@ -78,13 +78,13 @@ func fromFiles(ctx context.Context, cfg Config, name string, replace bool, unpac
 		return err
 	}
 	defer st.discard()
-	// Without the lock: whoever sends the files may take as long as he likes.
+	// Without the lock: the sender of the files may be slow.
 	fmt.Fprintln(p.cfg.Out, "unpacking the container")
 	if err := p.makeImage(ctx, st.dir, programs, unpack); err != nil {
 		return noSpace(err)
 	}
 	return p.underLock(ctx, func() error {
-		if err := free(); err != nil { // another was faster
+		if err := free(); err != nil { // another process was faster
 			return err
 		}
 		target := newImage()
@@ -95,10 +95,11 @@ func fromFiles(ctx context.Context, cfg Config, name string, replace bool, unpac
 	})
 }
 
-// begin returns an empty stage for an image and what the image gets from us. Discard the stage.
+// begin returns an empty stage for an image, and the programs for it. The caller
+// must discard the stage.
 func (p *preparation) begin(ctx context.Context) (st *stage, programs []rootfs.File, err error) {
 	err = p.underLock(ctx, func() error {
-		if err := p.ensureBase(ctx); err != nil { // it has tini
+		if err := p.ensureBase(ctx); err != nil { // for tini
 			return err
 		}
 		if programs, err = p.programs(); err != nil {
@@ -113,12 +114,12 @@ func (p *preparation) begin(ctx context.Context) (st *stage, programs []rootfs.F
 	return st, programs, err
 }
 
-// newImage is a name in the store that nobody has.
+// newImage returns an unused name in the store.
 func newImage() string { return imagePrefix + strings.ToLower(rand.Text()) }
 
-// Update puts this version's agent, init and tini into an image that
-// FromContainer made. The image is replaced in one step by a changed copy that
-// was checked; whoever has cloned the old one keeps that.
+// Update puts this version's agent, init and tini into an image of FromContainer.
+// It atomically replaces the image by a changed copy, which it has checked. Clones
+// of the old image stay as they are.
 func Update(ctx context.Context, cfg Config, name string) error {
 	p, err := named(cfg, name)
 	if err != nil {
@@ -146,7 +147,7 @@ func Update(ctx context.Context, cfg Config, name string) error {
 }
 
 // replaceImage replaces a named image by a copy, in dir, that change changes and
-// checks; from is the directory of the old one. The lock must be held.
+// checks; from is the directory of the old one. The caller must hold the lock.
 func (p *preparation) replaceImage(ctx context.Context, name string, change func(ctx context.Context, dir, from string) error) error {
 	target, from := newImage(), filepath.Join(p.store.dir, name)
 	err := p.store.build(target, func(dir string) error {
@@ -161,15 +162,15 @@ func (p *preparation) replaceImage(ctx context.Context, name string, change func
 	return p.store.redirect(name, target)
 }
 
-// Remove removes an image that FromContainer or FromOCI made; whoever has
-// cloned it keeps that. One that is not there is no error.
+// Remove removes an image of FromContainer or FromOCI; clones of it stay. A name
+// that does not exist is no error.
 func Remove(ctx context.Context, cfg Config, name string) error {
 	p, err := named(cfg, name)
 	if err != nil {
 		return err
 	}
 	return p.underLock(ctx, func() error {
-		err := os.Remove(filepath.Join(p.store.dir, name)) // the link; what it led to is pruned
+		err := os.Remove(filepath.Join(p.store.dir, name)) // the link; its target is pruned
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -177,7 +178,7 @@ func Remove(ctx context.Context, cfg Config, name string) error {
 	})
 }
 
-// Names lists the images that FromContainer and FromOCI made.
+// Names returns the names of the images of FromContainer and FromOCI.
 func Names(cfg Config) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(cfg.StateDir, imagesDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -199,7 +200,7 @@ func noImage(name string) error {
 	return wrenn.Errorf(wrenn.NotFound, "there is no image %s (scripts/rootfs-from-container.sh makes one)", name)
 }
 
-// nameForm keeps names apart from ours and from paths.
+// nameForm excludes paths and hidden files.
 var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
 func checkName(name string) error {
@@ -209,7 +210,7 @@ func checkName(name string) error {
 		}
 	}
 	if !nameForm.MatchString(name) {
-		return wrenn.Errorf(wrenn.Invalid, "%q is no name for an image: 1 to 63 of a-z 0-9 . _ - beginning with a letter or digit", name)
+		return wrenn.Errorf(wrenn.Invalid, "%q cannot name an image: use 1 to 63 of a-z 0-9 . _ - beginning with a letter or digit", name)
 	}
 	return nil
 }
@@ -247,7 +248,7 @@ func (p *preparation) makeImage(ctx context.Context, dir string, programs []root
 	return rootfs.Check(ctx, image)
 }
 
-// fillTree makes a guest's root of a container's files.
+// fillTree makes a guest's root from a container's files.
 func (p *preparation) fillTree(ctx context.Context, dir string, programs []rootfs.File, unpack unpacker) error {
 	tree, err := rootfs.OpenTree(dir)
 	if err != nil {
@@ -288,7 +289,7 @@ func (p *preparation) fillTree(ctx context.Context, dir string, programs []rootf
 	return tree.AddUser()
 }
 
-// programs are what an image that is not our Debian needs from us.
+// programs are the files that an image other than the base gets.
 func (p *preparation) programs() ([]rootfs.File, error) {
 	tini, err := os.ReadFile(p.store.path(p.base, tiniFile))
 	if err != nil {
@@ -301,8 +302,7 @@ func (p *preparation) programs() ([]rootfs.File, error) {
 	}, nil
 }
 
-// redirect makes the link name lead to target, in one step, and removes what it
-// led to.
+// redirect atomically points the link name to target, and removes its old target.
 func (s *store) redirect(name, target string) error {
 	link := filepath.Join(s.dir, name)
 	old, err := os.Readlink(link)

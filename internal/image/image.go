@@ -1,15 +1,15 @@
-// Package image prepares what a guest boots: a kernel, an initramfs and a root
-// file system. Results are immutable, named by the digest of what they were made
-// from, and kept in <state>/images:
+// Package image makes the files that a guest boots: a kernel, an initramfs and a
+// root file system. They are immutable, named by the digest of their inputs, and
+// stored in <state>/images:
 //
 //	base-DIGEST/   the expensive part, a Debian: base.ext4, vmlinux, modules.cpio, modules/VERSION, modprobe
-//	guest-DIGEST/  the same with our programs in it: rootfs.ext4, vmlinux, initrd
+//	guest-DIGEST/  the base with Wrenn's programs: rootfs.ext4, vmlinux, initrd
 //	image-RANDOM/  made from a container: rootfs.ext4, modules.list
-//	NAME           a link to the latter
+//	NAME           a link to an image-RANDOM
 //
-// Nobody writes in there but this package, under a lock, but for the half-made
+// Only this package writes there, under a lock. The exception is the incomplete
 // image of a container, whose sender may be slow. Everything appears by a rename
-// when it is whole.
+// when it is complete.
 package image
 
 import (
@@ -30,45 +30,45 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// DefaultSize is how large a root file system is when Config does not say. The
-// image is sparse: it takes what is in it.
+// DefaultSize is the default size of a root file system, in bytes. The image is
+// sparse: it takes only the space of its content.
 const DefaultSize = 10 << 30
 
-// Config says what to prepare. StateDir is needed; the rest has defaults.
+// Config configures Prepare. Only StateDir is required.
 type Config struct {
 	StateDir string
 	// Out gets a line about each step that takes time; nil for none.
 	Out io.Writer
-	// Name is an image that FromContainer made, to be booted instead of Debian.
+	// Name is an image of FromContainer, to boot instead of Debian.
 	Name string
-	// Envd and Stage0 are the guest's programs, static ones; default: envd and
-	// stage0 beside the running executable.
+	// Envd and Stage0 are the paths of the guest's static programs; default: envd
+	// and stage0 beside the running executable.
 	Envd, Stage0 string
-	// Init is the guest's /usr/local/bin/wrenn-init; default: ours.
+	// Init is the guest's /usr/local/bin/wrenn-init; default: the embedded one.
 	Init []byte
 	// Kernel replaces the distribution's kernel: an uncompressed ELF (vmlinux).
-	// It must have its drivers built in, or Initrd must bring them.
+	// Its drivers must be built in or in Initrd.
 	Kernel string
-	// Initrd goes with Kernel; empty for none.
+	// Initrd is the initramfs for Kernel; empty for none.
 	Initrd string
-	// Packages is what Debian gets beyond its minimal base; default: images/packages.txt.
+	// Packages are installed beyond Debian's minimal base; default: images/packages.txt.
 	Packages []string
 	// Size of the root file system in bytes; default DefaultSize.
 	Size int64
 }
 
-// Guest is what a machine boots. The files never change; clone the root file
-// system before it is booted.
+// Guest has the files that a machine boots. They never change: the caller must
+// boot a clone of the root file system.
 type Guest struct {
 	// Kernel is an uncompressed ELF; Initrd is empty when the kernel needs none.
 	Kernel, Initrd string
 	// RootFS is an ext4 image.
 	RootFS string
-	// Args is the command line that goes with them, without the VMM's part.
+	// Args is the kernel's command line, without the VMM's part.
 	Args []string
-	// Digest names RootFS: another content has another.
+	// Digest names the content of RootFS.
 	Digest string
-	// Note says what this is, for people.
+	// Note describes the image, for people.
 	Note string
 }
 
@@ -82,10 +82,10 @@ func GuestArgs() []string {
 	}
 }
 
-// Prepare returns the default guest and makes what of it is not there yet; the
-// first time that takes a minute, root and the network, later milliseconds. Any
-// number of processes may prepare at once: one works, the others wait for it.
-// One that is interrupted leaves nothing that another takes for whole.
+// Prepare returns the guest and makes the files that do not exist yet. The first
+// call takes a minute and needs root and the network, later ones milliseconds. Any
+// number of processes may call it at once: one works, the others wait for it. An
+// interrupted call leaves only incomplete files, which the next one removes.
 func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -114,10 +114,10 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 
 func (cfg Config) withDefaults() (Config, error) {
 	if cfg.StateDir == "" {
-		return cfg, wrenn.Errorf(wrenn.Invalid, "no state directory is given")
+		return cfg, wrenn.Errorf(wrenn.Invalid, "the state directory is not set")
 	}
 	if cfg.Initrd != "" && cfg.Kernel == "" {
-		return cfg, wrenn.Errorf(wrenn.Invalid, "an initramfs of your own needs its kernel: give both")
+		return cfg, wrenn.Errorf(wrenn.Invalid, "an initramfs needs its kernel: set both")
 	}
 	if cfg.Name != "" {
 		if err := checkName(cfg.Name); err != nil {
@@ -133,7 +133,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	if cfg.Packages == nil {
 		cfg.Packages = DefaultPackages()
 	}
-	cfg.Packages = slices.Compact(slices.Sorted(slices.Values(cfg.Packages))) // another order makes no other image
+	cfg.Packages = slices.Compact(slices.Sorted(slices.Values(cfg.Packages))) // the order is no input of the digest
 	if cfg.Size == 0 {
 		cfg.Size = DefaultSize
 	}
@@ -145,7 +145,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	return cfg, err
 }
 
-// DefaultPackages returns what Debian gets when Config.Packages is nil.
+// DefaultPackages returns the default of Config.Packages.
 func DefaultPackages() []string { return parsePackages(images.Packages) }
 
 // parsePackages reads a list with a name each line, sorted; # starts a comment.
@@ -159,7 +159,7 @@ func parsePackages(text string) []string {
 	return slices.Compact(names)
 }
 
-// preparation is one Prepare with its inputs read and named.
+// preparation is a call of Prepare, with its inputs read and the names of its results.
 type preparation struct {
 	cfg          Config
 	store        *store
@@ -182,28 +182,28 @@ func newPreparation(cfg Config) (*preparation, error) {
 	if p.stage0, err = readProgram(cfg.Stage0); err != nil {
 		return nil, err
 	}
-	// Where the packages come from is no input: mirrors carry the same.
+	// The packages' mirror is no input: all mirrors have the same packages.
 	p.base = basePrefix + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
 	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.ChronyPTP, images.ChronyNTP)
 	return p, nil
 }
 
-// What the names in the store begin with.
+// Prefixes of names in the store.
 const (
 	basePrefix  = "base-"
 	guestPrefix = "guest-"
 )
 
-// The formats are inputs of the digests: raise one when the code makes
-// something else of the same inputs.
+// The formats are inputs of the digests: raise one when the code makes a
+// different result of the same inputs.
 const (
 	baseFormat  = 2
 	guestFormat = 1
 )
 
-// digest names a set of inputs: it hashes them as a JSON array. Bytes, which
-// are whole programs, go into the hash as they are encoded: encoding/json would
-// keep a buffer of all of it.
+// digest returns a name for a set of inputs: their hash as a JSON array. Byte
+// slices, which are whole programs, are hashed while they are encoded, because
+// encoding/json would buffer them.
 func digest(inputs ...any) string {
 	sum := sha256.New() // whose Write never fails
 	separator := "["
@@ -220,7 +220,7 @@ func digest(inputs ...any) string {
 		}
 		data, err := json.Marshal(input)
 		if err != nil {
-			panic(err) // only numbers, strings and bytes come here
+			panic(err) // the inputs are numbers, strings and bytes
 		}
 		_, _ = sum.Write(data)
 	}
@@ -263,7 +263,8 @@ func (g Guest) Export(w io.Writer) error {
 	return nil
 }
 
-// program is where a guest's program is: as configured, or beside this one.
+// program returns the path of a guest's program: as configured, or beside the
+// running executable.
 func program(configured, name string) (string, error) {
 	path := configured
 	if path == "" {

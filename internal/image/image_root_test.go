@@ -29,8 +29,8 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// withBase gives a configuration's store a base made of nothing, where a real
-// one takes a minute and the network.
+// withBase adds a fake base to a configuration's store: a real one takes a minute
+// and the network.
 func withBase(t *testing.T, cfg Config) *preparation {
 	t.Helper()
 	p := prepared(t, cfg)
@@ -154,7 +154,7 @@ func TestPrepareAtOnce(t *testing.T) {
 	}
 }
 
-// container is an export of a small foreign system.
+// container returns an export of a small container.
 func container(t *testing.T, without ...string) io.Reader {
 	t.Helper()
 	var out bytes.Buffer
@@ -230,7 +230,7 @@ func TestFromContainer(t *testing.T) {
 		}
 	}
 	if strings.Contains(out.String(), "container: git") {
-		t.Errorf("git is there: %q", out.String())
+		t.Errorf("git is installed: %q", out.String())
 	}
 	cfg.Name = "mine"
 	guest, err := Prepare(t.Context(), cfg)
@@ -307,7 +307,7 @@ func TestFromContainerKeepsNothingHalf(t *testing.T) {
 	}
 }
 
-// opened tells when it is read.
+// opened is a reader that reports its first Read.
 type opened struct {
 	io.Reader
 	read func()
@@ -318,8 +318,8 @@ func (o opened) Read(p []byte) (int, error) {
 	return o.Reader.Read(p)
 }
 
-// TestFromContainerHoldsUpNobody: one whose files come slowly, or never.
-func TestFromContainerHoldsUpNobody(t *testing.T) {
+// TestSlowContainerBlocksNoOther: its files come slowly, or never.
+func TestSlowContainerBlocksNoOther(t *testing.T) {
 	cfg := testConfig(t)
 	p := withBase(t, cfg)
 	files, sender := io.Pipe()

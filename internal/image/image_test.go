@@ -17,7 +17,7 @@ import (
 	"wrenn"
 )
 
-// staticProgram writes an ELF that runs nowhere but has all that is looked at;
+// staticProgram writes an ELF that cannot run but has the headers that are checked;
 // tag makes it differ from others.
 func staticProgram(t *testing.T, tag string, segment elf.ProgType) string {
 	t.Helper()
@@ -101,13 +101,13 @@ func TestPrepareRefuses(t *testing.T) {
 		change     func(*Config)
 		code       wrenn.Code
 	}{
-		{"no state directory", "no state directory", func(c *Config) { c.StateDir = "" }, wrenn.Invalid},
+		{"no state directory", "state directory is not set", func(c *Config) { c.StateDir = "" }, wrenn.Invalid},
 		{"an initramfs alone", "needs its kernel", func(c *Config) { c.Initrd = "/initrd" }, wrenn.Invalid},
 		{"no envd", "envd is missing (make build)", func(c *Config) { c.Envd = "/nonexistent/envd" }, wrenn.FailedPrecondition},
 		{"no stage0", "stage0 is missing (make build)", func(c *Config) { c.Stage0 = "/nonexistent/stage0" }, wrenn.FailedPrecondition},
 		{"a dynamic envd", "not static", func(c *Config) { c.Envd = staticProgram(t, "", elf.PT_INTERP) }, wrenn.FailedPrecondition},
 		{"an unknown image", "there is no image mine", func(c *Config) { c.Name = "mine" }, wrenn.NotFound},
-		{"a bad name", "is no name", func(c *Config) { c.Name = "../x" }, wrenn.Invalid},
+		{"a bad name", "cannot name an image", func(c *Config) { c.Name = "../x" }, wrenn.Invalid},
 		{"a name of ours", "cannot begin with guest-", func(c *Config) { c.Name = "guest-1" }, wrenn.Invalid},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -139,7 +139,7 @@ func TestExportQuotes(t *testing.T) {
 	}
 }
 
-// TestDigestIsOfJSON keeps the names of images that are made already.
+// TestDigestIsOfJSON keeps the names of existing images.
 func TestDigestIsOfJSON(t *testing.T) {
 	inputs := []any{1, "a<b", []string{"x", "y"}, []byte("any program"), []byte{}, []byte(nil), int64(7)}
 	data, err := json.Marshal(inputs)

@@ -15,8 +15,8 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// listFile says, in the directory of an image that was made from a container,
-// which files with modules it has: a path each line.
+// listFile lists, in the directory of an image that was made from a container, the
+// files of its modules: a path on each line.
 const listFile = "modules.list"
 
 // loadable are the modules of the base's kernel as files of a guest.
@@ -38,14 +38,14 @@ func (p *preparation) loadable() ([]rootfs.File, error) {
 	return files, err
 }
 
-// modprobe is a modprobe for an image that has none.
+// modprobe returns a modprobe for an image that has none.
 func (p *preparation) modprobe() (rootfs.File, error) {
 	program, err := os.ReadFile(p.store.path(p.base, modprobeFile))
 	return rootfs.File{Path: modprobePath, Data: program, Mode: 0o755}, err
 }
 
-// addModules puts the kernel's modules, and what loads them, into a tree that is
-// to become the image in dir.
+// addModules adds the kernel's modules, and a modprobe, to a tree that is to become
+// the image in dir.
 func (p *preparation) addModules(tree *rootfs.Tree, dir string) error {
 	files, err := p.loadable()
 	if err != nil {
@@ -69,8 +69,8 @@ func (p *preparation) addModules(tree *rootfs.Tree, dir string) error {
 	return nil
 }
 
-// replaceModules puts the kernel's modules, and what loads them, into the image
-// in dir, a copy of the image in from, and takes away those of another kernel.
+// replaceModules adds the kernel's modules, and a modprobe, to the image in dir, a
+// copy of the image in from, and removes those of another kernel.
 func (p *preparation) replaceModules(ctx context.Context, dir, from string) error {
 	image := filepath.Join(dir, rootfsFile)
 	files, err := p.loadable()
@@ -96,7 +96,7 @@ func (p *preparation) replaceModules(ctx context.Context, dir, from string) erro
 	return p.inject(ctx, image, dir, files, gone...)
 }
 
-// writeList notes in an image's directory which of its files are modules.
+// writeList lists in an image's directory which of its files are modules.
 func writeList(dir string, files []rootfs.File) error {
 	var text strings.Builder
 	for _, f := range files {
@@ -105,7 +105,7 @@ func writeList(dir string, files []rootfs.File) error {
 	return os.WriteFile(filepath.Join(dir, listFile), []byte(text.String()), 0o644)
 }
 
-// readList returns what writeList wrote, nothing for an image without modules.
+// readList returns the list of writeList, empty for an image without modules.
 func readList(dir string) []string {
 	data, _ := os.ReadFile(filepath.Join(dir, listFile))
 	return strings.Fields(string(data))
@@ -126,14 +126,14 @@ func (p *preparation) fits(name string) (bool, error) {
 	}), nil
 }
 
-// fit gives a named image the modules of the base's kernel, which another base
-// than the one that it was made with may have brought.
+// fit gives a named image the modules of the base's kernel: the image may have been
+// made with another base.
 func (p *preparation) fit(ctx context.Context, name string) error {
 	if fits, err := p.fits(name); fits || err != nil {
 		return err
 	}
 	return p.underLock(ctx, func() error {
-		if fits, err := p.fits(name); fits || err != nil { // another was faster
+		if fits, err := p.fits(name); fits || err != nil { // another process was faster
 			return err
 		}
 		fmt.Fprintf(p.cfg.Out, "putting this kernel's modules into a copy of the image %s\n", name)

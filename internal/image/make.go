@@ -27,27 +27,27 @@ const (
 	initrdFile  = "initrd"
 	rootfsFile  = "rootfs.ext4"
 	tiniFile    = "tini"
-	// modulesTree is a directory with that of the kernel's version, as it is below modules.Dir in a guest.
+	// modulesTree has the directory of the kernel's version, as below modules.Dir in a guest.
 	modulesTree = "modules"
 	// modprobeFile is a static modprobe, for images without one.
 	modprobeFile = "modprobe"
 )
 
-// guestModules are what a guest needs to find its disk, its network, entropy
-// and the host's clock.
+// guestModules are the modules that a guest needs for its disk, its network,
+// entropy and the host's clock.
 var guestModules = []string{"virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "ptp_kvm", "ext4"}
 
-// Where our programs are in a guest; tini is there before.
+// Paths of files in a guest.
 const (
 	envdPath      = "/usr/local/bin/envd"
 	initPath      = "/usr/local/bin/wrenn-init"
 	chronyPTPPath = "/etc/chrony/chrony.conf"
 	chronyNTPPath = "/etc/chrony/wrenn-ntp.conf"
 	tiniPath      = "/sbin/tini"
-	modprobePath  = "/sbin/modprobe" // what the kernel itself runs to load a module
+	modprobePath  = "/sbin/modprobe" // the kernel itself runs it to load a module
 )
 
-// make makes the guest and, when needed, its base first.
+// make makes the guest, and first its base if necessary.
 func (p *preparation) make(ctx context.Context) error {
 	return p.underLock(ctx, func() error {
 		if p.store.has(p.guest) { // another process was faster
@@ -61,7 +61,7 @@ func (p *preparation) make(ctx context.Context) error {
 	})
 }
 
-// underLock runs work while nobody else writes to the store, and tidies up after it.
+// underLock runs work with the store's lock, and prunes the store afterwards.
 func (p *preparation) underLock(ctx context.Context, work func() error) error {
 	lock, err := p.store.lock(ctx)
 	if err != nil {
@@ -75,7 +75,7 @@ func (p *preparation) underLock(ctx context.Context, work func() error) error {
 	return p.store.prune()
 }
 
-// ensureBase makes the base unless it is there.
+// ensureBase makes the base unless it exists.
 func (p *preparation) ensureBase(ctx context.Context) error {
 	if p.store.has(p.base) {
 		p.store.touch(p.base)
@@ -85,7 +85,7 @@ func (p *preparation) ensureBase(ctx context.Context) error {
 	return p.store.build(p.base, func(dir string) error { return p.makeBase(ctx, dir) })
 }
 
-// makeBase fills dir with a Debian and its kernel.
+// makeBase makes a Debian and its kernel in dir.
 func (p *preparation) makeBase(ctx context.Context, dir string) error {
 	if err := needSpace(dir, baseSpace); err != nil {
 		return err
@@ -120,7 +120,7 @@ func (p *preparation) makeBase(ctx context.Context, dir string) error {
 	return os.RemoveAll(work)
 }
 
-// keepModules moves the modules out of a tree that is in an image already.
+// keepModules moves the modules out of a tree of which the image has been made.
 func keepModules(tree, dir, version string) error {
 	if err := os.Mkdir(filepath.Join(dir, modulesTree), 0o755); err != nil {
 		return err
@@ -128,8 +128,8 @@ func keepModules(tree, dir, version string) error {
 	return os.Rename(filepath.Join(tree, modules.Dir, version), filepath.Join(dir, modulesTree, version))
 }
 
-// unpackKernel makes vmlinux, modules.cpio and modprobe in dir of the packages
-// in from, and puts the kernel's modules into the tree. It returns the kernel's version.
+// unpackKernel makes vmlinux, modules.cpio and modprobe in dir from the packages
+// in from, and adds the kernel's modules to the tree. It returns the kernel's version.
 func unpackKernel(ctx context.Context, from, dir, tree string) (version string, err error) {
 	unpacked := filepath.Join(from, "kernel")
 	if err := unpackPackage(ctx, filepath.Join(from, "linux-image-*.deb"), unpacked); err != nil {
@@ -155,7 +155,8 @@ func unpackKernel(ctx context.Context, from, dir, tree string) (version string, 
 	return modules.Install(ctx, unpacked, tree)
 }
 
-// unpackModprobe makes dir/modprobe of busybox, which is what its name says.
+// unpackModprobe makes dir/modprobe from busybox, which acts by the name that it
+// is called by.
 func unpackModprobe(ctx context.Context, from, dir string) error {
 	unpacked := filepath.Join(from, "busybox")
 	if err := unpackPackage(ctx, filepath.Join(from, "busybox-static_*.deb"), unpacked); err != nil {
@@ -170,7 +171,7 @@ func unpackModprobe(ctx context.Context, from, dir string) error {
 	return errors.New("no busybox in its package")
 }
 
-// unpackPackage unpacks the one package that the pattern matches into a new directory.
+// unpackPackage unpacks the only package that the pattern matches into a new directory.
 func unpackPackage(ctx context.Context, pattern, into string) error {
 	found, err := filepath.Glob(pattern)
 	if err != nil || len(found) != 1 {
@@ -182,7 +183,7 @@ func unpackPackage(ctx context.Context, pattern, into string) error {
 	return nil
 }
 
-// writeKernel writes the one kernel of an unpacked package as an ELF.
+// writeKernel writes the only kernel of an unpacked package as an ELF.
 func writeKernel(unpacked, file string) error {
 	found, err := filepath.Glob(filepath.Join(unpacked, "boot/vmlinuz-*"))
 	if err != nil || len(found) != 1 {
@@ -199,7 +200,7 @@ func writeKernel(unpacked, file string) error {
 	return os.WriteFile(file, vmlinux, 0o644)
 }
 
-// makeGuest fills dir from the base and our programs.
+// makeGuest makes a guest in dir from the base and Wrenn's programs.
 func (p *preparation) makeGuest(ctx context.Context, dir string) error {
 	image := filepath.Join(dir, rootfsFile)
 	if _, err := storage.Clone(ctx, image, p.store.path(p.base, baseFile), 0o644); err != nil {
@@ -223,8 +224,8 @@ func (p *preparation) makeGuest(ctx context.Context, dir string) error {
 	return os.WriteFile(filepath.Join(dir, initrdFile), initrd.Bytes(), 0o644)
 }
 
-// inject puts files into an image, removes those that are to be gone, and checks
-// that it is whole afterwards.
+// inject writes files into an image, removes others, and checks the image
+// afterwards.
 func (p *preparation) inject(ctx context.Context, image, scratch string, files []rootfs.File, gone ...string) error {
 	if err := rootfs.Inject(ctx, image, scratch, files, gone...); err != nil {
 		return err
@@ -232,7 +233,7 @@ func (p *preparation) inject(ctx context.Context, image, scratch string, files [
 	return rootfs.Check(ctx, image)
 }
 
-// files is what a guest's root file system gets from us.
+// files are those that a guest gets beyond its base.
 func (p *preparation) files() []rootfs.File {
 	return append([]rootfs.File{
 		{Path: envdPath, Data: p.envd, Mode: 0o755},
@@ -240,7 +241,7 @@ func (p *preparation) files() []rootfs.File {
 	}, chronyFiles()...)
 }
 
-// chronyFiles are the settings of a guest's clock, of which its init takes one.
+// chronyFiles are the settings of a guest's clock; its init chooses one.
 func chronyFiles() []rootfs.File {
 	return []rootfs.File{
 		{Path: chronyPTPPath, Data: images.ChronyPTP, Mode: 0o644},
@@ -248,8 +249,8 @@ func chronyFiles() []rootfs.File {
 	}
 }
 
-// readProgram reads a program that runs in guests, where no library can be
-// relied on.
+// readProgram reads a program for guests. It must be static, because a guest may
+// have no libraries.
 func readProgram(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -20,15 +20,15 @@ import (
 	"wrenn/internal/filelock"
 )
 
-// What is kept of each kind beyond the newest goes: a guest is made of its base
-// in seconds, a base in a minute.
+// prune keeps this many of each kind, those that were used last: a guest is made
+// of its base in seconds, a base in a minute.
 const (
 	keepGuests = 4
 	keepBases  = 2
 )
 
-// baseSpace is what making a base takes at its peak: the tree, the image, the
-// packages, the kernel and its modules.
+// baseSpace is the disk space that making a base takes at its peak: for the tree,
+// the image, the packages, the kernel and its modules.
 const baseSpace = 1800 << 20
 
 const (
@@ -49,7 +49,7 @@ func openStore(stateDir string, out io.Writer) (*store, error) {
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		if errors.Is(err, os.ErrPermission) {
-			return nil, &wrenn.Error{Code: wrenn.PermissionDenied, Message: "the state directory belongs to root: run this as root", Err: err}
+			return nil, &wrenn.Error{Code: wrenn.PermissionDenied, Message: "the state directory is root's: run this as root", Err: err}
 		}
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -58,23 +58,23 @@ func openStore(stateDir string, out io.Writer) (*store, error) {
 
 func (s *store) path(name, file string) string { return filepath.Join(s.dir, name, file) }
 
-// has says whether something whole of that name is there.
+// has reports whether the store has a complete entry of that name.
 func (s *store) has(name string) bool {
 	info, err := os.Stat(filepath.Join(s.dir, name))
 	return err == nil && info.IsDir()
 }
 
-// touch marks what was used, for prune.
+// touch records the use of entries, for prune.
 func (s *store) touch(names ...string) {
 	now := time.Now()
 	for _, name := range names {
-		_ = os.Chtimes(filepath.Join(s.dir, name), now, now) // at worst it is made again
+		_ = os.Chtimes(filepath.Join(s.dir, name), now, now) // at worst the entry is pruned and made again
 	}
 }
 
-// lock keeps other writers out, of other processes too, until the file is
-// closed by all that have it: it goes with the process, however that ends, and
-// with the children that got it.
+// lock locks the store against other writers, also in other processes, until all
+// descriptors of the file are closed: at the latest when this process, and the
+// child processes that got one, have ended.
 func (s *store) lock(ctx context.Context) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -87,8 +87,8 @@ func (s *store) lock(ctx context.Context) (*os.File, error) {
 	return f, nil
 }
 
-// build publishes under a name what fill puts into the empty directory that it
-// gets. The lock must be held.
+// build makes the entry of that name: fill writes it into an empty directory. The
+// caller must hold the lock.
 func (s *store) build(name string, fill func(dir string) error) error {
 	st, err := s.stage()
 	if err != nil {
@@ -101,17 +101,17 @@ func (s *store) build(name string, fill func(dir string) error) error {
 	return s.publish(st, name)
 }
 
-// stage is a directory of something half-made. Whoever made it has it until
-// discard; the lock of the images may be another's meanwhile.
+// stage is a directory for an incomplete entry. Its owner may work in it without
+// the store's lock, until discard.
 type stage struct {
 	dir  string   // "" after it was published
-	held *os.File // with a lock of its own, which goes with the process
+	held *os.File // the directory, locked; a process that ends unlocks it
 }
 
-// stage makes an empty one. The lock must be held. What interrupted builds left
-// goes first.
+// stage makes an empty stage. The caller must hold the lock. It first removes the
+// stages of interrupted builds.
 func (s *store) stage() (*stage, error) {
-	if err := s.sweep(); err != nil {
+	if err := s.removeAbandoned(); err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp(s.dir, stagePrefix+"*")
@@ -130,45 +130,47 @@ func (s *store) stage() (*stage, error) {
 	return st, nil
 }
 
-// discard removes the stage unless it was published. What stays, the next one sweeps.
+// discard removes the stage unless it was published. If that fails the next stage
+// call removes it.
 func (st *stage) discard() {
 	_ = os.RemoveAll(st.dir) // "" is allowed
 	_ = st.held.Close()      // nil is allowed
 }
 
-// publish makes the stage appear under a name, whole. The lock must be held.
+// publish makes the stage appear under a name. The caller must hold the lock.
 func (s *store) publish(st *stage, name string) error {
-	// Closed until now: a half-made tree has programs that run as root.
+	// Until now only root could enter it: an unpacked tree has set-user-ID programs.
 	if err := os.Chmod(st.dir, 0o755); err != nil {
 		return err
 	}
 	if err := durable.Publish(st.dir, filepath.Join(s.dir, name)); err != nil {
 		return noSpace(err)
 	}
-	st.dir = "" // another may have that name now
+	st.dir = "" // nothing to discard
 	return nil
 }
 
-// sweep removes the stages that nobody has: of builds that were killed. The lock must be held.
-func (s *store) sweep() error {
+// removeAbandoned removes the stages of builds that were killed. The caller must
+// hold the lock.
+func (s *store) removeAbandoned() error {
 	left, err := filepath.Glob(filepath.Join(s.dir, stagePrefix+"*"))
 	if err != nil {
 		return err
 	}
 	for _, dir := range left {
-		if heldStage(dir) {
+		if inUse(dir) {
 			continue
 		}
 		if err := os.RemoveAll(dir); err != nil {
-			return fmt.Errorf("remove what an interrupted build left: %w", err)
+			return fmt.Errorf("remove an interrupted build: %w", err)
 		}
 	}
 	return nil
 }
 
-// heldStage says whether somebody has a stage; a link, which redirect makes under
-// the lock, is nobody's.
-func heldStage(dir string) bool {
+// inUse reports whether a stage has an owner. A link, which redirect makes under
+// the store's lock, has none.
+func inUse(dir string) bool {
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return false
@@ -177,8 +179,8 @@ func heldStage(dir string) bool {
 	return errors.Is(filelock.TryLock(f), filelock.ErrLocked)
 }
 
-// prune removes bases and guests that were not used for longest, and images
-// that no name leads to, because a build was killed just before it got its name.
+// prune removes the bases and guests that were not used for the longest time, and
+// images without a name, whose build was killed just before it made the link.
 func (s *store) prune() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -233,7 +235,7 @@ func (s *store) pruneKind(entries []os.DirEntry, prefix string, keep int) error 
 	return nil
 }
 
-// needSpace says early that a build will not fit.
+// needSpace returns an Exhausted error if a build will not fit on the disk.
 func needSpace(dir string, bytes uint64) error {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
@@ -245,7 +247,7 @@ func needSpace(dir string, bytes uint64) error {
 	return nil
 }
 
-// noSpace gives a full disk its own sentence.
+// noSpace explains the error of a full disk.
 func noSpace(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return &wrenn.Error{Code: wrenn.Exhausted, Message: "no space left for the image in the state directory", Err: err}

@@ -66,7 +66,7 @@ func TestBuildPublishesTheWholeOnly(t *testing.T) {
 	}
 }
 
-// TestStageIsItsOwners: what is half-made stays while somebody makes it, without the lock too.
+// TestStageIsItsOwners: a stage stays while its owner works in it, also without the lock.
 func TestStageIsItsOwners(t *testing.T) {
 	s := testStore(t)
 	st, err := s.stage()

@@ -38,7 +38,7 @@ var localTransports = []string{"docker-archive", "docker-daemon", "containers-st
 func hostOf(ref string) (string, error) {
 	parsed, err := name.ParseReference(ref)
 	if transport, _, _ := strings.Cut(ref, ":"); err != nil || slices.Contains(localTransports, transport) {
-		return "", wrenn.Errorf(wrenn.Invalid, "%.200q does not name a container image of a registry: say NAME:TAG or NAME@sha256:DIGEST", ref)
+		return "", wrenn.Errorf(wrenn.Invalid, "%.200q does not name a container image of a registry: use NAME:TAG or NAME@sha256:DIGEST", ref)
 	}
 	if host := parsed.Context().RegistryStr(); host != name.DefaultRegistry {
 		return host, nil

@@ -26,10 +26,10 @@ const (
 	podmanStorage = "containers-storage" // :NAME that Podman has
 )
 
-// Open finds an image anywhere: by one of the transports above, else in its
-// registry, as Pull does. It reads files of this machine and runs programs, so
-// it is for those who own the machine. What Docker and Podman have is copied into
-// a temporary file, which Close removes.
+// Open finds an image by one of the transports above, else in its registry, as
+// Pull does. It reads files of this machine and runs programs, so it is only for
+// the machine's operator. An image of Docker or Podman is copied into a temporary
+// file, which Close removes.
 func Open(ctx context.Context, source string, access Access) (*Image, error) {
 	transport, at, _ := strings.Cut(source, ":")
 	switch transport {
@@ -77,7 +77,7 @@ func fromLayout(dir string) (*Image, error) {
 	return opened, nil
 }
 
-// pick finds the one image for guests in an index, which may hold others.
+// pick finds the first image for the guests' platform in an index.
 func pick(index v1.ImageIndex, depth int) (v1.Image, error) {
 	const maxDepth = 4
 	if depth == maxDepth {
@@ -105,8 +105,8 @@ func pick(index v1.ImageIndex, depth int) (v1.Image, error) {
 	return nil, wrenn.Errorf(wrenn.NotFound, "the layout has no image for %s", platform)
 }
 
-// saved has Docker or Podman write the image into a file of its own, which
-// needs nothing of them but their command.
+// saved makes Docker or Podman write the image into a temporary file, which needs
+// only their command.
 func saved(ctx context.Context, program, ref string) (*Image, error) {
 	if ref == "" || strings.HasPrefix(ref, "-") {
 		return nil, wrenn.Errorf(wrenn.Invalid, "%.200q does not name a container image", ref)
@@ -128,10 +128,10 @@ func saved(ctx context.Context, program, ref string) (*Image, error) {
 	cmd := exec.CommandContext(ctx, path, append(args, ref)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	if said, err := cmd.CombinedOutput(); err != nil {
+	if output, err := cmd.CombinedOutput(); err != nil {
 		err = &wrenn.Error{
 			Code: wrenn.FailedPrecondition, Err: errors.Join(err, remove()),
-			Message: fmt.Sprintf("%s did not save the image: %.300s", program, strings.TrimSpace(string(said))),
+			Message: fmt.Sprintf("%s did not save the image: %.300s", program, strings.TrimSpace(string(output))),
 		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)

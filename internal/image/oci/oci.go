@@ -1,5 +1,5 @@
-// Package oci reads container images from where they are: a registry, a file or
-// directory on this machine, Docker or Podman.
+// Package oci reads container images from a registry, from a file or directory on
+// this machine, or from Docker or Podman.
 package oci
 
 import (
@@ -23,21 +23,22 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// maxLayers bounds what an image may have; Docker makes 127 at most.
+// maxLayers bounds an image's layers; Docker makes at most 127.
 const maxLayers = 512
 
-// platform is that of the guests.
+// platform is the guests' platform.
 var platform = v1.Platform{OS: "linux", Architecture: "amd64"}
 
-// Access is how a registry is asked. It is used and never kept.
+// Access has the credentials and the transport for a registry. They are never
+// stored.
 type Access struct {
-	// Username and Password are for a registry that wants them; Password may be
+	// Username and Password are for a registry that requires them; Password may be
 	// a token.
 	Username, Password string
-	// Keychain, if set, is asked where there is no Username: authn.DefaultKeychain
-	// reads what `docker login` wrote. It is for those who own this machine.
+	// Keychain, if set, is used without a Username: authn.DefaultKeychain reads the
+	// credentials of `docker login`. It is only for the machine's operator.
 	Keychain authn.Keychain
-	// Transport replaces the default one, which heeds HTTPS_PROXY.
+	// Transport replaces the default transport, which uses HTTPS_PROXY.
 	Transport http.RoundTripper
 }
 
@@ -52,7 +53,7 @@ func (a Access) options(ctx context.Context) []remote.Option {
 	return append(options, remote.WithTransport(careful{cmp.Or(a.Transport, remote.DefaultTransport), maxSilence}))
 }
 
-// Image is a container image. Close it.
+// Image is a container image. The caller must Close it.
 type Image struct {
 	image   v1.Image
 	layers  []v1.Layer
@@ -62,7 +63,7 @@ type Image struct {
 	Config Config
 }
 
-// Config is what an image says about the programs that run in it.
+// Config is an image's configuration for the programs that run in it.
 type Config struct {
 	Env        map[string]string
 	WorkingDir string
@@ -71,13 +72,13 @@ type Config struct {
 }
 
 // Pull finds the image ref in its registry, like debian:12 or
-// registry.example/team/app@sha256:…; its layers are fetched when they are
-// unpacked. NotFound when the registry has none for linux/amd64, PermissionDenied
-// when it does not let us in, Unavailable when it cannot be reached.
+// registry.example/team/app@sha256:…; its layers are downloaded when they are
+// unpacked. NotFound when the registry has no such image for linux/amd64,
+// PermissionDenied when it refuses access, Unavailable when it cannot be reached.
 func Pull(ctx context.Context, ref string, access Access) (*Image, error) {
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
-		return nil, wrenn.Errorf(wrenn.Invalid, "%.200q does not name a container image: say NAME:TAG or NAME@sha256:DIGEST", ref)
+		return nil, wrenn.Errorf(wrenn.Invalid, "%.200q does not name a container image: use NAME:TAG or NAME@sha256:DIGEST", ref)
 	}
 	image, err := remote.Image(parsed, access.options(ctx)...)
 	if err != nil {
@@ -90,7 +91,8 @@ func Pull(ctx context.Context, ref string, access Access) (*Image, error) {
 	return opened, nil
 }
 
-// open reads what an image says of itself; it owns cleanup, also when it fails.
+// open reads an image's manifest and configuration. It calls cleanup if it fails,
+// else Close does.
 func open(image v1.Image, cleanup func() error) (*Image, error) {
 	i := &Image{image: image, cleanup: cleanup}
 	if err := i.read(); err != nil {
@@ -130,7 +132,8 @@ func (i *Image) read() error {
 	return nil
 }
 
-// config reads the configuration. Of a negative size it would be read without an end.
+// config reads the configuration, after a check of its size: the library reads one
+// with a negative size without a bound.
 func (i *Image) config() (*v1.ConfigFile, error) {
 	manifest, err := i.image.Manifest()
 	if err != nil {
@@ -142,7 +145,7 @@ func (i *Image) config() (*v1.ConfigFile, error) {
 	return i.image.ConfigFile()
 }
 
-// Close removes what was copied to read the image. Twice is allowed.
+// Close removes temporary copies of the image. Twice is allowed.
 func (i *Image) Close() error {
 	if i.cleanup == nil {
 		return nil
@@ -152,9 +155,9 @@ func (i *Image) Close() error {
 	return cleanup()
 }
 
-// Unpack puts the image's files into an empty tree, at most limit bytes of its disk,
-// and tells out about each layer. A layer whose content has not the digest that the
-// manifest says is an error.
+// Unpack writes the image's files into an empty tree, at most limit bytes on its
+// disk, and a line about each layer to out. A layer that does not match its digest
+// in the manifest is an error.
 func (i *Image) Unpack(ctx context.Context, tree *rootfs.Tree, limit int64, out io.Writer) error {
 	for n, layer := range i.layers {
 		if size, err := layer.Size(); err == nil {
@@ -178,7 +181,7 @@ func unpackLayer(ctx context.Context, tree *rootfs.Tree, layer v1.Layer, limit i
 	return size, errors.Join(err, content.Close())
 }
 
-// explain makes a sentence of what a registry answered.
+// explain makes a readable error of a registry's answer.
 func explain(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -189,13 +192,13 @@ func explain(ctx context.Context, what string, err error) error {
 	if answer, ok := errors.AsType[*transport.Error](err); ok {
 		switch answer.StatusCode {
 		case http.StatusUnauthorized, http.StatusForbidden:
-			return &wrenn.Error{Code: wrenn.PermissionDenied, Message: fmt.Sprintf("the registry does not give us %.200s: is its name right, and the login?", what), Err: err}
+			return &wrenn.Error{Code: wrenn.PermissionDenied, Message: fmt.Sprintf("the registry refuses access to %.200s: check its name and the login", what), Err: err}
 		case http.StatusNotFound:
 			return &wrenn.Error{Code: wrenn.NotFound, Message: fmt.Sprintf("the registry has no %.200s", what), Err: err}
 		case http.StatusTooManyRequests:
-			return &wrenn.Error{Code: wrenn.Unavailable, Message: "the registry has had too many requests from here: try again later, or log in", Err: err}
+			return &wrenn.Error{Code: wrenn.Unavailable, Message: "the registry limits the requests of this host: try again later, or log in", Err: err}
 		}
-		return &wrenn.Error{Code: wrenn.Unavailable, Message: fmt.Sprintf("the registry could not give us %.200s: try again", what), Err: err}
+		return &wrenn.Error{Code: wrenn.Unavailable, Message: fmt.Sprintf("the registry cannot serve %.200s now: try again", what), Err: err}
 	}
 	if _, ok := errors.AsType[net.Error](err); ok {
 		return &wrenn.Error{Code: wrenn.Unavailable, Message: fmt.Sprintf("the registry of %.200s cannot be reached", what), Err: err}

@@ -33,7 +33,7 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// layerOf makes a layer of files, a name and its content each.
+// layerOf makes a layer of files from their names and contents.
 func layerOf(t *testing.T, files ...string) v1.Layer {
 	t.Helper()
 	var out bytes.Buffer
@@ -170,7 +170,7 @@ func TestOpenReadsLocalImages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A docker that has the image: its command is all that is used of it.
+	// A fake docker that has the image: only its command is used.
 	bin := t.TempDir()
 	script := "#!/bin/sh\n[ \"$1 $2 $4\" = 'save --output app:1' ] || { echo no such image >&2; exit 1; }\ncp " + archive + " \"$3\"\n"
 	if err := os.WriteFile(filepath.Join(bin, "docker"), []byte(script), 0o755); err != nil {
@@ -204,7 +204,7 @@ func TestOpenReadsLocalImages(t *testing.T) {
 	}
 }
 
-// withLogin wants a user and a password.
+// withLogin requires a user and a password.
 func withLogin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "me" || password != "secret" {
@@ -216,7 +216,7 @@ func withLogin(next http.Handler) http.Handler {
 	})
 }
 
-// withBadLayers answers blobs with something else.
+// withBadLayers answers blobs with other content.
 func withBadLayers(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := httptest.NewRecorder()
@@ -287,7 +287,7 @@ func TestUnpackRefuses(t *testing.T) {
 	}
 }
 
-// endless is a registry whose image has a manifest, and whose blobs have no end.
+// endless is a registry whose image has a manifest and endless blobs.
 func endless(t *testing.T, manifest string) (ref string, sent *atomic.Int64) {
 	t.Helper()
 	sent = new(atomic.Int64)
@@ -312,7 +312,8 @@ func endless(t *testing.T, manifest string) (ref string, sent *atomic.Int64) {
 	return strings.TrimPrefix(server.URL, "http://") + "/app:1", sent
 }
 
-// TestPullIsBounded: the sizes of what is kept in memory are the registry's word.
+// TestPullIsBounded: a registry may lie about sizes, and documents are read into
+// memory.
 func TestPullIsBounded(t *testing.T) {
 	manifest := func(size int64, more string) string {
 		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"size":%d,"digest":"sha256:%064d"},"layers":[]%s}`,
@@ -336,8 +337,8 @@ func TestPullIsBounded(t *testing.T) {
 	}
 }
 
-// silent answers with one byte less than there is of what the suffix names, and
-// then nothing until the client has gone.
+// silent answers requests for the suffix with one byte too few, and then sends
+// nothing until the client has gone.
 func silent(suffix string) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -356,7 +357,7 @@ func silent(suffix string) func(http.Handler) http.Handler {
 	}
 }
 
-// TestSilentRegistry: whoever waits for one that sends nothing learns why it ended.
+// TestSilentRegistry: the error for a registry that sends nothing gives the reason.
 func TestSilentRegistry(t *testing.T) {
 	image := testImage(t, "amd64")
 	manifest, err := image.Manifest()
@@ -382,7 +383,7 @@ func TestSilentRegistry(t *testing.T) {
 	}
 }
 
-// trickle sends a byte now and then, for ever.
+// trickle sends a byte from time to time, forever.
 type trickle struct{ ctx context.Context }
 
 func (t trickle) Read(p []byte) (int, error) {
@@ -395,7 +396,8 @@ func (t trickle) Read(p []byte) (int, error) {
 	}
 }
 
-// TestTricklingRegistry: one that is never silent for long is given up as well.
+// TestTricklingRegistry: a registry that is slow but never silent for long is
+// rejected, too.
 func TestTricklingRegistry(t *testing.T) {
 	ctx, end := context.WithCancelCause(t.Context())
 	body := watch(ctx, end, io.NopCloser(trickle{ctx}), 100*time.Millisecond)

@@ -12,19 +12,19 @@ import (
 )
 
 // maxDocument bounds the manifest and the configuration of an image, which are
-// read into memory, and whose sizes are the registry's word. It is the size of
-// manifest that registries must take, see the OCI distribution specification.
+// read into memory. It is the size of manifest that registries must accept, see
+// the OCI distribution specification.
 const maxDocument = 4 << 20
 
-// A registry may send nothing for maxSilence in the middle of an answer, and be
-// as much behind minRate, in bytes a second, in all: a build waits for it, and
-// holds up others.
+// A registry may be silent for maxSilence in the middle of an answer, and fall
+// behind minRate, in bytes a second, by the same time in total. A limit is needed
+// because other builds wait for one that is slow.
 const (
 	maxSilence = time.Minute
 	minRate    = 32 << 10
 )
 
-// careful is the transport of a registry that is not trusted.
+// careful is a transport for registries that are not trusted.
 type careful struct {
 	next    http.RoundTripper
 	silence time.Duration
@@ -39,25 +39,25 @@ func (c careful) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	answer.Body = watch(ctx, end, answer.Body, c.silence)
-	if strings.Contains(asked(r).URL.Path, "/manifests/") {
+	if strings.Contains(original(r).URL.Path, "/manifests/") {
 		answer.Body = &document{ReadCloser: answer.Body, left: maxDocument}
 	}
 	return answer, nil
 }
 
-// watched is a body whose Read fails when nothing comes, or too little; a reader
-// that takes its time is nobody's silence.
+// watched is a body whose Read fails when no data comes, or too little. It counts
+// only the time inside Read, not the pauses of its reader.
 type watched struct {
 	io.ReadCloser
 	ctx      context.Context // of the request
 	end      context.CancelCauseFunc
 	silence  time.Duration
-	slow     error // what ctx ends by
+	slow     error // the cause that ends ctx
 	received int64
 	waited   time.Duration
 }
 
-// watch watches a body of a request with the context ctx, which end ends.
+// watch returns a watched body of a request with the context ctx, which end cancels.
 func watch(ctx context.Context, end context.CancelCauseFunc, body io.ReadCloser, silence time.Duration) *watched {
 	slow := wrenn.Errorf(wrenn.Unavailable, "the registry sent nothing for %v, or less than %d KiB a second: try again", silence, minRate>>10)
 	return &watched{ReadCloser: body, ctx: ctx, end: end, silence: silence, slow: slow}
@@ -82,8 +82,8 @@ func (w *watched) Close() error {
 	return w.ReadCloser.Close()
 }
 
-// asked is the request that redirects led away from.
-func asked(r *http.Request) *http.Request {
+// original returns the request before all redirects.
+func original(r *http.Request) *http.Request {
 	for r.Response != nil && r.Response.Request != nil {
 		r = r.Response.Request
 	}
