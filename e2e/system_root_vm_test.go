@@ -48,6 +48,8 @@ func TestGuestSystem(t *testing.T) {
 		{"ping", "user", "ping -c 1 -W 5 127.0.0.1 | grep -c 'ttl='", "1"},
 		{"locale", "user", `echo $LANG; locale charmap; python3 -c 'import sys; print(sys.getfilesystemencoding(), sys.stdout.encoding)'`, "C.UTF-8\nUTF-8\nutf-8 utf-8"},
 		{"locale of a login", "root", "env -i su - user -c 'echo $LANG'", "C.UTF-8"},
+		{"account files", "root", "pwck -r -q; grpck -r", ""},
+		{"su", "root", "su user -c 'id -un; sudo -n id -un'", "user\nroot"},
 		{"names", "user", "getent hosts localhost | wc -l; getent ahostsv4 $(hostname) | head -n 1 | grep -c .", "1\n1"},
 		{"name servers", "user", "grep -c ^nameserver /etc/resolv.conf", "2"},
 		{"machine id", "user", "grep -cE '^[0-9a-f]{32}$' /etc/machine-id", "1"},
@@ -123,4 +125,40 @@ func TestGuestIsFull(t *testing.T) {
 		t.Fatal(err, forked)
 	}
 	alive("in a fork:", keep(t, forked[0].Sandbox, nil))
+}
+
+// synchronized waits for half a minute at most, in which chronyd would not ask by
+// itself: it does so each minute or more seldom.
+const synchronized = "chronyc -n waitsync 30 0 0 1 >/dev/null && chronyc -n tracking | grep -E '^(Reference ID|Leap status)'"
+
+// A guest's clock follows the host's again soon after a restore, which chronyd
+// notices by itself only when it asks the next time.
+func TestGuestClock(t *testing.T) {
+	h := openHost(t)
+	collectLast(t, h)
+	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
+	sb = keep(t, sb, err)
+	const want = "Reference ID    : A9FE0016 (169.254.0.22)\nLeap status     : Normal"
+	follows := func(when string, sb *sandbox.Sandbox) {
+		t.Helper()
+		if got := sh(t, sb, synchronized); got != want {
+			t.Errorf("%s chronyd says %q", when, got)
+		}
+		checkClock(t, sb)
+	}
+	follows("after a create", sb)
+	// A guest that has slept for an hour, and knows that it is not synchronized.
+	sh(t, sb, "until chronyc -n activity | grep -q '^1 sources online'; do sleep 0.5; done; date -s '-1 hour'; chronyc -n tracking | grep 'Not synchronised'")
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	forked, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+	if err != nil || forked[0].Err != nil {
+		t.Fatal(err, forked)
+	}
+	follows("a fork's", keep(t, forked[0].Sandbox, nil))
+	if err := sb.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	follows("after a resume", sb)
 }
