@@ -150,8 +150,12 @@ func codeOfStatus(status int) wrenn.Code {
 		return wrenn.Invalid
 	case http.StatusUnauthorized:
 		return wrenn.Unauthenticated
+	case http.StatusForbidden:
+		return wrenn.PermissionDenied
 	case http.StatusNotFound:
 		return wrenn.NotFound
+	case http.StatusRequestTimeout:
+		return wrenn.DeadlineExceeded
 	case http.StatusConflict:
 		return wrenn.FailedPrecondition
 	case http.StatusGatewayTimeout:

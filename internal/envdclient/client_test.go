@@ -380,7 +380,7 @@ func TestProcessStreams(t *testing.T) {
 	if stdout.String() != "a\n" || stderr.String() != "b\n" {
 		t.Errorf("got %q and %q", &stdout, &stderr)
 	}
-	if want := (Exit{Code: -1, Status: "signal: killed"}); p.Exit() != want {
+	if want := (Exit{Code: -1, Status: "signal: killed", Reason: EndExited}); p.Exit() != want {
 		t.Errorf("Exit() = %+v, want %+v", p.Exit(), want)
 	}
 	if _, err := p.Next(); !errors.Is(err, io.EOF) {
@@ -486,5 +486,20 @@ func TestCloseEndsOpenCalls(t *testing.T) {
 	}
 	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// What is not text is refused, not changed.
+func TestCommandThatIsNotText(t *testing.T) {
+	c, _ := newGuest(t)
+	for name, cmd := range map[string]Command{
+		"argument":    {Path: "echo", Args: []string{"fine", "\xff"}},
+		"path":        {Path: "/bin/\xff"},
+		"directory":   {Path: "true", Dir: "/tmp/\xff"},
+		"environment": {Path: "true", Env: map[string]string{"A": "\xff"}},
+	} {
+		if _, err := c.Exec(t.Context(), cmd); wrenn.CodeOf(err) != wrenn.Invalid || !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("%s: Exec() = %v", name, err)
+		}
 	}
 }

@@ -9,10 +9,12 @@ import (
 	"io"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/proto/gen/envd/process"
 )
 
 // DefaultMaxOutput bounds each of the two outputs that Exec keeps.
@@ -41,6 +43,21 @@ type Command struct {
 	MaxOutput int
 }
 
+// check refuses what a message to envd cannot hold.
+func (cmd Command) check() error {
+	for _, word := range append([]string{cmd.Path, cmd.Dir, cmd.User}, cmd.Args...) {
+		if !utf8.ValidString(word) {
+			return wrenn.Errorf(wrenn.Invalid, "the command has %.80q, which is not UTF-8 text", word)
+		}
+	}
+	for name, value := range cmd.Env {
+		if !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return wrenn.Errorf(wrenn.Invalid, "the environment variable %.80q is not UTF-8 text", name)
+		}
+	}
+	return nil
+}
+
 // Result is the result of a command that ended.
 type Result struct {
 	Stdout, Stderr []byte
@@ -53,7 +70,20 @@ type Result struct {
 type Exit struct {
 	Code   int    // -1 when a signal ended it
 	Status string // "exit status 3", "signal: killed"
+	Reason EndReason
 }
+
+// EndReason is why a process ended.
+type EndReason int
+
+// The reasons.
+const (
+	EndUnknown     = EndReason(process.EndReason_END_REASON_UNSPECIFIED)   // the guest's agent is older
+	EndExited      = EndReason(process.EndReason_END_REASON_EXITED)        // by itself
+	EndOutOfMemory = EndReason(process.EndReason_END_REASON_OUT_OF_MEMORY) // the kernel killed it, or what it started
+	EndDeadline    = EndReason(process.EndReason_END_REASON_DEADLINE)      // for clients other than the one that started it
+	EndSignaled    = EndReason(process.EndReason_END_REASON_SIGNALED)      // by Signal or Kill
+)
 
 // Exec runs a command and returns when it ended. A nonzero exit code is no error,
 // nor is a command that does not read its input. If ctx ends first the command is

@@ -91,6 +91,9 @@ func (s connected) event() *process.ProcessEvent { return s.Msg().GetEvent() }
 // for the command's pid and kills it, because no client knows the pid otherwise. A
 // command with a session keeps running: the session names it.
 func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
+	if err := cmd.check(); err != nil {
+		return nil, err
+	}
 	streamCtx, cancel := withoutCancel(ctx)
 	type result struct {
 		p   *Process
@@ -153,7 +156,7 @@ func (c *Client) start(ctx context.Context, cmd Command) (*Process, error) {
 	req := &process.StartRequest{
 		Process: &process.ProcessConfig{Cmd: cmd.Path, Args: cmd.Args, Envs: cmd.Env},
 		Stdin:   &cmd.Stdin,
-		Session: cmd.Session.message(),
+		Session: cmd.Session.message(), EndReason: true,
 	}
 	if cmd.Dir != "" {
 		req.Process.Cwd = &cmd.Dir
@@ -184,7 +187,7 @@ type Target struct {
 func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Keepalive-Ping-Interval", keepaliveSeconds)
-	req := &process.ConnectRequest{Process: selector(to.PID), Offset: to.Offset, Session: to.Session.message()}
+	req := &process.ConnectRequest{Process: selector(to.PID), Offset: to.Offset, Session: to.Session.message(), EndReason: true}
 	if to.PID == 0 {
 		if to.Session == nil {
 			return nil, wrenn.Errorf(wrenn.Invalid, "attach: neither a process nor a session is named")
@@ -248,7 +251,7 @@ func (p *Process) Next() (Event, error) {
 		case ev.GetKeepalive() != nil:
 			return Event{Keepalive: true}, nil
 		case ev.GetEnd() != nil:
-			p.exit = Exit{Code: int(ev.GetEnd().GetExitCode()), Status: clean(ev.GetEnd().GetStatus())}
+			p.exit = exitOf(ev.GetEnd())
 			p.ended = true
 			return Event{}, io.EOF
 		}
@@ -257,6 +260,14 @@ func (p *Process) Next() (Event, error) {
 		return Event{}, io.EOF
 	}
 	return Event{}, fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF))
+}
+
+func exitOf(end *process.ProcessEvent_EndEvent) Exit {
+	reason := EndReason(end.GetReason())
+	if reason > EndSignaled {
+		reason = EndUnknown
+	}
+	return Exit{Code: int(end.GetExitCode()), Status: clean(end.GetStatus()), Reason: reason}
 }
 
 func (p *Process) output(data *process.ProcessEvent_DataEvent) Event {

@@ -79,7 +79,7 @@ func TestStreamOfPipes(t *testing.T) {
 	if err := p.CloseInput(t.Context()); err != nil && !InputClosed(err) { // it may have ended
 		t.Error(err)
 	}
-	if got := readUntil(t, p, ""); got != "error\n" || p.Exit() != (Exit{3, "exit status 3"}) {
+	if got := readUntil(t, p, ""); got != "error\n" || p.Exit() != (Exit{3, "exit status 3", EndExited}) {
 		t.Errorf("%q, %v", got, p.Exit())
 	}
 	if err := p.Send(t.Context(), []byte("x")); !InputClosed(err) {
@@ -108,7 +108,7 @@ func TestStreamOfTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	readUntil(t, p, "")
-	if p.Exit() != (Exit{-1, "signal: killed"}) {
+	if p.Exit() != (Exit{-1, "signal: killed", EndSignaled}) {
 		t.Errorf("Exit() = %v", p.Exit())
 	}
 }

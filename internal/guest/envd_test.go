@@ -25,7 +25,7 @@ import (
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
-// patience bounds what these tests wait for. It says nothing about how fast
+// patience bounds how long these tests wait. It does not say how fast
 // things are: the machine may be slow and busy.
 const patience = 60 * time.Second
 
@@ -57,9 +57,14 @@ type envd struct {
 
 // startEnvd runs the binary on a free port until the test ends, and checks
 // that it then ends by itself.
-func startEnvd(t *testing.T, flags ...string) *envd {
+func startEnvd(t *testing.T) *envd {
 	t.Helper()
-	cmd := exec.Command(envdPath, append([]string{"-listen", "127.0.0.1:0", "-outside-guest"}, flags...)...)
+	return startEnvdWith(t, "-outside-guest")
+}
+
+func startEnvdWith(t *testing.T, flags ...string) *envd {
+	t.Helper()
+	cmd := exec.Command(envdPath, append([]string{"-listen", "127.0.0.1:0"}, flags...)...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,6 @@
-// Package guest composes envd, the agent in a guest: programs, files, the
-// clock and what the host says about the sandbox, on one HTTP listener. What
-// it composes is in the packages below.
+// Package guest is envd, the agent in a guest: it serves programs, files, the
+// clock and the host's settings of the sandbox on one HTTP listener. It composes the
+// packages below it.
 package guest
 
 import (
@@ -39,14 +39,14 @@ const (
 	maxMessage = 16 << 20
 	// maxInit bounds the body of /init.
 	maxInit = 1 << 20
-	// headerTimeout bounds how long a connection may take to say what it wants. Bodies and
-	// answers have no limit of time: streams live for days.
+	// headerTimeout bounds how long a request's header may take. Bodies and answers
+	// have no limit of time: streams live for days.
 	headerTimeout = 10 * time.Second
-	// idleTimeout is longer than the 300 s for which Python's SDK keeps a
-	// connection to use again, so that it is never the agent that closes first.
+	// idleTimeout is longer than the 300 s for which Python's SDK keeps an idle
+	// connection, so that the agent never closes it first.
 	idleTimeout = 640 * time.Second
-	// farewell is what calls have to finish when the agent is told to stop.
-	farewell = 2 * time.Second
+	// shutdownTimeout is how long calls have to finish when the agent is told to stop.
+	shutdownTimeout = 2 * time.Second
 )
 
 // Config is what an Agent needs.
@@ -54,22 +54,22 @@ type Config struct {
 	Accounts account.DB
 	Machine  Machine      // needed
 	Log      *slog.Logger // needed
-	// DefaultUser runs what names no user, until the host says otherwise;
-	// empty: root.
+	// DefaultUser is the user of requests that name none, until the host sets
+	// another one; empty: root.
 	DefaultUser string
-	// Cgroups and Protect are process.Config's; what is below Cgroups is what freezes.
+	// Cgroups and Protect are process.Config's; the cgroups below Cgroups are frozen.
 	Cgroups string
 	Protect bool
 	// RunDir and Root are identity.Config's.
 	RunDir, Root string
 }
 
-// Machine is the kernel's side of a guest: Kernel, or what tests and agents
-// outside a guest bring.
+// Machine is the kernel of a guest: Kernel, or a substitute of tests and of agents
+// outside a guest.
 type Machine interface {
 	clock.Machine
 	identity.Machine
-	// Sync writes what programs have written to the root file system to its disk.
+	// Sync writes the root file system's changes to its disk.
 	Sync() error
 }
 
@@ -84,7 +84,7 @@ type Agent struct {
 	usage    *usage
 	freezer  *freezer
 	conns    *connections
-	user     string // what /init goes back to
+	user     string // the default user that /init goes back to
 	handler  http.Handler
 }
 
@@ -110,18 +110,18 @@ func New(cfg Config) *Agent {
 	return a
 }
 
-// Handler serves everything; see Serve for how it should be run.
+// Handler returns the handler of all calls; see Serve for how a server should run it.
 func (a *Agent) Handler() http.Handler { return a.handler }
 
 // Close ends all programs and all watching of files. Call it once.
 func (a *Agent) Close() {
-	a.freezer.close()   // first: what is frozen would never end
+	a.freezer.close()   // first: frozen programs would never end
 	_ = a.files.Close() // never fails
 	a.process.Close()
 }
 
 func (a *Agent) routes() http.Handler {
-	// Compressing what goes through a memory copy would only cost the guest's CPU.
+	// The wire is a memory copy: compression would only cost the guest's CPU.
 	opts := []connect.HandlerOption{connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(math.MaxInt)}
 	mux := http.NewServeMux()
 	mux.Handle(processconnect.NewProcessHandler(a.process, opts...))
@@ -137,8 +137,8 @@ func (a *Agent) routes() http.Handler {
 	return mux
 }
 
-// Serve answers on l, by HTTP/1.1 and unencrypted HTTP/2, until ctx ends; then
-// it ends all programs and returns nil. It closes l and the agent.
+// Serve answers on l, by HTTP/1.1 and unencrypted HTTP/2, until ctx ends; then it
+// kills all programs and returns nil. It closes l and the agent.
 func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -161,10 +161,10 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	case <-ctx.Done():
 	}
 	a.Close()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if server.Shutdown(ctx) != nil {
-		_ = server.Close() // who is still connected does not read
+		_ = server.Close() // the clients that are left do not read
 	}
 	if err == nil {
 		err = <-served
@@ -175,8 +175,8 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// cors lets pages of any origin call the agent: what protects it is the token,
-// which no browser adds by itself.
+// cors lets pages of any origin call the agent: the token protects it, and no
+// browser adds one by itself.
 func cors(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -188,7 +188,7 @@ func cors(next http.Handler) http.Handler {
 		}
 		h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
 		h.Set("Access-Control-Max-Age", "7200")
-		// "*" does not cover Authorization, so what is asked for is allowed by name.
+		// "*" does not cover Authorization, so the requested headers are allowed by name.
 		if asked := r.Header.Values("Access-Control-Request-Headers"); len(asked) > 0 {
 			h.Set("Access-Control-Allow-Headers", strings.Join(asked, ", "))
 		}
@@ -202,7 +202,7 @@ func answerJSON(w http.ResponseWriter, status int, body any) {
 	_ = json.NewEncoder(w).Encode(body) // fails when the client has left
 }
 
-// answerError is the shape that the SDKs read.
+// answerError answers with an error in the form that the SDKs read.
 func answerError(w http.ResponseWriter, status int, message string) {
 	answerJSON(w, status, map[string]any{"code": status, "message": message})
 }

@@ -198,7 +198,7 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
-// The process outlives its client, and is not held up by nobody listening.
+// The process outlives its client, and does not wait for a reader.
 func TestClientGoesAway(t *testing.T) {
 	e := startEnvd(t)
 	marker := filepath.Join(t.TempDir(), "done")
@@ -298,7 +298,7 @@ func TestUnknownProcess(t *testing.T) {
 		}
 	}
 	if err := e.calls(t, nil)["SendInput"](); connect.CodeOf(err) != connect.CodeInvalidArgument {
-		t.Errorf("SendInput to nobody = %v, want invalid_argument", err)
+		t.Errorf("SendInput to no process = %v, want invalid_argument", err)
 	}
 }
 
@@ -546,5 +546,20 @@ func killLine(t *testing.T, line string) {
 	}
 	if err := kill(pid); err != nil {
 		t.Error(err)
+	}
+}
+
+// Without a cgroup the end of a command is the end of its session, with the
+// process groups in it.
+func TestEndOfCommandIsEndOfSession(t *testing.T) {
+	e := startEnvd(t)
+	for _, sig := range []process.Signal{process.Signal_SIGNAL_SIGKILL, process.Signal_SIGNAL_SIGTERM} {
+		s, pid := e.begin(t, t.Context(), sh(`exec 2>/dev/null; set -m; (trap "" TERM HUP; echo $(exec sh -c 'echo $PPID'); sleep 1000; sleep 1000) & sleep 1000`))
+		child, err := strconv.Atoi(strings.TrimSpace(string(next(s).GetData().GetStdout())))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.signal(t, pid, sig)
+		testkit.WaitUntil(t, fmt.Sprintf("after %v the child is gone", sig), func() bool { return !running(child) })
 	}
 }

@@ -6,12 +6,14 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
@@ -134,7 +136,7 @@ func cgroup2(t *testing.T) string {
 			t.Skipf("cgroup2 is not writable: %v", err)
 		}
 		t.Cleanup(func() {
-			for _, sub := range []string{"user", "pty", ""} {
+			for _, sub := range []string{"user", ""} {
 				testkit.WaitUntil(t, "the cgroup is empty", func() bool {
 					err := syscall.Rmdir(filepath.Join(dir, sub))
 					return err == nil || errors.Is(err, syscall.ENOENT)
@@ -147,34 +149,13 @@ func cgroup2(t *testing.T) string {
 	return ""
 }
 
-func TestCgroups(t *testing.T) {
-	dir := cgroup2(t)
-	e := startAgent(t, guest.Config{Cgroups: dir})
-	name := filepath.Base(dir)
-	for group, req := range map[string]*pb.StartRequest{
-		"user": sh("cat /proc/self/cgroup"),
-		"pty":  ptyRequest("cat /proc/self/cgroup", 80, 24),
-	} {
-		r := e.run(t, req)
-		if got := r.stdout.String() + r.pty.String(); !strings.Contains(strings.ReplaceAll(got, "\r", ""), "/"+name+"/"+group+"\n") {
-			t.Errorf("cgroups %q, want %s/%s among them", got, name, group)
-		}
-	}
-	if err := syscall.Rmdir(filepath.Join(dir, "user")); err != nil {
-		t.Fatal(err)
-	}
-	if r := e.run(t, sh("cat /proc/self/cgroup")); strings.Contains(r.stdout.String(), name) {
-		t.Errorf("after its cgroup was removed the program is in %q", &r.stdout)
-	}
-}
-
-// An agent that may be spared to the last does not hand that on.
+// Programs do not inherit the protection of the agent.
 func TestProtect(t *testing.T) {
 	old, err := os.ReadFile("/proc/self/oom_score_adj")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "-900\n"
+	want := "-1000\n"
 	if os.WriteFile("/proc/self/oom_score_adj", []byte(want), 0o644) != nil {
 		want = string(old) // root without CAP_SYS_RESOURCE: the agent goes on unprotected
 	}
@@ -188,5 +169,48 @@ func TestProtect(t *testing.T) {
 	}
 	if own, err := os.ReadFile("/proc/self/oom_score_adj"); err != nil || string(own) != want {
 		t.Errorf("the agent's score is %q (%v), want %q", own, err, want)
+	}
+}
+
+// machineState is what /init changes in a guest.
+func machineState(t *testing.T) map[string]string {
+	t.Helper()
+	state := map[string]string{}
+	for _, path := range []string{
+		"/proc/sys/kernel/hostname", "/proc/sys/kernel/random/boot_id", "/etc/hosts", "/etc/machine-id", "/proc/self/cgroup",
+	} {
+		raw, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		state[path] = string(raw)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) { // other tests mount, too
+		if dir := strings.Fields(line)[1]; strings.HasPrefix(dir, "/proc/") || strings.HasPrefix(dir, "/run/wrenn/") || strings.HasSuffix(dir, "/machine-id") {
+			state["mounts"] += line
+		}
+	}
+	_, err = os.Stat("/run/wrenn")
+	state["/run/wrenn"] = fmt.Sprint(err)
+	return state
+}
+
+// An agent that root starts outside a guest leaves the machine alone, without a flag.
+func TestRootOutsideGuest(t *testing.T) {
+	before := machineState(t)
+	e := startEnvdWith(t)
+	e.init(t, `{"identity": {"id": "another", "generation": 7, "hostname": "another"}, "timestamp": "2001-02-03T04:05:06Z", "entropy": "AAAA"}`)
+	if r := e.run(t, sh("id -u")); r.stdout.String() != "0\n" {
+		t.Errorf("a command ran as %q", &r.stdout)
+	}
+	if diff := cmp.Diff(before, machineState(t)); diff != "" {
+		t.Errorf("the agent changed the machine (-before +after):\n%s", diff)
+	}
+	if year := time.Now().Year(); year < 2020 {
+		t.Errorf("the agent set the clock to %d", year)
 	}
 }

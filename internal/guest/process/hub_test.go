@@ -17,12 +17,12 @@ import (
 	pb "wrenn/proto/gen/envd/process"
 )
 
-// full is as much as makes the program wait for a follower that did not take it.
-var full = strings.Repeat("x", ahead)
+// full is as much as makes the program wait for a subscriber that did not take it.
+var full = strings.Repeat("x", maxUnsent)
 
-func theEnd() *pb.ProcessEvent { return endEvent(0, nil) }
+func theEnd() *pb.ProcessEvent { return endEvent(0, nil, 0) }
 
-// reader is a follower's stream: it notes what it got, and each event waits for gate if there is one.
+// reader is a subscriber's stream: it notes what it got, and each event waits for gate if there is one.
 type reader struct {
 	gate chan struct{}
 
@@ -99,7 +99,7 @@ func TestHubWithoutFollowers(t *testing.T) {
 	h := newHub(newBlocks())
 	h.publish(kindStdout, []byte("lost"))
 	if n := h.held(); n != 0 {
-		t.Errorf("%d bytes are held of what nobody wants", n)
+		t.Errorf("%d bytes are held without a subscriber", n)
 	}
 	h.finish(theEnd())
 	late := &reader{}
@@ -107,11 +107,11 @@ func TestHubWithoutFollowers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"end"}, late.events()); diff != "" {
-		t.Errorf("late follower mismatch (-want +got):\n%s", diff)
+		t.Errorf("late subscriber mismatch (-want +got):\n%s", diff)
 	}
 }
 
-// A lone follower may take an hour, and the program waits.
+// A lone subscriber may take an hour, and the program waits.
 func TestHubLoneFollowerIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(newBlocks())
@@ -123,7 +123,7 @@ func TestHubLoneFollowerIsWaitedFor(t *testing.T) {
 		time.Sleep(time.Hour)
 		select {
 		case <-published:
-			t.Fatal("publish() returned before the follower had sent on what came before")
+			t.Fatal("publish() returned before the subscriber had sent on what came before")
 		default:
 		}
 		close(r.gate)
@@ -144,8 +144,8 @@ func TestHubCutsWhoStallsOthers(t *testing.T) {
 		began := time.Now()
 		h.publish(kindStdout, []byte(full))
 		h.publish(kindStdout, []byte("a"))
-		if took := time.Since(began); took != patience {
-			t.Errorf("publish() waited %v, want %v", took, patience)
+		if took := time.Since(began); took != slowReaderLimit {
+			t.Errorf("publish() waited %v, want %v", took, slowReaderLimit)
 		}
 		h.publish(kindStdout, []byte("b"))
 		h.finish(theEnd())
@@ -162,7 +162,7 @@ func TestHubCutsWhoStallsOthers(t *testing.T) {
 	})
 }
 
-// When all stall, nobody is kept waiting by another one, and nobody is cut off.
+// When all stall, none keeps another one waiting, and none is cut off.
 func TestHubAllStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(newBlocks())
@@ -178,7 +178,7 @@ func TestHubAllStall(t *testing.T) {
 		}()
 		time.Sleep(time.Hour)
 		close(readers[0].gate)
-		time.Sleep(patience / 2)
+		time.Sleep(slowReaderLimit / 2)
 		close(readers[1].gate)
 		for i, r := range readers {
 			if err := waits[i](); err != nil {
@@ -210,7 +210,7 @@ func TestHubFollowerLeaves(t *testing.T) {
 		h.leave(stuck)
 		<-published
 		if n := h.held(); n != 0 {
-			t.Errorf("%d bytes are held although nobody is left", n)
+			t.Errorf("%d bytes are held although no subscriber is left", n)
 		}
 	})
 }
@@ -238,7 +238,7 @@ func TestKeepaliveEvents(t *testing.T) {
 		h, r := newHub(newBlocks()), &reader{}
 		wait := r.follow(t.Context(), h)
 		time.Sleep(defaultKeepalive - time.Second)
-		h.publish(kindStdout, []byte("a")) // begins the silence anew
+		h.publish(kindStdout, []byte("a")) // ends the silence
 		time.Sleep(defaultKeepalive - time.Second)
 		synctest.Wait()
 		if diff := cmp.Diff([]string{"a"}, r.events()); diff != "" {

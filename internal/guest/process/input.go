@@ -15,16 +15,16 @@ import (
 
 // input is where a process's input is written: a pipe, or the terminal.
 type input struct {
-	turn chan struct{} // size 1; holding its element is the right to write
+	held chan struct{} // size 1; the lock, full while a writer holds it
 	file *os.File      // nil when the process was started without input
 	tty  bool
 }
 
 func newInput(file *os.File, tty bool) *input {
-	return &input{turn: make(chan struct{}, 1), file: file, tty: tty}
+	return &input{held: make(chan struct{}, 1), file: file, tty: tty}
 }
 
-// send writes all of in, waiting while the process does not read. Writes of
+// send writes all of in and waits while the process does not read. Writes of
 // several callers do not mix. When ctx ends first, part of it may have been written.
 func (i *input) send(ctx context.Context, in *pb.ProcessInput) error {
 	data, err := i.accept(in)
@@ -39,9 +39,9 @@ func (i *input) send(ctx context.Context, in *pb.ProcessInput) error {
 	return err
 }
 
-// sendAt is send for input that begins at an offset of a session's. What the
-// process has taken already is left out, so a caller that does not know how far
-// an earlier call came says the same again.
+// sendAt is send for input at an offset in a session's input. What the process
+// has already taken is left out, so a caller that does not know how far an earlier
+// call came may repeat it.
 func (i *input) sendAt(ctx context.Context, in *pb.ProcessInput, s *session, offset uint64) error {
 	data, err := i.accept(in)
 	if err != nil {
@@ -60,7 +60,7 @@ func (i *input) sendAt(ctx context.Context, in *pb.ProcessInput, s *session, off
 	return err
 }
 
-// write returns how much was written; the caller has the turn.
+// write returns how much was written. The caller must hold the lock.
 func (i *input) write(ctx context.Context, data []byte) (n int, err error) {
 	if len(data) == 0 {
 		return 0, nil
@@ -72,7 +72,7 @@ func (i *input) write(ctx context.Context, data []byte) (n int, err error) {
 	})
 	n, err = i.file.Write(data)
 	if !stop() {
-		<-cut // else it might come after this, and cut every later write
+		<-cut // else it might set its deadline after this, and fail every later write
 		_ = i.file.SetWriteDeadline(time.Time{})
 	}
 	return n, inputError(ctx, err)
@@ -98,7 +98,7 @@ func (i *input) accept(in *pb.ProcessInput) ([]byte, error) {
 	}
 }
 
-// end closes the input, after the writes that go on. Twice is allowed.
+// end closes the input after the writes that are under way. Twice is allowed.
 func (i *input) end(ctx context.Context) error {
 	if i.tty {
 		return connect.NewError(connect.CodeFailedPrecondition, errors.New("a terminal has no end of input: send the byte 0x04 instead"))
@@ -114,7 +114,7 @@ func (i *input) end(ctx context.Context) error {
 	return nil
 }
 
-// close ends the input at once; writes that go on fail.
+// close closes the input at once. Writes that are under way fail.
 func (i *input) close() {
 	if i.file != nil {
 		i.file.Close()
@@ -123,14 +123,14 @@ func (i *input) close() {
 
 func (i *input) lock(ctx context.Context) error {
 	select {
-	case i.turn <- struct{}{}:
+	case i.held <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return endOf(ctx)
 	}
 }
 
-func (i *input) unlock() { <-i.turn }
+func (i *input) unlock() { <-i.held }
 
 func inputError(ctx context.Context, err error) error {
 	switch {

@@ -31,8 +31,8 @@ type launch struct {
 	dir  string
 }
 
-// resolve says what a request means for a user under the settings. Errors
-// are Connect errors with the codes of the protocol.
+// resolve turns the request of a user into what to launch under the settings.
+// Errors are Connect errors with the codes of the protocol.
 func resolve(req *pb.ProcessConfig, user *account.User, set settings.Values) (*launch, error) {
 	if req.GetCmd() == "" {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no command given"))
@@ -56,7 +56,7 @@ func resolve(req *pb.ProcessConfig, user *account.User, set settings.Values) (*l
 	return l, nil
 }
 
-// environment layers what the user's account gives, what the sandbox gives and what the request gives.
+// environment returns the variables of the user's account, the sandbox's and the request's; the later win.
 func environment(user *account.User, sandbox, request map[string]string) map[string]string {
 	env := map[string]string{
 		"PATH":    defaultPath,
@@ -78,7 +78,7 @@ func environment(user *account.User, sandbox, request map[string]string) map[str
 	return env
 }
 
-// checkStrings refuses what execve(2) could not carry or would change silently.
+// checkStrings refuses strings that execve(2) cannot pass or would change silently.
 func checkStrings(req *pb.ProcessConfig, env map[string]string) error {
 	for _, s := range append([]string{req.GetCmd(), req.GetCwd()}, req.GetArgs()...) {
 		if strings.ContainsRune(s, 0) {
@@ -93,8 +93,8 @@ func checkStrings(req *pb.ProcessConfig, env map[string]string) error {
 	return nil
 }
 
-// workdir is the directory that a request names, else the sandbox's default,
-// else the user's home, else / for users whose home is not there.
+// workdir returns the directory that a request names, else the sandbox's default,
+// else the user's home, else / for users whose home does not exist.
 func workdir(req *pb.ProcessConfig, user *account.User, fallback string) (string, error) {
 	given := req.GetCwd()
 	if given == "" {
@@ -116,11 +116,10 @@ func workdir(req *pb.ProcessConfig, user *account.User, fallback string) (string
 	}
 }
 
-// lookCommand finds a program as execvp(3) does, with the PATH and in the
-// directory that it will have.
+// lookCommand finds a program as execvp(3) does with that PATH in that directory.
 func lookCommand(cmd, searchPath, dir string) (string, error) {
 	if strings.Contains(cmd, "/") {
-		return cmd, nil // execve says more about what is wrong with it than a look from outside
+		return cmd, nil // execve(2) knows better what is wrong with it
 	}
 	for _, entry := range filepath.SplitList(searchPath) {
 		if !filepath.IsAbs(entry) {
@@ -138,7 +137,7 @@ func notFound(cmd string) error {
 	return connect.NewError(connect.CodeNotFound, fmt.Errorf("command '%s' not found", cmd))
 }
 
-// launchError says what an errno of fork, chdir or execve means to who asked.
+// launchError turns an errno of fork, chdir or execve into the RPC error for the caller.
 func launchError(l *launch, err error) error {
 	cmd := l.argv[0]
 	switch {
@@ -152,7 +151,7 @@ func launchError(l *launch, err error) error {
 			path = filepath.Join(l.dir, path)
 		}
 		if _, statErr := os.Stat(path); statErr == nil {
-			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("command '%s': the interpreter that it names is not there", cmd))
+			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("command '%s': the interpreter that it names does not exist", cmd))
 		}
 		return notFound(cmd)
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):

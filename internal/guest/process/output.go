@@ -16,7 +16,7 @@ const (
 	kindPTY
 )
 
-// event wraps a piece of the output.
+// event returns the event of a piece of output.
 func (k outputKind) event(p []byte) *pb.ProcessEvent_DataEvent {
 	switch k {
 	case kindStdout:
@@ -29,26 +29,26 @@ func (k outputKind) event(p []byte) *pb.ProcessEvent_DataEvent {
 }
 
 const (
-	// blockSize is what is forgotten at once.
+	// blockSize is how much is dropped at once.
 	blockSize = 64 << 10
-	// runSize is what a change between outputs costs a block, in bytes. Counting it bounds
-	// the memory of a process that goes to and fro between them.
+	// runSize is the memory that a change between outputs takes, in bytes. Counting it
+	// bounds the memory of a process that changes often.
 	runSize = 4
-	// largePiece is what makes a block as large as it can become, instead of growing.
+	// largePiece is the size of a write for which a block gets its full size at once.
 	largePiece = 4 << 10
 )
 
-// newBlocks is where the memory of large blocks comes from and goes to: a
-// stream at full speed makes no garbage.
+// newBlocks returns a pool for the memory of large blocks: a stream at full
+// speed makes no garbage.
 func newBlocks() *sync.Pool { return &sync.Pool{New: func() any { return new([blockSize]byte) }} }
 
-// output is the recent part of what a process put out: bytes at positions that
-// count from its start, all outputs in the order in which they were read. It
-// takes memory for what it holds only.
+// output is the recent output of a process: bytes at positions that count from
+// its start, of all outputs in the order in which they were read. It takes memory
+// only for what it holds.
 type output struct {
 	blocks     []*block   // adjacent, none empty
-	tail, head uint64     // the first position that is there, and the one after the last
-	pool       *sync.Pool // see newBlocks; nil once somebody may read what was dropped
+	tail, head uint64     // the first position that is held, and the one after the last
+	pool       *sync.Pool // see newBlocks; nil once a stream may read what was dropped
 }
 
 // block holds adjacent bytes. What was written stays as it is until it is
@@ -59,7 +59,7 @@ type block struct {
 	runs  []run
 }
 
-// run is a piece of a block that is of one output; it ends where the next one begins.
+// run is a piece of a block from one output. It ends where the next one begins.
 type run struct {
 	begin uint16
 	kind  outputKind
@@ -67,7 +67,7 @@ type run struct {
 
 func (b *block) end() uint64 { return b.start + uint64(len(b.data)) }
 
-// write appends p, or as much as there is room for.
+// write appends as much of p as fits and returns how much that was.
 func (b *block) write(kind outputKind, p []byte) (n int) {
 	last := len(b.runs) - 1
 	changes := last < 0 || b.runs[last].kind != kind
@@ -106,13 +106,13 @@ func (o *output) append(kind outputKind, p []byte) {
 	}
 }
 
-// skip counts n bytes that nobody wants, and drops what is there.
+// skip counts n bytes that are not needed, and drops all that is held.
 func (o *output) skip(n int) {
 	o.head += uint64(n)
 	o.drop(o.head)
 }
 
-// drop forgets what comes before position at, in whole blocks.
+// drop drops whole blocks before position at.
 func (o *output) drop(at uint64) {
 	n := 0
 	for n < len(o.blocks) && o.blocks[n].end() <= at {
@@ -134,8 +134,8 @@ func (o *output) drop(at uint64) {
 	o.blocks, o.tail = nil, o.head
 }
 
-// read returns up to limit bytes at a position that is there, all of one
-// output, without a copy; none at the head.
+// read returns up to limit bytes at a held position, all from one output,
+// without a copy; none at the head.
 func (o *output) read(at uint64, limit int) (outputKind, []byte) {
 	i := sort.Search(len(o.blocks), func(i int) bool { return o.blocks[i].end() > at })
 	if i == len(o.blocks) {
@@ -152,7 +152,7 @@ func (o *output) read(at uint64, limit int) (outputKind, []byte) {
 	return b.runs[r-1].kind, b.data[begin:end:end]
 }
 
-// held is how many bytes of memory it takes, about.
+// held returns about how many bytes of memory it takes.
 func (o *output) held() int {
 	n := 0
 	for _, b := range o.blocks {

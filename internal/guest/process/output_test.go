@@ -71,7 +71,7 @@ func TestOutputAgainstModel(t *testing.T) {
 	m.check(t, &o, 3)
 	o.skip(7)
 	if o.tail != o.head || o.held() != 0 {
-		t.Errorf("after 7 bytes that nobody wants: from %d to %d, %d bytes held", o.tail, o.head, o.held())
+		t.Errorf("after 7 bytes that were skipped: from %d to %d, %d bytes held", o.tail, o.head, o.held())
 	}
 }
 

@@ -1,6 +1,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,16 +11,22 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
+	"wrenn/internal/guest/cgroup"
 	pb "wrenn/proto/gen/envd/process"
 )
 
+// termGrace is how long what a program started may take to end itself after
+// SIGTERM, when the program itself has ended.
+const termGrace = 5 * time.Second
+
 // proc is one program that was started.
 //
-// Its life: running; exited, when it was reaped and its output is drained;
-// ended, when the end event was published. Files that others still hold are read on and
-// discarded after that.
+// It is running; then exited, when it was reaped and its output is drained; then
+// ended, when the end event was published. From then on, what other processes write
+// to its files is discarded.
 type proc struct {
 	pid    int
+	group  *cgroup.Group // nil: it runs in the agent's own
 	config *pb.ProcessConfig
 	tag    *string
 	pidfd  *os.File
@@ -29,18 +36,20 @@ type proc struct {
 	srcs   []*source
 
 	mu       sync.Mutex    // guards the following, and what is done with pid
-	gone     chan struct{} // closed when it was reaped: pid may be somebody else's now
-	expired  bool          // killed because its time was up
+	gone     chan struct{} // closed when it was reaped: pid may be another process's now
+	signaled time.Time     // the last time that SendSignal was called
+	expired  bool          // killed at its deadline
 	deadline *time.Timer
 }
 
-// newProc takes over the near side of std.
-func newProc(pid, pidfd int, req *pb.StartRequest, std *stdio, buffers, blocks *sync.Pool) *proc {
+// newProc returns the process of a child. It owns the near side of std from now on.
+func newProc(c child, req *pb.StartRequest, std *stdio, buffers, blocks *sync.Pool) *proc {
 	p := &proc{
-		pid:    pid,
+		pid:    c.pid,
+		group:  c.group,
 		config: req.GetProcess(),
 		tag:    req.Tag,
-		pidfd:  os.NewFile(uintptr(pidfd), "pidfd"),
+		pidfd:  os.NewFile(uintptr(c.pidfd), "pidfd"),
 		pty:    std.near.pty,
 		out:    newHub(blocks),
 		gone:   make(chan struct{}),
@@ -62,34 +71,37 @@ func (p *proc) source(file *os.File, chunk int, buffers *sync.Pool, kind outputK
 	return &source{file: file, chunk: chunk, buffers: buffers, emit: func(b []byte) { p.out.publish(kind, b) }}
 }
 
-// supervise moves the output, reaps the program, publishes its end, calls
-// ended, and returns when no file is open any more. It is called once.
-func (p *proc) supervise(ended func()) {
+// supervise moves the output, reaps the program, calls reaped, publishes its end,
+// calls ended, and returns when no file is open any more. It is called once.
+func (p *proc) supervise(reaped, ended func()) {
 	var pumps, rest sync.WaitGroup
 	for _, s := range p.srcs {
 		pumps.Add(1)
 		rest.Go(func() {
 			open := s.pump()
 			pumps.Done()
-			if open && p.pty == nil { // a terminal whose leader is gone is closed: the others get SIGHUP
+			if open && p.pty == nil { // a terminal is closed: other processes that have it get SIGHUP
 				s.discard()
 			}
 			s.file.Close()
 		})
 	}
 	status, err := p.reap()
+	end := endEvent(status, err, p.reason())
+	p.killRest()
+	reaped()
 	for _, s := range p.srcs {
 		s.exited()
 	}
 	pumps.Wait()
 	p.in.close()
-	p.out.finish(endEvent(status, err))
+	p.out.finish(end)
 	ended()
 	rest.Wait()
 }
 
-// reap waits for the program's exit and collects it. It costs no thread: the
-// runtime's poller watches the pidfd. WNOWAIT leaves the pid taken until no signal
+// reap waits for the program's exit and reaps it. It needs no thread: the
+// runtime's poller watches the pidfd. WNOWAIT keeps the pid in use until no signal
 // can be on its way to it.
 func (p *proc) reap() (unix.WaitStatus, error) {
 	defer p.pidfd.Close()
@@ -110,6 +122,9 @@ func (p *proc) reap() (unix.WaitStatus, error) {
 	close(p.gone)
 	if p.deadline != nil {
 		p.deadline.Stop()
+	}
+	if p.group == nil && !p.signaled.IsZero() {
+		killSession(p.pid) // while no other process can have the pid
 	}
 	if err := errors.Join(err, waitErr); err != nil {
 		return 0, fmt.Errorf("wait for process %d: %w", p.pid, err)
@@ -140,17 +155,79 @@ func (p *proc) running() bool {
 	}
 }
 
-// signal goes to the group that the program leads.
+// awaitGone returns when nothing is left of the program in its cgroup, or ctx ends.
+func (p *proc) awaitGone(ctx context.Context) {
+	select {
+	case <-p.gone:
+	case <-ctx.Done():
+		return
+	}
+	if p.group != nil {
+		_ = p.group.WaitEmpty(ctx) // the caller's slowReaderLimit is what ends it
+	}
+}
+
+// signal sends a signal that a client asked for to all of the program.
 func (p *proc) signal(sig unix.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.running() {
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("process %d has ended", p.pid))
 	}
-	if err := unix.Kill(-p.pid, sig); err != nil {
+	p.signaled = time.Now()
+	if err := p.send(sig); err != nil {
 		return connect.NewError(connect.CodeInternal, fmt.Errorf("signal process %d: %w", p.pid, err))
 	}
 	return nil
+}
+
+// send sends a signal to everything in the program's cgroup and to the process
+// group that it leads, which root may have moved to another one. Without a cgroup it
+// is the process group, and for SIGKILL the session. The caller holds mu.
+func (p *proc) send(sig unix.Signal) error {
+	var err error
+	switch {
+	case p.group == nil && sig == unix.SIGKILL:
+		killSession(p.pid)
+	case p.group == nil:
+	case sig == unix.SIGKILL:
+		err = p.group.Kill()
+	default:
+		_ = p.group.Signal(sig, p.pid) // what it misses is killed later
+	}
+	return errors.Join(unix.Kill(-p.pid, sig), err)
+}
+
+// killRest kills what is left of a program that ended after a signal of
+// SendSignal or at its deadline, with a grace for what ends by itself. What is
+// left of one that ended by itself runs on.
+func (p *proc) killRest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.group == nil:
+	case p.expired:
+		_ = p.group.Kill() // again, in case that it failed
+	case !p.signaled.IsZero():
+		time.AfterFunc(time.Until(p.signaled.Add(termGrace)), func() { _ = p.group.Kill() }) // nothing if all has ended
+	}
+}
+
+// reason is why the program ended, unless it exited with 0. Call it before the
+// group is released.
+func (p *proc) reason() pb.EndReason {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.expired:
+		return pb.EndReason_END_REASON_DEADLINE
+	case p.group != nil && p.group.OutOfMemory():
+		return pb.EndReason_END_REASON_OUT_OF_MEMORY
+	case !p.signaled.IsZero():
+		return pb.EndReason_END_REASON_SIGNALED
+	default:
+		return pb.EndReason_END_REASON_EXITED
+	}
 }
 
 // expireAt kills the program at t unless it ended before.
@@ -162,12 +239,14 @@ func (p *proc) expireAt(t time.Time) {
 	}
 }
 
-// expire kills the program because its time is up; twice is allowed.
+// expire kills the program at its deadline; twice is allowed.
 func (p *proc) expire() {
 	p.mu.Lock()
-	p.expired = p.expired || p.running()
-	p.mu.Unlock()
-	_ = p.signal(unix.SIGKILL) // it may have ended meanwhile
+	defer p.mu.Unlock()
+	if p.running() {
+		p.expired = true
+		_ = p.send(unix.SIGKILL) // it is killed again when it is reaped
+	}
 }
 
 func (p *proc) wasExpired() bool {
@@ -176,21 +255,26 @@ func (p *proc) wasExpired() bool {
 	return p.expired
 }
 
-// kill ends the program, and supervise although others may hold the files and
-// subscribers not read.
+// kill kills the program and makes supervise return, though other processes may
+// hold the files and subscribers may not read.
 func (p *proc) kill() {
-	_ = p.signal(unix.SIGKILL) // it may have ended, and only its files be left
+	p.mu.Lock()
+	if p.running() {
+		_ = p.send(unix.SIGKILL) // fails for a process that is ending
+	}
+	p.mu.Unlock()
 	p.out.hurry()
 	for _, s := range p.srcs {
 		s.file.Close()
 	}
 }
 
-// endEvent says how the program ended, in the words of os.ProcessState.
-func endEvent(status unix.WaitStatus, err error) *pb.ProcessEvent {
-	end := &pb.ProcessEvent_EndEvent{ExitCode: -1}
+// endEvent describes how the program ended, in the words of os.ProcessState,
+// and why, unless it exited with 0.
+func endEvent(status unix.WaitStatus, err error, why pb.EndReason) *pb.ProcessEvent {
+	end := &pb.ProcessEvent_EndEvent{ExitCode: -1, Reason: why}
 	switch {
-	case err != nil: // it was reaped by somebody else, which the agent never does
+	case err != nil: // another part of the process reaped it, which the agent never does
 		end.Status = "unknown: " + err.Error()
 	case status.Exited():
 		end.ExitCode, end.Exited = int32(status.ExitStatus()), true
@@ -201,7 +285,9 @@ func endEvent(status unix.WaitStatus, err error) *pb.ProcessEvent {
 			end.Status += " (core dumped)"
 		}
 	}
-	if end.GetExitCode() != 0 {
+	if end.GetExitCode() == 0 {
+		end.Reason = pb.EndReason_END_REASON_EXITED
+	} else {
 		end.Error = &end.Status
 	}
 	return &pb.ProcessEvent{Event: &pb.ProcessEvent_End{End: end}}

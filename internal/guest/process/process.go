@@ -1,6 +1,5 @@
 // Package process is the process service of envd: it starts programs in the
-// guest, moves their input and output, and says how they ended. Files are
-// the filesystem room's business, who may call the composer's.
+// guest, moves their input and output, and reports how they ended.
 package process
 
 import (
@@ -22,10 +21,10 @@ import (
 )
 
 const (
-	// retention is how long the end of a process can be asked for after it came;
-	// the protocol says 30 s. Sessions may need it for longer.
+	// retention is how long an ended process is remembered, so that clients can still
+	// ask for its end; the protocol's 30 s. Sessions may need longer.
 	retention = 30 * time.Second
-	// maxEnded and maxEndedOutput bound what is kept of processes that ended.
+	// maxEnded and maxEndedOutput bound what is remembered of ended processes.
 	maxEnded       = 1024
 	maxEndedOutput = 16 << 20
 )
@@ -37,10 +36,11 @@ type Config struct {
 	Accounts account.DB
 	Settings *settings.Settings // needed
 	Log      *slog.Logger       // needed
-	// Cgroups is the mount point of cgroup2; programs start in the cgroups
-	// "user" and "pty" below it. Empty: in the agent's own.
+	// Cgroups is the mount point of cgroup2, below which each program gets a
+	// cgroup. Empty: programs run in the agent's own.
 	Cgroups string
-	// Protect lowers the agent's OOM score, for the only agent of a guest.
+	// Protect keeps memory and processes for the agent, and the OOM killer from
+	// it; for the only agent of a guest.
 	Protect bool
 }
 
@@ -54,12 +54,12 @@ type Service struct {
 	blocks   *sync.Pool
 	work     sync.WaitGroup // one for each program, until nothing of it is left
 
-	naming sync.Mutex // held while a session is looked for and made; before mu
+	naming sync.Mutex // held while a session is looked up and made; locked before mu
 
 	mu     sync.Mutex         // guards the following
 	closed bool               // no new programs
-	all    map[*proc]struct{} // whose supervise has not returned
-	byPID  map[int]*proc      // running, and ended within retention
+	all    map[*proc]struct{} // those whose supervise has not returned
+	byPID  map[int]*proc      // running ones, and ended ones that are remembered
 	ended  []*proc            // the latter, in the order of their ends
 	timers map[*proc]*time.Timer
 }
@@ -79,8 +79,8 @@ func New(cfg Config) *Service {
 	}
 }
 
-// Close kills all programs and returns when nothing is left of them. Once is
-// enough; RPCs that go on see their programs end.
+// Close kills all programs and what they left, and returns when nothing is left
+// of them. Call it once. RPCs that are under way see their programs end.
 func (s *Service) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -95,23 +95,24 @@ func (s *Service) Close() {
 	s.spawner.close()
 }
 
-// Hold returns when no program is just being started, and makes those wait that
-// should be, until release is called, once. A program that is born into a
-// frozen cgroup would never reach its exec, and with it the agent, which waits for that.
+// Hold returns when no start of a program is under way, and lets none begin until
+// the caller calls release, once. A program that is forked into a frozen cgroup
+// would never reach its exec, for which the agent waits.
 func (s *Service) Hold(ctx context.Context) (release func(), err error) {
 	return s.spawner.hold(ctx)
 }
 
-// view is a process that is followed.
+// view is one stream's view of a process.
 type view struct {
 	*proc
-	*follower
+	*subscriber
 
-	lost uint64 // what was asked for and is gone
+	lost   uint64 // bytes that were asked for and are not kept any more
+	reason bool   // the caller wants the reason of the end
 }
 
-// start runs a program. The follower gets all of its events. A session that
-// was started already is resumed.
+// start runs a program; the view's subscriber gets all of its events. A session
+// that was started before is resumed.
 func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account.User) (*view, error) {
 	session, err := sessionOf(req.GetSession())
 	if err != nil {
@@ -123,16 +124,16 @@ func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account
 			return nil, err
 		}
 		defer s.adopt(p)
-		return &view{proc: p, follower: p.out.subscribe()}, nil // before anything is read or reaped: nothing is missed
+		return &view{proc: p, subscriber: p.out.subscribe(), reason: req.GetEndReason()}, nil // before adopt, so that it misses nothing
 	}
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	if p := s.withSession(session.id); p != nil {
 		if !proto.Equal(p.config, req.GetProcess()) {
-			return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("the session is of another command"))
+			return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("the session belongs to another command"))
 		}
 		f, lost, err := p.out.resume(session.id, nil)
-		return &view{p, f, lost}, err
+		return &view{p, f, lost, req.GetEndReason()}, err
 	}
 	p, err := s.launch(ctx, req, user)
 	if err != nil {
@@ -140,10 +141,10 @@ func (s *Service) start(ctx context.Context, req *pb.StartRequest, user *account
 	}
 	defer s.adopt(p)
 	f, lost, err := p.out.open(session, new(uint64))
-	return &view{p, f, lost}, err
+	return &view{p, f, lost, req.GetEndReason()}, err
 }
 
-// launch runs a program that adopt has to be told of.
+// launch runs a program. The caller must call adopt.
 func (s *Service) launch(ctx context.Context, req *pb.StartRequest, user *account.User) (*proc, error) {
 	l, err := resolve(req.GetProcess(), user, s.settings.Get())
 	if err != nil {
@@ -163,7 +164,7 @@ func (s *Service) launch(ctx context.Context, req *pb.StartRequest, user *accoun
 	return p, nil
 }
 
-// connect follows a program, from now on or as its session or an offset say.
+// connect subscribes to a program: from its session's or the given offset, else from now on.
 func (s *Service) connect(req *pb.ConnectRequest) (*view, error) {
 	session, err := sessionOf(req.GetSession())
 	if err != nil {
@@ -176,19 +177,19 @@ func (s *Service) connect(req *pb.ConnectRequest) (*view, error) {
 		return nil, err
 	}
 	known := req.GetProcess().GetSession()
-	v := &view{proc: p}
+	v := &view{proc: p, reason: req.GetEndReason()}
 	switch {
 	case known != "":
-		v.follower, v.lost, err = p.out.resume(known, req.Offset)
+		v.subscriber, v.lost, err = p.out.resume(known, req.Offset)
 	case session != nil:
 		if other := s.withSession(session.id); other != nil && other != p {
-			return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("the session is of another process"))
+			return nil, connect.NewError(connect.CodeAlreadyExists, errors.New("the session belongs to another process"))
 		}
-		v.follower, v.lost, err = p.out.open(session, req.Offset)
+		v.subscriber, v.lost, err = p.out.open(session, req.Offset)
 	case req.Offset != nil:
-		v.follower, v.lost, err = p.out.subscribeAt(req.GetOffset())
+		v.subscriber, v.lost, err = p.out.subscribeAt(req.GetOffset())
 	default:
-		v.follower = p.out.subscribe()
+		v.subscriber = p.out.subscribe()
 	}
 	if err != nil {
 		return nil, err
@@ -196,7 +197,7 @@ func (s *Service) connect(req *pb.ConnectRequest) (*view, error) {
 	return v, nil
 }
 
-// begin counts a program in that is about to start, unless Close came first.
+// begin counts a program that is about to start, and reports false after Close.
 func (s *Service) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,15 +214,15 @@ func (s *Service) spawn(ctx context.Context, l *launch, req *pb.StartRequest) (*
 		return nil, err
 	}
 	defer std.closeFar()
-	pid, pidfd, err := s.spawner.fork(ctx, l, std)
+	child, err := s.spawner.fork(ctx, l, std)
 	if err != nil {
 		std.near.close()
 		return nil, launchError(l, err)
 	}
-	return newProc(pid, pidfd, req, std, s.buffers, s.blocks), nil
+	return newProc(child, req, std, s.buffers, s.blocks), nil
 }
 
-// adopt makes p known and lets it run.
+// adopt registers p and supervises it.
 func (s *Service) adopt(p *proc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,14 +233,14 @@ func (s *Service) adopt(p *proc) {
 	}
 	go func() {
 		defer s.work.Done()
-		p.supervise(func() { s.retain(p) })
+		p.supervise(func() { s.spawner.release(p.group) }, func() { s.retain(p) })
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		delete(s.all, p)
 	}()
 }
 
-// retain keeps an ended process for late calls of Connect.
+// retain remembers an ended process for late calls of Connect.
 func (s *Service) retain(p *proc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -252,7 +253,7 @@ func (s *Service) retain(p *proc) {
 	s.bound()
 }
 
-// bound keeps what is kept of ended processes within its limits; s.mu is held.
+// bound keeps the memory of ended processes within its limits. The caller must hold mu.
 func (s *Service) bound() {
 	for len(s.ended) > maxEnded {
 		s.forget(s.ended[0])
@@ -269,13 +270,13 @@ func (s *Service) bound() {
 	}
 }
 
-// expire forgets an ended process, unless a session of it has a stream.
+// expire forgets an ended process, unless one of its sessions has a stream.
 func (s *Service) expire(p *proc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	timer := s.timers[p]
 	if timer == nil {
-		return // it was forgotten meanwhile
+		return // it was forgotten before
 	}
 	if least, streams := p.out.need(); streams && !s.closed {
 		timer.Reset(max(retention, least))
@@ -284,7 +285,7 @@ func (s *Service) expire(p *proc) {
 	s.forget(p)
 }
 
-// forget drops an ended process; s.mu is held. Streams of it go on.
+// forget forgets an ended process. Its streams continue. The caller must hold mu.
 func (s *Service) forget(p *proc) {
 	if timer := s.timers[p]; timer != nil {
 		timer.Stop()
@@ -308,8 +309,8 @@ func (s *Service) withSession(id string) *proc {
 	return nil
 }
 
-// find returns the process that sel names, running or ended not long ago. Of
-// several with one tag a running one wins, then the one with the largest pid.
+// find returns the process that sel names, running or remembered. Of several with
+// one tag a running one wins, then the one with the largest pid.
 func (s *Service) find(sel *pb.ProcessSelector) (*proc, error) {
 	if by, ok := sel.GetSelector().(*pb.ProcessSelector_Session); ok {
 		if p := s.withSession(by.Session); p != nil {
@@ -331,11 +332,11 @@ func (s *Service) find(sel *pb.ProcessSelector) (*proc, error) {
 		}
 		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("process with tag '%.64s' not found", by.Tag))
 	default:
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no process named"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the request names no process"))
 	}
 }
 
-// tagged is find by tag; s.mu is held.
+// tagged is find by tag. The caller must hold mu.
 func (s *Service) tagged(tag string) *proc {
 	var best *proc
 	for _, p := range s.byPID {
@@ -349,7 +350,7 @@ func (s *Service) tagged(tag string) *proc {
 	return best
 }
 
-// findRunning is find for what an ended process cannot do.
+// findRunning is find for calls that need a running process.
 func (s *Service) findRunning(sel *pb.ProcessSelector) (*proc, error) {
 	p, err := s.find(sel)
 	if err != nil {

@@ -12,12 +12,12 @@ import (
 	pb "wrenn/proto/gen/envd/process"
 )
 
-// defaultSize is a terminal's when a request leaves it out.
+// defaultSize is the size of a terminal for requests without one.
 var defaultSize = unix.Winsize{Col: 80, Row: 24}
 
-// openPTY opens a new terminal. The near end is non-blocking, so that
-// deadlines work on it, which libraries do not promise. The far end is opened by
-// TIOCGPTPEER (ioctl_tty(2)), which needs no /dev/pts and cannot be led astray by one.
+// openPTY opens a new terminal. The near end is non-blocking, so that deadlines
+// work on it, which libraries do not promise. TIOCGPTPEER (ioctl_tty(2)) opens the
+// far end: it needs no /dev/pts, and one that was replaced cannot mislead it.
 func openPTY(size unix.Winsize) (near, far *os.File, err error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -55,7 +55,7 @@ func resizePTY(near *os.File, size unix.Winsize) error {
 	return errors.Join(ctlErr, err)
 }
 
-// sizeOf checks the size that a request names.
+// sizeOf returns the size that a request asks for, if it is valid.
 func sizeOf(pty *pb.PTY) (unix.Winsize, error) {
 	size := pty.GetSize()
 	if size == nil || (size.GetCols() == 0 && size.GetRows() == 0) {

@@ -18,8 +18,8 @@ import (
 	pb "wrenn/proto/gen/envd/process"
 )
 
-// Start runs a program and follows it. The program outlives the stream; the
-// deadline that the caller set by Connect-Timeout-Ms kills it, even when the
+// Start runs a program and streams its events. The program outlives the stream;
+// the deadline that the caller set by Connect-Timeout-Ms kills it, even when the
 // caller has left before.
 func (s *Service) Start(ctx context.Context, req *pb.StartRequest, stream *connect.ServerStream[pb.StartResponse]) error {
 	header := requestHeader(ctx)
@@ -35,42 +35,53 @@ func (s *Service) Start(ctx context.Context, req *pb.StartRequest, stream *conne
 		if ev.GetEnd() != nil && v.wasExpired() {
 			return errExpired
 		}
-		return stream.Send(&pb.StartResponse{Event: ev})
+		return stream.Send(&pb.StartResponse{Event: v.forCaller(ev)})
 	})
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		v.expire() // so that it is dead when the caller hears of it
+		v.expire() // so that it is killed before the caller gets the error
 	}
 	return err
 }
 
 var errExpired = connect.NewError(connect.CodeDeadlineExceeded, errors.New("the process was killed: its timeout elapsed"))
 
-// Connect follows a process that runs, or shows the end of one that ended not
-// long ago.
+// Connect streams the events of a running process, or the end of one that ended
+// not long ago.
 func (s *Service) Connect(ctx context.Context, req *pb.ConnectRequest, stream *connect.ServerStream[pb.ConnectResponse]) error {
 	v, err := s.connect(req)
 	if err != nil {
 		return err
 	}
-	resumed := req.GetProcess().GetSession() != "" // who resumes hears what the first stream would have
+	resumed := req.GetProcess().GetSession() != "" // a resumed stream ends as the first one would have
 	return v.serve(ctx, keepalive(requestHeader(ctx)), func(ev *pb.ProcessEvent) error {
 		if ev.GetEnd() != nil && resumed && v.wasExpired() {
 			return errExpired
 		}
-		return stream.Send(&pb.ConnectResponse{Event: ev})
+		return stream.Send(&pb.ConnectResponse{Event: v.forCaller(ev)})
 	})
 }
 
-// serve sends all events to the end.
+// serve sends the start event, then all others until the end.
 func (v *view) serve(ctx context.Context, keepalive time.Duration, send func(*pb.ProcessEvent) error) error {
-	defer v.out.leave(v.follower)
+	defer v.out.leave(v.subscriber)
 	if err := send(v.startEvent()); err != nil {
 		return err
 	}
-	return v.out.follow(ctx, v.follower, keepalive, send)
+	return v.out.follow(ctx, v.subscriber, keepalive, send)
 }
 
-// Acknowledge lets output be forgotten, or all that is kept for a session.
+// forCaller returns ev, without the reason of an end unless the caller asked for it.
+func (v *view) forCaller(ev *pb.ProcessEvent) *pb.ProcessEvent {
+	end := ev.GetEnd()
+	if end == nil || v.reason {
+		return ev
+	}
+	return &pb.ProcessEvent{Event: &pb.ProcessEvent_End{End: &pb.ProcessEvent_EndEvent{
+		ExitCode: end.GetExitCode(), Exited: end.GetExited(), Status: end.GetStatus(), Error: end.Error,
+	}}}
+}
+
+// Acknowledge lets output that a session has be dropped, or all that is kept for it.
 func (s *Service) Acknowledge(_ context.Context, req *pb.AcknowledgeRequest) (*pb.AcknowledgeResponse, error) {
 	p := s.withSession(req.GetSession())
 	if p == nil {
@@ -121,7 +132,7 @@ func (s *Service) Update(_ context.Context, req *pb.UpdateRequest) (*pb.UpdateRe
 	return &pb.UpdateResponse{}, nil
 }
 
-// SendInput writes once, waiting while the program does not read.
+// SendInput writes once and waits while the program does not read.
 func (s *Service) SendInput(ctx context.Context, req *pb.SendInputRequest) (*pb.SendInputResponse, error) {
 	p, err := s.findRunning(req.GetProcess())
 	if err != nil {
@@ -135,7 +146,7 @@ func (s *Service) SendInput(ctx context.Context, req *pb.SendInputRequest) (*pb.
 	}
 	session := p.out.find(req.GetProcess().GetSession())
 	if session == nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("an offset of input needs a session as the selector"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("input with an offset needs a session as the selector"))
 	}
 	if err := p.in.sendAt(ctx, req.GetInput(), session, req.GetOffset()); err != nil {
 		return nil, err
@@ -143,7 +154,7 @@ func (s *Service) SendInput(ctx context.Context, req *pb.SendInputRequest) (*pb.
 	return &pb.SendInputResponse{Taken: session.input.Load()}, nil
 }
 
-// StreamInput writes what comes, in order; the first event names the process.
+// StreamInput writes all input of a stream in order. The first event names the process.
 func (s *Service) StreamInput(ctx context.Context, stream *connect.ClientStream[pb.StreamInputRequest]) (*pb.StreamInputResponse, error) {
 	var p *proc
 	for stream.Receive() {
@@ -155,7 +166,7 @@ func (s *Service) StreamInput(ctx context.Context, stream *connect.ClientStream[
 		case p == nil:
 			err = connect.NewError(connect.CodeInvalidArgument, errors.New("the first event must be start"))
 		case msg.GetStart() != nil:
-			err = connect.NewError(connect.CodeInvalidArgument, errors.New("start came twice"))
+			err = connect.NewError(connect.CodeInvalidArgument, errors.New("only the first event may be start"))
 		case msg.GetData() != nil:
 			err = p.in.send(ctx, msg.GetData().GetInput())
 		}
@@ -169,12 +180,12 @@ func (s *Service) StreamInput(ctx context.Context, stream *connect.ClientStream[
 	return &pb.StreamInputResponse{}, nil
 }
 
-// killed is how long SendSignal waits for a program to be gone that was sent SIGKILL. It
+// killTimeout is how long SendSignal waits for a program to be gone that was sent SIGKILL. It
 // is longer than that takes, unless the program hangs in the kernel.
-const killed = time.Second
+const killTimeout = time.Second
 
-// SendSignal signals the program and its process group. After SIGKILL it is
-// gone when the answer comes, so that a second call says not_found.
+// SendSignal signals the program and everything that it started. After SIGKILL
+// all of it is gone when the answer comes, so that a second call returns not_found.
 func (s *Service) SendSignal(ctx context.Context, req *pb.SendSignalRequest) (*pb.SendSignalResponse, error) {
 	sig, ok := map[pb.Signal]unix.Signal{
 		pb.Signal_SIGNAL_SIGKILL: unix.SIGKILL,
@@ -191,17 +202,14 @@ func (s *Service) SendSignal(ctx context.Context, req *pb.SendSignalRequest) (*p
 		return nil, err
 	}
 	if sig == unix.SIGKILL {
-		ctx, cancel := context.WithTimeout(ctx, killed)
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
 		defer cancel()
-		select {
-		case <-p.gone:
-		case <-ctx.Done():
-		}
+		p.awaitGone(ctx)
 	}
 	return &pb.SendSignalResponse{}, nil
 }
 
-// CloseStdin shows the program the end of its input, after what was sent. Twice is allowed.
+// CloseStdin ends the program's input, after what was sent. Twice is allowed.
 func (s *Service) CloseStdin(ctx context.Context, req *pb.CloseStdinRequest) (*pb.CloseStdinResponse, error) {
 	p, err := s.findRunning(req.GetProcess())
 	if err != nil {
@@ -213,7 +221,7 @@ func (s *Service) CloseStdin(ctx context.Context, req *pb.CloseStdinRequest) (*p
 	return &pb.CloseStdinResponse{}, nil
 }
 
-// startEvent is the first one of a stream.
+// startEvent returns the first event of a stream.
 func (v *view) startEvent() *pb.ProcessEvent {
 	start := &pb.ProcessEvent_StartEvent{Pid: uint32(v.pid)}
 	if v.exact {
@@ -225,7 +233,7 @@ func (v *view) startEvent() *pb.ProcessEvent {
 	return &pb.ProcessEvent{Event: &pb.ProcessEvent_Start{Start: start}}
 }
 
-// user is whom a request runs programs as.
+// user returns the user that a request runs programs as.
 func (s *Service) user(header http.Header) (*account.User, error) {
 	name := cmp.Or(account.NameFromHeader(header), s.settings.Get().User)
 	user, err := s.accounts.Lookup(name)
@@ -271,7 +279,7 @@ const (
 	maxKeepalive     = time.Hour
 )
 
-// keepalive is the silence after which a stream gets a keepalive event.
+// keepalive returns the silence after which a stream gets a keepalive event.
 func keepalive(header http.Header) time.Duration {
 	seconds, err := strconv.ParseUint(header.Get("Keepalive-Ping-Interval"), 10, 32)
 	if err != nil || seconds == 0 {

@@ -16,31 +16,30 @@ import (
 const (
 	defaultHold = time.Minute
 	maxHold     = 10 * time.Minute
-	// maxSessions bounds those of one process.
+	// maxSessions bounds the sessions of one process.
 	maxSessions = 16
 )
 
-var errSessionForgotten = connect.NewError(connect.CodeNotFound, errors.New("there is no such session: it was never there, or its process ended a while ago"))
+var errSessionForgotten = connect.NewError(connect.CodeNotFound, errors.New("no such session: it never existed, or its process ended a while ago"))
 
-// sessionID is what a session may be named.
+// sessionID matches the id of a session.
 var sessionID = regexp.MustCompile(`^[A-Za-z0-9_-]{16,64}$`)
 
-// session is a stream that can be resumed: what stays while its follower is
-// gone. It lives as long as its process is remembered; that it holds output ends
-// sooner. The hub's mu guards its fields.
+// session is a stream that can be resumed. It exists as long as its process is
+// remembered, and holds output for a shorter time. The hub's mu guards its fields.
 type session struct {
 	id     string
 	hold   time.Duration // how long it holds output without a stream
-	acked  uint64        // the other end has all before this position
-	holds  bool          // what comes after that is kept
-	stream *follower     // nil: nobody follows
-	timer  *time.Timer   // ends holds; nil while there is a stream
+	acked  uint64        // the client has all output before this position
+	holds  bool          // output after that is kept
+	stream *subscriber   // nil while it has none
+	timer  *time.Timer   // ends holds; nil while it has a stream
 	seen   time.Time     // when it last had a stream
 
-	input atomic.Uint64 // how much of its input was taken; written by who has the input's turn
+	input atomic.Uint64 // how much of its input was taken; written by the holder of the input's lock
 }
 
-// sessionOf checks what a request says. It returns nil for a request without session.
+// sessionOf returns the session that a request asks for, nil for none.
 func sessionOf(msg *pb.Session) (*session, error) {
 	if msg == nil {
 		return nil, nil
@@ -55,9 +54,9 @@ func sessionOf(msg *pb.Session) (*session, error) {
 	return &session{id: msg.GetId(), hold: hold}, nil
 }
 
-// open adds a session that begins at a position, and returns its follower. One
-// that is there is resumed.
-func (h *hub) open(s *session, at *uint64) (f *follower, lost uint64, err error) {
+// open adds a session that begins at a position and returns its subscriber. A
+// session that already exists is resumed.
+func (h *hub) open(s *session, at *uint64) (f *subscriber, lost uint64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if known := h.sessions[s.id]; known != nil {
@@ -78,8 +77,8 @@ func (h *hub) open(s *session, at *uint64) (f *follower, lost uint64, err error)
 	return h.connect(s, start), lost, nil
 }
 
-// resume returns a new follower of a session that is there.
-func (h *hub) resume(id string, at *uint64) (f *follower, lost uint64, err error) {
+// resume returns a new subscriber of an existing session.
+func (h *hub) resume(id string, at *uint64) (f *subscriber, lost uint64, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.sessions[id]
@@ -89,9 +88,9 @@ func (h *hub) resume(id string, at *uint64) (f *follower, lost uint64, err error
 	return h.takeOver(s, at)
 }
 
-// takeOver ends the stream that a session may have, for one that begins at a
-// position, or else where the session acknowledged; h.mu is held.
-func (h *hub) takeOver(s *session, at *uint64) (*follower, uint64, error) {
+// takeOver replaces the stream of a session by one that begins at a position, or
+// at what the session acknowledged when at is nil. The caller must hold mu.
+func (h *hub) takeOver(s *session, at *uint64) (*subscriber, uint64, error) {
 	want := s.acked
 	if at != nil {
 		want = *at
@@ -107,19 +106,19 @@ func (h *hub) takeOver(s *session, at *uint64) (*follower, uint64, error) {
 		s.timer.Stop()
 		s.timer = nil
 	}
-	s.acked, s.holds = start, true // who asks for this has what comes before
+	s.acked, s.holds = start, true // the client has the output before it
 	return h.connect(s, start), lost, nil
 }
 
-// connect gives a session a stream; h.mu is held.
-func (h *hub) connect(s *session, at uint64) *follower {
-	f := h.join(&follower{next: at, session: s, exact: true})
+// connect gives a session a stream. The caller must hold mu.
+func (h *hub) connect(s *session, at uint64) *subscriber {
+	f := h.join(&subscriber{next: at, session: s, exact: true})
 	s.stream = f
 	return f
 }
 
-// makeRoom forgets the session that was gone for longest when there are as
-// many as there may be; h.mu is held.
+// makeRoom removes the session that had no stream for longest when there are
+// maxSessions of them. The caller must hold mu.
 func (h *hub) makeRoom() error {
 	if len(h.sessions) < maxSessions {
 		return nil
@@ -137,8 +136,8 @@ func (h *hub) makeRoom() error {
 	return nil
 }
 
-// acknowledge lets output before a position be forgotten, and with leave all
-// that is kept for the session. What is said twice, or late, is no error.
+// acknowledge lets output before a position be dropped, and with leave all that
+// is kept for the session. A position that was acknowledged before is no error.
 func (h *hub) acknowledge(id string, at uint64, leave bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -154,12 +153,12 @@ func (h *hub) acknowledge(id string, at uint64, leave bool) error {
 		h.release(s)
 	}
 	h.trim()
-	h.rouse()
+	h.notify()
 	return nil
 }
 
-// release keeps nothing for a session any more; h.mu is held. A stream that it
-// has goes on, and is waited for as one without session.
+// release stops keeping output for a session. Its stream continues, and is
+// waited for like one without a session. The caller must hold mu.
 func (h *hub) release(s *session) {
 	s.holds = false
 	if s.timer != nil {
@@ -168,10 +167,11 @@ func (h *hub) release(s *session) {
 	}
 }
 
-// grace begins the time that a session without stream has; h.mu is held.
+// grace starts the time for which a session without a stream holds output. The
+// caller must hold mu.
 func (h *hub) grace(s *session) {
 	s.seen = time.Now()
-	if !s.holds || h.hasty {
+	if !s.holds || h.closing {
 		return
 	}
 	var timer *time.Timer
@@ -179,24 +179,24 @@ func (h *hub) grace(s *session) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		if s.timer != timer {
-			return // it came back at the last moment
+			return // it was resumed at the last moment
 		}
 		h.release(s)
 		h.trim()
-		h.rouse()
+		h.notify()
 	})
 	s.timer = timer
 }
 
-// find returns the session of that name, or nil.
+// find returns the session with an id, or nil.
 func (h *hub) find(id string) *session {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.sessions[id]
 }
 
-// need is how long an ended process must be remembered for its sessions:
-// without limit while one has a stream, which may break.
+// need returns how long an ended process must be remembered for its sessions.
+// While one has a stream, which may break, there is no limit: streams is true.
 func (h *hub) need() (least time.Duration, streams bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -208,13 +208,13 @@ func (h *hub) need() (least time.Duration, streams bool) {
 	return least, streams
 }
 
-// discard forgets output that no stream is about to send, though a session may
-// ask for it, and keeps no more. It returns how much memory that gave.
+// discard drops output that no stream is about to send, though a session may ask
+// for it, and keeps no more. It returns how many bytes of memory that freed.
 func (h *hub) discard() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	before := h.out.held()
-	h.brief = true
+	h.noReplay = true
 	for _, s := range h.sessions {
 		if s.stream == nil {
 			h.release(s)
@@ -224,17 +224,17 @@ func (h *hub) discard() int {
 	return before - h.out.held()
 }
 
-// held is the memory that the output takes, about.
+// held returns about how many bytes of memory the output takes.
 func (h *hub) held() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.out.held()
 }
 
-// lags says whether the program waits for a session; h.mu is held.
+// lags reports whether the program waits for a session. The caller must hold mu.
 func (h *hub) lags(s *session) bool {
 	if s.holds {
 		return h.out.head-s.acked >= window
 	}
-	return s.stream != nil && h.out.head-s.stream.next >= ahead
+	return s.stream != nil && h.out.head-s.stream.next >= maxUnsent
 }

@@ -28,7 +28,7 @@ type writer struct {
 	done chan int
 }
 
-// publishAll publishes n pieces of the size of ahead in the background.
+// publishAll publishes n pieces of the size of maxUnsent in the background.
 func publishAll(h *hub, n int) *writer {
 	w := &writer{h: h, done: make(chan int, 1)}
 	go func() {
@@ -40,14 +40,14 @@ func publishAll(h *hub, n int) *writer {
 	return w
 }
 
-// stuck says whether the writer still waits once nothing else can happen.
+// stuck reports whether the writer still waits when nothing else can happen.
 func (w *writer) stuck() bool {
 	synctest.Wait()
 	return len(w.done) == 0
 }
 
 // lose is a stream that ends without a word.
-func lose(t *testing.T, h *hub, f *follower) {
+func lose(t *testing.T, h *hub, f *subscriber) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -55,7 +55,7 @@ func lose(t *testing.T, h *hub, f *follower) {
 }
 
 // drain sends f until the end, and returns what it got and where that began.
-func drain(t *testing.T, h *hub, f *follower) (text string, at uint64) {
+func drain(t *testing.T, h *hub, f *subscriber) (text string, at uint64) {
 	t.Helper()
 	at = f.next
 	var got strings.Builder
@@ -85,7 +85,7 @@ func TestSessionSlowsTheProgramUntilItAcknowledges(t *testing.T) {
 		go func() {
 			_ = h.follow(t.Context(), f, time.Hour, func(*pb.ProcessEvent) error { return nil }) // all is on its way at once
 		}()
-		const pieces = window / ahead
+		const pieces = window / maxUnsent
 		w := publishAll(h, pieces+1)
 		time.Sleep(24 * time.Hour) // while there is a stream there is no limit
 		if !w.stuck() {
@@ -100,11 +100,11 @@ func TestSessionSlowsTheProgramUntilItAcknowledges(t *testing.T) {
 		if w.stuck() {
 			t.Error("the program still waits")
 		}
-		if err := h.acknowledge(s.id, window+ahead, false); err != nil {
+		if err := h.acknowledge(s.id, window+maxUnsent, false); err != nil {
 			t.Fatal(err)
 		}
-		if n := h.held(); n > history+2*blockSize {
-			t.Errorf("%d bytes are held of what was acknowledged, want no more than %d", n, history)
+		if n := h.held(); n > replaySize+2*blockSize {
+			t.Errorf("%d bytes are held of what was acknowledged, want no more than %d", n, replaySize)
 		}
 	})
 }
@@ -146,7 +146,7 @@ func TestSessionLetsGoAfterItsTime(t *testing.T) {
 		s := mustSession(t, 1)
 		f, _, _ := h.open(s, nil)
 		lose(t, h, f)
-		const pieces = 4 * window / ahead
+		const pieces = 4 * window / maxUnsent
 		w := publishAll(h, pieces)
 		time.Sleep(defaultHold - time.Second)
 		if !w.stuck() {
@@ -154,7 +154,7 @@ func TestSessionLetsGoAfterItsTime(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		if w.stuck() {
-			t.Fatal("the program waits for ever")
+			t.Fatal("the program waits without end")
 		}
 		h.finish(theEnd())
 		f, lost, err := h.resume(s.id, new(uint64))
@@ -162,11 +162,11 @@ func TestSessionLetsGoAfterItsTime(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, at := drain(t, h, f)
-		if lost == 0 || lost != at || at+uint64(len(got)) != pieces*ahead {
-			t.Errorf("%d bytes lost, then %d from %d on, want %d together", lost, len(got), at, pieces*ahead)
+		if lost == 0 || lost != at || at+uint64(len(got)) != pieces*maxUnsent {
+			t.Errorf("%d bytes lost, then %d from %d on, want %d together", lost, len(got), at, pieces*maxUnsent)
 		}
-		if len(got) < history {
-			t.Errorf("%d bytes are left, want at least %d", len(got), history)
+		if len(got) < replaySize {
+			t.Errorf("%d bytes are left, want at least %d", len(got), replaySize)
 		}
 	})
 }
@@ -176,7 +176,7 @@ func TestSessionLeaves(t *testing.T) {
 		h := newHub(newBlocks())
 		s := mustSession(t, 1)
 		f, _, _ := h.open(s, nil)
-		w := publishAll(h, 2*window/ahead)
+		w := publishAll(h, 2*window/maxUnsent)
 		lose(t, h, f)
 		if !w.stuck() {
 			t.Fatal("the program did not wait for the lost stream")
@@ -215,7 +215,7 @@ func TestSessionIsTakenOver(t *testing.T) {
 	})
 }
 
-// A lost session and a follower that waits: the session has its time, then it goes on.
+// A lost session and a subscriber that waits: the session has its time, then it goes on.
 func TestSessionAndPlainFollower(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHub(newBlocks())
@@ -223,20 +223,20 @@ func TestSessionAndPlainFollower(t *testing.T) {
 		lose(t, h, lostOne)
 		plain := &reader{}
 		wait := plain.follow(t.Context(), h)
-		w := publishAll(h, 2*window/ahead)
+		w := publishAll(h, 2*window/maxUnsent)
 		if !w.stuck() {
 			t.Fatal("the program did not wait for the lost stream")
 		}
 		time.Sleep(defaultHold + time.Second)
 		if w.stuck() {
-			t.Fatal("the program waits for ever")
+			t.Fatal("the program waits without end")
 		}
 		h.finish(theEnd())
 		if err := wait(); err != nil {
 			t.Fatal(err)
 		}
 		if got := plain.events(); len(got) != 2 || len(got[0]) != 2*window {
-			t.Errorf("the plain follower got %d events", len(got))
+			t.Errorf("the plain subscriber got %d events", len(got))
 		}
 	})
 }
@@ -330,7 +330,7 @@ func TestEndedProcessesAreBounded(t *testing.T) {
 		t.Errorf("%d processes and %d timers are kept, want %d", len(s.byPID), len(s.timers), maxEnded)
 	}
 	f, lost, err := s.byPID[10].out.resume(mustSession(t, 10).id, new(uint64))
-	if err != nil || lost != 8*ahead || f.next != lost {
+	if err != nil || lost != 8*maxUnsent || f.next != lost {
 		t.Errorf("resume() of an early one = %d lost, %v", lost, err)
 	}
 }

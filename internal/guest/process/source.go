@@ -11,9 +11,9 @@ import (
 )
 
 // What a process leaves in its pipes is delivered before its end. When others
-// still hold a pipe (a server in the background), waiting for its end could
-// take for ever; so after the process's exit its output ends
-// when it was silent for quiet, or has gone on for linger.
+// still hold a pipe (a server in the background), its end may never come; so
+// after the process's exit its output ends when there was none for quiet, or when
+// linger has passed.
 const (
 	quiet  = 100 * time.Millisecond
 	linger = time.Second
@@ -28,7 +28,8 @@ const (
 // buffer holds one read.
 type buffer [pipeChunk]byte
 
-// buffers are shared by the sources of a service: who waits for output holds none.
+// newBuffers returns the pool that the sources of a service share: a source that
+// waits for output holds no buffer.
 func newBuffers() *sync.Pool { return &sync.Pool{New: func() any { return new(buffer) }} }
 
 // source is where one output of a process is read: a pipe, or the terminal.
@@ -36,17 +37,16 @@ type source struct {
 	file    *os.File // non-blocking, so that deadlines work
 	chunk   int
 	buffers *sync.Pool
-	emit    func([]byte) // hands a copy of a piece on
+	emit    func([]byte) // must copy what it keeps
 }
 
-// exited tells a read that goes on that the process ended. pump notices at its
-// next read if it is not reading now.
+// exited tells pump that the process ended: a read that is under way fails, or the next one.
 func (s *source) exited() {
 	_ = s.file.SetReadDeadline(time.Unix(1, 0)) // fails only when it is closed: then pump has ended
 }
 
 // pump emits what is read until the end of the output. open is true when
-// somebody else still holds the other end; then the caller decides about the file.
+// another process still holds the other end; then the caller decides about the file.
 func (s *source) pump() (open bool) {
 	for {
 		if _, err := s.move(true); errors.Is(err, os.ErrDeadlineExceeded) {
@@ -72,8 +72,8 @@ func (s *source) drain() (open bool) {
 }
 
 // sweep emits what is in the pipe now, without waiting. A slow reader may have
-// used up all of linger while the process's own last bytes are still there; they are at
-// most what the pipe holds.
+// used up all of linger while the process's own last bytes are still in the pipe; they
+// are at most what it holds.
 func (s *source) sweep() (open bool) {
 	for left := s.capacity(); left > 0; {
 		n, err := s.move(false)
@@ -85,8 +85,8 @@ func (s *source) sweep() (open bool) {
 	return true
 }
 
-// move reads once and emits what it got. It waits for output if it is told to,
-// until the file's deadline; else there being none is EAGAIN. The end is an error, too.
+// move reads once and emits what it got. With wait it waits for output until the
+// file's deadline; without, no output is EAGAIN. The end is io.EOF.
 func (s *source) move(wait bool) (n int, err error) {
 	conn, err := s.file.SyscallConn()
 	if err != nil {
@@ -123,8 +123,8 @@ func (s *source) move(wait bool) (n int, err error) {
 	return n, nil
 }
 
-// capacity is how much the kernel can hold between the process and this end.
-// A terminal has no such number: a megabyte is far more than its buffers.
+// capacity returns how many bytes the kernel can hold between the process and this
+// end. A terminal reports no such number: a megabyte is far more than its buffers.
 func (s *source) capacity() int {
 	const most = 1 << 20
 	conn, err := s.file.SyscallConn()
@@ -138,11 +138,11 @@ func (s *source) capacity() int {
 	return size
 }
 
-// discard reads what others still write, so that they neither block nor get
-// SIGPIPE, until they close it or file is closed.
+// discard reads what other processes still write, so that they neither block nor
+// get SIGPIPE, until they close the pipe or file is closed.
 func (s *source) discard() {
 	_ = s.file.SetReadDeadline(time.Time{})
-	_, _ = io.Copy(io.Discard, s.file) // nobody is interested any more
+	_, _ = io.Copy(io.Discard, s.file) // no subscriber gets it
 }
 
 func minTime(a, b time.Time) time.Time {

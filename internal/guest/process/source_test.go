@@ -38,7 +38,7 @@ func TestPumpToEOF(t *testing.T) {
 	}
 }
 
-// The process has exited, somebody else holds the pipe: what is there counts.
+// The process has exited, another one holds the pipe: what the pipe holds is read.
 func TestPumpHeld(t *testing.T) {
 	s, w, got := pipeSource(t)
 	write(t, w, []byte("last words"))

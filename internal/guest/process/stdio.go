@@ -16,9 +16,9 @@ type stdio struct {
 	far  [3]*os.File // stdin, stdout and stderr as the program gets them
 }
 
-// nearSide is the agent's.
+// nearSide is the agent's side.
 type nearSide struct {
-	pty            *os.File // set: the only one
+	pty            *os.File // if set, the others are nil
 	stdin          *os.File // nil: the program reads /dev/null
 	stdout, stderr *os.File
 }
@@ -29,7 +29,8 @@ func (s *stdio) fds() []uintptr {
 	return []uintptr{s.far[0].Fd(), s.far[1].Fd(), s.far[2].Fd()}
 }
 
-// closeFar closes the program's side in the agent, else its end would not show.
+// closeFar closes the agent's copies of the program's side, without which the
+// program's end would not end its output.
 func (s *stdio) closeFar() {
 	for _, f := range s.far {
 		f.Close() // nil and twice are errors, not panics
@@ -80,8 +81,8 @@ func openTerminal(size unix.Winsize, user *account.User) (*stdio, error) {
 	return s, nil
 }
 
-// give makes the files the user's, so that programs may open /dev/stdout or
-// /dev/tty again by name.
+// give changes the files' owner to the user, so that programs may open
+// /dev/stdout or /dev/tty again by name.
 func (s *stdio) give(user *account.User, withStdin bool) error {
 	if int(user.UID) == os.Geteuid() {
 		return nil

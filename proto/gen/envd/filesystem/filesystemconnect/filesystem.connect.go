@@ -65,9 +65,9 @@ const (
 // FilesystemClient is a client for the filesystem.Filesystem service.
 type FilesystemClient interface {
 	Stat(context.Context, *filesystem.StatRequest) (*filesystem.StatResponse, error)
-	// MakeDir creates a directory and its parents; already_exists when it is there.
+	// MakeDir creates a directory and its parents; already_exists when it exists.
 	MakeDir(context.Context, *filesystem.MakeDirRequest) (*filesystem.MakeDirResponse, error)
-	// Move renames, making the destination's parents, over a file that is there.
+	// Move renames, making the destination's parents, over an existing file.
 	Move(context.Context, *filesystem.MoveRequest) (*filesystem.MoveResponse, error)
 	// ListDir lists in lexical order; depth 0 counts as 1.
 	ListDir(context.Context, *filesystem.ListDirRequest) (*filesystem.ListDirResponse, error)
@@ -243,9 +243,9 @@ func (c *filesystemClient) RemoveWatcher(ctx context.Context, req *filesystem.Re
 // FilesystemHandler is an implementation of the filesystem.Filesystem service.
 type FilesystemHandler interface {
 	Stat(context.Context, *filesystem.StatRequest) (*filesystem.StatResponse, error)
-	// MakeDir creates a directory and its parents; already_exists when it is there.
+	// MakeDir creates a directory and its parents; already_exists when it exists.
 	MakeDir(context.Context, *filesystem.MakeDirRequest) (*filesystem.MakeDirResponse, error)
-	// Move renames, making the destination's parents, over a file that is there.
+	// Move renames, making the destination's parents, over an existing file.
 	Move(context.Context, *filesystem.MoveRequest) (*filesystem.MoveResponse, error)
 	// ListDir lists in lexical order; depth 0 counts as 1.
 	ListDir(context.Context, *filesystem.ListDirRequest) (*filesystem.ListDirResponse, error)

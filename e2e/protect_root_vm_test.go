@@ -1,0 +1,112 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox"
+)
+
+// answers fails unless the guest's agent and its commands answer.
+func answers(t *testing.T, sb *sandbox.Sandbox) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	res, err := sb.Guest().Exec(ctx, envdclient.Command{Path: "echo", Args: []string{"here"}, User: "root"})
+	if err != nil || string(res.Stdout) != "here\n" {
+		t.Errorf("a command beside the greedy one: %+v, %v", res, err)
+	}
+}
+
+// A guest whose user takes all memory or all processes answers its host.
+func TestGreedyCommands(t *testing.T) {
+	h := openHost(t)
+	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
+	sb = keep(t, sb, err)
+	for file, want := range map[string]string{
+		"/proc/$(pidof envd)/cgroup":        "0::/agent",
+		"/proc/$(pidof envd)/oom_score_adj": "-1000",
+		"/proc/self/oom_score_adj":          "100",
+	} {
+		if got := sh(t, sb, "cat "+file); got != want {
+			t.Errorf("%s is %q, want %q", file, got, want)
+		}
+	}
+	t.Log(sh(t, sb, "cd /sys/fs/cgroup; grep -r . agent/memory.min agent/memory.current agent/cpu.weight user/memory.max user/pids.max user/1/memory.max user/1/pids.max; free -m"))
+
+	t.Run("memory", func(t *testing.T) {
+		const greedy = "b = []\nwhile True: b.append(bytearray(1 << 20))"
+		for range 2 {
+			res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "python3", Args: []string{"-c", greedy}, User: "user"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if res.Reason != envdclient.EndOutOfMemory || res.Code != -1 {
+				t.Errorf("a command that takes all memory ended with %+v", res.Exit)
+			}
+			answers(t, sb)
+		}
+		// A child is killed, and the shell says so with its status.
+		res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "sh", Args: []string{"-c", "python3 -c '" + greedy + "'; exit $?"}})
+		if err != nil || res.Reason != envdclient.EndOutOfMemory {
+			t.Errorf("a command whose child takes all memory ended with %+v, %v", res, err)
+		}
+	})
+	t.Run("processes", func(t *testing.T) {
+		bomb, err := sb.Guest().Start(t.Context(), envdclient.Command{Path: "bash", Args: []string{"-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"}, User: "user"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer bomb.Close()
+		// Programs cost a busy guest more than what the shell can do itself.
+		sh(t, sb, "until read -r n </sys/fs/cgroup/user/pids.current && [ $n -gt 300 ]; do :; done")
+		for range 3 {
+			answers(t, sb)
+		}
+		began := time.Now()
+		if err := bomb.Signal(t.Context(), envdclient.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("killed in %v", time.Since(began))
+		if left := sh(t, sb, "pgrep -c -u user bash || true"); strings.TrimSpace(left) != "0" {
+			t.Errorf("%s processes of the bomb are left", left)
+		}
+	})
+	answers(t, sb)
+}
+
+// What a command has started freezes with it, stays over a pause, and ends with it.
+func TestCommandIsOneOverPause(t *testing.T) {
+	h := openHost(t)
+	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
+	sb = keep(t, sb, err)
+	const script = `setsid sh -c 'trap "" TERM; sleep 1000; sleep 1000' & echo; sleep 1000`
+	proc, err := sb.Guest().Start(t.Context(), envdclient.Command{Path: "bash", Args: []string{"-c", script}, User: "user"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := proc.Next(); err != nil {
+		t.Fatal(err)
+	}
+	pid := proc.PID()
+	proc.Close()
+	if err := sb.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, sb, "[ $(pgrep -c sleep) = 2 ]")
+	if err := sb.Guest().Kill(t.Context(), pid); err != nil {
+		t.Fatal(err)
+	}
+	if left := sh(t, sb, "pgrep -c sleep || true"); left != "0" {
+		t.Errorf("%s processes are left", left)
+	}
+}
