@@ -31,14 +31,14 @@ type User struct {
 	Shell  string
 }
 
-// DB reads the user files anew at each look-up: guests change them.
+// DB reads the user files at each look-up, because guests change them.
 type DB struct {
 	Passwd string // default /etc/passwd
 	Group  string // default /etc/group
 }
 
-// Lookup finds a user by name, never by number. The error is ErrUnknown when
-// there is none.
+// Lookup finds a user by name, never by number. The error wraps ErrUnknown when
+// no user has the name.
 func (db DB) Lookup(name string) (*User, error) {
 	f, err := os.Open(cmp.Or(db.Passwd, "/etc/passwd"))
 	if err != nil {

@@ -73,8 +73,8 @@ func makeRuntimeDir(dir string, uid, gid int) error {
 	return os.Chown(dir, uid, gid)
 }
 
-// RuntimeDir returns the user's directory in root, and "" unless it is there and
-// the user's alone.
+// RuntimeDir returns the user's directory in root, and "" unless it exists and
+// belongs to the user alone.
 func (u *User) RuntimeDir(root string) string {
 	dir := fmt.Sprintf("%s/%d", root, u.UID)
 	var st syscall.Stat_t

@@ -19,8 +19,8 @@ import (
 )
 
 // computed are the magic numbers (statfs(2)) of file systems whose files are
-// made while they are read and written: their sizes mean nothing, and no file
-// can be put beside them.
+// computed as they are read and written: their sizes are meaningless, and no file can
+// be made beside them.
 var computed = []int64{
 	unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.CGROUP_SUPER_MAGIC,
 	unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC,
@@ -37,22 +37,27 @@ func (s *Service) serveDownload(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	f, info, err := openForReading(path)
+	var f *os.File
+	var info fs.FileInfo
+	err = user.Do(func() (err error) {
+		f, info, err = openForReading(path)
+		return err
+	})
 	if err != nil {
 		s.fail(w, r, failure("read", path, err))
 		return
 	}
 	defer f.Close()
-	// A read of some files under /proc blocks until something happens.
-	stop := context.AfterFunc(r.Context(), func() { _ = f.SetReadDeadline(time.Unix(1, 0)) }) // others do not block
+	// A read of some files under /proc waits for an event.
+	stop := context.AfterFunc(r.Context(), func() { _ = f.SetReadDeadline(time.Unix(1, 0)) }) // fails for files whose reads do not block
 	defer stop()
-	if err := s.send(w, r, f, info); err != nil {
+	if err := s.send(w, r, source{f, info, user}); err != nil {
 		s.abort(r, path, err)
 	}
 }
 
-// openForReading opens a regular file, and never waits: opening a pipe or a
-// device could hang, or do something.
+// openForReading opens a regular file and nothing else: opening a pipe or a device
+// could hang, or have effects.
 func openForReading(path string) (*os.File, fs.FileInfo, error) {
 	info, err := os.Stat(path)
 	if err == nil {
@@ -87,8 +92,44 @@ func mustBeFile(path string, info fs.FileInfo) error {
 	}
 }
 
-// send answers with a file's content. An error means that the answer is cut.
-func (s *Service) send(w http.ResponseWriter, r *http.Request, f *os.File, info fs.FileInfo) error {
+// source is a file that is open for a caller.
+type source struct {
+	*os.File
+
+	info fs.FileInfo
+	user caller
+}
+
+// isComputed reports whether the file is on a file system of the computed kind.
+func (f source) isComputed() bool {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var stat unix.Statfs_t
+	var statErr error
+	err = conn.Control(func(fd uintptr) { statErr = unix.Fstatfs(int(fd), &stat) })
+	return err == nil && statErr == nil && slices.Contains(computed, stat.Type)
+}
+
+// reader returns a reader of the whole file. Files of the computed kind may check
+// the credentials of each read; others check only the open, so sendfile(2) can be used.
+func (f source) reader() io.Reader {
+	if f.isComputed() {
+		return computedReader{f}
+	}
+	return f.File
+}
+
+// computedReader reads with the caller's credentials.
+type computedReader struct{ source }
+
+func (r computedReader) Read(p []byte) (int, error) {
+	return as(r.user, func() (int, error) { return r.File.Read(p) })
+}
+
+// send answers with a file's content. After an error the answer is incomplete.
+func (s *Service) send(w http.ResponseWriter, r *http.Request, f source) error {
 	head := w.Header()
 	head.Set("Vary", "Accept-Encoding")
 	head.Set("Content-Disposition", mime.FormatMediaType("inline", map[string]string{"filename": filepath.Base(f.Name())}))
@@ -98,25 +139,25 @@ func (s *Service) send(w http.ResponseWriter, r *http.Request, f *os.File, info 
 		s.refuse(w, r, http.StatusNotAcceptable, message(err))
 		return nil
 	}
-	sized := info.Size() > 0 && !isComputed(f.Name())
+	sized := f.info.Size() > 0 && !f.isComputed()
 	switch {
 	case sized && (coding == identity || isPartial(r)):
-		return sendSized(w, r, f, info)
+		return sendSized(w, r, f)
 	case coding == identity:
-		head.Set("Content-Type", contentType(f))
+		head.Set("Content-Type", contentType(f.File))
 		return sendAll(w, r, f)
 	default:
-		head.Set("Content-Type", contentType(f))
+		head.Set("Content-Type", contentType(f.File))
 		least := int64(0)
 		if sized {
-			least = info.Size()
+			least = f.info.Size()
 		}
 		return sendGzip(w, r, f, least)
 	}
 }
 
 // isPartial reports whether a request is about bytes or versions of the file
-// itself, which a compressed one has other ones of.
+// itself, which differ for a compressed answer.
 func isPartial(r *http.Request) bool {
 	return slices.ContainsFunc([]string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"},
 		func(name string) bool { return r.Header.Get(name) != "" })
@@ -134,16 +175,16 @@ func contentType(f *os.File) string {
 	return cmp.Or(mime.TypeByExtension(filepath.Ext(f.Name())), "application/octet-stream")
 }
 
-// sendSized leaves ranges and conditions to the standard library, and notices
-// what that one keeps to itself: that the file became shorter, or failed.
-func sendSized(w http.ResponseWriter, r *http.Request, f *os.File, info fs.FileInfo) error {
+// sendSized leaves ranges and conditions to the standard library, and returns the
+// errors that it hides: that the file became shorter, or a read failed.
+func sendSized(w http.ResponseWriter, r *http.Request, f source) error {
 	watched := &shortCopyWriter{ResponseWriter: w}
-	http.ServeContent(watched, r, f.Name(), info.ModTime(), f)
+	http.ServeContent(watched, r, f.Name(), f.info.ModTime(), f.File)
 	return watched.err
 }
 
-// shortCopyWriter is a ResponseWriter that remembers a copy that failed or
-// ended before its limit. http.ServeContent copies by io.CopyN, which calls
+// shortCopyWriter is a ResponseWriter that records a copy that failed or ended
+// before its limit. http.ServeContent copies by io.CopyN, which calls
 // ReadFrom with an io.LimitedReader; the connection's own ReadFrom may then
 // use sendfile(2).
 type shortCopyWriter struct {
@@ -163,17 +204,17 @@ func (w *shortCopyWriter) ReadFrom(src io.Reader) (int64, error) {
 	return n, err
 }
 
-// sendAll sends what there is to read, however much that is.
-func sendAll(w http.ResponseWriter, r *http.Request, f *os.File) error {
+// sendAll sends the file to its end.
+func sendAll(w http.ResponseWriter, r *http.Request, f source) error {
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	_, err := io.Copy(w, f)
+	_, err := io.Copy(w, f.reader())
 	return err
 }
 
-// sendGzip compresses what there is to read; less than least is an error.
-func sendGzip(w http.ResponseWriter, r *http.Request, f *os.File, least int64) error {
+// sendGzip sends the file to its end, compressed. Less than least bytes is an error.
+func sendGzip(w http.ResponseWriter, r *http.Request, f source, least int64) error {
 	w.Header().Set("Content-Encoding", string(gzipped))
 	if r.Method == http.MethodHead {
 		return nil
@@ -182,7 +223,7 @@ func sendGzip(w http.ResponseWriter, r *http.Request, f *os.File, least int64) e
 	if err != nil {
 		return err
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{f}, make([]byte, copyBuffer))
+	n, err := io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{f.reader()}, make([]byte, copyBuffer))
 	if err != nil {
 		return err
 	}

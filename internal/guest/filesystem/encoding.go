@@ -7,7 +7,7 @@ import (
 	"wrenn"
 )
 
-// encoding is how the body of an answer is coded.
+// encoding is the content coding of an answer.
 type encoding string
 
 const (
@@ -15,9 +15,9 @@ const (
 	gzipped  encoding = "gzip"
 )
 
-// chooseEncoding picks by an Accept-Encoding header, RFC 9110 §12.5.3: gzip
-// where it is named and liked no less than identity, which need not be named.
-// The error says that the client refuses both.
+// chooseEncoding chooses by an Accept-Encoding header, RFC 9110 §12.5.3: gzip if it
+// is named and weighs no less than identity, which need not be named. It is an
+// error when the client refuses both.
 func chooseEncoding(header string) (encoding, error) {
 	weights := acceptWeights(header)
 	gzip, named := weights[string(gzipped)]
@@ -42,8 +42,7 @@ func chooseEncoding(header string) (encoding, error) {
 	}
 }
 
-// acceptWeights reads "gzip;q=0.5, br, *;q=0". What is not well formed is left
-// out: a client that cannot be understood asked for nothing.
+// acceptWeights parses "gzip;q=0.5, br, *;q=0". It leaves out malformed elements.
 func acceptWeights(header string) map[string]float64 {
 	weights := map[string]float64{}
 	for element := range strings.SplitSeq(header, ",") {

@@ -12,9 +12,9 @@ import (
 	pb "wrenn/proto/gen/envd/filesystem"
 )
 
-// entry describes what is at path. For a symbolic link, type, mode and size
-// are those of what it leads to; the rest is the link's own. A link that leads
-// nowhere is of type symlink. The error is the kernel's for path itself.
+// entry describes the file at path. For a symbolic link, type, mode and size are
+// those of the file that it leads to; the rest is the link's own. A link that leads
+// nowhere has the type symlink. The error is the kernel's for path itself.
 func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -30,7 +30,7 @@ func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 		e.Owner, e.Group = names.User(stat.Uid), names.Group(stat.Gid)
 	}
 	if info.Mode().Type() == fs.ModeSymlink {
-		target, _ := followLinks(path) // as far as it leads
+		target, _ := followLinks(path) // as far as it can be followed
 		e.SymlinkTarget = new(printable(target))
 		if target, err := os.Stat(path); err == nil {
 			info = target
@@ -44,18 +44,18 @@ func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 // maxLinks is the kernel's limit for links that lead to links, see path_resolution(7).
 const maxLinks = 40
 
-// followLinks returns the absolute path that the links at path lead to,
-// whether or not anything is there; path itself when it is no link.
+// followLinks returns the absolute path that the links at path lead to, which need
+// not exist; path itself when it is no link.
 func followLinks(path string) (string, error) {
 	for range maxLinks {
 		link, err := os.Readlink(path)
 		if err != nil {
-			return path, nil //nolint:nilerr // no link, or nothing there: whoever uses the path will see
+			return path, nil //nolint:nilerr // not a link, or it does not exist: the caller's next call fails then
 		}
 		if !filepath.IsAbs(link) {
 			link = filepath.Dir(path) + "/" + link
 		}
-		// Links among the directories change what .. means, so these go first.
+		// Links among the directories change what .. means, so they are resolved first.
 		dir, base := filepath.Split(link)
 		if dir, err = filepath.EvalSymlinks(dir); err != nil {
 			return filepath.Clean(link), err
@@ -74,11 +74,11 @@ func fileType(mode fs.FileMode) pb.FileType {
 	case fs.ModeSymlink:
 		return pb.FileType_FILE_TYPE_SYMLINK
 	default:
-		return pb.FileType_FILE_TYPE_UNSPECIFIED // pipes, sockets, devices: the protocol has no word
+		return pb.FileType_FILE_TYPE_UNSPECIFIED // the protocol has no type for pipes, sockets and devices
 	}
 }
 
-// permissions prints a mode as ls -l does, which is not how fs.FileMode does.
+// permissions returns a mode as ls -l prints it, which differs from fs.FileMode.
 func permissions(mode fs.FileMode) string {
 	text := []byte("-" + mode.Perm().String()[1:])
 	switch mode.Type() {

@@ -13,8 +13,8 @@ import (
 	"wrenn"
 )
 
-// kinds is what the caller is told for what the kernel says. The order
-// matters: fs.ErrNotExist and its like match several numbers.
+// kinds are the codes for the kernel's errors. The order matters: errors like
+// fs.ErrNotExist match several numbers.
 var kinds = []struct {
 	cause error
 	code  wrenn.Code
@@ -35,8 +35,8 @@ var kinds = []struct {
 	{fs.ErrPermission, wrenn.PermissionDenied},
 }
 
-// failure turns what the kernel said into an error for the caller. A
-// *wrenn.Error stays what it is.
+// failure turns an error of the kernel into one for the caller. It returns a
+// *wrenn.Error unchanged.
 func failure(doing, path string, err error) error {
 	if err == nil {
 		return nil
@@ -65,7 +65,7 @@ func reason(err error) string {
 	return printable(err.Error())
 }
 
-// rpcError is err as Connect sends it: the codes have the same names.
+// rpcError returns err as Connect sends it: the codes have the same names.
 func (s *Service) rpcError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -74,19 +74,19 @@ func (s *Service) rpcError(ctx context.Context, err error) error {
 		return ctx.Err()
 	}
 	if e, ok := errors.AsType[*connect.Error](err); ok {
-		return e // a stream that broke
+		return e // of a stream that failed
 	}
 	var code connect.Code
 	if code.UnmarshalText([]byte(wrenn.CodeOf(err))) != nil {
 		code = connect.CodeInternal
 	}
 	if code == connect.CodeInternal {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "file request failed", slog.Any("error", err))
+		s.log.LogAttrs(ctx, slog.LevelWarn, "file request failed", slog.Any("err", err))
 	}
 	return connect.NewError(code, errors.New(message(err)))
 }
 
-// message is what the caller may read of err.
+// message returns what the caller may read of err.
 func message(err error) string {
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
 		return e.Message
@@ -94,6 +94,6 @@ func message(err error) string {
 	return "internal error"
 }
 
-// printable makes s fit for protobuf and JSON, which hold UTF-8 alone; file
-// names hold any bytes.
+// printable replaces bytes that are not UTF-8, which protobuf and JSON cannot hold
+// and file names can.
 func printable(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

@@ -12,7 +12,7 @@ import (
 	"wrenn/internal/guest/account"
 )
 
-// copyBuffer is what a transfer holds in memory. Larger ones are not faster.
+// copyBuffer is how much memory a transfer uses. More is not faster.
 const copyBuffer = 128 << 10
 
 // Files serves file contents over plain HTTP: GET, HEAD and POST of /files.
@@ -27,12 +27,12 @@ func (s *Service) Files() http.Handler {
 		s.refuse(w, r, http.StatusMethodNotAllowed, "files are read with GET and written with POST")
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		s.refuse(w, r, http.StatusNotFound, "there is nothing here: files are at /files")
+		s.refuse(w, r, http.StatusNotFound, "no such path: files are at /files")
 	})
 	return mux
 }
 
-// statuses is how HTTP says what a code of the house means.
+// statuses are the HTTP statuses of error codes.
 var statuses = map[wrenn.Code]int{
 	wrenn.Invalid:          http.StatusBadRequest,
 	wrenn.Unauthenticated:  http.StatusUnauthorized,
@@ -43,11 +43,11 @@ var statuses = map[wrenn.Code]int{
 	wrenn.Exhausted:        http.StatusInsufficientStorage,
 }
 
-// fail answers with an error, before anything else was sent.
+// fail answers with an error. The answer must not have begun.
 func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status := cmp.Or(statuses[wrenn.CodeOf(err)], http.StatusInternalServerError)
 	if status == http.StatusInternalServerError && r.Context().Err() == nil {
-		s.log.LogAttrs(r.Context(), slog.LevelWarn, "file request failed", slog.String("method", r.Method), slog.Any("error", err))
+		s.log.LogAttrs(r.Context(), slog.LevelWarn, "file request failed", slog.String("method", r.Method), slog.Any("err", err))
 	}
 	s.refuse(w, r, status, message(err))
 }
@@ -60,20 +60,20 @@ func writeJSON(ctx context.Context, log *slog.Logger, w http.ResponseWriter, sta
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if err := json.NewEncoder(w).Encode(answer); err != nil {
-		log.LogAttrs(ctx, slog.LevelDebug, "answer not sent", slog.Any("error", err))
+		log.LogAttrs(ctx, slog.LevelDebug, "answer not sent", slog.Any("err", err))
 	}
 }
 
-// httpCaller is the user for whom an HTTP request acts: the one in the query,
-// which signed URLs have, before the one in the Authorization header.
+// httpCaller returns the user of an HTTP request: the one in the query, which
+// signed URLs have, else the one in the Authorization header.
 func (s *Service) httpCaller(r *http.Request) (caller, error) {
 	return s.caller(cmp.Or(r.URL.Query().Get("username"), account.NameFromHeader(r.Header)))
 }
 
-// abort ends the connection so that the client sees a broken transfer.
+// abort breaks the connection, so that the client sees a broken transfer.
 func (s *Service) abort(r *http.Request, path string, err error) {
 	if r.Context().Err() == nil && !errors.Is(err, http.ErrAbortHandler) {
-		s.log.LogAttrs(r.Context(), slog.LevelWarn, "download broke off", slog.String("path", path), slog.Any("error", err))
+		s.log.LogAttrs(r.Context(), slog.LevelWarn, "download failed", slog.String("path", path), slog.Any("err", err))
 	}
 	panic(http.ErrAbortHandler)
 }

@@ -3,9 +3,13 @@
 package filesystem
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,15 +40,24 @@ func ids(t *testing.T, paths ...string) []string {
 	return all
 }
 
+// newOpenHouse is newHouse with a home in which everybody may make files.
+func newOpenHouse(tb testing.TB) *house {
+	tb.Helper()
+	h := newHouse(tb)
+	if err := errors.Join(os.Chmod(filepath.Dir(h.home), 0o755), os.Chmod(h.home, 0o777)); err != nil {
+		tb.Fatal(err)
+	}
+	return h
+}
+
 func TestOwnership(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t)
+	h := newOpenHouse(t)
 	const other, root = "12345:12346", "0:0"
 	answered(t, h.put(t, "u/p/file", strings.NewReader("x"), "Authorization", asOther))
 	answered(t, h.do(t, request(t, http.MethodPost, h.filesURL("q/file")+"&username=other", strings.NewReader("x"), "Content-Type", "application/octet-stream")))
 	write(t, h.in("mine"), "")
-	ctx, call := connect.NewClientContext(t.Context())
-	call.RequestHeader().Set("Authorization", asOther)
+	ctx := asOtherUser(t)
 	made, err := h.rpc.MakeDir(ctx, &pb.MakeDirRequest{Path: "d/e"})
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +85,161 @@ func TestOwnership(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{root}, ids(t, h.in("u/p/file"))); diff != "" {
 		t.Errorf("owner (-want +got):\n%s", diff)
+	}
+}
+
+// asOtherUser is a context for RPCs of the user other.
+func asOtherUser(t *testing.T) context.Context {
+	t.Helper()
+	ctx, call := connect.NewClientContext(t.Context())
+	call.RequestHeader().Set("Authorization", asOther)
+	return ctx
+}
+
+// newRootsFiles adds to an open house what only root may read or change.
+func newRootsFiles(t *testing.T) *house {
+	t.Helper()
+	h := newOpenHouse(t)
+	mkdir(t, h.in("private"))
+	mkdir(t, h.in("shown"))
+	write(t, h.in("private/file"), "secret")
+	write(t, h.in("shown/file"), "old")
+	write(t, h.in("file"), "old")
+	symlink(t, h.in("private/file"), h.in("link"))
+	symlink(t, h.in("shown"), h.in("dirlink"))
+	if err := errors.Join(os.Chmod(h.in("private"), 0o700), os.Chmod(h.in("private/file"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func TestFilesAreUsers(t *testing.T) {
+	t.Parallel()
+	h := newRootsFiles(t)
+	for _, path := range []string{"private/file", "link", "/etc/shadow", "/proc/1/environ", "/proc/1/mem"} {
+		wantError(t, h.do(t, request(t, "GET", h.filesURL(path), nil, "Authorization", asOther)), 403, "permission denied")
+		wantError(t, h.do(t, request(t, "GET", h.filesURL(path)+"&username=other", nil)), 403, "permission denied")
+	}
+	for _, path := range []string{
+		"private/file", "link", "private/new", "shown/new", "shown/deep/new", "dirlink/new", "shown/file", "file", "/etc/wrenn-test", "/proc/sys/kernel/hostname",
+	} {
+		wantError(t, h.put(t, path, strings.NewReader("new"), "Authorization", asOther), 403, "permission denied")
+	}
+	if got := []string{read(t, h.in("private/file")), read(t, h.in("shown/file")), read(t, h.in("file"))}; !slices.Equal(got, []string{"secret", "old", "old"}) {
+		t.Errorf("root's files are %q", got)
+	}
+	if diff := cmp.Diff([][]string{{"file"}, {"file"}}, [][]string{names(t, h.in("private")), names(t, h.in("shown"))}); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+	// The user's own are.
+	answered(t, h.put(t, "mine", strings.NewReader("1"), "Authorization", asOther))
+	answered(t, h.put(t, "mine", strings.NewReader("2"), "Authorization", asOther))
+	if got := h.do(t, request(t, "GET", h.filesURL("mine"), nil, "Authorization", asOther)); got.body != "2" {
+		t.Errorf("the user's own file is %+v", got)
+	}
+	if got := h.do(t, request(t, "GET", h.filesURL("/proc/self/status"), nil, "Authorization", asOther)); !strings.Contains(got.body, "Uid:") {
+		t.Errorf("a computed file that all may read is %+v", got)
+	}
+}
+
+func TestTreeIsUsers(t *testing.T) {
+	t.Parallel()
+	h := newRootsFiles(t)
+	ctx := asOtherUser(t)
+	for name, call := range map[string]func() error{
+		"stat":        func() error { _, err := h.rpc.Stat(ctx, &pb.StatRequest{Path: "private/file"}); return err },
+		"list":        func() error { _, err := h.rpc.ListDir(ctx, &pb.ListDirRequest{Path: "private"}); return err },
+		"list below":  func() error { _, err := h.rpc.ListDir(ctx, &pb.ListDirRequest{Path: ".", Depth: 2}); return err },
+		"make":        func() error { _, err := h.rpc.MakeDir(ctx, &pb.MakeDirRequest{Path: "shown/dir"}); return err },
+		"make below":  func() error { _, err := h.rpc.MakeDir(ctx, &pb.MakeDirRequest{Path: "dirlink/a/b"}); return err },
+		"remove":      func() error { _, err := h.rpc.Remove(ctx, &pb.RemoveRequest{Path: "shown/file"}); return err },
+		"remove tree": func() error { _, err := h.rpc.Remove(ctx, &pb.RemoveRequest{Path: "private"}); return err },
+		"move from": func() error {
+			_, err := h.rpc.Move(ctx, &pb.MoveRequest{Source: "shown/file", Destination: "got"})
+			return err
+		},
+		"move to": func() error {
+			_, err := h.rpc.Move(ctx, &pb.MoveRequest{Source: "link", Destination: "shown/got"})
+			return err
+		},
+		"watch": func() error {
+			_, err := h.rpc.CreateWatcher(ctx, &pb.CreateWatcherRequest{Path: "private"})
+			return err
+		},
+		"watch below": func() error {
+			_, err := h.rpc.CreateWatcher(ctx, &pb.CreateWatcherRequest{Path: ".", Recursive: true})
+			return err
+		},
+	} {
+		if err := call(); connect.CodeOf(err) != connect.CodePermissionDenied {
+			t.Errorf("%s: %v, want permission_denied", name, err)
+		}
+	}
+	if diff := cmp.Diff([][]string{{"file"}, {"file"}}, [][]string{names(t, h.in("private")), names(t, h.in("shown"))}); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+}
+
+// A file that the user may write to, in a directory where it may not be
+// replaced, is written in place and stays its owner's.
+func TestUploadInPlace(t *testing.T) {
+	t.Parallel()
+	h := newRootsFiles(t)
+	write(t, h.in("shown/log"), "a longer text")
+	mkdir(t, h.in("sticky"))
+	write(t, h.in("sticky/log"), "a longer text")
+	for path, mode := range map[string]os.FileMode{"shown/log": 0o666, "sticky/log": 0o666, "sticky": 0o777 | os.ModeSticky} {
+		if err := os.Chmod(h.in(path), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{"shown/log", "sticky/log"} {
+		answered(t, h.put(t, path, strings.NewReader("new"), "Authorization", asOther))
+		if got := read(t, h.in(path)); got != "new" {
+			t.Errorf("%s is %q", path, got)
+		}
+	}
+	if diff := cmp.Diff([]string{"0:0", "0:0"}, ids(t, h.in("shown/log"), h.in("sticky/log"))); diff != "" {
+		t.Errorf("owners (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"log"}, names(t, h.in("sticky"))); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), stagedPrefix+"*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
+// BenchmarkUserUploadSmall is BenchmarkUploadSmall of a user that is not root.
+func BenchmarkUserUploadSmall(b *testing.B) {
+	h := newOpenHouse(b)
+	for b.Loop() {
+		wantStatus(b, h.do(b, request(b, http.MethodPost, h.filesURL("file"), zeros(1024), "Content-Type", "application/octet-stream", "Authorization", asOther)), 200)
+	}
+}
+
+// BenchmarkUserUpload is BenchmarkUpload of a user that is not root.
+func BenchmarkUserUpload(b *testing.B) {
+	h := newOpenHouse(b)
+	b.SetBytes(benchSize)
+	for b.Loop() {
+		req := request(b, http.MethodPost, h.filesURL("file"), zeros(benchSize), "Content-Type", "application/octet-stream", "Authorization", asOther)
+		req.ContentLength = benchSize
+		wantStatus(b, h.do(b, req), 200)
+	}
+}
+
+// BenchmarkUserDownloadSmall is a download of 1 KiB for a user, which "me" and "other" compare.
+func BenchmarkUserDownloadSmall(b *testing.B) {
+	h := newOpenHouse(b)
+	wantStatus(b, h.do(b, request(b, http.MethodPost, h.filesURL("file"), zeros(1024), "Content-Type", "application/octet-stream")), 200)
+	for _, user := range []string{"me", "other"} {
+		b.Run(user, func(b *testing.B) {
+			for b.Loop() {
+				wantStatus(b, h.do(b, request(b, http.MethodGet, h.filesURL("file")+"&username="+user, nil)), 200)
+			}
+		})
 	}
 }
 

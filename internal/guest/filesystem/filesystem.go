@@ -1,7 +1,8 @@
-// Package filesystem is the file room of the guest's agent: the Connect service
-// filesystem.Filesystem and the plain HTTP handler of /files. It acts as the
-// agent's own user, root in a guest, and gives what it makes to the user whom
-// the request names. Who may call is decided before a request comes here.
+// Package filesystem serves the files of a guest: the Connect service
+// filesystem.Filesystem and the plain HTTP handler of /files. What it does to
+// paths it does with the credentials of the user that the request names, so the
+// kernel decides what is allowed. The agent decides who may call before a request
+// comes here.
 package filesystem
 
 import (
@@ -21,11 +22,10 @@ import (
 )
 
 // uploadIdle is how long an upload may send nothing: long enough for a stalled
-// network, short enough that a client that vanished does not hold its
-// temporary file for ever.
+// network, short enough to remove the temporary file of a client that vanished.
 const uploadIdle = 60 * time.Second
 
-// Config is what the room needs.
+// Config is what a Service needs.
 type Config struct {
 	Accounts account.DB
 	Settings *settings.Settings // needed
@@ -58,14 +58,14 @@ func New(cfg Config) *Service {
 	return s
 }
 
-// Close ends all watchers; a stream of WatchDir ends when its client took what
-// was under way. It never fails and is safe to call more than once.
+// Close ends all watches; a stream of WatchDir ends when its client has received
+// what was under way. It never fails. Twice is allowed.
 func (s *Service) Close() error {
 	s.watches.close()
 	return nil
 }
 
-// caller is the user for whom a request acts, and where its relative paths start.
+// caller is the user of a request, and the directory where its relative paths start.
 type caller struct {
 	*account.User
 	workdir string
@@ -87,7 +87,16 @@ func (s *Service) caller(name string) (caller, error) {
 	return caller{User: user, workdir: values.Workdir}, nil
 }
 
-// rpcCaller is the user whom an RPC names in its Authorization header.
+// as calls f with the caller's credentials: account.User.Do.
+func as[T any](user caller, f func() (T, error)) (result T, err error) {
+	err = user.Do(func() (err error) {
+		result, err = f()
+		return err
+	})
+	return result, err
+}
+
+// rpcCaller returns the user that an RPC names in its Authorization header.
 func (s *Service) rpcCaller(ctx context.Context) (caller, error) {
 	return s.caller(account.NameFromHeader(rpcHeader(ctx)))
 }
@@ -99,8 +108,8 @@ func rpcHeader(ctx context.Context) http.Header {
 	return nil
 }
 
-// path makes the path of a request absolute. There is no jail: who may call
-// the agent may do what root may.
+// path makes the path of a request absolute. There is no jail: the
+// kernel decides what the user may do.
 func (c caller) path(requested string) (string, error) {
 	path := c.Resolve(requested, c.workdir)
 	if strings.ContainsRune(path, 0) {

@@ -68,6 +68,9 @@ func newHouseWith(tb testing.TB, cfg Config) *house {
 		rpc: filesystemconnect.NewFilesystemClient(client, server.URL, connect.WithProtoJSON())}
 }
 
+// asRoot is a caller that is the agent's own user.
+var asRoot = caller{User: &account.User{}}
+
 // in is a path in the user's home.
 func (h *house) in(elements ...string) string {
 	return filepath.Join(append([]string{h.home}, elements...)...)

@@ -30,12 +30,12 @@ const (
 	maxXattr     = 64 << 10 // for a value (XATTR_SIZE_MAX)
 )
 
-// readMetadata returns the metadata at path, following a link; nil when there
-// is none or none can be had. Attributes beyond the limits were not written by
-// an upload and are left out.
+// readMetadata returns the metadata at path, following a link; nil when it has none
+// or none can be read. It leaves out attributes beyond the limits, which no upload
+// has written.
 func readMetadata(path string, mode fs.FileMode) map[string]string {
 	if !mode.IsRegular() && !mode.IsDir() {
-		return nil // others cannot have attributes of users, xattr(7)
+		return nil // other files cannot have user attributes, xattr(7)
 	}
 	var metadata map[string]string
 	room := maxMetadata
@@ -58,8 +58,8 @@ func readMetadata(path string, mode fs.FileMode) map[string]string {
 	return metadata
 }
 
-// xattrNames returns the names of path's extended attributes, each with a zero
-// byte behind it; "" when there are none or none can be had.
+// xattrNames returns the names of path's extended attributes, each followed by a
+// zero byte; "" when it has none or none can be read.
 func xattrNames(path string) string {
 	size, err := unix.Listxattr(path, nil)
 	if err != nil || size == 0 {
@@ -72,8 +72,8 @@ func xattrNames(path string) string {
 	return string(list[:size])
 }
 
-// metadataFromHeader collects the X-Metadata-<key> headers of an upload, keys
-// in small letters; nil when there are none.
+// metadataFromHeader returns the X-Metadata-<key> headers of an upload with keys in
+// lower case, nil when it has none.
 func metadataFromHeader(h http.Header) (map[string]string, error) {
 	var metadata map[string]string
 	room := maxMetadata
@@ -100,10 +100,10 @@ func metadataFromHeader(h http.Header) (map[string]string, error) {
 	return metadata, nil
 }
 
-// errNoMetadata is for file systems without extended attributes of users.
+// errNoMetadata is for file systems without user attributes.
 var errNoMetadata = wrenn.Errorf(wrenn.Invalid, "the file system of this path keeps no metadata: leave out the X-Metadata headers")
 
-// writeMetadata sets the metadata of a new file, in the order of the keys.
+// writeMetadata sets the metadata of a new file in the order of the keys.
 func writeMetadata(f *os.File, metadata map[string]string) error {
 	for _, key := range slices.Sorted(maps.Keys(metadata)) {
 		err := setXattr(f, xattrPrefix+key, metadata[key])

@@ -17,9 +17,9 @@ import (
 	"wrenn/internal/rollback"
 )
 
-// move renames source to destination and makes the destination's missing
-// parents. When it fails, both are as they were, unless the source could not be
-// removed after it was copied to another file system.
+// move renames source to destination and makes the destination's missing parents.
+// After an error both are as before, unless the source could not be removed after it
+// was copied to another file system.
 func move(ctx context.Context, source, destination string, user caller) error {
 	if _, err := os.Lstat(source); err != nil {
 		return failure("move", source, err)
@@ -43,8 +43,8 @@ func move(ctx context.Context, source, destination string, user caller) error {
 	return nil
 }
 
-// moveAcross moves to another file system: a copy beside the destination, a
-// rename over it, and only then the source goes.
+// moveAcross moves to another file system: it copies to a temporary name beside the
+// destination, renames that over the destination, and then removes the source.
 func moveAcross(ctx context.Context, source, destination string, undo *rollback.Stack) error {
 	staged := filepath.Join(filepath.Dir(destination), stagedPrefix+rand.Text())
 	undo.AddFunc(func() { _ = os.RemoveAll(staged) }) // not there once renamed
@@ -56,13 +56,13 @@ func moveAcross(ctx context.Context, source, destination string, undo *rollback.
 	}
 	undo.Keep()
 	if err := os.RemoveAll(source); err != nil {
-		return wrenn.Errorf(wrenn.Internal, "'%s' is whole at its new place, but the old one could not be removed: %s", printable(source), reason(err))
+		return wrenn.Errorf(wrenn.Internal, "'%s' was copied to its new place, but could not be removed at the old one: %s", printable(source), reason(err))
 	}
 	return nil
 }
 
-// copyTree copies a file, a link or a whole directory with what belongs to it.
-// Of files with several names each becomes one of its own.
+// copyTree copies a file, a link or a whole directory with its attributes. Hard
+// links become separate files.
 func copyTree(ctx context.Context, from, to string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -134,19 +134,23 @@ func copyDir(ctx context.Context, from, to string) error {
 	}
 }
 
-// copyAttributes gives a copy the owner, extended attributes, mode and time of
-// the original, in this order: a new owner takes some of the others away.
+// copyAttributes gives a copy the owner, extended attributes, mode and times of the
+// original, in this order: changing the owner clears some of the others.
 func copyAttributes(info fs.FileInfo, from, to string) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return errors.ErrUnsupported
 	}
-	if err := os.Lchown(to, int(stat.Uid), int(stat.Gid)); err != nil {
+	mode := info.Mode()
+	err := os.Lchown(to, int(stat.Uid), int(stat.Gid))
+	if errors.Is(err, fs.ErrPermission) { // only root gives files away: as mv(1) does, the copy is the user's
+		mode &^= fs.ModeSetuid | fs.ModeSetgid
+	} else if err != nil {
 		return err
 	}
 	if info.Mode().Type() != fs.ModeSymlink {
 		copyXattrs(from, to)
-		if err := os.Chmod(to, info.Mode()); err != nil {
+		if err := os.Chmod(to, mode); err != nil {
 			return err
 		}
 	}
@@ -154,8 +158,8 @@ func copyAttributes(info fs.FileInfo, from, to string) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, to, times, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// copyXattrs copies what the other file system takes, as mv(1) does: tmpfs
-// takes those of users since Linux 6.6 alone.
+// copyXattrs copies the attributes that the other file system accepts, as mv(1)
+// does: tmpfs accepts user attributes since Linux 6.6.
 func copyXattrs(from, to string) {
 	value := make([]byte, maxXattr)
 	for name := range strings.SplitSeq(xattrNames(from), "\x00") {

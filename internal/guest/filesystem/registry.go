@@ -20,19 +20,19 @@ const (
 	maxWatches = 64
 	// maxBuffered is how many events wait for a client that polls.
 	maxBuffered = 4096
-	// forgotten is how long a polled watcher was not asked before it may have
-	// to make room for another one: its client is gone.
-	forgotten = 10 * time.Minute
+	// abandonedAfter is for how long a polled watch was not polled before another
+	// watch may take its place: its client is gone.
+	abandonedAfter = 10 * time.Minute
 )
 
 var (
 	errStopping  = wrenn.Errorf(wrenn.Unavailable, "the agent is stopping")
-	errNoWatcher = wrenn.Errorf(wrenn.NotFound, "there is no such watcher")
+	errNoWatcher = wrenn.Errorf(wrenn.NotFound, "no such watcher")
 	errDirGone   = wrenn.Errorf(wrenn.NotFound, "the watched directory is gone")
 	errTooMany   = wrenn.Errorf(wrenn.Exhausted, "%d directories are watched already: end a watch", maxWatches)
 )
 
-// registry holds the open watches, so that they can be bounded and ended.
+// registry holds the open watches, to bound and to end them.
 type registry struct {
 	mu      sync.Mutex // guards the fields below
 	closed  bool
@@ -41,8 +41,8 @@ type registry struct {
 	running sync.WaitGroup // the pollers' goroutines
 }
 
-// admit registers a watch or says why not. At the limit it ends the watch of a
-// client that went away, if there is one.
+// admit registers a watch. At the limit it ends an abandoned watch, or returns an
+// error when no watch is abandoned.
 func (r *registry) admit(w *watch, now time.Time) error {
 	victim, err := r.tryAdmit(w, now)
 	if victim != nil {
@@ -58,7 +58,7 @@ func (r *registry) tryAdmit(w *watch, now time.Time) (victim *watch, err error) 
 		return nil, errStopping
 	}
 	if len(r.open) >= maxWatches {
-		if victim = r.dropForgotten(now); victim == nil {
+		if victim = r.dropAbandoned(now); victim == nil {
 			return nil, errTooMany
 		}
 	}
@@ -66,16 +66,16 @@ func (r *registry) tryAdmit(w *watch, now time.Time) (victim *watch, err error) 
 	return victim, nil
 }
 
-// dropForgotten takes the watch out that was not asked for longest; nil when
-// all clients seem to be there. r.mu is held.
-func (r *registry) dropForgotten(now time.Time) *watch {
+// dropAbandoned removes and returns the watch that was not polled for longest, or
+// nil when none is abandoned. The caller must hold mu.
+func (r *registry) dropAbandoned(now time.Time) *watch {
 	var oldest *poller
 	for _, p := range r.pollers {
 		if oldest == nil || p.lastFetch().Before(oldest.lastFetch()) {
 			oldest = p
 		}
 	}
-	if oldest == nil || now.Sub(oldest.lastFetch()) < forgotten {
+	if oldest == nil || now.Sub(oldest.lastFetch()) < abandonedAfter {
 		return nil
 	}
 	delete(r.pollers, oldest.id)
@@ -89,7 +89,7 @@ func (r *registry) poll(w *watch, now time.Time) (id string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.open[w] {
-		return "", errStopping // close was faster
+		return "", errStopping // close came first
 	}
 	r.pollers[p.id] = p
 	r.running.Go(p.run)
@@ -105,7 +105,7 @@ func (r *registry) poller(id string) (*poller, error) {
 	return nil, errNoWatcher
 }
 
-// end closes a watch and forgets it, and its poller. Twice is allowed.
+// end closes and removes a watch and its poller. Twice is allowed.
 func (r *registry) end(w *watch) {
 	r.mu.Lock()
 	delete(r.open, w)
@@ -138,7 +138,7 @@ type poller struct {
 
 	mu      sync.Mutex // guards the fields below
 	events  []*pb.FilesystemEvent
-	lost    bool // events after these were
+	lost    bool // events after these were lost
 	ended   error
 	fetched time.Time
 }
@@ -177,8 +177,8 @@ func (p *poller) record(events []*pb.FilesystemEvent, err error) {
 	}
 }
 
-// fetch hands over the events so far; when there are none, a loss of events,
-// once, or the reason why there will be no more.
+// fetch returns the events so far; without any, errLost once after a loss, or the
+// reason why the watch has ended.
 func (p *poller) fetch(now time.Time) ([]*pb.FilesystemEvent, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

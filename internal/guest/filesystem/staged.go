@@ -16,28 +16,29 @@ import (
 )
 
 const (
-	// stagedPrefix begins the names of files that are not whole yet. Watchers
-	// do not report them.
+	// stagedPrefix begins the names of files that are not complete yet. Watches do
+	// not report them.
 	stagedPrefix = ".wrenn-upload-"
-	// maxComputed is the most that is written to a file under /proc or /sys:
-	// the kernel takes no more than a page there.
+	// maxComputed is the most that is written to a file under /proc or /sys, for
+	// which the kernel takes no more than a page.
 	maxComputed = 4096
 )
 
-// stagedFile is a file that has come, in part or whole, under a name of its
-// own beside its target. Rename is what makes it visible, so a reader finds
-// the old content or the new. It is not synced: see docs/envd-files.md.
+// stagedFile is an upload in a temporary file beside its target. A rename makes it
+// visible, so a reader finds the old content or the new. It is not synced: see
+// docs/envd-files.md.
 type stagedFile struct {
-	path   string // as asked for
+	path   string // of the request
 	target string // where the links at path lead
 	user   caller
 	temp   *os.File    // nil for a computed file
-	mode   fs.FileMode // the target's, if it is there
+	mode   fs.FileMode // the target's, if it exists
+	exists bool        // the target does, and the user may write to it
 	value  []byte      // of a computed file
 }
 
-// newStagedFile makes the target's parents and the temporary file; undo takes
-// both away.
+// newStagedFile makes the target's parents and the temporary file; undo removes
+// both. The caller has the user's credentials, for undo and publish too.
 func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*stagedFile, error) {
 	f := &stagedFile{path: path, target: target, user: user, mode: 0o644}
 	switch info, err := os.Stat(target); {
@@ -48,7 +49,11 @@ func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*sta
 		if isComputed(target) {
 			return f, nil
 		}
-		f.mode = info.Mode().Perm()
+		// To replace it would need no right to write to it: the directory's is enough.
+		if err := unix.Faccessat(unix.AT_FDCWD, target, unix.W_OK, unix.AT_EACCESS); err != nil {
+			return nil, err
+		}
+		f.mode, f.exists = info.Mode().Perm(), true
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR): // makeDirs has words for that
 		return nil, err
 	}
@@ -56,7 +61,10 @@ func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*sta
 	if err := makeDirs(dir, user, undo); err != nil {
 		return nil, err
 	}
-	temp, err := os.OpenFile(filepath.Join(dir, stagedPrefix+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	temp, err := makeTemp(dir)
+	if f.exists && errors.Is(err, fs.ErrPermission) { // the user may write to the file, not beside it
+		temp, err = makeTemp(os.TempDir())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +73,11 @@ func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*sta
 	return f, nil
 }
 
-// fill reads content to its end and closes the file, ready to be published.
+func makeTemp(dir string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(dir, stagedPrefix+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+// fill reads content to its end and closes the file, which can be published then.
 func (f *stagedFile) fill(content io.Reader, buffer []byte, metadata map[string]string) error {
 	if f.temp == nil {
 		return f.fillComputed(content, metadata)
@@ -98,23 +110,47 @@ func (f *stagedFile) fillComputed(content io.Reader, metadata map[string]string)
 	return nil
 }
 
-// publish gives the file its name.
+// publish puts the file in its target's place.
 func (f *stagedFile) publish() error {
 	if f.temp == nil {
 		return writeComputed(f.target, f.value)
 	}
-	if err := os.Rename(f.temp.Name(), f.target); err != nil {
+	err := os.Rename(f.temp.Name(), f.target)
+	if f.exists && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EXDEV)) {
+		return f.overwrite()
+	}
+	if err != nil {
 		return err
 	}
-	// A rename shows to watchers as a new file alone. Setting the time of the
-	// last change, and no other, shows as a write: notify_change in fs/attr.c.
+	// For watches a rename is only a new file. Setting the time of the last change,
+	// and no other, is a write: notify_change in fs/attr.c.
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
-	_ = unix.UtimesNanoAt(unix.AT_FDCWD, f.target, times, unix.AT_SYMLINK_NOFOLLOW) // may be gone again
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, f.target, times, unix.AT_SYMLINK_NOFOLLOW) // it may be removed already
 	return nil
 }
 
-// writeComputed writes in place, all at once: these files take each write for
-// a whole value.
+// overwrite copies the temporary file into the target, in a directory where the
+// user may write to the target and not replace it. A reader may see half of it.
+func (f *stagedFile) overwrite() error {
+	if err := os.Chmod(f.temp.Name(), 0o600); err != nil {
+		return err
+	}
+	from, err := os.Open(f.temp.Name())
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.OpenFile(f.target, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	copyXattrs(from.Name(), f.target)
+	return errors.Join(err, to.Close(), os.Remove(from.Name()))
+}
+
+// writeComputed writes in place with one write(2): for these files each write is a
+// whole value.
 func writeComputed(path string, value []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -124,8 +160,9 @@ func writeComputed(path string, value []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// copyAll copies until src ends, in whole buffers: parsers hand out less. An
-// error of src says that the upload is broken, one of dst is the kernel's.
+// copyAll copies until src ends. It writes whole buffers, though parsers return
+// less at a time. An error of src means that the upload is broken, one of dst is the
+// kernel's.
 func copyAll(dst io.Writer, src io.Reader, buffer []byte) error {
 	var readErr error
 	for readErr == nil {
@@ -145,5 +182,5 @@ func copyAll(dst io.Writer, src io.Reader, buffer []byte) error {
 	return broken(readErr)
 }
 
-// isStaged reports whether path is that of a file that is not whole yet.
+// isStaged reports whether path is that of a file that is not complete yet.
 func isStaged(path string) bool { return strings.HasPrefix(filepath.Base(path), stagedPrefix) }

@@ -21,63 +21,73 @@ import (
 // 50,000 entries are some 15 MB of JSON.
 const maxEntries = 50_000
 
-// Stat describes what is at a path; a link that leads nowhere is there.
+// Stat describes the file at a path, a link that leads nowhere included.
 func (s *Service) Stat(ctx context.Context, req *pb.StatRequest) (*pb.StatResponse, error) {
-	_, path, err := s.rpcPath(ctx, req.GetPath())
+	user, path, err := s.rpcPath(ctx, req.GetPath())
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	e, err := s.entry(path)
+	e, err := s.entry(user, path)
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
 	return &pb.StatResponse{Entry: e}, nil
 }
 
-// ListDir lists a tree to the depth asked for, each directory before what is
-// in it, in lexical order. Links are listed, not followed, but for the first.
+// ListDir lists a tree to the requested depth in lexical order, each directory
+// before its entries. It follows a link at the path itself and lists other links.
 func (s *Service) ListDir(ctx context.Context, req *pb.ListDirRequest) (*pb.ListDirResponse, error) {
-	_, path, err := s.rpcPath(ctx, req.GetPath())
+	user, path, err := s.rpcPath(ctx, req.GetPath())
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	if err := mustBeDir(path); err != nil {
-		return nil, s.rpcError(ctx, err)
-	}
 	l := lister{ctx: ctx, names: s.accounts.Names(), room: maxEntries}
-	if err := l.list(path, max(req.GetDepth(), 1)); err != nil {
+	err = user.Do(func() error {
+		if err := mustBeDir(path); err != nil {
+			return err
+		}
+		return l.list(path, max(req.GetDepth(), 1))
+	})
+	if err != nil {
 		return nil, s.rpcError(ctx, failure("list", path, err))
 	}
 	return &pb.ListDirResponse{Entries: l.entries}, nil
 }
 
-// MakeDir makes a directory and its parents, all of them the caller's.
+// MakeDir makes a directory and its missing parents, owned by the caller.
 func (s *Service) MakeDir(ctx context.Context, req *pb.MakeDirRequest) (*pb.MakeDirResponse, error) {
 	user, path, err := s.rpcPath(ctx, req.GetPath())
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	switch info, err := os.Stat(path); {
-	case err == nil && info.IsDir():
-		return nil, s.rpcError(ctx, wrenn.Errorf(wrenn.AlreadyExists, "directory '%s' already exists", printable(path)))
-	case err == nil:
-		return nil, s.rpcError(ctx, wrenn.Errorf(wrenn.Invalid, "path '%s' exists and is not a directory", printable(path)))
-	}
-	var undo rollback.Stack
-	defer undo.Run(ctx)
-	if err := makeDirs(path, user, &undo); err != nil {
+	if err := user.Do(func() error { return makeNewDir(ctx, path, user) }); err != nil {
 		return nil, s.rpcError(ctx, failure("make directory", path, err))
 	}
-	undo.Keep()
-	e, err := s.entry(path)
+	e, err := s.entry(user, path)
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
 	return &pb.MakeDirResponse{Entry: e}, nil
 }
 
-// Move renames, over a file that is there, and makes the missing parents of
-// the destination. A link is moved, not what it leads to.
+func makeNewDir(ctx context.Context, path string, user caller) error {
+	switch info, err := os.Stat(path); {
+	case err == nil && info.IsDir():
+		return wrenn.Errorf(wrenn.AlreadyExists, "directory '%s' already exists", printable(path))
+	case err == nil:
+		return wrenn.Errorf(wrenn.Invalid, "path '%s' exists and is not a directory", printable(path))
+	}
+	var undo rollback.Stack
+	defer undo.Run(ctx)
+	if err := makeDirs(path, user, &undo); err != nil {
+		return err
+	}
+	undo.Keep()
+	return nil
+}
+
+// Move renames, over an existing file, and makes the destination's missing
+// parents. It moves a link itself, not the file that it leads to.
 func (s *Service) Move(ctx context.Context, req *pb.MoveRequest) (*pb.MoveResponse, error) {
 	user, source, err := s.changeablePath(ctx, req.GetSource())
 	if err != nil {
@@ -87,29 +97,29 @@ func (s *Service) Move(ctx context.Context, req *pb.MoveRequest) (*pb.MoveRespon
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	if err := move(ctx, source, destination, user); err != nil {
+	if err := user.Do(func() error { return move(ctx, source, destination, user) }); err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	e, err := s.entry(destination)
+	e, err := s.entry(user, destination)
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
 	return &pb.MoveResponse{Entry: e}, nil
 }
 
-// Remove deletes what is at a path, a whole tree too. Nothing there is fine.
+// Remove removes a file or a whole tree. A path that does not exist is no error.
 func (s *Service) Remove(ctx context.Context, req *pb.RemoveRequest) (*pb.RemoveResponse, error) {
-	_, path, err := s.changeablePath(ctx, req.GetPath())
+	user, path, err := s.changeablePath(ctx, req.GetPath())
 	if err != nil {
 		return nil, s.rpcError(ctx, err)
 	}
-	if err := os.RemoveAll(path); err != nil && !errors.Is(err, syscall.ENOTDIR) { // below a file is nothing
+	if err := user.Do(func() error { return os.RemoveAll(path) }); err != nil && !errors.Is(err, syscall.ENOTDIR) { // nothing exists below a file
 		return nil, s.rpcError(ctx, failure("remove", path, err))
 	}
 	return &pb.RemoveResponse{}, nil
 }
 
-// rpcPath is the caller of an RPC and the path that it names.
+// rpcPath returns the caller of an RPC and the path that it names, absolute.
 func (s *Service) rpcPath(ctx context.Context, requested string) (caller, string, error) {
 	user, err := s.rpcCaller(ctx)
 	if err != nil {
@@ -119,8 +129,8 @@ func (s *Service) rpcPath(ctx context.Context, requested string) (caller, string
 	return user, path, err
 }
 
-// changeablePath is rpcPath for what moves or removes: a path that was left
-// out must not become the home directory there.
+// changeablePath is rpcPath for calls that move or remove: a path that was left
+// out must not become the home directory.
 func (s *Service) changeablePath(ctx context.Context, requested string) (caller, string, error) {
 	if requested == "" {
 		return caller{}, "", wrenn.Errorf(wrenn.Invalid, "a path is needed")
@@ -132,8 +142,10 @@ func (s *Service) changeablePath(ctx context.Context, requested string) (caller,
 	return user, path, err
 }
 
-func (s *Service) entry(path string) (*pb.EntryInfo, error) {
-	e, err := entry(path, s.accounts.Names())
+// entry describes the file at a path with the caller's credentials.
+func (s *Service) entry(user caller, path string) (*pb.EntryInfo, error) {
+	names := s.accounts.Names()
+	e, err := as(user, func() (*pb.EntryInfo, error) { return entry(path, names) })
 	return e, failure("look at", path, err)
 }
 
@@ -148,8 +160,8 @@ func mustBeDir(path string) error {
 	return nil
 }
 
-// makeDirs makes the directory and its missing parents with mode 0755, owned
-// by the user. What it made is removed again by undo, where still empty.
+// makeDirs makes the directory and its missing parents with mode 0755, owned by
+// the user. undo removes those that it made and that are still empty.
 func makeDirs(path string, user caller, undo *rollback.Stack) error {
 	info, err := os.Stat(path)
 	switch {
@@ -165,12 +177,12 @@ func makeDirs(path string, user caller, undo *rollback.Stack) error {
 	}
 	if err := os.Mkdir(path, 0o755); err != nil {
 		if info, statErr := os.Stat(path); statErr == nil && info.IsDir() {
-			return nil // made by somebody else just now
+			return nil // another process has just made it
 		}
 		return err
 	}
-	undo.AddFunc(func() { _ = os.Remove(path) }) // fails when somebody has put something in: theirs now
-	// Lchown: whoever replaced the directory by a link must not get its target.
+	undo.AddFunc(func() { _ = os.Remove(path) }) // fails when it is not empty any more: then it stays
+	// Lchown: a program may have replaced the directory by a link.
 	return os.Lchown(path, int(user.UID), int(user.GID))
 }
 
@@ -178,11 +190,11 @@ func makeDirs(path string, user caller, undo *rollback.Stack) error {
 type lister struct {
 	ctx     context.Context
 	names   *account.Names
-	room    int // how many more entries it may read; also those not yet visited are held
+	room    int // how many more entries it may read; those that were not visited yet are in memory, too
 	entries []*pb.EntryInfo
 }
 
-// list adds what is in dir and, if depth allows, below.
+// list adds the entries of dir and, if depth allows, those below.
 func (l *lister) list(dir string, depth uint32) error {
 	children, err := l.children(dir)
 	if err != nil {
@@ -195,7 +207,7 @@ func (l *lister) list(dir string, depth uint32) error {
 		path := filepath.Join(dir, child.Name())
 		e, err := entry(path, l.names)
 		if gone(err) {
-			continue // since its name was read
+			continue // it was removed since its name was read
 		}
 		if err != nil {
 			return err
@@ -230,12 +242,12 @@ func (l *lister) children(dir string) ([]fs.DirEntry, error) {
 	return children, nil
 }
 
-// openDir opens a directory and nothing else: a pipe that took its place would
-// make the caller wait for a writer.
+// openDir opens a directory and fails for anything else: opening a pipe would wait
+// for a writer.
 func openDir(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 }
 
-// gone reports whether err says that there is nothing, or no directory, where
-// there just was.
+// gone reports whether err says that a file, or a directory among its parents, does
+// not exist.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) }

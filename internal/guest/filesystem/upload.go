@@ -20,13 +20,13 @@ import (
 const (
 	// filePart is the name of the parts of a multipart upload that are files.
 	filePart = "file"
-	// maxParts bounds what one upload makes the agent remember.
+	// maxParts bounds the memory that one upload takes.
 	maxParts = 10_000
 	// maxEpilogue bounds what may follow the last part of a form, RFC 2046 §5.1.1.
 	maxEpilogue = 64 << 10
 )
 
-// written is what the answer to an upload says of each file.
+// written describes a file in the answer to an upload.
 type written struct {
 	Path     string            `json:"path"`
 	Name     string            `json:"name"`
@@ -43,8 +43,8 @@ func (s *Service) serveUpload(w http.ResponseWriter, r *http.Request) {
 	writeJSON(r.Context(), s.log, w, http.StatusOK, files)
 }
 
-// upload writes the files of a request. When it fails before all have come,
-// nothing of it is left.
+// upload writes the files of a request. When it fails before all were received,
+// nothing of it stays.
 func (s *Service) upload(r *http.Request, body io.Reader) ([]written, error) {
 	user, err := s.httpCaller(r)
 	if err != nil {
@@ -55,7 +55,9 @@ func (s *Service) upload(r *http.Request, body io.Reader) ([]written, error) {
 		return nil, err
 	}
 	u := &upload{user: user, metadata: metadata, targets: map[string]bool{}, buffer: make([]byte, copyBuffer)}
-	defer u.undo.Run(r.Context())
+	defer func() {
+		_ = user.Do(func() error { return u.undo.Run(r.Context()) }) // what it cannot remove any more stays
+	}()
 	if err := u.receive(r, body); err != nil {
 		return nil, failure("write", u.current, err)
 	}
@@ -65,12 +67,12 @@ func (s *Service) upload(r *http.Request, body io.Reader) ([]written, error) {
 	return u.answer(), nil
 }
 
-// upload is one request that writes files. None of them is seen before all
-// have come.
+// upload is one request that writes files. None of them is visible before all
+// were received.
 type upload struct {
 	user     caller
 	metadata map[string]string
-	targets  map[string]bool // written so far
+	targets  map[string]bool // that it has files for
 	staged   []*stagedFile
 	current  string // the path being worked on, for errors
 	undo     rollback.Stack
@@ -79,7 +81,7 @@ type upload struct {
 
 // receive reads the request's body to its end and stages the files in it.
 func (u *upload) receive(r *http.Request, raw io.Reader) error {
-	// The parsers below read in small pieces; the connection need not.
+	// The parsers read small pieces; the connection is read in large ones.
 	body, err := decode(r.Header.Get("Content-Encoding"), bufio.NewReaderSize(raw, copyBuffer))
 	if err != nil {
 		return err
@@ -105,8 +107,8 @@ func (u *upload) receive(r *http.Request, raw io.Reader) error {
 	}
 }
 
-// readForm hands over each part named "file" with its path: the one given or,
-// when that is empty, the part's own file name. Other parts are skipped.
+// readForm calls stage for each part named "file" with its path: the given one or,
+// when that is empty, the part's file name. It skips other parts.
 func readForm(body io.Reader, boundary, path string, stage func(path string, content io.Reader) error) error {
 	form := multipart.NewReader(cutShort(body), boundary)
 	for range maxParts {
@@ -125,7 +127,7 @@ func readForm(body io.Reader, boundary, path string, stage func(path string, con
 			target = partPath(part.Header.Get("Content-Disposition"))
 		}
 		if target == "" {
-			return wrenn.Errorf(wrenn.Invalid, "a part has no file name, and the query no path")
+			return wrenn.Errorf(wrenn.Invalid, "a part has no file name, and the query has no path")
 		}
 		if err := stage(target, part); err != nil {
 			return err
@@ -134,15 +136,15 @@ func readForm(body io.Reader, boundary, path string, stage func(path string, con
 	return wrenn.Errorf(wrenn.Invalid, "more than %d parts: send fewer files at a time", maxParts)
 }
 
-// cutShort makes the end of form an error to multipart.Reader, which takes one
-// among a part's headers for the end of the form. Behind the last boundary it
-// does not read on; the line feed ends one that came without.
+// cutShort makes the end of form an error for multipart.Reader, which takes an end
+// among a part's headers for the end of the form. It does not read on after the last
+// boundary; the line feed ends a boundary that came without one.
 func cutShort(form io.Reader) io.Reader {
 	return io.MultiReader(form, strings.NewReader("\r\n"), cutReader{})
 }
 
-// partPath is the file name of a part as it was sent; multipart.Part.FileName
-// gives its last element alone.
+// partPath returns the file name of a part as it was sent; multipart.Part.FileName
+// returns only its last element.
 func partPath(disposition string) string {
 	_, parameters, err := mime.ParseMediaType(disposition)
 	if err != nil {
@@ -151,22 +153,14 @@ func partPath(disposition string) string {
 	return parameters["filename"]
 }
 
-// stage reads content into a file that takes its place at publish.
+// stage reads content into a staged file.
 func (u *upload) stage(requested string, content io.Reader) error {
 	path, err := u.user.path(requested)
 	if err != nil {
 		return err
 	}
 	u.current = path
-	target, err := followLinks(path)
-	if err != nil {
-		return err
-	}
-	if u.targets[target] {
-		return wrenn.Errorf(wrenn.Invalid, "path '%s' is there twice in one upload", printable(path))
-	}
-	u.targets[target] = true
-	file, err := newStagedFile(path, target, u.user, &u.undo)
+	file, err := as(u.user, func() (*stagedFile, error) { return u.open(path) })
 	if err != nil {
 		return err
 	}
@@ -174,11 +168,24 @@ func (u *upload) stage(requested string, content io.Reader) error {
 	return file.fill(content, u.buffer, u.metadata)
 }
 
-// publish gives the staged files their names.
+// open makes the staged file of a path. The caller has the user's credentials.
+func (u *upload) open(path string) (*stagedFile, error) {
+	target, err := followLinks(path)
+	if err != nil {
+		return nil, err
+	}
+	if u.targets[target] {
+		return nil, wrenn.Errorf(wrenn.Invalid, "path '%s' occurs twice in one upload", printable(path))
+	}
+	u.targets[target] = true
+	return newStagedFile(path, target, u.user, &u.undo)
+}
+
+// publish puts the staged files in their targets' places.
 func (u *upload) publish() error {
 	for _, file := range u.staged {
 		u.current = file.path
-		if err := file.publish(); err != nil {
+		if err := u.user.Do(file.publish); err != nil {
 			return err
 		}
 	}
@@ -194,8 +201,8 @@ func (u *upload) answer() []written {
 	return answer
 }
 
-// drain reads what follows the last part: the end of a compressed body, with
-// its checksum, or of the transfer, which may have been cut there.
+// drain reads what follows the last part: the end of a compressed body with its
+// checksum, or of the transfer, which may be cut there.
 func drain(body io.Reader) error {
 	switch _, err := io.CopyN(io.Discard, body, maxEpilogue); {
 	case errors.Is(err, io.EOF):
@@ -203,12 +210,12 @@ func drain(body io.Reader) error {
 	case err != nil:
 		return broken(err)
 	default:
-		return wrenn.Errorf(wrenn.Invalid, "there is more after the last part")
+		return wrenn.Errorf(wrenn.Invalid, "the body continues after the last part")
 	}
 }
 
-// decode undoes the Content-Encoding of a request. What it expands to has no
-// bound but the disk.
+// decode undoes the Content-Encoding of a request. Only the disk bounds the size of
+// the result.
 func decode(coding string, body io.Reader) (io.Reader, error) {
 	switch strings.ToLower(strings.TrimSpace(coding)) {
 	case "", string(identity):
@@ -224,18 +231,18 @@ func decode(coding string, body io.Reader) (io.Reader, error) {
 	}
 }
 
-// broken is the error for a body that ended early, stalled, or is not what its
-// headers say.
+// broken returns the error for a body that ended early, stalled, or does not match
+// its headers.
 func broken(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: "the upload stalled and was given up", Err: err}
+		return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: "the upload stalled and was canceled", Err: err}
 	}
-	return &wrenn.Error{Code: wrenn.Invalid, Message: "the upload broke off or is malformed: " + printable(err.Error()), Err: err}
+	return &wrenn.Error{Code: wrenn.Invalid, Message: "the upload is incomplete or malformed: " + printable(err.Error()), Err: err}
 }
 
-// idleReader reads a request's body and fails when nothing came for the limit.
-// The deadline stays when the body is not read to its end: the server reads
-// what is left of it and must not wait for ever either.
+// idleReader reads a request's body and fails when nothing arrived for the limit.
+// The deadline stays when the body is not read to its end, since the server reads the
+// rest and must not wait without a bound, either.
 type idleReader struct {
 	source io.Reader
 	conn   *http.ResponseController
@@ -243,15 +250,15 @@ type idleReader struct {
 }
 
 func (r *idleReader) Read(p []byte) (int, error) {
-	_ = r.conn.SetReadDeadline(time.Now().Add(r.limit)) // a server without deadlines has its own ways
+	_ = r.conn.SetReadDeadline(time.Now().Add(r.limit)) // fails for a server without deadlines, which tests use
 	n, err := r.source.Read(p)
 	if errors.Is(err, io.EOF) {
-		_ = r.conn.SetReadDeadline(time.Time{}) // or the server would take its expiry for the client's leaving
+		_ = r.conn.SetReadDeadline(time.Time{}) // or the server would take its expiry for the end of the connection
 	}
 	return n, err
 }
 
-// cutReader is the end of what should have gone on.
+// cutReader is the end of a body that is not complete.
 type cutReader struct{}
 
 func (cutReader) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }

@@ -305,7 +305,7 @@ func staged(t *testing.T, dir string) int {
 	return n
 }
 
-// A client that stops without closing must not hold its file for ever.
+// A client that stops without closing must not hold its file.
 func TestUploadStalls(t *testing.T) {
 	h := newHouseWith(t, Config{UploadIdle: 200 * time.Millisecond})
 	write(t, h.in("file"), "old")

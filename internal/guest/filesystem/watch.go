@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// maxWatchedDirs bounds what a recursive watch holds: the least that the
-	// kernel allows a user in all, see max_user_watches in inotify(7).
+	// maxWatchedDirs bounds a recursive watch: the smallest total that the kernel
+	// allows a user, see max_user_watches in inotify(7).
 	maxWatchedDirs = 8192
 	// maxAnnounced bounds the memory for entries that were reported before
 	// the kernel did. Beyond it a creation may be reported twice.
@@ -30,43 +30,44 @@ const (
 	scanned = 256
 )
 
-// networked are the magic numbers (statfs(2)) of file systems whose changes
-// are made elsewhere, where this kernel does not see them.
+// networked are the magic numbers (statfs(2)) of file systems that other machines
+// can change, which this kernel does not see.
 var networked = []int64{
 	unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.FUSE_SUPER_MAGIC,
 	unix.V9FS_MAGIC, unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC, unix.AFS_FS_MAGIC, unix.CODA_SUPER_MAGIC, unix.NCP_SUPER_MAGIC,
 }
 
-// errLost is for events that the kernel or a buffer had no room for.
-var errLost = wrenn.Errorf(wrenn.Exhausted, "events were lost, more came than were taken: list the directory to know what is there")
+// errLost means that the kernel or a buffer had no room for an event.
+var errLost = wrenn.Errorf(wrenn.Exhausted, "events were lost because they were read too slowly: list the directory to see its state")
 
-// watchSpec is what a caller wants to know.
+// watchSpec describes a watch.
 type watchSpec struct {
+	user      caller // only what this user may see is watched
 	root      string // absolute
 	recursive bool
-	entries   bool // with each event the entry
-	networks  bool // network mounts too
+	entries   bool // events have entries
+	networks  bool // network mounts are watched, too
 	accounts  account.DB
 }
 
-// watch follows the changes in a directory. One goroutine calls next; any may
-// Close it, and somebody must.
+// watch reports the changes in a directory. One goroutine calls next; any may call
+// Close, and one must.
 type watch struct {
 	watchSpec
 	inotify   *fsnotify.Watcher
-	dirs      map[string]fileID     // what inotify watches
+	dirs      map[string]fileID     // that inotify watches
 	announced map[string]fileID     // reported ahead of the kernel's event
-	last      *pb.FilesystemEvent   // to see repetitions
+	last      *pb.FilesystemEvent   // to detect repetitions
 	pending   []*pb.FilesystemEvent // to be returned by next
 	lost      bool                  // events after the pending ones were
 	failed    error                 // ends the watch after that
 }
 
-// fileID tells a file from another one of the same name.
+// fileID distinguishes a file from another one with the same name.
 type fileID struct{ dev, inode uint64 }
 
-// newWatch starts to watch. Events from now on are kept by the kernel until
-// next takes them.
+// newWatch starts to watch. The kernel keeps the events from now on until next
+// reads them. The caller has the user's credentials.
 func newWatch(spec watchSpec) (*watch, error) {
 	if err := mustBeDir(spec.root); err != nil {
 		return nil, err
@@ -86,13 +87,13 @@ func newWatch(spec watchSpec) (*watch, error) {
 	return w, nil
 }
 
-// Close ends the watch, and next with it. It is safe to call more than once.
-func (w *watch) Close() { _ = w.inotify.Close() } // its descriptor is nobody else's
+// Close ends the watch, and next with it. Twice is allowed.
+func (w *watch) Close() { _ = w.inotify.Close() } // closing its only descriptor does not fail
 
-// next waits for events and returns one or more, which are the caller's. Its
-// errors are errLost, after which the watch goes on; io.EOF when the directory
-// is gone; fs.ErrClosed after Close; the cause when ctx is done; a *wrenn.Error
-// when the watch cannot go on.
+// next waits for events and returns one or more, which the caller owns. Its errors
+// are errLost, after which the watch continues; io.EOF when the directory is gone;
+// fs.ErrClosed after Close; the cause when ctx is done; a *wrenn.Error when the watch
+// cannot continue.
 func (w *watch) next(ctx context.Context) ([]*pb.FilesystemEvent, error) {
 	for {
 		switch {
@@ -113,18 +114,25 @@ func (w *watch) next(ctx context.Context) ([]*pb.FilesystemEvent, error) {
 			if !ok {
 				return nil, fs.ErrClosed
 			}
-			w.take(event)
+			w.asUser(func() { w.take(event) })
 		case err, ok := <-w.inotify.Errors:
 			if !ok {
 				return nil, fs.ErrClosed
 			}
-			w.overflow(err)
+			w.asUser(func() { w.overflow(err) })
 		}
 	}
 }
 
-// overflow answers an error of inotify. When the kernel's queue was full,
-// directories may have been made, renamed or removed unseen: it starts anew.
+// asUser calls f with the user's credentials. When it cannot the watch ends.
+func (w *watch) asUser(f func()) {
+	if err := w.user.Do(func() error { f(); return nil }); err != nil {
+		w.fail(w.root, err)
+	}
+}
+
+// overflow handles an error of inotify. When the kernel's queue was full,
+// directories may have been made, renamed or removed unseen: it starts again.
 func (w *watch) overflow(err error) {
 	if !errors.Is(err, fsnotify.ErrEventOverflow) {
 		w.fail(w.root, err)
@@ -136,22 +144,22 @@ func (w *watch) overflow(err error) {
 	w.endWithRoot()
 }
 
-// endWithRoot ends a watch that has nothing left to watch.
+// endWithRoot ends a watch that watches no directory any more.
 func (w *watch) endWithRoot() {
 	if len(w.dirs) == 0 && w.failed == nil {
 		w.failed = io.EOF
 	}
 }
 
-// fail ends the watch unless err is nil or says that path is gone, of which an
-// event tells.
+// fail ends the watch unless err is nil or says that path was removed, which an
+// event reports.
 func (w *watch) fail(path string, err error) {
 	if err != nil && !gone(err) {
 		w.failed = failure("watch", path, err)
 	}
 }
 
-// take turns an event of inotify into those for the caller.
+// take turns an event of inotify into events for the caller.
 func (w *watch) take(event fsnotify.Event) {
 	if isStaged(event.Name) {
 		return
@@ -178,11 +186,11 @@ func (w *watch) take(event fsnotify.Event) {
 	w.endWithRoot()
 }
 
-// created reports a new entry, unless it was announced, and follows it when it
-// is a directory.
+// created reports a new entry, unless it was announced, and watches it if it is a
+// directory.
 func (w *watch) created(path string) {
 	info, err := os.Lstat(path)
-	if err != nil { // gone again
+	if err != nil { // it was removed again
 		w.report(path, pb.EventType_EVENT_TYPE_CREATE)
 		return
 	}
@@ -196,14 +204,14 @@ func (w *watch) created(path string) {
 		return
 	}
 	if old, ok := w.dirs[path]; ok && old != idOf(info) {
-		w.forget(path) // a rename put another one in its place
+		w.forget(path) // a rename replaced it
 	}
 	w.fail(path, w.add(path, true))
 }
 
 // add watches dir and, when the watch is recursive, the directories below it.
-// With announce it reports what it finds there: entries may have been made
-// before inotify looked.
+// With announce it reports the entries that it finds: they may have been made
+// before inotify watched.
 func (w *watch) add(dir string, announce bool) error {
 	if _, ok := w.dirs[dir]; !ok {
 		if len(w.dirs) == maxWatchedDirs {
@@ -214,7 +222,7 @@ func (w *watch) add(dir string, announce bool) error {
 		}
 		info, err := os.Stat(dir)
 		if err != nil {
-			_ = w.inotify.Remove(dir) // gone too
+			_ = w.inotify.Remove(dir) // it was removed, too
 			return err
 		}
 		w.dirs[dir] = idOf(info)
@@ -266,7 +274,7 @@ func (w *watch) scan(dir string, announce bool) (subdirs []string, err error) {
 	return subdirs, nil
 }
 
-// watchLimit says what ENOSPC means for inotify_add_watch(2).
+// watchLimit explains ENOSPC of inotify_add_watch(2).
 func watchLimit(err error) error {
 	if errors.Is(err, unix.ENOSPC) {
 		return &wrenn.Error{Code: wrenn.Exhausted, Message: "the kernel watches no more directories: raise fs.inotify.max_user_watches, or watch fewer", Err: err}
@@ -287,8 +295,8 @@ func (w *watch) announce(path string) {
 	w.report(path, pb.EventType_EVENT_TYPE_CREATE)
 }
 
-// forget ends the watches of a path that was removed or got another name, and
-// those below it: inotify would go on under the old names.
+// forget ends the watches of a path that was removed or renamed, and those below
+// it: inotify would report events with the old names.
 func (w *watch) forget(path string) {
 	delete(w.announced, path)
 	if _, ok := w.dirs[path]; !ok {
@@ -297,7 +305,7 @@ func (w *watch) forget(path string) {
 	for dir := range w.dirs {
 		if within(dir, path) {
 			delete(w.dirs, dir)
-			_ = w.inotify.Remove(dir) // the kernel may have been faster
+			_ = w.inotify.Remove(dir) // fails when the kernel has removed it
 		}
 	}
 	for entry := range w.announced {
@@ -320,7 +328,7 @@ func (w *watch) report(path string, kind pb.EventType) {
 	}
 	name, err := filepath.Rel(w.root, path)
 	if err != nil {
-		name = path // cannot be: both are absolute
+		name = path // never happens: both are absolute
 	}
 	event := &pb.FilesystemEvent{Name: printable(name), Type: kind}
 	if _, ok := w.dirs[path]; ok && kind == pb.EventType_EVENT_TYPE_CHMOD && w.last.GetType() == kind && w.last.GetName() == event.GetName() {
@@ -328,7 +336,7 @@ func (w *watch) report(path string, kind pb.EventType) {
 	}
 	w.last = event
 	if w.entries && kind != pb.EventType_EVENT_TYPE_REMOVE && kind != pb.EventType_EVENT_TYPE_RENAME {
-		event.Entry, _ = entry(path, w.accounts.Names()) // none when it is gone again
+		event.Entry, _ = entry(path, w.accounts.Names()) // none when it was removed again
 	}
 	w.pending = append(w.pending, event)
 }

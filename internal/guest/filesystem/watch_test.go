@@ -130,7 +130,7 @@ func TestWatchRefused(t *testing.T) {
 	}
 }
 
-// Trees that appear at once are seen whole: nobody waits for a watch before
+// Trees that appear at once are reported as a whole: no program waits for a watch before
 // putting files into a new directory.
 func TestWatchRecursive(t *testing.T) {
 	t.Parallel()
@@ -373,7 +373,7 @@ func TestWatchOverflows(t *testing.T) {
 	for i := range maxPending + 10 {
 		write(t, h.in("big", fmt.Sprint(i)), "")
 	}
-	w, err := newWatch(watchSpec{root: h.in("w"), recursive: true, accounts: h.accounts})
+	w, err := newWatch(watchSpec{user: asRoot, root: h.in("w"), recursive: true, accounts: h.accounts})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -433,7 +433,7 @@ func TestWatchesAreBounded(t *testing.T) {
 	now := time.Now()
 	dir := t.TempDir()
 	add := func(at time.Time) (*watch, error) {
-		w, err := newWatch(watchSpec{root: dir})
+		w, err := newWatch(watchSpec{user: asRoot, root: dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -453,16 +453,16 @@ func TestWatchesAreBounded(t *testing.T) {
 		r.open[&watch{watchSpec: watchSpec{root: fmt.Sprint(i)}}] = true // streams; an inotify instance each would be too many for tests at once
 	}
 	r.mu.Unlock()
-	if _, err := add(now.Add(forgotten - time.Second)); !errors.Is(err, errTooMany) {
+	if _, err := add(now.Add(abandonedAfter - time.Second)); !errors.Is(err, errTooMany) {
 		t.Errorf("one more: %v", err)
 	}
-	if _, err := add(now.Add(forgotten)); err != nil {
+	if _, err := add(now.Add(abandonedAfter)); err != nil {
 		t.Errorf("one more when a client was gone: %v", err)
 	}
 	if _, err := r.poller(id); !errors.Is(err, errNoWatcher) {
-		t.Errorf("the forgotten watcher: %v", err)
+		t.Errorf("the abandonedAfter watcher: %v", err)
 	}
-	if _, err := add(now.Add(forgotten)); !errors.Is(err, errTooMany) {
+	if _, err := add(now.Add(abandonedAfter)); !errors.Is(err, errTooMany) {
 		t.Errorf("one more: %v", err)
 	}
 	r.running.Wait()

@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	keepalive       = 90 * time.Second // of silence, unless the client wishes otherwise; the protocol's
+	keepalive       = 90 * time.Second // of silence, the protocol's default
 	keepaliveHeader = "Keepalive-Ping-Interval"
 )
 
-// errQuiet says that nothing happened for as long as a stream may be silent.
+// errQuiet means that no event came for as long as a stream may be silent.
 var errQuiet = errors.New("no events")
 
 // watchRequest is what WatchDir and CreateWatcher ask for.
@@ -30,15 +30,17 @@ type watchRequest interface {
 	GetAllowNetworkMounts() bool
 }
 
-// openWatch starts the watch that a request describes; end it by endWatch.
+// openWatch starts the watch that a request describes. The caller must end it.
 func (s *Service) openWatch(ctx context.Context, req watchRequest) (*watch, error) {
-	_, path, err := s.rpcPath(ctx, req.GetPath())
+	user, path, err := s.rpcPath(ctx, req.GetPath())
 	if err != nil {
 		return nil, err
 	}
-	w, err := newWatch(watchSpec{
-		root: path, recursive: req.GetRecursive(), entries: req.GetIncludeEntry(),
-		networks: req.GetAllowNetworkMounts(), accounts: s.accounts,
+	w, err := as(user, func() (*watch, error) {
+		return newWatch(watchSpec{
+			user: user, root: path, recursive: req.GetRecursive(), entries: req.GetIncludeEntry(),
+			networks: req.GetAllowNetworkMounts(), accounts: s.accounts,
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -50,8 +52,8 @@ func (s *Service) openWatch(ctx context.Context, req watchRequest) (*watch, erro
 	return w, nil
 }
 
-// WatchDir sends a start event, then what changes in a directory, until the
-// client goes away or the directory does.
+// WatchDir sends a start event, then the changes in a directory, until the client
+// leaves or the directory is removed.
 func (s *Service) WatchDir(ctx context.Context, req *pb.WatchDirRequest, stream *connect.ServerStream[pb.WatchDirResponse]) error {
 	w, err := s.openWatch(ctx, req)
 	if err != nil {
@@ -96,7 +98,7 @@ func nextWithin(ctx context.Context, w *watch, silence time.Duration) ([]*pb.Fil
 	return w.next(ctx)
 }
 
-// silenceFrom reads how many seconds of silence a client's connection bears.
+// silenceFrom returns the longest silence that a client asks for.
 func silenceFrom(h http.Header) time.Duration {
 	seconds, err := strconv.ParseUint(h.Get(keepaliveHeader), 10, 16)
 	if err != nil || seconds == 0 {
@@ -105,8 +107,8 @@ func silenceFrom(h http.Header) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// CreateWatcher starts a watch whose events wait to be fetched. It lasts until
-// it is removed, or forgotten and others need the room.
+// CreateWatcher starts a watch whose events are kept for polling. It lasts until it
+// is removed, or was not polled for long when another watch needs its place.
 func (s *Service) CreateWatcher(ctx context.Context, req *pb.CreateWatcherRequest) (*pb.CreateWatcherResponse, error) {
 	w, err := s.openWatch(ctx, req)
 	if err != nil {
@@ -119,8 +121,8 @@ func (s *Service) CreateWatcher(ctx context.Context, req *pb.CreateWatcherReques
 	return &pb.CreateWatcherResponse{WatcherId: id}, nil
 }
 
-// GetWatcherEvents returns what happened since it was asked last. After a loss
-// of events it returns those before it, then once an error.
+// GetWatcherEvents returns the events since the last call. After a loss of events
+// it returns those before the loss, then once an error.
 func (s *Service) GetWatcherEvents(ctx context.Context, req *pb.GetWatcherEventsRequest) (*pb.GetWatcherEventsResponse, error) {
 	p, err := s.watches.poller(req.GetWatcherId())
 	if err != nil {
