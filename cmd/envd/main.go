@@ -1,5 +1,5 @@
-// Command envd is the agent in a guest: it runs programs and moves files for
-// whoever may reach it, on one port.
+// Command envd is the agent in a guest: it runs programs and serves files on one
+// port.
 package main
 
 import (
@@ -24,7 +24,7 @@ import (
 	"wrenn/internal/run"
 )
 
-// runDir is where programs in the guest learn of a restore: docs/fork-safety.md.
+// runDir is where programs in the guest register for restores: docs/fork-safety.md.
 const runDir = "/run/wrenn"
 
 func main() { run.Main(start) }
@@ -41,8 +41,8 @@ func parse(args []string) (*options, error) {
 	o := &options{}
 	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
 	flags.StringVar(&o.listen, "listen", ":49983", "address to serve on")
-	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool, names and cgroups alone: for tests on a host")
-	flags.StringVar(&o.cgroups, "cgroups", "/sys/fs/cgroup", "where cgroup2 is mounted; programs start in the cgroups user and pty below it")
+	flags.BoolVar(&o.outside, "outside-guest", false, "leave the machine's clock, random pool, names and cgroups alone; the default unless the init of a guest starts envd")
+	flags.StringVar(&o.cgroups, "cgroups", "/sys/fs/cgroup", "where cgroup2 is mounted; each program gets a cgroup below it")
 	flags.BoolVar(&o.version, "version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -64,9 +64,9 @@ func start(ctx context.Context, args []string) error {
 		fmt.Println(guest.Version)
 		return nil
 	}
-	// What the agent was born with is not for its programs. Linux before 5.11 cannot; nothing depends on it.
+	// Programs must not inherit the files that the agent inherited. Linux before 5.11 cannot do this; nothing depends on it.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-	// A signal that is ignored would be ignored by every program; one that is caught is not.
+	// Programs inherit ignored signals, not caught ones.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
 	run.SurviveBrokenPipes()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -79,12 +79,16 @@ func start(ctx context.Context, args []string) error {
 		Log:     log, Cgroups: o.cgroups, Protect: os.Geteuid() == 0,
 		RunDir: runDir, Root: "/",
 	}
+	if !o.outside && !inGuest() {
+		log.Info("not started by the init of a guest: the machine is left alone")
+		o.outside = true
+	}
 	if o.outside {
 		scratch, err := os.MkdirTemp("", "envd-")
 		if err != nil {
 			return err
 		}
-		defer func() { _ = os.RemoveAll(scratch) }() // what is left is a few small files
+		defer func() { _ = os.RemoveAll(scratch) }() // a few small files may stay
 		cfg.Machine, cfg.Cgroups, cfg.Protect = bystander{log: log}, "", false
 		cfg.RunDir, cfg.Root = scratch, ""
 	} else if err := cfg.Accounts.MakeRuntimeDirs(account.RuntimeRoot); err != nil {
@@ -102,7 +106,7 @@ func start(ctx context.Context, args []string) error {
 	return agent.Serve(ctx, l)
 }
 
-// bystander is the machine of an agent outside a guest: it says what would be done.
+// bystander is the machine of an agent outside a guest: it only logs the calls.
 type bystander struct{ log *slog.Logger }
 
 func (bystander) Now() time.Time { return time.Now().Round(0) }
