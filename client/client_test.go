@@ -622,3 +622,22 @@ func TestLogs(t *testing.T) {
 		t.Errorf("of another: %v", err)
 	}
 }
+
+// A command that JSON cannot hold is refused before anything is sent.
+func TestCommandThatIsNotText(t *testing.T) {
+	c := serve(t, &fake{})
+	for name, cmd := range map[string]client.Command{
+		"argument":    {Cmd: "echo", Args: []string{"fine", "\xff"}},
+		"path":        {Cmd: "/bin/\xff"},
+		"directory":   {Cmd: "true", Cwd: "/tmp/\xff"},
+		"environment": {Cmd: "true", Env: map[string]string{"A\xff": ""}},
+	} {
+		_, err := c.Exec(t.Context(), boxID, cmd)
+		if answer, ok := errors.AsType[*client.Error](err); !ok || answer.Code != client.InvalidRequest || !strings.Contains(answer.Message, "UTF-8") {
+			t.Errorf("%s: Exec() = %v", name, err)
+		}
+		if _, err := c.Start(t.Context(), boxID, cmd, client.StartOptions{}); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("%s: Start() = %v", name, err)
+		}
+	}
+}

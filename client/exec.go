@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+	"unicode/utf8"
 )
 
 const encodingBase64 = "base64"
@@ -42,20 +43,36 @@ type commandBody struct {
 	TimeoutSec int64             `json:"timeout_sec,omitempty"`
 }
 
-func (c Command) body() commandBody {
-	return commandBody{Cmd: c.Cmd, Args: c.Args, Env: c.Env, Cwd: c.Cwd, User: c.User, TimeoutSec: seconds(c.Timeout)}
+// body returns the command as JSON has it. The error says what JSON cannot have:
+// the encoder would put other characters in its place.
+func (c Command) body() (commandBody, error) {
+	for _, word := range append([]string{c.Cmd, c.Cwd, c.User}, c.Args...) {
+		if !utf8.ValidString(word) {
+			return commandBody{}, &Error{Code: InvalidRequest, Message: fmt.Sprintf("the command has %.80q, which is not UTF-8 text: other bytes can be passed as standard input or in a file", word)}
+		}
+	}
+	for name, value := range c.Env {
+		if !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return commandBody{}, &Error{Code: InvalidRequest, Message: fmt.Sprintf("the environment variable %.80q is not UTF-8 text", name)}
+		}
+	}
+	return commandBody{Cmd: c.Cmd, Args: c.Args, Env: c.Env, Cwd: c.Cwd, User: c.User, TimeoutSec: seconds(c.Timeout)}, nil
 }
 
 // Exec runs a command to its end; an exit code other than 0 is no error. One
 // that runs into its timeout is killed, and the error's code is Timeout. The
 // end of ctx ends the command.
 func (c *Client) Exec(ctx context.Context, id string, cmd Command) (*Result, error) {
+	command, err := cmd.body()
+	if err != nil {
+		return nil, err
+	}
 	body := struct {
 		commandBody
 
 		Stdin    string `json:"stdin,omitempty"`
 		Encoding string `json:"stdin_encoding,omitempty"`
-	}{commandBody: cmd.body()}
+	}{commandBody: command}
 	if len(cmd.Stdin) > 0 {
 		body.Stdin, body.Encoding = base64.StdEncoding.EncodeToString(cmd.Stdin), encodingBase64
 	}
@@ -75,7 +92,6 @@ func (c *Client) Exec(ctx context.Context, id string, cmd Command) (*Result, err
 		ExitCode: answer.ExitCode, Status: answer.Status, Truncated: answer.Truncated,
 		Duration: time.Duration(answer.DurationMS) * time.Millisecond,
 	}
-	var err error
 	if out.Stdout, err = decode(answer.Stdout, answer.Encoding); err != nil {
 		return nil, err
 	}

@@ -126,6 +126,10 @@ func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOp
 	if len(cmd.Stdin) > 0 {
 		return nil, &Error{Code: InvalidRequest, Message: "Command.Stdin is of Exec: set StartOptions.Stdin and write to the stream"}
 	}
+	command, err := cmd.body()
+	if err != nil {
+		return nil, err
+	}
 	s := c.newStream(id, opts.Hold)
 	return s.open(ctx, struct {
 		Type string `json:"type"`
@@ -134,7 +138,7 @@ func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOp
 
 		Stdin bool  `json:"stdin,omitempty"`
 		PTY   *Size `json:"pty,omitempty"`
-	}{"start", cmd.body(), s.body(), opts.Stdin, opts.PTY})
+	}{"start", command, s.body(), opts.Stdin, opts.PTY})
 }
 
 // Attach follows a command that runs: its output from now on. See Start.

@@ -10,24 +10,25 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
+	"unicode/utf8"
 
 	"wrenn/internal/guest/identity"
 	"wrenn/internal/guest/settings"
 )
 
-// staleLimit is how long a copy keeps the connections of its original.
+// staleLimit is for how long a copy keeps its original's connections.
 const staleLimit = time.Second
 
-// initRequest is what the host says after a start or a restore. A field that
-// is absent or null leaves things as they are, any other replaces them.
+// initRequest is the body that the host sends after a start or a restore. A field
+// that is absent or null changes nothing.
 type initRequest struct {
 	Env       *map[string]string `json:"envVars"`
 	User      *string            `json:"defaultUser"`    // "" is the agent's own default, root in a guest
 	Workdir   *string            `json:"defaultWorkdir"` // "" is the user's home
-	Token     *string            `json:"accessToken"`    // "" admits everybody
+	Token     *string            `json:"accessToken"`    // "" allows all requests
 	Timestamp *time.Time         `json:"timestamp"`      // the host's time
 	Entropy   []byte             `json:"entropy"`        // fresh random bytes
-	Identity  *identityRequest   `json:"identity"`       // who the guest is
+	Identity  *identityRequest   `json:"identity"`       // of the sandbox
 }
 
 type identityRequest struct {
@@ -36,7 +37,7 @@ type identityRequest struct {
 	Hostname   string `json:"hostname"`
 }
 
-// identity is who the request says the guest is; ok is false when it does not say.
+// identity returns the identity in the request; ok is false when it has none.
 func (req *initRequest) identity() (id identity.Identity, ok bool) {
 	if req.Identity == nil {
 		return id, false
@@ -44,12 +45,15 @@ func (req *initRequest) identity() (id identity.Identity, ok bool) {
 	return identity.Identity(*req.Identity), true
 }
 
-// parseInit reads one request. Fields that it does not know are other hosts' business.
+// parseInit reads one request. It ignores unknown fields, which newer hosts may send.
 func parseInit(r io.Reader) (*initRequest, error) {
 	req := &initRequest{}
 	text, err := io.ReadAll(r)
 	if err != nil || len(bytes.TrimSpace(text)) == 0 {
-		return req, err // no body: nothing changes
+		return req, err // without a body nothing changes
+	}
+	if !utf8.Valid(text) { // encoding/json would change it silently
+		return nil, errors.New("the body is not UTF-8 text")
 	}
 	if err := json.Unmarshal(text, req); err != nil {
 		return nil, err
@@ -60,9 +64,9 @@ func parseInit(r io.Reader) (*initRequest, error) {
 	return req, nil
 }
 
-// serveInit does all that a start or a restore needs. The user's processes are
-// thawed last, and only when all went well: they must not see the time of the
-// snapshot, nor use what other copies of it have too.
+// serveInit does all that a start or a restore needs. It thaws the users'
+// processes last, and only when all else succeeded: they must not see the time of the
+// snapshot, nor use randomness and ids that other copies of it have, too.
 func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	arrived := time.Now()
 	req, err := parseInit(http.MaxBytesReader(w, r.Body, maxInit))
@@ -73,7 +77,7 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	if req.User != nil && *req.User == "" {
 		req.User = &a.user
 	}
-	// The settings first: a host whose clock call is refused must still get its token in.
+	// The settings first: the token must change even if the clock cannot be set.
 	a.settings.Update(req.apply)
 	err = errors.Join(a.follow(req.Timestamp, arrived), a.clock.AddEntropy(req.Entropy))
 	if err == nil {
@@ -83,7 +87,7 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 		err = a.freezer.thaw(r.Context())
 	}
 	if err != nil {
-		a.log.ErrorContext(r.Context(), "init", slog.Any("error", err))
+		a.log.ErrorContext(r.Context(), "cannot initialize the guest", slog.Any("err", err))
 		answerError(w, http.StatusInternalServerError, fmt.Sprintf("init: %v", err))
 		return
 	}
@@ -103,7 +107,7 @@ func (req *initRequest) apply(v *settings.Values) {
 }
 
 // follow sets the clock to the host's time, which was right when the request
-// arrived; nil leaves it.
+// arrived; nil does nothing.
 func (a *Agent) follow(host *time.Time, arrived time.Time) error {
 	if host == nil {
 		return nil
@@ -116,9 +120,9 @@ func (a *Agent) follow(host *time.Time, arrived time.Time) error {
 	return err
 }
 
-// become makes the guest who the request says it is. One that is somebody
-// else now is a copy: whoever the original was talking to is not there any more, and
-// would not even refuse what is sent to it.
+// become gives the guest the identity in the request. A guest whose identity
+// changed is a copy: the peers of its original's connections are gone, and would not
+// even reset what is sent to them.
 func (a *Agent) become(ctx context.Context, req *initRequest) error {
 	id, ok := req.identity()
 	if !ok {

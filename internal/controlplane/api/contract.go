@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -337,6 +338,9 @@ func (op *operation) checkJSON(r *http.Request) error {
 // schema, and returns it for decoding: JSON Schema takes 2.0 for an integer,
 // encoding/json does not.
 func check(schema *jsonschema.Schema, text []byte) ([]byte, error) {
+	if !utf8.Valid(text) { // encoding/json would change it silently
+		return nil, invalid("the JSON is not UTF-8 text: it cannot carry other bytes, such as names in another encoding")
+	}
 	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
 		return nil, invalid("this is no JSON: %s", shorten(err.Error()))

@@ -85,6 +85,7 @@ func sandboxCalls(method, path, body, media string) []call {
 func jsonCalls(path string) []call {
 	return []call{
 		{name: "no JSON", method: "POST", path: path, body: `{"cmd":`, status: 400, code: "invalid_request"},
+		{name: "not UTF-8", method: "POST", path: path, body: "{\"cmd\":\"\xff\"}", status: 400, code: "invalid_request"},
 		{name: "two values", method: "POST", path: path, body: `{} {}`, status: 400, code: "invalid_request"},
 		{name: "null", method: "POST", path: path, body: `null`, status: 400, code: "invalid_request"},
 		{name: "unknown field", method: "POST", path: path, body: `{"no_such":1}`, status: 400, code: "invalid_request"},
