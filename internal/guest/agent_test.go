@@ -43,7 +43,7 @@ func TestGoroutines(t *testing.T) {
 		e.run(t, ptyRequest("echo x", 80, 24))
 	}
 	testkit.WaitUntil(t, "no goroutine is left of the programs", func() bool { return runtime.NumGoroutine() <= served })
-	// A program that runs, one that nobody reads, and one whose output others hold.
+	// A program that runs, one without a reader, and one whose output another process holds.
 	ctx, cancel := context.WithCancel(t.Context())
 	e.begin(t, ctx, sh("sleep 1000"))
 	e.begin(t, ctx, &process.StartRequest{Process: &process.ProcessConfig{Cmd: "yes"}})

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// connections are those that the agent has.
+// connections are the agent's open connections.
 type connections struct {
 	mu   sync.Mutex // guards open
 	open map[net.Conn]struct{}
@@ -36,11 +36,11 @@ func (c *connections) track(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// closeOthers closes the connections that are open now, but that of the request
-// with ctx, after a while. The requests on them end as if their clients had gone.
+// closeOthers closes the connections that are open now, except that of the request
+// with ctx, after some time. The requests on them end as if their clients had left.
 //
-// After a while, because it is a tenth of what a restored guest does before its
-// first command, nothing waits for it, and who is at the other end is not there.
+// It waits because closing them takes a tenth of the time between a restore and the
+// first command, nothing waits for it, and their peers are gone.
 func (c *connections) closeOthers(ctx context.Context, after time.Duration) {
 	own, _ := ctx.Value(connKey{}).(net.Conn)
 	c.mu.Lock()
@@ -56,7 +56,7 @@ func (c *connections) closeOthers(ctx context.Context, after time.Duration) {
 	}
 	time.AfterFunc(after, func() {
 		for _, conn := range others {
-			conn.Close() // some may be closed by now
+			conn.Close() // some may be closed already
 		}
 	})
 }

@@ -98,7 +98,7 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
-// What users put into cgroups of their own is frozen too, and /init thaws.
+// Programs in cgroups that users made are frozen, too, and /init thaws them.
 func TestFreezeGroupsOfUsers(t *testing.T) {
 	dir := cgroup2(t)
 	e := startAgent(t, guest.Config{Cgroups: dir})

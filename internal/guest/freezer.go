@@ -17,15 +17,15 @@ const (
 	// freezeLimit bounds how long processes may take to stop. It is milliseconds
 	// unless one hangs in the kernel; an emulated machine with a fork bomb takes seconds.
 	freezeLimit = 10 * time.Second
-	// leaseTick and leaseTicks are how long what is frozen stays so when nobody
-	// says anything: the host has died on the way. It must be longer than a host
-	// gives a restored machine until its /init (sandbox.Config.ReadyTimeout, 60 s), or a copy would go on
-	// as somebody else. See freezer.watch for why it is counted.
+	// leaseTick and leaseTicks are how long programs stay frozen when the host does
+	// not call again, because it has died. It must be longer than a host gives a
+	// restored machine until its /init (sandbox.Config.ReadyTimeout, 60 s), or a copy would
+	// continue with its original's identity. See freezer.watch for why it is counted.
 	leaseTick  = time.Second
 	leaseTicks = 120
 )
 
-// freezer stops and continues the user's programs.
+// freezer stops and continues the users' programs.
 type freezer struct {
 	groups interface {
 		Freeze(ctx context.Context) error
@@ -35,30 +35,30 @@ type freezer struct {
 	sync func() error
 	log  *slog.Logger
 
-	turn    chan struct{} // holds one: who has it may change the following
+	lock    chan struct{} // size 1; full while a goroutine may change the following
 	release func()        // not nil while programs are frozen
 	unwatch func()        // ends the watchdog; nil when there is none
 }
 
 func newFreezer(groups *freeze.Groups, hold func(context.Context) (func(), error), sync func() error, log *slog.Logger) *freezer {
-	return &freezer{groups: groups, hold: hold, sync: sync, log: log, turn: make(chan struct{}, 1)}
+	return &freezer{groups: groups, hold: hold, sync: sync, log: log, lock: make(chan struct{}, 1)}
 }
 
 func (f *freezer) take(ctx context.Context) error {
 	select {
-	case f.turn <- struct{}{}:
+	case f.lock <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-func (f *freezer) give() { <-f.turn }
+func (f *freezer) give() { <-f.lock }
 
-// freeze stops all programs and writes what they have written to the disk. When
-// it fails they run. Freezing what is frozen begins the lease anew.
+// freeze stops all programs and writes their files to the disk. After an error
+// they run. Freezing what is frozen renews the lease.
 func (f *freezer) freeze(ctx context.Context) (err error) {
-	// Most of the writing while programs still run: they stand still for the rest alone.
+	// Most is written while programs still run, so that they are stopped for a short time.
 	if err := f.syncWithin(ctx); err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (f *freezer) freeze(ctx context.Context) (err error) {
 	return f.syncWithin(ctx)
 }
 
-// stop freezes the groups, with no program half started.
+// stop freezes the groups while no start of a program is under way.
 func (f *freezer) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, freezeLimit)
 	defer cancel()
@@ -98,7 +98,7 @@ func (f *freezer) stop(ctx context.Context) error {
 	return nil
 }
 
-// syncWithin gives up waiting at ctx's end: the kernel cannot be stopped.
+// syncWithin waits for sync until ctx ends; the kernel goes on with it.
 func (f *freezer) syncWithin(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() { done <- f.sync() }()
@@ -113,7 +113,7 @@ func (f *freezer) syncWithin(ctx context.Context) error {
 	}
 }
 
-// thaw lets the programs go on. Nothing frozen is no error.
+// thaw continues the programs. Thawing what runs is no error.
 func (f *freezer) thaw(ctx context.Context) error {
 	if err := f.take(ctx); err != nil {
 		return err
@@ -123,7 +123,7 @@ func (f *freezer) thaw(ctx context.Context) error {
 	return f.thawNow()
 }
 
-// thawNow is thaw by who has the turn.
+// thawNow is thaw for callers that hold the lock.
 func (f *freezer) thawNow() error {
 	if f.release == nil {
 		return nil
@@ -137,14 +137,14 @@ func (f *freezer) thawNow() error {
 	return nil
 }
 
-// close thaws whatever is frozen.
+// close thaws what is frozen.
 func (f *freezer) close() {
 	if err := f.thaw(context.Background()); err != nil {
-		f.log.Error("programs stay frozen", slog.Any("error", err))
+		f.log.Error("programs stay frozen", slog.Any("err", err))
 	}
 }
 
-// beginLease starts the watchdog. The caller has the turn, and no watchdog runs.
+// beginLease starts the watchdog. The caller must hold the lock, and no watchdog may run.
 func (f *freezer) beginLease(ticks int) {
 	stop := make(chan struct{})
 	f.unwatch = func() { close(stop) }
@@ -158,13 +158,13 @@ func (f *freezer) endLease() {
 	}
 }
 
-// watch thaws after so many ticks, unless stop is closed before.
+// watch thaws after some ticks, unless stop is closed before.
 //
-// It counts ticks instead of asking for the time, because the time lies to a
-// machine that was away: the monotonic clock stands still in a restored guest under
-// emulation, and jumps ahead by days where the VMM advances kvm-clock. A ticker drops
-// what it could not deliver, so a jump of any length counts as one tick, and
-// what is counted is the time in which this guest's CPUs ran.
+// It counts ticks and does not read the clock, which is wrong in a machine that
+// was stopped: the monotonic clock stands still in a restored guest under emulation, and
+// jumps ahead by days where the VMM advances kvm-clock. A ticker drops ticks that it
+// could not deliver, so a jump of any length counts as one tick, and the sum is the
+// time for which this guest's CPUs ran.
 func (f *freezer) watch(stop <-chan struct{}, ticks int) {
 	ticker := time.NewTicker(leaseTick)
 	defer ticker.Stop()
@@ -178,32 +178,32 @@ func (f *freezer) watch(stop <-chan struct{}, ticks int) {
 	select {
 	case <-stop:
 		return
-	case f.turn <- struct{}{}:
+	case f.lock <- struct{}{}:
 	}
 	defer f.give()
 	select {
-	case <-stop: // who had the turn knows better
+	case <-stop: // the goroutine that held the lock ended the lease
 		return
 	default:
 	}
 	f.unwatch = nil
-	f.log.Warn("nobody thawed the frozen programs: they go on", slog.Duration("after", time.Duration(ticks)*leaseTick))
+	f.log.Warn("the host did not thaw the frozen programs: they continue", slog.Duration("after", time.Duration(ticks)*leaseTick))
 	if err := f.thawNow(); err != nil {
-		f.log.Error("watchdog", slog.Any("error", err))
+		f.log.Error("the watchdog cannot thaw", slog.Any("err", err))
 	}
 }
 
-// serveFreeze is POST /freeze: no body, 204 when everything stands still.
+// serveFreeze is POST /freeze: no body, 204 when all programs are frozen.
 func (a *Agent) serveFreeze(w http.ResponseWriter, r *http.Request) {
 	if err := a.freezer.freeze(r.Context()); err != nil {
-		a.log.ErrorContext(r.Context(), "freeze", slog.Any("error", err))
+		a.log.ErrorContext(r.Context(), "cannot freeze", slog.Any("err", err))
 		answerError(w, freezeStatus(err), fmt.Sprintf("freeze: %v", err))
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// serveThaw is POST /thaw: the host's time, if it says it, is set first.
+// serveThaw is POST /thaw. It sets the clock first, if the body has the host's time.
 func (a *Agent) serveThaw(w http.ResponseWriter, r *http.Request) {
 	arrived := time.Now()
 	var req struct {
@@ -213,17 +213,17 @@ func (a *Agent) serveThaw(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusBadRequest, fmt.Sprintf("thaw: %v", err))
 		return
 	}
-	// Programs go on whatever the clock says: they are the same as before.
+	// Programs continue even if the clock cannot be set: the sandbox is the same as before.
 	err := errors.Join(a.follow(req.Timestamp, arrived), a.freezer.thaw(r.Context()))
 	if err != nil {
-		a.log.ErrorContext(r.Context(), "thaw", slog.Any("error", err))
+		a.log.ErrorContext(r.Context(), "thaw", slog.Any("err", err))
 		answerError(w, http.StatusInternalServerError, fmt.Sprintf("thaw: %v", err))
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// freezeStatus is what envdclient makes its codes of.
+// freezeStatus returns the HTTP status, which envdclient turns into its codes.
 func freezeStatus(err error) int {
 	_, stuck := errors.AsType[*freeze.StuckError](err)
 	switch {

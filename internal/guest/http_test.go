@@ -185,7 +185,7 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
-// Files are there, and may be fetched by a signed URL without the token.
+// Files are served, also for a signed URL without the token.
 func TestFiles(t *testing.T) {
 	e := startEnvd(t)
 	path := filepath.Join(t.TempDir(), "file")

@@ -234,7 +234,7 @@ func TestPTYLastBytes(t *testing.T) {
 
 func tail(s string) string { return s[max(0, len(s)-40):] }
 
-// Whoever holds a terminal whose leader is gone gets SIGHUP; the end comes.
+// Other processes with a terminal whose leader has ended get SIGHUP; the end event comes.
 func TestPTYGrandchild(t *testing.T) {
 	e := startEnvd(t)
 	r := e.run(t, ptyRequest(`sleep 1000 & echo "pid=$!."`, 80, 24))

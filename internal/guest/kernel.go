@@ -9,7 +9,7 @@ import (
 	"wrenn/internal/guest/identity"
 )
 
-// Kernel is the machine that the program runs on. It needs to be root's.
+// Kernel is the kernel that the program runs on. Its methods need root.
 type Kernel struct {
 	clock.Kernel
 	identity.Linux

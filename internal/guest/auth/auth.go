@@ -1,5 +1,5 @@
-// Package auth decides who may call the agent: by the sandbox's access token,
-// or for files by a URL that was signed with it.
+// Package auth decides which requests the agent answers: those with the sandbox's
+// access token, and for files those with a URL that was signed with it.
 package auth
 
 import (
@@ -20,7 +20,7 @@ import (
 // Header carries the token.
 const Header = "X-Access-Token"
 
-// What callers are told; SDKs and their users know these words.
+// The messages for callers. SDKs and their users know these words.
 const (
 	msgUnauthorized     = "unauthorized access, please provide a valid access token or method signing if supported"
 	msgMismatch         = "access token present in header but does not match"
@@ -29,11 +29,11 @@ const (
 	msgExpired          = "signature is already expired"
 )
 
-// Require passes to next what may pass; deny answers the rest with 401 and the reason.
+// Require passes allowed requests to next; deny answers the others with 401 and the reason.
 //
-// Without a token in the settings everybody may do everything. With one:
-// GET /health is open; /files may be signed instead; POST /init, /freeze and /thaw are open to the
-// host, so that a copy of a sandbox can be given a token of its own, but not to programs in the guest.
+// Without a token in the settings every request is allowed. With one, GET /health
+// needs none, /files may be signed instead, and POST /init, /freeze and /thaw need none from the
+// host, so that a copy of a sandbox can get another token, but from programs in the guest.
 func Require(s *settings.Settings, deny func(w http.ResponseWriter, status int, message string), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if reason := refuse(r, s.Get().Token, time.Now()); reason != "" {
@@ -44,7 +44,7 @@ func Require(s *settings.Settings, deny func(w http.ResponseWriter, status int, 
 	})
 }
 
-// refuse returns why r may not pass, "" when it may.
+// refuse returns why r is refused, "" when it is allowed.
 func refuse(r *http.Request, token string, now time.Time) string {
 	given := r.Header.Get(Header)
 	switch {
@@ -61,11 +61,11 @@ func refuse(r *http.Request, token string, now time.Time) string {
 	}
 }
 
-// control reports whether a path is the host's to call.
+// control reports whether a path is one of the host's calls.
 func control(path string) bool { return path == "/init" || path == "/freeze" || path == "/thaw" }
 
 // fromGuest reports whether the peer is a program on this machine, by its
-// address. A peer that cannot be told counts as one.
+// address. A peer with an address that cannot be parsed counts as one.
 func fromGuest(remote string) bool {
 	peer, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -84,7 +84,7 @@ func fromGuest(remote string) bool {
 	return false
 }
 
-// checkSignature returns what is wrong with a signed URL, "" when nothing is.
+// checkSignature returns what is wrong with a signed URL, "" when it is valid.
 func checkSignature(method string, query url.Values, token string, now time.Time) string {
 	signature := query.Get("signature")
 	if signature == "" {
@@ -118,11 +118,11 @@ func checkSignature(method string, query url.Values, token string, now time.Time
 	}
 }
 
-// sign is v1_ and the SHA-256 of the parts joined by colons.
+// sign returns v1_ and the SHA-256 of the parts joined by colons.
 func sign(parts []string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, ":")))
 	return "v1_" + base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
-// equal takes the same time for all strings of one length.
+// equal compares in the same time for all strings of one length.
 func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

@@ -1,5 +1,5 @@
-// Package clock gives a guest what a stopped or copied machine lacks: the
-// right time, and randomness that no other copy has.
+// Package clock gives a guest what a stopped or copied machine lacks: the right
+// time, and randomness that no other copy has.
 package clock
 
 import (
@@ -11,26 +11,25 @@ import (
 )
 
 const (
-	// tolerance is how far the guest's clock may be off before it is set: the
-	// way of the message takes milliseconds itself.
+	// tolerance is how far the guest's clock may be behind before it is set: the
+	// message itself takes milliseconds.
 	tolerance = 50 * time.Millisecond
-	// transit is how long a message may have been on its way, on a host that is
-	// busy. Its time was right when it was sent, so the right one is that or up to so much later:
-	// a clock that is ahead by less is as good, and going back would show programs
-	// the same moment twice.
+	// transit is how long a message may take on a busy host. Its time was right
+	// when it was sent, so the right time now is up to transit later: a clock that is
+	// ahead by less is as good, and setting it back would show programs the same moment twice.
 	transit = 3 * time.Second
-	// reordering is how far apart messages can be that overtook each other. A
-	// time that is older than that does not come from a late message but from a
-	// host whose clock was corrected.
+	// reordering is how far apart messages that overtook each other can be. A time
+	// that is older than that comes from a host whose clock was corrected, not from a
+	// late message.
 	reordering = time.Minute
 )
 
-// Machine is the kernel's side. Tests and agents outside a guest bring their own.
+// Machine is the kernel. Tests and agents outside a guest have other ones.
 type Machine interface {
 	Now() time.Time
 	SetTime(time.Time) error
-	// AddEntropy credits seed, which nobody else has seen, to the kernel's
-	// random number generator and makes it reseed at once.
+	// AddEntropy credits seed, which must be secret, to the kernel's random number
+	// generator and makes it reseed at once.
 	AddEntropy(seed []byte) error
 }
 
@@ -39,7 +38,7 @@ type Clock struct {
 	machine Machine
 
 	mu     sync.Mutex // guards latest; held while the time is set
-	latest time.Time  // the host's time that was believed last
+	latest time.Time  // the last time from the host that was accepted
 }
 
 // New returns a clock for m.
@@ -65,7 +64,7 @@ func (c *Clock) Follow(host time.Time) (moved time.Duration, err error) {
 	return off, nil
 }
 
-// AddEntropy passes seed to the machine; an empty one is nothing to do.
+// AddEntropy passes seed to the machine, unless it is empty.
 func (c *Clock) AddEntropy(seed []byte) error {
 	if len(seed) == 0 {
 		return nil

@@ -18,14 +18,14 @@ type poolInfo struct {
 	buf          [maxSeed]byte
 }
 
-// urandom is open from its first use on. Code that an emulated CPU runs for the
-// first time after a restore is what a restore takes, and to open a file is much of it.
+// urandom stays open from its first use on. Code that an emulated CPU runs for
+// the first time is what a restore costs, and opening a file is much of it.
 var urandom = sync.OnceValues(func() (int, error) {
 	return unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 })
 
-// AddEntropy does RNDADDENTROPY and RNDRESEEDCRNG on /dev/urandom (random(4)). What is
-// beyond 512 bytes is left out.
+// AddEntropy does RNDADDENTROPY and RNDRESEEDCRNG on /dev/urandom (random(4)). It
+// uses the first 512 bytes of seed.
 func (Kernel) AddEntropy(seed []byte) error {
 	dev, err := urandom()
 	if err != nil {

@@ -1,7 +1,6 @@
-// Package freeze stops all processes of the guest's users at once, and lets
-// them go on, by the freezer of cgroup2 (Linux 5.2 and newer; "Core Interface
-// Files" in the kernel's Documentation/admin-guide/cgroup-v2.rst). What else a
-// snapshot needs is the composer's business.
+// Package freeze stops all processes of the guest's users at once, and continues
+// them, by the freezer of cgroup2 (Linux 5.2 and newer; "Core Interface Files" in
+// the kernel's Documentation/admin-guide/cgroup-v2.rst).
 package freeze
 
 import (
@@ -32,7 +31,7 @@ var ErrUnsupported = errors.New("this guest has no cgroup2 that can freeze")
 type StuckError struct {
 	Group string   // the cgroup that they are in
 	Hung  []string // "pid (name)" of some that hang in the kernel; may be empty
-	Err   error    // why there was no more time
+	Err   error    // why the wait ended
 }
 
 func (e *StuckError) Error() string {
@@ -45,10 +44,9 @@ func (e *StuckError) Error() string {
 
 func (e *StuckError) Unwrap() error { return e.Err }
 
-// Groups are all cgroups directly below one that the guest's programs live in:
-// those that the agent starts, and those that its users made, as container
-// runtimes do. The agent's own is left out. What is in the upper cgroup itself,
-// like the agent, runs on. One caller at a time.
+// Groups are all cgroups directly below the root: the one of the agent's commands,
+// and those that its users made, as container runtimes do. The agent's own is left
+// out. Processes in the root itself run on. One caller at a time.
 type Groups struct {
 	root string // "" when there are none
 	own  string // the agent's own name below root, "" when it is not below it
@@ -61,8 +59,9 @@ type group struct {
 	fd   int
 }
 
-// New returns the groups below root, where cgroup2 is mounted. An empty root
-// or one without cgroup2 cannot freeze.
+// New returns the groups below root, where cgroup2 is mounted. Without cgroup2, or
+// with an empty root, Freeze returns ErrUnsupported. The caller must be in its cgroup
+// already.
 func New(root string) *Groups {
 	var stat unix.Statfs_t
 	if root == "" || unix.Statfs(root, &stat) != nil || stat.Type != unix.CGROUP2_SUPER_MAGIC {
@@ -71,7 +70,7 @@ func New(root string) *Groups {
 	return &Groups{root: root, own: ownGroup()}
 }
 
-// ownGroup is the first part of the caller's path in cgroup2: cgroups(7), /proc/PID/cgroup.
+// ownGroup returns the first part of the caller's path in cgroup2: cgroups(7), /proc/PID/cgroup.
 func ownGroup() string {
 	raw, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -100,7 +99,7 @@ func (g *Groups) Freeze(ctx context.Context) (err error) {
 	}()
 	g.release()
 	var frozen []string
-	// Again until nothing is new: until it is frozen itself, a program may make a group.
+	// Until no group is new: a program may make one until it is frozen itself.
 	for {
 		names, err := g.list()
 		if err != nil {
@@ -124,12 +123,12 @@ func (g *Groups) Freeze(ctx context.Context) (err error) {
 	}
 }
 
-// Thaw lets the processes of all groups run. Thawing what runs is no error. It
-// goes as far as it can.
+// Thaw continues the processes of all groups, as far as it can. Thawing what runs
+// is no error.
 //
-// What Freeze has frozen is written to by its open files: no program is there
-// that could have made another group. To find all groups by their names takes a
-// restored guest, in which all code is cold, as long as all else in here.
+// It uses the files that Freeze has opened: no program ran since, so no group is
+// new. Listing the groups again takes a restored guest, in which all code is cold, as
+// long as all the rest of Thaw.
 func (g *Groups) Thaw() error {
 	if g.root == "" {
 		return ErrUnsupported
@@ -169,7 +168,7 @@ func (g *Groups) freeze(name string) error {
 	return held.set("1")
 }
 
-// hold opens what freezes and thaws a group, until release, if the group is there.
+// hold opens the freezer of a group until release, if the group exists.
 func (g *Groups) hold(name string) (held group, there bool, err error) {
 	fd, err := unix.Open(filepath.Join(g.root, name, freezeFile), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	switch {
@@ -186,7 +185,7 @@ func (g *Groups) hold(name string) (held group, there bool, err error) {
 	}
 }
 
-// letGo thaws what is held, as far as it can, and releases it.
+// letGo thaws the held groups, as far as it can, and releases them.
 func (g *Groups) letGo() error {
 	var errs []error
 	for _, held := range g.held {
@@ -196,7 +195,7 @@ func (g *Groups) letGo() error {
 	return errors.Join(errs...)
 }
 
-// release closes what is held.
+// release closes the held groups.
 func (g *Groups) release() {
 	for _, held := range g.held {
 		_ = unix.Close(held.fd) // nothing is buffered
@@ -204,7 +203,7 @@ func (g *Groups) release() {
 	g.held = nil
 }
 
-// set writes 0 or 1. A group that is gone is no error.
+// set writes 0 or 1. A group that was removed is no error.
 func (g group) set(value string) error {
 	if _, err := unix.Pwrite(g.fd, []byte(value), 0); err != nil && !gone(err) {
 		return fmt.Errorf("set %s of %s to %s: %w", freezeFile, g.name, value, err)
@@ -212,7 +211,7 @@ func (g group) set(value string) error {
 	return nil
 }
 
-// gone reports whether err says that a cgroup was removed. Then nothing is in it.
+// gone reports whether err says that a cgroup was removed. Then it has no processes.
 func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
 
 func (g *Groups) exists(name string) bool {
@@ -220,7 +219,7 @@ func (g *Groups) exists(name string) bool {
 	return err == nil
 }
 
-// look is how often a wait for the kernel looks whether its caller still wants it.
+// look is how often a wait for the kernel checks whether its caller still waits.
 const look = 50 * time.Millisecond
 
 // wait returns when the group is frozen or gone.
@@ -238,7 +237,7 @@ func (g *Groups) wait(ctx context.Context, name string) error {
 		if ctx.Err() != nil {
 			return &StuckError{Group: name, Hung: g.hung(name), Err: context.Cause(ctx)}
 		}
-		// The kernel says POLLPRI when the file has changed since it was read.
+		// The kernel reports POLLPRI when the file has changed since it was read.
 		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
 		if _, err := unix.Poll(fds, int(look/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("poll cgroup.events of %s: %w", name, err)
@@ -268,7 +267,7 @@ func isFrozen(events *os.File) (bool, error) {
 func (g *Groups) hung(name string) []string {
 	const most = 3
 	var found []string
-	// A group or a process that goes meanwhile is none that hangs.
+	// A group or a process that ends during the walk does not hang.
 	_ = filepath.WalkDir(filepath.Join(g.root, name), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return nil
@@ -291,7 +290,7 @@ func (g *Groups) hung(name string) []string {
 	return found
 }
 
-// status reads name and state of a process: proc_pid_stat(5). The name may hold anything.
+// status reads the name and state of a process: proc_pid_stat(5). The name may hold any bytes.
 func status(pid string) (comm, state string) {
 	raw, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
 	if err != nil {

@@ -104,7 +104,7 @@ func TestStuck(t *testing.T) {
 }
 
 // inUninterruptibleWait returns the pid of a process that waits so: for a
-// child of vfork(2), which waits for somebody to open the other end of a pipe.
+// child of vfork(2), which waits until the other end of a pipe is opened.
 func inUninterruptibleWait(t *testing.T) string {
 	t.Helper()
 	if _, err := exec.LookPath("python3"); err != nil {

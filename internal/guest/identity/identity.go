@@ -1,6 +1,6 @@
-// Package identity makes a copy of a guest somebody new: host name, boot id,
-// machine id, and the word to programs that want to know. Randomness and time
-// are the clock room's.
+// Package identity gives a copy of a guest its own identity: host name, boot id,
+// machine id, and a signal to programs that asked for one. Randomness and time
+// are package clock's.
 package identity
 
 import (
@@ -24,11 +24,11 @@ import (
 // Identity is who a guest is.
 type Identity struct {
 	ID         string // of the sandbox
-	Generation uint64 // counts its starts and restores
+	Generation uint64 // increases with each start and restore
 	Hostname   string // empty: ID
 }
 
-// Check returns what is wrong with an identity.
+// Check returns an error that says what is wrong with an identity, or nil.
 func (id Identity) Check() error {
 	switch {
 	case !isLabel(id.ID):
@@ -39,8 +39,9 @@ func (id Identity) Check() error {
 	return nil
 }
 
-// isLabel reports whether s can be a label of a host name, RFC 1123 §2.1. By
-// hand: the code of package regexp is cold after a restore, which an emulated CPU pays for.
+// isLabel reports whether s can be a label of a host name, RFC 1123 §2.1. It
+// does not use package regexp, whose code is cold after a restore: an emulated CPU
+// has to translate it first.
 func isLabel(s string) bool {
 	for _, c := range []byte(s) {
 		if (c|0x20 < 'a' || c|0x20 > 'z') && (c < '0' || c > '9') && c != '-' {
@@ -52,13 +53,12 @@ func isLabel(s string) bool {
 
 func (id Identity) hostname() string { return cmp.Or(id.Hostname, id.ID) }
 
-// Machine is the kernel's side. Tests and agents outside a guest bring their own.
+// Machine is the kernel. Tests and agents outside a guest have other ones.
 type Machine interface {
 	SetHostname(name string) error
-	// Show makes file what everybody reads in the place of the existing file
-	// at path. Showing what is shown already is nothing to do.
+	// Show makes the existing file at path read as file does. Twice is allowed.
 	Show(file, path string) error
-	// Signal tells the process, of whom it is known that it wants that.
+	// Signal signals a process that registered for it.
 	Signal(pid, signal int) error
 }
 
@@ -66,8 +66,8 @@ type Machine interface {
 type Config struct {
 	Machine Machine      // needed
 	Log     *slog.Logger // needed
-	RunDir  string       // /run/wrenn in a guest, where programs find it; empty: nothing is written at all
-	Root    string       // of the guest's files, "/" in a guest; empty: none outside RunDir is touched
+	RunDir  string       // /run/wrenn in a guest, where programs find it; empty: no file is written
+	Root    string       // of the guest's files, "/" in a guest; empty: no file outside RunDir is written
 }
 
 // Names in RunDir. They are documented: docs/fork-safety.md.
@@ -78,20 +78,20 @@ const (
 	notifyDir      = "notify.d"
 )
 
-// Keeper knows who the guest is. It is safe for concurrent use.
+// Keeper holds the guest's identity. It is safe for concurrent use.
 type Keeper struct {
 	cfg Config
 
-	mu         sync.Mutex // guards what follows; held while the guest changes
-	now        Identity   // zero until the host said it
+	mu         sync.Mutex // guards the following; held while the identity changes
+	now        Identity   // zero until the host has sent one
 	bootID     window
 	random     place // where the kernel shows its boot id
 	generation window
 	registered place // notifyDir
 }
 
-// New returns a keeper. It does what need not wait until a restore: makes the
-// directory where programs ask to be told, and has the ids shown from files in RunDir:
+// New returns a keeper. It does what need not wait until a restore: it makes the
+// directory where programs register, and has the ids shown from files in RunDir, since
 // writing to a disk would be the most expensive part of a restore under emulation.
 func New(cfg Config) *Keeper {
 	k := &Keeper{cfg: cfg}
@@ -99,10 +99,10 @@ func New(cfg Config) *Keeper {
 		return k
 	}
 	if err := k.makeDirs(); err != nil {
-		cfg.Log.Warn("programs cannot ask to be told of a restore", slog.Any("error", err))
+		cfg.Log.Warn("programs cannot register for restores", slog.Any("err", err))
 	}
 	if err := errors.Join(k.openBootID(), k.showMachineID()); err != nil {
-		cfg.Log.Warn("the guest has an identity that may not change", slog.Any("error", err))
+		cfg.Log.Warn("the guest's ids may not change with a restore", slog.Any("err", err))
 	}
 	return k
 }
@@ -121,7 +121,7 @@ func (k *Keeper) makeDirs() error {
 	return k.registered.open(dir)
 }
 
-// openBootID shows a boot id of ours and keeps it open for the next ones.
+// openBootID shows a boot id from a file and keeps the file open for the next ids.
 func (k *Keeper) openBootID() error {
 	kernels, err := os.ReadFile(bootID)
 	if err != nil {
@@ -136,7 +136,7 @@ func (k *Keeper) openBootID() error {
 	return k.bootID.open(filepath.Join(k.cfg.RunDir, bootIDFile))
 }
 
-// show shows the file of a name in RunDir, which is made with a text if it is not there.
+// show shows the file with a name in RunDir at path. It makes the file with text if it does not exist.
 func (k *Keeper) show(name, text, path string) error {
 	file := filepath.Join(k.cfg.RunDir, name)
 	if _, err := os.Stat(file); err != nil {
@@ -162,26 +162,27 @@ func (k *Keeper) showMachineID() error {
 	if err := k.show(machineIDFile, machineID(), path); err != nil {
 		return err
 	}
-	// D-Bus has a link to it, or a file of its own.
+	// D-Bus has a link to it, or its own file.
 	path = filepath.Join(k.cfg.Root, "var/lib/dbus/machine-id")
 	if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() {
-		return nil //nolint:nilerr // there is no D-Bus
+		return nil //nolint:nilerr // the image has no D-Bus
 	}
 	return k.show(machineIDFile, "", path)
 }
 
-// machineID is a random one: machine-id(5), 32 hexadecimal digits and a newline.
+// machineID returns a random machine id: machine-id(5), 32 hexadecimal digits and a newline.
 func machineID() string {
 	b := random()
 	return hex.EncodeToString(b[:]) + "\n"
 }
 
-// Become makes the guest id, at the time at, and reports whether it was
-// somebody else: another ID or Generation. Its machine id changes with the ID
-// alone, since a resumed sandbox is the same machine. The programs that asked for it are
-// signalled; they should be frozen, so that it is the first thing that they see.
+// Become gives the guest the identity id at the time at, and reports whether it
+// had another ID or Generation before. The machine id changes with the ID alone,
+// since a resumed sandbox is the same machine. Registered programs are signaled; they should
+// be frozen, so that the signal is the first thing that they see.
 //
-// When it fails the guest is not yet id. That the host name has no address is only logged.
+// After an error the guest does not have the identity yet. A host name that gets
+// no address is only logged.
 func (k *Keeper) Become(id Identity, at time.Time) (changed bool, err error) {
 	if err := id.Check(); err != nil {
 		return false, err
@@ -204,14 +205,14 @@ func (k *Keeper) Become(id Identity, at time.Time) (changed bool, err error) {
 	return true, nil
 }
 
-// write changes the files that say who the guest is.
+// write writes the files of the identity.
 func (k *Keeper) write(id Identity, at time.Time) error {
 	if err := k.newBootID(); err != nil {
-		return fmt.Errorf("new boot id: %w", err)
+		return fmt.Errorf("write the boot id: %w", err)
 	}
 	if id.ID != k.now.ID && k.cfg.Root != "" {
 		if err := overwrite(filepath.Join(k.cfg.RunDir, machineIDFile), machineID()); err != nil {
-			return fmt.Errorf("new machine id: %w", err)
+			return fmt.Errorf("write the machine id: %w", err)
 		}
 	}
 	k.writeHosts(id.hostname())
@@ -221,11 +222,11 @@ func (k *Keeper) write(id Identity, at time.Time) error {
 	return nil
 }
 
-// writeGeneration overwrites the file in place: a new one would be the most
-// expensive part of a restore under emulation, and not be seen where the old one is
-// mounted, as in containers. Nobody reads half of it, because nobody runs.
+// writeGeneration overwrites the file in place: a new file would be the most
+// expensive part of a restore under emulation, and would not show where the old one is
+// mounted, as in containers. No program reads half of it, because all are frozen.
 func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
-	if !k.generation.isLinked() { // the first one, or root of the guest has removed it
+	if !k.generation.isLinked() { // the first time, or the guest's root has removed it
 		path := filepath.Join(k.cfg.RunDir, generationFile)
 		err := os.WriteFile(path, nil, 0o644)
 		if err == nil {
@@ -241,10 +242,10 @@ func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
 	return k.generation.set("id=" + id.ID + "\ngeneration=" + strconv.FormatUint(id.Generation, 10) + "\ntime=" + at.UTC().Format(time.RFC3339Nano) + "\n")
 }
 
-// newBootID overwrites the file in place, because it is what the kernel shows:
-// a new one would not be. All boot ids have one length, so no reader sees half of two.
+// newBootID overwrites the file in place, because that file is mounted over the
+// kernel's. All boot ids have one length, so no reader sees parts of two.
 func (k *Keeper) newBootID() error {
-	if !k.bootID.isIn(k.random, filepath.Base(bootID)) { // root of the guest may have unmounted it
+	if !k.bootID.isIn(k.random, filepath.Base(bootID)) { // the guest's root may have unmounted it
 		if err := k.openBootID(); err != nil {
 			return err
 		}
@@ -252,7 +253,7 @@ func (k *Keeper) newBootID() error {
 	return k.bootID.set(uuid() + "\n")
 }
 
-// uuid is a random one, version 4 of RFC 9562 §5.4.
+// uuid returns a random UUID, version 4 of RFC 9562 §5.4.
 func uuid() string {
 	b := random()
 	b[6] = b[6]&0x0f | 0x40
@@ -263,17 +264,17 @@ func uuid() string {
 
 func random() [16]byte {
 	var b [16]byte
-	// Of the kernel, which was reseeded before, and without what crypto/rand has
-	// around it: code is what a restore takes. So few bytes never fail, see getrandom(2).
+	// From the kernel, which was reseeded before, without the code of crypto/rand:
+	// running code for the first time is what a restore costs. So few bytes never fail, see getrandom(2).
 	if n, err := unix.Getrandom(b[:], 0); n != len(b) {
 		panic(fmt.Sprintf("getrandom: %d bytes, %v", n, err))
 	}
 	return b
 }
 
-// writeHosts gives the host name an address, in images whose resolver does not
-// know it by itself: sudo asks for it, and complains. Root in the guest may have
-// made that impossible; then it is as before.
+// writeHosts gives the host name an address in images whose resolver does not
+// know it by itself: sudo looks it up, and complains. The guest's root may have
+// made that impossible; then the file stays as it is.
 func (k *Keeper) writeHosts(name string) {
 	if k.cfg.Root == "" || name == k.now.hostname() || k.knowsItsName() {
 		return
@@ -284,11 +285,11 @@ func (k *Keeper) writeHosts(name string) {
 		err = replace(path, text, 0o644) // a link, or not there
 	}
 	if err != nil {
-		k.cfg.Log.Warn("the host name has no address", slog.Any("error", err))
+		k.cfg.Log.Warn("the host name has no address", slog.Any("err", err))
 	}
 }
 
-// knowsItsName reports whether the C library asks nss-myhostname(8).
+// knowsItsName reports whether the C library uses nss-myhostname(8).
 func (k *Keeper) knowsItsName() bool {
 	raw, err := os.ReadFile(filepath.Join(k.cfg.Root, "etc/nsswitch.conf"))
 	if err != nil {
@@ -302,20 +303,20 @@ func (k *Keeper) knowsItsName() bool {
 	return false
 }
 
-// hostsMark ends the line of /etc/hosts that is ours.
+// hostsMark ends the agent's line in /etc/hosts.
 const hostsMark = "# this sandbox"
 
-// hosts is the file at path with the name in one line of ours. 127.0.1.1 is
-// where Debian puts it.
+// hosts returns the file at path with one line for the name. 127.0.1.1 is the
+// address that Debian uses for it.
 func (k *Keeper) hosts(path, name string) (string, error) {
-	const longest = 1 << 20 // what is larger is somebody's block list: left alone
+	const longest = 1 << 20 // a larger file is a block list: left alone
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return "", err
 	case !info.Mode().IsRegular() || info.Size() > longest:
-		return "", errors.New("it is no file, or too large")
+		return "", errors.New("not a regular file, or too large")
 	}
 	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -334,7 +335,7 @@ func (k *Keeper) hosts(path, name string) (string, error) {
 	return text.String(), nil
 }
 
-// overwrite changes a file that is there. It follows no link.
+// overwrite changes an existing file. It follows no link.
 func overwrite(path, text string) error {
 	var w window
 	if err := w.open(path); err != nil {
@@ -344,8 +345,8 @@ func overwrite(path, text string) error {
 	return w.set(text)
 }
 
-// replace writes a file anew and puts it in the place of an old one, or of a
-// link. It need not survive a power cut: a guest that boots again is told again.
+// replace writes a new file and renames it over an old one, or over a link. It
+// need not survive a power cut: a guest that boots again gets its identity again.
 func replace(path, text string, mode fs.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".wrenn-*")
 	if err != nil {

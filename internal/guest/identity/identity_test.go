@@ -129,13 +129,13 @@ func TestBecome(t *testing.T) {
 	if n := strings.Count(g.read(t, "etc/hosts"), "127.0.1.1"); n != 1 {
 		t.Errorf("%d lines in /etc/hosts, want one", n)
 	}
-	// What is mounted over the kernel's is the first file for ever.
+	// The first file stays mounted over the kernel's.
 	if again, err := os.Stat(in("run/boot_id")); err != nil || !os.SameFile(shown, again) {
 		t.Errorf("the file of the boot id is another one: %v", err)
 	}
 }
 
-func TestBecomeNobody(t *testing.T) {
+func TestBecomeInvalid(t *testing.T) {
 	g := newGuest(t)
 	for _, id := range []Identity{{}, {ID: "a b"}, {ID: "-a"}, {ID: strings.Repeat("a", 64)}, {ID: "a", Hostname: "b\nc"}} {
 		if _, err := g.Become(id, noon); err == nil {
@@ -280,7 +280,7 @@ sys.stdin.read()`)
 	}
 }
 
-// Whoever has the file open or mounted sees the next generation, also when its
+// A reader that has the file open or mounted sees the next generation, also when its
 // text is shorter; a file that was removed is made again.
 func TestGenerationIsOverwritten(t *testing.T) {
 	g := newGuest(t)

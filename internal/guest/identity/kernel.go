@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bootID is what the kernel makes when it is read for the first time, and never again: random(4).
+// bootID shows the id that the kernel makes at the first read and keeps: random(4).
 const bootID = "/proc/sys/kernel/random/boot_id"
 
-// Linux is the machine that the program runs on. It needs CAP_SYS_ADMIN.
+// Linux is the kernel that the program runs on. It needs CAP_SYS_ADMIN.
 type Linux struct {
-	// Private is a directory for what no user needs to see.
+	// Private is a directory for mounts that users need not see.
 	Private string
 }
 
@@ -31,10 +31,10 @@ func (Linux) Signal(pid, signal int) error {
 
 // Show mounts file, read-only, over the one at path.
 //
-// A mount inside /proc has a price: users that make a namespace of their own (rootless
+// A mount inside /proc has a price: users that make a new namespace (rootless
 // containers, unshare --mount-proc) could mount no /proc in it, because the kernel
-// wants one in sight that nothing hides (mount_too_revealing in fs/namespace.c).
-// So another one is mounted aside, where only root looks.
+// wants a visible one without mounts over parts of it (mount_too_revealing in
+// fs/namespace.c). So a second one is mounted in Private.
 func (k Linux) Show(file, path string) error {
 	if same, err := sameFile(file, path); same || err != nil {
 		return err

@@ -17,19 +17,19 @@ import (
 const (
 	// maxRegistrations bounds how many files one restore looks at.
 	maxRegistrations = 4096
-	// maxSignalName bounds what is read of one.
+	// maxSignalName bounds what is read of a registration, in bytes.
 	maxSignalName = 32
 )
 
-// notify signals the processes that registered. What does not hold is removed:
-// it is of a process that is gone.
+// notify signals the processes that registered. Registrations of processes that
+// have ended are removed.
 func (k *Keeper) notify() {
 	if k.registered.isEmpty() { // nearly always
 		return
 	}
 	dir, err := os.OpenRoot(filepath.Join(k.cfg.RunDir, notifyDir))
 	if err != nil {
-		k.cfg.Log.Warn("no program is told of the restore", slog.Any("error", err))
+		k.cfg.Log.Warn("no program is told of the restore", slog.Any("err", err))
 		return
 	}
 	defer func() { _ = dir.Close() }() // nothing was written
@@ -45,18 +45,18 @@ func (k *Keeper) notify() {
 		case errors.Is(err, errGone):
 			_ = dir.Remove(name) // or it is a directory, and stays
 		case err != nil:
-			k.cfg.Log.Warn("a program is not told of the restore", slog.String("registration", name), slog.Any("error", err))
+			k.cfg.Log.Warn("a program is not told of the restore", slog.String("registration", name), slog.Any("err", err))
 		}
 	}
 }
 
-// errGone means that nobody holds a registration.
+// errGone means that the process of a registration has ended.
 var errGone = errors.New("nobody holds the registration's lock")
 
 // notifyOne signals the process that a registration names, if that is safe. Most
 // signals end a program that does not expect them, so it is sent only to a process
 //   - that holds the file locked: the kernel drops the lock when the process
-//     is gone, so that a pid which is used again is never meant;
+//     ends, so that a pid that is used again is never signaled;
 //   - that belongs to the file's owner, else a user could signal others;
 //   - that catches the signal.
 func (k *Keeper) notifyOne(dir *os.Root, name string) error {
@@ -93,7 +93,7 @@ func (k *Keeper) notifyOne(dir *os.Root, name string) error {
 	return k.cfg.Machine.Signal(int(pid), signal)
 }
 
-// locked reports whether somebody holds the file, by flock(2) or fcntl(2).
+// locked reports whether a process holds a lock on the file, by flock(2) or fcntl(2).
 func locked(f *os.File) bool {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return errors.Is(err, unix.EWOULDBLOCK)

@@ -6,19 +6,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// window is an open file that is changed in place, because somebody sees it: it
-// is mounted over another one. The zero value is none.
+// window is an open file that is changed in place, because it is mounted over
+// another one. The zero value is closed.
 //
-// By system calls and not by package os: after a restore an emulated CPU runs
-// all code for the first time, so what matters is how much of it there is, not
-// how often it runs.
+// It uses system calls and not package os: after a restore an emulated CPU runs
+// all code for the first time, so the amount of code matters, not how often it runs.
 type window struct {
-	fd       int // 0 is none: that is somebody's stdin
+	fd       int // 0 is none: it is the standard input
 	dev, ino uint64
 	size     int64
 }
 
-// open opens the file at path, after what was open is closed.
+// open closes the window and opens the file at path.
 func (w *window) open(path string) error {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -38,7 +37,7 @@ func (w *window) open(path string) error {
 	return nil
 }
 
-// close may be repeated.
+// close closes the window. Twice is allowed.
 func (w *window) close() {
 	if w.fd != 0 {
 		_ = unix.Close(w.fd) // writing has told all errors there are
@@ -46,19 +45,19 @@ func (w *window) close() {
 	*w = window{}
 }
 
-// isIn reports whether it is what is seen in the directory under the name.
+// isIn reports whether the file with that name in the directory is this one.
 func (w *window) isIn(dir place, name string) bool {
 	var stat unix.Stat_t
 	return w.fd != 0 && unix.Fstatat(dir.fd, name, &stat, 0) == nil && stat.Dev == w.dev && stat.Ino == w.ino
 }
 
-// isLinked reports whether it has a name, somewhere.
+// isLinked reports whether the file has a name.
 func (w *window) isLinked() bool {
 	var stat unix.Stat_t
 	return w.fd != 0 && unix.Fstat(w.fd, &stat) == nil && stat.Nlink > 0
 }
 
-// set makes text what is in it.
+// set replaces the content by text.
 func (w *window) set(text string) error {
 	if _, err := unix.Pwrite(w.fd, []byte(text), 0); err != nil {
 		return err
@@ -72,11 +71,11 @@ func (w *window) set(text string) error {
 	return nil
 }
 
-// place is an open directory, so that what is in it is found without the way to
-// it. The zero value is none.
+// place is an open directory, so that its files are found without resolving its
+// path again. The zero value is closed.
 type place struct{ fd int }
 
-// open opens the directory at path, after what was open is closed.
+// open closes the place and opens the directory at path.
 func (p *place) open(path string) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -89,8 +88,8 @@ func (p *place) open(path string) error {
 	return nil
 }
 
-// isEmpty reports whether nothing is in it. When that cannot be told, as of one
-// that was removed, something may be.
+// isEmpty reports whether the directory is empty. It is false when that is
+// unknown, as for a removed directory.
 func (p *place) isEmpty() bool {
 	if p.fd == 0 {
 		return false
