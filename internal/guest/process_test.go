@@ -111,7 +111,7 @@ func TestGrandchildHoldsPipes(t *testing.T) {
 // Output that goes on after the exit belongs to the process while it is not silent.
 func TestGrandchildGoesOnWriting(t *testing.T) {
 	e := startEnvd(t)
-	r := e.run(t, sh(`(for i in 1 2 3 4 5; do echo $i; done) & exit 0`))
+	r := e.run(t, sh(`trap "exit 0" USR1; (echo 1; kill -USR1 $$; for i in 2 3 4 5; do echo $i; done) & wait; wait`))
 	if got := r.stdout.String(); got != "1\n2\n3\n4\n5\n" {
 		t.Errorf("stdout = %q", got)
 	}
