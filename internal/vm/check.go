@@ -8,13 +8,13 @@ import (
 	"wrenn"
 )
 
-// What a Spec may ask for.
+// The limits of a Spec.
 const (
 	maxDir       = 60
 	maxVCPUs     = 32
 	minMemoryMiB = 64
 	maxMemoryMiB = 1 << 20 // 1 TiB: more than any host has, and safe to multiply
-	maxDisks     = 8       // microvm has 24 virtio-mmio slots; nobody needs more than a few
+	maxDisks     = 8       // microvm has 24 virtio-mmio slots; a few are enough
 )
 
 var (
@@ -22,22 +22,22 @@ var (
 	validTAP = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,15}$`) // IFNAMSIZ less the final zero
 )
 
-// Check says what is wrong with a spec in itself, as an Invalid error. The
-// kernel is asked for only when the machine is to boot one.
+// Check returns an Invalid error that names what is wrong with the spec, or nil.
+// It demands a kernel only if the machine boots one.
 func (s Spec) Check(boots bool) error {
 	for _, c := range []struct {
 		ok  bool
 		msg string
 	}{
 		{validID.MatchString(s.ID), "a machine's id is 1 to 40 of a-z, 0-9 and -"},
-		{s.Dir != "" && len(s.Dir) <= maxDir, "a machine's directory has 1 to 60 bytes in its name"},
+		{s.Dir != "" && len(s.Dir) <= maxDir, "the path of a machine's directory has 1 to 60 bytes"},
 		{s.VCPUs >= 1 && s.VCPUs <= maxVCPUs, "a machine has 1 to 32 vCPUs"},
 		{s.MemoryMiB >= minMemoryMiB && s.MemoryMiB <= maxMemoryMiB && s.MemoryMiB%2 == 0, "a machine has 64 MiB of memory or more, and an even number"},
 		{!boots || s.Kernel.Image != "", "a machine that boots needs a kernel"},
 		{len(s.Disks) <= maxDisks, "a machine has at most 8 disks"},
-		{s.Net.TAP == "" || validTAP.MatchString(s.Net.TAP), "that is not a network device's name"},
+		{s.Net.TAP == "" || validTAP.MatchString(s.Net.TAP), "invalid name of a network device"},
 		{s.Net.TAP == "" || validMAC(s.Net.MAC), "a network device needs a unicast MAC address like 02:fc:00:00:00:05"},
-		{s.UID != 0 || s.GID == 0, "a group without a user"},
+		{s.UID != 0 || s.GID == 0, "a machine that runs as a group needs a user"},
 	} {
 		if !c.ok {
 			return wrenn.Errorf(wrenn.Invalid, "%s", c.msg)
@@ -56,15 +56,14 @@ func validMAC(s string) bool {
 	return err == nil && len(mac) == 6 && mac[0]&1 == 0 // the lowest bit marks a multicast address
 }
 
-// CheckEmpty says whether dir is an existing, empty directory, else with
-// FailedPrecondition.
+// CheckEmpty returns FailedPrecondition unless dir is an existing, empty directory.
 func CheckEmpty(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the directory for the machine is not there", Err: err}
+		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine's directory does not exist", Err: err}
 	}
 	if len(entries) > 0 {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "the directory for the machine is in use: it holds %.40q", entries[0].Name())
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the machine's directory is not empty: it has %.40q", entries[0].Name())
 	}
 	return nil
 }

@@ -32,12 +32,12 @@ func TestManifestNoticesEveryChange(t *testing.T) {
 		for bit := range 8 {
 			good[i] ^= 1 << bit
 			if unseal(good, &got) == nil {
-				t.Errorf("bit %d of byte %d was flipped, and nobody noticed", bit, i)
+				t.Errorf("bit %d of byte %d was flipped, and unseal accepted it", bit, i)
 			}
 			good[i] ^= 1 << bit
 		}
 		if unseal(good[:i], &got) == nil {
-			t.Errorf("it was cut to %d bytes, and nobody noticed", i)
+			t.Errorf("it was cut to %d bytes, and unseal accepted it", i)
 		}
 	}
 	for _, bad := range [][]byte{append(good, '\n'), make([]byte, manifestLimit+1), nil} {

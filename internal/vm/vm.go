@@ -2,8 +2,8 @@
 // monitor (VMM). The drivers are vm/qemu and vm/firecracker; vm/vmtest holds
 // the conformance suite that each of them, and the in-memory fake, passes.
 //
-// A driver starts VMM processes and talks to them. It owns neither disks nor
-// network slots: its caller makes them first and takes them away last.
+// A driver starts VMM processes and controls them. It owns neither disks nor
+// network slots: its caller makes them first and removes them last.
 package vm
 
 import (
@@ -19,34 +19,35 @@ type Driver interface {
 	Name() string
 
 	// Start boots a new machine and returns when its vCPUs run; the guest's
-	// agent answers later. When Start fails nothing is left of it: no process,
-	// no socket, no mount, no file in spec.Dir, and the error holds the last
-	// console lines if the VMM died. ctx bounds Start alone, not the machine.
-	// Invalid when Spec.Check says so, FailedPrecondition when spec.Dir is not
-	// an empty directory.
+	// agent answers later. If Start fails it leaves nothing: no process, no
+	// socket, no mount, no file in spec.Dir; if the VMM died, the error is an
+	// *ExitError. ctx bounds Start alone, not the machine. The error is that of
+	// Spec.Check, or FailedPrecondition if spec.Dir is not an empty directory.
 	Start(ctx context.Context, spec Spec) (Machine, error)
 
 	// Restore makes a new, running machine from a snapshot that Snapshot wrote
 	// to the directory snapshot, and is otherwise like Start. Any number of
-	// machines may be restored from one snapshot, also at once; none of them
-	// changes it, and it must stay until the last of them is gone. spec.Kernel
-	// is not used but for its Digest. The spec must have the shape of the snapshot's (vCPUs,
-	// memory, number of disks, MAC): FailedPrecondition otherwise, and when the
-	// snapshot is of a VMM or a processor that this driver cannot load, or
-	// damaged. Of the memory only the size is looked at: its content is too
-	// much to read each time, and is for whoever keeps snapshots to check.
-	// The caller puts copies of the disks as they were at the snapshot into spec.Disks.
+	// machines may be restored from one snapshot, also at the same time. None of
+	// them changes it, and it must stay until the last of them has ended. Of
+	// spec.Kernel only the Digest is used. spec.Disks are copies of the disks as
+	// they were at the snapshot.
+	//
+	// The error is FailedPrecondition if spec has another shape than the
+	// snapshot's machine (vCPUs, memory, number of disks, MAC), if this VMM or
+	// this processor cannot load the snapshot, or if it is damaged. Restore checks
+	// only the size of the memory: its content is too much to read each time. The
+	// package that stores snapshots checks that.
 	Restore(ctx context.Context, spec Spec, snapshot string) (Machine, error)
 
-	// Adopt takes over a machine that another process, now gone, started or
-	// restored. NotFound when that machine no longer runs; then what it left
-	// in ref.Dir is removed.
+	// Adopt takes over a machine that another process, which has ended, started
+	// or restored. NotFound if that machine no longer runs; then Adopt has removed
+	// what it left in ref.Dir.
 	Adopt(ctx context.Context, ref Ref) (Machine, error)
 }
 
 // Machine is one running VMM. Its methods are safe for concurrent use, and
-// return FailedPrecondition with an *ExitError as cause once the VMM is gone,
-// Stop and Wait excepted.
+// return FailedPrecondition with an *ExitError as its cause once the VMM has ended,
+// except Stop and Wait.
 type Machine interface {
 	// Ref is what Adopt needs. It never changes; a journal may keep it as JSON.
 	Ref() Ref
@@ -58,40 +59,40 @@ type Machine interface {
 	Resume(ctx context.Context) error
 
 	// Snapshot writes memory and device state into the existing, empty
-	// directory dir, or one that it was prepared in (see SnapshotPreparer). The
-	// machine must be paused (FailedPrecondition otherwise, and dir is left
-	// alone) and still is afterwards; it can go on. The disks are the caller's
-	// to copy, between Pause and Resume. When Snapshot fails dir is empty again
-	// and the machine is as before; on a full disk the error is an ENOSPC. It may
-	// outlive ctx where a write that has begun cannot be given up; Stop ends it.
+	// directory dir, or one that PrepareSnapshot prepared. The machine must be
+	// paused (FailedPrecondition otherwise, and dir does not change) and still is
+	// afterwards; it can be resumed. The caller copies the disks between Pause and
+	// Resume. If Snapshot fails dir is empty again and the machine is as before; on
+	// a full disk the error is an ENOSPC. A write that has begun may outlive ctx
+	// where it cannot be cancelled; Stop ends it.
 	//
-	// Every snapshot is whole: it needs no earlier one, of whatever generation
-	// the machine is. What is in dir is not yet safe from a power cut.
+	// Every snapshot is complete: it needs no earlier one, also if the machine was
+	// itself restored. The files in dir are not yet safe from a power cut.
 	Snapshot(ctx context.Context, dir string) error
 
-	// Stop ends the VMM at once, without asking the guest, and returns when
-	// the process is gone and what the driver made in Spec.Dir is removed. It
-	// is safe to call more than once, and after the VMM died by itself.
+	// Stop kills the VMM at once, without asking the guest. It returns when the
+	// process has ended and what the driver made in Spec.Dir is removed. Twice is
+	// allowed, and so is a Stop after the VMM died by itself.
 	Stop(ctx context.Context) error
 
-	// Wait returns when the VMM is gone: nil when Stop ended it or the guest
-	// powered off, an *ExitError otherwise; or with ctx's cause.
+	// Wait returns when the VMM has ended: nil if Stop ended it or the guest
+	// powered off, an *ExitError otherwise. It returns ctx's cause if ctx ends first.
 	Wait(ctx context.Context) error
 }
 
-// SnapshotPreparer is a Machine that can do a part of a snapshot's work before
-// the guest has to stand still; all of our drivers' can.
+// SnapshotPreparer is a Machine that can do a part of a snapshot's work while the
+// guest still runs. All our drivers' machines can.
 type SnapshotPreparer interface {
-	// PrepareSnapshot begins a snapshot in the existing, empty directory dir of
-	// a machine that may well run. A Snapshot into dir completes it; if none
-	// comes, what is in dir is the caller's to remove. One that is prepared is
-	// good for no longer than the machine has no other snapshot: Snapshot knows,
-	// and does the work again. When it fails dir is empty again.
+	// PrepareSnapshot begins a snapshot in the existing, empty directory dir. The
+	// machine may run. A Snapshot into dir completes it; if none follows, the
+	// caller removes what is in dir. Another snapshot of the machine makes the
+	// preparation useless: Snapshot knows that and does the work again. If
+	// PrepareSnapshot fails dir is empty again.
 	PrepareSnapshot(ctx context.Context, dir string) error
 }
 
-// ConsoleReader is a Machine whose guest's console can be read; all of our
-// drivers' can.
+// ConsoleReader is a Machine whose guest's console can be read. That of all our
+// drivers' machines can.
 type ConsoleReader interface {
 	// Console returns the end of what the guest printed on its console, bounded,
 	// without what the VMM itself printed. The guest chooses the content. It may be
@@ -99,7 +100,7 @@ type ConsoleReader interface {
 	Console() string
 }
 
-// Spec says what machine is wanted.
+// Spec describes a machine to make.
 type Spec struct {
 	// ID names the machine in jails, cgroups and logs: 1 to 40 of [a-z0-9-].
 	ID string
@@ -114,9 +115,9 @@ type Spec struct {
 	// may be renamed once the machine runs.
 	Disks []Disk
 	Net   NIC
-	// UID and GID are whom the VMM runs as; zero leaves it the caller's user,
-	// for development. The driver gives them the access that they need to the
-	// files named here, and to no others.
+	// UID and GID are the user and the group that the VMM runs as; zero is the
+	// caller's own, for development. The driver gives them the access that they
+	// need to the files named here, and to no others.
 	UID, GID uint32
 	// Exclusive tells Restore that no other machine is expected to use the
 	// snapshot's memory file while this one runs. It is a hint, which changes what
@@ -135,8 +136,8 @@ type Kernel struct {
 	// Args is the command line, one argument each; the driver appends what its
 	// VMM needs (the console, clocks, how to reboot).
 	Args []string
-	// Digest names the content of Image, for snapshots to say what they run; a
-	// Restore that has one insists on it. May be empty.
+	// Digest identifies the content of Image. A snapshot records it, and a Restore
+	// with a Digest accepts no snapshot with another one. May be empty.
 	Digest string
 }
 
@@ -172,7 +173,7 @@ type Ref struct {
 	Private map[string]string `json:"private,omitempty"`
 }
 
-// ExitError says why a VMM is gone.
+// ExitError describes the end of a VMM.
 type ExitError struct {
 	Driver string
 	// Reason is "exit status 1", "signal: killed", "guest panicked", …

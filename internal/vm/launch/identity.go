@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Identity tells a process from every other, also from a later one with the
-// same PID and from one of another boot of this host.
+// Identity distinguishes a process from every other, also from a later one with
+// the same PID and from one of another boot of this host.
 type Identity struct {
 	PID int
 	// StartTime is field 22 of /proc/PID/stat, in clock ticks since boot.
@@ -20,7 +20,7 @@ type Identity struct {
 	BootID    string
 }
 
-// identify looks at the process that has the PID now.
+// identify returns the identity of the process that has the PID now.
 func identify(pid int) (Identity, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -37,8 +37,8 @@ func identify(pid int) (Identity, error) {
 	return Identity{PID: pid, StartTime: start, BootID: strings.TrimSpace(string(boot))}, nil
 }
 
-// startTime is field 22 of a stat line. Field 2, the name, may hold anything,
-// also blanks and parentheses: the fields are counted after its last one. See proc_pid_stat(5).
+// startTime returns field 22 of a stat line. Field 2, the name, may contain blanks
+// and parentheses: the fields are counted after the last one. See proc_pid_stat(5).
 func startTime(stat []byte) (uint64, error) {
 	_, rest, found := bytes.Cut(stat[max(bytes.LastIndexByte(stat, ')'), 0):], []byte(") "))
 	fields := strings.Fields(string(rest)) // the first is field 3
@@ -48,8 +48,8 @@ func startTime(stat []byte) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// pollable makes a file of a pidfd whose readiness the runtime's poller
-// watches, so that waiting takes no thread. It owns fd, also when it fails.
+// pollable makes a file of a pidfd for the runtime's poller, so that waiting takes
+// no thread. It owns fd, also if it fails.
 func pollable(fd int) (*os.File, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		_ = unix.Close(fd) // the first error is the one that counts
@@ -65,7 +65,7 @@ func awaitExit(pidfd *os.File) {
 	if err == nil {
 		err = conn.Read(func(fd uintptr) bool { return readable(int(fd)) })
 	}
-	if err != nil { // cannot be polled for: ask the kernel with a thread
+	if err != nil { // the poller cannot: wait with a thread
 		_ = withFD(pidfd, func(fd int) error {
 			_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
 			return err
@@ -87,8 +87,8 @@ func readable(fd int) bool {
 	return err == nil && n == 1
 }
 
-// withFD calls fn with the file's descriptor, which stays open meanwhile and
-// in the mode it is in.
+// withFD calls fn with the file's descriptor. The descriptor stays open during the
+// call, and its mode does not change.
 func withFD(f *os.File, fn func(fd int) error) error {
 	conn, err := f.SyscallConn()
 	if err != nil {

@@ -17,9 +17,8 @@ import (
 	"wrenn/internal/plain"
 )
 
-// Command is a VMM to start. The process is the leader of a session of its own
-// and lives in a mount namespace of its own, from which nothing propagates.
-// It outlives its parent.
+// Command is a VMM to start. The process leads its own session and is in its own
+// mount namespace, from which nothing propagates. It outlives its parent.
 type Command struct {
 	// Path is the program's file; PATH is not searched.
 	Path string
@@ -34,21 +33,21 @@ type Command struct {
 	Files []*os.File
 	// Namespace is the path of the network namespace to run in; empty is the caller's.
 	Namespace string
-	// UID and GID are whom it runs as, without supplementary groups. With UID
-	// zero it stays the caller's user.
+	// UID and GID are the user and the group that it runs as, without
+	// supplementary groups. With UID zero it runs as the caller's user.
 	UID, GID uint32
 	// Mounts makes mounts for the process alone, before it starts; nil makes none.
 	Mounts func() error
-	// SmallPages keeps transparent huge pages from the process, and from this one
-	// from then on, which it costs nothing.
+	// SmallPages turns off transparent huge pages for the process, and for this
+	// process from then on, which loses nothing by it.
 	SmallPages bool
 	// Cgroup is an open directory of a cgroup2 hierarchy in which the process
-	// begins its life; nil is the caller's cgroup.
+	// starts; nil is the caller's cgroup.
 	Cgroup *os.File
 }
 
-// Process is a running VMM, or one that is gone. It is safe for concurrent use.
-// It holds file descriptors and goroutines until the VMM is gone.
+// Process is a VMM that runs or has ended. It is safe for concurrent use. It holds
+// file descriptors and goroutines until the VMM has ended.
 type Process struct {
 	id      Identity
 	pidfd   *os.File
@@ -64,14 +63,14 @@ type Process struct {
 	errors []byte // what log held at the end
 }
 
-// Exit says how a process ended.
+// Exit describes the end of a process.
 type Exit struct {
-	// Reason is like "exit status 1" or "signal: killed". Only a parent is told
-	// that: for an adopted process it is "exit status unknown".
+	// Reason is like "exit status 1" or "signal: killed". The kernel tells only a
+	// parent: for an adopted process Reason is "exit status unknown".
 	Reason string
 	// Code is the exit status, and -1 after a signal or when it is not known.
 	Code int
-	// Killed says that Kill was called while it ran.
+	// Killed reports whether Kill ended it.
 	Killed bool
 }
 
@@ -128,10 +127,11 @@ func (p *Process) spawn(cmd Command) error {
 	return nil
 }
 
-// useSmallPages turns transparent huge pages off for this process and all that it
-// starts: the switch belongs to the address space, and is handed on to a child and
-// kept by it when it executes a program, see PR_SET_THP_DISABLE(2const). Between a
-// fork and an execution package os runs nothing of ours. A kernel that refuses it has none.
+// useSmallPages turns off transparent huge pages for this process and all that it
+// starts: the setting belongs to the address space, and a child inherits it and
+// keeps it when it executes a program, see PR_SET_THP_DISABLE(2const). Between the
+// fork and the execution package os runs none of our code. A kernel that refuses the
+// call has no huge pages.
 func useSmallPages() { _ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) }
 
 func sysProcAttr(cmd Command, pidfd *int) *syscall.SysProcAttr {
@@ -153,9 +153,8 @@ func reap(child *os.Process) error {
 	return err
 }
 
-// Adopt follows a process that somebody else started. The error is
-// os.ErrProcessDone when it no longer runs, also when its PID is another
-// process's by now.
+// Adopt follows a process that another process started. The error is
+// os.ErrProcessDone if it no longer runs, also if another process has its PID.
 func Adopt(id Identity) (*Process, error) {
 	fd, err := unix.PidfdOpen(id.PID, 0)
 	if err != nil {
@@ -165,8 +164,8 @@ func Adopt(id Identity) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The PID cannot change hands between this look and the use of the pidfd:
-	// the look comes second, and the pidfd is of whom it sees or of one that is gone.
+	// The check comes after the pidfd was opened: so the pidfd is that of the process
+	// checked here, or of one that has ended.
 	now, err := identify(id.PID)
 	if err != nil || now != id || hasExited(pidfd) {
 		pidfd.Close()
@@ -213,13 +212,13 @@ func (p *Process) follow() {
 	p.mu.Unlock()
 }
 
-// Identity is what Adopt needs.
+// Identity returns what Adopt needs.
 func (p *Process) Identity() Identity { return p.id }
 
-// Done is closed when the process is gone.
+// Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Wait returns when the process is gone, or with ctx's cause.
+// Wait returns when the process has ended, or ctx's cause if ctx ends first.
 func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-p.done:
@@ -229,8 +228,8 @@ func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	}
 }
 
-// Kill ends the process by SIGKILL and returns when it is gone, or with ctx's
-// cause. Twice is allowed, and so is killing one that is gone.
+// Kill kills the process by SIGKILL and returns when it has ended, or ctx's cause
+// if ctx ends first. Twice is allowed, and so is killing a process that has ended.
 func (p *Process) Kill(ctx context.Context) error {
 	if err := p.sendKill(); err != nil {
 		return fmt.Errorf("kill process %d: %w", p.id.PID, err)
@@ -247,7 +246,7 @@ func (p *Process) sendKill() error {
 		return nil
 	default:
 	}
-	if hasExited(p.pidfd) { // by itself: Kill came too late to be the reason
+	if hasExited(p.pidfd) { // by itself: Kill is not the reason
 		return nil
 	}
 	p.killed = true
@@ -292,7 +291,7 @@ func LastLines(output []byte) string {
 	return plain.Text(strings.ReplaceAll(lastLines(output, maxLastLines), "\r\n", "\n"))
 }
 
-// maxLastLines is about a screen full.
+// maxLastLines is enough for about 25 lines.
 const maxLastLines = 2 << 10
 
 func lastLines(out []byte, limit int) string {

@@ -9,17 +9,16 @@ import (
 	"wrenn/internal/netns"
 )
 
-// OnThread runs fn on a thread of its own, which nothing else uses before or
-// after: it ends with its goroutine, so fn may move it to other namespaces. The
-// main thread cannot end, and what it is in counts as the whole process's, so it
-// is passed over.
+// OnThread runs fn on a new thread, which ends with it: so fn may move the thread
+// to other namespaces. It is never the main thread, which cannot end and whose
+// namespaces count as those of the whole process.
 func OnThread(fn func() error) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked, unless it is the main thread
 		if unix.Gettid() == unix.Getpid() {
 			defer runtime.UnlockOSThread()
-			result <- OnThread(fn) // on another one: this is taken meanwhile
+			result <- OnThread(fn) // on another thread: this one is in use until then
 			return
 		}
 		result <- fn()
@@ -47,9 +46,9 @@ func inNamespaces(cmd Command, fn func() error) error {
 }
 
 // leaveMounts moves the thread to a new mount namespace, from which nothing
-// propagates to the host. What the host unmounts is unmounted here as well: in
-// a private namespace the VMM would keep each file system of the host in use
-// for as long as it runs (mount_namespaces(7)).
+// propagates to the host. What the host unmounts is unmounted here as well: in a
+// private namespace the VMM would keep each file system of the host in use for as
+// long as it runs, see mount_namespaces(7).
 func leaveMounts() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("new mount namespace: %w", err)

@@ -1,8 +1,8 @@
-// Package probe finds out whether a driver really boots the configured kernel
-// on this machine. That a VMM starts, or that a vCPU runs a few instructions,
-// does not say so: under PVM (/sys/module/kvm_pvm) both work and every stock
-// kernel hangs before its first line. So the probe boots the kernel itself,
-// waits until it has printed something, and remembers the answer.
+// Package probe finds out whether a driver really boots the configured kernel on
+// this machine. It is not enough that a VMM starts or that a vCPU runs a few
+// instructions: under PVM (/sys/module/kvm_pvm) both work and every stock kernel
+// hangs before its first line. So the probe boots the kernel itself, waits until
+// it has printed something, and stores the result.
 package probe
 
 import (
@@ -29,16 +29,16 @@ const (
 	// defaultDeadline is several times what a kernel needs to its first line
 	// even where KVM itself is emulated (about 2 s there).
 	defaultDeadline = 15 * time.Second
-	// look is how often the console is looked at.
-	look = 20 * time.Millisecond
-	// maxMemory bounds the file of remembered verdicts.
-	maxMemory = 1 << 20
+	// pollEvery is the pause between two looks at the console.
+	pollEvery = 20 * time.Millisecond
+	// maxVerdicts bounds the file of verdicts, in bytes.
+	maxVerdicts = 1 << 20
 )
 
 // Probe boots kernels. All fields but Deadline are needed.
 type Probe struct {
-	// Memory is the file in which verdicts are kept; a new boot of the host, a
-	// new kernel or a new VMM makes a new verdict.
+	// Memory is the file that stores verdicts. A new boot of the host, a new
+	// kernel or a new VMM needs a new verdict.
 	Memory string
 	// Dir is where the probe's machine gets its directory; see vm.Spec.Dir.
 	Dir string
@@ -46,24 +46,24 @@ type Probe struct {
 	Deadline time.Duration
 }
 
-// Verdict says whether a driver boots a kernel here.
+// Verdict reports whether a driver boots a kernel on this machine.
 type Verdict struct {
 	Works  bool   `json:"works"`
 	Reason string `json:"reason"` // for people
 }
 
-// Boots says whether driver, whose VMM has the given version, boots kernel on
-// this machine. It takes up to the deadline the first time and nothing when the
-// answer is remembered. A VMM that cannot even be started is asked again the
-// next time: that takes no time, and it may have been for want of memory.
-// The error says that it could not be found out.
+// Boots reports whether driver, whose VMM has the given version, boots kernel on
+// this machine. It takes up to the deadline the first time and no time when the
+// verdict is stored. It does not store the verdict on a VMM that cannot even be
+// started: to try again takes no time, and the host may have been out of memory.
+// An error means that there is no verdict.
 func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kernel vm.Kernel) (Verdict, error) {
 	key, err := keyOf(driver.Name(), version, kernel)
 	if err != nil {
 		return Verdict{}, err
 	}
-	memory := p.recall()
-	if v, ok := memory[key]; ok {
+	verdicts := p.stored()
+	if v, ok := verdicts[key]; ok {
 		return v, nil
 	}
 	v, started, err := p.boot(ctx, driver, kernel)
@@ -73,11 +73,11 @@ func (p Probe) Boots(ctx context.Context, driver vm.Driver, version string, kern
 	if !started {
 		return v, nil
 	}
-	// Only the last verdict is kept: the others are of kernels, VMMs and boots gone by.
-	return v, p.remember(map[string]Verdict{key: v})
+	// Only the last verdict is stored: the others are of earlier kernels, VMMs and boots.
+	return v, p.store(map[string]Verdict{key: v})
 }
 
-// boot tries it. Unless started the verdict is of the driver's Start.
+// boot boots the kernel. If started is false the verdict is that of the driver's Start.
 func (p Probe) boot(ctx context.Context, driver vm.Driver, kernel vm.Kernel) (v Verdict, started bool, err error) {
 	dir, err := os.MkdirTemp(p.Dir, "probe")
 	if err != nil {
@@ -86,9 +86,9 @@ func (p Probe) boot(ctx context.Context, driver vm.Driver, kernel vm.Kernel) (v 
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	undo.Add(func(context.Context) error { return os.RemoveAll(dir) })
-	// Without a disk the kernel cannot get far; ignore_loglevel makes it say what it does.
+	// Without a disk the kernel cannot get far; ignore_loglevel makes it print what it does.
 	kernel.Args = append([]string{"ignore_loglevel"}, kernel.Args...)
-	// The name is a new one each time: the machine of a probe that was killed may still have its own.
+	// The name is new each time: the machine of a probe that was killed may still have the old one.
 	machine, err := driver.Start(ctx, vm.Spec{ID: filepath.Base(dir), Dir: dir, VCPUs: 1, MemoryMiB: 128, Kernel: kernel})
 	if err != nil {
 		if ctx.Err() != nil {
@@ -105,14 +105,14 @@ func (p Probe) boot(ctx context.Context, driver vm.Driver, kernel vm.Kernel) (v 
 	return v, true, err
 }
 
-// watch returns when the console has something, the machine is gone or the deadline is over.
+// watch returns when the guest has printed something, the machine has ended or the deadline is over.
 func (p Probe) watch(ctx context.Context, machine vm.Machine, console vm.ConsoleReader) (Verdict, error) {
 	limit := cmp.Or(p.Deadline, defaultDeadline)
 	deadline, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	gone := make(chan error, 1)
 	go func() { gone <- machine.Wait(deadline) }()
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
 		var end error
@@ -122,7 +122,7 @@ func (p Probe) watch(ctx context.Context, machine vm.Machine, console vm.Console
 		case end = <-gone:
 			over = true
 		}
-		// Looked at last: what was printed in the last moment counts.
+		// The console comes last: what was printed in the last moment counts.
 		switch printed := strings.TrimSpace(console.Console()) != ""; {
 		case printed:
 			return Verdict{Works: true, Reason: "the guest kernel booted"}, nil
@@ -136,29 +136,29 @@ func (p Probe) watch(ctx context.Context, machine vm.Machine, console vm.Console
 	}
 }
 
-func (p Probe) recall() map[string]Verdict {
+func (p Probe) stored() map[string]Verdict {
 	f, err := os.Open(p.Memory)
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxMemory))
-	var memory map[string]Verdict
-	if err != nil || json.Unmarshal(data, &memory) != nil {
+	data, err := io.ReadAll(io.LimitReader(f, maxVerdicts))
+	var verdicts map[string]Verdict
+	if err != nil || json.Unmarshal(data, &verdicts) != nil {
 		return nil // probing again costs seconds, not correctness
 	}
-	return memory
+	return verdicts
 }
 
-func (p Probe) remember(memory map[string]Verdict) error {
-	data, err := json.MarshalIndent(memory, "", "  ")
+func (p Probe) store(verdicts map[string]Verdict) error {
+	data, err := json.MarshalIndent(verdicts, "", "  ")
 	if err != nil {
 		return err
 	}
 	return durable.WriteFile(p.Memory, append(data, '\n'), 0o600)
 }
 
-// keyOf names everything that the verdict depends on.
+// keyOf returns everything that the verdict depends on.
 func keyOf(driver, version string, kernel vm.Kernel) (string, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

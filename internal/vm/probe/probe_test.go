@@ -140,14 +140,14 @@ func TestWhatAVerdictIsOf(t *testing.T) {
 			edit(t, b.Memory, func(s string) string { return strings.ReplaceAll(s, " boot-", " boot-0") })
 			return b.driver(), "1"
 		},
-		"a file that nobody can read": func(t *testing.T, b *bench) (vm.Driver, string) {
+		"a damaged file": func(t *testing.T, b *bench) (vm.Driver, string) {
 			t.Helper()
 			edit(t, b.Memory, func(s string) string { return s[:len(s)/2] })
 			return b.driver(), "1"
 		},
 		"a file that is too large": func(t *testing.T, b *bench) (vm.Driver, string) {
 			t.Helper()
-			edit(t, b.Memory, func(s string) string { return strings.Repeat(" ", maxMemory) + s })
+			edit(t, b.Memory, func(s string) string { return strings.Repeat(" ", maxVerdicts) + s })
 			return b.driver(), "1"
 		},
 	} {
@@ -194,7 +194,7 @@ func TestAVerdictIsOfTheKernelsContent(t *testing.T) {
 	}
 }
 
-// A VMM that could not be started says nothing about the kernel: it is asked again.
+// A VMM that could not be started is no verdict on the kernel: it is tried again.
 func TestAFailedStartIsNotRemembered(t *testing.T) {
 	b := newBench(t, prints)
 	b.fault = vmfake.FailAt(vmfake.StepProcess)

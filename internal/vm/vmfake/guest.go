@@ -41,7 +41,7 @@ func (g *Guest) Print(text string) error {
 	})
 }
 
-// do calls f as the guest's code.
+// do calls f as code of the guest.
 func (g *Guest) do(ctx context.Context, f func(*process)) error {
 	p, err := g.find()
 	if err != nil {
@@ -70,7 +70,7 @@ func (g *Guest) Fill(ctx context.Context, name string, b byte) error {
 	return g.do(ctx, func(p *process) { p.mem.Files[name] = b })
 }
 
-// Filled says whether the file holds nothing but b.
+// Filled reports whether the file holds nothing but b.
 func (g *Guest) Filled(ctx context.Context, name string, b byte) (same bool, err error) {
 	err = g.do(ctx, func(p *process) {
 		got, ok := p.mem.Files[name]
@@ -125,13 +125,13 @@ func (g *Guest) StartCounter(ctx context.Context) error {
 // counterTick is how long the guest must run for the counter to go on by one.
 const counterTick = time.Millisecond
 
-// Counter says how far the counter is.
+// Counter returns the counter's value.
 func (g *Guest) Counter(ctx context.Context) (n int, err error) {
 	err = g.do(ctx, func(p *process) { n = int(p.counted() / counterTick) })
 	return n, err
 }
 
-// BusyTimer is no challenge to a fake.
+// BusyTimer always works in a fake.
 func (g *Guest) BusyTimer(ctx context.Context) error { return g.do(ctx, func(*process) {}) }
 
 // PrintMuch prints n bytes.
@@ -142,10 +142,10 @@ func (g *Guest) PrintMuch(ctx context.Context, n int) error {
 	return g.Print(strings.Repeat("x", n))
 }
 
-// Flood prints more than anybody keeps.
+// Flood prints more than the console keeps.
 func (g *Guest) Flood(ctx context.Context) error { return g.PrintMuch(ctx, 2*consoleSize) }
 
-// PowerOff ends the machine as its guest may.
+// PowerOff ends the machine as a guest that powers off does.
 func (g *Guest) PowerOff(context.Context) error { return g.end(poweredOff) }
 
 // Panic ends the machine as a guest's kernel does when it panics.

@@ -7,7 +7,7 @@ import (
 	"wrenn/internal/vm"
 )
 
-// machine is a driver's hold on a process; an adopted one has several.
+// machine is a driver's handle of a process; an adopted process has several.
 type machine struct {
 	*process
 	hook rollback.Hook
@@ -21,11 +21,11 @@ var _ interface {
 
 func (m *machine) Ref() vm.Ref { return m.ref }
 
-// Pause implements vm.Machine. One that fails by a fault has paused all the
-// same, like a call whose answer was lost.
+// Pause implements vm.Machine. If the hook fails it the machine has paused all the
+// same, like after a call whose answer was lost.
 func (m *machine) Pause(ctx context.Context) error { return m.do(ctx, StepPause, m.pause) }
 
-// Resume implements vm.Machine, and is to faults like Pause.
+// Resume implements vm.Machine. If the hook fails it the machine runs all the same.
 func (m *machine) Resume(ctx context.Context) error { return m.do(ctx, StepResume, m.resume) }
 
 func (m *machine) do(ctx context.Context, step Step, f func()) error {

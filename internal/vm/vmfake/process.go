@@ -15,7 +15,7 @@ import (
 // consoleSize bounds what is kept of a guest's output.
 const consoleSize = 16 << 10
 
-// memory is what a snapshot keeps of a guest.
+// memory is the part of a guest that a snapshot has.
 type memory struct {
 	// Files are memory-backed, each full of one byte.
 	Files map[string]byte `json:"files"`
@@ -31,7 +31,7 @@ type process struct {
 	kernel string // the digest of what it booted, or of what was booted in the snapshot
 	world  *World
 	disks  []*os.File    // whatever their names are by now
-	gone   chan struct{} // closed when it has ended and everything of it has
+	gone   chan struct{} // closed when all of it has ended
 
 	mu      sync.Mutex    // guards what follows
 	running chan struct{} // closed while the vCPUs run
@@ -42,7 +42,7 @@ type process struct {
 	ended   *ending // nil while it lives
 }
 
-// ending is why a machine is gone.
+// ending is why a machine has ended.
 type ending struct {
 	reason  string
 	orderly bool // Stop or the guest ended it
@@ -66,7 +66,7 @@ func newProcess(w *World, spec vm.Spec, mem memory, kernel string, ref vm.Ref) *
 	return p
 }
 
-// boot calls the guest's program, which may well end the machine at once.
+// boot calls the guest's program, which may end the machine at once.
 func (p *process) boot(program func(*Guest) (func(), error)) error {
 	guest := &Guest{func() (*process, error) { return p, nil }}
 	if program == nil {
@@ -88,7 +88,7 @@ func (p *process) boot(program func(*Guest) (func(), error)) error {
 	return nil
 }
 
-// end ends the machine and returns when all of it is gone. The first ending counts.
+// end ends the machine and returns when all of it has ended. The first ending counts.
 func (p *process) end(why ending) {
 	p.mu.Lock()
 	first := p.ended == nil
@@ -112,17 +112,18 @@ func (p *process) end(why ending) {
 	close(p.gone)
 }
 
-// exitError is why the machine is gone, also when that is no error. It must be gone.
+// exitError returns why the machine has ended, also if that is no error. It must
+// have ended.
 func (p *process) exitError() *vm.ExitError {
 	return &vm.ExitError{Driver: Name, Reason: p.ended.reason, Console: p.ended.console}
 }
 
-// whileAlive calls f under the lock unless the machine is gone.
+// whileAlive calls f under the lock unless the machine has ended.
 func (p *process) whileAlive(f func()) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ended != nil {
-		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine does not run any more", Err: p.exitError()}
+		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine has ended", Err: p.exitError()}
 	}
 	f()
 	return nil

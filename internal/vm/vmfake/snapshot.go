@@ -19,7 +19,7 @@ const (
 	manifestName = "fake.json" // written last
 )
 
-// shape is what a spec must have in common with a snapshot.
+// shape is the part of a spec that must be that of the snapshot's machine.
 type shape struct {
 	VCPUs     int    `json:"vcpus"`
 	MemoryMiB int    `json:"memory_mib"`
@@ -41,7 +41,7 @@ type manifest struct {
 	Memory vm.FileSum `json:"memory"`
 }
 
-// PrepareSnapshot implements vm.SnapshotPreparer. There is nothing to do.
+// PrepareSnapshot implements vm.SnapshotPreparer. It has nothing to do.
 func (m *machine) PrepareSnapshot(_ context.Context, dir string) error {
 	if err := m.whileAlive(func() {}); err != nil {
 		return err
@@ -74,15 +74,15 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 		}))
 }
 
-// loadSnapshot reads the memory of a snapshot that must have the shape, and the
-// kernel if one is named; it returns its kernel as well.
+// loadSnapshot returns the memory and the kernel of a snapshot, which must have the
+// shape, and the kernel if that is not empty.
 func loadSnapshot(dir string, want shape, kernel string) (mem memory, was string, err error) {
 	var man manifest
 	if err := vm.ReadManifest(filepath.Join(dir, manifestName), &man); err != nil {
 		return mem, "", damaged(err)
 	}
 	if man.Shape != want {
-		return mem, "", wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is of a machine of another shape: %+v, not %+v", man.Shape, want)
+		return mem, "", wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's machine has another shape: %+v, not %+v", man.Shape, want)
 	}
 	if kernel != "" && man.Kernel != kernel {
 		return mem, "", wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's guest has the kernel %.80q, not %.80q", man.Kernel, kernel)
@@ -99,7 +99,7 @@ func loadSnapshot(dir string, want shape, kernel string) (mem memory, was string
 }
 
 func damaged(why error) error {
-	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "that is no whole snapshot of this driver", Err: why}
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "not a complete snapshot of this driver", Err: why}
 }
 
 func writeJSON(path string, content any) error {

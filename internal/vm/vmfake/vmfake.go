@@ -1,9 +1,9 @@
-// Package vmfake is a vm.Driver whose machines live in memory, for tests of
-// whoever composes machines: as strict as the contract, without a VMM, root or
-// waiting. Each step can be made to fail, and a guest does what the test says.
+// Package vmfake is a vm.Driver whose machines live in memory, for tests of packages
+// that use machines: as strict as the contract, without a VMM, root or waiting.
+// Tests can make each step fail, and write the guest's program.
 //
-// A World stands for the kernel: it holds the machines, and outlives the
-// drivers as the kernel outlives host agents. No goroutine runs for a machine.
+// A World stands for the kernel: it holds the machines, and outlives the drivers as
+// the kernel outlives host agents. No goroutine runs for a machine.
 package vmfake
 
 import (
@@ -171,14 +171,14 @@ func (d *Driver) Adopt(_ context.Context, ref vm.Ref) (vm.Machine, error) {
 	if err := removeFiles(ref.Dir); err != nil {
 		return nil, err
 	}
-	return nil, wrenn.Errorf(wrenn.NotFound, "the machine does not run any more")
+	return nil, wrenn.Errorf(wrenn.NotFound, "the machine has ended")
 }
 
-// fileName is what a machine has in vm.Spec.Dir while it is there, like a
-// VMM's socket.
+// fileName is the file that a machine has in vm.Spec.Dir until it is stopped, like
+// a VMM's socket.
 const fileName = "fake.vmm"
 
-// removeFiles removes what a machine has in its directory. Twice is allowed.
+// removeFiles removes the machine's files in its directory. Twice is allowed.
 func removeFiles(dir string) error { return removeFile(filepath.Join(dir, fileName)) }
 
 func removeFile(path string) error {
@@ -199,8 +199,8 @@ func readable(path string) error {
 	return f.Close()
 }
 
-// openDisks opens the disks as they should be used; those that it did are
-// returned with an error, too.
+// openDisks opens the disks, each as it is used. With an error it returns those that
+// it has opened.
 func openDisks(disks []vm.Disk) (files []*os.File, err error) {
 	for _, disk := range disks {
 		flag := os.O_RDWR
@@ -216,7 +216,7 @@ func openDisks(disks []vm.Disk) (files []*os.File, err error) {
 	return files, nil
 }
 
-// closeAll may be repeated.
+// closeAll closes the files. Twice is allowed.
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()

@@ -101,22 +101,22 @@ func size(t *testing.T, dir string) int64 {
 }
 
 // consoleWithoutAgent proves that a guest can print more than is kept while
-// nobody is there to read it, and neither stalls nor fills the host.
+// no agent reads it, and neither stalls nor fills the host.
 func (s *suite) consoleWithoutAgent(t *testing.T) {
 	spec, guest := s.newSpec(t, s.base.disk)
 	ref := s.Elsewhere(t, spec, s.base.dir)
-	nobodyWatches := func(ctx context.Context) error {
+	noAgent := func(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	must(t, "guest", guest.WaitReady(within(t), nobodyWatches))
+	must(t, "guest", guest.WaitReady(within(t), noAgent))
 	much := 2 * maxConsole
 	if s.FillConsole != nil {
 		s.FillConsole(t, ref)
 		much = maxConsole / 8
 	}
 	must(t, "PrintMuch", guest.PrintMuch(within(t), much))
-	b := s.adoptBox(t, ref, spec, guest)
+	b := s.adoptMachine(t, ref, spec, guest)
 	console, ok := b.Machine.(vm.ConsoleReader)
 	if !ok {
 		t.Fatal("the machine shows no console")
@@ -129,7 +129,7 @@ func (s *suite) consoleWithoutAgent(t *testing.T) {
 
 func (s *suite) adopt(t *testing.T) {
 	spec, guest := s.newSpec(t, s.RootFS)
-	b := s.adoptBox(t, s.Elsewhere(t, spec, ""), spec, guest)
+	b := s.adoptMachine(t, s.Elsewhere(t, spec, ""), spec, guest)
 	b.ready(t)
 	must(t, "Fill", b.guest.Fill(within(t), "adopted", 'a'))
 	must(t, "StartCounter", b.guest.StartCounter(within(t)))
@@ -151,7 +151,7 @@ func (s *suite) adopt(t *testing.T) {
 // lets it end in another way than by Stop.
 func (s *suite) adoptRestored(t *testing.T) {
 	spec, guest := s.newSpec(t, s.base.disk)
-	b := s.adoptBox(t, s.Elsewhere(t, spec, s.base.dir), spec, guest)
+	b := s.adoptMachine(t, s.Elsewhere(t, spec, s.base.dir), spec, guest)
 	b.ready(t)
 	must(t, "Fill", b.guest.Fill(within(t), "later", 0))
 	restored := s.restore(t, s.Driver(t), s.snapshot(t, b))
@@ -163,7 +163,7 @@ func (s *suite) adoptRestored(t *testing.T) {
 	}
 }
 
-func (s *suite) adoptBox(t *testing.T, ref vm.Ref, spec vm.Spec, guest Guest) *box {
+func (s *suite) adoptMachine(t *testing.T, ref vm.Ref, spec vm.Spec, guest Guest) *machine {
 	t.Helper()
 	m, err := s.Driver(t).Adopt(within(t), ref)
 	must(t, "Adopt", err)
@@ -177,7 +177,7 @@ func (s *suite) adoptDead(t *testing.T) {
 	d := s.Driver(t)
 	spec, guest := s.newSpec(t, s.RootFS)
 	ref := s.Elsewhere(t, spec, "")
-	b := s.adoptBox(t, ref, spec, guest)
+	b := s.adoptMachine(t, ref, spec, guest)
 	s.Kill(t, ref)
 	if err := b.Wait(within(t)); err == nil {
 		t.Error("Wait() of a killed machine = nil")
@@ -190,7 +190,7 @@ func (s *suite) adoptDead(t *testing.T) {
 	}
 }
 
-// adoptAnother offers a process that is not the machine's: it must live on.
+// adoptAnother offers another process as the machine's: that must continue to run.
 func (s *suite) adoptAnother(t *testing.T) {
 	b := s.restore(t, s.Driver(t), s.base)
 	ref := b.Ref()

@@ -61,7 +61,7 @@ func (g envdGuest) later(ctx context.Context, script string) error {
 	return g.run(ctx, fmt.Sprintf("setsid sh -c 'sleep 0.3; %s' </dev/null >/dev/null 2>&1 &", script))
 }
 
-// mount makes sure that memoryDir is there.
+// mount makes memoryDir unless it exists.
 const mount = "mkdir -p " + memoryDir + "; grep -q ' " + memoryDir + " ' /proc/mounts || mount -t tmpfs none " + memoryDir + "\n"
 
 func (g envdGuest) Fill(ctx context.Context, name string, b byte) error {
@@ -101,7 +101,7 @@ func (g envdGuest) PrintMuch(ctx context.Context, n int) error {
 }
 
 func (g envdGuest) Flood(ctx context.Context) error {
-	return g.later(ctx, "while :; do echo a line that nobody asked for >/dev/console; done")
+	return g.later(ctx, "while :; do echo a line of a flood >/dev/console; done")
 }
 
 func (g envdGuest) PowerOff(ctx context.Context) error {

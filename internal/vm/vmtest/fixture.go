@@ -18,19 +18,19 @@ import (
 	"wrenn/internal/vm"
 )
 
-// patience bounds everything that a guest is asked: generous, because guests
-// are emulated and the machine is shared.
-const patience = 2 * time.Minute
+// timeout bounds each call of a guest. It is long, because guests are emulated and
+// the host has other work.
+const timeout = 2 * time.Minute
 
 type suite struct {
 	Harness
-	scratch string // for disks and snapshots
-	base    snapshot
-	boxes   atomic.Int32
+	scratch  string // for disks and snapshots
+	base     snapshot
+	machines atomic.Int32
 }
 
-// box is a machine under test.
-type box struct {
+// machine is a machine under test.
+type machine struct {
 	vm.Machine
 	spec  vm.Spec
 	guest Guest
@@ -41,7 +41,7 @@ type snapshot struct{ dir, disk string }
 
 func within(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), timeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -52,7 +52,7 @@ const kernelDigest = "sha256:vmtest"
 // newSpec prepares a place, a directory and a disk that is a copy of the file disk.
 func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 	t.Helper()
-	n := s.boxes.Add(1)
+	n := s.machines.Add(1)
 	place := s.Place(t)
 	dir := tempDir(t, os.TempDir()) // t.TempDir's names are too long for a socket
 	must(t, "chmod", os.Chmod(dir, 0o711))
@@ -106,8 +106,8 @@ func tempDir(t *testing.T, in string) string {
 	return dir
 }
 
-// watch makes a box of a new machine: it is stopped when t ends, and must leave nothing.
-func (s *suite) watch(t *testing.T, m vm.Machine, spec vm.Spec, guest Guest) *box {
+// watch makes a machine under test of a new one: it is stopped when t ends, and must leave nothing.
+func (s *suite) watch(t *testing.T, m vm.Machine, spec vm.Spec, guest Guest) *machine {
 	t.Helper()
 	t.Cleanup(func() {
 		if err := m.Stop(context.WithoutCancel(t.Context())); err != nil {
@@ -115,10 +115,10 @@ func (s *suite) watch(t *testing.T, m vm.Machine, spec vm.Spec, guest Guest) *bo
 		}
 		s.wantNothing(t, spec)
 	})
-	return &box{Machine: m, spec: spec, guest: guest}
+	return &machine{Machine: m, spec: spec, guest: guest}
 }
 
-func (s *suite) start(t *testing.T, d vm.Driver) *box {
+func (s *suite) start(t *testing.T, d vm.Driver) *machine {
 	t.Helper()
 	spec, guest := s.newSpec(t, s.RootFS)
 	m, err := d.Start(within(t), spec)
@@ -128,12 +128,12 @@ func (s *suite) start(t *testing.T, d vm.Driver) *box {
 	return s.watch(t, m, spec, guest)
 }
 
-func (s *suite) restore(t *testing.T, d vm.Driver, from snapshot) *box {
+func (s *suite) restore(t *testing.T, d vm.Driver, from snapshot) *machine {
 	t.Helper()
 	return s.restoreAs(t, d, from, false)
 }
 
-func (s *suite) restoreAs(t *testing.T, d vm.Driver, from snapshot, exclusive bool) *box {
+func (s *suite) restoreAs(t *testing.T, d vm.Driver, from snapshot, exclusive bool) *machine {
 	t.Helper()
 	spec, guest := s.newSpec(t, from.disk)
 	spec.Exclusive = exclusive
@@ -146,7 +146,7 @@ func (s *suite) restoreAs(t *testing.T, d vm.Driver, from snapshot, exclusive bo
 	return b
 }
 
-func (b *box) ready(t *testing.T) {
+func (b *machine) ready(t *testing.T) {
 	t.Helper()
 	if err := b.guest.WaitReady(within(t), b.Wait); err != nil {
 		t.Fatalf("guest: %v", err)
@@ -226,9 +226,9 @@ func hashes(t *testing.T, dir string) map[string]uint64 {
 	return out
 }
 
-// wantIsolated checks that the VMM runs as the user that was asked for, in
-// namespaces of its own.
-func (s *suite) wantIsolated(t *testing.T, b *box) {
+// wantIsolated checks that the VMM runs as the user of the spec, in its own
+// namespaces.
+func (s *suite) wantIsolated(t *testing.T, b *machine) {
 	t.Helper()
 	if s.UID == 0 {
 		return

@@ -23,19 +23,19 @@ type contents struct {
 func (c contents) clone() contents { return contents{maps.Clone(c.files), c.disk} }
 
 // fill changes a file of the guest, and what must be in it.
-func (c *contents) fill(t *testing.T, b *box, name string, with byte) {
+func (c *contents) fill(t *testing.T, b *machine, name string, with byte) {
 	t.Helper()
 	must(t, "Fill", b.guest.Fill(within(t), name, with))
 	c.files[name] = with
 }
 
-func (c *contents) writeDisk(t *testing.T, b *box, text string) {
+func (c *contents) writeDisk(t *testing.T, b *machine, text string) {
 	t.Helper()
 	must(t, "WriteDisk", b.guest.WriteDisk(within(t), text))
 	c.disk = text
 }
 
-func (s *suite) wantContents(t *testing.T, b *box, want contents) {
+func (s *suite) wantContents(t *testing.T, b *machine, want contents) {
 	t.Helper()
 	for name, with := range want.files {
 		s.wantFilled(t, b, name, with)
@@ -122,7 +122,7 @@ func (s *suite) fullDisk(t *testing.T) {
 	var root, scratch unix.Statfs_t
 	must(t, "statfs", errors.Join(unix.Statfs("/", &root), unix.Statfs(s.scratch, &scratch)))
 	if root.Fsid == scratch.Fsid || scratch.Type != unix.XFS_SUPER_MAGIC {
-		t.Skip("the snapshots are not on a file system of their own that can be filled")
+		t.Skip("the snapshots are not on a separate file system that can be filled")
 	}
 	d := s.Driver(t)
 	b := s.restore(t, d, s.base)
@@ -178,14 +178,14 @@ func (s *suite) fillDisk(t *testing.T) (empty func()) {
 }
 
 // snapshot takes one of a running machine and lets that go on.
-func (s *suite) snapshot(t *testing.T, b *box) snapshot {
+func (s *suite) snapshot(t *testing.T, b *machine) snapshot {
 	t.Helper()
 	snap := snapshot{dir: s.newDir(t)}
 	s.snapshotInto(t, b, &snap)
 	return snap
 }
 
-func (s *suite) snapshotInto(t *testing.T, b *box, snap *snapshot) {
+func (s *suite) snapshotInto(t *testing.T, b *machine, snap *snapshot) {
 	t.Helper()
 	must(t, "Pause", b.Pause(within(t)))
 	snap.disk = s.cloneDisk(t, b.spec.Disks[0].Path)

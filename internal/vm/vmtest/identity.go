@@ -48,7 +48,7 @@ func (s *suite) restoredIsNew(t *testing.T) {
 		t.Log("this guest runs no programs")
 		return
 	}
-	// Nobody but Init corrects this clock.
+	// Only Init corrects this clock.
 	must(t, "clock", g.run(within(t), fmt.Sprintf("killall -q chronyd || pkill chronyd || true; date -s @%d", time.Now().Add(-age).Unix())))
 	must(t, "printer", g.WriteFile(within(t), "root", "/root/printer", strings.NewReader(printer)))
 	must(t, "start", g.run(within(t), "setsid python3 /root/printer </dev/null >/dev/null 2>&1 &"))
@@ -64,7 +64,7 @@ func (s *suite) restoredIsNew(t *testing.T) {
 	g.waitTimes(t, "the printer goes on", func(lines []string) bool { return len(lines) > len(old.lines) })
 	must(t, "Stop", origin.Stop(within(t)))
 
-	one, two := s.newcomer(t, snap, old, "vmtest1"), s.newcomer(t, snap, old, "vmtest2")
+	one, two := s.restoreAsNew(t, snap, old, "vmtest1"), s.restoreAsNew(t, snap, old, "vmtest2")
 	for what, id := range one {
 		if id == two[what] {
 			t.Errorf("two restores share their %s: %s", what, id)
@@ -81,9 +81,9 @@ type past struct {
 	until time.Time
 }
 
-// newcomer restores snap, which has the past old, as somebody new, and returns
-// what must be unique.
-func (s *suite) newcomer(t *testing.T, snap snapshot, old past, id string) map[string]string {
+// restoreAsNew restores snap, which has the past old, with a new identity, and
+// returns what must be unique.
+func (s *suite) restoreAsNew(t *testing.T, snap snapshot, old past, id string) map[string]string {
 	t.Helper()
 	b := s.restore(t, s.Driver(t), snap)
 	g := b.guest.(envdGuest)
@@ -114,7 +114,7 @@ func (s *suite) newcomer(t *testing.T, snap snapshot, old past, id string) map[s
 	}
 	for script, want := range map[string]string{
 		"grep -c boot_id /proc/self/mountinfo": "1",
-		// A mount inside /proc must not keep users from having namespaces of their own.
+		// A mount inside /proc must not keep users from making namespaces.
 		"su user -c 'unshare -Urpf --mount-proc cat /proc/sys/kernel/pid_max >/dev/null && echo fine' 2>&1": "fine",
 		"su user -c 'sudo -n true' 2>&1": "", // it complains about a host name without an address
 	} {
@@ -158,10 +158,10 @@ func (g envdGuest) own(t *testing.T) map[string]string {
 	return map[string]string{"boot id": lines[0], "machine id": lines[1], "host name": lines[2], "generation": lines[3], "randomness": lines[4]}
 }
 
-// times are the whole lines that the printer has printed. The agent reads them: nobody need be thawed.
+// times are the whole lines that the printer has printed. The agent reads them, so the printer may be frozen.
 func (g envdGuest) times(t *testing.T) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	file, err := g.ReadFile(ctx, "root", "/dev/shm/times")
 	if err != nil {
@@ -177,7 +177,7 @@ func (g envdGuest) times(t *testing.T) []string {
 // waitTimes returns the printer's lines when they are as they should be.
 func (g envdGuest) waitTimes(t *testing.T, what string, ok func([]string) bool) []string {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(timeout); ; {
 		lines := g.times(t)
 		if ok(lines) {
 			return lines

@@ -32,13 +32,13 @@ func (s *suite) badSpecs(t *testing.T) {
 		s.wantNothing(t, good)
 	}
 	spec, _ := s.newSpec(t, s.RootFS)
-	file := filepath.Join(spec.Dir, "somebody's")
+	file := filepath.Join(spec.Dir, "other")
 	must(t, "file", os.WriteFile(file, []byte("x"), 0o600))
 	if code := wrenn.CodeOf(startOnly(t, d, spec)); code != wrenn.FailedPrecondition {
 		t.Errorf("a directory with a file in it: %s", code)
 	}
 	if _, err := os.Stat(file); err != nil {
-		t.Errorf("a file of somebody else: %v", err)
+		t.Errorf("the file in it: %v", err)
 	}
 }
 
@@ -120,7 +120,7 @@ func (s *suite) life(t *testing.T) {
 }
 
 // pauseAndResume leaves the machine running.
-func (s *suite) pauseAndResume(t *testing.T, b *box) {
+func (s *suite) pauseAndResume(t *testing.T, b *machine) {
 	t.Helper()
 	before := s.counted(t, b, 0)
 	for range 2 {
@@ -137,8 +137,8 @@ func (s *suite) pauseAndResume(t *testing.T, b *box) {
 	s.counted(t, b, before)
 }
 
-// counted waits until the guest's counter is beyond after.
-func (s *suite) counted(t *testing.T, b *box, after int) int {
+// counted waits until the guest's counter is greater than after.
+func (s *suite) counted(t *testing.T, b *machine, after int) int {
 	t.Helper()
 	ctx := within(t)
 	for {
@@ -152,7 +152,7 @@ func (s *suite) counted(t *testing.T, b *box, after int) int {
 
 // takeBase makes the snapshot that the suite restores, and checks that the
 // machine going on does not reach it.
-func (s *suite) takeBase(t *testing.T, b *box) {
+func (s *suite) takeBase(t *testing.T, b *machine) {
 	t.Helper()
 	must(t, "Pause", b.Pause(within(t)))
 	base := snapshot{dir: filepath.Join(s.scratch, "base"), disk: filepath.Join(s.scratch, "base.disk")}
@@ -173,7 +173,7 @@ func (s *suite) takeBase(t *testing.T, b *box) {
 	s.counted(t, b, 0)
 }
 
-func (s *suite) wantWaitEndsWithContext(t *testing.T, b *box) {
+func (s *suite) wantWaitEndsWithContext(t *testing.T, b *machine) {
 	t.Helper()
 	why := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(within(t))
@@ -184,7 +184,7 @@ func (s *suite) wantWaitEndsWithContext(t *testing.T, b *box) {
 }
 
 // waiters calls Wait n times at once. The channel is closed when all have returned.
-func (s *suite) waiters(t *testing.T, b *box, n int) <-chan error {
+func (s *suite) waiters(t *testing.T, b *machine, n int) <-chan error {
 	t.Helper()
 	results := make(chan error, n)
 	ctx := within(t)
@@ -199,8 +199,8 @@ func (s *suite) waiters(t *testing.T, b *box, n int) <-chan error {
 	return results
 }
 
-// wantRefusals checks what a machine that is gone says.
-func (s *suite) wantRefusals(t *testing.T, b *box) {
+// wantRefusals checks the errors of a machine that has ended.
+func (s *suite) wantRefusals(t *testing.T, b *machine) {
 	t.Helper()
 	for what, err := range map[string]error{
 		"Pause":    b.Pause(within(t)),
@@ -213,7 +213,7 @@ func (s *suite) wantRefusals(t *testing.T, b *box) {
 	}
 }
 
-func (s *suite) wantFilled(t *testing.T, b *box, name string, want byte) {
+func (s *suite) wantFilled(t *testing.T, b *machine, name string, want byte) {
 	t.Helper()
 	ok, err := b.guest.Filled(within(t), name, want)
 	must(t, "Filled", err)

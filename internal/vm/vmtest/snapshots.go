@@ -23,7 +23,7 @@ func (s *suite) snapshotRefused(t *testing.T) {
 		t.Errorf("snapshot of a running machine: %s", code)
 	}
 	must(t, "Pause", b.Pause(within(t)))
-	file := filepath.Join(dir, "somebody's")
+	file := filepath.Join(dir, "other")
 	must(t, "file", os.WriteFile(file, []byte("x"), 0o600))
 	for name, bad := range map[string]string{"a full directory": dir, "no directory": filepath.Join(dir, "none")} {
 		if code := wrenn.CodeOf(b.Snapshot(within(t), bad)); code != wrenn.FailedPrecondition {
@@ -76,7 +76,7 @@ func (s *suite) otherShape(t *testing.T) {
 }
 
 // damagedSnapshot takes each file away, cuts it, and flips bits in it, one at a
-// time. What is in the memory file nobody reads before a guest does.
+// time. The content of the memory file is not read before a guest reads it.
 func (s *suite) damagedSnapshot(t *testing.T) {
 	d := s.Driver(t)
 	spec, _ := s.newSpec(t, s.base.disk)
@@ -116,7 +116,7 @@ func (s *suite) damagedSnapshot(t *testing.T) {
 	}
 }
 
-// unread says whether a file holds a guest's memory.
+// unread reports whether a file holds a guest's memory.
 func (s *suite) unread(path string) bool { return s.RootFS != "" && filepath.Base(path) == "memory" }
 
 // flip flips a bit of the byte at the offset.
@@ -148,7 +148,7 @@ func (s *suite) restoreElsewhere(t *testing.T) {
 }
 
 // wantBase checks that the guest is as it was when the base snapshot was taken.
-func (s *suite) wantBase(t *testing.T, b *box) {
+func (s *suite) wantBase(t *testing.T, b *machine) {
 	t.Helper()
 	s.wantFilled(t, b, "base", 'b')
 	s.wantFilled(t, b, "later", 'l')
@@ -176,7 +176,7 @@ func (s *suite) tenRestores(t *testing.T) {
 	for i := range n {
 		specs[i], guests[i] = s.newSpec(t, s.base.disk)
 	}
-	boxes, errs := make([]*box, n), make([]error, n)
+	machines, errs := make([]*machine, n), make([]error, n)
 	ctx := within(t)
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -184,7 +184,7 @@ func (s *suite) tenRestores(t *testing.T) {
 		wg.Go(func() {
 			m, err := d.Restore(ctx, specs[i], s.base.dir)
 			if err == nil {
-				boxes[i] = &box{Machine: m, spec: specs[i], guest: guests[i]}
+				machines[i] = &machine{Machine: m, spec: specs[i], guest: guests[i]}
 				err = guests[i].WaitReady(ctx, m.Wait)
 			}
 			errs[i] = err
@@ -192,7 +192,7 @@ func (s *suite) tenRestores(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d restores at once, all ready after %v", n, time.Since(began))
-	for i, b := range boxes {
+	for i, b := range machines {
 		if b != nil {
 			s.watch(t, b.Machine, b.spec, b.guest)
 		}
@@ -200,8 +200,8 @@ func (s *suite) tenRestores(t *testing.T) {
 			t.Fatalf("restore %d: %v", i, errs[i])
 		}
 	}
-	oneByOne(t, boxes, func(i int, b *box) { must(t, "Fill", b.guest.Fill(within(t), "later", 'A'+byte(i))) })
-	oneByOne(t, boxes, func(i int, b *box) {
+	oneByOne(t, machines, func(i int, b *machine) { must(t, "Fill", b.guest.Fill(within(t), "later", 'A'+byte(i))) })
+	oneByOne(t, machines, func(i int, b *machine) {
 		s.wantFilled(t, b, "base", 'b')
 		s.wantFilled(t, b, "later", 'A'+byte(i))
 	})
@@ -210,12 +210,12 @@ func (s *suite) tenRestores(t *testing.T) {
 
 // oneByOne lets one machine run at a time: ten emulated ones would share the
 // host's few CPUs for a minute.
-func oneByOne(t *testing.T, boxes []*box, fn func(int, *box)) {
+func oneByOne(t *testing.T, machines []*machine, fn func(int, *machine)) {
 	t.Helper()
-	for _, b := range boxes {
+	for _, b := range machines {
 		must(t, "Pause", b.Pause(within(t)))
 	}
-	for i, b := range boxes {
+	for i, b := range machines {
 		must(t, "Resume", b.Resume(within(t)))
 		fn(i, b)
 		must(t, "Pause", b.Pause(within(t)))

@@ -1,5 +1,5 @@
-// Package vmtest is the conformance suite of vm.Driver: what the contract says,
-// as tests. A driver's own tests fill in a Harness and call Run.
+// Package vmtest is the conformance suite of vm.Driver: the contract as tests. A
+// driver's own tests fill in a Harness and call Run.
 package vmtest
 
 import (
@@ -16,12 +16,11 @@ import (
 type Harness struct {
 	// Driver returns the driver under test.
 	Driver func(t *testing.T) vm.Driver
-	// Failing returns a driver that takes every step up to the named one and
-	// then fails.
+	// Failing returns a driver whose Start and Restore fail after the named step.
 	Failing func(t *testing.T, step string) vm.Driver
 	// StartSteps and RestoreSteps are the names that Failing knows.
 	StartSteps, RestoreSteps []string
-	// Place makes a place in a network for one machine; it is taken away when t
+	// Place makes a place in a network for one machine, and removes it when t
 	// ends. Places have the same devices and addresses, so that a snapshot
 	// can be restored in any.
 	Place func(t *testing.T) Place
@@ -51,7 +50,7 @@ type Harness struct {
 	// VCPUs and MemoryMiB are the shape of every machine.
 	VCPUs, MemoryMiB int
 	// UID is the first of 32 user ids to run VMMs as; zero for a driver
-	// without real processes, whose isolation is not looked at.
+	// without real processes, whose isolation is not checked.
 	UID uint32
 }
 
@@ -69,12 +68,12 @@ type Guest interface {
 	WaitReady(ctx context.Context, gone func(context.Context) error) error
 	// Fill makes a memory-backed file of a few MiB hold nothing but the byte b.
 	Fill(ctx context.Context, name string, b byte) error
-	// Filled says whether the file still holds nothing but b.
+	// Filled reports whether the file still holds nothing but b.
 	Filled(ctx context.Context, name string, b byte) (bool, error)
 	// WriteDisk keeps a text on the disk, safely; ReadDisk returns it.
 	WriteDisk(ctx context.Context, text string) error
 	ReadDisk(ctx context.Context) (string, error)
-	// StartCounter starts a process that counts; Counter says how far it is.
+	// StartCounter starts a process that counts; Counter returns its count.
 	StartCounter(ctx context.Context) error
 	Counter(ctx context.Context) (int, error)
 	// BusyTimer fails unless a timer of the guest fires while its CPU is busy.

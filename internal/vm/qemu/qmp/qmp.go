@@ -1,7 +1,7 @@
-// Package qmp speaks the QEMU Machine Protocol over a Unix socket: commands,
-// their answers, events, and file descriptors that go along.
+// Package qmp is a client of the QEMU Machine Protocol over a Unix socket:
+// commands, their answers, events, and file descriptors that are passed along.
 //
-// See QEMU's docs/interop/qmp-spec. The other end is not trusted: a guest may
+// See QEMU's docs/interop/qmp-spec. The client does not trust QEMU: a guest may
 // have taken it over.
 package qmp
 
@@ -20,15 +20,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxMessage bounds one message of QEMU. The longest that we ask for, an
-// answer to query-status, has 100 bytes; the greeting has 300.
+// maxMessage bounds one message of QEMU. The longest that we use, an answer to
+// query-status, has 100 bytes; the greeting has 300.
 const maxMessage = 64 << 10
 
-// writeTimeout bounds handing over a command: a few hundred bytes into a
-// socket's buffer. It is reached only when QEMU has stopped reading.
+// writeTimeout bounds the write of a command: a few hundred bytes into a socket's
+// buffer. It is reached only if QEMU has stopped reading.
 const writeTimeout = 10 * time.Second
 
-// Event is what QEMU tells unasked.
+// Event is a message of QEMU that answers no command.
 type Event struct {
 	Name string
 	Data json.RawMessage // an object, or nil
@@ -42,7 +42,7 @@ type Error struct {
 
 func (e *Error) Error() string { return fmt.Sprintf("%s (%s)", e.Desc, e.Class) }
 
-// ErrClosed is in the errors of commands when the connection is gone.
+// ErrClosed is in the errors of commands when the connection has ended.
 var ErrClosed = errors.New("the QMP connection is closed")
 
 // Client is a connection to one QEMU. It is safe for concurrent use. Close it.
@@ -72,10 +72,10 @@ type message struct {
 	ID       *uint64         `json:"id"`
 }
 
-// New takes over conn, also when it fails, and returns when QEMU takes commands
-// or ctx ends. onEvent is called for each event, one after the other, on
-// the goroutine that reads: it must not block and must not use the client. It
-// may be nil.
+// New returns a client of the QEMU at the other end of conn when that accepts
+// commands. It owns conn, also if it fails. onEvent is called for each event, one
+// after the other, on the goroutine that reads: it must not block and must not use
+// the client. It may be nil.
 func New(ctx context.Context, conn *net.UnixConn, onEvent func(Event)) (*Client, error) {
 	c := &Client{
 		conn:    conn,
@@ -98,8 +98,8 @@ func New(ctx context.Context, conn *net.UnixConn, onEvent func(Event)) (*Client,
 	return c, nil
 }
 
-// Close ends the connection and all commands that wait. It returns when the
-// last call of onEvent has. Twice is allowed.
+// Close ends the connection and all waiting commands. It returns after the last
+// call of onEvent. Twice is allowed.
 func (c *Client) Close() error {
 	err := c.conn.Close()
 	<-c.gone
@@ -109,18 +109,19 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Done is closed when the connection is gone and the last event was delivered.
+// Done returns a channel that is closed when the connection has ended and the last
+// event was delivered.
 func (c *Client) Done() <-chan struct{} { return c.gone }
 
-// Do executes a command and decodes what it returns into result, unless that
-// is nil. A refusal is an *Error. When ctx ends first, the command may still
-// be executed.
+// Do executes a command and decodes its answer into result, unless that is nil. If
+// QEMU refuses the command the error is an *Error. If ctx ends first QEMU may still
+// execute the command.
 func (c *Client) Do(ctx context.Context, command string, arguments, result any) error {
 	return c.do(ctx, command, arguments, result, nil)
 }
 
-// DoWithFile is Do with a file that goes along, for add-fd and getfd. The
-// caller still owns, and closes, its own descriptor.
+// DoWithFile is Do that passes a file along, for add-fd and getfd. The caller still
+// owns its descriptor and closes it.
 func (c *Client) DoWithFile(ctx context.Context, command string, arguments, result any, file *os.File) error {
 	return c.do(ctx, command, arguments, result, file)
 }
@@ -137,7 +138,7 @@ func (c *Client) do(ctx context.Context, command string, arguments, result any, 
 	case a = <-answers:
 	case <-c.gone:
 		select {
-		case a = <-answers: // it came just before the end
+		case a = <-answers: // the answer came just before the end
 		default:
 			a.err = c.goneErr
 		}
@@ -219,7 +220,7 @@ func (c *Client) deliverAll(greeted chan<- struct{}) error {
 			}
 		case m.ID != nil:
 			c.answer(*m.ID, m)
-		case m.Error != nil: // of something that QEMU could not parse, so it has no id
+		case m.Error != nil: // QEMU could not parse a command, so there is no id
 			return m.Error
 		}
 	}
@@ -234,7 +235,7 @@ func (c *Client) answer(id uint64, m message) {
 	defer c.mu.Unlock()
 	waiting, ok := c.waiting[id]
 	if !ok {
-		return // its caller has gone
+		return // its caller no longer waits
 	}
 	delete(c.waiting, id) // so that a second answer cannot block on the channel
 	if m.Error != nil {

@@ -234,9 +234,9 @@ func TestDoEndsWithItsContext(t *testing.T) {
 
 func TestHostileMessages(t *testing.T) {
 	for name, reply := range map[string]string{
-		"not JSON":        "hello",
-		"endless message": `{"event": "` + strings.Repeat("x", 2*maxMessage) + `"}`,
-		"error of nobody": `{"error": {"class": "GenericError", "desc": "parse"}}`,
+		"not JSON":                "hello",
+		"endless message":         `{"event": "` + strings.Repeat("x", 2*maxMessage) + `"}`,
+		"error without a command": `{"error": {"class": "GenericError", "desc": "parse"}}`,
 	} {
 		c := dial(t, nil, func(command) string { return reply })
 		if err := c.Do(t.Context(), "x", nil, nil); !errors.Is(err, ErrClosed) {
@@ -248,13 +248,13 @@ func TestHostileMessages(t *testing.T) {
 	})
 	for range 3 {
 		if err := c.Do(t.Context(), "x", nil, nil); err != nil {
-			t.Errorf("answers twice and of nobody: %v", err)
+			t.Errorf("answers twice and without a command: %v", err)
 		}
 	}
 }
 
 func TestNewEndsWithItsContext(t *testing.T) {
-	ours, _ := pair(t) // nobody greets
+	ours, _ := pair(t) // QEMU sends no greeting
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := New(ctx, ours, nil); !errors.Is(err, context.Canceled) {
