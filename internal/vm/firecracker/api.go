@@ -67,7 +67,7 @@ type (
 	}
 )
 
-// The states of a machine, as `GET /` says them.
+// The states of a machine in the answer to `GET /`.
 const (
 	statePaused  = "Paused"
 	stateRunning = "Running"
@@ -84,12 +84,12 @@ func (f *Fault) Error() string {
 	return fmt.Sprintf("firecracker refused %s (%d): %s", f.Call, f.Status, f.Message)
 }
 
-// Is finds ENOSPC in what Firecracker says of a full disk.
+// Is reports whether the error is that of a full disk, for unix.ENOSPC.
 func (f *Fault) Is(target error) bool {
 	return target == unix.ENOSPC && strings.Contains(f.Message, fmt.Sprintf("(os error %d)", int(unix.ENOSPC)))
 }
 
-// client talks to one Firecracker. Its calls are handled one at a time there.
+// client is a client of one Firecracker, which handles its calls one at a time.
 type client struct{ http *http.Client }
 
 // idleLimit is how long a connection is kept for the next call.
@@ -102,15 +102,14 @@ func newClient(dial func(context.Context) (net.Conn, error)) *client {
 	}}}
 }
 
-// close ends idle connections; the client can go on.
+// close closes idle connections; the client stays usable.
 func (c *client) close() { c.http.CloseIdleConnections() }
 
-// answerLimit bounds what is read of an answer: the VMM is not trusted once a
-// guest has run in it.
+// answerLimit bounds an answer: a VMM that has run a guest is not trusted.
 const answerLimit = 64 << 10
 
-// call makes one call; in is its body, out takes the answer's, nil for none.
-// The error is a *Fault when Firecracker refused.
+// call makes one call with the body in and decodes the answer's body into out; nil is
+// for none. If Firecracker refuses it the error is a *Fault.
 func (c *client) call(ctx context.Context, limit time.Duration, method, path string, in, out any) error {
 	name := method + " " + path
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("firecracker did not answer %s within %s", name, limit))
@@ -160,7 +159,7 @@ func (c *client) exchange(ctx context.Context, method, path string, in any) (int
 	return resp.StatusCode, answer, err
 }
 
-// faultMessage takes the message out of an error's body.
+// faultMessage returns the message in the body of an error.
 func faultMessage(body []byte) string {
 	var fault struct {
 		Message string `json:"fault_message"`
@@ -171,8 +170,8 @@ func faultMessage(body []byte) string {
 	return fmt.Sprintf("%.200q", body)
 }
 
-// configLimit bounds a call that only sets something: milliseconds, also under
-// emulation.
+// configLimit bounds a call that only configures the VMM: it takes milliseconds, also
+// under emulation.
 const configLimit = 15 * time.Second
 
 func (c *client) put(ctx context.Context, path string, body any) error {
@@ -186,22 +185,21 @@ func (c *client) start(ctx context.Context) error {
 	return c.call(ctx, startLimit, http.MethodPut, "/actions", action{"InstanceStart"}, nil)
 }
 
-// state is what the machine does: statePaused, stateRunning or "Not started".
+// state returns the machine's state: statePaused, stateRunning or "Not started".
 func (c *client) state(ctx context.Context) (string, error) {
 	var info vmState
 	err := c.call(ctx, configLimit, http.MethodGet, "/", nil, &info)
 	return info.State, err
 }
 
-// setState takes "Paused" or "Resumed".
+// setState sets the state to "Paused" or "Resumed".
 func (c *client) setState(ctx context.Context, state string) error {
 	return c.call(ctx, startLimit, http.MethodPatch, "/vm", vmState{state}, nil)
 }
 
-// create writes a snapshot. The time that it may take grows with the memory,
-// down to 16 MiB a second on a busy disk. It does not end with ctx: Firecracker
-// would go on writing, and let everything wait that comes after, a resume too.
-// A VMM that is killed ends it.
+// create writes a snapshot. Its time limit grows with the memory: 16 MiB a second, for
+// a busy disk. It does not end with ctx: Firecracker would continue to write, and all
+// later calls, a resume too, would wait. Killing the VMM ends it.
 func (c *client) create(ctx context.Context, memoryMiB int, body snapshotCreate) error {
 	limit := time.Minute + time.Duration(memoryMiB/16)*time.Second
 	return c.call(context.WithoutCancel(ctx), limit, http.MethodPut, "/snapshot/create", body, nil)

@@ -102,7 +102,7 @@ func FuzzFaultMessage(f *testing.F) {
 	})
 }
 
-// A write that nobody waits for would go on all the same, and everything else wait for it.
+// Firecracker would continue a write that no caller waits for, and all later calls would wait.
 func TestCreateOutlivesItsCaller(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {

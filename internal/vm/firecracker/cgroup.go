@@ -19,19 +19,19 @@ import (
 // cgroupRoot is where distributions mount the cgroup2 hierarchy.
 const cgroupRoot = "/sys/fs/cgroup"
 
-// cgroupsLimit says whether the host has a cgroup2 hierarchy that can limit
-// what limits limits.
+// cgroupsLimit reports whether the host has a cgroup2 hierarchy with the controllers
+// of limits.
 func cgroupsLimit() bool {
 	list, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
 	controllers := strings.Fields(string(list))
 	return err == nil && slices.Contains(controllers, "memory") && slices.Contains(controllers, "pids")
 }
 
-// vmmMemoryMiB is what a VMM uses beside its guest's memory, with room to spare.
+// vmmMemoryMiB is more than a VMM uses besides its guest's memory.
 const vmmMemoryMiB = 128
 
-// limits bound what a VMM that a guest took over can use. Twice the memory,
-// because a snapshot that is written to a tmpfs counts as the writer's.
+// limits returns the limits of a VMM, which a guest may have taken over. It may use
+// twice the guest's memory, because a snapshot that it writes to a tmpfs counts too.
 func limits(spec vm.Spec) []string {
 	return []string{
 		fmt.Sprintf("memory.max=%d", (2*uint64(spec.MemoryMiB)+vmmMemoryMiB)<<20),
@@ -39,12 +39,12 @@ func limits(spec vm.Spec) []string {
 	}
 }
 
-// freshCgroup is how long a jailer may take from making its cgroup to being in it.
+// freshCgroup is how long a jailer may take from making its cgroup to entering it.
 const freshCgroup = time.Minute
 
-// sweepCgroups removes the cgroups in which nothing lives: those of machines
-// whose agent was killed before it knew of them. What is in use, or may be in
-// the making, is left alone. A parent that is not there has none.
+// sweepCgroups removes empty cgroups in parent: those of machines whose agent was
+// killed before it recorded them. It does not remove those that are in use or new.
+// The parent need not exist.
 func sweepCgroups(parent string) error {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -67,14 +67,14 @@ func sweepCgroups(parent string) error {
 	return errors.Join(errs...)
 }
 
-// The kernel lets go of the dead asynchronously, EBUSY until then.
+// The kernel releases dead processes asynchronously; until then it returns EBUSY.
 const (
 	cgroupPoll  = 5 * time.Millisecond
 	cgroupLimit = 5 * time.Second
 )
 
-// removeCgroup removes the cgroup of a VMM that is gone; "" and one that is
-// not there are nothing to do.
+// removeCgroup removes the cgroup of a VMM that has ended. It does nothing for "" and
+// for one that does not exist.
 func removeCgroup(ctx context.Context, dir string) error {
 	if dir == "" {
 		return nil

@@ -1,5 +1,5 @@
-// Package firecracker runs machines on Firecracker: in its jailer as a user of
-// their own, or, for development, as the caller's user.
+// Package firecracker runs machines on Firecracker: in its jailer, each as its own
+// user, or, for development, as the caller's user.
 package firecracker
 
 import (
@@ -22,7 +22,7 @@ import (
 
 const driverName = "firecracker"
 
-// Config says what to run. Fields without a default are needed.
+// Config configures a Driver. Fields without a default are required.
 type Config struct {
 	// Program is the file of firecracker, 1.12 or newer; its name must contain
 	// "firecracker", or the jailer refuses it.
@@ -31,7 +31,7 @@ type Config struct {
 	// machines with the UID zero can be started.
 	Jailer string
 	// CgroupParent is the cgroup, right under the hierarchy's root, that the
-	// jails' cgroups are made in; default "wrenn".
+	// jails' cgroups are in; default "wrenn".
 	CgroupParent string
 	Log          *slog.Logger
 }
@@ -48,9 +48,9 @@ type Driver struct {
 
 var _ vm.Driver = (*Driver)(nil)
 
-// New returns the driver of a Firecracker, which it asks for its version. It
-// removes the cgroups that killed agents left.
-// FailedPrecondition when that does not run, or is too old.
+// New returns a driver, after asking Firecracker for its version. It removes the
+// cgroups that killed agents left. FailedPrecondition if Firecracker does not run or
+// is too old.
 func New(ctx context.Context, cfg Config) (*Driver, error) {
 	program, err := filepath.Abs(cfg.Program)
 	if err != nil {
@@ -66,11 +66,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	d := &Driver{program: program, jailer: cfg.Jailer, cgroupParent: cmp.Or(cfg.CgroupParent, "wrenn"),
 		limits: cgroupsLimit(), version: version, can: version.capabilities()}
 	if cfg.Jailer != "" && !d.limits {
-		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory and pids controllers: machines run without limits")
+		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory and pids controllers; machines run without limits")
 	}
 	if d.limits {
 		if err := sweepCgroups(filepath.Join(cgroupRoot, d.cgroupParent)); err != nil {
-			cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cgroups of machines that are gone cannot be removed", slog.Any("err", err))
+			cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove cgroups of ended machines", slog.Any("err", err))
 		}
 	}
 	return d, nil
@@ -79,12 +79,12 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 // Name is "firecracker".
 func (d *Driver) Name() string { return driverName }
 
-// Version is that of the program.
+// Version returns Firecracker's version.
 func (d *Driver) Version() Version { return d.version }
 
-// bootArgs go before the caller's, which win over them. The machine has no PCI
-// bus; it is left by the keyboard controller's reset, the only way that
-// Firecracker notices. kvm-clock is right again after a restore.
+// bootArgs go before the caller's, which override them. The machine has no PCI bus.
+// It ends by a reset of the keyboard controller, the only way that Firecracker
+// notices. kvm-clock is right again after a restore.
 var bootArgs = []string{"console=ttyS0", "quiet", "panic=-1", "reboot=k", "pci=off", "clocksource=kvm-clock",
 	"i8042.noaux", "i8042.nomux", "i8042.dumbkbd"}
 
@@ -99,7 +99,7 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if spec.Kernel.Initrd != "" {
 		files = append(files, file{name: nameInitrd, path: spec.Kernel.Initrd, readOnly: true})
 	}
-	steps := m.occupy(spec, files)
+	steps := m.prepare(spec, files)
 	for _, c := range configuration(spec) {
 		steps = append(steps, rollback.Step{Name: c.step, Do: func(ctx context.Context) error { return m.api.put(ctx, c.path, c.body) }})
 	}
@@ -110,15 +110,16 @@ func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 func (d *Driver) Restore(ctx context.Context, spec vm.Spec, snapshot string) (vm.Machine, error) {
 	m, err := d.restore(ctx, spec, snapshot, d.can.clockRealtime)
 	if d.can.clockRealtime && clockMissing(err) {
-		return d.restore(ctx, spec, snapshot, false) // its agent is told the time anyhow
+		return d.restore(ctx, spec, snapshot, false) // the guest's agent gets the time anyway
 	}
 	return m, err
 }
 
-// clockMissing recognises the refusal of a state that does not say when it was
-// taken. KVM tells Firecracker only where the host's clock was its processors'
-// time-stamp counter (KVM_CLOCK_REALTIME in the kernel's Documentation/virt/kvm/api.rst).
-// A VMM that refused a snapshot is good for nothing more, so that is known too late to go on.
+// clockMissing reports whether Firecracker refused a state because it lacks the time
+// at which it was taken. KVM tells Firecracker the time only where the host's clock
+// was its processors' time-stamp counter (KVM_CLOCK_REALTIME in the kernel's
+// Documentation/virt/kvm/api.rst). A VMM that refused a snapshot cannot load another,
+// so the caller needs a new one.
 func clockMissing(err error) bool {
 	fault, ok := errors.AsType[*Fault](err)
 	return ok && strings.Contains(fault.Message, "clock_realtime requested")
@@ -129,7 +130,7 @@ func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clo
 	if err != nil {
 		return nil, err
 	}
-	if snapshot, err = filepath.Abs(snapshot); err != nil { // it is kept in the machine's Ref
+	if snapshot, err = filepath.Abs(snapshot); err != nil { // the machine's Ref contains it
 		return nil, err
 	}
 	made, err := d.checkSnapshot(m.shape, spec.Kernel.Digest, snapshot)
@@ -140,7 +141,7 @@ func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clo
 	if d.can.diffs {
 		m.tracks = snapshot
 	}
-	steps := m.occupy(spec, []file{
+	steps := m.prepare(spec, []file{
 		{name: nameState, path: filepath.Join(snapshot, stateFile), readOnly: true},
 		{name: nameMemory, path: filepath.Join(snapshot, memoryFile), readOnly: true},
 	})
@@ -150,8 +151,8 @@ func (d *Driver) restore(ctx context.Context, spec vm.Spec, snapshot string, clo
 		rollback.Step{Name: "lineage", Do: func(context.Context) error { m.memory.begin(m.tracks); return nil }}))
 }
 
-// loadCall loads the files in the cell, of a machine whose network was at the
-// TAP was, and is to be at the TAP now, with all that the VMM can do.
+// loadCall returns the call that loads a snapshot of a machine whose TAP was was, and
+// is now, with all that the VMM is capable of.
 func loadCall(can capabilities, was, now string) snapshotLoad {
 	load := snapshotLoad{
 		State: nameState, Memory: memoryBackend{"File", nameMemory}, Resume: true,
@@ -163,13 +164,13 @@ func loadCall(can capabilities, was, now string) snapshotLoad {
 	return load
 }
 
-// plan checks a spec and makes the machine of it, of which nothing exists yet.
+// plan checks a spec and returns its machine, of which nothing exists yet.
 func (d *Driver) plan(spec vm.Spec, boots bool) (*machine, error) {
 	if err := spec.Check(boots); err != nil {
 		return nil, err
 	}
 	if spec.UID != 0 && d.jailer == "" {
-		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "machines that run as other users need Firecracker's jailer: configure where it is")
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "machines that run as other users need Firecracker's jailer: configure its path")
 	}
 	if err := vm.CheckEmpty(spec.Dir); err != nil {
 		return nil, err
@@ -182,16 +183,16 @@ func (d *Driver) plan(spec vm.Spec, boots bool) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.newMachine(spec.ID, shape, d.newCell(spec)), nil
+	return d.newMachine(spec.ID, shape, d.newJail(spec)), nil
 }
 
-// run makes m by the steps. m.Stop, which the first of them has as its Undo,
-// removes what any of them leaves.
+// run makes m by the steps. The Undo of the first, m.Stop, removes what any of them
+// leaves.
 func (d *Driver) run(ctx context.Context, m *machine, steps []rollback.Step) (vm.Machine, error) {
 	for i, step := range steps {
 		steps[i].Do = func(ctx context.Context) error {
 			if err := step.Do(ctx); err != nil {
-				return m.explain(ctx, err) // while the VMM's end is its own: Stop kills it
+				return m.explain(ctx, err) // before Stop, after which it would look killed
 			}
 			return nil
 		}
@@ -202,17 +203,17 @@ func (d *Driver) run(ctx context.Context, m *machine, steps []rollback.Step) (vm
 	return m, nil
 }
 
-// occupy are the steps after which the machine has a VMM that listens, in a
-// cell with the files and the spec's disks.
-func (m *machine) occupy(spec vm.Spec, files []file) []rollback.Step {
+// prepare returns the steps after which the machine has a VMM that listens, in a jail
+// with the files and the spec's disks.
+func (m *machine) prepare(spec vm.Spec, files []file) []rollback.Step {
 	for i, disk := range spec.Disks {
 		files = append(files, file{name: diskName(i), path: disk.Path, readOnly: disk.ReadOnly})
 	}
 	return []rollback.Step{
-		{Name: "directory", Undo: m.Stop, Do: func(context.Context) error { return os.MkdirAll(m.cell.root, 0o700) }},
-		{Name: "files", Do: func(context.Context) error { return m.cell.furnish(files) }},
+		{Name: "directory", Undo: m.Stop, Do: func(context.Context) error { return os.MkdirAll(m.jail.root, 0o700) }},
+		{Name: "files", Do: func(context.Context) error { return m.jail.populate(files) }},
 		{Name: "launch", Do: func(context.Context) (err error) {
-			m.process, err = m.driver.launch(m.cell, spec, files)
+			m.process, err = m.driver.launch(m.jail, spec, files)
 			return err
 		}},
 		{Name: "connect", Do: m.awaitAPI},
@@ -224,7 +225,7 @@ type configCall struct {
 	body       any
 }
 
-// configuration is what a new VMM is told before its start.
+// configuration returns the calls that configure a new VMM before its start.
 func configuration(spec vm.Spec) []configCall {
 	boot := bootSource{Kernel: nameKernel, Args: strings.Join(slices.Concat(bootArgs, spec.Kernel.Args), " ")}
 	if spec.Kernel.Initrd != "" {
@@ -235,7 +236,7 @@ func configuration(spec vm.Spec) []configCall {
 		{"boot source", "/boot-source", boot},
 	}
 	for i, disk := range spec.Disks {
-		name := diskName(i) // no root device: Firecracker would add a root= of its own
+		name := diskName(i) // no root device: Firecracker would add its own root=
 		calls = append(calls, configCall{"disks", "/drives/" + name, drive{ID: name, Path: name, ReadOnly: disk.ReadOnly}})
 	}
 	if spec.Net.TAP != "" {
@@ -244,22 +245,22 @@ func configuration(spec vm.Spec) []configCall {
 	return append(calls, configCall{"entropy", "/entropy", struct{}{}})
 }
 
-// nic is the id of the one network interface.
+// nic is the id of the only network interface.
 const nic = "eth0"
 
-// The API's socket is there before it listens, and in a jail appears late: it
+// The API's socket exists before Firecracker listens, and appears late in a jail: it
 // is tried until a deadline. A start takes 0.1 s under emulation.
 const (
 	connectLimit = 30 * time.Second
 	connectPause = 2 * time.Millisecond
 )
 
-// awaitAPI returns when the API listens; early when the VMM dies.
+// awaitAPI returns when the API listens, or with an error as soon as the VMM dies.
 func (m *machine) awaitAPI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, connectLimit, errors.New("firecracker's API did not listen in time"))
 	defer cancel()
 	for {
-		conn, err := m.cell.dial(ctx)
+		conn, err := m.jail.dial(ctx)
 		if err == nil {
 			return conn.Close()
 		}
@@ -281,12 +282,12 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	}
 	m.process, err = launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
 	if errors.Is(err, os.ErrProcessDone) {
-		return nil, &wrenn.Error{Code: wrenn.NotFound, Message: "the machine no longer runs", Err: errors.Join(err, m.cell.clear(ctx))}
+		return nil, &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: errors.Join(err, m.jail.clear(ctx))}
 	}
 	if err != nil {
 		return nil, err
 	}
-	if !m.cell.wasSnapshotted() {
+	if !m.jail.wasSnapshotted() {
 		m.memory.begin(m.tracks)
 	}
 	return m, nil

@@ -10,25 +10,24 @@ import (
 	"wrenn/internal/vm"
 )
 
-// lineage knows what the VMM's tracked changes are changes of: the memory file
-// of the last snapshot, which a machine that was restored has come from, or that was
-// taken of it. A snapshot that failed, even in part, makes it unknown, because the VMM may
-// have forgotten the changes by then; the next one writes all of the memory.
+// lineage holds the base of the changes that the VMM tracks: the memory file of the
+// last snapshot that the machine was restored from or that was taken of it. After a
+// snapshot that failed the base is unknown, because the VMM may have forgotten its
+// changes by then; the next snapshot writes all of the memory.
 //
-// The file is held open: its name may change, and be removed, and what it is
-// never does.
+// The file is held open: its name may change or be removed, its content never changes.
 type lineage struct {
 	base *os.File // nil while it is unknown
-	// prepared is the directory that PrepareSnapshot has put a clone of base
-	// into, or of what was the base then, if it is stale; "" for none.
+	// prepared is the directory with a clone of base that PrepareSnapshot made; if
+	// stale, of an earlier base. "" for none.
 	prepared string
 	stale    bool
 }
 
 func (l *lineage) known() bool { return l.base != nil }
 
-// begin starts with the snapshot in dir, "" for none. A memory file that cannot
-// be opened costs time, at the next snapshot, and nothing else.
+// begin sets the base to the memory of the snapshot in dir; "" sets none. If the file
+// cannot be opened the next snapshot writes all of the memory.
 func (l *lineage) begin(dir string) {
 	l.end()
 	if dir == "" {
@@ -47,7 +46,7 @@ func (l *lineage) end() {
 	l.base, l.stale = nil, true
 }
 
-// prepare makes a snapshot in dir begin with the base.
+// prepare begins a snapshot in dir with a clone of the base.
 func (l *lineage) prepare(ctx context.Context, dir string) error {
 	l.prepared, l.stale = "", false
 	if err := l.cloneInto(ctx, dir); err != nil {
@@ -57,8 +56,8 @@ func (l *lineage) prepare(ctx context.Context, dir string) error {
 	return nil
 }
 
-// ready makes sure that dir, where a snapshot is to go, is empty but for a
-// clone of the base, if that is known: a reflink where the file system can.
+// ready makes dir ready for a snapshot: empty except for a clone of the base, if that
+// is known. The clone is a reflink where the file system supports it.
 func (l *lineage) ready(ctx context.Context, dir string) error {
 	if l.prepared == dir {
 		l.prepared = ""

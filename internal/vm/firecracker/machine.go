@@ -21,13 +21,13 @@ import (
 type machine struct {
 	driver  *Driver
 	id      string
-	cell    *cell
+	jail    *jail
 	shape   shape
 	api     *client
 	process *launch.Process // nil until it is launched, or adopted
-	kernel  string          // vm.Kernel.Digest of what was booted; "" when nobody said
-	tracks  string          // the snapshot's directory from which it was restored so that the VMM tracks its changes; "" when it does not
-	op      cmutex.Mutex    // held while a snapshot is prepared or taken: files are lent to the cell under fixed names
+	kernel  string          // vm.Kernel.Digest of what was booted; "" if unknown
+	tracks  string          // the directory of the snapshot that it was restored from if the VMM tracks its changes, else ""
+	op      cmutex.Mutex    // held while a snapshot is prepared or taken: files are lent under fixed names
 	memory  lineage         // guarded by op
 }
 
@@ -37,9 +37,9 @@ var _ interface {
 	vm.SnapshotPreparer
 } = (*machine)(nil)
 
-func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
+func (d *Driver) newMachine(id string, s shape, c *jail) *machine {
 	return &machine{
-		driver: d, id: id, cell: c, shape: s,
+		driver: d, id: id, jail: c, shape: s,
 		api: newClient(func(ctx context.Context) (net.Conn, error) { return c.dial(ctx) }),
 	}
 }
@@ -48,22 +48,22 @@ func (d *Driver) newMachine(id string, s shape, c *cell) *machine {
 func (m *machine) Ref() vm.Ref {
 	id := m.process.Identity()
 	kept, err := json.Marshal(private{
-		Root: m.cell.root, Jailed: m.cell.jailed, UID: m.cell.uid, GID: m.cell.gid, Cgroup: m.cell.cgroup, Shape: m.shape,
+		Root: m.jail.root, Jailed: m.jail.enforced, UID: m.jail.uid, GID: m.jail.gid, Cgroup: m.jail.cgroup, Shape: m.shape,
 		Kernel: m.kernel, Tracks: m.tracks,
 	})
 	if err != nil {
 		panic(err) // strings and numbers only
 	}
 	return vm.Ref{
-		Driver: driverName, ID: m.id, Dir: m.cell.dir, PID: id.PID, StartTime: id.StartTime, BootID: id.BootID,
+		Driver: driverName, ID: m.id, Dir: m.jail.dir, PID: id.PID, StartTime: id.StartTime, BootID: id.BootID,
 		Private: map[string]string{privateKey: string(kept)},
 	}
 }
 
-// privateKey is under what Ref.Private has the JSON of private.
+// privateKey is the key of Ref.Private whose value is the JSON of private.
 const privateKey = "machine"
 
-// private is what Adopt needs beside the process.
+// private is what Adopt needs besides the process.
 type private struct {
 	Root   string `json:"root"`
 	Jailed bool   `json:"jailed"`
@@ -75,16 +75,16 @@ type private struct {
 	Tracks string `json:"tracks,omitempty"`
 }
 
-// recall makes the machine of a ref, without its process.
+// recall returns the machine of a ref, without its process.
 func (d *Driver) recall(ref vm.Ref) (*machine, error) {
 	var kept private
 	if ref.Driver != driverName {
-		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of the driver %q is not Firecracker's", ref.Driver)
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of driver %q, not of Firecracker", ref.Driver)
 	}
 	if err := json.Unmarshal([]byte(ref.Private[privateKey]), &kept); err != nil {
-		return nil, fmt.Errorf("machine %s: its reference: %w", ref.ID, err)
+		return nil, fmt.Errorf("machine %s: invalid reference: %w", ref.ID, err)
 	}
-	c := &cell{dir: ref.Dir, root: kept.Root, jailed: kept.Jailed, uid: kept.UID, gid: kept.GID, cgroup: kept.Cgroup}
+	c := &jail{dir: ref.Dir, root: kept.Root, enforced: kept.Jailed, uid: kept.UID, gid: kept.GID, cgroup: kept.Cgroup}
 	m := d.newMachine(ref.ID, kept.Shape, c)
 	m.kernel, m.tracks = kept.Kernel, kept.Tracks
 	return m, nil
@@ -117,10 +117,10 @@ func (m *machine) Stop(ctx context.Context) error {
 	if err := m.forget(ctx); err != nil {
 		return err
 	}
-	return m.cell.clear(ctx)
+	return m.jail.clear(ctx)
 }
 
-// forget closes what snapshots were to go on from.
+// forget closes the memory file that the next snapshot would be based on.
 func (m *machine) forget(ctx context.Context) error {
 	if err := m.op.Lock(ctx); err != nil {
 		return err
@@ -164,7 +164,7 @@ const (
 	panicked   = "guest panicked"
 )
 
-// exitCodes are Firecracker's own, from its src/vmm/src/lib.rs (FcExitCode).
+// exitCodes are Firecracker's own exit codes, from its src/vmm/src/lib.rs (FcExitCode).
 var exitCodes = map[int]string{
 	148: "a system call that its filter forbids",
 	149: "SIGBUS: the memory file was cut, or no memory was left",
@@ -174,9 +174,9 @@ var exitCodes = map[int]string{
 	153: "arguments that it does not know",
 }
 
-// reason says why the VMM is gone. A guest that panics resets the machine, so
-// that Firecracker exits as if it had been powered off: only the console tells
-// them apart. The same holds for an adopted VMM's exit status, which Firecracker logs.
+// reason returns why the VMM has ended. A guest that panics resets the machine, and
+// Firecracker exits as if the guest had powered off: only the console shows the
+// difference. The exit status of an adopted VMM is unknown, but Firecracker logs it.
 func (m *machine) reason(exit launch.Exit) string {
 	out := m.process.Output()
 	clean := exit.Code == 0 || exit.Code < 0 && bytes.Contains(out, []byte("Firecracker exiting successfully. exit_code=0"))
@@ -212,7 +212,7 @@ func complaints(output []byte) []byte {
 	return found
 }
 
-// alive is nil while the VMM runs.
+// alive returns nil while the VMM runs.
 func (m *machine) alive() error {
 	select {
 	case <-m.process.Done():
@@ -223,22 +223,22 @@ func (m *machine) alive() error {
 }
 
 func (m *machine) gone() error {
-	exit, _ := m.process.Wait(context.Background()) // it is gone
+	exit, _ := m.process.Wait(context.Background()) // it has ended
 	why := m.reason(exit)
 	if exit.Killed {
 		why = "stopped"
 	}
-	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine is gone", Err: m.exitError(why)}
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine has ended", Err: m.exitError(why)}
 }
 
-// deathNotice is how long a call that broke off waits to hear that the VMM
-// died: its connections end just before the process does.
+// deathNotice is how long a failed call waits for the end of the VMM, whose
+// connections end just before the process does.
 const deathNotice = time.Second
 
-// explain adds to the error of a call that the VMM is gone, if it is.
+// explain turns the error of a call into that of a VMM that has ended, if it has.
 func (m *machine) explain(ctx context.Context, err error) error {
 	if _, ok := errors.AsType[*Fault](err); ok || m.process == nil || ctx.Err() != nil {
-		return err // it lives, or never did, or nobody waits
+		return err // it runs, or never did, or the caller no longer waits
 	}
 	ctx, cancel := context.WithTimeout(ctx, deathNotice)
 	defer cancel()

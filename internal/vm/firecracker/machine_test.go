@@ -17,7 +17,7 @@ func TestClockMissing(t *testing.T) {
 		{"that refusal", refusal, true},
 		{"wrapped", fmt.Errorf("restore: %w", errors.Join(refusal, nil)), true},
 		{"another refusal", &Fault{"PUT /snapshot/load", 400, "No such file"}, false},
-		{"the same words of somebody else", errors.New(refusal.Message), false},
+		{"the same words of another process else", errors.New(refusal.Message), false},
 		{"none", nil, false},
 	} {
 		if got := clockMissing(c.err); got != c.want {

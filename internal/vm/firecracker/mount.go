@@ -11,10 +11,10 @@ import (
 	"wrenn/internal/vm/launch"
 )
 
-// mountFiles mounts the files onto their places in the jail. The jail's
+// mountFiles mounts the files in the jail. The jail's
 // directory is mounted on itself first, without the flags that /run has: the
 // jailer makes device nodes there.
-func (c *cell) mountFiles(files []file) error {
+func (c *jail) mountFiles(files []file) error {
 	if err := unix.Mount(c.dir, c.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount the machine's directory: %w", err)
 	}
@@ -47,13 +47,13 @@ func fileFlags(f file) uintptr {
 	return flags
 }
 
-// mountInto mounts files of the host in the root of a running VMM: a mount can
-// be made here, attached to nothing, and attached there (open_tree(2), move_mount(2)).
+// mountInto mounts files of the host in the root of a running VMM: it makes the
+// mounts here, detached, and attaches them there (open_tree(2), move_mount(2)).
 func mountInto(p *launch.Process, files []file) error {
 	trees := make([]int, 0, len(files))
 	defer func() {
 		for _, fd := range trees {
-			closeFD(fd) // takes a tree that was not attached with it
+			closeFD(fd) // which also drops a tree that was not attached
 		}
 	}()
 	for _, f := range files {
@@ -73,8 +73,8 @@ func mountInto(p *launch.Process, files []file) error {
 	})
 }
 
-// unmountIn undoes mountInto, also one that was cut short. A VMM that is gone
-// took its mounts with it.
+// unmountIn reverts mountInto, also one that failed halfway. The mounts of a VMM that
+// has ended no longer exist.
 func unmountIn(p *launch.Process, files []file) error {
 	err := inMountsOf(p, func() error {
 		var errs []error
@@ -92,8 +92,8 @@ func unmountIn(p *launch.Process, files []file) error {
 	return err
 }
 
-// inMountsOf runs fn in the mount namespace, and the root, of a VMM; the error
-// is ESRCH when it is gone.
+// inMountsOf runs fn in the mount namespace and the root of a VMM. ESRCH if that has
+// ended.
 func inMountsOf(p *launch.Process, fn func() error) error {
 	return launch.OnThread(func() error {
 		pidfd, err := unix.PidfdOpen(p.Identity().PID, 0)
@@ -102,7 +102,7 @@ func inMountsOf(p *launch.Process, fn func() error) error {
 		}
 		defer closeFD(pidfd)
 		select {
-		case <-p.Done(): // then the PID may be somebody else's
+		case <-p.Done(): // then the PID may be that of another process
 			return unix.ESRCH
 		default:
 		}

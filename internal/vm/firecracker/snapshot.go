@@ -22,14 +22,14 @@ const (
 	manifestFile = "firecracker.json"
 )
 
-// While a snapshot is written, the VMM sees its files under these names; one
-// that was restored still has nameState and nameMemory.
+// The VMM sees the files of a snapshot that it writes under these names. A restored
+// one still has nameState and nameMemory.
 const (
 	nameNewState  = "new-state"
 	nameNewMemory = "new-memory"
 )
 
-// manifest says what a snapshot is, and what may load it.
+// manifest describes a snapshot and what can load it.
 type manifest struct {
 	Format     int        `json:"format"`
 	Version    Version    `json:"version"`
@@ -42,8 +42,8 @@ type manifest struct {
 
 const manifestFormat = 2
 
-// shape is what a snapshot has of the spec of its machine. Another TAP is no
-// obstacle: the new one is named when a snapshot is loaded.
+// shape is the part of a machine's spec that a snapshot records. A snapshot may be
+// loaded with another TAP: the call names the new one.
 type shape struct {
 	VCPUs     int         `json:"vcpus"`
 	MemoryMiB int         `json:"memory_mib"`
@@ -72,8 +72,8 @@ func shapeOf(spec vm.Spec) (shape, error) {
 	return s, nil
 }
 
-// Snapshot implements vm.Machine. Of a machine whose changes are tracked, only
-// those are written, over a clone of what they are changes of.
+// Snapshot implements vm.Machine. If the VMM tracks the machine's changes it writes
+// only those, over a clone of their base.
 func (m *machine) Snapshot(ctx context.Context, dir string) (err error) {
 	if err := m.op.Lock(ctx); err != nil {
 		return err
@@ -114,8 +114,8 @@ func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
 	return m.memory.prepare(ctx, dir)
 }
 
-// tracksTo is the directory of the snapshot that the tracked changes are
-// changes of, after one was taken to dir: "" if none are tracked.
+// tracksTo returns the directory of the base of the tracked changes after a snapshot
+// was taken to dir; "" if none are tracked.
 func (m *machine) tracksTo(dir string) string {
 	if m.tracks == "" {
 		return ""
@@ -123,7 +123,7 @@ func (m *machine) tracksTo(dir string) string {
 	return dir
 }
 
-// paused is nil when the machine is, FailedPrecondition otherwise.
+// paused returns FailedPrecondition unless the machine is paused.
 func (m *machine) paused(ctx context.Context) error {
 	if err := m.alive(); err != nil {
 		return err
@@ -133,19 +133,19 @@ func (m *machine) paused(ctx context.Context) error {
 		return m.explain(ctx, err)
 	}
 	if state != statePaused {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "a machine must be paused to take a snapshot of it; this one is %s", strings.ToLower(state))
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the machine is %s; pause it to take a snapshot", strings.ToLower(state))
 	}
 	return nil
 }
 
-// write lets the VMM write state and memory to files that it is lent. From
-// then on it counts changes anew, whether all went well or not.
+// write makes the VMM write state and memory to files that are lent to it. From then
+// on it tracks changes since this snapshot, also if write fails.
 func (m *machine) write(ctx context.Context, dir string) (err error) {
 	kind := "Full"
 	if m.memory.known() {
-		kind = "Diff" // it writes into the memory file that is there, see capabilities
+		kind = "Diff" // it writes into the existing memory file, see capabilities
 	}
-	if err := m.cell.noteSnapshot(); err != nil {
+	if err := m.jail.recordSnapshot(); err != nil {
 		return err
 	}
 	m.memory.end()
@@ -158,11 +158,11 @@ func (m *machine) write(ctx context.Context, dir string) (err error) {
 			return err
 		}
 	}
-	giveBack, err := m.cell.lend(m.process, files)
+	revoke, err := m.jail.lend(m.process, files)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, giveBack()) }()
+	defer func() { err = errors.Join(err, revoke()) }()
 	err = m.api.create(ctx, m.shape.MemoryMiB, snapshotCreate{Type: kind, State: nameNewState, Memory: nameNewMemory})
 	if err != nil {
 		return m.explain(ctx, err)
@@ -170,7 +170,7 @@ func (m *machine) write(ctx context.Context, dir string) (err error) {
 	return nil
 }
 
-// touch makes sure that there is a file.
+// touch makes a file unless it exists.
 func touch(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -179,9 +179,8 @@ func touch(path string) error {
 	return f.Close()
 }
 
-// describe makes the files nobody's to change, and writes the manifest. They
-// may be read by all VMMs that are shown them; that nobody else reads them is
-// for the permissions of the directory to say.
+// describe makes the files read-only and writes the manifest. All VMMs that see the
+// files may read them; the permissions of the directory keep others away.
 func (m *machine) describe(dir string) error {
 	for _, name := range []string{stateFile, memoryFile} {
 		path := filepath.Join(dir, name)
@@ -213,9 +212,8 @@ func removeSnapshot(dir string) error {
 	return errors.Join(errs...)
 }
 
-// checkSnapshot says whether a machine of the shape, and of the kernel if one is
-// named, may be made from the snapshot in dir, else FailedPrecondition; the
-// manifest is what it is of.
+// checkSnapshot returns the manifest of the snapshot in dir, or FailedPrecondition if
+// it cannot become a machine of the shape, and with the kernel if that is not empty.
 func (d *Driver) checkSnapshot(want shape, kernel, dir string) (manifest, error) {
 	var made manifest
 	err := vm.ReadManifest(filepath.Join(dir, manifestFile), &made)
@@ -226,10 +224,10 @@ func (d *Driver) checkSnapshot(want shape, kernel, dir string) (manifest, error)
 		return manifest{}, damaged(err)
 	}
 	if !d.version.loads(made.Version) {
-		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot was made by Firecracker %s, which %s does not load", made.Version, d.version)
+		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is from Firecracker %s, which Firecracker %s cannot load", made.Version, d.version)
 	}
 	if cpu := cpuModel(); made.CPU != cpu {
-		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot was made on another processor: %s, this is %s", made.CPU, cpu)
+		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot is from another processor: %s, not %s", made.CPU, cpu)
 	}
 	if kernel != "" && made.Kernel != kernel {
 		return manifest{}, wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's guest has the kernel %.80q, not %.80q", made.Kernel, kernel)
@@ -244,11 +242,11 @@ func (d *Driver) checkSnapshot(want shape, kernel, dir string) (manifest, error)
 }
 
 func damaged(why error) error {
-	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "not a usable snapshot of Firecracker", Err: why}
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "not a usable Firecracker snapshot", Err: why}
 }
 
-// matches holds the manifest to the files beside it. Of the memory the size
-// must do: to read all of it would cost what mapping it saves.
+// matches checks the files against the manifest. Of the memory it checks only the
+// size: to read all of it would cost what mapping it saves.
 func (made manifest) matches(dir string) error {
 	state, err := made.State.Open(filepath.Join(dir, stateFile))
 	if err != nil {
@@ -265,8 +263,8 @@ func (made manifest) matches(dir string) error {
 	return memory.Close()
 }
 
-// fits says with FailedPrecondition what keeps a machine of the shape want
-// from being made of one of the shape s.
+// fits returns nil if a snapshot of a machine of shape s can become a machine of the
+// shape want, else FailedPrecondition that names the difference.
 func (s shape) fits(want shape) error {
 	differs := func(what string, has, wanted any) error {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's machine has %s %v, not %v", what, has, wanted)
@@ -279,17 +277,17 @@ func (s shape) fits(want shape) error {
 	case len(s.Disks) != len(want.Disks):
 		return differs("disks:", len(s.Disks), len(want.Disks))
 	case !slices.Equal(s.Disks, want.Disks):
-		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's machine has disks of other sizes, or other disks are read-only")
+		return wrenn.Errorf(wrenn.FailedPrecondition, "the snapshot's machine has disks of other sizes, or other read-only disks")
 	case (s.TAP == "") != (want.TAP == ""):
-		return wrenn.Errorf(wrenn.FailedPrecondition, "only one of the snapshot's machine and the wanted one has a network")
+		return wrenn.Errorf(wrenn.FailedPrecondition, "only one of the snapshot's machine and the new machine has a network")
 	case s.MAC != want.MAC:
 		return differs("the MAC address", s.MAC, want.MAC)
 	}
 	return nil
 }
 
-// cpuModel names the host's kind of processor; a guest that was told of one
-// cannot go on on another.
+// cpuModel returns the host's model of processor. A guest that has seen one cannot
+// continue on another.
 func cpuModel() string {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -298,7 +296,7 @@ func cpuModel() string {
 	return cpuModelOf(info)
 }
 
-// cpuModelOf takes vendor, family, model and stepping of the first processor.
+// cpuModelOf returns vendor, family, model and stepping of the first processor.
 func cpuModelOf(cpuinfo []byte) string {
 	first, _, _ := strings.Cut(string(cpuinfo), "\n\n")
 	var parts []string

@@ -189,12 +189,12 @@ func TestLineage(t *testing.T) {
 }
 
 func TestAdoptKnowsOfSnapshots(t *testing.T) {
-	c := &cell{dir: t.TempDir()}
+	c := &jail{dir: t.TempDir()}
 	if c.wasSnapshotted() {
 		t.Error("a new machine was snapshotted")
 	}
 	for range 2 {
-		if err := c.noteSnapshot(); err != nil {
+		if err := c.recordSnapshot(); err != nil {
 			t.Fatal(err)
 		}
 	}

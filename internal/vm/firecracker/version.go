@@ -23,19 +23,19 @@ type Version struct {
 // network_overrides and boots by PVH.
 var minVersion = Version{Major: 1, Minor: 12}
 
-// capabilities is what differs between the versions that the driver runs. The
-// API refuses fields that it does not know, so none is sent blindly.
+// capabilities are the differences between the versions that the driver runs. The
+// API refuses fields that it does not know.
 type capabilities struct {
-	// clockRealtime: snapshot/load takes clock_realtime. Before, the clock of a
-	// restored guest followed the host's without being asked.
+	// clockRealtime: snapshot/load accepts clock_realtime. In older versions the
+	// clock of a restored guest follows the host's without it.
 	clockRealtime bool
-	// diffs: a restored machine can be told to note the pages that it changes
-	// (track_dirty_pages of snapshot/load), and writes those alone into a memory
-	// file that is there already.
+	// diffs: a restored machine can track the pages that it changes
+	// (track_dirty_pages of snapshot/load), and writes only those into an existing
+	// memory file.
 	diffs bool
 }
 
-// since is the table of capabilities, from Firecracker's CHANGELOG and from trying.
+// since is the table of capabilities, from Firecracker's CHANGELOG and from tests.
 var since = []struct {
 	version Version
 	gain    func(*capabilities)
@@ -46,7 +46,7 @@ var since = []struct {
 	{Version{Major: 1, Minor: 16}, func(c *capabilities) { c.diffs = true }},
 }
 
-// capabilities are those of the version; a pre-release has its release's.
+// capabilities returns those of the version; a pre-release has those of its release.
 func (v Version) capabilities() capabilities {
 	var c capabilities
 	for _, row := range since {
@@ -57,14 +57,13 @@ func (v Version) capabilities() capabilities {
 	return c
 }
 
-// Compare orders versions, without looking at Pre.
+// Compare orders versions; it ignores Pre.
 func (v Version) Compare(o Version) int {
 	return cmp.Or(cmp.Compare(v.Major, o.Major), cmp.Compare(v.Minor, o.Minor), cmp.Compare(v.Patch, o.Patch))
 }
 
-// loads says whether this version may load a snapshot that the version made:
-// patches of one minor version keep the format, and Firecracker promises no
-// more than that its own version loads.
+// loads reports whether this version can load a snapshot of the version made. Patches
+// of one minor version keep the format, and Firecracker promises no more.
 func (v Version) loads(made Version) bool {
 	return v.Major == made.Major && v.Minor == made.Minor && v.Pre == made.Pre
 }
@@ -105,7 +104,7 @@ func ParseVersion(s string) (Version, error) {
 // versionLimit bounds `firecracker --version`: 0.1 s under emulation.
 const versionLimit = 10 * time.Second
 
-// ProgramVersion asks the firecracker at path for its version.
+// ProgramVersion returns the version of the firecracker at path.
 func ProgramVersion(ctx context.Context, path string) (Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, versionLimit)
 	defer cancel()
@@ -120,7 +119,7 @@ func ProgramVersion(ctx context.Context, path string) (Version, error) {
 	return v, nil
 }
 
-// versionOf finds the version in what `firecracker --version` prints: its first
+// versionOf returns the version in what `firecracker --version` prints: its first
 // line is "Firecracker v1.16.1"; snapshot versions and log lines may follow.
 func versionOf(output []byte) (Version, error) {
 	line, _, _ := bytes.Cut(output, []byte("\n"))

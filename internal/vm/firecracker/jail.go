@@ -18,8 +18,8 @@ import (
 )
 
 // The names of a machine's files as its VMM sees them, relative to its working
-// directory. A snapshot's state keeps those of the disks, so they are the same
-// in every cell and say nothing of the host.
+// directory. A snapshot's state contains those of the disks, so they are the same
+// for every machine and independent of the host.
 const (
 	nameSocket = "api.sock"
 	nameKernel = "kernel"
@@ -31,29 +31,29 @@ const (
 
 func diskName(i int) string { return diskPrefix + strconv.Itoa(i) }
 
-// file is a file of the host that a VMM gets to see.
+// file is a file of the host that a VMM can see.
 type file struct {
-	name     string // in the cell
+	name     string // in the jail
 	path     string // on the host
 	readOnly bool
 }
 
-// cell is the place where one VMM lives. There are two kinds: a jail, where it
-// is a user of its own and sees only the files that it was given, by mounts
-// that only its mount namespace has; and, for development, a plain directory
-// with symbolic links.
-type cell struct {
-	dir      string // vm.Spec.Dir; all of its content is the cell's
-	root     string // the VMM's working directory: dir, or the jail's root in it
-	jailed   bool
+// jail is the directory of one VMM. The jailer enforces it: the VMM is a separate
+// user and sees only the files that it was given, by mounts that only its mount
+// namespace has. For development, without the jailer, it is a plain directory with
+// symbolic links.
+type jail struct {
+	dir      string // vm.Spec.Dir; the jail owns all its content
+	root     string // the VMM's working directory: dir, or the chroot in it
+	enforced bool
 	uid, gid uint32
 	cgroup   string // directory of the jail's cgroup; empty for none
 }
 
-// newCell plans the cell of a machine; there is nothing to undo yet.
-func (d *Driver) newCell(spec vm.Spec) *cell {
-	c := &cell{dir: spec.Dir, root: spec.Dir, jailed: spec.UID != 0, uid: spec.UID, gid: spec.GID}
-	if c.jailed {
+// newJail plans the jail of a machine. Nothing exists yet.
+func (d *Driver) newJail(spec vm.Spec) *jail {
+	c := &jail{dir: spec.Dir, root: spec.Dir, enforced: spec.UID != 0, uid: spec.UID, gid: spec.GID}
+	if c.enforced {
 		// The jailer's layout: base/<name of the program>/<id>/root.
 		c.root = filepath.Join(spec.Dir, filepath.Base(d.program), spec.ID, "root")
 		if d.limits {
@@ -63,8 +63,8 @@ func (d *Driver) newCell(spec vm.Spec) *cell {
 	return c
 }
 
-// clear removes all that the cell made, after its VMM is gone. Twice is allowed.
-func (c *cell) clear(ctx context.Context) error {
+// clear removes all that is in the jail, after its VMM has ended. Twice is allowed.
+func (c *jail) clear(ctx context.Context) error {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -76,24 +76,24 @@ func (c *cell) clear(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// snapshotNote is a file in the cell's directory that is there when a snapshot
-// of the machine was begun: only until then its changes are changes of what it
-// was restored from, and the next agent must know.
-const snapshotNote = "snapshot-taken"
+// snapshotMarker is a file in the jail that exists once a snapshot of the machine
+// was begun. Only until then are the machine's changes relative to what it was
+// restored from, and the next agent must know.
+const snapshotMarker = "snapshot-taken"
 
-func (c *cell) noteSnapshot() error {
-	return touch(filepath.Join(c.dir, snapshotNote))
+func (c *jail) recordSnapshot() error {
+	return touch(filepath.Join(c.dir, snapshotMarker))
 }
 
-func (c *cell) wasSnapshotted() bool {
-	_, err := os.Lstat(filepath.Join(c.dir, snapshotNote))
+func (c *jail) wasSnapshotted() bool {
+	_, err := os.Lstat(filepath.Join(c.dir, snapshotMarker))
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// allow gives the VMM's user the access to a file that it needs: to read what
-// is only read, and to own what it writes.
-func (c *cell) allow(f file) error {
-	if !c.jailed {
+// allow gives the VMM's user the access to a file that it needs: to read a
+// read-only file, and to own one that it writes.
+func (c *jail) allow(f file) error {
+	if !c.enforced {
 		return nil
 	}
 	info, err := os.Stat(f.path)
@@ -109,10 +109,10 @@ func (c *cell) allow(f file) error {
 	return os.Chown(f.path, int(c.uid), int(c.gid))
 }
 
-// furnish gives the VMM that is about to be launched its files, by links; a
-// jail gets places to mount them on.
-func (c *cell) furnish(files []file) error {
-	root, err := os.OpenRoot(c.root) // a VMM may have been in there
+// populate gives the VMM its files before its launch, by links; with the jailer it
+// makes the files to mount them on.
+func (c *jail) populate(files []file) error {
+	root, err := os.OpenRoot(c.root) // a VMM may have changed what is in there
 	if err != nil {
 		return err
 	}
@@ -125,11 +125,11 @@ func (c *cell) furnish(files []file) error {
 	return nil
 }
 
-func (c *cell) place(root *os.Root, f file) error {
+func (c *jail) place(root *os.Root, f file) error {
 	if err := c.allow(f); err != nil {
 		return err
 	}
-	if !c.jailed {
+	if !c.enforced {
 		abs, err := filepath.Abs(f.path)
 		if err != nil {
 			return err
@@ -143,12 +143,12 @@ func (c *cell) place(root *os.Root, f file) error {
 	return point.Close()
 }
 
-// vmmArgs are Firecracker's own arguments, in a jail and without.
+// vmmArgs are Firecracker's own arguments, with the jailer and without.
 var vmmArgs = []string{"--api-sock", nameSocket, "--show-level"}
 
 // launch starts the VMM with its files.
-func (d *Driver) launch(c *cell, spec vm.Spec, files []file) (*launch.Process, error) {
-	if !c.jailed {
+func (d *Driver) launch(c *jail, spec vm.Spec, files []file) (*launch.Process, error) {
+	if !c.enforced {
 		return launch.Start(launch.Command{
 			Path:      d.program,
 			Args:      append([]string{"--id", spec.ID}, vmmArgs...), // the jailer passes on the id by itself
@@ -156,18 +156,18 @@ func (d *Driver) launch(c *cell, spec vm.Spec, files []file) (*launch.Process, e
 			Namespace: spec.Net.Namespace,
 		})
 	}
-	// The mounts are gone with the VMM; the host never has them, whoever is killed when.
+	// The mounts end with the VMM. The host never has them, whichever process is killed at whatever time.
 	return launch.Start(launch.Command{
 		Path: d.jailer, Args: d.jailerArgs(c, spec), Dir: "/",
 		Mounts: func() error { return c.mountFiles(files) },
 	})
 }
 
-// jailerArgs: see Firecracker's docs/jailer.md. The VMM gets no PID namespace
-// of its own: the jailer would fork, and the process that was launched, whose
-// identity is known, would not be the VMM. Its jail has no /proc, and no other
+// jailerArgs returns the jailer's arguments, see Firecracker's docs/jailer.md. The
+// VMM gets no PID namespace: the jailer would fork, and the launched process, whose
+// identity is known, would not be the VMM. The jail has no /proc, and no other
 // process has its user.
-func (d *Driver) jailerArgs(c *cell, spec vm.Spec) []string {
+func (d *Driver) jailerArgs(c *jail, spec vm.Spec) []string {
 	args := []string{
 		"--id", spec.ID, "--exec-file", d.program,
 		"--uid", strconv.FormatUint(uint64(spec.UID), 10), "--gid", strconv.FormatUint(uint64(spec.GID), 10),
@@ -185,25 +185,25 @@ func (d *Driver) jailerArgs(c *cell, spec vm.Spec) []string {
 	return append(append(args, "--"), vmmArgs...)
 }
 
-// lend gives a running VMM files, for as long as it takes to call give back.
-// Their names must be new in the cell.
-func (c *cell) lend(p *launch.Process, files []file) (giveBack func() error, err error) {
-	giveBack = func() error { return c.takeBack(p, files) }
-	if err := c.furnish(files); err != nil {
-		return nil, errors.Join(err, giveBack())
+// lend gives a running VMM files until the caller calls revoke. Their names must be
+// new in the jail.
+func (c *jail) lend(p *launch.Process, files []file) (revoke func() error, err error) {
+	revoke = func() error { return c.revoke(p, files) }
+	if err := c.populate(files); err != nil {
+		return nil, errors.Join(err, revoke())
 	}
-	if !c.jailed {
-		return giveBack, nil
+	if !c.enforced {
+		return revoke, nil
 	}
 	if err := mountInto(p, files); err != nil {
-		return nil, errors.Join(err, giveBack())
+		return nil, errors.Join(err, revoke())
 	}
-	return giveBack, nil
+	return revoke, nil
 }
 
-func (c *cell) takeBack(p *launch.Process, files []file) error {
+func (c *jail) revoke(p *launch.Process, files []file) error {
 	var errs []error
-	if c.jailed {
+	if c.enforced {
 		errs = append(errs, unmountIn(p, files))
 	}
 	root, err := os.OpenRoot(c.root)
@@ -219,11 +219,11 @@ func (c *cell) takeBack(p *launch.Process, files []file) error {
 	return errors.Join(errs...)
 }
 
-// dial connects to the VMM's API. The path could be too long for a Unix
-// socket's address, and the VMM, which a guest may have taken over, could
-// have put a link to another socket of the host in its place: so the socket is
-// opened first, without following links, and connected to by descriptor.
-func (c *cell) dial(ctx context.Context) (net.Conn, error) {
+// dial connects to the VMM's API. The path could be too long for a Unix socket's
+// address, and the VMM, which a guest may have taken over, could have put a link to
+// another socket of the host in its place: so dial opens the socket first, without
+// following links, and connects to it by descriptor.
+func (c *jail) dial(ctx context.Context) (net.Conn, error) {
 	root, err := unix.Open(c.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the VMM's directory: %w", err)
@@ -245,5 +245,5 @@ func (c *cell) dial(ctx context.Context) (net.Conn, error) {
 	return dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// closeFD closes a descriptor that nothing was written to: no error counts.
+// closeFD closes a descriptor that nothing was written to, so it ignores the error.
 func closeFD(fd int) { _ = unix.Close(fd) }

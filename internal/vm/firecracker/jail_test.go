@@ -30,7 +30,7 @@ func TestDial(t *testing.T) {
 			t.Chdir(root) // its own path is too long for an address
 			listen(t, nameSocket)
 		}},
-		{name: "a link to somebody else's socket", bad: true, make: func(t *testing.T, root string) {
+		{name: "a link to another socket", bad: true, make: func(t *testing.T, root string) {
 			t.Helper()
 			t.Chdir(t.TempDir())
 			listen(t, "other")
@@ -51,7 +51,7 @@ func TestDial(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.make(t, root)
-			conn, err := (&cell{root: root}).dial(t.Context())
+			conn, err := (&jail{root: root}).dial(t.Context())
 			if err == nil {
 				conn.Close()
 			}
@@ -62,13 +62,13 @@ func TestDial(t *testing.T) {
 	}
 }
 
-// TestPlainCell: without a jail the VMM finds its files through links.
-func TestPlainCell(t *testing.T) {
+// Without the jailer the VMM finds its files through links.
+func TestDirectoryWithoutJailer(t *testing.T) {
 	dir, elsewhere := t.TempDir(), t.TempDir()
 	disk := filepath.Join(elsewhere, "disk")
 	write(t, disk, "content")
-	c := (&Driver{}).newCell(vm.Spec{Dir: dir})
-	if err := c.furnish([]file{{name: diskName(0), path: disk}}); err != nil {
+	c := (&Driver{}).newJail(vm.Spec{Dir: dir})
+	if err := c.populate([]file{{name: diskName(0), path: disk}}); err != nil {
 		t.Fatal(err)
 	}
 	if data, err := os.ReadFile(filepath.Join(dir, "disk0")); string(data) != "content" {
@@ -80,9 +80,9 @@ func TestPlainCell(t *testing.T) {
 		}
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		t.Errorf("left in the cell: %v, %v", entries, err)
+		t.Errorf("left in the directory: %v, %v", entries, err)
 	}
 	if data, err := os.ReadFile(disk); string(data) != "content" {
-		t.Errorf("the disk is %q, %v after its cell was cleared", data, err)
+		t.Errorf("the disk is %q, %v after the directory was cleared", data, err)
 	}
 }
