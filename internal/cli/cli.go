@@ -4,6 +4,10 @@
 // What a command was asked for goes to standard output, all else to standard
 // error. Its exit code is 0, 1 when it failed, 2 for a wrong command line, and
 // that of the command in the sandbox for exec and shell.
+//
+// Shell completion is not a library's: values such as ids of sandboxes come from the
+// server, within a time limit, and kong's completion libraries suggest only the
+// words of the command line's grammar.
 package cli
 
 import (

@@ -5,6 +5,11 @@
 // A request walks: request id and log line → route → key → rate → the contract
 // (types, limits, unknown fields) → handler → service. The contract is compiled
 // from the document that is served, so the two cannot differ.
+//
+// The contract is checked by this package on top of a JSON Schema library, not by an
+// OpenAPI validator: those read a whole body into memory before they check it, where
+// files are streamed here, know OpenAPI 3.1 only in part, and their errors are not
+// made for users.
 package api
 
 import (

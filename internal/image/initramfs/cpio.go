@@ -22,14 +22,14 @@ type Entry struct {
 	Data         []byte
 }
 
-// Write writes a cpio archive in the form "newc" that the kernel unpacks, not
-// compressed, all files root's and of the year 1970 (the kernel's
+// Write writes a cpio archive in the format "newc" that the kernel unpacks, not
+// compressed. All files belong to root and are of the year 1970 (the kernel's
 // Documentation/driver-api/early-userspace/buffer-format.rst).
 func Write(w io.Writer, entries []Entry) error {
 	buf := bufio.NewWriter(w)
 	for i, e := range entries {
 		if e.Name == "" || strings.HasPrefix(e.Name, "/") {
-			return fmt.Errorf("cpio: %q is no name for an entry", e.Name)
+			return fmt.Errorf("cpio: %q cannot name an entry", e.Name)
 		}
 		writeEntry(buf, uint32(i+1), e)
 	}
@@ -57,7 +57,7 @@ func writeEntry(w *bufio.Writer, inode uint32, e Entry) {
 	pad(w, len(e.Data))
 }
 
-// pad fills up to a multiple of four.
+// pad writes zeros up to a multiple of four.
 func pad(w *bufio.Writer, n int) {
 	_, _ = w.WriteString("\x00\x00\x00"[:(4-n%4)%4])
 }

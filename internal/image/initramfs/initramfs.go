@@ -1,8 +1,12 @@
-// Package initramfs makes the first file system of a guest: a cpio archive with
-// the program that mounts the real root, and the kernel modules it needs for that.
+// Package initramfs makes the first file system of a guest: cpio archives with the
+// program that mounts the real root, and with the kernel modules for that.
 //
-// The two are archives of their own, because the kernel takes several in a row
-// and the modules change with the kernel only.
+// They are two archives, which the kernel unpacks one after the other, because the
+// modules change only with the kernel.
+//
+// The cpio writer is not a library's: the format that the kernel reads is one header
+// of fixed fields, which takes 30 lines, and the archive must be the same for the
+// same input, because its digest names images.
 package initramfs
 
 import (
@@ -15,7 +19,7 @@ import (
 )
 
 // Manifest names, in the guest, the file that lists the modules to load:
-// a path each line, in order.
+// a path on each line, in order.
 const Manifest = "/modules"
 
 // WriteStage0 writes an archive with the program as /init and the directories
@@ -23,7 +27,7 @@ const Manifest = "/modules"
 func WriteStage0(w io.Writer, program []byte) error {
 	return Write(w, []Entry{
 		{Name: "dev", Mode: modeDir | 0o755},
-		{Name: "dev/console", Mode: modeChar | 0o600, Major: 5, Minor: 1}, // or /init starts without standard files
+		{Name: "dev/console", Mode: modeChar | 0o600, Major: 5, Minor: 1}, // without it /init starts without standard files
 		{Name: "proc", Mode: modeDir | 0o755},
 		{Name: "root", Mode: modeDir | 0o755},
 		{Name: "sys", Mode: modeDir | 0o755},

@@ -1,6 +1,6 @@
-// Package kernel takes the uncompressed ELF out of a Linux kernel image as
-// distributions ship it (bzImage, x86-64). Firecracker boots nothing else, and
-// QEMU boots it faster (PVH) than the image it came in.
+// Package kernel unpacks the ELF in a Linux kernel image as distributions ship it
+// (bzImage, x86-64). Firecracker boots nothing else, and QEMU boots an ELF faster
+// (PVH) than the image.
 package kernel
 
 import (
@@ -12,8 +12,8 @@ import (
 	"io"
 )
 
-// Bounds on what is read and made: Debian's largest kernel is about 10 MiB
-// packed and 80 MiB unpacked.
+// Bounds on input and output: Debian's largest kernel is about 10 MiB packed and
+// 80 MiB unpacked.
 const (
 	MaxImage = 64 << 20
 	maxELF   = 256 << 20
@@ -33,8 +33,8 @@ const (
 	minProtocolVersion = 0x0208
 )
 
-// Vmlinux returns the ELF in a kernel image. An image that is an ELF already
-// is returned as it is.
+// Vmlinux returns the ELF in a kernel image. It returns an image that is an ELF
+// already as it is.
 func Vmlinux(image []byte) ([]byte, error) {
 	if bytes.HasPrefix(image, []byte(elf.ELFMAG)) {
 		return image, check(image)
@@ -64,7 +64,7 @@ func payload(image []byte) ([]byte, error) {
 		return nil, errors.New("neither an ELF nor a Linux kernel image (bzImage)")
 	}
 	if v := binary.LittleEndian.Uint16(image[offVersion:]); v < minProtocolVersion {
-		return nil, fmt.Errorf("boot protocol %d.%02d is too old to say where the kernel is", v>>8, v&0xff)
+		return nil, fmt.Errorf("boot protocol %d.%02d is too old: its header has no payload offset", v>>8, v&0xff)
 	}
 	setup := uint64(image[offSetupSects])
 	if setup == 0 {
@@ -78,8 +78,8 @@ func payload(image []byte) ([]byte, error) {
 	return image[start:end], nil
 }
 
-// check says whether data is a kernel that a VMM can load: a 64-bit x86 ELF
-// all of whose segments are there.
+// check returns an error unless data is a kernel that a VMM can load: a 64-bit x86
+// ELF with complete segments.
 func check(data []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {

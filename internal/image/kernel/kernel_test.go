@@ -16,8 +16,8 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// fakeKernel is the smallest ELF that check takes, followed by code-like bytes:
-// many calls and jumps, so that an x86 filter has something to do.
+// fakeKernel is the smallest ELF that check accepts, followed by code-like bytes:
+// many calls and jumps for an x86 filter to change.
 func fakeKernel(tb testing.TB) []byte {
 	tb.Helper()
 	const headers = 64 + 56
@@ -179,7 +179,7 @@ func TestVmlinuxRefuses(t *testing.T) {
 		{"nothing", "neither an ELF nor a Linux kernel", nil},
 		{"text", "neither an ELF nor a Linux kernel", bytes.Repeat([]byte("text"), 1000)},
 		{"too old", "too old", old},
-		{"a payload that is not there", "not inside the image", beyond},
+		{"a payload outside of the image", "not inside the image", beyond},
 		{"an empty payload", "not inside the image", bzImage(nil)},
 		{"another compression", "unknown compression", bzImage([]byte("BZh91AY&SY"))},
 		{"no ELF inside", "kernel: ", bzImage(packGzip(t, []byte("hello")))},

@@ -16,7 +16,7 @@ import (
 const maxDict = 128 << 20
 
 // appended is the length of the unpacked size, which the kernel's build appends
-// to every format but gzip. Readers would take it for the begin of another
+// to every format but gzip. Readers would take it for the start of another
 // frame.
 const appended = 4
 

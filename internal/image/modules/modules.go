@@ -1,4 +1,4 @@
-// Package modules takes kernel modules out of a kernel's package: the few that a
+// Package modules extracts kernel modules from a kernel's package: the few that a
 // guest boots with, and the tree from which it loads others on demand.
 package modules
 
@@ -29,11 +29,10 @@ type Module struct {
 	Data []byte
 }
 
-// Resolve returns the wanted modules of a kernel tree and all that they depend
-// on, in an order in which they can be loaded. Built-in and unknown wanted ones
-// are left out; a dependency that is missing is an error. What a module needs is
-// read from the module itself: a package that was never installed has no
-// modules.dep.
+// Resolve returns the wanted modules of a kernel tree and their dependencies, in an
+// order in which they can be loaded. It skips wanted modules that are built in or
+// unknown; a missing dependency is an error. It reads dependencies from the modules,
+// because a package that was never installed has no modules.dep.
 func Resolve(tree string, wanted []string) ([]Module, error) {
 	dir, err := modulesDir(tree)
 	if err != nil {
@@ -104,7 +103,7 @@ func builtins(dir string) (map[string]bool, error) {
 	return names, nil
 }
 
-// canonical is how the kernel itself names a module, whatever its file is called.
+// canonical returns the kernel's name of a module, which may differ from its file's.
 func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 
 type resolver struct {
@@ -115,7 +114,7 @@ type resolver struct {
 	order   []Module
 }
 
-// add appends a module after all that it needs.
+// add appends a module after its dependencies.
 func (r *resolver) add(name string) error {
 	if r.done[name] || r.builtin[name] {
 		return nil
@@ -178,8 +177,8 @@ func dependencies(module []byte) (needs, soft []string, err error) {
 		case "softdep":
 			before, _, _ := strings.Cut(value, "post:")
 			for name := range strings.FieldsSeq(strings.TrimPrefix(before, "pre:")) {
-				// A crypto algorithm is asked for by its own name; the module with
-				// the portable code is called so.
+				// A crypto algorithm is requested by its name; the module with the
+				// portable code has this suffix.
 				soft = append(soft, canonical(name), canonical(name)+"_generic")
 			}
 		}
@@ -187,7 +186,7 @@ func dependencies(module []byte) (needs, soft []string, err error) {
 	return needs, soft, nil
 }
 
-// readModule reads and unpacks a module: stage0 then need not know how.
+// readModule reads and unpacks a module, so that stage0 need not unpack it.
 func readModule(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -227,9 +226,9 @@ const (
 	signatureHeader = 12
 )
 
-// unsigned returns the module without its signature. What is in the initramfs is
-// trusted as the kernel beside it is, and checking a signature costs an emulated
-// CPU as long as all else of loading.
+// unsigned returns the module without its signature. The initramfs is trusted like
+// the kernel beside it, and on an emulated CPU checking a signature takes as long as
+// the rest of loading.
 func unsigned(module []byte) []byte {
 	body, ok := bytes.CutSuffix(module, []byte(signatureMagic))
 	if !ok || len(body) < signatureHeader {

@@ -16,7 +16,7 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// module is an ELF with a .modinfo section of these entries.
+// module returns an ELF with a .modinfo section of these entries.
 func module(t *testing.T, info ...string) []byte {
 	t.Helper()
 	const header, names = 64, "\x00.shstrtab\x00.modinfo\x00"
@@ -40,7 +40,7 @@ func module(t *testing.T, info ...string) []byte {
 	return out.Bytes()
 }
 
-// kernelTree writes modules where Debian has them.
+// kernelTree writes modules to the paths of Debian.
 func kernelTree(t *testing.T, under string, files map[string][]byte, builtin ...string) string {
 	t.Helper()
 	tree := t.TempDir()

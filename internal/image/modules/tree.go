@@ -13,23 +13,22 @@ import (
 	"syscall"
 )
 
-// Dir is where a guest, and its kernel's own modprobe, look for modules.
+// Dir is the directory of modules in a guest, for its programs and its kernel's modprobe.
 const Dir = "/lib/modules"
 
-// driverDirs are the directories below kernel/drivers that a guest has a use
-// for: its devices are virtio's, and those that the kernel makes itself. The
-// others are two thirds of all modules.
+// driverDirs are the directories below kernel/drivers that a guest can use: its
+// devices are virtio devices, and those that the kernel makes itself. The others
+// are two thirds of all modules.
 var driverDirs = []string{"block", "char", "dax", "input", "md", "net", "nvdimm", "ptp", "vhost", "virtio"}
 
-// hardwareDirs are those below them for devices that a guest never has.
+// hardwareDirs are the directories below driverDirs for devices that a guest never has.
 var hardwareDirs = []string{
 	"block/xen-blkback", "char/ipmi", "char/tpm", "net/ethernet", "net/hyperv", "net/vmxnet3", "net/wwan", "net/xen-netback",
 }
 
-// Install puts the modules of an unpacked kernel package that a guest may want
-// to load below Dir of a root file system, without signatures, and makes
-// modprobe's indexes by the depmod of that root, which needs root. It returns
-// the version of the kernel.
+// Install copies the modules that a guest can use from an unpacked kernel package
+// to Dir in a root file system, without signatures. It makes modprobe's indexes with
+// the depmod of that file system, which needs root. It returns the kernel's version.
 func Install(ctx context.Context, tree, root string) (version string, err error) {
 	dir, err := modulesDir(tree)
 	if err != nil {
@@ -58,7 +57,7 @@ func Install(ctx context.Context, tree, root string) (version string, err error)
 	return version, depmod(ctx, root, version)
 }
 
-// forGuests returns the sorted names of the modules that a guest may want.
+// forGuests returns the sorted names of the modules that a guest can use.
 func forGuests(dir string) ([]string, error) {
 	files, err := index(dir)
 	if err != nil {
@@ -78,7 +77,7 @@ func forGuests(dir string) ([]string, error) {
 	return names, nil
 }
 
-// forGuest reports whether a guest may want the module at path, which is below
+// forGuest reports whether a guest can use the module at path, which is relative to
 // the modules' directory.
 func forGuest(path string) bool {
 	driver, ok := strings.CutPrefix(path, "kernel/drivers/")
@@ -96,7 +95,7 @@ func writeFile(path string, data []byte) error {
 	return os.WriteFile(path, data, 0o644)
 }
 
-// copyFile copies a file that not every kernel package has.
+// copyFile copies a file, if it exists: not every kernel package has it.
 func copyFile(to, from string) error {
 	data, err := os.ReadFile(from)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -108,7 +107,7 @@ func copyFile(to, from string) error {
 	return writeFile(to, data)
 }
 
-// depmod runs the root's own: the host need not have one.
+// depmod runs the depmod of the root: the host may have none.
 func depmod(ctx context.Context, root, version string) error {
 	cmd := exec.CommandContext(ctx, "/sbin/depmod", version)
 	cmd.Dir = "/"

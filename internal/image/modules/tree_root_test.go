@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// TestInstall runs the host's depmod in a root of nothing else.
+// TestInstall runs the host's depmod in a root without other programs.
 func TestInstall(t *testing.T) {
 	busybox, err := exec.LookPath("busybox") // a static one
 	if err != nil {

@@ -10,16 +10,16 @@ import (
 	"syscall"
 )
 
-// The account that sandboxes work as.
+// The default account of sandboxes.
 const (
 	userName = "user"
-	userID   = 1000 // or the next that is free
+	userID   = 1000 // or the next free id
 	userHome = "/home/user"
 )
 
-// AddUser makes the account user with its group, home and, where sudo is
-// there, leave to become root without a password. An account of that name stays
-// as it is. Needs root, because the home is the user's.
+// AddUser adds the account user with its group and home, and lets it use sudo, if
+// installed, without a password. An existing account of that name stays as it is.
+// It needs root, to change the owner of the home directory.
 func (t *Tree) AddUser() error {
 	passwd, err := t.database("/etc/passwd")
 	if err != nil {
@@ -39,8 +39,8 @@ func (t *Tree) AddUser() error {
 	return errors.Join(t.makeHome(uid, gid), t.addSubIDs(), t.allowSudo())
 }
 
-// addAccount writes the lines of the account into all files that the image has
-// for that, as useradd(8) would, without a password that anybody knows.
+// addAccount adds the account to all account files of the image, as useradd(8)
+// would, without a usable password.
 func (t *Tree) addAccount(passwd, group *database) (uid, gid int, err error) {
 	uid = userID
 	gid, grouped := group.number(userName)
@@ -60,8 +60,8 @@ func (t *Tree) addAccount(passwd, group *database) (uid, gid int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	// x says that the password is in /etc/shadow; without that file, PAM would
-	// know no such account.
+	// x means that the password is in /etc/shadow; without that file PAM would not
+	// find the account.
 	password := "x"
 	if !hidden {
 		password = "*"
@@ -88,8 +88,8 @@ func (t *Tree) addGroup(group *database, gid int, grouped bool) error {
 	return errors.Join(err, t.save(group))
 }
 
-// addHidden puts a line into a file that only root reads, where the image has
-// it, and reports whether it has.
+// addHidden adds a line to a file that only root can read, if the image has that
+// file, and reports whether it has.
 func (t *Tree) addHidden(path, line string) (bool, error) {
 	d, err := t.database(path)
 	if err != nil || d.missing {
@@ -110,7 +110,7 @@ func (t *Tree) makeHome(uid, gid int) error {
 	return t.root.Lchown(at, uid, gid)
 }
 
-// allowSudo lets the account become root, where sudo is there.
+// allowSudo lets the account become root, if the image has sudo.
 func (t *Tree) allowSudo() error {
 	if t.Find("sudo") == "" {
 		return nil
@@ -132,7 +132,7 @@ func (t *Tree) allowSudo() error {
 	if sudoers.missing {
 		sudoers.mode = 0o440
 	}
-	sudoers.lines = append(sudoers.lines, "#includedir "+dir) // no comment; before sudo 1.9.1 there is no @includedir
+	sudoers.lines = append(sudoers.lines, "#includedir "+dir) // this is no comment; @includedir needs sudo 1.9.1
 	return t.save(sudoers)
 }
 
@@ -146,7 +146,7 @@ type database struct {
 	uid, gid int
 }
 
-// database reads a file; a missing one is root's, and all may read it.
+// database reads a file. A missing one is created later: owned by root, readable by all.
 func (t *Tree) database(path string) (*database, error) {
 	d := &database{path: path, mode: 0o644}
 	info, err := t.Stat(path)
@@ -200,8 +200,8 @@ func (d *database) taken(id int) bool {
 	return false
 }
 
-// set puts a line in the place of that of the same name, which in an image that
-// has no such account belonged to another, or at the end.
+// set appends a line, and removes a line of the same name: a leftover, because the
+// image has no such account.
 func (d *database) set(line string) {
 	name, _, _ := strings.Cut(line, ":")
 	old := d.line(name)
@@ -209,8 +209,8 @@ func (d *database) set(line string) {
 	d.lines = append(d.lines, line)
 }
 
-// save writes the file with the owner and mode that it had: Debian's
-// unix_chkpwd reads shadow by its group.
+// save writes the file with its earlier owner and mode: Debian's unix_chkpwd reads
+// shadow by its group.
 func (t *Tree) save(d *database) error {
 	err := t.WriteFile(d.path, []byte(strings.Join(d.lines, "\n")+"\n"), d.mode)
 	if err != nil || d.missing {

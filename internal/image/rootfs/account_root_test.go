@@ -192,7 +192,7 @@ func TestAddUser(t *testing.T) {
 			}
 			tree, dir := openTree(t)
 			l.make(t, dir)
-			for range 2 { // one that is there stays as it is
+			for range 2 { // an existing account stays as it is
 				if err := tree.AddUser(); err != nil {
 					t.Fatal(err)
 				}

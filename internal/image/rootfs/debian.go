@@ -19,21 +19,21 @@ import (
 // keyring signs Debian's archives, on Ubuntu too (package debian-archive-keyring).
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// fallbackSuite is the guest on hosts that are not a released Debian.
+// fallbackSuite is for hosts that are not a released Debian.
 const fallbackSuite = "bookworm"
 
-// Debian says which Debian to make.
+// Debian configures a Debian.
 type Debian struct {
 	Suite     string   // like bookworm
 	Packages  []string // beyond the minimal base
 	Customize []byte   // a script that gets the tree's path, and $WRENN_KERNEL_DIR for a kernel package
-	// Lock, if any, is a flock(2) that stays held while mmdebstrap runs: it goes
-	// on writing for a while when the process that waits for it is killed.
+	// Lock, if any, is a file with a flock(2), which mmdebstrap gets too: it may
+	// write for a while after the calling process was killed.
 	Lock *os.File
 }
 
-// HostSuite is the host's own suite when it is a released Debian, else one that
-// is known to work.
+// HostSuite returns the host's suite if it is a released Debian, else one that is
+// known to work.
 func HostSuite() string {
 	release := osRelease("/etc/os-release")
 	suite := release["VERSION_CODENAME"]
@@ -54,9 +54,9 @@ func osRelease(path string) map[string]string {
 	return values
 }
 
-// hostSources asks apt where it takes Debian's packages of the suite from,
-// whatever form its sources are written in. It knows that only after an
-// apt-get update; without an answer mmdebstrap takes Debian's own mirrors.
+// hostSources returns the host's apt sources for the suite, in any of the formats
+// that apt reads. apt reports them only after an apt-get update; without sources
+// mmdebstrap uses Debian's mirrors.
 func hostSources(ctx context.Context, suite string) []string {
 	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format",
 		"$(ORIGIN)|$(CODENAME)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages", "Architecture: amd64").Output()
@@ -66,8 +66,8 @@ func hostSources(ctx context.Context, suite string) []string {
 	return parseTargets(string(out), suite)
 }
 
-// parseTargets makes lines for sources.list of apt's answer; none unless the
-// suite itself is among them.
+// parseTargets makes lines for sources.list from apt's answer; none if the suite
+// itself is not in it.
 func parseTargets(targets, suite string) []string {
 	lines := map[string]bool{}
 	complete := false
@@ -92,9 +92,9 @@ func parseTargets(targets, suite string) []string {
 }
 
 // Bootstrap makes dir/tree, a Debian whose files have their real owners, and
-// dir/kernel with what the customize script put into $WRENN_KERNEL_DIR; dir
-// exists and is empty. It needs root and the network, and tells out how far it
-// is. When it fails, remove dir.
+// dir/kernel, where the customize script puts files as $WRENN_KERNEL_DIR. dir must
+// exist and be empty; if Bootstrap fails the caller must remove it. It needs root
+// and the network, and writes its progress to out.
 func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error {
 	if os.Geteuid() != 0 {
 		return wrenn.Errorf(wrenn.PermissionDenied, "making an image needs root: its files belong to many users")
@@ -114,8 +114,8 @@ func (d Debian) Bootstrap(ctx context.Context, out io.Writer, dir string) error 
 		return err
 	}
 	cmd.Env = append(cmd.Env, "WRENN_KERNEL_DIR="+kernel)
-	// It mounts /proc, /sys and more in the tree. In a mount namespace of its own
-	// they go with it, however it ends; on the host a sweep would walk into them.
+	// It mounts /proc, /sys and more in the tree. In a new mount namespace these end
+	// with the process; on the host a removal of the tree would walk into them.
 	cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
 	if d.Lock != nil {
 		cmd.ExtraFiles = []*os.File{d.Lock}
@@ -139,7 +139,7 @@ func (d Debian) arguments(tree string, sources []string) []string {
 	return append(args, sources...)
 }
 
-// progress runs mmdebstrap and passes its steps on, indented.
+// progress runs mmdebstrap and writes its steps to out, indented.
 func progress(ctx context.Context, cmd *exec.Cmd, out io.Writer) error {
 	pipe, err := cmd.StderrPipe()
 	if err != nil {
@@ -148,24 +148,24 @@ func progress(ctx context.Context, cmd *exec.Cmd, out io.Writer) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	var said []byte
+	var output []byte
 	lines := bufio.NewScanner(pipe)
 	for lines.Scan() {
-		said = append(append(said, lines.Bytes()...), '\n')
+		output = append(append(output, lines.Bytes()...), '\n')
 		if step, ok := strings.CutPrefix(lines.Text(), "I: "); ok && isStep(step) {
 			fmt.Fprintln(out, "  "+step)
 		}
 	}
-	_, _ = io.Copy(io.Discard, pipe) // a line too long stops the scanner, and must not stop the program
+	_, _ = io.Copy(io.Discard, pipe) // a line that is too long stops the scanner, and must not stop the program
 	err = cmd.Wait()
 	endGroup(ctx, cmd)
 	if err != nil {
-		return explain(ctx, "mmdebstrap", err, said)
+		return explain(ctx, "mmdebstrap", err, output)
 	}
 	return nil
 }
 
-// isStep leaves out what says nothing to a reader.
+// isStep reports whether a line is worth showing.
 func isStep(line string) bool {
 	for _, prefix := range []string{"running apt-get update", "downloading", "extracting", "installing", "cleaning"} {
 		if strings.HasPrefix(line, prefix) {

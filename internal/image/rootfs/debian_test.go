@@ -93,7 +93,7 @@ func TestExplain(t *testing.T) {
 
 func TestFindSaysWhatToInstall(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	_, err := find("mmdebstrap-that-nobody-has")
+	_, err := find("mmdebstrap-that-does-not-exist")
 	if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "apt-get install") {
 		t.Errorf("find() = %v", err)
 	}

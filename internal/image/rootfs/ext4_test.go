@@ -37,7 +37,7 @@ func TestInjectMakesDirectories(t *testing.T) {
 	for i := range 200 { // more than fits into a buffer of what debugfs prints
 		files = append(files, File{Path: fmt.Sprintf("/lib/modules/6.1/kernel/d%d/file", i), Data: fmt.Append(nil, i), Mode: 0o644})
 	}
-	for range 2 { // the second time all directories are there
+	for range 2 { // the second time all directories exist
 		if err := Inject(t.Context(), image, t.TempDir(), files, "/lib/old/gone"); err != nil {
 			t.Fatal(err)
 		}

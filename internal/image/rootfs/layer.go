@@ -12,44 +12,44 @@ import (
 	"wrenn"
 )
 
-// How a layer says what it hides of the layers below it, see layer.md of the
+// Names with which a layer hides files of the layers below it, see layer.md of the
 // OCI image specification.
 const (
 	whiteout       = ".wh."         // + name: the file of that name
-	whiteoutMark   = ".wh..wh."     // + anything else: another system's own notes
+	whiteoutMark   = ".wh..wh."     // + anything else: metadata of AUFS
 	whiteoutOpaque = ".wh..wh..opq" // everything in its directory
 )
 
-// Bounds of the paths of a layer, which are remembered until its end. A desktop
-// in one layer takes half of it.
+// Bounds of the paths of a layer, which are kept in memory until its end. A desktop
+// system in one layer takes half of maxNames.
 const (
 	maxNames = 128 << 20
-	perName  = 64 // what a map takes for each beside its bytes
+	perName  = 64 // the cost of a map entry besides its bytes
 )
 
-// ExtractLayer puts a layer of a container image over what is in the tree:
-// like Extract, and what the layer hides of the ones below it is removed. Apply
-// the lowest first. Its files may take limit bytes of a disk, see block; it returns
-// how many they do.
+// ExtractLayer unpacks a layer of a container image over the layers in the tree,
+// like Extract, and removes the files that the layer hides. The lowest layer comes
+// first. The files may take limit bytes on a disk, see block; ExtractLayer returns
+// how many they take.
 func (t *Tree) ExtractLayer(ctx context.Context, r io.Reader, limit int64) (size int64, err error) {
 	l := layer{extraction: extraction{tree: t, left: limit}, made: map[string]bool{}}
 	source := &source{ctx: ctx, in: r}
 	if err := t.unpack(source, l.entry); err != nil {
 		return 0, err
 	}
-	// All of it: the sender's digest is checked at the end.
+	// Read to the end, where the digest is checked.
 	if _, err := io.Copy(io.Discard, source); err != nil {
 		return 0, err
 	}
 	return limit - l.left, nil
 }
 
-// layer is the extraction of one. A layer hides nothing of its own, whatever
-// the order of its entries: made are the paths that it holds, and those above them.
+// layer is the extraction of a layer. A layer never hides its own files, in any
+// order of its entries: made has their paths, and those of the directories above.
 type layer struct {
 	extraction
 	made  map[string]bool
-	names int // bytes that made takes
+	names int // the size of made in bytes
 }
 
 func (l *layer) entry(h *tar.Header, data io.Reader) error {
@@ -82,7 +82,7 @@ func (l *layer) entry(h *tar.Header, data io.Reader) error {
 	return l.extraction.entry(&here, data)
 }
 
-// remember notes that the layer has a path and those above it.
+// remember adds a path of the layer, and those above it, to made.
 func (l *layer) remember(name string) error {
 	for p := name; p != "." && !l.made[p]; p = path.Dir(p) {
 		if l.names += len(p) + perName; l.names > maxNames {
@@ -93,8 +93,8 @@ func (l *layer) remember(name string) error {
 	return nil
 }
 
-// place follows the links above a path: a layer may write below a directory
-// that a lower one has as a link.
+// place follows the links above a path: a directory of a layer may be a link in a
+// lower one.
 func (l *layer) place(name string) (string, error) {
 	name, err := inside(name)
 	if err != nil || name == "." {
@@ -107,10 +107,10 @@ func (l *layer) place(name string) (string, error) {
 	return path.Join(dir, path.Base(name)), nil
 }
 
-// hide removes the file or directory that a lower layer has.
+// hide removes a file or directory of a lower layer.
 func (l *layer) hide(dir, name string) error {
 	if name == "" || name == "." || name == ".." {
-		return wrenn.Errorf(wrenn.Invalid, "the layer hides something without a name")
+		return wrenn.Errorf(wrenn.Invalid, "the layer hides a file without a name")
 	}
 	if at := path.Join(dir, name); !l.made[at] {
 		return l.tree.root.RemoveAll(at)
@@ -118,7 +118,7 @@ func (l *layer) hide(dir, name string) error {
 	return nil
 }
 
-// hideAll removes what lower layers have in a directory.
+// hideAll removes the files of lower layers in a directory.
 func (l *layer) hideAll(dir string) error {
 	d, err := l.tree.root.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {

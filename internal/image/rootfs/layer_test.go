@@ -19,7 +19,8 @@ func folder(name string) member {
 	return member{tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}, ""}
 }
 
-// listing is what is in a directory: files with their content, links with where they lead.
+// listing returns the content of a directory: files with their content, links with
+// their target.
 func listing(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	got := map[string]string{}
@@ -70,7 +71,7 @@ func TestLayersHideWhatIsBelow(t *testing.T) {
 			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/",
 			"var/lib": "/", "var/lib/x": "lower x", "var/lib/deep": "/", "var/lib/deep/y": "lower y",
 		}},
-		{"a directory that is made anew, mark last", []member{
+		{"a directory that is replaced, mark last", []member{
 			folder("var/lib"), folder("var/lib/deep"), file("var/lib/deep/new", "upper"), file("var/lib/.wh..wh..opq", ""),
 		}, map[string]string{
 			"etc": "/", "etc/a": "lower a", "etc/b": "lower b", "var": "/", "var/lib": "/", "var/lib/deep": "/", "var/lib/deep/new": "upper",
@@ -186,7 +187,7 @@ func TestLayersShareTheirBounds(t *testing.T) {
 	}
 }
 
-// TestLayerBoundsItsNames: they are kept in memory until the layer ends.
+// TestLayerBoundsItsNames: the paths are kept in memory until the layer ends.
 func TestLayerBoundsItsNames(t *testing.T) {
 	tree, dir := openTree(t)
 	l := layer{extraction: extraction{tree: tree}, made: map[string]bool{}}

@@ -1,6 +1,13 @@
-// Package rootfs makes root file systems: a fresh Debian by mmdebstrap, an ext4
-// image of a tree, and changed files in an image without mounting it, because
-// the host's kernel has no business in a file system that a guest wrote.
+// Package rootfs makes root file systems: a new Debian by mmdebstrap, a tree from
+// archives and container layers, an ext4 image of a tree. It changes files in an
+// image without mounting it, because the host's kernel must not parse a file
+// system that a guest wrote.
+//
+// archive/tar parses the archives; unpacking them is not left to a library, because
+// they are hostile. Every path goes through os.Root, links mean what they will mean
+// in the guest, entries, names and disk space are bounded over all layers of an
+// image, and devices and host-specific attributes are dropped. Libraries that do
+// this need a chroot, or trust a check of names.
 package rootfs
 
 import (
@@ -26,8 +33,8 @@ var installs = map[string]string{
 	"dpkg-deb":   "dpkg",
 }
 
-// find returns the path of a program; without one, what to install. Root's
-// programs are found also by a PATH without them.
+// find returns the path of a program. The error for a missing one says what to
+// install. It also looks in the sbin directories, which may not be in PATH.
 func find(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
@@ -40,9 +47,9 @@ func find(name string) (string, error) {
 	return "", wrenn.Errorf(wrenn.FailedPrecondition, "%s is missing (apt-get install %s)", name, installs[name])
 }
 
-// command is a program that runs in dir and talks English. With ctx it is ended
-// politely first, so that it removes what it made, and with all that it has
-// started: mmdebstrap leaves signals to its children, as a terminal would send them.
+// command returns a command that runs a program in dir, with messages in English.
+// When ctx ends, its process group gets SIGTERM first, so that the program can clean
+// up. The group is needed because mmdebstrap leaves signals to its children.
 func command(ctx context.Context, dir, name string, args ...string) (*exec.Cmd, error) {
 	path, err := find(name)
 	if err != nil {
@@ -57,7 +64,7 @@ func command(ctx context.Context, dir, name string, args ...string) (*exec.Cmd, 
 	return cmd, nil
 }
 
-// run runs a program and returns what it said. When it fails, that is in the error.
+// run runs a program and returns its output. If it fails, the error has the output.
 func run(ctx context.Context, dir, name string, args ...string) (string, error) {
 	cmd, err := command(ctx, dir, name, args...)
 	if err != nil {
@@ -71,15 +78,15 @@ func run(ctx context.Context, dir, name string, args ...string) (string, error) 
 	return string(out), nil
 }
 
-// endGroup ends what a cancelled program that is gone left running.
+// endGroup kills processes that a canceled program has left.
 func endGroup(ctx context.Context, cmd *exec.Cmd) {
 	if ctx.Err() != nil && cmd.Process != nil {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // mostly there is none any more
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // usually there are none
 	}
 }
 
-// explain turns a program's failure into an error; causes that a user can do
-// something about get a sentence of their own.
+// explain turns a program's failure into an error. Causes that a user can fix get
+// a message.
 func explain(ctx context.Context, name string, err error, output []byte) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -106,7 +113,7 @@ func explain(ctx context.Context, name string, err error, output []byte) error {
 	return err
 }
 
-// tail is the end of a program's output, for an error.
+// tail returns the end of a program's output, for an error.
 func tail(output []byte) string {
 	const limit = 600
 	return strings.TrimSpace(string(output[max(0, len(output)-limit):]))

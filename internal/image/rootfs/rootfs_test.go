@@ -13,7 +13,7 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// mmdebstrap leaves signals to its children: they must get them.
+// mmdebstrap leaves signals to its children, so they must get them.
 func TestRunEndsGrandchildrenToo(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	interrupt := errors.New("interrupt")
@@ -43,7 +43,7 @@ func waitForPID(t *testing.T, file string) int {
 	return pid
 }
 
-func TestRunTellsWhatWasSaid(t *testing.T) {
+func TestRunErrorHasTheOutput(t *testing.T) {
 	if _, err := run(t.Context(), "", "sh", "-c", "echo out; echo no good >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "no good") {
 		t.Errorf("run() = %v", err)
 	}

@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// The ranges of ids that a user namespace of the account maps, as useradd gives them.
+// The ranges of subordinate ids, as useradd assigns them.
 const (
 	firstSubID = 100000
 	subIDs     = 65536
-	maxSubID   = 1<<32 - 2 // the last one is no id
+	maxSubID   = 1<<32 - 2 // 1<<32 - 1 is not a valid id
 )
 
-// addSubIDs gives the account ids for containers that it runs without root:
+// addSubIDs assigns ids to the account for containers that it runs without root:
 // subuid(5), subgid(5).
 func (t *Tree) addSubIDs() error {
 	return errors.Join(t.addSubIDRange("/etc/subuid"), t.addSubIDRange("/etc/subgid"))

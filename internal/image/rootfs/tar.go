@@ -16,20 +16,20 @@ import (
 	"wrenn"
 )
 
-// maxEntries bounds the entries of all archives of a tree; a desktop has half a million.
+// maxEntries bounds the entries of all archives of a tree; a desktop system has half a million.
 const maxEntries = 2_000_000
 
-// block is what the smallest file or directory counts for: what file systems
-// give out, and more than an inode and a name take.
+// block is the disk space that the smallest file or directory counts for: the
+// allocation unit of file systems, and more than an inode and a name take.
 const block = 4 << 10
 
-// Extract unpacks an archive of a root file system, as `docker export` writes
-// it, into the tree: owners, permissions, times, links, file capabilities and
-// user attributes. Whoever made the archive cannot make it write elsewhere:
-// a path that leads out is an error, and so is an archive without its end mark,
-// which an exporter that failed did not write. Devices and pipes are left out, a guest
-// makes its own. The files may take limit bytes of a disk in all, see block. It
-// returns how many entries were left out.
+// Extract unpacks an archive of a root file system, as `docker export` writes it,
+// into the tree: owners, permissions, times, links, file capabilities and user
+// attributes. A hostile archive cannot write elsewhere: a path that leads out of the
+// tree is an error. So is an archive without its end mark, which a failed export
+// does not write. Devices and pipes are skipped: a guest makes its own. The files
+// may take limit bytes on a disk in total, see block. It returns how many entries
+// were skipped.
 func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
 	x := extraction{tree: t, left: limit}
 	source := &source{ctx: ctx, in: r}
@@ -39,7 +39,7 @@ func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped i
 	return x.skipped, source.finish()
 }
 
-// unpack hands the entries of an archive to each, one after another.
+// unpack calls each with the entries of an archive in order.
 func (t *Tree) unpack(source *source, each func(*tar.Header, io.Reader) error) error {
 	archive := tar.NewReader(source)
 	for {
@@ -50,7 +50,7 @@ func (t *Tree) unpack(source *source, each func(*tar.Header, io.Reader) error) e
 		if source.ctx.Err() != nil {
 			return context.Cause(source.ctx)
 		}
-		if _, told := errors.AsType[*wrenn.Error](err); told { // by who sends it
+		if _, ok := errors.AsType[*wrenn.Error](err); ok { // of the reader, such as a registry's
 			return err
 		}
 		if err != nil {
@@ -65,11 +65,11 @@ func (t *Tree) unpack(source *source, each func(*tar.Header, io.Reader) error) e
 	}
 }
 
-// source is the stream of an archive; it ends with ctx.
+// source is the stream of an archive. Reads fail when ctx has ended.
 type source struct {
 	ctx   context.Context
 	in    io.Reader
-	ended bool // before the archive did
+	ended bool // the stream ended before the archive
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -81,8 +81,8 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// finish says whether the archive was whole, and reads what an exporter pads
-// it with, lest it die of a closed pipe.
+// finish returns an error if the archive was cut off. It reads the padding after
+// the archive, so that the exporter does not fail on a closed pipe.
 func (s *source) finish() error {
 	const padding = 1 << 20
 	if s.ended {
@@ -127,7 +127,7 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 			err = root.Symlink(h.Linkname, name)
 		}
 	case tar.TypeLink:
-		return x.hardlink(h.Linkname, name) // has its target's owner and permissions
+		return x.hardlink(h.Linkname, name) // it has its target's owner and permissions
 	}
 	if err != nil {
 		return escape(err)
@@ -135,8 +135,8 @@ func (x *extraction) entry(h *tar.Header, data io.Reader) error {
 	return escape(x.attributes(name, h))
 }
 
-// charge takes from what is left what an entry takes of the disk at most, and
-// the directories above it that nobody has made. What it replaces stays counted.
+// charge subtracts from left the disk space that an entry needs at most, with the
+// missing directories above it. Files that it replaces stay counted.
 func (x *extraction) charge(name string, h *tar.Header) error {
 	size := int64(len(h.Linkname))
 	if h.Typeflag == tar.TypeReg {
@@ -162,10 +162,11 @@ func (x *extraction) charge(name string, h *tar.Header) error {
 }
 
 func exhausted() error {
-	return wrenn.Errorf(wrenn.Exhausted, "the archive holds more than the image's file system can")
+	return wrenn.Errorf(wrenn.Exhausted, "the archive is larger than the image's file system")
 }
 
-// kept says whether an entry is one of those that a guest gets from outside.
+// kept reports whether an entry is unpacked: a guest gets only files, directories
+// and links.
 func kept(h *tar.Header) bool {
 	switch h.Typeflag {
 	case tar.TypeDir, tar.TypeReg, tar.TypeSymlink, tar.TypeLink:
@@ -174,7 +175,7 @@ func kept(h *tar.Header) bool {
 	return false
 }
 
-// inside makes an entry's name one below the root.
+// inside returns an entry's name as a path below the root.
 func inside(name string) (string, error) {
 	clean := path.Clean(strings.TrimLeft(name, "/"))
 	if clean == ".." || strings.HasPrefix(clean, "../") || strings.ContainsRune(name, 0) || len(name) > unix.PathMax {
@@ -183,7 +184,7 @@ func inside(name string) (string, error) {
 	return clean, nil
 }
 
-// escape gives what os.Root refuses its sentence.
+// escape explains an error of os.Root for a path that leads out.
 func escape(err error) error {
 	// os does not export the error that it returns for such paths.
 	if err != nil && strings.Contains(err.Error(), "path escapes from parent") {
@@ -192,7 +193,7 @@ func escape(err error) error {
 	return err
 }
 
-// clear removes what an entry replaces.
+// clear removes the file that an entry replaces.
 func clear(root *os.Root, name string) error {
 	if _, err := root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -256,8 +257,8 @@ func (x *extraction) attributes(name string, h *tar.Header) error {
 	return root.Chtimes(name, h.ModTime, h.ModTime)
 }
 
-// xattrs are the attributes that mean the same in a guest: file capabilities
-// (ping has some) and the user's own.
+// xattrs returns the attributes that mean the same in a guest: file capabilities
+// (ping has some) and user attributes.
 func xattrs(h *tar.Header) map[string]string {
 	attrs := map[string]string{}
 	for key, value := range h.PAXRecords {

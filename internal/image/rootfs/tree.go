@@ -11,20 +11,21 @@ import (
 	"syscall"
 )
 
-// maxLinks is how many symbolic links a path may lead over, as in the kernel.
+// maxLinks bounds the symbolic links of a path, as the kernel does.
 const maxLinks = 40
 
-// maxSmallFile bounds what is read of a tree that somebody else made.
+// maxSmallFile bounds a file that is read from a hostile tree.
 const maxSmallFile = 1 << 20
 
-// Tree is a directory that will be the root of a guest. Its links mean what they
-// will mean there, absolute ones too, so that nothing leads out of it, whoever made it.
+// Tree is a directory that will be the root of a guest. Links in it, also absolute
+// ones, are followed as in the guest, so that no path leads out of it, even if its
+// content is hostile.
 type Tree struct {
 	root    *os.Root
 	entries int // of the archives that were unpacked into it
 }
 
-// OpenTree opens the directory; Close it.
+// OpenTree opens the directory. The caller must Close the tree.
 func OpenTree(dir string) (*Tree, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -33,12 +34,12 @@ func OpenTree(dir string) (*Tree, error) {
 	return &Tree{root: root}, nil
 }
 
-// Close does not change the directory.
+// Close closes the tree. The directory stays.
 func (t *Tree) Close() error { return t.root.Close() }
 
-// resolve follows the links in an absolute path as a process with this root
-// would, and returns a path without links, relative to the root. What is missing
-// at its end is kept as it is.
+// resolve follows the links in an absolute path as a process with this root would,
+// and returns a path without links, relative to the root. Missing elements at its
+// end stay as they are.
 func (t *Tree) resolve(name string) (string, error) {
 	rest, done := strings.Split(name, "/"), "."
 	for links := 0; len(rest) > 0; {
@@ -53,7 +54,7 @@ func (t *Tree) resolve(name string) (string, error) {
 		}
 		next := path.Join(done, part)
 		target, err := t.root.Readlink(next)
-		if err != nil { // no link, or not there
+		if err != nil { // not a link, or missing
 			done = next
 			continue
 		}
@@ -68,7 +69,7 @@ func (t *Tree) resolve(name string) (string, error) {
 	return done, nil
 }
 
-// Stat is about what an absolute path leads to.
+// Stat returns the FileInfo of the file that an absolute path leads to.
 func (t *Tree) Stat(name string) (fs.FileInfo, error) {
 	at, err := t.resolve(name)
 	if err != nil {
@@ -77,7 +78,7 @@ func (t *Tree) Stat(name string) (fs.FileInfo, error) {
 	return t.root.Lstat(at)
 }
 
-// Executable says whether a path leads to a program.
+// Executable reports whether a path leads to an executable file.
 func (t *Tree) Executable(name string) bool {
 	info, err := t.Stat(name)
 	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
@@ -100,7 +101,7 @@ func (t *Tree) ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() || info.Size() > maxSmallFile {
-		return nil, fmt.Errorf("%s is no file, or larger than %d MiB", name, maxSmallFile>>20)
+		return nil, fmt.Errorf("%s is not a regular file, or is larger than %d MiB", name, maxSmallFile>>20)
 	}
 	at, err := t.resolve(name)
 	if err != nil {
@@ -114,8 +115,8 @@ func (t *Tree) ReadFile(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxSmallFile))
 }
 
-// WriteFile puts a file, root's, in the place of whatever has its name, a link
-// included, and makes directories that are missing.
+// WriteFile writes a file that is owned by root, and makes missing directories. It
+// replaces any file, link or directory of that name.
 func (t *Tree) WriteFile(name string, data []byte, mode fs.FileMode) error {
 	at, err := t.parent(name)
 	if err != nil {
@@ -147,8 +148,8 @@ func (t *Tree) parent(name string) (string, error) {
 }
 
 // MakeDirectories makes the directories that a guest's first programs mount on or
-// write to, and the links that an init makes elsewhere. What is there stays,
-// except that everybody may write to /tmp and /var/tmp.
+// write to, and the links that other inits make. Existing ones stay, except that
+// /tmp and /var/tmp become writable for all.
 func (t *Tree) MakeDirectories() error {
 	for _, dir := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp"} {
 		at, err := t.resolve(dir)
@@ -171,7 +172,7 @@ func (t *Tree) MakeDirectories() error {
 	return t.linkMounts()
 }
 
-// linkMounts makes /etc/mtab what it has been for long, unless there is one.
+// linkMounts makes /etc/mtab a link to /proc/self/mounts, unless it exists.
 func (t *Tree) linkMounts() error {
 	at, err := t.parent("/etc/mtab")
 	if err != nil {

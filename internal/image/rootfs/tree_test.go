@@ -30,7 +30,7 @@ func openTree(t *testing.T) (*Tree, string) {
 	return tree, dir
 }
 
-// mine gives an entry to whoever runs the test, who need not be root.
+// mine makes the user that runs the test, who need not be root, an entry's owner.
 func mine(h tar.Header) tar.Header {
 	h.Uid, h.Gid = os.Getuid(), os.Getgid()
 	return h
@@ -154,7 +154,7 @@ func TestExtractRefuses(t *testing.T) {
 	}
 }
 
-// A link that is replaced must be replaced itself, not what it leads to.
+// Replacing a link replaces the link itself, not its target.
 func TestExtractReplacesLinks(t *testing.T) {
 	tree, dir := openTree(t)
 	victim := filepath.Join(filepath.Dir(dir), "victim")
@@ -206,7 +206,7 @@ func FuzzExtract(f *testing.F) {
 	})
 }
 
-// fill makes files of a map; a value that begins with > is a link's target.
+// fill makes the files of a map; a value that begins with > is a link's target.
 func fill(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	for name, content := range files {
