@@ -3,30 +3,13 @@
 package auth
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/base64"
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
+	"wrenn/internal/accesstoken"
 	"wrenn/internal/guest/settings"
-)
-
-// Header carries the token.
-const Header = "X-Access-Token"
-
-// The messages for callers. SDKs and their users know these words.
-const (
-	msgUnauthorized     = "unauthorized access, please provide a valid access token or method signing if supported"
-	msgMismatch         = "access token present in header but does not match"
-	msgMissingSignature = "missing signature query parameter"
-	msgInvalidSignature = "invalid signature"
-	msgExpired          = "signature is already expired"
 )
 
 // Require passes allowed requests to next; deny answers the others with 401 and the reason.
@@ -46,18 +29,13 @@ func Require(s *settings.Settings, deny func(w http.ResponseWriter, status int, 
 
 // refuse returns why r is refused, "" when it is allowed.
 func refuse(r *http.Request, token string, now time.Time) string {
-	given := r.Header.Get(Header)
 	switch {
-	case token == "", r.Method == http.MethodGet && r.URL.Path == "/health", equal(given, token):
+	case token == "":
 		return ""
 	case r.Method == http.MethodPost && control(r.URL.Path) && !fromGuest(r.RemoteAddr):
 		return ""
-	case r.URL.Path != "/files":
-		return msgUnauthorized
-	case given != "":
-		return msgMismatch
 	default:
-		return checkSignature(r.Method, r.URL.Query(), token, now)
+		return accesstoken.Refuse(r, token, now)
 	}
 }
 
@@ -83,46 +61,3 @@ func fromGuest(remote string) bool {
 	}
 	return false
 }
-
-// checkSignature returns what is wrong with a signed URL, "" when it is valid.
-func checkSignature(method string, query url.Values, token string, now time.Time) string {
-	signature := query.Get("signature")
-	if signature == "" {
-		return msgMissingSignature
-	}
-	operation := "read"
-	switch method {
-	case http.MethodGet, http.MethodHead:
-	case http.MethodPost:
-		operation = "write"
-	default:
-		return msgUnauthorized
-	}
-	parts := []string{query.Get("path"), operation, query.Get("username"), token}
-	var expires int64
-	expiring := query.Has("signature_expiration")
-	if expiring {
-		var err error
-		if expires, err = strconv.ParseInt(query.Get("signature_expiration"), 10, 64); err != nil {
-			return msgInvalidSignature
-		}
-		parts = append(parts, strconv.FormatInt(expires, 10))
-	}
-	switch {
-	case !equal(signature, sign(parts)):
-		return msgInvalidSignature
-	case expiring && expires < now.Unix():
-		return msgExpired
-	default:
-		return ""
-	}
-}
-
-// sign returns v1_ and the SHA-256 of the parts joined by colons.
-func sign(parts []string) string {
-	sum := sha256.Sum256([]byte(strings.Join(parts, ":")))
-	return "v1_" + base64.RawStdEncoding.EncodeToString(sum[:])
-}
-
-// equal compares in the same time for all strings of one length.
-func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

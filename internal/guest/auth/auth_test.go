@@ -9,18 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"wrenn/internal/accesstoken"
 	"wrenn/internal/guest/settings"
 )
 
 const token = "0tQG31xiMp0IOQfaz9dcwi72L1CPo8e0"
-
-// The vector is the protocol's own.
-func TestSignVector(t *testing.T) {
-	got := sign([]string{"hello.txt", "read", "user", token})
-	if want := "v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E"; got != want {
-		t.Errorf("sign() = %s, want %s", got, want)
-	}
-}
 
 func TestRefuse(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
@@ -34,7 +27,7 @@ func TestRefuse(t *testing.T) {
 			parts = append(parts, expiration)
 			q.Set("signature_expiration", expiration)
 		}
-		q.Set("signature", sign(parts))
+		q.Set("signature", accesstoken.Sign(parts))
 		return "/files?" + q.Encode()
 	}
 	const host, local = "192.0.2.7:4711", "127.0.0.1:4711"
@@ -42,39 +35,39 @@ func TestRefuse(t *testing.T) {
 		name, method, url, header, from, want string
 	}{
 		{"token", "POST", "/process.Process/Start", token, local, ""},
-		{"no token", "POST", "/process.Process/Start", "", local, msgUnauthorized},
-		{"wrong token", "POST", "/process.Process/Start", token + "x", local, msgUnauthorized},
+		{"no token", "POST", "/process.Process/Start", "", local, accesstoken.Unauthorized},
+		{"wrong token", "POST", "/process.Process/Start", token + "x", local, accesstoken.Unauthorized},
 		{"health", "GET", "/health", "", local, ""},
-		{"post to health", "POST", "/health", "", local, msgUnauthorized},
-		{"metrics", "GET", "/metrics", "", local, msgUnauthorized},
-		{"health by a detour", "GET", "/envs/../health", "", local, msgUnauthorized},
+		{"post to health", "POST", "/health", "", local, accesstoken.Unauthorized},
+		{"metrics", "GET", "/metrics", "", local, accesstoken.Unauthorized},
+		{"health by a detour", "GET", "/envs/../health", "", local, accesstoken.Unauthorized},
 		{"init from the host", "POST", "/init", "", host, ""},
 		{"init from the host with the new token", "POST", "/init", "new", host, ""},
-		{"init from the guest", "POST", "/init", "", local, msgUnauthorized},
+		{"init from the guest", "POST", "/init", "", local, accesstoken.Unauthorized},
 		{"init from the guest with the token", "POST", "/init", token, local, ""},
-		{"init from nowhere", "POST", "/init", "", "@", msgUnauthorized},
+		{"init from nowhere", "POST", "/init", "", "@", accesstoken.Unauthorized},
 		{"files with token", "GET", "/files?path=a", token, host, ""},
-		{"files with a wrong token", "GET", signed("a", "read", "", ""), "x", host, msgMismatch},
-		{"files unsigned", "GET", "/files?path=a", "", host, msgMissingSignature},
+		{"files with a wrong token", "GET", signed("a", "read", "", ""), "x", host, accesstoken.Mismatch},
+		{"files unsigned", "GET", "/files?path=a", "", host, accesstoken.MissingSignature},
 		{"read", "GET", signed("a", "read", "", ""), "", host, ""},
 		{"read as user", "GET", signed("a:b", "read", "user", ""), "", host, ""},
 		{"head", "HEAD", signed("a", "read", "", ""), "", host, ""},
 		{"write", "POST", signed("a", "write", "user", ""), "", host, ""},
-		{"write with a signature for reading", "POST", signed("a", "read", "user", ""), "", host, msgInvalidSignature},
+		{"write with a signature for reading", "POST", signed("a", "read", "user", ""), "", host, accesstoken.InvalidSignature},
 		{"other path", "GET", signed("a", "read", "", "") + "&x=", "", host, ""},
 		{"not yet expired", "GET", signed("a", "read", "", "1800000000"), "", host, ""},
-		{"expired", "GET", signed("a", "read", "", "1799999999"), "", host, msgExpired},
-		{"expiration stripped", "GET", "/files?path=a&signature=" + url.QueryEscape(sign([]string{"a", "read", "", token, "1900000000"})), "", host, msgInvalidSignature},
-		{"expiration no number", "GET", signed("a", "read", "", "never"), "", host, msgInvalidSignature},
-		{"forged and expired", "GET", "/files?path=a&signature=v1_x&signature_expiration=1", "", host, msgInvalidSignature},
-		{"delete", "DELETE", signed("a", "read", "", ""), "", host, msgUnauthorized},
-		{"compose cannot be signed", "POST", "/files/compose?signature=v1_x", "", host, msgUnauthorized},
+		{"expired", "GET", signed("a", "read", "", "1799999999"), "", host, accesstoken.Expired},
+		{"expiration stripped", "GET", "/files?path=a&signature=" + url.QueryEscape(accesstoken.Sign([]string{"a", "read", "", token, "1900000000"})), "", host, accesstoken.InvalidSignature},
+		{"expiration no number", "GET", signed("a", "read", "", "never"), "", host, accesstoken.InvalidSignature},
+		{"forged and expired", "GET", "/files?path=a&signature=v1_x&signature_expiration=1", "", host, accesstoken.InvalidSignature},
+		{"delete", "DELETE", signed("a", "read", "", ""), "", host, accesstoken.Unauthorized},
+		{"compose cannot be signed", "POST", "/files/compose?signature=v1_x", "", host, accesstoken.Unauthorized},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := httptest.NewRequest(tc.method, tc.url, nil)
 			r.RemoteAddr = tc.from
 			if tc.header != "" {
-				r.Header.Set(Header, tc.header)
+				r.Header.Set(accesstoken.Header, tc.header)
 			}
 			if got := refuse(r, token, now); got != tc.want {
 				t.Errorf("refuse() = %q, want %q", got, tc.want)
@@ -109,24 +102,13 @@ func TestRequire(t *testing.T) {
 	h := Require(s, deny, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 	for header, want := range map[string]int{token: http.StatusNoContent, "": http.StatusUnauthorized} {
 		r := httptest.NewRequest(http.MethodGet, "/envs", nil)
-		r.Header.Set(Header, header)
+		r.Header.Set(accesstoken.Header, header)
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r)
 		if w.Code != want {
 			t.Errorf("with token %q: status %d, want %d", header, w.Code, want)
 		}
 	}
-}
-
-func FuzzCheckSignature(f *testing.F) {
-	f.Add("GET", "path=hello.txt&username=user&signature=v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E", "x")
-	f.Add("POST", "path=a&signature=v1_&signature_expiration=-1", "")
-	f.Fuzz(func(t *testing.T, method, query, token string) {
-		values, _ := url.ParseQuery(query)
-		if checkSignature(method, values, token+"-a", time.Unix(0, 0)) == "" && checkSignature(method, values, token+"-b", time.Unix(0, 0)) == "" {
-			t.Fatalf("%q is signed with two tokens", query)
-		}
-	})
 }
 
 func FuzzFromGuest(f *testing.F) {
