@@ -1,0 +1,185 @@
+// Package gateway passes requests from outside to ports of sandboxes: HTTP/1.1,
+// HTTP/2, WebSocket and whatever else a request upgrades to. It stands in front
+// of the API on the same listener and takes the requests that name a sandbox: by
+// headers, by host name, or by path, see route.
+//
+// Nothing is buffered: a slow reader slows the program in the sandbox. A request
+// for a sandbox that is in transition waits. One that is cut because the sandbox
+// was paused or ended is broken off, never ended as if it were whole.
+//
+// Anybody who knows a sandbox's id reaches its ports, as E2B has it. envd alone,
+// which may do everything in a sandbox, is open to holders of its access token only.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"wrenn"
+	"wrenn/internal/accesstoken"
+)
+
+// Sandboxes are what the gateway reaches.
+type Sandboxes interface {
+	// DialPort connects to a port of a sandbox, of any team. It waits while the
+	// sandbox is in transition and resumes one that may be resumed by its use.
+	// NotFound and FailedPrecondition say that it does not run,
+	// wrenn.ErrPortClosed that no program listens.
+	DialPort(ctx context.Context, id wrenn.SandboxID, port uint16) (net.Conn, error)
+	// Runs reports whether the sandbox runs, by its row.
+	Runs(ctx context.Context, id wrenn.SandboxID) bool
+	// Used records that the sandbox is used now.
+	Used(id wrenn.SandboxID)
+	// AccessToken returns the token that envd's callers must have.
+	AccessToken(ctx context.Context, id wrenn.SandboxID) (string, error)
+}
+
+// Config is what a Gateway needs; all fields.
+type Config struct {
+	Sandboxes Sandboxes
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer
+	// API serves the requests that name no sandbox.
+	API http.Handler
+}
+
+// Gateway is an http.Handler for all requests of a listener.
+type Gateway struct {
+	sandboxes Sandboxes
+	log       *slog.Logger
+	api       http.Handler
+	metrics   *metrics
+	proxy     *httputil.ReverseProxy
+	dialer    *dialer
+}
+
+// New returns a gateway. It fails when the metrics are registered already.
+func New(cfg Config) (*Gateway, error) {
+	m, err := newMetrics(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, api: cfg.API, metrics: m, dialer: &dialer{sandboxes: cfg.Sandboxes}}
+	g.proxy = &httputil.ReverseProxy{
+		Rewrite:       rewrite,
+		Transport:     newTransports(g.dialer),
+		FlushInterval: -1, // each piece at once; never an empty one
+		BufferPool:    &buffers{},
+		ErrorHandler:  g.failed,
+		ErrorLog:      slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug), // of clients and programs that leave
+	}
+	return g, nil
+}
+
+type targetKey struct{}
+
+func targetOf(ctx context.Context) target {
+	to, _ := ctx.Value(targetKey{}).(target)
+	return to
+}
+
+// ServeHTTP passes a request on, to a sandbox or to the API.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	to, ok, err := route(r)
+	if !ok {
+		g.api.ServeHTTP(w, r)
+		return
+	}
+	defer g.metrics.begin()()
+	if err != nil {
+		g.answer(w, r, http.StatusBadRequest, to, said(err))
+		return
+	}
+	if status, message := g.refuse(r, to); status != 0 {
+		g.answer(w, r, status, to, message)
+		return
+	}
+	g.sandboxes.Used(to.id)
+	control := http.NewResponseController(w)
+	_ = control.EnableFullDuplex()           // HTTP/2 always is
+	_ = control.SetReadDeadline(time.Time{}) // the listener's are the API's
+	_ = control.SetWriteDeadline(time.Time{})
+	r = r.WithContext(context.WithValue(r.Context(), targetKey{}, to))
+	if to.prefix != "" {
+		isolate(w.Header())
+	}
+	if upgrades(r) {
+		g.upgrade(w, r, to)
+		return
+	}
+	g.proxy.ServeHTTP(w, r)
+}
+
+// refuse returns the status and the message for a request that may not pass; 0 when it may.
+func (g *Gateway) refuse(r *http.Request, to target) (status int, message string) {
+	if r.Method == http.MethodConnect {
+		return http.StatusMethodNotAllowed, "CONNECT is not served: ask for the port by an ordinary request"
+	}
+	if to.port != EnvdPort {
+		return 0, ""
+	}
+	inner := r
+	if to.prefix != "" {
+		inner = withoutPrefix(r, to.prefix)
+	}
+	if !public(inner.URL.Path) {
+		return http.StatusNotFound, "not found"
+	}
+	if r.Method == http.MethodOptions { // envd answers what pages may send; it has no credentials
+		return 0, ""
+	}
+	token, err := g.sandboxes.AccessToken(r.Context(), to.id)
+	if err != nil {
+		return http.StatusServiceUnavailable, said(err)
+	}
+	if reason := accesstoken.Refuse(inner, token, time.Now()); reason != "" {
+		return http.StatusUnauthorized, reason
+	}
+	return 0, ""
+}
+
+// publicPaths are those of envd that clients call. What else it answers is the
+// host's alone to call, such as /init and /freeze.
+var publicPaths = []string{"/health", "/metrics", "/envs", "/files"}
+
+func public(name string) bool {
+	if path.Clean(name) != name { // envd would redirect to what it means
+		return false
+	}
+	return slices.Contains(publicPaths, name) ||
+		strings.HasPrefix(name, "/process.Process/") || strings.HasPrefix(name, "/filesystem.Filesystem/")
+}
+
+// isolate keeps a page that a sandbox serves under the API's own origin from
+// acting as that origin: it gets one of no use to anybody.
+func isolate(h http.Header) {
+	h.Set("Content-Security-Policy", "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads")
+}
+
+// failed answers for a sandbox that did not.
+func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
+	to := targetOf(r.Context())
+	if r.Context().Err() != nil { // the client has left
+		panic(http.ErrAbortHandler)
+	}
+	if refusal, ok := errors.AsType[*dialError](err); ok {
+		status, message := refusal.answer()
+		g.answer(w, r, status, to, message)
+		return
+	}
+	if !g.sandboxes.Runs(r.Context(), to.id) { // cut, as a client of a program that dies sees it
+		panic(http.ErrAbortHandler)
+	}
+	g.log.LogAttrs(r.Context(), slog.LevelDebug, "a program in a sandbox did not answer", slog.String("sandbox", string(to.id)), slog.Any("err", err))
+	g.answer(w, r, http.StatusBadGateway, to, "The program in the sandbox closed the connection before it answered")
+}

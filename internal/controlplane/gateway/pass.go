@@ -1,0 +1,150 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/http/httpguts"
+
+	"wrenn/internal/tunnel"
+)
+
+// rewrite makes the request to the program from that of the client. The Host
+// stays the client's.
+func rewrite(r *httputil.ProxyRequest) {
+	to := targetOf(r.In.Context())
+	if to.prefix != "" {
+		r.Out = withoutPrefix(r.Out, to.prefix)
+	}
+	r.Out.URL.Scheme, r.Out.URL.Host = "http", to.authority()
+	r.Out.Host = r.In.Host
+	r.Out.URL.RawQuery = r.In.URL.RawQuery // as it is, also what Go would not write so
+	forwarded(r)
+}
+
+// forwarded tells the program who asked, and keeps from it what is for us alone:
+// a sandbox must not learn the API keys of those who visit it.
+func forwarded(r *httputil.ProxyRequest) {
+	r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"] // SetXForwarded appends to it
+	r.SetXForwarded()
+	for _, name := range []string{"X-Api-Key", sandboxHeader, portHeader} {
+		r.Out.Header.Del(name)
+	}
+}
+
+// withoutPrefix returns r for the path that follows prefix.
+func withoutPrefix(r *http.Request, prefix string) *http.Request {
+	out := r.Clone(r.Context())
+	raw := "/" + strings.TrimPrefix(strings.TrimPrefix(r.URL.EscapedPath(), prefix), "/")
+	if path, err := url.PathUnescape(raw); err == nil { // EscapedPath is always valid
+		out.URL.Path, out.URL.RawPath = path, raw
+	}
+	return out
+}
+
+// upgrades reports whether the client asks for another protocol on the
+// connection, such as WebSocket.
+func upgrades(r *http.Request) bool {
+	return r.ProtoMajor == 1 && r.Header.Get("Upgrade") != "" && httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade")
+}
+
+// upgrade passes on a request for another protocol, and then the bytes of both
+// sides. httputil's way would hold 100 KiB for each idle WebSocket.
+func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
+	conn, err := g.dialer.dial(r.Context(), to)
+	if err != nil {
+		g.failed(w, r, err)
+		return
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(r.Context(), func() { _ = conn.Close() }) // the client left: wakes what reads from it
+	resp, reader, err := ask(conn, r, to)
+	if !stop() {
+		err = errors.Join(err, context.Cause(r.Context()))
+	}
+	if err != nil {
+		g.failed(w, r, err)
+		return
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		dropHopByHop(resp.Header)
+	}
+	maps.Copy(w.Header(), resp.Header)
+	if to.prefix != "" {
+		isolate(w.Header())
+	}
+	w.WriteHeader(resp.StatusCode)
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		if _, err := io.Copy(w, resp.Body); err != nil {
+			panic(http.ErrAbortHandler) // cut: the client must see that
+		}
+		return
+	}
+	client, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return // the client left
+	}
+	tunnel.Join(tunnel.WithRead(client, buffered.Reader), tunnel.WithRead(conn, reader), func() { g.sandboxes.Used(to.id) })
+}
+
+// ask sends the request on conn and reads the head of the answer. What the
+// reader has beyond it is of the new protocol.
+func ask(conn net.Conn, r *http.Request, to target) (*http.Response, *bufio.Reader, error) {
+	pr := &httputil.ProxyRequest{In: r, Out: r.Clone(r.Context())}
+	dropHopByHop(pr.Out.Header)
+	rewrite(pr)
+	out := pr.Out
+	out.Header.Set("Connection", "Upgrade")
+	if err := out.Write(conn); err != nil {
+		return nil, nil, err
+	}
+	limited := &io.LimitedReader{R: conn, N: maxHeader}
+	reader := bufio.NewReaderSize(limited, 4<<10)
+	resp, err := http.ReadResponse(reader, out)
+	limited.N = 1 << 62 // the limit was of the head
+	return resp, reader, err
+}
+
+// hopByHop are the headers that are between the client and us alone, see RFC 9110, 7.6.1.
+var hopByHop = []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding"}
+
+// dropHopByHop leaves Upgrade, which is passed on.
+func dropHopByHop(h http.Header) {
+	for _, list := range h["Connection"] {
+		for name := range strings.SplitSeq(list, ",") {
+			if name = textproto.TrimString(name); !strings.EqualFold(name, "Upgrade") {
+				h.Del(name)
+			}
+		}
+	}
+	for _, name := range hopByHop {
+		h.Del(name)
+	}
+}
+
+// buffers are for httputil.ReverseProxy.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 64 << 10
+
+// Get returns a buffer.
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put takes it back.
+func (b *buffers) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }
