@@ -72,6 +72,12 @@ CREATE TABLE public.hosts (
     last_seen_at timestamp with time zone
 );
 
+CREATE TABLE public.platform_secrets (
+    name text NOT NULL,
+    value bytea NOT NULL,
+    CONSTRAINT platform_secrets_value_check CHECK ((octet_length(value) >= 32))
+);
+
 CREATE TABLE public.sandbox_events (
     id bigint NOT NULL,
     sandbox_id text NOT NULL COLLATE pg_catalog."C",
@@ -192,6 +198,9 @@ ALTER TABLE ONLY public.api_keys
 
 ALTER TABLE ONLY public.hosts
     ADD CONSTRAINT hosts_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.platform_secrets
+    ADD CONSTRAINT platform_secrets_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_pkey PRIMARY KEY (id);

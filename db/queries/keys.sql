@@ -28,3 +28,6 @@ FROM (
     ORDER BY k.id FOR NO KEY UPDATE OF k SKIP LOCKED
 ) AS t
 WHERE api_keys.id = t.id;
+
+-- name: PlatformSecret :one
+SELECT value FROM platform_secrets WHERE name = @name;

@@ -14,6 +14,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/api"
+	"wrenn/internal/controlplane/gateway"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/telemetry"
@@ -55,8 +56,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	defer closeStore()
 	registry := telemetry.NewRegistry()
 	registry.MustRegister(svc.Collector())
+	ports, err := gateway.New(gateway.Config{Sandboxes: svc.Ports, Log: log, Metrics: registry})
+	if err != nil {
+		return err
+	}
 	server, err := api.New(api.Config{
-		Service: svc, Log: log, Metrics: registry,
+		Service: svc, Log: log, Metrics: registry, Front: ports.InFrontOf,
 		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,
 	})
 	if err != nil {

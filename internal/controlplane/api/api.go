@@ -109,6 +109,9 @@ type Config struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 
+	// Front, if set, returns the handler that stands before the API on its listener.
+	Front func(api http.Handler) http.Handler
+
 	RequestsPerSecond float64       // of one key, on average; default 500
 	RequestBurst      int           // of one key, at once; default 1000
 	ShutdownGrace     time.Duration // for requests that are under way when the server stops; default 30 s
@@ -143,6 +146,7 @@ type Server struct {
 	metrics  *metrics
 	times    times
 	grace    time.Duration
+	front    func(http.Handler) http.Handler
 
 	streams  sync.WaitGroup
 	stopping context.Context // done when streams have to end
@@ -163,7 +167,10 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		service: cfg.Service, log: cfg.Log, contract: contract, metrics: metrics, times: defaultTimes(),
 		limiter: newLimiter(cmp.Or(cfg.RequestsPerSecond, 500), cmp.Or(cfg.RequestBurst, 1000)),
-		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second),
+		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second), front: cfg.Front,
+	}
+	if s.front == nil {
+		s.front = func(api http.Handler) http.Handler { return api }
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	return s, nil
@@ -172,8 +179,12 @@ func New(cfg Config) (*Server, error) {
 // Run serves on l until ctx ends, then lets requests that are under way end
 // within the grace and tells streams to come back. It closes l.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true) // gRPC to a sandbox has no other form
 	server := &http.Server{
-		Handler:           s.Handler(),
+		Handler: s.front(s.Handler()), Protocols: protocols,
 		ReadHeaderTimeout: s.times.header,
 		ReadTimeout:       s.times.request, // handlers that take longer to read say so, see recorder
 		WriteTimeout:      s.times.request, // counted again from the first byte of the answer

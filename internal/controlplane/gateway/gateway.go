@@ -49,15 +49,12 @@ type Config struct {
 	Sandboxes Sandboxes
 	Log       *slog.Logger
 	Metrics   prometheus.Registerer
-	// API serves the requests that name no sandbox.
-	API http.Handler
 }
 
-// Gateway is an http.Handler for all requests of a listener.
+// Gateway passes requests on to sandboxes.
 type Gateway struct {
 	sandboxes Sandboxes
 	log       *slog.Logger
-	api       http.Handler
 	metrics   *metrics
 	proxy     *httputil.ReverseProxy
 	dialer    *dialer
@@ -69,7 +66,7 @@ func New(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, api: cfg.API, metrics: m, dialer: &dialer{sandboxes: cfg.Sandboxes}}
+	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, dialer: &dialer{sandboxes: cfg.Sandboxes}}
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:       rewrite,
 		Transport:     newTransports(g.dialer),
@@ -88,14 +85,22 @@ func targetOf(ctx context.Context) target {
 	return to
 }
 
-// ServeHTTP passes a request on, to a sandbox or to the API.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	to, ok, err := route(r)
-	if !ok {
-		g.api.ServeHTTP(w, r)
-		return
-	}
-	defer g.metrics.begin()()
+// InFrontOf returns a handler for all requests of a listener: api gets those that
+// name no sandbox.
+func (g *Gateway) InFrontOf(api http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		to, ok, err := route(r)
+		if !ok {
+			api.ServeHTTP(w, r)
+			return
+		}
+		defer g.metrics.begin()()
+		g.serve(w, r, to, err)
+	})
+}
+
+// serve passes a request on to its target, if err, which is of its route, is nil.
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err error) {
 	if err != nil {
 		g.answer(w, r, http.StatusBadRequest, to, said(err))
 		return

@@ -96,12 +96,9 @@ func (w *world) listen(port uint16, address string) {
 func newGateway(t *testing.T) (*world, *httptest.Server) {
 	t.Helper()
 	w := &world{ports: map[uint16]string{}, running: true}
-	g, err := New(Config{
-		Sandboxes: w, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
-		API: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "the API") }),
-	})
+	g, err := New(Config{Sandboxes: w, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 	testkit.Must(t, err)
-	server := httptest.NewUnstartedServer(g)
+	server := httptest.NewUnstartedServer(g.InFrontOf(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "the API") })))
 	server.Config.Protocols = new(http.Protocols)
 	server.Config.Protocols.SetHTTP1(true)
 	server.Config.Protocols.SetUnencryptedHTTP2(true)

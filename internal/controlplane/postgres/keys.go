@@ -105,3 +105,13 @@ func (s *Store) TouchKeys(ctx context.Context, used map[string]time.Time) error 
 func key(r dbsqlc.APIKey) Key {
 	return Key{ID: r.ID, Name: r.Name, Hint: r.Hint, CreatedAt: r.CreatedAt.UTC(), LastUsedAt: orZero(r.LastUsedAt)}
 }
+
+// AccessTokenSeed returns the seed of the access tokens of sandboxes, at least 32
+// bytes. It never changes. It must not be logged.
+func (s *Store) AccessTokenSeed(ctx context.Context) (seed []byte, err error) {
+	err = s.call(ctx, "read the seed of access tokens", func(ctx context.Context) error {
+		seed, err = s.queries.PlatformSecret(ctx, "access_token_seed")
+		return err
+	})
+	return seed, err
+}

@@ -85,6 +85,7 @@ type Service struct {
 	*Files
 	*Templates
 	*Keys
+	*Ports
 	*Operator
 
 	core      *core
@@ -113,7 +114,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Keys: keys, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: &Ports{core: c}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.GenerationID]bool{}},
 		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},

@@ -115,6 +115,17 @@ func (q *Queries) ListKeys(ctx context.Context, teamID string, pageSize int32) (
 	return items, nil
 }
 
+const platformSecret = `-- name: PlatformSecret :one
+SELECT value FROM platform_secrets WHERE name = $1
+`
+
+func (q *Queries) PlatformSecret(ctx context.Context, name string) ([]byte, error) {
+	row := q.db.QueryRow(ctx, platformSecret, name)
+	var value []byte
+	err := row.Scan(&value)
+	return value, err
+}
+
 const revokeKey = `-- name: RevokeKey :one
 UPDATE api_keys SET revoked_at = clock_timestamp()
 WHERE id = $1 AND team_id = $2 AND revoked_at IS NULL

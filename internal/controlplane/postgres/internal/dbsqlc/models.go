@@ -34,6 +34,11 @@ type Host struct {
 	LastSeenAt    *time.Time
 }
 
+type PlatformSecret struct {
+	Name  string
+	Value []byte
+}
+
 type Sandbox struct {
 	ID           string
 	TeamID       string
