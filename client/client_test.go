@@ -63,6 +63,10 @@ func box(id wrenn.SandboxID) *wrenn.Sandbox {
 	}
 }
 
+func (f *fake) ConnectPort(context.Context, service.Caller, wrenn.SandboxID, uint16) (net.Conn, error) {
+	return nil, wrenn.ErrPortClosed
+}
+
 func (f *fake) Authenticate(_ context.Context, secret string) (service.Caller, error) {
 	if secret != key {
 		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")

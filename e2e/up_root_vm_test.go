@@ -181,6 +181,7 @@ func TestUp(t *testing.T) {
 	t.Run("Ctrl-C", func(t *testing.T) { testCtrlC(t, e, id) })
 	t.Run("shell", func(t *testing.T) { testShell(t, e, id) })
 	t.Run("an output that nobody reads", func(t *testing.T) { testReaderGone(t, e, id) })
+	t.Run("ports", func(t *testing.T) { testPorts(t, e, id) })
 	t.Run("connections are reset", func(t *testing.T) { testResetsOfUp(t, e, id) })
 	t.Run("the agent is killed", func(t *testing.T) {
 		killAgent(t, e.dir)

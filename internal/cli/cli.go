@@ -28,13 +28,14 @@ type commandLine struct {
 	Config string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"The configuration that up writes; default: wrenn/config.toml in the user's configuration directory."`
 	URL    string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"The server; default: that of the configuration."`
 
-	Up         upCommand          `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
-	Doctor     doctorCommand      `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
-	Sandbox    sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
-	Checkpoint checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
-	Template   templateCommands   `cmd:"" help:"What sandboxes start from."`
-	Key        keyCommands        `cmd:"" help:"API keys of the team."`
-	Verify     verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
+	Up          upCommand          `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
+	Doctor      doctorCommand      `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
+	Sandbox     sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
+	PortForward portForwardCommand `cmd:"" help:"Make ports of a sandbox ports of this machine, for any protocol over TCP."`
+	Checkpoint  checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
+	Template    templateCommands   `cmd:"" help:"What sandboxes start from."`
+	Key         keyCommands        `cmd:"" help:"API keys of the team."`
+	Verify      verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
 
 	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`

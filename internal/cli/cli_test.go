@@ -210,7 +210,9 @@ func TestCommands(t *testing.T) {
 		stdin string
 		want  result
 	}{
-		"create": {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
+		"create":                {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
+		"port":                  {[]string{"--url", "http://a.example/x/", "sandbox", "port", testID, "80"}, "", result{0, "http://a.example/x/p/" + testID + "/80/\n", ""}},
+		"port-forward, no port": {[]string{"port-forward", testID, "0:0"}, "", result{2, "", "usage: \"0:0\" is no port: give PORT or LOCAL:PORT, from 1 to 65535\n"}},
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
 			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
 			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},

@@ -27,6 +27,7 @@ type sandboxCommands struct {
 	Timeout timeoutCommand `cmd:"" help:"Set when a sandbox ends by itself."`
 	Logs    logsCommand    `cmd:"" help:"Print what a sandbox's console said: kernel, init and agent."`
 	Cp      copyCommand    `cmd:"" help:"Copy a file into or out of a sandbox."`
+	Port    portCommand    `cmd:"" help:"Print the URL under which a program in a sandbox is served."`
 }
 
 // never is how people write client.Never.

@@ -21,10 +21,10 @@ var busyBuffers = sync.Pool{New: func() any { return new([busyBuffer]byte) }}
 
 // Join passes bytes between a and b until both directions have ended, and
 // closes both. When one side closes its direction only, the other side sees
-// that and may still send. When a side breaks, the other is reset, so that
-// nobody takes a cut stream for a whole one. Join calls traffic, which may be
+// that and may still send. When a side breaks, the other is reset, so that its
+// reader does not take a cut stream for a whole one. Join calls traffic, which may be
 // nil, whenever bytes have been passed, from two goroutines.
-func Join(a, b net.Conn, traffic func()) {
+func Join(a, b io.ReadWriteCloser, traffic func()) {
 	if traffic == nil {
 		traffic = func() {}
 	}
@@ -37,7 +37,7 @@ func Join(a, b net.Conn, traffic func()) {
 }
 
 // pass copies from src to dst, to the end of what src sends.
-func pass(dst, src net.Conn, traffic func()) {
+func pass(dst, src io.ReadWriteCloser, traffic func()) {
 	if err := copyAll(dst, src, traffic); err != nil || closeWrite(dst) != nil {
 		reset(dst)
 		reset(src)
@@ -86,7 +86,7 @@ func passOne(dst io.Writer, src io.Reader, buffer []byte, traffic func()) (int, 
 
 // closeWrite ends the direction to c. A connection that cannot end one
 // direction alone is closed when both have ended.
-func closeWrite(c net.Conn) error {
+func closeWrite(c io.Writer) error {
 	if half, ok := c.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
@@ -94,7 +94,7 @@ func closeWrite(c net.Conn) error {
 }
 
 // reset breaks a connection: what reads from it fails, at both ends. Twice is allowed.
-func reset(c net.Conn) {
+func reset(c io.Closer) {
 	under := c
 	for {
 		wrapped, ok := under.(interface{ NetConn() net.Conn })

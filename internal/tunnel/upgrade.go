@@ -68,7 +68,7 @@ func Ask(conn net.Conn, req *http.Request) (net.Conn, error) {
 
 // WithRead returns conn with what a reader of it has buffered in front.
 func WithRead(conn net.Conn, reader *bufio.Reader) net.Conn {
-	early, _ := reader.Peek(reader.Buffered()) // cannot fail: it is there
+	early, _ := reader.Peek(reader.Buffered()) // cannot fail: they are buffered
 	if len(early) == 0 {
 		return conn
 	}

@@ -79,6 +79,13 @@ type Templates interface {
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
 }
 
+// Ports are where programs in sandboxes listen.
+type Ports interface {
+	// ConnectPort connects to a TCP port; wrenn.ErrPortClosed when no program
+	// listens. The caller closes the connection.
+	ConnectPort(ctx context.Context, c service.Caller, id wrenn.SandboxID, port uint16) (net.Conn, error)
+}
+
 // Keys are the API keys of a team.
 type Keys interface {
 	CreateKey(ctx context.Context, c service.Caller, name string) (key service.Key, secret string, err error)
@@ -94,6 +101,7 @@ type Service interface {
 	Commands
 	Files
 	Templates
+	Ports
 	Keys
 	// Authenticate finds whose secret that is: Unauthenticated when nobody's.
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)
@@ -227,6 +235,7 @@ func (s *Server) Handler() http.Handler {
 		})
 		oapi.HandlerWithOptions(strict, oapi.ChiServerOptions{BaseRouter: r, ErrorHandlerFunc: s.refuseRequest})
 		r.Get("/v1/sandboxes/{id}/exec/stream", s.execStream)
+		r.Get("/v1/sandboxes/{id}/connect/{port}", s.connectPort)
 		r.Get("/openapi.yaml", s.document)
 		r.Get("/docs", s.docs)
 	})

@@ -389,6 +389,13 @@ func operationCalls() map[string][]call {
 			{name: "missing", method: "GET", path: "/v1/sandboxes/" + missingID + "/exec/stream", header: upgrade, status: 404, code: "not_found"},
 			{name: "no key", method: "GET", path: at + "/exec/stream", header: upgrade, key: "-", status: 401, code: "unauthorized"},
 		},
+		"connectPort": {
+			{name: "no upgrade", method: "GET", path: at + "/connect/80", status: 400, code: "invalid_request"},
+			{name: "closed", method: "GET", path: at + "/connect/80", header: upgrade, status: 409, code: "invalid_state"},
+			{name: "no port", method: "GET", path: at + "/connect/0", header: upgrade, status: 400, code: "invalid_request"},
+			{name: "missing", method: "GET", path: "/v1/sandboxes/" + missingID + "/connect/80", header: upgrade, status: 404, code: "not_found"},
+			{name: "no key", method: "GET", path: at + "/connect/80", header: upgrade, key: "-", status: 401, code: "unauthorized"},
+		},
 		"writeFile":       formCalls(at + "/files/write"),
 		"streamWriteFile": formCalls(at + "/files/stream/write"),
 		"readFile":        readCalls(at + "/files/read"),

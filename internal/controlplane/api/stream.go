@@ -59,28 +59,20 @@ func isUpgrade(r *http.Request) bool {
 
 // execStream upgrades when the sandbox runs or can be woken, and serves the stream.
 func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
-	if !isUpgrade(r) {
-		s.refuse(w, r, invalid("this is a WebSocket: send Upgrade: websocket"))
-		return
-	}
-	if s.stopping.Err() != nil {
-		s.refuse(w, r, errStopping)
-		return
-	}
 	caller, id := callerOf(r.Context()), wrenn.SandboxID(chi.URLParam(r, "id"))
+	if err := s.checkUpgrade(r); err != nil {
+		s.refuse(w, r, err)
+		return
+	}
 	if err := s.service.CheckExec(r.Context(), caller, id); err != nil {
 		s.refuse(w, r, err)
 		return
 	}
 	s.streams.Add(1) // while net/http still counts the connection as its own
 	defer s.streams.Done()
-	conn, err := websocket.Accept(&upgrade{ResponseWriter: w}, r, &websocket.AcceptOptions{
-		Subprotocols: []string{protocolBinary, protocolText},
-		// Origin protects what browsers send by themselves, cookies. A page that has the key needs no such protection.
-		InsecureSkipVerify: true,
-	})
+	conn, err := acceptWebSocket(w, r, protocolBinary, protocolText)
 	if err != nil {
-		s.refuse(w, r, invalid("the WebSocket handshake is broken: %s", shorten(err.Error())))
+		s.refuse(w, r, err)
 		return
 	}
 	defer func() { _ = conn.CloseNow() }() // whatever happens below; net/http does not close it any more
@@ -92,6 +84,30 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	st.encoder.binary = conn.Subprotocol() == protocolBinary
 	// The request's context ends when net/http says so, which is not when the stream ends.
 	st.serve(context.WithoutCancel(r.Context()))
+}
+
+// checkUpgrade returns why a request for a WebSocket cannot be served, whatever it is for.
+func (s *Server) checkUpgrade(r *http.Request) error {
+	if !isUpgrade(r) {
+		return invalid("this is a WebSocket: send Upgrade: websocket")
+	}
+	if s.stopping.Err() != nil {
+		return errStopping
+	}
+	return nil
+}
+
+// acceptWebSocket upgrades a connection. Its error is for the client.
+func acceptWebSocket(w http.ResponseWriter, r *http.Request, protocols ...string) (*websocket.Conn, error) {
+	conn, err := websocket.Accept(&upgrade{ResponseWriter: w}, r, &websocket.AcceptOptions{
+		Subprotocols: protocols,
+		// Origin protects what browsers send by themselves, cookies. A page that has the key needs no such protection.
+		InsecureSkipVerify: true,
+	})
+	if err != nil {
+		return nil, invalid("the WebSocket handshake is broken: %s", shorten(err.Error()))
+	}
+	return conn, nil
 }
 
 // stream is one open exec/stream.

@@ -61,6 +61,19 @@ type stub struct {
 	stream   func() service.ExecStream // of StartExec and AttachExec
 	read     func(path string) (io.ReadCloser, error)
 	panics   bool
+	port     string // address of the program that ConnectPort reaches; "" is none
+}
+
+func (s *stub) ConnectPort(ctx context.Context, _ service.Caller, id wrenn.SandboxID, _ uint16) (net.Conn, error) {
+	switch {
+	case id == missingID:
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no sandbox %s", id)
+	case s.fail != nil:
+		return nil, s.fail
+	case s.port == "":
+		return nil, wrenn.ErrPortClosed
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", s.port)
 }
 
 var testCaller = service.Caller{Team: testTeam, Key: testKeyID}

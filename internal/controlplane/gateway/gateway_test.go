@@ -461,7 +461,7 @@ func TestASlowReader(t *testing.T) {
 		piece := make([]byte, 1<<20)
 		control := http.NewResponseController(w)
 		for range 256 {
-			_ = control.SetWriteDeadline(time.Now().Add(2 * time.Second)) // nobody reads: it fails
+			_ = control.SetWriteDeadline(time.Now().Add(2 * time.Second)) // the client does not read: it fails
 			n, err := w.Write(piece)
 			written.Add(int64(n))
 			if errors.Is(err, context.DeadlineExceeded) || err != nil {

@@ -36,7 +36,7 @@ func Handler(answerError func(w http.ResponseWriter, status int, message string)
 		client, err := tunnel.Accept(w)
 		if err != nil {
 			server.Close()
-			answerError(w, http.StatusHTTPVersionNotSupported, err.Error()) // fails when the client has left
+			answerError(w, http.StatusHTTPVersionNotSupported, err.Error()) // has no effect when the client has left
 			return
 		}
 		tunnel.Join(client, server, nil)

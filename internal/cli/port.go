@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"wrenn/client"
+	"wrenn/internal/run"
+	"wrenn/internal/tunnel"
+)
+
+type portCommand struct {
+	ID   string `arg:"" complete:"sandbox" help:"The sandbox."`
+	Port uint16 `arg:"" help:"Where a program in it listens, by HTTP."`
+}
+
+// Run prints a URL. It does not ask whether a program listens: one may come.
+func (c *portCommand) Run(_ context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	url := api.PortURL(c.ID, int(c.Port))
+	return s.print(map[string]any{"url": url}, func(w io.Writer) { fmt.Fprintln(w, url) })
+}
+
+type portForwardCommand struct {
+	Address string   `default:"127.0.0.1" placeholder:"ADDRESS" help:"Where to listen on this machine; default: ${default}."`
+	ID      string   `arg:"" complete:"sandbox" help:"The sandbox."`
+	Ports   []string `arg:"" placeholder:"[LOCAL:]PORT" help:"A port of the sandbox, and the one of this machine that leads to it, if another. A local port of 0 is a free one."`
+}
+
+// forwarding is a local listener and where its connections lead.
+type forwarding struct {
+	listener net.Listener
+	port     int
+}
+
+// Run listens until it is interrupted.
+func (c *portForwardCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	if _, err := api.Sandbox(ctx, c.ID); err != nil {
+		return err
+	}
+	all, err := c.listen(ctx)
+	if err != nil {
+		return err
+	}
+	run.SurviveBrokenPipes()
+	serving, ctx := errgroup.WithContext(ctx)
+	for _, f := range all {
+		fmt.Fprintf(s.Out, "%s -> port %d of %s\n", f.listener.Addr(), f.port, c.ID)
+		serving.Go(func() error { return f.serve(ctx, s, api, c.ID) })
+	}
+	return serving.Wait()
+}
+
+// listen opens all local ports, or none.
+func (c *portForwardCommand) listen(ctx context.Context) (all []forwarding, err error) {
+	defer func() {
+		if err != nil {
+			for _, f := range all {
+				f.listener.Close()
+			}
+		}
+	}()
+	for _, text := range c.Ports {
+		local, port, err := parsePorts(text)
+		if err != nil {
+			return all, err
+		}
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(c.Address, strconv.Itoa(local)))
+		if err != nil {
+			return all, fmt.Errorf("%w: give another local port, as in %d:%d, or 0 for a free one", err, port+1, port)
+		}
+		all = append(all, forwarding{l, port})
+	}
+	return all, nil
+}
+
+// parsePorts reads PORT or LOCAL:PORT.
+func parsePorts(text string) (local, port int, err error) {
+	before, after, both := strings.Cut(text, ":")
+	if !both {
+		after = before
+	}
+	l, errLocal := strconv.ParseUint(before, 10, 16)
+	p, errPort := strconv.ParseUint(after, 10, 16)
+	if errLocal != nil || errPort != nil || p == 0 {
+		return 0, 0, fmt.Errorf("%w: %q is no port: give PORT or LOCAL:PORT, from 1 to 65535", run.ErrUsage, text)
+	}
+	return int(l), int(p), nil
+}
+
+// serve passes on what connects, until ctx ends.
+func (f forwarding) serve(ctx context.Context, s *session, api *client.Client, id string) error {
+	defer context.AfterFunc(ctx, func() { f.listener.Close() })()
+	var open sync.WaitGroup
+	defer open.Wait()
+	for {
+		local, err := f.listener.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		open.Go(func() {
+			if err := f.pass(ctx, local, api, id); err != nil && ctx.Err() == nil {
+				fmt.Fprintf(s.Err, "port %d: %v\n", f.port, err)
+			}
+		})
+	}
+}
+
+// pass joins a local connection to the port. The end of ctx breaks it.
+func (f forwarding) pass(ctx context.Context, local net.Conn, api *client.Client, id string) error {
+	defer local.Close()
+	remote, err := api.DialPort(ctx, id, f.port)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() {
+		local.Close()
+		_ = remote.SetDeadline(time.Now()) // breaks it; Close would wait for the server
+	})()
+	tunnel.Join(local, remote, nil)
+	return nil
+}
