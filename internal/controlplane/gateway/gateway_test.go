@@ -442,7 +442,9 @@ func TestHTTP2(t *testing.T) {
 // TestNoRedirect: what a program redirects to is the client's to follow.
 func TestNoRedirect(t *testing.T) {
 	w, server := newGateway(t)
-	w.program(t, 8080, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound) })
+	w.program(t, 8080, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound)
+	})
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Get(server.URL + "/p/" + id + "/8080/")
 	testkit.Must(t, err)
