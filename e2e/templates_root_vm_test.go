@@ -128,6 +128,10 @@ func (s *stack) testTemplateOfContainer(t *testing.T) {
 	if got := s.must(t, id, "cat /etc/release; echo $FROM_IMAGE; readlink /bin/sh"); got != "small\nyes\n/bin/busybox" {
 		t.Errorf("in the container's system: %q", got)
 	}
+	const system = "ls -A /tmp; stat -c %a /tmp; cat /proc/sys/vm/swappiness /proc/sys/net/ipv4/ip_default_ttl; echo out >/dev/stdout; ulimit -H -n; su user -c 'id -un'"
+	if got := s.must(t, id, system); got != "1777\n7\n65\nout\n524288\nuser" {
+		t.Errorf("of what its init gives it has %q", got)
+	}
 	s.goesOn(t, id, s.must(t, id, "cat /dev/shm/told"))
 	if got := s.must(t, id, "id -un $(stat -c %U /dev/shm/told)"); got != "app" {
 		t.Errorf("the start command ran as %q", got)
@@ -204,13 +208,15 @@ func busyboxTree(t *testing.T, program []byte, applets []string) []byte {
 			t.Fatal(err)
 		}
 	}
-	for _, dir := range []string{"bin/", "etc/", "root/", "sbin/", "usr/", "usr/bin/", "usr/sbin/", "usr/local/", "usr/local/bin/"} {
+	for _, dir := range []string{"bin/", "etc/", "root/", "sbin/", "usr/", "usr/bin/", "usr/sbin/", "usr/local/", "usr/local/bin/", "etc/sysctl.d/", "tmp/"} {
 		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, "")
 	}
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, string(program))
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/release", Mode: 0o644}, "small\n")
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n")
 	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, "root:x:0:\napp:x:1000:\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "tmp/left", Mode: 0o644}, "of the build\n")
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/sysctl.d/mine.conf", Mode: 0o644}, "# mine\nvm.swappiness = 7\nnet/ipv4/ip_default_ttl=65\n-no.such = 1\n")
 	for _, applet := range applets {
 		if applet != "busybox" && !slices.Contains([]string{"init", "linuxrc"}, applet) {
 			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "/bin/busybox", Mode: 0o777}, "")
