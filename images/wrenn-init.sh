@@ -60,6 +60,9 @@ true >/run/utmp
 old=/.tmp-before-boot
 if [ -n "$alone" ]; then
 	mount --make-rshared / || complain 'mounts do not propagate'
+	for node in /dev/fuse /dev/net/tun; do # all users', as udev has it
+		[ ! -c $node ] || chmod 666 $node
+	done
 	{ rm -rf $old && mkdir -m 700 $old && mv /tmp $old && mkdir /tmp && chmod 1777 /tmp; } || complain 'cannot empty /tmp'
 fi
 if [ -e $old ]; then rm -rf $old & fi
