@@ -249,3 +249,24 @@ func TestEndReason(t *testing.T) {
 		}
 	}
 }
+
+// A user may divide the cgroups of its commands, as container engines do, and no
+// others; a command of another user gets none of that.
+func TestUserDividesItsCgroups(t *testing.T) {
+	dir := cgroup2(t)
+	testkit.Must(t, os.Chmod(dir, 0o755))
+	db, _ := guestAccounts(t)
+	e := startAgent(t, guest.Config{Accounts: db, Cgroups: dir})
+	own := "own=" + dir + `$(sed -n 's/^0::.*\(\/user\/\)/\1/p' /proc/self/cgroup); `
+	for _, tt := range []struct{ user, script, want string }{
+		{"guest", own + "stat -c %u:%g $own $own/cgroup.procs", "4242:4243\n4242:4243\n"},
+		{"root", own + "stat -c %u:%g $own $own/cgroup.procs", "0:0\n0:0\n"}, // of the one before
+		{"guest", own + "mkdir $own/leaf && echo $$ >$own/leaf/cgroup.procs && sed -n 's/^0::.*user//p' /proc/self/cgroup", "/1/leaf\n"},
+		{"guest", own + "echo 1 >$own/pids.max || echo 1 >$own/cgroup.freeze || mkdir " + dir + "/user/mine || echo refused", "refused\n"},
+	} {
+		r := e.runAs(t, tt.user, sh(tt.script))
+		if r.stdout.String() != tt.want {
+			t.Errorf("%s as %s printed %q and %q, want %q", tt.script, tt.user, &r.stdout, &r.stderr, tt.want)
+		}
+	}
+}

@@ -34,6 +34,7 @@ type dir struct {
 	events   *os.File // cgroup.events
 	oomKills uint64   // that had happened when it was last empty
 	killed   bool     // cannot be used again
+	owner    owner    // who may divide it
 }
 
 func openDir(path string) (*dir, error) {

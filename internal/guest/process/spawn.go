@@ -104,7 +104,7 @@ func (s *spawner) fork(ctx context.Context, l *launch, std *stdio) (child, error
 		return child{}, err
 	}
 	defer unlock()
-	c := child{pidfd: -1, group: s.acquire()}
+	c := child{pidfd: -1, group: s.acquire(l.user)}
 	attr := &syscall.SysProcAttr{
 		Setsid:     true,
 		Setctty:    std.tty(),
@@ -126,9 +126,9 @@ func (s *spawner) fork(ctx context.Context, l *launch, std *stdio) (child, error
 	return c, nil
 }
 
-// acquire returns a group for a program, nil when there can be none: the
-// guest's root may have removed what it would be in.
-func (s *spawner) acquire() *cgroup.Group {
+// acquire returns a group for a program, which its user may divide; nil when
+// there can be none: the guest's root may have removed what it would be in.
+func (s *spawner) acquire(user *account.User) *cgroup.Group {
 	if s.groups == nil {
 		return nil
 	}
@@ -136,6 +136,11 @@ func (s *spawner) acquire() *cgroup.Group {
 	if err != nil {
 		s.log.Warn("the program runs in the agent's own cgroup", slog.Any("err", err))
 		return nil
+	}
+	if credentials(user) != nil {
+		if err := group.Delegate(user.UID, user.GID); err != nil {
+			s.log.Warn("the program's user cannot divide its cgroup", slog.Any("err", err))
+		}
 	}
 	return group
 }
