@@ -189,7 +189,7 @@ func newChain(t *testing.T) *chain {
 	t.Helper()
 	c := &chain{guest: newEnvd(t)}
 	agent := &agentOfOne{commands: server.Commands{
-		Use: func(ctx context.Context, _ string) (*envdclient.Client, context.Context, func(), error) {
+		Use: func(ctx context.Context, _ wrenn.SandboxID) (*envdclient.Client, context.Context, func(), error) {
 			return c.guest, ctx, func() {}, nil
 		},
 	}}

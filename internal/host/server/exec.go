@@ -12,49 +12,62 @@ import (
 
 	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/hostwire"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 const (
-	// maxOutput bounds each output of an Exec, in bytes.
+	// maxOutput bounds each of the two outputs of an Exec, in bytes.
 	maxOutput = 8 << 20
 )
 
-func (s *server) Exec(ctx context.Context, req *pb.ExecRequest) (*pb.ExecResponse, error) {
-	if req.GetCmd() == "" {
-		return nil, wrenn.Errorf(wrenn.Invalid, "cmd is missing")
+func (s *server) Exec(ctx context.Context, msg *pb.ExecRequest) (*pb.ExecResponse, error) {
+	id, cmd, err := hostwire.ParseExecRequest(msg)
+	if err != nil {
+		return nil, err
 	}
-	sb, ctx, release, err := s.use(ctx, req.GetSandboxId())
+	sb, ctx, release, err := s.use(ctx, string(id))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	limit := cmp.Or(seconds(req.GetTimeoutSec()), wrenn.DefaultExecTimeout)
+	limit := cmp.Or(cmd.Timeout, wrenn.DefaultExecTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	res, err := sb.Guest().Exec(ctx, envdclient.Command{
-		Path: req.GetCmd(), Args: req.GetArgs(), Env: req.GetEnv(), Dir: req.GetCwd(), User: req.GetUser(),
-		Input: req.GetStdin(), MaxOutput: maxOutput,
-	})
+	guestCmd := guestCommand(cmd)
+	guestCmd.MaxOutput = maxOutput
+	res, err := sb.Guest().Exec(ctx, guestCmd)
 	if wrenn.CodeOf(err) == wrenn.DeadlineExceeded || err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return nil, wrenn.Errorf(wrenn.DeadlineExceeded, "the command did not end in time (%s) and was killed: give it a longer timeout, or stream it", limit)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ExecResponse{
-		Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: int32(res.Code), Truncated: res.Truncated, Status: res.Status,
-	}, nil
+	return hostwire.ExecResult(wrenn.ExecResult{
+		Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: res.Code, Status: res.Status, Truncated: res.Truncated,
+	}), nil
+}
+
+// guestCommand returns cmd in the words of the guest's agent.
+func guestCommand(cmd wrenn.ExecCommand) envdclient.Command {
+	return envdclient.Command{Path: cmd.Cmd, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Cwd, User: cmd.User, Input: cmd.Stdin}
 }
 
 func (s *server) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest) (*pb.SignalProcessResponse, error) {
+	signal, err := hostwire.ParseSignal(req.GetSignal())
+	if err != nil {
+		return nil, err
+	}
 	sb, ctx, release, err := s.use(ctx, req.GetSandboxId())
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	return &pb.SignalProcessResponse{}, sb.Guest().Signal(ctx, req.GetPid(), envdclient.Signal(req.GetSignal()))
+	return &pb.SignalProcessResponse{}, sb.Guest().Signal(ctx, req.GetPid(), signals[signal])
 }
+
+// signals are the signals by which the guest's agent knows those of callers.
+var signals = map[wrenn.Signal]envdclient.Signal{wrenn.SIGTERM: envdclient.SIGTERM, wrenn.SIGKILL: envdclient.SIGKILL}
 
 var errRestart = wrenn.Errorf(wrenn.Unavailable, "the host's agent restarts; the command runs on: attach to its pid again in a moment")
 
@@ -64,15 +77,15 @@ type execStream = connect.BidiStream[pb.ExecStreamRequest, pb.ExecStreamResponse
 // Commands serves the streams of commands.
 type Commands struct {
 	// Use returns the guest of a sandbox, which stays until release is called,
-	// and a context whose log lines name it.
-	Use func(ctx context.Context, sandbox string) (guest *envdclient.Client, _ context.Context, release func(), err error)
-	// Closing is closed when streams shall end.
+	// and a context whose log lines name the sandbox.
+	Use func(ctx context.Context, id wrenn.SandboxID) (guest *envdclient.Client, _ context.Context, release func(), err error)
+	// Closing is closed when streams must end.
 	Closing <-chan struct{}
 }
 
 func (s *server) ExecStream(ctx context.Context, stream *execStream) error {
-	c := &Commands{Closing: s.closing, Use: func(ctx context.Context, id string) (*envdclient.Client, context.Context, func(), error) {
-		sb, ctx, release, err := s.use(ctx, id)
+	c := &Commands{Closing: s.closing, Use: func(ctx context.Context, id wrenn.SandboxID) (*envdclient.Client, context.Context, func(), error) {
+		sb, ctx, release, err := s.use(ctx, string(id))
 		if err != nil {
 			return nil, ctx, nil, err
 		}
@@ -83,10 +96,10 @@ func (s *server) ExecStream(ctx context.Context, stream *execStream) error {
 
 var errLeft = errors.New("the caller ended its session")
 
-// ExecStream is a command's output to the caller, and the caller's input to
-// the command. There is one event of output on its way: who does not read slows down who
-// writes. Input that the command does not take is queued up to a size, so that what is
-// not input does not wait behind it.
+// ExecStream sends a command's output to the caller, and the caller's input to
+// the command. One event of output is in flight, so a slow reader slows down the
+// command. Input that the command does not read is queued up to a size, so that
+// signals and the like do not wait behind it.
 func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 	first, err := stream.Receive()
 	if err != nil {
@@ -102,7 +115,7 @@ func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 	}
 	defer release()
 	defer proc.Close()
-	if err := stream.Send(started(proc)); err != nil {
+	if err := stream.Send(hostwire.ExecOutput(started(proc))); err != nil {
 		return err
 	}
 	in := newInputs(proc)
@@ -115,7 +128,7 @@ func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 		}
 	})
 	// It ends when the caller does, or when this handler has returned and the
-	// request's body with it; so it is not waited for.
+	// request's body is closed; nothing needs to wait for it.
 	go func() {
 		if err := in.receive(ctx, stream); err != nil {
 			hangUp(err)
@@ -131,14 +144,14 @@ func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 	return context.Cause(ctx)
 }
 
-// started is the first answer.
-func started(proc *envdclient.Process) *pb.ExecStreamResponse {
-	return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Started{Started: &pb.ExecStarted{
-		Pid: proc.PID(), Offset: proc.Offset(), Lost: proc.Lost(), Input: proc.Taken(),
-	}}}
+// started returns the first event of a stream.
+func started(proc *envdclient.Process) wrenn.ExecOutput {
+	return wrenn.ExecOutput{Started: &wrenn.ExecStarted{
+		PID: int(proc.PID()), Offset: proc.Offset(), Lost: proc.Lost(), Taken: proc.Taken(),
+	}}
 }
 
-// onClosing calls f when closing is closed, until stop is called.
+// onClosing calls f when closing is closed, unless stop was called before.
 func onClosing(closing <-chan struct{}, f func()) (stop func()) {
 	done := make(chan struct{})
 	go func() {
@@ -151,26 +164,42 @@ func onClosing(closing <-chan struct{}, f func()) (stop func()) {
 	return sync.OnceFunc(func() { close(done) })
 }
 
-// open starts the command that the first message names, or attaches to it.
-// ctx ends the stream and not the command: its deadline is not passed on.
+// open starts the command of the first message, or attaches to it. ctx ends the
+// stream and not the command: its deadline is not passed on.
 func (c *Commands) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *envdclient.Process, release func(), _ error) {
-	start, attach := first.GetStart(), first.GetAttach()
-	if start == nil && attach == nil {
+	if msg := first.GetStart(); msg != nil {
+		id, start, err := hostwire.ParseExecStart(msg)
+		if err != nil {
+			return nil, nil, err
+		}
+		return c.follow(ctx, id, start.Timeout, func(ctx context.Context, guest *envdclient.Client) (*envdclient.Process, error) {
+			return startCommand(ctx, guest, start)
+		})
+	}
+	msg := first.GetAttach()
+	if msg == nil {
 		return nil, nil, wrenn.Errorf(wrenn.Invalid, "the first message must be start or attach")
 	}
-	guest, ctx, unuse, err := c.Use(ctx, cmp.Or(start.GetSandboxId(), attach.GetSandboxId()))
+	id, to, err := hostwire.ParseExecAttach(msg)
 	if err != nil {
 		return nil, nil, err
 	}
-	var proc *envdclient.Process
-	follow, cancel := follow(ctx, seconds(start.GetTimeoutSec()))
-	if attach != nil {
-		proc, err = guest.Attach(follow, envdclient.Target{
-			PID: attach.GetPid(), Session: sessionOf(attach.GetSession(), attach.GetHoldSec()), Offset: attach.Offset,
-		})
-	} else {
-		proc, err = startCommand(follow, guest, start)
+	return c.follow(ctx, id, 0, func(ctx context.Context, guest *envdclient.Client) (*envdclient.Process, error) {
+		return guest.Attach(ctx, envdclient.Target{PID: uint32(to.PID), Session: sessionOf(to.Session), Offset: to.Offset})
+	})
+}
+
+// follow opens the stream of a command in the sandbox, which is in use until
+// release is called.
+func (c *Commands) follow(ctx context.Context, id wrenn.SandboxID, timeout time.Duration,
+	open func(context.Context, *envdclient.Client) (*envdclient.Process, error),
+) (_ *envdclient.Process, release func(), _ error) {
+	guest, ctx, unuse, err := c.Use(ctx, id)
+	if err != nil {
+		return nil, nil, err
 	}
+	ctx, cancel := withTimeoutOnly(ctx, timeout)
+	proc, err := open(ctx, guest)
 	if err != nil {
 		cancel()
 		unuse()
@@ -179,8 +208,9 @@ func (c *Commands) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *en
 	return proc, func() { cancel(); unuse() }, nil
 }
 
-// follow is ctx with a deadline of its own, or none for 0, in place of ctx's.
-func follow(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+// withTimeoutOnly returns a context that ends with ctx and after timeout, 0 for
+// never; it does not have the deadline of ctx.
+func withTimeoutOnly(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	out, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
 	if timeout == 0 {
@@ -190,41 +220,32 @@ func follow(ctx context.Context, timeout time.Duration) (context.Context, contex
 	return timed, func() { stop(); end(); cancel() }
 }
 
-func startCommand(ctx context.Context, guest *envdclient.Client, start *pb.ExecStart) (*envdclient.Process, error) {
-	if start.GetCmd() == "" {
-		return nil, wrenn.Errorf(wrenn.Invalid, "cmd is missing")
-	}
-	cmd := envdclient.Command{
-		Path: start.GetCmd(), Args: start.GetArgs(), Env: start.GetEnv(), Dir: start.GetCwd(), User: start.GetUser(), Stdin: start.GetStdin(),
-		Session: sessionOf(start.GetSession(), start.GetHoldSec()),
-	}
-	if pty := start.GetPty(); pty != nil {
-		cmd.PTY = sizeOf(pty)
+func startCommand(ctx context.Context, guest *envdclient.Client, start wrenn.ExecStart) (*envdclient.Process, error) {
+	cmd := guestCommand(start.ExecCommand)
+	cmd.Stdin, cmd.Session = start.WantStdin, sessionOf(start.Session)
+	if start.PTY != nil {
+		cmd.PTY = new(envdclient.Size(*start.PTY))
 	}
 	return guest.Start(ctx, cmd)
 }
 
 // sessionOf is nil for a stream that cannot be resumed.
-func sessionOf(id string, holdSec uint32) *envdclient.Session {
-	if id == "" {
+func sessionOf(session wrenn.ExecSession) *envdclient.Session {
+	if session.ID == "" {
 		return nil
 	}
-	return &envdclient.Session{ID: id, Hold: seconds(holdSec)}
+	return new(envdclient.Session(session))
 }
 
-func sizeOf(size *pb.TerminalSize) *envdclient.Size {
-	return &envdclient.Size{Cols: int(size.GetCols()), Rows: int(size.GetRows())}
-}
-
-// output is a stream's next event, or why there is none.
+// output is a stream's next event, or its error.
 type output struct {
 	envdclient.Event
 
 	err error
 }
 
-// outputs passes on what the command puts out, one event at a time: the next one
-// is asked for when done says that the last one was used.
+// outputs receives the command's output, one event at a time: the next one when
+// the last one was used, which done reports.
 func outputs(ctx context.Context, proc *envdclient.Process) (events <-chan output, done chan<- struct{}) {
 	out, used := make(chan output), make(chan struct{})
 	go func() {
@@ -248,7 +269,7 @@ func outputs(ctx context.Context, proc *envdclient.Process) (events <-chan outpu
 	return out, used
 }
 
-// relay sends what the command puts out, how much input it took, and its end.
+// relay sends the command's output, how much input it took, and its end.
 func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in *inputs) error {
 	events, done := outputs(ctx, proc)
 	for {
@@ -257,20 +278,18 @@ func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in
 		case ev := <-events:
 			if errors.Is(ev.err, io.EOF) {
 				exit := proc.Exit()
-				return stream.Send(&pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Exit{
-					Exit: &pb.ExecExit{ExitCode: int32(exit.Code), Status: exit.Status},
-				}})
+				return stream.Send(hostwire.ExecOutput(wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: exit.Code, Status: exit.Status}}))
 			}
 			if ev.err != nil {
 				return ev.err
 			}
-			err = stream.Send(message(ev.Event))
+			err = stream.Send(hostwire.ExecOutput(outputOf(ev.Event)))
 			select {
 			case done <- struct{}{}:
 			case <-ctx.Done():
 			}
 		case <-in.progress:
-			err = stream.Send(&pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Input{Input: in.taken.Load()}})
+			err = stream.Send(hostwire.ExecOutput(wrenn.ExecOutput{Taken: new(in.taken.Load())}))
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
@@ -280,15 +299,7 @@ func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in
 	}
 }
 
-func message(ev envdclient.Event) *pb.ExecStreamResponse {
-	switch {
-	case ev.Stdout != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Stdout{Stdout: ev.Stdout}, Offset: ev.Offset}
-	case ev.Stderr != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Stderr{Stderr: ev.Stderr}, Offset: ev.Offset}
-	case ev.PTY != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Pty{Pty: ev.PTY}, Offset: ev.Offset}
-	default:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Keepalive{Keepalive: true}}
-	}
+// outputOf returns an event in the product's words.
+func outputOf(ev envdclient.Event) wrenn.ExecOutput {
+	return wrenn.ExecOutput{Stdout: ev.Stdout, Stderr: ev.Stderr, PTY: ev.PTY, Offset: ev.Offset, Keepalive: ev.Keepalive}
 }

@@ -6,28 +6,28 @@ import (
 	"sync/atomic"
 	"time"
 
-	"wrenn"
 	"wrenn/internal/envdclient"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/wake"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 const (
-	// maxQueue is how much input may wait for the command, in bytes, before
-	// what comes behind it waits, too. A caller that has no more than that on its way
-	// always gets through with signals and acknowledgements.
+	// maxQueue is how much input may wait for the command, in bytes, before the
+	// caller's further messages wait behind it. A caller with less input in flight
+	// can always send signals and acknowledgments.
 	maxQueue = 1 << 20
-	// inputPiece is what the command is given at once.
+	// inputPiece is the most input that is sent to the command at once, in bytes.
 	inputPiece = 64 << 10
-	// leaveTimeout bounds telling the guest that a session is over.
+	// leaveTimeout bounds the call that ends a session.
 	leaveTimeout = 5 * time.Second
 )
 
-// inputs carries the caller's events to the command.
+// inputs sends the caller's events to the command.
 type inputs struct {
 	proc     *envdclient.Process
 	queue    inputQueue
-	taken    atomic.Uint64 // of a session's input, what the command took or will never take
+	taken    atomic.Uint64 // how much of the session's input the command took, or will never take
 	progress wake.Chan     // taken has changed
 }
 
@@ -37,9 +37,9 @@ func newInputs(proc *envdclient.Process) *inputs {
 	return in
 }
 
-// receive takes the caller's events until there are no more. The end of them
-// is not the end of the command's input, which is an event of its own. An error is
-// one that the caller must hear of.
+// receive carries out the caller's events until there are no more. Their end is
+// not the end of the command's input, which is a separate event. The error is for
+// the caller.
 func (in *inputs) receive(ctx context.Context, stream *execStream) error {
 	for {
 		ev, err := stream.Receive()
@@ -53,60 +53,60 @@ func (in *inputs) receive(ctx context.Context, stream *execStream) error {
 	}
 }
 
-// apply does what an event says, or queues it.
-func (in *inputs) apply(ctx context.Context, ev *pb.ExecStreamRequest) error {
-	switch e := ev.GetEvent().(type) {
-	case *pb.ExecStreamRequest_Stdin:
-		return in.queue.put(ctx, e.Stdin)
-	case *pb.ExecStreamRequest_StdinClose:
+// apply carries out an event of the caller, or queues it.
+func (in *inputs) apply(ctx context.Context, msg *pb.ExecStreamRequest) error {
+	ev, err := hostwire.ParseExecInput(msg)
+	switch {
+	case err != nil:
+		return err
+	case ev.CloseStdin:
 		in.queue.finish()
 		return nil
-	case *pb.ExecStreamRequest_Resize:
-		return in.proc.Resize(ctx, *sizeOf(e.Resize))
-	case *pb.ExecStreamRequest_Signal:
-		return in.proc.Signal(ctx, envdclient.Signal(e.Signal))
-	case *pb.ExecStreamRequest_Ack:
-		in.proc.Ack(e.Ack)
+	case ev.Resize != nil:
+		return in.proc.Resize(ctx, envdclient.Size(*ev.Resize))
+	case ev.Signal != "":
+		return in.proc.Signal(ctx, signals[ev.Signal])
+	case ev.Ack != nil:
+		in.proc.Ack(*ev.Ack)
 		return nil
-	case *pb.ExecStreamRequest_Leave:
+	case ev.Leave:
 		return in.leave(ctx)
-	default:
-		return wrenn.Errorf(wrenn.Invalid, "after start or attach, messages are stdin, stdin_close, resize, signal, ack or leave")
 	}
+	return in.queue.put(ctx, ev.Stdin)
 }
 
-// leave ends the session, though its caller may hang up at once, and then the stream.
+// leave ends the session and the stream, even if its caller hangs up at once.
 func (in *inputs) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
-	_ = in.proc.Leave(ctx) // what is kept for it is kept for a time only
+	_ = in.proc.Leave(ctx) // otherwise the session ends when its hold time does
 	return errLeft
 }
 
-// write gives the command its input until ctx ends. An error is one that the
-// caller must hear of; a command that does not read any more is none.
+// write sends the command its input until ctx ends. The error is for the caller;
+// it is no error if the command does not read any more.
 func (in *inputs) write(ctx context.Context) error {
-	deaf := false
+	closed := false // the command does not read any more
 	for {
-		piece, end, err := in.queue.take(ctx)
+		piece, end, err := in.queue.receive(ctx)
 		switch {
 		case err != nil:
 			return nil //nolint:nilerr // the stream is over
 		case end:
 			err = in.proc.CloseInput(ctx)
-		case !deaf:
+		case !closed:
 			err = in.proc.Send(ctx, piece)
-			deaf = err != nil
+			closed = err != nil
 		}
 		if err != nil && (ctx.Err() != nil || !envdclient.InputClosed(err)) {
 			return err
 		}
-		in.note(len(piece))
+		in.report(len(piece))
 	}
 }
 
-// note tells the caller of input that it need not keep.
-func (in *inputs) note(n int) {
+// report tells the caller that it need not keep n further bytes of input.
+func (in *inputs) report(n int) {
 	in.taken.Add(uint64(n))
 	if !in.proc.Resumable() || n == 0 {
 		return
@@ -114,20 +114,20 @@ func (in *inputs) note(n int) {
 	in.progress.Notify()
 }
 
-// inputQueue is input on its way from one goroutine to another.
+// inputQueue passes input from one goroutine to another.
 type inputQueue struct {
-	more, room wake.Chan // there is more to take, or room again
+	more, room wake.Chan // notified when data was added, or removed
 
 	mu   sync.Mutex // guards what follows
 	data []byte
-	end  int // after how much of data the input ends; -1: it does not
+	end  int // the position in data at which the input ends; -1 if it does not
 }
 
 func newInputQueue() inputQueue {
 	return inputQueue{more: wake.New(), room: wake.New(), end: -1}
 }
 
-// put adds a copy of p, once there is less than maxQueue.
+// put adds a copy of p, when the queue holds less than maxQueue.
 func (q *inputQueue) put(ctx context.Context, p []byte) error {
 	for !q.add(p) {
 		select {
@@ -150,7 +150,7 @@ func (q *inputQueue) add(p []byte) bool {
 	return true
 }
 
-// finish adds the end of the input. More may come, for a terminal, which has no end.
+// finish adds the end of the input. A terminal has no end: more may come.
 func (q *inputQueue) finish() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -158,8 +158,8 @@ func (q *inputQueue) finish() {
 	q.more.Notify()
 }
 
-// take waits for the next piece, or the end.
-func (q *inputQueue) take(ctx context.Context) (piece []byte, end bool, err error) {
+// receive waits for the next piece, or the end.
+func (q *inputQueue) receive(ctx context.Context) (piece []byte, end bool, err error) {
 	for {
 		if piece, end := q.next(); end || len(piece) > 0 {
 			return piece, end, nil

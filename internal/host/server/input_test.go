@@ -11,7 +11,7 @@ import (
 // take returns the next piece as text, or "END".
 func take(t *testing.T, q *inputQueue) string {
 	t.Helper()
-	piece, end, err := q.take(t.Context())
+	piece, end, err := q.receive(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestInputQueueEndsWithItsContext(t *testing.T) {
 	q := newInputQueue()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := q.take(ctx); !errors.Is(err, context.Canceled) {
+	if _, _, err := q.receive(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("take() = %v", err)
 	}
 	if err := q.put(t.Context(), make([]byte, maxQueue)); err != nil {

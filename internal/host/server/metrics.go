@@ -56,7 +56,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count := map[sandbox.Status]int{}
-	for status := range statuses {
+	for status := range observed {
 		count[status] = 0 // all of them, always: a series that is missing is no zero
 	}
 	for _, info := range c.manager.Inventory().Sandboxes {

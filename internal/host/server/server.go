@@ -1,21 +1,20 @@
-// Package server is the RPC of a host agent, hostagent.v1, over its sandbox
-// manager. It decodes, asks and encodes; decisions are the manager's.
+// Package server serves hostagent.v1, the RPCs of a host agent, from its sandbox
+// manager and template builder. It decodes, calls and encodes; decisions are
+// theirs.
 package server
 
 import (
 	"cmp"
 	"context"
 	"log/slog"
-	"math"
 	"net/http"
-	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"wrenn"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/template"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/telemetry"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -25,21 +24,12 @@ import (
 const (
 	// maxSmallFile bounds WriteFile and ReadFile; larger ones are streamed.
 	maxSmallFile = 16 << 20
-	// maxMessage bounds one message of a caller: a small file and what is around it.
+	// maxMessage bounds one message of a caller: a small file and the fields around it.
 	maxMessage = maxSmallFile + 1<<20
-	// copyBuffer is the size of a chunk of a file on its way: each costs a few
-	// system calls and wakes every process between here and the reader.
+	// copyBuffer is the size of a chunk of a file: each chunk costs a few system
+	// calls and wakes every process between the host and the reader.
 	copyBuffer = 256 << 10
 )
-
-// The shape of a sandbox that asks for none.
-const (
-	defaultVCPUs     = 1
-	defaultMemoryMiB = 512
-)
-
-// baseTemplate is the prepared guest image: what there is without a generation.
-const baseTemplate = "base"
 
 // Config is what a server works with. All fields are needed.
 type Config struct {
@@ -53,13 +43,13 @@ type Config struct {
 // server implements hostagentv1connect.HostAgentServiceHandler.
 type server struct {
 	cfg     Config
-	closing <-chan struct{} // closed when streams shall end
+	closing <-chan struct{} // closed when streams must end
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*server)(nil)
 
-// newHandler returns the path of the service and its handler. Streams end with
-// unavailable when s.closing is closed: their commands run on.
+// newHandler returns the path of the service and its handler. When s.closing is
+// closed, streams end with unavailable and their commands keep running.
 func newHandler(s *server) (string, http.Handler) {
 	return hostagentv1connect.NewHostAgentServiceHandler(
 		s,
@@ -73,18 +63,22 @@ func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error
 	if err != nil {
 		return nil, err
 	}
-	return &pb.PingResponse{
+	return hostwire.HostInfo(wrenn.HostInfo{
 		Version: s.cfg.Version, Instance: s.cfg.Manager.Instance(), Driver: s.cfg.Driver,
-		Capacity: &pb.Capacity{
-			Sandboxes: uint32(c.Limits.Sandboxes), SandboxesUsed: uint32(c.Sandboxes),
-			MemoryMb: uint64(c.Limits.MemoryMiB), MemoryMbUsed: uint64(c.MemoryMiB),
-			DiskMb: uint64(c.DiskMiB), DiskMbFree: uint64(c.DiskFreeMiB),
+		Capacity: wrenn.Capacity{
+			Sandboxes: c.Limits.Sandboxes, SandboxesUsed: c.Sandboxes,
+			MemoryMiB: int64(c.Limits.MemoryMiB), MemoryMiBUsed: int64(c.MemoryMiB),
+			DiskMiB: int64(c.DiskMiB), DiskMiBFree: int64(c.DiskFreeMiB),
 		},
-	}, nil
+	}), nil
 }
 
-func (s *server) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*pb.CreateSandboxResponse, error) {
-	want, err := s.requestOf(ctx, req)
+func (s *server) CreateSandbox(ctx context.Context, msg *pb.CreateSandboxRequest) (*pb.CreateSandboxResponse, error) {
+	id, spec, err := hostwire.ParseCreateRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	want, err := s.requestOf(ctx, id, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -93,31 +87,29 @@ func (s *server) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest
 		return nil, err
 	}
 	info := sb.Info()
-	return &pb.CreateSandboxResponse{SandboxId: string(info.ID), Status: statuses[info.Status]}, nil
+	return &pb.CreateSandboxResponse{SandboxId: string(info.ID), Status: hostwire.Status(observed[info.Status])}, nil
 }
 
-func (s *server) requestOf(ctx context.Context, req *pb.CreateSandboxRequest) (sandbox.Request, error) {
-	id, err := wrenn.ParseSandboxID(req.GetSandboxId())
-	if err != nil {
-		return sandbox.Request{}, err
-	}
-	ending, err := endingOf(req.GetOnTimeout())
-	if err != nil {
-		return sandbox.Request{}, err
-	}
+func (s *server) requestOf(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (sandbox.Request, error) {
 	want := sandbox.Request{
-		ID: id, Template: cmp.Or(req.GetTemplate(), baseTemplate), Shape: shapeOf(req.GetVcpus(), req.GetMemoryMb()), Snapshot: req.GetGeneration(),
-		Timeout: seconds(req.GetTimeoutSec()), OnTimeout: ending, AutoResume: req.GetAutoResume(), Env: req.GetEnv(),
+		ID: id, Template: cmp.Or(spec.Template, wrenn.BaseTemplate), Shape: spec.Size.OrDefault(), Snapshot: string(spec.Generation),
+		Timeout: spec.Timeout, AutoResume: spec.AutoResume, Env: spec.Env,
+	}
+	if spec.OnTimeout == wrenn.PauseOnTimeout {
+		want.OnTimeout = sandbox.EndPause
 	}
 	if want.Snapshot == "" {
-		if want.Template != baseTemplate {
-			err = wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", want.Template)
+		if want.Template != wrenn.BaseTemplate {
+			return want, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", want.Template)
 		}
-		return want, err
+		return want, nil
 	}
-	shape, err := s.generationOf(ctx, req)
-	if err == nil && req.GetVcpus() == 0 && req.GetMemoryMb() == 0 {
-		want.Shape = shape
+	kept, err := s.cfg.Manager.KeptSnapshot(ctx, want.Snapshot)
+	if wrenn.CodeOf(err) == wrenn.NotFound {
+		return want, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (generation %s)", want.Template, want.Snapshot)
+	}
+	if spec.Size == (wrenn.Size{}) {
+		want.Shape = kept.Shape
 	}
 	return want, err
 }
@@ -149,30 +141,56 @@ func (s *server) ResumeSandbox(ctx context.Context, req *pb.ResumeSandboxRequest
 	return &pb.ResumeSandboxResponse{}, sb.Resume(ctx)
 }
 
-func (s *server) ExtendSandbox(ctx context.Context, req *pb.ExtendSandboxRequest) (*pb.ExtendSandboxResponse, error) {
-	sb, ctx, err := s.find(ctx, req.GetSandboxId())
+func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest) (*pb.ExtendSandboxResponse, error) {
+	id, timeout, err := hostwire.ParseExtendRequest(msg)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ExtendSandboxResponse{}, sb.Extend(ctx, seconds(req.GetTimeoutSec()))
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ExtendSandboxResponse{}, sb.Extend(ctx, timeout)
 }
 
 func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.ListSandboxesResponse, error) {
 	inv := s.cfg.Manager.Inventory()
-	resp := &pb.ListSandboxesResponse{Instance: inv.Instance, TakenAt: timestamppb.New(inv.TakenAt)}
-	for _, info := range inv.Sandboxes {
-		resp.Sandboxes = append(resp.Sandboxes, &pb.SandboxInfo{
-			SandboxId: string(info.ID), Status: statuses[info.Status], Template: info.Template,
-			Vcpus: uint32(info.Shape.VCPUs), MemoryMb: uint32(info.Shape.MemoryMiB),
-			CreatedAtUnix: info.Created.Unix(), LastActiveAtUnix: info.Active.Unix(),
-			TimeoutSec: secondsUp(info.Timeout), Reason: info.Reason, Version: info.Version,
-			OnTimeout: onTimeout(info.OnTimeout), AutoResume: info.AutoResume,
-		})
+	out := wrenn.Inventory{Instance: inv.Instance, TakenAt: inv.TakenAt}
+	for i := range inv.Sandboxes {
+		out.Sandboxes = append(out.Sandboxes, observe(&inv.Sandboxes[i]))
 	}
-	return resp, nil
+	return hostwire.Inventory(out), nil
 }
 
-// find returns the sandbox of the id and a context whose log lines name it.
+// observe returns what the control plane needs to know of a sandbox.
+func observe(info *sandbox.Info) wrenn.ObservedSandbox {
+	out := wrenn.ObservedSandbox{
+		ID: info.ID, State: observed[info.Status], Reason: info.Reason, Template: info.Template, Size: info.Shape,
+		EndOfLife: wrenn.EndOfLife{Timeout: info.Timeout}, AutoResume: info.AutoResume,
+		CreatedAt: info.Created, LastActiveAt: info.Active, Version: info.Version,
+	}
+	if info.OnTimeout == sandbox.EndPause {
+		out.OnTimeout = wrenn.PauseOnTimeout
+	}
+	return out
+}
+
+// observed are the states that the control plane knows of the host's statuses.
+var observed = map[sandbox.Status]wrenn.ObservedState{
+	sandbox.StatusStarting:    wrenn.ObservedStarting,
+	sandbox.StatusRunning:     wrenn.ObservedRunning,
+	sandbox.StatusPausing:     wrenn.ObservedRunning, // until it is paused
+	sandbox.StatusRestoring:   wrenn.ObservedRunning,
+	sandbox.StatusResuming:    wrenn.ObservedPaused, // until it runs
+	sandbox.StatusPaused:      wrenn.ObservedPaused,
+	sandbox.StatusStopping:    wrenn.ObservedStopping,
+	sandbox.StatusStopped:     wrenn.ObservedStopped,
+	sandbox.StatusFailed:      wrenn.ObservedFailed,
+	sandbox.StatusQuarantined: wrenn.ObservedQuarantined,
+}
+
+// find parses a sandbox's id. It returns the sandbox and a context whose log
+// lines name it.
 func (s *server) find(ctx context.Context, id string) (*sandbox.Sandbox, context.Context, error) {
 	parsed, err := wrenn.ParseSandboxID(id)
 	if err != nil {
@@ -182,8 +200,8 @@ func (s *server) find(ctx context.Context, id string) (*sandbox.Sandbox, context
 	return sb, telemetry.WithSandbox(ctx, parsed), err
 }
 
-// use is find for what goes on in the guest: the sandbox must run, and does
-// not end for lack of use before release is called.
+// use is find for calls into the guest: the sandbox must run, and does not end
+// for lack of use before release is called.
 func (s *server) use(ctx context.Context, id string) (sb *sandbox.Sandbox, _ context.Context, release func(), err error) {
 	sb, ctx, err = s.find(ctx, id)
 	if err != nil {
@@ -193,27 +211,7 @@ func (s *server) use(ctx context.Context, id string) (sb *sandbox.Sandbox, _ con
 	return sb, ctx, release, err
 }
 
-var statuses = map[sandbox.Status]pb.SandboxStatus{
-	sandbox.StatusStarting:    pb.SandboxStatus_SANDBOX_STATUS_STARTING,
-	sandbox.StatusRunning:     pb.SandboxStatus_SANDBOX_STATUS_RUNNING,
-	sandbox.StatusPausing:     pb.SandboxStatus_SANDBOX_STATUS_RUNNING, // until it is paused
-	sandbox.StatusRestoring:   pb.SandboxStatus_SANDBOX_STATUS_RUNNING,
-	sandbox.StatusResuming:    pb.SandboxStatus_SANDBOX_STATUS_PAUSED, // until it runs
-	sandbox.StatusPaused:      pb.SandboxStatus_SANDBOX_STATUS_PAUSED,
-	sandbox.StatusStopping:    pb.SandboxStatus_SANDBOX_STATUS_STOPPING,
-	sandbox.StatusStopped:     pb.SandboxStatus_SANDBOX_STATUS_STOPPED,
-	sandbox.StatusFailed:      pb.SandboxStatus_SANDBOX_STATUS_FAILED,
-	sandbox.StatusQuarantined: pb.SandboxStatus_SANDBOX_STATUS_QUARANTINED,
-}
-
-func seconds(n uint32) time.Duration { return time.Duration(n) * time.Second }
-
-// secondsUp rounds up, so that a time that is left never reads as none.
-func secondsUp(d time.Duration) uint32 {
-	return uint32(min((d+time.Second-1)/time.Second, math.MaxUint32))
-}
-
-// edge is where errors become those of Connect and are logged, once.
+// edge turns errors into those of Connect, and logs them once.
 type edge struct{ log *slog.Logger }
 
 func (e *edge) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {

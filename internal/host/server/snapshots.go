@@ -5,57 +5,32 @@ import (
 	"log/slog"
 
 	"wrenn"
-	"wrenn/internal/host/sandbox"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/telemetry"
-	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-var endings = map[pb.OnTimeout]sandbox.Ending{
-	pb.OnTimeout_ON_TIMEOUT_UNSPECIFIED: sandbox.EndStop,
-	pb.OnTimeout_ON_TIMEOUT_DESTROY:     sandbox.EndStop,
-	pb.OnTimeout_ON_TIMEOUT_PAUSE:       sandbox.EndPause,
-}
-
-// endingOf is what a newer caller asks for, or Invalid: to do something else
-// instead could lose the sandbox.
-func endingOf(o pb.OnTimeout) (sandbox.Ending, error) {
-	ending, known := endings[o]
-	if !known {
-		return "", wrenn.Errorf(wrenn.Invalid, "on_timeout %d is not known to this host", o)
-	}
-	return ending, nil
-}
-
-func onTimeout(e sandbox.Ending) pb.OnTimeout {
-	if e == sandbox.EndPause {
-		return pb.OnTimeout_ON_TIMEOUT_PAUSE
-	}
-	return pb.OnTimeout_ON_TIMEOUT_DESTROY
-}
-
-func (s *server) ForkSandbox(ctx context.Context, req *pb.ForkSandboxRequest) (*pb.ForkSandboxResponse, error) {
-	sb, ctx, err := s.find(ctx, req.GetSandboxId())
+func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*pb.ForkSandboxResponse, error) {
+	id, ids, err := hostwire.ParseForkRequest(msg)
 	if err != nil {
 		return nil, err
 	}
-	ids := make([]wrenn.SandboxID, len(req.GetNewIds()))
-	for i, id := range req.GetNewIds() {
-		ids[i] = wrenn.SandboxID(id) // Fork checks them
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
 	}
 	copies, err := sb.Fork(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	resp := &pb.ForkSandboxResponse{}
+	var results []wrenn.ForkResult
 	for _, c := range copies {
 		if wrenn.CodeOf(c.Err) == wrenn.Internal && ctx.Err() == nil {
-			s.cfg.Log.LogAttrs(telemetry.WithSandbox(ctx, c.ID), slog.LevelError, "a copy was not made", slog.Any("err", c.Err))
+			s.cfg.Log.LogAttrs(telemetry.WithSandbox(ctx, c.ID), slog.LevelError, "cannot make a copy of a sandbox", slog.Any("err", c.Err))
 		}
-		code, message := wire.ToResult(c.Err)
-		resp.Results = append(resp.Results, &pb.ForkResult{SandboxId: string(c.ID), Code: code, Message: message})
+		results = append(results, wrenn.ForkResult{ID: c.ID, Err: c.Err})
 	}
-	return resp, nil
+	return hostwire.ForkResults(results), nil
 }
 
 func (s *server) CreateCheckpoint(ctx context.Context, req *pb.CreateCheckpointRequest) (*pb.CreateCheckpointResponse, error) {
@@ -70,7 +45,7 @@ func (s *server) CreateCheckpoint(ctx context.Context, req *pb.CreateCheckpointR
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CreateCheckpointResponse{Checkpoint: checkpoint(c)}, nil
+	return &pb.CreateCheckpointResponse{Checkpoint: hostwire.Checkpoint(c)}, nil
 }
 
 func (s *server) ListCheckpoints(ctx context.Context, req *pb.ListCheckpointsRequest) (*pb.ListCheckpointsResponse, error) {
@@ -78,16 +53,7 @@ func (s *server) ListCheckpoints(ctx context.Context, req *pb.ListCheckpointsReq
 	if err != nil {
 		return nil, err
 	}
-	list, head := sb.Checkpoints()
-	resp := &pb.ListCheckpointsResponse{Head: string(head)}
-	for _, c := range list {
-		resp.Checkpoints = append(resp.Checkpoints, checkpoint(c))
-	}
-	return resp, nil
-}
-
-func checkpoint(c wrenn.Checkpoint) *pb.Checkpoint {
-	return &pb.Checkpoint{Id: string(c.ID), Parent: string(c.Parent), Name: c.Name, CreatedAtUnixMs: c.CreatedAt.UnixMilli(), SizeBytes: uint64(max(0, c.SizeBytes))}
+	return hostwire.Checkpoints(sb.Checkpoints()), nil
 }
 
 func (s *server) RestoreCheckpoint(ctx context.Context, req *pb.RestoreCheckpointRequest) (*pb.RestoreCheckpointResponse, error) {

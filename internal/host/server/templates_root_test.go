@@ -73,7 +73,7 @@ func TestTemplates(t *testing.T) {
 	}
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: id, Vcpus: 2, MemoryMb: 256}, connect.CodeInvalidArgument, "2 vCPUs and 128 MB")
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: string(wrenn.NewGenerationID())}, connect.CodeNotFound, `"mine" is not on this host`)
-	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: "../x"}, connect.CodeInvalidArgument, "no generation")
+	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: "../x"}, connect.CodeInvalidArgument, "generation")
 	fail(&pb.CreateSandboxRequest{Template: "mine"}, connect.CodeNotFound, "no template")
 
 	for range 2 {
@@ -87,7 +87,7 @@ func TestTemplates(t *testing.T) {
 	_, err = c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: box})
 	testkit.Must(t, err)
 	_, err = c.DeleteTemplate(t.Context(), &pb.DeleteTemplateRequest{Generation: "base-x"})
-	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "no generation")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "generation")
 }
 
 // TestBuildIsGivenUp: who hangs up, and an agent that stops, leave nothing.

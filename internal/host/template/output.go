@@ -10,30 +10,32 @@ import (
 	"wrenn/internal/plain"
 )
 
-// maxLine bounds a line; longer ones are cut into several. What a guest prints may be anything.
+// maxLine bounds a line, in bytes; longer ones are cut into several. A guest may
+// print anything.
 const maxLine = 1 << 10
 
-// output is what a build tells, line by line.
+// output is the log of a build, line by line.
 type output struct {
-	mu  sync.Mutex // guards say: one call at a time
-	say func(string)
+	mu  sync.Mutex // guards log: one call at a time
+	log func(string)
 }
 
-// line tells one line of the builder's own.
-func (o *output) line(format string, args ...any) { o.tell(fmt.Appendf(nil, format, args...)) }
+// line logs a line of the builder.
+func (o *output) line(format string, args ...any) { o.write(fmt.Appendf(nil, format, args...)) }
 
-func (o *output) tell(line []byte) {
+// write logs a line of any text.
+func (o *output) write(line []byte) {
 	text := plain.Text(strings.TrimRight(string(line), "\r\n"))
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.say(text)
+	o.log(text)
 }
 
-// writer takes a text of its own, whose lines do not mix with those of others.
-// It is for one goroutine.
+// writer returns a writer whose lines do not mix with those of others. It is for
+// one goroutine.
 func (o *output) writer() *lines { return &lines{out: o} }
 
-// lines cuts what is written into lines.
+// lines cuts a text into lines.
 type lines struct {
 	out  *output
 	rest []byte
@@ -62,13 +64,13 @@ func (l *lines) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// flush tells what has no end yet.
+// flush logs the line that has no end yet.
 func (l *lines) flush() {
-	l.out.tell(l.rest)
+	l.out.write(l.rest)
 	l.rest = l.rest[:0]
 }
 
-// end tells what is left, if anything is.
+// end logs the last line if it has no end.
 func (l *lines) end() {
 	if len(l.rest) > 0 {
 		l.flush()

@@ -23,7 +23,7 @@ func TestLines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			w := (&output{say: func(line string) { got = append(got, line) }}).writer()
+			w := (&output{log: func(line string) { got = append(got, line) }}).writer()
 			for _, text := range tt.writes {
 				if n, err := w.Write([]byte(text)); n != len(text) || err != nil {
 					t.Fatalf("Write() = %d, %v", n, err)

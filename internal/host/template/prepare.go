@@ -14,17 +14,17 @@ import (
 )
 
 const (
-	// readyEvery is the pause between two tries of the ready command: there is
-	// nothing to wait for but the command itself.
+	// readyEvery is the pause between two runs of the ready command: no event says
+	// when to run it again.
 	readyEvery = 500 * time.Millisecond
-	// settleFor is how long a start command runs before the snapshot where no
-	// ready command says when it is ready.
+	// settleFor is how long a start command without a ready command runs before the
+	// snapshot.
 	settleFor = 5 * time.Second
-	// maxTail bounds what of a command's output an error quotes.
+	// maxTail bounds the end of a command's output that an error quotes, in bytes.
 	maxTail = 2 << 10
 )
 
-// preparation is what is done in a guest before its snapshot.
+// preparation runs the commands of a template in a guest before its snapshot.
 type preparation struct {
 	start, ready string
 	user, dir    string
@@ -33,8 +33,8 @@ type preparation struct {
 	out          *output
 }
 
-// run starts the start command, waits for the ready command, and leaves the
-// guest as every sandbox will find it: with a shell and the agent in its memory.
+// run starts the start command and waits for the ready command. A shell runs last,
+// so that every sandbox has it in memory.
 func (p *preparation) run(ctx context.Context, guest *envdclient.Client) (err error) {
 	if p.start != "" || p.ready != "" {
 		if p.user, err = userOf(ctx, guest, p.user); err != nil {
@@ -64,35 +64,35 @@ func (p *preparation) await(ctx context.Context, guest *envdclient.Client, start
 	if started == nil {
 		return nil
 	}
-	p.out.line("giving it %v, for there is no ready command", p.settle)
+	p.out.line("no ready command: waiting %v", p.settle)
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-started.ended:
-		return started.why
+		return started.err
 	case <-time.After(p.settle):
 		return nil
 	}
 }
 
-// shell is a command line of the user's.
+// shell returns a user's command line as a command.
 func (p *preparation) shell(command string) envdclient.Command {
 	return envdclient.Command{Path: "/bin/sh", Args: []string{"-c", command}, User: p.user, Dir: p.dir, MaxOutput: maxTail}
 }
 
-// wait tries the ready command until it succeeds, the start command has failed
-// or the time is up.
+// wait runs the ready command until it succeeds, the start command fails, or the
+// timeout ends.
 func (p *preparation) wait(ctx context.Context, guest *envdclient.Client, started *startCommand) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout,
 		wrenn.Errorf(wrenn.DeadlineExceeded, "the ready command did not succeed within %v", p.timeout))
 	defer cancel()
-	ctx, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
-	defer started.onFailure(giveUp)()
+	ctx, cancelCause := context.WithCancelCause(ctx)
+	defer cancelCause(nil)
+	defer started.onFailure(cancelCause)()
 	last := ""
 	for {
 		result, err := guest.Exec(ctx, p.shell(p.ready))
-		if wrenn.CodeOf(err) == wrenn.DeadlineExceeded { // the guest's clock was first
+		if wrenn.CodeOf(err) == wrenn.DeadlineExceeded { // the guest noticed it first
 			<-ctx.Done()
 		}
 		switch {
@@ -112,24 +112,24 @@ func (p *preparation) wait(ctx context.Context, guest *envdclient.Client, starte
 	}
 }
 
-// timeUp is why a wait ended, with what the ready command said last.
+// timeUp returns why a wait ended, with the last error of the ready command.
 func timeUp(ctx context.Context, last string) error {
 	cause := context.Cause(ctx)
 	if wrenn.CodeOf(cause) != wrenn.DeadlineExceeded || last == "" {
 		return cause
 	}
-	return wrenn.Errorf(wrenn.DeadlineExceeded, "%v; it said at last: %s", cause, last)
+	return wrenn.Errorf(wrenn.DeadlineExceeded, "%v; the last time: %s", cause, last)
 }
 
-// startCommand is the start command while its output is followed.
+// startCommand is the running start command, whose output is logged.
 type startCommand struct {
 	stop  func()
-	ended chan struct{} // closed when it ended, or cannot be followed any more
-	why   error         // read when ended is closed; nil: it has done its work
+	ended chan struct{} // closed when it ended, or its stream broke
+	err   error         // valid when ended is closed; nil: it ended with success
 }
 
 func (p *preparation) begin(ctx context.Context, guest *envdclient.Client) (*startCommand, error) {
-	// It outlives ctx, whose deadline would be the command's too.
+	// The deadline of ctx must not become the command's.
 	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, cancel)
 	proc, err := guest.Start(follow, p.shell(p.start))
@@ -141,7 +141,7 @@ func (p *preparation) begin(ctx context.Context, guest *envdclient.Client) (*sta
 	s := &startCommand{ended: make(chan struct{})}
 	go func() {
 		defer close(s.ended)
-		s.why = p.follow(proc)
+		s.err = p.follow(proc)
 	}()
 	s.stop = func() {
 		unhook()
@@ -152,7 +152,7 @@ func (p *preparation) begin(ctx context.Context, guest *envdclient.Client) (*sta
 	return s, nil
 }
 
-// onFailure calls f when the command failed, until stop is called.
+// onFailure calls f when the command fails, unless stop was called before.
 func (s *startCommand) onFailure(f context.CancelCauseFunc) (stop func()) {
 	if s == nil {
 		return func() {}
@@ -161,8 +161,8 @@ func (s *startCommand) onFailure(f context.CancelCauseFunc) (stop func()) {
 	go func() {
 		select {
 		case <-s.ended:
-			if s.why != nil {
-				f(s.why)
+			if s.err != nil {
+				f(s.err)
 			}
 		case <-done:
 		}
@@ -170,8 +170,8 @@ func (s *startCommand) onFailure(f context.CancelCauseFunc) (stop func()) {
 	return func() { close(done) }
 }
 
-// follow passes on what the command prints, until it ends. One that ends well
-// has done its work.
+// follow logs what the command prints, until it ends. It is no error if the
+// command ends with success.
 func (p *preparation) follow(proc *envdclient.Process) error {
 	var tail bytes.Buffer
 	stdout, stderr := p.out.writer(), p.out.writer()
@@ -198,8 +198,8 @@ func (p *preparation) follow(proc *envdclient.Process) error {
 	}
 }
 
-// userOf is the user of a container image, which may be a number and have a
-// group behind a colon, as the guest's agent knows it: by name.
+// userOf returns the name of a container image's user, which may be a number and
+// have a group after a colon: the guest's agent knows users by name.
 func userOf(ctx context.Context, guest *envdclient.Client, user string) (string, error) {
 	user, _, _ = strings.Cut(user, ":")
 	if user == "" || strings.Trim(user, "0123456789") != "" {
@@ -211,10 +211,10 @@ func userOf(ctx context.Context, guest *envdclient.Client, user string) (string,
 	const find = `while IFS=: read -r name _ id _; do [ "$id" = "$0" ] && { echo "$name"; exit; }; done < /etc/passwd; exit 1`
 	result, err := guest.Exec(ctx, envdclient.Command{Path: "/bin/sh", Args: []string{"-c", find, user}, User: "root", MaxOutput: maxTail})
 	if err != nil {
-		return "", fmt.Errorf("look for the image's user: %w", err)
+		return "", fmt.Errorf("find the image's user: %w", err)
 	}
 	if result.Code != 0 {
-		return "", wrenn.Errorf(wrenn.FailedPrecondition, "the image runs as user %.20s, who is not in its /etc/passwd: commands need a user with a name", user)
+		return "", wrenn.Errorf(wrenn.FailedPrecondition, "the image runs as user %.20s, which is not in its /etc/passwd: commands need a user with a name", user)
 	}
 	return strings.TrimSpace(string(result.Stdout)), nil
 }

@@ -20,21 +20,21 @@ import (
 const AnyRegistry = "*"
 
 // Registries are the hosts from which container images may come, like docker.io
-// or registry.example:5000; a name without a port is all its ports. Whoever may
-// build templates has this machine connect to them, and to where they send it for
-// tokens and layers. Addresses that are not public, such as this machine's own or
-// those of a cloud's metadata, are dialed for registries that are named, and
+// or registry.example:5000; a name without a port stands for all its ports. A
+// build makes this machine connect to the registry, and to where that redirects
+// it for tokens and layers. Addresses that are not public, such as this machine's
+// or a cloud's metadata service, are dialed only for registries that are named,
 // not for AnyRegistry.
 type Registries []string
 
 // dockerHub is how people write the registry that ggcr calls by its address.
 const dockerHub = "docker.io"
 
-// localTransports are other programs' words for places of this machine, which
-// are nobody's to name: see oci.Open, which is not used here.
+// localTransports are other programs' names for places on this machine. A user
+// may not name them: see oci.Open, which is not used here.
 var localTransports = []string{"docker-archive", "docker-daemon", "containers-storage", "oci", "oci-archive", "dir"}
 
-// hostOf is the registry of a reference.
+// hostOf returns the registry of a reference.
 func hostOf(ref string) (string, error) {
 	parsed, err := name.ParseReference(ref)
 	if transport, _, _ := strings.Cut(ref, ":"); err != nil || slices.Contains(localTransports, transport) {
@@ -46,7 +46,7 @@ func hostOf(ref string) (string, error) {
 	return dockerHub, nil
 }
 
-// check says whether the image may be pulled from where it is.
+// check returns an error unless the image may be pulled from its registry.
 func (r Registries) check(ref string) error {
 	host, err := hostOf(ref)
 	if err != nil {
@@ -55,7 +55,7 @@ func (r Registries) check(ref string) error {
 	if r.named(host) || slices.Contains(r, AnyRegistry) {
 		return nil
 	}
-	return wrenn.Errorf(wrenn.PermissionDenied, "this host takes no images from %.100s: its operator allows %s (templates.registries of its agent)", host, listed(r))
+	return wrenn.Errorf(wrenn.PermissionDenied, "this host does not pull images from %.100s: its operator allows %s (templates.registries of its agent)", host, listed(r))
 }
 
 func listed(r Registries) string {
@@ -70,7 +70,7 @@ func (r Registries) named(host string) bool {
 	return slices.Contains(r, host) || err == nil && slices.Contains(r, bare)
 }
 
-// transport is how the registry of a reference is asked.
+// transport returns the HTTP transport for the registry of a reference.
 func (r Registries) transport(ref string) http.RoundTripper {
 	direct := newTransport()
 	if host, err := hostOf(ref); err == nil && r.named(host) {
@@ -95,11 +95,12 @@ func newTransport() *http.Transport {
 		ResponseHeaderTimeout: headerTimeout,
 		IdleConnTimeout:       time.Minute,
 		ForceAttemptHTTP2:     true,
-		DisableCompression:    true, // images are compressed as it is, and what a registry sends is what is counted
+		DisableCompression:    true, // images are compressed already, and the limits count the bytes of the registry
 	}
 }
 
-// guarded dials public addresses alone. Where the operator has set a proxy, that decides.
+// guarded dials only public addresses. If the operator has set a proxy, the proxy
+// decides.
 type guarded struct{ direct, proxied *http.Transport }
 
 // RoundTrip implements http.RoundTripper.
@@ -110,17 +111,18 @@ func (g *guarded) RoundTrip(r *http.Request) (*http.Response, error) {
 	return g.direct.RoundTrip(r)
 }
 
-// onlyPublic refuses what a name was resolved to, right before the connection.
+// onlyPublic refuses an address that is not public, right before the connection:
+// after the name was resolved.
 func onlyPublic(_ context.Context, _, address string, _ syscall.RawConn) error {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("address of a registry: %w", err)
 	}
 	if ip := at.Addr().Unmap(); !ip.IsGlobalUnicast() || ip.IsPrivate() || shared.Contains(ip) {
-		return wrenn.Errorf(wrenn.PermissionDenied, "the registry is, or sends to, an address that is not public: its operator would have to name the registry in templates.registries of the host's agent")
+		return wrenn.Errorf(wrenn.PermissionDenied, "the registry has, or redirects to, an address that is not public: to allow it, name the registry in templates.registries of the host's agent")
 	}
 	return nil
 }
 
-// shared is the address space of providers' networks, RFC 6598, which clouds use for services of theirs.
+// shared is the shared address space of RFC 6598, which clouds use for their services.
 var shared = netip.MustParsePrefix("100.64.0.0/10")

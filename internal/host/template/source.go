@@ -12,7 +12,7 @@ import (
 	"wrenn/internal/image/oci"
 )
 
-// source is what a guest of a template boots from. Release it.
+// source is what a guest of a template boots from. The caller releases it.
 type source struct {
 	guest     *sandbox.Guest // nil is the base guest
 	env       map[string]string
@@ -21,8 +21,8 @@ type source struct {
 	release   func(context.Context)
 }
 
-// source prepares what the spec names, as a file that can be cloned.
-func (b *Builder) source(ctx context.Context, spec Spec, out *output) (_ *source, err error) {
+// source prepares the source of a template as a file that can be cloned.
+func (b *Builder) source(ctx context.Context, job wrenn.TemplateBuild, out *output) (_ *source, err error) {
 	from := &source{env: map[string]string{}, release: func(context.Context) {}}
 	defer func() {
 		if err != nil {
@@ -30,16 +30,16 @@ func (b *Builder) source(ctx context.Context, spec Spec, out *output) (_ *source
 		}
 	}()
 	cfg := b.cfg.Images
-	cfg.Out, cfg.Name = out.writer(), spec.Image
-	if spec.OCI != "" {
-		cfg.Name = b.images + spec.Generation
-		if err := b.pull(ctx, cfg, spec, from, out); err != nil {
+	cfg.Out, cfg.Name = out.writer(), job.Spec.From.Image
+	if job.Spec.From.OCI != "" {
+		cfg.Name = b.images + string(job.ID)
+		if err := b.pull(ctx, cfg, job, from, out); err != nil {
 			return nil, err
 		}
 	}
-	maps.Copy(from.env, spec.Env)
-	if size := sizeOf(from.env); size > maxEnv {
-		return nil, wrenn.Errorf(wrenn.Invalid, "the variables of the template and its image have %d bytes together; at most are %d", size, maxEnv)
+	maps.Copy(from.env, job.Spec.Env)
+	if size := wrenn.EnvBytes(from.env); size > maxEnvBytes {
+		return nil, wrenn.Errorf(wrenn.Invalid, "the variables of the template and its image have %d bytes together, more than %d", size, maxEnvBytes)
 	}
 	if cfg.Name == "" {
 		return from, nil
@@ -47,14 +47,7 @@ func (b *Builder) source(ctx context.Context, spec Spec, out *output) (_ *source
 	return from, b.adopt(ctx, cfg, from)
 }
 
-func sizeOf(env map[string]string) (n int) {
-	for name, value := range env {
-		n += len(name) + len(value)
-	}
-	return n
-}
-
-// adopt puts the image where the disks are.
+// adopt copies the image to where the disks are.
 func (b *Builder) adopt(ctx context.Context, cfg image.Config, from *source) error {
 	guest, err := image.Prepare(ctx, cfg)
 	if err != nil {
@@ -69,18 +62,19 @@ func (b *Builder) adopt(ctx context.Context, cfg image.Config, from *source) err
 		remove(ctx)
 		b.cfg.Store.Release(guest.Digest)
 		if err := b.cfg.Store.Collect(); err != nil {
-			b.left(ctx, "an image that nobody needs any more", err)
+			b.cannotRemove(ctx, "an unused image", err)
 		}
 	}
 	from.guest = &sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: b.cfg.Kernel}
 	return nil
 }
 
-// pull makes an image of the container image, which release removes: a
-// generation's disk is a clone of it.
-func (b *Builder) pull(ctx context.Context, cfg image.Config, spec Spec, from *source, out *output) error {
-	out.line("pulling %s", spec.OCI)
-	container, err := oci.Pull(ctx, spec.OCI, b.access(spec))
+// pull makes an image of the container image. release removes it: a generation's
+// disk is a clone.
+func (b *Builder) pull(ctx context.Context, cfg image.Config, job wrenn.TemplateBuild, from *source, out *output) error {
+	ref := job.Spec.From.OCI
+	out.line("pulling %s", ref)
+	container, err := oci.Pull(ctx, ref, b.access(job))
 	if err != nil {
 		return err
 	}
@@ -92,12 +86,12 @@ func (b *Builder) pull(ctx context.Context, cfg image.Config, spec Spec, from *s
 	from.user, from.dir, from.digest = container.Config.User, container.Config.WorkingDir, container.Digest
 	from.release = func(ctx context.Context) {
 		if err := image.Remove(ctx, cfg, cfg.Name); err != nil {
-			b.left(ctx, "the image of a build", err)
+			b.cannotRemove(ctx, "the image of a build", err)
 		}
 	}
 	return nil
 }
 
-func (b *Builder) left(ctx context.Context, what string, err error) {
-	b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "something of a build cannot be removed", slog.String("what", what), slog.Any("err", err))
+func (b *Builder) cannotRemove(ctx context.Context, what string, err error) {
+	b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove what a build left", slog.String("what", what), slog.Any("err", err))
 }

@@ -1,7 +1,7 @@
-// Package template builds on a host what sandboxes start from: it boots an
-// image, waits until what shall run in it is ready, and keeps memory and disk as
-// a snapshot, a generation of a template. Generations never change; which one a
-// template's name means is the control plane's business.
+// Package template builds on a host what sandboxes start from: it boots an image,
+// waits until the programs in it are ready, and saves memory and disk as a
+// snapshot, a generation of a template. Generations never change; the control
+// plane decides which one a template's name means.
 package template
 
 import (
@@ -13,9 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/semaphore"
 
@@ -29,64 +27,20 @@ import (
 
 const (
 	// parallel bounds the builds at work: each takes a machine, and disk and CPU to
-	// unpack images. More of them wait.
+	// unpack images. Further builds wait.
 	parallel = 2
-	// maxEnv bounds the variables of a generation together: they travel with each of its sandboxes.
-	maxEnv = 128 << 10
-	// defaultReady is that of Spec.ReadyTimeout.
-	defaultReady = 2 * time.Minute
+	// maxEnvBytes bounds the variables of a generation together, those of its
+	// container image included: each of its sandboxes gets them.
+	maxEnvBytes = 128 << 10
 )
 
-// buildImage begins the names of images that are there for a build alone. What
-// follows tells agents apart that share a directory of images.
+// buildImage begins the names of images that exist for a build only. The next
+// part of the name differs between agents that share a directory of images.
 const buildImage = "build."
 
-// generationForm is what names a generation; no other snapshot's name is like it.
-var generationForm = regexp.MustCompile(`^t[a-z0-9]{20}$`)
-
-// CheckGeneration says whether the id can name a generation: Invalid when not.
-func CheckGeneration(id string) error {
-	if !generationForm.MatchString(id) {
-		return wrenn.Errorf(wrenn.Invalid, "%.80q is no generation of a template", id)
-	}
-	return nil
-}
-
-// Spec is what is to be built. Generation and at most one source are needed;
-// without a source it is the base guest.
-type Spec struct {
-	Generation string
-	// The sources: an image of this host (see image.FromContainer), a container
-	// image of a registry, or a running sandbox of this host as it is now.
-	Image   string
-	OCI     string
-	Access  Access // for OCI
-	Sandbox wrenn.SandboxID
-
-	// Shape, Env and the commands do not go with Sandbox, which has its own.
-	Shape sandbox.Shape
-	Env   map[string]string
-	Start string // a shell command that runs on in every sandbox
-	Ready string // a shell command that succeeds when the sandbox is ready
-	// ReadyTimeout bounds the wait for Ready; default 2 min.
-	ReadyTimeout time.Duration
-}
-
-// Access is what a registry asks for. It is used for the pull and kept nowhere.
-type Access struct{ Username, Password string }
-
-// Built is a generation that is there.
-type Built struct {
-	Shape sandbox.Shape
-	Bytes int64 // on the disk, shared ones included
-	// Env is what commands in its sandboxes are to have beside their own: the
-	// container image's variables and the spec's.
-	Env    map[string]string
-	Digest string // of the container image, if it is made of one
-}
-
-// note is kept with a generation's snapshot: what the snapshot itself does not say.
-type note struct {
+// metadata is stored with a generation's snapshot: what the snapshot itself does
+// not say.
+type metadata struct {
 	Env    map[string]string `json:"env,omitempty"`
 	Digest string            `json:"digest,omitempty"`
 }
@@ -114,7 +68,7 @@ func New(cfg Config) *Builder {
 	return &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: semaphore.NewWeighted(parallel)}
 }
 
-// Sweep removes what builds of a dead agent have left. No build may be at work.
+// Sweep removes the images that builds of a dead agent left. No build may be at work.
 func (b *Builder) Sweep(ctx context.Context) error {
 	names, err := image.Names(b.cfg.Images)
 	if err != nil {
@@ -129,131 +83,125 @@ func (b *Builder) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Build makes a generation, unless it is there, and calls say with lines about
-// how far it is and with what the start command prints, one at a time; the
-// build waits for say. When ctx ends before it is done nothing is left. The
-// error says what was wrong with the source or a command.
-func (b *Builder) Build(ctx context.Context, spec Spec, say func(line string)) (Built, error) {
-	if err := b.check(spec); err != nil {
-		return Built{}, err
+// Build builds a generation of a template, or returns the one that exists. It
+// calls log with lines about its progress and with the output of the start
+// command, one at a time, and waits for log. When ctx ends first nothing is left.
+// The error says what was wrong with the source or a command; the result has the
+// variables of the container image and the spec.
+func (b *Builder) Build(ctx context.Context, job wrenn.TemplateBuild, log func(line string)) (wrenn.BuiltGeneration, error) {
+	if err := b.check(job); err != nil {
+		return wrenn.BuiltGeneration{}, err
 	}
-	out := &output{say: say}
+	out := &output{log: log}
 	if !b.slots.TryAcquire(1) {
 		out.line("waiting for other builds on this host")
 		if err := b.slots.Acquire(ctx, 1); err != nil {
-			return Built{}, context.Cause(ctx)
+			return wrenn.BuiltGeneration{}, context.Cause(ctx)
 		}
 	}
 	defer b.slots.Release(1)
-	if built, err := b.find(ctx, spec.Generation); wrenn.CodeOf(err) != wrenn.NotFound {
+	if built, err := b.find(ctx, job.ID); wrenn.CodeOf(err) != wrenn.NotFound {
 		return built, err
 	}
-	if err := b.build(ctx, spec, out); err != nil {
-		if ctx.Err() != nil { // what was cut says less
+	if err := b.build(ctx, job, out); err != nil {
+		if ctx.Err() != nil { // the error of an interrupted step says less
 			err = context.Cause(ctx)
 		}
-		return Built{}, err
+		return wrenn.BuiltGeneration{}, err
 	}
-	return b.find(ctx, spec.Generation)
+	return b.find(ctx, job.ID)
 }
 
-func (b *Builder) check(spec Spec) error {
-	sources := 0
-	for _, source := range []string{spec.Image, spec.OCI, string(spec.Sandbox)} {
-		if source != "" {
-			sources++
-		}
+func (b *Builder) check(job wrenn.TemplateBuild) error {
+	if _, err := wrenn.ParseGenerationID(string(job.ID)); err != nil {
+		return err
 	}
-	switch {
-	case CheckGeneration(spec.Generation) != nil:
-		return CheckGeneration(spec.Generation)
-	case sources > 1:
-		return wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image or a sandbox: say one of them")
-	case spec.Sandbox != "" && (spec.Start != "" || spec.Ready != "" || len(spec.Env) > 0 || spec.Shape != sandbox.Shape{}):
-		return wrenn.Errorf(wrenn.Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables and commands")
-	case strings.HasPrefix(spec.Image, buildImage): // another build's
-		return wrenn.Errorf(wrenn.NotFound, "there is no image %.80q", spec.Image)
-	case spec.OCI != "":
-		return b.cfg.Registries.check(spec.OCI)
+	if err := job.Check(); err != nil {
+		return err
+	}
+	switch from := job.Spec.From; {
+	case strings.HasPrefix(from.Image, buildImage): // another build's
+		return wrenn.Errorf(wrenn.NotFound, "there is no image %.80q", from.Image)
+	case from.OCI != "":
+		return b.cfg.Registries.check(from.OCI)
 	}
 	return nil
 }
 
-// find is a generation that is there.
-func (b *Builder) find(ctx context.Context, generation string) (Built, error) {
-	kept, err := b.cfg.Manager.KeptSnapshot(ctx, generation)
+// find returns an existing generation. NotFound when it does not exist.
+func (b *Builder) find(ctx context.Context, id wrenn.GenerationID) (wrenn.BuiltGeneration, error) {
+	kept, err := b.cfg.Manager.KeptSnapshot(ctx, string(id))
 	if err != nil {
-		return Built{}, err
+		return wrenn.BuiltGeneration{}, err
 	}
-	var n note
+	var m metadata
 	if len(kept.Note) > 0 {
-		if err := json.Unmarshal(kept.Note, &n); err != nil {
-			return Built{}, fmt.Errorf("note of generation %s: %w", generation, err)
+		if err := json.Unmarshal(kept.Note, &m); err != nil {
+			return wrenn.BuiltGeneration{}, fmt.Errorf("metadata of generation %s: %w", id, err)
 		}
 	}
-	return Built{Shape: kept.Shape, Bytes: kept.Bytes, Env: n.Env, Digest: n.Digest}, nil
+	return wrenn.BuiltGeneration{Size: kept.Shape, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
 }
 
-func (b *Builder) build(ctx context.Context, spec Spec, out *output) error {
-	if spec.Sandbox != "" {
-		sb, err := b.cfg.Manager.Get(spec.Sandbox)
+func (b *Builder) build(ctx context.Context, job wrenn.TemplateBuild, out *output) error {
+	spec := job.Spec
+	if spec.From.Sandbox != "" {
+		sb, err := b.cfg.Manager.Get(spec.From.Sandbox)
 		if err != nil {
 			return err
 		}
-		out.line("keeping sandbox %s as it is now", spec.Sandbox)
-		return sb.Snapshot(ctx, spec.Generation)
+		out.line("saving sandbox %s as it is now", spec.From.Sandbox)
+		return sb.Snapshot(ctx, string(job.ID))
 	}
-	from, err := b.source(ctx, spec, out)
+	from, err := b.source(ctx, job, out)
 	if err != nil {
 		return err
 	}
 	defer from.release(context.WithoutCancel(ctx))
-	text, err := json.Marshal(note{Env: from.env, Digest: from.digest})
+	text, err := json.Marshal(metadata{Env: from.env, Digest: from.digest})
 	if err != nil {
 		return err
 	}
 	out.line("booting")
 	p := preparation{
-		start: spec.Start, ready: spec.Ready, user: from.user, dir: from.dir,
-		timeout: cmp.Or(spec.ReadyTimeout, defaultReady), settle: settleFor, out: out,
+		start: spec.StartCmd, ready: spec.ReadyCmd, user: from.user, dir: from.dir,
+		timeout: cmp.Or(spec.ReadyTimeout, wrenn.DefaultReadyTimeout), settle: settleFor, out: out,
 	}
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
-		Name: spec.Generation, Shape: spec.Shape, Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
+		Name: string(job.ID), Shape: spec.Size.OrDefault(), Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
 	})
 	if err == nil {
-		out.line("kept as a snapshot")
+		out.line("saved as a snapshot")
 	}
 	return err
 }
 
-// Delete lets a generation go; its files stay while a sandbox needs them. One
-// that is not there is no error.
-func (b *Builder) Delete(ctx context.Context, generation string) error {
-	if err := CheckGeneration(generation); err != nil {
-		return err
-	}
-	err := b.cfg.Manager.RemoveSnapshot(ctx, generation)
+// Delete removes a generation; its files stay while a sandbox needs them. It is
+// no error if the generation does not exist.
+func (b *Builder) Delete(ctx context.Context, id wrenn.GenerationID) error {
+	err := b.cfg.Manager.RemoveSnapshot(ctx, string(id))
 	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return nil
 	}
 	return err
 }
 
-// Generations lists those that are on this host.
-func (b *Builder) Generations() []string {
-	var ids []string
-	for _, id := range b.cfg.Manager.KeptSnapshots() {
-		if CheckGeneration(id) == nil {
+// Generations returns the ids of the generations on this host.
+func (b *Builder) Generations() []wrenn.GenerationID {
+	var ids []wrenn.GenerationID
+	for _, name := range b.cfg.Manager.KeptSnapshots() {
+		if id, err := wrenn.ParseGenerationID(name); err == nil { // no other snapshot's name is like it
 			ids = append(ids, id)
 		}
 	}
 	return ids
 }
 
-// access is oci's, through a transport that dials what the registries allow.
-func (b *Builder) access(spec Spec) oci.Access {
+// access returns the login for a registry, and a transport that dials only what
+// the registries allow.
+func (b *Builder) access(job wrenn.TemplateBuild) oci.Access {
 	return oci.Access{
-		Username: spec.Access.Username, Password: spec.Access.Password,
-		Transport: b.cfg.Registries.transport(spec.OCI),
+		Username: job.Login.Username, Password: job.Login.Password,
+		Transport: b.cfg.Registries.transport(job.Spec.From.OCI),
 	}
 }

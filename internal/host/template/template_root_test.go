@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,31 +16,30 @@ import (
 	"wrenn"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/server/agenttest"
-	"wrenn/internal/host/template"
 	"wrenn/internal/testkit"
 )
 
-var shape = sandbox.Shape{VCPUs: 1, MemoryMiB: 64}
+var size = wrenn.Size{VCPUs: 1, MemoryMiB: 64}
 
-// story is what a build said.
-type story struct {
+// buildLog is the log of a build.
+type buildLog struct {
 	mu    sync.Mutex // guards lines
 	lines []string
 }
 
-func (s *story) say(line string) {
+func (s *buildLog) add(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lines = append(s.lines, line)
 }
 
-func (s *story) String() string {
+func (s *buildLog) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(s.lines, "\n")
 }
 
-// TestBuild: the guests are this machine's programs, which see its files.
+// TestBuild: the guests run as programs of this machine and see its files.
 func TestBuild(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
 	dir := t.TempDir()
@@ -48,40 +48,40 @@ func TestBuild(t *testing.T) {
 	}
 	flag := filepath.Join(dir, "flag")
 	for _, tt := range []struct {
-		name     string
-		spec     template.Spec
-		code     wrenn.Code
-		text     string // of the error
-		said     string
-		notThere bool // a part of said that must not be said
+		name   string
+		spec   wrenn.TemplateSpec
+		code   wrenn.Code
+		text   string // of the error
+		logged string
 	}{
-		{name: "nothing to do", said: "booting\nkept as a snapshot"},
-		{name: "a start command that has done its work", spec: template.Spec{Start: "echo hello; echo $GREETING >&2", Env: map[string]string{"GREETING": "servus"}}, said: "servus"},
-		{name: "ready later", spec: template.Spec{Start: "echo on it; sleep 1; touch " + flag + "; exec sleep 60", Ready: "test -e " + flag}, said: "on it"},
-		{name: "start fails", spec: template.Spec{Start: "echo no such thing >&2; exit 7"}, code: wrenn.FailedPrecondition, text: `exit status 7: "no such thing"`, said: "no such thing"},
+		{name: "nothing to do", logged: "booting\nsaved as a snapshot"},
+		{name: "a start command that has done its work", spec: wrenn.TemplateSpec{StartCmd: "echo hello; echo $GREETING >&2", Env: map[string]string{"GREETING": "servus"}}, logged: "servus"},
+		{name: "ready later", spec: wrenn.TemplateSpec{StartCmd: "echo on it; sleep 1; touch " + flag + "; exec sleep 60", ReadyCmd: "test -e " + flag}, logged: "on it"},
+		{name: "start fails", spec: wrenn.TemplateSpec{StartCmd: "echo no such thing >&2; exit 7"}, code: wrenn.FailedPrecondition, text: `exit status 7: "no such thing"`, logged: "no such thing"},
 		{
-			name: "start fails while it is waited for", spec: template.Spec{Start: "sleep 0.3; exit 7", Ready: "sleep 1000", ReadyTimeout: time.Hour},
+			name: "start fails while it is waited for", spec: wrenn.TemplateSpec{StartCmd: "sleep 0.3; exit 7", ReadyCmd: "sleep 1000", ReadyTimeout: time.Hour},
 			code: wrenn.FailedPrecondition, text: "exit status 7",
 		},
 		{
-			name: "never ready", spec: template.Spec{Ready: "echo not yet >&2; false", ReadyTimeout: time.Second},
+			name: "never ready", spec: wrenn.TemplateSpec{ReadyCmd: "echo not yet >&2; false", ReadyTimeout: time.Second},
 			code: wrenn.DeadlineExceeded, text: `did not succeed within 1s`,
 		},
-		{name: "a ready command that hangs", spec: template.Spec{Ready: "sleep 1000", ReadyTimeout: time.Second}, code: wrenn.DeadlineExceeded, text: "within 1s"},
+		{name: "a ready command that hangs", spec: wrenn.TemplateSpec{ReadyCmd: "sleep 1000", ReadyTimeout: time.Second}, code: wrenn.DeadlineExceeded, text: "within 1s"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var said story
-			tt.spec.Generation, tt.spec.Shape = string(wrenn.NewGenerationID()), shape
-			built, err := agent.Templates.Build(t.Context(), tt.spec, said.say)
+			var log buildLog
+			id := wrenn.NewGenerationID()
+			tt.spec.Size = size
+			built, err := agent.Templates.Build(t.Context(), wrenn.TemplateBuild{ID: id, Spec: tt.spec}, log.add)
 			testkit.WantCode(t, err, tt.code, tt.text)
-			if !strings.Contains(said.String(), tt.said) {
-				t.Errorf("it said:\n%s\nwant %q", &said, tt.said)
+			if !strings.Contains(log.String(), tt.logged) {
+				t.Errorf("the log is:\n%s\nwant %q", &log, tt.logged)
 			}
-			there := strings.Contains(strings.Join(agent.Templates.Generations(), " "), tt.spec.Generation)
-			if there != (tt.code == "") {
-				t.Errorf("there: %v after %v", there, err)
+			exists := slices.Contains(agent.Templates.Generations(), id)
+			if exists != (tt.code == "") {
+				t.Errorf("the generation exists: %v, after %v", exists, err)
 			}
-			if err == nil && (built.Shape != shape || built.Bytes == 0 || built.Env["GREETING"] != tt.spec.Env["GREETING"]) {
+			if err == nil && (built.Size != size || built.SizeBytes == 0 || built.Env["GREETING"] != tt.spec.Env["GREETING"]) {
 				t.Errorf("built %+v", built)
 			}
 			if n := agent.Manager.Live(); n != 0 || len(agent.World.Running()) != 0 {
@@ -93,18 +93,18 @@ func TestBuild(t *testing.T) {
 
 func TestBuildIsDoneOnce(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
-	spec := template.Spec{Generation: string(wrenn.NewGenerationID()), Shape: shape, Env: map[string]string{"A": "b"}}
-	var first, second story
-	one, err := agent.Templates.Build(t.Context(), spec, first.say)
+	job := wrenn.TemplateBuild{ID: wrenn.NewGenerationID(), Spec: wrenn.TemplateSpec{Size: size, Env: map[string]string{"A": "b"}}}
+	var first, second buildLog
+	one, err := agent.Templates.Build(t.Context(), job, first.add)
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := agent.Templates.Build(t.Context(), template.Spec{Generation: spec.Generation}, second.say)
-	if err != nil || two.Bytes != one.Bytes || two.Env["A"] != "b" || len(second.lines) != 0 {
-		t.Errorf("again: %+v, %v, it said %q", two, err, second.lines)
+	two, err := agent.Templates.Build(t.Context(), wrenn.TemplateBuild{ID: job.ID}, second.add)
+	if err != nil || two.SizeBytes != one.SizeBytes || two.Env["A"] != "b" || len(second.lines) != 0 {
+		t.Errorf("again: %+v, %v, its log %q", two, err, second.lines)
 	}
 	for range 2 {
-		if err := agent.Templates.Delete(t.Context(), spec.Generation); err != nil {
+		if err := agent.Templates.Delete(t.Context(), job.ID); err != nil {
 			t.Error(err)
 		}
 	}
@@ -113,14 +113,16 @@ func TestBuildIsDoneOnce(t *testing.T) {
 	}
 }
 
-func TestBuildIsGivenUp(t *testing.T) {
+func TestBuildIsCanceled(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
 	ctx, cancel := context.WithCancelCause(t.Context())
-	why := errors.New("nobody wants it any more")
-	var said story
-	spec := template.Spec{Generation: string(wrenn.NewGenerationID()), Shape: shape, Start: "echo it runs; exec sleep 1000", Ready: "false", ReadyTimeout: time.Hour}
-	_, err := agent.Templates.Build(ctx, spec, func(line string) {
-		said.say(line)
+	why := errors.New("the caller is gone")
+	var log buildLog
+	job := wrenn.TemplateBuild{ID: wrenn.NewGenerationID(), Spec: wrenn.TemplateSpec{
+		Size: size, StartCmd: "echo it runs; exec sleep 1000", ReadyCmd: "false", ReadyTimeout: time.Hour,
+	}}
+	_, err := agent.Templates.Build(ctx, job, func(line string) {
+		log.add(line)
 		if line == "it runs" {
 			cancel(why)
 		}
@@ -135,28 +137,27 @@ func TestBuildIsGivenUp(t *testing.T) {
 
 func TestBuildFromSandbox(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
-	sb, err := agent.Manager.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	sb, err := agent.Manager.Create(t.Context(), wrenn.NewSandboxID(), size)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var said story
-	spec := template.Spec{Generation: string(wrenn.NewGenerationID()), Sandbox: sb.ID()}
-	built, err := agent.Templates.Build(t.Context(), spec, said.say)
-	if err != nil || built.Shape != shape {
+	var log buildLog
+	job := wrenn.TemplateBuild{ID: wrenn.NewGenerationID(), Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID()}}}
+	built, err := agent.Templates.Build(t.Context(), job, log.add)
+	if err != nil || built.Size != size {
 		t.Errorf("built %+v, %v", built, err)
 	}
 	if info := sb.Info(); info.Status != sandbox.StatusRunning {
 		t.Errorf("the sandbox is %s", info.Status)
 	}
-	spec.Sandbox = wrenn.NewSandboxID()
-	spec.Generation = string(wrenn.NewGenerationID())
-	_, err = agent.Templates.Build(t.Context(), spec, said.say)
-	testkit.WantCode(t, err, wrenn.NotFound, string(spec.Sandbox))
-	spec.Start = "true"
-	_, err = agent.Templates.Build(t.Context(), spec, said.say)
+	job.ID, job.Spec.From.Sandbox = wrenn.NewGenerationID(), wrenn.NewSandboxID()
+	_, err = agent.Templates.Build(t.Context(), job, log.add)
+	testkit.WantCode(t, err, wrenn.NotFound, string(job.Spec.From.Sandbox))
+	job.Spec.StartCmd = "true"
+	_, err = agent.Templates.Build(t.Context(), job, log.add)
 	testkit.WantCode(t, err, wrenn.Invalid, "as it is")
 	// A deleted generation's files stay while a sandbox needs them.
-	copied, err := agent.Manager.Ensure(t.Context(), sandbox.Request{ID: wrenn.NewSandboxID(), Template: "mine", Shape: shape, Snapshot: agent.Templates.Generations()[0]})
+	copied, err := agent.Manager.Ensure(t.Context(), sandbox.Request{ID: wrenn.NewSandboxID(), Template: "mine", Shape: size, Snapshot: string(agent.Templates.Generations()[0])})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,22 +174,23 @@ func TestBuildFromSandbox(t *testing.T) {
 
 func TestBuildRefuses(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
-	id := string(wrenn.NewGenerationID())
+	id := wrenn.NewGenerationID()
 	for name, tt := range map[string]struct {
-		spec template.Spec
+		id   wrenn.GenerationID
+		from wrenn.TemplateSource
 		code wrenn.Code
 		text string
 	}{
-		"no generation":             {template.Spec{Generation: "../x"}, wrenn.Invalid, "no generation"},
-		"two sources":               {template.Spec{Generation: id, Image: "a", OCI: "b"}, wrenn.Invalid, "one of them"},
-		"the image of a build":      {template.Spec{Generation: id, Image: "build." + id}, wrenn.NotFound, "no image"},
-		"a file of this machine":    {template.Spec{Generation: id, OCI: "docker-archive:/etc/passwd"}, wrenn.Invalid, "does not name"},
-		"a daemon of this machine":  {template.Spec{Generation: id, OCI: "docker-daemon:debian:12"}, wrenn.Invalid, "does not name"},
-		"a registry not allowed":    {template.Spec{Generation: id, OCI: "registry.example/app:1"}, wrenn.PermissionDenied, "no registry"},
-		"a registry by its address": {template.Spec{Generation: id, OCI: "127.0.0.1:5000/app:1"}, wrenn.PermissionDenied, "127.0.0.1:5000"},
+		"no generation":             {"../x", wrenn.TemplateSource{}, wrenn.Invalid, "generation"},
+		"two sources":               {id, wrenn.TemplateSource{Image: "a", OCI: "b"}, wrenn.Invalid, "one of them"},
+		"the image of a build":      {id, wrenn.TemplateSource{Image: "build." + string(id)}, wrenn.NotFound, "no image"},
+		"a file of this machine":    {id, wrenn.TemplateSource{OCI: "docker-archive:/etc/passwd"}, wrenn.Invalid, "does not name"},
+		"a daemon of this machine":  {id, wrenn.TemplateSource{OCI: "docker-daemon:debian:12"}, wrenn.Invalid, "does not name"},
+		"a registry not allowed":    {id, wrenn.TemplateSource{OCI: "registry.example/app:1"}, wrenn.PermissionDenied, "no registry"},
+		"a registry by its address": {id, wrenn.TemplateSource{OCI: "127.0.0.1:5000/app:1"}, wrenn.PermissionDenied, "127.0.0.1:5000"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := agent.Templates.Build(t.Context(), tt.spec, func(string) {})
+			_, err := agent.Templates.Build(t.Context(), wrenn.TemplateBuild{ID: tt.id, Spec: wrenn.TemplateSpec{From: tt.from}}, func(string) {})
 			testkit.WantCode(t, err, tt.code, tt.text)
 		})
 	}
