@@ -8,12 +8,12 @@ import (
 	"wrenn/internal/vm"
 )
 
-// hardware is the part of the command line that makes the machine. A
-// snapshot's device state fits exactly this hardware, so snapshots record it.
+// hardware returns the part of the command line that defines the machine. The device
+// state of a snapshot fits exactly this hardware, so snapshots record it.
 //
-// What is here and what is not was found by measurement, see docs/machines.md:
-// the interval timer (pit) and the real-time clock (rtc) are needed to boot,
-// the old interrupt controller (pic) must not be there on QEMU 10.
+// The options were found by measurement, see docs/machines.md: a boot needs the
+// interval timer (pit) and the real-time clock (rtc), and fails on QEMU 10 with the old
+// interrupt controller (pic).
 func (d *Driver) hardware(spec vm.Spec) []string {
 	board := "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on,memory-backend=mem0"
 	if d.version.before(noOptRoms) {
@@ -35,8 +35,8 @@ func (d *Driver) hardware(spec vm.Spec) []string {
 	return args
 }
 
-// host is the part that says how this process does it; it may differ between
-// a machine and those that are restored from it.
+// host returns the part of the command line that is about this process. It may differ
+// between a machine and those that are restored from it.
 func (d *Driver) host(id string) []string {
 	return []string{
 		"-name", id,
@@ -44,31 +44,31 @@ func (d *Driver) host(id string) []string {
 		"-nodefaults", "-no-user-config", "-display", "none",
 		"-no-reboot",       // a guest that reboots ends
 		"-serial", "stdio", // the console of package launch
-		// QEMU would refuse device state of its two kinds of saving alike
-		// without it; what it checked is in our manifest.
+		// QEMU has two kinds of saving device state. It would refuse that of the one
+		// that we use, because a section is missing; our manifest has what it checks.
 		"-global", "migration.send-configuration=off",
-		// Nor has its form that QEMU describes itself in the device state that we
-		// have it save: it would complain of that at each restore.
+		// That kind has no description of the state either. QEMU would look for it and
+		// complain at each restore.
 		"-machine", "suppress-vmdesc=on",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 }
 
-// commandLine is what the guest's kernel gets beside the caller's arguments.
+// commandLine returns the arguments of the guest's kernel: the caller's and ours.
 func (d *Driver) commandLine(args []string) string {
 	return strings.Join(append(slices.Clip(args),
 		"console=ttyS0", "quiet",
-		"panic=-1", // reboot at once, which ends the VMM
-		"reboot=t", // by a triple fault: the firmware, where the kernel would jump else, is not there after a restore
-		// Under emulation the kernel cannot measure the clock reliably: without
-		// it one boot in six hung.
+		"panic=-1", // reboot immediately, which ends the VMM
+		"reboot=t", // by a triple fault: else the kernel jumps into the firmware, which no longer exists after a restore
+		// Under emulation the kernel cannot measure the clock reliably: without this
+		// one boot in six hung.
 		fmt.Sprintf("tsc_early_khz=%d", d.tscKHz),
-		// Nor can it tell that its clock is a good one: what it compares it with
-		// under emulation are its own ticks, of which a busy host loses some. Then it
-		// fell back to them: a clock that is wrong, in steps of 4 ms, and that wakes the
-		// machine 250 times a second, which is five times the CPU time of an idle one.
+		// Nor can it check the clock: under emulation it compares it with its own ticks,
+		// of which a busy host loses some. Then it used the ticks as its clock, which is
+		// wrong, has steps of 4 ms and wakes the machine 250 times a second: five times
+		// the CPU time of an idle machine.
 		"tsc=reliable",
-		"nowatchdog",          // it wakes idle machines, and takes a busy host for a lockup
+		"nowatchdog",          // it wakes idle machines, and reports a lockup on a busy host
 		"noreplace-smp",       // patching code costs emulated CPUs 70 ms
 		"random.trust_cpu=on", // or the first read of /dev/urandom waits
 	), " ")

@@ -17,25 +17,24 @@ import (
 	"wrenn/internal/vm/launch"
 )
 
-// socketName is the control socket's in vm.Spec.Dir.
+// socketName is the name of the control socket in vm.Spec.Dir.
 const socketName = "qmp"
 
-// memoryFD is the descriptor of the machine's memory in the VMM: the first
-// that is passed.
+// memoryFD is the VMM's descriptor of the machine's memory, the first that is passed.
 const memoryFD = 3
 
-// assembly is a machine in the making.
+// assembly makes a machine.
 type assembly struct {
 	d    *Driver
 	spec vm.Spec
 	snap *snapshot // nil for a machine that boots
 
 	args    []string
-	files   []*os.File // what the VMM gets, from descriptor 3 on; ours are closed in the end
-	stateFD int        // the device state's descriptor in the VMM
+	files   []*os.File // passed to the VMM, from descriptor 3 on; closed here in the end
+	stateFD int        // the VMM's descriptor of the device state
 	image   *lease     // the memory that restored machines share, if it is a copy
-	mapped  basis      // over which a restored machine's memory is mapped
-	rest    *os.File   // where what differs from that is; nil when nothing does
+	mapped  fileID     // the file that a restored machine maps privately
+	newer   *os.File   // has the pages that differ from mapped; nil if none do
 	machine *machine
 }
 
@@ -58,7 +57,7 @@ func (a *assembly) steps() []rollback.Step {
 		rollback.Step{Name: "resume", Do: a.resume})
 }
 
-// assemble makes a machine, or nothing at all.
+// assemble makes a machine. If it fails it leaves nothing.
 func (d *Driver) assemble(ctx context.Context, spec vm.Spec, snap *snapshot) (vm.Machine, error) {
 	a := &assembly{d: d, spec: spec, snap: snap}
 	defer a.close()
@@ -68,7 +67,7 @@ func (d *Driver) assemble(ctx context.Context, spec vm.Spec, snap *snapshot) (vm
 	return a.machine, nil
 }
 
-// pass gives the file to the VMM and returns its descriptor there.
+// pass adds a file to those of the VMM and returns the VMM's descriptor of it.
 func (a *assembly) pass(f *os.File) int {
 	a.files = append(a.files, f)
 	return memoryFD + len(a.files) - 1
@@ -81,16 +80,16 @@ func (a *assembly) closeFiles() {
 	a.files = nil
 }
 
-// close gives back what is ours of a machine, made or not.
+// close closes the files of this process, whether the machine was made or not.
 func (a *assembly) close() {
 	a.closeFiles()
-	if a.rest != nil {
-		a.rest.Close()
+	if a.newer != nil {
+		a.newer.Close()
 	}
 }
 
-// reopen is the name by which the VMM opens a file that it was given, where
-// QEMU wants a name: the directories on the way to the file do not count.
+// reopen returns the name by which the VMM opens a file that was passed to it, where
+// QEMU needs a name. It needs no access to the directories of the file.
 func reopen(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 func (a *assembly) giveMemory(context.Context) error {
@@ -115,7 +114,7 @@ func (a *assembly) giveMemory(context.Context) error {
 		return nil
 	}
 	defer memory.Close()
-	img, err := a.d.images.take(memory)
+	img, err := a.d.images.acquire(memory)
 	if err != nil {
 		return err
 	}
@@ -136,31 +135,31 @@ func (a *assembly) releaseMemory(context.Context) error {
 	return nil
 }
 
-// chooseMemory returns the memory file that a restored machine maps, which is
-// the caller's to close. For an exclusive machine that is the older file of which
-// the snapshot's memory is changes, if it still exists.
+// chooseMemory returns the memory file that a restored machine maps. The caller closes
+// it. For an exclusive machine that is the base of the snapshot's changes, if it still
+// exists.
 func (a *assembly) chooseMemory() (*os.File, error) {
 	memory := a.snap.memory
 	a.snap.memory = nil
 	if a.spec.Exclusive && a.snap.changed != nil {
-		if older, err := a.snap.basis.open(int64(a.spec.MemoryMiB) << 20); err == nil {
-			memory, a.rest = older, memory
+		if older, err := a.snap.base.open(int64(a.spec.MemoryMiB) << 20); err == nil {
+			memory, a.newer = older, memory
 		}
 	}
 	var err error
-	if a.mapped, err = basisOf(memory); err != nil {
+	if a.mapped, err = idOf(memory); err != nil {
 		memory.Close()
 		return nil, err
 	}
 	return memory, nil
 }
 
-// fillIn completes a machine's memory before anything in it runs.
+// fillIn writes the changed pages into the machine's memory before the guest runs.
 func (a *assembly) fillIn(ctx context.Context) error {
-	if a.rest == nil {
+	if a.newer == nil {
 		return nil
 	}
-	return a.machine.fillIn(ctx, a.rest, a.snap.changed, int64(a.spec.MemoryMiB)<<20)
+	return a.machine.fillIn(ctx, a.newer, a.snap.changed, int64(a.spec.MemoryMiB)<<20)
 }
 
 // Options of a disk that the guest writes to.
@@ -219,15 +218,15 @@ func (a *assembly) giveNetwork(context.Context) error {
 	return nil
 }
 
-// giveSocket makes the control socket: it belongs to us alone, and there is no
-// moment at which it is not yet there.
+// giveSocket makes the control socket. Only this user may use it, and it exists before
+// the VMM starts.
 func (a *assembly) giveSocket(context.Context) error {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(a.spec.Dir, socketName), Net: "unix"})
 	if err != nil {
 		return err
 	}
 	l.SetUnlinkOnClose(false)
-	defer func() { _ = l.Close() }() // the VMM has its own
+	defer func() { _ = l.Close() }() // the VMM has its descriptor
 	if err := os.Chmod(l.Addr().String(), 0o600); err != nil {
 		return err
 	}
@@ -258,8 +257,8 @@ func (a *assembly) giveKernel(ctx context.Context) error {
 	return nil
 }
 
-// giveReadable passes a file that QEMU opens by name, as another user: what is
-// not everybody's to read is passed as a copy.
+// giveReadable passes a file that QEMU opens by name, as another user: if not every
+// user may read it, it passes a copy.
 func (a *assembly) giveReadable(ctx context.Context, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -294,10 +293,10 @@ func (a *assembly) launch(context.Context) error {
 		Namespace: a.spec.Net.Namespace,
 		UID:       a.spec.UID,
 		GID:       a.spec.GID,
-		// QEMU asks for huge pages, and they cost each machine 3 MiB of which it uses nothing.
+		// QEMU asks for huge pages, which cost each machine 3 MiB that it does not use.
 		SmallPages: true,
 	})
-	a.closeFiles() // above all the socket: while we have it too, a dead VMM's would still take connections
+	a.closeFiles() // above all the socket: while it is open here, that of a dead VMM would accept connections
 	if err != nil {
 		return err
 	}
@@ -319,7 +318,7 @@ func (a *assembly) stop(ctx context.Context) error {
 	return a.machine.Stop(ctx)
 }
 
-// private is what Snapshot must know of the machine, also after Adopt.
+// private returns what Snapshot needs to know of the machine, also after Adopt.
 func (a *assembly) private() map[string]string {
 	man := a.d.manifest(a.spec)
 	if a.snap == nil {
@@ -342,11 +341,11 @@ func (a *assembly) load(ctx context.Context) error {
 
 func (a *assembly) resume(ctx context.Context) error { return a.machine.Resume(ctx) }
 
-// openTAP opens the TAP device of the given name in the caller's network
-// namespace; see the kernel's Documentation/networking/tuntap.rst.
+// openTAP opens the TAP device of the given name in the caller's network namespace,
+// see the kernel's Documentation/networking/tuntap.rst.
 func openTAP(name string) (*os.File, error) {
-	if _, err := net.InterfaceByName(name); err != nil { // TUNSETIFF would make it
-		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine's network device is not there", Err: err}
+	if _, err := net.InterfaceByName(name); err != nil { // TUNSETIFF would make one
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine's network device does not exist", Err: err}
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -365,8 +364,7 @@ func openTAP(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// removeSocket removes what the driver makes in a machine's directory. Twice
-// is allowed.
+// removeSocket removes the control socket in a machine's directory. Twice is allowed.
 func removeSocket(dir string) error {
 	err := os.Remove(filepath.Join(dir, socketName))
 	if os.IsNotExist(err) {

@@ -17,8 +17,8 @@ import (
 
 var runsAreEqual = cmp.AllowUnexported(run{})
 
-// TestFillIn writes into this process's own private mapping, as into that of a
-// VMM that was just started.
+// TestFillIn writes into this process's private mapping, as into that of a VMM that
+// has just started.
 func TestFillIn(t *testing.T) {
 	older, want := testMemory(t)
 	mapped, err := unix.Mmap(int(older.Fd()), 0, len(want), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
@@ -83,18 +83,18 @@ func TestDecodeRuns(t *testing.T) {
 	}
 }
 
-func TestBasis(t *testing.T) {
+func TestFileID(t *testing.T) {
 	f := newFile(t)
 	if err := f.Truncate(pageSize); err != nil {
 		t.Fatal(err)
 	}
-	b, err := basisOf(f)
+	b, err := idOf(f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var again basis // as in a manifest
+	var again fileID // as in a manifest
 	if err := json.Unmarshal([]byte(encode(b)), &again); err != nil || again != b {
-		t.Fatalf("it is not what it was: %v, %v", again, err)
+		t.Fatalf("it has changed: %v, %v", again, err)
 	}
 	open := func(what string, ok bool) {
 		t.Helper()
@@ -119,7 +119,7 @@ func TestBasis(t *testing.T) {
 
 func TestChanges(t *testing.T) {
 	const size = 64 * pageSize
-	over := basis{Path: "/older/memory", Inode: 1, Mtime: 2}
+	over := fileID{Path: "/older/memory", Inode: 1, Mtime: 2}
 	for name, c := range map[string]struct {
 		private map[string]string
 		runs    []run
@@ -144,8 +144,8 @@ func TestChanges(t *testing.T) {
 				return
 			}
 			runs, err := got.read(dir, size)
-			if diff := cmp.Diff(c.runs, runs, runsAreEqual); err != nil || diff != "" || got.Basis != over {
-				t.Errorf("read() = %v, basis %v; (-want +got):\n%s", err, got.Basis, diff)
+			if diff := cmp.Diff(c.runs, runs, runsAreEqual); err != nil || diff != "" || got.Base != over {
+				t.Errorf("read() = %v, base %v; (-want +got):\n%s", err, got.Base, diff)
 			}
 			if err := os.WriteFile(filepath.Join(dir, changesName), make([]byte, 16*len(c.runs)+16), 0o600); err != nil {
 				t.Fatal(err)

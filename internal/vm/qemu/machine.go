@@ -25,15 +25,15 @@ const dyingTime = 5 * time.Second
 type machine struct {
 	ref   vm.Ref
 	proc  *launch.Process
-	image *lease        // released when the VMM is gone; may be nil
+	image *lease        // released when the VMM has ended; may be nil
 	op    cmutex.Mutex  // held while the machine is paused, resumed or its snapshot taken
-	done  chan struct{} // closed when the VMM is gone and exitErr is set
+	done  chan struct{} // closed when the VMM has ended and exitErr is set
 
 	exitErr error // of Wait; valid when done is closed
 
 	mu       sync.Mutex // guards the following
 	qmp      *qmp.Client
-	shutdown string // the reason that QEMU gave for ending, "" for none
+	shutdown string // the reason in QEMU's SHUTDOWN event, "" for none
 	loaded   chan struct{}
 }
 
@@ -52,12 +52,12 @@ func newMachine(ref vm.Ref, proc *launch.Process, image *lease) *machine {
 	return m
 }
 
-// follow waits for the end of the VMM and says what it was.
+// follow waits for the end of the VMM and sets exitErr.
 func (m *machine) follow() {
 	<-m.proc.Done()
 	if client := m.client(); client != nil {
-		<-client.Done()    // it ends with the VMM; its last event says why
-		_ = client.Close() // the other end is gone
+		<-client.Done()    // it ends with the VMM; its last event has the reason
+		_ = client.Close() // the other end is closed
 	}
 	m.exitErr = m.verdict()
 	if m.image != nil {
@@ -68,11 +68,11 @@ func (m *machine) follow() {
 
 var panicLine = []byte("Kernel panic - not syncing")
 
-// verdict is what Wait returns. A guest that powers off, reboots or panics
-// ends QEMU alike, with status 0: a panic shows on the console alone (a guest
-// could fake one; it would deceive itself).
+// verdict returns what Wait returns. QEMU ends with status 0 if its guest powers off,
+// reboots or panics: only the console shows a panic. A guest could fake one; only its
+// owner would see it.
 func (m *machine) verdict() error {
-	exit, _ := m.proc.Wait(context.Background()) // it is gone: this does not wait
+	exit, _ := m.proc.Wait(context.Background()) // it has ended: this does not wait
 	m.mu.Lock()
 	shutdown := m.shutdown
 	m.mu.Unlock()
@@ -82,7 +82,7 @@ func (m *machine) verdict() error {
 		return nil // by Stop
 	case shutdown == "host-signal":
 		reason = "ended by a signal of the host"
-	case exit.Code != 0 && shutdown == "": // "" and 0: it ended before it could tell
+	case exit.Code != 0 && shutdown == "": // "" and 0: it ended before it could send the event
 	case bytes.Contains(m.proc.Output(), panicLine):
 		reason = "guest panicked"
 	default:
@@ -104,15 +104,15 @@ func (m *machine) Ref() vm.Ref { return m.ref }
 // Console implements vm.ConsoleReader.
 func (m *machine) Console() string { return string(m.proc.Output()) }
 
-// connect reaches the VMM by its control socket. When it fails for an adopted
-// machine that goes on running: whoever calls decides.
+// connect connects to the VMM's control socket. An adopted machine keeps running if it
+// fails.
 func (m *machine) connect(ctx context.Context) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", filepath.Join(m.ref.Dir, socketName))
 	if err != nil {
 		return m.whyGone(ctx, err)
 	}
-	client, err := qmp.New(ctx, conn.(*net.UnixConn), m.heard)
+	client, err := qmp.New(ctx, conn.(*net.UnixConn), m.onEvent)
 	if err != nil {
 		return m.whyGone(ctx, err)
 	}
@@ -128,10 +128,10 @@ func (m *machine) client() *qmp.Client {
 	return m.qmp
 }
 
-// heard is called for each event of QEMU.
-func (m *machine) heard(ev qmp.Event) {
+// onEvent is called for each event of QEMU.
+func (m *machine) onEvent(ev qmp.Event) {
 	var data struct{ Reason, Status string }
-	_ = json.Unmarshal(ev.Data, &data) // an event without data, or of another form, says nothing to us
+	_ = json.Unmarshal(ev.Data, &data) // no event without data, or with other data, matters
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch ev.Name {
@@ -148,8 +148,8 @@ func (m *machine) heard(ev qmp.Event) {
 	}
 }
 
-// whyGone turns the error of talking to a VMM into the reason of its end, if
-// it has ended or is about to.
+// whyGone returns the end of the VMM instead of the error of its connection, if it has
+// ended or is about to.
 func (m *machine) whyGone(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return err
@@ -167,8 +167,7 @@ func (m *machine) whyGone(ctx context.Context, err error) error {
 	return m.gone()
 }
 
-// gone is the error of everything that needs a VMM when that is gone, and nil
-// while it is there.
+// gone returns nil while the VMM runs, and the error of all calls once it has ended.
 func (m *machine) gone() error {
 	select {
 	case <-m.done:
@@ -179,7 +178,7 @@ func (m *machine) gone() error {
 	if !ok {
 		exit = &vm.ExitError{Driver: Name, Reason: "stopped"}
 	}
-	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine does not run any more", Err: exit}
+	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the machine has ended", Err: exit}
 }
 
 // do executes a QMP command.
@@ -190,7 +189,7 @@ func (m *machine) do(ctx context.Context, command string, arguments, result any)
 	return m.explain(ctx, m.client().Do(ctx, command, arguments, result))
 }
 
-// explain turns the error of a closed connection into the reason for that.
+// explain returns the end of the VMM instead of the error of a closed connection.
 func (m *machine) explain(ctx context.Context, err error) error {
 	if errors.Is(err, qmp.ErrClosed) {
 		return m.whyGone(ctx, err)
@@ -215,7 +214,7 @@ func (m *machine) Resume(ctx context.Context) error {
 	return m.exclusively(ctx, func() error { return m.do(ctx, "cont", nil, nil) })
 }
 
-// load reads the device state from the VMM's descriptor fd. The machine is
+// load makes the VMM read the device state from its descriptor fd. The machine is
 // paused afterwards, as it was when it was saved.
 func (m *machine) load(ctx context.Context, fd int) error {
 	events := map[string]any{"capabilities": []any{map[string]any{"capability": "events", "state": true}}}
@@ -228,7 +227,7 @@ func (m *machine) load(ctx context.Context, fd int) error {
 	select {
 	case <-m.loaded:
 		return nil
-	case <-m.done: // QEMU exits when it cannot load
+	case <-m.done: // QEMU exits if it cannot load
 		return m.gone()
 	case <-ctx.Done():
 		return context.Cause(ctx)

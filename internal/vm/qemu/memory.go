@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -16,10 +15,10 @@ import (
 
 const pageSize = 4096
 
-// copyChunk is how much memory is copied between two looks at the context.
+// copyChunk is how much memory is copied between two checks of the context.
 const copyChunk = 1 << 20
 
-// newMemory makes memory of the given size that has no name in any file system.
+// newMemory makes a memfd of the given size.
 func newMemory(name string, size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
@@ -33,9 +32,9 @@ func newMemory(name string, size int64) (*os.File, error) {
 	return f, nil
 }
 
-// copySparse makes dst, which is empty, a copy of the first size bytes of src:
-// a clone if both are on one file system that can do that, else data is copied
-// and holes stay holes. If src ends earlier the rest is a hole.
+// copySparse makes dst, which is empty, a copy of the first size bytes of src: a
+// reflink if the file system supports it, else a copy of the data in which holes stay
+// holes. If src ends earlier the rest is a hole.
 func copySparse(ctx context.Context, dst, src *os.File, size int64) error {
 	if unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) == nil {
 		return dst.Truncate(size)
@@ -65,7 +64,7 @@ func copySparse(ctx context.Context, dst, src *os.File, size int64) error {
 	return nil
 }
 
-// copyRange copies n bytes by way of buf.
+// copyRange copies n bytes through buf.
 func copyRange(ctx context.Context, buf []byte, dst io.WriterAt, to int64, src io.ReaderAt, from, n int64) error {
 	for n > 0 {
 		if ctx.Err() != nil {
@@ -83,41 +82,35 @@ func copyRange(ctx context.Context, buf []byte, dst io.WriterAt, to int64, src i
 	return nil
 }
 
-// images keeps the memory of snapshots as sealed memfds, which restored
-// machines map privately and so share.
+// images keeps the memory of snapshots as sealed memfds, which restored machines map
+// privately and so share.
 //
-// QEMU before 8.2 opens its memory file for writing, also to map it privately.
-// Giving a VMM that runs as another user a snapshot's file would let it rewrite
-// the memory that others are restored from. A file that is sealed against
-// writing can be opened so by everybody and changed by nobody.
+// QEMU before 8.2 opens its memory file for writing, also to map it privately. With a
+// snapshot's file a VMM, which runs as another user, could rewrite the memory that
+// others are restored from. A file that is sealed against writing can be opened for
+// writing by every process, and changed by none.
 //
-// An image stays as long as a machine uses it, and the last one used stays
-// until another is: creating sandboxes from one template copies once. It is filled
-// while the VMM starts, which maps it meanwhile and looks into it when it loads.
+// An image stays as long as a machine uses it, and the last one used stays until
+// another is used: creating sandboxes from one template copies once. An image is filled
+// while the VMM starts, which maps it before and reads it when it loads the state.
 type images struct {
 	filling cmutex.Mutex // held while an image is filled: one at a time
 
-	mu     sync.Mutex // guards the following and what an image says it guards
-	byFile map[fileKey]*image
+	mu     sync.Mutex // guards the following and some fields of each image
+	byFile map[fileID]*image
 	last   *image
-}
-
-// fileKey tells a file's content from others, and from its own earlier.
-type fileKey struct {
-	dev, ino uint64
-	size     int64
-	mtime    syscall.Timespec
 }
 
 type image struct {
 	file *os.File
-	key  fileKey
+	key  fileID
+	size int64
 	stop context.CancelFunc // of the filling
 
 	users   int  // guarded by images.mu
-	dropped bool // guarded by images.mu: nobody finds it any more
+	dropped bool // guarded by images.mu: it is no longer in byFile
 
-	filled chan struct{} // closed when it is whole and sealed, or err is set
+	filled chan struct{} // closed when it is complete and sealed, or err is set
 	err    error
 }
 
@@ -128,18 +121,20 @@ type lease struct {
 }
 
 func newImages() *images {
-	return &images{byFile: map[fileKey]*image{}}
+	return &images{byFile: map[fileID]*image{}}
 }
 
-// take returns the image of a memory file, which may not be filled yet: see
+// acquire returns the image of a memory file, which may not be filled yet: see
 // lease.wait. The caller releases it.
-func (s *images) take(memory *os.File) (*lease, error) {
+func (s *images) acquire(memory *os.File) (*lease, error) {
 	info, err := memory.Stat()
 	if err != nil {
 		return nil, err
 	}
-	st := info.Sys().(*syscall.Stat_t)
-	key := fileKey{st.Dev, st.Ino, st.Size, st.Mtim}
+	key, err := idOf(memory)
+	if err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if img, ok := s.byFile[key]; ok {
@@ -149,19 +144,19 @@ func (s *images) take(memory *os.File) (*lease, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := newMemory("image", st.Size)
+	file, err := newMemory("image", info.Size())
 	if err != nil {
 		from.Close()
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(context.Background()) // others may wait for it when who began it does not
-	img := &image{file: file, key: key, stop: stop, filled: make(chan struct{})}
+	ctx, stop := context.WithCancel(context.Background()) // other callers may wait for it after the first has stopped
+	img := &image{file: file, key: key, size: info.Size(), stop: stop, filled: make(chan struct{})}
 	s.byFile[key] = img
 	go s.fill(ctx, img, from)
 	return s.lend(img), nil
 }
 
-// fill makes the image whole. One that fails is not found again.
+// fill fills the image. One that fails is no longer in byFile.
 func (s *images) fill(ctx context.Context, img *image, from *os.File) {
 	defer img.stop()
 	defer from.Close()
@@ -182,7 +177,7 @@ func (s *images) copyAndSeal(ctx context.Context, img *image, from *os.File) err
 		return err
 	}
 	defer s.filling.Unlock()
-	err := copySparse(ctx, img.file, from, img.key.size)
+	err := copySparse(ctx, img.file, from, img.size)
 	if err == nil {
 		_, err = unix.FcntlInt(img.file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	}
@@ -192,7 +187,7 @@ func (s *images) copyAndSeal(ctx context.Context, img *image, from *os.File) err
 	return nil
 }
 
-// lend needs s.mu.
+// lend returns a lease of the image. The caller holds s.mu.
 func (s *images) lend(img *image) *lease {
 	img.users++
 	previous := s.last
@@ -206,15 +201,16 @@ func (s *images) lend(img *image) *lease {
 	})}
 }
 
-// dropIfUnused needs s.mu.
+// dropIfUnused drops an image that no machine uses, unless it is the last one used.
+// The caller holds s.mu.
 func (s *images) dropIfUnused(img *image) {
 	if img != nil && !img.dropped && img.users == 0 && img != s.last {
 		s.drop(img)
 	}
 }
 
-// drop closes an image that is filled; of another the filling ends, and who
-// fills it closes it. It needs s.mu.
+// drop removes an image. It closes one that is filled; for another it cancels fill,
+// which closes it. The caller holds s.mu.
 func (s *images) drop(img *image) {
 	img.dropped = true
 	delete(s.byFile, img.key)
@@ -229,7 +225,7 @@ func (s *images) drop(img *image) {
 	}
 }
 
-// wait returns when the image is whole, and nobody can write to it any more.
+// wait returns when the image is complete and sealed against writing.
 func (l *lease) wait(ctx context.Context) error {
 	select {
 	case <-l.img.filled:
@@ -239,7 +235,7 @@ func (l *lease) wait(ctx context.Context) error {
 	}
 }
 
-// dup returns another descriptor of the image; the caller closes it.
+// dup returns another descriptor of the image. The caller closes it.
 func (l *lease) dup() (*os.File, error) { return dup(l.img.file) }
 
 func dup(f *os.File) (*os.File, error) {

@@ -285,7 +285,7 @@ func TestImagesAreSharedAndSealed(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range leases {
 		wg.Go(func() {
-			l, err := s.take(src)
+			l, err := s.acquire(src)
 			if err == nil {
 				err = l.wait(t.Context())
 			}
@@ -328,7 +328,7 @@ func TestImagesAreDropped(t *testing.T) {
 	a, b := newFile(t), newFile(t)
 	take := func(f *os.File) *lease {
 		t.Helper()
-		l, err := s.take(f)
+		l, err := s.acquire(f)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -354,12 +354,12 @@ func TestImagesAreDropped(t *testing.T) {
 	third.release()
 }
 
-// A VMM maps an image before it is filled, and sees what comes into it.
+// A VMM maps an image before it is filled, and sees its content once it is.
 func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
 	src, content := testMemory(t)
 	s := newImages()
 	testkit.Must(t, s.filling.Lock(t.Context())) // another one is being filled
-	l, err := s.take(src)
+	l, err := s.acquire(src)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -387,23 +387,23 @@ func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
 	}
 }
 
-// An image that nobody waits for is given up, and one that cannot be filled is
-// made anew for the next.
+// The filling of an image that no machine uses is cancelled, and an image that cannot be
+// filled is made again for the next machine.
 func TestImageThatIsNotFilled(t *testing.T) {
 	s := newImages()
 	a, b := newFile(t), newFile(t)
 	testkit.Must(t, s.filling.Lock(t.Context()))
-	first, err := s.take(a)
+	first, err := s.acquire(a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := s.take(b) // the last one now
+	second, err := s.acquire(b) // the last one now
 	if err != nil {
 		t.Fatal(err)
 	}
 	first.release()
 	if err := first.wait(t.Context()); !errors.Is(err, context.Canceled) {
-		t.Errorf("wait() for what nobody uses = %v, want Canceled", err)
+		t.Errorf("wait() for what no machine uses = %v, want Canceled", err)
 	}
 	second.img.stop()
 	if err := second.wait(t.Context()); !errors.Is(err, context.Canceled) {
@@ -411,7 +411,7 @@ func TestImageThatIsNotFilled(t *testing.T) {
 	}
 	s.filling.Unlock()
 	for { // it is forgotten a moment after that
-		again, err := s.take(b)
+		again, err := s.acquire(b)
 		if err != nil {
 			t.Fatal(err)
 		}

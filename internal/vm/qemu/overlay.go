@@ -17,7 +17,7 @@ type region struct {
 	addr, size, offset int64
 }
 
-// memoryOf finds where the process pid has mapped the file.
+// memoryOf returns the mappings of the file in the process pid.
 func memoryOf(pid int, file *syscall.Stat_t) ([]region, error) {
 	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
@@ -28,17 +28,17 @@ func memoryOf(pid int, file *syscall.Stat_t) ([]region, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Files of other file systems may have the same inode number, and what maps
-	// says of the device is not what stat says of it on btrfs and overlayfs.
+	// Files of other file systems may have the same inode number, and on btrfs and
+	// overlayfs the device in maps is not that of stat.
 	return slices.DeleteFunc(found, func(r region) bool {
 		var mapped syscall.Stat_t
 		err := syscall.Stat(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.addr, r.addr+r.size), &mapped)
-		return err != nil || mapped.Dev != file.Dev || mapped.Ino != file.Ino // one that is missing shows in the sum
+		return err != nil || mapped.Dev != file.Dev || mapped.Ino != file.Ino // the caller notices a missing one by the sum
 	}), nil
 }
 
-// mappings finds where a process has mapped files with the given inode number;
-// see proc_pid_maps(5).
+// mappings returns the mappings of files with the given inode number, see
+// proc_pid_maps(5).
 func mappings(maps io.Reader, inode uint64) ([]region, error) {
 	var found []region
 	lines := bufio.NewScanner(maps)
@@ -47,7 +47,7 @@ func mappings(maps io.Reader, inode uint64) ([]region, error) {
 		var mode, dev string
 		var ino uint64
 		if n, err := fmt.Sscanf(lines.Text(), "%x-%x %s %x %s %d", &start, &end, &mode, &offset, &dev, &ino); err != nil || n != 6 {
-			continue // vsyscall's address has no sign bit to spare; it maps no file
+			continue // the address of vsyscall does not fit an int64; it maps no file
 		}
 		if ino == inode && end > start {
 			found = append(found, region{addr: start, size: end - start, offset: offset})
@@ -56,8 +56,8 @@ func mappings(maps io.Reader, inode uint64) ([]region, error) {
 	return found, lines.Err()
 }
 
-// wholeMemory finds where the process pid has mapped its memory file, of size
-// bytes, all of it.
+// wholeMemory returns the mappings of the memory file of the process pid. All its size
+// bytes must be mapped.
 func wholeMemory(pid int, file *syscall.Stat_t, size int64) ([]region, error) {
 	regions, err := memoryOf(pid, file)
 	if err != nil {
@@ -73,10 +73,10 @@ func wholeMemory(pid int, file *syscall.Stat_t, size int64) ([]region, error) {
 	return regions, nil
 }
 
-// overlayPrivate writes to dst, at their place in the memory file, the pages
-// that the process pid has changed in its private mapping of it, and returns
-// these places in order. The process must not change them meanwhile. file is its
-// memory file, of size bytes.
+// overlayPrivate writes the pages that the process pid has changed in the private
+// mapping of its memory file to dst, at their offsets in the file, and returns these
+// offsets in order. The process must not change the pages at the same time. file is
+// its memory file, of size bytes.
 func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file *syscall.Stat_t, size int64) ([]run, error) {
 	regions, err := wholeMemory(pid, file, size)
 	if err != nil {
@@ -111,27 +111,27 @@ func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file *syscall
 	return changed, nil
 }
 
-// run is a row of pages in an address space.
+// run is a sequence of pages in a memory file or an address space.
 type run struct{ start, end int64 }
 
 // Bits of an entry of /proc/PID/pagemap; see the kernel's
 // Documentation/admin-guide/mm/pagemap.rst.
 //
-// Its PAGEMAP_SCAN (Linux 6.7) would save 1 ms for 512 MiB. On 6.18 it returned
-// some rows twice where one of its buffers ended: not to be trusted with memory.
+// PAGEMAP_SCAN (Linux 6.7) would save 1 ms for 512 MiB, but on 6.18 it returned some
+// runs twice where one of its buffers ended.
 const (
 	pagePresent = 1 << 63
 	pageSwapped = 1 << 62
 	pageOfFile  = 1 << 61
 )
 
-// private says whether a page of a private mapping of a file is the process's
-// own by now: it was written to. What is in it does not matter.
+// private reports whether a page of a private mapping of a file is private to the
+// process because it was written to, whatever its content.
 func private(entry uint64) bool {
 	return entry&(pagePresent|pageSwapped) != 0 && entry&pageOfFile == 0
 }
 
-// privatePages finds the private pages between two addresses.
+// privatePages returns the private pages between two addresses.
 func privatePages(pagemap io.ReaderAt, start, end int64) ([]run, error) {
 	var runs []run
 	entries := make([]byte, 256<<10)
@@ -146,8 +146,8 @@ func privatePages(pagemap io.ReaderAt, start, end int64) ([]run, error) {
 	return runs, nil
 }
 
-// appendPrivate appends the rows of private pages in a piece of a pagemap that
-// begins at the address start. A row that goes on where the last one ended is one with it.
+// appendPrivate appends the runs of private pages in a piece of a pagemap that begins
+// at the address start. A run that begins where the last one ended extends that.
 func appendPrivate(runs []run, entries []byte, start int64) []run {
 	for addr := start; len(entries) > 0; addr, entries = addr+pageSize, entries[8:] {
 		if !private(binary.NativeEndian.Uint64(entries)) {

@@ -2,9 +2,9 @@
 // (TCG), for hosts without a usable KVM. Its machines are microvm boards with
 // the same disks, network and guest as Firecracker's.
 //
-// A VMM is handed everything as open file descriptors: memory, disks, the TAP,
-// the socket that it is controlled by. So it can run as a user who may open
-// nothing by name, and nobody else gets access to what it needs.
+// A VMM gets everything as open file descriptors: memory, disks, the TAP, the control
+// socket. So it can run as a user that may open nothing by name, and no other user gets
+// access to what it needs.
 package qemu
 
 import (
@@ -31,19 +31,19 @@ const Name = "qemu"
 type Config struct {
 	// Path is qemu-system-x86_64.
 	Path string
-	// CodeMiB is how much translated code a machine keeps, MinCodeMiB to
-	// MaxCodeMiB; 0 is DefaultCodeMiB. When that is full QEMU throws all of it away
-	// and begins anew. It may differ between a machine and those restored from it.
+	// CodeMiB is how much translated code a machine keeps, MinCodeMiB to MaxCodeMiB;
+	// 0 is DefaultCodeMiB. When it is full QEMU discards all of it and starts again.
+	// It may differ between a machine and those restored from it.
 	CodeMiB int
 }
 
-// The limits of Config.CodeMiB; what they cost and save is in docs/machines.md.
+// The limits of Config.CodeMiB; docs/machines.md has what they cost and save.
 const (
-	// MinCodeMiB just holds what a restored machine runs until it answers. With half
-	// of it a restore takes three times as long.
+	// MinCodeMiB is just enough for what a restored machine runs until it answers.
+	// With half of it a restore takes three times as long.
 	MinCodeMiB     = 16
 	DefaultCodeMiB = 64
-	MaxCodeMiB     = 1024 // half of what QEMU takes, and more than a compiler fills
+	MaxCodeMiB     = 1024 // half of what QEMU accepts, and more than a compiler fills
 )
 
 // Driver makes machines. It is safe for concurrent use.
@@ -58,8 +58,8 @@ type Driver struct {
 
 var _ vm.Driver = (*Driver)(nil)
 
-// New returns a driver after asking QEMU for its version. FailedPrecondition
-// when it is not there, or too old; Invalid when cfg is wrong.
+// New returns a driver, after asking QEMU for its version. FailedPrecondition if QEMU
+// does not run or is too old; Invalid if cfg is wrong.
 func New(ctx context.Context, cfg Config) (*Driver, error) {
 	code := cmp.Or(cfg.CodeMiB, DefaultCodeMiB)
 	if code < MinCodeMiB || code > MaxCodeMiB {
@@ -114,7 +114,7 @@ func (d *Driver) Restore(ctx context.Context, spec vm.Spec, dir string) (vm.Mach
 // Adopt takes over a machine of another process; see vm.Driver.
 func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	if ref.Driver != Name {
-		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of %q is not QEMU's", ref.Driver)
+		return nil, wrenn.Errorf(wrenn.Invalid, "a machine of driver %q, not of QEMU", ref.Driver)
 	}
 	proc, err := launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
 	if errors.Is(err, os.ErrProcessDone) {
@@ -125,7 +125,7 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	}
 	m := newMachine(ref, proc, nil)
 	err = m.connect(ctx)
-	if exit, ok := errors.AsType[*vm.ExitError](err); ok { // just now
+	if exit, ok := errors.AsType[*vm.ExitError](err); ok { // it has just ended
 		return nil, dead(ref, exit)
 	}
 	if err != nil {
@@ -134,19 +134,19 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	return m, nil
 }
 
-// dead removes what a machine that no longer runs has left, and says so.
+// dead removes what a machine that has ended left, and returns NotFound.
 func dead(ref vm.Ref, why error) error {
 	if err := removeSocket(ref.Dir); err != nil {
 		return err
 	}
-	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine does not run any more", Err: why}
+	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: why}
 }
 
-// version is QEMU's, without what distributions add.
+// version is QEMU's, without the suffixes of distributions.
 type version struct{ major, minor int }
 
 var (
-	oldest     = version{7, 2} // Debian 12's; the oldest that was tried
+	oldest     = version{7, 2} // Debian 12's; the oldest that was tested
 	romOff     = version{8, 2} // memory-backend-file: readonly=on,rom=off, and with it memory from a file that QEMU cannot write
 	noOptRoms  = version{10, 0}
 	versionPat = regexp.MustCompile(`QEMU emulator version (\d{1,4})\.(\d{1,4})`)
@@ -155,7 +155,7 @@ var (
 func parseVersion(out string) (version, error) {
 	m := versionPat.FindStringSubmatch(out)
 	if m == nil {
-		return version{}, wrenn.Errorf(wrenn.FailedPrecondition, "QEMU's version cannot be read from %.80q", out)
+		return version{}, wrenn.Errorf(wrenn.FailedPrecondition, "no version in the output of QEMU: %.80q", out)
 	}
 	major, _ := strconv.Atoi(m[1]) // at most four digits
 	minor, _ := strconv.Atoi(m[2])
@@ -170,9 +170,9 @@ func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor)
 
 var bogomips = regexp.MustCompile(`(?m)^bogomips\s*:\s*(\d{1,6}\.\d+)$`)
 
-// hostTSC is the rate of the host's time stamp counter in kHz, which is the
-// emulated machine's too. The kernel makes bogomips of it: loops per jiffy
-// times HZ / 500000, and a loop of its delay is one tick of the counter.
+// hostTSC returns the rate of the host's time stamp counter in kHz, which the emulated
+// machine has too. The kernel computes bogomips from it: loops per jiffy times
+// HZ / 500000, and a loop of its delay is one tick of the counter.
 func hostTSC() (int, error) {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -184,11 +184,11 @@ func hostTSC() (int, error) {
 func parseTSC(cpuinfo []byte) (int, error) {
 	m := bogomips.FindSubmatch(cpuinfo)
 	if m == nil {
-		return 0, wrenn.Errorf(wrenn.FailedPrecondition, "the rate of this host's clock is not in /proc/cpuinfo (bogomips)")
+		return 0, wrenn.Errorf(wrenn.FailedPrecondition, "no rate of this host's clock in /proc/cpuinfo (bogomips)")
 	}
 	mips, err := strconv.ParseFloat(string(m[1]), 64)
 	if err != nil || mips < 1 {
-		return 0, wrenn.Errorf(wrenn.FailedPrecondition, "the rate of this host's clock cannot be read from bogomips %.20q", m[1])
+		return 0, wrenn.Errorf(wrenn.FailedPrecondition, "invalid rate of this host's clock: bogomips %.20q", m[1])
 	}
 	return int(mips*500 + 0.5), nil
 }

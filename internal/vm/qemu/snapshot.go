@@ -17,9 +17,9 @@ import (
 	"wrenn/internal/vm"
 )
 
-// The parts of a snapshot's directory. Memory and state are in a directory of
-// their own that only we can enter, because the memory file is everybody's to
-// read: VMMs run as other users, and get it as an open file.
+// The parts of a snapshot's directory. Memory and state are in a directory that only the
+// agent can enter, because every user may read the memory file: VMMs run as other users,
+// and get it as an open file.
 const (
 	manifestName = "qemu.json" // written last
 	privateName  = "private"
@@ -35,34 +35,34 @@ const manifestFormat = 2
 const (
 	refManifest = "manifest" // the manifest that snapshots of the machine begin with
 	refBase     = "base"     // the directory of the snapshot that it was restored from
-	refMapped   = "mapped"   // the basis over which a restored machine's memory is mapped
+	refMapped   = "mapped"   // the fileID of the file that a restored machine maps
 )
 
-// maxClockDrift is how far the clocks of two hosts may be apart, in parts per
-// million: what chrony corrects without a step.
+// maxClockDrift is the largest difference between the clocks of two hosts, in parts per
+// million: chrony corrects as much without a step.
 const maxClockDrift = 500
 
-// manifest says what a snapshot fits.
+// manifest describes what a snapshot fits.
 type manifest struct {
 	Format int `json:"format"`
-	// QEMU is its version, major.minor: between those the device state's form
-	// may change, and microvm has no versions of its own.
+	// QEMU is its version, major.minor: the form of the device state may change between
+	// versions, and microvm has no versions.
 	QEMU string `json:"qemu"`
-	// TSCKHz is the rate of the clock that the guest goes by, the host's own.
+	// TSCKHz is the rate of the guest's clock, which is the host's.
 	TSCKHz    int      `json:"tsc_khz"`
 	VCPUs     int      `json:"vcpus"`
 	MemoryMiB int      `json:"memory_mib"`
-	Disks     []string `json:"disks"` // "rw" or "ro" each: a guest sees the difference
+	Disks     []string `json:"disks"` // "rw" or "ro" each: a guest can see the difference
 	MAC       string   `json:"mac,omitempty"`
 	Hardware  []string `json:"hardware"`
-	// Kernel is vm.Kernel.Digest of the guest's. The processor is QEMU's own and
-	// goes with its version, not with the host's.
+	// Kernel is the vm.Kernel.Digest of the guest's. The processor is QEMU's: it depends
+	// on the version, not on the host's processor.
 	Kernel  string     `json:"kernel,omitempty"`
 	State   vm.FileSum `json:"state"`
 	Changes *changes   `json:"changes,omitempty"`
 }
 
-// manifest is that of a machine of this driver's.
+// manifest returns the manifest of a machine of this driver.
 func (d *Driver) manifest(spec vm.Spec) manifest {
 	man := manifest{
 		Format: manifestFormat, QEMU: d.version.String(), TSCKHz: d.tscKHz,
@@ -82,7 +82,7 @@ func (d *Driver) manifest(spec vm.Spec) manifest {
 	return man
 }
 
-// encode is for vm.Ref.Private; see machine.decode.
+// encode encodes a value of vm.Ref.Private, see machine.decode.
 func encode(v any) string {
 	data, _ := json.Marshal(v) // strings and numbers: cannot fail
 	return string(data)
@@ -90,8 +90,8 @@ func encode(v any) string {
 
 func (m manifest) memorySize() int64 { return int64(m.MemoryMiB) << 20 }
 
-// fits says why a snapshot with manifest m cannot become a machine with
-// manifest want, whose kernel may be left open.
+// fits returns nil if a snapshot with manifest m can become a machine with manifest
+// want, whose kernel may be empty, else FailedPrecondition that names the difference.
 func (m manifest) fits(want manifest) error {
 	for _, c := range []struct {
 		what      string
@@ -101,7 +101,7 @@ func (m manifest) fits(want manifest) error {
 		{"QEMU version", m.QEMU, want.QEMU},
 		{"vCPUs", m.VCPUs, want.VCPUs},
 		{"MiB of memory", m.MemoryMiB, want.MemoryMiB},
-		{"row of disks", fmt.Sprint(m.Disks), fmt.Sprint(want.Disks)},
+		{"list of disks", fmt.Sprint(m.Disks), fmt.Sprint(want.Disks)},
 		{"MAC address", m.MAC, want.MAC},
 		{"hardware", strings.Join(m.Hardware, " "), strings.Join(want.Hardware, " ")},
 	} {
@@ -118,14 +118,14 @@ func (m manifest) fits(want manifest) error {
 	return nil
 }
 
-// snapshot is one that is open for restoring. What an assembly takes of it is
-// set to nil there.
+// snapshot is a snapshot that is open for restoring. An assembly that takes over one of
+// its files sets the field to nil.
 type snapshot struct {
 	dir           string
 	kernel        string // see manifest
 	memory, state *os.File
-	changed       []run // in what the memory differs from basis; nil when that is not known
-	basis         basis
+	changed       []run // where the memory differs from that of base; nil if unknown
+	base          fileID
 }
 
 func (s *snapshot) close() {
@@ -136,16 +136,16 @@ func (s *snapshot) close() {
 	}
 }
 
-// openSnapshot opens the snapshot in dir if it is whole and fits the spec, and
-// says with FailedPrecondition why not. The caller closes it.
+// openSnapshot opens the snapshot in dir. FailedPrecondition if it is not complete or
+// does not fit the spec. The caller closes it.
 func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
-	dir, err := filepath.Abs(dir) // it is kept in the machine's Ref
+	dir, err := filepath.Abs(dir) // the machine's Ref contains it
 	if err != nil {
 		return nil, err
 	}
 	var man manifest
 	if err := vm.ReadManifest(filepath.Join(dir, manifestName), &man); err != nil {
-		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "this is no whole QEMU snapshot", Err: err}
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "not a complete QEMU snapshot", Err: err}
 	}
 	if err := man.fits(d.manifest(spec)); err != nil {
 		return nil, err
@@ -156,7 +156,7 @@ func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
 		s.state, err = man.State.Open(filepath.Join(dir, privateName, stateName))
 	}
 	if err == nil && man.Changes != nil {
-		s.basis = man.Changes.Basis
+		s.base = man.Changes.Base
 		s.changed, err = man.Changes.read(filepath.Join(dir, privateName), man.memorySize())
 	}
 	if err != nil {
@@ -166,8 +166,8 @@ func (d *Driver) openSnapshot(dir string, spec vm.Spec) (*snapshot, error) {
 	return s, nil
 }
 
-// PrepareSnapshot implements vm.SnapshotPreparer: it copies the memory that a
-// restored machine's own is changes of. Of a booted machine there is nothing to prepare.
+// PrepareSnapshot implements vm.SnapshotPreparer: it copies the memory that a restored
+// machine has mapped. For a booted machine it has nothing to do.
 func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
 	if err := m.gone(); err != nil {
 		return err
@@ -200,8 +200,8 @@ func (m *machine) PrepareSnapshot(ctx context.Context, dir string) error {
 	return nil
 }
 
-// prepared says whether dir has what PrepareSnapshot makes, and nothing else.
-// What a restored machine's memory is changes of never changes.
+// prepared reports whether dir has what PrepareSnapshot makes, and nothing else. That
+// stays valid: the file that a restored machine has mapped never changes.
 func prepared(dir string) bool {
 	outer, err := os.ReadDir(dir)
 	if err != nil || len(outer) != 1 || outer[0].Name() != privateName {
@@ -211,8 +211,8 @@ func prepared(dir string) bool {
 	return err == nil && len(inner) == 1 && inner[0].Name() == memoryName
 }
 
-// Snapshot implements vm.Machine. Booted and restored machines have the same
-// form of snapshot: a whole memory file, and the state of everything else.
+// Snapshot implements vm.Machine. Booted and restored machines have the same form of
+// snapshot: a complete memory file, and the state of everything else.
 func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	if err := m.gone(); err != nil {
 		return err
@@ -228,7 +228,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 			return err
 		}
 		if status.Status != "paused" {
-			return wrenn.Errorf(wrenn.FailedPrecondition, "a machine is paused before its snapshot is taken; this one is %q", status.Status)
+			return wrenn.Errorf(wrenn.FailedPrecondition, "the machine is %s; pause it to take a snapshot", status.Status)
 		}
 		if err := m.snapshotInto(ctx, dir); err != nil {
 			return fmt.Errorf("snapshot of machine %s: %w", m.ref.ID, cmp.Or(m.gone(), err))
@@ -237,7 +237,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 	})
 }
 
-// snapshotInto needs a dir that is empty, or prepared.
+// snapshotInto takes a snapshot into a dir that is empty or prepared.
 func (m *machine) snapshotInto(ctx context.Context, dir string) error {
 	man, err := m.manifest()
 	if err != nil {
@@ -273,19 +273,19 @@ func (m *machine) snapshotInto(ctx context.Context, dir string) error {
 	return nil
 }
 
-// decode reads what encode wrote, and says whether there is any: a machine that
-// boots has not all, nor has one that an older agent made.
+// decode decodes a value that encode encoded, and reports whether there is one: a
+// booted machine and one that an older agent made do not have all.
 func (m *machine) decode(key string, into any) bool {
 	return json.Unmarshal([]byte(m.ref.Private[key]), into) == nil
 }
 
-// manifest is what the machine's snapshots begin with.
+// manifest returns what the manifests of the machine's snapshots begin with.
 func (m *machine) manifest() (manifest, error) {
 	var man manifest
 	if err := json.Unmarshal([]byte(m.ref.Private[refManifest]), &man); err != nil {
 		return man, fmt.Errorf("the machine's manifest: %w", err)
 	}
-	man.Format = manifestFormat // an older agent's may be in the Ref
+	man.Format = manifestFormat // the Ref may have an older agent's
 	return man, nil
 }
 
@@ -296,8 +296,8 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// saveState writes the state of the devices and vCPUs, without memory. QEMU
-// writes into a file that we opened.
+// saveState writes the state of the devices and vCPUs, without memory. QEMU writes into
+// a file that is opened here.
 func (m *machine) saveState(ctx context.Context, path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -310,23 +310,23 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 	if err := m.client().DoWithFile(ctx, "add-fd", nil, &set, f); err != nil {
 		return m.explain(ctx, err)
 	}
-	// The command's name comes from its first user; nothing of it is about Xen.
+	// The command is named after its first user; it does not need Xen.
 	save := map[string]any{"filename": "/dev/fdset/" + strconv.Itoa(set.ID), "live": false}
 	err = m.do(ctx, "xen-save-devices-state", save, nil)
 	removeErr := m.do(context.WithoutCancel(ctx), "remove-fd", map[string]int{"fdset-id": set.ID}, nil)
 	return errors.Join(err, removeErr)
 }
 
-// saveMemory writes the machine's whole memory as a file of its own, or
-// completes the one that was prepared. It returns where a restored one differs
-// from what it has mapped.
+// saveMemory writes all of the machine's memory to a new file, or completes the one that
+// was prepared. It returns where the memory of a restored machine differs from the file
+// that it has mapped.
 func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]run, error) {
 	src, info, err := m.openMemory(size)
 	if err != nil {
 		return nil, err
 	}
 	defer src.Close()
-	if _, restored := m.ref.Private[refBase]; !restored { // it writes straight into the file
+	if _, restored := m.ref.Private[refBase]; !restored { // the guest writes into the file itself
 		dst, err := createMemory(path)
 		if err != nil {
 			return nil, err
@@ -344,7 +344,8 @@ func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]ru
 	return changed, errors.Join(err, dst.Close())
 }
 
-// fillIn makes the pages in runs of the machine, which has run nothing yet, what they are in src.
+// fillIn copies the pages in runs from src into the memory of the machine, whose guest has
+// not run yet.
 func (m *machine) fillIn(ctx context.Context, src *os.File, runs []run, size int64) error {
 	memory, info, err := m.openMemory(size)
 	if err != nil {
@@ -354,8 +355,8 @@ func (m *machine) fillIn(ctx context.Context, src *os.File, runs []run, size int
 	return fillIn(ctx, m.ref.PID, info, size, src, runs)
 }
 
-// openMemory opens the VMM's memory file. What the VMM was given is its own to
-// exchange: this looks before reading, and returns what it saw.
+// openMemory opens the VMM's memory file. The VMM may have exchanged its descriptors, so
+// openMemory checks the file, and returns what it found.
 func (m *machine) openMemory(size int64) (*os.File, *syscall.Stat_t, error) {
 	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", m.ref.PID, memoryFD), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -372,12 +373,12 @@ func (m *machine) openMemory(size int64) (*os.File, *syscall.Stat_t, error) {
 	return f, info.Sys().(*syscall.Stat_t), nil
 }
 
-// copyBase makes a memory file at path that is a copy of the one that the
-// machine was restored from: a reflink where the file system can. The caller closes it.
+// copyBase makes a memory file at path that is a copy of the one that the machine was
+// restored from: a reflink where the file system supports it. The caller closes it.
 func (m *machine) copyBase(ctx context.Context, path string, size int64) (*os.File, error) {
 	old, err := vm.OpenSized(filepath.Join(m.ref.Private[refBase], privateName, memoryName), size)
 	if err != nil {
-		return nil, fmt.Errorf("the snapshot that it was restored from: %w", err)
+		return nil, fmt.Errorf("memory of the snapshot that it was restored from: %w", err)
 	}
 	defer old.Close()
 	f, err := createMemory(path)
@@ -386,8 +387,8 @@ func (m *machine) copyBase(ctx context.Context, path string, size int64) (*os.Fi
 	}
 	err = copySparse(ctx, f, old, size)
 	if err == nil {
-		// A fork's origin was never made durable, and what is made of it may say
-		// what changed since: see changes.
+		// The source of a fork was never made durable, and the changes of its copies
+		// may refer to it.
 		err = old.Sync()
 	}
 	if err != nil {
@@ -397,7 +398,7 @@ func (m *machine) copyBase(ctx context.Context, path string, size int64) (*os.Fi
 	return f, nil
 }
 
-// createMemory makes a memory file that is to change no more when it is closed.
+// createMemory makes a memory file that does not change after it is closed.
 func createMemory(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o444)
 }
