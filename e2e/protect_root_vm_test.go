@@ -81,6 +81,30 @@ func TestGreedyCommands(t *testing.T) {
 	answers(t, sb)
 }
 
+// Files are read and written with the rights of the user that a call names.
+func TestFilesAreUsers(t *testing.T) {
+	h := openHost(t)
+	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
+	sb = keep(t, sb, err)
+	sh(t, sb, "ln -s /etc/shadow /home/user/link && chown -h user /home/user/link")
+	for _, path := range []string{"/etc/shadow", "link", "/proc/1/environ"} {
+		if _, err := sb.Guest().ReadFile(t.Context(), "user", path); wrenn.CodeOf(err) != wrenn.PermissionDenied {
+			t.Errorf("ReadFile(%s) = %v, want permission denied", path, err)
+		}
+	}
+	for _, path := range []string{"/etc/new", "/root/new", "link", "/proc/sys/kernel/hostname"} {
+		if err := sb.Guest().WriteFile(t.Context(), "user", path, strings.NewReader("x")); wrenn.CodeOf(err) != wrenn.PermissionDenied {
+			t.Errorf("WriteFile(%s) = %v, want permission denied", path, err)
+		}
+	}
+	if err := sb.Guest().WriteFile(t.Context(), "user", "mine/file", strings.NewReader("x")); err != nil {
+		t.Error(err)
+	}
+	if got := sh(t, sb, "stat -c '%U:%G %a' /home/user/mine /home/user/mine/file"); got != "user:user 755\nuser:user 644" {
+		t.Errorf("the user's files are %q", got)
+	}
+}
+
 // What a command has started freezes with it, stays over a pause, and ends with it.
 func TestCommandIsOneOverPause(t *testing.T) {
 	h := openHost(t)
