@@ -11,7 +11,7 @@ import (
 // hardware returns the part of the command line that defines the machine. The device
 // state of a snapshot fits exactly this hardware, so snapshots record it.
 //
-// The options were found by measurement, see docs/machines.md: a boot needs the
+// The options were found by measurement, see docs/decisions/machines.md: a boot needs the
 // interval timer (pit) and the real-time clock (rtc), and fails on QEMU 10 with the old
 // interrupt controller (pic).
 func (d *Driver) hardware(spec vm.Spec) []string {

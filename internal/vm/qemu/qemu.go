@@ -37,7 +37,7 @@ type Config struct {
 	CodeMiB int
 }
 
-// The limits of Config.CodeMiB; docs/machines.md has what they cost and save.
+// The limits of Config.CodeMiB; docs/decisions/machines.md has what they cost and save.
 const (
 	// MinCodeMiB is just enough for what a restored machine runs until it answers.
 	// With half of it a restore takes three times as long.

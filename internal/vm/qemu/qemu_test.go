@@ -96,7 +96,7 @@ func TestCommandLineLeavesItsArgumentsAlone(t *testing.T) {
 	if args[:2][1] != "" {
 		t.Error("the caller's array was written to")
 	}
-	// Each passes every boot test and breaks guests: docs/machines.md.
+	// Each passes every boot test and breaks guests: docs/decisions/machines.md.
 	for _, never := range []string{"noapictimer", "nolapic", "acpi=off"} {
 		if strings.Contains(line, never) {
 			t.Errorf("%s is on the command line", never)
