@@ -11,6 +11,7 @@ import (
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox"
+	"wrenn/internal/testkit"
 )
 
 // answers fails unless the guest's agent and its commands answer.
@@ -65,18 +66,17 @@ func TestGreedyCommands(t *testing.T) {
 		}
 		defer bomb.Close()
 		// Programs cost a busy guest more than what the shell can do itself.
-		sh(t, sb, "until read -r n </sys/fs/cgroup/user/pids.current && [ $n -gt 300 ]; do :; done")
+		sh(t, sb, "until read -r n </sys/fs/cgroup/user/pids.current && [ $n -gt 100 ]; do :; done")
 		for range 3 {
 			answers(t, sb)
 		}
 		began := time.Now()
-		if err := bomb.Signal(t.Context(), envdclient.SIGKILL); err != nil {
+		// The kernel may have killed its first process for want of memory, and then all is killed.
+		if err := bomb.Signal(t.Context(), envdclient.SIGKILL); err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Fatal(err)
 		}
 		t.Logf("killed in %v", time.Since(began))
-		if left := sh(t, sb, "pgrep -c -u user bash || true"); strings.TrimSpace(left) != "0" {
-			t.Errorf("%s processes of the bomb are left", left)
-		}
+		testkit.WaitUntil(t, "nothing of the bomb is left", func() bool { return sh(t, sb, "pgrep -c -u user bash || true") == "0" })
 	})
 	answers(t, sb)
 }

@@ -87,8 +87,9 @@ func (p *proc) supervise(reaped, ended func()) {
 		})
 	}
 	status, err := p.reap()
-	end := endEvent(status, err, p.reason())
-	p.killRest()
+	why := p.reason()
+	end := endEvent(status, err, why)
+	p.killRest(status, why)
 	reaped()
 	for _, s := range p.srcs {
 		s.exited()
@@ -198,16 +199,18 @@ func (p *proc) send(sig unix.Signal) error {
 	return errors.Join(unix.Kill(-p.pid, sig), err)
 }
 
-// killRest kills what is left of a program that ended after a signal of
-// SendSignal or at its deadline, with a grace for what ends by itself. What is
-// left of one that ended by itself runs on.
-func (p *proc) killRest() {
+// killRest kills what is left of a program that ended at its deadline, for want of
+// memory or after a signal of SendSignal, with a grace in the last case. What is left
+// of one that ended by itself runs on.
+func (p *proc) killRest(status unix.WaitStatus, why pb.EndReason) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.group == nil:
-	case p.expired:
-		_ = p.group.Kill() // again, in case that it failed
+	case p.expired: // again, in case that it failed
+		_ = p.group.Kill()
+	case why == pb.EndReason_END_REASON_OUT_OF_MEMORY && status.Signaled() && status.Signal() == unix.SIGKILL:
+		_ = p.group.Kill() // a fork bomb lives on without its first process
 	case !p.signaled.IsZero():
 		time.AfterFunc(time.Until(p.signaled.Add(termGrace)), func() { _ = p.group.Kill() }) // nothing if all has ended
 	}
