@@ -77,8 +77,8 @@ func endOf(t *testing.T, s stream) *pb.ProcessEvent_EndEvent {
 func TestEndOfCommandIsEndOfAll(t *testing.T) {
 	dir := cgroup2(t)
 	e := startAgent(t, guest.Config{Cgroups: dir})
-	for name, end := range map[string]func(t *testing.T) []int{
-		"SIGKILL": func(t *testing.T) []int {
+	for name, end := range map[string]func() []int{
+		"SIGKILL": func() []int {
 			_, pid, children := beginFamily(t, e, t.Context(), "sleep 1000")
 			e.signal(t, pid, pb.Signal_SIGNAL_SIGKILL)
 			for _, child := range children { // without waiting: they are gone when the answer comes
@@ -88,12 +88,12 @@ func TestEndOfCommandIsEndOfAll(t *testing.T) {
 			}
 			return children
 		},
-		"SIGTERM": func(t *testing.T) []int {
+		"SIGTERM": func() []int {
 			_, pid, children := beginFamily(t, e, t.Context(), "sleep 1000")
 			e.signal(t, pid, pb.Signal_SIGNAL_SIGTERM)
 			return children
 		},
-		"deadline": func(t *testing.T) []int {
+		"deadline": func() []int {
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer cancel()
 			s, _, children := beginFamily(t, e, ctx, "sleep 1000")
@@ -106,7 +106,7 @@ func TestEndOfCommandIsEndOfAll(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, child := range end(t) {
+			for _, child := range end() {
 				testkit.WaitUntil(t, fmt.Sprintf("process %d is gone", child), func() bool { return !running(child) })
 			}
 		})

@@ -136,7 +136,7 @@ func machine() (memory, threads uint64, err error) {
 			threads = n
 		}
 	}
-	return uint64(info.Totalram) * uint64(info.Unit), threads, nil
+	return info.Totalram * uint64(info.Unit), threads, nil
 }
 
 // set writes an existing file of a group.
