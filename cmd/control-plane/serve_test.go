@@ -27,8 +27,8 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-// program is the control plane as a person starts it, over a real database and
-// a host in memory.
+// program is the control plane as its users start it, on a real database and a host
+// in memory.
 type program struct {
 	url, metrics, key string
 	config            string
@@ -134,13 +134,13 @@ func (p *program) call(t *testing.T, status int, method, path, body string) map[
 	return answer
 }
 
-// TestServe walks the whole surface over the real service and database.
+// TestServe uses the whole API on the real service and database.
 func TestServe(t *testing.T) {
 	p := launch(t)
 	if !regexp.MustCompile(`^e2b_[0-9a-f]{40}$`).MatchString(p.key) {
 		t.Fatalf("key printed %q", p.key)
 	}
-	p.until(t, "a host is there", func() bool {
+	p.until(t, "a host is connected", func() bool {
 		status, _ := p.ask(t, "POST", p.url+"/v1/sandboxes", "application/json", `{"metadata":{"n":"0"}}`)
 		return status == 201
 	})
@@ -185,7 +185,7 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// move is what an operator says of a paused sandbox whose files were copied.
+// move runs the operator's command for a paused sandbox whose files were copied.
 func (p *program) move(t *testing.T, id string) {
 	t.Helper()
 	for host, want := range map[string]wrenn.Code{"h1": "", "h9": wrenn.NotFound} {
@@ -196,12 +196,12 @@ func (p *program) move(t *testing.T, id string) {
 	}
 }
 
-// hosts is what an operator sees of a sandbox that nobody can explain.
+// hosts runs the operator's command that lists a sandbox in quarantine.
 func (p *program) hosts(t *testing.T) {
 	t.Helper()
 	id := wrenn.NewSandboxID()
 	p.agent.Put(id, wrenn.ObservedQuarantined)
-	p.agent.Restart() // has it looked at, at once
+	p.agent.Restart() // causes a round at once
 	p.until(t, "the log tells of the unknown sandbox", func() bool { return strings.Contains(p.log.String(), "no row explains") })
 	var out bytes.Buffer
 	if err := command(t.Context(), []string{"-config", p.config, "hosts"}, environment{&out, p.log, func(string) string { return "" }}); err != nil {
@@ -286,7 +286,7 @@ func (p *program) keys(t *testing.T) {
 	}
 	p.call(t, 204, "DELETE", fmt.Sprint("/v1/keys/", made["id"]), "")
 	p.call(t, 404, "DELETE", fmt.Sprint("/v1/keys/", made["id"]), "")
-	p.call(t, 404, "DELETE", "/v1/keys/nobody", "")
+	p.call(t, 404, "DELETE", "/v1/keys/unknown", "")
 	p.key, made["key"] = fmt.Sprint(made["key"]), p.key
 	p.call(t, 401, "GET", "/v1/keys", "")
 	p.key = fmt.Sprint(made["key"])

@@ -66,7 +66,7 @@ func TestEnvironmentWins(t *testing.T) {
 	}
 }
 
-// TestPrintedConfigurationIsOne: what -check-config prints can be used as a file, and means the same.
+// TestPrintedConfigurationIsOne: the output of --check-config is a file with the same meaning.
 func TestPrintedConfigurationIsOne(t *testing.T) {
 	c, err := load(t, database+"[[host]]\nid = \"a\"\nurl = \"unix:///x\"", nil)
 	if err != nil {
@@ -93,7 +93,7 @@ func TestPrintedConfigurationHasNoSecret(t *testing.T) {
 	}
 }
 
-// TestPackagedFile: the file that is installed loads, and the defaults that it tells are the program's.
+// TestPackagedFile: the packaged file loads, and its comments have the program's defaults.
 func TestPackagedFile(t *testing.T) {
 	text, err := os.ReadFile("../../packaging/control-plane.toml")
 	if err != nil {

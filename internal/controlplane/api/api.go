@@ -1,10 +1,10 @@
-// Package api serves the public surface of the control plane over HTTP: /v1 as
-// api/openapi.yaml says, its documentation, health and readiness. A handler
-// decodes, makes one call of the service, and encodes; it decides nothing.
+// Package api serves the public API of the control plane over HTTP: /v1 as
+// api/openapi.yaml describes it, its documentation, health and readiness. A
+// handler decodes, calls the service once, and encodes.
 //
-// A request walks: request id and log line → route → key → rate → the contract
-// (types, limits, unknown fields) → handler → service. The contract is compiled
-// from the document that is served, so the two cannot differ.
+// A request passes through: request id and log line, route, key, rate limit, the
+// contract (types, limits, unknown fields), handler, service. The contract is
+// compiled from the document that is served, so the two cannot differ.
 //
 // The contract is checked by this package on top of a JSON Schema library, not by an
 // OpenAPI validator: those read a whole body into memory before they check it, where
@@ -32,7 +32,7 @@ import (
 	"wrenn/internal/controlplane/service"
 )
 
-// Sandboxes is the life of sandboxes. Another team's sandbox is NotFound.
+// Sandboxes are the operations on a sandbox as a whole. Another team's sandbox is NotFound.
 type Sandboxes interface {
 	CreateSandbox(context.Context, service.Caller, service.CreateSandbox) (*wrenn.Sandbox, error)
 	ListSandboxes(context.Context, service.Caller, service.ListSandboxes) (page []wrenn.Sandbox, next string, err error)
@@ -41,11 +41,11 @@ type Sandboxes interface {
 	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
-	// Logs reads what the console said; the reader never ends with io.EOF before the console does.
+	// Logs reads the console; the reader returns io.EOF at the end of the console, never at a broken connection.
 	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
 }
 
-// Snapshots are copies of sandboxes, and moments to go back to.
+// Snapshots are copies and checkpoints of sandboxes.
 type Snapshots interface {
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 	CreateCheckpoint(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Checkpoint, error)
@@ -54,7 +54,7 @@ type Snapshots interface {
 	DeleteCheckpoint(context.Context, service.Caller, wrenn.SandboxID, wrenn.CheckpointID) error
 }
 
-// Commands runs programs in sandboxes. A stream ends with the context that it was started with.
+// Commands run programs in sandboxes. A stream ends with the context that it was started with.
 type Commands interface {
 	Exec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecCommand) (*wrenn.ExecResult, error)
 	// CheckExec returns the error that StartExec would return for the sandbox as it is now.
@@ -63,8 +63,9 @@ type Commands interface {
 	AttachExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecAttach) (service.ExecStream, error)
 }
 
-// Files moves files. WriteFile changes the file as a whole or not at all. The
-// reader that ReadFile returns never ends with io.EOF before the file does.
+// Files read and write files. WriteFile changes the file as a whole or not at
+// all. The reader of ReadFile returns io.EOF at the end of the file, never at a
+// broken connection.
 type Files interface {
 	WriteFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string, content io.Reader) error
 	ReadFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (io.ReadCloser, error)
@@ -93,8 +94,8 @@ type Keys interface {
 	RevokeKey(ctx context.Context, c service.Caller, id string) error
 }
 
-// Service is what the surface is of. Its errors are *wrenn.Error when a user
-// may see their message.
+// Service is the control plane behind the API. An error whose message a user may
+// see is a *wrenn.Error.
 type Service interface {
 	Sandboxes
 	Snapshots
@@ -103,15 +104,15 @@ type Service interface {
 	Templates
 	Ports
 	Keys
-	// Authenticate finds whose secret that is: Unauthenticated when nobody's.
+	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)
-	// Ready says whether requests can be served.
+	// Ready returns nil when requests can be served.
 	Ready(context.Context) error
 }
 
 var _ Service = (*service.Service)(nil)
 
-// Config is what a Server needs.
+// Config is the configuration of a Server.
 type Config struct {
 	Service Service
 	Log     *slog.Logger
@@ -122,30 +123,30 @@ type Config struct {
 
 	RequestsPerSecond float64       // of one key, on average; default 500
 	RequestBurst      int           // of one key, at once; default 1000
-	ShutdownGrace     time.Duration // for requests that are under way when the server stops; default 30 s
+	ShutdownGrace     time.Duration // for requests in progress when the server stops; default 30 s
 }
 
-// times bound how long anything may keep a connection waiting.
+// times are the time limits of connections.
 type times struct {
 	header     time.Duration // for the request's header
-	request    time.Duration // for a body that is no upload
-	idle       time.Duration // without a byte, of an upload or a download
+	request    time.Duration // for a body that is not an upload
+	idle       time.Duration // without a byte of an upload or a download
 	keepAlive  time.Duration // between two requests
-	work       time.Duration // of a call that has no time limit of its own
+	call       time.Duration // of a call of the service that has no own limit
 	firstFrame time.Duration // from the upgrade to the client's first frame
 	ping       time.Duration // between two pings of a stream
-	patience   time.Duration // with a client that reads nothing
-	goodbye    time.Duration // from the end of a stream to that of its connection
+	slowClient time.Duration // until a client reads a message or answers a ping
+	closing    time.Duration // from the end of a stream to that of its connection
 }
 
 func defaultTimes() times {
 	return times{
-		header: 10 * time.Second, request: time.Minute, idle: time.Minute, keepAlive: 2 * time.Minute, work: 10 * time.Minute,
-		firstFrame: 10 * time.Second, ping: 30 * time.Second, patience: 5 * time.Minute, goodbye: 5 * time.Second,
+		header: 10 * time.Second, request: time.Minute, idle: time.Minute, keepAlive: 2 * time.Minute, call: 10 * time.Minute,
+		firstFrame: 10 * time.Second, ping: 30 * time.Second, slowClient: 5 * time.Minute, closing: 5 * time.Second,
 	}
 }
 
-// Server is the public surface.
+// Server serves the public API.
 type Server struct {
 	service  Service
 	log      *slog.Logger
@@ -157,12 +158,12 @@ type Server struct {
 	front    func(http.Handler) http.Handler
 
 	streams  sync.WaitGroup
-	stopping context.Context // done when streams have to end
+	stopping context.Context // done when streams must end
 	stop     context.CancelFunc
 }
 
-// New returns a server. It fails when the embedded contract is not sound, or
-// the metrics are registered already.
+// New returns a server. It fails when the embedded contract is invalid, or the
+// metrics are registered already.
 func New(cfg Config) (*Server, error) {
 	contract, err := loadContract(api.V1)
 	if err != nil {
@@ -184,8 +185,8 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Run serves on l until ctx ends, then lets requests that are under way end
-// within the grace and tells streams to come back. It closes l.
+// Run serves on l until ctx ends, then lets requests in progress end within the
+// grace and tells streams to reconnect. It closes l.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -194,11 +195,11 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
 		Handler: s.front(s.Handler()), Protocols: protocols,
 		ReadHeaderTimeout: s.times.header,
-		ReadTimeout:       s.times.request, // handlers that take longer to read say so, see recorder
-		WriteTimeout:      s.times.request, // counted again from the first byte of the answer
+		ReadTimeout:       s.times.request, // handlers that read for longer extend it, see recorder
+		WriteTimeout:      s.times.request, // restarted at the first byte of the answer
 		IdleTimeout:       s.times.keepAlive,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // of clients' connections; nobody must act on them
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // errors of clients' connections
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -214,14 +215,14 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	defer cancel()
 	err := server.Shutdown(grace)
 	if errors.Is(err, context.DeadlineExceeded) {
-		s.log.WarnContext(ctx, "requests were cut: they took longer than the grace", slog.Duration("grace", s.grace))
+		s.log.WarnContext(ctx, "aborted requests that took longer than the grace", slog.Duration("grace", s.grace))
 		err = server.Close()
 	}
-	s.streams.Wait() // each ends within times.goodbye
+	s.streams.Wait() // each ends within times.closing
 	return err
 }
 
-// Handler is the surface without a listener.
+// Handler returns the API without a listener.
 func (s *Server) Handler() http.Handler {
 	root := chi.NewRouter()
 	root.Use(s.observe)

@@ -73,14 +73,14 @@ func TestRateLimit(t *testing.T) {
 func TestLimiterForgets(t *testing.T) {
 	l, now := newLimiter(1, 1), testTime
 	for _, key := range []string{"a", "b", "c"} {
-		if err := l.take(key, now); err != nil {
+		if err := l.allow(key, now); err != nil {
 			t.Errorf("first request of %s: %v", key, err)
 		}
 	}
-	if err := l.take("a", now); err == nil {
+	if err := l.allow("a", now); err == nil {
 		t.Error("the second request at once was let through")
 	}
-	if err := l.take("a", now.Add(2*forgetAfter)); err != nil || len(l.keys) != 1 {
+	if err := l.allow("a", now.Add(2*forgetAfter)); err != nil || len(l.keys) != 1 {
 		t.Errorf("later: %v, %d keys remembered", err, len(l.keys))
 	}
 }
@@ -117,7 +117,7 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 	}
 }
 
-// TestLogTellsCausesAndNoSecrets: operators find what users are not told.
+// TestLogTellsCausesAndNoSecrets: the log has causes that answers do not have, and no secret.
 func TestLogTellsCausesAndNoSecrets(t *testing.T) {
 	var out bytes.Buffer
 	log, err := telemetry.NewLogger(&out, telemetry.Log{Level: slog.LevelDebug})
@@ -127,11 +127,11 @@ func TestLogTellsCausesAndNoSecrets(t *testing.T) {
 	s := &stub{fail: errors.New("connect to the database: refused")}
 	server := serve(t, s, func(s *Server) { s.log = log })
 	resp := get(t, "http://"+server.address+at, http.Header{"X-Request-Id": {"find-me"}})
-	if err := server.stop(); err != nil { // nobody writes the log any more
+	if err := server.stop(); err != nil { // the log is complete then
 		t.Fatal(err)
 	}
 	line := out.String()
-	for _, part := range []string{"request=find-me", "sandbox=" + testID, "operation=getSandbox", "status=500", "key=" + testKeyID, `error="connect to the database: refused"`} {
+	for _, part := range []string{"request=find-me", "sandbox=" + testID, "operation=getSandbox", "status=500", "key=" + testKeyID, `err="connect to the database: refused"`} {
 		if !strings.Contains(line, part) {
 			t.Errorf("the log lacks %s: %s", part, line)
 		}
@@ -159,7 +159,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := `
-# HELP wrenn_api_requests_total Requests, by operation of the contract and status; status "gone" is a client that did not wait.
+# HELP wrenn_api_requests_total Requests, by operation of the contract and status; status "gone" is a client that disconnected.
 # TYPE wrenn_api_requests_total counter
 wrenn_api_requests_total{operation="getSandbox",status="200"} 1
 wrenn_api_requests_total{operation="none",status="404"} 1
@@ -169,7 +169,7 @@ wrenn_api_requests_total{operation="none",status="404"} 1
 	}
 }
 
-// TestStopWaitsForRequests: what is under way is answered, what comes later is not taken.
+// TestStopWaitsForRequests: requests in progress are answered, later connections are refused.
 func TestStopWaitsForRequests(t *testing.T) {
 	s := &slow{hold: 300 * time.Millisecond}
 	server := serve(t, s, nil)

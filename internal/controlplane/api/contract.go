@@ -33,9 +33,9 @@ const (
 
 	// maxJSON bounds bodies of JSON: a mebibyte of a command's input as base64, and the rest of the command.
 	maxJSON = 2 << 20
-	// maxValues bounds the values in one: twice the arguments of a command that has as many as it may.
+	// maxValues bounds the values in one body: twice the arguments that a command may have.
 	maxValues = 8192
-	// maxMessage bounds what a message repeats of a request.
+	// maxMessage bounds the part of a request that a message repeats.
 	maxMessage = 300
 )
 
@@ -51,12 +51,12 @@ type contract struct {
 	frames     map[string]*jsonschema.Schema
 }
 
-// operation is what requests of one operation look like.
+// operation is the form of requests of one operation.
 type operation struct {
 	id         string
 	public     bool // needs no key
 	parameters []parameter
-	media      string // of the body; "" when there is none
+	media      string // of the body; "" is none
 	needsBody  bool
 	maxBody    int64              // 0 is no limit
 	body       *jsonschema.Schema // of a body of JSON
@@ -68,7 +68,7 @@ type parameter struct {
 	schema   *jsonschema.Schema
 }
 
-// document is the part of OpenAPI that is read here.
+// document is the part of OpenAPI that this package reads.
 type document struct {
 	Paths      map[string]map[string]json.RawMessage `json:"paths"`
 	Components struct {
@@ -103,7 +103,7 @@ type documentSchema struct {
 	Type string `json:"type"`
 }
 
-// pointer makes a fragment of path elements, see RFC 6901.
+// pointer returns the fragment for path elements, see RFC 6901.
 func pointer(elements ...string) string {
 	escape := strings.NewReplacer("~", "~0", "/", "~1")
 	var b strings.Builder
@@ -149,7 +149,7 @@ func (c *contract) compile(elements ...string) (*jsonschema.Schema, error) {
 	return c.compiler.Compile(contractURL + pointer(elements...))
 }
 
-// addSchemas compiles what no operation's JSON body holds: fields of forms, and frames.
+// addSchemas compiles the schemas that are not JSON bodies: fields of forms, and frames.
 func (c *contract) addSchemas() (err error) {
 	if c.path, err = c.compile("components", "schemas", "Path"); err != nil {
 		return err
@@ -237,7 +237,7 @@ func (c *contract) addBody(op *operation, doc *document, body *documentBody, at 
 	}
 	op.needsBody = body.Required
 	for media := range body.Content {
-		op.media = media // one each
+		op.media = media // each body has one
 	}
 	if op.media == mediaJSON {
 		op.body, err = c.compile(append(at, "content", mediaJSON, "schema")...)
@@ -245,7 +245,7 @@ func (c *contract) addBody(op *operation, doc *document, body *documentBody, at 
 	return err
 }
 
-// checkParameters compares path and query with the contract.
+// checkParameters validates path and query.
 func (op *operation) checkParameters(r *http.Request) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -261,7 +261,7 @@ func (op *operation) checkParameters(r *http.Request) error {
 			values = []string{value}
 		}
 		if len(values) == 0 {
-			continue // parameters of the query are optional, all of them
+			continue // all parameters of the query are optional
 		}
 		value, err := p.value(values)
 		if err != nil {
@@ -274,7 +274,7 @@ func (op *operation) checkParameters(r *http.Request) error {
 	return nil
 }
 
-// value is what the contract's schema is about.
+// value returns the JSON value that the schema describes.
 func (p *parameter) value(values []string) (any, error) {
 	if p.kind == "array" {
 		list := make([]any, len(values))
@@ -284,7 +284,7 @@ func (p *parameter) value(values []string) (any, error) {
 		return list, nil
 	}
 	if len(values) > 1 {
-		return nil, invalid("%s: given %d times, takes one value", p.name, len(values))
+		return nil, invalid("%s: given %d times, but has one value", p.name, len(values))
 	}
 	switch {
 	case p.kind == "boolean" && (values[0] == "true" || values[0] == "false"):
@@ -300,7 +300,7 @@ func (p *parameter) value(values []string) (any, error) {
 	return json.Number(values[0]), nil
 }
 
-// checkMedia compares the type of the body with the contract.
+// checkMedia validates the type of the body.
 func (op *operation) checkMedia(r *http.Request) error {
 	if op.media == "" || (r.ContentLength == 0 && !op.needsBody) {
 		return nil
@@ -315,8 +315,7 @@ func (op *operation) checkMedia(r *http.Request) error {
 	return nil
 }
 
-// checkJSON reads a body of JSON, compares it with the contract and puts it
-// back for the handler.
+// checkJSON validates a JSON body and puts it back for the handler.
 func (op *operation) checkJSON(r *http.Request) error {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -334,16 +333,15 @@ func (op *operation) checkJSON(r *http.Request) error {
 	return nil
 }
 
-// check compares text, which must be one JSON value and nothing more, with a
-// schema, and returns it for decoding: JSON Schema takes 2.0 for an integer,
-// encoding/json does not.
+// check validates text, which must be one JSON value, against a schema, and returns
+// it for decoding: 2.0 is an integer in JSON Schema, but not in encoding/json.
 func check(schema *jsonschema.Schema, text []byte) ([]byte, error) {
 	if !utf8.Valid(text) { // encoding/json would change it silently
 		return nil, invalid("the JSON is not UTF-8 text: it cannot carry other bytes, such as names in another encoding")
 	}
 	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
-		return nil, invalid("this is no JSON: %s", shorten(err.Error()))
+		return nil, invalid("this is not JSON: %s", shorten(err.Error()))
 	}
 	n := normalizer{values: maxValues}
 	if value, err = n.normalize(value); err != nil {
@@ -358,11 +356,11 @@ func check(schema *jsonschema.Schema, text []byte) ([]byte, error) {
 	return json.Marshal(value)
 }
 
-// normalizer writes whole numbers as such, and refuses what would cost the
-// validator much more than its sender: it makes an error of each of a million
-// values, and a number of a million digits of 1e1000000.
+// normalizer rewrites whole numbers as integers, and refuses values that cost the
+// validator much more than their sender: a million values, of which it makes an error
+// each, and 1e1000000, of which it makes a million digits.
 type normalizer struct {
-	values  int // that may still come
+	values  int // that are still allowed
 	changed bool
 }
 
@@ -390,7 +388,8 @@ func (n *normalizer) normalize(value any) (any, error) {
 	return value, nil
 }
 
-// exactInteger is above all integers of the contract, and below those that a float64 does not hold exactly.
+// exactInteger is above all integers of the contract, and below those that a
+// float64 cannot represent.
 const exactInteger = 1 << 53
 
 func (n *normalizer) number(v json.Number) (any, error) {
@@ -405,8 +404,8 @@ func (n *normalizer) number(v json.Number) (any, error) {
 	return v, nil
 }
 
-// explain says what is wrong with a request, in one line: the first fault,
-// and where. name is of the parameter, "" for bodies.
+// explain returns the first validation error and its place, in one line. name is
+// that of the parameter, "" for bodies.
 func explain(name string, err error) error {
 	fault, ok := errors.AsType[*jsonschema.ValidationError](err)
 	if !ok {
@@ -419,7 +418,7 @@ func explain(name string, err error) error {
 	if name != "" {
 		where = strings.TrimSuffix(name+"."+where, ".")
 	}
-	return invalid("%s: %s", shorten(cmp.Or(where, "the body")), shorten(lacks(fault)))
+	return invalid("%s: %s", shorten(cmp.Or(where, "the body")), shorten(describe(fault)))
 }
 
 func isChoice(fault *jsonschema.ValidationError) bool {
@@ -427,19 +426,19 @@ func isChoice(fault *jsonschema.ValidationError) bool {
 	return ok
 }
 
-// lacks says what a value lacks: of a choice, what each of its ways lacks.
-func lacks(fault *jsonschema.ValidationError) string {
+// describe returns the text of a validation error: for a choice, that of each option.
+func describe(fault *jsonschema.ValidationError) string {
 	if !isChoice(fault) {
 		return fault.ErrorKind.LocalizedString(message.NewPrinter(language.English))
 	}
-	ways := make([]string, len(fault.Causes))
-	for i, way := range fault.Causes {
-		ways[i] = lacks(way)
+	options := make([]string, len(fault.Causes))
+	for i, option := range fault.Causes {
+		options[i] = describe(option)
 	}
-	return strings.Join(ways, ", or ")
+	return strings.Join(options, ", or ")
 }
 
-// shorten keeps a message readable that repeats a part of a request.
+// shorten bounds a part of a request that a message repeats.
 func shorten(text string) string {
 	return plain.Shorten(strings.ToValidUTF8(text, "�"), maxMessage)
 }

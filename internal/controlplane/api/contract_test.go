@@ -9,7 +9,7 @@ import (
 	"wrenn/internal/controlplane/api/internal/oapi"
 )
 
-// TestContractIsSound checks what the house asks of each operation.
+// TestContractIsSound checks the rules for each operation.
 func TestContractIsSound(t *testing.T) {
 	doc := spec(t)
 	if err := doc.Validate(t.Context()); err != nil {
@@ -26,7 +26,7 @@ func TestContractIsSound(t *testing.T) {
 				t.Errorf("%s: security = %v; only health, readiness and documents are open", name, op.Security)
 			}
 			if op.Responses.Default() != nil {
-				t.Errorf("%s has a default answer, which would hide answers that nobody thought of", name)
+				t.Errorf("%s has a default answer, which would hide unplanned answers", name)
 			}
 			for status, answer := range op.Responses.Map() {
 				for media, content := range answer.Value.Content {
@@ -48,7 +48,7 @@ func TestContractIsSound(t *testing.T) {
 }
 
 // TestErrorTable: every code of the product has an answer, and every code of
-// the surface is explained where users look.
+// the API is explained in the document.
 func TestErrorTable(t *testing.T) {
 	all := []wrenn.Code{
 		wrenn.Invalid, wrenn.NotFound, wrenn.AlreadyExists, wrenn.FailedPrecondition, wrenn.Exhausted, wrenn.PermissionDenied,

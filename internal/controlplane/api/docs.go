@@ -11,7 +11,7 @@ import (
 	"wrenn/api"
 )
 
-// pages is Swagger UI, see swagger/README.md, and the page that starts it.
+// pages has Swagger UI, see swagger/README.md, and the page that starts it.
 //
 //go:embed swagger
 var pages embed.FS
@@ -22,15 +22,15 @@ func (s *Server) document(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(api.V1)
 }
 
-// docs answers with the page that shows the contract.
+// docs answers with the page that displays the contract.
 func (s *Server) docs(w http.ResponseWriter, r *http.Request) { s.page(w, r, "index.html") }
 
 func (s *Server) docsFile(w http.ResponseWriter, r *http.Request) {
 	s.page(w, r, chi.URLParam(r, "file"))
 }
 
-// docsPolicy lets the page load what comes from here, and talk to here, and
-// nothing else. The styles that Swagger UI sets and its icons are inline.
+// docsPolicy lets the page load from this server and connect to it, and nothing
+// else. Swagger UI's styles and icons are inline.
 const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
 	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 

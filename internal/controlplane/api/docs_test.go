@@ -110,7 +110,7 @@ type tab struct {
 // little longer than the browser lives.
 func profile(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "browser") //nolint:usetesting // t.TempDir fails when somebody writes while it removes
+	dir, err := os.MkdirTemp("", "browser") //nolint:usetesting // t.TempDir fails when another process writes while it removes
 	if err != nil {
 		t.Fatal(err)
 	}

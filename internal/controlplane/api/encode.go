@@ -9,29 +9,29 @@ import (
 	"wrenn/internal/controlplane/api/internal/oapi"
 )
 
-// sandbox is box as /v1 shows it. Its environment is not shown: that is where secrets are.
-func sandbox(box *wrenn.Sandbox) oapi.Sandbox {
+// sandbox returns sb as /v1 shows it, without its environment, which has secrets.
+func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	out := oapi.Sandbox{
-		ID: string(box.ID), Status: oapi.State(box.State), Template: box.Template, Vcpus: box.VCPUs, MemoryMb: box.MemoryMiB,
-		TimeoutSec: int64(box.Timeout / time.Second), OnTimeout: oapi.OnTimeout(box.OnTimeout), AutoResume: box.AutoResume, Metadata: oapi.Metadata(box.Metadata),
-		CreatedAt: box.CreatedAt.UTC(), StartedAt: moment(box.StartedAt), LastActiveAt: moment(box.LastActiveAt), LastUpdated: box.UpdatedAt.UTC(),
+		ID: string(sb.ID), Status: oapi.State(sb.State), Template: sb.Template, Vcpus: sb.VCPUs, MemoryMb: sb.MemoryMiB,
+		TimeoutSec: int64(sb.Timeout / time.Second), OnTimeout: oapi.OnTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Metadata: oapi.Metadata(sb.Metadata),
+		CreatedAt: sb.CreatedAt.UTC(), StartedAt: moment(sb.StartedAt), LastActiveAt: moment(sb.LastActiveAt), LastUpdated: sb.UpdatedAt.UTC(),
 	}
 	if out.Metadata == nil {
 		out.Metadata = oapi.Metadata{}
 	}
-	if box.Parent != "" {
-		out.ParentID = new(string(box.Parent))
+	if sb.Parent != "" {
+		out.ParentID = new(string(sb.Parent))
 	}
-	if box.Reason != "" {
-		out.Reason = &box.Reason
+	if sb.Reason != "" {
+		out.Reason = &sb.Reason
 	}
-	if box.Generation != "" {
-		out.Generation = new(string(box.Generation))
+	if sb.Generation != "" {
+		out.Generation = new(string(sb.Generation))
 	}
 	return out
 }
 
-// moment is t, or nothing when it did not come yet.
+// moment returns t, nil if it is zero.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -39,7 +39,7 @@ func moment(t time.Time) *time.Time {
 	return new(t.UTC())
 }
 
-// nextLink is the Link to the page after the one that params asked for, see RFC 8288.
+// nextLink returns the Link header with the page after that of params, see RFC 8288.
 func nextLink(params oapi.ListSandboxesParams, next string) string {
 	query := url.Values{"page": {next}}
 	if params.Limit != nil {

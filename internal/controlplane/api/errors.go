@@ -18,22 +18,22 @@ import (
 	"wrenn/internal/telemetry"
 )
 
-// retryAfter is what clients are told to wait when a part of the system is
-// away: a database or a host that restarts is back in about that time.
+// retryAfter is the wait that clients are told while a part of the system cannot be
+// reached: a database or a host restarts in about that time.
 const retryAfter = 5 * time.Second
 
-// failure is an error as /v1 tells it.
+// failure is an error as /v1 answers it.
 type failure struct {
 	status     int
 	code       oapi.ErrorCode
 	message    string
-	retryAfter time.Duration // 0 when trying again does not help
+	retryAfter time.Duration // 0 if trying again does not help
 }
 
 func (f *failure) Error() string { return f.message }
 
-// byCode is how each of the product's codes is told. The codes of failures
-// that only this package knows are beside the failures.
+// byCode has the answer for each of the product's codes. Failures that only this
+// package knows have their own.
 var byCode = map[wrenn.Code]failure{
 	wrenn.Invalid:            {status: http.StatusBadRequest, code: oapi.ErrorCodeInvalidRequest},
 	wrenn.Unauthenticated:    {status: http.StatusUnauthorized, code: oapi.ErrorCodeUnauthorized},
@@ -44,12 +44,12 @@ var byCode = map[wrenn.Code]failure{
 	wrenn.Exhausted:          {status: http.StatusTooManyRequests, code: oapi.ErrorCodeLimitExceeded, retryAfter: retryAfter},
 	wrenn.Unavailable:        {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
 	wrenn.DeadlineExceeded:   {status: http.StatusGatewayTimeout, code: oapi.ErrorCodeTimeout},
-	// Who canceled is gone, or the server stops and the client is welcome at the next one.
+	// The client is gone, or the server is stopping and another replica can answer.
 	wrenn.Canceled: {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
 	wrenn.Internal: {status: http.StatusInternalServerError, code: oapi.ErrorCodeInternal},
 }
 
-// Failures that need no more than their text.
+// Failures with a fixed text.
 var (
 	errNoRoute = &failure{status: http.StatusNotFound, code: oapi.ErrorCodeNotFound, message: "no such route; /docs lists them"}
 	errNoKey   = &failure{
@@ -58,21 +58,21 @@ var (
 	}
 	errIdleBody = &failure{
 		status: http.StatusBadRequest, code: oapi.ErrorCodeInvalidRequest,
-		message: "the body stood still for too long and was cut off",
+		message: "no byte of the body came for too long: send it again",
 	}
 )
 
-// invalid is a request that is not what the contract asks for.
+// invalid returns the failure of a request that violates the contract.
 func invalid(format string, args ...any) *failure {
 	return &failure{status: http.StatusBadRequest, code: oapi.ErrorCodeInvalidRequest, message: fmt.Sprintf(format, args...)}
 }
 
-// tooLarge is a body over its limit.
+// tooLarge returns the failure of a body over its limit.
 func tooLarge(format string, args ...any) *failure {
 	return &failure{status: http.StatusRequestEntityTooLarge, code: oapi.ErrorCodeTooLarge, message: fmt.Sprintf(format, args...)}
 }
 
-// brokenBody is an error of reading a body: the client's, whichever it is.
+// brokenBody returns the failure for an error of reading a body, which is the client's.
 func brokenBody(err error) error {
 	if _, ok := errors.AsType[*failure](err); ok {
 		return err
@@ -86,7 +86,7 @@ func brokenBody(err error) error {
 	return invalid("the body is broken or ended early: %s", shorten(err.Error()))
 }
 
-// failureOf is err as it is told. The text of an error that is not made for
+// failureOf returns the failure for err. The text of an error that is not meant for
 // users stays in the log, under the request's id.
 func failureOf(ctx context.Context, err error) *failure {
 	if f, ok := errors.AsType[*failure](err); ok {
@@ -110,15 +110,15 @@ func failureOf(ctx context.Context, err error) *failure {
 		f.message = "the work took longer than its time limit"
 	case errors.Is(err, context.Canceled):
 		f = byCode[wrenn.Canceled]
-		f.message = "the request was given up before it was answered: try again"
+		f.message = "the request was canceled before it was answered: try again"
 	default:
-		f.message = "the server has a fault; its operator finds the cause under request " + telemetry.RequestID(ctx)
+		f.message = "internal error; the operator finds the cause in the log under request " + telemetry.RequestID(ctx)
 	}
 	return &f
 }
 
-// refuse answers with err. An answer that has begun cannot be taken back: then
-// the connection is broken, which no client takes for the end of a file.
+// refuse answers with err. If the answer has begun it breaks the connection, which
+// no client mistakes for the end of a file.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	rec := recorderOf(w)
 	rec.err = err
@@ -131,11 +131,11 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	header.Del("Content-Length")
 	header.Del("Content-Disposition")
 	if f.retryAfter > 0 {
-		// Rounded up: who comes back too early asks twice.
+		// Rounded up: a client that is early is refused again.
 		header.Set("Retry-After", strconv.Itoa(int((f.retryAfter+time.Second-1)/time.Second)))
 	}
 	if f == errIdleBody {
-		header.Set("Connection", "close") // else the server waits for the rest first
+		header.Set("Connection", "close") // else net/http waits for the rest of the body
 	}
 	if f.status == http.StatusUnauthorized {
 		header.Set("WWW-Authenticate", `Bearer realm="wrenn"`)
@@ -143,12 +143,12 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	body := oapi.Error{}
 	body.Error.Code, body.Error.Message = f.code, f.message
 	w.WriteHeader(f.status)
-	_ = json.NewEncoder(w).Encode(body) // a client that is gone
+	_ = json.NewEncoder(w).Encode(body) // fails if the client is gone
 }
 
 // refuseRequest answers a request that the generated server could not decode.
 func (s *Server) refuseRequest(w http.ResponseWriter, r *http.Request, err error) {
-	s.refuse(w, r, invalid("the request is broken: %s", shorten(err.Error())))
+	s.refuse(w, r, invalid("the request cannot be decoded: %s", shorten(err.Error())))
 }
 
 func (s *Server) refuseMethod(root chi.Router, w http.ResponseWriter, r *http.Request) {

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// execMargin is for the way to the sandbox and back, on top of the command's own time.
+	// execMargin is the time for the way to the sandbox and back, on top of the command's own.
 	execMargin = time.Minute
-	// encodingBase64 marks bytes that are no text.
+	// encodingBase64 marks bytes that are not UTF-8.
 	encodingBase64 = "base64"
 )
 
@@ -57,8 +57,8 @@ func command(body *oapi.Exec) (wrenn.ExecCommand, error) {
 	return cmd, nil
 }
 
-// encodeOutputs makes strings of both outputs that lose no byte: the text
-// itself when both are UTF-8, else both in base64.
+// encodeOutputs returns both outputs as strings without loss: as they are if both
+// are UTF-8, else both in base64.
 func encodeOutputs(stdout, stderr []byte) (outText, errText string, encoding oapi.ExecResultEncoding) {
 	if utf8.Valid(stdout) && utf8.Valid(stderr) {
 		return string(stdout), string(stderr), "utf-8"

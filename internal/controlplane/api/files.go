@@ -19,11 +19,11 @@ import (
 const (
 	// maxFile bounds a file of files/write; files/stream/write takes larger ones.
 	maxFile = 100 << 20
-	// maxForm is a form with such a file: boundaries, headers and the other fields need much less than the rest.
+	// maxForm bounds a form with such a file; boundaries, headers and the other fields are much shorter than 64 KiB.
 	maxForm = maxFile + 64<<10
-	// maxField bounds a field of a form that is not the file: the longest path that Linux takes, and a NUL.
+	// maxField bounds a field of a form that is not the file: PATH_MAX.
 	maxField = 4096
-	// chunk is how much of a file is held at once on its way down.
+	// chunk is the size of a piece of a download.
 	chunk = 64 << 10
 )
 
@@ -41,7 +41,7 @@ func (h *handlers) StreamWriteFile(ctx context.Context, req oapi.StreamWriteFile
 	return oapi.StreamWriteFile204Response{}, nil
 }
 
-// upload passes the file of a form on as it comes. A limit of 0 is none.
+// upload streams the file of a form to the service. A limit of 0 is none.
 func (s *Server) upload(ctx context.Context, id wrenn.SandboxID, form *multipart.Reader, limit int64) error {
 	up, err := s.contract.readForm(form, limit)
 	if err != nil {
@@ -49,12 +49,12 @@ func (s *Server) upload(ctx context.Context, id wrenn.SandboxID, form *multipart
 	}
 	err = s.service.WriteFile(ctx, callerOf(ctx), id, up.user, up.path, up.file)
 	if up.file.err != nil {
-		return up.file.err // the cause of whatever the service made of it
+		return up.file.err // the cause of the service's error
 	}
 	return err
 }
 
-// form is an upload whose file is still to be read.
+// form is an upload whose file has not been read.
 type form struct {
 	path, user string
 	file       *lastPart
@@ -89,7 +89,7 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 		case "user":
 			out.user, err = field(part, c.user)
 		default:
-			err = invalid("the form has a field %q; it takes path, user and file", shorten(name))
+			err = invalid("the form has an unknown field %q: use path, user and file", shorten(name))
 		}
 		if err != nil {
 			return nil, err
@@ -97,7 +97,7 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 	}
 }
 
-// field reads a short field and compares it with the contract.
+// field reads and validates a short field.
 func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(part, maxField+1))
 	if err != nil {
@@ -112,13 +112,12 @@ func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
 	return string(text), nil
 }
 
-// whole says that a form, or a part of one, was read to its end. One that
-// breaks off ends with an error that wraps io.EOF.
+// whole reports whether err is the end of a form or of a part. One that is cut off
+// ends with an error that wraps io.EOF.
 func whole(err error) bool { return err == io.EOF } //nolint:errorlint // see above
 
-// lastPart is the file of a form. Its end is io.EOF only when the form is
-// complete and nothing follows: a field that came too late would be one that
-// silently did nothing.
+// lastPart is the file of a form. It returns io.EOF only if the form is complete
+// and the file is its last field: a later field would have no effect.
 type lastPart struct {
 	part  io.Reader
 	form  *multipart.Reader
@@ -147,7 +146,7 @@ func (f *lastPart) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// end is io.EOF when the form ends here.
+// end returns io.EOF if the form ends here.
 func (f *lastPart) end() error {
 	next, err := f.form.NextPart()
 	if err != nil {
@@ -173,7 +172,8 @@ func (h *handlers) StreamReadFile(ctx context.Context, req oapi.StreamReadFileRe
 	return d, nil
 }
 
-// download opens a file and reads the first piece of it: until then a failure is an ordinary answer.
+// download opens a file and reads its first piece: until then an error is an
+// ordinary answer.
 func (s *Server) download(ctx context.Context, id wrenn.SandboxID, file *oapi.ReadFile) (*download, error) {
 	content, err := s.service.ReadFile(ctx, callerOf(ctx), id, value(file.User), file.Path)
 	if err != nil {
@@ -202,7 +202,8 @@ type download struct {
 func (d *download) VisitReadFileResponse(w http.ResponseWriter) error       { return d.send(w) }
 func (d *download) VisitStreamReadFileResponse(w http.ResponseWriter) error { return d.send(w) }
 
-// send returns an error when the content did not arrive as a whole; the caller breaks the connection then.
+// send returns an error if the content was not sent as a whole; the caller then
+// breaks the connection.
 func (d *download) send(w http.ResponseWriter) error {
 	defer d.content.Close()
 	w.Header().Set("Content-Type", "application/octet-stream")
@@ -224,7 +225,7 @@ func (d *download) send(w http.ResponseWriter) error {
 	return nil
 }
 
-// pieces sends what is written to it.
+// pieces is a writer that records the error of sending.
 type pieces struct {
 	w     http.ResponseWriter
 	rec   *recorder

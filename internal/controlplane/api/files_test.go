@@ -48,7 +48,7 @@ func (s *counting) WriteFile(_ context.Context, _ service.Caller, _ wrenn.Sandbo
 	return err
 }
 
-// upload posts a form whose file has so many bytes, with its length known or not.
+// upload posts a form whose file has n bytes, with its length known or not.
 func upload(t *testing.T, url string, size int64, known bool) (status int) {
 	t.Helper()
 	form, media := fields("path", "/big", "file", "")
@@ -121,7 +121,7 @@ func TestBodyThatStandsStill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !bytes.Contains(answer, []byte("400 Bad Request")) || !bytes.Contains(answer, []byte("stood still")) {
+			if !bytes.Contains(answer, []byte("400 Bad Request")) || !bytes.Contains(answer, []byte("no byte of the body")) {
 				t.Errorf("answer = %s", answer)
 			}
 			if s.whole || s.ran.Cmd != "" {
@@ -131,7 +131,7 @@ func TestBodyThatStandsStill(t *testing.T) {
 	}
 }
 
-// TestUploadOutlivesTheReadTimeout: it moves, so it may last longer than requests do.
+// TestUploadOutlivesTheReadTimeout: an upload with progress may last longer than other requests.
 func TestUploadOutlivesTheReadTimeout(t *testing.T) {
 	s := &counting{}
 	server := serve(t, s, func(s *Server) { s.times.request = 50 * time.Millisecond })
@@ -155,7 +155,7 @@ func TestUploadOutlivesTheReadTimeout(t *testing.T) {
 	}
 }
 
-// TestWorkOutlivesTheReadTimeout: a request that was read is not ended by the time that reading may take.
+// TestWorkOutlivesTheReadTimeout: the read timeout does not end a request that was read.
 func TestWorkOutlivesTheReadTimeout(t *testing.T) {
 	s := &slow{hold: 300 * time.Millisecond}
 	server := serve(t, s, func(s *Server) { s.times.request = 50 * time.Millisecond })
@@ -176,7 +176,7 @@ func TestWorkOutlivesTheReadTimeout(t *testing.T) {
 	}
 }
 
-// slow is a service whose work takes hold.
+// slow is a service whose calls take hold.
 type slow struct {
 	stub
 	hold time.Duration
@@ -199,7 +199,7 @@ func (s *slow) Sandbox(ctx context.Context, c service.Caller, id wrenn.SandboxID
 	return s.wait(ctx, c, id)
 }
 
-// TestDownloadThatBreaks: the client must not take what came for the file.
+// TestDownloadThatBreaks: the client must not mistake a part for the file.
 func TestDownloadThatBreaks(t *testing.T) {
 	for _, route := range []string{"read", "stream/read"} {
 		t.Run(route, func(t *testing.T) {
@@ -319,7 +319,7 @@ func TestSplitterHoldsACharacterBack(t *testing.T) {
 	}
 }
 
-// TestHangUp: work that is only for a client ends with it.
+// TestHangUp: a call ends when its client disconnects.
 func TestHangUp(t *testing.T) {
 	s := &waiting{begun: make(chan struct{}), ended: make(chan error, 1)}
 	server := serve(t, s, nil)

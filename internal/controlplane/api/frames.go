@@ -84,11 +84,11 @@ func (c *contract) parseFrame(binary bool, text []byte) (*clientFrame, error) {
 		Type string `json:"type"`
 	}
 	if err := json.Unmarshal(text, &head); err != nil {
-		return nil, invalid("the frame is no JSON object with a type: %s", shorten(err.Error()))
+		return nil, invalid("the frame is not a JSON object with a type: %s", shorten(err.Error()))
 	}
 	schema, ok := c.frames[head.Type]
 	if !ok {
-		return nil, invalid("no frame of a client has the type %q", shorten(head.Type))
+		return nil, invalid("unknown type of frame %q", shorten(head.Type))
 	}
 	text, err := check(schema, text)
 	if err != nil {
@@ -129,16 +129,16 @@ type outMessage struct {
 	bytes  []byte
 }
 
-// encoder makes messages of a command's output. It belongs to one stream.
+// encoder turns a command's output into messages. Each stream has its own.
 type encoder struct {
-	binary bool // the client takes bytes as they are
-	exact  bool // the client counts bytes: none is held back, and frames say where they are
+	binary bool // the client reads binary messages
+	exact  bool // the client counts bytes: none is held back, and frames have offsets
 
 	stdout, stderr, pty splitter
 }
 
-// encode returns the messages of one event: none when all of it is held back,
-// several when the end brings out what was.
+// encode returns the messages for one event: none if all bytes are held back,
+// several if it is the exit and bytes were held back.
 func (e *encoder) encode(out wrenn.ExecOutput) []outMessage {
 	switch {
 	case out.Exit != nil:
@@ -177,7 +177,7 @@ func (e *encoder) data(frame string, tag byte, s *splitter, p []byte, offset uin
 	return []outMessage{dataFrame(frame, p, nil)}
 }
 
-// flush returns what is held back: the start of a character whose end did not come.
+// flush returns the bytes held back: the start of a character whose end did not come.
 func (e *encoder) flush() []outMessage {
 	var out []outMessage
 	for _, s := range []struct {
@@ -192,7 +192,7 @@ func (e *encoder) flush() []outMessage {
 	return out
 }
 
-// dataFrame holds p as text when it is, as base64 when not.
+// dataFrame returns a frame with p: as text if it is UTF-8, else in base64.
 func dataFrame(frame string, p []byte, offset *uint64) outMessage {
 	f := serverFrame{Type: frame, Offset: offset}
 	if utf8.Valid(p) {
@@ -212,22 +212,22 @@ func text(f serverFrame) outMessage {
 	return outMessage{bytes: bytes.TrimSuffix(buf.Bytes(), []byte("\n"))}
 }
 
-// splitter cuts a stream of bytes between characters.
+// splitter splits a stream of bytes between characters.
 type splitter struct{ held []byte }
 
-// next returns what was held and p, without the start of a character at its
-// end, which it holds: at most 3 bytes.
+// next returns the bytes held back and p, without the start of a character at the
+// end, which it holds back: at most 3 bytes.
 func (s *splitter) next(p []byte) []byte {
 	if len(s.held) > 0 {
 		p = append(s.held, p...)
 	}
-	n := len(p) - begun(p)
+	n := len(p) - incomplete(p)
 	s.held = bytes.Clone(p[n:])
 	return p[:n]
 }
 
-// begun is the length of the character that p ends in the middle of.
-func begun(p []byte) int {
+// incomplete returns the number of bytes of an incomplete character at the end of p.
+func incomplete(p []byte) int {
 	for i := 1; i < utf8.UTFMax && i <= len(p); i++ {
 		if tail := p[len(p)-i:]; utf8.RuneStart(tail[0]) {
 			if utf8.FullRune(tail) {

@@ -10,16 +10,16 @@ import (
 	"wrenn/internal/controlplane/service"
 )
 
-// handlers are the operations of the contract, for the generated server. The
-// request was compared with the contract before.
+// handlers implement the operations of the contract for the generated server. The
+// request has been validated before.
 type handlers struct{ s *Server }
 
 var _ oapi.StrictServerInterface = (*handlers)(nil)
 
-// never is what the service takes for a sandbox that does not end by itself.
+// never is the timeout of a sandbox that does not end by itself, as the service expects it.
 const never = -time.Second
 
-// timeout is a timeout_sec of a sandbox as the service takes it: 0 seconds are never.
+// timeout converts a timeout_sec of a sandbox to a timeout of the service: 0 is never.
 func timeout(seconds int64) time.Duration {
 	if seconds == 0 {
 		return never
@@ -27,7 +27,7 @@ func timeout(seconds int64) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-// value is what p points to, or the zero value.
+// value returns *p, or the zero value if p is nil.
 func value[T any](p *T) T {
 	if p == nil {
 		var zero T
@@ -38,23 +38,23 @@ func value[T any](p *T) T {
 
 func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequestObject) (oapi.CreateSandboxResponseObject, error) {
 	body := value(req.Body)
-	wish := service.CreateSandbox{
+	create := service.CreateSandbox{
 		Template: value(body.Template), VCPUs: value(body.Vcpus), MemoryMB: value(body.MemoryMb),
 		OnTimeout: wrenn.OnTimeout(value(body.OnTimeout)), AutoResume: value(body.AutoResume),
 		Metadata: value(body.Metadata), Env: value(body.Env),
 	}
 	if body.TimeoutSec != nil {
-		wish.Timeout = timeout(*body.TimeoutSec)
+		create.Timeout = timeout(*body.TimeoutSec)
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	box, err := h.s.service.CreateSandbox(ctx, callerOf(ctx), wish)
+	sb, err := h.s.service.CreateSandbox(ctx, callerOf(ctx), create)
 	if err != nil {
 		return nil, err
 	}
 	return oapi.CreateSandbox201JSONResponse{
-		Body:    sandbox(box),
-		Headers: oapi.CreateSandbox201ResponseHeaders{Location: new("/v1/sandboxes/" + string(box.ID))},
+		Body:    sandbox(sb),
+		Headers: oapi.CreateSandbox201ResponseHeaders{Location: new("/v1/sandboxes/" + string(sb.ID))},
 	}, nil
 }
 
@@ -69,11 +69,11 @@ func (h *handlers) ListSandboxes(ctx context.Context, req oapi.ListSandboxesRequ
 			query.Metadata = map[string]string{}
 		}
 		if had, twice := query.Metadata[name]; twice && had != want {
-			return nil, invalid("metadata: %s cannot be both %q and %q", name, shorten(had), shorten(want))
+			return nil, invalid("metadata: %s is given as both %q and %q", name, shorten(had), shorten(want))
 		}
 		query.Metadata[name] = want
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	page, next, err := h.s.service.ListSandboxes(ctx, callerOf(ctx), query)
 	if err != nil {
@@ -91,15 +91,15 @@ func (h *handlers) ListSandboxes(ctx context.Context, req oapi.ListSandboxesRequ
 }
 
 func (h *handlers) GetSandbox(ctx context.Context, req oapi.GetSandboxRequestObject) (oapi.GetSandboxResponseObject, error) {
-	box, err := h.change(ctx, req.ID, h.s.service.Sandbox)
+	sb, err := h.change(ctx, req.ID, h.s.service.Sandbox)
 	if err != nil {
 		return nil, err
 	}
-	return oapi.GetSandbox200JSONResponse{OneSandboxJSONResponse: *box}, nil
+	return oapi.GetSandbox200JSONResponse{OneSandboxJSONResponse: *sb}, nil
 }
 
 func (h *handlers) DeleteSandbox(ctx context.Context, req oapi.DeleteSandboxRequestObject) (oapi.DeleteSandboxResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	if err := h.s.service.DeleteSandbox(ctx, callerOf(ctx), wrenn.SandboxID(req.ID)); err != nil {
 		return nil, err
@@ -108,45 +108,45 @@ func (h *handlers) DeleteSandbox(ctx context.Context, req oapi.DeleteSandboxRequ
 }
 
 func (h *handlers) PauseSandbox(ctx context.Context, req oapi.PauseSandboxRequestObject) (oapi.PauseSandboxResponseObject, error) {
-	box, err := h.change(ctx, req.ID, h.s.service.PauseSandbox)
+	sb, err := h.change(ctx, req.ID, h.s.service.PauseSandbox)
 	if err != nil {
 		return nil, err
 	}
-	return oapi.PauseSandbox200JSONResponse{OneSandboxJSONResponse: *box}, nil
+	return oapi.PauseSandbox200JSONResponse{OneSandboxJSONResponse: *sb}, nil
 }
 
 func (h *handlers) ResumeSandbox(ctx context.Context, req oapi.ResumeSandboxRequestObject) (oapi.ResumeSandboxResponseObject, error) {
-	box, err := h.change(ctx, req.ID, h.s.service.ResumeSandbox)
+	sb, err := h.change(ctx, req.ID, h.s.service.ResumeSandbox)
 	if err != nil {
 		return nil, err
 	}
-	return oapi.ResumeSandbox200JSONResponse{OneSandboxJSONResponse: *box}, nil
+	return oapi.ResumeSandbox200JSONResponse{OneSandboxJSONResponse: *sb}, nil
 }
 
 func (h *handlers) SetSandboxTimeout(ctx context.Context, req oapi.SetSandboxTimeoutRequestObject) (oapi.SetSandboxTimeoutResponseObject, error) {
 	set := func(ctx context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 		return h.s.service.SetTimeout(ctx, c, id, timeout(req.Body.TimeoutSec))
 	}
-	box, err := h.change(ctx, req.ID, set)
+	sb, err := h.change(ctx, req.ID, set)
 	if err != nil {
 		return nil, err
 	}
-	return oapi.SetSandboxTimeout200JSONResponse{OneSandboxJSONResponse: *box}, nil
+	return oapi.SetSandboxTimeout200JSONResponse{OneSandboxJSONResponse: *sb}, nil
 }
 
-// change does something to one sandbox, within the time of a call, and returns it as it is then.
+// change calls do for one sandbox, within the time limit of a call, and returns its result.
 func (h *handlers) change(ctx context.Context, id string, do func(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)) (*oapi.OneSandboxJSONResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	box, err := do(ctx, callerOf(ctx), wrenn.SandboxID(id))
+	sb, err := do(ctx, callerOf(ctx), wrenn.SandboxID(id))
 	if err != nil {
 		return nil, err
 	}
-	return &oapi.OneSandboxJSONResponse{Body: sandbox(box)}, nil
+	return &oapi.OneSandboxJSONResponse{Body: sandbox(sb)}, nil
 }
 
 func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObject) (oapi.CreateKeyResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	k, secret, err := h.s.service.CreateKey(ctx, callerOf(ctx), strings.TrimSpace(req.Body.Name))
 	if err != nil {
@@ -158,7 +158,7 @@ func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObjec
 }
 
 func (h *handlers) ListKeys(ctx context.Context, _ oapi.ListKeysRequestObject) (oapi.ListKeysResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	keys, err := h.s.service.ListKeys(ctx, callerOf(ctx))
 	if err != nil {
@@ -174,7 +174,7 @@ func (h *handlers) ListKeys(ctx context.Context, _ oapi.ListKeysRequestObject) (
 }
 
 func (h *handlers) RevokeKey(ctx context.Context, req oapi.RevokeKeyRequestObject) (oapi.RevokeKeyResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	if err := h.s.service.RevokeKey(ctx, callerOf(ctx), req.ID); err != nil {
 		return nil, err
@@ -186,14 +186,14 @@ func (h *handlers) GetHealth(context.Context, oapi.GetHealthRequestObject) (oapi
 	return oapi.GetHealth200JSONResponse{YesJSONResponse: oapi.YesJSONResponse{Body: oapi.Status{Status: "ok"}}}, nil
 }
 
-// readyWait bounds how long a probe waits for the database: probes have short patience themselves.
+// readyWait bounds the wait for the database: probes have short timeouts themselves.
 const readyWait = 5 * time.Second
 
 func (h *handlers) GetReady(ctx context.Context, _ oapi.GetReadyRequestObject) (oapi.GetReadyResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
 	defer cancel()
 	if h.s.stopping.Err() != nil {
-		return nil, wrenn.Errorf(wrenn.Unavailable, "the server stops")
+		return nil, wrenn.Errorf(wrenn.Unavailable, "the server is stopping")
 	}
 	if err := h.s.service.Ready(ctx); err != nil {
 		if failureOf(ctx, err).status != 503 {

@@ -11,19 +11,19 @@ import (
 	"wrenn/internal/controlplane/api/internal/oapi"
 )
 
-// forgetAfter is how long a key is remembered that is not used. Its allowance
-// is full again long before.
+// forgetAfter is how long an unused key stays in memory. Its allowance is full
+// again long before.
 const forgetAfter = 10 * time.Minute
 
-// limiter bounds the requests of each key. Only keys that exist reach it, so
-// it holds no more of them than there are.
+// limiter bounds the requests of each key. Only valid keys reach it, so it never
+// has more than exist.
 type limiter struct {
 	perSecond float64
 	burst     int
 
-	mu    sync.Mutex // guards what follows
-	keys  map[string]*allowance
-	swept time.Time
+	mu      sync.Mutex // guards what follows
+	keys    map[string]*allowance
+	cleaned time.Time
 }
 
 type allowance struct {
@@ -35,8 +35,9 @@ func newLimiter(perSecond float64, burst int) *limiter {
 	return &limiter{perSecond: perSecond, burst: burst, keys: map[string]*allowance{}}
 }
 
-// take counts one request of key at now. The failure says when to come back.
-func (l *limiter) take(key string, now time.Time) error {
+// allow counts a request of key at now. It returns a failure with the time to wait
+// if the key is over its rate.
+func (l *limiter) allow(key string, now time.Time) error {
 	reservation := l.of(key, now).ReserveN(now, 1)
 	wait := reservation.DelayFrom(now)
 	if wait == 0 {
@@ -52,13 +53,13 @@ func (l *limiter) take(key string, now time.Time) error {
 func (l *limiter) of(key string, now time.Time) *rate.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now.Sub(l.swept) > forgetAfter {
+	if now.Sub(l.cleaned) > forgetAfter {
 		for k, a := range l.keys {
 			if now.Sub(a.used) > forgetAfter {
 				delete(l.keys, k)
 			}
 		}
-		l.swept = now
+		l.cleaned = now
 	}
 	a, ok := l.keys[key]
 	if !ok {

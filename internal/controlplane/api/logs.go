@@ -23,24 +23,24 @@ func (h *handlers) GetSandboxLogs(ctx context.Context, req oapi.GetSandboxLogsRe
 	return &logs{console: console, done: func() {
 		stop()
 		end(nil)
-		_ = console.Close() // it was only read
+		_ = console.Close() // it was only read from
 	}}, nil
 }
 
-var errLogsStopping = errors.New("the server stops")
+var errLogsStopping = errors.New("the server is stopping")
 
-// logs is the answer with what a console said.
+// logs is the answer with the output of a console.
 type logs struct {
 	console io.ReadCloser
 	done    func()
 }
 
 // VisitGetSandboxLogsResponse sends each piece at once. An error breaks the
-// connection: half of it must not look like all.
+// connection, so that a part does not look like the whole.
 func (l *logs) VisitGetSandboxLogsResponse(w http.ResponseWriter) error {
 	defer l.done()
 	w.Header().Set("Content-Type", "text/plain")
-	w.Header().Set("X-Content-Type-Options", "nosniff") // a guest chose it: no page may come of it
+	w.Header().Set("X-Content-Type-Options", "nosniff") // a guest wrote it: no browser may treat it as a page
 	w.WriteHeader(http.StatusOK)
 	rec := recorderOf(w)
 	buffer := make([]byte, chunk)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestFollowedLogsEndWithTheServer: what was said comes at once, silence may
-// last longer than an answer may otherwise, and the end of the server is no end of the console.
+// TestFollowedLogsEndWithTheServer: output comes at once, a pause may be longer than
+// other answers may take, and the end of the server is not the end of the console.
 func TestFollowedLogsEndWithTheServer(t *testing.T) {
 	server := serve(t, &stub{}, func(s *Server) { s.times.idle, s.times.request = 50*time.Millisecond, 50*time.Millisecond })
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+server.address+at+"/logs?follow=true", nil)

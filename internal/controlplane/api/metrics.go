@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics is what operators count of the surface.
+// metrics are the metrics of the API.
 type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
@@ -19,18 +19,18 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "wrenn_api_requests_total",
-			Help: "Requests, by operation of the contract and status; status \"gone\" is a client that did not wait.",
+			Help: "Requests, by operation of the contract and status; status \"gone\" is a client that disconnected.",
 		}, []string{"operation", "status"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "wrenn_api_request_seconds",
-			Help:    "From the request's header to the end of the answer; streams last as long as their commands.",
+			Help:    "From the request's header to the end of the answer; a stream lasts as long as its command.",
 			Buckets: []float64{.002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		}, []string{"operation"}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "wrenn_api_exec_streams", Help: "Open WebSockets of exec/stream.",
 		}),
 		sent: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "wrenn_api_sent_bytes_total", Help: "Bytes of answers, WebSockets not counted.",
+			Name: "wrenn_api_sent_bytes_total", Help: "Bytes of answers, without WebSockets.",
 		}),
 	}
 	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.streams, m.sent} {
@@ -41,7 +41,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// done counts a request. Its labels are a closed set: nothing in them comes from clients.
+// done counts a request. Its labels are a closed set: none comes from a client.
 func (m *metrics) done(rec *recorder, gone bool, took time.Duration) {
 	name := "none"
 	if rec.operation != nil {

@@ -18,8 +18,8 @@ import (
 	"wrenn/internal/telemetry"
 )
 
-// observe is around everything: it names the request, keeps a panic from
-// taking the answer with it, and says what came of the request.
+// observe wraps all other handlers: it gives the request an id, answers for a
+// handler that panics, and logs and counts the request.
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := requestID(r)
@@ -35,9 +35,9 @@ func (s *Server) observe(next http.Handler) http.Handler {
 				fault = s.answerFault(rec, r.WithContext(ctx))
 			}
 			if rec.status != http.StatusSwitchingProtocols {
-				rec.allowRead(s.times.idle / 2) // the server reads what the handler left of the body, and then has to write
+				rec.allowRead(s.times.idle / 2) // net/http reads the rest of the body, and then has to write
 			}
-			s.conclude(ctx, r, rec, time.Since(begun))
+			s.record(ctx, r, rec, time.Since(begun))
 			if fault != nil {
 				panic(http.ErrAbortHandler)
 			}
@@ -46,15 +46,16 @@ func (s *Server) observe(next http.Handler) http.Handler {
 	})
 }
 
-// answerFault answers for a handler that panicked. What it returns is not nil when the answer had begun.
+// answerFault answers for a handler that panicked. It returns a value that is not
+// nil if the answer had begun.
 func (s *Server) answerFault(rec *recorder, r *http.Request) (broken any) {
 	defer func() { broken = recover() }()
 	s.refuse(rec, r, rec.err)
 	return nil
 }
 
-// conclude logs and counts a request that is over.
-func (s *Server) conclude(ctx context.Context, r *http.Request, rec *recorder, took time.Duration) {
+// record logs and counts a request that has ended.
+func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, took time.Duration) {
 	gone := r.Context().Err() != nil
 	s.metrics.done(rec, gone, took)
 	level := slog.LevelInfo
@@ -62,7 +63,7 @@ func (s *Server) conclude(ctx context.Context, r *http.Request, rec *recorder, t
 	case rec.status >= http.StatusInternalServerError && !gone:
 		level = slog.LevelWarn
 	case rec.operation != nil && rec.operation.public:
-		level = slog.LevelDebug // asked for every few seconds by whoever watches us
+		level = slog.LevelDebug // monitoring asks for these every few seconds
 	}
 	if rec.sandbox != "" {
 		ctx = telemetry.WithSandbox(ctx, rec.sandbox)
@@ -77,13 +78,13 @@ func (s *Server) conclude(ctx context.Context, r *http.Request, rec *recorder, t
 	if gone {
 		attrs = append(attrs, slog.Bool("gone", true))
 	}
-	if rec.err != nil && rec.status/100 != 4 { // the client's faults are in its answer, and may repeat its secrets
-		attrs = append(attrs, slog.String("error", rec.err.Error()))
+	if rec.err != nil && rec.status/100 != 4 { // 4xx are the client's errors: the client has the text, which may repeat its secrets
+		attrs = append(attrs, slog.String("err", rec.err.Error()))
 	}
 	s.log.LogAttrs(ctx, level, "request", attrs...)
 }
 
-// requestID is the id that the request came with, or a fresh one.
+// requestID returns the id in the request's header, or a new one.
 func requestID(r *http.Request) string {
 	id := r.Header.Get("X-Request-Id")
 	ok := len(id) > 0 && len(id) <= 64
@@ -98,25 +99,26 @@ func requestID(r *http.Request) string {
 
 type callerKey struct{}
 
-// callerOf is who asks; every handler of an operation that needs a key runs after authenticate.
+// callerOf returns the caller that authenticate found; it is zero for an operation
+// that needs no key.
 func callerOf(ctx context.Context) service.Caller {
 	c, _ := ctx.Value(callerKey{}).(service.Caller)
 	return c
 }
 
-// operation finds what the contract says of the route.
+// operation finds the operation of the route in the contract.
 func (s *Server) operation(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		route := chi.RouteContext(r.Context()).RoutePattern()
 		op, ok := s.contract.operations[r.Method+" "+route]
-		if !ok { // a route without a contract is open to nobody
+		if !ok { // a route that the contract does not have is not served
 			s.refuse(w, r, errNoRoute)
 			return
 		}
 		rec := recorderOf(w)
 		rec.operation = op
 		if strings.HasPrefix(route, "/v1/sandboxes/{id}") {
-			// Only what is an id gets into log lines.
+			// Only valid ids get into log lines.
 			if id, err := wrenn.ParseSandboxID(chi.URLParam(r, "id")); err == nil {
 				rec.sandbox = id
 				r = r.WithContext(telemetry.WithSandbox(r.Context(), id))
@@ -126,7 +128,7 @@ func (s *Server) operation(next http.Handler) http.Handler {
 	})
 }
 
-// authenticate finds who asks, and whether they ask too often.
+// authenticate finds the caller and enforces its rate limit.
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := recorderOf(w)
@@ -145,7 +147,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			return
 		}
 		rec.key = caller.Key
-		if err := s.limiter.take(caller.Key, time.Now()); err != nil {
+		if err := s.limiter.allow(caller.Key, time.Now()); err != nil {
 			s.refuse(w, r, err)
 			return
 		}
@@ -153,10 +155,11 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 	})
 }
 
-// keyProtocol starts the WebSocket subprotocol that holds a key: browsers can set no header there.
+// keyProtocol is the prefix of the WebSocket subprotocol with a key: browsers cannot
+// set a header for a WebSocket.
 const keyProtocol = "wrenn.key."
 
-// secretOf is the API key that the request came with, or "".
+// secretOf returns the API key in the request, or "".
 func secretOf(r *http.Request) string {
 	if key := r.Header.Get("X-API-Key"); key != "" {
 		return key
@@ -177,7 +180,7 @@ func secretOf(r *http.Request) string {
 	return ""
 }
 
-// conform compares the request with the contract and bounds what is left to read and to do of it.
+// conform validates the request against the contract and bounds the body.
 func (s *Server) conform(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := recorderOf(w)
@@ -197,8 +200,8 @@ func (s *Server) conform(next http.Handler) http.Handler {
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, limit)
 		}
-		if op.media == mediaForm { // an upload takes as long as it takes, if it moves
-			r.Body = &patientBody{ReadCloser: r.Body, rec: rec, idle: s.times.idle}
+		if op.media == mediaForm { // an upload has no limit as a whole, but between two pieces
+			r.Body = &uploadBody{ReadCloser: r.Body, rec: rec, idle: s.times.idle}
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -213,16 +216,17 @@ func (s *Server) conform(next http.Handler) http.Handler {
 	})
 }
 
-// patientBody is the body of an upload, which may take as long as it moves.
-type patientBody struct {
+// uploadBody is the body of an upload: a read has the time limit idle, all reads
+// together have none.
+type uploadBody struct {
 	io.ReadCloser
 	rec  *recorder
 	idle time.Duration
 }
 
-func (b *patientBody) Read(p []byte) (int, error) {
+func (b *uploadBody) Read(p []byte) (int, error) {
 	b.rec.allowRead(b.idle)
 	n, err := b.ReadCloser.Read(p)
-	b.rec.allowRead(0) // the time that the work takes is not the client's
+	b.rec.allowRead(0) // the time until the next read is the server's
 	return n, err
 }

@@ -24,7 +24,7 @@ import (
 	"wrenn/internal/controlplane/service"
 )
 
-// spec is the contract as a library reads it that has no part in the server.
+// spec is the contract as read by a library that the server does not use.
 func spec(t *testing.T) *openapi3.T {
 	t.Helper()
 	doc, err := openapi3.NewLoader().LoadFromData(api.V1)
@@ -34,7 +34,7 @@ func spec(t *testing.T) *openapi3.T {
 	return doc
 }
 
-// call is one request and what must come of it.
+// call is a request and its expected answer.
 type call struct {
 	name    string
 	service *stub // nil is one without faults
@@ -57,7 +57,7 @@ const runningJSON = `{"id":"iabcdefghijklmnopqrst","status":"running","template"
 
 const at = "/v1/sandboxes/" + testID
 
-// sandboxCalls are faults that every operation on one sandbox answers alike.
+// sandboxCalls are errors that every operation on a sandbox answers in the same way.
 func sandboxCalls(method, path, body, media string) []call {
 	to := func(id string) string { return strings.Replace(path, testID, id, 1) }
 	calls := []call{
@@ -81,7 +81,7 @@ func sandboxCalls(method, path, body, media string) []call {
 	})
 }
 
-// jsonCalls are faults of bodies that every operation with one of JSON answers alike.
+// jsonCalls are errors of bodies that every operation with a JSON body answers in the same way.
 func jsonCalls(path string) []call {
 	return []call{
 		{name: "no JSON", method: "POST", path: path, body: `{"cmd":`, status: 400, code: "invalid_request"},
@@ -358,8 +358,8 @@ func snapshotCalls() map[string][]call {
 	}
 }
 
-// operationCalls are the tests, by operation of the contract. The stream has
-// tests of its own beside what it answers without an upgrade.
+// operationCalls are the tests, by operation of the contract. Those of the stream
+// here have no upgrade; the others are in stream_test.go.
 func operationCalls() map[string][]call {
 	upgrade := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}}
 	calls := map[string][]call{
@@ -515,7 +515,7 @@ func (c *call) checkAnswer(t *testing.T, resp *http.Response, body []byte) {
 	}
 }
 
-// conforms compares an answer with the contract, by a library that has no part in the server.
+// conforms compares an answer with the contract, by a library that the server does not use.
 func conforms(t *testing.T, route *routers.Route, req *http.Request, resp *http.Response, body []byte) {
 	t.Helper()
 	input := &openapi3filter.ResponseValidationInput{

@@ -7,9 +7,9 @@ import (
 	"wrenn"
 )
 
-// recorder is the response of one request. It notes what the log line and the
-// metrics say of it, and lets an answer take as long as its client keeps
-// taking bytes: the server's own write timeout would count the work as well.
+// recorder is the response of one request. It records values for the log line and
+// the metrics, and extends the write deadline while the client reads: net/http's own
+// write timeout would include the work.
 type recorder struct {
 	http.ResponseWriter
 	control *http.ResponseController
@@ -20,10 +20,10 @@ type recorder struct {
 	operation *operation
 	sandbox   wrenn.SandboxID
 	key       string
-	err       error // what was answered, or broke the answer
+	err       error // that was answered, or that broke the answer
 }
 
-// recorderOf finds the recorder that observe put around the response. Every handler runs under it.
+// recorderOf returns the recorder that observe wrapped the response in.
 func recorderOf(w http.ResponseWriter) *recorder {
 	for {
 		if rec, ok := w.(*recorder); ok {
@@ -33,7 +33,7 @@ func recorderOf(w http.ResponseWriter) *recorder {
 	}
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap makes http.ResponseController work.
 func (rec *recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 
 func (rec *recorder) WriteHeader(status int) {
@@ -54,19 +54,18 @@ func (rec *recorder) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// flush sends what was written.
+// flush sends the bytes written so far.
 func (rec *recorder) flush() error {
 	rec.progress()
 	return rec.control.Flush()
 }
 
-// progress gives the next write its time. A connection without deadlines has none to move.
+// progress restarts the write deadline, on connections that have deadlines.
 func (rec *recorder) progress() { _ = rec.control.SetWriteDeadline(time.Now().Add(rec.idle)) }
 
-// allowRead moves the time until which the rest of the request must come; 0 is
-// no limit, which every handler needs that works after it read the request:
-// the server takes a connection whose read deadline passes for one that broke,
-// and ends the request's context.
+// allowRead sets the time limit for the rest of the request; 0 is none, which a
+// handler needs once it has read the request: net/http ends the request's context
+// when the read deadline passes.
 func (rec *recorder) allowRead(d time.Duration) {
 	var until time.Time
 	if d > 0 {

@@ -15,8 +15,8 @@ import (
 	"wrenn/internal/controlplane/service"
 )
 
-// obliging is a service for which every sandbox runs and every file is there,
-// so that what a generator makes up gets past the first look.
+// obliging is a service for which every sandbox runs and every file exists, so that
+// generated requests reach further than the first check.
 type obliging struct{ stub }
 
 func (s *obliging) CreateSandbox(_ context.Context, c service.Caller, req service.CreateSandbox) (*wrenn.Sandbox, error) {
@@ -61,7 +61,7 @@ func (s *obliging) ReadFile(_ context.Context, _ service.Caller, _ wrenn.Sandbox
 	return io.NopCloser(strings.NewReader(path)), nil
 }
 
-// Logs end even for those who follow them.
+// Logs end also when they are followed.
 func (s *obliging) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ bool) (io.ReadCloser, error) {
 	return io.NopCloser(strings.NewReader("console of " + string(id))), nil
 }

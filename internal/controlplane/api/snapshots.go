@@ -11,10 +11,10 @@ import (
 
 func (h *handlers) ForkSandbox(ctx context.Context, req oapi.ForkSandboxRequestObject) (oapi.ForkSandboxResponseObject, error) {
 	body := value(req.Body)
-	wish := service.ForkSandbox{Count: cmp.Or(value(body.Count), 1), Metadata: value(body.Metadata)}
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	fork := service.ForkSandbox{Count: cmp.Or(value(body.Count), 1), Metadata: value(body.Metadata)}
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	forked, err := h.s.service.ForkSandbox(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), wish)
+	forked, err := h.s.service.ForkSandbox(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), fork)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +30,7 @@ func (h *handlers) ForkSandbox(ctx context.Context, req oapi.ForkSandboxRequestO
 }
 
 func (h *handlers) CreateCheckpoint(ctx context.Context, req oapi.CreateCheckpointRequestObject) (oapi.CreateCheckpointResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	made, err := h.s.service.CreateCheckpoint(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), value(value(req.Body).Name))
 	if err != nil {
@@ -40,7 +40,7 @@ func (h *handlers) CreateCheckpoint(ctx context.Context, req oapi.CreateCheckpoi
 }
 
 func (h *handlers) ListCheckpoints(ctx context.Context, req oapi.ListCheckpointsRequestObject) (oapi.ListCheckpointsResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	all, err := h.s.service.Checkpoints(ctx, callerOf(ctx), wrenn.SandboxID(req.ID))
 	if err != nil {
@@ -57,15 +57,15 @@ func (h *handlers) RestoreCheckpoint(ctx context.Context, req oapi.RestoreCheckp
 	restore := func(ctx context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 		return h.s.service.RestoreCheckpoint(ctx, c, id, wrenn.CheckpointID(req.Checkpoint))
 	}
-	box, err := h.change(ctx, req.ID, restore)
+	sb, err := h.change(ctx, req.ID, restore)
 	if err != nil {
 		return nil, err
 	}
-	return oapi.RestoreCheckpoint200JSONResponse{OneSandboxJSONResponse: *box}, nil
+	return oapi.RestoreCheckpoint200JSONResponse{OneSandboxJSONResponse: *sb}, nil
 }
 
 func (h *handlers) DeleteCheckpoint(ctx context.Context, req oapi.DeleteCheckpointRequestObject) (oapi.DeleteCheckpointResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	if err := h.s.service.DeleteCheckpoint(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), wrenn.CheckpointID(req.Checkpoint)); err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func checkpoint(c *wrenn.Checkpoint) oapi.Checkpoint {
 	return oapi.Checkpoint{ID: string(c.ID), ParentID: checkpointID(c.Parent), Name: c.Name, CreatedAt: c.CreatedAt.UTC(), SizeBytes: c.SizeBytes}
 }
 
-// checkpointID is id, or nothing when there is none.
+// checkpointID returns id, nil if it is "".
 func checkpointID(id wrenn.CheckpointID) *oapi.CheckpointID {
 	if id == "" {
 		return nil

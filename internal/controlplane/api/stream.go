@@ -23,31 +23,31 @@ import (
 )
 
 const (
-	// protocolText is what a stream speaks that asked for nothing, too.
+	// protocolText is also the protocol of a client that asks for none.
 	protocolText   = "wrenn.exec.v1"
 	protocolBinary = "wrenn.exec.v1.binary"
 
 	// maxFrame bounds a message of a client.
 	maxFrame = 1 << 20
-	// maxAhead bounds, in bytes, what a client may have said that its command has
-	// not heard yet: it is being started, or takes no input. A frame counts as frameCost at least.
-	maxAhead  = maxFrame
+	// window bounds, in bytes, the frames of a client that its command has not received
+	// yet because it is being started or reads no input. A frame counts as frameCost at least.
+	window    = maxFrame
 	frameCost = 1 << 10
-	// maxReason is what fits into a close frame, see RFC 6455, 5.5.
+	// maxReason is the space in a close frame, see RFC 6455, 5.5.
 	maxReason = 123
 )
 
 // Why a stream ends, apart from failures.
 var (
 	errClientEnded = errors.New("the client ended the stream")
-	errClientGone  = errors.New("the client reads nothing and answers no ping")
+	errClientGone  = errors.New("the client reads no message and answers no ping")
 	errStopping    = &failure{
 		status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable,
-		message: "the server stops; the command goes on: attach to it again",
+		message: "the server is stopping; the command continues: attach to it again",
 	}
 )
 
-// isUpgrade says whether the client asks for a WebSocket.
+// isUpgrade reports whether the client asks for a WebSocket.
 func isUpgrade(r *http.Request) bool {
 	for _, line := range r.Header.Values("Upgrade") {
 		if strings.EqualFold(strings.TrimSpace(line), "websocket") {
@@ -57,7 +57,7 @@ func isUpgrade(r *http.Request) bool {
 	return false
 }
 
-// execStream upgrades when the sandbox runs or can be woken, and serves the stream.
+// execStream upgrades if the sandbox runs or its use resumes it, and serves the stream.
 func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	caller, id := callerOf(r.Context()), wrenn.SandboxID(chi.URLParam(r, "id"))
 	if err := s.checkUpgrade(r); err != nil {
@@ -75,14 +75,14 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, err)
 		return
 	}
-	defer func() { _ = conn.CloseNow() }() // whatever happens below; net/http does not close it any more
+	defer func() { _ = conn.CloseNow() }() // net/http does not close it any more
 	conn.SetReadLimit(maxFrame)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	st := &stream{s: s, conn: conn, caller: caller, id: id, opened: make(chan struct{}),
-		ahead: make(chan *clientFrame, maxAhead/frameCost), room: semaphore.NewWeighted(maxAhead), obeyed: make(chan struct{})}
+		pending: make(chan *clientFrame, window/frameCost), room: semaphore.NewWeighted(window), forwarded: make(chan struct{})}
 	st.encoder.binary = conn.Subprotocol() == protocolBinary
-	// The request's context ends when net/http says so, which is not when the stream ends.
+	// net/http may end the request's context before the stream ends.
 	st.serve(context.WithoutCancel(r.Context()))
 }
 
@@ -118,60 +118,60 @@ type stream struct {
 	id      wrenn.SandboxID
 	encoder encoder
 
-	input bool // the command takes input, as far as is known
+	input bool // the command reads input, as far as is known
 	pty   bool // it has a terminal, as far as is known
 
-	opened  chan struct{} // closed when command is set
-	command service.ExecStream
-	ahead   chan *clientFrame   // what command is to hear; closed when no more comes
-	room    *semaphore.Weighted // bytes that ahead can take
-	obeyed  chan struct{}       // closed when command has heard what it will hear
+	opened    chan struct{} // closed when command is set
+	command   service.ExecStream
+	pending   chan *clientFrame   // for command; closed after the last
+	room      *semaphore.Weighted // bytes left of window
+	forwarded chan struct{}       // closed when forwardFrames has ended
 
 	session bool        // the stream can be resumed
 	left    atomic.Bool // the client has ended its session
 
-	writing atomic.Bool // a message is on its way to the client
-	sending atomic.Bool // the client has said so much ahead that nobody listens to it
+	writing atomic.Bool // a message is being written to the client
+	blocked atomic.Bool // the window is full, so no frame of the client is read
 }
 
-// serve runs the stream to its end and says goodbye.
+// serve runs the stream to its end and tells the client why it ended.
 func (st *stream) serve(ctx context.Context) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer context.AfterFunc(st.s.stopping, func() { end(errStopping) })()
-	// Whatever waits for the client when the stream is over waits so long and not longer.
+	// Writes that still wait for the client after the stream's end wait no longer than this.
 	defer context.AfterFunc(ctx, func() {
-		time.AfterFunc(st.s.times.goodbye, func() { _ = st.conn.CloseNow() })
+		time.AfterFunc(st.s.times.closing, func() { _ = st.conn.CloseNow() })
 	})()
 	var helpers sync.WaitGroup
-	open, err := st.introduction(ctx)
+	open, err := st.readOpening(ctx)
 	if err == nil {
-		helpers.Go(func() { end(st.takeFrames(ctx)) })
-		helpers.Go(func() { st.obeyFrames(ctx) })
+		helpers.Go(func() { end(st.receiveFrames(ctx)) })
+		helpers.Go(func() { st.forwardFrames(ctx) })
 		helpers.Go(func() { st.keepAlive(ctx, end) })
 		err = st.open(ctx, open)
 	}
 	if err == nil {
-		// Receive waits for the command, not for us; this wakes it.
+		// Receive has no context; closing wakes it.
 		context.AfterFunc(ctx, func() { _ = st.command.Close() })
-		err = st.passOutput(ctx)
+		err = st.sendOutput(ctx)
 	}
 	switch {
 	case ctx.Err() != nil:
-		err = context.Cause(ctx) // what else was said then is a consequence
+		err = context.Cause(ctx) // other errors are consequences
 	case st.left.Load():
-		err = nil // that is how the host takes leave
+		err = nil // the host ends the stream of a session that has ended
 	}
 	end(nil)
-	st.goodbye(ctx, err)
-	_ = st.conn.CloseNow() // wakes takeFrames
+	st.reportEnd(ctx, err)
+	_ = st.conn.CloseNow() // wakes receiveFrames
 	helpers.Wait()
 }
 
-// opener starts or finds a command.
+// opener starts a command or attaches to one.
 type opener func(context.Context) (service.ExecStream, error)
 
-// introduction reads the first frame, and returns what it asks for.
-func (st *stream) introduction(ctx context.Context) (opener, error) {
+// readOpening reads the first frame, and returns what opens the stream that it asks for.
+func (st *stream) readOpening(ctx context.Context) (opener, error) {
 	frame, err := st.firstFrame(ctx)
 	if err != nil {
 		return nil, err
@@ -203,8 +203,8 @@ func (st *stream) introduction(ctx context.Context) (opener, error) {
 	return nil, invalid("the first frame is start or attach, not %s", frame.Type)
 }
 
-// open waits for the command until ctx ends: a sandbox that is resumed for it
-// takes a while, and the service finishes that, whoever still listens.
+// open waits for the command until ctx ends. Resuming the sandbox for it takes a
+// while, and the service finishes it also when the client is gone.
 func (st *stream) open(ctx context.Context, f opener) error {
 	type opening struct {
 		command service.ExecStream
@@ -217,7 +217,7 @@ func (st *stream) open(ctx context.Context, f opener) error {
 		case opened <- opening{command, err}:
 		case <-ctx.Done():
 			if err == nil {
-				_ = command.Close() // nobody has used it
+				_ = command.Close() // it was not used
 			}
 		}
 	}()
@@ -233,14 +233,15 @@ func (st *stream) open(ctx context.Context, f opener) error {
 	}
 }
 
-// resumable notes the session that the first frame asks for.
+// resumable records and returns the session that the first frame asks for.
 func (st *stream) resumable(frame *clientFrame) wrenn.ExecSession {
 	st.session = frame.Session != ""
 	st.encoder.exact = st.session || frame.Offset != nil
 	return wrenn.ExecSession{ID: frame.Session, Hold: time.Duration(frame.HoldSec) * time.Second}
 }
 
-// firstFrame waits for it, not for ever: an open socket costs the server something and the client nothing.
+// firstFrame waits for the first frame, for a bounded time: an open connection costs
+// the server memory and the client nothing.
 func (st *stream) firstFrame(ctx context.Context) (*clientFrame, error) {
 	late := errors.New("no first frame came in time")
 	wait, cancel := context.WithTimeoutCause(ctx, st.s.times.firstFrame, late)
@@ -250,7 +251,7 @@ func (st *stream) firstFrame(ctx context.Context) (*clientFrame, error) {
 		err   error
 	}
 	arrived := make(chan arrival, 1)
-	// A read that its context ends takes the connection with it, and with that the last words.
+	// A read whose context ends closes the connection, and with it the way for an error message.
 	go func() {
 		frame, err := st.read()
 		arrived <- arrival{frame, err}
@@ -275,9 +276,9 @@ func (st *stream) read() (*clientFrame, error) {
 	return st.s.contract.parseFrame(kind == websocket.MessageBinary, text)
 }
 
-// passOutput holds one event at a time, so that a client that reads slowly
-// slows the command. It returns nil after the exit.
-func (st *stream) passOutput(ctx context.Context) error {
+// sendOutput holds one event at a time, so that a slow reader slows the command. It
+// returns nil after the exit.
+func (st *stream) sendOutput(ctx context.Context) error {
 	for {
 		out, err := st.command.Receive()
 		if err == nil {
@@ -300,10 +301,10 @@ func (st *stream) passOutput(ctx context.Context) error {
 	}
 }
 
-// write waits for the client as long as it may take to read.
+// write waits for a slow client, within times.slowClient.
 func (st *stream) write(m outMessage) error {
-	// Not the stream's context: one that ends in the middle of a message breaks the connection without a word.
-	ctx, cancel := context.WithTimeout(context.Background(), st.s.times.patience)
+	// Not the stream's context: if that ends in the middle of a message, the connection breaks without an error message.
+	ctx, cancel := context.WithTimeout(context.Background(), st.s.times.slowClient)
 	defer cancel()
 	st.writing.Store(true)
 	defer st.writing.Store(false)
@@ -314,14 +315,14 @@ func (st *stream) write(m outMessage) error {
 	return st.conn.Write(ctx, kind, m.bytes)
 }
 
-// takeFrames listens to the client until it leaves or says something wrong. What
-// it said before is done first, unless the command is not even there.
-func (st *stream) takeFrames(ctx context.Context) error {
+// receiveFrames reads frames until the client is gone or sends an invalid one. It
+// returns after the frames before it were forwarded, if there is a command.
+func (st *stream) receiveFrames(ctx context.Context) error {
 	err := st.readFrames(ctx)
-	close(st.ahead)
+	close(st.pending)
 	select {
 	case <-st.opened:
-		<-st.obeyed
+		<-st.forwarded
 	default:
 	}
 	return err
@@ -333,50 +334,50 @@ func (st *stream) readFrames(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := st.acceptable(frame); err != nil {
+		if err := st.checkFrame(frame); err != nil {
 			return err
 		}
-		st.sending.Store(true)
+		st.blocked.Store(true)
 		err = st.room.Acquire(ctx, frame.cost())
-		st.sending.Store(false)
+		st.blocked.Store(false)
 		if err != nil {
 			return context.Cause(ctx)
 		}
-		st.ahead <- frame // there is room
+		st.pending <- frame // never blocks: room was acquired
 	}
 }
 
-func (f *clientFrame) cost() int64 { return min(frameCost+int64(len(f.input)), maxAhead) }
+func (f *clientFrame) cost() int64 { return min(frameCost+int64(len(f.input)), window) }
 
-// obeyFrames passes on what the client says, once there is a command.
-func (st *stream) obeyFrames(ctx context.Context) {
-	defer close(st.obeyed)
+// forwardFrames passes the client's frames to the command, once it is open.
+func (st *stream) forwardFrames(ctx context.Context) {
+	defer close(st.forwarded)
 	select {
 	case <-st.opened:
 	case <-ctx.Done():
 		return
 	}
-	deaf := false
-	for frame := range st.ahead {
-		if !deaf {
-			if err := st.obey(frame); err != nil {
-				// As a rule the command has just ended; what it says last is on its way, and tells more.
-				st.s.log.LogAttrs(ctx, slog.LevelDebug, "frame not passed on", slog.String("frame", frame.Type), slog.Any("error", err))
-				deaf = true
+	failed := false
+	for frame := range st.pending {
+		if !failed {
+			if err := st.forward(frame); err != nil {
+				// Usually the command has just ended; its exit is on the way and says more.
+				st.s.log.LogAttrs(ctx, slog.LevelDebug, "cannot forward frame", slog.String("frame", frame.Type), slog.Any("err", err))
+				failed = true
 			}
 		}
 		st.room.Release(frame.cost())
 	}
 }
 
-// acceptable says whether a command that was started like this takes the frame.
-func (st *stream) acceptable(frame *clientFrame) error {
+// checkFrame returns an error if the command of this stream cannot receive the frame.
+func (st *stream) checkFrame(frame *clientFrame) error {
 	switch frame.Type {
 	case frameStart, frameAttach:
-		return invalid("%s is the first frame or none", frame.Type)
+		return invalid("%s may only be the first frame", frame.Type)
 	case frameStdin, frameStdinClose:
 		if !st.input {
-			return invalid("the command takes no input: start it with stdin")
+			return invalid("the command reads no input: start it with stdin")
 		}
 	case frameResize:
 		if !st.pty {
@@ -390,7 +391,7 @@ func (st *stream) acceptable(frame *clientFrame) error {
 	return nil
 }
 
-func (st *stream) obey(frame *clientFrame) error {
+func (st *stream) forward(frame *clientFrame) error {
 	switch frame.Type {
 	case frameStdin:
 		return st.command.SendStdin(frame.input)
@@ -410,9 +411,9 @@ func (st *stream) obey(frame *clientFrame) error {
 	}
 }
 
-// keepAlive finds clients that are gone without a word, and keeps what is
-// between awake. A ping tells nothing while a message waits to be read, or
-// while input that the command does not take keeps the pong unread.
+// keepAlive pings, which finds clients that are gone without closing the connection,
+// and keeps proxies from closing it. It does not ping while a message waits for the
+// client, or while the window is full: then no pong can be expected.
 func (st *stream) keepAlive(ctx context.Context, end context.CancelCauseFunc) {
 	ticks := time.NewTicker(st.s.times.ping)
 	defer ticks.Stop()
@@ -422,22 +423,22 @@ func (st *stream) keepAlive(ctx context.Context, end context.CancelCauseFunc) {
 			return
 		case <-ticks.C:
 		}
-		if st.writing.Load() || st.sending.Load() {
+		if st.writing.Load() || st.blocked.Load() {
 			continue
 		}
-		// Not ctx, see write; the end of the connection ends it, too.
-		pong, cancel := context.WithTimeout(context.Background(), st.s.times.patience)
+		// Not ctx, see write; the end of the connection ends the ping, too.
+		pong, cancel := context.WithTimeout(context.Background(), st.s.times.slowClient)
 		err := st.conn.Ping(pong)
 		cancel()
-		if err != nil && !st.writing.Load() && !st.sending.Load() {
+		if err != nil && !st.writing.Load() && !st.blocked.Load() {
 			end(errClientGone)
 			return
 		}
 	}
 }
 
-// goodbye says why the stream ends, to clients that can still hear it.
-func (st *stream) goodbye(ctx context.Context, err error) {
+// reportEnd logs why the stream ends, and tells a client that is still connected.
+func (st *stream) reportEnd(ctx context.Context, err error) {
 	level := slog.LevelDebug
 	switch {
 	case err == nil:
@@ -446,7 +447,7 @@ func (st *stream) goodbye(ctx context.Context, err error) {
 	case errors.Is(err, errClientEnded):
 		return
 	case errors.Is(err, errClientGone):
-		st.s.log.LogAttrs(ctx, slog.LevelInfo, "stream cut", slog.Any("error", err))
+		st.s.log.LogAttrs(ctx, slog.LevelInfo, "closed stream of a client that is gone", slog.Any("err", err))
 		return
 	}
 	f := failureOf(ctx, err)
@@ -459,7 +460,7 @@ func (st *stream) goodbye(ctx context.Context, err error) {
 	case f.status >= http.StatusInternalServerError:
 		level = slog.LevelWarn
 	}
-	st.s.log.LogAttrs(ctx, level, "stream failed", slog.Any("error", err))
+	st.s.log.LogAttrs(ctx, level, "stream failed", slog.Any("err", err))
 	for _, m := range append(st.encoder.flush(), text(serverFrame{Type: frameError, Code: string(f.code), Data: &f.message})) {
 		if st.write(m) != nil {
 			return
@@ -469,11 +470,11 @@ func (st *stream) goodbye(ctx context.Context, err error) {
 }
 
 func (st *stream) close(code websocket.StatusCode, reason string) {
-	_ = st.conn.Close(code, plain.Cut(reason, maxReason)) // a client that is gone
+	_ = st.conn.Close(code, plain.Cut(reason, maxReason)) // fails if the client is gone
 }
 
-// upgrade lets nothing of an answer through but the upgrade itself: what the
-// library says of a broken handshake is plain text.
+// upgrade passes only the upgrade itself: the library answers an invalid handshake
+// with plain text, which execStream replaces.
 type upgrade struct {
 	http.ResponseWriter
 	open bool

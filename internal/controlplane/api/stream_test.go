@@ -34,7 +34,7 @@ type program struct {
 	closed chan struct{}
 	once   sync.Once
 	taken  atomic.Int64 // outputs that Receive returned
-	stuck  bool         // it takes no input, and holds who brings it
+	stuck  bool         // it reads no input, and blocks the sender
 }
 
 func newProgram() *program {
@@ -293,7 +293,7 @@ func TestStreamWithASession(t *testing.T) {
 	s.out <- wrenn.ExecOutput{Stdout: []byte("a\xe2\x82"), Offset: 0}
 	s.out <- wrenn.ExecOutput{Stdout: []byte("\xacb"), Offset: 3}
 	s.out <- wrenn.ExecOutput{Taken: new(uint64(9))}
-	// Who counts bytes gets them as they come: nothing is held back.
+	// A client that counts bytes gets them as they come: none is held back.
 	s.expect(t, `{"type":"stdout","offset":0,"data":"YeKC","encoding":"base64"}`, `{"type":"stdout","offset":3,"data":"rGI=","encoding":"base64"}`,
 		`{"type":"input","offset":9}`)
 	s.send(t, `{"type":"ack","offset":5}`)
@@ -303,7 +303,7 @@ func TestStreamWithASession(t *testing.T) {
 			t.Errorf("the program saw %s, want %s", got, want)
 		}
 	}
-	s.fail <- wrenn.Errorf(wrenn.Unavailable, "the stream broke") // as the host says goodbye
+	s.fail <- wrenn.Errorf(wrenn.Unavailable, "the stream broke") // as the host ends the stream
 	s.expect(t, "closed 1000")
 }
 
@@ -330,7 +330,7 @@ func TestStreamRefusesFrames(t *testing.T) {
 		"unknown field":         {[]string{`{"type":"start","cmd":"x","tty":true}`}, "invalid_request", 1008},
 		"no such program":       {[]string{`{"type":"start","cmd":"missing"}`}, "not_found", 1011},
 		"start twice":           {[]string{`{"type":"start","cmd":"x"}`, `{"type":"start","cmd":"x"}`}, "invalid_request", 1008},
-		"input nobody takes":    {[]string{`{"type":"start","cmd":"x"}`, `{"type":"stdin","data":"x"}`}, "invalid_request", 1008},
+		"input without stdin":   {[]string{`{"type":"start","cmd":"x"}`, `{"type":"stdin","data":"x"}`}, "invalid_request", 1008},
 		"resize of no terminal": {[]string{`{"type":"start","cmd":"x"}`, `{"type":"resize","cols":1,"rows":1}`}, "invalid_request", 1008},
 		"other signal":          {[]string{`{"type":"start","cmd":"x"}`, `{"type":"signal","signal":"SIGSEGV"}`}, "invalid_request", 1008},
 		"attach to nothing":     {[]string{`{"type":"attach"}`}, "invalid_request", 1008},
@@ -371,7 +371,7 @@ func TestStreamThatBreaks(t *testing.T) {
 	s.expectError(t, "unavailable", 1011)
 }
 
-// TestClientLeaves: that ends the stream, and tells the command nothing.
+// TestClientLeaves: that ends the stream, and the command does not notice.
 func TestClientLeaves(t *testing.T) {
 	for name, leave := range map[string]func(*websocket.Conn) error{
 		"closes":     func(c *websocket.Conn) error { return c.Close(websocket.StatusNormalClosure, "") },
@@ -393,9 +393,9 @@ func TestClientLeaves(t *testing.T) {
 	}
 }
 
-// waking is a stream whose sandbox is being resumed, and that has heard a ping.
+// waking is a stream whose sandbox is being resumed, after a first ping.
 // The test sends to stub.waking when the sandbox runs.
-// After an early frame of its client it hears pings as before.
+// Pings continue after an early frame of its client.
 func waking(t *testing.T) *streaming {
 	t.Helper()
 	s := &streaming{program: newProgram(), said: make(chan string, 1)}
@@ -422,8 +422,8 @@ func waking(t *testing.T) *streaming {
 	return s
 }
 
-// TestWhileTheSandboxWakes: a resume takes its time. The connection is kept awake
-// meanwhile, and neither the end of the client nor that of the server waits for it.
+// TestWhileTheSandboxWakes: during a resume the connection is kept alive, and neither
+// the end of the client nor that of the server waits for it.
 func TestWhileTheSandboxWakes(t *testing.T) {
 	t.Run("it runs", func(t *testing.T) {
 		s := waking(t)
@@ -449,7 +449,7 @@ func TestWhileTheSandboxWakes(t *testing.T) {
 		s := waking(t)
 		stopped := make(chan error, 1)
 		go func() { stopped <- s.server.stop() }()
-		if got := wait(t, s.said, "the goodbye"); !strings.Contains(got, "the server stops") {
+		if got := wait(t, s.said, "the error"); !strings.Contains(got, "the server is stopping") {
 			t.Errorf("received %s", got)
 		}
 		s.expect(t, "closed 1001")
@@ -475,9 +475,9 @@ func TestServerStops(t *testing.T) {
 	wait(t, s.closed, "the end of the stream")
 }
 
-// TestServerStopsBesideADeafClient: who reads nothing holds the stop up for the goodbye, not longer.
+// TestServerStopsBesideADeafClient: a client that does not read delays the stop by times.closing at most.
 func TestServerStopsBesideADeafClient(t *testing.T) {
-	s := stream1(t, func(s *Server) { s.times.goodbye = 50 * time.Millisecond })
+	s := stream1(t, func(s *Server) { s.times.closing = 50 * time.Millisecond })
 	s.send(t, `{"type":"start","cmd":"x"}`)
 	s.fill(t)
 	stopped := make(chan error, 1)
@@ -487,7 +487,7 @@ func TestServerStopsBesideADeafClient(t *testing.T) {
 	}
 }
 
-// fill writes output until nobody takes it any more, and returns how much it was.
+// fill writes output until the client reads no more of it, and returns the number of bytes.
 func (s *streaming) fill(t *testing.T) (sent int) {
 	t.Helper()
 	piece := bytes.Repeat([]byte("x"), 64<<10)
@@ -503,7 +503,7 @@ func (s *streaming) fill(t *testing.T) (sent int) {
 	return 0
 }
 
-// TestSlowReaderSlowsTheProgram: what nobody reads is not taken from it, and nothing is lost.
+// TestSlowReaderSlowsTheProgram: output that is not read stays with the program, and no byte is lost.
 func TestSlowReaderSlowsTheProgram(t *testing.T) {
 	s := stream1(t, nil)
 	s.send(t, `{"type":"start","cmd":"x"}`)
@@ -526,9 +526,9 @@ func TestSlowReaderSlowsTheProgram(t *testing.T) {
 	}
 }
 
-// TestDeafClientIsCut: it neither reads nor answers pings.
+// TestDeafClientIsCut: the client neither reads nor answers pings.
 func TestDeafClientIsCut(t *testing.T) {
-	quick := func(s *Server) { s.times.ping, s.times.patience = 20*time.Millisecond, 100*time.Millisecond }
+	quick := func(s *Server) { s.times.ping, s.times.slowClient = 20*time.Millisecond, 100*time.Millisecond }
 	t.Run("idle", func(t *testing.T) {
 		s := stream1(t, quick)
 		s.send(t, `{"type":"start","cmd":"x"}`) // and it never reads
@@ -552,7 +552,7 @@ func TestDeafClientIsCut(t *testing.T) {
 
 // TestPingsKeepAQuietStream: a client that reads is kept, however quiet the program.
 func TestPingsKeepAQuietStream(t *testing.T) {
-	s := stream1(t, func(s *Server) { s.times.ping, s.times.patience = 5*time.Millisecond, 5*time.Second })
+	s := stream1(t, func(s *Server) { s.times.ping, s.times.slowClient = 5*time.Millisecond, 5*time.Second })
 	s.send(t, `{"type":"start","cmd":"x"}`)
 	s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 1}}
 	s.expect(t, `{"type":"start","pid":1}`)
@@ -569,9 +569,9 @@ func TestPingsKeepAQuietStream(t *testing.T) {
 	}
 }
 
-// TestProgramThatTakesNoInput: it holds up what the client sends; the stream lives on and ends with the program.
+// TestProgramThatTakesNoInput: the client's frames wait; the stream continues and ends with the program.
 func TestProgramThatTakesNoInput(t *testing.T) {
-	s := stream1(t, func(s *Server) { s.times.ping, s.times.patience = 5*time.Millisecond, 20*time.Millisecond })
+	s := stream1(t, func(s *Server) { s.times.ping, s.times.slowClient = 5*time.Millisecond, 20*time.Millisecond })
 	s.stuck = true
 	s.send(t, `{"type":"start","cmd":"x","stdin":true}`)
 	s.send(t, `{"type":"stdin","data":"x"}`)
@@ -582,7 +582,7 @@ func TestProgramThatTakesNoInput(t *testing.T) {
 	select {
 	case text := <-got:
 		t.Fatalf("received %s", text)
-	case <-time.After(200 * time.Millisecond): // many times the patience
+	case <-time.After(200 * time.Millisecond): // many times slowClient
 	}
 	s.out <- wrenn.ExecOutput{Exit: &wrenn.ExecExit{}}
 	if text := wait(t, got, "the exit"); text != `{"type":"exit","exit_code":0}` {

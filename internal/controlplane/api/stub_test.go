@@ -34,8 +34,8 @@ const (
 
 var testTime = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 
-// stub is the service for tests of the surface: one running sandbox, one
-// paused, files in a map, and whatever fail says.
+// stub is the service for tests of the API: a running sandbox, a paused one, files
+// in a map, and the error fail.
 type stub struct {
 	fail error // of every call but Authenticate; nil is none
 
@@ -98,14 +98,14 @@ func box(id wrenn.SandboxID, state wrenn.State) *wrenn.Sandbox {
 	}
 }
 
-// asleep is paused, and no use wakes it.
+// asleep is a paused sandbox that its use does not resume.
 func asleep(id wrenn.SandboxID) *wrenn.Sandbox {
 	b := box(id, wrenn.Paused)
 	b.AutoResume = false
 	return b
 }
 
-// find is what every call does first. It checks that the caller got through.
+// find is the first step of every call. It checks that the caller was passed on.
 func (s *stub) find(c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	if c != testCaller {
 		return nil, errors.New("the caller got lost")

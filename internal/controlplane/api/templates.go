@@ -11,7 +11,7 @@ import (
 
 func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequestObject) (oapi.BuildTemplateResponseObject, error) {
 	body := req.Body
-	wish := service.BuildTemplate{
+	build := service.BuildTemplate{
 		Name:  body.Name,
 		Login: wrenn.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
 		Spec: wrenn.TemplateSpec{
@@ -20,9 +20,9 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 			StartCmd: value(body.StartCmd), ReadyCmd: value(body.ReadyCmd), ReadyTimeout: time.Duration(value(body.ReadyTimeoutSec)) * time.Second,
 		},
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	g, err := h.s.service.BuildTemplate(ctx, callerOf(ctx), wish)
+	g, err := h.s.service.BuildTemplate(ctx, callerOf(ctx), build)
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 }
 
 func (h *handlers) ListTemplates(ctx context.Context, _ oapi.ListTemplatesRequestObject) (oapi.ListTemplatesResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	list, err := h.s.service.ListTemplates(ctx, callerOf(ctx))
 	if err != nil {
@@ -47,7 +47,7 @@ func (h *handlers) ListTemplates(ctx context.Context, _ oapi.ListTemplatesReques
 }
 
 func (h *handlers) GetTemplate(ctx context.Context, req oapi.GetTemplateRequestObject) (oapi.GetTemplateResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	t, err := h.s.service.Template(ctx, callerOf(ctx), req.Template)
 	if err != nil {
@@ -57,7 +57,7 @@ func (h *handlers) GetTemplate(ctx context.Context, req oapi.GetTemplateRequestO
 }
 
 func (h *handlers) GetGeneration(ctx context.Context, req oapi.GetGenerationRequestObject) (oapi.GetGenerationResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	g, log, err := h.s.service.Generation(ctx, callerOf(ctx), req.Template, wrenn.GenerationID(req.Generation), value(req.Params.From))
 	if err != nil {
@@ -71,7 +71,7 @@ func (h *handlers) GetGeneration(ctx context.Context, req oapi.GetGenerationRequ
 }
 
 func (h *handlers) DeleteTemplate(ctx context.Context, req oapi.DeleteTemplateRequestObject) (oapi.DeleteTemplateResponseObject, error) {
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.work)
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	if err := h.s.service.DeleteTemplate(ctx, callerOf(ctx), req.Template); err != nil {
 		return nil, err
@@ -90,7 +90,7 @@ func template(t *wrenn.Template) oapi.Template {
 	return out
 }
 
-// generation is g as /v1 shows it. Its environment is not shown: that is where secrets are.
+// generation returns g as /v1 shows it, without its environment, which has secrets.
 func generation(g *wrenn.Generation) oapi.Generation {
 	out := oapi.Generation{
 		ID: string(g.ID), Template: g.Template.String(), State: oapi.GenerationState(g.State), Reason: given(g.Reason),
@@ -104,7 +104,7 @@ func generation(g *wrenn.Generation) oapi.Generation {
 	return out
 }
 
-// given is text, or nothing when there is none.
+// given returns text, nil if it is "".
 func given(text string) *string {
 	if text == "" {
 		return nil

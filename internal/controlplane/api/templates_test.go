@@ -77,7 +77,7 @@ func (s *stub) DeleteTemplate(_ context.Context, c service.Caller, name string) 
 	return s.findTemplate(c, name)
 }
 
-// templateFailures are calls about a template that do not work.
+// templateFailures are calls with an invalid template.
 func templateFailures(method, path string) []call {
 	return []call{
 		{name: "missing", method: method, path: strings.Replace(path, "/py", "/other:1", 1), status: 404, code: "not_found"},

@@ -246,7 +246,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestAbandoned has two replicas; one of them goes.
+// TestAbandoned has two replicas, of which one disconnects.
 func TestAbandoned(t *testing.T) {
 	t.Parallel()
 	url := pgtest.New(t)
@@ -290,7 +290,7 @@ func TestAbandoned(t *testing.T) {
 	lead = register(gone) // a connection that was lost, and is back
 	want(map[wrenn.SandboxID]wrenn.HostID{})
 	lead.Close(t.Context())
-	for _, s := range []*postgres.Store{here, gone} { // of whom the second has no say in it
+	for _, s := range []*postgres.Store{here, gone} { // the second is not its worker, so nothing changes
 		if err := s.Release(t.Context(), []wrenn.SandboxID{released.ID}); err != nil {
 			t.Fatal(err)
 		}
@@ -300,7 +300,7 @@ func TestAbandoned(t *testing.T) {
 		t.Errorf("older than an hour: %v, %v", got, err)
 	}
 	if now, err := here.Sandbox(t.Context(), kept.ID); err != nil || now.Version != kept.Version {
-		t.Errorf("a row that nobody touched: %+v, %v", now, err)
+		t.Errorf("a row of a worker that is connected: %+v, %v", now, err)
 	}
 	if err := gone.Release(t.Context(), []wrenn.SandboxID{kept.ID}); err != nil {
 		t.Fatal(err)
@@ -399,7 +399,7 @@ func TestReadyKnowsTheSchema(t *testing.T) {
 	testkit.WantCode(t, s.Ready(t.Context()), wrenn.Unavailable)
 }
 
-// TestTeamUseIsCounted compares what is counted with what is there.
+// TestTeamUseIsCounted compares the counters with the rows.
 func TestTeamUseIsCounted(t *testing.T) {
 	t.Parallel()
 	url := pgtest.New(t)

@@ -17,10 +17,10 @@ import (
 	"wrenn/internal/pgtest"
 )
 
-var update = flag.Bool("update", false, "write db/schema.sql anew")
+var update = flag.Bool("update", false, "write db/schema.sql")
 
-// what says everything of a schema that matters, so that dumps of different
-// versions of PostgreSQL compare.
+// what lists the parts of a schema that matter, in a form that does not depend on the
+// version of PostgreSQL.
 const what = `
 SELECT 'column ' || table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable || ' ' || coalesce(column_default, '') ||
 	' ' || coalesce(collation_name, '') || ' ' || is_identity

@@ -1,6 +1,6 @@
 // Package reconcile brings the desired state, the rows, and the observed state, the
-// inventories of the hosts, together again: after a crash, a lost answer, a
-// sandbox that ended by itself. Plan decides and is pure; Loop reads and acts.
+// inventories of the hosts, together again: after a crash, an answer that did
+// not arrive, a sandbox that ended by itself. Plan decides and is pure; Loop reads and acts.
 //
 // It works on states, never on events: the next round sees the result of
 // whatever happened. It never destroys a live sandbox unless its row has ended or
@@ -68,7 +68,7 @@ type Grace struct {
 const (
 	reasonNeverAsked = "no host was asked to start it before the control plane stopped"
 	reasonNeverCame  = "its host did not start it in time"
-	reasonCut        = "the control plane stopped, or lost its database, while it started"
+	reasonCut        = "the control plane stopped, or its database was away, while it started"
 	ReasonLost       = "its host does not have it any more"
 	reasonQuarantine = "its host found it in an unexplained state and keeps it for an operator to look at"
 	reasonEnded      = "it ended by itself"

@@ -107,7 +107,7 @@ func TestPlan(t *testing.T) {
 		{row: wrenn.Failed, age: old, seen: wrenn.ObservedRunning, report: true},
 		{row: wrenn.Failed, age: old, seen: wrenn.ObservedFailed, kind: reconcile.Acknowledge},
 
-		// Abandoned rows wait for nobody, except for a host that is at it.
+		// Abandoned rows wait only for a host that works on them.
 		{row: wrenn.Pending, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Starting, left: true, age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Starting, left: true, age: fresh, seen: wrenn.ObservedStarting},
@@ -121,7 +121,7 @@ func TestPlan(t *testing.T) {
 		{row: wrenn.Stopping, left: true, reason: "it did not boot", age: fresh, seen: absent, kind: reconcile.Move, to: wrenn.Failed},
 		{row: wrenn.Starting, left: true, age: -fresh, seen: absent},
 
-		// Whatever changed since the inventory is the next round's.
+		// A row that changed since the inventory waits for the next round.
 		{row: wrenn.Running, age: -fresh, seen: absent},
 		{row: wrenn.Stopped, age: -fresh, seen: wrenn.ObservedRunning},
 		{row: wrenn.Paused, age: -fresh, seen: wrenn.ObservedRunning},
@@ -250,7 +250,7 @@ func (m *model) seen(id wrenn.SandboxID) *wrenn.ObservedSandbox {
 	return nil
 }
 
-// carryOut checks each action against the law before it does it.
+// carryOut checks each action against the rules before it executes it.
 func (m *model) carryOut(t *testing.T, a reconcile.Action) {
 	t.Helper()
 	row, seen := m.row(a.Row.ID), m.seen(a.Row.ID)
@@ -291,7 +291,7 @@ func (m *model) forget(id wrenn.SandboxID) {
 	}
 }
 
-// rowsOf is what Store.HostRows returns for the host: what should be there, and the rows of what is.
+// rowsOf returns the rows that Store.HostRows returns for the host.
 func (m *model) rowsOf() []reconcile.Row {
 	var out []reconcile.Row
 	for _, r := range m.rows {
@@ -302,8 +302,8 @@ func (m *model) rowsOf() []reconcile.Row {
 	return out
 }
 
-// TestPlanKeepsTheLaw carries out plans of random worlds: nothing live is
-// destroyed that should be, and after two rounds nothing is left to do.
+// TestPlanKeepsTheLaw executes plans of random worlds: no live sandbox is destroyed
+// unless its row wants that, and after two rounds the plan is empty.
 func TestPlanKeepsTheLaw(t *testing.T) {
 	for seed := range uint64(20_000) {
 		m := randomModel(rand.New(rand.NewPCG(seed, 0)))

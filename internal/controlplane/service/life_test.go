@@ -197,17 +197,17 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
 	for name, req := range map[string]service.CreateSandbox{
-		"a path as template":     {Template: "../../etc"},
-		"too many vCPUs":         {VCPUs: 1000},
-		"fewer than one":         {VCPUs: -1},
-		"too much memory":        {MemoryMB: 1 << 30},
-		"too little":             {MemoryMB: 1},
-		"longer than for ever":   {Timeout: 10000 * time.Hour},
-		"a NUL in the metadata":  {Metadata: map[string]string{"a": "\x00"}},
-		"no key":                 {Metadata: map[string]string{"": "a"}},
-		"bytes that are no text": {Env: map[string]string{"A": "\xff"}},
-		"another ending":         {OnTimeout: "sell"},
-		"= in a name":            {Env: map[string]string{"A=B": ""}},
+		"a path as template":       {Template: "../../etc"},
+		"too many vCPUs":           {VCPUs: 1000},
+		"fewer than one":           {VCPUs: -1},
+		"too much memory":          {MemoryMB: 1 << 30},
+		"too little":               {MemoryMB: 1},
+		"a timeout over the limit": {Timeout: 10000 * time.Hour},
+		"a NUL in the metadata":    {Metadata: map[string]string{"a": "\x00"}},
+		"no key":                   {Metadata: map[string]string{"": "a"}},
+		"bytes that are no text":   {Env: map[string]string{"A": "\xff"}},
+		"another ending":           {OnTimeout: "sell"},
+		"= in a name":              {Env: map[string]string{"A=B": ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.CreateSandbox(t.Context(), w.caller, req)
@@ -225,7 +225,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	}
 }
 
-func TestForEver(t *testing.T) {
+func TestSandboxWithoutEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
@@ -235,7 +235,7 @@ func TestForEver(t *testing.T) {
 	}
 }
 
-// TestCreateThatFails checks what is left: a row that says why, and nothing on the host.
+// TestCreateThatFails checks the result: a row with the reason, and no sandbox on the host.
 func TestCreateThatFails(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -289,7 +289,7 @@ func TestCreateWhoseCallerGoesAway(t *testing.T) {
 	asked := make(chan struct{})
 	agent := &hosttest.Agent{}
 	agent.After = func(ctx context.Context, method, _ string) error {
-		if method == "CreateSandbox" { // it is made, the answer is on its way
+		if method == "CreateSandbox" { // it exists, the answer is on its way
 			close(asked)
 			<-ctx.Done()
 		}
@@ -333,7 +333,7 @@ func TestDeleteWhileItStarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.reaches(t, id, wrenn.Stopped)
-	close(goOn) // the host makes it only now, after it was told to destroy it
+	close(goOn) // the host creates it only now, after the call to destroy it
 	testkit.WantCode(t, <-done, wrenn.FailedPrecondition)
 	if left := agent.Sandboxes(); len(left) != 0 {
 		t.Errorf("the host has %v", left)
@@ -381,7 +381,7 @@ func TestDeleteOnAHostThatIsAway(t *testing.T) {
 		t.Fatalf("the wish was not taken: %v", err)
 	}
 	w.reaches(t, sb.ID, wrenn.Stopping)
-	w.sql(t, "UPDATE sandboxes SET updated_at = updated_at - interval '1 hour'") // what a request takes at most is over
+	w.sql(t, "UPDATE sandboxes SET updated_at = updated_at - interval '1 hour'") // older than any request
 	if err := w.servers[0].Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +393,7 @@ func TestPlacing(t *testing.T) {
 	t.Parallel()
 	small := func() *hosttest.Agent { a := &hosttest.Agent{}; a.Capacity.Sandboxes = 2; return a }
 	w := newWorld(t, small(), small())
-	s, _ := w.replica(t, func(c *service.Config) { c.PingEvery = never }) // it never hears what is taken
+	s, _ := w.replica(t, func(c *service.Config) { c.PingEvery = never }) // it does not learn the hosts' use
 	for range 4 {
 		create(t, s, w.caller)
 	}

@@ -14,10 +14,9 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// TestReplicasRace lets two control planes do everything to the same
-// sandboxes at once, with a host that loses answers and a reconciler that
-// looks all the time. At the end each row must tell one story that agrees
-// with the host.
+// TestReplicasRace has two control planes change the same sandboxes at once, with a
+// host that loses answers and a reconciler that always runs. At the end the events of
+// each row must be complete and agree with the host.
 func TestReplicasRace(t *testing.T) {
 	t.Parallel()
 	var calls atomic.Int64
@@ -56,7 +55,7 @@ func TestReplicasRace(t *testing.T) {
 		}
 		return true
 	})
-	w.sql(t, "UPDATE sandboxes SET updated_at = updated_at - interval '1 hour'") // nobody is at work any more
+	w.sql(t, "UPDATE sandboxes SET updated_at = updated_at - interval '1 hour'") // no request is in progress any more
 	testkit.WaitUntil(t, "no sandbox is left on a host", func() bool {
 		return len(w.agents[0].Sandboxes())+len(w.agents[1].Sandboxes()) == 0
 	})
@@ -80,7 +79,7 @@ func (w *world) reachesEnd(t *testing.T, id wrenn.SandboxID) {
 	w.checkEvents(t, sb)
 }
 
-// visit does things at random. Errors are those that a user can understand.
+// visit calls operations at random. It accepts errors that are meant for users.
 func visit(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID, times int) {
 	t.Helper()
 	ctx := t.Context()
@@ -106,7 +105,7 @@ func visit(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxI
 	}
 }
 
-// TestLimitsHoldBetweenReplicas has many more takers than places.
+// TestLimitsHoldBetweenReplicas has many more requests than the limit allows.
 func TestLimitsHoldBetweenReplicas(t *testing.T) {
 	t.Parallel()
 	const places, takers = 5, 20
@@ -133,7 +132,7 @@ func TestLimitsHoldBetweenReplicas(t *testing.T) {
 	if made.Load() != places || refused.Load() != takers-places {
 		t.Errorf("%d made and %d refused, want %d and %d", made.Load(), refused.Load(), places, takers-places)
 	}
-	// A place that is given back can be taken, and memory is a limit of its own.
+	// A deleted sandbox makes room for another, and memory has its own limit.
 	page, _, err := one.ListSandboxes(t.Context(), w.caller, service.ListSandboxes{Limit: 1})
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,7 @@ func TestReconciler(t *testing.T) {
 		sb := create(t, s, w.caller)
 		agent.Put(sb.ID, wrenn.ObservedPaused)
 		w.reaches(t, sb.ID, wrenn.Paused)
-		agent.Put(sb.ID, wrenn.ObservedRunning) // somebody used it
+		agent.Put(sb.ID, wrenn.ObservedRunning) // its use resumed it
 		w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))
 	})
 	t.Run("it broke", func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestReconciler(t *testing.T) {
 			})
 		}
 	})
-	t.Run("a sandbox that nobody knows", func(t *testing.T) {
+	t.Run("a sandbox without a row", func(t *testing.T) {
 		id := wrenn.NewSandboxID()
 		agent.Put(id, wrenn.ObservedRunning)
 		testkit.WaitUntil(t, "it is reported", func() bool { return w.dump(t, "SELECT count(*)::text FROM unknown_sandboxes") == "1" })
@@ -89,7 +89,7 @@ func TestReconciler(t *testing.T) {
 			}
 			return unknown[0].State == wrenn.ObservedQuarantined
 		})
-		create(t, s, w.caller) // life goes on
+		create(t, s, w.caller) // other sandboxes are not affected
 		if _, there := agent.Sandboxes()[id]; !there {
 			t.Error("it was destroyed")
 		}
@@ -99,7 +99,7 @@ func TestReconciler(t *testing.T) {
 	})
 	t.Run("a host that is away", func(t *testing.T) {
 		if got := metric(t, s, "wrenn_host_up"); got != 1 {
-			t.Errorf("wrenn_host_up is %v while it is there", got)
+			t.Errorf("wrenn_host_up is %v while it answers", got)
 		}
 		w.servers[0].Stop()
 		testkit.WaitUntil(t, "it is down", func() bool { return metric(t, s, "wrenn_host_up") == 0 })
@@ -110,7 +110,7 @@ func TestReconciler(t *testing.T) {
 	})
 }
 
-// metric is the value of a gauge of the one host, or -1 when there is none.
+// metric returns the value of a gauge of the only host, or -1 without one.
 func metric(t *testing.T, s *service.Service, name string) float64 {
 	t.Helper()
 	registry := prometheus.NewRegistry()
@@ -127,7 +127,7 @@ func metric(t *testing.T, s *service.Service, name string) float64 {
 	return -1
 }
 
-// TestReconcileAtOnce has rounds so rare that only the host's return can be the cause.
+// TestReconcileAtOnce has rounds so rare that only the host's return can cause one.
 func TestReconcileAtOnce(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}
@@ -154,13 +154,13 @@ func TestReconcileAtOnce(t *testing.T) {
 	})
 }
 
-// TestAbandonedRows has rounds so rare that only the look for abandoned rows can be the cause.
+// TestAbandonedRows has rounds so rare that only the search for abandoned rows can cause one.
 func TestAbandonedRows(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}
 	w := newWorld(t, agent)
 	s, _ := w.replica(t, nil)
-	create(t, s, w.caller) // the first round is over, or under way
+	create(t, s, w.caller) // the first round has begun
 	insert := func(state wrenn.State, seen wrenn.ObservedState, worker any) wrenn.SandboxID {
 		t.Helper()
 		id := wrenn.NewSandboxID()
@@ -174,7 +174,7 @@ func TestAbandonedRows(t *testing.T) {
 		return id
 	}
 	const dead = 4711
-	worked := insert(wrenn.Starting, "", nil) // by a program that says nothing of itself
+	worked := insert(wrenn.Starting, "", nil) // by a program that does not register
 	ids := map[wrenn.SandboxID]wrenn.State{}
 	for _, c := range []struct {
 		row  wrenn.State
@@ -197,8 +197,8 @@ func TestAbandonedRows(t *testing.T) {
 	}
 }
 
-// TestEndThatCannotBeWritten loses the database between the host's work and
-// the row's end: the replica lives, and yet nobody works on the row.
+// TestEndThatCannotBeWritten loses the database between the call to the host and the
+// row's end: the replica lives, but does not work on the row any more.
 func TestEndThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	url, stop, restart := pgtest.Server(t)

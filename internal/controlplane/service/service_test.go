@@ -20,20 +20,20 @@ import (
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
 const (
-	patience = 2 * time.Minute // for what takes milliseconds on a machine that is not busy
-	never    = 24 * time.Hour
+	pingTimeout = testkit.Timeout // a ping takes milliseconds unless the machine is busy
+	never       = 24 * time.Hour
 )
 
-// world is a database, hosts and replicas of the control plane on them.
+// world is a database and hosts, for replicas of the control plane.
 type world struct {
 	url     string
-	store   *postgres.Store // as a test looks at it
+	store   *postgres.Store // of the test
 	agents  []*hosttest.Agent
 	servers []*hosttest.Server
 	caller  service.Caller
 }
 
-// newWorld has a team and as many hosts as agents, which h1, h2, … are.
+// newWorld returns a world with a team and a host for each agent: h1, h2, …
 func newWorld(t *testing.T, agents ...*hosttest.Agent) *world {
 	t.Helper()
 	return worldOn(t, pgtest.New(t), agents...)
@@ -64,7 +64,7 @@ func (w *world) team(t *testing.T, name string) service.Caller {
 }
 
 func (w *world) config() service.Config {
-	cfg := service.Config{ReconcileEvery: never, PingEvery: 20 * time.Millisecond, Deadlines: hostclient.Deadlines{Ping: patience}}
+	cfg := service.Config{ReconcileEvery: never, PingEvery: 20 * time.Millisecond, Deadlines: hostclient.Deadlines{Ping: pingTimeout}}
 	for i, server := range w.servers {
 		cfg.Hosts = append(cfg.Hosts, service.Host{ID: hostID(i), URL: server.URL()})
 	}
@@ -103,7 +103,7 @@ func (w *world) replica(t *testing.T, change func(*service.Config)) (s *service.
 	return s, stop
 }
 
-// sql changes rows behind everybody's back.
+// sql changes rows without the service.
 func (w *world) sql(t *testing.T, statement string, args ...any) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), w.url)
@@ -116,7 +116,7 @@ func (w *world) sql(t *testing.T, statement string, args ...any) {
 	}
 }
 
-// dump returns a text from behind everybody's back.
+// dump reads a text without the service.
 func (w *world) dump(t *testing.T, query string) (text string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), w.url)
@@ -151,9 +151,9 @@ func (w *world) reaches(t *testing.T, id wrenn.SandboxID, state wrenn.State) *wr
 	return sb
 }
 
-// checkEvents says whether the events of a row tell one story: each begins
-// where the last ended, by a move that is allowed, and the row is where the
-// last one ends.
+// checkEvents checks that the events of a row are complete: each begins in the state
+// in which the one before ended, by an allowed transition, and the row has the state
+// of the last one.
 func (w *world) checkEvents(t *testing.T, sb *wrenn.Sandbox) {
 	t.Helper()
 	events, err := w.store.Events(t.Context(), sb.ID)

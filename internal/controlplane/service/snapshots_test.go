@@ -17,7 +17,7 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// sleeper makes a sandbox that is woken when it is used.
+// sleeper makes a sandbox that its use resumes.
 func sleeper(t *testing.T, s *service.Service, c service.Caller) *wrenn.Sandbox {
 	t.Helper()
 	sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{OnTimeout: wrenn.PauseOnTimeout, AutoResume: true})
@@ -36,7 +36,7 @@ func say(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID)
 	return err
 }
 
-// watch is say by a stream.
+// watch does what say does, by a stream.
 func watch(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxID) error {
 	t.Helper()
 	stream, err := s.StartExec(t.Context(), c, id, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "echo", Args: []string{"here"}}})
@@ -61,7 +61,7 @@ func watch(t *testing.T, s *service.Service, c service.Caller, id wrenn.SandboxI
 	return nil
 }
 
-// TestOneWakeForAll: a hundred callers of two replicas, half of them by streams, one wake, and a story of events without a crack.
+// TestOneWakeForAll: a hundred callers of two replicas, half of them by streams, cause one resume, and complete events.
 func TestOneWakeForAll(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}
@@ -165,7 +165,7 @@ func TestPausedIsNotWoken(t *testing.T) {
 	}
 }
 
-// TestWakeDuringAPause waits for the pause that somebody asked for.
+// TestWakeDuringAPause waits for the pause of another request.
 func TestWakeDuringAPause(t *testing.T) {
 	t.Parallel()
 	asked, goOn := make(chan struct{}), make(chan struct{})
@@ -275,7 +275,7 @@ func TestFork(t *testing.T) {
 	}
 }
 
-// TestForkThatFails: what runs is told and what does not says why, in its row as well; nothing is left of it.
+// TestForkThatFails: the answer has the copies that run and the reasons of those that do not, which are also in their rows.
 func TestForkThatFails(t *testing.T) {
 	t.Parallel()
 	some := func() func(context.Context, string) error {
@@ -341,7 +341,7 @@ func TestForkWhoseCallerGoesAway(t *testing.T) {
 	t.Parallel()
 	asked := make(chan struct{})
 	agent := &hosttest.Agent{After: func(ctx context.Context, method, _ string) error {
-		if method == "ForkSandbox" { // they are made, the answer is on its way
+		if method == "ForkSandbox" { // they exist, the answer is on its way
 			close(asked)
 			<-ctx.Done()
 		}

@@ -18,7 +18,7 @@ import (
 
 const secondly = time.Second
 
-// built begins a build and waits for what becomes of it.
+// built starts a build and waits for its end.
 func built(t *testing.T, s *service.Service, c service.Caller, req service.BuildTemplate) *wrenn.Generation {
 	t.Helper()
 	g, err := s.BuildTemplate(t.Context(), c, req)
@@ -111,7 +111,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 	_, err = s.BuildTemplate(t.Context(), w.team(t, "other"), service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
 	testkit.WantCode(t, err, wrenn.NotFound, string(sb.ID))
 
-	// What comes with a container image counts, and what is asked for counts more.
+	// The variables of a container image are kept, those of the request win.
 	g = built(t, s, w.caller, service.BuildTemplate{Name: "oci", Login: wrenn.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{OCI: "debian:12"}, Env: map[string]string{"A": "1"}}})
 	if diff := cmp.Diff(map[string]string{"FROM_IMAGE": "yes", "A": "1"}, g.Spec.Env); diff != "" {
 		t.Errorf("variables (-want +got):\n%s", diff)
@@ -162,7 +162,7 @@ func TestBuildTemplateRefuses(t *testing.T) {
 	}
 }
 
-// TestBuildFails: the reason is the host's, the name keeps what it meant.
+// TestBuildFails: the reason is the host's, the name keeps its generation.
 func TestBuildFails(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}
@@ -191,8 +191,8 @@ func TestBuildFails(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, never.Reason)
 }
 
-// TestBuildFailsWithAnyWords: a build ends whatever its host says, which may be a
-// guest's words, and what a database does not hold.
+// TestBuildFailsWithAnyWords: a build ends with any message of its host, which may come
+// from a guest and have bytes that a database cannot hold.
 func TestBuildFailsWithAnyWords(t *testing.T) {
 	t.Parallel()
 	const most = 4 << 10
@@ -224,7 +224,7 @@ func TestBuildFailsWithAnyWords(t *testing.T) {
 	}
 }
 
-// TestBuildWhoseResultIsRefused: what the database refuses once it refuses again.
+// TestBuildWhoseResultIsRefused: a result that the database refuses is not retried forever.
 func TestBuildWhoseResultIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{})
@@ -235,7 +235,7 @@ func TestBuildWhoseResultIsRefused(t *testing.T) {
 	}
 }
 
-// hanging is a host whose builds wait for their end, which is told when it comes.
+// hanging is a host whose builds run until they are canceled; over gets their ids.
 func hanging(begun, over chan string) *hosttest.Agent {
 	return &hosttest.Agent{Build: func(ctx context.Context, req *pb.BuildTemplateRequest, say func(string)) error {
 		say("booting")
@@ -305,13 +305,13 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 	kept := built(t, s, w.caller, service.BuildTemplate{Name: "kept"})
 	lost := built(t, s, w.caller, service.BuildTemplate{Name: "lost"})
 	dead := wrenn.NewGenerationID()
-	unknown, doomed := wrenn.NewGenerationID(), wrenn.NewGenerationID()
+	unknown, stale := wrenn.NewGenerationID(), wrenn.NewGenerationID()
 	w.sql(t, `INSERT INTO template_generations (id, team_id, name, tag, state, host_id, vcpus, memory_mb, updated_at)
-		VALUES ($1, $2, 'doomed', 'latest', 'failed', 'h1', 1, 512, now() - interval '1 hour')`, string(doomed), string(w.caller.Team))
+		VALUES ($1, $2, 'stale', 'latest', 'failed', 'h1', 1, 512, now() - interval '1 hour')`, string(stale), string(w.caller.Team))
 	w.sql(t, `INSERT INTO template_generations (id, team_id, name, tag, state, host_id, vcpus, memory_mb, worker, updated_at)
 		VALUES ($1, $2, 'dead', 'latest', 'building', 'h1', 1, 512, 1, now() - interval '1 hour')`, string(dead), string(w.caller.Team))
 	agent.Keep(unknown)
-	agent.Keep(doomed)
+	agent.Keep(stale)
 	agent.Forget(lost.ID)
 	testkit.WaitUntil(t, "lost, dead and canceled builds have ended", func() bool {
 		g, _, err := s.Generation(t.Context(), w.caller, "lost", lost.ID, 0)

@@ -25,7 +25,7 @@ var (
 // pollRow is how often a row is read that another request is about to move.
 const pollRow = 100 * time.Millisecond
 
-// transition brings a sandbox of the caller's team to t.to. One that is there
+// transition brings a sandbox of the caller's team to t.to. One in that state
 // already is confirmed with its host.
 func (c *core) transition(ctx context.Context, caller Caller, id wrenn.SandboxID, t transition) (*wrenn.Sandbox, error) {
 	for attempt := 1; ; attempt++ {
