@@ -3,7 +3,7 @@
 CREATE TABLE teams (
     id            uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name          text NOT NULL UNIQUE,
-    -- Null: what the control plane's configuration says.
+    -- Null: the value of the control plane's configuration.
     max_sandboxes integer CHECK (max_sandboxes >= 0),
     max_memory_mb bigint CHECK (max_memory_mb >= 0),
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -13,7 +13,7 @@ CREATE TABLE api_keys (
     id           uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     team_id      uuid NOT NULL REFERENCES teams,
     name         text NOT NULL,
-    -- SHA-256 of the secret, which is 160 random bits: nothing slower is needed.
+    -- SHA-256 of the secret, which is 160 random bits: no slower hash is needed.
     hash         bytea NOT NULL UNIQUE CHECK (octet_length(hash) = 32),
     hint         text NOT NULL,
     created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -22,7 +22,7 @@ CREATE TABLE api_keys (
 );
 CREATE INDEX api_keys_team ON api_keys (team_id, created_at DESC, id DESC);
 
--- What hosts last said, for people and tools. Which hosts there are is configuration.
+-- The last answers of hosts, for people and tools. The list of hosts is configuration.
 CREATE TABLE hosts (
     id             text PRIMARY KEY,
     url            text NOT NULL,
@@ -51,21 +51,21 @@ CREATE TABLE sandboxes (
     timeout_sec    integer NOT NULL CHECK (timeout_sec >= 0), -- 0 is never
     metadata       jsonb NOT NULL DEFAULT '{}',
     env            jsonb NOT NULL DEFAULT '{}',
-    -- Times of changes are clock_timestamp(), not now(): the reconciler compares them with the moment it looked.
+    -- Times of changes are clock_timestamp(), not now(): the reconciler compares them with the time of its round.
     created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at     timestamptz,
     last_active_at timestamptz,
     updated_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
     version        bigint NOT NULL DEFAULT 1
 );
--- A page of a team's list is read in order from here, whichever states are asked for.
+-- A page of a team's list is read in this order, for any states.
 CREATE INDEX sandboxes_list ON sandboxes (team_id, state, created_at DESC, id DESC);
--- Without fastupdate: a list must not read through what was inserted lately (7 ms each time at 100,000 rows).
+-- Without fastupdate: a list would read all recent inserts (7 ms each time at 100,000 rows).
 CREATE INDEX sandboxes_metadata ON sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate = off);
--- The reconciler's: what should be on a host. Ended rows are most of the table and not in it.
+-- For the reconciler: the rows that should be on a host. Ended rows are most of the table and not in it.
 CREATE INDEX sandboxes_host ON sandboxes (host_id, state) WHERE state NOT IN ('stopped', 'failed');
 
--- Append-only: what happened to a sandbox and why.
+-- Append-only: the changes of a sandbox and their reasons.
 CREATE TABLE sandbox_events (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     sandbox_id text COLLATE "C" NOT NULL REFERENCES sandboxes,
@@ -89,7 +89,7 @@ END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON sandbox_events
     FOR EACH ROW EXECUTE FUNCTION sandbox_events_append_only();
 
--- Sandboxes that a host has and no row explains. They are never destroyed by a program; a person looks.
+-- Sandboxes that a host has and no row explains. No program destroys them; an operator decides.
 CREATE TABLE unknown_sandboxes (
     host_id       text NOT NULL,
     sandbox_id    text COLLATE "C" NOT NULL,

@@ -1,9 +1,9 @@
 -- +goose Up
 
--- Which control plane works on a row that stands between two states: the key of the advisory lock that it holds as
--- long as it lives. 0: nobody does any more. Null: nobody has to, or a program wrote the row that knows no workers.
+-- The control plane that works on a row in transition: the key of the advisory lock that it holds while it lives.
+-- 0: it was released. Null: the row is not in transition, or a version without workers wrote it.
 ALTER TABLE sandboxes ADD COLUMN worker bigint;
--- The reconciler's: what is between two states, of all hosts. Few rows at any time.
+-- For the reconciler: the rows in transition, of all hosts. Few rows at any time.
 CREATE INDEX sandboxes_between ON sandboxes (worker) WHERE state IN ('pending', 'starting', 'pausing', 'resuming', 'stopping');
 
 -- The control planes that are connected, by the keys of their locks; see pg_locks in PostgreSQL's manual for its halves.

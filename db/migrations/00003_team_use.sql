@@ -1,7 +1,7 @@
 -- +goose Up
 
--- What a team has at once, counted as rows change: to read it off the rows took a create 31 ms at 100,000 of them,
--- under the lock that all creates of the team queue for.
+-- A team's use, counted as rows change: to read it from the rows took a create 31 ms at 100,000 of them, under the
+-- lock for which all creates of the team queue.
 ALTER TABLE teams
     ADD COLUMN used_sandboxes integer NOT NULL DEFAULT 0,
     ADD COLUMN used_memory_mb bigint NOT NULL DEFAULT 0;

@@ -1,14 +1,14 @@
 -- +goose Up
 
 ALTER TABLE sandboxes
-    -- What happens when it was not used for its timeout.
+    -- What happens at the timeout.
     ADD COLUMN on_timeout text NOT NULL DEFAULT 'destroy' CONSTRAINT sandboxes_on_timeout CHECK (on_timeout IN ('destroy', 'pause')),
-    -- Whoever uses it while it is paused resumes it.
+    -- Its use resumes it while it is paused.
     ADD COLUMN auto_resume boolean NOT NULL DEFAULT false,
-    -- The sandbox that it is a copy of; '' for none.
+    -- The sandbox that it was forked from; '' for none.
     ADD COLUMN parent_id text COLLATE "C" NOT NULL DEFAULT '';
 
--- A paused sandbox has no memory any more: what a team uses counts without it.
+-- A paused sandbox uses no memory: a team's use does not include it.
 -- +goose StatementBegin
 CREATE OR REPLACE FUNCTION sandboxes_count_use() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

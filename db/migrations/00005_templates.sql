@@ -1,6 +1,6 @@
 -- +goose Up
 
--- A build of a template and what came of it. Only its state changes, once or twice.
+-- A build of a template and its result. Only its state changes, once or twice.
 CREATE TABLE template_generations (
     id                text COLLATE "C" PRIMARY KEY,
     team_id           uuid NOT NULL REFERENCES teams,
@@ -9,7 +9,7 @@ CREATE TABLE template_generations (
     state             text NOT NULL DEFAULT 'building' CONSTRAINT template_generations_state CHECK (state IN ('building', 'ready', 'failed', 'deleted')),
     reason            text NOT NULL DEFAULT '',
     host_id           text NOT NULL DEFAULT '', -- '' until one was picked
-    -- What it is made from: one of these, or the base.
+    -- The source: one of these, or the base.
     from_image        text NOT NULL DEFAULT '',
     from_oci          text NOT NULL DEFAULT '',
     from_sandbox      text NOT NULL DEFAULT '',
@@ -28,10 +28,10 @@ CREATE TABLE template_generations (
 );
 CREATE INDEX template_generations_names ON template_generations (team_id, name, tag) WHERE state <> 'deleted';
 CREATE INDEX template_generations_host ON template_generations (host_id) WHERE state = 'ready';
--- One build of a name at a time, and few rows for whoever looks for abandoned ones.
+-- One build of a name at a time, and few rows in the search for abandoned ones.
 CREATE UNIQUE INDEX template_generations_building ON template_generations (team_id, name, tag) WHERE state = 'building';
 
--- Which generation a name means.
+-- The generation that a name refers to.
 CREATE TABLE templates (
     team_id       uuid NOT NULL REFERENCES teams,
     name          text NOT NULL,
@@ -41,7 +41,7 @@ CREATE TABLE templates (
     PRIMARY KEY (team_id, name, tag)
 );
 
--- What builds said. The oldest lines go when there are too many.
+-- The logs of builds. The oldest lines are dropped at the limit.
 CREATE TABLE template_lines (
     generation_id text COLLATE "C" NOT NULL REFERENCES template_generations,
     line          bigint NOT NULL, -- from 0

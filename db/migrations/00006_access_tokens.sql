@@ -1,6 +1,6 @@
 -- +goose Up
 
--- What every control plane of this database must know alike, and nobody else may.
+-- The secret that the control planes of this database share, and no other program has.
 -- The access tokens of sandboxes follow from access_token_seed and their ids.
 -- gen_random_uuid has 122 bits of the system's secure random numbers.
 CREATE TABLE platform_secrets (

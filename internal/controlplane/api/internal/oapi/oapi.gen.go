@@ -219,7 +219,7 @@ type BuildTemplate struct {
 	// FromOci A container image in a registry, as `python:3.12-slim` or `registry.example/team/app@sha256:…`.
 	FromOci *string `json:"from_oci,omitempty"`
 
-	// FromSandbox A running sandbox. It goes on.
+	// FromSandbox A running sandbox. It continues.
 	FromSandbox *SandboxID `json:"from_sandbox,omitempty"`
 
 	// MemoryMb Memory of each sandbox in MiB.
@@ -228,19 +228,19 @@ type BuildTemplate struct {
 	// Name Not `base`.
 	Name TemplateName `json:"name"`
 
-	// ReadyCmd A shell command that succeeds when the sandbox is ready; it is tried again until then.
+	// ReadyCmd A shell command that succeeds when the sandbox is ready; it is repeated until then.
 	ReadyCmd *string `json:"ready_cmd,omitempty"`
 
 	// ReadyTimeoutSec Seconds for `ready_cmd` to succeed.
 	ReadyTimeoutSec *int `json:"ready_timeout_sec,omitempty"`
 
-	// RegistryPassword For `from_oci`: a password or a token. Not kept.
+	// RegistryPassword For `from_oci`: a password or a token. Not stored.
 	RegistryPassword *string `json:"registry_password,omitempty"`
 
-	// RegistryUsername For `from_oci`. Not kept.
+	// RegistryUsername For `from_oci`. Not stored.
 	RegistryUsername *string `json:"registry_username,omitempty"`
 
-	// StartCmd A shell command that runs on in every sandbox.
+	// StartCmd A shell command that keeps running in every sandbox.
 	StartCmd *string `json:"start_cmd,omitempty"`
 
 	// Vcpus Virtual CPUs of each sandbox. Not with `from_sandbox`, nor are those below.
@@ -253,10 +253,10 @@ type Checkpoint struct {
 	ID        CheckpointID `json:"id"`
 	Name      string       `json:"name"`
 
-	// ParentID The checkpoint that the sandbox went on from; absent for none.
+	// ParentID The checkpoint that the sandbox continued from; absent for none.
 	ParentID *CheckpointID `json:"parent_id,omitempty"`
 
-	// SizeBytes On its host's disk, what it shares with others included.
+	// SizeBytes On its host's disk, including what it shares with others.
 	SizeBytes int64 `json:"size_bytes"`
 }
 
@@ -267,7 +267,7 @@ type CheckpointID = string
 type Checkpoints struct {
 	Checkpoints []Checkpoint `json:"checkpoints"`
 
-	// Head The checkpoint that the sandbox goes on from; absent for none.
+	// Head The checkpoint that the sandbox continues from; absent for none.
 	Head *CheckpointID `json:"head,omitempty"`
 }
 
@@ -285,7 +285,7 @@ type CreateKey struct {
 
 // CreateSandbox defines model for CreateSandbox.
 type CreateSandbox struct {
-	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused. Without, they are refused as `invalid_state`.
+	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused. Otherwise they are refused as `invalid_state`.
 	AutoResume *bool `json:"auto_resume,omitempty"`
 
 	// Env Environment of every command in it. Not shown again.
@@ -294,13 +294,13 @@ type CreateSandbox struct {
 	// MemoryMb Memory in MiB; the operator may allow less. That of the template, if that is not `base`: another number is refused.
 	MemoryMb *int `json:"memory_mb,omitempty"`
 
-	// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
+	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata *Metadata `json:"metadata,omitempty"`
 
-	// OnTimeout What happens then. A paused sandbox waits for as long as it takes.
+	// OnTimeout What happens then. A paused sandbox has no timeout.
 	OnTimeout *CreateSandboxOnTimeout `json:"on_timeout,omitempty"`
 
-	// Template What it starts from: `base`, or a template of the team.
+	// Template The source: `base`, or a template of the team.
 	Template *TemplateName `json:"template,omitempty"`
 
 	// TimeoutSec Seconds without use after which `on_timeout` happens; 0 is never.
@@ -310,7 +310,7 @@ type CreateSandbox struct {
 	Vcpus *int `json:"vcpus,omitempty"`
 }
 
-// CreateSandboxOnTimeout What happens then. A paused sandbox waits for as long as it takes.
+// CreateSandboxOnTimeout What happens then. A paused sandbox has no timeout.
 type CreateSandboxOnTimeout string
 
 // CreatedKey defines model for CreatedKey.
@@ -324,7 +324,7 @@ type CreatedKey struct {
 	// Key The secret. It is not shown again.
 	Key string `json:"key"`
 
-	// LastUsedAt Absent until it was used.
+	// LastUsedAt Absent until it is used.
 	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	Name       string     `json:"name"`
 }
@@ -337,7 +337,7 @@ type Error struct {
 	Error struct {
 		Code ErrorCode `json:"code"`
 
-		// Message What is wrong and what to do, for people.
+		// Message The error and what to do, for people.
 		Message string `json:"message"`
 	} `json:"error"`
 }
@@ -353,26 +353,26 @@ type Exec struct {
 	// Cmd The program: a path, or a name that is searched in PATH.
 	Cmd string `json:"cmd"`
 
-	// Cwd Where it starts; the user's home when absent.
+	// Cwd Its working directory; the user's home when absent.
 	Cwd *Path `json:"cwd,omitempty"`
 
-	// Env More environment variables; they win over the sandbox's.
+	// Env More environment variables; they replace the sandbox's.
 	Env *Env `json:"env,omitempty"`
 
 	// Stdin Its input; empty when absent.
 	Stdin *string `json:"stdin,omitempty"`
 
-	// StdinEncoding What `stdin` is: the text itself, or bytes in base64.
+	// StdinEncoding The encoding of `stdin`: the text itself, or bytes in base64.
 	StdinEncoding *ExecStdinEncoding `json:"stdin_encoding,omitempty"`
 
 	// TimeoutSec Seconds until it is killed; 0 is the default.
 	TimeoutSec *int `json:"timeout_sec,omitempty"`
 
-	// User The user in the sandbox who does it; the template's default user when absent.
+	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
 }
 
-// ExecStdinEncoding What `stdin` is: the text itself, or bytes in base64.
+// ExecStdinEncoding The encoding of `stdin`: the text itself, or bytes in base64.
 type ExecStdinEncoding string
 
 // ExecResult defines model for ExecResult.
@@ -380,7 +380,7 @@ type ExecResult struct {
 	Cmd        string `json:"cmd"`
 	DurationMs int64  `json:"duration_ms"`
 
-	// Encoding Of both outputs. base64 when one of them is no UTF-8.
+	// Encoding Of both outputs. base64 when one of them is not UTF-8.
 	Encoding ExecResultEncoding `json:"encoding"`
 
 	// ExitCode -1 when a signal ended it.
@@ -392,11 +392,11 @@ type ExecResult struct {
 	Stderr string `json:"stderr"`
 	Stdout string `json:"stdout"`
 
-	// Truncated An output went on after the limit, and the rest is lost; use exec/stream.
+	// Truncated An output was longer than the limit, and the rest is lost; use exec/stream.
 	Truncated bool `json:"truncated"`
 }
 
-// ExecResultEncoding Of both outputs. base64 when one of them is no UTF-8.
+// ExecResultEncoding Of both outputs. base64 when one of them is not UTF-8.
 type ExecResultEncoding string
 
 // FailedCopy defines model for FailedCopy.
@@ -417,7 +417,7 @@ type Fork struct {
 
 // Forked defines model for Forked.
 type Forked struct {
-	// Errors Why the others do not. Nothing is left of them but their records, as `failed`.
+	// Errors Why the others do not. Only their records are left, as `failed`.
 	Errors []FailedCopy `json:"errors"`
 
 	// Sandboxes The copies that run.
@@ -445,7 +445,7 @@ type Generation struct {
 	// Reason Why it failed or was deleted.
 	Reason *string `json:"reason,omitempty"`
 
-	// SizeBytes On its host's disk, what it shares with others included; absent until it is ready.
+	// SizeBytes On its host's disk, including what it shares with others; absent until it is ready.
 	SizeBytes *int64          `json:"size_bytes,omitempty"`
 	StartCmd  *string         `json:"start_cmd,omitempty"`
 	State     GenerationState `json:"state"`
@@ -478,12 +478,12 @@ type Key struct {
 	Hint string `json:"hint"`
 	ID   string `json:"id"`
 
-	// LastUsedAt Absent until it was used.
+	// LastUsedAt Absent until it is used.
 	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	Name       string     `json:"name"`
 }
 
-// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
+// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 type Metadata map[string]string
 
 // OnTimeout What happens to a sandbox that is not used for its timeout.
@@ -497,7 +497,7 @@ type ReadFile struct {
 	// Path A path in the sandbox. A relative one starts at the user's home.
 	Path Path `json:"path"`
 
-	// User The user in the sandbox who does it; the template's default user when absent.
+	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
 }
 
@@ -511,14 +511,14 @@ type Sandbox struct {
 	Generation *GenerationID `json:"generation,omitempty"`
 	ID         SandboxID     `json:"id"`
 
-	// LastActiveAt The last use; absent until it ran.
+	// LastActiveAt The last use; absent until it has run.
 	LastActiveAt *time.Time `json:"last_active_at,omitempty"`
 
 	// LastUpdated The last change of `status`.
 	LastUpdated time.Time `json:"last_updated"`
 	MemoryMb    int       `json:"memory_mb"`
 
-	// Metadata Labels of your own, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
+	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata Metadata `json:"metadata"`
 
 	// OnTimeout What happens to a sandbox that is not used for its timeout.
@@ -530,7 +530,7 @@ type Sandbox struct {
 	// Reason Why it is stopped or failed.
 	Reason *string `json:"reason,omitempty"`
 
-	// StartedAt Absent until it ran.
+	// StartedAt Absent until it has run.
 	StartedAt *time.Time `json:"started_at,omitempty"`
 
 	// Status Where a sandbox is in its life. `stopped` and `failed` are ends; `reason` says why.
@@ -564,10 +564,10 @@ type Template struct {
 	// Builtin `base`, which has no generations and every size.
 	Builtin bool `json:"builtin"`
 
-	// Current What the name means; absent before the first is ready.
+	// Current The generation that the name refers to; absent before the first is ready.
 	Current *Generation `json:"current,omitempty"`
 
-	// Latest The newest build, whatever came of it.
+	// Latest The newest build, with any result.
 	Latest *Generation  `json:"latest,omitempty"`
 	Name   TemplateName `json:"name"`
 }
@@ -578,7 +578,7 @@ type TemplateName = string
 // Timeout Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 type Timeout = int64
 
-// User The user in the sandbox who does it; the template's default user when absent.
+// User The user in the sandbox; the template's default user when absent.
 type User = string
 
 // Conflict defines model for Conflict.
@@ -625,7 +625,7 @@ type FileToRead = ReadFile
 
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
-	// Limit At most so many.
+	// Limit The number of sandboxes of a page, at most.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 
 	// Page The `X-Next-Page` of the call before, unchanged. The filters must be the same.
@@ -646,7 +646,7 @@ type StreamWriteFileMultipartBody struct {
 	// Path A path in the sandbox. A relative one starts at the user's home.
 	Path Path `json:"path"`
 
-	// User The user in the sandbox who does it; the template's default user when absent.
+	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
 }
 
@@ -658,19 +658,19 @@ type WriteFileMultipartBody struct {
 	// Path A path in the sandbox. A relative one starts at the user's home.
 	Path Path `json:"path"`
 
-	// User The user in the sandbox who does it; the template's default user when absent.
+	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
 }
 
 // GetSandboxLogsParams defines parameters for GetSandboxLogs.
 type GetSandboxLogsParams struct {
-	// Follow Go on with what comes, until the sandbox ends. Of much at once some may be left out.
+	// Follow Continue with new output until the sandbox ends. A burst of output may be incomplete.
 	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
 }
 
 // GetGenerationParams defines parameters for GetGeneration.
 type GetGenerationParams struct {
-	// From The number of the first line that is wanted.
+	// From The number of the first line to return.
 	From *int64 `form:"from,omitempty" json:"from,omitempty"`
 }
 
@@ -745,7 +745,7 @@ type ServerInterface interface {
 	// DeleteCheckpoint Delete a checkpoint
 	// (DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint})
 	DeleteCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID)
-	// RestoreCheckpoint Go back to a checkpoint
+	// RestoreCheckpoint Restore a checkpoint
 	// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
 	RestoreCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID)
 	// Exec Run a command to its end
@@ -763,10 +763,10 @@ type ServerInterface interface {
 	// WriteFile Write a file of up to 100 MiB
 	// (POST /v1/sandboxes/{id}/files/write)
 	WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID)
-	// ForkSandbox Copy a sandbox
+	// ForkSandbox Fork a sandbox
 	// (POST /v1/sandboxes/{id}/fork)
 	ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
-	// GetSandboxLogs Read what a sandbox's console said
+	// GetSandboxLogs Read a sandbox's console
 	// (GET /v1/sandboxes/{id}/logs)
 	GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams)
 	// PauseSandbox Pause a sandbox
@@ -790,7 +790,7 @@ type ServerInterface interface {
 	// GetTemplate Get a template
 	// (GET /v1/templates/{template})
 	GetTemplate(w http.ResponseWriter, r *http.Request, template TemplateName)
-	// GetGeneration Get a generation of a template, and what its build says
+	// GetGeneration Get a generation of a template, and the log of its build
 	// (GET /v1/templates/{template}/generations/{generation})
 	GetGeneration(w http.ResponseWriter, r *http.Request, template TemplateName, generation GenerationID, params GetGenerationParams)
 }
@@ -871,7 +871,7 @@ func (_ Unimplemented) DeleteCheckpoint(w http.ResponseWriter, r *http.Request, 
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// RestoreCheckpoint Go back to a checkpoint
+// RestoreCheckpoint Restore a checkpoint
 // (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
 func (_ Unimplemented) RestoreCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -907,13 +907,13 @@ func (_ Unimplemented) WriteFile(w http.ResponseWriter, r *http.Request, id Sand
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// ForkSandbox Copy a sandbox
+// ForkSandbox Fork a sandbox
 // (POST /v1/sandboxes/{id}/fork)
 func (_ Unimplemented) ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetSandboxLogs Read what a sandbox's console said
+// GetSandboxLogs Read a sandbox's console
 // (GET /v1/sandboxes/{id}/logs)
 func (_ Unimplemented) GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -961,7 +961,7 @@ func (_ Unimplemented) GetTemplate(w http.ResponseWriter, r *http.Request, templ
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetGeneration Get a generation of a template, and what its build says
+// GetGeneration Get a generation of a template, and the log of its build
 // (GET /v1/templates/{template}/generations/{generation})
 func (_ Unimplemented) GetGeneration(w http.ResponseWriter, r *http.Request, template TemplateName, generation GenerationID, params GetGenerationParams) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -7364,7 +7364,7 @@ type StrictServerInterface interface {
 	// DeleteCheckpoint Delete a checkpoint
 	// (DELETE /v1/sandboxes/{id}/checkpoints/{checkpoint})
 	DeleteCheckpoint(ctx context.Context, request DeleteCheckpointRequestObject) (DeleteCheckpointResponseObject, error)
-	// RestoreCheckpoint Go back to a checkpoint
+	// RestoreCheckpoint Restore a checkpoint
 	// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
 	RestoreCheckpoint(ctx context.Context, request RestoreCheckpointRequestObject) (RestoreCheckpointResponseObject, error)
 	// Exec Run a command to its end
@@ -7382,10 +7382,10 @@ type StrictServerInterface interface {
 	// WriteFile Write a file of up to 100 MiB
 	// (POST /v1/sandboxes/{id}/files/write)
 	WriteFile(ctx context.Context, request WriteFileRequestObject) (WriteFileResponseObject, error)
-	// ForkSandbox Copy a sandbox
+	// ForkSandbox Fork a sandbox
 	// (POST /v1/sandboxes/{id}/fork)
 	ForkSandbox(ctx context.Context, request ForkSandboxRequestObject) (ForkSandboxResponseObject, error)
-	// GetSandboxLogs Read what a sandbox's console said
+	// GetSandboxLogs Read a sandbox's console
 	// (GET /v1/sandboxes/{id}/logs)
 	GetSandboxLogs(ctx context.Context, request GetSandboxLogsRequestObject) (GetSandboxLogsResponseObject, error)
 	// PauseSandbox Pause a sandbox
@@ -7409,7 +7409,7 @@ type StrictServerInterface interface {
 	// GetTemplate Get a template
 	// (GET /v1/templates/{template})
 	GetTemplate(ctx context.Context, request GetTemplateRequestObject) (GetTemplateResponseObject, error)
-	// GetGeneration Get a generation of a template, and what its build says
+	// GetGeneration Get a generation of a template, and the log of its build
 	// (GET /v1/templates/{template}/generations/{generation})
 	GetGeneration(ctx context.Context, request GetGenerationRequestObject) (GetGenerationResponseObject, error)
 }
