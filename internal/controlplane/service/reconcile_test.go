@@ -227,7 +227,7 @@ func TestEndThatCannotBeWritten(t *testing.T) {
 		t.Errorf("the host has %v", left)
 	}
 	restart()
-	if sb := w.reaches(t, id, wrenn.Failed); !strings.Contains(sb.Reason, "lost its database") {
+	if sb := w.reaches(t, id, wrenn.Failed); !strings.Contains(sb.Reason, "its database was away") {
 		t.Errorf("reason %q", sb.Reason)
 	}
 }
