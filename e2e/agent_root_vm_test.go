@@ -441,8 +441,8 @@ func TestAgentIsKilledAtEveryStep(t *testing.T) {
 	a.start(t)
 	a.stop(t, syscall.SIGTERM)
 	for _, point := range []string{
-		"directory made", "slot taken", "slot noted", "disk done", "machine started", "machine noted", "ready done", "running noted",
-		"destroy noted", "machine stopped", "slot released",
+		"directory made", "slot acquired", "slot recorded", "disk done", "machine started", "machine recorded", "ready done", "running recorded",
+		"destroy recorded", "machine stopped", "slot released",
 	} {
 		t.Run(point, func(t *testing.T) {
 			id := string(wrenn.NewSandboxID())

@@ -306,8 +306,8 @@ func TestAgentIsKilledInAPause(t *testing.T) {
 	a.sh(t, id, settle)
 	a.stop(t, syscall.SIGTERM)
 	for _, point := range []string{
-		"guest frozen", "machine paused", "machine saved", "snapshot published", "paused to be noted", "paused noted", "machine stopped",
-		"slot noted", "machine started", "machine noted", "ready done", "running noted",
+		"guest frozen", "machine paused", "machine saved", "snapshot published", "paused to be recorded", "paused recorded", "machine stopped",
+		"slot recorded", "machine started", "machine recorded", "ready done", "running recorded",
 	} {
 		t.Run(point, func(t *testing.T) {
 			a.start(t, "WRENN_TEST_CRASH="+point)

@@ -36,7 +36,7 @@ func stockedAgent(t *testing.T) *agent {
 func (a *agent) stock(t *testing.T, n int) {
 	t.Helper()
 	testkit.WaitUntil(t, "a machine was made ahead", func() bool {
-		return strings.Count(a.out.String(), "machine made ahead of need") >= n
+		return strings.Count(a.out.String(), "machine made ahead of demand") >= n
 	})
 }
 
@@ -121,18 +121,18 @@ func TestAgentIsKilledWithAStock(t *testing.T) {
 		t.Errorf("%d machines after a graceful stop", n)
 	}
 	for _, point := range []string{
-		"", "stock: slot taken", "stock: machine started", "stock: rest done",
-		"handover to be noted", "handover noted", "disk moved", "stock left", "machine resumed", "running to be noted",
+		"", "pool: slot acquired", "pool: machine started", "pool: park done",
+		"claim to be recorded", "claim recorded", "disk moved", "pool left", "machine resumed", "running to be recorded",
 	} {
 		t.Run("at "+point, func(t *testing.T) {
 			id := string(wrenn.NewSandboxID())
 			a.start(t, "WRENN_TEST_CRASH="+point)
-			if !strings.HasPrefix(point, "stock: ") {
+			if !strings.HasPrefix(point, "pool: ") {
 				a.stock(t, 1)
 			}
 			if point == "" {
 				a.stop(t, syscall.SIGKILL)
-			} else if !strings.HasPrefix(point, "stock: ") {
+			} else if !strings.HasPrefix(point, "pool: ") {
 				_, err := a.rpc.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, MemoryMb: 128})
 				if connect.CodeOf(err) != connect.CodeUnavailable {
 					t.Errorf("CreateSandbox() = %v, want of an agent that died", err)

@@ -90,7 +90,7 @@ const maxReadyMachines = 100
 
 // readyConfig is what is made ahead of need, besides network.ready.
 type readyConfig struct {
-	// Machines restored from the base snapshot and paused; 0 is none. Default: the driver's, see host.Config.Stock.
+	// Machines restored from the base snapshot and paused; 0 is none. Default: the driver's, see host.Config.Pool.
 	Machines *int `toml:"machines"`
 }
 
@@ -188,7 +188,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
 		},
-		Stock:      c.Ready.Machines,
+		Pool:       c.Ready.Machines,
 		Registries: c.Templates.Registries,
 		Out:        out, Log: log,
 	}

@@ -19,6 +19,7 @@ import (
 	"wrenn/internal/host"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/server"
+	"wrenn/internal/rollback"
 	"wrenn/internal/run"
 	"wrenn/internal/telemetry"
 )
@@ -99,7 +100,7 @@ func (a *agent) ready(context.Context) error {
 func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	hostConfig := a.cfg.host(out, a.log)
 	hostConfig.Trace = server.NewSteps(a.registry).Observe
-	hostConfig.Crash = crashAt(os.Getenv(crashVariable))
+	hostConfig.Hook = crashAt(os.Getenv(crashVariable))
 	h, err := host.Open(ctx, hostConfig)
 	if err != nil {
 		return err
@@ -168,14 +169,15 @@ const crashVariable = "WRENN_TEST_CRASH"
 
 // crashAt returns a hook that kills this process as if from outside: nothing
 // is cleaned up. It is nil when no point is named.
-func crashAt(point string) func(string) {
+func crashAt(point string) rollback.Hook {
 	if point == "" {
 		return nil
 	}
-	return func(now string) {
+	return func(now string) error {
 		if now == point {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL) // it does not return
 			select {}
 		}
+		return nil
 	}
 }

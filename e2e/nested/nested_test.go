@@ -99,7 +99,7 @@ type run struct {
 const (
 	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
 	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
-	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(machine_saved|paused_noted|machine_started)$"
+	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(machine_saved|paused_recorded|machine_started)$"
 )
 
 // runs are those of a release: what -run asks for, or what is worth it.

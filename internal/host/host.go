@@ -32,10 +32,10 @@ import (
 // https://systemd.io/UIDS-GIDS/.
 const machineUIDs = 2_000_000_000
 
-// emulatedStock is how many machines are made ahead under emulation, where a
-// restore takes some 200 ms and a machine from the stock a fraction of it. Where there
-// is hardware support a restore is as fast.
-const emulatedStock = 2
+// emulatedPool is how many machines are made ahead under emulation, where a
+// restore takes some 200 ms and a machine of the warm pool a fraction of it. With
+// hardware support a restore is as fast.
+const emulatedPool = 2
 
 // Config says what the host is made of. StateDir, RunDir, Out and Log are needed.
 type Config struct {
@@ -49,8 +49,8 @@ type Config struct {
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
 	Limits   sandbox.Limits
-	Stock    *int               // see sandbox.Config; nil is emulatedStock under emulation, and else none
-	Crash    func(point string) // see sandbox.Config
+	Pool     *int          // see sandbox.Config; nil is emulatedPool under emulation, and else none
+	Hook     rollback.Hook // see sandbox.Config
 	// Registries are those from which images for templates may come.
 	Registries template.Registries
 }
@@ -215,7 +215,7 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store,
-		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Crash: h.cfg.Crash, Stock: h.stock(),
+		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Hook: h.cfg.Hook, Pool: h.pool(),
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})
 	if err != nil {
@@ -229,13 +229,13 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	return h.slots.Sweep(ctx)
 }
 
-// stock is how many machines are made ahead.
-func (h *Host) stock() int {
+// pool returns how many machines are made ahead.
+func (h *Host) pool() int {
 	switch {
-	case h.cfg.Stock != nil:
-		return *h.cfg.Stock
+	case h.cfg.Pool != nil:
+		return *h.cfg.Pool
 	case h.Driver.Name() == QEMU: // by emulation alone, see docs/machines.md
-		return emulatedStock
+		return emulatedPool
 	default:
 		return 0
 	}

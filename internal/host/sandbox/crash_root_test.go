@@ -23,15 +23,15 @@ func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 	t.Helper()
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
-	sb.spare = &body{s: sb, note: journal.Instance{Start: 1}}
-	for i, p := range sb.spare.parts(m.boot(m.cfg.Guest)) {
+	sb.other = m.instances.New(&sb.owner, journal.Instance{Start: 1})
+	for i, step := range sb.other.Steps(m.guestSource(m.cfg.Guest), false) {
 		if i == parts {
 			return sb
 		}
-		must(t, p.make(t.Context()))
+		must(t, step.Do(t.Context()))
 	}
 	must(t, sb.moveIn(func(*journal.Journal) {}))
-	sb.set(StatusRunning, "")
+	sb.state.set(StatusRunning, "")
 	return sb
 }
 
@@ -41,7 +41,7 @@ func enter(m *Manager, id wrenn.SandboxID) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer sb.unlock()
+	defer sb.op.Unlock()
 	return sb, sb.enter()
 }
 
@@ -74,7 +74,7 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 		{"of a running sandbox", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 4) }},
 		{"and its machine ended too", func(t *testing.T, l *lab, m *Manager) {
 			t.Helper()
-			l.world.Kill(abandon(t, m, 4).body.machine.Ref())
+			l.world.Kill(abandon(t, m, 4).instance.Machine.Ref())
 		}},
 		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
@@ -84,19 +84,19 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 			t.Helper()
 			sb := abandon(t, m, 4)
 			sb.decide(t.Context(), journal.StepDestroy, nil)
-			must(t, errors.Join(sb.body.machine.Stop(t.Context())))
+			must(t, errors.Join(sb.instance.Machine.Stop(t.Context())))
 		}},
 		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
 			sb.decide(t.Context(), journal.StepDestroy, nil)
-			must(t, errors.Join(sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context())))
+			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), sb.instance.Slot.Release(t.Context())))
 		}},
 		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.body.machine.Stop(t.Context()), sb.body.slot.Release(t.Context()),
-				os.RemoveAll(sb.body.runDir()), os.Remove(filepath.Join(sb.dir(), journal.Name))))
+			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), sb.instance.Slot.Release(t.Context()),
+				os.RemoveAll(sb.instance.Dir()), os.Remove(filepath.Join(sb.dir(), journal.Name))))
 		}},
 		{"with two sandboxes", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
@@ -183,15 +183,15 @@ func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
 			sb := abandon(t, l.open(t), 2)
-			must(t, sb.commit("a test", func(j *journal.Journal) {
+			must(t, sb.journal.commit("a test", func(j *journal.Journal) {
 				note := *j.Other
 				note.Machine = journaled
 				j.Other = &note
 			}))
-			dir := sb.spare.runDir()
+			dir := sb.other.Dir()
 			must(t, errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(filepath.Join(dir, "socket"), nil, 0o600)))
 			vmm := exec.Command("sleep", "30")
-			must(t, netns.Do(sb.spare.slot.Namespace(), vmm.Start))
+			must(t, netns.Do(sb.other.Slot.Namespace(), vmm.Start))
 			t.Cleanup(func() { _ = vmm.Process.Kill() }) // gone already when all went well
 			l.crash(t)
 			m := l.open(t)

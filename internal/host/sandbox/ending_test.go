@@ -10,9 +10,7 @@ import (
 	"testing"
 
 	"wrenn"
-	"wrenn/internal/durable"
 	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
 	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
@@ -33,24 +31,18 @@ func (m *stoppable) Stop(context.Context) error {
 func newRunning(t *testing.T) (*Sandbox, *stoppable) {
 	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.NewTextHandler(t.Output(), nil))
-	m := &Manager{
-		cfg:  Config{StateDir: dir, RunDir: t.TempDir(), Log: log, Store: &storage.Store{Dir: dir}},
-		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{}, stock: stock{wake: make(chan struct{}, 1)},
-	}
-	var err error
-	if m.snapshots, err = snapshot.Open(filepath.Join(dir, "snapshots"), durable.NewReserve(filepath.Join(dir, "reserve")), log); err != nil {
-		t.Fatal(err)
-	}
+	m := &Manager{}
+	testkit.Must(t, m.open(Config{StateDir: dir, RunDir: t.TempDir(), Log: log, Store: &storage.Store{Dir: dir}}))
 	id := wrenn.NewSandboxID()
-	s := m.revive(journal.New(filepath.Join(m.sandboxes(), string(id)), id).With(func(j *journal.Journal) {
+	s := revive(&m.host, journal.New(filepath.Join(m.sandboxesDir(), string(id)), id).With(func(j *journal.Journal) {
 		j.Step, j.Instance = journal.StepRunning, &journal.Instance{Start: 1}
 	}))
 	machine := &stoppable{}
-	s.body.machine = machine
-	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.commit("a test", func(*journal.Journal) {}), os.WriteFile(s.body.disk(), []byte("somebody's work"), 0o600)); err != nil {
+	s.instance.Machine = machine
+	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.commit("a test", func(*journal.Journal) {}), os.WriteFile(s.instance.Disk(), []byte("somebody's work"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	s.set(StatusRunning, "")
+	s.state.set(StatusRunning, "")
 	return s, machine
 }
 
@@ -74,7 +66,7 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 	} {
 		t.Run(string(tc.verdict.Status), func(t *testing.T) {
 			s, machine := newRunning(t)
-			disk, restore := s.body.disk(), hide(t, s.dir())
+			disk, restore := s.instance.Disk(), hide(t, s.dir())
 			if err := s.end(t.Context(), tc.verdict); err == nil || !machine.stopped {
 				t.Errorf("end() = %v, stopped: %v; want an error, and no machine", err, machine.stopped)
 			}
@@ -88,7 +80,7 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 			if _, err := os.Stat(disk); (err == nil) != tc.disk {
 				t.Errorf("disk: %v, want it kept: %v", err, tc.disk)
 			}
-			if _, err := s.m.Get(s.id); err != nil {
+			if _, err := s.host.Get(s.id); err != nil {
 				t.Error(err)
 			}
 		})

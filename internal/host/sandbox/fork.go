@@ -5,41 +5,40 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/instance"
+	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 )
 
-const (
-	// forksPerCPU bounds those that are made at a time. A restore is a matter of CPU for
-	// the most part, but waits for the journal on the disk as well.
-	forksPerCPU = 4
-)
+// forksPerCPU bounds the copies that are made at a time. A restore is a matter of
+// CPU for the most part, but waits for the journal on the disk as well.
+const forksPerCPU = 4
 
-// Forked is what became of one copy.
+// Forked is the result of one copy.
 type Forked struct {
 	ID      wrenn.SandboxID
 	Sandbox *Sandbox // nil when Err is set: then nothing of the copy is left
 	Err     error
 }
 
-// Fork makes copies of a running or paused sandbox, which goes on as it was: all
-// of the same moment, each with an identity of its own, and with the template
-// and timeouts of the sandbox. The answer has one entry for each id, in order.
-// It may be repeated after a lost answer: copies that are there stay as they are.
+// Fork makes copies of a running or paused sandbox, which continues as it was: all
+// of the same moment, each with its own identity, and with the template and
+// timeouts of the sandbox. The answer has one entry for each id, in order.
+// It may be repeated after a lost answer: existing copies stay as they are.
 // Invalid for no ids, too many, or one twice; other errors are of single copies.
 func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID) ([]Forked, error) {
 	if err := checkForks(s.id, ids); err != nil {
 		return nil, err
 	}
-	let := func() {}
-	take := sync.OnceValues(func() (id string, err error) { // when the first copy is to be made
-		id, release, err := s.hold(ctx)
+	release := func() {}
+	source := sync.OnceValues(func() (id string, err error) { // when the first copy is to be made
+		id, r, err := s.forkSource(ctx)
 		if err == nil {
-			let = release
+			release = r
 		}
 		return id, err
 	})
@@ -48,13 +47,13 @@ func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID) ([]Forked, er
 	work.SetLimit(forksPerCPU * runtime.GOMAXPROCS(0))
 	for i, id := range ids {
 		work.Go(func() error {
-			copies[i] = s.forkOne(ctx, id, take)
+			copies[i] = s.forkOne(ctx, id, source)
 			return nil
 		})
 	}
-	_ = work.Wait() // what goes wrong is in the answer
-	let()
-	s.m.litter()
+	_ = work.Wait() // errors are in the answer
+	release()
+	s.host.garbage.mark()
 	return copies, nil
 }
 
@@ -73,43 +72,46 @@ func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
 	return nil
 }
 
-// forkOne makes a copy, unless it is there, from the snapshot that take returns.
-func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, take func() (string, error)) Forked {
+// forkOne makes a copy, unless it exists, from the snapshot that source names.
+func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, source func() (string, error)) Forked {
 	req := s.request
 	req.ID, req.parent, req.Env, req.Timeout = id, s.id, nil, s.Info().Timeout // the guest has its environment
-	sb, err := s.m.ensure(ctx, req, func(ctx context.Context) (origin, error) {
-		moment, err := take()
+	sb, err := s.host.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) {
+		snap, err := source()
 		if err != nil {
-			return origin{}, err
+			return instance.Source{}, err
 		}
-		from, err := s.m.restoration(ctx, moment)
+		from, err := s.host.snapshotSource(ctx, snap)
 		if err != nil {
-			return origin{}, s.explain("fork", err)
+			return instance.Source{}, s.explain("fork", err)
 		}
 		return from, nil
 	})
 	return Forked{ID: id, Sandbox: sb, Err: err}
 }
 
-// hold returns a snapshot of what the sandbox is now, which stays until release
-// is called.
-func (s *Sandbox) hold(ctx context.Context) (id string, release func(), err error) {
+// forkSource returns a snapshot of what the sandbox is now, leased until release.
+func (s *Sandbox) forkSource(ctx context.Context) (id string, release func(), err error) {
 	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
 		return "", nil, err
 	}
-	defer s.unlock()
-	if s.Info().Status == StatusPaused {
-		snap, release, err := s.m.snapshots.Load(ctx, s.journal.Snapshot)
-		if err != nil {
-			return "", nil, s.explain("fork", err)
-		}
-		return snap.ID, release, nil
+	defer s.op.Unlock()
+	op := operation{name: "fork", trace: "fork"}
+	paused := s.Info().Status == StatusPaused
+	if paused {
+		op.trace = ""
 	}
-	began := time.Now()
-	snap, release, err := s.capture(ctx, snapshot.Manifest{ID: newSnapshotID(), Transient: true})
+	var snap *snapshot.Snapshot
+	err = s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) (err error) {
+		if paused {
+			snap, release, err = s.host.snapshots.Load(ctx, s.journal.Snapshot)
+		} else {
+			snap, release, err = s.capture(ctx, undo, snapshot.Manifest{ID: newSnapshotID(), Transient: true})
+		}
+		return err
+	})
 	if err != nil {
 		return "", nil, err
 	}
-	s.trace("fork", began)
 	return snap.ID, release, nil
 }

@@ -203,11 +203,8 @@ func TestWhatKeepsASandbox(t *testing.T) {
 			run(t, m)
 			kept := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: time.Hour})
 			release := keep(t, kept)
-			if name != "more time" { // Extend would undo it; the life's own field is what Run reads
-				kept.mu.Lock()
-				kept.life.timeout, kept.life.active = short, time.Now()
-				kept.changed()
-				kept.mu.Unlock()
+			if name != "more time" { // Extend would undo it; Run reads the state
+				kept.state.setTimeout(short)
 			}
 			// One of the same age that nothing keeps is the clock.
 			clock := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 2 * short})
@@ -229,12 +226,12 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 		reason string
 		disk   bool
 	}{
-		{"killed", func(l *lab, sb *Sandbox) error { l.world.Kill(sb.body.machine.Ref()); return nil }, StatusFailed, "signal: killed", true},
+		{"killed", func(l *lab, sb *Sandbox) error { l.world.Kill(sb.instance.Machine.Ref()); return nil }, StatusFailed, "signal: killed", true},
 		{"panic", func(l *lab, sb *Sandbox) error {
-			return l.world.Guest(sb.body.slot.Namespace()).Panic(context.Background())
+			return l.world.Guest(sb.instance.Slot.Namespace()).Panic(context.Background())
 		}, StatusFailed, "guest panicked", true},
 		{"power off", func(l *lab, sb *Sandbox) error {
-			return l.world.Guest(sb.body.slot.Namespace()).PowerOff(context.Background())
+			return l.world.Guest(sb.instance.Slot.Namespace()).PowerOff(context.Background())
 		}, StatusStopped, "powered off", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -242,7 +239,7 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 			m := l.open(t)
 			t.Cleanup(m.Close)
 			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
-			disk := sb.body.disk()
+			disk := sb.instance.Disk()
 			must(t, tc.end(l, sb))
 			wantStatus(t, sb, tc.status, tc.reason)
 			if s := l.cfg.Slots.Stats(); s.Used != 0 {
@@ -290,7 +287,7 @@ func (l *lab) restart(t *testing.T, m *Manager) *Manager {
 	t.Helper()
 	m.Close()
 	l.crash(t)
-	l.cfg.Adopt, l.cfg.Crash = true, nil
+	l.cfg.Adopt, l.cfg.Hook = true, nil
 	next := l.open(t)
 	t.Cleanup(next.Close)
 	return next
@@ -331,7 +328,7 @@ func TestAdoptBuriesTheDead(t *testing.T) {
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
 	must(t, err)
 	m.Close()
-	l.world.Kill(sb.body.machine.Ref())
+	l.world.Kill(sb.instance.Machine.Ref())
 	for range 2 { // the verdict survives a second restart
 		m = l.restart(t, m)
 		if sb, err = m.Get(sb.ID()); err != nil {
@@ -385,7 +382,7 @@ func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 			sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
 			must(t, err)
 			must(t, l.mark(t.Context(), sb, 'a'))
-			disk, machine := sb.body.disk(), sb.body.machine.Ref()
+			disk, machine := sb.instance.Disk(), sb.instance.Machine.Ref()
 			must(t, os.Remove(filepath.Join(l.cfg.StateDir, "reserve")))
 			filler := filepath.Join(l.cfg.StateDir, "filler")
 			fill(t, filler)
@@ -400,12 +397,12 @@ func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 			sb, err = m.Get(sb.ID())
 			must(t, err)
 			wantStatus(t, sb, StatusStopping, "")
-			must(t, sb.lock(t.Context())) // when it has ended as far as it can
+			must(t, sb.op.Lock(t.Context())) // when it has ended as far as it can
 			if used := l.cfg.Slots.Stats().Used; used != 0 {
 				t.Errorf("%d slots are in use", used)
 			}
 			must(t, errors.Join(os.Remove(filler), sb.finishEnding(t.Context())))
-			sb.unlock()
+			sb.op.Unlock()
 			wantStatus(t, sb, StatusFailed, "its machine ended")
 			if _, err := os.Stat(disk); err != nil {
 				t.Error(err)
@@ -440,7 +437,7 @@ func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {
 		t.Errorf("in quarantine: %v, running: %v", q, l.world.Running())
 	}
 	// A person repairs it.
-	must(t, os.WriteFile(filepath.Join(m.sandboxes(), string(sb.ID()), journal.Name), good, 0o600))
+	must(t, os.WriteFile(filepath.Join(m.sandboxesDir(), string(sb.ID()), journal.Name), good, 0o600))
 	m = l.restart(t, m)
 	repaired, err := m.Get(sb.ID())
 	must(t, err)

@@ -8,202 +8,182 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"wrenn"
-	"wrenn/internal/durable"
-	"wrenn/internal/host/sandbox/console"
+	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/netns"
-	"wrenn/internal/network"
-	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
-	"wrenn/internal/vm"
 )
-
-// Guest is what new sandboxes boot: files that never change.
-type Guest struct {
-	Name   string // differs when the files do; needed by Warm alone
-	RootFS string // a raw ext4 image; each sandbox gets a clone
-	Kernel vm.Kernel
-}
-
-// Config says where sandboxes live and what they are made of. All fields
-// without a default are needed.
-type Config struct {
-	StateDir string // disks, snapshots and journals
-	RunDir   string // sockets and consoles; short, see vm.Spec.Dir
-	Driver   vm.Driver
-	Slots    *network.Pool
-	Guest    Guest
-	// FirstUID is the first of the user ids that machines run as, one each; 0
-	// runs them as the agent's own user.
-	FirstUID uint32
-	// Store is what StateDir is on; by default a plain directory.
-	Store *storage.Store
-	// ReadyTimeout bounds the wait for the guest's agent; default 60 s: under
-	// emulation on a busy machine a cold boot was seen to take 10.
-	ReadyTimeout time.Duration
-	Log          *slog.Logger
-	// Trace, if set, hears how long each step of a sandbox took.
-	Trace func(id wrenn.SandboxID, step string, took time.Duration)
-	// Adopt takes over the sandboxes of an earlier agent; otherwise Open
-	// destroys them.
-	Adopt bool
-	// Limits bound what Create, Restore and Ensure make; zero is unlimited.
-	Limits Limits
-	// Stock is how many machines Run makes ahead of need from the snapshot of
-	// each shape that Warm was called for. Ensure takes them. 0 is none.
-	Stock int
-	// Crash, if set, is called at each point where an agent that dies must
-	// leave a state that the next one can work with. For tests, which die there.
-	Crash func(point string)
-}
 
 // Manager makes, finds and destroys the sandboxes of one state directory. It
 // is safe for concurrent use. Close it.
 //
-// Locks: each sandbox has a turn, which is held while something is done to it;
-// that of a copy comes before that of the sandbox it is copied from, that of a
-// new one before that of the stock it is made of, and else never two at a time. mu comes before a sandbox's mu. Nothing is waited
-// for under the latter two.
+// Locks: each sandbox has an operation lock, which is held while something is done
+// to the sandbox; that of a copy comes before that of the sandbox it is copied
+// from, that of a new one before that of the pooled machine that it claims, and
+// otherwise none is acquired while another is held. The registry's mutex comes
+// before that of a sandbox's state. Under these two nothing is waited for.
 type Manager struct {
-	cfg       Config
-	snapshots *snapshot.Store
-	consoles  console.Store
-	reserve   *durable.Reserve // for notes by which space is given back
-	instance  string
-	versions  atomic.Uint64
-	wake      chan struct{} // holds one: Run has something to look at
-	garbage   atomic.Bool   // snapshots may have become nobody's, or the reserve is to be filled
-	full      atomic.Bool   // there was no space for the reserve
-	watchers  sync.WaitGroup
-	stock     stock
-
-	mu    sync.Mutex // guards boxes
-	boxes map[wrenn.SandboxID]*Sandbox
+	host
+	run string // see Inventory.Instance
 }
-
-// Shape is how large a sandbox is.
-type Shape = wrenn.Size
 
 // Open returns the manager of cfg.StateDir. What an earlier agent left is
 // adopted or, without cfg.Adopt, removed: machines, slots and disks. Snapshots stay.
 // An error names what could not be removed; the manager is usable all the same,
 // and what is left keeps its journal for the next Open. Slots that no journal
-// names are left to the caller, who sweeps the pool afterwards.
-// The caller sees to it that one agent at a time uses the directory.
+// names are left to the caller, who sweeps the pool of slots afterwards.
+// The caller must ensure that one agent at a time uses the directory.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
 	cfg.Store = cmp.Or(cfg.Store, &storage.Store{Dir: cfg.StateDir})
-	m := &Manager{
-		cfg: cfg, instance: rand.Text(), consoles: console.Store{Dir: filepath.Join(cfg.StateDir, "consoles")},
-		wake: make(chan struct{}, 1), boxes: map[wrenn.SandboxID]*Sandbox{},
-		stock: stock{wake: make(chan struct{}, 1), memory: readMemory},
-	}
-	for _, dir := range []string{m.sandboxes(), m.machines()} {
-		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
-			return nil, fmt.Errorf("state directory: %w", err)
-		}
-	}
-	m.reserve = durable.NewReserve(filepath.Join(cfg.StateDir, "reserve"))
-	var err error
-	if m.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), m.reserve, cfg.Log); err != nil {
+	m := &Manager{run: rand.Text()}
+	if err := m.open(cfg); err != nil {
 		return nil, err
 	}
-	take := m.sweep
+	takeOver := m.destroyAll
 	if cfg.Adopt {
-		take = m.adoptAll
+		takeOver = m.adoptAll
 	}
-	if err := take(ctx); err != nil {
-		return m, err // who knows what it needs
+	if err := takeOver(ctx); err != nil {
+		return m, err // without Collect: what the sandboxes need is not known
 	}
 	return m, m.Collect(ctx)
 }
 
 // Close stops watching the sandboxes and leaves them as they are, for the next
 // agent to adopt. No other method may be running. Twice is allowed.
-func (m *Manager) Close() {
-	for _, s := range m.all() {
-		for _, b := range []*body{s.body, s.spare} {
-			if b != nil && b.unwatch != nil {
-				b.unwatch()
-			}
-		}
-	}
-	m.watchers.Wait()
+func (m *Manager) Close() { m.stopWatching() }
+
+// Create boots a new sandbox and returns when its agent answered. When it
+// fails nothing of the sandbox is left, or the error says what is and why: Run
+// tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
+func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
+	return m.create(ctx, Request{ID: id, Shape: shape}, m.guestSource(m.cfg.Guest))
 }
 
-func (m *Manager) crash(point string) {
-	if m.cfg.Crash != nil {
-		m.cfg.Crash(point)
-	}
-}
-
-func (m *Manager) sandboxes() string { return filepath.Join(m.cfg.StateDir, "sandboxes") }
-func (m *Manager) machines() string  { return filepath.Join(m.cfg.RunDir, "vm") }
-
-// sweep destroys every sandbox that has a journal. One that cannot be
-// destroyed does not keep the others.
-func (m *Manager) sweep(ctx context.Context) error {
-	all, err := journal.ReadAll(m.sandboxes())
+// Restore makes a new sandbox from the snapshot of the given name, and is
+// otherwise like Create. NotFound when there is no such snapshot, or it was
+// removed and a sandbox still needs it.
+func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) (*Sandbox, error) {
+	from, shape, err := m.namedSource(ctx, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
-	for _, left := range all {
-		err := left.Err
-		if err == nil {
-			err = m.reclaim(ctx, left.Journal)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("leftover %s: %w", left.Name, err))
-			continue
-		}
-		m.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "leftover sandbox removed", slog.String("sandbox", left.Name))
+	return m.create(ctx, Request{ID: id, Shape: shape}, from)
+}
+
+// Ensure returns the sandbox that req asks for, running or paused: the existing
+// one, the one that is being made, once it is made, or a new one. It may be
+// repeated after a lost answer. AlreadyExists when the id is taken by a sandbox of
+// another template or size, FailedPrecondition when it has ended, NotFound when the
+// template does not exist on this host, Invalid when the size is not the
+// snapshot's, Exhausted when a limit of the host does not allow another one.
+func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
+	if req.Snapshot != "" {
+		return m.ensureRestored(ctx, req)
 	}
+	if req.Template != "" && req.Template != BaseTemplate {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", req.Template)
+	}
+	req.Shape = req.Shape.OrDefault()
+	return m.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) { return m.baseSource(ctx, req.Shape), nil })
+}
+
+// ensureRestored is Ensure of a sandbox that is restored from a snapshot.
+func (m *Manager) ensureRestored(ctx context.Context, req Request) (*Sandbox, error) {
+	from, shape, err := m.namedSource(ctx, req.Snapshot)
+	if wrenn.CodeOf(err) == wrenn.NotFound {
+		return nil, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (generation %s)", req.Template, req.Snapshot)
+	}
+	if err != nil {
+		return nil, err
+	}
+	release := sync.OnceFunc(from.Release)
+	from.Release = release
+	defer release() // an existing sandbox does not need it
+	if req.Shape == (Shape{}) {
+		req.Shape = shape
+	}
+	if req.Shape.OrDefault() != shape {
+		return nil, wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MiB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
+	}
+	req.Shape = shape
+	return m.ensure(ctx, req, fixed(from))
+}
+
+// DestroyAll destroys every sandbox but those in quarantine, at once.
+func (m *Manager) DestroyAll(ctx context.Context) error {
+	all := m.registry.all()
+	errs := make([]error, len(all))
+	var work sync.WaitGroup
+	for i, s := range all {
+		if s.Info().Status != StatusQuarantined {
+			work.Go(func() { errs[i] = s.Destroy(ctx) })
+		}
+	}
+	work.Wait()
 	return errors.Join(errs...)
 }
 
-// reclaim destroys the sandbox of a dead agent.
-func (m *Manager) reclaim(ctx context.Context, j *journal.Journal) error {
-	s := m.revive(j)
-	if err := s.findBodies(ctx); err != nil {
-		return err
-	}
-	return s.Destroy(ctx)
+// Collect removes the snapshots that are not needed; Run does so by itself. None
+// is removed while a sandbox is in quarantine: what it needs is not known.
+func (m *Manager) Collect(ctx context.Context) error { return m.garbage.collect(ctx) }
+
+// Inventory is everything on this host at one moment.
+type Inventory struct {
+	Instance  string // of the agent: new with each Open
+	TakenAt   time.Time
+	Sandboxes []Info // in the order of their ids
 }
 
-// findBodies takes over what is left of what the journal names.
-func (s *Sandbox) findBodies(ctx context.Context) error {
-	for _, b := range []*body{s.body, s.spare} {
-		if b != nil {
-			if err := b.find(ctx); err != nil {
-				return err
-			}
+// Inventory lists all sandboxes, but the warm pool and those that templates are
+// being made of.
+func (m *Manager) Inventory() Inventory {
+	inv := Inventory{Instance: m.run, TakenAt: time.Now()}
+	for _, s := range m.registry.all() {
+		if info := s.Info(); info.Status != statusRemoved && info.Template != journal.BuildTemplate && !info.isPooled() {
+			inv.Sandboxes = append(inv.Sandboxes, info)
 		}
 	}
-	return nil
+	return inv
 }
 
-// killUnknown ends a VMM whose agent died before it could note in the journal
-// what it had started: the slot, which was noted before, holds nothing else.
-func killUnknown(ctx context.Context, slot *network.Slot) error {
-	_, err := netns.Kill(ctx, slot.Namespace())
-	return err
+// Instance names this run of the agent; it is new with each Open.
+func (m *Manager) Instance() string { return m.run }
+
+// Capacity returns the counts of this moment.
+func (m *Manager) Capacity() (Capacity, error) { return m.registry.capacity() }
+
+// Pool returns the counts of the warm pool at this moment.
+func (m *Manager) Pool() Pool { return m.pool.stats() }
+
+// Quarantined returns how many sandboxes are in quarantine. What they need is not
+// known.
+func (m *Manager) Quarantined() int { return m.registry.quarantined() }
+
+// Live returns how many sandboxes have a machine that the next agent could adopt.
+func (m *Manager) Live() int {
+	n := 0
+	for _, s := range m.registry.all() {
+		switch s.Info().Status {
+		case StatusPaused, StatusStopped, StatusFailed, statusRemoved:
+		default:
+			n++
+		}
+	}
+	return n
 }
 
 // Leftovers names everything in the manager's directories that belongs to a
 // sandbox; empty when the host is clean.
 func (m *Manager) Leftovers() ([]string, error) {
 	var left []string
-	for _, dir := range []string{m.sandboxes(), m.machines()} {
+	for _, dir := range []string{m.sandboxesDir(), m.machinesDir()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return nil, err

@@ -7,22 +7,8 @@ import (
 	"strings"
 )
 
-// The parts of the host's memory below which the stock does not grow, and below
-// which it is given up.
-const (
-	stockGrows = 8
-	stockEnds  = 16
-)
-
 // memory is that of this machine.
 type memory struct{ totalKiB, availableKiB int }
-
-// memoryBelow says whether less than one part of so many of the memory is left.
-// Who cannot tell says no.
-func (m *Manager) memoryBelow(parts int) bool {
-	now, err := m.stock.memory()
-	return err == nil && now.availableKiB < now.totalKiB/parts
-}
 
 // readMemory reads /proc/meminfo, see proc_meminfo(5).
 func readMemory() (memory, error) {

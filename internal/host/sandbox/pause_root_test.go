@@ -28,7 +28,7 @@ func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
 	m := l.open(t)
 	t.Cleanup(m.Close)
 	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: time.Hour})
-	disk := sb.body.disk()
+	disk := sb.instance.Disk()
 	for generation := range 3 {
 		mark := byte('a' + generation)
 		must(t, l.mark(t.Context(), sb, mark))
@@ -55,7 +55,7 @@ func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
 		if ids := m.snapshots.IDs(); len(ids) != 1 { // over which its memory is mapped
 			t.Errorf("snapshots: %q, want one", ids)
 		}
-		disk = sb.body.disk()
+		disk = sb.instance.Disk()
 	}
 	must(t, sb.Destroy(t.Context()))
 	must(t, m.Collect(t.Context()))
@@ -71,8 +71,8 @@ func TestAPauseThatFails(t *testing.T) {
 		string(vmfake.StepManifest): func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepManifest)(l) },
 		"disk": func(t *testing.T, _ *lab, sb *Sandbox) {
 			t.Helper()
-			must(t, os.Rename(sb.body.disk(), sb.body.disk()+".away"))
-			t.Cleanup(func() { _ = os.Rename(sb.body.disk()+".away", sb.body.disk()) }) // for Destroy, which does without too
+			must(t, os.Rename(sb.instance.Disk(), sb.instance.Disk()+".away"))
+			t.Cleanup(func() { _ = os.Rename(sb.instance.Disk()+".away", sb.instance.Disk()) }) // for Destroy, which does without too
 		},
 		"sync": func(t *testing.T, _ *lab, _ *Sandbox) {
 			t.Helper()
@@ -306,7 +306,7 @@ func TestAnAutoPauseThatFailsDestroysNothing(t *testing.T) {
 	}
 	wantStatus(t, sb, StatusRunning, "")
 	wantAlive(t, sb)
-	if at, ok := sb.dueAt(); !ok || time.Until(at) < pauseAgain/2 {
+	if at, ok := sb.state.dueAt(); !ok || time.Until(at) < pauseAgain/2 {
 		t.Errorf("it is tried again at %v, %v", at, ok)
 	}
 }
@@ -512,7 +512,7 @@ func TestARestoreThatFails(t *testing.T) {
 			_, err := sb.Checkpoint(t.Context(), "one", "")
 			must(t, err)
 			must(t, l.mark(t.Context(), sb, 'z'))
-			printed := l.world.Guest(sb.body.slot.Namespace())
+			printed := l.world.Guest(sb.instance.Slot.Namespace())
 			must(t, printed.Print("before\n"))
 			spoil(t, l, m)
 			if err := sb.RestoreCheckpoint(t.Context(), "one"); err == nil {

@@ -88,10 +88,10 @@ func (w *wholeLife) deeds() []deed {
 		{"destroy while paused", with((*Sandbox).Destroy)},
 		{"create again", ensure},
 		{"end", with(func(sb *Sandbox, ctx context.Context) error {
-			if err := sb.lock(ctx); err != nil {
+			if err := sb.op.Lock(ctx); err != nil {
 				return err
 			}
-			defer sb.unlock()
+			defer sb.op.Unlock()
 			return sb.end(ctx, Verdict{StatusStopped, "a test"})
 		})},
 		{"destroy", with((*Sandbox).Destroy)},
@@ -129,7 +129,10 @@ func points(t *testing.T, deeds func(*wholeLife) []deed) (all []point) {
 	t.Helper()
 	l := newLab(t)
 	now := 0
-	l.cfg.Crash = func(name string) { all = append(all, point{now, name}) }
+	l.cfg.Hook = func(name string) error {
+		all = append(all, point{now, name})
+		return nil
+	}
 	m := l.open(t)
 	t.Cleanup(m.Close)
 	for i, d := range deeds(newLife(l)) {
@@ -164,7 +167,7 @@ func atEveryPoint(t *testing.T, least int, deeds func(*wholeLife) []deed, also f
 			l := newLab(t)
 			life := newLife(l)
 			m, done := l.dieAt(t, n, deeds(life))
-			if strings.HasSuffix(at.name, "machine started") || strings.HasSuffix(at.name, "machine to be noted") {
+			if strings.HasSuffix(at.name, "machine started") || strings.HasSuffix(at.name, "machine to be recorded") {
 				// A real VMM would be found in the slot, as TestOpenEndsAMachineThatNoJournalKnows shows; a fake is no process.
 				running := l.world.Running()
 				l.world.Kill(running[len(running)-1])
@@ -184,11 +187,12 @@ func (l *lab) dieAt(t *testing.T, n int, deeds []deed) (*Manager, int) {
 	t.Helper()
 	died := make(chan struct{})
 	var passed, done atomic.Int32
-	l.cfg.Crash = func(string) {
+	l.cfg.Hook = func(string) error {
 		if passed.Add(1) == int32(n)+1 {
 			close(died)
 			select {} // nothing of what it began is ever finished or undone
 		}
+		return nil
 	}
 	m := l.open(t)
 	go func() {

@@ -68,7 +68,7 @@ func lodger(t *testing.T, namespace, name string) *exec.Cmd {
 // noteMachine changes what the journal says of the machine.
 func noteMachine(t *testing.T, sb *Sandbox, ref *vm.Ref) {
 	t.Helper()
-	must(t, sb.commit("a test", func(j *journal.Journal) {
+	must(t, sb.journal.commit("a test", func(j *journal.Journal) {
 		note := *j.Instance
 		note.Machine = ref
 		j.Instance = &note
@@ -90,7 +90,7 @@ func TestQuarantine(t *testing.T) {
 		}},
 		{"journal of a newer agent", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			must(t, sb.commit("a test", func(j *journal.Journal) { j.Format++ }))
+			must(t, sb.journal.commit("a test", func(j *journal.Journal) { j.Format++ }))
 			return string(sb.ID()), "its journal cannot be read"
 		}},
 		{"directory without a journal", func(t *testing.T, sb *Sandbox) (string, string) {
@@ -105,8 +105,8 @@ func TestQuarantine(t *testing.T) {
 		}},
 		{"machine of which only the slot is known", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
-			must(t, errors.Join(os.RemoveAll(sb.dir()), os.RemoveAll(sb.body.runDir())))
-			return filepath.Base(sb.body.slot.Namespace()), "belong to no sandbox"
+			must(t, errors.Join(os.RemoveAll(sb.dir()), os.RemoveAll(sb.instance.Dir())))
+			return filepath.Base(sb.instance.Slot.Namespace()), "belong to no sandbox"
 		}},
 		{"machine of another driver", func(t *testing.T, sb *Sandbox) (string, string) {
 			t.Helper()
@@ -123,7 +123,7 @@ func TestQuarantine(t *testing.T) {
 			l := newQuarantine(t)
 			m := l.open(t)
 			sb := abandon(t, m, 4)
-			vmm := lodger(t, sb.body.slot.Namespace(), string(sb.ID()))
+			vmm := lodger(t, sb.instance.Slot.Namespace(), string(sb.ID()))
 			as, reason := tc.spoil(t, sb)
 			m = l.restart(t, m)
 			got := quarantined(m)
@@ -160,7 +160,7 @@ func TestANamesakeIsNoMachine(t *testing.T) {
 			l := newQuarantine(t)
 			m := l.open(t)
 			sb := abandon(t, m, 4)
-			must(t, errors.Join(sb.body.machine.Stop(t.Context()), remove(sb)))
+			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), remove(sb)))
 			lodger(t, "", string(sb.ID()))
 			m = l.restart(t, m)
 			if got := quarantined(m); len(got) != 0 {
@@ -177,9 +177,9 @@ func TestQuarantineKeepsOneSlotAlone(t *testing.T) {
 	l.network.Max = 3
 	m := l.open(t)
 	bad, good, gone := abandon(t, m, 4), abandon(t, m, 4), abandon(t, m, 4)
-	lodger(t, bad.body.slot.Namespace(), string(bad.ID()))
+	lodger(t, bad.instance.Slot.Namespace(), string(bad.ID()))
 	must(t, errors.Join(os.WriteFile(filepath.Join(bad.dir(), journal.Name), nil, 0o600),
-		gone.body.machine.Stop(t.Context()), os.RemoveAll(gone.dir()), os.RemoveAll(gone.body.runDir())))
+		gone.instance.Machine.Stop(t.Context()), os.RemoveAll(gone.dir()), os.RemoveAll(gone.instance.Dir())))
 	m = l.restart(t, m)
 	if got := slices.Collect(maps.Keys(quarantined(m))); !slices.Equal(got, []string{string(bad.ID())}) {
 		t.Errorf("in quarantine: %v", got)

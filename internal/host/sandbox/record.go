@@ -1,29 +1,83 @@
 package sandbox
 
 import (
+	"sync/atomic"
+
+	"wrenn"
 	"wrenn/internal/durable"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/rollback"
 )
+
+// record is the journal of a sandbox, which only the holder of the operation lock
+// may use, and what others may know of it at any time.
+type record struct {
+	*journal.Journal // nil before launch
+
+	reserve *durable.Reserve
+	hook    rollback.Hook
+	latest  atomic.Pointer[journal.Journal] // a copy
+	pins    atomic.Pointer[[]string]
+}
+
+// open makes j the journal.
+func (r *record) open(j *journal.Journal) {
+	r.Journal = j
+	r.publish()
+}
 
 // commit changes the journal, on the disk and in memory. After an error neither
 // has changed.
-func (s *Sandbox) commit(what string, change func(*journal.Journal)) error {
-	return s.commitBy(durable.WriteFile, what, change)
+func (r *record) commit(what string, change func(*journal.Journal)) error {
+	return r.commitBy(durable.WriteFile, what, change)
 }
 
-// giveBack is a commit by which space is given back: it works on a full disk.
-func (s *Sandbox) giveBack(what string, change func(*journal.Journal)) error {
-	return s.commitBy(s.m.reserve.WriteFile, what, change)
+// commitFreeing is a commit of a change by which the sandbox needs less space: it
+// works on a full disk.
+func (r *record) commitFreeing(what string, change func(*journal.Journal)) error {
+	return r.commitBy(r.reserve.WriteFile, what, change)
 }
 
-func (s *Sandbox) commitBy(write durable.WriteFunc, what string, change func(*journal.Journal)) error {
-	s.crash(what + " to be noted")
-	s.need(append(s.journal.Snapshots(), s.journal.With(change).Snapshots()...))
-	err := s.journal.Commit(write, change)
-	s.need(s.journal.Snapshots())
+func (r *record) commitBy(write durable.WriteFunc, what string, change func(*journal.Journal)) error {
+	if err := r.hook.At(what + " to be recorded"); err != nil {
+		return err
+	}
+	pins := append(r.Snapshots(), r.With(change).Snapshots()...)
+	r.pins.Store(&pins)
+	err := r.Commit(write, change)
+	r.publish()
 	if err != nil {
 		return err
 	}
-	s.crash(what + " noted")
+	return r.hook.At(what + " recorded")
+}
+
+// assume changes the journal in memory alone, because the disk is full. The next
+// commit writes the change.
+func (r *record) assume(change func(*journal.Journal)) {
+	change(r.Journal)
+	r.publish()
+}
+
+func (r *record) publish() {
+	pins := r.Snapshots()
+	r.pins.Store(&pins)
+	r.latest.Store(r.With(func(*journal.Journal) {}))
+}
+
+// pinned returns the snapshots that the sandbox needs, or may need in a moment.
+// It is safe without the operation lock.
+func (r *record) pinned() []string {
+	if pins := r.pins.Load(); pins != nil {
+		return *pins
+	}
 	return nil
+}
+
+// checkpoints returns those of the journal. It is safe without the operation lock.
+func (r *record) checkpoints() ([]wrenn.Checkpoint, wrenn.CheckpointID) {
+	if j := r.latest.Load(); j != nil {
+		return j.Checkpoints, j.Head
+	}
+	return nil, ""
 }

@@ -1,212 +1,208 @@
 package sandbox
 
 import (
-	"context"
-	"errors"
 	"maps"
+	"math"
 	"slices"
 	"sync"
-	"time"
 
 	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/storage"
 )
 
-// errDestroyed ends what is going on with a sandbox that somebody destroys.
-var errDestroyed = wrenn.Errorf(wrenn.Canceled, "the sandbox is being destroyed")
-
-// Ensure returns the sandbox that req asks for, running or paused: the one that
-// is there, the one that is just being made, once it is, or a new one. It may
-// be repeated after a lost answer. AlreadyExists when the id is taken by a sandbox of
-// another template or shape, FailedPrecondition when it has ended,
-// Exhausted when a limit of the host does not allow another one.
-func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
-	return m.ensure(ctx, req, func(ctx context.Context) (origin, error) { return m.origin(ctx, req) })
+// Limits bound what the sandboxes of a host may use together. Zero is no limit.
+type Limits struct {
+	Sandboxes int
+	MemoryMiB int // of their machines, as they are promised
+	// DiskFreeMiB is what must be free in the state directory for a new one:
+	// disks are clones that grow as they are written.
+	DiskFreeMiB int
 }
 
-func (m *Manager) ensure(ctx context.Context, req Request, from func(context.Context) (origin, error)) (*Sandbox, error) {
-	for {
-		s, isNew, err := m.register(req)
-		if err != nil {
-			return nil, err
-		}
-		if isNew {
-			if err := s.launch(ctx, from); err != nil {
-				return nil, err
-			}
-			return s, nil
-		}
-		if s.request.Template != req.Template || s.request.Shape != req.Shape || s.request.parent != req.parent {
-			return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there already, with another template, shape or parent", req.ID)
-		}
-		select {
-		case <-s.made:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		info := s.Info()
-		switch info.Status {
-		case StatusRunning, StatusPausing, StatusPaused, StatusResuming, StatusRestoring:
-			return s, nil
-		case statusRemoved: // whoever made it failed; now it is this caller's turn
-			continue
-		default:
-			return nil, info.refusal()
-		}
-	}
+// Capacity is the limits of a host and how much of them is used.
+type Capacity struct {
+	Limits      Limits
+	Sandboxes   int
+	MemoryMiB   int
+	DiskMiB     int // of the file system that the disks are on
+	DiskFreeMiB int
 }
 
-// register enters a new sandbox, whose turn the caller then has, or returns
-// the one of that id.
-func (m *Manager) register(req Request) (s *Sandbox, isNew bool, err error) {
-	if _, err := wrenn.ParseSandboxID(string(req.ID)); err != nil {
-		return nil, false, err
-	}
-	free, err := m.diskFreeMiB()
-	if err != nil {
-		return nil, false, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if s := m.boxes[req.ID]; s != nil {
-		return s, false, nil
-	}
-	if err := m.admit(req.Shape, free); err != nil {
-		return nil, false, err
-	}
-	s = newSandbox(m, req)
-	s.turn <- struct{}{}
-	m.boxes[req.ID] = s
-	return s, true, nil
+// registry has the sandboxes of a host by their ids, and decides whether there is
+// room for another one.
+type registry struct {
+	limits Limits
+	store  *storage.Store
+
+	mu        sync.Mutex // guards sandboxes; comes before that of a sandbox's state
+	sandboxes map[wrenn.SandboxID]*Sandbox
 }
 
-func newSandbox(m *Manager, req Request) *Sandbox {
-	now := time.Now()
-	return &Sandbox{
-		id: req.ID, m: m, request: req, made: make(chan struct{}), turn: newTurn(),
-		life: life{status: StatusStarting, created: now, active: now, timeout: req.Timeout, version: m.versions.Add(1)},
-	}
-}
-
-// revive enters the sandbox of a dead agent's journal, as one that is made.
-func (m *Manager) revive(j *journal.Journal) *Sandbox {
-	s := newSandbox(m, Request{
-		ID: j.ID, Template: j.Template, Shape: j.Size, Timeout: j.Timeout, OnTimeout: Ending(j.OnTimeout), AutoResume: j.AutoResume, parent: j.Parent,
-	})
-	s.journal = j
-	s.need(j.Snapshots())
-	s.show(j)
-	if j.Instance != nil {
-		s.body = &body{s: s, note: *j.Instance}
-	}
-	if j.Other != nil {
-		s.spare = &body{s: s, note: *j.Other}
-	}
-	if !j.Created.IsZero() {
-		s.life.created = j.Created
-	}
-	close(s.made)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.boxes[j.ID] = s
-	return s
-}
-
-// forget takes the sandbox out of the registry.
-func (m *Manager) forget(s *Sandbox) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.boxes[s.id] == s {
-		delete(m.boxes, s.id)
-	}
-}
-
-// forgetUnmade ends the name of a sandbox whose launch failed, if its remains
-// could be removed.
-func (m *Manager) forgetUnmade(s *Sandbox) {
-	if s.Info().Status == StatusStopping { // destroy failed; Run tries again
-		return
-	}
-	s.set(statusRemoved, "")
-	m.forget(s)
-}
-
-// Get returns the sandbox of that id, whatever it does. NotFound when there is none.
-func (m *Manager) Get(id wrenn.SandboxID) (*Sandbox, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if s := m.boxes[id]; s != nil {
+// get returns the sandbox with that id. NotFound when there is none.
+func (r *registry) get(id wrenn.SandboxID) (*Sandbox, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.sandboxes[id]; s != nil {
 		return s, nil
 	}
 	return nil, wrenn.Errorf(wrenn.NotFound, "sandbox %s is not on this host", id)
 }
 
 // all returns the sandboxes in the order of their ids.
-func (m *Manager) all() []*Sandbox {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	boxes := make([]*Sandbox, 0, len(m.boxes))
-	for _, id := range slices.Sorted(maps.Keys(m.boxes)) {
-		boxes = append(boxes, m.boxes[id])
+func (r *registry) all() []*Sandbox {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*Sandbox, 0, len(r.sandboxes))
+	for _, id := range slices.Sorted(maps.Keys(r.sandboxes)) {
+		all = append(all, r.sandboxes[id])
 	}
-	return boxes
+	return all
 }
 
-// turn is a lock that can be waited for with a context. It holds one.
-type turn chan struct{}
-
-func newTurn() turn { return make(turn, 1) }
-
-func (t turn) take(ctx context.Context) error {
-	select {
-	case t <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+// add enters a sandbox that no limit applies to.
+func (r *registry) add(s *Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sandboxes[s.id] = s
 }
 
-func (t turn) give() { <-t }
-
-func (s *Sandbox) lock(ctx context.Context) error { return s.turn.take(ctx) }
-
-func (s *Sandbox) unlock() { s.turn.give() }
-
-// lockAs takes the turn of a sandbox that is in one of the states.
-func (s *Sandbox) lockAs(ctx context.Context, states ...Status) error {
-	if err := s.lock(ctx); err != nil {
-		return err
+// admit enters s, or returns the sandbox that has its id already. Exhausted when
+// a limit does not allow another one.
+func (r *registry) admit(s *Sandbox) (existing *Sandbox, err error) {
+	free, err := r.diskFreeMiB()
+	if err != nil {
+		return nil, err
 	}
-	info := s.Info()
-	if slices.Contains(states, info.Status) {
-		return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if existing := r.sandboxes[s.id]; existing != nil {
+		return existing, nil
 	}
-	s.unlock()
-	return info.refusal()
+	if err := r.checkRoom(s.request.Shape, free); err != nil {
+		return nil, err
+	}
+	r.sandboxes[s.id] = s
+	return nil, nil
 }
 
-// interruptible is a context that ends as well when somebody destroys the
-// sandbox: a guest, or a VMM that hangs, must not be able to delay that. The
-// caller has the turn, and calls done before it gives it back.
-func (s *Sandbox) interruptible(ctx context.Context) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	s.abortBy(cancel)
-	return ctx, func() {
-		s.abortBy(nil)
-		cancel(nil)
+// forget removes the sandbox. Its id may have another owner by then.
+func (r *registry) forget(s *Sandbox) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sandboxes[s.id] == s {
+		delete(r.sandboxes, s.id)
 	}
 }
 
-// DestroyAll destroys every sandbox but those in quarantine, at once.
-func (m *Manager) DestroyAll(ctx context.Context) error {
-	boxes := m.all()
-	errs := make([]error, len(boxes))
-	var work sync.WaitGroup
-	for i, s := range boxes {
-		if s.Info().Status != StatusQuarantined {
-			work.Go(func() { errs[i] = s.Destroy(ctx) })
+// checkRoom returns Exhausted unless there is room for one more. The caller holds mu.
+func (r *registry) checkRoom(shape Shape, diskFreeMiB int) error {
+	count, memory := r.used()
+	switch limits := r.limits; {
+	case limits.Sandboxes > 0 && count >= limits.Sandboxes:
+		return wrenn.Errorf(wrenn.Exhausted, "this host is at its limit of %d sandboxes: destroy some, or raise limits.sandboxes of its agent", count)
+	case limits.MemoryMiB > 0 && memory+shape.MemoryMiB > limits.MemoryMiB:
+		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host: %d of %d MiB are used; pause or destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
+			shape.MemoryMiB, memory, limits.MemoryMiB)
+	case limits.DiskFreeMiB > 0 && diskFreeMiB < limits.DiskFreeMiB:
+		return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are free and %d must be (limits.disk_free_mb of its agent)", diskFreeMiB, limits.DiskFreeMiB)
+	}
+	return nil
+}
+
+// admitResume marks a paused sandbox as resuming if there is room for its memory,
+// in one step, and returns Exhausted otherwise.
+func (r *registry) admitResume(s *Sandbox) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, memory := r.used()
+	if limit, want := r.limits.MemoryMiB, s.request.Shape.MemoryMiB; limit > 0 && memory+want > limit {
+		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host now: %d of %d MiB are used; the sandbox stays paused", want, memory, limit)
+	}
+	s.state.set(StatusResuming, "")
+	return nil
+}
+
+// hasRoom reports whether the limits allow another sandbox of the shape.
+func (r *registry) hasRoom(shape Shape) bool {
+	free, err := r.diskFreeMiB()
+	if err != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.checkRoom(shape, free) == nil
+}
+
+// memoryRoom returns how much memory the limit leaves, in MiB.
+func (r *registry) memoryRoom() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.limits.MemoryMiB == 0 {
+		return math.MaxInt
+	}
+	_, memory := r.used()
+	return r.limits.MemoryMiB - memory
+}
+
+// isBusy reports whether a caller waits for a sandbox that starts or resumes. The
+// end of that changes the sandbox's status.
+func (r *registry) isBusy() bool {
+	return slices.ContainsFunc(r.all(), func(s *Sandbox) bool {
+		switch s.Info().Status {
+		case StatusStarting, StatusResuming, StatusRestoring:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+// used counts the sandboxes that have not ended, and the memory of those that
+// are not paused either. The warm pool does not count: it gives way. The caller
+// holds mu.
+func (r *registry) used() (count, memoryMiB int) {
+	for _, s := range r.sandboxes {
+		switch info := s.Info(); {
+		case info.isPooled():
+		case info.Status == StatusStopped, info.Status == StatusFailed, info.Status == statusRemoved:
+		case info.Status == StatusPaused:
+			count++
+		default:
+			count++
+			memoryMiB += info.Shape.MemoryMiB
 		}
 	}
-	work.Wait()
-	return errors.Join(errs...)
+	return count, memoryMiB
+}
+
+// capacity returns the counts of this moment.
+func (r *registry) capacity() (Capacity, error) {
+	total, free, err := r.diskMiB()
+	if err != nil {
+		return Capacity{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	count, memory := r.used()
+	return Capacity{Limits: r.limits, Sandboxes: count, MemoryMiB: memory, DiskMiB: total, DiskFreeMiB: free}, nil
+}
+
+func (r *registry) diskFreeMiB() (int, error) {
+	_, free, err := r.diskMiB()
+	return free, err
+}
+
+func (r *registry) diskMiB() (total, free int, err error) {
+	space, err := r.store.Space()
+	return int(space.Total >> 20), int(space.Free >> 20), err
+}
+
+// quarantined counts the sandboxes in quarantine.
+func (r *registry) quarantined() (n int) {
+	for _, s := range r.all() {
+		if s.Info().Status == StatusQuarantined {
+			n++
+		}
+	}
+	return n
 }

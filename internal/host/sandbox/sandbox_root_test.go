@@ -218,7 +218,7 @@ func TestDestroyNeverHitsTheNextOwnerOfAnID(t *testing.T) {
 	if j, err := journal.Read(second.dir()); err != nil || j.Step != journal.StepRunning {
 		t.Errorf("journal: %+v, %v", j, err)
 	}
-	if _, err := os.Stat(second.body.disk()); err != nil {
+	if _, err := os.Stat(second.instance.Disk()); err != nil {
 		t.Error(err)
 	}
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // inside is the guest of a sandbox.
-func (l *lab) inside(sb *Sandbox) *vmfake.Guest { return l.world.Guest(sb.body.slot.Namespace()) }
+func (l *lab) inside(sb *Sandbox) *vmfake.Guest { return l.world.Guest(sb.instance.Slot.Namespace()) }
 
 func TestSnapshotAndRestore(t *testing.T) {
 	l := newLab(t)
@@ -161,13 +161,13 @@ func TestACancelledSnapshotLeavesNothing(t *testing.T) {
 	}
 }
 
-// letGoOnNow has Run do now what is due some seconds later, and says whether it was.
+// letGoOnNow has Run do now what is due some seconds later, and reports whether it was.
 func letGoOnNow(m *Manager, sb *Sandbox) (wasDue bool) {
-	defer m.rouse()
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	wasDue = !sb.life.stuck.IsZero()
-	sb.life.stuck = time.Now()
+	defer m.notify()
+	sb.state.mu.Lock()
+	defer sb.state.mu.Unlock()
+	wasDue = !sb.state.stalled.IsZero()
+	sb.state.stalled = time.Now()
 	return wasDue
 }
 
@@ -188,7 +188,7 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 			m := l.open(t)
 			run(t, m)
 			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
-			machine := sb.body.machine
+			machine := sb.instance.Machine
 			var refused atomic.Bool
 			l.fault = func(now vmfake.Step) error {
 				switch {
@@ -220,8 +220,8 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	m := l.open(t)
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
 	must(t, err)
-	must(t, sb.commit("frozen", func(j *journal.Journal) { j.Frozen = true }))
-	must(t, sb.body.machine.Pause(t.Context()))
+	must(t, sb.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }))
+	must(t, sb.instance.Machine.Pause(t.Context()))
 	l.fault = func(now vmfake.Step) error {
 		if now == vmfake.StepResume {
 			return errors.New("busy")
@@ -250,7 +250,7 @@ func TestDestroyEndsAWriteThatCannotBeGivenUp(t *testing.T) {
 			m := l.open(t)
 			t.Cleanup(m.Close)
 			sb := create(t, m)
-			machine, entered := sb.body.machine, make(chan struct{})
+			machine, entered := sb.instance.Machine, make(chan struct{})
 			l.fault = func(now vmfake.Step) error {
 				if now == vmfake.StepMemory {
 					close(entered)
@@ -295,8 +295,8 @@ func TestDestroyOfAMachineThatNeverGoesOn(t *testing.T) {
 	run(t, m)
 	sb, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
 	must(t, err)
-	mute := silent{sb.body.machine, make(chan struct{})}
-	sb.body.machine = mute
+	mute := silent{sb.instance.Machine, make(chan struct{})}
+	sb.instance.Machine = mute
 	letGoOnNow(m, sb)
 	<-mute.asked
 	must(t, sb.Destroy(t.Context()))
@@ -424,21 +424,21 @@ func TestADestroyThatIsGivenUp(t *testing.T) {
 	m := l.open(t)
 	t.Cleanup(m.Close)
 	sb := create(t, m)
-	must(t, sb.lock(t.Context())) // as who is at work with it
+	must(t, sb.op.Lock(t.Context())) // as who is at work with it
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := sb.Destroy(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Destroy() = %v", err)
 	}
-	sb.unlock()
+	sb.op.Unlock()
 	_, err := sb.Checkpoint(t.Context(), "one", "")
 	must(t, err)
 }
 
 func unwanted(sb *Sandbox) bool {
-	sb.mu.Lock()
-	defer sb.mu.Unlock()
-	return sb.unwanted > 0
+	sb.cancel.mu.Lock()
+	defer sb.cancel.mu.Unlock()
+	return sb.cancel.wanted > 0
 }
 
 // A named snapshot is what templates are made of. One that is removed stays for
@@ -482,7 +482,7 @@ func TestWarmOfAnAgentThatIsRolledBack(t *testing.T) {
 	l.cfg.Guest.Name = "old"
 	m := l.open(t)
 	must(t, m.Warm(t.Context(), shape))
-	base := m.warmName(shape)
+	base := m.baseName(shape)
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
 	must(t, err)
 	l.cfg.Guest.Name = "new"

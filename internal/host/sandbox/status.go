@@ -95,3 +95,14 @@ func (i Info) refusal() error {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s", i.ID, i.Status)
 	}
 }
+
+// resumable reports whether a Resume makes the sandbox run, perhaps after what is
+// at work.
+func (s Status) resumable() bool {
+	switch s {
+	case StatusPausing, StatusPaused, StatusResuming, StatusRestoring:
+		return true
+	default:
+		return false
+	}
+}

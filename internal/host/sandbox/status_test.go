@@ -62,5 +62,5 @@ func TestAStatusIsCheckedWhenItIsSet(t *testing.T) {
 			t.Errorf("the status is %s", got)
 		}
 	}()
-	s.set(StatusPaused, "")
+	s.state.set(StatusPaused, "")
 }

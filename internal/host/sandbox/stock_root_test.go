@@ -18,7 +18,7 @@ import (
 // stocked opens a manager with a base snapshot, whose loop keeps n machines in stock.
 func (l *lab) stocked(t *testing.T, n int) *Manager {
 	t.Helper()
-	l.cfg.Stock = n
+	l.cfg.Pool = n
 	m := l.open(t)
 	must(t, m.Warm(t.Context(), shape))
 	run(t, m)
@@ -29,9 +29,9 @@ func (l *lab) stocked(t *testing.T, n int) *Manager {
 func wantStock(t *testing.T, m *Manager, ready int) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
-	for m.Stock().Ready != ready {
+	for m.Pool().Ready != ready {
 		if time.Now().After(deadline) {
-			t.Fatalf("Stock() = %+v, want %d ready", m.Stock(), ready)
+			t.Fatalf("Stock() = %+v, want %d ready", m.Pool(), ready)
 		}
 		time.Sleep(5 * time.Millisecond) // polling with a deadline
 	}
@@ -39,7 +39,7 @@ func wantStock(t *testing.T, m *Manager, ready int) {
 
 func wantHits(t *testing.T, m *Manager, hits, misses uint64) {
 	t.Helper()
-	if s := m.Stock(); s.Hits != hits || s.Misses != misses {
+	if s := m.Pool(); s.Hits != hits || s.Misses != misses {
 		t.Errorf("Stock() = %+v, want %d hits and %d misses", s, hits, misses)
 	}
 }
@@ -47,7 +47,7 @@ func wantHits(t *testing.T, m *Manager, hits, misses uint64) {
 // only is the one machine in stock.
 func only(t *testing.T, m *Manager) *Sandbox {
 	t.Helper()
-	boxes := m.stocked()
+	boxes := m.pool.machines()
 	if len(boxes) != 1 {
 		t.Fatalf("%d machines in stock", len(boxes))
 	}
@@ -66,11 +66,11 @@ func TestASandboxIsMadeOfTheStock(t *testing.T) {
 	if c, err := m.Capacity(); err != nil || c.Sandboxes != 0 || c.MemoryMiB != 0 {
 		t.Errorf("the stock counts: %+v, %v", c, err)
 	}
-	machine := only(t, m).spare.machine.Ref()
+	machine := only(t, m).other.Machine.Ref()
 
 	sb := ensure(t, m, newRequest())
 	wantHits(t, m, 1, 0)
-	if got := sb.body.machine.Ref(); got.PID != machine.PID {
+	if got := sb.instance.Machine.Ref(); got.PID != machine.PID {
 		t.Errorf("the sandbox runs in %+v, want the machine %+v", got, machine)
 	}
 	wantAlive(t, sb)
@@ -92,13 +92,14 @@ func TestASandboxOfTheStockIsAdopted(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	must(t, m.Warm(t.Context(), shape))
-	k := kind{m.warmName(shape), shape}
-	m.stock.want(k, 1)
-	must(t, m.addToStock(t.Context(), k))
+	k := kind{m.baseName(shape), shape}
+	m.pool.size = 1
+	m.pool.want(k)
+	must(t, m.pool.add(t.Context(), k))
 	sb, err := m.Ensure(t.Context(), newRequest())
 	must(t, errors.Join(err, l.mark(t.Context(), sb, 'a')))
 	wantHits(t, m, 1, 0)
-	dir := sb.body.runDir()
+	dir := sb.instance.Dir()
 	if strings.Contains(dir, string(sb.ID())) {
 		t.Fatalf("the machine's directory %s was renamed", dir)
 	}
@@ -116,7 +117,7 @@ func TestASandboxOfTheStockIsAdopted(t *testing.T) {
 
 func TestNothingOfTheStockIsLeftWhenRunEnds(t *testing.T) {
 	l := newLab(t)
-	l.cfg.Stock = 2
+	l.cfg.Pool = 2
 	m := l.open(t)
 	must(t, m.Warm(t.Context(), shape))
 	ctx, stop := context.WithCancel(t.Context())
@@ -152,11 +153,11 @@ func TestTheStockGivesWay(t *testing.T) {
 
 func TestTheStockEndsWhenMemoryIsLow(t *testing.T) {
 	l := newLab(t)
-	l.cfg.Stock = 1
+	l.cfg.Pool = 1
 	m := l.open(t)
 	low := make(chan bool, 1)
 	low <- false
-	m.stock.memory = func() (memory, error) {
+	m.pool.memory = func() (memory, error) {
 		now := <-low
 		low <- now
 		if now {
@@ -169,7 +170,7 @@ func TestTheStockEndsWhenMemoryIsLow(t *testing.T) {
 	wantStock(t, m, 1)
 	<-low
 	low <- true
-	m.stock.rouse()
+	m.pool.wake.Notify()
 	wantStock(t, m, 0)
 	sb := ensure(t, m, newRequest())
 	wantAlive(t, sb)
@@ -181,14 +182,14 @@ func TestAMachineInStockThatEndsIsReplaced(t *testing.T) {
 	m := l.stocked(t, 1)
 	wantStock(t, m, 1)
 	dead := only(t, m)
-	l.world.Kill(dead.spare.machine.Ref())
+	l.world.Kill(dead.other.Machine.Ref())
 	deadline := time.Now().Add(patience)
 	for { // until another is there
-		if boxes := m.stocked(); len(boxes) == 1 && boxes[0] != dead && boxes[0].Info().Status == statusPooled {
+		if boxes := m.pool.machines(); len(boxes) == 1 && boxes[0] != dead && boxes[0].Info().Status == statusPooled {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("Stock() = %+v", m.Stock())
+			t.Fatalf("Stock() = %+v", m.Pool())
 		}
 		time.Sleep(5 * time.Millisecond) // polling with a deadline
 	}
@@ -219,7 +220,7 @@ func TestTheStockGoesWithItsSnapshot(t *testing.T) {
 	l := newLab(t)
 	m := l.stocked(t, 1)
 	wantStock(t, m, 1)
-	must(t, m.RemoveSnapshot(t.Context(), m.warmName(shape)))
+	must(t, m.RemoveSnapshot(t.Context(), m.baseName(shape)))
 	wantStock(t, m, 0)
 	wantSnapshots(t, m)
 	wantAlive(t, ensure(t, m, newRequest())) // it boots
@@ -228,16 +229,16 @@ func TestTheStockGoesWithItsSnapshot(t *testing.T) {
 
 func TestNoStockIsMadeWhileSomebodyWaits(t *testing.T) {
 	l := newLab(t)
-	l.cfg.Stock = 1
+	l.cfg.Pool = 1
 	m := l.open(t)
 	must(t, m.Warm(t.Context(), shape))
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
-	if k, ok := m.shortage(); ok {
+	if k, ok := m.pool.shortage(); ok {
 		t.Errorf("shortage() = %+v while a sandbox is being made", k)
 	}
 	must(t, sb.Destroy(t.Context()))
-	if k, ok := m.shortage(); !ok || k != (kind{m.warmName(shape), shape}) {
+	if k, ok := m.pool.shortage(); !ok || k != (kind{m.baseName(shape), shape}) {
 		t.Errorf("shortage() = %+v, %v, want a machine from the base snapshot", k, ok)
 	}
 }
@@ -245,7 +246,7 @@ func TestNoStockIsMadeWhileSomebodyWaits(t *testing.T) {
 // stockDeeds are the life of machines in stock and of a sandbox that is made of one.
 func (w *wholeLife) stockDeeds() []deed {
 	stock := func(ctx context.Context, m *Manager) error {
-		return m.addToStock(ctx, kind{m.warmName(shape), shape})
+		return m.pool.add(ctx, kind{m.baseName(shape), shape})
 	}
 	with := func(do func(*Sandbox, context.Context) error) func(context.Context, *Manager) error {
 		return func(ctx context.Context, m *Manager) error {
@@ -258,13 +259,13 @@ func (w *wholeLife) stockDeeds() []deed {
 	}
 	return []deed{
 		{"warm", func(ctx context.Context, m *Manager) error {
-			m.cfg.Stock = 1
+			m.pool.size = 1
 			return m.Warm(ctx, shape)
 		}},
 		{"stock", stock},
 		{"create", func(ctx context.Context, m *Manager) error {
 			_, err := m.Ensure(ctx, Request{ID: w.id, Template: "base", Shape: shape})
-			if m.Stock().Hits != 1 {
+			if m.Pool().Hits != 1 {
 				return errors.New("it was not made of the stock")
 			}
 			return err
@@ -278,7 +279,7 @@ func (w *wholeLife) stockDeeds() []deed {
 		{"destroy", with((*Sandbox).Destroy)},
 		{"stock", stock},
 		{"end the stock", func(ctx context.Context, m *Manager) error {
-			m.endStock(ctx, m.stocked())
+			m.pool.remove(ctx, m.pool.machines())
 			return nil
 		}},
 	}
@@ -290,7 +291,7 @@ func TestTheNextAgentGoesOnAfterEveryPointOfTheStock(t *testing.T) {
 		t.Helper()
 		left, err := filepath.Glob(filepath.Join(snapshotDir(m), "*"))
 		must(t, err)
-		if len(left) > 1 || len(left) == 1 && filepath.Base(left[0]) != m.warmName(shape) {
+		if len(left) > 1 || len(left) == 1 && filepath.Base(left[0]) != m.baseName(shape) {
 			t.Errorf("snapshots: %q", left)
 		}
 	})

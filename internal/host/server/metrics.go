@@ -65,10 +65,10 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for status, n := range count {
 		out <- prometheus.MustNewConstMetric(c.sandboxes, prometheus.GaugeValue, float64(n), string(status))
 	}
-	stock := c.manager.Stock()
-	out <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, float64(stock.Ready))
-	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(stock.Hits), "hit")
-	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(stock.Misses), "miss")
+	pool := c.manager.Pool()
+	out <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, float64(pool.Ready))
+	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(pool.Hits), "hit")
+	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(pool.Misses), "miss")
 	capacity, err := c.manager.Capacity()
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(c.disk, err)

@@ -78,11 +78,7 @@ func (s *server) CreateSandbox(ctx context.Context, msg *pb.CreateSandboxRequest
 	if err != nil {
 		return nil, err
 	}
-	want, err := s.requestOf(ctx, id, spec)
-	if err != nil {
-		return nil, err
-	}
-	sb, err := s.cfg.Manager.Ensure(ctx, want)
+	sb, err := s.cfg.Manager.Ensure(ctx, requestOf(id, spec))
 	if err != nil {
 		return nil, err
 	}
@@ -90,28 +86,15 @@ func (s *server) CreateSandbox(ctx context.Context, msg *pb.CreateSandboxRequest
 	return &pb.CreateSandboxResponse{SandboxId: string(info.ID), Status: hostwire.Status(observed[info.Status])}, nil
 }
 
-func (s *server) requestOf(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (sandbox.Request, error) {
-	want := sandbox.Request{
-		ID: id, Template: cmp.Or(spec.Template, wrenn.BaseTemplate), Shape: spec.Size.OrDefault(), Snapshot: string(spec.Generation),
+func requestOf(id wrenn.SandboxID, spec wrenn.SandboxSpec) sandbox.Request {
+	req := sandbox.Request{
+		ID: id, Template: cmp.Or(spec.Template, wrenn.BaseTemplate), Shape: spec.Size, Snapshot: string(spec.Generation),
 		Timeout: spec.Timeout, AutoResume: spec.AutoResume, Env: spec.Env,
 	}
 	if spec.OnTimeout == wrenn.PauseOnTimeout {
-		want.OnTimeout = sandbox.EndPause
+		req.OnTimeout = sandbox.EndPause
 	}
-	if want.Snapshot == "" {
-		if want.Template != wrenn.BaseTemplate {
-			return want, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", want.Template)
-		}
-		return want, nil
-	}
-	kept, err := s.cfg.Manager.KeptSnapshot(ctx, want.Snapshot)
-	if wrenn.CodeOf(err) == wrenn.NotFound {
-		return want, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (generation %s)", want.Template, want.Snapshot)
-	}
-	if spec.Size == (wrenn.Size{}) {
-		want.Shape = kept.Shape
-	}
-	return want, err
+	return req
 }
 
 func (s *server) DestroySandbox(ctx context.Context, req *pb.DestroySandboxRequest) (*pb.DestroySandboxResponse, error) {

@@ -39,7 +39,7 @@ func TestForks(t *testing.T) {
 				t.Errorf("result %d is of %s", i, r.GetSandboxId())
 			case r.GetCode() == "":
 				made[ids[i]] = true
-			case r.GetCode() != "resource_exhausted" || !strings.Contains(r.GetMessage(), "as many as it may"):
+			case r.GetCode() != "resource_exhausted" || !strings.Contains(r.GetMessage(), "at its limit of 3 sandboxes"):
 				t.Errorf("%v", r)
 			}
 		}

@@ -71,7 +71,7 @@ func TestTemplates(t *testing.T) {
 			t.Error("something of it is left")
 		}
 	}
-	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: id, Vcpus: 2, MemoryMb: 256}, connect.CodeInvalidArgument, "2 vCPUs and 128 MB")
+	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: id, Vcpus: 2, MemoryMb: 256}, connect.CodeInvalidArgument, "2 vCPUs and 128 MiB")
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: string(wrenn.NewGenerationID())}, connect.CodeNotFound, `"mine" is not on this host`)
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: "../x"}, connect.CodeInvalidArgument, "generation")
 	fail(&pb.CreateSandboxRequest{Template: "mine"}, connect.CodeNotFound, "no template")

@@ -1,0 +1,217 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/rollback"
+	"wrenn/internal/snapshot"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+)
+
+// thawTimeout bounds the wait for a guest that may be frozen.
+const thawTimeout = 10 * time.Second
+
+// newSnapshotID returns an id that no snapshot has.
+func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
+
+// Snapshot keeps the sandbox's memory and disk as they are now under a new name,
+// from which Restore makes sandboxes; the sandbox continues. The snapshot is whole
+// or does not exist, and stays until RemoveSnapshot. AlreadyExists when the name is
+// taken.
+func (s *Sandbox) Snapshot(ctx context.Context, name string) error { return s.snapshot(ctx, name, nil) }
+
+// snapshot is Snapshot with metadata, for KeptSnapshot.
+func (s *Sandbox) snapshot(ctx context.Context, name string, metadata []byte) error {
+	if err := snapshot.CheckID(name); err != nil {
+		return err
+	}
+	if s.host.snapshots.Has(name) {
+		return wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s exists already", name)
+	}
+	if err := s.lockAs(ctx, StatusRunning); err != nil {
+		return err
+	}
+	defer s.op.Unlock()
+	return s.perform(ctx, operation{name: "snapshot"}, func(ctx context.Context, undo *rollback.Stack) error {
+		_, release, err := s.capture(ctx, undo, snapshot.Manifest{ID: name, Pinned: true, Metadata: metadata})
+		if err == nil {
+			release()
+		}
+		return err
+	})
+}
+
+// capture makes a snapshot of the running sandbox, which continues. The snapshot
+// is leased until release. It is for work of an operation.
+func (s *Sandbox) capture(ctx context.Context, undo *rollback.Stack, man snapshot.Manifest) (_ *snapshot.Snapshot, release func(), err error) {
+	staged, err := s.host.snapshots.Stage()
+	if err != nil {
+		return nil, nil, err
+	}
+	undo.Add(staged.Discard)
+	var restart rollback.Stack
+	err = s.save(ctx, staged, &restart)
+	if err := errors.Join(err, restart.Run(ctx)); err != nil {
+		return nil, nil, err
+	}
+	s.state.touch()
+	return s.publish(ctx, staged, man)
+}
+
+// publish makes what was staged of the sandbox a snapshot.
+func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
+	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.host.cfg.Driver.Name(), s.instance.Record.Guest
+	man.VCPUs, man.MemoryMiB = s.request.Shape.VCPUs, s.request.Shape.MemoryMiB
+	snap, release, err := staged.Publish(ctx, man)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.at("snapshot published"); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return snap, release, nil
+}
+
+// save stops the sandbox and writes its disk and its machine into staged. The
+// sandbox continues when restart runs, whether save failed or not. What can be done
+// before it stops is done before.
+func (s *Sandbox) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack) error {
+	if err := s.prepareSave(ctx, staged); err != nil {
+		return err
+	}
+	if err := s.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }); err != nil {
+		return err
+	}
+	restart.Add(s.thaw)
+	if err := s.instance.Freeze(ctx); err != nil {
+		return err
+	}
+	if err := s.at("guest frozen"); err != nil {
+		return err
+	}
+	began := time.Now()
+	restart.Add(s.letRun) // first: a Pause whose answer does not come may have worked
+	steps := []rollback.Step{
+		{Name: "machine paused", Do: s.instance.Machine.Pause},
+		{Name: "disk cloned", Do: func(ctx context.Context) error {
+			_, err := storage.Clone(ctx, staged.Disk(), s.instance.Disk(), 0o600)
+			return err
+		}},
+		{Name: "machine saved", Do: func(ctx context.Context) error { return s.saveMachine(ctx, staged.Machine()) }},
+	}
+	for _, step := range steps {
+		if err := step.Do(ctx); err != nil {
+			return err
+		}
+		if err := s.at(step.Name); err != nil {
+			return err
+		}
+	}
+	s.trace("still", time.Since(began)) // how long this keeps the guest from running
+	return nil
+}
+
+// prepareSave does what can be done while the sandbox runs.
+func (s *Sandbox) prepareSave(ctx context.Context, staged *snapshot.Staged) error {
+	// The memory at most, and it may well be less: if that cannot be had, what is written decides.
+	if err := s.host.cfg.Store.Ensure(ctx, int64(s.request.Shape.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
+		return err
+	}
+	machine, ok := s.instance.Machine.(vm.SnapshotPreparer)
+	if !ok {
+		return nil
+	}
+	if err := machine.PrepareSnapshot(ctx, staged.Machine()); err != nil {
+		return err
+	}
+	return s.at("snapshot prepared")
+}
+
+// saveMachine writes the machine into dir. What a VMM has begun to write may not
+// end with ctx; but Destroy does not wait for it: it ends the machine.
+func (s *Sandbox) saveMachine(ctx context.Context, dir string) error {
+	machine := s.instance.Machine
+	// Not ctx: the caller that wanted the snapshot may have left before.
+	alive, kill := context.WithCancel(context.WithoutCancel(ctx))
+	defer kill()
+
+	stop := func() { _ = machine.Stop(context.WithoutCancel(ctx)) } // destroy does it again, and returns the error
+	defer context.AfterFunc(alive, stop)()
+	defer s.cancel.onCancel(kill)()
+	err := machine.Snapshot(ctx, dir)
+	if err != nil && alive.Err() != nil {
+		return errDestroyed // rather than that the machine has ended
+	}
+	return err
+}
+
+// letRun lets the vCPUs run again. What fails is tried again by Run, as long as
+// the sandbox runs.
+func (s *Sandbox) letRun(ctx context.Context) error {
+	err := s.instance.Machine.Resume(ctx)
+	s.state.setStalled(err != nil)
+	return err
+}
+
+// retryRun is for Run: it does what letRun could not do. The caller holds the
+// operation lock.
+func (s *Sandbox) retryRun(ctx context.Context) error {
+	return s.perform(ctx, operation{}, func(ctx context.Context, _ *rollback.Stack) error {
+		ctx, cancel := context.WithTimeout(ctx, detachedTimeout) // a VMM may never answer
+		defer cancel()
+		if err := s.letRun(ctx); err != nil {
+			return fmt.Errorf("sandbox %s stands still: %w", s.id, err)
+		}
+		s.tryThaw(ctx)
+		s.log(ctx, slog.LevelInfo, "sandbox that stood still runs again")
+		return nil
+	})
+}
+
+// thaw lets the guest's processes run again, and records that. It does not wait
+// for a guest whose machine has ended.
+func (s *Sandbox) thaw(ctx context.Context) error {
+	machine := s.instance.Machine
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		_ = machine.Wait(waiting) // whatever ended it
+		cancel()
+	}()
+	err := s.instance.Guest.Thaw(waiting)
+	if err != nil && wrenn.CodeOf(err) != wrenn.FailedPrecondition { // it did not freeze either
+		return err
+	}
+	s.recordThawed(ctx)
+	return nil
+}
+
+// tryThaw lets the processes of a guest run that may have been frozen when its
+// vCPUs were stopped. A guest that does not answer thaws by itself.
+func (s *Sandbox) tryThaw(ctx context.Context) {
+	if !s.journal.Frozen {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
+	defer cancel()
+	if err := s.thaw(ctx); err != nil {
+		s.logError(ctx, slog.LevelWarn, "processes of a sandbox may stand still for two minutes", err)
+	}
+}
+
+// recordThawed is for the next agent. If it fails, that one thaws the guest again.
+func (s *Sandbox) recordThawed(ctx context.Context) {
+	if err := s.journal.commit("thawed", func(j *journal.Journal) { j.Frozen = false }); err != nil {
+		s.logError(ctx, slog.LevelWarn, "cannot record that the guest was thawed", err)
+	}
+}

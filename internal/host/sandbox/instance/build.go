@@ -1,0 +1,170 @@
+package instance
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"wrenn"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/network"
+	"wrenn/internal/rollback"
+	"wrenn/internal/storage"
+	"wrenn/internal/vm"
+)
+
+// Build makes the instance from the source until its guest's agent answers. When
+// it fails the instance has what was made so far: Discard it. Parked has the guest
+// stand still at the end, for the warm pool: see Unpark.
+func (i *Instance) Build(ctx context.Context, from Source, parked bool) error {
+	run := rollback.Runner{Hook: func(step string) error { return i.at(step + " done") }, Trace: i.owner.Trace}
+	return run.Run(ctx, i.Steps(from, parked)...)
+}
+
+// Steps are the steps of Build.
+func (i *Instance) Steps(from Source, parked bool) []rollback.Step {
+	steps := []rollback.Step{
+		{Name: "slot", Do: i.acquireSlot},
+		{Name: "disk", Do: func(ctx context.Context) error { return i.cloneDisk(ctx, from.RootFS) }},
+		{Name: "machine", Do: func(ctx context.Context) error { return i.startMachine(ctx, from) }},
+		{Name: "ready", Do: i.waitReady},
+	}
+	if parked {
+		steps = append(steps, rollback.Step{Name: "park", Do: i.park})
+	}
+	return steps
+}
+
+// acquireSlot records the slot with everything else that must be known before
+// there is a machine.
+func (i *Instance) acquireSlot(ctx context.Context) (err error) {
+	for {
+		i.Slot, err = i.host.Slots.Acquire(ctx, string(i.owner.ID))
+		if wrenn.CodeOf(err) != wrenn.Exhausted || !i.owner.MakeRoom(ctx) {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := i.at("slot acquired"); err != nil {
+		return err
+	}
+	i.Record.Slot = new(i.Slot.Ref())
+	return i.owner.Record("slot", i.Record)
+}
+
+func (i *Instance) cloneDisk(ctx context.Context, rootfs string) error {
+	_, err := storage.Clone(ctx, i.Disk(), rootfs, 0o600)
+	return err
+}
+
+func (i *Instance) startMachine(ctx context.Context, from Source) (err error) {
+	if err := os.Mkdir(i.Dir(), 0o711); err != nil {
+		return err
+	}
+	spec := vm.Spec{
+		ID: i.name(), Dir: i.Dir(), VCPUs: i.owner.Size.VCPUs, MemoryMiB: i.owner.Size.MemoryMiB,
+		Disks:     []vm.Disk{{Path: i.Disk()}},
+		Net:       vm.NIC{Namespace: i.Slot.Namespace(), TAP: i.Slot.TAP(), MAC: i.Slot.MAC()},
+		Exclusive: from.Exclusive,
+	}
+	if i.host.FirstUID != 0 {
+		spec.UID = i.host.FirstUID + uint32(i.Slot.Index())
+		spec.GID = spec.UID
+	}
+	if i.Machine, err = from.Start(ctx, spec); err != nil {
+		return err
+	}
+	i.owner.Started(i.Machine)
+	if err := i.at("machine started"); err != nil {
+		return err
+	}
+	i.Record.Machine = new(i.Machine.Ref())
+	return i.owner.Record("machine", i.Record)
+}
+
+// waitReady waits for the agent in the guest, then tells it the time and its
+// identity and reseeds it: a restored guest is another sandbox. Its processes,
+// which were frozen before the snapshot, continue after that.
+func (i *Instance) waitReady(ctx context.Context) error {
+	ctx, cancel := i.readyContext(ctx)
+	defer cancel()
+	i.connect()
+	if err := i.Guest.WaitReady(ctx, i.Machine.Wait); err != nil {
+		return err
+	}
+	err := i.Guest.Init(ctx, envdclient.Init{
+		Env:      i.owner.Env,
+		Identity: &envdclient.Identity{ID: string(i.owner.ID), StartCounter: i.Record.Start},
+	})
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// readyContext bounds the wait for the guest's agent.
+func (i *Instance) readyContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := i.host.ReadyTimeout
+	return context.WithTimeoutCause(ctx, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "the guest's agent did not answer within %s", limit))
+}
+
+func (i *Instance) connect() {
+	i.Guest = envdclient.New(envdclient.Config{Dial: i.Slot.DialContext, Address: network.EnvdAddress})
+}
+
+// park is the last step of a machine of the warm pool. Its guest has an identity
+// by now that no other guest ever has, and does once what it will do first under
+// the next identity: under emulation the first time takes ten times as long. Then
+// its processes are frozen until the next /init, and the vCPUs stop.
+func (i *Instance) park(ctx context.Context) error {
+	ctx, cancel := i.readyContext(ctx)
+	defer cancel()
+	res, err := i.Guest.Exec(ctx, envdclient.Command{Path: "true", User: "root"})
+	if err == nil && res.Code != 0 {
+		err = fmt.Errorf("true: %s: %.300q", res.Status, res.Stderr)
+	}
+	if err != nil {
+		return err
+	}
+	if err := i.Freeze(ctx); err != nil {
+		return err
+	}
+	if err := i.at("guest frozen"); err != nil {
+		return err
+	}
+	i.Guest.Close() // a stopped guest does not answer its keepalives
+	return i.Machine.Pause(ctx)
+}
+
+// Unpark lets a parked machine run, and tells its guest its identity.
+func (i *Instance) Unpark(ctx context.Context) error {
+	if err := i.Machine.Resume(ctx); err != nil {
+		return err
+	}
+	if err := i.at("machine resumed"); err != nil {
+		return err
+	}
+	return i.waitReady(ctx)
+}
+
+// Freeze stops the guest's processes with everything that they wrote on the disk.
+// A guest that cannot freeze them is synced: its disk alone would boot as well,
+// but its processes see a restored machine before its clock is set.
+func (i *Instance) Freeze(ctx context.Context) error {
+	err := i.Guest.Freeze(ctx)
+	if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+		return err
+	}
+	i.host.Log.LogAttrs(ctx, slog.LevelDebug, "guest cannot freeze its processes", slog.Any("err", err))
+	res, err := i.Guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
+	if err == nil && res.Code != 0 {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox could not write its disk: %s: %.300q", res.Status, res.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("sync: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,152 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"wrenn"
+	"wrenn/internal/host/sandbox/instance"
+	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/rollback"
+)
+
+// sourceFunc returns what a new sandbox is made from.
+type sourceFunc func(context.Context) (instance.Source, error)
+
+// fixed returns a sourceFunc for a source that is loaded already.
+func fixed(from instance.Source) sourceFunc {
+	return func(context.Context) (instance.Source, error) { return from, nil }
+}
+
+// ensure returns the sandbox of the request, once it is made: the existing one, or
+// a new one from the source. See Manager.Ensure.
+func (h *host) ensure(ctx context.Context, req Request, source sourceFunc) (*Sandbox, error) {
+	for {
+		s, isNew, err := h.register(req)
+		if err != nil {
+			return nil, err
+		}
+		if isNew {
+			if err := s.launch(ctx, source); err != nil {
+				return nil, err
+			}
+			return s, nil
+		}
+		if ready, err := s.awaitMade(ctx, req); ready || err != nil {
+			return s, err
+		}
+	}
+}
+
+// awaitMade waits until the sandbox is made, and reports whether it is the one of
+// the request. If not, and there is no error, its launch has failed: the caller
+// tries itself.
+func (s *Sandbox) awaitMade(ctx context.Context, req Request) (bool, error) {
+	if s.request.Template != req.Template || s.request.Shape != req.Shape || s.request.parent != req.parent {
+		return false, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already, with another template, size or parent", req.ID)
+	}
+	select {
+	case <-s.made:
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	switch info := s.Info(); info.Status {
+	case StatusRunning, StatusPausing, StatusPaused, StatusResuming, StatusRestoring:
+		return true, nil
+	case statusRemoved:
+		return false, nil
+	default:
+		return false, info.refusal()
+	}
+}
+
+// create makes a new sandbox. It releases the source in any case.
+func (h *host) create(ctx context.Context, req Request, from instance.Source) (*Sandbox, error) {
+	s, isNew, err := h.register(req)
+	if err == nil && !isNew {
+		err = wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already", req.ID)
+	}
+	if err != nil {
+		from.Release()
+		return nil, err
+	}
+	if err := s.launch(ctx, fixed(from)); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// register enters a new sandbox, whose operation lock the caller then has, or
+// returns the existing one of that id.
+func (h *host) register(req Request) (s *Sandbox, isNew bool, err error) {
+	if _, err := wrenn.ParseSandboxID(string(req.ID)); err != nil {
+		return nil, false, err
+	}
+	s = newSandbox(h, req)
+	s.op.TryLock() // it is new: nothing else knows it
+	existing, err := h.registry.admit(s)
+	if existing != nil || err != nil {
+		return existing, false, err
+	}
+	return s, true, nil
+}
+
+// launch makes a registered sandbox, whose operation lock the caller has, and
+// unlocks that. A Destroy cancels it.
+func (s *Sandbox) launch(ctx context.Context, source sourceFunc) error {
+	defer s.op.Unlock()
+	defer close(s.made)
+	err := s.perform(ctx, operation{to: StatusRunning}, func(ctx context.Context, undo *rollback.Stack) error {
+		if err := s.assemble(ctx, undo, source); err != nil {
+			return err
+		}
+		if err := s.moveIn(func(*journal.Journal) {}); err != nil {
+			return err
+		}
+		s.watchInstance(ctx)
+		return nil
+	})
+	if err != nil && !errors.Is(err, errDestroyed) {
+		s.keepConsole(ctx, err)
+	}
+	return err
+}
+
+// assemble makes the sandbox's directory and its pending instance. Undo removes
+// them, and has the sandbox forgotten unless that fails.
+func (s *Sandbox) assemble(ctx context.Context, undo *rollback.Stack, source sourceFunc) error {
+	undo.AddFunc(func() {
+		if s.Info().Status != StatusStopping { // else destroy failed, and Run tries again
+			s.remove()
+		}
+	})
+	from, err := source(ctx)
+	if err != nil {
+		return err
+	}
+	defer from.Release()
+	if err := s.enter(); err != nil {
+		return err
+	}
+	undo.Add(s.destroy)
+	return s.build(ctx, from)
+}
+
+// enter makes the directory of a new sandbox. Its journal is written when there
+// is something to find.
+func (s *Sandbox) enter() error {
+	if err := os.Mkdir(s.dir(), 0o711); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already", s.id)
+		}
+		return err
+	}
+	req := s.request
+	s.journal.open(journal.New(s.dir(), s.id).With(func(j *journal.Journal) {
+		j.Created, j.Step = s.Info().Created.UTC(), journal.StepMaking
+		j.Template, j.Size, j.Timeout, j.OnTimeout = req.Template, req.Shape, req.Timeout, string(req.OnTimeout)
+		j.AutoResume, j.Parent = req.AutoResume, req.parent
+	}))
+	return s.at("directory made")
+}

@@ -1,0 +1,143 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"wrenn/internal/host/sandbox/instance"
+	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/vm"
+)
+
+// A sandbox gets another instance in three steps: build makes a pending instance;
+// moveIn makes it the one that the sandbox runs in and retires the last one; tidy
+// removes the retired one. An agent that dies in between leaves the pending or the
+// retired instance in the journal as the other one, and the next agent removes it.
+// All of them are for the holder of the operation lock.
+
+// build makes the sandbox's pending instance from the source, or claims one of
+// the warm pool. When it fails what was made is still the other instance:
+// discardOther.
+func (s *Sandbox) build(ctx context.Context, from instance.Source) error {
+	if claimed, err := s.buildFromPool(ctx, from); claimed || err != nil {
+		return err
+	}
+	s.other = s.host.instances.New(&s.owner, journal.Instance{Start: s.journal.Starts + 1, Source: from.Snapshot, Guest: from.Guest})
+	if err := s.other.Build(ctx, from, s.isPooled()); err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
+	}
+	return nil
+}
+
+// recordPending writes the pending instance to the journal.
+func (s *Sandbox) recordPending(what string, pending journal.Instance) error {
+	return s.journal.commit(what, func(j *journal.Journal) { j.Starts, j.Other = pending.Start, &pending })
+}
+
+// started shows the console of a machine that was started, unless the sandbox
+// runs in another one, until it moves.
+func (s *Sandbox) started(machine vm.Machine) {
+	if s.instance == nil {
+		s.console.Attach(machine)
+	}
+}
+
+// makeRoom frees a network slot by removing a machine of the warm pool.
+func (s *Sandbox) makeRoom(ctx context.Context) bool {
+	return !s.isPooled() && s.host.pool.yieldOne(ctx)
+}
+
+// moveIn makes the pending instance the one that the sandbox runs in, and what it
+// ran in until now the retired one. Writing that to the journal, with what change
+// adds, is what makes it so.
+func (s *Sandbox) moveIn(change func(*journal.Journal)) error {
+	err := s.journal.commit(string(journal.StepRunning), func(j *journal.Journal) {
+		j.Step, j.Snapshot = journal.StepRunning, ""
+		j.Instance, j.Other = j.Other, j.Instance
+		change(j)
+	})
+	if err != nil {
+		return err
+	}
+	s.instance, s.other = s.other, s.instance
+	s.guest.Store(s.instance.Guest)
+	s.console.Attach(s.instance.Machine)
+	return nil
+}
+
+// tidy removes the other instance of a sandbox that runs in its own, or is
+// paused, also when the caller is gone. What fails is tried again by Run.
+func (s *Sandbox) tidy(ctx context.Context) error {
+	ctx, cancel := detach(ctx)
+	defer cancel()
+	if err := s.discardOther(ctx); err != nil {
+		s.state.retryLater()
+		return s.explain("clean up", err)
+	}
+	s.state.clearRetry()
+	return nil
+}
+
+// discardOther removes the pending or the retired instance, if there is one.
+func (s *Sandbox) discardOther(ctx context.Context) error {
+	if s.other == nil {
+		return nil
+	}
+	if err := s.other.Discard(ctx, false); err != nil {
+		return err
+	}
+	s.other = nil
+	return s.journal.commitFreeing("other instance removed", func(j *journal.Journal) { j.Other = nil })
+}
+
+// discardInstances releases everything that the sandbox has but its directory.
+func (s *Sandbox) discardInstances(ctx context.Context, keepDisk bool) error {
+	if s.instance != nil {
+		if err := s.instance.Discard(ctx, keepDisk); err != nil {
+			return err
+		}
+	}
+	if s.other != nil {
+		return s.other.Discard(ctx, false)
+	}
+	return nil
+}
+
+// findInstances takes over what is left of the instances of an earlier agent.
+func (s *Sandbox) findInstances(ctx context.Context) error {
+	for _, inst := range []*instance.Instance{s.instance, s.other} {
+		if inst != nil {
+			if err := inst.Find(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	if s.instance != nil && s.instance.Machine != nil {
+		s.console.Attach(s.instance.Machine)
+	}
+	return nil
+}
+
+// watch calls ended, with the operation lock, when the machine of the instance
+// ends by itself. What ended does may stop the watcher.
+func (s *Sandbox) watch(ctx context.Context, inst *instance.Instance, ended func(ctx context.Context, cause error)) {
+	inst.Watch(s.context(ctx), &s.host.watchers, func(ctx context.Context, cause error) {
+		if s.op.Lock(ctx) != nil {
+			return
+		}
+		defer s.op.Unlock()
+		ended(context.WithoutCancel(ctx), cause)
+	})
+}
+
+// stopWatching stops the watchers, which are waited for.
+func (h *host) stopWatching() {
+	for _, s := range h.registry.all() {
+		for _, inst := range []*instance.Instance{s.instance, s.other} {
+			if inst != nil {
+				inst.Unwatch()
+			}
+		}
+	}
+	h.watchers.Wait()
+}

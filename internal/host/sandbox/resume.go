@@ -1,0 +1,135 @@
+package sandbox
+
+import (
+	"context"
+	"sync"
+
+	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/rollback"
+)
+
+// Resume makes a paused sandbox continue from where it was. A running one stays
+// running. When Resume fails the sandbox is paused as before. Exhausted when its
+// memory does not fit on the host now. Several calls at once are one, which ends
+// when none of the callers waits any more.
+func (s *Sandbox) Resume(ctx context.Context) error { return s.resumes.do(ctx, s.resume) }
+
+// resume is one Resume for all callers that wait for it.
+func (s *Sandbox) resume(ctx context.Context) error {
+	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+		return err
+	}
+	defer s.op.Unlock()
+	if s.Info().Status == StatusRunning {
+		return nil
+	}
+	if err := s.tidy(ctx); err != nil {
+		return err
+	}
+	if err := s.host.registry.admitResume(s); err != nil {
+		return err
+	}
+	op := operation{name: "resume", trace: "resume", back: StatusPaused, to: StatusRunning}
+	return s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
+		return s.restore(ctx, undo, s.journal.Snapshot, func(*journal.Journal) {})
+	})
+}
+
+// restore has the sandbox run in an instance that is made from the snapshot.
+// Change goes with the journal entry that makes it so. It is for work of an
+// operation.
+func (s *Sandbox) restore(ctx context.Context, undo *rollback.Stack, id string, change func(*journal.Journal)) error {
+	from, err := s.host.snapshotSource(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer from.Release()
+	from.Exclusive = true
+	if s.instance != nil {
+		undo.Add(s.letRun)
+		if err := s.instance.Machine.Pause(ctx); err != nil { // never both at once
+			return err
+		}
+	}
+	undo.Add(s.tidy)
+	if err := s.build(ctx, from); err != nil {
+		return err
+	}
+	if err := s.moveIn(change); err != nil {
+		return err
+	}
+	s.watchInstance(ctx)
+	return nil
+}
+
+// sharedResume lets several callers wait for one resume. The zero value is ready.
+type sharedResume struct {
+	mu      sync.Mutex // guards what follows
+	current *resume    // nil when none is at work
+}
+
+// resume is a resume that is at work.
+type resume struct {
+	done    chan struct{} // closed when err is set
+	err     error
+	waiters int // guarded by the sharedResume's mu
+	cancel  context.CancelFunc
+}
+
+// do waits for the resume that is at work, or starts one by run.
+func (r *sharedResume) do(ctx context.Context, run func(context.Context) error) error {
+	w := r.join(ctx, run)
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+		if r.removeWaiter(w) {
+			w.cancel()
+			<-w.done
+		}
+		return context.Cause(ctx)
+	}
+}
+
+func (r *sharedResume) join(ctx context.Context, run func(context.Context) error) *resume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.current == nil {
+		w := &resume{done: make(chan struct{})}
+		ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
+		r.current = w
+		go func() { // its last waiter waits for its end
+			w.err = run(ctx)
+			w.cancel()
+			r.end(w)
+			close(w.done)
+		}()
+	}
+	r.current.waiters++
+	return r.current
+}
+
+// removeWaiter reports whether w has no waiters left; the next caller then starts
+// a new resume.
+func (r *sharedResume) removeWaiter(w *resume) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w.waiters--; w.waiters > 0 {
+		return false
+	}
+	r.forget(w)
+	return true
+}
+
+func (r *sharedResume) end(w *resume) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forget(w)
+}
+
+// forget is for a caller that holds mu.
+func (r *sharedResume) forget(w *resume) {
+	if r.current == w {
+		r.current = nil
+	}
+}

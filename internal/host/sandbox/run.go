@@ -1,0 +1,82 @@
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// lookAgain bounds how long Run sleeps: timers do not run while a host is suspended.
+const lookAgain = time.Minute
+
+// Run does until ctx ends what is due: it ends or pauses the sandboxes whose time
+// is up, tries again what failed to end or to run, removes the snapshots that are
+// not needed, hashes the others, and keeps the warm pool, of which nothing is left
+// when it returns.
+func (m *Manager) Run(ctx context.Context) error {
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() { _ = m.snapshots.Run(ctx) }) // it ends with ctx alone
+	if m.cfg.Pool > 0 {
+		work.Go(func() { m.pool.run(ctx) })
+	}
+	busy := sync.Map{} // of *Sandbox: work is at it
+	for {
+		m.garbage.collectMarked(ctx)
+		wait := lookAgain
+		for _, s := range m.registry.all() {
+			at, ok := s.state.dueAt()
+			if !ok {
+				continue
+			}
+			if left := time.Until(at); left > 0 {
+				wait = min(wait, left)
+				continue
+			}
+			if _, at := busy.LoadOrStore(s, true); at {
+				continue
+			}
+			work.Go(func() {
+				defer m.notify()
+				defer busy.Delete(s)
+				s.doDue(ctx)
+			})
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-m.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// doDue looks again under the operation lock, and does what is due.
+func (s *Sandbox) doDue(ctx context.Context) {
+	if err := s.op.Lock(ctx); err != nil {
+		return
+	}
+	defer s.op.Unlock()
+	var err error
+	switch what, reason := s.state.claimDue(s.request.OnTimeout == EndPause); what {
+	case dueStop:
+		err = s.end(ctx, Verdict{Status: StatusStopped, Reason: reason})
+	case duePause:
+		err = s.pause(ctx)
+	case dueEnding:
+		err = s.finishEnding(ctx)
+	case dueOther:
+		err = s.tidy(ctx)
+	case dueRun:
+		err = s.retryRun(ctx)
+	default:
+		return
+	}
+	if err != nil && ctx.Err() == nil {
+		s.logError(ctx, slog.LevelError, "what is due of a sandbox cannot be done", err)
+	}
+}

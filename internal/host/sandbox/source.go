@@ -1,0 +1,91 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+
+	"wrenn"
+	"wrenn/internal/host/sandbox/instance"
+	"wrenn/internal/snapshot"
+	"wrenn/internal/vm"
+)
+
+// basePrefix begins the names of base snapshots.
+const basePrefix = "base-"
+
+var notInNames = regexp.MustCompile(`[^a-z0-9-]+`)
+
+// baseName names the snapshot of the base guest from which sandboxes of the shape
+// are restored. Another image, or another driver, has another one.
+func (h *host) baseName(shape Shape) string {
+	name := notInNames.ReplaceAllString(strings.ToLower(h.cfg.Guest.Name), "-")
+	return fmt.Sprintf(basePrefix+"%.30s-%s-%d-%d", name, h.cfg.Driver.Name(), shape.VCPUs, shape.MemoryMiB)
+}
+
+// guestSource is the source of sandboxes that boot a guest.
+func (h *host) guestSource(guest Guest) instance.Source {
+	return instance.Source{RootFS: guest.RootFS, Guest: guest.Name, Release: func() {}, Start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		spec.Kernel = guest.Kernel
+		return h.cfg.Driver.Start(ctx, spec)
+	}}
+}
+
+// baseSource is the base snapshot of the shape or, without that, the guest image.
+func (h *host) baseSource(ctx context.Context, shape Shape) instance.Source {
+	base, err := h.snapshotSource(ctx, h.baseName(shape))
+	if err == nil {
+		return base
+	}
+	if wrenn.CodeOf(err) != wrenn.NotFound {
+		h.logError(ctx, slog.LevelWarn, "base snapshot cannot be used; booting instead", err)
+	}
+	return h.guestSource(h.cfg.Guest)
+}
+
+// snapshotSource is the source of sandboxes that are restored from a snapshot.
+func (h *host) snapshotSource(ctx context.Context, id string) (instance.Source, error) {
+	snap, release, err := h.snapshots.Load(ctx, id)
+	if err != nil {
+		return instance.Source{}, err
+	}
+	return h.loadedSource(snap, release)
+}
+
+// namedSource is the source for a snapshot that a caller asks for by its name,
+// and the shape of its sandboxes. NotFound also when it was removed.
+func (h *host) namedSource(ctx context.Context, name string) (instance.Source, Shape, error) {
+	snap, release, err := h.loadNamed(ctx, name)
+	if err != nil {
+		return instance.Source{}, Shape{}, err
+	}
+	from, err := h.loadedSource(snap, release)
+	return from, Shape{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, err
+}
+
+// loadNamed loads a snapshot by its name. NotFound also when it was removed, and
+// exists only because sandboxes run from it.
+func (h *host) loadNamed(ctx context.Context, name string) (*snapshot.Snapshot, func(), error) {
+	snap, release, err := h.snapshots.Load(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !snap.Pinned {
+		release()
+		return nil, nil, wrenn.Errorf(wrenn.NotFound, "snapshot %s was removed", name)
+	}
+	return snap, release, nil
+}
+
+// loadedSource is the source for a loaded snapshot, whose lease it takes over.
+func (h *host) loadedSource(snap *snapshot.Snapshot, release func()) (instance.Source, error) {
+	if driver := h.cfg.Driver.Name(); snap.Driver != driver {
+		release()
+		return instance.Source{}, wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: it is of driver %s, and this host works with %s", snap.ID, snap.Driver, driver)
+	}
+	return instance.Source{RootFS: snap.Disk(), Snapshot: snap.ID, Guest: snap.Guest, Release: release, Start: func(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
+		return h.cfg.Driver.Restore(ctx, spec, snap.Machine())
+	}}, nil
+}

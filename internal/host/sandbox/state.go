@@ -1,0 +1,220 @@
+package sandbox
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+const (
+	// retryAfter is the pause before what failed is tried again.
+	retryAfter = 10 * time.Second
+	// pauseAgain is the time before a sandbox that could not be paused for lack
+	// of use is tried again: it takes much, and a full disk stays full for a while.
+	pauseAgain = time.Minute
+)
+
+// state is what changes in the life of a sandbox and is not in its journal. It is
+// safe for concurrent use; it changes without the operation lock only by use.
+type state struct {
+	newVersion func() uint64 // see Info.Version
+	notify     func()        // called when there may be something due
+
+	mu      sync.Mutex // guards what follows
+	status  Status
+	reason  string // why it is stopped, failed or quarantined
+	version uint64
+	created time.Time
+	active  time.Time // when it was last used
+	timeout time.Duration
+	uses    int       // operations of callers in flight
+	retry   time.Time // when to try again to end or remove what could not be; zero when nothing is left
+	stalled time.Time // when to try again to let a machine run that stands still; zero when none does
+	patient time.Time // the sandbox is not ended for lack of use before that
+}
+
+func newState(timeout time.Duration, newVersion func() uint64, notify func()) state {
+	now := time.Now()
+	return state{
+		newVersion: newVersion, notify: notify,
+		status: StatusStarting, created: now, active: now, timeout: timeout, version: newVersion(),
+	}
+}
+
+// fill puts the state into info.
+func (s *state) fill(info *Info) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	info.Status, info.Reason, info.Timeout, info.Created, info.Active, info.Version = s.status, s.reason, s.timeout, s.created, s.active, s.version
+	if s.uses > 0 {
+		info.Active = time.Now()
+	}
+}
+
+// set changes the status.
+func (s *state) set(status Status, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.change(status, reason)
+	s.active = time.Now()
+}
+
+// arrive is set at the end of an operation that succeeded.
+func (s *state) arrive(status Status) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.change(status, "")
+	s.active, s.patient = time.Now(), time.Time{}
+}
+
+// change changes the status alone. The caller holds mu.
+func (s *state) change(status Status, reason string) {
+	s.status.mustChange(status)
+	s.status, s.reason = status, reason
+	s.changed()
+}
+
+// changed counts a change. The caller holds mu.
+func (s *state) changed() {
+	s.version = s.newVersion()
+	s.notify()
+}
+
+// setCreated sets when the sandbox was created, as its journal says.
+func (s *state) setCreated(t time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.created = t
+}
+
+// setTimeout sets the time without use, from now on.
+func (s *state) setTimeout(timeout time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timeout, s.active = timeout, time.Now()
+	s.changed()
+}
+
+// touch records that the sandbox was used now.
+func (s *state) touch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active = time.Now()
+}
+
+// use begins a use, and reports whether the sandbox runs, which it needs.
+func (s *state) use() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.status != StatusRunning {
+		return false
+	}
+	s.uses++
+	s.active = time.Now()
+	return true
+}
+
+// unuse ends a use.
+func (s *state) unuse() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.uses--
+	s.active = time.Now()
+	if s.uses == 0 {
+		s.notify()
+	}
+}
+
+// retryLater has Run try again to end or remove what could not be.
+func (s *state) retryLater() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retry = time.Now().Add(retryAfter)
+	s.notify()
+}
+
+// clearRetry is for when nothing is left to try again.
+func (s *state) clearRetry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.retry = time.Time{}
+}
+
+// setStalled has Run try again to let the machine run, or not any more.
+func (s *state) setStalled(stalled bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stalled = time.Time{}
+	if stalled {
+		s.stalled = time.Now().Add(retryAfter)
+		s.notify()
+	}
+}
+
+// due is what Run has to do about a sandbox.
+type due int
+
+const (
+	dueNothing due = iota
+	dueStop
+	duePause
+	dueEnding // again
+	dueOther  // the other instance is to be removed, again
+	dueRun    // its machine is to run, again
+)
+
+// dueAt returns when Run has to do something about the sandbox, if nothing
+// happens before.
+func (s *state) dueAt() (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	what, at := s.next()
+	return at, what != dueNothing
+}
+
+// next returns what is to be done first, and when. The clock of a paused sandbox
+// stands still: its user means to come back. The caller holds mu.
+func (s *state) next() (what due, at time.Time) {
+	running := s.status == StatusRunning
+	switch {
+	case !s.retry.IsZero() && s.status == StatusStopping:
+		what, at = dueEnding, s.retry
+	case !s.retry.IsZero():
+		what, at = dueOther, s.retry
+	case running && s.timeout > 0 && s.uses == 0:
+		what, at = dueStop, later(s.active.Add(s.timeout), s.patient)
+	}
+	if running && !s.stalled.IsZero() && (what == dueNothing || s.stalled.Before(at)) {
+		return dueRun, s.stalled
+	}
+	return what, at
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// claimDue returns what is due. It marks a sandbox whose time is up as stopping,
+// or as pausing if it pauses then, in one step with the look at the clock, so that
+// no use begins in between.
+func (s *state) claimDue(pauses bool) (what due, reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	what, at := s.next()
+	switch {
+	case what == dueNothing || time.Until(at) > 0:
+		return dueNothing, ""
+	case what != dueStop:
+		return what, ""
+	case pauses:
+		s.change(StatusPausing, "")
+		s.patient = time.Now().Add(pauseAgain) // in case it fails
+		return duePause, ""
+	default:
+		s.change(StatusStopping, "")
+		return dueStop, fmt.Sprintf("not used for %s", s.timeout)
+	}
+}

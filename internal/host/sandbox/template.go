@@ -1,0 +1,159 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"wrenn"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/host/sandbox/journal"
+)
+
+// Recipe is how a snapshot that sandboxes start from is made.
+type Recipe struct {
+	Name  string // of the snapshot
+	Shape Shape
+	// Guest boots; nil is the base guest. Its files may be removed when Build has returned.
+	Guest *Guest
+	// Env is for every command of the sandboxes that have none themselves.
+	Env map[string]string
+	// Prepare, if set, does in the guest what is to be done before the snapshot.
+	// What it has started keeps running in every sandbox.
+	Prepare func(context.Context, *envdclient.Client) error
+	// Note goes with the snapshot, see KeptSnapshot; some KiB at most.
+	Note []byte
+}
+
+// Build boots a guest, has it prepared, warms it up, and keeps it under a name, as
+// Snapshot does; of the guest itself nothing is left. While it is built it counts
+// as a sandbox. AlreadyExists when the name is taken.
+func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
+	guest := m.cfg.Guest
+	if r.Guest != nil {
+		guest = *r.Guest
+	}
+	req := Request{ID: wrenn.NewSandboxID(), Template: journal.BuildTemplate, Shape: r.Shape, Env: r.Env}
+	s, err := m.create(ctx, req, m.guestSource(guest))
+	if err != nil {
+		return fmt.Errorf("boot the guest: %w", err)
+	}
+	defer func() {
+		if err := s.Destroy(context.WithoutCancel(ctx)); err != nil {
+			s.logError(ctx, slog.LevelError, "guest of a template cannot be removed", err)
+		}
+	}()
+	if r.Prepare != nil {
+		if err := s.prepare(ctx, r.Prepare); err != nil {
+			return err
+		}
+	}
+	s.warmUp(ctx)
+	return s.snapshot(ctx, r.Name, r.Note)
+}
+
+func (s *Sandbox) prepare(ctx context.Context, prepare func(context.Context, *envdclient.Client) error) error {
+	release, err := s.Use(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return prepare(ctx, s.Guest())
+}
+
+// warmUpPrograms are what sandboxes are used for.
+var warmUpPrograms = [][]string{
+	{"true"}, {"sh", "-c", "cat /dev/null"}, {"bash", "-c", "ls / >/dev/null"}, {"python3", "-c", "import json, os, sys"},
+}
+
+// warmUp runs what sandboxes are used for, so that every machine that is made
+// from the snapshot has it in memory, which it shares with the others, instead
+// of reading it from its disk. Programs that an image does not have are left out.
+func (s *Sandbox) warmUp(ctx context.Context) {
+	for _, argv := range warmUpPrograms {
+		if _, err := s.Guest().Exec(ctx, envdclient.Command{Path: argv[0], Args: argv[1:]}); err != nil {
+			s.log(ctx, slog.LevelDebug, "guest cannot run a program", slog.String("program", argv[0]), slog.Any("err", err))
+		}
+	}
+}
+
+// Kept is a snapshot that Snapshot or Build has made.
+type Kept struct {
+	Shape Shape
+	Bytes int64  // on the disk, shared ones included
+	Note  []byte // of the Recipe
+}
+
+// KeptSnapshot returns what the snapshot of a name is. NotFound when there is none, or
+// it was removed and a sandbox still needs it; FailedPrecondition when it is damaged.
+func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
+	snap, release, err := m.loadNamed(ctx, name)
+	if err != nil {
+		return Kept{}, err
+	}
+	defer release()
+	return Kept{Shape{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
+}
+
+// KeptSnapshots lists those that KeptSnapshot finds.
+func (m *Manager) KeptSnapshots() []string { return m.snapshots.Pinned() }
+
+// RemoveSnapshot deletes a snapshot that Snapshot or Build made. Its files are
+// removed when no sandbox needs them. NotFound when there is none.
+func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
+	if err := m.snapshots.Unpin(name); err != nil {
+		return err
+	}
+	m.pool.drop(ctx, name)
+	return m.Collect(ctx)
+}
+
+// Warmed reports whether Warm has made the snapshot of this shape.
+func (m *Manager) Warmed(shape Shape) bool { return m.snapshots.Has(m.baseName(shape)) }
+
+// Warm makes the snapshot from which Ensure restores sandboxes of this shape,
+// instead of booting them, unless it exists. Those of other images and drivers
+// are removed when they are not needed any more. Run keeps a pool of machines
+// from it.
+func (m *Manager) Warm(ctx context.Context, shape Shape) error {
+	name := m.baseName(shape)
+	if err := m.makeBase(ctx, name, shape); err != nil {
+		return err
+	}
+	m.pool.want(kind{name, shape})
+	return nil
+}
+
+func (m *Manager) makeBase(ctx context.Context, name string, shape Shape) (err error) {
+	if err := m.dropBases(ctx, name); err != nil {
+		return err
+	}
+	// An agent of another image may have unpinned it.
+	if err := m.snapshots.Pin(name); wrenn.CodeOf(err) != wrenn.NotFound {
+		return err
+	}
+	return m.Build(ctx, Recipe{Name: name, Shape: shape})
+}
+
+// dropBases unpins the base snapshots of other images and drivers, and the one of
+// the name if it cannot be used.
+func (m *Manager) dropBases(ctx context.Context, name string) error {
+	from, err := m.snapshotSource(ctx, name)
+	if err == nil {
+		from.Release()
+	}
+	damaged := err != nil && wrenn.CodeOf(err) != wrenn.NotFound
+	current, _, _ := strings.Cut(m.baseName(Shape{}), "-0-0")
+	for _, id := range m.snapshots.IDs() {
+		old := strings.HasPrefix(id, basePrefix) && !strings.HasPrefix(id, current+"-")
+		if !old && (id != name || !damaged) {
+			continue
+		}
+		if err := m.snapshots.Unpin(id); err != nil {
+			return fmt.Errorf("remove an old base snapshot: %w", err)
+		}
+		m.pool.drop(ctx, id)
+	}
+	return m.Collect(ctx)
+}
