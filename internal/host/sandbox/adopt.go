@@ -45,7 +45,7 @@ func (h *host) destroyLeftover(ctx context.Context, left journal.Leftover) error
 		return left.Err
 	}
 	s := revive(h, left.Journal)
-	if err := s.findInstances(ctx); err != nil {
+	if err := (locked{s}).findInstances(ctx); err != nil { // nothing else knows it yet
 		return err
 	}
 	if err := s.Destroy(ctx); err != nil {
@@ -86,19 +86,23 @@ func (h *host) adoptLeftover(ctx context.Context, left journal.Leftover) {
 		return
 	}
 	s := revive(h, left.Journal)
-	if s.op.Lock(ctx) != nil {
+	locked, err := s.lock(ctx)
+	if err != nil {
 		return
 	}
-	defer s.op.Unlock()
-	if err := s.adopt(ctx); err != nil {
+	defer locked.unlock()
+	if err := (adoption{locked}).adopt(ctx); err != nil {
 		s.logError(ctx, slog.LevelError, "sandbox put in quarantine", err)
 		s.state.set(StatusQuarantined, userReason("it could not be taken over", err))
 	}
 }
 
+// adoption takes over one sandbox.
+type adoption struct{ locked }
+
 // adopt takes over the sandbox as its journal says. An error means that it may
 // run and cannot be worked with.
-func (s *Sandbox) adopt(ctx context.Context) error {
+func (s adoption) adopt(ctx context.Context) error {
 	// A VMM may hang, or its guest may control it by now.
 	limit := s.host.cfg.ReadyTimeout
 	limited, cancel := context.WithTimeoutCause(ctx, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "its machine did not answer within %s", limit))
@@ -124,7 +128,7 @@ func (s *Sandbox) adopt(ctx context.Context) error {
 
 // finishLeftover removes a sandbox that was half made or half removed. What
 // fails is tried again by Run.
-func (s *Sandbox) finishLeftover(ctx context.Context) {
+func (s adoption) finishLeftover(ctx context.Context) {
 	step := s.journal.Step
 	if err := s.finishEnding(ctx); err != nil {
 		s.logError(ctx, slog.LevelError, "leftover sandbox cannot be removed yet", err)
@@ -134,7 +138,7 @@ func (s *Sandbox) finishLeftover(ctx context.Context) {
 }
 
 // adoptRunning takes over a sandbox that ran.
-func (s *Sandbox) adoptRunning(ctx context.Context) error {
+func (s adoption) adoptRunning(ctx context.Context) error {
 	if s.instance == nil {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no network slot")
 	}
@@ -159,7 +163,7 @@ func (s *Sandbox) adoptRunning(ctx context.Context) error {
 
 // letAdoptedRun lets a machine run that an agent that died may have been
 // snapshotting. One whose VMM still writes runs later.
-func (s *Sandbox) letAdoptedRun(ctx context.Context) error {
+func (s adoption) letAdoptedRun(ctx context.Context) error {
 	err := s.letRun(ctx)
 	switch {
 	case err == nil:
@@ -173,7 +177,7 @@ func (s *Sandbox) letAdoptedRun(ctx context.Context) error {
 }
 
 // adoptPaused takes over a paused sandbox.
-func (s *Sandbox) adoptPaused(ctx context.Context) error {
+func (s adoption) adoptPaused(ctx context.Context) error {
 	if err := s.adoptOther(ctx); err != nil {
 		return err
 	}
@@ -184,7 +188,7 @@ func (s *Sandbox) adoptPaused(ctx context.Context) error {
 
 // adoptOther removes a pending or retired instance. What fails is tried again by
 // Run.
-func (s *Sandbox) adoptOther(ctx context.Context) error {
+func (s adoption) adoptOther(ctx context.Context) error {
 	if s.other == nil {
 		return nil
 	}
@@ -198,7 +202,7 @@ func (s *Sandbox) adoptOther(ctx context.Context) error {
 }
 
 // endAdopted ends a sandbox whose machine has ended.
-func (s *Sandbox) endAdopted(ctx context.Context, cause error) error {
+func (s adoption) endAdopted(ctx context.Context, cause error) error {
 	if err := s.findInstances(ctx); err != nil {
 		return err
 	}

@@ -37,12 +37,13 @@ func (s *Sandbox) snapshot(ctx context.Context, name string, metadata []byte) er
 	if s.host.snapshots.Has(name) {
 		return wrenn.Errorf(wrenn.AlreadyExists, "snapshot %s exists already", name)
 	}
-	if err := s.lockAs(ctx, StatusRunning); err != nil {
+	locked, err := s.lock(ctx, StatusRunning)
+	if err != nil {
 		return err
 	}
-	defer s.op.Unlock()
-	return s.perform(ctx, operation{name: "snapshot"}, func(ctx context.Context, undo *rollback.Stack) error {
-		_, release, err := s.capture(ctx, undo, snapshot.Manifest{ID: name, Pinned: true, Metadata: metadata})
+	defer locked.unlock()
+	return locked.perform(ctx, operation{name: "snapshot"}, func(ctx context.Context, undo *rollback.Stack) error {
+		_, release, err := locked.capture(ctx, undo, snapshot.Manifest{ID: name, Pinned: true, Metadata: metadata})
 		if err == nil {
 			release()
 		}
@@ -52,7 +53,7 @@ func (s *Sandbox) snapshot(ctx context.Context, name string, metadata []byte) er
 
 // capture makes a snapshot of the running sandbox, which continues. The snapshot
 // is leased until release. It is for work of an operation.
-func (s *Sandbox) capture(ctx context.Context, undo *rollback.Stack, man snapshot.Manifest) (_ *snapshot.Snapshot, release func(), err error) {
+func (s locked) capture(ctx context.Context, undo *rollback.Stack, man snapshot.Manifest) (_ *snapshot.Snapshot, release func(), err error) {
 	staged, err := s.host.snapshots.Stage()
 	if err != nil {
 		return nil, nil, err
@@ -68,7 +69,7 @@ func (s *Sandbox) capture(ctx context.Context, undo *rollback.Stack, man snapsho
 }
 
 // publish makes what was staged of the sandbox a snapshot.
-func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
+func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
 	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.host.cfg.Driver.Name(), s.instance.Record.Guest
 	man.VCPUs, man.MemoryMiB = s.request.Shape.VCPUs, s.request.Shape.MemoryMiB
 	snap, release, err := staged.Publish(ctx, man)
@@ -85,7 +86,7 @@ func (s *Sandbox) publish(ctx context.Context, staged *snapshot.Staged, man snap
 // save stops the sandbox and writes its disk and its machine into staged. The
 // sandbox continues when restart runs, whether save failed or not. What can be done
 // before it stops is done before.
-func (s *Sandbox) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack) error {
+func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack) error {
 	if err := s.prepareSave(ctx, staged); err != nil {
 		return err
 	}
@@ -122,7 +123,7 @@ func (s *Sandbox) save(ctx context.Context, staged *snapshot.Staged, restart *ro
 }
 
 // prepareSave does what can be done while the sandbox runs.
-func (s *Sandbox) prepareSave(ctx context.Context, staged *snapshot.Staged) error {
+func (s locked) prepareSave(ctx context.Context, staged *snapshot.Staged) error {
 	// The memory at most, and it may well be less: if that cannot be had, what is written decides.
 	if err := s.host.cfg.Store.Ensure(ctx, int64(s.request.Shape.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
 		return err
@@ -139,7 +140,7 @@ func (s *Sandbox) prepareSave(ctx context.Context, staged *snapshot.Staged) erro
 
 // saveMachine writes the machine into dir. What a VMM has begun to write may not
 // end with ctx; but Destroy does not wait for it: it ends the machine.
-func (s *Sandbox) saveMachine(ctx context.Context, dir string) error {
+func (s locked) saveMachine(ctx context.Context, dir string) error {
 	machine := s.instance.Machine
 	// Not ctx: the caller that wanted the snapshot may have left before.
 	alive, kill := context.WithCancel(context.WithoutCancel(ctx))
@@ -157,15 +158,14 @@ func (s *Sandbox) saveMachine(ctx context.Context, dir string) error {
 
 // letRun lets the vCPUs run again. What fails is tried again by Run, as long as
 // the sandbox runs.
-func (s *Sandbox) letRun(ctx context.Context) error {
+func (s locked) letRun(ctx context.Context) error {
 	err := s.instance.Machine.Resume(ctx)
 	s.state.setStalled(err != nil)
 	return err
 }
 
-// retryRun is for Run: it does what letRun could not do. The caller holds the
-// operation lock.
-func (s *Sandbox) retryRun(ctx context.Context) error {
+// retryRun is for Run: it does what letRun could not do.
+func (s locked) retryRun(ctx context.Context) error {
 	return s.perform(ctx, operation{}, func(ctx context.Context, _ *rollback.Stack) error {
 		ctx, cancel := context.WithTimeout(ctx, detachedTimeout) // a VMM may never answer
 		defer cancel()
@@ -180,7 +180,7 @@ func (s *Sandbox) retryRun(ctx context.Context) error {
 
 // thaw lets the guest's processes run again, and records that. It does not wait
 // for a guest whose machine has ended.
-func (s *Sandbox) thaw(ctx context.Context) error {
+func (s locked) thaw(ctx context.Context) error {
 	machine := s.instance.Machine
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -198,7 +198,7 @@ func (s *Sandbox) thaw(ctx context.Context) error {
 
 // tryThaw lets the processes of a guest run that may have been frozen when its
 // vCPUs were stopped. A guest that does not answer thaws by itself.
-func (s *Sandbox) tryThaw(ctx context.Context) {
+func (s locked) tryThaw(ctx context.Context) {
 	if !s.journal.Frozen {
 		return
 	}
@@ -210,7 +210,7 @@ func (s *Sandbox) tryThaw(ctx context.Context) {
 }
 
 // recordThawed is for the next agent. If it fails, that one thaws the guest again.
-func (s *Sandbox) recordThawed(ctx context.Context) {
+func (s locked) recordThawed(ctx context.Context) {
 	if err := s.journal.commit("thawed", func(j *journal.Journal) { j.Frozen = false }); err != nil {
 		s.logError(ctx, slog.LevelWarn, "cannot record that the guest was thawed", err)
 	}

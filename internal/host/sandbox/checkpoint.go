@@ -35,21 +35,22 @@ func (s *Sandbox) Checkpoint(ctx context.Context, id wrenn.CheckpointID, name st
 	if len(name) > wrenn.MaxCheckpointNameBytes || !utf8.ValidString(name) {
 		return wrenn.Checkpoint{}, wrenn.Errorf(wrenn.Invalid, "the name of a checkpoint is text of up to %d bytes", wrenn.MaxCheckpointNameBytes)
 	}
-	if err := s.lockAs(ctx, StatusRunning); err != nil {
+	locked, err := s.lock(ctx, StatusRunning)
+	if err != nil {
 		return wrenn.Checkpoint{}, err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	if i := s.journal.Checkpoint(id); i >= 0 {
 		return s.journal.Checkpoints[i], nil
 	}
 	if n := len(s.journal.Checkpoints); n >= maxCheckpoints {
 		return wrenn.Checkpoint{}, wrenn.Errorf(wrenn.Exhausted, "sandbox %s is at the limit of %d checkpoints: delete some", s.id, n)
 	}
-	return s.checkpoint(ctx, id, name)
+	return locked.checkpoint(ctx, id, name)
 }
 
-// checkpoint is Checkpoint of a new one, for the holder of the operation lock.
-func (s *Sandbox) checkpoint(ctx context.Context, id wrenn.CheckpointID, name string) (c wrenn.Checkpoint, err error) {
+// checkpoint is Checkpoint of a new one.
+func (s locked) checkpoint(ctx context.Context, id wrenn.CheckpointID, name string) (c wrenn.Checkpoint, err error) {
 	err = s.perform(ctx, operation{name: "checkpoint", trace: "checkpoint"}, func(ctx context.Context, undo *rollback.Stack) error {
 		snap, release, err := s.capture(ctx, undo, snapshot.Manifest{ID: string(id)})
 		if err != nil {
@@ -75,25 +76,26 @@ func (s *Sandbox) checkpoint(ctx context.Context, id wrenn.CheckpointID, name st
 // before. NotFound when there is no such checkpoint. During the call a running
 // sandbox has two network slots and twice its memory.
 func (s *Sandbox) RestoreCheckpoint(ctx context.Context, id wrenn.CheckpointID) error {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
 		return err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	if s.journal.Checkpoint(id) < 0 {
 		return wrenn.Errorf(wrenn.NotFound, "sandbox %s has no checkpoint %.80q", s.id, id)
 	}
-	if err := s.tidy(ctx); err != nil {
+	if err := locked.tidy(ctx); err != nil {
 		return err
 	}
 	defer s.host.garbage.mark()
 	if s.Info().Status == StatusPaused {
-		return s.restorePaused(ctx, id)
+		return locked.restorePaused(ctx, id)
 	}
-	return s.restoreRunning(ctx, id)
+	return locked.restoreRunning(ctx, id)
 }
 
 // restorePaused changes what the sandbox will continue from.
-func (s *Sandbox) restorePaused(ctx context.Context, id wrenn.CheckpointID) error {
+func (s locked) restorePaused(ctx context.Context, id wrenn.CheckpointID) error {
 	return s.perform(ctx, operation{name: "restore"}, func(ctx context.Context, _ *rollback.Stack) error {
 		from, err := s.host.snapshotSource(ctx, string(id)) // if it is whole
 		if err != nil {
@@ -106,7 +108,7 @@ func (s *Sandbox) restorePaused(ctx context.Context, id wrenn.CheckpointID) erro
 
 // restoreRunning stops the machine, makes another from the checkpoint, and
 // moves over when that answers: until then it is the old one that counts.
-func (s *Sandbox) restoreRunning(ctx context.Context, id wrenn.CheckpointID) error {
+func (s locked) restoreRunning(ctx context.Context, id wrenn.CheckpointID) error {
 	op := operation{name: "restore", trace: "restore", via: StatusRestoring, back: StatusRunning, to: StatusRunning}
 	err := s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
 		return s.restore(ctx, undo, string(id), func(j *journal.Journal) { j.Head = id })
@@ -124,15 +126,16 @@ func (s *Sandbox) restoreRunning(ctx context.Context, id wrenn.CheckpointID) err
 // from its parent. Its files are removed when no machine needs them. It is no error
 // if the checkpoint does not exist.
 func (s *Sandbox) DeleteCheckpoint(ctx context.Context, id wrenn.CheckpointID) error {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
 		return err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	i := s.journal.Checkpoint(id)
 	if i < 0 {
 		return nil
 	}
-	err := s.journal.commitFreeing("checkpoint deleted", func(j *journal.Journal) { j.DeleteCheckpoint(i) })
+	err = s.journal.commitFreeing("checkpoint deleted", func(j *journal.Journal) { j.DeleteCheckpoint(i) })
 	if err != nil {
 		return s.explain("delete a checkpoint", err)
 	}

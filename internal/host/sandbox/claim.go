@@ -13,19 +13,19 @@ import (
 // buildFromPool makes the sandbox's pending instance of a machine of the warm
 // pool, and reports whether it did: the pool may be empty. A machine that does not
 // work costs the time of the wait for it, and no more.
-func (s *Sandbox) buildFromPool(ctx context.Context, from instance.Source) (bool, error) {
+func (s locked) buildFromPool(ctx context.Context, from instance.Source) (bool, error) {
 	k := kind{from.Snapshot, s.request.Shape}
 	if s.isPooled() || !s.host.pool.isWanted(k) {
 		return false, nil
 	}
-	pooled := s.host.pool.pick(k)
-	if pooled == nil {
+	pooled, found := s.host.pool.pick(k)
+	if !found {
 		s.host.pool.misses.Add(1)
 		return false, nil
 	}
 	began := time.Now()
 	err := s.claim(ctx, pooled)
-	pooled.op.Unlock()
+	pooled.unlock()
 	if err == nil {
 		err = s.other.Unpark(ctx)
 	}
@@ -44,8 +44,8 @@ func (s *Sandbox) buildFromPool(ctx context.Context, from instance.Source) (bool
 
 // claim makes the instance of a pooled machine the sandbox's pending one. What
 // makes it so is the entry in the sandbox's journal: an agent that finds it in both
-// journals takes it for the sandbox's. The caller has both operation locks.
-func (s *Sandbox) claim(ctx context.Context, pooled *Sandbox) error {
+// journals takes it for the sandbox's.
+func (s locked) claim(ctx context.Context, pooled locked) error {
 	old := pooled.other
 	pending := old.Reassign(&s.owner, s.journal.Starts+1)
 	if err := s.recordPending("claim", pending.Record); err != nil {
@@ -59,7 +59,7 @@ func (s *Sandbox) claim(ctx context.Context, pooled *Sandbox) error {
 }
 
 // leavePool removes what is left in the pool of a machine that was claimed.
-func (s *Sandbox) leavePool(ctx context.Context) {
+func (s locked) leavePool(ctx context.Context) {
 	err := s.host.cfg.Hook.At("disk moved")
 	if err == nil {
 		err = os.RemoveAll(s.dir())

@@ -30,7 +30,7 @@ func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 		}
 		must(t, step.Do(t.Context()))
 	}
-	must(t, sb.moveIn(func(*journal.Journal) {}))
+	must(t, (locked{sb}).moveIn(func(*journal.Journal) {}))
 	sb.state.set(StatusRunning, "")
 	return sb
 }
@@ -42,7 +42,7 @@ func enter(m *Manager, id wrenn.SandboxID) (*Sandbox, error) {
 		return nil, err
 	}
 	defer sb.op.Unlock()
-	return sb, sb.enter()
+	return sb, (locked{sb}).enter()
 }
 
 func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
@@ -78,18 +78,18 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 		}},
 		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			abandon(t, m, 4).decide(t.Context(), journal.StepDestroy, nil)
+			(locked{abandon(t, m, 4)}).decide(t.Context(), journal.StepDestroy, nil)
 		}},
 		{"while it destroyed: the machine is gone", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			sb.decide(t.Context(), journal.StepDestroy, nil)
+			(locked{sb}).decide(t.Context(), journal.StepDestroy, nil)
 			must(t, errors.Join(sb.instance.Machine.Stop(t.Context())))
 		}},
 		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
 			sb := abandon(t, m, 4)
-			sb.decide(t.Context(), journal.StepDestroy, nil)
+			(locked{sb}).decide(t.Context(), journal.StepDestroy, nil)
 			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), sb.instance.Slot.Release(t.Context())))
 		}},
 		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {

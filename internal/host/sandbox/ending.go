@@ -26,19 +26,20 @@ type Verdict struct {
 // a person may remove it.
 func (s *Sandbox) Destroy(ctx context.Context) error {
 	s.cancel.cancel()
-	if err := s.op.Lock(ctx); err != nil {
+	locked, err := s.lock(ctx)
+	if err != nil {
 		s.cancel.uncancel()
 		return err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	if info := s.Info(); info.Status == StatusQuarantined {
 		return info.refusal()
 	}
-	return s.destroy(ctx)
+	return locked.destroy(ctx)
 }
 
-// destroy is Destroy for the holder of the operation lock.
-func (s *Sandbox) destroy(ctx context.Context) error {
+// destroy is Destroy with the operation lock.
+func (s locked) destroy(ctx context.Context) error {
 	if s.journal.Journal == nil || s.Info().Status == statusRemoved {
 		return nil // its launch had hardly begun, or it was destroyed before; the id may have another owner
 	}
@@ -60,15 +61,15 @@ func (s *Sandbox) destroy(ctx context.Context) error {
 }
 
 // remove is the end of a sandbox of which nothing is left.
-func (s *Sandbox) remove() {
+func (s locked) remove() {
 	s.state.set(statusRemoved, "")
-	s.host.registry.forget(s)
+	s.host.registry.forget(s.Sandbox)
 }
 
 // end releases what the sandbox had and keeps its name, with the verdict, until
 // Destroy. The disk of a failed one is kept as well: it may be all that is left of
-// a user's work. It is for the holder of the operation lock.
-func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
+// a user's work.
+func (s locked) end(ctx context.Context, verdict Verdict) error {
 	s.state.set(StatusStopping, "")
 	s.decide(ctx, journal.StepEnding, &journal.Verdict{Status: string(verdict.Status), Reason: verdict.Reason})
 	err := s.discardInstances(ctx, verdict.Status == StatusFailed)
@@ -92,7 +93,7 @@ func (s *Sandbox) end(ctx context.Context, verdict Verdict) error {
 // disk must not keep it alive: then only this agent knows, until its next journal
 // entry, and an agent that starts before that finds a sandbox whose machine has
 // ended.
-func (s *Sandbox) decide(ctx context.Context, how journal.Step, verdict *journal.Verdict) {
+func (s locked) decide(ctx context.Context, how journal.Step, verdict *journal.Verdict) {
 	change := func(j *journal.Journal) { j.Step, j.Verdict = how, verdict }
 	if err := s.journal.commitFreeing(string(how), change); err != nil {
 		s.journal.assume(change)
@@ -102,8 +103,8 @@ func (s *Sandbox) decide(ctx context.Context, how journal.Step, verdict *journal
 
 // finishEnding continues what end or destroy could not do, or an agent that died.
 // It ends only what is to be destroyed or was never handed to a user: the disk of
-// another may be a user's work. It is for the holder of the operation lock.
-func (s *Sandbox) finishEnding(ctx context.Context) error {
+// another may be a user's work.
+func (s locked) finishEnding(ctx context.Context) error {
 	switch {
 	case s.journal.IsUnwanted():
 		return s.destroy(ctx)
@@ -114,9 +115,8 @@ func (s *Sandbox) finishEnding(ctx context.Context) error {
 	}
 }
 
-// watchInstance ends the sandbox when its machine ends by itself. It is for the
-// holder of the operation lock.
-func (s *Sandbox) watchInstance(ctx context.Context) {
+// watchInstance ends the sandbox when its machine ends by itself.
+func (s locked) watchInstance(ctx context.Context) {
 	inst := s.instance
 	s.watch(ctx, inst, func(ctx context.Context, cause error) {
 		if s.instance != inst || s.Info().Status != StatusRunning {
@@ -130,7 +130,7 @@ func (s *Sandbox) watchInstance(ctx context.Context) {
 
 // verdictOf returns why the machine ended by itself. What the guest printed is
 // for the operator's log.
-func (s *Sandbox) verdictOf(ctx context.Context, err error) Verdict {
+func (s locked) verdictOf(ctx context.Context, err error) Verdict {
 	if err == nil {
 		return Verdict{StatusStopped, "the guest powered off"}
 	}

@@ -67,11 +67,11 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 		t.Run(string(tc.verdict.Status), func(t *testing.T) {
 			s, machine := newRunning(t)
 			disk, restore := s.instance.Disk(), hide(t, s.dir())
-			if err := s.end(t.Context(), tc.verdict); err == nil || !machine.stopped {
+			if err := (locked{s}).end(t.Context(), tc.verdict); err == nil || !machine.stopped {
 				t.Errorf("end() = %v, stopped: %v; want an error, and no machine", err, machine.stopped)
 			}
 			restore()
-			if err := s.finishEnding(t.Context()); err != nil {
+			if err := (locked{s}).finishEnding(t.Context()); err != nil {
 				t.Errorf("finishEnding() = %v", err)
 			}
 			if info := s.Info(); info.Status != tc.verdict.Status || info.Reason != tc.verdict.Reason {
@@ -91,7 +91,7 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 func TestDestroyAfterAnEndThatCannotBeNoted(t *testing.T) {
 	s, _ := newRunning(t)
 	restore := hide(t, s.dir())
-	if err := s.end(t.Context(), Verdict{StatusFailed, "its machine ended"}); err == nil {
+	if err := (locked{s}).end(t.Context(), Verdict{StatusFailed, "its machine ended"}); err == nil {
 		t.Error("end() succeeded")
 	}
 	restore()

@@ -92,21 +92,22 @@ func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, source func()
 
 // forkSource returns a snapshot of what the sandbox is now, leased until release.
 func (s *Sandbox) forkSource(ctx context.Context) (id string, release func(), err error) {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
 		return "", nil, err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	op := operation{name: "fork", trace: "fork"}
 	paused := s.Info().Status == StatusPaused
 	if paused {
 		op.trace = ""
 	}
 	var snap *snapshot.Snapshot
-	err = s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) (err error) {
+	err = locked.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) (err error) {
 		if paused {
 			snap, release, err = s.host.snapshots.Load(ctx, s.journal.Snapshot)
 		} else {
-			snap, release, err = s.capture(ctx, undo, snapshot.Manifest{ID: newSnapshotID(), Transient: true})
+			snap, release, err = locked.capture(ctx, undo, snapshot.Manifest{ID: newSnapshotID(), Transient: true})
 		}
 		return err
 	})

@@ -28,7 +28,7 @@ func (h *host) ensure(ctx context.Context, req Request, source sourceFunc) (*San
 			return nil, err
 		}
 		if isNew {
-			if err := s.launch(ctx, source); err != nil {
+			if err := (locked{s}).launch(ctx, source); err != nil {
 				return nil, err
 			}
 			return s, nil
@@ -71,7 +71,7 @@ func (h *host) create(ctx context.Context, req Request, from instance.Source) (*
 		from.Release()
 		return nil, err
 	}
-	if err := s.launch(ctx, fixed(from)); err != nil {
+	if err := (locked{s}).launch(ctx, fixed(from)); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -92,10 +92,9 @@ func (h *host) register(req Request) (s *Sandbox, isNew bool, err error) {
 	return s, true, nil
 }
 
-// launch makes a registered sandbox, whose operation lock the caller has, and
-// unlocks that. A Destroy cancels it.
-func (s *Sandbox) launch(ctx context.Context, source sourceFunc) error {
-	defer s.op.Unlock()
+// launch makes a registered sandbox, and unlocks it. A Destroy cancels the launch.
+func (s locked) launch(ctx context.Context, source sourceFunc) error {
+	defer s.unlock()
 	defer close(s.made)
 	err := s.perform(ctx, operation{to: StatusRunning}, func(ctx context.Context, undo *rollback.Stack) error {
 		if err := s.assemble(ctx, undo, source); err != nil {
@@ -115,7 +114,7 @@ func (s *Sandbox) launch(ctx context.Context, source sourceFunc) error {
 
 // assemble makes the sandbox's directory and its pending instance. Undo removes
 // them, and has the sandbox forgotten unless that fails.
-func (s *Sandbox) assemble(ctx context.Context, undo *rollback.Stack, source sourceFunc) error {
+func (s locked) assemble(ctx context.Context, undo *rollback.Stack, source sourceFunc) error {
 	undo.AddFunc(func() {
 		if s.Info().Status != StatusStopping { // else destroy failed, and Run tries again
 			s.remove()
@@ -135,7 +134,7 @@ func (s *Sandbox) assemble(ctx context.Context, undo *rollback.Stack, source sou
 
 // enter makes the directory of a new sandbox. Its journal is written when there
 // is something to find.
-func (s *Sandbox) enter() error {
+func (s locked) enter() error {
 	if err := os.Mkdir(s.dir(), 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already", s.id)

@@ -401,7 +401,7 @@ func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 			if used := l.cfg.Slots.Stats().Used; used != 0 {
 				t.Errorf("%d slots are in use", used)
 			}
-			must(t, errors.Join(os.Remove(filler), sb.finishEnding(t.Context())))
+			must(t, errors.Join(os.Remove(filler), (locked{sb}).finishEnding(t.Context())))
 			sb.op.Unlock()
 			wantStatus(t, sb, StatusFailed, "its machine ended")
 			if _, err := os.Stat(disk); err != nil {

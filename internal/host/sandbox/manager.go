@@ -1,6 +1,24 @@
 // Package sandbox composes the life of each sandbox on this host: a network
 // slot, a disk, a machine and the agent in it. Every step is journaled, so that
 // the next agent finds what a killed one left.
+//
+// What a sandbox is made of is in packages below this one: journal is the file
+// that is left, instance what a sandbox runs in, console what its guest printed.
+// The files of this package are layers. Each uses those above it in this list,
+// which a test checks:
+//
+//	status, info, memory, cancel: which status may follow which; what is asked for and answered; the host's memory; what ends an operation
+//	state, record: what changes in a sandbox's life, and the journal with what follows from it
+//	host, source: what all sandboxes of a host have in common, and what they are made from
+//	sandbox, registry: a sandbox, and all of them with the limits
+//	garbage: the snapshots that are not needed
+//	operation: how something is done to a sandbox under its operation lock
+//	replace, ending, capture: its change of instance, its end, its snapshot
+//	pause, resume, checkpoint: the operations of users
+//	claim, launch, fork: how sandboxes are made
+//	warmpool: machines ahead of demand
+//	adopt, manager: what an earlier agent left; the package's front
+//	template, run: what a manager does besides
 package sandbox
 
 import (
@@ -87,7 +105,7 @@ func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
 	if req.Snapshot != "" {
 		return m.ensureRestored(ctx, req)
 	}
-	if req.Template != "" && req.Template != BaseTemplate {
+	if req.Template != "" && req.Template != wrenn.BaseTemplate {
 		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", req.Template)
 	}
 	req.Shape = req.Shape.OrDefault()

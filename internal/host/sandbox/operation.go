@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +12,28 @@ import (
 	"wrenn"
 	"wrenn/internal/rollback"
 )
+
+// locked is a sandbox whose operation lock is held. Its methods need that.
+type locked struct{ *Sandbox }
+
+// lock acquires the operation lock of a sandbox that has one of the statuses; any
+// if there are none. Unlock it.
+func (s *Sandbox) lock(ctx context.Context, statuses ...Status) (locked, error) {
+	if err := s.op.Lock(ctx); err != nil {
+		return locked{}, err
+	}
+	info := s.Info()
+	if len(statuses) == 0 || slices.Contains(statuses, info.Status) {
+		return locked{s}, nil
+	}
+	s.op.Unlock()
+	return locked{}, info.refusal()
+}
+
+// tryLock acquires the operation lock if it is free.
+func (s *Sandbox) tryLock() (locked, bool) { return locked{s}, s.op.TryLock() }
+
+func (s locked) unlock() { s.op.Unlock() }
 
 // operation is something that is done to a sandbox under its operation lock.
 type operation struct {
@@ -24,11 +47,10 @@ type operation struct {
 	finish func(context.Context) error
 }
 
-// perform runs work as the operation. The caller holds the operation lock, and the
-// status allows the operation. When work fails, or the sandbox is to be destroyed,
+// perform runs work as the operation, which the status allows. When work fails, or the sandbox is to be destroyed,
 // what work has added to undo is run. Work's context ends when the sandbox is to be
 // destroyed.
-func (s *Sandbox) perform(ctx context.Context, op operation, work func(ctx context.Context, undo *rollback.Stack) error) (err error) {
+func (s locked) perform(ctx context.Context, op operation, work func(ctx context.Context, undo *rollback.Stack) error) (err error) {
 	began := time.Now()
 	ctx, done := s.cancel.context(s.context(ctx))
 	defer done()

@@ -13,19 +13,19 @@ import (
 // as before, unless only the rest of its machine cannot be removed: then it is
 // paused, and Run tries again. FailedPrecondition unless it runs or is paused.
 func (s *Sandbox) Pause(ctx context.Context) error {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
 		return err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	if s.Info().Status == StatusPaused {
-		return s.tidy(ctx)
+		return locked.tidy(ctx)
 	}
-	return s.pause(ctx)
+	return locked.pause(ctx)
 }
 
-// pause is Pause of a running sandbox, or of one that is marked as pausing, for
-// the holder of the operation lock.
-func (s *Sandbox) pause(ctx context.Context) error {
+// pause is Pause of a running sandbox, or of one that is marked as pausing.
+func (s locked) pause(ctx context.Context) error {
 	defer s.host.garbage.mark() // its last snapshot, or the new one if that is not recorded
 	op := operation{name: "pause", trace: "pause", via: StatusPausing, back: StatusRunning, to: StatusPaused, finish: s.tidy}
 	return s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {

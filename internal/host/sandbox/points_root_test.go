@@ -92,7 +92,7 @@ func (w *wholeLife) deeds() []deed {
 				return err
 			}
 			defer sb.op.Unlock()
-			return sb.end(ctx, Verdict{StatusStopped, "a test"})
+			return (locked{sb}).end(ctx, Verdict{StatusStopped, "a test"})
 		})},
 		{"destroy", with((*Sandbox).Destroy)},
 	}

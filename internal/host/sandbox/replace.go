@@ -13,12 +13,11 @@ import (
 // moveIn makes it the one that the sandbox runs in and retires the last one; tidy
 // removes the retired one. An agent that dies in between leaves the pending or the
 // retired instance in the journal as the other one, and the next agent removes it.
-// All of them are for the holder of the operation lock.
 
 // build makes the sandbox's pending instance from the source, or claims one of
 // the warm pool. When it fails what was made is still the other instance:
 // discardOther.
-func (s *Sandbox) build(ctx context.Context, from instance.Source) error {
+func (s locked) build(ctx context.Context, from instance.Source) error {
 	if claimed, err := s.buildFromPool(ctx, from); claimed || err != nil {
 		return err
 	}
@@ -50,7 +49,7 @@ func (s *Sandbox) makeRoom(ctx context.Context) bool {
 // moveIn makes the pending instance the one that the sandbox runs in, and what it
 // ran in until now the retired one. Writing that to the journal, with what change
 // adds, is what makes it so.
-func (s *Sandbox) moveIn(change func(*journal.Journal)) error {
+func (s locked) moveIn(change func(*journal.Journal)) error {
 	err := s.journal.commit(string(journal.StepRunning), func(j *journal.Journal) {
 		j.Step, j.Snapshot = journal.StepRunning, ""
 		j.Instance, j.Other = j.Other, j.Instance
@@ -67,7 +66,7 @@ func (s *Sandbox) moveIn(change func(*journal.Journal)) error {
 
 // tidy removes the other instance of a sandbox that runs in its own, or is
 // paused, also when the caller is gone. What fails is tried again by Run.
-func (s *Sandbox) tidy(ctx context.Context) error {
+func (s locked) tidy(ctx context.Context) error {
 	ctx, cancel := detach(ctx)
 	defer cancel()
 	if err := s.discardOther(ctx); err != nil {
@@ -79,7 +78,7 @@ func (s *Sandbox) tidy(ctx context.Context) error {
 }
 
 // discardOther removes the pending or the retired instance, if there is one.
-func (s *Sandbox) discardOther(ctx context.Context) error {
+func (s locked) discardOther(ctx context.Context) error {
 	if s.other == nil {
 		return nil
 	}
@@ -91,7 +90,7 @@ func (s *Sandbox) discardOther(ctx context.Context) error {
 }
 
 // discardInstances releases everything that the sandbox has but its directory.
-func (s *Sandbox) discardInstances(ctx context.Context, keepDisk bool) error {
+func (s locked) discardInstances(ctx context.Context, keepDisk bool) error {
 	if s.instance != nil {
 		if err := s.instance.Discard(ctx, keepDisk); err != nil {
 			return err
@@ -104,7 +103,7 @@ func (s *Sandbox) discardInstances(ctx context.Context, keepDisk bool) error {
 }
 
 // findInstances takes over what is left of the instances of an earlier agent.
-func (s *Sandbox) findInstances(ctx context.Context) error {
+func (s locked) findInstances(ctx context.Context) error {
 	for _, inst := range []*instance.Instance{s.instance, s.other} {
 		if inst != nil {
 			if err := inst.Find(ctx); err != nil {
@@ -120,12 +119,12 @@ func (s *Sandbox) findInstances(ctx context.Context) error {
 
 // watch calls ended, with the operation lock, when the machine of the instance
 // ends by itself. What ended does may stop the watcher.
-func (s *Sandbox) watch(ctx context.Context, inst *instance.Instance, ended func(ctx context.Context, cause error)) {
+func (s locked) watch(ctx context.Context, inst *instance.Instance, ended func(ctx context.Context, cause error)) {
 	inst.Watch(s.context(ctx), &s.host.watchers, func(ctx context.Context, cause error) {
-		if s.op.Lock(ctx) != nil {
+		if _, err := s.lock(ctx); err != nil {
 			return
 		}
-		defer s.op.Unlock()
+		defer s.unlock()
 		ended(context.WithoutCancel(ctx), cause)
 	})
 }

@@ -16,29 +16,30 @@ func (s *Sandbox) Resume(ctx context.Context) error { return s.resumes.do(ctx, s
 
 // resume is one Resume for all callers that wait for it.
 func (s *Sandbox) resume(ctx context.Context) error {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
 		return err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	if s.Info().Status == StatusRunning {
 		return nil
 	}
-	if err := s.tidy(ctx); err != nil {
+	if err := locked.tidy(ctx); err != nil {
 		return err
 	}
 	if err := s.host.registry.admitResume(s); err != nil {
 		return err
 	}
 	op := operation{name: "resume", trace: "resume", back: StatusPaused, to: StatusRunning}
-	return s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
-		return s.restore(ctx, undo, s.journal.Snapshot, func(*journal.Journal) {})
+	return locked.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
+		return locked.restore(ctx, undo, s.journal.Snapshot, func(*journal.Journal) {})
 	})
 }
 
 // restore has the sandbox run in an instance that is made from the snapshot.
 // Change goes with the journal entry that makes it so. It is for work of an
 // operation.
-func (s *Sandbox) restore(ctx context.Context, undo *rollback.Stack, id string, change func(*journal.Journal)) error {
+func (s locked) restore(ctx context.Context, undo *rollback.Stack, id string, change func(*journal.Journal)) error {
 	from, err := s.host.snapshotSource(ctx, id)
 	if err != nil {
 		return err

@@ -57,22 +57,22 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // doDue looks again under the operation lock, and does what is due.
 func (s *Sandbox) doDue(ctx context.Context) {
-	if err := s.op.Lock(ctx); err != nil {
+	locked, err := s.lock(ctx)
+	if err != nil {
 		return
 	}
-	defer s.op.Unlock()
-	var err error
+	defer locked.unlock()
 	switch what, reason := s.state.claimDue(s.request.OnTimeout == EndPause); what {
 	case dueStop:
-		err = s.end(ctx, Verdict{Status: StatusStopped, Reason: reason})
+		err = locked.end(ctx, Verdict{Status: StatusStopped, Reason: reason})
 	case duePause:
-		err = s.pause(ctx)
+		err = locked.pause(ctx)
 	case dueEnding:
-		err = s.finishEnding(ctx)
+		err = locked.finishEnding(ctx)
 	case dueOther:
-		err = s.tidy(ctx)
+		err = locked.tidy(ctx)
 	case dueRun:
-		err = s.retryRun(ctx)
+		err = locked.retryRun(ctx)
 	default:
 		return
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -19,43 +18,6 @@ import (
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/telemetry"
 	"wrenn/internal/vm"
-)
-
-// Shape is how large a sandbox is.
-type Shape = wrenn.Size
-
-// Request is what sandbox is wanted.
-type Request struct {
-	ID wrenn.SandboxID
-	// Template is its name. Without a Snapshot only the base exists: BaseTemplate or "".
-	Template string
-	// Shape is that of the Snapshot, by default too; without a Snapshot its zero
-	// fields have the defaults of wrenn.Size.
-	Shape Shape
-	// Timeout is the time without use after which the sandbox ends; 0 is never.
-	Timeout time.Duration
-	// OnTimeout is what happens then.
-	OnTimeout Ending
-	// AutoResume lets Use resume the sandbox when it is paused.
-	AutoResume bool
-	// Env is for every command of the sandbox. Only the guest has it.
-	Env map[string]string
-	// Snapshot is what the sandbox is made from; empty is the base guest.
-	Snapshot string
-
-	parent wrenn.SandboxID // of a fork
-}
-
-// BaseTemplate is the name of the template that every host has: its guest image.
-const BaseTemplate = "base"
-
-// Ending is what happens to a sandbox that is not used for its timeout.
-type Ending string
-
-// The endings.
-const (
-	EndStop  Ending = ""      // its machine and its disk are removed
-	EndPause Ending = "pause" // see Sandbox.Pause
 )
 
 // Sandbox is one sandbox. Destroy it. Its methods are safe for concurrent use.
@@ -109,35 +71,11 @@ func revive(h *host, j *journal.Journal) *Sandbox {
 	return s
 }
 
-// Info is what a sandbox was like at one moment.
-type Info struct {
-	ID       wrenn.SandboxID
-	Status   Status
-	Reason   string // for people; set when stopped, failed or quarantined
-	Template string
-	Shape    Shape
-	Timeout  time.Duration
-	// OnTimeout and AutoResume are as in the Request.
-	OnTimeout  Ending
-	AutoResume bool
-	Created    time.Time
-	Active     time.Time // of the last use; now while a use lasts
-	// Version grows with every change but of Active; comparable within one run of
-	// the agent, see Inventory.
-	Version uint64
-}
-
 // Info returns what the sandbox is like now.
 func (s *Sandbox) Info() Info {
 	info := Info{ID: s.id, Template: s.request.Template, Shape: s.request.Shape, OnTimeout: s.request.OnTimeout, AutoResume: s.request.AutoResume}
 	s.state.fill(&info)
 	return info
-}
-
-// isPooled reports whether it is a machine of the warm pool, and not in
-// quarantine: that is shown.
-func (i Info) isPooled() bool {
-	return i.Template == journal.PoolTemplate && i.Status != StatusQuarantined
 }
 
 // isPooled reports whether the sandbox is a machine of the warm pool.
@@ -190,28 +128,16 @@ func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 // Extend sets the time without use after which the sandbox ends, counted from
 // now; 0 is never. FailedPrecondition when it has ended.
 func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
-	if err := s.lockAs(ctx, StatusRunning, StatusPaused); err != nil {
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
 		return err
 	}
-	defer s.op.Unlock()
+	defer locked.unlock()
 	if err := s.journal.commit("timeout", func(j *journal.Journal) { j.Timeout = timeout }); err != nil {
 		return err
 	}
 	s.state.setTimeout(timeout)
 	return nil
-}
-
-// lockAs acquires the operation lock of a sandbox that has one of the statuses.
-func (s *Sandbox) lockAs(ctx context.Context, statuses ...Status) error {
-	if err := s.op.Lock(ctx); err != nil {
-		return err
-	}
-	info := s.Info()
-	if slices.Contains(statuses, info.Status) {
-		return nil
-	}
-	s.op.Unlock()
-	return info.refusal()
 }
 
 func (s *Sandbox) dir() string { return filepath.Join(s.host.sandboxesDir(), string(s.id)) }

@@ -3,8 +3,6 @@ package sandbox
 import (
 	"fmt"
 	"slices"
-
-	"wrenn"
 )
 
 // Status is where a sandbox on this host is in its life.
@@ -74,25 +72,6 @@ func (s Status) ended() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// refusal returns the error of an operation that a sandbox in this status does
-// not allow.
-func (i Info) refusal() error {
-	switch i.Status {
-	case StatusStarting:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is still starting", i.ID)
-	case StatusPaused:
-		return wrenn.NotWhilePaused(i.ID)
-	case StatusPausing, StatusResuming, StatusRestoring:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: try again in a moment", i.ID, i.Status)
-	case StatusStopping, statusRemoved:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is being removed", i.ID)
-	case StatusStopped, StatusFailed, StatusQuarantined:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s: %s", i.ID, i.Status, i.Reason)
-	default:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s is %s", i.ID, i.Status)
 	}
 }
 

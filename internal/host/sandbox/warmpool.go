@@ -215,30 +215,32 @@ func (p *warmPool) shortage() (kind, bool) {
 	return kind{}, false
 }
 
-// pick returns a machine of the kind, whose operation lock the caller then has, or
-// nil.
-func (p *warmPool) pick(k kind) *Sandbox {
+// pick returns a machine of the kind, if there is one. Unlock it.
+func (p *warmPool) pick(k kind) (locked, bool) {
 	for _, s := range p.machines() {
-		if s.kind() != k || !s.op.TryLock() {
+		if s.kind() != k {
+			continue
+		}
+		locked, ok := s.tryLock()
+		if !ok {
 			continue
 		}
 		if s.Info().Status == statusPooled {
-			return s
+			return locked, true
 		}
-		s.op.Unlock()
+		locked.unlock()
 	}
-	return nil
+	return locked{}, false
 }
 
 func (s *Sandbox) kind() kind { return kind{s.request.Snapshot, s.request.Shape} }
 
 // add makes a machine of the kind.
 func (p *warmPool) add(ctx context.Context, k kind) error {
-	s := newSandbox(p.host, Request{ID: wrenn.NewSandboxID(), Template: journal.PoolTemplate, Shape: k.shape, Snapshot: k.snapshot})
-	s.op.TryLock() // it is new: nothing else knows it
-	defer s.op.Unlock()
+	s, _ := newSandbox(p.host, Request{ID: wrenn.NewSandboxID(), Template: journal.PoolTemplate, Shape: k.shape, Snapshot: k.snapshot}).tryLock()
+	defer s.unlock()
 	defer close(s.made)
-	p.host.registry.add(s)
+	p.host.registry.add(s.Sandbox)
 	source := func(ctx context.Context) (instance.Source, error) { return p.host.snapshotSource(ctx, k.snapshot) }
 	err := s.perform(ctx, operation{trace: "made", to: statusPooled}, func(ctx context.Context, undo *rollback.Stack) error {
 		if err := s.assemble(ctx, undo, source); err != nil {
@@ -253,9 +255,8 @@ func (p *warmPool) add(ctx context.Context, k kind) error {
 	return err
 }
 
-// watchPooled removes a machine of the pool that ends by itself. It is for the
-// holder of the operation lock.
-func (s *Sandbox) watchPooled(ctx context.Context) {
+// watchPooled removes a machine of the pool that ends by itself.
+func (s locked) watchPooled(ctx context.Context) {
 	s.watch(ctx, s.other, func(ctx context.Context, cause error) {
 		if s.Info().Status != statusPooled {
 			return
