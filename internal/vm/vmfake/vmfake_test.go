@@ -30,7 +30,7 @@ func TestConformance(t *testing.T) {
 	var places atomic.Int32
 	steps := make([]string, 0, len(StartSteps()))
 	for _, s := range StartSteps() {
-		steps = append(steps, string(s))
+		steps = append(steps, s)
 	}
 	vmtest.Run(t, vmtest.Harness{
 		Driver: func(*testing.T) vm.Driver { return New(Config{World: &world}) },
@@ -155,7 +155,7 @@ func TestAGuestThatCannotBoot(t *testing.T) {
 
 func TestSnapshotFailuresLeaveNothing(t *testing.T) {
 	for _, step := range SnapshotSteps() {
-		t.Run(string(step), func(t *testing.T) {
+		t.Run(step, func(t *testing.T) {
 			m, err := New(Config{World: &World{}, Hook: FailAt(step)}).Start(t.Context(), spec(t))
 			if err != nil {
 				t.Fatal(err)
