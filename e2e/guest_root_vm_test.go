@@ -29,10 +29,16 @@ var small = sandbox.Shape{VCPUs: 1, MemoryMiB: 256}
 // openHost assembles a host in a directory of the test's own.
 func openHost(t *testing.T) *host.Host {
 	t.Helper()
+	return openHostWith(t, nil)
+}
+
+// openHostWith is openHost with these packages in guests; nil is the usual ones.
+func openHostWith(t *testing.T, packages []string) *host.Host {
+	t.Helper()
 	dir := stateDir(t)
 	h, err := host.Open(t.Context(), host.Config{
 		StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"),
-		Image:   image.Config{StateDir: needed(t, "WRENN_TEST_IMAGES"), Envd: "../bin/envd", Stage0: "../bin/stage0"},
+		Image:   image.Config{StateDir: needed(t, "WRENN_TEST_IMAGES"), Envd: "../bin/envd", Stage0: "../bin/stage0", Packages: packages},
 		Driver:  driver(),
 		Network: network.Config{Prefix: prefix, Range: netip.MustParsePrefix("10.213.0.0/16")},
 		Out:     t.Output(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
@@ -134,6 +140,7 @@ func TestGuest(t *testing.T) {
 			}
 		}
 	})
+	t.Run("modules", func(t *testing.T) { testModules(t, sb) })
 	t.Run("orphans are reaped", func(t *testing.T) {
 		sh(t, sb, "for i in $(seq 20); do (sleep 0.01 &) ; done")
 		deadline := time.Now().Add(patience)
