@@ -80,7 +80,11 @@ func (d *dir) kill() error {
 	if !errors.Is(err, fs.ErrNotExist) || !d.exists() {
 		return ignoreGone(err)
 	}
-	// Linux before 5.14 has no cgroup.kill.
+	return d.killEach()
+}
+
+// killEach is kill for Linux before 5.14, which has no cgroup.kill.
+func (d *dir) killEach() error {
 	for range killRounds {
 		if !d.populated() {
 			return nil
