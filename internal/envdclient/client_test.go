@@ -130,7 +130,7 @@ func TestWaitReadyEndsEarly(t *testing.T) {
 func TestInitSetsTimeEntropyAndSettings(t *testing.T) {
 	c, m := newGuest(t)
 	began := time.Now()
-	if err := c.Init(t.Context(), Init{Env: map[string]string{"COLOUR": "green"}, Workdir: "/tmp", Token: "secret"}); err != nil {
+	if err := c.Init(t.Context(), Init{Env: map[string]string{"COLOR": "green"}, Workdir: "/tmp", Token: "secret"}); err != nil {
 		t.Fatal(err)
 	}
 	m.mu.Lock()
@@ -146,7 +146,7 @@ func TestInitSetsTimeEntropyAndSettings(t *testing.T) {
 		t.Errorf("Exec without the token = %v, want unauthenticated", err)
 	}
 	with := newClient(t, strings.TrimPrefix(c.base, "http://"), "secret")
-	res, err := with.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo $COLOUR; pwd"}})
+	res, err := with.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo $COLOR; pwd"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,7 +284,7 @@ func TestAbandonedExecIsKilled(t *testing.T) {
 		ctx  func() (context.Context, context.CancelFunc)
 		want wrenn.Code
 	}{
-		{"cancelled", func() (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) }, wrenn.Canceled},
+		{"canceled", func() (context.Context, context.CancelFunc) { return context.WithCancel(t.Context()) }, wrenn.Canceled},
 		{"past its deadline", func() (context.Context, context.CancelFunc) {
 			return context.WithTimeout(t.Context(), 300*time.Millisecond)
 		}, wrenn.DeadlineExceeded},
@@ -325,9 +325,9 @@ func TestAbandonedExecIsKilled(t *testing.T) {
 	}
 }
 
-// TestCancelledStartIsKilled cancels when the command has begun and its caller may
+// TestCanceledStartIsKilled cancels when the command has begun and its caller may
 // not have its pid yet.
-func TestCancelledStartIsKilled(t *testing.T) {
+func TestCanceledStartIsKilled(t *testing.T) {
 	c, _ := newGuest(t)
 	for range 20 {
 		fifo := filepath.Join(t.TempDir(), "fifo")

@@ -95,7 +95,7 @@ func ParseStatus(msg pb.SandboxStatus) wrenn.ObservedState {
 }
 
 // Inventory is the list of a host's sandboxes. The host's id is not in it: the
-// caller knows whom it asked.
+// caller knows it.
 func Inventory(inv wrenn.Inventory) *pb.ListSandboxesResponse {
 	msg := &pb.ListSandboxesResponse{Instance: inv.Instance, TakenAt: timestamppb.New(inv.TakenAt)}
 	for i := range inv.Sandboxes {

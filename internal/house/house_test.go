@@ -60,6 +60,7 @@ func room(file string) string {
 
 // checkWords looks for banned phrases.
 func checkWords(t *testing.T, files []string, complain func(file, what string)) {
+	t.Helper()
 	kinds := []string{".go", ".md", ".sh", ".sql", ".txt", ".proto", ".yaml", ".yml", ".toml", ".service", ".conf"}
 	for _, f := range files {
 		named := slices.Contains([]string{"Makefile", ".ci/run"}, f)
@@ -81,9 +82,13 @@ func generated(text string) bool {
 	return regexp.MustCompile(`(?m)^(//|--) Code generated .* DO NOT EDIT\.$`).MatchString(text)
 }
 
-// checkGo parses every Go file: each package has a doc comment, and ErrX is a
-// variable, never a function that makes an error.
+// errorKey is an error in a log line under another key than err.
+var errorKey = regexp.MustCompile(`slog\.\w+\("(error|e|cause)",`)
+
+// checkGo checks every Go file: each package has a doc comment, ErrX is a
+// variable and never a function that makes an error, and errors are logged as err.
 func checkGo(t *testing.T, files []string, complain func(file, what string)) {
+	t.Helper()
 	errName := regexp.MustCompile(`^[eE]rr[A-Z]`)
 	documented := make(map[string]bool)
 	for _, f := range files {
@@ -98,6 +103,9 @@ func checkGo(t *testing.T, files []string, complain func(file, what string)) {
 		}
 		dir := path.Dir(f)
 		documented[dir] = documented[dir] || file.Doc != nil || generated(text)
+		for _, m := range errorKey.FindAllStringIndex(text, -1) {
+			complain(f, fmt.Sprintf("%d: the key of an error in a log line is err", 1+strings.Count(text[:m[0]], "\n")))
+		}
 		for _, d := range file.Decls {
 			if d, ok := d.(*ast.FuncDecl); ok && errName.MatchString(d.Name.Name) {
 				complain(f, fmt.Sprintf("%d: %s is a function: ErrX is the name of a variable", set.Position(d.Pos()).Line, d.Name.Name))

@@ -17,6 +17,7 @@ type suite struct {
 
 // checkSuites looks for test files that no suite of scripts/*.sh compiles.
 func checkSuites(t *testing.T, files []string, complain func(file, what string)) {
+	t.Helper()
 	suites := suitesOf(t, files)
 	for _, f := range files {
 		if strings.HasSuffix(f, "_test.go") && !strings.Contains(f, "/testdata/") && !slices.ContainsFunc(suites, covers(f, constraintOf(t, f))) {
@@ -29,6 +30,7 @@ func checkSuites(t *testing.T, files []string, complain func(file, what string))
 // packages and tags are written out, one suite a line. The nested suite also
 // builds the tests of other packages, which run in its guest.
 func suitesOf(t *testing.T, files []string) []suite {
+	t.Helper()
 	var all []suite
 	command := regexp.MustCompile(`^\s*(?:exec go test|suite '[^']*')(.*)$`)
 	tags := regexp.MustCompile(`-tags[ =](\S+)`)
@@ -57,6 +59,7 @@ func suitesOf(t *testing.T, files []string) []suite {
 
 // inNested returns the packages whose tests run in the nested suite's guest.
 func inNested(t *testing.T) []string {
+	t.Helper()
 	var all []string
 	for _, m := range regexp.MustCompile(`Tests: "wrenn/(\S+)"`).FindAllStringSubmatch(read(t, "e2e/nested/nested_test.go"), -1) {
 		all = append(all, "./"+m[1])
@@ -77,6 +80,7 @@ func covers(file string, expr constraint.Expr) func(suite) bool {
 
 // constraintOf returns the build constraint of a file, nil if there is none.
 func constraintOf(t *testing.T, file string) constraint.Expr {
+	t.Helper()
 	for line := range strings.Lines(read(t, file)) {
 		if line = strings.TrimSpace(line); constraint.IsGoBuild(line) {
 			expr, err := constraint.Parse(line)

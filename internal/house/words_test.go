@@ -41,6 +41,11 @@ var rules = []rule{
 	{"rous(e|es|ed|ing)", `"notify"`},
 	{"furnish(es|ed|ing)?", `"populate", "prepare"`},
 	{"or lost", `"mark lost if not found"`},
+
+	{"cancell(ed|ing)", `"canceled", "canceling"`},
+	{"(neighb|col|behavi|fav|hon|lab)our(s|ed|ing|al|able|ite)?", `"-or": American spelling`},
+	{"(initial|serial|recogn|organ|util|minim|maxim|optim|normal|synchron)is(e|es|ed|ing|ation)", `"-ize": American spelling`},
+	{"(dial|label|model|signal|travel|level)l(ed|ing)", "one l: American spelling"},
 }
 
 // harmless is text that only looks like a banned phrase: questions, and the

@@ -327,7 +327,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 }
 
 // A restored guest remembers its gateway's MAC and must not be asked for its own.
-func TestNeighboursAreKnownBeforeTheyTalk(t *testing.T) {
+func TestNeighborsAreKnownBeforeTheyTalk(t *testing.T) {
 	l := newLab(t)
 	p := l.open(t, nil)
 	for _, s := range []*Slot{acquire(t, p, "a"), acquire(t, p, "b")} {
@@ -337,11 +337,11 @@ func TestNeighboursAreKnownBeforeTheyTalk(t *testing.T) {
 			if got := tap.Attrs().HardwareAddr.String(); got != gatewayMAC {
 				t.Errorf("MAC of the gateway = %s", got)
 			}
-			neighbours, err := nl.NeighList(tap.Attrs().Index, netlink.FAMILY_V4)
+			neighbors, err := nl.NeighList(tap.Attrs().Index, netlink.FAMILY_V4)
 			testkit.Must(t, err)
-			if len(neighbours) != 1 || neighbours[0].State != netlink.NUD_PERMANENT ||
-				neighbours[0].IP.String() != GuestAddress || neighbours[0].HardwareAddr.String() != GuestMAC {
-				t.Errorf("neighbours = %v", neighbours)
+			if len(neighbors) != 1 || neighbors[0].State != netlink.NUD_PERMANENT ||
+				neighbors[0].IP.String() != GuestAddress || neighbors[0].HardwareAddr.String() != GuestMAC {
+				t.Errorf("neighbors = %v", neighbors)
 			}
 		})
 	}

@@ -523,7 +523,7 @@ func TestSlotThatCannotBeRemovedStaysOut(t *testing.T) {
 	}
 }
 
-func TestCancelledAcquireLeavesNothing(t *testing.T) {
+func TestCanceledAcquireLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	p := l.open(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// limit bounds the whole clean-up. It runs when its caller may already be cancelled.
+// limit bounds the whole clean-up. It runs when its caller may already be canceled.
 const limit = 30 * time.Second
 
 // Stack holds functions that undo work. The zero value is ready. It is not safe

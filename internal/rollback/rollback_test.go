@@ -14,7 +14,7 @@ func TestRunReversesAndGoesOnAfterErrors(t *testing.T) {
 	for i := range 3 {
 		s.Add(func(ctx context.Context) error {
 			if ctx.Err() != nil {
-				t.Error("a step got a cancelled context")
+				t.Error("a step got a canceled context")
 			}
 			got = append(got, i)
 			if i == 1 {

@@ -36,7 +36,7 @@ func (r *recorder) Fatal(args ...any) {
 func (r *recorder) Fatalf(format string, args ...any) { r.Fatal(fmt.Sprintf(format, args...)) }
 
 // record returns how f fails its test; "" when it does not.
-func record(f func(testing.TB)) string {
+func record(f func(*recorder)) string {
 	r := new(recorder)
 	func() {
 		defer func() {
@@ -54,22 +54,22 @@ func TestChecks(t *testing.T) {
 	missing := fmt.Errorf("look: %w", wrenn.Errorf(wrenn.NotFound, "no such thing"))
 	rpc := connect.NewError(connect.CodeNotFound, errors.New("no such thing"))
 	for name, tt := range map[string]struct {
-		check func(testing.TB)
+		check func(*recorder)
 		want  string
 	}{
-		"must":                {func(tb testing.TB) { Must(tb, nil) }, ""},
-		"must fails":          {func(tb testing.TB) { Must(tb, plain) }, "fatal: plain"},
-		"code":                {func(tb testing.TB) { WantCode(tb, missing, wrenn.NotFound, "no such", "thing") }, ""},
-		"no error":            {func(tb testing.TB) { WantCode(tb, nil, "") }, ""},
-		"unexpected error":    {func(tb testing.TB) { WantCode(tb, missing, "") }, `error = look: no such thing, code "not_found", want code ""`},
-		"no error, but":       {func(tb testing.TB) { WantCode(tb, nil, wrenn.Invalid) }, `error = <nil>, code "", want code "invalid_argument"`},
-		"another code":        {func(tb testing.TB) { WantCode(tb, missing, wrenn.Invalid) }, `error = look: no such thing, code "not_found", want code "invalid_argument"`},
-		"another text":        {func(tb testing.TB) { WantCode(tb, missing, wrenn.NotFound, "no such", "x") }, `error = look: no such thing, code "not_found", want code "not_found" and a message with ["no such" "x"]`},
-		"RPC code":            {func(tb testing.TB) { WantRPCCode(tb, rpc, connect.CodeNotFound, "thing") }, ""},
-		"no RPC error":        {func(tb testing.TB) { WantRPCCode(tb, nil, 0) }, ""},
-		"no RPC error, but":   {func(tb testing.TB) { WantRPCCode(tb, nil, connect.CodeUnknown) }, "error = <nil>, code 0, want code 2"},
-		"not an RPC's error":  {func(tb testing.TB) { WantRPCCode(tb, plain, connect.CodeNotFound) }, "error = plain, code 2, want code 5"},
-		"another text by RPC": {func(tb testing.TB) { WantRPCCode(tb, rpc, connect.CodeNotFound, "x") }, `error = not_found: no such thing, code 5, want code 5 and a message with ["x"]`},
+		"must":                {func(r *recorder) { Must(r, nil) }, ""},
+		"must fails":          {func(r *recorder) { Must(r, plain) }, "fatal: plain"},
+		"code":                {func(r *recorder) { WantCode(r, missing, wrenn.NotFound, "no such", "thing") }, ""},
+		"no error":            {func(r *recorder) { WantCode(r, nil, "") }, ""},
+		"unexpected error":    {func(r *recorder) { WantCode(r, missing, "") }, `error = look: no such thing, code "not_found", want code ""`},
+		"no error, but":       {func(r *recorder) { WantCode(r, nil, wrenn.Invalid) }, `error = <nil>, code "", want code "invalid_argument"`},
+		"another code":        {func(r *recorder) { WantCode(r, missing, wrenn.Invalid) }, `error = look: no such thing, code "not_found", want code "invalid_argument"`},
+		"another text":        {func(r *recorder) { WantCode(r, missing, wrenn.NotFound, "no such", "x") }, `error = look: no such thing, code "not_found", want code "not_found" and a message with ["no such" "x"]`},
+		"RPC code":            {func(r *recorder) { WantRPCCode(r, rpc, connect.CodeNotFound, "thing") }, ""},
+		"no RPC error":        {func(r *recorder) { WantRPCCode(r, nil, 0) }, ""},
+		"no RPC error, but":   {func(r *recorder) { WantRPCCode(r, nil, connect.CodeUnknown) }, "error = <nil>, code 0, want code 2"},
+		"not an RPC's error":  {func(r *recorder) { WantRPCCode(r, plain, connect.CodeNotFound) }, "error = plain, code 2, want code 5"},
+		"another text by RPC": {func(r *recorder) { WantRPCCode(r, rpc, connect.CodeNotFound, "x") }, `error = not_found: no such thing, code 5, want code 5 and a message with ["x"]`},
 	} {
 		if got := record(tt.check); got != tt.want {
 			t.Errorf("%s: failures %q, want %q", name, got, tt.want)
@@ -80,10 +80,10 @@ func TestChecks(t *testing.T) {
 func TestWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ready := time.Now().Add(time.Minute)
-		if got := record(func(tb testing.TB) { WaitUntil(tb, "it is time", func() bool { return time.Now().After(ready) }) }); got != "" {
+		if got := record(func(r *recorder) { WaitUntil(r, "it is time", func() bool { return time.Now().After(ready) }) }); got != "" {
 			t.Errorf("WaitUntil: %s", got)
 		}
-		if got := record(func(tb testing.TB) { WaitUntil(tb, "pigs fly", func() bool { return false }) }); got != "fatal: timed out waiting until pigs fly" {
+		if got := record(func(r *recorder) { WaitUntil(r, "pigs fly", func() bool { return false }) }); got != "fatal: timed out waiting until pigs fly" {
 			t.Errorf("WaitUntil: %q", got)
 		}
 		failures := 3
@@ -93,15 +93,15 @@ func TestWaits(t *testing.T) {
 			}
 			return nil
 		}
-		if got := record(func(tb testing.TB) {
-			if took := WaitNoError(tb, "it works", check); took != 3*interval {
+		if got := record(func(r *recorder) {
+			if took := WaitNoError(r, "it works", check); took != 3*interval {
 				t.Errorf("WaitNoError() = %v", took)
 			}
 		}); got != "" {
 			t.Errorf("WaitNoError: %s", got)
 		}
 		never := func() error { return errors.New("no") }
-		if got := record(func(tb testing.TB) { WaitNoError(tb, "it works", never) }); got != "fatal: timed out waiting until it works: no" {
+		if got := record(func(r *recorder) { WaitNoError(r, "it works", never) }); got != "fatal: timed out waiting until it works: no" {
 			t.Errorf("WaitNoError: %q", got)
 		}
 	})

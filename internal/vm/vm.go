@@ -64,7 +64,7 @@ type Machine interface {
 	// afterwards; it can be resumed. The caller copies the disks between Pause and
 	// Resume. If Snapshot fails dir is empty again and the machine is as before; on
 	// a full disk the error is an ENOSPC. A write that has begun may outlive ctx
-	// where it cannot be cancelled; Stop ends it.
+	// where it cannot be canceled; Stop ends it.
 	//
 	// Every snapshot is complete: it needs no earlier one, also if the machine was
 	// itself restored. The files in dir are not yet safe from a power cut.

@@ -35,7 +35,7 @@ func notifyChrony(server, own string) error {
 		return fmt.Errorf("bind %s: %w", own, err)
 	}
 	err = unix.Sendto(fd, burst(), 0, &unix.SockaddrUnix{Name: server})
-	// Its answer finds nobody, which it ignores.
+	// chronyd ignores that its answer cannot be delivered.
 	return errors.Join(err, unix.Unlink(own))
 }
 

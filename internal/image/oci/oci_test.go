@@ -234,7 +234,7 @@ func withBadLayers(next http.Handler) http.Handler {
 func TestRegistryErrors(t *testing.T) {
 	good := serve(t, testImage(t, "amd64"), nil)
 	private := serve(t, testImage(t, "amd64"), withLogin)
-	cancelled, cancel := context.WithCancel(t.Context())
+	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, tt := range []struct {
 		name, ref string
@@ -249,7 +249,7 @@ func TestRegistryErrors(t *testing.T) {
 		{"no name", "UPPER CASE", t.Context(), Access{}, wrenn.Invalid},
 		{"nobody there", "127.0.0.1:1/app", t.Context(), Access{}, wrenn.Unavailable},
 		{"another architecture", serve(t, testImage(t, "arm64"), nil), t.Context(), Access{}, wrenn.FailedPrecondition},
-		{"cancelled", good, cancelled, Access{}, wrenn.Internal},
+		{"canceled", good, canceled, Access{}, wrenn.Internal},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := Pull(tt.ctx, tt.ref, tt.access)

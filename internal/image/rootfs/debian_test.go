@@ -65,7 +65,7 @@ func TestArgumentsEndWithTreeAndSources(t *testing.T) {
 }
 
 func TestExplain(t *testing.T) {
-	cancelled, cancel := context.WithCancel(t.Context())
+	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	boom := errors.New("exit status 1")
 	for _, tt := range []struct {
@@ -77,7 +77,7 @@ func TestExplain(t *testing.T) {
 		{"full", "tar: write error: No space left on device", t.Context(), wrenn.Exhausted},
 		{"full image", "mke2fs: Could not allocate block in ext2 filesystem while populating file system", t.Context(), wrenn.Exhausted},
 		{"anything else", "E: something", t.Context(), wrenn.Internal},
-		{"interrupted", "killed by signal", cancelled, wrenn.Internal},
+		{"interrupted", "killed by signal", canceled, wrenn.Internal},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := explain(tt.ctx, "program", boom, []byte(tt.output))

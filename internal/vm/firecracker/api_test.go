@@ -87,7 +87,7 @@ func TestCallEnds(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(why)
 	if err := c.start(ctx); !errors.Is(err, why) {
-		t.Errorf("start() with a cancelled context = %v", err)
+		t.Errorf("start() with a canceled context = %v", err)
 	}
 }
 
@@ -110,6 +110,6 @@ func TestCreateOutlivesItsCaller(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	if err := c.create(ctx, 64, snapshotCreate{Type: "Full"}); err != nil || ctx.Err() == nil {
-		t.Errorf("create() = %v, cancelled meanwhile: %v; want its end", err, ctx.Err())
+		t.Errorf("create() = %v, canceled meanwhile: %v; want its end", err, ctx.Err())
 	}
 }

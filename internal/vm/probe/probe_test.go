@@ -208,7 +208,7 @@ func TestAFailedStartIsNotRemembered(t *testing.T) {
 	}
 }
 
-func TestACancelledProbeIsNotRemembered(t *testing.T) {
+func TestACanceledProbeIsNotRemembered(t *testing.T) {
 	why := errors.New("enough")
 	for name, during := range map[string]bool{"before it starts": false, "while it waits": true} {
 		t.Run(name, func(t *testing.T) {

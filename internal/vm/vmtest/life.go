@@ -72,7 +72,7 @@ func (s *suite) startFailures(t *testing.T) {
 		}
 		s.wantNothing(t, spec)
 	})
-	t.Run("cancelled", func(t *testing.T) {
+	t.Run("canceled", func(t *testing.T) {
 		spec, _ := s.newSpec(t, s.RootFS)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
