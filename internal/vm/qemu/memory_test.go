@@ -387,7 +387,7 @@ func TestImageIsMappedBeforeItIsFilled(t *testing.T) {
 	}
 }
 
-// The filling of an image that no machine uses is cancelled, and an image that cannot be
+// The filling of an image that no machine uses is canceled, and an image that cannot be
 // filled is made again for the next machine.
 func TestImageThatIsNotFilled(t *testing.T) {
 	s := newImages()
