@@ -192,7 +192,7 @@ func (m *machine) reason(exit launch.Exit) string {
 	}
 }
 
-// exitError says why the VMM has ended, with the end of what it and the guest printed.
+// exitError returns why the VMM has ended, with the end of what it and the guest printed.
 func (m *machine) exitError(reason string) *vm.ExitError {
 	return &vm.ExitError{
 		Driver: driverName, Reason: reason, Console: launch.LastLines([]byte(m.Console())),

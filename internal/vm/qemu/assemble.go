@@ -162,7 +162,7 @@ func (a *assembly) fillIn(ctx context.Context) error {
 	return a.machine.fillIn(ctx, a.newer, a.snap.changed, int64(a.spec.MemoryMiB)<<20)
 }
 
-// Options of a disk that the guest writes to.
+// writableDisk has the options of a disk that the guest writes to.
 //
 // QEMU would stop the machine when the host's disk is full (werror). A guest that
 // gets the error can report it.

@@ -91,7 +91,7 @@ func (m *machine) verdict() error {
 	return m.exitError(reason)
 }
 
-// exitError says why the VMM has ended, with the end of what it and the guest printed.
+// exitError returns why the VMM has ended, with the end of what it and the guest printed.
 func (m *machine) exitError(reason string) *vm.ExitError {
 	return &vm.ExitError{
 		Driver: Name, Reason: reason,
