@@ -76,13 +76,13 @@ eval "$exports"
 # WRENN_FIRECRACKER_DIR where that is set.
 if python3 -m pip --version >/dev/null 2>&1; then
 	set -m
-	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' -tags nested -timeout 45m -v ./e2e/nested >"$results/nested" 2>&1 &
+	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' -tags nested -timeout 80m -v ./e2e/nested >"$results/nested" 2>&1 &
 	set +m
 	trap 'kill -- "-$!" 2>/dev/null || true' EXIT
 else
 	left_out 'machines on firecracker: they need python3-pip, to download Firecracker'
 fi
-suite 'machines on qemu, as root' -tags root,vm -timeout 20m -p 1 ./internal/vm/qemu ./e2e
+suite 'machines on qemu, as root' -tags root,vm -timeout 60m -p 1 ./internal/vm/qemu ./e2e
 wait
 [ ! -e "$results/nested" ] || cat "$results/nested"
 finish

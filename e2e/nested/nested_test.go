@@ -76,7 +76,7 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 			"WRENN_TEST_JAILER=" + where + "/jailer",
 		}, guest...)
 		for _, run := range runs(r, i == len(all)-1) {
-			args := append([]string{run.tests, "-test.v", "-test.timeout=15m"}, run.args...)
+			args := append([]string{run.tests, "-test.v", "-test.timeout=40m"}, run.args...)
 			plan.Programs = append(plan.Programs, l1.Program{Name: run.name, Args: args, Env: env})
 		}
 	}
