@@ -9,11 +9,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
 	"wrenn/internal/controlplane/api"
+	"wrenn/internal/controlplane/e2b"
 	"wrenn/internal/controlplane/gateway"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
@@ -61,12 +63,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		return err
 	}
 	server, err := api.New(api.Config{
-		Service: svc, Log: log, Metrics: registry, Front: ports.InFrontOf,
+		Service: svc, Log: log, Metrics: registry,
 		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,
 	})
 	if err != nil {
 		return err
 	}
+	compatible := e2b.New(e2b.Config{Service: svc, Count: server.CountRequest, Log: log})
+	server.SetFront(func(api http.Handler) http.Handler { return ports.InFrontOf(compatible.InFrontOf(api)) })
 	if ready != nil {
 		ready(listeners.addresses())
 	}

@@ -118,9 +118,6 @@ type Config struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 
-	// Front, if set, returns the handler that stands before the API on its listener.
-	Front func(api http.Handler) http.Handler
-
 	RequestsPerSecond float64       // of one key, on average; default 500
 	RequestBurst      int           // of one key, at once; default 1000
 	ShutdownGrace     time.Duration // for requests in progress when the server stops; default 30 s
@@ -176,13 +173,21 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		service: cfg.Service, log: cfg.Log, contract: contract, metrics: metrics, times: defaultTimes(),
 		limiter: newLimiter(cmp.Or(cfg.RequestsPerSecond, 500), cmp.Or(cfg.RequestBurst, 1000)),
-		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second), front: cfg.Front,
-	}
-	if s.front == nil {
-		s.front = func(api http.Handler) http.Handler { return api }
+		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second),
+		front:   func(api http.Handler) http.Handler { return api },
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	return s, nil
+}
+
+// SetFront has front return the handler that stands before the API on its
+// listener. Call it before Run.
+func (s *Server) SetFront(front func(api http.Handler) http.Handler) { s.front = front }
+
+// CountRequest counts a request with a key to another surface on the listener.
+// It returns how long the client must wait when there were too many.
+func (s *Server) CountRequest(key string) (wait time.Duration) {
+	return s.limiter.wait(key, time.Now())
 }
 
 // Run serves on l until ctx ends, then lets requests in progress end within the

@@ -38,16 +38,25 @@ func newLimiter(perSecond float64, burst int) *limiter {
 // allow counts a request of key at now. It returns a failure with the time to wait
 // if the key is over its rate.
 func (l *limiter) allow(key string, now time.Time) error {
-	reservation := l.of(key, now).ReserveN(now, 1)
-	wait := reservation.DelayFrom(now)
+	wait := l.wait(key, now)
 	if wait == 0 {
 		return nil
 	}
-	reservation.CancelAt(now)
 	return &failure{
 		status: http.StatusTooManyRequests, code: oapi.ErrorCodeRateLimited, retryAfter: wait,
 		message: fmt.Sprintf("more than %g requests a second with this key: wait and try again; the operator sets the limit as requests_per_second", l.perSecond),
 	}
+}
+
+// wait counts a request of key at now. If the key is over its rate it returns the
+// time to wait, and does not count the request.
+func (l *limiter) wait(key string, now time.Time) time.Duration {
+	reservation := l.of(key, now).ReserveN(now, 1)
+	wait := reservation.DelayFrom(now)
+	if wait > 0 {
+		reservation.CancelAt(now)
+	}
+	return wait
 }
 
 func (l *limiter) of(key string, now time.Time) *rate.Limiter {

@@ -1,0 +1,107 @@
+"""What users of E2B's Python SDK do first, against Wrenn.
+
+E2B_API_URL, E2B_SANDBOX_URL and E2B_API_KEY say where it is. It ends with 0 and
+prints "ok" when everything was as it should be.
+"""
+import sys
+import threading
+import time
+
+import e2b
+from e2b import Sandbox
+
+
+def check(what, got, want):
+    if got != want:
+        sys.exit(f"{what}: got {got!r}, want {want!r}")
+
+
+print("e2b", sys.modules["importlib.metadata"].version("e2b") if "importlib.metadata" in sys.modules else "")
+sandbox = Sandbox.create(timeout=600, metadata={"made by": "smoke & test"}, envs={"GREETING": "hello"})
+try:
+    check("is_running", sandbox.is_running(), True)
+
+    result = sandbox.commands.run("echo $GREETING; echo oops >&2; whoami; pwd")
+    check("stdout", result.stdout, "hello\nuser\n/home/user\n")
+    check("stderr", result.stderr, "oops\n")
+    try:
+        sandbox.commands.run("exit 3")
+        sys.exit("exit 3 raised nothing")
+    except e2b.CommandExitException as failed:
+        check("exit code", failed.exit_code, 3)
+    check("root", sandbox.commands.run("id -u", user="root").stdout, "0\n")
+
+    lines = []
+    sandbox.commands.run("for i in 1 2 3; do echo $i; done", on_stdout=lambda text: lines.append(text))
+    check("streamed", "".join(lines), "1\n2\n3\n")
+
+    background = sandbox.commands.run("read line; echo got $line", background=True, stdin=True)
+    sandbox.commands.send_stdin(background.pid, "input\n")
+    check("stdin", background.wait().stdout, "got input\n")
+    sleeper = sandbox.commands.run("sleep 1000", background=True)
+    if sleeper.pid not in [p.pid for p in sandbox.commands.list()]:
+        sys.exit("the sleeping command is not listed")
+    check("kill", sandbox.commands.kill(sleeper.pid), True)
+
+    sandbox.files.write("hello.txt", "content")
+    check("read", sandbox.files.read("hello.txt"), "content")
+    check("read bytes", bytes(sandbox.files.read("hello.txt", format="bytes")), b"content")
+    check("exists", (sandbox.files.exists("hello.txt"), sandbox.files.exists("no.txt")), (True, False))
+    sandbox.files.make_dir("a/b")
+    sandbox.files.rename("hello.txt", "a/b/moved.txt")
+    check("list", [entry.name for entry in sandbox.files.list("a/b")], ["moved.txt"])
+    sandbox.files.remove("a")
+    try:
+        sandbox.files.read("a/b/moved.txt")
+        sys.exit("a removed file can be read")
+    except e2b.NotFoundException:
+        pass
+
+    watcher = sandbox.files.watch_dir("/home/user")
+    sandbox.files.write("watched.txt", "x")
+    deadline = time.monotonic() + 60
+    seen = []
+    while "watched.txt" not in [event.name for event in seen]:
+        if time.monotonic() > deadline:
+            sys.exit(f"the new file was not seen: {seen}")
+        seen += watcher.get_new_events()
+        time.sleep(0.1)
+    watcher.stop()
+
+    sandbox.set_timeout(1200)
+    info = sandbox.get_info()
+    check("metadata", info.metadata, {"made by": "smoke & test"})
+    listed = Sandbox.list(query=e2b.SandboxQuery(metadata={"made by": "smoke & test"})).next_items()
+    check("list", [s.sandbox_id for s in listed], [sandbox.sandbox_id])
+
+    if hasattr(sandbox, "pause"):
+        sandbox.commands.run("echo kept > /tmp/kept; sleep 1000", background=True)
+        sandbox.pause()
+        check("paused", sandbox.is_running(), False)
+        same = Sandbox.connect(sandbox.sandbox_id)
+        check("resumed", same.commands.run("cat /tmp/kept; pgrep -c sleep").stdout, "kept\n1\n")
+
+    # A kill during a command is told as the end of the sandbox, not as a fault of the network.
+    outcome = []
+
+    def run():
+        try:
+            sandbox.commands.run("sleep 1000", timeout=0)
+        except Exception as failed:
+            outcome.append(failed)
+
+    running = threading.Thread(target=run)
+    running.start()
+    deadline = time.monotonic() + 60
+    while not any("sleep 1000" in " ".join([p.cmd, *p.args]) for p in sandbox.commands.list()):
+        if time.monotonic() > deadline:
+            sys.exit("the command does not begin")
+        time.sleep(0.1)
+finally:
+    killed = sandbox.kill()
+check("kill", killed, True)
+running.join(60)
+if not outcome or not isinstance(outcome[0], e2b.TimeoutException):
+    sys.exit(f"the command that the kill cut ended with {outcome!r}, want a TimeoutException")
+check("kill twice", sandbox.kill(), False)
+print("ok")

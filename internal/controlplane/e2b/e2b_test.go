@@ -1,0 +1,235 @@
+package e2b
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/controlplane/hostclient/hosttest"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/testkit"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// surface is the real service over a database and a host in memory.
+type surface struct {
+	url, key string
+	service  *service.Service
+	caller   service.Caller
+}
+
+func newSurface(t *testing.T) *surface {
+	t.Helper()
+	host, err := hosttest.Serve(t.Context(), &hosttest.Agent{})
+	testkit.Must(t, err)
+	t.Cleanup(host.Stop)
+	store := pgtest.Open(t, pgtest.New(t))
+	svc, err := service.New(service.Config{Hosts: []service.Host{{ID: "h1", URL: host.URL()}}}, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	testkit.Must(t, err)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- svc.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		testkit.Must(t, <-done)
+	})
+	team, err := svc.EnsureTeam(t.Context(), "team")
+	testkit.Must(t, err)
+	caller := service.Caller{Team: team}
+	_, key, err := svc.CreateKey(t.Context(), caller, "test")
+	testkit.Must(t, err)
+	s := New(Config{Service: svc, Count: func(string) time.Duration { return 0 }, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	server := httptest.NewServer(s.InFrontOf(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })))
+	t.Cleanup(server.Close)
+	testkit.WaitNoError(t, "the host is connected", func() error {
+		_, err := svc.CreateSandbox(t.Context(), caller, service.CreateSandbox{Metadata: map[string]string{"first": "1"}, Timeout: time.Hour})
+		return err
+	})
+	return &surface{url: server.URL, key: key, service: svc, caller: caller}
+}
+
+// call sends a request and checks the status. The answer is the body as JSON; an
+// error must have the form that clients need.
+func (s *surface) call(t *testing.T, method, path, body string, want int) (out map[string]any, list []any, h http.Header) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, io.NopCloser(strings.NewReader(body))) // chunked, as JavaScript sends it
+	testkit.Must(t, err)
+	req.Header.Set("X-Api-Key", s.key)
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	testkit.Must(t, err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	testkit.Must(t, err)
+	if resp.StatusCode != want {
+		t.Fatalf("%s %s %s: %d %s, want %d", method, path, body, resp.StatusCode, text, want)
+	}
+	switch {
+	case want == http.StatusNoContent:
+		if len(text) > 0 {
+			t.Errorf("%s %s: 204 with %q", method, path, text)
+		}
+	case bytes.HasPrefix(text, []byte("[")):
+		testkit.Must(t, json.Unmarshal(text, &list))
+	default:
+		testkit.Must(t, json.Unmarshal(text, &out))
+	}
+	if code, ok := out["code"].(float64); want >= 400 && (!ok || int(code) != want || out["message"] == "") {
+		t.Errorf("%s %s: an error of the form %s", method, path, text)
+	}
+	return out, list, resp.Header
+}
+
+func TestLife(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","metadata":{"a":"b c","k":"x&y"},"envVars":{},"unknown":[1]}`, 201)
+	id, _ := made["sandboxID"].(string)
+	if _, err := wrenn.ParseSandboxID(id); err != nil {
+		t.Fatalf("made %v", made)
+	}
+	for _, name := range []string{"templateID", "clientID", "envdVersion", "envdAccessToken"} {
+		if text, _ := made[name].(string); text == "" {
+			t.Errorf("%s is missing in %v", name, made)
+		}
+	}
+	at := "/sandboxes/" + id
+	info, _, _ := s.call(t, "GET", at+"-0000", "", 200) // with a client's id
+	if info["state"] != "running" || info["envdAccessToken"] != made["envdAccessToken"] || info["metadata"].(map[string]any)["a"] != "b c" {
+		t.Errorf("got %v", info)
+	}
+	started, ended := timeOf(t, info["startedAt"]), timeOf(t, info["endAt"])
+	if life := ended.Sub(started); life < 5*time.Minute || life > 6*time.Minute {
+		t.Errorf("it lives for %s, want the 5 minutes of this dialect", life)
+	}
+	s.call(t, "POST", at+"/timeout", `{"timeout":3600}`, 204)
+	info, _, _ = s.call(t, "GET", at, "", 200)
+	if left := time.Until(timeOf(t, info["endAt"])); left < 50*time.Minute {
+		t.Errorf("after a timeout of an hour it ends in %s", left)
+	}
+	s.call(t, "POST", "/v2"+at+"/connect", `{}`, 200)
+	again, _, _ := s.call(t, "GET", at, "", 200)
+	if again["endAt"] != info["endAt"] {
+		t.Errorf("a connect moved the end from %v to %v: it may only extend", info["endAt"], again["endAt"])
+	}
+	s.call(t, "POST", at+"/timeout", `{}`, 400)
+
+	_, copies, _ := s.call(t, "POST", at+"/fork", `{"count":2}`, 201)
+	if len(copies) != 2 || copies[0].(map[string]any)["sandbox"].(map[string]any)["sandboxID"] == id {
+		t.Errorf("forked %v", copies)
+	}
+	s.call(t, "POST", at+"/pause", `{}`, 204)
+	s.call(t, "POST", at+"/pause", ``, 409)
+	s.call(t, "POST", at+"/fork", `{}`, 409)
+	info, _, _ = s.call(t, "GET", at, "", 200)
+	if info["state"] != "paused" {
+		t.Errorf("paused: %v", info)
+	}
+	back, _, _ := s.call(t, "POST", at+"/connect", `{"timeout":300}`, 201)
+	if back["envdAccessToken"] != made["envdAccessToken"] {
+		t.Error("a pause changed the token")
+	}
+	s.call(t, "DELETE", at, "", 204)
+	for method, path := range map[string]string{"DELETE": at, "GET": at, "POST": at + "/connect"} {
+		s.call(t, method, path, "", 404)
+	}
+}
+
+func timeOf(t *testing.T, value any) time.Time {
+	t.Helper()
+	text, _ := value.(string)
+	out, err := time.Parse(time.RFC3339Nano, text)
+	testkit.Must(t, err)
+	return out
+}
+
+func TestLists(t *testing.T) {
+	s := newSurface(t)
+	for range 3 {
+		s.call(t, "POST", "/sandboxes", `{"templateID":"base","timeout":300,"secure":true,"allow_internet_access":true,"metadata":{"a":"b c","k":"x&y"}}`, 201)
+	}
+	const filter = "metadata=a%3Db%252520c%26k%3Dx%252526y" // as the SDKs send it
+	_, all, _ := s.call(t, "GET", "/v2/sandboxes?state=running%2Cpaused&"+filter, "", 200)
+	if len(all) != 3 {
+		t.Errorf("%d sandboxes match, want 3", len(all))
+	}
+	_, page, h := s.call(t, "GET", "/v2/sandboxes?limit=2&"+filter, "", 200)
+	next := h.Get("X-Next-Token")
+	if len(page) != 2 || next == "" {
+		t.Errorf("a page has %d, next %q", len(page), next)
+	}
+	_, page, h = s.call(t, "GET", "/v2/sandboxes?limit=2&"+filter+"&nextToken="+url.QueryEscape(next), "", 200)
+	if len(page) != 1 || h.Get("X-Next-Token") != "" {
+		t.Errorf("the last page has %d, next %q", len(page), h.Get("X-Next-Token"))
+	}
+	_, none, _ := s.call(t, "GET", "/v2/sandboxes?metadata=a%3Db", "", 200)
+	if none == nil || len(none) != 0 {
+		t.Errorf("no match is %v, want []", none)
+	}
+	_, old, _ := s.call(t, "GET", "/sandboxes", "", 200)
+	if len(old) != 4 {
+		t.Errorf("the old list has %d, want 4", len(old))
+	}
+	for _, bad := range []string{"state=gone", "limit=0", "limit=101", "metadata=%25zz", "nextToken=x"} {
+		s.call(t, "GET", "/v2/sandboxes?"+bad, "", 400)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	s := newSurface(t)
+	for body, want := range map[string]int{
+		`{}`: 400, `{"templateID":1}`: 400, `{"templateID":"base","timeout":-1}`: 400, `{"templateID":"../x"}`: 400, `{"templateID":"nothing"}`: 404,
+		`{"templateID":"base","allow_internet_access":false}`: 400, `{"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}`: 400,
+		`{"templateID":"base","network":{}}`: 201, `{`: 400, `{"templateID":"base","metadata":"` + strings.Repeat("x", 1<<20) + `"}`: 400,
+	} {
+		s.call(t, "POST", "/v2/sandboxes", body, want)
+	}
+	s.call(t, "PATCH", "/sandboxes", "", 405)
+	s.call(t, "POST", "/v3/templates", `{"name":"x"}`, 501)
+	s.call(t, "GET", "/secrets", "", 501)
+	s.call(t, "GET", "/sandboxes/nothing", "", 404)
+	s.call(t, "GET", "/templates/aliases/base", "", 200)
+	s.call(t, "GET", "/templates/aliases/ns%2Fn", "", 404)
+	if _, all, _ := s.call(t, "GET", "/templates", "", 200); len(all) == 0 {
+		t.Error("there is no template")
+	}
+	s.key = "e2b_0000"
+	s.call(t, "GET", "/v2/sandboxes", "", 401)
+	for path, want := range map[string]int{"/v1/sandboxes": 418, "/health": 418, "/sandboxesx": 418, "/docs": 418} { // the API's
+		resp, err := http.Get(s.url + path)
+		testkit.Must(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: %d, want %d", path, resp.StatusCode, want)
+		}
+	}
+}
+
+// TestAnotherTeam cannot see, use or end a sandbox.
+func TestAnotherTeam(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	team, err := s.service.EnsureTeam(t.Context(), "others")
+	testkit.Must(t, err)
+	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, "test")
+	testkit.Must(t, err)
+	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}} {
+		s.call(t, call[0], at+call[1], `{"timeout":1}`, 404)
+	}
+}
+
+func FuzzMetadataFilter(f *testing.F) {
+	f.Add("a=b%20c&k=x%26y")
+	f.Add("%")
+	f.Fuzz(func(_ *testing.T, text string) { _, _ = metadataFilter(text) })
+}
