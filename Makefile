@@ -35,6 +35,11 @@ run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l 
 test: build ## every test that this machine can run; as root that includes real machines
 	@scripts/test.sh
 
+.PHONY: sdk-matrix
+sdk-matrix: build ## E2B's SDKs, all versions that we know, against all of Wrenn; needs root, python3-venv, npm
+	@eval "$$(bin/host-agent image prepare --images /var/lib/wrenn --export)"; \
+	WRENN_SDK_MATRIX=1 WRENN_TEST_IMAGES=/var/lib/wrenn go test -tags $(VM_TAGS) -count=1 -v -timeout 60m -run '^TestSDKs$$' ./e2e
+
 .PHONY: bench
 bench: build ## the promises in numbers, each against the bare limit in the same run
 	@scripts/bench.sh $(ARGS)

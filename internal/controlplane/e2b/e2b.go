@@ -128,20 +128,36 @@ func (s *Server) router() http.Handler {
 // observe logs a request and answers for one that panics.
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		begun := time.Now()
+		begun, seen := time.Now(), &recorder{ResponseWriter: w}
 		defer func() {
 			fault := recover()
 			if fault != nil && fault != http.ErrAbortHandler { //nolint:errorlint // compared as net/http does: a panic's value is not wrapped
 				s.log.LogAttrs(r.Context(), slog.LevelError, "request panicked", slog.Any("err", fault), slog.String("stack", string(debug.Stack())))
-				s.refuse(w, r, &failure{http.StatusInternalServerError, "the server has a fault; its log has the cause"})
+				s.refuse(seen, r, &failure{http.StatusInternalServerError, "the server has a fault; its log has the cause"})
 			}
-			s.log.LogAttrs(r.Context(), slog.LevelInfo, "request", slog.String("method", r.Method),
-				slog.String("operation", chi.RouteContext(r.Context()).RoutePattern()), slog.Duration("took", time.Since(begun)))
+			s.log.LogAttrs(r.Context(), slog.LevelInfo, "request", slog.String("method", r.Method), slog.Int("status", seen.status),
+				slog.String("operation", "e2b "+chi.RouteContext(r.Context()).RoutePattern()), slog.Duration("took", time.Since(begun)))
 		}()
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // a cold boot takes longer than the listener allows
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(seen, r)
 	})
 }
+
+// recorder remembers the status of the answer.
+type recorder struct {
+	http.ResponseWriter
+
+	status int
+}
+
+// WriteHeader is http.ResponseWriter's.
+func (r *recorder) WriteHeader(status int) {
+	r.status = status
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
 // operation is a route: it returns the status and the body of the answer, nil for none.
 type operation func(*http.Request, service.Caller) (status int, body any, err error)

@@ -152,6 +152,7 @@ func TestRoutes(t *testing.T) {
 	}{
 		"no sandbox":                 {path: "/v1/sandboxes", want: "the API"},
 		"headers":                    {path: "/a?b=c;d", headers: []string{"E2b-Sandbox-Id", id, "E2b-Sandbox-Port", "8080"}, want: `"uri":"/a?b=c;d"`},
+		"headers on a call of the API": {path: "/sandboxes/" + id + "/connect", headers: []string{"E2b-Sandbox-Id", id, "E2b-Sandbox-Port", "49983"}, want: "the API"},
 		"headers with a client's id": {path: "/a", headers: []string{"E2b-Sandbox-Id", id + "-00000000", "E2b-Sandbox-Port", "8080"}, want: `"uri":"/a"`},
 		"host":                       {path: "/x%2Fy", host: "8080-" + id + ".sandbox.localhost:9", want: `"host":"8080-` + id + `.sandbox.localhost:9"`},
 		"host with a client's id":    {path: "/x", host: "8080-" + id + "-abc.example.com", want: `"uri":"/x"`},
@@ -267,6 +268,29 @@ func TestEnvd(t *testing.T) {
 	}
 	if _, body, _ := get(t, http.MethodGet, server.URL+"/files", "", "E2b-Sandbox-Id", id); body != `{"message":"missing signature query parameter","code":401}` {
 		t.Errorf("unsigned: %s", body)
+	}
+}
+
+// TestDefaultUser: E2B's clients act as "user" unless they name another.
+func TestDefaultUser(t *testing.T) {
+	w, server := newGateway(t)
+	w.program(t, EnvdPort, echoRequest)
+	for name, tc := range map[string]struct{ path, authorization, want string }{
+		"rpc":                  {"/process.Process/List", "", `"Authorization":["Basic dXNlcjo="]`},
+		"rpc as root":          {"/process.Process/List", "Basic cm9vdDo=", `"Authorization":["Basic cm9vdDo="]`},
+		"file":                 {"/files?path=a", "", `"uri":"/files?path=a\u0026username=user"`},
+		"file as root":         {"/files?path=a&username=root", "", `"uri":"/files?path=a\u0026username=root"`},
+		"file, user is given ": {"/files?username=&path=a", "", `username=user"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			headers := []string{"E2b-Sandbox-Id", id, accesstoken.Header, "token-of-" + id}
+			if tc.authorization != "" {
+				headers = append(headers, "Authorization", tc.authorization)
+			}
+			if _, body, _ := get(t, http.MethodGet, server.URL+tc.path, "", headers...); !strings.Contains(body, tc.want) {
+				t.Errorf("got %s, want it to contain %s", body, tc.want)
+			}
+		})
 	}
 }
 

@@ -29,7 +29,28 @@ func rewrite(r *httputil.ProxyRequest) {
 	r.Out.URL.Scheme, r.Out.URL.Host = "http", to.authority()
 	r.Out.Host = r.In.Host
 	r.Out.URL.RawQuery = r.In.URL.RawQuery // as it is, also what Go would not write so
+	if to.port == EnvdPort {
+		asDefaultUser(r.Out)
+	}
 	forwarded(r)
+}
+
+// defaultUser is the user that E2B's clients act as when they name none. In
+// Wrenn's own API that is root.
+const defaultUser = "user"
+
+// asDefaultUser names the user in a request for envd that names none.
+func asDefaultUser(r *http.Request) {
+	if r.URL.Path != "/files" {
+		if r.Header.Get("Authorization") == "" {
+			r.SetBasicAuth(defaultUser, "")
+		}
+		return
+	}
+	if query := r.URL.Query(); query.Get("username") == "" {
+		query.Set("username", defaultUser)
+		r.URL.RawQuery = query.Encode()
+	}
 }
 
 // forwarded tells the program who asked, and keeps from it what is for us alone:

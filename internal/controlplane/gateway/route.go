@@ -38,7 +38,7 @@ type target struct {
 func route(r *http.Request) (to target, ok bool, err error) {
 	if ids := r.Header.Values(sandboxHeader); len(ids) > 0 {
 		to, err = fromHeaders(ids, r.Header.Values(portHeader))
-		return to, true, err
+		return to, err != nil || !forAPI(r, to), err
 	}
 	if to, ok := fromHost(r.Host); ok {
 		return to, true, nil
@@ -48,6 +48,13 @@ func route(r *http.Request) (to target, ok bool, err error) {
 		return to, true, err
 	}
 	return target{}, false, nil
+}
+
+// forAPI reports whether a request with headers for envd is for the API: E2B's SDK
+// for Python sends them with its calls of the API, too, from 2.24 to 2.29 at least.
+// envd has no such paths.
+func forAPI(r *http.Request, to target) bool {
+	return to.port == EnvdPort && (strings.HasPrefix(r.URL.Path, "/sandboxes/") || strings.HasPrefix(r.URL.Path, "/v2/sandboxes/"))
 }
 
 func fromHeaders(ids, ports []string) (target, error) {

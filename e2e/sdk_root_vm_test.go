@@ -1,0 +1,96 @@
+//go:build root && vm
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"wrenn/internal/testkit"
+)
+
+// sdk is a version of an E2B SDK as its registry has it.
+type sdk struct{ language, version string }
+
+// sdks are the versions that every run tests; WRENN_SDK_MATRIX=1 adds moreSDKs.
+var (
+	sdks     = []sdk{{"python", "2.63.0"}, {"python", "2.25.1"}, {"javascript", "2.51.0"}}
+	moreSDKs = []sdk{
+		{"python", "2.55.1"}, {"python", "2.51.0"}, {"python", "2.45.1"}, {"python", "2.31.0"},
+		{"javascript", "2.49.1"}, {"javascript", "2.45.0"},
+	}
+)
+
+// TestSDKs runs programs of users of E2B, with its own SDKs, against all of Wrenn.
+func TestSDKs(t *testing.T) {
+	e := up(t, stateDir(t), "--on-exit", "destroy")
+	defer e.stop(t)
+	url := regexp.MustCompile(`Wrenn serves at (\S+)`).FindStringSubmatch(e.out.String())[1]
+	_, key, _ := strings.Cut(e.key(t), "'")
+	key, _, _ = strings.Cut(key, "'")
+	all := sdks
+	if os.Getenv("WRENN_SDK_MATRIX") == "1" {
+		all = append(all, moreSDKs...)
+	}
+	for _, s := range all {
+		t.Run(s.language+" "+s.version, func(t *testing.T) {
+			cmd := s.program(t)
+			cmd.Env = append(os.Environ(), "E2B_API_URL="+url, "E2B_SANDBOX_URL="+url, "E2B_API_KEY="+key)
+			out, err := cmd.CombinedOutput()
+			if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "ok") {
+				t.Errorf("%v:\n%s", err, out)
+			}
+		})
+	}
+}
+
+// program installs the SDK, once for all runs, and returns the program that uses it.
+func (s sdk) program(t *testing.T) *exec.Cmd {
+	t.Helper()
+	dir, err := filepath.Abs(filepath.Join("../.cache/sdk", s.language+"-"+s.version))
+	testkit.Must(t, err)
+	smoke, err := filepath.Abs(map[string]string{"python": "sdk/smoke.py", "javascript": "sdk/smoke.mjs"}[s.language])
+	testkit.Must(t, err)
+	installed := filepath.Join(dir, ".installed")
+	if _, err := os.Stat(installed); err != nil {
+		testkit.Must(t, os.RemoveAll(dir)) // of an installation that was cut
+		testkit.Must(t, os.MkdirAll(dir, 0o755))
+		if s.language == "python" {
+			install(t, dir, "python3", "-m", "venv", ".")
+			install(t, dir, "bin/pip", "install", "--quiet", "--disable-pip-version-check", "e2b=="+s.version)
+		} else {
+			install(t, dir, "npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "e2b@"+s.version)
+		}
+		testkit.Must(t, os.WriteFile(installed, nil, 0o600))
+	}
+	cmd := exec.CommandContext(t.Context(), "node", smoke, "e2b")
+	if s.language == "python" {
+		cmd = exec.CommandContext(t.Context(), filepath.Join(dir, "bin/python"), smoke)
+	}
+	cmd.Dir = dir
+	return cmd
+}
+
+// install runs a step of an installation; without the program that it needs the
+// test is skipped, and fails where nothing may be skipped.
+func install(t *testing.T, dir, name string, args ...string) {
+	t.Helper()
+	path := name
+	if strings.Contains(name, "/") {
+		path = filepath.Join(dir, name)
+	} else if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("WRENN_CI") == "1" {
+			t.Fatal(err)
+		}
+		t.Skipf("E2B's SDKs are installed from their registries: %v", err)
+	}
+	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
