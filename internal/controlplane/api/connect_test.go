@@ -61,8 +61,11 @@ func TestConnectPort(t *testing.T) {
 	})
 	t.Run("a program that breaks", func(t *testing.T) {
 		conn := connect(t, func(program net.Conn) {
+			_, _ = program.Read(make([]byte, 1))
 			_ = program.(*net.TCPConn).SetLinger(0) // its close is a reset
 		})
+		_, err := conn.Write([]byte("x"))
+		testkit.Must(t, err)
 		if _, err := io.ReadAll(conn); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("got %v: a cut connection must not look like a whole one", err)
 		}
