@@ -67,7 +67,7 @@ func (b *builder) buildOnSomeHost(ctx context.Context, job *build, say func(stri
 	g, on := &job.generation, job.on
 	tried := map[wrenn.HostID]bool{}
 	for {
-		built, err := on.member.client.Build(ctx, wrenn.TemplateBuild{ID: g.ID, Spec: g.Spec, Login: job.login}, say)
+		built, err := on.client.Build(ctx, wrenn.TemplateBuild{ID: g.ID, Spec: g.Spec, Login: job.login}, say)
 		on.release(0) // its machine has ended
 		if err == nil || job.only != "" || !mayWorkElsewhere(g.Spec, err) {
 			return built, err

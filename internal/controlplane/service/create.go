@@ -83,7 +83,7 @@ func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
 func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, only wrenn.HostID, start starting) (*wrenn.Sandbox, error) {
 	full := map[wrenn.HostID]bool{}
 	for {
-		refused := on.member.client.Create(ctx, sb.ID, sb.SandboxSpec)
+		refused := on.client.Create(ctx, sb.ID, sb.SandboxSpec)
 		if refused == nil {
 			on.release(1)
 			return start.finish(ctx, sb)

@@ -96,7 +96,7 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, spec wrenn.Templ
 		spec.Size, spec.Env = sb.Size, sb.Env
 		return spec, sb.Host, nil
 	}
-	spec.Size = spec.Size.OrDefault()
+	spec.Size = spec.OrDefault()
 	return spec, "", s.limits.checkSize(spec.VCPUs, spec.MemoryMiB)
 }
 
