@@ -82,7 +82,7 @@ if python3 -m pip --version >/dev/null 2>&1; then
 else
 	left_out 'machines on firecracker: they need python3-pip, to download Firecracker'
 fi
-suite 'machines on qemu, as root' -tags root,vm -timeout 60m -p 1 ./internal/vm/qemu ./e2e
+suite 'machines on qemu, as root' -tags root,vm -timeout 60m -p 1 ./internal/vm/qemu ./cmd/host-agent ./e2e
 wait
 [ ! -e "$results/nested" ] || cat "$results/nested"
 finish

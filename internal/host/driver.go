@@ -25,12 +25,11 @@ const (
 
 const (
 	kvmDevice = "/dev/kvm"
-	// pvmModule is there when /dev/kvm is PVM, which runs kernels built for it
-	// and no others.
+	// pvmModule exists when /dev/kvm is PVM, which runs only kernels built for it.
 	pvmModule = "/sys/module/kvm_pvm"
 )
 
-// DriverConfig says which VMM to use. The zero value finds out what works.
+// DriverConfig says which VMM to use. With the zero value the host tries what works.
 type DriverConfig struct {
 	Name        string // Auto, QEMU or Firecracker; "" is Auto
 	QEMU        string // path or name of qemu-system-x86_64
@@ -39,8 +38,8 @@ type DriverConfig struct {
 	Jailer      string // path or name of jailer; without one Firecracker runs unjailed
 }
 
-// chooseDriver takes Firecracker where it really boots the guest's kernel, else
-// QEMU, and says why.
+// chooseDriver picks Firecracker if it boots the guest's kernel, else QEMU, and
+// prints why.
 func (h *Host) chooseDriver(ctx context.Context) error {
 	driver, reason, err := h.pickDriver(ctx)
 	if err != nil {
@@ -49,15 +48,21 @@ func (h *Host) chooseDriver(ctx context.Context) error {
 	h.Driver = driver
 	h.say("driver", driver.Name()+": "+reason)
 	if h.firstUID() == 0 {
-		h.say("", "machines run as root: the jailer is not installed (give its path with --jailer)")
+		h.say("", "machines run as root: the jailer is not installed ("+setting("jailer")+")")
 	}
 	return nil
+}
+
+// setting returns how to give the path of name: both programs that assemble a host
+// print the advice, and one has no flags for it.
+func setting(name string) string {
+	return fmt.Sprintf("set driver.%[1]s in host-agent.toml, or start wrenn up with --%[1]s", name)
 }
 
 func (h *Host) pickDriver(ctx context.Context) (vm.Driver, string, error) {
 	if h.cfg.Driver.Name == QEMU {
 		driver, err := h.qemu(ctx)
-		return driver, "asked for", err
+		return driver, "configured", err
 	}
 	driver, verdict, err := h.tryFirecracker(ctx)
 	switch {
@@ -80,8 +85,8 @@ func (h *Host) qemu(ctx context.Context) (vm.Driver, error) {
 	return qemu.New(ctx, qemu.Config{Path: path, CodeMiB: h.cfg.Driver.QEMUCodeMiB})
 }
 
-// tryFirecracker finds what Firecracker needs, cheapest first, and in the end
-// boots the guest's kernel on it.
+// tryFirecracker checks what Firecracker needs, cheapest first, and finally boots
+// the guest's kernel on it.
 func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, error) {
 	no := func(format string, args ...any) (vm.Driver, probe.Verdict, error) {
 		return nil, probe.Verdict{Reason: fmt.Sprintf(format, args...)}, nil
@@ -93,7 +98,7 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 	kvm.Close()
 	path, err := exec.LookPath(h.cfg.Driver.Firecracker)
 	if err != nil {
-		return no("Firecracker is not installed (give its path with --firecracker)")
+		return no("Firecracker is not installed (%s)", setting("firecracker"))
 	}
 	driver, err := firecracker.New(ctx, firecracker.Config{Program: path, Jailer: h.jailer(), Log: h.cfg.Log})
 	if err != nil {
@@ -106,12 +111,12 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 		return nil, verdict, fmt.Errorf("probe of Firecracker: %w", err)
 	}
 	if _, err := os.Stat(pvmModule); err == nil && !verdict.Works {
-		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: see --kernel)"
+		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: "+setting("kernel")+")"
 	}
 	return driver, verdict, nil
 }
 
-// jailer is the path of Firecracker's jailer, and "" when there is none: then
+// jailer returns the path of Firecracker's jailer, "" if it is not installed: then
 // the machines run as the agent's own user, which is for development.
 func (h *Host) jailer() string {
 	path, err := exec.LookPath(h.cfg.Driver.Jailer)
@@ -121,7 +126,8 @@ func (h *Host) jailer() string {
 	return path
 }
 
-// firstUID is the first of the users that machines run as, 0 for the agent's own.
+// firstUID returns the first of the user ids that machines run as, 0 for the
+// agent's own.
 func (h *Host) firstUID() uint32 {
 	if h.Driver.Name() == Firecracker && h.jailer() == "" {
 		return 0

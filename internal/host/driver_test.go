@@ -28,14 +28,14 @@ func TestChooseDriver(t *testing.T) {
 		name   string
 		cfg    DriverConfig
 		driver string // "" for an error
-		want   string // in the line for people, or in the error
+		want   string // in the line that is printed, or in the error
 	}{
-		{"QEMU asked for", DriverConfig{Name: QEMU, QEMU: qemu, Firecracker: none}, QEMU, "asked for"},
+		{"QEMU configured", DriverConfig{Name: QEMU, QEMU: qemu, Firecracker: none}, QEMU, "configured"},
 		{"no Firecracker", DriverConfig{QEMU: qemu, Firecracker: none}, QEMU, "software emulation, because"},
 		{"a Firecracker that does not run", DriverConfig{Name: Auto, QEMU: qemu, Firecracker: program(t, "firecracker", "exit 1")}, QEMU, "software emulation, because"},
-		{"nothing", DriverConfig{QEMU: none, Firecracker: none}, "", "apt-get install qemu-system-x86"},
+		{"no VMM", DriverConfig{QEMU: none, Firecracker: none}, "", "apt-get install qemu-system-x86"},
 		{"a QEMU that does not run", DriverConfig{Name: QEMU, QEMU: program(t, "qemu", "exit 1")}, "", "QEMU does not run"},
-		{"Firecracker asked for in vain", DriverConfig{Name: Firecracker, QEMU: qemu, Firecracker: none}, "", "Firecracker does not work here"},
+		{"Firecracker configured, but missing", DriverConfig{Name: Firecracker, QEMU: qemu, Firecracker: none}, "", "Firecracker does not work here"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var out bytes.Buffer
