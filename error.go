@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// Code says what kind of failure an Error is. The set is closed: every edge
-// (RPC, HTTP, exit codes) translates it by one table.
+// Code is the kind of an Error. The set is closed: RPC, HTTP and exit codes each
+// translate it by one table.
 type Code string
 
 // The codes, named as Connect and gRPC name them.
@@ -24,9 +24,9 @@ const (
 	Internal           Code = "internal"
 )
 
-// Error is a failure with a message for the person who asked and a cause for
-// the operator. The message says what to do when there is something to do; it
-// never holds secrets or paths of the host.
+// Error is a failure with a message for the user and a cause for the operator. The
+// message says what to do if the user can do something; it never contains secrets
+// or paths of the host.
 type Error struct {
 	Code    Code
 	Message string
@@ -59,5 +59,5 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
-// ErrPortClosed is that no program in a running sandbox listens on a port.
+// ErrPortClosed means that no program in the running sandbox listens on the port.
 var ErrPortClosed = Errorf(FailedPrecondition, "the port is not open: no program in the sandbox listens on it")

@@ -9,7 +9,7 @@ import (
 func ParseHostID(s string) (HostID, error) {
 	const alphabet = "abcdefghijklmnopqrstuvwxyz0123456789-"
 	if s == "" || len(s) > 63 || strings.Trim(s, alphabet) != "" {
-		return "", Errorf(Invalid, "%.64q is not a host id: it is 1 to 63 of a-z, 0-9 and -", s)
+		return "", Errorf(Invalid, "%.64q is not a host id: that is 1 to 63 of a-z, 0-9 and -", s)
 	}
 	return HostID(s), nil
 }
@@ -70,12 +70,12 @@ type Inventory struct {
 	Sandboxes []ObservedSandbox
 }
 
-// HostRecord is what the control plane keeps of a host.
+// HostRecord is a host as the control plane stores it.
 type HostRecord struct {
 	ID     HostID
 	URL    string
 	Info   HostInfo
-	SeenAt time.Time // when it answered last; zero if it never did
+	SeenAt time.Time // when it last answered; zero if it never did
 }
 
 // UnknownSandbox is a sandbox on a host that no row explains, or that the host

@@ -41,11 +41,11 @@ func newID(prefix string) string {
 	return b.String()
 }
 
-// ParseSandboxID returns s as an id, or an Invalid error. Everything that
-// comes from outside goes through it before it names a file or a process.
+// ParseSandboxID returns s as an id, or an Invalid error. Every id from outside is
+// parsed before it names a file or a process.
 func ParseSandboxID(s string) (SandboxID, error) {
 	if !isID(s, sandboxIDPrefix) {
-		return "", Errorf(Invalid, "%.64q is not a sandbox id: it is %q and 20 characters of a-z and 0-9", s, sandboxIDPrefix)
+		return "", Errorf(Invalid, "%.64q is not a sandbox id: that is %q and 20 characters of a-z and 0-9", s, sandboxIDPrefix)
 	}
 	return SandboxID(s), nil
 }
@@ -53,7 +53,7 @@ func ParseSandboxID(s string) (SandboxID, error) {
 // ParseCheckpointID returns s as an id, or an Invalid error.
 func ParseCheckpointID(s string) (CheckpointID, error) {
 	if !isID(s, checkpointIDPrefix) {
-		return "", Errorf(Invalid, "%.64q is not a checkpoint id: it is %q and 20 characters of a-z and 0-9", s, checkpointIDPrefix)
+		return "", Errorf(Invalid, "%.64q is not a checkpoint id: that is %q and 20 characters of a-z and 0-9", s, checkpointIDPrefix)
 	}
 	return CheckpointID(s), nil
 }

@@ -26,10 +26,10 @@ const (
 // the documentation are checked against this table.
 var next = map[State][]State{
 	Pending:  {Starting, Stopping, Failed},
-	Starting: {Running, Paused, Stopping, Failed},          // paused when its time was up before its start was written
-	Running:  {Pausing, Paused, Stopping, Stopped, Failed}, // paused or stopped at once when its time ran out on the host
+	Starting: {Running, Paused, Stopping, Failed},          // paused when its timeout ended before its start was written
+	Running:  {Pausing, Paused, Stopping, Stopped, Failed}, // paused or stopped directly when its timeout ended on the host
 	Pausing:  {Paused, Running, Stopping, Stopped, Failed},
-	Paused:   {Resuming, Running, Stopping, Stopped, Failed}, // running at once when its host woke it
+	Paused:   {Resuming, Running, Stopping, Stopped, Failed}, // running directly when its host resumed it
 	Resuming: {Running, Paused, Stopping, Stopped, Failed},
 	Stopping: {Stopped, Failed},
 	Stopped:  nil,
@@ -106,7 +106,7 @@ type EndOfLife struct {
 // OnTimeout is what happens to a sandbox that is not used for its timeout.
 type OnTimeout string
 
-// What can happen.
+// The values of OnTimeout.
 const (
 	DestroyOnTimeout OnTimeout = "destroy"
 	PauseOnTimeout   OnTimeout = "pause"

@@ -16,18 +16,19 @@ func NewGenerationID() GenerationID { return GenerationID(newID(generationIDPref
 // ParseGenerationID returns s as an id, or an Invalid error.
 func ParseGenerationID(s string) (GenerationID, error) {
 	if !isID(s, generationIDPrefix) {
-		return "", Errorf(Invalid, "%.64q is not the id of a template's generation: it is %q and 20 characters of a-z and 0-9", s, generationIDPrefix)
+		return "", Errorf(Invalid, "%.64q is not the id of a template's generation: that is %q and 20 characters of a-z and 0-9", s, generationIDPrefix)
 	}
 	return GenerationID(s), nil
 }
 
-// TemplateName is what people call a template. It belongs to a team.
+// TemplateName names a template of a team.
 type TemplateName struct{ Name, Tag string }
 
-// BaseTemplate is everybody's: the guest image of each host.
+// BaseTemplate is the name of the built-in template of every team: the guest image
+// of each host.
 const BaseTemplate = "base"
 
-// defaultTag is that of a template that is named without one.
+// defaultTag is the tag of a name without one.
 const defaultTag = "latest"
 
 // ParseTemplateName reads name or name:tag, or returns an Invalid error.
@@ -37,7 +38,7 @@ func ParseTemplateName(s string) (TemplateName, error) {
 		tag = defaultTag
 	}
 	if !isTemplateWord(name) || !isTemplateWord(tag) {
-		return TemplateName{}, Errorf(Invalid, "%.80q is no template's name: up to 63 letters, digits, dots, dashes and underscores, and a :tag of these if wanted", s)
+		return TemplateName{}, Errorf(Invalid, "%.80q is not a template's name: up to 63 letters, digits, dots, dashes and underscores, and a :tag of these if wanted", s)
 	}
 	return TemplateName{Name: name, Tag: tag}, nil
 }
@@ -53,7 +54,7 @@ func isTemplateWord(s string) bool {
 	return s != "" && len(s) <= most
 }
 
-// String is the short form.
+// String returns the name, without the default tag.
 func (n TemplateName) String() string {
 	if n.Tag == defaultTag {
 		return n.Name
@@ -61,7 +62,7 @@ func (n TemplateName) String() string {
 	return n.Name + ":" + n.Tag
 }
 
-// Base says whether it is the built-in one.
+// Base reports whether n names the built-in template.
 func (n TemplateName) Base() bool { return n == TemplateName{BaseTemplate, defaultTag} }
 
 // GenerationState is where a generation is in its life.
@@ -72,12 +73,13 @@ const (
 	GenerationBuilding GenerationState = "building"
 	GenerationReady    GenerationState = "ready"
 	GenerationFailed   GenerationState = "failed"  // with a reason
-	GenerationDeleted  GenerationState = "deleted" // its host removes it, or has
+	GenerationDeleted  GenerationState = "deleted" // its host removes it, or has removed it
 )
 
-// TemplateSource is what a generation is made from: one of the fields, or the base guest.
+// TemplateSource is what a template is built from: the one field that is set, or
+// the base guest.
 type TemplateSource struct {
-	Image   string    // of the host
+	Image   string    // the name of an image of the host
 	OCI     string    // a container image in a registry
 	Sandbox SandboxID // a running sandbox of the team
 }
@@ -92,16 +94,17 @@ type TemplateSpec struct {
 	ReadyTimeout time.Duration     // for ReadyCmd; 0 is DefaultReadyTimeout
 }
 
-// Generation is one build of a template and what came of it. Only its state changes.
+// Generation is one build of a template and its result. Only its state changes.
 type Generation struct {
 	ID       GenerationID
 	Team     TeamID
 	Template TemplateName
 	State    GenerationState
 	Reason   string // why it failed or was deleted, for the user
-	Host     HostID // that builds or has it; "" before
+	Host     HostID // that builds or has it; "" before that
 	Spec     TemplateSpec
-	// Known when it is ready; Spec.Env has then what came with the source, too.
+	// SizeBytes and Digest are set when it is ready. Spec.Env then includes the
+	// variables of the source.
 	SizeBytes int64
 	Digest    string // of the container image
 
@@ -139,5 +142,5 @@ type BuiltGeneration struct {
 type Template struct {
 	Name    TemplateName
 	Current *Generation // what sandboxes are created from; nil before the first is ready, and for the base
-	Latest  *Generation // the newest build, whatever came of it; nil for the base
+	Latest  *Generation // the newest build, in any state; nil for the base
 }

@@ -30,7 +30,7 @@ type config struct {
 	Run     string `toml:"run"`          // sockets and consoles; short; default /run/wrenn
 	Images  string `toml:"images"`       // guest images; default: below state
 	Listen  string `toml:"listen"`       // default unix:<run>/agent.sock
-	Group   string `toml:"socket_group"` // may use that socket besides root; default nobody
+	Group   string `toml:"socket_group"` // may use that socket besides root; default none
 	Metrics string `toml:"metrics"`      // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
 	TLS     server.TLS    `toml:"tls"` // needed when listen is not a socket or loopback
@@ -78,17 +78,17 @@ type limitsConfig struct {
 	DiskFreeMB int `toml:"disk_free_mb"` // must be free for a new sandbox; default 1024; -1 is no limit
 }
 
-// warmConfig is the shape of sandboxes that are restored instead of booted.
+// warmConfig is the size of sandboxes that are restored instead of booted.
 type warmConfig struct {
 	Off      bool `toml:"off"`
 	VCPUs    int  `toml:"vcpus"`     // default 1
 	MemoryMB int  `toml:"memory_mb"` // default 512
 }
 
-// maxReadyMachines bounds what a slip of the finger costs.
+// maxReadyMachines bounds the cost of a typing error.
 const maxReadyMachines = 100
 
-// readyConfig is what is made ahead of need, besides network.ready.
+// readyConfig is what is made ahead of demand, besides network.ready.
 type readyConfig struct {
 	// Machines restored from the base snapshot and paused; 0 is none. Default: the driver's, see host.Config.Pool.
 	Machines *int `toml:"machines"`

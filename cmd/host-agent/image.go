@@ -22,14 +22,14 @@ type imageCommands struct {
 	Update        imageUpdate        `cmd:"" help:"Put this version's agent into an image that from-container made."`
 }
 
-// imageFlags are what every command about images takes.
+// imageFlags are the flags of every command about images.
 type imageFlags struct {
 	Images string `type:"path" help:"Directory for guest images, if not --state."`
 	Envd   string `type:"existingfile" help:"The guest's agent; default: envd beside this program."`
 	Stage0 string `type:"existingfile" help:"The guest's first program; default: stage0 beside this program."`
 }
 
-// config takes progress to standard error: what a command prints is its result.
+// config sends progress to standard error: standard output is for the result.
 func (f imageFlags) config(line *commandLine, std streams) image.Config {
 	return image.Config{StateDir: cmp.Or(f.Images, line.State), Out: std.err, Envd: f.Envd, Stage0: f.Stage0}
 }
@@ -39,7 +39,7 @@ type imagePrepare struct {
 	Export bool `help:"Print the files as environment variables, for the tests with real machines."`
 }
 
-// Run prints where the files are.
+// Run prints the paths of the files.
 func (c *imagePrepare) Run(ctx context.Context, line *commandLine, std streams) error {
 	guest, err := image.Prepare(ctx, c.config(line, std))
 	if err != nil {
@@ -59,7 +59,7 @@ type imageFromContainer struct {
 	Replace bool   `help:"Replace an image of that name."`
 }
 
-// Run tells on standard error which programs a guest will miss.
+// Run prints to standard error which programs a guest will miss.
 func (c *imageFromContainer) Run(ctx context.Context, line *commandLine, std streams) error {
 	archive := io.NopCloser(std.in)
 	if c.Tar != "-" {
@@ -86,7 +86,7 @@ type imageFromOCI struct {
 	Replace       bool   `help:"Replace an image of that name."`
 }
 
-// Run tells on standard error how far it is and which programs a guest will miss.
+// Run prints to standard error its progress and which programs a guest will miss.
 func (c *imageFromOCI) Run(ctx context.Context, line *commandLine, std streams) error {
 	access := oci.Access{Username: c.Username, Keychain: authn.DefaultKeychain}
 	if c.PasswordStdin {

@@ -15,8 +15,8 @@ import (
 )
 
 // init keeps every other goroutine off the main thread. A goroutine that enters
-// a network namespace ends its thread when the way back fails; the main thread
-// cannot be ended and would stay in the foreign namespace.
+// a network namespace ends its thread when it cannot return to the old one; the
+// main thread cannot be ended and would stay in the other namespace.
 func init() { runtime.LockOSThread() }
 
 func main() { run.Main(start) }
@@ -29,7 +29,7 @@ type commandLine struct {
 	Image imageCommands `cmd:"" help:"Make what sandboxes boot."`
 }
 
-// streams are what a command reads and prints to.
+// streams are a command's standard streams.
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
@@ -56,7 +56,7 @@ func command(ctx context.Context, args []string, std streams) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong has an exit code of its own
+		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong has its own exit code
 	}
 	return parsed.Run()
 }

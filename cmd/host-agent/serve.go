@@ -30,7 +30,7 @@ type serveCommand struct {
 	Drain       bool   `help:"Destroy all sandboxes when the agent is stopped; otherwise they run on, for the next agent."`
 }
 
-// Run serves until ctx ends. The sandboxes of an earlier agent are taken over.
+// Run serves until ctx ends. It adopts the sandboxes of an earlier agent.
 func (c *serveCommand) Run(ctx context.Context, line *commandLine, std streams) (err error) {
 	run.SurviveBrokenPipes()
 	cfg, err := readConfig(c.Config, line.State)
@@ -52,7 +52,7 @@ func (c *serveCommand) Run(ctx context.Context, line *commandLine, std streams) 
 	if metrics == nil {
 		return a.work(ctx, std.err)
 	}
-	// First to begin and last to end: whoever watches sees what takes long.
+	// First to start and last to end: monitoring shows what takes long.
 	watched, unwatch := context.WithCancel(context.WithoutCancel(ctx))
 	defer unwatch()
 	g, ctx := errgroup.WithContext(ctx)
@@ -70,10 +70,10 @@ type agent struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	drain    bool
-	serving  atomic.Pointer[sandbox.Manager] // nil before requests are taken, and at the stop
+	serving  atomic.Pointer[sandbox.Manager] // nil before requests are served, and during the stop
 }
 
-// listenForMetrics returns nil when there shall be none.
+// listenForMetrics returns nil if none is configured.
 func (a *agent) listenForMetrics(ctx context.Context) (net.Listener, error) {
 	if a.cfg.Metrics == "off" {
 		return nil, nil //nolint:nilnil // none is no error
@@ -86,7 +86,8 @@ func (a *agent) listenForMetrics(ctx context.Context) (net.Listener, error) {
 	return l, nil
 }
 
-// ready says whether requests for sandboxes are taken, and can be looked into.
+// ready returns an error unless requests for sandboxes are served and the store can
+// be read.
 func (a *agent) ready(context.Context) error {
 	manager := a.serving.Load()
 	if manager == nil {
@@ -96,7 +97,7 @@ func (a *agent) ready(context.Context) error {
 	return err
 }
 
-// work assembles the host, serves, and takes it apart.
+// work opens the host, serves, and closes it.
 func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	hostConfig := a.cfg.host(out, a.log)
 	hostConfig.Trace = server.NewSteps(a.registry).Observe
@@ -108,8 +109,8 @@ func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	defer func() { err = errors.Join(err, h.Close(context.WithoutCancel(ctx))) }()
 	a.registry.MustRegister(server.NewCollector(h.Manager))
 	a.warm(ctx, h)
-	debug.FreeOSMemory() // what starting left would stay for as long as little is allocated
-	// Bound before anybody is told that the agent is ready.
+	debug.FreeOSMemory() // what the start allocated would stay for as long as little is allocated
+	// Bound before the agent is reported as ready.
 	rpc, err := a.cfg.listen().Open(ctx, a.log)
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	return err
 }
 
-// warm makes creating fast. Without it creating is slow and works all the same.
+// warm prepares the base template. Without it creating a sandbox is slow, but works.
 func (a *agent) warm(ctx context.Context, h *host.Host) {
 	if a.cfg.Warm.Off {
 		return
@@ -145,12 +146,12 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))
 	if err := run.Notify(ctx, os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
-		a.log.LogAttrs(ctx, slog.LevelWarn, "systemd was not told that the agent is ready", slog.Any("err", err))
+		a.log.LogAttrs(ctx, slog.LevelWarn, "cannot tell systemd that the agent is ready", slog.Any("err", err))
 	}
 	return g.Wait()
 }
 
-// version is what the program was built from.
+// version returns the version of the sources of this program.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -111,7 +111,7 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 		return nil, verdict, fmt.Errorf("probe of Firecracker: %w", err)
 	}
 	if _, err := os.Stat(pvmModule); err == nil && !verdict.Works {
-		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: "+setting("kernel")+")"
+		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: " + setting("kernel") + ")"
 	}
 	return driver, verdict, nil
 }

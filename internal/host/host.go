@@ -37,14 +37,14 @@ const machineUIDs = 2_000_000_000
 // hardware support a restore is as fast.
 const emulatedPool = 2
 
-// Config says what the host is made of. StateDir, RunDir, Out and Log are needed.
+// Config describes the host. StateDir, RunDir, Out and Log are needed.
 type Config struct {
-	StateDir string       // images, disks, snapshots, journals: what must survive a reboot
-	RunDir   string       // sockets and consoles: what need not; short, see vm.Spec.Dir
+	StateDir string       // images, disks, snapshots and journals, which must survive a reboot
+	RunDir   string       // sockets and consoles, which need not; a short path, see vm.Spec.Dir
 	Image    image.Config // its StateDir is by default the one above; its Out is Out
 	Driver   DriverConfig
 	Network  network.Config // its FirstUID and Log are filled in here
-	Out      io.Writer      // progress and choices, for people
+	Out      io.Writer      // gets progress and choices, for people
 	Log      *slog.Logger
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
@@ -84,11 +84,11 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	return h, nil
 }
 
-// Close gives back slots, mounts and the lock, in that order. Sandboxes that
-// still run keep what they need, for the next Open to adopt. Twice is allowed.
+// Close releases slots, mounts and the lock, in that order. Sandboxes that still
+// run keep what they need, and the next Open adopts them. Twice is allowed.
 func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 
-// Store is where disks and snapshots are.
+// Store returns the store of disks and snapshots.
 func (h *Host) Store() *storage.Store { return h.store }
 
 // Warm prepares the base template for sandboxes of this shape, see sandbox.Manager.Warm.
@@ -108,7 +108,7 @@ func (h *Host) Warm(ctx context.Context, shape sandbox.Shape) error {
 	return nil
 }
 
-// Run does what is to be done while the host is open, until ctx ends.
+// Run runs the manager and watches the disk's free space until ctx ends.
 func (h *Host) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return h.Manager.Run(ctx) })
@@ -116,11 +116,11 @@ func (h *Host) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// tendEvery is how often the store is looked at: what guests write between two
-// looks must fit into the space that it keeps free.
+// tendEvery is how often the store is checked: what guests write between two
+// checks must fit into the space that it keeps free.
 const tendEvery = 5 * time.Second
 
-// tendStore keeps the store from running full, and says once that it cannot.
+// tendStore keeps the store from running full, and logs it once when it cannot.
 func (h *Host) tendStore(ctx context.Context) {
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
@@ -141,7 +141,7 @@ func (h *Host) tendStore(ctx context.Context) {
 	}
 }
 
-// lock makes sure that one agent at a time works with the directories.
+// lock makes sure that only one agent uses the directories.
 func (h *Host) lock(context.Context) error {
 	for _, dir := range []string{h.cfg.StateDir, h.cfg.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil { // x: machines run as other users
@@ -150,7 +150,7 @@ func (h *Host) lock(context.Context) error {
 	}
 	f, err := filelock.Open(filepath.Join(h.cfg.StateDir, "lock"))
 	if errors.Is(err, filelock.ErrLocked) {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "another host agent works with %s: stop it, or give this one a --state of its own", h.cfg.StateDir)
+		return wrenn.Errorf(wrenn.FailedPrecondition, "another host agent uses %s: stop it, or give this one another state directory", h.cfg.StateDir)
 	}
 	if err != nil {
 		return err
@@ -176,8 +176,8 @@ func (h *Host) openStore(ctx context.Context) (err error) {
 	return nil
 }
 
-// prepareGuest makes kernel and root file system, or finds them made, and puts
-// the root file system where it can be cloned.
+// prepareGuest makes kernel and root file system, unless they exist, and imports
+// the root file system into the store, where it can be cloned.
 func (h *Host) prepareGuest(ctx context.Context) error {
 	h.cfg.Image.StateDir = cmp.Or(h.cfg.Image.StateDir, h.cfg.StateDir)
 	h.cfg.Image.Out = h.cfg.Out
@@ -241,7 +241,7 @@ func (h *Host) pool() int {
 	}
 }
 
-// openTemplates also removes what builds of a dead agent have left.
+// openTemplates also removes the images that builds of a dead agent left.
 func (h *Host) openTemplates(ctx context.Context) error {
 	images := h.cfg.Image
 	images.Name = "" // of the base guest
@@ -249,10 +249,10 @@ func (h *Host) openTemplates(ctx context.Context) error {
 		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Log: h.cfg.Log,
 	})
 	if err := h.Templates.Sweep(ctx); err != nil {
-		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "images of earlier builds cannot be removed", slog.Any("err", err))
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove images of earlier builds", slog.Any("err", err))
 	}
 	return nil
 }
 
-// say prints a line about how the host came to be.
+// say prints a line about how the host was set up.
 func (h *Host) say(what, how string) { fmt.Fprintf(h.cfg.Out, "%-8s %s\n", what, how) }

@@ -13,10 +13,9 @@ import (
 // linksDir lists the network links of the caller's namespace, see sysfs(5).
 const linksDir = "/sys/class/net"
 
-// Leftovers names what machines have left on this host: their namespaces and
-// links, and their directories below runDir. prefix is that of
-// network.Config. After Close there should be none; slots that are ready for
-// the next machine count before.
+// Leftovers returns the names of what machines have left on this host: namespaces
+// and links, and directories below runDir. prefix is that of network.Config. Before
+// Close that includes the pool's ready slots; after Close there should be none.
 func Leftovers(runDir, prefix string) ([]string, error) {
 	names, err := netns.List(prefix + "-")
 	if err != nil {
@@ -39,7 +38,7 @@ func Leftovers(runDir, prefix string) ([]string, error) {
 	return left, errors.Join(linksErr, machinesErr)
 }
 
-// entries names what is in a directory; nothing if there is none.
+// entries returns the names in a directory, none if it does not exist.
 func entries(dir string) ([]string, error) {
 	list, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,7 @@ import (
 
 func TestLeftoversNamesDirectoriesOfMachines(t *testing.T) {
 	run := t.TempDir()
-	const prefix = "nosuch" // nobody's
+	const prefix = "nosuch" // of no pool
 	if left, err := Leftovers(run, prefix); err != nil || len(left) > 0 {
 		t.Errorf("Leftovers() of a clean host = %q, %v", left, err)
 	}

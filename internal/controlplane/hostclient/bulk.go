@@ -10,10 +10,10 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// bulkCodec is protobuf whose chunks of files go into buffers that are used
-// again: with fresh ones a GiB leaves a GiB of garbage, and collecting it took
-// a third of the control plane's CPU time. Whoever receives a
-// ReadFileStreamResponse gives its chunk back by recycle.
+// bulkCodec is protobuf that reads chunks of files into reused buffers: with new
+// ones a GiB leaves a GiB of garbage, and collecting it took a third of the
+// control plane's CPU time. The receiver of a ReadFileStreamResponse returns its
+// chunk by recycle.
 type bulkCodec struct {
 	buffers *sync.Pool // of *[]byte
 }
@@ -33,7 +33,7 @@ func (c bulkCodec) recycle(b []byte) {
 	}
 }
 
-// Name is protobuf's: the peer sees no difference.
+// Name is that of protobuf: the peer sees no difference.
 func (bulkCodec) Name() string { return "proto" }
 
 // Marshal implements connect.Codec.
@@ -50,7 +50,7 @@ func (c bulkCodec) Unmarshal(data []byte, msg any) error {
 	return proto.Unmarshal(data, msg.(proto.Message))
 }
 
-// onlyChunk is the chunk of a message that holds nothing else.
+// onlyChunk returns the chunk of a message that has no other field.
 func onlyChunk(data []byte) ([]byte, bool) {
 	const field = 1 // ReadFileStreamResponse.chunk
 	number, kind, n := protowire.ConsumeTag(data)

@@ -12,14 +12,15 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// Console reads what a sandbox's console said, and with follow goes on with
-// what comes until the sandbox ends. NotFound when the host has nothing of it.
-// The caller closes it; the end of ctx ends it, too. A stream that broke is an error of Read, never io.EOF.
+// Console reads a sandbox's console and, with follow, its further output until
+// the sandbox ends. NotFound when the host has no output of it. The caller closes
+// the reader; the end of ctx ends it, too. A broken stream is an error of Read,
+// never io.EOF.
 func (c *Client) Console(ctx context.Context, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	r := &console{peer: c.peer, dog: dog}
 	var err error
-	dog.during(func() { // until the host's first word; later it may be silent for long
+	dog.during(func() { // until the host's first message; later it may be silent for long
 		r.stream, err = c.rpc.ReadConsole(ctx, &pb.ReadConsoleRequest{SandboxId: string(id), Follow: follow})
 		if err == nil {
 			err = r.next()
@@ -40,7 +41,7 @@ type console struct {
 	chunk  []byte
 }
 
-// next receives a chunk. Its error is io.EOF at the end.
+// next receives a chunk. It returns io.EOF at the end.
 func (r *console) next() error {
 	if r.stream.Receive() {
 		r.chunk = r.stream.Msg().GetChunk()

@@ -20,8 +20,8 @@ func stalled(peer string) error {
 	return &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: peer + " did not answer in time", Err: errStalled}
 }
 
-// watchdog ends a transfer in which the host does not move for too long. The
-// time that the caller takes does not count.
+// watchdog ends a transfer when the host sends nothing for too long. The time that
+// the caller takes does not count.
 type watchdog struct {
 	limit  time.Duration
 	timer  *time.Timer
@@ -36,7 +36,7 @@ func newWatchdog(ctx context.Context, limit time.Duration) (context.Context, *wa
 	return ctx, w
 }
 
-// during gives the host its time for f.
+// during limits the time that the host takes in f.
 func (w *watchdog) during(f func()) {
 	w.timer.Reset(w.limit)
 	defer w.timer.Stop()
@@ -48,7 +48,7 @@ func (w *watchdog) stop() {
 	w.cancel(nil)
 }
 
-// transferError is an error of a transfer in ctx.
+// transferError returns err as the error of a transfer in ctx.
 func (c *Client) transferError(ctx context.Context, err error) error {
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		return stalled(c.peer)
@@ -57,11 +57,11 @@ func (c *Client) transferError(ctx context.Context, err error) error {
 }
 
 // Write writes content to a file, which changes as a whole at the end. When
-// content ends with an error the file stays as it was, and the error, as it
-// is, is the answer.
+// content ends with an error the file stays as it was, and Write returns an error
+// that wraps it.
 func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path string, content io.Reader) error {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
-	defer dog.stop() // an end without CloseAndReceive is a broken stream to the host, never a whole file
+	defer dog.stop() // without CloseAndReceive the host sees a broken stream, never a whole file
 	stream, err := c.rpc.WriteFileStream(ctx)
 	if err != nil {
 		return c.transferError(ctx, err)
@@ -79,7 +79,7 @@ func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path strin
 	if err != nil && !errors.Is(err, io.EOF) {
 		return c.transferError(ctx, err)
 	}
-	// io.EOF of a Send says that the host has answered already: the answer says why.
+	// io.EOF of Send means that the host has answered already, with the reason.
 	dog.during(func() { _, err = stream.CloseAndReceive() })
 	return c.transferError(ctx, err)
 }
@@ -87,7 +87,7 @@ func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path strin
 type writeStream = connect.ClientStreamForClientSimple[pb.WriteFileStreamRequest, pb.WriteFileStreamResponse]
 
 func sendChunks(stream *writeStream, dog *watchdog, content io.Reader) (readErr, sendErr error) {
-	// Forms are read in pieces of 4 KiB: a message for each took the agent 7 s of CPU time a GiB.
+	// Forms are read in pieces of 4 KiB: a message for each cost the agent 7 s of CPU time per GiB.
 	buf := make([]byte, uploadChunk)
 	for {
 		n, err := fill(content, buf)
@@ -107,8 +107,8 @@ func sendChunks(stream *writeStream, dog *watchdog, content io.Reader) (readErr,
 	}
 }
 
-// fill reads until buf is full or r ends, whose error it returns as it is:
-// io.ReadFull would make a clean end look like a cut.
+// fill reads until buf is full or r ends, and returns the error of r unchanged:
+// io.ReadFull would turn a clean end into io.ErrUnexpectedEOF.
 func fill(r io.Reader, buf []byte) (n int, err error) {
 	for n < len(buf) && err == nil {
 		var m int
@@ -118,13 +118,13 @@ func fill(r io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
-// Read opens a file; what is wrong with it is an error of Read. The caller
-// closes it. A transfer that is cut is an error of its Read, never io.EOF.
+// Read opens a file. A file that cannot be read is an error of this call. The
+// caller closes the reader. A broken transfer is an error of its Read, never io.EOF.
 func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string) (io.ReadCloser, error) {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	r := &reader{ctx: ctx, client: c, dog: dog}
 	var err error
-	dog.during(func() { // until the host's first word
+	dog.during(func() { // until the host's first message
 		r.stream, err = c.downloads.ReadFileStream(ctx, &pb.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
 	})
 	if err != nil {
@@ -139,12 +139,12 @@ func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string
 }
 
 type reader struct {
-	ctx    context.Context // of the transfer: its cause says whether it stalled
+	ctx    context.Context // of the transfer; its cause is errStalled when that stalled
 	client *Client
 	stream *connect.ServerStreamForClient[pb.ReadFileStreamResponse]
 	dog    *watchdog
-	whole  []byte // the chunk as it came
-	chunk  []byte // what is left of it
+	whole  []byte // the chunk as it was received
+	chunk  []byte // its unread rest
 	err    error
 }
 
@@ -180,7 +180,8 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// WriteTo is for io.Copy: each chunk goes on as it came, without another buffer.
+// WriteTo is for io.Copy: each chunk is written as it was received, without another
+// buffer.
 func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 	for {
 		for len(r.chunk) == 0 && r.err == nil {
@@ -203,7 +204,7 @@ func (r *reader) WriteTo(w io.Writer) (written int64, err error) {
 
 func (r *reader) Close() error {
 	if errors.Is(r.err, io.EOF) {
-		r.dog.during(func() { _ = r.stream.Close() }) // nothing is left of it: the next download takes its connection
+		r.dog.during(func() { _ = r.stream.Close() }) // it was read to its end: the next download can use its connection
 	}
 	r.dog.stop()
 	return nil

@@ -303,9 +303,9 @@ func TestSlowReaderHoldsUpTheCommand(t *testing.T) {
 	}
 }
 
-// TestStalledReadersHoldUpNobodyElse is about the window of a connection,
+// TestStalledReadersHoldUpNoOtherStream is about the window of a connection,
 // which all its streams share.
-func TestStalledReadersHoldUpNobodyElse(t *testing.T) {
+func TestStalledReadersHoldUpNoOtherStream(t *testing.T) {
 	const readers = 40
 	sent := make(chan int, 1<<20)
 	agent := &hosttest.Agent{Sent: func(n int) { sent <- n }}

@@ -86,7 +86,7 @@ func TestOneWakeForAll(t *testing.T) {
 		})
 	}
 	callers.Wait()
-	if n := agent.Wakes(); n != 1 {
+	if n := agent.Resumes(); n != 1 {
 		t.Errorf("%d wakes", n)
 	}
 	w.checkEvents(t, w.reaches(t, sb.ID, wrenn.Running))

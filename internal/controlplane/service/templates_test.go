@@ -54,7 +54,7 @@ func TestTemplateLife(t *testing.T) {
 		t.Fatalf("built %+v", first)
 	}
 	_, log, err := s.Generation(t.Context(), w.caller, "py:latest", first.ID, 1)
-	if diff := cmp.Diff(service.BuildLog{First: 1, Lines: []string{"kept as a snapshot"}, Next: 2}, log); diff != "" || err != nil {
+	if diff := cmp.Diff(service.BuildLog{First: 1, Lines: []string{"saved as a snapshot"}, Next: 2}, log); diff != "" || err != nil {
 		t.Errorf("log: %v\n%s", err, diff)
 	}
 

@@ -80,7 +80,7 @@ func TestExecIsBounded(t *testing.T) {
 	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "cmd is missing")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "/no/such/program", User: "root"})
 	testkit.WantRPCCode(t, err, connect.CodeNotFound, "/no/such/program")
-	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true", User: "nobody-of-that-name"})
+	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true", User: "no-such-user"})
 	testkit.WantRPCCode(t, err, connect.CodeUnauthenticated, "")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "cat", Stdin: make([]byte, 18<<20)})
 	testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "")

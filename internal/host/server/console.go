@@ -12,13 +12,13 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// consoleLook is the pause between two looks at a console that is followed. A
-// machine says nothing when it prints: its console is memory that it writes to.
+// consoleLook is the pause between two reads of a console that is followed. No
+// event announces output: the console is memory that the machine writes to.
 const consoleLook = 300 * time.Millisecond
 
 var errConsoleRestart = wrenn.Errorf(wrenn.Unavailable, "the host's agent restarts: follow the console again in a moment")
 
-// ReadConsole needs no running sandbox, and is no use of one.
+// ReadConsole works for a sandbox in any status, and does not count as a use.
 func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, stream *connect.ServerStream[pb.ReadConsoleResponse]) error {
 	id, err := wrenn.ParseSandboxID(req.GetSandboxId())
 	if err != nil {
@@ -44,7 +44,7 @@ func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, st
 		var now string
 		now, more, err = s.cfg.Manager.Console(id)
 		if wrenn.CodeOf(err) == wrenn.NotFound {
-			return nil // it was destroyed
+			return nil // the sandbox was destroyed
 		}
 		if err != nil {
 			return err
@@ -71,15 +71,15 @@ func sendConsole(stream *connect.ServerStream[pb.ReadConsoleResponse], text stri
 	return nil
 }
 
-// after is what came to the end of a console since before, while its beginning
-// may have been dropped: now without the longest end of before that it begins
-// with. The guest chose both, so the time is linear: Knuth, Morris, Pratt.
+// after returns the output that a console has got since before, although its
+// beginning may have been dropped: now without the longest prefix that is a suffix
+// of before. The guest chooses both, so the time is linear: Knuth, Morris, Pratt.
 func after(before, now string) string {
 	if rest, ok := strings.CutPrefix(now, before); ok {
 		return rest
 	}
 	fallback := borders(now)
-	matched := 0 // of now, at the end of what was read of before
+	matched := 0 // bytes of now, at the end of the part of before that was read
 	for i := range len(before) {
 		for matched > 0 && (matched == len(now) || before[i] != now[matched]) {
 			matched = fallback[matched-1]
@@ -91,7 +91,7 @@ func after(before, now string) string {
 	return now[matched:]
 }
 
-// borders says for each prefix of text how long the longest proper prefix is
+// borders returns for each prefix of text the length of the longest proper prefix
 // that it ends with.
 func borders(text string) []int {
 	out := slices.Repeat([]int{0}, len(text))

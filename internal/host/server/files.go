@@ -57,18 +57,18 @@ func (s *server) WriteFileStream(ctx context.Context, stream *connect.ClientStre
 	defer release()
 	content := &chunks{stream: stream}
 	err = sb.Guest().WriteFile(ctx, meta.GetUser(), meta.GetPath(), content)
-	if content.err != nil { // why the guest did not get it all
+	if content.err != nil { // why the guest did not get the whole file
 		return nil, content.err
 	}
 	return &pb.WriteFileStreamResponse{}, err
 }
 
-// chunks reads a file from the caller's messages. It ends well only when the
-// caller did, so that half a file is never taken for a whole one.
+// chunks reads a file from the caller's messages. It returns io.EOF only when the
+// caller ended the file, so that half a file never counts as a whole one.
 type chunks struct {
 	stream *connect.ClientStream[pb.WriteFileStreamRequest]
 	rest   []byte
-	err    error // other than the clean end
+	err    error // other than io.EOF
 }
 
 func (c *chunks) Read(p []byte) (int, error) {
@@ -99,7 +99,7 @@ func (c *chunks) WriteTo(w io.Writer) (written int64, err error) {
 	}
 }
 
-// more receives until there is a rest. Its io.EOF is the file's end and nothing else.
+// more receives until rest has data. It returns io.EOF only at the end of the file.
 func (c *chunks) more() error {
 	for len(c.rest) == 0 {
 		if c.err != nil {
@@ -120,7 +120,7 @@ func (c *chunks) more() error {
 	return nil
 }
 
-// broke is the error of an upload that did not come to its end; nil for one that did.
+// broke returns the error of an upload that broke off; nil for a whole one.
 func broke(err error) error {
 	switch {
 	case err == nil:
@@ -160,8 +160,8 @@ func (s *server) ReadFileStream(ctx context.Context, req *pb.ReadFileStreamReque
 	}
 }
 
-// fill reads until the buffer is full or r ends, whose error it returns as it
-// is: io.ReadFull would make a clean end look like a cut.
+// fill reads until the buffer is full or r ends, and returns the error of r
+// unchanged: io.ReadFull would turn a clean end into io.ErrUnexpectedEOF.
 func fill(r io.Reader, buffer []byte) (n int, err error) {
 	for n < len(buffer) && err == nil {
 		var m int
@@ -171,7 +171,7 @@ func fill(r io.Reader, buffer []byte) (n int, err error) {
 	return n, err
 }
 
-// broken is the error of a file whose rest did not come.
+// broken returns the error of a download that broke off.
 func broken(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -21,11 +21,11 @@ import (
 	"wrenn/internal/tunnel"
 )
 
-// Listen is where an agent answers.
+// Listen is where an agent serves.
 type Listen struct {
 	// Address is "unix:PATH", or a host and a port.
 	Address string
-	// Group may use the socket of a unix Address, besides root; "" is nobody else.
+	// Group may use the socket of a unix Address, besides root; "" is none.
 	Group string
 	TLS   TLS
 }
@@ -36,16 +36,16 @@ type TLS struct {
 	Certificate string `toml:"certificate"` // the agent's, for the address that control planes know it by
 	Key         string `toml:"key"`         // of Certificate
 	ClientCA    string `toml:"client_ca"`   // signs the certificates of control planes
-	// ClientName is the DNS name in the certificate of a control plane. Who has a
-	// certificate of ClientCA for another name, such as another host, is turned away.
+	// ClientName is the DNS name in the certificate of a control plane. A client with
+	// a certificate of ClientCA for another name, such as another host, is refused.
 	ClientName string `toml:"client_name"`
 }
 
 const unixScheme = "unix:"
 
-// Check returns an Invalid error that says what to do when the address would
-// be open to others without mutual TLS: whoever reaches an agent owns its
-// sandboxes. Files of TLS that cannot be used are an error, too.
+// Check returns an Invalid error that says what to do when other users or machines
+// could connect without mutual TLS: a client of an agent controls its sandboxes.
+// Files of TLS that cannot be used are an error, too.
 func (l Listen) Check() error {
 	if given := l.TLS.given(); given != 0 && given != 3 {
 		return wrenn.Errorf(wrenn.Invalid, "tls needs all of certificate, key and client_ca")
@@ -68,9 +68,9 @@ func (l Listen) Check() error {
 	}
 	if l.TLS.given() != 0 {
 		if l.TLS.ClientName == "" {
-			return wrenn.Errorf(wrenn.Invalid, "tls.client_name is empty: say which name is in the certificates of control planes")
+			return wrenn.Errorf(wrenn.Invalid, "tls.client_name is empty: set it to the name in the certificates of control planes")
 		}
-		_, err := l.TLS.open(slog.New(slog.DiscardHandler)) // Open says it again
+		_, err := l.TLS.open(slog.New(slog.DiscardHandler)) // Open returns it again
 		return err
 	}
 	ip, err := netip.ParseAddr(host)
@@ -90,8 +90,8 @@ func (t TLS) given() int {
 	return n
 }
 
-// Open listens. A socket that a dead agent left is replaced: the caller sees to
-// it that there is one agent. Certificates are read again when they change.
+// Open listens. A socket that a dead agent left is replaced: the caller must make
+// sure that only one agent runs. Certificates are read again when they change.
 func (l Listen) Open(ctx context.Context, log *slog.Logger) (net.Listener, error) {
 	if err := l.Check(); err != nil {
 		return nil, err
@@ -128,8 +128,8 @@ func (t TLS) open(log *slog.Logger) (*certs.Source, error) {
 	return identity, nil
 }
 
-// listenUnix makes the socket under another name and moves it into place with
-// its mode: nobody can connect in between.
+// listenUnix makes the socket under another name and moves it into place when its
+// mode is set: before, no other user can connect.
 func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 	staged := path + ".new"
 	if err := os.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -150,14 +150,14 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-// permit lets the owner of the socket and the group, if there is one, connect.
+// permit lets the socket's owner and the group, if any, connect.
 func permit(path, group string) error {
 	if group == "" {
 		return os.Chmod(path, 0o600)
 	}
 	g, err := user.LookupGroup(group)
 	if err != nil {
-		return wrenn.Errorf(wrenn.Invalid, "group %q: there is none on this machine", group)
+		return wrenn.Errorf(wrenn.Invalid, "group %q does not exist on this machine", group)
 	}
 	id, err := strconv.Atoi(g.Gid)
 	if err != nil {
@@ -167,18 +167,20 @@ func permit(path, group string) error {
 }
 
 const (
-	// streamWindow is what is on its way to a command or a file that does not take it.
+	// streamWindow is how much may be in flight to a command or a file that does not
+	// take it, in bytes.
 	streamWindow = 1 << 20
-	// connWindow is that of all streams of a connection. It is as large as can
-	// be: uploads that stand still fill it, and a full one stops every other call of the control plane.
+	// connWindow is that of all streams of a connection. It is the largest possible:
+	// stalled uploads fill it, and a full one stops every other call of the control plane.
 	connWindow = 1 << 30
 )
 
-// grace is how long calls that are no streams have to end when the agent stops.
+// grace is how long unary calls may take to end when the agent stops.
 const grace = 10 * time.Second
 
-// Serve answers on l, by HTTP/1.1 and HTTP/2, until ctx ends: then streams end
-// at once, with the advice to attach again, and other calls have a while. It closes l.
+// Serve serves on l, by HTTP/1.1 and HTTP/2, until ctx ends. Then streams end at
+// once, with the advice to attach again, and other calls after a grace period. It
+// closes l.
 func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 	closing := make(chan struct{})
 	mux := http.NewServeMux()
@@ -195,7 +197,7 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 		defer cancel()
 		err := httpServer.Shutdown(waiting)
 		if err != nil {
-			err = httpServer.Close() // what still runs is cut
+			err = httpServer.Close() // calls that still run are cut
 		}
 		stopped <- err
 	})
@@ -214,7 +216,7 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler: handler, Protocols: protocols,
-		// No timeout of whole requests: streams last as long as commands do.
+		// No timeout for a whole request: streams last as long as commands do.
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -222,7 +224,7 @@ func newServer(handler http.Handler, log *slog.Logger) *http.Server {
 			MaxConcurrentStreams: 10_000, SendPingTimeout: 30 * time.Second,
 			MaxReceiveBufferPerStream: streamWindow, MaxReceiveBufferPerConnection: connWindow,
 		},
-		// Who was turned away, and why; whoever looks for open ports is in it too.
+		// Refused clients and the reasons, port scanners included.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelInfo),
 	}
 }

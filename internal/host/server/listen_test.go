@@ -47,7 +47,7 @@ func TestWhereAnAgentListens(t *testing.T) {
 		{Listen{Address: ":1"}, "mutual TLS"},
 		{Listen{Address: "[::]:1"}, "mutual TLS"},
 		{Listen{Address: "10.0.0.2:1"}, "mutual TLS"},
-		{Listen{Address: "host.example:1"}, "mutual TLS"}, // whoever says what that is decides who can reach it
+		{Listen{Address: "host.example:1"}, "mutual TLS"}, // its name server decides which machines can connect
 		{Listen{Address: "localhost.evil:1"}, "mutual TLS"},
 		{Listen{Address: "127.0.0.1:1", TLS: TLS{Key: "k"}}, "all of"},
 		{Listen{Address: "unix:/a", TLS: full}, "a socket has no TLS"},
@@ -75,7 +75,7 @@ func TestWhereAnAgentListens(t *testing.T) {
 	}
 }
 
-func TestTheSocketIsForNobodyElse(t *testing.T) {
+func TestSocketPermissions(t *testing.T) {
 	own, err := user.LookupGroupId(strconv.Itoa(os.Getegid()))
 	if err != nil {
 		t.Skip("the group of this process has no name")
@@ -168,7 +168,7 @@ func TestMutualTLS(t *testing.T) {
 		says   string // the agent, in its log; what the client hears depends on who is faster
 	}{
 		{"the control plane", client(t, address, good, true), ""},
-		{"nobody", client(t, address, good, false), "didn't provide a certificate"},
+		{"no certificate", client(t, address, good, false), "didn't provide a certificate"},
 		{"a stranger", client(t, address, foreign, true), "signed by unknown authority"},
 		{"an expired one", client(t, address, ours.Issue(t, late), true), "certificate has expired"},
 		{"another host", client(t, address, ours.Issue(t, certstest.Want{Names: []string{"10.0.0.3"}, Client: true}), true), "the client's certificate is for another name"},

@@ -23,7 +23,7 @@ func NewSteps(registry prometheus.Registerer) *Steps {
 	return s
 }
 
-// Observe counts a step that was taken.
+// Observe counts a step.
 func (s *Steps) Observe(_ wrenn.SandboxID, step string, took time.Duration) {
 	s.took.WithLabelValues(step).Observe(took.Seconds())
 }
@@ -40,10 +40,10 @@ func NewCollector(manager *sandbox.Manager) prometheus.Collector {
 	return &collector{
 		manager:   manager,
 		sandboxes: prometheus.NewDesc("wrenn_sandboxes", "Sandboxes on this host.", []string{"status"}, nil),
-		memory:    prometheus.NewDesc("wrenn_memory_used_bytes", "Memory that the machines of sandboxes were promised.", nil, nil),
-		maxMemory: prometheus.NewDesc("wrenn_memory_limit_bytes", "Memory that they may be promised; 0 is no limit.", nil, nil),
-		ready:     prometheus.NewDesc("wrenn_ready_machines", "Machines that were made ahead of need and are nobody's yet.", nil, nil),
-		takes:     prometheus.NewDesc("wrenn_ready_machine_takes_total", "Sandboxes that wanted such a machine, and whether there was one that worked.", []string{"result"}, nil),
+		memory:    prometheus.NewDesc("wrenn_memory_used_bytes", "Memory of the machines of sandboxes, as they were created.", nil, nil),
+		maxMemory: prometheus.NewDesc("wrenn_memory_limit_bytes", "Limit of the memory of all machines together; 0 is no limit.", nil, nil),
+		ready:     prometheus.NewDesc("wrenn_ready_machines", "Machines of the warm pool that no sandbox has claimed yet.", nil, nil),
+		takes:     prometheus.NewDesc("wrenn_ready_machine_takes_total", "Sandboxes that could claim a machine of the warm pool: hit if they got one, else miss.", []string{"result"}, nil),
 		disk:      prometheus.NewDesc("wrenn_disk_free_bytes", "Space left for disks and snapshots.", nil, nil),
 	}
 }
@@ -57,7 +57,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count := map[sandbox.Status]int{}
 	for status := range observed {
-		count[status] = 0 // all of them, always: a series that is missing is no zero
+		count[status] = 0 // every status, always: a missing series does not read as zero
 	}
 	for _, info := range c.manager.Inventory().Sandboxes {
 		count[info.Status]++

@@ -21,9 +21,9 @@ func (c *counted) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestUploadsThatStandStillHoldUpNobodyElse is about the window of a
+// TestStalledUploadsHoldUpNoOtherCall is about the window of a
 // connection, which all its streams share.
-func TestUploadsThatStandStillHoldUpNobodyElse(t *testing.T) {
+func TestStalledUploadsHoldUpNoOtherCall(t *testing.T) {
 	const uploads = 8
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()

@@ -1,6 +1,5 @@
-// Package hosttest is a host's agent without a host: sandboxes in memory,
-// behind the real protocol. Tests of the control plane and its bench run
-// against it.
+// Package hosttest is a host's agent without a host: sandboxes in memory, behind
+// the real protocol. The control plane's tests and benchmarks use it.
 package hosttest
 
 import (
@@ -25,23 +24,23 @@ import (
 // Agent is a host in memory. Its exported fields are set before it serves.
 type Agent struct {
 	Capacity hostagentv1.Capacity // zero: 1,000 sandboxes, 1 TB of memory
-	// Before and After may fail a call, block it or look on. Methods are named
-	// as in the protocol. After runs when the work is done: its error is a lost answer.
+	// Before and After may fail a call, block it or observe it. Methods are named as
+	// in the protocol. After runs when the work is done: its error is a lost answer.
 	Before, After func(ctx context.Context, method, id string) error
-	// Build, if set, is what a build does; its error is that of the build.
-	Build func(ctx context.Context, req *hostagentv1.BuildTemplateRequest, say func(string)) error
+	// Build, if set, is the work of a build; its error is that of the build.
+	Build func(ctx context.Context, req *hostagentv1.BuildTemplateRequest, log func(string)) error
 	// Copy may fail a single copy of a fork.
 	Copy func(ctx context.Context, id string) error
-	// Sent hears of each piece of output when it is on its way.
+	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
 
 	mu       sync.Mutex // guards what follows
 	instance int
 	boxes    map[string]*box
-	// generations of templates that are there.
+	// generations are the templates of this host.
 	generations map[string]bool
 	creates     int
-	wakes       int
+	resumes     int
 }
 
 // box is a sandbox.
@@ -51,7 +50,7 @@ type box struct {
 	files     map[string][]byte
 	processes map[uint32]*process
 	moments   []*moment // checkpoints, oldest first
-	head      string    // the one that it goes on from
+	head      string    // the one that it continues from
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*Agent)(nil)
@@ -113,7 +112,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 	err := a.with(ctx, "CreateSandbox", id, func() error {
 		if b := a.boxes[id]; b != nil {
 			if b.info.GetTemplate() != req.GetTemplate() || b.info.GetMemoryMb() != req.GetMemoryMb() {
-				return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s is there in another shape", id)
+				return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists with another template or size", id)
 			}
 			return nil
 		}
@@ -153,15 +152,15 @@ func (a *Agent) DestroySandbox(ctx context.Context, req *hostagentv1.DestroySand
 
 // PauseSandbox pauses a running or paused one.
 func (a *Agent) PauseSandbox(ctx context.Context, req *hostagentv1.PauseSandboxRequest) (*hostagentv1.PauseSandboxResponse, error) {
-	return &hostagentv1.PauseSandboxResponse{}, a.turn(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
+	return &hostagentv1.PauseSandboxResponse{}, a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
 }
 
 // ResumeSandbox resumes a paused or running one.
 func (a *Agent) ResumeSandbox(ctx context.Context, req *hostagentv1.ResumeSandboxRequest) (*hostagentv1.ResumeSandboxResponse, error) {
-	return &hostagentv1.ResumeSandboxResponse{}, a.turn(ctx, "ResumeSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
+	return &hostagentv1.ResumeSandboxResponse{}, a.transition(ctx, "ResumeSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
 }
 
-func (a *Agent) turn(ctx context.Context, method, id string, to hostagentv1.SandboxStatus) error {
+func (a *Agent) transition(ctx context.Context, method, id string, to hostagentv1.SandboxStatus) error {
 	return a.with(ctx, method, id, func() error {
 		b, err := a.live(id)
 		if err != nil {
@@ -172,7 +171,7 @@ func (a *Agent) turn(ctx context.Context, method, id string, to hostagentv1.Sand
 	})
 }
 
-// become is under the lock.
+// become changes the status of b. The caller must hold mu.
 func (a *Agent) become(b *box, to hostagentv1.SandboxStatus) {
 	if b.info.Status == to {
 		return
@@ -180,11 +179,11 @@ func (a *Agent) become(b *box, to hostagentv1.SandboxStatus) {
 	b.info.Status = to
 	b.info.Version++
 	if to == hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
-		a.wakes++
+		a.resumes++
 	}
 }
 
-// live returns one that has not ended.
+// live returns a sandbox that has not ended. The caller must hold mu.
 func (a *Agent) live(id string) (*box, error) {
 	b := a.boxes[id]
 	if b == nil || b.ended() {
@@ -193,7 +192,8 @@ func (a *Agent) live(id string) (*box, error) {
 	return b, nil
 }
 
-// running returns one that runs; a paused one that may be woken runs then.
+// running returns a sandbox that runs, after it resumed one that may be resumed.
+// The caller must hold mu.
 func (a *Agent) running(id string) (*box, error) {
 	b, err := a.live(id)
 	if err != nil {
@@ -228,7 +228,7 @@ func (a *Agent) ListSandboxes(ctx context.Context, _ *hostagentv1.ListSandboxesR
 	return res, err
 }
 
-// copyOf is field by field: the message itself must not be copied.
+// copyOf copies field by field: a message must not be copied as a value.
 func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 	return &hostagentv1.SandboxInfo{
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
@@ -250,12 +250,12 @@ func (a *Agent) ExtendSandbox(ctx context.Context, req *hostagentv1.ExtendSandbo
 	})
 }
 
-// End lets a sandbox end by itself, as its time does.
+// End ends a sandbox as its timeout or a fault would.
 func (a *Agent) End(id wrenn.SandboxID, to wrenn.ObservedState, reason string) {
 	a.set(id, to, func(i *hostagentv1.SandboxInfo) { i.Reason = reason })
 }
 
-// Put plants a sandbox that nobody asked for, or changes what one is.
+// Put adds a sandbox that no request created, or changes the state of one.
 func (a *Agent) Put(id wrenn.SandboxID, state wrenn.ObservedState) {
 	a.set(id, state, func(*hostagentv1.SandboxInfo) {})
 }
@@ -277,7 +277,7 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 	})
 }
 
-// Lose forgets a sandbox, as a host does whose disk was replaced.
+// Lose forgets a sandbox, as if the host's disk was replaced.
 func (a *Agent) Lose(id wrenn.SandboxID) {
 	_ = a.locked(func() error { delete(a.boxes, string(id)); return nil }) // never fails
 }
@@ -287,7 +287,7 @@ func (a *Agent) Restart() {
 	_ = a.locked(func() error { a.instance++; return nil }) // never fails
 }
 
-// Sandboxes returns what is there.
+// Sandboxes returns the states of all sandboxes.
 func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
 	out := map[wrenn.SandboxID]wrenn.ObservedState{}
 	_ = a.locked(func() error { // never fails
@@ -299,7 +299,7 @@ func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
 	return out
 }
 
-// Timeout returns what the host knows of a sandbox's timeout.
+// Timeout returns a sandbox's timeout on the host.
 func (a *Agent) Timeout(id wrenn.SandboxID) time.Duration {
 	var d time.Duration
 	_ = a.locked(func() error { // never fails
@@ -318,14 +318,14 @@ func (a *Agent) Creates() int {
 	return n
 }
 
-// Wakes counts how often a paused sandbox came to run.
-func (a *Agent) Wakes() int {
+// Resumes counts how often a paused sandbox was resumed.
+func (a *Agent) Resumes() int {
 	n := 0
-	_ = a.locked(func() error { n = a.wakes; return nil }) // never fails
+	_ = a.locked(func() error { n = a.resumes; return nil }) // never fails
 	return n
 }
 
-// stream is with for the streams, whose work is not under the lock.
+// stream is with for streams, which do not hold mu while they work.
 func (a *Agent) stream(ctx context.Context, method, id string, f func() error) error {
 	if err := a.with(ctx, method, id, func() error { return nil }); err != nil {
 		return err

@@ -45,7 +45,7 @@ func (b *box) kill() {
 func (p *process) signal()  { p.killed.Do(func() { close(p.end) }) }
 func (p *process) closeIn() { p.once.Do(func() { close(p.eof) }) }
 
-// run runs the command to its end; emit blocks as long as nobody reads.
+// run runs the command to its end; emit blocks while the caller does not read.
 func (p *process) run(ctx context.Context, emit func([]byte) error) (int32, string, error) {
 	switch p.cmd {
 	case "echo":

@@ -11,7 +11,7 @@ import (
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 )
 
-// moment is a checkpoint: what the sandbox's files were.
+// moment is a checkpoint: the sandbox's files at a time.
 type moment struct {
 	info  *hostagentv1.Checkpoint
 	files map[string][]byte
@@ -34,7 +34,7 @@ func (a *Agent) ForkSandbox(ctx context.Context, req *hostagentv1.ForkSandboxReq
 	return res, err
 }
 
-// fork is under the lock.
+// fork makes one copy. The caller must hold mu.
 func (a *Agent) fork(ctx context.Context, parent *box, id string) error {
 	if a.Copy != nil {
 		if err := a.Copy(ctx, id); err != nil {
@@ -56,7 +56,7 @@ func (a *Agent) fork(ctx context.Context, parent *box, id string) error {
 	return nil
 }
 
-// CreateCheckpoint keeps the files of a running sandbox.
+// CreateCheckpoint saves the files of a running sandbox.
 func (a *Agent) CreateCheckpoint(ctx context.Context, req *hostagentv1.CreateCheckpointRequest) (*hostagentv1.CreateCheckpointResponse, error) {
 	res := &hostagentv1.CreateCheckpointResponse{}
 	err := a.with(ctx, "CreateCheckpoint", req.GetSandboxId(), func() error {
@@ -103,7 +103,7 @@ func (a *Agent) ListCheckpoints(ctx context.Context, req *hostagentv1.ListCheckp
 	})
 }
 
-// RestoreCheckpoint gives a sandbox its files of then.
+// RestoreCheckpoint restores the files of a checkpoint.
 func (a *Agent) RestoreCheckpoint(ctx context.Context, req *hostagentv1.RestoreCheckpointRequest) (*hostagentv1.RestoreCheckpointResponse, error) {
 	return &hostagentv1.RestoreCheckpointResponse{}, a.with(ctx, "RestoreCheckpoint", req.GetSandboxId(), func() error {
 		b, err := a.live(req.GetSandboxId())
@@ -119,7 +119,7 @@ func (a *Agent) RestoreCheckpoint(ctx context.Context, req *hostagentv1.RestoreC
 	})
 }
 
-// DeleteCheckpoint hands the children of one to its parent.
+// DeleteCheckpoint removes a checkpoint; its children become its parent's.
 func (a *Agent) DeleteCheckpoint(ctx context.Context, req *hostagentv1.DeleteCheckpointRequest) (*hostagentv1.DeleteCheckpointResponse, error) {
 	return &hostagentv1.DeleteCheckpointResponse{}, a.with(ctx, "DeleteCheckpoint", req.GetSandboxId(), func() error {
 		b, err := a.live(req.GetSandboxId())

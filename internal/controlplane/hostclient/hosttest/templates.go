@@ -16,17 +16,17 @@ import (
 // builtBytes is the size of every generation.
 const builtBytes = 1 << 20
 
-// BuildTemplate says two lines, or does what Build says, and has the generation.
+// BuildTemplate logs two lines, or runs Build, and adds the generation.
 func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplateRequest, stream *connect.ServerStream[hostagentv1.BuildTemplateResponse]) error {
 	if a.Before != nil {
 		if err := a.Before(ctx, "BuildTemplate", req.GetGeneration()); err != nil {
 			return wire.ToConnect(err)
 		}
 	}
-	say := func(line string) {
+	log := func(line string) {
 		_ = stream.Send(&hostagentv1.BuildTemplateResponse{Event: &hostagentv1.BuildTemplateResponse_Line{Line: line}}) // the caller is gone: ctx ends
 	}
-	if err := a.build(ctx, req, say); err != nil {
+	if err := a.build(ctx, req, log); err != nil {
 		return wire.ToConnect(err)
 	}
 	vcpus, memory := cmp.Or(req.GetVcpus(), 1), cmp.Or(req.GetMemoryMb(), 512)
@@ -47,21 +47,21 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 	}}})
 }
 
-func (a *Agent) build(ctx context.Context, req *hostagentv1.BuildTemplateRequest, say func(string)) error {
+func (a *Agent) build(ctx context.Context, req *hostagentv1.BuildTemplateRequest, log func(string)) error {
 	if a.Build != nil {
-		return a.Build(ctx, req, say)
+		return a.Build(ctx, req, log)
 	}
 	if id := req.GetSandboxId(); id != "" {
 		if err := a.locked(func() error { _, err := a.running(id); return err }); err != nil {
 			return err
 		}
 	}
-	say("booting")
-	say("kept as a snapshot")
+	log("booting")
+	log("saved as a snapshot")
 	return nil
 }
 
-// Keep plants a generation.
+// Keep adds a generation.
 func (a *Agent) Keep(id wrenn.GenerationID) {
 	_ = a.locked(func() error { // never fails
 		if a.generations == nil {
@@ -72,7 +72,7 @@ func (a *Agent) Keep(id wrenn.GenerationID) {
 	})
 }
 
-// Generations returns what is there.
+// Generations returns the ids of all generations.
 func (a *Agent) Generations() []string {
 	var ids []string
 	_ = a.locked(func() error { // never fails
@@ -99,7 +99,7 @@ func (a *Agent) ListTemplates(ctx context.Context, _ *hostagentv1.ListTemplatesR
 	})
 }
 
-// Forget loses a generation, as a host does whose disk was replaced.
+// Forget loses a generation, as if the host's disk was replaced.
 func (a *Agent) Forget(id wrenn.GenerationID) {
 	_ = a.locked(func() error { delete(a.generations, string(id)); return nil }) // never fails
 }

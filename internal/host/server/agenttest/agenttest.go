@@ -1,6 +1,6 @@
 // Package agenttest runs a host agent for tests: the real manager, network slots
-// and RPC, over machines that vmfake plays and in which the real guest agent runs.
-// Needs root, and no VMM.
+// and RPC, with machines of vmfake in which the real guest agent runs. It needs
+// root, but no VMM.
 package agenttest
 
 import (
@@ -86,7 +86,7 @@ func New(t *testing.T, cfg Config) *Agent {
 		Driver: vmfake.New(vmfake.Config{World: a.World, Hook: cfg.Fault}),
 		Guest:  sandbox.Guest{RootFS: image, Kernel: vm.Kernel{Image: image}},
 	}
-	// The agents' programs find a sync that does not write the disks of this machine.
+	// Guests find a sync that does not write the disks of this machine.
 	bin := t.TempDir()
 	testkit.Must(t, os.WriteFile(filepath.Join(bin, "sync"), []byte("#!/bin/sh\nexit 0\n"), 0o755))
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
@@ -103,7 +103,7 @@ func (a *Agent) Journal(id string) string {
 	return filepath.Join(a.cfg.StateDir, "sandboxes", id, "sandbox.json")
 }
 
-// Start starts the next agent, which adopts what is there.
+// Start starts the next agent, which adopts the sandboxes of the last one.
 func (a *Agent) Start(tb testing.TB) {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background()) // until Stop
@@ -144,7 +144,7 @@ func (a *Agent) Stop(tb testing.TB) {
 	a.stop = nil
 }
 
-// tearDown ends whatever there is, also what is in quarantine.
+// tearDown ends all machines, also those in quarantine.
 func (a *Agent) tearDown(tb testing.TB) {
 	tb.Helper()
 	a.Stop(tb)
