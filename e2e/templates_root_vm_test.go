@@ -133,6 +133,10 @@ func (s *stack) testTemplateOfContainer(t *testing.T) {
 		t.Errorf("of what its init gives it has %q", got)
 	}
 	s.goesOn(t, id, s.must(t, id, "cat /dev/shm/told"))
+	// The image has no modprobe: the guest's kernel runs the one that it was given.
+	if got := s.must(t, id, "mkdir -p /mnt && cd /mnt && mkdir l u w m && /bin/busybox mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none m && echo x >m/f && cat u/f"); got != "x" {
+		t.Errorf("in an overlay: %q", got)
+	}
 	if got := s.must(t, id, "id -un $(stat -c %U /dev/shm/told)"); got != "app" {
 		t.Errorf("the start command ran as %q", got)
 	}
