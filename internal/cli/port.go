@@ -71,7 +71,7 @@ func (c *portForwardCommand) listen(ctx context.Context) (all []forwarding, err 
 	defer func() {
 		if err != nil {
 			for _, f := range all {
-				f.listener.Close()
+				_ = f.listener.Close() // nothing has connected
 			}
 		}
 	}()
@@ -105,7 +105,7 @@ func parsePorts(text string) (local, port int, err error) {
 
 // serve passes on what connects, until ctx ends.
 func (f forwarding) serve(ctx context.Context, s *session, api *client.Client, id string) error {
-	defer context.AfterFunc(ctx, func() { f.listener.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = f.listener.Close() })() // wakes Accept
 	var open sync.WaitGroup
 	defer open.Wait()
 	for {

@@ -410,11 +410,11 @@ func TestWebSocket(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), testkit.Timeout)
 	defer cancel()
-	_, resp, err := websocket.Dial(ctx, server.URL+"/p/"+id+"/8080/no", nil)
+	_, resp, err := websocket.Dial(ctx, server.URL+"/p/"+id+"/8080/no", nil) //nolint:bodyclose // Dial says it need not be
 	if err == nil || resp == nil || resp.StatusCode != http.StatusTeapot {
 		t.Fatalf("a refusal: %v, %v", resp, err)
 	}
-	conn, _, err := websocket.Dial(ctx, server.URL+"/p/"+id+"/8080/ws", &websocket.DialOptions{Subprotocols: []string{"chat"}})
+	conn, _, err := websocket.Dial(ctx, server.URL+"/p/"+id+"/8080/ws", &websocket.DialOptions{Subprotocols: []string{"chat"}}) //nolint:bodyclose // as above
 	testkit.Must(t, err)
 	defer func() { _ = conn.CloseNow() }()
 	if conn.Subprotocol() != "chat" {

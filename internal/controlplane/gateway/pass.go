@@ -89,7 +89,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(r.Context(), func() { _ = conn.Close() }) // the client left: wakes what reads from it
-	resp, reader, err := ask(conn, r, to)
+	resp, reader, err := ask(conn, r)
 	if !stop() {
 		err = errors.Join(err, context.Cause(r.Context()))
 	}
@@ -121,7 +121,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 
 // ask sends the request on conn and reads the head of the answer. What the
 // reader has beyond it is of the new protocol.
-func ask(conn net.Conn, r *http.Request, to target) (*http.Response, *bufio.Reader, error) {
+func ask(conn net.Conn, r *http.Request) (*http.Response, *bufio.Reader, error) {
 	pr := &httputil.ProxyRequest{In: r, Out: r.Clone(r.Context())}
 	dropHopByHop(pr.Out.Header)
 	rewrite(pr)
