@@ -92,7 +92,7 @@ func TestRoundTripOfCommands(t *testing.T) {
 		func(m *pb.ExecStart) (w start, err error) {
 			w.ID, w.Start, err = hostwire.ParseExecStart(m)
 			return w, err
-		}, func(w *start) { w.Start.ExecCommand.Stdin = nil }) // input comes by the stream
+		}, func(w *start) { w.Start.Stdin = nil }) // input comes by the stream
 	roundTrip(t, "attach", func(w attach) *pb.ExecAttach { return hostwire.ExecAttach(w.ID, w.To).GetAttach() },
 		func(m *pb.ExecAttach) (w attach, err error) {
 			w.ID, w.To, err = hostwire.ParseExecAttach(m)

@@ -168,7 +168,7 @@ func (b *Builder) build(ctx context.Context, job wrenn.TemplateBuild, out *outpu
 		timeout: cmp.Or(spec.ReadyTimeout, wrenn.DefaultReadyTimeout), settle: settleFor, out: out,
 	}
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
-		Name: string(job.ID), Shape: spec.Size.OrDefault(), Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
+		Name: string(job.ID), Shape: spec.OrDefault(), Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
 	})
 	if err == nil {
 		out.line("saved as a snapshot")
