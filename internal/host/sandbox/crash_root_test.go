@@ -134,8 +134,8 @@ func TestOpenKeepsSnapshotsAndRemovesHalfOnes(t *testing.T) {
 	wantAlive(t, restored)
 }
 
-// One sandbox whose journal nobody can read is reported, and the others go.
-func TestAnUnreadableJournalKeepsNobodyElse(t *testing.T) {
+// A sandbox whose journal cannot be read is reported, and the others are removed.
+func TestAnUnreadableJournalKeepsNoOther(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	bad, err := enter(m, "i00000000000000000000") // the first in order

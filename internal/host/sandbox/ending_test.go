@@ -39,7 +39,7 @@ func newRunning(t *testing.T) (*Sandbox, *stoppable) {
 	}))
 	machine := &stoppable{}
 	s.instance.Machine = machine
-	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.commit("a test", func(*journal.Journal) {}), os.WriteFile(s.instance.Disk(), []byte("somebody's work"), 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.dir(), 0o700), s.journal.commit("a test", func(*journal.Journal) {}), os.WriteFile(s.instance.Disk(), []byte("a user's work"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	s.state.set(StatusRunning, "")

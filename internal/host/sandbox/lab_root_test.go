@@ -29,7 +29,7 @@ var (
 	shape = Shape{VCPUs: 1, MemoryMiB: 64}
 )
 
-// lab is a host: directories, network slots in a namespace of their own, and
+// lab is a host: directories, network slots in their own namespace, and
 // a world in which fake machines run the real agent.
 type lab struct {
 	cfg     Config
@@ -102,7 +102,7 @@ func newFile(t *testing.T, content string) string {
 	return path
 }
 
-// script makes a program in a directory of its own, which it returns.
+// script makes a program in its own directory, which it returns.
 func script(t *testing.T, name, body string) string {
 	t.Helper()
 	dir := t.TempDir()

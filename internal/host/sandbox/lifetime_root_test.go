@@ -82,7 +82,7 @@ func TestEnsureAtOnceMakesOne(t *testing.T) {
 	l.wantClean(t, m)
 }
 
-// Who waits for a sandbox that somebody else fails to make makes it itself.
+// A caller that waits for a sandbox which another caller fails to make makes it itself.
 func TestEnsureAfterAFailedMaker(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
@@ -322,7 +322,7 @@ func TestAdopt(t *testing.T) {
 	l.wantClean(t, m2)
 }
 
-func TestAdoptBuriesTheDead(t *testing.T) {
+func TestAdoptEndsSandboxesWhoseMachinesEnded(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
@@ -340,7 +340,7 @@ func TestAdoptBuriesTheDead(t *testing.T) {
 	l.wantClean(t, m)
 }
 
-// muteDriver has machines that take a connection and say nothing.
+// muteDriver has machines that take a connection and do not answer.
 type muteDriver struct{ vm.Driver }
 
 func (muteDriver) Adopt(ctx context.Context, _ vm.Ref) (vm.Machine, error) {
@@ -371,8 +371,8 @@ func TestAdoptOfAMuteMachine(t *testing.T) {
 	l.wantClean(t, m)
 }
 
-// The disk of a failed sandbox may be all that is left of somebody's work, also
-// when there is no room to note that it failed, and what was set aside is used up.
+// The disk of a failed sandbox may be all that is left of a user's work, also
+// when there is no space to record that it failed, and the reserve is used up.
 func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 	for name, watched := range map[string]bool{"watched": true, "no agent runs": false} {
 		t.Run(name, func(t *testing.T) {

@@ -63,7 +63,7 @@ func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
 	l.wantClean(t, m)
 }
 
-// Whatever goes wrong before the snapshot is there, the sandbox runs on.
+// Whatever goes wrong before the snapshot exists, the sandbox keeps running.
 func TestAPauseThatFails(t *testing.T) {
 	for name, spoil := range map[string]func(*testing.T, *lab, *Sandbox){
 		string(vmfake.StepPause):    func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepPause)(l) },
@@ -255,7 +255,7 @@ func TestAutoPauseAndOneWakeForAll(t *testing.T) {
 	wantStatus(t, sb, StatusPaused, "")
 	restores.Store(0)
 
-	// One who goes away ends the wait of nobody else.
+	// A caller that leaves ends the wait of no other caller.
 	gone, leave := context.WithCancelCause(t.Context())
 	why := errors.New("gone")
 	leave(why)
@@ -284,7 +284,7 @@ func TestAutoPauseAndOneWakeForAll(t *testing.T) {
 	wantStatus(t, sb, StatusPaused, "") // again
 }
 
-// A full disk must not cost a sandbox that nobody uses for a while.
+// A full disk must not cost a sandbox that is not used for a while.
 func TestAnAutoPauseThatFailsDestroysNothing(t *testing.T) {
 	l := newLab(t)
 	failed := make(chan struct{})
@@ -302,7 +302,7 @@ func TestAnAutoPauseThatFailsDestroysNothing(t *testing.T) {
 	select {
 	case <-failed:
 	case <-time.After(patience):
-		t.Fatal("nobody tries to pause it")
+		t.Fatal("it is not tried to pause it")
 	}
 	wantStatus(t, sb, StatusRunning, "")
 	wantAlive(t, sb)
@@ -350,8 +350,8 @@ func TestFork(t *testing.T) {
 	}
 	wantAlive(t, sb)
 
-	// Again, after a lost answer: those that are there stay.
-	must(t, sb.Destroy(t.Context())) // makes room, and is not needed for copies that are there
+	// Again, after a lost answer: those that exist stay.
+	must(t, sb.Destroy(t.Context())) // makes room, and is not needed for existing copies
 	ids = slices.Delete(ids, failed, failed+1)
 	again, err := sb.Fork(t.Context(), ids)
 	must(t, err)

@@ -213,11 +213,11 @@ func (l *lab) dieAt(t *testing.T, n int, deeds []deed) (*Manager, int) {
 }
 
 // wantGoesOn checks what is left of the sandbox after an agent that died in the
-// deed, and that it can be used or made anew.
+// deed, and that it can be used or made again.
 func (w *wholeLife) wantGoesOn(t *testing.T, m *Manager, deed string) {
 	t.Helper()
 	sb, err := m.Get(w.id)
-	mortal := []string{"create", "destroy while paused", "create again", "end", "destroy", "warm", "stock", "end the stock"}
+	mortal := []string{"create", "destroy while paused", "create again", "end", "destroy", "warm", "pool", "end the pool"}
 	if err != nil && !slices.Contains(mortal, deed) {
 		t.Fatalf("the sandbox is lost: %v", err)
 	}
@@ -242,7 +242,7 @@ func (w *wholeLife) wantGoesOn(t *testing.T, m *Manager, deed string) {
 }
 
 // wantRunningOrPaused fails unless each sandbox that runs has a machine, and
-// nobody else has.
+// no other sandbox has.
 func (w *wholeLife) wantRunningOrPaused(t *testing.T, m *Manager) {
 	t.Helper()
 	running := 0

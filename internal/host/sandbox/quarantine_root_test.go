@@ -21,7 +21,7 @@ import (
 	"wrenn/internal/vm"
 )
 
-// quarantined returns why what is in quarantine is there, by name.
+// quarantined returns the reasons of what is in quarantine, by name.
 func quarantined(m *Manager) map[string]string {
 	reasons := map[string]string{}
 	for _, info := range m.Inventory().Sandboxes {
@@ -171,7 +171,7 @@ func TestANamesakeIsNoMachine(t *testing.T) {
 	}
 }
 
-// One in quarantine costs the others nothing, and what nobody lives in goes.
+// One in quarantine costs the others nothing, and slots without processes are removed.
 func TestQuarantineKeepsOneSlotAlone(t *testing.T) {
 	l := newQuarantine(t)
 	l.network.Max = 3

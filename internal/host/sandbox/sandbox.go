@@ -142,7 +142,7 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 
 func (s *Sandbox) dir() string { return filepath.Join(s.host.sandboxesDir(), string(s.id)) }
 
-// at calls the hook at a point. Those of the warm pool have names of their own.
+// at calls the hook at a point. Those of the warm pool have their own names.
 func (s *Sandbox) at(point string) error { return s.host.cfg.Hook.At(s.label(point)) }
 
 func (s *Sandbox) trace(step string, took time.Duration) {

@@ -239,7 +239,7 @@ func TestDestroyAtOnce(t *testing.T) {
 	l.wantClean(t, m)
 }
 
-func TestMachinesRunAsUsersOfTheirOwn(t *testing.T) {
+func TestMachinesRunAsTheirOwnUsers(t *testing.T) {
 	l := newLab(t)
 	l.cfg.FirstUID = 700000
 	seen := map[uint32]bool{}

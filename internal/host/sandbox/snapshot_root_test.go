@@ -205,7 +205,7 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 			}
 			wantStatus(t, sb, StatusRunning, "")
 			if !letGoOnNow(m, sb) {
-				t.Error("nobody would let it go on")
+				t.Error("nothing would let it run again")
 			}
 			wantRunning(t, l, sb)
 			wantAlive(t, sb)
@@ -236,13 +236,13 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	wantStatus(t, sb, StatusRunning, "")
 	l.fault = nil
 	if !letGoOnNow(m, sb) {
-		t.Error("nobody would let it go on")
+		t.Error("nothing would let it run again")
 	}
 	wantRunning(t, l, sb)
 	wantAlive(t, sb)
 }
 
-// Who destroys a sandbox does not wait for a VMM that writes on, whoever still waits for it.
+// Destroy does not wait for a VMM that keeps writing, even if a caller still waits for that.
 func TestDestroyEndsAWriteThatCannotBeGivenUp(t *testing.T) {
 	for name, left := range map[string]bool{"its caller waits": false, "its caller has left": true} {
 		t.Run(name, func(t *testing.T) {
@@ -332,7 +332,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		case vmfake.StepResume:
 			inside.Add(-1)
 		case vmfake.StepMemory:
-			time.Sleep(50 * time.Millisecond) // whoever is not kept out gets the time to come in
+			time.Sleep(50 * time.Millisecond) // an operation that is not kept out gets the time to begin
 			if n := inside.Load(); n != 1 {
 				t.Errorf("%d have paused the machine", n)
 			}
@@ -442,7 +442,7 @@ func unwanted(sb *Sandbox) bool {
 }
 
 // A named snapshot is what templates are made of. One that is removed stays for
-// those that run from it, and nobody else.
+// those that run from it, and for no other.
 func TestEnsureFromASnapshot(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)

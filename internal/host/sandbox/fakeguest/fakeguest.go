@@ -1,4 +1,4 @@
-// Package fakeguest is the inside of vmfake's machines for tests of whoever
+// Package fakeguest is the inside of vmfake's machines for tests of what
 // composes them: the real agent, in a network namespace, behind a slot's TAP. It
 // has the file system and the processes of the machine that runs the tests. Needs root.
 package fakeguest
@@ -62,7 +62,7 @@ func Boot(cfg Config) (stop func(), err error) {
 		served <- guest.New(guest.Config{Machine: machine, Log: cfg.Log}).Serve(ctx, l)
 	}()
 	return func() {
-		unplug() // whoever is connected hears nothing more, as when a machine is gone
+		unplug() // connections get no answer any more, as when a machine has ended
 		cancel()
 		if err := errors.Join(<-served, netns.Delete(name)); err != nil {
 			cfg.Log.Error("agent", slog.Any("err", err))

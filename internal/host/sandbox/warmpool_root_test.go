@@ -15,8 +15,8 @@ import (
 	"wrenn/internal/vm/vmfake"
 )
 
-// stocked opens a manager with a base snapshot, whose loop keeps n machines in stock.
-func (l *lab) stocked(t *testing.T, n int) *Manager {
+// pooling opens a manager with a base snapshot, whose loop keeps n machines in the pool.
+func (l *lab) pooling(t *testing.T, n int) *Manager {
 	t.Helper()
 	l.cfg.Pool = n
 	m := l.open(t)
@@ -25,13 +25,13 @@ func (l *lab) stocked(t *testing.T, n int) *Manager {
 	return m
 }
 
-// wantStock waits until so many machines are in stock.
-func wantStock(t *testing.T, m *Manager, ready int) {
+// wantPool waits until so many machines are in the pool.
+func wantPool(t *testing.T, m *Manager, ready int) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for m.Pool().Ready != ready {
 		if time.Now().After(deadline) {
-			t.Fatalf("Stock() = %+v, want %d ready", m.Pool(), ready)
+			t.Fatalf("Pool() = %+v, want %d ready", m.Pool(), ready)
 		}
 		time.Sleep(5 * time.Millisecond) // polling with a deadline
 	}
@@ -40,31 +40,31 @@ func wantStock(t *testing.T, m *Manager, ready int) {
 func wantHits(t *testing.T, m *Manager, hits, misses uint64) {
 	t.Helper()
 	if s := m.Pool(); s.Hits != hits || s.Misses != misses {
-		t.Errorf("Stock() = %+v, want %d hits and %d misses", s, hits, misses)
+		t.Errorf("Pool() = %+v, want %d hits and %d misses", s, hits, misses)
 	}
 }
 
-// only is the one machine in stock.
+// only is the one machine in the pool.
 func only(t *testing.T, m *Manager) *Sandbox {
 	t.Helper()
 	boxes := m.pool.machines()
 	if len(boxes) != 1 {
-		t.Fatalf("%d machines in stock", len(boxes))
+		t.Fatalf("%d machines in the pool", len(boxes))
 	}
 	return boxes[0]
 }
 
 func newRequest() Request { return Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape} }
 
-func TestASandboxIsMadeOfTheStock(t *testing.T) {
+func TestASandboxClaimsAPooledMachine(t *testing.T) {
 	l := newLab(t)
-	m := l.stocked(t, 1)
-	wantStock(t, m, 1)
+	m := l.pooling(t, 1)
+	wantPool(t, m, 1)
 	if inv := m.Inventory(); len(inv.Sandboxes) != 0 {
-		t.Errorf("the stock is in the inventory: %+v", inv.Sandboxes)
+		t.Errorf("the pool is in the inventory: %+v", inv.Sandboxes)
 	}
 	if c, err := m.Capacity(); err != nil || c.Sandboxes != 0 || c.MemoryMiB != 0 {
-		t.Errorf("the stock counts: %+v, %v", c, err)
+		t.Errorf("the pool counts: %+v, %v", c, err)
 	}
 	machine := only(t, m).other.Machine.Ref()
 
@@ -75,20 +75,20 @@ func TestASandboxIsMadeOfTheStock(t *testing.T) {
 	}
 	wantAlive(t, sb)
 	must(t, l.mark(t.Context(), sb, 'a'))
-	wantStock(t, m, 1)
+	wantPool(t, m, 1)
 	if used := l.cfg.Slots.Stats().Used; used != 2 {
-		t.Errorf("%d slots are used by a sandbox and a machine in stock", used)
+		t.Errorf("%d slots are used by a sandbox and a pooled machine", used)
 	}
 
 	must(t, errors.Join(sb.Pause(t.Context()), sb.Resume(t.Context())))
 	l.wantMark(t, sb, 'a')
 	must(t, sb.Destroy(t.Context()))
-	wantHits(t, m, 1, 0) // a resume is of its own snapshot
+	wantHits(t, m, 1, 0) // a resume uses its own snapshot
 }
 
-// The machine and the disk of a sandbox of the stock are found by the next
-// agent although the machine has a name of its own.
-func TestASandboxOfTheStockIsAdopted(t *testing.T) {
+// The machine and the disk of a sandbox that claimed a pooled one are found by the next
+// agent although the machine has its own name.
+func TestASandboxThatClaimedAMachineIsAdopted(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	must(t, m.Warm(t.Context(), shape))
@@ -115,7 +115,7 @@ func TestASandboxOfTheStockIsAdopted(t *testing.T) {
 	l.wantClean(t, m)
 }
 
-func TestNothingOfTheStockIsLeftWhenRunEnds(t *testing.T) {
+func TestNothingOfThePoolIsLeftWhenRunEnds(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Pool = 2
 	m := l.open(t)
@@ -123,13 +123,13 @@ func TestNothingOfTheStockIsLeftWhenRunEnds(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	wantStock(t, m, 2)
+	wantPool(t, m, 2)
 	stop()
 	must(t, <-done)
 	l.wantClean(t, m)
 }
 
-func TestTheStockGivesWay(t *testing.T) {
+func TestThePoolGivesWay(t *testing.T) {
 	other := Shape{VCPUs: 1, MemoryMiB: 128}
 	for name, limit := range map[string]func(*lab){
 		"slots":  func(*lab) {}, // there are two
@@ -138,20 +138,20 @@ func TestTheStockGivesWay(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
 			limit(l)
-			m := l.stocked(t, 1)
-			wantStock(t, m, 1)
+			m := l.pooling(t, 1)
+			wantPool(t, m, 1)
 			wantAlive(t, ensure(t, m, newRequest()))
-			wantStock(t, m, 1)
+			wantPool(t, m, 1)
 			req := newRequest()
 			req.Shape = other
 			wantAlive(t, ensure(t, m, req))
-			wantStock(t, m, 0)
-			wantHits(t, m, 1, 0) // who wants another shape misses nothing
+			wantPool(t, m, 0)
+			wantHits(t, m, 1, 0) // a sandbox of another shape misses nothing
 		})
 	}
 }
 
-func TestTheStockEndsWhenMemoryIsLow(t *testing.T) {
+func TestThePoolEndsWhenMemoryIsLow(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Pool = 1
 	m := l.open(t)
@@ -167,29 +167,29 @@ func TestTheStockEndsWhenMemoryIsLow(t *testing.T) {
 	}
 	must(t, m.Warm(t.Context(), shape))
 	run(t, m)
-	wantStock(t, m, 1)
+	wantPool(t, m, 1)
 	<-low
 	low <- true
 	m.pool.wake.Notify()
-	wantStock(t, m, 0)
+	wantPool(t, m, 0)
 	sb := ensure(t, m, newRequest())
 	wantAlive(t, sb)
 	wantHits(t, m, 0, 1)
 }
 
-func TestAMachineInStockThatEndsIsReplaced(t *testing.T) {
+func TestAPooledMachineThatEndsIsReplaced(t *testing.T) {
 	l := newLab(t)
-	m := l.stocked(t, 1)
-	wantStock(t, m, 1)
+	m := l.pooling(t, 1)
+	wantPool(t, m, 1)
 	dead := only(t, m)
 	l.world.Kill(dead.other.Machine.Ref())
 	deadline := time.Now().Add(patience)
-	for { // until another is there
+	for { // until another exists
 		if boxes := m.pool.machines(); len(boxes) == 1 && boxes[0] != dead && boxes[0].Info().Status == statusPooled {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("Stock() = %+v", m.Pool())
+			t.Fatalf("Pool() = %+v", m.Pool())
 		}
 		time.Sleep(5 * time.Millisecond) // polling with a deadline
 	}
@@ -197,37 +197,37 @@ func TestAMachineInStockThatEndsIsReplaced(t *testing.T) {
 	wantHits(t, m, 1, 0)
 }
 
-// Who gets a machine that is of no use gets another.
-func TestAMachineInStockThatDoesNotGoOn(t *testing.T) {
+// A sandbox that claims a machine which does not work gets another.
+func TestAPooledMachineThatDoesNotRun(t *testing.T) {
 	l := newLab(t)
-	m := l.stocked(t, 1)
-	wantStock(t, m, 1)
+	m := l.pooling(t, 1)
+	wantPool(t, m, 1)
 	bad := only(t, m)
 	failAt(vmfake.StepResume)(l)
 	sb := ensure(t, m, newRequest())
 	wantAlive(t, sb)
 	wantHits(t, m, 0, 1)
 	if sb.journal.Starts != 2 {
-		t.Errorf("the sandbox's body is of generation %d, want 2", sb.journal.Starts)
+		t.Errorf("the sandbox's instance has number %d, want 2", sb.journal.Starts)
 	}
 	if _, err := os.Stat(bad.dir()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the machine is still in stock: %v", err)
+		t.Errorf("the machine is still in the pool: %v", err)
 	}
 	l.fault = nil
 }
 
-func TestTheStockGoesWithItsSnapshot(t *testing.T) {
+func TestThePoolGoesWithItsSnapshot(t *testing.T) {
 	l := newLab(t)
-	m := l.stocked(t, 1)
-	wantStock(t, m, 1)
+	m := l.pooling(t, 1)
+	wantPool(t, m, 1)
 	must(t, m.RemoveSnapshot(t.Context(), m.baseName(shape)))
-	wantStock(t, m, 0)
+	wantPool(t, m, 0)
 	wantSnapshots(t, m)
 	wantAlive(t, ensure(t, m, newRequest())) // it boots
 	wantHits(t, m, 0, 0)
 }
 
-func TestNoStockIsMadeWhileSomebodyWaits(t *testing.T) {
+func TestNoMachineIsPooledWhileACallerWaits(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Pool = 1
 	m := l.open(t)
@@ -243,9 +243,9 @@ func TestNoStockIsMadeWhileSomebodyWaits(t *testing.T) {
 	}
 }
 
-// stockDeeds are the life of machines in stock and of a sandbox that is made of one.
-func (w *wholeLife) stockDeeds() []deed {
-	stock := func(ctx context.Context, m *Manager) error {
+// poolDeeds are the life of pooled machines and of a sandbox that claims one.
+func (w *wholeLife) poolDeeds() []deed {
+	pool := func(ctx context.Context, m *Manager) error {
 		return m.pool.add(ctx, kind{m.baseName(shape), shape})
 	}
 	with := func(do func(*Sandbox, context.Context) error) func(context.Context, *Manager) error {
@@ -262,11 +262,11 @@ func (w *wholeLife) stockDeeds() []deed {
 			m.pool.size = 1
 			return m.Warm(ctx, shape)
 		}},
-		{"stock", stock},
+		{"pool", pool},
 		{"create", func(ctx context.Context, m *Manager) error {
 			_, err := m.Ensure(ctx, Request{ID: w.id, Template: "base", Shape: shape})
 			if m.Pool().Hits != 1 {
-				return errors.New("it was not made of the stock")
+				return errors.New("it did not claim a pooled machine")
 			}
 			return err
 		}},
@@ -277,17 +277,17 @@ func (w *wholeLife) stockDeeds() []deed {
 		{"pause", with((*Sandbox).Pause)},
 		{"resume", with((*Sandbox).Resume)},
 		{"destroy", with((*Sandbox).Destroy)},
-		{"stock", stock},
-		{"end the stock", func(ctx context.Context, m *Manager) error {
+		{"pool", pool},
+		{"end the pool", func(ctx context.Context, m *Manager) error {
 			m.pool.remove(ctx, m.pool.machines())
 			return nil
 		}},
 	}
 }
 
-// An agent that dies leaves no machine in stock, and never one to two.
-func TestTheNextAgentGoesOnAfterEveryPointOfTheStock(t *testing.T) {
-	atEveryPoint(t, 40, (*wholeLife).stockDeeds, func(t *testing.T, m *Manager) {
+// An agent that dies leaves no machine in the pool, and never one to two sandboxes.
+func TestTheNextAgentGoesOnAfterEveryPointOfThePool(t *testing.T) {
+	atEveryPoint(t, 40, (*wholeLife).poolDeeds, func(t *testing.T, m *Manager) {
 		t.Helper()
 		left, err := filepath.Glob(filepath.Join(snapshotDir(m), "*"))
 		must(t, err)
