@@ -129,7 +129,7 @@ func TestNoSlot(t *testing.T) {
 }
 
 // A caller that goes away in the middle of a step leaves nothing.
-func TestCancelledInTheMiddle(t *testing.T) {
+func TestCanceledInTheMiddle(t *testing.T) {
 	why := errors.New("the caller went away")
 	for _, at := range append(vmfake.StartSteps(), "ready") {
 		t.Run(string(at), func(t *testing.T) {

@@ -136,7 +136,7 @@ func wantRunning(t *testing.T, l *lab, sb *Sandbox) {
 	}
 }
 
-func TestACancelledSnapshotLeavesNothing(t *testing.T) {
+func TestACanceledSnapshotLeavesNothing(t *testing.T) {
 	why := errors.New("enough")
 	for _, step := range append(vmfake.SnapshotSteps(), vmfake.StepPause) {
 		t.Run(string(step), func(t *testing.T) {
