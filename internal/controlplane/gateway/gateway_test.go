@@ -311,7 +311,7 @@ func TestStreams(t *testing.T) {
 	testkit.Must(t, err)
 	answered := make(chan *http.Response, 1)
 	go func() {
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // the receiver closes it
 		if err != nil {
 			t.Error(err)
 		}

@@ -113,6 +113,7 @@ func (h *host) notify() {
 
 // logError logs a failure that the caller cannot return.
 func (h *host) logError(ctx context.Context, level slog.Level, message string, err error, attrs ...slog.Attr) {
+	//nolint:sloglint // every caller's message is a constant
 	h.cfg.Log.LogAttrs(ctx, level, message, append(attrs, slog.Any("err", err))...)
 }
 

@@ -66,9 +66,9 @@ func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
 // Whatever goes wrong before the snapshot exists, the sandbox keeps running.
 func TestAPauseThatFails(t *testing.T) {
 	for name, spoil := range map[string]func(*testing.T, *lab, *Sandbox){
-		string(vmfake.StepPause):    func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepPause)(l) },
-		string(vmfake.StepMemory):   func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepMemory)(l) },
-		string(vmfake.StepManifest): func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepManifest)(l) },
+		vmfake.StepPause:    func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepPause)(l) },
+		vmfake.StepMemory:   func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepMemory)(l) },
+		vmfake.StepManifest: func(_ *testing.T, l *lab, _ *Sandbox) { failAt(vmfake.StepManifest)(l) },
 		"disk": func(t *testing.T, _ *lab, sb *Sandbox) {
 			t.Helper()
 			must(t, os.Rename(sb.instance.Disk(), sb.instance.Disk()+".away"))
@@ -129,9 +129,9 @@ func (l *lab) wantNoMachine(t *testing.T) {
 
 func TestAResumeThatFails(t *testing.T) {
 	for name, spoil := range map[string]func(*lab){
-		string(vmfake.StepLoad): failAt(vmfake.StepLoad),
-		string(vmfake.StepBoot): failAt(vmfake.StepBoot),
-		"no agent":              func(l *lab) { l.agent.mute = true },
+		vmfake.StepLoad: failAt(vmfake.StepLoad),
+		vmfake.StepBoot: failAt(vmfake.StepBoot),
+		"no agent":      func(l *lab) { l.agent.mute = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
@@ -556,7 +556,7 @@ func TestAdoptPaused(t *testing.T) {
 // runs on, and what was there still is.
 func TestAPauseOnAFullDisk(t *testing.T) {
 	for _, at := range []vmfake.Step{"before", vmfake.StepPause, vmfake.StepMemory, vmfake.StepManifest} {
-		t.Run(string(at), func(t *testing.T) {
+		t.Run(at, func(t *testing.T) {
 			l := newLab(t)
 			l.cfg.StateDir = smallFileSystem(t)
 			m := l.open(t)

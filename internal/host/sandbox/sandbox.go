@@ -165,6 +165,7 @@ func (s *Sandbox) context(ctx context.Context) context.Context {
 
 // log logs what happened to the sandbox.
 func (s *Sandbox) log(ctx context.Context, level slog.Level, message string, attrs ...slog.Attr) {
+	//nolint:sloglint // every caller's message is a constant
 	s.host.cfg.Log.LogAttrs(s.context(ctx), level, message, attrs...)
 }
 

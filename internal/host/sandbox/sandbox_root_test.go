@@ -92,11 +92,11 @@ func TestFailuresLeaveNothing(t *testing.T) {
 		{"no agent", func(l *lab) { l.agent.mute, l.cfg.ReadyTimeout = true, 50*time.Millisecond }, wrenn.DeadlineExceeded, "did not answer within 50ms"},
 		{"an agent that hangs", func(l *lab) { l.agent.stuck, l.cfg.ReadyTimeout = true, 2*time.Second }, wrenn.DeadlineExceeded, "did not answer within 2s"},
 		{"a slot's directory in the way", func(l *lab) { l.cfg.RunDir += strings.Repeat("/long", 8) }, wrenn.Invalid, "60 bytes"},
-		{string(vmfake.StepFiles), failAt(vmfake.StepFiles), wrenn.Internal, "injected"},
-		{string(vmfake.StepLoad), failAt(vmfake.StepLoad), wrenn.Internal, "injected"},
-		{string(vmfake.StepDisks), failAt(vmfake.StepDisks), wrenn.Internal, "injected"},
-		{string(vmfake.StepProcess), failAt(vmfake.StepProcess), wrenn.Internal, "injected"},
-		{string(vmfake.StepBoot), failAt(vmfake.StepBoot), wrenn.Internal, "injected"},
+		{vmfake.StepFiles, failAt(vmfake.StepFiles), wrenn.Internal, "injected"},
+		{vmfake.StepLoad, failAt(vmfake.StepLoad), wrenn.Internal, "injected"},
+		{vmfake.StepDisks, failAt(vmfake.StepDisks), wrenn.Internal, "injected"},
+		{vmfake.StepProcess, failAt(vmfake.StepProcess), wrenn.Internal, "injected"},
+		{vmfake.StepBoot, failAt(vmfake.StepBoot), wrenn.Internal, "injected"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l := newLab(t)
@@ -132,7 +132,7 @@ func TestNoSlot(t *testing.T) {
 func TestCanceledInTheMiddle(t *testing.T) {
 	why := errors.New("the caller went away")
 	for _, at := range append(vmfake.StartSteps(), "ready") {
-		t.Run(string(at), func(t *testing.T) {
+		t.Run(at, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			l := newLab(t)

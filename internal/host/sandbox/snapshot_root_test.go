@@ -110,7 +110,7 @@ func TestRestoreOfNothing(t *testing.T) {
 // A snapshot is whole or not there, and the sandbox goes on either way.
 func TestSnapshotFailuresLeaveNothing(t *testing.T) {
 	for _, step := range append(vmfake.SnapshotSteps(), vmfake.StepPause) {
-		t.Run(string(step), func(t *testing.T) {
+		t.Run(step, func(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			sb := create(t, m)

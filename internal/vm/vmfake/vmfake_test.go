@@ -28,10 +28,7 @@ func kernel(t *testing.T) vm.Kernel {
 func TestConformance(t *testing.T) {
 	var world World
 	var places atomic.Int32
-	steps := make([]string, 0, len(StartSteps()))
-	for _, s := range StartSteps() {
-		steps = append(steps, s)
-	}
+	steps := StartSteps()
 	vmtest.Run(t, vmtest.Harness{
 		Driver: func(*testing.T) vm.Driver { return New(Config{World: &world}) },
 		Failing: func(_ *testing.T, step string) vm.Driver {
