@@ -139,7 +139,7 @@ func wantRunning(t *testing.T, l *lab, sb *Sandbox) {
 func TestACanceledSnapshotLeavesNothing(t *testing.T) {
 	why := errors.New("enough")
 	for _, step := range append(vmfake.SnapshotSteps(), vmfake.StepPause) {
-		t.Run(string(step), func(t *testing.T) {
+		t.Run(step, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			l := newLab(t)
