@@ -5,9 +5,10 @@
 //	box, err := c.CreateSandbox(ctx, client.CreateSandbox{})
 //	result, err := c.Exec(ctx, box.ID, client.Command{Cmd: "uname", Args: []string{"-a"}})
 //
-// Every failure that the server told, and every failure to reach it, is an
-// *Error with a code. Nothing is tried again by itself, except that a Stream
-// resumes: RetryAfter of the error says when that makes sense.
+// Every failure that the server reports, and every failure to reach it, is an
+// *Error with a code. Only a Stream retries by itself: it resumes after a lost
+// connection. For all other calls the caller decides; Error.RetryAfter is the
+// earliest time at which a retry makes sense.
 package client
 
 import (
@@ -22,31 +23,31 @@ import (
 )
 
 const (
-	// maxAnswer bounds an answer of JSON: a page of sandboxes with as much metadata as they may have.
+	// maxAnswer bounds a JSON response: the largest is a full page of sandboxes with the most metadata allowed.
 	maxAnswer = 64 << 20
-	// maxProblem bounds what is read of an answer that says what went wrong.
+	// maxProblem bounds how much of an error response is read.
 	maxProblem = 64 << 10
 
 	headerKey   = "X-API-Key"
 	mediaJSON   = "application/json"
-	connections = 64 // that are kept open for the next request
+	connections = 64 // idle connections kept open
 )
 
-// Config says which server, and as whom. URL and Key are needed.
+// Config names the server and the API key. Both URL and Key are required.
 type Config struct {
-	// URL is where the server is, as http://127.0.0.1:8080 or https://wrenn.example.com.
+	// URL is the server's address, such as http://127.0.0.1:8080 or https://wrenn.example.com.
 	URL string
-	// Key is the API key. It travels with every request: use https except on this machine.
+	// Key is the API key. Every request carries it: use https unless the server is on this machine.
 	Key string
-	// HTTP sends the requests; nil is one that suits. It must not have a
+	// HTTP sends the requests; nil means a suitable default. It must not have a
 	// Timeout, which would end streams, and it must speak HTTP/1.1: a
 	// WebSocket cannot be opened over HTTP/2.
 	HTTP *http.Client
-	// UserAgent names the program to the server; "" is the SDK.
+	// UserAgent names the program to the server; "" means wrenn-go.
 	UserAgent string
 }
 
-// Client talks to one server as one team. It may be used by many goroutines.
+// Client talks to one server as one team. It is safe for concurrent use.
 type Client struct {
 	base  *url.URL
 	key   string
@@ -54,11 +55,11 @@ type Client struct {
 	http  *http.Client
 }
 
-// New returns a client. It does not talk to the server yet.
+// New returns a client. It does not connect to the server yet.
 func New(cfg Config) (*Client, error) {
 	base, err := url.Parse(cfg.URL)
 	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
-		return nil, &Error{Code: InvalidRequest, Message: fmt.Sprintf("%q is no address of a server: it starts with http:// or https://", cfg.URL)}
+		return nil, &Error{Code: InvalidRequest, Message: fmt.Sprintf("%q is not a server's address: it must start with http:// or https://", cfg.URL)}
 	}
 	base.Path = strings.TrimRight(base.Path, "/")
 	c := &Client{base: base, key: cfg.Key, agent: cfg.UserAgent, http: cfg.HTTP}
@@ -77,18 +78,18 @@ func newHTTP() *http.Client {
 	transport.Protocols.SetHTTP1(true)
 	transport.ForceAttemptHTTP2 = false
 	transport.MaxIdleConnsPerHost = connections
-	transport.DisableCompression = true // files are what they are
+	transport.DisableCompression = true // files must arrive with the bytes and the length that the server sent
 	return &http.Client{
 		Transport: transport,
-		// A redirect would take the key elsewhere.
+		// Following a redirect would send the key to another server.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// URL is where the server is.
+// URL returns the server's address.
 func (c *Client) URL() string { return c.base.String() }
 
-// Ready returns nil when the server can do its work. It needs no key.
+// Ready returns nil when the server is ready for requests. It needs no key.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, request{method: http.MethodGet, path: "/ready"}, nil)
 }
@@ -97,18 +98,18 @@ func (c *Client) Ready(ctx context.Context) error {
 type request struct {
 	method, path string // path is escaped
 	query        url.Values
-	body         any       // of JSON; nil is none
+	body         any       // sent as JSON; nil for none
 	stream       io.Reader // instead of body
-	media        string    // of stream
+	media        string    // content type of stream
 }
 
-// call sends r and decodes the answer into out, unless that is nil.
+// call sends r and decodes the response into out, unless out is nil.
 func (c *Client) call(ctx context.Context, r request, out any) error {
 	_, err := c.callHeader(ctx, r, out)
 	return err
 }
 
-// callHeader is call for those who need the answer's header.
+// callHeader is like call and also returns the response's header.
 func (c *Client) callHeader(ctx context.Context, r request, out any) (http.Header, error) {
 	resp, err := c.send(ctx, r)
 	if err != nil {
@@ -120,12 +121,12 @@ func (c *Client) callHeader(ctx context.Context, r request, out any) (http.Heade
 		return resp.Header, c.broken(ctx, err)
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
-		return nil, c.broken(ctx, fmt.Errorf("read the answer of %s %s: %w", r.method, r.path, err))
+		return nil, c.broken(ctx, fmt.Errorf("read the response to %s %s: %w", r.method, r.path, err))
 	}
 	return resp.Header, nil
 }
 
-// send returns an answer that says success; the caller closes its body.
+// send returns a successful response; the caller closes its body.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	body, media := r.stream, r.media
 	if r.body != nil {
@@ -144,7 +145,7 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		req.Header.Set("Content-Type", media)
 	}
 	if r.stream != nil {
-		// A server that refuses says so before it is sent a long file.
+		// The server can then refuse before a long file is sent.
 		req.Header.Set("Expect", "100-continue")
 	}
 	resp, err := c.http.Do(req)

@@ -35,9 +35,9 @@ const (
 
 var made = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 
-// fake is the use cases for tests of the way to them; the surface before it is the real one.
+// fake stands in for the service; the API in front of it is the real one.
 type fake struct {
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	created service.CreateSandbox
 	listed  []service.ListSandboxes
 	timeout time.Duration
@@ -90,7 +90,7 @@ func (f *fake) CreateSandbox(_ context.Context, _ service.Caller, req service.Cr
 	return box(boxID), nil
 }
 
-// ListSandboxes has three pages of two.
+// ListSandboxes returns three pages of two.
 func (f *fake) ListSandboxes(_ context.Context, _ service.Caller, req service.ListSandboxes) ([]wrenn.Sandbox, string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -270,7 +270,7 @@ func (e *echo) Close() error {
 	return nil
 }
 
-// serve serves f by the real API, and returns a client of it.
+// serve serves f through the real API, and returns a client of it.
 func serve(t *testing.T, f *fake) *client.Client {
 	t.Helper()
 	server, err := api.New(api.Config{
@@ -326,7 +326,7 @@ func TestSandboxes(t *testing.T) {
 		Template: "base", VCPUs: 2, MemoryMB: 1024, Timeout: 2 * time.Second, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"},
 	}
 	if diff := cmp.Diff(asked, f.created); diff != "" {
-		t.Errorf("what was asked for (-want +got):\n%s", diff)
+		t.Errorf("request (-want +got):\n%s", diff)
 	}
 	if got, err = c.Sandbox(t.Context(), boxID); err != nil || got.ID != boxID {
 		t.Errorf("Sandbox() = %v, %v", got, err)
@@ -342,7 +342,7 @@ func TestSandboxes(t *testing.T) {
 	}
 }
 
-func TestSandboxesGoOnByPages(t *testing.T) {
+func TestSandboxesFollowPages(t *testing.T) {
 	f := &fake{}
 	c := serve(t, f)
 	var ids []string
@@ -378,7 +378,7 @@ func TestKeys(t *testing.T) {
 		t.Error(err)
 	}
 	if err := c.RevokeKey(t.Context(), "k3"); client.CodeOf(err) != client.NotFound {
-		t.Errorf("RevokeKey of none = %v", err)
+		t.Errorf("RevokeKey of an unknown key = %v", err)
 	}
 }
 
@@ -430,7 +430,7 @@ func TestErrors(t *testing.T) {
 			}
 		})
 	}
-	t.Run("given up", func(t *testing.T) {
+	t.Run("canceled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if _, err := c.Sandbox(ctx, boxID); !errors.Is(err, context.Canceled) || client.CodeOf(err) != "" {
@@ -439,7 +439,7 @@ func TestErrors(t *testing.T) {
 	})
 }
 
-// noise is bytes that are no text.
+// noise is bytes that are not text.
 var noise = bytes.Repeat([]byte{0xff, 0, '\r', '\n', 0xc3, 1}, 300<<10)
 
 func TestExec(t *testing.T) {
@@ -529,7 +529,7 @@ func TestAttach(t *testing.T) {
 		t.Errorf("Receive() after Close = %v", err)
 	}
 	if _, err := c.Attach(t.Context(), boxID, 1); client.CodeOf(err) != client.NotFound {
-		t.Errorf("Attach() to none = %v", err)
+		t.Errorf("Attach() to an unknown process = %v", err)
 	}
 }
 
@@ -591,7 +591,7 @@ func TestFilesThatBreak(t *testing.T) {
 			t.Errorf("WriteFile() = %v", err)
 		}
 	})
-	t.Run("an answer without an end", func(t *testing.T) {
+	t.Run("a response without an end", func(t *testing.T) {
 		old := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {
@@ -604,7 +604,7 @@ func TestFilesThatBreak(t *testing.T) {
 		defer old.Close()
 		if r, err := connect(t, old.URL, key).ReadFile(t.Context(), boxID, "/x", client.FileOptions{}); err == nil {
 			r.Close()
-			t.Error("an answer that may be cut was taken for a file")
+			t.Error("a response that may be cut was accepted as a file")
 		}
 	})
 }
@@ -623,7 +623,7 @@ func TestLogs(t *testing.T) {
 		}
 	}
 	if _, err := c.Logs(t.Context(), otherID, client.LogsOptions{}); client.CodeOf(err) != client.NotFound {
-		t.Errorf("of another: %v", err)
+		t.Errorf("logs of another sandbox: %v", err)
 	}
 }
 

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Code says what kind of failure an Error is. New ones may come: treat one
-// that you do not know by its HTTP status.
+// Code is the kind of failure of an Error. New codes may be added: judge an
+// unknown one by its HTTP status.
 type Code string
 
-// The codes; api/openapi.yaml says what each means.
+// The codes; api/openapi.yaml documents each.
 const (
 	InvalidRequest       Code = "invalid_request"
 	Unauthorized         Code = "unauthorized"
@@ -34,14 +34,14 @@ const (
 	Timeout              Code = "timeout"
 )
 
-// Error is a failure that the server told, or a failure to reach it.
+// Error is a failure that the server reported, or a failure to reach it.
 type Error struct {
 	Code       Code
-	Message    string        // for people; says what to do when there is something to do
-	Status     int           // of HTTP; 0 when there was no answer, or the failure came within a stream
-	RequestID  string        // names the request in the server's log
-	RetryAfter time.Duration // when trying again makes sense; 0 is unknown
-	Err        error         // the cause, on this side; may be nil
+	Message    string        // for people; includes what to do next, where known
+	Status     int           // HTTP status; 0 when there was no response, or the failure came within a stream
+	RequestID  string        // identifies the request in the server's log
+	RetryAfter time.Duration // wait this long before a retry; 0 means unknown
+	Err        error         // the cause on the client's side; may be nil
 }
 
 func (e *Error) Error() string {
@@ -61,8 +61,8 @@ func CodeOf(err error) Code {
 	return ""
 }
 
-// problem is the error that an answer tells. What answers with something else
-// is no Wrenn, or a proxy before it.
+// problem returns the error in a response. A response without one comes from
+// another server, or from a proxy in front of Wrenn.
 func problem(resp *http.Response) error {
 	e := &Error{Status: resp.StatusCode, RequestID: resp.Header.Get("X-Request-Id")}
 	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
@@ -86,12 +86,12 @@ func problem(resp *http.Response) error {
 	if resp.StatusCode >= http.StatusBadGateway {
 		e.Code = Unavailable
 	}
-	e.Message = fmt.Sprintf("the server answers %s, and not as Wrenn does: is the address right?", resp.Status)
+	e.Message = fmt.Sprintf("the server answers %s, and not as Wrenn does: check the address", resp.Status)
 	return e
 }
 
-// broken is a connection that failed. The end of ctx is the caller's own doing
-// and stays what it is.
+// broken returns the error of a failed connection. When ctx has ended it
+// returns the cause of that instead, unchanged.
 func (c *Client) broken(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -102,7 +102,7 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err // the address is in the message
 	}
-	if errors.Is(err, io.EOF) { // which says of a stream or a file that it was all
+	if errors.Is(err, io.EOF) { // callers would take io.EOF for the regular end of a stream or a file
 		err = fmt.Errorf("%w: %s", io.ErrUnexpectedEOF, err.Error())
 	}
 	return &Error{Code: Unavailable, Message: "no connection to " + c.base.Redacted(), Err: err}

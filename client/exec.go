@@ -11,26 +11,26 @@ import (
 
 const encodingBase64 = "base64"
 
-// Command is a program to run. Only Cmd is needed. No shell is involved: for
+// Command is a program to run. Only Cmd is required. No shell is involved: for
 // pipes and variables run /bin/sh with -c.
 type Command struct {
-	Cmd  string // a path, or a name that is searched in PATH
+	Cmd  string // a path, or a name to look up in PATH
 	Args []string
 	Env  map[string]string
-	Cwd  string // "" is the user's home
-	User string // "" is the template's default user
-	// Timeout is when it is killed, in whole seconds, rounded up. 0 is 30
-	// seconds for Exec and never for Start.
+	Cwd  string // "" means the user's home
+	User string // "" means the template's default user
+	// Timeout is the time after which the command is killed, in whole seconds,
+	// rounded up. 0 means 30 seconds for Exec and no timeout for Start.
 	Timeout time.Duration
-	Stdin   []byte // of Exec, at most 1 MiB; Start streams it
+	Stdin   []byte // for Exec only, at most 1 MiB; for Start, write to the stream
 }
 
 // Result is what a command printed and how it ended.
 type Result struct {
 	Stdout, Stderr []byte
-	ExitCode       int    // -1 when a signal ended it
-	Status         string // the same in words
-	Truncated      bool   // an output went on after the server's limit, and the rest is lost; use Start
+	ExitCode       int    // -1 when a signal ended the command
+	Status         string // ExitCode in words
+	Truncated      bool   // an output exceeded the server's limit and the rest is lost; use Start for long outputs
 	Duration       time.Duration
 }
 
@@ -43,12 +43,12 @@ type commandBody struct {
 	TimeoutSec int64             `json:"timeout_sec,omitempty"`
 }
 
-// body returns the command as JSON has it. The error says what JSON cannot have:
-// the encoder would put other characters in its place.
+// body returns the command as it is sent. It fails when the command has bytes
+// that JSON cannot hold: the encoder would silently replace them.
 func (c Command) body() (commandBody, error) {
 	for _, word := range append([]string{c.Cmd, c.Cwd, c.User}, c.Args...) {
 		if !utf8.ValidString(word) {
-			return commandBody{}, &Error{Code: InvalidRequest, Message: fmt.Sprintf("the command has %.80q, which is not UTF-8 text: other bytes can be passed as standard input or in a file", word)}
+			return commandBody{}, &Error{Code: InvalidRequest, Message: fmt.Sprintf("the command contains %.80q, which is not UTF-8 text: pass other bytes as standard input or in a file", word)}
 		}
 	}
 	for name, value := range c.Env {
@@ -59,9 +59,9 @@ func (c Command) body() (commandBody, error) {
 	return commandBody{Cmd: c.Cmd, Args: c.Args, Env: c.Env, Cwd: c.Cwd, User: c.User, TimeoutSec: seconds(c.Timeout)}, nil
 }
 
-// Exec runs a command to its end; an exit code other than 0 is no error. One
-// that runs into its timeout is killed, and the error's code is Timeout. The
-// end of ctx ends the command.
+// Exec runs a command and waits until it ends; an exit code other than 0 is not
+// an error. A command that reaches its timeout is killed, and the error's code
+// is Timeout. Canceling ctx kills the command.
 func (c *Client) Exec(ctx context.Context, id string, cmd Command) (*Result, error) {
 	command, err := cmd.body()
 	if err != nil {
@@ -99,14 +99,14 @@ func (c *Client) Exec(ctx context.Context, id string, cmd Command) (*Result, err
 	return out, err
 }
 
-// decode returns the bytes that data stands for.
+// decode returns the bytes that data encodes.
 func decode(data, encoding string) ([]byte, error) {
 	if encoding != encodingBase64 {
 		return []byte(data), nil
 	}
 	out, err := base64.StdEncoding.DecodeString(data)
 	if err != nil {
-		return nil, &Error{Code: Internal, Message: "the server sent an output that is not what it says", Err: fmt.Errorf("base64: %w", err)}
+		return nil, &Error{Code: Internal, Message: "the server sent an output that cannot be decoded", Err: fmt.Errorf("base64: %w", err)}
 	}
 	return out, nil
 }

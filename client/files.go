@@ -12,19 +12,19 @@ import (
 	"sync"
 )
 
-// FileOptions may be left out.
+// FileOptions are optional settings of WriteFile and ReadFile.
 type FileOptions struct {
-	User string // in the sandbox, who reads or writes; "" is the template's default user
+	User string // the sandbox's user that reads or writes; "" means the template's default user
 }
 
-// WriteFile writes content, to its end, to a file of the sandbox, of any size,
-// and makes missing directories. The file changes as a whole at the end: when
-// content fails, or the connection, nothing changed. A relative name starts at
-// the user's home.
+// WriteFile reads content until io.EOF and writes it to a file of the sandbox,
+// of any size. It makes missing directories. The file is replaced in one step at
+// the end: when content or the connection fails, the file is unchanged. A
+// relative name starts at the user's home.
 //
-// When it fails, content may still be read for a moment.
+// When WriteFile fails, content may still be read for a moment after the return.
 func (c *Client) WriteFile(ctx context.Context, id, name string, content io.Reader, opts FileOptions) error {
-	var frame bytes.Buffer // what stands before and after the content
+	var frame bytes.Buffer // what comes before and after the content
 	form := multipart.NewWriter(&frame)
 	fields := [][2]string{{"path", name}}
 	if opts.User != "" {
@@ -48,13 +48,13 @@ func (c *Client) WriteFile(ctx context.Context, id, name string, content io.Read
 		stream: io.MultiReader(bytes.NewReader(head), source, bytes.NewReader(frame.Bytes()[len(head):])),
 	}, nil)
 	if own := source.failure(); own != nil && err != nil {
-		return fmt.Errorf("read what to write to %s: %w", name, own)
+		return fmt.Errorf("read the content for %s: %w", name, own)
 	}
 	return err
 }
 
 // ReadFile returns the content of a file of the sandbox; the caller closes it.
-// A transfer that is cut short is an error of Read, never io.EOF.
+// When the transfer is cut short, Read returns an error other than io.EOF.
 func (c *Client) ReadFile(ctx context.Context, id, name string, opts FileOptions) (io.ReadCloser, error) {
 	body := map[string]string{"path": name}
 	if opts.User != "" {
@@ -63,21 +63,21 @@ func (c *Client) ReadFile(ctx context.Context, id, name string, opts FileOptions
 	return c.stream(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/files/stream/read"), body: body})
 }
 
-// stream returns an answer's body, which the caller closes.
+// stream returns a response's body, which the caller closes.
 func (c *Client) stream(ctx context.Context, r request) (io.ReadCloser, error) {
 	resp, err := c.send(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	if resp.ContentLength < 0 && !slices.Contains(resp.TransferEncoding, "chunked") {
-		// Such an answer ends where the connection does, which tells nothing; see RFC 9112, 6.3.
+		// Such a body ends when the connection does, so a cut one looks complete; see RFC 9112, 6.3.
 		resp.Body.Close()
-		return nil, &Error{Code: Unavailable, Message: "something between here and the server hides where files end: go around it"}
+		return nil, &Error{Code: Unavailable, Message: "a proxy on the way to the server drops the length of files, so a cut file would look complete: connect without it"}
 	}
 	return &fileBody{ReadCloser: resp.Body, broken: func(err error) error { return c.broken(ctx, err) }}, nil
 }
 
-// fileBody makes Errors of broken connections.
+// fileBody turns the errors of a broken connection into *Error.
 type fileBody struct {
 	io.ReadCloser
 
@@ -92,7 +92,7 @@ func (f *fileBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// watched remembers why reading failed, for what lies between reader and caller tells it in words of its own.
+// watched records the error of its reader, because net/http wraps it in an error about the connection.
 type watched struct {
 	r io.Reader
 

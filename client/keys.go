@@ -34,7 +34,7 @@ func (c *Client) Keys(ctx context.Context) ([]Key, error) {
 	return keys, err
 }
 
-// RevokeKey ends the key of that id.
+// RevokeKey revokes the key with that id.
 func (c *Client) RevokeKey(ctx context.Context, id string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: "/v1/keys/" + url.PathEscape(id)}, nil)
 }

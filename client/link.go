@@ -21,14 +21,16 @@ const (
 	// The first byte of a binary message names its stream.
 	tagStdin, tagStdout, tagStderr, tagPTY = 0, 1, 2, 3
 
-	maxInput   = 64 << 10 // of one frame; the server takes 1 MiB, base64 and all
-	maxMessage = 16 << 20 // of the server
+	maxInput   = 64 << 10 // bytes in one frame; the server takes frames of 1 MiB, base64 included
+	maxMessage = 16 << 20 // bytes of a message from the server
 
-	// silence is how long a connection may say nothing, not even a ping, of
-	// which the server sends one each half minute.
+	// silence is how long a connection may be without any message, even a ping,
+	// of which the server sends one every 30 seconds.
 	silence = 2 * time.Minute
-	// startFor is for how long a start is tried whose answer was lost, attempt bounds one try to
-	// connect again, retryFirst and retryMost the pauses between them, farewell the last words.
+	// startFor is how long a start is retried when its response was lost. attempt
+	// bounds one try to connect again; retryFirst and retryMost are the shortest
+	// and the longest pause between tries. farewell bounds sending the final
+	// "leave" message.
 	startFor   = 15 * time.Second
 	attempt    = 30 * time.Second
 	retryFirst = 50 * time.Millisecond
@@ -36,16 +38,16 @@ const (
 	farewell   = time.Second
 )
 
-// link is one connection of a stream. The stream's mu guards what comes after the first three.
+// link is one connection of a stream. The stream's mu guards all but the first three fields.
 type link struct {
 	conn   *websocket.Conn
-	binary bool        // the server takes and sends bytes as they are
+	binary bool        // input and output are binary messages
 	heard  *time.Timer // cuts a connection that is silent for too long
 
 	told // by this connection
 
 	dead    bool
-	leaving bool // the last words were sent
+	leaving bool // the "leave" message was sent
 }
 
 // frame is any text frame of the server.
@@ -69,8 +71,9 @@ func (f *frame) position() uint64 {
 	return *f.Offset
 }
 
-// begin connects, sends the first frame and waits for the answer. Once the
-// frame may have done its work, it is sent again until there is an answer: it does nothing twice.
+// begin connects, sends the first frame and waits for the response. When the
+// connection breaks after the frame was sent, begin sends it again: the server
+// knows the session and does not start the command twice.
 func (s *Stream) begin(ctx context.Context, first any) (*link, *frame, error) {
 	l, err := s.dial(ctx)
 	if err != nil {
@@ -111,10 +114,10 @@ func (s *Stream) dial(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// introduce sends the first frame and waits for the answer, which names the
-// pid. When it fails the connection is closed.
+// introduce sends the first frame and waits for the response, which has the
+// process ID. When it fails, it closes the connection.
 func (s *Stream) introduce(ctx context.Context, l *link, first any) (_ *frame, err error) {
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.CloseNow() }) // which says less than the end of ctx, see broken
+	stop := context.AfterFunc(ctx, func() { _ = l.conn.CloseNow() }) // broken then returns the cause of ctx's end
 	defer func() {
 		stop()
 		if err != nil {
@@ -143,13 +146,13 @@ func (s *Stream) introduce(ctx context.Context, l *link, first any) (_ *frame, e
 	}
 }
 
-// close ends the connection; twice is allowed.
+// close closes the connection; twice is allowed.
 func (l *link) close() {
 	l.heard.Stop()
 	_ = l.conn.CloseNow() // it may be closed
 }
 
-// read returns the next message: a frame, or output of a binary one.
+// read returns the next message: a text frame, or the output in a binary message.
 func (l *link) read() (*frame, Event, error) {
 	kind, text, err := l.conn.Read(context.Background())
 	if err != nil {
@@ -161,7 +164,7 @@ func (l *link) read() (*frame, Event, error) {
 	}
 	f := &frame{}
 	if err := json.Unmarshal(text, f); err != nil {
-		return nil, Event{}, &Error{Code: Internal, Message: "the server sent a frame that is no JSON", Err: err}
+		return nil, Event{}, &Error{Code: Internal, Message: "the server sent a frame that is not JSON", Err: err}
 	}
 	return f, Event{}, nil
 }
@@ -181,7 +184,7 @@ func binaryEvent(message []byte) Event {
 	return Event{}
 }
 
-// textEvent is the output of a text frame, empty when it is another one.
+// textEvent returns the output in a text frame; the event is empty when the frame has none.
 func textEvent(f *frame) (Event, error) {
 	data, err := decode(f.Data, f.Encoding)
 	switch f.Type {
@@ -195,7 +198,7 @@ func textEvent(f *frame) (Event, error) {
 	return Event{}, nil
 }
 
-// run serves the stream by one connection after the other, until its end.
+// run serves the stream, one connection after the other, until its end.
 func (s *Stream) run(ctx context.Context, l *link) {
 	defer close(s.ended)
 	defer s.stop()
@@ -208,7 +211,7 @@ func (s *Stream) run(ctx context.Context, l *link) {
 		}
 		if s.progress() > before || time.Since(began) > retryMost {
 			tries = newRetry(s.hold)
-		} else if !tries.wait(ctx, err) { // a server that lets in and throws out is no better than one that is away
+		} else if !tries.wait(ctx, err) { // a server that accepts connections and drops them at once counts as unreachable
 			s.fail(err)
 			return
 		}
@@ -221,14 +224,14 @@ func (s *Stream) run(ctx context.Context, l *link) {
 	}
 }
 
-// progress grows with what has come and what has arrived.
+// progress grows with every byte of output received and of input confirmed.
 func (s *Stream) progress() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.received + s.confirmed
 }
 
-// done says whether the stream is over, which err may mean.
+// done reports whether the stream is over. An err that is not passing ends it.
 func (s *Stream) done(err error) bool {
 	if err != nil && !passing(err) {
 		s.fail(err)
@@ -238,13 +241,13 @@ func (s *Stream) done(err error) bool {
 	return s.exited || s.err != nil
 }
 
-// passing says whether trying again may help.
+// passing reports whether a retry may help.
 func passing(err error) bool {
 	code := CodeOf(err)
 	return code == Unavailable || code == RateLimited
 }
 
-// fail ends the stream. What has come until then can be received.
+// fail ends the stream. The output that was received can still be read.
 func (s *Stream) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -254,7 +257,7 @@ func (s *Stream) fail(err error) {
 	s.changed.Broadcast()
 }
 
-// end ends the stream because this side wants it.
+// end ends the stream at the caller's request.
 func (s *Stream) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -267,8 +270,8 @@ func (s *Stream) end(err error) {
 	s.changed.Broadcast()
 }
 
-// limitFarewell lets the connection of a stream that is over last for the last
-// words and not longer; s.mu is held.
+// limitFarewell gives a stream that is over a short time to send its "leave"
+// message, then closes the connection. The caller must hold s.mu.
 func (s *Stream) limitFarewell() {
 	if l := s.link; l != nil && s.over {
 		time.AfterFunc(farewell, func() { _ = l.conn.CloseNow() })
@@ -284,7 +287,7 @@ func (s *Stream) serve(l *link) error {
 	s.mu.Unlock()
 	var sender sync.WaitGroup
 	sender.Go(func() { s.send(l) })
-	err := s.take(l)
+	err := s.receive(l)
 	s.mu.Lock()
 	l.dead, s.link = true, nil
 	s.changed.Broadcast()
@@ -294,8 +297,8 @@ func (s *Stream) serve(l *link) error {
 	return err
 }
 
-// take takes what the server says until the exit, which is no error.
-func (s *Stream) take(l *link) error {
+// receive handles the server's messages until the command's exit, for which it returns nil.
+func (s *Stream) receive(l *link) error {
 	for {
 		f, event, err := l.read()
 		if err == nil && f != nil {
@@ -305,11 +308,11 @@ func (s *Stream) take(l *link) error {
 			return e
 		}
 		if err != nil {
-			return s.c.broken(context.Background(), fmt.Errorf("the stream broke, the command goes on: %w", err))
+			return s.c.broken(context.Background(), fmt.Errorf("the stream broke, the command keeps running: %w", err))
 		}
 		switch {
 		case event.size() > 0:
-			l.heard.Stop() // it is not the server that is silent
+			l.heard.Stop() // push may wait for a slow reader, which is not the server's silence
 			err = s.push(f, event)
 			l.heard.Reset(silence)
 		case f == nil:
@@ -327,12 +330,12 @@ func (s *Stream) take(l *link) error {
 	}
 }
 
-// push adds output for Receive, and waits while that has enough.
+// push adds output for Receive, and waits while outputWindow is full.
 func (s *Stream) push(f *frame, event Event) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f != nil && f.Offset != nil && *f.Offset != s.received {
-		return &Error{Code: Internal, Message: fmt.Sprintf("the server sent output of position %d, not %d", *f.Offset, s.received)}
+		return &Error{Code: Internal, Message: fmt.Sprintf("the server sent output at position %d, not %d", *f.Offset, s.received)}
 	}
 	for s.waiting >= outputWindow && !s.over {
 		s.changed.Wait()
@@ -352,7 +355,7 @@ func (s *Stream) exit(exit *Exit) {
 	s.changed.Broadcast()
 }
 
-// confirm forgets input that the server has taken care of.
+// confirm drops input that the server has confirmed.
 func (s *Stream) confirm(offset uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -361,14 +364,14 @@ func (s *Stream) confirm(offset uint64) error {
 	}
 	n := offset - s.confirmed
 	if n > uint64(len(s.input)) {
-		return &Error{Code: Internal, Message: "the server took more input than there was"}
+		return &Error{Code: Internal, Message: "the server confirmed more input than was sent"}
 	}
 	s.input, s.confirmed = s.input[n:], offset
 	s.changed.Broadcast()
 	return nil
 }
 
-// send sends what there is to send until the connection is dead or the stream is over.
+// send sends messages until the connection is dead or the stream is over.
 func (s *Stream) send(l *link) {
 	for {
 		m := s.wait(l)
@@ -388,20 +391,20 @@ func (s *Stream) send(l *link) {
 		s.changed.Broadcast()
 		s.mu.Unlock()
 		if err != nil {
-			_ = l.conn.CloseNow() // which take hears of
+			_ = l.conn.CloseNow() // ends receive
 			return
 		}
 	}
 }
 
-// message is one that is to be sent. sent notes that it was; s.mu is held then.
+// message is a message to send. sent records that it was sent; its caller must hold s.mu.
 type message struct {
 	binary bool
 	bytes  []byte
 	sent   func()
 }
 
-// wait returns the next message, or nil when there will be none.
+// wait returns the next message, or nil when no more will follow.
 func (s *Stream) wait(l *link) *message {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -417,7 +420,7 @@ func (s *Stream) wait(l *link) *message {
 	}
 }
 
-// next returns what is to be sent now, or nil; s.mu is held.
+// next returns the message to send now, or nil. The caller must hold s.mu.
 func (s *Stream) next(l *link) *message {
 	switch {
 	case s.err != nil:
@@ -450,7 +453,7 @@ func (s *Stream) next(l *link) *message {
 }
 
 func text(frame any, sent func()) *message {
-	bytes, _ := json.Marshal(frame) // strings and numbers
+	bytes, _ := json.Marshal(frame) // cannot fail: strings and numbers
 	return &message{bytes: bytes, sent: sent}
 }
 
@@ -463,7 +466,7 @@ func (s *Stream) inputMessage(l *link, p []byte) *message {
 	return &message{binary: true, bytes: append([]byte{tagStdin}, p...), sent: sent}
 }
 
-// reconnect resumes the stream by a new connection.
+// reconnect resumes the stream on a new connection.
 func (s *Stream) reconnect(ctx context.Context, tries *retry) (*link, error) {
 	for {
 		l, err := s.resume(ctx)
@@ -504,7 +507,7 @@ func (s *Stream) resume(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// retry says when to try again, and when no more.
+// retry is a series of tries with growing pauses and an end.
 type retry struct {
 	until time.Time
 	pause time.Duration
@@ -514,7 +517,8 @@ func newRetry(limit time.Duration) *retry {
 	return &retry{until: time.Now().Add(limit), pause: retryFirst}
 }
 
-// wait returns true after a pause, which grows, and false when it is too late or ctx has ended.
+// wait pauses and returns true when the caller shall try again. It returns false
+// at once when the time is up, and when ctx ends. The pauses grow.
 func (r *retry) wait(ctx context.Context, err error) bool {
 	pause := r.pause/2 + rand.N(r.pause) // not all clients of a server at once
 	if e, ok := errors.AsType[*Error](err); ok && e.Code == RateLimited {

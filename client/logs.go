@@ -7,15 +7,15 @@ import (
 	"net/url"
 )
 
-// LogsOptions may be left out.
+// LogsOptions are optional settings of Logs.
 type LogsOptions struct {
-	Follow bool // go on with what comes, until the sandbox ends
+	Follow bool // continue with new output until the sandbox ends
 }
 
-// Logs reads what the console of a sandbox said: its kernel, its init and its
-// agent, as they printed it. The server keeps the end; of a sandbox that ended
-// by itself for a while. The caller closes it. A stream that is cut is an error
-// of Read, never io.EOF.
+// Logs returns the console of a sandbox: what its kernel, its init and its agent
+// printed. The server keeps only the latest part, and keeps it for a while after
+// a sandbox ended by itself. The caller closes the result. When the stream is
+// cut, Read returns an error other than io.EOF.
 func (c *Client) Logs(ctx context.Context, id string, opts LogsOptions) (io.ReadCloser, error) {
 	query := url.Values{}
 	if opts.Follow {

@@ -12,12 +12,13 @@ import (
 	"wrenn/api/portstream"
 )
 
-// DialPort connects to a TCP port of a sandbox, where a program may listen on any
-// of the sandbox's addresses, the loopback address too. InvalidState says that no
-// program listens or that the sandbox does not run; one that may be resumed by
-// its use is. The connection breaks when the sandbox is paused or ends: a read
-// then fails with io.ErrUnexpectedEOF. ctx is of the connect alone; the caller
-// closes the connection, which has a CloseWrite like that of net.TCPConn.
+// DialPort connects to a TCP port of a sandbox. The program may listen on any of
+// the sandbox's addresses, including the loopback address. A paused sandbox with
+// AutoResume is resumed first. The error's code is InvalidState when no program
+// listens, or when the sandbox does not run. The connection breaks when the
+// sandbox is paused or ends: a read then fails with io.ErrUnexpectedEOF. ctx
+// covers only connecting; the caller closes the connection, which has a
+// CloseWrite like that of net.TCPConn.
 func (c *Client) DialPort(ctx context.Context, id string, port int) (net.Conn, error) {
 	header := map[string][]string{}
 	c.sign(header)
@@ -36,7 +37,8 @@ func (c *Client) DialPort(ctx context.Context, id string, port int) (net.Conn, e
 }
 
 // PortURL returns the URL under which the server serves HTTP from a port of a
-// sandbox to whoever knows the URL. It ends with a slash.
+// sandbox. It needs no key: everyone who knows the URL has access. It ends with
+// a slash.
 func (c *Client) PortURL(id string, port int) string {
 	return fmt.Sprintf("%s/p/%s/%d/", c.base, url.PathEscape(id), port)
 }

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// State is where a sandbox is in its life.
+// State is the state of a sandbox.
 type State string
 
-// The states. Stopped and Failed are ends; Sandbox.Reason says why.
+// The states. Stopped and Failed are final; Sandbox.Reason says why.
 const (
 	Pending  State = "pending"
 	Starting State = "starting"
@@ -27,7 +27,7 @@ const (
 	Failed   State = "failed"
 )
 
-// Never is a timeout that does not come.
+// Never is the timeout of a sandbox that has none.
 const Never time.Duration = -1
 
 // Sandbox is a machine.
@@ -38,31 +38,31 @@ type Sandbox struct {
 	Template     string            `json:"template"`
 	VCPUs        int               `json:"vcpus"`
 	MemoryMB     int               `json:"memory_mb"`
-	TimeoutSec   int64             `json:"timeout_sec"` // without use until OnTimeout happens; 0 is never
+	TimeoutSec   int64             `json:"timeout_sec"` // idle time until OnTimeout happens; 0 means never
 	OnTimeout    OnTimeout         `json:"on_timeout"`
-	AutoResume   bool              `json:"auto_resume"`         // its use resumes it when it is paused
-	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that it is a copy of; "" for none
+	AutoResume   bool              `json:"auto_resume"`         // using it while it is paused resumes it
+	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
 	Metadata     map[string]string `json:"metadata"`
 	CreatedAt    time.Time         `json:"created_at"`
 	StartedAt    time.Time         `json:"started_at,omitzero"`     // zero until it ran
 	LastActiveAt time.Time         `json:"last_active_at,omitzero"` // zero until it ran
-	UpdatedAt    time.Time         `json:"last_updated"`            // of the last change of State
+	UpdatedAt    time.Time         `json:"last_updated"`            // when State last changed
 }
 
-// CreateSandbox is what a new sandbox shall be. The zero value is the server's defaults.
+// CreateSandbox describes a new sandbox. Zero values mean the server's defaults.
 type CreateSandbox struct {
 	Template string
 	VCPUs    int
 	MemoryMB int
-	// Timeout is the time without use after which OnTimeout happens, in whole
-	// seconds, rounded up; 0 is the default, Never is never.
+	// Timeout is the idle time after which OnTimeout happens, in whole seconds,
+	// rounded up; 0 means the server's default, Never means no timeout.
 	Timeout   time.Duration
-	OnTimeout OnTimeout // "" is DestroyOnTimeout
-	// AutoResume has commands, streams, files and checkpoints resume it when it
-	// is paused; without it they are refused then.
+	OnTimeout OnTimeout // "" means DestroyOnTimeout
+	// AutoResume makes commands, streams, files and checkpoints resume the
+	// sandbox when it is paused; without it they fail.
 	AutoResume bool
 	Metadata   map[string]string
-	Env        map[string]string // of every command in it
+	Env        map[string]string // environment variables of every command in the sandbox
 }
 
 type createBody struct {
@@ -76,7 +76,7 @@ type createBody struct {
 	Env        map[string]string `json:"env,omitempty"`
 }
 
-// seconds is a timeout as the API takes it, rounded up: never shorter than asked.
+// seconds converts a timeout for the API. It rounds up, so that the timeout is never shorter than requested.
 func seconds(d time.Duration) int64 {
 	if d < 0 {
 		return 0
@@ -84,7 +84,7 @@ func seconds(d time.Duration) int64 {
 	return int64(math.Ceil(d.Seconds()))
 }
 
-// CreateSandbox returns when the sandbox runs.
+// CreateSandbox creates a sandbox and returns when it runs.
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
 		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
@@ -105,7 +105,7 @@ func (c *Client) sandbox(ctx context.Context, r request) (*Sandbox, error) {
 
 func sandboxPath(id, rest string) string { return "/v1/sandboxes/" + url.PathEscape(id) + rest }
 
-// Sandbox returns the sandbox of that id; one that ended stays visible.
+// Sandbox returns the sandbox with that id, also after it ended.
 func (c *Client) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodGet, path: sandboxPath(id, "")})
 }
@@ -116,36 +116,36 @@ func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
 }
 
 // PauseSandbox writes a running sandbox to its host's disk and returns when its
-// memory is free. One that is paused stays so.
+// memory is free. Pausing a paused sandbox changes nothing.
 func (c *Client) PauseSandbox(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause")})
 }
 
-// ResumeSandbox returns when the programs of a paused sandbox go on, with what
-// they had in memory. One that runs stays so.
+// ResumeSandbox resumes a paused sandbox, with its programs and their memory, and
+// returns when it runs. Resuming a running sandbox changes nothing.
 func (c *Client) ResumeSandbox(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/resume")})
 }
 
-// SetTimeout sets the time without use after which OnTimeout happens,
-// counted from now; Never is never.
+// SetTimeout sets the idle time after which OnTimeout happens, counted from now;
+// Never means no timeout.
 func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (*Sandbox, error) {
 	if d == 0 {
-		return nil, &Error{Code: InvalidRequest, Message: "a timeout of 0: delete the sandbox, or use client.Never"}
+		return nil, &Error{Code: InvalidRequest, Message: "invalid timeout 0: delete the sandbox, or use client.Never"}
 	}
 	body := map[string]int64{"timeout_sec": seconds(d)}
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/timeout"), body: body})
 }
 
-// ListSandboxes says which sandboxes. The zero value is all of the team.
+// ListSandboxes selects sandboxes. The zero value selects all of the team.
 type ListSandboxes struct {
-	States   []State           // any of these
-	Metadata map[string]string // all of these
-	PageSize int               // sandboxes a request; 0 is the server's default
+	States   []State           // in any of these states
+	Metadata map[string]string // with all of these labels
+	PageSize int               // sandboxes per request; 0 means the server's default
 }
 
-// Sandboxes lists sandboxes, newest first, page by page as the loop goes on.
-// After an error it ends.
+// Sandboxes lists sandboxes, newest first. It requests the next page when the
+// loop reaches it. The loop ends after an error.
 func (c *Client) Sandboxes(ctx context.Context, list ListSandboxes) iter.Seq2[Sandbox, error] {
 	return func(yield func(Sandbox, error) bool) {
 		query := list.query()

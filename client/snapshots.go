@@ -10,34 +10,34 @@ import (
 // OnTimeout is what happens to a sandbox that is not used for its timeout.
 type OnTimeout string
 
-// The endings.
+// What can happen at a sandbox's timeout.
 const (
 	DestroyOnTimeout OnTimeout = "destroy"
 	PauseOnTimeout   OnTimeout = "pause"
 )
 
-// Fork says what copies to make.
+// Fork describes the copies to make.
 type Fork struct {
-	Count    int               // 0 is 1; at most 100
-	Metadata map[string]string // of each; nil is that of the sandbox
+	Count    int               // at most 100; 0 means 1
+	Metadata map[string]string // of each copy; nil means the sandbox's own
 }
 
-// Forked is what became of a fork.
+// Forked is the result of a fork.
 type Forked struct {
-	Sandboxes []Sandbox    `json:"sandboxes"` // that run
+	Sandboxes []Sandbox    `json:"sandboxes"` // the copies that run
 	Errors    []FailedCopy `json:"errors"`
 }
 
-// FailedCopy says why there is no copy.
+// FailedCopy is a copy that could not be made.
 type FailedCopy struct {
 	ID      string `json:"id"`
 	Code    Code   `json:"code"`
 	Message string `json:"message"`
 }
 
-// ForkSandbox makes running copies of a running or paused sandbox, all of one
-// moment, and returns when they run; the sandbox goes on, or sleeps on, as it
-// was. When only some come to run it is no error: look at Errors.
+// ForkSandbox makes running copies of a running or paused sandbox, all from the
+// same moment, and returns when they run. The sandbox itself stays running or
+// paused. It is not an error when only some of the copies run: see Forked.Errors.
 func (c *Client) ForkSandbox(ctx context.Context, id string, f Fork) (*Forked, error) {
 	body := map[string]any{}
 	if f.Count != 0 {
@@ -53,24 +53,24 @@ func (c *Client) ForkSandbox(ctx context.Context, id string, f Fork) (*Forked, e
 	return out, nil
 }
 
-// Checkpoint is a moment in the life of a sandbox that it can go back to.
-// Those of a sandbox form a tree.
+// Checkpoint is a saved state of a sandbox, which the sandbox can be restored to.
+// The checkpoints of a sandbox form a tree.
 type Checkpoint struct {
 	ID        string    `json:"id"`
-	ParentID  string    `json:"parent_id,omitempty"` // the one that the sandbox went on from; "" for none
+	ParentID  string    `json:"parent_id,omitempty"` // the checkpoint that the sandbox continued from; "" for none
 	Name      string    `json:"name"`                // for people
 	CreatedAt time.Time `json:"created_at"`
-	SizeBytes int64     `json:"size_bytes"` // on its host's disk, what it shares with others included
+	SizeBytes int64     `json:"size_bytes"` // on its host's disk, including what it shares with others
 }
 
-// Checkpoints are those of a sandbox.
+// Checkpoints are the checkpoints of a sandbox.
 type Checkpoints struct {
 	Checkpoints []Checkpoint `json:"checkpoints"`    // oldest first
-	Head        string       `json:"head,omitempty"` // the one that the sandbox goes on from; "" for none
+	Head        string       `json:"head,omitempty"` // the one that the sandbox continued from last; "" for none
 }
 
-// CreateCheckpoint keeps what a running sandbox is now; it goes on. The name
-// may be empty.
+// CreateCheckpoint saves the current state of a running sandbox, which then
+// continues. The name may be empty.
 func (c *Client) CreateCheckpoint(ctx context.Context, id, name string) (*Checkpoint, error) {
 	out := &Checkpoint{}
 	body := map[string]string{"name": name}
@@ -93,13 +93,14 @@ func checkpointPath(id, checkpoint, rest string) string {
 	return sandboxPath(id, "/checkpoints/"+url.PathEscape(checkpoint)+rest)
 }
 
-// RestoreCheckpoint makes a sandbox what it was at a checkpoint. What it is now
-// is lost, no checkpoint is. When it fails the sandbox goes on as before.
+// RestoreCheckpoint restores a sandbox to a checkpoint. The sandbox's current
+// state is lost; all checkpoints stay. When it fails, the sandbox continues as
+// before.
 func (c *Client) RestoreCheckpoint(ctx context.Context, id, checkpoint string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: checkpointPath(id, checkpoint, "/restore")})
 }
 
-// DeleteCheckpoint deletes a checkpoint; those made after it go on from its
+// DeleteCheckpoint deletes a checkpoint; its children become children of its
 // parent. Twice is allowed.
 func (c *Client) DeleteCheckpoint(ctx context.Context, id, checkpoint string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: checkpointPath(id, checkpoint, "")}, nil)

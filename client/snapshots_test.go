@@ -78,7 +78,7 @@ func TestFork(t *testing.T) {
 		t.Errorf("asked for %+v, %v", f.forked, err)
 	}
 	if _, err := c.ForkSandbox(t.Context(), otherID, client.Fork{}); client.CodeOf(err) != client.NotFound {
-		t.Errorf("of what is not there: %v", err)
+		t.Errorf("fork of an unknown sandbox: %v", err)
 	}
 }
 
@@ -98,7 +98,7 @@ func TestCheckpoints(t *testing.T) {
 		t.Errorf("RestoreCheckpoint() = %v, %v", box, err)
 	}
 	if _, err := c.RestoreCheckpoint(t.Context(), boxID, second); client.CodeOf(err) != client.NotFound {
-		t.Errorf("to what is not there: %v", err)
+		t.Errorf("restore to an unknown checkpoint: %v", err)
 	}
 	if err := c.DeleteCheckpoint(t.Context(), boxID, first); err != nil || f.deleted != first {
 		t.Errorf("deleted %q, %v", f.deleted, err)

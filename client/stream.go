@@ -15,30 +15,31 @@ const (
 	// outputWindow is how much output may wait for Receive, in bytes. The server
 	// sends no more than a megabyte that is not acknowledged.
 	outputWindow = 2 << 20
-	// ackEvery is how much output is acknowledged at once.
+	// ackEvery is how many bytes of output are acknowledged at once.
 	ackEvery = 128 << 10
-	// inputWindow is how much input may be on its way, in bytes. The server promises to take more.
+	// inputWindow is how much unconfirmed input there may be, in bytes. The server's limit is higher.
 	inputWindow = 256 << 10
 
 	defaultHold = time.Minute
 )
 
-// Size is that of a terminal, in characters.
+// Size is the size of a terminal, in characters.
 type Size struct {
 	Cols int `json:"cols"`
 	Rows int `json:"rows"`
 }
 
-// StartOptions say how a command is connected.
+// StartOptions are how a command is connected.
 type StartOptions struct {
-	Stdin bool  // input will come, by Write; without it the input is empty
-	PTY   *Size // a terminal of this size instead of pipes; it has input
-	// Hold is for how long the stream outlives its connection, in whole seconds
-	// and at most 10 minutes: so long the output is kept, and connecting again is tried. 0 is a minute.
+	Stdin bool  // the command gets the input of Write; without it its input is empty
+	PTY   *Size // a terminal of this size instead of pipes; it always has input
+	// Hold is how long the stream outlives a lost connection, in whole seconds
+	// and at most 10 minutes. During that time the server keeps the output and
+	// the client tries to connect again. 0 means one minute.
 	Hold time.Duration
 }
 
-// Signal is one that a command can be sent.
+// Signal is a signal that can be sent to a command.
 type Signal string
 
 // The signals.
@@ -51,66 +52,68 @@ const (
 type Event struct {
 	Stdout, Stderr, PTY []byte
 	Exit                *Exit
-	// Lost is how many bytes of output are missing here: the connection was
-	// away for longer than StartOptions.Hold, and the command did not wait any more.
+	// Lost is how many bytes of output are missing here: the connection was lost
+	// for longer than StartOptions.Hold, after which the command no longer waits.
 	Lost uint64
 }
 
-// size is the number of bytes of output.
+// size returns the number of bytes of output.
 func (e Event) size() int { return len(e.Stdout) + len(e.Stderr) + len(e.PTY) }
 
 // Exit is how a command ended.
 type Exit struct {
-	Code   int    // -1 when a signal ended it
-	Status string // the same in words: "exit status 1", "signal: killed"
+	Code   int    // -1 when a signal ended the command
+	Status string // Code in words: "exit status 1", "signal: killed"
 }
 
-// Stream follows a command. Receive is for one goroutine, all else for any.
+// Stream is a connection to a command. One goroutine at a time may receive
+// (Receive, Events, Copy); the other methods are safe for concurrent use.
 //
 // A stream that loses its connection, because the server or the sandbox's host
-// restarts or the network is away, connects again and goes on where it was: no byte of output or
-// input is lost or doubled. Only a signal that was just sent may be lost, or arrive twice.
+// restarts or the network fails, connects again and continues where it was: no
+// byte of output or input is lost or doubled. Only a signal that was just sent
+// may be lost, or arrive twice.
 //
-// The command outlives the stream: who closes or loses it finds the command
-// again by Attach. Somebody must receive: a stream that nobody reads slows the command.
+// The command outlives the stream: use Attach to follow it again. The caller must
+// keep receiving: unread output eventually blocks the command.
 type Stream struct {
 	c       *Client
 	path    string
 	session string
 	hold    time.Duration
 
-	detach func() bool        // the stream from the context that it was started with
-	stop   context.CancelFunc // of connecting again
-	ended  chan struct{}      // closed when nothing of it goes on
+	detach func() bool        // detaches the stream from the context that it was started with
+	stop   context.CancelFunc // stops connecting again
+	ended  chan struct{}      // closed when the stream's goroutines have ended
 
 	writing sync.Mutex // keeps the pieces of one Write together
 
-	mu      sync.Mutex // guards what follows
-	changed *sync.Cond // any of it
+	mu      sync.Mutex // guards the fields below
+	changed *sync.Cond // signaled when any of them changes
 	link    *link      // nil while there is no connection
 	pid     int
-	err     error // why the stream is over; nil: it is not, or the command ended
-	over    bool  // it is because this side wants it: what has come until then is dropped
-	exited  bool  // the exit has come
-	sending bool  // something is on its way, of which it is not noted that it was sent
+	err     error // why the stream is over; nil while it is open, and after the command ended
+	over    bool  // the stream was ended by the caller: pending events are dropped
+	exited  bool  // the command's exit was received
+	sending bool  // a message is being written and is not yet recorded as sent
 
-	events   []Event // that Receive has not returned
-	waiting  int     // bytes of output in them
-	received uint64  // the position after all output that has come
+	events   []Event // not yet returned by Receive
+	waiting  int     // bytes of output in events
+	received uint64  // position after all output received
 	acked    uint64
 
-	input     []byte // that the server did not confirm
-	confirmed uint64 // the position where that begins
-	closed    bool   // it ends there
-	size      *Size  // what the terminal is to be told
+	input     []byte // not yet confirmed by the server
+	confirmed uint64 // position where input begins
+	closed    bool   // no input follows
+	size      *Size  // the terminal's desired size
 	told      told   // what was sent by any connection
 	signals   []*signalFrame
 }
 
-// told is what was sent. By a new connection some of it is sent again.
+// told is what was sent. A new connection sends some of it again.
 type told struct {
-	input  uint64 // the position after the input
-	closed bool   // and its end
+	input  uint64 // position after the input
+	closed bool   // the end of the input
 	size   *Size
 }
 
@@ -119,12 +122,11 @@ type signalFrame struct {
 	sent   bool
 }
 
-// Start runs a command and returns when it runs: an error says that it does
-// not. The end of ctx closes the stream, as Close does, which the caller does
-// when it is done.
+// Start starts a command and returns when it runs; it fails when the command
+// cannot be started. The caller closes the stream. Canceling ctx also closes it.
 func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOptions) (*Stream, error) {
 	if len(cmd.Stdin) > 0 {
-		return nil, &Error{Code: InvalidRequest, Message: "Command.Stdin is of Exec: set StartOptions.Stdin and write to the stream"}
+		return nil, &Error{Code: InvalidRequest, Message: "Command.Stdin is only for Exec: set StartOptions.Stdin and write to the stream"}
 	}
 	command, err := cmd.body()
 	if err != nil {
@@ -141,20 +143,21 @@ func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOp
 	}{"start", command, s.body(), opts.Stdin, opts.PTY})
 }
 
-// Attach follows a command that runs: its output from now on. See Start.
+// Attach follows a running command: its output from now on. See Start.
 func (c *Client) Attach(ctx context.Context, id string, pid int) (*Stream, error) {
 	s := c.newStream(id, 0)
 	return s.open(ctx, attachBody{Type: "attach", PID: pid, sessionBody: s.body()})
 }
 
-// AttachAt follows a command that runs: its output from a position on, 0 being
-// its start. What is not kept any more is the first event, as Lost. See Start.
+// AttachAt follows a running command: its output from a position on, where 0 is
+// the start. When the server no longer has all of it, the first event's Lost is
+// the number of missing bytes. See Start.
 func (c *Client) AttachAt(ctx context.Context, id string, pid int, offset uint64) (*Stream, error) {
 	s := c.newStream(id, 0)
 	return s.open(ctx, attachBody{Type: "attach", PID: pid, sessionBody: s.body(), Offset: &offset})
 }
 
-// sessionBody makes a stream one that can be resumed.
+// sessionBody is what makes a stream resumable.
 type sessionBody struct {
 	Session string `json:"session"`
 	HoldSec int64  `json:"hold_sec"`
@@ -181,7 +184,7 @@ func (s *Stream) body() sessionBody {
 	return sessionBody{Session: s.session, HoldSec: seconds(s.hold)}
 }
 
-// open connects for the first time and begins to run.
+// open connects for the first time and starts the stream's goroutines.
 func (s *Stream) open(ctx context.Context, first any) (*Stream, error) {
 	l, begin, err := s.begin(ctx, first)
 	if err != nil {
@@ -199,11 +202,11 @@ func (s *Stream) open(ctx context.Context, first any) (*Stream, error) {
 	return s, nil
 }
 
-// PID is the command's process in the sandbox, for Attach.
+// PID returns the command's process ID in the sandbox, for Attach.
 func (s *Stream) PID() int { return s.pid }
 
-// Receive waits for the next event. After the exit it returns io.EOF. An
-// *Error says that the stream broke for good; the command goes on.
+// Receive waits for the next event. After the exit it returns io.EOF. An *Error
+// means that the stream cannot be resumed; the command keeps running.
 func (s *Stream) Receive() (Event, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -224,7 +227,7 @@ func (s *Stream) Receive() (Event, error) {
 	return Event{}, io.EOF
 }
 
-// Events is Receive as a loop, which ends after the exit or an error.
+// Events calls Receive in a loop, which ends after the exit or an error.
 func (s *Stream) Events() iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		for {
@@ -239,8 +242,8 @@ func (s *Stream) Events() iter.Seq2[Event, error] {
 	}
 }
 
-// Copy writes what the command prints to stdout, or to stderr what comes from
-// there, until the command ends. A terminal has only one output. Output that is lost is an error.
+// Copy writes the command's output to stdout and stderr until the command ends.
+// A terminal's output goes to stdout. Lost output is an error.
 func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 	for event, err := range s.Events() {
 		switch {
@@ -250,7 +253,7 @@ func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 			return *event.Exit, nil
 		case event.Lost > 0:
 			return Exit{}, &Error{Code: Unavailable, Message: fmt.Sprintf(
-				"%d bytes of the output are lost: the connection was away for longer than they were kept; the command goes on", event.Lost)}
+				"%d bytes of the output are lost: the connection was lost for longer than the server keeps output; the command keeps running", event.Lost)}
 		}
 		for _, piece := range []struct {
 			to    io.Writer
@@ -260,15 +263,15 @@ func (s *Stream) Copy(stdout, stderr io.Writer) (Exit, error) {
 				continue
 			}
 			if _, err := piece.to.Write(piece.bytes); err != nil {
-				return Exit{}, fmt.Errorf("pass on the output: %w", err)
+				return Exit{}, fmt.Errorf("write the command's output: %w", err)
 			}
 		}
 	}
 	return Exit{}, io.ErrUnexpectedEOF // Copy was called again
 }
 
-// Write sends input and returns when it is on its way. It waits when the
-// command does not read, and while there is no connection.
+// Write sends input and returns when it was sent. It blocks while the command
+// does not read, and while there is no connection.
 func (s *Stream) Write(p []byte) (int, error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -290,7 +293,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 
 // CloseStdin ends the input.
 func (s *Stream) CloseStdin() error {
-	s.writing.Lock() // after what is being written
+	s.writing.Lock() // after a Write in progress
 	defer s.writing.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -299,7 +302,7 @@ func (s *Stream) CloseStdin() error {
 	return s.until(func() bool { return s.told.closed })
 }
 
-// Resize tells the terminal its new size.
+// Resize sets the terminal's size.
 func (s *Stream) Resize(size Size) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -308,7 +311,7 @@ func (s *Stream) Resize(size Size) error {
 	return s.until(func() bool { return s.told.size == s.size || s.size != &size })
 }
 
-// Signal sends a signal to the command and what it started.
+// Signal sends a signal to the command and the processes that it started.
 func (s *Stream) Signal(sig Signal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -318,12 +321,12 @@ func (s *Stream) Signal(sig Signal) error {
 	return s.until(func() bool { return frame.sent })
 }
 
-// until waits until done, which is asked with s.mu held. An error says that
-// it never will be.
+// until waits until done returns true. It calls done with s.mu held. It fails
+// when done can no longer become true.
 func (s *Stream) until(done func() bool) error {
 	for !done() {
 		switch {
-		case s.sending: // perhaps this
+		case s.sending: // perhaps the message that the caller waits for
 		case s.err != nil:
 			return s.err
 		case s.exited:
@@ -334,10 +337,11 @@ func (s *Stream) until(done func() bool) error {
 	return nil
 }
 
-// Close ends the stream, not the command, which is not slowed any more. Twice is allowed.
+// Close ends the stream. The command keeps running and no longer waits for a
+// reader. Twice is allowed.
 func (s *Stream) Close() error {
 	s.detach()
-	s.end(&Error{Code: Unavailable, Message: "the stream was closed; the command goes on"})
+	s.end(&Error{Code: Unavailable, Message: "the stream was closed; the command keeps running"})
 	<-s.ended
 	return nil
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// GenerationState is where a generation of a template is in its life.
+// GenerationState is the state of a generation of a template.
 type GenerationState string
 
 // The states.
@@ -19,23 +19,24 @@ const (
 	GenerationDeleted  GenerationState = "deleted"
 )
 
-// BuildTemplate says what template to build. Name is needed, and at most one of
-// the Froms: without one it is made from the base. Zero values are defaults.
+// BuildTemplate describes a template to build. Name is required. At most one of
+// FromImage, FromOCI and FromSandbox may be set; without one the template is made
+// from the base. Zero values mean the server's defaults.
 type BuildTemplate struct {
 	Name string // or name:tag
 
 	FromImage string // an image of a host
 	FromOCI   string // a container image in a registry
-	// RegistryUsername and RegistryPassword are for FromOCI. They are not kept.
+	// RegistryUsername and RegistryPassword are for FromOCI. The server does not store them.
 	RegistryUsername, RegistryPassword string
-	FromSandbox                        string // a running sandbox, as it is now; what follows is left out then
+	FromSandbox                        string // a running sandbox, in its current state; the fields below must then be empty
 
 	VCPUs        int
 	MemoryMB     int
-	Env          map[string]string // of every command in its sandboxes
-	StartCmd     string            // a shell command that runs on in every sandbox
+	Env          map[string]string // environment variables of every command in its sandboxes
+	StartCmd     string            // a shell command that keeps running in every sandbox
 	ReadyCmd     string            // a shell command that succeeds when the sandbox is ready
-	ReadyTimeout time.Duration     // for ReadyCmd, in whole seconds
+	ReadyTimeout time.Duration     // for ReadyCmd, in whole seconds, rounded up
 }
 
 func (b BuildTemplate) body() map[string]any {
@@ -61,7 +62,7 @@ func (b BuildTemplate) body() map[string]any {
 	return body
 }
 
-// Generation is one build of a template and what came of it. It never changes but for its state.
+// Generation is one build of a template and its result. Only its state ever changes.
 type Generation struct {
 	ID          string          `json:"id"`
 	Template    string          `json:"template"`
@@ -74,30 +75,30 @@ type Generation struct {
 	MemoryMB    int             `json:"memory_mb"`
 	StartCmd    string          `json:"start_cmd,omitempty"`
 	ReadyCmd    string          `json:"ready_cmd,omitempty"`
-	SizeBytes   int64           `json:"size_bytes,omitempty"` // on its host's disk, what it shares with others included
+	SizeBytes   int64           `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others
 	Digest      string          `json:"digest,omitempty"`     // of the container image
 	CreatedAt   time.Time       `json:"created_at"`
-	UpdatedAt   time.Time       `json:"last_updated"` // the last change of State
+	UpdatedAt   time.Time       `json:"last_updated"` // when State last changed
 }
 
-// Template is a name and what it means.
+// Template is a name and its generations.
 type Template struct {
 	Name    string      `json:"name"`
 	Builtin bool        `json:"builtin"`           // the base, which has no generations
 	Current *Generation `json:"current,omitempty"` // what sandboxes are created from; nil before the first is ready
-	Latest  *Generation `json:"latest,omitempty"`  // the newest build, whatever came of it
+	Latest  *Generation `json:"latest,omitempty"`  // the newest build, in any state
 }
 
-// BuildLog is a piece of what a build said.
+// BuildLog is a part of a build's log.
 type BuildLog struct {
 	Generation Generation `json:"generation"`
 	First      int64      `json:"first"` // the number of the first line
 	Lines      []string   `json:"lines"`
-	Next       int64      `json:"next"` // where to go on
+	Next       int64      `json:"next"` // the number of the first line after these
 }
 
-// BuildTemplate begins to build a template, and returns at once: the server
-// goes on by itself. FollowBuild waits for the end.
+// BuildTemplate starts the build of a template and returns at once: the server
+// does the build. FollowBuild waits for its end.
 func (c *Client) BuildTemplate(ctx context.Context, b BuildTemplate) (*Generation, error) {
 	out := &Generation{}
 	if err := c.call(ctx, request{method: http.MethodPost, path: "/v1/templates", body: b.body()}, out); err != nil {
@@ -117,7 +118,7 @@ func templatePath(template, rest string) string {
 	return "/v1/templates/" + url.PathEscape(template) + rest
 }
 
-// Template returns one.
+// Template returns the template with that name.
 func (c *Client) Template(ctx context.Context, template string) (*Template, error) {
 	out := &Template{}
 	if err := c.call(ctx, request{method: http.MethodGet, path: templatePath(template, "")}, out); err != nil {
@@ -126,12 +127,12 @@ func (c *Client) Template(ctx context.Context, template string) (*Template, erro
 	return out, nil
 }
 
-// DeleteTemplate deletes a template, and gives its build up. Sandboxes that were created from it live on.
+// DeleteTemplate deletes a template and cancels its build. Sandboxes that were created from it keep running.
 func (c *Client) DeleteTemplate(ctx context.Context, template string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: templatePath(template, "")}, nil)
 }
 
-// BuildLog returns a generation and what its build said from a line on, at most 1000 lines.
+// BuildLog returns a generation and its build's log from line number from, at most 1000 lines.
 func (c *Client) BuildLog(ctx context.Context, template, generation string, from int64) (*BuildLog, error) {
 	out := &BuildLog{}
 	r := request{
@@ -144,13 +145,14 @@ func (c *Client) BuildLog(ctx context.Context, template, generation string, from
 	return out, nil
 }
 
-// followEvery is the pause between two looks at a build: its server writes the log once a second.
+// followEvery is the polling interval of FollowBuild: the server writes the log once a second.
 const followEvery = time.Second
 
-// FollowBuild returns a generation when its build has ended, well or not, and
-// calls line with what it says meanwhile. It goes on over short failures of the way to the server.
+// FollowBuild waits until a build has succeeded or failed and returns its
+// generation. It calls line for each line of the build's log. It retries when
+// the server cannot be reached, up to 30 times in a row.
 func (c *Client) FollowBuild(ctx context.Context, template, generation string, line func(string)) (*Generation, error) {
-	const patience = 30 // failures in a row
+	const maxFailures = 30 // in a row
 	var from int64
 	for failures := 0; ; {
 		log, err := c.BuildLog(ctx, template, generation, from)
@@ -167,7 +169,7 @@ func (c *Client) FollowBuild(ctx context.Context, template, generation string, l
 			if log.Generation.State != GenerationBuilding {
 				return &log.Generation, nil
 			}
-		case ctx.Err() != nil || CodeOf(err) != Unavailable || failures == patience:
+		case ctx.Err() != nil || CodeOf(err) != Unavailable || failures == maxFailures:
 			return nil, err
 		default:
 			failures++

@@ -40,7 +40,7 @@ func (f *fake) Template(_ context.Context, _ service.Caller, name string) (*wren
 	return &wrenn.Template{Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Current: f.template(wrenn.GenerationReady)}, nil
 }
 
-// Generation says a line at each call, and after the third one is ready.
+// Generation returns one log line at each call, and is ready after the third.
 func (f *fake) Generation(_ context.Context, _ service.Caller, _ string, _ wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error) {
 	said := []string{"one", "two", "three"}
 	if from >= int64(len(said)) {
