@@ -2,7 +2,7 @@ package main
 
 import "strings"
 
-// arguments is what stage0 wants from the kernel's command line.
+// arguments are the parameters of the kernel's command line that stage0 uses.
 type arguments struct {
 	root, rootFlags, rootType, init string
 	readOnly                        bool
@@ -15,8 +15,8 @@ type address struct {
 	device                string
 }
 
-// parse reads a command line. As in the kernel, the last of several wins and
-// words in double quotes may hold spaces.
+// parse reads a command line. As in the kernel, the last value of a parameter wins
+// and words in double quotes may contain spaces.
 func parse(line string) arguments {
 	args := arguments{root: "/dev/vda", rootType: "ext4", init: "/usr/local/bin/wrenn-init"}
 	for _, word := range words(line) {
@@ -56,7 +56,7 @@ func (a *arguments) flag(word string) {
 	}
 }
 
-// words splits at blanks outside of double quotes, and drops the quotes.
+// words splits a line at white space outside of double quotes and removes the quotes.
 func words(line string) []string {
 	var list []string
 	var word []byte
@@ -83,9 +83,9 @@ func words(line string) []string {
 	return list
 }
 
-// parseIP reads client:server:gateway:netmask:hostname:device:autoconf, the
-// kernel's Documentation/admin-guide/nfs/nfsroot.rst. Only fixed addresses are
-// known; anything else gives the zero address.
+// parseIP reads client:server:gateway:netmask:hostname:device:autoconf, see the
+// kernel's Documentation/admin-guide/nfs/nfsroot.rst. It supports only fixed
+// addresses and returns the zero address for anything else.
 func parseIP(value string) address {
 	fields := strings.Split(value, ":")
 	for len(fields) < 7 {

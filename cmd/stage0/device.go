@@ -2,7 +2,7 @@ package main
 
 import "syscall"
 
-// deviceTimeout is how long a disk may take to appear, on a busy host, too.
+// deviceTimeout is how long a disk may take to appear, also on a busy host.
 const deviceTimeout = 30 // seconds
 
 var errNoDevice = message("no such device, and none appeared in 30 s")
@@ -11,8 +11,8 @@ type message string
 
 func (m message) Error() string { return string(m) }
 
-// waitFor returns when the device file is there. The kernel's announcements of
-// new devices wake it (netlink(7), NETLINK_KOBJECT_UEVENT).
+// waitFor waits until the device file exists. The kernel's events for new devices
+// wake it (netlink(7), NETLINK_KOBJECT_UEVENT).
 func waitFor(device string) error {
 	if exists(device) {
 		return nil
@@ -37,7 +37,7 @@ func exists(path string) bool {
 	return syscall.Stat(path, &info) == nil
 }
 
-// now is the uptime in seconds: the only clock here that nobody sets.
+// now returns the uptime in seconds: no program can set that clock.
 func now() int64 {
 	var info syscall.Sysinfo_t
 	_ = syscall.Sysinfo(&info) // fails for bad pointers only
@@ -61,6 +61,6 @@ func uevents() (int, error) {
 	return fd, nil
 }
 
-// release closes a descriptor that nothing was written to: it cannot fail in a
-// way that matters.
+// release closes a descriptor that has no unwritten data, so an error would not
+// matter.
 func release(fd int) { _ = syscall.Close(fd) }

@@ -2,8 +2,8 @@
 // kernel modules listed in /modules, gives eth0 the address of the kernel's
 // ip= parameter, mounts the root file system and runs its init.
 //
-// It lies on the path of every cold boot, where an emulated CPU translates each
-// page of code that runs: hence package syscall, and neither os, fmt nor net.
+// Every cold boot waits for it, and an emulated CPU translates each page of code
+// that runs: so it uses package syscall, and neither os, fmt nor net.
 package main
 
 import "syscall"
@@ -14,7 +14,7 @@ func main() {
 	}
 }
 
-// failure is an error with what was being done: fmt.Errorf without fmt.
+// failure is an error with the step that failed: fmt.Errorf without fmt.
 type failure struct {
 	doing string
 	cause error
@@ -43,7 +43,7 @@ func boot() error {
 		return err
 	}
 	if err := stopPIT(); err != nil {
-		complain(err) // it costs the host a little
+		complain(err) // the guest works; its timer costs the host some CPU time
 	}
 	if err := configureNetwork(args.ip); err != nil {
 		complain(err) // a guest without a network still has a console
@@ -55,8 +55,8 @@ func boot() error {
 	return wrap("run "+args.init, syscall.Exec(args.init, []string{args.init}, environment))
 }
 
-// environment is all that init gets: the kernel turns parameters that it does
-// not know, ip= among them, into variables.
+// environment is init's environment. Stage0's own is not passed on, because the
+// kernel adds the parameters that it does not know, such as ip=.
 var environment = []string{
 	"HOME=/root",
 	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -68,9 +68,9 @@ func complain(err error) {
 	_, _ = syscall.Write(2, []byte("stage0: "+err.Error()+"\n"))
 }
 
-// die says why and resets the machine, which ends a VMM that was told not to
-// reboot. Returning instead would end in a kernel panic whose trace pushes the
-// reason off the end of the console.
+// die prints the error and resets the machine, which ends a VMM that was started
+// without reboots. Returning instead would cause a kernel panic, whose trace would
+// scroll the error off the console.
 func die(err error) {
 	complain(err)
 	syscall.Sync()

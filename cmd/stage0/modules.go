@@ -8,8 +8,8 @@ import (
 )
 
 // loadModules loads the modules that the manifest lists, in its order, frees
-// their files, and makes the device files that load others. One that the kernel
-// refuses is reported, and no reason to stop: what needs it will say so.
+// their files, and makes the device files that load others. A module that the
+// kernel refuses is reported and skipped: what needs it will fail and say why.
 func loadModules(manifest string) error {
 	list, err := readFile(manifest)
 	if err != nil {
@@ -27,8 +27,8 @@ func loadModules(manifest string) error {
 	return nil
 }
 
-// onKVM says whether the host offers its clock. To find that out by loading
-// ptp_kvm takes an emulated machine 40 ms.
+// onKVM reports whether the host offers KVM's clock. Trying to load ptp_kvm
+// instead takes an emulated machine 40 ms.
 func onKVM() bool {
 	clocks, err := readFile("/sys/devices/system/clocksource/clocksource0/available_clocksource")
 	return err == nil && strings.Contains(string(clocks), "kvm-clock")

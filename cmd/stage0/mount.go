@@ -10,7 +10,7 @@ const (
 	noDev  = syscall.MS_NOSUID | syscall.MS_NODEV
 )
 
-// mountKernel mounts what the kernel offers, inside the initramfs.
+// mountKernel mounts the kernel's file systems inside the initramfs.
 func mountKernel() error {
 	for _, m := range []struct {
 		kind, dir string
@@ -28,8 +28,8 @@ func mountKernel() error {
 	return nil
 }
 
-// enterRoot mounts the root file system and makes it /, with the kernel's file
-// systems in it.
+// enterRoot mounts the root file system, moves the kernel's file systems into it
+// and makes it /.
 func enterRoot(args arguments) error {
 	const root = "/root"
 	if err := waitFor(args.root); err != nil {
@@ -61,21 +61,21 @@ func enterRoot(args arguments) error {
 	return wrap("enter the new root", syscall.Chdir("/"))
 }
 
-// readAhead raises how much is read at once from a disk: what boots is read page
-// by page through mappings otherwise, and each request costs an emulated machine
-// a round through the host. 128 KiB is the kernel's own.
+// readAhead raises the read-ahead of a disk. Programs are read through mappings,
+// and with small requests each costs an emulated machine a round trip through the
+// host. The kernel's default is 128 KiB.
 func readAhead(device string) {
 	const kib = "512"
 	name := strings.TrimPrefix(device, "/dev/")
 	fd, err := syscall.Open("/sys/block/"+name+"/queue/read_ahead_kb", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return // a partition, say; it boots as well, a little later
+		return // for example a partition; the guest boots, a little slower
 	}
 	defer release(fd)
 	_, _ = syscall.Write(fd, []byte(kib))
 }
 
-// mountData is the root's mount options. Without noinit_itable the kernel
+// mountData returns the root's mount options. Without noinit_itable the kernel
 // writes the inode tables of a sparse image in the background, for minutes.
 func mountData(args arguments) string {
 	switch {
@@ -87,9 +87,9 @@ func mountData(args arguments) string {
 	return ""
 }
 
-// free gives the memory of the initramfs's files back.
+// free removes files of the initramfs, which frees their memory.
 func free(files ...string) {
 	for _, f := range files {
-		_ = syscall.Unlink(f) // at worst the memory stays taken
+		_ = syscall.Unlink(f) // on an error the memory stays in use
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"unsafe"
 )
 
-// ifreq is struct ifreq of netdevice(7), as long as the kernel reads.
+// ifreq is struct ifreq of netdevice(7), with the size that the kernel reads.
 type ifreq struct {
 	name [syscall.IFNAMSIZ]byte
 	data [24]byte
@@ -35,8 +35,8 @@ type rtentry struct {
 }
 
 // configureNetwork brings the loopback up and gives the device of ip= its
-// address and default route. Where the kernel did so itself (CONFIG_IP_PNP)
-// it changes nothing.
+// address and default route. It changes nothing when the kernel did so already
+// (CONFIG_IP_PNP).
 func configureNetwork(ip address) error {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -79,7 +79,7 @@ func bringUp(fd int, device string) error {
 	return wrap("bring up "+device, ioctl(fd, syscall.SIOCSIFFLAGS, unsafe.Pointer(r)))
 }
 
-// configured says whether the device has the address already.
+// configured reports whether the device has the address already.
 func configured(fd int, ip address) bool {
 	r := request(ip.device)
 	if err := ioctl(fd, syscall.SIOCGIFADDR, unsafe.Pointer(r)); err != nil {

@@ -2,10 +2,10 @@ package main
 
 import "syscall"
 
-// nodes are the device files whose opening makes the kernel load the module
-// behind them: those of Debian's `kmod static-nodes` that a guest has a use for,
-// with the modes that udev gives them. All users may make FUSE file systems and
-// tunnels of their own network namespaces.
+// nodes are device files: when one is opened, the kernel loads its module. They
+// are those of Debian's `kmod static-nodes` that are useful in a guest, with the
+// modes that udev gives them. All users may make FUSE file systems, and tunnels in
+// their network namespaces.
 var nodes = []struct {
 	path         string
 	mode         uint32
@@ -19,15 +19,15 @@ var nodes = []struct {
 	{"/dev/ppp", 0o600, 108, 0},
 }
 
-// makeNodes makes the nodes. What fails costs the guest a device, not its boot.
+// makeNodes makes the nodes. An error costs the guest a device but not its boot.
 func makeNodes() {
 	for _, dir := range []string{"/dev/net", "/dev/mapper"} {
 		_ = syscall.Mkdir(dir, 0o755)
 	}
 	for _, n := range nodes {
 		err := syscall.Mknod(n.path, syscall.S_IFCHR|n.mode, n.major<<8|n.minor) // makedev(3) of small numbers
-		if err == nil || err == syscall.EEXIST {                                 // built into the kernel, which gives root alone access
-			err = syscall.Chmod(n.path, n.mode) // whatever the umask is
+		if err == nil || err == syscall.EEXIST {                                 // made by the kernel, with access only for root
+			err = syscall.Chmod(n.path, n.mode) // Mknod applies the umask
 		}
 		if err != nil {
 			complain(wrap("make "+n.path, err))

@@ -7,13 +7,14 @@ import (
 	"syscall"
 )
 
-// mountRuntime mounts what wrenn-init would have to run a program for, each of
-// which costs an emulated machine ten milliseconds. What fails here it tries
-// again and reports, so a change of this list is one of images/wrenn-init.sh.
+// mountRuntime mounts the file systems of a running system. Wrenn-init would have
+// to run a program for each, which costs an emulated machine ten milliseconds. It
+// tries again what fails here and reports errors, so a change of this list needs
+// the same change in images/wrenn-init.sh.
 func mountRuntime(readOnly bool) {
 	if !readOnly {
 		if err := emptyTmp("/tmp", "/.tmp-before-boot"); err != nil {
-			complain(wrap("empty /tmp", err)) // it is usable as it is
+			complain(wrap("empty /tmp", err)) // /tmp is usable all the same
 		}
 	}
 	// Containers in the guest expect mounts to propagate, as under systemd.
@@ -44,7 +45,7 @@ func mountRuntime(readOnly bool) {
 	linkDevices()
 }
 
-// linkDevices makes the links in /dev that udev makes elsewhere.
+// linkDevices makes the links in /dev that udev makes on other systems.
 func linkDevices() {
 	for name, target := range map[string]string{
 		"/dev/fd":     "/proc/self/fd",
@@ -57,27 +58,28 @@ func linkDevices() {
 	}
 }
 
-// limits are mount options of a tmpfs that may hold so much of the guest's memory,
-// and a file for so many KiB of it: an empty one takes about a KiB that no size
-// counts. All of them together take about half, so that a guest lives when they are full.
+// limits returns mount options of a tmpfs that may hold that percentage of the
+// guest's memory, and one file per so many KiB of memory: an empty file takes about
+// a KiB that the size does not count. All tmpfs together may take about half of
+// the memory, so that a guest survives when they are full.
 func limits(percent, kibPerFile uint64) string {
 	return "size=" + strconv.FormatUint(percent, 10) + "%,nr_inodes=" + strconv.FormatUint(memoryKiB()/kibPerFile, 10)
 }
 
-// memoryKiB is MemTotal of /proc/meminfo: what the kernel left of the guest's memory.
+// memoryKiB returns MemTotal of /proc/meminfo: the guest's memory without the kernel's own.
 func memoryKiB() uint64 {
 	var info syscall.Sysinfo_t
-	_ = syscall.Sysinfo(&info) // fails for a bad address only; 0 files would be no limit
+	_ = syscall.Sysinfo(&info) // fails only for a bad address; a limit of 0 files would mean no limit
 	return info.Totalram * uint64(info.Unit) >> 10
 }
 
-// emptyTmp makes tmp an empty directory that all may write to. What was in it goes
-// out of sight into old, which wrenn-init removes: a million files take longer
-// than a boot may.
+// emptyTmp makes tmp an empty directory that all may write to. It moves a tmp that
+// is not empty into old, which wrenn-init removes later: to remove a million files
+// takes longer than a boot may take.
 func emptyTmp(tmp, old string) error {
 	empty, err := isEmpty(tmp)
 	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
-		return nil // a link, say to /var/tmp, is what its owner wants
+		return nil // a link, for example to /var/tmp, is kept: the guest's owner made it
 	}
 	if err == nil && !empty {
 		err = moveInto(tmp, old)
@@ -88,10 +90,10 @@ func emptyTmp(tmp, old string) error {
 	if err := syscall.Mkdir(tmp, 0o755); err != nil && err != syscall.EEXIST {
 		return err
 	}
-	return syscall.Chmod(tmp, syscall.S_ISVTX|0o777) // whatever the umask is
+	return syscall.Chmod(tmp, syscall.S_ISVTX|0o777) // Mkdir applies the umask
 }
 
-// isEmpty reports whether a directory, no link to one, has no entries.
+// isEmpty reports whether a directory has no entries. A link to a directory is an error.
 func isEmpty(dir string) (bool, error) {
 	fd, err := syscall.Open(dir, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -108,7 +110,7 @@ func isEmpty(dir string) (bool, error) {
 }
 
 // moveInto moves a directory into the directory old, which only root may enter,
-// under a name that is free there: a removal may have been cut short.
+// under an unused name: old may have entries when its removal was cut short.
 func moveInto(dir, old string) error {
 	err := syscall.Mkdir(old, 0o700)
 	if err != nil && err != syscall.EEXIST {

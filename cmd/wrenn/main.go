@@ -1,5 +1,5 @@
-// Command wrenn is Wrenn for people: it starts everything on one machine, and
-// talks to the public API.
+// Command wrenn is the command line of Wrenn: it starts everything on one machine,
+// and uses the public API.
 package main
 
 import (

@@ -13,15 +13,15 @@ import (
 	"wrenn/internal/cli/up"
 )
 
-// leave is what a command of up may take to end when it is asked to.
-const leave = 10 * time.Second
+// stopGrace is how long a command of up may take to end after SIGTERM.
+const stopGrace = 10 * time.Second
 
-// destroyTimeout bounds how long the sandboxes of a command that ended keep up from stopping.
+// destroyTimeout bounds destroying the sandboxes of a command that ended.
 const destroyTimeout = time.Minute
 
-// accompany runs a command on this machine that may use what runs, to its end, destroys the
-// sandboxes that the command created, and returns its exit code as an error. The end of ctx ends
-// the command.
+// accompany runs a command on this machine with a key for the running server and waits until it
+// ends. Then it destroys the sandboxes that the command created, and returns the command's exit
+// code as an error. When ctx ends, it ends the command.
 func (s *session) accompany(ctx context.Context, r *up.Running, argv []string) error {
 	loan, err := r.Lend(ctx, "wrenn up -- "+argv[0])
 	if err != nil {
@@ -39,9 +39,10 @@ func (s *session) accompany(ctx context.Context, r *up.Running, argv []string) e
 	cmd.Env = append(os.Environ(), "WRENN_API_URL="+r.URL, "WRENN_API_KEY="+loan.Secret)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.In, s.Out, s.Err
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = leave
-	// It stays in this process group: the terminal is its, and so is Ctrl-C. It
-	// keeps its thread: Pdeathsig comes when the thread that forked ends, see prctl(2).
+	cmd.WaitDelay = stopGrace
+	// The command stays in this process group, so that it can use the terminal and
+	// gets Ctrl-C. This goroutine keeps its thread: Pdeathsig is sent when the
+	// thread that forked ends, see prctl(2).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
@@ -52,7 +53,7 @@ func (s *session) accompany(ctx context.Context, r *up.Running, argv []string) e
 	return ofProcess(argv[0], err)
 }
 
-// ofProcess is how this program ends when a process of this machine ended with err.
+// ofProcess returns the error with which this program ends after cmd.Run returned err.
 func ofProcess(name string, err error) error {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	switch {

@@ -29,7 +29,7 @@ func (c *checkpointCreateCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	var made *client.Checkpoint
-	err = s.during(ctx, "keeping what the sandbox is", func(ctx context.Context) (err error) {
+	err = s.during(ctx, "creating a checkpoint", func(ctx context.Context) (err error) {
 		made, err = api.CreateCheckpoint(ctx, c.Sandbox, c.Name)
 		return err
 	})
@@ -61,7 +61,7 @@ func orDash(text string) string {
 	return text
 }
 
-// size is a number of bytes in whole MiB, rounded up.
+// size formats a number of bytes in whole MiB, rounded up.
 func size(bytes int64) string { return fmt.Sprintf("%dM", (bytes+1<<20-1)>>20) }
 
 func (s *session) checkpoints(ctx context.Context, sandbox string, text func(io.Writer, *client.Checkpoints)) error {
@@ -107,8 +107,8 @@ type checkpointTree struct {
 	children map[string][]client.Checkpoint // by parent, oldest first
 }
 
-// draw writes the children of a checkpoint below it. A circle, were there one,
-// hangs on no root and is not drawn.
+// draw writes the children of a checkpoint below it. Checkpoints in a cycle, which
+// only a faulty server could send, have no root and are not drawn.
 func (t *checkpointTree) draw(w io.Writer, parent, indent string) {
 	children := t.children[parent]
 	for i, cp := range children {
@@ -138,14 +138,14 @@ type checkpointRestoreCommand struct {
 	Checkpoint string `arg:"" complete:"checkpoint" help:"The checkpoint, by the id that list prints."`
 }
 
-// Run returns when the sandbox is what it was.
+// Run returns when the sandbox is restored.
 func (c *checkpointRestoreCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
 		return err
 	}
 	var box *client.Sandbox
-	err = s.during(ctx, "going back", func(ctx context.Context) (err error) {
+	err = s.during(ctx, "restoring the checkpoint", func(ctx context.Context) (err error) {
 		box, err = api.RestoreCheckpoint(ctx, c.Sandbox, c.Checkpoint)
 		return err
 	})

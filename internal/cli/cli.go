@@ -1,11 +1,11 @@
-// Package cli is the command line of wrenn. Commands talk to the public API by
-// the Go SDK; up and doctor are about this machine.
+// Package cli is the command line of wrenn. Commands talk to the public API
+// through the Go SDK; up and doctor work on this machine.
 //
-// What a command was asked for goes to standard output, all else to standard
-// error. Its exit code is 0, 1 when it failed, 2 for a wrong command line, and
-// that of the command in the sandbox for exec and shell.
+// A command prints its result to standard output and everything else to standard
+// error. The exit code is 0 on success, 1 when the command failed and 2 for a
+// wrong command line. For exec and shell it is that of the command in the sandbox.
 //
-// Shell completion is not a library's: values such as ids of sandboxes come from the
+// Shell completion uses no library: values such as ids of sandboxes come from the
 // server, within a time limit, and kong's completion libraries suggest only the
 // words of the command line's grammar.
 package cli
@@ -42,7 +42,7 @@ type commandLine struct {
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
-// Std is what a command reads, prints to and finds around it.
+// Std holds the streams and the environment of a command.
 type Std struct {
 	In      io.Reader
 	Out     io.Writer
@@ -76,14 +76,14 @@ func Command(ctx context.Context, args []string, std Std) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong has an exit code of its own
+		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong's error has another exit code
 	}
 	return s.explain(ctx, parsed.Run())
 }
 
 const helpWidth = 120
 
-// exitCode ends the program without a word, with the code of a command in a sandbox.
+// exitCode is an error that ends the program with that code and prints nothing.
 type exitCode int
 
 func (exitCode) Error() string   { return "" }
@@ -91,7 +91,7 @@ func (c exitCode) ExitCode() int { return int(c) }
 
 type versionCommand struct{}
 
-// Run prints what this program was built from.
+// Run prints the revision that this program was built from.
 func (*versionCommand) Run(s *session) error {
 	v := version()
 	return s.print(map[string]string{"version": v}, func(w io.Writer) { fmt.Fprintln(w, "wrenn", v) })

@@ -33,7 +33,7 @@ const (
 	testKey = "e2b_0123456789012345678901234567890123456789"
 )
 
-// result is a run of wrenn as a script sees it.
+// result is the exit code and the output of a run of wrenn.
 type result struct {
 	code     int
 	out, err string
@@ -48,7 +48,7 @@ func invoke(t *testing.T, stdin io.Reader, environ map[string]string, args ...st
 	return result{code, out.String(), errOut.String()}
 }
 
-// server is the API as far as these tests need it: one sandbox.
+// server is the part of the API that these tests use, with one sandbox.
 func server(t *testing.T) *httptest.Server {
 	t.Helper()
 	box := map[string]any{
@@ -197,7 +197,7 @@ func templates(mux *http.ServeMux, answer func(int, any) http.HandlerFunc) {
 	})
 }
 
-// here is the environment of somebody who uses s.
+// here returns the environment of a user of s.
 func here(s *httptest.Server) map[string]string {
 	return map[string]string{"WRENN_API_KEY": testKey, "HOME": "/nonexistent", "URL": s.URL}
 }
@@ -212,7 +212,7 @@ func TestCommands(t *testing.T) {
 	}{
 		"create":                {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
 		"port":                  {[]string{"--url", "http://a.example/x/", "sandbox", "port", testID, "80"}, "", result{0, "http://a.example/x/p/" + testID + "/80/\n", ""}},
-		"port-forward, no port": {[]string{"port-forward", testID, "0:0"}, "", result{2, "", "usage: \"0:0\" is no port: give PORT or LOCAL:PORT, from 1 to 65535\n"}},
+		"port-forward, no port": {[]string{"port-forward", testID, "0:0"}, "", result{2, "", "usage: \"0:0\" is not a port: give PORT or LOCAL:PORT, from 1 to 65535\n"}},
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
 			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
 			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},
@@ -248,7 +248,7 @@ func TestCommands(t *testing.T) {
 		"build":          {[]string{"template", "build", "py", "--start-cmd", "serve"}, "", result{0, "t1\n", "booting\nkept\n"}},
 		"build that fails": {[]string{"template", "build", "py:bad", "--from-sandbox", "i1"}, "",
 			result{1, "", "no \ufffdway\ntemplate py:bad was not built: no \ufffdway\n"}},
-		"build by itself": {[]string{"template", "build", "py", "-d"}, "", result{0, "t1\n", "building; look at it by: wrenn template logs --follow py\n"}},
+		"build by itself": {[]string{"template", "build", "py", "-d"}, "", result{0, "t1\n", "building; follow it with: wrenn template logs --follow py\n"}},
 		"password": {[]string{"template", "build", "py", "--from-oci", "debian:12", "--registry-user", "u", "--registry-password-file", "-"}, "p\n",
 			result{0, "t1\n", "user u password p\nbooting\nkept\n"}},
 		"password for what": {[]string{"template", "build", "py", "--registry-user", "u"}, "", result{1, "", "a registry's user and password are for --from-oci\n"}},
@@ -288,7 +288,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// TestKeyStaysWithItsServer: a configuration's key must not reach whoever --url names.
+// TestKeyStaysWithItsServer: a configuration's key must not reach another server, named by --url.
 func TestKeyStaysWithItsServer(t *testing.T) {
 	s := server(t)
 	dir := t.TempDir()
@@ -339,7 +339,7 @@ func TestLend(t *testing.T) {
 	}
 }
 
-func TestNobodyThere(t *testing.T) {
+func TestNoServer(t *testing.T) {
 	s := server(t)
 	s.Close()
 	got := invoke(t, nil, here(s), "--url", s.URL, "sandbox", "create")
@@ -348,7 +348,7 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// brokenPipe is an output whose reader left.
+// brokenPipe is an output whose reader is gone.
 type brokenPipe struct{}
 
 func (brokenPipe) Write([]byte) (int, error) { return 0, syscall.EPIPE }
@@ -364,7 +364,7 @@ func TestCommandEndsWithItsReader(t *testing.T) {
 	}
 }
 
-// TestInterrupt: Ctrl-C ends the command, and its end is told.
+// TestInterrupt: Ctrl-C ends the command, and the exit code reports that.
 func TestInterrupt(t *testing.T) {
 	s := server(t)
 	environ := here(s)
@@ -383,7 +383,7 @@ func (w writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// blocked is an input that says nothing until the test ends.
+// blocked returns an input without any data until the test ends.
 func blocked(t *testing.T) io.Reader {
 	t.Helper()
 	r, w := io.Pipe()
@@ -410,7 +410,7 @@ func TestReceiveIsWholeOrNothing(t *testing.T) {
 	}
 }
 
-// TestHelp: what people read is reviewed like code. Run with -update to accept changes.
+// TestHelp compares the help pages with golden files, so that changes are reviewed. Run with -update to accept them.
 func TestHelp(t *testing.T) {
 	for _, page := range []string{
 		"", "up", "doctor", "sandbox create", "sandbox list", "sandbox exec", "sandbox shell", "sandbox kill", "sandbox cp", "sandbox logs", "sandbox fork", "checkpoint", "template", "template build", "key create", "completion", "verify fork",

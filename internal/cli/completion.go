@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	// lookup bounds what is asked of the server while somebody waits for a key to do something.
+	// lookup bounds requests to the server: the user has pressed Tab and waits.
 	lookup = time.Second
-	// maxSuggested is more than anybody reads.
+	// maxSuggested is more suggestions than a user reads.
 	maxSuggested = 200
 )
 
@@ -37,7 +37,7 @@ type completionCommand struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: ${enum}."`
 }
 
-// Help says how it is used.
+// Help returns the instructions that follow the command's summary.
 func (completionCommand) Help() string {
 	return `For this shell alone, and for each new one:
 
@@ -46,7 +46,7 @@ func (completionCommand) Help() string {
   fish  wrenn completion fish | source       in ~/.config/fish/config.fish`
 }
 
-// Run prints a script that asks this program, by its path, what may come next.
+// Run prints a completion script that calls this program, by its path.
 func (c *completionCommand) Run(s *session) error {
 	program, err := os.Executable()
 	if err != nil {
@@ -56,7 +56,7 @@ func (c *completionCommand) Run(s *session) error {
 	return err
 }
 
-// scriptOf is the script for a shell that asks program.
+// scriptOf returns the completion script for a shell; the script calls program.
 func scriptOf(shell, program string) string {
 	script, quoted := bashScript, "'"+strings.ReplaceAll(program, "'", `'\''`)+"'"
 	switch shell {
@@ -68,14 +68,13 @@ func scriptOf(shell, program string) string {
 	return strings.ReplaceAll(script, "'WRENN'", quoted)
 }
 
-// completeCommand is for the scripts.
+// completeCommand is what the completion scripts call.
 type completeCommand struct {
 	Words []string `arg:"" optional:"" passthrough:""`
 }
 
-// Run prints what the last word may become, a line each, with a tab and a
-// remark where there is one. It prints nothing when it knows nothing: then
-// shells offer files.
+// Run prints the completions of the last word, one per line, followed by a tab
+// and a remark where it has one. When it prints nothing, shells offer files.
 func (c *completeCommand) Run(ctx context.Context, s *session, k *kong.Kong) error {
 	words := afterDashes(c.Words)
 	if len(words) == 0 {
@@ -95,24 +94,24 @@ func (c *completeCommand) Run(ctx context.Context, s *session, k *kong.Kong) err
 	return nil
 }
 
-// suggestion is a word that may come.
+// suggestion is a possible next word.
 type suggestion struct{ word, remark string }
 
-// position is how far a command line was understood.
+// position is the parser's state within a command line.
 type position struct {
 	node  *kong.Node
-	args  []string          // of the node, so far
-	value *kong.Flag        // whose value comes next
-	free  bool              // no flags any more
-	lost  bool              // it is wrong, or a command of the sandbox
+	args  []string          // arguments of node so far
+	value *kong.Flag        // the flag whose value comes next; nil for none
+	free  bool              // after "--": no more flags
+	lost  bool              // the line is wrong, or continues with a sandbox's command
 	given map[string]string // values of flags
 }
 
-// complete suggests words that may follow those that are done.
+// complete suggests the word that follows the words in done and begins with last.
 func (s *session) complete(ctx context.Context, root *kong.Node, done []string, last string) []suggestion {
 	at := position{node: root, given: map[string]string{}}
 	for _, word := range done {
-		at.take(word)
+		at.advance(word)
 	}
 	s.line.URL, s.line.Config = cmp.Or(at.given["url"], s.line.URL), cmp.Or(at.given["config"], s.line.Config)
 	name, _, valued := strings.Cut(last, "=")
@@ -139,8 +138,8 @@ func (s *session) complete(ctx context.Context, root *kong.Node, done []string, 
 
 func isPassthrough(arg *kong.Value) bool { return arg.PassthroughMode != kong.PassThroughModeNone }
 
-// take goes on by a word that is complete.
-func (at *position) take(word string) {
+// advance parses the next complete word.
+func (at *position) advance(word string) {
 	switch {
 	case at.lost:
 	case at.value != nil:
@@ -149,7 +148,7 @@ func (at *position) take(word string) {
 	case word == "--":
 		at.free = true
 	case !at.free && strings.HasPrefix(word, "-") && word != standard:
-		at.takeFlag(word)
+		at.advanceFlag(word)
 	case len(at.node.Children) > 0:
 		at.enter(word)
 	default:
@@ -159,7 +158,7 @@ func (at *position) take(word string) {
 	}
 }
 
-func (at *position) takeFlag(word string) {
+func (at *position) advanceFlag(word string) {
 	name, value, valued := strings.Cut(word, "=")
 	flag := at.flag(name)
 	if flag == nil {
@@ -184,7 +183,7 @@ func (at *position) enter(word string) {
 	at.lost = true
 }
 
-// argument is the one that comes next; the last one may take many.
+// argument returns the next positional argument, nil if there is none. The last one may be cumulative.
 func (at *position) argument() *kong.Value {
 	args := at.node.Positional
 	switch n := len(at.args); {
@@ -196,7 +195,7 @@ func (at *position) argument() *kong.Value {
 	return nil
 }
 
-// visible are the flags of the command and of those around it.
+// visible returns the flags of the command and of its parents.
 func (at *position) visible() []*kong.Flag {
 	var out []*kong.Flag
 	for node := at.node; node != nil; node = node.Parent {
@@ -233,7 +232,7 @@ func (at *position) commands() []suggestion {
 	return out
 }
 
-// values are what a flag or an argument may be, less what is there already.
+// values returns the possible values of a flag or an argument, without those already given.
 func (s *session) values(ctx context.Context, value *kong.Value, given []string, prefix string) []suggestion {
 	var out []suggestion
 	switch what := value.Tag.Get("complete"); {
@@ -247,7 +246,7 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		out = s.templates(ctx)
 	case what == "sandbox":
 		out = s.sandboxes(ctx, "")
-	case what == "checkpoint" && len(given) > 0: // behind their sandbox
+	case what == "checkpoint" && len(given) > 0: // the sandbox is the argument before
 		out = s.checkpointsOf(ctx, given[0])
 	case what == "file":
 		out = s.sandboxes(ctx, ":")
@@ -259,7 +258,8 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 	return out
 }
 
-// sandboxes are those that live. What goes wrong is none: nobody reads errors here.
+// sandboxes suggests the sandboxes that did not end. On an error it suggests
+// none: a shell shows no errors while the user types.
 func (s *session) sandboxes(ctx context.Context, suffix string) []suggestion {
 	api, err := s.client()
 	if err != nil {
@@ -306,7 +306,7 @@ func (s *session) templates(ctx context.Context) []suggestion {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookup)
 	defer cancel()
-	list, _ := api.Templates(ctx) // as above
+	list, _ := api.Templates(ctx) // see sandboxes
 	var out []suggestion
 	for _, t := range list[:min(len(list), maxSuggested)] {
 		out = append(out, suggestion{t.Name, templateRow(t)[7]})
@@ -321,7 +321,7 @@ func (s *session) keys(ctx context.Context) []suggestion {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookup)
 	defer cancel()
-	keys, _ := api.Keys(ctx) // as above
+	keys, _ := api.Keys(ctx) // see sandboxes
 	var out []suggestion
 	for _, key := range keys[:min(len(keys), maxSuggested)] {
 		out = append(out, suggestion{key.ID, key.Name})

@@ -73,7 +73,7 @@ func TestComplete(t *testing.T) {
 	}
 }
 
-// TestCompleteIsSilent: nobody reads errors while a line is typed, nor waits.
+// TestCompleteIsSilent: while the user types, completion prints no errors and does not wait long.
 func TestCompleteIsSilent(t *testing.T) {
 	s := server(t)
 	if got := words(t, map[string]string{"HOME": "/nonexistent"}, "sandbox", "get", ""); len(got) > 0 {
@@ -86,8 +86,8 @@ func TestCompleteIsSilent(t *testing.T) {
 	}
 }
 
-// TestCompletionScripts runs them in their shells, with a program in the place
-// of ours that says what it was asked.
+// TestCompletionScripts runs the scripts in their shells, with a program in place
+// of wrenn that records its arguments.
 func TestCompletionScripts(t *testing.T) {
 	dir := t.TempDir()
 	fake := filepath.Join(dir, "it's wrenn")

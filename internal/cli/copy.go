@@ -41,7 +41,7 @@ func parseRemote(name string) (remote, bool) {
 	return remote{m[1], m[2]}, true
 }
 
-// Run copies one file. It is there as a whole or not at all.
+// Run copies a file, completely or not at all, or with -r a directory.
 func (c *copyCommand) Run(ctx context.Context, s *session) error {
 	from, fromRemote := parseRemote(c.From)
 	to, toRemote := parseRemote(c.To)
@@ -63,7 +63,7 @@ func (c *copyCommand) Run(ctx context.Context, s *session) error {
 
 func (c *copyCommand) options() client.FileOptions { return client.FileOptions{User: c.User} }
 
-// under is where a file of the name base goes: name itself, or below it when that is a directory.
+// under returns the destination of a file named base: name itself, or base below it when name ends with a slash.
 func under(name, base string) string {
 	if name == "" || strings.HasSuffix(name, "/") {
 		return name + base
@@ -88,7 +88,7 @@ func (c *copyCommand) upload(ctx context.Context, s *session, api *client.Client
 	}
 	name := under(to.path, base)
 	if name == "" || strings.HasSuffix(name, "/") {
-		return fmt.Errorf("what shall the file be called? Write %s:PATH", to.id)
+		return fmt.Errorf("the file needs a name in the sandbox: write %s:PATH", to.id)
 	}
 	meter := &meter{r: in}
 	defer s.progress(meter.what("copying to " + name))()
@@ -127,8 +127,8 @@ func (c *copyCommand) across(ctx context.Context, s *session, api *client.Client
 	return api.WriteFile(ctx, to.id, under(to.path, path.Base(from.path)), meter, c.options())
 }
 
-// receive writes content to the file name. A plain file is replaced as a whole
-// at the end; a device or a pipe is written to.
+// receive writes content to the file name. A regular file is replaced in one step
+// at the end; a device or a pipe is written to directly.
 func receive(name string, content io.Reader) (err error) {
 	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
 		f, err := os.OpenFile(name, os.O_WRONLY, 0)
@@ -138,7 +138,7 @@ func receive(name string, content io.Reader) (err error) {
 		_, err = io.Copy(f, content)
 		return errors.Join(err, f.Close())
 	}
-	staged, err := os.OpenFile(name+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666) // as any program, less the umask
+	staged, err := os.OpenFile(name+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o666) // the umask applies, as in any program
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func receive(name string, content io.Reader) (err error) {
 	return err
 }
 
-// meter counts what is read, or written.
+// meter counts the bytes read or written.
 type meter struct {
 	r io.Reader
 	w io.Writer
@@ -171,7 +171,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// what tells how far it is.
+// what returns a function for session.progress that includes the count.
 func (m *meter) what(doing string) func() string {
 	return func() string { return fmt.Sprintf("%s, %.1f MiB", plain.Line(doing), float64(m.n.Load())/(1<<20)) }
 }

@@ -18,17 +18,18 @@ import (
 )
 
 const (
-	// noDirectory is the exit code of sendTree for what is there and is none.
+	// noDirectory is the exit code of sendTree when the path exists and is not a directory.
 	noDirectory = 65
-	// maxTrailer bounds what follows the end of an archive: tar fills a last block of 10 KiB.
+	// maxTrailer bounds what follows the end of an archive: tar pads the last block to 10 KiB.
 	maxTrailer = 1 << 20
-	// saidKept is how much of tar's complaints is kept.
-	saidKept = 4 << 10
+	// stderrKept is how many bytes of tar's standard error are kept.
+	stderrKept = 4 << 10
 )
 
-// The two ends in a sandbox, for /bin/sh. $1 is the directory; an empty one is
-// the home, and ~ is for the shell there. As cp, receiveTree copies into a directory
-// that exists, under the name $2, and else makes the directory, with mode $3.
+// The scripts that send and receive a tree in a sandbox, for /bin/sh. $1 is the
+// directory: empty means the home, and the scripts expand ~. Like cp, receiveTree
+// copies into an existing directory, under the name $2, and otherwise makes the
+// directory, with mode $3.
 const (
 	resolveTree = `case $1 in '~') d=$HOME ;; '~/'*) d=$HOME/${1#'~/'} ;; '') d=. ;; *) d=$1 ;; esac; `
 	sendTree    = resolveTree + `if [ -d "$d" ]; then cd -- "$d" && exec tar -cf - .; fi
@@ -37,7 +38,7 @@ const (
 		[ -d "$d" ] || mkdir -p -m "$3" -- "$d" || exit; cd -- "$d" && exec tar -xpof -`
 )
 
-// byteSize is a number of bytes as people write it.
+// byteSize is a number of bytes, written with a unit.
 type byteSize int64
 
 // UnmarshalText reads "16G", "512M", "64K" or bytes.
@@ -51,13 +52,13 @@ func (b *byteSize) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || n <= 0 || n > 1<<62>>shift {
-		return fmt.Errorf("%q is no size: write 16G, 512M or bytes", text)
+		return fmt.Errorf("%q is not a size: write 16G, 512M or a number of bytes", text)
 	}
 	*b = byteSize(n << shift)
 	return nil
 }
 
-// tree copies a directory, or a file that was named as one.
+// tree copies a directory. It also copies a file, as cp -r does.
 func (c *copyCommand) tree(ctx context.Context, s *session, api *client.Client) error {
 	from, fromRemote := parseRemote(c.From)
 	to, toRemote := parseRemote(c.To)
@@ -72,10 +73,10 @@ func (c *copyCommand) tree(ctx context.Context, s *session, api *client.Client) 
 }
 
 func (s *session) skip(name string) {
-	fmt.Fprintf(s.Err, "left out: %s is no file, directory or link\n", plain.Line(name))
+	fmt.Fprintf(s.Err, "left out: %s is not a file, directory or link\n", plain.Line(name))
 }
 
-// lastName is what a copy of dir is called: nothing when its content is meant, as in "dir/." and "..".
+// lastName returns the name for a copy of dir, "" when only the content of dir is meant, as in "dir/." and "..".
 func lastName(dir string) string {
 	switch name := path.Base(filepath.ToSlash(dir)); {
 	case name == "." || name == ".." || name == "/" || strings.HasSuffix(dir, "/."):
@@ -124,31 +125,31 @@ func (c *copyCommand) treeDown(ctx context.Context, s *session, api *client.Clie
 	var unpacker sync.WaitGroup
 	unpacker.Go(func() {
 		first := make([]byte, 1)
-		if _, unpacked = io.ReadFull(read, first); unpacked == nil { // else there is nothing to make a directory for
+		if _, unpacked = io.ReadFull(read, first); unpacked == nil { // without any input no directory must be made
 			unpacked = unpack(io.MultiReader(bytes.NewReader(first), read), dir, int64(c.MaxSize), s.skip)
 		}
 		if unpacked == nil {
 			unpacked = discardTrailer(read)
 		}
-		_ = read.CloseWithError(unpacked) // always nil
+		_ = read.CloseWithError(unpacked) // always returns nil
 	})
 	err := in.pipe(ctx, c.sender(from), nil, meter)
-	_ = write.CloseWithError(err) // an archive that ends early may look like a whole one
+	_ = write.CloseWithError(err) // an archive that ends early may look complete
 	unpacker.Wait()
 	if exit, ok := errors.AsType[*pipeExit](err); ok && exit.code == noDirectory {
 		end()
 		return c.download(ctx, s, api, from)
 	}
 	if unpacked != nil && !errors.Is(unpacked, err) {
-		return fmt.Errorf("what the sandbox sent: %w", unpacked)
+		return fmt.Errorf("unpack the directory: %w", unpacked)
 	}
 	return err
 }
 
-// discardTrailer reads what tar wrote after the end of its archive.
+// discardTrailer reads the padding that tar wrote after the end of its archive.
 func discardTrailer(r io.Reader) error {
 	if n, err := io.CopyN(io.Discard, r, maxTrailer); n == maxTrailer || err != nil && !errors.Is(err, io.EOF) {
-		return errors.Join(errors.New("the sandbox does not end what it sends"), err)
+		return errors.Join(errors.New("the sandbox sends data after the end of the archive"), err)
 	}
 	return nil
 }
@@ -162,36 +163,36 @@ func (c *copyCommand) treeAcross(ctx context.Context, s *session, api *client.Cl
 		return source.pipe(ctx, c.sender(from), nil, meter)
 	}, io.Discard)
 	if exit, ok := errors.AsType[*pipeExit](err); ok && exit.code == noDirectory {
-		return fmt.Errorf("%s is no directory: copy it without -r", c.From)
+		return fmt.Errorf("%s is not a directory: copy it without -r", c.From)
 	}
 	return err
 }
 
-// inSandbox runs the far end of a copy.
+// inSandbox runs the sandbox's end of a copy.
 type inSandbox struct {
 	api  *client.Client
 	id   string
 	user string
 }
 
-// pipeExit is a far end that failed.
+// pipeExit is the failure of a copy's command in the sandbox.
 type pipeExit struct {
-	code int
-	said string
+	code   int
+	stderr string
 }
 
 func (e *pipeExit) Error() string {
 	switch {
 	case e.code == codeNotFound:
-		return "the sandbox has no tar: " + e.said
-	case e.said == "":
+		return "the sandbox has no tar: " + e.stderr
+	case e.stderr == "":
 		return fmt.Sprintf("tar in the sandbox ended with %d", e.code)
 	}
-	return e.said
+	return e.stderr
 }
 
-// pipe runs a command to its end; feed writes its input, its output goes to out.
-// When feed or out fail, or ctx ends, the command is killed.
+// pipe runs a command and waits until it ends. feed writes its input; its output
+// goes to out. When feed or out fails, or ctx ends, the command is killed.
 func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer) error, out io.Writer) error {
 	stream, err := b.api.Start(context.WithoutCancel(ctx), b.id, client.Command{Cmd: argv[0], Args: argv[1:], User: b.user}, client.StartOptions{Stdin: feed != nil})
 	if err != nil {
@@ -200,7 +201,7 @@ func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer)
 	defer func() { _ = stream.Close() }() // it cannot fail
 	kill := func() {
 		if stream.Signal(client.SIGKILL) != nil {
-			_ = stream.Close() // nobody can reach it
+			_ = stream.Close() // the signal was not sent: the stream is broken
 		}
 	}
 	defer context.AfterFunc(ctx, kill)()
@@ -211,15 +212,15 @@ func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer)
 		feeding.Go(func() {
 			switch fed = feed(input); {
 			case fed == nil:
-				_ = stream.CloseStdin() // a command that ended says why by itself
+				_ = stream.CloseStdin() // when it fails the command has ended, and its exit is the result
 			case input.err == nil:
 				kill()
 			}
 		})
 	}
-	said, sunk := &tailBuffer{}, &sink{w: out, end: kill}
-	exit, err := stream.Copy(sunk, said)
-	_ = stream.Close() // wakes who feeds
+	stderr, sunk := &tailBuffer{}, &sink{w: out, end: kill}
+	exit, err := stream.Copy(sunk, stderr)
+	_ = stream.Close() // ends feed
 	feeding.Wait()
 	switch {
 	case ctx.Err() != nil:
@@ -231,12 +232,12 @@ func (b inSandbox) pipe(ctx context.Context, argv []string, feed func(io.Writer)
 	case err != nil:
 		return err
 	case exit.Code != 0:
-		return &pipeExit{exit.Code, said.String()}
+		return &pipeExit{exit.Code, stderr.String()}
 	}
 	return nil
 }
 
-// watched remembers that writing failed.
+// watched records the error of its writer.
 type watched struct {
 	w   io.Writer
 	err error
@@ -252,11 +253,11 @@ type tailBuffer struct{ text []byte }
 
 func (t *tailBuffer) Write(p []byte) (int, error) {
 	t.text = append(t.text, p...)
-	t.text = bytes.Clone(t.text[max(0, len(t.text)-saidKept):])
+	t.text = bytes.Clone(t.text[max(0, len(t.text)-stderrKept):])
 	return len(p), nil
 }
 
-// String is for people.
+// String returns the text made safe for a terminal.
 func (t *tailBuffer) String() string {
 	var lines []string
 	for line := range strings.Lines(string(t.text)) {

@@ -26,20 +26,20 @@ import (
 )
 
 const (
-	minMemory   = 2 << 30 // for the parts and one sandbox
+	minMemory   = 2 << 30 // the processes of Wrenn and one sandbox
 	minDisk     = 5 << 30 // an image, and what sandboxes write
-	tidyDisk    = 20 << 30
+	ampleDisk   = 20 << 30
 	portTimeout = 2 * time.Second
 )
 
-// How much a finding matters.
+// The verdicts of findings.
 const (
 	fine    = "ok"
 	advice  = "note"
 	problem = "PROBLEM"
 )
 
-// finding is a line of doctor.
+// finding is the result of one check.
 type finding struct {
 	Subject string `json:"subject"`
 	Verdict string `json:"verdict"` // ok, note or PROBLEM
@@ -52,7 +52,7 @@ type doctorCommand struct {
 	Listen string `default:"127.0.0.1:8080" help:"Where up serves."`
 }
 
-// Run fails when something stands in the way of up.
+// Run fails when a finding prevents up from working.
 func (c *doctorCommand) Run(ctx context.Context, s *session) error {
 	var found []finding
 	for _, check := range []struct {
@@ -69,8 +69,8 @@ func (c *doctorCommand) Run(ctx context.Context, s *session) error {
 	}
 	err := s.print(found, func(w io.Writer) {
 		for _, f := range found {
-			colour := map[string]string{fine: green, advice: yellow, problem: red}[f.Verdict]
-			fmt.Fprintf(w, "%s  %-11s  %s\n", s.paint(w, colour, fmt.Sprintf("%-7s", f.Verdict)), f.Subject, plain.Line(f.Found))
+			color := map[string]string{fine: green, advice: yellow, problem: red}[f.Verdict]
+			fmt.Fprintf(w, "%s  %-11s  %s\n", s.paint(w, color, fmt.Sprintf("%-7s", f.Verdict)), f.Subject, plain.Line(f.Found))
 			if f.Do != "" {
 				fmt.Fprintf(w, "%22s  -> %s\n", "", f.Do)
 			}
@@ -101,8 +101,8 @@ func (*doctorCommand) root(context.Context) finding {
 	return finding{Verdict: fine, Found: "this is root"}
 }
 
-// kvm tells what the host agent found when it last booted a guest on KVM: a
-// device that opens proves little.
+// kvm reports what the host agent found when it last booted a guest on KVM. That
+// the device can be opened does not mean that guests boot on it.
 func (c *doctorCommand) kvm(context.Context) finding {
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
@@ -114,7 +114,7 @@ func (c *doctorCommand) kvm(context.Context) finding {
 	f.Close()
 	remembered := map[string]probe.Verdict{}
 	if text, err := os.ReadFile(filepath.Join(c.State, "probe.json")); err == nil {
-		_ = json.Unmarshal(text, &remembered) // what cannot be read is as good as none
+		_ = json.Unmarshal(text, &remembered) // an unreadable file counts as none
 	}
 	for _, v := range remembered {
 		if v.Works {
@@ -122,7 +122,7 @@ func (c *doctorCommand) kvm(context.Context) finding {
 		}
 	}
 	for _, v := range remembered {
-		return finding{Verdict: advice, Found: "/dev/kvm is there, but no guest booted on it: " + v.Reason, Do: "nothing: QEMU's emulation is used, which is slower"}
+		return finding{Verdict: advice, Found: "/dev/kvm exists, but no guest booted on it: " + v.Reason, Do: "nothing: QEMU's emulation is used, which is slower"}
 	}
 	if _, err := os.Stat("/sys/module/kvm_pvm"); err == nil {
 		return finding{Verdict: advice, Found: "/dev/kvm is PVM, which boots only kernels that were built for it", Do: "nothing: up tries, and uses QEMU's emulation when it fails"}
@@ -154,13 +154,13 @@ func (*doctorCommand) network(context.Context) finding {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return finding{Verdict: problem, Found: "/dev/net/tun is missing", Do: "modprobe tun; in a container, hand the device in"}
 	}
-	return finding{Verdict: fine, Found: "/dev/net/tun is there"}
+	return finding{Verdict: fine, Found: "/dev/net/tun exists"}
 }
 
 func (*doctorCommand) postgresql(ctx context.Context) finding {
 	all, err := pgserver.Find(ctx)
 	if err != nil {
-		return finding{Verdict: problem, Found: err.Error(), Do: "or give up a server of yours by --database-url"}
+		return finding{Verdict: problem, Found: err.Error(), Do: "or give wrenn up a server of yours by --database-url"}
 	}
 	return finding{Verdict: fine, Found: fmt.Sprintf("PostgreSQL %d in %s", all[0].Major, all[0].Bin)}
 }
@@ -178,10 +178,10 @@ func (*doctorCommand) imageTools(context.Context) finding {
 		list := strings.Join(missing, " ")
 		return finding{Verdict: problem, Found: list + " missing", Do: "apt-get install " + list + "; needed to make the guest image"}
 	}
-	return finding{Verdict: fine, Found: "mmdebstrap and mke2fs are there"}
+	return finding{Verdict: fine, Found: "mmdebstrap and mke2fs are installed"}
 }
 
-// existing is the nearest directory above path that exists.
+// existing returns path, or the nearest directory above it that exists.
 func existing(path string) string {
 	for {
 		if _, err := os.Stat(path); err == nil || path == filepath.Dir(path) {
@@ -204,13 +204,13 @@ func (c *doctorCommand) disk(context.Context) finding {
 	switch {
 	case free < minDisk:
 		return finding{Verdict: problem, Found: found, Do: "make room, or put --state on a larger disk: " + gib(minDisk) + " is the least"}
-	case free < tidyDisk:
-		return finding{Verdict: advice, Found: found, Do: "enough for some sandboxes; " + gib(tidyDisk) + " is comfortable"}
+	case free < ampleDisk:
+		return finding{Verdict: advice, Found: found, Do: "enough for some sandboxes; " + gib(ampleDisk) + " is comfortable"}
 	}
 	return finding{Verdict: fine, Found: found}
 }
 
-// reflink tries it, where disks will be.
+// reflink tries a reflink in the directory where disks will be.
 func (c *doctorCommand) reflink(ctx context.Context) finding {
 	dir, err := os.MkdirTemp(existing(c.State), ".wrenn-doctor-")
 	if err != nil {
@@ -247,7 +247,7 @@ func (*doctorCommand) memory(context.Context) finding {
 	return finding{Verdict: fine, Found: gib(total)}
 }
 
-// port says whether up could serve there, or does.
+// port reports whether up could serve on the address, or does so already.
 func (c *doctorCommand) port(ctx context.Context) finding {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", c.Listen)
 	if err == nil {
@@ -265,5 +265,5 @@ func (c *doctorCommand) port(ctx context.Context) finding {
 			}
 		}
 	}
-	return finding{Verdict: problem, Found: cmp.Or(err.Error(), c.Listen), Do: "another program has it: give up an address by --listen"}
+	return finding{Verdict: problem, Found: cmp.Or(err.Error(), c.Listen), Do: "another program uses it: give wrenn up another address by --listen"}
 }

@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	// patience is how long a command may take to end itself after SIGTERM.
-	patience = 5 * time.Second
-	// inputChunk is what is read of the input at once.
+	// killAfter is how long a command may take to end after SIGTERM.
+	killAfter = 5 * time.Second
+	// inputChunk is how many bytes of input are read at once.
 	inputChunk = 64 << 10
-	// codeSignal is what shells add to the signal that ended a command.
+	// codeSignal is what shells add to the number of the signal that ended a command.
 	codeSignal = 128
 )
 
@@ -58,7 +58,7 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	}
 	p := &program{s: s, id: c.ID, tty: c.Tty, input: !c.NoStdin}
 	if c.Attach != 0 {
-		p.visits = true
+		p.attached = true
 		return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) { return api.Attach(ctx, c.ID, c.Attach) })
 	}
 	return p.start(ctx, api, client.Command{
@@ -66,7 +66,7 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	})
 }
 
-// afterDashes is a command without the "--" that may set it off from our flags.
+// afterDashes returns argv without a leading "--", which separates a command from wrenn's flags.
 func afterDashes(argv []string) []string {
 	if len(argv) > 0 && argv[0] == "--" {
 		return argv[1:]
@@ -99,10 +99,10 @@ func (c *shellCommand) Run(ctx context.Context, s *session) error {
 type program struct {
 	s     *session
 	id    string
-	tty   bool // it has a terminal
-	input bool // it has input
-	// visits says that somebody else started it: the end of this input is not the end of its input.
-	visits bool
+	tty   bool // the command has a terminal
+	input bool // the command has input
+	// attached means that another client started the command: the end of this input must not end the command's input.
+	attached bool
 }
 
 func (p *program) start(ctx context.Context, api *client.Client, cmd client.Command) error {
@@ -121,14 +121,14 @@ func (p *program) start(ctx context.Context, api *client.Client, cmd client.Comm
 	})
 }
 
-// Exit codes of shells for commands that did not begin.
+// Exit codes of shells for commands that could not be started.
 const (
 	codeNotFound      = 127
 	codeNotExecutable = 126
 )
 
-// unstarted gives the error of a command that could not begin the exit code
-// that shells have for it, unless it is the sandbox that is missing.
+// unstarted adds to the error of a command that could not be started the exit
+// code that shells use, unless the sandbox itself is missing.
 func (p *program) unstarted(ctx context.Context, api *client.Client, err error) error {
 	code := map[client.Code]int{
 		client.NotFound: codeNotFound, client.Forbidden: codeNotExecutable, client.InvalidRequest: codeNotExecutable,
@@ -142,7 +142,7 @@ func (p *program) unstarted(ctx context.Context, api *client.Client, err error) 
 	return &coded{err, code}
 }
 
-// coded is an error that names the program's exit code.
+// coded is an error with an exit code for this program.
 type coded struct {
 	error
 	code int
@@ -151,7 +151,7 @@ type coded struct {
 func (e *coded) ExitCode() int { return e.code }
 func (e *coded) Unwrap() error { return e.error }
 
-// size is that of the terminal, or what terminals used to have.
+// size returns the terminal's size, or the classic 80 by 24.
 func (p *program) size() client.Size {
 	if f := terminal(p.s.Out); f != nil {
 		if cols, rows, err := term.GetSize(int(f.Fd())); err == nil && cols > 0 && rows > 0 {
@@ -161,21 +161,23 @@ func (p *program) size() client.Size {
 	return client.Size{Cols: 80, Rows: 24}
 }
 
-// follow connects the command until it ends. The end of ctx ends the command.
+// follow connects this program's streams to the command until it ends. When ctx
+// ends, follow ends the command.
 func (p *program) follow(ctx context.Context, open func(context.Context) (*client.Stream, error)) error {
-	// A reader that goes away, as head does, and a terminal that closes would
-	// kill this program, and leave the command running without it.
+	// Without this, a reader that exits early, such as head, or a terminal that
+	// closes would kill this program and leave the command running.
 	run.SurviveBrokenPipes()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	// Once the command runs, the end of ctx is a wish to end it, which needs the stream.
-	lasting, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer giveUp(nil)
-	started := context.AfterFunc(ctx, func() { giveUp(context.Cause(ctx)) })
+	// Once the command runs, the end of ctx must end the command, which needs the
+	// stream: the stream's context ends with ctx only until then.
+	lasting, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	started := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	stop := func() {}
-	if terminal(p.s.Err) != nil { // elsewhere standard error is the command's alone
+	if terminal(p.s.Err) != nil { // otherwise standard error must have only the command's output
 		stop = p.s.progress(func() string { return "starting the command" })
 	}
 	stream, err := open(lasting)
@@ -187,11 +189,11 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	defer func() { _ = stream.Close() }() // it cannot fail
 	restore, err := p.raw()
 	if err != nil {
-		_ = stream.Signal(client.SIGKILL) // nobody could use it
+		_ = stream.Signal(client.SIGKILL) // the command is useless without its terminal
 		return err
 	}
 	defer restore()
-	wanted, end := context.WithCancel(ctx) // its end is the wish that the command ends
+	wanted, end := context.WithCancel(ctx) // when it ends, endOn ends the command
 	defer end()
 	out, errOut := &sink{w: p.s.Out, end: end}, &sink{w: p.s.Err, end: end}
 	ended := make(chan struct{})
@@ -204,22 +206,23 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	}
 	exit, err := stream.Copy(out, errOut)
 	close(ended)
-	_ = stream.Close() // wakes who sends
+	_ = stream.Close() // ends Resize and Signal
 	helpers.Wait()
 	restore()
 	if ctx.Err() != nil && err == nil && exit.Code < 0 {
-		return exitCode(codeSignal + int(syscall.SIGINT)) // it ended because of Ctrl-C, by whichever signal that was passed on
+		return exitCode(codeSignal + int(syscall.SIGINT)) // it ended because of Ctrl-C, whichever signal was sent for that
 	}
 	return p.result(exit, err, stream.PID(), errors.Join(out.err, errOut.err))
 }
 
-// result is how this program ends: err is of the stream, lost of the output here.
+// result returns the error with which this program ends. err is the stream's
+// error, lost that of this program's output.
 func (p *program) result(exit client.Exit, err error, pid int, lost error) error {
 	switch {
 	case errors.Is(lost, syscall.EPIPE):
 		return exitCode(codeSignal + int(syscall.SIGPIPE))
 	case lost != nil:
-		return fmt.Errorf("print what the command prints: %w", lost)
+		return fmt.Errorf("print the command's output: %w", lost)
 	case client.CodeOf(err) == client.InvalidState, client.CodeOf(err) == client.NotFound:
 		return err // the sandbox is gone, and the command with it
 	case err != nil:
@@ -228,8 +231,8 @@ func (p *program) result(exit client.Exit, err error, pid int, lost error) error
 	return exitOf(exit)
 }
 
-// sink is an output. When it is gone the command is to end: what it prints
-// until then is dropped.
+// sink is an output of this program. When a write fails, sink calls end to end
+// the command, and drops what the command prints until then.
 type sink struct {
 	w   io.Writer
 	end func()
@@ -245,8 +248,8 @@ func (s *sink) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// raw hands every key to the command, Ctrl-C too. The function that it returns
-// undoes that; twice is allowed.
+// raw passes every key to the command, including Ctrl-C. The function that it
+// returns undoes that; twice is allowed.
 func (p *program) raw() (restore func(), err error) {
 	f := terminal(p.s.In)
 	if !p.tty || f == nil {
@@ -259,14 +262,14 @@ func (p *program) raw() (restore func(), err error) {
 	return sync.OnceFunc(func() { _ = term.Restore(int(f.Fd()), before) }), nil
 }
 
-// passInput sends what is read, and its end.
+// passInput sends the input to the command, and its end.
 func (p *program) passInput(stream *client.Stream) {
 	buffer := make([]byte, inputChunk)
 	for {
 		n, err := p.s.In.Read(buffer)
 		if n > 0 {
 			if _, err := stream.Write(buffer[:n]); err != nil {
-				return // the command ended, or the stream, which Copy tells
+				return // the command or the stream ended, which Copy reports
 			}
 		}
 		if err == nil {
@@ -275,14 +278,14 @@ func (p *program) passInput(stream *client.Stream) {
 		if !errors.Is(err, io.EOF) {
 			fmt.Fprintf(p.s.Err, "read the input: %v\r\n", err)
 		}
-		if !p.visits {
-			_ = stream.CloseStdin() // as above
+		if !p.attached {
+			_ = stream.CloseStdin() // as for Write above
 		}
 		return
 	}
 }
 
-// passSizes tells the command how large the terminal is now.
+// passSizes resizes the command's terminal with this one.
 func (p *program) passSizes(stream *client.Stream, ended <-chan struct{}) {
 	if !p.tty {
 		return
@@ -295,13 +298,13 @@ func (p *program) passSizes(stream *client.Stream, ended <-chan struct{}) {
 		case <-ended:
 			return
 		case <-changes:
-			_ = stream.Resize(p.size()) // a stream that broke is Copy's to tell
+			_ = stream.Resize(p.size()) // Copy reports a broken stream
 		}
 	}
 }
 
-// endOn ends the command when ctx ends or the terminal is gone: first as a
-// polite wish, then for good.
+// endOn ends the command when ctx ends or the terminal is gone: first by SIGTERM,
+// after killAfter by SIGKILL.
 func (p *program) endOn(ctx context.Context, signals <-chan os.Signal, stream *client.Stream, ended <-chan struct{}) {
 	select {
 	case <-ended:
@@ -312,12 +315,12 @@ func (p *program) endOn(ctx context.Context, signals <-chan os.Signal, stream *c
 	_ = stream.Signal(client.SIGTERM)
 	select {
 	case <-ended:
-	case <-time.After(patience):
+	case <-time.After(killAfter):
 		_ = stream.Signal(client.SIGKILL)
 	}
 }
 
-// exitOf is how this program ends for that end of the command.
+// exitOf returns the error with which this program ends after the command's exit.
 func exitOf(exit client.Exit) error {
 	if exit.Code == 0 {
 		return nil
@@ -325,7 +328,7 @@ func exitOf(exit client.Exit) error {
 	if exit.Code > 0 {
 		return exitCode(exit.Code)
 	}
-	// As shells do: 128 and the signal, which is told by its name.
+	// As in shells: 128 plus the signal's number. The server sends the signal's name.
 	name := strings.TrimSuffix(strings.TrimPrefix(exit.Status, "signal: "), " (core dumped)")
 	for n := syscall.Signal(1); n < 32; n++ {
 		if n.String() == name {

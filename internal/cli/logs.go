@@ -15,7 +15,7 @@ type logsCommand struct {
 	ID     string `arg:"" complete:"sandbox" help:"The sandbox. One that failed keeps its last lines for a while."`
 }
 
-// Run prints the console as it is; on a terminal without what would control that.
+// Run prints the console unchanged; on a terminal it removes control characters.
 func (c *logsCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -35,13 +35,12 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 		out = harmless{s.Out}
 	}
 	if _, err = io.Copy(out, console); err != nil && c.Follow && client.CodeOf(err) == client.Unavailable && ctx.Err() == nil {
-		return fmt.Errorf("%w\nGo on with: wrenn sandbox logs --follow %s", err, c.ID)
+		return fmt.Errorf("%w\nContinue with: wrenn sandbox logs --follow %s", err, c.ID)
 	}
 	return err
 }
 
-// harmless writes lines of text, whatever it is given, without letting it
-// control the terminal.
+// harmless is a writer that removes what could control a terminal.
 type harmless struct{ w io.Writer }
 
 func (h harmless) Write(p []byte) (int, error) {

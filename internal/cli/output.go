@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// slow is when a person wants to know that something goes on.
+	// slow is the delay after which progress is shown.
 	slow = time.Second
-	// beat is how often the time that it takes is told on a terminal.
+	// beat is how often a terminal's progress line is updated.
 	beat = 200 * time.Millisecond
 )
 
@@ -33,7 +33,7 @@ func terminal(stream any) *os.File {
 
 func (s *session) json() bool { return s.line.Output == "json" }
 
-// print writes value as JSON when that was asked for, else what text writes.
+// print writes value as JSON when --output json was given, and otherwise calls text.
 func (s *session) print(value any, text func(io.Writer)) error {
 	if !s.json() {
 		text(s.Out)
@@ -57,10 +57,10 @@ func table(w io.Writer, rows [][]string) {
 		}
 		fmt.Fprintln(columns)
 	}
-	_ = columns.Flush() // a pipe that went away
+	_ = columns.Flush() // fails only when the reader is gone
 }
 
-// colours of a terminal, see ECMA-48, 8.3.117.
+// Colors of a terminal, see ECMA-48, 8.3.117.
 const (
 	green  = "32"
 	yellow = "33"
@@ -68,29 +68,29 @@ const (
 	faint  = "2"
 )
 
-// paint colours text when w is a terminal and nobody asked for none, see https://no-color.org.
-func (s *session) paint(w io.Writer, colour, text string) string {
+// paint colors text when w is a terminal, unless the environment turns colors off, see https://no-color.org.
+func (s *session) paint(w io.Writer, color, text string) string {
 	if terminal(w) == nil || s.Environ("NO_COLOR") != "" || s.Environ("TERM") == "dumb" {
 		return text
 	}
-	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+	return "\x1b[" + color + "m" + text + "\x1b[0m"
 }
 
 func (s *session) paintState(state client.State) string {
-	colour := yellow
+	color := yellow
 	switch state {
 	case client.Running:
-		colour = green
+		color = green
 	case client.Stopped:
-		colour = faint
+		color = faint
 	case client.Failed:
-		colour = red
+		color = red
 	case client.Pending, client.Starting, client.Pausing, client.Paused, client.Resuming, client.Stopping:
 	}
-	return s.paint(s.Out, colour, string(state))
+	return s.paint(s.Out, color, string(state))
 }
 
-// age is how long ago t was, in one unit.
+// age formats how long ago t was, in one unit.
 func age(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -107,29 +107,30 @@ func age(t time.Time) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// during runs work, and tells what it does when that takes more than a moment:
-// on a terminal with the time, which goes away at the end, elsewhere once.
+// during runs work and shows progress while it does; see progress.
 func (s *session) during(ctx context.Context, what string, work func(context.Context) error) error {
 	end := s.progress(func() string { return what })
 	defer end()
 	return work(ctx)
 }
 
-// progress tells what is under way until the function that it returns is
-// called, which is allowed twice.
+// progress shows what is being done when that takes longer than slow, until the
+// function that it returns is called; twice is allowed. On a terminal it updates
+// a line with the elapsed time and erases it at the end; elsewhere it prints one
+// line.
 func (s *session) progress(what func() string) (end func()) {
-	done, told := make(chan struct{}), make(chan struct{})
+	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(told)
-		s.tell(what, done)
+		defer close(ended)
+		s.showProgress(what, done)
 	}()
 	return sync.OnceFunc(func() {
 		close(done)
-		<-told
+		<-ended
 	})
 }
 
-func (s *session) tell(what func() string, done <-chan struct{}) {
+func (s *session) showProgress(what func() string, done <-chan struct{}) {
 	began := time.Now()
 	select {
 	case <-done:

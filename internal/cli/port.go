@@ -22,7 +22,7 @@ type portCommand struct {
 	Port uint16 `arg:"" help:"Where a program in it listens, by HTTP."`
 }
 
-// Run prints a URL. It does not ask whether a program listens: one may come.
+// Run prints a URL. It does not check that a program listens: one may be started later.
 func (c *portCommand) Run(_ context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -98,14 +98,14 @@ func parsePorts(text string) (local, port int, err error) {
 	l, errLocal := strconv.ParseUint(before, 10, 16)
 	p, errPort := strconv.ParseUint(after, 10, 16)
 	if errLocal != nil || errPort != nil || p == 0 {
-		return 0, 0, fmt.Errorf("%w: %q is no port: give PORT or LOCAL:PORT, from 1 to 65535", run.ErrUsage, text)
+		return 0, 0, fmt.Errorf("%w: %q is not a port: give PORT or LOCAL:PORT, from 1 to 65535", run.ErrUsage, text)
 	}
 	return int(l), int(p), nil
 }
 
-// serve passes on what connects, until ctx ends.
+// serve forwards connections until ctx ends.
 func (f forwarding) serve(ctx context.Context, s *session, api *client.Client, id string) error {
-	defer context.AfterFunc(ctx, func() { _ = f.listener.Close() })() // wakes Accept
+	defer context.AfterFunc(ctx, func() { _ = f.listener.Close() })() // ends Accept
 	var open sync.WaitGroup
 	defer open.Wait()
 	for {
@@ -124,7 +124,7 @@ func (f forwarding) serve(ctx context.Context, s *session, api *client.Client, i
 	}
 }
 
-// pass joins a local connection to the port. The end of ctx breaks it.
+// pass forwards a local connection to the port. When ctx ends, it breaks the connection.
 func (f forwarding) pass(ctx context.Context, local net.Conn, api *client.Client, id string) error {
 	defer local.Close()
 	remote, err := api.DialPort(ctx, id, f.port)

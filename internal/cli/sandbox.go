@@ -30,10 +30,10 @@ type sandboxCommands struct {
 	Port    portCommand    `cmd:"" help:"Print the URL under which a program in a sandbox is served."`
 }
 
-// never is how people write client.Never.
+// never is the text for client.Never.
 const never = "never"
 
-// idle is the time without use until a sandbox is destroyed.
+// idle is the idle time after which a sandbox's timeout happens.
 type idle struct{ time.Duration }
 
 // UnmarshalText reads "90s", "1h30m" or "never".
@@ -44,7 +44,7 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 	}
 	d.Duration, err = time.ParseDuration(string(text))
 	if err != nil || d.Duration <= 0 {
-		return fmt.Errorf("%q is no time: write 90s, 1h30m or never", text)
+		return fmt.Errorf("%q is not a duration: write 90s, 1h30m or never", text)
 	}
 	return nil
 }
@@ -138,7 +138,7 @@ func stateAndReason(box client.Sandbox) string {
 	return string(box.State) + ": " + box.Reason
 }
 
-// pairs are labels in one line.
+// pairs formats labels in one line.
 func pairs(labels map[string]string) string {
 	out := make([]string, 0, len(labels))
 	for _, name := range slices.Sorted(maps.Keys(labels)) {
@@ -197,7 +197,7 @@ type killCommand struct {
 	All bool     `help:"All of the team."`
 }
 
-// Run destroys all that it can, and says which it could not.
+// Run destroys as many of the sandboxes as possible; its error names the others.
 func (c *killCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -217,7 +217,7 @@ func (c *killCommand) Run(ctx context.Context, s *session) error {
 	return s.each(ctx, "destroying", ids, api.DeleteSandbox)
 }
 
-// each does the same to some sandboxes, and prints the ids of those that it was done to.
+// each calls do for each id and prints the ids for which it succeeded; the error names the others.
 func (s *session) each(ctx context.Context, what string, ids []string, do func(context.Context, string) error) error {
 	var failed []error
 	done := []string{}
@@ -244,7 +244,7 @@ type pauseCommand struct {
 	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
 }
 
-// Run returns when their memory is free.
+// Run pauses the sandboxes and returns when their memory is free.
 func (c *pauseCommand) Run(ctx context.Context, s *session) error {
 	return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandbox)
 }
@@ -253,7 +253,7 @@ type resumeCommand struct {
 	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
 }
 
-// Run returns when they run again.
+// Run resumes the sandboxes and returns when they run.
 func (c *resumeCommand) Run(ctx context.Context, s *session) error {
 	return s.change(ctx, "resuming", c.IDs, (*client.Client).ResumeSandbox)
 }
@@ -275,7 +275,7 @@ type forkCommand struct {
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label of each copy, instead of those of the sandbox; may be repeated."`
 }
 
-// Run prints the ids of the copies that run, and fails when there is one that does not.
+// Run prints the ids of the copies that run, and fails when a copy does not.
 func (c *forkCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -306,7 +306,7 @@ type timeoutCommand struct {
 	Time idle   `arg:"" help:"Time without use, as 90s, 1h or never."`
 }
 
-// Run counts from now.
+// Run sets the timeout, counted from now.
 func (c *timeoutCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {

@@ -38,7 +38,7 @@ func (s *session) configPath() (string, error) {
 	if base == "" {
 		home := s.Environ("HOME")
 		if home == "" {
-			return "", errors.New("neither HOME nor XDG_CONFIG_HOME is set: say where the configuration is by --config")
+			return "", errors.New("neither HOME nor XDG_CONFIG_HOME is set: give the configuration's path by --config")
 		}
 		base = filepath.Join(home, ".config")
 	}
@@ -65,7 +65,7 @@ func (s *session) settings() (settings, error) {
 	return out, nil
 }
 
-// save writes the configuration file, which holds a secret, and returns where.
+// save writes the configuration file, which holds a secret, and returns its path.
 func (s *session) save(c settings) (string, error) {
 	path, err := s.configPath()
 	if err != nil {
@@ -87,12 +87,12 @@ func (s *session) save(c settings) (string, error) {
 	return path, nil
 }
 
-// lendToCaller gives the configuration to whoever called sudo, so that the
-// other commands work without it.
+// lendToCaller writes the configuration for the user who called sudo, so that the
+// other commands work without sudo.
 func lendToCaller(uid string, text []byte) error {
 	caller, err := user.LookupId(uid)
 	if err != nil {
-		return fmt.Errorf("find who called sudo: %w", err)
+		return fmt.Errorf("find the user who called sudo: %w", err)
 	}
 	owner, err := strconv.Atoi(caller.Uid)
 	if err != nil {
@@ -108,14 +108,14 @@ func lendToCaller(uid string, text []byte) error {
 	return nil
 }
 
-// lend writes the configuration below home for its owner. The owner may have
-// put links there: nothing outside of home is written.
+// lend writes the configuration below home and gives it to owner. The owner may
+// have put links there: nothing outside of home is written.
 func lend(home string, owner, group int, text []byte) error {
 	root, err := os.OpenRoot(home)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = root.Close() }() // nothing was written through it
+	defer func() { _ = root.Close() }() // the file written through it is closed already
 	for _, dir := range []string{".config", ".config/wrenn"} {
 		err := root.Mkdir(dir, 0o700)
 		if err == nil {
@@ -141,8 +141,9 @@ func lend(home string, owner, group int, text []byte) error {
 	return root.Rename(staged, final)
 }
 
-// client talks to the server of the command line, the environment or the
-// configuration. The configuration's key goes to the configuration's server alone.
+// client returns a client of the server that the command line, the environment or
+// the configuration names. The configuration's key is sent only to the
+// configuration's server.
 func (s *session) client() (*client.Client, error) {
 	file, err := s.settings()
 	if err != nil {
@@ -159,10 +160,10 @@ func (s *session) client() (*client.Client, error) {
 	return client.New(client.Config{URL: url, Key: key, UserAgent: "wrenn-cli/" + version()})
 }
 
-// explain adds what to do to errors that people meet most.
+// explain adds what to do next to the most common errors.
 func (s *session) explain(ctx context.Context, err error) error {
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return exitCode(codeSignal + int(syscall.SIGINT)) // who pressed Ctrl-C knows
+		return exitCode(codeSignal + int(syscall.SIGINT)) // the user pressed Ctrl-C and needs no message
 	}
 	failure, ok := errors.AsType[*client.Error](err)
 	switch {

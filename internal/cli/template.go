@@ -38,7 +38,7 @@ type templateBuildCommand struct {
 	Detach       bool              `short:"d" help:"Do not wait: the server builds by itself."`
 }
 
-// Run follows the build to its end.
+// Run starts the build and, without --detach, follows it to its end.
 func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -56,15 +56,15 @@ func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	if c.Detach {
-		fmt.Fprintf(s.Err, "building; look at it by: wrenn template logs --follow %s\n", g.Template)
+		fmt.Fprintf(s.Err, "building; follow it with: wrenn template logs --follow %s\n", g.Template)
 		return s.print(g, func(w io.Writer) { fmt.Fprintln(w, g.ID) })
 	}
 	return s.followBuild(ctx, api, g)
 }
 
-// password is for a registry whose user is given.
+// password returns the password of the registry's user.
 func (c *templateBuildCommand) password(s *session) (string, error) {
-	const most = 8 << 10 // as the server takes
+	const most = 8 << 10 // the server's limit
 	if c.RegistryUser == "" && c.PasswordFile == "" {
 		return "", nil
 	}
@@ -94,15 +94,15 @@ func (c *templateBuildCommand) password(s *session) (string, error) {
 	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
-// followBuild prints what a build says, and its generation when it is ready.
-// The build is the server's: who stops looking does not end it.
+// followBuild prints a build's log, and its generation when it is ready. The
+// server builds: interrupting followBuild does not cancel the build.
 func (s *session) followBuild(ctx context.Context, api *client.Client, g *client.Generation) error {
 	done, err := api.FollowBuild(ctx, g.Template, g.ID, func(line string) {
 		fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line)))
 	})
 	if err != nil {
 		if ctx.Err() != nil {
-			fmt.Fprintf(s.Err, "\nThe build goes on. Look at it by: wrenn template logs --follow %s\nEnd it by:                       wrenn template delete %[1]s\n", g.Template)
+			fmt.Fprintf(s.Err, "\nThe build continues. Follow it with: wrenn template logs --follow %s\nCancel it with:                      wrenn template delete %[1]s\n", g.Template)
 		}
 		return err
 	}
@@ -168,7 +168,7 @@ func sourceOf(g *client.Generation) string {
 	return "base"
 }
 
-// templateState is what can be done with it, and what its newest build does.
+// templateState describes whether a template can be used, and the state of its newest build.
 func templateState(t client.Template) string {
 	newest := ""
 	if t.Latest != nil && (t.Current == nil || t.Latest.ID != t.Current.ID) {

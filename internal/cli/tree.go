@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// Bounds of a tree that a sandbox sends: it is whatever the sandbox says.
+	// Bounds of a tree that a sandbox sends: sandboxes are not trusted.
 	maxEntries = 1_000_000
 	maxName    = 4096     // as in Linux
-	maxNames   = 64 << 20 // of directories, which are remembered
-	// permissions is what is taken over of a mode: set-user-ID and the like are
-	// for programs that somebody trusts.
+	maxNames   = 64 << 20 // bytes of directory names, which are kept in memory
+	// permissions is the part of a mode that is copied: set-user-ID and the like
+	// are only for programs that the caller trusts.
 	permissions = 0o777
 )
 
-// pack writes what is below dir as an archive whose names begin there. What is
-// neither file, directory nor link is left out, and skipped hears of it.
+// pack writes the tree below dir as an archive with names relative to dir. It
+// leaves out what is neither a file, a directory nor a link, and calls skipped for it.
 func pack(w io.Writer, dir string, skipped func(name string)) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -43,7 +43,7 @@ func pack(w io.Writer, dir string, skipped func(name string)) error {
 			return err
 		}
 		if name == "." {
-			return nil // who unpacks it makes the directory
+			return nil // the receiver makes the directory
 		}
 		switch info.Mode().Type() {
 		case 0, fs.ModeDir, fs.ModeSymlink:
@@ -92,15 +92,15 @@ func packOne(out *tar.Writer, root *os.Root, name string, info fs.FileInfo) erro
 	return err
 }
 
-// unpacker writes an archive that somebody else made below a directory. Nothing
-// is written outside of it, whatever the names and links in the archive are:
-// the directory is an os.Root, and a file or a link takes the place of what has its name.
+// unpacker writes an untrusted archive below a directory. Nothing is written
+// outside of it, whatever the names and links in the archive are: the directory
+// is an os.Root, and a file or a link replaces an existing one of its name.
 type unpacker struct {
 	root    *os.Root
-	fresh   bool              // the directory was not there before
-	left    int64             // bytes of content that may still come
-	skipped func(name string) // hears of what is no file, directory or link
-	dirs    []directory       // get their modes and times at the end, when nothing is written to them any more
+	fresh   bool              // the directory did not exist before
+	left    int64             // bytes of content still allowed
+	skipped func(name string) // called for what is not a file, directory or link
+	dirs    []directory       // get their modes and times at the end, after the last write below them
 	names   int               // bytes of their names
 }
 
@@ -115,13 +115,13 @@ type directory struct {
 func unpack(r io.Reader, dir string, limit int64, skipped func(string)) error {
 	_, err := os.Stat(dir)
 	u := &unpacker{fresh: errors.Is(err, fs.ErrNotExist), left: limit, skipped: skipped}
-	if err := os.MkdirAll(dir, 0o777); err != nil { // as any program, less the umask
+	if err := os.MkdirAll(dir, 0o777); err != nil { // the umask applies, as in any program
 		return err
 	}
 	if u.root, err = os.OpenRoot(dir); err != nil {
 		return err
 	}
-	defer func() { _ = u.root.Close() }() // what was written through it is closed
+	defer func() { _ = u.root.Close() }() // all files written through it are closed already
 	return errors.Join(u.entries(tar.NewReader(r)), u.finish())
 }
 
@@ -144,7 +144,7 @@ func (u *unpacker) entries(in *tar.Reader) error {
 func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
 	name := path.Clean(header.Name)
 	if !filepath.IsLocal(name) || len(name) > maxName {
-		return fmt.Errorf("the sandbox sent a file of the name %.200q, which is not below what was asked for", header.Name)
+		return fmt.Errorf("the sandbox sent a file named %.200q, which is not below the requested directory", header.Name)
 	}
 	if parent := path.Dir(name); parent != "." {
 		if err := u.root.MkdirAll(parent, 0o777); err != nil {
@@ -166,17 +166,17 @@ func (u *unpacker) entry(header *tar.Header, content io.Reader) error {
 	}
 }
 
-// dir makes a directory, or takes the one that is there.
+// dir makes a directory, or uses the existing one.
 func (u *unpacker) dir(name string, header *tar.Header) error {
 	if name == "." && !u.fresh {
-		return nil // it is the caller's, as he wants it
+		return nil // the caller's existing directory keeps its mode and time
 	}
 	info, err := u.root.Lstat(name)
-	if err == nil && !info.IsDir() { // a link to a directory is none
-		return fmt.Errorf("%s is there already, and is no directory", name)
+	if err == nil && !info.IsDir() { // a link to a directory is not a directory
+		return fmt.Errorf("%s exists already and is not a directory", name)
 	}
 	if err != nil {
-		// Its owner may write to it until the end, whatever its mode will be.
+		// The owner must be able to write to it; finish sets the final mode.
 		if err := u.root.Mkdir(name, 0o700); err != nil {
 			return err
 		}
@@ -188,15 +188,15 @@ func (u *unpacker) dir(name string, header *tar.Header) error {
 	return nil
 }
 
-// file writes a file beside its place and moves it there when it is whole.
+// file writes a file under another name and renames it when it is complete.
 func (u *unpacker) file(name string, header *tar.Header, content io.Reader) (err error) {
 	for record := range header.PAXRecords {
-		if strings.HasPrefix(record, "GNU.sparse.") { // it would be larger than what comes
-			return fmt.Errorf("%s: a sparse file was not asked for", name)
+		if strings.HasPrefix(record, "GNU.sparse.") { // the file would be larger than the content sent for it
+			return fmt.Errorf("%s: the sandbox sent a sparse file, which is not allowed", name)
 		}
 	}
 	if u.left -= header.Size; u.left < 0 {
-		return errors.New("it is larger than the limit: copy a part of it, or allow more by --max-size")
+		return errors.New("the directory is larger than the limit: copy a part of it, or raise --max-size")
 	}
 	staged := path.Join(path.Dir(name), ".wrenn-"+rand.Text())
 	f, err := u.root.OpenFile(staged, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -218,11 +218,11 @@ func (u *unpacker) file(name string, header *tar.Header, content io.Reader) (err
 	return u.root.Rename(staged, name)
 }
 
-// hardLink makes another name for a file that came before.
+// hardLink makes another name for a file that was received before.
 func (u *unpacker) hardLink(name, target string) error {
 	info, err := u.root.Lstat(target)
 	if err != nil || !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: a link to %.200q, which is no file that was sent before", name, target)
+		return fmt.Errorf("%s: a link to %.200q, which is not a file that was sent before", name, target)
 	}
 	if target == name {
 		return nil
@@ -230,7 +230,7 @@ func (u *unpacker) hardLink(name, target string) error {
 	return u.link(name, func() error { return u.root.Link(target, name) })
 }
 
-// link has make put a link where there may be another file. A directory stays, and is an error.
+// link calls make to create a link in place of an existing file. An existing directory is an error.
 func (u *unpacker) link(name string, make func() error) error {
 	info, err := u.root.Lstat(name)
 	switch {
@@ -239,7 +239,7 @@ func (u *unpacker) link(name string, make func() error) error {
 	case err != nil:
 		return err
 	case info.IsDir():
-		return fmt.Errorf("%s is there already, and is a directory", name)
+		return fmt.Errorf("%s exists already and is a directory", name)
 	}
 	if err := u.root.Remove(name); err != nil {
 		return err
@@ -252,7 +252,7 @@ func (u *unpacker) finish() error {
 	var errs []error
 	for _, d := range slices.Backward(u.dirs) {
 		if info, err := u.root.Lstat(d.name); err != nil || !info.IsDir() {
-			continue // something else took its place
+			continue // another entry replaced it
 		}
 		errs = append(errs, u.root.Chtimes(d.name, d.time, d.time), u.root.Chmod(d.name, d.mode))
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// picture is what a tree looks like: a line for each name below it.
+// picture describes a tree: a line for each name below it.
 func picture(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -61,7 +61,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// plant makes a tree with what is easily lost.
+// plant makes a tree with content, modes, times and links that a copy could lose.
 func plant(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -69,7 +69,7 @@ func plant(t *testing.T) string {
 	check(t, os.MkdirAll(at("deep/er"), 0o755))
 	check(t, os.Mkdir(at("empty"), 0o711))
 	check(t, os.Mkdir(at("closed"), 0o755))
-	check(t, os.WriteFile(at("closed/file"), []byte("in a directory that nobody may write to"), 0o444))
+	check(t, os.WriteFile(at("closed/file"), []byte("in a read-only directory"), 0o444))
 	check(t, os.WriteFile(at("deep/er/bytes"), []byte{0, 0xff, '\n', 0x1b}, 0o600))
 	check(t, os.WriteFile(at("program"), []byte("#!/bin/sh\n"), 0o755))
 	check(t, os.WriteFile(at("-n"), nil, 0o644))
@@ -93,7 +93,7 @@ func TestTreeRoundTrip(t *testing.T) {
 	}
 	want := picture(t, source)
 	delete(want, "pipe")
-	for range 2 { // the second time over the first
+	for range 2 { // the second copy replaces the first
 		check(t, unpack(bytes.NewReader(archive.Bytes()), target, 1<<20, func(name string) { t.Errorf("skipped %s", name) }))
 		if diff := cmp.Diff(want, picture(t, target)); diff != "" {
 			t.Errorf("the copy (-want +got):\n%s", diff)
@@ -125,8 +125,8 @@ func archive(t *testing.T, items ...item) io.Reader {
 	return &out
 }
 
-// TestHostileTrees: a sandbox sends what it likes. Nothing outside of the
-// destination may change, and nothing in it may be more than a file of the caller.
+// TestHostileTrees: a sandbox may send anything. Nothing outside of the
+// destination may change, and files in it get no special mode or kind.
 func TestHostileTrees(t *testing.T) {
 	file := func(name string) item { return item{kind: tar.TypeReg, name: name, mode: 0o644, content: "hostile"} }
 	link := func(name, target string) item { return item{kind: tar.TypeSymlink, name: name, link: target} }
@@ -141,12 +141,12 @@ func TestHostileTrees(t *testing.T) {
 		"through an absolute link":       {[]item{link("a", "/OUTSIDE"), file("a/victim")}, "escapes"},
 		"through two links":              {[]item{link("a", "b/.."), link("b", ".."), file("a/victim")}, "escapes"},
 		"onto a link":                    {[]item{link("a", "../victim"), file("a")}, ""},
-		"directory on a link":            {[]item{link("a", ".."), {kind: tar.TypeDir, name: "a", mode: 0o777}}, "no directory"},
+		"directory on a link":            {[]item{link("a", ".."), {kind: tar.TypeDir, name: "a", mode: 0o777}}, "not a directory"},
 		"directory through a link":       {[]item{link("a", ".."), {kind: tar.TypeDir, name: "a/new", mode: 0o777}}, "escapes"},
 		"link through a link":            {[]item{link("a", ".."), link("a/new", "x")}, "escapes"},
-		"hard link out":                  {[]item{{kind: tar.TypeLink, name: "a", link: "../victim"}, file("a")}, "no file that was sent"},
-		"hard link to a link":            {[]item{link("l", "../victim"), {kind: tar.TypeLink, name: "a", link: "l"}}, "no file that was sent"},
-		"hard link through a link":       {[]item{link("l", ".."), {kind: tar.TypeLink, name: "a", link: "l/victim"}}, "no file that was sent"},
+		"hard link out":                  {[]item{{kind: tar.TypeLink, name: "a", link: "../victim"}, file("a")}, "not a file that was sent"},
+		"hard link to a link":            {[]item{link("l", "../victim"), {kind: tar.TypeLink, name: "a", link: "l"}}, "not a file that was sent"},
+		"hard link through a link":       {[]item{link("l", ".."), {kind: tar.TypeLink, name: "a", link: "l/victim"}}, "not a file that was sent"},
 		"link that replaces a directory": {[]item{{kind: tar.TypeDir, name: "d", mode: 0o755}, link("d", ".."), file("d/victim")}, "is a directory"},
 		"device":                         {[]item{{kind: tar.TypeBlock, name: "a", mode: 0o666}, {kind: tar.TypeChar, name: "b"}, {kind: tar.TypeFifo, name: "c"}}, ""},
 		"set-user-ID":                    {[]item{{kind: tar.TypeReg, name: "a", mode: 0o7777, content: "x"}, {kind: tar.TypeDir, name: "d", mode: 0o7777}}, ""},
@@ -248,7 +248,7 @@ func TestCutTree(t *testing.T) {
 		t.Errorf("unpack() = %v", err)
 	}
 	if got := picture(t, target); len(got) > 0 {
-		t.Errorf("half a file is there: %v", got)
+		t.Errorf("half a file exists: %v", got)
 	}
 }
 

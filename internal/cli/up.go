@@ -51,10 +51,10 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	run.SurviveBrokenPipes()
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
-	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) leaves it
-		var stopHearing context.CancelFunc
-		ctx, stopHearing = signal.NotifyContext(ctx, syscall.SIGHUP)
-		defer stopHearing()
+	if !signal.Ignored(syscall.SIGHUP) { // nohup(1) ignores it
+		var stopNotify context.CancelFunc
+		ctx, stopNotify = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stopNotify()
 	}
 	cfg := up.Config{
 		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics, DatabaseURL: c.DatabaseURL,
@@ -78,7 +78,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	var ended error = exitCode(codeSignal + int(syscall.SIGINT)) // unless it comes to begin
+	var ended error = exitCode(codeSignal + int(syscall.SIGINT)) // when the command was not started
 	err = up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error {
 		defer stop()
 		ended = s.accompany(ctx, r, command)
@@ -90,7 +90,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 // readerGone reports whether a write failed because the other end of the pipe or the terminal is closed.
 func readerGone(err error) bool { return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.EIO) }
 
-// agent finds the host agent.
+// agent returns the path of the host agent.
 func (c *upCommand) agent() (string, error) {
 	if c.HostAgent != "" {
 		return c.HostAgent, nil
@@ -106,7 +106,7 @@ func (c *upCommand) agent() (string, error) {
 	return path, nil
 }
 
-// ready keeps a key for the other commands and says how to go on.
+// ready saves a key for the other commands and prints how to use the server.
 func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error {
 	old, err := s.settings()
 	if err != nil {
@@ -120,7 +120,7 @@ func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error 
 	if err != nil {
 		return err
 	}
-	const hint = 8 // characters of a key that tell it apart
+	const hint = 8 // characters that identify a key
 	told := struct {
 		URL    string `json:"url"`
 		Hint   string `json:"key_hint"`

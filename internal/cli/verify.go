@@ -22,10 +22,10 @@ type verifyForkCommand struct {
 	Count    int    `short:"n" default:"3" placeholder:"N" help:"Copies to make and compare; default: 3."`
 	Template string `short:"t" placeholder:"NAME" help:"What the sandbox starts from; default: base. Node is looked at where a template has it."`
 	Outside  string `placeholder:"HOST:PORT" help:"An HTTP server on the internet, to which a connection is open while the sandbox is forked."`
-	Keep     bool   `help:"Leave the sandboxes, for a look of one's own."`
+	Keep     bool   `help:"Keep the sandboxes, to look into them."`
 }
 
-// Run fails when something repeats that must not.
+// Run fails when a value repeats that must not.
 func (c *verifyForkCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -48,10 +48,10 @@ func (c *verifyForkCommand) Run(ctx context.Context, s *session) error {
 	return err
 }
 
-// forker is the client as verify needs it.
+// forker adapts the client to verify.API.
 type forker struct{ *client.Client }
 
-// Fork returns the copies that run.
+// Fork returns the ids of the copies that run, and an error when others do not.
 func (f forker) Fork(ctx context.Context, id string, n int) ([]string, error) {
 	forked, err := f.ForkSandbox(ctx, id, client.Fork{Count: n})
 	if err != nil {
@@ -67,11 +67,11 @@ func (f forker) Fork(ctx context.Context, id string, n int) ([]string, error) {
 	return ids, err
 }
 
-// forkReport writes what was found for people: group by group, and once what
-// to do about each warning.
+// forkReport writes the report as text: the results by group, then the advice for
+// each kind of warning once.
 func (s *session) forkReport(w io.Writer, r *verify.Report) {
 	fmt.Fprintf(w, "parent  %s\ncopies  %s\nguest   %s\n", r.Parent, strings.Join(r.Copies, " "), guest(r.Guest))
-	colours := map[verify.Verdict]string{verify.Good: green, verify.Warning: yellow, verify.Failed: red, verify.Skipped: faint}
+	colors := map[verify.Verdict]string{verify.Good: green, verify.Warning: yellow, verify.Failed: red, verify.Skipped: faint}
 	group, failed, warned := "", 0, map[string]bool{}
 	var sections []verify.Result
 	for _, result := range r.Results {
@@ -79,7 +79,7 @@ func (s *session) forkReport(w io.Writer, r *verify.Report) {
 			group = result.Group
 			fmt.Fprintf(w, "\n%s\n", group)
 		}
-		verdict := s.paint(w, colours[result.Verdict], fmt.Sprintf("%-7s", result.Verdict))
+		verdict := s.paint(w, colors[result.Verdict], fmt.Sprintf("%-7s", result.Verdict))
 		fmt.Fprintf(w, "  %s  %-42s  %s\n", verdict, result.Title, plain.Line(result.Found))
 		if result.Verdict == verify.Failed {
 			failed++
@@ -102,7 +102,7 @@ func (s *session) forkReport(w io.Writer, r *verify.Report) {
 	fmt.Fprintf(w, "\n%s\n", conclusion)
 }
 
-// guest is what a guest has, in one line.
+// guest formats the versions of a guest's programs in one line.
 func guest(has map[string]string) string {
 	var out []string
 	for _, name := range []string{"python", "node", "openssl"} {

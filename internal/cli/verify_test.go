@@ -59,7 +59,7 @@ What is the same by nature, and what to do about it:
 	}
 }
 
-// Copies that run are known even when others do not: somebody must delete them.
+// Fork returns the copies that run even when others do not: the caller must delete them.
 func TestForker(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var body struct{ Count int }

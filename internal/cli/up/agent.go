@@ -21,16 +21,17 @@ import (
 )
 
 const (
-	// agentGrace is what the agent may take to stop, with all its sandboxes.
+	// agentGrace is how long the agent may take to stop, with all its sandboxes.
 	agentGrace = 2 * time.Minute
-	// restartAfter keeps an agent that dies at once from keeping the machine busy.
+	// restartAfter is the pause before a restart, so that an agent that fails at
+	// once does not keep the machine busy.
 	restartAfter = time.Second
-	maxLine      = 64 << 10 // of what the agent prints
-	said         = 20       // lines of it that an error repeats
-	maxSandboxes = 1000     // at a time; the scheduler wants a number, memory ends earlier as a rule
+	maxLine      = 64 << 10 // bytes of a line that the agent prints
+	tailLines    = 20       // last lines of the agent's output in an error
+	maxSandboxes = 1000     // at a time; the scheduler needs a number, memory usually runs out earlier
 )
 
-// AgentConfig says how the host agent works. Program is needed; what is empty is the agent's default.
+// AgentConfig configures the host agent. Program is required; empty fields mean the agent's defaults.
 type AgentConfig struct {
 	Program     string // host-agent
 	Images      string // directory of guest images
@@ -44,19 +45,19 @@ type AgentConfig struct {
 	Prefix      string // of names of namespaces and links
 }
 
-// agent is the host agent, a child process. It may die and come back at any
-// time: its sandboxes live on, and the next one adopts them.
+// agent is the host agent, a child process. It may end and be restarted at any
+// time: its sandboxes keep running, and the next agent adopts them.
 type agent struct {
 	program, config, socket string
 	drain                   bool
 	log                     string
 	say                     func(string)
 
-	started bool          // it took requests once; only for run
-	up      chan struct{} // closed then
+	started bool          // an agent has accepted requests; used only by run
+	up      chan struct{} // closed when started becomes true
 }
 
-// newAgent writes the agent's configuration.
+// newAgent writes the agent's configuration file. It does not start the agent.
 func newAgent(cfg Config) (*agent, error) {
 	a := &agent{
 		program: cfg.Agent.Program, config: filepath.Join(cfg.StateDir, "host-agent.toml"), socket: filepath.Join(cfg.RunDir, "agent.sock"),
@@ -72,7 +73,7 @@ func newAgent(cfg Config) (*agent, error) {
 	return a, nil
 }
 
-// file is the configuration, as host-agent serve --config reads it.
+// file returns the configuration in the form that host-agent serve --config reads.
 func (a *agent) file(cfg Config) map[string]any {
 	c := cfg.Agent
 	return map[string]any{
@@ -83,7 +84,7 @@ func (a *agent) file(cfg Config) map[string]any {
 	}
 }
 
-// given leaves out what is empty.
+// given removes empty values.
 func given(all map[string]any) map[string]any {
 	for name, value := range all {
 		if value == "" {
@@ -93,8 +94,8 @@ func given(all map[string]any) map[string]any {
 	return all
 }
 
-// run keeps an agent running until ctx ends, then stops it. One that never
-// took requests is not started again: it has a reason, which is in the error.
+// run keeps an agent running until ctx ends, then stops it. When no agent ever
+// accepted requests, run does not restart it and returns the reason.
 func (a *agent) run(ctx context.Context) error {
 	for {
 		err := a.once(ctx)
@@ -110,8 +111,8 @@ func (a *agent) run(ctx context.Context) error {
 	}
 }
 
-// once runs an agent to its end. It keeps its thread: Pdeathsig comes when the
-// thread that forked ends, see prctl(2).
+// once runs an agent until it ends. The goroutine keeps its thread: Pdeathsig is
+// sent when the thread that forked ends, see prctl(2).
 func (a *agent) once(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -120,11 +121,11 @@ func (a *agent) once(ctx context.Context) error {
 		return err
 	}
 	defer logFile.Close()
-	words, err := a.listen()
+	output, err := a.followLog()
 	if err != nil {
 		return err
 	}
-	defer words.log.Close()
+	defer output.log.Close()
 	args := []string{"serve", "--config", a.config}
 	if a.drain {
 		args = append(args, "--drain")
@@ -132,9 +133,9 @@ func (a *agent) once(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, a.program, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = agentGrace
-	// A session of its own: a terminal's Ctrl-C is ours to handle.
+	// The agent gets its own session, so that only this process gets a terminal's Ctrl-C.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
-	// A file and no pipe: an agent that outlives us must be able to say so, and go on.
+	// A file, not a pipe: an agent that outlives this process must still be able to log.
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", a.program, err)
@@ -143,7 +144,7 @@ func (a *agent) once(ctx context.Context) error {
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
-		if !a.started && a.answers(waiting, words.hear) {
+		if !a.started && a.answers(waiting, output.read) {
 			a.started = true
 			close(a.up)
 		}
@@ -163,18 +164,19 @@ func (a *agent) once(ctx context.Context) error {
 	if a.started {
 		return err
 	}
-	words.hear()
-	return errors.Join(err, words.last())
+	output.read()
+	return errors.Join(err, output.last())
 }
 
-// answers waits until the agent's socket takes connections, which it does when
-// the agent is ready for requests, or until ctx ends. Meanwhile it calls hear.
-func (a *agent) answers(ctx context.Context, hear func()) bool {
+// answers waits until the agent's socket accepts connections, which it does when
+// the agent is ready for requests, and returns true. It returns false when ctx
+// ends first. While it waits it calls readOutput.
+func (a *agent) answers(ctx context.Context, readOutput func()) bool {
 	tick := time.NewTicker(readyPoll)
 	defer tick.Stop()
 	for {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", a.socket)
-		hear()
+		readOutput()
 		if err == nil {
 			conn.Close()
 			return true
@@ -187,7 +189,7 @@ func (a *agent) answers(ctx context.Context, hear func()) bool {
 	}
 }
 
-// ready waits for the first agent; run says why there is none.
+// ready waits until the first agent accepts requests. When none does, run returns the reason.
 func (a *agent) ready(ctx context.Context) error {
 	select {
 	case <-a.up:
@@ -197,34 +199,34 @@ func (a *agent) ready(ctx context.Context) error {
 	}
 }
 
-// listener reads what the agent prints from its log, and tells people what is
-// for them: all lines that are no log records.
-type listener struct {
+// logFollower reads the agent's output from its log and passes the lines meant
+// for users to say: all that are not log records.
+type logFollower struct {
 	log  *os.File
 	say  func(string)
 	rest []byte
 	tail []string
 }
 
-// listen starts at what the log does not have yet.
-func (a *agent) listen() (*listener, error) {
+// followLog returns a follower that begins at the current end of the log.
+func (a *agent) followLog() (*logFollower, error) {
 	log, err := os.Open(a.log)
 	if err != nil {
 		return nil, err
 	}
 	_, err = log.Seek(0, io.SeekEnd)
-	return &listener{log: log, say: a.say}, err
+	return &logFollower{log: log, say: a.say}, err
 }
 
-// hear reads what came since.
-func (l *listener) hear() {
-	_, _ = io.Copy(listenerLines{l}, l.log) // what cannot be read is for whoever reads the log
+// read reads the output since the last call.
+func (l *logFollower) read() {
+	_, _ = io.Copy(followerLines{l}, l.log) // on an error the user can still read the log
 }
 
-// listenerLines cuts what is written into lines.
-type listenerLines struct{ l *listener }
+// followerLines splits its input into lines.
+type followerLines struct{ l *logFollower }
 
-func (w listenerLines) Write(p []byte) (int, error) {
+func (w followerLines) Write(p []byte) (int, error) {
 	l := w.l
 	l.rest = append(l.rest, p...)
 	for {
@@ -241,9 +243,9 @@ func (w listenerLines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (l *listener) line(text string) {
+func (l *logFollower) line(text string) {
 	l.tail = append(l.tail, text)
-	if len(l.tail) > said {
+	if len(l.tail) > tailLines {
 		l.tail = l.tail[1:]
 	}
 	if text = strings.TrimSpace(text); text != "" && !strings.HasPrefix(text, "time=") {
@@ -251,10 +253,10 @@ func (l *listener) line(text string) {
 	}
 }
 
-// last is what the agent said last, as an error.
-func (l *listener) last() error {
+// last returns the last lines of the agent's output as an error, nil if there are none.
+func (l *logFollower) last() error {
 	if len(l.tail) == 0 {
 		return nil
 	}
-	return errors.New("it said: " + strings.Join(l.tail, "\n"))
+	return errors.New("its last output: " + strings.Join(l.tail, "\n"))
 }

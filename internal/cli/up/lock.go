@@ -12,8 +12,8 @@ import (
 	"wrenn/internal/filelock"
 )
 
-// lock makes sure that one up at a time uses the state directory. The kernel
-// unlocks it when this process ends, however it does.
+// lock makes sure that only one up at a time uses the state directory. The kernel
+// releases the lock when this process ends for any reason.
 func (m *machine) lock(context.Context) error {
 	if err := os.MkdirAll(m.cfg.StateDir, 0o711); err != nil {
 		return err
@@ -35,7 +35,7 @@ func (m *machine) lock(context.Context) error {
 	return err
 }
 
-// processIn names the process of a lock file, for people.
+// processIn returns " (process PID)" for the process that a lock file names, or "".
 func processIn(path string) string {
 	text, err := os.ReadFile(path)
 	if pid := strings.TrimSpace(string(text)); err == nil && pid != "" {
@@ -44,9 +44,9 @@ func processIn(path string) string {
 	return ""
 }
 
-// awaitEarlierAgent returns when no agent works with the state directory: that
-// of an up which was killed still takes its sandboxes away. One that does not
-// end is left to the new agent to complain about.
+// awaitEarlierAgent waits until no agent uses the state directory: when an earlier
+// up was killed, its agent may still be stopping its sandboxes. It returns nil
+// when that agent does not end in time: the new agent then reports the conflict.
 func (m *machine) awaitEarlierAgent(ctx context.Context) error {
 	f, err := os.Open(filepath.Join(m.cfg.StateDir, "lock"))
 	if errors.Is(err, os.ErrNotExist) {

@@ -17,7 +17,7 @@ import (
 	"wrenn/internal/durable"
 )
 
-// living are the sandboxes that did not end.
+// living selects the sandboxes that did not end.
 var living = client.ListSandboxes{States: []client.State{
 	client.Pending, client.Starting, client.Running, client.Pausing, client.Paused, client.Resuming, client.Stopping,
 }}
@@ -89,7 +89,7 @@ func (m *machine) returnLoan(ctx context.Context) error {
 		err = loan.Return(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
-		// No reason to not start: the next start tries again.
+		// Not a reason to fail: the next start tries again.
 		m.cfg.Say("cannot destroy the sandboxes of an earlier command; will retry at the next start; the reason is in the control plane's log")
 		m.log.LogAttrs(ctx, slog.LevelWarn, "cannot destroy the sandboxes of an earlier command", slog.Any("err", err))
 		return nil
@@ -97,7 +97,7 @@ func (m *machine) returnLoan(ctx context.Context) error {
 	return err
 }
 
-// destroy ends the sandboxes as their owner would, so that the records say so.
+// destroy destroys the sandboxes through the API, so that the database records it.
 func (r *Running) destroy(ctx context.Context, ids []wrenn.SandboxID) error {
 	if len(ids) == 0 {
 		return nil
@@ -112,7 +112,7 @@ func (r *Running) destroy(ctx context.Context, ids []wrenn.SandboxID) error {
 	})
 }
 
-// destroyAll ends all sandboxes of the team.
+// destroyAll destroys all sandboxes of the team.
 func (r *Running) destroyAll(ctx context.Context) error {
 	var ids []wrenn.SandboxID
 	err := r.asOwner(ctx, func(ctx context.Context, api *client.Client) error {
@@ -127,7 +127,7 @@ func (r *Running) destroyAll(ctx context.Context) error {
 	return errors.Join(err, r.destroy(ctx, ids))
 }
 
-// asOwner calls do with a client of the team whose key is revoked afterwards.
+// asOwner calls do with a client of the team. It makes a key for that and revokes it afterwards.
 func (r *Running) asOwner(ctx context.Context, do func(context.Context, *client.Client) error) error {
 	return r.withService(ctx, func(svc *service.Service, team wrenn.TeamID) error {
 		key, secret, err := svc.CreateKey(ctx, service.Caller{Team: team}, "wrenn up")

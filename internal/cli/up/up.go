@@ -1,6 +1,6 @@
 // Package up runs all of Wrenn on one machine: a private PostgreSQL, the host
-// agent as a child process, and the control plane in this one. It starts them
-// in this order, waits for each, and stops them in the other.
+// agent as a child process, and the control plane in this process. It starts them
+// in this order, waits for each, and stops them in the reverse order.
 package up
 
 import (
@@ -27,26 +27,26 @@ import (
 const (
 	database    = "wrenn"
 	hostID      = "local"
-	stopTimeout = time.Minute // of each part
-	atOnce      = 8           // sandboxes that are destroyed at the same time
+	stopTimeout = time.Minute // for each part
+	atOnce      = 8           // sandboxes destroyed at the same time
 	readyPoll   = 20 * time.Millisecond
 )
 
-// Config says what to run. StateDir, RunDir, Listen, Agent and Team are needed.
+// Config is what to run. StateDir, RunDir, Listen, Agent, Team and Say are required.
 type Config struct {
-	StateDir string // everything that must survive; others may enter, so that the database's user can
-	RunDir   string // sockets; short
-	Listen   string // of the public API
-	Metrics  string // of the control plane; "" is nowhere
-	// DatabaseURL is a server of the caller; "" starts a private one.
+	StateDir string // directory of all persistent state; mode 711, so that the database's user can enter
+	RunDir   string // directory of sockets; its path must be short
+	Listen   string // address of the public API
+	Metrics  string // address of the control plane's metrics; "" means none
+	// DatabaseURL is a PostgreSQL server of the caller; "" starts a private one.
 	DatabaseURL string
 	Agent       AgentConfig
-	Team        string // whose keys Key makes
-	// Destroy ends all sandboxes at the stop. Otherwise they keep running, without an agent that
-	// ends them in time, until the next start.
+	Team        string // the team for which Key makes keys
+	// Destroy destroys all sandboxes when Run stops. Otherwise they keep running until the next
+	// start; until then no agent enforces their timeouts.
 	Destroy bool
-	Say     func(line string) // progress, for people; also called by several at a time
-	Log     io.Writer         // what the control plane logs besides its file; nil is nothing
+	Say     func(line string) // called with lines of progress for the user, also concurrently
+	Log     io.Writer         // gets a copy of the control plane's log; may be nil
 }
 
 // Running is what Run started.
@@ -55,11 +55,11 @@ type Running struct {
 
 	cfg     controlplane.Config
 	team    string
-	lentKey string // path of the record
+	lentKey string // path of lentKeyFile
 	log     *slog.Logger
 }
 
-// Key returns old when it is a key of the team that works, else a new one.
+// Key returns old when it is a valid key of the team, and otherwise a new key.
 func (r *Running) Key(ctx context.Context, old, name string) (secret string, err error) {
 	err = r.withService(ctx, func(svc *service.Service, team wrenn.TeamID) error {
 		if caller, err := svc.Authenticate(ctx, old); err == nil && caller.Team == team {
@@ -72,10 +72,10 @@ func (r *Running) Key(ctx context.Context, old, name string) (secret string, err
 	return secret, err
 }
 
-// withService lends the use cases to what has no key.
+// withService calls do with the service itself, for which no key is needed.
 func (r *Running) withService(ctx context.Context, do func(*service.Service, wrenn.TeamID) error) error {
 	cfg := r.cfg
-	cfg.Hosts = nil // the control plane talks to them
+	cfg.Hosts = nil // only the control plane connects to hosts
 	svc, closeStore, err := controlplane.Open(ctx, cfg, r.log)
 	if err != nil {
 		return err
@@ -88,20 +88,20 @@ func (r *Running) withService(ctx context.Context, do func(*service.Service, wre
 	return do(svc, team)
 }
 
-// machine is a run of Run.
+// machine is the state of one Run.
 type machine struct {
 	cfg    Config
 	cp     controlplane.Config
 	log    *slog.Logger
-	fail   context.CancelCauseFunc // a part ended that nobody stopped
+	fail   context.CancelCauseFunc // called when a part ends that was not stopped
 	undo   rollback.Stack
 	at     net.Addr
-	socket string // of the agent
+	socket string // path of the agent's socket
 }
 
-// Run starts everything, calls ready, and serves until ctx ends or a part
-// fails. Everything that it started is gone when it returns, sandboxes only
-// when that was asked for.
+// Run starts everything, calls ready, and serves until ctx ends or a part fails.
+// When it returns, everything that it started has stopped; sandboxes only with
+// Config.Destroy. The end of ctx is not an error.
 func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) error) (err error) {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -129,8 +129,8 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 	return whyEnded(ctx, nil)
 }
 
-// whyEnded is why Run ends: because a part failed, because it was told to,
-// which is no error, or because of err.
+// whyEnded returns the error of Run: nil when its context was canceled, the part's
+// error when a part failed, and otherwise err.
 func whyEnded(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	if cause == nil {
@@ -145,12 +145,12 @@ func whyEnded(ctx context.Context, err error) error {
 func (m *machine) running() *Running {
 	at := m.at.String()
 	if tcp, ok := m.at.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		at = net.JoinHostPort("127.0.0.1", strconv.Itoa(tcp.Port)) // "everywhere" is nowhere to connect to
+		at = net.JoinHostPort("127.0.0.1", strconv.Itoa(tcp.Port)) // the unspecified address cannot be connected to
 	}
 	return &Running{URL: "http://" + at, cfg: m.cp, team: m.cfg.Team, lentKey: filepath.Join(m.cfg.StateDir, lentKeyFile), log: m.log}
 }
 
-// checkListen finds a taken port before anything is started.
+// checkListen fails when the port is in use, before anything is started.
 func (m *machine) checkListen(ctx context.Context) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", m.cfg.Listen)
 	if err != nil {
@@ -164,7 +164,7 @@ func (m *machine) checkListen(ctx context.Context) error {
 
 // prepare makes the directories and the log.
 func (m *machine) prepare(context.Context) error {
-	// x: the database's user and the machines' go through these to what is theirs.
+	// Mode x for all: the users of the database and of the machines pass through to their own directories.
 	for _, dir := range []string{m.cfg.StateDir, m.cfg.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
@@ -187,7 +187,7 @@ func (m *machine) prepare(context.Context) error {
 	return err
 }
 
-// startDatabase starts the private server, or takes the caller's.
+// startDatabase starts the private server, or uses the caller's.
 func (m *machine) startDatabase(ctx context.Context) error {
 	m.cp.Database.URL = m.cfg.DatabaseURL
 	if m.cfg.DatabaseURL != "" {
@@ -207,9 +207,9 @@ func (m *machine) startDatabase(ctx context.Context) error {
 	return server.EnsureDatabase(ctx, database)
 }
 
-// keepDatabase starts the server again when it ends by itself, which costs
-// the requests of that moment and no sandbox, and stops it when ctx ends. One
-// that cannot be started again has its reason in the error.
+// keepDatabase restarts the server when it ends by itself, and stops it when ctx
+// ends. While the server is down, requests fail and sandboxes keep running. It
+// returns an error when the server cannot be restarted.
 func (m *machine) keepDatabase(ctx context.Context, cfg pgserver.Config, server *pgserver.Server) error {
 	for {
 		select {
@@ -227,7 +227,7 @@ func (m *machine) keepDatabase(ctx context.Context, cfg pgserver.Config, server 
 		}
 		next, err := pgserver.Start(ctx, cfg)
 		if err != nil && ctx.Err() != nil {
-			return nil // it was to stop, and does not run
+			return nil // the server was to stop, and is not running
 		}
 		if err != nil {
 			return err
@@ -271,7 +271,7 @@ func (m *machine) startAgent(ctx context.Context) error {
 	return a.ready(ctx)
 }
 
-// startControlPlane returns when the API takes requests.
+// startControlPlane returns when the API accepts requests.
 func (m *machine) startControlPlane(ctx context.Context) error {
 	m.cp.Listen, m.cp.MetricsListen = m.cfg.Listen, m.cfg.Metrics
 	m.cp.Hosts = []controlplane.Host{{ID: hostID, URL: "unix://" + m.socket}}
@@ -288,7 +288,7 @@ func (m *machine) startControlPlane(ctx context.Context) error {
 	}
 }
 
-// start runs a part until it is undone. One that ends before ends everything.
+// start runs a part until undo stops it. A part that ends earlier makes Run fail.
 func (m *machine) start(name string, run func(context.Context) error) {
 	ctx, stop := context.WithCancel(context.Background())
 	var part sync.WaitGroup
@@ -296,7 +296,7 @@ func (m *machine) start(name string, run func(context.Context) error) {
 	part.Go(func() {
 		if err = run(ctx); ctx.Err() == nil {
 			m.fail(fmt.Errorf("%s: %w", name, cmp.Or(err, errEnded)))
-			err = nil // told
+			err = nil // reported by m.fail
 		}
 	})
 	m.undo.Add(func(context.Context) error {
@@ -308,7 +308,7 @@ func (m *machine) start(name string, run func(context.Context) error) {
 
 var errEnded = errors.New("it ended by itself")
 
-// destroySandboxes ends the team's sandboxes. What the control plane cannot end the agent does.
+// destroySandboxes destroys the team's sandboxes. The agent destroys those that the control plane cannot, when it stops.
 func (m *machine) destroySandboxes(ctx context.Context) {
 	m.cfg.Say("destroying the sandboxes")
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)

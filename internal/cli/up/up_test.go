@@ -22,10 +22,10 @@ import (
 	"wrenn/internal/pgserver"
 )
 
-// patience is for a database that is made on a machine that does much else.
+// patience bounds a test: making a database is slow on a busy machine.
 const patience = 2 * time.Minute
 
-// TestMain lets the test's own program play the host agent.
+// TestMain lets the test binary play the host agent.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "serve" {
 		if err := playAgent(os.Args[3]); err != nil {
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// playAgent takes connections where its configuration says, until it is stopped.
+// playAgent accepts connections on the configured address until it is stopped.
 func playAgent(config string) error {
 	if os.Getenv("WRENN_TEST_AGENT") == "broken" {
 		return errors.New("the agent's reason")
@@ -97,7 +97,7 @@ func (s *said) String() string {
 	return s.text.String()
 }
 
-// config is for a run in a directory of its own that the database's user can enter.
+// config returns the configuration of a run in a new directory that the database's user can enter.
 func config(t *testing.T) (up.Config, *said) {
 	t.Helper()
 	if _, err := pgserver.Find(t.Context()); err != nil {
@@ -130,7 +130,7 @@ func TestRun(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	var secret string
-	for range 2 { // the second start finds the first one's data
+	for range 2 { // the second start uses the data of the first
 		ctx, stop := context.WithCancel(ctx)
 		err := up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error {
 			defer stop()
@@ -139,7 +139,7 @@ func TestRun(t *testing.T) {
 				return err
 			}
 			if secret != "" && got != secret {
-				t.Error("a key that is good was replaced")
+				t.Error("a valid key was replaced")
 			}
 			secret = got
 			c, err := client.New(client.Config{URL: r.URL, Key: secret})

@@ -1,28 +1,28 @@
 package verify
 
-// A section of docs/fork-safety.md, and what it says to do, in a line.
+// section is a section of docs/fork-safety.md, with its advice in one line.
 type section struct{ anchor, advice string }
 
-// page is where the sections are.
+// page is the page with the sections.
 const page = "docs/fork-safety.md"
 
 var (
 	memory  = section{"random-numbers-in-a-programs-memory", "seed again when told of the fork; never use them for secrets"}
-	openSSL = section{"openssl", "mix the kernel's in when told of the fork, or start the program anew"}
+	openSSL = section{"openssl", "mix the kernel's in when told of the fork, or restart the program"}
 	node    = section{"node", "read /dev/urandom, or make ids and keys in a process that starts after the fork"}
 	openTLS = section{"open-tls-connections", "close them before the fork and connect again after it"}
 	clock   = section{"the-time-on-a-busy-host", "wait for the next message of the time, or start fewer sandboxes at once"}
-	tcp     = section{"tcp-secrets", "nothing: copies never meet on the wire; do not take them for secrets"}
+	tcp     = section{"tcp-secrets", "nothing: copies never meet on the wire; do not use these values as secrets"}
 	outside = section{"connections-to-the-outside", "timeouts, and pools that test before use"}
 	uuid1   = section{"ids-from-time-and-address", "use uuid4"}
 )
 
 // check is one thing that is compared.
 type check struct {
-	name  string // as scripts know it
-	group string // what it is about
+	name  string // the stable name in JSON
+	group string // the subject
 	title string
-	needs string // what the guest must have; "" is nothing
+	needs string // a program that the guest must have; "" for none
 	judge judgement
 }
 
@@ -37,7 +37,7 @@ const (
 	groupLinks      = "connections"
 )
 
-// What a guest may have.
+// Programs and files that a guest may have.
 const (
 	python    = "python"
 	nodeJS    = "node"
@@ -45,7 +45,7 @@ const (
 	machineID = "machine-id"
 )
 
-// checks are all that is compared, as it is shown.
+// checks are all checks, in the order of the report.
 var checks = []check{
 	{"kernel.urandom", groupKernel, "/dev/urandom", "", differs("kernel.urandom")},
 	{"kernel.getrandom", groupKernel, "getrandom", python, differs("fresh.getrandom")},
@@ -58,7 +58,7 @@ var checks = []check{
 	{"kernel.tcp_sequence", groupKernel, "secret in TCP sequence numbers", python, sequenceSecret},
 
 	{"told.file", groupTold, "/run/wrenn/generation", "", differs("generation.id")},
-	{"told.signal", groupTold, "signal to who registered", python, heard},
+	{"told.signal", groupTold, "signal to a program that registered", python, heard},
 	{"told.time", groupTold, "first time that the program saw", python, firstTime},
 
 	{"fresh.random", groupFresh, "Python random", python, differs("fresh.random")},

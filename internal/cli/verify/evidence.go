@@ -18,25 +18,25 @@ import (
 )
 
 const (
-	maxLines = 500 // of an answer: a guest may say anything
+	maxLines = 500 // in a probe's output: guests are not trusted
 	maxValue = 300 // bytes of a value
 )
 
-// evidence is what all copies said.
+// evidence is what was collected from the parent and the copies.
 type evidence struct {
 	parent  string
 	copies  []string
-	has     map[string]string // what the guest has, by name, and its version
-	outside bool              // a connection to the outside was asked for
-	before  reading           // the parent's clock, before the fork
+	has     map[string]string // versions of the programs that the guest has, by name
+	outside bool              // a connection to the outside was requested
+	before  reading           // the parent's clock before the fork
 	answers map[string]map[string]string
-	clocks  map[string]reading // after it
+	clocks  map[string]reading // all clocks after the fork
 }
 
-// ids are the parent and the copies.
+// ids returns the ids of the parent and the copies.
 func (e evidence) ids() []string { return append([]string{e.parent}, e.copies...) }
 
-// values returns what each said of name, by id.
+// values returns the value of name by sandbox id, without sandboxes that have none.
 func (e evidence) values(name string, ids []string) map[string]string {
 	out := map[string]string{}
 	for _, id := range ids {
@@ -47,18 +47,18 @@ func (e evidence) values(name string, ids []string) map[string]string {
 	return out
 }
 
-// reading is a guest's clock between two moments of this machine's.
+// reading is the time of a guest's clock, read between two times of this machine's clock.
 type reading struct {
 	sent, received, guest time.Time
 }
 
-// ahead is how much the guest's clock is ahead of this machine's, at least and at most.
+// ahead returns how far the guest's clock is ahead of this machine's, at least and at most.
 func (r reading) ahead() (least, most time.Duration) {
 	return r.guest.Sub(r.received), r.guest.Sub(r.sent)
 }
 
-// parse returns the values of lines, each a name and a value. What is no such
-// line is left out: programs print warnings.
+// parse reads lines of a name and a value. It skips other lines: programs print
+// warnings.
 func parse(text string) map[string]string {
 	out := map[string]string{}
 	for line := range strings.Lines(text) {
@@ -74,18 +74,18 @@ func parse(text string) map[string]string {
 	return out
 }
 
-// clip makes a line of bounded length that a terminal can bear of what a guest said.
+// clip turns a guest's text into one line of bounded length that is safe for a terminal.
 func clip(text string) string {
 	return plain.Shorten(plain.Line(strings.TrimSpace(text)), maxValue)
 }
 
-// parseTime reads seconds since 1970 with a fraction; busybox's date has none
-// and prints an N, or nothing.
+// parseTime reads seconds since 1970 with a fraction. Busybox's date has no
+// fraction: it prints an N instead, or nothing.
 func parseTime(text string) (time.Time, error) {
 	seconds, fraction, _ := strings.Cut(text, ".")
 	s, err := strconv.ParseInt(seconds, 10, 64)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is no time", clip(text))
+		return time.Time{}, fmt.Errorf("%q is not a time", clip(text))
 	}
 	digits := strings.TrimRight(fraction, "N%")
 	if digits == "" {
@@ -93,19 +93,19 @@ func parseTime(text string) (time.Time, error) {
 	}
 	f, err := strconv.ParseFloat("0."+digits, 64)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is no time", clip(text))
+		return time.Time{}, fmt.Errorf("%q is not a time", clip(text))
 	}
 	return time.Unix(s, int64(f*1e9)), nil
 }
 
-// certificate makes what the TLS server in the guest needs: a key and its
-// certificate, in one file.
+// certificate returns a new key and its certificate in one PEM file, for the TLS
+// server in the guest.
 func certificate() ([]byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	const day = 24 * time.Hour // more than clocks may differ
+	const day = 24 * time.Hour // more than clocks differ
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "wrenn verify"},
 		NotBefore: time.Now().Add(-day), NotAfter: time.Now().Add(day),

@@ -9,35 +9,35 @@ import (
 	"time"
 )
 
-// Verdict is how a check ended.
+// Verdict is the outcome of a check.
 type Verdict string
 
 // The verdicts.
 const (
-	Good    Verdict = "ok"      // it differs where it should, it holds where it should
-	Warning Verdict = "warning" // it repeats, or does not hold, and the page says so
-	Failed  Verdict = "FAILED"  // it repeats where it must not, or does not hold
-	Skipped Verdict = "skipped" // it could not be seen here
+	Good    Verdict = "ok"      // as it should be
+	Warning Verdict = "warning" // a value repeats or a connection breaks, as documented in docs/fork-safety.md
+	Failed  Verdict = "FAILED"  // a value repeats that must not, or something does not work
+	Skipped Verdict = "skipped" // could not be checked in this guest
 )
 
-// Result is what a check found.
+// Result is the result of a check.
 type Result struct {
 	Name    string  `json:"name"`
 	Group   string  `json:"group"`
 	Title   string  `json:"title"`
 	Verdict Verdict `json:"verdict"`
 	Found   string  `json:"found"`
-	// See is the section of the page that says so, and Do what to do; both of warnings alone.
+	// See is the section of the documentation, and Do its advice; both only for warnings.
 	See string `json:"see,omitempty"`
 	Do  string `json:"do,omitempty"`
-	// Values are what was compared, by what the probes call it and by sandbox.
+	// Values are the values that were compared, by the probes' name and by sandbox.
 	Values map[string]map[string]string `json:"values,omitempty"`
 }
 
-// judgement judges one check; name, group and title of the result are left out.
+// judgement judges one check. It leaves the result's name, group and title empty.
 type judgement func(evidence) Result
 
-// judge judges all checks.
+// judge returns the results of all checks.
 func judge(e evidence) []Result {
 	var out []Result
 	for _, c := range checks {
@@ -57,13 +57,13 @@ func differs(names ...string) judgement {
 	return func(e evidence) Result { return compare(e, names, Failed, equal) }
 }
 
-// mayRepeat warns of it.
+// mayRepeat is like differs, but repeated values are a warning with the section's advice.
 func mayRepeat(s section, names ...string) judgement {
-	return func(e evidence) Result { return s.note(compare(e, names, Warning, equal)) }
+	return func(e evidence) Result { return s.advise(compare(e, names, Warning, equal)) }
 }
 
-// note adds where to read on to a warning.
-func (s section) note(r Result) Result {
+// advise adds the section and its advice to a warning.
+func (s section) advise(r Result) Result {
 	if r.Verdict == Warning {
 		r.See, r.Do = page+"#"+s.anchor, s.advice
 	}
@@ -72,12 +72,12 @@ func (s section) note(r Result) Result {
 
 func equal(a, b string) bool { return a == b }
 
-// compare compares each pair; repeats is the verdict when two are the same.
+// compare compares the values of each pair of sandboxes; repeats is the verdict when two are the same.
 func compare(e evidence, names []string, repeats Verdict, same func(a, b string) bool) Result {
 	r := Result{Verdict: Good}
 	found := make([]string, len(names))
 	for i, name := range names {
-		if failure, ok := r.take(e, name, e.ids()); !ok {
+		if failure, ok := r.add(e, name, e.ids()); !ok {
 			return failure
 		}
 		groups := repetitions(e.ids(), r.Values[name], same)
@@ -98,9 +98,9 @@ func compare(e evidence, names []string, repeats Verdict, same func(a, b string)
 	return r
 }
 
-// take adds the values of name to the result. It is not ok, and what failed is
-// returned, when not all have one.
-func (r *Result) take(e evidence, name string, ids []string) (failure Result, ok bool) {
+// add adds the values of name to the result. When a sandbox has no value, ok is
+// false and failure is the result to return.
+func (r *Result) add(e evidence, name string, ids []string) (failure Result, ok bool) {
 	if r.Values == nil {
 		r.Values = map[string]map[string]string{}
 	}
@@ -108,14 +108,14 @@ func (r *Result) take(e evidence, name string, ids []string) (failure Result, ok
 	for _, id := range ids {
 		if _, ok := r.Values[name][id]; !ok {
 			probe, _, _ := strings.Cut(name, ".")
-			why := cmp.Or(e.answers[id]["error."+probe], "the probe says nothing of "+name)
+			why := cmp.Or(e.answers[id]["error."+probe], "the probe did not report "+name)
 			return Result{Verdict: Failed, Found: e.label(id) + ": " + why, Values: r.Values}, false
 		}
 	}
 	return Result{}, true
 }
 
-// label is a sandbox for people.
+// label returns how a sandbox is named in results.
 func (e evidence) label(id string) string {
 	if id == e.parent {
 		return "the parent"
@@ -123,7 +123,7 @@ func (e evidence) label(id string) string {
 	return id
 }
 
-// repetitions returns those that have the same value, group by group.
+// repetitions returns groups of sandboxes with the same value.
 func repetitions(ids []string, values map[string]string, same func(a, b string) bool) [][]string {
 	var groups [][]string
 	for _, id := range ids {
@@ -137,7 +137,7 @@ func repetitions(ids []string, values map[string]string, same func(a, b string) 
 	return slices.DeleteFunc(groups, func(g []string) bool { return len(g) < 2 })
 }
 
-// describe says who repeats.
+// describe describes which sandboxes have the same value.
 func describe(groups [][]string, e evidence) string {
 	all := len(e.ids())
 	var out []string
@@ -158,12 +158,12 @@ func labels(e evidence, ids []string) []string {
 	return out
 }
 
-// holds fails unless all say ok to names.
+// holds fails unless the values of names are "ok" in all sandboxes.
 func holds(names ...string) judgement {
 	return func(e evidence) Result {
 		r := Result{Verdict: Good, Found: fmt.Sprintf("works in all %d", len(e.ids()))}
 		for _, name := range names {
-			if failure, ok := r.take(e, name, e.ids()); !ok {
+			if failure, ok := r.add(e, name, e.ids()); !ok {
 				return failure
 			}
 			for _, id := range e.ids() {
@@ -178,19 +178,20 @@ func holds(names ...string) judgement {
 }
 
 const (
-	// clockSlack is what a clock may be off, beyond what cannot be told from
-	// outside: "some hundred" milliseconds, says the page. clockError is more than
-	// the way of a message takes on a machine that is busy beyond reason.
+	// clockSlack is how far a clock may be off, beyond what cannot be measured from
+	// outside: docs/fork-safety.md says "some hundred" milliseconds. clockError is
+	// more than a message takes on an extremely busy machine.
 	clockSlack = 500 * time.Millisecond
 	clockError = 5 * time.Second
-	// sequenceTicks are the ticks of 64 ns of half a second: what may pass
-	// between two lines of a program on a busy machine. Two secrets are so near
-	// by chance once in 275.
+	// sequenceTicks is half a second in ticks of 64 ns: the time that may pass
+	// between two lines of a program on a busy machine. Two different secrets are
+	// that close by chance once in 275 runs.
 	sequenceTicks = 500_000_000 / 64
 )
 
-// timeIsRight fails when a clock is in the past of the fork, or far from what
-// the parent's was before it, and warns when it is certainly not the same.
+// timeIsRight fails when a clock shows a time before the fork or differs from the
+// parent's clock before the fork by more than clockError. It warns when the
+// difference is certainly more than clockSlack.
 func timeIsRight(e evidence) Result {
 	least, most := e.before.ahead()
 	r := Result{Verdict: Good, Values: map[string]map[string]string{"time": {}}}
@@ -219,24 +220,24 @@ func timeIsRight(e evidence) Result {
 	if off > clockError {
 		r.Verdict = Failed
 	}
-	return clock.note(r)
+	return clock.advise(r)
 }
 
-// sequenceSecret compares what is left of sequence numbers without the time.
+// sequenceSecret compares TCP sequence numbers after their time part was removed.
 func sequenceSecret(e evidence) Result {
-	return tcp.note(compare(e, []string{"connect.secret"}, Warning, func(a, b string) bool {
+	return tcp.advise(compare(e, []string{"connect.secret"}, Warning, func(a, b string) bool {
 		x, errX := strconv.ParseUint(a, 10, 32)
 		y, errY := strconv.ParseUint(b, 10, 32)
-		distance := uint32(x) - uint32(y) // around
+		distance := uint32(x) - uint32(y) // modulo 2^32
 		return errX == nil && errY == nil && min(distance, -distance) < sequenceTicks
 	}))
 }
 
-// heard fails unless every copy's program heard its signal, and the parent's did not.
+// heard fails unless the program in every copy got its signal, and the parent's did not.
 func heard(e evidence) Result {
 	r := Result{Verdict: Good, Found: fmt.Sprintf("heard in all %d copies", len(e.copies))}
 	const name = "registered.heard"
-	if failure, ok := r.take(e, name, e.ids()); !ok {
+	if failure, ok := r.add(e, name, e.ids()); !ok {
 		return failure
 	}
 	for _, id := range e.copies {
@@ -247,13 +248,13 @@ func heard(e evidence) Result {
 	return r
 }
 
-// firstTime fails when a program saw, as the first thing, a time before that at
-// which its sandbox became a copy.
+// firstTime fails when the first time that a program read after the fork is before
+// the time at which its sandbox became a copy.
 func firstTime(e evidence) Result {
 	const name, since = "registered.heard_at", "generation.time"
 	r := Result{Verdict: Good, Found: "after the fork in all copies"}
 	for _, name := range []string{name, since} {
-		if failure, ok := r.take(e, name, e.copies); !ok {
+		if failure, ok := r.add(e, name, e.copies); !ok {
 			return failure
 		}
 	}
@@ -262,22 +263,22 @@ func firstTime(e evidence) Result {
 		became, err2 := time.Parse(time.RFC3339Nano, r.Values[since][id])
 		switch {
 		case err != nil || err2 != nil:
-			r.Verdict, r.Found = Failed, e.label(id)+" tells no time"
-		case saw.Before(became.Truncate(time.Microsecond)): // what the probe prints
+			r.Verdict, r.Found = Failed, e.label(id)+" reported no time"
+		case saw.Before(became.Truncate(time.Microsecond)): // the probe's precision
 			r.Verdict, r.Found = Failed, fmt.Sprintf("%s saw a time %s before it was a copy", e.label(id), became.Sub(saw))
 		}
 	}
 	return r
 }
 
-// toOutside warns when the connection works in the parent alone.
+// toOutside warns when the connection works only in the parent.
 func toOutside(e evidence) Result {
 	if !e.outside {
 		return Result{Verdict: Skipped, Found: "no server was named: --outside HOST:PORT"}
 	}
 	const name = "plain.outside"
 	r := Result{Verdict: Good, Found: "works in all"}
-	if failure, ok := r.take(e, name, e.ids()); !ok {
+	if failure, ok := r.add(e, name, e.ids()); !ok {
 		return failure
 	}
 	if said := r.Values[name][e.parent]; said != "answers" {
@@ -286,8 +287,8 @@ func toOutside(e evidence) Result {
 	}
 	for _, id := range e.copies {
 		if said := r.Values[name][id]; said != "answers" {
-			r.Verdict, r.Found = Warning, "goes on in the parent alone; in a copy: "+said
+			r.Verdict, r.Found = Warning, "continues only in the parent; in a copy: "+said
 		}
 	}
-	return outside.note(r)
+	return outside.advise(r)
 }

@@ -1,9 +1,9 @@
-// Package verify shows, with sandboxes of a server, what is new in the copies
-// that a fork makes and what repeats. It talks to the server by the Go SDK
-// alone. Programs run in a sandbox while it is forked; afterwards each copy, and
-// the parent, says what it has and draws, and all are compared with all.
+// Package verify shows, with sandboxes of a server, which values differ between
+// the copies that a fork makes and which repeat. It uses only the Go SDK. It
+// starts programs in a sandbox and forks it; then it collects ids, keys, random
+// numbers and clocks from the parent and from each copy, and compares them.
 //
-// What is expected, and why, is in docs/fork-safety.md.
+// docs/fork-safety.md explains what is expected and why.
 package verify
 
 import (
@@ -31,55 +31,56 @@ const (
 	// dir is where the probes are in the sandbox. It is not sticky, as /tmp is:
 	// root must be allowed to open pipes of others, see fs.protected_fifos in proc_sys_fs(5).
 	dir = "/tmp/wrenn-verify"
-	// lifetime is for what is left behind by a program that was killed.
+	// lifetime is the sandboxes' timeout, which ends them when this program was killed.
 	lifetime = 15 * time.Minute
-	// probeTimeout is for starting Python three times under emulation on a busy machine.
+	// probeTimeout is long enough to start Python three times under emulation on a busy machine.
 	probeTimeout = 3 * time.Minute
-	// cleanTimeout is for deleting the sandboxes after an interrupt.
+	// cleanTimeout bounds deleting the sandboxes after an interrupt.
 	cleanTimeout = time.Minute
-	// concurrent bounds requests to the server: each starts programs in a guest.
+	// concurrent bounds concurrent requests to the server: each starts programs in a guest.
 	concurrent = 8
-	// MaxCount is the most copies of one run.
+	// MaxCount is the largest number of copies in one run.
 	MaxCount = 50
 )
 
-// API is what is used of the server; *client.Client has all but Fork in this form.
+// API is the part of the server's API that is used; *client.Client has all but Fork in this form.
 type API interface {
 	CreateSandbox(ctx context.Context, s client.CreateSandbox) (*client.Sandbox, error)
 	DeleteSandbox(ctx context.Context, id string) error
 	Exec(ctx context.Context, id string, cmd client.Command) (*client.Result, error)
 	Sandboxes(ctx context.Context, list client.ListSandboxes) iter.Seq2[client.Sandbox, error]
 	WriteFile(ctx context.Context, id, name string, content io.Reader, opts client.FileOptions) error
-	// Fork returns the ids of n copies of the same moment, or of those that there are, and an error.
+	// Fork makes n copies from the same moment and returns their ids. When some could not be made,
+	// it returns the ids of the others and an error.
 	Fork(ctx context.Context, id string, n int) ([]string, error)
 }
 
-// Options say what to fork. Count is needed.
+// Options are the settings of Fork. Count is required.
 type Options struct {
 	Count    int    // copies, from 1 to MaxCount
-	Template string // "" is the server's default
+	Template string // "" means the server's default
 	// Outside is an HTTP server, HOST:PORT, to which a connection is open during
-	// the fork; "" is none.
+	// the fork; "" means none.
 	Outside string
-	Keep    bool // leave the sandboxes when done
-	// Progress is told what is being done; nil tells nobody.
+	Keep    bool // do not delete the sandboxes at the end
+	// Progress is called with what is being done; may be nil.
 	Progress func(what string)
 }
 
-// Report is what was found.
+// Report is the result of Fork.
 type Report struct {
-	OK      bool              `json:"ok"` // nothing repeated that must differ
+	OK      bool              `json:"ok"` // no check failed
 	Parent  string            `json:"parent"`
 	Copies  []string          `json:"copies"`
-	Kept    bool              `json:"kept"`    // the sandboxes are there still
-	Guest   map[string]string `json:"guest"`   // versions of python, node and openssl, if there
-	TookMS  map[string]int64  `json:"took_ms"` // by step: create, start, fork, ask
+	Kept    bool              `json:"kept"`    // the sandboxes still exist
+	Guest   map[string]string `json:"guest"`   // versions of python, node and openssl, if installed
+	TookMS  map[string]int64  `json:"took_ms"` // milliseconds by step: create, start, fork, ask
 	Results []Result          `json:"results"` // in the order of the checks
 }
 
-// Fork makes a sandbox, forks it, compares, and deletes all. The error is of
-// the server or of a probe that could not work; what was found is in the
-// report, bad or good.
+// Fork creates a sandbox, forks it, compares the copies, and deletes all of them.
+// It returns an error when the server fails or a probe cannot run. Failed checks
+// are not an error: they are in the report.
 func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 	if opts.Count < 1 || opts.Count > MaxCount {
 		return nil, fmt.Errorf("%d copies: from 1 to %d can be compared", opts.Count, MaxCount)
@@ -118,16 +119,16 @@ func Fork(ctx context.Context, api API, opts Options) (_ *Report, err error) {
 	return r.report, nil
 }
 
-// run is one Fork.
+// run is the state of one Fork.
 type run struct {
 	api    API
 	opts   Options
-	mark   map[string]string // metadata of its sandboxes: copies inherit the parent's
+	mark   map[string]string // metadata of the run's sandboxes: copies inherit the parent's
 	report *Report
 	found  evidence
 }
 
-// ids are the sandboxes that there are, the parent first.
+// ids returns the ids of the sandboxes made so far, the parent first.
 func (r *run) ids() []string {
 	if r.report.Parent == "" {
 		return nil
@@ -200,7 +201,7 @@ func (r *run) fork(ctx context.Context) error {
 	return err
 }
 
-// ask asks all copies and the parent, at the same time.
+// ask collects from the parent and all copies, concurrently.
 func (r *run) ask(ctx context.Context) error {
 	ids := r.ids()
 	answers, clocks := make([]map[string]string, len(ids)), make([]reading, len(ids))
@@ -223,10 +224,10 @@ func (r *run) ask(ctx context.Context) error {
 	return nil
 }
 
-// collect returns what a copy has and draws.
+// collect returns the values of one sandbox.
 func (r *run) collect(ctx context.Context, id string) (map[string]string, error) {
 	out := map[string]string{}
-	if r.found.has[python] != "" { // first: each connection changes how the next one begins
+	if r.found.has[python] != "" { // first, because each connection changes the sequence number of the next one
 		answer, err := r.script(ctx, id, "root", "python3", dir+"/connect.py")
 		if err != nil {
 			out["error.connect"] = err.Error()
@@ -254,7 +255,7 @@ func (r *run) script(ctx context.Context, id, user, cmd string, args ...string) 
 	return parse(string(result.Stdout)), nil
 }
 
-// clock reads a guest's clock a few times, and keeps the quickest reading.
+// clock reads a guest's clock three times and returns the reading that took the shortest time.
 func (r *run) clock(ctx context.Context, id string) (reading, error) {
 	var best reading
 	for i := range 3 {
@@ -275,8 +276,8 @@ func (r *run) clock(ctx context.Context, id string) (reading, error) {
 	return best, nil
 }
 
-// clean deletes what there is, also after an interrupt, and copies whose ids a
-// broken request did not bring.
+// clean deletes all sandboxes of the run, also after an interrupt. It lists them,
+// because the response with the ids of copies may have been lost.
 func (r *run) clean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
@@ -284,7 +285,7 @@ func (r *run) clean(ctx context.Context) error {
 	work.SetLimit(concurrent)
 	for box, err := range r.api.Sandboxes(ctx, client.ListSandboxes{Metadata: r.mark}) {
 		if err != nil {
-			return errors.Join(fmt.Errorf("list what is to be deleted: %w", err), work.Wait())
+			return errors.Join(fmt.Errorf("list the sandboxes to delete: %w", err), work.Wait())
 		}
 		if box.State == client.Stopped || box.State == client.Failed {
 			continue

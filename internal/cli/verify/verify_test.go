@@ -22,14 +22,14 @@ import (
 )
 
 // local is a server whose sandbox is a directory of this machine, and whose
-// copies are the same sandbox under other names: its probes are the real ones,
-// and what copies should not share they share.
+// copies are the same sandbox under other names. Its probes are the real ones;
+// its copies share everything that copies must not share.
 type local struct {
 	t      *testing.T
 	root   string // in place of / for files
 	broken string // the method that fails
 
-	turn    sync.Mutex // one command at a time, for there is but one machine; guards what follows
+	running sync.Mutex // one command at a time, because all sandboxes are one machine; guards the fields below
 	mark    map[string]string
 	living  []string
 	deleted []string
@@ -53,7 +53,7 @@ func newLocal(t *testing.T) *local {
 	return l
 }
 
-// stop ends the probes that run on: those whose directory is the test's.
+// stop ends the probes that still run: the processes whose directory is the test's.
 func (l *local) stop() {
 	links, err := filepath.Glob("/proc/[0-9]*/cwd")
 	if err != nil {
@@ -110,8 +110,8 @@ func (l *local) Sandboxes(_ context.Context, list client.ListSandboxes) iter.Seq
 }
 
 func (l *local) DeleteSandbox(_ context.Context, id string) error {
-	l.turn.Lock()
-	defer l.turn.Unlock()
+	l.running.Lock()
+	defer l.running.Unlock()
 	l.deleted = append(l.deleted, id)
 	return l.fail("delete")
 }
@@ -133,8 +133,8 @@ func (l *local) Exec(ctx context.Context, _ string, c client.Command) (*client.R
 			c.Args[i] = l.path(arg)
 		}
 	}
-	l.turn.Lock()
-	defer l.turn.Unlock()
+	l.running.Lock()
+	defer l.running.Unlock()
 	cmd := exec.CommandContext(ctx, c.Cmd, c.Args...)
 	cmd.Env = append(os.Environ(), "WRENN_RUN="+l.path("run"))
 	var out, errOut bytes.Buffer
@@ -158,8 +158,8 @@ func (l *local) Fork(_ context.Context, _ string, n int) ([]string, error) {
 	return ids, l.fail("fork")
 }
 
-// The probes, run on this machine, say something of everything that is looked
-// at. It is one machine three times, which must be noticed.
+// The probes, run on this machine, report every value that is checked. All three
+// sandboxes are the same machine, which must make checks fail.
 func TestFork(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t)
@@ -202,7 +202,7 @@ func TestFork(t *testing.T) {
 	}
 }
 
-// What was made is deleted however it ends, and kept when asked for.
+// The sandboxes are deleted on success and on failure, and kept with Keep.
 func TestForkFails(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -235,7 +235,7 @@ func TestForkFails(t *testing.T) {
 	}
 }
 
-// said makes evidence of a parent and two copies that said these values of name.
+// said makes evidence of a parent and two copies that reported these values of name.
 func said(name string, values ...string) evidence {
 	e := evidence{parent: "p", copies: []string{"a", "b"}, answers: map[string]map[string]string{"p": {}, "a": {}, "b": {}}}
 	for i, id := range e.ids() {
@@ -280,9 +280,9 @@ func TestJudge(t *testing.T) {
 		{"documented, but differs", mayRepeat(memory, "x.v"), said("x.v", "1", "2", "3"), Good, "different in all 3"},
 		{"the second repeats", differs("x.v", "x.w"), with(said("x.v", "1", "2", "3"), "x.w", "1", "1", "2"), Failed, "v different in all 3; w the same in the parent, a"},
 		{"both repeat", mayRepeat(memory, "x.v", "x.w"), with(said("x.v", "1", "1", "1"), "x.w", "1", "1", "1"), Warning, "the same in all 3"},
-		{"one says nothing", differs("x.v"), said("x.v", "1", "", "3"), Failed, "a: the probe says nothing of x.v"},
-		{"one says nothing where repeats are documented", mayRepeat(memory, "x.v"), said("x.v", "1", "1", ""), Failed, "b: the probe says nothing of x.v"},
-		{"one says why", differs("x.v"), broken, Failed, "b: it did not answer"},
+		{"one has no value", differs("x.v"), said("x.v", "1", "", "3"), Failed, "a: the probe did not report x.v"},
+		{"one has no value where repeats are documented", mayRepeat(memory, "x.v"), said("x.v", "1", "1", ""), Failed, "b: the probe did not report x.v"},
+		{"one has an error", differs("x.v"), broken, Failed, "b: it did not answer"},
 
 		{"holds", holds("x.v"), said("x.v", "ok", "ok", "ok"), Good, "works in all 3"},
 		{"does not hold", holds("x.v"), said("x.v", "ok", "OSError: gone", "ok"), Failed, "a: OSError: gone"},
@@ -294,10 +294,10 @@ func TestJudge(t *testing.T) {
 		{"not heard", heard, said("registered.heard", "0", "1", "0"), Failed, "b did not hear it"},
 		{"first time", firstTime, told("1764036000.100000"), Good, "after the fork in all copies"},
 		{"first time in the past", firstTime, told("1764036000.000000"), Failed, "b saw a time 100.000001ms before it was a copy"},
-		{"first time is none", firstTime, told("noon"), Failed, "b tells no time"},
+		{"first time is none", firstTime, told("noon"), Failed, "b reported no time"},
 
 		{"outside, not asked for", toOutside, said("plain.outside", "none", "none", "none"), Skipped, "no server was named: --outside HOST:PORT"},
-		{"outside, in the parent alone", toOutside, abroad("answers", "fails: reset", "fails: reset"), Warning, "goes on in the parent alone; in a copy: fails: reset"},
+		{"outside, in the parent alone", toOutside, abroad("answers", "fails: reset", "fails: reset"), Warning, "continues only in the parent; in a copy: fails: reset"},
 		{"outside, nowhere", toOutside, abroad("closed", "closed", "closed"), Skipped, "it does not work in the parent: closed"},
 		{"outside, everywhere", toOutside, abroad("answers", "answers", "answers"), Good, "works in all"},
 	} {
@@ -317,7 +317,7 @@ func TestJudge(t *testing.T) {
 func TestTime(t *testing.T) {
 	t.Parallel()
 	noon := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	// at is a clock that is ahead by skew, read in a tenth of a second, after the seconds.
+	// at returns a clock that is ahead by skew, read within a tenth of a second, that many seconds later.
 	at := func(seconds int, skew time.Duration) reading {
 		sent := noon.Add(time.Duration(seconds) * time.Second)
 		return reading{sent, sent.Add(100 * time.Millisecond), sent.Add(50*time.Millisecond + skew)}
@@ -374,7 +374,7 @@ func TestParseTime(t *testing.T) {
 	}
 }
 
-// A warning leads to a section that is there.
+// Every warning refers to an existing section.
 func TestSections(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../../" + page)
@@ -394,7 +394,7 @@ func TestSections(t *testing.T) {
 	}
 }
 
-// anchor is what a heading is called in links, as the usual renderers of Markdown make it.
+// anchor returns the link target of a heading, as common Markdown renderers make it.
 func anchor(title string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
