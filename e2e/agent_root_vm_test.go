@@ -28,9 +28,9 @@ import (
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
-// agent is a host agent that serves in a state directory of the test's own.
+// agent is a host agent that serves in the test's own state directory.
 type agent struct {
-	*child // nil until it was started
+	*child // nil until the agent is started
 
 	dir    string
 	prefix string
@@ -43,11 +43,11 @@ func newAgent(t *testing.T) *agent {
 	return newAgentOn(t, "wagent", "10.219.0.0/16")
 }
 
-// newAgentOn has the names and addresses of its slots from the caller: two
-// agents at once need different ones.
+// newAgentOn prepares an agent with the caller's names and addresses for slots:
+// two agents at the same time need different ones.
 func newAgentOn(t *testing.T, prefix, addresses string) *agent {
 	t.Helper()
-	images := needed(t, "WRENN_TEST_IMAGES") // before there is something to remove
+	images := needed(t, "WRENN_TEST_IMAGES") // first, because nothing must be cleaned up yet when it skips the test
 	dir, err := os.MkdirTemp("", "wa")       //nolint:usetesting // t.TempDir's names are too long for a machine
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func (a *agent) start(t *testing.T, env ...string) {
 	}
 }
 
-// remove ends what is left by an agent that drains, which must succeed.
+// remove stops the agent and runs another one with --drain, which must succeed and leave nothing.
 func (a *agent) remove(t *testing.T) {
 	t.Helper()
 	if a.child != nil {
@@ -158,7 +158,7 @@ func (a *agent) remove(t *testing.T) {
 func (a *agent) create(t *testing.T, timeout uint32) string {
 	t.Helper()
 	resp, err := a.rpc.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{
-		SandboxId: string(wrenn.NewSandboxID()), MemoryMb: 128, TimeoutSec: timeout, Env: map[string]string{"COLOUR": "blue"},
+		SandboxId: string(wrenn.NewSandboxID()), MemoryMb: 128, TimeoutSec: timeout, Env: map[string]string{"COLOR": "blue"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +191,7 @@ func (a *agent) info(t *testing.T, id string) *pb.SandboxInfo {
 
 type execStream = connect.BidiStreamForClientSimple[pb.ExecStreamRequest, pb.ExecStreamResponse]
 
-// stream opens a stream with its first message and returns the pid.
+// stream opens a stream, sends its first message and returns it with the process ID.
 func (a *agent) stream(t *testing.T, first *pb.ExecStreamRequest) (*execStream, uint32) {
 	t.Helper()
 	s, err := a.rpc.ExecStream(t.Context())
@@ -259,7 +259,7 @@ func TestAgentServes(t *testing.T) {
 		}
 	})
 	t.Run("exec", func(t *testing.T) {
-		r := a.sh(t, id, "echo out $COLOUR; echo err >&2; exit 3")
+		r := a.sh(t, id, "echo out $COLOR; echo err >&2; exit 3")
 		if string(r.GetStdout()) != "out blue\n" || string(r.GetStderr()) != "err\n" || r.GetExitCode() != 3 {
 			t.Errorf("Exec() = %v", r)
 		}
@@ -312,12 +312,12 @@ func testStreams(t *testing.T, a *agent, id string) {
 	_ = s.Send(&pb.ExecStreamRequest{Event: &pb.ExecStreamRequest_Resize{Resize: &pb.TerminalSize{Cols: 100, Rows: 30}}})
 	_ = s.Send(stdin([]byte("stty size\n")))
 	readUntil(t, s, "30 100")
-	second, _ := a.stream(t, attach(id, pid)) // whose kind of input nobody told
+	second, _ := a.stream(t, attach(id, pid)) // the message does not say whether the command has a terminal
 	_ = second.Send(stdin([]byte("echo at$((40+2))ached\n")))
 	readUntil(t, s, "at42ached")
 	_ = s.Send(&pb.ExecStreamRequest{Event: &pb.ExecStreamRequest_Signal{Signal: pb.Signal_SIGNAL_SIGKILL}})
 	if _, exit := readUntil(t, s, ""); exit.GetExitCode() != -1 {
-		t.Errorf("exit = %v, want of a signal", exit)
+		t.Errorf("exit = %v, want one by a signal", exit)
 	}
 }
 
@@ -348,7 +348,7 @@ func testFiles(t *testing.T, a *agent, id string) {
 	if want := sha256.Sum256(content); down.Err() != nil || !bytes.Equal(sum.Sum(nil), want[:]) {
 		t.Errorf("read back: %v, or another content", down.Err())
 	}
-	// An upload that is cut leaves the old file.
+	// An upload that is cut off leaves the old file.
 	ctx, cut := context.WithCancel(t.Context())
 	up, err = a.rpc.WriteFileStream(ctx)
 	if err != nil {
@@ -368,7 +368,7 @@ func testFiles(t *testing.T, a *agent, id string) {
 		t.Errorf("ReadFile() = %v, %v", r, err)
 	}
 	if _, err := a.rpc.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, Path: "/none"}); connect.CodeOf(err) != connect.CodeNotFound {
-		t.Errorf("of no file: %v", err)
+		t.Errorf("a missing file: %v", err)
 	}
 }
 
@@ -405,8 +405,8 @@ func testTimeout(t *testing.T, a *agent) {
 	}
 }
 
-// The agent stops, for an upgrade and then for good, in the middle of a stream:
-// the command runs on, and the next agent's stream goes on with it.
+// The agent stops in the middle of a stream, by SIGTERM and by SIGKILL: the
+// command keeps running, and a stream of the next agent continues with it.
 func TestAgentRestarts(t *testing.T) {
 	a := newAgent(t)
 	a.start(t)
@@ -435,7 +435,7 @@ func TestAgentRestarts(t *testing.T) {
 }
 
 // The agent kills itself at each point of making and destroying a sandbox.
-// Afterwards the same call succeeds, and nothing is left but what was asked for.
+// Afterwards the same call succeeds, and nothing else is left.
 func TestAgentIsKilledAtEveryStep(t *testing.T) {
 	a := newAgent(t)
 	a.start(t)

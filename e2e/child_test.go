@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// child is a program that a test starts, and ends as it likes.
+// child is a program that a test starts and ends.
 type child struct {
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when it has ended

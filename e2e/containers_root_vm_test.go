@@ -13,8 +13,8 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// Packages of a guest that runs containers, beyond the usual. Nothing is
-// installed in the guest, which has no network here.
+// Packages that a guest needs to run containers, in addition to the usual ones.
+// They are part of the image, because the guest has no network in this test.
 var engines = []string{"docker.io", "podman", "crun", "fuse-overlayfs", "slirp4netns", "busybox-static"}
 
 // openEngineHost assembles a host whose guests have Docker and Podman.
@@ -35,7 +35,7 @@ const (
 		for name in sh cat echo httpd id mkdir wget; do ln -s busybox /srv/tree/bin/$name; done
 		tar -C /srv/tree -cf /srv/tree.tar .
 		printf 'FROM tiny\nRUN mkdir /www && echo built >/www/index.html\nCMD ["httpd", "-f", "-h", "/www"]\n' >/srv/build/Dockerfile`
-	// The socket is there at once; the daemon answers when it is ready.
+	// The socket exists at once; the daemon answers when it is ready.
 	startDocker = `nohup dockerd >/var/log/dockerd.log 2>&1 </dev/null & daemon=$!
 		until [ -S /run/docker.sock ]; do kill -0 $daemon && sleep 0.1 || break; done
 		docker version >/dev/null || { cat /var/log/dockerd.log; exit 1; }`
@@ -54,8 +54,8 @@ const (
 	fusePodman = `podman --root ~/fuse --storage-driver overlay --storage-opt overlay.mount_program=/usr/bin/fuse-overlayfs`
 )
 
-// TestContainers runs Docker and Podman as they come from the distribution, with
-// their defaults, across a pause and in a fork.
+// TestContainers runs the distribution's Docker and Podman, with their defaults,
+// across a pause and in a fork.
 func TestContainers(t *testing.T) {
 	h := openEngineHost(t)
 	collectLast(t, h)

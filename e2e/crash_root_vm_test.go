@@ -18,7 +18,7 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// atOnce is how many sandboxes are being made when a part is killed.
+// atOnce is how many sandboxes are being created when a part is killed.
 const atOnce = 6
 
 // part is one of the three processes.
@@ -46,10 +46,10 @@ func (s *stack) parts() []part {
 	}
 }
 
-// TestStack has one stack for all, because its guest boots once for it.
+// TestStack uses one stack for all subtests, because each stack boots a guest once.
 func TestStack(t *testing.T) {
 	s := newStack(t, "wcra", "10.222.0.0/16")
-	// After a failure a part may be dead, for which the others would wait.
+	// After a failure a part may be dead, and the next subtests would wait for it.
 	ok := t.Run("curl", func(t *testing.T) { testCurl(t, s) }) &&
 		t.Run("another WebSocket client", func(t *testing.T) { testWebSocketClient(t, s) }) &&
 		t.Run("connections are reset", func(t *testing.T) { testResets(t, s) }) &&
@@ -62,9 +62,9 @@ func TestStack(t *testing.T) {
 	}
 }
 
-// testKilledDuringCreates shows that every sandbox is usable afterwards, or
-// gone with the reason in its row, and that those whose making was answered
-// with success are usable.
+// testKilledDuringCreates shows that every sandbox is usable afterwards, or has
+// ended with the reason in its row, and that those whose create succeeded are
+// usable.
 func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 	t.Helper()
 	answers := make(chan answer, atOnce)
@@ -78,7 +78,7 @@ func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 	for len(all) < atOnce/3 {
 		all = append(all, <-answers)
 	}
-	p.kill(t) // the others are at any step
+	p.kill(t) // the other creates may be at any step
 	p.start(t)
 	for len(all) < atOnce {
 		all = append(all, <-answers)
@@ -101,7 +101,7 @@ func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 			continue
 		}
 		if made++; rows[a.sb.ID].State != client.Running {
-			t.Errorf("create was answered with success, and %s is %s: %s", a.sb.ID, rows[a.sb.ID].State, rows[a.sb.ID].Reason)
+			t.Errorf("create succeeded, but %s is %s: %s", a.sb.ID, rows[a.sb.ID].State, rows[a.sb.ID].Reason)
 		}
 	}
 	running := 0
@@ -109,7 +109,7 @@ func testKilledDuringCreates(t *testing.T, s *stack, p part) {
 		if sb.State == client.Running {
 			running++
 			if err := s.usable(t, id); err != nil {
-				t.Errorf("%s runs and is not usable: %v", id, err)
+				t.Errorf("%s runs but is not usable: %v", id, err)
 			}
 		} else if sb.Reason == "" {
 			t.Errorf("%s is %s without a reason", id, sb.State)
@@ -126,13 +126,13 @@ type answer struct {
 	err error
 }
 
-// ticking prints numbers, and every line of its input, until that ends.
+// ticking prints numbers, and every line of its input, until the input ends.
 const ticking = `(i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done) & ticks=$!
 while read line; do echo "line $line"; done
 kill $ticks`
 
-// testKilledDuringStream shows that neither a command nor who follows it
-// notices: not a byte is lost or doubled. Another can follow it by its pid.
+// testKilledDuringStream shows that neither a command nor its stream is
+// disturbed: no byte is lost or doubled. Another stream can attach by process ID.
 func testKilledDuringStream(t *testing.T, s *stack, p part) {
 	t.Helper()
 	sb, err := s.create(t, t.Name())
@@ -152,7 +152,7 @@ func testKilledDuringStream(t *testing.T, s *stack, p part) {
 	p.kill(t)
 	said := make(chan error, 1)
 	go func() {
-		_, err := f.Write([]byte("to the dead " + p.name + "\n")) // returns when the stream goes on
+		_, err := f.Write([]byte("to the dead " + p.name + "\n")) // returns when the stream has resumed
 		said <- err
 	}()
 	p.start(t)
@@ -179,7 +179,7 @@ func testKilledDuringStream(t *testing.T, s *stack, p part) {
 }
 
 // testKilledDuringMuchOutput shows that no byte is lost or doubled when there is
-// so much of it that every hop holds some.
+// so much output that every hop buffers some of it.
 func testKilledDuringMuchOutput(t *testing.T, s *stack) {
 	t.Helper()
 	sb, err := s.create(t, t.Name())
@@ -214,7 +214,7 @@ func testKilledDuringMuchOutput(t *testing.T, s *stack) {
 	s.clean(t, t.Name())
 }
 
-// follower reads what ticking prints and misses no tick.
+// follower reads what ticking prints and checks that no tick is missing.
 type follower struct {
 	*client.Stream
 
@@ -223,7 +223,7 @@ type follower struct {
 	exit  client.Exit
 }
 
-// until reads to the line, or to the end of the stream.
+// until reads up to the line, or to the end of the stream.
 func (f *follower) until(line string) error {
 	for {
 		event, err := f.Receive()
@@ -265,8 +265,8 @@ func (f *follower) count(line string) error {
 	return nil
 }
 
-// testWithoutDatabase shows what is answered meanwhile, that sandboxes live
-// on, and that nothing has to be restarted afterwards.
+// testWithoutDatabase shows the responses while the database is down, that
+// sandboxes keep running, and that nothing has to be restarted afterwards.
 func testWithoutDatabase(t *testing.T, s *stack) {
 	t.Helper()
 	sb, err := s.create(t, t.Name())

@@ -14,10 +14,10 @@ import (
 	"wrenn/internal/host"
 )
 
-// patience is for a cold boot under emulation on a machine that does much else.
+// patience is long enough for a cold boot under emulation on a busy machine.
 const patience = 3 * time.Minute
 
-// prefix keeps the tests' namespaces and links apart from an agent's.
+// prefix is different from an agent's, so that the tests' namespaces and links have their own names.
 const prefix = "we2e"
 
 // stateDir returns a short temporary directory: sockets live below it.
@@ -38,8 +38,8 @@ func stateDir(t *testing.T) string {
 	return dir
 }
 
-// leftovers names the processes, mounts, namespaces and links of the test's
-// state directory that are still there.
+// leftovers returns the processes, mounts, namespaces and links of the test's
+// state directory that still exist.
 func leftovers(t *testing.T, dir string) []string {
 	t.Helper()
 	left := processes(t, dir)
@@ -71,7 +71,7 @@ func leftovers(t *testing.T, dir string) []string {
 	return left
 }
 
-// processes names those that have dir in their command lines.
+// processes returns the processes that have dir in their command lines.
 func processes(t *testing.T, dir string) []string {
 	t.Helper()
 	var found []string
@@ -87,8 +87,8 @@ func processes(t *testing.T, dir string) []string {
 	return found
 }
 
-// driver is QEMU, or the Firecracker of the environment: the nested test has one.
-// The programs of the guest are in ../bin all the same.
+// driver returns QEMU, or the Firecracker that the environment names, as in the
+// nested test. In both cases the guest's programs are in ../bin.
 func driver() host.DriverConfig {
 	if program := os.Getenv("WRENN_TEST_FIRECRACKER"); program != "" {
 		return host.DriverConfig{Name: host.Firecracker, Firecracker: program, Jailer: os.Getenv("WRENN_TEST_JAILER")}
@@ -108,8 +108,8 @@ func hostAgent(t *testing.T) string {
 	return path
 }
 
-// needed returns a setting of the tests; without it the test is skipped, and
-// fails where nothing may be skipped.
+// needed returns a setting of the tests. Without the setting it skips the test, or
+// fails it where nothing may be skipped.
 func needed(t *testing.T, name string) string {
 	t.Helper()
 	value := os.Getenv(name)

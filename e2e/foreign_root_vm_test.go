@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// testCurl does what a user without an SDK does.
+// testCurl uses the API without an SDK.
 func testCurl(t *testing.T, s *stack) {
 	t.Helper()
 	dir := t.TempDir()
@@ -77,7 +77,7 @@ func decode(t *testing.T, text string, into any) {
 	}
 }
 
-// testWebSocketClient runs a command by Python's websocket-client.
+// testWebSocketClient runs a command through Python's websocket-client.
 func testWebSocketClient(t *testing.T, s *stack) {
 	t.Helper()
 	const python = "/usr/bin/python3" // the distribution's, which finds the distribution's packages

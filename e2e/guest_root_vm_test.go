@@ -26,13 +26,13 @@ import (
 
 var small = sandbox.Shape{VCPUs: 1, MemoryMiB: 256}
 
-// openHost assembles a host in a directory of the test's own.
+// openHost assembles a host in a new directory.
 func openHost(t *testing.T) *host.Host {
 	t.Helper()
 	return openHostWith(t, nil)
 }
 
-// openHostWith is openHost with these packages in guests; nil is the usual ones.
+// openHostWith is like openHost, with these packages in guests; nil means the usual ones.
 func openHostWith(t *testing.T, packages []string) *host.Host {
 	t.Helper()
 	dir := stateDir(t)
@@ -68,8 +68,8 @@ func keep(t *testing.T, sb *sandbox.Sandbox, err error) *sandbox.Sandbox {
 	return sb
 }
 
-// collectLast removes the snapshots that nobody needs, after the sandboxes that
-// the test keeps from now on.
+// collectLast collects unused snapshots at the end of the test, after the sandboxes
+// that are passed to keep from now on.
 func collectLast(t *testing.T, h *host.Host) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -172,11 +172,11 @@ func TestGuest(t *testing.T) {
 	})
 }
 
-// checkClock fails unless the guest's clock is right: a restored one that nobody
-// set would be in the past by the snapshot's age.
+// checkClock fails unless the guest's clock is right: the clock of a restored guest
+// that was not set would be behind by the snapshot's age.
 func checkClock(t *testing.T, sb *sandbox.Sandbox) {
 	t.Helper()
-	const slack = time.Second // what setting it over the network of a busy, emulated machine may miss
+	const slack = time.Second // error of setting the clock over the network of a busy, emulated machine
 	before := time.Now()
 	ns, err := strconv.ParseInt(sh(t, sb, "date +%s%N"), 10, 64)
 	if err != nil {
@@ -199,7 +199,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	if err := sb.Snapshot(t.Context(), "kept"); wrenn.CodeOf(err) != wrenn.AlreadyExists {
 		t.Errorf("a second snapshot of one name = %v, want already exists", err)
 	}
-	sh(t, sb, "echo changed >/dev/shm/m; echo changed >/root/d") // it goes on, and the snapshot does not see it
+	sh(t, sb, "echo changed >/dev/shm/m; echo changed >/root/d") // the sandbox keeps running; the snapshot must not change
 
 	random := map[string]bool{}
 	var twins []*sandbox.Sandbox
@@ -220,7 +220,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 		t.Errorf("the original has %q", got)
 	}
 	if _, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "other"); wrenn.CodeOf(err) != wrenn.NotFound {
-		t.Errorf("Restore of a snapshot that is not there = %v, want not found", err)
+		t.Errorf("Restore of a missing snapshot = %v, want not found", err)
 	}
 	if err := h.Manager.RemoveSnapshot(t.Context(), "kept"); err != nil {
 		t.Error(err)
@@ -228,7 +228,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	if _, err := h.Manager.Restore(t.Context(), wrenn.NewSandboxID(), "kept"); wrenn.CodeOf(err) != wrenn.NotFound {
 		t.Errorf("Restore of a snapshot that was removed = %v, want not found", err)
 	}
-	for _, twin := range twins { // whose memory may still be in the snapshot's files
+	for _, twin := range twins { // their memory may still be in the snapshot's files
 		if got := sh(t, twin, state); got != "memory\ndisk\nalive" {
 			t.Errorf("after the removal the restored guest has %q", got)
 		}

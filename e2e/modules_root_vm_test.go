@@ -13,8 +13,8 @@ const loadable = "overlay fuse nf_tables nft_compat nft_chain_nat ip_tables ipta
 	"squashfs erofs nfs nfsv4 ip_vs ip_vs_rr xt_conntrack xt_MASQUERADE xt_addrtype nls_iso8859_1 nls_cp437 vfat isofs vxlan wireguard macvlan ipvlan " +
 	"dm_mod btrfs xfs zram nbd"
 
-// testModules looks at the modules of the guest's kernel: all can be loaded, and
-// the kernel and its programs load them when they are needed.
+// testModules checks the modules of the guest's kernel: all can be loaded, and the
+// kernel and its programs load them on demand.
 func testModules(t *testing.T, sb *sandbox.Sandbox) {
 	t.Helper()
 	for _, tt := range []struct{ user, script, want string }{

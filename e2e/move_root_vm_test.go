@@ -12,8 +12,8 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// A paused sandbox whose files are copied to another host goes on there, while
-// the first host still has its own.
+// A paused sandbox whose files are copied to another host can be resumed there,
+// while the first host still has its own.
 func TestPausedSandboxIsCopiedToAnotherHost(t *testing.T) {
 	from, to := newAgent(t), newAgentOn(t, "wmove", "10.244.0.0/16")
 	to.start(t) // makes its store
@@ -48,8 +48,8 @@ func TestPausedSandboxIsCopiedToAnotherHost(t *testing.T) {
 	}
 }
 
-// copySandbox does what docs/snapshots.md tells an operator to do, with agents
-// that are stopped.
+// copySandbox copies a sandbox between stopped agents, as docs/snapshots.md tells
+// operators to do.
 func copySandbox(t *testing.T, from, to *agent, id string) {
 	t.Helper()
 	for _, a := range []*agent{from, to} {

@@ -23,21 +23,21 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// settle puts something into a guest's memory, on its disk and among its
-// processes; state shows whether it is there still, and says settled if so.
+// settle is a script that writes to a guest's memory and disk and starts a process;
+// state is a script that prints settled if all of that still exists.
 const (
 	settle  = "echo memory >/dev/shm/m; echo disk >/root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid"
 	state   = "cat /dev/shm/m /root/d; kill -0 $(cat /root/pid) && echo alive"
 	settled = "memory\ndisk\nalive\n"
 )
 
-// content is 16 MiB in memory and as many on the disk. The page cache is
-// dropped first, so that it is the disk that is read.
+// content is a script that prints sums of 16 MiB in memory and 16 MiB on the disk.
+// It drops the page cache first, so that the disk is read.
 const content = "sha256sum /dev/shm/m; sync; echo 3 >/proc/sys/vm/drop_caches; sha256sum /root/d; kill -0 $(cat /root/pid) && echo alive"
 
 const contentPages = 4096
 
-// scribble writes and zeroes random pages of memory and disk.
+// scribble returns a script that writes and zeroes random pages of memory and disk.
 func scribble(r *rand.Rand) string {
 	var script strings.Builder
 	for _, file := range []string{"/dev/shm/m", "/root/d"} {
@@ -49,8 +49,9 @@ func scribble(r *rand.Rand) string {
 	return script.String()
 }
 
-// A sandbox is what it was, byte by byte, after each of eight generations, each
-// a difference to the one before; and its programs go on.
+// A sandbox has the same memory and disk, byte by byte, after each of eight pauses,
+// each of which writes only the difference to the one before; and its programs
+// keep running.
 func TestGenerations(t *testing.T) {
 	h := openHost(t)
 	collectLast(t, h)
@@ -101,9 +102,9 @@ func snapshots(t *testing.T, h *host.Host) []string {
 	return names
 }
 
-// Copies of one moment have its memory and disk, and share with nobody what must be
-// one's own, see docs/fork-safety.md. Two are enough to compare, and each takes long
-// to answer where the emulation is emulated.
+// All copies of one moment have the same memory and disk, but each has its own
+// identity, see docs/fork-safety.md. Two copies are enough to compare, and each
+// takes long to answer under nested emulation.
 func testFork(t *testing.T, sb *sandbox.Sandbox) {
 	t.Helper()
 	want := sh(t, sb, content)
@@ -121,8 +122,8 @@ func testFork(t *testing.T, sb *sandbox.Sandbox) {
 	}
 }
 
-// clockWatcher prints in a tight loop which start of the sandbox it runs in and
-// the time, whenever it is another millisecond.
+// clockWatcher is a program that prints in a tight loop the sandbox's start counter
+// and the time, once in each millisecond.
 const clockWatcher = `
 import os, time
 out = os.open("/dev/shm/times", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -136,15 +137,15 @@ while True:
         last = now
 `
 
-// No program sees the past after a resume: a clock that is an hour behind, as if the
-// sandbox had slept for so long, is right before the program goes on.
+// No program sees an old time after a resume: a clock that is an hour behind, as if
+// the sandbox had been paused for that long, is corrected before programs continue.
 func testTime(t *testing.T, sb *sandbox.Sandbox) {
 	t.Helper()
 	const age = time.Hour
 	if err := sb.Guest().WriteFile(t.Context(), "root", "/root/watcher", strings.NewReader(clockWatcher)); err != nil {
 		t.Fatal(err)
 	}
-	// Nothing but the resume corrects this clock.
+	// Only the resume must correct this clock.
 	sh(t, sb, fmt.Sprintf("pkill chronyd; date -s @%d; setsid python3 /root/watcher </dev/null >/dev/null 2>&1 & until [ -s /dev/shm/times ]; do sleep 0.1; done",
 		time.Now().Add(-age).Unix()))
 	generation := sh(t, sb, "head -n 1 /dev/shm/times | cut -d' ' -f1")
@@ -160,9 +161,10 @@ func testTime(t *testing.T, sb *sandbox.Sandbox) {
 	checkWatched(t, strings.Split(sh(t, sb, "cat /dev/shm/times"), "\n"), generation, past, began)
 }
 
-// checkWatched fails unless each time that was printed is of before the pause,
-// until past, or of after the resume began. Who is stopped between reading its
-// generation and the time may say the one of before and the other of after, once.
+// checkWatched fails unless each time printed is either from before the pause, up
+// to past, or from after the resume began. Once, a line may combine the start
+// counter from before and the time from after: the program was stopped between
+// reading the two.
 func checkWatched(t *testing.T, lines []string, generation string, past, began time.Time) {
 	t.Helper()
 	last, between, resumed := began, 0, false
@@ -185,7 +187,7 @@ func checkWatched(t *testing.T, lines []string, generation string, past, began t
 		last, resumed = at, true
 	}
 	if !resumed || between > 1 {
-		t.Errorf("of %d lines, %d have the right time and not yet their generation; the last is %q", len(lines), between, lines[len(lines)-1])
+		t.Errorf("of %d lines, %d have the right time but an old start counter; the last is %q", len(lines), between, lines[len(lines)-1])
 	}
 }
 
@@ -208,7 +210,7 @@ func testCheckpoint(t *testing.T, sb *sandbox.Sandbox) {
 	}
 }
 
-// A full disk makes a pause fail, and nothing else.
+// A full disk makes a pause fail; the sandbox keeps running.
 func testFullDisk(t *testing.T, h *host.Host, sb *sandbox.Sandbox) {
 	t.Helper()
 	var root, store unix.Statfs_t
@@ -216,7 +218,7 @@ func testFullDisk(t *testing.T, h *host.Host, sb *sandbox.Sandbox) {
 		t.Fatal(err)
 	}
 	if root.Fsid == store.Fsid {
-		t.Skip("the store is on the root file system, which others need: it needs 4 GiB more for one of its own")
+		t.Skip("the store is on the root file system, which others need: it needs 4 GiB more for its own")
 	}
 	want := sh(t, sb, content)
 	filler := filepath.Join(h.Store().Dir, "filler")
@@ -241,7 +243,7 @@ func testFullDisk(t *testing.T, h *host.Host, sb *sandbox.Sandbox) {
 	}
 }
 
-// fillDisk makes a file that takes all that is free.
+// fillDisk makes a file that takes all free space.
 func fillDisk(path string) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -249,7 +251,7 @@ func fillDisk(path string) error {
 	}
 	defer f.Close()
 	pos := int64(0)
-	for filled := int64(-1); filled < pos; { // XFS frees what was removed some time later
+	for filled := int64(-1); filled < pos; { // XFS frees the space of removed files with a delay
 		filled = pos
 		for size := int64(1 << 30); size >= 4096; {
 			err := unix.Fallocate(int(f.Fd()), 0, pos, size)
@@ -269,7 +271,7 @@ func fillDisk(path string) error {
 	return nil
 }
 
-// A snapshot that is cut is refused by name, and the sandbox stays paused.
+// A resume from a truncated snapshot fails with the file's name, and the sandbox stays paused.
 func testDamage(t *testing.T, h *host.Host, sb *sandbox.Sandbox) {
 	t.Helper()
 	if err := errors.Join(sb.Pause(t.Context()), h.Manager.Collect(t.Context())); err != nil {
@@ -297,8 +299,8 @@ func testDamage(t *testing.T, h *host.Host, sb *sandbox.Sandbox) {
 	}
 }
 
-// The agent kills itself at points of pausing and resuming. The next one has
-// the sandbox running or paused, and whole.
+// The agent kills itself at points of pausing and resuming. With the next agent
+// the sandbox is running or paused, with all its data.
 func TestAgentIsKilledInAPause(t *testing.T) {
 	a := newAgent(t)
 	a.start(t)

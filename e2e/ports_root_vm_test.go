@@ -14,8 +14,8 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// testPorts reaches a web server that listens on the loopback address of a
-// sandbox alone: by its URL, by a host name, and by port-forward.
+// testPorts reaches a web server that listens only on the loopback address of a
+// sandbox: by its URL, by a host name, and by port-forward.
 func testPorts(t *testing.T, e *everything, id string) {
 	t.Helper()
 	const port = 8000
@@ -60,7 +60,7 @@ func testPorts(t *testing.T, e *everything, id string) {
 	}
 }
 
-// fetch sends a request on a connection of its own; 0 is no answer.
+// fetch sends a request on a new connection. A status of 0 means that there was no response.
 func fetch(t *testing.T, url, host string) (status int, body string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)

@@ -25,7 +25,7 @@ func answers(t *testing.T, sb *sandbox.Sandbox) {
 	}
 }
 
-// A guest whose user takes all memory or all processes answers its host.
+// A guest whose user uses up all memory or all processes still answers its host.
 func TestGreedyCommands(t *testing.T) {
 	h := openHost(t)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
@@ -53,7 +53,7 @@ func TestGreedyCommands(t *testing.T) {
 			}
 			answers(t, sb)
 		}
-		// A child is killed, and the shell says so with its status.
+		// A child is killed, and the shell reports that by its exit code.
 		res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "sh", Args: []string{"-c", "python3 -c '" + greedy + "'; exit $?"}})
 		if err != nil || res.Reason != envdclient.EndOutOfMemory {
 			t.Errorf("a command whose child takes all memory ended with %+v, %v", res, err)
@@ -65,13 +65,13 @@ func TestGreedyCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer bomb.Close()
-		// Programs cost a busy guest more than what the shell can do itself.
+		// Starting programs costs a busy guest more than the shell's builtins.
 		sh(t, sb, "until read -r n </sys/fs/cgroup/user/pids.current && [ $n -gt 100 ]; do :; done")
 		for range 3 {
 			answers(t, sb)
 		}
 		began := time.Now()
-		// The kernel may have killed its first process for want of memory, and then all is killed.
+		// When memory is short, the kernel may have killed its first process, and with it all others.
 		if err := bomb.Signal(t.Context(), envdclient.SIGKILL); err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestGreedyCommands(t *testing.T) {
 	answers(t, sb)
 }
 
-// Files are read and written with the rights of the user that a call names.
+// Files are read and written with the permissions of the user that a call names.
 func TestFilesAreUsers(t *testing.T) {
 	h := openHost(t)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
@@ -105,7 +105,7 @@ func TestFilesAreUsers(t *testing.T) {
 	}
 }
 
-// What a command has started freezes with it, stays over a pause, and ends with it.
+// The processes that a command started freeze with it, survive a pause, and end with it.
 func TestCommandIsOneOverPause(t *testing.T) {
 	h := openHost(t)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)

@@ -17,10 +17,10 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// resets is how many connections each kind of rude client opens to a server.
+// resets is how many connections each kind of client in rude opens to a server.
 const resets = 500
 
-// rude are clients that leave in the middle. Each gets a connection that is reset when it returns.
+// rude are clients that disconnect in the middle of a request. Each gets a connection, which is reset when the function returns.
 var rude = map[string]func(net.Conn){
 	"part of a body": func(c net.Conn) {
 		fmt.Fprintf(c, "POST /v1/sandboxes HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n{")
@@ -114,8 +114,8 @@ func TestResetsOfEnvd(t *testing.T) {
 	}
 }
 
-// testResetsOfUp breaks connections to the API of "wrenn up", without a key, and sees that
-// nothing ended.
+// testResetsOfUp breaks connections to the API of "wrenn up", without a key, and checks that
+// up keeps running.
 func testResetsOfUp(t *testing.T, e *everything, id string) {
 	t.Helper()
 	url := strings.Trim(regexp.MustCompile(`Wrenn serves at (\S+)`).FindStringSubmatch(e.out.String())[1], " ")

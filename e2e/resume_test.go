@@ -38,19 +38,19 @@ const (
 	chainBox = wrenn.SandboxID("iabcdefghijklmnopqrst")
 )
 
-// hop passes connections on to a server, and cuts all of them when it is
-// killed, as they are when the server is.
+// hop forwards connections to a server. Killing the hop cuts all of them, as
+// killing the server would.
 type hop struct {
 	address, to string
 	listener    net.Listener
 	pipes       sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	conns map[net.Conn]struct{}
 	dead  bool
 }
 
-// newHop starts a hop before a server, which serve serves until its context ends.
+// newHop starts a hop in front of a server, which serve serves until its context ends.
 func newHop(t *testing.T, serve func(context.Context, net.Listener) error) *hop {
 	t.Helper()
 	h := &hop{address: "127.0.0.1:0", to: listen(t, serve), conns: make(map[net.Conn]struct{})}
@@ -59,7 +59,7 @@ func newHop(t *testing.T, serve func(context.Context, net.Listener) error) *hop 
 	return h
 }
 
-// listen serves on a port of its own until the test ends, and returns its address.
+// listen serves on an unused port until the test ends, and returns its address.
 func listen(t *testing.T, serve func(context.Context, net.Listener) error) string {
 	t.Helper()
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -112,14 +112,14 @@ func (h *hop) pass(near net.Conn) {
 	h.conns[near], h.conns[far] = struct{}{}, struct{}{}
 	for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
 		h.pipes.Go(func() {
-			_, _ = io.Copy(way[0], way[1]) // it is cut
+			_, _ = io.Copy(way[0], way[1]) // fails when the hop is killed
 			near.Close()
 			far.Close()
 		})
 	}
 }
 
-// kill may be called again.
+// kill cuts all connections and stops accepting new ones. Twice is allowed.
 func (h *hop) kill() {
 	h.listener.Close()
 	h.mu.Lock()
@@ -132,14 +132,14 @@ func (h *hop) kill() {
 	h.pipes.Wait()
 }
 
-// machineOfNobody is a guest's kernel whose clock stays as it is.
-type machineOfNobody struct{ guesttest.Inert }
+// inertMachine is a guest's kernel whose clock is never set.
+type inertMachine struct{ guesttest.Inert }
 
-func (machineOfNobody) Now() time.Time          { return time.Now() }
-func (machineOfNobody) SetTime(time.Time) error { return nil }
-func (machineOfNobody) AddEntropy([]byte) error { return nil }
+func (inertMachine) Now() time.Time          { return time.Now() }
+func (inertMachine) SetTime(time.Time) error { return nil }
+func (inertMachine) AddEntropy([]byte) error { return nil }
 
-// agentOfOne is a host's agent with one guest, of which it serves the streams.
+// agentOfOne is a host's agent that serves only the streams of one guest.
 type agentOfOne struct {
 	hostagentv1connect.UnimplementedHostAgentServiceHandler
 
@@ -150,7 +150,7 @@ func (a *agentOfOne) ExecStream(ctx context.Context, s *connect.BidiStream[pb.Ex
 	return wire.ToConnect(a.commands.ExecStream(ctx, s))
 }
 
-// serviceOfOne is a control plane's service with one sandbox, of which it serves the streams.
+// serviceOfOne is a control plane's service that serves only the streams of one sandbox.
 type serviceOfOne struct {
 	api.Service
 
@@ -178,7 +178,7 @@ func opened(s *hostclient.ExecStream, err error) (service.ExecStream, error) {
 	return s, nil
 }
 
-// chain is every hop from the SDK to a guest's agent, in this process.
+// chain has every hop from the SDK to a guest's agent, all in this process.
 type chain struct {
 	client            *client.Client
 	guest             *envdclient.Client
@@ -198,7 +198,7 @@ func newChain(t *testing.T) *chain {
 	c.agent = newHop(t, func(ctx context.Context, l net.Listener) error {
 		server := &http.Server{Handler: mux, Protocols: new(http.Protocols), ReadHeaderTimeout: time.Minute}
 		server.Protocols.SetUnencryptedHTTP2(true)
-		defer context.AfterFunc(ctx, func() { _ = server.Close() })() // says what closing the listener says
+		defer context.AfterFunc(ctx, func() { _ = server.Close() })() // returns the same error as closing the listener
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
@@ -230,13 +230,13 @@ func newEnvd(t *testing.T) *envdclient.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	envd := guest.New(guest.Config{Machine: machineOfNobody{}, Log: slog.New(slog.DiscardHandler), DefaultUser: me.Username})
+	envd := guest.New(guest.Config{Machine: inertMachine{}, Log: slog.New(slog.DiscardHandler), DefaultUser: me.Username})
 	c := envdclient.New(envdclient.Config{Dial: new(net.Dialer).DialContext, Address: listen(t, envd.Serve)})
 	t.Cleanup(c.Close)
 	return c
 }
 
-// breaks cuts a hop each time that so many bytes have passed.
+// breaks is a writer that calls cut once in every so many bytes.
 type breaks struct {
 	w     io.Writer
 	every int
@@ -252,8 +252,8 @@ func (b *breaks) Write(p []byte) (int, error) {
 	return b.w.Write(p)
 }
 
-// cuts returns a function that kills the agent, the control plane, or both, in
-// turn, and starts them again. It has to be called several times.
+// cuts returns a function that kills and restarts, in turn, the agent, the control
+// plane, or both. The test fails when it is called less than six times.
 func (c *chain) cuts(t *testing.T) func() {
 	t.Helper()
 	n := 0
@@ -275,8 +275,8 @@ func (c *chain) cuts(t *testing.T) func() {
 	}
 }
 
-// TestStreamSurvivesItsHops: a command prints numbers while what is between is
-// killed, time and again, and every byte arrives, once.
+// TestStreamSurvivesItsHops: a command prints numbers while the hops on the way
+// are killed again and again, and every byte arrives exactly once.
 func TestStreamSurvivesItsHops(t *testing.T) {
 	c := newChain(t)
 	const numbers = 1_200_000
@@ -301,8 +301,8 @@ func TestStreamSurvivesItsHops(t *testing.T) {
 	}
 }
 
-// TestInputSurvivesItsHops: what is written reaches the command once, although
-// nobody on this side knows how much of it had when a hop died.
+// TestInputSurvivesItsHops: all input reaches the command exactly once, although
+// the client does not know how much of it had arrived when a hop died.
 func TestInputSurvivesItsHops(t *testing.T) {
 	c := newChain(t)
 	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "cat"}, client.StartOptions{Stdin: true})
@@ -330,7 +330,7 @@ func TestInputSurvivesItsHops(t *testing.T) {
 	}
 }
 
-// TestExitSurvivesItsHops: a command that ends while nobody follows is heard of.
+// TestExitSurvivesItsHops: the exit of a command that ends while no stream is connected is reported.
 func TestExitSurvivesItsHops(t *testing.T) {
 	c := newChain(t)
 	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "/bin/sh", Args: []string{"-c", "read x; echo last; exit 9"}}, client.StartOptions{Stdin: true})
@@ -348,7 +348,7 @@ func TestExitSurvivesItsHops(t *testing.T) {
 	}
 }
 
-// end gives a command the line that it waits for, and returns when it has ended.
+// end sends a command the line that it waits for, and returns when it has ended.
 func end(t *testing.T, guest *envdclient.Client, pid int) {
 	t.Helper()
 	p, err := guest.Attach(t.Context(), envdclient.Target{PID: uint32(pid)})
@@ -367,7 +367,7 @@ func end(t *testing.T, guest *envdclient.Client, pid int) {
 	}
 }
 
-// TestSignalPassesInput: input that the command does not read holds up nothing else.
+// TestSignalPassesInput: input that the command does not read does not block signals.
 func TestSignalPassesInput(t *testing.T) {
 	c := newChain(t)
 	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "sleep", Args: []string{"1000"}}, client.StartOptions{Stdin: true})
@@ -386,8 +386,8 @@ func TestSignalPassesInput(t *testing.T) {
 	}
 }
 
-// TestClosedStreamLetsGo: a command goes on at once without a stream that was
-// closed, and another one sees what it printed last.
+// TestClosedStreamLetsGo: a command no longer waits for a stream that was closed,
+// and another stream gets its latest output.
 func TestClosedStreamLetsGo(t *testing.T) {
 	c := newChain(t)
 	s, err := c.client.Start(t.Context(), string(chainBox), client.Command{Cmd: "/bin/sh", Args: []string{"-c", "seq 1 600000; read x; echo $x"}}, client.StartOptions{Stdin: true, Hold: 10 * time.Minute})

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// tour is what "make run" runs, in a state directory of the test's own.
+// tour runs what "make run" runs, in the test's own state directory.
 func tour(t *testing.T, dir string, command ...string) *everything {
 	t.Helper()
 	return startUp(t, dir, append([]string{"--", "../scripts/tour.sh"}, command...)...)
@@ -63,9 +63,9 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestRunInterrupted ends it in the middle, in all ways, at moments that differ
-// in what has been made. Ctrl-C goes to all that the terminal started, and so
-// does the end of the terminal, of which one moment is enough.
+// TestRunInterrupted ends the tour in all ways, at moments that differ in what
+// exists already. Ctrl-C and the end of the terminal signal all processes that the
+// terminal started; for the latter one moment is enough.
 func TestRunInterrupted(t *testing.T) {
 	dir := stateDir(t)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGHUP, syscall.SIGKILL} {
@@ -80,11 +80,11 @@ func TestRunInterrupted(t *testing.T) {
 				if !e.out.wait(moment, patience) {
 					t.Fatalf("it did not come to %q:\n%s", moment, e.out)
 				}
-				whom := -e.cmd.Process.Pid
+				target := -e.cmd.Process.Pid
 				if sig == syscall.SIGKILL {
-					whom = e.cmd.Process.Pid
+					target = e.cmd.Process.Pid
 				}
-				if err := syscall.Kill(whom, sig); err != nil {
+				if err := syscall.Kill(target, sig); err != nil {
 					t.Fatal(err)
 				}
 				if code, out := e.end(t); code == 0 {
@@ -120,7 +120,7 @@ func TestRunTwoAtOnceIsRefused(t *testing.T) {
 	}
 }
 
-// TestUpNeedsRoot runs a copy of the program, where nobody may reach it.
+// TestUpNeedsRoot runs a copy of the program in a directory that all users can enter.
 func TestUpNeedsRoot(t *testing.T) {
 	dir := stateDir(t)
 	if err := os.Chmod(dir, 0o755); err != nil {
@@ -138,6 +138,6 @@ func TestUpNeedsRoot(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "sudo wrenn up") {
-		t.Errorf("up as nobody: %v:\n%s", err, out)
+		t.Errorf("up without root: %v:\n%s", err, out)
 	}
 }

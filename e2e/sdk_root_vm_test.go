@@ -13,7 +13,7 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// sdk is a version of an E2B SDK as its registry has it.
+// sdk is a published version of an E2B SDK.
 type sdk struct{ language, version string }
 
 // sdks are the versions that every run tests; WRENN_SDK_MATRIX=1 adds moreSDKs.
@@ -57,7 +57,7 @@ func (s sdk) program(t *testing.T) *exec.Cmd {
 	testkit.Must(t, err)
 	installed := filepath.Join(dir, ".installed")
 	if _, err := os.Stat(installed); err != nil {
-		testkit.Must(t, os.RemoveAll(dir)) // of an installation that was cut
+		testkit.Must(t, os.RemoveAll(dir)) // an incomplete installation
 		testkit.Must(t, os.MkdirAll(dir, 0o755))
 		if s.language == "python" {
 			install(t, dir, "python3", "-m", "venv", ".")
@@ -75,8 +75,8 @@ func (s sdk) program(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
-// install runs a step of an installation; without the program that it needs the
-// test is skipped, and fails where nothing may be skipped.
+// install runs a step of an installation. Without the program that it needs it
+// skips the test, or fails it where nothing may be skipped.
 func install(t *testing.T, dir, name string, args ...string) {
 	t.Helper()
 	path := name

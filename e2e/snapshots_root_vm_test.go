@@ -18,13 +18,13 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// counter starts a program that has a secret and a number in its memory alone,
-// and tells both again and again.
+// counter starts a program that has a secret and a number only in its memory, and
+// writes both to a file again and again.
 const counter = `setsid sh -c 'secret=$(cat /proc/sys/kernel/random/uuid); n=0
 	while :; do n=$((n+1)); echo "$secret $n" >/dev/shm/new; mv /dev/shm/new /dev/shm/told; sleep 0.2; done' >/dev/null 2>&1 </dev/null &
 	while ! cat /dev/shm/told 2>/dev/null; do sleep 0.05; done`
 
-// TestSnapshotsByTheAPI goes the whole way, from the SDK to the guest and back.
+// TestSnapshotsByTheAPI tests snapshots through all parts, from the SDK to the guest.
 func TestSnapshotsByTheAPI(t *testing.T) {
 	s := newStack(t, "wsur", "10.228.0.0/16")
 	t.Run("pause", s.testPause)
@@ -81,15 +81,15 @@ func (s *stack) must(t *testing.T, id, script string) string {
 	return out
 }
 
-// goesOn says whether the counter of a sandbox counts on from where it was.
-func (s *stack) goesOn(t *testing.T, id, told string) {
+// checkCounter fails unless the counter of a sandbox continues from what it told before.
+func (s *stack) checkCounter(t *testing.T, id, told string) {
 	t.Helper()
 	var secret string
 	var n, now int
 	if _, err := fmt.Sscan(told, &secret, &n); err != nil {
 		t.Fatalf("the counter told %q: %v", told, err)
 	}
-	testkit.WaitNoError(t, "the counter goes on", func() error {
+	testkit.WaitNoError(t, "the counter continues", func() error {
 		said, err := s.sh(t, id, "cat /dev/shm/told")
 		if err != nil {
 			return err
@@ -123,7 +123,7 @@ func (s *stack) testPause(t *testing.T) {
 	if sb, err := s.api.ResumeSandbox(t.Context(), id); err != nil || sb.State != client.Running {
 		t.Fatalf("resumed: %+v, %v", sb, err)
 	}
-	s.goesOn(t, id, told)
+	s.checkCounter(t, id, told)
 }
 
 func (s *stack) testFork(t *testing.T) {
@@ -140,7 +140,7 @@ func (s *stack) testFork(t *testing.T) {
 		if sb.ParentID != id || sb.State != client.Running || sb.Metadata["mark"] != "snapshots" {
 			t.Errorf("copy: %+v", sb)
 		}
-		s.goesOn(t, sb.ID, told)
+		s.checkCounter(t, sb.ID, told)
 		s.must(t, sb.ID, "echo mine >/root/mine")
 		boots[s.must(t, sb.ID, bootID)] = true
 	}
@@ -153,7 +153,7 @@ func (s *stack) testFork(t *testing.T) {
 	if err := s.api.DeleteSandbox(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	for _, sb := range forked.Sandboxes { // they need it no more
+	for _, sb := range forked.Sandboxes { // the test no longer needs them
 		if err := s.usable(t, sb.ID); err != nil {
 			t.Error(err)
 		}
@@ -203,7 +203,7 @@ func (s *stack) testCheckpoints(t *testing.T) {
 		t.Errorf("%+v, %v", all, err)
 	}
 	if _, err := s.api.RestoreCheckpoint(t.Context(), id, one); client.CodeOf(err) != client.NotFound {
-		t.Errorf("back to what is deleted: %v", err)
+		t.Errorf("restore to a deleted checkpoint: %v", err)
 	}
 	state("two two")
 }
@@ -220,7 +220,7 @@ func (s *stack) wrenn(t *testing.T, args ...string) (string, error) {
 	return string(out), err
 }
 
-// testTimeout lets sandboxes sleep by themselves. Their rows learn of it later: what a user asks for works all the same.
+// testTimeout lets sandboxes pause at their timeout. Their rows change later: requests must work all the same.
 func (s *stack) testTimeout(t *testing.T) {
 	asleep := func(id string) {
 		t.Helper()
@@ -245,7 +245,7 @@ func (s *stack) testTimeout(t *testing.T) {
 	woken := s.sleeper(t, short(true))
 	told := s.must(t, woken, counter)
 	asleep(woken)
-	s.goesOn(t, woken, told) // its row says that it runs, or that it is paused
+	s.checkCounter(t, woken, told) // its row says that it runs, or that it is paused
 	asleep(woken)
 	testkit.WaitNoError(t, "its row says so", func() error {
 		sb, err := s.api.Sandbox(t.Context(), woken)
@@ -254,7 +254,7 @@ func (s *stack) testTimeout(t *testing.T) {
 		}
 		return err
 	})
-	s.goesOn(t, woken, told)
+	s.checkCounter(t, woken, told)
 
 	sleeping := s.sleeper(t, short(false))
 	asleep(sleeping)
@@ -269,8 +269,8 @@ func (s *stack) testTimeout(t *testing.T) {
 	})
 }
 
-// testAutoResume uses a paused sandbox in each way that wakes it. A pause that somebody wants is
-// the end of the streams of it: who follows one must not wake it by connecting again.
+// testAutoResume uses a paused sandbox in each way that resumes it. A pause that a user requests
+// ends the sandbox's streams: their clients must not resume it by connecting again.
 func (s *stack) testAutoResume(t *testing.T) {
 	id := s.sleeper(t, func(c *client.CreateSandbox) { c.AutoResume = true })
 	told := s.must(t, id, counter)
@@ -309,7 +309,7 @@ func (s *stack) testAutoResume(t *testing.T) {
 			}
 		})
 	}
-	s.goesOn(t, id, told)
+	s.checkCounter(t, id, told)
 	t.Run("paused under a stream", func(t *testing.T) {
 		stream, err := s.api.Start(t.Context(), id, client.Command{Cmd: "sleep", Args: []string{"1000"}}, client.StartOptions{})
 		if err != nil {
@@ -328,7 +328,7 @@ func (s *stack) testAutoResume(t *testing.T) {
 	})
 }
 
-// stream is sh by a stream.
+// stream is like sh, but through a stream.
 func (s *stack) stream(t *testing.T, id, script string) (string, error) {
 	t.Helper()
 	stream, err := s.api.Start(t.Context(), id, client.Command{Cmd: "/bin/sh", Args: []string{"-c", script}, User: "root"}, client.StartOptions{})

@@ -24,22 +24,22 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// cyclesVariable says how often TestSandboxesLeaveNothing goes round.
+// cyclesVariable is the environment variable with the number of cycles of TestSandboxesLeaveNothing.
 const cyclesVariable = "WRENN_TEST_CYCLES"
 
 const (
-	cycles     = 30 // unless cyclesVariable says otherwise
-	warmCycles = 50 // until pools, caches and heaps are as large as they get; a third of fewer
-	// threadNoise is how many threads more a program in Go may need when much
-	// happens at once. They stay; those of a leak would be as many as the cycles.
+	cycles     = 30 // the default
+	warmCycles = 50 // cycles until pools, caches and heaps have their final size; at most a third of all
+	// threadNoise is how many more threads a Go program may start when much happens
+	// at once. They stay; a leak would have as many as there are cycles.
 	threadNoise = 3
-	// heapNoise is by how much the resident memory of a program in Go may differ
-	// between two moments at which it does the same.
+	// heapNoise is how much the resident memory of a Go program may differ between
+	// two moments with the same work.
 	heapNoise = 4 << 20
 )
 
-// Creating, using and destroying sandboxes for as long as one likes takes no
-// more of the host at the end than when its pools and caches had filled.
+// After any number of sandboxes were created, used and destroyed, the host's
+// programs use no more resources than when their pools and caches had filled.
 func TestSandboxesLeaveNothing(t *testing.T) {
 	n := cycles
 	if text := os.Getenv(cyclesVariable); text != "" {
@@ -68,14 +68,14 @@ func TestSandboxesLeaveNothing(t *testing.T) {
 
 func mib(bytes int) float64 { return float64(bytes) / (1 << 20) }
 
-// edges are the medians of the first and the last quarter.
+// edges returns the medians of the first and the last quarter.
 func edges(samples []int) (first, last int) {
 	quarter := max(1, len(samples)/4)
 	median := func(part []int) int { return slices.Sorted(slices.Values(part))[len(part)/2] }
 	return median(samples[:quarter]), median(samples[len(samples)-quarter:])
 }
 
-// soak is a stack whose programs tell how many goroutines they have.
+// soak is a stack whose programs export the number of their goroutines.
 type soak struct {
 	*stack
 	metrics map[string]string // addresses, by program
@@ -93,7 +93,7 @@ func newSoak(t *testing.T) *soak {
 	return s
 }
 
-// expose puts an address for metrics into a configuration.
+// expose adds an address for metrics to a configuration.
 func expose(t *testing.T, path, line, instead string) (address string) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.222.0.1:0")
@@ -146,7 +146,7 @@ func (s *soak) cycle(t *testing.T, n int) (memory map[string][]int) {
 	return memory
 }
 
-// resident is the second field of /proc/PID/statm, proc_pid_statm(5), in bytes.
+// resident returns the second field of /proc/PID/statm, proc_pid_statm(5), in bytes.
 func resident(t *testing.T, pid int) int {
 	t.Helper()
 	var size, pages int
@@ -162,7 +162,7 @@ func resident(t *testing.T, pid int) int {
 
 const threads = ": threads"
 
-// census counts what there is, by kind.
+// census counts resources of the host, by kind.
 type census map[string]int
 
 func (c census) String() string {
@@ -173,7 +173,7 @@ func (c census) String() string {
 	return text.String()
 }
 
-// grewInto says what there is more of later.
+// grewInto returns an error for each kind of which there is more in later.
 func (c census) grewInto(later census) error {
 	var errs []error
 	for kind, n := range later {
@@ -242,7 +242,7 @@ func (s *soak) mounts(t *testing.T) (n int) {
 func loops(t *testing.T, dir string) (n int) {
 	t.Helper()
 	for _, path := range glob(t, "/sys/block/loop*/loop/backing_file") {
-		if of, _ := os.ReadFile(path); strings.HasPrefix(string(of), dir) { // one that was detached has none
+		if of, _ := os.ReadFile(path); strings.HasPrefix(string(of), dir) { // a detached one has none
 			n++
 		}
 	}
@@ -264,8 +264,8 @@ func files(t *testing.T, dir string) (n int) {
 	return n
 }
 
-// children counts a process's own, also those that ended and that it never
-// asked about: field 4 of /proc/PID/stat, proc_pid_stat(5).
+// children counts the children of a process, including zombies: field 4 of
+// /proc/PID/stat, proc_pid_stat(5).
 func children(t *testing.T, parent int) (n int) {
 	t.Helper()
 	for _, path := range glob(t, "/proc/[0-9]*/stat") {
@@ -284,7 +284,7 @@ func goroutines(t *testing.T, address string) (n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Close = true // or the connection would count
+	req.Close = true // otherwise the connection would be counted
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// stack is all of Wrenn as three processes, each of which a test may kill.
+// stack runs all of Wrenn as three processes, each of which a test may kill.
 type stack struct {
 	agent        *agent
 	database     *pgserver.Server
@@ -34,8 +34,8 @@ type stack struct {
 	api          *client.Client
 }
 
-// newStack starts all three. They end with the test, and must leave nothing.
-// Two at once need different names and addresses of slots.
+// newStack starts all three. They stop at the end of the test, and must leave
+// nothing. Two stacks at the same time need different names and addresses of slots.
 func newStack(t *testing.T, prefix, addresses string) *stack {
 	t.Helper()
 	s := &stack{agent: newAgentOn(t, prefix, addresses)}
@@ -73,7 +73,7 @@ func (s *stack) configure(t *testing.T) {
 	if err := s.database.EnsureDatabase(t.Context(), "wrenn"); err != nil {
 		t.Fatal(err)
 	}
-	// A port that stays the same from one start to the next, and an address at which nobody else takes it meanwhile.
+	// The port stays the same across restarts; on this address no other program takes it while the control plane is down.
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.222.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +109,7 @@ func (s *stack) command(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// startControlPlane returns when it takes requests.
+// startControlPlane starts it and returns when it accepts requests.
 func (s *stack) startControlPlane(t *testing.T) {
 	t.Helper()
 	s.controlPlane = startChild(t, s.command(t))
@@ -134,7 +134,7 @@ func (s *stack) ready(t *testing.T) {
 	})
 }
 
-// startDatabase starts PostgreSQL on what was written so far.
+// startDatabase starts PostgreSQL on its existing data.
 func (s *stack) startDatabase(t *testing.T) {
 	t.Helper()
 	var err error
@@ -143,8 +143,8 @@ func (s *stack) startDatabase(t *testing.T) {
 	}
 }
 
-// killDatabase kills the postmaster and returns when its children, who see
-// that and end, answer no query any more.
+// killDatabase kills the postmaster and returns when its children have ended too
+// and no query is answered any more.
 func (s *stack) killDatabase(t *testing.T) {
 	t.Helper()
 	data := filepath.Join(s.databaseDir, "data")
@@ -164,8 +164,8 @@ func (s *stack) killDatabase(t *testing.T) {
 	testkit.WaitNoError(t, "the database's processes are gone", func() error {
 		cwds, err := filepath.Glob("/proc/[0-9]*/cwd")
 		for _, link := range cwds {
-			if cwd, _ := os.Readlink(link); cwd == data { // a process that ended has none
-				err = errors.Join(err, fmt.Errorf("%s is there", link))
+			if cwd, _ := os.Readlink(link); cwd == data { // an ended process has none
+				err = errors.Join(err, fmt.Errorf("%s exists", link))
 			}
 		}
 		return err
@@ -190,7 +190,7 @@ func (s *stack) create(t *testing.T, mark string) (*client.Sandbox, error) {
 	return s.api.CreateSandbox(t.Context(), client.CreateSandbox{MemoryMB: 128, Timeout: time.Hour, Metadata: map[string]string{"mark": mark}})
 }
 
-// usable says whether a command runs in the sandbox, and what it prints comes back.
+// usable returns an error unless a command runs in the sandbox and its output arrives.
 func (s *stack) usable(t *testing.T, id string) error {
 	t.Helper()
 	r, err := s.api.Exec(t.Context(), id, client.Command{Cmd: "/bin/sh", Args: []string{"-c", "echo $((40+2))"}})
@@ -200,8 +200,8 @@ func (s *stack) usable(t *testing.T, id string) error {
 	return err
 }
 
-// clean deletes what has the mark, stops the agent, and looks for what is left
-// on the host. Then it starts the agent again.
+// clean deletes the sandboxes with the mark, stops the agent, and checks that
+// nothing is left on the host. Then it starts the agent again.
 func (s *stack) clean(t *testing.T, mark string) {
 	t.Helper()
 	all, err := s.list(t, mark)
@@ -227,7 +227,7 @@ func (s *stack) clean(t *testing.T, mark string) {
 	s.agent.start(t)
 }
 
-// leftovers names what machines have left on a host whose agent has stopped.
+// leftovers returns what machines have left on a host whose agent has stopped.
 func (s *stack) leftovers(t *testing.T) []string {
 	t.Helper()
 	dir := s.agent.dir
@@ -250,7 +250,7 @@ func (s *stack) leftovers(t *testing.T) []string {
 	return left
 }
 
-// unavailable is the error of a part that is away, which says when to come back.
+// unavailable returns nil when err is that of an unreachable part, with Retry-After.
 func unavailable(err error) error {
 	if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != client.Unavailable || e.Status != 503 || e.RetryAfter <= 0 {
 		return fmt.Errorf("got %w, want 503 with Retry-After", err)

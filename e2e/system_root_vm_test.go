@@ -13,7 +13,7 @@ import (
 	"wrenn/internal/host/sandbox"
 )
 
-// A guest has what a usual init gives a system: the table of docs/guest-image.md.
+// A guest has what other init systems set up: the table of docs/guest-image.md.
 func TestGuestSystem(t *testing.T) {
 	h := openHost(t)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
@@ -85,8 +85,8 @@ for root in "/dev/shm", "/run", "/run/lock", "/run/user", "/dev":
 print("full")
 `
 
-// What is written to file systems in memory is never so much that the guest or its
-// agent dies of it, and temporary files are none of them.
+// File systems in memory can never hold so much that the guest or its agent dies,
+// and temporary files are not in memory.
 func TestGuestIsFull(t *testing.T) {
 	h := openHost(t)
 	collectLast(t, h)
@@ -127,12 +127,12 @@ func TestGuestIsFull(t *testing.T) {
 	alive("in a fork:", keep(t, forked[0].Sandbox, nil))
 }
 
-// synchronized waits for half a minute at most, in which chronyd would not ask by
-// itself: it does so each minute or more seldom.
+// synchronized waits for at most half a minute. In that time chronyd would not ask
+// by itself: it does so once a minute or less often.
 const synchronized = "chronyc -n waitsync 30 0 0 1 >/dev/null && chronyc -n tracking | grep -E '^(Reference ID|Leap status)'"
 
-// A guest's clock follows the host's again soon after a restore, which chronyd
-// notices by itself only when it asks the next time.
+// A guest's clock follows the host's again soon after a restore. By itself chronyd
+// would notice the restore only when it asks the next time.
 func TestGuestClock(t *testing.T) {
 	h := openHost(t)
 	collectLast(t, h)
@@ -147,8 +147,8 @@ func TestGuestClock(t *testing.T) {
 		checkClock(t, sb)
 	}
 	follows("after a create", sb)
-	// A guest that has slept for an hour, and knows that it is not synchronized.
-	sh(t, sb, "until chronyc -n activity | grep -q '^1 sources online'; do sleep 0.5; done; date -s '-1 hour'; chronyc -n tracking | grep 'Not synchronised'")
+	// A guest that seems to have been paused for an hour, and whose chronyd knows that it is not synchronized.
+	sh(t, sb, "until chronyc -n activity | grep -q '^1 sources online'; do sleep 0.5; done; date -s '-1 hour'; chronyc -n tracking | grep 'Not synchron'")
 	if err := sb.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -30,11 +30,11 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// serving is counter in the foreground, as the start command of a template.
+// serving runs counter in the foreground, as the start command of a template.
 const serving = `secret=$(cat /proc/sys/kernel/random/uuid); n=0; echo the program runs
 	while :; do n=$((n+1)); echo "$secret $n $GREETING" >/dev/shm/new; mv /dev/shm/new /dev/shm/told; sleep 0.2; done`
 
-// TestTemplates goes the whole way, from the command line to the guest and back.
+// TestTemplates tests templates through all parts, from the command line to the guest.
 func TestTemplates(t *testing.T) {
 	s := newStack(t, "wtpl", "10.229.0.0/16")
 	t.Run("from the base", s.testTemplateOfBase)
@@ -48,7 +48,7 @@ func TestTemplates(t *testing.T) {
 	}
 }
 
-// buildTemplate builds by the command line, and deletes the template with the test.
+// buildTemplate builds a template with the command line, and deletes it at the end of the test.
 func (s *stack) buildTemplate(t *testing.T, template string, args ...string) {
 	t.Helper()
 	out, err := s.wrenn(t, append([]string{"template", "build", template}, args...)...)
@@ -66,7 +66,7 @@ func (s *stack) deleteTemplate(t *testing.T, template string) {
 	}
 }
 
-// of makes a sandbox of a template, which lives as long as the test.
+// of creates a sandbox from a template; it is deleted at the end of the test.
 func (s *stack) of(t *testing.T, template string) string {
 	t.Helper()
 	return s.sleeper(t, func(wish *client.CreateSandbox) { wish.Template, wish.MemoryMB = template, 0 })
@@ -91,7 +91,7 @@ func (s *stack) testTemplateOfBase(t *testing.T) {
 	if _, err := fmt.Sscan(told, &other); err != nil || other != secret {
 		t.Errorf("two sandboxes of one template run the programs %q and %q", secret, other)
 	}
-	s.goesOn(t, two, told)
+	s.checkCounter(t, two, told)
 	const bootID = "cat /proc/sys/kernel/random/boot_id"
 	if s.must(t, one, bootID) == s.must(t, two, bootID) {
 		t.Error("two sandboxes of one template have the same boot id")
@@ -110,14 +110,14 @@ func (s *stack) testTemplateOfSandbox(t *testing.T) {
 	told := s.must(t, id, counter)
 	s.must(t, id, "echo on the disk >/root/mark")
 	s.buildTemplate(t, "mine:v1", "--from-sandbox", id)
-	s.goesOn(t, id, told)
+	s.checkCounter(t, id, told)
 	copied := s.of(t, "mine:v1")
-	s.goesOn(t, copied, told)
+	s.checkCounter(t, copied, told)
 	if got := s.must(t, copied, "cat /root/mark"); got != "on the disk" {
 		t.Errorf("the file says %q", got)
 	}
 	s.deleteTemplate(t, "mine:v1")
-	s.goesOn(t, copied, told) // which needs its files
+	s.checkCounter(t, copied, told) // which needs its files
 	s.buildTemplate(t, "mine:v2", "--from-sandbox", copied)
 }
 
@@ -132,7 +132,7 @@ func (s *stack) testTemplateOfContainer(t *testing.T) {
 	if got := s.must(t, id, system); got != "1777\n7\n65\nout\n524288\nuser" {
 		t.Errorf("of what its init gives it has %q", got)
 	}
-	s.goesOn(t, id, s.must(t, id, "cat /dev/shm/told"))
+	s.checkCounter(t, id, s.must(t, id, "cat /dev/shm/told"))
 	// The image has no modprobe: the guest's kernel runs the one that it was given.
 	if got := s.must(t, id, "mkdir -p /mnt && cd /mnt && mkdir l u w m && /bin/busybox mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none m && echo x >m/f && cat u/f"); got != "x" {
 		t.Errorf("in an overlay: %q", got)
@@ -142,12 +142,12 @@ func (s *stack) testTemplateOfContainer(t *testing.T) {
 	}
 	out, err := s.wrenn(t, "template", "build", "nothing", "--from-oci", strings.Replace(ref, ":1", ":2", 1))
 	if err == nil || !strings.Contains(err.Error(), "the registry has no") {
-		t.Errorf("an image that is not there: %v: %s", err, out)
+		t.Errorf("a missing image: %v: %s", err, out)
 	}
 	s.deleteTemplate(t, "nothing")
 }
 
-// pushBusybox serves a container image of the host's busybox in a registry of the test's own.
+// pushBusybox serves a container image of the host's busybox in the test's own registry.
 func pushBusybox(t *testing.T) string {
 	t.Helper()
 	program, err := os.ReadFile("/bin/busybox")
@@ -244,7 +244,7 @@ func (s *stack) testTemplateFails(t *testing.T) {
 	s.deleteTemplate(t, "bad")
 }
 
-// testTemplateAbandoned: a build dies with its control plane, says so, and leaves nothing.
+// testTemplateAbandoned: a build fails when its control plane dies, has the reason, and leaves nothing.
 func (s *stack) testTemplateAbandoned(t *testing.T) {
 	g, err := s.api.BuildTemplate(t.Context(), client.BuildTemplate{Name: "lost", MemoryMB: 128, StartCmd: "echo it runs; exec sleep 100000", ReadyCmd: "false"})
 	if err != nil {

@@ -15,16 +15,16 @@ import (
 
 const ctrlC = "\x03"
 
-// typist is a command with a terminal, and who sits at it.
+// typist is a command with a terminal, and types into it.
 type typist struct {
 	keys *os.File     // the terminal's other end
-	idle unix.Termios // how it was set before the command
+	idle unix.Termios // the terminal's settings before the command
 	cmd  *exec.Cmd
 	out  *watched
 	done chan error
 }
 
-// sit runs wrenn with a terminal of that size as its controlling one.
+// sit runs wrenn with a controlling terminal of that size.
 func (e *everything) sit(t *testing.T, cols, rows uint16, args ...string) *typist {
 	t.Helper()
 	keys, screen := openTerminal(t)
@@ -42,7 +42,7 @@ func (e *everything) sit(t *testing.T, cols, rows uint16, args ...string) *typis
 		for {
 			n, err := keys.Read(buffer)
 			if err != nil {
-				return // EIO: the last who had it open is gone
+				return // EIO: the last process that had it open has ended
 			}
 			_, _ = y.out.Write(buffer[:n])
 		}
@@ -80,7 +80,7 @@ func (y *typist) resize(t *testing.T, cols, rows uint16) {
 	}
 }
 
-// types types keys and waits for what they lead to.
+// types types keys and waits until want is on the screen.
 func (y *typist) types(t *testing.T, keys, want string) {
 	t.Helper()
 	if _, err := y.keys.WriteString(keys); err != nil {
@@ -111,7 +111,7 @@ func (y *typist) end(t *testing.T) int {
 	return y.cmd.ProcessState.ExitCode()
 }
 
-// testCtrlC: without a terminal of its own the command is ended by Ctrl-C here.
+// testCtrlC: Ctrl-C here ends a command that has no terminal.
 func testCtrlC(t *testing.T, e *everything, id string) {
 	t.Helper()
 	y := e.sit(t, 80, 24, "sandbox", "exec", id, "--", "sh", "-c", "echo rea''dy; exec sleep 12345")
@@ -121,18 +121,18 @@ func testCtrlC(t *testing.T, e *everything, id string) {
 		t.Errorf("code %d:\n%s", code, y.out)
 	}
 	if code, out := e.wrenn(t, nil, "sandbox", "exec", id, "--", "pgrep", "-f", "^sleep 12345"); code != 1 {
-		t.Errorf("it runs on: pgrep ended with %d and printed %q", code, out)
+		t.Errorf("it still runs: pgrep ended with %d and printed %q", code, out)
 	}
 }
 
-// testShell lives in a shell for a moment: sizes, Ctrl-C for a program in it, its exit code.
+// testShell uses a shell: resizes, Ctrl-C for a program in it, its exit code.
 func testShell(t *testing.T, e *everything, id string) {
 	t.Helper()
 	y := e.sit(t, 101, 31, "sandbox", "shell", id)
 	y.types(t, "stty size\r", "31 101")
 	y.resize(t, 122, 42)
 	y.types(t, "until [ \"$(stty size)\" = '42 122' ]; do sleep 0.1; done; echo resi''zed\r", "resized")
-	// Said by the job itself: while it is not yet in the foreground the shell gets the signal, and waits on.
+	// The job itself prints this: before it is in the foreground, the shell would get the signal and keep waiting.
 	y.types(t, "sh -c \"echo be''gun; exec sleep 12345\"\r", "begun")
 	y.types(t, ctrlC, "^C")
 	y.types(t, "echo it was $?\r", "it was 130")

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// everything is a run of "wrenn up" in a directory of the test's own.
+// everything is a run of "wrenn up" in the test's own directory.
 type everything struct {
 	dir  string
 	cmd  *exec.Cmd
@@ -64,14 +64,14 @@ func prepareUp(t *testing.T, dir string, args ...string) *everything {
 		"up", "--state", filepath.Join(dir, "state"), "--run", filepath.Join(dir, "run"), "--images", needed(t, "WRENN_TEST_IMAGES"),
 		"--listen", "127.0.0.1:0", "--net-range", "10.213.0.0/16", "--net-prefix", prefix,
 	}, args...)
-	if err := os.Chmod(dir, 0o711); err != nil { // the database's user goes through it
+	if err := os.Chmod(dir, 0o711); err != nil { // the database's user passes through it
 		t.Fatal(err)
 	}
 	e := &everything{dir: dir, out: newWatched(), done: make(chan error, 1)}
 	e.cmd = e.command(args...)
 	e.cmd.Stdout, e.cmd.Stderr = e.out, e.out
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	e.cmd.WaitDelay = patience // what it started holds its output a moment longer when it is killed
+	e.cmd.WaitDelay = patience // its children hold its output a little longer when it is killed
 	return e
 }
 
@@ -96,7 +96,7 @@ func (e *everything) command(args ...string) *exec.Cmd {
 
 func (e *everything) config() string { return filepath.Join(e.dir, "config.toml") }
 
-// wrenn runs a command to its end and returns its exit code and what it printed.
+// wrenn runs a command, waits until it ends, and returns its exit code and output.
 func (e *everything) wrenn(t *testing.T, stdin io.Reader, args ...string) (int, string) {
 	t.Helper()
 	var out, errOut bytes.Buffer
@@ -114,7 +114,7 @@ func (e *everything) wrenn(t *testing.T, stdin io.Reader, args ...string) (int, 
 	return cmd.ProcessState.ExitCode(), out.String()
 }
 
-// must is wrenn for what has to work.
+// must is like wrenn, and fails the test unless the command succeeds.
 func (e *everything) must(t *testing.T, stdin io.Reader, args ...string) string {
 	t.Helper()
 	code, out := e.wrenn(t, stdin, args...)
@@ -129,7 +129,7 @@ func (e *everything) create(t *testing.T) string {
 	return strings.TrimSpace(e.must(t, nil, "sandbox", "create", "--timeout", "1h"))
 }
 
-// stop is Ctrl-C.
+// stop sends what Ctrl-C sends, and waits for the end.
 func (e *everything) stop(t *testing.T) {
 	t.Helper()
 	if err := e.cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -140,7 +140,7 @@ func (e *everything) stop(t *testing.T) {
 	}
 }
 
-// ended waits for the end and returns how it ended.
+// ended waits for the end of up and returns its error.
 func (e *everything) ended(t *testing.T) error {
 	t.Helper()
 	select {
@@ -180,7 +180,7 @@ func TestUp(t *testing.T) {
 	})
 	t.Run("Ctrl-C", func(t *testing.T) { testCtrlC(t, e, id) })
 	t.Run("shell", func(t *testing.T) { testShell(t, e, id) })
-	t.Run("an output that nobody reads", func(t *testing.T) { testReaderGone(t, e, id) })
+	t.Run("an output without a reader", func(t *testing.T) { testReaderGone(t, e, id) })
 	t.Run("ports", func(t *testing.T) { testPorts(t, e, id) })
 	t.Run("connections are reset", func(t *testing.T) { testResetsOfUp(t, e, id) })
 	t.Run("the agent is killed", func(t *testing.T) {
@@ -204,7 +204,7 @@ func TestUp(t *testing.T) {
 	e.stop(t)
 }
 
-// testBytes moves what is no text through exec and cp, both ways.
+// testBytes moves binary data through exec and cp, both ways.
 func testBytes(t *testing.T, e *everything, id string) {
 	t.Helper()
 	content := make([]byte, 3<<20+1)
@@ -223,7 +223,7 @@ func testBytes(t *testing.T, e *everything, id string) {
 	}
 }
 
-// testTrees copies a directory there, within, and back, and lets tar compare.
+// testTrees copies a directory into the sandbox, within it, and back, and compares by tar.
 func testTrees(t *testing.T, e *everything, id string) {
 	t.Helper()
 	here := filepath.Join(e.dir, "tree")
@@ -263,7 +263,7 @@ func testTrees(t *testing.T, e *everything, id string) {
 	}
 }
 
-// testReaderGone is "exec ID -- yes | head -n 1": the command must not run on.
+// testReaderGone is "exec ID -- yes | head -n 1": the command must end.
 func testReaderGone(t *testing.T, e *everything, id string) {
 	t.Helper()
 	read, write, err := os.Pipe()
@@ -283,11 +283,11 @@ func testReaderGone(t *testing.T, e *everything, id string) {
 		t.Errorf("code %d, %v", code, err)
 	}
 	if code, out := e.wrenn(t, nil, "sandbox", "exec", id, "--", "pgrep", "-x", "yes"); code != 1 {
-		t.Errorf("yes runs on: pgrep ended with %d and printed %q", code, out)
+		t.Errorf("yes still runs: pgrep ended with %d and printed %q", code, out)
 	}
 }
 
-// killAgent kills the host agent that works in dir, as a crash would.
+// killAgent kills the host agent that uses dir, like a crash.
 func killAgent(t *testing.T, dir string) {
 	t.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -311,8 +311,8 @@ func killAgent(t *testing.T, dir string) {
 	t.Fatal("no host agent runs")
 }
 
-// TestUpKeepsSandboxes: whatever ends it, up destroys no sandbox, unless it is told to, but for
-// those that the command of "up -- COMMAND" created.
+// TestUpKeepsSandboxes: without --on-exit destroy up destroys no sandbox, however it ends, except
+// for those that the command of "up -- COMMAND" created.
 func TestUpKeepsSandboxes(t *testing.T) {
 	dir := stateDir(t)
 	e := up(t, dir)
@@ -340,7 +340,7 @@ func TestUpKeepsSandboxes(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = e.ended(t)
-	e = startUp(t, dir, "--", "sh", "-c", create+"exit 3") // ends what is left of both commands
+	e = startUp(t, dir, "--", "sh", "-c", create+"exit 3") // destroys the sandboxes of both commands
 	if code, out := e.end(t); code != 3 {
 		t.Errorf("it ended with %d:\n%s", code, out)
 	}
@@ -355,7 +355,7 @@ func TestUpKeepsSandboxes(t *testing.T) {
 	e.stop(t)
 }
 
-// key is the configuration's.
+// key returns the configuration's key.
 func (e *everything) key(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile(e.config())
@@ -366,7 +366,7 @@ func (e *everything) key(t *testing.T) string {
 	return secret
 }
 
-// alive checks that the sandbox's process was not disturbed.
+// alive checks that the sandbox's process still runs.
 func (e *everything) alive(t *testing.T, id string) {
 	t.Helper()
 	e.must(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -0 $(cat /run/sleeper)")

@@ -23,8 +23,8 @@ import (
 )
 
 // TestVerifyFork runs the command as a user does. What must differ differs,
-// programs that reseed are safe, and what the page calls unsafe is: were it
-// not, the page would be wrong, or the command blind.
+// programs that reseed are safe, and what docs/fork-safety.md calls unsafe does
+// repeat: otherwise the page would be wrong, or the command would miss it.
 func TestVerifyFork(t *testing.T) {
 	s := newStack(t, "wver", "10.231.0.0/16")
 	cmd := exec.CommandContext(t.Context(), "../bin/wrenn", "--url", s.url, "-o", "json", "verify", "fork", "--count", "3")
@@ -44,7 +44,7 @@ func TestVerifyFork(t *testing.T) {
 	s.clean(t, "verify")
 }
 
-// checkVerdicts fails unless all is as the page says, of so many copies.
+// checkVerdicts fails unless the report of that many copies agrees with the page.
 func checkVerdicts(t *testing.T, report *verify.Report, copies int) {
 	t.Helper()
 	if !report.OK || len(report.Copies) != copies {
@@ -72,8 +72,8 @@ func checkVerdicts(t *testing.T, report *verify.Report, copies int) {
 	}
 }
 
-// verifyAPI is what the command needs of a server, of one sandbox of this host. It
-// is of use with verify.Options.Keep only: nothing is listed or deleted.
+// verifyAPI implements verify.API with one sandbox of this host. It works only with
+// verify.Options.Keep: it does not list or delete sandboxes.
 type verifyAPI struct {
 	verify.API
 

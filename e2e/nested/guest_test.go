@@ -12,7 +12,7 @@ import (
 )
 
 // The guest that is booted inside L1, and the environment that names its files.
-// It lies there as it does here, in a directory that a host finds it in.
+// Its directory has the same layout as on this machine.
 var guestFiles = []string{"WRENN_TEST_KERNEL", "WRENN_TEST_INITRD", "WRENN_TEST_ROOTFS"}
 
 // putGuest puts the guest's files below root and returns the environment that

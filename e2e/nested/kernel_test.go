@@ -15,8 +15,8 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// wanted are the modules of L1's kernel, which loads them with all that they
-// need in this order: its disks and file systems, KVM, and a slot's network.
+// wanted are the modules that L1 loads, with their dependencies, in this order:
+// its disks and file systems, KVM, and a slot's network.
 var wanted = []string{
 	"virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "xfs",
 	"kvm-amd", "tun", "veth",
@@ -24,7 +24,7 @@ var wanted = []string{
 }
 
 // fetchKernel downloads the distribution's kernel, once, and returns the
-// directory that its package was unpacked in.
+// directory with its unpacked package.
 func fetchKernel(t *testing.T, cache string) string {
 	t.Helper()
 	pkg := kernelPackage(t)
@@ -45,7 +45,7 @@ func fetchKernel(t *testing.T, cache string) string {
 	return dir
 }
 
-// kernelImage is the bzImage of an unpacked package.
+// kernelImage returns the bzImage of an unpacked package.
 func kernelImage(t *testing.T, tree string) string {
 	t.Helper()
 	images, _ := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
@@ -55,7 +55,7 @@ func kernelImage(t *testing.T, tree string) string {
 	return images[0]
 }
 
-// kernelPackage is the package that Debian's linux-image-amd64 stands for. The
+// kernelPackage returns the package that Debian's linux-image-amd64 depends on. The
 // smaller cloud kernel has no KVM for AMD's processors.
 func kernelPackage(t *testing.T) string {
 	t.Helper()
@@ -83,7 +83,7 @@ func writeInitramfs(t *testing.T, path, init, kernelTree string) {
 	testkit.Must(t, initramfs.WriteModules(f, list))
 }
 
-// output runs a program to its end and returns what it printed.
+// output runs a program, waits until it ends, and returns its output.
 func output(t *testing.T, dir, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
@@ -96,7 +96,7 @@ func output(t *testing.T, dir, name string, args ...string) string {
 	return string(out)
 }
 
-// skip leaves the test out, which CI does not allow.
+// skip skips the test, or fails it in CI.
 func skip(t *testing.T, why string) {
 	t.Helper()
 	if os.Getenv("WRENN_CI") == "1" {

@@ -25,26 +25,26 @@ import (
 // machineLimit bounds the life of L1.
 const machineLimit = 28 * time.Minute
 
-// pokeEvery is how often L1 gets a byte that nobody reads, for the interrupt
-// that comes with it. The emulation of AMD's virtualisation clears a flag at
-// each exit of a guest without a lock, and now and then loses what a timer set
-// beside it: L1 is halted then, with the timer's interrupt pending, until
-// another interrupt makes the emulator look again. Seen with QEMU 7.2.
+// pokeEvery is how often L1 gets a byte that it ignores, only for the interrupt.
+// At each exit of a guest the emulation of AMD's virtualization clears a flag
+// without a lock, and sometimes loses a flag that a timer sets at the same time. L1
+// then stays halted, with the timer's interrupt pending, until another interrupt
+// makes the emulator check again. Seen with QEMU 7.2.
 const pokeEvery = 500 * time.Millisecond
 
 // machine is L1: what boots, and the disks that it gets.
 type machine struct {
 	kernel, initrd string
 	disk           string // /dev/vda: programs and the plan
-	work           string // /dev/vdb: where they work
+	work           string // /dev/vdb: their working directory
 	console        string // the file that gets the console
 }
 
-// command is QEMU with a processor of AMD, whose virtualisation the emulation
-// can emulate; one vCPU, for with two the guests inside get no /dev/ptp0.
-// tsc=reliable: on a busy host L1's watchdog would find the counter unstable and
-// take another clock, and what depends on that would be tested now and then.
-// -serial twice: the console to a file, the results to stdout.
+// command returns QEMU's command line. The processor is AMD's, whose virtualization
+// QEMU can emulate. There is one vCPU: with two the guests inside get no /dev/ptp0.
+// tsc=reliable: on a busy host L1's watchdog would consider the counter unstable and
+// use another clock, so that runs would test different code. -serial twice: the
+// console goes to a file, the results to stdout.
 func (m machine) command(ctx context.Context, t *testing.T) *exec.Cmd {
 	t.Helper()
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
@@ -57,8 +57,8 @@ func (m machine) command(ctx context.Context, t *testing.T) *exec.Cmd {
 		"-serial", "file:"+m.console, "-serial", "stdio")
 }
 
-// hostKHz is the rate of the host's time-stamp counter, which the emulation
-// passes on; a kernel that has to measure it may hang. BogoMIPS is two a MHz.
+// hostKHz returns the rate of the host's time-stamp counter, which the guest sees
+// too; a kernel that has to measure it may hang. BogoMIPS is twice the rate in MHz.
 func hostKHz(t *testing.T) int {
 	t.Helper()
 	info, err := os.ReadFile("/proc/cpuinfo")
@@ -72,14 +72,14 @@ func hostKHz(t *testing.T) int {
 	return int(mips * 500)
 }
 
-// run boots L1 and hands every line of the results to see; it returns when L1
-// is off and fails the test when the plan was not run to its end.
+// run boots L1 and passes every line of the results to see. It returns when L1 is
+// off, and fails the test when the plan was not completed.
 func (m machine) run(t *testing.T, see func(line string)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), machineLimit)
 	defer cancel()
 	cmd := m.command(ctx, t)
-	var complaints bytes.Buffer // it has some about the processor each time
+	var complaints bytes.Buffer // QEMU always prints some warnings about the processor
 	cmd.Stderr = &complaints
 	out, err := cmd.StdoutPipe()
 	testkit.Must(t, err)

@@ -53,7 +53,7 @@ const (
 	hostTests   = "/e2e.test"
 )
 
-// suites puts all that the tests need below root, and plans them.
+// suites puts everything that the tests need below root, and returns the plan.
 func suites(t *testing.T, root string, all []release) l1.Plan {
 	t.Helper()
 	guest := putGuest(t, root)
@@ -71,7 +71,7 @@ func suites(t *testing.T, root string, all []release) l1.Plan {
 			put(t, root, filepath.Join(where, name), filepath.Join(r.dir, name), 0o755)
 		}
 		env := append([]string{
-			"WRENN_CI=1", // whatever is left out here, is by mistake
+			"WRENN_CI=1", // a skipped test would be a mistake
 			"WRENN_TEST_FIRECRACKER=" + where + "/firecracker",
 			"WRENN_TEST_JAILER=" + where + "/jailer",
 		}, guest...)
@@ -92,17 +92,18 @@ type run struct {
 	args        []string
 }
 
-// The driver's whole suite takes minutes, so the newest release alone gets it; what is
-// different between releases, and without the jailer, shows in a few tests. Of a
-// host it gets what depends on the driver, and of an agent's twelve deaths in a pause and
-// a resume three: before the note that says paused, after it, and in the resume.
+// The driver's whole suite takes minutes, so only the newest release runs it; a few
+// tests cover the differences between releases, and the driver without the jailer. Of
+// the host's tests it runs those that depend on the driver. An agent can die at twelve
+// points of a pause and a resume; three are tested: before "paused" is written to the
+// journal, after it, and in the resume.
 const (
 	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
 	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
 	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(machine_saved|paused_recorded|machine_started)$"
 )
 
-// runs are those of a release: what -run asks for, or what is worth it.
+// runs returns the runs for a release: those that -run selects, or a useful subset.
 func runs(r release, newest bool) []run {
 	all := []run{{r.version, driverTests, []string{"-test.run=" + essence}}}
 	if newest {
@@ -122,8 +123,8 @@ func runs(r release, newest bool) []run {
 	return all
 }
 
-// asked is what -run says of runs and of tests in L1, of which it knows
-// nothing: TestFirecracker/v1.17.*host/TestGenerations is one test of a host.
+// asked splits -run into the parts for runs and for the tests in L1, which the testing
+// package does not know: TestFirecracker/v1.17.*host/TestGenerations is one test of a host.
 func asked() (runs *regexp.Regexp, tests string) {
 	_, rest, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
 	name, tests, _ := strings.Cut(rest, "/")

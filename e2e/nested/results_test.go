@@ -16,17 +16,17 @@ import (
 // results collects what the programs in L1 print: lines of `go test -v`.
 type results struct {
 	t       *testing.T
-	program string              // that runs
+	program string              // the one that runs now
 	tests   map[string][]result // by program
 	codes   map[string]int
 }
 
 type result struct{ name, verdict string }
 
-// verdict is how a test's end looks; those of subtests are indented.
+// verdict matches the line at the end of a test; those of subtests are indented.
 var verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+)`)
 
-// line takes a line of output, and shows it as it comes: the run takes minutes.
+// line handles a line of output, and shows it at once: the run takes minutes.
 func (r *results) line(line string) {
 	if r.tests == nil {
 		r.tests, r.codes = map[string][]result{}, map[string]int{}

@@ -1,5 +1,5 @@
-// Package l1 is what the nested test and the init program of its virtual
-// machine (L1) have to agree on.
+// Package l1 has the definitions that the nested test shares with the init program
+// of its virtual machine (L1).
 package l1
 
 // PlanPath is where L1's disk holds the Plan, as JSON.
@@ -9,7 +9,7 @@ const PlanPath = "/plan.json"
 // kernel's console is the port before it.
 const Results = "/dev/ttyS1"
 
-// The lines between the programs' output, each followed by a space and more;
+// The lines between the programs' output, each followed by a space and details;
 // no test prints them by accident.
 const (
 	Begin = "@@l1 begin" // name of the program

@@ -1,6 +1,5 @@
-// Command l1init is the first program of the nested test's virtual machine:
-// it makes a small Linux of it, with a KVM, runs the plan on its disk and
-// powers off.
+// Command l1init is the first program of the nested test's virtual machine: it
+// sets up a small Linux system with KVM, runs the plan on its disk and powers off.
 package main
 
 import (
@@ -65,8 +64,8 @@ var early = []mount{
 	{"devtmpfs", "/dev", "devtmpfs", 0, ""},
 }
 
-// The disk's root gets the rest. /tmp is XFS, which can reflink, and where
-// everything of the tests lives.
+// The rest is mounted in the disk's root. /tmp, with all files of the tests, is XFS,
+// which can reflink.
 var late = []mount{
 	{"proc", "/proc", "proc", 0, ""},
 	{"sysfs", "/sys", "sysfs", 0, ""},
@@ -111,7 +110,7 @@ func loadModule(path string) error {
 	defer f.Close()
 	params := ""
 	if filepath.Base(path) == "kvm_amd.ko" {
-		params = "nested=0" // L2 needs no KVM of its own
+		params = "nested=0" // L2 needs no KVM
 	}
 	err = unix.FinitModule(int(f.Fd()), params, 0)
 	if errors.Is(err, unix.EEXIST) {
@@ -141,8 +140,8 @@ func switchRoot() error {
 	return os.Chdir("/")
 }
 
-// waitFor returns when path is there: a driver finds its devices after its
-// module was loaded, not before that call returns.
+// waitFor returns when path exists: a driver may find its devices only after the
+// call that loads its module has returned.
 func waitFor(path string, limit time.Duration) error {
 	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
 		_, err := os.Stat(path)
@@ -189,7 +188,7 @@ func runPlan() error {
 	return drain(out)
 }
 
-// run returns the program's exit code; 255 when there is none.
+// run runs a program and returns its exit code; 255 when it has none.
 func run(p l1.Program, out io.Writer) int {
 	cmd := exec.Command(p.Args[0], p.Args[1:]...) //nolint:noctx // its life is the machine's; the host has the deadline
 	cmd.Dir = "/tmp"
@@ -206,8 +205,8 @@ func run(p l1.Program, out io.Writer) int {
 	return 0
 }
 
-// say writes a line of our own. A host that does not hear it sees that the
-// plan did not end.
+// say writes a line to the results. When it is lost, the host sees that the plan was
+// not completed.
 func say(out io.Writer, format string, args ...any) {
 	_, _ = fmt.Fprintf(out, "\n"+format+"\n", args...)
 }
@@ -232,7 +231,7 @@ func openResults() (*os.File, error) {
 	return f, nil
 }
 
-// report tries to say something on the port for results.
+// report tries to write a line to the port for results.
 func report(line string) {
 	out, err := openResults()
 	if err != nil {
@@ -240,7 +239,7 @@ func report(line string) {
 	}
 	defer out.Close()
 	say(out, "%s", line)
-	_ = drain(out) // nobody is left to hear of it
+	_ = drain(out) // an error cannot be reported any more
 }
 
 // drain waits until the port has sent what was written; the power goes off next.

@@ -18,8 +18,8 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// stockedAgent keeps one machine ahead of need.
-func stockedAgent(t *testing.T) *agent {
+// poolingAgent returns an agent whose warm pool has one machine.
+func poolingAgent(t *testing.T) *agent {
 	t.Helper()
 	a := newAgentOn(t, "wstk", "10.230.0.0/16")
 	text, err := os.ReadFile(a.config)
@@ -32,8 +32,8 @@ func stockedAgent(t *testing.T) *agent {
 	return a
 }
 
-// stock waits until the machine that is the nth to be made is in stock.
-func (a *agent) stock(t *testing.T, n int) {
+// awaitPooled waits until the nth machine that was made for the pool is in it.
+func (a *agent) awaitPooled(t *testing.T, n int) {
 	t.Helper()
 	testkit.WaitUntil(t, "a machine was made ahead", func() bool {
 		return strings.Count(a.out.String(), "machine made ahead of demand") >= n
@@ -50,21 +50,21 @@ func (a *agent) machines(t *testing.T) int {
 	return len(dirs)
 }
 
-// Sandboxes of the stock are like others: each is somebody of its own, has the
-// time, its environment, and lives through pause and resume and the end of its agent.
-func TestSandboxesOfTheStock(t *testing.T) {
-	a := stockedAgent(t)
+// Sandboxes on pooled machines are like others: each has its own identity, the right
+// time and its environment, and survives pause and resume and the end of its agent.
+func TestSandboxesOfThePool(t *testing.T) {
+	a := poolingAgent(t)
 	a.start(t)
 	const who = "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1"
 	said := map[string]bool{}
 	var id string
 	for n := range 2 {
-		a.stock(t, n+1)
-		time.Sleep(2 * time.Second) // what the guest's clock must not miss
+		a.awaitPooled(t, n+1)
+		time.Sleep(2 * time.Second) // the guest's clock must not be behind by these
 		began := time.Now()
 		id = a.create(t, 0)
 		took := time.Since(began)
-		out := string(a.sh(t, id, "date +%s.%N; echo $COLOUR").GetStdout())
+		out := string(a.sh(t, id, "date +%s.%N; echo $COLOR").GetStdout())
 		t.Logf("create took %s, the first command ended after %s", took, time.Since(began))
 		lines := strings.Fields(out)
 		if len(lines) != 2 || lines[1] != "blue" {
@@ -99,7 +99,7 @@ func TestSandboxesOfTheStock(t *testing.T) {
 		func() error {
 			_, err := a.rpc.ResumeSandbox(t.Context(), &pb.ResumeSandboxRequest{SandboxId: id})
 			if err == nil && string(a.sh(t, id, "cat /root/file").GetStdout()) != "kept\n" {
-				t.Error("the file is not there")
+				t.Error("the file is missing")
 			}
 			return err
 		},
@@ -110,12 +110,12 @@ func TestSandboxesOfTheStock(t *testing.T) {
 	}
 }
 
-// An agent that is killed with machines in stock, or while it hands one over,
-// leaves none of them.
+// After an agent is killed with pooled machines, or during a claim, none of them
+// is left.
 func TestAgentIsKilledWithAStock(t *testing.T) {
-	a := stockedAgent(t)
+	a := poolingAgent(t)
 	a.start(t)
-	a.stock(t, 1)
+	a.awaitPooled(t, 1)
 	a.stop(t, syscall.SIGTERM)
 	if n := a.machines(t); n != 0 {
 		t.Errorf("%d machines after a graceful stop", n)
@@ -128,14 +128,14 @@ func TestAgentIsKilledWithAStock(t *testing.T) {
 			id := string(wrenn.NewSandboxID())
 			a.start(t, "WRENN_TEST_CRASH="+point)
 			if !strings.HasPrefix(point, "pool: ") {
-				a.stock(t, 1)
+				a.awaitPooled(t, 1)
 			}
 			if point == "" {
 				a.stop(t, syscall.SIGKILL)
 			} else if !strings.HasPrefix(point, "pool: ") {
 				_, err := a.rpc.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, MemoryMb: 128})
 				if connect.CodeOf(err) != connect.CodeUnavailable {
-					t.Errorf("CreateSandbox() = %v, want of an agent that died", err)
+					t.Errorf("CreateSandbox() = %v, want the error of an agent that died", err)
 				}
 			}
 			a.wait(t)
