@@ -11,14 +11,14 @@ import (
 	"wrenn/internal/envdclient"
 )
 
-// pair is a sandbox that can be reached by the public API and straight.
+// pair is a sandbox with two ways to reach it: the public API, and its envd directly.
 type pair struct {
 	*stack
 	box    *client.Sandbox
 	direct *envdclient.Client
 }
 
-// newPair starts a stack with a sandbox; close it.
+// newPair starts a stack with a sandbox; the caller closes it.
 func newPair(ctx context.Context, b *bench) (_ *pair, err error) {
 	p := &pair{}
 	if p.stack, err = newStack(ctx, b, nil); err != nil {
@@ -39,7 +39,7 @@ const (
 	warmExecs   = 10
 )
 
-// execRoundTrip runs a command by the public API and straight by envd.
+// execRoundTrip runs a command through the public API and directly through envd.
 func execRoundTrip(ctx context.Context, b *bench) (_ []row, err error) {
 	p, err := newPair(ctx, b)
 	if err != nil {
@@ -65,7 +65,7 @@ func execRoundTrip(ctx context.Context, b *bench) (_ []row, err error) {
 	return []row{{"exec by the API; bare: straight to envd", ms(f.ours), ms(f.bare), f.ratio, "<= 1.3"}}, nil
 }
 
-// seconds measures how long f takes.
+// seconds returns a measurement of how long f takes.
 func seconds(f func(context.Context) error) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
 		took, err := timed(func() error { return f(ctx) })
@@ -73,10 +73,10 @@ func seconds(f func(context.Context) error) func(context.Context) (sample, error
 	}
 }
 
-// remote is a file in a sandbox's disk.
+// remote is a file on a sandbox's disk.
 const remote = "/srv/file"
 
-// upload moves a file into a sandbox by the public API and straight by envd.
+// upload writes a file to a sandbox through the public API and directly through envd.
 func upload(ctx context.Context, b *bench) (_ []row, err error) {
 	p, err := newPair(ctx, b)
 	if err != nil {
@@ -103,7 +103,7 @@ func upload(ctx context.Context, b *bench) (_ []row, err error) {
 	}, nil
 }
 
-// download moves a file out of a sandbox by the public API and straight by envd.
+// download reads a file from a sandbox through the public API and directly through envd.
 func download(ctx context.Context, b *bench) (_ []row, err error) {
 	p, err := newPair(ctx, b)
 	if err != nil {
@@ -138,7 +138,7 @@ func download(ctx context.Context, b *bench) (_ []row, err error) {
 	}, nil
 }
 
-// transfers compares two ways to move a file and watches the memory of the first.
+// transfers compares two ways to move a file and watches the programs' memory during the first.
 func (p *pair) transfers(ctx context.Context, b *bench, w *watch, ours, bare func(context.Context) error) (comparison, error) {
 	rate := func(f func(context.Context) error) func(context.Context) (sample, error) {
 		return func(ctx context.Context) (sample, error) {
@@ -146,7 +146,7 @@ func (p *pair) transfers(ctx context.Context, b *bench, w *watch, ours, bare fun
 			return sample{float64(b.fileMiB) / took}, err
 		}
 	}
-	if _, err := pairs(ctx, 1, rate(ours), rate(bare)); err != nil { // connections and caches are warm after it
+	if _, err := pairs(ctx, 1, rate(ours), rate(bare)); err != nil { // warms up connections and caches
 		return comparison{}, err
 	}
 	figures, err := pairs(ctx, b.rounds,
@@ -158,7 +158,7 @@ func (p *pair) transfers(ctx context.Context, b *bench, w *watch, ours, bare fun
 	return figures[0], nil
 }
 
-// content is a file that does not repeat itself in what is on its way at one time.
+// content is a file without repetitions within the data in flight at one time.
 func content(size int64) io.Reader {
 	block := make([]byte, 1<<20)
 	for i := range block {
@@ -178,7 +178,7 @@ func (r *repeated) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// drain reads a file to its end, which must come after size bytes.
+// drain reads a file to its end, and fails unless it has size bytes.
 func drain(size int64) func(io.ReadCloser, error) error {
 	return func(body io.ReadCloser, err error) error {
 		if err != nil {
@@ -194,13 +194,13 @@ func drain(size int64) func(io.ReadCloser, error) error {
 }
 
 const (
-	stall    = 3 * time.Second // long enough for everything on the way to fill up
+	stall    = 3 * time.Second // long enough to fill all buffers on the way
 	pieces   = 200
 	aPiece   = 64 << 10
 	slowPace = 20 * time.Millisecond
 )
 
-// crawl downloads as somebody does who reads nothing at first, and then slowly.
+// crawl downloads like a slow reader: it waits first, and then reads slowly.
 func (p *pair) crawl(ctx context.Context) error {
 	body, err := p.api.ReadFile(ctx, p.box.ID, remote, client.FileOptions{})
 	if err != nil {
@@ -234,12 +234,12 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// watch notes how much memory the control plane and the agent take over what
-// they took at first, and their CPU time.
+// watch measures how much more memory the control plane and the agent use than at
+// first, and their CPU time.
 type watch struct {
 	s           *stack
 	idle, peaks [2]float64
-	cpu         [2][]float64 // seconds, of each time
+	cpu         [2][]float64 // seconds in each measurement
 }
 
 func (s *stack) watch() (*watch, error) {
@@ -283,14 +283,14 @@ func (w *watch) during(f func() error) error {
 	return w.read("VmHWM", &w.peaks)
 }
 
-// memory says what was seen since the last one.
+// memory returns the measurements since its last call.
 func (w *watch) memory(what string) row {
 	r := row{what: what, ours: fmt.Sprintf("+%.1f, +%.1f MiB", w.peaks[0]-w.idle[0], w.peaks[1]-w.idle[1])}
 	w.peaks = [2]float64{}
 	return r
 }
 
-// perGiB is the CPU time that moving a GiB took: it says the same of a busy machine as of an idle one.
+// perGiB returns the CPU time for moving a GiB, which is the same on a busy machine as on an idle one.
 func (w *watch) perGiB(what string, fileMiB int) row {
 	gib := float64(fileMiB) / 1024
 	return row{what: what, ours: fmt.Sprintf("%.2f, %.2f s", median(w.cpu[0])/gib, median(w.cpu[1])/gib)}

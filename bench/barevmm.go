@@ -15,18 +15,18 @@ import (
 	"wrenn/internal/vm/qemu/qmp"
 )
 
-// bareVMM is a QEMU of the driver's kind that nobody manages: the limit of what
-// stops a guest.
+// bareVMM is a QEMU with the driver's devices but without the driver: the limit
+// for operations that stop a guest.
 type bareVMM struct {
 	cmd *exec.Cmd
 	qmp *qmp.Client
 	dir string
 }
 
-// bootTime is what a bare guest has to set up its devices.
+// bootTime is how long a bare guest gets to set up its devices.
 const bootTime = 10 * time.Second
 
-// startBareVMM boots the guest with bareagent in it. Close it.
+// startBareVMM boots the guest with bareagent in it; the caller closes it.
 func startBareVMM(ctx context.Context, b *bench) (*bareVMM, error) {
 	guest, err := image.Prepare(ctx, image.Config{StateDir: "/var/lib/wrenn", Out: os.Stderr, Envd: "bin/envd", Stage0: "bin/stage0"})
 	if err != nil {
@@ -41,7 +41,7 @@ func startBareVMM(ctx context.Context, b *bench) (*bareVMM, error) {
 	}
 	v := &bareVMM{dir: dir}
 	socket := filepath.Join(dir, "qmp")
-	// The devices are those of the driver, whose state is what is saved.
+	// The devices are those of the driver, because their state is what is saved.
 	v.cmd = exec.Command("qemu-system-x86_64", //nolint:noctx // close ends it
 		"-M", "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on", "-cpu", "max", "-smp", "1", "-m", fmt.Sprint(boxMemoryMB),
 		"-accel", "tcg,thread=multi,tb-size=64", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "null",
@@ -86,7 +86,7 @@ func (v *bareVMM) connect(ctx context.Context, socket string) error {
 	}
 }
 
-// saveState measures how long the guest stands while its devices are saved.
+// saveState measures how long the guest is stopped while its devices are saved.
 func (v *bareVMM) saveState(ctx context.Context) (sample, error) {
 	state := filepath.Join(v.dir, "state")
 	took, err := timed(func() error {

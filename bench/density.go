@@ -17,7 +17,7 @@ import (
 func density(ctx context.Context, b *bench) (_ []row, err error) {
 	s, err := newStack(ctx, b, settings{
 		"limits": settings{"sandboxes": b.live, "memory_mb": -1},
-		"driver": settings{"qemu_code_mb": b.codeMB}, // 0 is as if it were not there
+		"driver": settings{"qemu_code_mb": b.codeMB}, // 0 is ignored
 	})
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func density(ctx context.Context, b *bench) (_ []row, err error) {
 	return append(rows, more...), err
 }
 
-// crowd is many sandboxes.
+// crowd is a stack with many sandboxes.
 type crowd struct {
 	*stack
 	mu    sync.Mutex // guards boxes
@@ -77,11 +77,11 @@ func (d *crowd) create(ctx context.Context, n int) error {
 	return g.Wait()
 }
 
-// askers is how many commands run at once for each CPU. All at once would say how
-// a machine does that has a hundred times the work that it can do.
+// askers is how many commands run at once per CPU. With all commands at once, the
+// result would be that of a machine with a hundred times too much work.
 const askers = 8
 
-// exec runs a command in all of them.
+// exec runs a command in each sandbox.
 func (d *crowd) exec(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(askers * runtime.NumCPU())
@@ -91,12 +91,12 @@ func (d *crowd) exec(ctx context.Context) error {
 	return g.Wait()
 }
 
-// idle leaves all alone and reads what they and the daemons take.
+// idle waits without using the sandboxes and measures what they and the daemons use.
 func (d *crowd) idle(ctx context.Context, b *bench) ([]row, error) {
 	pids := d.pids()
 	daemons := len(pids)
 	for _, x := range d.boxes {
-		of, err := d.note(x.ID)
+		of, err := d.record(x.ID)
 		if err != nil {
 			return nil, err
 		}
@@ -139,7 +139,7 @@ func (d *crowd) idle(ctx context.Context, b *bench) ([]row, error) {
 	}, nil
 }
 
-// availableMiB is what this machine could still give to programs, see proc_meminfo(5).
+// availableMiB returns the memory available to new programs, see proc_meminfo(5).
 func availableMiB() (float64, error) {
 	return sumMiB("/proc/meminfo", func(name string) bool { return name == "MemAvailable" })
 }

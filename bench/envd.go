@@ -21,8 +21,8 @@ const (
 	outBytes = 512 << 20
 )
 
-// envd measures the agent as a process of this machine, so that emulation does
-// not hide what it costs itself.
+// envd measures the agent as a process of this machine, so that emulation does not
+// hide its own cost.
 func envd(ctx context.Context, b *bench) (_ []row, err error) {
 	e, err := startEnvd(ctx, b.dir)
 	if err != nil {
@@ -96,7 +96,7 @@ func startEnvd(ctx context.Context, dir string) (_ *agent, err error) {
 	return e, err
 }
 
-// freeAddress returns one of this machine that nobody listens on now.
+// freeAddress returns an unused address of this machine.
 func freeAddress(ctx context.Context) (string, error) {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"wrenn/internal/controlplane/hostclient/hosttest"
 )
 
-// firstRounds is how long a control plane is left alone that meets its hosts
-// for the first time: it compares each with its rows at once.
+// firstRounds is how long to wait after a control plane connects to its hosts for
+// the first time: it compares all of them with its rows at once.
 const firstRounds = 20 * time.Second
 
 // The kinds of calls to a control plane with many hosts.
@@ -31,9 +31,8 @@ const (
 	tick        = "10 ms"
 )
 
-// fleet measures the control plane alone: its hosts are simulated, their
-// protocol and the database are real. All sandboxes are one team's, which is
-// the worst case.
+// fleet measures only the control plane: its hosts are simulated, their protocol and
+// the database are real. All sandboxes belong to one team, which is the worst case.
 func fleet(ctx context.Context, b *bench) (_ []row, err error) {
 	s, err := started(ctx, b, func(s *stack) ([]hostOf, error) { return s.simulate(ctx, b.hosts) })
 	if err != nil {
@@ -70,7 +69,7 @@ func fleet(ctx context.Context, b *bench) (_ []row, err error) {
 	return append(rows, row{what: "  meanwhile a sleep of 10 ms took, p50 p99", bare: l.both(tick)}), errors.Join(first(l.errs)...)
 }
 
-// simulate serves hosts of hosttest, which end with the stack.
+// simulate serves hosts of hosttest until the stack is closed.
 func (s *stack) simulate(ctx context.Context, n int) ([]hostOf, error) {
 	var hosts []hostOf
 	for i := range n {
@@ -88,7 +87,7 @@ func (s *stack) simulate(ctx context.Context, n int) ([]hostOf, error) {
 
 func hostName(i int) string { return fmt.Sprintf("h%d", i) }
 
-// populate writes the rows of sandboxes that run, and tells the hosts of them.
+// populate writes the rows of running sandboxes, and adds these to the simulated hosts.
 func (s *stack) populate(ctx context.Context, conn *pgx.Conn, boxes int) error {
 	var team string
 	if err := conn.QueryRow(ctx, "SELECT id::text FROM teams WHERE name = 'bench'").Scan(&team); err != nil {
@@ -115,7 +114,7 @@ func (s *stack) populate(ctx context.Context, conn *pgx.Conn, boxes int) error {
 	for _, sql := range []string{
 		`INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
 		 SELECT id, v, 'pending', 'running', host_id, 'bench', '' FROM sandboxes, generate_series(1, 3) AS v`,
-		"VACUUM ANALYZE", // as autovacuum would have
+		"VACUUM ANALYZE", // autovacuum would have done this by then
 		"CHECKPOINT",
 	} {
 		if _, err := conn.Exec(ctx, sql); err != nil {
@@ -125,7 +124,7 @@ func (s *stack) populate(ctx context.Context, conn *pgx.Conn, boxes int) error {
 	return nil
 }
 
-// manage makes one call after the other, each next to its bare limit.
+// manage makes one call after the other, each together with its bare limit.
 func (s *stack) manage(ctx context.Context, b *bench, conn *pgx.Conn, l *latencies) error {
 	ctx, cancel := context.WithTimeout(ctx, b.lasts)
 	defer cancel()
@@ -178,10 +177,10 @@ func (s *stack) pages(ctx context.Context, l *latencies, last *client.Sandbox) {
 		}
 	}
 	l.call(ctx, kindPage, read(size))
-	l.call(ctx, kindNext, read(1)) // the request is made for its first
+	l.call(ctx, kindNext, read(1)) // its request uses the page token of the first page
 }
 
-// insert writes what a create writes first.
+// insert writes the rows that a create writes first.
 func insert(ctx context.Context, conn *pgx.Conn, team string) error {
 	_, err := conn.Exec(ctx, `
 		WITH made AS (

@@ -10,8 +10,7 @@ import (
 	"wrenn/client"
 )
 
-// idle watches a sandbox that nobody uses, and beside it a machine with
-// bareagent alone.
+// idle watches an unused sandbox, and beside it a machine with only bareagent.
 func idle(ctx context.Context, b *bench) (_ []row, err error) {
 	v, err := newVersus(ctx, b)
 	if err != nil {
@@ -37,7 +36,7 @@ func idle(ctx context.Context, b *bench) (_ []row, err error) {
 	if err := v.true(ctx, x.ID); err != nil {
 		return nil, err
 	}
-	of, err := v.note(x.ID)
+	of, err := v.record(x.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +48,7 @@ func idle(ctx context.Context, b *bench) (_ []row, err error) {
 	return append(rows, parts...), err
 }
 
-// watchBoth leaves both VMMs alone and reads what they took meanwhile.
+// watchBoth waits without using the two VMMs and measures what they used in that time.
 func (b *bench) watchBoth(ctx context.Context, ours, bare int) ([]row, error) {
 	if err := pause(ctx, settle); err != nil {
 		return nil, err
@@ -120,7 +119,7 @@ for name, (run, times) in sorted(total.items(), key=lambda x: -x[1][0]):
 print('timer', 0, t1 - t0)
 `
 
-// insideIdle says who in the guest runs when nobody uses it.
+// insideIdle measures which programs of an unused guest run.
 func (s *stack) insideIdle(ctx context.Context, b *bench, id string) ([]row, error) {
 	cmd := client.Command{Cmd: "python3", Args: []string{"-c", watchTasks, fmt.Sprint(b.window.Seconds())}, Timeout: startWait}
 	out, err := s.api.Exec(ctx, id, cmd)

@@ -17,15 +17,15 @@ import (
 	"wrenn/internal/storage"
 )
 
-// versus is a stack and, on the same disk, what restores the same guest by the
-// driver alone: the bare limit of creating, copying and resuming.
+// versus is a stack and, on the same disk, a lab that restores the same guest with
+// only the driver: the bare limit of creating, copying and resuming.
 type versus struct {
 	*stack
 	lab  *lab
-	bare snapshot // ran a command before it was taken
+	bare snapshot // taken after the guest ran a command
 }
 
-// newVersus starts one; close it.
+// newVersus starts a versus; the caller closes it.
 func newVersus(ctx context.Context, b *bench) (_ *versus, err error) {
 	v := &versus{lab: &lab{}}
 	if v.stack, err = newStack(ctx, b, nil); err != nil {
@@ -59,9 +59,9 @@ func (v *versus) openLab(ctx context.Context, b *bench) error {
 	return err
 }
 
-// ran is how long it took until a command was done, and the VMM's CPU time
-// until then: that says the same of a busy machine as of an idle one. It is the
-// first two figures of all samples here.
+// ran is the time until a command was done, and the VMM's CPU time until then,
+// which is the same on a busy machine as on an idle one. They are the first two
+// figures of all samples here.
 func ran(seconds float64, pid int) (sample, error) {
 	cpu, err := cpuSeconds(pid)
 	return sample{seconds, cpu}, err
@@ -77,13 +77,13 @@ func (v *versus) restoreExec(ctx context.Context) (sample, error) {
 	return sample{done, cpu, answers}, nil
 }
 
-// true runs a command by the API.
+// true runs a command through the API.
 func (s *stack) true(ctx context.Context, id string) error {
 	_, err := s.api.Exec(ctx, id, client.Command{Cmd: "true", Timeout: startWait})
 	return err
 }
 
-// createExec creates a sandbox, runs a command in it and deletes it.
+// createExec measures creating a sandbox and running a command in it. It deletes the sandbox.
 func (s *stack) createExec(ctx context.Context) (_ sample, err error) {
 	var made *client.Sandbox
 	answers, err := timed(func() (err error) {
@@ -97,13 +97,13 @@ func (s *stack) createExec(ctx context.Context) (_ sample, err error) {
 	return s.thenTrue(ctx, made.ID, answers)
 }
 
-// thenTrue runs a command in a sandbox that answered after so many seconds.
+// thenTrue runs a command in a sandbox that answered after that many seconds.
 func (s *stack) thenTrue(ctx context.Context, id string, answers float64) (sample, error) {
 	exec, err := timed(func() error { return s.true(ctx, id) })
 	if err != nil {
 		return nil, err
 	}
-	of, err := s.note(id)
+	of, err := s.record(id)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func untilDone(what string, figures []comparison, limit string) []row {
 
 const bareExec = "; bare: the driver's restore, and a command straight to envd"
 
-// create makes sandboxes by the public API.
+// create makes sandboxes through the public API.
 func create(ctx context.Context, b *bench) (_ []row, err error) {
 	v, err := newVersus(ctx, b)
 	if err != nil {
@@ -143,7 +143,7 @@ func create(ctx context.Context, b *bench) (_ []row, err error) {
 	return append(rows, row{what: "  the agent's steps of it: slot, disk, machine, ready; mean", ours: steps}), err
 }
 
-// steps shows how long steps took so far, on average.
+// steps returns how long steps took so far, on average.
 func (s *stack) steps(ctx context.Context, names ...string) (string, error) {
 	var shown []string
 	for _, name := range names {
@@ -183,7 +183,7 @@ func copies(ctx context.Context, b *bench) (_ []row, err error) {
 	return append(rows, row{what: "  the agent's steps: snapshot; of it still; slot, disk, machine, ready; mean", ours: steps}), err
 }
 
-// forkExec forks a sandbox, runs a command in each copy and deletes them.
+// forkExec measures forking a sandbox and running a command in each copy. It deletes the copies.
 func (v *versus) forkExec(ctx context.Context, id string) (_ sample, err error) {
 	var made *client.Forked
 	took, err := timed(func() (err error) {
@@ -201,7 +201,7 @@ func (v *versus) forkExec(ctx context.Context, id string) (_ sample, err error) 
 	return sample{took}, err
 }
 
-// each calls f for all sandboxes at once.
+// each calls f for all sandboxes concurrently.
 func (s *stack) each(ctx context.Context, boxes []client.Sandbox, f func(context.Context, string) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, x := range boxes {
@@ -264,7 +264,7 @@ func (v *versus) resumeExec(ctx context.Context, id string) (sample, error) {
 	return v.thenTrue(ctx, id, answers)
 }
 
-// dirt is what the guest of still writes between two checkpoints.
+// dirt is how many bytes the guest of still writes between two checkpoints.
 const dirt = 64 << 20
 
 // still measures how long a checkpoint keeps a guest from running.
@@ -309,7 +309,7 @@ func still(ctx context.Context, b *bench) (_ []row, err error) {
 	}, inside...), nil
 }
 
-// checkpointStill is how long the agent says that the vCPUs stood.
+// checkpointStill returns how long the vCPUs were stopped, as the agent reports it.
 func (s *stack) checkpointStill(ctx context.Context, id string) (sample, error) {
 	_, before, err := s.step(ctx, "still")
 	if err != nil {
@@ -326,14 +326,14 @@ func (s *stack) checkpointStill(ctx context.Context, id string) (sample, error) 
 	return sample{after - before}, s.api.DeleteCheckpoint(ctx, id, c.ID)
 }
 
-// soil has the guest write memory, and keep it.
+// soil makes the guest write to memory and keep it.
 func (s *stack) soil(ctx context.Context, id string) error {
 	script := fmt.Sprintf("head -c %d /dev/urandom >/dev/shm/soil", dirt)
 	_, err := s.api.Exec(ctx, id, client.Command{Cmd: "sh", Args: []string{"-c", script}, Timeout: startWait})
 	return err
 }
 
-// watchClock prints the longest time between two looks at the clock, in seconds.
+// watchClock is a program that prints the longest time between two reads of the clock, in seconds.
 const watchClock = `
 import time, sys
 end = time.monotonic() + float(sys.argv[1])
@@ -347,8 +347,8 @@ print(longest)
 
 const watched = 6 * time.Second // by the guest's own clock
 
-// insideGaps measures what a program in the guest sees of a checkpoint, and
-// what it sees without one.
+// insideGaps measures how long a program in the guest is stopped by a checkpoint,
+// and without one.
 func (s *stack) insideGaps(ctx context.Context, b *bench, id string) ([]row, error) {
 	figures, err := pairs(ctx, b.rounds,
 		s.longestGap(id, func(ctx context.Context) error { _, err := s.checkpointStill(ctx, id); return err }),
@@ -360,9 +360,9 @@ func (s *stack) insideGaps(ctx context.Context, b *bench, id string) ([]row, err
 	return []row{{"  the longest time between two looks at the clock in it; bare: without a checkpoint", ms(f.ours), ms(f.bare), spread{}, ""}}, nil
 }
 
-// longestGap runs a program that looks at the clock all the time, and does
-// something meanwhile.
-func (s *stack) longestGap(id string, meanwhile func(context.Context) error) func(context.Context) (sample, error) {
+// longestGap runs a program that reads the clock all the time, and calls during
+// while it does.
+func (s *stack) longestGap(id string, during func(context.Context) error) func(context.Context) (sample, error) {
 	cmd := client.Command{Cmd: "python3", Args: []string{"-c", watchClock, fmt.Sprint(watched.Seconds())}, Timeout: startWait}
 	return func(ctx context.Context) (sample, error) {
 		var out *client.Result
@@ -371,7 +371,7 @@ func (s *stack) longestGap(id string, meanwhile func(context.Context) error) fun
 			out, err = s.api.Exec(ctx, id, cmd)
 			return err
 		})
-		g.Go(func() error { return errors.Join(pause(ctx, watched/2), meanwhile(ctx)) })
+		g.Go(func() error { return errors.Join(pause(ctx, watched/2), during(ctx)) })
 		if err := g.Wait(); err != nil {
 			return nil, err
 		}

@@ -15,13 +15,13 @@ import (
 
 const (
 	loadBoxes = 4
-	settle    = 5 * time.Second // until what starting left behind is done
+	settle    = 5 * time.Second // until work left from the start is done
 	beat      = 20 * time.Millisecond
-	execEvery = 50 // an emulated guest starts a few programs a second
+	execEvery = 50 // an emulated guest starts only a few programs a second
 )
 
-// load lets many clients poll, list and execute, and takes the memory of the
-// control plane and the agent before and after.
+// load runs many clients that poll, list and execute, and measures the memory of
+// the control plane and the agent before and after.
 func load(ctx context.Context, b *bench) (_ []row, err error) {
 	s, err := newStack(ctx, b, nil)
 	if err != nil {
@@ -57,7 +57,7 @@ func load(ctx context.Context, b *bench) (_ []row, err error) {
 
 func first(errs []error) []error { return errs[:min(len(errs), 3)] }
 
-// resident reads the memory of both when they have been left alone for a moment.
+// resident measures the memory of both after a moment without requests.
 func (s *stack) resident(ctx context.Context, what, limit string) (row, error) {
 	if err := pause(ctx, settle); err != nil {
 		return row{}, err
@@ -74,13 +74,13 @@ func (s *stack) resident(ctx context.Context, what, limit string) (row, error) {
 
 // latencies are how long calls took, by kind.
 type latencies struct {
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	took  map[string][]float64
 	errs  []error
 	count int
 }
 
-// call makes a call and notes what came of it, unless the time was up.
+// call makes a call and records its latency or error, unless the time was up.
 func (l *latencies) call(ctx context.Context, kind string, f func() error) {
 	took, err := timed(f)
 	if ctx.Err() != nil {
@@ -99,14 +99,14 @@ func (l *latencies) call(ctx context.Context, kind string, f func() error) {
 	l.took[kind] = append(l.took[kind], took)
 }
 
-// both shows the median and the 99th percentile of a kind.
+// both formats the median and the 99th percentile of a kind.
 func (l *latencies) both(kind string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return fmt.Sprintf("%s %s", ms(median(l.took[kind])), ms(quantile(l.took[kind], 0.99)))
 }
 
-// ask runs the clients, each with a connection of its own, until the time is up.
+// ask runs the clients, each with its own connection, until the time is up.
 func (s *stack) ask(ctx context.Context, b *bench, ids []string, l *latencies) error {
 	ctx, cancel := context.WithTimeout(ctx, b.lasts)
 	defer cancel()
@@ -148,7 +148,7 @@ func firstPage(ctx context.Context, c *client.Client, size int) error {
 	return nil
 }
 
-// health asks for what the server answers without any work.
+// health makes a request that the server answers without any work.
 func (s *stack) health(ctx context.Context) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/health", nil)
 	if err != nil {

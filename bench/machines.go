@@ -27,7 +27,7 @@ const (
 	forks     = 10
 )
 
-// lab is what machines need: a driver, slots, a store and a guest to boot.
+// lab has everything that machines need: a driver, slots, a store and a guest to boot.
 type lab struct {
 	driver vm.Driver
 	slots  *network.Pool
@@ -40,7 +40,7 @@ type lab struct {
 	undo rollback.Stack
 }
 
-// newLab prepares one; close it.
+// newLab prepares a lab; the caller closes it.
 func newLab(ctx context.Context, b *bench) (*lab, error) {
 	l := &lab{}
 	if err := l.open(ctx, b); err != nil {
@@ -65,7 +65,7 @@ func (l *lab) open(ctx context.Context, b *bench) (err error) {
 	return l.openDriver(ctx, b, forks)
 }
 
-// openDriver prepares what starts machines, and some slots.
+// openDriver opens the driver and a pool with some slots.
 func (l *lab) openDriver(ctx context.Context, b *bench, ready int) error {
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
@@ -81,7 +81,7 @@ func (l *lab) openDriver(ctx context.Context, b *bench, ready int) error {
 	return nil
 }
 
-// bareGuest makes a root file system that holds bareagent alone.
+// bareGuest makes a root file system with only bareagent.
 func bareGuest(ctx context.Context, dir string, guest image.Guest) (image.Guest, error) {
 	root := filepath.Join(dir, "bareroot")
 	for _, sub := range []string{"proc", "sys", "dev", "run", "tmp"} {
@@ -120,7 +120,7 @@ type box struct {
 
 func (x *box) close(ctx context.Context) error { return x.undo.Run(ctx) }
 
-// launch makes a machine on a clone of disk; start is the driver's Start or Restore.
+// launch starts a machine on a clone of disk; start is the driver's Start or Restore.
 func (l *lab) launch(ctx context.Context, disk string, memory int, start func(vm.Spec) (vm.Machine, error)) (_ *box, err error) {
 	x := &box{}
 	defer func() {
@@ -180,13 +180,13 @@ func (l *lab) boot(ctx context.Context, guest image.Guest, memory int) (*box, er
 	})
 }
 
-// snapshot is a machine that answered, frozen.
+// snapshot is the snapshot of a machine that answered.
 type snapshot struct {
 	dir    string
 	memory int
 }
 
-// freeze boots a guest, lets warm run in it what should be warm, and keeps it.
+// freeze boots a guest, calls warm to warm it up, and takes a snapshot.
 func (l *lab) freeze(ctx context.Context, guest image.Guest, memory int, warm func(context.Context, *box) error) (_ snapshot, err error) {
 	s := snapshot{dir: filepath.Join(l.store.Dir, "snap-"+l.nextID()), memory: memory}
 	x, err := l.boot(ctx, guest, memory)
@@ -220,7 +220,7 @@ func (l *lab) thaw(ctx context.Context, s snapshot) (*box, error) {
 	})
 }
 
-// once makes a box, drops it and returns how long it took to answer.
+// once starts a machine, destroys it, and returns how long it took to answer.
 func once(make func(context.Context) (*box, error)) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
 		x, err := make(ctx)
@@ -231,12 +231,12 @@ func once(make func(context.Context) (*box, error)) func(context.Context) (sampl
 	}
 }
 
-// untilReady prints what launch measured: from the driver's start to the
-// agent's first answer, the time that passed and the VMM's CPU time. The second
-// says the same of a busy machine as of an idle one.
+// untilReady formats what launch measured from the driver's start to the agent's
+// first answer: the time that passed and the VMM's CPU time, which is the same on a
+// busy machine as on an idle one.
 func untilReady(what string, figures []comparison, limit string) []row {
 	if len(figures) != 2 {
-		return nil // it failed
+		return nil // the measurement failed
 	}
 	wall, cpu := figures[0], figures[1]
 	return []row{
@@ -245,7 +245,7 @@ func untilReady(what string, figures []comparison, limit string) []row {
 	}
 }
 
-// cpuSeconds adds up what the threads of a process have run, from
+// cpuSeconds adds up the CPU time of the threads of a process, from
 // /proc/PID/task/TID/schedstat (Documentation/scheduler/sched-stats.rst).
 func cpuSeconds(pid int) (float64, error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
@@ -256,7 +256,7 @@ func cpuSeconds(pid int) (float64, error) {
 	for _, thread := range threads {
 		data, err := os.ReadFile(thread)
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-			continue // it ended meanwhile
+			continue // the thread has ended
 		}
 		if err != nil {
 			return 0, err
@@ -270,10 +270,10 @@ func cpuSeconds(pid int) (float64, error) {
 	return sum, nil
 }
 
-// warmAgain asks once more for what a restored guest is asked first.
+// warmAgain repeats the request that a restored guest gets first.
 func warmAgain(ctx context.Context, x *box) error { return x.client.WaitReady(ctx, x.machine.Wait) }
 
-// warmExec runs a command, as a template's build would have.
+// warmExec runs a command, as a template's build does.
 func warmExec(ctx context.Context, x *box) error {
 	if _, err := x.client.Exec(ctx, envdclient.Command{Path: "true"}); err != nil {
 		return err
@@ -334,8 +334,8 @@ func restoreByMemory(ctx context.Context, b *bench) (_ []row, err error) {
 	return untilReady(fmt.Sprintf("restore with %d MiB; bare: with %d MiB", large, memoryMiB), figures, "0.85 to 1.15"), err
 }
 
-// thawAll restores machines at once and runs a command in each. When it fails
-// some of them may be there.
+// thawAll restores machines concurrently and runs a command in each. Also when it
+// fails it returns the machines that were restored.
 func (l *lab) thawAll(ctx context.Context, s snapshot, into []*box) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range into {

@@ -22,12 +22,12 @@ import (
 type row struct {
 	what  string
 	ours  string
-	bare  string // "" where there is nothing to compare with
+	bare  string // "" without a bare limit
 	ratio spread
-	limit string // what was promised; "" where the number is only printed
+	limit string // the promise; "" when the number is only informative
 }
 
-// spread is the median of many values and the quartiles beside it.
+// spread is the median of many values and the quartiles.
 type spread struct{ low, median, high float64 }
 
 // benchmark measures one subject. It cleans up after itself, also when ctx ends.
@@ -36,24 +36,24 @@ type benchmark struct {
 	run  func(ctx context.Context, b *bench) ([]row, error)
 }
 
-// bench is what the benchmarks share.
+// bench has the settings and files that the benchmarks share.
 type bench struct {
 	rounds int
-	dir    string // a temporary directory, short
-	stacks int    // that were started
+	dir    string // a temporary directory with a short path
+	stacks int    // number of stacks started
 
 	prefix string       // of the names of namespaces and links
 	slots  netip.Prefix // addresses for them
 
-	fileMiB int           // of a file that is moved
-	clients int           // at once
-	think   time.Duration // of a client between two requests, on average
-	lasts   time.Duration // of what measures for a while
-	hosts   int           // simulated
-	boxes   int           // on each of them
-	live    int           // sandboxes at once
-	codeMB  int           // of translated code that each of them keeps; 0 is the agent's default
-	window  time.Duration // in which something idle is watched
+	fileMiB int           // size of a file to move
+	clients int           // concurrent clients
+	think   time.Duration // a client's average pause between two requests
+	lasts   time.Duration // duration of load and of watching a fleet
+	hosts   int           // simulated hosts
+	boxes   int           // sandboxes on each simulated host
+	live    int           // sandboxes running at the same time
+	codeMB  int           // translated code that each of them keeps; 0 means the agent's default
+	window  time.Duration // how long an idle sandbox is watched
 }
 
 var benchmarks = []benchmark{
@@ -148,15 +148,15 @@ func print(rows []row) error {
 // sample is one measurement of one or more figures.
 type sample []float64
 
-// comparison is a figure of ours and of the bare limit: medians, and the ratios
-// pair by pair.
+// comparison compares a figure of Wrenn with that of the bare limit: the medians, and
+// the ratios of each pair.
 type comparison struct {
 	ours, bare float64
 	ratio      spread
 }
 
-// pairs measures ours and bare in turn, so that a machine whose speed drifts
-// does not favour one, and compares each figure of the samples.
+// pairs measures ours and bare in turn, so that a machine whose speed drifts does
+// not favor either, and compares each figure of the samples.
 func pairs(ctx context.Context, rounds int, ours, bare func(context.Context) (sample, error)) ([]comparison, error) {
 	var all []struct{ ours, bare sample }
 	for range rounds {
@@ -183,7 +183,7 @@ func pairs(ctx context.Context, rounds int, ours, bare func(context.Context) (sa
 
 func median(xs []float64) float64 { return quantile(xs, 0.5) }
 
-// quantile returns the value below which the part q of xs is, 0 of none.
+// quantile returns the q-quantile of xs, 0 when xs is empty.
 func quantile(xs []float64, q float64) float64 {
 	xs = slices.Sorted(slices.Values(xs))
 	if len(xs) == 0 {

@@ -14,11 +14,11 @@ import (
 	"wrenn/internal/envdclient"
 )
 
-// readyMachines is how many machines the agent makes ahead of need.
+// readyMachines is the size of the agent's warm pool.
 const readyMachines = 1
 
-// createReady measures the time from a request to the first command done, of
-// sandboxes whose machines were made ahead, and of a VMM that is restored by nobody but us.
+// createReady measures the time from a request until the first command is done, for
+// sandboxes on pooled machines, and for a VMM that is restored with only the driver.
 func createReady(ctx context.Context, b *bench) (_ []row, err error) {
 	s, err := newStack(ctx, b, settings{"ready": settings{"machines": readyMachines}})
 	if err != nil {
@@ -35,7 +35,7 @@ func createReady(ctx context.Context, b *bench) (_ []row, err error) {
 		return nil, err
 	}
 	figures, err := pairs(ctx, 3*b.rounds, s.createReadyOne, func(ctx context.Context) (sample, error) {
-		if err := s.fullStock(ctx); err != nil { // what fills it must not be measured
+		if err := s.fullPool(ctx); err != nil { // filling the pool must not be measured
 			return nil, err
 		}
 		return l.execOne(ctx, bare)
@@ -43,10 +43,10 @@ func createReady(ctx context.Context, b *bench) (_ []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.fullStock(ctx); err != nil {
+	if err := s.fullPool(ctx); err != nil {
 		return nil, err
 	}
-	pid, err := s.stockPID()
+	pid, err := s.pooledPID()
 	if err != nil {
 		return nil, err
 	}
@@ -63,13 +63,13 @@ func createReady(ctx context.Context, b *bench) (_ []row, err error) {
 	}, nil
 }
 
-// createReadyOne measures the time until a sandbox can be used and until a
-// command is done in it, and deletes it.
+// createReadyOne measures the time until a sandbox is usable and until a command in
+// it is done. It deletes the sandbox.
 func (s *stack) createReadyOne(ctx context.Context) (sample, error) {
 	if err := s.fullStock(ctx); err != nil {
 		return nil, err
 	}
-	pid, err := s.stockPID()
+	pid, err := s.pooledPID()
 	if err != nil {
 		return nil, err
 	}
@@ -93,8 +93,8 @@ func (s *stack) createReadyOne(ctx context.Context) (sample, error) {
 	return sample{answers, answers + exec, after - before}, errors.Join(err, cpuErr, s.api.DeleteSandbox(ctx, made.ID))
 }
 
-// stockPID is the process of a machine that was made ahead, as its journal says.
-func (s *stack) stockPID() (int, error) {
+// pooledPID returns the process of a pooled machine, from its journal.
+func (s *stack) pooledPID() (int, error) {
 	store, err := s.store()
 	if err != nil {
 		return 0, err
@@ -119,10 +119,10 @@ func (s *stack) stockPID() (int, error) {
 			return of.Spare.Machine.PID, nil
 		}
 	}
-	return 0, errors.New("no machine was made ahead")
+	return 0, errors.New("the warm pool is empty")
 }
 
-// execOne measures the same of a machine that is restored by the driver.
+// execOne measures the same for a machine that the driver restores.
 func (l *lab) execOne(ctx context.Context, from snapshot) (_ sample, err error) {
 	x, err := l.thaw(ctx, from)
 	if err != nil {
@@ -137,8 +137,8 @@ func (l *lab) execOne(ctx context.Context, from snapshot) (_ sample, err error) 
 	return sample{x.took[0], x.took[0] + exec, cpu}, errors.Join(err, cpuErr)
 }
 
-// fullStock waits until the agent has made what it makes ahead.
-func (s *stack) fullStock(ctx context.Context) error {
+// fullPool waits until the agent's warm pool is full.
+func (s *stack) fullPool(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
 	want := fmt.Sprintf("wrenn_ready_machines %d", readyMachines)

@@ -16,8 +16,8 @@ import (
 	"wrenn/internal/vm"
 )
 
-// sizes creates sandboxes of large and of small guests in turn, as the host
-// agent does it.
+// sizes creates sandboxes with large and with small guests in turn, in the way of
+// the host agent.
 func sizes(ctx context.Context, b *bench) (rows []row, err error) {
 	l, err := newLab(ctx, b)
 	if err != nil {
@@ -48,14 +48,14 @@ func sizes(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, nil
 }
 
-// template is what sandboxes are made from.
+// template is the source of sandboxes.
 type template struct {
 	name    string
 	memory  int // MiB
-	diskGiB int // 0 is as large as the image's
+	diskGiB int // 0 means the image's size
 }
 
-// template makes one and returns what creates a sandbox of it.
+// template makes a template and returns a function that measures creating a sandbox from it.
 func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.Context) (sample, error), error) {
 	dir := filepath.Join(l.store.Dir, l.nextID())
 	if err := os.Mkdir(dir, 0o711); err != nil {
@@ -82,7 +82,7 @@ func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.
 	if err := m.Warm(ctx, shape); err != nil {
 		return nil, err
 	}
-	// As long as nobody uses a template its memory is copied for the next who does.
+	// While a template is unused, its first user gets a copy of its memory.
 	if _, _, err := ensured(ctx, m, shape); err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, s.Destroy(ctx)) }()
-		of, err := readNote(dir, string(s.ID()))
+		of, err := readRecord(dir, string(s.ID()))
 		if err != nil {
 			return nil, err
 		}
@@ -108,7 +108,7 @@ func ensured(ctx context.Context, m *sandbox.Manager, shape sandbox.Shape) (s *s
 	return s, took, err
 }
 
-// resized is the guest with a root file system of another size, at path.
+// resized returns the guest with a root file system of another size, at path.
 func resized(ctx context.Context, guest image.Guest, path string, gib int) (image.Guest, error) {
 	if _, err := storage.Clone(ctx, path, guest.RootFS, 0o600); err != nil {
 		return guest, err

@@ -10,7 +10,7 @@ import (
 	"wrenn/internal/network"
 )
 
-// slots times a slot that was made ahead, and one that was not.
+// slots measures acquiring a slot that the pool made ahead of demand, and one that it did not.
 func slots(ctx context.Context, b *bench) (_ []row, err error) {
 	ready, err := acquireTimes(ctx, b, b.rounds)
 	if err != nil {
@@ -48,7 +48,7 @@ func acquireTimes(ctx context.Context, b *bench, ready int) (_ []float64, err er
 	return took, nil
 }
 
-// networks are that of the agent's slots and that of our own: halves of one range.
+// networks returns the agent's network and that of the benchmarks: two halves of one range.
 func (b *bench) networks() (agents, ours network.Config) {
 	half := b.slots.Bits() + 1
 	upper := b.slots.Addr().As4()
@@ -57,7 +57,7 @@ func (b *bench) networks() (agents, ours network.Config) {
 		network.Config{Prefix: b.prefix + "l", Range: netip.PrefixFrom(netip.AddrFrom4(upper), half)}
 }
 
-// openSlots opens a pool and waits until the slots that it makes ahead are there.
+// openSlots opens a pool and waits until it has made its slots ahead of demand.
 func openSlots(ctx context.Context, b *bench, ready int) (*network.Pool, error) {
 	_, cfg := b.networks()
 	cfg.Ready, cfg.Log = ready, slog.New(slog.DiscardHandler)

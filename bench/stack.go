@@ -32,22 +32,22 @@ import (
 const (
 	startWait   = 2 * time.Minute // includes the boot of the first guest
 	stopWait    = time.Minute
-	boxMemoryMB = 512 // the shape that the agent has a snapshot of
+	boxMemoryMB = 512 // the agent has a snapshot of this shape
 )
 
-// stack is Wrenn as it is installed: a database, a control plane and maybe a
-// host agent, each a process of its own, so that each can be measured.
+// stack is Wrenn as users install it: a database, a control plane and maybe a host
+// agent, each in its own process, so that each can be measured.
 type stack struct {
 	dir    string
-	net    network.Config // of the agent's slots
+	net    network.Config // the agent's network
 	db     *pgserver.Server
 	agent  *daemon // nil when hosts are simulated
 	plane  *daemon
-	agents []*hosttest.Agent // simulated
+	agents []*hosttest.Agent // simulated agents
 	key    string
 	url    string
 	api    *client.Client
-	gauges string // where the agent's metrics are
+	gauges string // address of the agent's metrics
 	undo   rollback.Stack
 }
 
@@ -60,8 +60,8 @@ type hostOf struct {
 // settings are keys of the agent's configuration.
 type settings map[string]any
 
-// newStack starts one with a real host agent, whose configuration is what more
-// says besides the usual; close it.
+// newStack starts a stack with a real host agent, whose usual configuration is
+// extended by more; the caller closes it.
 func newStack(ctx context.Context, b *bench, more settings) (*stack, error) {
 	return started(ctx, b, func(s *stack) ([]hostOf, error) {
 		socket, err := s.startAgent(ctx, more)
@@ -69,7 +69,7 @@ func newStack(ctx context.Context, b *bench, more settings) (*stack, error) {
 	})
 }
 
-// started starts a database, what hosts returns, and a control plane that uses them.
+// started starts a database, the hosts, and a control plane that uses them.
 func started(ctx context.Context, b *bench, hosts func(*stack) ([]hostOf, error)) (_ *stack, err error) {
 	s := &stack{}
 	s.net, _ = b.networks()
@@ -79,8 +79,8 @@ func started(ctx context.Context, b *bench, hosts func(*stack) ([]hostOf, error)
 		}
 	}()
 	b.stacks++
-	s.dir = filepath.Join(b.dir, fmt.Sprintf("s%d", b.stacks)) // short: machines have sockets below it
-	if err := os.Mkdir(s.dir, 0o711); err != nil {             // other users go through it
+	s.dir = filepath.Join(b.dir, fmt.Sprintf("s%d", b.stacks)) // short, because machines have sockets below it
+	if err := os.Mkdir(s.dir, 0o711); err != nil {             // other users pass through it
 		return nil, err
 	}
 	s.undo.Add(func(context.Context) error { return os.RemoveAll(s.dir) })
@@ -100,8 +100,8 @@ func started(ctx context.Context, b *bench, hosts func(*stack) ([]hostOf, error)
 
 func (s *stack) close(ctx context.Context) error { return s.undo.Run(ctx) }
 
-// startAgent returns the agent's socket when it answers, which is when it has
-// a snapshot to make sandboxes of.
+// startAgent starts the agent and returns its socket when it answers, which it does
+// when it has a snapshot to create sandboxes from.
 func (s *stack) startAgent(ctx context.Context, more settings) (socket string, err error) {
 	run := filepath.Join(s.dir, "run")
 	socket = filepath.Join(run, "agent.sock")
@@ -169,7 +169,7 @@ func (s *stack) startPlane(ctx context.Context, hosts []hostOf) error {
 	return s.plane.wait(ctx, s.api.Ready)
 }
 
-// client returns a client with connections of its own.
+// client returns a client with its own connections.
 func (s *stack) client() (*client.Client, error) {
 	return client.New(client.Config{URL: s.url, Key: s.key})
 }
@@ -201,7 +201,8 @@ type daemon struct {
 	done chan struct{} // closed when it has ended
 }
 
-// start starts a daemon that the stack's end stops, or ours, however it comes.
+// start starts a daemon, which stops with the stack, and when this process ends for
+// any reason.
 func (s *stack) start(name string, args ...string) (*daemon, error) {
 	d := &daemon{log: filepath.Join(s.dir, filepath.Base(name)+".log"), done: make(chan struct{})}
 	log, err := os.Create(d.log)
@@ -209,18 +210,18 @@ func (s *stack) start(name string, args ...string) (*daemon, error) {
 		return nil, err
 	}
 	defer log.Close()
-	// Not ended by a context: it has sandboxes to give back.
+	// Not stopped by a context, because the agent must first destroy its sandboxes.
 	cmd := exec.Command(name, args...) //nolint:noctx // see above
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	failed := make(chan error, 1)
 	go func() {
 		defer close(d.done)
-		runtime.LockOSThread() // Pdeathsig comes when the thread that forked ends, see prctl(2)
+		runtime.LockOSThread() // Pdeathsig is sent when the thread that forked ends, see prctl(2)
 		err := cmd.Start()
 		failed <- err
 		if err == nil {
-			_ = cmd.Wait() // its log says why; who needs it finds it gone
+			_ = cmd.Wait() // the reason is in its log, which wait prints
 		}
 	}()
 	if err := <-failed; err != nil {
@@ -239,7 +240,7 @@ func (s *stack) start(name string, args ...string) (*daemon, error) {
 	return d, nil
 }
 
-// wait returns when answers is nil; an error has the last words of the daemon.
+// wait waits until answers returns nil; its error includes the daemon's last output.
 func (d *daemon) wait(ctx context.Context, answers func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, startWait)
 	defer cancel()
@@ -256,17 +257,17 @@ func (d *daemon) wait(ctx context.Context, answers func(context.Context) error) 
 		case <-d.done:
 		case <-ctx.Done():
 		}
-		words, _ := os.ReadFile(d.log) // better than nothing
-		return fmt.Errorf("%w; it said: %s", err, words[max(0, len(words)-2000):])
+		output, _ := os.ReadFile(d.log) // without it the error is still useful
+		return fmt.Errorf("%w; its last output: %s", err, output[max(0, len(output)-2000):])
 	}
 }
 
-// box makes a sandbox that lives as long as the stack.
+// box creates a sandbox, which is destroyed with the stack.
 func (s *stack) box(ctx context.Context) (*client.Sandbox, error) {
 	return s.api.CreateSandbox(ctx, client.CreateSandbox{MemoryMB: boxMemoryMB, Timeout: client.Never})
 }
 
-// store is the directory of the agent's disks and snapshots.
+// store returns the directory of the agent's disks and snapshots.
 func (s *stack) store() (string, error) {
 	for _, dir := range []string{filepath.Join(s.state(), "store"), s.state()} {
 		if _, err := os.Stat(filepath.Join(dir, "sandboxes")); err == nil {
@@ -276,40 +277,40 @@ func (s *stack) store() (string, error) {
 	return "", errors.New("the host agent has no store in " + s.state())
 }
 
-// note is what the agent's journal says of a sandbox that runs.
-type note struct {
+// record has the fields of the agent's journal for a running sandbox.
+type record struct {
 	Slot    *network.SlotRef
 	Machine *vm.Ref
 }
 
-func (s *stack) note(id string) (note, error) {
+func (s *stack) record(id string) (record, error) {
 	store, err := s.store()
 	if err != nil {
-		return note{}, err
+		return record{}, err
 	}
-	return readNote(store, id)
+	return readRecord(store, id)
 }
 
-func readNote(store, id string) (note, error) {
+func readRecord(store, id string) (record, error) {
 	journal, err := os.ReadFile(filepath.Join(store, "sandboxes", id, "sandbox.json"))
 	if err != nil {
-		return note{}, err
+		return record{}, err
 	}
-	var of struct{ Body note }
+	var of struct{ Body record }
 	if err := json.Unmarshal(journal, &of); err != nil {
-		return note{}, err
+		return record{}, err
 	}
 	n := of.Body
 	if n.Slot == nil || n.Machine == nil {
-		return n, fmt.Errorf("the journal of %s names no slot or no machine: %s", id, journal)
+		return n, fmt.Errorf("the journal of %s has no slot or no machine: %s", id, journal)
 	}
 	return n, nil
 }
 
-// envd returns a client that goes straight to a sandbox's agent, from inside
-// the slot; close it.
+// envd returns a client that connects directly to a sandbox's agent, from inside
+// the slot; the caller closes it.
 func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Client, error) {
-	of, err := s.note(box.ID)
+	of, err := s.record(box.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -326,8 +327,8 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 	return direct, direct.WaitReady(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 }
 
-// step reads from the agent's metrics how often it took a step so far, and how
-// long that took in all, in seconds.
+// step reads from the agent's metrics how often a step ran so far, and how many
+// seconds it took in total.
 func (s *stack) step(ctx context.Context, name string) (count, sum float64, err error) {
 	lines, err := s.metrics(ctx)
 	if err != nil {
@@ -345,7 +346,7 @@ func (s *stack) step(ctx context.Context, name string) (count, sum float64, err 
 	return count, sum, nil
 }
 
-// metrics are the lines of the agent's.
+// metrics returns the lines of the agent's metrics.
 func (s *stack) metrics(ctx context.Context) ([]string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.gauges, nil)
 	if err != nil {
@@ -360,10 +361,10 @@ func (s *stack) metrics(ctx context.Context) ([]string, error) {
 	return strings.Split(string(text), "\n"), err
 }
 
-// pids are those of the control plane and the host agent.
+// pids returns the process IDs of the control plane and the host agent.
 func (s *stack) pids() []int { return []int{s.plane.pid, s.agent.pid} }
 
-// eachMiB reads a figure of the control plane and of the host agent.
+// eachMiB returns a figure of the control plane and of the host agent.
 func (s *stack) eachMiB(read func(pid int) (float64, error)) (plane, agent float64, err error) {
 	plane, err = read(s.plane.pid)
 	if err == nil {

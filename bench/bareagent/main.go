@@ -1,5 +1,5 @@
-// Command bareagent is the least that a guest's agent can be: the limit that
-// envd's boot and restore are measured against. It is the guest's init.
+// Command bareagent is a minimal agent for a guest: the limit against which envd's
+// boot and restore are measured. It is the guest's init.
 package main
 
 import "net/http"
