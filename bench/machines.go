@@ -334,8 +334,8 @@ func restoreByMemory(ctx context.Context, b *bench) (_ []row, err error) {
 	return untilReady(fmt.Sprintf("restore with %d MiB; bare: with %d MiB", large, memoryMiB), figures, "0.85 to 1.15"), err
 }
 
-// thawAll restores machines concurrently and runs a command in each. Also when it
-// fails it returns the machines that were restored.
+// thawAll restores machines concurrently and runs a command in each. When it fails,
+// into has the machines that were restored, and nil for the others.
 func (l *lab) thawAll(ctx context.Context, s snapshot, into []*box) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range into {

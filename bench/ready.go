@@ -66,7 +66,7 @@ func createReady(ctx context.Context, b *bench) (_ []row, err error) {
 // createReadyOne measures the time until a sandbox is usable and until a command in
 // it is done. It deletes the sandbox.
 func (s *stack) createReadyOne(ctx context.Context) (sample, error) {
-	if err := s.fullStock(ctx); err != nil {
+	if err := s.fullPool(ctx); err != nil {
 		return nil, err
 	}
 	pid, err := s.pooledPID()

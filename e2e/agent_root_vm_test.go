@@ -312,7 +312,7 @@ func testStreams(t *testing.T, a *agent, id string) {
 	_ = s.Send(&pb.ExecStreamRequest{Event: &pb.ExecStreamRequest_Resize{Resize: &pb.TerminalSize{Cols: 100, Rows: 30}}})
 	_ = s.Send(stdin([]byte("stty size\n")))
 	readUntil(t, s, "30 100")
-	second, _ := a.stream(t, attach(id, pid)) // the message does not say whether the command has a terminal
+	second, _ := a.stream(t, attach(id, pid)) // the message does not name the kind of input
 	_ = second.Send(stdin([]byte("echo at$((40+2))ached\n")))
 	readUntil(t, s, "at42ached")
 	_ = s.Send(&pb.ExecStreamRequest{Event: &pb.ExecStreamRequest_Signal{Signal: pb.Signal_SIGNAL_SIGKILL}})

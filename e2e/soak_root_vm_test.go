@@ -55,7 +55,7 @@ func TestSandboxesLeaveNothing(t *testing.T) {
 	before := s.census(t)
 	memory := s.cycle(t, n-warm)
 	took := time.Since(began)
-	t.Logf("%d cycles, %s each; what is there after %d:\n%s", n, (took / time.Duration(n)).Round(time.Millisecond), warm, before)
+	t.Logf("%d cycles, %s each; resources after %d:\n%s", n, (took / time.Duration(n)).Round(time.Millisecond), warm, before)
 	testkit.WaitNoError(t, "nothing is left of the sandboxes", func() error { return before.grewInto(s.census(t)) })
 	for name, samples := range memory {
 		first, last := edges(samples)

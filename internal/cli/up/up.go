@@ -236,7 +236,7 @@ func (m *machine) keepDatabase(ctx context.Context, cfg pgserver.Config, server 
 	}
 }
 
-// reachable says whether other users may go through dir: the database's has to.
+// reachable returns an error unless other users may enter dir, which the database's user must.
 func reachable(dir string) error {
 	for ; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
@@ -259,7 +259,7 @@ func (m *machine) migrate(ctx context.Context) error {
 	return nil
 }
 
-// startAgent returns when the agent takes requests.
+// startAgent returns when the agent accepts requests.
 func (m *machine) startAgent(ctx context.Context) error {
 	m.cfg.Say("starting the host agent")
 	a, err := newAgent(m.cfg)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints what a copy has and draws, as lines of a name and a value.
+# Prints the values of a sandbox, as lines of a name and a value.
 cd "${0%/*}" || exit
 
 for name in plain registered node; do # first of all, before anything else happens in this copy

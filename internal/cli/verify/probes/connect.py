@@ -5,11 +5,11 @@ import socket
 import struct
 import time
 
-FIXED = 61234  # a source port of our own choice: the same four numbers in every copy
+FIXED = 61234  # a fixed source port: the same addresses and ports in every copy
 ETH_P_IP = 0x0800
 SYN, ACK = 0x02, 0x10
 PATIENCE = 5  # seconds
-TRIES = 5  # a packet may be lost to who watches a busy loopback
+TRIES = 5  # a capture on a busy loopback may miss a packet
 
 
 def sequence(watch, port):
@@ -39,9 +39,9 @@ def secret(port):
         now = time.time_ns()
         conn.connect(("127.0.0.1", port))
         number = sequence(watch, port)
-    # The kernel adds its clock, a tick each 64 ns, to a secret of the four
-    # numbers: net/core/secure_seq.c. What is left is the secret, but for the
-    # time between two lines of this program.
+    # The kernel adds its clock, with ticks of 64 ns, to a secret hash of the
+    # addresses and ports: net/core/secure_seq.c. Without the clock the secret is
+    # left, off by the time between two lines of this program.
     return None if number is None else (number - (now >> 6)) % (1 << 32)
 
 

@@ -8,13 +8,13 @@ function answer() {
   return {
     random: Math.random(),
     random_bytes: crypto.randomBytes(16).toString('hex'),
-    uuid: crypto.randomUUID(), // of 128 that are in memory already
+    uuid: crypto.randomUUID(), // from a cache of 128 in memory
     uuid_uncached: crypto.randomUUID({disableEntropyCache: true}),
     key: key.subarray(-32).toString('hex'),
   };
 }
 
-for (;;) { // blocking is what a program of one task may do
+for (;;) { // blocking is fine, this program has only one task
   fs.readFileSync('node.in');
   const lines = Object.entries(answer()).map(([name, value]) => `node.${name} ${value}\n`);
   fs.writeFileSync('node.out', lines.join(''));

@@ -19,7 +19,7 @@ import time
 import draw
 
 PATIENCE = 5  # seconds for a peer to answer
-RUN = os.environ.get("WRENN_RUN", "/run/wrenn")  # where envd tells of forks
+RUN = os.environ.get("WRENN_RUN", "/run/wrenn")  # where envd announces forks
 
 
 class Server:
@@ -126,7 +126,7 @@ class Registered:
         self.tcp, self.secure = connect("tcp"), Secure()
         same(self.tcp)
         signal.signal(signal.SIGUSR1, self.on_fork)  # first the handler
-        self.registration = open("%s/notify.d/%d" % (RUN, os.getpid()), "w")  # kept open as long as it counts
+        self.registration = open("%s/notify.d/%d" % (RUN, os.getpid()), "w")  # the registration ends when it is closed
         self.registration.write("USR1")
         self.registration.flush()
         fcntl.flock(self.registration, fcntl.LOCK_EX)

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Starts, in its own directory, the programs that run across the fork, and
-# returns when each has answered once. Prints what the guest has, one fact a line.
+# returns when each has answered once. Prints what the guest has, one fact per line.
 #
-# A program is asked by a line into NAME.in and answers into NAME.out: named
-# pipes, since a shell is all that a template must have.
+# A program reads requests from NAME.in and answers to NAME.out: named pipes,
+# because a template must have only a shell.
 cd "${0%/*}" || exit
 
 resident() { # NAME COMMAND...
