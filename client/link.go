@@ -44,7 +44,7 @@ type link struct {
 	binary bool        // input and output are binary messages
 	heard  *time.Timer // cuts a connection that is silent for too long
 
-	told // by this connection
+	sentState // by this connection
 
 	dead    bool
 	leaving bool // the "leave" message was sent
@@ -436,7 +436,7 @@ func (s *Stream) next(l *link) *message {
 		return text(struct {
 			Type string `json:"type"`
 			Size
-		}{"resize", *size}, func() { l.size, s.told.size = size, size })
+		}{"resize", *size}, func() { l.size, s.sent.size = size, size })
 	}
 	if used := s.received - uint64(s.waiting); used >= s.acked+ackEvery {
 		return text(map[string]any{"type": "ack", "offset": used}, func() { s.acked = max(s.acked, used) })
@@ -447,7 +447,7 @@ func (s *Stream) next(l *link) *message {
 	case begin < uint64(len(s.input)):
 		return s.inputMessage(l, s.input[begin:min(uint64(len(s.input)), begin+maxInput)])
 	case s.closed && !l.closed:
-		return text(map[string]string{"type": "stdin_close"}, func() { l.closed, s.told.closed = true, true })
+		return text(map[string]string{"type": "stdin_close"}, func() { l.closed, s.sent.closed = true, true })
 	}
 	return nil
 }
@@ -459,7 +459,7 @@ func text(frame any, sent func()) *message {
 
 func (s *Stream) inputMessage(l *link, p []byte) *message {
 	after := l.input + uint64(len(p))
-	sent := func() { l.input, s.told.input = after, max(s.told.input, after) }
+	sent := func() { l.input, s.sent.input = after, max(s.sent.input, after) }
 	if !l.binary {
 		return text(map[string]string{"type": "stdin", "data": base64.StdEncoding.EncodeToString(p), "encoding": encodingBase64}, sent)
 	}

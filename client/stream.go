@@ -102,16 +102,16 @@ type Stream struct {
 	received uint64  // position after all output received
 	acked    uint64
 
-	input     []byte // not yet confirmed by the server
-	confirmed uint64 // position where input begins
-	closed    bool   // no input follows
-	size      *Size  // the terminal's desired size
-	told      told   // what was sent by any connection
+	input     []byte    // not yet confirmed by the server
+	confirmed uint64    // position where input begins
+	closed    bool      // no input follows
+	size      *Size     // the terminal's desired size
+	sent      sentState // what was sent by any connection
 	signals   []*signalFrame
 }
 
-// told is what was sent. A new connection sends some of it again.
-type told struct {
+// sentState is what was sent. A new connection sends some of it again.
+type sentState struct {
 	input  uint64 // position after the input
 	closed bool   // the end of the input
 	size   *Size
@@ -191,7 +191,7 @@ func (s *Stream) open(ctx context.Context, first any) (*Stream, error) {
 		return nil, err
 	}
 	s.pid, s.received, s.acked = begin.PID, begin.position(), begin.position()
-	s.confirmed, s.told.input = begin.Input, begin.Input
+	s.confirmed, s.sent.input = begin.Input, begin.Input
 	if begin.Lost > 0 {
 		s.events = append(s.events, Event{Lost: begin.Lost})
 	}
@@ -288,7 +288,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 		s.changed.Broadcast()
 	}
 	end := s.confirmed + uint64(len(s.input))
-	return n, s.until(func() bool { return s.told.input >= end })
+	return n, s.until(func() bool { return s.sent.input >= end })
 }
 
 // CloseStdin ends the input.
@@ -299,7 +299,7 @@ func (s *Stream) CloseStdin() error {
 	defer s.mu.Unlock()
 	s.closed = true
 	s.changed.Broadcast()
-	return s.until(func() bool { return s.told.closed })
+	return s.until(func() bool { return s.sent.closed })
 }
 
 // Resize sets the terminal's size.
@@ -308,7 +308,7 @@ func (s *Stream) Resize(size Size) error {
 	defer s.mu.Unlock()
 	s.size = &size
 	s.changed.Broadcast()
-	return s.until(func() bool { return s.told.size == s.size || s.size != &size })
+	return s.until(func() bool { return s.sent.size == s.size || s.size != &size })
 }
 
 // Signal sends a signal to the command and the processes that it started.

@@ -245,7 +245,7 @@ func (s *stack) testTimeout(t *testing.T) {
 	woken := s.sleeper(t, short(true))
 	told := s.must(t, woken, counter)
 	asleep(woken)
-	s.checkCounter(t, woken, told) // its row says that it runs, or that it is paused
+	s.checkCounter(t, woken, told) // its row may be running or paused
 	asleep(woken)
 	testkit.WaitNoError(t, "its row says so", func() error {
 		sb, err := s.api.Sandbox(t.Context(), woken)

@@ -57,7 +57,7 @@ try {
   const same = await Sandbox.connect(sandbox.sandboxId)
   assert.equal(await same.files.read('/tmp/kept'), 'kept')
 
-  // A kill during a command is told as the end of the sandbox, not as a fault of the network.
+  // A kill during a command is reported as the end of the sandbox, not as a network error.
   const command = await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
   cut = command.wait().then(() => 'nothing', (e) => e)
 } finally {

@@ -81,7 +81,7 @@ try:
         same = Sandbox.connect(sandbox.sandbox_id)
         check("resumed", same.commands.run("cat /tmp/kept; pgrep -c sleep").stdout, "kept\n1\n")
 
-    # A kill during a command is told as the end of the sandbox, not as a fault of the network.
+    # A kill during a command is reported as the end of the sandbox, not as a network error.
     outcome = []
 
     def run():

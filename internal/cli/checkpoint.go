@@ -125,7 +125,7 @@ func (t *checkpointTree) draw(w io.Writer, parent, indent string) {
 	}
 }
 
-// here marks where the sandbox goes on from.
+// here returns the mark of the checkpoint that the sandbox continues from.
 func (t *checkpointTree) here(id string) string {
 	if id != t.head {
 		return ""

@@ -121,12 +121,12 @@ func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error 
 		return err
 	}
 	const hint = 8 // characters that identify a key
-	told := struct {
+	result := struct {
 		URL    string `json:"url"`
 		Hint   string `json:"key_hint"`
 		Config string `json:"config"`
 	}{r.URL, key[:min(hint, len(key))], path}
-	return s.print(told, func(w io.Writer) {
+	return s.print(result, func(w io.Writer) {
 		fmt.Fprintf(w, `
 Wrenn serves at %s (documentation: %s/docs)
 The API key %s... is in %s
@@ -137,6 +137,6 @@ The API key %s... is in %s
   E2B   export E2B_API_URL=%s E2B_SANDBOX_URL=%s E2B_API_KEY=$(sed -n "s/^key = '\(.*\)'/\1/p" %s)
 
 Ctrl-C stops it; sandboxes are %s (--on-exit)
-`, s.paint(w, green, r.URL), r.URL, told.Hint, path, path, r.URL, r.URL, r.URL, r.URL, path, map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
+`, s.paint(w, green, r.URL), r.URL, result.Hint, path, path, r.URL, r.URL, r.URL, r.URL, path, map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
 	})
 }
