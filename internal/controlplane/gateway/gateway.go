@@ -72,8 +72,12 @@ func New(cfg Config) (*Gateway, error) {
 		Transport:     newTransports(g.dialer),
 		FlushInterval: -1, // each piece at once; never an empty one
 		BufferPool:    &buffers{},
-		ErrorHandler:  g.failed,
-		ErrorLog:      slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug), // of clients and programs that leave
+		ModifyResponse: func(resp *http.Response) error {
+			g.sandboxes.Used(targetOf(resp.Request.Context()).id) // not before: anyone can make up ids
+			return nil
+		},
+		ErrorHandler: g.failed,
+		ErrorLog:     slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug), // of clients and programs that leave
 	}
 	return g, nil
 }
@@ -109,7 +113,6 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 		g.answer(w, r, status, to, message)
 		return
 	}
-	g.sandboxes.Used(to.id)
 	control := http.NewResponseController(w)
 	_ = control.EnableFullDuplex()           // HTTP/2 always is
 	_ = control.SetReadDeadline(time.Time{}) // the listener's are the API's

@@ -206,6 +206,11 @@ func TestRefusals(t *testing.T) {
 		_, body, _ := get(t, http.MethodGet, server.URL, "", "E2b-Sandbox-Id", id, "E2b-Sandbox-Port", port)
 		return body
 	}
+	defer func() {
+		if n := w.used.Load(); n != 0 {
+			t.Errorf("%d uses were recorded of sandboxes that were not reached", n)
+		}
+	}()
 	if got, want := ask(other, "8080"), `{"sandboxId":"`+other+`","message":"The sandbox was not found","code":502}`; got != want {
 		t.Errorf("no sandbox: %s, want %s", got, want)
 	}
