@@ -174,7 +174,7 @@ func TestErrorsOfConfigurationAreForPeople(t *testing.T) {
 		t.Errorf("%v is no Invalid", err)
 	}
 	_, err = read(t, "run = '/a'\n[limits]\nsandbox = 1")
-	if err == nil || !strings.Contains(err.Error(), "3|") {
+	if err == nil || !strings.Contains(err.Error(), "line 3") {
 		t.Errorf("%v does not show the line", err)
 	}
 }

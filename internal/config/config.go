@@ -51,18 +51,33 @@ func Load[T any, C Configuration[T]](path string, defaults T, getenv func(string
 // decode reads text into cfg. It reports whether the values can be checked.
 func decode(text []byte, cfg any, problems *Problems) bool {
 	err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(cfg)
+	// By line and key alone: the text around a mistake may hold a password.
 	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		problems.Addf("unknown keys:\n%s", unknown.String())
+		for _, key := range unknown.Errors {
+			line, _ := key.Position()
+			problems.Addf("line %d: unknown key %s", line, strings.Join(key.Key(), "."))
+		}
 		return true // all others were read
 	}
 	if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
-		problems.Addf("%w:\n%s", wrong, wrong.String())
+		line, column := wrong.Position()
+		problems.Addf("line %d, column %d (%s): %w", line, column, keyIn(text, line), wrong)
 		return false
 	}
 	if err != nil {
 		problems.Add(err)
 	}
 	return err == nil
+}
+
+// keyIn returns what is before the equals sign in a line of text.
+func keyIn(text []byte, line int) string {
+	for range line - 1 {
+		_, text, _ = bytes.Cut(text, []byte("\n"))
+	}
+	text, _, _ = bytes.Cut(text, []byte("\n"))
+	key, _, _ := bytes.Cut(text, []byte("="))
+	return strings.TrimSpace(string(key))
 }
 
 // Problems collects what is wrong with a configuration. The zero value is ready.

@@ -75,7 +75,7 @@ func TestLoad(t *testing.T) {
 // TestAllErrorsAtOnce: keys that are unknown and values that are wrong are reported together, with the file.
 func TestAllErrorsAtOnce(t *testing.T) {
 	_, err := load(t, "nam = 'b'\nlisten = 'x'\n[limits]\ncount = 0\ncounts = 1", nil)
-	testkit.WantCode(t, err, wrenn.Invalid, "x.toml", "unknown keys", "nam = ", "counts = ", "limits.count: must be above 0", "listen: no port")
+	testkit.WantCode(t, err, wrenn.Invalid, "x.toml", "line 1: unknown key nam", "line 5: unknown key limits.counts", "limits.count: must be above 0", "listen: no port")
 }
 
 func TestLoadFails(t *testing.T) {
@@ -88,6 +88,11 @@ func TestLoadFails(t *testing.T) {
 			_, err := load(t, tt.text, nil)
 			testkit.WantCode(t, err, wrenn.Invalid, tt.want)
 		})
+	}
+	for _, text := range []string{"name = 's3cr3t'\nname = 's3cr3t'", "nam = 's3cr3t'", "[limits]\ncount = 's3cr3t'", "name = 's3cr3t"} {
+		if _, err := load(t, text, nil); err == nil || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("%q: %v: a value must not be shown, it may be a secret", text, err)
+		}
 	}
 	if _, err := config.Load[settings]("/no/such/file", defaults, os.Getenv); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing file: %v", err)

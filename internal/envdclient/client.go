@@ -18,6 +18,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/plain"
+	"wrenn/internal/untrusted"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
@@ -66,9 +67,10 @@ func New(cfg Config) *Client {
 	}
 	c := &Client{
 		address: cfg.Address, base: "http://" + cfg.Address, token: cfg.Token,
-		http:  &http.Client{Transport: tokenTransport{token: cfg.Token, next: transport}},
+		http:  untrusted.Client(transport),
 		conns: conns,
 	}
+	c.http.Transport = tokenTransport{token: cfg.Token, next: transport}
 	c.process = processconnect.NewProcessClient(c.http, c.base,
 		connect.WithReadMaxBytes(maxMessage),
 		// No compression: a hostile guest's message could be a thousand times as large here.

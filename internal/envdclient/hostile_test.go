@@ -73,6 +73,28 @@ func TestGuestCannotFillTheHostsMemory(t *testing.T) {
 	}
 }
 
+// TestHeadersOfTheGuestAreBounded: net/http would keep 10 MiB of a header for as
+// long as the guest does not end it.
+func TestHeadersOfTheGuestAreBounded(t *testing.T) {
+	release := make(chan struct{})
+	c := newImpostor(t, func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20))) // the client hangs up
+		<-release
+	})
+	defer close(release) // before the server's end, which waits for it
+	if _, err := c.Exec(t.Context(), Command{Path: "true"}); err == nil {
+		t.Error("Exec() succeeded")
+	}
+	if _, err := c.ReadFile(t.Context(), "", "/x"); err == nil {
+		t.Error("ReadFile() succeeded")
+	}
+}
+
 // Errors of a guest reach terminals.
 func TestErrorsOfTheGuestAreText(t *testing.T) {
 	const text = "\x1b]52;c;cm0gLXJmIH4K\x07\u009b2J\nso"

@@ -23,6 +23,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/hostwire"
+	"wrenn/internal/untrusted"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
@@ -139,7 +140,7 @@ func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption)
 		connect.WithReadMaxBytes(maxMessage),
 		// Windows count compressed bytes: repetitive output would fill a thousand times the window's memory before it is held up.
 		connect.WithAcceptCompression("gzip", nil, nil))
-	return hostagentv1connect.NewHostAgentServiceClient(&http.Client{Transport: transport}, base, opts...), nil
+	return hostagentv1connect.NewHostAgentServiceClient(untrusted.Client(transport), base, opts...), nil
 }
 
 // newTransport returns a transport for one protocol, by its name in ALPN.

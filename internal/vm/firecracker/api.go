@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"wrenn/internal/untrusted"
 
 	"golang.org/x/sys/unix"
 )
@@ -96,10 +97,10 @@ type client struct{ http *http.Client }
 const idleLimit = 5 * time.Second
 
 func newClient(dial func(context.Context) (net.Conn, error)) *client {
-	return &client{&http.Client{Transport: &http.Transport{
+	return &client{untrusted.Client(&http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		IdleConnTimeout: idleLimit,
-	}}}
+	})}
 }
 
 // close closes idle connections; the client stays usable.
