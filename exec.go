@@ -18,7 +18,8 @@ type ExecResult struct {
 	Stdout, Stderr []byte
 	ExitCode       int    // -1 when a signal ended it
 	Status         string // "exit status 3", "signal: killed"
-	Truncated      bool   // an output exceeded its limit; the rest is lost
+	Reason         EndReason
+	Truncated      bool // an output exceeded its limit; the rest is lost
 	Duration       time.Duration
 }
 
@@ -93,4 +94,17 @@ type ExecStarted struct {
 type ExecExit struct {
 	Code   int // -1 when a signal ended it
 	Status string
+	Reason EndReason
 }
+
+// EndReason is why a command ended. The API's document lists the same set.
+type EndReason string
+
+// The reasons.
+const (
+	EndUnknown     EndReason = ""              // what runs it is of an older version
+	EndExited      EndReason = "exited"        // by itself
+	EndSignaled    EndReason = "signaled"      // by a signal of a caller's
+	EndTimeout     EndReason = "timeout"       // its Timeout passed, and it was killed
+	EndOutOfMemory EndReason = "out_of_memory" // the kernel killed it, or what it started
+)

@@ -30,7 +30,8 @@ type Result struct {
 	Stdout, Stderr []byte
 	ExitCode       int    // -1 when a signal ended the command
 	Status         string // ExitCode in words
-	Truncated      bool   // an output exceeded the server's limit and the rest is lost; use Start for long outputs
+	Reason         EndReason
+	Truncated      bool // an output exceeded the server's limit and the rest is lost; use Start for long outputs
 	Duration       time.Duration
 }
 
@@ -80,6 +81,7 @@ func (c *Client) Exec(ctx context.Context, id string, cmd Command) (*Result, err
 		Stdout     string `json:"stdout"`
 		Stderr     string `json:"stderr"`
 		ExitCode   int    `json:"exit_code"`
+		Reason     string `json:"reason"`
 		Status     string `json:"status"`
 		DurationMS int64  `json:"duration_ms"`
 		Encoding   string `json:"encoding"`
@@ -89,7 +91,7 @@ func (c *Client) Exec(ctx context.Context, id string, cmd Command) (*Result, err
 		return nil, err
 	}
 	out := &Result{
-		ExitCode: answer.ExitCode, Status: answer.Status, Truncated: answer.Truncated,
+		ExitCode: answer.ExitCode, Status: answer.Status, Reason: EndReason(answer.Reason), Truncated: answer.Truncated,
 		Duration: time.Duration(answer.DurationMS) * time.Millisecond,
 	}
 	if out.Stdout, err = decode(answer.Stdout, answer.Encoding); err != nil {

@@ -60,6 +60,7 @@ type frame struct {
 	Data     string  `json:"data"`
 	Encoding string  `json:"encoding"`
 	ExitCode int     `json:"exit_code"`
+	Reason   string  `json:"reason"`
 	Status   string  `json:"status"`
 	Code     Code    `json:"code"`
 }
@@ -319,7 +320,7 @@ func (s *Stream) receive(l *link) error {
 		case f.Type == "input":
 			err = s.confirm(f.position())
 		case f.Type == "exit":
-			s.exit(&Exit{Code: f.ExitCode, Status: f.Status})
+			s.exit(&Exit{Code: f.ExitCode, Status: f.Status, Reason: EndReason(f.Reason)})
 			return nil
 		case f.Type == "error":
 			err = &Error{Code: f.Code, Message: f.Data}

@@ -64,7 +64,19 @@ func (e Event) size() int { return len(e.Stdout) + len(e.Stderr) + len(e.PTY) }
 type Exit struct {
 	Code   int    // -1 when a signal ended the command
 	Status string // Code in words: "exit status 1", "signal: killed"
+	Reason EndReason
 }
+
+// EndReason is why a command ended; "" when the server does not tell.
+type EndReason string
+
+// The reasons.
+const (
+	EndExited      EndReason = "exited"        // by itself
+	EndSignaled    EndReason = "signaled"      // by a signal of a client's
+	EndTimeout     EndReason = "timeout"       // its Timeout passed, and it was killed
+	EndOutOfMemory EndReason = "out_of_memory" // the kernel killed it, or what it started
+)
 
 // Stream is a connection to a command. One goroutine at a time may receive
 // (Receive, Events, Copy); the other methods are safe for concurrent use.

@@ -268,9 +268,9 @@ func TestAgentServes(t *testing.T) {
 		if err != nil || !bytes.Equal(r.GetStdout(), in) {
 			t.Errorf("cat: %d bytes of %d, %v", len(r.GetStdout()), len(in), err)
 		}
-		_, err = a.rpc.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "sleep", Args: []string{"1000"}, TimeoutSec: 1})
-		if connect.CodeOf(err) != connect.CodeDeadlineExceeded {
-			t.Errorf("timeout: %v", err)
+		r, err = a.rpc.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "sh", Args: []string{"-c", "echo begun; exec sleep 1000"}, TimeoutSec: 2})
+		if err != nil || r.GetReason() != pb.ExecEndReason_EXEC_END_REASON_TIMEOUT || string(r.GetStdout()) != "begun\n" {
+			t.Errorf("timeout: %v, %v", r, err)
 		}
 		if r := a.sh(t, id, "pgrep -x sleep"); r.GetExitCode() == 0 {
 			t.Error("the command that timed out still runs")

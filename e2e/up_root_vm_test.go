@@ -162,6 +162,9 @@ func TestUp(t *testing.T) {
 		if code, out := e.wrenn(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "echo hello; exit 3"); code != 3 || out != "hello\n" {
 			t.Errorf("code %d, printed %q", code, out)
 		}
+		if code, out := e.wrenn(t, nil, "sandbox", "exec", "--timeout", "3s", id, "--", "sh", "-c", "echo begun; exec sleep 1000"); code != 124 || out != "begun\n" {
+			t.Errorf("code %d of a command that does not end in time, printed %q", code, out)
+		}
 		if code, _ := e.wrenn(t, nil, "sandbox", "exec", id, "--", "sh", "-c", "kill -9 $$"); code != 128+9 {
 			t.Errorf("code %d of a command that was killed", code)
 		}

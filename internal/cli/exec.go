@@ -127,6 +127,9 @@ const (
 	codeNotExecutable = 126
 )
 
+// codeTimeout is that of timeout(1) for a command that it killed.
+const codeTimeout = 124
+
 // unstarted adds to the error of a command that could not be started the exit
 // code that shells use, unless the sandbox itself is missing.
 func (p *program) unstarted(ctx context.Context, api *client.Client, err error) error {
@@ -227,6 +230,10 @@ func (p *program) result(exit client.Exit, err error, pid int, lost error) error
 		return err // the sandbox is gone, and the command with it
 	case err != nil:
 		return fmt.Errorf("%w\nIf the command still runs, follow it with: wrenn sandbox exec --attach %d %s", err, pid, p.id)
+	case exit.Reason == client.EndTimeout:
+		return &coded{errors.New("the command did not end in time and was killed: give it a longer --timeout"), codeTimeout}
+	case exit.Reason == client.EndOutOfMemory:
+		fmt.Fprintln(p.s.Err, "the command was killed because the sandbox ran out of memory")
 	}
 	return exitOf(exit)
 }

@@ -19,6 +19,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/guest"
+	"wrenn/internal/testkit"
 	"wrenn/internal/guest/guesttest"
 )
 
@@ -272,6 +273,18 @@ func TestStartErrors(t *testing.T) {
 				t.Errorf("code %s, want %s (%v)", code, tc.code, err)
 			}
 		})
+	}
+}
+
+// TestExecAfterItsDeadline returns what the command printed until then.
+func TestExecAfterItsDeadline(t *testing.T) {
+	c, _ := newGuest(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	res, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "echo begun; exec sleep 600"}})
+	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
+	if res == nil || string(res.Stdout) != "begun\n" || res.Exit != (Exit{Code: -1, Status: "signal: killed", Reason: EndDeadline}) {
+		t.Errorf("Exec() = %+v", res)
 	}
 }
 

@@ -81,13 +81,14 @@ const (
 	EndUnknown     = EndReason(process.EndReason_END_REASON_UNSPECIFIED)   // the guest's agent is older
 	EndExited      = EndReason(process.EndReason_END_REASON_EXITED)        // by itself
 	EndOutOfMemory = EndReason(process.EndReason_END_REASON_OUT_OF_MEMORY) // the kernel killed it, or what it started
-	EndDeadline    = EndReason(process.EndReason_END_REASON_DEADLINE)      // for clients other than the one that started it
+	EndDeadline    = EndReason(process.EndReason_END_REASON_DEADLINE)      // that of the context that it was started with
 	EndSignaled    = EndReason(process.EndReason_END_REASON_SIGNALED)      // by Signal or Kill
 )
 
 // Exec runs a command and returns when it ended. A nonzero exit code is no error,
 // nor is a command that does not read its input. If ctx ends first the command is
-// killed.
+// killed; if that was the deadline, the output until then is returned with the
+// error, which is DeadlineExceeded.
 func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
 	cmd.Stdin, cmd.PTY, cmd.Session = cmd.Input != nil, nil, nil
 	proc, err := c.Start(ctx, cmd)
@@ -108,10 +109,14 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (*Result, error) {
 		ev, err := proc.Next()
 		switch {
 		case errors.Is(err, io.EOF):
-			return &Result{
+			res := &Result{
 				Stdout: stdout.Bytes(), Stderr: stderr.Bytes(),
 				Truncated: stdout.cut || stderr.cut, Exit: proc.Exit(),
-			}, nil
+			}
+			if res.Reason == EndDeadline {
+				return res, &wrenn.Error{Code: wrenn.DeadlineExceeded, Message: "the command did not end in time and was killed", Err: context.DeadlineExceeded}
+			}
+			return res, nil
 		case err != nil:
 			c.killAbandoned(ctx, proc.PID())
 			return nil, err

@@ -259,7 +259,12 @@ func (p *Process) Next() (Event, error) {
 	if p.ended {
 		return Event{}, io.EOF
 	}
-	return Event{}, fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF))
+	err := fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF))
+	if errors.Is(err, context.DeadlineExceeded) { // envd has it, too, and kills the process
+		p.exit, p.ended = Exit{Code: -1, Status: "signal: killed", Reason: EndDeadline}, true
+		return Event{}, io.EOF
+	}
+	return Event{}, err
 }
 
 func exitOf(end *process.ProcessEvent_EndEvent) Exit {

@@ -50,6 +50,7 @@ func checkCommand(sandbox string, cmd wrenn.ExecCommand) (wrenn.SandboxID, wrenn
 func ExecResult(res wrenn.ExecResult) *pb.ExecResponse {
 	return &pb.ExecResponse{
 		Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: int32(res.ExitCode), Status: res.Status, Truncated: res.Truncated,
+		Reason: endReasons[res.Reason],
 	}
 }
 
@@ -57,7 +58,27 @@ func ExecResult(res wrenn.ExecResult) *pb.ExecResponse {
 func ParseExecResult(msg *pb.ExecResponse) wrenn.ExecResult {
 	return wrenn.ExecResult{
 		Stdout: msg.GetStdout(), Stderr: msg.GetStderr(), ExitCode: int(msg.GetExitCode()), Status: msg.GetStatus(), Truncated: msg.GetTruncated(),
+		Reason: parseEndReason(msg.GetReason()),
 	}
+}
+
+// endReasons are the messages for why a command ended.
+var endReasons = map[wrenn.EndReason]pb.ExecEndReason{
+	wrenn.EndUnknown:     pb.ExecEndReason_EXEC_END_REASON_UNSPECIFIED,
+	wrenn.EndExited:      pb.ExecEndReason_EXEC_END_REASON_EXITED,
+	wrenn.EndSignaled:    pb.ExecEndReason_EXEC_END_REASON_SIGNALED,
+	wrenn.EndTimeout:     pb.ExecEndReason_EXEC_END_REASON_TIMEOUT,
+	wrenn.EndOutOfMemory: pb.ExecEndReason_EXEC_END_REASON_OUT_OF_MEMORY,
+}
+
+// parseEndReason reads why a command ended; a newer agent's reason is unknown.
+func parseEndReason(msg pb.ExecEndReason) wrenn.EndReason {
+	for reason, other := range endReasons {
+		if other == msg {
+			return reason
+		}
+	}
+	return wrenn.EndUnknown
 }
 
 // ExecStart is the first message of a stream that starts a command.
@@ -189,7 +210,9 @@ func ExecOutput(out wrenn.ExecOutput) *pb.ExecStreamResponse {
 	case out.Taken != nil:
 		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Input{Input: *out.Taken}}
 	case out.Exit != nil:
-		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Exit{Exit: &pb.ExecExit{ExitCode: int32(out.Exit.Code), Status: out.Exit.Status}}}
+		return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Exit{Exit: &pb.ExecExit{
+			ExitCode: int32(out.Exit.Code), Status: out.Exit.Status, Reason: endReasons[out.Exit.Reason],
+		}}}
 	}
 	return &pb.ExecStreamResponse{Event: &pb.ExecStreamResponse_Keepalive{Keepalive: true}}
 }
@@ -211,7 +234,9 @@ func ParseExecOutput(msg *pb.ExecStreamResponse) (_ wrenn.ExecOutput, ok bool) {
 	case *pb.ExecStreamResponse_Input:
 		return wrenn.ExecOutput{Taken: &ev.Input}, true
 	case *pb.ExecStreamResponse_Exit:
-		return wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: int(ev.Exit.GetExitCode()), Status: ev.Exit.GetStatus()}}, true
+		return wrenn.ExecOutput{Exit: &wrenn.ExecExit{
+			Code: int(ev.Exit.GetExitCode()), Status: ev.Exit.GetStatus(), Reason: parseEndReason(ev.Exit.GetReason()),
+		}}, true
 	case *pb.ExecStreamResponse_Keepalive:
 		return wrenn.ExecOutput{Keepalive: true}, true
 	}

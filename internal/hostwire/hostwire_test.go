@@ -175,6 +175,7 @@ var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.OnTimeout]():     wrenn.PauseOnTimeout,
 	reflect.TypeFor[wrenn.ObservedState](): wrenn.ObservedQuarantined,
 	reflect.TypeFor[wrenn.Signal]():        wrenn.SIGKILL,
+	reflect.TypeFor[wrenn.EndReason]():     wrenn.EndOutOfMemory,
 	reflect.TypeFor[time.Duration]():       77 * time.Second,
 	reflect.TypeFor[time.Time]():           moment,
 	reflect.TypeFor[error]():               wrenn.Errorf(wrenn.Exhausted, "full"),

@@ -31,7 +31,7 @@ func (h *handlers) Exec(ctx context.Context, req oapi.ExecRequestObject) (oapi.E
 	stdout, stderr, encoding := encodeOutputs(result.Stdout, result.Stderr)
 	return oapi.Exec200JSONResponse{Body: oapi.ExecResult{
 		SandboxID: req.ID, Cmd: cmd.Cmd, Stdout: stdout, Stderr: stderr, Encoding: encoding,
-		ExitCode: result.ExitCode, Status: result.Status, DurationMs: result.Duration.Milliseconds(), Truncated: result.Truncated,
+		ExitCode: result.ExitCode, Status: result.Status, Reason: endReason(result.Reason), DurationMs: result.Duration.Milliseconds(), Truncated: result.Truncated,
 	}}, nil
 }
 
@@ -64,4 +64,12 @@ func encodeOutputs(stdout, stderr []byte) (outText, errText string, encoding oap
 		return string(stdout), string(stderr), "utf-8"
 	}
 	return base64.StdEncoding.EncodeToString(stdout), base64.StdEncoding.EncodeToString(stderr), encodingBase64
+}
+
+// endReason is nil for a reason that is not known.
+func endReason(reason wrenn.EndReason) *oapi.EndReason {
+	if reason == wrenn.EndUnknown {
+		return nil
+	}
+	return new(oapi.EndReason(reason))
 }

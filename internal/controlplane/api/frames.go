@@ -120,6 +120,7 @@ type serverFrame struct {
 	Encoding string  `json:"encoding,omitempty"`
 	ExitCode *int    `json:"exit_code,omitempty"`
 	Status   string  `json:"status,omitempty"`
+	Reason   string  `json:"reason,omitempty"`
 	Code     string  `json:"code,omitempty"`
 }
 
@@ -142,7 +143,7 @@ type encoder struct {
 func (e *encoder) encode(out wrenn.ExecOutput) []outMessage {
 	switch {
 	case out.Exit != nil:
-		exit := serverFrame{Type: frameExit, ExitCode: &out.Exit.Code, Status: out.Exit.Status}
+		exit := serverFrame{Type: frameExit, ExitCode: &out.Exit.Code, Status: out.Exit.Status, Reason: string(out.Exit.Reason)}
 		return append(e.flush(), text(exit))
 	case out.Started != nil:
 		start := serverFrame{Type: frameStart, PID: out.Started.PID}

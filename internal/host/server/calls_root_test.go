@@ -48,6 +48,7 @@ func TestExec(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.req.SandboxId, tc.req.User = id, "root"
+			tc.want.Reason = pb.ExecEndReason_EXEC_END_REASON_EXITED
 			got, err := c.Exec(t.Context(), tc.req)
 			testkit.Must(t, err)
 			if !proto.Equal(got, tc.want) {
@@ -67,8 +68,12 @@ func TestExecIsBounded(t *testing.T) {
 		t.Errorf("%d bytes, truncated %v; want %d that are", len(got.GetStdout()), got.GetTruncated(), limit)
 	}
 	pid := filepath.Join(t.TempDir(), "pid")
-	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, User: "root", Cmd: "sh", Args: []string{"-c", "echo $$ >$0; exec sleep 600", pid}, TimeoutSec: 1})
-	testkit.WantRPCCode(t, err, connect.CodeDeadlineExceeded, "longer timeout")
+	late, err := c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, User: "root", Cmd: "sh", Args: []string{"-c", "echo $$ >$0; echo begun; exec sleep 600", pid}, TimeoutSec: 1})
+	testkit.Must(t, err)
+	want := &pb.ExecResponse{Stdout: []byte("begun\n"), ExitCode: -1, Status: "signal: killed", Reason: pb.ExecEndReason_EXEC_END_REASON_TIMEOUT}
+	if !proto.Equal(late, want) {
+		t.Errorf("a command that does not end in time: %v, want %v", late, want)
+	}
 	var n int
 	text, err := os.ReadFile(pid)
 	testkit.Must(t, err)

@@ -37,15 +37,22 @@ func (s *server) Exec(ctx context.Context, msg *pb.ExecRequest) (*pb.ExecRespons
 	guestCmd := guestCommand(cmd)
 	guestCmd.MaxOutput = maxOutput
 	res, err := sb.Guest().Exec(ctx, guestCmd)
-	if wrenn.CodeOf(err) == wrenn.DeadlineExceeded || err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, wrenn.Errorf(wrenn.DeadlineExceeded, "the command did not end in time (%s) and was killed: give it a longer timeout, or stream it", limit)
-	}
-	if err != nil {
+	if res == nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = wrenn.Errorf(wrenn.DeadlineExceeded, "the command could not be started in time (%s): give it a longer timeout, or stream it", limit)
+		}
 		return nil, err
 	}
-	return hostwire.ExecResult(wrenn.ExecResult{
+	return hostwire.ExecResult(wrenn.ExecResult{ // after a timeout, too: with the output until then
 		Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: res.Code, Status: res.Status, Truncated: res.Truncated,
+		Reason: endReasons[res.Reason],
 	}), nil
+}
+
+// endReasons are the product's words for why a command ended.
+var endReasons = map[envdclient.EndReason]wrenn.EndReason{
+	envdclient.EndExited: wrenn.EndExited, envdclient.EndSignaled: wrenn.EndSignaled,
+	envdclient.EndDeadline: wrenn.EndTimeout, envdclient.EndOutOfMemory: wrenn.EndOutOfMemory,
 }
 
 // guestCommand returns cmd in the words of the guest's agent.
@@ -278,7 +285,7 @@ func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in
 		case ev := <-events:
 			if errors.Is(ev.err, io.EOF) {
 				exit := proc.Exit()
-				return stream.Send(hostwire.ExecOutput(wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: exit.Code, Status: exit.Status}}))
+				return stream.Send(hostwire.ExecOutput(wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: exit.Code, Status: exit.Status, Reason: endReasons[exit.Reason]}}))
 			}
 			if ev.err != nil {
 				return ev.err

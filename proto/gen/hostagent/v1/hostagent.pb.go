@@ -139,6 +139,67 @@ func (SandboxStatus) EnumDescriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{1}
 }
 
+// Why a command ended.
+type ExecEndReason int32
+
+const (
+	// The agent does not know, or is older.
+	ExecEndReason_EXEC_END_REASON_UNSPECIFIED ExecEndReason = 0
+	// By itself.
+	ExecEndReason_EXEC_END_REASON_EXITED ExecEndReason = 1
+	// By a signal of a caller's.
+	ExecEndReason_EXEC_END_REASON_SIGNALED ExecEndReason = 2
+	// Its timeout passed, and it was killed.
+	ExecEndReason_EXEC_END_REASON_TIMEOUT ExecEndReason = 3
+	// The kernel killed it, or what it started, for lack of memory.
+	ExecEndReason_EXEC_END_REASON_OUT_OF_MEMORY ExecEndReason = 4
+)
+
+// Enum value maps for ExecEndReason.
+var (
+	ExecEndReason_name = map[int32]string{
+		0: "EXEC_END_REASON_UNSPECIFIED",
+		1: "EXEC_END_REASON_EXITED",
+		2: "EXEC_END_REASON_SIGNALED",
+		3: "EXEC_END_REASON_TIMEOUT",
+		4: "EXEC_END_REASON_OUT_OF_MEMORY",
+	}
+	ExecEndReason_value = map[string]int32{
+		"EXEC_END_REASON_UNSPECIFIED":   0,
+		"EXEC_END_REASON_EXITED":        1,
+		"EXEC_END_REASON_SIGNALED":      2,
+		"EXEC_END_REASON_TIMEOUT":       3,
+		"EXEC_END_REASON_OUT_OF_MEMORY": 4,
+	}
+)
+
+func (x ExecEndReason) Enum() *ExecEndReason {
+	p := new(ExecEndReason)
+	*p = x
+	return p
+}
+
+func (x ExecEndReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ExecEndReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_v1_hostagent_proto_enumTypes[2].Descriptor()
+}
+
+func (ExecEndReason) Type() protoreflect.EnumType {
+	return &file_v1_hostagent_proto_enumTypes[2]
+}
+
+func (x ExecEndReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ExecEndReason.Descriptor instead.
+func (ExecEndReason) EnumDescriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{2}
+}
+
 type Signal int32
 
 const (
@@ -172,11 +233,11 @@ func (x Signal) String() string {
 }
 
 func (Signal) Descriptor() protoreflect.EnumDescriptor {
-	return file_v1_hostagent_proto_enumTypes[2].Descriptor()
+	return file_v1_hostagent_proto_enumTypes[3].Descriptor()
 }
 
 func (Signal) Type() protoreflect.EnumType {
-	return &file_v1_hostagent_proto_enumTypes[2]
+	return &file_v1_hostagent_proto_enumTypes[3]
 }
 
 func (x Signal) Number() protoreflect.EnumNumber {
@@ -185,7 +246,7 @@ func (x Signal) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Signal.Descriptor instead.
 func (Signal) EnumDescriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{2}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{3}
 }
 
 type PingRequest struct {
@@ -2409,7 +2470,8 @@ type ExecResponse struct {
 	// An output exceeded the limit; the rest is lost.
 	Truncated bool `protobuf:"varint,4,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	// "exit status 1", "signal: killed".
-	Status        string `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	Status        string        `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	Reason        ExecEndReason `protobuf:"varint,6,opt,name=reason,proto3,enum=hostagent.v1.ExecEndReason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2477,6 +2539,13 @@ func (x *ExecResponse) GetStatus() string {
 		return x.Status
 	}
 	return ""
+}
+
+func (x *ExecResponse) GetReason() ExecEndReason {
+	if x != nil {
+		return x.Reason
+	}
+	return ExecEndReason_EXEC_END_REASON_UNSPECIFIED
 }
 
 type ExecStart struct {
@@ -3167,6 +3236,7 @@ type ExecExit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExitCode      int32                  `protobuf:"zigzag32,1,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
 	Status        string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Reason        ExecEndReason          `protobuf:"varint,3,opt,name=reason,proto3,enum=hostagent.v1.ExecEndReason" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3213,6 +3283,13 @@ func (x *ExecExit) GetStatus() string {
 		return x.Status
 	}
 	return ""
+}
+
+func (x *ExecExit) GetReason() ExecEndReason {
+	if x != nil {
+		return x.Reason
+	}
+	return ExecEndReason_EXEC_END_REASON_UNSPECIFIED
 }
 
 type SignalProcessRequest struct {
@@ -4087,13 +4164,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x05stdin\x18\b \x01(\fR\x05stdin\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x01\n" +
 	"\fExecResponse\x12\x16\n" +
 	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x1b\n" +
 	"\texit_code\x18\x03 \x01(\x11R\bexitCode\x12\x1c\n" +
 	"\ttruncated\x18\x04 \x01(\bR\ttruncated\x12\x16\n" +
-	"\x06status\x18\x05 \x01(\tR\x06status\"\xfc\x02\n" +
+	"\x06status\x18\x05 \x01(\tR\x06status\x123\n" +
+	"\x06reason\x18\x06 \x01(\x0e2\x1b.hostagent.v1.ExecEndReasonR\x06reason\"\xfc\x02\n" +
 	"\tExecStart\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -4149,10 +4227,11 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04lost\x18\x03 \x01(\x04R\x04lost\x12\x14\n" +
-	"\x05input\x18\x04 \x01(\x04R\x05input\"?\n" +
+	"\x05input\x18\x04 \x01(\x04R\x05input\"t\n" +
 	"\bExecExit\x12\x1b\n" +
 	"\texit_code\x18\x01 \x01(\x11R\bexitCode\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\tR\x06status\"u\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x123\n" +
+	"\x06reason\x18\x03 \x01(\x0e2\x1b.hostagent.v1.ExecEndReasonR\x06reason\"u\n" +
 	"\x14SignalProcessRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -4208,7 +4287,13 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x17SANDBOX_STATUS_STOPPING\x10\x04\x12\x1a\n" +
 	"\x16SANDBOX_STATUS_STOPPED\x10\x05\x12\x19\n" +
 	"\x15SANDBOX_STATUS_FAILED\x10\x06\x12\x1e\n" +
-	"\x1aSANDBOX_STATUS_QUARANTINED\x10\a*H\n" +
+	"\x1aSANDBOX_STATUS_QUARANTINED\x10\a*\xaa\x01\n" +
+	"\rExecEndReason\x12\x1f\n" +
+	"\x1bEXEC_END_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16EXEC_END_REASON_EXITED\x10\x01\x12\x1c\n" +
+	"\x18EXEC_END_REASON_SIGNALED\x10\x02\x12\x1b\n" +
+	"\x17EXEC_END_REASON_TIMEOUT\x10\x03\x12!\n" +
+	"\x1dEXEC_END_REASON_OUT_OF_MEMORY\x10\x04*H\n" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
@@ -4251,155 +4336,158 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 	return file_v1_hostagent_proto_rawDescData
 }
 
-var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                    // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                // 1: hostagent.v1.SandboxStatus
-	(Signal)(0),                       // 2: hostagent.v1.Signal
-	(*PingRequest)(nil),               // 3: hostagent.v1.PingRequest
-	(*PingResponse)(nil),              // 4: hostagent.v1.PingResponse
-	(*Capacity)(nil),                  // 5: hostagent.v1.Capacity
-	(*CreateSandboxRequest)(nil),      // 6: hostagent.v1.CreateSandboxRequest
-	(*BuildTemplateRequest)(nil),      // 7: hostagent.v1.BuildTemplateRequest
-	(*ContainerImage)(nil),            // 8: hostagent.v1.ContainerImage
-	(*BuildTemplateResponse)(nil),     // 9: hostagent.v1.BuildTemplateResponse
-	(*TemplateBuilt)(nil),             // 10: hostagent.v1.TemplateBuilt
-	(*DeleteTemplateRequest)(nil),     // 11: hostagent.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil),    // 12: hostagent.v1.DeleteTemplateResponse
-	(*ListTemplatesRequest)(nil),      // 13: hostagent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),     // 14: hostagent.v1.ListTemplatesResponse
-	(*CreateSandboxResponse)(nil),     // 15: hostagent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),     // 16: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),    // 17: hostagent.v1.DestroySandboxResponse
-	(*PauseSandboxRequest)(nil),       // 18: hostagent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),      // 19: hostagent.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),      // 20: hostagent.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),     // 21: hostagent.v1.ResumeSandboxResponse
-	(*ForkSandboxRequest)(nil),        // 22: hostagent.v1.ForkSandboxRequest
-	(*ForkSandboxResponse)(nil),       // 23: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                // 24: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                // 25: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),   // 26: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),  // 27: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),    // 28: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),   // 29: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),  // 30: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil), // 31: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),   // 32: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),  // 33: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),      // 34: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),     // 35: hostagent.v1.ExtendSandboxResponse
-	(*ListSandboxesRequest)(nil),      // 36: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),     // 37: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),               // 38: hostagent.v1.SandboxInfo
-	(*ExecRequest)(nil),               // 39: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),              // 40: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                 // 41: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                // 42: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),              // 43: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),         // 44: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),        // 45: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),               // 46: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                  // 47: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),      // 48: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),     // 49: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),          // 50: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),         // 51: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),           // 52: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),          // 53: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),    // 54: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),             // 55: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),   // 56: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),     // 57: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),    // 58: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),        // 59: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),       // 60: hostagent.v1.ReadConsoleResponse
-	nil,                               // 61: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                               // 62: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                               // 63: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                               // 64: hostagent.v1.ExecRequest.EnvEntry
-	nil,                               // 65: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),     // 66: google.protobuf.Timestamp
+	(ExecEndReason)(0),                // 2: hostagent.v1.ExecEndReason
+	(Signal)(0),                       // 3: hostagent.v1.Signal
+	(*PingRequest)(nil),               // 4: hostagent.v1.PingRequest
+	(*PingResponse)(nil),              // 5: hostagent.v1.PingResponse
+	(*Capacity)(nil),                  // 6: hostagent.v1.Capacity
+	(*CreateSandboxRequest)(nil),      // 7: hostagent.v1.CreateSandboxRequest
+	(*BuildTemplateRequest)(nil),      // 8: hostagent.v1.BuildTemplateRequest
+	(*ContainerImage)(nil),            // 9: hostagent.v1.ContainerImage
+	(*BuildTemplateResponse)(nil),     // 10: hostagent.v1.BuildTemplateResponse
+	(*TemplateBuilt)(nil),             // 11: hostagent.v1.TemplateBuilt
+	(*DeleteTemplateRequest)(nil),     // 12: hostagent.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),    // 13: hostagent.v1.DeleteTemplateResponse
+	(*ListTemplatesRequest)(nil),      // 14: hostagent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),     // 15: hostagent.v1.ListTemplatesResponse
+	(*CreateSandboxResponse)(nil),     // 16: hostagent.v1.CreateSandboxResponse
+	(*DestroySandboxRequest)(nil),     // 17: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),    // 18: hostagent.v1.DestroySandboxResponse
+	(*PauseSandboxRequest)(nil),       // 19: hostagent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),      // 20: hostagent.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),      // 21: hostagent.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),     // 22: hostagent.v1.ResumeSandboxResponse
+	(*ForkSandboxRequest)(nil),        // 23: hostagent.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),       // 24: hostagent.v1.ForkSandboxResponse
+	(*ForkResult)(nil),                // 25: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                // 26: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),   // 27: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),  // 28: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),    // 29: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),   // 30: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),  // 31: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil), // 32: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),   // 33: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),  // 34: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),      // 35: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),     // 36: hostagent.v1.ExtendSandboxResponse
+	(*ListSandboxesRequest)(nil),      // 37: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),     // 38: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),               // 39: hostagent.v1.SandboxInfo
+	(*ExecRequest)(nil),               // 40: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),              // 41: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                 // 42: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                // 43: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),              // 44: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),         // 45: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),        // 46: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),               // 47: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                  // 48: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),      // 49: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),     // 50: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),          // 51: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),         // 52: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),           // 53: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),          // 54: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),    // 55: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),             // 56: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),   // 57: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),     // 58: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),    // 59: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),        // 60: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),       // 61: hostagent.v1.ReadConsoleResponse
+	nil,                               // 62: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                               // 63: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                               // 64: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                               // 65: hostagent.v1.ExecRequest.EnvEntry
+	nil,                               // 66: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),     // 67: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
-	5,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	61, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	6,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
+	62, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,  // 2: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
-	8,  // 3: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	62, // 4: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
-	10, // 5: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	63, // 6: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	9,  // 3: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
+	63, // 4: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	11, // 5: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
+	64, // 6: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	1,  // 7: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	24, // 8: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	25, // 9: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	25, // 10: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	38, // 11: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	66, // 12: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	25, // 8: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	26, // 9: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	26, // 10: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	39, // 11: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	67, // 12: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
 	1,  // 13: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
 	0,  // 14: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	64, // 15: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	65, // 16: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	43, // 17: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	41, // 18: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	42, // 19: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	43, // 20: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	2,  // 21: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	46, // 22: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	47, // 23: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	2,  // 24: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	55, // 25: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	3,  // 26: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	6,  // 27: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	16, // 28: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	18, // 29: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	20, // 30: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	36, // 31: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	22, // 32: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	26, // 33: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	28, // 34: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	30, // 35: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	32, // 36: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	34, // 37: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	7,  // 38: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	11, // 39: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	13, // 40: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	39, // 41: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	44, // 42: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	48, // 43: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	50, // 44: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	52, // 45: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	54, // 46: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	57, // 47: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	59, // 48: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	4,  // 49: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	15, // 50: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	17, // 51: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	19, // 52: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	21, // 53: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	37, // 54: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	23, // 55: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	27, // 56: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	29, // 57: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	31, // 58: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	33, // 59: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	35, // 60: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	9,  // 61: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	12, // 62: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	14, // 63: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	40, // 64: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	45, // 65: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	49, // 66: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	51, // 67: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	53, // 68: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	56, // 69: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	58, // 70: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	60, // 71: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	49, // [49:72] is the sub-list for method output_type
-	26, // [26:49] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	65, // 15: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	2,  // 16: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	66, // 17: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	44, // 18: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	42, // 19: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	43, // 20: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	44, // 21: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	3,  // 22: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	47, // 23: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	48, // 24: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	2,  // 25: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	3,  // 26: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	56, // 27: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	4,  // 28: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	7,  // 29: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	17, // 30: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	19, // 31: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	21, // 32: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	37, // 33: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	23, // 34: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	27, // 35: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	29, // 36: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	31, // 37: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	33, // 38: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	35, // 39: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	8,  // 40: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	12, // 41: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	14, // 42: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	40, // 43: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	45, // 44: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	49, // 45: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	51, // 46: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	53, // 47: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	55, // 48: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	58, // 49: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	60, // 50: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	5,  // 51: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	16, // 52: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	18, // 53: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	20, // 54: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	22, // 55: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	38, // 56: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	24, // 57: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	28, // 58: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	30, // 59: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	32, // 60: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	34, // 61: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	36, // 62: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	10, // 63: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	13, // 64: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	15, // 65: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	41, // 66: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	46, // 67: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	50, // 68: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	52, // 69: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	54, // 70: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	57, // 71: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	59, // 72: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	61, // 73: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	51, // [51:74] is the sub-list for method output_type
+	28, // [28:51] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -4446,7 +4534,7 @@ func file_v1_hostagent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,

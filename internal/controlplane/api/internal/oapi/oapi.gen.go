@@ -37,6 +37,30 @@ func (e CreateSandboxOnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for EndReason.
+const (
+	EndReasonExited      EndReason = "exited"
+	EndReasonOutOfMemory EndReason = "out_of_memory"
+	EndReasonSignaled    EndReason = "signaled"
+	EndReasonTimeout     EndReason = "timeout"
+)
+
+// Valid indicates whether the value is a known member of the EndReason enum.
+func (e EndReason) Valid() bool {
+	switch e {
+	case EndReasonExited:
+		return true
+	case EndReasonOutOfMemory:
+		return true
+	case EndReasonSignaled:
+		return true
+	case EndReasonTimeout:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ErrorCode.
 const (
 	ErrorCodeConflict             ErrorCode = "conflict"
@@ -329,6 +353,11 @@ type CreatedKey struct {
 	Name       string     `json:"name"`
 }
 
+// EndReason Why a command ended: by itself; by a signal of the API's, with everything that it started; because its
+// `timeout_sec` passed; or because the kernel killed it, or what it started, for lack of memory. Absent when the
+// sandbox's host or its image is of a version that does not tell.
+type EndReason string
+
 // Env Environment variables; each of at most 32 KiB with its name.
 type Env map[string]string
 
@@ -384,8 +413,13 @@ type ExecResult struct {
 	Encoding ExecResultEncoding `json:"encoding"`
 
 	// ExitCode -1 when a signal ended it.
-	ExitCode  int       `json:"exit_code"`
-	SandboxID SandboxID `json:"sandbox_id"`
+	ExitCode int `json:"exit_code"`
+
+	// Reason Why a command ended: by itself; by a signal of the API's, with everything that it started; because its
+	// `timeout_sec` passed; or because the kernel killed it, or what it started, for lack of memory. Absent when the
+	// sandbox's host or its image is of a version that does not tell.
+	Reason    *EndReason `json:"reason,omitempty"`
+	SandboxID SandboxID  `json:"sandbox_id"`
 
 	// Status The same in words: "exit status 1", "signal: killed".
 	Status string `json:"status"`
