@@ -144,12 +144,12 @@ done
 if command -v chronyd >/dev/null; then
 	conf=/etc/chrony/wrenn-ntp.conf
 	[ ! -e /dev/ptp0 ] || conf=/etc/chrony/chrony.conf
-	[ ! -e $conf ] || chronyd -f $conf & # it becomes a daemon by itself; nobody waits until it has
+	[ ! -e $conf ] || chronyd -f $conf & # it becomes a daemon by itself; the boot does not wait for that
 fi
 
 # The shell ends when an exec fails, so what would fail is asked first.
 if [ -x /sbin/tini ]; then
 	exec /sbin/tini -- /usr/local/bin/envd
 fi
-complain 'no /sbin/tini: envd runs as PID 1, nobody reaps'
+complain 'no /sbin/tini: envd runs as PID 1, orphaned processes are not reaped'
 exec /usr/local/bin/envd

@@ -3,9 +3,9 @@
 #
 #	scripts/rootfs-from-container.sh CONTAINER NAME [--replace] [--state DIR]
 #
-# The container, running or not, is exported by docker or podman (or by what
-# WRENN_CONTAINER_CLI says, options included) straight into host-agent, which
-# checks it, adds the agent and its init, and says which programs are missing.
+# The container, running or not, is exported by docker or podman (or the command
+# in WRENN_CONTAINER_CLI, options included) straight into host-agent, which
+# checks it, adds the guest agent and init, and names missing programs.
 set -euo pipefail
 
 usage() {
@@ -30,7 +30,7 @@ if [ -n "${WRENN_CONTAINER_CLI:-}" ]; then
 else
 	cli=()
 	for candidate in docker podman; do
-		# Both may be there, and only one know the container.
+		# Both may be installed, but only one has the container.
 		if command -v "$candidate" >/dev/null && "$candidate" container inspect "$container" >/dev/null 2>&1; then
 			cli=("$candidate")
 			break
@@ -42,9 +42,9 @@ else
 	}
 fi
 
-# An export that fails midway lacks the archive's end: the agent then keeps
-# nothing. One whose reader is gone may wait for ever (podman does), so it is
-# ended with this script, however that ends.
+# A failed export has no end mark, and host-agent then keeps nothing of it. An
+# export without a reader may hang forever (podman does), so the trap ends it
+# whenever this script exits.
 exec {stream}< <(exec "${cli[@]}" export "$container")
 exporter=$!
 trap 'kill "$exporter" 2>/dev/null || true' EXIT

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Lets Schemathesis look for answers that are not in the contract, and for
-# faults: scripts/schemathesis.sh [URL], with the key in WRENN_API_KEY. Without
-# a URL it tries the surface over a stub of the service, and the whole control
-# plane over a database and a host in memory.
-# SCHEMATHESIS_EXAMPLES is how many requests it makes up for each operation.
+# Runs Schemathesis, which looks for API responses that the contract does not
+# allow and for server errors: scripts/schemathesis.sh [URL], with the key in
+# WRENN_API_KEY. Without a URL it tests package api with a stub service, and
+# then the whole control plane with a database and an in-memory host.
+# SCHEMATHESIS_EXAMPLES is the number of generated requests for each operation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,13 +16,13 @@ if [ ! -x "$venv/bin/schemathesis" ]; then
 fi
 
 if [ $# = 0 ]; then
-	# The tests start a server each, and this script again with its address.
+	# Each test starts a server and runs this script again with its address.
 	exec go test -tags schemathesis -v -count=1 -timeout 20m -run '^TestSchemathesis$' ./internal/controlplane/api ./cmd/control-plane
 fi
 
 config=$PWD/scripts/schemathesis.toml
-cd .cache # where it leaves what it found
+cd .cache # Schemathesis writes its reports to the current directory
 exec "$venv/bin/schemathesis" --no-color --config-file "$config" run "$1/openapi.yaml" \
 	--header "X-API-Key: ${WRENN_API_KEY:?}" \
 	--max-examples "${SCHEMATHESIS_EXAMPLES:-50}" --seed 1 --warnings off --continue-on-failure --request-timeout 60 \
-	--suppress-health-check all # how fast it makes data up on this machine is not the question
+	--suppress-health-check all # they are about the speed of data generation on this machine

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what building, running and testing Wrenn needs on Debian 12, Debian 13
-# and Ubuntu 24.04, and does nothing when all of it is there.
+# and Ubuntu 24.04. Does nothing when all of it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ needs=(
 	curl:curl
 	git:git
 	shellcheck:shellcheck
-	pg_ctlcluster:postgresql # the tests and wrenn up run a server of their own
+	pg_ctlcluster:postgresql # the tests and wrenn up start their own servers
 )
 # Ubuntu's mmdebstrap needs Debian's keys to make a Debian guest.
 # shellcheck source=/dev/null
@@ -27,7 +27,7 @@ have() {
 	esac
 }
 
-go_fits() { # any Go from 1.21 on fetches the version that go.mod names by itself
+go_fits() { # Go 1.21 and newer download the version that go.mod names
 	command -v go >/dev/null && [ "$(printf '%s\n' go1.21 "$(go env GOVERSION)" | sort -V | head -n1)" = go1.21 ]
 }
 

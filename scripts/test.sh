@@ -1,16 +1,16 @@
 #!/bin/bash
-# Runs every test that this machine can run, cheapest first, and ends with what
-# ran, as whom and on which driver, and what was left out and why. With
-# WRENN_CI=1 nothing may be left out, no test may be skipped.
+# Runs every test that this machine can run, cheapest first. Ends with a list of
+# the suites that ran, as which user and on which driver, and of those that were
+# left out and why. With WRENN_CI=1 leaving out a suite or skipping a test fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 results=.cache/tests
 rm -rf "$results"
 mkdir -p "$results"
-summary=$results/summary # what ran, a line each; not variables, because a suite may run in the background
+summary=$results/summary # one line for each suite; a file, because a suite in the background cannot set variables
 
-# suite NAME FLAGS...: go test with FLAGS, and a line for the summary.
+# suite NAME FLAGS...: runs go test with FLAGS and adds a line to the summary.
 suite() {
 	local name=$1 json skipped
 	shift
@@ -32,7 +32,7 @@ suite() {
 say() { printf '%s\n' "$*" >>"$summary"; }
 fail() { touch "$results/failed"; }
 
-# count ACTION FILE: the tests, not packages, that ended so.
+# count ACTION FILE: the number of tests, not packages, that ended with ACTION.
 count() { grep -c "\"Action\":\"$1\".*\"Test\":" "$2" || true; }
 
 left_out() {
@@ -54,8 +54,8 @@ if [ "$(id -u)" != 0 ]; then
 	finish
 fi
 
-# Stores of their own, which are allocated whole; without the room the tests
-# would run on copies, take for ever, and fail one after the other.
+# The tests make their own stores and allocate them in full. Without the space
+# they would copy disks instead of cloning them, take very long, and then fail.
 free=$(df --output=avail -BG "${TMPDIR:-/tmp}" | tail -n 1 | tr -dc 0-9)
 if [ "$free" -lt 15 ]; then
 	say "FAILED    machines need 15 GiB free in ${TMPDIR:-/tmp}, and there are $free"
@@ -65,15 +65,15 @@ fi
 
 suite 'namespaces, ownership and full disks, as root' -tags root ./internal/...
 
-# Images are kept where make run keeps them: they take a minute to make.
+# Images take a minute to make, so the tests share those of make run.
 export WRENN_TEST_IMAGES=/var/lib/wrenn
 exports=$(bin/host-agent image prepare --images "$WRENN_TEST_IMAGES" --export)
 eval "$exports"
 
-# The nested machine has one processor and waits for nobody: it runs beside the
-# other machines, as a job with a process group, and is shown when it is done.
+# The nested machine has one processor and depends on no other suite, so it runs
+# in the background, in its own process group. Its output is shown at the end.
 # Its Firecracker comes from a package registry, by pip, and from
-# WRENN_FIRECRACKER_DIR where that is set.
+# WRENN_FIRECRACKER_DIR when that is set.
 if python3 -m pip --version >/dev/null 2>&1; then
 	set -m
 	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' -tags nested -timeout 80m -v ./e2e/nested >"$results/nested" 2>&1 &

@@ -1,11 +1,11 @@
 #!/bin/bash
-# What a user does with a Wrenn that runs: scripts/tour.sh [COMMAND [ARGUMENT...]]
-# makes a sandbox, greets from it, runs COMMAND in it, and destroys it. It ends
-# with the exit code of COMMAND. "make run" starts all of Wrenn around it.
+# Shows a running Wrenn: scripts/tour.sh [COMMAND [ARGUMENT...]] creates a
+# sandbox, prints a greeting from it, runs COMMAND in it, and destroys it. It ends
+# with COMMAND's exit code. "make run" starts all of Wrenn for it and runs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tell() { # prints a command as a shell takes it
+tell() { # prints a command, quoted for a shell
 	local word line=
 	for word; do
 		[[ $word =~ ^[A-Za-z0-9_./:=,@+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
@@ -21,13 +21,13 @@ show() {
 
 id=
 code=0
-# When it is interrupted, the sandbox goes, too.
+# The sandbox is also destroyed when the script is interrupted.
 trap '[ -z "$id" ] || bin/wrenn sandbox kill "$id" >/dev/null 2>&1' EXIT
 
 tell bin/wrenn sandbox create
 id=$(bin/wrenn sandbox create)
 echo "$id"
-# shellcheck disable=SC2016 # the sandbox's kernel is meant
+# shellcheck disable=SC2016 # the sandbox's shell expands it
 show bin/wrenn sandbox exec "$id" -- sh -c 'echo hello from $(uname -sr)'
 [ $# = 0 ] || show bin/wrenn sandbox exec "$id" -- "$@" || code=$?
 show bin/wrenn sandbox kill "$id"

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Puts this build's agent, init and tini into an image that
-# rootfs-from-container.sh made, and checks its file system:
+# Writes this build's guest agent, init and tini into an image that
+# rootfs-from-container.sh made, and checks the image's file system:
 #
 #	scripts/update-debug-rootfs.sh NAME [--state DIR]
 #
-# The image is replaced in one step by a changed copy; nothing is mounted.
+# A changed copy replaces the image in one step; nothing is mounted.
 set -euo pipefail
 
 case ${1:--} in
