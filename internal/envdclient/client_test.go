@@ -19,8 +19,8 @@ import (
 
 	"wrenn"
 	"wrenn/internal/guest"
-	"wrenn/internal/testkit"
 	"wrenn/internal/guest/guesttest"
+	"wrenn/internal/testkit"
 )
 
 // deadline is far longer than any test here takes.
