@@ -35,8 +35,12 @@ const (
 		for name in sh cat echo httpd id mkdir wget; do ln -s busybox /srv/tree/bin/$name; done
 		tar -C /srv/tree -cf /srv/tree.tar .
 		printf 'FROM tiny\nRUN mkdir /www && echo built >/www/index.html\nCMD ["httpd", "-f", "-h", "/www"]\n' >/srv/build/Dockerfile`
-	// The socket exists at once; the daemon answers when it is ready.
-	startDocker = `nohup dockerd >/var/log/dockerd.log 2>&1 </dev/null & daemon=$!
+	// containerd first, as the distribution's units do it: dockerd gives one that it
+	// starts itself 15 s, which an emulated guest on a busy machine may exceed. The
+	// sockets exist at once; the daemons answer when they are ready.
+	startDocker = `nohup containerd >/var/log/containerd.log 2>&1 </dev/null & daemon=$!
+		until ctr --connect-timeout 2s version >/dev/null 2>&1; do kill -0 $daemon || { cat /var/log/containerd.log; exit 1; }; done
+		nohup dockerd >/var/log/dockerd.log 2>&1 </dev/null & daemon=$!
 		until [ -S /run/docker.sock ]; do kill -0 $daemon && sleep 0.1 || break; done
 		docker version >/dev/null || { cat /var/log/dockerd.log; exit 1; }`
 	importDocker = `docker import /srv/tree.tar tiny >/dev/null`
