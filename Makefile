@@ -27,9 +27,12 @@ setup: ## install missing programs: Go, QEMU, mmdebstrap, PostgreSQL, … (needs
 build: setup ## build bin/: wrenn, control-plane, host-agent, and the guest programs envd and stage0
 	@$(GO_BUILD) -o bin/ ./cmd/...
 
+# Apart from a "wrenn up" of the user's on this machine, but for the images.
+DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wrenn --net-range 10.190.0.0/16 --net-prefix wdemo
+
 .PHONY: run
 run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l /' runs your own
-	$(AS_ROOT) bin/wrenn up --listen 127.0.0.1:0 -- scripts/tour.sh $(ARGS)
+	$(AS_ROOT) bin/wrenn up $(DEMO) --listen 127.0.0.1:0 -- scripts/tour.sh $(ARGS)
 
 .PHONY: test
 test: build ## run every test that this machine can run; as root that includes virtual machines
@@ -92,5 +95,5 @@ fuzz: setup ## run every fuzz target for FUZZTIME (default 5s)
 	@scripts/fuzz.sh $(or $(FUZZTIME),5s)
 
 .PHONY: clean
-clean: ## remove bin and .cache; images and sandboxes in /var/lib/wrenn stay
+clean: ## remove bin and .cache; images in /var/lib/wrenn, and what make run left in /var/lib/wrenn-demo, stay
 	@rm -rf bin .cache
