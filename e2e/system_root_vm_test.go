@@ -90,7 +90,7 @@ print("full")
 func TestGuestIsFull(t *testing.T) {
 	h := openHost(t)
 	collectLast(t, h)
-	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), sandbox.Shape{VCPUs: 1, MemoryMiB: 128})
+	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
 	const size = 300 << 20 // more than the memory
 	if got := shAs(t, sb, "user", fmt.Sprintf("head -c %d /dev/zero >/tmp/big && stat -c %%s /tmp/big", size)); got != strconv.Itoa(size) {
