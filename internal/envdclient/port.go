@@ -45,15 +45,10 @@ func (c *Client) dialLoopback(ctx context.Context, port uint16) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // ends a read
 	joined, err := tunnel.Ask(conn, req)
-	if !stop() {
-		err = errors.Join(err, context.Cause(ctx))
-	}
 	if err == nil {
 		return joined, nil
 	}
-	_ = conn.Close() // it is of no use; twice is allowed
 	if refusal, ok := errors.AsType[*tunnel.Refusal](err); ok && refusal.Status == http.StatusBadGateway {
 		return nil, wrenn.ErrPortClosed
 	}

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -44,10 +45,23 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return "the tunnel was refused with " + http.StatusText(r.Status) }
 
-// Ask sends a request for a tunnel on a fresh connection and returns it once
-// the tunnel stands. A server that refuses is a *Refusal. The caller closes
-// conn in any case.
+// Ask sends a request for a tunnel on a fresh connection and returns the tunnel,
+// which the caller closes. A server that refuses is a *Refusal. When Ask fails,
+// as it does when the request's context ends, it has closed conn.
 func Ask(conn net.Conn, req *http.Request) (net.Conn, error) {
+	stop := context.AfterFunc(req.Context(), func() { _ = conn.Close() }) // ends a read
+	joined, err := ask(conn, req)
+	if !stop() {
+		err = errors.Join(err, context.Cause(req.Context()))
+	}
+	if err != nil {
+		_ = conn.Close() // it is of no use; twice is allowed
+		return nil, err
+	}
+	return joined, nil
+}
+
+func ask(conn net.Conn, req *http.Request) (net.Conn, error) {
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", Protocol)
 	if err := req.Write(conn); err != nil {

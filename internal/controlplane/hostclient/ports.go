@@ -47,14 +47,5 @@ func (c *Client) ask(ctx context.Context, id wrenn.SandboxID, port uint16) (net.
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // wakes what reads from it
-	joined, err := tunnel.Ask(conn, req)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		_ = conn.Close() // it is of no use; twice is allowed
-		return nil, err
-	}
-	return joined, nil
+	return tunnel.Ask(conn, req)
 }
