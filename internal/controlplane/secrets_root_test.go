@@ -161,11 +161,16 @@ func (s *system) run(t *testing.T, c *client.Client, box string) {
 		{Cmd: "/no/" + plant("program"), Env: env, User: "root"},
 		{Cmd: "true", User: plant("user"), Env: env},
 		{Cmd: "true", Cwd: "/" + plant("cwd"), Env: env, User: "root"},
-		{Cmd: "sleep", Args: []string{"600"}, Env: env, User: "root", Stdin: []byte(plant("late")), Timeout: time.Second},
 	} {
 		if _, err := c.Exec(t.Context(), box, fails); err == nil {
 			t.Errorf("%+v worked", fails)
 		}
+	}
+	late, err := c.Exec(t.Context(), box, client.Command{
+		Cmd: "sleep", Args: []string{"600"}, Env: env, User: "root", Stdin: []byte(plant("late")), Timeout: time.Second,
+	})
+	if err != nil || late.Reason != client.EndTimeout {
+		t.Errorf("a command past its timeout: %+v, %v", late, err)
 	}
 	stream, err := c.Start(t.Context(), box, client.Command{Cmd: "cat", Env: env, User: "root"}, client.StartOptions{Stdin: true})
 	if err != nil {
