@@ -5,11 +5,6 @@
 // A request passes through: request id and log line, route, key, rate limit, the
 // contract (types, limits, unknown fields), handler, service. The contract is
 // compiled from the document that is served, so the two cannot differ.
-//
-// The contract is checked by this package on top of a JSON Schema library, not by an
-// OpenAPI validator: those read a whole body into memory before they check it, where
-// files are streamed here, know OpenAPI 3.1 only in part, and their errors are not
-// made for users.
 package api
 
 import (
@@ -147,7 +142,7 @@ func defaultTimes() times {
 type Server struct {
 	service  Service
 	log      *slog.Logger
-	contract *contract
+	contract *document
 	limiter  *limiter
 	metrics  *metrics
 	times    times

@@ -1,444 +1,57 @@
 package api
 
 import (
-	"bytes"
-	"cmp"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io"
-	"math"
-	"mime"
-	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
-	"strings"
-	"unicode/utf8"
-
-	"github.com/go-chi/chi/v5"
-	"github.com/santhosh-tekuri/jsonschema/v6"
-	"github.com/santhosh-tekuri/jsonschema/v6/kind"
-	"go.yaml.in/yaml/v4"
-	"golang.org/x/text/language"
-	"golang.org/x/text/message"
-
-	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/plain"
+	"wrenn/internal/controlplane/contract"
 )
 
 const (
-	mediaJSON = "application/json"
-	mediaForm = "multipart/form-data"
+	mediaJSON = contract.JSON
+	mediaForm = contract.Form
 
 	// maxJSON bounds bodies of JSON: a mebibyte of a command's input as base64, and the rest of the command.
 	maxJSON = 2 << 20
-	// maxValues bounds the values in one body: twice the arguments that a command may have.
-	maxValues = 8192
-	// maxMessage bounds the part of a request that a message repeats.
-	maxMessage = 300
 )
 
-// formLimits bound the bodies of operations that take files, by their ids.
+// formLimits bound the bodies of operations that take files, by their ids; 0 is no limit.
 var formLimits = map[string]int64{"writeFile": maxForm, "streamWriteFile": 0}
 
-// contract is api/openapi.yaml, compiled once: JSON Schema 2020-12, as
-// OpenAPI 3.1 says.
-type contract struct {
-	compiler   *jsonschema.Compiler
-	operations map[string]*operation // by method and route, "GET /v1/sandboxes/{id}"
-	path, user *jsonschema.Schema    // of the fields of forms
-	frames     map[string]*jsonschema.Schema
+// maxBody bounds the body of an operation; 0 is no limit.
+func maxBody(op *contract.Operation) int64 {
+	if limit, other := formLimits[op.ID]; other {
+		return limit
+	}
+	return maxJSON
 }
 
-// operation is the form of requests of one operation.
-type operation struct {
-	id         string
-	public     bool // needs no key
-	parameters []parameter
-	media      string // of the body; "" is none
-	needsBody  bool
-	maxBody    int64              // 0 is no limit
-	body       *jsonschema.Schema // of a body of JSON
-}
-
-type parameter struct {
-	name, in string
-	kind     string // the JSON type
-	schema   *jsonschema.Schema
-}
-
-// document is the part of OpenAPI that this package reads.
+// document is api/openapi.yaml with the schemas that are not bodies of JSON.
 type document struct {
-	Paths      map[string]map[string]json.RawMessage `json:"paths"`
-	Components struct {
-		Parameters    map[string]documentParameter `json:"parameters"`
-		RequestBodies map[string]documentBody      `json:"requestBodies"`
-		Schemas       map[string]documentSchema    `json:"schemas"`
-	} `json:"components"`
+	*contract.Contract
+	path, user contract.Schema // of the fields of forms
+	frames     map[string]contract.Schema
 }
 
-type documentOperation struct {
-	ID         string              `json:"operationId"`
-	Security   *[]any              `json:"security"`
-	Parameters []documentParameter `json:"parameters"`
-	Body       *documentBody       `json:"requestBody"`
-}
-
-type documentParameter struct {
-	Ref    string         `json:"$ref"`
-	Name   string         `json:"name"`
-	In     string         `json:"in"`
-	Schema documentSchema `json:"schema"`
-}
-
-type documentBody struct {
-	Ref      string         `json:"$ref"`
-	Required bool           `json:"required"`
-	Content  map[string]any `json:"content"`
-}
-
-type documentSchema struct {
-	Ref  string `json:"$ref"`
-	Type string `json:"type"`
-}
-
-// pointer returns the fragment for path elements, see RFC 6901.
-func pointer(elements ...string) string {
-	escape := strings.NewReplacer("~", "~0", "/", "~1")
-	var b strings.Builder
-	for _, e := range elements {
-		b.WriteString("/" + url.PathEscape(escape.Replace(e)))
-	}
-	return "#" + b.String()
-}
-
-func loadContract(text []byte) (*contract, error) {
-	var tree any
-	if err := yaml.Unmarshal(text, &tree); err != nil {
-		return nil, fmt.Errorf("parse the contract: %w", err)
-	}
-	plain, err := json.Marshal(tree)
+func loadContract(text []byte) (*document, error) {
+	loaded, err := contract.Load(text)
 	if err != nil {
-		return nil, fmt.Errorf("parse the contract: %w", err)
+		return nil, err
 	}
-	var doc document
-	if err := json.Unmarshal(plain, &doc); err != nil {
-		return nil, fmt.Errorf("parse the contract: %w", err)
+	d := &document{Contract: loaded, frames: map[string]contract.Schema{}}
+	if d.path, err = d.Schema("Path"); err != nil {
+		return nil, err
 	}
-	resource, err := jsonschema.UnmarshalJSON(bytes.NewReader(plain))
-	if err != nil {
-		return nil, fmt.Errorf("parse the contract: %w", err)
-	}
-	c := &contract{compiler: jsonschema.NewCompiler(), operations: map[string]*operation{}, frames: map[string]*jsonschema.Schema{}}
-	if err := c.compiler.AddResource(contractURL, resource); err != nil {
-		return nil, fmt.Errorf("read the contract: %w", err)
-	}
-	for route, methods := range doc.Paths {
-		if err := c.addRoute(&doc, route, methods); err != nil {
-			return nil, fmt.Errorf("read %s of the contract: %w", route, err)
-		}
-	}
-	return c, c.addSchemas()
-}
-
-// contractURL names the document among the compiler's; nothing is fetched.
-const contractURL = "wrenn:///openapi.yaml"
-
-func (c *contract) compile(elements ...string) (*jsonschema.Schema, error) {
-	return c.compiler.Compile(contractURL + pointer(elements...))
-}
-
-// addSchemas compiles the schemas that are not JSON bodies: fields of forms, and frames.
-func (c *contract) addSchemas() (err error) {
-	if c.path, err = c.compile("components", "schemas", "Path"); err != nil {
-		return err
-	}
-	if c.user, err = c.compile("components", "schemas", "User"); err != nil {
-		return err
+	if d.user, err = d.Schema("User"); err != nil {
+		return nil, err
 	}
 	for frame, schema := range map[string]string{
 		frameStart: "StartFrame", frameAttach: "AttachFrame", frameStdin: "StdinFrame", frameStdinClose: "StdinCloseFrame",
 		frameResize: "ResizeFrame", frameSignal: "SignalFrame", frameStop: "StopFrame", frameAck: "AckFrame", frameLeave: "LeaveFrame",
 	} {
-		if c.frames[frame], err = c.compile("components", "schemas", schema); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *contract) addRoute(doc *document, route string, methods map[string]json.RawMessage) error {
-	var shared []documentParameter
-	if raw, ok := methods["parameters"]; ok {
-		if err := json.Unmarshal(raw, &shared); err != nil {
-			return err
-		}
-	}
-	common, err := c.parameters(doc, shared, "paths", route, "parameters")
-	if err != nil {
-		return err
-	}
-	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
-		key := strings.ToLower(method)
-		raw, ok := methods[key]
-		if !ok {
-			continue
-		}
-		var from documentOperation
-		if err := json.Unmarshal(raw, &from); err != nil {
-			return err
-		}
-		own, err := c.parameters(doc, from.Parameters, "paths", route, key, "parameters")
-		if err != nil {
-			return err
-		}
-		op := &operation{id: from.ID, maxBody: maxJSON, public: from.Security != nil && len(*from.Security) == 0, parameters: slices.Concat(common, own)}
-		if err := c.addBody(op, doc, from.Body, "paths", route, key, "requestBody"); err != nil {
-			return err
-		}
-		if limit, other := formLimits[op.id]; other {
-			op.maxBody = limit
-		}
-		c.operations[method+" "+route] = op
-	}
-	return nil
-}
-
-func (c *contract) parameters(doc *document, list []documentParameter, at ...string) ([]parameter, error) {
-	var out []parameter
-	for i, p := range list {
-		where := append(slices.Clone(at), strconv.Itoa(i))
-		if p.Ref != "" {
-			name := p.Ref[strings.LastIndex(p.Ref, "/")+1:]
-			p, where = doc.Components.Parameters[name], []string{"components", "parameters", name}
-		}
-		schema, err := c.compile(append(where, "schema")...)
-		if err != nil {
+		if d.frames[frame], err = d.Schema(schema); err != nil {
 			return nil, err
 		}
-		kind := p.Schema
-		if kind.Ref != "" {
-			kind = doc.Components.Schemas[kind.Ref[strings.LastIndex(kind.Ref, "/")+1:]]
-		}
-		out = append(out, parameter{name: p.Name, in: p.In, kind: kind.Type, schema: schema})
 	}
-	return out, nil
-}
-
-func (c *contract) addBody(op *operation, doc *document, body *documentBody, at ...string) (err error) {
-	if body == nil {
-		return nil
-	}
-	if body.Ref != "" {
-		name := body.Ref[strings.LastIndex(body.Ref, "/")+1:]
-		shared := doc.Components.RequestBodies[name]
-		body, at = &shared, []string{"components", "requestBodies", name}
-	}
-	op.needsBody = body.Required
-	for media := range body.Content {
-		op.media = media // each body has one
-	}
-	if op.media == mediaJSON {
-		op.body, err = c.compile(append(at, "content", mediaJSON, "schema")...)
-	}
-	return err
-}
-
-// checkParameters validates path and query.
-func (op *operation) checkParameters(r *http.Request) error {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return invalid("the query is not URL-encoded: %s", shorten(err.Error()))
-	}
-	for _, p := range op.parameters {
-		values := query[p.name]
-		if p.in == "path" {
-			value, err := url.PathUnescape(chi.URLParam(r, p.name))
-			if err != nil {
-				return invalid("%s: %s", p.name, shorten(err.Error()))
-			}
-			values = []string{value}
-		}
-		if len(values) == 0 {
-			continue // all parameters of the query are optional
-		}
-		value, err := p.value(values)
-		if err != nil {
-			return err
-		}
-		if err := p.schema.Validate(value); err != nil {
-			return explain(p.name, err)
-		}
-	}
-	return nil
-}
-
-// value returns the JSON value that the schema describes.
-func (p *parameter) value(values []string) (any, error) {
-	if p.kind == "array" {
-		list := make([]any, len(values))
-		for i, v := range values {
-			list[i] = v
-		}
-		return list, nil
-	}
-	if len(values) > 1 {
-		return nil, invalid("%s: given %d times, but has one value", p.name, len(values))
-	}
-	switch {
-	case p.kind == "boolean" && (values[0] == "true" || values[0] == "false"):
-		return values[0] == "true", nil
-	case p.kind == "boolean":
-		return nil, invalid("%s: %q is neither true nor false", p.name, shorten(values[0]))
-	case p.kind != "integer":
-		return values[0], nil
-	}
-	if _, err := strconv.ParseInt(values[0], 10, 64); err != nil {
-		return nil, invalid("%s: %q is not a whole number", p.name, shorten(values[0]))
-	}
-	return json.Number(values[0]), nil
-}
-
-// checkMedia validates the type of the body.
-func (op *operation) checkMedia(r *http.Request) error {
-	if op.media == "" || (r.ContentLength == 0 && !op.needsBody) {
-		return nil
-	}
-	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil || media != op.media {
-		return &failure{
-			status: http.StatusUnsupportedMediaType, code: oapi.ErrorCodeUnsupportedMediaType,
-			message: fmt.Sprintf("send the body as %s, with that Content-Type", op.media),
-		}
-	}
-	return nil
-}
-
-// checkJSON validates a JSON body and puts it back for the handler.
-func (op *operation) checkJSON(r *http.Request) error {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return brokenBody(err)
-	}
-	if len(body) == 0 && op.needsBody {
-		return invalid("the request needs a body of %s", op.media)
-	}
-	if len(body) > 0 {
-		if body, err = check(op.body, body); err != nil {
-			return err
-		}
-	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
-	return nil
-}
-
-// check validates text, which must be one JSON value, against a schema, and returns
-// it for decoding: 2.0 is an integer in JSON Schema, but not in encoding/json.
-func check(schema *jsonschema.Schema, text []byte) ([]byte, error) {
-	if !utf8.Valid(text) { // encoding/json would change it silently
-		return nil, invalid("the JSON is not UTF-8 text: it cannot carry other bytes, such as names in another encoding")
-	}
-	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
-	if err != nil {
-		return nil, invalid("this is not JSON: %s", shorten(err.Error()))
-	}
-	n := normalizer{values: maxValues}
-	if value, err = n.normalize(value); err != nil {
-		return nil, err
-	}
-	if err := schema.Validate(value); err != nil {
-		return nil, explain("", err)
-	}
-	if !n.changed {
-		return text, nil
-	}
-	return json.Marshal(value)
-}
-
-// normalizer rewrites whole numbers as integers, and refuses values that cost the
-// validator much more than their sender: a million values, of which it makes an error
-// each, and 1e1000000, of which it makes a million digits.
-type normalizer struct {
-	values  int // that are still allowed
-	changed bool
-}
-
-func (n *normalizer) normalize(value any) (any, error) {
-	if n.values--; n.values < 0 {
-		return nil, invalid("the body has more than %d values", maxValues)
-	}
-	var err error
-	switch v := value.(type) {
-	case map[string]any:
-		for name := range v {
-			if v[name], err = n.normalize(v[name]); err != nil {
-				return nil, err
-			}
-		}
-	case []any:
-		for i := range v {
-			if v[i], err = n.normalize(v[i]); err != nil {
-				return nil, err
-			}
-		}
-	case json.Number:
-		return n.number(v)
-	}
-	return value, nil
-}
-
-// exactInteger is above all integers of the contract, and below those that a
-// float64 cannot represent.
-const exactInteger = 1 << 53
-
-func (n *normalizer) number(v json.Number) (any, error) {
-	f, err := v.Float64()
-	if err != nil || len(v) > 64 {
-		return nil, invalid("the number %s is out of range", shorten(v.String()))
-	}
-	if strings.ContainsAny(v.String(), ".eE") && f == math.Trunc(f) && math.Abs(f) < exactInteger {
-		n.changed = true
-		return json.Number(strconv.FormatInt(int64(f), 10)), nil
-	}
-	return v, nil
-}
-
-// explain returns the first validation error and its place, in one line. name is
-// that of the parameter, "" for bodies.
-func explain(name string, err error) error {
-	fault, ok := errors.AsType[*jsonschema.ValidationError](err)
-	if !ok {
-		return err
-	}
-	for len(fault.Causes) > 0 && !isChoice(fault) {
-		fault = fault.Causes[0]
-	}
-	where := strings.Join(fault.InstanceLocation, ".")
-	if name != "" {
-		where = strings.TrimSuffix(name+"."+where, ".")
-	}
-	return invalid("%s: %s", shorten(cmp.Or(where, "the body")), shorten(describe(fault)))
-}
-
-func isChoice(fault *jsonschema.ValidationError) bool {
-	_, ok := fault.ErrorKind.(*kind.AnyOf)
-	return ok
-}
-
-// describe returns the text of a validation error: for a choice, that of each option.
-func describe(fault *jsonschema.ValidationError) string {
-	if !isChoice(fault) {
-		return fault.ErrorKind.LocalizedString(message.NewPrinter(language.English))
-	}
-	options := make([]string, len(fault.Causes))
-	for i, option := range fault.Causes {
-		options[i] = describe(option)
-	}
-	return strings.Join(options, ", or ")
+	return d, nil
 }
 
 // shorten bounds a part of a request that a message repeats.
-func shorten(text string) string {
-	return plain.Shorten(strings.ToValidUTF8(text, "�"), maxMessage)
-}
+func shorten(text string) string { return contract.Shorten(text) }

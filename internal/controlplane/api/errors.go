@@ -15,6 +15,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/telemetry"
 )
 
@@ -67,6 +68,14 @@ func invalid(format string, args ...any) *failure {
 	return &failure{status: http.StatusBadRequest, code: oapi.ErrorCodeInvalidRequest, message: fmt.Sprintf(format, args...)}
 }
 
+// violation returns the failure of a request that the contract refuses.
+func violation(v *contract.Violation) *failure {
+	if v.Status == http.StatusUnsupportedMediaType {
+		return &failure{status: v.Status, code: oapi.ErrorCodeUnsupportedMediaType, message: v.Message}
+	}
+	return invalid("%s", v.Message)
+}
+
 // tooLarge returns the failure of a body over its limit.
 func tooLarge(format string, args ...any) *failure {
 	return &failure{status: http.StatusRequestEntityTooLarge, code: oapi.ErrorCodeTooLarge, message: fmt.Sprintf(format, args...)}
@@ -75,6 +84,9 @@ func tooLarge(format string, args ...any) *failure {
 // brokenBody returns the failure for an error of reading a body, which is the client's.
 func brokenBody(err error) error {
 	if _, ok := errors.AsType[*failure](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*contract.Violation](err); ok {
 		return err
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
@@ -91,6 +103,9 @@ func brokenBody(err error) error {
 func failureOf(ctx context.Context, err error) *failure {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f
+	}
+	if v, ok := errors.AsType[*contract.Violation](err); ok {
+		return violation(v)
 	}
 	if e, ok := errors.AsType[*wrenn.Error](err); ok && e.Message != "" {
 		f, ok := byCode[e.Code]

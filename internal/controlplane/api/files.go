@@ -10,10 +10,9 @@ import (
 	"net/http"
 	"path"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
-
 	"wrenn"
 	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/contract"
 )
 
 const (
@@ -61,7 +60,7 @@ type form struct {
 }
 
 // readForm reads the fields before the file, which must be the last.
-func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error) {
+func (d *document) readForm(fields *multipart.Reader, limit int64) (*form, error) {
 	out := &form{}
 	seen := map[string]bool{}
 	for {
@@ -85,9 +84,9 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 			out.file = &lastPart{part: part, form: fields, limit: limit}
 			return out, nil
 		case "path":
-			out.path, err = field(part, c.path)
+			out.path, err = field(part, d.path)
 		case "user":
-			out.user, err = field(part, c.user)
+			out.user, err = field(part, d.user)
 		default:
 			err = invalid("the form has an unknown field %q: use path, user and file", shorten(name))
 		}
@@ -98,7 +97,7 @@ func (c *contract) readForm(fields *multipart.Reader, limit int64) (*form, error
 }
 
 // field reads and validates a short field.
-func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
+func field(part *multipart.Part, schema contract.Schema) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(part, maxField+1))
 	if err != nil {
 		return "", brokenBody(err)
@@ -106,10 +105,7 @@ func field(part *multipart.Part, schema *jsonschema.Schema) (string, error) {
 	if len(text) > maxField {
 		return "", invalid("%s: longer than %d bytes", part.FormName(), maxField)
 	}
-	if err := schema.Validate(string(text)); err != nil {
-		return "", explain(part.FormName(), err)
-	}
-	return string(text), nil
+	return string(text), schema.CheckText(part.FormName(), string(text))
 }
 
 // whole reports whether err is the end of a form or of a part. One that is cut off

@@ -73,7 +73,7 @@ type frameSize struct {
 }
 
 // parseFrame reads a frame of a client. A binary one is input.
-func (c *contract) parseFrame(binary bool, text []byte) (*clientFrame, error) {
+func (d *document) parseFrame(binary bool, text []byte) (*clientFrame, error) {
 	if binary {
 		if len(text) == 0 || text[0] != tagStdin {
 			return nil, invalid("a binary frame starts with the byte 0, for input")
@@ -86,11 +86,11 @@ func (c *contract) parseFrame(binary bool, text []byte) (*clientFrame, error) {
 	if err := json.Unmarshal(text, &head); err != nil {
 		return nil, invalid("the frame is not a JSON object with a type: %s", shorten(err.Error()))
 	}
-	schema, ok := c.frames[head.Type]
+	schema, ok := d.frames[head.Type]
 	if !ok {
 		return nil, invalid("unknown type of frame %q", shorten(head.Type))
 	}
-	text, err := check(schema, text)
+	text, err := schema.Check(text)
 	if err != nil {
 		return nil, err
 	}

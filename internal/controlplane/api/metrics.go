@@ -45,7 +45,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 func (m *metrics) done(rec *recorder, gone bool, took time.Duration) {
 	name := "none"
 	if rec.operation != nil {
-		name = rec.operation.id
+		name = rec.operation.ID
 	}
 	status := strconv.Itoa(rec.status)
 	if gone {

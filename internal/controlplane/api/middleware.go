@@ -62,7 +62,7 @@ func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, too
 	switch {
 	case rec.status >= http.StatusInternalServerError && !gone:
 		level = slog.LevelWarn
-	case rec.operation != nil && rec.operation.public:
+	case rec.operation != nil && rec.operation.Public:
 		level = slog.LevelDebug // monitoring asks for these every few seconds
 	}
 	if rec.sandbox != "" {
@@ -70,7 +70,7 @@ func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, too
 	}
 	attrs := []slog.Attr{slog.String("method", r.Method), slog.Int("status", rec.status), slog.Duration("took", took)}
 	if rec.operation != nil {
-		attrs = append(attrs, slog.String("operation", rec.operation.id))
+		attrs = append(attrs, slog.String("operation", rec.operation.ID))
 	}
 	if rec.key != "" {
 		attrs = append(attrs, slog.String("key", rec.key))
@@ -110,7 +110,7 @@ func callerOf(ctx context.Context) service.Caller {
 func (s *Server) operation(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		route := chi.RouteContext(r.Context()).RoutePattern()
-		op, ok := s.contract.operations[r.Method+" "+route]
+		op, ok := s.contract.Operations[r.Method+" "+route]
 		if !ok { // a route that the contract does not have is not served
 			s.refuse(w, r, errNoRoute)
 			return
@@ -132,7 +132,7 @@ func (s *Server) operation(next http.Handler) http.Handler {
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := recorderOf(w)
-		if rec.operation.public {
+		if rec.operation.Public {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -185,31 +185,29 @@ func (s *Server) conform(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := recorderOf(w)
 		op := rec.operation
-		if err := op.checkParameters(r); err != nil {
+		if err := op.CheckParameters(r); err != nil {
 			s.refuse(w, r, err)
 			return
 		}
-		if err := op.checkMedia(r); err != nil {
+		if err := op.CheckMedia(r); err != nil {
 			s.refuse(w, r, err)
 			return
 		}
-		if limit := op.maxBody; limit > 0 {
+		if limit := maxBody(op); limit > 0 {
 			if r.ContentLength > limit {
 				s.refuse(w, r, tooLarge("the body is over %d bytes", limit))
 				return
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, limit)
 		}
-		if op.media == mediaForm { // an upload has no limit as a whole, but between two pieces
+		if op.Media == mediaForm { // an upload has no limit as a whole, but between two pieces
 			r.Body = &uploadBody{ReadCloser: r.Body, rec: rec, idle: s.times.idle}
 			next.ServeHTTP(w, r)
 			return
 		}
-		if op.body != nil {
-			if err := op.checkJSON(r); err != nil {
-				s.refuse(w, r, err)
-				return
-			}
+		if err := op.CheckJSON(r); err != nil {
+			s.refuse(w, r, brokenBody(err))
+			return
 		}
 		rec.allowRead(0)
 		next.ServeHTTP(w, r)

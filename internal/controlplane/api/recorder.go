@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/controlplane/contract"
 )
 
 // recorder is the response of one request. It records values for the log line and
@@ -17,7 +18,7 @@ type recorder struct {
 
 	status    int // 0 until the answer began
 	written   int64
-	operation *operation
+	operation *contract.Operation
 	sandbox   wrenn.SandboxID
 	key       string
 	err       error // that was answered, or that broke the answer
