@@ -27,7 +27,7 @@ const (
 	maxAnswer = 64 << 10
 	// maxText bounds text of the guest in errors.
 	maxText = 1 << 10
-	// maxMessage bounds one message of a stream. envd sends at most 32 KiB of output in one.
+	// maxMessage bounds one message of a stream. envd sends at most 64 KiB of output in one.
 	maxMessage = 1 << 20
 )
 

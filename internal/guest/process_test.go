@@ -131,8 +131,8 @@ func TestBigOutput(t *testing.T) {
 	out, errOut := sha256.New(), sha256.New()
 	for ev := next(s); ev != nil; ev = next(s) {
 		data := ev.GetData()
-		if n := len(data.GetStdout()) + len(data.GetStderr()); n > 32<<10 {
-			t.Fatalf("an event of %d bytes, want 32 KiB at most", n)
+		if n := len(data.GetStdout()) + len(data.GetStderr()); n > 64<<10 {
+			t.Fatalf("an event of %d bytes, want 64 KiB at most", n)
 		}
 		out.Write(data.GetStdout())
 		errOut.Write(data.GetStderr())

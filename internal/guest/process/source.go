@@ -19,9 +19,11 @@ const (
 	linger = time.Second
 )
 
-// The size of one read, which is also the most that is in one event.
+// The size of one read, which is also the most that is in one event. A read takes
+// all that a pipe of the usual size holds: half of it at a time was 0.38 of a
+// pipe's speed instead of 0.53.
 const (
-	pipeChunk = 32 << 10
+	pipeChunk = 64 << 10
 	ptyChunk  = 16 << 10
 )
 
