@@ -78,16 +78,16 @@ func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.
 	}
 	l.undo.AddFunc(m.Close)
 	l.undo.Add(m.DestroyAll)
-	shape := sandbox.Shape{VCPUs: 1, MemoryMiB: t.memory}
-	if err := m.Warm(ctx, shape); err != nil {
+	size := wrenn.Size{VCPUs: 1, MemoryMiB: t.memory}
+	if err := m.Warm(ctx, size); err != nil {
 		return nil, err
 	}
 	// While a template is unused, its first user gets a copy of its memory.
-	if _, _, err := ensured(ctx, m, shape); err != nil {
+	if _, _, err := ensured(ctx, m, size); err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context) (_ sample, err error) {
-		s, took, err := ensured(ctx, m, shape)
+		s, took, err := ensured(ctx, m, size)
 		if err != nil {
 			return nil, err
 		}
@@ -100,9 +100,9 @@ func (l *lab) template(ctx context.Context, b *bench, t template) (func(context.
 	}, nil
 }
 
-func ensured(ctx context.Context, m *sandbox.Manager, shape sandbox.Shape) (s *sandbox.Sandbox, took float64, err error) {
+func ensured(ctx context.Context, m *sandbox.Manager, size wrenn.Size) (s *sandbox.Sandbox, took float64, err error) {
 	took, err = timed(func() (err error) {
-		s, err = m.Ensure(ctx, sandbox.Request{ID: wrenn.NewSandboxID(), Shape: shape})
+		s, err = m.Ensure(ctx, wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: size})
 		return err
 	})
 	return s, took, err

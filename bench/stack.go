@@ -32,7 +32,7 @@ import (
 const (
 	startWait   = 2 * time.Minute // includes the boot of the first guest
 	stopWait    = time.Minute
-	boxMemoryMB = 512 // the agent has a snapshot of this shape
+	boxMemoryMB = 512 // the agent has a snapshot of this size
 )
 
 // stack is Wrenn as users install it: a database, a control plane and maybe a host

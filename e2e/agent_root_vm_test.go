@@ -255,7 +255,7 @@ func TestAgentServes(t *testing.T) {
 		}
 		_, err = a.rpc.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id, MemoryMb: 256})
 		if connect.CodeOf(err) != connect.CodeAlreadyExists {
-			t.Errorf("of another shape: %v", err)
+			t.Errorf("of another size: %v", err)
 		}
 	})
 	t.Run("exec", func(t *testing.T) {

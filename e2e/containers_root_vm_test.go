@@ -63,7 +63,7 @@ const (
 func TestContainers(t *testing.T) {
 	h := openEngineHost(t)
 	collectLast(t, h)
-	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), sandbox.Shape{VCPUs: 2, MemoryMiB: 1024})
+	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), wrenn.Size{VCPUs: 2, MemoryMiB: 1024})
 	sb = keep(t, sb, err)
 	began := time.Now()
 	step := func(t *testing.T, sb *sandbox.Sandbox, user, script, want string) {

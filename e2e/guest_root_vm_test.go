@@ -24,7 +24,7 @@ import (
 	"wrenn/internal/network"
 )
 
-var small = sandbox.Shape{VCPUs: 1, MemoryMiB: 256}
+var small = wrenn.Size{VCPUs: 1, MemoryMiB: 256}
 
 // openHost assembles a host in a new directory.
 func openHost(t *testing.T) *host.Host {

@@ -128,8 +128,8 @@ func (a *agent) warm(ctx context.Context, h *host.Host) {
 	if a.cfg.Warm.Off {
 		return
 	}
-	shape := sandbox.Shape{VCPUs: a.cfg.Warm.VCPUs, MemoryMiB: a.cfg.Warm.MemoryMB}
-	if err := h.Warm(ctx, shape); err != nil && ctx.Err() == nil {
+	size := wrenn.Size{VCPUs: a.cfg.Warm.VCPUs, MemoryMiB: a.cfg.Warm.MemoryMB}
+	if err := h.Warm(ctx, size); err != nil && ctx.Err() == nil {
 		a.log.LogAttrs(ctx, slog.LevelWarn, "no base snapshot: sandboxes boot", slog.Any("err", err))
 	}
 }

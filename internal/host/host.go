@@ -91,16 +91,16 @@ func (h *Host) Close(ctx context.Context) error { return h.undo.Run(ctx) }
 // Store returns the store of disks and snapshots.
 func (h *Host) Store() *storage.Store { return h.store }
 
-// Warm prepares the base template for sandboxes of this shape, see sandbox.Manager.Warm.
-func (h *Host) Warm(ctx context.Context, shape sandbox.Shape) error {
+// Warm prepares the base template for sandboxes of this size, see sandbox.Manager.Warm.
+func (h *Host) Warm(ctx context.Context, size wrenn.Size) error {
 	began := time.Now()
-	if !h.Manager.Warmed(shape) {
+	if !h.Manager.Warmed(size) {
 		h.say("template", "base is booted once, so that sandboxes start from its memory")
 	}
-	if err := h.Manager.Warm(ctx, shape); err != nil {
+	if err := h.Manager.Warm(ctx, size); err != nil {
 		return err
 	}
-	how := fmt.Sprintf("base is ready for sandboxes with %d vCPUs and %d MiB", shape.VCPUs, shape.MemoryMiB)
+	how := fmt.Sprintf("base is ready for sandboxes with %d vCPUs and %d MiB", size.VCPUs, size.MemoryMiB)
 	if took := time.Since(began); took > time.Second {
 		how += fmt.Sprintf(" (%.1fs)", took.Seconds())
 	}

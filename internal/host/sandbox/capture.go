@@ -71,7 +71,7 @@ func (s locked) capture(ctx context.Context, undo *rollback.Stack, man snapshot.
 // publish makes what was staged of the sandbox a snapshot.
 func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
 	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.host.cfg.Driver.Name(), s.instance.Record.Guest
-	man.VCPUs, man.MemoryMiB = s.request.Shape.VCPUs, s.request.Shape.MemoryMiB
+	man.VCPUs, man.MemoryMiB = s.request.VCPUs, s.request.MemoryMiB
 	snap, release, err := staged.Publish(ctx, man)
 	if err != nil {
 		return nil, nil, err
@@ -125,7 +125,7 @@ func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *roll
 // prepareSave does what can be done while the sandbox runs.
 func (s locked) prepareSave(ctx context.Context, staged *snapshot.Staged) error {
 	// The memory at most, and it may well be less: if that cannot be had, what is written decides.
-	if err := s.host.cfg.Store.Ensure(ctx, int64(s.request.Shape.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
+	if err := s.host.cfg.Store.Ensure(ctx, int64(s.request.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
 		return err
 	}
 	machine, ok := s.instance.Machine.(vm.SnapshotPreparer)

@@ -14,7 +14,7 @@ import (
 // pool, and reports whether it did: the pool may be empty. A machine that does not
 // work costs the time of the wait for it, and no more.
 func (s locked) buildFromPool(ctx context.Context, from instance.Source) (bool, error) {
-	k := kind{from.Snapshot, s.request.Shape}
+	k := kind{from.Snapshot, s.request.Size}
 	if s.isPooled() || !s.host.pool.isWanted(k) {
 		return false, nil
 	}

@@ -44,9 +44,9 @@ func TestConsole(t *testing.T) {
 func TestConsoleOfTheNextAgent(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	ended, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	ended, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	must(t, err)
-	runs, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	runs, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	must(t, err)
 	must(t, l.world.Guest(ended.instance.Slot.Namespace()).Print("the end\n"))
 	must(t, l.world.Guest(ended.instance.Slot.Namespace()).Panic(t.Context()))

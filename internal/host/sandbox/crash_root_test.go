@@ -37,7 +37,7 @@ func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
 
 // enter begins a sandbox as launch does.
 func enter(m *Manager, id wrenn.SandboxID) (*Sandbox, error) {
-	sb, _, err := m.register(Request{ID: id, Shape: shape})
+	sb, _, err := m.register(request{id: id, SandboxSpec: wrenn.SandboxSpec{Size: small}})
 	if err != nil {
 		return nil, err
 	}

@@ -20,9 +20,8 @@ const forksPerCPU = 4
 
 // Forked is the result of one copy.
 type Forked struct {
-	ID      wrenn.SandboxID
+	wrenn.ForkResult
 	Sandbox *Sandbox // nil when Err is set: then nothing of the copy is left
-	Err     error
 }
 
 // Fork makes copies of a running or paused sandbox, which continues as it was: all
@@ -75,7 +74,7 @@ func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
 // forkOne makes a copy, unless it exists, from the snapshot that source names.
 func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, source func() (string, error)) Forked {
 	req := s.request
-	req.ID, req.parent, req.Env, req.Timeout = id, s.id, nil, s.Info().Timeout // the guest has its environment
+	req.id, req.parent, req.Env, req.Timeout = id, s.id, nil, s.Info().Timeout // the guest has its environment
 	sb, err := s.host.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) {
 		snap, err := source()
 		if err != nil {
@@ -87,7 +86,7 @@ func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, source func()
 		}
 		return from, nil
 	})
-	return Forked{ID: id, Sandbox: sb, Err: err}
+	return Forked{wrenn.ForkResult{ID: id, Err: err}, sb}
 }
 
 // forkSource returns a snapshot of what the sandbox is now, leased until release.

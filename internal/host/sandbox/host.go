@@ -56,7 +56,7 @@ type Config struct {
 	// Limits bound what Create, Restore and Ensure make; zero is unlimited.
 	Limits Limits
 	// Pool is how many machines Run makes ahead of demand from the snapshot of
-	// each shape that Warm was called for. Ensure claims them. 0 is none.
+	// each size that Warm was called for. Ensure claims them. 0 is none.
 	Pool int
 	// Hook, if set, is called at each point where an agent that dies must leave a
 	// state that the next one can work with.

@@ -26,7 +26,7 @@ const patience = 20 * time.Second
 
 var (
 	labs  atomic.Int32
-	shape = Shape{VCPUs: 1, MemoryMiB: 64}
+	small = wrenn.Size{VCPUs: 1, MemoryMiB: 64}
 )
 
 // lab is a host: directories, network slots in their own namespace, and
@@ -167,7 +167,7 @@ func (l *lab) wantClean(t *testing.T, m *Manager) {
 // create makes a sandbox that is destroyed when t ends, at the latest.
 func create(t *testing.T, m *Manager) *Sandbox {
 	t.Helper()
-	sb, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	sb, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	must(t, err)
 	destroyLater(t, sb)
 	return sb

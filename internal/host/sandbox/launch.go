@@ -21,7 +21,7 @@ func fixed(from instance.Source) sourceFunc {
 
 // ensure returns the sandbox of the request, once it is made: the existing one, or
 // a new one from the source. See Manager.Ensure.
-func (h *host) ensure(ctx context.Context, req Request, source sourceFunc) (*Sandbox, error) {
+func (h *host) ensure(ctx context.Context, req request, source sourceFunc) (*Sandbox, error) {
 	for {
 		s, isNew, err := h.register(req)
 		if err != nil {
@@ -42,9 +42,9 @@ func (h *host) ensure(ctx context.Context, req Request, source sourceFunc) (*San
 // awaitMade waits until the sandbox is made, and reports whether it is the one of
 // the request. If not, and there is no error, its launch has failed: the caller
 // tries itself.
-func (s *Sandbox) awaitMade(ctx context.Context, req Request) (bool, error) {
-	if s.request.Template != req.Template || s.request.Shape != req.Shape || s.request.parent != req.parent {
-		return false, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already, with another template, size or parent", req.ID)
+func (s *Sandbox) awaitMade(ctx context.Context, req request) (bool, error) {
+	if s.request.Template != req.Template || s.request.Size != req.Size || s.request.parent != req.parent {
+		return false, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already, with another template, size or parent", req.id)
 	}
 	select {
 	case <-s.made:
@@ -62,10 +62,10 @@ func (s *Sandbox) awaitMade(ctx context.Context, req Request) (bool, error) {
 }
 
 // create makes a new sandbox. It releases the source in any case.
-func (h *host) create(ctx context.Context, req Request, from instance.Source) (*Sandbox, error) {
+func (h *host) create(ctx context.Context, req request, from instance.Source) (*Sandbox, error) {
 	s, isNew, err := h.register(req)
 	if err == nil && !isNew {
-		err = wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already", req.ID)
+		err = wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already", req.id)
 	}
 	if err != nil {
 		from.Release()
@@ -79,8 +79,8 @@ func (h *host) create(ctx context.Context, req Request, from instance.Source) (*
 
 // register enters a new sandbox, whose operation lock the caller then has, or
 // returns the existing one of that id.
-func (h *host) register(req Request) (s *Sandbox, isNew bool, err error) {
-	if _, err := wrenn.ParseSandboxID(string(req.ID)); err != nil {
+func (h *host) register(req request) (s *Sandbox, isNew bool, err error) {
+	if _, err := wrenn.ParseSandboxID(string(req.id)); err != nil {
 		return nil, false, err
 	}
 	s = newSandbox(h, req)
@@ -143,8 +143,8 @@ func (s locked) enter() error {
 	}
 	req := s.request
 	s.journal.open(journal.New(s.dir(), s.id).With(func(j *journal.Journal) {
-		j.Created, j.Step = s.Info().Created.UTC(), journal.StepMaking
-		j.Template, j.Size, j.Timeout, j.OnTimeout = req.Template, req.Shape, req.Timeout, string(req.OnTimeout)
+		j.Created, j.Step = s.Info().CreatedAt.UTC(), journal.StepMaking
+		j.Template, j.Size, j.Timeout, j.OnTimeout = req.Template, req.Size, req.Timeout, req.OnTimeout
 		j.AutoResume, j.Parent = req.AutoResume, req.parent
 	}))
 	return s.at("directory made")

@@ -32,9 +32,9 @@ func run(t *testing.T, m *Manager) {
 	})
 }
 
-func ensure(t *testing.T, m *Manager, req Request) *Sandbox {
+func ensure(t *testing.T, m *Manager, spec wrenn.SandboxSpec) *Sandbox {
 	t.Helper()
-	sb, err := m.Ensure(t.Context(), req)
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), spec)
 	must(t, err)
 	destroyLater(t, sb)
 	return sb
@@ -58,13 +58,13 @@ func TestEnsureAtOnceMakesOne(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	req := Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape}
+	id, spec := wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "base", Size: small}
 	boxes := make([]*Sandbox, 5)
 	var wg sync.WaitGroup
 	for i := range boxes {
 		wg.Go(func() {
 			var err error
-			if boxes[i], err = m.Ensure(t.Context(), req); err != nil {
+			if boxes[i], err = m.Ensure(t.Context(), id, spec); err != nil {
 				t.Error(err)
 			}
 		})
@@ -73,10 +73,10 @@ func TestEnsureAtOnceMakesOne(t *testing.T) {
 	if len(slices.Compact(boxes)) != 1 || len(l.world.Running()) != 1 {
 		t.Errorf("got %v and %d machines, want one", boxes, len(l.world.Running()))
 	}
-	other := req
-	other.Shape.MemoryMiB *= 2
-	if _, err := m.Ensure(t.Context(), other); wrenn.CodeOf(err) != wrenn.AlreadyExists {
-		t.Errorf("Ensure() of another shape = %v, want AlreadyExists", err)
+	other := spec
+	other.MemoryMiB *= 2
+	if _, err := m.Ensure(t.Context(), id, other); wrenn.CodeOf(err) != wrenn.AlreadyExists {
+		t.Errorf("Ensure() of another size = %v, want AlreadyExists", err)
 	}
 	must(t, boxes[0].Destroy(t.Context()))
 	l.wantClean(t, m)
@@ -100,16 +100,16 @@ func TestEnsureAfterAFailedMaker(t *testing.T) {
 		}
 		return err
 	}
-	req := Request{ID: wrenn.NewSandboxID(), Shape: shape}
+	id, spec := wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small}
 	failed := make(chan error, 1)
 	go func() {
-		_, err := m.Ensure(t.Context(), req)
+		_, err := m.Ensure(t.Context(), id, spec)
 		failed <- err
 	}()
 	<-entered
 	second := make(chan *Sandbox, 1)
 	go func() {
-		sb, err := m.Ensure(t.Context(), req)
+		sb, err := m.Ensure(t.Context(), id, spec)
 		if err != nil {
 			t.Error(err)
 		}
@@ -141,7 +141,7 @@ func TestDestroyGivesUpALaunch(t *testing.T) {
 	id := wrenn.NewSandboxID()
 	made := make(chan error, 1)
 	go func() {
-		_, err := m.Ensure(t.Context(), Request{ID: id, Shape: shape})
+		_, err := m.Ensure(t.Context(), id, wrenn.SandboxSpec{Size: small})
 		made <- err
 	}()
 	<-booted
@@ -158,7 +158,7 @@ func TestUnusedSandboxesEnd(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	run(t, m)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 100 * time.Millisecond})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: 100 * time.Millisecond}})
 	wantStatus(t, sb, StatusStopped, "not used for 100ms")
 	if len(l.world.Running()) != 0 || l.cfg.Slots.Stats().Used != 0 {
 		t.Error("it still has a machine or a slot")
@@ -166,7 +166,7 @@ func TestUnusedSandboxesEnd(t *testing.T) {
 	if _, err := sb.Use(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("Use() = %v, want FailedPrecondition", err)
 	}
-	if _, err := m.Ensure(t.Context(), Request{ID: sb.ID(), Shape: shape}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if _, err := m.Ensure(t.Context(), sb.ID(), wrenn.SandboxSpec{Size: small}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("Ensure() of an ended one = %v, want FailedPrecondition", err)
 	}
 	must(t, sb.Destroy(t.Context()))
@@ -201,13 +201,13 @@ func TestWhatKeepsASandbox(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			run(t, m)
-			kept := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: time.Hour})
+			kept := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}})
 			release := keep(t, kept)
 			if name != "more time" { // Extend would undo it; Run reads the state
 				kept.state.setTimeout(short)
 			}
 			// One of the same age that nothing keeps is the clock.
-			clock := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 2 * short})
+			clock := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: 2 * short}})
 			wantStatus(t, clock, StatusStopped, "")
 			if s := kept.Info().Status; s != StatusRunning && s != StatusPaused {
 				t.Fatalf("the kept one is %s", s)
@@ -238,7 +238,7 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			t.Cleanup(m.Close)
-			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			disk := sb.instance.Disk()
 			must(t, tc.end(l, sb))
 			wantStatus(t, sb, tc.status, tc.reason)
@@ -257,7 +257,7 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 func TestLimits(t *testing.T) {
 	for name, limits := range map[string]Limits{
 		"limits.sandboxes":    {Sandboxes: 1},
-		"limits.memory_mb":    {MemoryMiB: shape.MemoryMiB * 3 / 2},
+		"limits.memory_mb":    {MemoryMiB: small.MemoryMiB * 3 / 2},
 		"limits.disk_free_mb": {DiskFreeMiB: 1 << 40},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -268,14 +268,14 @@ func TestLimits(t *testing.T) {
 			var err error
 			for range 2 {
 				var sb *Sandbox
-				if sb, err = m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape}); err == nil {
+				if sb, err = m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small}); err == nil {
 					destroyLater(t, sb)
 				}
 			}
 			if wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), name) {
 				t.Errorf("Ensure() = %v, want Exhausted that names %s", err, name)
 			}
-			if c, err := m.Capacity(); err != nil || c.Sandboxes > 1 || c.DiskMiB < c.DiskFreeMiB {
+			if c, err := m.Capacity(); err != nil || c.SandboxesUsed > 1 || c.DiskMiB < c.DiskMiBFree {
 				t.Errorf("Capacity() = %+v, %v", c, err)
 			}
 		})
@@ -296,9 +296,9 @@ func (l *lab) restart(t *testing.T, m *Manager) *Manager {
 func TestAdopt(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	running, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour})
+	running, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "base", Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}})
 	must(t, err)
-	paused, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
+	paused, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "base", Size: small})
 	must(t, errors.Join(err, paused.Pause(t.Context())))
 	m2 := l.restart(t, m)
 	if m2.Instance() == m.Instance() {
@@ -309,7 +309,7 @@ func TestAdopt(t *testing.T) {
 		must(t, err)
 		destroyLater(t, sb)
 		info := sb.Info()
-		if info.Status != want || info.Shape != shape || info.Template != "base" {
+		if info.Status != want || info.Size != small || info.Template != "base" {
 			t.Errorf("adopted: %+v, want %s", info, want)
 		}
 		must(t, sb.Resume(t.Context()))
@@ -325,7 +325,7 @@ func TestAdopt(t *testing.T) {
 func TestAdoptEndsSandboxesWhoseMachinesEnded(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small})
 	must(t, err)
 	m.Close()
 	l.world.Kill(sb.instance.Machine.Ref())
@@ -352,7 +352,7 @@ func (muteDriver) Adopt(ctx context.Context, _ vm.Ref) (vm.Machine, error) {
 func TestAdoptOfAMuteMachine(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small})
 	must(t, err)
 	m.Close()
 	l.crash(t)
@@ -379,7 +379,7 @@ func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 			l := newLab(t)
 			l.cfg.StateDir = smallFileSystem(t)
 			m := l.open(t)
-			sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
+			sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "base", Size: small})
 			must(t, err)
 			must(t, l.mark(t.Context(), sb, 'a'))
 			disk, machine := sb.instance.Disk(), sb.instance.Machine.Ref()
@@ -416,7 +416,7 @@ func TestAMachineThatEndsOnAFullDisk(t *testing.T) {
 func TestAdoptQuarantinesWhatItDoesNotUnderstand(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small})
 	must(t, err)
 	good, err := os.ReadFile(filepath.Join(sb.dir(), journal.Name))
 	must(t, err)

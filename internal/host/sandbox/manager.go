@@ -80,43 +80,46 @@ func (m *Manager) Close() { m.stopWatching() }
 // Create boots a new sandbox and returns when its agent answered. When it
 // fails nothing of the sandbox is left, or the error says what is and why: Run
 // tries again to remove that. Invalid for a malformed id, AlreadyExists when it is taken.
-func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, shape Shape) (*Sandbox, error) {
-	return m.create(ctx, Request{ID: id, Shape: shape}, m.guestSource(m.cfg.Guest))
+func (m *Manager) Create(ctx context.Context, id wrenn.SandboxID, size wrenn.Size) (*Sandbox, error) {
+	return m.create(ctx, request{id: id, SandboxSpec: wrenn.SandboxSpec{Size: size}}, m.guestSource(m.cfg.Guest))
 }
 
 // Restore makes a new sandbox from the snapshot of the given name, and is
 // otherwise like Create. NotFound when there is no such snapshot, or it was
 // removed and a sandbox still needs it.
 func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) (*Sandbox, error) {
-	from, shape, err := m.namedSource(ctx, name)
+	from, size, err := m.namedSource(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return m.create(ctx, Request{ID: id, Shape: shape}, from)
+	return m.create(ctx, request{id: id, SandboxSpec: wrenn.SandboxSpec{Size: size}}, from)
 }
 
-// Ensure returns the sandbox that req asks for, running or paused: the existing
-// one, the one that is being made, once it is made, or a new one. It may be
-// repeated after a lost answer. AlreadyExists when the id is taken by a sandbox of
-// another template or size, FailedPrecondition when it has ended, NotFound when the
-// template does not exist on this host, Invalid when the size is not the
-// snapshot's, Exhausted when a limit of the host does not allow another one.
-func (m *Manager) Ensure(ctx context.Context, req Request) (*Sandbox, error) {
-	if req.Snapshot != "" {
-		return m.ensureRestored(ctx, req)
+// Ensure returns a sandbox of the spec, running or paused: the existing one, the
+// one that is being made, once it is made, or a new one. Without a build in the
+// spec only the base template exists. The size is that of the build; of the base,
+// zero fields have their defaults. Ensure may be repeated after a lost answer.
+// AlreadyExists when the id is taken by a sandbox of another template or size,
+// FailedPrecondition when it has ended, NotFound when the template does not exist on
+// this host, Invalid when the size is not the build's, Exhausted when a limit of the
+// host does not allow another one.
+func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
+	spec.Template = cmp.Or(spec.Template, wrenn.BaseTemplate)
+	if spec.Generation != "" {
+		return m.ensureRestored(ctx, id, spec)
 	}
-	if req.Template != "" && req.Template != wrenn.BaseTemplate {
-		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", req.Template)
+	if spec.Template != wrenn.BaseTemplate {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", spec.Template)
 	}
-	req.Shape = req.Shape.OrDefault()
-	return m.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) { return m.baseSource(ctx, req.Shape), nil })
+	spec.Size = spec.OrDefault()
+	return m.ensure(ctx, request{id: id, SandboxSpec: spec}, func(ctx context.Context) (instance.Source, error) { return m.baseSource(ctx, spec.Size), nil })
 }
 
-// ensureRestored is Ensure of a sandbox that is restored from a snapshot.
-func (m *Manager) ensureRestored(ctx context.Context, req Request) (*Sandbox, error) {
-	from, shape, err := m.namedSource(ctx, req.Snapshot)
+// ensureRestored is Ensure of a sandbox that is restored from a template's build.
+func (m *Manager) ensureRestored(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
+	from, size, err := m.namedSource(ctx, string(spec.Generation))
 	if wrenn.CodeOf(err) == wrenn.NotFound {
-		return nil, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (generation %s)", req.Template, req.Snapshot)
+		return nil, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (generation %s)", spec.Template, spec.Generation)
 	}
 	if err != nil {
 		return nil, err
@@ -124,14 +127,11 @@ func (m *Manager) ensureRestored(ctx context.Context, req Request) (*Sandbox, er
 	release := sync.OnceFunc(from.Release)
 	from.Release = release
 	defer release() // an existing sandbox does not need it
-	if req.Shape == (Shape{}) {
-		req.Shape = shape
+	if spec.Size != (wrenn.Size{}) && spec.OrDefault() != size {
+		return nil, wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MiB of memory, which cannot be changed: ask for these, or for none", size.VCPUs, size.MemoryMiB)
 	}
-	if req.Shape.OrDefault() != shape {
-		return nil, wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MiB of memory, which cannot be changed: ask for these, or for none", shape.VCPUs, shape.MemoryMiB)
-	}
-	req.Shape = shape
-	return m.ensure(ctx, req, fixed(from))
+	spec.Size = size
+	return m.ensure(ctx, request{id: id, SandboxSpec: spec}, fixed(from))
 }
 
 // DestroyAll destroys every sandbox but those in quarantine, at once.
@@ -152,30 +152,45 @@ func (m *Manager) DestroyAll(ctx context.Context) error {
 // is removed while a sandbox is in quarantine: what it needs is not known.
 func (m *Manager) Collect(ctx context.Context) error { return m.garbage.collect(ctx) }
 
-// Inventory is everything on this host at one moment.
-type Inventory struct {
-	Instance  string // of the agent: new with each Open
-	TakenAt   time.Time
-	Sandboxes []Info // in the order of their ids
-}
-
-// Inventory lists all sandboxes, but the warm pool and those that templates are
-// being made of.
-func (m *Manager) Inventory() Inventory {
-	inv := Inventory{Instance: m.run, TakenAt: time.Now()}
-	for _, s := range m.registry.all() {
-		if info := s.Info(); info.Status != statusRemoved && info.Template != journal.BuildTemplate && !info.isPooled() {
-			inv.Sandboxes = append(inv.Sandboxes, info)
-		}
+// Inventory lists all sandboxes in the order of their ids, but the warm pool and
+// those that templates are being made of. The host's id is not in it.
+func (m *Manager) Inventory() wrenn.Inventory {
+	inv := wrenn.Inventory{Instance: m.run, TakenAt: time.Now()}
+	for _, info := range m.listed() {
+		inv.Sandboxes = append(inv.Sandboxes, info.ObservedSandbox)
 	}
 	return inv
+}
+
+// Statuses returns how many sandboxes of the inventory have each status. Every
+// status is in it.
+func (m *Manager) Statuses() map[Status]int {
+	count := map[Status]int{}
+	for status := range observed {
+		count[status] = 0
+	}
+	for _, info := range m.listed() {
+		count[info.Status]++
+	}
+	return count
+}
+
+// listed returns the sandboxes that are in the inventory.
+func (m *Manager) listed() []Info {
+	var listed []Info
+	for _, s := range m.registry.all() {
+		if info := s.Info(); info.Status != statusRemoved && info.Template != journal.BuildTemplate && !info.isPooled() {
+			listed = append(listed, info)
+		}
+	}
+	return listed
 }
 
 // Instance names this run of the agent; it is new with each Open.
 func (m *Manager) Instance() string { return m.run }
 
 // Capacity returns the counts of this moment.
-func (m *Manager) Capacity() (Capacity, error) { return m.registry.capacity() }
+func (m *Manager) Capacity() (wrenn.Capacity, error) { return m.registry.capacity() }
 
 // Pool returns the counts of the warm pool at this moment.
 func (m *Manager) Pool() Pool { return m.pool.stats() }

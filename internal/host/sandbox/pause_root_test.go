@@ -27,7 +27,7 @@ func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: time.Hour})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}})
 	disk := sb.instance.Disk()
 	for generation := range 3 {
 		mark := byte('a' + generation)
@@ -83,7 +83,7 @@ func TestAPauseThatFails(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			t.Cleanup(m.Close)
-			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			spoil(t, l, sb)
 			if err := sb.Pause(t.Context()); err == nil {
 				t.Error("Pause() succeeded")
@@ -102,7 +102,7 @@ func TestAPauseWhoseMachineCannotBeStopped(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	must(t, l.mark(t.Context(), sb, 'a'))
 	failAt(vmfake.StepStop)(l)
 	if err := sb.Pause(t.Context()); err == nil {
@@ -137,7 +137,7 @@ func TestAResumeThatFails(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			t.Cleanup(m.Close)
-			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			must(t, l.mark(t.Context(), sb, 'a'))
 			must(t, sb.Pause(t.Context()))
 			spoil(l)
@@ -162,7 +162,7 @@ func TestWhatASandboxMissesDoesNotMakeItLost(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	want := func(doing, text string, err error) {
 		t.Helper()
 		if wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), text) {
@@ -204,8 +204,8 @@ func TestResumeOfADamagedSnapshot(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
-	other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
+	other := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	must(t, errors.Join(sb.Pause(t.Context()), other.Pause(t.Context())))
 	memory := filepath.Join(snapshotDir(m), sb.journal.Snapshot, "machine", "memory")
 	must(t, os.Truncate(memory, 1))
@@ -222,19 +222,19 @@ func TestResumeOfADamagedSnapshot(t *testing.T) {
 
 func TestPausedSandboxesTakeNoMemory(t *testing.T) {
 	l := newLab(t)
-	l.cfg.Limits = Limits{Sandboxes: 2, MemoryMiB: shape.MemoryMiB}
+	l.cfg.Limits = Limits{Sandboxes: 2, MemoryMiB: small.MemoryMiB}
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	first := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	first := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	must(t, first.Pause(t.Context()))
-	second := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	second := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	if err := first.Resume(t.Context()); wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), "stays paused") {
 		t.Errorf("Resume() = %v, want Exhausted", err)
 	}
 	wantStatus(t, first, StatusPaused, "")
 	must(t, second.Pause(t.Context()))
 	must(t, first.Resume(t.Context()))
-	if _, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape}); wrenn.CodeOf(err) != wrenn.Exhausted {
+	if _, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small}); wrenn.CodeOf(err) != wrenn.Exhausted {
 		t.Errorf("Ensure() of a third = %v, want Exhausted", err)
 	}
 }
@@ -250,7 +250,7 @@ func TestAutoPauseAndOneWakeForAll(t *testing.T) {
 	}
 	m := l.open(t)
 	run(t, m)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 100 * time.Millisecond, OnTimeout: EndPause, AutoResume: true})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: 100 * time.Millisecond, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true})
 	must(t, l.mark(t.Context(), sb, 'a'))
 	wantStatus(t, sb, StatusPaused, "")
 	restores.Store(0)
@@ -298,7 +298,7 @@ func TestAnAutoPauseThatFailsDestroysNothing(t *testing.T) {
 	}
 	m := l.open(t)
 	run(t, m)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape, Timeout: 50 * time.Millisecond, OnTimeout: EndPause})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: 50 * time.Millisecond, OnTimeout: wrenn.PauseOnTimeout}})
 	select {
 	case <-failed:
 	case <-time.After(patience):
@@ -316,7 +316,7 @@ func TestFork(t *testing.T) {
 	l.network.Max = 4
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour, OnTimeout: EndPause, AutoResume: true})
+	sb := ensure(t, m, wrenn.SandboxSpec{Template: "base", Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true})
 	must(t, l.mark(t.Context(), sb, 'a'))
 	ids := []wrenn.SandboxID{wrenn.NewSandboxID(), wrenn.NewSandboxID(), wrenn.NewSandboxID(), wrenn.NewSandboxID()}
 	copies, err := sb.Fork(t.Context(), ids)
@@ -344,7 +344,7 @@ func TestFork(t *testing.T) {
 		wantAlive(t, c.Sandbox)
 		l.wantMark(t, c.Sandbox, 'a')
 		got, want := c.Sandbox.Info(), sb.Info()
-		if got.Template != want.Template || got.Shape != want.Shape || got.Timeout != want.Timeout || c.Sandbox.request.OnTimeout != EndPause || !c.Sandbox.request.AutoResume {
+		if got.Template != want.Template || got.Size != want.Size || got.Timeout != want.Timeout || c.Sandbox.request.OnTimeout != wrenn.PauseOnTimeout || !c.Sandbox.request.AutoResume {
 			t.Errorf("copy is %+v, want it as %+v", got, want)
 		}
 	}
@@ -376,7 +376,7 @@ func TestForkOfAPausedSandboxLetsItSleep(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	must(t, l.mark(t.Context(), sb, 'a'))
 	must(t, sb.Pause(t.Context()))
 	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
@@ -419,7 +419,7 @@ func TestCheckpoints(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape})
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "base", Size: small})
 	must(t, err)
 	marks := map[wrenn.CheckpointID]byte{}
 	check := func(id wrenn.CheckpointID, mark byte) {
@@ -508,7 +508,7 @@ func TestARestoreThatFails(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			t.Cleanup(m.Close)
-			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			_, err := sb.Checkpoint(t.Context(), "one", "")
 			must(t, err)
 			must(t, l.mark(t.Context(), sb, 'z'))
@@ -531,7 +531,7 @@ func TestARestoreThatFails(t *testing.T) {
 func TestAdoptPaused(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape, Timeout: time.Hour, OnTimeout: EndPause, AutoResume: true})
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "base", Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true})
 	must(t, err)
 	must(t, l.mark(t.Context(), sb, 'a'))
 	must(t, sb.Pause(t.Context()))
@@ -547,7 +547,7 @@ func TestAdoptPaused(t *testing.T) {
 	must(t, err)
 	defer release()
 	l.wantMark(t, sb, 'a')
-	if sb.request.OnTimeout != EndPause || sb.Info().Timeout != time.Hour {
+	if sb.request.OnTimeout != wrenn.PauseOnTimeout || sb.Info().Timeout != time.Hour {
 		t.Errorf("request = %+v", sb.request)
 	}
 }
@@ -561,8 +561,8 @@ func TestAPauseOnAFullDisk(t *testing.T) {
 			l.cfg.StateDir = smallFileSystem(t)
 			m := l.open(t)
 			t.Cleanup(m.Close)
-			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
-			other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
+			other := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			must(t, l.mark(t.Context(), other, 'o'))
 			must(t, other.Pause(t.Context()))
 			must(t, l.mark(t.Context(), sb, 'a'))
@@ -605,11 +605,11 @@ func TestRemovalsOnAFullDisk(t *testing.T) {
 	l.cfg.StateDir = smallFileSystem(t)
 	m := l.open(t)
 	t.Cleanup(m.Close)
-	sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	_, err := sb.Checkpoint(t.Context(), "one", "")
 	must(t, err)
 	must(t, sb.Snapshot(t.Context(), "mine"))
-	other := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	other := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	filler := filepath.Join(l.cfg.StateDir, "filler")
 	for what, remove := range map[string]func() error{
 		"a checkpoint": func() error { return sb.DeleteCheckpoint(t.Context(), "one") },

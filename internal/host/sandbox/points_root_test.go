@@ -36,7 +36,7 @@ func newLife(l *lab) *wholeLife {
 
 func (w *wholeLife) deeds() []deed {
 	ensure := func(ctx context.Context, m *Manager) error {
-		_, err := m.Ensure(ctx, Request{ID: w.id, Template: "base", Shape: shape})
+		_, err := m.Ensure(ctx, w.id, wrenn.SandboxSpec{Template: "base", Size: small})
 		return err
 	}
 	with := func(do func(*Sandbox, context.Context) error) func(context.Context, *Manager) error {
@@ -230,7 +230,7 @@ func (w *wholeLife) wantGoesOn(t *testing.T, m *Manager, deed string) {
 		must(t, sb.Destroy(t.Context()))
 	}
 	w.wantRunningOrPaused(t, m)
-	sb, err = m.Ensure(t.Context(), Request{ID: w.id, Template: "base", Shape: shape})
+	sb, err = m.Ensure(t.Context(), w.id, wrenn.SandboxSpec{Template: "base", Size: small})
 	must(t, err)
 	must(t, sb.Resume(t.Context()))
 	wantAlive(t, sb)
@@ -246,7 +246,7 @@ func (w *wholeLife) wantGoesOn(t *testing.T, m *Manager, deed string) {
 func (w *wholeLife) wantRunningOrPaused(t *testing.T, m *Manager) {
 	t.Helper()
 	running := 0
-	for _, info := range m.Inventory().Sandboxes {
+	for _, info := range m.listed() {
 		switch info.Status {
 		case StatusRunning:
 			running++

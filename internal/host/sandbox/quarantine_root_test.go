@@ -24,7 +24,7 @@ import (
 // quarantined returns the reasons of what is in quarantine, by name.
 func quarantined(m *Manager) map[string]string {
 	reasons := map[string]string{}
-	for _, info := range m.Inventory().Sandboxes {
+	for _, info := range m.listed() {
 		if info.Status == StatusQuarantined {
 			reasons[string(info.ID)] = info.Reason
 		}

@@ -19,15 +19,6 @@ type Limits struct {
 	DiskFreeMiB int
 }
 
-// Capacity is the limits of a host and how much of them is used.
-type Capacity struct {
-	Limits      Limits
-	Sandboxes   int
-	MemoryMiB   int
-	DiskMiB     int // of the file system that the disks are on
-	DiskFreeMiB int
-}
-
 // registry has the sandboxes of a host by their ids, and decides whether there is
 // room for another one.
 type registry struct {
@@ -78,7 +69,7 @@ func (r *registry) admit(s *Sandbox) (existing *Sandbox, err error) {
 	if existing := r.sandboxes[s.id]; existing != nil {
 		return existing, nil
 	}
-	if err := r.checkRoom(s.request.Shape, free); err != nil {
+	if err := r.checkRoom(s.request.Size, free); err != nil {
 		return nil, err
 	}
 	r.sandboxes[s.id] = s
@@ -95,14 +86,14 @@ func (r *registry) forget(s *Sandbox) {
 }
 
 // checkRoom returns Exhausted unless there is room for one more. The caller holds mu.
-func (r *registry) checkRoom(shape Shape, diskFreeMiB int) error {
+func (r *registry) checkRoom(size wrenn.Size, diskFreeMiB int) error {
 	count, memory := r.used()
 	switch limits := r.limits; {
 	case limits.Sandboxes > 0 && count >= limits.Sandboxes:
 		return wrenn.Errorf(wrenn.Exhausted, "this host is at its limit of %d sandboxes: destroy some, or raise limits.sandboxes of its agent", count)
-	case limits.MemoryMiB > 0 && memory+shape.MemoryMiB > limits.MemoryMiB:
+	case limits.MemoryMiB > 0 && memory+size.MemoryMiB > limits.MemoryMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host: %d of %d MiB are used; pause or destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
-			shape.MemoryMiB, memory, limits.MemoryMiB)
+			size.MemoryMiB, memory, limits.MemoryMiB)
 	case limits.DiskFreeMiB > 0 && diskFreeMiB < limits.DiskFreeMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are free and %d must be (limits.disk_free_mb of its agent)", diskFreeMiB, limits.DiskFreeMiB)
 	}
@@ -115,22 +106,22 @@ func (r *registry) admitResume(s *Sandbox) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, memory := r.used()
-	if limit, want := r.limits.MemoryMiB, s.request.Shape.MemoryMiB; limit > 0 && memory+want > limit {
+	if limit, want := r.limits.MemoryMiB, s.request.MemoryMiB; limit > 0 && memory+want > limit {
 		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host now: %d of %d MiB are used; the sandbox stays paused", want, memory, limit)
 	}
 	s.state.set(StatusResuming, "")
 	return nil
 }
 
-// hasRoom reports whether the limits allow another sandbox of the shape.
-func (r *registry) hasRoom(shape Shape) bool {
+// hasRoom reports whether the limits allow another sandbox of the size.
+func (r *registry) hasRoom(size wrenn.Size) bool {
 	free, err := r.diskFreeMiB()
 	if err != nil {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.checkRoom(shape, free) == nil
+	return r.checkRoom(size, free) == nil
 }
 
 // memoryRoom returns how much memory the limit leaves, in MiB.
@@ -169,22 +160,26 @@ func (r *registry) used() (count, memoryMiB int) {
 			count++
 		default:
 			count++
-			memoryMiB += info.Shape.MemoryMiB
+			memoryMiB += info.MemoryMiB
 		}
 	}
 	return count, memoryMiB
 }
 
 // capacity returns the counts of this moment.
-func (r *registry) capacity() (Capacity, error) {
+func (r *registry) capacity() (wrenn.Capacity, error) {
 	total, free, err := r.diskMiB()
 	if err != nil {
-		return Capacity{}, err
+		return wrenn.Capacity{}, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	count, memory := r.used()
-	return Capacity{Limits: r.limits, Sandboxes: count, MemoryMiB: memory, DiskMiB: total, DiskFreeMiB: free}, nil
+	return wrenn.Capacity{
+		Sandboxes: r.limits.Sandboxes, SandboxesUsed: count,
+		MemoryMiB: int64(r.limits.MemoryMiB), MemoryMiBUsed: int64(memory),
+		DiskMiB: int64(total), DiskMiBFree: int64(free),
+	}, nil
 }
 
 func (r *registry) diskFreeMiB() (int, error) {

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"wrenn"
 )
 
 // lookAgain bounds how long Run sleeps: timers do not run while a host is suspended.
@@ -62,7 +64,7 @@ func (s *Sandbox) doDue(ctx context.Context) {
 		return
 	}
 	defer locked.unlock()
-	switch what, reason := s.state.claimDue(s.request.OnTimeout == EndPause); what {
+	switch what, reason := s.state.claimDue(s.request.OnTimeout == wrenn.PauseOnTimeout); what {
 	case dueStop:
 		err = locked.end(ctx, Verdict{Status: StatusStopped, Reason: reason})
 	case duePause:

@@ -24,7 +24,7 @@ import (
 type Sandbox struct {
 	id      wrenn.SandboxID
 	host    *host
-	request Request
+	request request
 	made    chan struct{} // closed when the launch has ended, well or not
 
 	op       cmutex.Mutex // the operation lock; its holder may use the next three, and change the status
@@ -41,11 +41,11 @@ type Sandbox struct {
 }
 
 // newSandbox returns a sandbox without anything.
-func newSandbox(h *host, req Request) *Sandbox {
-	s := &Sandbox{id: req.ID, host: h, request: req, made: make(chan struct{}), state: newState(req.Timeout, h.newVersion, h.notify)}
+func newSandbox(h *host, req request) *Sandbox {
+	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(req.Timeout, h.newVersion, h.notify)}
 	s.journal = record{reserve: h.reserve, hook: s.at}
 	s.owner = instance.Owner{
-		ID: s.id, Dir: s.dir(), Size: req.Shape, Env: req.Env, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
+		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
 		Hook: s.at, Trace: s.trace,
 	}
 	return s
@@ -53,9 +53,9 @@ func newSandbox(h *host, req Request) *Sandbox {
 
 // revive enters the sandbox of an earlier agent's journal, which was made then.
 func revive(h *host, j *journal.Journal) *Sandbox {
-	s := newSandbox(h, Request{
-		ID: j.ID, Template: j.Template, Shape: j.Size, Timeout: j.Timeout, OnTimeout: Ending(j.OnTimeout), AutoResume: j.AutoResume, parent: j.Parent,
-	})
+	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
+		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout}, AutoResume: j.AutoResume,
+	}})
 	s.journal.open(j)
 	if j.Instance != nil {
 		s.instance = h.instances.New(&s.owner, *j.Instance)
@@ -73,7 +73,8 @@ func revive(h *host, j *journal.Journal) *Sandbox {
 
 // Info returns what the sandbox is like now.
 func (s *Sandbox) Info() Info {
-	info := Info{ID: s.id, Template: s.request.Template, Shape: s.request.Shape, OnTimeout: s.request.OnTimeout, AutoResume: s.request.AutoResume}
+	spec := &s.request
+	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
 	s.state.fill(&info)
 	return info
 }

@@ -25,7 +25,7 @@ func TestLife(t *testing.T) {
 	l.cfg.Trace = func(_ wrenn.SandboxID, step string, _ time.Duration) { steps = append(steps, step) }
 	m := l.open(t)
 	id := wrenn.NewSandboxID()
-	sb, err := m.Create(t.Context(), id, shape)
+	sb, err := m.Create(t.Context(), id, small)
 	must(t, err)
 	if sb.ID() != id {
 		t.Errorf("ID() = %s, want %s", sb.ID(), id)
@@ -56,7 +56,7 @@ func TestMalformedIDs(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	for _, id := range []wrenn.SandboxID{"", ".", "../up", "i/../../../x", "no-id"} {
-		if _, err := m.Create(t.Context(), id, shape); wrenn.CodeOf(err) != wrenn.Invalid {
+		if _, err := m.Create(t.Context(), id, small); wrenn.CodeOf(err) != wrenn.Invalid {
 			t.Errorf("Create(%q) = %v, want Invalid", id, err)
 		}
 	}
@@ -67,7 +67,7 @@ func TestTheSameIDTwice(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	first := create(t, m)
-	if _, err := m.Create(t.Context(), first.ID(), shape); wrenn.CodeOf(err) != wrenn.AlreadyExists {
+	if _, err := m.Create(t.Context(), first.ID(), small); wrenn.CodeOf(err) != wrenn.AlreadyExists {
 		t.Errorf("Create() = %v, want AlreadyExists", err)
 	}
 	wantAlive(t, first)
@@ -102,7 +102,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 			l := newLab(t)
 			tc.spoil(l)
 			m := l.open(t)
-			_, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+			_, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 			if wrenn.CodeOf(err) != tc.code || !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("Create() = %v (%s), want %s with %q", err, wrenn.CodeOf(err), tc.code, tc.err)
 			}
@@ -120,7 +120,7 @@ func TestNoSlot(t *testing.T) {
 	l.network.Max = 1
 	m := l.open(t)
 	only := create(t, m)
-	if _, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape); wrenn.CodeOf(err) != wrenn.Exhausted {
+	if _, err := m.Create(t.Context(), wrenn.NewSandboxID(), small); wrenn.CodeOf(err) != wrenn.Exhausted {
 		t.Errorf("Create() = %v, want Exhausted", err)
 	}
 	wantAlive(t, only)
@@ -147,7 +147,7 @@ func TestCanceledInTheMiddle(t *testing.T) {
 				return nil
 			}
 			m := l.open(t)
-			if _, err := m.Create(ctx, wrenn.NewSandboxID(), shape); !errors.Is(err, why) {
+			if _, err := m.Create(ctx, wrenn.NewSandboxID(), small); !errors.Is(err, why) {
 				t.Errorf("Create() = %v, want the context's cause", err)
 			}
 			l.wantClean(t, m)
@@ -162,7 +162,7 @@ func TestAMachineThatDiesWhileBooting(t *testing.T) {
 		return nil, errors.Join(g.Print("VFS: cannot mount root\n"), g.Panic(t.Context()))
 	}
 	m := l.open(t)
-	_, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	_, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	exit, ok := errors.AsType[*vm.ExitError](err)
 	if !ok || exit.Reason != "guest panicked" || !strings.Contains(exit.Console, "cannot mount root") {
 		t.Errorf("Create() = %v, want the reason of the machine's end", err)
@@ -196,7 +196,7 @@ func TestAFailedCreateThatLeavesSomethingSaysSo(t *testing.T) {
 	l.fault = vmfake.FailAt(vmfake.StepStop)
 	l.agent.mute, l.cfg.ReadyTimeout = true, 50*time.Millisecond
 	m := l.open(t)
-	_, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	_, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	if err == nil || !strings.Contains(err.Error(), "did not answer") || !strings.Contains(err.Error(), "injected fault at stop") {
 		t.Errorf("Create() = %v, want both reasons", err)
 	}
@@ -210,7 +210,7 @@ func TestDestroyNeverHitsTheNextOwnerOfAnID(t *testing.T) {
 	m := l.open(t)
 	first := create(t, m)
 	must(t, first.Destroy(t.Context()))
-	second, err := m.Create(t.Context(), first.ID(), shape)
+	second, err := m.Create(t.Context(), first.ID(), small)
 	must(t, err)
 	destroyLater(t, second)
 	must(t, first.Destroy(t.Context()))

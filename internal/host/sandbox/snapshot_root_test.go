@@ -47,7 +47,7 @@ func TestSnapshotAndRestore(t *testing.T) {
 	if text, err := l.inside(restored).ReadDisk(t.Context()); err != nil || text != "then" {
 		t.Errorf("the restored disk holds %q, %v", text, err)
 	}
-	must(t, restored.Snapshot(t.Context(), "second")) // of the shape that the first one's manifest says
+	must(t, restored.Snapshot(t.Context(), "second")) // of the size that the first one's manifest says
 	must(t, errors.Join(sb.Destroy(t.Context()), restored.Destroy(t.Context())))
 	l.wantClean(t, m)
 
@@ -187,7 +187,7 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			run(t, m)
-			sb := ensure(t, m, Request{ID: wrenn.NewSandboxID(), Shape: shape})
+			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			machine := sb.instance.Machine
 			var refused atomic.Bool
 			l.fault = func(now vmfake.Step) error {
@@ -218,7 +218,7 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small})
 	must(t, err)
 	must(t, sb.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }))
 	must(t, sb.instance.Machine.Pause(t.Context()))
@@ -293,7 +293,7 @@ func TestDestroyOfAMachineThatNeverGoesOn(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
 	run(t, m)
-	sb, err := m.Create(t.Context(), wrenn.NewSandboxID(), shape)
+	sb, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	must(t, err)
 	mute := silent{sb.instance.Machine, make(chan struct{})}
 	sb.instance.Machine = mute
@@ -451,15 +451,14 @@ func TestEnsureFromASnapshot(t *testing.T) {
 	must(t, l.mark(t.Context(), maker, 'a'))
 	must(t, maker.Snapshot(t.Context(), "template"))
 	must(t, maker.Destroy(t.Context()))
-	req := Request{ID: wrenn.NewSandboxID(), Template: "mine", Shape: shape, Snapshot: "template"}
-	sb := ensure(t, m, req)
+	spec := wrenn.SandboxSpec{Template: "mine", Size: small, Generation: "template"}
+	sb := ensure(t, m, spec)
 	l.wantMark(t, sb, 'a')
 	must(t, m.RemoveSnapshot(t.Context(), "template"))
 	wantSnapshots(t, m, "template")
 	wantRemoved := func() {
 		t.Helper()
-		req.ID = wrenn.NewSandboxID()
-		if _, err := m.Ensure(t.Context(), req); wrenn.CodeOf(err) != wrenn.NotFound {
+		if _, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), spec); wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Errorf("Ensure() from a snapshot that was removed = %v, want NotFound", err)
 		}
 		if _, err := m.Restore(t.Context(), wrenn.NewSandboxID(), "template"); wrenn.CodeOf(err) != wrenn.NotFound {
@@ -481,19 +480,19 @@ func TestWarmOfAnAgentThatIsRolledBack(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Guest.Name = "old"
 	m := l.open(t)
-	must(t, m.Warm(t.Context(), shape))
-	base := m.baseName(shape)
-	sb, err := m.Ensure(t.Context(), Request{ID: wrenn.NewSandboxID(), Shape: shape})
+	must(t, m.Warm(t.Context(), small))
+	base := m.baseName(small)
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small})
 	must(t, err)
 	l.cfg.Guest.Name = "new"
 	m = l.restart(t, m)
-	must(t, m.Warm(t.Context(), shape))
+	must(t, m.Warm(t.Context(), small))
 	if !m.snapshots.Has(base) || slices.Contains(m.KeptSnapshots(), base) {
 		t.Fatalf("%s is not one that only a sandbox needs: %v", base, m.KeptSnapshots())
 	}
 	l.cfg.Guest.Name = "old"
 	m = l.restart(t, m)
-	must(t, m.Warm(t.Context(), shape))
+	must(t, m.Warm(t.Context(), small))
 	sb, err = m.Get(sb.ID())
 	must(t, err)
 	must(t, sb.Destroy(t.Context()))

@@ -18,11 +18,11 @@ const basePrefix = "base-"
 
 var notInNames = regexp.MustCompile(`[^a-z0-9-]+`)
 
-// baseName names the snapshot of the base guest from which sandboxes of the shape
+// baseName names the snapshot of the base guest from which sandboxes of the size
 // are restored. Another image, or another driver, has another one.
-func (h *host) baseName(shape Shape) string {
+func (h *host) baseName(size wrenn.Size) string {
 	name := notInNames.ReplaceAllString(strings.ToLower(h.cfg.Guest.Name), "-")
-	return fmt.Sprintf(basePrefix+"%.30s-%s-%d-%d", name, h.cfg.Driver.Name(), shape.VCPUs, shape.MemoryMiB)
+	return fmt.Sprintf(basePrefix+"%.30s-%s-%d-%d", name, h.cfg.Driver.Name(), size.VCPUs, size.MemoryMiB)
 }
 
 // guestSource is the source of sandboxes that boot a guest.
@@ -33,9 +33,9 @@ func (h *host) guestSource(guest Guest) instance.Source {
 	}}
 }
 
-// baseSource is the base snapshot of the shape or, without that, the guest image.
-func (h *host) baseSource(ctx context.Context, shape Shape) instance.Source {
-	base, err := h.snapshotSource(ctx, h.baseName(shape))
+// baseSource is the base snapshot of the size or, without that, the guest image.
+func (h *host) baseSource(ctx context.Context, size wrenn.Size) instance.Source {
+	base, err := h.snapshotSource(ctx, h.baseName(size))
 	if err == nil {
 		return base
 	}
@@ -55,14 +55,14 @@ func (h *host) snapshotSource(ctx context.Context, id string) (instance.Source, 
 }
 
 // namedSource is the source for a snapshot that a caller asks for by its name,
-// and the shape of its sandboxes. NotFound also when it was removed.
-func (h *host) namedSource(ctx context.Context, name string) (instance.Source, Shape, error) {
+// and the size of its sandboxes. NotFound also when it was removed.
+func (h *host) namedSource(ctx context.Context, name string) (instance.Source, wrenn.Size, error) {
 	snap, release, err := h.loadNamed(ctx, name)
 	if err != nil {
-		return instance.Source{}, Shape{}, err
+		return instance.Source{}, wrenn.Size{}, err
 	}
 	from, err := h.loadedSource(snap, release)
-	return from, Shape{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, err
+	return from, wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, err
 }
 
 // loadNamed loads a snapshot by its name. NotFound also when it was removed, and

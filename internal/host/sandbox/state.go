@@ -17,7 +17,7 @@ const (
 // state is what changes in the life of a sandbox and is not in its journal. It is
 // safe for concurrent use; it changes without the operation lock only by use.
 type state struct {
-	newVersion func() uint64 // see Info.Version
+	newVersion func() uint64 // see wrenn.ObservedSandbox
 	notify     func()        // called when there may be something due
 
 	mu      sync.Mutex // guards what follows
@@ -45,9 +45,10 @@ func newState(timeout time.Duration, newVersion func() uint64, notify func()) st
 func (s *state) fill(info *Info) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	info.Status, info.Reason, info.Timeout, info.Created, info.Active, info.Version = s.status, s.reason, s.timeout, s.created, s.active, s.version
+	info.Status, info.State, info.Reason = s.status, observed[s.status], s.reason
+	info.Timeout, info.CreatedAt, info.LastActiveAt, info.Version = s.timeout, s.created, s.active, s.version
 	if s.uses > 0 {
-		info.Active = time.Now()
+		info.LastActiveAt = time.Now()
 	}
 }
 

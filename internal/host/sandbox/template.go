@@ -13,8 +13,8 @@ import (
 
 // Recipe is how a snapshot that sandboxes start from is made.
 type Recipe struct {
-	Name  string // of the snapshot
-	Shape Shape
+	Name string // of the snapshot
+	Size wrenn.Size
 	// Guest boots; nil is the base guest. Its files may be removed when Build has returned.
 	Guest *Guest
 	// Env is for every command of the sandboxes that have none themselves.
@@ -34,7 +34,7 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 	if r.Guest != nil {
 		guest = *r.Guest
 	}
-	req := Request{ID: wrenn.NewSandboxID(), Template: journal.BuildTemplate, Shape: r.Shape, Env: r.Env}
+	req := request{id: wrenn.NewSandboxID(), SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, Env: r.Env}}
 	s, err := m.create(ctx, req, m.guestSource(guest))
 	if err != nil {
 		return fmt.Errorf("boot the guest: %w", err)
@@ -80,7 +80,7 @@ func (s *Sandbox) warmUp(ctx context.Context) {
 
 // Kept is a snapshot that Snapshot or Build has made.
 type Kept struct {
-	Shape Shape
+	Size  wrenn.Size
 	Bytes int64  // on the disk, shared ones included
 	Note  []byte // of the Recipe
 }
@@ -93,7 +93,7 @@ func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 		return Kept{}, err
 	}
 	defer release()
-	return Kept{Shape{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
+	return Kept{wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
 }
 
 // KeptSnapshots lists those that KeptSnapshot finds.
@@ -109,23 +109,23 @@ func (m *Manager) RemoveSnapshot(ctx context.Context, name string) error {
 	return m.Collect(ctx)
 }
 
-// Warmed reports whether Warm has made the snapshot of this shape.
-func (m *Manager) Warmed(shape Shape) bool { return m.snapshots.Has(m.baseName(shape)) }
+// Warmed reports whether Warm has made the snapshot of this size.
+func (m *Manager) Warmed(size wrenn.Size) bool { return m.snapshots.Has(m.baseName(size)) }
 
-// Warm makes the snapshot from which Ensure restores sandboxes of this shape,
+// Warm makes the snapshot from which Ensure restores sandboxes of this size,
 // instead of booting them, unless it exists. Those of other images and drivers
 // are removed when they are not needed any more. Run keeps a pool of machines
 // from it.
-func (m *Manager) Warm(ctx context.Context, shape Shape) error {
-	name := m.baseName(shape)
-	if err := m.makeBase(ctx, name, shape); err != nil {
+func (m *Manager) Warm(ctx context.Context, size wrenn.Size) error {
+	name := m.baseName(size)
+	if err := m.makeBase(ctx, name, size); err != nil {
 		return err
 	}
-	m.pool.want(kind{name, shape})
+	m.pool.want(kind{name, size})
 	return nil
 }
 
-func (m *Manager) makeBase(ctx context.Context, name string, shape Shape) (err error) {
+func (m *Manager) makeBase(ctx context.Context, name string, size wrenn.Size) (err error) {
 	if err := m.dropBases(ctx, name); err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (m *Manager) makeBase(ctx context.Context, name string, shape Shape) (err e
 	if err := m.snapshots.Pin(name); wrenn.CodeOf(err) != wrenn.NotFound {
 		return err
 	}
-	return m.Build(ctx, Recipe{Name: name, Shape: shape})
+	return m.Build(ctx, Recipe{Name: name, Size: size})
 }
 
 // dropBases unpins the base snapshots of other images and drivers, and the one of
@@ -144,7 +144,7 @@ func (m *Manager) dropBases(ctx context.Context, name string) error {
 		from.Release()
 	}
 	damaged := err != nil && wrenn.CodeOf(err) != wrenn.NotFound
-	current, _, _ := strings.Cut(m.baseName(Shape{}), "-0-0")
+	current, _, _ := strings.Cut(m.baseName(wrenn.Size{}), "-0-0")
 	for _, id := range m.snapshots.IDs() {
 		old := strings.HasPrefix(id, basePrefix) && !strings.HasPrefix(id, current+"-")
 		if !old && (id != name || !damaged) {

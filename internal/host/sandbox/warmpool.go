@@ -35,7 +35,7 @@ const (
 // kind is what machines of the pool are good for.
 type kind struct {
 	snapshot string
-	shape    Shape
+	size     wrenn.Size
 }
 
 // warmPool makes machines ahead of demand, and removes those that are not wanted
@@ -97,7 +97,7 @@ func (p *warmPool) kinds() map[kind]int {
 // drop ends all kinds that are made from the snapshot, and their machines.
 func (p *warmPool) drop(ctx context.Context, snapshot string) {
 	p.unwant(snapshot)
-	p.remove(ctx, slices.DeleteFunc(p.machines(), func(s *Sandbox) bool { return s.request.Snapshot != snapshot }))
+	p.remove(ctx, slices.DeleteFunc(p.machines(), func(s *Sandbox) bool { return s.request.snapshot != snapshot }))
 }
 
 func (p *warmPool) unwant(snapshot string) {
@@ -185,12 +185,12 @@ func (p *warmPool) surplus() (surplus []*Sandbox) {
 			continue
 		}
 		k := s.kind()
-		if low || left[k] <= 0 || k.shape.MemoryMiB > room {
+		if low || left[k] <= 0 || k.size.MemoryMiB > room {
 			surplus = append(surplus, s)
 			continue
 		}
 		left[k]--
-		room -= k.shape.MemoryMiB
+		room -= k.size.MemoryMiB
 	}
 	return surplus
 }
@@ -201,14 +201,14 @@ func (p *warmPool) shortage() (kind, bool) {
 	memoryMiB := 0
 	for _, s := range p.machines() {
 		left[s.kind()]--
-		memoryMiB += s.request.Shape.MemoryMiB
+		memoryMiB += s.request.MemoryMiB
 	}
 	maps.DeleteFunc(left, func(_ kind, n int) bool { return n <= 0 })
 	if len(left) == 0 || p.memoryBelow(poolGrows) || p.host.registry.isBusy() {
 		return kind{}, false
 	}
 	for k := range left {
-		if p.host.registry.hasRoom(Shape{VCPUs: k.shape.VCPUs, MemoryMiB: k.shape.MemoryMiB + memoryMiB}) {
+		if p.host.registry.hasRoom(wrenn.Size{VCPUs: k.size.VCPUs, MemoryMiB: k.size.MemoryMiB + memoryMiB}) {
 			return k, true
 		}
 	}
@@ -233,11 +233,13 @@ func (p *warmPool) pick(k kind) (locked, bool) {
 	return locked{}, false
 }
 
-func (s *Sandbox) kind() kind { return kind{s.request.Snapshot, s.request.Shape} }
+func (s *Sandbox) kind() kind { return kind{s.request.snapshot, s.request.Size} }
 
 // add makes a machine of the kind.
 func (p *warmPool) add(ctx context.Context, k kind) error {
-	s, _ := newSandbox(p.host, Request{ID: wrenn.NewSandboxID(), Template: journal.PoolTemplate, Shape: k.shape, Snapshot: k.snapshot}).tryLock()
+	s, _ := newSandbox(p.host, request{
+		id: wrenn.NewSandboxID(), snapshot: k.snapshot, SandboxSpec: wrenn.SandboxSpec{Template: journal.PoolTemplate, Size: k.size},
+	}).tryLock()
 	defer s.unlock()
 	defer close(s.made)
 	p.host.registry.add(s.Sandbox)

@@ -20,7 +20,7 @@ func (l *lab) pooling(t *testing.T, n int) *Manager {
 	t.Helper()
 	l.cfg.Pool = n
 	m := l.open(t)
-	must(t, m.Warm(t.Context(), shape))
+	must(t, m.Warm(t.Context(), small))
 	run(t, m)
 	return m
 }
@@ -54,7 +54,7 @@ func only(t *testing.T, m *Manager) *Sandbox {
 	return boxes[0]
 }
 
-func newRequest() Request { return Request{ID: wrenn.NewSandboxID(), Template: "base", Shape: shape} }
+var poolable = wrenn.SandboxSpec{Template: "base", Size: small}
 
 func TestASandboxClaimsAPooledMachine(t *testing.T) {
 	l := newLab(t)
@@ -63,12 +63,12 @@ func TestASandboxClaimsAPooledMachine(t *testing.T) {
 	if inv := m.Inventory(); len(inv.Sandboxes) != 0 {
 		t.Errorf("the pool is in the inventory: %+v", inv.Sandboxes)
 	}
-	if c, err := m.Capacity(); err != nil || c.Sandboxes != 0 || c.MemoryMiB != 0 {
+	if c, err := m.Capacity(); err != nil || c.SandboxesUsed != 0 || c.MemoryMiBUsed != 0 {
 		t.Errorf("the pool counts: %+v, %v", c, err)
 	}
 	machine := only(t, m).other.Machine.Ref()
 
-	sb := ensure(t, m, newRequest())
+	sb := ensure(t, m, poolable)
 	wantHits(t, m, 1, 0)
 	if got := sb.instance.Machine.Ref(); got.PID != machine.PID {
 		t.Errorf("the sandbox runs in %+v, want the machine %+v", got, machine)
@@ -91,12 +91,12 @@ func TestASandboxClaimsAPooledMachine(t *testing.T) {
 func TestASandboxThatClaimedAMachineIsAdopted(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)
-	must(t, m.Warm(t.Context(), shape))
-	k := kind{m.baseName(shape), shape}
+	must(t, m.Warm(t.Context(), small))
+	k := kind{m.baseName(small), small}
 	m.pool.size = 1
 	m.pool.want(k)
 	must(t, m.pool.add(t.Context(), k))
-	sb, err := m.Ensure(t.Context(), newRequest())
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), poolable)
 	must(t, errors.Join(err, l.mark(t.Context(), sb, 'a')))
 	wantHits(t, m, 1, 0)
 	dir := sb.instance.Dir()
@@ -119,7 +119,7 @@ func TestNothingOfThePoolIsLeftWhenRunEnds(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Pool = 2
 	m := l.open(t)
-	must(t, m.Warm(t.Context(), shape))
+	must(t, m.Warm(t.Context(), small))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -130,7 +130,7 @@ func TestNothingOfThePoolIsLeftWhenRunEnds(t *testing.T) {
 }
 
 func TestThePoolGivesWay(t *testing.T) {
-	other := Shape{VCPUs: 1, MemoryMiB: 128}
+	other := wrenn.Size{VCPUs: 1, MemoryMiB: 128}
 	for name, limit := range map[string]func(*lab){
 		"slots":  func(*lab) {}, // there are two
 		"memory": func(l *lab) { l.cfg.Limits.MemoryMiB = 64 + 128; l.network.Max = 3 },
@@ -140,13 +140,11 @@ func TestThePoolGivesWay(t *testing.T) {
 			limit(l)
 			m := l.pooling(t, 1)
 			wantPool(t, m, 1)
-			wantAlive(t, ensure(t, m, newRequest()))
+			wantAlive(t, ensure(t, m, poolable))
 			wantPool(t, m, 1)
-			req := newRequest()
-			req.Shape = other
-			wantAlive(t, ensure(t, m, req))
+			wantAlive(t, ensure(t, m, wrenn.SandboxSpec{Template: "base", Size: other}))
 			wantPool(t, m, 0)
-			wantHits(t, m, 1, 0) // a sandbox of another shape misses nothing
+			wantHits(t, m, 1, 0) // a sandbox of another size misses nothing
 		})
 	}
 }
@@ -165,14 +163,14 @@ func TestThePoolEndsWhenMemoryIsLow(t *testing.T) {
 		}
 		return memory{totalKiB: 1000, availableKiB: 500}, nil
 	}
-	must(t, m.Warm(t.Context(), shape))
+	must(t, m.Warm(t.Context(), small))
 	run(t, m)
 	wantPool(t, m, 1)
 	<-low
 	low <- true
 	m.pool.wake.Notify()
 	wantPool(t, m, 0)
-	sb := ensure(t, m, newRequest())
+	sb := ensure(t, m, poolable)
 	wantAlive(t, sb)
 	wantHits(t, m, 0, 1)
 }
@@ -193,7 +191,7 @@ func TestAPooledMachineThatEndsIsReplaced(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond) // polling with a deadline
 	}
-	wantAlive(t, ensure(t, m, newRequest()))
+	wantAlive(t, ensure(t, m, poolable))
 	wantHits(t, m, 1, 0)
 }
 
@@ -204,7 +202,7 @@ func TestAPooledMachineThatDoesNotRun(t *testing.T) {
 	wantPool(t, m, 1)
 	bad := only(t, m)
 	failAt(vmfake.StepResume)(l)
-	sb := ensure(t, m, newRequest())
+	sb := ensure(t, m, poolable)
 	wantAlive(t, sb)
 	wantHits(t, m, 0, 1)
 	if sb.journal.Starts != 2 {
@@ -220,10 +218,10 @@ func TestThePoolGoesWithItsSnapshot(t *testing.T) {
 	l := newLab(t)
 	m := l.pooling(t, 1)
 	wantPool(t, m, 1)
-	must(t, m.RemoveSnapshot(t.Context(), m.baseName(shape)))
+	must(t, m.RemoveSnapshot(t.Context(), m.baseName(small)))
 	wantPool(t, m, 0)
 	wantSnapshots(t, m)
-	wantAlive(t, ensure(t, m, newRequest())) // it boots
+	wantAlive(t, ensure(t, m, poolable)) // it boots
 	wantHits(t, m, 0, 0)
 }
 
@@ -231,14 +229,14 @@ func TestNoMachineIsPooledWhileACallerWaits(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Pool = 1
 	m := l.open(t)
-	must(t, m.Warm(t.Context(), shape))
+	must(t, m.Warm(t.Context(), small))
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
 	if k, ok := m.pool.shortage(); ok {
 		t.Errorf("shortage() = %+v while a sandbox is being made", k)
 	}
 	must(t, sb.Destroy(t.Context()))
-	if k, ok := m.pool.shortage(); !ok || k != (kind{m.baseName(shape), shape}) {
+	if k, ok := m.pool.shortage(); !ok || k != (kind{m.baseName(small), small}) {
 		t.Errorf("shortage() = %+v, %v, want a machine from the base snapshot", k, ok)
 	}
 }
@@ -246,7 +244,7 @@ func TestNoMachineIsPooledWhileACallerWaits(t *testing.T) {
 // poolDeeds are the life of pooled machines and of a sandbox that claims one.
 func (w *wholeLife) poolDeeds() []deed {
 	pool := func(ctx context.Context, m *Manager) error {
-		return m.pool.add(ctx, kind{m.baseName(shape), shape})
+		return m.pool.add(ctx, kind{m.baseName(small), small})
 	}
 	with := func(do func(*Sandbox, context.Context) error) func(context.Context, *Manager) error {
 		return func(ctx context.Context, m *Manager) error {
@@ -260,11 +258,11 @@ func (w *wholeLife) poolDeeds() []deed {
 	return []deed{
 		{"warm", func(ctx context.Context, m *Manager) error {
 			m.pool.size = 1
-			return m.Warm(ctx, shape)
+			return m.Warm(ctx, small)
 		}},
 		{"pool", pool},
 		{"create", func(ctx context.Context, m *Manager) error {
-			_, err := m.Ensure(ctx, Request{ID: w.id, Template: "base", Shape: shape})
+			_, err := m.Ensure(ctx, w.id, wrenn.SandboxSpec{Template: "base", Size: small})
 			if m.Pool().Hits != 1 {
 				return errors.New("it did not claim a pooled machine")
 			}
@@ -291,7 +289,7 @@ func TestTheNextAgentGoesOnAfterEveryPointOfThePool(t *testing.T) {
 		t.Helper()
 		left, err := filepath.Glob(filepath.Join(snapshotDir(m), "*"))
 		must(t, err)
-		if len(left) > 1 || len(left) == 1 && filepath.Base(left[0]) != m.baseName(shape) {
+		if len(left) > 1 || len(left) == 1 && filepath.Base(left[0]) != m.baseName(small) {
 			t.Errorf("snapshots: %q", left)
 		}
 	})

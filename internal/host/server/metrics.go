@@ -55,14 +55,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c *collector) Collect(out chan<- prometheus.Metric) {
-	count := map[sandbox.Status]int{}
-	for status := range observed {
-		count[status] = 0 // every status, always: a missing series does not read as zero
-	}
-	for _, info := range c.manager.Inventory().Sandboxes {
-		count[info.Status]++
-	}
-	for status, n := range count {
+	for status, n := range c.manager.Statuses() { // every status, always: a missing series does not read as zero
 		out <- prometheus.MustNewConstMetric(c.sandboxes, prometheus.GaugeValue, float64(n), string(status))
 	}
 	pool := c.manager.Pool()
@@ -74,8 +67,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.NewInvalidMetric(c.disk, err)
 		return
 	}
-	for desc, mib := range map[*prometheus.Desc]int{
-		c.memory: capacity.MemoryMiB, c.maxMemory: capacity.Limits.MemoryMiB, c.disk: capacity.DiskFreeMiB,
+	for desc, mib := range map[*prometheus.Desc]int64{
+		c.memory: capacity.MemoryMiBUsed, c.maxMemory: capacity.MemoryMiB, c.disk: capacity.DiskMiBFree,
 	} {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(mib)*(1<<20))
 	}

@@ -4,7 +4,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -59,17 +58,13 @@ func newHandler(s *server) (string, http.Handler) {
 }
 
 func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error) {
-	c, err := s.cfg.Manager.Capacity()
+	capacity, err := s.cfg.Manager.Capacity()
 	if err != nil {
 		return nil, err
 	}
 	return hostwire.HostInfo(wrenn.HostInfo{
 		Version: s.cfg.Version, Instance: s.cfg.Manager.Instance(), Driver: s.cfg.Driver,
-		Capacity: wrenn.Capacity{
-			Sandboxes: c.Limits.Sandboxes, SandboxesUsed: c.Sandboxes,
-			MemoryMiB: int64(c.Limits.MemoryMiB), MemoryMiBUsed: int64(c.MemoryMiB),
-			DiskMiB: int64(c.DiskMiB), DiskMiBFree: int64(c.DiskFreeMiB),
-		},
+		Capacity: capacity,
 	}), nil
 }
 
@@ -78,23 +73,11 @@ func (s *server) CreateSandbox(ctx context.Context, msg *pb.CreateSandboxRequest
 	if err != nil {
 		return nil, err
 	}
-	sb, err := s.cfg.Manager.Ensure(ctx, requestOf(id, spec))
+	sb, err := s.cfg.Manager.Ensure(ctx, id, spec)
 	if err != nil {
 		return nil, err
 	}
-	info := sb.Info()
-	return &pb.CreateSandboxResponse{SandboxId: string(info.ID), Status: hostwire.Status(observed[info.Status])}, nil
-}
-
-func requestOf(id wrenn.SandboxID, spec wrenn.SandboxSpec) sandbox.Request {
-	req := sandbox.Request{
-		ID: id, Template: cmp.Or(spec.Template, wrenn.BaseTemplate), Shape: spec.Size, Snapshot: string(spec.Generation),
-		Timeout: spec.Timeout, AutoResume: spec.AutoResume, Env: spec.Env,
-	}
-	if spec.OnTimeout == wrenn.PauseOnTimeout {
-		req.OnTimeout = sandbox.EndPause
-	}
-	return req
+	return &pb.CreateSandboxResponse{SandboxId: string(id), Status: hostwire.Status(sb.Info().State)}, nil
 }
 
 func (s *server) DestroySandbox(ctx context.Context, req *pb.DestroySandboxRequest) (*pb.DestroySandboxResponse, error) {
@@ -137,39 +120,7 @@ func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest
 }
 
 func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.ListSandboxesResponse, error) {
-	inv := s.cfg.Manager.Inventory()
-	out := wrenn.Inventory{Instance: inv.Instance, TakenAt: inv.TakenAt}
-	for i := range inv.Sandboxes {
-		out.Sandboxes = append(out.Sandboxes, observe(&inv.Sandboxes[i]))
-	}
-	return hostwire.Inventory(out), nil
-}
-
-// observe returns what the control plane needs to know of a sandbox.
-func observe(info *sandbox.Info) wrenn.ObservedSandbox {
-	out := wrenn.ObservedSandbox{
-		ID: info.ID, State: observed[info.Status], Reason: info.Reason, Template: info.Template, Size: info.Shape,
-		EndOfLife: wrenn.EndOfLife{Timeout: info.Timeout}, AutoResume: info.AutoResume,
-		CreatedAt: info.Created, LastActiveAt: info.Active, Version: info.Version,
-	}
-	if info.OnTimeout == sandbox.EndPause {
-		out.OnTimeout = wrenn.PauseOnTimeout
-	}
-	return out
-}
-
-// observed are the states that the control plane knows of the host's statuses.
-var observed = map[sandbox.Status]wrenn.ObservedState{
-	sandbox.StatusStarting:    wrenn.ObservedStarting,
-	sandbox.StatusRunning:     wrenn.ObservedRunning,
-	sandbox.StatusPausing:     wrenn.ObservedRunning, // until it is paused
-	sandbox.StatusRestoring:   wrenn.ObservedRunning,
-	sandbox.StatusResuming:    wrenn.ObservedPaused, // until it runs
-	sandbox.StatusPaused:      wrenn.ObservedPaused,
-	sandbox.StatusStopping:    wrenn.ObservedStopping,
-	sandbox.StatusStopped:     wrenn.ObservedStopped,
-	sandbox.StatusFailed:      wrenn.ObservedFailed,
-	sandbox.StatusQuarantined: wrenn.ObservedQuarantined,
+	return hostwire.Inventory(s.cfg.Manager.Inventory()), nil
 }
 
 // find parses a sandbox's id. It returns the sandbox and a context whose log

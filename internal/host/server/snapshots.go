@@ -28,7 +28,7 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 		if wrenn.CodeOf(c.Err) == wrenn.Internal && ctx.Err() == nil {
 			s.cfg.Log.LogAttrs(telemetry.WithSandbox(ctx, c.ID), slog.LevelError, "cannot make a copy of a sandbox", slog.Any("err", c.Err))
 		}
-		results = append(results, wrenn.ForkResult{ID: c.ID, Err: c.Err})
+		results = append(results, c.ForkResult)
 	}
 	return hostwire.ForkResults(results), nil
 }

@@ -140,7 +140,7 @@ func (b *Builder) find(ctx context.Context, id wrenn.GenerationID) (wrenn.BuiltG
 			return wrenn.BuiltGeneration{}, fmt.Errorf("metadata of generation %s: %w", id, err)
 		}
 	}
-	return wrenn.BuiltGeneration{Size: kept.Shape, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
+	return wrenn.BuiltGeneration{Size: kept.Size, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
 }
 
 func (b *Builder) build(ctx context.Context, job wrenn.TemplateBuild, out *output) error {
@@ -168,7 +168,7 @@ func (b *Builder) build(ctx context.Context, job wrenn.TemplateBuild, out *outpu
 		timeout: cmp.Or(spec.ReadyTimeout, wrenn.DefaultReadyTimeout), settle: settleFor, out: out,
 	}
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
-		Name: string(job.ID), Shape: spec.OrDefault(), Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
+		Name: string(job.ID), Size: spec.OrDefault(), Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
 	})
 	if err == nil {
 		out.line("saved as a snapshot")

@@ -157,7 +157,7 @@ func TestBuildFromSandbox(t *testing.T) {
 	_, err = agent.Templates.Build(t.Context(), job, log.add)
 	testkit.WantCode(t, err, wrenn.Invalid, "as it is")
 	// A deleted generation's files stay while a sandbox needs them.
-	copied, err := agent.Manager.Ensure(t.Context(), sandbox.Request{ID: wrenn.NewSandboxID(), Template: "mine", Shape: size, Snapshot: string(agent.Templates.Generations()[0])})
+	copied, err := agent.Manager.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "mine", Size: size, Generation: agent.Templates.Generations()[0]})
 	if err != nil {
 		t.Fatal(err)
 	}

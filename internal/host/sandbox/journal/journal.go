@@ -64,8 +64,8 @@ type Journal struct {
 
 	Template   string          `json:"template,omitempty"`
 	Size       wrenn.Size      `json:"shape"`
-	Timeout    time.Duration   `json:"timeout,omitempty"`    // ns
-	OnTimeout  string          `json:"on_timeout,omitempty"` // "pause", or "" for the end
+	Timeout    time.Duration   `json:"timeout,omitempty"` // ns
+	OnTimeout  wrenn.OnTimeout `json:"on_timeout,omitempty"`
 	AutoResume bool            `json:"auto_resume,omitempty"`
 	Parent     wrenn.SandboxID `json:"parent,omitempty"`  // of a fork
 	Verdict    *Verdict        `json:"verdict,omitempty"` // why the sandbox ends or has ended
