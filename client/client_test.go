@@ -322,9 +322,9 @@ func TestSandboxes(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("CreateSandbox() (-want +got):\n%s", diff)
 	}
-	asked := service.CreateSandbox{
-		Template: "base", VCPUs: 2, MemoryMB: 1024, Timeout: 2 * time.Second, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"},
-	}
+	asked := service.CreateSandbox{Metadata: map[string]string{"a": "b"}, SandboxSpec: wrenn.SandboxSpec{
+		Template: "base", Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, EndOfLife: wrenn.EndOfLife{Timeout: 2 * time.Second}, Env: map[string]string{"C": "d"},
+	}}
 	if diff := cmp.Diff(asked, f.created); diff != "" {
 		t.Errorf("request (-want +got):\n%s", diff)
 	}

@@ -114,7 +114,10 @@ func TestPauseOnTimeout(t *testing.T) {
 	if _, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Timeout: time.Minute, OnTimeout: client.PauseOnTimeout, AutoResume: true}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(service.CreateSandbox{Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true}, f.created); diff != "" {
+	want := service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{
+		EndOfLife: wrenn.EndOfLife{Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true,
+	}}
+	if diff := cmp.Diff(want, f.created); diff != "" {
 		t.Errorf("asked for (-want +got):\n%s", diff)
 	}
 }

@@ -112,8 +112,10 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 		return nil, nil, err
 	}
 	svc, err = service.New(service.Config{Hosts: hosts, Limits: service.Limits{
-		Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB,
-		Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
+		Limits: postgres.Limits{
+			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
+		},
+		VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB,
 	}}, store, log)
 	if err != nil {
 		store.Close()

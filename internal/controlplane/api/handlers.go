@@ -39,9 +39,12 @@ func value[T any](p *T) T {
 func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequestObject) (oapi.CreateSandboxResponseObject, error) {
 	body := value(req.Body)
 	create := service.CreateSandbox{
-		Template: value(body.Template), VCPUs: value(body.Vcpus), MemoryMB: value(body.MemoryMb),
-		OnTimeout: wrenn.OnTimeout(value(body.OnTimeout)), AutoResume: value(body.AutoResume),
-		Metadata: value(body.Metadata), Env: value(body.Env),
+		Metadata: value(body.Metadata),
+		SandboxSpec: wrenn.SandboxSpec{
+			Template: value(body.Template), Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)},
+			EndOfLife:  wrenn.EndOfLife{OnTimeout: wrenn.OnTimeout(value(body.OnTimeout))},
+			AutoResume: value(body.AutoResume), Env: value(body.Env),
+		},
 	}
 	if body.TimeoutSec != nil {
 		create.Timeout = timeout(*body.TimeoutSec)

@@ -196,7 +196,7 @@ func createCalls() []call {
 			body: `{"template":"base:v2","vcpus":2,"memory_mb":1024,"timeout_sec":60,"on_timeout":"pause","auto_resume":true,"metadata":{"a":"b"},"env":{"C":"d"}}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
-				want := service.CreateSandbox{Template: "base:v2", VCPUs: 2, MemoryMB: 1024, Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"a": "b"}, Env: map[string]string{"C": "d"}}
+				want := service.CreateSandbox{Metadata: map[string]string{"a": "b"}, SandboxSpec: wrenn.SandboxSpec{Template: "base:v2", AutoResume: true, Env: map[string]string{"C": "d"}, Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, EndOfLife: wrenn.EndOfLife{Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout}}}
 				if diff := cmp.Diff(want, s.created); diff != "" {
 					t.Errorf("asked for (-want +got):\n%s", diff)
 				}

@@ -53,7 +53,7 @@ func newSurface(t *testing.T) *surface {
 	server := httptest.NewServer(s.InFrontOf(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })))
 	t.Cleanup(server.Close)
 	testkit.WaitNoError(t, "the host is connected", func() error {
-		_, err := svc.CreateSandbox(t.Context(), caller, service.CreateSandbox{Metadata: map[string]string{"first": "1"}, Timeout: time.Hour})
+		_, err := svc.CreateSandbox(t.Context(), caller, service.CreateSandbox{Metadata: map[string]string{"first": "1"}, SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}}})
 		return err
 	})
 	return &surface{url: server.URL, key: key, service: svc, caller: caller}

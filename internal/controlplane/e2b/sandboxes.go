@@ -37,10 +37,10 @@ func (s *Server) create(timeout time.Duration) operation {
 		if err != nil {
 			return 0, nil, err
 		}
-		want := service.CreateSandbox{
-			Template: req.TemplateID, Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, AutoResume: req.AutoResume.Enabled,
-			Metadata: req.Metadata, Env: req.EnvVars,
-		}
+		want := service.CreateSandbox{Metadata: req.Metadata, SandboxSpec: wrenn.SandboxSpec{
+			Template: req.TemplateID, EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout},
+			AutoResume: req.AutoResume.Enabled, Env: req.EnvVars,
+		}}
 		if req.AutoPause {
 			want.OnTimeout = wrenn.PauseOnTimeout
 		}

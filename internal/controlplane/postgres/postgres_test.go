@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
-var plenty = postgres.Limits{Sandboxes: 1 << 20, MemoryMB: 1 << 40}
+var plenty = postgres.Limits{Sandboxes: 1 << 20, TeamMemoryMB: 1 << 40}
 
 func team(t *testing.T, s *postgres.Store) wrenn.TeamID {
 	t.Helper()
@@ -452,7 +452,7 @@ func TestTeamUseIsCounted(t *testing.T) {
 func TestPausedHaveNoMemory(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Store(t)
-	limits := postgres.Limits{Sandboxes: 10, MemoryMB: 1024}
+	limits := postgres.Limits{Sandboxes: 10, TeamMemoryMB: 1024}
 	owner := team(t, s)
 	move := func(sb *wrenn.Sandbox, states ...wrenn.State) *wrenn.Sandbox {
 		t.Helper()
@@ -505,7 +505,7 @@ func TestCreateSeveral(t *testing.T) {
 		}
 		return boxes
 	}
-	limits := postgres.Limits{Sandboxes: 5, MemoryMB: 2048}
+	limits := postgres.Limits{Sandboxes: 5, TeamMemoryMB: 2048}
 	rows, err := s.CreateSandboxes(t.Context(), several(3), limits, "test")
 	if err != nil || len(rows) != 3 || !slices.IsSortedFunc(rows, func(a, b wrenn.Sandbox) int { return stdcmp.Compare(a.ID, b.ID) }) {
 		t.Fatalf("%+v, %v", rows, err)

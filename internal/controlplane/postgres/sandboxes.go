@@ -22,10 +22,13 @@ var ErrConflict = errors.New("another change of the row was first")
 
 func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
-// Limits bound all sandboxes of a team together, unless its row has other values.
+// Limits bound what a team has. Its row in the database may have other values for
+// the first two.
 type Limits struct {
-	Sandboxes int
-	MemoryMB  int64
+	Sandboxes    int // paused ones included
+	TeamMemoryMB int // of all its sandboxes together that are not paused
+	Templates    int // names
+	Builds       int // of templates, at a time
 }
 
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
@@ -83,8 +86,8 @@ func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, 
 		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes of at most %d, which leaves no room for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
 	}
 	memory := len(boxes) * boxes[0].MemoryMiB
-	if own.UsedMemoryMB+int64(memory) > limits.MemoryMB {
-		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory of at most %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.MemoryMB, memory)
+	if own.UsedMemoryMB+int64(memory) > int64(limits.TeamMemoryMB) {
+		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory of at most %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.TeamMemoryMB, memory)
 	}
 	return nil
 }
@@ -95,7 +98,7 @@ func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
 		l.Sandboxes = int(*sandboxes)
 	}
 	if memoryMB != nil {
-		l.MemoryMB = *memoryMB
+		l.TeamMemoryMB = int(*memoryMB)
 	}
 	return l
 }
@@ -117,9 +120,9 @@ func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Lim
 		if err != nil {
 			return err
 		}
-		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); use.UsedMemoryMB > limits.MemoryMB {
+		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); use.UsedMemoryMB > int64(limits.TeamMemoryMB) {
 			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused",
-				use.UsedMemoryMB, limits.MemoryMB)
+				use.UsedMemoryMB, limits.TeamMemoryMB)
 		}
 		out = sandbox(dbsqlc.Sandbox(row))
 		return nil

@@ -11,16 +11,10 @@ import (
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
 )
 
-// BuildLimits bound the templates of a team.
-type BuildLimits struct {
-	Templates int // names
-	Builds    int // at a time
-}
-
 // BeginBuild writes the row of a generation that this process is about to build.
 // It takes ID, Team, Template, Host and Spec of g. AlreadyExists while the name is
 // being built, Exhausted when a limit of the team does not allow it.
-func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits BuildLimits) (*wrenn.Generation, error) {
+func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits Limits) (*wrenn.Generation, error) {
 	var out *wrenn.Generation
 	err := s.inTx(ctx, "begin a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		team, name := string(g.Team), g.Template

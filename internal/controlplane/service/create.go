@@ -17,14 +17,10 @@ const defaultTimeout = 300 * time.Second
 
 // CreateSandbox is a sandbox to make. Zero values are the defaults: template
 // "base", 1 vCPU, 512 MB, 300 s, then destroyed. A Timeout below zero is never.
+// Which build of the template it is made from is not the caller's choice.
 type CreateSandbox struct {
-	Template        string
-	VCPUs, MemoryMB int
-	Timeout         time.Duration // without use until OnTimeout happens
-	OnTimeout       wrenn.OnTimeout
-	AutoResume      bool
-	Metadata        map[string]string
-	Env             map[string]string // of every command
+	wrenn.SandboxSpec
+	Metadata map[string]string
 }
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
@@ -48,7 +44,7 @@ func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandb
 		return nil, err // without a row
 	}
 	sb.Host = on.id
-	row, err := s.store.CreateSandbox(ctx, sb, s.limits.ofTeam(), c.actor())
+	row, err := s.store.CreateSandbox(ctx, sb, s.limits.Limits, c.actor())
 	if err != nil {
 		on.release(0)
 		s.handToReconcilerIfUnsure(ctx, &sb, err)
@@ -59,14 +55,8 @@ func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandb
 
 // describe returns the row of a requested sandbox, without its team, template and host.
 func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{
-		ID: wrenn.NewSandboxID(), Metadata: req.Metadata,
-		SandboxSpec: wrenn.SandboxSpec{
-			Size:       wrenn.Size{VCPUs: req.VCPUs, MemoryMiB: req.MemoryMB}.OrDefault(),
-			EndOfLife:  wrenn.EndOfLife{OnTimeout: cmp.Or(req.OnTimeout, wrenn.DestroyOnTimeout)},
-			AutoResume: req.AutoResume, Env: req.Env,
-		},
-	}
+	sb := wrenn.Sandbox{ID: wrenn.NewSandboxID(), Metadata: req.Metadata, SandboxSpec: req.SandboxSpec}
+	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
 		return sb, err
@@ -74,7 +64,7 @@ func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.VCPUs, sb.MemoryMiB), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env))
+	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that
@@ -200,11 +190,11 @@ func (t templateSource) apply(req *CreateSandbox) error {
 	if t.generation == "" {
 		return nil
 	}
-	if req.VCPUs != 0 && req.VCPUs != t.spec.VCPUs || req.MemoryMB != 0 && req.MemoryMB != t.spec.MemoryMiB {
+	if req.VCPUs != 0 && req.VCPUs != t.spec.VCPUs || req.MemoryMiB != 0 && req.MemoryMiB != t.spec.MemoryMiB {
 		return wrenn.Errorf(wrenn.Invalid, "sandboxes of template %s have %d vCPUs and %d MB of memory, as they were built: leave the size out, or build the template with another",
 			t.name, t.spec.VCPUs, t.spec.MemoryMiB)
 	}
-	req.VCPUs, req.MemoryMB = t.spec.VCPUs, t.spec.MemoryMiB
+	req.Size = t.spec.Size
 	env := map[string]string{}
 	maps.Copy(env, t.spec.Env)
 	maps.Copy(env, req.Env)

@@ -47,7 +47,7 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 		return nil, err
 	}
 	copies := describeCopies(parent, req)
-	rows, err := s.store.CreateSandboxes(ctx, copies, s.limits.ofTeam(), c.actor())
+	rows, err := s.store.CreateSandboxes(ctx, copies, s.limits.Limits, c.actor())
 	if err != nil {
 		for i := range copies {
 			s.handToReconcilerIfUnsure(ctx, &copies[i], err)

@@ -26,7 +26,7 @@ func TestLife(t *testing.T) {
 	s, _ := w.replica(t, nil)
 	c := w.caller
 	sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{
-		Metadata: map[string]string{"for": "a test"}, Env: map[string]string{"WHO": "me"}, Timeout: 90 * time.Second,
+		Metadata: map[string]string{"for": "a test"}, SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"WHO": "me"}, EndOfLife: wrenn.EndOfLife{Timeout: 90 * time.Second}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -197,17 +197,17 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
 	for name, req := range map[string]service.CreateSandbox{
-		"a path as template":       {Template: "../../etc"},
-		"too many vCPUs":           {VCPUs: 1000},
-		"fewer than one":           {VCPUs: -1},
-		"too much memory":          {MemoryMB: 1 << 30},
-		"too little":               {MemoryMB: 1},
-		"a timeout over the limit": {Timeout: 10000 * time.Hour},
+		"a path as template":       {SandboxSpec: wrenn.SandboxSpec{Template: "../../etc"}},
+		"too many vCPUs":           {SandboxSpec: wrenn.SandboxSpec{Size: wrenn.Size{VCPUs: 1000}}},
+		"fewer than one":           {SandboxSpec: wrenn.SandboxSpec{Size: wrenn.Size{VCPUs: -1}}},
+		"too much memory":          {SandboxSpec: wrenn.SandboxSpec{Size: wrenn.Size{MemoryMiB: 1 << 30}}},
+		"too little":               {SandboxSpec: wrenn.SandboxSpec{Size: wrenn.Size{MemoryMiB: 1}}},
+		"a timeout over the limit": {SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: 10000 * time.Hour}}},
 		"a NUL in the metadata":    {Metadata: map[string]string{"a": "\x00"}},
 		"no key":                   {Metadata: map[string]string{"": "a"}},
-		"bytes that are no text":   {Env: map[string]string{"A": "\xff"}},
-		"another ending":           {OnTimeout: "sell"},
-		"= in a name":              {Env: map[string]string{"A=B": ""}},
+		"bytes that are no text":   {SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"A": "\xff"}}},
+		"another ending":           {SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{OnTimeout: "sell"}}},
+		"= in a name":              {SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"A=B": ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.CreateSandbox(t.Context(), w.caller, req)
@@ -229,7 +229,7 @@ func TestSandboxWithoutEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
-	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Timeout: -1})
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: -1}}})
 	if err != nil || sb.Timeout != 0 || w.agents[0].Timeout(sb.ID) != 0 {
 		t.Errorf("%+v, %v", sb, err)
 	}
@@ -435,7 +435,7 @@ func TestCheckExec(t *testing.T) {
 	for _, state := range wrenn.States() {
 		for _, autoResume := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, auto_resume %t", state, autoResume), func(t *testing.T) {
-				sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{AutoResume: autoResume})
+				sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{AutoResume: autoResume}})
 				testkit.Must(t, err)
 				w.sql(t, "UPDATE sandboxes SET state = $1 WHERE id = $2", string(state), string(sb.ID))
 				err = s.CheckExec(t.Context(), w.caller, sb.ID)

@@ -19,31 +19,25 @@ const (
 	maxArguments = 10_000
 )
 
-// Limits bound a team. The first two bound all its sandboxes together, unless
-// its row in the database has other values; the next four bound one sandbox.
+// Limits bound a team, by default to 100 sandboxes, 256 GiB of memory, 100
+// templates and 4 builds, and each of its sandboxes.
 type Limits struct {
-	Sandboxes    int           // paused ones included; default 100
-	TeamMemoryMB int           // of those that are not paused; default 262144
-	VCPUs        int           // default 8
-	MemoryMB     int           // default 16384
-	Timeout      time.Duration // default 30 days
-	ExecTimeout  time.Duration // of one command; default 24 h
-	Templates    int           // of a team; default 100
-	Builds       int           // of templates, of a team at a time; default 4
+	postgres.Limits
+	VCPUs       int           // default 8
+	MemoryMB    int           // default 16384
+	Timeout     time.Duration // default 30 days
+	ExecTimeout time.Duration // of one command; default 24 h
 }
 
 func (l Limits) withDefaults() Limits {
 	return Limits{
-		Sandboxes: cmp.Or(l.Sandboxes, 100), TeamMemoryMB: cmp.Or(l.TeamMemoryMB, 256<<10),
+		Limits: postgres.Limits{
+			Sandboxes: cmp.Or(l.Sandboxes, 100), TeamMemoryMB: cmp.Or(l.TeamMemoryMB, 256<<10),
+			Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
+		},
 		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10),
 		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
-		Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
 	}
-}
-
-// ofTeam are the limits of all sandboxes of a team together.
-func (l Limits) ofTeam() postgres.Limits {
-	return postgres.Limits{Sandboxes: l.Sandboxes, MemoryMB: int64(l.TeamMemoryMB)}
 }
 
 // timeout returns the timeout of a row for that of a request: below zero is
@@ -62,12 +56,12 @@ func (l Limits) timeout(d, byDefault time.Duration) (time.Duration, error) {
 	return 0, wrenn.Errorf(wrenn.Invalid, "a timeout is more than 0 s, or below zero for none")
 }
 
-func (l Limits) checkSize(vcpus, memoryMB int) error {
+func (l Limits) checkSize(size wrenn.Size) error {
 	switch {
-	case vcpus < 1 || vcpus > l.VCPUs:
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", l.VCPUs, vcpus)
-	case memoryMB < minMemoryMB || memoryMB > l.MemoryMB:
-		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, l.MemoryMB, memoryMB)
+	case size.VCPUs < 1 || size.VCPUs > l.VCPUs:
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", l.VCPUs, size.VCPUs)
+	case size.MemoryMiB < minMemoryMB || size.MemoryMiB > l.MemoryMB:
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, l.MemoryMB, size.MemoryMiB)
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func TestReplicasRace(t *testing.T) {
 	var all sync.Map
 	var wg sync.WaitGroup
 	for i := range boxes {
-		sb, err := replicas[i%2].CreateSandbox(t.Context(), w.caller, service.CreateSandbox{AutoResume: i%4 < 2})
+		sb, err := replicas[i%2].CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{AutoResume: i%4 < 2}})
 		if err != nil {
 			continue // an answer that was lost
 		}
@@ -143,11 +143,11 @@ func TestLimitsHoldBetweenReplicas(t *testing.T) {
 	w.sql(t, "UPDATE teams SET max_memory_mb = 2500")
 	_, err = one.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
 	testkit.WantCode(t, err, wrenn.Exhausted)
-	if _, err = two.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{MemoryMB: 400}); err != nil {
+	if _, err = two.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Size: wrenn.Size{MemoryMiB: 400}}}); err != nil {
 		t.Error(err)
 	}
 	w.sql(t, "UPDATE teams SET max_sandboxes = 0")
-	_, err = two.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{MemoryMB: 64})
+	_, err = two.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Size: wrenn.Size{MemoryMiB: 64}}})
 	testkit.WantCode(t, err, wrenn.Exhausted)
 }
 

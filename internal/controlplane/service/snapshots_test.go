@@ -20,7 +20,7 @@ import (
 // sleeper makes a sandbox that its use resumes.
 func sleeper(t *testing.T, s *service.Service, c service.Caller) *wrenn.Sandbox {
 	t.Helper()
-	sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{OnTimeout: wrenn.PauseOnTimeout, AutoResume: true})
+	sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{AutoResume: true, EndOfLife: wrenn.EndOfLife{OnTimeout: wrenn.PauseOnTimeout}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func TestFork(t *testing.T) {
 	w := newWorld(t, agent)
 	s, _ := w.replica(t, nil)
 	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{
-		Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout, AutoResume: true, Env: map[string]string{"WHO": "me"}, Metadata: map[string]string{"a": "1"},
+		Metadata: map[string]string{"a": "1"}, SandboxSpec: wrenn.SandboxSpec{AutoResume: true, Env: map[string]string{"WHO": "me"}, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}},
 	})
 	if err != nil {
 		t.Fatal(err)

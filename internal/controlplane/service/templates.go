@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/controlplane/postgres"
 )
 
 // maxLogPage bounds the lines of a build's log in one answer.
@@ -44,8 +43,7 @@ func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTempla
 	if err != nil {
 		return nil, err // without a row
 	}
-	limits := postgres.BuildLimits{Templates: s.limits.Templates, Builds: s.limits.Builds}
-	g, err := s.store.BeginBuild(ctx, wrenn.Generation{ID: wrenn.NewGenerationID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, limits)
+	g, err := s.store.BeginBuild(ctx, wrenn.Generation{ID: wrenn.NewGenerationID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, s.limits.Limits)
 	if err == nil {
 		err = s.start(ctx, &build{generation: *g, login: req.Login, on: on, only: only})
 	}
@@ -97,7 +95,7 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, spec wrenn.Templ
 		return spec, sb.Host, nil
 	}
 	spec.Size = spec.OrDefault()
-	return spec, "", s.limits.checkSize(spec.VCPUs, spec.MemoryMiB)
+	return spec, "", s.limits.checkSize(spec.Size)
 }
 
 // ListTemplates returns the team's templates, and the base.

@@ -58,7 +58,7 @@ func TestTemplateLife(t *testing.T) {
 		t.Errorf("log: %v\n%s", err, diff)
 	}
 
-	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "py:latest", Env: map[string]string{"B": "mine"}})
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "py:latest", Env: map[string]string{"B": "mine"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,9 +68,9 @@ func TestTemplateLife(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"A": "template", "B": "mine"}, sb.Env); diff != "" {
 		t.Errorf("variables (-want +got):\n%s", diff)
 	}
-	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "py", MemoryMB: 512})
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "py", Size: wrenn.Size{MemoryMiB: 512}}})
 	testkit.WantCode(t, err, wrenn.Invalid, "have 2 vCPUs and 1024 MB")
-	_, err = s.CreateSandbox(t.Context(), w.team(t, "other"), service.CreateSandbox{Template: "py"})
+	_, err = s.CreateSandbox(t.Context(), w.team(t, "other"), service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "py"}})
 	testkit.WantCode(t, err, wrenn.NotFound, "no template py")
 
 	second := built(t, s, w.caller, req)
@@ -100,7 +100,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{}, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
-	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{MemoryMB: 256, Env: map[string]string{"KEY": "of the sandbox"}})
+	sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"KEY": "of the sandbox"}, Size: wrenn.Size{MemoryMiB: 256}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,11 +183,11 @@ func TestBuildFails(t *testing.T) {
 	if err != nil || log.First != 1000 || len(log.Lines) != 1000 || log.Lines[0] != "line 1000" || log.Next != 2000 {
 		t.Errorf("log from %d, %d lines, next %d, %v", log.First, len(log.Lines), log.Next, err)
 	}
-	if sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "x"}); err != nil || sb.Generation != good.ID {
+	if sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "x"}}); err != nil || sb.Generation != good.ID {
 		t.Errorf("created %+v, %v", sb, err)
 	}
 	never := built(t, s, w.caller, service.BuildTemplate{Name: "y"})
-	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "y"})
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "y"}})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, never.Reason)
 }
 
@@ -258,7 +258,7 @@ func TestBuildsAreBoundedAndCanBeDeleted(t *testing.T) {
 	<-begun
 	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "a:latest"})
 	testkit.WantCode(t, err, wrenn.AlreadyExists, "being built already")
-	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "a"})
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "a"}})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, "still being built")
 	if _, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "b"}); err != nil {
 		t.Fatal(err)
@@ -322,6 +322,6 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 	if !strings.Contains(have, string(unknown)) || !strings.Contains(have, string(kept.ID)) {
 		t.Errorf("the host has %s, want what is unknown and what is kept", have)
 	}
-	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{Template: "lost"})
+	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "lost"}})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, "does not have it")
 }

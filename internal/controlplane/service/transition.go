@@ -87,7 +87,7 @@ func (c *core) tryTransition(ctx context.Context, caller Caller, sb *wrenn.Sandb
 
 func (c *core) beginTransition(ctx context.Context, caller Caller, sb *wrenn.Sandbox, t transition) (*wrenn.Sandbox, error) {
 	if t.to == wrenn.Running {
-		return c.store.ResumeSandbox(ctx, sb, c.limits.ofTeam(), caller.actor())
+		return c.store.ResumeSandbox(ctx, sb, c.limits.Limits, caller.actor())
 	}
 	return c.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: caller.actor()})
 }
