@@ -9,7 +9,7 @@ import (
 // translate it by one table.
 type Code string
 
-// The codes, named as Connect and gRPC name them.
+// The codes. All but the last three are named as Connect and gRPC name them.
 const (
 	Invalid            Code = "invalid_argument"
 	NotFound           Code = "not_found"
@@ -22,6 +22,15 @@ const (
 	DeadlineExceeded   Code = "deadline_exceeded"
 	Canceled           Code = "canceled"
 	Internal           Code = "internal"
+	// NoSpace means that a file system in the sandbox is full. Trying again does not
+	// help. A full disk of the host is Exhausted.
+	NoSpace Code = "no_space"
+	// GuestFailed means that the sandbox's own system refused or failed; its
+	// programs decide that, and the message may be theirs.
+	GuestFailed Code = "guest_failed"
+	// CutByPause means that a call or a stream ended because the sandbox was paused.
+	// It can be resumed.
+	CutByPause Code = "paused"
 )
 
 // Error is a failure with a message for the user and a cause for the operator. The

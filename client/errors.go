@@ -32,6 +32,9 @@ const (
 	Internal             Code = "internal"
 	Unavailable          Code = "unavailable"
 	Timeout              Code = "timeout"
+	NoSpace              Code = "no_space"
+	GuestFailed          Code = "guest_failed"
+	CutByPause           Code = "paused"
 )
 
 // Error is a failure that the server reported, or a failure to reach it.

@@ -128,46 +128,23 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 		return nil, errGone
 	}
 	if err != nil {
-		return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: "the guest's agent does not answer", Err: err}
+		return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: errUnanswered, Err: err}
 	}
 	if resp.StatusCode < 300 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
-	var answer struct{ Message string }
+	var body struct{ Message string }
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough
-	if json.Unmarshal(raw, &answer) != nil || answer.Message == "" {
-		answer.Message = resp.Status
+	if json.Unmarshal(raw, &body) != nil || body.Message == "" {
+		body.Message = resp.Status
 	}
-	return nil, wrenn.Errorf(codeOfStatus(resp.StatusCode), "%s", clean(answer.Message))
+	return nil, &answer{err: wrenn.Errorf(statusMeaning(resp.StatusCode), "%s", clean(body.Message)), status: resp.StatusCode}
 }
 
 // clean makes one short line of a guest's text, which may be hostile and gets to
 // databases, logs and terminals.
 func clean(text string) string { return plain.Shorten(plain.Line(text), maxText) }
-
-func codeOfStatus(status int) wrenn.Code {
-	switch status {
-	case http.StatusBadRequest:
-		return wrenn.Invalid
-	case http.StatusUnauthorized:
-		return wrenn.Unauthenticated
-	case http.StatusForbidden:
-		return wrenn.PermissionDenied
-	case http.StatusNotFound:
-		return wrenn.NotFound
-	case http.StatusRequestTimeout:
-		return wrenn.DeadlineExceeded
-	case http.StatusConflict:
-		return wrenn.FailedPrecondition
-	case http.StatusGatewayTimeout:
-		return wrenn.DeadlineExceeded
-	case http.StatusInsufficientStorage:
-		return wrenn.Exhausted
-	default:
-		return wrenn.Internal
-	}
-}
 
 // tokenTransport adds the access token to every request.
 type tokenTransport struct {

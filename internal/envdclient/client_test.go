@@ -143,8 +143,8 @@ func TestInitSetsTimeEntropyAndSettings(t *testing.T) {
 	if len(entropy) != entropyBytes || bytes.Count(entropy, []byte{0}) == entropyBytes {
 		t.Errorf("the guest got %d bytes of entropy: %x", len(entropy), entropy)
 	}
-	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.Unauthenticated {
-		t.Errorf("Exec without the token = %v, want unauthenticated", err)
+	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.GuestFailed || !strings.Contains(err.Error(), "401") {
+		t.Errorf("Exec without the token = %v, want that the guest refuses it by 401", err)
 	}
 	with := newClient(t, strings.TrimPrefix(c.base, "http://"), "secret")
 	res, err := with.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo $COLOR; pwd"}})
@@ -262,7 +262,7 @@ func TestStartErrors(t *testing.T) {
 	}{
 		{"no such program", Command{Path: "no-such-program"}, wrenn.NotFound, "no-such-program"},
 		{"no such directory", Command{Path: "true", Dir: "/no/such"}, wrenn.Invalid, "/no/such"},
-		{"no such user", Command{Path: "true", User: "nobody-like-this"}, wrenn.Unauthenticated, "nobody-like-this"},
+		{"no such user", Command{Path: "true", User: "nobody-like-this"}, wrenn.Invalid, "nobody-like-this"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := c.Start(t.Context(), tc.cmd)

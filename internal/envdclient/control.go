@@ -96,11 +96,7 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 	if id := init.Identity; id != nil {
 		body.Identity = &identityBody{ID: id.ID, StartCounter: id.StartCounter, Hostname: id.Hostname}
 	}
-	err := c.post(ctx, "/init", body)
-	if wrenn.CodeOf(err) == wrenn.Exhausted { // of the guest's resources, not the host's: another host does not help
-		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest has no space for its settings", Err: err}
-	}
-	return err
+	return c.post(ctx, "/init", body)
 }
 
 // Freeze stops all of the user's processes and flushes the root file system, for a
@@ -112,10 +108,14 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 //
 // Twice is allowed, and restarts the two minutes. If Freeze fails nothing is
 // frozen, unless the guest does not answer: then call Thaw. FailedPrecondition:
-// this guest cannot freeze (its agent is older, or it has no cgroup2).
-// DeadlineExceeded: a process hangs in the kernel.
+// this guest cannot freeze (its agent is older, or it has no cgroup2). GuestFailed:
+// a process hangs in the kernel, or the guest says so.
 func (c *Client) Freeze(ctx context.Context) error {
-	return explainOldAgent("freeze guest", c.post(ctx, "/freeze", struct{}{}))
+	err := c.post(ctx, "/freeze", struct{}{})
+	if _, status := answered(err); status == http.StatusConflict {
+		err = &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest cannot freeze its processes", Err: err}
+	}
+	return explainOldAgent("freeze guest", err)
 }
 
 // Thaw resumes the user's processes that Freeze stopped, in the same machine; in a

@@ -5,13 +5,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
 	"unicode/utf8"
-
-	"connectrpc.com/connect"
 
 	"wrenn"
 	"wrenn/proto/gen/envd/process"
@@ -149,42 +146,4 @@ func (h *head) Write(p []byte) {
 		p, h.cut = p[:room], true
 	}
 	h.Buffer.Write(p)
-}
-
-// codes translates envd's codes; others are Internal.
-var codes = map[connect.Code]wrenn.Code{
-	connect.CodeInvalidArgument:    wrenn.Invalid,
-	connect.CodeNotFound:           wrenn.NotFound,
-	connect.CodeAlreadyExists:      wrenn.AlreadyExists,
-	connect.CodeFailedPrecondition: wrenn.FailedPrecondition,
-	connect.CodeAborted:            wrenn.FailedPrecondition,
-	connect.CodeOutOfRange:         wrenn.Invalid,
-	connect.CodeResourceExhausted:  wrenn.Exhausted,
-	connect.CodePermissionDenied:   wrenn.PermissionDenied,
-	connect.CodeUnauthenticated:    wrenn.Unauthenticated,
-	connect.CodeUnavailable:        wrenn.Unavailable,
-	connect.CodeDeadlineExceeded:   wrenn.DeadlineExceeded,
-	connect.CodeCanceled:           wrenn.Canceled,
-}
-
-// fromRPC turns a Connect error into a *wrenn.Error with envd's message. The only
-// causes that it keeps are a canceled context and a deadline.
-func fromRPC(doing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if errors.Is(err, errGone) {
-		return errGone
-	}
-	rpc, ok := errors.AsType[*connect.Error](err)
-	if !ok {
-		return fmt.Errorf("%s: %w", doing, err)
-	}
-	out := wrenn.Errorf(cmp.Or(codes[rpc.Code()], wrenn.Internal), "%s: %s", doing, clean(rpc.Message()))
-	for _, cause := range []error{context.Canceled, context.DeadlineExceeded} {
-		if errors.Is(err, cause) {
-			out.Err = cause
-		}
-	}
-	return out
 }

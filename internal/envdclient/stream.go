@@ -50,6 +50,7 @@ type Process struct {
 	cancel  context.CancelFunc // of the stream; nil when that ends with its caller's context
 	start   *process.ProcessEvent_StartEvent
 	session *following // nil: it cannot be resumed
+	until   time.Time  // the deadline that envd has; zero for none
 	exit    Exit
 	ended   bool
 	tty     atomic.Int32 // a ttyKind
@@ -167,7 +168,7 @@ func (c *Client) start(ctx context.Context, cmd Command) (*Process, error) {
 	}
 	s, err := c.process.Start(ctx, req)
 	if err != nil {
-		return nil, fromRPC("start "+cmd.Path, err)
+		return nil, believeDeadline(deadlineOf(ctx), fromRPC("start "+cmd.Path, err))
 	}
 	return c.follow(ctx, "start "+cmd.Path, started{s}, tty, cmd.Session)
 }
@@ -203,12 +204,12 @@ func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
 
 // follow reads the first event, which has the pid.
 func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind, session *Session) (*Process, error) {
-	p := &Process{client: c, stream: s}
+	p := &Process{client: c, stream: s, until: deadlineOf(ctx)}
 	p.tty.Store(int32(tty))
 	if !s.Receive() {
 		err := cmp.Or(s.Err(), io.ErrUnexpectedEOF)
 		p.Close()
-		return nil, fromRPC(doing, err)
+		return nil, believeDeadline(p.until, fromRPC(doing, err))
 	}
 	start := s.event().GetStart()
 	if start == nil {
@@ -259,7 +260,7 @@ func (p *Process) Next() (Event, error) {
 	if p.ended {
 		return Event{}, io.EOF
 	}
-	err := fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF))
+	err := believeDeadline(p.until, fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF)))
 	if errors.Is(err, context.DeadlineExceeded) { // envd has it, too, and kills the process
 		p.exit, p.ended = Exit{Code: -1, Status: "signal: killed", Reason: EndDeadline}, true
 		return Event{}, io.EOF
@@ -298,8 +299,8 @@ func (p *Process) Close() {
 }
 
 // Send writes to the process's input or terminal, and waits while the process does
-// not read. FailedPrecondition when the process has no input or has closed it,
-// NotFound when it has ended. With a session, data is sent at the position Taken,
+// not read. InputClosed reports whether an error means that the process has no
+// input, has closed it, or has ended. With a session, data is sent at the position Taken,
 // and envd ignores bytes that it has already; calls must not overlap then.
 func (p *Process) Send(ctx context.Context, data []byte) error {
 	for len(data) > 0 {
@@ -324,7 +325,7 @@ func (p *Process) sendPiece(ctx context.Context, piece []byte) error {
 		return p.sendInput(ctx, tty)
 	}
 	err := p.sendInput(ctx, stdin)
-	if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if code, _ := answered(err); code != connect.CodeFailedPrecondition {
 		return err
 	}
 	if p.sendInput(ctx, tty) != nil {
@@ -356,13 +357,13 @@ func (p *Process) Taken() uint64 {
 }
 
 // CloseInput closes the process's input, after the data of Send. Twice is allowed.
-// FailedPrecondition for a terminal, which cannot be closed.
+// GuestFailed for a terminal, which cannot be closed.
 func (p *Process) CloseInput(ctx context.Context) error {
 	_, err := p.client.process.CloseStdin(ctx, &process.CloseStdinRequest{Process: p.selector()})
 	return fromRPC("close input", err)
 }
 
-// Resize changes the size of the process's terminal. FailedPrecondition when it has none.
+// Resize changes the size of the process's terminal. GuestFailed when it has none.
 func (p *Process) Resize(ctx context.Context, size Size) error {
 	_, err := p.client.process.Update(ctx, &process.UpdateRequest{Process: p.selector(), Pty: size.message()})
 	return fromRPC("resize terminal", err)
@@ -408,6 +409,6 @@ func (s Size) message() *process.PTY {
 // InputClosed reports whether an error of Send or CloseInput only means that the
 // process no longer reads its input.
 func InputClosed(err error) bool {
-	code := wrenn.CodeOf(err)
-	return code == wrenn.FailedPrecondition || code == wrenn.NotFound
+	code, _ := answered(err)
+	return code == connect.CodeFailedPrecondition || code == connect.CodeNotFound || errors.Is(err, errGone)
 }

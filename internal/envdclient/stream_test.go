@@ -101,7 +101,7 @@ func TestStreamOfTerminal(t *testing.T) {
 	other := attach(t, c, Target{PID: p.PID()}) // a client that does not know that it is a terminal
 	send(t, other, "\n")
 	readUntil(t, p, "50 132\r\n")
-	if err := p.CloseInput(t.Context()); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if err := p.CloseInput(t.Context()); wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("CloseInput() of a terminal = %v", err)
 	}
 	if err := p.Signal(t.Context(), SIGKILL); err != nil {
@@ -155,15 +155,15 @@ func TestStreamStartsOnce(t *testing.T) {
 	for err == nil {
 		_, err = first.Next()
 	}
-	if wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("the first stream got %v", err)
 	}
 	_, err = c.Start(t.Context(), Command{Path: "true", Session: session})
-	if wrenn.CodeOf(err) != wrenn.AlreadyExists {
+	if wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("Start() of another command = %v", err)
 	}
 	other := begin(t, c, script, Command{Stdin: true})
-	if _, err := c.Attach(t.Context(), Target{PID: other.PID(), Session: session}); wrenn.CodeOf(err) != wrenn.AlreadyExists {
+	if _, err := c.Attach(t.Context(), Target{PID: other.PID(), Session: session}); wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("Attach() of the session to another process = %v", err)
 	}
 }

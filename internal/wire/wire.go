@@ -1,5 +1,7 @@
 // Package wire translates errors between the product's codes and those of
-// Connect RPC, by one table. It is used at both ends of hostagent.v1.
+// Connect RPC, by one table. It is used at both ends of hostagent.v1. A code that
+// Connect does not have travels in a detail of the error, beside the code that is
+// nearest to it, which older peers read.
 package wire
 
 import (
@@ -9,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 var codes = map[wrenn.Code]connect.Code{
@@ -23,6 +26,13 @@ var codes = map[wrenn.Code]connect.Code{
 	wrenn.DeadlineExceeded:   connect.CodeDeadlineExceeded,
 	wrenn.Canceled:           connect.CodeCanceled,
 	wrenn.Internal:           connect.CodeInternal,
+}
+
+// nearest are the codes for older peers of those that Connect does not have.
+var nearest = map[wrenn.Code]connect.Code{
+	wrenn.NoSpace:     connect.CodeResourceExhausted,
+	wrenn.GuestFailed: connect.CodeFailedPrecondition,
+	wrenn.CutByPause:  connect.CodeFailedPrecondition,
 }
 
 // Code returns the product's code for a Connect code: Internal for those without
@@ -50,11 +60,7 @@ func ToConnect(err error) error {
 		return nil
 	}
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
-		code, known := codes[e.Code]
-		if !known {
-			code = connect.CodeInternal
-		}
-		return connect.NewError(code, errors.New(e.Message))
+		return withCode(e)
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -65,6 +71,33 @@ func ToConnect(err error) error {
 	return connect.NewError(connect.CodeInternal, errors.New("internal error"))
 }
 
+func withCode(e *wrenn.Error) error {
+	code, known := codes[e.Code]
+	if known {
+		return connect.NewError(code, errors.New(e.Message))
+	}
+	if code, known = nearest[e.Code]; !known {
+		return connect.NewError(connect.CodeInternal, errors.New(e.Message))
+	}
+	out := connect.NewError(code, errors.New(e.Message))
+	if detail, err := connect.NewErrorDetail(&pb.ErrorCode{Code: string(e.Code)}); err == nil { // it always is
+		out.AddDetail(detail)
+	}
+	return out
+}
+
+// codeOf returns the product's code of an error that a server sent.
+func codeOf(err *connect.Error) wrenn.Code {
+	for _, detail := range err.Details() {
+		if value, err := detail.Value(); err == nil {
+			if named, ok := value.(*pb.ErrorCode); ok && nearest[wrenn.Code(named.GetCode())] != 0 {
+				return wrenn.Code(named.GetCode())
+			}
+		}
+	}
+	return Code(err.Code())
+}
+
 // ToResult is like ToConnect, for one of several results in an answer. Both
 // strings are empty for a nil error.
 func ToResult(err error) (code, message string) {
@@ -72,6 +105,9 @@ func ToResult(err error) (code, message string) {
 		return "", ""
 	}
 	e, _ := errors.AsType[*connect.Error](ToConnect(err)) // always ok
+	if own := codeOf(e); nearest[own] != 0 {
+		return string(own), e.Message()
+	}
 	return e.Code().String(), e.Message()
 }
 
@@ -79,6 +115,9 @@ func ToResult(err error) (code, message string) {
 func FromResult(code, message string) error {
 	if code == "" {
 		return nil
+	}
+	if nearest[wrenn.Code(code)] != 0 {
+		return &wrenn.Error{Code: wrenn.Code(code), Message: message}
 	}
 	var c connect.Code
 	if err := c.UnmarshalText([]byte(code)); err != nil { // a code of a newer server
@@ -103,7 +142,7 @@ func FromConnect(peer string, err error) error {
 	}
 	rpc, ok := errors.AsType[*connect.Error](err)
 	if ok && connect.IsWireError(err) && rpc.Message() != timeUp {
-		return &wrenn.Error{Code: Code(rpc.Code()), Message: rpc.Message()}
+		return &wrenn.Error{Code: codeOf(rpc), Message: rpc.Message()}
 	}
 	switch {
 	case errors.Is(err, context.Canceled):

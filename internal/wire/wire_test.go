@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,12 +14,18 @@ import (
 
 	"wrenn"
 	"wrenn/internal/wire"
+	pb "wrenn/proto/gen/hostagent/v1"
 )
 
 // all is every code of error.go; the type is closed, the test is not generated.
 var all = []wrenn.Code{
 	wrenn.Invalid, wrenn.NotFound, wrenn.AlreadyExists, wrenn.FailedPrecondition, wrenn.Exhausted, wrenn.PermissionDenied,
 	wrenn.Unauthenticated, wrenn.Unavailable, wrenn.DeadlineExceeded, wrenn.Canceled, wrenn.Internal,
+}
+
+// own are the codes that Connect does not have, and what older peers read.
+var own = map[wrenn.Code]connect.Code{
+	wrenn.NoSpace: connect.CodeResourceExhausted, wrenn.GuestFailed: connect.CodeFailedPrecondition, wrenn.CutByPause: connect.CodeFailedPrecondition,
 }
 
 func TestCodesHaveTheNamesOfConnectAndComeBack(t *testing.T) {
@@ -27,6 +36,12 @@ func TestCodesHaveTheNamesOfConnectAndComeBack(t *testing.T) {
 		}
 		if got := wire.Code(connect.CodeOf(err)); got != code {
 			t.Errorf("%s comes back as %s", code, got)
+		}
+	}
+	for code, older := range own {
+		err := wire.ToConnect(wrenn.Errorf(code, "what to do"))
+		if got := connect.CodeOf(err); got != older {
+			t.Errorf("%s goes out as %s, want %s", code, got, older)
 		}
 	}
 	for c := connect.CodeCanceled; c <= connect.CodeUnauthenticated; c++ {
@@ -40,7 +55,7 @@ func TestResultsComeBack(t *testing.T) {
 	if err := wire.FromResult(wire.ToResult(nil)); err != nil {
 		t.Errorf("nothing is %v", err)
 	}
-	for _, code := range all {
+	for _, code := range slices.Concat(all, slices.Collect(maps.Keys(own))) {
 		err := wire.FromResult(wire.ToResult(&wrenn.Error{Code: code, Message: "what to do", Err: errors.New("/secret/path")}))
 		if wrenn.CodeOf(err) != code || err.Error() != "what to do" {
 			t.Errorf("%s comes back as %v", code, err)
@@ -48,6 +63,22 @@ func TestResultsComeBack(t *testing.T) {
 	}
 	if err := wire.FromResult("a_newer_code", "what to do"); wrenn.CodeOf(err) != wrenn.Internal {
 		t.Errorf("an unknown code is %v", err)
+	}
+}
+
+// TestErrorsComeBack has every code go over a connection.
+func TestErrorsComeBack(t *testing.T) {
+	var code wrenn.Code
+	server := httptest.NewServer(connect.NewUnaryHandler("/x", func(context.Context, *connect.Request[pb.PingRequest]) (*connect.Response[pb.PingResponse], error) {
+		return nil, wire.ToConnect(wrenn.Errorf(code, "what to do"))
+	}))
+	defer server.Close()
+	client := connect.NewClient[pb.PingRequest, pb.PingResponse](server.Client(), server.URL+"/x")
+	for _, code = range slices.Concat(all, slices.Collect(maps.Keys(own))) {
+		_, err := client.CallUnary(t.Context(), connect.NewRequest(&pb.PingRequest{}))
+		if got := wire.FromConnect("host h1", err); wrenn.CodeOf(got) != code || got.Error() != "what to do" {
+			t.Errorf("%s comes back as %s: %v", code, wrenn.CodeOf(got), got)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 
@@ -53,11 +54,15 @@ func TestErrorTable(t *testing.T) {
 	all := []wrenn.Code{
 		wrenn.Invalid, wrenn.NotFound, wrenn.AlreadyExists, wrenn.FailedPrecondition, wrenn.Exhausted, wrenn.PermissionDenied,
 		wrenn.Unauthenticated, wrenn.Unavailable, wrenn.DeadlineExceeded, wrenn.Canceled, wrenn.Internal,
+		wrenn.NoSpace, wrenn.GuestFailed, wrenn.CutByPause,
 	}
 	for _, code := range all {
 		if f, ok := byCode[code]; !ok || !f.code.Valid() {
 			t.Errorf("%s is told as %q", code, f.code)
 		}
+	}
+	if f := byCode[wrenn.NoSpace]; f.status != http.StatusInsufficientStorage || f.retryAfter != 0 {
+		t.Errorf("a full disk of a sandbox is %d, to be repeated after %v", f.status, f.retryAfter)
 	}
 	if len(byCode) != len(all) {
 		t.Errorf("%d codes are told, of %d", len(byCode), len(all))

@@ -46,8 +46,11 @@ var byCode = map[wrenn.Code]failure{
 	wrenn.Unavailable:        {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
 	wrenn.DeadlineExceeded:   {status: http.StatusGatewayTimeout, code: oapi.ErrorCodeTimeout},
 	// The client is gone, or the server is stopping and another replica can answer.
-	wrenn.Canceled: {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
-	wrenn.Internal: {status: http.StatusInternalServerError, code: oapi.ErrorCodeInternal},
+	wrenn.Canceled:    {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
+	wrenn.Internal:    {status: http.StatusInternalServerError, code: oapi.ErrorCodeInternal},
+	wrenn.NoSpace:     {status: http.StatusInsufficientStorage, code: oapi.ErrorCodeNoSpace},
+	wrenn.GuestFailed: {status: http.StatusUnprocessableEntity, code: oapi.ErrorCodeGuestFailed},
+	wrenn.CutByPause:  {status: http.StatusConflict, code: oapi.ErrorCodePaused},
 }
 
 // Failures with a fixed text.

@@ -221,6 +221,7 @@ var statuses = map[wrenn.Code]int{
 	wrenn.NotFound: http.StatusNotFound, wrenn.AlreadyExists: http.StatusConflict, wrenn.FailedPrecondition: http.StatusConflict,
 	wrenn.Exhausted: http.StatusTooManyRequests, wrenn.Unavailable: http.StatusServiceUnavailable,
 	wrenn.DeadlineExceeded: http.StatusGatewayTimeout, wrenn.Canceled: http.StatusServiceUnavailable, wrenn.Internal: http.StatusInternalServerError,
+	wrenn.NoSpace: http.StatusInsufficientStorage, wrenn.GuestFailed: http.StatusUnprocessableEntity, wrenn.CutByPause: http.StatusConflict,
 }
 
 // refuse answers with err. Clients of E2B repeat requests that were answered

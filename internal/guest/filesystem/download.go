@@ -1,9 +1,11 @@
 package filesystem
 
 import (
+	"bytes"
 	"cmp"
 	"compress/gzip"
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"mime"
@@ -51,7 +53,14 @@ func (s *Service) serveDownload(w http.ResponseWriter, r *http.Request) {
 	// A read of some files under /proc waits for an event.
 	stop := context.AfterFunc(r.Context(), func() { _ = f.SetReadDeadline(time.Unix(1, 0)) }) // fails for files whose reads do not block
 	defer stop()
-	if err := s.send(w, r, source{f, info, user}); err != nil {
+	from := source{File: f, info: info, user: user}
+	if r.Method != http.MethodHead {
+		if err := from.readAhead(); err != nil {
+			s.fail(w, r, failure("read", path, err))
+			return
+		}
+	}
+	if err := s.send(w, r, from); err != nil {
 		s.abort(r, path, err)
 	}
 }
@@ -96,8 +105,24 @@ func mustBeFile(path string, info fs.FileInfo) error {
 type source struct {
 	*os.File
 
-	info fs.FileInfo
-	user caller
+	info  fs.FileInfo
+	user  caller
+	ahead []byte // of a computed file: its first bytes, which were read already
+}
+
+// readAhead reads the first bytes of a computed file, some of which fail although
+// they could be opened, as /proc/1/mem does: an answer that has begun could only break off.
+func (f *source) readAhead() error {
+	if !f.isComputed() {
+		return nil
+	}
+	buffer := make([]byte, 4<<10) // such a file may give a record at a time
+	n, err := computedReader{*f}.Read(buffer)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	f.ahead = buffer[:n]
+	return nil
 }
 
 // isComputed reports whether the file is on a file system of the computed kind.
@@ -116,7 +141,7 @@ func (f source) isComputed() bool {
 // the credentials of each read; others check only the open, so sendfile(2) can be used.
 func (f source) reader() io.Reader {
 	if f.isComputed() {
-		return computedReader{f}
+		return io.MultiReader(bytes.NewReader(f.ahead), computedReader{f})
 	}
 	return f.File
 }

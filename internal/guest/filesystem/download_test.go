@@ -128,6 +128,13 @@ func TestDownloadComputedFiles(t *testing.T) {
 	}
 }
 
+// TestDownloadOfWhatCannotBeRead: some files of the kernel can be opened, and fail to be read.
+func TestDownloadOfWhatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	wantError(t, h.do(t, request(t, "GET", h.filesURL("/proc/self/mem"), nil)), 500, "input/output error")
+}
+
 func TestDownloadNames(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)

@@ -28,8 +28,8 @@ var kinds = []struct {
 	{syscall.ENAMETOOLONG, wrenn.Invalid},
 	{syscall.ELOOP, wrenn.Invalid},
 	{syscall.ENOTSUP, wrenn.Invalid},
-	{syscall.ENOSPC, wrenn.Exhausted},
-	{syscall.EDQUOT, wrenn.Exhausted},
+	{syscall.ENOSPC, wrenn.NoSpace},
+	{syscall.EDQUOT, wrenn.NoSpace},
 	{syscall.EMFILE, wrenn.Exhausted},
 	{syscall.EROFS, wrenn.PermissionDenied},
 	{fs.ErrPermission, wrenn.PermissionDenied},
@@ -65,7 +65,7 @@ func reason(err error) string {
 	return printable(err.Error())
 }
 
-// rpcError returns err as Connect sends it: the codes have the same names.
+// rpcError returns err as Connect sends it: all codes but NoSpace have the same names.
 func (s *Service) rpcError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -77,7 +77,10 @@ func (s *Service) rpcError(ctx context.Context, err error) error {
 		return e // of a stream that failed
 	}
 	var code connect.Code
-	if code.UnmarshalText([]byte(wrenn.CodeOf(err))) != nil {
+	switch own := wrenn.CodeOf(err); {
+	case own == wrenn.NoSpace:
+		code = connect.CodeResourceExhausted
+	case code.UnmarshalText([]byte(own)) != nil:
 		code = connect.CodeInternal
 	}
 	if code == connect.CodeInternal {

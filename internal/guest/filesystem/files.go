@@ -40,7 +40,7 @@ var statuses = map[wrenn.Code]int{
 	wrenn.NotFound:         http.StatusNotFound,
 	wrenn.AlreadyExists:    http.StatusConflict,
 	wrenn.DeadlineExceeded: http.StatusRequestTimeout,
-	wrenn.Exhausted:        http.StatusInsufficientStorage,
+	wrenn.NoSpace:          http.StatusInsufficientStorage,
 }
 
 // fail answers with an error. The answer must not have begun.

@@ -16,8 +16,10 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"wrenn"
 	"wrenn/internal/host/server/agenttest"
 	"wrenn/internal/testkit"
+	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -86,9 +88,27 @@ func TestExecIsBounded(t *testing.T) {
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "/no/such/program", User: "root"})
 	testkit.WantRPCCode(t, err, connect.CodeNotFound, "/no/such/program")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "true", User: "no-such-user"})
-	testkit.WantRPCCode(t, err, connect.CodeUnauthenticated, "")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "no-such-user")
 	_, err = c.Exec(t.Context(), &pb.ExecRequest{SandboxId: id, Cmd: "cat", Stdin: make([]byte, 18<<20)})
 	testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "")
+}
+
+// TestWhatAGuestCannotDo: its full disk is no limit of the host, and a read that
+// fails no silence.
+func TestWhatAGuestCannotDo(t *testing.T) {
+	c := call(t, agenttest.Config{})
+	id := c.create(t)
+	small := t.TempDir()
+	testkit.Must(t, syscall.Mount("tmpfs", small, "tmpfs", 0, "size=64k"))
+	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
+	_, err := c.WriteFile(t.Context(), &pb.WriteFileRequest{SandboxId: id, Path: filepath.Join(small, "file"), User: "root", Content: make([]byte, 1<<20)})
+	testkit.WantCode(t, wire.FromConnect("host", err), wrenn.NoSpace)
+	testkit.WantRPCCode(t, err, connect.CodeResourceExhausted, "no space left on device") // what older peers read
+	_, err = c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, Path: "/proc/self/mem", User: "root"})
+	testkit.WantCode(t, wire.FromConnect("host", err), wrenn.GuestFailed)
+	testkit.WantRPCCode(t, err, connect.CodeFailedPrecondition, "input/output error")
+	_, err = c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, Path: "/etc/passwd", User: "no-such-user"})
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "no-such-user")
 }
 
 func TestSignalOfNoProcess(t *testing.T) {

@@ -65,12 +65,15 @@ func (e EndReason) Valid() bool {
 const (
 	ErrorCodeConflict             ErrorCode = "conflict"
 	ErrorCodeForbidden            ErrorCode = "forbidden"
+	ErrorCodeGuestFailed          ErrorCode = "guest_failed"
 	ErrorCodeInternal             ErrorCode = "internal"
 	ErrorCodeInvalidRequest       ErrorCode = "invalid_request"
 	ErrorCodeInvalidState         ErrorCode = "invalid_state"
 	ErrorCodeLimitExceeded        ErrorCode = "limit_exceeded"
 	ErrorCodeMethodNotAllowed     ErrorCode = "method_not_allowed"
+	ErrorCodeNoSpace              ErrorCode = "no_space"
 	ErrorCodeNotFound             ErrorCode = "not_found"
+	ErrorCodePaused               ErrorCode = "paused"
 	ErrorCodeRateLimited          ErrorCode = "rate_limited"
 	ErrorCodeTimeout              ErrorCode = "timeout"
 	ErrorCodeTooLarge             ErrorCode = "too_large"
@@ -86,6 +89,8 @@ func (e ErrorCode) Valid() bool {
 		return true
 	case ErrorCodeForbidden:
 		return true
+	case ErrorCodeGuestFailed:
+		return true
 	case ErrorCodeInternal:
 		return true
 	case ErrorCodeInvalidRequest:
@@ -96,7 +101,11 @@ func (e ErrorCode) Valid() bool {
 		return true
 	case ErrorCodeMethodNotAllowed:
 		return true
+	case ErrorCodeNoSpace:
+		return true
 	case ErrorCodeNotFound:
+		return true
+	case ErrorCodePaused:
 		return true
 	case ErrorCodeRateLimited:
 		return true
@@ -621,6 +630,9 @@ type Conflict = Error
 // Forbidden defines model for Forbidden.
 type Forbidden = Error
 
+// GuestFailed defines model for GuestFailed.
+type GuestFailed = Error
+
 // Internal defines model for Internal.
 type Internal = Error
 
@@ -629,6 +641,9 @@ type InvalidRequest = Error
 
 // LimitExceeded defines model for LimitExceeded.
 type LimitExceeded = Error
+
+// NoSpace defines model for NoSpace.
+type NoSpace = Error
 
 // NotFound defines model for NotFound.
 type NotFound = Error
@@ -1996,6 +2011,15 @@ type ForbiddenJSONResponse struct {
 	Headers ForbiddenResponseHeaders
 }
 
+type GuestFailedResponseHeaders struct {
+	XRequestID *string
+}
+type GuestFailedJSONResponse struct {
+	Body Error
+
+	Headers GuestFailedResponseHeaders
+}
+
 type InternalResponseHeaders struct {
 	XRequestID *string
 }
@@ -2022,6 +2046,15 @@ type LimitExceededJSONResponse struct {
 	Body Error
 
 	Headers LimitExceededResponseHeaders
+}
+
+type NoSpaceResponseHeaders struct {
+	XRequestID *string
+}
+type NoSpaceJSONResponse struct {
+	Body Error
+
+	Headers NoSpaceResponseHeaders
 }
 
 type NotFoundResponseHeaders struct {
@@ -3080,6 +3113,23 @@ func (response CreateSandbox415JSONResponse) VisitCreateSandboxResponse(w http.R
 	return err
 }
 
+type CreateSandbox422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response CreateSandbox422JSONResponse) VisitCreateSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateSandbox429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response CreateSandbox429JSONResponse) VisitCreateSandboxResponse(w http.ResponseWriter) error {
@@ -3150,6 +3200,23 @@ func (response CreateSandbox504JSONResponse) VisitCreateSandboxResponse(w http.R
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateSandbox507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response CreateSandbox507JSONResponse) VisitCreateSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -3838,6 +3905,23 @@ func (response CreateCheckpoint415JSONResponse) VisitCreateCheckpointResponse(w 
 	return err
 }
 
+type CreateCheckpoint422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response CreateCheckpoint422JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateCheckpoint429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response CreateCheckpoint429JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
@@ -3908,6 +3992,23 @@ func (response CreateCheckpoint504JSONResponse) VisitCreateCheckpointResponse(w 
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateCheckpoint507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response CreateCheckpoint507JSONResponse) VisitCreateCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4207,6 +4308,23 @@ func (response RestoreCheckpoint409JSONResponse) VisitRestoreCheckpointResponse(
 	return err
 }
 
+type RestoreCheckpoint422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response RestoreCheckpoint422JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type RestoreCheckpoint429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response RestoreCheckpoint429JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
@@ -4277,6 +4395,23 @@ func (response RestoreCheckpoint504JSONResponse) VisitRestoreCheckpointResponse(
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RestoreCheckpoint507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response RestoreCheckpoint507JSONResponse) VisitRestoreCheckpointResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4438,6 +4573,23 @@ func (response Exec415JSONResponse) VisitExecResponse(w http.ResponseWriter) err
 	return err
 }
 
+type Exec422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response Exec422JSONResponse) VisitExecResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type Exec429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response Exec429JSONResponse) VisitExecResponse(w http.ResponseWriter) error {
@@ -4508,6 +4660,23 @@ func (response Exec504JSONResponse) VisitExecResponse(w http.ResponseWriter) err
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Exec507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response Exec507JSONResponse) VisitExecResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4670,6 +4839,23 @@ func (response ReadFile415JSONResponse) VisitReadFileResponse(w http.ResponseWri
 	return err
 }
 
+type ReadFile422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response ReadFile422JSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ReadFile429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response ReadFile429JSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
@@ -4740,6 +4926,23 @@ func (response ReadFile504JSONResponse) VisitReadFileResponse(w http.ResponseWri
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReadFile507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response ReadFile507JSONResponse) VisitReadFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -4902,6 +5105,23 @@ func (response StreamReadFile415JSONResponse) VisitStreamReadFileResponse(w http
 	return err
 }
 
+type StreamReadFile422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response StreamReadFile422JSONResponse) VisitStreamReadFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type StreamReadFile429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response StreamReadFile429JSONResponse) VisitStreamReadFileResponse(w http.ResponseWriter) error {
@@ -4972,6 +5192,23 @@ func (response StreamReadFile504JSONResponse) VisitStreamReadFileResponse(w http
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StreamReadFile507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response StreamReadFile507JSONResponse) VisitStreamReadFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -5119,6 +5356,23 @@ func (response StreamWriteFile415JSONResponse) VisitStreamWriteFileResponse(w ht
 	return err
 }
 
+type StreamWriteFile422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response StreamWriteFile422JSONResponse) VisitStreamWriteFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type StreamWriteFile429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response StreamWriteFile429JSONResponse) VisitStreamWriteFileResponse(w http.ResponseWriter) error {
@@ -5189,6 +5443,23 @@ func (response StreamWriteFile504JSONResponse) VisitStreamWriteFileResponse(w ht
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StreamWriteFile507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response StreamWriteFile507JSONResponse) VisitStreamWriteFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -5336,6 +5607,23 @@ func (response WriteFile415JSONResponse) VisitWriteFileResponse(w http.ResponseW
 	return err
 }
 
+type WriteFile422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response WriteFile422JSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type WriteFile429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response WriteFile429JSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
@@ -5406,6 +5694,23 @@ func (response WriteFile504JSONResponse) VisitWriteFileResponse(w http.ResponseW
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type WriteFile507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response WriteFile507JSONResponse) VisitWriteFileResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -5567,6 +5872,23 @@ func (response ForkSandbox415JSONResponse) VisitForkSandboxResponse(w http.Respo
 	return err
 }
 
+type ForkSandbox422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response ForkSandbox422JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ForkSandbox429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response ForkSandbox429JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
@@ -5637,6 +5959,23 @@ func (response ForkSandbox504JSONResponse) VisitForkSandboxResponse(w http.Respo
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSandbox507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response ForkSandbox507JSONResponse) VisitForkSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -5946,6 +6285,23 @@ func (response PauseSandbox409JSONResponse) VisitPauseSandboxResponse(w http.Res
 	return err
 }
 
+type PauseSandbox422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response PauseSandbox422JSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PauseSandbox429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response PauseSandbox429JSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
@@ -6016,6 +6372,23 @@ func (response PauseSandbox504JSONResponse) VisitPauseSandboxResponse(w http.Res
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PauseSandbox507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response PauseSandbox507JSONResponse) VisitPauseSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -6133,6 +6506,23 @@ func (response ResumeSandbox409JSONResponse) VisitResumeSandboxResponse(w http.R
 	return err
 }
 
+type ResumeSandbox422JSONResponse struct{ GuestFailedJSONResponse }
+
+func (response ResumeSandbox422JSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(422)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ResumeSandbox429JSONResponse struct{ LimitExceededJSONResponse }
 
 func (response ResumeSandbox429JSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
@@ -6203,6 +6593,23 @@ func (response ResumeSandbox504JSONResponse) VisitResumeSandboxResponse(w http.R
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResumeSandbox507JSONResponse struct{ NoSpaceJSONResponse }
+
+func (response ResumeSandbox507JSONResponse) VisitResumeSandboxResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(507)
 	_, err := buf.WriteTo(w)
 	return err
 }
