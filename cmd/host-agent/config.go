@@ -69,7 +69,22 @@ type networkConfig struct {
 	Range  netip.Prefix `toml:"range"`  // private addresses for the slots; default 10.191.0.0/16
 	Prefix string       `toml:"prefix"` // of the names of namespaces and links; default wrenn
 	Ready  int          `toml:"ready"`  // slots made ahead; default 4
-	Max    int          `toml:"max"`    // slots at a time; default: what range holds
+	Max    int          `toml:"max"`    // slots at a time; default: 64, and one for each 64 MB of limits.memory_mb
+
+	// Closed are networks that no sandbox may reach, besides those that never are; no registry leads there either.
+	Closed []netip.Prefix `toml:"closed"`
+	// Connections that one sandbox may have open. Default: an equal share of the host's connection table for each of max, 682 to 4096.
+	Connections int `toml:"connections"`
+}
+
+// defaultSlots returns how many network slots a host with that limit of memory can
+// need. The fewer there are, the larger is the share of each in the host's connection table.
+func (n networkConfig) defaultSlots(memoryMB int) int {
+	if memoryMB <= 0 {
+		return 0 // what range holds
+	}
+	const least, memoryMBPerSlot = 64, 64
+	return min(least+memoryMB/memoryMBPerSlot, 1<<max(0, 31-n.Range.Bits()))
 }
 
 type limitsConfig struct {
@@ -113,6 +128,9 @@ func (c *config) Complete(func(string) string) error {
 	c.Network.Range = cmp.Or(c.Network.Range, netip.MustParsePrefix("10.191.0.0/16"))
 	c.Network.Prefix, c.Network.Ready = cmp.Or(c.Network.Prefix, "wrenn"), cmp.Or(c.Network.Ready, 4)
 	c.Warm.VCPUs, c.Warm.MemoryMB = cmp.Or(c.Warm.VCPUs, 1), cmp.Or(c.Warm.MemoryMB, 512)
+	if c.Network.Closed == nil {
+		c.Network.Closed = []netip.Prefix{}
+	}
 	if c.Templates.Registries == nil {
 		c.Templates.Registries = []string{template.AnyRegistry}
 	}
@@ -124,6 +142,7 @@ func (c *config) Complete(func(string) string) error {
 		}
 		c.Limits.MemoryMB = int(info.Totalram * uint64(info.Unit) >> 20)
 	}
+	c.Network.Max = cmp.Or(c.Network.Max, c.Network.defaultSlots(c.Limits.MemoryMB))
 	return nil
 }
 
@@ -168,7 +187,8 @@ func (c *config) listen() server.Listen {
 }
 
 func (c *config) network() network.Config {
-	return network.Config{Prefix: c.Network.Prefix, Range: c.Network.Range, Ready: c.Network.Ready, Max: c.Network.Max}
+	n := c.Network
+	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections}
 }
 
 // print writes the effective configuration; there are no secrets in it.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -45,6 +46,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"range that is none":      {"[network]\nrange = '10.0.0.0'", "10.0.0.0"},
 		"range of another kind":   {"[network]\nrange = 'fd00::/64'", "IPv4"},
 		"range with host bits":    {"[network]\nrange = '10.1.0.1/16'", "10.1.0.1/16"},
+		"closed network":          {"[network]\nclosed = ['10.0.0.1/8']", "10.0.0.1/8"},
 		"prefix":                  {"[network]\nprefix = 'much-too-long'", "much-too-long"},
 		"more ready than allowed": {"[network]\nready = 3\nmax = 2", "ready"},
 		"negative limit":          {"[limits]\nsandboxes = -1", "limits.sandboxes"},
@@ -113,7 +115,7 @@ func TestPrintedConfigurationIsOne(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, &out)
 	}
-	if diff := cmp.Diff(first, again, cmp.Comparer(func(a, b networkConfig) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(first, again, comparePrefixes); diff != "" {
 		t.Errorf("again (-want +got):\n%s", diff)
 	}
 	key, err := os.ReadFile(files.Key)
@@ -124,6 +126,8 @@ func TestPrintedConfigurationIsOne(t *testing.T) {
 		t.Errorf("it prints the key:\n%s", &out)
 	}
 }
+
+var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
 func TestWrongCommandLines(t *testing.T) {
 	for _, args := range [][]string{{"dance"}, {"serve", "--no-such-flag"}, {"serve", "now"}} {
@@ -154,7 +158,7 @@ func TestPackagedFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(silent, spoken, cmp.Comparer(func(a, b networkConfig) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(silent, spoken, comparePrefixes); diff != "" {
 		t.Errorf("the file tells other defaults (-program +file):\n%s", diff)
 	}
 	var all bytes.Buffer

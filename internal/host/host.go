@@ -246,7 +246,7 @@ func (h *Host) openTemplates(ctx context.Context) error {
 	images := h.cfg.Image
 	images.Name = "" // of the base guest
 	h.Templates = template.New(template.Config{
-		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Log: h.cfg.Log,
+		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Closed: h.cfg.Network.Closed, Log: h.cfg.Log,
 	})
 	if err := h.Templates.Sweep(ctx); err != nil {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove images of earlier builds", slog.Any("err", err))

@@ -5,6 +5,7 @@ package network
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -126,8 +127,9 @@ func TestTheTimeIsForTheGuestAlone(t *testing.T) {
 		_, err := conn.Write(odd)
 		testkit.Must(t, err)
 	}
-	_, err = inside.Write(append([]byte{4<<3 | 3}, make([]byte, ntp.PacketSize-1)...))
-	testkit.Must(t, err)
+	if _, err = inside.Write(append([]byte{4<<3 | 3}, make([]byte, ntp.PacketSize-1)...)); !errors.Is(err, unix.EPERM) {
+		t.Errorf("the slot itself may ask: %v", err)
+	}
 	// Only the valid request is answered; it comes after the invalid ones.
 	askTime(t, conn)
 	for name, c := range map[string]net.Conn{"the guest": conn, "the slot itself": inside} {

@@ -238,8 +238,20 @@ func (h *host) slotElement(index int) []nftables.SetElement {
 
 // writeTable replaces the host's table and admits the given slots. Its rules
 // apply to all links named after the prefix, admitted or not.
-func (h *host) writeTable(admitted []int) error {
-	err := batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
+func (h *host) writeTable(ctx context.Context, admitted []int) error {
+	err := h.writeTableWith(admitted, table.shortTimeWait)
+	if err != nil {
+		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the kernel cannot shorten TIME_WAIT for sandboxes (nft_ct timeouts): they may fill the host's connection table", slog.Any("err", err))
+		err = h.writeTableWith(admitted, func(table) []expr.Any { return nil })
+	}
+	if err != nil {
+		return fmt.Errorf("write nftables table %s of the host: %w", h.cfg.Prefix, err)
+	}
+	return nil
+}
+
+func (h *host) writeTableWith(admitted []int, timeWait func(table) []expr.Any) error {
+	return batch(h.cfg.HostNamespace, func(conn *nftables.Conn) error {
 		t := newTable(conn, h.cfg.Prefix)
 		slots := h.slotSet()
 		if err := conn.AddSet(slots, nil); err != nil {
@@ -255,22 +267,18 @@ func (h *host) writeTable(admitted []int) error {
 				return err
 			}
 		}
-		closed, err := t.closedSet(h.cfg.Range)
+		closed, err := t.closedSet(h.cfg.closed())
 		if err != nil {
 			return err
 		}
-		h.writeRules(t, slots, closed)
+		h.writeRules(t, slots, closed, timeWait(t))
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("write nftables table %s of the host: %w", h.cfg.Prefix, err)
-	}
-	return nil
 }
 
 // writeRules adds the host's chains. Accepting here does not overrule other
 // tables: a packet passes if all of them let it pass.
-func (h *host) writeRules(t table, slots, closed *nftables.Set) {
+func (h *host) writeRules(t table, slots, closed *nftables.Set, timeWait []expr.Any) {
 	fromSlot := linkBegins(expr.MetaKeyIIFNAME, expr.CmpOpEq, h.cfg.links())
 	toSlot := linkBegins(expr.MetaKeyOIFNAME, expr.CmpOpEq, h.cfg.links())
 
@@ -290,7 +298,11 @@ func (h *host) writeRules(t table, slots, closed *nftables.Set) {
 
 	forward := t.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyAccept)
 	t.rule(forward, "between slots", fromSlot, toSlot, drop())
-	t.rule(forward, "to a closed network", fromSlot, ipDestinationIn(closed), drop())
+	t.rule(forward, "to a closed network", fromSlot, ipIn(ipDestination, closed), drop())
+	t.rule(forward, "neither TCP nor UDP nor ICMP", fromSlot, otherProtocol(), drop())
+	if len(timeWait) > 0 {
+		t.rule(forward, "short TIME_WAIT", fromSlot, protocolIs(expr.CmpOpEq, unix.IPPROTO_TCP), firstPacket(), timeWait)
+	}
 	t.rule(forward, "answers", toSlot, answers(), accept())
 	t.rule(forward, "unasked", toSlot, drop())
 

@@ -38,6 +38,7 @@ const (
 	hostPrivate  = "192.168.77.1"
 	worldPrivate = "192.168.77.7"
 	metadata     = "169.254.169.254"
+	azure        = "168.63.129.16"
 )
 
 // lab is a host and the world it is connected to: two namespaces. The

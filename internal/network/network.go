@@ -65,15 +65,21 @@ type Config struct {
 	// FirstUID, if not 0, makes user FirstUID+Index the owner of a slot's TAP; an
 	// owner needs no capability to attach to it. With 0 the owner is root.
 	FirstUID uint32
-	// Connections bounds the open connections of one guest, so that it cannot
-	// fill the connection table of the host; default 4096.
+	// Connections bounds the open connections of one guest, and by that the rate of
+	// new ones, so that it cannot fill the connection table of the host. Default: an
+	// equal share of three quarters of the table, 682 to 4096.
 	Connections int
+	// Closed are IPv4 networks that no guest may reach, besides those that are
+	// always closed.
+	Closed []netip.Prefix
 	// HostNamespace is the path of the network namespace that the slots are
 	// attached to; default the agent's. Tests use another.
 	HostNamespace string
 	// RunDir holds the lock of the prefix; default /run/wrenn.
 	RunDir string
 	Log    *slog.Logger // required
+
+	share share // of each slot in the connection table; known when the table is written
 }
 
 var validPrefix = regexp.MustCompile(`^[a-z][a-z0-9]{0,` + strconv.Itoa(maxPrefixLen-1) + `}$`)
@@ -81,7 +87,6 @@ var validPrefix = regexp.MustCompile(`^[a-z][a-z0-9]{0,` + strconv.Itoa(maxPrefi
 func (c Config) withDefaults() Config {
 	c.Prefix = cmp.Or(c.Prefix, "wrenn")
 	c.Range = cmp.Or(c.Range, netip.MustParsePrefix("10.191.0.0/16"))
-	c.Connections = cmp.Or(c.Connections, 4096)
 	c.HostNamespace = cmp.Or(c.HostNamespace, "/proc/self/ns/net")
 	c.RunDir = cmp.Or(c.RunDir, "/run/wrenn")
 	c.Max = cmp.Or(c.Max, c.capacity())
@@ -105,8 +110,13 @@ func (c Config) check() error {
 		return wrenn.Errorf(wrenn.Invalid, "at most %d network slots: range %s holds 1 to %d", c.Max, c.Range, c.capacity())
 	case c.Ready < 0 || c.Ready > c.Max:
 		return wrenn.Errorf(wrenn.Invalid, "%d ready network slots: use 0 to %d", c.Ready, c.Max)
-	case c.Connections < 1:
+	case c.Connections < 0:
 		return wrenn.Errorf(wrenn.Invalid, "%d connections a network slot: use 1 or more", c.Connections)
+	}
+	for _, p := range c.Closed {
+		if !p.IsValid() || !p.Addr().Is4() || p != p.Masked() {
+			return wrenn.Errorf(wrenn.Invalid, "closed network %s: use an IPv4 network such as 192.0.2.0/24", p)
+		}
 	}
 	return nil
 }

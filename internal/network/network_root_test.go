@@ -80,7 +80,8 @@ func TestGuestIsKeptFromEverythingElse(t *testing.T) {
 	l := newLab(t)
 	serve(t, l.world, 80)
 	serve(t, l.host, 80)
-	p := l.open(t, nil)
+	addRoute(t, l.host, azure+"/32", worldPublic)
+	p := l.open(t, func(c *Config) { c.Closed = []netip.Prefix{netip.MustParsePrefix("8.8.8.9/32")} })
 	a, b := acquire(t, p, "a"), acquire(t, p, "b")
 	ga, gb := newGuest(t, a), newGuest(t, b)
 	serve(t, gb.path, 80)
@@ -101,17 +102,26 @@ func TestGuestIsKeptFromEverythingElse(t *testing.T) {
 		{"host's end of the pair", ga.path, p.cfg.hostAddr(a.Index()).String(), slotRule("to a closed network")},
 		{"host's end of another pair", ga.path, p.cfg.hostAddr(b.Index()).String(), slotRule("to a closed network")},
 		{"another slot", ga.path, otherSlot, slotRule("to a closed network")},
+		{"Azure's host", ga.path, azure, slotRule("to a closed network")},
+		{"protocol assignments", ga.path, "192.0.0.8", slotRule("to a closed network")},
+		{"closed by the operator", ga.path, "8.8.8.9", slotRule("to a closed network")},
 		{"carrier NAT", ga.path, "100.64.1.1", slotRule("to a closed network")},
 		{"class E", ga.path, "240.0.0.1", slotRule("to a closed network")},
 		{"host's public address", ga.path, hostPublic, hostRule("to the host")},
 		{"gateway", ga.path, GatewayAddress, slotRule("to the gateway")},
 		{"own uplink", ga.path, p.cfg.slotAddr(a.Index()).String(), slotRule("to the gateway")},
-		{"LAN, from the slot", a.Namespace(), worldPrivate, hostRule("to a closed network")},
-		{"metadata, from the slot", a.Namespace(), metadata, hostRule("to a closed network")},
-		{"host's LAN address, from the slot", a.Namespace(), hostPrivate, hostRule("to the host")},
-		{"host's end, from the slot", a.Namespace(), p.cfg.hostAddr(a.Index()).String(), hostRule("to the host")},
-		{"another slot, from the slot", a.Namespace(), otherSlot, hostRule("between slots")},
+		{"the slot itself to the world", a.Namespace(), worldPublic, slotRule("from the slot")},
+		{"LAN, from the slot", "", worldPrivate, hostRule("to a closed network")},
+		{"metadata, from the slot", "", metadata, hostRule("to a closed network")},
+		{"Azure's host, from the slot", "", azure, hostRule("to a closed network")},
+		{"host's LAN address, from the slot", "", hostPrivate, hostRule("to the host")},
+		{"host's end, from the slot", "", p.cfg.hostAddr(a.Index()).String(), hostRule("to the host")},
+		{"another slot, from the slot", "", otherSlot, hostRule("between slots")},
 	} {
+		if tc.from == "" {
+			tc.from = a.Namespace()
+			removeSlotTable(t, a)
+		}
 		for _, network := range []string{"tcp4", "udp4"} {
 			t.Run(tc.name+"/"+network, func(t *testing.T) {
 				knock(t, tc.from, network, tc.address+":80", tc.rule)
@@ -143,14 +153,22 @@ func TestSpoofedPacketsAreDropped(t *testing.T) {
 		sendUntil(t, g.path, net.Dialer{}, func() bool { return counted(t, s.Namespace(), slotTable, "spoofed MAC") > 0 })
 	})
 	t.Run("address of the slot", func(t *testing.T) {
-		testkit.Must(t, batch(s.Namespace(), func(conn *nftables.Conn) error {
-			conn.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable})
-			return nil
-		}))
+		removeSlotTable(t, s)
 		inside(t, s.Namespace(), func(nl *netlink.Handle) { setUp(t, nl, uplink, "8.8.4.4/32") })
 		from := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP("8.8.4.4")}}
 		sendUntil(t, s.Namespace(), from, func() bool { return counted(t, l.host, l.cfg.Prefix, "spoofed") > 0 })
 	})
+}
+
+// removeSlotTable removes the slot's own rules, so that the host's alone are tested.
+func removeSlotTable(t *testing.T, s *Slot) {
+	t.Helper()
+	testkit.Must(t, batch(s.Namespace(), func(conn *nftables.Conn) error {
+		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable}
+		conn.AddTable(table) // to delete one that does not exist is an error
+		conn.DelTable(table)
+		return nil
+	}))
 }
 
 // sendUntil sends datagrams to the world.
@@ -211,7 +229,7 @@ func TestOnlyTheSlotDialsItsGuest(t *testing.T) {
 	if peers := slices.Compact(heard()); !slices.Equal(peers, []string{GatewayAddress}) {
 		t.Errorf("the guest heard %v", peers)
 	}
-	testkit.Must(t, p.host.writeTable([]int{s.Index()}))
+	testkit.Must(t, p.host.writeTable(t.Context(), []int{s.Index()}))
 }
 
 func TestDial(t *testing.T) {

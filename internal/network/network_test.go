@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -125,19 +126,21 @@ func TestClash(t *testing.T) {
 }
 
 func TestClosedNetworksDoNotOverlapAndHoldTheSlots(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	always := len(reserved) + len(cloudHosts)
 	for _, tc := range []struct {
 		slots string
-		less  int // reserved networks that are inside the range
-		more  int // the range itself
+		extra []netip.Prefix
+		want  int
 	}{
-		{"10.191.0.0/16", 0, 0},
-		{"11.0.0.0/16", 0, 1},
-		{"192.0.0.0/8", 4, 1},
+		{"10.191.0.0/16", nil, always},
+		{"11.0.0.0/16", nil, always + 1},
+		{"192.0.0.0/8", nil, always - 4 + 1}, // four reserved networks are inside
+		{"10.191.0.0/16", []netip.Prefix{prefix("8.8.0.0/16"), prefix("8.8.8.0/24"), prefix("10.1.0.0/16")}, always + 1},
 	} {
-		slots := netip.MustParsePrefix(tc.slots)
-		closed := closedTo(slots)
-		if got, want := len(closed), len(reserved)-tc.less+tc.more; got != want {
-			t.Errorf("%s: %d networks, want %d: %v", tc.slots, got, want, closed)
+		closed := Config{Range: prefix(tc.slots), Closed: tc.extra}.closed()
+		if len(closed) != tc.want {
+			t.Errorf("%s: %d networks, want %d: %v", tc.slots, len(closed), tc.want, closed)
 		}
 		for i, p := range closed {
 			for _, q := range closed[:i] {
@@ -147,7 +150,61 @@ func TestClosedNetworksDoNotOverlapAndHoldTheSlots(t *testing.T) {
 			}
 		}
 	}
-	if diff := cmp.Diff(reserved, closedTo(netip.MustParsePrefix("10.191.0.0/16")), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
-		t.Errorf("closedTo() mismatch (-want +got):\n%s", diff)
+}
+
+func TestIsClosed(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"8.8.8.8": false, "2606:4700::1111": false,
+		"10.0.0.1": true, "168.63.129.16": true, "192.0.0.8": true, "100.64.0.1": true, "255.255.255.255": true,
+		"::ffff:10.0.0.1": true, "::1": true, "fe80::1%eth0": true, "64:ff9b::a00:1": true, "2002:a00:1::": true, "fd00::1": true,
+	} {
+		if got := IsClosed(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("IsClosed(%s) = %t", addr, got)
+		}
+	}
+}
+
+func TestShares(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		cfg  Config
+		size int
+		want share
+	}{
+		{"few slots", Config{Max: 10}, 262144, share{open: 4096, perSecond: 136, burst: 680}},
+		{"a real share", Config{Max: 64}, 262144, share{open: 2048, perSecond: 68, burst: 340}},
+		{"the least", Config{Max: 32768}, 262144, share{open: 682, perSecond: 22, burst: 110}},
+		{"as configured", Config{Max: 10, Connections: 8}, 262144, share{open: 8, perSecond: 1, burst: 5}},
+	} {
+		got := tc.cfg.shareOf(tc.size)
+		if got != tc.want {
+			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
+		}
+		if used := tc.cfg.Max * (got.open + int(got.burst) + int(got.perSecond)*closingSeconds); tc.cfg.Max < 100 && used > tc.size*slotParts/tableParts {
+			t.Errorf("%s: all slots together have %d entries of %d", tc.name, used, tc.size)
+		}
+	}
+	if got := (Config{Max: 100}).wantedTable(64 << 30); got != 100*largestShare/3*4 {
+		t.Errorf("wantedTable() = %d", got)
+	}
+	if got := (Config{Max: 32768}).wantedTable(64 << 30); got != largestTable {
+		t.Errorf("wantedTable() = %d", got)
+	}
+	if got := (Config{Max: 32768}).wantedTable(1 << 30); got != 1<<30/64/bytesPerEntry {
+		t.Errorf("wantedTable() = %d", got)
+	}
+}
+
+func TestElementsAreDisjoint(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	elements := elementsOf([]netip.Prefix{prefix("255.255.255.0/24"), prefix("1.2.3.4/32"), prefix("1.2.0.0/16"), prefix("1.2.3.4/32"), prefix("1.3.0.0/16")})
+	var got []string
+	for _, e := range elements {
+		addr, _ := netip.AddrFromSlice(e.Key)
+		got = append(got, fmt.Sprint(addr, e.IntervalEnd))
+	}
+	want := []string{"1.2.0.0 false", "1.3.0.0 true", "1.3.0.0 false", "1.4.0.0 true", "255.255.255.0 false"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }

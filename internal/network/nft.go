@@ -68,21 +68,14 @@ func (t table) rule(chain *nftables.Chain, comment string, parts ...[]expr.Any) 
 const (
 	closedSetID = iota + 1
 	slotSetID
+	allowedSetID
+	deniedSetID
 )
 
 // closedSet adds the set of networks that no guest may reach.
-func (t table) closedSet(slots netip.Prefix) (*nftables.Set, error) {
-	set := &nftables.Set{Table: t.Table, ID: closedSetID, Name: "closed", KeyType: nftables.TypeIPAddr, Interval: true}
-	var elements []nftables.SetElement
-	for _, p := range closedTo(slots) {
-		first := p.Addr()
-		elements = append(elements, nftables.SetElement{Key: first.AsSlice()})
-		// The end is exclusive; a network that ends at the last address has none.
-		if end := nth(first, 1<<(32-p.Bits())); end.Compare(first) > 0 {
-			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-		}
-	}
-	if err := t.conn.AddSet(set, elements); err != nil {
+func (t table) closedSet(closed []netip.Prefix) (*nftables.Set, error) {
+	set := t.networks(closedSetID, "closed")
+	if err := t.conn.AddSet(set, elementsOf(closed)); err != nil {
 		return nil, fmt.Errorf("set of closed networks: %w", err)
 	}
 	return set, nil
@@ -144,10 +137,6 @@ func ipSourceIn(p netip.Prefix) []expr.Any {
 	}
 }
 
-func ipDestinationIn(set *nftables.Set) []expr.Any {
-	return []expr.Any{ipField(1, ipDestination), &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}}
-}
-
 // notFromSlot matches when link and source address together are not in the set.
 func notFromSlot(set *nftables.Set) []expr.Any {
 	return []expr.Any{
@@ -177,18 +166,44 @@ func connState(bits uint32) []expr.Any {
 
 func answers() []expr.Any { return connState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
 
+func established() []expr.Any { return connState(expr.CtStateBitESTABLISHED) }
+
 // toUDPPort matches datagrams to a port; by its offset in the header, RFC 768.
 func toUDPPort(port uint16) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, compare(expr.CmpOpEq, []byte{unix.IPPROTO_UDP}),
+	return append(protocolIs(expr.CmpOpEq, unix.IPPROTO_UDP),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)),
-	}
+		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))
 }
 
 // atMost matches up to n packets a second, and burst at once.
 func atMost(n uint64, burst uint32) []expr.Any {
 	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: burst}}
+}
+
+// faster matches packets over n a second, and burst at once.
+func faster(n uint64, burst uint32) []expr.Any {
+	return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: n, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}
+}
+
+// firstPacket matches the packet that opens a connection. Its state alone is no
+// sign: that of a datagram is new until the first answer.
+func firstPacket() []expr.Any {
+	const confirmed = 1 << 3 // IPS_CONFIRMED: the connection is in the table
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(confirmed), Xor: make([]byte, 4)},
+		compare(expr.CmpOpEq, make([]byte, 4)),
+	}
+}
+
+// protocolIs matches packets of an IP protocol.
+func protocolIs(op expr.CmpOp, protocol byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, compare(op, []byte{protocol})}
+}
+
+// otherProtocol matches packets that are neither TCP nor UDP nor ICMP.
+func otherProtocol() []expr.Any {
+	return slices.Concat(protocolIs(expr.CmpOpNeq, unix.IPPROTO_TCP), protocolIs(expr.CmpOpNeq, unix.IPPROTO_UDP), protocolIs(expr.CmpOpNeq, unix.IPPROTO_ICMP))
 }
 
 // connectionsOver matches when more than n connections that reached this rule are open.
@@ -200,6 +215,9 @@ func drop() []expr.Any {
 	return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
 }
 
+// leave continues after the rule that jumped here.
+func leave() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}} }
+
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
 func jump(chain *nftables.Chain) []expr.Any {
@@ -207,42 +225,3 @@ func jump(chain *nftables.Chain) []expr.Any {
 }
 
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
-
-// reserved are the IPv4 networks that are not the public internet: RFC 6890
-// and its successors, https://www.iana.org/assignments/iana-ipv4-special-registry.
-var reserved = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"), // holds the clouds' metadata service
-	netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.0.0.0/24"),
-	netip.MustParsePrefix("192.0.2.0/24"),
-	netip.MustParsePrefix("192.88.99.0/24"),
-	netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("198.51.100.0/24"),
-	netip.MustParsePrefix("203.0.113.0/24"),
-	netip.MustParsePrefix("224.0.0.0/3"), // multicast, and class E up to the broadcast address
-}
-
-// closedTo returns the networks that no guest may reach: the reserved ones and
-// the range of the slots, which an operator may put anywhere.
-func closedTo(slots netip.Prefix) []netip.Prefix {
-	covered := false
-	var closed []netip.Prefix
-	for _, p := range reserved {
-		switch {
-		case !p.Overlaps(slots):
-			closed = append(closed, p)
-		case p.Bits() <= slots.Bits():
-			closed = append(closed, p)
-			covered = true
-		}
-	}
-	if !covered {
-		closed = append(closed, slots)
-	}
-	return closed
-}

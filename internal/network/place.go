@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"wrenn"
 	"wrenn/internal/netns"
 	"wrenn/internal/network/ntp"
 	"wrenn/internal/rollback"
@@ -188,22 +190,34 @@ func writeSysctl(name, value string) error {
 	return err
 }
 
-// writeRules replaces the slot's own table.
-func (m *maker) writeRules() error {
-	return batch(m.path(), func(conn *nftables.Conn) error {
+// writeRules replaces the slot's own table with one that allows all that is not closed.
+func (m *maker) writeRules() error { return m.writeRulesWith(wrenn.NetworkPolicy{}) }
+
+// writeRulesWith is writeRules with a sandbox's policy.
+func (m *maker) writeRulesWith(policy wrenn.NetworkPolicy) error {
+	err := batch(m.path(), func(conn *nftables.Conn) error {
 		t := newTable(conn, slotTable)
-		closed, err := t.closedSet(m.cfg.Range)
+		closed, err := t.closedSet(m.cfg.closed())
 		if err != nil {
 			return err
 		}
-		m.writeChains(t, closed)
+		out, in, err := t.addPolicy(policy)
+		if err != nil {
+			return err
+		}
+		m.writeChains(t, closed, out, in)
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	// The first rule that needs the kernel's module has loaded it, and so made the file.
+	return netns.Do(m.path(), func() error { return writeSysctl(timeWaitSysctl, strconv.Itoa(closingSeconds)) })
 }
 
-func (m *maker) writeChains(t table, closed *nftables.Set) {
+func (m *maker) writeChains(t table, closed *nftables.Set, policyOut, policyIn *nftables.Chain) {
 	fromGuest, toGuest := linkIs(expr.MetaKeyIIFNAME, TAP), linkIs(expr.MetaKeyOIFNAME, TAP)
-	fromHost, toHost := linkIs(expr.MetaKeyIIFNAME, uplink), linkIs(expr.MetaKeyOIFNAME, uplink)
+	toHost := linkIs(expr.MetaKeyOIFNAME, uplink)
 
 	pre := t.base("prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, nftables.ChainPolicyAccept)
 	t.rule(pre, "not IPv4", fromGuest, notIPv4(), drop())
@@ -220,20 +234,35 @@ func (m *maker) writeChains(t table, closed *nftables.Set) {
 	t.rule(input, "answers to the agent", fromGuest, answers(), accept())
 	t.rule(input, "to the gateway", drop())
 
-	// A sandbox's own policy will go here, after the networks that are closed to all.
-	egress := t.sub("egress")
-	t.rule(egress, "to a closed network", ipDestinationIn(closed), drop())
-	t.rule(egress, "without a connection", connState(expr.CtStateBitINVALID), drop())
-	t.rule(egress, "too many connections", connState(expr.CtStateBitNEW), connectionsOver(m.cfg.Connections), drop())
-	t.rule(egress, "out", accept())
+	m.writeForward(t, closed, policyOut, policyIn)
 
-	forward := t.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
-	t.rule(forward, "answers to the guest", fromHost, toGuest, answers(), accept())
-	t.rule(forward, "egress", fromGuest, toHost, jump(egress))
-	t.rule(forward, "unasked", drop())
+	// The agent's connections to the guest, and what the slot's own stack answers it.
+	output := t.base("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
+	t.rule(output, "to the guest", toGuest, ipDestinationIs(netip.MustParseAddr(GuestAddress)), accept())
+	t.rule(output, "from the slot", drop())
 
 	post := t.base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	t.rule(post, "out", toHost, masquerade())
+}
+
+// writeForward adds the rules for what passes between the guest and the host.
+func (m *maker) writeForward(t table, closed *nftables.Set, policyOut, policyIn *nftables.Chain) {
+	egress := t.sub("egress")
+	t.rule(egress, "to a closed network", ipIn(ipDestination, closed), drop())
+	t.rule(egress, "neither TCP nor UDP nor ICMP", otherProtocol(), drop())
+	t.rule(egress, "without a connection", connState(expr.CtStateBitINVALID), drop())
+	t.rule(egress, "policy", jump(policyOut))
+	t.rule(egress, "too many new connections", firstPacket(), faster(m.host.cfg.share.perSecond, m.host.cfg.share.burst), drop())
+	t.rule(egress, "too many connections", connState(expr.CtStateBitNEW), connectionsOver(m.host.cfg.share.open), drop())
+	t.rule(egress, "out", accept())
+
+	fromGuest, toGuest := linkIs(expr.MetaKeyIIFNAME, TAP), linkIs(expr.MetaKeyOIFNAME, TAP)
+	fromHost, toHost := linkIs(expr.MetaKeyIIFNAME, uplink), linkIs(expr.MetaKeyOIFNAME, uplink)
+	forward := t.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
+	t.rule(forward, "policy", fromHost, toGuest, established(), jump(policyIn)) // not for ICMP errors: routers send them
+	t.rule(forward, "answers to the guest", fromHost, toGuest, answers(), accept())
+	t.rule(forward, "egress", fromGuest, toHost, jump(egress))
+	t.rule(forward, "unasked", drop())
 }
 
 // addVeth makes the pair, with one end in the namespace, and sets up the host's end.

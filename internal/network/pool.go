@@ -112,7 +112,10 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 	if err := p.host.warnOfOthers(ctx); err != nil {
 		return fmt.Errorf("list nftables chains: %w", err)
 	}
-	return p.host.writeTable(complete)
+	if err := p.host.writeTable(ctx, complete); err != nil {
+		return err
+	}
+	return p.host.setShare(ctx)
 }
 
 // findLeftovers enters leftover slots in p.slots and returns the indexes of the

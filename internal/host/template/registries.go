@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"wrenn"
+	"wrenn/internal/network"
 )
 
 // AnyRegistry among Registries stands for every registry on the public Internet.
@@ -70,14 +71,16 @@ func (r Registries) named(host string) bool {
 	return slices.Contains(r, host) || err == nil && slices.Contains(r, bare)
 }
 
-// transport returns the HTTP transport for the registry of a reference.
-func (r Registries) transport(ref string) http.RoundTripper {
+// transport returns the HTTP transport for the registry of a reference. Besides
+// the addresses that are closed to all users it dials none in closed, unless the
+// registry is named.
+func (r Registries) transport(ref string, closed []netip.Prefix) http.RoundTripper {
 	direct := newTransport()
 	if host, err := hostOf(ref); err == nil && r.named(host) {
 		direct.Proxy = http.ProxyFromEnvironment
 		return direct
 	}
-	direct.DialContext = (&net.Dialer{Timeout: dialTimeout, ControlContext: onlyPublic}).DialContext
+	direct.DialContext = (&net.Dialer{Timeout: dialTimeout, ControlContext: onlyPublic(closed)}).DialContext
 	proxied := newTransport()
 	proxied.Proxy = http.ProxyFromEnvironment
 	return &guarded{direct: direct, proxied: proxied}
@@ -111,18 +114,34 @@ func (g *guarded) RoundTrip(r *http.Request) (*http.Response, error) {
 	return g.direct.RoundTrip(r)
 }
 
-// onlyPublic refuses an address that is not public, right before the connection:
+// onlyPublic returns a control function that refuses an address that is not
+// public, is in closed, or is one of this machine, right before the connection:
 // after the name was resolved.
-func onlyPublic(_ context.Context, _, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fmt.Errorf("address of a registry: %w", err)
+func onlyPublic(closed []netip.Prefix) func(context.Context, string, string, syscall.RawConn) error {
+	return func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("address of a registry: %w", err)
+		}
+		ip := at.Addr().Unmap()
+		isClosed := network.IsClosed(ip) || slices.ContainsFunc(closed, func(p netip.Prefix) bool { return p.Contains(ip) })
+		if !isClosed {
+			if isClosed, err = isOwn(ip); err != nil {
+				return fmt.Errorf("addresses of this machine: %w", err)
+			}
+		}
+		if isClosed {
+			return wrenn.Errorf(wrenn.PermissionDenied, "the registry has, or redirects to, an address that is not public: to allow it, name the registry in templates.registries of the host's agent")
+		}
+		return nil
 	}
-	if ip := at.Addr().Unmap(); !ip.IsGlobalUnicast() || ip.IsPrivate() || shared.Contains(ip) {
-		return wrenn.Errorf(wrenn.PermissionDenied, "the registry has, or redirects to, an address that is not public: to allow it, name the registry in templates.registries of the host's agent")
-	}
-	return nil
 }
 
-// shared is the shared address space of RFC 6598, which clouds use for their services.
-var shared = netip.MustParsePrefix("100.64.0.0/10")
+// isOwn reports whether ip is an address of this machine, which may be public.
+func isOwn(ip netip.Addr) (bool, error) {
+	addrs, err := net.InterfaceAddrs()
+	return slices.ContainsFunc(addrs, func(a net.Addr) bool {
+		p, err := netip.ParsePrefix(a.String())
+		return err == nil && p.Addr().Unmap() == ip
+	}), err
+}

@@ -1,8 +1,10 @@
 package template
 
 import (
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -45,7 +47,7 @@ func TestRegistriesDial(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		res, err := r.transport(host + "/a:1").RoundTrip(req)
+		res, err := r.transport(host+"/a:1", nil).RoundTrip(req)
 		if err == nil {
 			res.Body.Close()
 		}
@@ -56,5 +58,39 @@ func TestRegistriesDial(t *testing.T) {
 	}
 	if err := get(Registries{AnyRegistry, "127.0.0.1"}); err != nil {
 		t.Errorf("a registry that is named: %v", err)
+	}
+}
+
+// TestOnlyPublic: a name may resolve to any address.
+func TestOnlyPublic(t *testing.T) {
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := []string{"10.0.0.1", "168.63.129.16", "192.0.0.8", "64:ff9b::a00:1", "1.2.3.4"}
+	for _, a := range own {
+		refused = append(refused, netip.MustParsePrefix(a.String()).Addr().String())
+	}
+	dial := onlyPublic([]netip.Prefix{netip.MustParsePrefix("1.2.3.0/24")})
+	for _, ip := range refused {
+		if err := dial(t.Context(), "tcp", net.JoinHostPort(ip, "443"), nil); wrenn.CodeOf(err) != wrenn.PermissionDenied {
+			t.Errorf("%s: %v", ip, err)
+		}
+	}
+	for _, ip := range []string{"1.2.4.4", "2606:4700::1111"} {
+		if err := dial(t.Context(), "tcp", net.JoinHostPort(ip, "443"), nil); err != nil {
+			t.Errorf("%s: %v", ip, err)
+		}
+	}
+}
+
+// TestOwnAddresses: no registry leads to an address of this machine, whichever network that is in.
+func TestOwnAddresses(t *testing.T) {
+	own, err := isOwn(netip.MustParseAddr("127.0.0.1"))
+	if err != nil || !own {
+		t.Errorf("isOwn(127.0.0.1) = %t, %v", own, err)
+	}
+	if own, err = isOwn(netip.MustParseAddr("8.8.8.8")); err != nil || own {
+		t.Errorf("isOwn(8.8.8.8) = %t, %v", own, err)
 	}
 }

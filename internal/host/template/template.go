@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 
 	"golang.org/x/sync/semaphore"
@@ -49,9 +50,10 @@ type metadata struct {
 type Config struct {
 	Manager    *sandbox.Manager
 	Store      *storage.Store
-	Images     image.Config // where images are and how they are made
-	Kernel     vm.Kernel    // what they boot
-	Registries Registries   // from which container images may come
+	Images     image.Config   // where images are and how they are made
+	Kernel     vm.Kernel      // what they boot
+	Registries Registries     // from which container images may come
+	Closed     []netip.Prefix // networks to which no registry leads that is not named; optional
 	Log        *slog.Logger
 }
 
@@ -202,6 +204,6 @@ func (b *Builder) Generations() []wrenn.GenerationID {
 func (b *Builder) access(job wrenn.TemplateBuild) oci.Access {
 	return oci.Access{
 		Username: job.Login.Username, Password: job.Login.Password,
-		Transport: b.cfg.Registries.transport(job.Spec.From.OCI),
+		Transport: b.cfg.Registries.transport(job.Spec.From.OCI, b.cfg.Closed),
 	}
 }

@@ -1,0 +1,131 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"wrenn"
+)
+
+// The sets of a slot's table that hold the policy of its sandbox. A change of the
+// policy changes their elements, all at once, and nothing else: counters, limits
+// and connections that stay allowed do not notice.
+const (
+	allowedSet = "allowed"
+	deniedSet  = "denied"
+)
+
+// policySets returns the two sets of a slot's table.
+func (t table) policySets() (allowed, denied *nftables.Set) {
+	return t.networks(allowedSetID, allowedSet), t.networks(deniedSetID, deniedSet)
+}
+
+// networks returns a set of IPv4 networks.
+func (t table) networks(id uint32, name string) *nftables.Set {
+	return &nftables.Set{Table: t.Table, ID: id, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
+}
+
+// addPolicy adds the sets, which follow the policy, and the chains that look
+// addresses up in them: one for what the guest sends, one for what it gets. The
+// second stops a peer that sends on after it was denied.
+func (t table) addPolicy(policy wrenn.NetworkPolicy) (out, in *nftables.Chain, err error) {
+	allowed, denied := t.policySets()
+	if err := errors.Join(t.conn.AddSet(allowed, elementsOf(policy.Allow)), t.conn.AddSet(denied, elementsOf(deniedBy(policy)))); err != nil {
+		return nil, nil, fmt.Errorf("sets of the sandbox's policy: %w", err)
+	}
+	out, in = t.sub("policy_out"), t.sub("policy_in")
+	t.rule(out, "allowed by the sandbox's policy", ipIn(ipDestination, allowed), leave())
+	t.rule(out, "denied by the sandbox's policy", ipIn(ipDestination, denied), drop())
+	t.rule(in, "allowed by the sandbox's policy", ipIn(ipSource, allowed), leave())
+	t.rule(in, "from a denied address", ipIn(ipSource, denied), drop())
+	return out, in, nil
+}
+
+// changePolicy replaces the elements of the sets of an existing table.
+func changePolicy(conn *nftables.Conn, policy wrenn.NetworkPolicy) error {
+	t := table{conn: conn, Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable}}
+	allowed, denied := t.policySets()
+	for set, networks := range map[*nftables.Set][]netip.Prefix{allowed: policy.Allow, denied: deniedBy(policy)} {
+		conn.FlushSet(set)
+		if elements := elementsOf(networks); len(elements) > 0 {
+			if err := conn.SetAddElements(set, elements); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// deniedBy returns the networks that a policy denies.
+func deniedBy(p wrenn.NetworkPolicy) []netip.Prefix {
+	if p.DenyByDefault {
+		return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+	}
+	return p.Deny
+}
+
+// elementsOf returns networks as elements of a set. The kernel refuses elements
+// that overlap.
+func elementsOf(networks []netip.Prefix) []nftables.SetElement {
+	var elements []nftables.SetElement
+	for _, p := range disjoint(networks) {
+		first := p.Addr()
+		elements = append(elements, nftables.SetElement{Key: first.AsSlice()})
+		// The end is exclusive; a network that ends at the last address has none.
+		if end := nth(first, 1<<(32-p.Bits())); end.Compare(first) > 0 {
+			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return elements
+}
+
+// disjoint returns the networks, in order, that are in no other one.
+func disjoint(networks []netip.Prefix) []netip.Prefix {
+	sorted := slices.Clone(networks)
+	slices.SortFunc(sorted, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits() // the larger one first
+	})
+	var out []netip.Prefix
+	for _, p := range sorted {
+		if len(out) == 0 || !out[len(out)-1].Contains(p.Addr()) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// SetPolicy makes the policy that of the slot's guest, at once. Connections that
+// it allows continue; packets of others are dropped from now on. A new slot
+// allows all. Invalid when the policy cannot be followed, FailedPrecondition
+// after Release.
+func (s *Slot) SetPolicy(_ context.Context, policy wrenn.NetworkPolicy) error {
+	if err := policy.Check(); err != nil {
+		return err
+	}
+	if s.released.Load() {
+		return errReleased
+	}
+	err := batch(s.Namespace(), func(conn *nftables.Conn) error { return changePolicy(conn, policy) })
+	if errors.Is(err, unix.ENOENT) { // the rules are those of an older agent
+		err = (&maker{cfg: s.pool.cfg, host: s.pool.host, index: s.ref.Index}).writeRulesWith(policy)
+	}
+	if err != nil {
+		return fmt.Errorf("network policy of slot %s: %w", s.pool.cfg.name(s.ref.Index), err)
+	}
+	return nil
+}
+
+// ipIn matches when the address at offset of the IPv4 header is in the set.
+func ipIn(offset uint32, set *nftables.Set) []expr.Any {
+	return []expr.Any{ipField(1, offset), &expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID}}
+}
