@@ -65,8 +65,9 @@ generate/proto: ## make proto/gen from proto
 	@$(TOOL) buf generate
 
 .PHONY: generate/api
-generate/api: ## make the server types of internal/controlplane/api from api/openapi.yaml
+generate/api: ## make the types of internal/controlplane/{api,e2b} from api/
 	@$(TOOL) oapi-codegen -config internal/controlplane/api/internal/oapi/config.yaml api/openapi.yaml
+	@$(TOOL) oapi-codegen -config internal/controlplane/e2b/internal/oapi/config.yaml api/e2b.yaml
 
 .PHONY: generate/sql
 generate/sql: ## make the queries of internal/controlplane/postgres from db/queries
@@ -74,7 +75,7 @@ generate/sql: ## make the queries of internal/controlplane/postgres from db/quer
 
 .PHONY: verify/generate
 verify/generate: generate
-	@git diff --exit-code --stat -- proto/gen internal/controlplane/api/internal/oapi internal/controlplane/postgres/internal/dbsqlc || { echo 'generated code differs from its sources: commit the output of "make generate"'; exit 1; }
+	@git diff --exit-code --stat -- proto/gen internal/controlplane/api/internal/oapi internal/controlplane/e2b/internal/oapi internal/controlplane/postgres/internal/dbsqlc || { echo 'generated code differs from its sources: commit the output of "make generate"'; exit 1; }
 
 .PHONY: schemathesis
 schemathesis: setup ## find API responses that the contract does not allow (needs python3-venv); SCHEMATHESIS_EXAMPLES for each operation, default 50

@@ -8,3 +8,8 @@ import _ "embed"
 //
 //go:embed openapi.yaml
 var V1 []byte
+
+// E2B is e2b.yaml, the contract of the E2B-compatible surface.
+//
+//go:embed e2b.yaml
+var E2B []byte

@@ -1,8 +1,9 @@
 #!/bin/bash
 # Runs Schemathesis, which looks for API responses that the contract does not
-# allow and for server errors: scripts/schemathesis.sh [URL], with the key in
-# WRENN_API_KEY. Without a URL it tests package api with a stub service, and
-# then the whole control plane with a database and an in-memory host.
+# allow and for server errors: scripts/schemathesis.sh [DOCUMENT], the URL of a
+# document, with the key in WRENN_API_KEY. Without one it tests package api with a
+# stub service, and then the whole control plane with a database and an in-memory
+# host: both its documents.
 # SCHEMATHESIS_EXAMPLES is the number of generated requests for each operation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,13 +17,16 @@ if [ ! -x "$venv/bin/schemathesis" ]; then
 fi
 
 if [ $# = 0 ]; then
-	# Each test starts a server and runs this script again with its address.
+	# Each test starts a server and runs this script again with the address of its document.
 	exec go test -tags schemathesis -v -count=1 -timeout 20m -run '^TestSchemathesis$' ./internal/controlplane/api ./cmd/control-plane
 fi
 
 config=$PWD/scripts/schemathesis.toml
+if [ "${1##*/}" = e2b.yaml ]; then
+	config=$PWD/scripts/schemathesis-e2b.toml
+fi
 cd .cache # Schemathesis writes its reports to the current directory
-exec "$venv/bin/schemathesis" --no-color --config-file "$config" run "$1/openapi.yaml" \
+exec "$venv/bin/schemathesis" --no-color --config-file "$config" run "$1" \
 	--header "X-API-Key: ${WRENN_API_KEY:?}" \
 	--max-examples "${SCHEMATHESIS_EXAMPLES:-50}" --seed 1 --warnings off --continue-on-failure --request-timeout 60 \
 	--suppress-health-check all # they are about the speed of data generation on this machine

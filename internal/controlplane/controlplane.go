@@ -69,7 +69,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	if err != nil {
 		return err
 	}
-	compatible := e2b.New(e2b.Config{Service: svc, Count: server.CountRequest, Log: log})
+	compatible, err := e2b.New(e2b.Config{Service: svc, Count: server.CountRequest, Log: log})
+	if err != nil {
+		return err
+	}
 	server.SetFront(func(api http.Handler) http.Handler { return ports.InFrontOf(compatible.InFrontOf(api)) })
 	if ready != nil {
 		ready(listeners.addresses())

@@ -142,7 +142,7 @@ func defaultTimes() times {
 type Server struct {
 	service  Service
 	log      *slog.Logger
-	contract *document
+	contract *checked
 	limiter  *limiter
 	metrics  *metrics
 	times    times
@@ -237,7 +237,8 @@ func (s *Server) Handler() http.Handler {
 		oapi.HandlerWithOptions(strict, oapi.ChiServerOptions{BaseRouter: r, ErrorHandlerFunc: s.refuseRequest})
 		r.Get("/v1/sandboxes/{id}/exec/stream", s.execStream)
 		r.Get("/v1/sandboxes/{id}/connect/{port}", s.connectPort)
-		r.Get("/openapi.yaml", s.document)
+		r.Get("/openapi.yaml", document(api.V1))
+		r.Get("/e2b.yaml", document(api.E2B))
 		r.Get("/docs", s.docs)
 	})
 	root.Get("/docs/", func(w http.ResponseWriter, r *http.Request) {

@@ -23,19 +23,19 @@ func maxBody(op *contract.Operation) int64 {
 	return maxJSON
 }
 
-// document is api/openapi.yaml with the schemas that are not bodies of JSON.
-type document struct {
+// checked is api/openapi.yaml with the schemas that are not bodies of JSON.
+type checked struct {
 	*contract.Contract
 	path, user contract.Schema // of the fields of forms
 	frames     map[string]contract.Schema
 }
 
-func loadContract(text []byte) (*document, error) {
+func loadContract(text []byte) (*checked, error) {
 	loaded, err := contract.Load(text)
 	if err != nil {
 		return nil, err
 	}
-	d := &document{Contract: loaded, frames: map[string]contract.Schema{}}
+	d := &checked{Contract: loaded, frames: map[string]contract.Schema{}}
 	if d.path, err = d.Schema("Path"); err != nil {
 		return nil, err
 	}

@@ -7,8 +7,6 @@ import (
 	"path"
 
 	"github.com/go-chi/chi/v5"
-
-	"wrenn/api"
 )
 
 // pages has Swagger UI, see swagger/README.md, and the page that starts it.
@@ -16,10 +14,12 @@ import (
 //go:embed swagger
 var pages embed.FS
 
-// document answers with the contract.
-func (s *Server) document(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/yaml")
-	_, _ = w.Write(api.V1)
+// document returns the handler that answers with a contract.
+func document(text []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, _ = w.Write(text)
+	}
 }
 
 // docs answers with the page that displays the contract.

@@ -14,6 +14,10 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"wrenn/api"
+	"wrenn/internal/testkit"
 )
 
 func TestDocsFiles(t *testing.T) {
@@ -59,6 +63,12 @@ const tryIt = `(async () => {
 	});
 })()`
 
+// otherDocument returns what the page shows now.
+const otherDocument = `(async () => {
+	const title = document.querySelector(".info .title");
+	return (title ? title.firstChild.textContent.trim() : "nothing") + ": " + document.querySelectorAll(".opblock").length;
+})()`
+
 // TestDocsInABrowser: the page works in a real browser that can reach nothing
 // but this server.
 func TestDocsInABrowser(t *testing.T) {
@@ -93,6 +103,19 @@ func TestDocsInABrowser(t *testing.T) {
 	if len(shown.Elsewhere) > 0 {
 		t.Errorf("the page loads from elsewhere: %v", shown.Elsewhere)
 	}
+	tab.call(t, "Page.navigate", map[string]any{"url": "http://" + server.address + "/docs?api=e2b"})
+	compatible, err := openapi3.NewLoader().LoadFromData(api.E2B)
+	testkit.Must(t, err)
+	operations = 0
+	for _, item := range compatible.Paths.Map() {
+		operations += len(item.Operations())
+	}
+	testkit.WaitNoError(t, "the other document is shown", func() error {
+		if text := tab.evaluate(t, otherDocument); text != fmt.Sprintf("Wrenn, E2B-compatible: %d", operations) {
+			return fmt.Errorf("the page shows %q, want %d operations", text, operations)
+		}
+		return nil
+	})
 	for _, fault := range tab.faults {
 		t.Errorf("the browser complains: %s", fault)
 	}

@@ -60,7 +60,7 @@ type form struct {
 }
 
 // readForm reads the fields before the file, which must be the last.
-func (d *document) readForm(fields *multipart.Reader, limit int64) (*form, error) {
+func (d *checked) readForm(fields *multipart.Reader, limit int64) (*form, error) {
 	out := &form{}
 	seen := map[string]bool{}
 	for {

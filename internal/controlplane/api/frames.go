@@ -73,7 +73,7 @@ type frameSize struct {
 }
 
 // parseFrame reads a frame of a client. A binary one is input.
-func (d *document) parseFrame(binary bool, text []byte) (*clientFrame, error) {
+func (d *checked) parseFrame(binary bool, text []byte) (*clientFrame, error) {
 	if binary {
 		if len(text) == 0 || text[0] != tagStdin {
 			return nil, invalid("a binary frame starts with the byte 0, for input")

@@ -405,8 +405,9 @@ func operationCalls() map[string][]call {
 			{name: "ok", method: "GET", path: "/ready", key: "-", status: 200, want: `{"status":"ready"}`},
 			{name: "away", service: &stub{fail: errors.New("all is lost")}, method: "GET", path: "/ready", key: "-", status: 503, code: "unavailable"},
 		},
-		"getContract": {{name: "ok", method: "GET", path: "/openapi.yaml", key: "-", status: 200, want: string(api.V1)}},
-		"getDocs":     {{name: "ok", method: "GET", path: "/docs", key: "-", status: 200}},
+		"getContract":    {{name: "ok", method: "GET", path: "/openapi.yaml", key: "-", status: 200, want: string(api.V1)}},
+		"getE2BContract": {{name: "ok", method: "GET", path: "/e2b.yaml", key: "-", status: 200, want: string(api.E2B)}},
+		"getDocs":        {{name: "ok", method: "GET", path: "/docs", key: "-", status: 200}},
 	}
 	maps.Copy(calls, keyCalls())
 	maps.Copy(calls, snapshotCalls())

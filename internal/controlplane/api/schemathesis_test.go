@@ -72,7 +72,7 @@ func (s *obliging) RevokeKey(context.Context, service.Caller, string) error { re
 // that are not in it. scripts/schemathesis.sh starts it.
 func TestSchemathesis(t *testing.T) {
 	server := serve(t, &obliging{}, func(s *Server) { s.limiter = newLimiter(1e6, 1e6) })
-	cmd := exec.CommandContext(t.Context(), "../../../scripts/schemathesis.sh", "http://"+server.address)
+	cmd := exec.CommandContext(t.Context(), "../../../scripts/schemathesis.sh", "http://"+server.address+"/openapi.yaml")
 	cmd.Env = append(os.Environ(), "WRENN_API_KEY="+testKey)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {

@@ -85,6 +85,7 @@ type Operation struct {
 type parameter struct {
 	name, in string
 	kind     string // the JSON type
+	joined   bool   // an array is one value with commas
 	schema   *jsonschema.Schema
 }
 
@@ -106,10 +107,11 @@ type documentOperation struct {
 }
 
 type documentParameter struct {
-	Ref    string         `json:"$ref"`
-	Name   string         `json:"name"`
-	In     string         `json:"in"`
-	Schema documentSchema `json:"schema"`
+	Ref     string         `json:"$ref"`
+	Name    string         `json:"name"`
+	In      string         `json:"in"`
+	Explode *bool          `json:"explode"`
+	Schema  documentSchema `json:"schema"`
 }
 
 type documentBody struct {
@@ -239,7 +241,7 @@ func (c *Contract) parameters(doc *document, list []documentParameter, at ...str
 		if kind.Ref != "" {
 			kind = doc.Components.Schemas[kind.Ref[strings.LastIndex(kind.Ref, "/")+1:]]
 		}
-		out = append(out, parameter{name: p.Name, in: p.In, kind: string(kind.Type), schema: schema})
+		out = append(out, parameter{name: p.Name, in: p.In, kind: string(kind.Type), joined: p.Explode != nil && !*p.Explode, schema: schema})
 	}
 	return out, nil
 }
@@ -294,6 +296,9 @@ func (op *Operation) CheckParameters(r *http.Request) error {
 
 // value returns the JSON value that the schema describes.
 func (p *parameter) value(values []string) (any, error) {
+	if p.joined {
+		values = strings.Split(strings.Join(values, ","), ",")
+	}
 	if p.kind == "array" {
 		list := make([]any, len(values))
 		for i, v := range values {

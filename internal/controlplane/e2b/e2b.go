@@ -1,7 +1,10 @@
-// Package e2b serves the REST surface of E2B's control plane, so that E2B's SDKs
-// and command line work with Wrenn as they are. It is a second door to the use
-// cases of package service: what one door creates the other sees. The data plane,
-// commands and files, is envd's, which clients reach through the gateway.
+// Package e2b serves the REST surface of E2B's control plane, api/e2b.yaml, so that
+// E2B's SDKs and command line work with Wrenn as they are. It is a second door to the
+// use cases of package service: what one door creates the other sees. The data
+// plane, commands and files, is envd's, which clients reach through the gateway.
+//
+// The routes are made from the document, and requests are checked against it. An
+// operation without a function here is answered with 501.
 //
 // Clients are strict: the success code of a route is exactly the documented one, a
 // list is never null, and every error is {"code": STATUS, "message": TEXT}.
@@ -12,10 +15,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,6 +28,8 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
+	"wrenn/api"
+	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -65,17 +72,22 @@ type Config struct {
 
 // Server is the surface.
 type Server struct {
-	service Service
-	count   func(string) time.Duration
-	log     *slog.Logger
-	routes  http.Handler
+	service  Service
+	count    func(string) time.Duration
+	log      *slog.Logger
+	contract *contract.Contract
+	routes   chi.Router
 }
 
-// New returns the surface.
-func New(cfg Config) *Server {
-	s := &Server{service: cfg.Service, count: cfg.Count, log: cfg.Log}
-	s.routes = s.router()
-	return s
+// New returns the surface. It fails when the embedded document is invalid.
+func New(cfg Config) (*Server, error) {
+	loaded, err := contract.Load(api.E2B)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{service: cfg.Service, count: cfg.Count, log: cfg.Log, contract: loaded}
+	s.routes, err = s.router()
+	return s, err
 }
 
 // prefixes are the first parts of the paths that are E2B's.
@@ -84,45 +96,92 @@ var prefixes = []string{"/sandboxes", "/v2/", "/v3/", "/snapshots", "/templates"
 // InFrontOf returns a handler that gives api the requests that are not for E2B's paths.
 func (s *Server) InFrontOf(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, prefix := range prefixes {
-			if rest, ok := strings.CutPrefix(r.URL.Path, prefix); ok && (rest == "" || rest[0] == '/' || strings.HasSuffix(prefix, "/")) {
-				s.routes.ServeHTTP(w, r)
-				return
-			}
+		if serves(r.URL.Path) {
+			s.routes.ServeHTTP(w, r)
+			return
 		}
 		api.ServeHTTP(w, r)
 	})
 }
 
-// errNotBuilt answers for what E2B has and Wrenn does not have yet.
-var errNotBuilt = &failure{http.StatusNotImplemented, "Wrenn has not built this part of E2B's API yet; docs/e2b.md lists what works"}
+// serves reports whether a path is E2B's.
+func serves(path string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool {
+		rest, ok := strings.CutPrefix(path, prefix)
+		return ok && (rest == "" || rest[0] == '/' || strings.HasSuffix(prefix, "/"))
+	})
+}
 
-func (s *Server) router() http.Handler {
+// errNotBuilt answers for what E2B has and Wrenn does not have yet.
+var errNotBuilt = &failure{Status: http.StatusNotImplemented, Message: "Wrenn has not built this part of E2B's API yet; docs/e2b.md lists what works"}
+
+func notBuilt(*http.Request, service.Caller) (int, any, error) { return 0, nil, errNotBuilt }
+
+// operations are the functions of the document's operations, by their ids.
+func (s *Server) operations() map[string]operation {
+	return map[string]operation{
+		"createSandboxV1":      s.create(v1Timeout),
+		"createSandbox":        s.create(v2Timeout),
+		"listRunningSandboxes": s.listRunning,
+		"listSandboxes":        s.list,
+		"getSandbox":           s.get,
+		"killSandbox":          s.kill,
+		"setSandboxTimeout":    s.setTimeout,
+		"refreshSandbox":       s.refresh,
+		"connectSandboxV1":     s.connect,
+		"connectSandbox":       s.connect,
+		"resumeSandbox":        s.resume,
+		"pauseSandbox":         s.pause,
+		"forkSandbox":          s.fork,
+
+		"listTemplates":    s.templates,
+		"getTemplateAlias": s.alias,
+		"deleteTemplate":   s.deleteTemplate,
+	}
+}
+
+// router returns the routes of the document.
+func (s *Server) router() (chi.Router, error) {
 	root := chi.NewRouter()
 	root.Use(s.observe)
-	root.NotFound(s.handle(func(*http.Request, service.Caller) (int, any, error) { return 0, nil, errNotBuilt }))
-	root.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
-		s.refuse(w, r, &failure{http.StatusMethodNotAllowed, "method " + r.Method + " is not allowed here"})
+	root.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		s.refuse(w, r, &failure{Status: http.StatusNotFound, Message: "no such route; /docs lists them"})
 	})
-	root.Post("/sandboxes", s.handle(s.create(v1Timeout)))
-	root.Post("/v2/sandboxes", s.handle(s.create(v2Timeout)))
-	root.Get("/sandboxes", s.handle(s.listRunning))
-	root.Get("/v2/sandboxes", s.list)
-	root.Route("/sandboxes/{id}", func(r chi.Router) {
-		r.Get("/", s.handle(s.get))
-		r.Delete("/", s.handle(s.kill))
-		r.Post("/timeout", s.handle(s.setTimeout))
-		r.Post("/refreshes", s.handle(s.refresh))
-		r.Post("/connect", s.handle(s.connect))
-		r.Post("/resume", s.handle(s.resume))
-		r.Post("/pause", s.handle(s.pause))
-		r.Post("/fork", s.handle(s.fork))
+	root.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { s.refuseMethod(root, w, r) })
+	operations := s.operations()
+	for _, op := range s.contract.Operations {
+		do, built := operations[op.ID]
+		if !built {
+			do = notBuilt
+		}
+		delete(operations, op.ID)
+		root.Method(op.Method, op.Route, s.handle(op, do))
+	}
+	for id := range operations {
+		return nil, fmt.Errorf("the document has no operation %s", id)
+	}
+	return root, nil
+}
+
+func (s *Server) refuseMethod(root chi.Router, w http.ResponseWriter, r *http.Request) {
+	allowed := slices.DeleteFunc([]string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete}, func(method string) bool {
+		// For /templates/tags the router also finds /templates/{templateID}, whose methods do not count.
+		return !root.Match(chi.NewRouteContext(), method, r.URL.Path) || s.isRoute(r.URL.Path) && s.contract.Operations[method+" "+r.URL.Path] == nil
 	})
-	root.Post("/v2/sandboxes/{id}/connect", s.handle(s.connect))
-	root.Get("/templates", s.handle(s.templates))
-	root.Get("/templates/aliases/{alias}", s.handle(s.alias))
-	root.Delete("/templates/{id}", s.handle(s.deleteTemplate))
-	return root
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	s.refuse(w, r, &failure{
+		Status: http.StatusMethodNotAllowed, Message: fmt.Sprintf("this route takes %s, not %.16s", strings.Join(allowed, " and "), r.Method),
+	})
+}
+
+// isRoute reports whether a path is a route of the document that has no parameter.
+func (s *Server) isRoute(path string) bool {
+	for _, op := range s.contract.Operations {
+		if op.Route == path {
+			return true
+		}
+	}
+	return false
 }
 
 // observe logs a request and answers for one that panics.
@@ -133,7 +192,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 			fault := recover()
 			if fault != nil && fault != http.ErrAbortHandler { //nolint:errorlint // compared as net/http does: a panic's value is not wrapped
 				s.log.LogAttrs(r.Context(), slog.LevelError, "request panicked", slog.Any("err", fault), slog.String("stack", string(debug.Stack())))
-				s.refuse(seen, r, &failure{http.StatusInternalServerError, "the server has a fault; its log has the cause"})
+				s.refuse(seen, r, &failure{Status: http.StatusInternalServerError, Message: "the server has a fault; its log has the cause"})
 			}
 			s.log.LogAttrs(r.Context(), slog.LevelInfo, "request", slog.String("method", r.Method), slog.Int("status", seen.status),
 				slog.String("operation", "e2b "+chi.RouteContext(r.Context()).RoutePattern()), slog.Duration("took", time.Since(begun)))
@@ -159,16 +218,29 @@ func (r *recorder) WriteHeader(status int) {
 // Unwrap is for http.ResponseController.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
-// operation is a route: it returns the status and the body of the answer, nil for none.
+// operation does the work of a route: it returns the status and the body of the
+// answer, nil for none. A body that is a page has headers, too.
 type operation func(*http.Request, service.Caller) (status int, body any, err error)
 
-// handle runs an operation for a caller with a key.
-func (s *Server) handle(do operation) http.HandlerFunc {
+// page is the body of an answer with a part of a list.
+type page struct {
+	entries any    // a list
+	next    string // the token of the next page; "" on the last
+}
+
+// handle runs an operation for a caller with a key, if the request is as the
+// document asks for it. The type of a body does not count: it is read as JSON.
+func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		caller, ok := s.authenticate(w, r)
 		if !ok {
 			return
 		}
+		if err := check(op, r); err != nil {
+			s.refuse(w, r, err)
+			return
+		}
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // when it passes, net/http ends the request's context
 		status, body, err := do(r, caller)
 		if err != nil {
 			s.refuse(w, r, err)
@@ -176,6 +248,22 @@ func (s *Server) handle(do operation) http.HandlerFunc {
 		}
 		answer(w, status, body)
 	}
+}
+
+// check checks a request against the document.
+func check(op *contract.Operation, r *http.Request) error {
+	r.Body = http.MaxBytesReader(nil, r.Body, maxBody)
+	err := op.CheckParameters(r)
+	if err == nil {
+		err = op.CheckJSON(r)
+	}
+	if v, ok := errors.AsType[*contract.Violation](err); ok {
+		return invalid("%s", v.Message)
+	}
+	if err != nil {
+		return invalid("the body is broken, or over 1 MiB")
+	}
+	return nil
 }
 
 // authenticate finds the caller, or answers and returns false.
@@ -191,7 +279,7 @@ func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (service.C
 	}
 	if wait := s.count(caller.Key); wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
-		s.refuse(w, r, &failure{http.StatusTooManyRequests, "too many requests with this key: wait and try again"})
+		s.refuse(w, r, &failure{Status: http.StatusTooManyRequests, Message: "too many requests with this key: wait and try again"})
 		return caller, false
 	}
 	return caller, true
@@ -202,6 +290,12 @@ func answer(w http.ResponseWriter, status int, body any) {
 		w.WriteHeader(status)
 		return
 	}
+	if p, ok := body.(page); ok {
+		body = p.entries
+		if p.next != "" {
+			w.Header().Set("X-Next-Token", p.next)
+		}
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(body) // fails when the client has left
@@ -211,6 +305,7 @@ func answer(w http.ResponseWriter, status int, body any) {
 type failure struct {
 	Status  int    `json:"code"`
 	Message string `json:"message"`
+	Code    string `json:"error_code,omitempty"` // for programs
 }
 
 func (f *failure) Error() string { return f.Message }
@@ -224,17 +319,24 @@ var statuses = map[wrenn.Code]int{
 	wrenn.NoSpace: http.StatusInsufficientStorage, wrenn.GuestFailed: http.StatusUnprocessableEntity, wrenn.CutByPause: http.StatusConflict,
 }
 
+// failureOf returns err as clients get it. The text of an error that is not meant
+// for users stays in the log.
+func failureOf(err error) *failure {
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f
+	}
+	f := &failure{Status: statuses[wrenn.CodeOf(err)], Message: "the server has a fault; its log has the cause"}
+	if e, ok := errors.AsType[*wrenn.Error](err); ok {
+		f.Message = e.Message
+	}
+	return f
+}
+
 // refuse answers with err. Clients of E2B repeat requests that were answered
 // with 429, 502, 503 or 504, creates too. What may have been done must not be
 // repeated: a timeout says so.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	f, ok := errors.AsType[*failure](err)
-	if !ok {
-		f = &failure{statuses[wrenn.CodeOf(err)], "the server has a fault; its log has the cause"}
-		if e, ok := errors.AsType[*wrenn.Error](err); ok {
-			f.Message = e.Message
-		}
-	}
+	f := failureOf(err)
 	h := w.Header()
 	switch f.Status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
@@ -249,18 +351,16 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	answer(w, f.Status, f)
 }
 
-// decode reads the JSON body into out; no body is an empty object. Unknown
-// fields are ignored: SDKs add some with every version.
+// decode reads the JSON body, which was checked, into out; no body is an empty object.
 func decode(r *http.Request, out any) error {
-	text, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	if err != nil {
-		return &failure{http.StatusBadRequest, "the body is broken, or over 1 MiB"}
-	}
-	if len(strings.TrimSpace(string(text))) == 0 {
-		return nil
-	}
-	if err := json.Unmarshal(text, out); err != nil {
-		return &failure{http.StatusBadRequest, "the body is not the JSON that is expected: " + err.Error()}
+	err := json.NewDecoder(r.Body).Decode(out)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return invalid("the body is not the JSON that is expected: %s", contract.Shorten(err.Error()))
 	}
 	return nil
+}
+
+// invalid returns the failure of a request that is not as it must be.
+func invalid(format string, args ...any) error {
+	return &failure{Status: http.StatusBadRequest, Message: fmt.Sprintf(format, args...)}
 }

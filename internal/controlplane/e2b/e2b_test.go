@@ -13,7 +13,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/legacy"
+	"github.com/go-chi/chi/v5"
+
 	"wrenn"
+	"wrenn/api"
 	"wrenn/internal/controlplane/hostclient/hosttest"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/pgtest"
@@ -25,6 +32,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // surface is the real service over a database and a host in memory.
 type surface struct {
 	url, key string
+	document routers.Router
 	service  *service.Service
 	caller   service.Caller
 }
@@ -49,14 +57,17 @@ func newSurface(t *testing.T) *surface {
 	caller := service.Caller{Team: team}
 	_, key, err := svc.CreateKey(t.Context(), caller, "test")
 	testkit.Must(t, err)
-	s := New(Config{Service: svc, Count: func(string) time.Duration { return 0 }, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	s, err := New(Config{Service: svc, Count: func(string) time.Duration { return 0 }, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	testkit.Must(t, err)
 	server := httptest.NewServer(s.InFrontOf(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })))
 	t.Cleanup(server.Close)
 	testkit.WaitNoError(t, "the host is connected", func() error {
 		_, err := svc.CreateSandbox(t.Context(), caller, service.CreateSandbox{Metadata: map[string]string{"first": "1"}, SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}}})
 		return err
 	})
-	return &surface{url: server.URL, key: key, service: svc, caller: caller}
+	document, err := legacy.NewRouter(spec(t))
+	testkit.Must(t, err)
+	return &surface{url: server.URL, key: key, document: document, service: svc, caller: caller}
 }
 
 // call sends a request and checks the status. The answer is the body as JSON; an
@@ -84,10 +95,90 @@ func (s *surface) call(t *testing.T, method, path, body string, want int) (out m
 	default:
 		testkit.Must(t, json.Unmarshal(text, &out))
 	}
+	s.conforms(t, req, resp, text)
 	if code, ok := out["code"].(float64); want >= 400 && (!ok || int(code) != want || out["message"] == "") {
 		t.Errorf("%s %s: an error of the form %s", method, path, text)
 	}
 	return out, list, resp.Header
+}
+
+// spec is the document as read by a library that the server does not use.
+func spec(t *testing.T) *openapi3.T {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData(api.E2B)
+	testkit.Must(t, err)
+	return doc
+}
+
+// conforms compares an answer with the document; those for no route of it need their form alone.
+func (s *surface) conforms(t *testing.T, req *http.Request, resp *http.Response, body []byte) {
+	t.Helper()
+	local := req.Clone(t.Context())
+	local.URL.Scheme, local.URL.Host, local.Host = "", "", ""
+	route, params, err := s.document.FindRoute(local)
+	if err != nil {
+		return
+	}
+	input := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: req, Route: route, PathParams: params},
+		Status:                 resp.StatusCode, Header: resp.Header, Body: io.NopCloser(bytes.NewReader(body)),
+		Options: &openapi3filter.Options{IncludeResponseStatus: true},
+	}
+	if err := openapi3filter.ValidateResponse(t.Context(), input); err != nil {
+		t.Errorf("%s %s: %s is not in the document: %v", req.Method, req.URL, resp.Status, err)
+	}
+}
+
+// TestDocument: the router and the document have the same routes, and the document
+// says of each operation whether it is built.
+func TestDocument(t *testing.T) {
+	s, err := New(Config{Log: slog.New(slog.DiscardHandler)})
+	testkit.Must(t, err)
+	doc := spec(t)
+	testkit.Must(t, doc.Validate(t.Context()))
+	routed := map[string]bool{}
+	testkit.Must(t, chi.Walk(s.routes, func(method, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		routed[method+" "+route] = true
+		return nil
+	}))
+	operations := s.operations()
+	for path, item := range doc.Paths.Map() {
+		if !serves(path) {
+			t.Errorf("%s is not among the paths that are E2B's", path)
+		}
+		for method, op := range item.Operations() {
+			name := method + " " + path
+			if !routed[name] {
+				t.Errorf("%s is not routed", name)
+			}
+			delete(routed, name)
+			if op.OperationID == "" || op.Summary == "" || len(op.Tags) == 0 || op.Responses.Default() != nil {
+				t.Errorf("%s needs an id, a summary, a tag, and no default answer", name)
+			}
+			if _, built := operations[op.OperationID]; built == (op.Responses.Value("501") != nil) {
+				t.Errorf("%s is built (%v), or answers 501; the document says the opposite", name, built)
+			}
+			if op.Responses.Value("401") == nil || op.Responses.Value("429") == nil || op.Responses.Value("500") == nil {
+				t.Errorf("%s lacks answers that every operation has", name)
+			}
+		}
+	}
+	for name := range routed {
+		t.Errorf("%s is not in the document", name)
+	}
+}
+
+// TestPanic: an operation that panics is answered as every error is.
+func TestPanic(t *testing.T) {
+	s, err := New(Config{Log: slog.New(slog.DiscardHandler)}) // without a service
+	testkit.Must(t, err)
+	w := httptest.NewRecorder()
+	s.InFrontOf(nil).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/teams", nil))
+	var failed struct{ Code int }
+	testkit.Must(t, json.Unmarshal(w.Body.Bytes(), &failed))
+	if w.Code != 500 || failed.Code != 500 {
+		t.Errorf("a panic is answered with %d %s", w.Code, w.Body)
+	}
 }
 
 func TestLife(t *testing.T) {
@@ -193,7 +284,11 @@ func TestRefusals(t *testing.T) {
 	} {
 		s.call(t, "POST", "/v2/sandboxes", body, want)
 	}
-	s.call(t, "PATCH", "/sandboxes", "", 405)
+	if _, _, h := s.call(t, "PATCH", "/sandboxes", "", 405); h.Get("Allow") != "GET, POST" {
+		t.Errorf("allowed: %q", h.Get("Allow"))
+	}
+	s.call(t, "GET", "/sandboxes/x/y", "", 404)
+	s.call(t, "GET", "/v2/nothing", "", 404)
 	s.call(t, "POST", "/v3/templates", `{"name":"x"}`, 501)
 	s.call(t, "GET", "/secrets", "", 501)
 	s.call(t, "GET", "/sandboxes/nothing", "", 404)

@@ -4,48 +4,28 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"time"
 
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
+	"wrenn/internal/controlplane/e2b/internal/oapi"
 	"wrenn/internal/controlplane/service"
 )
 
-// template is an entry of the list of templates.
-type template struct {
-	TemplateID    string     `json:"templateID"`
-	BuildID       string     `json:"buildID"`
-	CPUCount      int        `json:"cpuCount"`
-	MemoryMB      int        `json:"memoryMB"`
-	DiskSizeMB    int        `json:"diskSizeMB"`
-	Public        bool       `json:"public"`
-	Aliases       []string   `json:"aliases"`
-	Names         []string   `json:"names"`
-	CreatedAt     time.Time  `json:"createdAt"`
-	UpdatedAt     time.Time  `json:"updatedAt"`
-	CreatedBy     *string    `json:"createdBy"`
-	LastSpawnedAt *time.Time `json:"lastSpawnedAt"`
-	SpawnCount    int        `json:"spawnCount"`
-	BuildCount    int        `json:"buildCount"`
-	EnvdVersion   string     `json:"envdVersion"`
-	BuildStatus   string     `json:"buildStatus"`
-}
-
 func (s *Server) templates(r *http.Request, c service.Caller) (int, any, error) {
 	all, err := s.service.ListTemplates(r.Context(), c)
-	out := []template{}
+	out := []oapi.Template{}
 	for i := range all {
 		out = append(out, templateOf(&all[i]))
 	}
 	return http.StatusOK, out, err
 }
 
-func templateOf(t *wrenn.Template) template {
+func templateOf(t *wrenn.Template) oapi.Template {
 	name := t.Name.String()
-	out := template{
+	out := oapi.Template{
 		TemplateID: name, Aliases: []string{name}, Names: []string{name}, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
-		CPUCount: wrenn.DefaultVCPUs, MemoryMB: wrenn.DefaultMemoryMiB, BuildStatus: "ready", Public: t.Name.Base(),
+		CPUCount: wrenn.DefaultVCPUs, MemoryMB: wrenn.DefaultMemoryMiB, BuildStatus: oapi.TemplateBuildStatusReady, Public: t.Name.Base(),
 	}
 	build := t.Current
 	if build == nil {
@@ -63,7 +43,9 @@ func templateOf(t *wrenn.Template) template {
 }
 
 // buildStatuses are the words for a template none of whose builds is ready.
-var buildStatuses = map[wrenn.GenerationState]string{wrenn.GenerationBuilding: "building", wrenn.GenerationFailed: "error"}
+var buildStatuses = map[wrenn.GenerationState]oapi.TemplateBuildStatus{
+	wrenn.GenerationBuilding: oapi.TemplateBuildStatusBuilding, wrenn.GenerationFailed: oapi.TemplateBuildStatusError,
+}
 
 // alias answers 200 when the template exists, else 404.
 func (s *Server) alias(r *http.Request, c service.Caller) (int, any, error) {
@@ -73,16 +55,16 @@ func (s *Server) alias(r *http.Request, c service.Caller) (int, any, error) {
 	}
 	t, err := s.service.Template(r.Context(), c, name)
 	if code := wrenn.CodeOf(err); code == wrenn.NotFound || code == wrenn.Invalid {
-		return 0, nil, &failure{http.StatusNotFound, fmt.Sprintf("template '%.100s' not found", name)}
+		return 0, nil, &failure{Status: http.StatusNotFound, Message: fmt.Sprintf("template '%.100s' not found", name)}
 	}
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, map[string]any{"templateID": t.Name.String(), "public": false}, nil
+	return http.StatusOK, oapi.TemplateAlias{TemplateID: t.Name.String(), Public: t.Name.Base()}, nil
 }
 
 func (s *Server) deleteTemplate(r *http.Request, c service.Caller) (int, any, error) {
-	name, err := templateName(r, "id")
+	name, err := templateName(r, "templateID")
 	if err != nil {
 		return 0, nil, err
 	}
@@ -93,7 +75,7 @@ func (s *Server) deleteTemplate(r *http.Request, c service.Caller) (int, any, er
 func templateName(r *http.Request, parameter string) (string, error) {
 	name, err := url.PathUnescape(chi.URLParam(r, parameter))
 	if err != nil {
-		return "", &failure{http.StatusBadRequest, "the path is not escaped as it must be"}
+		return "", invalid("the path is not escaped as it must be")
 	}
 	return name, nil
 }

@@ -1,11 +1,10 @@
 package e2b
 
 import (
-	"encoding/json"
-	"net/http"
 	"time"
 
 	"wrenn"
+	"wrenn/internal/controlplane/e2b/internal/oapi"
 )
 
 // envdVersion turns on the features of clients; envd speaks this version's protocol.
@@ -20,87 +19,37 @@ const (
 	v2Timeout = 5 * time.Minute
 )
 
-// newSandbox is the body of a create. Fields that change what a sandbox may do
-// and are not built are read in order to be refused.
-type newSandbox struct {
-	TemplateID string            `json:"templateID"`
-	Timeout    *int64            `json:"timeout"` // seconds
-	Metadata   map[string]string `json:"metadata"`
-	EnvVars    map[string]string `json:"envVars"`
-	AutoPause  bool              `json:"autoPause"`
-	AutoResume struct {
-		Enabled bool `json:"enabled"`
-	} `json:"autoResume"`
-
-	AutoPauseMemory     *bool           `json:"autoPauseMemory"`
-	AllowInternetAccess *bool           `json:"allow_internet_access"`
-	Network             json.RawMessage `json:"network"`
-	IAM                 json.RawMessage `json:"iam"`
-	MCP                 json.RawMessage `json:"mcp"`
-	VolumeMounts        json.RawMessage `json:"volumeMounts"`
-}
-
 // refuseUnbuilt returns an error that names the first field that asks for what is not built.
-func (n *newSandbox) refuseUnbuilt() error {
-	for name, asked := range map[string]bool{
-		"autoPauseMemory: false":       n.AutoPauseMemory != nil && !*n.AutoPauseMemory,
-		"allow_internet_access: false": n.AllowInternetAccess != nil && !*n.AllowInternetAccess,
-		"network":                      given(n.Network), "iam": given(n.IAM), "mcp": given(n.MCP), "volumeMounts": given(n.VolumeMounts),
+func refuseUnbuilt(n *oapi.NewSandbox) error {
+	for _, field := range []struct {
+		name  string
+		asked bool
+	}{
+		{"autoPauseMemory: false", n.AutoPauseMemory != nil && !*n.AutoPauseMemory},
+		{"allow_internet_access: false", n.AllowInternetAccess != nil && !*n.AllowInternetAccess},
+		{"network", len(n.Network) > 0},
+		{"iam", len(n.Iam) > 0},
+		{"mcp", len(n.Mcp) > 0},
+		{"volumeMounts", len(n.VolumeMounts) > 0},
 	} {
-		if asked {
-			return &failure{http.StatusBadRequest, name + " is not built yet; docs/e2b.md lists what works"}
+		if field.asked {
+			return invalid("%s is not built yet; docs/e2b.md lists what works", field.name)
 		}
 	}
 	return nil
 }
 
-// given reports whether a value is more than an empty one.
-func given(value json.RawMessage) bool {
-	switch string(value) {
-	case "", "null", "{}", "[]":
-		return false
+func detailOf(sb *wrenn.Sandbox, token string) oapi.SandboxDetail {
+	l := listedOf(sb)
+	onTimeout := oapi.LifecycleOnTimeoutKill
+	if sb.OnTimeout == wrenn.PauseOnTimeout {
+		onTimeout = oapi.LifecycleOnTimeoutPause
 	}
-	return true
-}
-
-// sandbox is the answer to a create and a connect.
-type sandbox struct {
-	TemplateID  string  `json:"templateID"`
-	SandboxID   string  `json:"sandboxID"`
-	ClientID    string  `json:"clientID"`
-	Alias       string  `json:"alias"`
-	EnvdVersion string  `json:"envdVersion"`
-	Token       string  `json:"envdAccessToken"`
-	Domain      *string `json:"domain"` // null: the one that the client is configured with
-}
-
-// listed is an entry of a list.
-type listed struct {
-	TemplateID  string            `json:"templateID"`
-	Alias       string            `json:"alias"`
-	SandboxID   string            `json:"sandboxID"`
-	ClientID    string            `json:"clientID"`
-	StartedAt   time.Time         `json:"startedAt"`
-	EndAt       time.Time         `json:"endAt"`
-	CPUCount    int               `json:"cpuCount"`
-	MemoryMB    int               `json:"memoryMB"`
-	DiskSizeMB  int               `json:"diskSizeMB"`
-	Metadata    map[string]string `json:"metadata"`
-	State       string            `json:"state"`
-	EnvdVersion string            `json:"envdVersion"`
-}
-
-// detail is a sandbox as get shows it.
-type detail struct {
-	listed
-	Token     string    `json:"envdAccessToken"`
-	Domain    *string   `json:"domain"`
-	Lifecycle lifecycle `json:"lifecycle"`
-}
-
-type lifecycle struct {
-	AutoResume bool   `json:"autoResume"`
-	OnTimeout  string `json:"onTimeout"`
+	return oapi.SandboxDetail{
+		TemplateID: l.TemplateID, Alias: l.Alias, SandboxID: l.SandboxID, ClientID: l.ClientID, StartedAt: l.StartedAt, EndAt: l.EndAt,
+		CPUCount: l.CPUCount, MemoryMB: l.MemoryMB, DiskSizeMB: l.DiskSizeMB, Metadata: l.Metadata, State: l.State, EnvdVersion: l.EnvdVersion,
+		EnvdAccessToken: token, Lifecycle: oapi.Lifecycle{AutoResume: sb.AutoResume, OnTimeout: onTimeout},
+	}
 }
 
 // diskSizeMB is the size of every sandbox's disk.
@@ -109,12 +58,12 @@ const diskSizeMB = 10 << 10
 // noEnd is the end of a sandbox that has none, as far as clients can count.
 const noEnd = 100 * 365 * 24 * time.Hour
 
-func listedOf(sb *wrenn.Sandbox) listed {
-	metadata := sb.Metadata
+func listedOf(sb *wrenn.Sandbox) oapi.ListedSandbox {
+	metadata := oapi.Metadata(sb.Metadata)
 	if metadata == nil {
-		metadata = map[string]string{}
+		metadata = oapi.Metadata{}
 	}
-	return listed{
+	return oapi.ListedSandbox{
 		TemplateID: sb.Template, Alias: sb.Template, SandboxID: string(sb.ID), ClientID: clientID,
 		StartedAt: orCreated(sb.StartedAt, sb), EndAt: endOf(sb),
 		CPUCount: sb.VCPUs, MemoryMB: sb.MemoryMiB, DiskSizeMB: diskSizeMB,
@@ -140,17 +89,12 @@ func endOf(sb *wrenn.Sandbox) time.Time {
 	return orCreated(sb.LastActiveAt, sb).Add(sb.Timeout)
 }
 
-// Clients know two states only.
-const (
-	stateRunning = "running"
-	statePaused  = "paused"
-)
-
-func stateOf(sb *wrenn.Sandbox) string {
+// stateOf returns one of the two states that clients know.
+func stateOf(sb *wrenn.Sandbox) oapi.SandboxState {
 	if sb.State == wrenn.Paused || sb.State == wrenn.Pausing {
-		return statePaused
+		return oapi.Paused
 	}
-	return stateRunning
+	return oapi.Running
 }
 
 // lives reports whether clients see the sandbox.
