@@ -84,6 +84,9 @@ type SandboxSpec struct {
 	EndOfLife
 	AutoResume bool              // calls that need the sandbox resume it when it is paused
 	Env        map[string]string // of every command
+	// AccessToken is what callers of the agent in the sandbox must send; "" is none.
+	// Rows do not have it. It must not be logged.
+	AccessToken string
 }
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.

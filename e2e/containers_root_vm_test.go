@@ -102,7 +102,7 @@ func TestContainers(t *testing.T) {
 		step(t, sb, "user", runPodman, "0")
 	}
 	t.Run("fork", func(t *testing.T) {
-		copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+		copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
 		if err == nil {
 			err = copies[0].Err
 		}

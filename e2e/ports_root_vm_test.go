@@ -38,6 +38,10 @@ func testPorts(t *testing.T, e *everything, id string) {
 	if status, _ := fetch(t, fmt.Sprintf("%s/p/%s/49983/envs", base, id), ""); status != http.StatusUnauthorized {
 		t.Errorf("envd answers %d without a token", status)
 	}
+	const inside = "import urllib.request, urllib.error\ntry: urllib.request.urlopen('http://127.0.0.1:49983/envs'); print('open')\nexcept urllib.error.HTTPError as e: print(e.code)"
+	if got := e.must(t, nil, "sandbox", "exec", id, "--", "python3", "-c", inside); strings.TrimSpace(got) != "401" {
+		t.Errorf("a program in the sandbox gets %q of envd without a token, want 401", got)
+	}
 	forward := startChild(t, e.command("port-forward", id, fmt.Sprintf("0:%d", port)))
 	if !forward.out.wait("->", patience) {
 		t.Fatalf("port-forward prints %q", forward.out)

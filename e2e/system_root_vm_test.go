@@ -120,7 +120,7 @@ func TestGuestIsFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	alive("after a resume:", sb)
-	forked, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+	forked, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
 	if err != nil || forked[0].Err != nil {
 		t.Fatal(err, forked)
 	}
@@ -152,7 +152,7 @@ func TestGuestClock(t *testing.T) {
 	if err := sb.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	forked, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+	forked, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
 	if err != nil || forked[0].Err != nil {
 		t.Fatal(err, forked)
 	}

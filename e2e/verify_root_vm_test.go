@@ -113,7 +113,7 @@ func (a verifyAPI) Fork(ctx context.Context, id string, n int) ([]string, error)
 		ids = append(ids, wrenn.NewSandboxID())
 	}
 	began := time.Now()
-	copies, err := a.boxes[id].Fork(ctx, ids)
+	copies, err := a.boxes[id].Fork(ctx, ids, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ type (
 	fork struct {
 		ID     wrenn.SandboxID
 		Copies []wrenn.SandboxID
+		Tokens map[wrenn.SandboxID]string
 	}
 	checkpoints struct {
 		List []wrenn.Checkpoint
@@ -57,9 +58,9 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, "inventory", hostwire.Inventory, never(func(m *pb.ListSandboxesResponse) wrenn.Inventory {
 		return hostwire.ParseInventory("host", m)
 	}), func(w *wrenn.Inventory) { w.Host = "host" }) // which the caller knows
-	roundTrip(t, "fork", func(w fork) *pb.ForkSandboxRequest { return hostwire.ForkRequest(w.ID, w.Copies) },
+	roundTrip(t, "fork", func(w fork) *pb.ForkSandboxRequest { return hostwire.ForkRequest(w.ID, w.Copies, w.Tokens) },
 		func(m *pb.ForkSandboxRequest) (w fork, err error) {
-			w.ID, w.Copies, err = hostwire.ParseForkRequest(m)
+			w.ID, w.Copies, w.Tokens, err = hostwire.ParseForkRequest(m)
 			return w, err
 		}, nil)
 	roundTrip(t, "fork results", hostwire.ForkResults, never(hostwire.ParseForkResults), nil)
@@ -216,7 +217,8 @@ func fillWord(t *testing.T, v reflect.Value, choice int) {
 			fillWord(t, v.Index(i), choice)
 		}
 	case reflect.Map:
-		v.Set(reflect.ValueOf(map[string]string{"name": "value"}))
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(reflect.ValueOf("name").Convert(v.Type().Key()), reflect.ValueOf("value"))
 	case reflect.Struct:
 		fillStruct(t, v, choice)
 	default:

@@ -17,6 +17,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Generation),
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
+		AccessToken: spec.AccessToken,
 	}
 }
 
@@ -25,7 +26,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 	spec := wrenn.SandboxSpec{
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec())},
-		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(),
+		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
 	if err != nil {
@@ -139,28 +140,40 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 	}
 }
 
-// ForkRequest asks for copies of a sandbox.
-func ForkRequest(id wrenn.SandboxID, copies []wrenn.SandboxID) *pb.ForkSandboxRequest {
+// ForkRequest asks for copies of a sandbox, with the access tokens of their agents.
+func ForkRequest(id wrenn.SandboxID, copies []wrenn.SandboxID, tokens map[wrenn.SandboxID]string) *pb.ForkSandboxRequest {
 	msg := &pb.ForkSandboxRequest{SandboxId: string(id)}
 	for _, id := range copies {
 		msg.NewIds = append(msg.NewIds, string(id))
 	}
+	for id, token := range tokens {
+		if msg.AccessTokens == nil {
+			msg.AccessTokens = map[string]string{}
+		}
+		msg.AccessTokens[string(id)] = token
+	}
 	return msg
 }
 
-// ParseForkRequest reads which copies are wanted.
-func ParseForkRequest(msg *pb.ForkSandboxRequest) (id wrenn.SandboxID, copies []wrenn.SandboxID, err error) {
+// ParseForkRequest reads which copies are wanted, and the access tokens of their agents.
+func ParseForkRequest(msg *pb.ForkSandboxRequest) (id wrenn.SandboxID, copies []wrenn.SandboxID, tokens map[wrenn.SandboxID]string, err error) {
 	if id, err = wrenn.ParseSandboxID(msg.GetSandboxId()); err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	for _, text := range msg.GetNewIds() {
 		copied, err := wrenn.ParseSandboxID(text)
 		if err != nil {
-			return "", nil, err
+			return "", nil, nil, err
 		}
 		copies = append(copies, copied)
 	}
-	return id, copies, nil
+	for copied, token := range msg.GetAccessTokens() { // one of no copy has no effect
+		if tokens == nil {
+			tokens = map[wrenn.SandboxID]string{}
+		}
+		tokens[wrenn.SandboxID(copied)] = token
+	}
+	return id, copies, tokens, nil
 }
 
 // ForkResults says what became of each copy. The message of an error is for the user.

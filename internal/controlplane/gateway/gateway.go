@@ -153,6 +153,10 @@ func (g *Gateway) refuse(r *http.Request, to target) (status int, message string
 	if reason := accesstoken.Refuse(inner, token, time.Now()); reason != "" {
 		return http.StatusUnauthorized, reason
 	}
+	if inner.URL.Path == "/files" {
+		// envd checks as well. The signature was made without the user that rewrite names.
+		r.Header.Set(accesstoken.Header, token)
+	}
 	return 0, ""
 }
 

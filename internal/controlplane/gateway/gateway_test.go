@@ -271,6 +271,9 @@ func TestEnvd(t *testing.T) {
 			}
 		})
 	}
+	if _, body, _ := get(t, http.MethodGet, server.URL+"/files?path=a&"+signed, "", "E2b-Sandbox-Id", id); !strings.Contains(body, `"X-Access-Token":["`+token+`"]`) {
+		t.Errorf("envd gets a signed request as %s, without the token that it asks for", body)
+	}
 	if _, body, _ := get(t, http.MethodGet, server.URL+"/files", "", "E2b-Sandbox-Id", id); body != `{"message":"missing signature query parameter","code":401}` {
 		t.Errorf("unsigned: %s", body)
 	}

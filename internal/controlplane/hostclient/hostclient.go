@@ -230,9 +230,10 @@ func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID) error {
 	return err
 }
 
-// Resume continues a paused sandbox; twice is allowed.
-func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID) error {
-	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &pb.ResumeSandboxRequest{SandboxId: string(id)})
+// Resume continues a paused sandbox; twice is allowed. Token is the access token of
+// its agent, for a sandbox that was created without one.
+func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) error {
+	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &pb.ResumeSandboxRequest{SandboxId: string(id), AccessToken: token})
 	return err
 }
 

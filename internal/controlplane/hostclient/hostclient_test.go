@@ -59,7 +59,7 @@ func TestLife(t *testing.T) {
 	}
 	for _, step := range []func() error{
 		func() error { return c.Pause(t.Context(), id) },
-		func() error { return c.Resume(t.Context(), id) },
+		func() error { return c.Resume(t.Context(), id, "") },
 		func() error { return c.Extend(t.Context(), id, time.Hour) },
 	} {
 		if err := step(); err != nil {

@@ -10,9 +10,10 @@ import (
 
 // Fork makes running copies of a sandbox. It returns an error for each copy, in
 // the order of ids; nil is a copy that runs. Repeating it is safe. When the call
-// itself fails, copies may exist or not: Destroy them.
-func (c *Client) Fork(ctx context.Context, id wrenn.SandboxID, ids []wrenn.SandboxID) ([]error, error) {
-	res, err := call(ctx, c, c.deadlines.Create, c.rpc.ForkSandbox, hostwire.ForkRequest(id, ids))
+// itself fails, copies may exist or not: Destroy them. Tokens are the access tokens
+// of the copies' agents.
+func (c *Client) Fork(ctx context.Context, id wrenn.SandboxID, ids []wrenn.SandboxID, tokens map[wrenn.SandboxID]string) ([]error, error) {
+	res, err := call(ctx, c, c.deadlines.Create, c.rpc.ForkSandbox, hostwire.ForkRequest(id, ids, tokens))
 	if err != nil {
 		return nil, err
 	}

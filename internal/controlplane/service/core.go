@@ -28,6 +28,7 @@ type core struct {
 	reconciler *reconcile.Loop
 	released   *releaseQueue
 	used       *uses[wrenn.SandboxID]
+	tokens     *accessTokens
 	log        *slog.Logger
 }
 

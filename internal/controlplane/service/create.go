@@ -71,9 +71,15 @@ func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
 // answers that it is full has made nothing, so another one is asked, unless it
 // must be only.
 func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, only wrenn.HostID, start starting) (*wrenn.Sandbox, error) {
+	spec := sb.SandboxSpec
+	var err error
+	if spec.AccessToken, err = s.tokens.of(ctx, sb.ID); err != nil {
+		on.release(0)
+		return nil, start.abandon(ctx, sb, err)
+	}
 	full := map[wrenn.HostID]bool{}
 	for {
-		refused := on.client.Create(ctx, sb.ID, sb.SandboxSpec)
+		refused := on.client.Create(ctx, sb.ID, spec)
 		if refused == nil {
 			on.release(1)
 			return start.finish(ctx, sb)

@@ -98,7 +98,11 @@ func (f *fork) run(ctx context.Context) {
 		ids[i] = f.copies[i].row.ID
 	}
 	reserved := f.hosts.members[f.parent.Host].reserve(len(ids), f.parent.MemoryMiB)
-	results, err := f.host.Fork(ctx, f.parent.ID, ids)
+	tokens, err := f.tokens.ofAll(ctx, ids)
+	var results []error
+	if err == nil {
+		results, err = f.host.Fork(ctx, f.parent.ID, ids, tokens)
+	}
 	if err != nil {
 		err = f.markLostIfNotFound(ctx, f.parent, err)
 	}

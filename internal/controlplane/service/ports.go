@@ -3,21 +3,14 @@ package service
 import (
 	"context"
 	"net"
-	"sync"
 
 	"wrenn"
-	"wrenn/internal/accesstoken"
 	"wrenn/internal/controlplane/hostclient"
 )
 
 // Ports connects to the ports of sandboxes: of any team for the gateway, whose
 // callers need no key, of the caller's team for the API.
-type Ports struct {
-	*core
-
-	mu   sync.Mutex // guards seed
-	seed []byte     // of access tokens; nil until it was read
-}
+type Ports struct{ *core }
 
 // ConnectPort connects to a TCP port of a sandbox of the caller's team; see DialPort.
 func (p *Ports) ConnectPort(ctx context.Context, c Caller, id wrenn.SandboxID, port uint16) (net.Conn, error) {
@@ -68,14 +61,5 @@ func (p *Ports) Used(id wrenn.SandboxID) { p.used.add(id) }
 // AccessToken returns the token that callers of a sandbox's envd must have. It
 // stays the same for the sandbox's life. It is not checked whether the sandbox exists.
 func (p *Ports) AccessToken(ctx context.Context, id wrenn.SandboxID) (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.seed == nil {
-		seed, err := p.store.AccessTokenSeed(ctx)
-		if err != nil {
-			return "", err
-		}
-		p.seed = seed
-	}
-	return accesstoken.For(p.seed, id), nil
+	return p.tokens.of(ctx, id)
 }

@@ -108,13 +108,13 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	hosts.changed = reconciler.Notify
 	c := &core{
 		limits: cfg.Limits, deadlines: cfg.Deadlines, store: store, hosts: hosts, reconciler: reconciler,
-		released: newReleaseQueue(), used: &uses[wrenn.SandboxID]{}, log: log,
+		released: newReleaseQueue(), used: &uses[wrenn.SandboxID]{}, tokens: &accessTokens{store: store}, log: log,
 	}
 	builds := make(chan *build)
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: &Ports{core: c}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: &Ports{c}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.GenerationID]bool{}},
 		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},

@@ -14,13 +14,25 @@ import (
 // The row is in via while the call runs.
 type transition struct {
 	from, via, to wrenn.State
-	call          func(*hostclient.Client, context.Context, wrenn.SandboxID) error
+	call          func(*core, context.Context, *hostclient.Client, wrenn.SandboxID) error
 }
 
 var (
-	pausing  = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*hostclient.Client).Pause}
-	resuming = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*hostclient.Client).Resume}
+	pausing  = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*core).pauseOn}
+	resuming = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).resumeOn}
 )
+
+func (*core) pauseOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
+	return host.Pause(ctx, id)
+}
+
+func (c *core) resumeOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
+	token, err := c.tokens.of(ctx, id)
+	if err != nil {
+		return err
+	}
+	return host.Resume(ctx, id, token)
+}
 
 // pollRow is how often a row is read that another request is about to move.
 const pollRow = 100 * time.Millisecond
@@ -48,7 +60,7 @@ func (c *core) transition(ctx context.Context, caller Caller, id wrenn.SandboxID
 // pauses and wakes sandboxes by itself, and the row follows a little later.
 // ErrConflict when the row followed during the call.
 func (c *core) confirm(ctx context.Context, _ Caller, sb *wrenn.Sandbox, host *hostclient.Client, t transition) (*wrenn.Sandbox, error) {
-	if err := t.call(host, ctx, sb.ID); err != nil {
+	if err := t.call(c, ctx, host, sb.ID); err != nil {
 		return nil, c.markLostIfNotFound(ctx, sb, err)
 	}
 	now, err := c.store.Sandbox(ctx, sb.ID)
@@ -69,7 +81,7 @@ func (c *core) tryTransition(ctx context.Context, caller Caller, sb *wrenn.Sandb
 		return nil, err
 	}
 	sb = moved
-	if err = t.call(host, ctx, sb.ID); err == nil {
+	if err = t.call(c, ctx, host, sb.ID); err == nil {
 		now, err := c.writeState(ctx, sb, t.to, caller.actor())
 		c.handToReconcilerIfUnsure(ctx, sb, err)
 		return now, err
@@ -106,7 +118,7 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		case wrenn.Paused:
 			_, err = c.tryTransition(ctx, caller, sb, host, resuming)
 		case wrenn.Resuming:
-			err = host.Resume(ctx, id)
+			err = c.resumeOn(ctx, host, id)
 		case wrenn.Pausing:
 			sleep(ctx, pollRow)
 			if err = context.Cause(ctx); err == nil {

@@ -19,7 +19,7 @@ import (
 // host, so that a copy of a sandbox can get another token, but from programs in the guest.
 func Require(s *settings.Settings, deny func(w http.ResponseWriter, status int, message string), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if reason := refuse(r, s.Get().Token, time.Now()); reason != "" {
+		if reason := refuse(r, s.Token(), time.Now()); reason != "" {
 			deny(w, http.StatusUnauthorized, reason)
 			return
 		}

@@ -34,6 +34,14 @@ func (s *Settings) Get() Values {
 	return v
 }
 
+// Token returns the Token of the values. Every request needs it, and Get copies the
+// environment.
+func (s *Settings) Token() string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.values.Token
+}
+
 // Update changes the values in one step; change must not call s.
 func (s *Settings) Update(change func(*Values)) {
 	s.mu.Lock()

@@ -27,9 +27,10 @@ type Forked struct {
 // Fork makes copies of a running or paused sandbox, which continues as it was: all
 // of the same moment, each with its own identity, and with the template and
 // timeouts of the sandbox. The answer has one entry for each id, in order.
+// Tokens are the access tokens of the copies' agents.
 // It may be repeated after a lost answer: existing copies stay as they are.
 // Invalid for no ids, too many, or one twice; other errors are of single copies.
-func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID) ([]Forked, error) {
+func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID, tokens map[wrenn.SandboxID]string) ([]Forked, error) {
 	if err := checkForks(s.id, ids); err != nil {
 		return nil, err
 	}
@@ -46,7 +47,7 @@ func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID) ([]Forked, er
 	work.SetLimit(forksPerCPU * runtime.GOMAXPROCS(0))
 	for i, id := range ids {
 		work.Go(func() error {
-			copies[i] = s.forkOne(ctx, id, source)
+			copies[i] = s.forkOne(ctx, id, tokens[id], source)
 			return nil
 		})
 	}
@@ -72,9 +73,10 @@ func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
 }
 
 // forkOne makes a copy, unless it exists, from the snapshot that source names.
-func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, source func() (string, error)) Forked {
+func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, token string, source func() (string, error)) Forked {
 	req := s.request
 	req.id, req.parent, req.Env, req.Timeout = id, s.id, nil, s.Info().Timeout // the guest has its environment
+	req.AccessToken = token
 	sb, err := s.host.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) {
 		snap, err := source()
 		if err != nil {

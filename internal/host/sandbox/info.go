@@ -13,6 +13,12 @@ type request struct {
 	snapshot string          // what a machine of the warm pool is restored from
 }
 
+// isInternal reports whether the sandbox belongs to no user: its agent gets a token
+// that only this host agent knows.
+func (r *request) isInternal() bool {
+	return r.Template == journal.BuildTemplate || r.Template == journal.PoolTemplate
+}
+
 // Info is what a sandbox was like at one moment. It is the sandbox as the
 // control plane sees it, and its exact status.
 type Info struct {

@@ -170,7 +170,7 @@ func TestWhatASandboxMissesDoesNotMakeItLost(t *testing.T) {
 		}
 	}
 	fork := func() error {
-		copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+		copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
 		must(t, err)
 		return copies[0].Err
 	}
@@ -319,7 +319,7 @@ func TestFork(t *testing.T) {
 	sb := ensure(t, m, wrenn.SandboxSpec{Template: "base", Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour, OnTimeout: wrenn.PauseOnTimeout}, AutoResume: true})
 	must(t, l.mark(t.Context(), sb, 'a'))
 	ids := []wrenn.SandboxID{wrenn.NewSandboxID(), wrenn.NewSandboxID(), wrenn.NewSandboxID(), wrenn.NewSandboxID()}
-	copies, err := sb.Fork(t.Context(), ids)
+	copies, err := sb.Fork(t.Context(), ids, nil)
 	must(t, err)
 	for i, c := range copies { // of four slots three are free
 		if c.ID != ids[i] {
@@ -353,7 +353,7 @@ func TestFork(t *testing.T) {
 	// Again, after a lost answer: those that exist stay.
 	must(t, sb.Destroy(t.Context())) // makes room, and is not needed for existing copies
 	ids = slices.Delete(ids, failed, failed+1)
-	again, err := sb.Fork(t.Context(), ids)
+	again, err := sb.Fork(t.Context(), ids, nil)
 	must(t, err)
 	for _, c := range again {
 		if c.Err != nil {
@@ -379,7 +379,7 @@ func TestForkOfAPausedSandboxLetsItSleep(t *testing.T) {
 	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 	must(t, l.mark(t.Context(), sb, 'a'))
 	must(t, sb.Pause(t.Context()))
-	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()})
+	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
 	must(t, errors.Join(err, copies[0].Err))
 	destroyLater(t, copies[0].Sandbox)
 	l.wantMark(t, copies[0].Sandbox, 'a')
@@ -395,16 +395,16 @@ func TestForksThatCannotBe(t *testing.T) {
 	for name, ids := range map[string][]wrenn.SandboxID{
 		"none": nil, "twice": {one, one}, "itself": {sb.ID()}, "no id": {"x"}, "too many": make([]wrenn.SandboxID, wrenn.MaxForks+1),
 	} {
-		if _, err := sb.Fork(t.Context(), ids); wrenn.CodeOf(err) != wrenn.Invalid {
+		if _, err := sb.Fork(t.Context(), ids, nil); wrenn.CodeOf(err) != wrenn.Invalid {
 			t.Errorf("%s: Fork() = %v, want Invalid", name, err)
 		}
 	}
-	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{other.ID()})
+	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{other.ID()}, nil)
 	if err != nil || wrenn.CodeOf(copies[0].Err) != wrenn.AlreadyExists {
 		t.Errorf("Fork() into another's id = %+v, %v; want AlreadyExists", copies, err)
 	}
 	failAt(vmfake.StepMemory)(l)
-	copies, err = sb.Fork(t.Context(), []wrenn.SandboxID{one})
+	copies, err = sb.Fork(t.Context(), []wrenn.SandboxID{one}, nil)
 	if err != nil || copies[0].Err == nil {
 		t.Errorf("Fork() whose snapshot fails = %+v, %v", copies, err)
 	}

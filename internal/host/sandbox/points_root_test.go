@@ -65,7 +65,7 @@ func (w *wholeLife) deeds() []deed {
 		})},
 		{"", mark('b')},
 		{"fork", with(func(sb *Sandbox, ctx context.Context) error {
-			copies, err := sb.Fork(ctx, []wrenn.SandboxID{w.copy})
+			copies, err := sb.Fork(ctx, []wrenn.SandboxID{w.copy}, nil)
 			if err != nil {
 				return err
 			}

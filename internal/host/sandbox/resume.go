@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"sync"
 
@@ -12,10 +13,16 @@ import (
 // running. When Resume fails the sandbox is paused as before. Exhausted when its
 // memory does not fit on the host now. Several calls at once are one, which ends
 // when none of the callers waits any more.
-func (s *Sandbox) Resume(ctx context.Context) error { return s.resumes.do(ctx, s.resume) }
+func (s *Sandbox) Resume(ctx context.Context) error { return s.ResumeWithToken(ctx, "") }
+
+// ResumeWithToken is Resume, and gives the sandbox's agent the access token if it
+// has none, as sandboxes that older versions made.
+func (s *Sandbox) ResumeWithToken(ctx context.Context, token string) error {
+	return s.resumes.do(ctx, func(ctx context.Context) error { return s.resume(ctx, token) })
+}
 
 // resume is one Resume for all callers that wait for it.
-func (s *Sandbox) resume(ctx context.Context) error {
+func (s *Sandbox) resume(ctx context.Context, token string) error {
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return err
@@ -30,9 +37,10 @@ func (s *Sandbox) resume(ctx context.Context) error {
 	if err := s.host.registry.admitResume(s); err != nil {
 		return err
 	}
+	s.owner.AccessToken = cmp.Or(s.owner.AccessToken, token)
 	op := operation{name: "resume", trace: "resume", back: StatusPaused, to: StatusRunning}
 	return locked.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
-		return locked.restore(ctx, undo, s.journal.Snapshot, func(*journal.Journal) {})
+		return locked.restore(ctx, undo, s.journal.Snapshot, func(j *journal.Journal) { j.AccessToken = s.owner.AccessToken })
 	})
 }
 

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"net"
@@ -44,8 +45,11 @@ type Sandbox struct {
 func newSandbox(h *host, req request) *Sandbox {
 	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(req.Timeout, h.newVersion, h.notify)}
 	s.journal = record{reserve: h.reserve, hook: s.at}
+	if req.isInternal() {
+		req.AccessToken = rand.Text()
+	}
 	s.owner = instance.Owner{
-		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
+		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
 		Hook: s.at, Trace: s.trace,
 	}
 	return s
@@ -54,7 +58,7 @@ func newSandbox(h *host, req request) *Sandbox {
 // revive enters the sandbox of an earlier agent's journal, which was made then.
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
-		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout}, AutoResume: j.AutoResume,
+		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
 	}})
 	s.journal.open(j)
 	if j.Instance != nil {

@@ -104,7 +104,7 @@ func (s *server) ResumeSandbox(ctx context.Context, req *pb.ResumeSandboxRequest
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ResumeSandboxResponse{}, sb.Resume(ctx)
+	return &pb.ResumeSandboxResponse{}, sb.ResumeWithToken(ctx, req.GetAccessToken())
 }
 
 func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest) (*pb.ExtendSandboxResponse, error) {

@@ -11,7 +11,7 @@ import (
 )
 
 func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*pb.ForkSandboxResponse, error) {
-	id, ids, err := hostwire.ParseForkRequest(msg)
+	id, ids, tokens, err := hostwire.ParseForkRequest(msg)
 	if err != nil {
 		return nil, err
 	}
@@ -19,7 +19,7 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	copies, err := sb.Fork(ctx, ids)
+	copies, err := sb.Fork(ctx, ids, tokens)
 	if err != nil {
 		return nil, err
 	}

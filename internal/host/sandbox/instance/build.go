@@ -96,7 +96,7 @@ func (i *Instance) waitReady(ctx context.Context) error {
 		return err
 	}
 	err := i.Guest.Init(ctx, envdclient.Init{
-		Env:      i.owner.Env,
+		Env: i.owner.Env, Token: i.owner.AccessToken,
 		Identity: &envdclient.Identity{ID: string(i.owner.ID), StartCounter: i.Record.Start},
 	})
 	if err != nil && ctx.Err() != nil {
@@ -112,7 +112,7 @@ func (i *Instance) readyContext(ctx context.Context) (context.Context, context.C
 }
 
 func (i *Instance) connect() {
-	i.Guest = envdclient.New(envdclient.Config{Dial: i.Slot.DialContext, Address: network.EnvdAddress})
+	i.Guest = envdclient.New(envdclient.Config{Dial: i.Slot.DialContext, Address: network.EnvdAddress, Token: i.owner.AccessToken})
 }
 
 // park is the last step of a machine of the warm pool. Its guest has an identity

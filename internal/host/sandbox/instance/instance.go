@@ -41,6 +41,8 @@ type Owner struct {
 	Dir  string // has the disks of its instances
 	Size wrenn.Size
 	Env  map[string]string // of every command of the sandbox
+	// AccessToken is what callers of the guest's agent must send; "" is none.
+	AccessToken string
 	// Record writes what must be known of the instance, as its pending one. What
 	// names the change.
 	Record func(what string, record journal.Instance) error

@@ -67,8 +67,10 @@ type Journal struct {
 	Timeout    time.Duration   `json:"timeout,omitempty"` // ns
 	OnTimeout  wrenn.OnTimeout `json:"on_timeout,omitempty"`
 	AutoResume bool            `json:"auto_resume,omitempty"`
-	Parent     wrenn.SandboxID `json:"parent,omitempty"`  // of a fork
-	Verdict    *Verdict        `json:"verdict,omitempty"` // why the sandbox ends or has ended
+	Parent     wrenn.SandboxID `json:"parent,omitempty"` // of a fork
+	// AccessToken is what the agent in the guest asks its callers for; "" is none.
+	AccessToken string   `json:"access_token,omitempty"`
+	Verdict     *Verdict `json:"verdict,omitempty"` // why the sandbox ends or has ended
 
 	path string
 }

@@ -504,7 +504,10 @@ type CreateSandboxRequest struct {
 	// A call that needs the sandbox resumes it if it is paused.
 	AutoResume bool `protobuf:"varint,8,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
 	// The generation of the template to start from; empty is the base guest.
-	Generation    string `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation string `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What callers of the agent in the sandbox must send; empty is no token: anyone
+	// in the sandbox may call it.
+	AccessToken   string `protobuf:"bytes,10,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -598,6 +601,13 @@ func (x *CreateSandboxRequest) GetAutoResume() bool {
 func (x *CreateSandboxRequest) GetGeneration() string {
 	if x != nil {
 		return x.Generation
+	}
+	return ""
+}
+
+func (x *CreateSandboxRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
 	}
 	return ""
 }
@@ -1386,8 +1396,10 @@ func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
 }
 
 type ResumeSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// As in CreateSandboxRequest, for a sandbox that was created without one.
+	AccessToken   string `protobuf:"bytes,2,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1425,6 +1437,13 @@ func (*ResumeSandboxRequest) Descriptor() ([]byte, []int) {
 func (x *ResumeSandboxRequest) GetSandboxId() string {
 	if x != nil {
 		return x.SandboxId
+	}
+	return ""
+}
+
+func (x *ResumeSandboxRequest) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
 	}
 	return ""
 }
@@ -1469,7 +1488,9 @@ type ForkSandboxRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// The copies' ids, which the caller chooses: 1 to 100.
-	NewIds        []string `protobuf:"bytes,2,rep,name=new_ids,json=newIds,proto3" json:"new_ids,omitempty"`
+	NewIds []string `protobuf:"bytes,2,rep,name=new_ids,json=newIds,proto3" json:"new_ids,omitempty"`
+	// As in CreateSandboxRequest, by the copies' ids.
+	AccessTokens  map[string]string `protobuf:"bytes,3,rep,name=access_tokens,json=accessTokens,proto3" json:"access_tokens,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1514,6 +1535,13 @@ func (x *ForkSandboxRequest) GetSandboxId() string {
 func (x *ForkSandboxRequest) GetNewIds() []string {
 	if x != nil {
 		return x.NewIds
+	}
+	return nil
+}
+
+func (x *ForkSandboxRequest) GetAccessTokens() map[string]string {
+	if x != nil {
+		return x.AccessTokens
 	}
 	return nil
 }
@@ -4044,7 +4072,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0ememory_mb_used\x18\x04 \x01(\x04R\fmemoryMbUsed\x12\x17\n" +
 	"\adisk_mb\x18\x05 \x01(\x04R\x06diskMb\x12 \n" +
 	"\fdisk_mb_free\x18\x06 \x01(\x04R\n" +
-	"diskMbFree\"\x95\x03\n" +
+	"diskMbFree\"\xb8\x03\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -4060,7 +4088,9 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"autoResume\x12\x1e\n" +
 	"\n" +
 	"generation\x18\t \x01(\tR\n" +
-	"generation\x1a6\n" +
+	"generation\x12!\n" +
+	"\faccess_token\x18\n" +
+	" \x01(\tR\vaccessToken\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x03\n" +
@@ -4122,15 +4152,20 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x16\n" +
-	"\x14PauseSandboxResponse\"5\n" +
+	"\x14PauseSandboxResponse\"X\n" +
 	"\x14ResumeSandboxRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x17\n" +
-	"\x15ResumeSandboxResponse\"L\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12!\n" +
+	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\"\x17\n" +
+	"\x15ResumeSandboxResponse\"\xe6\x01\n" +
 	"\x12ForkSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x17\n" +
-	"\anew_ids\x18\x02 \x03(\tR\x06newIds\"I\n" +
+	"\anew_ids\x18\x02 \x03(\tR\x06newIds\x12W\n" +
+	"\raccess_tokens\x18\x03 \x03(\v22.hostagent.v1.ForkSandboxRequest.AccessTokensEntryR\faccessTokens\x1a?\n" +
+	"\x11AccessTokensEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
 	"\x13ForkSandboxResponse\x122\n" +
 	"\aresults\x18\x01 \x03(\v2\x18.hostagent.v1.ForkResultR\aresults\"Y\n" +
 	"\n" +
@@ -4388,7 +4423,7 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 }
 
 var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                    // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                // 1: hostagent.v1.SandboxStatus
@@ -4456,9 +4491,10 @@ var file_v1_hostagent_proto_goTypes = []any{
 	nil,                               // 63: hostagent.v1.CreateSandboxRequest.EnvEntry
 	nil,                               // 64: hostagent.v1.BuildTemplateRequest.EnvEntry
 	nil,                               // 65: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                               // 66: hostagent.v1.ExecRequest.EnvEntry
-	nil,                               // 67: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),     // 68: google.protobuf.Timestamp
+	nil,                               // 66: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                               // 67: hostagent.v1.ExecRequest.EnvEntry
+	nil,                               // 68: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),     // 69: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
 	7,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
@@ -4469,77 +4505,78 @@ var file_v1_hostagent_proto_depIdxs = []int32{
 	12, // 5: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
 	65, // 6: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	1,  // 7: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	26, // 8: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	27, // 9: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	27, // 10: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	40, // 11: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	68, // 12: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,  // 13: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,  // 14: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	66, // 15: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	2,  // 16: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	67, // 17: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	45, // 18: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	43, // 19: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	44, // 20: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	45, // 21: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	3,  // 22: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	48, // 23: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	49, // 24: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	2,  // 25: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	3,  // 26: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	57, // 27: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	5,  // 28: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	8,  // 29: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	18, // 30: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	20, // 31: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	22, // 32: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	38, // 33: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	24, // 34: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	28, // 35: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	30, // 36: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	32, // 37: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	34, // 38: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	36, // 39: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	9,  // 40: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	13, // 41: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	15, // 42: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	41, // 43: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	46, // 44: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	50, // 45: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	52, // 46: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	54, // 47: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	56, // 48: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	59, // 49: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	61, // 50: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	6,  // 51: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	17, // 52: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	19, // 53: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	21, // 54: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	23, // 55: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	39, // 56: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	25, // 57: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	29, // 58: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	31, // 59: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	33, // 60: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	35, // 61: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	37, // 62: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	11, // 63: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	14, // 64: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	16, // 65: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	42, // 66: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	47, // 67: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	51, // 68: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	53, // 69: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	55, // 70: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	58, // 71: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	60, // 72: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	62, // 73: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	51, // [51:74] is the sub-list for method output_type
-	28, // [28:51] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	66, // 8: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	26, // 9: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	27, // 10: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	27, // 11: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	40, // 12: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	69, // 13: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,  // 14: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,  // 15: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	67, // 16: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	2,  // 17: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	68, // 18: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	45, // 19: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	43, // 20: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	44, // 21: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	45, // 22: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	3,  // 23: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	48, // 24: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	49, // 25: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	2,  // 26: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	3,  // 27: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	57, // 28: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	5,  // 29: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	8,  // 30: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	18, // 31: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	20, // 32: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	22, // 33: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	38, // 34: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	24, // 35: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	28, // 36: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	30, // 37: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	32, // 38: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	34, // 39: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	36, // 40: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	9,  // 41: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	13, // 42: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	15, // 43: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	41, // 44: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	46, // 45: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	50, // 46: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	52, // 47: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	54, // 48: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	56, // 49: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	59, // 50: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	61, // 51: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	6,  // 52: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	17, // 53: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	19, // 54: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	21, // 55: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	23, // 56: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	39, // 57: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	25, // 58: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	29, // 59: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	31, // 60: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	33, // 61: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	35, // 62: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	37, // 63: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	11, // 64: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	14, // 65: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	16, // 66: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	42, // 67: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	47, // 68: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	51, // 69: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	53, // 70: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	55, // 71: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	58, // 72: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	60, // 73: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	62, // 74: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	52, // [52:75] is the sub-list for method output_type
+	29, // [29:52] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -4587,7 +4624,7 @@ func file_v1_hostagent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   64,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
