@@ -1,92 +1,9 @@
 package account
 
-import (
-	"errors"
-	"fmt"
-	"os"
-	"runtime"
-	"unsafe"
+import "wrenn/internal/credentials"
 
-	"golang.org/x/sys/unix"
-)
-
-// unchanged is what set*id(2) leave as it is.
-const unchanged = ^uintptr(0)
-
-// Do calls f with the user's credentials: its ids, its groups and none of
-// root's capabilities. So the kernel decides, as it does for the user's programs, what
-// f may do with files, whatever links lead where. They are the calling thread's
-// alone, so f must not leave work to other goroutines. For root, and for an agent
-// that is not root and can change to no other user, it only calls f.
-//
-// The effective ids change and not the file system's alone (setfsuid(2)), because
-// /proc/sys looks at the former. The real and the saved ones stay root's, to come back.
-func (u *User) Do(f func() error) (err error) {
-	if u.UID == 0 || os.Geteuid() != 0 {
-		return f()
-	}
-	runtime.LockOSThread()
-	if err := u.become(); err != nil {
-		return errors.Join(err, comeBack())
-	}
-	defer func() {
-		err = errors.Join(err, comeBack())
-	}()
-	return f()
-}
-
-// become changes the calling thread's credentials to the user's.
-func (u *User) become() error {
-	if err := setGroups(u.Groups); err != nil {
-		return fmt.Errorf("set the groups of user %s: %w", u.Name, err)
-	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, unchanged, uintptr(u.GID), unchanged); errno != 0 {
-		return fmt.Errorf("set the group of user %s: %w", u.Name, errno)
-	}
-	// It takes the effective capabilities away, too: capabilities(7).
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, unchanged, uintptr(u.UID), unchanged); errno != 0 {
-		return fmt.Errorf("become user %s: %w", u.Name, errno)
-	}
-	return nil
-}
-
-// comeBack gives the calling thread the agent's credentials again, and then
-// unlocks it. A thread that cannot come back stays locked, and ends with its goroutine.
-func comeBack() error {
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, unchanged, 0, unchanged); errno != 0 {
-		return fmt.Errorf("become root again: %w", errno)
-	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, unchanged, uintptr(os.Getgid()), unchanged); errno != 0 {
-		return fmt.Errorf("set root's group again: %w", errno)
-	}
-	if err := setGroups(agentGroups); err != nil {
-		return fmt.Errorf("set root's groups again: %w", err)
-	}
-	runtime.UnlockOSThread()
-	return nil
-}
-
-// agentGroups are the agent's own.
-var agentGroups = func() []uint32 {
-	groups, err := os.Getgroups()
-	if err != nil {
-		return nil // fewer rights, not more
-	}
-	own := make([]uint32, len(groups))
-	for i, group := range groups {
-		own[i] = uint32(group)
-	}
-	return own
-}()
-
-// setGroups is setgroups(2) of the calling thread; syscall.Setgroups is of all threads.
-func setGroups(groups []uint32) error {
-	if len(groups) == 0 {
-		groups = []uint32{}
-	}
-	_, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+// Do calls f with the user's credentials, as credentials.Credentials.Do does.
+func (u *User) Do(f func() error) error {
+	c := credentials.Credentials{UID: u.UID, GID: u.GID, Groups: u.Groups}
+	return c.Do(f)
 }
