@@ -12,9 +12,13 @@ type SandboxID string
 // CheckpointID names a checkpoint of a sandbox: "s" and 20 characters of [a-z0-9].
 type CheckpointID string
 
+// VolumeID names a volume: "v" and 20 characters of [a-z0-9].
+type VolumeID string
+
 const (
 	sandboxIDPrefix    = "i"
 	checkpointIDPrefix = "s"
+	volumeIDPrefix     = "v"
 	idLen              = 21
 	idAlphabet         = "abcdefghijklmnopqrstuvwxyz0123456789"
 )
@@ -24,6 +28,9 @@ func NewSandboxID() SandboxID { return SandboxID(newID(sandboxIDPrefix)) }
 
 // NewCheckpointID returns a fresh random id (about 103 bits).
 func NewCheckpointID() CheckpointID { return CheckpointID(newID(checkpointIDPrefix)) }
+
+// NewVolumeID returns a fresh random id (about 103 bits).
+func NewVolumeID() VolumeID { return VolumeID(newID(volumeIDPrefix)) }
 
 func newID(prefix string) string {
 	var b strings.Builder
@@ -48,6 +55,14 @@ func ParseSandboxID(s string) (SandboxID, error) {
 		return "", Errorf(Invalid, "%.64q is not a sandbox id: that is %q and 20 characters of a-z and 0-9", s, sandboxIDPrefix)
 	}
 	return SandboxID(s), nil
+}
+
+// ParseVolumeID returns s as an id, or an Invalid error.
+func ParseVolumeID(s string) (VolumeID, error) {
+	if !isID(s, volumeIDPrefix) {
+		return "", Errorf(Invalid, "%.64q is not a volume id: that is %q and 20 characters of a-z and 0-9", s, volumeIDPrefix)
+	}
+	return VolumeID(s), nil
 }
 
 // ParseCheckpointID returns s as an id, or an Invalid error.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/loop"
 )
 
 // Space is the size of a store, in bytes.
@@ -127,7 +128,7 @@ func (s *Store) grow(ctx context.Context, want, missing int64) error {
 	if err := image.Sync(); err != nil {
 		return fmt.Errorf("grow the store: %w", err)
 	}
-	if err := followFile(image); err != nil {
+	if err := loop.Resize(image); err != nil {
 		return fmt.Errorf("grow the store: %w", err)
 	}
 	// A crash before this line leaves a longer image, which the next growth uses.

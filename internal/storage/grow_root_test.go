@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/loop"
 	"wrenn/internal/testkit"
 )
 
@@ -146,7 +147,7 @@ func TestStoreSurvivesAnInterruptedGrowth(t *testing.T) {
 	s := openSmall(t, withoutReflink(t, "1500m"))
 	for name, step := range map[string]func(image *os.File) error{
 		"longer file":   func(*os.File) error { return nil },
-		"longer device": followFile,
+		"longer device": loop.Resize,
 	} {
 		t.Run(name, func(t *testing.T) {
 			image, err := os.OpenFile(s.image, os.O_RDWR, 0)

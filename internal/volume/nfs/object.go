@@ -31,14 +31,15 @@ type Export struct {
 // the server is started again.
 type export struct {
 	name string
-	root int
+	dir  *os.File
+	root int // the descriptor of dir
 	key  [keySize]byte
 	top  uint64 // the inode of the root
 }
 
 func newExport(e Export) (*export, error) {
 	sum := sha256.Sum256([]byte(e.Name))
-	out := &export{name: e.Name, root: int(e.Root.Fd()), key: [keySize]byte(sum[:])}
+	out := &export{name: e.Name, dir: e.Root, root: int(e.Root.Fd()), key: [keySize]byte(sum[:])}
 	var st unix.Stat_t
 	if err := unix.Fstat(out.root, &st); err != nil {
 		return nil, fmt.Errorf("export %s: %w", e.Name, err)

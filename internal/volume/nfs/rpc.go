@@ -104,12 +104,12 @@ func parseCall(record []byte) (*call, error) {
 	if c.flavor == authSys {
 		return c, c.parseUser(body)
 	}
-	c.user.UID, c.user.GID = nobody, nobody
+	c.user.UID, c.user.GID = anonymous, anonymous
 	return c, nil
 }
 
-// nobody is the user and the group of calls without credentials.
-const nobody = 65534
+// anonymous is the user and the group of calls without credentials.
+const anonymous = 65534
 
 // parseUser parses the credentials of AUTH_SYS.
 func (c *call) parseUser(body []byte) error {

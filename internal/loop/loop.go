@@ -1,4 +1,5 @@
-package storage
+// Package loop attaches files to loop devices (loop(4)).
+package loop
 
 import (
 	"errors"
@@ -10,32 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountLoop mounts the image at dir. The loop device is detached with the unmount.
-func mountLoop(image, dir string) error {
-	backing, err := os.OpenFile(image, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer backing.Close()
-	loop, err := attachedLoop(backing)
-	if loop == nil && err == nil {
-		loop, err = attachLoop(backing)
+// Attach returns the loop device that the file is attached to, and attaches it if
+// necessary. The device is detached when its last user, such as a mount, has gone;
+// the caller must close it.
+func Attach(backing *os.File) (*os.File, error) {
+	device, err := Find(backing)
+	if device == nil && err == nil {
+		device, err = attach(backing)
 	}
 	if err != nil {
-		return fmt.Errorf("loop device: %w", err)
+		return nil, fmt.Errorf("loop device: %w", err)
 	}
-	defer loop.Close() // autoclear: it stays while it is mounted
-	if err := unix.Mount(loop.Name(), dir, "xfs", unix.MS_NOATIME, ""); err != nil {
-		return fmt.Errorf("mount %s: %w", image, err)
-	}
-	return nil
+	return device, nil
 }
 
-// attachedLoop returns the loop device that the file is attached to, nil if there
-// is none. The file system is then still mounted in the mount namespace of some
+// Find returns the loop device that the file is attached to, nil if there
+// is none. A file system in it is then still mounted in the mount namespace of some
 // process that is older than the unmount. A second device for the same blocks
-// would corrupt it; XFS refuses that.
-func attachedLoop(backing *os.File) (*os.File, error) {
+// would corrupt it. The caller must close it.
+func Find(backing *os.File) (*os.File, error) {
 	var file unix.Stat_t
 	if err := unix.Fstat(int(backing.Fd()), &file); err != nil {
 		return nil, err
@@ -60,8 +54,8 @@ func attachedLoop(backing *os.File) (*os.File, error) {
 	return nil, nil
 }
 
-// attachLoop attaches the file to a free loop device, see loop(4).
-func attachLoop(backing *os.File) (*os.File, error) {
+// attach attaches the file to a free loop device, see loop(4).
+func attach(backing *os.File) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -91,17 +85,17 @@ func attachLoop(backing *os.File) (*os.File, error) {
 // loopSetCapacity is LOOP_SET_CAPACITY of <linux/loop.h>, see loop(4).
 const loopSetCapacity = 0x4C07
 
-// followFile tells the loop device of an attached image that the file's size has changed.
-func followFile(backing *os.File) error {
-	loop, err := attachedLoop(backing)
-	if err == nil && loop == nil {
-		err = errors.New("the image is not attached")
+// Resize tells the loop device of an attached file that the file's size has changed.
+func Resize(backing *os.File) error {
+	device, err := Find(backing)
+	if err == nil && device == nil {
+		err = errors.New("the file is not attached")
 	}
 	if err != nil {
 		return fmt.Errorf("loop device: %w", err)
 	}
-	defer loop.Close()
-	if err := unix.IoctlSetInt(int(loop.Fd()), loopSetCapacity, 0); err != nil {
+	defer device.Close()
+	if err := unix.IoctlSetInt(int(device.Fd()), loopSetCapacity, 0); err != nil {
 		return fmt.Errorf("size of the loop device: %w", err)
 	}
 	return nil
