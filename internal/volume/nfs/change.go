@@ -10,8 +10,8 @@ import (
 // Linux's client asks for changes of names to be on the disk when it has the answer,
 // because fsync of a directory sends it nothing. The server does that for what
 // programs rely on to replace a file as a whole: rename and link. Other changes of
-// names, as on a local disk, are there after a crash if something in the file was
-// synced, or at the latest after the journal's five seconds.
+// names survive a crash of the host as on a local disk: when the file was synced,
+// and otherwise after five seconds, when the journal is committed.
 
 func (s *Server) setattr(c *call, d *decoder, e *encoder) error {
 	return s.with(d, func(o *object) error {

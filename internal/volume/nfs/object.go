@@ -164,7 +164,7 @@ func checkName(name string) error {
 
 // reopen opens a regular file for data. flag is O_RDONLY or O_WRONLY. The client's
 // kernel checked the access when a program opened the file; the file's mode may have
-// changed since. So the owner always has access, and whoever may run a file may read
+// changed since. So the owner always has access, and a user who may run a file may read
 // it, as RFC 1813 asks for in section 4.4. The kernel decides about all others.
 func (o *object) reopen(c *call, flag int) (fd int, err error) {
 	st, err := o.stat()
