@@ -108,7 +108,7 @@ func format(ctx context.Context, path string, sizeMiB int64) error {
 	if err := image.Truncate(sizeMiB << 20); err != nil {
 		return err
 	}
-	// No blocks are reserved for root, whom a guest may be. The inode tables are
+	// No blocks are reserved for root: programs in guests may be root. The inode tables are
 	// written when they are used; a journal of the usual size would take a gigabyte.
 	args := []string{"-q", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"}
 	if sizeMiB > 1<<10 {
