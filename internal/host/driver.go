@@ -12,6 +12,7 @@ import (
 	"wrenn"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/firecracker"
+	"wrenn/internal/vm/launch"
 	"wrenn/internal/vm/probe"
 	"wrenn/internal/vm/qemu"
 )
@@ -47,6 +48,9 @@ func (h *Host) chooseDriver(ctx context.Context) error {
 	}
 	h.Driver = driver
 	h.say("driver", driver.Name()+": "+reason)
+	if !launch.CgroupsLimit() {
+		h.say("", "machines are not limited by cgroups: this machine has no cgroup2 hierarchy at "+launch.CgroupRoot+" with the controllers memory, pids and cpu")
+	}
 	if h.firstUID() == 0 {
 		h.say("", "machines run as root: the jailer is not installed ("+setting("jailer")+")")
 	}

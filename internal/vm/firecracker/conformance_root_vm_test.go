@@ -5,13 +5,17 @@ package firecracker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"wrenn/internal/network"
+	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
 	"wrenn/internal/vm/vmtest"
 )
 
@@ -24,10 +28,9 @@ const firstUID = 2_000_100_000
 
 func configFromEnv() Config {
 	return Config{
-		Program:      os.Getenv("WRENN_TEST_FIRECRACKER"),
-		Jailer:       os.Getenv("WRENN_TEST_JAILER"),
-		CgroupParent: "wrenn-test",
-		Log:          slog.New(slog.DiscardHandler),
+		Program: os.Getenv("WRENN_TEST_FIRECRACKER"),
+		Jailer:  os.Getenv("WRENN_TEST_JAILER"),
+		Log:     slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -71,7 +74,7 @@ func harness(t *testing.T, uid uint32) vmtest.Harness {
 		Kill:        vmtest.Kill,
 		FillConsole: vmtest.FillConsole,
 		Leftovers: func(_ *testing.T, spec vm.Spec) []string {
-			left, _ := filepath.Glob(filepath.Join(cgroupRoot, "wrenn-test", spec.ID))
+			left, _ := filepath.Glob(filepath.Join(launch.CgroupRoot, launch.CgroupParent, spec.ID))
 			return left
 		},
 		Kernel: vm.Kernel{Image: env["WRENN_TEST_KERNEL"], Initrd: env["WRENN_TEST_INITRD"], Args: []string{
@@ -131,4 +134,61 @@ func failing(t *testing.T, step string) vm.Driver {
 		return nil
 	}
 	return d
+}
+
+// TestVMMHasLimits looks at the limits of a jailed VMM, and at a cgroup as QEMU's
+// driver makes it: only where this test runs in continuous integration there is a
+// cgroup2 hierarchy with all controllers.
+func TestVMMHasLimits(t *testing.T) {
+	if !launch.CgroupsLimit() {
+		t.Fatal("this machine has no cgroups that limit")
+	}
+	h := harness(t, firstUID)
+	dir, err := os.MkdirTemp("", "fcl") //nolint:usetesting // t.TempDir's names are too long for a machine
+	testkit.Must(t, err)
+	t.Cleanup(func() { testkit.Must(t, os.RemoveAll(dir)) })
+	testkit.Must(t, os.Chmod(dir, 0o711))
+	disk := filepath.Join(t.TempDir(), "disk")
+	testkit.Must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+	spec := vm.Spec{
+		ID: "limits", Dir: dir, VCPUs: 2, MemoryMiB: 128, Kernel: h.Kernel, Disks: []vm.Disk{{Path: disk}},
+		Net: h.Place(t).NIC, UID: firstUID, GID: firstUID,
+	}
+	m, err := newDriver(t).Start(t.Context(), spec)
+	testkit.Must(t, err)
+	t.Cleanup(func() { testkit.Must(t, m.Stop(context.WithoutCancel(t.Context()))) })
+
+	group := filepath.Join(launch.CgroupRoot, launch.CgroupParent, spec.ID)
+	proc := fmt.Sprintf("/proc/%d", m.Ref().PID)
+	wantContent(t, filepath.Join(group, "cgroup.procs"), fmt.Sprint(m.Ref().PID))
+	wantContent(t, filepath.Join(group, "cpu.max"), "300000 100000")
+	wantContent(t, filepath.Join(group, "cpu.weight"), "300")
+	wantContent(t, filepath.Join(group, "memory.max"), fmt.Sprint((2*128+vmmMemoryMiB)<<20))
+	wantContent(t, filepath.Join(proc, "oom_score_adj"), "500")
+	limits, err := os.ReadFile(filepath.Join(proc, "limits"))
+	testkit.Must(t, err)
+	if _, rest, _ := strings.Cut(string(limits), "Max file size"); !strings.HasPrefix(strings.TrimSpace(rest), fmt.Sprint(128<<20)+" ") {
+		t.Errorf("the largest file is %.40q", rest)
+	}
+
+	made, err := launch.MakeCgroup("limits-of-qemu", launch.CgroupLimits{MemoryBytes: 64 << 20, Tasks: 9, CPUs: 1})
+	testkit.Must(t, err)
+	wantContent(t, filepath.Join(made, "memory.max"), fmt.Sprint(64<<20))
+	wantContent(t, filepath.Join(made, "pids.max"), "9")
+	open, err := os.Open(made)
+	testkit.Must(t, err)
+	defer open.Close()
+	p, err := launch.Start(launch.Command{Path: os.Args[0], Args: []string{"-test.run=^$"}, Cgroup: open})
+	testkit.Must(t, err)
+	_, err = p.Wait(t.Context())
+	testkit.Must(t, err)
+	testkit.Must(t, launch.RemoveCgroup(t.Context(), made))
+}
+
+func wantContent(t *testing.T, path, want string) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil || strings.TrimSpace(string(got)) != want {
+		t.Errorf("%s = %q, %v; want %q", path, got, err, want)
+	}
 }

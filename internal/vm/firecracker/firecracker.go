@@ -3,7 +3,6 @@
 package firecracker
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,16 +29,12 @@ type Config struct {
 	// Jailer is the file of the jailer of the same version; without it only
 	// machines with the UID zero can be started.
 	Jailer string
-	// CgroupParent is the cgroup, right under the hierarchy's root, that the
-	// jails' cgroups are in; default "wrenn".
-	CgroupParent string
-	Log          *slog.Logger
+	Log    *slog.Logger
 }
 
 // Driver starts machines. It is a vm.Driver.
 type Driver struct {
 	program, jailer string
-	cgroupParent    string
 	limits          bool // the host's cgroups can limit jails
 	version         Version
 	can             capabilities
@@ -63,13 +58,13 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if version.Compare(minVersion) < 0 {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker %s is too old: configure %s or newer", version, minVersion)
 	}
-	d := &Driver{program: program, jailer: cfg.Jailer, cgroupParent: cmp.Or(cfg.CgroupParent, "wrenn"),
-		limits: cgroupsLimit(), version: version, can: version.capabilities()}
+	d := &Driver{program: program, jailer: cfg.Jailer,
+		limits: launch.CgroupsLimit(), version: version, can: version.capabilities()}
 	if cfg.Jailer != "" && !d.limits {
-		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory and pids controllers; machines run without limits")
+		cfg.Log.LogAttrs(ctx, slog.LevelWarn, "no cgroup2 hierarchy with memory, pids and cpu controllers; machines run without limits")
 	}
 	if d.limits {
-		if err := sweepCgroups(filepath.Join(cgroupRoot, d.cgroupParent)); err != nil {
+		if err := launch.SweepCgroups(); err != nil {
 			cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove cgroups of ended machines", slog.Any("err", err))
 		}
 	}

@@ -57,7 +57,7 @@ func (d *Driver) newJail(spec vm.Spec) *jail {
 		// The jailer's layout: base/<name of the program>/<id>/root.
 		c.root = filepath.Join(spec.Dir, filepath.Base(d.program), spec.ID, "root")
 		if d.limits {
-			c.cgroup = filepath.Join(cgroupRoot, d.cgroupParent, spec.ID)
+			c.cgroup = filepath.Join(launch.CgroupRoot, launch.CgroupParent, spec.ID)
 		}
 	}
 	return c
@@ -69,7 +69,7 @@ func (c *jail) clear(ctx context.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	errs := []error{removeCgroup(ctx, c.cgroup)}
+	errs := []error{launch.RemoveCgroup(ctx, c.cgroup)}
 	for _, e := range entries {
 		errs = append(errs, os.RemoveAll(filepath.Join(c.dir, e.Name())))
 	}
@@ -163,6 +163,36 @@ func (d *Driver) launch(c *jail, spec vm.Spec, files []file) (*launch.Process, e
 	})
 }
 
+// vmmMemoryMiB is more than a VMM uses besides its guest's memory.
+const vmmMemoryMiB = 128
+
+// limits returns the limits of a VMM, which a guest may have taken over. It may use
+// twice the guest's memory, because a snapshot that it writes to a tmpfs counts too.
+// Each vCPU has a thread, and so have the API, the VMM and Async I/O; one more CPU is
+// for these.
+func limits(spec vm.Spec) launch.CgroupLimits {
+	return launch.CgroupLimits{
+		MemoryBytes: (2*uint64(spec.MemoryMiB) + vmmMemoryMiB) << 20,
+		Tasks:       spec.VCPUs + 16,
+		CPUs:        spec.VCPUs + 1,
+	}
+}
+
+// maxState is more than the device state of a snapshot has.
+const maxState = 64 << 20
+
+// largestFile returns how large a VMM may make a file: the largest that it has a
+// reason to write, a disk or a snapshot's memory. A disk that is missing fails later.
+func largestFile(spec vm.Spec) int64 {
+	most := max(int64(spec.MemoryMiB)<<20, maxState)
+	for _, disk := range spec.Disks {
+		if info, err := os.Stat(disk.Path); err == nil {
+			most = max(most, info.Size())
+		}
+	}
+	return most
+}
+
 // jailerArgs returns the jailer's arguments, see Firecracker's docs/jailer.md. The
 // VMM gets no PID namespace: the jailer would fork, and the launched process, whose
 // identity is known, would not be the VMM. The jail has no /proc, and no other
@@ -176,9 +206,10 @@ func (d *Driver) jailerArgs(c *jail, spec vm.Spec) []string {
 	if spec.Net.Namespace != "" {
 		args = append(args, "--netns", spec.Net.Namespace)
 	}
+	args = append(args, "--resource-limit", fmt.Sprintf("fsize=%d", largestFile(spec)))
 	if c.cgroup != "" {
-		args = append(args, "--cgroup-version", "2", "--parent-cgroup", d.cgroupParent)
-		for _, limit := range limits(spec) {
+		args = append(args, "--cgroup-version", "2", "--parent-cgroup", launch.CgroupParent)
+		for _, limit := range limits(spec).Settings() {
 			args = append(args, "--cgroup", limit)
 		}
 	}

@@ -44,6 +44,14 @@ type Command struct {
 	// Cgroup is an open directory of a cgroup2 hierarchy in which the process
 	// starts; nil is the caller's cgroup.
 	Cgroup *os.File
+	// Root is what the process sees of the host's files; nil is all. With a Root it
+	// is also in its own PID namespace, as process 1, and in its own IPC namespace, and
+	// no program that it executes has more privileges than itself. Path is in the Root.
+	Root *Root
+	// NoNetwork puts it in a new network namespace, without devices. Then
+	// Namespace must be empty.
+	NoNetwork bool
+	Limits    Limits
 }
 
 // Process is a VMM that runs or has ended. It is safe for concurrent use. It holds
@@ -86,7 +94,7 @@ func Start(cmd Command) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{console: console, log: log, done: make(chan struct{})}
-	if err := inNamespaces(cmd, func() error { return p.spawn(cmd) }); err != nil {
+	if err := p.start(cmd); err != nil {
 		console.close()
 		log.close()
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
@@ -95,10 +103,9 @@ func Start(cmd Command) (*Process, error) {
 	return p, nil
 }
 
-// spawn starts the program on the calling thread, whose namespaces it inherits.
-func (p *Process) spawn(cmd Command) error {
-	if cmd.SmallPages {
-		useSmallPages()
+func (p *Process) start(cmd Command) error {
+	if err := closeOnExec(); err != nil {
+		return fmt.Errorf("keep descriptors from children: %w", err)
 	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -106,25 +113,41 @@ func (p *Process) spawn(cmd Command) error {
 	}
 	defer null.Close()
 	pidfd := -1
+	if err := inNamespaces(cmd, func() error { return p.spawn(cmd, null, &pidfd) }); err != nil {
+		return err
+	}
+	if p.pidfd, err = pollable(pidfd); err != nil {
+		return errors.Join(err, p.child.Kill(), reap(p.child))
+	}
+	if err := p.settle(cmd); err != nil {
+		err = errors.Join(err, p.child.Kill())
+		awaitExit(p.pidfd) // Wait does not wait for a pidfd that does not block
+		return errors.Join(err, reap(p.child), p.pidfd.Close())
+	}
+	return nil
+}
+
+// spawn starts the program on the calling thread, whose namespaces and root it
+// inherits.
+func (p *Process) spawn(cmd Command, null *os.File, pidfd *int) (err error) {
+	if cmd.SmallPages {
+		useSmallPages()
+	}
 	attr := &os.ProcAttr{
 		Dir:   cmd.Dir,
 		Env:   append([]string{}, cmd.Env...), // never nil: that would inherit
 		Files: append([]*os.File{null, p.console.file, p.log.file}, cmd.Files...),
-		Sys:   sysProcAttr(cmd, &pidfd),
+		Sys:   sysProcAttr(cmd, pidfd),
 	}
-	child, err := os.StartProcess(cmd.Path, append([]string{cmd.Path}, cmd.Args...), attr)
-	if err != nil {
-		return err
-	}
-	id, err := identify(child.Pid)
-	if err == nil {
-		p.pidfd, err = pollable(pidfd)
-	}
-	if err != nil {
-		return errors.Join(err, child.Kill(), reap(child))
-	}
-	p.id, p.child = id, child
-	return nil
+	p.child, err = os.StartProcess(cmd.Path, append([]string{cmd.Path}, cmd.Args...), attr)
+	return err
+}
+
+// settle limits the process, which has just started, and records its identity.
+func (p *Process) settle(cmd Command) (err error) {
+	pid := p.child.Pid // until it is reaped no other process has it
+	p.id, err = identify(pid)
+	return errors.Join(err, yieldMemory(pid), limit(pid, cmd))
 }
 
 // useSmallPages turns off transparent huge pages for this process and all that it
@@ -144,6 +167,12 @@ func sysProcAttr(cmd Command, pidfd *int) *syscall.SysProcAttr {
 	}
 	if cmd.Cgroup != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(cmd.Cgroup.Fd())
+	}
+	if cmd.Root != nil {
+		attr.Cloneflags |= unix.CLONE_NEWPID | unix.CLONE_NEWIPC
+	}
+	if cmd.NoNetwork {
+		attr.Cloneflags |= unix.CLONE_NEWNET
 	}
 	return attr
 }
@@ -170,6 +199,10 @@ func Adopt(id Identity) (*Process, error) {
 	if err != nil || now != id || hasExited(pidfd) {
 		pidfd.Close()
 		return nil, fmt.Errorf("process %d: %w", id.PID, errors.Join(os.ErrProcessDone, err))
+	}
+	if err := yieldMemory(id.PID); err != nil { // an older agent did not
+		pidfd.Close()
+		return nil, fmt.Errorf("process %d: %w", id.PID, err)
 	}
 	p := &Process{id: id, pidfd: pidfd, done: make(chan struct{})}
 	if p.console, p.log, err = adoptRings(fd); err != nil {
@@ -214,6 +247,22 @@ func (p *Process) follow() {
 
 // Identity returns what Adopt needs.
 func (p *Process) Identity() Identity { return p.id }
+
+// File returns the file that the process has open as the descriptor fd: the same open
+// file, not one opened again. The process may have exchanged it, so the caller checks
+// which file it is, and closes it.
+func (p *Process) File(fd int) (*os.File, error) {
+	var f *os.File
+	err := withFD(p.pidfd, func(pidfd int) error {
+		mine, err := unix.PidfdGetfd(pidfd, fd, 0)
+		if err != nil {
+			return fmt.Errorf("take descriptor %d of process %d: %w", fd, p.id.PID, err)
+		}
+		f = os.NewFile(uintptr(mine), fmt.Sprintf("descriptor %d", fd))
+		return nil
+	})
+	return f, err
+}
 
 // Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }

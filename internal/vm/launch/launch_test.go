@@ -6,10 +6,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"wrenn/internal/testkit"
 )
 
 func TestStartTime(t *testing.T) {
@@ -183,6 +186,48 @@ func TestAdoptTellsConsoleAndLogApart(t *testing.T) {
 				t.Errorf("Output() = %q, Log() = %q, want %q and %q", out, log, c.output, c.log)
 			}
 		})
+	}
+}
+
+// TestHostileRings takes over descriptors that a VMM could have put in the place of
+// those of its output, here of this process.
+func TestHostileRings(t *testing.T) {
+	pidfd, err := unix.PidfdOpen(os.Getpid(), 0)
+	testkit.Must(t, err)
+	t.Cleanup(func() { unix.Close(pidfd) })
+	plain, err := os.Create(filepath.Join(t.TempDir(), "plain"))
+	testkit.Must(t, err)
+	testkit.Must(t, plain.Truncate(ConsoleSize))
+	r, w, err := os.Pipe()
+	testkit.Must(t, err)
+	memory, err := os.OpenFile("/proc/self/mem", os.O_RDWR, 0) // the only kind with negative offsets
+	testkit.Must(t, err)
+	open, err := unix.MemfdCreate("console", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	testkit.Must(t, err)
+	growing := os.NewFile(uintptr(open), "growing")
+	testkit.Must(t, growing.Truncate(ConsoleSize))
+	for name, f := range map[string]*os.File{"file": plain, "pipe": r, "end of a pipe": w, "memory": memory, "memfd without seals": growing, "closed": nil} {
+		fd := 1 << 18 // closed
+		if f != nil {
+			t.Cleanup(func() { f.Close() })
+			fd = int(f.Fd())
+		}
+		if got, err := adoptRing(pidfd, fd, name); !errors.Is(err, errNotARing) {
+			t.Errorf("%s: adoptRing() = %v, %v; want errNotARing", name, got, err)
+		}
+	}
+	mine := testRing(t, ConsoleSize)
+	adopted, err := adoptRing(pidfd, int(mine.file.Fd()), "ring")
+	testkit.Must(t, err)
+	defer adopted.close()
+	for _, offset := range []int64{0, 1, ConsoleSize/2 - 1, ConsoleSize - 1, ConsoleSize, ConsoleSize + 1, 1<<63 - 1} {
+		for _, whence := range []int{io.SeekStart, unix.SEEK_HOLE, unix.SEEK_DATA} {
+			_, _ = mine.file.Seek(offset, whence) // as the VMM may at any time
+			if got := len(adopted.tail()); got > ConsoleSize {
+				t.Errorf("%d bytes are kept", got)
+			}
+			adopted.rewind()
+		}
 	}
 }
 

@@ -26,8 +26,8 @@ func OnThread(fn func() error) error {
 	return <-result
 }
 
-// inNamespaces runs fn on a thread that is in a new mount namespace and in the
-// command's network namespace.
+// inNamespaces runs fn on a thread that is in a new mount namespace, in the command's
+// network namespace and in its root.
 func inNamespaces(cmd Command, fn func() error) error {
 	return OnThread(func() error {
 		if err := leaveMounts(); err != nil {
@@ -39,6 +39,9 @@ func inNamespaces(cmd Command, fn func() error) error {
 			}
 		}
 		if err := enterNetwork(cmd.Namespace); err != nil {
+			return err
+		}
+		if err := enterRoot(cmd.Root); err != nil {
 			return err
 		}
 		return fn()
@@ -70,6 +73,21 @@ func enterNetwork(path string) error {
 	defer ns.Close()
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", path, err)
+	}
+	return nil
+}
+
+// enterRoot moves the thread to a root. From then on it sees no file of the host, and
+// what it executes gains no privileges.
+func enterRoot(root *Root) error {
+	if root == nil {
+		return nil
+	}
+	if err := root.enter(); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("allow no new privileges: %w", err)
 	}
 	return nil
 }

@@ -48,31 +48,66 @@ func newRing(name string, size int64) (*ring, error) {
 	return &ring{os.NewFile(uintptr(fd), name), size}, nil
 }
 
+// ringSeals are the seals of a ring's file.
+const ringSeals = unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+
 func seal(fd int) error {
-	_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, ringSeals)
 	return err
 }
 
-// adoptRing returns the ring that a running VMM has as the given descriptor.
-func adoptRing(pidfd, fd int, name string, size int64) (*ring, error) {
+// errNotARing is the error for a descriptor of a VMM that is not what Start gave it.
+var errNotARing = errors.New("the VMM has exchanged the file of its output")
+
+// adoptRing returns the ring that a running VMM has as the given descriptor. The VMM
+// may have put any other file there, so adoptRing accepts only a memfd with a ring's
+// size and seals: no read of it blocks and no write of ours reaches another file.
+func adoptRing(pidfd, fd int, name string) (*ring, error) {
 	mine, err := unix.PidfdGetfd(pidfd, fd, 0) // opening it by name would give it another offset
+	if errors.Is(err, unix.EBADF) {            // closed
+		return nil, errNotARing
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pidfd_getfd: %w", err)
 	}
-	return &ring{os.NewFile(uintptr(mine), name), size}, nil
+	r := &ring{file: os.NewFile(uintptr(mine), name)}
+	if r.size, err = ringSize(mine); err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// ringSize returns the size of a ring's file, and errNotARing for any other file.
+func ringSize(fd int) (int64, error) {
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || seals != ringSeals {
+		return 0, errNotARing
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return 0, err
+	}
+	if stat.Size != ConsoleSize && stat.Size != LogSize {
+		return 0, errNotARing
+	}
+	return stat.Size, nil
 }
 
 // adoptRings returns the rings of a running VMM. An older agent gave a VMM one ring
-// for both of its outputs: then log is nil.
+// for both of its outputs: then log is nil. A ring is also nil if the VMM has exchanged
+// it: a machine without output can be adopted, and stopped.
 func adoptRings(pidfd int) (console, log *ring, err error) {
-	if console, err = adoptRing(pidfd, unix.Stdout, "console", ConsoleSize); err != nil {
+	console, err = adoptRing(pidfd, unix.Stdout, "console")
+	if err != nil && !errors.Is(err, errNotARing) {
 		return nil, nil, err
 	}
-	if log, err = adoptRing(pidfd, unix.Stderr, "log", LogSize); err != nil {
+	log, err = adoptRing(pidfd, unix.Stderr, "log")
+	if err != nil && !errors.Is(err, errNotARing) {
 		console.close()
 		return nil, nil, err
 	}
-	if log.isSame(console) {
+	if log != nil && console != nil && log.isSame(console) {
 		log.close()
 		log = nil
 	}
@@ -114,8 +149,8 @@ func (r *ring) tail() []byte {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil
 	}
-	pos, err := r.file.Seek(0, io.SeekCurrent)
-	if err != nil || pos > int64(n) {
+	pos, err := r.file.Seek(0, io.SeekCurrent) // which the VMM can set to anything
+	if err != nil || pos < 0 || pos > int64(n) {
 		pos = int64(n)
 	}
 	// Bytes that were never written, or were wiped, are zero.

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -35,6 +36,8 @@ type assembly struct {
 	image   *lease     // the memory that restored machines share, if it is a copy
 	mapped  fileID     // the file that a restored machine maps privately
 	newer   *os.File   // has the pages that differ from mapped; nil if none do
+	memory  fileKey    // the file that the VMM maps
+	cgroup  string     // directory of the VMM's cgroup; "" for none
 	machine *machine
 }
 
@@ -46,6 +49,7 @@ func (a *assembly) steps() []rollback.Step {
 		{Name: "network", Do: a.giveNetwork},
 		{Name: "socket", Do: a.giveSocket, Undo: func(context.Context) error { return removeSocket(a.spec.Dir) }},
 	}
+	steps = append(steps, rollback.Step{Name: "cgroup", Do: a.makeCgroup, Undo: a.removeCgroup})
 	vmm := rollback.Step{Name: "vmm", Do: a.launch, Undo: a.stop}
 	connect := rollback.Step{Name: "connect", Do: a.connect}
 	if a.snap == nil {
@@ -99,9 +103,8 @@ func (a *assembly) giveMemory(context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.pass(f)
 		a.args = append(a.args, "-object", object+",share=on")
-		return nil
+		return errors.Join(a.passMemory(f), keepSize(f))
 	}
 	object += ",share=off"
 	memory, err := a.chooseMemory()
@@ -109,9 +112,8 @@ func (a *assembly) giveMemory(context.Context) error {
 		return err
 	}
 	if !a.d.version.before(romOff) {
-		a.pass(memory)
 		a.args = append(a.args, "-object", object+",readonly=on,rom=off")
-		return nil
+		return a.passMemory(memory)
 	}
 	defer memory.Close()
 	img, err := a.d.images.acquire(memory)
@@ -123,9 +125,15 @@ func (a *assembly) giveMemory(context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.pass(f)
 	a.args = append(a.args, "-object", object)
-	return nil
+	return a.passMemory(f)
+}
+
+// passMemory passes the file that the VMM maps, and records which it is.
+func (a *assembly) passMemory(f *os.File) (err error) {
+	a.pass(f)
+	a.memory, err = keyOf(f)
+	return err
 }
 
 func (a *assembly) releaseMemory(context.Context) error {
@@ -285,6 +293,17 @@ func (a *assembly) giveState(context.Context) error {
 }
 
 func (a *assembly) launch(context.Context) error {
+	limits, err := limits(a.spec)
+	if err != nil {
+		return err
+	}
+	cgroup, err := a.openCgroup()
+	if err != nil {
+		return err
+	}
+	if cgroup != nil {
+		defer cgroup.Close()
+	}
 	proc, err := launch.Start(launch.Command{
 		Path:      a.d.path,
 		Args:      slices.Concat(a.d.hardware(a.spec), a.d.host(a.spec.ID), a.args),
@@ -293,6 +312,9 @@ func (a *assembly) launch(context.Context) error {
 		Namespace: a.spec.Net.Namespace,
 		UID:       a.spec.UID,
 		GID:       a.spec.GID,
+		Root:      a.d.root,
+		Limits:    limits,
+		Cgroup:    cgroup,
 		// QEMU asks for huge pages, which cost each machine 3 MiB that it does not use.
 		SmallPages: true,
 	})
@@ -322,10 +344,13 @@ func (a *assembly) stop(ctx context.Context) error {
 func (a *assembly) private() map[string]string {
 	man := a.d.manifest(a.spec)
 	if a.snap == nil {
-		return map[string]string{refManifest: encode(man)}
+		return map[string]string{refManifest: encode(man), refMemory: encode(a.memory), refCgroup: a.cgroup}
 	}
 	man.Kernel = a.snap.kernel
-	return map[string]string{refManifest: encode(man), refBase: a.snap.dir, refMapped: encode(a.mapped)}
+	return map[string]string{
+		refManifest: encode(man), refMemory: encode(a.memory), refCgroup: a.cgroup,
+		refBase: a.snap.dir, refMapped: encode(a.mapped),
+	}
 }
 
 func (a *assembly) connect(ctx context.Context) error { return a.machine.connect(ctx) }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"wrenn/internal/vm"
 )
@@ -114,7 +113,7 @@ func areValid(runs []run, size int64) bool {
 
 // fillIn writes the pages of src in runs into the private mapping that the process pid
 // has of file, its memory file of size bytes. That makes the pages private.
-func fillIn(ctx context.Context, pid int, file *syscall.Stat_t, size int64, src io.ReaderAt, runs []run) error {
+func fillIn(ctx context.Context, pid int, file fileKey, size int64, src io.ReaderAt, runs []run) error {
 	regions, err := wholeMemory(pid, file, size)
 	if err != nil {
 		return err

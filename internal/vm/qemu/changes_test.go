@@ -35,7 +35,7 @@ func TestFillIn(t *testing.T) {
 	for _, r := range runs {
 		copy(want[r.start:r.end], newer[r.start:r.end])
 	}
-	if err := fillIn(t.Context(), os.Getpid(), stat(t, older), int64(len(want)), bytes.NewReader(newer), runs); err != nil {
+	if err := fillIn(t.Context(), os.Getpid(), key(t, older), int64(len(want)), bytes.NewReader(newer), runs); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(mapped, want) {
@@ -44,11 +44,11 @@ func TestFillIn(t *testing.T) {
 	wantContent(t, older, before)
 
 	// They are the process's own now: its next snapshot has them.
-	got, err := overlayPrivate(t.Context(), newFile(t), os.Getpid(), stat(t, older), int64(len(want)))
+	got, err := overlayPrivate(t.Context(), newFile(t), os.Getpid(), key(t, older), int64(len(want)))
 	if diff := cmp.Diff(runs, got, runsAreEqual); err != nil || diff != "" {
 		t.Errorf("overlayPrivate() = %v; (-want +got):\n%s", err, diff)
 	}
-	if err := fillIn(t.Context(), os.Getpid(), stat(t, older), int64(len(want))-p, bytes.NewReader(newer), runs); err == nil {
+	if err := fillIn(t.Context(), os.Getpid(), key(t, older), int64(len(want))-p, bytes.NewReader(newer), runs); err == nil {
 		t.Error("a process that has mapped more than its memory was taken")
 	}
 }

@@ -42,3 +42,21 @@ func (id fileID) open(size int64) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// fileKey identifies a file for as long as a process has it open.
+type fileKey struct {
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+}
+
+func keyOf(f *os.File) (fileKey, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return fileKey{}, err
+	}
+	return keyOfStat(info.Sys().(*syscall.Stat_t)), nil
+}
+
+func keyOfStat(stat *syscall.Stat_t) fileKey {
+	return fileKey{Device: stat.Dev, Inode: stat.Ino}
+}

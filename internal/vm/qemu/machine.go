@@ -240,7 +240,7 @@ func (m *machine) Stop(ctx context.Context) error {
 	}
 	select {
 	case <-m.done:
-		return removeSocket(m.ref.Dir)
+		return errors.Join(removeSocket(m.ref.Dir), launch.RemoveCgroup(ctx, m.ref.Private[refCgroup]))
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

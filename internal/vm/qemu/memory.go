@@ -32,6 +32,21 @@ func newMemory(name string, size int64) (*os.File, error) {
 	return f, nil
 }
 
+// keepSize seals a memfd so that its VMM cannot change its size.
+func keepSize(f *os.File) error {
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL); err != nil {
+		return fmt.Errorf("seal the memory: %w", err)
+	}
+	return nil
+}
+
+// sealAll seals a memfd so that it never changes. It fails while a process has mapped
+// it for writing.
+func sealAll(f *os.File) error {
+	_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	return err
+}
+
 // copySparse makes dst, which is empty, a copy of the first size bytes of src: a
 // reflink if the file system supports it, else a copy of the data in which holes stay
 // holes. If src ends earlier the rest is a hole.
@@ -179,7 +194,7 @@ func (s *images) copyAndSeal(ctx context.Context, img *image, from *os.File) err
 	defer s.filling.Unlock()
 	err := copySparse(ctx, img.file, from, img.size)
 	if err == nil {
-		_, err = unix.FcntlInt(img.file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+		err = sealAll(img.file)
 	}
 	if err != nil {
 		return fmt.Errorf("image of the snapshot's memory: %w", err)

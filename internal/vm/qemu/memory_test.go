@@ -125,7 +125,7 @@ func TestOverlayPrivate(t *testing.T) {
 		t.Fatal(err)
 	}
 	counter := &countingWriter{f: dst}
-	changed, err := overlayPrivate(t.Context(), counter, os.Getpid(), stat(t, src), int64(len(content)))
+	changed, err := overlayPrivate(t.Context(), counter, os.Getpid(), key(t, src), int64(len(content)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,23 +137,23 @@ func TestOverlayPrivate(t *testing.T) {
 	if counter.n != 6*pageSize {
 		t.Errorf("%d bytes were written for 6 changed pages", counter.n)
 	}
-	if _, err := overlayPrivate(t.Context(), dst, os.Getpid(), stat(t, src), int64(len(content))+pageSize); err == nil {
+	if _, err := overlayPrivate(t.Context(), dst, os.Getpid(), key(t, src), int64(len(content))+pageSize); err == nil {
 		t.Error("a process that has mapped less than its memory was taken")
 	}
-	another := stat(t, src) // a file of another file system with the same inode number
-	another.Dev++
+	another := key(t, src) // a file of another file system with the same inode number
+	another.Device++
 	if found, err := memoryOf(os.Getpid(), another); err != nil || len(found) != 0 {
 		t.Errorf("memoryOf() of a file that is not mapped = %v, %v", found, err)
 	}
 }
 
-func stat(t *testing.T, f *os.File) *syscall.Stat_t {
+func key(t *testing.T, f *os.File) fileKey {
 	t.Helper()
-	info, err := f.Stat()
+	k, err := keyOf(f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return info.Sys().(*syscall.Stat_t)
+	return k
 }
 
 type countingWriter struct {

@@ -18,13 +18,13 @@ type region struct {
 }
 
 // memoryOf returns the mappings of the file in the process pid.
-func memoryOf(pid int, file *syscall.Stat_t) ([]region, error) {
+func memoryOf(pid int, file fileKey) ([]region, error) {
 	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		return nil, err
 	}
 	defer maps.Close()
-	found, err := mappings(maps, file.Ino)
+	found, err := mappings(maps, file.Inode)
 	if err != nil {
 		return nil, err
 	}
@@ -33,7 +33,7 @@ func memoryOf(pid int, file *syscall.Stat_t) ([]region, error) {
 	return slices.DeleteFunc(found, func(r region) bool {
 		var mapped syscall.Stat_t
 		err := syscall.Stat(fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, r.addr, r.addr+r.size), &mapped)
-		return err != nil || mapped.Dev != file.Dev || mapped.Ino != file.Ino // the caller notices a missing one by the sum
+		return err != nil || keyOfStat(&mapped) != file // the caller notices a missing one by the sum
 	}), nil
 }
 
@@ -58,7 +58,7 @@ func mappings(maps io.Reader, inode uint64) ([]region, error) {
 
 // wholeMemory returns the mappings of the memory file of the process pid. All its size
 // bytes must be mapped.
-func wholeMemory(pid int, file *syscall.Stat_t, size int64) ([]region, error) {
+func wholeMemory(pid int, file fileKey, size int64) ([]region, error) {
 	regions, err := memoryOf(pid, file)
 	if err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func wholeMemory(pid int, file *syscall.Stat_t, size int64) ([]region, error) {
 // mapping of its memory file to dst, at their offsets in the file, and returns these
 // offsets in order. The process must not change the pages at the same time. file is
 // its memory file, of size bytes.
-func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file *syscall.Stat_t, size int64) ([]run, error) {
+func overlayPrivate(ctx context.Context, dst io.WriterAt, pid int, file fileKey, size int64) ([]run, error) {
 	regions, err := wholeMemory(pid, file, size)
 	if err != nil {
 		return nil, err

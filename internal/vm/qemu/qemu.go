@@ -3,8 +3,9 @@
 // the same disks, network and guest as Firecracker's.
 //
 // A VMM gets everything as open file descriptors: memory, disks, the TAP, the control
-// socket. So it can run as a user that may open nothing by name, and no other user gets
-// access to what it needs.
+// socket. So it runs as a user that may open nothing by name, in a root file system
+// with QEMU's own files alone, and no other user gets access to what it needs. What a
+// VMM has in its hands is checked each time: a guest may have taken it over.
 package qemu
 
 import (
@@ -53,6 +54,8 @@ type Driver struct {
 	version version
 	tscKHz  int
 	images  *images
+	root    *launch.Root    // what VMMs see of the host's files
+	cgroups bool            // the host has cgroups that limit
 	runner  rollback.Runner // runs the steps of Start and Restore
 }
 
@@ -84,7 +87,17 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{path: path, codeMiB: code, version: v, tscKHz: khz, images: newImages()}, nil
+	root, err := rootOf(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{path: root.ReadOnly[0], codeMiB: code, version: v, tscKHz: khz, images: newImages(), root: root, cgroups: launch.CgroupsLimit()}
+	if d.cgroups {
+		if err := launch.SweepCgroups(); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
 }
 
 // Name is "qemu".
@@ -118,7 +131,7 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	}
 	proc, err := launch.Adopt(launch.Identity{PID: ref.PID, StartTime: ref.StartTime, BootID: ref.BootID})
 	if errors.Is(err, os.ErrProcessDone) {
-		return nil, dead(ref, err)
+		return nil, dead(ctx, ref, err)
 	}
 	if err != nil {
 		return nil, err
@@ -126,7 +139,7 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 	m := newMachine(ref, proc, nil)
 	err = m.connect(ctx)
 	if exit, ok := errors.AsType[*vm.ExitError](err); ok { // it has just ended
-		return nil, dead(ref, exit)
+		return nil, dead(ctx, ref, exit)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt machine %s: %w", ref.ID, err)
@@ -135,8 +148,9 @@ func (d *Driver) Adopt(ctx context.Context, ref vm.Ref) (vm.Machine, error) {
 }
 
 // dead removes what a machine that has ended left, and returns NotFound.
-func dead(ref vm.Ref, why error) error {
-	if err := removeSocket(ref.Dir); err != nil {
+func dead(ctx context.Context, ref vm.Ref, why error) error {
+	err := errors.Join(removeSocket(ref.Dir), launch.RemoveCgroup(ctx, ref.Private[refCgroup]))
+	if err != nil {
 		return err
 	}
 	return &wrenn.Error{Code: wrenn.NotFound, Message: "the machine has ended", Err: why}

@@ -40,23 +40,23 @@ func TestRestoredMachineIsQuietAndLocksItsDisk(t *testing.T) {
 
 // startIdle starts a machine whose guest does nothing, or restores it, and
 // returns the path of its disk as well.
-func startIdle(t *testing.T, d *Driver, snapshot string) (*machine, string) {
-	t.Helper()
+func startIdle(tb testing.TB, d *Driver, snapshot string) (*machine, string) {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "vm") //nolint:usetesting // t.TempDir's names are too long for a machine
-	testkit.Must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	disk, kernel := filepath.Join(t.TempDir(), "disk"), filepath.Join(t.TempDir(), "kernel")
-	testkit.Must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
-	testkit.Must(t, os.WriteFile(kernel, idleKernel(), 0o600))
-	spec := vm.Spec{ID: "quiet", Dir: dir, VCPUs: 1, MemoryMiB: 64, Kernel: vm.Kernel{Image: kernel}, Disks: []vm.Disk{{Path: disk}}}
+	testkit.Must(tb, err)
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	disk, kernel := filepath.Join(tb.TempDir(), "disk"), filepath.Join(tb.TempDir(), "kernel")
+	testkit.Must(tb, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+	testkit.Must(tb, os.WriteFile(kernel, idleKernel(), 0o600))
+	spec := vm.Spec{ID: "quiet", Dir: dir, VCPUs: 1, MemoryMiB: 64, UID: 64_321, GID: 64_321, Kernel: vm.Kernel{Image: kernel}, Disks: []vm.Disk{{Path: disk}}}
 	var m vm.Machine
 	if snapshot == "" {
-		m, err = d.Start(t.Context(), spec)
+		m, err = d.Start(tb.Context(), spec)
 	} else {
-		m, err = d.Restore(t.Context(), spec, snapshot)
+		m, err = d.Restore(tb.Context(), spec, snapshot)
 	}
-	testkit.Must(t, err)
-	t.Cleanup(func() { testkit.Must(t, m.Stop(context.WithoutCancel(t.Context()))) })
+	testkit.Must(tb, err)
+	tb.Cleanup(func() { testkit.Must(tb, m.Stop(context.WithoutCancel(tb.Context()))) })
 	return m.(*machine), disk
 }
 
@@ -101,4 +101,25 @@ func idleKernel() []byte {
 		_ = binary.Write(&file, binary.LittleEndian, part)
 	}
 	return file.Bytes()
+}
+
+// BenchmarkIdle measures what it costs to launch a VMM, to restore a machine in it
+// and to stop it, with a guest that does nothing.
+func BenchmarkIdle(b *testing.B) {
+	path, err := exec.LookPath("qemu-system-x86_64")
+	testkit.Must(b, err)
+	d, err := New(b.Context(), Config{Path: path})
+	testkit.Must(b, err)
+	m, _ := startIdle(b, d, "")
+	testkit.Must(b, m.Pause(b.Context()))
+	snapshot := b.TempDir()
+	testkit.Must(b, m.Snapshot(b.Context(), snapshot))
+	for _, from := range []string{"", snapshot} {
+		b.Run(map[bool]string{true: "start", false: "restore"}[from == ""], func(b *testing.B) {
+			for b.Loop() {
+				m, _ := startIdle(b, d, from)
+				testkit.Must(b, m.Stop(b.Context()))
+			}
+		})
+	}
 }

@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"wrenn"
 	"wrenn/internal/rollback"
@@ -36,6 +39,8 @@ const (
 	refManifest = "manifest" // the manifest that snapshots of the machine begin with
 	refBase     = "base"     // the directory of the snapshot that it was restored from
 	refMapped   = "mapped"   // the fileID of the file that a restored machine maps
+	refMemory   = "memory"   // the fileKey of the file that the VMM maps
+	refCgroup   = "cgroup"   // the directory of its cgroup; "" for none
 )
 
 // maxClockDrift is the largest difference between the clocks of two hosts, in parts per
@@ -296,14 +301,46 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// saveState writes the state of the devices and vCPUs, without memory. QEMU writes into
-// a file that is opened here.
+// maxState bounds the state of the devices, which has 100 KiB for most guests.
+const maxState = 64 << 20
+
+// saveState writes the state of the devices and vCPUs, without memory. QEMU writes it
+// into a memfd, and not into the file of the snapshot, of which it then could write as
+// much as it liked at any later time.
 func (m *machine) saveState(ctx context.Context, path string) error {
+	state, err := newMemory("state", 0)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+	w, err := os.OpenFile(reopen(int(state.Fd())), os.O_WRONLY, 0) // QEMU wants one that it can only write to
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := m.sendState(ctx, w); err != nil {
+		return err
+	}
+	if err := sealAll(state); err != nil {
+		return fmt.Errorf("the VMM still writes: %w", err)
+	}
+	info, err := state.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() > maxState {
+		return fmt.Errorf("the VMM wrote %d bytes; at most %d are kept", info.Size(), maxState)
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	_, err = io.Copy(f, io.NewSectionReader(state, 0, info.Size()))
+	return errors.Join(err, f.Close())
+}
+
+// sendState makes QEMU write its state to f and close it.
+func (m *machine) sendState(ctx context.Context, f *os.File) error {
 	var set struct {
 		ID int `json:"fdset-id"`
 	}
@@ -312,7 +349,7 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 	}
 	// The command is named after its first user; it does not need Xen.
 	save := map[string]any{"filename": "/dev/fdset/" + strconv.Itoa(set.ID), "live": false}
-	err = m.do(ctx, "xen-save-devices-state", save, nil)
+	err := m.do(ctx, "xen-save-devices-state", save, nil)
 	removeErr := m.do(context.WithoutCancel(ctx), "remove-fd", map[string]int{"fdset-id": set.ID}, nil)
 	return errors.Join(err, removeErr)
 }
@@ -321,7 +358,7 @@ func (m *machine) saveState(ctx context.Context, path string) error {
 // was prepared. It returns where the memory of a restored machine differs from the file
 // that it has mapped.
 func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]run, error) {
-	src, info, err := m.openMemory(size)
+	src, err := m.openMemory(size)
 	if err != nil {
 		return nil, err
 	}
@@ -333,6 +370,10 @@ func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]ru
 		}
 		return nil, errors.Join(copySparse(ctx, dst, src, size), dst.Close())
 	}
+	key, err := keyOf(src)
+	if err != nil {
+		return nil, err
+	}
 	dst, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		dst, err = m.copyBase(ctx, path, size)
@@ -340,37 +381,63 @@ func (m *machine) saveMemory(ctx context.Context, path string, size int64) ([]ru
 	if err != nil {
 		return nil, err
 	}
-	changed, err := overlayPrivate(ctx, dst, m.ref.PID, info, size)
+	changed, err := overlayPrivate(ctx, dst, m.ref.PID, key, size)
 	return changed, errors.Join(err, dst.Close())
 }
 
 // fillIn copies the pages in runs from src into the memory of the machine, whose guest has
 // not run yet.
 func (m *machine) fillIn(ctx context.Context, src *os.File, runs []run, size int64) error {
-	memory, info, err := m.openMemory(size)
+	memory, err := m.openMemory(size)
 	if err != nil {
 		return err
 	}
 	defer memory.Close()
-	return fillIn(ctx, m.ref.PID, info, size, src, runs)
+	key, err := keyOf(memory)
+	if err != nil {
+		return err
+	}
+	return fillIn(ctx, m.ref.PID, key, size, src, runs)
 }
 
-// openMemory opens the VMM's memory file. The VMM may have exchanged its descriptors, so
-// openMemory checks the file, and returns what it found.
-func (m *machine) openMemory(size int64) (*os.File, *syscall.Stat_t, error) {
-	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", m.ref.PID, memoryFD), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+// openMemory returns the VMM's memory file. The VMM may have put another file, one that
+// it could open or was passed, under the number of the descriptor. So openMemory takes
+// the file that it has open, without opening it again by root's rights, and accepts
+// only the one that was passed at the launch.
+func (m *machine) openMemory(size int64) (*os.File, error) {
+	f, err := m.proc.File(memoryFD)
 	if err != nil {
-		return nil, nil, err
+		return nil, fmt.Errorf("the VMM's memory: %w", err)
 	}
 	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || info.Size() != size) {
+	if err == nil && (info.Size() != size || !m.isMemory(f, info)) {
 		err = fmt.Errorf("descriptor %d of the VMM is not its memory", memoryFD)
 	}
 	if err != nil {
 		f.Close()
-		return nil, nil, err
+		return nil, err
 	}
-	return f, info.Sys().(*syscall.Stat_t), nil
+	return f, nil
+}
+
+// isMemory reports whether f is the file that was passed as the machine's memory.
+func (m *machine) isMemory(f *os.File, info os.FileInfo) bool {
+	stat := info.Sys().(*syscall.Stat_t)
+	var passed fileKey
+	if m.decode(refMemory, &passed) {
+		return keyOfStat(stat) == passed
+	}
+	// An older agent did not record it. It passed a memfd, or the file of a snapshot.
+	var mapped fileID
+	if m.decode(refMapped, &mapped) && stat.Ino == mapped.Inode {
+		return true
+	}
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	_, restored := m.ref.Private[refBase]
+	if restored { // the image is sealed against everything
+		return err == nil && seals&unix.F_SEAL_WRITE != 0
+	}
+	return err == nil && seals == 0 // every file but a memfd has a seal, or an error
 }
 
 // copyBase makes a memory file at path that is a copy of the one that the machine was

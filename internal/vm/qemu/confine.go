@@ -1,0 +1,132 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"wrenn/internal/vm"
+	"wrenn/internal/vm/launch"
+)
+
+// rootOf returns the root file system of VMMs: the program, the libraries and the
+// firmware that came with it, and nothing that may differ between machines. Files of
+// a machine are passed as descriptors.
+func rootOf(ctx context.Context, path string) (*launch.Root, error) {
+	program, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	root := &launch.Root{
+		ReadOnly: []string{program},
+		Devices:  []string{os.DevNull, "/dev/urandom"},
+		Links:    map[string]string{},
+		Proc:     true, // QEMU opens memory and kernel by names in /proc/self/fd
+	}
+	firmware, err := exec.CommandContext(ctx, program, "-L", "help").Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s -L help: %w", program, err)
+	}
+	// Where libraries and QEMU's modules are. Loaders look in these directories, and in
+	// the others that this file lists.
+	prefix := filepath.Dir(filepath.Dir(program))
+	places := []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", filepath.Join(prefix, "lib"), filepath.Join(prefix, "lib64")}
+	for _, place := range append(places, strings.Fields(string(firmware))...) {
+		if err := addPlace(root, filepath.Clean(place)); err != nil {
+			return nil, err
+		}
+	}
+	return root, nil
+}
+
+// addPlace makes a path of the host visible in a root: as the link that it is there,
+// or with its content. It does nothing for one that does not exist or is visible.
+func addPlace(root *launch.Root, path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, have := range root.ReadOnly {
+		if path == have || strings.HasPrefix(path, have+"/") {
+			return nil
+		}
+	}
+	if info.Mode().Type() != os.ModeSymlink {
+		root.ReadOnly = append(root.ReadOnly, path)
+		return nil
+	}
+	target, err := os.Readlink(path)
+	if err != nil {
+		return err
+	}
+	root.Links[path] = target
+	if !filepath.IsAbs(target) {
+		target = filepath.Join(filepath.Dir(path), target)
+	}
+	return addPlace(root, target)
+}
+
+// What a VMM uses besides its guest's memory and translated code: 30 MiB were
+// measured, and its tables grow with the guest's memory.
+const (
+	vmmMemoryMiB   = 128
+	tablesPerGuest = 16 // a 16th
+)
+
+// cgroupLimits returns what the cgroup of a VMM allows. One more CPU than the guest
+// has is for the VMM's own threads.
+func (d *Driver) cgroupLimits(spec vm.Spec) launch.CgroupLimits {
+	mib := spec.MemoryMiB + spec.MemoryMiB/tablesPerGuest + d.codeMiB + vmmMemoryMiB
+	return launch.CgroupLimits{MemoryBytes: uint64(mib) << 20, Tasks: tasks(spec), CPUs: spec.VCPUs + 1}
+}
+
+// tasks is how many threads a VMM may have: one a vCPU, its own, and those of its pool
+// for disks, which has at most 64.
+func tasks(spec vm.Spec) int { return spec.VCPUs + 80 }
+
+// maxDescriptors is more than a VMM opens.
+const maxDescriptors = 256
+
+// limits returns the resource limits of a VMM. The largest file that it has a reason
+// to write is a disk or the state of its devices.
+func limits(spec vm.Spec) (launch.Limits, error) {
+	most := int64(maxState)
+	for _, disk := range spec.Disks {
+		info, err := os.Stat(disk.Path)
+		if err != nil {
+			return launch.Limits{}, err
+		}
+		most = max(most, info.Size())
+	}
+	l := launch.Limits{Files: maxDescriptors, FileBytes: uint64(most)}
+	if spec.UID != 0 { // the tasks of the user: ours has others
+		l.Tasks = uint64(tasks(spec))
+	}
+	return l, nil
+}
+
+// makeCgroup makes the VMM's cgroup, if the host has those that limit.
+func (a *assembly) makeCgroup(context.Context) (err error) {
+	if !a.d.cgroups {
+		return nil
+	}
+	a.cgroup, err = launch.MakeCgroup(a.spec.ID, a.d.cgroupLimits(a.spec))
+	return err
+}
+
+func (a *assembly) removeCgroup(ctx context.Context) error { return launch.RemoveCgroup(ctx, a.cgroup) }
+
+// openCgroup opens the directory of the VMM's cgroup; nil if it has none.
+func (a *assembly) openCgroup() (*os.File, error) {
+	if a.cgroup == "" {
+		return nil, nil
+	}
+	return os.Open(a.cgroup)
+}
