@@ -136,5 +136,5 @@ func (h *Host) firstUID() uint32 {
 	if h.Driver.Name() == Firecracker && h.jailer() == "" {
 		return 0
 	}
-	return machineUIDs
+	return h.cfg.Network.FirstUser(machineUIDs)
 }

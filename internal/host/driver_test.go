@@ -62,7 +62,7 @@ func TestMachinesRunAsOtherUsers(t *testing.T) {
 	if err := h.chooseDriver(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if h.firstUID() != machineUIDs {
-		t.Errorf("machines run as users from %d, want %d", h.firstUID(), machineUIDs)
+	if want := h.cfg.Network.FirstUser(machineUIDs); h.firstUID() != want {
+		t.Errorf("machines run as users from %d, want %d", h.firstUID(), want)
 	}
 }

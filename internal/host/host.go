@@ -27,9 +27,9 @@ import (
 	"wrenn/internal/vm"
 )
 
-// machineUIDs is the first of the user ids that machines run as, one each. It lies
-// above what distributions, subuid ranges and systemd-nspawn hand out, see
-// https://systemd.io/UIDS-GIDS/.
+// machineUIDs is the first of the user ids that machines run as, one each, on all agents
+// of a machine: see network.Config.FirstUser. It lies above what distributions, subuid
+// ranges and systemd-nspawn hand out, see https://systemd.io/UIDS-GIDS/.
 const machineUIDs = 2_000_000_000
 
 // emulatedPool is how many machines are made ahead under emulation, where a

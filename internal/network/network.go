@@ -11,6 +11,7 @@ package network
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"net"
@@ -127,6 +128,19 @@ func (c Config) capacity() int {
 		return 0
 	}
 	return min(1<<(31-c.Range.Bits()), maxSlots)
+}
+
+// userBits is how many bits of an address FirstUser uses: those in which the networks
+// for private use, shared address space and benchmarks differ.
+const userBits = 28
+
+// FirstUser returns a FirstUID, base or more, such that no slot of another range has the
+// same user. Pools of one machine have ranges that do not overlap, so two agents on one
+// machine do not run VMMs as the same user. Of networks that are not for private use,
+// those that differ in the first four bits alone share users. It adds less than 2^27.
+func (c Config) FirstUser(base uint32) uint32 {
+	addr := c.withDefaults().Range.Addr().As4()
+	return base + binary.BigEndian.Uint32(addr[:])&(1<<userBits-1)/2 // a slot has two addresses
 }
 
 // name is the name of slot index's namespace, and of the host's end of its veth pair.

@@ -208,3 +208,25 @@ func TestElementsAreDisjoint(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestRangesHaveUsersOfTheirOwn(t *testing.T) {
+	const base = 2_000_000_000
+	owner := map[uint32]string{}
+	for _, text := range []string{"", "10.0.0.0/8", "10.190.0.0/16", "10.191.0.0/24", "10.191.1.0/30", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15"} {
+		var c Config
+		if text != "" {
+			c.Range = netip.MustParsePrefix(text)
+		}
+		c = c.withDefaults()
+		first, last := c.FirstUser(base), c.FirstUser(base)+uint32(c.capacity())-1
+		if first < base || last >= 1<<31 {
+			t.Errorf("%s has the users %d to %d", c.Range, first, last)
+		}
+		for other, at := range owner {
+			if overlaps := netip.MustParsePrefix(at).Overlaps(c.Range); !overlaps && other >= first && other <= last {
+				t.Errorf("%s and %s share user %d", at, c.Range, other)
+			}
+		}
+		owner[first], owner[last] = c.Range.String(), c.Range.String()
+	}
+}
