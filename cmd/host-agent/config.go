@@ -89,7 +89,7 @@ func (n networkConfig) defaultSlots(memoryMB int) int {
 
 type limitsConfig struct {
 	Sandboxes  int `toml:"sandboxes"`    // at a time; default 0, no limit
-	MemoryMB   int `toml:"memory_mb"`    // of all machines; default what this machine has; -1 is no limit
+	MemoryMB   int `toml:"memory_mb"`    // of all machines and their VMMs; default what this machine has, less its own part; -1 is no limit
 	DiskFreeMB int `toml:"disk_free_mb"` // must be free for a new sandbox; default 1024; -1 is no limit
 }
 
@@ -140,11 +140,16 @@ func (c *config) Complete(func(string) string) error {
 		if err := unix.Sysinfo(&info); err != nil {
 			return fmt.Errorf("memory of this machine: %w", err)
 		}
-		c.Limits.MemoryMB = int(info.Totalram * uint64(info.Unit) >> 20)
+		c.Limits.MemoryMB = memoryForMachines(int(info.Totalram * uint64(info.Unit) >> 20))
 	}
 	c.Network.Max = cmp.Or(c.Network.Max, c.Network.defaultSlots(c.Limits.MemoryMB))
 	return nil
 }
+
+// memoryForMachines returns the default of limits.memory_mb on a machine that has total:
+// what a 16th and 512 leave to the kernel, the agent and what else runs there, and at
+// least half.
+func memoryForMachines(total int) int { return max(total-total/16-512, total/2) }
 
 // Check implements configfile.Configuration.
 func (c *config) Check(problems *configfile.Problems) {

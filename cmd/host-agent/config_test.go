@@ -182,3 +182,11 @@ func TestErrorsOfConfigurationAreForPeople(t *testing.T) {
 		t.Errorf("%v does not show the line", err)
 	}
 }
+
+func TestMemoryForMachines(t *testing.T) {
+	for total, want := range map[int]int{1024: 512, 2048: 1408, 16384: 14848, 262144: 245248} {
+		if got := memoryForMachines(total); got != want {
+			t.Errorf("of %d MiB machines get %d, want %d", total, got, want)
+		}
+	}
+}

@@ -48,7 +48,7 @@ type Config struct {
 	Log      *slog.Logger
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
-	Limits   sandbox.Limits
+	Limits   sandbox.Limits // its OverheadMiB is the driver's
 	Pool     *int          // see sandbox.Config; nil is emulatedPool under emulation, and else none
 	Hook     rollback.Hook // see sandbox.Config
 	// Registries are those from which images for templates may come.
@@ -212,6 +212,9 @@ func (h *Host) openSlots(ctx context.Context) (err error) {
 // openManager also sweeps: first the sandboxes that have a journal, then the
 // slots that no journal names and in which nothing lives.
 func (h *Host) openManager(ctx context.Context) (err error) {
+	if d, ok := h.Driver.(vm.Overhead); ok {
+		h.cfg.Limits.OverheadMiB = d.OverheadMiB()
+	}
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store,

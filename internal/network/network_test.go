@@ -209,7 +209,7 @@ func TestElementsAreDisjoint(t *testing.T) {
 	}
 }
 
-func TestRangesHaveUsersOfTheirOwn(t *testing.T) {
+func TestRangesShareNoUsers(t *testing.T) {
 	const base = 2_000_000_000
 	owner := map[uint32]string{}
 	for _, text := range []string{"", "10.0.0.0/8", "10.190.0.0/16", "10.191.0.0/24", "10.191.1.0/30", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15"} {

@@ -91,6 +91,12 @@ type SnapshotPreparer interface {
 	PrepareSnapshot(ctx context.Context, dir string) error
 }
 
+// Overhead is a Driver that knows what its machines cost. All our drivers do.
+type Overhead interface {
+	// OverheadMiB is the memory of the host that a VMM takes besides its guest's.
+	OverheadMiB() int
+}
+
 // ConsoleReader is a Machine whose guest's console can be read. That of all our
 // drivers' machines can.
 type ConsoleReader interface {

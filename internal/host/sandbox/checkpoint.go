@@ -109,7 +109,10 @@ func (s locked) restorePaused(ctx context.Context, id wrenn.CheckpointID) error 
 // restoreRunning stops the machine, makes another from the checkpoint, and
 // moves over when that answers: until then it is the old one that counts.
 func (s locked) restoreRunning(ctx context.Context, id wrenn.CheckpointID) error {
-	op := operation{name: "restore", trace: "restore", via: StatusRestoring, back: StatusRunning, to: StatusRunning}
+	if err := s.host.registry.admitAs(s.Sandbox, StatusRestoring); err != nil {
+		return err
+	}
+	op := operation{name: "restore", trace: "restore", back: StatusRunning, to: StatusRunning}
 	err := s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
 		return s.restore(ctx, undo, string(id), func(j *journal.Journal) { j.Head = id })
 	})

@@ -256,9 +256,10 @@ func TestAMachineThatEndsByItself(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	for name, limits := range map[string]Limits{
-		"limits.sandboxes":    {Sandboxes: 1},
-		"limits.memory_mb":    {MemoryMiB: small.MemoryMiB * 3 / 2},
-		"limits.disk_free_mb": {DiskFreeMiB: 1 << 40},
+		"limits.sandboxes":                    {Sandboxes: 1},
+		"limits.memory_mb":                    {MemoryMiB: small.MemoryMiB * 3 / 2},
+		"limits.disk_free_mb":                 {DiskFreeMiB: 1 << 40},
+		"raise limits.memory_mb of its agent": {MemoryMiB: 2 * small.MemoryMiB, OverheadMiB: 1}, // the VMMs take some too
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)

@@ -239,6 +239,23 @@ func TestPausedSandboxesTakeNoMemory(t *testing.T) {
 	}
 }
 
+// A restore to a checkpoint has two machines until the new one answers.
+func TestRestoreNeedsMemoryForASecondMachine(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Limits = Limits{MemoryMiB: 2*small.MemoryMiB - 1}
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
+	_, err := sb.Checkpoint(t.Context(), "one", "")
+	must(t, err)
+	if err := sb.RestoreCheckpoint(t.Context(), "one"); wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), "stays running") {
+		t.Errorf("RestoreCheckpoint() = %v, want Exhausted", err)
+	}
+	wantAlive(t, sb)
+	must(t, sb.Pause(t.Context()))
+	must(t, sb.RestoreCheckpoint(t.Context(), "one")) // a paused one has none
+}
+
 func TestAutoPauseAndOneWakeForAll(t *testing.T) {
 	l := newLab(t)
 	var restores atomic.Int32

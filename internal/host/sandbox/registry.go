@@ -13,7 +13,9 @@ import (
 // Limits bound what the sandboxes of a host may use together. Zero is no limit.
 type Limits struct {
 	Sandboxes int
-	MemoryMiB int // of their machines, as they are promised
+	MemoryMiB int // of their machines, as they are promised, with OverheadMiB for each
+	// OverheadMiB is what a machine takes of the host besides its guest's memory.
+	OverheadMiB int
 	// DiskFreeMiB is what must be free in the state directory for a new one:
 	// disks are clones that grow as they are written.
 	DiskFreeMiB int
@@ -91,27 +93,31 @@ func (r *registry) checkRoom(size wrenn.Size, diskFreeMiB int) error {
 	switch limits := r.limits; {
 	case limits.Sandboxes > 0 && count >= limits.Sandboxes:
 		return wrenn.Errorf(wrenn.Exhausted, "this host is at its limit of %d sandboxes: destroy some, or raise limits.sandboxes of its agent", count)
-	case limits.MemoryMiB > 0 && memory+size.MemoryMiB > limits.MemoryMiB:
+	case limits.MemoryMiB > 0 && memory+r.cost(size) > limits.MemoryMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host: %d of %d MiB are used; pause or destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
-			size.MemoryMiB, memory, limits.MemoryMiB)
+			r.cost(size), memory, limits.MemoryMiB)
 	case limits.DiskFreeMiB > 0 && diskFreeMiB < limits.DiskFreeMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are free and %d must be (limits.disk_free_mb of its agent)", diskFreeMiB, limits.DiskFreeMiB)
 	}
 	return nil
 }
 
-// admitResume marks a paused sandbox as resuming if there is room for its memory,
-// in one step, and returns Exhausted otherwise.
-func (r *registry) admitResume(s *Sandbox) error {
+// admitAs sets the status of a sandbox to one that takes the memory of one more machine:
+// StatusResuming, or StatusRestoring, in which the old machine still exists. If there is
+// no room for that it returns Exhausted, and the status is as before.
+func (r *registry) admitAs(s *Sandbox, next Status) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, memory := r.used()
-	if limit, want := r.limits.MemoryMiB, s.request.MemoryMiB; limit > 0 && memory+want > limit {
-		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host now: %d of %d MiB are used; the sandbox stays paused", want, memory, limit)
+	if limit, want := r.limits.MemoryMiB, r.cost(s.request.Size); limit > 0 && memory+want > limit {
+		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host now: %d of %d MiB are used; the sandbox stays %s", want, memory, limit, s.Info().Status)
 	}
-	s.state.set(StatusResuming, "")
+	s.state.set(next, "")
 	return nil
 }
+
+// cost returns the memory of the host that a machine takes, in MiB.
+func (r *registry) cost(size wrenn.Size) int { return size.MemoryMiB + r.limits.OverheadMiB }
 
 // hasRoom reports whether the limits allow another sandbox of the size.
 func (r *registry) hasRoom(size wrenn.Size) bool {
@@ -149,8 +155,8 @@ func (r *registry) isBusy() bool {
 }
 
 // used counts the sandboxes that have not ended, and the memory of those that
-// are not paused either. The warm pool does not count: it gives way. The caller
-// holds mu.
+// are not paused either. A sandbox that is being restored has two machines. The warm
+// pool does not count: it gives way. The caller holds mu.
 func (r *registry) used() (count, memoryMiB int) {
 	for _, s := range r.sandboxes {
 		switch info := s.Info(); {
@@ -160,7 +166,10 @@ func (r *registry) used() (count, memoryMiB int) {
 			count++
 		default:
 			count++
-			memoryMiB += info.MemoryMiB
+			memoryMiB += r.cost(info.Size)
+			if info.Status == StatusRestoring {
+				memoryMiB += r.cost(info.Size)
+			}
 		}
 	}
 	return count, memoryMiB

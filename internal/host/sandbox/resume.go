@@ -34,7 +34,7 @@ func (s *Sandbox) resume(ctx context.Context, token string) error {
 	if err := locked.tidy(ctx); err != nil {
 		return err
 	}
-	if err := s.host.registry.admitResume(s); err != nil {
+	if err := s.host.registry.admitAs(s, StatusResuming); err != nil {
 		return err
 	}
 	s.owner.AccessToken = cmp.Or(s.owner.AccessToken, token)

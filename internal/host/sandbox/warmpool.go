@@ -185,12 +185,12 @@ func (p *warmPool) surplus() (surplus []*Sandbox) {
 			continue
 		}
 		k := s.kind()
-		if low || left[k] <= 0 || k.size.MemoryMiB > room {
+		if low || left[k] <= 0 || p.host.registry.cost(k.size) > room {
 			surplus = append(surplus, s)
 			continue
 		}
 		left[k]--
-		room -= k.size.MemoryMiB
+		room -= p.host.registry.cost(k.size)
 	}
 	return surplus
 }
@@ -201,7 +201,7 @@ func (p *warmPool) shortage() (kind, bool) {
 	memoryMiB := 0
 	for _, s := range p.machines() {
 		left[s.kind()]--
-		memoryMiB += s.request.MemoryMiB
+		memoryMiB += p.host.registry.cost(s.request.Size)
 	}
 	maps.DeleteFunc(left, func(_ kind, n int) bool { return n <= 0 })
 	if len(left) == 0 || p.memoryBelow(poolGrows) || p.host.registry.isBusy() {

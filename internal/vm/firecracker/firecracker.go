@@ -41,7 +41,17 @@ type Driver struct {
 	runner          rollback.Runner // runs the steps of Start and Restore
 }
 
-var _ vm.Driver = (*Driver)(nil)
+var _ interface {
+	vm.Driver
+	vm.Overhead
+} = (*Driver)(nil)
+
+// ownMemoryMiB is more than Firecracker itself takes: its own bound is 5 MiB besides
+// what emulates devices, see its SPECIFICATION.md.
+const ownMemoryMiB = 16
+
+// OverheadMiB implements vm.Overhead.
+func (d *Driver) OverheadMiB() int { return ownMemoryMiB }
 
 // New returns a driver, after asking Firecracker for its version. It removes the
 // cgroups that killed agents left. FailedPrecondition if Firecracker does not run or

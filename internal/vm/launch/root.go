@@ -30,7 +30,7 @@ type Root struct {
 }
 
 // stage is where the new root is put together. Every host has this directory, and
-// the thread that uses it has a mount namespace of its own.
+// the thread that uses it is in its own mount namespace.
 const stage = "/proc"
 
 // tree is a part of the host that becomes visible in a Root.
@@ -41,8 +41,8 @@ type tree struct {
 	flags uintptr
 }
 
-// enter makes the root that of the calling thread, which must be in a mount namespace
-// of its own and from which every mount of the host disappears.
+// enter makes the root that of the calling thread, which must be in its own mount
+// namespace, and from which every mount of the host disappears.
 func (r *Root) enter() error {
 	trees, err := r.open()
 	defer func() {

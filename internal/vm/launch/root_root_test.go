@@ -28,7 +28,7 @@ func testRoot(t *testing.T, writable ...string) *Root {
 	return r
 }
 
-// inRoot runs a script as another user in a root of its own.
+// inRoot runs a script as another user in its own root.
 func inRoot(t *testing.T, script string, change func(*Command)) string {
 	t.Helper()
 	cmd := sh(script)

@@ -43,7 +43,7 @@ func rootOf(ctx context.Context, path string) (*launch.Root, error) {
 	return root, nil
 }
 
-// addPlace makes a path of the host visible in a root: as the link that it is there,
+// addPlace makes a path of the host visible in a root: as the link that the host has,
 // or with its content. It does nothing for one that does not exist or is visible.
 func addPlace(root *launch.Root, path string) error {
 	info, err := os.Lstat(path)
@@ -73,8 +73,14 @@ func addPlace(root *launch.Root, path string) error {
 	return addPlace(root, target)
 }
 
-// What a VMM uses besides its guest's memory and translated code: 30 MiB were
-// measured, and its tables grow with the guest's memory.
+// ownMemoryMiB is what a VMM takes besides its guest's memory and translated code.
+const ownMemoryMiB = 30
+
+// OverheadMiB implements vm.Overhead.
+func (d *Driver) OverheadMiB() int { return d.codeMiB + ownMemoryMiB }
+
+// What the cgroup of a VMM allows besides its guest's memory and translated code: more
+// than ownMemoryMiB, and its tables grow with the guest's memory.
 const (
 	vmmMemoryMiB   = 128
 	tablesPerGuest = 16 // a 16th

@@ -59,7 +59,10 @@ type Driver struct {
 	runner  rollback.Runner // runs the steps of Start and Restore
 }
 
-var _ vm.Driver = (*Driver)(nil)
+var _ interface {
+	vm.Driver
+	vm.Overhead
+} = (*Driver)(nil)
 
 // New returns a driver, after asking QEMU for its version. FailedPrecondition if QEMU
 // does not run or is too old; Invalid if cfg is wrong.
