@@ -61,6 +61,7 @@ type driverConfig struct {
 	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that a machine keeps; default 64
 	Firecracker string `toml:"firecracker"`  // path or name; default firecracker
 	Jailer      string `toml:"jailer"`       // path or name; default jailer
+	Unjailed    bool   `toml:"unjailed"`     // allows Firecracker without its jailer, as root
 	Kernel      string `toml:"kernel"`       // of the guest, an uncompressed ELF; default: the distribution's
 	Initrd      string `toml:"initrd"`       // of that kernel
 }
@@ -208,7 +209,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 	return host.Config{
 		StateDir: c.State, RunDir: c.Run, Adopt: true,
 		Image:   image.Config{StateDir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd},
-		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer},
+		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer, Unjailed: d.Unjailed},
 		Network: c.network(),
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),

@@ -136,7 +136,7 @@ func (*doctorCommand) firecracker(context.Context) finding {
 		return finding{Verdict: advice, Found: "not installed", Do: "optional: put firecracker and jailer of its releases into PATH; with KVM they are faster than QEMU"}
 	}
 	if _, err := exec.LookPath("jailer"); err != nil {
-		return finding{Verdict: advice, Found: path + ", without jailer", Do: "put jailer into PATH, too: without it machines run as root"}
+		return finding{Verdict: advice, Found: path + ", without jailer", Do: "put jailer into PATH, too: without it Firecracker is refused, unless wrenn up has --unjailed, which runs machines as root"}
 	}
 	return finding{Verdict: fine, Found: path + ", with jailer"}
 }

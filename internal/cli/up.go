@@ -29,6 +29,7 @@ type upCommand struct {
 	Qemu        string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
 	Firecracker string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
 	Jailer      string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`
+	Unjailed    bool   `help:"Allow Firecracker without its jailer: machines then run as root."`
 	Kernel      string `type:"path" placeholder:"FILE" help:"Guests' kernel, an uncompressed ELF; default: the distribution's."`
 	Initrd      string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
 	HostAgent   string `type:"path" placeholder:"PATH" help:"The host agent; default: host-agent beside this program."`
@@ -60,7 +61,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{
-			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer,
+			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer, Unjailed: c.Unjailed,
 			Kernel: c.Kernel, Initrd: c.Initrd, Range: c.NetRange, Prefix: c.NetPrefix,
 		},
 		Say: func(line string) {

@@ -36,7 +36,9 @@ type DriverConfig struct {
 	QEMU        string // path or name of qemu-system-x86_64
 	QEMUCodeMiB int    // see qemu.Config.CodeMiB
 	Firecracker string // path or name of firecracker
-	Jailer      string // path or name of jailer; without one Firecracker runs unjailed
+	Jailer      string // path or name of jailer
+	// Unjailed allows Firecracker without its jailer: then VMMs run as root.
+	Unjailed bool
 }
 
 // chooseDriver picks Firecracker if it boots the guest's kernel, else QEMU, and
@@ -51,9 +53,20 @@ func (h *Host) chooseDriver(ctx context.Context) error {
 	if !launch.CgroupsLimit() {
 		h.say("", "machines are not limited by cgroups: this machine has no cgroup2 hierarchy at "+launch.CgroupRoot+" with the controllers memory, pids and cpu")
 	}
-	if h.firstUID() == 0 {
-		h.say("", "machines run as root: the jailer is not installed ("+setting("jailer")+")")
+	return h.checkJail()
+}
+
+// checkJail returns FailedPrecondition if VMMs would run as root and the configuration
+// does not allow it. A guest that leaves its machine would own the host.
+func (h *Host) checkJail() error {
+	if h.firstUID() != 0 {
+		return nil
 	}
+	if !h.cfg.Driver.Unjailed {
+		return wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker's jailer is not installed, and without it machines run as root: install it (%s); "+
+			"or, on a machine where that is no danger, set driver.unjailed = true or start wrenn up with --unjailed", setting("jailer"))
+	}
+	h.say("", "machines run as root: the jailer is not installed ("+setting("jailer")+"), and the configuration allows it (unjailed)")
 	return nil
 }
 
@@ -121,7 +134,7 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 }
 
 // jailer returns the path of Firecracker's jailer, "" if it is not installed: then
-// the machines run as the agent's own user, which is for development.
+// the machines run as the agent's own user, see checkJail.
 func (h *Host) jailer() string {
 	path, err := exec.LookPath(h.cfg.Driver.Jailer)
 	if err != nil {

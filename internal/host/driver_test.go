@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"wrenn"
+	"wrenn/internal/vm"
 )
 
 // program writes a shell script that stands for a VMM's program.
@@ -64,5 +65,26 @@ func TestMachinesRunAsOtherUsers(t *testing.T) {
 	}
 	if want := h.cfg.Network.FirstUser(machineUIDs); h.firstUID() != want {
 		t.Errorf("machines run as users from %d, want %d", h.firstUID(), want)
+	}
+}
+
+// unjailed stands for a Firecracker that works.
+type unjailed struct{ vm.Driver }
+
+func (unjailed) Name() string { return Firecracker }
+
+func TestUnjailedMachinesAreRefused(t *testing.T) {
+	var out bytes.Buffer
+	h := &Host{Driver: unjailed{}, cfg: Config{Driver: DriverConfig{Jailer: "/no/such/program"}, Out: &out}}
+	if err := h.checkJail(); wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "driver.unjailed") {
+		t.Errorf("checkJail() = %v, want a failed precondition that names driver.unjailed", err)
+	}
+	h.cfg.Driver.Unjailed = true
+	if err := h.checkJail(); err != nil || !strings.Contains(out.String(), "as root") {
+		t.Errorf("checkJail() = %v, and said %q", err, &out)
+	}
+	h.cfg.Driver = DriverConfig{Jailer: program(t, "jailer", "")}
+	if err := h.checkJail(); err != nil {
+		t.Error(err)
 	}
 }

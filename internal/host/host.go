@@ -48,9 +48,9 @@ type Config struct {
 	Log      *slog.Logger
 	Trace    func(id wrenn.SandboxID, step string, took time.Duration) // see sandbox.Config
 	Adopt    bool                                                      // sandboxes of an earlier agent, instead of removing them
-	Limits   sandbox.Limits // its OverheadMiB is the driver's
-	Pool     *int          // see sandbox.Config; nil is emulatedPool under emulation, and else none
-	Hook     rollback.Hook // see sandbox.Config
+	Limits   sandbox.Limits                                            // its OverheadMiB is the driver's
+	Pool     *int                                                      // see sandbox.Config; nil is emulatedPool under emulation, and else none
+	Hook     rollback.Hook                                             // see sandbox.Config
 	// Registries are those from which images for templates may come.
 	Registries template.Registries
 }

@@ -35,7 +35,12 @@ func rootOf(ctx context.Context, path string) (*launch.Root, error) {
 	// the others that this file lists.
 	prefix := filepath.Dir(filepath.Dir(program))
 	places := []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", filepath.Join(prefix, "lib"), filepath.Join(prefix, "lib64")}
-	for _, place := range append(places, strings.Fields(string(firmware))...) {
+	for line := range strings.Lines(string(firmware)) {
+		if place := strings.TrimSpace(line); filepath.IsAbs(place) {
+			places = append(places, place)
+		}
+	}
+	for _, place := range places {
 		if err := addPlace(root, filepath.Clean(place)); err != nil {
 			return nil, err
 		}
