@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"time"
+	"wrenn"
 
 	"wrenn/client"
 	"wrenn/internal/envdclient"
@@ -51,7 +52,7 @@ func execRoundTrip(ctx context.Context, b *bench) (_ []row, err error) {
 		return err
 	})
 	bare := seconds(func(ctx context.Context) error {
-		_, err := p.direct.Exec(ctx, envdclient.Command{Path: "true"})
+		_, err := p.direct.Exec(ctx, wrenn.ExecCommand{Cmd: "true"})
 		return err
 	})
 	if _, err := pairs(ctx, warmExecs, ours, bare); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"wrenn"
 
 	"wrenn/internal/envdclient"
 	"wrenn/internal/rollback"
@@ -115,7 +116,7 @@ func ignoreExit(err error) error {
 
 func (e *agent) startMany(ctx context.Context) error {
 	for range starts {
-		if _, err := e.client.Exec(ctx, envdclient.Command{Path: "/bin/true"}); err != nil {
+		if _, err := e.client.Exec(ctx, wrenn.ExecCommand{Cmd: "/bin/true"}); err != nil {
 			return err
 		}
 	}
@@ -136,7 +137,7 @@ func printer() []string { return []string{"/usr/bin/head", "-c", strconv.Itoa(ou
 
 func (e *agent) stdout(ctx context.Context) error {
 	argv := printer()
-	proc, err := e.client.Start(ctx, envdclient.Command{Path: argv[0], Args: argv[1:]})
+	proc, err := e.client.Start(ctx, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: argv[0], Args: argv[1:]}})
 	if err != nil {
 		return err
 	}

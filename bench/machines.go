@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"wrenn"
 
 	"golang.org/x/sync/errgroup"
 
@@ -275,7 +276,7 @@ func warmAgain(ctx context.Context, x *box) error { return x.client.WaitReady(ct
 
 // warmExec runs a command, as a template's build does.
 func warmExec(ctx context.Context, x *box) error {
-	if _, err := x.client.Exec(ctx, envdclient.Command{Path: "true"}); err != nil {
+	if _, err := x.client.Exec(ctx, wrenn.ExecCommand{Cmd: "true"}); err != nil {
 		return err
 	}
 	return warmAgain(ctx, x)
@@ -343,7 +344,7 @@ func (l *lab) thawAll(ctx context.Context, s snapshot, into []*box) error {
 			if into[i], err = l.thaw(ctx, s); err != nil {
 				return err
 			}
-			_, err = into[i].client.Exec(ctx, envdclient.Command{Path: "true"})
+			_, err = into[i].client.Exec(ctx, wrenn.ExecCommand{Cmd: "true"})
 			return err
 		})
 	}

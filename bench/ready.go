@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+	"wrenn"
 
 	"wrenn/client"
-	"wrenn/internal/envdclient"
 )
 
 // readyMachines is the size of the agent's warm pool.
@@ -130,7 +130,7 @@ func (l *lab) execOne(ctx context.Context, from snapshot) (_ sample, err error) 
 	}
 	defer func() { err = errors.Join(err, x.close(ctx)) }()
 	exec, err := timed(func() error {
-		_, err := x.client.Exec(ctx, envdclient.Command{Path: "true"})
+		_, err := x.client.Exec(ctx, wrenn.ExecCommand{Cmd: "true"})
 		return err
 	})
 	cpu, cpuErr := cpuSeconds(x.machine.Ref().PID)

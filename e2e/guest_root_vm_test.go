@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/envdclient"
 	"wrenn/internal/host"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/image"
@@ -87,11 +86,11 @@ func sh(t *testing.T, sb *sandbox.Sandbox, script string) string {
 
 func shAs(t *testing.T, sb *sandbox.Sandbox, user, script string) string {
 	t.Helper()
-	res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "/bin/sh", Args: []string{"-c", script}, User: user})
+	res, err := sb.Guest().Exec(t.Context(), wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", script}, User: user})
 	if err != nil {
 		t.Fatalf("%s: %v", script, err)
 	}
-	if res.Code != 0 {
+	if res.ExitCode != 0 {
 		t.Errorf("%s: %s: %s%s", script, res.Status, res.Stdout, res.Stderr)
 	}
 	return strings.TrimSuffix(string(res.Stdout), "\n")

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/testkit"
 )
@@ -19,7 +18,7 @@ func answers(t *testing.T, sb *sandbox.Sandbox) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	res, err := sb.Guest().Exec(ctx, envdclient.Command{Path: "echo", Args: []string{"here"}, User: "root"})
+	res, err := sb.Guest().Exec(ctx, wrenn.ExecCommand{Cmd: "echo", Args: []string{"here"}, User: "root"})
 	if err != nil || string(res.Stdout) != "here\n" {
 		t.Errorf("a command beside the greedy one: %+v, %v", res, err)
 	}
@@ -46,23 +45,23 @@ func TestGreedyCommands(t *testing.T) {
 		// itself: an interpreter spends minutes reading its code again and again
 		// before the kernel gives up on it.
 		for range 2 {
-			res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "tail", Args: []string{"/dev/zero"}, User: "user"})
+			res, err := sb.Guest().Exec(t.Context(), wrenn.ExecCommand{Cmd: "tail", Args: []string{"/dev/zero"}, User: "user"})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if res.Reason != envdclient.EndOutOfMemory || res.Code != -1 {
-				t.Errorf("a command that takes all memory ended with %+v", res.Exit)
+			if res.Reason != wrenn.EndOutOfMemory || res.ExitCode != -1 {
+				t.Errorf("a command that takes all memory ended with %+v", res)
 			}
 			answers(t, sb)
 		}
 		// A child is killed, and the shell reports that by its exit code.
-		res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "sh", Args: []string{"-c", "tail /dev/zero; exit $?"}})
-		if err != nil || res.Reason != envdclient.EndOutOfMemory {
+		res, err := sb.Guest().Exec(t.Context(), wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "tail /dev/zero; exit $?"}})
+		if err != nil || res.Reason != wrenn.EndOutOfMemory {
 			t.Errorf("a command whose child takes all memory ended with %+v, %v", res, err)
 		}
 	})
 	t.Run("processes", func(t *testing.T) {
-		bomb, err := sb.Guest().Start(t.Context(), envdclient.Command{Path: "bash", Args: []string{"-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"}, User: "user"})
+		bomb, err := sb.Guest().Start(t.Context(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "bash", Args: []string{"-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"}, User: "user"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +73,7 @@ func TestGreedyCommands(t *testing.T) {
 		}
 		began := time.Now()
 		// When memory is short, the kernel may have killed its first process, and with it all others.
-		if err := bomb.Signal(t.Context(), envdclient.SIGKILL); err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
+		if err := bomb.Signal(t.Context(), wrenn.SIGKILL); err != nil && wrenn.CodeOf(err) != wrenn.NotFound {
 			t.Fatal(err)
 		}
 		t.Logf("killed in %v", time.Since(began))
@@ -113,7 +112,7 @@ func TestCommandIsOneOverPause(t *testing.T) {
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
 	const script = `setsid sh -c 'trap "" TERM; sleep 1000; sleep 1000' & echo; sleep 1000`
-	proc, err := sb.Guest().Start(t.Context(), envdclient.Command{Path: "bash", Args: []string{"-c", script}, User: "user"})
+	proc, err := sb.Guest().Start(t.Context(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "bash", Args: []string{"-c", script}, User: "user"}})
 	if err != nil {
 		t.Fatal(err)
 	}

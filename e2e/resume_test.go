@@ -351,7 +351,7 @@ func TestExitSurvivesItsHops(t *testing.T) {
 // end sends a command the line that it waits for, and returns when it has ended.
 func end(t *testing.T, guest *envdclient.Client, pid int) {
 	t.Helper()
-	p, err := guest.Attach(t.Context(), envdclient.Target{PID: uint32(pid)})
+	p, err := guest.Attach(t.Context(), wrenn.ExecAttach{PID: pid})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,6 @@ import (
 	"wrenn"
 	"wrenn/client"
 	"wrenn/internal/cli/verify"
-	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox"
 )
 
@@ -99,11 +98,11 @@ func (a verifyAPI) WriteFile(ctx context.Context, id, name string, content io.Re
 func (a verifyAPI) Exec(ctx context.Context, id string, cmd client.Command) (*client.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	res, err := a.boxes[id].Guest().Exec(ctx, envdclient.Command{Path: cmd.Cmd, Args: cmd.Args, User: gocmp.Or(cmd.User, "user")})
+	res, err := a.boxes[id].Guest().Exec(ctx, wrenn.ExecCommand{Cmd: cmd.Cmd, Args: cmd.Args, User: gocmp.Or(cmd.User, "user")})
 	if err != nil {
 		return nil, err
 	}
-	return &client.Result{Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: res.Code, Status: res.Status}, nil
+	return &client.Result{Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: res.ExitCode, Status: res.Status}, nil
 }
 
 // Fork leaves the copies to the test, which keeps them until its end.

@@ -46,9 +46,9 @@ func TestEveryAnswerOfAGuest(t *testing.T) {
 	})
 	for c := range codes {
 		code = c
-		_, start := inStream.Start(ctx, Command{Path: "true"})
-		_, attach := inStream.Attach(ctx, Target{PID: 1})
-		for name, err := range map[string]error{"start": start, "attach": attach, "signal": unary.Signal(ctx, 1, SIGTERM)} {
+		_, start := inStream.Start(ctx, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "true"}})
+		_, attach := inStream.Attach(ctx, wrenn.ExecAttach{PID: 1})
+		for name, err := range map[string]error{"start": start, "attach": attach, "signal": unary.Signal(ctx, 1, wrenn.SIGTERM)} {
 			if got := wrenn.CodeOf(err); got != codes[c] || !strings.HasSuffix(err.Error(), "mine") {
 				t.Errorf("%s answered with %s is %s (%v), want %s", name, c, got, err, codes[c])
 			}
@@ -68,7 +68,7 @@ func TestEveryAnswerOfAGuest(t *testing.T) {
 		if write := wrenn.CodeOf(plain.WriteFile(ctx, "", "/x", strings.NewReader("x"))); write != got[s] {
 			t.Errorf("status %d is %s for a read and %s for a write", s, got[s], write)
 		}
-		_, err = plain.Exec(ctx, Command{Path: "true"})
+		_, err = plain.Exec(ctx, wrenn.ExecCommand{Cmd: "true"})
 		calls[s] = wrenn.CodeOf(err)
 	}
 	if diff := cmp.Diff(statuses, got); diff != "" {
@@ -94,7 +94,7 @@ func TestDeadlineOfTheGuest(t *testing.T) {
 		"far": {time.Hour, wrenn.GuestFailed}, "near": {time.Second, wrenn.DeadlineExceeded},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), tc.left)
-		_, err := c.Start(ctx, Command{Path: "true"})
+		_, err := c.Start(ctx, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "true"}})
 		cancel()
 		if got := wrenn.CodeOf(err); got != tc.want {
 			t.Errorf("%s: %s (%v), want %s", name, got, err, tc.want)
@@ -110,9 +110,9 @@ func TestSilentGuest(t *testing.T) {
 			_ = conn.Close()
 		}
 	})
-	_, exec := c.Exec(t.Context(), Command{Path: "true"})
+	_, exec := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"})
 	_, read := c.ReadFile(t.Context(), "", "/x")
-	for name, err := range map[string]error{"exec": exec, "read": read, "signal": c.Signal(t.Context(), 1, SIGTERM)} {
+	for name, err := range map[string]error{"exec": exec, "read": read, "signal": c.Signal(t.Context(), 1, wrenn.SIGTERM)} {
 		if wrenn.CodeOf(err) != wrenn.Unavailable {
 			t.Errorf("%s: %s (%v)", name, wrenn.CodeOf(err), err)
 		}

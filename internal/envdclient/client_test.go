@@ -143,11 +143,11 @@ func TestInitSetsTimeEntropyAndSettings(t *testing.T) {
 	if len(entropy) != entropyBytes || bytes.Count(entropy, []byte{0}) == entropyBytes {
 		t.Errorf("the guest got %d bytes of entropy: %x", len(entropy), entropy)
 	}
-	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.GuestFailed || !strings.Contains(err.Error(), "401") {
+	if _, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"}); wrenn.CodeOf(err) != wrenn.GuestFailed || !strings.Contains(err.Error(), "401") {
 		t.Errorf("Exec without the token = %v, want that the guest refuses it by 401", err)
 	}
 	with := newClient(t, strings.TrimPrefix(c.base, "http://"), "secret")
-	res, err := with.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo $COLOR; pwd"}})
+	res, err := with.Exec(t.Context(), wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "echo $COLOR; pwd"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestInitSetsTheIdentity(t *testing.T) {
 // Init of a copy ends the original's streams, but not its own request.
 func TestInitOfACopyEndsOldStreams(t *testing.T) {
 	c, _ := newGuest(t)
-	old, err := c.Start(t.Context(), Command{Path: "sleep", Args: []string{"1000"}})
+	old, err := c.Start(t.Context(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "sleep", Args: []string{"1000"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestInitOfACopyEndsOldStreams(t *testing.T) {
 			break // else the events that came before
 		}
 	}
-	if _, err := host.Exec(t.Context(), Command{Path: "true"}); err != nil {
+	if _, err := host.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -229,26 +229,23 @@ func TestCallsThatAnAgentDoesNotKnow(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	c, _ := newGuest(t)
-	res, err := c.Exec(t.Context(), Command{
-		Path: "/bin/sh", Args: []string{"-c", `printf 'out\000\377'; echo $A >&2; pwd >&2; exit 3`},
-		Env: map[string]string{"A": "b"}, Dir: "/",
-	})
+	res, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", `printf 'out\000\377'; echo $A >&2; pwd >&2; exit 3`}, Env: map[string]string{"A": "b"}, Cwd: "/"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(res.Stdout) != "out\x00\xff" || string(res.Stderr) != "b\n/\n" || res.Code != 3 || res.Status != "exit status 3" || res.Truncated {
+	if string(res.Stdout) != "out\x00\xff" || string(res.Stderr) != "b\n/\n" || res.ExitCode != 3 || res.Status != "exit status 3" || res.Truncated {
 		t.Errorf("Exec() = %+v", res)
 	}
 }
 
 func TestExecKeepsTheBeginningOfTooMuchOutput(t *testing.T) {
 	c, _ := newGuest(t)
-	res, err := c.Exec(t.Context(), Command{Path: "sh", Args: []string{"-c", "head -c 1000000 /dev/zero; echo e >&2"}, MaxOutput: 1000})
+	res, err := c.ExecUpTo(t.Context(), wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "head -c 1000000 /dev/zero; echo e >&2"}}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(res.Stdout) != 1000 || string(res.Stderr) != "e\n" || !res.Truncated || res.Code != 0 {
-		t.Errorf("Exec() kept %d and %d bytes, truncated %t, code %d", len(res.Stdout), len(res.Stderr), res.Truncated, res.Code)
+	if len(res.Stdout) != 1000 || string(res.Stderr) != "e\n" || !res.Truncated || res.ExitCode != 0 {
+		t.Errorf("Exec() kept %d and %d bytes, truncated %t, code %d", len(res.Stdout), len(res.Stderr), res.Truncated, res.ExitCode)
 	}
 }
 
@@ -256,16 +253,16 @@ func TestStartErrors(t *testing.T) {
 	c, _ := newGuest(t)
 	for _, tc := range []struct {
 		name string
-		cmd  Command
+		cmd  wrenn.ExecCommand
 		code wrenn.Code
 		want string
 	}{
-		{"no such program", Command{Path: "no-such-program"}, wrenn.NotFound, "no-such-program"},
-		{"no such directory", Command{Path: "true", Dir: "/no/such"}, wrenn.Invalid, "/no/such"},
-		{"no such user", Command{Path: "true", User: "nobody-like-this"}, wrenn.Invalid, "nobody-like-this"},
+		{"no such program", wrenn.ExecCommand{Cmd: "no-such-program"}, wrenn.NotFound, "no-such-program"},
+		{"no such directory", wrenn.ExecCommand{Cmd: "true", Cwd: "/no/such"}, wrenn.Invalid, "/no/such"},
+		{"no such user", wrenn.ExecCommand{Cmd: "true", User: "nobody-like-this"}, wrenn.Invalid, "nobody-like-this"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := c.Start(t.Context(), tc.cmd)
+			_, err := c.Start(t.Context(), wrenn.ExecStart{ExecCommand: tc.cmd})
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Fatalf("Start() = %v, want an error that names %s", err, tc.want)
 			}
@@ -281,9 +278,9 @@ func TestExecAfterItsDeadline(t *testing.T) {
 	c, _ := newGuest(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	res, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "echo begun; exec sleep 600"}})
+	res, err := c.Exec(ctx, wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "echo begun; exec sleep 600"}})
 	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
-	if res == nil || string(res.Stdout) != "begun\n" || res.Exit != (Exit{Code: -1, Status: "signal: killed", Reason: EndDeadline}) {
+	if res == nil || string(res.Stdout) != "begun\n" || res.ExitCode != -1 || res.Status != "signal: killed" || res.Reason != wrenn.EndTimeout {
 		t.Errorf("Exec() = %+v", res)
 	}
 }
@@ -304,14 +301,14 @@ func TestAbandonedExecIsKilled(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			fifo := filepath.Join(t.TempDir(), "fifo")
-			if res, err := c.Exec(t.Context(), Command{Path: "mkfifo", Args: []string{fifo}}); err != nil || res.Code != 0 {
+			if res, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "mkfifo", Args: []string{fifo}}); err != nil || res.ExitCode != 0 {
 				t.Fatal(res, err)
 			}
 			ctx, cancel := tc.ctx()
 			defer cancel()
 			done := make(chan error, 1)
 			go func() {
-				_, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "exec 3>" + fifo + "; echo begun >&3; sleep 600"}})
+				_, err := c.Exec(ctx, wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "exec 3>" + fifo + "; echo begun >&3; sleep 600"}})
 				done <- err
 			}()
 			reader, err := os.Open(fifo) // returns when the command has opened it
@@ -344,13 +341,13 @@ func TestCanceledStartIsKilled(t *testing.T) {
 	c, _ := newGuest(t)
 	for range 20 {
 		fifo := filepath.Join(t.TempDir(), "fifo")
-		if res, err := c.Exec(t.Context(), Command{Path: "mkfifo", Args: []string{fifo}}); err != nil || res.Code != 0 {
+		if res, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "mkfifo", Args: []string{fifo}}); err != nil || res.ExitCode != 0 {
 			t.Fatal(res, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			_, err := c.Exec(ctx, Command{Path: "sh", Args: []string{"-c", "exec sleep 600 >" + fifo}})
+			_, err := c.Exec(ctx, wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "exec sleep 600 >" + fifo}})
 			done <- err
 		}()
 		reader, err := os.Open(fifo) // returns when the command has opened it
@@ -373,7 +370,7 @@ func TestCanceledStartIsKilled(t *testing.T) {
 
 func TestProcessStreams(t *testing.T) {
 	c, _ := newGuest(t)
-	p, err := c.Start(t.Context(), Command{Path: "sh", Args: []string{"-c", "echo a; echo b >&2; kill -9 $$"}})
+	p, err := c.Start(t.Context(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "echo a; echo b >&2; kill -9 $$"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +390,7 @@ func TestProcessStreams(t *testing.T) {
 	if stdout.String() != "a\n" || stderr.String() != "b\n" {
 		t.Errorf("got %q and %q", &stdout, &stderr)
 	}
-	if want := (Exit{Code: -1, Status: "signal: killed", Reason: EndExited}); p.Exit() != want {
+	if want := (wrenn.ExecExit{Code: -1, Status: "signal: killed", Reason: wrenn.EndExited}); p.Exit() != want {
 		t.Errorf("Exit() = %+v, want %+v", p.Exit(), want)
 	}
 	if _, err := p.Next(); !errors.Is(err, io.EOF) {
@@ -465,7 +462,7 @@ func TestCutDownloadIsAnError(t *testing.T) {
 // TestCloseEndsOpenCalls: a guest that has ended closes no connection.
 func TestCloseEndsOpenCalls(t *testing.T) {
 	c, _ := newGuest(t)
-	proc, err := c.Start(t.Context(), Command{Path: "cat", Stdin: true})
+	proc, err := c.Start(t.Context(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "cat"}, WantStdin: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -497,7 +494,7 @@ func TestCloseEndsOpenCalls(t *testing.T) {
 	case <-time.After(deadline):
 		t.Fatal("the stream goes on")
 	}
-	if _, err := c.Exec(t.Context(), Command{Path: "true"}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if _, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -505,11 +502,11 @@ func TestCloseEndsOpenCalls(t *testing.T) {
 // What is not text is refused, not changed.
 func TestCommandThatIsNotText(t *testing.T) {
 	c, _ := newGuest(t)
-	for name, cmd := range map[string]Command{
-		"argument":    {Path: "echo", Args: []string{"fine", "\xff"}},
-		"path":        {Path: "/bin/\xff"},
-		"directory":   {Path: "true", Dir: "/tmp/\xff"},
-		"environment": {Path: "true", Env: map[string]string{"A": "\xff"}},
+	for name, cmd := range map[string]wrenn.ExecCommand{
+		"argument":    {Cmd: "echo", Args: []string{"fine", "\xff"}},
+		"path":        {Cmd: "/bin/\xff"},
+		"directory":   {Cmd: "true", Cwd: "/tmp/\xff"},
+		"environment": {Cmd: "true", Env: map[string]string{"A": "\xff"}},
 	} {
 		if _, err := c.Exec(t.Context(), cmd); wrenn.CodeOf(err) != wrenn.Invalid || !strings.Contains(err.Error(), "UTF-8") {
 			t.Errorf("%s: Exec() = %v", name, err)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"wrenn"
 
 	"google.golang.org/protobuf/proto"
 
@@ -58,7 +59,7 @@ func TestGuestCannotFillTheHostsMemory(t *testing.T) {
 			})
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			_, err := c.Exec(t.Context(), Command{Path: "true"})
+			_, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"})
 			runtime.ReadMemStats(&after)
 			if err == nil {
 				t.Error("Exec() succeeded")
@@ -87,7 +88,7 @@ func TestHeadersOfTheGuestAreBounded(t *testing.T) {
 		<-release
 	})
 	defer close(release) // before the server's end, which waits for it
-	if _, err := c.Exec(t.Context(), Command{Path: "true"}); err == nil {
+	if _, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"}); err == nil {
 		t.Error("Exec() succeeded")
 	}
 	if _, err := c.ReadFile(t.Context(), "", "/x"); err == nil {
@@ -122,7 +123,7 @@ func TestErrorsOfTheGuestAreText(t *testing.T) {
 				w.WriteHeader(http.StatusInternalServerError)
 				_, _ = w.Write(raw) // the same
 			})
-			_, exec := c.Exec(t.Context(), Command{Path: "true"})
+			_, exec := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"})
 			_, read := c.ReadFile(t.Context(), "", "/x")
 			for prefix, err := range map[string]error{"start true: ": exec, "read /x: ": read} {
 				if err == nil || err.Error() != prefix+tc.want {
@@ -147,7 +148,7 @@ func TestExitStatusIsText(t *testing.T) {
 		}
 		_, _ = w.Write(envelope(2, []byte("{}"))) // the same
 	})
-	res, err := c.Exec(t.Context(), Command{Path: "true"})
+	res, err := c.Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"})
 	if err != nil || res.Status != "\ufffd[2J" {
 		t.Errorf("Exec() = %+v, %v", res, err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"wrenn"
 	"wrenn/internal/wake"
 	"wrenn/proto/gen/envd/process"
 )
@@ -17,30 +18,22 @@ const (
 	ackPause   = 100 * time.Millisecond
 )
 
-// Session names a stream that can be resumed: when the connection is lost, envd
-// keeps output that was not acknowledged for Hold, up to a size at which the
-// command waits.
-type Session struct {
-	ID   string        // random: 16 to 64 of A-Z a-z 0-9 _ and -
-	Hold time.Duration // in whole seconds; 0 is a minute
-}
-
-// message returns the session for a request, nil for a nil session.
-func (s *Session) message() *process.Session {
-	if s == nil {
+// sessionMessage returns the session for a request, nil for a stream without one.
+func sessionMessage(s wrenn.ExecSession) *process.Session {
+	if s.ID == "" {
 		return nil
 	}
 	return &process.Session{Id: s.ID, HoldSec: uint32(s.Hold / time.Second)}
 }
 
-func (s *Session) selector() *process.ProcessSelector {
+func sessionSelector(s wrenn.ExecSession) *process.ProcessSelector {
 	return &process.ProcessSelector{Selector: &process.ProcessSelector_Session{Session: s.ID}}
 }
 
 // following is the client's end of a session. It sends acknowledgements in the
 // background, one at a time, and always the latest.
 type following struct {
-	*Session
+	wrenn.ExecSession
 
 	client *Client
 	stop   context.CancelFunc
@@ -49,9 +42,9 @@ type following struct {
 	taken  atomic.Uint64 // bytes of input that the process has taken
 }
 
-func newFollowing(ctx context.Context, c *Client, s *Session, taken uint64) *following {
+func newFollowing(ctx context.Context, c *Client, s wrenn.ExecSession, taken uint64) *following {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	f := &following{Session: s, client: c, stop: stop, wake: wake.New()}
+	f := &following{ExecSession: s, client: c, stop: stop, wake: wake.New()}
 	f.taken.Store(taken)
 	go f.acknowledge(ctx)
 	return f

@@ -22,24 +22,17 @@ const (
 	keepaliveSeconds = "30"
 )
 
-// Size is the size of a terminal, in characters.
-type Size struct{ Cols, Rows int }
+// signals are envd's names of the signals.
+var signals = map[wrenn.Signal]process.Signal{
+	wrenn.SIGTERM: process.Signal_SIGNAL_SIGTERM, wrenn.SIGKILL: process.Signal_SIGNAL_SIGKILL,
+}
 
-// Signal is a signal that envd can send.
-type Signal int
-
-// The signals.
-const (
-	SIGKILL = Signal(process.Signal_SIGNAL_SIGKILL)
-	SIGTERM = Signal(process.Signal_SIGNAL_SIGTERM)
-)
-
-// Event is a piece of output, valid until the next call of Next, or a keepalive.
-// Besides Offset exactly one field is set.
-type Event struct {
-	Stdout, Stderr, PTY []byte
-	Keepalive           bool
-	Offset              uint64 // of the first byte of output, in a stream with a session or a Target.Offset
+// endReasons are the reasons of envd. Others, of a newer one, are wrenn.EndUnknown.
+var endReasons = map[process.EndReason]wrenn.EndReason{
+	process.EndReason_END_REASON_EXITED:        wrenn.EndExited,
+	process.EndReason_END_REASON_SIGNALED:      wrenn.EndSignaled,
+	process.EndReason_END_REASON_DEADLINE:      wrenn.EndTimeout,
+	process.EndReason_END_REASON_OUT_OF_MEMORY: wrenn.EndOutOfMemory,
 }
 
 // Process is a running command that is followed. Next and Exit are for one
@@ -51,7 +44,7 @@ type Process struct {
 	start   *process.ProcessEvent_StartEvent
 	session *following // nil: it cannot be resumed
 	until   time.Time  // the deadline that envd has; zero for none
-	exit    Exit
+	exit    wrenn.ExecExit
 	ended   bool
 	tty     atomic.Int32 // a ttyKind
 }
@@ -85,14 +78,16 @@ type connected struct {
 
 func (s connected) event() *process.ProcessEvent { return s.Msg().GetEvent() }
 
-// Start starts a command and returns when it runs. A caller that does not call
+// Start starts a command and returns when it runs. A command with WantStdin has an
+// input, for Send, and so has one with a PTY; its Stdin and Timeout are not used. A
+// start that is repeated with a session follows the command of the first one. A caller that does not call
 // Next slows the command down; nothing is buffered without bound. The command
 // outlives Close and a canceled ctx; a deadline of ctx ends it, with
 // DeadlineExceeded from Next. If ctx is canceled before Start returns, Start waits
 // for the command's pid and kills it, because no client knows the pid otherwise. A
 // command with a session keeps running: the session names it.
-func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
-	if err := cmd.check(); err != nil {
+func (c *Client) Start(ctx context.Context, cmd wrenn.ExecStart) (*Process, error) {
+	if err := checkCommand(cmd.ExecCommand); err != nil {
 		return nil, err
 	}
 	streamCtx, cancel := withoutCancel(ctx)
@@ -122,12 +117,12 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 		defer cancel()
 		defer time.AfterFunc(killTimeout, cancel).Stop()
 		if r := <-began; r.err == nil {
-			if cmd.Session == nil {
+			if cmd.Session.ID == "" {
 				c.killAbandoned(ctx, r.p.PID())
 			}
 			r.p.Close()
 		}
-		return nil, fromRPC("start "+cmd.Path, endOf(ctx))
+		return nil, fromRPC("start "+cmd.Cmd, endOf(ctx))
 	}
 }
 
@@ -148,52 +143,43 @@ func endOf(ctx context.Context) error {
 	return connect.NewError(connect.CodeCanceled, context.Cause(ctx))
 }
 
-func (c *Client) start(ctx context.Context, cmd Command) (*Process, error) {
+func (c *Client) start(ctx context.Context, cmd wrenn.ExecStart) (*Process, error) {
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Keepalive-Ping-Interval", keepaliveSeconds)
 	if cmd.User != "" {
 		call.RequestHeader().Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(cmd.User+":")))
 	}
 	req := &process.StartRequest{
-		Process: &process.ProcessConfig{Cmd: cmd.Path, Args: cmd.Args, Envs: cmd.Env},
-		Stdin:   &cmd.Stdin,
-		Session: cmd.Session.message(), EndReason: true,
+		Process: &process.ProcessConfig{Cmd: cmd.Cmd, Args: cmd.Args, Envs: cmd.Env},
+		Stdin:   &cmd.WantStdin,
+		Session: sessionMessage(cmd.Session), EndReason: true,
 	}
-	if cmd.Dir != "" {
-		req.Process.Cwd = &cmd.Dir
+	if cmd.Cwd != "" {
+		req.Process.Cwd = &cmd.Cwd
 	}
 	tty := ttyNo
 	if cmd.PTY != nil {
-		req.Pty, tty = cmd.PTY.message(), ttyYes
+		req.Pty, tty = terminal(*cmd.PTY), ttyYes
 	}
 	s, err := c.process.Start(ctx, req)
 	if err != nil {
-		return nil, believeDeadline(deadlineOf(ctx), fromRPC("start "+cmd.Path, err))
+		return nil, believeDeadline(deadlineOf(ctx), fromRPC("start "+cmd.Cmd, err))
 	}
-	return c.follow(ctx, "start "+cmd.Path, started{s}, tty, cmd.Session)
-}
-
-// Target is a command to follow, and a position in its output.
-type Target struct {
-	PID     uint32   // 0: the command of Session, which is resumed
-	Session *Session // nil: the stream cannot be resumed
-	// Offset is the position in the output to begin at; nil is the position that
-	// the session acknowledged, or the current one. See Process.Lost.
-	Offset *uint64
+	return c.follow(ctx, "start "+cmd.Cmd, started{s}, tty, cmd.Session)
 }
 
 // Attach follows a command that runs, or returns the end of one that ended
 // recently. NotFound when there is no such process or session; only commands of
 // Start can be followed. It ends another stream of the session.
-func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
+func (c *Client) Attach(ctx context.Context, to wrenn.ExecAttach) (*Process, error) {
 	ctx, call := connect.NewClientContext(ctx)
 	call.RequestHeader().Set("Keepalive-Ping-Interval", keepaliveSeconds)
-	req := &process.ConnectRequest{Process: selector(to.PID), Offset: to.Offset, Session: to.Session.message(), EndReason: true}
+	req := &process.ConnectRequest{Process: selector(to.PID), Offset: to.Offset, Session: sessionMessage(to.Session), EndReason: true}
 	if to.PID == 0 {
-		if to.Session == nil {
+		if to.Session.ID == "" {
 			return nil, wrenn.Errorf(wrenn.Invalid, "attach: neither a process nor a session is named")
 		}
-		req.Process = to.Session.selector()
+		req.Process = sessionSelector(to.Session)
 	}
 	s, err := c.process.Connect(ctx, req)
 	if err != nil {
@@ -203,7 +189,7 @@ func (c *Client) Attach(ctx context.Context, to Target) (*Process, error) {
 }
 
 // follow reads the first event, which has the pid.
-func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind, session *Session) (*Process, error) {
+func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind, session wrenn.ExecSession) (*Process, error) {
 	p := &Process{client: c, stream: s, until: deadlineOf(ctx)}
 	p.tty.Store(int32(tty))
 	if !s.Receive() {
@@ -217,17 +203,17 @@ func (c *Client) follow(ctx context.Context, doing string, s stream, tty ttyKind
 		return nil, wrenn.Errorf(wrenn.Internal, "%s: the guest's agent did not begin with a start event", doing)
 	}
 	p.start = start
-	if session != nil {
+	if session.ID != "" {
 		p.session = newFollowing(ctx, c, session, start.GetInput())
 	}
 	return p, nil
 }
 
 // PID is the process's id in the guest.
-func (p *Process) PID() uint32 { return p.start.GetPid() }
+func (p *Process) PID() int { return int(p.start.GetPid()) }
 
 // Offset returns the position at which the output of this stream begins; 0 for a
-// stream without a session and without a Target.Offset.
+// stream without a session and without an ExecAttach.Offset.
 func (p *Process) Offset() uint64 { return p.start.GetOffset() }
 
 // Lost returns how many bytes before Offset were requested but are no longer kept.
@@ -237,55 +223,52 @@ func (p *Process) Lost() uint64 { return p.start.GetLost() }
 // reused for another process.
 func (p *Process) selector() *process.ProcessSelector {
 	if p.session != nil {
-		return p.session.selector()
+		return sessionSelector(p.session.ExecSession)
 	}
 	return selector(p.PID())
 }
 
-// Next returns the next event, and io.EOF when the process ended: then Exit is
-// set. Any other error means that the stream broke; the process may still run.
-func (p *Process) Next() (Event, error) {
+// Next returns the next output, which is valid until the next call, or a keepalive;
+// and io.EOF when the process ended: then Exit is set. Offset is set in a stream
+// with a session or an ExecAttach.Offset. Any other error means that the stream broke; the process may still run.
+func (p *Process) Next() (wrenn.ExecOutput, error) {
 	for p.stream.Receive() {
 		switch ev := p.stream.event(); {
 		case ev.GetData() != nil:
 			return p.output(ev.GetData()), nil
 		case ev.GetKeepalive() != nil:
-			return Event{Keepalive: true}, nil
+			return wrenn.ExecOutput{Keepalive: true}, nil
 		case ev.GetEnd() != nil:
 			p.exit = exitOf(ev.GetEnd())
 			p.ended = true
-			return Event{}, io.EOF
+			return wrenn.ExecOutput{}, io.EOF
 		}
 	}
 	if p.ended {
-		return Event{}, io.EOF
+		return wrenn.ExecOutput{}, io.EOF
 	}
 	err := believeDeadline(p.until, fromRPC("read output", cmp.Or(p.stream.Err(), io.ErrUnexpectedEOF)))
 	if errors.Is(err, context.DeadlineExceeded) { // envd has it, too, and kills the process
-		p.exit, p.ended = Exit{Code: -1, Status: "signal: killed", Reason: EndDeadline}, true
-		return Event{}, io.EOF
+		p.exit, p.ended = wrenn.ExecExit{Code: -1, Status: "signal: killed", Reason: wrenn.EndTimeout}, true
+		return wrenn.ExecOutput{}, io.EOF
 	}
-	return Event{}, err
+	return wrenn.ExecOutput{}, err
 }
 
-func exitOf(end *process.ProcessEvent_EndEvent) Exit {
-	reason := EndReason(end.GetReason())
-	if reason > EndSignaled {
-		reason = EndUnknown
-	}
-	return Exit{Code: int(end.GetExitCode()), Status: clean(end.GetStatus()), Reason: reason}
+func exitOf(end *process.ProcessEvent_EndEvent) wrenn.ExecExit {
+	return wrenn.ExecExit{Code: int(end.GetExitCode()), Status: clean(end.GetStatus()), Reason: endReasons[end.GetReason()]}
 }
 
-func (p *Process) output(data *process.ProcessEvent_DataEvent) Event {
-	ev := Event{Stdout: data.GetStdout(), Stderr: data.GetStderr(), PTY: data.GetPty(), Offset: data.GetOffset()}
+func (p *Process) output(data *process.ProcessEvent_DataEvent) wrenn.ExecOutput {
+	ev := wrenn.ExecOutput{Stdout: data.GetStdout(), Stderr: data.GetStderr(), PTY: data.GetPty(), Offset: data.GetOffset()}
 	if ev.PTY != nil {
 		p.tty.Store(int32(ttyYes))
 	}
 	return ev
 }
 
-// Exit returns how the process ended; the zero Exit before Next returned io.EOF.
-func (p *Process) Exit() Exit { return p.exit }
+// Exit returns how the process ended; the zero value before Next returned io.EOF.
+func (p *Process) Exit() wrenn.ExecExit { return p.exit }
 
 // Close ends the stream, not the process. Twice is allowed.
 func (p *Process) Close() {
@@ -364,14 +347,14 @@ func (p *Process) CloseInput(ctx context.Context) error {
 }
 
 // Resize changes the size of the process's terminal. GuestFailed when it has none.
-func (p *Process) Resize(ctx context.Context, size Size) error {
-	_, err := p.client.process.Update(ctx, &process.UpdateRequest{Process: p.selector(), Pty: size.message()})
+func (p *Process) Resize(ctx context.Context, size wrenn.PTYSize) error {
+	_, err := p.client.process.Update(ctx, &process.UpdateRequest{Process: p.selector(), Pty: terminal(size)})
 	return fromRPC("resize terminal", err)
 }
 
 // Signal signals the process and its group. NotFound when it has ended, Invalid
 // for a signal that envd cannot send.
-func (p *Process) Signal(ctx context.Context, signal Signal) error {
+func (p *Process) Signal(ctx context.Context, signal wrenn.Signal) error {
 	return p.client.signal(ctx, p.selector(), signal)
 }
 
@@ -385,25 +368,27 @@ func (p *Process) feed(ctx context.Context, input []byte) {
 
 // Kill sends SIGKILL to a process that Start made, and to its group. NotFound
 // when it has ended.
-func (c *Client) Kill(ctx context.Context, pid uint32) error { return c.Signal(ctx, pid, SIGKILL) }
+func (c *Client) Kill(ctx context.Context, pid int) error {
+	return c.Signal(ctx, pid, wrenn.SIGKILL)
+}
 
 // Signal signals a process that Start made, and its group. NotFound when it has
 // ended, Invalid for a signal that envd cannot send.
-func (c *Client) Signal(ctx context.Context, pid uint32, signal Signal) error {
+func (c *Client) Signal(ctx context.Context, pid int, signal wrenn.Signal) error {
 	return c.signal(ctx, selector(pid), signal)
 }
 
-func (c *Client) signal(ctx context.Context, to *process.ProcessSelector, signal Signal) error {
-	_, err := c.process.SendSignal(ctx, &process.SendSignalRequest{Process: to, Signal: process.Signal(signal)})
+func (c *Client) signal(ctx context.Context, to *process.ProcessSelector, signal wrenn.Signal) error {
+	_, err := c.process.SendSignal(ctx, &process.SendSignalRequest{Process: to, Signal: signals[signal]})
 	return fromRPC("signal", err)
 }
 
-func selector(pid uint32) *process.ProcessSelector {
-	return &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: pid}}
+func selector(pid int) *process.ProcessSelector {
+	return &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: uint32(pid)}}
 }
 
-func (s Size) message() *process.PTY {
-	return &process.PTY{Size: &process.PTY_Size{Cols: uint32(s.Cols), Rows: uint32(s.Rows)}}
+func terminal(size wrenn.PTYSize) *process.PTY {
+	return &process.PTY{Size: &process.PTY_Size{Cols: uint32(size.Cols), Rows: uint32(size.Rows)}}
 }
 
 // InputClosed reports whether an error of Send or CloseInput only means that the

@@ -15,12 +15,12 @@ import (
 )
 
 // newSession returns a new session.
-func newSession() *Session { return &Session{ID: rand.Text()} }
+func newSession() wrenn.ExecSession { return wrenn.ExecSession{ID: rand.Text()} }
 
 // begin starts a shell's script.
-func begin(t *testing.T, c *Client, script string, cmd Command) *Process {
+func begin(t *testing.T, c *Client, script string, cmd wrenn.ExecStart) *Process {
 	t.Helper()
-	cmd.Path, cmd.Args = "/bin/sh", []string{"-c", script}
+	cmd.Cmd, cmd.Args = "/bin/sh", []string{"-c", script}
 	p, err := c.Start(t.Context(), cmd)
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +29,7 @@ func begin(t *testing.T, c *Client, script string, cmd Command) *Process {
 	return p
 }
 
-func attach(t *testing.T, c *Client, to Target) *Process {
+func attach(t *testing.T, c *Client, to wrenn.ExecAttach) *Process {
 	t.Helper()
 	p, err := c.Attach(t.Context(), to)
 	if err != nil {
@@ -69,7 +69,7 @@ func send(t *testing.T, p *Process, text string) {
 
 func TestStreamOfPipes(t *testing.T) {
 	c, _ := newGuest(t)
-	p := begin(t, c, "cat; echo error >&2; exit 3", Command{Stdin: true})
+	p := begin(t, c, "cat; echo error >&2; exit 3", wrenn.ExecStart{WantStdin: true})
 	send(t, p, "one ")
 	send(t, p, "two\n")
 	readUntil(t, p, "one two\n")
@@ -79,7 +79,7 @@ func TestStreamOfPipes(t *testing.T) {
 	if err := p.CloseInput(t.Context()); err != nil && !InputClosed(err) { // it may have ended
 		t.Error(err)
 	}
-	if got := readUntil(t, p, ""); got != "error\n" || p.Exit() != (Exit{3, "exit status 3", EndExited}) {
+	if got := readUntil(t, p, ""); got != "error\n" || p.Exit() != (wrenn.ExecExit{Code: 3, Status: "exit status 3", Reason: wrenn.EndExited}) {
 		t.Errorf("%q, %v", got, p.Exit())
 	}
 	if err := p.Send(t.Context(), []byte("x")); !InputClosed(err) {
@@ -92,23 +92,23 @@ func TestStreamOfPipes(t *testing.T) {
 
 func TestStreamOfTerminal(t *testing.T) {
 	c, _ := newGuest(t)
-	p := begin(t, c, "stty -echo; while read x; do stty size; done", Command{PTY: &Size{Cols: 80, Rows: 24}})
+	p := begin(t, c, "stty -echo; while read x; do stty size; done", wrenn.ExecStart{PTY: &wrenn.PTYSize{Cols: 80, Rows: 24}})
 	send(t, p, "\n")
 	readUntil(t, p, "24 80\r\n")
-	if err := p.Resize(t.Context(), Size{Cols: 132, Rows: 50}); err != nil {
+	if err := p.Resize(t.Context(), wrenn.PTYSize{Cols: 132, Rows: 50}); err != nil {
 		t.Fatal(err)
 	}
-	other := attach(t, c, Target{PID: p.PID()}) // a client that does not know that it is a terminal
+	other := attach(t, c, wrenn.ExecAttach{PID: p.PID()}) // a client that does not know that it is a terminal
 	send(t, other, "\n")
 	readUntil(t, p, "50 132\r\n")
 	if err := p.CloseInput(t.Context()); wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("CloseInput() of a terminal = %v", err)
 	}
-	if err := p.Signal(t.Context(), SIGKILL); err != nil {
+	if err := p.Signal(t.Context(), wrenn.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	readUntil(t, p, "")
-	if p.Exit() != (Exit{-1, "signal: killed", EndSignaled}) {
+	if p.Exit() != (wrenn.ExecExit{Code: -1, Status: "signal: killed", Reason: wrenn.EndSignaled}) {
 		t.Errorf("Exit() = %v", p.Exit())
 	}
 }
@@ -116,21 +116,21 @@ func TestStreamOfTerminal(t *testing.T) {
 func TestStreamResumes(t *testing.T) {
 	c, _ := newGuest(t)
 	session := newSession()
-	p := begin(t, c, "echo one; read x; echo $x; exit 4", Command{Stdin: true, Session: session})
+	p := begin(t, c, "echo one; read x; echo $x; exit 4", wrenn.ExecStart{WantStdin: true, Session: session})
 	readUntil(t, p, "one\n")
 	p.Close()
-	p = attach(t, c, Target{Session: session, Offset: new(uint64(2))})
+	p = attach(t, c, wrenn.ExecAttach{Session: session, Offset: new(uint64(2))})
 	if p.Offset() != 2 || p.Lost() != 0 {
 		t.Errorf("resumed at %d, lost %d", p.Offset(), p.Lost())
 	}
 	readUntil(t, p, "e\n")
 	p.Close()
 	// The command ends while no client is connected.
-	other := attach(t, c, Target{PID: p.PID()})
+	other := attach(t, c, wrenn.ExecAttach{PID: p.PID()})
 	send(t, other, "two\n")
 	readUntil(t, other, "")
 	for range 2 { // and again when the exit was lost
-		p = attach(t, c, Target{Session: session, Offset: new(uint64(4))})
+		p = attach(t, c, wrenn.ExecAttach{Session: session, Offset: new(uint64(4))})
 		if got := readUntil(t, p, ""); got != "two\n" || p.Exit().Code != 4 {
 			t.Errorf("%q, %v", got, p.Exit())
 		}
@@ -145,8 +145,8 @@ func TestStreamStartsOnce(t *testing.T) {
 	c, _ := newGuest(t)
 	session := newSession()
 	const script = "echo $$; read x"
-	first := begin(t, c, script, Command{Stdin: true, Session: session})
-	again := begin(t, c, script, Command{Stdin: true, Session: session})
+	first := begin(t, c, script, wrenn.ExecStart{WantStdin: true, Session: session})
+	again := begin(t, c, script, wrenn.ExecStart{WantStdin: true, Session: session})
 	if first.PID() != again.PID() {
 		t.Errorf("started twice: %d and %d", first.PID(), again.PID())
 	}
@@ -158,12 +158,12 @@ func TestStreamStartsOnce(t *testing.T) {
 	if wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("the first stream got %v", err)
 	}
-	_, err = c.Start(t.Context(), Command{Path: "true", Session: session})
+	_, err = c.Start(t.Context(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "true"}, Session: session})
 	if wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("Start() of another command = %v", err)
 	}
-	other := begin(t, c, script, Command{Stdin: true})
-	if _, err := c.Attach(t.Context(), Target{PID: other.PID(), Session: session}); wrenn.CodeOf(err) != wrenn.GuestFailed {
+	other := begin(t, c, script, wrenn.ExecStart{WantStdin: true})
+	if _, err := c.Attach(t.Context(), wrenn.ExecAttach{PID: other.PID(), Session: session}); wrenn.CodeOf(err) != wrenn.GuestFailed {
 		t.Errorf("Attach() of the session to another process = %v", err)
 	}
 }
@@ -174,11 +174,11 @@ func TestStreamStartIsAbandoned(t *testing.T) {
 	session := newSession()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := c.Start(ctx, Command{Path: "sleep", Args: []string{"1000"}, Session: session}); !errors.Is(err, context.Canceled) {
+	if _, err := c.Start(ctx, wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "sleep", Args: []string{"1000"}}, Session: session}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("Start() = %v", err)
 	}
-	p := attach(t, c, Target{Session: session})
-	if err := p.Signal(t.Context(), SIGTERM); err != nil {
+	p := attach(t, c, wrenn.ExecAttach{Session: session})
+	if err := p.Signal(t.Context(), wrenn.SIGTERM); err != nil {
 		t.Errorf("it does not run on: %v", err)
 	}
 	readUntil(t, p, "")
@@ -186,17 +186,17 @@ func TestStreamStartIsAbandoned(t *testing.T) {
 
 func TestStreamRefusals(t *testing.T) {
 	c, _ := newGuest(t)
-	p := begin(t, c, "read x", Command{Stdin: true, Session: newSession()})
+	p := begin(t, c, "read x", wrenn.ExecStart{WantStdin: true, Session: newSession()})
 	for name, tc := range map[string]struct {
-		to   Target
+		to   wrenn.ExecAttach
 		want wrenn.Code
 	}{
-		"nothing":          {Target{}, wrenn.Invalid},
-		"no such process":  {Target{PID: 1 << 30}, wrenn.NotFound},
-		"no such session":  {Target{Session: newSession()}, wrenn.NotFound},
-		"beyond the end":   {Target{PID: p.PID(), Offset: new(uint64(1))}, wrenn.Invalid},
-		"no session's id":  {Target{PID: p.PID(), Session: &Session{ID: "x"}}, wrenn.Invalid},
-		"holds for a year": {Target{PID: p.PID(), Session: &Session{ID: "0123456789abcdef", Hold: 8766 * time.Hour}}, wrenn.Invalid},
+		"nothing":          {wrenn.ExecAttach{}, wrenn.Invalid},
+		"no such process":  {wrenn.ExecAttach{PID: 1 << 30}, wrenn.NotFound},
+		"no such session":  {wrenn.ExecAttach{Session: newSession()}, wrenn.NotFound},
+		"beyond the end":   {wrenn.ExecAttach{PID: p.PID(), Offset: new(uint64(1))}, wrenn.Invalid},
+		"no session's id":  {wrenn.ExecAttach{PID: p.PID(), Session: wrenn.ExecSession{ID: "x"}}, wrenn.Invalid},
+		"holds for a year": {wrenn.ExecAttach{PID: p.PID(), Session: wrenn.ExecSession{ID: "0123456789abcdef", Hold: 8766 * time.Hour}}, wrenn.Invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := c.Attach(t.Context(), tc.to); wrenn.CodeOf(err) != tc.want {
@@ -211,9 +211,9 @@ func TestStreamRefusals(t *testing.T) {
 func TestStreamInputIsTakenOnce(t *testing.T) {
 	c, _ := newGuest(t)
 	session := newSession()
-	p := begin(t, c, "cat", Command{Stdin: true, Session: session})
+	p := begin(t, c, "cat", wrenn.ExecStart{WantStdin: true, Session: session})
 	send(t, p, "abc")
-	stale := attach(t, c, Target{Session: session, Offset: new(uint64)})
+	stale := attach(t, c, wrenn.ExecAttach{Session: session, Offset: new(uint64)})
 	if stale.Taken() != 3 {
 		t.Errorf("Taken() = %d, want 3", stale.Taken())
 	}
@@ -237,7 +237,7 @@ func TestStreamSlowReader(t *testing.T) {
 		most   = 48 << 20
 	)
 	c, _ := newGuest(t)
-	p := begin(t, c, fmt.Sprintf("head -c %d /dev/zero", total), Command{Session: newSession()})
+	p := begin(t, c, fmt.Sprintf("head -c %d /dev/zero", total), wrenn.ExecStart{Session: newSession()})
 	var acked, got uint64
 	for steps := 0; ; {
 		ev, err := p.Next()

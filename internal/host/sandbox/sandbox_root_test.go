@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
@@ -30,10 +29,10 @@ func TestLife(t *testing.T) {
 	if sb.ID() != id {
 		t.Errorf("ID() = %s, want %s", sb.ID(), id)
 	}
-	res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "/bin/sh", Args: []string{"-c", "echo hello; exit 3"}})
+	res, err := sb.Guest().Exec(t.Context(), wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", "echo hello; exit 3"}})
 	must(t, err)
-	if got := string(res.Stdout); got != "hello\n" || res.Code != 3 {
-		t.Errorf("Exec() = %q, %d", got, res.Code)
+	if got := string(res.Stdout); got != "hello\n" || res.ExitCode != 3 {
+		t.Errorf("Exec() = %q, %d", got, res.ExitCode)
 	}
 	j, err := journal.Read(sb.dir())
 	must(t, err)
@@ -75,7 +74,7 @@ func TestTheSameIDTwice(t *testing.T) {
 
 func wantAlive(t *testing.T, sb *Sandbox) {
 	t.Helper()
-	if res, err := sb.Guest().Exec(t.Context(), envdclient.Command{Path: "true"}); err != nil || res.Code != 0 {
+	if res, err := sb.Guest().Exec(t.Context(), wrenn.ExecCommand{Cmd: "true"}); err != nil || res.ExitCode != 0 {
 		t.Errorf("sandbox %s: Exec() = %+v, %v", sb.ID(), res, err)
 	}
 }

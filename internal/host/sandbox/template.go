@@ -72,7 +72,7 @@ var warmUpPrograms = [][]string{
 // of reading it from its disk. Programs that an image does not have are left out.
 func (s *Sandbox) warmUp(ctx context.Context) {
 	for _, argv := range warmUpPrograms {
-		if _, err := s.Guest().Exec(ctx, envdclient.Command{Path: argv[0], Args: argv[1:]}); err != nil {
+		if _, err := s.Guest().Exec(ctx, wrenn.ExecCommand{Cmd: argv[0], Args: argv[1:]}); err != nil {
 			s.log(ctx, slog.LevelDebug, "guest cannot run a program", slog.String("program", argv[0]), slog.Any("err", err))
 		}
 	}

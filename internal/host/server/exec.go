@@ -34,30 +34,14 @@ func (s *server) Exec(ctx context.Context, msg *pb.ExecRequest) (*pb.ExecRespons
 	limit := cmp.Or(cmd.Timeout, wrenn.DefaultExecTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	guestCmd := guestCommand(cmd)
-	guestCmd.MaxOutput = maxOutput
-	res, err := sb.Guest().Exec(ctx, guestCmd)
+	res, err := sb.Guest().ExecUpTo(ctx, cmd, maxOutput)
 	if res == nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			err = wrenn.Errorf(wrenn.DeadlineExceeded, "the command could not be started in time (%s): give it a longer timeout, or stream it", limit)
 		}
 		return nil, err
 	}
-	return hostwire.ExecResult(wrenn.ExecResult{ // after a timeout, too: with the output until then
-		Stdout: res.Stdout, Stderr: res.Stderr, ExitCode: res.Code, Status: res.Status, Truncated: res.Truncated,
-		Reason: endReasons[res.Reason],
-	}), nil
-}
-
-// endReasons are the product's words for why a command ended.
-var endReasons = map[envdclient.EndReason]wrenn.EndReason{
-	envdclient.EndExited: wrenn.EndExited, envdclient.EndSignaled: wrenn.EndSignaled,
-	envdclient.EndDeadline: wrenn.EndTimeout, envdclient.EndOutOfMemory: wrenn.EndOutOfMemory,
-}
-
-// guestCommand returns cmd in the words of the guest's agent.
-func guestCommand(cmd wrenn.ExecCommand) envdclient.Command {
-	return envdclient.Command{Path: cmd.Cmd, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Cwd, User: cmd.User, Input: cmd.Stdin}
+	return hostwire.ExecResult(*res), nil // after a timeout, too: with the output until then
 }
 
 func (s *server) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest) (*pb.SignalProcessResponse, error) {
@@ -70,11 +54,8 @@ func (s *server) SignalProcess(ctx context.Context, req *pb.SignalProcessRequest
 		return nil, err
 	}
 	defer release()
-	return &pb.SignalProcessResponse{}, sb.Guest().Signal(ctx, req.GetPid(), signals[signal])
+	return &pb.SignalProcessResponse{}, sb.Guest().Signal(ctx, int(req.GetPid()), signal)
 }
-
-// signals are the signals by which the guest's agent knows those of callers.
-var signals = map[wrenn.Signal]envdclient.Signal{wrenn.SIGTERM: envdclient.SIGTERM, wrenn.SIGKILL: envdclient.SIGKILL}
 
 var errRestart = wrenn.Errorf(wrenn.Unavailable, "the host's agent restarts; the command runs on: attach to its pid again in a moment")
 
@@ -154,7 +135,7 @@ func (c *Commands) ExecStream(ctx context.Context, stream *execStream) error {
 // started returns the first event of a stream.
 func started(proc *envdclient.Process) wrenn.ExecOutput {
 	return wrenn.ExecOutput{Started: &wrenn.ExecStarted{
-		PID: int(proc.PID()), Offset: proc.Offset(), Lost: proc.Lost(), Taken: proc.Taken(),
+		PID: proc.PID(), Offset: proc.Offset(), Lost: proc.Lost(), Taken: proc.Taken(),
 	}}
 }
 
@@ -180,7 +161,7 @@ func (c *Commands) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *en
 			return nil, nil, err
 		}
 		return c.follow(ctx, id, start.Timeout, func(ctx context.Context, guest *envdclient.Client) (*envdclient.Process, error) {
-			return startCommand(ctx, guest, start)
+			return guest.Start(ctx, start)
 		})
 	}
 	msg := first.GetAttach()
@@ -192,7 +173,7 @@ func (c *Commands) open(ctx context.Context, first *pb.ExecStreamRequest) (_ *en
 		return nil, nil, err
 	}
 	return c.follow(ctx, id, 0, func(ctx context.Context, guest *envdclient.Client) (*envdclient.Process, error) {
-		return guest.Attach(ctx, envdclient.Target{PID: uint32(to.PID), Session: sessionOf(to.Session), Offset: to.Offset})
+		return guest.Attach(ctx, to)
 	})
 }
 
@@ -227,26 +208,9 @@ func withTimeoutOnly(ctx context.Context, timeout time.Duration) (context.Contex
 	return timed, func() { stop(); end(); cancel() }
 }
 
-func startCommand(ctx context.Context, guest *envdclient.Client, start wrenn.ExecStart) (*envdclient.Process, error) {
-	cmd := guestCommand(start.ExecCommand)
-	cmd.Stdin, cmd.Session = start.WantStdin, sessionOf(start.Session)
-	if start.PTY != nil {
-		cmd.PTY = new(envdclient.Size(*start.PTY))
-	}
-	return guest.Start(ctx, cmd)
-}
-
-// sessionOf is nil for a stream that cannot be resumed.
-func sessionOf(session wrenn.ExecSession) *envdclient.Session {
-	if session.ID == "" {
-		return nil
-	}
-	return new(envdclient.Session(session))
-}
-
 // output is a stream's next event, or its error.
 type output struct {
-	envdclient.Event
+	wrenn.ExecOutput
 
 	err error
 }
@@ -284,13 +248,12 @@ func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in
 		select {
 		case ev := <-events:
 			if errors.Is(ev.err, io.EOF) {
-				exit := proc.Exit()
-				return stream.Send(hostwire.ExecOutput(wrenn.ExecOutput{Exit: &wrenn.ExecExit{Code: exit.Code, Status: exit.Status, Reason: endReasons[exit.Reason]}}))
+				return stream.Send(hostwire.ExecOutput(wrenn.ExecOutput{Exit: new(proc.Exit())}))
 			}
 			if ev.err != nil {
 				return ev.err
 			}
-			err = stream.Send(hostwire.ExecOutput(outputOf(ev.Event)))
+			err = stream.Send(hostwire.ExecOutput(ev.ExecOutput))
 			select {
 			case done <- struct{}{}:
 			case <-ctx.Done():
@@ -304,9 +267,4 @@ func relay(ctx context.Context, stream *execStream, proc *envdclient.Process, in
 			return err
 		}
 	}
-}
-
-// outputOf returns an event in the product's words.
-func outputOf(ev envdclient.Event) wrenn.ExecOutput {
-	return wrenn.ExecOutput{Stdout: ev.Stdout, Stderr: ev.Stderr, PTY: ev.PTY, Offset: ev.Offset, Keepalive: ev.Keepalive}
 }

@@ -63,9 +63,9 @@ func (in *inputs) apply(ctx context.Context, msg *pb.ExecStreamRequest) error {
 		in.queue.finish()
 		return nil
 	case ev.Resize != nil:
-		return in.proc.Resize(ctx, envdclient.Size(*ev.Resize))
+		return in.proc.Resize(ctx, *ev.Resize)
 	case ev.Signal != "":
-		return in.proc.Signal(ctx, signals[ev.Signal])
+		return in.proc.Signal(ctx, ev.Signal)
 	case ev.Ack != nil:
 		in.proc.Ack(*ev.Ack)
 		return nil

@@ -52,7 +52,7 @@ func (p *preparation) run(ctx context.Context, guest *envdclient.Client) (err er
 	if err := p.await(ctx, guest, started); err != nil {
 		return err
 	}
-	_, err = guest.Exec(ctx, envdclient.Command{Path: "/bin/sh", Args: []string{"-c", "true"}, User: "root"})
+	_, err = guest.Exec(ctx, wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", "true"}, User: "root"})
 	return err
 }
 
@@ -76,8 +76,8 @@ func (p *preparation) await(ctx context.Context, guest *envdclient.Client, start
 }
 
 // shell returns a user's command line as a command.
-func (p *preparation) shell(command string) envdclient.Command {
-	return envdclient.Command{Path: "/bin/sh", Args: []string{"-c", command}, User: p.user, Dir: p.dir, MaxOutput: maxTail}
+func (p *preparation) shell(command string) wrenn.ExecCommand {
+	return wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", command}, User: p.user, Cwd: p.dir}
 }
 
 // wait runs the ready command until it succeeds, the start command fails, or the
@@ -91,7 +91,7 @@ func (p *preparation) wait(ctx context.Context, guest *envdclient.Client, starte
 	defer started.onFailure(cancelCause)()
 	last := ""
 	for {
-		result, err := guest.Exec(ctx, p.shell(p.ready))
+		result, err := guest.ExecUpTo(ctx, p.shell(p.ready), maxTail)
 		if wrenn.CodeOf(err) == wrenn.DeadlineExceeded { // the guest noticed it first
 			<-ctx.Done()
 		}
@@ -100,7 +100,7 @@ func (p *preparation) wait(ctx context.Context, guest *envdclient.Client, starte
 			return timeUp(ctx, last)
 		case err != nil:
 			return fmt.Errorf("ready command: %w", err)
-		case result.Code == 0:
+		case result.ExitCode == 0:
 			return nil
 		}
 		last = fmt.Sprintf("%s: %q", result.Status, strings.TrimSpace(string(result.Stderr)))
@@ -132,7 +132,7 @@ func (p *preparation) begin(ctx context.Context, guest *envdclient.Client) (*sta
 	// The deadline of ctx must not become the command's.
 	follow, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, cancel)
-	proc, err := guest.Start(follow, p.shell(p.start))
+	proc, err := guest.Start(follow, wrenn.ExecStart{ExecCommand: p.shell(p.start)})
 	if err != nil {
 		unhook()
 		cancel()
@@ -209,11 +209,11 @@ func userOf(ctx context.Context, guest *envdclient.Client, user string) (string,
 		return "root", nil
 	}
 	const find = `while IFS=: read -r name _ id _; do [ "$id" = "$0" ] && { echo "$name"; exit; }; done < /etc/passwd; exit 1`
-	result, err := guest.Exec(ctx, envdclient.Command{Path: "/bin/sh", Args: []string{"-c", find, user}, User: "root", MaxOutput: maxTail})
+	result, err := guest.ExecUpTo(ctx, wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", find, user}, User: "root"}, maxTail)
 	if err != nil {
 		return "", fmt.Errorf("find the image's user: %w", err)
 	}
-	if result.Code != 0 {
+	if result.ExitCode != 0 {
 		return "", wrenn.Errorf(wrenn.FailedPrecondition, "the image runs as user %.20s, which is not in its /etc/passwd: commands need a user with a name", user)
 	}
 	return strings.TrimSpace(string(result.Stdout)), nil

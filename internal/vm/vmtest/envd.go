@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"wrenn"
 
 	"wrenn/internal/envdclient"
 )
@@ -41,11 +42,11 @@ const (
 
 // sh runs a script as root and returns what it printed.
 func (g envdGuest) sh(ctx context.Context, script string) (string, error) {
-	res, err := g.Exec(ctx, envdclient.Command{Path: "/bin/sh", Args: []string{"-ec", script}, User: "root"})
+	res, err := g.Exec(ctx, wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-ec", script}, User: "root"})
 	if err != nil {
 		return "", err
 	}
-	if res.Code != 0 {
+	if res.ExitCode != 0 {
 		return "", fmt.Errorf("%s: %s: %s", script, res.Status, res.Stderr)
 	}
 	return strings.TrimSpace(string(res.Stdout)), nil

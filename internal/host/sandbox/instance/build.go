@@ -122,8 +122,8 @@ func (i *Instance) connect() {
 func (i *Instance) park(ctx context.Context) error {
 	ctx, cancel := i.readyContext(ctx)
 	defer cancel()
-	res, err := i.Guest.Exec(ctx, envdclient.Command{Path: "true", User: "root"})
-	if err == nil && res.Code != 0 {
+	res, err := i.Guest.Exec(ctx, wrenn.ExecCommand{Cmd: "true", User: "root"})
+	if err == nil && res.ExitCode != 0 {
 		err = fmt.Errorf("true: %s: %.300q", res.Status, res.Stderr)
 	}
 	if err != nil {
@@ -159,8 +159,8 @@ func (i *Instance) Freeze(ctx context.Context) error {
 		return err
 	}
 	i.host.Log.LogAttrs(ctx, slog.LevelDebug, "guest cannot freeze its processes", slog.Any("err", err))
-	res, err := i.Guest.Exec(ctx, envdclient.Command{Path: "sync", User: "root"})
-	if err == nil && res.Code != 0 {
+	res, err := i.Guest.Exec(ctx, wrenn.ExecCommand{Cmd: "sync", User: "root"})
+	if err == nil && res.ExitCode != 0 {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox could not write its disk: %s: %.300q", res.Status, res.Stderr)
 	}
 	if err != nil {
