@@ -69,7 +69,7 @@ func (s TemplateSpec) Check() error {
 }
 
 // Check is TemplateSpec.Check, and checks the login.
-func (b TemplateBuild) Check() error {
+func (b BuildRequest) Check() error {
 	switch {
 	case b.Spec.From.OCI == "" && b.Login != RegistryLogin{}:
 		return Errorf(Invalid, "a login is for a container image in a registry")

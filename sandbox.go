@@ -78,8 +78,8 @@ type Sandbox struct {
 
 // SandboxSpec is what a host needs to know to create a sandbox.
 type SandboxSpec struct {
-	Template   string       // its name
-	Generation GenerationID // the build of Template to start from; "" for the base
+	Template string  // its name
+	Build    BuildID // the build of Template to start from; "" for the base
 	Size
 	EndOfLife
 	AutoResume bool              // calls that need the sandbox resume it when it is paused

@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// GenerationID names a generation of a template: "t" and 20 characters of [a-z0-9].
-type GenerationID string
+// BuildID names a build of a template: "t" and 20 characters of [a-z0-9].
+type BuildID string
 
-const generationIDPrefix = "t"
+const buildIDPrefix = "t"
 
-// NewGenerationID returns a fresh random id (about 103 bits).
-func NewGenerationID() GenerationID { return GenerationID(newID(generationIDPrefix)) }
+// NewBuildID returns a fresh random id (about 103 bits).
+func NewBuildID() BuildID { return BuildID(newID(buildIDPrefix)) }
 
-// ParseGenerationID returns s as an id, or an Invalid error.
-func ParseGenerationID(s string) (GenerationID, error) {
-	if !isID(s, generationIDPrefix) {
-		return "", Errorf(Invalid, "%.64q is not the id of a template's generation: that is %q and 20 characters of a-z and 0-9", s, generationIDPrefix)
+// ParseBuildID returns s as an id, or an Invalid error.
+func ParseBuildID(s string) (BuildID, error) {
+	if !isID(s, buildIDPrefix) {
+		return "", Errorf(Invalid, "%.64q is not the id of a template's build: that is %q and 20 characters of a-z and 0-9", s, buildIDPrefix)
 	}
-	return GenerationID(s), nil
+	return BuildID(s), nil
 }
 
 // TemplateName names a template of a team.
@@ -65,15 +65,15 @@ func (n TemplateName) String() string {
 // Base reports whether n names the built-in template.
 func (n TemplateName) Base() bool { return n == TemplateName{BaseTemplate, defaultTag} }
 
-// GenerationState is where a generation is in its life.
-type GenerationState string
+// BuildState is where a build is in its life.
+type BuildState string
 
 // The states.
 const (
-	GenerationBuilding GenerationState = "building"
-	GenerationReady    GenerationState = "ready"
-	GenerationFailed   GenerationState = "failed"  // with a reason
-	GenerationDeleted  GenerationState = "deleted" // its host removes it, or has removed it
+	BuildBuilding BuildState = "building"
+	BuildReady    BuildState = "ready"
+	BuildFailed   BuildState = "failed"  // with a reason
+	BuildDeleted  BuildState = "deleted" // its host removes it, or has removed it
 )
 
 // TemplateSource is what a template is built from: the one field that is set, or
@@ -94,12 +94,12 @@ type TemplateSpec struct {
 	ReadyTimeout time.Duration     // for ReadyCmd; 0 is DefaultReadyTimeout
 }
 
-// Generation is one build of a template and its result. Only its state changes.
-type Generation struct {
-	ID       GenerationID
+// Build is one build of a template and its result. Only its state changes.
+type Build struct {
+	ID       BuildID
 	Team     TeamID
 	Template TemplateName
-	State    GenerationState
+	State    BuildState
 	Reason   string // why it failed or was deleted, for the user
 	Host     HostID // that builds or has it; "" before that
 	Spec     TemplateSpec
@@ -116,22 +116,22 @@ type Generation struct {
 // pull and never stored.
 type RegistryLogin struct{ Username, Password string }
 
-// TemplateBuild is what a host needs to know to build a template.
-type TemplateBuild struct {
-	ID    GenerationID // of the result
+// BuildRequest is what a host needs to know to build a template.
+type BuildRequest struct {
+	ID    BuildID // of the result
 	Spec  TemplateSpec
 	Login RegistryLogin // for Spec.From.OCI
 }
 
 // BuildEvent is one event of a build; exactly one field is set.
 type BuildEvent struct {
-	Line      string           // of its log; "" is an empty line
-	Built     *BuiltGeneration // the last event
-	Keepalive bool             // nothing happened for a while
+	Line      string       // of its log; "" is an empty line
+	Built     *BuildResult // the last event
+	Keepalive bool         // nothing happened for a while
 }
 
-// BuiltGeneration is the result of a build, as its host reports it.
-type BuiltGeneration struct {
+// BuildResult is the result of a build, as its host reports it.
+type BuildResult struct {
 	Size
 	SizeBytes int64 // on the host's disk, including what it shares with others
 	Env       map[string]string
@@ -141,6 +141,6 @@ type BuiltGeneration struct {
 // Template is a name and what it means.
 type Template struct {
 	Name    TemplateName
-	Current *Generation // what sandboxes are created from; nil before the first is ready, and for the base
-	Latest  *Generation // the newest build, in any state; nil for the base
+	Current *Build // what sandboxes are created from; nil before the first is ready, and for the base
+	Latest  *Build // the newest build, in any state; nil for the base
 }

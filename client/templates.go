@@ -8,15 +8,30 @@ import (
 	"time"
 )
 
-// GenerationState is the state of a generation of a template.
-type GenerationState string
+// BuildState is the state of a build of a template.
+type BuildState string
 
 // The states.
 const (
-	GenerationBuilding GenerationState = "building"
-	GenerationReady    GenerationState = "ready"
-	GenerationFailed   GenerationState = "failed"
-	GenerationDeleted  GenerationState = "deleted"
+	BuildBuilding BuildState = "building"
+	BuildReady    BuildState = "ready"
+	BuildFailed   BuildState = "failed"
+	BuildDeleted  BuildState = "deleted"
+)
+
+// GenerationState is the former name of BuildState.
+//
+// Deprecated: use BuildState.
+type GenerationState = BuildState
+
+// The former names of the states.
+//
+// Deprecated: use BuildBuilding, BuildReady, BuildFailed and BuildDeleted.
+const (
+	GenerationBuilding = BuildBuilding
+	GenerationReady    = BuildReady
+	GenerationFailed   = BuildFailed
+	GenerationDeleted  = BuildDeleted
 )
 
 // BuildTemplate describes a template to build. Name is required. At most one of
@@ -62,45 +77,51 @@ func (b BuildTemplate) body() map[string]any {
 	return body
 }
 
-// Generation is one build of a template and its result. Only its state ever changes.
-type Generation struct {
-	ID          string          `json:"id"`
-	Template    string          `json:"template"`
-	State       GenerationState `json:"state"`
-	Reason      string          `json:"reason,omitempty"` // why it failed or was deleted
-	FromImage   string          `json:"from_image,omitempty"`
-	FromOCI     string          `json:"from_oci,omitempty"`
-	FromSandbox string          `json:"from_sandbox,omitempty"`
-	VCPUs       int             `json:"vcpus"`
-	MemoryMB    int             `json:"memory_mb"`
-	StartCmd    string          `json:"start_cmd,omitempty"`
-	ReadyCmd    string          `json:"ready_cmd,omitempty"`
-	SizeBytes   int64           `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others
-	Digest      string          `json:"digest,omitempty"`     // of the container image
-	CreatedAt   time.Time       `json:"created_at"`
-	UpdatedAt   time.Time       `json:"last_updated"` // when State last changed
+// Build is one build of a template and its result, which the API calls a
+// generation. Only its state ever changes.
+type Build struct {
+	ID          string     `json:"id"`
+	Template    string     `json:"template"`
+	State       BuildState `json:"state"`
+	Reason      string     `json:"reason,omitempty"` // why it failed or was deleted
+	FromImage   string     `json:"from_image,omitempty"`
+	FromOCI     string     `json:"from_oci,omitempty"`
+	FromSandbox string     `json:"from_sandbox,omitempty"`
+	VCPUs       int        `json:"vcpus"`
+	MemoryMB    int        `json:"memory_mb"`
+	StartCmd    string     `json:"start_cmd,omitempty"`
+	ReadyCmd    string     `json:"ready_cmd,omitempty"`
+	SizeBytes   int64      `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others
+	Digest      string     `json:"digest,omitempty"`     // of the container image
+	CreatedAt   time.Time  `json:"created_at"`
+	UpdatedAt   time.Time  `json:"last_updated"` // when State last changed
 }
 
-// Template is a name and its generations.
+// Generation is the former name of Build.
+//
+// Deprecated: use Build.
+type Generation = Build
+
+// Template is a name and its builds.
 type Template struct {
-	Name    string      `json:"name"`
-	Builtin bool        `json:"builtin"`           // the base, which has no generations
-	Current *Generation `json:"current,omitempty"` // what sandboxes are created from; nil before the first is ready
-	Latest  *Generation `json:"latest,omitempty"`  // the newest build, in any state
+	Name    string `json:"name"`
+	Builtin bool   `json:"builtin"`           // the base, which has no builds
+	Current *Build `json:"current,omitempty"` // what sandboxes are created from; nil before the first is ready
+	Latest  *Build `json:"latest,omitempty"`  // the newest build, in any state
 }
 
 // BuildLog is a part of a build's log.
 type BuildLog struct {
-	Generation Generation `json:"generation"`
-	First      int64      `json:"first"` // the number of the first line
-	Lines      []string   `json:"lines"`
-	Next       int64      `json:"next"` // the number of the first line after these
+	Generation Build    `json:"generation"` // the build
+	First      int64    `json:"first"`      // the number of the first line
+	Lines      []string `json:"lines"`
+	Next       int64    `json:"next"` // the number of the first line after these
 }
 
 // BuildTemplate starts the build of a template and returns at once: the server
 // does the build. FollowBuild waits for its end.
-func (c *Client) BuildTemplate(ctx context.Context, b BuildTemplate) (*Generation, error) {
-	out := &Generation{}
+func (c *Client) BuildTemplate(ctx context.Context, b BuildTemplate) (*Build, error) {
+	out := &Build{}
 	if err := c.call(ctx, request{method: http.MethodPost, path: "/v1/templates", body: b.body()}, out); err != nil {
 		return nil, err
 	}
@@ -132,11 +153,11 @@ func (c *Client) DeleteTemplate(ctx context.Context, template string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: templatePath(template, "")}, nil)
 }
 
-// BuildLog returns a generation and its build's log from line number from, at most 1000 lines.
-func (c *Client) BuildLog(ctx context.Context, template, generation string, from int64) (*BuildLog, error) {
+// BuildLog returns a build by its id, and its log from line number from, at most 1000 lines.
+func (c *Client) BuildLog(ctx context.Context, template, build string, from int64) (*BuildLog, error) {
 	out := &BuildLog{}
 	r := request{
-		method: http.MethodGet, path: templatePath(template, "/generations/"+url.PathEscape(generation)),
+		method: http.MethodGet, path: templatePath(template, "/generations/"+url.PathEscape(build)),
 		query: url.Values{"from": {strconv.FormatInt(from, 10)}},
 	}
 	if err := c.call(ctx, r, out); err != nil {
@@ -148,14 +169,14 @@ func (c *Client) BuildLog(ctx context.Context, template, generation string, from
 // followEvery is the polling interval of FollowBuild: the server writes the log once a second.
 const followEvery = time.Second
 
-// FollowBuild waits until a build has succeeded or failed and returns its
-// generation. It calls line for each line of the build's log. It retries when
-// the server cannot be reached, up to 30 times in a row.
-func (c *Client) FollowBuild(ctx context.Context, template, generation string, line func(string)) (*Generation, error) {
+// FollowBuild waits until the build with that id has succeeded or failed, and returns it. It
+// calls line for each line of the build's log. It retries when the server cannot be
+// reached, up to 30 times in a row.
+func (c *Client) FollowBuild(ctx context.Context, template, build string, line func(string)) (*Build, error) {
 	const maxFailures = 30 // in a row
 	var from int64
 	for failures := 0; ; {
-		log, err := c.BuildLog(ctx, template, generation, from)
+		log, err := c.BuildLog(ctx, template, build, from)
 		switch {
 		case err == nil:
 			failures = 0
@@ -166,7 +187,7 @@ func (c *Client) FollowBuild(ctx context.Context, template, generation string, l
 			if len(log.Lines) > 0 {
 				continue
 			}
-			if log.Generation.State != GenerationBuilding {
+			if log.Generation.State != BuildBuilding {
 				return &log.Generation, nil
 			}
 		case ctx.Err() != nil || CodeOf(err) != Unavailable || failures == maxFailures:

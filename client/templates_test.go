@@ -13,40 +13,40 @@ import (
 	"wrenn/internal/controlplane/service"
 )
 
-const generationID = wrenn.GenerationID("t00000000000000000001")
+const buildID = wrenn.BuildID("t00000000000000000001")
 
-func (f *fake) template(state wrenn.GenerationState) *wrenn.Generation {
-	return &wrenn.Generation{
-		ID: generationID, Template: wrenn.TemplateName{Name: "py", Tag: "v1"}, State: state, CreatedAt: made, UpdatedAt: made,
+func (f *fake) template(state wrenn.BuildState) *wrenn.Build {
+	return &wrenn.Build{
+		ID: buildID, Template: wrenn.TemplateName{Name: "py", Tag: "v1"}, State: state, CreatedAt: made, UpdatedAt: made,
 		Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, From: wrenn.TemplateSource{OCI: "debian:12"}},
 	}
 }
 
-func (f *fake) BuildTemplate(_ context.Context, _ service.Caller, req service.BuildTemplate) (*wrenn.Generation, error) {
+func (f *fake) BuildTemplate(_ context.Context, _ service.Caller, req service.BuildTemplate) (*wrenn.Build, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.built = req
-	return f.template(wrenn.GenerationBuilding), nil
+	return f.template(wrenn.BuildBuilding), nil
 }
 
 func (f *fake) ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error) {
-	return []wrenn.Template{{Name: wrenn.TemplateName{Name: "base", Tag: "latest"}}, {Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Latest: f.template(wrenn.GenerationReady)}}, nil
+	return []wrenn.Template{{Name: wrenn.TemplateName{Name: "base", Tag: "latest"}}, {Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Latest: f.template(wrenn.BuildReady)}}, nil
 }
 
 func (f *fake) Template(_ context.Context, _ service.Caller, name string) (*wrenn.Template, error) {
 	if name != "py:v1" {
 		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %s", name)
 	}
-	return &wrenn.Template{Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Current: f.template(wrenn.GenerationReady)}, nil
+	return &wrenn.Template{Name: wrenn.TemplateName{Name: "py", Tag: "v1"}, Current: f.template(wrenn.BuildReady)}, nil
 }
 
-// Generation returns one log line at each call, and is ready after the third.
-func (f *fake) Generation(_ context.Context, _ service.Caller, _ string, _ wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error) {
+// Build returns one log line at each call, and is ready after the third.
+func (f *fake) Build(_ context.Context, _ service.Caller, _ string, _ wrenn.BuildID, from int64) (*wrenn.Build, service.BuildLog, error) {
 	said := []string{"one", "two", "three"}
 	if from >= int64(len(said)) {
-		return f.template(wrenn.GenerationReady), service.BuildLog{First: from, Next: from}, nil
+		return f.template(wrenn.BuildReady), service.BuildLog{First: from, Next: from}, nil
 	}
-	return f.template(wrenn.GenerationBuilding), service.BuildLog{First: from, Lines: said[from : from+1], Next: from + 1}, nil
+	return f.template(wrenn.BuildBuilding), service.BuildLog{First: from, Lines: said[from : from+1], Next: from + 1}, nil
 }
 
 func (f *fake) DeleteTemplate(ctx context.Context, c service.Caller, name string) error {
@@ -61,7 +61,7 @@ func TestTemplates(t *testing.T) {
 		Name: "py:v1", FromOCI: "debian:12", RegistryUsername: "u", RegistryPassword: "p", MemoryMB: 1024, Env: map[string]string{"A": "b"},
 		StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 1500 * time.Millisecond,
 	})
-	if err != nil || g.State != client.GenerationBuilding || g.Template != "py:v1" {
+	if err != nil || g.State != client.BuildBuilding || g.Template != "py:v1" {
 		t.Fatalf("BuildTemplate() = %+v, %v", g, err)
 	}
 	want := service.BuildTemplate{Name: "py:v1", Login: wrenn.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{
@@ -72,14 +72,14 @@ func TestTemplates(t *testing.T) {
 	}
 	var said []string
 	done, err := c.FollowBuild(t.Context(), g.Template, g.ID, func(line string) { said = append(said, line) })
-	if err != nil || done.State != client.GenerationReady || !slices.Equal(said, []string{"one", "two", "three"}) {
+	if err != nil || done.State != client.BuildReady || !slices.Equal(said, []string{"one", "two", "three"}) {
 		t.Errorf("FollowBuild() = %+v, %v, it said %q", done, err, said)
 	}
 	list, err := c.Templates(t.Context())
 	if err != nil || len(list) != 2 || !list[0].Builtin || list[1].Latest.FromOCI != "debian:12" {
 		t.Errorf("Templates() = %+v, %v", list, err)
 	}
-	if one, err := c.Template(t.Context(), "py:v1"); err != nil || one.Current == nil || one.Current.ID != string(generationID) {
+	if one, err := c.Template(t.Context(), "py:v1"); err != nil || one.Current == nil || one.Current.ID != string(buildID) {
 		t.Errorf("Template() = %+v, %v", one, err)
 	}
 	if err := c.DeleteTemplate(t.Context(), "py:v1"); err != nil {

@@ -261,7 +261,7 @@ func (s *stack) testTemplateAbandoned(t *testing.T) {
 	s.startControlPlane(t)
 	testkit.WaitNoError(t, "the build has failed", func() error {
 		log, err := s.api.BuildLog(t.Context(), "lost", g.ID, 0)
-		if err == nil && log.Generation.State != client.GenerationFailed {
+		if err == nil && log.Generation.State != client.BuildFailed {
 			err = fmt.Errorf("it is %s", log.Generation.State)
 		}
 		if err == nil && !strings.Contains(log.Generation.Reason, "build again") {

@@ -6,7 +6,7 @@ SELECT
     count(DISTINCT (name, tag)) FILTER (WHERE (name, tag) <> (@name, @tag)) AS others
 FROM template_generations WHERE team_id = @team_id AND state <> 'deleted';
 
--- name: DropFailedGenerations :exec
+-- name: DropFailedBuilds :exec
 -- A new build replaces those that failed before it.
 UPDATE template_generations SET state = 'deleted', updated_at = clock_timestamp()
 WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'failed';
@@ -18,14 +18,14 @@ DELETE FROM template_lines WHERE generation_id IN (
         AND template_generations.state = 'deleted'
 );
 
--- name: InsertGeneration :one
+-- name: InsertBuild :one
 INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env,
     start_cmd, ready_cmd, ready_timeout_sec, worker)
 VALUES (@id, @team_id, @name, @tag, @host_id, @from_image, @from_oci, @from_sandbox, @vcpus, @memory_mb, @env,
     @start_cmd, @ready_cmd, @ready_timeout_sec, @worker)
 RETURNING *;
 
--- name: PlaceGeneration :execrows
+-- name: PlaceBuild :execrows
 UPDATE template_generations SET host_id = @host_id, updated_at = clock_timestamp() WHERE id = @id AND state = 'building' AND worker = @worker;
 
 -- name: IsBuilding :one
@@ -38,7 +38,7 @@ SELECT @id, unnest(@numbers::bigint[]), unnest(@lines::text[]);
 -- name: DropOldLines :exec
 DELETE FROM template_lines WHERE generation_id = @id AND line < @first_line;
 
--- name: FinishGeneration :one
+-- name: FinishBuild :one
 UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(),
     vcpus = @vcpus, memory_mb = @memory_mb, env = @env, size_bytes = @size_bytes, digest = @digest
@@ -49,11 +49,11 @@ RETURNING *;
 INSERT INTO templates (team_id, name, tag, generation_id) VALUES (@team_id, @name, @tag, @generation_id)
 ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp();
 
--- name: ReplaceGenerations :exec
+-- name: ReplaceBuilds :exec
 UPDATE template_generations SET state = 'deleted', reason = @reason, updated_at = clock_timestamp()
 WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'ready' AND id <> @id;
 
--- name: FailGeneration :execrows
+-- name: FailBuild :execrows
 UPDATE template_generations SET state = 'failed', reason = @reason, worker = NULL, updated_at = clock_timestamp()
 WHERE id = @id AND state = 'building';
 
@@ -63,7 +63,7 @@ WHERE state = 'building' AND (worker IS NULL OR worker NOT IN (SELECT workers())
     AND updated_at < clock_timestamp() - make_interval(secs => @older_than)
 RETURNING id;
 
--- name: LoseGeneration :execrows
+-- name: LoseBuild :execrows
 UPDATE template_generations SET state = 'failed', reason = @reason, updated_at = clock_timestamp() WHERE id = @id AND state = 'ready';
 
 -- name: DeleteTemplate :many
@@ -75,24 +75,24 @@ RETURNING id, host_id;
 -- name: DeleteTemplateName :exec
 DELETE FROM templates WHERE team_id = @team_id AND name = @name AND tag = @tag;
 
--- name: TeamGenerations :many
--- The generations of a name with the one that it refers to, the newest first. '' is all names.
+-- name: NamedBuilds :many
+-- The builds of a name with the one that it refers to, the newest first. '' is all names.
 SELECT sqlc.embed(g), (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id
 WHERE g.team_id = @team_id AND g.state <> 'deleted' AND (@name::text = '' OR (g.name = @name AND g.tag = @tag))
 ORDER BY g.name, g.tag, g.created_at DESC;
 
--- name: GetGeneration :one
+-- name: GetBuild :one
 SELECT * FROM template_generations WHERE id = @id AND team_id = @team_id AND name = @name AND tag = @tag;
 
--- name: GenerationLines :many
+-- name: BuildLines :many
 SELECT line, content FROM template_lines WHERE generation_id = @id AND line >= @first_line ORDER BY line LIMIT @page_size;
 
--- name: ReadyGenerations :many
+-- name: ReadyBuilds :many
 SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready';
 
--- name: GenerationStates :many
+-- name: BuildStates :many
 -- settled: one that was replaced a moment ago may still be used by a create.
 SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => @older_than))::boolean AS settled
 FROM template_generations WHERE id = ANY (@ids::text[]);

@@ -15,7 +15,7 @@ import (
 )
 
 type templateCommands struct {
-	Build  templateBuildCommand  `cmd:"" help:"Build a template, from which sandboxes start with their programs running, and print its generation."`
+	Build  templateBuildCommand  `cmd:"" help:"Build a template, from which sandboxes start with their programs running, and print the id of the build."`
 	List   templateListCommand   `cmd:"" aliases:"ls" help:"List templates: the base and those of the team."`
 	Get    templateGetCommand    `cmd:"" help:"Show a template."`
 	Logs   templateLogsCommand   `cmd:"" help:"Print what a template's newest build said."`
@@ -94,9 +94,9 @@ func (c *templateBuildCommand) password(s *session) (string, error) {
 	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
-// followBuild prints a build's log, and its generation when it is ready. The
+// followBuild prints a build's log, and its id when it is ready. The
 // server builds: interrupting followBuild does not cancel the build.
-func (s *session) followBuild(ctx context.Context, api *client.Client, g *client.Generation) error {
+func (s *session) followBuild(ctx context.Context, api *client.Client, g *client.Build) error {
 	done, err := api.FollowBuild(ctx, g.Template, g.ID, func(line string) {
 		fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line)))
 	})
@@ -106,7 +106,7 @@ func (s *session) followBuild(ctx context.Context, api *client.Client, g *client
 		}
 		return err
 	}
-	if done.State != client.GenerationReady {
+	if done.State != client.BuildReady {
 		return fmt.Errorf("template %s was not built: %s", plain.Line(g.Template), plain.Line(cmp.Or(done.Reason, string(done.State))))
 	}
 	return s.print(done, func(w io.Writer) { fmt.Fprintln(w, done.ID) })
@@ -156,7 +156,7 @@ func templateRow(t client.Template) []string {
 	return []string{t.Name, g.ID, fmt.Sprint(g.VCPUs), fmt.Sprintf("%dM", g.MemoryMB), mib, age(g.CreatedAt), sourceOf(g), templateState(t)}
 }
 
-func sourceOf(g *client.Generation) string {
+func sourceOf(g *client.Build) string {
 	switch {
 	case g.FromOCI != "":
 		return g.FromOCI
@@ -190,7 +190,7 @@ type templateGetCommand struct {
 	Name string `arg:"" complete:"template" help:"The template."`
 }
 
-// Run shows a template and its generations.
+// Run shows a template and its builds.
 func (c *templateGetCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
@@ -203,15 +203,15 @@ func (c *templateGetCommand) Run(ctx context.Context, s *session) error {
 	return s.print(t, func(w io.Writer) {
 		fmt.Fprintf(w, "name        %s\nstate       %s\n", plain.Line(t.Name), plain.Line(templateRow(*t)[7]))
 		if t.Current != nil {
-			showGeneration(w, "generation", t.Current)
+			showBuild(w, "build", t.Current)
 		}
 		if t.Latest != nil && (t.Current == nil || t.Latest.ID != t.Current.ID) {
-			showGeneration(w, "newest", t.Latest)
+			showBuild(w, "newest", t.Latest)
 		}
 	})
 }
 
-func showGeneration(w io.Writer, what string, g *client.Generation) {
+func showBuild(w io.Writer, what string, g *client.Build) {
 	fmt.Fprintf(w, "%-11s %s (%s ago)\n", what, g.ID, age(g.CreatedAt))
 	for _, row := range [][2]string{
 		{"from", sourceOf(g)}, {"digest", g.Digest}, {"vcpus", fmt.Sprint(g.VCPUs)}, {"memory", fmt.Sprintf("%d MiB", g.MemoryMB)},

@@ -236,7 +236,7 @@ func (s *system) build(t *testing.T, c *client.Client) {
 			t.Fatal(err)
 		}
 		done, err := c.FollowBuild(t.Context(), b.Name, g.ID, func(string) {})
-		if err != nil || (done.State == client.GenerationReady) != (b.Name == "good") {
+		if err != nil || (done.State == client.BuildReady) != (b.Name == "good") {
 			t.Errorf("build of %s: %+v, %v", b.Name, done, err)
 		}
 	}

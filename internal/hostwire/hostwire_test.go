@@ -70,7 +70,7 @@ func TestRoundTrip(t *testing.T) {
 			w.List, w.Head = hostwire.ParseCheckpoints(m)
 			return w
 		}), nil)
-	roundTrip(t, "build", hostwire.BuildRequest, hostwire.ParseBuildRequest, func(w *wrenn.TemplateBuild) {
+	roundTrip(t, "build", hostwire.BuildRequest, hostwire.ParseBuildRequest, func(w *wrenn.BuildRequest) {
 		if w.Spec.From.OCI == "" {
 			w.Login = wrenn.RegistryLogin{}
 		}
@@ -166,13 +166,13 @@ func overTheWire[M proto.Message](t *testing.T, msg M) M {
 var (
 	moment   = time.Unix(1_700_000_000, 0).UTC()
 	sandbox  = wrenn.NewSandboxID()
-	template = wrenn.NewGenerationID()
+	template = wrenn.NewBuildID()
 )
 
 // words holds a value of each type that has a form.
 var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.SandboxID]():     sandbox,
-	reflect.TypeFor[wrenn.GenerationID]():  template,
+	reflect.TypeFor[wrenn.BuildID]():       template,
 	reflect.TypeFor[wrenn.OnTimeout]():     wrenn.PauseOnTimeout,
 	reflect.TypeFor[wrenn.ObservedState](): wrenn.ObservedQuarantined,
 	reflect.TypeFor[wrenn.Signal]():        wrenn.SIGKILL,

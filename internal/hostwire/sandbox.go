@@ -14,7 +14,7 @@ import (
 // CreateRequest asks for a sandbox.
 func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandboxRequest {
 	return &pb.CreateSandboxRequest{
-		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Generation),
+		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Build),
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken,
@@ -33,7 +33,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 		return "", spec, err
 	}
 	if g := msg.GetGeneration(); g != "" {
-		if spec.Generation, err = wrenn.ParseGenerationID(g); err != nil {
+		if spec.Build, err = wrenn.ParseBuildID(g); err != nil {
 			return id, spec, err
 		}
 	}

@@ -7,7 +7,7 @@ import (
 
 // BuildRequest asks for the build of a template. Of one that is made from a
 // sandbox only that is sent: the sandbox on its host has the rest.
-func BuildRequest(build wrenn.TemplateBuild) *pb.BuildTemplateRequest {
+func BuildRequest(build wrenn.BuildRequest) *pb.BuildTemplateRequest {
 	spec := build.Spec
 	msg := &pb.BuildTemplateRequest{Generation: string(build.ID)}
 	if from := spec.From.Sandbox; from != "" {
@@ -28,8 +28,8 @@ func BuildRequest(build wrenn.TemplateBuild) *pb.BuildTemplateRequest {
 }
 
 // ParseBuildRequest reads what is to be built. What the caller left out is zero.
-func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.TemplateBuild, error) {
-	build := wrenn.TemplateBuild{
+func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error) {
+	build := wrenn.BuildRequest{
 		Spec: wrenn.TemplateSpec{
 			Size: parseSandboxSize(msg), Env: msg.GetEnv(),
 			StartCmd: msg.GetStartCmd(), ReadyCmd: msg.GetReadyCmd(), ReadyTimeout: parseSeconds(msg.GetReadyTimeoutSec()),
@@ -37,7 +37,7 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.TemplateBuild, error
 		Login: wrenn.RegistryLogin{Username: msg.GetContainer().GetUsername(), Password: msg.GetContainer().GetPassword()},
 	}
 	var err error
-	if build.ID, err = wrenn.ParseGenerationID(msg.GetGeneration()); err != nil {
+	if build.ID, err = wrenn.ParseBuildID(msg.GetGeneration()); err != nil {
 		return build, err
 	}
 	build.Spec.From, err = parseSource(msg)
@@ -81,7 +81,7 @@ func ParseBuildEvent(msg *pb.BuildTemplateResponse) wrenn.BuildEvent {
 	case *pb.BuildTemplateResponse_Line:
 		return wrenn.BuildEvent{Line: Text(ev.Line)}
 	case *pb.BuildTemplateResponse_Done:
-		return wrenn.BuildEvent{Built: &wrenn.BuiltGeneration{
+		return wrenn.BuildEvent{Built: &wrenn.BuildResult{
 			Size: parseSandboxSize(ev.Done), SizeBytes: parseSize(ev.Done.GetSizeBytes()),
 			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()),
 		}}

@@ -68,10 +68,10 @@ type Files interface {
 
 // Templates are what sandboxes start from. Another team's template is NotFound.
 type Templates interface {
-	BuildTemplate(context.Context, service.Caller, service.BuildTemplate) (*wrenn.Generation, error)
+	BuildTemplate(context.Context, service.Caller, service.BuildTemplate) (*wrenn.Build, error)
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
-	Generation(ctx context.Context, c service.Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error)
+	Build(ctx context.Context, c service.Caller, template string, id wrenn.BuildID, from int64) (*wrenn.Build, service.BuildLog, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
 }
 

@@ -25,8 +25,8 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if sb.Reason != "" {
 		out.Reason = &sb.Reason
 	}
-	if sb.Generation != "" {
-		out.Generation = new(string(sb.Generation))
+	if sb.Build != "" {
+		out.Generation = new(string(sb.Build))
 	}
 	return out
 }

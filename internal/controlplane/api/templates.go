@@ -27,7 +27,7 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 		return nil, err
 	}
 	return oapi.BuildTemplate202JSONResponse{
-		Body:    generation(g),
+		Body:    buildOf(g),
 		Headers: oapi.BuildTemplate202ResponseHeaders{Location: new("/v1/templates/" + g.Template.String() + "/generations/" + string(g.ID))},
 	}, nil
 }
@@ -59,11 +59,11 @@ func (h *handlers) GetTemplate(ctx context.Context, req oapi.GetTemplateRequestO
 func (h *handlers) GetGeneration(ctx context.Context, req oapi.GetGenerationRequestObject) (oapi.GetGenerationResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	g, log, err := h.s.service.Generation(ctx, callerOf(ctx), req.Template, wrenn.GenerationID(req.Generation), value(req.Params.From))
+	g, log, err := h.s.service.Build(ctx, callerOf(ctx), req.Template, wrenn.BuildID(req.Generation), value(req.Params.From))
 	if err != nil {
 		return nil, err
 	}
-	answer := oapi.GenerationLog{Generation: generation(g), First: log.First, Lines: log.Lines, Next: log.Next}
+	answer := oapi.GenerationLog{Generation: buildOf(g), First: log.First, Lines: log.Lines, Next: log.Next}
 	if answer.Lines == nil {
 		answer.Lines = []string{} // none is [], not null
 	}
@@ -82,16 +82,16 @@ func (h *handlers) DeleteTemplate(ctx context.Context, req oapi.DeleteTemplateRe
 func template(t *wrenn.Template) oapi.Template {
 	out := oapi.Template{Name: t.Name.String(), Builtin: t.Name.Base()}
 	if t.Current != nil {
-		out.Current = new(generation(t.Current))
+		out.Current = new(buildOf(t.Current))
 	}
 	if t.Latest != nil {
-		out.Latest = new(generation(t.Latest))
+		out.Latest = new(buildOf(t.Latest))
 	}
 	return out
 }
 
-// generation returns g as /v1 shows it, without its environment, which has secrets.
-func generation(g *wrenn.Generation) oapi.Generation {
+// buildOf returns g as /v1 shows it, without its environment, which has secrets.
+func buildOf(g *wrenn.Build) oapi.Generation {
 	out := oapi.Generation{
 		ID: string(g.ID), Template: g.Template.String(), State: oapi.GenerationState(g.State), Reason: given(g.Reason),
 		FromImage: given(g.Spec.From.Image), FromOci: given(g.Spec.From.OCI), FromSandbox: given(string(g.Spec.From.Sandbox)),

@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	testGeneration  = wrenn.GenerationID("tgggggggggggggggggggg")
-	otherGeneration = "toooooooooooooooooooo"
+	testBuild  = wrenn.BuildID("tgggggggggggggggggggg")
+	otherBuild = "toooooooooooooooooooo"
 )
 
-func testTemplate() *wrenn.Generation {
-	return &wrenn.Generation{
-		ID: testGeneration, Team: testTeam, Template: wrenn.TemplateName{Name: "py", Tag: "latest"}, State: wrenn.GenerationFailed, Reason: "no way", Host: "h1",
+func testTemplate() *wrenn.Build {
+	return &wrenn.Build{
+		ID: testBuild, Team: testTeam, Template: wrenn.TemplateName{Name: "py", Tag: "latest"}, State: wrenn.BuildFailed, Reason: "no way", Host: "h1",
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}, Env: map[string]string{"SECRET": "s3cr3t"}, StartCmd: "serve", ReadyCmd: "look",
 		},
@@ -29,7 +29,7 @@ func testTemplate() *wrenn.Generation {
 	}
 }
 
-const generationJSON = `{"id":"` + string(testGeneration) + `","template":"py","state":"failed","reason":"no way","from_oci":"debian:12","vcpus":1,"memory_mb":512,` +
+const buildJSON = `{"id":"` + string(testBuild) + `","template":"py","state":"failed","reason":"no way","from_oci":"debian:12","vcpus":1,"memory_mb":512,` +
 	`"start_cmd":"serve","ready_cmd":"look","size_bytes":4096,"digest":"sha256:1","created_at":"2026-01-02T15:04:05Z","last_updated":"2026-01-02T15:04:05Z"}`
 
 // findTemplate is find for a template's name.
@@ -43,7 +43,7 @@ func (s *stub) findTemplate(c service.Caller, name string) error {
 	return nil
 }
 
-func (s *stub) BuildTemplate(_ context.Context, c service.Caller, req service.BuildTemplate) (*wrenn.Generation, error) {
+func (s *stub) BuildTemplate(_ context.Context, c service.Caller, req service.BuildTemplate) (*wrenn.Build, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.built = req
@@ -61,10 +61,10 @@ func (s *stub) Template(_ context.Context, c service.Caller, name string) (*wren
 	return &wrenn.Template{Name: g.Template, Current: g, Latest: g}, s.findTemplate(c, name)
 }
 
-func (s *stub) Generation(_ context.Context, c service.Caller, name string, id wrenn.GenerationID, from int64) (*wrenn.Generation, service.BuildLog, error) {
+func (s *stub) Build(_ context.Context, c service.Caller, name string, id wrenn.BuildID, from int64) (*wrenn.Build, service.BuildLog, error) {
 	err := s.findTemplate(c, name)
-	if err == nil && id != testGeneration {
-		err = wrenn.Errorf(wrenn.NotFound, "no such generation")
+	if err == nil && id != testBuild {
+		err = wrenn.Errorf(wrenn.NotFound, "no such build")
 	}
 	log := service.BuildLog{First: from, Next: from}
 	if from == 0 {
@@ -91,11 +91,11 @@ func templateFailures(method, path string) []call {
 
 func templateCalls() map[string][]call {
 	const all, one = "/v1/templates", "/v1/templates/py"
-	generation := one + "/generations/" + string(testGeneration)
+	build := one + "/generations/" + string(testBuild)
 	return map[string][]call{
 		"buildTemplate": slices.Concat(jsonCalls(all), []call{
-			{name: "name alone", method: "POST", path: all, body: `{"name":"py"}`, status: 202, want: generationJSON},
-			{name: "all of it", method: "POST", path: all, status: 202, want: generationJSON,
+			{name: "name alone", method: "POST", path: all, body: `{"name":"py"}`, status: 202, want: buildJSON},
+			{name: "all of it", method: "POST", path: all, status: 202, want: buildJSON,
 				body: `{"name":"py","from_oci":"debian:12","registry_username":"u","registry_password":"p","vcpus":2,"memory_mb":1024,"env":{"A":"b"},"start_cmd":"serve","ready_cmd":"look","ready_timeout_sec":60}`,
 				check: func(t *testing.T, s *stub, resp *http.Response) {
 					t.Helper()
@@ -109,8 +109,8 @@ func templateCalls() map[string][]call {
 					if diff := cmp.Diff(want, s.built); diff != "" {
 						t.Errorf("asked for (-want +got):\n%s", diff)
 					}
-					if at := resp.Header.Get("Location"); at != generation {
-						t.Errorf("Location = %q, want %q", at, generation)
+					if at := resp.Header.Get("Location"); at != build {
+						t.Errorf("Location = %q, want %q", at, build)
 					}
 				}},
 			{name: "no name", method: "POST", path: all, body: `{}`, status: 400, code: "invalid_request"},
@@ -122,17 +122,17 @@ func templateCalls() map[string][]call {
 			{name: "no key", method: "POST", path: all, body: `{"name":"py"}`, key: "-", status: 401, code: "unauthorized"},
 		}),
 		"listTemplates": {
-			{name: "ok", method: "GET", path: all, status: 200, want: `[{"name":"base","builtin":true},{"name":"py","builtin":false,"latest":` + generationJSON + `}]`},
+			{name: "ok", method: "GET", path: all, status: 200, want: `[{"name":"base","builtin":true},{"name":"py","builtin":false,"latest":` + buildJSON + `}]`},
 			{name: "no key", method: "GET", path: all, key: "-", status: 401, code: "unauthorized"},
 		},
 		"getTemplate": append(templateFailures("GET", one),
-			call{name: "ok", method: "GET", path: one, status: 200, want: `{"name":"py","builtin":false,"current":` + generationJSON + `,"latest":` + generationJSON + `}`}),
+			call{name: "ok", method: "GET", path: one, status: 200, want: `{"name":"py","builtin":false,"current":` + buildJSON + `,"latest":` + buildJSON + `}`}),
 		"deleteTemplate": append(templateFailures("DELETE", one), call{name: "ok", method: "DELETE", path: one, status: 204}),
-		"getGeneration": append(templateFailures("GET", generation),
-			call{name: "ok", method: "GET", path: generation, status: 200, want: `{"generation":` + generationJSON + `,"first":0,"lines":["booting"],"next":1}`},
-			call{name: "the end", method: "GET", path: generation + "?from=7", status: 200, want: `{"generation":` + generationJSON + `,"first":7,"lines":[],"next":7}`},
-			call{name: "before the start", method: "GET", path: generation + "?from=-1", status: 400, code: "invalid_request"},
-			call{name: "no such generation", method: "GET", path: one + "/generations/" + otherGeneration, status: 404, code: "not_found"},
+		"getGeneration": append(templateFailures("GET", build),
+			call{name: "ok", method: "GET", path: build, status: 200, want: `{"generation":` + buildJSON + `,"first":0,"lines":["booting"],"next":1}`},
+			call{name: "the end", method: "GET", path: build + "?from=7", status: 200, want: `{"generation":` + buildJSON + `,"first":7,"lines":[],"next":7}`},
+			call{name: "before the start", method: "GET", path: build + "?from=-1", status: 400, code: "invalid_request"},
+			call{name: "no such build", method: "GET", path: one + "/generations/" + otherBuild, status: 404, code: "not_found"},
 			call{name: "no id of one", method: "GET", path: one + "/generations/x", status: 400, code: "invalid_request"}),
 	}
 }

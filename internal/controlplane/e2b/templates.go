@@ -43,8 +43,8 @@ func templateOf(t *wrenn.Template) oapi.Template {
 }
 
 // buildStatuses are the words for a template none of whose builds is ready.
-var buildStatuses = map[wrenn.GenerationState]oapi.TemplateBuildStatus{
-	wrenn.GenerationBuilding: oapi.TemplateBuildStatusBuilding, wrenn.GenerationFailed: oapi.TemplateBuildStatusError,
+var buildStatuses = map[wrenn.BuildState]oapi.TemplateBuildStatus{
+	wrenn.BuildBuilding: oapi.TemplateBuildStatusBuilding, wrenn.BuildFailed: oapi.TemplateBuildStatusError,
 }
 
 // alias answers 200 when the template exists, else 404.

@@ -33,7 +33,7 @@ type Limits struct {
 
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
 // event, unless that exceeds a limit of the team: Exhausted. It takes ID, Team, Host,
-// Template, Generation, VCPUs, MemoryMB, Timeout, OnTimeout, AutoResume, Parent,
+// Template, Build, VCPUs, MemoryMB, Timeout, OnTimeout, AutoResume, Parent,
 // Metadata and Env of sb. actor is recorded in the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
@@ -48,7 +48,7 @@ func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limi
 func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limits Limits, actor string) ([]wrenn.Sandbox, error) {
 	sb := boxes[0]
 	params := dbsqlc.InsertSandboxesParams{
-		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Generation),
+		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Build),
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
 		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
@@ -369,7 +369,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
 		State: wrenn.State(r.State), Reason: r.Reason, Parent: wrenn.SandboxID(r.ParentID), Metadata: r.Metadata,
 		SandboxSpec: wrenn.SandboxSpec{
-			Template: r.Template, Generation: wrenn.GenerationID(r.Generation),
+			Template: r.Template, Build: wrenn.BuildID(r.Generation),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout)},
 			AutoResume: r.AutoResume, Env: r.Env,

@@ -11,11 +11,11 @@ import (
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
 )
 
-// BeginBuild writes the row of a generation that this process is about to build.
+// BeginBuild writes the row of a build that this process is about to build.
 // It takes ID, Team, Template, Host and Spec of g. AlreadyExists while the name is
 // being built, Exhausted when a limit of the team does not allow it.
-func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits Limits) (*wrenn.Generation, error) {
-	var out *wrenn.Generation
+func (s *Store) BeginBuild(ctx context.Context, g wrenn.Build, limits Limits) (*wrenn.Build, error) {
+	var out *wrenn.Build
 	err := s.inTx(ctx, "begin a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		team, name := string(g.Team), g.Template
 		if _, err := q.LockTeam(ctx, team); err != nil {
@@ -33,17 +33,17 @@ func (s *Store) BeginBuild(ctx context.Context, g wrenn.Generation, limits Limit
 		case int(now.Others) >= limits.Templates:
 			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first", now.Others)
 		}
-		err = errors.Join(q.DropFailedGenerations(ctx, team, name.Name, name.Tag), q.DropLines(ctx, team, name.Name, name.Tag))
+		err = errors.Join(q.DropFailedBuilds(ctx, team, name.Name, name.Tag), q.DropLines(ctx, team, name.Name, name.Tag))
 		if err != nil {
 			return err
 		}
-		row, err := q.InsertGeneration(ctx, dbsqlc.InsertGenerationParams{
+		row, err := q.InsertBuild(ctx, dbsqlc.InsertBuildParams{
 			ID: string(g.ID), TeamID: team, Name: name.Name, Tag: name.Tag, HostID: string(g.Host),
 			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox),
 			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMiB), Env: orEmpty(g.Spec.Env),
 			StartCmd: g.Spec.StartCmd, ReadyCmd: g.Spec.ReadyCmd, ReadyTimeoutSec: seconds(g.Spec.ReadyTimeout), Worker: &s.worker,
 		})
-		out = generation(row)
+		out = build(row)
 		return err
 	})
 	return out, err
@@ -55,9 +55,9 @@ func buildEnded() error {
 }
 
 // PlaceBuild records the host of a build. ErrConflict is the cause when the build was ended.
-func (s *Store) PlaceBuild(ctx context.Context, id wrenn.GenerationID, host wrenn.HostID) error {
+func (s *Store) PlaceBuild(ctx context.Context, id wrenn.BuildID, host wrenn.HostID) error {
 	return s.call(ctx, "place a build", func(ctx context.Context) error {
-		n, err := s.queries.PlaceGeneration(ctx, string(host), string(id), &s.worker)
+		n, err := s.queries.PlaceBuild(ctx, string(host), string(id), &s.worker)
 		if err == nil && n == 0 {
 			err = buildEnded()
 		}
@@ -68,7 +68,7 @@ func (s *Store) PlaceBuild(ctx context.Context, id wrenn.GenerationID, host wren
 // AppendLines appends to a build's log; first is the number of the first line, and
 // lines before the number keep are dropped. ErrConflict is the cause when the build
 // was ended, also without lines.
-func (s *Store) AppendLines(ctx context.Context, id wrenn.GenerationID, first int64, lines []string, keep int64) error {
+func (s *Store) AppendLines(ctx context.Context, id wrenn.BuildID, first int64, lines []string, keep int64) error {
 	return s.inTx(ctx, "write the log of a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		building, err := q.IsBuilding(ctx, string(id), &s.worker)
 		switch {
@@ -90,11 +90,11 @@ func (s *Store) AppendLines(ctx context.Context, id wrenn.GenerationID, first in
 	})
 }
 
-// FinishBuild makes a generation ready and its template's name refer to it. The
-// generation before is deleted. ErrConflict is the cause when the build was ended.
-func (s *Store) FinishBuild(ctx context.Context, id wrenn.GenerationID, built wrenn.BuiltGeneration) error {
+// FinishBuild makes a build ready and its template's name refer to it. The
+// build before is deleted. ErrConflict is the cause when the build was ended.
+func (s *Store) FinishBuild(ctx context.Context, id wrenn.BuildID, built wrenn.BuildResult) error {
 	return s.inTx(ctx, "finish a build", func(ctx context.Context, q *dbsqlc.Queries) error {
-		row, err := q.FinishGeneration(ctx, dbsqlc.FinishGenerationParams{
+		row, err := q.FinishBuild(ctx, dbsqlc.FinishBuildParams{
 			ID: string(id), Worker: &s.worker, VCPUs: clampInt32(built.VCPUs), MemoryMB: clampInt32(built.MemoryMiB),
 			Env: orEmpty(built.Env), SizeBytes: built.SizeBytes, Digest: built.Digest,
 		})
@@ -108,44 +108,44 @@ func (s *Store) FinishBuild(ctx context.Context, id wrenn.GenerationID, built wr
 		if err != nil {
 			return err
 		}
-		return q.ReplaceGenerations(ctx, dbsqlc.ReplaceGenerationsParams{
-			Reason: "replaced by generation " + row.ID, TeamID: row.TeamID, Name: row.Name, Tag: row.Tag, ID: row.ID,
+		return q.ReplaceBuilds(ctx, dbsqlc.ReplaceBuildsParams{
+			Reason: "replaced by build " + row.ID, TeamID: row.TeamID, Name: row.Name, Tag: row.Tag, ID: row.ID,
 		})
 	})
 }
 
 // FailBuild ends a build, unless it has ended.
-func (s *Store) FailBuild(ctx context.Context, id wrenn.GenerationID, reason string) error {
+func (s *Store) FailBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
 	return s.call(ctx, "end a build", func(ctx context.Context) error {
-		_, err := s.queries.FailGeneration(ctx, reason, string(id))
+		_, err := s.queries.FailBuild(ctx, reason, string(id))
 		return err
 	})
 }
 
 // FailAbandoned ends the builds of processes that are not connected any more, under
 // the conditions of Abandoned, and returns them.
-func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason string) ([]wrenn.GenerationID, error) {
-	var out []wrenn.GenerationID
+func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason string) ([]wrenn.BuildID, error) {
+	var out []wrenn.BuildID
 	err := s.call(ctx, "end abandoned builds", func(ctx context.Context) error {
 		ids, err := s.queries.FailAbandonedBuilds(ctx, reason, settled.Seconds())
-		out = generationIDs(ids)
+		out = buildIDs(ids)
 		return err
 	})
 	return out, err
 }
 
-// LoseGeneration fails a ready generation whose host does not have it.
-func (s *Store) LoseGeneration(ctx context.Context, id wrenn.GenerationID, reason string) error {
-	return s.call(ctx, "mark a generation lost", func(ctx context.Context) error {
-		_, err := s.queries.LoseGeneration(ctx, reason, string(id))
+// LoseBuild fails a ready build whose host does not have it.
+func (s *Store) LoseBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
+	return s.call(ctx, "mark a build lost", func(ctx context.Context) error {
+		_, err := s.queries.LoseBuild(ctx, reason, string(id))
 		return err
 	})
 }
 
-// DeleteTemplate deletes a name and returns its generations, which the caller
+// DeleteTemplate deletes a name and returns its builds, which the caller
 // removes from their hosts. NotFound when it has none.
-func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (map[wrenn.GenerationID]wrenn.HostID, error) {
-	out := map[wrenn.GenerationID]wrenn.HostID{}
+func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (map[wrenn.BuildID]wrenn.HostID, error) {
+	out := map[wrenn.BuildID]wrenn.HostID{}
 	err := s.inTx(ctx, "delete a template", func(ctx context.Context, q *dbsqlc.Queries) error {
 		if _, err := q.LockTeam(ctx, string(team)); err != nil { // else a build may finish in between
 			return err
@@ -158,7 +158,7 @@ func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wren
 			return err
 		}
 		for _, row := range rows {
-			out[wrenn.GenerationID(row.ID)] = wrenn.HostID(row.HostID)
+			out[wrenn.BuildID(row.ID)] = wrenn.HostID(row.HostID)
 		}
 		if len(rows) == 0 {
 			return noTemplate(name)
@@ -192,13 +192,13 @@ func (s *Store) Template(ctx context.Context, team wrenn.TeamID, name wrenn.Temp
 func (s *Store) templates(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) ([]wrenn.Template, error) {
 	var out []wrenn.Template
 	err := s.call(ctx, "read templates", func(ctx context.Context) error {
-		rows, err := s.queries.TeamGenerations(ctx, string(team), name.Name, name.Tag)
+		rows, err := s.queries.NamedBuilds(ctx, string(team), name.Name, name.Tag)
 		for _, row := range rows { // the newest of a name first
-			g := generation(row.TemplateGeneration)
+			g := build(row.TemplateGeneration)
 			if len(out) == 0 || out[len(out)-1].Name != g.Template {
 				out = append(out, wrenn.Template{Name: g.Template, Latest: g})
 			}
-			if row.IsCurrent && g.State == wrenn.GenerationReady {
+			if row.IsCurrent && g.State == wrenn.BuildReady {
 				out[len(out)-1].Current = g
 			}
 		}
@@ -213,20 +213,20 @@ type Line struct {
 	Text   string
 }
 
-// Generation returns a generation and its log from a line on, at most limit lines.
-func (s *Store) Generation(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName, id wrenn.GenerationID, from int64, limit int) (*wrenn.Generation, []Line, error) {
-	var out *wrenn.Generation
+// Build returns a build and its log from a line on, at most limit lines.
+func (s *Store) Build(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName, id wrenn.BuildID, from int64, limit int) (*wrenn.Build, []Line, error) {
+	var out *wrenn.Build
 	var lines []Line
-	err := s.call(ctx, "read a generation", func(ctx context.Context) error {
-		row, err := s.queries.GetGeneration(ctx, dbsqlc.GetGenerationParams{ID: string(id), TeamID: string(team), Name: name.Name, Tag: name.Tag})
+	err := s.call(ctx, "read a build", func(ctx context.Context) error {
+		row, err := s.queries.GetBuild(ctx, dbsqlc.GetBuildParams{ID: string(id), TeamID: string(team), Name: name.Name, Tag: name.Tag})
 		if errors.Is(err, pgx.ErrNoRows) {
-			return wrenn.Errorf(wrenn.NotFound, "template %s has no generation %s", name, id)
+			return wrenn.Errorf(wrenn.NotFound, "template %s has no build %s", name, id)
 		}
 		if err != nil {
 			return err
 		}
-		out = generation(row) // before the lines: the log of a build that has ended is complete
-		rows, err := s.queries.GenerationLines(ctx, string(id), from, clampInt32(limit))
+		out = build(row) // before the lines: the log of a build that has ended is complete
+		rows, err := s.queries.BuildLines(ctx, string(id), from, clampInt32(limit))
 		for _, l := range rows {
 			lines = append(lines, Line{Number: l.Line, Text: l.Content})
 		}
@@ -235,40 +235,40 @@ func (s *Store) Generation(ctx context.Context, team wrenn.TeamID, name wrenn.Te
 	return out, lines, err
 }
 
-// ReadyOn returns the generations that a host should have.
-func (s *Store) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.GenerationID, error) {
-	var out []wrenn.GenerationID
-	err := s.call(ctx, "read a host's generations", func(ctx context.Context) error {
-		ids, err := s.queries.ReadyGenerations(ctx, string(host))
-		out = generationIDs(ids)
+// ReadyOn returns the builds that a host should have.
+func (s *Store) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.BuildID, error) {
+	var out []wrenn.BuildID
+	err := s.call(ctx, "read a host's builds", func(ctx context.Context) error {
+		ids, err := s.queries.ReadyBuilds(ctx, string(host))
+		out = buildIDs(ids)
 		return err
 	})
 	return out, err
 }
 
-// Known is the state of a generation's row.
+// Known is the state of a build's row.
 type Known struct {
-	State   wrenn.GenerationState
+	State   wrenn.BuildState
 	Settled bool // the state is older than the caller asked for
 }
 
-// GenerationStates returns the states of generations; one without a row is left out.
-func (s *Store) GenerationStates(ctx context.Context, ids []wrenn.GenerationID, settled time.Duration) (map[wrenn.GenerationID]Known, error) {
-	out := map[wrenn.GenerationID]Known{}
-	err := s.call(ctx, "read generations", func(ctx context.Context) error {
-		rows, err := s.queries.GenerationStates(ctx, settled.Seconds(), texts(ids))
+// BuildStates returns the states of builds; one without a row is left out.
+func (s *Store) BuildStates(ctx context.Context, ids []wrenn.BuildID, settled time.Duration) (map[wrenn.BuildID]Known, error) {
+	out := map[wrenn.BuildID]Known{}
+	err := s.call(ctx, "read builds", func(ctx context.Context) error {
+		rows, err := s.queries.BuildStates(ctx, settled.Seconds(), texts(ids))
 		for _, row := range rows {
-			out[wrenn.GenerationID(row.ID)] = Known{State: wrenn.GenerationState(row.State), Settled: row.Settled}
+			out[wrenn.BuildID(row.ID)] = Known{State: wrenn.BuildState(row.State), Settled: row.Settled}
 		}
 		return err
 	})
 	return out, err
 }
 
-func generation(r dbsqlc.TemplateGeneration) *wrenn.Generation {
-	return &wrenn.Generation{
-		ID: wrenn.GenerationID(r.ID), Team: wrenn.TeamID(r.TeamID), Template: wrenn.TemplateName{Name: r.Name, Tag: r.Tag},
-		State: wrenn.GenerationState(r.State), Reason: r.Reason, Host: wrenn.HostID(r.HostID),
+func build(r dbsqlc.TemplateGeneration) *wrenn.Build {
+	return &wrenn.Build{
+		ID: wrenn.BuildID(r.ID), Team: wrenn.TeamID(r.TeamID), Template: wrenn.TemplateName{Name: r.Name, Tag: r.Tag},
+		State: wrenn.BuildState(r.State), Reason: r.Reason, Host: wrenn.HostID(r.HostID),
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox)},
 			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, Env: r.Env,
@@ -278,10 +278,10 @@ func generation(r dbsqlc.TemplateGeneration) *wrenn.Generation {
 	}
 }
 
-func generationIDs(texts []string) []wrenn.GenerationID {
-	out := make([]wrenn.GenerationID, len(texts))
+func buildIDs(texts []string) []wrenn.BuildID {
+	out := make([]wrenn.BuildID, len(texts))
 	for i, text := range texts {
-		out[i] = wrenn.GenerationID(text)
+		out[i] = wrenn.BuildID(text)
 	}
 	return out
 }

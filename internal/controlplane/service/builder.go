@@ -17,18 +17,18 @@ var (
 	errBuildRefused  = wrenn.Errorf(wrenn.FailedPrecondition, "the result of the build cannot be stored; the log of the control plane has the cause")
 )
 
-// build is a generation of a template that this replica builds.
-type build struct {
-	generation wrenn.Generation
-	login      wrenn.RegistryLogin
-	on         *reservation // the first host to try
-	only       wrenn.HostID // "" is any host
+// buildJob is a build of a template that this replica runs.
+type buildJob struct {
+	wrenn.Build
+	login wrenn.RegistryLogin
+	on    *reservation // the first host to try
+	only  wrenn.HostID // "" is any host
 }
 
 // builder runs the builds that requests have started.
 type builder struct {
 	*core
-	builds <-chan *build
+	builds <-chan *buildJob
 }
 
 // run builds until ctx ends and the builds have ended.
@@ -45,29 +45,29 @@ func (b *builder) run(ctx context.Context) error {
 	}
 }
 
-// build brings a generation from building to ready or failed.
-func (b *builder) build(ctx context.Context, job *build) {
+// build brings a build from building to ready or failed.
+func (b *builder) build(ctx context.Context, job *buildJob) {
 	limit := b.deadlines.Build
 	working, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	working, cancel := context.WithTimeoutCause(working, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "the build took longer than %v", limit))
 	defer cancel()
-	log := followBuild(b.core, job.generation.ID, stop)
+	log := followBuild(b.core, job.ID, stop)
 	built, err := b.buildOnSomeHost(working, job, log.add)
 	if ctx.Err() != nil {
 		err = errServerStopped
 	}
 	log.end()
-	b.end(ctx, &job.generation, built, err)
+	b.end(ctx, &job.Build, built, err)
 }
 
 // buildOnSomeHost builds on the reserved host. If that has no room, or lacks the
 // source, it tries the others.
-func (b *builder) buildOnSomeHost(ctx context.Context, job *build, say func(string)) (wrenn.BuiltGeneration, error) {
-	g, on := &job.generation, job.on
+func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, say func(string)) (wrenn.BuildResult, error) {
+	g, on := &job.Build, job.on
 	tried := map[wrenn.HostID]bool{}
 	for {
-		built, err := on.client.Build(ctx, wrenn.TemplateBuild{ID: g.ID, Spec: g.Spec, Login: job.login}, say)
+		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login}, say)
 		on.release(0) // its machine has ended
 		if err == nil || job.only != "" || !mayWorkElsewhere(g.Spec, err) {
 			return built, err
@@ -95,21 +95,21 @@ func mayWorkElsewhere(spec wrenn.TemplateSpec, err error) bool {
 // end writes the result of a build, as soon as the database can be reached. A
 // build whose result the database refuses has failed. If ctx ends before, the
 // templateReconciler ends the build.
-func (b *builder) end(ctx context.Context, g *wrenn.Generation, built wrenn.BuiltGeneration, failed error) {
+func (b *builder) end(ctx context.Context, g *wrenn.Build, built wrenn.BuildResult, failed error) {
 	for {
 		err := b.writeEnd(ctx, g, built, failed)
 		switch {
 		case err == nil:
-			b.log.LogAttrs(ctx, slog.LevelInfo, "build ended", slog.String("generation", string(g.ID)), slog.String("template", g.Template.String()),
+			b.log.LogAttrs(ctx, slog.LevelInfo, "build ended", slog.String("build", string(g.ID)), slog.String("template", g.Template.String()),
 				slog.String("host", string(g.Host)), slog.String("code", string(wrenn.CodeOf(failed)))) // not the message: it may be a program's output
 			return
 		case errors.Is(err, postgres.ErrConflict): // deleted since it was built
 			ctx, cancel := detach(ctx, b.deadlines.Destroy)
 			defer cancel()
-			b.hosts.removeGeneration(ctx, g.Host, g.ID)
+			b.hosts.removeBuild(ctx, g.Host, g.ID)
 			return
 		}
-		b.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build; will retry", slog.String("generation", string(g.ID)), slog.Any("err", err))
+		b.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build; will retry", slog.String("build", string(g.ID)), slog.Any("err", err))
 		if code := wrenn.CodeOf(err); code == wrenn.Internal || code == wrenn.Invalid {
 			failed = errBuildRefused
 		}
@@ -119,7 +119,7 @@ func (b *builder) end(ctx context.Context, g *wrenn.Generation, built wrenn.Buil
 	}
 }
 
-func (b *builder) writeEnd(ctx context.Context, g *wrenn.Generation, built wrenn.BuiltGeneration, failed error) error {
+func (b *builder) writeEnd(ctx context.Context, g *wrenn.Build, built wrenn.BuildResult, failed error) error {
 	ctx, cancel := detach(ctx, 0)
 	defer cancel()
 	if failed != nil {

@@ -19,7 +19,7 @@ const (
 // buildLog collects the log of a build and writes it in batches.
 type buildLog struct {
 	*core
-	id   wrenn.GenerationID
+	id   wrenn.BuildID
 	stop context.CancelFunc
 	done chan struct{}
 
@@ -30,7 +30,7 @@ type buildLog struct {
 
 // followBuild returns the log of a build, which calls deleted when the build's
 // row does not want it any more. The caller ends the log.
-func followBuild(c *core, id wrenn.GenerationID, deleted context.CancelCauseFunc) *buildLog {
+func followBuild(c *core, id wrenn.BuildID, deleted context.CancelCauseFunc) *buildLog {
 	ctx, stop := context.WithCancel(context.Background()) // until end, which comes after the build's own context has ended
 	l := &buildLog{core: c, id: id, stop: stop, done: make(chan struct{})}
 	go func() {
@@ -84,6 +84,6 @@ func (l *buildLog) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), rowTimeout)
 	defer cancel()
 	if err := l.flush(ctx); err != nil && !errors.Is(err, postgres.ErrConflict) {
-		l.log.LogAttrs(ctx, slog.LevelWarn, "lost the last lines of a build's log", slog.String("generation", string(l.id)), slog.Any("err", err))
+		l.log.LogAttrs(ctx, slog.LevelWarn, "lost the last lines of a build's log", slog.String("build", string(l.id)), slog.Any("err", err))
 	}
 }

@@ -37,7 +37,7 @@ func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandb
 	if err != nil {
 		return nil, err
 	}
-	sb.Team, sb.Template, sb.Generation = c.Team, from.name.String(), from.generation
+	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
 	s.hosts.waitForPings(ctx)
 	on, err := s.hosts.reserve(sb.MemoryMiB, nil, from.host)
 	if err != nil {
@@ -165,10 +165,10 @@ func messageOf(err error, other string) string {
 
 // templateSource is what a template's name means now.
 type templateSource struct {
-	name       wrenn.TemplateName
-	generation wrenn.GenerationID // "" is the base
-	host       wrenn.HostID       // that has it; "" is any
-	spec       wrenn.TemplateSpec
+	name  wrenn.TemplateName
+	build wrenn.BuildID // "" is the base
+	host  wrenn.HostID  // that has it; "" is any
+	spec  wrenn.TemplateSpec
 }
 
 // resolveTemplate finds what sandboxes of a template are made from.
@@ -184,8 +184,8 @@ func (c *core) resolveTemplate(ctx context.Context, caller Caller, template stri
 	g, latest := t.Current, t.Latest
 	switch {
 	case g != nil:
-		return templateSource{name: name, generation: g.ID, host: g.Host, spec: g.Spec}, nil
-	case latest.State == wrenn.GenerationBuilding:
+		return templateSource{name: name, build: g.ID, host: g.Host, spec: g.Spec}, nil
+	case latest.State == wrenn.BuildBuilding:
 		return templateSource{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s is still being built", name)
 	}
 	return templateSource{}, wrenn.Errorf(wrenn.FailedPrecondition, "template %s cannot be used, build it again: %s", name, latest.Reason)
@@ -193,7 +193,7 @@ func (c *core) resolveTemplate(ctx context.Context, caller Caller, template stri
 
 // apply gives a request the size and the variables of its template.
 func (t templateSource) apply(req *CreateSandbox) error {
-	if t.generation == "" {
+	if t.build == "" {
 		return nil
 	}
 	if req.VCPUs != 0 && req.VCPUs != t.spec.VCPUs || req.MemoryMiB != 0 && req.MemoryMiB != t.spec.MemoryMiB {

@@ -268,15 +268,15 @@ func (r *reservation) release(made int) {
 
 func (r *reservation) load(n int) load { return load{n, int64(n) * int64(r.memoryMB)} }
 
-// removeGeneration removes a build whose row does not want it. If that fails now
+// removeBuild removes a build whose row does not want it. If that fails now
 // the templateReconciler does it.
-func (f *fleet) removeGeneration(ctx context.Context, host wrenn.HostID, id wrenn.GenerationID) {
+func (f *fleet) removeBuild(ctx context.Context, host wrenn.HostID, id wrenn.BuildID) {
 	m := f.members[host]
 	if m == nil {
 		return
 	}
-	if err := m.client.DeleteGeneration(ctx, id); err != nil {
+	if err := m.client.DeleteBuild(ctx, id); err != nil {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot remove a template's build from its host; will retry",
-			slog.String("generation", string(id)), slog.String("host", string(host)), slog.Any("err", err))
+			slog.String("build", string(id)), slog.String("host", string(host)), slog.Any("err", err))
 	}
 }

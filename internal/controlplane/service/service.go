@@ -110,13 +110,13 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 		limits: cfg.Limits, deadlines: cfg.Deadlines, store: store, hosts: hosts, reconciler: reconciler,
 		released: newReleaseQueue(), used: &uses[wrenn.SandboxID]{}, tokens: &accessTokens{store: store}, log: log,
 	}
-	builds := make(chan *build)
+	builds := make(chan *buildJob)
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
 		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: &Ports{c}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
-		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.GenerationID]bool{}},
+		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
 	}, nil
 }

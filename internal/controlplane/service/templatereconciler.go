@@ -12,19 +12,19 @@ import (
 const (
 	// abandonedBuildAge is how old the row of an abandoned build must be, see package reconcile.
 	abandonedBuildAge = 10 * time.Second
-	// removableAge is how long a generation that is not wanted any more stays: a
+	// removableAge is how long a build that is not wanted any more stays: a
 	// create that read its id before may still be on its way.
 	removableAge = 2 * time.Minute
 	// abandonedEvery is how often abandoned builds are looked for.
 	abandonedEvery = 5 * time.Second
 )
 
-// templateReconciler ends abandoned builds and compares the generations on
+// templateReconciler ends abandoned builds and compares the builds on
 // hosts with the rows, whenever no other replica does.
 type templateReconciler struct {
 	*core
-	every    time.Duration               // between two comparisons
-	reported map[wrenn.GenerationID]bool // as unknown
+	every    time.Duration          // between two comparisons
+	reported map[wrenn.BuildID]bool // as unknown
 }
 
 func (r *templateReconciler) run(ctx context.Context) error {
@@ -67,7 +67,7 @@ func (r *templateReconciler) endAbandoned(ctx context.Context) {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "cannot look for abandoned builds; will retry", slog.Any("err", err))
 	}
 	for _, id := range ids {
-		r.log.LogAttrs(ctx, slog.LevelInfo, "ended an abandoned build", slog.String("generation", string(id)))
+		r.log.LogAttrs(ctx, slog.LevelInfo, "ended an abandoned build", slog.String("build", string(id)))
 	}
 }
 
@@ -83,21 +83,21 @@ func (r *templateReconciler) compareHosts(ctx context.Context) {
 	}
 }
 
-// compare removes the generations that their rows do not want, fails those that
+// compare removes the builds that their rows do not want, fails those that
 // the host lacks, and reports those that no row explains, which stay.
 func (r *templateReconciler) compare(ctx context.Context, m *member) error {
 	wanted, err := r.store.ReadyOn(ctx, m.id) // before the host is asked: it has what becomes ready in between
 	if err != nil {
 		return err
 	}
-	present, err := m.client.Generations(ctx)
+	present, err := m.client.Builds(ctx)
 	if err != nil {
 		return err
 	}
 	if err := r.failMissing(ctx, m.id, wanted, present); err != nil {
 		return err
 	}
-	known, err := r.store.GenerationStates(ctx, present, removableAge)
+	known, err := r.store.BuildStates(ctx, present, removableAge)
 	if err != nil {
 		return err
 	}
@@ -107,17 +107,17 @@ func (r *templateReconciler) compare(ctx context.Context, m *member) error {
 		case !explained && !r.reported[id]:
 			r.reported[id] = true
 			r.log.LogAttrs(ctx, slog.LevelWarn, "no row explains a template's build on a host; it stays until an operator removes it",
-				slog.String("generation", string(id)), slog.String("host", string(m.id)))
-		case k.Settled && (k.State == wrenn.GenerationFailed || k.State == wrenn.GenerationDeleted):
-			r.hosts.removeGeneration(ctx, m.id, id)
+				slog.String("build", string(id)), slog.String("host", string(m.id)))
+		case k.Settled && (k.State == wrenn.BuildFailed || k.State == wrenn.BuildDeleted):
+			r.hosts.removeBuild(ctx, m.id, id)
 		}
 	}
 	return nil
 }
 
-// failMissing fails the wanted generations that are not present on the host.
-func (r *templateReconciler) failMissing(ctx context.Context, host wrenn.HostID, wanted, present []wrenn.GenerationID) error {
-	has := map[wrenn.GenerationID]bool{}
+// failMissing fails the wanted builds that are not present on the host.
+func (r *templateReconciler) failMissing(ctx context.Context, host wrenn.HostID, wanted, present []wrenn.BuildID) error {
+	has := map[wrenn.BuildID]bool{}
 	for _, id := range present {
 		has[id] = true
 	}
@@ -125,10 +125,10 @@ func (r *templateReconciler) failMissing(ctx context.Context, host wrenn.HostID,
 		if has[id] {
 			continue
 		}
-		if err := r.store.LoseGeneration(ctx, id, "its host does not have it any more"); err != nil {
+		if err := r.store.LoseBuild(ctx, id, "its host does not have it any more"); err != nil {
 			return err
 		}
-		r.log.LogAttrs(ctx, slog.LevelWarn, "lost a template's build", slog.String("generation", string(id)), slog.String("host", string(host)))
+		r.log.LogAttrs(ctx, slog.LevelWarn, "lost a template's build", slog.String("build", string(id)), slog.String("host", string(host)))
 	}
 	return nil
 }

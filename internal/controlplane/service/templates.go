@@ -14,7 +14,7 @@ const maxLogPage = 1000
 // Templates are the use cases of templates. Another team's template is NotFound.
 type Templates struct {
 	*core
-	builds chan<- *build // for the builder
+	builds chan<- *buildJob // for the builder
 }
 
 // BuildTemplate is a template to build. Zero values are defaults, as for a
@@ -26,10 +26,10 @@ type BuildTemplate struct {
 	Login wrenn.RegistryLogin
 }
 
-// BuildTemplate starts to build a generation of a template, and returns it. The
-// build continues when ctx ends; Generation returns its progress. When it is
+// BuildTemplate starts a build of a template, and returns it. The
+// build continues when ctx ends; Build returns its progress. When it is
 // ready the name refers to it. AlreadyExists while the name is being built.
-func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTemplate) (*wrenn.Generation, error) {
+func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTemplate) (*wrenn.Build, error) {
 	name, err := buildName(req)
 	if err != nil {
 		return nil, err
@@ -43,9 +43,9 @@ func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTempla
 	if err != nil {
 		return nil, err // without a row
 	}
-	g, err := s.store.BeginBuild(ctx, wrenn.Generation{ID: wrenn.NewGenerationID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, s.limits.Limits)
+	g, err := s.store.BeginBuild(ctx, wrenn.Build{ID: wrenn.NewBuildID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, s.limits.Limits)
 	if err == nil {
-		err = s.start(ctx, &build{generation: *g, login: req.Login, on: on, only: only})
+		err = s.start(ctx, &buildJob{Build: *g, login: req.Login, on: on, only: only})
 	}
 	if err != nil {
 		on.release(0)
@@ -55,7 +55,7 @@ func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTempla
 }
 
 // start passes a build to the builder.
-func (s *Templates) start(ctx context.Context, b *build) error {
+func (s *Templates) start(ctx context.Context, b *buildJob) error {
 	stopped := time.NewTimer(rowTimeout)
 	defer stopped.Stop()
 	select {
@@ -66,8 +66,8 @@ func (s *Templates) start(ctx context.Context, b *build) error {
 	}
 	ctx, cancel := detach(ctx, 0)
 	defer cancel()
-	if err := s.store.FailBuild(ctx, b.generation.ID, "the server stopped before the build began: build again"); err != nil {
-		s.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build", slog.String("generation", string(b.generation.ID)), slog.Any("err", err))
+	if err := s.store.FailBuild(ctx, b.ID, "the server stopped before the build began: build again"); err != nil {
+		s.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build", slog.String("build", string(b.ID)), slog.Any("err", err))
 	}
 	return wrenn.Errorf(wrenn.Unavailable, "the server is stopping; try again in a moment")
 }
@@ -80,7 +80,7 @@ func buildName(req BuildTemplate) (wrenn.TemplateName, error) {
 	if name.Name == wrenn.BaseTemplate {
 		return name, wrenn.Errorf(wrenn.Invalid, "template %s is built in: choose another name", wrenn.BaseTemplate)
 	}
-	return name, wrenn.TemplateBuild{Spec: req.Spec, Login: req.Login}.Check()
+	return name, wrenn.BuildRequest{Spec: req.Spec, Login: req.Login}.Check()
 }
 
 // completeSpec fills in the values that the request leaves out, and returns the
@@ -128,14 +128,14 @@ type BuildLog struct {
 	Next  int64 // the number to request next
 }
 
-// Generation returns a generation of a template and its log from a line on, at
+// Build returns a build of a template and its log from a line on, at
 // most 1,000 lines. When it is not building, a log without lines is at its end.
-func (s *Templates) Generation(ctx context.Context, c Caller, template string, id wrenn.GenerationID, from int64) (*wrenn.Generation, BuildLog, error) {
+func (s *Templates) Build(ctx context.Context, c Caller, template string, id wrenn.BuildID, from int64) (*wrenn.Build, BuildLog, error) {
 	name, err := wrenn.ParseTemplateName(template)
 	if err != nil {
 		return nil, BuildLog{}, err
 	}
-	g, lines, err := s.store.Generation(ctx, c.Team, name, id, from, maxLogPage)
+	g, lines, err := s.store.Build(ctx, c.Team, name, id, from, maxLogPage)
 	log := BuildLog{First: from, Next: from}
 	for i, line := range lines {
 		if i == 0 {
@@ -164,7 +164,7 @@ func (s *Templates) DeleteTemplate(ctx context.Context, c Caller, template strin
 	ctx, cancel := detach(ctx, s.deadlines.Destroy)
 	defer cancel()
 	for id, host := range gone {
-		s.hosts.removeGeneration(ctx, host, id)
+		s.hosts.removeBuild(ctx, host, id)
 	}
 	return nil
 }

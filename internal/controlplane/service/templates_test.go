@@ -19,27 +19,27 @@ import (
 const secondly = time.Second
 
 // built starts a build and waits for its end.
-func built(t *testing.T, s *service.Service, c service.Caller, req service.BuildTemplate) *wrenn.Generation {
+func built(t *testing.T, s *service.Service, c service.Caller, req service.BuildTemplate) *wrenn.Build {
 	t.Helper()
 	g, err := s.BuildTemplate(t.Context(), c, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.State != wrenn.GenerationBuilding {
+	if g.State != wrenn.BuildBuilding {
 		t.Errorf("a build that began is %s", g.State)
 	}
 	return settled(t, s, c, g)
 }
 
-func settled(t *testing.T, s *service.Service, c service.Caller, g *wrenn.Generation) *wrenn.Generation {
+func settled(t *testing.T, s *service.Service, c service.Caller, g *wrenn.Build) *wrenn.Build {
 	t.Helper()
 	testkit.WaitUntil(t, "the build ends", func() bool {
-		now, _, err := s.Generation(t.Context(), c, g.Template.String(), g.ID, 0)
+		now, _, err := s.Build(t.Context(), c, g.Template.String(), g.ID, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		g = now
-		return g.State != wrenn.GenerationBuilding
+		return g.State != wrenn.BuildBuilding
 	})
 	return g
 }
@@ -50,10 +50,10 @@ func TestTemplateLife(t *testing.T) {
 	s, _ := w.replica(t, nil)
 	req := service.BuildTemplate{Name: "py", Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, Env: map[string]string{"A": "template", "B": "template"}, StartCmd: "serve"}}
 	first := built(t, s, w.caller, req)
-	if first.State != wrenn.GenerationReady || first.SizeBytes == 0 || first.Host == "" {
+	if first.State != wrenn.BuildReady || first.SizeBytes == 0 || first.Host == "" {
 		t.Fatalf("built %+v", first)
 	}
-	_, log, err := s.Generation(t.Context(), w.caller, "py:latest", first.ID, 1)
+	_, log, err := s.Build(t.Context(), w.caller, "py:latest", first.ID, 1)
 	if diff := cmp.Diff(service.BuildLog{First: 1, Lines: []string{"saved as a snapshot"}, Next: 2}, log); diff != "" || err != nil {
 		t.Errorf("log: %v\n%s", err, diff)
 	}
@@ -62,7 +62,7 @@ func TestTemplateLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sb.Host != first.Host || sb.VCPUs != 2 || sb.MemoryMiB != 1024 || sb.Generation != first.ID || sb.Template != "py" {
+	if sb.Host != first.Host || sb.VCPUs != 2 || sb.MemoryMiB != 1024 || sb.Build != first.ID || sb.Template != "py" {
 		t.Errorf("created %+v from %+v", sb, first)
 	}
 	if diff := cmp.Diff(map[string]string{"A": "template", "B": "mine"}, sb.Env); diff != "" {
@@ -78,15 +78,15 @@ func TestTemplateLife(t *testing.T) {
 	if err != nil || len(list) != 2 || !list[0].Name.Base() || list[1].Current == nil || list[1].Current.ID != second.ID {
 		t.Errorf("templates: %+v, %v", list, err)
 	}
-	old, _, err := s.Generation(t.Context(), w.caller, "py", first.ID, 0)
-	if err != nil || old.State != wrenn.GenerationDeleted || !strings.Contains(old.Reason, string(second.ID)) {
-		t.Errorf("the generation before: %+v, %v", old, err)
+	old, _, err := s.Build(t.Context(), w.caller, "py", first.ID, 0)
+	if err != nil || old.State != wrenn.BuildDeleted || !strings.Contains(old.Reason, string(second.ID)) {
+		t.Errorf("the build before: %+v, %v", old, err)
 	}
 
 	if err := s.DeleteTemplate(t.Context(), w.caller, "py"); err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range append(w.agents[0].Generations(), w.agents[1].Generations()...) {
+	for _, id := range append(w.agents[0].Builds(), w.agents[1].Builds()...) {
 		if id == string(second.ID) {
 			t.Error("the host still has what was deleted")
 		}
@@ -105,7 +105,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := built(t, s, w.caller, service.BuildTemplate{Name: "mine:v1", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
-	if g.State != wrenn.GenerationReady || g.Host != sb.Host || g.Spec.MemoryMiB != 256 || g.Spec.Env["KEY"] == "" || g.Template.String() != "mine:v1" {
+	if g.State != wrenn.BuildReady || g.Host != sb.Host || g.Spec.MemoryMiB != 256 || g.Spec.Env["KEY"] == "" || g.Template.String() != "mine:v1" {
 		t.Errorf("from a sandbox: %+v", g)
 	}
 	_, err = s.BuildTemplate(t.Context(), w.team(t, "other"), service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID}}})
@@ -127,7 +127,7 @@ func TestTemplateFromSandboxAndImage(t *testing.T) {
 		}
 	}
 	g = built(t, s, w.caller, service.BuildTemplate{Name: "img", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Image: "tools"}}})
-	if g.State != wrenn.GenerationReady || g.Host != hostID(1) {
+	if g.State != wrenn.BuildReady || g.Host != hostID(1) {
 		t.Errorf("from an image: %+v", g)
 	}
 }
@@ -162,7 +162,7 @@ func TestBuildTemplateRefuses(t *testing.T) {
 	}
 }
 
-// TestBuildFails: the reason is the host's, the name keeps its generation.
+// TestBuildFails: the reason is the host's, the name keeps its build.
 func TestBuildFails(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}
@@ -176,14 +176,14 @@ func TestBuildFails(t *testing.T) {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "the start command ended: exit status 1")
 	}
 	bad := built(t, s, w.caller, service.BuildTemplate{Name: "x"})
-	if bad.State != wrenn.GenerationFailed || bad.Reason != "the start command ended: exit status 1" {
+	if bad.State != wrenn.BuildFailed || bad.Reason != "the start command ended: exit status 1" {
 		t.Errorf("failed: %+v", bad)
 	}
-	_, log, err := s.Generation(t.Context(), w.caller, "x", bad.ID, 0)
+	_, log, err := s.Build(t.Context(), w.caller, "x", bad.ID, 0)
 	if err != nil || log.First != 1000 || len(log.Lines) != 1000 || log.Lines[0] != "line 1000" || log.Next != 2000 {
 		t.Errorf("log from %d, %d lines, next %d, %v", log.First, len(log.Lines), log.Next, err)
 	}
-	if sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "x"}}); err != nil || sb.Generation != good.ID {
+	if sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "x"}}); err != nil || sb.Build != good.ID {
 		t.Errorf("created %+v, %v", sb, err)
 	}
 	never := built(t, s, w.caller, service.BuildTemplate{Name: "y"})
@@ -213,10 +213,10 @@ func TestBuildFailsWithAnyWords(t *testing.T) {
 				return &wrenn.Error{Code: tt.code, Message: tt.text}
 			}
 			g := built(t, s, w.caller, service.BuildTemplate{Name: "x"})
-			if g.State != wrenn.GenerationFailed || g.Reason != tt.want {
+			if g.State != wrenn.BuildFailed || g.Reason != tt.want {
 				t.Errorf("failed: %s, %q", g.State, g.Reason)
 			}
-			_, log, err := s.Generation(t.Context(), w.caller, "x", g.ID, 0)
+			_, log, err := s.Build(t.Context(), w.caller, "x", g.ID, 0)
 			if diff := cmp.Diff(tt.log, log.Lines); diff != "" || err != nil {
 				t.Errorf("log: %v\n%s", err, diff)
 			}
@@ -230,7 +230,7 @@ func TestBuildWhoseResultIsRefused(t *testing.T) {
 	w := newWorld(t, &hosttest.Agent{})
 	s, _ := w.replica(t, nil)
 	w.sql(t, "ALTER TABLE template_generations ADD CHECK (state <> 'ready')")
-	if g := built(t, s, w.caller, service.BuildTemplate{Name: "x"}); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "cannot be stored") {
+	if g := built(t, s, w.caller, service.BuildTemplate{Name: "x"}); g.State != wrenn.BuildFailed || !strings.Contains(g.Reason, "cannot be stored") {
 		t.Errorf("ended: %s, %q", g.State, g.Reason)
 	}
 }
@@ -273,8 +273,8 @@ func TestBuildsAreBoundedAndCanBeDeleted(t *testing.T) {
 	if id := <-over; id != string(first.ID) {
 		t.Errorf("build %s was given up, want %s", id, first.ID)
 	}
-	g, _, err := s.Generation(t.Context(), w.caller, "a", first.ID, 0)
-	if err != nil || g.State != wrenn.GenerationDeleted {
+	g, _, err := s.Build(t.Context(), w.caller, "a", first.ID, 0)
+	if err != nil || g.State != wrenn.BuildDeleted {
 		t.Errorf("deleted while it was built: %+v, %v", g, err)
 	}
 }
@@ -292,7 +292,7 @@ func TestBuildOfAServerThatStops(t *testing.T) {
 	stop()
 	<-over
 	other, _ := w.replica(t, nil)
-	if g := settled(t, other, w.caller, g); g.State != wrenn.GenerationFailed || !strings.Contains(g.Reason, "stopped") {
+	if g := settled(t, other, w.caller, g); g.State != wrenn.BuildFailed || !strings.Contains(g.Reason, "stopped") {
 		t.Errorf("after a stop: %+v", g)
 	}
 }
@@ -304,8 +304,8 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 	s, _ := w.replica(t, func(c *service.Config) { c.ReconcileEvery = secondly })
 	kept := built(t, s, w.caller, service.BuildTemplate{Name: "kept"})
 	lost := built(t, s, w.caller, service.BuildTemplate{Name: "lost"})
-	dead := wrenn.NewGenerationID()
-	unknown, stale := wrenn.NewGenerationID(), wrenn.NewGenerationID()
+	dead := wrenn.NewBuildID()
+	unknown, stale := wrenn.NewBuildID(), wrenn.NewBuildID()
 	w.sql(t, `INSERT INTO template_generations (id, team_id, name, tag, state, host_id, vcpus, memory_mb, updated_at)
 		VALUES ($1, $2, 'stale', 'latest', 'failed', 'h1', 1, 512, now() - interval '1 hour')`, string(stale), string(w.caller.Team))
 	w.sql(t, `INSERT INTO template_generations (id, team_id, name, tag, state, host_id, vcpus, memory_mb, worker, updated_at)
@@ -314,11 +314,11 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 	agent.Keep(stale)
 	agent.Forget(lost.ID)
 	testkit.WaitUntil(t, "lost, dead and canceled builds have ended", func() bool {
-		g, _, err := s.Generation(t.Context(), w.caller, "lost", lost.ID, 0)
-		d, _, deadErr := s.Generation(t.Context(), w.caller, "dead", dead, 0)
-		return err == nil && deadErr == nil && g.State == wrenn.GenerationFailed && d.State == wrenn.GenerationFailed && len(agent.Generations()) == 2
+		g, _, err := s.Build(t.Context(), w.caller, "lost", lost.ID, 0)
+		d, _, deadErr := s.Build(t.Context(), w.caller, "dead", dead, 0)
+		return err == nil && deadErr == nil && g.State == wrenn.BuildFailed && d.State == wrenn.BuildFailed && len(agent.Builds()) == 2
 	})
-	have := strings.Join(agent.Generations(), " ")
+	have := strings.Join(agent.Builds(), " ")
 	if !strings.Contains(have, string(unknown)) || !strings.Contains(have, string(kept.ID)) {
 		t.Errorf("the host has %s, want what is unknown and what is kept", have)
 	}

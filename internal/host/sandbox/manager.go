@@ -105,7 +105,7 @@ func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) 
 // host does not allow another one.
 func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
 	spec.Template = cmp.Or(spec.Template, wrenn.BaseTemplate)
-	if spec.Generation != "" {
+	if spec.Build != "" {
 		return m.ensureRestored(ctx, id, spec)
 	}
 	if spec.Template != wrenn.BaseTemplate {
@@ -117,9 +117,9 @@ func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.San
 
 // ensureRestored is Ensure of a sandbox that is restored from a template's build.
 func (m *Manager) ensureRestored(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
-	from, size, err := m.namedSource(ctx, string(spec.Generation))
+	from, size, err := m.namedSource(ctx, string(spec.Build))
 	if wrenn.CodeOf(err) == wrenn.NotFound {
-		return nil, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (generation %s)", spec.Template, spec.Generation)
+		return nil, wrenn.Errorf(wrenn.NotFound, "template %.64q is not on this host (build %s)", spec.Template, spec.Build)
 	}
 	if err != nil {
 		return nil, err

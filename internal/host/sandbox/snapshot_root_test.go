@@ -451,7 +451,7 @@ func TestEnsureFromASnapshot(t *testing.T) {
 	must(t, l.mark(t.Context(), maker, 'a'))
 	must(t, maker.Snapshot(t.Context(), "template"))
 	must(t, maker.Destroy(t.Context()))
-	spec := wrenn.SandboxSpec{Template: "mine", Size: small, Generation: "template"}
+	spec := wrenn.SandboxSpec{Template: "mine", Size: small, Build: "template"}
 	sb := ensure(t, m, spec)
 	l.wantMark(t, sb, 'a')
 	must(t, m.RemoveSnapshot(t.Context(), "template"))

@@ -49,11 +49,11 @@ type build struct {
 	lines   chan string
 	dropped atomic.Int64  // lines that did not fit into lines
 	ended   chan struct{} // closed when built and err are set
-	built   wrenn.BuiltGeneration
+	built   wrenn.BuildResult
 	err     error
 }
 
-func startBuild(ctx context.Context, builder *template.Builder, job wrenn.TemplateBuild) *build {
+func startBuild(ctx context.Context, builder *template.Builder, job wrenn.BuildRequest) *build {
 	b := &build{lines: make(chan string, maxLines), ended: make(chan struct{})}
 	go func() {
 		defer close(b.ended)
@@ -116,7 +116,7 @@ func (b *build) finish(stream *buildStream) error {
 }
 
 func (s *server) DeleteTemplate(ctx context.Context, req *pb.DeleteTemplateRequest) (*pb.DeleteTemplateResponse, error) {
-	id, err := wrenn.ParseGenerationID(req.GetGeneration())
+	id, err := wrenn.ParseBuildID(req.GetGeneration())
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (s *server) DeleteTemplate(ctx context.Context, req *pb.DeleteTemplateReque
 
 func (s *server) ListTemplates(context.Context, *pb.ListTemplatesRequest) (*pb.ListTemplatesResponse, error) {
 	resp := &pb.ListTemplatesResponse{}
-	for _, id := range s.cfg.Templates.Generations() {
+	for _, id := range s.cfg.Templates.Builds() {
 		resp.Generations = append(resp.Generations, string(id))
 	}
 	return resp, nil

@@ -33,7 +33,7 @@ func (c caller) build(t *testing.T, req *pb.BuildTemplateRequest) (lines []strin
 	return lines, done, stream.Err()
 }
 
-func (c caller) generations(t *testing.T) []string {
+func (c caller) builds(t *testing.T) []string {
 	t.Helper()
 	res, err := c.ListTemplates(t.Context(), &pb.ListTemplatesRequest{})
 	testkit.Must(t, err)
@@ -42,15 +42,15 @@ func (c caller) generations(t *testing.T) []string {
 
 func TestTemplates(t *testing.T) {
 	c := call(t, agenttest.Config{})
-	id := string(wrenn.NewGenerationID())
+	id := string(wrenn.NewBuildID())
 	req := &pb.BuildTemplateRequest{Generation: id, Vcpus: 2, MemoryMb: 128, Env: map[string]string{"A": "b"}, ReadyCmd: "true"}
 	lines, done, err := c.build(t, req)
 	testkit.Must(t, err)
 	if !slices.Contains(lines, "waiting for: true") || done.GetVcpus() != 2 || done.GetMemoryMb() != 128 || done.GetSizeBytes() == 0 || done.GetEnv()["A"] != "b" {
 		t.Errorf("built %v, it said %q", done, lines)
 	}
-	if got := c.generations(t); !slices.Equal(got, []string{id}) {
-		t.Errorf("generations: %q", got)
+	if got := c.builds(t); !slices.Equal(got, []string{id}) {
+		t.Errorf("builds: %q", got)
 	}
 
 	box := string(wrenn.NewSandboxID())
@@ -72,22 +72,22 @@ func TestTemplates(t *testing.T) {
 		}
 	}
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: id, Vcpus: 2, MemoryMb: 256}, connect.CodeInvalidArgument, "2 vCPUs and 128 MiB")
-	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: string(wrenn.NewGenerationID())}, connect.CodeNotFound, `"mine" is not on this host`)
-	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: "../x"}, connect.CodeInvalidArgument, "generation")
+	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: string(wrenn.NewBuildID())}, connect.CodeNotFound, `"mine" is not on this host`)
+	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: "../x"}, connect.CodeInvalidArgument, "build")
 	fail(&pb.CreateSandboxRequest{Template: "mine"}, connect.CodeNotFound, "no template")
 
 	for range 2 {
 		_, err = c.DeleteTemplate(t.Context(), &pb.DeleteTemplateRequest{Generation: id})
 		testkit.Must(t, err)
 	}
-	if got := c.generations(t); len(got) != 0 {
+	if got := c.builds(t); len(got) != 0 {
 		t.Errorf("after the end: %q", got)
 	}
 	fail(&pb.CreateSandboxRequest{Template: "mine", Generation: id}, connect.CodeNotFound, "not on this host")
 	_, err = c.DestroySandbox(t.Context(), &pb.DestroySandboxRequest{SandboxId: box})
 	testkit.Must(t, err)
 	_, err = c.DeleteTemplate(t.Context(), &pb.DeleteTemplateRequest{Generation: "base-x"})
-	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "generation")
+	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "build")
 }
 
 // TestBuildIsGivenUp: who hangs up, and an agent that stops, leave nothing.
@@ -101,7 +101,7 @@ func TestBuildIsGivenUp(t *testing.T) {
 			ctx, hangUp := context.WithCancel(t.Context())
 			defer hangUp()
 			stream, err := c.BuildTemplate(ctx, &pb.BuildTemplateRequest{
-				Generation: string(wrenn.NewGenerationID()), StartCmd: "echo it runs; exec sleep 1000", ReadyCmd: "false", ReadyTimeoutSec: 3600,
+				Generation: string(wrenn.NewBuildID()), StartCmd: "echo it runs; exec sleep 1000", ReadyCmd: "false", ReadyTimeoutSec: 3600,
 			})
 			testkit.Must(t, err)
 			defer stream.Close()
@@ -114,7 +114,7 @@ func TestBuildIsGivenUp(t *testing.T) {
 				t.Error("the stream ended well")
 			}
 			testkit.WaitUntil(t, "no machine is left", func() bool { return len(c.agent.World.Running()) == 0 })
-			if left := c.generations(t); len(left) != 0 {
+			if left := c.builds(t); len(left) != 0 {
 				t.Errorf("left: %q", left)
 			}
 		})
@@ -125,14 +125,14 @@ func TestBuildIsGivenUp(t *testing.T) {
 // fill memory, and who does not read does not stop the build.
 func TestBuildDoesNotWaitForItsReader(t *testing.T) {
 	c := call(t, agenttest.Config{})
-	id := string(wrenn.NewGenerationID())
+	id := string(wrenn.NewBuildID())
 	stream, err := c.BuildTemplate(t.Context(), &pb.BuildTemplateRequest{
 		Generation: id, StartCmd: `i=0; while [ $i -lt 40000 ]; do echo "$i is a line of a program that has much to say about itself, and says it again and again"; i=$((i+1)); done`,
 	})
 	testkit.Must(t, err)
 	defer stream.Close()
 	// The stream is not read while the build runs.
-	testkit.WaitUntil(t, "the build is done", func() bool { return len(c.agent.Templates.Generations()) != 0 })
+	testkit.WaitUntil(t, "the build is done", func() bool { return len(c.agent.Templates.Builds()) != 0 })
 	var lines []string
 	var done *pb.TemplateBuilt
 	for stream.Receive() {

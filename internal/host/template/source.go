@@ -22,7 +22,7 @@ type source struct {
 }
 
 // source prepares the source of a template as a file that can be cloned.
-func (b *Builder) source(ctx context.Context, job wrenn.TemplateBuild, out *output) (_ *source, err error) {
+func (b *Builder) source(ctx context.Context, job wrenn.BuildRequest, out *output) (_ *source, err error) {
 	from := &source{env: map[string]string{}, release: func(context.Context) {}}
 	defer func() {
 		if err != nil {
@@ -69,9 +69,9 @@ func (b *Builder) adopt(ctx context.Context, cfg image.Config, from *source) err
 	return nil
 }
 
-// pull makes an image of the container image. release removes it: a generation's
+// pull makes an image of the container image. release removes it: a build's
 // disk is a clone.
-func (b *Builder) pull(ctx context.Context, cfg image.Config, job wrenn.TemplateBuild, from *source, out *output) error {
+func (b *Builder) pull(ctx context.Context, cfg image.Config, job wrenn.BuildRequest, from *source, out *output) error {
 	ref := job.Spec.From.OCI
 	out.line("pulling %s", ref)
 	container, err := oci.Pull(ctx, ref, b.access(job))

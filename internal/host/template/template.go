@@ -1,6 +1,6 @@
 // Package template builds on a host what sandboxes start from: it boots an image,
 // waits until the programs in it are ready, and saves memory and disk as a
-// snapshot, a generation of a template. Generations never change; the control
+// snapshot, a build of a template. Builds never change; the control
 // plane decides which one a template's name means.
 package template
 
@@ -30,7 +30,7 @@ const (
 	// parallel bounds the builds at work: each takes a machine, and disk and CPU to
 	// unpack images. Further builds wait.
 	parallel = 2
-	// maxEnvBytes bounds the variables of a generation together, those of its
+	// maxEnvBytes bounds the variables of a build together, those of its
 	// container image included: each of its sandboxes gets them.
 	maxEnvBytes = 128 << 10
 )
@@ -39,7 +39,7 @@ const (
 // part of the name differs between agents that share a directory of images.
 const buildImage = "build."
 
-// metadata is stored with a generation's snapshot: what the snapshot itself does
+// metadata is stored with a build's snapshot: what the snapshot itself does
 // not say.
 type metadata struct {
 	Env    map[string]string `json:"env,omitempty"`
@@ -85,20 +85,20 @@ func (b *Builder) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Build builds a generation of a template, or returns the one that exists. It
+// Build makes a build of a template, or returns the one that exists. It
 // calls log with lines about its progress and with the output of the start
 // command, one at a time, and waits for log. When ctx ends first nothing is left.
 // The error says what was wrong with the source or a command; the result has the
 // variables of the container image and the spec.
-func (b *Builder) Build(ctx context.Context, job wrenn.TemplateBuild, log func(line string)) (wrenn.BuiltGeneration, error) {
+func (b *Builder) Build(ctx context.Context, job wrenn.BuildRequest, log func(line string)) (wrenn.BuildResult, error) {
 	if err := b.check(job); err != nil {
-		return wrenn.BuiltGeneration{}, err
+		return wrenn.BuildResult{}, err
 	}
 	out := &output{log: log}
 	if !b.slots.TryAcquire(1) {
 		out.line("waiting for other builds on this host")
 		if err := b.slots.Acquire(ctx, 1); err != nil {
-			return wrenn.BuiltGeneration{}, context.Cause(ctx)
+			return wrenn.BuildResult{}, context.Cause(ctx)
 		}
 	}
 	defer b.slots.Release(1)
@@ -109,13 +109,13 @@ func (b *Builder) Build(ctx context.Context, job wrenn.TemplateBuild, log func(l
 		if ctx.Err() != nil { // the error of an interrupted step says less
 			err = context.Cause(ctx)
 		}
-		return wrenn.BuiltGeneration{}, err
+		return wrenn.BuildResult{}, err
 	}
 	return b.find(ctx, job.ID)
 }
 
-func (b *Builder) check(job wrenn.TemplateBuild) error {
-	if _, err := wrenn.ParseGenerationID(string(job.ID)); err != nil {
+func (b *Builder) check(job wrenn.BuildRequest) error {
+	if _, err := wrenn.ParseBuildID(string(job.ID)); err != nil {
 		return err
 	}
 	if err := job.Check(); err != nil {
@@ -130,22 +130,22 @@ func (b *Builder) check(job wrenn.TemplateBuild) error {
 	return nil
 }
 
-// find returns an existing generation. NotFound when it does not exist.
-func (b *Builder) find(ctx context.Context, id wrenn.GenerationID) (wrenn.BuiltGeneration, error) {
+// find returns an existing build. NotFound when it does not exist.
+func (b *Builder) find(ctx context.Context, id wrenn.BuildID) (wrenn.BuildResult, error) {
 	kept, err := b.cfg.Manager.KeptSnapshot(ctx, string(id))
 	if err != nil {
-		return wrenn.BuiltGeneration{}, err
+		return wrenn.BuildResult{}, err
 	}
 	var m metadata
 	if len(kept.Note) > 0 {
 		if err := json.Unmarshal(kept.Note, &m); err != nil {
-			return wrenn.BuiltGeneration{}, fmt.Errorf("metadata of generation %s: %w", id, err)
+			return wrenn.BuildResult{}, fmt.Errorf("metadata of build %s: %w", id, err)
 		}
 	}
-	return wrenn.BuiltGeneration{Size: kept.Size, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
+	return wrenn.BuildResult{Size: kept.Size, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
 }
 
-func (b *Builder) build(ctx context.Context, job wrenn.TemplateBuild, out *output) error {
+func (b *Builder) build(ctx context.Context, job wrenn.BuildRequest, out *output) error {
 	spec := job.Spec
 	if spec.From.Sandbox != "" {
 		sb, err := b.cfg.Manager.Get(spec.From.Sandbox)
@@ -178,9 +178,9 @@ func (b *Builder) build(ctx context.Context, job wrenn.TemplateBuild, out *outpu
 	return err
 }
 
-// Delete removes a generation; its files stay while a sandbox needs them. It is
-// no error if the generation does not exist.
-func (b *Builder) Delete(ctx context.Context, id wrenn.GenerationID) error {
+// Delete removes a build; its files stay while a sandbox needs them. It is
+// no error if the build does not exist.
+func (b *Builder) Delete(ctx context.Context, id wrenn.BuildID) error {
 	err := b.cfg.Manager.RemoveSnapshot(ctx, string(id))
 	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return nil
@@ -188,11 +188,11 @@ func (b *Builder) Delete(ctx context.Context, id wrenn.GenerationID) error {
 	return err
 }
 
-// Generations returns the ids of the generations on this host.
-func (b *Builder) Generations() []wrenn.GenerationID {
-	var ids []wrenn.GenerationID
+// Builds returns the ids of the builds on this host.
+func (b *Builder) Builds() []wrenn.BuildID {
+	var ids []wrenn.BuildID
 	for _, name := range b.cfg.Manager.KeptSnapshots() {
-		if id, err := wrenn.ParseGenerationID(name); err == nil { // no other snapshot's name is like it
+		if id, err := wrenn.ParseBuildID(name); err == nil { // no other snapshot's name is like it
 			ids = append(ids, id)
 		}
 	}
@@ -201,7 +201,7 @@ func (b *Builder) Generations() []wrenn.GenerationID {
 
 // access returns the login for a registry, and a transport that dials only what
 // the registries allow.
-func (b *Builder) access(job wrenn.TemplateBuild) oci.Access {
+func (b *Builder) access(job wrenn.BuildRequest) oci.Access {
 	return oci.Access{
 		Username: job.Login.Username, Password: job.Login.Password,
 		Transport: b.cfg.Registries.transport(job.Spec.From.OCI, b.cfg.Closed),

@@ -70,16 +70,16 @@ func TestBuild(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var log buildLog
-			id := wrenn.NewGenerationID()
+			id := wrenn.NewBuildID()
 			tt.spec.Size = size
-			built, err := agent.Templates.Build(t.Context(), wrenn.TemplateBuild{ID: id, Spec: tt.spec}, log.add)
+			built, err := agent.Templates.Build(t.Context(), wrenn.BuildRequest{ID: id, Spec: tt.spec}, log.add)
 			testkit.WantCode(t, err, tt.code, tt.text)
 			if !strings.Contains(log.String(), tt.logged) {
 				t.Errorf("the log is:\n%s\nwant %q", &log, tt.logged)
 			}
-			exists := slices.Contains(agent.Templates.Generations(), id)
+			exists := slices.Contains(agent.Templates.Builds(), id)
 			if exists != (tt.code == "") {
-				t.Errorf("the generation exists: %v, after %v", exists, err)
+				t.Errorf("the build exists: %v, after %v", exists, err)
 			}
 			if err == nil && (built.Size != size || built.SizeBytes == 0 || built.Env["GREETING"] != tt.spec.Env["GREETING"]) {
 				t.Errorf("built %+v", built)
@@ -93,13 +93,13 @@ func TestBuild(t *testing.T) {
 
 func TestBuildIsDoneOnce(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
-	job := wrenn.TemplateBuild{ID: wrenn.NewGenerationID(), Spec: wrenn.TemplateSpec{Size: size, Env: map[string]string{"A": "b"}}}
+	job := wrenn.BuildRequest{ID: wrenn.NewBuildID(), Spec: wrenn.TemplateSpec{Size: size, Env: map[string]string{"A": "b"}}}
 	var first, second buildLog
 	one, err := agent.Templates.Build(t.Context(), job, first.add)
 	if err != nil {
 		t.Fatal(err)
 	}
-	two, err := agent.Templates.Build(t.Context(), wrenn.TemplateBuild{ID: job.ID}, second.add)
+	two, err := agent.Templates.Build(t.Context(), wrenn.BuildRequest{ID: job.ID}, second.add)
 	if err != nil || two.SizeBytes != one.SizeBytes || two.Env["A"] != "b" || len(second.lines) != 0 {
 		t.Errorf("again: %+v, %v, its log %q", two, err, second.lines)
 	}
@@ -108,7 +108,7 @@ func TestBuildIsDoneOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if left := agent.Templates.Generations(); len(left) != 0 {
+	if left := agent.Templates.Builds(); len(left) != 0 {
 		t.Errorf("after Delete: %v", left)
 	}
 }
@@ -118,7 +118,7 @@ func TestBuildIsCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("the caller is gone")
 	var log buildLog
-	job := wrenn.TemplateBuild{ID: wrenn.NewGenerationID(), Spec: wrenn.TemplateSpec{
+	job := wrenn.BuildRequest{ID: wrenn.NewBuildID(), Spec: wrenn.TemplateSpec{
 		Size: size, StartCmd: "echo it runs; exec sleep 1000", ReadyCmd: "false", ReadyTimeout: time.Hour,
 	}}
 	_, err := agent.Templates.Build(ctx, job, func(line string) {
@@ -130,7 +130,7 @@ func TestBuildIsCanceled(t *testing.T) {
 	if !errors.Is(err, why) {
 		t.Errorf("Build() = %v, want %v", err, why)
 	}
-	if left := agent.Templates.Generations(); len(left) != 0 || len(agent.World.Running()) != 0 {
+	if left := agent.Templates.Builds(); len(left) != 0 || len(agent.World.Running()) != 0 {
 		t.Errorf("left: %v, %v", left, agent.World.Running())
 	}
 }
@@ -142,7 +142,7 @@ func TestBuildFromSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	var log buildLog
-	job := wrenn.TemplateBuild{ID: wrenn.NewGenerationID(), Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID()}}}
+	job := wrenn.BuildRequest{ID: wrenn.NewBuildID(), Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: sb.ID()}}}
 	built, err := agent.Templates.Build(t.Context(), job, log.add)
 	if err != nil || built.Size != size {
 		t.Errorf("built %+v, %v", built, err)
@@ -150,18 +150,18 @@ func TestBuildFromSandbox(t *testing.T) {
 	if info := sb.Info(); info.Status != sandbox.StatusRunning {
 		t.Errorf("the sandbox is %s", info.Status)
 	}
-	job.ID, job.Spec.From.Sandbox = wrenn.NewGenerationID(), wrenn.NewSandboxID()
+	job.ID, job.Spec.From.Sandbox = wrenn.NewBuildID(), wrenn.NewSandboxID()
 	_, err = agent.Templates.Build(t.Context(), job, log.add)
 	testkit.WantCode(t, err, wrenn.NotFound, string(job.Spec.From.Sandbox))
 	job.Spec.StartCmd = "true"
 	_, err = agent.Templates.Build(t.Context(), job, log.add)
 	testkit.WantCode(t, err, wrenn.Invalid, "as it is")
-	// A deleted generation's files stay while a sandbox needs them.
-	copied, err := agent.Manager.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "mine", Size: size, Generation: agent.Templates.Generations()[0]})
+	// A deleted build's files stay while a sandbox needs them.
+	copied, err := agent.Manager.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Template: "mine", Size: size, Build: agent.Templates.Builds()[0]})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := agent.Templates.Delete(t.Context(), agent.Templates.Generations()[0]); err != nil {
+	if err := agent.Templates.Delete(t.Context(), agent.Templates.Builds()[0]); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(copied.Pause(t.Context()), copied.Resume(t.Context()), copied.Destroy(t.Context()), sb.Destroy(t.Context())); err != nil {
@@ -174,14 +174,14 @@ func TestBuildFromSandbox(t *testing.T) {
 
 func TestBuildRefuses(t *testing.T) {
 	agent := agenttest.New(t, agenttest.Config{})
-	id := wrenn.NewGenerationID()
+	id := wrenn.NewBuildID()
 	for name, tt := range map[string]struct {
-		id   wrenn.GenerationID
+		id   wrenn.BuildID
 		from wrenn.TemplateSource
 		code wrenn.Code
 		text string
 	}{
-		"no generation":             {"../x", wrenn.TemplateSource{}, wrenn.Invalid, "generation"},
+		"no build":                  {"../x", wrenn.TemplateSource{}, wrenn.Invalid, "build"},
 		"two sources":               {id, wrenn.TemplateSource{Image: "a", OCI: "b"}, wrenn.Invalid, "one of them"},
 		"the image of a build":      {id, wrenn.TemplateSource{Image: "build." + string(id)}, wrenn.NotFound, "no image"},
 		"a file of this machine":    {id, wrenn.TemplateSource{OCI: "docker-archive:/etc/passwd"}, wrenn.Invalid, "does not name"},
@@ -190,7 +190,7 @@ func TestBuildRefuses(t *testing.T) {
 		"a registry by its address": {id, wrenn.TemplateSource{OCI: "127.0.0.1:5000/app:1"}, wrenn.PermissionDenied, "127.0.0.1:5000"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := agent.Templates.Build(t.Context(), wrenn.TemplateBuild{ID: tt.id, Spec: wrenn.TemplateSpec{From: tt.from}}, func(string) {})
+			_, err := agent.Templates.Build(t.Context(), wrenn.BuildRequest{ID: tt.id, Spec: wrenn.TemplateSpec{From: tt.from}}, func(string) {})
 			testkit.WantCode(t, err, tt.code, tt.text)
 		})
 	}

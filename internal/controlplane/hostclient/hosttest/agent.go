@@ -37,10 +37,10 @@ type Agent struct {
 	mu       sync.Mutex // guards what follows
 	instance int
 	boxes    map[string]*box
-	// generations are the templates of this host.
-	generations map[string]bool
-	creates     int
-	resumes     int
+	// builds are those of the templates of this host.
+	builds  map[string]bool
+	creates int
+	resumes int
 }
 
 // box is a sandbox.
@@ -119,7 +119,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 		if c := a.capacity(); c.SandboxesUsed >= c.Sandboxes || c.MemoryMbUsed+uint64(req.GetMemoryMb()) > c.MemoryMb {
 			return wrenn.Errorf(wrenn.Exhausted, "this host is full")
 		}
-		if g := req.GetGeneration(); g != "" && !a.generations[g] || req.GetTemplate() == "missing" {
+		if g := req.GetGeneration(); g != "" && !a.builds[g] || req.GetTemplate() == "missing" {
 			return wrenn.Errorf(wrenn.NotFound, "there is no template %s here", req.GetTemplate())
 		}
 		a.creates++

@@ -13,10 +13,10 @@ import (
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 )
 
-// builtBytes is the size of every generation.
+// builtBytes is the size of every build.
 const builtBytes = 1 << 20
 
-// BuildTemplate logs two lines, or runs Build, and adds the generation.
+// BuildTemplate logs two lines, or runs Build, and adds the build.
 func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplateRequest, stream *connect.ServerStream[hostagentv1.BuildTemplateResponse]) error {
 	if a.Before != nil {
 		if err := a.Before(ctx, "BuildTemplate", req.GetGeneration()); err != nil {
@@ -36,7 +36,7 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 		}
 		return nil
 	})
-	a.Keep(wrenn.GenerationID(req.GetGeneration()))
+	a.Keep(wrenn.BuildID(req.GetGeneration()))
 	env := maps.Clone(req.GetEnv())
 	if req.GetContainer() != nil {
 		env = map[string]string{"FROM_IMAGE": "yes"}
@@ -61,22 +61,22 @@ func (a *Agent) build(ctx context.Context, req *hostagentv1.BuildTemplateRequest
 	return nil
 }
 
-// Keep adds a generation.
-func (a *Agent) Keep(id wrenn.GenerationID) {
+// Keep adds a build.
+func (a *Agent) Keep(id wrenn.BuildID) {
 	_ = a.locked(func() error { // never fails
-		if a.generations == nil {
-			a.generations = map[string]bool{}
+		if a.builds == nil {
+			a.builds = map[string]bool{}
 		}
-		a.generations[string(id)] = true
+		a.builds[string(id)] = true
 		return nil
 	})
 }
 
-// Generations returns the ids of all generations.
-func (a *Agent) Generations() []string {
+// Builds returns the ids of all builds.
+func (a *Agent) Builds() []string {
 	var ids []string
 	_ = a.locked(func() error { // never fails
-		ids = slices.Sorted(maps.Keys(a.generations))
+		ids = slices.Sorted(maps.Keys(a.builds))
 		return nil
 	})
 	return ids
@@ -85,7 +85,7 @@ func (a *Agent) Generations() []string {
 // DeleteTemplate removes one, or nothing.
 func (a *Agent) DeleteTemplate(ctx context.Context, req *hostagentv1.DeleteTemplateRequest) (*hostagentv1.DeleteTemplateResponse, error) {
 	return &hostagentv1.DeleteTemplateResponse{}, a.with(ctx, "DeleteTemplate", req.GetGeneration(), func() error {
-		delete(a.generations, req.GetGeneration())
+		delete(a.builds, req.GetGeneration())
 		return nil
 	})
 }
@@ -94,12 +94,12 @@ func (a *Agent) DeleteTemplate(ctx context.Context, req *hostagentv1.DeleteTempl
 func (a *Agent) ListTemplates(ctx context.Context, _ *hostagentv1.ListTemplatesRequest) (*hostagentv1.ListTemplatesResponse, error) {
 	res := &hostagentv1.ListTemplatesResponse{}
 	return res, a.with(ctx, "ListTemplates", "", func() error {
-		res.Generations = slices.Sorted(maps.Keys(a.generations))
+		res.Generations = slices.Sorted(maps.Keys(a.builds))
 		return nil
 	})
 }
 
-// Forget loses a generation, as if the host's disk was replaced.
-func (a *Agent) Forget(id wrenn.GenerationID) {
-	_ = a.locked(func() error { delete(a.generations, string(id)); return nil }) // never fails
+// Forget loses a build, as if the host's disk was replaced.
+func (a *Agent) Forget(id wrenn.BuildID) {
+	_ = a.locked(func() error { delete(a.builds, string(id)); return nil }) // never fails
 }

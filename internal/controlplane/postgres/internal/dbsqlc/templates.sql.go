@@ -19,6 +19,67 @@ func (q *Queries) AppendLines(ctx context.Context, iD string, numbers []int64, l
 	return err
 }
 
+const buildLines = `-- name: BuildLines :many
+SELECT line, content FROM template_lines WHERE generation_id = $1 AND line >= $2 ORDER BY line LIMIT $3
+`
+
+type BuildLinesRow struct {
+	Line    int64
+	Content string
+}
+
+func (q *Queries) BuildLines(ctx context.Context, iD string, firstLine int64, pageSize int32) ([]BuildLinesRow, error) {
+	rows, err := q.db.Query(ctx, buildLines, iD, firstLine, pageSize)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BuildLinesRow
+	for rows.Next() {
+		var i BuildLinesRow
+		if err := rows.Scan(&i.Line, &i.Content); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const buildStates = `-- name: BuildStates :many
+SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => $1))::boolean AS settled
+FROM template_generations WHERE id = ANY ($2::text[])
+`
+
+type BuildStatesRow struct {
+	ID      string
+	State   string
+	Settled bool
+}
+
+// settled: one that was replaced a moment ago may still be used by a create.
+func (q *Queries) BuildStates(ctx context.Context, olderThan float64, iDs []string) ([]BuildStatesRow, error) {
+	rows, err := q.db.Query(ctx, buildStates, olderThan, iDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BuildStatesRow
+	for rows.Next() {
+		var i BuildStatesRow
+		if err := rows.Scan(&i.ID, &i.State, &i.Settled); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const deleteTemplate = `-- name: DeleteTemplate :many
 UPDATE template_generations SET state = 'deleted', reason = $1, worker = NULL, updated_at = clock_timestamp()
 WHERE team_id = $2 AND name = $3 AND tag = $4 AND state <> 'deleted'
@@ -72,14 +133,14 @@ func (q *Queries) DeleteTemplateName(ctx context.Context, teamID string, name st
 	return err
 }
 
-const dropFailedGenerations = `-- name: DropFailedGenerations :exec
+const dropFailedBuilds = `-- name: DropFailedBuilds :exec
 UPDATE template_generations SET state = 'deleted', updated_at = clock_timestamp()
 WHERE team_id = $1 AND name = $2 AND tag = $3 AND state = 'failed'
 `
 
 // A new build replaces those that failed before it.
-func (q *Queries) DropFailedGenerations(ctx context.Context, teamID string, name string, tag string) error {
-	_, err := q.db.Exec(ctx, dropFailedGenerations, teamID, name, tag)
+func (q *Queries) DropFailedBuilds(ctx context.Context, teamID string, name string, tag string) error {
+	_, err := q.db.Exec(ctx, dropFailedBuilds, teamID, name, tag)
 	return err
 }
 
@@ -132,20 +193,20 @@ func (q *Queries) FailAbandonedBuilds(ctx context.Context, reason string, olderT
 	return items, nil
 }
 
-const failGeneration = `-- name: FailGeneration :execrows
+const failBuild = `-- name: FailBuild :execrows
 UPDATE template_generations SET state = 'failed', reason = $1, worker = NULL, updated_at = clock_timestamp()
 WHERE id = $2 AND state = 'building'
 `
 
-func (q *Queries) FailGeneration(ctx context.Context, reason string, iD string) (int64, error) {
-	result, err := q.db.Exec(ctx, failGeneration, reason, iD)
+func (q *Queries) FailBuild(ctx context.Context, reason string, iD string) (int64, error) {
+	result, err := q.db.Exec(ctx, failBuild, reason, iD)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
 }
 
-const finishGeneration = `-- name: FinishGeneration :one
+const finishBuild = `-- name: FinishBuild :one
 UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(),
     vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5
@@ -153,7 +214,7 @@ WHERE id = $6 AND state = 'building' AND worker = $7
 RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at
 `
 
-type FinishGenerationParams struct {
+type FinishBuildParams struct {
 	VCPUs     int32
 	MemoryMB  int32
 	Env       map[string]string
@@ -163,8 +224,8 @@ type FinishGenerationParams struct {
 	Worker    *int64
 }
 
-func (q *Queries) FinishGeneration(ctx context.Context, arg FinishGenerationParams) (TemplateGeneration, error) {
-	row := q.db.QueryRow(ctx, finishGeneration,
+func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (TemplateGeneration, error) {
+	row := q.db.QueryRow(ctx, finishBuild,
 		arg.VCPUs,
 		arg.MemoryMB,
 		arg.Env,
@@ -200,80 +261,19 @@ func (q *Queries) FinishGeneration(ctx context.Context, arg FinishGenerationPara
 	return i, err
 }
 
-const generationLines = `-- name: GenerationLines :many
-SELECT line, content FROM template_lines WHERE generation_id = $1 AND line >= $2 ORDER BY line LIMIT $3
-`
-
-type GenerationLinesRow struct {
-	Line    int64
-	Content string
-}
-
-func (q *Queries) GenerationLines(ctx context.Context, iD string, firstLine int64, pageSize int32) ([]GenerationLinesRow, error) {
-	rows, err := q.db.Query(ctx, generationLines, iD, firstLine, pageSize)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []GenerationLinesRow
-	for rows.Next() {
-		var i GenerationLinesRow
-		if err := rows.Scan(&i.Line, &i.Content); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
-const generationStates = `-- name: GenerationStates :many
-SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => $1))::boolean AS settled
-FROM template_generations WHERE id = ANY ($2::text[])
-`
-
-type GenerationStatesRow struct {
-	ID      string
-	State   string
-	Settled bool
-}
-
-// settled: one that was replaced a moment ago may still be used by a create.
-func (q *Queries) GenerationStates(ctx context.Context, olderThan float64, iDs []string) ([]GenerationStatesRow, error) {
-	rows, err := q.db.Query(ctx, generationStates, olderThan, iDs)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []GenerationStatesRow
-	for rows.Next() {
-		var i GenerationStatesRow
-		if err := rows.Scan(&i.ID, &i.State, &i.Settled); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
-const getGeneration = `-- name: GetGeneration :one
+const getBuild = `-- name: GetBuild :one
 SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
 `
 
-type GetGenerationParams struct {
+type GetBuildParams struct {
 	ID     string
 	TeamID string
 	Name   string
 	Tag    string
 }
 
-func (q *Queries) GetGeneration(ctx context.Context, arg GetGenerationParams) (TemplateGeneration, error) {
-	row := q.db.QueryRow(ctx, getGeneration,
+func (q *Queries) GetBuild(ctx context.Context, arg GetBuildParams) (TemplateGeneration, error) {
+	row := q.db.QueryRow(ctx, getBuild,
 		arg.ID,
 		arg.TeamID,
 		arg.Name,
@@ -306,7 +306,7 @@ func (q *Queries) GetGeneration(ctx context.Context, arg GetGenerationParams) (T
 	return i, err
 }
 
-const insertGeneration = `-- name: InsertGeneration :one
+const insertBuild = `-- name: InsertBuild :one
 INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env,
     start_cmd, ready_cmd, ready_timeout_sec, worker)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
@@ -314,7 +314,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
 RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at
 `
 
-type InsertGenerationParams struct {
+type InsertBuildParams struct {
 	ID              string
 	TeamID          string
 	Name            string
@@ -332,8 +332,8 @@ type InsertGenerationParams struct {
 	Worker          *int64
 }
 
-func (q *Queries) InsertGeneration(ctx context.Context, arg InsertGenerationParams) (TemplateGeneration, error) {
-	row := q.db.QueryRow(ctx, insertGeneration,
+func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (TemplateGeneration, error) {
+	row := q.db.QueryRow(ctx, insertBuild,
 		arg.ID,
 		arg.TeamID,
 		arg.Name,
@@ -388,123 +388,19 @@ func (q *Queries) IsBuilding(ctx context.Context, iD string, worker *int64) (boo
 	return exists, err
 }
 
-const loseGeneration = `-- name: LoseGeneration :execrows
+const loseBuild = `-- name: LoseBuild :execrows
 UPDATE template_generations SET state = 'failed', reason = $1, updated_at = clock_timestamp() WHERE id = $2 AND state = 'ready'
 `
 
-func (q *Queries) LoseGeneration(ctx context.Context, reason string, iD string) (int64, error) {
-	result, err := q.db.Exec(ctx, loseGeneration, reason, iD)
+func (q *Queries) LoseBuild(ctx context.Context, reason string, iD string) (int64, error) {
+	result, err := q.db.Exec(ctx, loseBuild, reason, iD)
 	if err != nil {
 		return 0, err
 	}
 	return result.RowsAffected(), nil
 }
 
-const placeGeneration = `-- name: PlaceGeneration :execrows
-UPDATE template_generations SET host_id = $1, updated_at = clock_timestamp() WHERE id = $2 AND state = 'building' AND worker = $3
-`
-
-func (q *Queries) PlaceGeneration(ctx context.Context, hostID string, iD string, worker *int64) (int64, error) {
-	result, err := q.db.Exec(ctx, placeGeneration, hostID, iD, worker)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected(), nil
-}
-
-const pointTemplate = `-- name: PointTemplate :exec
-INSERT INTO templates (team_id, name, tag, generation_id) VALUES ($1, $2, $3, $4)
-ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp()
-`
-
-type PointTemplateParams struct {
-	TeamID       string
-	Name         string
-	Tag          string
-	GenerationID string
-}
-
-func (q *Queries) PointTemplate(ctx context.Context, arg PointTemplateParams) error {
-	_, err := q.db.Exec(ctx, pointTemplate,
-		arg.TeamID,
-		arg.Name,
-		arg.Tag,
-		arg.GenerationID,
-	)
-	return err
-}
-
-const readyGenerations = `-- name: ReadyGenerations :many
-SELECT id FROM template_generations WHERE host_id = $1 AND state = 'ready'
-`
-
-func (q *Queries) ReadyGenerations(ctx context.Context, hostID string) ([]string, error) {
-	rows, err := q.db.Query(ctx, readyGenerations, hostID)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []string
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		items = append(items, id)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
-const replaceGenerations = `-- name: ReplaceGenerations :exec
-UPDATE template_generations SET state = 'deleted', reason = $1, updated_at = clock_timestamp()
-WHERE team_id = $2 AND name = $3 AND tag = $4 AND state = 'ready' AND id <> $5
-`
-
-type ReplaceGenerationsParams struct {
-	Reason string
-	TeamID string
-	Name   string
-	Tag    string
-	ID     string
-}
-
-func (q *Queries) ReplaceGenerations(ctx context.Context, arg ReplaceGenerationsParams) error {
-	_, err := q.db.Exec(ctx, replaceGenerations,
-		arg.Reason,
-		arg.TeamID,
-		arg.Name,
-		arg.Tag,
-		arg.ID,
-	)
-	return err
-}
-
-const teamBuilds = `-- name: TeamBuilds :one
-SELECT
-    count(*) FILTER (WHERE state = 'building') AS building,
-    count(*) FILTER (WHERE state = 'building' AND name = $1 AND tag = $2) AS building_this,
-    count(DISTINCT (name, tag)) FILTER (WHERE (name, tag) <> ($1, $2)) AS others
-FROM template_generations WHERE team_id = $3 AND state <> 'deleted'
-`
-
-type TeamBuildsRow struct {
-	Building     int64
-	BuildingThis int64
-	Others       int64
-}
-
-// Under LockTeam.
-func (q *Queries) TeamBuilds(ctx context.Context, name string, tag string, teamID string) (TeamBuildsRow, error) {
-	row := q.db.QueryRow(ctx, teamBuilds, name, tag, teamID)
-	var i TeamBuildsRow
-	err := row.Scan(&i.Building, &i.BuildingThis, &i.Others)
-	return i, err
-}
-
-const teamGenerations = `-- name: TeamGenerations :many
+const namedBuilds = `-- name: NamedBuilds :many
 SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id
@@ -512,21 +408,21 @@ WHERE g.team_id = $1 AND g.state <> 'deleted' AND ($2::text = '' OR (g.name = $2
 ORDER BY g.name, g.tag, g.created_at DESC
 `
 
-type TeamGenerationsRow struct {
+type NamedBuildsRow struct {
 	TemplateGeneration TemplateGeneration
 	IsCurrent          bool
 }
 
-// The generations of a name with the one that it refers to, the newest first. ” is all names.
-func (q *Queries) TeamGenerations(ctx context.Context, teamID string, name string, tag string) ([]TeamGenerationsRow, error) {
-	rows, err := q.db.Query(ctx, teamGenerations, teamID, name, tag)
+// The builds of a name with the one that it refers to, the newest first. ” is all names.
+func (q *Queries) NamedBuilds(ctx context.Context, teamID string, name string, tag string) ([]NamedBuildsRow, error) {
+	rows, err := q.db.Query(ctx, namedBuilds, teamID, name, tag)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []TeamGenerationsRow
+	var items []NamedBuildsRow
 	for rows.Next() {
-		var i TeamGenerationsRow
+		var i NamedBuildsRow
 		if err := rows.Scan(
 			&i.TemplateGeneration.ID,
 			&i.TemplateGeneration.TeamID,
@@ -559,4 +455,108 @@ func (q *Queries) TeamGenerations(ctx context.Context, teamID string, name strin
 		return nil, err
 	}
 	return items, nil
+}
+
+const placeBuild = `-- name: PlaceBuild :execrows
+UPDATE template_generations SET host_id = $1, updated_at = clock_timestamp() WHERE id = $2 AND state = 'building' AND worker = $3
+`
+
+func (q *Queries) PlaceBuild(ctx context.Context, hostID string, iD string, worker *int64) (int64, error) {
+	result, err := q.db.Exec(ctx, placeBuild, hostID, iD, worker)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const pointTemplate = `-- name: PointTemplate :exec
+INSERT INTO templates (team_id, name, tag, generation_id) VALUES ($1, $2, $3, $4)
+ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp()
+`
+
+type PointTemplateParams struct {
+	TeamID       string
+	Name         string
+	Tag          string
+	GenerationID string
+}
+
+func (q *Queries) PointTemplate(ctx context.Context, arg PointTemplateParams) error {
+	_, err := q.db.Exec(ctx, pointTemplate,
+		arg.TeamID,
+		arg.Name,
+		arg.Tag,
+		arg.GenerationID,
+	)
+	return err
+}
+
+const readyBuilds = `-- name: ReadyBuilds :many
+SELECT id FROM template_generations WHERE host_id = $1 AND state = 'ready'
+`
+
+func (q *Queries) ReadyBuilds(ctx context.Context, hostID string) ([]string, error) {
+	rows, err := q.db.Query(ctx, readyBuilds, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const replaceBuilds = `-- name: ReplaceBuilds :exec
+UPDATE template_generations SET state = 'deleted', reason = $1, updated_at = clock_timestamp()
+WHERE team_id = $2 AND name = $3 AND tag = $4 AND state = 'ready' AND id <> $5
+`
+
+type ReplaceBuildsParams struct {
+	Reason string
+	TeamID string
+	Name   string
+	Tag    string
+	ID     string
+}
+
+func (q *Queries) ReplaceBuilds(ctx context.Context, arg ReplaceBuildsParams) error {
+	_, err := q.db.Exec(ctx, replaceBuilds,
+		arg.Reason,
+		arg.TeamID,
+		arg.Name,
+		arg.Tag,
+		arg.ID,
+	)
+	return err
+}
+
+const teamBuilds = `-- name: TeamBuilds :one
+SELECT
+    count(*) FILTER (WHERE state = 'building') AS building,
+    count(*) FILTER (WHERE state = 'building' AND name = $1 AND tag = $2) AS building_this,
+    count(DISTINCT (name, tag)) FILTER (WHERE (name, tag) <> ($1, $2)) AS others
+FROM template_generations WHERE team_id = $3 AND state <> 'deleted'
+`
+
+type TeamBuildsRow struct {
+	Building     int64
+	BuildingThis int64
+	Others       int64
+}
+
+// Under LockTeam.
+func (q *Queries) TeamBuilds(ctx context.Context, name string, tag string, teamID string) (TeamBuildsRow, error) {
+	row := q.db.QueryRow(ctx, teamBuilds, name, tag, teamID)
+	var i TeamBuildsRow
+	err := row.Scan(&i.Building, &i.BuildingThis, &i.Others)
+	return i, err
 }
