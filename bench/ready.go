@@ -110,13 +110,13 @@ func (s *stack) pooledPID() (int, error) {
 		}
 		var of struct {
 			Template string
-			Spare    struct{ Machine struct{ PID int } }
+			Other    struct{ Machine struct{ PID int } }
 		}
 		if err := json.Unmarshal(journal, &of); err != nil {
 			return 0, err
 		}
-		if of.Template == ".stock" {
-			return of.Spare.Machine.PID, nil
+		if of.Template == ".pool" {
+			return of.Other.Machine.PID, nil
 		}
 	}
 	return 0, errors.New("the warm pool is empty")

@@ -296,11 +296,11 @@ func readRecord(store, id string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	var of struct{ Body record }
+	var of struct{ Instance record }
 	if err := json.Unmarshal(journal, &of); err != nil {
 		return record{}, err
 	}
-	n := of.Body
+	n := of.Instance
 	if n.Slot == nil || n.Machine == nil {
 		return n, fmt.Errorf("the journal of %s has no slot or no machine: %s", id, journal)
 	}

@@ -32,7 +32,7 @@ func (s *Steps) Observe(_ wrenn.SandboxID, step string, took time.Duration) {
 type collector struct {
 	manager                            *sandbox.Manager
 	sandboxes, memory, disk, maxMemory *prometheus.Desc
-	ready, takes                       *prometheus.Desc
+	ready, claims                      *prometheus.Desc
 }
 
 // NewCollector shows the inventory and the capacity of the manager.
@@ -43,13 +43,13 @@ func NewCollector(manager *sandbox.Manager) prometheus.Collector {
 		memory:    prometheus.NewDesc("wrenn_memory_used_bytes", "Memory of the machines of sandboxes, as they were created.", nil, nil),
 		maxMemory: prometheus.NewDesc("wrenn_memory_limit_bytes", "Limit of the memory of all machines together; 0 is no limit.", nil, nil),
 		ready:     prometheus.NewDesc("wrenn_ready_machines", "Machines of the warm pool that no sandbox has claimed yet.", nil, nil),
-		takes:     prometheus.NewDesc("wrenn_ready_machine_takes_total", "Sandboxes that could claim a machine of the warm pool: hit if they got one, else miss.", []string{"result"}, nil),
+		claims:    prometheus.NewDesc("wrenn_ready_machine_claims_total", "Sandboxes that could claim a machine of the warm pool: hit if they got one, else miss.", []string{"result"}, nil),
 		disk:      prometheus.NewDesc("wrenn_disk_free_bytes", "Space left for disks and snapshots.", nil, nil),
 	}
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ready, c.takes, c.sandboxes, c.memory, c.maxMemory, c.disk} {
+	for _, d := range []*prometheus.Desc{c.ready, c.claims, c.sandboxes, c.memory, c.maxMemory, c.disk} {
 		out <- d
 	}
 }
@@ -60,8 +60,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	pool := c.manager.Pool()
 	out <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, float64(pool.Ready))
-	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(pool.Hits), "hit")
-	out <- prometheus.MustNewConstMetric(c.takes, prometheus.CounterValue, float64(pool.Misses), "miss")
+	out <- prometheus.MustNewConstMetric(c.claims, prometheus.CounterValue, float64(pool.Hits), "hit")
+	out <- prometheus.MustNewConstMetric(c.claims, prometheus.CounterValue, float64(pool.Misses), "miss")
 	capacity, err := c.manager.Capacity()
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(c.disk, err)

@@ -354,7 +354,7 @@ func TestQuarantineIsReported(t *testing.T) {
 	}
 }
 
-// A host without a stock says so: a series that is missing is no zero.
+// A host without a warm pool says so: a series that is missing is no zero.
 func TestTheStockIsInTheMetrics(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	registry := prometheus.NewRegistry()
@@ -365,7 +365,7 @@ func TestTheStockIsInTheMetrics(t *testing.T) {
 	for _, family := range families {
 		series[family.GetName()] = len(family.GetMetric())
 	}
-	if series["wrenn_ready_machines"] != 1 || series["wrenn_ready_machine_takes_total"] != 2 {
+	if series["wrenn_ready_machines"] != 1 || series["wrenn_ready_machine_claims_total"] != 2 {
 		t.Errorf("series: %v", series)
 	}
 }

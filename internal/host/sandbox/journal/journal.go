@@ -21,7 +21,7 @@ import (
 
 // Format is the version of the file. It changes when an older agent could not
 // read what a newer one wrote.
-const Format = 2
+const Format = 3
 
 // Name is the name of the file in the directory of a sandbox.
 const Name = "sandbox.json"
@@ -34,7 +34,7 @@ const (
 	BuildTemplate = ".build"
 	// PoolTemplate marks a machine of the warm pool, which stays in StepMaking. The
 	// next agent removes it.
-	PoolTemplate = ".stock"
+	PoolTemplate = ".pool"
 )
 
 // Journal is what is known of one sandbox. It changes by Commit; what its fields
@@ -50,11 +50,11 @@ type Journal struct {
 
 	// Starts counts the instances that the sandbox has had. It is the number of
 	// the newest, and no other instance had or will have that number.
-	Starts   uint64    `json:"generation"`
-	Instance *Instance `json:"body,omitempty"`
+	Starts   uint64    `json:"starts"`
+	Instance *Instance `json:"instance,omitempty"`
 	// Other is an instance that the sandbox does not run in: pending while it is
 	// made, retired while it is removed.
-	Other    *Instance `json:"spare,omitempty"`
+	Other    *Instance `json:"other,omitempty"`
 	Snapshot string    `json:"snapshot,omitempty"` // of a paused sandbox
 	// Frozen means that the guest's processes may stand still although the sandbox runs.
 	Frozen bool `json:"frozen,omitempty"`
@@ -63,7 +63,7 @@ type Journal struct {
 	Head        wrenn.CheckpointID `json:"head,omitempty"` // the checkpoint that the sandbox continues from
 
 	Template   string          `json:"template,omitempty"`
-	Size       wrenn.Size      `json:"shape"`
+	Size       wrenn.Size      `json:"size"`
 	Timeout    time.Duration   `json:"timeout,omitempty"` // ns
 	OnTimeout  wrenn.OnTimeout `json:"on_timeout,omitempty"`
 	AutoResume bool            `json:"auto_resume,omitempty"`
@@ -90,12 +90,12 @@ const (
 
 // Instance is what must be known of an instance to find it again.
 type Instance struct {
-	Start   uint64           `json:"generation"` // its number, from 1; see Journal.Starts
+	Start   uint64           `json:"start"` // its number, from 1; see Journal.Starts
 	Slot    *network.SlotRef `json:"slot,omitempty"`
 	Machine *vm.Ref          `json:"machine,omitempty"`
 	// Source is the snapshot that the machine was restored from. The machine's next
 	// snapshot begins as a copy of its memory.
-	Source string `json:"origin,omitempty"`
+	Source string `json:"source,omitempty"`
 	Guest  string `json:"guest,omitempty"` // the image that was booted, however long ago
 }
 
@@ -127,7 +127,10 @@ func Read(dir string) (*Journal, error) {
 		return nil, err
 	}
 	j := &Journal{path: empty.path}
-	if err := json.Unmarshal(data, j); err != nil {
+	if data, err = upgrade(data); err == nil {
+		err = json.Unmarshal(data, j)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("journal %s: %w", j.path, err)
 	}
 	if j.Format != Format || j.ID != id {

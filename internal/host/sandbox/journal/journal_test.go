@@ -89,32 +89,37 @@ func TestReadOfFilesThatAreNoJournal(t *testing.T) {
 	}
 }
 
-// format2 is the sandboxes directory of an agent that wrote format 2 before it
-// had this package. None of its files may ever become unreadable, nor change
-// when it is written again.
-const format2 = "testdata/format2"
+// format2 and format3 are the sandboxes directory of one agent, as a version that
+// wrote format 2 left it, and as format 3 has it. None of these files may ever
+// become unreadable, nor those of format 3 change when they are written again.
+const (
+	format2 = "testdata/format2"
+	format3 = "testdata/format3"
+)
 
-func TestFilesOfAnEarlierVersion(t *testing.T) {
-	all, err := ReadAll(format2)
-	testkit.Must(t, err)
-	got := map[string]Step{}
-	for _, left := range all {
-		testkit.Must(t, left.Err)
-		got[left.Name] = left.Journal.Step
-		want, err := os.ReadFile(filepath.Join(format2, left.Name, Name))
+func TestFilesOfEarlierVersions(t *testing.T) {
+	for _, dir := range []string{format2, format3} {
+		all, err := ReadAll(dir)
 		testkit.Must(t, err)
-		data, err := left.Journal.encode()
-		testkit.Must(t, err)
-		if diff := cmp.Diff(string(want), string(data)); diff != "" {
-			t.Errorf("%s is not written as it was (-want +got):\n%s", left.Name, diff)
+		got := map[string]Step{}
+		for _, left := range all {
+			testkit.Must(t, left.Err)
+			got[left.Name] = left.Journal.Step
+			want, err := os.ReadFile(filepath.Join(format3, left.Name, Name))
+			testkit.Must(t, err)
+			data, err := left.Journal.encode()
+			testkit.Must(t, err)
+			if diff := cmp.Diff(string(want), string(data)); diff != "" {
+				t.Errorf("%s/%s is not written as format 3 has it (-want +got):\n%s", dir, left.Name, diff)
+			}
 		}
-	}
-	want := map[string]Step{
-		"i0running000000000000": StepRunning, "i0frozen0000000000000": StepRunning, "i0paused0000000000000": StepPaused,
-		"i0ended00000000000000": StepEnded, "i0ending0000000000000": StepEnding, "i0destroy000000000000": StepDestroy, pooled: StepMaking,
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("steps (-want +got):\n%s", diff)
+		want := map[string]Step{
+			"i0running000000000000": StepRunning, "i0frozen0000000000000": StepRunning, "i0paused0000000000000": StepPaused,
+			"i0ended00000000000000": StepEnded, "i0ending0000000000000": StepEnding, "i0destroy000000000000": StepDestroy, pooled: StepMaking,
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: steps (-want +got):\n%s", dir, diff)
+		}
 	}
 }
 
