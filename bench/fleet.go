@@ -44,7 +44,7 @@ func fleet(ctx context.Context, b *bench) (_ []row, err error) {
 		return nil, err
 	}
 	s.undo.Add(conn.Close)
-	if err := s.populate(ctx, conn, b.boxes); err != nil {
+	if err := s.populate(ctx, conn, b.sandboxes); err != nil {
 		return nil, fmt.Errorf("fill the hosts: %w", err)
 	}
 	fmt.Fprintln(os.Stderr, "  the hosts are full")
@@ -59,7 +59,7 @@ func fleet(ctx context.Context, b *bench) (_ []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	rows := []row{{what: fmt.Sprintf("%d hosts with %d sandboxes: the control plane, resident", b.hosts, b.boxes), ours: fmt.Sprintf("%.0f MiB", plane)}}
+	rows := []row{{what: fmt.Sprintf("%d hosts with %d sandboxes: the control plane, resident", b.hosts, b.sandboxes), ours: fmt.Sprintf("%.0f MiB", plane)}}
 	for _, k := range []struct{ kind, bare, limit string }{
 		{kindPage, bareSelect, "p99 <= 20 ms"}, {kindNext, bareSelect, ""}, {kindRunning, bareSelect, ""}, {kindGet, bareSelect, ""},
 		{kindCreate, bareInsert, "p99 <= 50 ms"},

@@ -45,15 +45,15 @@ type bench struct {
 	prefix string       // of the names of namespaces and links
 	slots  netip.Prefix // addresses for them
 
-	fileMiB int           // size of a file to move
-	clients int           // concurrent clients
-	think   time.Duration // a client's average pause between two requests
-	lasts   time.Duration // duration of load and of watching a fleet
-	hosts   int           // simulated hosts
-	boxes   int           // sandboxes on each simulated host
-	live    int           // sandboxes running at the same time
-	codeMB  int           // translated code that each of them keeps; 0 means the agent's default
-	window  time.Duration // how long an idle sandbox is watched
+	fileMiB   int           // size of a file to move
+	clients   int           // concurrent clients
+	think     time.Duration // a client's average pause between two requests
+	lasts     time.Duration // duration of load and of watching a fleet
+	hosts     int           // simulated hosts
+	sandboxes int           // sandboxes on each simulated host
+	live      int           // sandboxes running at the same time
+	codeMB    int           // translated code that each of them keeps; 0 means the agent's default
+	window    time.Duration // how long an idle sandbox is watched
 }
 
 var benchmarks = []benchmark{
@@ -99,7 +99,7 @@ func run(ctx context.Context) (err error) {
 	flag.DurationVar(&b.think, "think", time.Second, "how long each of them waits between two requests, on average; 0 is as fast as they are answered")
 	flag.DurationVar(&b.lasts, "for", time.Minute, "how long clients ask, and a simulated fleet is watched")
 	flag.IntVar(&b.hosts, "hosts", 1000, "simulated hosts")
-	flag.IntVar(&b.boxes, "boxes", 100, "sandboxes on each of them")
+	flag.IntVar(&b.sandboxes, "sandboxes", 100, "sandboxes on each of them")
 	flag.IntVar(&b.live, "live", 8, "sandboxes that are alive at once")
 	flag.IntVar(&b.codeMB, "code", 0, "MiB of translated code that each of them keeps (driver.qemu_code_mb); 0 is the agent's default")
 	flag.DurationVar(&b.window, "window", 30*time.Second, "how long something idle is watched")

@@ -2,8 +2,8 @@
 // them, and API keys, over the public API under /v1.
 //
 //	c, err := client.New(client.Config{URL: "http://127.0.0.1:8080", Key: os.Getenv("WRENN_API_KEY")})
-//	box, err := c.CreateSandbox(ctx, client.CreateSandbox{})
-//	result, err := c.Exec(ctx, box.ID, client.Command{Cmd: "uname", Args: []string{"-a"}})
+//	sb, err := c.CreateSandbox(ctx, client.CreateSandbox{})
+//	result, err := c.Exec(ctx, sb.ID, client.Command{Cmd: "uname", Args: []string{"-a"}})
 //
 // Every failure that the server reports, and every failure to reach it, is an
 // *Error with a code. Only a Stream retries by itself: it resumes after a lost

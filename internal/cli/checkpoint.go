@@ -144,15 +144,15 @@ func (c *checkpointRestoreCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	var box *client.Sandbox
+	var sb *client.Sandbox
 	err = s.during(ctx, "restoring the checkpoint", func(ctx context.Context) (err error) {
-		box, err = api.RestoreCheckpoint(ctx, c.Sandbox, c.Checkpoint)
+		sb, err = api.RestoreCheckpoint(ctx, c.Sandbox, c.Checkpoint)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return s.print(box, func(w io.Writer) { fmt.Fprintln(w, box.ID) })
+	return s.print(sb, func(w io.Writer) { fmt.Fprintln(w, sb.ID) })
 }
 
 type checkpointDeleteCommand struct {

@@ -268,15 +268,15 @@ func (s *session) sandboxes(ctx context.Context, suffix string) []suggestion {
 	ctx, cancel := context.WithTimeout(ctx, lookup)
 	defer cancel()
 	var out []suggestion
-	for box, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living, PageSize: maxSuggested}) {
+	for sb, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living, PageSize: maxSuggested}) {
 		if err != nil || len(out) == maxSuggested {
 			break
 		}
-		remark := string(box.State) + ", " + age(box.CreatedAt)
-		if len(box.Metadata) > 0 {
-			remark += ", " + pairs(box.Metadata)
+		remark := string(sb.State) + ", " + age(sb.CreatedAt)
+		if len(sb.Metadata) > 0 {
+			remark += ", " + pairs(sb.Metadata)
 		}
-		out = append(out, suggestion{box.ID + suffix, remark})
+		out = append(out, suggestion{sb.ID + suffix, remark})
 	}
 	return out
 }

@@ -66,9 +66,9 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	var box *client.Sandbox
+	var sb *client.Sandbox
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
-		box, err = api.CreateSandbox(ctx, client.CreateSandbox{
+		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration,
 			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env,
 		})
@@ -77,7 +77,7 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	return s.print(box, func(w io.Writer) { fmt.Fprintln(w, box.ID) })
+	return s.print(sb, func(w io.Writer) { fmt.Fprintln(w, sb.ID) })
 }
 
 type listCommand struct {
@@ -103,39 +103,39 @@ func (c *listCommand) Run(ctx context.Context, s *session) error {
 	if len(c.State) == 0 && !c.All {
 		list.States = living
 	}
-	boxes := []client.Sandbox{} // JSON's [], not null
-	for box, err := range api.Sandboxes(ctx, list) {
+	sandboxes := []client.Sandbox{} // JSON's [], not null
+	for sb, err := range api.Sandboxes(ctx, list) {
 		if err != nil {
 			return err
 		}
-		boxes = append(boxes, box)
-		if len(boxes) == c.Limit {
+		sandboxes = append(sandboxes, sb)
+		if len(sandboxes) == c.Limit {
 			break
 		}
 	}
-	return s.print(boxes, func(w io.Writer) {
+	return s.print(sandboxes, func(w io.Writer) {
 		if c.Quiet {
-			for _, box := range boxes {
-				fmt.Fprintln(w, box.ID)
+			for _, sb := range sandboxes {
+				fmt.Fprintln(w, sb.ID)
 			}
 			return
 		}
 		rows := [][]string{{"ID", "TEMPLATE", "VCPUS", "MEMORY", "AGE", "METADATA", "STATE"}}
-		for _, box := range boxes {
+		for _, sb := range sandboxes {
 			rows = append(rows, []string{
-				box.ID, box.Template, fmt.Sprint(box.VCPUs), fmt.Sprintf("%dM", box.MemoryMB), age(box.CreatedAt), pairs(box.Metadata),
-				stateAndReason(box),
+				sb.ID, sb.Template, fmt.Sprint(sb.VCPUs), fmt.Sprintf("%dM", sb.MemoryMB), age(sb.CreatedAt), pairs(sb.Metadata),
+				stateAndReason(sb),
 			})
 		}
 		table(w, rows)
 	})
 }
 
-func stateAndReason(box client.Sandbox) string {
-	if box.Reason == "" {
-		return string(box.State)
+func stateAndReason(sb client.Sandbox) string {
+	if sb.Reason == "" {
+		return string(sb.State)
 	}
-	return string(box.State) + ": " + box.Reason
+	return string(sb.State) + ": " + sb.Reason
 }
 
 // pairs formats labels in one line.
@@ -160,34 +160,34 @@ func (c *getCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	box, err := api.Sandbox(ctx, c.ID)
+	sb, err := api.Sandbox(ctx, c.ID)
 	if err != nil {
 		return err
 	}
-	return s.show(box)
+	return s.show(sb)
 }
 
-func (s *session) show(box *client.Sandbox) error {
-	return s.print(box, func(w io.Writer) {
+func (s *session) show(sb *client.Sandbox) error {
+	return s.print(sb, func(w io.Writer) {
 		timeout := never
-		if box.TimeoutSec > 0 {
-			timeout = fmt.Sprintf("%s, then %s", time.Duration(box.TimeoutSec)*time.Second, box.OnTimeout)
+		if sb.TimeoutSec > 0 {
+			timeout = fmt.Sprintf("%s, then %s", time.Duration(sb.TimeoutSec)*time.Second, sb.OnTimeout)
 		}
-		fmt.Fprintf(w, "id        %s\nstate     %s\n", box.ID, s.paintState(box.State))
-		if box.Reason != "" {
-			fmt.Fprintf(w, "reason    %s\n", plain.Line(box.Reason))
+		fmt.Fprintf(w, "id        %s\nstate     %s\n", sb.ID, s.paintState(sb.State))
+		if sb.Reason != "" {
+			fmt.Fprintf(w, "reason    %s\n", plain.Line(sb.Reason))
 		}
 		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
-			plain.Line(box.Template), box.VCPUs, box.MemoryMB, timeout, plain.Line(pairs(box.Metadata)),
-			box.CreatedAt.Local().Format(time.DateTime), age(box.CreatedAt))
-		if box.AutoResume {
+			plain.Line(sb.Template), sb.VCPUs, sb.MemoryMB, timeout, plain.Line(pairs(sb.Metadata)),
+			sb.CreatedAt.Local().Format(time.DateTime), age(sb.CreatedAt))
+		if sb.AutoResume {
 			fmt.Fprintln(w, "resumes   when it is used")
 		}
-		if box.ParentID != "" {
-			fmt.Fprintf(w, "copy of   %s\n", box.ParentID)
+		if sb.ParentID != "" {
+			fmt.Fprintf(w, "copy of   %s\n", sb.ParentID)
 		}
-		if !box.LastActiveAt.IsZero() {
-			fmt.Fprintf(w, "last use  %s ago\n", age(box.LastActiveAt))
+		if !sb.LastActiveAt.IsZero() {
+			fmt.Fprintf(w, "last use  %s ago\n", age(sb.LastActiveAt))
 		}
 	})
 }
@@ -205,11 +205,11 @@ func (c *killCommand) Run(ctx context.Context, s *session) error {
 	}
 	ids := c.IDs
 	if c.All {
-		for box, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living}) {
+		for sb, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living}) {
 			if err != nil {
 				return err
 			}
-			ids = append(ids, box.ID)
+			ids = append(ids, sb.ID)
 		}
 	} else if len(ids) == 0 {
 		return errors.New("which sandboxes? Give their ids, or --all")
@@ -290,8 +290,8 @@ func (c *forkCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	err = s.print(forked, func(w io.Writer) {
-		for _, box := range forked.Sandboxes {
-			fmt.Fprintln(w, box.ID)
+		for _, sb := range forked.Sandboxes {
+			fmt.Fprintln(w, sb.ID)
 		}
 	})
 	failed := []error{err}
@@ -312,9 +312,9 @@ func (c *timeoutCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	box, err := api.SetTimeout(ctx, c.ID, c.Time.Duration)
+	sb, err := api.SetTimeout(ctx, c.ID, c.Time.Duration)
 	if err != nil {
 		return err
 	}
-	return s.show(box)
+	return s.show(sb)
 }

@@ -58,8 +58,8 @@ func (f forker) Fork(ctx context.Context, id string, n int) ([]string, error) {
 		return nil, err
 	}
 	ids := make([]string, 0, n)
-	for _, box := range forked.Sandboxes {
-		ids = append(ids, box.ID)
+	for _, sb := range forked.Sandboxes {
+		ids = append(ids, sb.ID)
 	}
 	for _, failed := range forked.Errors {
 		err = errors.Join(err, &client.Error{Code: failed.Code, Message: "copy " + failed.ID + ": " + failed.Message})

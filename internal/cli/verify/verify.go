@@ -137,13 +137,13 @@ func (r *run) ids() []string {
 }
 
 func (r *run) create(ctx context.Context) error {
-	box, err := r.api.CreateSandbox(ctx, client.CreateSandbox{
+	sb, err := r.api.CreateSandbox(ctx, client.CreateSandbox{
 		Template: r.opts.Template, Timeout: lifetime, Metadata: r.mark,
 	})
 	if err != nil {
 		return err
 	}
-	r.report.Parent = box.ID
+	r.report.Parent = sb.ID
 	return r.upload(ctx)
 }
 
@@ -283,16 +283,16 @@ func (r *run) clean(ctx context.Context) error {
 	defer cancel()
 	var work errgroup.Group
 	work.SetLimit(concurrent)
-	for box, err := range r.api.Sandboxes(ctx, client.ListSandboxes{Metadata: r.mark}) {
+	for sb, err := range r.api.Sandboxes(ctx, client.ListSandboxes{Metadata: r.mark}) {
 		if err != nil {
 			return errors.Join(fmt.Errorf("list the sandboxes to delete: %w", err), work.Wait())
 		}
-		if box.State == client.Stopped || box.State == client.Failed {
+		if sb.State == client.Stopped || sb.State == client.Failed {
 			continue
 		}
 		work.Go(func() error {
-			if err := r.api.DeleteSandbox(ctx, box.ID); err != nil {
-				return fmt.Errorf("delete sandbox %s: %w", box.ID, err)
+			if err := r.api.DeleteSandbox(ctx, sb.ID); err != nil {
+				return fmt.Errorf("delete sandbox %s: %w", sb.ID, err)
 			}
 			return nil
 		})

@@ -45,20 +45,20 @@ func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limi
 
 // CreateSandboxes is CreateSandbox for one or more sandboxes that differ in ID
 // alone: all or none. It returns the rows in the order of their ids.
-func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limits Limits, actor string) ([]wrenn.Sandbox, error) {
-	sb := boxes[0]
+func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, limits Limits, actor string) ([]wrenn.Sandbox, error) {
+	sb := sandboxes[0]
 	params := dbsqlc.InsertSandboxesParams{
 		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Build),
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
 		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
 	}
-	for _, sb := range boxes {
+	for _, sb := range sandboxes {
 		params.IDs = append(params.IDs, string(sb.ID))
 	}
 	var out []wrenn.Sandbox
 	err := s.inTx(ctx, "create the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
-		if err := checkLimits(ctx, q, boxes, limits); err != nil {
+		if err := checkLimits(ctx, q, sandboxes, limits); err != nil {
 			return err
 		}
 		rows, err := q.InsertSandboxes(ctx, params)
@@ -73,8 +73,8 @@ func (s *Store) CreateSandboxes(ctx context.Context, boxes []wrenn.Sandbox, limi
 	return out, nil
 }
 
-func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, limits Limits) error {
-	own, err := q.LockTeam(ctx, string(boxes[0].Team))
+func checkLimits(ctx context.Context, q *dbsqlc.Queries, sandboxes []wrenn.Sandbox, limits Limits) error {
+	own, err := q.LockTeam(ctx, string(sandboxes[0].Team))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return wrenn.Errorf(wrenn.NotFound, "the team does not exist any more")
 	}
@@ -82,10 +82,10 @@ func checkLimits(ctx context.Context, q *dbsqlc.Queries, boxes []wrenn.Sandbox, 
 		return err
 	}
 	limits = limits.of(own.MaxSandboxes, own.MaxMemoryMB)
-	if n := len(boxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
+	if n := len(sandboxes); int(own.UsedSandboxes)+n > limits.Sandboxes {
 		return wrenn.Errorf(wrenn.Exhausted, "the team has %d sandboxes of at most %d, which leaves no room for %d: delete some first", own.UsedSandboxes, limits.Sandboxes, n)
 	}
-	memory := len(boxes) * boxes[0].MemoryMiB
+	memory := len(sandboxes) * sandboxes[0].MemoryMiB
 	if own.UsedMemoryMB+int64(memory) > int64(limits.TeamMemoryMB) {
 		return wrenn.Errorf(wrenn.Exhausted, "the team's sandboxes have %d MB of memory of at most %d MB together: pause or delete some first, or ask for less than %d MB", own.UsedMemoryMB, limits.TeamMemoryMB, memory)
 	}

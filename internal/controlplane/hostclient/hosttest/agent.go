@@ -34,17 +34,17 @@ type Agent struct {
 	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
 
-	mu       sync.Mutex // guards what follows
-	instance int
-	boxes    map[string]*box
+	mu        sync.Mutex // guards what follows
+	instance  int
+	sandboxes map[string]*sandbox
 	// builds are those of the templates of this host.
 	builds  map[string]bool
 	creates int
 	resumes int
 }
 
-// box is a sandbox.
-type box struct {
+// sandbox is a sandbox of the host.
+type sandbox struct {
 	info      *hostagentv1.SandboxInfo
 	env       map[string]string
 	files     map[string][]byte
@@ -74,8 +74,8 @@ func (a *Agent) with(ctx context.Context, method, id string, f func() error) err
 func (a *Agent) locked(f func() error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.boxes == nil {
-		a.boxes = map[string]*box{}
+	if a.sandboxes == nil {
+		a.sandboxes = map[string]*sandbox{}
 	}
 	return f()
 }
@@ -85,7 +85,7 @@ func (a *Agent) capacity() *hostagentv1.Capacity {
 		Sandboxes: cmp.Or(a.Capacity.Sandboxes, 1000), MemoryMb: cmp.Or(a.Capacity.MemoryMb, 1<<20),
 		DiskMb: cmp.Or(a.Capacity.DiskMb, 1<<20), DiskMbFree: cmp.Or(a.Capacity.DiskMbFree, 1<<20),
 	}
-	for _, b := range a.boxes {
+	for _, b := range a.sandboxes {
 		c.SandboxesUsed++
 		if b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
 			continue
@@ -110,7 +110,7 @@ func (a *Agent) name() string { return fmt.Sprintf("instance-%d", a.instance) }
 func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandboxRequest) (*hostagentv1.CreateSandboxResponse, error) {
 	id := req.GetSandboxId()
 	err := a.with(ctx, "CreateSandbox", id, func() error {
-		if b := a.boxes[id]; b != nil {
+		if b := a.sandboxes[id]; b != nil {
 			if b.info.GetTemplate() != req.GetTemplate() || b.info.GetMemoryMb() != req.GetMemoryMb() {
 				return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists with another template or size", id)
 			}
@@ -123,7 +123,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			return wrenn.Errorf(wrenn.NotFound, "there is no template %s here", req.GetTemplate())
 		}
 		a.creates++
-		a.boxes[id] = newBox(&hostagentv1.SandboxInfo{
+		a.sandboxes[id] = newSandbox(&hostagentv1.SandboxInfo{
 			SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, Template: req.GetTemplate(),
 			Vcpus: req.GetVcpus(), MemoryMb: req.GetMemoryMb(), TimeoutSec: req.GetTimeoutSec(), Version: 1,
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
@@ -134,16 +134,16 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 	return &hostagentv1.CreateSandboxResponse{SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING}, err
 }
 
-func newBox(info *hostagentv1.SandboxInfo, env map[string]string) *box {
-	return &box{info: info, env: env, files: map[string][]byte{}, processes: map[uint32]*process{}}
+func newSandbox(info *hostagentv1.SandboxInfo, env map[string]string) *sandbox {
+	return &sandbox{info: info, env: env, files: map[string][]byte{}, processes: map[uint32]*process{}}
 }
 
 // DestroySandbox removes one, or nothing.
 func (a *Agent) DestroySandbox(ctx context.Context, req *hostagentv1.DestroySandboxRequest) (*hostagentv1.DestroySandboxResponse, error) {
 	err := a.with(ctx, "DestroySandbox", req.GetSandboxId(), func() error {
-		if b := a.boxes[req.GetSandboxId()]; b != nil {
+		if b := a.sandboxes[req.GetSandboxId()]; b != nil {
 			b.kill()
-			delete(a.boxes, req.GetSandboxId())
+			delete(a.sandboxes, req.GetSandboxId())
 		}
 		return nil
 	})
@@ -172,7 +172,7 @@ func (a *Agent) transition(ctx context.Context, method, id string, to hostagentv
 }
 
 // become changes the status of b. The caller must hold mu.
-func (a *Agent) become(b *box, to hostagentv1.SandboxStatus) {
+func (a *Agent) become(b *sandbox, to hostagentv1.SandboxStatus) {
 	if b.info.Status == to {
 		return
 	}
@@ -184,8 +184,8 @@ func (a *Agent) become(b *box, to hostagentv1.SandboxStatus) {
 }
 
 // live returns a sandbox that has not ended. The caller must hold mu.
-func (a *Agent) live(id string) (*box, error) {
-	b := a.boxes[id]
+func (a *Agent) live(id string) (*sandbox, error) {
+	b := a.sandboxes[id]
 	if b == nil || b.ended() {
 		return nil, wrenn.Errorf(wrenn.NotFound, "there is no sandbox %s here", id)
 	}
@@ -194,7 +194,7 @@ func (a *Agent) live(id string) (*box, error) {
 
 // running returns a sandbox that runs, after it resumed one that may be resumed.
 // The caller must hold mu.
-func (a *Agent) running(id string) (*box, error) {
+func (a *Agent) running(id string) (*sandbox, error) {
 	b, err := a.live(id)
 	if err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func (a *Agent) running(id string) (*box, error) {
 	return b, nil
 }
 
-func (b *box) ended() bool {
+func (b *sandbox) ended() bool {
 	return b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_STOPPED || b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_FAILED
 }
 
@@ -220,8 +220,8 @@ func (a *Agent) ListSandboxes(ctx context.Context, _ *hostagentv1.ListSandboxesR
 	res := &hostagentv1.ListSandboxesResponse{}
 	err := a.with(ctx, "ListSandboxes", "", func() error {
 		res.Instance, res.TakenAt = a.name(), timestamppb.Now()
-		for _, id := range slices.Sorted(maps.Keys(a.boxes)) {
-			res.Sandboxes = append(res.Sandboxes, copyOf(a.boxes[id].info))
+		for _, id := range slices.Sorted(maps.Keys(a.sandboxes)) {
+			res.Sandboxes = append(res.Sandboxes, copyOf(a.sandboxes[id].info))
 		}
 		return nil
 	})
@@ -262,10 +262,10 @@ func (a *Agent) Put(id wrenn.SandboxID, state wrenn.ObservedState) {
 
 func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hostagentv1.SandboxInfo)) {
 	_ = a.locked(func() error { // never fails
-		b := a.boxes[string(id)]
+		b := a.sandboxes[string(id)]
 		if b == nil {
-			b = newBox(&hostagentv1.SandboxInfo{SandboxId: string(id), Template: "base", MemoryMb: 512, Vcpus: 1, TimeoutSec: 300}, nil)
-			a.boxes[string(id)] = b
+			b = newSandbox(&hostagentv1.SandboxInfo{SandboxId: string(id), Template: "base", MemoryMb: 512, Vcpus: 1, TimeoutSec: 300}, nil)
+			a.sandboxes[string(id)] = b
 		}
 		b.info.Status = hostwire.Status(to)
 		b.info.Version++
@@ -279,7 +279,7 @@ func (a *Agent) set(id wrenn.SandboxID, to wrenn.ObservedState, change func(*hos
 
 // Lose forgets a sandbox, as if the host's disk was replaced.
 func (a *Agent) Lose(id wrenn.SandboxID) {
-	_ = a.locked(func() error { delete(a.boxes, string(id)); return nil }) // never fails
+	_ = a.locked(func() error { delete(a.sandboxes, string(id)); return nil }) // never fails
 }
 
 // Restart is a new start of the agent; sandboxes live on.
@@ -291,7 +291,7 @@ func (a *Agent) Restart() {
 func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
 	out := map[wrenn.SandboxID]wrenn.ObservedState{}
 	_ = a.locked(func() error { // never fails
-		for id, b := range a.boxes {
+		for id, b := range a.sandboxes {
 			out[wrenn.SandboxID(id)] = hostwire.ParseStatus(b.info.Status)
 		}
 		return nil
@@ -303,7 +303,7 @@ func (a *Agent) Sandboxes() map[wrenn.SandboxID]wrenn.ObservedState {
 func (a *Agent) Timeout(id wrenn.SandboxID) time.Duration {
 	var d time.Duration
 	_ = a.locked(func() error { // never fails
-		if b := a.boxes[string(id)]; b != nil {
+		if b := a.sandboxes[string(id)]; b != nil {
 			d = time.Duration(b.info.TimeoutSec) * time.Second
 		}
 		return nil

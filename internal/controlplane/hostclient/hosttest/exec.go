@@ -36,7 +36,7 @@ type process struct {
 	killed sync.Once
 }
 
-func (b *box) kill() {
+func (b *sandbox) kill() {
 	for _, p := range b.processes {
 		p.signal()
 	}

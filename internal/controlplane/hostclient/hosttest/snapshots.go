@@ -35,13 +35,13 @@ func (a *Agent) ForkSandbox(ctx context.Context, req *hostagentv1.ForkSandboxReq
 }
 
 // fork makes one copy. The caller must hold mu.
-func (a *Agent) fork(ctx context.Context, parent *box, id string) error {
+func (a *Agent) fork(ctx context.Context, parent *sandbox, id string) error {
 	if a.Copy != nil {
 		if err := a.Copy(ctx, id); err != nil {
 			return err
 		}
 	}
-	if a.boxes[id] != nil {
+	if a.sandboxes[id] != nil {
 		return nil
 	}
 	if c := a.capacity(); c.SandboxesUsed >= c.Sandboxes {
@@ -49,9 +49,9 @@ func (a *Agent) fork(ctx context.Context, parent *box, id string) error {
 	}
 	info := copyOf(parent.info)
 	info.SandboxId, info.Status, info.Version = id, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, 1
-	b := newBox(info, parent.env)
+	b := newSandbox(info, parent.env)
 	b.files = maps.Clone(parent.files)
-	a.boxes[id] = b
+	a.sandboxes[id] = b
 	a.creates++
 	return nil
 }
@@ -78,7 +78,7 @@ func (a *Agent) CreateCheckpoint(ctx context.Context, req *hostagentv1.CreateChe
 	return res, err
 }
 
-func (b *box) moment(id string) *moment {
+func (b *sandbox) moment(id string) *moment {
 	for _, m := range b.moments {
 		if m.info.Id == id {
 			return m

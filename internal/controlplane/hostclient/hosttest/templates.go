@@ -31,7 +31,7 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 	}
 	vcpus, memory := cmp.Or(req.GetVcpus(), 1), cmp.Or(req.GetMemoryMb(), 512)
 	_ = a.locked(func() error { // never fails
-		if b := a.boxes[req.GetSandboxId()]; b != nil {
+		if b := a.sandboxes[req.GetSandboxId()]; b != nil {
 			vcpus, memory = b.info.GetVcpus(), b.info.GetMemoryMb()
 		}
 		return nil
