@@ -52,35 +52,35 @@ func scribble(r *rand.Rand) string {
 // A sandbox has the same memory and disk, byte by byte, after each of eight pauses,
 // each of which writes only the difference to the one before; and its programs
 // keep running.
-func TestGenerations(t *testing.T) {
+func TestEightPauses(t *testing.T) {
 	h := openHost(t)
 	collectLast(t, h)
 	sb, err := h.Manager.Create(t.Context(), wrenn.NewSandboxID(), small)
 	sb = keep(t, sb, err)
 	sh(t, sb, fmt.Sprintf("head -c %d /dev/urandom >/dev/shm/m; cp /dev/shm/m /root/d; sleep 1000000 >/dev/null 2>&1 & echo $! >/root/pid", contentPages*4096))
 	r := rand.New(rand.NewPCG(5, 8))
-	for generation := range 8 {
+	for n := range 8 {
 		sh(t, sb, scribble(r))
 		want := sh(t, sb, content)
 		began := time.Now()
 		if err := sb.Pause(t.Context()); err != nil {
-			t.Fatalf("pause %d: %v", generation, err)
+			t.Fatalf("pause %d: %v", n, err)
 		}
 		paused := time.Now()
 		if err := sb.Resume(t.Context()); err != nil {
-			t.Fatalf("resume %d: %v", generation, err)
+			t.Fatalf("resume %d: %v", n, err)
 		}
 		sh(t, sb, "true")
-		t.Logf("generation %d: paused after %s, first command done after %s", generation, paused.Sub(began), time.Since(paused))
+		t.Logf("pause %d: paused after %s, first command done after %s", n, paused.Sub(began), time.Since(paused))
 		if got := sh(t, sb, content); got != want {
-			t.Fatalf("generation %d holds\n%s\nwant\n%s", generation, got, want)
+			t.Fatalf("pause %d holds\n%s\nwant\n%s", n, got, want)
 		}
 	}
 	if err := h.Manager.Collect(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if left := snapshots(t, h); len(left) != 1 {
-		t.Errorf("snapshots after eight generations: %q, want the last", left)
+		t.Errorf("snapshots after eight pauses: %q, want the last", left)
 	}
 	t.Run("fork", func(t *testing.T) { testFork(t, sb) })
 	t.Run("checkpoint", func(t *testing.T) { testCheckpoint(t, sb) })
@@ -130,10 +130,10 @@ out = os.open("/dev/shm/times", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 last = 0
 while True:
     with open("/run/wrenn/generation") as f:
-        generation = f.read().split("generation=")[1].split()[0]
+        start = f.read().split("generation=")[1].split()[0]
     now = time.time()
     if abs(now - last) >= 0.001:
-        os.write(out, f"{generation} {now:.6f}\n".encode())
+        os.write(out, f"{start} {now:.6f}\n".encode())
         last = now
 `
 
@@ -148,7 +148,7 @@ func testTime(t *testing.T, sb *sandbox.Sandbox) {
 	// Only the resume must correct this clock.
 	sh(t, sb, fmt.Sprintf("pkill chronyd; date -s @%d; setsid python3 /root/watcher </dev/null >/dev/null 2>&1 & until [ -s /dev/shm/times ]; do sleep 0.1; done",
 		time.Now().Add(-age).Unix()))
-	generation := sh(t, sb, "head -n 1 /dev/shm/times | cut -d' ' -f1")
+	start := sh(t, sb, "head -n 1 /dev/shm/times | cut -d' ' -f1")
 	if err := sb.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -156,16 +156,16 @@ func testTime(t *testing.T, sb *sandbox.Sandbox) {
 	if err := sb.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	sh(t, sb, fmt.Sprintf("until grep -qv '^%s ' /dev/shm/times; do sleep 0.1; done; pkill -f '^python3 /root/watcher'", generation))
+	sh(t, sb, fmt.Sprintf("until grep -qv '^%s ' /dev/shm/times; do sleep 0.1; done; pkill -f '^python3 /root/watcher'", start))
 	past := began.Add(time.Second - age) // date sets whole seconds
-	checkWatched(t, strings.Split(sh(t, sb, "cat /dev/shm/times"), "\n"), generation, past, began)
+	checkWatched(t, strings.Split(sh(t, sb, "cat /dev/shm/times"), "\n"), start, past, began)
 }
 
 // checkWatched fails unless each time printed is either from before the pause, up
 // to past, or from after the resume began. Once, a line may combine the start
 // counter from before and the time from after: the program was stopped between
 // reading the two.
-func checkWatched(t *testing.T, lines []string, generation string, past, began time.Time) {
+func checkWatched(t *testing.T, lines []string, counter string, past, began time.Time) {
 	t.Helper()
 	last, between, resumed := began, 0, false
 	for n, line := range lines {
@@ -175,13 +175,13 @@ func checkWatched(t *testing.T, lines []string, generation string, past, began t
 			t.Fatalf("line %d is %q: %v", n, line, err)
 		}
 		at := time.UnixMicro(int64(seconds * 1e6))
-		if !resumed && start == generation && at.Before(past) {
+		if !resumed && start == counter && at.Before(past) {
 			continue
 		}
 		if at.Before(last.Add(-time.Millisecond)) { // what a float and its rounding may be off
 			t.Fatalf("line %d of %d is %q after %s; the resume began at %s", n, len(lines), line, last, began)
 		}
-		if start == generation {
+		if start == counter {
 			between++
 		}
 		last, resumed = at, true

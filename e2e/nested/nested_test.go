@@ -100,7 +100,7 @@ type run struct {
 const (
 	essence       = "^TestConformance$/^(Life|RestoreIntoAnotherSlot)$"
 	withoutJailer = "^TestConformanceWithoutJailer$/^(Life|RestoreIntoAnotherSlot|Adopt)$"
-	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestGenerations)$|^TestAgentIsKilledInAPause$/^(machine_saved|paused_recorded|machine_started)$"
+	wholeHost     = "^(TestGuest|TestSnapshotAndRestore|TestEightPauses)$|^TestAgentIsKilledInAPause$/^(machine_saved|paused_recorded|machine_started)$"
 )
 
 // runs returns the runs for a release: those that -run selects, or a useful subset.
@@ -124,7 +124,7 @@ func runs(r release, newest bool) []run {
 }
 
 // asked splits -run into the parts for runs and for the tests in L1, which the testing
-// package does not know: TestFirecracker/v1.17.*host/TestGenerations is one test of a host.
+// package does not know: TestFirecracker/v1.17.*host/TestEightPauses is one test of a host.
 func asked() (runs *regexp.Regexp, tests string) {
 	_, rest, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
 	name, tests, _ := strings.Cut(rest, "/")

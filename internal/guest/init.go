@@ -32,9 +32,9 @@ type initRequest struct {
 }
 
 type identityRequest struct {
-	ID         string `json:"id"`
-	Generation uint64 `json:"generation"`
-	Hostname   string `json:"hostname"`
+	ID           string `json:"id"`
+	StartCounter uint64 `json:"generation"`
+	Hostname     string `json:"hostname"`
 }
 
 // identity returns the identity in the request; ok is false when it has none.
@@ -130,7 +130,7 @@ func (a *Agent) become(ctx context.Context, req *initRequest) error {
 	}
 	changed, err := a.identity.Become(id, time.Now())
 	if changed {
-		a.log.Debug("new identity", slog.String("id", id.ID), slog.Uint64("generation", id.Generation))
+		a.log.Debug("new identity", slog.String("id", id.ID), slog.Uint64("start_counter", id.StartCounter))
 		a.conns.closeOthers(ctx, staleLimit)
 	}
 	return err

@@ -23,9 +23,9 @@ import (
 
 // Identity is who a guest is.
 type Identity struct {
-	ID         string // of the sandbox
-	Generation uint64 // increases with each start and restore
-	Hostname   string // empty: ID
+	ID           string // of the sandbox
+	StartCounter uint64 // increases with each start and restore
+	Hostname     string // empty: ID
 }
 
 // Check returns an error that says what is wrong with an identity, or nil.
@@ -72,10 +72,10 @@ type Config struct {
 
 // Names in RunDir. They are documented: docs/fork-safety.md.
 const (
-	generationFile = "generation"
-	bootIDFile     = "boot_id"
-	machineIDFile  = "machine_id"
-	notifyDir      = "notify.d"
+	identityFile  = "generation"
+	bootIDFile    = "boot_id"
+	machineIDFile = "machine_id"
+	notifyDir     = "notify.d"
 )
 
 // Keeper holds the guest's identity. It is safe for concurrent use.
@@ -85,9 +85,9 @@ type Keeper struct {
 	mu         sync.Mutex // guards the following; held while the identity changes
 	now        Identity   // zero until the host has sent one
 	bootID     window
-	random     place // where the kernel shows its boot id
-	generation window
-	registered place // notifyDir
+	random     place  // where the kernel shows its boot id
+	file       window // identityFile
+	registered place  // notifyDir
 }
 
 // New returns a keeper. It does what need not wait until a restore: it makes the
@@ -177,7 +177,7 @@ func machineID() string {
 }
 
 // Become gives the guest the identity id at the time at, and reports whether it
-// had another ID or Generation before. The machine id changes with the ID alone,
+// had another ID or StartCounter before. The machine id changes with the ID alone,
 // since a resumed sandbox is the same machine. Registered programs are signaled; they should
 // be frozen, so that the signal is the first thing that they see.
 //
@@ -216,30 +216,30 @@ func (k *Keeper) write(id Identity, at time.Time) error {
 		}
 	}
 	k.writeHosts(id.hostname())
-	if err := k.writeGeneration(id, at); err != nil {
-		return fmt.Errorf("write the generation: %w", err)
+	if err := k.writeFile(id, at); err != nil {
+		return fmt.Errorf("write the identity: %w", err)
 	}
 	return nil
 }
 
-// writeGeneration overwrites the file in place: a new file would be the most
+// writeFile overwrites the file in place: a new file would be the most
 // expensive part of a restore under emulation, and would not show where the old one is
 // mounted, as in containers. No program reads half of it, because all are frozen.
-func (k *Keeper) writeGeneration(id Identity, at time.Time) error {
-	if !k.generation.isLinked() { // the first time, or the guest's root has removed it
-		path := filepath.Join(k.cfg.RunDir, generationFile)
+func (k *Keeper) writeFile(id Identity, at time.Time) error {
+	if !k.file.isLinked() { // the first time, or the guest's root has removed it
+		path := filepath.Join(k.cfg.RunDir, identityFile)
 		err := os.WriteFile(path, nil, 0o644)
 		if err == nil {
 			err = os.Chmod(path, 0o644) // whatever the umask is
 		}
 		if err == nil {
-			err = k.generation.open(path)
+			err = k.file.open(path)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return k.generation.set("id=" + id.ID + "\ngeneration=" + strconv.FormatUint(id.Generation, 10) + "\ntime=" + at.UTC().Format(time.RFC3339Nano) + "\n")
+	return k.file.set("id=" + id.ID + "\ngeneration=" + strconv.FormatUint(id.StartCounter, 10) + "\ntime=" + at.UTC().Format(time.RFC3339Nano) + "\n")
 }
 
 // newBootID overwrites the file in place, because that file is mounted over the

@@ -84,9 +84,9 @@ func (g *guest) become(t *testing.T, id Identity, want bool) {
 
 func TestBecome(t *testing.T) {
 	g := newGuest(t)
-	g.become(t, Identity{ID: "ia", Generation: 1, Hostname: "box"}, true)
+	g.become(t, Identity{ID: "ia", StartCounter: 1, Hostname: "box"}, true)
 	if diff := cmp.Diff("id=ia\ngeneration=1\ntime=2026-11-24T12:00:00.000000005Z\n", g.read(t, "run/generation")); diff != "" {
-		t.Errorf("generation mismatch (-want +got):\n%s", diff)
+		t.Errorf("identity mismatch (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff("127.0.0.1 localhost sandbox\n# mine\n10.1.1.1 db\n127.0.1.1\tbox\t# this sandbox\n", g.read(t, "etc/hosts")); diff != "" {
 		t.Errorf("hosts mismatch (-want +got):\n%s", diff)
@@ -113,16 +113,16 @@ func TestBecome(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	g.become(t, Identity{ID: "ia", Generation: 1, Hostname: "box"}, false) // said again
+	g.become(t, Identity{ID: "ia", StartCounter: 1, Hostname: "box"}, false) // said again
 	if g.read(t, "run/boot_id") != bootID {
 		t.Error("who is told the same again changes its boot id")
 	}
-	g.become(t, Identity{ID: "ia", Generation: 2}, true) // resumed
+	g.become(t, Identity{ID: "ia", StartCounter: 2}, true) // resumed
 	if g.read(t, "run/boot_id") == bootID || g.read(t, "run/machine_id") != machineID || g.machine.hostname != "ia" {
 		t.Errorf("resumed: boot id new %t, machine id new %t, host name %q; want true, false, ia",
 			g.read(t, "run/boot_id") != bootID, g.read(t, "run/machine_id") != machineID, g.machine.hostname)
 	}
-	g.become(t, Identity{ID: "ib", Generation: 2}, true) // a fork
+	g.become(t, Identity{ID: "ib", StartCounter: 2}, true) // a fork
 	if g.read(t, "run/machine_id") == machineID {
 		t.Error("a fork keeps the machine id")
 	}
@@ -143,7 +143,7 @@ func TestBecomeInvalid(t *testing.T) {
 		}
 	}
 	g.machine.err = os.ErrPermission
-	id := Identity{ID: "ia", Generation: 1}
+	id := Identity{ID: "ia", StartCounter: 1}
 	if _, err := g.Become(id, noon); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("Become() = %v, want %v", err, os.ErrPermission)
 	}
@@ -280,9 +280,9 @@ sys.stdin.read()`)
 	}
 }
 
-// A reader that has the file open or mounted sees the next generation, also when its
+// A reader that has the file open or mounted sees the next identity, also when its
 // text is shorter; a file that was removed is made again.
-func TestGenerationIsOverwritten(t *testing.T) {
+func TestIdentityFileIsOverwritten(t *testing.T) {
 	g := newGuest(t)
 	become := func(id Identity, at time.Time) string {
 		t.Helper()
@@ -291,15 +291,15 @@ func TestGenerationIsOverwritten(t *testing.T) {
 		}
 		return g.read(t, "run/generation")
 	}
-	become(Identity{ID: "ialong", Generation: 1000}, noon)
+	become(Identity{ID: "ialong", StartCounter: 1000}, noon)
 	seen, err := os.Open(filepath.Join(g.dir, "run/generation"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer seen.Close()
 	want := "id=ib\ngeneration=2\ntime=2026-11-24T12:00:00Z\n"
-	if diff := cmp.Diff(want, become(Identity{ID: "ib", Generation: 2}, noon.Truncate(time.Second))); diff != "" {
-		t.Errorf("generation mismatch (-want +got):\n%s", diff)
+	if diff := cmp.Diff(want, become(Identity{ID: "ib", StartCounter: 2}, noon.Truncate(time.Second))); diff != "" {
+		t.Errorf("identity mismatch (-want +got):\n%s", diff)
 	}
 	if raw, err := io.ReadAll(seen); err != nil || string(raw) != want {
 		t.Errorf("who had it open reads %q, %v", raw, err)
@@ -307,7 +307,7 @@ func TestGenerationIsOverwritten(t *testing.T) {
 	if err := os.Remove(filepath.Join(g.dir, "run/generation")); err != nil {
 		t.Fatal(err)
 	}
-	if got := become(Identity{ID: "ib", Generation: 3}, noon); !strings.Contains(got, "generation=3\n") {
+	if got := become(Identity{ID: "ib", StartCounter: 3}, noon); !strings.Contains(got, "generation=3\n") {
 		t.Errorf("after it was removed it holds %q", got)
 	}
 }

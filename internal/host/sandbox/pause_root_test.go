@@ -29,8 +29,8 @@ func TestPauseGivesEverythingBackAndResumeBringsItBack(t *testing.T) {
 	t.Cleanup(m.Close)
 	sb := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}})
 	disk := sb.instance.Disk()
-	for generation := range 3 {
-		mark := byte('a' + generation)
+	for n := range 3 {
+		mark := byte('a' + n)
 		must(t, l.mark(t.Context(), sb, mark))
 		for range 2 {
 			must(t, sb.Pause(t.Context()))

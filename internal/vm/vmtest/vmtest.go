@@ -110,8 +110,8 @@ func Run(t *testing.T, h Harness) {
 	t.Run("RestoreIntoAnotherSlot", s.restoreElsewhere)
 	t.Run("TenRestoresAtOnce", s.tenRestores)
 	t.Run("RestoredIsNew", s.restoredIsNew)
-	t.Run("Generations", s.generations)
-	t.Run("ExclusiveGenerations", s.exclusiveGenerations)
+	t.Run("Chain", s.chain)
+	t.Run("ExclusiveChain", s.exclusiveChain)
 	t.Run("PreparedSnapshots", s.preparedSnapshots)
 	if h.RootFS != "" { // a fake has no disk to fill
 		t.Run("SnapshotOnAFullDisk", s.fullDisk)

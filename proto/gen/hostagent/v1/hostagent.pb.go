@@ -503,7 +503,7 @@ type CreateSandboxRequest struct {
 	OnTimeout OnTimeout `protobuf:"varint,7,opt,name=on_timeout,json=onTimeout,proto3,enum=hostagent.v1.OnTimeout" json:"on_timeout,omitempty"`
 	// A call that needs the sandbox resumes it if it is paused.
 	AutoResume bool `protobuf:"varint,8,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
-	// The generation of the template to start from; empty is the base guest.
+	// The build of the template to start from; empty is the base guest.
 	Generation string `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
 	// What callers of the agent in the sandbox must send; empty is no token: anyone
 	// in the sandbox may call it.

@@ -550,7 +550,7 @@ type Sandbox struct {
 	AutoResume bool      `json:"auto_resume"`
 	CreatedAt  time.Time `json:"created_at"`
 
-	// Generation Of the template; absent for `base`.
+	// Generation The build of the template; absent for `base`.
 	Generation *GenerationID `json:"generation,omitempty"`
 	ID         SandboxID     `json:"id"`
 
@@ -604,10 +604,10 @@ type Status struct {
 
 // Template defines model for Template.
 type Template struct {
-	// Builtin `base`, which has no generations and every size.
+	// Builtin `base`, which has no builds and every size.
 	Builtin bool `json:"builtin"`
 
-	// Current The generation that the name refers to; absent before the first is ready.
+	// Current The build that the name refers to; absent before the first is ready.
 	Current *Generation `json:"current,omitempty"`
 
 	// Latest The newest build, with any result.
@@ -839,7 +839,7 @@ type ServerInterface interface {
 	// GetTemplate Get a template
 	// (GET /v1/templates/{template})
 	GetTemplate(w http.ResponseWriter, r *http.Request, template TemplateName)
-	// GetGeneration Get a generation of a template, and the log of its build
+	// GetGeneration Get a build of a template, and its log
 	// (GET /v1/templates/{template}/generations/{generation})
 	GetGeneration(w http.ResponseWriter, r *http.Request, template TemplateName, generation GenerationID, params GetGenerationParams)
 }
@@ -1010,7 +1010,7 @@ func (_ Unimplemented) GetTemplate(w http.ResponseWriter, r *http.Request, templ
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetGeneration Get a generation of a template, and the log of its build
+// GetGeneration Get a build of a template, and its log
 // (GET /v1/templates/{template}/generations/{generation})
 func (_ Unimplemented) GetGeneration(w http.ResponseWriter, r *http.Request, template TemplateName, generation GenerationID, params GetGenerationParams) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -7850,7 +7850,7 @@ type StrictServerInterface interface {
 	// GetTemplate Get a template
 	// (GET /v1/templates/{template})
 	GetTemplate(ctx context.Context, request GetTemplateRequestObject) (GetTemplateResponseObject, error)
-	// GetGeneration Get a generation of a template, and the log of its build
+	// GetGeneration Get a build of a template, and its log
 	// (GET /v1/templates/{template}/generations/{generation})
 	GetGeneration(ctx context.Context, request GetGenerationRequestObject) (GetGenerationResponseObject, error)
 }

@@ -138,15 +138,15 @@ type HostAgentServiceClient interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
-	// BuildTemplate builds a generation of a template: it boots the source, waits
+	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
-	// the build is canceled and nothing is left. An existing generation is the answer.
+	// the build is canceled and nothing is left. An existing build is the answer.
 	BuildTemplate(context.Context, *v1.BuildTemplateRequest) (*connect.ServerStreamForClient[v1.BuildTemplateResponse], error)
-	// DeleteTemplate removes a generation; its files stay while a sandbox needs
-	// them. It is no error if the generation does not exist.
+	// DeleteTemplate removes a build; its files stay while a sandbox needs
+	// them. It is no error if the build does not exist.
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
-	// ListTemplates lists the generations on this host.
+	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
@@ -573,15 +573,15 @@ type HostAgentServiceHandler interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
-	// BuildTemplate builds a generation of a template: it boots the source, waits
+	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
-	// the build is canceled and nothing is left. An existing generation is the answer.
+	// the build is canceled and nothing is left. An existing build is the answer.
 	BuildTemplate(context.Context, *v1.BuildTemplateRequest, *connect.ServerStream[v1.BuildTemplateResponse]) error
-	// DeleteTemplate removes a generation; its files stay while a sandbox needs
-	// them. It is no error if the generation does not exist.
+	// DeleteTemplate removes a build; its files stay while a sandbox needs
+	// them. It is no error if the build does not exist.
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
-	// ListTemplates lists the generations on this host.
+	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)

@@ -49,26 +49,26 @@ func baseContents() contents {
 	return contents{map[string]byte{"base": 'b', "later": 'l'}, "base"}
 }
 
-// generations snapshots restored machines again and again: what they changed,
+// chain snapshots restored machines again and again: what they changed,
 // what they changed into zeros and out of them, and what they never touched. Some
 // snapshots are one of several of one machine; all stay what they were.
-func (s *suite) generations(t *testing.T) { s.generationsOf(t, false) }
+func (s *suite) chain(t *testing.T) { s.chainOf(t, false) }
 
-// exclusiveGenerations does the same with machines that are restored as exclusive.
-func (s *suite) exclusiveGenerations(t *testing.T) { s.generationsOf(t, true) }
+// exclusiveChain does the same with machines that are restored as exclusive.
+func (s *suite) exclusiveChain(t *testing.T) { s.chainOf(t, true) }
 
-func (s *suite) generationsOf(t *testing.T, exclusive bool) {
+func (s *suite) chainOf(t *testing.T, exclusive bool) {
 	t.Helper()
 	d := s.Driver(t)
 	b := s.restore(t, d, s.base)
 	want := baseContents()
 	between, betweenWant := s.base, want.clone()
 	var last snapshot
-	for gen := range 3 {
-		want.fill(t, b, fmt.Sprint("new", gen), 'A'+byte(gen))
-		want.fill(t, b, "later", []byte{0, 'L', 0}[gen])
-		want.writeDisk(t, b, fmt.Sprint("generation", gen))
-		if gen == 1 { // one that the machine survives, and changes what it had changed before
+	for round := range 3 {
+		want.fill(t, b, fmt.Sprint("new", round), 'A'+byte(round))
+		want.fill(t, b, "later", []byte{0, 'L', 0}[round])
+		want.writeDisk(t, b, fmt.Sprint("round", round))
+		if round == 1 { // one that the machine survives, and changes what it had changed before
 			between, betweenWant = s.snapshot(t, b), want.clone()
 			want.fill(t, b, "new1", 0)
 			want.fill(t, b, "later", 'L')
