@@ -66,6 +66,16 @@ func (w *World) Guest(namespace string) *Guest {
 	}}
 }
 
+// GuestOf is the guest of a machine.
+func (w *World) GuestOf(ref vm.Ref) *Guest {
+	return &Guest{func() (*process, error) {
+		if p := w.find(ref); p != nil {
+			return p, nil
+		}
+		return nil, fmt.Errorf("machine %s has ended", ref.ID)
+	}}
+}
+
 // spawn makes a machine whose guest does not run yet. As in the kernel, one
 // machine at a time has a TAP. The disks are the machine's to close.
 func (w *World) spawn(spec vm.Spec, mem memory, kernel string, disks []*os.File) (*process, error) {

@@ -36,6 +36,8 @@ type Config struct {
 	Fault func(vmfake.Step) error
 	// Registries are those of template.Config.
 	Registries template.Registries
+	// StateDir, if set, is copied: the host begins with it.
+	StateDir string
 }
 
 // Agent is a host and, between Start and Stop, its agent.
@@ -85,6 +87,9 @@ func New(t *testing.T, cfg Config) *Agent {
 		StateDir: t.TempDir(), RunDir: run, ReadyTimeout: time.Minute, Log: cfg.Log, Adopt: true, Limits: cfg.Limits,
 		Driver: vmfake.New(vmfake.Config{World: a.World, Hook: cfg.Fault}),
 		Guest:  sandbox.Guest{RootFS: image, Kernel: vm.Kernel{Image: image}},
+	}
+	if cfg.StateDir != "" {
+		testkit.Must(t, os.CopyFS(a.cfg.StateDir, os.DirFS(cfg.StateDir)))
 	}
 	// Guests find a sync that does not write the disks of this machine.
 	bin := t.TempDir()
