@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/accesstoken"
 	"wrenn/internal/plain"
 	"wrenn/internal/untrusted"
 	"wrenn/proto/gen/envd/process/processconnect"
@@ -30,9 +31,6 @@ const (
 	// maxMessage bounds one message of a stream. envd sends at most 64 KiB of output in one.
 	maxMessage = 1 << 20
 )
-
-// tokenHeader carries the access token.
-const tokenHeader = "X-Access-Token"
 
 // Config configures a client.
 type Config struct {
@@ -157,6 +155,6 @@ func (t tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.next.RoundTrip(req)
 	}
 	req = req.Clone(req.Context())
-	req.Header.Set(tokenHeader, t.token)
+	req.Header.Set(accesstoken.Header, t.token)
 	return t.next.RoundTrip(req)
 }

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"wrenn"
+	"wrenn/internal/accesstoken"
 	"wrenn/internal/tunnel"
 )
 
@@ -39,7 +40,7 @@ func (c *Client) dialLoopback(ctx context.Context, port uint16) (net.Conn, error
 		return nil, err
 	}
 	if c.token != "" {
-		req.Header.Set(tokenHeader, c.token)
+		req.Header.Set(accesstoken.Header, c.token)
 	}
 	conn, err := c.conns.DialContext(ctx, "tcp", c.address)
 	if err != nil {

@@ -13,27 +13,6 @@ import (
 	"wrenn/internal/tunnel"
 )
 
-// echoServer sends back what it gets, on its own loopback port.
-func echoServer(t *testing.T, address string) (port int) {
-	t.Helper()
-	l, err := net.Listen("tcp", address)
-	testkit.Must(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = io.Copy(conn, conn)
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // TestConnect reaches programs on each loopback address, and no others.
 func TestConnect(t *testing.T) {
 	e := startEnvd(t)
@@ -46,7 +25,7 @@ func TestConnect(t *testing.T) {
 		return tunnel.Ask(conn, req)
 	}
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
-		conn, err := ask(echoServer(t, address))
+		conn, err := ask(testkit.Echo(t, address))
 		testkit.Must(t, err)
 		_, err = io.WriteString(conn, "hello")
 		testkit.Must(t, err)

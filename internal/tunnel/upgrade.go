@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -49,35 +50,48 @@ func (r *Refusal) Error() string { return "the tunnel was refused with " + http.
 // which the caller closes. A server that refuses is a *Refusal. When Ask fails,
 // as it does when the request's context ends, it has closed conn.
 func Ask(conn net.Conn, req *http.Request) (net.Conn, error) {
-	stop := context.AfterFunc(req.Context(), func() { _ = conn.Close() }) // ends a read
-	joined, err := ask(conn, req)
-	if !stop() {
-		err = errors.Join(err, context.Cause(req.Context()))
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", Protocol)
+	resp, tunnel, err := Exchange(conn, req, maxAnswer)
+	if err == nil && tunnel == nil {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough to go on
+		err = &Refusal{Status: resp.StatusCode, Body: body}
 	}
 	if err != nil {
 		_ = conn.Close() // it is of no use; twice is allowed
 		return nil, err
 	}
-	return joined, nil
+	return tunnel, nil
 }
 
-func ask(conn net.Conn, req *http.Request) (net.Conn, error) {
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", Protocol)
-	if err := req.Write(conn); err != nil {
-		return nil, err
+// Exchange sends a request to upgrade conn and reads the head of the answer, of at
+// most maxHead bytes. After 101 upgraded is the connection behind the head; it is nil
+// after any other answer, whose body is still to be read. When the request's context
+// ends before Exchange returns, it fails and has closed conn.
+func Exchange(conn net.Conn, req *http.Request, maxHead int64) (resp *http.Response, upgraded net.Conn, err error) {
+	stop := context.AfterFunc(req.Context(), func() { _ = conn.Close() }) // ends a read
+	resp, upgraded, err = exchange(conn, req, maxHead)
+	if !stop() {
+		err = errors.Join(err, context.Cause(req.Context()))
 	}
-	reader := bufio.NewReaderSize(&io.LimitedReader{R: conn, N: maxAnswer}, 2<<10)
+	return resp, upgraded, err
+}
+
+func exchange(conn net.Conn, req *http.Request, maxHead int64) (*http.Response, net.Conn, error) {
+	if err := req.Write(conn); err != nil {
+		return nil, nil, err
+	}
+	head := &io.LimitedReader{R: conn, N: maxHead}
+	reader := bufio.NewReaderSize(head, 2<<10)
 	resp, err := http.ReadResponse(reader, req)
 	if err != nil {
-		return nil, fmt.Errorf("read the answer to a request for a tunnel: %w", err)
+		return nil, nil, fmt.Errorf("read the answer to a request for an upgrade: %w", err)
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return WithRead(conn, reader), nil
+	head.N = math.MaxInt64 // the limit was of the head
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return resp, nil, nil
 	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough to go on
-	return nil, &Refusal{Status: resp.StatusCode, Body: body}
+	return resp, WithRead(conn, reader), nil
 }
 
 // WithRead returns conn with what a reader of it has buffered in front.

@@ -1,5 +1,6 @@
 // Package wire translates errors between the product's codes and those of
-// Connect RPC, by one table. It is used at both ends of hostagent.v1. A code that
+// Connect RPC, by one table, and into HTTP statuses, by another. The first is used
+// at both ends of hostagent.v1, the second by the public APIs. A code that
 // Connect does not have travels in a detail of the error, beside the code that is
 // nearest to it, which older peers read.
 package wire

@@ -17,6 +17,7 @@ import (
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/wire"
 )
 
 // retryAfter is the wait that clients are told while a part of the system cannot be
@@ -35,22 +36,31 @@ func (f *failure) Error() string { return f.message }
 
 // byCode has the answer for each of the product's codes. Failures that only this
 // package knows have their own.
-var byCode = map[wrenn.Code]failure{
-	wrenn.Invalid:            {status: http.StatusBadRequest, code: oapi.ErrorCodeInvalidRequest},
-	wrenn.Unauthenticated:    {status: http.StatusUnauthorized, code: oapi.ErrorCodeUnauthorized},
-	wrenn.PermissionDenied:   {status: http.StatusForbidden, code: oapi.ErrorCodeForbidden},
-	wrenn.NotFound:           {status: http.StatusNotFound, code: oapi.ErrorCodeNotFound},
-	wrenn.AlreadyExists:      {status: http.StatusConflict, code: oapi.ErrorCodeConflict},
-	wrenn.FailedPrecondition: {status: http.StatusConflict, code: oapi.ErrorCodeInvalidState},
-	wrenn.Exhausted:          {status: http.StatusTooManyRequests, code: oapi.ErrorCodeLimitExceeded, retryAfter: retryAfter},
-	wrenn.Unavailable:        {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
-	wrenn.DeadlineExceeded:   {status: http.StatusGatewayTimeout, code: oapi.ErrorCodeTimeout},
+var byCode = withStatus(map[wrenn.Code]failure{
+	wrenn.Invalid:            {code: oapi.ErrorCodeInvalidRequest},
+	wrenn.Unauthenticated:    {code: oapi.ErrorCodeUnauthorized},
+	wrenn.PermissionDenied:   {code: oapi.ErrorCodeForbidden},
+	wrenn.NotFound:           {code: oapi.ErrorCodeNotFound},
+	wrenn.AlreadyExists:      {code: oapi.ErrorCodeConflict},
+	wrenn.FailedPrecondition: {code: oapi.ErrorCodeInvalidState},
+	wrenn.Exhausted:          {code: oapi.ErrorCodeLimitExceeded, retryAfter: retryAfter},
+	wrenn.Unavailable:        {code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
+	wrenn.DeadlineExceeded:   {code: oapi.ErrorCodeTimeout},
 	// The client is gone, or the server is stopping and another replica can answer.
-	wrenn.Canceled:    {status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
-	wrenn.Internal:    {status: http.StatusInternalServerError, code: oapi.ErrorCodeInternal},
-	wrenn.NoSpace:     {status: http.StatusInsufficientStorage, code: oapi.ErrorCodeNoSpace},
-	wrenn.GuestFailed: {status: http.StatusUnprocessableEntity, code: oapi.ErrorCodeGuestFailed},
-	wrenn.CutByPause:  {status: http.StatusConflict, code: oapi.ErrorCodePaused},
+	wrenn.Canceled:    {code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
+	wrenn.Internal:    {code: oapi.ErrorCodeInternal},
+	wrenn.NoSpace:     {code: oapi.ErrorCodeNoSpace},
+	wrenn.GuestFailed: {code: oapi.ErrorCodeGuestFailed},
+	wrenn.CutByPause:  {code: oapi.ErrorCodePaused},
+})
+
+// withStatus sets the HTTP status of each answer.
+func withStatus(answers map[wrenn.Code]failure) map[wrenn.Code]failure {
+	for code, f := range answers {
+		f.status = wire.HTTPStatus(code)
+		answers[code] = f
+	}
+	return answers
 }
 
 // Failures with a fixed text.

@@ -14,6 +14,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
+	"wrenn/internal/controlplane/auth"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/telemetry"
 )
@@ -161,14 +162,8 @@ const keyProtocol = "wrenn.key."
 
 // secretOf returns the API key in the request, or "".
 func secretOf(r *http.Request) string {
-	if key := r.Header.Get("X-API-Key"); key != "" {
-		return key
-	}
-	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
-		return strings.TrimSpace(token)
-	}
-	if !isUpgrade(r) {
-		return ""
+	if secret := auth.SecretIn(r); secret != "" || !isUpgrade(r) {
+		return secret
 	}
 	for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
 		for protocol := range strings.SplitSeq(line, ",") {

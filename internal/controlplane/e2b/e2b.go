@@ -29,8 +29,10 @@ import (
 
 	"wrenn"
 	"wrenn/api"
+	"wrenn/internal/controlplane/auth"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/wire"
 )
 
 const (
@@ -268,11 +270,7 @@ func check(op *contract.Operation, r *http.Request) error {
 
 // authenticate finds the caller, or answers and returns false.
 func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (service.Caller, bool) {
-	secret := r.Header.Get("X-API-Key")
-	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && secret == "" && strings.EqualFold(scheme, "Bearer") {
-		secret = strings.TrimSpace(token)
-	}
-	caller, err := s.service.Authenticate(r.Context(), secret)
+	caller, err := s.service.Authenticate(r.Context(), auth.SecretIn(r))
 	if err != nil {
 		s.refuse(w, r, err)
 		return caller, false
@@ -310,22 +308,13 @@ type failure struct {
 
 func (f *failure) Error() string { return f.Message }
 
-// statuses are how the product's codes are told.
-var statuses = map[wrenn.Code]int{
-	wrenn.Invalid: http.StatusBadRequest, wrenn.Unauthenticated: http.StatusUnauthorized, wrenn.PermissionDenied: http.StatusForbidden,
-	wrenn.NotFound: http.StatusNotFound, wrenn.AlreadyExists: http.StatusConflict, wrenn.FailedPrecondition: http.StatusConflict,
-	wrenn.Exhausted: http.StatusTooManyRequests, wrenn.Unavailable: http.StatusServiceUnavailable,
-	wrenn.DeadlineExceeded: http.StatusGatewayTimeout, wrenn.Canceled: http.StatusServiceUnavailable, wrenn.Internal: http.StatusInternalServerError,
-	wrenn.NoSpace: http.StatusInsufficientStorage, wrenn.GuestFailed: http.StatusUnprocessableEntity, wrenn.CutByPause: http.StatusConflict,
-}
-
 // failureOf returns err as clients get it. The text of an error that is not meant
 // for users stays in the log.
 func failureOf(err error) *failure {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f
 	}
-	f := &failure{Status: statuses[wrenn.CodeOf(err)], Message: "the server has a fault; its log has the cause"}
+	f := &failure{Status: wire.HTTPStatus(wrenn.CodeOf(err)), Message: "the server has a fault; its log has the cause"}
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
 		f.Message = e.Message
 	}

@@ -1,12 +1,8 @@
 package gateway
 
 import (
-	"bufio"
-	"context"
-	"errors"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/textproto"
@@ -88,17 +84,13 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 		return
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(r.Context(), func() { _ = conn.Close() }) // the client left: wakes what reads from it
-	resp, reader, err := ask(conn, r)
-	if !stop() {
-		err = errors.Join(err, context.Cause(r.Context()))
-	}
+	resp, upgraded, err := tunnel.Exchange(conn, passedOn(r), maxHeader)
 	if err != nil {
 		g.failed(w, r, err)
 		return
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusSwitchingProtocols {
+	if upgraded == nil {
 		dropHopByHop(resp.Header)
 	}
 	maps.Copy(w.Header(), resp.Header)
@@ -106,7 +98,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 		isolate(w.Header())
 	}
 	w.WriteHeader(resp.StatusCode)
-	if resp.StatusCode != http.StatusSwitchingProtocols {
+	if upgraded == nil {
 		if _, err := io.Copy(w, resp.Body); err != nil {
 			panic(http.ErrAbortHandler) // cut: the client must see that
 		}
@@ -116,25 +108,16 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 	if err != nil {
 		return // the client left
 	}
-	tunnel.Join(tunnel.WithRead(client, buffered.Reader), tunnel.WithRead(conn, reader), func() { g.sandboxes.Used(to.id) })
+	tunnel.Join(tunnel.WithRead(client, buffered.Reader), upgraded, func() { g.sandboxes.Used(to.id) })
 }
 
-// ask sends the request on conn and reads the head of the answer. What the
-// reader has beyond it is of the new protocol.
-func ask(conn net.Conn, r *http.Request) (*http.Response, *bufio.Reader, error) {
+// passedOn returns the request for another protocol as the sandbox gets it.
+func passedOn(r *http.Request) *http.Request {
 	pr := &httputil.ProxyRequest{In: r, Out: r.Clone(r.Context())}
 	dropHopByHop(pr.Out.Header)
 	rewrite(pr)
-	out := pr.Out
-	out.Header.Set("Connection", "Upgrade")
-	if err := out.Write(conn); err != nil {
-		return nil, nil, err
-	}
-	limited := &io.LimitedReader{R: conn, N: maxHeader}
-	reader := bufio.NewReaderSize(limited, 4<<10)
-	resp, err := http.ReadResponse(reader, out)
-	limited.N = 1 << 62 // the limit was of the head
-	return resp, reader, err
+	pr.Out.Header.Set("Connection", "Upgrade")
+	return pr.Out
 }
 
 // hopByHop are the headers that are between the client and us alone, see RFC 9110, 7.6.1.

@@ -3,7 +3,6 @@
 package server_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,31 +41,10 @@ func refused(t *testing.T, err error) (status int, code string) {
 	return refusal.Status, why.Code
 }
 
-// echo listens on an address of this machine, whose loopback fake guests share, and sends back what it gets.
-func echo(t *testing.T) (port int) {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	testkit.Must(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = io.Copy(conn, conn)
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 func TestTunnels(t *testing.T) {
 	c := call(t, agenttest.Config{})
 	id := c.create(t)
-	port := echo(t)
+	port := testkit.Echo(t, "127.0.0.1:0") // whose loopback fake guests share
 	t.Run("to envd, on the guest's address", func(t *testing.T) {
 		conn, err := c.tunnel(t, id, 49983)
 		testkit.Must(t, err)
