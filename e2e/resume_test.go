@@ -216,7 +216,7 @@ func newChain(t *testing.T) *chain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.controller = newHop(t, server.Run)
+	c.controller = newHop(t, func(ctx context.Context, l net.Listener) error { return server.Run(ctx, l) })
 	if c.client, err = client.New(client.Config{URL: "http://" + c.controller.address, Key: chainKey}); err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +20,9 @@ type sdk struct{ language, version string }
 
 // sdks are the versions that every run tests; WRENN_SDK_MATRIX=1 adds moreSDKs.
 var (
-	sdks     = []sdk{{"python", "2.63.0"}, {"python", "2.25.1"}, {"javascript", "2.51.0"}}
+	sdks = []sdk{{"python", "2.63.0"}, {"python", "2.25.1"}, {"javascript", "2.51.0"}}
+	// byDomain are those that are tested by a domain with TLS, too.
+	byDomain = []sdk{{"python", "2.63.0"}, {"javascript", "2.51.0"}}
 	moreSDKs = []sdk{
 		{"python", "2.55.1"}, {"python", "2.51.0"}, {"python", "2.45.1"}, {"python", "2.31.0"},
 		{"javascript", "2.49.1"}, {"javascript", "2.45.0"},
@@ -27,8 +31,10 @@ var (
 
 // TestSDKs runs programs of users of E2B, with its own SDKs, against all of Wrenn.
 func TestSDKs(t *testing.T) {
-	e := up(t, stateDir(t), "--on-exit", "destroy")
+	domain := fmt.Sprintf("sandbox.localhost:%d", freePort(t))
+	e := up(t, stateDir(t), "--on-exit", "destroy", "--domain", domain)
 	defer e.stop(t)
+	authority := filepath.Join(e.dir, "state/tls/sandbox.localhost/ca.pem")
 	url := regexp.MustCompile(`Wrenn serves at (\S+)`).FindStringSubmatch(e.out.String())[1]
 	_, key, _ := strings.Cut(e.key(t), "'")
 	key, _, _ = strings.Cut(key, "'")
@@ -38,14 +44,40 @@ func TestSDKs(t *testing.T) {
 	}
 	for _, s := range all {
 		t.Run(s.language+" "+s.version, func(t *testing.T) {
-			cmd := s.program(t)
-			cmd.Env = append(os.Environ(), "E2B_API_URL="+url, "E2B_SANDBOX_URL="+url, "E2B_API_KEY="+key)
-			out, err := cmd.CombinedOutput()
-			if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "ok") {
-				t.Errorf("%v:\n%s", err, out)
-			}
+			s.run(t, "E2B_API_URL="+url, "E2B_SANDBOX_URL="+url, "E2B_API_KEY="+key)
 		})
 	}
+	for _, s := range byDomain {
+		t.Run("by a domain: "+s.language+" "+s.version, func(t *testing.T) {
+			if _, err := net.LookupHost("api.sandbox.localhost"); err != nil {
+				if os.Getenv("WRENN_CI") == "1" {
+					t.Fatal(err)
+				}
+				t.Skipf("install libnss-myhostname for names below localhost: %v", err)
+			}
+			s.run(t, "E2B_DOMAIN="+domain, "E2B_API_KEY="+key, "SSL_CERT_FILE="+authority, "NODE_EXTRA_CA_CERTS="+authority)
+		})
+	}
+}
+
+// run runs the program with the SDK in an environment.
+func (s sdk) run(t *testing.T, env ...string) {
+	t.Helper()
+	cmd := s.program(t)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "ok") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+// freePort returns a port on which nothing listens now.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	testkit.Must(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // program installs the SDK, once for all runs, and returns the program that uses it.

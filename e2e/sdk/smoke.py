@@ -4,9 +4,12 @@ E2B_API_URL, E2B_SANDBOX_URL and E2B_API_KEY say where it is. It ends with 0 and
 prints "ok" when everything was as it should be.
 """
 import importlib.metadata
+import os
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import e2b
 from e2b import Sandbox
@@ -68,6 +71,27 @@ try:
         seen += watcher.get_new_events()
         time.sleep(0.1)
     watcher.stop()
+
+    # A signed URL needs no token, and where one URL serves all sandboxes it has no id.
+    url = sandbox.download_url("watched.txt", use_signature_expiration=60)
+    check("signed URL", urllib.request.urlopen(url).read(), b"x")
+    try:
+        urllib.request.urlopen(url.replace("watched", "other"))
+        sys.exit("a signature opens another file")
+    except urllib.error.HTTPError as refused:
+        check("signed for another file", refused.code, 401)
+
+    if "E2B_DOMAIN" in os.environ:
+        sandbox.commands.run("python3 -m http.server 8000 --bind 127.0.0.1", background=True, cwd="/home/user")
+        deadline = time.monotonic() + 60
+        page = None
+        while page is None:
+            try:
+                page = urllib.request.urlopen(f"https://{sandbox.get_host(8000)}/watched.txt").read()
+            except urllib.error.HTTPError as closed:  # the server has not begun
+                if closed.code != 502 or time.monotonic() > deadline:
+                    raise
+        check("get_host", page, b"x")
 
     sandbox.set_timeout(1200)
     info = sandbox.get_info()

@@ -35,6 +35,7 @@ type commandLine struct {
 	Checkpoint  checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
 	Template    templateCommands   `cmd:"" help:"What sandboxes start from."`
 	Key         keyCommands        `cmd:"" help:"API keys of the team."`
+	Cert        certCommand        `cmd:"" help:"The certificate authority of wrenn up --domain, and how to trust it."`
 	Verify      verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
 
 	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`

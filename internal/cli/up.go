@@ -12,30 +12,35 @@ import (
 	"syscall"
 
 	"wrenn"
+	"wrenn/internal/certs"
 	"wrenn/internal/cli/up"
 	"wrenn/internal/plain"
 	"wrenn/internal/run"
 )
 
 type upCommand struct {
-	State       string `default:"/var/lib/wrenn" type:"path" help:"Directory for everything that must survive."`
-	RunDir      string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; short."`
-	Images      string `type:"path" placeholder:"DIR" help:"Directory for guest images, if not --state."`
-	Listen      string `default:"127.0.0.1:8080" help:"Where the API is served."`
-	Metrics     string `placeholder:"ADDRESS" help:"Where Prometheus finds /metrics; default: nowhere."`
-	DatabaseURL string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"A PostgreSQL of yours; default: a private one in --state."`
-	OnExit      string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when it stops: ${enum}. Kept ones keep running; the next start finds them."`
-	Driver      string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs them: ${enum}."`
-	Qemu        string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
-	Firecracker string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
-	Jailer      string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`
-	Unjailed    bool   `help:"Allow Firecracker without its jailer: machines then run as root."`
-	Kernel      string `type:"path" placeholder:"FILE" help:"Guests' kernel, an uncompressed ELF; default: the distribution's."`
-	Initrd      string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
-	HostAgent   string `type:"path" placeholder:"PATH" help:"The host agent; default: host-agent beside this program."`
-	NetRange    string `placeholder:"CIDR" help:"Private addresses that sandboxes' networks take; default: 10.191.0.0/16."`
-	NetPrefix   string `placeholder:"NAME" help:"Start of the names of network namespaces and links; default: wrenn."`
-	Verbose     bool   `short:"v" help:"Show the control plane's log, too."`
+	State        string `default:"/var/lib/wrenn" type:"path" help:"Directory for everything that must survive."`
+	RunDir       string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; short."`
+	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images, if not --state."`
+	Listen       string `default:"127.0.0.1:8080" help:"Where the API is served."`
+	Domain       string `placeholder:"NAME[:PORT]" help:"Serve by TLS, too: the API at api.NAME and ports of sandboxes at PORT-ID.NAME; sandbox.localhost:8443 needs no DNS."`
+	DomainListen string `placeholder:"ADDRESS" help:"Where the domain is served; default: its port, of this machine alone for names below localhost."`
+	TLSCert      string `name:"tls-cert" type:"path" placeholder:"FILE" help:"A certificate for *.NAME, in PEM; default: one of an authority that is made on this machine, see wrenn cert. Read again when it changes."`
+	TLSKey       string `name:"tls-key" type:"path" placeholder:"FILE" help:"The key of --tls-cert."`
+	Metrics      string `placeholder:"ADDRESS" help:"Where Prometheus finds /metrics; default: nowhere."`
+	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"A PostgreSQL of yours; default: a private one in --state."`
+	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when it stops: ${enum}. Kept ones keep running; the next start finds them."`
+	Driver       string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs them: ${enum}."`
+	Qemu         string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
+	Firecracker  string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
+	Jailer       string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`
+	Unjailed     bool   `help:"Allow Firecracker without its jailer: machines then run as root."`
+	Kernel       string `type:"path" placeholder:"FILE" help:"Guests' kernel, an uncompressed ELF; default: the distribution's."`
+	Initrd       string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
+	HostAgent    string `type:"path" placeholder:"PATH" help:"The host agent; default: host-agent beside this program."`
+	NetRange     string `placeholder:"CIDR" help:"Private addresses that sandboxes' networks take; default: 10.191.0.0/16."`
+	NetPrefix    string `placeholder:"NAME" help:"Start of the names of network namespaces and links; default: wrenn."`
+	Verbose      bool   `short:"v" help:"Show the control plane's log, too."`
 
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command, with WRENN_API_URL and WRENN_API_KEY set; when it ends, destroy the sandboxes that it created and stop, with its exit code. Default: serve until Ctrl-C."`
 }
@@ -49,6 +54,10 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	domain, err := c.domain()
+	if err != nil {
+		return err
+	}
 	run.SurviveBrokenPipes()
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
@@ -58,7 +67,8 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		defer stopNotify()
 	}
 	cfg := up.Config{
-		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics, DatabaseURL: c.DatabaseURL,
+		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics,
+		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{
 			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer, Unjailed: c.Unjailed,
@@ -86,6 +96,19 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		return nil
 	})
 	return cmp.Or(err, ended)
+}
+
+// domain reads the flags of the domain.
+func (c *upCommand) domain() (wrenn.Domain, error) {
+	switch {
+	case c.Domain == "" && (c.DomainListen != "" || c.TLSCert != "" || c.TLSKey != ""):
+		return wrenn.Domain{}, fmt.Errorf("%w: --domain-listen, --tls-cert and --tls-key need --domain", run.ErrUsage)
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return wrenn.Domain{}, fmt.Errorf("%w: give both --tls-cert and --tls-key", run.ErrUsage)
+	case c.Domain == "":
+		return wrenn.Domain{}, nil
+	}
+	return wrenn.ParseDomain(c.Domain)
 }
 
 // readerGone reports whether a write failed because the other end of the pipe or the terminal is closed.
@@ -123,10 +146,15 @@ func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error 
 	}
 	const hint = 8 // characters that identify a key
 	result := struct {
-		URL    string `json:"url"`
-		Hint   string `json:"key_hint"`
-		Config string `json:"config"`
-	}{r.URL, key[:min(hint, len(key))], path}
+		URL       string `json:"url"`
+		Hint      string `json:"key_hint"`
+		Config    string `json:"config"`
+		Domain    string `json:"domain,omitempty"`
+		Authority string `json:"authority,omitempty"` // that clients must trust
+	}{URL: r.URL, Hint: key[:min(hint, len(key))], Config: path}
+	if r.Domain != nil {
+		result.Domain, result.Authority = r.Domain.String(), r.Domain.Authority
+	}
 	return s.print(result, func(w io.Writer) {
 		fmt.Fprintf(w, `
 Wrenn serves at %s (documentation: %s/docs)
@@ -136,8 +164,8 @@ The API key %s... is in %s
   curl  curl -H "X-API-Key: $(sed -n "s/^key = '\(.*\)'/\1/p" %s)" -X POST %s/v1/sandboxes
   Go    c, err := client.New(client.Config{URL: "%s", Key: os.Getenv("WRENN_API_KEY")})
   E2B   export E2B_API_URL=%s E2B_SANDBOX_URL=%s E2B_API_KEY=$(sed -n "s/^key = '\(.*\)'/\1/p" %s)
-
+%s
 Ctrl-C stops it; sandboxes are %s (--on-exit)
-`, s.paint(w, green, r.URL), r.URL, result.Hint, path, path, r.URL, r.URL, r.URL, r.URL, path, map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
+`, s.paint(w, green, r.URL), r.URL, result.Hint, path, path, r.URL, r.URL, r.URL, r.URL, path, domainHelp(ctx, r.Domain, path), map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
 	})
 }

@@ -29,10 +29,21 @@ type Config struct {
 	ShutdownGrace Duration `toml:"shutdown_grace"`
 
 	TLS      Certificate `toml:"tls"`
+	Domain   Domain      `toml:"domain"`
 	Log      Log         `toml:"log"`
 	Database Database    `toml:"database"`
 	Hosts    []Host      `toml:"host"`
 	Limits   Limits      `toml:"limits"`
+}
+
+// Domain is where clients find the API and the ports of sandboxes by name.
+type Domain struct {
+	// Name is NAME or NAME:PORT; "" is none. A wildcard of it must lead here.
+	Name string `toml:"name"`
+	// Listen is another address on which the same is served, by TLS with
+	// Certificate; "" is none: Config.Listen, or a proxy in front, serves the domain.
+	Listen string `toml:"listen"`
+	Certificate
 }
 
 // Log configures the log, which goes to standard error.
@@ -135,6 +146,7 @@ func (c *Config) Check(problems *config.Problems) {
 	if _, err := c.TLS.open("", discard); err != nil {
 		problems.Addf("tls: %w", err)
 	}
+	c.Domain.check(problems, discard)
 	for name, n := range map[string]float64{
 		"shutdown_grace": c.ShutdownGrace.Seconds(), "database.max_connections": float64(c.Database.MaxConnections),
 		"limits.requests_per_second": c.Limits.RequestsPerSecond, "limits.request_burst": float64(c.Limits.RequestBurst),
@@ -148,6 +160,43 @@ func (c *Config) Check(problems *config.Problems) {
 	}
 	if _, err := c.hosts(discard); err != nil {
 		problems.Add(err)
+	}
+}
+
+// url is the domain as it is in URLs, "" without one. Check was called.
+func (d *Domain) url() string {
+	if d.Name == "" {
+		return ""
+	}
+	domain, _ := wrenn.ParseDomain(d.Name) // was checked
+	return domain.String()
+}
+
+func (d *Domain) check(problems *config.Problems, discard *slog.Logger) {
+	if d.Name == "" {
+		if d.Listen != "" || d.Certificate != (Certificate{}) {
+			problems.Addf("domain.name: set it, or leave the rest of [domain] out")
+		}
+		return
+	}
+	if _, err := wrenn.ParseDomain(d.Name); err != nil {
+		problems.Addf("domain.name: %w", err)
+	}
+	identity, err := d.open("", discard)
+	if err != nil {
+		problems.Addf("domain: %w", err)
+	}
+	if d.Listen == "" {
+		if identity != nil {
+			problems.Addf("domain.listen: set it to serve by the certificate of [domain]; that of listen is in [tls]")
+		}
+		return
+	}
+	if _, _, err := net.SplitHostPort(d.Listen); err != nil {
+		problems.Addf("domain.listen: %w", err)
+	}
+	if identity == nil && err == nil {
+		problems.Addf("domain: set certificate and key, of a certificate for *.%s", d.Name)
 	}
 }
 

@@ -5,11 +5,13 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
@@ -69,7 +71,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	if err != nil {
 		return err
 	}
-	compatible, err := e2b.New(e2b.Config{Service: svc, Count: server.CountRequest, Log: log})
+	compatible, err := e2b.New(e2b.Config{Service: svc, Domain: cfg.Domain.url(), Count: server.CountRequest, Log: log})
 	if err != nil {
 		return err
 	}
@@ -84,7 +86,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	parts.Go(func() error { return svc.Run(work) })
 	parts.Go(func() error {
 		defer stopWork()
-		return server.Run(ctx, listeners.api)
+		return server.Run(ctx, listeners.public()...)
 	})
 	if listeners.metrics != nil {
 		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry, readyUntil(ctx, svc.Ready)) })
@@ -128,20 +130,22 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 }
 
 // listeners are bound before anything starts, so that a port in use is an error of Run.
-type listeners struct{ api, metrics net.Listener }
+type listeners struct {
+	api, metrics net.Listener   // metrics may be nil
+	domain       []net.Listener // may be empty
+}
 
 func listen(ctx context.Context, cfg Config, log *slog.Logger) (*listeners, error) {
-	identity, err := cfg.TLS.open("", log)
-	if err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
-	}
 	l := &listeners{}
-	if l.api, err = new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen); err != nil {
+	var err error
+	if l.api, err = listenTLS(ctx, cfg.Listen, cfg.TLS, log); err != nil {
 		return nil, fmt.Errorf("serve the API: %w", err)
 	}
-	if identity != nil {
-		// HTTP/1.1 alone: a WebSocket cannot be opened over the HTTP/2 of net/http.
-		l.api = tls.NewListener(l.api, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: identity.Certificate, NextProtos: []string{"http/1.1"}})
+	if cfg.Domain.Listen != "" {
+		if err = l.listenDomain(ctx, cfg.Domain, log); err != nil {
+			l.close()
+			return nil, fmt.Errorf("serve the domain %s: %w", cfg.Domain.Name, err)
+		}
 	}
 	if cfg.MetricsListen == "" {
 		return l, nil
@@ -153,6 +157,44 @@ func listen(ctx context.Context, cfg Config, log *slog.Logger) (*listeners, erro
 	return l, nil
 }
 
+// listenDomain listens for the domain. At localhost it serves both loopback
+// addresses, because resolvers return both for names below localhost, and some
+// clients try the first one alone.
+func (l *listeners) listenDomain(ctx context.Context, d Domain, log *slog.Logger) error {
+	addresses := []string{d.Listen}
+	if host, port, _ := net.SplitHostPort(d.Listen); host == "localhost" { // was checked
+		addresses = []string{net.JoinHostPort("127.0.0.1", port), net.JoinHostPort("::1", port)}
+	}
+	for i, address := range addresses {
+		one, err := listenTLS(ctx, address, d.Certificate, log)
+		if err != nil && i > 0 && errors.Is(err, syscall.EADDRNOTAVAIL) {
+			continue // a machine without IPv6
+		}
+		if err != nil {
+			return err
+		}
+		l.domain = append(l.domain, one)
+	}
+	return nil
+}
+
+// listenTLS listens with the certificate, without TLS if there is none. Clients of
+// WebSockets ask for HTTP/1.1, all others may have HTTP/2.
+func listenTLS(ctx context.Context, address string, with Certificate, log *slog.Logger) (net.Listener, error) {
+	identity, err := with.open("", log)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil || identity == nil {
+		return l, err
+	}
+	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: identity.Certificate, NextProtos: []string{"h2", "http/1.1"}}), nil
+}
+
+// public are the listeners for clients.
+func (l *listeners) public() []net.Listener { return append([]net.Listener{l.api}, l.domain...) }
+
 func (l *listeners) addresses() Addresses {
 	a := Addresses{API: l.api.Addr()}
 	if l.metrics != nil {
@@ -163,6 +205,9 @@ func (l *listeners) addresses() Addresses {
 
 func (l *listeners) close() {
 	_ = l.api.Close()
+	for _, one := range l.domain {
+		_ = one.Close()
+	}
 	if l.metrics != nil {
 		_ = l.metrics.Close()
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/certs"
 	"wrenn/internal/controlplane"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/pgserver"
@@ -38,6 +39,13 @@ type Config struct {
 	RunDir   string // directory of sockets; its path must be short
 	Listen   string // address of the public API
 	Metrics  string // address of the control plane's metrics; "" means none
+	// Domain is where the same is served by TLS and names; the zero value is nowhere.
+	Domain wrenn.Domain
+	// DomainListen is the address for Domain; "" is its port, of this machine only
+	// for a local domain.
+	DomainListen string
+	// Certificate is that of Domain; without files one of the machine's own authority.
+	Certificate certs.Files
 	// DatabaseURL is a PostgreSQL server of the caller; "" starts a private one.
 	DatabaseURL string
 	Agent       AgentConfig
@@ -51,12 +59,21 @@ type Config struct {
 
 // Running is what Run started.
 type Running struct {
-	URL string
+	URL    string
+	Domain *RunningDomain // nil without one
 
 	cfg     controlplane.Config
 	team    string
 	lentKey string // path of lentKeyFile
 	log     *slog.Logger
+}
+
+// RunningDomain is how the domain is served.
+type RunningDomain struct {
+	wrenn.Domain
+	// Authority is the path of the certificate that clients must trust; "" when a
+	// public authority has signed the domain's.
+	Authority string
 }
 
 // Key returns old when it is a valid key of the team, and otherwise a new key.
@@ -96,6 +113,7 @@ type machine struct {
 	fail   context.CancelCauseFunc // called when a part ends that was not stopped
 	undo   rollback.Stack
 	at     net.Addr
+	domain *RunningDomain
 	socket string // path of the agent's socket
 }
 
@@ -113,7 +131,7 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 		err = errors.Join(err, m.undo.Run(context.WithoutCancel(ctx)))
 	}()
 	for _, step := range []func(context.Context) error{
-		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.startControlPlane, m.returnLoan,
+		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.openDomain, m.startControlPlane, m.returnLoan,
 	} {
 		if err := step(ctx); err != nil {
 			return whyEnded(ctx, err)
@@ -147,11 +165,18 @@ func (m *machine) running() *Running {
 	if tcp, ok := m.at.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
 		at = net.JoinHostPort("127.0.0.1", strconv.Itoa(tcp.Port)) // the unspecified address cannot be connected to
 	}
-	return &Running{URL: "http://" + at, cfg: m.cp, team: m.cfg.Team, lentKey: filepath.Join(m.cfg.StateDir, lentKeyFile), log: m.log}
+	return &Running{URL: "http://" + at, Domain: m.domain, cfg: m.cp, team: m.cfg.Team, lentKey: filepath.Join(m.cfg.StateDir, lentKeyFile), log: m.log}
 }
 
-// checkListen fails when the port is in use, before anything is started.
+// checkListen fails when a port is in use, before anything is started.
 func (m *machine) checkListen(ctx context.Context) error {
+	if m.cfg.Domain.Name != "" {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", m.domainListen())
+		if err != nil {
+			return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the domain cannot be served there, give another address by --domain-listen", Err: err}
+		}
+		_ = l.Close() // nothing has connected
+	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", m.cfg.Listen)
 	if err != nil {
 		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the API cannot be served there, give another address by --listen", Err: err}

@@ -2,9 +2,13 @@ package up_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -274,4 +278,59 @@ func TestRunSaysWhyNot(t *testing.T) {
 			t.Errorf("Run() = %v", err)
 		}
 	})
+}
+
+// A domain is served by TLS that clients trust when they trust the machine's
+// authority, by HTTP/2: the API by one name, sandboxes by all others.
+func TestDomain(t *testing.T) {
+	cfg, s := config(t)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Domain = wrenn.Domain{Name: "sandbox.localhost", Port: uint16(l.Addr().(*net.TCPAddr).Port)}
+	l.Close()
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	err = up.Run(ctx, cfg, func(ctx context.Context, r *up.Running) error {
+		defer stop()
+		authority, err := os.ReadFile(r.Domain.Authority)
+		if err != nil {
+			return err
+		}
+		roots := x509.NewCertPool()
+		roots.AppendCertsFromPEM(authority)
+		transport := &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				_, port, _ := net.SplitHostPort(address)
+				return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:"+port)
+			},
+		}
+		defer transport.CloseIdleConnections()
+		for url, want := range map[string]string{
+			r.Domain.APIURL() + "/openapi.yaml":                          "openapi:",
+			"https://8080-iaaaaaaaaaaaaaaaaaaaa." + r.Domain.String():    `"message":"The sandbox was not found"`,
+			r.Domain.APIURL() + "/v2/sandboxes":                          `"code":401`,
+			"https://49983-iaaaaaaaaaaaaaaaaaaaa-x." + r.Domain.String(): `"code":404`,
+		} {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+			if err != nil {
+				return err
+			}
+			resp, err := transport.RoundTrip(req)
+			if err != nil {
+				return err
+			}
+			text, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil || resp.ProtoMajor != 2 || !strings.Contains(string(text), want) {
+				t.Errorf("%s: %s %d %.200s, %v; want HTTP/2 with %s", url, resp.Proto, resp.StatusCode, text, err, want)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("Run() = %v\n%s", err, s)
+	}
 }

@@ -118,6 +118,10 @@ type Config struct {
 	ShutdownGrace     time.Duration // for requests in progress when the server stops; default 30 s
 }
 
+// maxStreams bounds the requests at a time on one connection of HTTP/2: clients
+// have commands and watches that last for hours on one, and wait beyond the bound.
+const maxStreams = 1000
+
 // times are the time limits of connections.
 type times struct {
 	header     time.Duration // for the request's header
@@ -185,9 +189,9 @@ func (s *Server) CountRequest(key string) (wait time.Duration) {
 	return s.limiter.wait(key, time.Now())
 }
 
-// Run serves on l until ctx ends, then lets requests in progress end within the
-// grace and tells streams to reconnect. It closes l.
-func (s *Server) Run(ctx context.Context, l net.Listener) error {
+// Run serves on all listeners until ctx ends, then lets requests in progress end
+// within the grace and tells streams to reconnect. It closes the listeners.
+func (s *Server) Run(ctx context.Context, all ...net.Listener) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -199,13 +203,17 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		WriteTimeout:      s.times.request, // restarted at the first byte of the answer
 		IdleTimeout:       s.times.keepAlive,
 		MaxHeaderBytes:    64 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // errors of clients' connections
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	served := make(chan error, len(all))
+	for _, l := range all {
+		go func() { served <- server.Serve(l) }()
+	}
 	select {
 	case err := <-served:
 		s.stop()
+		_ = server.Close() // the listener's error is the one that counts
 		s.streams.Wait()
 		return err
 	case <-ctx.Done():

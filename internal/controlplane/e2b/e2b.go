@@ -63,9 +63,12 @@ type Service interface {
 
 var _ Service = (*service.Service)(nil)
 
-// Config is what a Server needs; all fields.
+// Config is what a Server needs; all fields but Domain.
 type Config struct {
 	Service Service
+	// Domain is where ports of sandboxes are, as in a URL; "" is where the client
+	// thinks.
+	Domain string
 	// Count counts a request with a key, and returns how long the client must wait
 	// when there were too many.
 	Count func(key string) (wait time.Duration)
@@ -78,6 +81,7 @@ type Server struct {
 	count    func(string) time.Duration
 	log      *slog.Logger
 	contract *contract.Contract
+	domain   *string // nil is none
 	routes   chi.Router
 }
 
@@ -88,6 +92,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{service: cfg.Service, count: cfg.Count, log: cfg.Log, contract: loaded}
+	if cfg.Domain != "" {
+		s.domain = &cfg.Domain
+	}
 	s.routes, err = s.router()
 	return s, err
 }

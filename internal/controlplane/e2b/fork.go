@@ -51,7 +51,7 @@ func (s *Server) forkedOne(ctx context.Context, c service.Caller, sb *wrenn.Sand
 	if err != nil {
 		return forkError(err)
 	}
-	return oapi.ForkResult{Sandbox: new(sandboxOf(sb, token))}
+	return oapi.ForkResult{Sandbox: new(s.sandboxOf(sb, token))}
 }
 
 func forkError(err error) oapi.ForkResult {

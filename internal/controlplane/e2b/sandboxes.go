@@ -50,11 +50,11 @@ func (s *Server) created(ctx context.Context, status int, sb *wrenn.Sandbox, err
 		return 0, nil, err
 	}
 	token, err := s.service.AccessToken(ctx, sb.ID)
-	return status, sandboxOf(sb, token), err
+	return status, s.sandboxOf(sb, token), err
 }
 
-func sandboxOf(sb *wrenn.Sandbox, token string) oapi.Sandbox {
-	return oapi.Sandbox{TemplateID: sb.Template, SandboxID: string(sb.ID), ClientID: clientID, Alias: sb.Template, EnvdVersion: envdVersion, EnvdAccessToken: token}
+func (s *Server) sandboxOf(sb *wrenn.Sandbox, token string) oapi.Sandbox {
+	return oapi.Sandbox{TemplateID: sb.Template, SandboxID: string(sb.ID), ClientID: clientID, Alias: sb.Template, EnvdVersion: envdVersion, EnvdAccessToken: token, Domain: s.domain}
 }
 
 // seconds reads a timeout; 0 ends a sandbox at once, as nearly as can be said.
@@ -101,7 +101,9 @@ func (s *Server) get(r *http.Request, c service.Caller) (int, any, error) {
 		return 0, nil, err
 	}
 	token, err := s.service.AccessToken(r.Context(), sb.ID)
-	return http.StatusOK, detailOf(sb, token), err
+	out := detailOf(sb, token)
+	out.Domain = s.domain
+	return http.StatusOK, out, err
 }
 
 func (s *Server) kill(r *http.Request, c service.Caller) (int, any, error) {
