@@ -57,6 +57,10 @@ SELECT * FROM moved;
 -- name: GetSandbox :one
 SELECT * FROM sandboxes WHERE id = @id;
 
+-- name: LiveSandboxes :many
+-- Of all teams.
+SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed') LIMIT @most::integer;
+
 -- name: GetTeamSandbox :one
 SELECT * FROM sandboxes WHERE id = @id AND team_id = @team_id;
 

@@ -52,15 +52,28 @@ func Refuse(r *http.Request, token string, now time.Time) string {
 	case given != "":
 		return Mismatch
 	default:
-		return checkSignature(r.Method, r.URL.Query(), token, now)
+		signed, reason := ParseSigned(r.Method, r.URL.Query())
+		if reason != "" {
+			return reason
+		}
+		return signed.Refuse(token, now)
 	}
 }
 
-// checkSignature returns what is wrong with a signed URL, "" when nothing is.
-func checkSignature(method string, query url.Values, token string, now time.Time) string {
-	signature := query.Get("signature")
-	if signature == "" {
-		return MissingSignature
+// Signed is a signed URL of /files. It may be of any sandbox: only the one with the
+// right token accepts it.
+type Signed struct {
+	before, after string // what is signed before and after the token
+	signature     string
+	expires       int64 // Unix time in seconds
+	expiring      bool
+}
+
+// ParseSigned reads a signed URL, and returns what is wrong with one that no
+// sandbox accepts, "" when nothing is.
+func ParseSigned(method string, query url.Values) (s Signed, reason string) {
+	if s.signature = query.Get("signature"); s.signature == "" {
+		return s, MissingSignature
 	}
 	operation := "read"
 	switch method {
@@ -68,22 +81,26 @@ func checkSignature(method string, query url.Values, token string, now time.Time
 	case http.MethodPost:
 		operation = "write"
 	default:
-		return Unauthorized
+		return s, Unauthorized
 	}
-	parts := []string{query.Get("path"), operation, query.Get("username"), token}
-	var expires int64
-	expiring := query.Has("signature_expiration")
-	if expiring {
+	s.before = query.Get("path") + ":" + operation + ":" + query.Get("username") + ":"
+	if s.expiring = query.Has("signature_expiration"); s.expiring {
 		var err error
-		if expires, err = strconv.ParseInt(query.Get("signature_expiration"), 10, 64); err != nil {
-			return InvalidSignature
+		if s.expires, err = strconv.ParseInt(query.Get("signature_expiration"), 10, 64); err != nil {
+			return s, InvalidSignature
 		}
-		parts = append(parts, strconv.FormatInt(expires, 10))
+		s.after = ":" + strconv.FormatInt(s.expires, 10)
 	}
+	return s, ""
+}
+
+// Refuse returns why the sandbox with the token refuses the URL, "" when it does
+// not: InvalidSignature, or Expired for one that was its own.
+func (s Signed) Refuse(token string, now time.Time) string {
 	switch {
-	case !Equal(signature, Sign(parts)):
+	case !Equal(s.signature, sign(s.before+token+s.after)):
 		return InvalidSignature
-	case expiring && expires < now.Unix():
+	case s.expiring && s.expires < now.Unix():
 		return Expired
 	default:
 		return ""
@@ -91,8 +108,10 @@ func checkSignature(method string, query url.Values, token string, now time.Time
 }
 
 // Sign returns v1_ and the SHA-256 of the parts joined by colons.
-func Sign(parts []string) string {
-	sum := sha256.Sum256([]byte(strings.Join(parts, ":")))
+func Sign(parts []string) string { return sign(strings.Join(parts, ":")) }
+
+func sign(text string) string {
+	sum := sha256.Sum256([]byte(text))
 	return "v1_" + base64.RawStdEncoding.EncodeToString(sum[:])
 }
 

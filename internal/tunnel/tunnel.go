@@ -39,8 +39,8 @@ func Join(a, b io.ReadWriteCloser, traffic func()) {
 // pass copies from src to dst, to the end of what src sends.
 func pass(dst, src io.ReadWriteCloser, traffic func()) {
 	if err := copyAll(dst, src, traffic); err != nil || closeWrite(dst) != nil {
-		reset(dst)
-		reset(src)
+		Reset(dst)
+		Reset(src)
 	}
 }
 
@@ -93,8 +93,8 @@ func closeWrite(c io.Writer) error {
 	return nil
 }
 
-// reset breaks a connection: what reads from it fails, at both ends. Twice is allowed.
-func reset(c io.Closer) {
+// Reset breaks a connection: what reads from it fails, at both ends. Twice is allowed.
+func Reset(c io.Closer) {
 	under := c
 	for {
 		wrapped, ok := under.(interface{ NetConn() net.Conn })

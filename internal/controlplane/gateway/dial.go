@@ -59,14 +59,20 @@ func (e *dialError) answer() (status int, message string) {
 }
 
 // dialer connects to the ports of sandboxes.
-type dialer struct{ sandboxes Sandboxes }
+type dialer struct {
+	sandboxes Sandboxes
+	reached   func(wrenn.SandboxID) // called with sandboxes that exist
+}
 
 // dial waits a moment for a program that does not listen yet. Its errors are *dialError.
 func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
 	for _, pause := range dialPauses {
 		conn, err := d.sandboxes.DialPort(ctx, to.id, to.port)
+		if err == nil || errors.Is(err, wrenn.ErrPortClosed) {
+			d.reached(to.id)
+		}
 		if err == nil {
-			return conn, nil
+			return &sandboxConn{Conn: conn, to: to, sandboxes: d.sandboxes}, nil
 		}
 		if !errors.Is(err, wrenn.ErrPortClosed) {
 			return nil, &dialError{to, err}

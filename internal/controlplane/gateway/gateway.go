@@ -42,6 +42,9 @@ type Sandboxes interface {
 	Used(id wrenn.SandboxID)
 	// AccessToken returns the token that envd's callers must have.
 	AccessToken(ctx context.Context, id wrenn.SandboxID) (string, error)
+	// Tokens returns the access tokens of all sandboxes that have not ended. The
+	// caller must not change it.
+	Tokens(ctx context.Context) (map[wrenn.SandboxID]string, error)
 }
 
 // Config is what a Gateway needs; all fields.
@@ -58,6 +61,8 @@ type Gateway struct {
 	metrics   *metrics
 	proxy     *httputil.ReverseProxy
 	dialer    *dialer
+	misses    *misses
+	signers   *signers
 }
 
 // New returns a gateway. It fails when the metrics are registered already.
@@ -66,7 +71,8 @@ func New(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, dialer: &dialer{sandboxes: cfg.Sandboxes}}
+	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, misses: newMisses(), signers: &signers{sandboxes: cfg.Sandboxes}}
+	g.dialer = &dialer{sandboxes: cfg.Sandboxes, reached: g.misses.reached}
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:       rewrite,
 		Transport:     newTransports(g.dialer),
@@ -94,7 +100,13 @@ func targetOf(ctx context.Context) target {
 func (g *Gateway) InFrontOf(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		to, ok, err := route(r)
-		if !ok {
+		switch {
+		case ok:
+		case isSigned(r):
+			defer g.metrics.begin()()
+			g.serveSigned(w, r)
+			return
+		default:
 			api.ServeHTTP(w, r)
 			return
 		}
@@ -109,6 +121,10 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 		g.answer(w, r, http.StatusBadRequest, to, said(err))
 		return
 	}
+	if g.misses.refuses(r.RemoteAddr, to.id) {
+		g.answer(w, r, http.StatusTooManyRequests, to, tooManyMisses)
+		return
+	}
 	if status, message := g.refuse(r, to); status != 0 {
 		g.answer(w, r, status, to, message)
 		return
@@ -121,6 +137,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 	if to.prefix != "" {
 		isolate(w.Header())
 	}
+	defer g.resetIfCut(w, r, to)
 	if upgrades(r) {
 		g.upgrade(w, r, to)
 		return
@@ -185,6 +202,9 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	if refusal, ok := errors.AsType[*dialError](err); ok {
+		if wrenn.CodeOf(refusal.err) == wrenn.NotFound {
+			g.misses.add(r.RemoteAddr)
+		}
 		status, message := refusal.answer()
 		g.answer(w, r, status, to, message)
 		return

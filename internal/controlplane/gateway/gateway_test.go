@@ -12,10 +12,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -75,6 +77,15 @@ func (w *world) AccessToken(_ context.Context, id wrenn.SandboxID) (string, erro
 	return "token-of-" + string(id), nil
 }
 
+func (w *world) Tokens(context.Context) (map[wrenn.SandboxID]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.running {
+		return nil, nil
+	}
+	return map[wrenn.SandboxID]string{id: "token-of-" + id}, nil
+}
+
 // kill breaks what is open and ends the sandbox.
 func (w *world) kill() {
 	w.mu.Lock()
@@ -82,6 +93,16 @@ func (w *world) kill() {
 	w.running = false
 	for _, conn := range w.open {
 		conn.Close()
+	}
+}
+
+// end is kill as a Unix socket to the host's agent shows it: by an ordinary end.
+func (w *world) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running = false
+	for _, conn := range w.open {
+		_ = conn.(*net.TCPConn).CloseRead()
 	}
 }
 
@@ -279,6 +300,72 @@ func TestEnvd(t *testing.T) {
 	}
 }
 
+// TestSignedWithoutID: where one URL serves all sandboxes, a signed URL names none.
+func TestSignedWithoutID(t *testing.T) {
+	w, server := newGateway(t)
+	w.program(t, EnvdPort, echoRequest)
+	sign := func(operation, expires string) string {
+		parts := []string{"a", operation, "user", "token-of-" + id}
+		query := url.Values{"path": {"a"}, "username": {"user"}}
+		if expires != "" {
+			parts = append(parts, expires)
+			query.Set("signature_expiration", expires)
+		}
+		query.Set("signature", accesstoken.Sign(parts))
+		return "/files?" + query.Encode()
+	}
+	for name, tc := range map[string]struct {
+		method, path string
+		status       int
+		body         string
+	}{
+		"read":               {"GET", sign("read", ""), 200, `"X-Access-Token":["token-of-` + id + `"]`},
+		"write":              {"POST", sign("write", ""), 200, ""},
+		"until later":        {"GET", sign("read", "4000000000"), 200, ""},
+		"expired":            {"GET", sign("read", "1000000000"), 401, `{"message":"signature is already expired","code":401}`},
+		"signed for reading": {"POST", sign("read", ""), 401, `{"message":"invalid signature","code":401}`},
+		"another file":       {"GET", sign("read", "") + "&path=b", 200, ""}, // the first path counts, here and in envd
+		"forged":             {"GET", "/files?path=a&signature=v1_x", 401, `{"message":"invalid signature","code":401}`},
+		"not signed":         {"GET", "/files?path=a", 401, `{"message":"missing signature query parameter","code":401}`},
+		"another method":     {"DELETE", sign("read", ""), 401, ""},
+		"the API":            {"GET", "/files/x", 200, "the API"},
+	} {
+		if status, body, _ := get(t, tc.method, server.URL+tc.path, ""); status != tc.status || !strings.Contains(body, tc.body) {
+			t.Errorf("%s: %d %s, want %d %s", name, status, body, tc.status, tc.body)
+		}
+	}
+	w.kill()
+	g := &signers{sandboxes: w}
+	signed, _ := accesstoken.ParseSigned("GET", url.Values{"path": {"a"}, "signature": {"v1_x"}})
+	if id, reason, err := g.find(t.Context(), signed); id != "" || reason != accesstoken.InvalidSignature || err != nil {
+		t.Errorf("without any sandbox: %s, %s, %v", id, reason, err)
+	}
+}
+
+// TestMisses: an address that asks for sandboxes that do not exist is slowed down,
+// and still reaches those that do.
+func TestMisses(t *testing.T) {
+	w, server := newGateway(t)
+	w.program(t, 8080, echoRequest)
+	ask := func(id string) int {
+		status, _, _ := get(t, http.MethodGet, server.URL, "", "E2b-Sandbox-Id", id, "E2b-Sandbox-Port", "8080")
+		return status
+	}
+	if status := ask(id); status != http.StatusOK {
+		t.Fatal(status)
+	}
+	statuses := map[int]int{}
+	for range 3 * missBurst {
+		statuses[ask(other)]++
+	}
+	if statuses[http.StatusBadGateway] < missBurst || statuses[http.StatusTooManyRequests] == 0 {
+		t.Errorf("answers: %v", statuses)
+	}
+	if status := ask(id); status != http.StatusOK {
+		t.Errorf("a sandbox that exists: %d", status)
+	}
+}
+
 // TestDefaultUser: E2B's clients act as "user" unless they name another.
 func TestDefaultUser(t *testing.T) {
 	w, server := newGateway(t)
@@ -380,6 +467,61 @@ func TestCutIsNoEnd(t *testing.T) {
 			t.Errorf("after the end: %s", body)
 		}
 	}
+}
+
+// TestACutResets: the end of a sandbox resets the connections to it, also those in
+// the middle of an answer whose end the server would mark by closing.
+func TestACutResets(t *testing.T) {
+	w, server := newGateway(t)
+	begun := make(chan struct{})
+	w.program(t, 8080, func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		head := map[string]string{
+			"/until-closed": "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\npart", "/chunked": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\npart\r\n",
+			"/upgraded": "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: test\r\n\r\npart", "/silent": "",
+		}[r.URL.Path]
+		_, _ = io.WriteString(conn, head)
+		begun <- struct{}{}
+		_, _ = io.Copy(io.Discard, conn)
+	})
+	for _, path := range []string{"/until-closed", "/chunked", "/upgraded", "/silent"} {
+		w.mu.Lock()
+		w.running = true
+		w.mu.Unlock()
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		testkit.Must(t, err)
+		upgrade := ""
+		if path == "/upgraded" {
+			upgrade = "Connection: Upgrade\r\nUpgrade: test\r\n"
+		}
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: 8080-%s.x.test\r\n%s\r\n", path, id, upgrade)
+		<-begun
+		if path != "/silent" {
+			testkit.Must(t, readUntil(conn, "part"))
+		}
+		w.end()
+		if _, err := io.Copy(io.Discard, conn); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: the connection ends with %v, want a reset", path, err)
+		}
+		conn.Close()
+	}
+}
+
+// readUntil reads text that ends with end.
+func readUntil(r io.Reader, end string) error {
+	var got []byte
+	for !strings.Contains(string(got), end) {
+		var one [1]byte
+		if _, err := io.ReadFull(r, one[:]); err != nil {
+			return fmt.Errorf("%w after %q", err, got)
+		}
+		got = append(got, one[0])
+	}
+	return nil
 }
 
 // TestALateProgram: one that starts to listen just after it is asked for is waited for.

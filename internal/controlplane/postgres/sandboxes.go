@@ -204,6 +204,20 @@ func (s *Store) Sandbox(ctx context.Context, id wrenn.SandboxID) (*wrenn.Sandbox
 	return s.one(ctx, id, func(ctx context.Context) (dbsqlc.Sandbox, error) { return s.queries.GetSandbox(ctx, string(id)) })
 }
 
+// LiveSandboxes returns the ids of at most so many sandboxes that have not ended, of
+// all teams, in no order.
+func (s *Store) LiveSandboxes(ctx context.Context, most int) (ids []wrenn.SandboxID, err error) {
+	err = s.call(ctx, "list live sandboxes", func(ctx context.Context) error {
+		texts, err := s.queries.LiveSandboxes(ctx, int32(most))
+		ids = nil
+		for _, text := range texts {
+			ids = append(ids, wrenn.SandboxID(text))
+		}
+		return err
+	})
+	return ids, err
+}
+
 // TeamSandbox returns a row of the team: NotFound also for another team's.
 func (s *Store) TeamSandbox(ctx context.Context, team wrenn.TeamID, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return s.one(ctx, id, func(ctx context.Context) (dbsqlc.Sandbox, error) {

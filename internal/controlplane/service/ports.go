@@ -2,15 +2,28 @@ package service
 
 import (
 	"context"
+	"errors"
 	"net"
+	"time"
 
 	"wrenn"
-	"wrenn/internal/controlplane/hostclient"
+	"wrenn/internal/recent"
 )
 
 // Ports connects to the ports of sandboxes: of any team for the gateway, whose
 // callers need no key, of the caller's team for the API.
-type Ports struct{ *core }
+type Ports struct {
+	*core
+
+	// located has the hosts of sandboxes that were reached a moment ago. The host
+	// decides; what it refuses is looked up again.
+	located *recent.Cache[wrenn.SandboxID, wrenn.HostID]
+}
+
+const (
+	maxLocated = 64 << 10
+	locatedTTL = 10 * time.Second
+)
 
 // ConnectPort connects to a TCP port of a sandbox of the caller's team; see DialPort.
 func (p *Ports) ConnectPort(ctx context.Context, c Caller, id wrenn.SandboxID, port uint16) (net.Conn, error) {
@@ -27,26 +40,66 @@ func (p *Ports) ConnectPort(ctx context.Context, c Caller, id wrenn.SandboxID, p
 // program listens. The connection breaks when the sandbox is paused or ends; the
 // caller closes it.
 func (p *Ports) DialPort(ctx context.Context, id wrenn.SandboxID, port uint16) (net.Conn, error) {
-	host, err := p.awaitRunning(ctx, id)
+	if at, ok := p.located.Get(id, time.Now()); ok {
+		conn, err := p.dialAt(ctx, at, id, port)
+		if err == nil || errors.Is(err, wrenn.ErrPortClosed) || ctx.Err() != nil {
+			return conn, err
+		}
+		p.located.Drop(id) // it may have ended, or moved
+	}
+	at, err := p.awaitRunning(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := p.dialAt(ctx, at, id, port)
+	if err == nil || errors.Is(err, wrenn.ErrPortClosed) {
+		p.located.Put(id, at, time.Now())
+	}
+	return conn, err
+}
+
+func (p *Ports) dialAt(ctx context.Context, at wrenn.HostID, id wrenn.SandboxID, port uint16) (net.Conn, error) {
+	host, err := p.hosts.client(at)
 	if err != nil {
 		return nil, err
 	}
 	return host.DialPort(ctx, id, port)
 }
 
-func (p *Ports) awaitRunning(ctx context.Context, id wrenn.SandboxID) (*hostclient.Client, error) {
+// awaitRunning returns the host of a sandbox that runs.
+func (p *Ports) awaitRunning(ctx context.Context, id wrenn.SandboxID) (wrenn.HostID, error) {
 	for {
 		sb, err := p.store.Sandbox(ctx, id)
 		if err != nil {
-			return nil, err
+			return "", err
+		}
+		if sb.State == wrenn.Running {
+			return sb.Host, nil
 		}
 		if sb.AutoResume && !sb.State.Ended() || !sb.State.InTransition() || sb.State == wrenn.Stopping {
-			return p.use(ctx, Caller{Team: sb.Team}, id)
+			_, err := p.use(ctx, Caller{Team: sb.Team}, id)
+			return sb.Host, err
 		}
 		if !sleep(ctx, pollRow) {
-			return nil, context.Cause(ctx)
+			return "", context.Cause(ctx)
 		}
 	}
+}
+
+// maxLive bounds the sandboxes among which that of a signed URL is searched.
+const maxLive = 50_000
+
+// Tokens returns the access tokens of all sandboxes that have not ended, of all
+// teams. FailedPrecondition when there are too many.
+func (p *Ports) Tokens(ctx context.Context) (map[wrenn.SandboxID]string, error) {
+	ids, err := p.store.LiveSandboxes(ctx, maxLive+1)
+	if err != nil {
+		return nil, err
+	}
+	if len(ids) > maxLive {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "there are too many sandboxes to find the one of a signed URL that does not name it: use the URL of a domain")
+	}
+	return p.tokens.ofAll(ctx, ids)
 }
 
 // Runs reports whether the sandbox runs, by its row.

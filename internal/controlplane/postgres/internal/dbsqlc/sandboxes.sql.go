@@ -351,6 +351,31 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 	return items, nil
 }
 
+const liveSandboxes = `-- name: LiveSandboxes :many
+SELECT id FROM sandboxes WHERE state NOT IN ('stopped', 'failed') LIMIT $1::integer
+`
+
+// Of all teams.
+func (q *Queries) LiveSandboxes(ctx context.Context, most int32) ([]string, error) {
+	rows, err := q.db.Query(ctx, liveSandboxes, most)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockTeam = `-- name: LockTeam :one
 SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams WHERE id = $1 FOR NO KEY UPDATE
 `
