@@ -46,7 +46,7 @@ func newSystem(t *testing.T) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Registries: template.Registries{"127.0.0.1"}, Fault: func(step vmfake.Step) error {
+	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Registries: template.Registries{"127.0.0.1"}, Hook: func(step vmfake.Step) error {
 		if s.broken.Load() {
 			return vmfake.FailAt(vmfake.StepBoot)(step)
 		}

@@ -161,7 +161,7 @@ func TestOpenTriesAgain(t *testing.T) {
 	l := newLab(t)
 	sb := abandon(t, l.open(t), 4)
 	l.crash(t)
-	l.fault = vmfake.FailAt(vmfake.StepStop)
+	l.hook = vmfake.FailAt(vmfake.StepStop)
 	if _, err := l.tryOpen(t); err == nil || !strings.Contains(err.Error(), string(sb.ID())) {
 		t.Errorf("Open() = %v, want to hear of %s", err, sb.ID())
 	}
@@ -169,7 +169,7 @@ func TestOpenTriesAgain(t *testing.T) {
 		t.Errorf("slots: %+v, want the machine's still in use", s)
 	}
 	l.crash(t)
-	l.fault = nil
+	l.hook = nil
 	l.wantClean(t, l.open(t))
 }
 

@@ -4,18 +4,14 @@ package sandbox
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"wrenn"
 	"wrenn/internal/host/sandbox/fakeguest"
-	"wrenn/internal/netns"
+	"wrenn/internal/host/sandbox/testhost"
 	"wrenn/internal/network"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
@@ -24,10 +20,7 @@ import (
 // patience bounds what must happen, on a busy machine too.
 const patience = 20 * time.Second
 
-var (
-	labs  atomic.Int32
-	small = wrenn.Size{VCPUs: 1, MemoryMiB: 64}
-)
+var small = wrenn.Size{VCPUs: 1, MemoryMiB: 64}
 
 // lab is a host: directories, network slots in their own namespace, and
 // a world in which fake machines run the real agent.
@@ -36,70 +29,25 @@ type lab struct {
 	network network.Config
 	world   *vmfake.World
 	agent   agent
-	noSweep bool // as an agent with sandboxes in quarantine
-	// fault is the driver's.
-	fault func(vmfake.Step) error
+	noSweep bool                    // as an agent with sandboxes in quarantine
+	hook    func(vmfake.Step) error // the driver's
 }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("these tests need root")
-	}
-	prefix := fmt.Sprintf("f%05x%02x", os.Getpid()&0xfffff, labs.Add(1)&0xff) // 8 letters, the most that a pool takes
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	l := &lab{agent: agent{log: log}}
-	l.network = network.Config{
-		Prefix: prefix, Range: netip.MustParsePrefix("10.215.0.0/24"), Max: 2, RunDir: t.TempDir(),
-		HostNamespace: newNamespace(t, prefix+"host"), Log: log,
-	}
-	l.world = &vmfake.World{Boot: func(g *vmfake.Guest) (func(), error) {
-		spec, err := g.Spec()
-		if err != nil {
-			return nil, err
+	l := &lab{}
+	h := testhost.New(t, testhost.Config{Boot: l.agent.boot, Hook: func(s vmfake.Step) error {
+		if l.hook == nil {
+			return nil
 		}
-		return l.agent.boot(spec.Net.Namespace)
-	}}
+		return l.hook(s)
+	}})
+	l.network, l.world = h.Network, h.World
 	l.cfg = Config{
-		StateDir: t.TempDir(), RunDir: shortDir(t), ReadyTimeout: patience, Log: log,
-		Driver: vmfake.New(vmfake.Config{World: l.world, Hook: func(s vmfake.Step) error {
-			if l.fault == nil {
-				return nil
-			}
-			return l.fault(s)
-		}}),
-		Guest: Guest{RootFS: newFile(t, "rootfs"), Kernel: vm.Kernel{Image: newFile(t, "kernel")}},
+		StateDir: h.StateDir, RunDir: h.RunDir, ReadyTimeout: patience, Log: h.Log,
+		Driver: h.Driver, Guest: Guest{RootFS: h.Image, Kernel: vm.Kernel{Image: h.Image}},
 	}
-	// The agent's programs find a sync that does not write the disks of this machine.
-	t.Setenv("PATH", script(t, "sync", "exit 0")+":"+os.Getenv("PATH"))
 	return l
-}
-
-func newNamespace(t *testing.T, name string) string {
-	t.Helper()
-	path, err := netns.Create(name)
-	must(t, err)
-	t.Cleanup(func() {
-		if err := netns.Delete(name); err != nil {
-			t.Error(err)
-		}
-	})
-	return path
-}
-
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "sbx") //nolint:usetesting // t.TempDir's names are too long for a machine
-	must(t, err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func newFile(t *testing.T, content string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	must(t, os.WriteFile(path, []byte(content), 0o600))
-	return path
 }
 
 // script makes a program in its own directory, which it returns.
@@ -182,17 +130,17 @@ func destroyLater(t *testing.T, sb *Sandbox) {
 	})
 }
 
-// agent makes the agents of the lab's guests, and says how they behave.
+// agent says how the agents of the lab's guests behave.
 type agent struct {
-	log *slog.Logger
 	// mute agents do not exist; stuck ones are healthy but never done with /init.
 	mute, stuck bool
 }
 
-// boot serves an agent in the guest of the slot.
-func (a *agent) boot(slot string) (stop func(), err error) {
+// boot serves an agent in a guest.
+func (a *agent) boot(cfg fakeguest.Config) (stop func(), err error) {
 	if a.mute {
 		return nil, nil
 	}
-	return fakeguest.Boot(fakeguest.Config{Slot: slot, Stuck: a.stuck, Log: a.log})
+	cfg.Stuck = a.stuck
+	return fakeguest.Boot(cfg)
 }

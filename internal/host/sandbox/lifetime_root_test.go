@@ -89,7 +89,7 @@ func TestEnsureAfterAFailedMaker(t *testing.T) {
 	t.Cleanup(m.Close)
 	entered, leave := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	l.fault = func(now vmfake.Step) error {
+	l.hook = func(now vmfake.Step) error {
 		err := error(nil)
 		if now == vmfake.StepLoad {
 			once.Do(func() {
@@ -132,7 +132,7 @@ func TestDestroyGivesUpALaunch(t *testing.T) {
 	m := l.open(t)
 	t.Cleanup(m.Close)
 	booted := make(chan struct{})
-	l.fault = func(now vmfake.Step) error {
+	l.hook = func(now vmfake.Step) error {
 		if now == vmfake.StepBoot {
 			close(booted)
 		}

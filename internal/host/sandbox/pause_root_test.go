@@ -88,7 +88,7 @@ func TestAPauseThatFails(t *testing.T) {
 			if err := sb.Pause(t.Context()); err == nil {
 				t.Error("Pause() succeeded")
 			}
-			l.fault = nil
+			l.hook = nil
 			wantStatus(t, sb, StatusRunning, "")
 			wantAlive(t, sb)
 			wantSnapshots(t, m)
@@ -112,7 +112,7 @@ func TestAPauseWhoseMachineCannotBeStopped(t *testing.T) {
 	if err := sb.Resume(t.Context()); err == nil { // never both
 		t.Error("Resume() succeeded")
 	}
-	l.fault = nil
+	l.hook = nil
 	must(t, sb.Pause(t.Context()))
 	l.wantNoMachine(t)
 	must(t, sb.Resume(t.Context()))
@@ -148,7 +148,7 @@ func TestAResumeThatFails(t *testing.T) {
 			}
 			wantStatus(t, sb, StatusPaused, "")
 			l.wantNoMachine(t)
-			l.fault, l.agent.mute, m.cfg.ReadyTimeout = nil, false, ready
+			l.hook, l.agent.mute, m.cfg.ReadyTimeout = nil, false, ready
 			must(t, sb.Resume(t.Context()))
 			wantAlive(t, sb)
 			l.wantMark(t, sb, 'a')
@@ -185,9 +185,9 @@ func TestWhatASandboxMissesDoesNotMakeItLost(t *testing.T) {
 	wantAlive(t, sb)
 
 	must(t, sb.Pause(t.Context()))
-	l.fault = func(vmfake.Step) error { return wrenn.Errorf(wrenn.NotFound, "404 from the guest") }
+	l.hook = func(vmfake.Step) error { return wrenn.Errorf(wrenn.NotFound, "404 from the guest") }
 	want("resume", "404 from the guest", sb.Resume(t.Context()))
-	l.fault = nil
+	l.hook = nil
 	snapshot := sb.journal.Snapshot
 	sb.journal.Snapshot, sb.journal.Checkpoints = "gone", []wrenn.Checkpoint{{ID: "gone"}}
 	want("resume without its snapshot", "gone", sb.Resume(t.Context()))
@@ -259,7 +259,7 @@ func TestRestoreNeedsMemoryForASecondMachine(t *testing.T) {
 func TestAutoPauseAndOneWakeForAll(t *testing.T) {
 	l := newLab(t)
 	var restores atomic.Int32
-	l.fault = func(s vmfake.Step) error {
+	l.hook = func(s vmfake.Step) error {
 		if s == vmfake.StepLoad {
 			restores.Add(1)
 		}
@@ -306,7 +306,7 @@ func TestAnAutoPauseThatFailsDestroysNothing(t *testing.T) {
 	l := newLab(t)
 	failed := make(chan struct{})
 	var once sync.Once
-	l.fault = func(s vmfake.Step) error {
+	l.hook = func(s vmfake.Step) error {
 		if s == vmfake.StepMemory {
 			defer once.Do(func() { close(failed) })
 			return errors.New("no space")
@@ -425,7 +425,7 @@ func TestForksThatCannotBe(t *testing.T) {
 	if err != nil || copies[0].Err == nil {
 		t.Errorf("Fork() whose snapshot fails = %+v, %v", copies, err)
 	}
-	l.fault = nil
+	l.hook = nil
 	wantAlive(t, sb)
 	must(t, m.Collect(t.Context()))
 	wantSnapshots(t, m)
@@ -535,7 +535,7 @@ func TestARestoreThatFails(t *testing.T) {
 			if err := sb.RestoreCheckpoint(t.Context(), "one"); err == nil {
 				t.Error("RestoreCheckpoint() succeeded")
 			}
-			l.fault = nil
+			l.hook = nil
 			must(t, printed.Print("after\n"))
 			wantConsole(t, m, sb.ID(), "before\nafter\n", true)
 			wantStatus(t, sb, StatusRunning, "")
@@ -595,7 +595,7 @@ func TestAPauseOnAFullDisk(t *testing.T) {
 				return nil
 			}
 			must(t, fillAt("before"))
-			l.fault = fillAt
+			l.hook = fillAt
 			if err := sb.Pause(t.Context()); wrenn.CodeOf(err) != wrenn.Exhausted || !strings.Contains(err.Error(), "disk is full") {
 				t.Errorf("Pause() = %v, want Exhausted", err)
 			}
@@ -606,7 +606,7 @@ func TestAPauseOnAFullDisk(t *testing.T) {
 				t.Errorf("snapshots (-before +after):\n%s", diff)
 			}
 
-			l.fault = nil
+			l.hook = nil
 			must(t, os.Remove(filler))
 			must(t, sb.Pause(t.Context()))
 			must(t, errors.Join(sb.RestoreCheckpoint(t.Context(), "one"), sb.Resume(t.Context()), other.Resume(t.Context())))

@@ -111,7 +111,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 }
 
 func failAt(step vmfake.Step) func(*lab) {
-	return func(l *lab) { l.fault = vmfake.FailAt(step) }
+	return func(l *lab) { l.hook = vmfake.FailAt(step) }
 }
 
 func TestNoSlot(t *testing.T) {
@@ -136,7 +136,7 @@ func TestCanceledInTheMiddle(t *testing.T) {
 			defer cancel(nil)
 			l := newLab(t)
 			l.agent.mute = true
-			l.fault = func(now vmfake.Step) error {
+			l.hook = func(now vmfake.Step) error {
 				switch {
 				case now == at:
 					cancel(why)
@@ -184,7 +184,7 @@ func TestAMachineThatCannotBeStoppedKeepsItsSlot(t *testing.T) {
 	if j, err := journal.Read(sb.dir()); err != nil || j.Step != journal.StepDestroy || j.Instance == nil || j.Instance.Machine == nil {
 		t.Errorf("journal: %+v, %v", j, err)
 	}
-	l.fault = nil
+	l.hook = nil
 	must(t, sb.Destroy(t.Context()))
 	l.wantClean(t, m)
 }
@@ -192,14 +192,14 @@ func TestAMachineThatCannotBeStoppedKeepsItsSlot(t *testing.T) {
 // What cannot be undone is said.
 func TestAFailedCreateThatLeavesSomethingSaysSo(t *testing.T) {
 	l := newLab(t)
-	l.fault = vmfake.FailAt(vmfake.StepStop)
+	l.hook = vmfake.FailAt(vmfake.StepStop)
 	l.agent.mute, l.cfg.ReadyTimeout = true, 50*time.Millisecond
 	m := l.open(t)
 	_, err := m.Create(t.Context(), wrenn.NewSandboxID(), small)
 	if err == nil || !strings.Contains(err.Error(), "did not answer") || !strings.Contains(err.Error(), "injected fault at stop") {
 		t.Errorf("Create() = %v, want both reasons", err)
 	}
-	l.fault = nil
+	l.hook = nil
 	l.crash(t)
 	l.wantClean(t, l.open(t))
 }

@@ -120,7 +120,7 @@ func TestSnapshotFailuresLeaveNothing(t *testing.T) {
 			}
 			wantSnapshots(t, m)
 			wantRunning(t, l, sb)
-			l.fault = nil
+			l.hook = nil
 			must(t, sb.Snapshot(t.Context(), "snap"))
 		})
 	}
@@ -145,7 +145,7 @@ func TestACanceledSnapshotLeavesNothing(t *testing.T) {
 			l := newLab(t)
 			m := l.open(t)
 			sb := create(t, m)
-			l.fault = func(now vmfake.Step) error {
+			l.hook = func(now vmfake.Step) error {
 				if now == step {
 					cancel(why)
 					return why
@@ -190,7 +190,7 @@ func TestAMachineThatIsLeftStandingStill(t *testing.T) {
 			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
 			machine := sb.instance.Machine
 			var refused atomic.Bool
-			l.fault = func(now vmfake.Step) error {
+			l.hook = func(now vmfake.Step) error {
 				switch {
 				case now == vmfake.StepMemory:
 					cancel(why)
@@ -222,7 +222,7 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	must(t, err)
 	must(t, sb.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }))
 	must(t, sb.instance.Machine.Pause(t.Context()))
-	l.fault = func(now vmfake.Step) error {
+	l.hook = func(now vmfake.Step) error {
 		if now == vmfake.StepResume {
 			return errors.New("busy")
 		}
@@ -234,7 +234,7 @@ func TestAdoptOfAMachineThatStillWrites(t *testing.T) {
 	must(t, err)
 	destroyLater(t, sb)
 	wantStatus(t, sb, StatusRunning, "")
-	l.fault = nil
+	l.hook = nil
 	if !letGoOnNow(m, sb) {
 		t.Error("nothing would let it run again")
 	}
@@ -251,7 +251,7 @@ func TestDestroyEndsAWriteThatCannotBeGivenUp(t *testing.T) {
 			t.Cleanup(m.Close)
 			sb := create(t, m)
 			machine, entered := sb.instance.Machine, make(chan struct{})
-			l.fault = func(now vmfake.Step) error {
+			l.hook = func(now vmfake.Step) error {
 				if now == vmfake.StepMemory {
 					close(entered)
 					return errors.Join(machine.Wait(context.WithoutCancel(t.Context())), errors.New("the VMM is gone"))
@@ -324,7 +324,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 	sb := create(t, m)
 	var taken []vmfake.Step // guarded by the sandbox: one at a time
 	var inside atomic.Int32
-	l.fault = func(now vmfake.Step) error {
+	l.hook = func(now vmfake.Step) error {
 		taken = append(taken, now)
 		switch now {
 		case vmfake.StepPause:
@@ -354,7 +354,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 	if diff := cmp.Diff(want, taken); diff != "" {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
-	l.fault = nil
+	l.hook = nil
 	wantSnapshots(t, m, names...)
 	wantRunning(t, l, sb)
 }
@@ -367,7 +367,7 @@ func TestASnapshotNameThatIsTakenMeanwhile(t *testing.T) {
 	must(t, l.inside(fast).Fill(t.Context(), "who", 'f'))
 	var started atomic.Bool
 	var published error
-	l.fault = func(now vmfake.Step) error {
+	l.hook = func(now vmfake.Step) error {
 		if now == vmfake.StepMemory && started.CompareAndSwap(false, true) {
 			published = fast.Snapshot(t.Context(), "snap")
 		}
@@ -393,7 +393,7 @@ func TestDestroyEndsASnapshot(t *testing.T) {
 	m := l.open(t)
 	sb := create(t, m)
 	entered, leave := make(chan struct{}), make(chan struct{})
-	l.fault = func(now vmfake.Step) error {
+	l.hook = func(now vmfake.Step) error {
 		if now == vmfake.StepMemory {
 			close(entered)
 			<-leave

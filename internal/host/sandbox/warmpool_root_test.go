@@ -211,7 +211,7 @@ func TestAPooledMachineThatDoesNotRun(t *testing.T) {
 	if _, err := os.Stat(bad.dir()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the machine is still in the pool: %v", err)
 	}
-	l.fault = nil
+	l.hook = nil
 }
 
 func TestThePoolGoesWithItsSnapshot(t *testing.T) {

@@ -240,7 +240,7 @@ func TestWhatCannotBeCreated(t *testing.T) {
 
 // The cause of a failure is the operator's; the caller hears that it was one.
 func TestAFailureTellsNoCause(t *testing.T) {
-	c := call(t, agenttest.Config{Fault: vmfake.FailAt(vmfake.StepBoot)})
+	c := call(t, agenttest.Config{Hook: vmfake.FailAt(vmfake.StepBoot)})
 	id := string(wrenn.NewSandboxID())
 	_, err := c.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{SandboxId: id})
 	testkit.WantRPCCode(t, err, connect.CodeInternal, "internal error")

@@ -67,7 +67,7 @@ func TestForks(t *testing.T) {
 // The cause of a copy's failure is the operator's.
 func TestAForkThatFailsTellsNoCause(t *testing.T) {
 	var broken atomic.Bool
-	c := call(t, agenttest.Config{Fault: func(s vmfake.Step) error {
+	c := call(t, agenttest.Config{Hook: func(s vmfake.Step) error {
 		if broken.Load() {
 			return vmfake.FailAt(vmfake.StepBoot)(s)
 		}

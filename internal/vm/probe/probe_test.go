@@ -20,7 +20,7 @@ type bench struct {
 	Probe
 	kernel vm.Kernel
 	world  *vmfake.World
-	fault  func(vmfake.Step) error
+	hook   func(vmfake.Step) error
 	boots  int
 }
 
@@ -49,7 +49,7 @@ func newKernel(t *testing.T, content string) vm.Kernel {
 	return vm.Kernel{Image: path}
 }
 
-func (b *bench) driver() vm.Driver { return vmfake.New(vmfake.Config{World: b.world, Hook: b.fault}) }
+func (b *bench) driver() vm.Driver { return vmfake.New(vmfake.Config{World: b.world, Hook: b.hook}) }
 
 // ask probes, and checks that nothing of the machine is left.
 func (b *bench) ask(t *testing.T, ctx context.Context, driver vm.Driver, version string) (Verdict, error) {
@@ -197,12 +197,12 @@ func TestAVerdictIsOfTheKernelsContent(t *testing.T) {
 // A VMM that could not be started is no verdict on the kernel: it is tried again.
 func TestAFailedStartIsNotRemembered(t *testing.T) {
 	b := newBench(t, prints)
-	b.fault = vmfake.FailAt(vmfake.StepProcess)
+	b.hook = vmfake.FailAt(vmfake.StepProcess)
 	v, err := b.ask(t, t.Context(), b.driver(), "1")
 	if err != nil || v.Works || !strings.Contains(v.Reason, "injected fault") {
 		t.Errorf("Boots() = %+v, %v; want the reason of Start", v, err)
 	}
-	b.fault = nil
+	b.hook = nil
 	if v, err := b.ask(t, t.Context(), b.driver(), "1"); err != nil || !v.Works {
 		t.Errorf("afterwards: Boots() = %+v, %v", v, err)
 	}

@@ -5,22 +5,19 @@ package agenttest
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"wrenn/internal/host/sandbox"
-	"wrenn/internal/host/sandbox/fakeguest"
+	"wrenn/internal/host/sandbox/testhost"
 	"wrenn/internal/host/server"
 	"wrenn/internal/host/template"
 	"wrenn/internal/image"
-	"wrenn/internal/netns"
 	"wrenn/internal/network"
+	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
 	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
@@ -32,8 +29,8 @@ type Config struct {
 	Log    *slog.Logger
 	Limits sandbox.Limits
 	Slots  int // network slots at a time; default 2
-	// Fault, if set, is that of vmfake.
-	Fault func(vmfake.Step) error
+	// Hook, if set, is that of vmfake.
+	Hook rollback.Hook
 	// Registries are those of template.Config.
 	Registries template.Registries
 	// StateDir, if set, is copied: the host begins with it.
@@ -53,48 +50,18 @@ type Agent struct {
 	stop       func(testing.TB)
 }
 
-var agents atomic.Int32
-
 // New makes a host and starts its agent. Everything goes with the test.
 func New(t *testing.T, cfg Config) *Agent {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this needs root")
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
-	if cfg.Slots == 0 {
-		cfg.Slots = 2
-	}
-	run := shortDir(t)
-	a := &Agent{socket: filepath.Join(run, "agent.sock"), registries: cfg.Registries}
-	prefix := fmt.Sprintf("a%05x%02x", os.Getpid()&0xfffff, agents.Add(1)&0xff) // 8 letters, the most that a pool takes
-	a.network = network.Config{
-		Prefix: prefix, Range: netip.MustParsePrefix("10.221.0.0/24"), Max: cfg.Slots, RunDir: run,
-		HostNamespace: namespace(t, prefix+"host"), Log: cfg.Log,
-	}
-	a.World = &vmfake.World{Boot: func(g *vmfake.Guest) (func(), error) {
-		spec, err := g.Spec()
-		if err != nil {
-			return nil, err
-		}
-		return fakeguest.Boot(fakeguest.Config{Slot: spec.Net.Namespace, Log: cfg.Log})
-	}}
-	image := filepath.Join(t.TempDir(), "image")
-	testkit.Must(t, os.WriteFile(image, []byte("image"), 0o600))
+	h := testhost.New(t, testhost.Config{Slots: cfg.Slots, Hook: cfg.Hook, Log: cfg.Log})
+	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, network: h.Network, World: h.World}
 	a.cfg = sandbox.Config{
-		StateDir: t.TempDir(), RunDir: run, ReadyTimeout: time.Minute, Log: cfg.Log, Adopt: true, Limits: cfg.Limits,
-		Driver: vmfake.New(vmfake.Config{World: a.World, Hook: cfg.Fault}),
-		Guest:  sandbox.Guest{RootFS: image, Kernel: vm.Kernel{Image: image}},
+		StateDir: h.StateDir, RunDir: h.RunDir, ReadyTimeout: time.Minute, Log: h.Log, Adopt: true, Limits: cfg.Limits,
+		Driver: h.Driver, Guest: sandbox.Guest{RootFS: h.Image, Kernel: vm.Kernel{Image: h.Image}},
 	}
 	if cfg.StateDir != "" {
 		testkit.Must(t, os.CopyFS(a.cfg.StateDir, os.DirFS(cfg.StateDir)))
 	}
-	// Guests find a sync that does not write the disks of this machine.
-	bin := t.TempDir()
-	testkit.Must(t, os.WriteFile(filepath.Join(bin, "sync"), []byte("#!/bin/sh\nexit 0\n"), 0o755))
-	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	t.Cleanup(func() { a.tearDown(t) })
 	a.Start(t)
 	return a
@@ -160,20 +127,4 @@ func (a *Agent) tearDown(tb testing.TB) {
 	testkit.Must(tb, err)
 	testkit.Must(tb, pool.Sweep(context.Background()))
 	testkit.Must(tb, pool.Close(context.Background()))
-}
-
-func namespace(tb testing.TB, name string) string {
-	tb.Helper()
-	path, err := netns.Create(name)
-	testkit.Must(tb, err)
-	tb.Cleanup(func() { testkit.Must(tb, netns.Delete(name)) })
-	return path
-}
-
-func shortDir(tb testing.TB) string {
-	tb.Helper()
-	dir, err := os.MkdirTemp("", "ha") //nolint:usetesting // t.TempDir's names are too long for sockets
-	testkit.Must(tb, err)
-	tb.Cleanup(func() { testkit.Must(tb, os.RemoveAll(dir)) })
-	return dir
 }
