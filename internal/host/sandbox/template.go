@@ -45,15 +45,16 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 		}
 	}()
 	if r.Prepare != nil {
-		if err := s.prepare(ctx, r.Prepare); err != nil {
+		if err := prepareGuest(ctx, s, r.Prepare); err != nil {
 			return err
 		}
 	}
-	s.warmUp(ctx)
+	warmUp(ctx, s)
 	return s.snapshot(ctx, r.Name, r.Note)
 }
 
-func (s *Sandbox) prepare(ctx context.Context, prepare func(context.Context, *envdclient.Client) error) error {
+// prepareGuest calls prepare with the guest, which stays for as long.
+func prepareGuest(ctx context.Context, s *Sandbox, prepare func(context.Context, *envdclient.Client) error) error {
 	release, err := s.Use(ctx)
 	if err != nil {
 		return err
@@ -70,7 +71,7 @@ var warmUpPrograms = [][]string{
 // warmUp runs what sandboxes are used for, so that every machine that is made
 // from the snapshot has it in memory, which it shares with the others, instead
 // of reading it from its disk. Programs that an image does not have are left out.
-func (s *Sandbox) warmUp(ctx context.Context) {
+func warmUp(ctx context.Context, s *Sandbox) {
 	for _, argv := range warmUpPrograms {
 		if _, err := s.Guest().Exec(ctx, wrenn.ExecCommand{Cmd: argv[0], Args: argv[1:]}); err != nil {
 			s.log(ctx, slog.LevelDebug, "guest cannot run a program", slog.String("program", argv[0]), slog.Any("err", err))
