@@ -27,6 +27,8 @@ import (
 	"wrenn/internal/image/initramfs"
 	"wrenn/internal/image/oci"
 	"wrenn/internal/image/rootfs"
+	"wrenn/internal/storage"
+	"wrenn/internal/testkit"
 )
 
 // withBase adds a fake base to a configuration's store: a real one takes a minute
@@ -399,7 +401,10 @@ func TestUpdate(t *testing.T) {
 	if got := readImage(t, image, "/etc/hostname"); got != "sandbox\n" {
 		t.Errorf("the rest of the image: hostname = %q", got)
 	}
-	if got := readImage(t, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), old.Fd()), envdPath); got != oldEnvd {
+	copied := filepath.Join(t.TempDir(), "old")
+	_, err = storage.Clone(t.Context(), copied, fmt.Sprintf("/proc/self/fd/%d", old.Fd()), 0o600)
+	testkit.Must(t, err)
+	if got := readImage(t, copied, envdPath); got != oldEnvd {
 		t.Error("the old image changed under its user")
 	}
 }

@@ -1,17 +1,19 @@
 package rootfs
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"wrenn"
 )
@@ -22,7 +24,15 @@ import (
 func MakeExt4(ctx context.Context, tree, image string, size int64) error {
 	// lazy_*: a new file is all zeros already. ^features: an operator's kernel from
 	// before 2022 or 2017 may not support these.
-	_, err := run(ctx, "", "mke2fs", "-q", "-t", "ext4", "-d", tree, "-m", "0", "-L", "wrenn",
+	image, err := newImageFile(image)
+	if err != nil {
+		return err
+	}
+	if tree, err = filepath.Abs(tree); err != nil {
+		return err
+	}
+	j := jailed{dir: "/", reads: []string{tree}, writes: []string{image}, size: size}
+	_, err = j.run(ctx, "mke2fs", "-q", "-t", "ext4", "-d", tree, "-m", "0", "-L", "wrenn",
 		"-O", "^orphan_file,^metadata_csum_seed",
 		"-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard",
 		image, fmt.Sprintf("%dk", size>>10))
@@ -32,7 +42,12 @@ func MakeExt4(ctx context.Context, tree, image string, size int64) error {
 // Check returns an error if an image is not a consistent file system. It changes
 // nothing.
 func Check(ctx context.Context, image string) error {
-	_, err := run(ctx, "", "e2fsck", "-f", "-n", image)
+	image, err := filepath.Abs(image)
+	if err != nil {
+		return err
+	}
+	j := jailed{dir: "/", reads: []string{image}}
+	_, err = j.run(ctx, "e2fsck", "-f", "-n", image)
 	return err
 }
 
@@ -61,7 +76,11 @@ func Inject(ctx context.Context, image, scratch string, files []File, gone ...st
 	for _, name := range gone {
 		fmt.Fprintf(&script, "rm %s\n", name)
 	}
-	mkdirs, err := makeParents(ctx, image, dir, files)
+	look, err := workIn(dir, image, false)
+	if err != nil {
+		return err
+	}
+	mkdirs, err := makeParents(ctx, look, image, files)
 	if err != nil {
 		return err
 	}
@@ -77,7 +96,11 @@ func Inject(ctx context.Context, image, scratch string, files []File, gone ...st
 		return err
 	}
 	// debugfs always exits with 0: reading back shows whether it worked.
-	output, err := run(ctx, dir, "debugfs", "-w", "-f", "commands", image)
+	change, err := workIn(dir, image, true)
+	if err != nil {
+		return err
+	}
+	output, err := change.run(ctx, "debugfs", "-w", "-f", "commands", image)
 	if err != nil {
 		return err
 	}
@@ -101,19 +124,20 @@ func (f File) commands(in, out string) string {
 // makeParents returns the commands that make the missing directories of files,
 // upper ones first. It first checks which exist, because debugfs damages a directory
 // when it makes it a second time.
-func makeParents(ctx context.Context, image, dir string, files []File) (string, error) {
+func makeParents(ctx context.Context, j jailed, image string, files []File) (string, error) {
 	dirs := parents(files)
 	var look strings.Builder
 	for _, name := range dirs {
 		fmt.Fprintf(&look, "cd %s/.\n", name)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "look"), []byte(look.String()), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(j.dir, "look"), []byte(look.String()), 0o600); err != nil {
 		return "", err
 	}
-	messages, err := complaints(ctx, dir, "debugfs", "-f", "look", image)
+	_, stderr, err := j.start(ctx, "debugfs", "-f", "look", image)
 	if err != nil {
-		return "", err
+		return "", explain(ctx, "debugfs", err, stderr)
 	}
+	messages := "\n" + string(stderr)
 	var script strings.Builder
 	for _, name := range dirs {
 		_, complaint, found := strings.Cut(messages, "\n"+name+"/.: ")
@@ -130,20 +154,6 @@ func makeParents(ctx context.Context, image, dir string, files []File) (string, 
 	return script.String(), nil
 }
 
-// complaints runs a program and returns what it wrote to its standard error, each line after a newline.
-func complaints(ctx context.Context, dir, name string, args ...string) (string, error) {
-	cmd, err := command(ctx, dir, name, args...)
-	if err != nil {
-		return "", err
-	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return "", explain(ctx, name, err, stderr.Bytes())
-	}
-	return "\n" + stderr.String(), nil
-}
-
 // parents returns the directories of files and those above, upper ones first.
 func parents(files []File) []string {
 	known := map[string]bool{"/": true}
@@ -156,8 +166,29 @@ func parents(files []File) []string {
 	return slices.Sorted(maps.Keys(known)) // a directory sorts before those in it
 }
 
+// maxDumped bounds a file that is read from an image.
+const maxDumped = 64 << 20
+
+// readRegular returns the content of a file that a jailed program made, of limit bytes
+// at most. It could have made a link to another file of the host, or a pipe.
+func readRegular(file string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("%s is not a regular file, or is larger than %d MiB", filepath.Base(file), limit>>20)
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
 func same(file string, want []byte) error {
-	got, err := os.ReadFile(file)
+	got, err := readRegular(file, int64(len(want)))
 	if err != nil {
 		return err
 	}
@@ -179,12 +210,17 @@ func ReadFile(ctx context.Context, image, scratch, name string) ([]byte, error) 
 		return nil, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // else the next build removes it
-	if _, err := run(ctx, dir, "debugfs", "-R", "dump "+name+" out", image); err != nil {
+	j, err := workIn(dir, image, false)
+	if err != nil {
 		return nil, err
 	}
-	data, err := os.ReadFile(filepath.Join(dir, "out"))
+	j.size = maxDumped
+	if _, err := j.run(ctx, "debugfs", "-R", "dump "+name+" out", image); err != nil {
+		return nil, err
+	}
+	data, err := readRegular(filepath.Join(dir, "out"), maxDumped)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, wrenn.Errorf(wrenn.NotFound, "the image has no %s", name)
 	}
-	return bytes.Clone(data), err
+	return data, err
 }

@@ -53,7 +53,7 @@ type layer struct {
 }
 
 func (l *layer) entry(h *tar.Header, data io.Reader) error {
-	name, err := l.place(h.Name)
+	name, err := l.tree.place(h.Name)
 	if err != nil || name == "." {
 		return err
 	}
@@ -75,7 +75,7 @@ func (l *layer) entry(h *tar.Header, data io.Reader) error {
 	here := *h
 	here.Name = name
 	if h.Typeflag == tar.TypeLink {
-		if here.Linkname, err = l.place(h.Linkname); err != nil {
+		if here.Linkname, err = l.tree.place(h.Linkname); err != nil {
 			return err
 		}
 	}
@@ -91,20 +91,6 @@ func (l *layer) remember(name string) error {
 		l.made[p] = true
 	}
 	return nil
-}
-
-// place follows the links above a path: a directory of a layer may be a link in a
-// lower one.
-func (l *layer) place(name string) (string, error) {
-	name, err := inside(name)
-	if err != nil || name == "." {
-		return name, err
-	}
-	dir, err := l.tree.resolve(path.Dir(name))
-	if err != nil {
-		return "", err
-	}
-	return path.Join(dir, path.Base(name)), nil
 }
 
 // hide removes a file or directory of a lower layer.

@@ -64,18 +64,15 @@ func command(ctx context.Context, dir, name string, args ...string) (*exec.Cmd, 
 	return cmd, nil
 }
 
-// run runs a program and returns its output. If it fails, the error has the output.
-func run(ctx context.Context, dir, name string, args ...string) (string, error) {
-	cmd, err := command(ctx, dir, name, args...)
+// run runs a program on the files of an image, confined: see jailed. It returns what
+// the program printed. If it fails, the error has the output.
+func (j jailed) run(ctx context.Context, name string, args ...string) (string, error) {
+	stdout, stderr, err := j.start(ctx, name, args...)
+	output := append(append(stdout, '\n'), stderr...)
 	if err != nil {
-		return "", err
+		return string(output), explain(ctx, name, err, output)
 	}
-	out, err := cmd.CombinedOutput()
-	endGroup(ctx, cmd)
-	if err != nil {
-		return string(out), explain(ctx, name, err, out)
-	}
-	return string(out), nil
+	return string(output), nil
 }
 
 // endGroup kills processes that a canceled program has left.

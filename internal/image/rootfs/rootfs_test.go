@@ -3,6 +3,7 @@ package rootfs
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,13 +21,12 @@ func TestRunEndsGrandchildrenToo(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
 	done := make(chan error, 1)
 	go func() {
-		_, err := run(ctx, "", "sh", "-c", `trap : TERM; sh -c 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec sleep 600' "$0" & wait; wait`, file)
-		done <- err
+		done <- runProgress(ctx, "sh", "-c", `trap : TERM; sh -c 'echo $$ >"$0.new"; mv "$0.new" "$0"; exec sleep 600' "$0" & wait; wait`, file)
 	}()
 	pid := waitForPID(t, file)
 	cancel(interrupt)
 	if err := <-done; !errors.Is(err, interrupt) {
-		t.Errorf("run() = %v", err)
+		t.Errorf("progress() = %v", err)
 	}
 	testkit.WaitUntil(t, "the grandchild has ended", func() bool { return syscall.Kill(pid, 0) != nil })
 }
@@ -43,11 +43,17 @@ func waitForPID(t *testing.T, file string) int {
 	return pid
 }
 
-func TestRunErrorHasTheOutput(t *testing.T) {
-	if _, err := run(t.Context(), "", "sh", "-c", "echo out; echo no good >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "no good") {
-		t.Errorf("run() = %v", err)
+// runProgress runs a program as mmdebstrap is run.
+func runProgress(ctx context.Context, name string, args ...string) error {
+	cmd, err := command(ctx, "", name, args...)
+	if err != nil {
+		return err
 	}
-	if out, err := run(t.Context(), "/", "pwd"); err != nil || out != "/\n" {
-		t.Errorf("run() = %q, %v", out, err)
+	return progress(ctx, cmd, io.Discard)
+}
+
+func TestRunErrorHasTheOutput(t *testing.T) {
+	if err := runProgress(t.Context(), "sh", "-c", "echo out; echo no good >&2; exit 3"); err == nil || !strings.Contains(err.Error(), "no good") {
+		t.Errorf("progress() = %v", err)
 	}
 }

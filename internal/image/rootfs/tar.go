@@ -33,7 +33,7 @@ const block = 4 << 10
 func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
 	x := extraction{tree: t, left: limit}
 	source := &source{ctx: ctx, in: r}
-	if err := t.unpack(source, x.entry); err != nil {
+	if err := t.unpack(source, x.first); err != nil {
 		return 0, err
 	}
 	return x.skipped, source.finish()
@@ -96,6 +96,30 @@ type extraction struct {
 	tree    *Tree
 	left    int64
 	skipped int
+}
+
+// first unpacks an entry of an archive that is the only one of its tree. os.Root follows
+// links above a path, which may make it longer.
+func (x *extraction) first(h *tar.Header, data io.Reader) error {
+	if _, err := x.tree.place(h.Name); wrenn.CodeOf(err) == wrenn.Invalid {
+		return err
+	}
+	return x.entry(h, data) // which explains other errors
+}
+
+// place follows the links above an entry's path: a directory may be a link, in a
+// container image one of a lower layer.
+func (t *Tree) place(name string) (string, error) {
+	name, err := inside(name)
+	if err != nil || name == "." {
+		return name, err
+	}
+	dir, err := t.resolve(path.Dir(name))
+	if err != nil {
+		return "", err
+	}
+	name = path.Join(dir, path.Base(name))
+	return name, checkPath(name)
 }
 
 func (x *extraction) entry(h *tar.Header, data io.Reader) error {

@@ -9,10 +9,27 @@ import (
 	"path"
 	"strings"
 	"syscall"
+
+	"wrenn"
 )
 
 // maxLinks bounds the symbolic links of a path, as the kernel does.
 const maxLinks = 40
+
+// Bounds of a path in a tree. mke2fs of e2fsprogs 1.47.0 writes behind a buffer for a
+// path of 2,040 bytes; the longest of usual images have 300 bytes and 30 elements.
+const (
+	maxPath  = 1024
+	maxDepth = 128
+)
+
+// checkPath returns Invalid for a path, without links, that is too long or too deep.
+func checkPath(name string) error {
+	if len(name) > maxPath || strings.Count(name, "/") >= maxDepth {
+		return wrenn.Errorf(wrenn.Invalid, "the image has a path with more than %d bytes or %d directories: %.80q…", maxPath, maxDepth, name)
+	}
+	return nil
+}
 
 // maxSmallFile bounds a file that is read from a hostile tree.
 const maxSmallFile = 1 << 20
@@ -66,7 +83,7 @@ func (t *Tree) resolve(name string) (string, error) {
 		}
 		rest = append(strings.Split(target, "/"), rest...)
 	}
-	return done, nil
+	return done, checkPath(done)
 }
 
 // Stat returns the FileInfo of the file that an absolute path leads to.
@@ -144,7 +161,8 @@ func (t *Tree) parent(name string) (string, error) {
 	if err := t.root.MkdirAll(at, 0o755); err != nil {
 		return "", err
 	}
-	return path.Join(at, base), nil
+	name = path.Join(at, base)
+	return name, checkPath(name)
 }
 
 // MakeDirectories makes the directories that a guest's first programs mount on or

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -48,10 +49,16 @@ type Command struct {
 	// is also in its own PID namespace, as process 1, and in its own IPC namespace, and
 	// no program that it executes has more privileges than itself. Path is in the Root.
 	Root *Root
+	// Reads lets the process read every file in its Root, also as a user that may not:
+	// CAP_DAC_READ_SEARCH, in a user namespace, so that it opens no other file. Root
+	// must be set and have Proc, and UID must not be 0.
+	Reads bool
 	// NoNetwork puts it in a new network namespace, without devices. Then
 	// Namespace must be empty.
 	NoNetwork bool
 	Limits    Limits
+
+	largeLog bool // the standard error may have ConsoleSize bytes
 }
 
 // Process is a VMM that runs or has ended. It is safe for concurrent use. It holds
@@ -88,7 +95,11 @@ func Start(cmd Command) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := newRing("log", LogSize)
+	logSize := int64(LogSize)
+	if cmd.largeLog {
+		logSize = ConsoleSize
+	}
+	log, err := newRing("log", logSize)
 	if err != nil {
 		console.close()
 		return nil, err
@@ -173,6 +184,13 @@ func sysProcAttr(cmd Command, pidfd *int) *syscall.SysProcAttr {
 	}
 	if cmd.NoNetwork {
 		attr.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if cmd.Reads {
+		// Each user is the same inside: files keep their owners.
+		same := []syscall.SysProcIDMap{{Size: math.MaxUint32}}
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+		attr.UidMappings, attr.GidMappings, attr.GidMappingsEnableSetgroups = same, same, true
+		attr.AmbientCaps = []uintptr{unix.CAP_DAC_READ_SEARCH}
 	}
 	return attr
 }

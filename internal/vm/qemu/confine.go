@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,61 +20,22 @@ func rootOf(ctx context.Context, path string) (*launch.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	root := &launch.Root{
-		ReadOnly: []string{program},
-		Devices:  []string{os.DevNull, "/dev/urandom"},
-		Links:    map[string]string{},
-		Proc:     true, // QEMU opens memory and kernel by names in /proc/self/fd
-	}
 	firmware, err := exec.CommandContext(ctx, program, "-L", "help").Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s -L help: %w", program, err)
 	}
-	// Where libraries and QEMU's modules are. Loaders look in these directories, and in
-	// the others that this file lists.
-	prefix := filepath.Dir(filepath.Dir(program))
-	places := []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", filepath.Join(prefix, "lib"), filepath.Join(prefix, "lib64")}
+	var places []string
 	for line := range strings.Lines(string(firmware)) {
 		if place := strings.TrimSpace(line); filepath.IsAbs(place) {
 			places = append(places, place)
 		}
 	}
-	for _, place := range places {
-		if err := addPlace(root, filepath.Clean(place)); err != nil {
-			return nil, err
-		}
+	root, err := launch.ProgramRoot(program, places...)
+	if err != nil {
+		return nil, err
 	}
+	root.Devices = append(root.Devices, "/dev/urandom")
 	return root, nil
-}
-
-// addPlace makes a path of the host visible in a root: as the link that the host has,
-// or with its content. It does nothing for one that does not exist or is visible.
-func addPlace(root *launch.Root, path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, have := range root.ReadOnly {
-		if path == have || strings.HasPrefix(path, have+"/") {
-			return nil
-		}
-	}
-	if info.Mode().Type() != os.ModeSymlink {
-		root.ReadOnly = append(root.ReadOnly, path)
-		return nil
-	}
-	target, err := os.Readlink(path)
-	if err != nil {
-		return err
-	}
-	root.Links[path] = target
-	if !filepath.IsAbs(target) {
-		target = filepath.Join(filepath.Dir(path), target)
-	}
-	return addPlace(root, target)
 }
 
 // ownMemoryMiB is what a VMM takes besides its guest's memory and translated code.
