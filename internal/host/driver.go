@@ -10,9 +10,9 @@ import (
 	"strings"
 
 	"wrenn"
+	"wrenn/internal/launch"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/firecracker"
-	"wrenn/internal/vm/launch"
 	"wrenn/internal/vm/probe"
 	"wrenn/internal/vm/qemu"
 )

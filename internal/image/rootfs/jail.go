@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"wrenn/internal/vm/launch"
+	"wrenn/internal/launch"
 )
 
 // toolUser runs the programs that read and write the file systems of tenants. It has no

@@ -13,10 +13,10 @@ import (
 	"strings"
 	"testing"
 
+	"wrenn/internal/launch"
 	"wrenn/internal/network"
 	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 	"wrenn/internal/vm/vmtest"
 )
 

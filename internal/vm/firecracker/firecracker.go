@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/launch"
 	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 const driverName = "firecracker"

@@ -13,8 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wrenn/internal/launch"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 // The names of a machine's files as its VMM sees them, relative to its working

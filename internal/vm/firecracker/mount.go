@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"wrenn/internal/vm/launch"
+	"wrenn/internal/launch"
 )
 
 // mountFiles mounts the files in the jail. The jail's

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/launch"
 	"wrenn/internal/netns"
 	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 // socketName is the name of the control socket in vm.Spec.Dir.

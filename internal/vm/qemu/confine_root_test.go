@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wrenn/internal/launch"
 	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 // TestVMMIsConfined looks at what a VMM has of the host, also a restored one.

@@ -13,8 +13,8 @@ import (
 
 	"wrenn"
 	"wrenn/internal/cmutex"
+	"wrenn/internal/launch"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 	"wrenn/internal/vm/qemu/qmp"
 )
 

@@ -20,9 +20,9 @@ import (
 	"strconv"
 
 	"wrenn"
+	"wrenn/internal/launch"
 	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 // Name is the driver's.

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/launch"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 // consoleSize bounds what is kept of a guest's output.

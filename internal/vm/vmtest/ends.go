@@ -12,8 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn"
+	"wrenn/internal/launch"
 	"wrenn/internal/vm"
-	"wrenn/internal/vm/launch"
 )
 
 // maxConsole is the most that a driver may keep of a console: package

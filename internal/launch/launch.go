@@ -1,6 +1,7 @@
-// Package launch starts VMM processes and follows them: without a shell, in their
-// own namespaces, identified by more than a PID, and with their output in files
-// that cannot grow. It knows no particular VMM.
+// Package launch starts programs that the host does not trust, and follows them: VMMs,
+// and those that work on images of tenants. They run without a shell, confined, in
+// their own namespaces, identified by more than a PID, and with their output in files
+// that cannot grow. It knows no particular program.
 package launch
 
 import (
