@@ -29,7 +29,7 @@ const (
 // own libraries and the named files, without network, with bounded memory and time.
 type jailed struct {
 	dir    string   // its working directory
-	reads  []string // files and directories that it may read, whoever owns them
+	reads  []string // files and directories that it may read, of any owner
 	writes []string // files and directories that it may write to; they are its user's meanwhile
 	size   int64    // of the largest file that it may write
 }
