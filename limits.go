@@ -19,10 +19,12 @@ const (
 const (
 	MaxForks               = 100 // copies in one call
 	MaxCheckpointNameBytes = 200
+	MaxVolumes             = 8 // in one sandbox
 )
 
 const (
 	maxVariables        = 256
+	maxMountPathBytes   = 1 << 10
 	maxVariableBytes    = 32 << 10  // of one name and value; Linux takes 128 KiB, see execve(2)
 	maxTemplateEnvBytes = 64 << 10  // of all variables together: each of a template's sandboxes has them
 	maxShellBytes       = 16 << 10  // of a start or ready command

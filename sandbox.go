@@ -87,6 +87,7 @@ type SandboxSpec struct {
 	// AccessToken is what callers of the agent in the sandbox must send; "" is none.
 	// Rows do not have it. It must not be logged.
 	AccessToken string
+	Volumes     []VolumeMount
 }
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.

@@ -141,7 +141,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
 	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
-		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
+		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))

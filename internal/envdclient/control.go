@@ -34,6 +34,15 @@ type Init struct {
 	Token   string // from now on callers must send it; does not change this client
 	// Identity, if not nil, is the guest's new identity.
 	Identity *Identity
+	// Volumes are mounted, if they are not, before users' processes thaw.
+	Volumes []VolumeMount
+}
+
+// VolumeMount is a directory of an NFS server that a guest mounts. Its JSON form is
+// that of /init.
+type VolumeMount struct {
+	Target string `json:"nfs_target"` // ADDRESS:/EXPORT
+	Path   string `json:"path"`
 }
 
 // Identity distinguishes the copies of a snapshot.
@@ -77,6 +86,7 @@ type initBody struct {
 	Workdir   string            `json:"defaultWorkdir"`
 	Token     string            `json:"accessToken"`
 	Identity  *identityBody     `json:"identity,omitempty"`
+	Volumes   []VolumeMount     `json:"volumeMounts,omitempty"`
 }
 
 type identityBody struct {
@@ -91,7 +101,7 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 	body := initBody{
 		Timestamp: timestamp(),
 		Entropy:   base64.StdEncoding.EncodeToString(entropy),
-		Env:       init.Env, User: init.User, Workdir: init.Workdir, Token: init.Token,
+		Env:       init.Env, User: init.User, Workdir: init.Workdir, Token: init.Token, Volumes: init.Volumes,
 	}
 	if id := init.Identity; id != nil {
 		body.Identity = &identityBody{ID: id.ID, StartCounter: id.StartCounter, Hostname: id.Hostname}

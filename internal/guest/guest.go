@@ -71,11 +71,15 @@ type Machine interface {
 	identity.Machine
 	// Sync writes the root file system's changes to its disk.
 	Sync() error
+	// MountNFS mounts the directory target, ADDRESS:/EXPORT, of an NFS server at path.
+	// It makes path if it does not exist, and does nothing if target is mounted there.
+	MountNFS(target, path string) error
 }
 
 // Agent is envd. Close it.
 type Agent struct {
 	log      *slog.Logger
+	machine  Machine
 	settings *settings.Settings
 	clock    *clock.Clock
 	identity *identity.Keeper
@@ -94,6 +98,7 @@ func New(cfg Config) *Agent {
 	set.Update(func(v *settings.Values) { v.User = cfg.DefaultUser })
 	a := &Agent{
 		log:      cfg.Log,
+		machine:  cfg.Machine,
 		settings: set,
 		clock:    clock.New(cfg.Machine),
 		identity: identity.New(identity.Config{Machine: cfg.Machine, Log: cfg.Log, RunDir: cfg.RunDir, Root: cfg.Root}),

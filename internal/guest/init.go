@@ -29,6 +29,12 @@ type initRequest struct {
 	Timestamp *time.Time         `json:"timestamp"`      // the host's time
 	Entropy   []byte             `json:"entropy"`        // fresh random bytes
 	Identity  *identityRequest   `json:"identity"`       // of the sandbox
+	Volumes   []volumeMount      `json:"volumeMounts"`   // mounted if they are not
+}
+
+type volumeMount struct {
+	Target string `json:"nfs_target"` // ADDRESS:/EXPORT
+	Path   string `json:"path"`
 }
 
 type identityRequest struct {
@@ -84,6 +90,9 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 		err = a.become(r.Context(), req)
 	}
 	if err == nil {
+		err = a.mount(req.Volumes)
+	}
+	if err == nil {
 		err = a.freezer.thaw(r.Context())
 	}
 	if err != nil {
@@ -93,6 +102,16 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Envd-Version", Version)
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// mount mounts volumes. A restored guest has them mounted.
+func (a *Agent) mount(volumes []volumeMount) error {
+	for _, v := range volumes {
+		if err := a.machine.MountNFS(v.Target, v.Path); err != nil {
+			return fmt.Errorf("mount volume at %s: %w", v.Path, err)
+		}
+	}
+	return nil
 }
 
 func (req *initRequest) apply(v *settings.Values) {

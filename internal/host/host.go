@@ -25,6 +25,7 @@ import (
 	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
+	"wrenn/internal/volume"
 )
 
 // machineUIDs is the first of the user ids that machines run as, one each, on all agents
@@ -59,6 +60,7 @@ type Config struct {
 type Host struct {
 	Manager   *sandbox.Manager
 	Templates *template.Builder
+	Volumes   *volume.Store
 	Driver    vm.Driver
 
 	cfg   Config
@@ -215,9 +217,12 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 	if d, ok := h.Driver.(vm.Overhead); ok {
 		h.cfg.Limits.OverheadMiB = d.OverheadMiB()
 	}
+	if h.Volumes, err = volume.Open(filepath.Join(h.store.Dir, "volumes")); err != nil {
+		return err
+	}
 	h.Manager, err = sandbox.Open(ctx, sandbox.Config{
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
-		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store,
+		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store, Volumes: h.Volumes,
 		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Hook: h.cfg.Hook, Pool: h.pool(),
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})

@@ -167,12 +167,14 @@ var (
 	moment   = time.Unix(1_700_000_000, 0).UTC()
 	sandbox  = wrenn.NewSandboxID()
 	template = wrenn.NewBuildID()
+	volume   = wrenn.NewVolumeID()
 )
 
 // words holds a value of each type that has a form.
 var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.SandboxID]():     sandbox,
 	reflect.TypeFor[wrenn.BuildID]():       template,
+	reflect.TypeFor[wrenn.VolumeID]():      volume,
 	reflect.TypeFor[wrenn.OnTimeout]():     wrenn.PauseOnTimeout,
 	reflect.TypeFor[wrenn.ObservedState](): wrenn.ObservedQuarantined,
 	reflect.TypeFor[wrenn.Signal]():        wrenn.SIGKILL,
@@ -318,6 +320,8 @@ func textOf(field protoreflect.FieldDescriptor) string {
 	switch field.Name() {
 	case "sandbox_id", "new_ids":
 		return string(sandbox)
+	case "volume_id":
+		return string(volume)
 	case "generation":
 		return string(template)
 	case "code":

@@ -17,8 +17,26 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Build),
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
-		AccessToken: spec.AccessToken,
+		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes),
 	}
+}
+
+func volumes(mounts []wrenn.VolumeMount) (msgs []*pb.VolumeMount) {
+	for _, m := range mounts {
+		msgs = append(msgs, &pb.VolumeMount{VolumeId: string(m.Volume), Path: m.Path})
+	}
+	return msgs
+}
+
+func parseVolumes(msgs []*pb.VolumeMount) (mounts []wrenn.VolumeMount, err error) {
+	for _, msg := range msgs {
+		id, err := wrenn.ParseVolumeID(msg.GetVolumeId())
+		if err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, wrenn.VolumeMount{Volume: id, Path: msg.GetPath()})
+	}
+	return mounts, nil
 }
 
 // ParseCreateRequest reads what sandbox is wanted. What the caller left out is zero.
@@ -36,6 +54,9 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 		if spec.Build, err = wrenn.ParseBuildID(g); err != nil {
 			return id, spec, err
 		}
+	}
+	if spec.Volumes, err = parseVolumes(msg.GetVolumes()); err != nil {
+		return id, spec, err
 	}
 	var known bool
 	// A newer caller's wish is refused: to do something else instead could lose the sandbox.

@@ -168,9 +168,15 @@ func answers() []expr.Any { return connState(expr.CtStateBitESTABLISHED | expr.C
 
 func established() []expr.Any { return connState(expr.CtStateBitESTABLISHED) }
 
-// toUDPPort matches datagrams to a port; by its offset in the header, RFC 768.
-func toUDPPort(port uint16) []expr.Any {
-	return append(protocolIs(expr.CmpOpEq, unix.IPPROTO_UDP),
+// toUDPPort matches datagrams to a port.
+func toUDPPort(port uint16) []expr.Any { return toPort(unix.IPPROTO_UDP, port) }
+
+// toTCPPort matches segments to a port.
+func toTCPPort(port uint16) []expr.Any { return toPort(unix.IPPROTO_TCP, port) }
+
+// toPort matches by the port's offset in the header, which is that of RFC 768 and RFC 9293.
+func toPort(protocol byte, port uint16) []expr.Any {
+	return append(protocolIs(expr.CmpOpEq, protocol),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))
 }

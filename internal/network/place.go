@@ -229,6 +229,7 @@ func (m *maker) writeChains(t table, closed *nftables.Set, policyOut, policyIn *
 	offered := t.sub("offered")
 	t.rule(offered, "time", ipDestinationIs(netip.MustParseAddr(NTPAddress)), toUDPPort(ntp.Port), atMost(ntpRate, ntpBurst), accept())
 	t.rule(offered, "too many questions for the time", toUDPPort(ntp.Port), drop())
+	t.rule(offered, "volumes", ipDestinationIs(netip.MustParseAddr(GatewayAddress)), toTCPPort(VolumePort), accept())
 	input := t.base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	t.rule(input, "offered", fromGuest, jump(offered))
 	t.rule(input, "answers to the agent", fromGuest, answers(), accept())

@@ -3,10 +3,12 @@ package network
 import (
 	"context"
 	"net"
+	"strconv"
 	"sync/atomic"
 
 	"wrenn"
 	"wrenn/internal/cmutex"
+	"wrenn/internal/netns"
 )
 
 // SlotRef names a slot for Adopt; a journal keeps it as JSON.
@@ -69,6 +71,23 @@ func (s *Slot) DialContext(ctx context.Context, network, address string) (net.Co
 		return nil, errReleased
 	}
 	return conn, nil
+}
+
+// VolumePort is the port of ListenVolumes, that of NFS.
+const VolumePort = 2049
+
+// ListenVolumes listens at the gateway's address for the slot's guest, on a port that
+// the slot's rules allow to it. The caller must close it before Release.
+// FailedPrecondition after Release.
+func (s *Slot) ListenVolumes(ctx context.Context) (l net.Listener, err error) {
+	if s.released.Load() {
+		return nil, errReleased
+	}
+	err = netns.Do(s.Namespace(), func() error {
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp4", net.JoinHostPort(GatewayAddress, strconv.Itoa(VolumePort)))
+		return err
+	})
+	return l, err
 }
 
 // Release returns the slot to the pool; the machine in it must be gone and the

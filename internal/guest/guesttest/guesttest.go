@@ -16,3 +16,6 @@ func (Inert) Signal(int, int) error { return nil }
 
 // Sync does nothing.
 func (Inert) Sync() error { return nil }
+
+// MountNFS does nothing.
+func (Inert) MountNFS(string, string) error { return nil }

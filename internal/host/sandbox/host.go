@@ -21,6 +21,7 @@ import (
 	"wrenn/internal/snapshot"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
+	"wrenn/internal/volume"
 	"wrenn/internal/wake"
 )
 
@@ -44,6 +45,8 @@ type Config struct {
 	FirstUID uint32
 	// Store is what StateDir is on; by default a plain directory.
 	Store *storage.Store
+	// Volumes are what sandboxes mount; nil when there are none.
+	Volumes *volume.Store
 	// ReadyTimeout bounds the wait for the guest's agent; default 60 s: under
 	// emulation on a busy machine a cold boot was seen to take 10.
 	ReadyTimeout time.Duration
@@ -92,6 +95,7 @@ func (h *host) open(cfg Config) (err error) {
 	h.reserve = durable.NewReserve(filepath.Join(cfg.StateDir, "reserve"))
 	h.instances = instance.Host{
 		Driver: cfg.Driver, Slots: cfg.Slots, Dir: h.machinesDir(), FirstUID: cfg.FirstUID, ReadyTimeout: cfg.ReadyTimeout, Log: cfg.Log,
+		Volumes: cfg.Volumes,
 	}
 	h.registry = registry{limits: cfg.Limits, store: cfg.Store, sandboxes: map[wrenn.SandboxID]*Sandbox{}}
 	h.pool = newWarmPool(h)

@@ -146,7 +146,7 @@ func (s locked) enter() error {
 		j.Created, j.Step = s.Info().CreatedAt.UTC(), journal.StepMaking
 		j.Template, j.Size, j.Timeout, j.OnTimeout = req.Template, req.Size, req.Timeout, req.OnTimeout
 		j.AutoResume, j.Parent = req.AutoResume, req.parent
-		j.AccessToken = s.owner.AccessToken
+		j.AccessToken, j.Volumes = s.owner.AccessToken, req.Volumes
 	}))
 	return s.at("directory made")
 }

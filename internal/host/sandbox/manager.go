@@ -105,6 +105,9 @@ func (m *Manager) Restore(ctx context.Context, id wrenn.SandboxID, name string) 
 // host does not allow another one.
 func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) (*Sandbox, error) {
 	spec.Template = cmp.Or(spec.Template, wrenn.BaseTemplate)
+	if err := wrenn.CheckVolumes(spec.Volumes); err != nil {
+		return nil, err
+	}
 	if spec.Build != "" {
 		return m.ensureRestored(ctx, id, spec)
 	}

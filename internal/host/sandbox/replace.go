@@ -134,7 +134,7 @@ func (h *host) stopWatching() {
 	for _, s := range h.registry.all() {
 		for _, inst := range []*instance.Instance{s.instance, s.other} {
 			if inst != nil {
-				inst.Unwatch()
+				inst.Leave()
 			}
 		}
 	}

@@ -49,7 +49,7 @@ func newSandbox(h *host, req request) *Sandbox {
 		req.AccessToken = rand.Text()
 	}
 	s.owner = instance.Owner{
-		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
+		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
 		Hook: s.at, Trace: s.trace,
 	}
 	return s
@@ -59,6 +59,7 @@ func newSandbox(h *host, req request) *Sandbox {
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
+		Volumes: j.Volumes,
 	}})
 	s.journal.open(j)
 	if j.Instance != nil {

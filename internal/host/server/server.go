@@ -15,6 +15,7 @@ import (
 	"wrenn/internal/host/template"
 	"wrenn/internal/hostwire"
 	"wrenn/internal/telemetry"
+	"wrenn/internal/volume"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
@@ -34,6 +35,7 @@ const (
 type Config struct {
 	Manager   *sandbox.Manager
 	Templates *template.Builder
+	Volumes   *volume.Store
 	Driver    string // the VMM's name
 	Version   string
 	Log       *slog.Logger
@@ -121,6 +123,22 @@ func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest
 
 func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.ListSandboxesResponse, error) {
 	return hostwire.Inventory(s.cfg.Manager.Inventory()), nil
+}
+
+func (s *server) CreateVolume(ctx context.Context, req *pb.CreateVolumeRequest) (*pb.CreateVolumeResponse, error) {
+	id, err := wrenn.ParseVolumeID(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CreateVolumeResponse{}, s.cfg.Volumes.Create(ctx, id, int64(req.GetSizeMib()))
+}
+
+func (s *server) DeleteVolume(_ context.Context, req *pb.DeleteVolumeRequest) (*pb.DeleteVolumeResponse, error) {
+	id, err := wrenn.ParseVolumeID(req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DeleteVolumeResponse{}, s.cfg.Volumes.Delete(id)
 }
 
 // find parses a sandbox's id. It returns the sandbox and a context whose log

@@ -39,6 +39,7 @@ type Agent struct {
 	sandboxes map[string]*sandbox
 	// builds are those of the templates of this host.
 	builds  map[string]bool
+	volumes map[string]bool
 	creates int
 	resumes int
 }

@@ -36,7 +36,7 @@ func (i *Instance) Adopt(ctx context.Context) error {
 	}
 	i.Machine, i.Slot = machine, slot
 	i.connect()
-	return nil
+	return i.serveVolumes(ctx)
 }
 
 // Find takes over what is left of the instance of an earlier agent, so that

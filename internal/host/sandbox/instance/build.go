@@ -26,6 +26,7 @@ func (i *Instance) Build(ctx context.Context, from Source, parked bool) error {
 func (i *Instance) Steps(from Source, parked bool) []rollback.Step {
 	steps := []rollback.Step{
 		{Name: "slot", Do: i.acquireSlot},
+		{Name: "volumes", Do: i.serveVolumes},
 		{Name: "disk", Do: func(ctx context.Context) error { return i.cloneDisk(ctx, from.RootFS) }},
 		{Name: "machine", Do: func(ctx context.Context) error { return i.startMachine(ctx, from) }},
 		{Name: "ready", Do: i.waitReady},
@@ -96,7 +97,7 @@ func (i *Instance) waitReady(ctx context.Context) error {
 		return err
 	}
 	err := i.Guest.Init(ctx, envdclient.Init{
-		Env: i.owner.Env, Token: i.owner.AccessToken,
+		Env: i.owner.Env, Token: i.owner.AccessToken, Volumes: i.mounts(),
 		Identity: &envdclient.Identity{ID: string(i.owner.ID), StartCounter: i.Record.Start},
 	})
 	if err != nil && ctx.Err() != nil {
@@ -141,6 +142,9 @@ func (i *Instance) park(ctx context.Context) error {
 
 // Unpark lets a parked machine run, and tells its guest its identity.
 func (i *Instance) Unpark(ctx context.Context) error {
+	if err := i.serveVolumes(ctx); err != nil {
+		return err
+	}
 	if err := i.Machine.Resume(ctx); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"wrenn/internal/network"
 	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
+	"wrenn/internal/volume"
 )
 
 // Host is what the instances of a host are made with. All fields but FirstUID
@@ -32,6 +33,7 @@ type Host struct {
 	// them as the agent's own user.
 	FirstUID     uint32
 	ReadyTimeout time.Duration // bounds the wait for the guest's agent
+	Volumes      *volume.Store // of the sandboxes; nil when the host has none
 	Log          *slog.Logger
 }
 
@@ -43,6 +45,7 @@ type Owner struct {
 	Env  map[string]string // of every command of the sandbox
 	// AccessToken is what callers of the guest's agent must send; "" is none.
 	AccessToken string
+	Volumes     []wrenn.VolumeMount
 	// Record writes what must be known of the instance, as its pending one. What
 	// names the change.
 	Record func(what string, record journal.Instance) error
@@ -78,6 +81,7 @@ type Instance struct {
 	host    *Host
 	owner   *Owner
 	unwatch context.CancelFunc // stops the watcher; nil when there is none
+	volumes *servedVolumes     // nil when none are served
 }
 
 // New returns an instance of which there is no more than what the record says.
@@ -138,6 +142,13 @@ func (i *Instance) Unwatch() {
 	}
 }
 
+// Leave leaves a running instance to the next agent: nothing of this one watches it
+// or serves its volumes.
+func (i *Instance) Leave() {
+	i.Unwatch()
+	i.volumes.close()
+}
+
 // Discard ends the machine and then releases the slot: a slot whose machine may
 // still run must not get to another sandbox. Twice is allowed.
 func (i *Instance) Discard(ctx context.Context, keepDisk bool) error {
@@ -153,6 +164,7 @@ func (i *Instance) Discard(ctx context.Context, keepDisk bool) error {
 			return err
 		}
 	}
+	i.volumes.close()
 	if i.Slot != nil {
 		if err := i.Slot.Release(ctx); err != nil {
 			return err

@@ -69,8 +69,9 @@ type Journal struct {
 	AutoResume bool            `json:"auto_resume,omitempty"`
 	Parent     wrenn.SandboxID `json:"parent,omitempty"` // of a fork
 	// AccessToken is what the agent in the guest asks its callers for; "" is none.
-	AccessToken string   `json:"access_token,omitempty"`
-	Verdict     *Verdict `json:"verdict,omitempty"` // why the sandbox ends or has ended
+	AccessToken string              `json:"access_token,omitempty"`
+	Volumes     []wrenn.VolumeMount `json:"volumes,omitempty"`
+	Verdict     *Verdict            `json:"verdict,omitempty"` // why the sandbox ends or has ended
 
 	path string
 }

@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/testkit"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/vmfake"
+	"wrenn/internal/volume"
 )
 
 // Config says what the host is like. The zero value logs to the test's output.
@@ -82,6 +83,8 @@ func (a *Agent) Start(tb testing.TB) {
 	pool, err := network.Open(ctx, a.network)
 	testkit.Must(tb, err)
 	a.cfg.Slots = pool
+	a.cfg.Volumes, err = volume.Open(filepath.Join(a.cfg.StateDir, "volumes"))
+	testkit.Must(tb, err)
 	a.Manager, err = sandbox.Open(ctx, a.cfg)
 	testkit.Must(tb, err)
 	testkit.Must(tb, pool.Sweep(ctx))
@@ -95,7 +98,7 @@ func (a *Agent) Start(tb testing.TB) {
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
+		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()

@@ -79,6 +79,12 @@ const (
 	// HostAgentServiceListTemplatesProcedure is the fully-qualified name of the HostAgentService's
 	// ListTemplates RPC.
 	HostAgentServiceListTemplatesProcedure = "/hostagent.v1.HostAgentService/ListTemplates"
+	// HostAgentServiceCreateVolumeProcedure is the fully-qualified name of the HostAgentService's
+	// CreateVolume RPC.
+	HostAgentServiceCreateVolumeProcedure = "/hostagent.v1.HostAgentService/CreateVolume"
+	// HostAgentServiceDeleteVolumeProcedure is the fully-qualified name of the HostAgentService's
+	// DeleteVolume RPC.
+	HostAgentServiceDeleteVolumeProcedure = "/hostagent.v1.HostAgentService/DeleteVolume"
 	// HostAgentServiceExecProcedure is the fully-qualified name of the HostAgentService's Exec RPC.
 	HostAgentServiceExecProcedure = "/hostagent.v1.HostAgentService/Exec"
 	// HostAgentServiceExecStreamProcedure is the fully-qualified name of the HostAgentService's
@@ -148,6 +154,11 @@ type HostAgentServiceClient interface {
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
+	// CreateVolume makes an empty volume. One that exists stays as it is.
+	CreateVolume(context.Context, *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error)
+	// DeleteVolume removes a volume and its files. It is no error if it does not
+	// exist, and failed_precondition while a sandbox has it mounted.
+	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows a running one, and streams its output.
@@ -274,6 +285,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ListTemplates")),
 			connect.WithClientOptions(opts...),
 		),
+		createVolume: connect.NewClient[v1.CreateVolumeRequest, v1.CreateVolumeResponse](
+			httpClient,
+			baseURL+HostAgentServiceCreateVolumeProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("CreateVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteVolume: connect.NewClient[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse](
+			httpClient,
+			baseURL+HostAgentServiceDeleteVolumeProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteVolume")),
+			connect.WithClientOptions(opts...),
+		),
 		exec: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
 			httpClient,
 			baseURL+HostAgentServiceExecProcedure,
@@ -342,6 +365,8 @@ type hostAgentServiceClient struct {
 	buildTemplate     *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate    *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
 	listTemplates     *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	createVolume      *connect.Client[v1.CreateVolumeRequest, v1.CreateVolumeResponse]
+	deleteVolume      *connect.Client[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse]
 	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
 	execStream        *connect.Client[v1.ExecStreamRequest, v1.ExecStreamResponse]
 	signalProcess     *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
@@ -483,6 +508,24 @@ func (c *hostAgentServiceClient) ListTemplates(ctx context.Context, req *v1.List
 	return nil, err
 }
 
+// CreateVolume calls hostagent.v1.HostAgentService.CreateVolume.
+func (c *hostAgentServiceClient) CreateVolume(ctx context.Context, req *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error) {
+	response, err := c.createVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteVolume calls hostagent.v1.HostAgentService.DeleteVolume.
+func (c *hostAgentServiceClient) DeleteVolume(ctx context.Context, req *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error) {
+	response, err := c.deleteVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Exec calls hostagent.v1.HostAgentService.Exec.
 func (c *hostAgentServiceClient) Exec(ctx context.Context, req *v1.ExecRequest) (*v1.ExecResponse, error) {
 	response, err := c.exec.CallUnary(ctx, connect.NewRequest(req))
@@ -583,6 +626,11 @@ type HostAgentServiceHandler interface {
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
+	// CreateVolume makes an empty volume. One that exists stays as it is.
+	CreateVolume(context.Context, *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error)
+	// DeleteVolume removes a volume and its files. It is no error if it does not
+	// exist, and failed_precondition while a sandbox has it mounted.
+	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows a running one, and streams its output.
@@ -705,6 +753,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ListTemplates")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceCreateVolumeHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceCreateVolumeProcedure,
+		svc.CreateVolume,
+		connect.WithSchema(hostAgentServiceMethods.ByName("CreateVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceDeleteVolumeHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceDeleteVolumeProcedure,
+		svc.DeleteVolume,
+		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceExecHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceExecProcedure,
 		svc.Exec,
@@ -785,6 +845,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDeleteTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceListTemplatesProcedure:
 			hostAgentServiceListTemplatesHandler.ServeHTTP(w, r)
+		case HostAgentServiceCreateVolumeProcedure:
+			hostAgentServiceCreateVolumeHandler.ServeHTTP(w, r)
+		case HostAgentServiceDeleteVolumeProcedure:
+			hostAgentServiceDeleteVolumeHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecProcedure:
 			hostAgentServiceExecHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecStreamProcedure:
@@ -868,6 +932,14 @@ func (UnimplementedHostAgentServiceHandler) DeleteTemplate(context.Context, *v1.
 
 func (UnimplementedHostAgentServiceHandler) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListTemplates is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) CreateVolume(context.Context, *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.CreateVolume is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteVolume is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error) {
