@@ -144,7 +144,7 @@ func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOp
 	if err != nil {
 		return nil, err
 	}
-	s := c.newStream(id, opts.Hold)
+	s := newStream(c, id, opts.Hold)
 	return s.open(ctx, struct {
 		Type string `json:"type"`
 		commandBody
@@ -157,7 +157,7 @@ func (c *Client) Start(ctx context.Context, id string, cmd Command, opts StartOp
 
 // Attach follows a running command: its output from now on. See Start.
 func (c *Client) Attach(ctx context.Context, id string, pid int) (*Stream, error) {
-	s := c.newStream(id, 0)
+	s := newStream(c, id, 0)
 	return s.open(ctx, attachBody{Type: "attach", PID: pid, sessionBody: s.body()})
 }
 
@@ -165,7 +165,7 @@ func (c *Client) Attach(ctx context.Context, id string, pid int) (*Stream, error
 // the start. When the server no longer has all of it, the first event's Lost is
 // the number of missing bytes. See Start.
 func (c *Client) AttachAt(ctx context.Context, id string, pid int, offset uint64) (*Stream, error) {
-	s := c.newStream(id, 0)
+	s := newStream(c, id, 0)
 	return s.open(ctx, attachBody{Type: "attach", PID: pid, sessionBody: s.body(), Offset: &offset})
 }
 
@@ -183,7 +183,7 @@ type attachBody struct {
 	Offset *uint64 `json:"offset,omitempty"`
 }
 
-func (c *Client) newStream(id string, hold time.Duration) *Stream {
+func newStream(c *Client, id string, hold time.Duration) *Stream {
 	if hold <= 0 {
 		hold = defaultHold
 	}

@@ -240,10 +240,10 @@ func TestCommands(t *testing.T) {
 			"│   └── s4  other way  1m ago  <- the sandbox goes on from here\n" +
 			"└── s5  1m ago\n", ""}},
 		"templates": {[]string{"template", "ls"}, "", result{0, "" +
-			"NAME    GENERATION  VCPUS  MEMORY  SIZE  AGE  FROM             STATE\n" +
-			"base    -           any    any     -     -    the guest image  built in\n" +
-			"py      t1          1      512M    4M    1m   debian:12        ready\n" +
-			"py:bad  t2          1      512M    -     1m   sandbox i1       failed: no \ufffdway\n", ""}},
+			"NAME    BUILD  VCPUS  MEMORY  SIZE  AGE  FROM             STATE\n" +
+			"base    -      any    any     -     -    the guest image  built in\n" +
+			"py      t1     1      512M    4M    1m   debian:12        ready\n" +
+			"py:bad  t2     1      512M    -     1m   sandbox i1       failed: no \ufffdway\n", ""}},
 		"template names": {[]string{"template", "ls", "-q"}, "", result{0, "base\npy\npy:bad\n", ""}},
 		"build":          {[]string{"template", "build", "py", "--start-cmd", "serve"}, "", result{0, "t1\n", "booting\nkept\n"}},
 		"build that fails": {[]string{"template", "build", "py:bad", "--from-sandbox", "i1"}, "",

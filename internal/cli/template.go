@@ -133,7 +133,7 @@ func (c *templateListCommand) Run(ctx context.Context, s *session) error {
 			}
 			return
 		}
-		rows := [][]string{{"NAME", "GENERATION", "VCPUS", "MEMORY", "SIZE", "AGE", "FROM", "STATE"}}
+		rows := [][]string{{"NAME", "BUILD", "VCPUS", "MEMORY", "SIZE", "AGE", "FROM", "STATE"}}
 		for _, t := range list {
 			rows = append(rows, templateRow(t))
 		}

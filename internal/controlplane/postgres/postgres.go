@@ -47,6 +47,15 @@ type Config struct {
 
 // Store is a pool of connections to one database. It is safe for concurrent use.
 type Store struct {
+	*database
+	templateStore
+}
+
+// templateStore has the methods of a Store for templates.
+type templateStore struct{ *database }
+
+// database is what is under the methods of a Store.
+type database struct {
 	pool    *pgxpool.Pool
 	queries *dbsqlc.Queries
 	timeout time.Duration
@@ -73,7 +82,8 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, failure("open the database", err)
 	}
 	// Random among 2^63, so that no two processes are equal, and above 0, which is no process.
-	return &Store{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}, nil
+	below := &database{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}
+	return &Store{database: below, templateStore: templateStore{below}}, nil
 }
 
 // withoutURL keeps a password in the URL out of the error.
@@ -141,7 +151,7 @@ func latestMigration() (int64, error) {
 }
 
 // call runs one call with its deadline and converts its error.
-func (s *Store) call(ctx context.Context, doing string, f func(context.Context) error) error {
+func (s *database) call(ctx context.Context, doing string, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errSlow)
 	defer cancel()
 	err := f(ctx)
@@ -152,7 +162,7 @@ func (s *Store) call(ctx context.Context, doing string, f func(context.Context) 
 }
 
 // inTx is call in a transaction.
-func (s *Store) inTx(ctx context.Context, doing string, f func(context.Context, *dbsqlc.Queries) error) error {
+func (s *database) inTx(ctx context.Context, doing string, f func(context.Context, *dbsqlc.Queries) error) error {
 	return s.call(ctx, doing, func(ctx context.Context) error {
 		return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { return f(ctx, s.queries.WithTx(tx)) })
 	})

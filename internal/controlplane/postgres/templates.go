@@ -14,7 +14,7 @@ import (
 // BeginBuild writes the row of a build that this process is about to build.
 // It takes ID, Team, Template, Host and Spec of g. AlreadyExists while the name is
 // being built, Exhausted when a limit of the team does not allow it.
-func (s *Store) BeginBuild(ctx context.Context, g wrenn.Build, limits Limits) (*wrenn.Build, error) {
+func (s templateStore) BeginBuild(ctx context.Context, g wrenn.Build, limits Limits) (*wrenn.Build, error) {
 	var out *wrenn.Build
 	err := s.inTx(ctx, "begin a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		team, name := string(g.Team), g.Template
@@ -55,7 +55,7 @@ func buildEnded() error {
 }
 
 // PlaceBuild records the host of a build. ErrConflict is the cause when the build was ended.
-func (s *Store) PlaceBuild(ctx context.Context, id wrenn.BuildID, host wrenn.HostID) error {
+func (s templateStore) PlaceBuild(ctx context.Context, id wrenn.BuildID, host wrenn.HostID) error {
 	return s.call(ctx, "place a build", func(ctx context.Context) error {
 		n, err := s.queries.PlaceBuild(ctx, string(host), string(id), &s.worker)
 		if err == nil && n == 0 {
@@ -68,7 +68,7 @@ func (s *Store) PlaceBuild(ctx context.Context, id wrenn.BuildID, host wrenn.Hos
 // AppendLines appends to a build's log; first is the number of the first line, and
 // lines before the number keep are dropped. ErrConflict is the cause when the build
 // was ended, also without lines.
-func (s *Store) AppendLines(ctx context.Context, id wrenn.BuildID, first int64, lines []string, keep int64) error {
+func (s templateStore) AppendLines(ctx context.Context, id wrenn.BuildID, first int64, lines []string, keep int64) error {
 	return s.inTx(ctx, "write the log of a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		building, err := q.IsBuilding(ctx, string(id), &s.worker)
 		switch {
@@ -92,7 +92,7 @@ func (s *Store) AppendLines(ctx context.Context, id wrenn.BuildID, first int64, 
 
 // FinishBuild makes a build ready and its template's name refer to it. The
 // build before is deleted. ErrConflict is the cause when the build was ended.
-func (s *Store) FinishBuild(ctx context.Context, id wrenn.BuildID, built wrenn.BuildResult) error {
+func (s templateStore) FinishBuild(ctx context.Context, id wrenn.BuildID, built wrenn.BuildResult) error {
 	return s.inTx(ctx, "finish a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		row, err := q.FinishBuild(ctx, dbsqlc.FinishBuildParams{
 			ID: string(id), Worker: &s.worker, VCPUs: clampInt32(built.VCPUs), MemoryMB: clampInt32(built.MemoryMiB),
@@ -115,7 +115,7 @@ func (s *Store) FinishBuild(ctx context.Context, id wrenn.BuildID, built wrenn.B
 }
 
 // FailBuild ends a build, unless it has ended.
-func (s *Store) FailBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
+func (s templateStore) FailBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
 	return s.call(ctx, "end a build", func(ctx context.Context) error {
 		_, err := s.queries.FailBuild(ctx, reason, string(id))
 		return err
@@ -124,7 +124,7 @@ func (s *Store) FailBuild(ctx context.Context, id wrenn.BuildID, reason string) 
 
 // FailAbandoned ends the builds of processes that are not connected any more, under
 // the conditions of Abandoned, and returns them.
-func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason string) ([]wrenn.BuildID, error) {
+func (s templateStore) FailAbandoned(ctx context.Context, settled time.Duration, reason string) ([]wrenn.BuildID, error) {
 	var out []wrenn.BuildID
 	err := s.call(ctx, "end abandoned builds", func(ctx context.Context) error {
 		ids, err := s.queries.FailAbandonedBuilds(ctx, reason, settled.Seconds())
@@ -135,7 +135,7 @@ func (s *Store) FailAbandoned(ctx context.Context, settled time.Duration, reason
 }
 
 // LoseBuild fails a ready build whose host does not have it.
-func (s *Store) LoseBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
+func (s templateStore) LoseBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
 	return s.call(ctx, "mark a build lost", func(ctx context.Context) error {
 		_, err := s.queries.LoseBuild(ctx, reason, string(id))
 		return err
@@ -144,7 +144,7 @@ func (s *Store) LoseBuild(ctx context.Context, id wrenn.BuildID, reason string) 
 
 // DeleteTemplate deletes a name and returns its builds, which the caller
 // removes from their hosts. NotFound when it has none.
-func (s *Store) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (map[wrenn.BuildID]wrenn.HostID, error) {
+func (s templateStore) DeleteTemplate(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (map[wrenn.BuildID]wrenn.HostID, error) {
 	out := map[wrenn.BuildID]wrenn.HostID{}
 	err := s.inTx(ctx, "delete a template", func(ctx context.Context, q *dbsqlc.Queries) error {
 		if _, err := q.LockTeam(ctx, string(team)); err != nil { // else a build may finish in between
@@ -173,12 +173,12 @@ func noTemplate(name wrenn.TemplateName) error {
 }
 
 // Templates returns a team's templates in the order of their names.
-func (s *Store) Templates(ctx context.Context, team wrenn.TeamID) ([]wrenn.Template, error) {
+func (s templateStore) Templates(ctx context.Context, team wrenn.TeamID) ([]wrenn.Template, error) {
 	return s.templates(ctx, team, wrenn.TemplateName{})
 }
 
 // Template returns a template: NotFound when the team has none of that name.
-func (s *Store) Template(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (*wrenn.Template, error) {
+func (s templateStore) Template(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) (*wrenn.Template, error) {
 	list, err := s.templates(ctx, team, name)
 	if err != nil {
 		return nil, err
@@ -189,7 +189,7 @@ func (s *Store) Template(ctx context.Context, team wrenn.TeamID, name wrenn.Temp
 	return &list[0], nil
 }
 
-func (s *Store) templates(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) ([]wrenn.Template, error) {
+func (s templateStore) templates(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName) ([]wrenn.Template, error) {
 	var out []wrenn.Template
 	err := s.call(ctx, "read templates", func(ctx context.Context) error {
 		rows, err := s.queries.NamedBuilds(ctx, string(team), name.Name, name.Tag)
@@ -214,7 +214,7 @@ type Line struct {
 }
 
 // Build returns a build and its log from a line on, at most limit lines.
-func (s *Store) Build(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName, id wrenn.BuildID, from int64, limit int) (*wrenn.Build, []Line, error) {
+func (s templateStore) Build(ctx context.Context, team wrenn.TeamID, name wrenn.TemplateName, id wrenn.BuildID, from int64, limit int) (*wrenn.Build, []Line, error) {
 	var out *wrenn.Build
 	var lines []Line
 	err := s.call(ctx, "read a build", func(ctx context.Context) error {
@@ -236,7 +236,7 @@ func (s *Store) Build(ctx context.Context, team wrenn.TeamID, name wrenn.Templat
 }
 
 // ReadyOn returns the builds that a host should have.
-func (s *Store) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.BuildID, error) {
+func (s templateStore) ReadyOn(ctx context.Context, host wrenn.HostID) ([]wrenn.BuildID, error) {
 	var out []wrenn.BuildID
 	err := s.call(ctx, "read a host's builds", func(ctx context.Context) error {
 		ids, err := s.queries.ReadyBuilds(ctx, string(host))
@@ -253,7 +253,7 @@ type Known struct {
 }
 
 // BuildStates returns the states of builds; one without a row is left out.
-func (s *Store) BuildStates(ctx context.Context, ids []wrenn.BuildID, settled time.Duration) (map[wrenn.BuildID]Known, error) {
+func (s templateStore) BuildStates(ctx context.Context, ids []wrenn.BuildID, settled time.Duration) (map[wrenn.BuildID]Known, error) {
 	out := map[wrenn.BuildID]Known{}
 	err := s.call(ctx, "read builds", func(ctx context.Context) error {
 		rows, err := s.queries.BuildStates(ctx, settled.Seconds(), texts(ids))
