@@ -12,7 +12,7 @@ func Echo(tb testing.TB, address string) (port int) {
 	tb.Helper()
 	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", address)
 	Must(tb, err)
-	tb.Cleanup(func() { l.Close() })
+	tb.Cleanup(func() { _ = l.Close() }) // the test is over
 	go func() {
 		for {
 			conn, err := l.Accept()

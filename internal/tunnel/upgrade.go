@@ -54,6 +54,7 @@ func Ask(conn net.Conn, req *http.Request) (net.Conn, error) {
 	req.Header.Set("Upgrade", Protocol)
 	resp, tunnel, err := Exchange(conn, req, maxAnswer)
 	if err == nil && tunnel == nil {
+		defer resp.Body.Close()
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // the status alone is enough to go on
 		err = &Refusal{Status: resp.StatusCode, Body: body}
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
-	"wrenn/internal/controlplane/auth"
+	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/telemetry"
 )
@@ -162,7 +162,7 @@ const keyProtocol = "wrenn.key."
 
 // secretOf returns the API key in the request, or "".
 func secretOf(r *http.Request) string {
-	if secret := auth.SecretIn(r); secret != "" || !isUpgrade(r) {
+	if secret := contract.SecretIn(r); secret != "" || !isUpgrade(r) {
 		return secret
 	}
 	for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {

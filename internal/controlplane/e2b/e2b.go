@@ -29,7 +29,6 @@ import (
 
 	"wrenn"
 	"wrenn/api"
-	"wrenn/internal/controlplane/auth"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/wire"
@@ -277,7 +276,7 @@ func check(op *contract.Operation, r *http.Request) error {
 
 // authenticate finds the caller, or answers and returns false.
 func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (service.Caller, bool) {
-	caller, err := s.service.Authenticate(r.Context(), auth.SecretIn(r))
+	caller, err := s.service.Authenticate(r.Context(), contract.SecretIn(r))
 	if err != nil {
 		s.refuse(w, r, err)
 		return caller, false
