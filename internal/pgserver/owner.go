@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"wrenn"
@@ -101,6 +102,11 @@ func (s *Server) supervise(cmd *exec.Cmd, started chan<- error) {
 	}
 	s.proc = cmd.Process
 	started <- nil
+	ctx, stop := context.WithCancel(context.Background())
+	var keeper sync.WaitGroup
+	keeper.Go(func() { s.log.keepSmall(ctx) })
 	_ = cmd.Wait() // the reason is in the server's log
+	stop()
+	keeper.Wait()
 	close(s.done)
 }

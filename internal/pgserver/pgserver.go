@@ -52,12 +52,12 @@ type Config struct {
 }
 
 func (c Config) data() string { return filepath.Join(c.Dir, "data") }
-func (c Config) log() string  { return filepath.Join(c.Dir, "postgres.log") }
 
 // Server is a running server.
 type Server struct {
 	cfg  Config
 	proc *os.Process
+	log  *serverLog
 	done chan struct{} // closed when the process has ended
 	stop sync.Mutex    // one Stop at a time
 }
@@ -184,25 +184,24 @@ func worksIn(pid, dir string) bool {
 }
 
 func launch(cfg Config, owner *owner) (*Server, error) {
-	logFile, err := os.OpenFile(cfg.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := openLog(cfg.Dir, owner)
 	if err != nil {
 		return nil, err
 	}
-	defer logFile.Close()
 	args := []string{"-D", cfg.data(), "-k", cfg.SocketDir, "-c", "listen_addresses="}
 	if cfg.Volatile {
 		args = append(args, "-F", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 	}
 	cmd := owner.command(cfg, "postgres", args...)
-	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Stdout, cmd.Stderr = log.file, log.file
 	if cfg.DieWithParent {
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT // an immediate shutdown of the server and its children
 	}
-	s := &Server{cfg: cfg, done: make(chan struct{})}
+	s := &Server{cfg: cfg, log: log, done: make(chan struct{})}
 	started := make(chan error)
 	go s.supervise(cmd, started)
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start the database server: %w", err)
+		return nil, errors.Join(fmt.Errorf("start the database server: %w", err), log.close())
 	}
 	return s, nil
 }
@@ -246,9 +245,9 @@ func (s *Server) waitReady(ctx context.Context) error {
 		}
 		select {
 		case <-s.done:
-			return fmt.Errorf("the database server ended at once: %s", tail(s.cfg.log()))
+			return fmt.Errorf("the database server ended at once: %s", s.log.tail())
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %s", context.Cause(ctx), tail(s.cfg.log()))
+			return fmt.Errorf("%w: %s", context.Cause(ctx), s.log.tail())
 		case <-tick.C:
 		}
 	}
@@ -262,7 +261,7 @@ func (s *Server) Stop(ctx context.Context) error {
 	defer s.stop.Unlock()
 	_ = s.proc.Signal(os.Interrupt) // fails if the server has ended, which done shows
 	if s.ended(ctx) {
-		return nil
+		return s.log.close()
 	}
 	for _, harder := range []os.Signal{syscall.SIGQUIT, os.Kill} {
 		_ = s.proc.Signal(harder)
@@ -270,7 +269,7 @@ func (s *Server) Stop(ctx context.Context) error {
 		ended := s.ended(ctx)
 		cancel()
 		if ended {
-			return nil
+			return s.log.close()
 		}
 	}
 	return errors.New("the database server does not end")
@@ -284,14 +283,4 @@ func (s *Server) ended(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// tail returns the end of a log, for an error message.
-func tail(path string) string {
-	const limit = 2 << 10
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return "no log: " + err.Error()
-	}
-	return strings.TrimSpace(string(content[max(0, len(content)-limit):]))
 }
