@@ -57,6 +57,8 @@ func (a Access) options(ctx context.Context) []remote.Option {
 type Image struct {
 	image   v1.Image
 	layers  []v1.Layer
+	diffIDs []v1.Hash // of the layers' contents
+	remote  bool      // a registry's
 	cleanup func() error
 	// Digest names the manifest, like sha256:….
 	Digest string
@@ -88,6 +90,7 @@ func Pull(ctx context.Context, ref string, access Access) (*Image, error) {
 	if err != nil {
 		return nil, explain(ctx, ref, err)
 	}
+	opened.remote = true
 	return opened, nil
 }
 
@@ -129,6 +132,9 @@ func (i *Image) read() error {
 	if len(i.layers) > maxLayers {
 		return wrenn.Errorf(wrenn.Invalid, "the image has more than %d layers", maxLayers)
 	}
+	if i.diffIDs = config.RootFS.DiffIDs; len(i.diffIDs) != len(i.layers) {
+		return wrenn.Errorf(wrenn.Invalid, "the image has %d layers, and its configuration has %d", len(i.layers), len(i.diffIDs))
+	}
 	return nil
 }
 
@@ -141,6 +147,11 @@ func (i *Image) config() (*v1.ConfigFile, error) {
 	}
 	if size := manifest.Config.Size; size < 0 || size > maxDocument {
 		return nil, tooLarge("configuration")
+	}
+	for n, layer := range manifest.Layers {
+		if layer.Size < 0 {
+			return nil, wrenn.Errorf(wrenn.Invalid, "layer %d of the image has a negative size", n+1)
+		}
 	}
 	return i.image.ConfigFile()
 }
@@ -157,28 +168,19 @@ func (i *Image) Close() error {
 
 // Unpack writes the image's files into an empty tree, at most limit bytes on its
 // disk, and a line about each layer to out. A layer that does not match its digest
-// in the manifest is an error.
+// in the manifest, or whose content does not match the configuration, is an error.
 func (i *Image) Unpack(ctx context.Context, tree *rootfs.Tree, limit int64, out io.Writer) error {
 	for n, layer := range i.layers {
 		if size, err := layer.Size(); err == nil {
 			fmt.Fprintf(out, "  layer %d of %d, %.1f MB\n", n+1, len(i.layers), float64(size)/1e6)
 		}
-		size, err := unpackLayer(ctx, tree, layer, limit)
+		size, err := i.unpackLayer(ctx, tree, n, limit)
 		if err != nil {
 			return explain(ctx, fmt.Sprintf("layer %d", n+1), err)
 		}
 		limit -= size
 	}
 	return nil
-}
-
-func unpackLayer(ctx context.Context, tree *rootfs.Tree, layer v1.Layer, limit int64) (int64, error) {
-	content, err := layer.Uncompressed()
-	if err != nil {
-		return 0, err
-	}
-	size, err := tree.ExtractLayer(ctx, content, limit)
-	return size, errors.Join(err, content.Close())
 }
 
 // explain makes a readable error of a registry's answer.

@@ -44,7 +44,8 @@ func (t *Tree) AddUser() error {
 func (t *Tree) addAccount(passwd, group *database) (uid, gid int, err error) {
 	uid = userID
 	gid, grouped := group.number(userName)
-	for passwd.taken(uid) || !grouped && group.taken(uid) {
+	users, groups := passwd.numbers(), group.numbers()
+	for users[uid] || !grouped && groups[uid] {
 		uid++
 	}
 	if !grouped {
@@ -191,13 +192,19 @@ func (d *database) number(name string) (int, bool) {
 	return n, err == nil
 }
 
-func (d *database) taken(id int) bool {
+// numbers returns the third fields of all lines.
+func (d *database) numbers() map[int]bool {
+	all := map[int]bool{}
 	for _, line := range d.lines {
-		if f := strings.Split(line, ":"); len(f) > 2 && f[2] == strconv.Itoa(id) {
-			return true
+		f := strings.SplitN(line, ":", 4)
+		if len(f) < 3 {
+			continue
+		}
+		if n, err := strconv.Atoi(f[2]); err == nil {
+			all[n] = true
 		}
 	}
-	return false
+	return all
 }
 
 // set appends a line, and removes a line of the same name: a leftover, because the

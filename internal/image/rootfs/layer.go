@@ -33,7 +33,7 @@ const (
 // how many they take.
 func (t *Tree) ExtractLayer(ctx context.Context, r io.Reader, limit int64) (size int64, err error) {
 	l := layer{extraction: extraction{tree: t, left: limit}, made: map[string]bool{}}
-	source := &source{ctx: ctx, in: r}
+	source := t.source(ctx, r, limit)
 	if err := t.unpack(source, l.entry); err != nil {
 		return 0, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn"
+	"wrenn/internal/testkit"
 )
 
 func folder(name string) member {
@@ -210,4 +211,38 @@ func TestLayerBoundsItsNames(t *testing.T) {
 		}
 	}
 	t.Errorf("%d names are remembered, %d bytes", len(l.made), l.names)
+}
+
+// zeros is endless.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 0
+	}
+	return len(p), nil
+}
+
+// What follows an archive's end, and what is skipped, counts as well.
+func TestUnusedContentIsBounded(t *testing.T) {
+	tree, err := OpenTree(t.TempDir())
+	testkit.Must(t, err)
+	defer tree.Close()
+	_, err = tree.ExtractLayer(t.Context(), zeros{}, 1<<20)
+	testkit.WantCode(t, err, wrenn.Exhausted)
+	if tree.read > maxUnused+2<<20 {
+		t.Errorf("%d bytes were read", tree.read)
+	}
+}
+
+func TestManyAccounts(t *testing.T) {
+	d := &database{}
+	for id := userID; id < userID+50_000; id++ { // a search for each id would take minutes
+		d.lines = append(d.lines, fmt.Sprintf("u:x:%d:", id))
+	}
+	d.lines = append(d.lines, "odd", "u:x:y", "u::7")
+	numbers := d.numbers()
+	if len(numbers) != 50_001 || !numbers[userID] || !numbers[7] {
+		t.Errorf("%d numbers", len(numbers))
+	}
 }

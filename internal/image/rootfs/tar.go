@@ -32,7 +32,7 @@ const block = 4 << 10
 // were skipped.
 func (t *Tree) Extract(ctx context.Context, r io.Reader, limit int64) (skipped int, err error) {
 	x := extraction{tree: t, left: limit}
-	source := &source{ctx: ctx, in: r}
+	source := t.source(ctx, r, limit)
 	if err := t.unpack(source, x.first); err != nil {
 		return 0, err
 	}
@@ -65,11 +65,25 @@ func (t *Tree) unpack(source *source, each func(*tar.Header, io.Reader) error) e
 	}
 }
 
-// source is the stream of an archive. Reads fail when ctx has ended.
+// maxUnused is how much the archives of a tree may have besides what is unpacked:
+// headers, entries that are skipped, and what follows an archive's end. It is enough for
+// maxEntries headers.
+const maxUnused = 1 << 30
+
+// source is the stream of an archive. Reads fail when ctx has ended, and when the
+// archives of the tree have more bytes than they may.
 type source struct {
 	ctx   context.Context
 	in    io.Reader
-	ended bool // the stream ended before the archive
+	tree  *Tree
+	most  int64 // of tree.read
+	ended bool  // the stream ended before the archive
+}
+
+// source returns the stream of an archive of which limit bytes may be unpacked.
+func (t *Tree) source(ctx context.Context, r io.Reader, limit int64) *source {
+	t.most = max(t.most, limit+maxUnused) // the limits of later layers are what is left
+	return &source{ctx: ctx, in: r, tree: t, most: t.most}
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -77,6 +91,9 @@ func (s *source) Read(p []byte) (int, error) {
 		return 0, context.Cause(s.ctx)
 	}
 	n, err := s.in.Read(p)
+	if s.tree.read += int64(n); s.tree.read > s.most {
+		return 0, exhausted()
+	}
 	s.ended = s.ended || errors.Is(err, io.EOF)
 	return n, err
 }

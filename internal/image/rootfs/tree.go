@@ -39,7 +39,9 @@ const maxSmallFile = 1 << 20
 // content is hostile.
 type Tree struct {
 	root    *os.Root
-	entries int // of the archives that were unpacked into it
+	entries int   // of the archives that were unpacked into it
+	read    int64 // bytes of these archives, also of entries that were skipped
+	most    int64 // of read
 }
 
 // OpenTree opens the directory. The caller must Close the tree.
