@@ -21,8 +21,8 @@ const (
 )
 
 // serverLog is the file that the server writes its messages to. Its directory belongs
-// to the server's user, who could put links there to files of root: so it is always
-// made anew, and never opened by its name again.
+// to the server's user, who could put links there to files of root: so it is made
+// new each time, and never opened by its name again.
 type serverLog struct {
 	file *os.File
 	dir  *os.Root
