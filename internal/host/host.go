@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,6 +38,16 @@ const machineUIDs = 2_000_000_000
 // restore takes some 200 ms and a machine of the warm pool a fraction of it. With
 // hardware support a restore is as fast.
 const emulatedPool = 2
+
+const (
+	// bootsPerCPU is how many machines may boot at a time for each CPU, with hardware
+	// support, and restoresPerBoot how many may be restored for each that may boot.
+	bootsPerCPU     = 4
+	restoresPerBoot = 2
+	// keptSizes is how many sizes besides the default have a snapshot at a time. One
+	// takes as much of the disk as a fresh guest has used of its memory.
+	keptSizes = 4
+)
 
 // Config describes the host. StateDir, RunDir, Out and Log are needed.
 type Config struct {
@@ -224,6 +235,7 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		StateDir: h.store.Dir, RunDir: h.cfg.RunDir, FirstUID: h.firstUID(),
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store, Volumes: h.Volumes,
 		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Hook: h.cfg.Hook, Pool: h.pool(),
+		Boots: h.bootsAtOnce(), Restores: restoresPerBoot * h.bootsAtOnce(), Sizes: keptSizes,
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
 	})
 	if err != nil {
@@ -235,6 +247,15 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove unused images", slog.Any("err", err))
 	}
 	return h.slots.Sweep(ctx)
+}
+
+// bootsAtOnce returns how many machines may boot at a time. Under emulation each keeps
+// a CPU busy for some ten seconds, with hardware support for less than one.
+func (h *Host) bootsAtOnce() int {
+	if h.Driver.Name() == QEMU {
+		return runtime.GOMAXPROCS(0)
+	}
+	return bootsPerCPU * runtime.GOMAXPROCS(0)
 }
 
 // pool returns how many machines are made ahead.

@@ -49,8 +49,7 @@ func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequ
 	if body.TimeoutSec != nil {
 		create.Timeout = timeout(*body.TimeoutSec)
 	}
-	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
-	defer cancel()
+	// Without a time limit: the sandbox may wait for its turn on the host as long as the client waits.
 	sb, err := h.s.service.CreateSandbox(ctx, callerOf(ctx), create)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
 	"net/url"
@@ -211,10 +212,52 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 }
 
 // Create returns when the sandbox runs. Repeating it is safe. When ctx ends
-// first the host may have created it or not: Destroy it.
-func (c *Client) Create(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec) error {
-	_, err := call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, hostwire.CreateRequest(id, spec))
+// first the host may have created it or not: Destroy it. While the sandbox waits for
+// its turn on the host, waiting is called with the reason, and with "" when it has its
+// turn, from which the deadline counts.
+func (c *Client) Create(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec, waiting func(reason string)) error {
+	req := hostwire.CreateRequest(id, spec)
+	err := c.start(ctx, req, waiting)
+	if errors.Is(err, errNoStart) { // the agent is older
+		_, err = call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, req)
+	}
 	return err
+}
+
+// errNoStart means that the agent does not have the call.
+var errNoStart = errors.New("the agent has no StartSandbox")
+
+func (c *Client) start(ctx context.Context, req *pb.CreateSandboxRequest, waiting func(reason string)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(c.deadlines.Create, func() { cancel(errStalled) })
+	defer late.Stop()
+	stream, err := c.rpc.StartSandbox(ctx, req)
+	if err != nil {
+		return c.startError(ctx, err)
+	}
+	defer func() { _ = stream.Close() }() // the result was received, or is not wanted
+	for stream.Receive() {
+		if stream.Msg().GetStarted() != nil {
+			return nil
+		}
+		late.Reset(c.deadlines.Create)
+		waiting(hostwire.Text(stream.Msg().GetWaiting()))
+	}
+	return c.startError(ctx, stream.Err())
+}
+
+// startError is why a start ended without a result.
+func (c *Client) startError(ctx context.Context, err error) error {
+	switch {
+	case connect.CodeOf(err) == connect.CodeUnimplemented:
+		return errNoStart
+	case errors.Is(context.Cause(ctx), errStalled):
+		return wrenn.Errorf(wrenn.DeadlineExceeded, "%s did not answer in time", c.peer)
+	case err == nil:
+		return wrenn.Errorf(wrenn.Unavailable, "%s ended the start without a result", c.peer)
+	}
+	return wire.FromConnect(c.peer, err)
 }
 
 // Destroy returns when nothing is left of the sandbox. It is no error if the host

@@ -40,7 +40,7 @@ func box(t *testing.T, c *hostclient.Client) wrenn.SandboxID {
 	t.Helper()
 	id := wrenn.NewSandboxID()
 	spec := wrenn.SandboxSpec{Template: "base", Size: wrenn.Size{VCPUs: 2, MemoryMiB: 512}, EndOfLife: wrenn.EndOfLife{Timeout: 1500 * time.Millisecond}, Env: map[string]string{"WHO": "me"}}
-	if err := c.Create(t.Context(), id, spec); err != nil {
+	if err := c.Create(t.Context(), id, spec, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	return id

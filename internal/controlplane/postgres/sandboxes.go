@@ -141,7 +141,7 @@ type Move struct {
 // MoveSandbox moves a row to another state, and writes the event, if the row still
 // is as sb has it; else it returns a FailedPrecondition with the cause ErrConflict. A
 // move that the states do not allow is Internal: the caller has to ask State.Can. A
-// starting or paused row may be moved to its own state to change its host.
+// starting or paused row may be moved to its own state, with a host, which may be the same, to change its host or reason.
 func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wrenn.Sandbox, error) {
 	changesHost := sb.State == m.To && (m.To == wrenn.Starting || m.To == wrenn.Paused) && m.Host != ""
 	if !sb.State.Can(m.To) && !changesHost {

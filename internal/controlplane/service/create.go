@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"strings"
 	"time"
@@ -79,7 +80,9 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 	}
 	full := map[wrenn.HostID]bool{}
 	for {
-		refused := on.client.Create(ctx, sb.ID, spec)
+		waits := &waitingStart{starting: start, sb: sb}
+		refused := on.client.Create(ctx, sb.ID, spec, func(reason string) { waits.show(ctx, reason) })
+		sb = waits.sb
 		if refused == nil {
 			on.release(1)
 			return start.finish(ctx, sb)
@@ -106,6 +109,29 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 type starting struct {
 	*core
 	actor string
+}
+
+// showEvery is how often the row of a sandbox that waits for its turn is written at most.
+const showEvery = 5 * time.Second
+
+// waitingStart shows in the row of a sandbox why its host does not start it yet.
+type waitingStart struct {
+	starting
+	sb   *wrenn.Sandbox // as it was written last
+	last time.Time
+}
+
+func (w *waitingStart) show(ctx context.Context, reason string) {
+	if reason == w.sb.Reason || reason != "" && time.Since(w.last) < showEvery {
+		return
+	}
+	w.last = time.Now()
+	moved, err := w.store.MoveSandbox(ctx, w.sb, postgres.Move{To: wrenn.Starting, Host: w.sb.Host, Reason: reason, Actor: w.actor})
+	if err != nil { // another request moves it, which the end of the start finds
+		w.log.LogAttrs(ctx, slog.LevelDebug, "cannot show why a sandbox waits", slog.String("sandbox", string(w.sb.ID)), slog.Any("err", err))
+		return
+	}
+	w.sb = moved
 }
 
 // finish writes that the sandbox runs. If it cannot, the sandbox is undone: its

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -457,4 +458,69 @@ func TestCheckExec(t *testing.T) {
 		}
 	}
 	testkit.WantCode(t, s.CheckExec(t.Context(), w.team(t, "other"), wrenn.NewSandboxID()), wrenn.NotFound)
+}
+
+// TestAStartThatWaits takes longer than the deadline of a start, and its row shows why.
+func TestAStartThatWaits(t *testing.T) {
+	t.Parallel()
+	const reason = "waiting for its turn to be booted, with 3 ahead of it"
+	waits, turn := make(chan wrenn.SandboxID, 1), make(chan struct{})
+	agent := &hosttest.Agent{Waiting: func(_ context.Context, id string) iter.Seq[string] {
+		return func(yield func(string) bool) {
+			waits <- wrenn.SandboxID(id)
+			for { // as a host does every few seconds
+				if !yield(reason) {
+					return
+				}
+				select {
+				case <-turn:
+					yield("")
+					return
+				case <-time.After(50 * time.Millisecond):
+				}
+			}
+		}
+	}}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, func(cfg *service.Config) { cfg.Deadlines.Create = time.Second })
+	created := make(chan *wrenn.Sandbox, 1)
+	go func() {
+		sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
+		if err != nil {
+			t.Error(err)
+		}
+		created <- sb
+	}()
+	id := <-waits
+	testkit.WaitUntil(t, "the row shows why it waits", func() bool {
+		sb, err := s.Sandbox(t.Context(), w.caller, id)
+		return err == nil && sb.State == wrenn.Starting && sb.Reason == reason
+	})
+	began := time.Now()
+	testkit.WaitUntil(t, "the deadline of a start is over", func() bool { return time.Since(began) > 1500*time.Millisecond })
+	close(turn)
+	if sb := <-created; sb == nil || sb.State != wrenn.Running || sb.Reason != "" {
+		t.Errorf("created %+v", sb)
+	}
+
+	agent.Waiting = nil
+	ctx, leave := context.WithCancel(t.Context())
+	agent.Waiting = func(ctx context.Context, id string) iter.Seq[string] {
+		return func(yield func(string) bool) {
+			waits <- wrenn.SandboxID(id)
+			yield(reason)
+			<-ctx.Done()
+		}
+	}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.CreateSandbox(ctx, w.caller, service.CreateSandbox{})
+		failed <- err
+	}()
+	id = <-waits
+	leave()
+	testkit.WantCode(t, <-failed, wrenn.Canceled)
+	if sb := w.reaches(t, id, wrenn.Failed); sb.Reason != "the client disconnected while it started" {
+		t.Errorf("a sandbox whose client left has the reason %q", sb.Reason)
+	}
 }

@@ -61,6 +61,13 @@ type Config struct {
 	// Pool is how many machines Run makes ahead of demand from the snapshot of
 	// each size that Warm was called for. Ensure claims them. 0 is none.
 	Pool int
+	// Boots and Restores are how many machines may boot, and be restored, at a time;
+	// the others wait. 0 is unlimited. With more than the CPUs can finish, all would
+	// exceed ReadyTimeout.
+	Boots, Restores int
+	// Sizes is how many snapshots are kept of sizes that are asked for often, besides
+	// those of Warm; 0 is none.
+	Sizes int
 	// Hook, if set, is called at each point where an agent that dies must leave a
 	// state that the next one can work with.
 	Hook rollback.Hook
@@ -76,6 +83,9 @@ type host struct {
 	registry  registry
 	pool      warmPool
 	garbage   garbage
+	boots     turns
+	restores  turns
+	sizes     sizes
 
 	versions atomic.Uint64
 	wake     wake.Chan // Run has something to do
@@ -100,6 +110,8 @@ func (h *host) open(cfg Config) (err error) {
 	h.registry = registry{limits: cfg.Limits, store: cfg.Store, sandboxes: map[wrenn.SandboxID]*Sandbox{}}
 	h.pool = newWarmPool(h)
 	h.garbage = garbage{host: h}
+	h.boots.places, h.restores.places = cfg.Boots, cfg.Restores
+	h.sizes = newSizes(cfg.Sizes)
 	h.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), h.reserve, cfg.Log)
 	return err
 }

@@ -11,6 +11,7 @@ type request struct {
 	wrenn.SandboxSpec
 	parent   wrenn.SandboxID // of a fork
 	snapshot string          // what a machine of the warm pool is restored from
+	urgent   bool            // its turn to start is before that of all that wait
 }
 
 // isInternal reports whether the sandbox belongs to no user: its agent gets a token

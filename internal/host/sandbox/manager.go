@@ -7,7 +7,7 @@
 // The files of this package are layers. Each uses those above it in this list,
 // which a test checks:
 //
-//	status, info, memory, cancel: which status may follow which; what is asked for and answered; the host's memory; what ends an operation
+//	status, info, memory, cancel, turns, sizes: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot
 //	state, record: what changes in a sandbox's life, and the journal with what follows from it
 //	host, source: what all sandboxes of a host have in common, and what they are made from
 //	sandbox, registry: a sandbox, and all of them with the limits
@@ -18,7 +18,7 @@
 //	claim, launch, fork: how sandboxes are made
 //	warmpool: machines ahead of demand
 //	adopt, manager: what an earlier agent left; the package's front
-//	template, run: what a manager does besides
+//	template, demand, run: what a manager does besides
 package sandbox
 
 import (

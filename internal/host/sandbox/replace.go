@@ -21,11 +21,40 @@ func (s locked) build(ctx context.Context, from instance.Source) error {
 	if claimed, err := s.buildFromPool(ctx, from); claimed || err != nil {
 		return err
 	}
+	release, err := s.awaitTurn(ctx, from)
+	if err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
+	}
+	defer release()
+	if from.Better != nil {
+		if better, ok := from.Better(ctx); ok {
+			defer better.Release()
+			from = better
+		}
+	}
 	s.other = s.host.instances.New(&s.owner, journal.Instance{Start: s.journal.Starts + 1, Source: from.Snapshot, Guest: from.Guest})
 	if err := s.other.Build(ctx, from, s.isPooled()); err != nil {
 		return fmt.Errorf("sandbox %s: %w", s.id, err)
 	}
 	return nil
+}
+
+// awaitTurn waits until the host has a place for another start like this, and shows
+// that the sandbox waits. The caller releases the place.
+func (s locked) awaitTurn(ctx context.Context, from instance.Source) (release func(), err error) {
+	turns, what := &s.host.restores, "restored"
+	if from.Snapshot == "" {
+		turns, what = &s.host.boots, "booted"
+	}
+	waited := false
+	release, err = turns.acquire(ctx, s.request.urgent, func(ahead int) {
+		waited = true
+		s.state.explain(fmt.Sprintf("waiting for its turn to be %s, with %d ahead of it", what, ahead))
+	})
+	if waited {
+		s.state.explain("")
+	}
+	return release, err
 }
 
 // recordPending writes the pending instance to the journal.

@@ -23,6 +23,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	if m.cfg.Pool > 0 {
 		work.Go(func() { m.pool.run(ctx) })
 	}
+	if m.cfg.Sizes > 0 {
+		work.Go(func() { m.runSizes(ctx) })
+	}
 	busy := sync.Map{} // of *Sandbox: work is at it
 	for {
 		m.garbage.collectMarked(ctx)

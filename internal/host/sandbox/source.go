@@ -21,8 +21,13 @@ var notInNames = regexp.MustCompile(`[^a-z0-9-]+`)
 // baseName names the snapshot of the base guest from which sandboxes of the size
 // are restored. Another image, or another driver, has another one.
 func (h *host) baseName(size wrenn.Size) string {
+	return fmt.Sprintf("%s%d-%d", h.basePrefix(), size.VCPUs, size.MemoryMiB)
+}
+
+// basePrefix begins the names of the base snapshots of this image and driver.
+func (h *host) basePrefix() string {
 	name := notInNames.ReplaceAllString(strings.ToLower(h.cfg.Guest.Name), "-")
-	return fmt.Sprintf(basePrefix+"%.30s-%s-%d-%d", name, h.cfg.Driver.Name(), size.VCPUs, size.MemoryMiB)
+	return fmt.Sprintf(basePrefix+"%.30s-%s-", name, h.cfg.Driver.Name())
 }
 
 // guestSource is the source of sandboxes that boot a guest.
@@ -34,15 +39,31 @@ func (h *host) guestSource(guest Guest) instance.Source {
 }
 
 // baseSource is the base snapshot of the size or, without that, the guest image.
+// A size that is asked for often gets a snapshot.
 func (h *host) baseSource(ctx context.Context, size wrenn.Size) instance.Source {
+	if base, ok := h.baseSnapshot(ctx, size); ok {
+		return base
+	}
+	h.sizes.booted(size)
+	boot := h.guestSource(h.cfg.Guest)
+	boot.Better = func(ctx context.Context) (instance.Source, bool) { return h.baseSnapshot(ctx, size) }
+	return boot
+}
+
+// baseSnapshot is the base snapshot of the size, if there is one that can be used.
+func (h *host) baseSnapshot(ctx context.Context, size wrenn.Size) (instance.Source, bool) {
+	if h.sizes.isWanted(size) {
+		return instance.Source{}, false
+	}
 	base, err := h.snapshotSource(ctx, h.baseName(size))
 	if err == nil {
-		return base
+		h.sizes.used(size)
+		return base, true
 	}
 	if wrenn.CodeOf(err) != wrenn.NotFound {
 		h.logError(ctx, slog.LevelWarn, "base snapshot cannot be used; booting instead", err)
 	}
-	return h.guestSource(h.cfg.Guest)
+	return instance.Source{}, false
 }
 
 // snapshotSource is the source of sandboxes that are restored from a snapshot.

@@ -22,7 +22,7 @@ type state struct {
 
 	mu      sync.Mutex // guards what follows
 	status  Status
-	reason  string // why it is stopped, failed or quarantined
+	reason  string // why it is stopped, failed or quarantined, or does not start yet
 	version uint64
 	created time.Time
 	active  time.Time // when it was last used
@@ -58,6 +58,14 @@ func (s *state) set(status Status, reason string) {
 	defer s.mu.Unlock()
 	s.change(status, reason)
 	s.active = time.Now()
+}
+
+// explain changes the reason alone.
+func (s *state) explain(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reason = reason
+	s.changed()
 }
 
 // arrive is set at the end of an operation that succeeded.

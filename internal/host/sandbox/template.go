@@ -24,6 +24,8 @@ type Recipe struct {
 	Prepare func(context.Context, *envdclient.Client) error
 	// Note goes with the snapshot, see KeptSnapshot; some KiB at most.
 	Note []byte
+
+	urgent bool // see Request
 }
 
 // Build boots a guest, has it prepared, warms it up, and keeps it under a name, as
@@ -34,7 +36,7 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 	if r.Guest != nil {
 		guest = *r.Guest
 	}
-	req := request{id: wrenn.NewSandboxID(), SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, Env: r.Env}}
+	req := request{id: wrenn.NewSandboxID(), SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, Env: r.Env}, urgent: r.urgent}
 	s, err := m.create(ctx, req, m.guestSource(guest))
 	if err != nil {
 		return fmt.Errorf("boot the guest: %w", err)
@@ -119,14 +121,15 @@ func (m *Manager) Warmed(size wrenn.Size) bool { return m.snapshots.Has(m.baseNa
 // from it.
 func (m *Manager) Warm(ctx context.Context, size wrenn.Size) error {
 	name := m.baseName(size)
-	if err := m.makeBase(ctx, name, size); err != nil {
+	if err := m.makeBase(ctx, name, size, false); err != nil {
 		return err
 	}
+	m.sizes.keep(size)
 	m.pool.want(kind{name, size})
 	return nil
 }
 
-func (m *Manager) makeBase(ctx context.Context, name string, size wrenn.Size) (err error) {
+func (m *Manager) makeBase(ctx context.Context, name string, size wrenn.Size, urgent bool) (err error) {
 	if err := m.dropBases(ctx, name); err != nil {
 		return err
 	}
@@ -134,7 +137,7 @@ func (m *Manager) makeBase(ctx context.Context, name string, size wrenn.Size) (e
 	if err := m.snapshots.Pin(name); wrenn.CodeOf(err) != wrenn.NotFound {
 		return err
 	}
-	return m.Build(ctx, Recipe{Name: name, Size: size})
+	return m.Build(ctx, Recipe{Name: name, Size: size, urgent: urgent})
 }
 
 // dropBases unpins the base snapshots of other images and drivers, and the one of
@@ -145,9 +148,8 @@ func (m *Manager) dropBases(ctx context.Context, name string) error {
 		from.Release()
 	}
 	damaged := err != nil && wrenn.CodeOf(err) != wrenn.NotFound
-	current, _, _ := strings.Cut(m.baseName(wrenn.Size{}), "-0-0")
 	for _, id := range m.snapshots.IDs() {
-		old := strings.HasPrefix(id, basePrefix) && !strings.HasPrefix(id, current+"-")
+		old := strings.HasPrefix(id, basePrefix) && !strings.HasPrefix(id, m.basePrefix())
 		if !old && (id != name || !damaged) {
 			continue
 		}

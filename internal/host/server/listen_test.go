@@ -205,7 +205,7 @@ func TestStreamsOverTLS(t *testing.T) {
 	address, _ := listen(t, ca.Issue(t, certstest.Want{Names: []string{"127.0.0.1"}}))
 	c := client(t, address, ca.Issue(t, certstest.Want{Names: []string{"control-plane"}, Client: true}), true)
 	id := wrenn.NewSandboxID()
-	if err := c.Create(t.Context(), id, wrenn.SandboxSpec{Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}); err != nil {
+	if err := c.Create(t.Context(), id, wrenn.SandboxSpec{Template: "base", Size: wrenn.Size{VCPUs: 1, MemoryMiB: 512}}, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
 	var streams sync.WaitGroup

@@ -7,6 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -80,6 +81,73 @@ func (s *server) CreateSandbox(ctx context.Context, msg *pb.CreateSandboxRequest
 		return nil, err
 	}
 	return &pb.CreateSandboxResponse{SandboxId: string(id), Status: hostwire.Status(sb.Info().State)}, nil
+}
+
+const (
+	// waitingLook is how often a start is looked at, which may wait for its turn.
+	waitingLook = time.Second
+	// waitingTold is how often a caller is told at least that it still waits.
+	waitingTold = 10 * time.Second
+)
+
+// StartSandbox is CreateSandbox that tells why the sandbox waits.
+func (s *server) StartSandbox(ctx context.Context, msg *pb.CreateSandboxRequest, stream *connect.ServerStream[pb.StartSandboxResponse]) error {
+	type result struct {
+		res *pb.CreateSandboxResponse
+		err error
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	created := make(chan result, 1)
+	go func() {
+		res, err := s.CreateSandbox(ctx, msg)
+		created <- result{res, err}
+	}()
+	look := time.NewTicker(waitingLook)
+	defer look.Stop()
+	waits := waitingReport{stream: stream}
+	for {
+		select {
+		case r := <-created:
+			cancel()
+			if r.err != nil {
+				return r.err
+			}
+			return stream.Send(&pb.StartSandboxResponse{Event: &pb.StartSandboxResponse_Started{Started: r.res}})
+		case <-look.C:
+			if err := waits.tell(s.waitingReason(msg.GetSandboxId())); err != nil {
+				cancel()
+				<-created // when the caller is gone nothing of it is left
+				return err
+			}
+		}
+	}
+}
+
+// waitingReason is why a sandbox that is being made waits; "" if it does not.
+func (s *server) waitingReason(id string) string {
+	sb, err := s.cfg.Manager.Get(wrenn.SandboxID(id))
+	if err != nil {
+		return ""
+	}
+	if info := sb.Info(); info.State == wrenn.ObservedStarting {
+		return info.Reason
+	}
+	return ""
+}
+
+// waitingReport tells a caller why its sandbox waits, when that has changed and now and then.
+type waitingReport struct {
+	stream *connect.ServerStream[pb.StartSandboxResponse]
+	last   string
+	at     time.Time
+}
+
+func (w *waitingReport) tell(reason string) error {
+	if reason == w.last && (reason == "" || time.Since(w.at) < waitingTold) {
+		return nil
+	}
+	w.last, w.at = reason, time.Now()
+	return w.stream.Send(&pb.StartSandboxResponse{Event: &pb.StartSandboxResponse_Waiting{Waiting: reason}})
 }
 
 func (s *server) DestroySandbox(ctx context.Context, req *pb.DestroySandboxRequest) (*pb.DestroySandboxResponse, error) {

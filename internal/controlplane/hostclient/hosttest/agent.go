@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"sync"
@@ -29,6 +30,8 @@ type Agent struct {
 	Before, After func(ctx context.Context, method, id string) error
 	// Build, if set, is the work of a build; its error is that of the build.
 	Build func(ctx context.Context, req *hostagentv1.BuildTemplateRequest, log func(string)) error
+	// Waiting, if set, is why a new sandbox waits for its turn, one reason after the other.
+	Waiting func(ctx context.Context, id string) iter.Seq[string]
 	// Copy may fail a single copy of a fork.
 	Copy func(ctx context.Context, id string) error
 	// Sent, if set, is called with the size of each piece of output that was sent.
@@ -133,6 +136,22 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 		return nil
 	})
 	return &hostagentv1.CreateSandboxResponse{SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING}, err
+}
+
+// StartSandbox is CreateSandbox, after what Waiting tells.
+func (a *Agent) StartSandbox(ctx context.Context, req *hostagentv1.CreateSandboxRequest, stream *connect.ServerStream[hostagentv1.StartSandboxResponse]) error {
+	if a.Waiting != nil {
+		for reason := range a.Waiting(ctx, req.GetSandboxId()) {
+			if err := stream.Send(&hostagentv1.StartSandboxResponse{Event: &hostagentv1.StartSandboxResponse_Waiting{Waiting: reason}}); err != nil {
+				return err
+			}
+		}
+	}
+	res, err := a.CreateSandbox(ctx, req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(&hostagentv1.StartSandboxResponse{Event: &hostagentv1.StartSandboxResponse_Started{Started: res}})
 }
 
 func newSandbox(info *hostagentv1.SandboxInfo, env map[string]string) *sandbox {

@@ -68,6 +68,9 @@ type Source struct {
 	Exclusive bool
 	// Release ends the lease on the snapshot.
 	Release func()
+	// Better, if set, returns a source that makes the same in less time, if there is
+	// one by now. Release that, too.
+	Better func(context.Context) (Source, bool)
 }
 
 // Instance is one instance. Its fields are for the holder of the sandbox's

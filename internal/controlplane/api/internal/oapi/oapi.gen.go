@@ -570,7 +570,7 @@ type Sandbox struct {
 	// ParentID The sandbox that it is a copy of; absent for none.
 	ParentID *SandboxID `json:"parent_id,omitempty"`
 
-	// Reason Why it is stopped or failed.
+	// Reason Why it is stopped or failed; of one that is starting, why it waits for its turn on its host.
 	Reason *string `json:"reason,omitempty"`
 
 	// StartedAt Absent until it has run.

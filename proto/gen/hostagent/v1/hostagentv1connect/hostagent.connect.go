@@ -40,6 +40,9 @@ const (
 	// HostAgentServiceCreateSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// CreateSandbox RPC.
 	HostAgentServiceCreateSandboxProcedure = "/hostagent.v1.HostAgentService/CreateSandbox"
+	// HostAgentServiceStartSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// StartSandbox RPC.
+	HostAgentServiceStartSandboxProcedure = "/hostagent.v1.HostAgentService/StartSandbox"
 	// HostAgentServiceDestroySandboxProcedure is the fully-qualified name of the HostAgentService's
 	// DestroySandbox RPC.
 	HostAgentServiceDestroySandboxProcedure = "/hostagent.v1.HostAgentService/DestroySandbox"
@@ -117,6 +120,11 @@ type HostAgentServiceClient interface {
 	// CreateSandbox returns when the sandbox runs. An existing one of the same id,
 	// template and size is the answer.
 	CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.CreateSandboxResponse, error)
+	// StartSandbox is CreateSandbox for callers that want to know while the sandbox
+	// waits: a host makes as many at a time as it can finish. The last answer is started.
+	// While the sandbox waits for its turn answers come every few seconds; after the one
+	// without a reason it has its turn.
+	StartSandbox(context.Context, *v1.CreateSandboxRequest) (*connect.ServerStreamForClient[v1.StartSandboxResponse], error)
 	// DestroySandbox returns when nothing of the sandbox is left. It is no error if
 	// the sandbox does not exist.
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
@@ -205,6 +213,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceCreateSandboxProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("CreateSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		startSandbox: connect.NewClient[v1.CreateSandboxRequest, v1.StartSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceStartSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("StartSandbox")),
 			connect.WithClientOptions(opts...),
 		),
 		destroySandbox: connect.NewClient[v1.DestroySandboxRequest, v1.DestroySandboxResponse](
@@ -352,6 +366,7 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 type hostAgentServiceClient struct {
 	ping              *connect.Client[v1.PingRequest, v1.PingResponse]
 	createSandbox     *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
+	startSandbox      *connect.Client[v1.CreateSandboxRequest, v1.StartSandboxResponse]
 	destroySandbox    *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
 	pauseSandbox      *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
 	resumeSandbox     *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
@@ -393,6 +408,11 @@ func (c *hostAgentServiceClient) CreateSandbox(ctx context.Context, req *v1.Crea
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// StartSandbox calls hostagent.v1.HostAgentService.StartSandbox.
+func (c *hostAgentServiceClient) StartSandbox(ctx context.Context, req *v1.CreateSandboxRequest) (*connect.ServerStreamForClient[v1.StartSandboxResponse], error) {
+	return c.startSandbox.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // DestroySandbox calls hostagent.v1.HostAgentService.DestroySandbox.
@@ -589,6 +609,11 @@ type HostAgentServiceHandler interface {
 	// CreateSandbox returns when the sandbox runs. An existing one of the same id,
 	// template and size is the answer.
 	CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.CreateSandboxResponse, error)
+	// StartSandbox is CreateSandbox for callers that want to know while the sandbox
+	// waits: a host makes as many at a time as it can finish. The last answer is started.
+	// While the sandbox waits for its turn answers come every few seconds; after the one
+	// without a reason it has its turn.
+	StartSandbox(context.Context, *v1.CreateSandboxRequest, *connect.ServerStream[v1.StartSandboxResponse]) error
 	// DestroySandbox returns when nothing of the sandbox is left. It is no error if
 	// the sandbox does not exist.
 	DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error)
@@ -673,6 +698,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceCreateSandboxProcedure,
 		svc.CreateSandbox,
 		connect.WithSchema(hostAgentServiceMethods.ByName("CreateSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceStartSandboxHandler := connect.NewServerStreamHandlerSimple(
+		HostAgentServiceStartSandboxProcedure,
+		svc.StartSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("StartSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceDestroySandboxHandler := connect.NewUnaryHandlerSimple(
@@ -819,6 +850,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServicePingHandler.ServeHTTP(w, r)
 		case HostAgentServiceCreateSandboxProcedure:
 			hostAgentServiceCreateSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceStartSandboxProcedure:
+			hostAgentServiceStartSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceDestroySandboxProcedure:
 			hostAgentServiceDestroySandboxHandler.ServeHTTP(w, r)
 		case HostAgentServicePauseSandboxProcedure:
@@ -880,6 +913,10 @@ func (UnimplementedHostAgentServiceHandler) Ping(context.Context, *v1.PingReques
 
 func (UnimplementedHostAgentServiceHandler) CreateSandbox(context.Context, *v1.CreateSandboxRequest) (*v1.CreateSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.CreateSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) StartSandbox(context.Context, *v1.CreateSandboxRequest, *connect.ServerStream[v1.StartSandboxResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.StartSandbox is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) DestroySandbox(context.Context, *v1.DestroySandboxRequest) (*v1.DestroySandboxResponse, error) {
