@@ -146,6 +146,11 @@ func (f *fake) CheckExec(_ context.Context, _ service.Caller, id wrenn.SandboxID
 	return err
 }
 
+func (f *fake) AwaitRunning(ctx context.Context, _ service.Caller, _ wrenn.SandboxID) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
 func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -311,7 +311,7 @@ func (s *stack) testAutoResume(t *testing.T) {
 	}
 	s.checkCounter(t, id, told)
 	t.Run("paused under a stream", func(t *testing.T) {
-		stream, err := s.api.Start(t.Context(), id, client.Command{Cmd: "sleep", Args: []string{"1000"}}, client.StartOptions{})
+		stream, err := s.api.Start(t.Context(), id, client.Command{Cmd: "cat"}, client.StartOptions{Stdin: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -319,11 +319,14 @@ func (s *stack) testAutoResume(t *testing.T) {
 		if _, err := s.api.PauseSandbox(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
-		if event, err := stream.Receive(); client.CodeOf(err) != client.InvalidState {
-			t.Errorf("the stream goes on: %+v, %v", event, err)
-		}
 		if sb, err := s.api.Sandbox(t.Context(), id); err != nil || sb.State != client.Paused {
-			t.Errorf("%+v, %v", sb, err)
+			t.Errorf("a stream that waits wakes the sandbox: %+v, %v", sb, err)
+		}
+		if _, err := stream.Write([]byte("on\n")); err != nil { // this does
+			t.Fatal(err)
+		}
+		if event, err := stream.Receive(); err != nil || string(event.Stdout) != "on\n" {
+			t.Errorf("the stream after the pause: %+v, %v", event, err)
 		}
 	})
 }

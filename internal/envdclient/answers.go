@@ -67,8 +67,8 @@ func fromRPC(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, errGone) {
-		return errGone
+	if gone := Gone(err); gone != nil {
+		return gone
 	}
 	rpc, ok := errors.AsType[*connect.Error](err)
 	switch {

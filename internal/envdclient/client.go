@@ -6,7 +6,6 @@ package envdclient
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -78,7 +77,11 @@ func New(cfg Config) *Client {
 
 // Close ends all calls and streams, which fail with FailedPrecondition. It is
 // called before the guest ends. Twice is allowed.
-func (c *Client) Close() { c.conns.close() }
+func (c *Client) Close() { c.conns.close(errGone) }
+
+// ClosePaused is Close of a sandbox that is paused: calls and streams fail with
+// CutByPause.
+func (c *Client) ClosePaused() { c.conns.close(errPaused) }
 
 // ReadFile opens a file of the guest for reading. ~ and relative paths are those
 // of user; "" is the guest's default user. The caller closes it. A transfer that
@@ -122,8 +125,8 @@ func (c *Client) filesURL(user, path string) string {
 // message as an error.
 func (c *Client) do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
-	if errors.Is(err, errGone) {
-		return nil, errGone
+	if gone := Gone(err); gone != nil {
+		return nil, gone
 	}
 	if err != nil {
 		return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: errUnanswered, Err: err}

@@ -53,7 +53,7 @@ func (c *Client) dialLoopback(ctx context.Context, port uint16) (net.Conn, error
 	if refusal, ok := errors.AsType[*tunnel.Refusal](err); ok && refusal.Status == http.StatusBadGateway {
 		return nil, wrenn.ErrPortClosed
 	}
-	if errors.Is(err, errGone) || ctx.Err() != nil {
+	if Gone(err) != nil || ctx.Err() != nil {
 		return nil, fmt.Errorf("ask the guest's agent for port %d: %w", port, err)
 	}
 	return nil, &wrenn.Error{Code: wrenn.GuestFailed, Message: fmt.Sprintf("the sandbox's agent did not connect to port %d", port), Err: err}

@@ -395,5 +395,5 @@ func terminal(size wrenn.PTYSize) *process.PTY {
 // process no longer reads its input.
 func InputClosed(err error) bool {
 	code, _ := answered(err)
-	return code == connect.CodeFailedPrecondition || code == connect.CodeNotFound || errors.Is(err, errGone)
+	return code == connect.CodeFailedPrecondition || code == connect.CodeNotFound || Gone(err) != nil
 }

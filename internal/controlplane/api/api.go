@@ -54,6 +54,8 @@ type Commands interface {
 	Exec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecCommand) (*wrenn.ExecResult, error)
 	// CheckExec returns the error that StartExec would return for the sandbox as it is now.
 	CheckExec(context.Context, service.Caller, wrenn.SandboxID) error
+	// AwaitRunning waits until a paused sandbox runs; FailedPrecondition if it is not resumed by its use, or has ended.
+	AwaitRunning(context.Context, service.Caller, wrenn.SandboxID) error
 	StartExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecStart) (service.ExecStream, error)
 	AttachExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecAttach) (service.ExecStream, error)
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/plain"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -41,6 +43,7 @@ const (
 var (
 	errClientEnded = errors.New("the client ended the stream")
 	errClientGone  = errors.New("the client reads no message and answers no ping")
+	errResumed     = wrenn.Errorf(wrenn.Unavailable, "the sandbox was paused, and runs again or is to be resumed: attach to the command again")
 	errStopping    = &failure{
 		status: http.StatusServiceUnavailable, code: oapi.ErrorCodeUnavailable,
 		message: "the server is stopping; the command continues: attach to it again",
@@ -80,7 +83,7 @@ func (s *Server) execStream(w http.ResponseWriter, r *http.Request) {
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	st := &stream{s: s, conn: conn, caller: caller, id: id, opened: make(chan struct{}),
-		pending: make(chan *clientFrame, window/frameCost), room: semaphore.NewWeighted(window), forwarded: make(chan struct{})}
+		pending: make(chan *clientFrame, window/frameCost), room: semaphore.NewWeighted(window), forwarded: make(chan struct{}), missed: wake.New()}
 	st.encoder.binary = conn.Subprotocol() == protocolBinary
 	// net/http may end the request's context before the stream ends.
 	st.serve(context.WithoutCancel(r.Context()))
@@ -128,6 +131,7 @@ type stream struct {
 	forwarded chan struct{}       // closed when forwardFrames has ended
 
 	session bool        // the stream can be resumed
+	missed  wake.Chan   // input or a signal could not be forwarded
 	left    atomic.Bool // the client has ended its session
 
 	writing atomic.Bool // a message is being written to the client
@@ -153,7 +157,7 @@ func (st *stream) serve(ctx context.Context) {
 	if err == nil {
 		// Receive has no context; closing wakes it.
 		context.AfterFunc(ctx, func() { _ = st.command.Close() })
-		err = st.sendOutput(ctx)
+		err = st.awaitResume(ctx, st.sendOutput(ctx))
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -165,6 +169,29 @@ func (st *stream) serve(ctx context.Context) {
 	st.reportEnd(ctx, err)
 	_ = st.conn.CloseNow() // wakes receiveFrames
 	helpers.Wait()
+}
+
+// awaitResume keeps the stream of a sandbox that was paused open until the sandbox
+// runs again; then the client attaches again, at its positions. Only for a session,
+// and a sandbox that is resumed by its use: input or a signal of the client ends the
+// wait, and the attach resumes the sandbox. It returns why the stream ends.
+func (st *stream) awaitResume(ctx context.Context, cut error) error {
+	if wrenn.CodeOf(cut) != wrenn.CutByPause || !st.session {
+		return cut
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	runs := make(chan error, 1)
+	go func() { runs <- st.s.service.AwaitRunning(ctx, st.caller, st.id) }()
+	select {
+	case err := <-runs:
+		if wrenn.CodeOf(err) == wrenn.FailedPrecondition {
+			return cut
+		}
+		return cmp.Or(err, error(errResumed))
+	case <-st.missed:
+		return errResumed
+	}
 }
 
 // opener starts a command or attaches to one.
@@ -366,7 +393,18 @@ func (st *stream) forwardFrames(ctx context.Context) {
 				failed = true
 			}
 		}
+		if failed {
+			st.noteMissed(frame)
+		}
 		st.room.Release(frame.cost())
+	}
+}
+
+// noteMissed records that the client wants something of the command that it cannot get now.
+func (st *stream) noteMissed(frame *clientFrame) {
+	switch frame.Type {
+	case frameStdin, frameStdinClose, frameSignal, frameStop:
+		st.missed.Notify()
 	}
 }
 

@@ -33,6 +33,7 @@ type program struct {
 	did    chan string // what the client did to it
 	closed chan struct{}
 	once   sync.Once
+	cut    atomic.Bool  // nothing can be sent
 	taken  atomic.Int64 // outputs that Receive returned
 	stuck  bool         // it reads no input, and blocks the sender
 }
@@ -57,6 +58,9 @@ func (p *program) SendStdin(in []byte) error {
 	if p.stuck {
 		<-p.closed
 		return errors.New("the stream was closed")
+	}
+	if p.cut.Load() {
+		return errors.New("the stream broke")
 	}
 	p.did <- fmt.Sprintf("stdin %q", in)
 	return nil
@@ -316,6 +320,41 @@ func TestStreamIsResumed(t *testing.T) {
 	if diff := cmp.Diff(want, s.stub.attached); diff != "" {
 		t.Errorf("attached (-want +got):\n%s", diff)
 	}
+}
+
+// TestStreamOfASandboxThatIsPaused tells the client that the sandbox was paused, or waits
+// until it runs again if its use resumes it; then the client attaches at its positions.
+func TestStreamOfASandboxThatIsPaused(t *testing.T) {
+	const text = "the sandbox was paused: resume it"
+	begin := func(t *testing.T, session string, auto bool) *streaming {
+		s := stream1(t, nil)
+		s.stub.runs = make(chan struct{})
+		s.send(t, `{"type":"start","cmd":"x","stdin":true`+session+`}`)
+		s.out <- wrenn.ExecOutput{Started: &wrenn.ExecStarted{PID: 42}}
+		s.receive(t)
+		s.stub.mu.Lock()
+		s.stub.box = box(testID, wrenn.Paused)
+		s.stub.box.AutoResume = auto
+		s.stub.mu.Unlock()
+		s.cut.Store(true)
+		s.fail <- wrenn.Errorf(wrenn.CutByPause, text)
+		return s
+	}
+	const session = `,"session":"` + testSession + `"`
+	paused := `{"type":"error","data":"` + text + `","code":"paused"}`
+	again := `{"type":"error","data":"` + errResumed.Message + `","code":"unavailable"}`
+	t.Run("without auto_resume", func(t *testing.T) { begin(t, session, false).expect(t, paused) })
+	t.Run("without a session", func(t *testing.T) { begin(t, "", true).expect(t, paused) })
+	t.Run("it runs again", func(t *testing.T) {
+		s := begin(t, session, true)
+		s.stub.runs <- struct{}{}
+		s.expect(t, again)
+	})
+	t.Run("the client has input", func(t *testing.T) {
+		s := begin(t, session, true)
+		s.send(t, `{"type":"stdin","data":"x"}`)
+		s.expect(t, again)
+	})
 }
 
 func TestStreamRefusesFrames(t *testing.T) {

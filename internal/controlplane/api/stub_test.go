@@ -51,6 +51,7 @@ type stub struct {
 	forked   service.ForkSandbox
 	built    service.BuildTemplate
 
+	runs     chan struct{}  // AwaitRunning waits for it
 	waking   chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
 	box      *wrenn.Sandbox // in place of the one that runs; nil is none
 	result   wrenn.ExecResult
@@ -256,6 +257,18 @@ func (s *stub) CheckExec(_ context.Context, c service.Caller, id wrenn.SandboxID
 		err = wrenn.NotWhilePaused(id)
 	}
 	return cmp.Or(err, s.checkErr)
+}
+
+func (s *stub) AwaitRunning(ctx context.Context, c service.Caller, id wrenn.SandboxID) error {
+	if b, err := s.find(c, id); err != nil || !b.AutoResume {
+		return cmp.Or(err, error(wrenn.NotWhilePaused(id)))
+	}
+	select {
+	case <-s.runs:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *stub) StartExec(ctx context.Context, c service.Caller, id wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {

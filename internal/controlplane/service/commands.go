@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/controlplane/hostclient"
@@ -63,6 +64,24 @@ func (s *Commands) StartExec(ctx context.Context, c Caller, id wrenn.SandboxID, 
 // AttachExec follows a command that runs. The caller closes the stream.
 func (s *Commands) AttachExec(ctx context.Context, c Caller, id wrenn.SandboxID, to wrenn.ExecAttach) (ExecStream, error) {
 	return s.open(ctx, c, id, func(host *hostclient.Client) (*hostclient.ExecStream, error) { return host.AttachExec(ctx, id, to) })
+}
+
+// pollPaused is how often the row of a paused sandbox is read whose stream waits.
+const pollPaused = time.Second
+
+// AwaitRunning waits until a sandbox runs that was paused, without resuming it. It is
+// a FailedPrecondition if the sandbox has ended, or is not resumed by its use, so that
+// nothing says that it ever runs again.
+func (s *Commands) AwaitRunning(ctx context.Context, c Caller, id wrenn.SandboxID) error {
+	for {
+		sb, _, err := s.locateUsable(ctx, c, id)
+		if err != nil || sb.State == wrenn.Running {
+			return err
+		}
+		if !sleep(ctx, pollPaused) {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 func (s *Commands) open(ctx context.Context, c Caller, id wrenn.SandboxID, f func(*hostclient.Client) (*hostclient.ExecStream, error)) (ExecStream, error) {

@@ -47,6 +47,7 @@ func (s locked) pause(ctx context.Context) error {
 			j.Instance, j.Other = nil, j.Instance
 		})
 		if err == nil {
+			s.instance.Guest.ClosePaused()
 			s.instance, s.other = nil, s.instance
 		}
 		return err

@@ -18,6 +18,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/hostwire"
 	"wrenn/internal/testkit"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -109,6 +110,32 @@ func TestWhatAGuestCannotDo(t *testing.T) {
 	testkit.WantRPCCode(t, err, connect.CodeFailedPrecondition, "input/output error")
 	_, err = c.ReadFile(t.Context(), &pb.ReadFileRequest{SandboxId: id, Path: "/etc/passwd", User: "no-such-user"})
 	testkit.WantRPCCode(t, err, connect.CodeInvalidArgument, "no-such-user")
+}
+
+// TestAPauseSaysThatItCut: streams and files that are open end with it.
+func TestAPauseSaysThatItCut(t *testing.T) {
+	c := call(t, agenttest.Config{})
+	id := c.create(t)
+	stream, err := c.ExecStream(t.Context())
+	testkit.Must(t, err)
+	testkit.Must(t, stream.Send(hostwire.ExecStart(wrenn.SandboxID(id), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "sleep", Args: []string{"600"}, User: "root"}})))
+	_, err = stream.Receive()
+	testkit.Must(t, err)
+	upload, err := c.WriteFileStream(t.Context())
+	testkit.Must(t, err)
+	testkit.Must(t, upload.Send(meta(id, filepath.Join(t.TempDir(), "file"))))
+	testkit.Must(t, upload.Send(chunk(make([]byte, 1<<20))))
+	_, err = c.PauseSandbox(t.Context(), &pb.PauseSandboxRequest{SandboxId: id})
+	testkit.Must(t, err)
+	for err == nil {
+		_, err = stream.Receive()
+	}
+	testkit.WantCode(t, wire.FromConnect("host", err), wrenn.CutByPause, "resume it")
+	for err = nil; err == nil; {
+		err = upload.Send(chunk(make([]byte, 1<<16)))
+	}
+	_, err = upload.CloseAndReceive()
+	testkit.WantCode(t, wire.FromConnect("host", err), wrenn.CutByPause, "resume it")
 }
 
 func TestSignalOfNoProcess(t *testing.T) {

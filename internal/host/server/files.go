@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/envdclient"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
@@ -175,6 +176,9 @@ func fill(r io.Reader, buffer []byte) (n int, err error) {
 func broken(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if gone := envdclient.Gone(err); gone != nil {
+		return gone
 	}
 	return &wrenn.Error{Code: wrenn.Unavailable, Message: "the file broke off on its way out of the sandbox", Err: err}
 }
