@@ -570,6 +570,21 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// TestNamesThatAreNotText are refused before anything is sent, not changed.
+func TestNamesThatAreNotText(t *testing.T) {
+	c, err := client.New(client.Config{URL: "http://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, read := c.ReadFile(t.Context(), "i7hq2m9x4kd81ncvb3t5z", "/a\xff", client.FileOptions{})
+	write := c.WriteFile(t.Context(), "i7hq2m9x4kd81ncvb3t5z", "/a\xff", strings.NewReader(""), client.FileOptions{})
+	for name, err := range map[string]error{"read": read, "write": write} {
+		if client.CodeOf(err) != client.InvalidRequest || !strings.Contains(err.Error(), `\xff`) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestFilesThatBreak(t *testing.T) {
 	own := errors.New("the disk is broken")
 	f := &fake{read: io.MultiReader(bytes.NewReader(noise), iotest.ErrReader(own))}

@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"unicode/utf8"
 )
 
 // FileOptions are optional settings of WriteFile and ReadFile.
@@ -24,6 +25,9 @@ type FileOptions struct {
 //
 // When WriteFile fails, content may still be read for a moment after the return.
 func (c *Client) WriteFile(ctx context.Context, id, name string, content io.Reader, opts FileOptions) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
 	var frame bytes.Buffer // what comes before and after the content
 	form := multipart.NewWriter(&frame)
 	fields := [][2]string{{"path", name}}
@@ -53,9 +57,20 @@ func (c *Client) WriteFile(ctx context.Context, id, name string, content io.Read
 	return err
 }
 
+// checkName refuses a name that the API cannot hold: JSON would have U+FFFD in it.
+func checkName(name string) error {
+	if utf8.ValidString(name) {
+		return nil
+	}
+	return &Error{Code: InvalidRequest, Message: fmt.Sprintf("the name %.200q is not UTF-8 text: copy its directory, or rename it", name)}
+}
+
 // ReadFile returns the content of a file of the sandbox; the caller closes it.
 // When the transfer is cut short, Read returns an error other than io.EOF.
 func (c *Client) ReadFile(ctx context.Context, id, name string, opts FileOptions) (io.ReadCloser, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
 	body := map[string]string{"path": name}
 	if opts.User != "" {
 		body["user"] = opts.User

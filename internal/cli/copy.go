@@ -31,7 +31,7 @@ type copyCommand struct {
 // remote is a file of a sandbox. An empty path is the user's home.
 type remote struct{ id, path string }
 
-var remoteForm = regexp.MustCompile(`^(i[a-z0-9]{20}):(.*)$`)
+var remoteForm = regexp.MustCompile(`(?s)^(i[a-z0-9]{20}):(.*)$`)
 
 func parseRemote(name string) (remote, bool) {
 	m := remoteForm.FindStringSubmatch(name)
