@@ -25,7 +25,7 @@ func TestManyBootsAtOnce(t *testing.T) {
 	l.cfg.Boots, l.cfg.Restores, l.cfg.Sizes = places, places, 1
 	var at, most, started atomic.Int32
 	boot, snapshot := make(chan struct{}), make(chan struct{}) // closed when the first machines may boot, and when there is a snapshot
-	l.fault = func(step vmfake.Step) error {
+	l.hook = func(step vmfake.Step) error {
 		switch step {
 		case vmfake.StepFiles:
 			if n := at.Add(1); n > most.Load() {
