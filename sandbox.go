@@ -71,6 +71,7 @@ type Sandbox struct {
 	CreatedAt    time.Time
 	StartedAt    time.Time // zero until it has run
 	LastActiveAt time.Time // zero until it has run
+	EndsAt       time.Time // of a running one with an Absolute timeout; else of no meaning
 	UpdatedAt    time.Time // of the last change of State
 	// Version grows with every change; compare-and-set goes by it.
 	Version int64
@@ -105,9 +106,12 @@ func (s Size) OrDefault() Size {
 type EndOfLife struct {
 	Timeout   time.Duration // without use until OnTimeout happens; 0 is never
 	OnTimeout OnTimeout     // "" is DestroyOnTimeout
+	// Absolute has Timeout count from when the sandbox began to run or Timeout was
+	// set, whichever is later: use does not extend it.
+	Absolute bool
 }
 
-// OnTimeout is what happens to a sandbox that is not used for its timeout.
+// OnTimeout is what happens to a sandbox at the end of its timeout.
 type OnTimeout string
 
 // The values of OnTimeout.

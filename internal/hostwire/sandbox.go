@@ -17,7 +17,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Build),
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
-		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes),
+		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
 	}
 }
 
@@ -43,7 +43,7 @@ func parseVolumes(msgs []*pb.VolumeMount) (mounts []wrenn.VolumeMount, err error
 func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.SandboxSpec, error) {
 	spec := wrenn.SandboxSpec{
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg),
-		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec())},
+		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
@@ -139,7 +139,7 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 	return &pb.SandboxInfo{
 		SandboxId: string(sb.ID), Status: Status(sb.State), Reason: sb.Reason, Template: sb.Template,
 		Vcpus: number(sb.VCPUs), MemoryMb: number(sb.MemoryMiB),
-		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], AutoResume: sb.AutoResume,
+		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], TimeoutAbsolute: sb.Absolute, AutoResume: sb.AutoResume,
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 	}
 }
@@ -154,7 +154,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 	return wrenn.ObservedSandbox{
 		ID: id, State: ParseStatus(msg.GetStatus()), Reason: Text(msg.GetReason()), Template: Text(msg.GetTemplate()),
 		Size:       parseSandboxSize(msg),
-		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout},
+		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout, Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(),
 		CreatedAt:  time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(),

@@ -144,7 +144,7 @@ func (s locked) enter() error {
 	req := s.request
 	s.journal.open(journal.New(s.dir(), s.id).With(func(j *journal.Journal) {
 		j.Created, j.Step = s.Info().CreatedAt.UTC(), journal.StepMaking
-		j.Template, j.Size, j.Timeout, j.OnTimeout = req.Template, req.Size, req.Timeout, req.OnTimeout
+		j.Template, j.Size, j.Timeout, j.OnTimeout, j.Absolute = req.Template, req.Size, req.Timeout, req.OnTimeout, req.Absolute
 		j.AutoResume, j.Parent = req.AutoResume, req.parent
 		j.AccessToken, j.Volumes = s.owner.AccessToken, req.Volumes
 	}))

@@ -204,7 +204,7 @@ func TestWhatKeepsASandbox(t *testing.T) {
 			kept := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}})
 			release := keep(t, kept)
 			if name != "more time" { // Extend would undo it; Run reads the state
-				kept.state.setTimeout(short)
+				kept.state.setTimeout(short, time.Now())
 			}
 			// One of the same age that nothing keeps is the clock.
 			clock := ensure(t, m, wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: 2 * short}})

@@ -80,7 +80,7 @@ func (s *Sandbox) makeRoom(ctx context.Context) bool {
 // adds, is what makes it so.
 func (s locked) moveIn(change func(*journal.Journal)) error {
 	err := s.journal.commit(string(journal.StepRunning), func(j *journal.Journal) {
-		j.Step, j.Snapshot = journal.StepRunning, ""
+		j.Step, j.Snapshot, j.EndsAt = journal.StepRunning, "", s.state.beginLife()
 		j.Instance, j.Other = j.Other, j.Instance
 		change(j)
 	})

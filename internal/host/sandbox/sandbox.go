@@ -43,7 +43,7 @@ type Sandbox struct {
 
 // newSandbox returns a sandbox without anything.
 func newSandbox(h *host, req request) *Sandbox {
-	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(req.Timeout, h.newVersion, h.notify)}
+	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(req.EndOfLife, h.newVersion, h.notify)}
 	s.journal = record{reserve: h.reserve, hook: s.at}
 	if req.isInternal() {
 		req.AccessToken = rand.Text()
@@ -58,7 +58,7 @@ func newSandbox(h *host, req request) *Sandbox {
 // revive enters the sandbox of an earlier agent's journal, which was made then.
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
-		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
+		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
 		Volumes: j.Volumes,
 	}})
 	s.journal.open(j)
@@ -70,6 +70,9 @@ func revive(h *host, j *journal.Journal) *Sandbox {
 	}
 	if !j.Created.IsZero() {
 		s.state.setCreated(j.Created)
+	}
+	if !j.EndsAt.IsZero() {
+		s.state.setEnd(j.EndsAt)
 	}
 	close(s.made)
 	h.registry.add(s)
@@ -131,18 +134,19 @@ func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// Extend sets the time without use after which the sandbox ends, counted from
-// now; 0 is never. FailedPrecondition when it has ended.
+// Extend sets the timeout after which the sandbox ends, counted from now; 0 is
+// never. FailedPrecondition when it has ended.
 func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return err
 	}
 	defer locked.unlock()
-	if err := s.journal.commit("timeout", func(j *journal.Journal) { j.Timeout = timeout }); err != nil {
+	ends := time.Now().Add(timeout)
+	if err := s.journal.commit("timeout", func(j *journal.Journal) { j.Timeout, j.EndsAt = timeout, ends }); err != nil {
 		return err
 	}
-	s.state.setTimeout(timeout)
+	s.state.setTimeout(timeout, ends)
 	return nil
 }
 

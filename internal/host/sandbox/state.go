@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"wrenn"
 )
 
 const (
@@ -27,17 +29,21 @@ type state struct {
 	created time.Time
 	active  time.Time // when it was last used
 	timeout time.Duration
-	uses    int       // operations of callers in flight
-	retry   time.Time // when to try again to end or remove what could not be; zero when nothing is left
-	stalled time.Time // when to try again to let a machine run that stands still; zero when none does
-	patient time.Time // the sandbox is not ended for lack of use before that
+	// absolute has the sandbox end at ends, also while it is used; else it ends
+	// when it was not used for the timeout.
+	absolute bool
+	ends     time.Time
+	uses     int       // operations of callers in flight
+	retry    time.Time // when to try again to end or remove what could not be; zero when nothing is left
+	stalled  time.Time // when to try again to let a machine run that stands still; zero when none does
+	patient  time.Time // the sandbox is not ended for lack of use before that
 }
 
-func newState(timeout time.Duration, newVersion func() uint64, notify func()) state {
+func newState(life wrenn.EndOfLife, newVersion func() uint64, notify func()) state {
 	now := time.Now()
 	return state{
 		newVersion: newVersion, notify: notify,
-		status: StatusStarting, created: now, active: now, timeout: timeout, version: newVersion(),
+		status: StatusStarting, created: now, active: now, timeout: life.Timeout, absolute: life.Absolute, ends: now.Add(life.Timeout), version: newVersion(),
 	}
 }
 
@@ -96,12 +102,30 @@ func (s *state) setCreated(t time.Time) {
 	s.created = t
 }
 
-// setTimeout sets the time without use, from now on.
-func (s *state) setTimeout(timeout time.Duration) {
+// setTimeout sets the timeout, from now on, and when that ends.
+func (s *state) setTimeout(timeout time.Duration, ends time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timeout, s.active = timeout, time.Now()
+	s.timeout, s.ends, s.active = timeout, ends, time.Now()
 	s.changed()
+}
+
+// setEnd sets when an absolute timeout ends, as the journal says.
+func (s *state) setEnd(ends time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ends = ends
+}
+
+// beginLife is for a sandbox that is about to run: its timeout begins, unless it
+// ran until now. It returns when an absolute timeout ends.
+func (s *state) beginLife() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.status != StatusRestoring {
+		s.ends = time.Now().Add(s.timeout)
+	}
+	return s.ends
 }
 
 // touch records that the sandbox was used now.
@@ -190,6 +214,8 @@ func (s *state) next() (what due, at time.Time) {
 		what, at = dueEnding, s.retry
 	case !s.retry.IsZero():
 		what, at = dueOther, s.retry
+	case running && s.timeout > 0 && s.absolute:
+		what, at = dueStop, later(s.ends, s.patient)
 	case running && s.timeout > 0 && s.uses == 0:
 		what, at = dueStop, later(s.active.Add(s.timeout), s.patient)
 	}
@@ -224,6 +250,9 @@ func (s *state) claimDue(pauses bool) (what due, reason string) {
 		return duePause, ""
 	default:
 		s.change(StatusStopping, "")
+		if s.absolute {
+			return dueStop, fmt.Sprintf("its timeout of %s ended", s.timeout)
+		}
 		return dueStop, fmt.Sprintf("not used for %s", s.timeout)
 	}
 }

@@ -66,6 +66,8 @@ type Journal struct {
 	Size       wrenn.Size      `json:"size"`
 	Timeout    time.Duration   `json:"timeout,omitempty"` // ns
 	OnTimeout  wrenn.OnTimeout `json:"on_timeout,omitempty"`
+	Absolute   bool            `json:"absolute,omitempty"`
+	EndsAt     time.Time       `json:"ends_at,omitzero"` // of a running sandbox with an absolute timeout
 	AutoResume bool            `json:"auto_resume,omitempty"`
 	Parent     wrenn.SandboxID `json:"parent,omitempty"` // of a fork
 	// AccessToken is what the agent in the guest asks its callers for; "" is none.

@@ -509,9 +509,11 @@ type CreateSandboxRequest struct {
 	// in the sandbox may call it.
 	AccessToken string `protobuf:"bytes,10,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	// The volumes of the host that the sandbox mounts.
-	Volumes       []*VolumeMount `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Volumes []*VolumeMount `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// The timeout counts from when the sandbox began to run, or it was set; use does not extend it.
+	TimeoutAbsolute bool `protobuf:"varint,20,opt,name=timeout_absolute,json=timeoutAbsolute,proto3" json:"timeout_absolute,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
@@ -619,6 +621,13 @@ func (x *CreateSandboxRequest) GetVolumes() []*VolumeMount {
 		return x.Volumes
 	}
 	return nil
+}
+
+func (x *CreateSandboxRequest) GetTimeoutAbsolute() bool {
+	if x != nil {
+		return x.TimeoutAbsolute
+	}
+	return false
 }
 
 // A volume in a sandbox.
@@ -2625,11 +2634,12 @@ type SandboxInfo struct {
 	// Why it is stopped, failed or quarantined, for people.
 	Reason string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Grows with every change of this sandbox.
-	Version       uint64    `protobuf:"varint,11,opt,name=version,proto3" json:"version,omitempty"`
-	OnTimeout     OnTimeout `protobuf:"varint,12,opt,name=on_timeout,json=onTimeout,proto3,enum=hostagent.v1.OnTimeout" json:"on_timeout,omitempty"`
-	AutoResume    bool      `protobuf:"varint,13,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Version         uint64    `protobuf:"varint,11,opt,name=version,proto3" json:"version,omitempty"`
+	OnTimeout       OnTimeout `protobuf:"varint,12,opt,name=on_timeout,json=onTimeout,proto3,enum=hostagent.v1.OnTimeout" json:"on_timeout,omitempty"`
+	AutoResume      bool      `protobuf:"varint,13,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
+	TimeoutAbsolute bool      `protobuf:"varint,20,opt,name=timeout_absolute,json=timeoutAbsolute,proto3" json:"timeout_absolute,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SandboxInfo) Reset() {
@@ -2749,6 +2759,13 @@ func (x *SandboxInfo) GetOnTimeout() OnTimeout {
 func (x *SandboxInfo) GetAutoResume() bool {
 	if x != nil {
 		return x.AutoResume
+	}
+	return false
+}
+
+func (x *SandboxInfo) GetTimeoutAbsolute() bool {
+	if x != nil {
+		return x.TimeoutAbsolute
 	}
 	return false
 }
@@ -4388,7 +4405,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0ememory_mb_used\x18\x04 \x01(\x04R\fmemoryMbUsed\x12\x17\n" +
 	"\adisk_mb\x18\x05 \x01(\x04R\x06diskMb\x12 \n" +
 	"\fdisk_mb_free\x18\x06 \x01(\x04R\n" +
-	"diskMbFree\"\xed\x03\n" +
+	"diskMbFree\"\x98\x04\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -4407,7 +4424,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"generation\x12!\n" +
 	"\faccess_token\x18\n" +
 	" \x01(\tR\vaccessToken\x123\n" +
-	"\avolumes\x18\v \x03(\v2\x19.hostagent.v1.VolumeMountR\avolumes\x1a6\n" +
+	"\avolumes\x18\v \x03(\v2\x19.hostagent.v1.VolumeMountR\avolumes\x12)\n" +
+	"\x10timeout_absolute\x18\x14 \x01(\bR\x0ftimeoutAbsolute\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
@@ -4548,7 +4566,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xcc\x03\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xf7\x03\n" +
 	"\vSandboxInfo\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -4567,7 +4585,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
 	"on_timeout\x18\f \x01(\x0e2\x17.hostagent.v1.OnTimeoutR\tonTimeout\x12\x1f\n" +
 	"\vauto_resume\x18\r \x01(\bR\n" +
-	"autoResume\"\x9d\x02\n" +
+	"autoResume\x12)\n" +
+	"\x10timeout_absolute\x18\x14 \x01(\bR\x0ftimeoutAbsolute\"\x9d\x02\n" +
 	"\vExecRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
