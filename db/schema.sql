@@ -78,6 +78,16 @@ CREATE TABLE public.platform_secrets (
     CONSTRAINT platform_secrets_value_check CHECK ((octet_length(value) >= 32))
 );
 
+CREATE TABLE public.repeatable_creates (
+    team_id uuid NOT NULL,
+    route text NOT NULL,
+    key text NOT NULL COLLATE pg_catalog."C",
+    fingerprint bytea NOT NULL,
+    sandbox_id text NOT NULL COLLATE pg_catalog."C",
+    worker bigint,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
 CREATE TABLE public.sandbox_events (
     id bigint NOT NULL,
     sandbox_id text NOT NULL COLLATE pg_catalog."C",
@@ -121,6 +131,8 @@ CREATE TABLE public.sandboxes (
     auto_resume boolean DEFAULT false NOT NULL,
     parent_id text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
     generation text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    absolute_timeout boolean DEFAULT false NOT NULL,
+    ends_at timestamp with time zone,
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text]))),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
@@ -202,6 +214,9 @@ ALTER TABLE ONLY public.hosts
 ALTER TABLE ONLY public.platform_secrets
     ADD CONSTRAINT platform_secrets_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY public.repeatable_creates
+    ADD CONSTRAINT repeatable_creates_pkey PRIMARY KEY (team_id, route, key);
+
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_pkey PRIMARY KEY (id);
 
@@ -231,6 +246,8 @@ ALTER TABLE ONLY public.unknown_sandboxes
 
 CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
 
+CREATE INDEX repeatable_creates_age ON public.repeatable_creates USING btree (created_at);
+
 CREATE INDEX sandboxes_between ON public.sandboxes USING btree (worker) WHERE (state = ANY (ARRAY['pending'::text, 'starting'::text, 'pausing'::text, 'resuming'::text, 'stopping'::text]));
 
 CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHERE (state <> ALL (ARRAY['stopped'::text, 'failed'::text]));
@@ -253,6 +270,9 @@ CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.repeatable_creates
+    ADD CONSTRAINT repeatable_creates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id);

@@ -9,8 +9,8 @@ SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams W
 -- name: InsertSandboxes :many
 -- Several of one team, size and host, in the order of their ids.
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
-    SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @auto_resume, @parent_id, @generation,
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @absolute_timeout, @auto_resume, @parent_id, @generation,
         @metadata::jsonb, @env::jsonb, @worker
     RETURNING *
 ), event AS (
@@ -29,6 +29,10 @@ WITH moved AS (
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN @to_state = 'running' THEN clock_timestamp() ELSE last_active_at END,
+        ends_at = CASE
+            WHEN absolute_timeout AND timeout_sec > 0 AND @to_state = 'running' AND @from_state IN ('starting', 'paused', 'resuming')
+            THEN clock_timestamp() + make_interval(secs => timeout_sec) ELSE ends_at
+        END,
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = @from_state
@@ -43,10 +47,11 @@ SELECT * FROM moved;
 WITH moved AS (
     UPDATE sandboxes SET
         timeout_sec = @timeout_sec,
+        ends_at = CASE WHEN absolute_timeout AND @timeout_sec > 0 THEN clock_timestamp() + make_interval(secs => @timeout_sec) END,
         last_active_at = clock_timestamp(),
-        updated_at = clock_timestamp(),
+        updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
-    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = 'running'
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state IN ('running', 'paused')
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
@@ -73,12 +78,41 @@ CROSS JOIN LATERAL (
     WHERE sandboxes.team_id = @team_id
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> @metadata
+        AND (@template::text = '' OR sandboxes.template = @template OR split_part(sandboxes.template, ':', 1) = @template)
+        AND coalesce(sandboxes.started_at, sandboxes.created_at) >= @started_after::timestamptz
         AND (sandboxes.created_at, sandboxes.id) < (@before_at::timestamptz, @before_id::text)
     ORDER BY sandboxes.created_at DESC, sandboxes.id DESC
     LIMIT @page_size
 ) AS s
 ORDER BY s.created_at DESC, s.id DESC
 LIMIT @page_size;
+
+-- name: ListSandboxesOldestFirst :many
+-- ListSandboxes in the other order.
+SELECT s.*
+FROM unnest(@states::text[]) AS wanted (state)
+CROSS JOIN LATERAL (
+    SELECT * FROM sandboxes
+    WHERE sandboxes.team_id = @team_id
+        AND sandboxes.state = wanted.state
+        AND sandboxes.metadata @> @metadata
+        AND (@template::text = '' OR sandboxes.template = @template OR split_part(sandboxes.template, ':', 1) = @template)
+        AND coalesce(sandboxes.started_at, sandboxes.created_at) >= @started_after::timestamptz
+        AND (sandboxes.created_at, sandboxes.id) > (@after_at::timestamptz, @after_id::text)
+    ORDER BY sandboxes.created_at, sandboxes.id
+    LIMIT @page_size
+) AS s
+ORDER BY s.created_at, s.id
+LIMIT @page_size;
+
+-- name: CountSandboxes :one
+-- For states of living sandboxes, of which a team has no more than its limit.
+SELECT count(*) FROM sandboxes
+WHERE team_id = @team_id
+    AND state = ANY (@states::text[])
+    AND metadata @> @metadata
+    AND (@template::text = '' OR template = @template OR split_part(template, ':', 1) = @template)
+    AND coalesce(started_at, created_at) >= @started_after::timestamptz;
 
 -- name: HostRows :many
 -- The rows that should be on a host, and those of the sandboxes that the host reports.

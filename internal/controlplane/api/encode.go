@@ -22,6 +22,9 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if sb.Parent != "" {
 		out.ParentID = new(string(sb.Parent))
 	}
+	if sb.Absolute && sb.State == wrenn.Running {
+		out.EndsAt = moment(sb.EndsAt)
+	}
 	if sb.Reason != "" {
 		out.Reason = &sb.Reason
 	}

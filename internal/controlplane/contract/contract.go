@@ -265,7 +265,7 @@ func (c *Contract) addBody(op *Operation, doc *document, body *documentBody, at 
 	return err
 }
 
-// CheckParameters validates path and query. The request has passed a chi router.
+// CheckParameters validates path, query and headers. The request has passed a chi router.
 func (op *Operation) CheckParameters(r *http.Request) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -280,8 +280,11 @@ func (op *Operation) CheckParameters(r *http.Request) error {
 			}
 			values = []string{value}
 		}
+		if p.in == "header" {
+			values = r.Header.Values(p.name)
+		}
 		if len(values) == 0 {
-			continue // all parameters of the query are optional
+			continue // all others are optional
 		}
 		value, err := p.value(values)
 		if err != nil {

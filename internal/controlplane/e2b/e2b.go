@@ -47,12 +47,16 @@ type Service interface {
 	AccessToken(ctx context.Context, id wrenn.SandboxID) (string, error)
 
 	CreateSandbox(context.Context, service.Caller, service.CreateSandbox) (*wrenn.Sandbox, error)
+	CreateSandboxOnce(context.Context, service.Caller, service.RequestKey, service.CreateSandbox) (*wrenn.Sandbox, error)
 	ListSandboxes(context.Context, service.Caller, service.ListSandboxes) (page []wrenn.Sandbox, next string, err error)
+	CountSandboxes(context.Context, service.Caller, service.ListSandboxes) (int, error)
 	Sandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error
 	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
+	SetNextTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
+	MaxTimeout() time.Duration
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
@@ -234,6 +238,7 @@ type operation func(*http.Request, service.Caller) (status int, body any, err er
 type page struct {
 	entries any    // a list
 	next    string // the token of the next page; "" on the last
+	running *int   // how many sandboxes of all pages run; nil is not told
 }
 
 // handle runs an operation for a caller with a key, if the request is as the
@@ -299,6 +304,9 @@ func answer(w http.ResponseWriter, status int, body any) {
 		if p.next != "" {
 			w.Header().Set("X-Next-Token", p.next)
 		}
+		if p.running != nil {
+			w.Header().Set("X-Total-Running", strconv.Itoa(*p.running))
+		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -310,6 +318,8 @@ type failure struct {
 	Status  int    `json:"code"`
 	Message string `json:"message"`
 	Code    string `json:"error_code,omitempty"` // for programs
+
+	retry bool // another try will be answered
 }
 
 func (f *failure) Error() string { return f.Message }
@@ -324,6 +334,12 @@ func failureOf(err error) *failure {
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
 		f.Message = e.Message
 	}
+	switch {
+	case errors.Is(err, service.ErrKeyReused):
+		f.Code = "idempotency_request_mismatch"
+	case errors.Is(err, service.ErrCreateInProgress):
+		f.Code, f.retry = "idempotency_in_progress", true
+	}
 	return f
 }
 
@@ -333,6 +349,10 @@ func failureOf(err error) *failure {
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	f := failureOf(err)
 	h := w.Header()
+	if f.retry {
+		h.Set("Should-Retry", "true")
+		h.Set("Retry-After", "1")
+	}
 	switch f.Status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		if h.Get("Retry-After") == "" {

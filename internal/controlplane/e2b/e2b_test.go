@@ -18,6 +18,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/legacy"
 	"github.com/go-chi/chi/v5"
+	"github.com/google/go-cmp/cmp"
 
 	"wrenn"
 	"wrenn/api"
@@ -32,6 +33,7 @@ func TestMain(m *testing.M) { pgtest.Main(m) }
 // surface is the real service over a database and a host in memory.
 type surface struct {
 	url, key string
+	header   map[string]string // of all requests
 	document routers.Router
 	service  *service.Service
 	caller   service.Caller
@@ -77,6 +79,9 @@ func (s *surface) call(t *testing.T, method, path, body string, want int) (out m
 	req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, io.NopCloser(strings.NewReader(body))) // chunked, as JavaScript sends it
 	testkit.Must(t, err)
 	req.Header.Set("X-Api-Key", s.key)
+	for name, value := range s.header {
+		req.Header.Set(name, value)
+	}
 	resp, err := http.DefaultTransport.RoundTrip(req)
 	testkit.Must(t, err)
 	defer resp.Body.Close()
@@ -270,8 +275,133 @@ func TestLists(t *testing.T) {
 	if len(old) != 4 {
 		t.Errorf("the old list has %d, want 4", len(old))
 	}
-	for _, bad := range []string{"state=gone", "limit=0", "limit=101", "metadata=%25zz", "nextToken=x"} {
+	oldest := all[2].(map[string]any)
+	_, page, h = s.call(t, "GET", "/v2/sandboxes?limit=1&order=asc&template=base&"+filter, "", 200)
+	if len(page) != 1 || page[0].(map[string]any)["sandboxID"] != oldest["sandboxID"] || h.Get("X-Total-Running") != "3" {
+		t.Errorf("the oldest is %v, want %v; %s run", page, oldest, h.Get("X-Total-Running"))
+	}
+	_, page, _ = s.call(t, "GET", "/v2/sandboxes?order=asc&"+filter+"&nextToken="+url.QueryEscape(h.Get("X-Next-Token")), "", 200)
+	if len(page) != 2 || page[0].(map[string]any)["sandboxID"] == oldest["sandboxID"] {
+		t.Errorf("after the oldest come %v", page)
+	}
+	newest := url.QueryEscape(all[0].(map[string]any)["startedAt"].(string))
+	if _, page, _ = s.call(t, "GET", "/v2/sandboxes?startedAfter="+newest+"&"+filter, "", 200); len(page) != 1 {
+		t.Errorf("since the start of the newest %d started, want 1", len(page))
+	}
+	if _, page, h = s.call(t, "GET", "/v2/sandboxes?template=other", "", 200); len(page) != 0 || h.Get("X-Total-Running") != "0" {
+		t.Errorf("of another template there are %v, %s run", page, h.Get("X-Total-Running"))
+	}
+	if _, _, h = s.call(t, "GET", "/v2/sandboxes?state=paused", "", 200); h.Get("X-Total-Running") != "" {
+		t.Error("those that run are counted although paused ones are wanted")
+	}
+	for _, bad := range []string{"order=up", "startedAfter=yesterday", "state=gone", "limit=0", "limit=101", "metadata=%25zz", "nextToken=x"} {
 		s.call(t, "GET", "/v2/sandboxes?"+bad, "", 400)
+	}
+}
+
+// TestEnd: the timeout counts from the start, the last time that it was set, or the
+// resume, and a use does not extend it.
+func TestEnd(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","timeout":600,"autoPause":true}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	end := func() time.Time {
+		info, _, _ := s.call(t, "GET", at, "", 200)
+		return timeOf(t, info["endAt"])
+	}
+	first := end()
+	_, err := s.service.Exec(t.Context(), s.caller, wrenn.SandboxID(made["sandboxID"].(string)), wrenn.ExecCommand{Cmd: "echo"})
+	testkit.Must(t, err)
+	s.call(t, "POST", at+"/connect", `{"timeout":300}`, 200)
+	s.call(t, "POST", at+"/connect", `{"timeout":600}`, 200)
+	if got := end(); !got.Equal(first) {
+		t.Errorf("a use and connects moved the end from %v to %v", first, got)
+	}
+	s.call(t, "POST", at+"/timeout", `{"timeout":60}`, 204)
+	if left := time.Until(end()); left > time.Minute {
+		t.Errorf("with a shorter timeout %v are left", left)
+	}
+	s.call(t, "POST", at+"/pause", `{}`, 204)
+	s.call(t, "POST", "/v2"+at+"/connect", `{"timeout":30}`, 201)
+	if left := time.Until(end()); left > 30*time.Second {
+		t.Errorf("resumed for 30 s, it has %v", left)
+	}
+	for path, body := range map[string]string{
+		"/v2/sandboxes": `{"templateID":"base","timeout":99999999}`, at + "/timeout": `{"timeout":99999999}`, at + "/connect": `{"timeout":99999999}`,
+	} {
+		if failed, _, _ := s.call(t, "POST", path, body, 400); failed["message"] != "Timeout cannot be greater than 720 hours" {
+			t.Errorf("%s: %v", path, failed)
+		}
+	}
+}
+
+// TestIdempotencyKey: requests with one key make one sandbox.
+func TestIdempotencyKey(t *testing.T) {
+	s := newSurface(t)
+	const body = `{"templateID":"base","metadata":{"a":"1","b":"2"},"envVars":{}}`
+	s.header = map[string]string{"Idempotency-Key": "ab-1"}
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", body, 201)
+	again, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"metadata":{"b":"2","a":"1"},"later":{"x":1},"envVars":{},"templateID":"base"}`, 201)
+	if diff := cmp.Diff(made, again); diff != "" {
+		t.Errorf("the same request again (-first +second):\n%s", diff)
+	}
+	failed, _, h := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 409)
+	if failed["error_code"] != "idempotency_request_mismatch" || h.Get("Should-Retry") != "" {
+		t.Errorf("another request: %v", failed)
+	}
+	s.call(t, "DELETE", "/sandboxes/"+made["sandboxID"].(string), "", 204)
+	if again, _, _ = s.call(t, "POST", "/v2/sandboxes", body, 201); again["sandboxID"] != made["sandboxID"] {
+		t.Errorf("after the end of %v the key makes %v", made["sandboxID"], again["sandboxID"])
+	}
+	other, _, _ := s.call(t, "POST", "/sandboxes", body, 201)
+	if other["sandboxID"] == made["sandboxID"] {
+		t.Error("another route is another request")
+	}
+	s.header["Idempotency-Key"] = "ab-2"
+	s.call(t, "POST", "/v2/sandboxes", `{"templateID":"nothing"}`, 404)
+	s.call(t, "POST", "/v2/sandboxes", body, 201) // the failed one made nothing
+	for _, bad := range []string{"a b", "é", strings.Repeat("x", 256)} {
+		s.header["Idempotency-Key"] = bad
+		s.call(t, "POST", "/v2/sandboxes", body, 400)
+	}
+}
+
+// TestOneKeyAtOnce: of requests with one key at the same time one creates, and the
+// others get its sandbox or are told to try again.
+func TestOneKeyAtOnce(t *testing.T) {
+	s := newSurface(t)
+	const body = `{"templateID":"base","metadata":{"at":"once"}}`
+	statuses := make(chan int)
+	for range 8 {
+		go func() {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+"/v2/sandboxes", strings.NewReader(body))
+			if err != nil {
+				t.Error(err)
+			}
+			req.Header.Set("X-Api-Key", s.key)
+			req.Header.Set("Idempotency-Key", "once")
+			resp, err := http.DefaultTransport.RoundTrip(req)
+			if err != nil {
+				t.Error(err)
+				statuses <- 0
+				return
+			}
+			defer resp.Body.Close()
+			if resp.StatusCode == 409 && (resp.Header.Get("Should-Retry") != "true" || resp.Header.Get("Retry-After") != "1") {
+				t.Errorf("409 with the header %v", resp.Header)
+			}
+			statuses <- resp.StatusCode
+		}()
+	}
+	seen := map[int]int{}
+	for range 8 {
+		seen[<-statuses]++
+	}
+	if seen[201] == 0 || seen[201]+seen[409] != 8 {
+		t.Errorf("the statuses are %v", seen)
+	}
+	if _, all, _ := s.call(t, "GET", "/v2/sandboxes?metadata=at%3Donce", "", 200); len(all) != 1 {
+		t.Errorf("%d sandboxes were made", len(all))
 	}
 }
 

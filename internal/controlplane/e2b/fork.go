@@ -16,7 +16,7 @@ func (s *Server) fork(r *http.Request, c service.Caller) (int, any, error) {
 	if err := decode(r, &req); err != nil {
 		return 0, nil, err
 	}
-	d, err := seconds(req.Timeout, v2Timeout)
+	d, err := s.seconds(req.Timeout, v2Timeout)
 	if err != nil {
 		return 0, nil, err
 	}

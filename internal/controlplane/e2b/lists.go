@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/controlplane/e2b/internal/oapi"
@@ -14,6 +15,9 @@ import (
 
 // maxPage bounds a page of a list, as E2B does.
 const maxPage = 100
+
+// maxAll bounds a list that has no pages, as E2B does.
+const maxAll = 5000
 
 // listRunning is the old list: those that run, on one page.
 func (s *Server) listRunning(r *http.Request, c service.Caller) (int, any, error) {
@@ -33,10 +37,13 @@ func (s *Server) listRunning(r *http.Request, c service.Caller) (int, any, error
 		if page = next; next == "" {
 			return http.StatusOK, out, nil
 		}
+		if len(out) >= maxAll {
+			return 0, nil, invalid("there are more than %d sandboxes: use GET /v2/sandboxes, which has pages", maxAll)
+		}
 	}
 }
 
-// list answers a page, newest first.
+// list answers a page.
 func (s *Server) list(r *http.Request, c service.Caller) (int, any, error) {
 	req, err := listRequest(r.URL.Query())
 	if err != nil {
@@ -47,7 +54,14 @@ func (s *Server) list(r *http.Request, c service.Caller) (int, any, error) {
 	for i := range found {
 		out = append(out, listedOf(&found[i]))
 	}
-	return http.StatusOK, page{entries: out, next: next}, err
+	answer := page{entries: out, next: next}
+	if err == nil && slices.Contains(req.States, wrenn.Running) {
+		req.States = statesOf[oapi.Running]
+		var running int
+		running, err = s.service.CountSandboxes(r.Context(), c, req)
+		answer.running = &running
+	}
+	return http.StatusOK, answer, err
 }
 
 // statesOf are the states behind one that clients know.
@@ -62,13 +76,13 @@ func listRequest(query url.Values) (service.ListSandboxes, error) {
 		return service.ListSandboxes{}, err
 	}
 	req := service.ListSandboxes{Metadata: metadata, Page: query.Get("nextToken"), Limit: maxPage}
-	for _, unbuilt := range []string{"template", "startedAfter"} {
-		if query.Get(unbuilt) != "" {
-			return req, &failure{Status: http.StatusBadRequest, Message: unbuilt + " of a list is not built yet"}
+	req.Template, req.OldestFirst = query.Get("template"), query.Get("order") == "asc"
+	if text := query.Get("startedAfter"); text != "" {
+		after, err := time.Parse(time.RFC3339, text)
+		if err != nil || after.Year() > 9999 {
+			return req, invalid("startedAfter is a time as 2026-01-02T15:04:05Z")
 		}
-	}
-	if order := query.Get("order"); order != "" && order != "desc" {
-		return req, invalid("a list has the order desc; others are not built yet")
+		req.StartedAfter = after.Truncate(time.Microsecond)
 	}
 	if text := query.Get("limit"); text != "" {
 		if req.Limit, err = strconv.Atoi(text); err != nil || req.Limit < 1 || req.Limit > maxPage {

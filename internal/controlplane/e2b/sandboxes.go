@@ -2,6 +2,8 @@ package e2b
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
@@ -25,23 +27,37 @@ func (s *Server) create(timeout time.Duration) operation {
 		if err := refuseUnbuilt(&req); err != nil {
 			return 0, nil, err
 		}
-		d, err := seconds(req.Timeout, timeout)
+		d, err := s.seconds(req.Timeout, timeout)
 		if err != nil {
 			return 0, nil, err
 		}
 		want := service.CreateSandbox{Metadata: req.Metadata, SandboxSpec: wrenn.SandboxSpec{
-			Template: req.TemplateID, EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout},
+			Template: req.TemplateID, EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
 			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars,
 		}}
 		if req.AutoPause {
 			want.OnTimeout = wrenn.PauseOnTimeout
 		}
-		sb, err := s.service.CreateSandbox(r.Context(), c, want)
+		sb, err := s.createSandbox(r, c, &req, want)
 		if wrenn.CodeOf(err) == wrenn.NotFound {
 			return 0, nil, &failure{Status: http.StatusNotFound, Message: fmt.Sprintf("template '%.100s' not found", req.TemplateID)}
 		}
 		return s.created(r.Context(), http.StatusCreated, sb, err)
 	}
+}
+
+// createSandbox creates a sandbox, once if the request has a key.
+func (s *Server) createSandbox(r *http.Request, c service.Caller, req *oapi.NewSandbox, want service.CreateSandbox) (*wrenn.Sandbox, error) {
+	key := r.Header.Get("Idempotency-Key")
+	if key == "" {
+		return s.service.CreateSandbox(r.Context(), c, want)
+	}
+	text, err := json.Marshal(req) // what the request says: without unknown fields, and in one order
+	if err != nil {
+		return nil, err
+	}
+	fingerprint := sha256.Sum256([]byte(r.URL.RawQuery + "\n" + string(text)))
+	return s.service.CreateSandboxOnce(r.Context(), c, service.RequestKey{Route: r.URL.Path, Key: key, Fingerprint: fingerprint[:]}, want)
 }
 
 // created is the answer with a sandbox that the caller may use now.
@@ -58,12 +74,15 @@ func (s *Server) sandboxOf(sb *wrenn.Sandbox, token string) oapi.Sandbox {
 }
 
 // seconds reads a timeout; 0 ends a sandbox at once, as nearly as can be said.
-func seconds(given *int64, otherwise time.Duration) (time.Duration, error) {
+func (s *Server) seconds(given *int64, otherwise time.Duration) (time.Duration, error) {
 	if given == nil {
 		return otherwise, nil
 	}
 	if *given < 0 || *given > math.MaxInt32 {
 		return 0, invalid("timeout is a number of seconds, 0 or more")
+	}
+	if most := s.service.MaxTimeout(); time.Duration(*given)*time.Second > most {
+		return 0, invalid("Timeout cannot be greater than %d hours", most/time.Hour) // E2B's text
 	}
 	return max(time.Duration(*given)*time.Second, time.Second), nil
 }
@@ -123,7 +142,7 @@ func (s *Server) setTimeout(r *http.Request, c service.Caller) (int, any, error)
 	if err != nil {
 		return 0, nil, err
 	}
-	d, err := seconds(&req.Timeout, 0)
+	d, err := s.seconds(&req.Timeout, 0)
 	if err == nil {
 		_, err = s.service.SetTimeout(r.Context(), c, sb.ID, d)
 	}
@@ -140,16 +159,16 @@ func (s *Server) refresh(r *http.Request, c service.Caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	d, err := seconds(req.Duration, v1Timeout)
+	d, err := s.seconds(req.Duration, v1Timeout)
 	if err == nil {
 		_, err = s.extend(r.Context(), c, sb, d)
 	}
 	return http.StatusNoContent, nil, err
 }
 
-// extend has the sandbox live at least d from now, never shorter than before.
+// extend has the sandbox live at least d from now, to a second, never shorter than before.
 func (s *Server) extend(ctx context.Context, c service.Caller, sb *wrenn.Sandbox, d time.Duration) (*wrenn.Sandbox, error) {
-	if sb.Timeout == 0 || endOf(sb).After(time.Now().Add(d)) {
+	if sb.Timeout == 0 || endOf(sb).After(time.Now().Add(d-time.Second)) {
 		return sb, nil
 	}
 	return s.service.SetTimeout(ctx, c, sb.ID, d)
@@ -161,7 +180,7 @@ func (s *Server) connect(r *http.Request, c service.Caller) (int, any, error) {
 	if err := decode(r, &req); err != nil {
 		return 0, nil, err
 	}
-	d, err := seconds(req.Timeout, v2Timeout)
+	d, err := s.seconds(req.Timeout, v2Timeout)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -175,12 +194,24 @@ func (s *Server) connect(r *http.Request, c service.Caller) (int, any, error) {
 			return 0, nil, invalid("memory: false, a boot from the disk, is not built yet")
 		}
 		status = http.StatusCreated
-		if sb, err = s.service.ResumeSandbox(r.Context(), c, sb.ID); err != nil {
+		if sb, err = s.wake(r.Context(), c, sb, d); err != nil {
 			return 0, nil, err
 		}
 	}
 	sb, err = s.extend(r.Context(), c, sb, d)
 	return s.created(r.Context(), status, sb, err)
+}
+
+// wake resumes a sandbox. Its timeout is set before: the old one may be too short
+// for another request to set it after.
+func (s *Server) wake(ctx context.Context, c service.Caller, sb *wrenn.Sandbox, d time.Duration) (*wrenn.Sandbox, error) {
+	if sb.Absolute && sb.State == wrenn.Paused {
+		_, err := s.service.SetNextTimeout(ctx, c, sb.ID, d)
+		if err != nil && wrenn.CodeOf(err) != wrenn.FailedPrecondition { // another request wakes it
+			return nil, err
+		}
+	}
+	return s.service.ResumeSandbox(ctx, c, sb.ID)
 }
 
 // resume is the old form of connect for a paused sandbox.
@@ -196,9 +227,9 @@ func (s *Server) resume(r *http.Request, c service.Caller) (int, any, error) {
 	if sb.State == wrenn.Running {
 		return 0, nil, &failure{Status: http.StatusConflict, Message: "the sandbox runs already"}
 	}
-	d, err := seconds(req.Timeout, v1Timeout)
+	d, err := s.seconds(req.Timeout, v1Timeout)
 	if err == nil {
-		sb, err = s.service.ResumeSandbox(r.Context(), c, sb.ID)
+		sb, err = s.wake(r.Context(), c, sb, d)
 	}
 	if err == nil {
 		sb, err = s.service.SetTimeout(r.Context(), c, sb.ID, d)

@@ -78,11 +78,14 @@ func orCreated(t time.Time, sb *wrenn.Sandbox) time.Time {
 	return t
 }
 
-// endOf is when the sandbox ends if it is not used any more; for a paused one the time of the pause.
+// endOf is when the sandbox ends, if it is not used any more unless its timeout is
+// absolute; for a paused one the time of the pause.
 func endOf(sb *wrenn.Sandbox) time.Time {
 	switch {
 	case sb.State == wrenn.Paused:
 		return sb.UpdatedAt
+	case sb.Absolute && !sb.EndsAt.IsZero():
+		return sb.EndsAt
 	case sb.Timeout == 0:
 		return orCreated(sb.LastActiveAt, sb).Add(noEnd)
 	}

@@ -139,7 +139,8 @@ func migrations(conn *sql.DB) (*goose.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return goose.NewProvider(goose.DialectPostgres, conn, files, goose.WithSessionLocker(locker))
+	// In any order: migrations do not depend on each other, and a database may have had a later one before.
+	return goose.NewProvider(goose.DialectPostgres, conn, files, goose.WithSessionLocker(locker), goose.WithAllowOutofOrder(true))
 }
 
 func latestMigration() (int64, error) {

@@ -33,7 +33,7 @@ type Limits struct {
 
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
 // event, unless that exceeds a limit of the team: Exhausted. It takes ID, Team, Host,
-// Template, Build, VCPUs, MemoryMB, Timeout, OnTimeout, AutoResume, Parent,
+// Template, Build, VCPUs, MemoryMB, EndOfLife, AutoResume, Parent,
 // Metadata and Env of sb. actor is recorded in the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
@@ -50,7 +50,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 	params := dbsqlc.InsertSandboxesParams{
 		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Build),
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
-		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
+		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AbsoluteTimeout: sb.Absolute, AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
 		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
 	}
 	for _, sb := range sandboxes {
@@ -171,7 +171,7 @@ func conflict() error {
 	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "another request changed the sandbox at the same time; try again", Err: ErrConflict}
 }
 
-// SetTimeout changes a running row's timeout, under the condition of MoveSandbox.
+// SetTimeout changes the timeout of a running or paused row, under the condition of MoveSandbox.
 func (s *Store) SetTimeout(ctx context.Context, sb *wrenn.Sandbox, d time.Duration, actor string) (*wrenn.Sandbox, error) {
 	return s.change(ctx, "set the sandbox's timeout", func(ctx context.Context) (dbsqlc.Sandbox, error) {
 		row, err := s.queries.SetSandboxTimeout(ctx, dbsqlc.SetSandboxTimeoutParams{
@@ -241,30 +241,30 @@ func (s *Store) one(ctx context.Context, id wrenn.SandboxID, get func(context.Co
 	return out, err
 }
 
-// List selects a page of a team's sandboxes.
+// List selects sandboxes of a team.
 type List struct {
-	States   []wrenn.State     // none is all
-	Metadata map[string]string // all of these pairs
-	Limit    int
-	Page     string // next of the page before; "" is the first
+	States       []wrenn.State     // none is all
+	Metadata     map[string]string // all of these pairs
+	Template     string            // its name, with a tag or with any; "" is all
+	StartedAfter time.Time         // or at that time; zero is all
+	OldestFirst  bool
+	Limit        int    // of a page
+	Page         string // next of the page before; "" is the first
 }
 
-// Sandboxes returns a page, newest first, and the token of the next page, ""
-// after the last. Rows that are made between two pages do not shift them.
+// Sandboxes returns a page, newest first unless the other order is wanted, and the
+// token of the next page, "" after the last. Rows that are made between two pages do
+// not shift them.
 func (s *Store) Sandboxes(ctx context.Context, team wrenn.TeamID, l List) (page []wrenn.Sandbox, next string, err error) {
-	before, err := parseCursor(l.Page)
+	if len(l.States) == 0 {
+		l.States = wrenn.States()
+	}
+	from, err := parseCursor(l.Page, l.OldestFirst)
 	if err != nil {
 		return nil, "", err
 	}
-	states := l.States
-	if len(states) == 0 {
-		states = wrenn.States()
-	}
 	err = s.call(ctx, "list sandboxes", func(ctx context.Context) error {
-		rows, err := s.queries.ListSandboxes(ctx, dbsqlc.ListSandboxesParams{
-			TeamID: string(team), States: texts(states), Metadata: orEmpty(l.Metadata),
-			BeforeAt: before.at, BeforeID: before.id, PageSize: clampInt32(l.Limit + 1),
-		})
+		rows, err := s.listed(ctx, team, l, from)
 		if err != nil {
 			return err
 		}
@@ -277,6 +277,34 @@ func (s *Store) Sandboxes(ctx context.Context, team wrenn.TeamID, l List) (page 
 		return nil
 	})
 	return page, next, err
+}
+
+func (s *Store) listed(ctx context.Context, team wrenn.TeamID, l List, from cursor) ([]dbsqlc.Sandbox, error) {
+	states, metadata, size := texts(l.States), orEmpty(l.Metadata), clampInt32(l.Limit+1)
+	if l.OldestFirst {
+		rows, err := s.queries.ListSandboxesOldestFirst(ctx, dbsqlc.ListSandboxesOldestFirstParams{
+			TeamID: string(team), States: states, Metadata: metadata, Template: l.Template, StartedAfter: l.StartedAfter,
+			AfterAt: from.at, AfterID: from.id, PageSize: size,
+		})
+		return rows, err
+	}
+	return s.queries.ListSandboxes(ctx, dbsqlc.ListSandboxesParams{
+		TeamID: string(team), States: states, Metadata: metadata, Template: l.Template, StartedAfter: l.StartedAfter,
+		BeforeAt: from.at, BeforeID: from.id, PageSize: size,
+	})
+}
+
+// CountSandboxes returns how many sandboxes all pages have together. It is for
+// states in which a team has few.
+func (s *Store) CountSandboxes(ctx context.Context, team wrenn.TeamID, l List) (int, error) {
+	var n int64
+	err := s.call(ctx, "count sandboxes", func(ctx context.Context) (err error) {
+		n, err = s.queries.CountSandboxes(ctx, dbsqlc.CountSandboxesParams{
+			TeamID: string(team), States: texts(l.States), Metadata: orEmpty(l.Metadata), Template: l.Template, StartedAfter: l.StartedAfter,
+		})
+		return err
+	})
+	return int(n), err
 }
 
 // HostRows returns the rows of a host that have not ended, and those of the
@@ -385,10 +413,10 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		SandboxSpec: wrenn.SandboxSpec{
 			Template: r.Template, Build: wrenn.BuildID(r.Generation),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
-			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout)},
+			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
 			AutoResume: r.AutoResume, Env: r.Env,
 		},
-		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt),
+		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
 	}
 }
@@ -406,7 +434,10 @@ func (c cursor) String() string {
 	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(c.at.UnixMicro(), 36) + "." + c.id))
 }
 
-func parseCursor(page string) (cursor, error) {
+func parseCursor(page string, oldestFirst bool) (cursor, error) {
+	if page == "" && oldestFirst {
+		return cursor{}, nil
+	}
 	if page == "" {
 		return cursor{at: farFuture}, nil
 	}

@@ -22,6 +22,8 @@ const defaultTimeout = 300 * time.Second
 type CreateSandbox struct {
 	wrenn.SandboxSpec
 	Metadata map[string]string
+
+	id wrenn.SandboxID // "" is a fresh one
 }
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
@@ -56,7 +58,7 @@ func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandb
 
 // describe returns the row of a requested sandbox, without its team, template and host.
 func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{ID: wrenn.NewSandboxID(), Metadata: req.Metadata, SandboxSpec: req.SandboxSpec}
+	sb := wrenn.Sandbox{ID: cmp.Or(req.id, wrenn.NewSandboxID()), Metadata: req.Metadata, SandboxSpec: req.SandboxSpec}
 	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {

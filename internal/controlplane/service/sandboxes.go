@@ -24,14 +24,18 @@ type Sandboxes struct{ *core }
 
 // ListSandboxes selects sandboxes. Empty fields select all.
 type ListSandboxes struct {
-	States   []wrenn.State
-	Metadata map[string]string // all of these pairs
-	Limit    int               // of a page; default 100, at most 500
-	Page     string            // what the page before returned
+	States       []wrenn.State
+	Metadata     map[string]string // all of these pairs
+	Template     string            // its name, with a tag or with any
+	StartedAfter time.Time         // or at that time
+	OldestFirst  bool
+	Limit        int    // of a page; default 100, at most 500
+	Page         string // what the page before returned
 }
 
-// ListSandboxes returns a page, newest first, and the token of the next page,
-// "" after the last. Sandboxes that have ended are included.
+// ListSandboxes returns a page, newest first unless the other order is wanted, and
+// the token of the next page, "" after the last. Sandboxes that have ended are
+// included.
 func (s *Sandboxes) ListSandboxes(ctx context.Context, c Caller, req ListSandboxes) (page []wrenn.Sandbox, next string, err error) {
 	for _, state := range req.States {
 		if !slices.Contains(wrenn.States(), state) {
@@ -41,14 +45,30 @@ func (s *Sandboxes) ListSandboxes(ctx context.Context, c Caller, req ListSandbox
 	if err := checkMetadata(req.Metadata); err != nil {
 		return nil, "", err
 	}
+	if !wrenn.IsText(req.Template) {
+		return nil, "", wrenn.Errorf(wrenn.Invalid, "a template's name is text")
+	}
 	if req.Limit < 0 || req.Limit > maxPage {
 		return nil, "", wrenn.Errorf(wrenn.Invalid, "a page has 1 to %d sandboxes", maxPage)
 	}
 	if req.Limit == 0 {
 		req.Limit = defaultPage
 	}
-	states := slices.Compact(slices.Sorted(slices.Values(req.States))) // a repeated state would repeat its rows
-	return s.store.Sandboxes(ctx, c.Team, postgres.List{States: states, Metadata: req.Metadata, Limit: req.Limit, Page: req.Page})
+	return s.store.Sandboxes(ctx, c.Team, req.selection())
+}
+
+// selection is the request as the store has it.
+func (l *ListSandboxes) selection() postgres.List {
+	return postgres.List{
+		States:   slices.Compact(slices.Sorted(slices.Values(l.States))), // a repeated state would repeat its rows
+		Metadata: l.Metadata, Template: l.Template, StartedAfter: l.StartedAfter, OldestFirst: l.OldestFirst, Limit: l.Limit, Page: l.Page,
+	}
+}
+
+// CountSandboxes returns how many sandboxes of a valid request all pages have
+// together. The request names states in which a sandbox has not ended.
+func (s *Sandboxes) CountSandboxes(ctx context.Context, c Caller, req ListSandboxes) (int, error) {
+	return s.store.CountSandboxes(ctx, c.Team, req.selection())
 }
 
 // Sandbox returns one of the team's sandboxes, ended ones included.
@@ -118,9 +138,21 @@ func (s *Sandboxes) ResumeSandbox(ctx context.Context, c Caller, id wrenn.Sandbo
 	return s.transition(ctx, c, id, resuming)
 }
 
-// SetTimeout sets how long a running sandbox lives without use, from now; below
-// zero is forever.
+// SetTimeout sets the timeout of a running sandbox, from now; below zero is
+// forever.
 func (s *Sandboxes) SetTimeout(ctx context.Context, c Caller, id wrenn.SandboxID, d time.Duration) (*wrenn.Sandbox, error) {
+	return s.setTimeout(ctx, c, id, d, wrenn.Running)
+}
+
+// SetNextTimeout sets the timeout that a paused sandbox has when it runs again.
+func (s *Sandboxes) SetNextTimeout(ctx context.Context, c Caller, id wrenn.SandboxID, d time.Duration) (*wrenn.Sandbox, error) {
+	return s.setTimeout(ctx, c, id, d, wrenn.Paused)
+}
+
+// MaxTimeout is the longest timeout that a sandbox may have.
+func (s *Sandboxes) MaxTimeout() time.Duration { return s.limits.Timeout }
+
+func (s *Sandboxes) setTimeout(ctx context.Context, c Caller, id wrenn.SandboxID, d time.Duration, in wrenn.State) (*wrenn.Sandbox, error) {
 	timeout, err := s.limits.timeout(d, 0)
 	if err != nil {
 		return nil, err
@@ -128,7 +160,7 @@ func (s *Sandboxes) SetTimeout(ctx context.Context, c Caller, id wrenn.SandboxID
 	ctx, cancel := detach(ctx, s.deadlines.Extend)
 	defer cancel()
 	for attempt := 1; ; attempt++ {
-		sb, host, err := s.locate(ctx, c, id, wrenn.Running)
+		sb, host, err := s.locate(ctx, c, id, in)
 		if err != nil {
 			return nil, err
 		}

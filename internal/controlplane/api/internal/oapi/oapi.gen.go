@@ -550,6 +550,9 @@ type Sandbox struct {
 	AutoResume bool      `json:"auto_resume"`
 	CreatedAt  time.Time `json:"created_at"`
 
+	// EndsAt Of a running sandbox whose timeout use does not extend, as those that E2B's SDKs create.
+	EndsAt *time.Time `json:"ends_at,omitempty"`
+
 	// Generation The build of the template; absent for `base`.
 	Generation *GenerationID `json:"generation,omitempty"`
 	ID         SandboxID     `json:"id"`

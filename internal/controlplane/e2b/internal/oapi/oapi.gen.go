@@ -67,6 +67,42 @@ func (e TemplateBuildStatus) Valid() bool {
 	}
 }
 
+// Defines values for Order.
+const (
+	OrderAsc  Order = "asc"
+	OrderDesc Order = "desc"
+)
+
+// Valid indicates whether the value is a known member of the Order enum.
+func (e Order) Valid() bool {
+	switch e {
+	case OrderAsc:
+		return true
+	case OrderDesc:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListSandboxesParamsOrder.
+const (
+	ListSandboxesParamsOrderAsc  ListSandboxesParamsOrder = "asc"
+	ListSandboxesParamsOrderDesc ListSandboxesParamsOrder = "desc"
+)
+
+// Valid indicates whether the value is a known member of the ListSandboxesParamsOrder enum.
+func (e ListSandboxesParamsOrder) Valid() bool {
+	switch e {
+	case ListSandboxesParamsOrderAsc:
+		return true
+	case ListSandboxesParamsOrderDesc:
+		return true
+	default:
+		return false
+	}
+}
+
 // AutoResume defines model for AutoResume.
 type AutoResume struct {
 	// Enabled Traffic to the paused sandbox resumes it.
@@ -176,7 +212,7 @@ type NewSandbox struct {
 	// TemplateID The name of a template, with `:tag` if wanted.
 	TemplateID string `json:"templateID"`
 
-	// Timeout Seconds until the sandbox ends or is paused.
+	// Timeout Seconds until the sandbox ends or is paused, whatever its use.
 	Timeout *int64 `json:"timeout,omitempty"`
 
 	// VolumeMounts Not built yet.
@@ -301,6 +337,9 @@ type BuildID = string
 // Hash defines model for Hash.
 type Hash = string
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // Limit defines model for Limit.
 type Limit = int
 
@@ -310,17 +349,26 @@ type MetadataFilter = string
 // NextToken defines model for NextToken.
 type NextToken = string
 
+// Order defines model for Order.
+type Order string
+
 // SandboxID defines model for SandboxID.
 type SandboxID = string
 
 // SecretID defines model for SecretID.
 type SecretID = string
 
+// StartedAfter defines model for StartedAfter.
+type StartedAfter = time.Time
+
 // StateFilter defines model for StateFilter.
 type StateFilter = []SandboxState
 
 // Tag defines model for Tag.
 type Tag = string
+
+// TemplateFilter defines model for TemplateFilter.
+type TemplateFilter = string
 
 // TemplateID defines model for TemplateID.
 type TemplateID = string
@@ -364,6 +412,14 @@ type ListRunningSandboxesParams struct {
 	Metadata *MetadataFilter `form:"metadata,omitempty" json:"metadata,omitempty"`
 }
 
+// CreateSandboxV1Params defines parameters for CreateSandboxV1.
+type CreateSandboxV1Params struct {
+	// IdempotencyKey Chosen by the client, for this request and its repetitions: for a day all of them are answered with the same
+	// sandbox. A request that failed made none, and the next one tries again. 409 has the `error_code`
+	// `idempotency_in_progress` while the first one is not answered, and `idempotency_request_mismatch` when it asked for something else.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
 	// Metadata Only sandboxes with all of these pairs. A query string of keys and values, each of which is escaped once more.
@@ -372,11 +428,31 @@ type ListSandboxesParams struct {
 	// State Only sandboxes in one of these states.
 	State *StateFilter `form:"state,omitempty" json:"state,omitempty"`
 
+	// Template Only sandboxes of this template. A name without a tag is for all tags. Of an unknown one there are none.
+	Template *TemplateFilter `form:"template,omitempty" json:"template,omitempty"`
+
+	// StartedAfter Only sandboxes that started then or later.
+	StartedAfter *StartedAfter `form:"startedAfter,omitempty" json:"startedAfter,omitempty"`
+
+	// Order By when they were created, newest or oldest first.
+	Order *ListSandboxesParamsOrder `form:"order,omitempty" json:"order,omitempty"`
+
 	// Limit The number of entries of a page, at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// NextToken The `X-Next-Token` of the page before. The filters must be the same.
+	// NextToken The `X-Next-Token` of the page before. The filters and the order must be the same.
 	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
+}
+
+// ListSandboxesParamsOrder defines parameters for ListSandboxes.
+type ListSandboxesParamsOrder string
+
+// CreateSandboxParams defines parameters for CreateSandbox.
+type CreateSandboxParams struct {
+	// IdempotencyKey Chosen by the client, for this request and its repetitions: for a day all of them are answered with the same
+	// sandbox. A request that failed made none, and the next one tries again. 409 has the `error_code`
+	// `idempotency_in_progress` while the first one is not answered, and `idempotency_request_mismatch` when it asked for something else.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // CreateSandboxV1JSONRequestBody defines body for CreateSandboxV1 for application/json ContentType.

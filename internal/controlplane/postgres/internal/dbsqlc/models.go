@@ -39,28 +39,40 @@ type PlatformSecret struct {
 	Value []byte
 }
 
+type RepeatableCreate struct {
+	TeamID      string
+	Route       string
+	Key         string
+	Fingerprint []byte
+	SandboxID   string
+	Worker      *int64
+	CreatedAt   time.Time
+}
+
 type Sandbox struct {
-	ID           string
-	TeamID       string
-	HostID       string
-	Template     string
-	State        string
-	Reason       string
-	VCPUs        int32
-	MemoryMB     int32
-	TimeoutSec   int32
-	Metadata     map[string]string
-	Env          map[string]string
-	CreatedAt    time.Time
-	StartedAt    *time.Time
-	LastActiveAt *time.Time
-	UpdatedAt    time.Time
-	Version      int64
-	Worker       *int64
-	OnTimeout    string
-	AutoResume   bool
-	ParentID     string
-	Generation   string
+	ID              string
+	TeamID          string
+	HostID          string
+	Template        string
+	State           string
+	Reason          string
+	VCPUs           int32
+	MemoryMB        int32
+	TimeoutSec      int32
+	Metadata        map[string]string
+	Env             map[string]string
+	CreatedAt       time.Time
+	StartedAt       *time.Time
+	LastActiveAt    *time.Time
+	UpdatedAt       time.Time
+	Version         int64
+	Worker          *int64
+	OnTimeout       string
+	AutoResume      bool
+	ParentID        string
+	Generation      string
+	AbsoluteTimeout bool
+	EndsAt          *time.Time
 }
 
 type SandboxEvent struct {

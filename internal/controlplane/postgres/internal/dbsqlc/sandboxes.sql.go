@@ -46,8 +46,39 @@ func (q *Queries) AbandonedSandboxes(ctx context.Context, olderThan float64, pag
 	return items, nil
 }
 
+const countSandboxes = `-- name: CountSandboxes :one
+SELECT count(*) FROM sandboxes
+WHERE team_id = $1
+    AND state = ANY ($2::text[])
+    AND metadata @> $3
+    AND ($4::text = '' OR template = $4 OR split_part(template, ':', 1) = $4)
+    AND coalesce(started_at, created_at) >= $5::timestamptz
+`
+
+type CountSandboxesParams struct {
+	TeamID       string
+	States       []string
+	Metadata     map[string]string
+	Template     string
+	StartedAfter time.Time
+}
+
+// For states of living sandboxes, of which a team has no more than its limit.
+func (q *Queries) CountSandboxes(ctx context.Context, arg CountSandboxesParams) (int64, error) {
+	row := q.db.QueryRow(ctx, countSandboxes,
+		arg.TeamID,
+		arg.States,
+		arg.Metadata,
+		arg.Template,
+		arg.StartedAfter,
+	)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -75,12 +106,14 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -108,15 +141,17 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
 	)
 	return i, err
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM sandboxes
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes
 WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -151,6 +186,8 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.AbsoluteTimeout,
+			&i.EndsAt,
 		); err != nil {
 			return nil, err
 		}
@@ -164,57 +201,60 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 
 const insertSandboxes = `-- name: InsertSandboxes :many
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, auto_resume, parent_id, generation, metadata, env, worker)
-    SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
-        $12::jsonb, $13::jsonb, $14
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+        $13::jsonb, $14::jsonb, $15
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $15, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $16, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
-	IDs        []string
-	TeamID     string
-	HostID     string
-	Template   string
-	VCPUs      int32
-	MemoryMB   int32
-	TimeoutSec int32
-	OnTimeout  string
-	AutoResume bool
-	ParentID   string
-	Generation string
-	Metadata   map[string]string
-	Env        map[string]string
-	Worker     *int64
-	Actor      string
+	IDs             []string
+	TeamID          string
+	HostID          string
+	Template        string
+	VCPUs           int32
+	MemoryMB        int32
+	TimeoutSec      int32
+	OnTimeout       string
+	AbsoluteTimeout bool
+	AutoResume      bool
+	ParentID        string
+	Generation      string
+	Metadata        map[string]string
+	Env             map[string]string
+	Worker          *int64
+	Actor           string
 }
 
 type InsertSandboxesRow struct {
-	ID           string
-	TeamID       string
-	HostID       string
-	Template     string
-	State        string
-	Reason       string
-	VCPUs        int32
-	MemoryMB     int32
-	TimeoutSec   int32
-	Metadata     map[string]string
-	Env          map[string]string
-	CreatedAt    time.Time
-	StartedAt    *time.Time
-	LastActiveAt *time.Time
-	UpdatedAt    time.Time
-	Version      int64
-	Worker       *int64
-	OnTimeout    string
-	AutoResume   bool
-	ParentID     string
-	Generation   string
+	ID              string
+	TeamID          string
+	HostID          string
+	Template        string
+	State           string
+	Reason          string
+	VCPUs           int32
+	MemoryMB        int32
+	TimeoutSec      int32
+	Metadata        map[string]string
+	Env             map[string]string
+	CreatedAt       time.Time
+	StartedAt       *time.Time
+	LastActiveAt    *time.Time
+	UpdatedAt       time.Time
+	Version         int64
+	Worker          *int64
+	OnTimeout       string
+	AutoResume      bool
+	ParentID        string
+	Generation      string
+	AbsoluteTimeout bool
+	EndsAt          *time.Time
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -228,6 +268,7 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 		arg.MemoryMB,
 		arg.TimeoutSec,
 		arg.OnTimeout,
+		arg.AbsoluteTimeout,
 		arg.AutoResume,
 		arg.ParentID,
 		arg.Generation,
@@ -265,6 +306,8 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.AbsoluteTimeout,
+			&i.EndsAt,
 		); err != nil {
 			return nil, err
 		}
@@ -277,28 +320,32 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
-        AND (sandboxes.created_at, sandboxes.id) < ($4::timestamptz, $5::text)
+        AND ($4::text = '' OR sandboxes.template = $4 OR split_part(sandboxes.template, ':', 1) = $4)
+        AND coalesce(sandboxes.started_at, sandboxes.created_at) >= $5::timestamptz
+        AND (sandboxes.created_at, sandboxes.id) < ($6::timestamptz, $7::text)
     ORDER BY sandboxes.created_at DESC, sandboxes.id DESC
-    LIMIT $6
+    LIMIT $8
 ) AS s
 ORDER BY s.created_at DESC, s.id DESC
-LIMIT $6
+LIMIT $8
 `
 
 type ListSandboxesParams struct {
-	States   []string
-	TeamID   string
-	Metadata map[string]string
-	BeforeAt time.Time
-	BeforeID string
-	PageSize int32
+	States       []string
+	TeamID       string
+	Metadata     map[string]string
+	Template     string
+	StartedAfter time.Time
+	BeforeAt     time.Time
+	BeforeID     string
+	PageSize     int32
 }
 
 // Each state's newest come from the index in order, so a page costs at most states * limit rows.
@@ -307,6 +354,8 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 		arg.States,
 		arg.TeamID,
 		arg.Metadata,
+		arg.Template,
+		arg.StartedAfter,
 		arg.BeforeAt,
 		arg.BeforeID,
 		arg.PageSize,
@@ -340,6 +389,91 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.AbsoluteTimeout,
+			&i.EndsAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listSandboxesOldestFirst = `-- name: ListSandboxesOldestFirst :many
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at
+FROM unnest($1::text[]) AS wanted (state)
+CROSS JOIN LATERAL (
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes
+    WHERE sandboxes.team_id = $2
+        AND sandboxes.state = wanted.state
+        AND sandboxes.metadata @> $3
+        AND ($4::text = '' OR sandboxes.template = $4 OR split_part(sandboxes.template, ':', 1) = $4)
+        AND coalesce(sandboxes.started_at, sandboxes.created_at) >= $5::timestamptz
+        AND (sandboxes.created_at, sandboxes.id) > ($6::timestamptz, $7::text)
+    ORDER BY sandboxes.created_at, sandboxes.id
+    LIMIT $8
+) AS s
+ORDER BY s.created_at, s.id
+LIMIT $8
+`
+
+type ListSandboxesOldestFirstParams struct {
+	States       []string
+	TeamID       string
+	Metadata     map[string]string
+	Template     string
+	StartedAfter time.Time
+	AfterAt      time.Time
+	AfterID      string
+	PageSize     int32
+}
+
+// ListSandboxes in the other order.
+func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxesOldestFirstParams) ([]Sandbox, error) {
+	rows, err := q.db.Query(ctx, listSandboxesOldestFirst,
+		arg.States,
+		arg.TeamID,
+		arg.Metadata,
+		arg.Template,
+		arg.StartedAfter,
+		arg.AfterAt,
+		arg.AfterID,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Sandbox
+	for rows.Next() {
+		var i Sandbox
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.HostID,
+			&i.Template,
+			&i.State,
+			&i.Reason,
+			&i.VCPUs,
+			&i.MemoryMB,
+			&i.TimeoutSec,
+			&i.Metadata,
+			&i.Env,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.LastActiveAt,
+			&i.UpdatedAt,
+			&i.Version,
+			&i.Worker,
+			&i.OnTimeout,
+			&i.AutoResume,
+			&i.ParentID,
+			&i.Generation,
+			&i.AbsoluteTimeout,
+			&i.EndsAt,
 		); err != nil {
 			return nil, err
 		}
@@ -409,15 +543,19 @@ WITH moved AS (
         host_id = coalesce($4, sandboxes.host_id),
         started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
+        ends_at = CASE
+            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $5 IN ('starting', 'paused', 'resuming')
+            THEN clock_timestamp() + make_interval(secs => timeout_sec) ELSE ends_at
+        END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $5 AND sandboxes.version = $6 AND sandboxes.state = $7
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation
+    WHERE sandboxes.id = $6 AND sandboxes.version = $7 AND sandboxes.state = $5
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $7, moved.state, moved.host_id, $8, moved.reason FROM moved
+    SELECT moved.id, moved.version, $5, moved.state, moved.host_id, $8, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM moved
 `
 
 type MoveSandboxParams struct {
@@ -425,34 +563,36 @@ type MoveSandboxParams struct {
 	Reason    string
 	Worker    *int64
 	HostID    *string
+	FromState interface{}
 	ID        string
 	Version   int64
-	FromState string
 	Actor     string
 }
 
 type MoveSandboxRow struct {
-	ID           string
-	TeamID       string
-	HostID       string
-	Template     string
-	State        string
-	Reason       string
-	VCPUs        int32
-	MemoryMB     int32
-	TimeoutSec   int32
-	Metadata     map[string]string
-	Env          map[string]string
-	CreatedAt    time.Time
-	StartedAt    *time.Time
-	LastActiveAt *time.Time
-	UpdatedAt    time.Time
-	Version      int64
-	Worker       *int64
-	OnTimeout    string
-	AutoResume   bool
-	ParentID     string
-	Generation   string
+	ID              string
+	TeamID          string
+	HostID          string
+	Template        string
+	State           string
+	Reason          string
+	VCPUs           int32
+	MemoryMB        int32
+	TimeoutSec      int32
+	Metadata        map[string]string
+	Env             map[string]string
+	CreatedAt       time.Time
+	StartedAt       *time.Time
+	LastActiveAt    *time.Time
+	UpdatedAt       time.Time
+	Version         int64
+	Worker          *int64
+	OnTimeout       string
+	AutoResume      bool
+	ParentID        string
+	Generation      string
+	AbsoluteTimeout bool
+	EndsAt          *time.Time
 }
 
 // Compare and set: returns no row when another change was first.
@@ -462,9 +602,9 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		arg.Reason,
 		arg.Worker,
 		arg.HostID,
+		arg.FromState,
 		arg.ID,
 		arg.Version,
-		arg.FromState,
 		arg.Actor,
 	)
 	var i MoveSandboxRow
@@ -490,6 +630,8 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
 	)
 	return i, err
 }
@@ -585,16 +727,17 @@ const setSandboxTimeout = `-- name: SetSandboxTimeout :one
 WITH moved AS (
     UPDATE sandboxes SET
         timeout_sec = $1,
+        ends_at = CASE WHEN absolute_timeout AND $1 > 0 THEN clock_timestamp() + make_interval(secs => $1) END,
         last_active_at = clock_timestamp(),
-        updated_at = clock_timestamp(),
+        updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
-    WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation
+    WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -606,27 +749,29 @@ type SetSandboxTimeoutParams struct {
 }
 
 type SetSandboxTimeoutRow struct {
-	ID           string
-	TeamID       string
-	HostID       string
-	Template     string
-	State        string
-	Reason       string
-	VCPUs        int32
-	MemoryMB     int32
-	TimeoutSec   int32
-	Metadata     map[string]string
-	Env          map[string]string
-	CreatedAt    time.Time
-	StartedAt    *time.Time
-	LastActiveAt *time.Time
-	UpdatedAt    time.Time
-	Version      int64
-	Worker       *int64
-	OnTimeout    string
-	AutoResume   bool
-	ParentID     string
-	Generation   string
+	ID              string
+	TeamID          string
+	HostID          string
+	Template        string
+	State           string
+	Reason          string
+	VCPUs           int32
+	MemoryMB        int32
+	TimeoutSec      int32
+	Metadata        map[string]string
+	Env             map[string]string
+	CreatedAt       time.Time
+	StartedAt       *time.Time
+	LastActiveAt    *time.Time
+	UpdatedAt       time.Time
+	Version         int64
+	Worker          *int64
+	OnTimeout       string
+	AutoResume      bool
+	ParentID        string
+	Generation      string
+	AbsoluteTimeout bool
+	EndsAt          *time.Time
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -660,6 +805,8 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
 	)
 	return i, err
 }
