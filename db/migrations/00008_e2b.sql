@@ -5,7 +5,7 @@ ALTER TABLE sandboxes
     ADD COLUMN absolute_timeout boolean NOT NULL DEFAULT false,
     ADD COLUMN ends_at timestamptz;
 
--- The creates that clients may repeat under a key of their own, and the sandbox of each.
+-- The creates that clients may repeat, by a key that they choose, and the sandbox of each.
 CREATE TABLE repeatable_creates (
     team_id     uuid NOT NULL REFERENCES teams,
     route       text NOT NULL,
