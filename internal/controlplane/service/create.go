@@ -22,13 +22,15 @@ const defaultTimeout = 300 * time.Second
 type CreateSandbox struct {
 	wrenn.SandboxSpec
 	Metadata map[string]string
-
-	id wrenn.SandboxID // "" is a fresh one
 }
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
 // made is undone. Exhausted says what is full: the team's limit or the hosts.
 func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandbox) (*wrenn.Sandbox, error) {
+	return s.createWithID(ctx, c, wrenn.NewSandboxID(), req)
+}
+
+func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.SandboxID, req CreateSandbox) (*wrenn.Sandbox, error) {
 	from, err := s.resolveTemplate(ctx, c, req.Template)
 	if err != nil {
 		return nil, err
@@ -36,7 +38,7 @@ func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandb
 	if err := from.apply(&req); err != nil {
 		return nil, err
 	}
-	sb, err := s.limits.describe(req)
+	sb, err := s.limits.describe(id, req)
 	if err != nil {
 		return nil, err
 	}
@@ -56,9 +58,9 @@ func (s *Sandboxes) CreateSandbox(ctx context.Context, c Caller, req CreateSandb
 	return s.create(ctx, row, on, from.host, starting{s.core, c.actor()})
 }
 
-// describe returns the row of a requested sandbox, without its team, template and host.
-func (l Limits) describe(req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{ID: cmp.Or(req.id, wrenn.NewSandboxID()), Metadata: req.Metadata, SandboxSpec: req.SandboxSpec}
+// describe returns the row of a requested sandbox with that id, without its team, template and host.
+func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, error) {
+	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, SandboxSpec: req.SandboxSpec}
 	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {

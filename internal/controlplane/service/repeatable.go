@@ -68,8 +68,7 @@ func hasStarted(sb *wrenn.Sandbox) bool {
 
 // createOnce creates the sandbox of a create that this process has begun.
 func (s *Sandboxes) createOnce(ctx context.Context, c Caller, once postgres.RepeatableCreate, req CreateSandbox) (*wrenn.Sandbox, error) {
-	req.id = once.Sandbox
-	sb, err := s.CreateSandbox(ctx, c, req)
+	sb, err := s.createWithID(ctx, c, once.Sandbox, req)
 	ctx, cancel := detach(ctx, 0)
 	defer cancel()
 	record := s.store.EndCreate
