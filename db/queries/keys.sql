@@ -31,3 +31,6 @@ WHERE api_keys.id = t.id;
 
 -- name: PlatformSecret :one
 SELECT value FROM platform_secrets WHERE name = @name;
+
+-- name: TeamName :one
+SELECT name FROM teams WHERE id = @id;

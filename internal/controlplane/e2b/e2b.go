@@ -59,6 +59,7 @@ type Service interface {
 	MaxTimeout() time.Duration
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 
+	TeamName(context.Context, service.Caller) (string, error)
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
@@ -146,9 +147,17 @@ func (s *Server) operations() map[string]operation {
 		"pauseSandbox":         s.pause,
 		"forkSandbox":          s.fork,
 
-		"listTemplates":    s.templates,
-		"getTemplateAlias": s.alias,
-		"deleteTemplate":   s.deleteTemplate,
+		"listTemplates":        s.templates,
+		"listTemplatesByPage":  s.templatePage,
+		"listDefaultTemplates": s.defaultTemplates,
+		"getTemplate":          s.template,
+		"updateTemplate":       s.updateTemplate,
+		"getTemplateTags":      s.templateTags,
+		"countTemplateTags":    s.countTemplateTags,
+		"findTemplateTag":      s.findTemplateTag,
+		"listTeams":            s.teams,
+		"getTemplateAlias":     s.alias,
+		"deleteTemplate":       s.deleteTemplate,
 	}
 }
 

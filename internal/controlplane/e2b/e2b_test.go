@@ -178,7 +178,7 @@ func TestPanic(t *testing.T) {
 	s, err := New(Config{Log: slog.New(slog.DiscardHandler)}) // without a service
 	testkit.Must(t, err)
 	w := httptest.NewRecorder()
-	s.InFrontOf(nil).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/teams", nil))
+	s.InFrontOf(nil).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/snapshots", nil))
 	var failed struct{ Code int }
 	testkit.Must(t, json.Unmarshal(w.Body.Bytes(), &failed))
 	if w.Code != 500 || failed.Code != 500 {
@@ -436,6 +436,34 @@ func TestRefusals(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("%s: %d, want %d", path, resp.StatusCode, want)
 		}
+	}
+}
+
+// TestTemplateDetails: what the command line asks of templates and teams.
+func TestTemplateDetails(t *testing.T) {
+	s := newSurface(t)
+	if _, all, h := s.call(t, "GET", "/v2/templates?limit=1", "", 200); len(all) != 1 || h.Get("X-Next-Token") != "" {
+		t.Errorf("a page of templates: %v", all)
+	}
+	if _, all, _ := s.call(t, "GET", "/v2/templates?nextToken=base", "", 200); len(all) != 0 {
+		t.Errorf("after the last: %v", all)
+	}
+	if _, all, _ := s.call(t, "GET", "/default-templates", "", 200); len(all) != 1 || all[0].(map[string]any)["templateID"] != "base" {
+		t.Errorf("the templates of every team: %v", all)
+	}
+	s.call(t, "GET", "/templates/base", "", 200)
+	s.call(t, "PATCH", "/v2/templates/base", `{"public":true}`, 200)
+	s.call(t, "GET", "/templates/base/tags", "", 200)
+	s.call(t, "GET", "/templates/base/tags/count", "", 200)
+	s.call(t, "GET", "/templates/base/tags/exists?tag=v1", "", 200)
+	s.call(t, "GET", "/templates/base/tags/exists", "", 400)
+	for _, path := range []string{"/templates/nothing", "/templates/nothing/tags"} {
+		s.call(t, "GET", path, "", 404)
+	}
+	s.call(t, "PATCH", "/v2/templates/nothing", `{"public":true}`, 404)
+	_, teams, _ := s.call(t, "GET", "/teams", "", 200)
+	if len(teams) != 1 || teams[0].(map[string]any)["name"] != "team" || teams[0].(map[string]any)["apiKey"] != s.key {
+		t.Errorf("teams: %v", teams)
 	}
 }
 

@@ -40,7 +40,7 @@ func (s *Server) create(timeout time.Duration) operation {
 		}
 		sb, err := s.createSandbox(r, c, &req, want)
 		if wrenn.CodeOf(err) == wrenn.NotFound {
-			return 0, nil, &failure{Status: http.StatusNotFound, Message: fmt.Sprintf("template '%.100s' not found", req.TemplateID)}
+			return 0, nil, noTemplate(req.TemplateID)
 		}
 		return s.created(r.Context(), http.StatusCreated, sb, err)
 	}

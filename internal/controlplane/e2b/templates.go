@@ -25,7 +25,7 @@ func templateOf(t *wrenn.Template) oapi.Template {
 	name := t.Name.String()
 	out := oapi.Template{
 		TemplateID: name, Aliases: []string{name}, Names: []string{name}, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
-		CPUCount: wrenn.DefaultVCPUs, MemoryMB: wrenn.DefaultMemoryMiB, BuildStatus: oapi.TemplateBuildStatusReady, Public: t.Name.Base(),
+		CPUCount: wrenn.DefaultVCPUs, MemoryMB: wrenn.DefaultMemoryMiB, BuildStatus: oapi.BuildStatusReady, Public: t.Name.Base(),
 	}
 	build := t.Current
 	if build == nil {
@@ -43,8 +43,8 @@ func templateOf(t *wrenn.Template) oapi.Template {
 }
 
 // buildStatuses are the words for a template none of whose builds is ready.
-var buildStatuses = map[wrenn.BuildState]oapi.TemplateBuildStatus{
-	wrenn.BuildBuilding: oapi.TemplateBuildStatusBuilding, wrenn.BuildFailed: oapi.TemplateBuildStatusError,
+var buildStatuses = map[wrenn.BuildState]oapi.BuildStatus{
+	wrenn.BuildBuilding: oapi.BuildStatusBuilding, wrenn.BuildFailed: oapi.BuildStatusError,
 }
 
 // alias answers 200 when the template exists, else 404.
@@ -55,12 +55,16 @@ func (s *Server) alias(r *http.Request, c service.Caller) (int, any, error) {
 	}
 	t, err := s.service.Template(r.Context(), c, name)
 	if code := wrenn.CodeOf(err); code == wrenn.NotFound || code == wrenn.Invalid {
-		return 0, nil, &failure{Status: http.StatusNotFound, Message: fmt.Sprintf("template '%.100s' not found", name)}
+		return 0, nil, noTemplate(name)
 	}
 	if err != nil {
 		return 0, nil, err
 	}
 	return http.StatusOK, oapi.TemplateAlias{TemplateID: t.Name.String(), Public: t.Name.Base()}, nil
+}
+
+func noTemplate(name string) error {
+	return &failure{Status: http.StatusNotFound, Message: fmt.Sprintf("template '%.100s' not found", name)}
 }
 
 func (s *Server) deleteTemplate(r *http.Request, c service.Caller) (int, any, error) {

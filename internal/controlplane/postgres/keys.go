@@ -115,3 +115,13 @@ func (s *Store) AccessTokenSeed(ctx context.Context) (seed []byte, err error) {
 	})
 	return seed, err
 }
+
+// TeamName returns the name of a team.
+func (s *Store) TeamName(ctx context.Context, team wrenn.TeamID) (string, error) {
+	var name string
+	err := s.call(ctx, "read the team", func(ctx context.Context) (err error) {
+		name, err = s.queries.TeamName(ctx, string(team))
+		return err
+	})
+	return name, err
+}

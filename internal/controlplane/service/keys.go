@@ -72,6 +72,11 @@ func (s *Keys) CreateKey(ctx context.Context, c Caller, name string) (Key, strin
 	return keyOf(key), string(secret), nil
 }
 
+// TeamName returns the name of the caller's team.
+func (s *Keys) TeamName(ctx context.Context, c Caller) (string, error) {
+	return s.store.TeamName(ctx, c.Team)
+}
+
 // ListKeys returns the team's keys, newest first.
 func (s *Keys) ListKeys(ctx context.Context, c Caller) ([]Key, error) {
 	rows, err := s.store.Keys(ctx, c.Team)

@@ -7,6 +7,30 @@ import (
 	"time"
 )
 
+// Defines values for BuildStatus.
+const (
+	BuildStatusBuilding BuildStatus = "building"
+	BuildStatusError    BuildStatus = "error"
+	BuildStatusReady    BuildStatus = "ready"
+	BuildStatusWaiting  BuildStatus = "waiting"
+)
+
+// Valid indicates whether the value is a known member of the BuildStatus enum.
+func (e BuildStatus) Valid() bool {
+	switch e {
+	case BuildStatusBuilding:
+		return true
+	case BuildStatusError:
+		return true
+	case BuildStatusReady:
+		return true
+	case BuildStatusWaiting:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for LifecycleOnTimeout.
 const (
 	LifecycleOnTimeoutKill  LifecycleOnTimeout = "kill"
@@ -37,30 +61,6 @@ func (e SandboxState) Valid() bool {
 	case Paused:
 		return true
 	case Running:
-		return true
-	default:
-		return false
-	}
-}
-
-// Defines values for TemplateBuildStatus.
-const (
-	TemplateBuildStatusBuilding TemplateBuildStatus = "building"
-	TemplateBuildStatusError    TemplateBuildStatus = "error"
-	TemplateBuildStatusReady    TemplateBuildStatus = "ready"
-	TemplateBuildStatusWaiting  TemplateBuildStatus = "waiting"
-)
-
-// Valid indicates whether the value is a known member of the TemplateBuildStatus enum.
-func (e TemplateBuildStatus) Valid() bool {
-	switch e {
-	case TemplateBuildStatusBuilding:
-		return true
-	case TemplateBuildStatusError:
-		return true
-	case TemplateBuildStatusReady:
-		return true
-	case TemplateBuildStatusWaiting:
 		return true
 	default:
 		return false
@@ -108,6 +108,9 @@ type AutoResume struct {
 	// Enabled Traffic to the paused sandbox resumes it.
 	Enabled bool `json:"enabled"`
 }
+
+// BuildStatus defines model for BuildStatus.
+type BuildStatus string
 
 // Connect defines model for Connect.
 type Connect struct {
@@ -297,14 +300,34 @@ type SetTimeout struct {
 	Timeout int64 `json:"timeout"`
 }
 
+// TagCount defines model for TagCount.
+type TagCount struct {
+	Total int `json:"total"`
+}
+
+// TagFound defines model for TagFound.
+type TagFound struct {
+	Exists        bool   `json:"exists"`
+	NormalizedTag string `json:"normalizedTag"`
+}
+
+// Team defines model for Team.
+type Team struct {
+	// APIKey The key of this request.
+	APIKey    string `json:"apiKey"`
+	IsDefault bool   `json:"isDefault"`
+	Name      string `json:"name"`
+	TeamID    string `json:"teamID"`
+}
+
 // Template defines model for Template.
 type Template struct {
-	Aliases     []string            `json:"aliases"`
-	BuildCount  int                 `json:"buildCount"`
-	BuildID     string              `json:"buildID"`
-	BuildStatus TemplateBuildStatus `json:"buildStatus"`
-	CPUCount    int                 `json:"cpuCount"`
-	CreatedAt   time.Time           `json:"createdAt"`
+	Aliases     []string    `json:"aliases"`
+	BuildCount  int         `json:"buildCount"`
+	BuildID     string      `json:"buildID"`
+	BuildStatus BuildStatus `json:"buildStatus"`
+	CPUCount    int         `json:"cpuCount"`
+	CreatedAt   time.Time   `json:"createdAt"`
 
 	// CreatedBy Always `null`. Keys belong to a team.
 	CreatedBy     *map[string]interface{} `json:"createdBy"`
@@ -319,13 +342,68 @@ type Template struct {
 	UpdatedAt     time.Time               `json:"updatedAt"`
 }
 
-// TemplateBuildStatus defines model for Template.BuildStatus.
-type TemplateBuildStatus string
-
 // TemplateAlias defines model for TemplateAlias.
 type TemplateAlias struct {
 	Public     bool   `json:"public"`
 	TemplateID string `json:"templateID"`
+}
+
+// TemplateBuild defines model for TemplateBuild.
+type TemplateBuild struct {
+	BuildID     string    `json:"buildID"`
+	CPUCount    int       `json:"cpuCount"`
+	CreatedAt   time.Time `json:"createdAt"`
+	DiskSizeMB  int       `json:"diskSizeMB"`
+	EnvdVersion string    `json:"envdVersion"`
+
+	// FinishedAt Absent while it is built.
+	FinishedAt *time.Time  `json:"finishedAt,omitempty"`
+	MemoryMB   int         `json:"memoryMB"`
+	Status     BuildStatus `json:"status"`
+	UpdatedAt  time.Time   `json:"updatedAt"`
+}
+
+// TemplateTag defines model for TemplateTag.
+type TemplateTag struct {
+	BuildID   string    `json:"buildID"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Tag `default` is that of a name without a tag.
+	Tag string `json:"tag"`
+}
+
+// TemplateWithBuilds defines model for TemplateWithBuilds.
+type TemplateWithBuilds struct {
+	Aliases     []string        `json:"aliases"`
+	BuildCount  int             `json:"buildCount"`
+	BuildID     string          `json:"buildID"`
+	BuildStatus BuildStatus     `json:"buildStatus"`
+	Builds      []TemplateBuild `json:"builds"`
+	CPUCount    int             `json:"cpuCount"`
+	CreatedAt   time.Time       `json:"createdAt"`
+
+	// CreatedBy Always `null`. Keys belong to a team.
+	CreatedBy     *map[string]interface{} `json:"createdBy"`
+	DiskSizeMB    int                     `json:"diskSizeMB"`
+	EnvdVersion   string                  `json:"envdVersion"`
+	LastSpawnedAt *time.Time              `json:"lastSpawnedAt"`
+	MemoryMB      int                     `json:"memoryMB"`
+	Names         []string                `json:"names"`
+	Public        bool                    `json:"public"`
+	SpawnCount    int                     `json:"spawnCount"`
+	TemplateID    string                  `json:"templateID"`
+	UpdatedAt     time.Time               `json:"updatedAt"`
+}
+
+// UpdateTemplate defines model for UpdateTemplate.
+type UpdateTemplate struct {
+	// Public `true` is refused.
+	Public bool `json:"public,omitempty"`
+}
+
+// UpdatedTemplate defines model for UpdatedTemplate.
+type UpdatedTemplate struct {
+	Names []string `json:"names"`
 }
 
 // Alias defines model for Alias.
@@ -420,6 +498,11 @@ type CreateSandboxV1Params struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// FindTemplateTagParams defines parameters for FindTemplateTag.
+type FindTemplateTagParams struct {
+	Tag string `form:"tag" json:"tag"`
+}
+
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
 	// Metadata Only sandboxes with all of these pairs. A query string of keys and values, each of which is escaped once more.
@@ -455,6 +538,15 @@ type CreateSandboxParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListTemplatesByPageParams defines parameters for ListTemplatesByPage.
+type ListTemplatesByPageParams struct {
+	// Limit The number of entries of a page, at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// NextToken The `X-Next-Token` of the page before. The filters and the order must be the same.
+	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
+}
+
 // CreateSandboxV1JSONRequestBody defines body for CreateSandboxV1 for application/json ContentType.
 type CreateSandboxV1JSONRequestBody = NewSandboxV1
 
@@ -481,3 +573,6 @@ type CreateSandboxJSONRequestBody = NewSandbox
 
 // ConnectSandboxJSONRequestBody defines body for ConnectSandbox for application/json ContentType.
 type ConnectSandboxJSONRequestBody = Connect
+
+// UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
+type UpdateTemplateJSONRequestBody = UpdateTemplate

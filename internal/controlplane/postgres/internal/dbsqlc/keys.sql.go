@@ -139,6 +139,17 @@ func (q *Queries) RevokeKey(ctx context.Context, iD string, teamID string) ([]by
 	return hash, err
 }
 
+const teamName = `-- name: TeamName :one
+SELECT name FROM teams WHERE id = $1
+`
+
+func (q *Queries) TeamName(ctx context.Context, id string) (string, error) {
+	row := q.db.QueryRow(ctx, teamName, id)
+	var name string
+	err := row.Scan(&name)
+	return name, err
+}
+
 const touchKeys = `-- name: TouchKeys :exec
 UPDATE api_keys SET last_used_at = greatest(last_used_at, t.at)
 FROM (
