@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"wrenn"
-	"wrenn/internal/controlplane/auth"
+	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/e2b/internal/oapi"
 	"wrenn/internal/controlplane/service"
 )
@@ -177,5 +177,5 @@ func (s *Server) findTemplateTag(r *http.Request, c service.Caller) (int, any, e
 // stores it for later calls.
 func (s *Server) teams(r *http.Request, c service.Caller) (int, any, error) {
 	name, err := s.service.TeamName(r.Context(), c)
-	return http.StatusOK, []oapi.Team{{TeamID: string(c.Team), Name: name, APIKey: auth.SecretIn(r), IsDefault: true}}, err
+	return http.StatusOK, []oapi.Team{{TeamID: string(c.Team), Name: name, APIKey: contract.SecretIn(r), IsDefault: true}}, err
 }
