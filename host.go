@@ -57,6 +57,7 @@ type ObservedSandbox struct {
 	Size
 	EndOfLife
 	AutoResume   bool
+	Network      NetworkPolicy
 	CreatedAt    time.Time
 	LastActiveAt time.Time
 	Version      uint64 // grows with every change; comparable within one instance of the agent

@@ -54,7 +54,7 @@ func ParseNetworkPolicy(denyByDefault bool, allow, deny []string) (NetworkPolicy
 	return p, nil
 }
 
-// parseNetworkRules reads one list of rules, without repeated ones.
+// parseNetworkRules reads one list of rules.
 func parseNetworkRules(list string, texts []string) ([]netip.Prefix, error) {
 	if len(texts) > MaxNetworkRules {
 		return nil, Errorf(Invalid, "a network policy has at most %d rules to %s, not %d", MaxNetworkRules, list, len(texts))
@@ -65,9 +65,7 @@ func parseNetworkRules(list string, texts []string) ([]netip.Prefix, error) {
 		if err != nil {
 			return nil, err
 		}
-		if !slices.Contains(rules, rule) {
-			rules = append(rules, rule)
-		}
+		rules = append(rules, rule)
 	}
 	return rules, nil
 }

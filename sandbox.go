@@ -84,6 +84,7 @@ type SandboxSpec struct {
 	Size
 	EndOfLife
 	AutoResume bool              // calls that need the sandbox resume it when it is paused
+	Network    NetworkPolicy     // what it may reach of the internet
 	Env        map[string]string // of every command
 	// AccessToken is what callers of the agent in the sandbox must send; "" is none.
 	// Rows do not have it. It must not be logged.

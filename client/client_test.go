@@ -127,6 +127,14 @@ func (f *fake) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxI
 	return f.find(id)
 }
 
+func (f *fake) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
+	sb, err := f.find(id)
+	if err == nil {
+		sb.Network = p
+	}
+	return sb, err
+}
+
 func (f *fake) Logs(_ context.Context, _ service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
 	if _, err := f.find(id); err != nil {
 		return nil, err
@@ -344,6 +352,27 @@ func TestSandboxes(t *testing.T) {
 	}
 	if _, err := c.SetTimeout(t.Context(), boxID, 0); client.CodeOf(err) != client.InvalidRequest {
 		t.Errorf("SetTimeout(0) = %v", err)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	f := &fake{}
+	c := serve(t, f)
+	if got, err := c.Network(t.Context(), boxID); err != nil || !cmp.Equal(got, &client.NetworkPolicy{Default: client.AllowByDefault, Allow: []string{}, Deny: []string{}}) {
+		t.Errorf("Network() = %+v, %v", got, err)
+	}
+	policy := client.NetworkPolicy{Default: client.DenyByDefault, Allow: []string{"1.1.1.1"}, Deny: []string{"8.0.0.0/8"}}
+	if got, err := c.SetNetwork(t.Context(), boxID, policy); err != nil || !cmp.Equal(got, &policy) {
+		t.Errorf("SetNetwork() = %+v, %v", got, err)
+	}
+	if _, err := c.SetNetwork(t.Context(), boxID, client.NetworkPolicy{Allow: []string{"example.com"}}); client.CodeOf(err) != client.InvalidRequest {
+		t.Errorf("SetNetwork(a name) = %v", err)
+	}
+	if _, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Network: &policy}); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.created.Network; !n.DenyByDefault || len(n.Allow) != 1 || len(n.Deny) != 1 {
+		t.Errorf("asked for %+v", n)
 	}
 }
 

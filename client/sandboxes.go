@@ -41,6 +41,7 @@ type Sandbox struct {
 	TimeoutSec   int64             `json:"timeout_sec"` // idle time until OnTimeout happens; 0 means never
 	OnTimeout    OnTimeout         `json:"on_timeout"`
 	AutoResume   bool              `json:"auto_resume"`         // using it while it is paused resumes it
+	Network      *NetworkPolicy    `json:"network,omitempty"`   // what it may reach; nil is the whole internet
 	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
 	Metadata     map[string]string `json:"metadata"`
 	CreatedAt    time.Time         `json:"created_at"`
@@ -63,6 +64,7 @@ type CreateSandbox struct {
 	AutoResume bool
 	Metadata   map[string]string
 	Env        map[string]string // environment variables of every command in the sandbox
+	Network    *NetworkPolicy    // what it may reach; nil is the whole internet
 }
 
 type createBody struct {
@@ -74,6 +76,7 @@ type createBody struct {
 	AutoResume bool              `json:"auto_resume,omitempty"`
 	Metadata   map[string]string `json:"metadata,omitempty"`
 	Env        map[string]string `json:"env,omitempty"`
+	Network    *NetworkPolicy    `json:"network,omitempty"`
 }
 
 // seconds converts a timeout for the API. It rounds up, so that the timeout is never shorter than requested.
@@ -88,6 +91,7 @@ func seconds(d time.Duration) int64 {
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
 		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
+		Network: s.Network,
 	}
 	if s.Timeout != 0 {
 		body.TimeoutSec = new(seconds(s.Timeout))

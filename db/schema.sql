@@ -133,6 +133,7 @@ CREATE TABLE public.sandboxes (
     generation text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
     absolute_timeout boolean DEFAULT false NOT NULL,
     ends_at timestamp with time zone,
+    network jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text]))),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),

@@ -9,9 +9,9 @@ SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams W
 -- name: InsertSandboxes :many
 -- Several of one team, size and host, in the order of their ids.
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, worker)
     SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @absolute_timeout, @auto_resume, @parent_id, @generation,
-        @metadata::jsonb, @env::jsonb, @worker
+        @metadata::jsonb, @env::jsonb, @network, @worker
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
@@ -56,6 +56,17 @@ WITH moved AS (
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, @reason FROM moved
+)
+SELECT * FROM moved;
+
+-- name: SetSandboxNetwork :one
+WITH moved AS (
+    UPDATE sandboxes SET network = @network, updated_at = clock_timestamp(), version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state IN ('running', 'paused')
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, 'network policy set' FROM moved
 )
 SELECT * FROM moved;
 

@@ -99,6 +99,14 @@ try:
     listed = Sandbox.list(query=e2b.SandboxQuery(metadata={"made by": "smoke & test"})).next_items()
     check("list", [s.sandbox_id for s in listed], [sandbox.sandbox_id])
 
+    # The host's gateway may have no way to the internet: what is denied is known by the time that it takes.
+    if hasattr(sandbox, "update_network"):
+        sandbox.update_network({"deny_out": ["0.0.0.0/0"], "allow_out": ["8.8.8.8"]})
+        info = sandbox.get_info()
+        check("network", (list(info.network["deny_out"]), list(info.network["allow_out"])), (["0.0.0.0/0"], ["8.8.8.8"]))
+        sandbox.update_network({})
+        check("no network", sandbox.get_info().network, None)
+
     if hasattr(sandbox, "pause"):
         sandbox.commands.run("echo kept > /tmp/kept; sleep 1000", background=True)
         sandbox.pause()

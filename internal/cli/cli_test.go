@@ -68,6 +68,12 @@ func server(t *testing.T) *httptest.Server {
 	mux.HandleFunc("POST /v1/sandboxes", answer(201, box))
 	mux.HandleFunc("GET /v1/sandboxes", answer(200, []any{box}))
 	mux.HandleFunc("GET /v1/sandboxes/{id}", answer(200, box))
+	rules := map[string]any{"default": "deny", "allow": []string{"1.1.1.1", "8.0.0.0/8"}, "deny": []string{}}
+	mux.HandleFunc("GET /v1/sandboxes/{id}/network", answer(200, rules))
+	mux.HandleFunc("PUT /v1/sandboxes/{id}/network", func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		answer(200, map[string]any{"default": string(body)})(w, r)
+	})
 	mux.HandleFunc("DELETE /v1/sandboxes/{id}", func(w http.ResponseWriter, r *http.Request) {
 		if r.PathValue("id") != testID {
 			answer(404, map[string]any{"error": map[string]string{"code": "not_found", "message": "sandbox not found"}})(w, r)
@@ -216,6 +222,10 @@ func TestCommands(t *testing.T) {
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
 			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
 			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},
+		"network": {[]string{"sandbox", "network", testID}, "", result{0, "default  deny\nallow    1.1.1.1 8.0.0.0/8\ndeny     -\n", ""}},
+		"no network": {[]string{"sandbox", "network", testID, "--network", "none", "--allow", "1.1.1.1"}, "", result{0,
+			`default  {"default":"deny","allow":["1.1.1.1"]}` + "\nallow    -\ndeny     -\n", ""}},
+		"network again":  {[]string{"sandbox", "network", testID, "--network", "internet"}, "", result{0, `default  {"default":"allow"}` + "\nallow    -\ndeny     -\n", ""}},
 		"ids":            {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
 		"kill":           {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
 		"kill some":      {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},

@@ -25,6 +25,7 @@ type sandboxCommands struct {
 	Resume  resumeCommand  `cmd:"" help:"Let paused sandboxes go on."`
 	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
 	Timeout timeoutCommand `cmd:"" help:"Set when a sandbox ends by itself."`
+	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach of the internet."`
 	Logs    logsCommand    `cmd:"" help:"Print what a sandbox's console said: kernel, init and agent."`
 	Cp      copyCommand    `cmd:"" help:"Copy a file into or out of a sandbox."`
 	Port    portCommand    `cmd:"" help:"Print the URL under which a program in a sandbox is served."`
@@ -58,6 +59,7 @@ type createCommand struct {
 	AutoResume bool              `help:"Using it while it is paused resumes it."`
 	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
 	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
+	networkRules
 }
 
 // Run prints the id alone, for scripts.
@@ -70,7 +72,7 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration,
-			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env,
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(),
 		})
 		return err
 	})
@@ -180,6 +182,9 @@ func (s *session) show(sb *client.Sandbox) error {
 		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
 			plain.Line(sb.Template), sb.VCPUs, sb.MemoryMB, timeout, plain.Line(pairs(sb.Metadata)),
 			sb.CreatedAt.Local().Format(time.DateTime), age(sb.CreatedAt))
+		if sb.Network != nil {
+			fmt.Fprintf(w, "network   %s\n", networkLine(sb.Network))
+		}
 		if sb.AutoResume {
 			fmt.Fprintln(w, "resumes   when it is used")
 		}

@@ -2,6 +2,7 @@ package hostwire_test
 
 import (
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -27,6 +28,10 @@ type (
 		ID     wrenn.SandboxID
 		Copies []wrenn.SandboxID
 		Tokens map[wrenn.SandboxID]string
+	}
+	setNetwork struct {
+		ID     wrenn.SandboxID
+		Policy wrenn.NetworkPolicy
 	}
 	checkpoints struct {
 		List []wrenn.Checkpoint
@@ -61,6 +66,11 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, "fork", func(w fork) *pb.ForkSandboxRequest { return hostwire.ForkRequest(w.ID, w.Copies, w.Tokens) },
 		func(m *pb.ForkSandboxRequest) (w fork, err error) {
 			w.ID, w.Copies, w.Tokens, err = hostwire.ParseForkRequest(m)
+			return w, err
+		}, nil)
+	roundTrip(t, "network policy", func(w setNetwork) *pb.SetNetworkPolicyRequest { return hostwire.SetNetworkRequest(w.ID, w.Policy) },
+		func(m *pb.SetNetworkPolicyRequest) (w setNetwork, err error) {
+			w.ID, w.Policy, err = hostwire.ParseSetNetworkRequest(m)
 			return w, err
 		}, nil)
 	roundTrip(t, "fork results", hostwire.ForkResults, never(hostwire.ParseForkResults), nil)
@@ -181,6 +191,7 @@ var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.EndReason]():     wrenn.EndOutOfMemory,
 	reflect.TypeFor[time.Duration]():       77 * time.Second,
 	reflect.TypeFor[time.Time]():           moment,
+	reflect.TypeFor[netip.Prefix]():        netip.MustParsePrefix("192.0.2.0/24"),
 	reflect.TypeFor[error]():               wrenn.Errorf(wrenn.Exhausted, "full"),
 	reflect.TypeFor[[]byte]():              []byte("bytes"),
 }
@@ -324,6 +335,8 @@ func textOf(field protoreflect.FieldDescriptor) string {
 		return string(volume)
 	case "generation":
 		return string(template)
+	case "allow", "deny":
+		return "192.0.2.0/24"
 	case "code":
 		return "not_found"
 	}

@@ -18,6 +18,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
+		NetworkPolicy: NetworkPolicy(spec.Network),
 	}
 }
 
@@ -58,12 +59,64 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 	if spec.Volumes, err = parseVolumes(msg.GetVolumes()); err != nil {
 		return id, spec, err
 	}
+	if spec.Network, err = parseNetworkPolicy(msg.GetNetworkPolicy()); err != nil {
+		return id, spec, err
+	}
 	var known bool
 	// A newer caller's wish is refused: to do something else instead could lose the sandbox.
 	if spec.OnTimeout, known = parseOnTimeout(msg.GetOnTimeout()); !known {
 		return id, spec, wrenn.Errorf(wrenn.Invalid, "this host does not know on_timeout %d: update its agent", msg.GetOnTimeout())
 	}
 	return id, spec, nil
+}
+
+// CreateResponse reports a sandbox that was asked for.
+func CreateResponse(sb *wrenn.ObservedSandbox) *pb.CreateSandboxResponse {
+	return &pb.CreateSandboxResponse{SandboxId: string(sb.ID), Status: Status(sb.State), NetworkPolicy: NetworkPolicy(sb.Network)}
+}
+
+// CheckCreateResponse returns a FailedPrecondition error when the host has made
+// the sandbox and does not do what spec asks for.
+func CheckCreateResponse(msg *pb.CreateSandboxResponse, spec wrenn.SandboxSpec) error {
+	got, err := parseNetworkPolicy(msg.GetNetworkPolicy())
+	if err == nil && got.IsZero() != spec.Network.IsZero() {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old to follow a network policy: update it")
+	}
+	return err
+}
+
+// NetworkPolicy is what a sandbox may reach; absent when that is everything.
+func NetworkPolicy(p wrenn.NetworkPolicy) *pb.NetworkPolicy {
+	if p.IsZero() {
+		return nil
+	}
+	msg := &pb.NetworkPolicy{DenyByDefault: p.DenyByDefault}
+	for _, rule := range p.Allow {
+		msg.Allow = append(msg.Allow, rule.String())
+	}
+	for _, rule := range p.Deny {
+		msg.Deny = append(msg.Deny, rule.String())
+	}
+	return msg
+}
+
+func parseNetworkPolicy(msg *pb.NetworkPolicy) (wrenn.NetworkPolicy, error) {
+	return wrenn.ParseNetworkPolicy(msg.GetDenyByDefault(), msg.GetAllow(), msg.GetDeny())
+}
+
+// SetNetworkRequest asks to change what a sandbox may reach.
+func SetNetworkRequest(id wrenn.SandboxID, p wrenn.NetworkPolicy) *pb.SetNetworkPolicyRequest {
+	return &pb.SetNetworkPolicyRequest{SandboxId: string(id), NetworkPolicy: NetworkPolicy(p)}
+}
+
+// ParseSetNetworkRequest reads what a sandbox is to reach.
+func ParseSetNetworkRequest(msg *pb.SetNetworkPolicyRequest) (wrenn.SandboxID, wrenn.NetworkPolicy, error) {
+	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
+	if err != nil {
+		return "", wrenn.NetworkPolicy{}, err
+	}
+	p, err := parseNetworkPolicy(msg.GetNetworkPolicy())
+	return id, p, err
 }
 
 // sized is every message with a size.
@@ -140,6 +193,7 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		SandboxId: string(sb.ID), Status: Status(sb.State), Reason: sb.Reason, Template: sb.Template,
 		Vcpus: number(sb.VCPUs), MemoryMb: number(sb.MemoryMiB),
 		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], TimeoutAbsolute: sb.Absolute, AutoResume: sb.AutoResume,
+		NetworkPolicy: NetworkPolicy(sb.Network),
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 	}
 }
@@ -150,13 +204,14 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		// A host may find things with strange names: an operator sees them, in quotes, and they match no row.
 		id = wrenn.SandboxID(fmt.Sprintf("%.60q", msg.GetSandboxId()))
 	}
-	onTimeout, _ := parseOnTimeout(msg.GetOnTimeout()) // "" for a newer host's
+	onTimeout, _ := parseOnTimeout(msg.GetOnTimeout())       // "" for a newer host's
+	network, _ := parseNetworkPolicy(msg.GetNetworkPolicy()) // that of a newer host: the row's is set again
 	return wrenn.ObservedSandbox{
 		ID: id, State: ParseStatus(msg.GetStatus()), Reason: Text(msg.GetReason()), Template: Text(msg.GetTemplate()),
 		Size:       parseSandboxSize(msg),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout, Absolute: msg.GetTimeoutAbsolute()},
-		AutoResume: msg.GetAutoResume(),
-		CreatedAt:  time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
+		AutoResume: msg.GetAutoResume(), Network: network,
+		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(),
 	}
 }

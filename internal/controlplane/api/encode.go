@@ -25,6 +25,9 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if sb.Absolute && sb.State == wrenn.Running {
 		out.EndsAt = moment(sb.EndsAt)
 	}
+	if !sb.Network.IsZero() {
+		out.Network = new(policy(sb.Network))
+	}
 	if sb.Reason != "" {
 		out.Reason = &sb.Reason
 	}

@@ -49,6 +49,12 @@ func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequ
 	if body.TimeoutSec != nil {
 		create.Timeout = timeout(*body.TimeoutSec)
 	}
+	if body.Network != nil {
+		var err error
+		if create.Network, err = parsePolicy(*body.Network); err != nil {
+			return nil, err
+		}
+	}
 	// Without a time limit: the sandbox may wait for its turn on the host as long as the client waits.
 	sb, err := h.s.service.CreateSandbox(ctx, callerOf(ctx), create)
 	if err != nil {

@@ -82,15 +82,17 @@ func sandboxCalls(method, path, body, media string) []call {
 }
 
 // jsonCalls are errors of bodies that every operation with a JSON body answers in the same way.
-func jsonCalls(path string) []call {
+func jsonCalls(path string) []call { return jsonCallsBy("POST", path) }
+
+func jsonCallsBy(method, path string) []call {
 	return []call{
-		{name: "no JSON", method: "POST", path: path, body: `{"cmd":`, status: 400, code: "invalid_request"},
-		{name: "not UTF-8", method: "POST", path: path, body: "{\"cmd\":\"\xff\"}", status: 400, code: "invalid_request"},
-		{name: "two values", method: "POST", path: path, body: `{} {}`, status: 400, code: "invalid_request"},
-		{name: "null", method: "POST", path: path, body: `null`, status: 400, code: "invalid_request"},
-		{name: "unknown field", method: "POST", path: path, body: `{"no_such":1}`, status: 400, code: "invalid_request"},
-		{name: "other type", method: "POST", path: path, body: `<a/>`, media: "text/xml", status: 415, code: "unsupported_media_type"},
-		{name: "too large", method: "POST", path: path, body: `"` + strings.Repeat("x", maxJSON) + `"`, status: 413, code: "too_large"},
+		{name: "no JSON", method: method, path: path, body: `{"cmd":`, status: 400, code: "invalid_request"},
+		{name: "not UTF-8", method: method, path: path, body: "{\"cmd\":\"\xff\"}", status: 400, code: "invalid_request"},
+		{name: "two values", method: method, path: path, body: `{} {}`, status: 400, code: "invalid_request"},
+		{name: "null", method: method, path: path, body: `null`, status: 400, code: "invalid_request"},
+		{name: "unknown field", method: method, path: path, body: `{"no_such":1}`, status: 400, code: "invalid_request"},
+		{name: "other type", method: method, path: path, body: `<a/>`, media: "text/xml", status: 415, code: "unsupported_media_type"},
+		{name: "too large", method: method, path: path, body: `"` + strings.Repeat("x", maxJSON) + `"`, status: 413, code: "too_large"},
 	}
 }
 
@@ -369,6 +371,17 @@ func operationCalls() map[string][]call {
 		"deleteSandbox": append(sandboxCalls("DELETE", at, "", ""), call{name: "ok", method: "DELETE", path: at, status: 204}),
 		"pauseSandbox":  append(sandboxCalls("POST", at+"/pause", "", ""), call{name: "ok", method: "POST", path: at + "/pause", status: 200, want: runningJSON}),
 		"resumeSandbox": append(sandboxCalls("POST", at+"/resume", "", ""), call{name: "ok", method: "POST", path: at + "/resume", status: 200, want: runningJSON}),
+		"getSandboxNetwork": append(sandboxCalls("GET", at+"/network", "", ""), call{
+			name: "ok", method: "GET", path: at + "/network", status: 200, want: `{"default":"allow","allow":[],"deny":[]}`,
+		}),
+		"setSandboxNetwork": slices.Concat(jsonCallsBy("PUT", at+"/network"), sandboxCalls("PUT", at+"/network", `{}`, ""), []call{
+			{name: "ok", method: "PUT", path: at + "/network", body: `{"default":"deny","allow":["1.1.1.1","8.8.8.8/24"],"deny":["9.9.9.9"]}`, status: 200,
+				want: `{"default":"deny","allow":["1.1.1.1","8.8.8.0/24"],"deny":["9.9.9.9"]}`},
+			{name: "denied by a rule", method: "PUT", path: at + "/network", body: `{"deny":["0.0.0.0/0"]}`, status: 200, want: `{"default":"deny","allow":[],"deny":[]}`},
+			{name: "another default", method: "PUT", path: at + "/network", body: `{"default":"drop"}`, status: 400, code: "invalid_request"},
+			{name: "name", method: "PUT", path: at + "/network", body: `{"allow":["example.com"]}`, status: 400, code: "invalid_request"},
+			{name: "IPv6", method: "PUT", path: at + "/network", body: `{"allow":["::1"]}`, status: 400, code: "invalid_request"},
+		}),
 		"setSandboxTimeout": slices.Concat(jsonCalls(at+"/timeout"), sandboxCalls("POST", at+"/timeout", `{"timeout_sec":1}`, ""), []call{
 			{name: "ok", method: "POST", path: at + "/timeout", body: `{"timeout_sec":60}`, status: 200, want: runningJSON, check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()

@@ -48,6 +48,12 @@ func (s *obliging) SetTimeout(_ context.Context, _ service.Caller, id wrenn.Sand
 	return box(id, wrenn.Running), nil
 }
 
+func (s *obliging) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
+	b := box(id, wrenn.Running)
+	b.Network = p
+	return b, nil
+}
+
 func (s *obliging) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	return &wrenn.ExecResult{Stdout: cmd.Stdin, Stderr: []byte(strings.Join(cmd.Args, " ")), Status: "exit status 0"}, nil
 }

@@ -222,6 +222,16 @@ func (s *stub) SetTimeout(_ context.Context, c service.Caller, id wrenn.SandboxI
 	return s.find(c, id)
 }
 
+func (s *stub) SetNetwork(_ context.Context, c service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
+	b, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	changed := *b
+	changed.Network = p
+	return &changed, nil
+}
+
 func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
 	if _, err := s.find(c, id); err != nil {
 		return nil, err

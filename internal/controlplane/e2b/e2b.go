@@ -57,6 +57,7 @@ type Service interface {
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
 	SetNextTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
 	MaxTimeout() time.Duration
+	SetNetwork(context.Context, service.Caller, wrenn.SandboxID, wrenn.NetworkPolicy) (*wrenn.Sandbox, error)
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 
 	TeamName(context.Context, service.Caller) (string, error)
@@ -140,6 +141,7 @@ func (s *Server) operations() map[string]operation {
 		"getSandbox":           s.get,
 		"killSandbox":          s.kill,
 		"setSandboxTimeout":    s.setTimeout,
+		"updateSandboxNetwork": s.setNetwork,
 		"refreshSandbox":       s.refresh,
 		"connectSandboxV1":     s.connect,
 		"connectSandbox":       s.connect,

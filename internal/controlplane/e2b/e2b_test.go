@@ -409,7 +409,9 @@ func TestRefusals(t *testing.T) {
 	s := newSurface(t)
 	for body, want := range map[string]int{
 		`{}`: 400, `{"templateID":1}`: 400, `{"templateID":"base","timeout":-1}`: 400, `{"templateID":"../x"}`: 400, `{"templateID":"nothing"}`: 404,
-		`{"templateID":"base","allow_internet_access":false}`: 400, `{"templateID":"base","network":{"denyOut":["0.0.0.0/0"]}}`: 400,
+		`{"templateID":"base","network":{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}}`: 400, `{"templateID":"base","network":{"allowPublicTraffic":false}}`: 400,
+		`{"templateID":"base","network":{"rules":{"a.test":[]}}}`: 400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
+		`{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}`: 400, `{"templateID":"base","network":{"denyOut":["::/0"]}}`: 400,
 		`{"templateID":"base","network":{}}`: 201, `{`: 400, `{"templateID":"base","metadata":"` + strings.Repeat("x", 1<<20) + `"}`: 400,
 	} {
 		s.call(t, "POST", "/v2/sandboxes", body, want)
@@ -467,6 +469,48 @@ func TestTemplateDetails(t *testing.T) {
 	}
 }
 
+func TestNetwork(t *testing.T) {
+	s := newSurface(t)
+	show := func(at string, internet bool, network any) {
+		t.Helper()
+		got, _, _ := s.call(t, "GET", at, "", 200)
+		if got["allowInternetAccess"] != internet || !cmp.Equal(got["network"], network) {
+			t.Errorf("shown: %v, %v; want %t, %v", got["allowInternetAccess"], got["network"], internet, network)
+		}
+	}
+	for body, want := range map[string]map[string]any{
+		`"allow_internet_access":false`:                                    {"denyOut": []any{"0.0.0.0/0"}},
+		`"network":{"denyOut":["0.0.0.0/0"]}`:                              {"denyOut": []any{"0.0.0.0/0"}},
+		`"network":{"allowPublicTraffic":null,"rules":{}}`:                 nil,
+		`"allow_internet_access":true,"network":{"x":"y"}`:                 nil,
+		`"network":{"denyOut":["1.2.3.4","10.1.0.0/16"]}`:                  {"denyOut": []any{"1.2.3.4", "10.1.0.0/16"}},
+		`"allow_internet_access":false,"network":{"allowOut":["8.8.8.8"]}`: {"allowOut": []any{"8.8.8.8"}, "denyOut": []any{"0.0.0.0/0"}},
+	} {
+		made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base",`+body+`}`, 201)
+		denies := want != nil && want["denyOut"].([]any)[0] == "0.0.0.0/0"
+		if want == nil {
+			show("/sandboxes/"+made["sandboxID"].(string), true, nil)
+		} else {
+			show("/sandboxes/"+made["sandboxID"].(string), !denies, map[string]any(want))
+		}
+	}
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	s.call(t, "PUT", at+"/network", `{"allow_internet_access":false,"allowOut":["8.8.8.8"],"dnsServers":[]}`, 204)
+	show(at, false, map[string]any{"allowOut": []any{"8.8.8.8"}, "denyOut": []any{"0.0.0.0/0"}})
+	_, copies, _ := s.call(t, "POST", at+"/fork", `{}`, 201)
+	show("/sandboxes/"+copies[0].(map[string]any)["sandbox"].(map[string]any)["sandboxID"].(string), false, map[string]any{"allowOut": []any{"8.8.8.8"}, "denyOut": []any{"0.0.0.0/0"}})
+	s.call(t, "POST", at+"/pause", `{}`, 204)
+	s.call(t, "PUT", at+"/network", `{"denyOut":["1.1.1.1"]}`, 204)
+	show(at, true, map[string]any{"denyOut": []any{"1.1.1.1"}})
+	s.call(t, "PUT", at+"/network", `{}`, 204) // which allows all again
+	show(at, true, nil)
+	s.call(t, "PUT", at+"/network", `{"egressProxy":{"address":"a:1"}}`, 400)
+	s.call(t, "PUT", "/sandboxes/inothing/network", `{}`, 404)
+	s.call(t, "DELETE", at, "", 204)
+	s.call(t, "PUT", at+"/network", `{}`, 404)
+}
+
 // TestAnotherTeam cannot see, use or end a sandbox.
 func TestAnotherTeam(t *testing.T) {
 	s := newSurface(t)
@@ -476,7 +520,7 @@ func TestAnotherTeam(t *testing.T) {
 	testkit.Must(t, err)
 	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, "test")
 	testkit.Must(t, err)
-	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}} {
+	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}, {"PUT", "/network"}} {
 		s.call(t, call[0], at+call[1], `{"timeout":1}`, 404)
 	}
 }

@@ -31,9 +31,17 @@ func (s *Server) create(timeout time.Duration) operation {
 		if err != nil {
 			return 0, nil, err
 		}
+		network := oapi.NetworkRules{}
+		if req.Network != nil {
+			network = *req.Network
+		}
+		policy, err := parsePolicy(network, req.AllowInternetAccess)
+		if err != nil {
+			return 0, nil, err
+		}
 		want := service.CreateSandbox{Metadata: req.Metadata, SandboxSpec: wrenn.SandboxSpec{
 			Template: req.TemplateID, EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
-			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars,
+			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Network: policy,
 		}}
 		if req.AutoPause {
 			want.OnTimeout = wrenn.PauseOnTimeout

@@ -26,8 +26,6 @@ func refuseUnbuilt(n *oapi.NewSandbox) error {
 		asked bool
 	}{
 		{"autoPauseMemory: false", n.AutoPauseMemory != nil && !*n.AutoPauseMemory},
-		{"allow_internet_access: false", n.AllowInternetAccess != nil && !*n.AllowInternetAccess},
-		{"network", len(n.Network) > 0},
 		{"iam", len(n.Iam) > 0},
 		{"mcp", len(n.Mcp) > 0},
 		{"volumeMounts", len(n.VolumeMounts) > 0},
@@ -49,6 +47,7 @@ func detailOf(sb *wrenn.Sandbox, token string) oapi.SandboxDetail {
 		TemplateID: l.TemplateID, Alias: l.Alias, SandboxID: l.SandboxID, ClientID: l.ClientID, StartedAt: l.StartedAt, EndAt: l.EndAt,
 		CPUCount: l.CPUCount, MemoryMB: l.MemoryMB, DiskSizeMB: l.DiskSizeMB, Metadata: l.Metadata, State: l.State, EnvdVersion: l.EnvdVersion,
 		EnvdAccessToken: token, Lifecycle: oapi.Lifecycle{AutoResume: sb.AutoResume, OnTimeout: onTimeout},
+		AllowInternetAccess: !sb.Network.DenyByDefault, Network: networkOf(sb.Network),
 	}
 }
 

@@ -48,7 +48,7 @@ type Deadlines struct {
 	Create    time.Duration // 5 min: the host may boot by software emulation; also for Fork
 	Destroy   time.Duration // 1 min
 	Pause     time.Duration // 5 min: 16 GiB of memory go to a slow disk; also for Resume, CreateCheckpoint and RestoreCheckpoint
-	Extend    time.Duration // 10 s
+	Extend    time.Duration // 10 s; also for SetNetwork
 	Start     time.Duration // 1 min, until a stream's first message
 	Stall     time.Duration // 2 min, until a file's next piece
 	ExecGrace time.Duration // 30 s on top of a command's own timeout
@@ -212,39 +212,43 @@ func (c *Client) Ping(ctx context.Context) (wrenn.HostInfo, error) {
 }
 
 // Create returns when the sandbox runs. Repeating it is safe. When ctx ends
-// first the host may have created it or not: Destroy it. While the sandbox waits for
+// first the host may have created it or not: Destroy it. So it may after a
+// FailedPrecondition, of an agent that cannot do what spec asks for. While the sandbox waits for
 // its turn on the host, waiting is called with the reason, and with "" when it has its
 // turn, from which the deadline counts.
 func (c *Client) Create(ctx context.Context, id wrenn.SandboxID, spec wrenn.SandboxSpec, waiting func(reason string)) error {
 	req := hostwire.CreateRequest(id, spec)
-	err := c.start(ctx, req, waiting)
+	made, err := c.start(ctx, req, waiting)
 	if errors.Is(err, errNoStart) { // the agent is older
-		_, err = call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, req)
+		made, err = call(ctx, c, c.deadlines.Create, c.rpc.CreateSandbox, req)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return hostwire.CheckCreateResponse(made, spec)
 }
 
 // errNoStart means that the agent does not have the call.
 var errNoStart = errors.New("the agent has no StartSandbox")
 
-func (c *Client) start(ctx context.Context, req *pb.CreateSandboxRequest, waiting func(reason string)) error {
+func (c *Client) start(ctx context.Context, req *pb.CreateSandboxRequest, waiting func(reason string)) (*pb.CreateSandboxResponse, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	late := time.AfterFunc(c.deadlines.Create, func() { cancel(errStalled) })
 	defer late.Stop()
 	stream, err := c.rpc.StartSandbox(ctx, req)
 	if err != nil {
-		return c.startError(ctx, err)
+		return nil, c.startError(ctx, err)
 	}
 	defer func() { _ = stream.Close() }() // the result was received, or is not wanted
 	for stream.Receive() {
-		if stream.Msg().GetStarted() != nil {
-			return nil
+		if made := stream.Msg().GetStarted(); made != nil {
+			return made, nil
 		}
 		late.Reset(c.deadlines.Create)
 		waiting(hostwire.Text(stream.Msg().GetWaiting()))
 	}
-	return c.startError(ctx, stream.Err())
+	return nil, c.startError(ctx, stream.Err())
 }
 
 // startError is why a start ended without a result.
@@ -284,5 +288,11 @@ func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) e
 // now; 0 is never.
 func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error {
 	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.ExtendSandbox, hostwire.ExtendRequest(id, timeout))
+	return err
+}
+
+// SetNetwork changes what the sandbox may reach, at once; it may be paused.
+func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy) error {
+	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.SetNetworkPolicy, hostwire.SetNetworkRequest(id, policy))
 	return err
 }

@@ -34,7 +34,7 @@ type Limits struct {
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
 // event, unless that exceeds a limit of the team: Exhausted. It takes ID, Team, Host,
 // Template, Build, VCPUs, MemoryMB, EndOfLife, AutoResume, Parent,
-// Metadata and Env of sb. actor is recorded in the event.
+// Metadata, Env and Network of sb. actor is recorded in the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
 	if err != nil {
@@ -51,7 +51,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Build),
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AbsoluteTimeout: sb.Absolute, AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
-		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Worker: &s.worker, Actor: actor,
+		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Network: sb.Network, Worker: &s.worker, Actor: actor,
 	}
 	for _, sb := range sandboxes {
 		params.IDs = append(params.IDs, string(sb.ID))
@@ -177,6 +177,17 @@ func (s *Store) SetTimeout(ctx context.Context, sb *wrenn.Sandbox, d time.Durati
 		row, err := s.queries.SetSandboxTimeout(ctx, dbsqlc.SetSandboxTimeoutParams{
 			ID: string(sb.ID), Version: sb.Version, TimeoutSec: seconds(d), Actor: actor,
 			Reason: "timeout set to " + strconv.Itoa(int(seconds(d))) + " s",
+		})
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
+// SetNetwork changes the network policy of a running or paused row, under the
+// condition of MoveSandbox.
+func (s *Store) SetNetwork(ctx context.Context, sb *wrenn.Sandbox, policy wrenn.NetworkPolicy, actor string) (*wrenn.Sandbox, error) {
+	return s.change(ctx, "set the sandbox's network policy", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetSandboxNetwork(ctx, dbsqlc.SetSandboxNetworkParams{
+			ID: string(sb.ID), Version: sb.Version, Network: policy, Actor: actor,
 		})
 		return dbsqlc.Sandbox(row), err
 	})
@@ -414,7 +425,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 			Template: r.Template, Build: wrenn.BuildID(r.Generation),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
-			AutoResume: r.AutoResume, Env: r.Env,
+			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network,
 		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,

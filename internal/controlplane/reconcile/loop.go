@@ -52,6 +52,7 @@ type Host interface {
 	Inventory(ctx context.Context) (wrenn.Inventory, error)
 	Destroy(ctx context.Context, id wrenn.SandboxID) error
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
+	SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy) error
 }
 
 // Config is the configuration of a loop.
@@ -288,6 +289,8 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		first, then = func() error { return host.Destroy(ctx, a.Row.ID) }, move
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
+	case SetNetwork:
+		first = func() error { return host.SetNetwork(ctx, a.Row.ID, a.Row.Network) }
 	}
 	if err := first(); err != nil {
 		return err
@@ -344,3 +347,5 @@ type noHost struct{}
 func (noHost) Inventory(context.Context) (wrenn.Inventory, error)           { return wrenn.Inventory{}, nil }
 func (noHost) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
 func (noHost) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }
+
+func (noHost) SetNetwork(context.Context, wrenn.SandboxID, wrenn.NetworkPolicy) error { return nil }

@@ -24,6 +24,7 @@ const (
 	Destroy     Kind = "destroy"     // end the sandbox on the host, then move the row
 	Acknowledge Kind = "acknowledge" // move the row, then let the host forget a sandbox that ended by itself
 	Extend      Kind = "extend"      // set the row's timeout on the host
+	SetNetwork  Kind = "network"     // set the row's network policy on the host
 )
 
 // Action is one step of a plan. The actions of a plan do not depend on each other.
@@ -213,6 +214,9 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	}
 	if state == wrenn.Running && seen.Timeout != row.Timeout {
 		r.add(Extend, row, "", "")
+	}
+	if !state.InTransition() && !seen.Network.Equal(row.Network) {
+		r.add(SetNetwork, row, "", "")
 	}
 }
 

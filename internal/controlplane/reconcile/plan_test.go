@@ -193,6 +193,16 @@ func TestPlanOfOtherThings(t *testing.T) {
 			t.Errorf("got %+v", got)
 		}
 	})
+	t.Run("another network policy", func(t *testing.T) {
+		for state, observed := range map[wrenn.State]wrenn.ObservedState{wrenn.Running: wrenn.ObservedRunning, wrenn.Paused: wrenn.ObservedPaused} {
+			r := row(state, old, "")
+			r.Network.DenyByDefault = true
+			got := reconcile.Plan([]reconcile.Row{r}, inventory(observed, ""), asOf, grace)
+			if len(got.Actions) != 1 || got.Actions[0].Kind != reconcile.SetNetwork || got.Actions[0].To != "" {
+				t.Errorf("%s: %+v", state, got)
+			}
+		}
+	})
 	t.Run("another timeout", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Timeout = time.Hour
@@ -273,6 +283,8 @@ func (m *model) carryOut(t *testing.T, a reconcile.Action) {
 		m.forget(row.ID)
 	case reconcile.Extend:
 		seen.Timeout = row.Timeout
+	case reconcile.SetNetwork:
+		seen.Network = row.Network
 	}
 	if a.To != "" {
 		if !row.State.Can(a.To) {

@@ -69,7 +69,7 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env))
+	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check())
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that

@@ -75,7 +75,8 @@ func checkForks(parent wrenn.SandboxID, ids []wrenn.SandboxID) error {
 // forkOne makes a copy, unless it exists, from the snapshot that source names.
 func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, token string, source func() (string, error)) Forked {
 	req := s.request
-	req.id, req.parent, req.Env, req.Timeout = id, s.id, nil, s.Info().Timeout // the guest has its environment
+	now := s.Info()
+	req.id, req.parent, req.Env, req.Timeout, req.Network = id, s.id, nil, now.Timeout, now.Network // the guest has its environment
 	req.AccessToken = token
 	sb, err := s.host.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) {
 		snap, err := source()

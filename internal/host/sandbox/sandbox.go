@@ -43,13 +43,13 @@ type Sandbox struct {
 
 // newSandbox returns a sandbox without anything.
 func newSandbox(h *host, req request) *Sandbox {
-	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(req.EndOfLife, h.newVersion, h.notify)}
+	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(&req.SandboxSpec, h.newVersion, h.notify)}
 	s.journal = record{reserve: h.reserve, hook: s.at}
 	if req.isInternal() {
 		req.AccessToken = rand.Text()
 	}
 	s.owner = instance.Owner{
-		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
+		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Network: req.Network, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
 		Hook: s.at, Trace: s.trace,
 	}
 	return s
@@ -59,7 +59,7 @@ func newSandbox(h *host, req request) *Sandbox {
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
-		Volumes: j.Volumes,
+		Volumes: j.Volumes, Network: j.Network,
 	}})
 	s.journal.open(j)
 	if j.Instance != nil {
@@ -147,6 +147,32 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	s.state.setTimeout(timeout, ends)
+	return nil
+}
+
+// SetNetwork has a running or paused sandbox follow a network policy, at once.
+// Connections that it allows continue. FailedPrecondition when the sandbox has
+// ended, Invalid when the policy cannot be followed. After another error either
+// policy may hold until the next call, or the next agent, makes it the new one.
+func (s *Sandbox) SetNetwork(ctx context.Context, policy wrenn.NetworkPolicy) error {
+	if err := policy.Check(); err != nil {
+		return err
+	}
+	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	if err := s.journal.commit("network policy", func(j *journal.Journal) { j.Network = policy }); err != nil {
+		return err
+	}
+	s.owner.Network = policy
+	if s.instance != nil {
+		if err := s.instance.FollowPolicy(ctx); err != nil {
+			return err
+		}
+	}
+	s.state.setNetwork(policy)
 	return nil
 }
 

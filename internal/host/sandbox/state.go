@@ -29,6 +29,7 @@ type state struct {
 	created time.Time
 	active  time.Time // when it was last used
 	timeout time.Duration
+	network wrenn.NetworkPolicy // that the sandbox follows
 	// absolute has the sandbox end at ends, also while it is used; else it ends
 	// when it was not used for the timeout.
 	absolute bool
@@ -39,11 +40,11 @@ type state struct {
 	patient  time.Time // the sandbox is not ended for lack of use before that
 }
 
-func newState(life wrenn.EndOfLife, newVersion func() uint64, notify func()) state {
+func newState(spec *wrenn.SandboxSpec, newVersion func() uint64, notify func()) state {
 	now := time.Now()
 	return state{
 		newVersion: newVersion, notify: notify,
-		status: StatusStarting, created: now, active: now, timeout: life.Timeout, absolute: life.Absolute, ends: now.Add(life.Timeout), version: newVersion(),
+		status: StatusStarting, created: now, active: now, timeout: spec.Timeout, absolute: spec.Absolute, ends: now.Add(spec.Timeout), network: spec.Network, version: newVersion(),
 	}
 }
 
@@ -53,6 +54,7 @@ func (s *state) fill(info *Info) {
 	defer s.mu.Unlock()
 	info.Status, info.State, info.Reason = s.status, observed[s.status], s.reason
 	info.Timeout, info.CreatedAt, info.LastActiveAt, info.Version = s.timeout, s.created, s.active, s.version
+	info.Network = s.network
 	if s.uses > 0 {
 		info.LastActiveAt = time.Now()
 	}
@@ -126,6 +128,14 @@ func (s *state) beginLife() time.Time {
 		s.ends = time.Now().Add(s.timeout)
 	}
 	return s.ends
+}
+
+// setNetwork sets the network policy that the sandbox follows.
+func (s *state) setNetwork(policy wrenn.NetworkPolicy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.network = policy
+	s.changed()
 }
 
 // touch records that the sandbox was used now.

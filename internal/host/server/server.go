@@ -80,7 +80,8 @@ func (s *server) CreateSandbox(ctx context.Context, msg *pb.CreateSandboxRequest
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CreateSandboxResponse{SandboxId: string(id), Status: hostwire.Status(sb.Info().State)}, nil
+	info := sb.Info()
+	return hostwire.CreateResponse(&info.ObservedSandbox), nil
 }
 
 const (
@@ -187,6 +188,18 @@ func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest
 		return nil, err
 	}
 	return &pb.ExtendSandboxResponse{}, sb.Extend(ctx, timeout)
+}
+
+func (s *server) SetNetworkPolicy(ctx context.Context, msg *pb.SetNetworkPolicyRequest) (*pb.SetNetworkPolicyResponse, error) {
+	id, policy, err := hostwire.ParseSetNetworkRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.SetNetworkPolicyResponse{}, sb.SetNetwork(ctx, policy)
 }
 
 func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.ListSandboxesResponse, error) {

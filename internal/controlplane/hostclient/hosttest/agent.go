@@ -131,11 +131,13 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, Template: req.GetTemplate(),
 			Vcpus: req.GetVcpus(), MemoryMb: req.GetMemoryMb(), TimeoutSec: req.GetTimeoutSec(), Version: 1,
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
-			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(),
+			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), NetworkPolicy: req.GetNetworkPolicy(),
 		}, req.GetEnv())
 		return nil
 	})
-	return &hostagentv1.CreateSandboxResponse{SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING}, err
+	return &hostagentv1.CreateSandboxResponse{
+		SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, NetworkPolicy: req.GetNetworkPolicy(),
+	}, err
 }
 
 // StartSandbox is CreateSandbox, after what Waiting tells.
@@ -255,6 +257,19 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume,
 	}
+}
+
+// SetNetworkPolicy changes the policy, which this host has nothing to apply to.
+func (a *Agent) SetNetworkPolicy(ctx context.Context, req *hostagentv1.SetNetworkPolicyRequest) (*hostagentv1.SetNetworkPolicyResponse, error) {
+	return &hostagentv1.SetNetworkPolicyResponse{}, a.with(ctx, "SetNetworkPolicy", req.GetSandboxId(), func() error {
+		b, err := a.live(req.GetSandboxId())
+		if err != nil {
+			return err
+		}
+		b.info.NetworkPolicy = req.GetNetworkPolicy()
+		b.info.Version++
+		return nil
+	})
 }
 
 // ExtendSandbox changes the timeout, which this host never lets run out by itself: see End.

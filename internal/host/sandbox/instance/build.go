@@ -53,7 +53,10 @@ func (i *Instance) acquireSlot(ctx context.Context) (err error) {
 		return err
 	}
 	i.Record.Slot = new(i.Slot.Ref())
-	return i.owner.Record("slot", i.Record)
+	if err := i.owner.Record("slot", i.Record); err != nil || i.owner.Network.IsZero() { // a new slot allows all
+		return err
+	}
+	return i.FollowPolicy(ctx)
 }
 
 func (i *Instance) cloneDisk(ctx context.Context, rootfs string) error {
@@ -142,6 +145,11 @@ func (i *Instance) park(ctx context.Context) error {
 
 // Unpark lets a parked machine run, and tells its guest its identity.
 func (i *Instance) Unpark(ctx context.Context) error {
+	if !i.owner.Network.IsZero() {
+		if err := i.FollowPolicy(ctx); err != nil {
+			return err
+		}
+	}
 	if err := i.serveVolumes(ctx); err != nil {
 		return err
 	}

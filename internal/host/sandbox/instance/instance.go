@@ -46,6 +46,8 @@ type Owner struct {
 	// AccessToken is what callers of the guest's agent must send; "" is none.
 	AccessToken string
 	Volumes     []wrenn.VolumeMount
+	// Network is what the sandbox may reach. It changes under the sandbox's operation lock.
+	Network wrenn.NetworkPolicy
 	// Record writes what must be known of the instance, as its pending one. What
 	// names the change.
 	Record func(what string, record journal.Instance) error
@@ -121,6 +123,11 @@ func (i *Instance) Reassign(owner *Owner, start uint64) *Instance {
 	next := &Instance{host: i.host, owner: owner, Record: i.Record, Slot: i.Slot, Machine: i.Machine}
 	next.Record.Start = start
 	return next
+}
+
+// FollowPolicy has the instance's slot follow the sandbox's network policy.
+func (i *Instance) FollowPolicy(ctx context.Context) error {
+	return i.Slot.SetPolicy(ctx, i.owner.Network)
 }
 
 // MoveDisk makes the disk of from, which the VMM has open, that of i.

@@ -184,6 +184,24 @@ func (e GenerationState) Valid() bool {
 	}
 }
 
+// Defines values for NetworkVerdict.
+const (
+	Allow NetworkVerdict = "allow"
+	Deny  NetworkVerdict = "deny"
+)
+
+// Valid indicates whether the value is a known member of the NetworkVerdict enum.
+func (e NetworkVerdict) Valid() bool {
+	switch e {
+	case Allow:
+		return true
+	case Deny:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for OnTimeout.
 const (
 	OnTimeoutDestroy OnTimeout = "destroy"
@@ -329,6 +347,9 @@ type CreateSandbox struct {
 
 	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Network What it may reach; default: the whole internet.
+	Network *SetNetworkPolicy `json:"network,omitempty"`
 
 	// OnTimeout What happens then. A paused sandbox has no timeout.
 	OnTimeout *CreateSandboxOnTimeout `json:"on_timeout,omitempty"`
@@ -529,6 +550,22 @@ type Key struct {
 // Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 type Metadata map[string]string
 
+// NetworkPolicy defines model for NetworkPolicy.
+type NetworkPolicy struct {
+	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	Allow   NetworkRules   `json:"allow"`
+	Default NetworkVerdict `json:"default"`
+
+	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	Deny NetworkRules `json:"deny"`
+}
+
+// NetworkRules IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+type NetworkRules = []string
+
+// NetworkVerdict defines model for NetworkVerdict.
+type NetworkVerdict string
+
 // OnTimeout What happens to a sandbox that is not used for its timeout.
 type OnTimeout string
 
@@ -567,6 +604,9 @@ type Sandbox struct {
 	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
 	Metadata Metadata `json:"metadata"`
 
+	// Network What it may reach; absent is the whole internet.
+	Network *NetworkPolicy `json:"network,omitempty"`
+
 	// OnTimeout What happens to a sandbox that is not used for its timeout.
 	OnTimeout OnTimeout `json:"on_timeout"`
 
@@ -590,6 +630,17 @@ type Sandbox struct {
 
 // SandboxID defines model for SandboxID.
 type SandboxID = string
+
+// SetNetworkPolicy What a sandbox may reach of the public internet: what is in `allow`, also if it is in `deny`; not what is in `deny`;
+// the rest by `default`. Private and reserved networks stay closed. Denying by default closes public resolvers, too.
+type SetNetworkPolicy struct {
+	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	Allow   *NetworkRules   `json:"allow,omitempty"`
+	Default *NetworkVerdict `json:"default,omitempty"`
+
+	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	Deny *NetworkRules `json:"deny,omitempty"`
+}
 
 // SetTimeout defines model for SetTimeout.
 type SetTimeout struct {
@@ -650,6 +701,9 @@ type NoSpace = Error
 
 // NotFound defines model for NotFound.
 type NotFound = Error
+
+// OneNetworkPolicy defines model for OneNetworkPolicy.
+type OneNetworkPolicy = NetworkPolicy
 
 // OneSandbox defines model for OneSandbox.
 type OneSandbox = Sandbox
@@ -753,6 +807,9 @@ type WriteFileMultipartRequestBody WriteFileMultipartBody
 // ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
 type ForkSandboxJSONRequestBody = Fork
 
+// SetSandboxNetworkJSONRequestBody defines body for SetSandboxNetwork for application/json ContentType.
+type SetSandboxNetworkJSONRequestBody = SetNetworkPolicy
+
 // SetSandboxTimeoutJSONRequestBody defines body for SetSandboxTimeout for application/json ContentType.
 type SetSandboxTimeoutJSONRequestBody = SetTimeout
 
@@ -821,6 +878,12 @@ type ServerInterface interface {
 	// GetSandboxLogs Read a sandbox's console
 	// (GET /v1/sandboxes/{id}/logs)
 	GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams)
+	// GetSandboxNetwork Get a sandbox's network policy
+	// (GET /v1/sandboxes/{id}/network)
+	GetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// SetSandboxNetwork Set a sandbox's network policy
+	// (PUT /v1/sandboxes/{id}/network)
+	SetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -968,6 +1031,18 @@ func (_ Unimplemented) ForkSandbox(w http.ResponseWriter, r *http.Request, id Sa
 // GetSandboxLogs Read a sandbox's console
 // (GET /v1/sandboxes/{id}/logs)
 func (_ Unimplemented) GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetSandboxNetwork Get a sandbox's network policy
+// (GET /v1/sandboxes/{id}/network)
+func (_ Unimplemented) GetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// SetSandboxNetwork Set a sandbox's network policy
+// (PUT /v1/sandboxes/{id}/network)
+func (_ Unimplemented) SetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1568,6 +1643,58 @@ func (siw *ServerInterfaceWrapper) GetSandboxLogs(w http.ResponseWriter, r *http
 	handler.ServeHTTP(w, r)
 }
 
+// GetSandboxNetwork operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxNetwork(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetSandboxNetwork operation middleware
+func (siw *ServerInterfaceWrapper) SetSandboxNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetSandboxNetwork(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // PauseSandbox operation middleware
 func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -1927,6 +2054,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Post(options.BaseURL+"/v1/sandboxes/{id}/timeout", wrapper.SetSandboxTimeout)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/sandboxes/{id}/network", wrapper.GetSandboxNetwork)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/sandboxes/{id}/network", wrapper.SetSandboxNetwork)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/sandboxes/{id}/logs", wrapper.GetSandboxLogs)
 	})
 	r.Group(func(r chi.Router) {
@@ -2067,6 +2200,15 @@ type NotFoundJSONResponse struct {
 	Body Error
 
 	Headers NotFoundResponseHeaders
+}
+
+type OneNetworkPolicyResponseHeaders struct {
+	XRequestID *string
+}
+type OneNetworkPolicyJSONResponse struct {
+	Body NetworkPolicy
+
+	Headers OneNetworkPolicyResponseHeaders
 }
 
 type OneSandboxResponseHeaders struct {
@@ -6175,6 +6317,400 @@ func (response GetSandboxLogs504JSONResponse) VisitGetSandboxLogsResponse(w http
 	return err
 }
 
+type GetSandboxNetworkRequestObject struct {
+	ID SandboxID `json:"id"`
+}
+
+type GetSandboxNetworkResponseObject interface {
+	VisitGetSandboxNetworkResponse(w http.ResponseWriter) error
+}
+
+type GetSandboxNetwork200JSONResponse struct{ OneNetworkPolicyJSONResponse }
+
+func (response GetSandboxNetwork200JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response GetSandboxNetwork400JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetSandboxNetwork401JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response GetSandboxNetwork403JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response GetSandboxNetwork404JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response GetSandboxNetwork429JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetSandboxNetwork500JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response GetSandboxNetwork503JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response GetSandboxNetwork504JSONResponse) VisitGetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetworkRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *SetSandboxNetworkJSONRequestBody
+}
+
+type SetSandboxNetworkResponseObject interface {
+	VisitSetSandboxNetworkResponse(w http.ResponseWriter) error
+}
+
+type SetSandboxNetwork200JSONResponse struct{ OneNetworkPolicyJSONResponse }
+
+func (response SetSandboxNetwork200JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response SetSandboxNetwork400JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response SetSandboxNetwork401JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response SetSandboxNetwork403JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response SetSandboxNetwork404JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork409JSONResponse struct{ ConflictJSONResponse }
+
+func (response SetSandboxNetwork409JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response SetSandboxNetwork413JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response SetSandboxNetwork415JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response SetSandboxNetwork429JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response SetSandboxNetwork500JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response SetSandboxNetwork503JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response SetSandboxNetwork504JSONResponse) VisitSetSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PauseSandboxRequestObject struct {
 	ID SandboxID `json:"id"`
 }
@@ -7832,6 +8368,12 @@ type StrictServerInterface interface {
 	// GetSandboxLogs Read a sandbox's console
 	// (GET /v1/sandboxes/{id}/logs)
 	GetSandboxLogs(ctx context.Context, request GetSandboxLogsRequestObject) (GetSandboxLogsResponseObject, error)
+	// GetSandboxNetwork Get a sandbox's network policy
+	// (GET /v1/sandboxes/{id}/network)
+	GetSandboxNetwork(ctx context.Context, request GetSandboxNetworkRequestObject) (GetSandboxNetworkResponseObject, error)
+	// SetSandboxNetwork Set a sandbox's network policy
+	// (PUT /v1/sandboxes/{id}/network)
+	SetSandboxNetwork(ctx context.Context, request SetSandboxNetworkRequestObject) (SetSandboxNetworkResponseObject, error)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
@@ -8475,6 +9017,65 @@ func (sh *strictHandler) GetSandboxLogs(w http.ResponseWriter, r *http.Request, 
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetSandboxLogsResponseObject); ok {
 		if err := validResponse.VisitGetSandboxLogsResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSandboxNetwork operation middleware
+func (sh *strictHandler) GetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request GetSandboxNetworkRequestObject
+
+	request.ID = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxNetwork(ctx, request.(GetSandboxNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxNetworkResponseObject); ok {
+		if err := validResponse.VisitGetSandboxNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetSandboxNetwork operation middleware
+func (sh *strictHandler) SetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request SetSandboxNetworkRequestObject
+
+	request.ID = id
+
+	var body SetSandboxNetworkJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetSandboxNetwork(ctx, request.(SetSandboxNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetSandboxNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetSandboxNetworkResponseObject); ok {
+		if err := validResponse.VisitSetSandboxNetworkResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -103,6 +103,9 @@ func (e ListSandboxesParamsOrder) Valid() bool {
 	}
 }
 
+// Addresses IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
+type Addresses = []string
+
 // AutoResume defines model for AutoResume.
 type AutoResume struct {
 	// Enabled Traffic to the paused sandbox resumes it.
@@ -182,9 +185,36 @@ type ListedSandbox struct {
 // Metadata Labels of the user's.
 type Metadata map[string]string
 
+// NetworkRules defines model for NetworkRules.
+type NetworkRules struct {
+	// AllowOut What the sandbox may reach, also if `denyOut` has it.
+	AllowOut Addresses `json:"allowOut,omitempty"`
+
+	// AllowPublicTraffic `false` is not built yet.
+	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
+
+	// DenyOut What it may not reach; 0.0.0.0/0 is everything.
+	DenyOut Addresses `json:"denyOut,omitempty"`
+
+	// DNSServers Not built yet.
+	DNSServers []interface{} `json:"dnsServers,omitempty"`
+
+	// EgressProxy Not built yet.
+	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
+
+	// HTTPSPorts Not built yet.
+	HTTPSPorts []interface{} `json:"httpsPorts,omitempty"`
+
+	// MaskRequestHost Not built yet.
+	MaskRequestHost string `json:"maskRequestHost,omitempty"`
+
+	// Rules Not built yet.
+	Rules map[string]interface{} `json:"rules,omitempty"`
+}
+
 // NewSandbox defines model for NewSandbox.
 type NewSandbox struct {
-	// AllowInternetAccess `false` is not built yet.
+	// AllowInternetAccess `false` denies everything that `network.allowOut` does not allow.
 	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
 
 	// AutoPause The sandbox is paused at its end instead of killed.
@@ -204,10 +234,8 @@ type NewSandbox struct {
 	Mcp map[string]interface{} `json:"mcp,omitempty"`
 
 	// Metadata Labels of the user's.
-	Metadata Metadata `json:"metadata,omitempty"`
-
-	// Network Not built yet.
-	Network map[string]interface{} `json:"network,omitempty"`
+	Metadata Metadata      `json:"metadata,omitempty"`
+	Network  *NetworkRules `json:"network,omitempty"`
 
 	// Secure Ignored. Every sandbox has an access token.
 	Secure bool `json:"secure,omitempty"`
@@ -270,11 +298,14 @@ type Sandbox struct {
 
 // SandboxDetail defines model for SandboxDetail.
 type SandboxDetail struct {
-	Alias      string  `json:"alias"`
-	ClientID   string  `json:"clientID"`
-	CPUCount   int     `json:"cpuCount"`
-	DiskSizeMB int     `json:"diskSizeMB"`
-	Domain     *string `json:"domain"`
+	Alias string `json:"alias"`
+
+	// AllowInternetAccess `false`: only what `network.allowOut` has may be reached.
+	AllowInternetAccess bool    `json:"allowInternetAccess"`
+	ClientID            string  `json:"clientID"`
+	CPUCount            int     `json:"cpuCount"`
+	DiskSizeMB          int     `json:"diskSizeMB"`
+	Domain              *string `json:"domain"`
 
 	// EndAt When it ends; for a paused sandbox, when it was paused.
 	EndAt           time.Time `json:"endAt"`
@@ -284,11 +315,23 @@ type SandboxDetail struct {
 	MemoryMB        int       `json:"memoryMB"`
 
 	// Metadata Labels of the user's.
-	Metadata   Metadata     `json:"metadata"`
-	SandboxID  string       `json:"sandboxID"`
-	StartedAt  time.Time    `json:"startedAt"`
-	State      SandboxState `json:"state"`
-	TemplateID string       `json:"templateID"`
+	Metadata Metadata `json:"metadata"`
+
+	// Network Absent without rules.
+	Network    *SandboxNetwork `json:"network,omitempty"`
+	SandboxID  string          `json:"sandboxID"`
+	StartedAt  time.Time       `json:"startedAt"`
+	State      SandboxState    `json:"state"`
+	TemplateID string          `json:"templateID"`
+}
+
+// SandboxNetwork defines model for SandboxNetwork.
+type SandboxNetwork struct {
+	// AllowOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
+	AllowOut Addresses `json:"allowOut,omitempty"`
+
+	// DenyOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
+	DenyOut Addresses `json:"denyOut,omitempty"`
 }
 
 // SandboxState defines model for SandboxState.
@@ -393,6 +436,36 @@ type TemplateWithBuilds struct {
 	SpawnCount    int                     `json:"spawnCount"`
 	TemplateID    string                  `json:"templateID"`
 	UpdatedAt     time.Time               `json:"updatedAt"`
+}
+
+// UpdateNetwork defines model for UpdateNetwork.
+type UpdateNetwork struct {
+	// AllowOut What the sandbox may reach, also if `denyOut` has it.
+	AllowOut Addresses `json:"allowOut,omitempty"`
+
+	// AllowPublicTraffic `false` is not built yet.
+	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
+
+	// AllowInternetAccess `false` denies everything that `allowOut` does not allow.
+	AllowInternetAccess *bool `json:"allow_internet_access,omitempty"`
+
+	// DenyOut What it may not reach; 0.0.0.0/0 is everything.
+	DenyOut Addresses `json:"denyOut,omitempty"`
+
+	// DNSServers Not built yet.
+	DNSServers []interface{} `json:"dnsServers,omitempty"`
+
+	// EgressProxy Not built yet.
+	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
+
+	// HTTPSPorts Not built yet.
+	HTTPSPorts []interface{} `json:"httpsPorts,omitempty"`
+
+	// MaskRequestHost Not built yet.
+	MaskRequestHost string `json:"maskRequestHost,omitempty"`
+
+	// Rules Not built yet.
+	Rules map[string]interface{} `json:"rules,omitempty"`
 }
 
 // UpdateTemplate defines model for UpdateTemplate.
@@ -555,6 +628,9 @@ type ConnectSandboxV1JSONRequestBody = Connect
 
 // ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
 type ForkSandboxJSONRequestBody = Fork
+
+// UpdateSandboxNetworkJSONRequestBody defines body for UpdateSandboxNetwork for application/json ContentType.
+type UpdateSandboxNetworkJSONRequestBody = UpdateNetwork
 
 // PauseSandboxJSONRequestBody defines body for PauseSandbox for application/json ContentType.
 type PauseSandboxJSONRequestBody = Pause

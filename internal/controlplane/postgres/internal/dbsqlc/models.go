@@ -6,6 +6,8 @@ package dbsqlc
 
 import (
 	"time"
+
+	"wrenn"
 )
 
 type APIKey struct {
@@ -73,6 +75,7 @@ type Sandbox struct {
 	Generation      string
 	AbsoluteTimeout bool
 	EndsAt          *time.Time
+	Network         wrenn.NetworkPolicy
 }
 
 type SandboxEvent struct {

@@ -8,6 +8,8 @@ package dbsqlc
 import (
 	"context"
 	"time"
+
+	"wrenn"
 )
 
 const abandonedSandboxes = `-- name: AbandonedSandboxes :many
@@ -78,7 +80,7 @@ func (q *Queries) CountSandboxes(ctx context.Context, arg CountSandboxesParams) 
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -108,12 +110,13 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.Generation,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
+		&i.Network,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -143,15 +146,16 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.Generation,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
+		&i.Network,
 	)
 	return i, err
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes
 WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -188,6 +192,7 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.Generation,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
+			&i.Network,
 		); err != nil {
 			return nil, err
 		}
@@ -201,15 +206,15 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 
 const insertSandboxes = `-- name: InsertSandboxes :many
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, worker)
     SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-        $13::jsonb, $14::jsonb, $15
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at
+        $13::jsonb, $14::jsonb, $15, $16
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $16, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $17, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
@@ -227,6 +232,7 @@ type InsertSandboxesParams struct {
 	Generation      string
 	Metadata        map[string]string
 	Env             map[string]string
+	Network         wrenn.NetworkPolicy
 	Worker          *int64
 	Actor           string
 }
@@ -255,6 +261,7 @@ type InsertSandboxesRow struct {
 	Generation      string
 	AbsoluteTimeout bool
 	EndsAt          *time.Time
+	Network         wrenn.NetworkPolicy
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -274,6 +281,7 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 		arg.Generation,
 		arg.Metadata,
 		arg.Env,
+		arg.Network,
 		arg.Worker,
 		arg.Actor,
 	)
@@ -308,6 +316,7 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.Generation,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
+			&i.Network,
 		); err != nil {
 			return nil, err
 		}
@@ -320,10 +329,10 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at, s.network
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -391,6 +400,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.Generation,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
+			&i.Network,
 		); err != nil {
 			return nil, err
 		}
@@ -403,10 +413,10 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 }
 
 const listSandboxesOldestFirst = `-- name: ListSandboxesOldestFirst :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at, s.network
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -474,6 +484,7 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 			&i.Generation,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
+			&i.Network,
 		); err != nil {
 			return nil, err
 		}
@@ -550,12 +561,12 @@ WITH moved AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $6 AND sandboxes.version = $7 AND sandboxes.state = $5
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, $5, moved.state, moved.host_id, $8, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM moved
 `
 
 type MoveSandboxParams struct {
@@ -593,6 +604,7 @@ type MoveSandboxRow struct {
 	Generation      string
 	AbsoluteTimeout bool
 	EndsAt          *time.Time
+	Network         wrenn.NetworkPolicy
 }
 
 // Compare and set: returns no row when another change was first.
@@ -632,6 +644,7 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.Generation,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
+		&i.Network,
 	)
 	return i, err
 }
@@ -723,6 +736,89 @@ func (q *Queries) SandboxesCreatedBy(ctx context.Context, teamID string, actor s
 	return items, nil
 }
 
+const setSandboxNetwork = `-- name: SetSandboxNetwork :one
+WITH moved AS (
+    UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
+    WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'network policy set' FROM moved
+)
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM moved
+`
+
+type SetSandboxNetworkParams struct {
+	Network wrenn.NetworkPolicy
+	ID      string
+	Version int64
+	Actor   string
+}
+
+type SetSandboxNetworkRow struct {
+	ID              string
+	TeamID          string
+	HostID          string
+	Template        string
+	State           string
+	Reason          string
+	VCPUs           int32
+	MemoryMB        int32
+	TimeoutSec      int32
+	Metadata        map[string]string
+	Env             map[string]string
+	CreatedAt       time.Time
+	StartedAt       *time.Time
+	LastActiveAt    *time.Time
+	UpdatedAt       time.Time
+	Version         int64
+	Worker          *int64
+	OnTimeout       string
+	AutoResume      bool
+	ParentID        string
+	Generation      string
+	AbsoluteTimeout bool
+	EndsAt          *time.Time
+	Network         wrenn.NetworkPolicy
+}
+
+func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkParams) (SetSandboxNetworkRow, error) {
+	row := q.db.QueryRow(ctx, setSandboxNetwork,
+		arg.Network,
+		arg.ID,
+		arg.Version,
+		arg.Actor,
+	)
+	var i SetSandboxNetworkRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.Template,
+		&i.State,
+		&i.Reason,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.TimeoutSec,
+		&i.Metadata,
+		&i.Env,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.LastActiveAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+		&i.Generation,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
+		&i.Network,
+	)
+	return i, err
+}
+
 const setSandboxTimeout = `-- name: SetSandboxTimeout :one
 WITH moved AS (
     UPDATE sandboxes SET
@@ -732,12 +828,12 @@ WITH moved AS (
         updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -772,6 +868,7 @@ type SetSandboxTimeoutRow struct {
 	Generation      string
 	AbsoluteTimeout bool
 	EndsAt          *time.Time
+	Network         wrenn.NetworkPolicy
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -807,6 +904,7 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.Generation,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
+		&i.Network,
 	)
 	return i, err
 }

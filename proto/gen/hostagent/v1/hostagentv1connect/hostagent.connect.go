@@ -73,6 +73,9 @@ const (
 	// HostAgentServiceExtendSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ExtendSandbox RPC.
 	HostAgentServiceExtendSandboxProcedure = "/hostagent.v1.HostAgentService/ExtendSandbox"
+	// HostAgentServiceSetNetworkPolicyProcedure is the fully-qualified name of the HostAgentService's
+	// SetNetworkPolicy RPC.
+	HostAgentServiceSetNetworkPolicyProcedure = "/hostagent.v1.HostAgentService/SetNetworkPolicy"
 	// HostAgentServiceBuildTemplateProcedure is the fully-qualified name of the HostAgentService's
 	// BuildTemplate RPC.
 	HostAgentServiceBuildTemplateProcedure = "/hostagent.v1.HostAgentService/BuildTemplate"
@@ -152,6 +155,9 @@ type HostAgentServiceClient interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
+	// Connections that stay allowed continue.
+	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
 	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
@@ -281,6 +287,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		setNetworkPolicy: connect.NewClient[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse](
+			httpClient,
+			baseURL+HostAgentServiceSetNetworkPolicyProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("SetNetworkPolicy")),
+			connect.WithClientOptions(opts...),
+		),
 		buildTemplate: connect.NewClient[v1.BuildTemplateRequest, v1.BuildTemplateResponse](
 			httpClient,
 			baseURL+HostAgentServiceBuildTemplateProcedure,
@@ -377,6 +389,7 @@ type hostAgentServiceClient struct {
 	restoreCheckpoint *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
 	deleteCheckpoint  *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
 	extendSandbox     *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
+	setNetworkPolicy  *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
 	buildTemplate     *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate    *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
 	listTemplates     *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
@@ -499,6 +512,15 @@ func (c *hostAgentServiceClient) DeleteCheckpoint(ctx context.Context, req *v1.D
 // ExtendSandbox calls hostagent.v1.HostAgentService.ExtendSandbox.
 func (c *hostAgentServiceClient) ExtendSandbox(ctx context.Context, req *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error) {
 	response, err := c.extendSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetNetworkPolicy calls hostagent.v1.HostAgentService.SetNetworkPolicy.
+func (c *hostAgentServiceClient) SetNetworkPolicy(ctx context.Context, req *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
+	response, err := c.setNetworkPolicy.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -641,6 +663,9 @@ type HostAgentServiceHandler interface {
 	DeleteCheckpoint(context.Context, *v1.DeleteCheckpointRequest) (*v1.DeleteCheckpointResponse, error)
 	// ExtendSandbox sets the time without use after which the sandbox ends.
 	ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error)
+	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
+	// Connections that stay allowed continue.
+	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
 	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
@@ -766,6 +791,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ExtendSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceSetNetworkPolicyHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceSetNetworkPolicyProcedure,
+		svc.SetNetworkPolicy,
+		connect.WithSchema(hostAgentServiceMethods.ByName("SetNetworkPolicy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceBuildTemplateHandler := connect.NewServerStreamHandlerSimple(
 		HostAgentServiceBuildTemplateProcedure,
 		svc.BuildTemplate,
@@ -872,6 +903,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDeleteCheckpointHandler.ServeHTTP(w, r)
 		case HostAgentServiceExtendSandboxProcedure:
 			hostAgentServiceExtendSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceSetNetworkPolicyProcedure:
+			hostAgentServiceSetNetworkPolicyHandler.ServeHTTP(w, r)
 		case HostAgentServiceBuildTemplateProcedure:
 			hostAgentServiceBuildTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteTemplateProcedure:
@@ -957,6 +990,10 @@ func (UnimplementedHostAgentServiceHandler) DeleteCheckpoint(context.Context, *v
 
 func (UnimplementedHostAgentServiceHandler) ExtendSandbox(context.Context, *v1.ExtendSandboxRequest) (*v1.ExtendSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ExtendSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetNetworkPolicy is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) BuildTemplate(context.Context, *v1.BuildTemplateRequest, *connect.ServerStream[v1.BuildTemplateResponse]) error {

@@ -1,0 +1,67 @@
+package e2b
+
+import (
+	"net/http"
+	"slices"
+
+	"wrenn"
+	"wrenn/internal/controlplane/e2b/internal/oapi"
+	"wrenn/internal/controlplane/service"
+)
+
+// everyAddress in denyOut denies by default.
+const everyAddress = "0.0.0.0/0"
+
+// parsePolicy returns the policy of rules, or an error that names what of them is
+// not built. Internet, if not nil, is allow_internet_access.
+func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, error) {
+	for _, field := range []struct {
+		name  string
+		asked bool
+	}{
+		{"rules", len(n.Rules) > 0},
+		{"egressProxy", n.EgressProxy != nil},
+		{"dnsServers", len(n.DNSServers) > 0},
+		{"httpsPorts", len(n.HTTPSPorts) > 0},
+		{"maskRequestHost", n.MaskRequestHost != ""},
+		{"allowPublicTraffic: false", n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic},
+	} {
+		if field.asked {
+			return wrenn.NetworkPolicy{}, invalid("network: %s is not built yet; docs/e2b.md lists what works", field.name)
+		}
+	}
+	return wrenn.ParseNetworkPolicy(internet != nil && !*internet, n.AllowOut, n.DenyOut)
+}
+
+// networkOf returns nil for a policy without rules.
+func networkOf(p wrenn.NetworkPolicy) *oapi.SandboxNetwork {
+	if p.IsZero() {
+		return nil
+	}
+	out := &oapi.SandboxNetwork{AllowOut: p.AllowTexts(), DenyOut: p.DenyTexts()}
+	if p.DenyByDefault {
+		out.DenyOut = slices.Insert(out.DenyOut, 0, everyAddress)
+	}
+	return out
+}
+
+// setNetwork replaces the whole policy: no fields allow everything.
+func (s *Server) setNetwork(r *http.Request, c service.Caller) (int, any, error) {
+	var req oapi.UpdateNetwork
+	if err := decode(r, &req); err != nil {
+		return 0, nil, err
+	}
+	policy, err := parsePolicy(oapi.NetworkRules{
+		AllowOut: req.AllowOut, DenyOut: req.DenyOut, AllowPublicTraffic: req.AllowPublicTraffic, Rules: req.Rules,
+		EgressProxy: req.EgressProxy, DNSServers: req.DNSServers, MaskRequestHost: req.MaskRequestHost, HTTPSPorts: req.HTTPSPorts,
+	}, req.AllowInternetAccess)
+	if err != nil {
+		return 0, nil, err
+	}
+	sb, err := s.find(r, c)
+	if err != nil {
+		return 0, nil, err
+	}
+	_, err = s.service.SetNetwork(r.Context(), c, sb.ID, policy)
+	return http.StatusNoContent, nil, err
+}

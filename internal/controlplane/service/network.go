@@ -1,0 +1,43 @@
+package service
+
+import (
+	"context"
+	"errors"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres"
+)
+
+// SetNetwork changes what a running or paused sandbox may reach of the internet.
+// When it returns nil the sandbox follows the policy. Connections that stay
+// allowed continue.
+func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID, policy wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
+	if err := policy.Check(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := detach(ctx, s.deadlines.Extend)
+	defer cancel()
+	for attempt := 1; ; attempt++ {
+		sb, host, err := s.locate(ctx, c, id, wrenn.Running, wrenn.Paused)
+		if err != nil {
+			return nil, err
+		}
+		changed, err := s.store.SetNetwork(ctx, sb, policy, c.actor())
+		switch {
+		case errors.Is(err, postgres.ErrConflict) && attempt < casAttempts:
+			continue
+		case err != nil:
+			return nil, err
+		}
+		err = host.SetNetwork(ctx, id, policy)
+		if wrenn.CodeOf(err) == wrenn.NotFound {
+			s.reconciler.Notify(sb.Host)
+			return nil, lostError(sb)
+		}
+		if err != nil { // the reconciler tells the host again
+			s.reconciler.Notify(sb.Host)
+			return nil, err
+		}
+		return changed, nil
+	}
+}

@@ -1,0 +1,143 @@
+//go:build root
+
+package sandbox
+
+import (
+	"net/netip"
+	"strconv"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+
+	"wrenn"
+	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/netns"
+)
+
+var (
+	nothing   = wrenn.NetworkPolicy{DenyByDefault: true}
+	onlyOne   = wrenn.NetworkPolicy{DenyByDefault: true, Allow: []netip.Prefix{netip.MustParsePrefix("8.8.8.8/32")}}
+	butOne    = wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("9.9.9.9/32")}}
+	inKernel  = map[string]wrenn.NetworkPolicy{"0/1": nothing, "2/1": onlyOne, "0/2": butOne, "0/0": {}}
+	byAddress = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+)
+
+// wantPolicy fails unless the sandbox reports the policy, and its slot follows it.
+func wantPolicy(t *testing.T, sb *Sandbox, want wrenn.NetworkPolicy) {
+	t.Helper()
+	if diff := cmp.Diff(want, sb.Info().Network, byAddress); diff != "" {
+		t.Errorf("reported (-want +got):\n%s", diff)
+	}
+	j, err := journal.Read(sb.dir())
+	must(t, err)
+	if diff := cmp.Diff(want, j.Network, byAddress); diff != "" {
+		t.Errorf("in the journal (-want +got):\n%s", diff)
+	}
+	if sb.instance == nil {
+		return
+	}
+	sets := elements(t, sb.instance.Slot.Namespace(), "allowed") + "/" + elements(t, sb.instance.Slot.Namespace(), "denied")
+	if diff := cmp.Diff(want, inKernel[sets], byAddress); diff != "" {
+		t.Errorf("in the kernel, %s (-want +got):\n%s", sets, diff)
+	}
+}
+
+// elements counts the elements of a set of the slot's table. A network that does
+// not end with the last address has two.
+func elements(t *testing.T, namespace, set string) string {
+	t.Helper()
+	n := 0
+	must(t, netns.Do(namespace, func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		found, err := conn.GetSetElements(&nftables.Set{
+			Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "wrenn"}, Name: set, KeyType: nftables.TypeIPAddr, Interval: true,
+		})
+		n = len(found)
+		return err
+	}))
+	return strconv.Itoa(n)
+}
+
+func ensureWith(t *testing.T, m *Manager, policy wrenn.NetworkPolicy) *Sandbox {
+	t.Helper()
+	spec := poolable
+	spec.Network = policy
+	return ensure(t, m, spec)
+}
+
+func TestNetworkPolicyOfAPooledMachine(t *testing.T) {
+	l := newLab(t)
+	m := l.pooling(t, 1)
+	wantPool(t, m, 1)
+	sb := ensureWith(t, m, onlyOne)
+	wantHits(t, m, 1, 0)
+	wantPolicy(t, sb, onlyOne)
+}
+
+func TestNetworkPolicyIsKept(t *testing.T) {
+	l := newLab(t)
+	l.network.Max = 4
+	m := l.open(t)
+	sb := ensureWith(t, m, nothing)
+	wantPolicy(t, sb, nothing)
+	must(t, sb.SetNetwork(t.Context(), onlyOne))
+	wantPolicy(t, sb, onlyOne)
+
+	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
+	must(t, err)
+	must(t, copies[0].Err)
+	destroyLater(t, copies[0].Sandbox)
+	wantPolicy(t, copies[0].Sandbox, onlyOne)
+
+	must(t, sb.Pause(t.Context()))
+	wantPolicy(t, sb, onlyOne)
+	must(t, sb.SetNetwork(t.Context(), butOne)) // while it has no slot
+	wantPolicy(t, sb, butOne)
+	must(t, sb.Resume(t.Context()))
+	wantPolicy(t, sb, butOne)
+
+	cp, err := sb.Checkpoint(t.Context(), "cp", "")
+	must(t, err)
+	must(t, sb.SetNetwork(t.Context(), nothing))
+	must(t, sb.RestoreCheckpoint(t.Context(), cp.ID))
+	wantPolicy(t, sb, nothing) // it is the sandbox's, not the moment's
+	must(t, sb.SetNetwork(t.Context(), wrenn.NetworkPolicy{}))
+	wantPolicy(t, sb, wrenn.NetworkPolicy{})
+	err = sb.SetNetwork(t.Context(), wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}})
+	if wrenn.CodeOf(err) != wrenn.Invalid {
+		t.Errorf("SetNetwork() = %v", err)
+	}
+}
+
+// The next agent obeys the journal, also when the last one died between writing a
+// policy and obeying it.
+func TestNetworkPolicyOfAnAdoptedSandbox(t *testing.T) {
+	l := newLab(t)
+	l.cfg.Adopt = true
+	m := l.open(t)
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small, Network: onlyOne})
+	must(t, err)
+	must(t, sb.journal.commit("network policy", func(j *journal.Journal) { j.Network = nothing }))
+	m.Close()
+	l.crash(t)
+	m = l.open(t)
+	adopted, err := m.Get(sb.ID())
+	must(t, err)
+	destroyLater(t, adopted)
+	wantPolicy(t, adopted, nothing)
+}
+
+func TestNetworkPolicyThatCannotBeObeyed(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := ensureWith(t, m, nothing)
+	must(t, sb.Destroy(t.Context()))
+	if err := sb.SetNetwork(t.Context(), onlyOne); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+		t.Errorf("SetNetwork of one that ended = %v", err)
+	}
+	l.wantClean(t, m)
+}
