@@ -107,6 +107,18 @@ try:
         sandbox.update_network({})
         check("no network", sandbox.get_info().network, None)
 
+    if hasattr(sandbox, "create_snapshot"):
+        sandbox.files.write("saved.txt", "in the snapshot")
+        snapshot = sandbox.create_snapshot()
+        check("snapshots", [s.snapshot_id for s in sandbox.list_snapshots().next_items()], [snapshot.snapshot_id])
+        copy = Sandbox.create(snapshot.snapshot_id, timeout=600)
+        try:
+            check("from the snapshot", copy.files.read("saved.txt"), "in the snapshot")
+        finally:
+            copy.kill()
+        check("delete the snapshot", Sandbox.delete_snapshot(snapshot.snapshot_id), True)
+        check("delete it twice", Sandbox.delete_snapshot(snapshot.snapshot_id), False)
+
     if hasattr(sandbox, "pause"):
         sandbox.commands.run("echo kept > /tmp/kept; sleep 1000", background=True)
         sandbox.pause()

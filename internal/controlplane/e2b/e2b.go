@@ -61,6 +61,9 @@ type Service interface {
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 
 	TeamName(context.Context, service.Caller) (string, error)
+	SnapshotSandbox(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Template, error)
+	ListSnapshots(context.Context, service.Caller, service.ListSnapshots) (page []wrenn.Template, more bool, err error)
+
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
@@ -148,6 +151,8 @@ func (s *Server) operations() map[string]operation {
 		"resumeSandbox":        s.resume,
 		"pauseSandbox":         s.pause,
 		"forkSandbox":          s.fork,
+		"createSnapshot":       s.createSnapshot,
+		"listSnapshots":        s.listSnapshots,
 
 		"listTemplates":        s.templates,
 		"listTemplatesByPage":  s.templatePage,

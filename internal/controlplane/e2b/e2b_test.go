@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,11 +38,19 @@ type surface struct {
 	document routers.Router
 	service  *service.Service
 	caller   service.Caller
+	fullDisk *atomic.Bool // no template can be built
 }
 
 func newSurface(t *testing.T) *surface {
 	t.Helper()
-	host, err := hosttest.Serve(t.Context(), &hosttest.Agent{})
+	fullDisk := new(atomic.Bool)
+	agent := &hosttest.Agent{Before: func(_ context.Context, method, _ string) error {
+		if method == "BuildTemplate" && fullDisk.Load() {
+			return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full")
+		}
+		return nil
+	}}
+	host, err := hosttest.Serve(t.Context(), agent)
 	testkit.Must(t, err)
 	t.Cleanup(host.Stop)
 	store := pgtest.Open(t, pgtest.New(t))
@@ -69,7 +78,7 @@ func newSurface(t *testing.T) *surface {
 	})
 	document, err := legacy.NewRouter(spec(t))
 	testkit.Must(t, err)
-	return &surface{url: server.URL, key: key, document: document, service: svc, caller: caller}
+	return &surface{url: server.URL, key: key, document: document, service: svc, caller: caller, fullDisk: fullDisk}
 }
 
 // call sends a request and checks the status. The answer is the body as JSON; an
@@ -466,6 +475,78 @@ func TestTemplateDetails(t *testing.T) {
 	_, teams, _ := s.call(t, "GET", "/teams", "", 200)
 	if len(teams) != 1 || teams[0].(map[string]any)["name"] != "team" || teams[0].(map[string]any)["apiKey"] != s.key {
 		t.Errorf("teams: %v", teams)
+	}
+}
+
+// TestSnapshots are templates, whichever door made them.
+func TestSnapshots(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","envVars":{"A":"b"}}`, 201)
+	id := made["sandboxID"].(string)
+	at := "/sandboxes/" + id
+	unnamed, _, _ := s.call(t, "POST", at+"/snapshots", `{}`, 201)
+	again, _, _ := s.call(t, "POST", at+"/snapshots", "", 201)
+	named, _, _ := s.call(t, "POST", at+"/snapshots", `{"name":"mine:v1","memory":true}`, 201)
+	if named["snapshotID"] != "mine:v1" || !cmp.Equal(named["names"], []any{"mine:v1"}) || unnamed["snapshotID"] == again["snapshotID"] {
+		t.Errorf("snapshots %v, %v, %v", unnamed, again, named)
+	}
+	s.call(t, "POST", at+"/snapshots", `{"name":"mine:v1"}`, 201) // which the name refers to now
+	s.call(t, "POST", at+"/snapshots", `{"name":"a/b"}`, 400)
+	s.call(t, "POST", at+"/snapshots", `{"name":"base"}`, 400)
+	disk, _, _ := s.call(t, "POST", at+"/snapshots", `{"memory":false}`, 400)
+	if disk["error_code"] != "snapshot_filesystem_only_disabled" {
+		t.Errorf("memory: false is answered with %v", disk)
+	}
+	s.call(t, "POST", "/sandboxes/inothing/snapshots", `{}`, 404)
+
+	count := func(query string, want int) (ids []string, next string) {
+		t.Helper()
+		_, list, h := s.call(t, "GET", "/snapshots"+query, "", 200)
+		for _, entry := range list {
+			ids = append(ids, entry.(map[string]any)["snapshotID"].(string))
+		}
+		if list == nil || len(list) != want {
+			t.Errorf("%s: %v, want %d", query, list, want)
+		}
+		return ids, h.Get("X-Next-Token")
+	}
+	all, _ := count("", 3)
+	count("?sandboxID="+id, 3)
+	count("?sandboxID="+string(wrenn.NewSandboxID()), 0)
+	count("?sandboxID=nothing", 0)
+	count("?name=mine", 1)
+	count("?name=mine:v1", 1)
+	count("?name=nothing", 0)
+	first, next := count("?limit=2", 2)
+	rest, last := count("?limit=2&nextToken="+next, 1)
+	if got := append(first, rest...); !cmp.Equal(got, all) || next == "" || last != "" {
+		t.Errorf("pages %v, then %q; want %v", got, last, all)
+	}
+	s.call(t, "GET", "/snapshots?nextToken=%25", "", 400)
+	s.call(t, "GET", "/snapshots?limit=0", "", 400)
+
+	copied, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"mine:v1"}`, 201)
+	if copied["templateID"] != "mine:v1" {
+		t.Errorf("created from the snapshot: %v", copied)
+	}
+	s.call(t, "DELETE", at, "", 204)
+	s.call(t, "POST", "/v2/sandboxes", `{"templateID":"`+unnamed["snapshotID"].(string)+`"}`, 201)
+	s.call(t, "DELETE", "/templates/mine%3Av1", "", 204)
+	s.call(t, "DELETE", "/templates/mine%3Av1", "", 404)
+	count("", 2)
+}
+
+// TestSnapshotThatFails leaves no template.
+func TestSnapshotThatFails(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	s.fullDisk.Store(true)
+	s.call(t, "POST", at+"/snapshots", `{}`, 429)
+	s.call(t, "POST", at+"/pause", `{}`, 204)
+	s.call(t, "POST", at+"/snapshots", `{}`, 409)
+	if _, all, _ := s.call(t, "GET", "/templates", "", 200); len(all) != 1 {
+		t.Errorf("templates: %v, want the base alone", all)
 	}
 }
 

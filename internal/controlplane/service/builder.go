@@ -23,6 +23,8 @@ type buildJob struct {
 	login wrenn.RegistryLogin
 	on    *reservation // the first host to try
 	only  wrenn.HostID // "" is any host
+	// ended, if not nil, gets the error of the build at its end, nil for none. It has room for it.
+	ended chan<- error
 }
 
 // builder runs the builds that requests have started.
@@ -59,6 +61,9 @@ func (b *builder) build(ctx context.Context, job *buildJob) {
 	}
 	log.end()
 	b.end(ctx, &job.Build, built, err)
+	if job.ended != nil {
+		job.ended <- err
+	}
 }
 
 // buildOnSomeHost builds on the reserved host. If that has no room, or lacks the

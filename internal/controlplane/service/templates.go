@@ -30,6 +30,11 @@ type BuildTemplate struct {
 // build continues when ctx ends; Build returns its progress. When it is
 // ready the name refers to it. AlreadyExists while the name is being built.
 func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTemplate) (*wrenn.Build, error) {
+	return s.beginBuild(ctx, c, req, nil)
+}
+
+// beginBuild is BuildTemplate; ended is that of the build.
+func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate, ended chan<- error) (*wrenn.Build, error) {
 	name, err := buildName(req)
 	if err != nil {
 		return nil, err
@@ -45,7 +50,7 @@ func (s *Templates) BuildTemplate(ctx context.Context, c Caller, req BuildTempla
 	}
 	g, err := s.store.BeginBuild(ctx, wrenn.Build{ID: wrenn.NewBuildID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, s.limits.Limits)
 	if err == nil {
-		err = s.start(ctx, &buildJob{Build: *g, login: req.Login, on: on, only: only})
+		err = s.start(ctx, &buildJob{Build: *g, login: req.Login, on: on, only: only, ended: ended})
 	}
 	if err != nil {
 		on.release(0)

@@ -253,6 +253,15 @@ type NewSandbox struct {
 // NewSandboxV1 defines model for NewSandboxV1.
 type NewSandboxV1 = NewSandbox
 
+// NewSnapshot defines model for NewSnapshot.
+type NewSnapshot struct {
+	// Memory `false`, a snapshot of the disk alone, is not built yet.
+	Memory *bool `json:"memory,omitempty"`
+
+	// Name A name for a template, with `:tag` if wanted; default: a new one. A name that exists refers to the new snapshot from then on.
+	Name string `json:"name,omitempty"`
+}
+
 // Pause defines model for Pause.
 type Pause struct {
 	// Memory `false`, a pause that keeps the disk only, is not built yet.
@@ -341,6 +350,12 @@ type SandboxState string
 type SetTimeout struct {
 	// Timeout Seconds from now.
 	Timeout int64 `json:"timeout"`
+}
+
+// Snapshot defines model for Snapshot.
+type Snapshot struct {
+	Names      []string `json:"names"`
+	SnapshotID string   `json:"snapshotID"`
 }
 
 // TagCount defines model for TagCount.
@@ -571,6 +586,21 @@ type CreateSandboxV1Params struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListSnapshotsParams defines parameters for ListSnapshots.
+type ListSnapshotsParams struct {
+	// SandboxID Only those of this sandbox.
+	SandboxID *string `form:"sandboxID,omitempty" json:"sandboxID,omitempty"`
+
+	// Name Only those with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Limit The number of entries of a page, at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// NextToken The `X-Next-Token` of the page before. The filters and the order must be the same.
+	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
+}
+
 // FindTemplateTagParams defines parameters for FindTemplateTag.
 type FindTemplateTagParams struct {
 	Tag string `form:"tag" json:"tag"`
@@ -640,6 +670,9 @@ type RefreshSandboxJSONRequestBody = Refresh
 
 // ResumeSandboxJSONRequestBody defines body for ResumeSandbox for application/json ContentType.
 type ResumeSandboxJSONRequestBody = Resume
+
+// CreateSnapshotJSONRequestBody defines body for CreateSnapshot for application/json ContentType.
+type CreateSnapshotJSONRequestBody = NewSnapshot
 
 // SetSandboxTimeoutJSONRequestBody defines body for SetSandboxTimeout for application/json ContentType.
 type SetSandboxTimeoutJSONRequestBody = SetTimeout

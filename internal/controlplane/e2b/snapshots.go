@@ -1,0 +1,73 @@
+package e2b
+
+import (
+	"encoding/base64"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"wrenn"
+	"wrenn/internal/controlplane/e2b/internal/oapi"
+	"wrenn/internal/controlplane/service"
+)
+
+// createSnapshot saves a sandbox as a template, whose name is the snapshot's id.
+func (s *Server) createSnapshot(r *http.Request, c service.Caller) (int, any, error) {
+	var req oapi.NewSnapshot
+	if err := decode(r, &req); err != nil {
+		return 0, nil, err
+	}
+	if req.Memory != nil && !*req.Memory {
+		return 0, nil, &failure{
+			Status: http.StatusBadRequest, Code: "snapshot_filesystem_only_disabled",
+			Message: "memory: false, a snapshot of the disk alone, is not built yet; docs/e2b.md lists what works",
+		}
+	}
+	sb, err := s.find(r, c)
+	if err != nil {
+		return 0, nil, err
+	}
+	t, err := s.service.SnapshotSandbox(r.Context(), c, sb.ID, req.Name)
+	if err != nil {
+		return 0, nil, err
+	}
+	return http.StatusCreated, snapshotOf(t), nil
+}
+
+func snapshotOf(t *wrenn.Template) oapi.Snapshot {
+	name := t.Name.String()
+	return oapi.Snapshot{SnapshotID: name, Names: []string{name}}
+}
+
+func (s *Server) listSnapshots(r *http.Request, c service.Caller) (int, any, error) {
+	query := r.URL.Query()
+	req := service.ListSnapshots{Name: query.Get("name"), Limit: maxPage}
+	if text := query.Get("limit"); text != "" {
+		var err error
+		if req.Limit, err = strconv.Atoi(text); err != nil || req.Limit < 1 || req.Limit > maxPage {
+			return 0, nil, invalid("limit is 1 to %d", maxPage)
+		}
+	}
+	after, err := base64.RawURLEncoding.DecodeString(query.Get("nextToken"))
+	if err != nil {
+		return 0, nil, invalid("nextToken is not that of a page")
+	}
+	req.After = string(after)
+	if text := query.Get("sandboxID"); text != "" {
+		short, _, _ := strings.Cut(text, "-")
+		if req.Sandbox, err = wrenn.ParseSandboxID(short); err != nil { // no snapshot is of such a sandbox
+			return http.StatusOK, []oapi.Snapshot{}, nil
+		}
+	}
+	found, more, err := s.service.ListSnapshots(r.Context(), c, req)
+	out := page{}
+	entries := []oapi.Snapshot{}
+	for i := range found {
+		entries = append(entries, snapshotOf(&found[i]))
+	}
+	if more {
+		out.next = base64.RawURLEncoding.EncodeToString([]byte(entries[len(entries)-1].SnapshotID))
+	}
+	out.entries = entries
+	return http.StatusOK, out, err
+}
