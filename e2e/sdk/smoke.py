@@ -146,7 +146,9 @@ finally:
     killed = sandbox.kill()
 check("kill", killed, True)
 running.join(60)
-if not outcome or not isinstance(outcome[0], e2b.TimeoutException):
+version = tuple(int(part) for part in importlib.metadata.version("e2b").split("."))
+# The first versions pass on the error of the connection that was reset.
+if not outcome or version >= (2, 31) and not isinstance(outcome[0], e2b.TimeoutException):
     sys.exit(f"the command that the kill cut ended with {outcome!r}, want a TimeoutException")
 check("kill twice", sandbox.kill(), False)
 print("ok")
