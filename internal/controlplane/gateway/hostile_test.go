@@ -1,0 +1,64 @@
+package gateway
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"wrenn/internal/testkit"
+)
+
+// TestHostileRequests sends what no client library would.
+func TestHostileRequests(t *testing.T) {
+	w, server := newGateway(t)
+	var asked atomic.Int32
+	w.program(t, 8080, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if len(r.TransferEncoding) > 0 && r.Header.Get("Content-Length") != "" {
+			http.Error(w, "two lengths", http.StatusTeapot)
+			return
+		}
+		echoRequest(w, r)
+	})
+	host := "8080-" + id + ".x.test"
+	for name, tc := range map[string]struct {
+		request string
+		status  int
+		body    string
+		asked   int32
+	}{
+		"absolute form of a sandbox":   {"GET http://" + host + "/a HTTP/1.1\r\nHost: api.x.test\r\n\r\n", 200, `"uri":"/a"`, 1},
+		"absolute form of elsewhere":   {"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: " + host + "\r\n\r\n", 200, "the API", 0},
+		"CONNECT":                      {"CONNECT " + host + ":443 HTTP/1.1\r\nHost: " + host + ":443\r\n\r\n", 405, "CONNECT", 0},
+		"two hosts":                    {"GET / HTTP/1.1\r\nHost: " + host + "\r\nHost: api.x.test\r\n\r\n", 400, "", 0},
+		"two ids":                      {"GET / HTTP/1.1\r\nHost: x.test\r\nE2b-Sandbox-Id: " + id + "\r\nE2b-Sandbox-Id: " + other + "\r\n\r\n", 400, "once", 0},
+		"two ports":                    {"GET / HTTP/1.1\r\nHost: x.test\r\nE2b-Sandbox-Id: " + id + "\r\nE2b-Sandbox-Port: 8080\r\ne2b-sandbox-port: 1\r\n\r\n", 400, "once", 0},
+		"two lengths":                  {"POST / HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx", 400, "", 0},
+		"an unknown transfer encoding": {"POST / HTTP/1.1\r\nHost: " + host + "\r\nTransfer-Encoding: x, chunked\r\n\r\n0\r\n\r\n", 501, "", 0},
+		// The length does not count and is not passed on: all of the body is the chunks.
+		"a length and chunks": {"POST /a HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 200, `"uri":"/a"`, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := asked.Load()
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			testkit.Must(t, err)
+			defer conn.Close()
+			fmt.Fprint(conn, tc.request)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			testkit.Must(t, err)
+			defer resp.Body.Close()
+			var body strings.Builder
+			_, err = bufio.NewReader(resp.Body).WriteTo(&body)
+			if resp.StatusCode != tc.status || !strings.Contains(body.String(), tc.body) || err != nil {
+				t.Errorf("%d %s, %v; want %d with %q", resp.StatusCode, body.String(), err, tc.status, tc.body)
+			}
+			if n := asked.Load() - before; n != tc.asked {
+				t.Errorf("the program was asked %d times, want %d", n, tc.asked)
+			}
+		})
+	}
+}
