@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/certs/localca"
 	"wrenn/internal/cli/up"
+	"wrenn/internal/localca"
 )
 
 type certCommand struct {

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"wrenn/internal/certs"
-	"wrenn/internal/certs/localca"
 	"wrenn/internal/controlplane"
+	"wrenn/internal/localca"
 )
 
 // CertificatesDir returns the directory of this machine's authorities, one for
