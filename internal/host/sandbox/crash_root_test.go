@@ -17,15 +17,15 @@ import (
 	"wrenn/internal/vm/vmfake"
 )
 
-// abandon brings a sandbox as far as an agent did that was killed: the first
-// parts were made, or it ran.
-func abandon(t *testing.T, m *Manager, parts int) *Sandbox {
+// abandon brings a sandbox as far as an agent did that was killed before a step of
+// its instance; "" is after all: it ran.
+func abandon(t *testing.T, m *Manager, before string) *Sandbox {
 	t.Helper()
 	sb, err := enter(m, wrenn.NewSandboxID())
 	must(t, err)
 	sb.other = m.instances.New(&sb.owner, journal.Instance{Start: 1})
-	for i, step := range sb.other.Steps(m.guestSource(m.cfg.Guest), false) {
-		if i == parts {
+	for _, step := range sb.other.Steps(m.guestSource(m.cfg.Guest), false) {
+		if step.Name == before {
 			return sb
 		}
 		must(t, step.Do(t.Context()))
@@ -61,47 +61,47 @@ func TestOpenRemovesWhatAKilledAgentLeft(t *testing.T) {
 			must(t, err)
 			must(t, os.WriteFile(filepath.Join(sb.dir(), "."+journal.Name+".123"), []byte(`{"for`), 0o600))
 		}},
-		{"before the slot", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 0) }},
+		{"before the slot", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, "slot") }},
 		{"before the slot is in the journal", func(t *testing.T, l *lab, m *Manager) {
 			t.Helper()
-			sb := abandon(t, m, 0)
+			sb := abandon(t, m, "slot")
 			_, err := l.cfg.Slots.Acquire(t.Context(), string(sb.ID()))
 			must(t, err)
 		}},
-		{"before the disk", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 1) }},
-		{"before the machine", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 2) }},
-		{"before the agent answers", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 3) }},
-		{"of a running sandbox", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, 4) }},
+		{"before the disk", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, "disk") }},
+		{"before the machine", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, "machine") }},
+		{"before the agent answers", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, "ready") }},
+		{"of a running sandbox", func(t *testing.T, _ *lab, m *Manager) { t.Helper(); abandon(t, m, "") }},
 		{"and its machine ended too", func(t *testing.T, l *lab, m *Manager) {
 			t.Helper()
-			l.world.Kill(abandon(t, m, 4).instance.Machine.Ref())
+			l.world.Kill(abandon(t, m, "").instance.Machine.Ref())
 		}},
 		{"while it destroyed: before all", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			(locked{abandon(t, m, 4)}).decide(t.Context(), journal.StepDestroy, nil)
+			(locked{abandon(t, m, "")}).decide(t.Context(), journal.StepDestroy, nil)
 		}},
 		{"while it destroyed: the machine is gone", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			sb := abandon(t, m, 4)
+			sb := abandon(t, m, "")
 			(locked{sb}).decide(t.Context(), journal.StepDestroy, nil)
 			must(t, errors.Join(sb.instance.Machine.Stop(t.Context())))
 		}},
 		{"while it destroyed: the slot is given back", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			sb := abandon(t, m, 4)
+			sb := abandon(t, m, "")
 			(locked{sb}).decide(t.Context(), journal.StepDestroy, nil)
 			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), sb.instance.Slot.Release(t.Context())))
 		}},
 		{"while it destroyed: the journal is removed", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			sb := abandon(t, m, 4)
+			sb := abandon(t, m, "")
 			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), sb.instance.Slot.Release(t.Context()),
 				os.RemoveAll(sb.instance.Dir()), os.Remove(filepath.Join(sb.dir(), journal.Name))))
 		}},
 		{"with two sandboxes", func(t *testing.T, _ *lab, m *Manager) {
 			t.Helper()
-			abandon(t, m, 4)
-			abandon(t, m, 3)
+			abandon(t, m, "")
+			abandon(t, m, "ready")
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -119,7 +119,7 @@ func TestOpenKeepsSnapshotsAndRemovesHalfOnes(t *testing.T) {
 	l := newLab(t)
 	l.cfg.StateDir = filepath.Join(l.cfg.StateDir, "of [some] *kind") // what a pattern would stumble over
 	m := l.open(t)
-	sb := abandon(t, m, 4)
+	sb := abandon(t, m, "")
 	must(t, sb.Snapshot(t.Context(), "whole"))
 	staged, err := m.snapshots.Stage()
 	must(t, err)
@@ -141,7 +141,7 @@ func TestAnUnreadableJournalKeepsNoOther(t *testing.T) {
 	bad, err := enter(m, "i00000000000000000000") // the first in order
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(bad.dir(), journal.Name), []byte("{"), 0o600))
-	good := abandon(t, m, 4)
+	good := abandon(t, m, "")
 	l.crash(t)
 	m, err = l.tryOpen(t)
 	if err == nil || !strings.Contains(err.Error(), string(bad.ID())) || strings.Contains(err.Error(), string(good.ID())) {
@@ -159,7 +159,7 @@ func TestAnUnreadableJournalKeepsNoOther(t *testing.T) {
 // agent to try.
 func TestOpenTriesAgain(t *testing.T) {
 	l := newLab(t)
-	sb := abandon(t, l.open(t), 4)
+	sb := abandon(t, l.open(t), "")
 	l.crash(t)
 	l.hook = vmfake.FailAt(vmfake.StepStop)
 	if _, err := l.tryOpen(t); err == nil || !strings.Contains(err.Error(), string(sb.ID())) {
@@ -182,7 +182,7 @@ func TestOpenEndsAMachineThatNoJournalKnows(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t)
-			sb := abandon(t, l.open(t), 2)
+			sb := abandon(t, l.open(t), "machine")
 			must(t, sb.journal.commit("a test", func(j *journal.Journal) {
 				note := *j.Other
 				note.Machine = journaled

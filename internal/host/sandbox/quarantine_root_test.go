@@ -122,7 +122,7 @@ func TestQuarantine(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			l := newQuarantine(t)
 			m := l.open(t)
-			sb := abandon(t, m, 4)
+			sb := abandon(t, m, "")
 			vmm := lodger(t, sb.instance.Slot.Namespace(), string(sb.ID()))
 			as, reason := tc.spoil(t, sb)
 			m = l.restart(t, m)
@@ -159,7 +159,7 @@ func TestANamesakeIsNoMachine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newQuarantine(t)
 			m := l.open(t)
-			sb := abandon(t, m, 4)
+			sb := abandon(t, m, "")
 			must(t, errors.Join(sb.instance.Machine.Stop(t.Context()), remove(sb)))
 			lodger(t, "", string(sb.ID()))
 			m = l.restart(t, m)
@@ -176,7 +176,7 @@ func TestQuarantineKeepsOneSlotAlone(t *testing.T) {
 	l := newQuarantine(t)
 	l.network.Max = 3
 	m := l.open(t)
-	bad, good, gone := abandon(t, m, 4), abandon(t, m, 4), abandon(t, m, 4)
+	bad, good, gone := abandon(t, m, ""), abandon(t, m, ""), abandon(t, m, "")
 	lodger(t, bad.instance.Slot.Namespace(), string(bad.ID()))
 	must(t, errors.Join(os.WriteFile(filepath.Join(bad.dir(), journal.Name), nil, 0o600),
 		gone.instance.Machine.Stop(t.Context()), os.RemoveAll(gone.dir()), os.RemoveAll(gone.instance.Dir())))
