@@ -55,9 +55,9 @@ func CheckEnv(env map[string]string) error {
 func (s TemplateSpec) Check() error {
 	switch from := s.From; {
 	case from.count() > 1:
-		return Errorf(Invalid, "a template is made from an image, a container image or a sandbox: give one of them")
-	case from.Sandbox != "" && (s.Size != Size{} || len(s.Env) > 0 || s.StartCmd != "" || s.ReadyCmd != "" || s.ReadyTimeout != 0):
-		return Errorf(Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables and commands")
+		return Errorf(Invalid, "a template is made from an image, a container image, a template or a sandbox: give one of them")
+	case from.Sandbox != "" && !s.nothingBut():
+		return Errorf(Invalid, "a template made from a sandbox is that sandbox as it is: run commands in it before, and leave out size, variables, commands and steps")
 	case !isTextOf(maxReferenceBytes, from.Image, from.OCI):
 		return Errorf(Invalid, "an image's name has at most %d bytes", maxReferenceBytes)
 	case !isTextOf(maxShellBytes, s.StartCmd, s.ReadyCmd):
@@ -67,7 +67,22 @@ func (s TemplateSpec) Check() error {
 	case EnvBytes(s.Env) > maxTemplateEnvBytes:
 		return Errorf(Invalid, "a template's variables have at most %d bytes together", maxTemplateEnvBytes)
 	}
+	if !isTextOf(maxDirectoryByte, s.Workdir) {
+		return Errorf(Invalid, "a directory has at most %d bytes", maxDirectoryByte)
+	}
+	if err := checkAccount(s.User); err != nil {
+		return err
+	}
+	if err := checkSteps(s.Steps); err != nil {
+		return err
+	}
 	return CheckEnv(s.Env)
+}
+
+// nothingBut reports whether the spec has nothing but a source.
+func (s TemplateSpec) nothingBut() bool {
+	return s.Size == Size{} && len(s.Env) == 0 && s.StartCmd == "" && s.ReadyCmd == "" && s.ReadyTimeout == 0 &&
+		len(s.Steps) == 0 && !s.NoCache && s.User == "" && s.Workdir == ""
 }
 
 // Check is TemplateSpec.Check, and checks the login.
@@ -84,7 +99,7 @@ func (b BuildRequest) Check() error {
 // count returns how many sources are given.
 func (f TemplateSource) count() int {
 	n := 0
-	for _, source := range []string{f.Image, f.OCI, string(f.Sandbox)} {
+	for _, source := range []string{f.Image, f.OCI, string(f.Sandbox), string(f.Template)} {
 		if source != "" {
 			n++
 		}

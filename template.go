@@ -82,6 +82,9 @@ type TemplateSource struct {
 	Image   string    // the name of an image of the host
 	OCI     string    // a container image in a registry
 	Sandbox SandboxID // a running sandbox of the team
+	// Template is a template of the team, as it was built. Of the machine only the
+	// disk is used.
+	Template BuildID
 }
 
 // TemplateSpec is how a template is built. Size is that of its sandboxes.
@@ -92,6 +95,13 @@ type TemplateSpec struct {
 	StartCmd     string            // a shell command that keeps running in every sandbox
 	ReadyCmd     string            // a shell command that succeeds when the sandbox is ready
 	ReadyTimeout time.Duration     // for ReadyCmd; 0 is DefaultReadyTimeout
+	// Steps change the source's disk before the commands above run. Each one's result
+	// is cached, unless NoCache is set.
+	Steps   []BuildStep
+	NoCache bool
+	// User and Workdir are of the steps and the commands until a step changes them,
+	// and at the end of the sandboxes' commands. "" is that of the source.
+	User, Workdir string
 }
 
 // Build is one build of a template and its result. Only its state changes.
@@ -101,8 +111,11 @@ type Build struct {
 	Template TemplateName
 	State    BuildState
 	Reason   string // why it failed or was deleted, for the user
-	Host     HostID // that builds or has it; "" before that
-	Spec     TemplateSpec
+	// FailedStep is the step at which it failed: its number from 1, StepBase or
+	// StepFinalize; "" before the first.
+	FailedStep string
+	Host       HostID // that builds or has it; "" before that
+	Spec       TemplateSpec
 	// SizeBytes and Digest are set when it is ready. Spec.Env then includes the
 	// variables of the source.
 	SizeBytes int64
@@ -121,11 +134,19 @@ type BuildRequest struct {
 	ID    BuildID // of the result
 	Spec  TemplateSpec
 	Login RegistryLogin // for Spec.From.OCI
+	Team  TeamID        // whose files and cached layers the steps use; needed with steps
 }
+
+// What a build does besides its numbered steps.
+const (
+	StepBase     = "base"     // it prepares the source
+	StepFinalize = "finalize" // it runs the commands and makes the snapshot
+)
 
 // BuildEvent is one event of a build; exactly one field is set.
 type BuildEvent struct {
 	Line      string       // of its log; "" is an empty line
+	Step      string       // it begins with a step: its number from 1, StepBase or StepFinalize
 	Built     *BuildResult // the last event
 	Keepalive bool         // nothing happened for a while
 }

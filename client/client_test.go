@@ -37,16 +37,17 @@ var made = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 
 // fake stands in for the service; the API in front of it is the real one.
 type fake struct {
-	mu      sync.Mutex // guards the fields below
-	created service.CreateSandbox
-	listed  []service.ListSandboxes
-	timeout time.Duration
-	forked  service.ForkSandbox
-	built   service.BuildTemplate
-	deleted wrenn.CheckpointID
-	ran     wrenn.ExecCommand
-	started wrenn.ExecStart
-	files   map[string][]byte
+	mu       sync.Mutex // guards the fields below
+	created  service.CreateSandbox
+	listed   []service.ListSandboxes
+	timeout  time.Duration
+	forked   service.ForkSandbox
+	built    service.BuildTemplate
+	uploaded map[string]string
+	deleted  wrenn.CheckpointID
+	ran      wrenn.ExecCommand
+	started  wrenn.ExecStart
+	files    map[string][]byte
 
 	stream *echo
 	read   io.Reader

@@ -1,9 +1,14 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"io"
+	"mime/multipart"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -35,13 +40,15 @@ const (
 )
 
 // BuildTemplate describes a template to build. Name is required. At most one of
-// FromImage, FromOCI and FromSandbox may be set; without one the template is made
+// FromImage, FromOCI, FromTemplate and FromSandbox may be set; without one the template is made
 // from the base. Zero values mean the server's defaults.
 type BuildTemplate struct {
 	Name string // or name:tag
 
 	FromImage string // an image of a host
 	FromOCI   string // a container image in a registry
+	// FromTemplate is a template that is ready, as name or name:tag. Its disk is used.
+	FromTemplate string
 	// RegistryUsername and RegistryPassword are for FromOCI. The server does not store them.
 	RegistryUsername, RegistryPassword string
 	FromSandbox                        string // a running sandbox, in its current state; the fields below must then be empty
@@ -52,13 +59,31 @@ type BuildTemplate struct {
 	StartCmd     string            // a shell command that keeps running in every sandbox
 	ReadyCmd     string            // a shell command that succeeds when the sandbox is ready
 	ReadyTimeout time.Duration     // for ReadyCmd, in whole seconds, rounded up
+
+	Steps   []BuildStep // they change the disk before the commands run
+	NoCache bool        // run all steps, even if their results are cached
+	// User and Workdir are of the steps and commands until a step changes them; ""
+	// means those of the source.
+	User, Workdir string
+}
+
+// BuildStep is a step of a build, as in a Dockerfile.
+type BuildStep struct {
+	Kind string `json:"kind"` // COPY, RUN, ENV, ARG, WORKDIR or USER
+	// Args are of COPY: source, destination, and if wanted owner and mode; of RUN: a
+	// command, and if wanted its user; of ENV and ARG: name, value, name, value, …; of
+	// WORKDIR and USER: one.
+	Args  []string `json:"args"`
+	Files string   `json:"files,omitempty"` // of COPY: the hash under which PutBuildFiles has uploaded its files
+	Shell []string `json:"shell,omitempty"` // of RUN: the program and the arguments before the command; none means a login shell
+	Force bool     `json:"force,omitempty"` // run this step and all later ones, even if their results are cached
 }
 
 func (b BuildTemplate) body() map[string]any {
 	body := map[string]any{"name": b.Name}
 	for name, text := range map[string]string{
 		"from_image": b.FromImage, "from_oci": b.FromOCI, "registry_username": b.RegistryUsername, "registry_password": b.RegistryPassword,
-		"from_sandbox": b.FromSandbox, "start_cmd": b.StartCmd, "ready_cmd": b.ReadyCmd,
+		"from_sandbox": b.FromSandbox, "from_template": b.FromTemplate, "user": b.User, "workdir": b.Workdir, "start_cmd": b.StartCmd, "ready_cmd": b.ReadyCmd,
 	} {
 		if text != "" {
 			body[name] = text
@@ -74,6 +99,12 @@ func (b BuildTemplate) body() map[string]any {
 	if len(b.Env) > 0 {
 		body["env"] = b.Env
 	}
+	if len(b.Steps) > 0 {
+		body["steps"] = b.Steps
+	}
+	if b.NoCache {
+		body["no_cache"] = true
+	}
 	return body
 }
 
@@ -87,14 +118,18 @@ type Build struct {
 	FromImage   string     `json:"from_image,omitempty"`
 	FromOCI     string     `json:"from_oci,omitempty"`
 	FromSandbox string     `json:"from_sandbox,omitempty"`
-	VCPUs       int        `json:"vcpus"`
-	MemoryMB    int        `json:"memory_mb"`
-	StartCmd    string     `json:"start_cmd,omitempty"`
-	ReadyCmd    string     `json:"ready_cmd,omitempty"`
-	SizeBytes   int64      `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others
-	Digest      string     `json:"digest,omitempty"`     // of the container image
-	CreatedAt   time.Time  `json:"created_at"`
-	UpdatedAt   time.Time  `json:"last_updated"` // when State last changed
+	// FromTemplate is the build that it was made from.
+	FromTemplate string `json:"from_template,omitempty"`
+	// FailedStep is the step at which it failed: its number from 1, base or finalize.
+	FailedStep string    `json:"failed_step,omitempty"`
+	VCPUs      int       `json:"vcpus"`
+	MemoryMB   int       `json:"memory_mb"`
+	StartCmd   string    `json:"start_cmd,omitempty"`
+	ReadyCmd   string    `json:"ready_cmd,omitempty"`
+	SizeBytes  int64     `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others
+	Digest     string    `json:"digest,omitempty"`     // of the container image
+	CreatedAt  time.Time `json:"created_at"`
+	UpdatedAt  time.Time `json:"last_updated"` // when State last changed
 }
 
 // Generation is the former name of Build.
@@ -126,6 +161,38 @@ func (c *Client) BuildTemplate(ctx context.Context, b BuildTemplate) (*Build, er
 		return nil, err
 	}
 	return out, nil
+}
+
+// HasBuildFiles reports whether files of a COPY step need no upload. Hash is 64
+// hexadecimal digits, and stands for the files wherever a step names it.
+func (c *Client) HasBuildFiles(ctx context.Context, hash string) (bool, error) {
+	var out struct{ Present bool }
+	err := c.call(ctx, request{method: http.MethodGet, path: "/v1/build-files/" + url.PathEscape(hash)}, &out)
+	return out.Present, err
+}
+
+// PutBuildFiles uploads files of a COPY step: a tar archive, compressed by gzip or
+// not, of at most 1 GiB. It reads archive until io.EOF. When it fails nothing is
+// stored, and archive may still be read for a moment after the return.
+func (c *Client) PutBuildFiles(ctx context.Context, hash string, archive io.Reader) error {
+	var frame bytes.Buffer // what comes before and after the archive
+	form := multipart.NewWriter(&frame)
+	if _, err := form.CreateFormFile("file", "files.tar.gz"); err != nil {
+		return err
+	}
+	head := slices.Clone(frame.Bytes())
+	if err := form.Close(); err != nil {
+		return err
+	}
+	source := &watched{r: archive}
+	err := c.call(ctx, request{
+		method: http.MethodPut, path: "/v1/build-files/" + url.PathEscape(hash), media: form.FormDataContentType(),
+		stream: io.MultiReader(bytes.NewReader(head), source, bytes.NewReader(frame.Bytes()[len(head):])),
+	}, nil)
+	if own := source.failure(); own != nil && err != nil {
+		return fmt.Errorf("read the files: %w", own)
+	}
+	return err
 }
 
 // Templates returns the base and the team's templates, by name.

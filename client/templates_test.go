@@ -2,8 +2,12 @@ package client_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
+	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,6 +56,55 @@ func (f *fake) Build(_ context.Context, _ service.Caller, _ string, _ wrenn.Buil
 func (f *fake) DeleteTemplate(ctx context.Context, c service.Caller, name string) error {
 	_, err := f.Template(ctx, c, name)
 	return err
+}
+
+func (f *fake) HasBuildFiles(_ context.Context, _ service.Caller, hash string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.uploaded[hash] != "", nil
+}
+
+func (f *fake) PutBuildFiles(_ context.Context, _ service.Caller, hash string, content io.Reader) error {
+	text, err := io.ReadAll(content)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.uploaded = map[string]string{hash: string(text)}
+	return nil
+}
+
+func TestBuildFiles(t *testing.T) {
+	f := &fake{}
+	c := serve(t, f)
+	hash := strings.Repeat("a", 64)
+	broken := errors.New("unreadable")
+	err := c.PutBuildFiles(t.Context(), hash, io.MultiReader(strings.NewReader("half"), iotest.ErrReader(broken)))
+	if !errors.Is(err, broken) {
+		t.Errorf("PutBuildFiles() = %v", err)
+	}
+	for _, want := range []bool{false, true} {
+		if got, err := c.HasBuildFiles(t.Context(), hash); err != nil || got != want {
+			t.Errorf("HasBuildFiles() = %v, %v; want %v", got, err, want)
+		}
+		if err := c.PutBuildFiles(t.Context(), hash, strings.NewReader("archive")); err != nil {
+			t.Error(err)
+		}
+	}
+	if f.uploaded[hash] != "archive" {
+		t.Errorf("uploaded %q", f.uploaded)
+	}
+	steps := []client.BuildStep{{Kind: "COPY", Args: []string{"a", "b"}, Files: hash}, {Kind: "RUN", Args: []string{"make"}, Shell: []string{"sh", "-c"}, Force: true}}
+	if _, err := c.BuildTemplate(t.Context(), client.BuildTemplate{Name: "py:v1", FromTemplate: "web", Steps: steps, NoCache: true, User: "u", Workdir: "/w"}); err != nil {
+		t.Fatal(err)
+	}
+	want := service.BuildTemplate{Name: "py:v1", FromTemplate: "web", Spec: wrenn.TemplateSpec{NoCache: true, User: "u", Workdir: "/w", Steps: []wrenn.BuildStep{
+		{Kind: wrenn.StepCopy, Args: []string{"a", "b"}, Files: hash}, {Kind: wrenn.StepRun, Args: []string{"make"}, Shell: []string{"sh", "-c"}, Force: true},
+	}}}
+	if diff := cmp.Diff(want, f.built); diff != "" {
+		t.Errorf("asked for (-want +got):\n%s", diff)
+	}
 }
 
 func TestTemplates(t *testing.T) {

@@ -175,6 +175,8 @@ CREATE TABLE public.template_generations (
     worker bigint,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    from_template text DEFAULT ''::text NOT NULL,
+    failed_step text DEFAULT ''::text NOT NULL,
     CONSTRAINT template_generations_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT template_generations_state CHECK ((state = ANY (ARRAY['building'::text, 'ready'::text, 'failed'::text, 'deleted'::text]))),
     CONSTRAINT template_generations_vcpus_check CHECK ((vcpus > 0))

@@ -19,9 +19,9 @@ DELETE FROM template_lines WHERE generation_id IN (
 );
 
 -- name: InsertBuild :one
-INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env,
+INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, from_template, vcpus, memory_mb, env,
     start_cmd, ready_cmd, ready_timeout_sec, worker)
-VALUES (@id, @team_id, @name, @tag, @host_id, @from_image, @from_oci, @from_sandbox, @vcpus, @memory_mb, @env,
+VALUES (@id, @team_id, @name, @tag, @host_id, @from_image, @from_oci, @from_sandbox, @from_template, @vcpus, @memory_mb, @env,
     @start_cmd, @ready_cmd, @ready_timeout_sec, @worker)
 RETURNING *;
 
@@ -54,7 +54,7 @@ UPDATE template_generations SET state = 'deleted', reason = @reason, updated_at 
 WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'ready' AND id <> @id;
 
 -- name: FailBuild :execrows
-UPDATE template_generations SET state = 'failed', reason = @reason, worker = NULL, updated_at = clock_timestamp()
+UPDATE template_generations SET state = 'failed', reason = @reason, failed_step = @failed_step, worker = NULL, updated_at = clock_timestamp()
 WHERE id = @id AND state = 'building';
 
 -- name: FailAbandonedBuilds :many

@@ -261,7 +261,7 @@ func TestCommands(t *testing.T) {
 		"build by itself": {[]string{"template", "build", "py", "-d"}, "", result{0, "t1\n", "building; follow it with: wrenn template logs --follow py\n"}},
 		"password": {[]string{"template", "build", "py", "--from-oci", "debian:12", "--registry-user", "u", "--registry-password-file", "-"}, "p\n",
 			result{0, "t1\n", "user u password p\nbooting\nkept\n"}},
-		"password for what": {[]string{"template", "build", "py", "--registry-user", "u"}, "", result{1, "", "a registry's user and password are for --from-oci\n"}},
+		"password for what": {[]string{"template", "build", "py", "--registry-user", "u"}, "", result{1, "", "a registry's user and password are for --from-oci and a Dockerfile\n"}},
 		"build log":         {[]string{"template", "logs", "py"}, "", result{0, "booting\nkept\n", ""}},
 		"build log to its end": {[]string{"template", "logs", "-f", "py:bad"}, "",
 			result{1, "", "no \ufffdway\ntemplate py:bad was not built: no \ufffdway\n"}},

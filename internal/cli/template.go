@@ -24,6 +24,11 @@ type templateCommands struct {
 
 type templateBuildCommand struct {
 	Name         string            `arg:"" complete:"template" help:"The template, as name or name:tag. If there is one of that name, it is replaced when the build is ready."`
+	Context      string            `arg:"" optional:"" placeholder:"DIR" help:"The directory that a Dockerfile's COPY copies from; default with --file: the current one."`
+	File         string            `short:"f" placeholder:"FILE" help:"Build by a Dockerfile, - for standard input; default with a context: its Dockerfile."`
+	BuildArgs    map[string]string `name:"build-arg" placeholder:"NAME=VALUE" mapsep:"none" help:"The value of an ARG of the Dockerfile; may be repeated."`
+	NoCache      bool              `help:"Run all steps of the Dockerfile, even if their results are cached."`
+	FromTemplate string            `xor:"from" complete:"template" placeholder:"NAME" help:"Make it from another template's disk, or from base; of a Dockerfile, in place of FROM."`
 	From         string            `xor:"from" placeholder:"IMAGE" help:"Make it from an image of the host; default: from the base."`
 	FromOCI      string            `name:"from-oci" xor:"from" placeholder:"REF" help:"Make it from a container image in a registry, as python:3.12-slim."`
 	FromSandbox  string            `xor:"from" complete:"sandbox" placeholder:"ID" help:"Make it from a running sandbox as it is now."`
@@ -48,10 +53,20 @@ func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	g, err := api.BuildTemplate(ctx, client.BuildTemplate{
-		Name: c.Name, FromImage: c.From, FromOCI: c.FromOCI, RegistryUsername: c.RegistryUser, RegistryPassword: password, FromSandbox: c.FromSandbox,
+	build := client.BuildTemplate{
+		Name: c.Name, FromImage: c.From, FromOCI: c.FromOCI, RegistryUsername: c.RegistryUser, RegistryPassword: password,
+		FromSandbox: c.FromSandbox, FromTemplate: c.FromTemplate,
 		VCPUs: c.VCPUs, MemoryMB: c.Memory, Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout,
-	})
+	}
+	if c.File != "" || c.Context != "" {
+		err = c.addDockerfile(ctx, s, api, &build)
+	} else if len(c.BuildArgs) > 0 || c.NoCache {
+		err = errors.New("--build-arg and --no-cache are for a Dockerfile: give --file or its directory")
+	}
+	if err != nil {
+		return err
+	}
+	g, err := api.BuildTemplate(ctx, build)
 	if err != nil {
 		return err
 	}
@@ -68,8 +83,8 @@ func (c *templateBuildCommand) password(s *session) (string, error) {
 	if c.RegistryUser == "" && c.PasswordFile == "" {
 		return "", nil
 	}
-	if c.FromOCI == "" {
-		return "", errors.New("a registry's user and password are for --from-oci")
+	if c.FromOCI == "" && c.File == "" && c.Context == "" {
+		return "", errors.New("a registry's user and password are for --from-oci and a Dockerfile")
 	}
 	from := s.In
 	switch c.PasswordFile {
@@ -164,6 +179,8 @@ func sourceOf(g *client.Build) string {
 		return "image " + g.FromImage
 	case g.FromSandbox != "":
 		return "sandbox " + g.FromSandbox
+	case g.FromTemplate != "":
+		return "template " + g.FromTemplate
 	}
 	return "base"
 }

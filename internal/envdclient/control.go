@@ -29,9 +29,9 @@ const (
 // Init has the settings of a guest that started or was restored.
 type Init struct {
 	Env     map[string]string // for every process of the sandbox
-	User    string            // the default user of commands
-	Workdir string
-	Token   string // from now on callers must send it; does not change this client
+	User    string            // the default user of commands; "" leaves it as it is
+	Workdir string            // "" leaves it as it is
+	Token   string            // from now on callers must send it; does not change this client
 	// Identity, if not nil, is the guest's new identity.
 	Identity *Identity
 	// Volumes are mounted, if they are not, before users' processes thaw.
@@ -82,8 +82,8 @@ type initBody struct {
 	Timestamp string            `json:"timestamp"`
 	Entropy   string            `json:"entropy"`
 	Env       map[string]string `json:"envVars"`
-	User      string            `json:"defaultUser"`
-	Workdir   string            `json:"defaultWorkdir"`
+	User      string            `json:"defaultUser,omitempty"`
+	Workdir   string            `json:"defaultWorkdir,omitempty"`
 	Token     string            `json:"accessToken"`
 	Identity  *identityBody     `json:"identity,omitempty"`
 	Volumes   []VolumeMount     `json:"volumeMounts,omitempty"`

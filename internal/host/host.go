@@ -271,12 +271,15 @@ func (h *Host) pool() int {
 }
 
 // openTemplates also removes the images that builds of a dead agent left.
-func (h *Host) openTemplates(ctx context.Context) error {
+func (h *Host) openTemplates(ctx context.Context) (err error) {
 	images := h.cfg.Image
 	images.Name = "" // of the base guest
-	h.Templates = template.New(template.Config{
+	h.Templates, err = template.New(template.Config{
 		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Closed: h.cfg.Network.Closed, Log: h.cfg.Log,
 	})
+	if err != nil {
+		return err
+	}
 	if err := h.Templates.Sweep(ctx); err != nil {
 		h.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "cannot remove images of earlier builds", slog.Any("err", err))
 	}

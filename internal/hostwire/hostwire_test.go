@@ -333,7 +333,7 @@ func textOf(field protoreflect.FieldDescriptor) string {
 		return string(sandbox)
 	case "volume_id":
 		return string(volume)
-	case "generation":
+	case "generation", "base_generation":
 		return string(template)
 	case "allow", "deny":
 		return "192.0.2.0/24"

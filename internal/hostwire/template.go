@@ -9,14 +9,17 @@ import (
 // sandbox only that is sent: the sandbox on its host has the rest.
 func BuildRequest(build wrenn.BuildRequest) *pb.BuildTemplateRequest {
 	spec := build.Spec
-	msg := &pb.BuildTemplateRequest{Generation: string(build.ID)}
+	msg := &pb.BuildTemplateRequest{Generation: string(build.ID), Team: string(build.Team)}
 	if from := spec.From.Sandbox; from != "" {
 		msg.Source = &pb.BuildTemplateRequest_SandboxId{SandboxId: string(from)}
 		return msg
 	}
 	msg.Vcpus, msg.MemoryMb, msg.Env = number(spec.VCPUs), number(spec.MemoryMiB), spec.Env
 	msg.StartCmd, msg.ReadyCmd, msg.ReadyTimeoutSec = spec.StartCmd, spec.ReadyCmd, seconds(spec.ReadyTimeout)
+	msg.Steps, msg.NoCache, msg.User, msg.Workdir = steps(spec.Steps), spec.NoCache, spec.User, spec.Workdir
 	switch from := spec.From; {
+	case from.Template != "":
+		msg.Source = &pb.BuildTemplateRequest_BaseGeneration{BaseGeneration: string(from.Template)}
 	case from.OCI != "":
 		msg.Source = &pb.BuildTemplateRequest_Container{Container: &pb.ContainerImage{
 			Ref: from.OCI, Username: build.Login.Username, Password: build.Login.Password,
@@ -33,7 +36,9 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error)
 		Spec: wrenn.TemplateSpec{
 			Size: parseSandboxSize(msg), Env: msg.GetEnv(),
 			StartCmd: msg.GetStartCmd(), ReadyCmd: msg.GetReadyCmd(), ReadyTimeout: parseSeconds(msg.GetReadyTimeoutSec()),
+			Steps: parseSteps(msg.GetSteps()), NoCache: msg.GetNoCache(), User: msg.GetUser(), Workdir: msg.GetWorkdir(),
 		},
+		Team:  wrenn.TeamID(msg.GetTeam()),
 		Login: wrenn.RegistryLogin{Username: msg.GetContainer().GetUsername(), Password: msg.GetContainer().GetPassword()},
 	}
 	var err error
@@ -48,6 +53,8 @@ func parseSource(msg *pb.BuildTemplateRequest) (from wrenn.TemplateSource, err e
 	switch source := msg.GetSource().(type) {
 	case *pb.BuildTemplateRequest_SandboxId:
 		from.Sandbox, err = wrenn.ParseSandboxID(source.SandboxId)
+	case *pb.BuildTemplateRequest_BaseGeneration:
+		from.Template, err = wrenn.ParseBuildID(source.BaseGeneration)
 	case *pb.BuildTemplateRequest_Container:
 		if from.OCI = source.Container.GetRef(); from.OCI == "" {
 			err = wrenn.Errorf(wrenn.Invalid, "the container image has no name")
@@ -58,6 +65,32 @@ func parseSource(msg *pb.BuildTemplateRequest) (from wrenn.TemplateSource, err e
 		}
 	}
 	return from, err
+}
+
+func steps(steps []wrenn.BuildStep) []*pb.BuildStep {
+	var out []*pb.BuildStep
+	for _, s := range steps {
+		out = append(out, &pb.BuildStep{Kind: string(s.Kind), Args: s.Args, Files: s.Files, Shell: s.Shell, Force: s.Force})
+	}
+	return out
+}
+
+func parseSteps(steps []*pb.BuildStep) []wrenn.BuildStep {
+	var out []wrenn.BuildStep
+	for _, s := range steps {
+		out = append(out, wrenn.BuildStep{Kind: wrenn.StepKind(s.GetKind()), Args: s.GetArgs(), Files: s.GetFiles(), Shell: s.GetShell(), Force: s.GetForce()})
+	}
+	return out
+}
+
+// BuildFiles names the files of a step.
+func BuildFiles(team wrenn.TeamID, hash string) *pb.BuildFiles {
+	return &pb.BuildFiles{Team: string(team), Hash: hash}
+}
+
+// ParseBuildFiles reads which files of a step are meant.
+func ParseBuildFiles(msg *pb.BuildFiles) (wrenn.TeamID, string, error) {
+	return wrenn.TeamID(msg.GetTeam()), msg.GetHash(), wrenn.CheckFilesHash(msg.GetHash())
 }
 
 // BuildEvent is a message of a build's stream.
@@ -71,6 +104,9 @@ func BuildEvent(ev wrenn.BuildEvent) *pb.BuildTemplateResponse {
 	case ev.Keepalive:
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Keepalive{Keepalive: true}}
 	}
+	if ev.Step != "" {
+		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Step{Step: ev.Step}}
+	}
 	return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Line{Line: ev.Line}}
 }
 
@@ -80,6 +116,10 @@ func ParseBuildEvent(msg *pb.BuildTemplateResponse) wrenn.BuildEvent {
 	switch ev := msg.GetEvent().(type) {
 	case *pb.BuildTemplateResponse_Line:
 		return wrenn.BuildEvent{Line: Text(ev.Line)}
+	case *pb.BuildTemplateResponse_Step:
+		if ev.Step != "" {
+			return wrenn.BuildEvent{Step: Text(ev.Step)}
+		}
 	case *pb.BuildTemplateResponse_Done:
 		return wrenn.BuildEvent{Built: &wrenn.BuildResult{
 			Size: parseSandboxSize(ev.Done), SizeBytes: parseSize(ev.Done.GetSizeBytes()),

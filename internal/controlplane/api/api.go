@@ -76,6 +76,9 @@ type Templates interface {
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	Build(ctx context.Context, c service.Caller, template string, id wrenn.BuildID, from int64) (*wrenn.Build, service.BuildLog, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
+	HasBuildFiles(ctx context.Context, c service.Caller, hash string) (bool, error)
+	// PutBuildFiles stores nothing when content ends with an error other than io.EOF.
+	PutBuildFiles(ctx context.Context, c service.Caller, hash string, content io.Reader) error
 }
 
 // Ports are where programs in sandboxes listen.

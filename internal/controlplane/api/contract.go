@@ -1,6 +1,7 @@
 package api
 
 import (
+	"wrenn"
 	"wrenn/internal/controlplane/contract"
 )
 
@@ -13,7 +14,7 @@ const (
 )
 
 // formLimits bound the bodies of operations that take files, by their ids; 0 is no limit.
-var formLimits = map[string]int64{"writeFile": maxForm, "streamWriteFile": 0}
+var formLimits = map[string]int64{"writeFile": maxForm, "streamWriteFile": 0, "putBuildFiles": wrenn.MaxArchiveBytes + 64<<10}
 
 // maxBody bounds the body of an operation; 0 is no limit.
 func maxBody(op *contract.Operation) int64 {

@@ -12,12 +12,13 @@ import (
 func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequestObject) (oapi.BuildTemplateResponseObject, error) {
 	body := req.Body
 	build := service.BuildTemplate{
-		Name:  body.Name,
+		Name: body.Name, FromTemplate: value(body.FromTemplate),
 		Login: wrenn.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox))},
 			Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, Env: value(body.Env),
 			StartCmd: value(body.StartCmd), ReadyCmd: value(body.ReadyCmd), ReadyTimeout: time.Duration(value(body.ReadyTimeoutSec)) * time.Second,
+			Steps: steps(value(body.Steps)), NoCache: value(body.NoCache), User: value(body.User), Workdir: value(body.Workdir),
 		},
 	}
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
@@ -30,6 +31,43 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 		Body:    buildOf(g),
 		Headers: oapi.BuildTemplate202ResponseHeaders{Location: new("/v1/templates/" + g.Template.String() + "/generations/" + string(g.ID))},
 	}, nil
+}
+
+func steps(list []oapi.BuildStep) []wrenn.BuildStep {
+	var out []wrenn.BuildStep
+	for _, s := range list {
+		out = append(out, wrenn.BuildStep{Kind: wrenn.StepKind(s.Kind), Args: s.Args, Files: value(s.Files), Shell: value(s.Shell), Force: value(s.Force)})
+	}
+	return out
+}
+
+func (h *handlers) FindBuildFiles(ctx context.Context, req oapi.FindBuildFilesRequestObject) (oapi.FindBuildFilesResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	present, err := h.s.service.HasBuildFiles(ctx, callerOf(ctx), req.Hash)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.FindBuildFiles200JSONResponse{Body: oapi.BuildFiles{Present: present}}, nil
+}
+
+func (h *handlers) PutBuildFiles(ctx context.Context, req oapi.PutBuildFilesRequestObject) (oapi.PutBuildFilesResponseObject, error) {
+	part, err := req.Body.NextPart()
+	switch {
+	case err != nil && !whole(err):
+		return nil, brokenBody(err)
+	case err != nil || part.FormName() != "file":
+		return nil, invalid("the form must have one field, %q", "file")
+	}
+	archive := &lastPart{part: part, form: req.Body, limit: wrenn.MaxArchiveBytes}
+	err = h.s.service.PutBuildFiles(ctx, callerOf(ctx), req.Hash, archive)
+	if archive.err != nil {
+		return nil, archive.err // the cause of the service's error
+	}
+	if err != nil {
+		return nil, err
+	}
+	return oapi.PutBuildFiles204Response{}, nil
 }
 
 func (h *handlers) ListTemplates(ctx context.Context, _ oapi.ListTemplatesRequestObject) (oapi.ListTemplatesResponseObject, error) {
@@ -95,6 +133,7 @@ func buildOf(g *wrenn.Build) oapi.Generation {
 	out := oapi.Generation{
 		ID: string(g.ID), Template: g.Template.String(), State: oapi.GenerationState(g.State), Reason: given(g.Reason),
 		FromImage: given(g.Spec.From.Image), FromOci: given(g.Spec.From.OCI), FromSandbox: given(string(g.Spec.From.Sandbox)),
+		FromTemplate: given(string(g.Spec.From.Template)), FailedStep: given(g.FailedStep),
 		Vcpus: g.Spec.VCPUs, MemoryMb: g.Spec.MemoryMiB, StartCmd: given(g.Spec.StartCmd), ReadyCmd: given(g.Spec.ReadyCmd),
 		Digest: given(g.Digest), CreatedAt: g.CreatedAt.UTC(), LastUpdated: g.UpdatedAt.UTC(),
 	}

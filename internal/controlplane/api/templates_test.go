@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -89,6 +90,53 @@ func templateFailures(method, path string) []call {
 	}
 }
 
+// testHash names files that were uploaded; those of any other hash are missing.
+var testHash = strings.Repeat("a", 64)
+
+func (s *stub) HasBuildFiles(_ context.Context, c service.Caller, hash string) (bool, error) {
+	return hash == testHash, s.findTemplate(c, "py")
+}
+
+func (s *stub) PutBuildFiles(_ context.Context, c service.Caller, hash string, content io.Reader) error {
+	text, err := io.ReadAll(content)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files == nil {
+		s.files = map[string]string{}
+	}
+	s.files[hash] = string(text)
+	return s.findTemplate(c, "py")
+}
+
+func putFilesCalls(path string) []call {
+	good, media := fields("file", "archive")
+	other, otherMedia := fields("path", "/tmp/x", "file", "archive")
+	after, afterMedia := fields("file", "archive", "path", "/tmp/x")
+	none := func(t *testing.T, s *stub, _ *http.Response) {
+		t.Helper()
+		if len(s.files) != 0 {
+			t.Errorf("stored: %q", s.files)
+		}
+	}
+	return []call{
+		{name: "ok", method: "PUT", path: path, body: good, media: media, status: 204, check: func(t *testing.T, s *stub, _ *http.Response) {
+			t.Helper()
+			if diff := cmp.Diff(map[string]string{testHash: "archive"}, s.files); diff != "" {
+				t.Errorf("stored (-want +got):\n%s", diff)
+			}
+		}},
+		{name: "another field", method: "PUT", path: path, body: other, media: otherMedia, status: 400, code: "invalid_request", check: none},
+		{name: "a field after the file", method: "PUT", path: path, body: after, media: afterMedia, status: 400, code: "invalid_request", check: none},
+		{name: "cut", method: "PUT", path: path, body: good[:len(good)-10], media: media, status: 400, code: "invalid_request", check: none},
+		{name: "no form", method: "PUT", path: path, body: "{}", status: 415, code: "unsupported_media_type", check: none},
+		{name: "no hash", method: "PUT", path: "/v1/build-files/x", body: good, media: media, status: 400, code: "invalid_request", check: none},
+		{name: "no key", method: "PUT", path: path, body: good, media: media, key: "-", status: 401, code: "unauthorized", check: none},
+	}
+}
+
 func templateCalls() map[string][]call {
 	const all, one = "/v1/templates", "/v1/templates/py"
 	build := one + "/generations/" + string(testBuild)
@@ -113,6 +161,22 @@ func templateCalls() map[string][]call {
 						t.Errorf("Location = %q, want %q", at, build)
 					}
 				}},
+			{name: "steps", method: "POST", path: all, status: 202, want: buildJSON,
+				body: `{"name":"py","from_template":"web:1","no_cache":true,"user":"user","workdir":"/app","steps":[{"kind":"COPY","args":["a","b"],"files":"` + testHash + `"},{"kind":"RUN","args":["make"],"shell":["/bin/sh","-c"],"force":true}]}`,
+				check: func(t *testing.T, s *stub, _ *http.Response) {
+					t.Helper()
+					want := service.BuildTemplate{Name: "py", FromTemplate: "web:1", Spec: wrenn.TemplateSpec{
+						NoCache: true, User: "user", Workdir: "/app", Steps: []wrenn.BuildStep{
+							{Kind: wrenn.StepCopy, Args: []string{"a", "b"}, Files: testHash},
+							{Kind: wrenn.StepRun, Args: []string{"make"}, Shell: []string{"/bin/sh", "-c"}, Force: true},
+						},
+					}}
+					if diff := cmp.Diff(want, s.built); diff != "" {
+						t.Errorf("asked for (-want +got):\n%s", diff)
+					}
+				}},
+			{name: "an unknown step", method: "POST", path: all, body: `{"name":"py","steps":[{"kind":"LINK","args":["a"]}]}`, status: 400, code: "invalid_request"},
+			{name: "no hash", method: "POST", path: all, body: `{"name":"py","steps":[{"kind":"COPY","args":["a","b"],"files":"../x"}]}`, status: 400, code: "invalid_request"},
 			{name: "no name", method: "POST", path: all, body: `{}`, status: 400, code: "invalid_request"},
 			{name: "wrong name", method: "POST", path: all, body: `{"name":"a b"}`, status: 400, code: "invalid_request"},
 			{name: "an image's path", method: "POST", path: all, body: `{"name":"py","from_image":"../x"}`, status: 400, code: "invalid_request"},
@@ -121,6 +185,13 @@ func templateCalls() map[string][]call {
 			{name: "limit", service: &stub{fail: wrenn.Errorf(wrenn.Exhausted, "no more")}, method: "POST", path: all, body: `{"name":"py"}`, status: 429, code: "limit_exceeded"},
 			{name: "no key", method: "POST", path: all, body: `{"name":"py"}`, key: "-", status: 401, code: "unauthorized"},
 		}),
+		"findBuildFiles": {
+			{name: "there", method: "GET", path: "/v1/build-files/" + testHash, status: 200, want: `{"present":true}`},
+			{name: "missing", method: "GET", path: "/v1/build-files/" + strings.Repeat("b", 64), status: 200, want: `{"present":false}`},
+			{name: "no hash", method: "GET", path: "/v1/build-files/x", status: 400, code: "invalid_request"},
+			{name: "no key", method: "GET", path: "/v1/build-files/" + testHash, key: "-", status: 401, code: "unauthorized"},
+		},
+		"putBuildFiles": putFilesCalls("/v1/build-files/" + testHash),
 		"listTemplates": {
 			{name: "ok", method: "GET", path: all, status: 200, want: `[{"name":"base","builtin":true},{"name":"py","builtin":false,"latest":` + buildJSON + `}]`},
 			{name: "no key", method: "GET", path: all, key: "-", status: 401, code: "unauthorized"},

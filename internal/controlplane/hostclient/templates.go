@@ -3,17 +3,19 @@ package hostclient
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 
 	"wrenn"
 	"wrenn/internal/hostwire"
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// Build has the host build a template and calls log with each line that the
-// build prints. If the host has a build of build.ID already, that is the
+// Build has the host build a template and calls events with each step that begins
+// and each line that the build prints. If the host has a build of build.ID already, that is the
 // result. When ctx ends the host cancels the build. The only deadline is that of
 // ctx: a host that sends nothing for the stall timeout counts as gone.
-func (c *Client) Build(ctx context.Context, build wrenn.BuildRequest, log func(line string)) (wrenn.BuildResult, error) {
+func (c *Client) Build(ctx context.Context, build wrenn.BuildRequest, events func(wrenn.BuildEvent)) (wrenn.BuildResult, error) {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	defer dog.stop()
 	stream, err := c.rpc.BuildTemplate(ctx, hostwire.BuildRequest(build))
@@ -31,7 +33,7 @@ func (c *Client) Build(ctx context.Context, build wrenn.BuildRequest, log func(l
 		case ev.Built != nil:
 			return *ev.Built, nil
 		case !ev.Keepalive:
-			log(ev.Line)
+			events(ev)
 		}
 	}
 }
@@ -68,4 +70,41 @@ func (c *Client) Builds(ctx context.Context) ([]wrenn.BuildID, error) {
 		}
 	}
 	return ids, nil
+}
+
+// HasBuildFiles reports whether the host has the files of a COPY step.
+func (c *Client) HasBuildFiles(ctx context.Context, team wrenn.TeamID, hash string) (bool, error) {
+	res, err := call(ctx, c, c.deadlines.Inventory, c.rpc.FindBuildFiles, &pb.FindBuildFilesRequest{Files: hostwire.BuildFiles(team, hash)})
+	return res.GetPresent(), err
+}
+
+// PutBuildFiles stores the files of a COPY step on the host. When content ends with
+// an error nothing is stored, and PutBuildFiles returns an error that wraps it.
+func (c *Client) PutBuildFiles(ctx context.Context, team wrenn.TeamID, hash string, content io.Reader) error {
+	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
+	defer dog.stop() // without CloseAndReceive the host sees a broken stream, never whole files
+	stream, err := c.rpc.PutBuildFiles(ctx)
+	if err != nil {
+		return c.transferError(ctx, err)
+	}
+	first := &pb.PutBuildFilesRequest{Part: &pb.PutBuildFilesRequest_Files{Files: hostwire.BuildFiles(team, hash)}}
+	dog.during(func() { err = stream.Send(first) })
+	buf := make([]byte, uploadChunk)
+	for done := false; err == nil && !done; {
+		n, readErr := fill(content, buf)
+		if readErr != nil && !errors.Is(readErr, io.EOF) {
+			return fmt.Errorf("read the files: %w", readErr)
+		}
+		if done = readErr != nil; n > 0 {
+			dog.during(func() {
+				err = stream.Send(&pb.PutBuildFilesRequest{Part: &pb.PutBuildFilesRequest_Chunk{Chunk: buf[:n]}})
+			})
+		}
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return c.transferError(ctx, err)
+	}
+	// io.EOF of Send means that the host has answered already, with the reason.
+	dog.during(func() { _, err = stream.CloseAndReceive() })
+	return c.transferError(ctx, err)
 }

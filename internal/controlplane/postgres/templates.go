@@ -39,7 +39,7 @@ func (s templateStore) BeginBuild(ctx context.Context, g wrenn.Build, limits Lim
 		}
 		row, err := q.InsertBuild(ctx, dbsqlc.InsertBuildParams{
 			ID: string(g.ID), TeamID: team, Name: name.Name, Tag: name.Tag, HostID: string(g.Host),
-			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox),
+			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox), FromTemplate: string(g.Spec.From.Template),
 			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMiB), Env: orEmpty(g.Spec.Env),
 			StartCmd: g.Spec.StartCmd, ReadyCmd: g.Spec.ReadyCmd, ReadyTimeoutSec: seconds(g.Spec.ReadyTimeout), Worker: &s.worker,
 		})
@@ -114,10 +114,11 @@ func (s templateStore) FinishBuild(ctx context.Context, id wrenn.BuildID, built 
 	})
 }
 
-// FailBuild ends a build, unless it has ended.
-func (s templateStore) FailBuild(ctx context.Context, id wrenn.BuildID, reason string) error {
+// FailBuild ends a build, unless it has ended. Step is the one at which it failed,
+// "" before the first.
+func (s templateStore) FailBuild(ctx context.Context, id wrenn.BuildID, reason, step string) error {
 	return s.call(ctx, "end a build", func(ctx context.Context) error {
-		_, err := s.queries.FailBuild(ctx, reason, string(id))
+		_, err := s.queries.FailBuild(ctx, reason, step, string(id))
 		return err
 	})
 }
@@ -268,9 +269,9 @@ func (s templateStore) BuildStates(ctx context.Context, ids []wrenn.BuildID, set
 func build(r dbsqlc.TemplateGeneration) *wrenn.Build {
 	return &wrenn.Build{
 		ID: wrenn.BuildID(r.ID), Team: wrenn.TeamID(r.TeamID), Template: wrenn.TemplateName{Name: r.Name, Tag: r.Tag},
-		State: wrenn.BuildState(r.State), Reason: r.Reason, Host: wrenn.HostID(r.HostID),
+		State: wrenn.BuildState(r.State), Reason: r.Reason, FailedStep: r.FailedStep, Host: wrenn.HostID(r.HostID),
 		Spec: wrenn.TemplateSpec{
-			From: wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox)},
+			From: wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox), Template: wrenn.BuildID(r.FromTemplate)},
 			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, Env: r.Env,
 			StartCmd: r.StartCmd, ReadyCmd: r.ReadyCmd, ReadyTimeout: time.Duration(r.ReadyTimeoutSec) * time.Second,
 		},

@@ -55,12 +55,12 @@ func (b *builder) build(ctx context.Context, job *buildJob) {
 	working, cancel := context.WithTimeoutCause(working, limit, wrenn.Errorf(wrenn.DeadlineExceeded, "the build took longer than %v", limit))
 	defer cancel()
 	log := followBuild(b.core, job.ID, stop)
-	built, err := b.buildOnSomeHost(working, job, log.add)
+	built, err := b.buildOnSomeHost(working, job, log)
 	if ctx.Err() != nil {
 		err = errServerStopped
 	}
 	log.end()
-	b.end(ctx, &job.Build, built, err)
+	b.end(ctx, &job.Build, built, err, log.at())
 	if job.ended != nil {
 		job.ended <- err
 	}
@@ -68,16 +68,16 @@ func (b *builder) build(ctx context.Context, job *buildJob) {
 
 // buildOnSomeHost builds on the reserved host. If that has no room, or lacks the
 // source, it tries the others.
-func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, say func(string)) (wrenn.BuildResult, error) {
+func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, log *buildLog) (wrenn.BuildResult, error) {
 	g, on := &job.Build, job.on
 	tried := map[wrenn.HostID]bool{}
 	for {
-		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login}, say)
+		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login, Team: g.Team}, log.event)
 		on.release(0) // its machine has ended
 		if err == nil || job.only != "" || !mayWorkElsewhere(g.Spec, err) {
 			return built, err
 		}
-		say(fmt.Sprintf("host %s: %s", on.id, messageOf(err, "its host could not build it")))
+		log.add(fmt.Sprintf("host %s: %s", on.id, messageOf(err, "its host could not build it")))
 		tried[on.id] = true
 		next, noHost := b.hosts.reserve(g.Spec.MemoryMiB, tried, "")
 		if noHost != nil {
@@ -94,15 +94,18 @@ func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, say func(s
 // mayWorkElsewhere reports whether another host may build what this one could not.
 func mayWorkElsewhere(spec wrenn.TemplateSpec, err error) bool {
 	code := wrenn.CodeOf(err)
+	if len(spec.Steps) > 0 { // this host has what was uploaded, and what is cached
+		return false
+	}
 	return code == wrenn.Exhausted || code == wrenn.NotFound && spec.From.Image != ""
 }
 
 // end writes the result of a build, as soon as the database can be reached. A
 // build whose result the database refuses has failed. If ctx ends before, the
 // templateReconciler ends the build.
-func (b *builder) end(ctx context.Context, g *wrenn.Build, built wrenn.BuildResult, failed error) {
+func (b *builder) end(ctx context.Context, g *wrenn.Build, built wrenn.BuildResult, failed error, step string) {
 	for {
-		err := b.writeEnd(ctx, g, built, failed)
+		err := b.writeEnd(ctx, g, built, failed, step)
 		switch {
 		case err == nil:
 			b.log.LogAttrs(ctx, slog.LevelInfo, "build ended", slog.String("build", string(g.ID)), slog.String("template", g.Template.String()),
@@ -124,11 +127,11 @@ func (b *builder) end(ctx context.Context, g *wrenn.Build, built wrenn.BuildResu
 	}
 }
 
-func (b *builder) writeEnd(ctx context.Context, g *wrenn.Build, built wrenn.BuildResult, failed error) error {
+func (b *builder) writeEnd(ctx context.Context, g *wrenn.Build, built wrenn.BuildResult, failed error, step string) error {
 	ctx, cancel := detach(ctx, 0)
 	defer cancel()
 	if failed != nil {
-		return b.store.FailBuild(ctx, g.ID, messageOf(failed, "its host could not build it; the log of the host's agent has the cause"))
+		return b.store.FailBuild(ctx, g.ID, messageOf(failed, "its host could not build it; the log of the host's agent has the cause"), step)
 	}
 	if g.Spec.From.Sandbox != "" {
 		built.Env = g.Spec.Env // the sandbox's: its host does not know where they come from

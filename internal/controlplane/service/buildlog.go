@@ -25,7 +25,8 @@ type buildLog struct {
 
 	mu      sync.Mutex // guards what follows
 	pending []string
-	count   int64 // of lines, including pending
+	count   int64  // of lines, including pending
+	step    string // that the build is at
 }
 
 // followBuild returns the log of a build, which calls deleted when the build's
@@ -43,6 +44,24 @@ func followBuild(c *core, id wrenn.BuildID, deleted context.CancelCauseFunc) *bu
 		}
 	}()
 	return l
+}
+
+// event records an event of the build.
+func (l *buildLog) event(ev wrenn.BuildEvent) {
+	if ev.Step == "" {
+		l.add(ev.Line)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.step = ev.Step
+}
+
+// at returns the step that the build is at, "" before the first.
+func (l *buildLog) at() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.step
 }
 
 // add appends a line. Lines that the database does not accept in time are

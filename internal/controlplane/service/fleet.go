@@ -3,6 +3,8 @@ package service
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -241,6 +243,24 @@ func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pendin
 		m.mu.Unlock()
 	}
 	return hosts
+}
+
+// ofBuilds returns the host on which a team's builds with steps run, of those that
+// can be reached; "" if there is none. All replicas choose the same one, so that it has
+// what the team uploads and what its builds have cached.
+func (f *fleet) ofBuilds(team wrenn.TeamID) (best wrenn.HostID) {
+	var most uint64
+	for id, m := range f.members {
+		if up, _ := m.known(); !up {
+			continue
+		}
+		h := fnv.New64a()
+		_, _ = io.WriteString(h, string(team)+" "+string(id)) // never fails
+		if n := h.Sum64(); best == "" || n > most || n == most && id < best {
+			best, most = id, n
+		}
+	}
+	return best
 }
 
 // reservation is sandboxes of one size that are to be made on a host.

@@ -2,10 +2,12 @@ package service
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"time"
 
 	"wrenn"
+	"wrenn/internal/controlplane/hostclient"
 )
 
 // maxLogPage bounds the lines of a build's log in one answer.
@@ -22,6 +24,9 @@ type Templates struct {
 type BuildTemplate struct {
 	Name string // or name:tag
 	Spec wrenn.TemplateSpec
+	// FromTemplate is the name of a template of the team from whose disk this one is
+	// made; Spec.From is empty then.
+	FromTemplate string
 	// Login is for Spec.From.OCI.
 	Login wrenn.RegistryLogin
 }
@@ -39,18 +44,23 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 	if err != nil {
 		return nil, err
 	}
-	spec, only, err := s.completeSpec(ctx, c, req.Spec)
+	spec, only, err := s.completeSpec(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
 	s.hosts.waitForPings(ctx)
+	if len(spec.Steps) > 0 && only == "" {
+		only = s.hosts.ofBuilds(c.Team)
+	}
 	on, err := s.hosts.reserve(spec.MemoryMiB, nil, only)
 	if err != nil {
 		return nil, err // without a row
 	}
 	g, err := s.store.BeginBuild(ctx, wrenn.Build{ID: wrenn.NewBuildID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, s.limits.Limits)
 	if err == nil {
-		err = s.start(ctx, &buildJob{Build: *g, login: req.Login, on: on, only: only, ended: ended})
+		job := &buildJob{Build: *g, login: req.Login, on: on, only: only, ended: ended}
+		job.Spec = spec // with the steps, which the row does not have
+		err = s.start(ctx, job)
 	}
 	if err != nil {
 		on.release(0)
@@ -71,7 +81,7 @@ func (s *Templates) start(ctx context.Context, b *buildJob) error {
 	}
 	ctx, cancel := detach(ctx, 0)
 	defer cancel()
-	if err := s.store.FailBuild(ctx, b.ID, "the server stopped before the build began: build again"); err != nil {
+	if err := s.store.FailBuild(ctx, b.ID, "the server stopped before the build began: build again", ""); err != nil {
 		s.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the end of a build", slog.String("build", string(b.ID)), slog.Any("err", err))
 	}
 	return wrenn.Errorf(wrenn.Unavailable, "the server is stopping; try again in a moment")
@@ -85,12 +95,16 @@ func buildName(req BuildTemplate) (wrenn.TemplateName, error) {
 	if name.Name == wrenn.BaseTemplate {
 		return name, wrenn.Errorf(wrenn.Invalid, "template %s is built in: choose another name", wrenn.BaseTemplate)
 	}
+	if req.FromTemplate != "" && req.Spec.From != (wrenn.TemplateSource{}) {
+		return name, wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image, a template or a sandbox: give one of them")
+	}
 	return name, wrenn.BuildRequest{Spec: req.Spec, Login: req.Login}.Check()
 }
 
 // completeSpec fills in the values that the request leaves out, and returns the
 // host on which the build must be, "" for any.
-func (s *Templates) completeSpec(ctx context.Context, c Caller, spec wrenn.TemplateSpec) (wrenn.TemplateSpec, wrenn.HostID, error) {
+func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplate) (spec wrenn.TemplateSpec, only wrenn.HostID, err error) {
+	spec = req.Spec
 	if id := spec.From.Sandbox; id != "" {
 		sb, _, err := s.locate(ctx, c, id, wrenn.Running)
 		if err != nil {
@@ -99,8 +113,62 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, spec wrenn.Templ
 		spec.Size, spec.Env = sb.Size, sb.Env
 		return spec, sb.Host, nil
 	}
+	if req.FromTemplate != "" {
+		if spec.From, only, err = s.sourceTemplate(ctx, c, req.FromTemplate); err != nil {
+			return spec, "", err
+		}
+	}
 	spec.Size = spec.OrDefault()
-	return spec, "", s.limits.checkSize(spec.Size)
+	return spec, only, s.limits.checkSize(spec.Size)
+}
+
+// sourceTemplate returns a template as the source of another one, and the host that
+// has it. For the base that is any.
+func (s *Templates) sourceTemplate(ctx context.Context, c Caller, template string) (wrenn.TemplateSource, wrenn.HostID, error) {
+	t, err := s.Template(ctx, c, template)
+	switch {
+	case err != nil:
+		return wrenn.TemplateSource{}, "", err
+	case t.Name.Base():
+		return wrenn.TemplateSource{}, "", nil
+	case t.Current == nil:
+		return wrenn.TemplateSource{}, "", wrenn.Errorf(wrenn.FailedPrecondition, "template %s has no build that is ready: wait for it, or build it again", t.Name)
+	}
+	return wrenn.TemplateSource{Template: t.Current.ID}, t.Current.Host, nil
+}
+
+// HasBuildFiles reports whether the files of a COPY step are where the team's builds
+// run.
+func (s *Templates) HasBuildFiles(ctx context.Context, c Caller, hash string) (bool, error) {
+	client, err := s.filesClient(ctx, c, hash)
+	if err != nil {
+		return false, err
+	}
+	return client.HasBuildFiles(ctx, c.Team, hash)
+}
+
+// PutBuildFiles stores the files of a COPY step where the team's builds run: a tar
+// archive, compressed by gzip or not. The client chooses the hash, which stands for
+// the files in the keys of cached steps. If content fails nothing is stored.
+func (s *Templates) PutBuildFiles(ctx context.Context, c Caller, hash string, content io.Reader) error {
+	client, err := s.filesClient(ctx, c, hash)
+	if err != nil {
+		return err
+	}
+	return client.PutBuildFiles(ctx, c.Team, hash, content)
+}
+
+// filesClient returns the client of the host where the team's builds run.
+func (s *Templates) filesClient(ctx context.Context, c Caller, hash string) (*hostclient.Client, error) {
+	if err := wrenn.CheckFilesHash(hash); err != nil {
+		return nil, err
+	}
+	s.hosts.waitForPings(ctx)
+	id := s.hosts.ofBuilds(c.Team)
+	if id == "" {
+		return nil, wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
+	}
+	return s.hosts.client(id)
 }
 
 // ListTemplates returns the team's templates, and the base.

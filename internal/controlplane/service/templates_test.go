@@ -325,3 +325,56 @@ func TestTemplatesOfHostsAreCompared(t *testing.T) {
 	_, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "lost"}})
 	testkit.WantCode(t, err, wrenn.FailedPrecondition, "does not have it")
 }
+
+// The files of a team are where its builds run, and nowhere else.
+func TestBuildWithSteps(t *testing.T) {
+	t.Parallel()
+	agents := []*hosttest.Agent{{}, {}}
+	var got *pb.BuildTemplateRequest
+	for _, a := range agents {
+		a.Build = func(_ context.Context, req *pb.BuildTemplateRequest, log func(string)) error {
+			got = req
+			if req.GetStartCmd() == "fail" {
+				return wrenn.Errorf(wrenn.GuestFailed, "failed to run command 'exit 1': exit status 1")
+			}
+			log("#1 [1/1] COPY a /b")
+			return nil
+		}
+	}
+	w := newWorld(t, agents...)
+	s, _ := w.replica(t, nil)
+	hash := strings.Repeat("a", 64)
+	for _, want := range []bool{false, true} {
+		if there, err := s.HasBuildFiles(t.Context(), w.caller, hash); err != nil || there != want {
+			t.Fatalf("HasBuildFiles() = %v, %v; want %v", there, err, want)
+		}
+		testkit.Must(t, s.PutBuildFiles(t.Context(), w.caller, hash, strings.NewReader("archive")))
+	}
+	if there, err := s.HasBuildFiles(t.Context(), w.team(t, "strangers"), hash); err != nil || there {
+		t.Errorf("another team's files: %v, %v", there, err)
+	}
+	_, err := s.HasBuildFiles(t.Context(), w.caller, "../x")
+	testkit.WantCode(t, err, wrenn.Invalid, "not a hash")
+	req := service.BuildTemplate{Name: "app", Spec: wrenn.TemplateSpec{Steps: []wrenn.BuildStep{{Kind: wrenn.StepCopy, Args: []string{"a", "/b"}, Files: hash}}}}
+	first := built(t, s, w.caller, req)
+	if first.State != wrenn.BuildReady || got.GetTeam() != string(w.caller.Team) || got.GetSteps()[0].GetFiles() != hash {
+		t.Errorf("built %+v by %v", first, got)
+	}
+	for i, a := range agents {
+		if (a.BuildFiles(w.caller.Team, hash) != nil) != (len(a.Builds()) > 0) {
+			t.Errorf("host %d has the build or the files, and not both", i)
+		}
+	}
+	derived := built(t, s, w.caller, service.BuildTemplate{Name: "derived", FromTemplate: "app"})
+	if derived.Spec.From.Template != first.ID || derived.Host != first.Host || got.GetBaseGeneration() != string(first.ID) {
+		t.Errorf("built %+v by %v", derived, got)
+	}
+	_, err = s.BuildTemplate(t.Context(), w.team(t, "others"), service.BuildTemplate{Name: "x", FromTemplate: "app"})
+	testkit.WantCode(t, err, wrenn.NotFound, "no template app")
+	_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "x", FromTemplate: "app", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{OCI: "a"}}})
+	testkit.WantCode(t, err, wrenn.Invalid, "one of them")
+	req.Spec.StartCmd = "fail"
+	if failed := built(t, s, w.caller, req); failed.State != wrenn.BuildFailed || failed.FailedStep != "finalize" {
+		t.Errorf("a build that fails: %+v", failed)
+	}
+}

@@ -18,7 +18,7 @@
 //	claim, launch, fork: how sandboxes are made
 //	warmpool: machines ahead of demand
 //	adopt, manager: what an earlier agent left; the package's front
-//	template, demand, run: what a manager does besides
+//	template, workshop, demand, run: what a manager does besides
 package sandbox
 
 import (

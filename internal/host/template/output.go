@@ -6,7 +6,9 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
+	"wrenn"
 	"wrenn/internal/plain"
 )
 
@@ -16,8 +18,28 @@ const maxLine = 1 << 10
 
 // output is the log of a build, line by line.
 type output struct {
-	mu  sync.Mutex // guards log: one call at a time
-	log func(string)
+	mu     *sync.Mutex // guards events: one call at a time
+	events func(wrenn.BuildEvent)
+	prefix func() string // of each line
+}
+
+func newOutput(events func(wrenn.BuildEvent)) *output {
+	return &output{mu: new(sync.Mutex), events: events, prefix: func() string { return "" }}
+}
+
+// step reports that a step begins.
+func (o *output) step(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.events(wrenn.BuildEvent{Step: name})
+}
+
+// numbered returns the output whose lines are those of a step, as BuildKit shows
+// them: with its number, and the seconds since it began.
+func (o *output) numbered(step int, began time.Time) *output {
+	return &output{mu: o.mu, events: o.events, prefix: func() string {
+		return fmt.Sprintf("#%d %.3f ", step, time.Since(began).Seconds())
+	}}
 }
 
 // line logs a line of the builder.
@@ -25,10 +47,10 @@ func (o *output) line(format string, args ...any) { o.write(fmt.Appendf(nil, for
 
 // write logs a line of any text.
 func (o *output) write(line []byte) {
-	text := plain.Text(strings.TrimRight(string(line), "\r\n"))
+	text := o.prefix() + plain.Text(strings.TrimRight(string(line), "\r\n"))
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.log(text)
+	o.events(wrenn.BuildEvent{Line: text})
 }
 
 // writer returns a writer whose lines do not mix with those of others. It is for

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
 )
 
 func TestLines(t *testing.T) {
@@ -23,7 +25,7 @@ func TestLines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			w := (&output{log: func(line string) { got = append(got, line) }}).writer()
+			w := newOutput(func(ev wrenn.BuildEvent) { got = append(got, ev.Line) }).writer()
 			for _, text := range tt.writes {
 				if n, err := w.Write([]byte(text)); n != len(text) || err != nil {
 					t.Fatalf("Write() = %d, %v", n, err)

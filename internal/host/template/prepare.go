@@ -31,13 +31,23 @@ type preparation struct {
 	timeout      time.Duration
 	settle       time.Duration
 	out          *output
+	// defaults, if set, make the user and the directory those of the sandboxes'
+	// commands. The shell is a login shell then.
+	defaults *envdclient.Init
+	sh       []string // the program and arguments before a command
 }
 
 // run starts the start command and waits for the ready command. A shell runs last,
 // so that every sandbox has it in memory.
 func (p *preparation) run(ctx context.Context, guest *envdclient.Client) (err error) {
-	if p.start != "" || p.ready != "" {
+	if p.start != "" || p.ready != "" || p.defaults != nil {
 		if p.user, err = userOf(ctx, guest, p.user); err != nil {
+			return err
+		}
+	}
+	p.sh = []string{"/bin/sh", "-c"}
+	if p.defaults != nil {
+		if err := p.setDefaults(ctx, guest); err != nil {
 			return err
 		}
 	}
@@ -54,6 +64,16 @@ func (p *preparation) run(ctx context.Context, guest *envdclient.Client) (err er
 	}
 	_, err = guest.Exec(ctx, wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", "true"}, User: "root"})
 	return err
+}
+
+// setDefaults sets the user and the directory of commands that name none. The agent
+// keeps them in every sandbox: its memory is in the snapshot.
+func (p *preparation) setDefaults(ctx context.Context, guest *envdclient.Client) (err error) {
+	if p.sh, err = loginShell(ctx, guest); err != nil {
+		return err
+	}
+	p.defaults.User, p.defaults.Workdir = p.user, p.dir
+	return guest.Init(ctx, *p.defaults)
 }
 
 func (p *preparation) await(ctx context.Context, guest *envdclient.Client, started *startCommand) error {
@@ -77,7 +97,7 @@ func (p *preparation) await(ctx context.Context, guest *envdclient.Client, start
 
 // shell returns a user's command line as a command.
 func (p *preparation) shell(command string) wrenn.ExecCommand {
-	return wrenn.ExecCommand{Cmd: "/bin/sh", Args: []string{"-c", command}, User: p.user, Cwd: p.dir}
+	return wrenn.ExecCommand{Cmd: p.sh[0], Args: append(p.sh[1:len(p.sh):len(p.sh)], command), User: p.user, Cwd: p.dir}
 }
 
 // wait runs the ready command until it succeeds, the start command fails, or the

@@ -1,10 +1,11 @@
 package template
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 
 	"wrenn"
 	"wrenn/internal/host/sandbox"
@@ -14,82 +15,143 @@ import (
 
 // source is what a guest of a template boots from. The caller releases it.
 type source struct {
-	guest     *sandbox.Guest // nil is the base guest
-	env       map[string]string
-	user, dir string // of the commands
-	digest    string
-	release   func(context.Context)
+	identity string // what its disk is; another disk has another one
+	cached   bool   // loading it takes so long that its disk is cached
+	start    state  // of the steps and commands
+	digest   string
+	// load prepares the disk; nil is the base guest.
+	load func(context.Context) (*sandbox.Guest, error)
+
+	undo []func(context.Context)
 }
 
-// source prepares the source of a template as a file that can be cloned.
+// onRelease adds a function for release.
+func (s *source) onRelease(f func(context.Context)) { s.undo = append(s.undo, f) }
+
+// release ends the use of the source and of what was made for it.
+func (s *source) release(ctx context.Context) {
+	for _, f := range slices.Backward(s.undo) {
+		f(ctx)
+	}
+	s.undo = nil
+}
+
+// source finds the source of a template.
 func (b *Builder) source(ctx context.Context, job wrenn.BuildRequest, out *output) (_ *source, err error) {
-	from := &source{env: map[string]string{}, release: func(context.Context) {}}
+	spec := job.Spec
+	from := &source{start: state{Env: map[string]string{}, User: spec.User, Workdir: spec.Workdir}}
 	defer func() {
 		if err != nil {
 			from.release(context.WithoutCancel(ctx))
 		}
 	}()
-	cfg := b.cfg.Images
-	cfg.Out, cfg.Name = out.writer(), job.Spec.From.Image
-	if job.Spec.From.OCI != "" {
-		cfg.Name = b.images + string(job.ID)
-		if err := b.pull(ctx, cfg, job, from, out); err != nil {
-			return nil, err
-		}
+	switch {
+	case spec.From.OCI != "":
+		err = b.fromContainer(ctx, job, from, out)
+	case spec.From.Template != "":
+		err = b.fromTemplate(ctx, spec.From.Template, from)
+	case spec.From.Image != "":
+		err = b.fromImage(ctx, spec.From.Image, from, out)
+	default:
+		from.identity = "base " + b.cfg.Manager.BaseGuest().Name
+		from.load = func(context.Context) (*sandbox.Guest, error) { return nil, nil } // the base guest
 	}
-	maps.Copy(from.env, job.Spec.Env)
-	if size := wrenn.EnvBytes(from.env); size > maxEnvBytes {
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(from.start.Env, spec.Env)
+	if size := wrenn.EnvBytes(from.start.Env); size > maxEnvBytes {
 		return nil, wrenn.Errorf(wrenn.Invalid, "the variables of the template and its image have %d bytes together, more than %d", size, maxEnvBytes)
 	}
-	if cfg.Name == "" {
-		return from, nil
-	}
-	return from, b.adopt(ctx, cfg, from)
+	return from, nil
 }
 
-// adopt copies the image to where the disks are.
-func (b *Builder) adopt(ctx context.Context, cfg image.Config, from *source) error {
+// fromTemplate is the source of a template that is built from another one of this host.
+func (b *Builder) fromTemplate(ctx context.Context, id wrenn.BuildID, from *source) error {
+	guest, kept, release, err := b.cfg.Manager.SnapshotDisk(ctx, string(id))
+	if err != nil {
+		return err
+	}
+	from.onRelease(func(context.Context) { release() })
+	m, err := parseMetadata(id, kept.Note)
+	if err != nil {
+		return err
+	}
+	maps.Copy(from.start.Env, m.Env)
+	from.start.User, from.start.Workdir = cmp.Or(m.User, from.start.User), cmp.Or(m.Workdir, from.start.Workdir)
+	from.digest, from.identity = m.Digest, "template "+string(id)
+	from.load = func(context.Context) (*sandbox.Guest, error) { return &guest, nil }
+	return nil
+}
+
+// fromImage is the source of a template that is built from an image of this host.
+func (b *Builder) fromImage(ctx context.Context, name string, from *source, out *output) error {
+	cfg := b.cfg.Images
+	cfg.Out, cfg.Name = out.writer(), name
 	guest, err := image.Prepare(ctx, cfg)
 	if err != nil {
 		return err
 	}
+	from.identity = "image " + guest.Digest
+	from.load = func(ctx context.Context) (*sandbox.Guest, error) { return b.adopt(ctx, guest, from) }
+	return nil
+}
+
+// adopt copies the image to where the disks are.
+func (b *Builder) adopt(ctx context.Context, guest image.Guest, from *source) (*sandbox.Guest, error) {
 	rootfs, err := b.cfg.Store.Import(ctx, guest.RootFS, guest.Digest)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	remove := from.release
-	from.release = func(ctx context.Context) {
-		remove(ctx)
+	from.onRelease(func(ctx context.Context) {
 		b.cfg.Store.Release(guest.Digest)
 		if err := b.cfg.Store.Collect(); err != nil {
 			b.cannotRemove(ctx, "an unused image", err)
 		}
-	}
-	from.guest = &sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: b.cfg.Kernel}
-	return nil
+	})
+	return &sandbox.Guest{Name: guest.Digest, RootFS: rootfs, Kernel: b.cfg.Kernel}, nil
 }
 
-// pull makes an image of the container image. release removes it: a build's
-// disk is a clone.
-func (b *Builder) pull(ctx context.Context, cfg image.Config, job wrenn.BuildRequest, from *source, out *output) error {
+// fromContainer is the source of a template that is built from a container image.
+// The disk has the agent of the base guest.
+func (b *Builder) fromContainer(ctx context.Context, job wrenn.BuildRequest, from *source, out *output) error {
 	ref := job.Spec.From.OCI
 	out.line("pulling %s", ref)
 	container, err := oci.Pull(ctx, ref, b.access(job))
 	if err != nil {
 		return err
 	}
-	err = image.FromOCI(ctx, cfg, cfg.Name, container, true)
-	if err := errors.Join(err, container.Close()); err != nil {
-		return err
+	from.onRelease(func(ctx context.Context) {
+		if err := container.Close(); err != nil {
+			b.cannotRemove(ctx, "a container image", err)
+		}
+	})
+	maps.Copy(from.start.Env, container.Config.Env)
+	from.start.User, from.start.Workdir = cmp.Or(from.start.User, container.Config.User), cmp.Or(from.start.Workdir, container.Config.WorkingDir)
+	from.digest, from.cached = container.Digest, true
+	from.identity = "container " + container.Digest + " with " + b.cfg.Manager.BaseGuest().Name
+	from.load = func(ctx context.Context) (*sandbox.Guest, error) { return b.unpack(ctx, job, container, from, out) }
+	return nil
+}
+
+// unpack makes an image of the container image, which goes with the source: a
+// build's disk is a clone.
+func (b *Builder) unpack(ctx context.Context, job wrenn.BuildRequest, container *oci.Image, from *source, out *output) (*sandbox.Guest, error) {
+	cfg := b.cfg.Images
+	cfg.Out, cfg.Name = out.writer(), b.images+string(job.ID)
+	if err := image.FromOCI(ctx, cfg, cfg.Name, container, true); err != nil {
+		return nil, err
 	}
-	maps.Copy(from.env, container.Config.Env)
-	from.user, from.dir, from.digest = container.Config.User, container.Config.WorkingDir, container.Digest
-	from.release = func(ctx context.Context) {
+	from.onRelease(func(ctx context.Context) {
 		if err := image.Remove(ctx, cfg, cfg.Name); err != nil {
 			b.cannotRemove(ctx, "the image of a build", err)
 		}
+	})
+	guest, err := image.Prepare(ctx, cfg)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return b.adopt(ctx, guest, from)
 }
 
 func (b *Builder) cannotRemove(ctx context.Context, what string, err error) {

@@ -12,13 +12,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sync/semaphore"
 
 	"wrenn"
+	"wrenn/internal/envdclient"
+	"wrenn/internal/host/buildcache"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/image"
 	"wrenn/internal/image/oci"
@@ -44,6 +49,9 @@ const buildImage = "build."
 type metadata struct {
 	Env    map[string]string `json:"env,omitempty"`
 	Digest string            `json:"digest,omitempty"`
+	// Of the commands of its sandboxes; "" is the agent's default.
+	User    string `json:"user,omitempty"`
+	Workdir string `json:"workdir,omitempty"`
 }
 
 // Config is what a builder works with. All fields are needed.
@@ -62,12 +70,29 @@ type Builder struct {
 	cfg    Config
 	images string // begins the names of this agent's buildImages
 	slots  *semaphore.Weighted
+	layers *buildcache.Cache // disks after steps, by keys of steps
+	files  *buildcache.Cache // archives of COPY steps, by their hashes
 }
 
-// New returns a builder.
-func New(cfg Config) *Builder {
+// The caches in the store.
+const (
+	layersDir = "layers"
+	filesDir  = "build-files"
+)
+
+// New returns a builder. One at a time works with a store.
+func New(cfg Config) (*Builder, error) {
 	state := sha256.Sum256([]byte(cfg.Store.Dir))
-	return &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: semaphore.NewWeighted(parallel)}
+	b := &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: semaphore.NewWeighted(parallel)}
+	layers, files := limitsOf(cfg.Store)
+	var err error
+	if b.layers, err = buildcache.Open(filepath.Join(cfg.Store.Dir, layersDir), layers); err != nil {
+		return nil, err
+	}
+	if b.files, err = buildcache.Open(filepath.Join(cfg.Store.Dir, filesDir), files); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Sweep removes the images that builds of a dead agent left. No build may be at work.
@@ -86,15 +111,16 @@ func (b *Builder) Sweep(ctx context.Context) error {
 }
 
 // Build makes a build of a template, or returns the one that exists. It
-// calls log with lines about its progress and with the output of the start
-// command, one at a time, and waits for log. When ctx ends first nothing is left.
+// calls events with the steps that begin, and with lines about its progress and of
+// the output of commands, one at a time, and waits for it. When ctx ends first nothing
+// is left but results of steps, which later builds use.
 // The error says what was wrong with the source or a command; the result has the
 // variables of the container image and the spec.
-func (b *Builder) Build(ctx context.Context, job wrenn.BuildRequest, log func(line string)) (wrenn.BuildResult, error) {
+func (b *Builder) Build(ctx context.Context, job wrenn.BuildRequest, events func(wrenn.BuildEvent)) (wrenn.BuildResult, error) {
 	if err := b.check(job); err != nil {
 		return wrenn.BuildResult{}, err
 	}
-	out := &output{log: log}
+	out := newOutput(events)
 	if !b.slots.TryAcquire(1) {
 		out.line("waiting for other builds on this host")
 		if err := b.slots.Acquire(ctx, 1); err != nil {
@@ -127,7 +153,54 @@ func (b *Builder) check(job wrenn.BuildRequest) error {
 	case from.OCI != "":
 		return b.cfg.Registries.check(from.OCI)
 	}
+	if len(job.Spec.Steps) > 0 && job.Team == "" {
+		return wrenn.Errorf(wrenn.Invalid, "a build with steps needs its team")
+	}
 	return nil
+}
+
+// HasFiles reports whether the files of a COPY step are here.
+func (b *Builder) HasFiles(team wrenn.TeamID, hash string) bool {
+	e := b.files.Get(string(team), hash)
+	if e == nil {
+		return false
+	}
+	e.Release()
+	return true
+}
+
+// PutFiles stores the files of a COPY step: a tar archive, compressed by gzip or
+// not, of at most wrenn.MaxArchiveBytes. It is not unpacked here, ever, but in the
+// guest that builds. Content that ends with an error stores nothing.
+func (b *Builder) PutFiles(ctx context.Context, team wrenn.TeamID, hash string, content io.Reader) error {
+	if err := wrenn.CheckFilesHash(hash); err != nil {
+		return err
+	}
+	tried := false
+	e, err := b.files.Put(ctx, string(team), hash, nil, func(path string) (int64, error) {
+		if tried { // the content was read
+			return 0, wrenn.Errorf(wrenn.Exhausted, "this host's disk is full; upload again")
+		}
+		tried = true
+		return 0, receive(path, content)
+	})
+	if err == nil {
+		e.Release()
+	}
+	return err
+}
+
+// receive writes content to a new file.
+func receive(path string, content io.Reader) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o400)
+	if err != nil {
+		return err
+	}
+	n, err := io.Copy(f, io.LimitReader(content, wrenn.MaxArchiveBytes+1))
+	if err == nil && n > wrenn.MaxArchiveBytes {
+		err = wrenn.Errorf(wrenn.Invalid, "the files of a step have more than %d MiB, as they are uploaded", wrenn.MaxArchiveBytes>>20)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // find returns an existing build. NotFound when it does not exist.
@@ -136,13 +209,21 @@ func (b *Builder) find(ctx context.Context, id wrenn.BuildID) (wrenn.BuildResult
 	if err != nil {
 		return wrenn.BuildResult{}, err
 	}
-	var m metadata
-	if len(kept.Note) > 0 {
-		if err := json.Unmarshal(kept.Note, &m); err != nil {
-			return wrenn.BuildResult{}, fmt.Errorf("metadata of build %s: %w", id, err)
-		}
+	m, err := parseMetadata(id, kept.Note)
+	if err != nil {
+		return wrenn.BuildResult{}, err
 	}
 	return wrenn.BuildResult{Size: kept.Size, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
+}
+
+func parseMetadata(id wrenn.BuildID, text []byte) (m metadata, err error) {
+	if len(text) == 0 {
+		return m, nil
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		return m, fmt.Errorf("metadata of build %s: %w", id, err)
+	}
+	return m, nil
 }
 
 func (b *Builder) build(ctx context.Context, job wrenn.BuildRequest, out *output) error {
@@ -155,22 +236,49 @@ func (b *Builder) build(ctx context.Context, job wrenn.BuildRequest, out *output
 		out.line("saving sandbox %s as it is now", spec.From.Sandbox)
 		return sb.Snapshot(ctx, string(job.ID))
 	}
+	out.step(wrenn.StepBase)
 	from, err := b.source(ctx, job, out)
 	if err != nil {
 		return err
 	}
 	defer from.release(context.WithoutCancel(ctx))
-	text, err := json.Marshal(metadata{Env: from.env, Digest: from.digest})
+	guest, end, err := b.disk(ctx, job, from, out)
+	if err != nil {
+		return err
+	}
+	out.step(wrenn.StepFinalize)
+	return b.finalize(ctx, job, guest, from.digest, end, out)
+}
+
+// disk makes the disk that the template's machine boots from, nil for the base
+// guest's, and returns it with the state at its end. It goes with the source.
+func (b *Builder) disk(ctx context.Context, job wrenn.BuildRequest, from *source, out *output) (*sandbox.Guest, state, error) {
+	if len(job.Spec.Steps) == 0 {
+		guest, err := from.load(ctx)
+		return guest, from.start, err
+	}
+	return b.runSteps(ctx, job, from, out)
+}
+
+// finalize boots the disk, runs the template's commands and makes the snapshot.
+func (b *Builder) finalize(ctx context.Context, job wrenn.BuildRequest, disk *sandbox.Guest, digest string, end state, out *output) error {
+	spec := job.Spec
+	m := metadata{Env: end.Env, Digest: digest}
+	p := preparation{
+		start: spec.StartCmd, ready: spec.ReadyCmd, user: end.User, dir: end.Workdir,
+		timeout: cmp.Or(spec.ReadyTimeout, wrenn.DefaultReadyTimeout), settle: settleFor, out: out,
+	}
+	if len(spec.Steps) > 0 || spec.User != "" || spec.Workdir != "" {
+		m.User, m.Workdir = end.User, end.Workdir
+		p.defaults = &envdclient.Init{Env: end.Env}
+	}
+	text, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
 	out.line("booting")
-	p := preparation{
-		start: spec.StartCmd, ready: spec.ReadyCmd, user: from.user, dir: from.dir,
-		timeout: cmp.Or(spec.ReadyTimeout, wrenn.DefaultReadyTimeout), settle: settleFor, out: out,
-	}
 	err = b.cfg.Manager.Build(ctx, sandbox.Recipe{
-		Name: string(job.ID), Size: spec.OrDefault(), Guest: from.guest, Env: from.env, Note: text, Prepare: p.run,
+		Name: string(job.ID), Size: spec.OrDefault(), Guest: disk, Env: end.Env, Note: text, Prepare: p.run,
 	})
 	if err == nil {
 		out.line("saved as a snapshot")

@@ -23,14 +23,19 @@ var size = wrenn.Size{VCPUs: 1, MemoryMiB: 64}
 
 // buildLog is the log of a build.
 type buildLog struct {
-	mu    sync.Mutex // guards lines
+	mu    sync.Mutex // guards lines and steps
 	lines []string
+	steps []string
 }
 
-func (s *buildLog) add(line string) {
+func (s *buildLog) add(ev wrenn.BuildEvent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lines = append(s.lines, line)
+	if ev.Step != "" {
+		s.steps = append(s.steps, ev.Step)
+		return
+	}
+	s.lines = append(s.lines, ev.Line)
 }
 
 func (s *buildLog) String() string {
@@ -121,9 +126,9 @@ func TestBuildIsCanceled(t *testing.T) {
 	job := wrenn.BuildRequest{ID: wrenn.NewBuildID(), Spec: wrenn.TemplateSpec{
 		Size: size, StartCmd: "echo it runs; exec sleep 1000", ReadyCmd: "false", ReadyTimeout: time.Hour,
 	}}
-	_, err := agent.Templates.Build(ctx, job, func(line string) {
-		log.add(line)
-		if line == "it runs" {
+	_, err := agent.Templates.Build(ctx, job, func(ev wrenn.BuildEvent) {
+		log.add(ev)
+		if ev.Line == "it runs" {
 			cancel(why)
 		}
 	})
@@ -190,7 +195,7 @@ func TestBuildRefuses(t *testing.T) {
 		"a registry by its address": {id, wrenn.TemplateSource{OCI: "127.0.0.1:5000/app:1"}, wrenn.PermissionDenied, "127.0.0.1:5000"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := agent.Templates.Build(t.Context(), wrenn.BuildRequest{ID: tt.id, Spec: wrenn.TemplateSpec{From: tt.from}}, func(string) {})
+			_, err := agent.Templates.Build(t.Context(), wrenn.BuildRequest{ID: tt.id, Spec: wrenn.TemplateSpec{From: tt.from}}, func(wrenn.BuildEvent) {})
 			testkit.WantCode(t, err, tt.code, tt.text)
 		})
 	}

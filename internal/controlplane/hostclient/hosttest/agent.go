@@ -41,10 +41,11 @@ type Agent struct {
 	instance  int
 	sandboxes map[string]*sandbox
 	// builds are those of the templates of this host.
-	builds  map[string]bool
-	volumes map[string]bool
-	creates int
-	resumes int
+	builds     map[string]bool
+	volumes    map[string]bool
+	creates    int
+	resumes    int
+	buildFiles map[string][]byte // by team/hash
 }
 
 // sandbox is a sandbox of the host.

@@ -26,6 +26,9 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 	log := func(line string) {
 		_ = stream.Send(&hostagentv1.BuildTemplateResponse{Event: &hostagentv1.BuildTemplateResponse_Line{Line: line}}) // the caller is gone: ctx ends
 	}
+	for _, step := range []string{wrenn.StepBase, wrenn.StepFinalize} {
+		_ = stream.Send(&hostagentv1.BuildTemplateResponse{Event: &hostagentv1.BuildTemplateResponse_Step{Step: step}}) // likewise
+	}
 	if err := a.build(ctx, req, log); err != nil {
 		return wire.ToConnect(err)
 	}
@@ -102,4 +105,42 @@ func (a *Agent) ListTemplates(ctx context.Context, _ *hostagentv1.ListTemplatesR
 // Forget loses a build, as if the host's disk was replaced.
 func (a *Agent) Forget(id wrenn.BuildID) {
 	_ = a.locked(func() error { delete(a.builds, string(id)); return nil }) // never fails
+}
+
+// PutBuildFiles keeps the files of a COPY step.
+func (a *Agent) PutBuildFiles(ctx context.Context, stream *connect.ClientStream[hostagentv1.PutBuildFilesRequest]) (*hostagentv1.PutBuildFilesResponse, error) {
+	var name string
+	var content []byte
+	for stream.Receive() {
+		if f := stream.Msg().GetFiles(); f != nil {
+			name = f.GetTeam() + "/" + f.GetHash()
+		}
+		content = append(content, stream.Msg().GetChunk()...)
+	}
+	if stream.Err() != nil {
+		return nil, stream.Err()
+	}
+	return &hostagentv1.PutBuildFilesResponse{}, a.with(ctx, "PutBuildFiles", name, func() error {
+		if a.buildFiles == nil {
+			a.buildFiles = map[string][]byte{}
+		}
+		a.buildFiles[name] = content
+		return nil
+	})
+}
+
+// FindBuildFiles reports whether PutBuildFiles was called for them.
+func (a *Agent) FindBuildFiles(ctx context.Context, req *hostagentv1.FindBuildFilesRequest) (*hostagentv1.FindBuildFilesResponse, error) {
+	name := req.GetFiles().GetTeam() + "/" + req.GetFiles().GetHash()
+	res := &hostagentv1.FindBuildFilesResponse{}
+	return res, a.with(ctx, "FindBuildFiles", name, func() error {
+		_, res.Present = a.buildFiles[name]
+		return nil
+	})
+}
+
+// BuildFiles returns files that were put, nil if there are none.
+func (a *Agent) BuildFiles(team wrenn.TeamID, hash string) (content []byte) {
+	_ = a.locked(func() error { content = a.buildFiles[string(team)+"/"+hash]; return nil }) // never fails
+	return content
 }

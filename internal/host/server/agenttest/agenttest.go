@@ -91,10 +91,11 @@ func (a *Agent) Start(tb testing.TB) {
 	l, err := server.Listen{Address: "unix:" + a.socket}.Open(ctx, a.cfg.Log)
 	testkit.Must(tb, err)
 	manager := a.Manager
-	a.Templates = template.New(template.Config{
+	a.Templates, err = template.New(template.Config{
 		Manager: manager, Store: &storage.Store{Dir: a.cfg.StateDir}, Images: image.Config{StateDir: a.cfg.StateDir},
 		Kernel: a.cfg.Guest.Kernel, Registries: a.registries, Log: a.cfg.Log,
 	})
+	testkit.Must(tb, err)
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {

@@ -19,6 +19,36 @@ import (
 	openapi_types "github.com/oapi-codegen/runtime/types"
 )
 
+// Defines values for BuildStepKind.
+const (
+	ARG     BuildStepKind = "ARG"
+	COPY    BuildStepKind = "COPY"
+	ENV     BuildStepKind = "ENV"
+	RUN     BuildStepKind = "RUN"
+	USER    BuildStepKind = "USER"
+	WORKDIR BuildStepKind = "WORKDIR"
+)
+
+// Valid indicates whether the value is a known member of the BuildStepKind enum.
+func (e BuildStepKind) Valid() bool {
+	switch e {
+	case ARG:
+		return true
+	case COPY:
+		return true
+	case ENV:
+		return true
+	case RUN:
+		return true
+	case USER:
+		return true
+	case WORKDIR:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CreateSandboxOnTimeout.
 const (
 	CreateSandboxOnTimeoutDestroy CreateSandboxOnTimeout = "destroy"
@@ -259,6 +289,31 @@ func (e State) Valid() bool {
 	}
 }
 
+// BuildFiles defines model for BuildFiles.
+type BuildFiles struct {
+	// Present Whether the files need no upload.
+	Present bool `json:"present"`
+}
+
+// BuildStep A step of a build. `$NAME` in the arguments of all but `RUN` is replaced by the variable.
+type BuildStep struct {
+	// Args Of `COPY`: source, destination, owner, mode, the last two if wanted; of `RUN`: a command, and its user if wanted; of `ENV` and `ARG`: name, value, name, value, …; of `WORKDIR` and `USER`: one.
+	Args []string `json:"args"`
+
+	// Files Of `COPY`: under which its files were uploaded.
+	Files *FilesHash `json:"files,omitempty"`
+
+	// Force Run this step and all later ones, even if their results are cached.
+	Force *bool         `json:"force,omitempty"`
+	Kind  BuildStepKind `json:"kind"`
+
+	// Shell Of `RUN`: the program and the arguments before the command; a login shell when absent.
+	Shell *[]string `json:"shell,omitempty"`
+}
+
+// BuildStepKind defines model for BuildStep.Kind.
+type BuildStepKind string
+
 // BuildTemplate defines model for BuildTemplate.
 type BuildTemplate struct {
 	// Env Environment of every command in the sandboxes, beside that of the container image; 64 KiB at most. Not shown again.
@@ -273,11 +328,17 @@ type BuildTemplate struct {
 	// FromSandbox A running sandbox. It continues.
 	FromSandbox *SandboxID `json:"from_sandbox,omitempty"`
 
+	// FromTemplate A template that is ready. Its disk is used; of its machine nothing.
+	FromTemplate *TemplateName `json:"from_template,omitempty"`
+
 	// MemoryMb Memory of each sandbox in MiB.
 	MemoryMb *int `json:"memory_mb,omitempty"`
 
 	// Name Not `base`.
 	Name TemplateName `json:"name"`
+
+	// NoCache Run all steps, even if their results are cached.
+	NoCache *bool `json:"no_cache,omitempty"`
 
 	// ReadyCmd A shell command that succeeds when the sandbox is ready; it is repeated until then.
 	ReadyCmd *string `json:"ready_cmd,omitempty"`
@@ -294,8 +355,17 @@ type BuildTemplate struct {
 	// StartCmd A shell command that keeps running in every sandbox.
 	StartCmd *string `json:"start_cmd,omitempty"`
 
+	// Steps They change the disk in this order. Not shown again: they may have secrets.
+	Steps *[]BuildStep `json:"steps,omitempty"`
+
+	// User The user of the steps and commands, until a step changes it; that of the source when absent.
+	User *string `json:"user,omitempty"`
+
 	// Vcpus Virtual CPUs of each sandbox. Not with `from_sandbox`, nor are those below.
 	Vcpus *int `json:"vcpus,omitempty"`
+
+	// Workdir Likewise their directory.
+	Workdir *string `json:"workdir,omitempty"`
 }
 
 // Checkpoint defines model for Checkpoint.
@@ -470,6 +540,9 @@ type FailedCopy struct {
 	Message string    `json:"message"`
 }
 
+// FilesHash The name of the files of a step: a SHA-256 of them and of what else matters, in hexadecimal digits. The client computes it.
+type FilesHash = string
+
 // Fork defines model for Fork.
 type Fork struct {
 	// Count How many copies.
@@ -493,10 +566,16 @@ type Generation struct {
 	CreatedAt time.Time `json:"created_at"`
 
 	// Digest Of the container image.
-	Digest      *string    `json:"digest,omitempty"`
+	Digest *string `json:"digest,omitempty"`
+
+	// FailedStep The step at which it failed: its number from 1, `base` for the source, or `finalize` for the commands.
+	FailedStep  *string    `json:"failed_step,omitempty"`
 	FromImage   *string    `json:"from_image,omitempty"`
 	FromOci     *string    `json:"from_oci,omitempty"`
 	FromSandbox *SandboxID `json:"from_sandbox,omitempty"`
+
+	// FromTemplate An immutable build of a template.
+	FromTemplate *GenerationID `json:"from_template,omitempty"`
 
 	// ID An immutable build of a template.
 	ID GenerationID `json:"id"`
@@ -729,6 +808,12 @@ type Yes = Status
 // FileToRead defines model for FileToRead.
 type FileToRead = ReadFile
 
+// PutBuildFilesMultipartBody defines parameters for PutBuildFiles.
+type PutBuildFilesMultipartBody struct {
+	// File The archive; the only field.
+	File openapi_types.File `json:"file"`
+}
+
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
 	// Limit The number of sandboxes of a page, at most.
@@ -780,6 +865,9 @@ type GetGenerationParams struct {
 	From *int64 `form:"from,omitempty" json:"from,omitempty"`
 }
 
+// PutBuildFilesMultipartRequestBody defines body for PutBuildFiles for multipart/form-data ContentType.
+type PutBuildFilesMultipartRequestBody PutBuildFilesMultipartBody
+
 // CreateKeyJSONRequestBody defines body for CreateKey for application/json ContentType.
 type CreateKeyJSONRequestBody = CreateKey
 
@@ -824,6 +912,12 @@ type ServerInterface interface {
 	// GetReady Whether the server can do its work
 	// (GET /ready)
 	GetReady(w http.ResponseWriter, r *http.Request)
+	// FindBuildFiles Find out whether the files of a step must be uploaded
+	// (GET /v1/build-files/{hash})
+	FindBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash)
+	// PutBuildFiles Upload the files of a step
+	// (PUT /v1/build-files/{hash})
+	PutBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash)
 	// ListKeys List API keys
 	// (GET /v1/keys)
 	ListKeys(w http.ResponseWriter, r *http.Request)
@@ -923,6 +1017,18 @@ func (_ Unimplemented) GetHealth(w http.ResponseWriter, r *http.Request) {
 // GetReady Whether the server can do its work
 // (GET /ready)
 func (_ Unimplemented) GetReady(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// FindBuildFiles Find out whether the files of a step must be uploaded
+// (GET /v1/build-files/{hash})
+func (_ Unimplemented) FindBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// PutBuildFiles Upload the files of a step
+// (PUT /v1/build-files/{hash})
+func (_ Unimplemented) PutBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1122,6 +1228,58 @@ func (siw *ServerInterfaceWrapper) GetReady(w http.ResponseWriter, r *http.Reque
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetReady(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// FindBuildFiles operation middleware
+func (siw *ServerInterfaceWrapper) FindBuildFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "hash" -------------
+	var hash FilesHash
+
+	err = runtime.BindStyledParameterWithOptions("simple", "hash", chi.URLParam(r, "hash"), &hash, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "hash", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.FindBuildFiles(w, r, hash)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// PutBuildFiles operation middleware
+func (siw *ServerInterfaceWrapper) PutBuildFiles(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "hash" -------------
+	var hash FilesHash
+
+	err = runtime.BindStyledParameterWithOptions("simple", "hash", chi.URLParam(r, "hash"), &hash, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "hash", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.PutBuildFiles(w, r, hash)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -2078,6 +2236,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Post(options.BaseURL+"/v1/sandboxes/{id}/files/stream/read", wrapper.StreamReadFile)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/build-files/{hash}", wrapper.FindBuildFiles)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/build-files/{hash}", wrapper.PutBuildFiles)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/templates", wrapper.ListTemplates)
 	})
 	r.Group(func(r chi.Router) {
@@ -2374,6 +2538,349 @@ func (response GetReady503JSONResponse) VisitGetReadyResponse(w http.ResponseWri
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFilesRequestObject struct {
+	Hash FilesHash `json:"hash"`
+}
+
+type FindBuildFilesResponseObject interface {
+	VisitFindBuildFilesResponse(w http.ResponseWriter) error
+}
+
+type FindBuildFiles200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type FindBuildFiles200JSONResponse struct {
+	Body    BuildFiles
+	Headers FindBuildFiles200ResponseHeaders
+}
+
+func (response FindBuildFiles200JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response FindBuildFiles400JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response FindBuildFiles401JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response FindBuildFiles403JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response FindBuildFiles429JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles500JSONResponse struct{ InternalJSONResponse }
+
+func (response FindBuildFiles500JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response FindBuildFiles503JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FindBuildFiles504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response FindBuildFiles504JSONResponse) VisitFindBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFilesRequestObject struct {
+	Hash FilesHash `json:"hash"`
+	Body *multipart.Reader
+}
+
+type PutBuildFilesResponseObject interface {
+	VisitPutBuildFilesResponse(w http.ResponseWriter) error
+}
+
+type PutBuildFiles204Response = DoneResponse
+
+func (response PutBuildFiles204Response) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(204)
+	return nil
+}
+
+type PutBuildFiles400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response PutBuildFiles400JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response PutBuildFiles401JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response PutBuildFiles403JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response PutBuildFiles413JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response PutBuildFiles415JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response PutBuildFiles429JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles500JSONResponse struct{ InternalJSONResponse }
+
+func (response PutBuildFiles500JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response PutBuildFiles503JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutBuildFiles504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response PutBuildFiles504JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
 	_, err := buf.WriteTo(w)
 	return err
 }
@@ -8314,6 +8821,12 @@ type StrictServerInterface interface {
 	// GetReady Whether the server can do its work
 	// (GET /ready)
 	GetReady(ctx context.Context, request GetReadyRequestObject) (GetReadyResponseObject, error)
+	// FindBuildFiles Find out whether the files of a step must be uploaded
+	// (GET /v1/build-files/{hash})
+	FindBuildFiles(ctx context.Context, request FindBuildFilesRequestObject) (FindBuildFilesResponseObject, error)
+	// PutBuildFiles Upload the files of a step
+	// (PUT /v1/build-files/{hash})
+	PutBuildFiles(ctx context.Context, request PutBuildFilesRequestObject) (PutBuildFilesResponseObject, error)
 	// ListKeys List API keys
 	// (GET /v1/keys)
 	ListKeys(ctx context.Context, request ListKeysRequestObject) (ListKeysResponseObject, error)
@@ -8480,6 +8993,65 @@ func (sh *strictHandler) GetReady(w http.ResponseWriter, r *http.Request) {
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetReadyResponseObject); ok {
 		if err := validResponse.VisitGetReadyResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// FindBuildFiles operation middleware
+func (sh *strictHandler) FindBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash) {
+	var request FindBuildFilesRequestObject
+
+	request.Hash = hash
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.FindBuildFiles(ctx, request.(FindBuildFilesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FindBuildFiles")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(FindBuildFilesResponseObject); ok {
+		if err := validResponse.VisitFindBuildFilesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// PutBuildFiles operation middleware
+func (sh *strictHandler) PutBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash) {
+	var request PutBuildFilesRequestObject
+
+	request.Hash = hash
+
+	if reader, err := r.MultipartReader(); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode multipart body: %w", err))
+		return
+	} else {
+		request.Body = reader
+	}
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.PutBuildFiles(ctx, request.(PutBuildFilesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutBuildFiles")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(PutBuildFilesResponseObject); ok {
+		if err := validResponse.VisitPutBuildFilesResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -130,6 +130,8 @@ type TemplateGeneration struct {
 	Worker          *int64
 	CreatedAt       time.Time
 	UpdatedAt       time.Time
+	FromTemplate    string
+	FailedStep      string
 }
 
 type TemplateLine struct {

@@ -194,12 +194,12 @@ func (q *Queries) FailAbandonedBuilds(ctx context.Context, reason string, olderT
 }
 
 const failBuild = `-- name: FailBuild :execrows
-UPDATE template_generations SET state = 'failed', reason = $1, worker = NULL, updated_at = clock_timestamp()
-WHERE id = $2 AND state = 'building'
+UPDATE template_generations SET state = 'failed', reason = $1, failed_step = $2, worker = NULL, updated_at = clock_timestamp()
+WHERE id = $3 AND state = 'building'
 `
 
-func (q *Queries) FailBuild(ctx context.Context, reason string, iD string) (int64, error) {
-	result, err := q.db.Exec(ctx, failBuild, reason, iD)
+func (q *Queries) FailBuild(ctx context.Context, reason string, failedStep string, iD string) (int64, error) {
+	result, err := q.db.Exec(ctx, failBuild, reason, failedStep, iD)
 	if err != nil {
 		return 0, err
 	}
@@ -211,7 +211,7 @@ UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(),
     vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5
 WHERE id = $6 AND state = 'building' AND worker = $7
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step
 `
 
 type FinishBuildParams struct {
@@ -257,12 +257,14 @@ func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (Templ
 		&i.Worker,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.FromTemplate,
+		&i.FailedStep,
 	)
 	return i, err
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
+SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
 `
 
 type GetBuildParams struct {
@@ -302,16 +304,18 @@ func (q *Queries) GetBuild(ctx context.Context, arg GetBuildParams) (TemplateGen
 		&i.Worker,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.FromTemplate,
+		&i.FailedStep,
 	)
 	return i, err
 }
 
 const insertBuild = `-- name: InsertBuild :one
-INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env,
+INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, from_template, vcpus, memory_mb, env,
     start_cmd, ready_cmd, ready_timeout_sec, worker)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
-    $12, $13, $14, $15)
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+    $13, $14, $15, $16)
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step
 `
 
 type InsertBuildParams struct {
@@ -323,6 +327,7 @@ type InsertBuildParams struct {
 	FromImage       string
 	FromOci         string
 	FromSandbox     string
+	FromTemplate    string
 	VCPUs           int32
 	MemoryMB        int32
 	Env             map[string]string
@@ -342,6 +347,7 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		arg.FromImage,
 		arg.FromOci,
 		arg.FromSandbox,
+		arg.FromTemplate,
 		arg.VCPUs,
 		arg.MemoryMB,
 		arg.Env,
@@ -373,6 +379,8 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		&i.Worker,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.FromTemplate,
+		&i.FailedStep,
 	)
 	return i, err
 }
@@ -401,7 +409,7 @@ func (q *Queries) LoseBuild(ctx context.Context, reason string, iD string) (int6
 }
 
 const namedBuilds = `-- name: NamedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, (t.generation_id IS NOT NULL)::boolean AS is_current
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id
 WHERE g.team_id = $1 AND g.state <> 'deleted' AND ($2::text = '' OR (g.name = $2 AND g.tag = $3))
@@ -445,6 +453,8 @@ func (q *Queries) NamedBuilds(ctx context.Context, teamID string, name string, t
 			&i.TemplateGeneration.Worker,
 			&i.TemplateGeneration.CreatedAt,
 			&i.TemplateGeneration.UpdatedAt,
+			&i.TemplateGeneration.FromTemplate,
+			&i.TemplateGeneration.FailedStep,
 			&i.IsCurrent,
 		); err != nil {
 			return nil, err

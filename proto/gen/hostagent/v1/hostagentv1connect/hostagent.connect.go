@@ -85,6 +85,12 @@ const (
 	// HostAgentServiceListTemplatesProcedure is the fully-qualified name of the HostAgentService's
 	// ListTemplates RPC.
 	HostAgentServiceListTemplatesProcedure = "/hostagent.v1.HostAgentService/ListTemplates"
+	// HostAgentServicePutBuildFilesProcedure is the fully-qualified name of the HostAgentService's
+	// PutBuildFiles RPC.
+	HostAgentServicePutBuildFilesProcedure = "/hostagent.v1.HostAgentService/PutBuildFiles"
+	// HostAgentServiceFindBuildFilesProcedure is the fully-qualified name of the HostAgentService's
+	// FindBuildFiles RPC.
+	HostAgentServiceFindBuildFilesProcedure = "/hostagent.v1.HostAgentService/FindBuildFiles"
 	// HostAgentServiceCreateVolumeProcedure is the fully-qualified name of the HostAgentService's
 	// CreateVolume RPC.
 	HostAgentServiceCreateVolumeProcedure = "/hostagent.v1.HostAgentService/CreateVolume"
@@ -168,6 +174,12 @@ type HostAgentServiceClient interface {
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
+	// PutBuildFiles stores the files of a COPY step for later builds: a tar archive,
+	// compressed by gzip or not. They are whole or not there. The host removes those
+	// that were not used for the longest time.
+	PutBuildFiles(context.Context) (*connect.ClientStreamForClientSimple[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse], error)
+	// FindBuildFiles reports whether the host has the files of a COPY step.
+	FindBuildFiles(context.Context, *v1.FindBuildFilesRequest) (*v1.FindBuildFilesResponse, error)
 	// CreateVolume makes an empty volume. One that exists stays as it is.
 	CreateVolume(context.Context, *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error)
 	// DeleteVolume removes a volume and its files. It is no error if it does not
@@ -311,6 +323,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ListTemplates")),
 			connect.WithClientOptions(opts...),
 		),
+		putBuildFiles: connect.NewClient[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse](
+			httpClient,
+			baseURL+HostAgentServicePutBuildFilesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("PutBuildFiles")),
+			connect.WithClientOptions(opts...),
+		),
+		findBuildFiles: connect.NewClient[v1.FindBuildFilesRequest, v1.FindBuildFilesResponse](
+			httpClient,
+			baseURL+HostAgentServiceFindBuildFilesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("FindBuildFiles")),
+			connect.WithClientOptions(opts...),
+		),
 		createVolume: connect.NewClient[v1.CreateVolumeRequest, v1.CreateVolumeResponse](
 			httpClient,
 			baseURL+HostAgentServiceCreateVolumeProcedure,
@@ -393,6 +417,8 @@ type hostAgentServiceClient struct {
 	buildTemplate     *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate    *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
 	listTemplates     *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	putBuildFiles     *connect.Client[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse]
+	findBuildFiles    *connect.Client[v1.FindBuildFilesRequest, v1.FindBuildFilesResponse]
 	createVolume      *connect.Client[v1.CreateVolumeRequest, v1.CreateVolumeResponse]
 	deleteVolume      *connect.Client[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse]
 	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
@@ -550,6 +576,20 @@ func (c *hostAgentServiceClient) ListTemplates(ctx context.Context, req *v1.List
 	return nil, err
 }
 
+// PutBuildFiles calls hostagent.v1.HostAgentService.PutBuildFiles.
+func (c *hostAgentServiceClient) PutBuildFiles(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse], error) {
+	return c.putBuildFiles.CallClientStreamSimple(ctx)
+}
+
+// FindBuildFiles calls hostagent.v1.HostAgentService.FindBuildFiles.
+func (c *hostAgentServiceClient) FindBuildFiles(ctx context.Context, req *v1.FindBuildFilesRequest) (*v1.FindBuildFilesResponse, error) {
+	response, err := c.findBuildFiles.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // CreateVolume calls hostagent.v1.HostAgentService.CreateVolume.
 func (c *hostAgentServiceClient) CreateVolume(ctx context.Context, req *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error) {
 	response, err := c.createVolume.CallUnary(ctx, connect.NewRequest(req))
@@ -676,6 +716,12 @@ type HostAgentServiceHandler interface {
 	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
 	// ListTemplates lists the builds on this host.
 	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
+	// PutBuildFiles stores the files of a COPY step for later builds: a tar archive,
+	// compressed by gzip or not. They are whole or not there. The host removes those
+	// that were not used for the longest time.
+	PutBuildFiles(context.Context, *connect.ClientStream[v1.PutBuildFilesRequest]) (*v1.PutBuildFilesResponse, error)
+	// FindBuildFiles reports whether the host has the files of a COPY step.
+	FindBuildFiles(context.Context, *v1.FindBuildFilesRequest) (*v1.FindBuildFilesResponse, error)
 	// CreateVolume makes an empty volume. One that exists stays as it is.
 	CreateVolume(context.Context, *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error)
 	// DeleteVolume removes a volume and its files. It is no error if it does not
@@ -815,6 +861,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("ListTemplates")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServicePutBuildFilesHandler := connect.NewClientStreamHandlerSimple(
+		HostAgentServicePutBuildFilesProcedure,
+		svc.PutBuildFiles,
+		connect.WithSchema(hostAgentServiceMethods.ByName("PutBuildFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceFindBuildFilesHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceFindBuildFilesProcedure,
+		svc.FindBuildFiles,
+		connect.WithSchema(hostAgentServiceMethods.ByName("FindBuildFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceCreateVolumeHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceCreateVolumeProcedure,
 		svc.CreateVolume,
@@ -911,6 +969,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceDeleteTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceListTemplatesProcedure:
 			hostAgentServiceListTemplatesHandler.ServeHTTP(w, r)
+		case HostAgentServicePutBuildFilesProcedure:
+			hostAgentServicePutBuildFilesHandler.ServeHTTP(w, r)
+		case HostAgentServiceFindBuildFilesProcedure:
+			hostAgentServiceFindBuildFilesHandler.ServeHTTP(w, r)
 		case HostAgentServiceCreateVolumeProcedure:
 			hostAgentServiceCreateVolumeHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteVolumeProcedure:
@@ -1006,6 +1068,14 @@ func (UnimplementedHostAgentServiceHandler) DeleteTemplate(context.Context, *v1.
 
 func (UnimplementedHostAgentServiceHandler) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListTemplates is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) PutBuildFiles(context.Context, *connect.ClientStream[v1.PutBuildFilesRequest]) (*v1.PutBuildFilesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.PutBuildFiles is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) FindBuildFiles(context.Context, *v1.FindBuildFilesRequest) (*v1.FindBuildFilesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.FindBuildFiles is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) CreateVolume(context.Context, *v1.CreateVolumeRequest) (*v1.CreateVolumeResponse, error) {
