@@ -31,9 +31,10 @@ func (c *templateBuildCommand) addDockerfile(ctx context.Context, s *session, ap
 	for _, notice := range plan.Notices {
 		fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(notice)))
 	}
-	if build.FromTemplate == "" {
+	switch build.FromTemplate {
+	case "":
 		build.FromOCI = plan.From
-	} else if build.FromTemplate == "base" {
+	case "base":
 		build.FromTemplate = "" // which is the default
 	}
 	if build.StartCmd == "" {

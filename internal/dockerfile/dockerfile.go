@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -273,9 +274,9 @@ func (c *converter) startCommand() string {
 	}
 	both := *c.entrypoint
 	if c.cmd.PrependShell {
-		both.CmdLine = append(append(both.CmdLine[:len(both.CmdLine):len(both.CmdLine)], c.shell...), commandOf(*c.cmd))
+		both.CmdLine = append(append(slices.Clip(both.CmdLine), c.shell...), commandOf(*c.cmd))
 	} else {
-		both.CmdLine = append(both.CmdLine[:len(both.CmdLine):len(both.CmdLine)], c.cmd.CmdLine...)
+		both.CmdLine = append(slices.Clip(both.CmdLine), c.cmd.CmdLine...)
 	}
 	return commandOf(both)
 }

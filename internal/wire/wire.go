@@ -12,7 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
-	pb "wrenn/proto/gen/hostagent/v1"
+	pb "wrenn/proto/gen/hostagent/v1" //nolint:depguard // the detail of an error that has the codes which RPCs lack
 )
 
 var codes = map[wrenn.Code]connect.Code{

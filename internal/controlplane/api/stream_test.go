@@ -327,6 +327,7 @@ func TestStreamIsResumed(t *testing.T) {
 func TestStreamOfASandboxThatIsPaused(t *testing.T) {
 	const text = "the sandbox was paused: resume it"
 	begin := func(t *testing.T, session string, auto bool) *streaming {
+		t.Helper()
 		s := stream1(t, nil)
 		s.stub.runs = make(chan struct{})
 		s.send(t, `{"type":"start","cmd":"x","stdin":true`+session+`}`)

@@ -572,7 +572,7 @@ func TestNetwork(t *testing.T) {
 		if want == nil {
 			show("/sandboxes/"+made["sandboxID"].(string), true, nil)
 		} else {
-			show("/sandboxes/"+made["sandboxID"].(string), !denies, map[string]any(want))
+			show("/sandboxes/"+made["sandboxID"].(string), !denies, want)
 		}
 	}
 	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)

@@ -55,9 +55,11 @@ func (s *Server) listSnapshots(r *http.Request, c service.Caller) (int, any, err
 	req.After = string(after)
 	if text := query.Get("sandboxID"); text != "" {
 		short, _, _ := strings.Cut(text, "-")
-		if req.Sandbox, err = wrenn.ParseSandboxID(short); err != nil { // no snapshot is of such a sandbox
+		id, malformed := wrenn.ParseSandboxID(short)
+		if malformed != nil { // no snapshot is of such a sandbox
 			return http.StatusOK, []oapi.Snapshot{}, nil
 		}
+		req.Sandbox = id
 	}
 	found, more, err := s.service.ListSnapshots(r.Context(), c, req)
 	out := page{}
