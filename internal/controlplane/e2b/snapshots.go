@@ -56,8 +56,8 @@ func (s *Server) listSnapshots(r *http.Request, c service.Caller) (int, any, err
 	if text := query.Get("sandboxID"); text != "" {
 		short, _, _ := strings.Cut(text, "-")
 		id, malformed := wrenn.ParseSandboxID(short)
-		if malformed != nil { // no snapshot is of such a sandbox
-			return http.StatusOK, []oapi.Snapshot{}, nil
+		if malformed != nil {
+			return http.StatusOK, []oapi.Snapshot{}, nil //nolint:nilerr // an id that no sandbox has
 		}
 		req.Sandbox = id
 	}
