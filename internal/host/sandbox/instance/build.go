@@ -24,13 +24,15 @@ func (i *Instance) Build(ctx context.Context, from Source, parked bool) error {
 
 // Steps are the steps of Build.
 func (i *Instance) Steps(from Source, parked bool) []rollback.Step {
-	steps := []rollback.Step{
-		{Name: "slot", Do: i.acquireSlot},
-		{Name: "volumes", Do: i.serveVolumes},
+	steps := []rollback.Step{{Name: "slot", Do: i.acquireSlot}}
+	if len(i.owner.Volumes) > 0 {
+		steps = append(steps, rollback.Step{Name: "volumes", Do: i.serveVolumes})
+	}
+	steps = append(steps, []rollback.Step{
 		{Name: "disk", Do: func(ctx context.Context) error { return i.cloneDisk(ctx, from.RootFS) }},
 		{Name: "machine", Do: func(ctx context.Context) error { return i.startMachine(ctx, from) }},
 		{Name: "ready", Do: i.waitReady},
-	}
+	}...)
 	if parked {
 		steps = append(steps, rollback.Step{Name: "park", Do: i.park})
 	}
