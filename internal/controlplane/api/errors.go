@@ -181,7 +181,7 @@ func (s *Server) refuseRequest(w http.ResponseWriter, r *http.Request, err error
 
 func (s *Server) refuseMethod(root chi.Router, w http.ResponseWriter, r *http.Request) {
 	var allowed []string
-	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		if root.Match(chi.NewRouteContext(), method, r.URL.Path) {
 			allowed = append(allowed, method)
 		}
