@@ -169,7 +169,14 @@ func (s starting) abandon(ctx context.Context, sb *wrenn.Sandbox, cause error) e
 // undo destroys a sandbox that was being made, and ends its row as failed. If
 // another request has changed the row since, that one ends it.
 func (s starting) undo(ctx context.Context, sb *wrenn.Sandbox, reason string) error {
-	moved, moveErr := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Stopping, Reason: reason, Actor: s.actor})
+	stop := postgres.Move{To: wrenn.Stopping, Reason: reason, Actor: s.actor}
+	moved, moveErr := s.store.MoveSandbox(ctx, sb, stop)
+	if errors.Is(moveErr, postgres.ErrConflict) {
+		// The reconciler may have seen that it runs, although the answer was lost.
+		if now, err := s.store.Sandbox(ctx, sb.ID); err == nil && now.State == wrenn.Running {
+			moved, moveErr = s.store.MoveSandbox(ctx, now, stop)
+		}
+	}
 	if err := s.destroy(ctx, sb); err != nil || moveErr != nil {
 		return errors.Join(moveErr, err)
 	}
