@@ -49,7 +49,8 @@ func TestSDKs(t *testing.T) {
 	}
 	for _, s := range byDomain {
 		t.Run("by a domain: "+s.language+" "+s.version, func(t *testing.T) {
-			if _, err := net.LookupHost("api.sandbox.localhost"); err != nil {
+			// As the SDKs look it up: Go's own resolver asks no modules of the C library.
+			if err := exec.CommandContext(t.Context(), "getent", "hosts", "api.sandbox.localhost").Run(); err != nil {
 				if os.Getenv("WRENN_CI") == "1" {
 					t.Fatal(err)
 				}
