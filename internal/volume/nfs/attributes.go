@@ -39,14 +39,21 @@ func (e *encoder) changed(o *object) {
 	e.optional(o)
 }
 
+// handle appends the handle of an object.
+func (e *encoder) handle(o *object) error {
+	handle, err := o.handle()
+	if err == nil {
+		e.opaque(handle)
+	}
+	return err
+}
+
 // created appends the handle and the attributes of a new object.
 func (e *encoder) created(o *object) error {
-	handle, err := o.handle()
-	if err != nil {
+	e.bool(true)
+	if err := e.handle(o); err != nil {
 		return err
 	}
-	e.bool(true)
-	e.opaque(handle)
 	e.optional(o)
 	return nil
 }

@@ -56,11 +56,9 @@ func (s *Server) mount(_ *call, d *decoder, e *encoder) error {
 		return err
 	}
 	defer o.close()
-	handle, err := o.handle()
-	if err != nil {
+	if err := e.handle(o); err != nil {
 		return err
 	}
-	e.opaque(handle)
 	e.uint32(1, authSys)
 	return nil
 }

@@ -51,11 +51,9 @@ func (s *Server) lookup(c *call, d *decoder, e *encoder) error {
 			return err
 		}
 		defer o.close()
-		handle, err := o.handle()
-		if err != nil {
+		if err := e.handle(o); err != nil {
 			return err
 		}
-		e.opaque(handle)
 		e.optional(o)
 		e.optional(dir)
 		return nil
@@ -151,37 +149,14 @@ func readFull(fd int, p []byte, offset int64) (n int, err error) {
 func (s *Server) readdir(c *call, d *decoder, e *encoder) error {
 	return s.with(d, func(dir *object) error {
 		cookie, _, size := d.uint64(), d.uint64(), d.uint32()
-		if d.err != nil {
-			return d.err
-		}
-		e.optional(dir)
-		e.uint64(0) // the verifier: cookies stay valid
-		return s.list(c, dir, e, cookie, int(size), func(entry *dirent) error {
-			e.bool(true)
-			e.uint64(entry.inode)
-			e.opaque([]byte(entry.name))
-			e.uint64(entry.next)
-			return nil
-		})
+		return s.list(c, d, e, dir, cookie, size, func(string) {})
 	})
 }
 
 func (s *Server) readdirplus(c *call, d *decoder, e *encoder) error {
 	return s.with(d, func(dir *object) error {
 		cookie, _, _, size := d.uint64(), d.uint64(), d.uint32(), d.uint32()
-		if d.err != nil {
-			return d.err
-		}
-		e.optional(dir)
-		e.uint64(0) // as in readdir
-		return s.list(c, dir, e, cookie, int(size), func(entry *dirent) error {
-			e.bool(true)
-			e.uint64(entry.inode)
-			e.opaque([]byte(entry.name))
-			e.uint64(entry.next)
-			e.details(dir, entry.name)
-			return nil
-		})
+		return s.list(c, d, e, dir, cookie, size, func(name string) { e.details(dir, name) })
 	})
 }
 
@@ -208,10 +183,14 @@ type dirent struct {
 	name        string
 }
 
-// list calls add for the entries of a directory after a cookie, until the result has
-// size bytes. It appends the end of the list.
-func (s *Server) list(c *call, dir *object, e *encoder, cookie uint64, size int, add func(*dirent) error) error {
-	size = min(size, transferSize)
+// list appends the attributes of a directory and its entries after a cookie, until
+// the entries have size bytes. details appends what follows an entry.
+func (s *Server) list(c *call, d *decoder, e *encoder, dir *object, cookie uint64, size uint32, details func(name string)) error {
+	if d.err != nil {
+		return d.err
+	}
+	e.optional(dir)
+	e.uint64(0) // the verifier: cookies stay valid
 	var fd int
 	err := c.user.Do(func() (err error) {
 		fd, err = unix.Open(dir.path(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -224,29 +203,40 @@ func (s *Server) list(c *call, dir *object, e *encoder, cookie uint64, size int,
 	if _, err := unix.Seek(fd, int64(cookie), io.SeekStart); err != nil {
 		return statusBadCookie
 	}
+	end, err := e.entries(fd, int(min(size, transferSize)), details)
+	if err != nil {
+		return err
+	}
+	e.bool(false)
+	e.bool(end)
+	return nil
+}
+
+// entries appends what an open directory has after its position, up to size bytes with
+// the end of the list. It reports whether that is all.
+func (e *encoder) entries(fd, size int, details func(name string)) (end bool, err error) {
+	const listEnd = 12 // bytes, counted with the header
 	start, added := len(*e), 0
 	for entry, err := range entries(fd) {
 		if err != nil {
-			return err
+			return false, err
 		}
 		before := len(*e)
-		if err := add(&entry); err != nil {
-			return err
-		}
-		if len(*e)-start+12 > size { // 12 bytes end the list and were counted with the header
+		e.bool(true)
+		e.uint64(entry.inode)
+		e.opaque([]byte(entry.name))
+		e.uint64(entry.next)
+		details(entry.name)
+		if len(*e)-start+listEnd > size {
 			*e = (*e)[:before]
 			if added == 0 {
-				return statusTooSmall
+				return false, statusTooSmall
 			}
-			e.bool(false)
-			e.bool(false)
-			return nil
+			return false, nil
 		}
 		added++
 	}
-	e.bool(false)
-	e.bool(true)
-	return nil
+	return true, nil
 }
 
 // entries yields what an open directory has after its position. The number of ".."

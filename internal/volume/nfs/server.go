@@ -16,16 +16,12 @@ import (
 	"bufio"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"io"
 	"log/slog"
 	"net"
 	"sync"
 )
-
-// Port is the port that clients expect.
-const Port = 2049
 
 // The bounds of one server, which serves one guest.
 const (
@@ -259,6 +255,3 @@ func (s *Server) run(p *procedure, c *call) []byte {
 	e.uint32(uint32(statusOK))
 	return append(e, result...).seal()
 }
-
-// String describes the exports.
-func (s *Server) String() string { return fmt.Sprintf("NFS server of %d exports", len(s.exports)) }

@@ -15,7 +15,6 @@ const (
 	statusIO          status = 5
 	statusAccess      status = 13
 	statusExist       status = 17
-	statusNotDir      status = 20
 	statusIsDir       status = 21
 	statusInval       status = 22
 	statusStale       status = 70
