@@ -83,13 +83,10 @@ func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapsh
 	return snap, release, nil
 }
 
-// save stops the sandbox and writes its disk and its machine into staged. The
-// sandbox continues when restart runs, whether save failed or not. What can be done
-// before it stops is done before.
-func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack) error {
-	if err := s.prepareSave(ctx, staged); err != nil {
-		return err
-	}
+// freeze stops the guest's processes with everything that they wrote on the disk, so
+// that the machine can be paused next. The sandbox continues when restart runs,
+// whether freeze failed or not, and whether the machine was paused or not.
+func (s locked) freeze(ctx context.Context, restart *rollback.Stack) error {
 	if err := s.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }); err != nil {
 		return err
 	}
@@ -100,8 +97,21 @@ func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *roll
 	if err := s.at("guest frozen"); err != nil {
 		return err
 	}
+	restart.Add(s.letRun) // before: a Pause whose answer does not come may have worked
+	return nil
+}
+
+// save stops the sandbox and writes its disk and its machine into staged. The
+// sandbox continues when restart runs, whether save failed or not. What can be done
+// before it stops is done before.
+func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack) error {
+	if err := s.prepareSave(ctx, staged); err != nil {
+		return err
+	}
+	if err := s.freeze(ctx, restart); err != nil {
+		return err
+	}
 	began := time.Now()
-	restart.Add(s.letRun) // first: a Pause whose answer does not come may have worked
 	steps := []rollback.Step{
 		{Name: "machine paused", Do: s.instance.Machine.Pause},
 		{Name: "disk cloned", Do: func(ctx context.Context) error {

@@ -55,20 +55,15 @@ func (s *Sandbox) CloneDisk(ctx context.Context, path string) (how storage.Metho
 // cloneDisk stops the guest's processes with everything that they wrote on the
 // disk, and the vCPUs, so that the kernel does not write either.
 func (s locked) cloneDisk(ctx context.Context, path string) (how storage.Method, err error) {
-	if err := s.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }); err != nil {
-		return "", err
-	}
 	var restart rollback.Stack
-	restart.Add(s.thaw)
 	defer func() {
 		if failed := restart.Run(ctx); err == nil {
 			err = failed
 		}
 	}()
-	if err := s.instance.Freeze(ctx); err != nil {
+	if err := s.freeze(ctx, &restart); err != nil {
 		return "", err
 	}
-	restart.Add(s.letRun) // first: a Pause whose answer does not come may have worked
 	if err := s.instance.Machine.Pause(ctx); err != nil {
 		return "", err
 	}
