@@ -23,7 +23,7 @@ func (migrateCommand) Run(ctx context.Context, cfg controlplane.Config) error {
 
 type keyCommand struct {
 	Team string `arg:"" help:"The team's name."`
-	Name string `arg:"" help:"The key's name, for people."`
+	Name string `arg:"" help:"A name by which people recognize the key."`
 }
 
 // Run prints the secret of a key: the first of a team; later ones come by POST /v1/keys.
@@ -44,7 +44,7 @@ func (c *keyCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog
 
 type moveCommand struct {
 	ID   string `arg:"" help:"The sandbox."`
-	Host string `arg:"" help:"The host that has its files now."`
+	Host string `arg:"" help:"The host to which its files were copied."`
 }
 
 // Run makes the host that of a paused sandbox whose files were copied there.

@@ -16,17 +16,17 @@ import (
 )
 
 type imageCommands struct {
-	Prepare       imagePrepare       `cmd:"" help:"Make the default image, or find it made."`
-	FromContainer imageFromContainer `cmd:"" help:"Make an image of a container's files."`
-	FromOCI       imageFromOCI       `cmd:"" name:"from-oci" help:"Make an image of a container image."`
-	Update        imageUpdate        `cmd:"" help:"Put this version's agent into an image that from-container made."`
+	Prepare       imagePrepare       `cmd:"" help:"Make the default guest image, unless it exists, and print its name."`
+	FromContainer imageFromContainer `cmd:"" help:"Make a guest image from the files of a container."`
+	FromOCI       imageFromOCI       `cmd:"" name:"from-oci" help:"Make a guest image from a container image."`
+	Update        imageUpdate        `cmd:"" help:"Write this version's guest agent into an image that from-container or from-oci made."`
 }
 
 // imageFlags are the flags of every command about images.
 type imageFlags struct {
 	Images string `type:"path" help:"Directory for guest images, if not --state."`
-	Envd   string `type:"existingfile" help:"The guest's agent; default: envd beside this program."`
-	Stage0 string `type:"existingfile" help:"The guest's first program; default: stage0 beside this program."`
+	Envd   string `type:"existingfile" help:"The guest agent; default: envd beside this program."`
+	Stage0 string `type:"existingfile" help:"The first program that a guest runs; default: stage0 beside this program."`
 }
 
 // config sends progress to standard error: standard output is for the result.
@@ -36,7 +36,7 @@ func (f imageFlags) config(line *commandLine, std streams) image.Config {
 
 type imagePrepare struct {
 	imageFlags
-	Export bool `help:"Print the files as environment variables, for the tests with real machines."`
+	Export bool `help:"Print the paths of the image's files as environment variables, for tests with real machines."`
 }
 
 // Run prints the paths of the files.
@@ -54,9 +54,9 @@ func (c *imagePrepare) Run(ctx context.Context, line *commandLine, std streams) 
 
 type imageFromContainer struct {
 	imageFlags
-	Name    string `arg:"" help:"What the image will be called."`
-	Tar     string `default:"-" help:"The container's files, as docker export writes them; - is standard input."`
-	Replace bool   `help:"Replace an image of that name."`
+	Name    string `arg:"" help:"The name of the new image."`
+	Tar     string `default:"-" help:"A tar archive as docker export writes it; - is standard input."`
+	Replace bool   `help:"Replace an existing image of that name."`
 }
 
 // Run prints to standard error which programs a guest will miss.
@@ -79,11 +79,11 @@ func (c *imageFromContainer) Run(ctx context.Context, line *commandLine, std str
 
 type imageFromOCI struct {
 	imageFlags
-	Source        string `arg:"" help:"Like debian:12, registry.example/app@sha256:…, docker-archive:FILE, oci:DIRECTORY, docker-daemon:NAME or containers-storage:NAME (Podman)."`
-	Name          string `arg:"" help:"What the image will be called."`
-	Username      string `help:"For the registry; default: what docker login left for this user."`
+	Source        string `arg:"" help:"The container image, such as debian:12, registry.example/app@sha256:…, docker-archive:FILE, oci:DIRECTORY, docker-daemon:NAME or containers-storage:NAME (Podman)."`
+	Name          string `arg:"" help:"The name of the new image."`
+	Username      string `help:"User name at the registry; default: the login that docker login stored for this user."`
 	PasswordStdin bool   `help:"Read the registry's password from standard input."`
-	Replace       bool   `help:"Replace an image of that name."`
+	Replace       bool   `help:"Replace an existing image of that name."`
 }
 
 // Run prints to standard error its progress and which programs a guest will miss.

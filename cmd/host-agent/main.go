@@ -26,7 +26,7 @@ type commandLine struct {
 	State string `default:"/var/lib/wrenn" type:"path" help:"Directory for images, disks, snapshots and journals."`
 
 	Serve serveCommand  `cmd:"" help:"Run sandboxes for a control plane."`
-	Image imageCommands `cmd:"" help:"Make what sandboxes boot."`
+	Image imageCommands `cmd:"" help:"Make guest images."`
 }
 
 // streams are a command's standard streams.

@@ -25,9 +25,9 @@ import (
 )
 
 type serveCommand struct {
-	Config      string `type:"path" help:"The configuration, a TOML file; default: no file."`
-	CheckConfig bool   `help:"Print the effective configuration, or what is wrong with it, and exit."`
-	Drain       bool   `help:"Destroy all sandboxes when the agent is stopped; otherwise they run on, for the next agent."`
+	Config      string `type:"path" help:"The configuration, a TOML file; default: built-in defaults."`
+	CheckConfig bool   `help:"Print the effective configuration or its errors, and exit."`
+	Drain       bool   `help:"Destroy all sandboxes when the agent is stopped; otherwise they keep running and the next agent adopts them."`
 }
 
 // Run serves until ctx ends. It adopts the sandboxes of an earlier agent.

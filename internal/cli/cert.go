@@ -17,8 +17,8 @@ import (
 )
 
 type certCommand struct {
-	State  string `default:"/var/lib/wrenn" type:"path" help:"That of wrenn up."`
-	Domain string `default:"sandbox.localhost" placeholder:"NAME" help:"The domain of wrenn up; default: ${default}."`
+	State  string `default:"/var/lib/wrenn" type:"path" help:"The state directory of wrenn up."`
+	Domain string `default:"sandbox.localhost" placeholder:"NAME" help:"The --domain of wrenn up; default: ${default}."`
 }
 
 // Run shows the authority of the domain. It makes one if there is none, which needs root.

@@ -10,16 +10,16 @@ import (
 )
 
 type checkpointCommands struct {
-	Create  checkpointCreateCommand  `cmd:"" help:"Keep what a running sandbox is now, and print the checkpoint's id."`
+	Create  checkpointCreateCommand  `cmd:"" help:"Save the current state of a running sandbox, and print the checkpoint's id."`
 	List    checkpointListCommand    `cmd:"" aliases:"ls" help:"List the checkpoints of a sandbox, oldest first."`
-	Tree    checkpointTreeCommand    `cmd:"" help:"Draw the checkpoints of a sandbox, and where it goes on from."`
-	Restore checkpointRestoreCommand `cmd:"" help:"Make a sandbox what it was at a checkpoint; what it is now is lost."`
-	Delete  checkpointDeleteCommand  `cmd:"" aliases:"rm" help:"Delete checkpoints; those made after one go on from its parent."`
+	Tree    checkpointTreeCommand    `cmd:"" help:"Print the checkpoints of a sandbox as a tree, and mark the one that it continues from."`
+	Restore checkpointRestoreCommand `cmd:"" help:"Return a sandbox to a checkpoint. Its current state is lost."`
+	Delete  checkpointDeleteCommand  `cmd:"" aliases:"rm" help:"Delete checkpoints. Their children get their parent."`
 }
 
 type checkpointCreateCommand struct {
-	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox. It goes on."`
-	Name    string `arg:"" optional:"" help:"For people."`
+	Sandbox string `arg:"" complete:"sandbox" help:"The sandbox, which keeps running."`
+	Name    string `arg:"" optional:"" help:"A name by which people recognize the checkpoint."`
 }
 
 // Run prints the id alone, for scripts.
@@ -135,7 +135,7 @@ func (t *checkpointTree) here(id string) string {
 
 type checkpointRestoreCommand struct {
 	Sandbox    string `arg:"" complete:"sandbox" help:"The sandbox."`
-	Checkpoint string `arg:"" complete:"checkpoint" help:"The checkpoint, by the id that list prints."`
+	Checkpoint string `arg:"" complete:"checkpoint" help:"The checkpoint's id, as list prints it."`
 }
 
 // Run returns when the sandbox is restored.

@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"slices"
 
 	"github.com/alecthomas/kong"
 
@@ -24,21 +25,21 @@ import (
 
 // commandLine is the whole command line.
 type commandLine struct {
-	Output string `short:"o" enum:"text,json" default:"text" help:"How results are printed: ${enum}."`
-	Config string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"The configuration that up writes; default: wrenn/config.toml in the user's configuration directory."`
-	URL    string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"The server; default: that of the configuration."`
+	Output string `short:"o" enum:"text,json" default:"text" help:"Format of results: ${enum}."`
+	Config string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"File with the server's address and key, which up writes; default: wrenn/config.toml in the user's configuration directory."`
+	URL    string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"Address of the server; default: the one in the configuration."`
 
 	Up          upCommand          `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
-	Doctor      doctorCommand      `cmd:"" help:"Say what this machine has for sandboxes, and what to do about the rest."`
+	Doctor      doctorCommand      `cmd:"" help:"Check whether this machine can run sandboxes, and print how to fix what is missing."`
 	Sandbox     sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
-	PortForward portForwardCommand `cmd:"" help:"Make ports of a sandbox ports of this machine, for any protocol over TCP."`
-	Checkpoint  checkpointCommands `cmd:"" help:"Moments of sandboxes to go back to."`
-	Template    templateCommands   `cmd:"" help:"What sandboxes start from."`
-	Key         keyCommands        `cmd:"" help:"API keys of the team."`
-	Cert        certCommand        `cmd:"" help:"The certificate authority of wrenn up --domain, and how to trust it."`
-	Verify      verifyCommands     `cmd:"" help:"Show on this server what the documentation promises."`
+	PortForward portForwardCommand `cmd:"" help:"Forward ports of this machine to TCP ports of a sandbox."`
+	Checkpoint  checkpointCommands `cmd:"" help:"Save and restore states of sandboxes."`
+	Template    templateCommands   `cmd:"" help:"Build and list templates, from which sandboxes start."`
+	Key         keyCommands        `cmd:"" help:"Create, list and revoke the team's API keys."`
+	Cert        certCommand        `cmd:"" help:"Show the certificate authority of wrenn up --domain, and how to trust it."`
+	Verify      verifyCommands     `cmd:"" help:"Check properties that the documentation promises on this server."`
 
-	Completion completionCommand `cmd:"" help:"Print what makes a shell complete commands, flags and ids."`
+	Completion completionCommand `cmd:"" help:"Print a script with which a shell completes commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
@@ -62,15 +63,18 @@ func Command(ctx context.Context, args []string, std Std) error {
 	s := &session{Std: std, line: &line}
 	helped := false
 	parser, err := kong.New(&line,
-		kong.Name("wrenn"), kong.Description("Linux machines for programs, in milliseconds."), kong.UsageOnError(),
+		kong.Name("wrenn"), kong.Description("Run programs in sandboxes: microVMs that start in milliseconds."), kong.UsageOnError(),
 		kong.Writers(std.Out, std.Err), kong.Exit(func(int) { helped = true }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: helpWidth}),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(s))
 	if err != nil {
 		return err
 	}
-	if len(args) == 0 {
+	switch {
+	case len(args) == 0:
 		args = []string{"--help"}
+	case args[0] == "help": // wrenn help COMMAND is wrenn COMMAND --help
+		args = append(slices.Clone(args[1:]), "--help")
 	}
 	parsed, err := parser.Parse(args)
 	if helped {

@@ -445,6 +445,17 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// TestHelpCommand: help COMMAND prints what COMMAND --help does.
+func TestHelpCommand(t *testing.T) {
+	for _, page := range []string{"", "sandbox", "sandbox exec"} {
+		words := strings.Fields(page)
+		got, want := invoke(t, nil, nil, append([]string{"help"}, words...)...), invoke(t, nil, nil, append(words, "--help")...)
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(result{})); diff != "" || got.code != 0 {
+			t.Errorf("help %s (-want +got):\n%s", page, diff)
+		}
+	}
+}
+
 func TestWrongCommandLine(t *testing.T) {
 	for _, args := range [][]string{{"nothing"}, {"sandbox", "create", "--vcpus", "many"}, {"sandbox", "create", "--timeout", "0s"}, {"-o", "xml", "version"}, {"sandbox", "create", "--on-timeout", "sell"}, {"sandbox", "fork"}} {
 		if got := invoke(t, nil, nil, args...); got.code != 2 || got.err == "" {

@@ -20,12 +20,12 @@ import (
 const standard = "-"
 
 type copyCommand struct {
-	Recursive bool     `short:"r" help:"Copy a directory and all below it; the sandbox needs tar."`
-	MaxSize   byteSize `default:"16G" placeholder:"SIZE" help:"Of a directory that comes from a sandbox; default: ${default}."`
-	User      string   `short:"u" placeholder:"USER" help:"Who reads or writes in the sandbox; default: the template's user."`
+	Recursive bool     `short:"r" help:"Copy a directory with its content; the sandbox needs tar."`
+	MaxSize   byteSize `default:"16G" placeholder:"SIZE" help:"Largest total size to accept when copying a directory from a sandbox; default: ${default}."`
+	User      string   `short:"u" placeholder:"USER" help:"The user that reads or writes in the sandbox; default: the template's default user."`
 
-	From string `arg:"" complete:"file" help:"The file to copy: ID:PATH in a sandbox, PATH here, or - for standard input."`
-	To   string `arg:"" complete:"file" help:"Where to: ID:PATH in a sandbox, PATH here, or - for standard output. A path that ends with / is a directory."`
+	From string `arg:"" complete:"file" help:"The source: ID:PATH in a sandbox, PATH on this machine, or - for standard input."`
+	To   string `arg:"" complete:"file" help:"The destination: ID:PATH in a sandbox, PATH on this machine, or - for standard output. A path that ends with / is a directory."`
 }
 
 // remote is a file of a sandbox. An empty path is the user's home.

@@ -48,8 +48,8 @@ type finding struct {
 }
 
 type doctorCommand struct {
-	State  string `default:"/var/lib/wrenn" type:"path" help:"Where up keeps everything."`
-	Listen string `default:"127.0.0.1:8080" help:"Where up serves."`
+	State  string `default:"/var/lib/wrenn" type:"path" help:"The --state of wrenn up."`
+	Listen string `default:"127.0.0.1:8080" help:"The --listen of wrenn up."`
 }
 
 // Run fails when a finding prevents up from working.

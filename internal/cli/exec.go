@@ -30,20 +30,20 @@ const (
 
 type execFlags struct {
 	Env  map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable; may be repeated."`
-	Cwd  string            `short:"C" placeholder:"DIR" help:"Where it starts; default: the user's home."`
-	User string            `short:"u" placeholder:"USER" help:"Who runs it; default: the template's user."`
+	Cwd  string            `short:"C" placeholder:"DIR" help:"Its working directory; default: the user's home."`
+	User string            `short:"u" placeholder:"USER" help:"The user that runs it; default: the template's default user."`
 }
 
 type execCommand struct {
 	execFlags
 
-	Tty     bool          `short:"t" help:"Give it a terminal, this one when there is one."`
-	NoStdin bool          `short:"n" help:"Give it no input; in loops of a shell, whose input it would take."`
-	Timeout time.Duration `placeholder:"TIME" help:"Kill it after so long; default: never."`
-	Attach  int           `placeholder:"PID" help:"Follow a command that runs already, instead of running one."`
+	Tty     bool          `short:"t" help:"Give it a terminal; input and output are this terminal if there is one."`
+	NoStdin bool          `short:"n" help:"Give it no input. Needed in shell loops that read a list, because the command would read the list."`
+	Timeout time.Duration `placeholder:"TIME" help:"Kill it after this time; default: never."`
+	Attach  int           `placeholder:"PID" help:"Follow a command that is already running instead of starting one."`
 
 	ID      string   `arg:"" complete:"sandbox" help:"The sandbox."`
-	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command and its arguments. No shell is involved: use sh -c '...' for pipes."`
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command and its arguments. It is not run by a shell: use sh -c '...' for pipes."`
 }
 
 // Run ends with the command's exit code.
@@ -78,7 +78,7 @@ type shellCommand struct {
 	execFlags
 
 	ID    string   `arg:"" complete:"sandbox" help:"The sandbox."`
-	Shell []string `arg:"" optional:"" passthrough:"partial" help:"The shell; default: bash, else sh, as at a login."`
+	Shell []string `arg:"" optional:"" passthrough:"partial" help:"The shell; default: bash, else sh, as a login shell."`
 }
 
 // Run ends with the shell's exit code.

@@ -9,13 +9,13 @@ import (
 )
 
 type keyCommands struct {
-	Create keyCreateCommand `cmd:"" help:"Make an API key and print its secret, this once."`
+	Create keyCreateCommand `cmd:"" help:"Create an API key and print its secret, which is shown only once."`
 	List   keyListCommand   `cmd:"" aliases:"ls" help:"List API keys."`
-	Revoke keyRevokeCommand `cmd:"" help:"End API keys."`
+	Revoke keyRevokeCommand `cmd:"" help:"Revoke API keys."`
 }
 
 type keyCreateCommand struct {
-	Name string `arg:"" help:"What it is for."`
+	Name string `arg:"" help:"A name that says what the key is for."`
 }
 
 // Run prints the secret alone, for scripts.
@@ -67,7 +67,7 @@ func (*keyListCommand) Run(ctx context.Context, s *session) error {
 }
 
 type keyRevokeCommand struct {
-	IDs []string `arg:"" name:"id" complete:"key" help:"The keys, by the ids that list prints."`
+	IDs []string `arg:"" name:"id" complete:"key" help:"The ids of the keys, as list prints them."`
 }
 
 // Run revokes them one by one.

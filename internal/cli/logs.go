@@ -11,8 +11,8 @@ import (
 )
 
 type logsCommand struct {
-	Follow bool   `short:"f" help:"Go on with what comes, until the sandbox ends."`
-	ID     string `arg:"" complete:"sandbox" help:"The sandbox. One that failed keeps its last lines for a while."`
+	Follow bool   `short:"f" help:"Print new output until the sandbox ends."`
+	ID     string `arg:"" complete:"sandbox" help:"The sandbox. The end of the console of a failed sandbox is kept for a while."`
 }
 
 // Run prints the console unchanged; on a terminal it removes control characters.

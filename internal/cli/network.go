@@ -12,9 +12,9 @@ import (
 
 // networkRules are the flags that say what a sandbox may reach.
 type networkRules struct {
-	Network string   `enum:"internet,none,unset" default:"unset" placeholder:"internet|none" help:"What it may reach besides --allow and --deny: all of the internet, or nothing; default: internet."`
-	Allow   []string `placeholder:"CIDR" sep:"none" help:"An address or network that it may reach in any case; may be repeated."`
-	Deny    []string `placeholder:"CIDR" sep:"none" help:"An address or network that it may not reach; may be repeated."`
+	Network string   `enum:"internet,none,unset" default:"unset" placeholder:"internet|none" help:"What the sandbox may reach apart from --allow and --deny: the whole internet, or nothing; default: internet."`
+	Allow   []string `placeholder:"CIDR" sep:"none" help:"An address or network that is allowed, also if --network or --deny excludes it; may be repeated."`
+	Deny    []string `placeholder:"CIDR" sep:"none" help:"An address or network that is denied; may be repeated."`
 }
 
 // policy returns the policy of the flags; nil if there are none.

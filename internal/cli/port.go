@@ -19,7 +19,7 @@ import (
 
 type portCommand struct {
 	ID   string `arg:"" complete:"sandbox" help:"The sandbox."`
-	Port uint16 `arg:"" help:"Where a program in it listens, by HTTP."`
+	Port uint16 `arg:"" help:"The port in the sandbox, on which an HTTP server listens."`
 }
 
 // Run prints a URL. It does not check that a program listens: one may be started later.
@@ -33,9 +33,9 @@ func (c *portCommand) Run(_ context.Context, s *session) error {
 }
 
 type portForwardCommand struct {
-	Address string   `default:"127.0.0.1" placeholder:"ADDRESS" help:"Where to listen on this machine; default: ${default}."`
+	Address string   `default:"127.0.0.1" placeholder:"ADDRESS" help:"Address to listen on; default: ${default}."`
 	ID      string   `arg:"" complete:"sandbox" help:"The sandbox."`
-	Ports   []string `arg:"" placeholder:"[LOCAL:]PORT" help:"A port of the sandbox, and the one of this machine that leads to it, if another. A local port of 0 is a free one."`
+	Ports   []string `arg:"" placeholder:"[LOCAL:]PORT" help:"[LOCAL:]PORT: a port of the sandbox, and the port of this machine that leads to it; default: the same. With 0 a free port is chosen."`
 }
 
 // forwarding is a local listener and where its connections lead.

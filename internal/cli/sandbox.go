@@ -16,19 +16,19 @@ import (
 
 type sandboxCommands struct {
 	Create  createCommand  `cmd:"" help:"Create a sandbox and print its id."`
-	List    listCommand    `cmd:"" aliases:"ls" help:"List sandboxes, newest first; those that live unless asked otherwise."`
+	List    listCommand    `cmd:"" aliases:"ls" help:"List sandboxes, newest first. Those that have ended are listed only with --all or --state."`
 	Get     getCommand     `cmd:"" help:"Show a sandbox."`
-	Exec    execCommand    `cmd:"" help:"Run a command in a sandbox, with this input, output and exit code."`
+	Exec    execCommand    `cmd:"" help:"Run a command in a sandbox, with its input, output and exit code here."`
 	Shell   shellCommand   `cmd:"" help:"Open a shell in a sandbox."`
 	Kill    killCommand    `cmd:"" aliases:"rm" help:"Destroy sandboxes."`
-	Pause   pauseCommand   `cmd:"" help:"Write sandboxes to the disk and free their memory, until they are resumed."`
-	Resume  resumeCommand  `cmd:"" help:"Let paused sandboxes go on."`
+	Pause   pauseCommand   `cmd:"" help:"Save sandboxes with their running programs to the disk and free their memory."`
+	Resume  resumeCommand  `cmd:"" help:"Continue paused sandboxes where they stopped."`
 	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
-	Timeout timeoutCommand `cmd:"" help:"Set when a sandbox ends by itself."`
+	Timeout timeoutCommand `cmd:"" help:"Set the time without use after which a sandbox ends."`
 	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach of the internet."`
-	Logs    logsCommand    `cmd:"" help:"Print what a sandbox's console said: kernel, init and agent."`
-	Cp      copyCommand    `cmd:"" help:"Copy a file into or out of a sandbox."`
-	Port    portCommand    `cmd:"" help:"Print the URL under which a program in a sandbox is served."`
+	Logs    logsCommand    `cmd:"" help:"Print a sandbox's console: output of the kernel, init and guest agent."`
+	Cp      copyCommand    `cmd:"" help:"Copy files into, out of or between sandboxes."`
+	Port    portCommand    `cmd:"" help:"Print the URL of a web server in a sandbox."`
 }
 
 // never is the text for client.Never.
@@ -51,12 +51,12 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 }
 
 type createCommand struct {
-	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"What it starts from; default: base."`
+	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"The template to start from; default: base."`
 	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
 	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
-	Timeout    idle              `placeholder:"TIME" help:"Time without use until it ends, as 90s, 1h or never; default: 5m."`
-	OnTimeout  client.OnTimeout  `enum:"destroy,pause" default:"destroy" help:"How it ends then: ${enum}."`
-	AutoResume bool              `help:"Using it while it is paused resumes it."`
+	Timeout    idle              `placeholder:"TIME" help:"Time without use after which it ends, such as 90s, 1h or never; default: 5m."`
+	OnTimeout  client.OnTimeout  `enum:"destroy,pause" default:"destroy" help:"What happens after --timeout: ${enum}."`
+	AutoResume bool              `help:"Resume it by its next use after a pause."`
 	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
 	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
 	networkRules
@@ -83,11 +83,11 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 }
 
 type listCommand struct {
-	All      bool              `short:"a" help:"Those that ended, too."`
-	State    []client.State    `placeholder:"STATE" help:"Only those in this state; may be repeated."`
-	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"Only those with this label; may be repeated."`
-	Limit    int               `short:"n" placeholder:"N" help:"At most so many; default: all."`
-	Quiet    bool              `short:"q" help:"Print ids alone."`
+	All      bool              `short:"a" help:"Also list those that have ended."`
+	State    []client.State    `placeholder:"STATE" help:"List only those in this state; may be repeated."`
+	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"List only those with this label; may be repeated."`
+	Limit    int               `short:"n" placeholder:"N" help:"Print at most this many; default: all."`
+	Quiet    bool              `short:"q" help:"Print only the ids."`
 }
 
 // living are the states of sandboxes that did not end.
@@ -199,7 +199,7 @@ func (s *session) show(sb *client.Sandbox) error {
 
 type killCommand struct {
 	IDs []string `arg:"" complete:"sandbox" name:"id" optional:"" help:"The sandboxes."`
-	All bool     `help:"All of the team."`
+	All bool     `help:"Destroy all sandboxes of the team."`
 }
 
 // Run destroys as many of the sandboxes as possible; its error names the others.
@@ -275,8 +275,8 @@ func (s *session) change(ctx context.Context, what string, ids []string, do func
 }
 
 type forkCommand struct {
-	ID       string            `arg:"" complete:"sandbox" help:"The sandbox, running or paused. It goes on as it was."`
-	Count    int               `short:"n" placeholder:"N" default:"1" help:"How many copies, up to 100; default: 1."`
+	ID       string            `arg:"" complete:"sandbox" help:"The sandbox, running or paused. It does not change."`
+	Count    int               `short:"n" placeholder:"N" default:"1" help:"Number of copies, up to 100; default: 1."`
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label of each copy, instead of those of the sandbox; may be repeated."`
 }
 
@@ -308,7 +308,7 @@ func (c *forkCommand) Run(ctx context.Context, s *session) error {
 
 type timeoutCommand struct {
 	ID   string `arg:"" complete:"sandbox" help:"The sandbox."`
-	Time idle   `arg:"" help:"Time without use, as 90s, 1h or never."`
+	Time idle   `arg:"" help:"Time without use, such as 90s, 1h or never."`
 }
 
 // Run sets the timeout, counted from now.

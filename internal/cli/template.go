@@ -15,32 +15,32 @@ import (
 )
 
 type templateCommands struct {
-	Build  templateBuildCommand  `cmd:"" help:"Build a template, from which sandboxes start with their programs running, and print the id of the build."`
-	List   templateListCommand   `cmd:"" aliases:"ls" help:"List templates: the base and those of the team."`
+	Build  templateBuildCommand  `cmd:"" help:"Build a template, from which sandboxes start with their programs already running, and print the id of the build."`
+	List   templateListCommand   `cmd:"" aliases:"ls" help:"List templates: base and those of the team."`
 	Get    templateGetCommand    `cmd:"" help:"Show a template."`
-	Logs   templateLogsCommand   `cmd:"" help:"Print what a template's newest build said."`
-	Delete templateDeleteCommand `cmd:"" aliases:"rm" help:"Delete templates; their sandboxes live on."`
+	Logs   templateLogsCommand   `cmd:"" help:"Print the log of a template's newest build."`
+	Delete templateDeleteCommand `cmd:"" aliases:"rm" help:"Delete templates; sandboxes created from them keep running."`
 }
 
 type templateBuildCommand struct {
-	Name         string            `arg:"" complete:"template" help:"The template, as name or name:tag. If there is one of that name, it is replaced when the build is ready."`
+	Name         string            `arg:"" complete:"template" help:"The template, as name or name:tag. An existing template of that name is replaced when the build is ready."`
 	Context      string            `arg:"" optional:"" placeholder:"DIR" help:"The directory that a Dockerfile's COPY copies from; default with --file: the current one."`
-	File         string            `short:"f" placeholder:"FILE" help:"Build by a Dockerfile, - for standard input; default with a context: its Dockerfile."`
+	File         string            `short:"f" placeholder:"FILE" help:"Build from a Dockerfile, - for standard input; default with a context: its Dockerfile."`
 	BuildArgs    map[string]string `name:"build-arg" placeholder:"NAME=VALUE" mapsep:"none" help:"The value of an ARG of the Dockerfile; may be repeated."`
 	NoCache      bool              `help:"Run all steps of the Dockerfile, even if their results are cached."`
-	FromTemplate string            `xor:"from" complete:"template" placeholder:"NAME" help:"Make it from another template's disk, or from base; of a Dockerfile, in place of FROM."`
-	From         string            `xor:"from" placeholder:"IMAGE" help:"Make it from an image of the host; default: from the base."`
-	FromOCI      string            `name:"from-oci" xor:"from" placeholder:"REF" help:"Make it from a container image in a registry, as python:3.12-slim."`
-	FromSandbox  string            `xor:"from" complete:"sandbox" placeholder:"ID" help:"Make it from a running sandbox as it is now."`
-	RegistryUser string            `placeholder:"NAME" help:"The registry's user, for --from-oci. Its password is not kept."`
+	FromTemplate string            `xor:"from" complete:"template" placeholder:"NAME" help:"Start from the disk of another template, or of base; replaces FROM of a Dockerfile."`
+	From         string            `xor:"from" placeholder:"IMAGE" help:"Start from a guest image of the host; default: base."`
+	FromOCI      string            `name:"from-oci" xor:"from" placeholder:"REF" help:"Start from a container image in a registry, such as python:3.12-slim."`
+	FromSandbox  string            `xor:"from" complete:"sandbox" placeholder:"ID" help:"Make the template from a running sandbox in its current state."`
+	RegistryUser string            `placeholder:"NAME" help:"The registry's user, for --from-oci. Its password is not stored."`
 	PasswordFile string            `name:"registry-password-file" placeholder:"FILE" help:"The registry's password or token, - for standard input; default: $$WRENN_REGISTRY_PASSWORD."`
 	VCPUs        int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs of its sandboxes; default: 1."`
 	Memory       int               `short:"m" placeholder:"MB" help:"Memory of its sandboxes in MiB; default: 512."`
 	Env          map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command in its sandboxes; may be repeated."`
-	StartCmd     string            `placeholder:"COMMAND" help:"A shell command that runs on in every sandbox."`
-	ReadyCmd     string            `placeholder:"COMMAND" help:"A shell command that succeeds when the sandbox is ready; tried until it does."`
+	StartCmd     string            `placeholder:"COMMAND" help:"A shell command, such as a server, that is running in every sandbox."`
+	ReadyCmd     string            `placeholder:"COMMAND" help:"A shell command that succeeds once the start command is ready; repeated until it succeeds."`
 	ReadyTimeout time.Duration     `placeholder:"TIME" help:"How long to wait for --ready-cmd; default: 2m."`
-	Detach       bool              `short:"d" help:"Do not wait: the server builds by itself."`
+	Detach       bool              `short:"d" help:"Do not wait for the build, which runs on the server."`
 }
 
 // Run starts the build and, without --detach, follows it to its end.
@@ -128,7 +128,7 @@ func (s *session) followBuild(ctx context.Context, api *client.Client, g *client
 }
 
 type templateListCommand struct {
-	Quiet bool `short:"q" help:"Print names alone."`
+	Quiet bool `short:"q" help:"Print only the names."`
 }
 
 // Run prints a table, or an array of JSON.
@@ -245,7 +245,7 @@ func showBuild(w io.Writer, what string, g *client.Build) {
 
 type templateLogsCommand struct {
 	Name   string `arg:"" complete:"template" help:"The template."`
-	Follow bool   `short:"f" help:"Wait for the end of the build, and fail if it does."`
+	Follow bool   `short:"f" help:"Print new lines until the build ends; exit with 1 if it fails."`
 }
 
 // Run prints the log to standard output.

@@ -19,30 +19,30 @@ import (
 )
 
 type upCommand struct {
-	State        string `default:"/var/lib/wrenn" type:"path" help:"Directory for everything that must survive."`
-	RunDir       string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; short."`
-	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images, if not --state."`
-	Listen       string `default:"127.0.0.1:8080" help:"Where the API is served."`
-	Domain       string `placeholder:"NAME[:PORT]" help:"Serve by TLS, too: the API at api.NAME and ports of sandboxes at PORT-ID.NAME; sandbox.localhost:8443 needs no DNS."`
-	DomainListen string `placeholder:"ADDRESS" help:"Where the domain is served; default: its port, of this machine alone for names below localhost."`
-	TLSCert      string `name:"tls-cert" type:"path" placeholder:"FILE" help:"A certificate for *.NAME, in PEM; default: one of an authority that is made on this machine, see wrenn cert. Read again when it changes."`
-	TLSKey       string `name:"tls-key" type:"path" placeholder:"FILE" help:"The key of --tls-cert."`
-	Metrics      string `placeholder:"ADDRESS" help:"Where Prometheus finds /metrics; default: nowhere."`
-	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"A PostgreSQL of yours; default: a private one in --state."`
-	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when it stops: ${enum}. Kept ones keep running; the next start finds them."`
-	Driver       string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs them: ${enum}."`
+	State        string `default:"/var/lib/wrenn" type:"path" help:"Directory for all data: database, images, sandboxes, logs."`
+	RunDir       string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; its path must be short."`
+	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images; default: in --state."`
+	Listen       string `default:"127.0.0.1:8080" help:"Address of the API."`
+	Domain       string `placeholder:"NAME[:PORT]" help:"Also serve with TLS: the API at api.NAME, ports of sandboxes at PORT-ID.NAME. sandbox.localhost:8443 needs no DNS."`
+	DomainListen string `placeholder:"ADDRESS" help:"Address to serve the domain at; default: the port of --domain, on loopback only for names below localhost."`
+	TLSCert      string `name:"tls-cert" type:"path" placeholder:"FILE" help:"A certificate for *.NAME, in PEM, which is read again when it changes; default: one signed by this machine's own authority, see wrenn cert."`
+	TLSKey       string `name:"tls-key" type:"path" placeholder:"FILE" help:"The private key of --tls-cert, in PEM."`
+	Metrics      string `placeholder:"ADDRESS" help:"Address to serve Prometheus /metrics at; default: none."`
+	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"An existing PostgreSQL; default: a private one in --state."`
+	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when up stops: ${enum}. With keep they keep running, and the next up finds them."`
+	Driver       string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs the machines: ${enum}."`
 	Qemu         string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
 	Firecracker  string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
 	Jailer       string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`
 	Unjailed     bool   `help:"Allow Firecracker without its jailer: machines then run as root."`
-	Kernel       string `type:"path" placeholder:"FILE" help:"Guests' kernel, an uncompressed ELF; default: the distribution's."`
+	Kernel       string `type:"path" placeholder:"FILE" help:"Kernel of the guests, an uncompressed ELF file; default: the distribution's."`
 	Initrd       string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
 	HostAgent    string `type:"path" placeholder:"PATH" help:"The host agent; default: host-agent beside this program."`
-	NetRange     string `placeholder:"CIDR" help:"Private addresses that sandboxes' networks take; default: 10.191.0.0/16."`
-	NetPrefix    string `placeholder:"NAME" help:"Start of the names of network namespaces and links; default: wrenn."`
-	Verbose      bool   `short:"v" help:"Show the control plane's log, too."`
+	NetRange     string `placeholder:"CIDR" help:"Private address range for the networks of sandboxes; default: 10.191.0.0/16."`
+	NetPrefix    string `placeholder:"NAME" help:"Prefix of the names of network namespaces and links; default: wrenn."`
+	Verbose      bool   `short:"v" help:"Also print the control plane's log."`
 
-	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command, with WRENN_API_URL and WRENN_API_KEY set; when it ends, destroy the sandboxes that it created and stop, with its exit code. Default: serve until Ctrl-C."`
+	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command with WRENN_API_URL and WRENN_API_KEY set. When it ends, destroy the sandboxes that it created, stop, and exit with its exit code. Default: serve until Ctrl-C."`
 }
 
 // Run serves until it is interrupted, or the command ends.

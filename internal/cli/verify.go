@@ -15,14 +15,14 @@ import (
 )
 
 type verifyCommands struct {
-	Fork verifyForkCommand `cmd:"" help:"Fork a new sandbox and show what its copies share: random numbers, keys, ids, time, connections."`
+	Fork verifyForkCommand `cmd:"" help:"Fork a new sandbox and report what its copies share: random numbers, keys, ids, time, connections."`
 }
 
 type verifyForkCommand struct {
-	Count    int    `short:"n" default:"3" placeholder:"N" help:"Copies to make and compare; default: 3."`
-	Template string `short:"t" placeholder:"NAME" help:"What the sandbox starts from; default: base. Node is looked at where a template has it."`
-	Outside  string `placeholder:"HOST:PORT" help:"An HTTP server on the internet, to which a connection is open while the sandbox is forked."`
-	Keep     bool   `help:"Keep the sandboxes, to look into them."`
+	Count    int    `short:"n" default:"3" placeholder:"N" help:"Number of copies to make and compare; default: 3."`
+	Template string `short:"t" placeholder:"NAME" help:"The template to start from; default: base. Node is checked if the template has it."`
+	Outside  string `placeholder:"HOST:PORT" help:"An HTTP server on the internet; a connection to it is kept open across the fork."`
+	Keep     bool   `help:"Keep the sandboxes for inspection."`
 }
 
 // Run fails when a value repeats that must not.
