@@ -40,7 +40,21 @@ left_out() {
 	[ "${WRENN_CI:-}" != 1 ] || fail
 }
 
+# what_failed prints the end of the output of each test that failed, without the
+# logs of the programs under test: the lines that the test wrote itself.
+what_failed() {
+	local json name
+	for json in "$results"/*.json; do
+		sed -n 's/.*"Action":"fail".*"Test":"\([^"]*\)".*/\1/p' "$json" | while read -r name; do
+			printf '\n== %s\n' "$name"
+			grep -F "\"Test\":\"$name\"" "$json" | sed -n 's/.*"Output":"\(.*\)\\n"}$/\1/p' |
+				grep -v -E '^(time=|=== )' | cut -c 1-400 | tail -n 30 || true
+		done
+	done
+}
+
 finish() {
+	[ ! -e "$results/failed" ] || what_failed
 	printf '\n== what ran\n'
 	cat "$summary"
 	[ ! -e "$results/failed" ] || exit 1

@@ -4,7 +4,7 @@ cd "${0%/*}" || exit
 
 for name in plain registered node; do # first of all, before anything else happens in this copy
 	if [ -p "$name.in" ]; then
-		sh ask.sh "$name" 30 || echo "error.$name it did not answer: $(tail -c 300 "$name.log" | tr '\n' ' ')"
+		sh ask.sh "$name" 100 || echo "error.$name it did not answer: $(tail -c 300 "$name.log" | tr '\n' ' ')"
 	fi
 done
 echo "kernel.urandom $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')"

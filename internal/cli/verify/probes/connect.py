@@ -8,7 +8,7 @@ import time
 FIXED = 61234  # a fixed source port: the same addresses and ports in every copy
 ETH_P_IP = 0x0800
 SYN, ACK = 0x02, 0x10
-PATIENCE = 5  # seconds
+PATIENCE = 20  # seconds, on a busy machine
 TRIES = 5  # a capture on a busy loopback may miss a packet
 
 

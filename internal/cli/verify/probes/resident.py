@@ -18,7 +18,7 @@ import time
 
 import draw
 
-PATIENCE = 5  # seconds for a peer to answer
+PATIENCE = 20  # seconds for a peer to answer: four such waits are less than collect.sh allows, and it is more than a busy machine needs
 RUN = os.environ.get("WRENN_RUN", "/run/wrenn")  # where envd announces forks
 
 
