@@ -75,12 +75,12 @@ func ToConnect(err error) error {
 func withCode(e *wrenn.Error) error {
 	code, known := codes[e.Code]
 	if known {
-		return connect.NewError(code, errors.New(e.Message))
+		return connect.NewError(code, errors.New(e.PublicMessage()))
 	}
 	if code, known = nearest[e.Code]; !known {
-		return connect.NewError(connect.CodeInternal, errors.New(e.Message))
+		return connect.NewError(connect.CodeInternal, errors.New(e.PublicMessage()))
 	}
-	out := connect.NewError(code, errors.New(e.Message))
+	out := connect.NewError(code, errors.New(e.PublicMessage()))
 	if detail, err := connect.NewErrorDetail(&pb.ErrorCode{Code: string(e.Code)}); err == nil { // it always is
 		out.AddDetail(detail)
 	}

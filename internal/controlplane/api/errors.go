@@ -125,7 +125,7 @@ func failureOf(ctx context.Context, err error) *failure {
 		if !ok {
 			f = byCode[wrenn.Internal]
 		}
-		f.message = e.Message
+		f.message = e.PublicMessage()
 		return &f
 	}
 	if e, ok := errors.AsType[*http.MaxBytesError](err); ok {

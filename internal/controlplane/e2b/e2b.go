@@ -348,7 +348,7 @@ func failureOf(err error) *failure {
 	}
 	f := &failure{Status: wire.HTTPStatus(wrenn.CodeOf(err)), Message: "the server has a fault; its log has the cause"}
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
-		f.Message = e.Message
+		f.Message = e.PublicMessage()
 	}
 	switch {
 	case errors.Is(err, service.ErrKeyReused):
