@@ -60,7 +60,9 @@ type ObservedSandbox struct {
 	Network      NetworkPolicy
 	CreatedAt    time.Time
 	LastActiveAt time.Time
-	Version      uint64 // grows with every change; comparable within one instance of the agent
+	Version      uint64        // grows with every change; comparable within one instance of the agent
+	Unresponsive *Unresponsive // its guest does not answer; nil when it does, and when it does not run
+	EndCause     EndCause      // why it ended; "" while it lives
 }
 
 // Inventory is every sandbox of a host at one moment.

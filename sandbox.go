@@ -63,9 +63,12 @@ type Sandbox struct {
 	Team     TeamID
 	Host     HostID // "" until one was picked
 	State    State
-	Reason   string    // why it is stopped or failed, for the user
-	Parent   SandboxID // the sandbox that it was forked from; "" for none
-	Metadata map[string]string
+	Reason   string   // why it is stopped or failed, for the user
+	EndCause EndCause // the same, for programs; set from stopping on
+	// Unresponsive is set while it runs and its guest does not answer; nil otherwise.
+	Unresponsive *Unresponsive
+	Parent       SandboxID // the sandbox that it was forked from; "" for none
+	Metadata     map[string]string
 	SandboxSpec
 
 	CreatedAt    time.Time
@@ -120,6 +123,47 @@ const (
 	DestroyOnTimeout OnTimeout = "destroy"
 	PauseOnTimeout   OnTimeout = "pause"
 )
+
+// EndCause is why a sandbox ended. The set is closed: the protocol of the hosts, the
+// API's document and the database have the same.
+type EndCause string
+
+// The causes.
+const (
+	CauseUnknown       EndCause = ""                    // it lives, or ended under an older version
+	CauseUser          EndCause = "user"                // a caller deleted it
+	CauseTimeout       EndCause = "timeout"             // it was not used for its timeout
+	CausePoweredOff    EndCause = "guest_powered_off"   // or rebooted
+	CausePanicked      EndCause = "guest_panicked"      // its kernel did
+	CauseGuestMemory   EndCause = "guest_out_of_memory" // its kernel had nothing left to end
+	CauseHostMemory    EndCause = "host_out_of_memory"  // the host's kernel ended its machine
+	CauseVMM           EndCause = "vmm_crashed"         // its machine ended by itself, or was killed
+	CauseHostRestarted EndCause = "host_restarted"      // its machine ended while the host's agent was down
+	CauseLost          EndCause = "host_lost"           // its host does not have it any more
+	CauseStart         EndCause = "start_failed"        // it never ran
+	CauseQuarantined   EndCause = "quarantined"         // its host keeps it for an operator to look at
+	CauseInternal      EndCause = "internal"            // a mistake of the platform
+)
+
+// EndCauses returns all causes but CauseUnknown.
+func EndCauses() []EndCause {
+	return []EndCause{
+		CauseUser, CauseTimeout, CausePoweredOff, CausePanicked, CauseGuestMemory, CauseHostMemory, CauseVMM,
+		CauseHostRestarted, CauseLost, CauseStart, CauseQuarantined, CauseInternal,
+	}
+}
+
+// Unresponsive is the condition of a running sandbox whose guest does not answer.
+type Unresponsive struct {
+	Since  time.Time // when it was last heard
+	Reason string    // for the user
+}
+
+// Refusal returns the error of a call that needs the guest of that sandbox.
+func (u Unresponsive) Refusal(id SandboxID) *Error {
+	return Errorf(Unavailable, "sandbox %s has not answered since %s: %s; calls work again when it answers, until then it can be deleted, or paused with force",
+		id, u.Since.UTC().Format(time.RFC3339), u.Reason)
+}
 
 // NotWhilePaused returns the error of a call that a paused sandbox does not allow.
 func NotWhilePaused(id SandboxID) *Error {

@@ -117,6 +117,16 @@ func (f *fake) PauseSandbox(_ context.Context, _ service.Caller, id wrenn.Sandbo
 	return f.find(id)
 }
 
+func (f *fake) ForcePauseSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	sb, err := f.find(id)
+	if err != nil {
+		return nil, err
+	}
+	forced := *sb // by which the test knows it
+	forced.EndCause, forced.Unresponsive = wrenn.CauseUser, &wrenn.Unresponsive{Since: sb.CreatedAt, Reason: "nothing answers"}
+	return &forced, nil
+}
+
 func (f *fake) ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return nil, wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is running, not paused")
 }

@@ -34,7 +34,9 @@ const Never time.Duration = -1
 type Sandbox struct {
 	ID           string            `json:"id"`
 	State        State             `json:"status"`
-	Reason       string            `json:"reason,omitempty"` // why it is stopped or failed
+	Reason       string            `json:"reason,omitempty"`       // why it is stopped or failed
+	EndCause     EndCause          `json:"end_cause,omitempty"`    // the same for programs, from stopping on
+	Unresponsive *Unresponsive     `json:"unresponsive,omitempty"` // set while it runs and does not answer
 	Template     string            `json:"template"`
 	VCPUs        int               `json:"vcpus"`
 	MemoryMB     int               `json:"memory_mb"`
@@ -48,6 +50,33 @@ type Sandbox struct {
 	StartedAt    time.Time         `json:"started_at,omitzero"`     // zero until it ran
 	LastActiveAt time.Time         `json:"last_active_at,omitzero"` // zero until it ran
 	UpdatedAt    time.Time         `json:"last_updated"`            // when State last changed
+}
+
+// EndCause is why a sandbox ended.
+type EndCause string
+
+// The causes.
+const (
+	CauseUser          EndCause = "user"                // it was deleted
+	CauseTimeout       EndCause = "timeout"             // it was not used for its timeout
+	CausePoweredOff    EndCause = "guest_powered_off"   // or rebooted
+	CausePanicked      EndCause = "guest_panicked"      // its kernel did
+	CauseGuestMemory   EndCause = "guest_out_of_memory" // its kernel had nothing left to end
+	CauseHostMemory    EndCause = "host_out_of_memory"  // the host's kernel ended its machine
+	CauseVMM           EndCause = "vmm_crashed"         // its machine ended by itself, or was killed
+	CauseHostRestarted EndCause = "host_restarted"      // its machine ended while the host's agent was down
+	CauseLost          EndCause = "host_lost"           // its host does not have it any more
+	CauseStart         EndCause = "start_failed"        // it never ran
+	CauseQuarantined   EndCause = "quarantined"         // its host keeps it for an operator to look at
+	CauseInternal      EndCause = "internal"            // a mistake of the platform
+)
+
+// Unresponsive is the condition of a running sandbox that does not answer. Calls that
+// need it fail at once with Unavailable, until it answers again; DeleteSandbox and
+// ForcePauseSandbox work.
+type Unresponsive struct {
+	Since  time.Time `json:"since"` // when it last answered
+	Reason string    `json:"reason"`
 }
 
 // CreateSandbox describes a new sandbox. Zero values mean the server's defaults.
@@ -123,6 +152,13 @@ func (c *Client) DeleteSandbox(ctx context.Context, id string) error {
 // memory is free. Pausing a paused sandbox changes nothing.
 func (c *Client) PauseSandbox(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause")})
+}
+
+// ForcePauseSandbox is PauseSandbox without the help of the sandbox, for one that does
+// not answer: its programs and its disk are saved as they stand. ResumeSandbox still
+// needs its agent to answer.
+func (c *Client) ForcePauseSandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause"), query: url.Values{"force": {"true"}}})
 }
 
 // ResumeSandbox resumes a paused sandbox, with its programs and their memory, and

@@ -25,6 +25,9 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = @to_state,
         reason = @reason,
+        end_cause = coalesce(nullif(@end_cause::text, ''), sandboxes.end_cause),
+        unresponsive_since = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
+        unresponsive_reason = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
         worker = sqlc.narg('worker'),
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
@@ -69,6 +72,22 @@ WITH moved AS (
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, 'network policy set' FROM moved
 )
 SELECT * FROM moved;
+
+-- name: SetUnresponsive :one
+-- A running sandbox whose guest does not answer, or answers again; then since is null.
+WITH changed AS (
+    UPDATE sandboxes SET
+        unresponsive_since = sqlc.narg('since'),
+        unresponsive_reason = @unresponsive_reason,
+        updated_at = clock_timestamp(),
+        version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = 'running'
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, @actor, @reason FROM changed
+)
+SELECT * FROM changed;
 
 -- name: GetSandbox :one
 SELECT * FROM sandboxes WHERE id = @id;

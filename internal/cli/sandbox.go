@@ -134,6 +134,9 @@ func (c *listCommand) Run(ctx context.Context, s *session) error {
 }
 
 func stateAndReason(sb client.Sandbox) string {
+	if u := sb.Unresponsive; u != nil {
+		return fmt.Sprintf("%s, unresponsive for %s: %s", sb.State, age(u.Since), u.Reason)
+	}
 	if sb.Reason == "" {
 		return string(sb.State)
 	}
@@ -178,6 +181,12 @@ func (s *session) show(sb *client.Sandbox) error {
 		fmt.Fprintf(w, "id        %s\nstate     %s\n", sb.ID, s.paintState(sb.State))
 		if sb.Reason != "" {
 			fmt.Fprintf(w, "reason    %s\n", plain.Line(sb.Reason))
+		}
+		if sb.EndCause != "" {
+			fmt.Fprintf(w, "ended by  %s\n", plain.Line(string(sb.EndCause)))
+		}
+		if u := sb.Unresponsive; u != nil {
+			fmt.Fprintf(w, "silent    for %s: %s; kill it, or pause it with --force\n", age(u.Since), plain.Line(u.Reason))
 		}
 		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
 			plain.Line(sb.Template), sb.VCPUs, sb.MemoryMB, timeout, plain.Line(pairs(sb.Metadata)),
@@ -246,11 +255,15 @@ func (s *session) each(ctx context.Context, what string, ids []string, do func(c
 }
 
 type pauseCommand struct {
-	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
+	IDs   []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
+	Force bool     `help:"Without the sandbox's help, when it does not answer: programs and disk are saved as they stand."`
 }
 
 // Run pauses the sandboxes and returns when their memory is free.
 func (c *pauseCommand) Run(ctx context.Context, s *session) error {
+	if c.Force {
+		return s.change(ctx, "pausing", c.IDs, (*client.Client).ForcePauseSandbox)
+	}
 	return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandbox)
 }
 

@@ -49,13 +49,14 @@ type Client struct {
 	base    string
 	token   string
 	http    *http.Client
+	probe   *http.Client // of Probe
 	process processconnect.ProcessClient
 	conns   *connections
 }
 
 // New returns a client. It does not connect yet.
 func New(cfg Config) *Client {
-	conns := &connections{dial: retrying(cfg.Dial), open: map[*connection]struct{}{}}
+	conns := &connections{dial: retrying(cfg.Dial), agent: cfg.Address, open: map[*connection]struct{}{}}
 	transport := &http.Transport{
 		DialContext:         conns.DialContext,
 		DisableCompression:  true, // the network is a memory copy, and compression costs the guest's CPU
@@ -65,6 +66,7 @@ func New(cfg Config) *Client {
 	c := &Client{
 		address: cfg.Address, base: "http://" + cfg.Address, token: cfg.Token,
 		http:  untrusted.Client(transport),
+		probe: untrusted.Client(&http.Transport{DialContext: conns.dialProbe, DisableCompression: true}),
 		conns: conns,
 	}
 	c.http.Transport = tokenTransport{token: cfg.Token, next: transport}

@@ -5,13 +5,15 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"wrenn"
 )
 
-// goneError is the error of calls and streams that are open when the client is
-// closed. A guest that has ended sends nothing that would end a connection:
-// without Close, a read would wait minutes for TCP's timeout.
+// goneError is the error of calls and streams that this client has cut, because it
+// was closed or its guest does not answer. A guest that has ended sends nothing that
+// would end a connection: without Close, a read would wait minutes for TCP's timeout.
 type goneError struct{ why *wrenn.Error }
 
 func (g *goneError) Error() string { return g.why.Error() }
@@ -23,8 +25,8 @@ var (
 	errPaused = &goneError{wrenn.Errorf(wrenn.CutByPause, "the sandbox was paused: resume it, and try again; commands continue then, attach to them")}
 )
 
-// Gone returns the error of a call or a stream that the end of the client has ended,
-// which is in err's chain, else nil.
+// Gone returns the error of a call or a stream that Close, ClosePaused or Interrupt has
+// ended, which is in err's chain, else nil.
 func Gone(err error) error {
 	if gone, ok := errors.AsType[*goneError](err); ok {
 		return gone
@@ -34,28 +36,63 @@ func Gone(err error) error {
 
 // connections are the open connections of a client.
 type connections struct {
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	agent string       // the address of envd
+	heard atomic.Int64 // Unix time in ns at which envd last sent a byte
 
 	mu     sync.Mutex // guards the fields below
 	closed *goneError // why it is closed; nil while it is open
+	// silent is why dials fail at once, and calls on connections that heard nothing
+	// since then; nil when they do not.
+	silent *goneError
 	open   map[*connection]struct{}
 }
 
 // DialContext opens another connection.
 func (c *connections) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if reason := c.refusal(); reason != nil {
+		return nil, reason
+	}
+	return c.connect(ctx, network, address, false)
+}
+
+// dialProbe is DialContext for a probe, which is made while the guest is silent.
+func (c *connections) dialProbe(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.connect(ctx, network, address, true)
+}
+
+func (c *connections) connect(ctx context.Context, network, address string, probe bool) (net.Conn, error) {
 	conn, err := c.dial(ctx, network, address)
 	if err != nil {
+		if reason := c.refusal(); reason != nil && !probe { // cut while it was dialed
+			return nil, reason
+		}
 		return nil, err
 	}
-	out := &connection{Conn: conn, all: c}
+	out := &connection{Conn: conn, all: c, probe: probe, agent: address == c.agent}
+	out.heard.Store(time.Now().UnixNano())
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed != nil {
+	switch {
+	case c.closed != nil:
 		_ = conn.Close() // nothing was sent
 		return nil, c.closed
+	case c.silent != nil && !probe:
+		_ = conn.Close()
+		return nil, c.silent
 	}
 	c.open[out] = struct{}{}
 	return out, nil
+}
+
+// refusal returns why nothing can be dialed; nil when it can.
+func (c *connections) refusal() *goneError {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed != nil {
+		return c.closed
+	}
+	return c.silent
 }
 
 // close closes all connections, and makes later dials fail. The first reason counts.
@@ -66,27 +103,58 @@ func (c *connections) close(why *goneError) {
 		c.closed = why
 	}
 	for conn := range c.open {
-		_ = conn.Conn.Close() // its user gets the reason
+		conn.cut(c.closed)
 	}
 	clear(c.open)
 }
 
-// reason is why it is closed; nil while it is open.
-func (c *connections) reason() *goneError {
+// interrupt cuts the connections that heard nothing since then, and makes later
+// dials fail, until resume.
+func (c *connections) interrupt(reason *goneError, since time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.closed
+	c.silent = reason
+	for conn := range c.open {
+		if !conn.probe && conn.heard.Load() <= since.UnixNano() {
+			conn.cut(reason)
+			delete(c.open, conn)
+		}
+	}
 }
 
-// connection is a connection whose errors are the reason after the client was closed.
+// resume takes interrupt back.
+func (c *connections) resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.silent = nil
+}
+
+// connection is a connection whose errors say why this client has cut it.
 type connection struct {
 	net.Conn
 
-	all *connections
+	all   *connections
+	probe bool
+	agent bool                      // it is to envd
+	heard atomic.Int64              // Unix time in ns of the last byte, or of the dial
+	gone  atomic.Pointer[goneError] // why it was cut
+}
+
+// cut closes the connection; its user gets the reason.
+func (c *connection) cut(reason *goneError) {
+	c.gone.Store(reason)
+	_ = c.Conn.Close() // its user gets the reason
 }
 
 func (c *connection) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if n > 0 {
+		now := time.Now().UnixNano()
+		c.heard.Store(now)
+		if c.agent {
+			c.all.heard.Store(now)
+		}
+	}
 	return n, c.explain(err)
 }
 
@@ -96,10 +164,8 @@ func (c *connection) Write(p []byte) (int, error) {
 }
 
 func (c *connection) explain(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		if why := c.all.reason(); why != nil {
-			return why
-		}
+	if why := c.gone.Load(); why != nil && errors.Is(err, net.ErrClosed) {
+		return why
 	}
 	return err
 }

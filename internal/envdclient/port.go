@@ -30,6 +30,9 @@ func (c *Client) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		return nil, wrenn.ErrPortClosed // the guest drops the packets
 	}
+	if err != nil && ctx.Err() == nil && wrenn.CodeOf(err) == wrenn.Internal {
+		err = &wrenn.Error{Code: wrenn.Unavailable, Message: fmt.Sprintf("the sandbox does not answer on port %d", port), Err: err}
+	}
 	return conn, err
 }
 

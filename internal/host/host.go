@@ -237,6 +237,7 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Hook: h.cfg.Hook, Pool: h.pool(),
 		Boots: h.bootsAtOnce(), Restores: restoresPerBoot * h.bootsAtOnce(), Sizes: keptSizes,
 		Log: h.cfg.Log, Trace: h.cfg.Trace,
+		FreezeTimeout: h.patience(10 * time.Second), SilentAfter: h.patience(9 * time.Second),
 	})
 	if err != nil {
 		return err
@@ -252,10 +253,26 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 // bootsAtOnce returns how many machines may boot at a time. Under emulation each keeps
 // a CPU busy for some ten seconds, with hardware support for less than one.
 func (h *Host) bootsAtOnce() int {
-	if h.Driver.Name() == QEMU {
+	if h.isEmulated() {
 		return runtime.GOMAXPROCS(0)
 	}
 	return bootsPerCPU * runtime.GOMAXPROCS(0)
+}
+
+// isEmulated reports whether guests run by software emulation: the only way in
+// which the QEMU driver runs them, see docs/machines.md.
+func (h *Host) isEmulated() bool { return h.Driver.Name() == QEMU }
+
+// emulationFactor is how many times longer an emulated guest may take to answer. It
+// is a choice, not a measurement: a late alarm is better than a false one.
+const emulationFactor = 3
+
+// patience returns how long a guest may take for what takes d at most on hardware.
+func (h *Host) patience(d time.Duration) time.Duration {
+	if h.isEmulated() {
+		return emulationFactor * d
+	}
+	return d
 }
 
 // pool returns how many machines are made ahead.
@@ -263,7 +280,7 @@ func (h *Host) pool() int {
 	switch {
 	case h.cfg.Pool != nil:
 		return *h.cfg.Pool
-	case h.Driver.Name() == QEMU: // by emulation alone, see docs/machines.md
+	case h.isEmulated():
 		return emulatedPool
 	default:
 		return 0

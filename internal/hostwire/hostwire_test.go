@@ -189,6 +189,7 @@ var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.ObservedState](): wrenn.ObservedQuarantined,
 	reflect.TypeFor[wrenn.Signal]():        wrenn.SIGKILL,
 	reflect.TypeFor[wrenn.EndReason]():     wrenn.EndOutOfMemory,
+	reflect.TypeFor[wrenn.EndCause]():      wrenn.CauseInternal,
 	reflect.TypeFor[time.Duration]():       77 * time.Second,
 	reflect.TypeFor[time.Time]():           moment,
 	reflect.TypeFor[netip.Prefix]():        netip.MustParsePrefix("192.0.2.0/24"),

@@ -195,7 +195,48 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], TimeoutAbsolute: sb.Absolute, AutoResume: sb.AutoResume,
 		NetworkPolicy: NetworkPolicy(sb.Network),
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
+		Unresponsive: unresponsive(sb.Unresponsive), EndCause: endCauses[sb.EndCause],
 	}
+}
+
+func unresponsive(u *wrenn.Unresponsive) *pb.Unresponsive {
+	if u == nil {
+		return nil
+	}
+	return &pb.Unresponsive{Since: timestamppb.New(u.Since), Reason: u.Reason}
+}
+
+func parseUnresponsive(msg *pb.Unresponsive) *wrenn.Unresponsive {
+	if msg == nil {
+		return nil
+	}
+	return &wrenn.Unresponsive{Since: msg.GetSince().AsTime(), Reason: Text(msg.GetReason())}
+}
+
+var endCauses = map[wrenn.EndCause]pb.EndCause{
+	wrenn.CauseUnknown:       pb.EndCause_END_CAUSE_UNSPECIFIED,
+	wrenn.CauseUser:          pb.EndCause_END_CAUSE_USER,
+	wrenn.CauseTimeout:       pb.EndCause_END_CAUSE_TIMEOUT,
+	wrenn.CausePoweredOff:    pb.EndCause_END_CAUSE_GUEST_POWERED_OFF,
+	wrenn.CausePanicked:      pb.EndCause_END_CAUSE_GUEST_PANICKED,
+	wrenn.CauseGuestMemory:   pb.EndCause_END_CAUSE_GUEST_OUT_OF_MEMORY,
+	wrenn.CauseHostMemory:    pb.EndCause_END_CAUSE_HOST_OUT_OF_MEMORY,
+	wrenn.CauseVMM:           pb.EndCause_END_CAUSE_VMM_CRASHED,
+	wrenn.CauseHostRestarted: pb.EndCause_END_CAUSE_HOST_RESTARTED,
+	wrenn.CauseLost:          pb.EndCause_END_CAUSE_HOST_LOST,
+	wrenn.CauseStart:         pb.EndCause_END_CAUSE_START_FAILED,
+	wrenn.CauseQuarantined:   pb.EndCause_END_CAUSE_QUARANTINED,
+	wrenn.CauseInternal:      pb.EndCause_END_CAUSE_INTERNAL,
+}
+
+// parseEndCause reads why a sandbox ended; CauseUnknown for a newer host's reason.
+func parseEndCause(msg pb.EndCause) wrenn.EndCause {
+	for cause, known := range endCauses {
+		if known == msg {
+			return cause
+		}
+	}
+	return wrenn.CauseUnknown
 }
 
 func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
@@ -212,7 +253,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout, Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Network: network,
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
-		Version: msg.GetVersion(),
+		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
 	}
 }
 

@@ -49,7 +49,7 @@ func (s *Slot) Index() int { return s.ref.Index }
 // Ref returns the slot's reference for Adopt. It never changes.
 func (s *Slot) Ref() SlotRef { return s.ref }
 
-var errReleased = wrenn.Errorf(wrenn.FailedPrecondition, "the network slot was released")
+var errReleased = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is no longer running")
 
 // DialContext connects to an IPv4 address and port by tcp or udp, with a socket
 // of the slot's namespace; the connection is usable everywhere. Names are not

@@ -184,6 +184,8 @@ type ExitError struct {
 	Driver string
 	// Reason is "exit status 1", "signal: killed", "guest panicked", …
 	Reason string
+	// Panicked is true when the guest's kernel panicked.
+	Panicked bool
 	// Console is the end of the guest's console, whose content the guest chooses.
 	Console string
 	// Log is the end of the VMM's own messages.

@@ -31,6 +31,12 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if sb.Reason != "" {
 		out.Reason = &sb.Reason
 	}
+	if sb.EndCause != "" {
+		out.EndCause = new(oapi.EndCause(sb.EndCause))
+	}
+	if u := sb.Unresponsive; u != nil {
+		out.Unresponsive = &oapi.Unresponsive{Since: u.Since.UTC(), Reason: u.Reason}
+	}
 	if sb.Build != "" {
 		out.Generation = new(string(sb.Build))
 	}

@@ -116,7 +116,11 @@ func (h *handlers) DeleteSandbox(ctx context.Context, req oapi.DeleteSandboxRequ
 }
 
 func (h *handlers) PauseSandbox(ctx context.Context, req oapi.PauseSandboxRequestObject) (oapi.PauseSandboxResponseObject, error) {
-	sb, err := h.change(ctx, req.ID, h.s.service.PauseSandbox)
+	pause := h.s.service.PauseSandbox
+	if value(req.Params.Force) {
+		pause = h.s.service.ForcePauseSandbox
+	}
+	sb, err := h.change(ctx, req.ID, pause)
 	if err != nil {
 		return nil, err
 	}

@@ -369,7 +369,11 @@ func operationCalls() map[string][]call {
 		"listSandboxes": listCalls(),
 		"getSandbox":    append(sandboxCalls("GET", at, "", ""), call{name: "ok", method: "GET", path: at, status: 200, want: runningJSON}),
 		"deleteSandbox": append(sandboxCalls("DELETE", at, "", ""), call{name: "ok", method: "DELETE", path: at, status: 204}),
-		"pauseSandbox":  append(sandboxCalls("POST", at+"/pause", "", ""), call{name: "ok", method: "POST", path: at + "/pause", status: 200, want: runningJSON}),
+		"pauseSandbox": append(sandboxCalls("POST", at+"/pause", "", ""), call{name: "ok", method: "POST", path: at + "/pause", status: 200, want: runningJSON},
+			call{name: "without force", method: "POST", path: at + "/pause?force=false", status: 200, want: runningJSON},
+			call{name: "force", method: "POST", path: at + "/pause?force=true", status: 200, want: strings.Replace(runningJSON, "{",
+				`{"end_cause":"user","unresponsive":{"since":"2026-01-02T15:04:05Z","reason":"nothing answers"},`, 1)},
+			call{name: "a force that is none", method: "POST", path: at + "/pause?force=perhaps", status: 400, code: "invalid_request"}),
 		"resumeSandbox": append(sandboxCalls("POST", at+"/resume", "", ""), call{name: "ok", method: "POST", path: at + "/resume", status: 200, want: runningJSON}),
 		"getSandboxNetwork": append(sandboxCalls("GET", at+"/network", "", ""), call{
 			name: "ok", method: "GET", path: at + "/network", status: 200, want: `{"default":"allow","allow":[],"deny":[]}`,

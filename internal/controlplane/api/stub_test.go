@@ -158,6 +158,16 @@ func (s *stub) PauseSandbox(_ context.Context, c service.Caller, id wrenn.Sandbo
 	return s.find(c, id)
 }
 
+func (s *stub) ForcePauseSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	sb, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	forced := *sb // by which the test knows it
+	forced.Unresponsive, forced.EndCause = &wrenn.Unresponsive{Since: testTime, Reason: "nothing answers"}, wrenn.CauseUser
+	return &forced, nil
+}
+
 func (s *stub) ResumeSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return s.find(c, id)
 }

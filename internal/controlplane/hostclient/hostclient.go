@@ -277,6 +277,12 @@ func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID) error {
 	return err
 }
 
+// ForcePause is Pause without the help of the sandbox, which may not answer.
+func (c *Client) ForcePause(ctx context.Context, id wrenn.SandboxID) error {
+	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &pb.PauseSandboxRequest{SandboxId: string(id), Force: true})
+	return err
+}
+
 // Resume continues a paused sandbox; twice is allowed. Token is the access token of
 // its agent, for a sandbox that was created without one.
 func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) error {

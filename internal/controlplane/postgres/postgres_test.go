@@ -66,6 +66,23 @@ func query(t *testing.T, url, sql string) []string {
 	return out
 }
 
+// TestEndCausesAreTheSameEverywhere holds the code and the CHECK constraint equal.
+func TestEndCausesAreTheSameEverywhere(t *testing.T) {
+	t.Parallel()
+	definition := query(t, pgtest.New(t), "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'sandboxes_end_cause'")[0]
+	var stored []string
+	for _, m := range regexp.MustCompile(`'([a-z_]+)'::text`).FindAllStringSubmatch(definition, -1) {
+		stored = append(stored, m[1])
+	}
+	var coded []string
+	for _, cause := range wrenn.EndCauses() {
+		coded = append(coded, string(cause))
+	}
+	if diff := cmp.Diff(coded, stored); diff != "" {
+		t.Errorf("the CHECK constraint (-code +database):\n%s", diff)
+	}
+}
+
 // TestStatesAreTheSameEverywhere holds the code, the CHECK constraint and the diagram equal.
 func TestStatesAreTheSameEverywhere(t *testing.T) {
 	t.Parallel()

@@ -133,9 +133,10 @@ func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Lim
 // Move is a change of state.
 type Move struct {
 	To     wrenn.State
-	Reason string       // for the user; stored in the row and the event
-	Host   wrenn.HostID // "" keeps the row's
-	Actor  string       // recorded in the event
+	Reason string         // for the user; stored in the row and the event
+	Cause  wrenn.EndCause // why it ends; "" keeps the row's
+	Host   wrenn.HostID   // "" keeps the row's
+	Actor  string         // recorded in the event
 }
 
 // MoveSandbox moves a row to another state, and writes the event, if the row still
@@ -155,7 +156,7 @@ func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wr
 
 func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
 	params := dbsqlc.MoveSandboxParams{
-		ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State), ToState: string(m.To), Reason: m.Reason, Actor: m.Actor,
+		ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State), ToState: string(m.To), Reason: m.Reason, EndCause: string(m.Cause), Actor: m.Actor,
 	}
 	if m.Host != "" {
 		params.HostID = new(string(m.Host))
@@ -189,6 +190,20 @@ func (s *Store) SetNetwork(ctx context.Context, sb *wrenn.Sandbox, policy wrenn.
 		row, err := s.queries.SetSandboxNetwork(ctx, dbsqlc.SetSandboxNetworkParams{
 			ID: string(sb.ID), Version: sb.Version, Network: policy, Actor: actor,
 		})
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
+// SetUnresponsive records that the guest of a running sandbox does not answer, or
+// with nil that it answers again, under the condition of MoveSandbox. A move to
+// another state than pausing, or back from it, forgets it.
+func (s *Store) SetUnresponsive(ctx context.Context, sb *wrenn.Sandbox, u *wrenn.Unresponsive, actor string) (*wrenn.Sandbox, error) {
+	params := dbsqlc.SetUnresponsiveParams{ID: string(sb.ID), Version: sb.Version, Actor: actor, Reason: "answers again"}
+	if u != nil {
+		params.Since, params.UnresponsiveReason, params.Reason = &u.Since, u.Reason, "does not answer: "+u.Reason
+	}
+	return s.change(ctx, "record whether the sandbox answers", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetUnresponsive(ctx, params)
 		return dbsqlc.Sandbox(row), err
 	})
 }
@@ -417,6 +432,14 @@ func sandboxes(rows []dbsqlc.Sandbox) []wrenn.Sandbox {
 	return out
 }
 
+// unresponsive returns the condition of a row, nil for none.
+func unresponsive(r *dbsqlc.Sandbox) *wrenn.Unresponsive {
+	if r.UnresponsiveSince == nil {
+		return nil
+	}
+	return &wrenn.Unresponsive{Since: r.UnresponsiveSince.UTC(), Reason: r.UnresponsiveReason}
+}
+
 func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
@@ -429,6 +452,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
+		EndCause: wrenn.EndCause(r.EndCause), Unresponsive: unresponsive(&r),
 	}
 }
 

@@ -26,6 +26,7 @@ const (
 	leadPoll        = 5 * time.Second
 	watchEvery      = 5 * time.Second // for rows that were abandoned
 	abandonedAge    = 5 * time.Second // how old these must be
+	againAfter      = time.Second     // the time until a round that waits for new rows to be a little older
 )
 
 // Store has the rows. Move changes a row if it still is as it was read.
@@ -34,7 +35,9 @@ type Store interface {
 	HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error)
 	// Abandoned returns the rows in transition on which no process works any more, and which are older than settled.
 	Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error)
-	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error
+	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string, cause wrenn.EndCause) error
+	// SetUnresponsive shows whether the guest answers; nil means that it does.
+	SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error
 	// SaveUnknown stores the sandboxes of a host that no row explains and returns the new ones.
 	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.ObservedSandbox) ([]wrenn.SandboxID, error)
 	// TryLead returns nil when another replica leads.
@@ -223,6 +226,9 @@ func (l *Loop) round(ctx context.Context, id wrenn.HostID, host Host) error {
 	inv.Host = id
 	plan := Plan(rows, inv, asOf, l.cfg.Grace)
 	l.act(ctx, host, plan.Actions)
+	if plan.Again {
+		time.AfterFunc(againAfter, func() { l.Notify(id) })
+	}
 	return l.report(ctx, id, plan.Unknown)
 }
 
@@ -279,7 +285,7 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		if a.To == "" {
 			return nil
 		}
-		return l.cfg.Store.Move(ctx, &a.Row, a.To, a.Reason)
+		return l.cfg.Store.Move(ctx, &a.Row, a.To, a.Reason, a.Cause)
 	}
 	first, then := move, func() error { return nil }
 	switch a.Kind {
@@ -287,6 +293,8 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		then = func() error { return host.Destroy(ctx, a.Row.ID) }
 	case Destroy:
 		first, then = func() error { return host.Destroy(ctx, a.Row.ID) }, move
+	case Condition:
+		first = func() error { return l.cfg.Store.SetUnresponsive(ctx, &a.Row, a.Unresponsive) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	case SetNetwork:

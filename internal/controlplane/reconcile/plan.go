@@ -25,14 +25,17 @@ const (
 	Acknowledge Kind = "acknowledge" // move the row, then let the host forget a sandbox that ended by itself
 	Extend      Kind = "extend"      // set the row's timeout on the host
 	SetNetwork  Kind = "network"     // set the row's network policy on the host
+	Condition   Kind = "condition"   // show in the row whether the guest answers
 )
 
 // Action is one step of a plan. The actions of a plan do not depend on each other.
 type Action struct {
-	Kind   Kind
-	Row    wrenn.Sandbox // as it was read: compare-and-set goes by its version
-	To     wrenn.State
-	Reason string // for the user
+	Kind         Kind
+	Row          wrenn.Sandbox // as it was read: compare-and-set goes by its version
+	To           wrenn.State
+	Reason       string              // for the user
+	Cause        wrenn.EndCause      // why it ends; "" keeps the row's
+	Unresponsive *wrenn.Unresponsive // of a Condition
 }
 
 // Result is the plan for one host.
@@ -41,6 +44,9 @@ type Result struct {
 	// Unknown are sandboxes that no row explains. They are not touched but
 	// reported: an operator decides.
 	Unknown []wrenn.ObservedSandbox
+	// Again is true when a sandbox has ended whose row was too new to act on: the next
+	// round should be soon.
+	Again bool
 }
 
 // Row is a row as it was read.
@@ -101,7 +107,12 @@ func Plan(rows []Row, inv wrenn.Inventory, asOf time.Time, grace Grace) Result {
 }
 
 func (r *Result) add(kind Kind, row *Row, to wrenn.State, reason string) {
-	r.Actions = append(r.Actions, Action{Kind: kind, Row: row.Sandbox, To: to, Reason: reason})
+	r.end(kind, row, to, reason, wrenn.CauseUnknown)
+}
+
+// end is add of an action by which the row ends, for that cause.
+func (r *Result) end(kind Kind, row *Row, to wrenn.State, reason string, cause wrenn.EndCause) {
+	r.Actions = append(r.Actions, Action{Kind: kind, Row: row.Sandbox, To: to, Reason: reason, Cause: cause})
 }
 
 // absent plans for a row whose host does not have the sandbox.
@@ -109,18 +120,18 @@ func (r *Result) absent(row *Row, asOf time.Time, grace Grace) {
 	switch row.State {
 	case wrenn.Pending:
 		if row.late(asOf, grace.Pending) {
-			r.add(Move, row, wrenn.Failed, reasonNeverAsked)
+			r.end(Move, row, wrenn.Failed, reasonNeverAsked, wrenn.CauseStart)
 		}
 	case wrenn.Starting:
 		if row.Abandoned {
-			r.add(Move, row, wrenn.Failed, reasonCut)
+			r.end(Move, row, wrenn.Failed, reasonCut, wrenn.CauseStart)
 		} else if row.late(asOf, grace.Starting) { // until then the request may be on its way
-			r.add(Move, row, wrenn.Failed, reasonNeverCame)
+			r.end(Move, row, wrenn.Failed, reasonNeverCame, wrenn.CauseStart)
 		}
 	case wrenn.Stopping:
 		r.add(Move, row, EndOf(&row.Sandbox), row.Reason)
 	default:
-		r.add(Move, row, wrenn.Failed, ReasonLost)
+		r.end(Move, row, wrenn.Failed, ReasonLost, wrenn.CauseLost)
 	}
 }
 
@@ -139,13 +150,14 @@ func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID
 	case row == nil:
 		r.Unknown = append(r.Unknown, seen)
 	case row.UpdatedAt.After(asOf):
+		r.Again = r.Again || seen.State.Ended()
 	case row.Host != host:
 		r.elsewhere(row, seen)
 	case row.State.Ended():
 		r.over(row, seen)
 	case seen.State == wrenn.ObservedQuarantined:
 		r.Unknown = append(r.Unknown, seen)
-		r.add(Move, row, wrenn.Failed, reasonQuarantine)
+		r.end(Move, row, wrenn.Failed, reasonQuarantine, wrenn.CauseQuarantined)
 	case seen.State.Ended():
 		r.ended(row, seen)
 	default:
@@ -181,14 +193,14 @@ func isLive(s wrenn.ObservedState) bool {
 
 // ended plans for a sandbox that ended by itself: it timed out, or it failed.
 func (r *Result) ended(row *Row, seen wrenn.ObservedSandbox) {
-	to, reason := wrenn.Stopped, cmp.Or(seen.Reason, reasonEnded)
+	to, reason, cause := wrenn.Stopped, cmp.Or(seen.Reason, reasonEnded), seen.EndCause
 	if seen.State == wrenn.ObservedFailed || !row.State.Can(wrenn.Stopped) {
 		to = wrenn.Failed
 	}
 	if row.State == wrenn.Stopping { // the reason for the stop counts, not how it ended
-		to, reason = EndOf(&row.Sandbox), row.Reason
+		to, reason, cause = EndOf(&row.Sandbox), row.Reason, wrenn.CauseUnknown
 	}
-	r.add(Acknowledge, row, to, reason)
+	r.end(Acknowledge, row, to, reason, cause)
 }
 
 // live plans for a sandbox that runs or is paused, and whose row has not ended.
@@ -218,6 +230,18 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	if !state.InTransition() && !seen.Network.Equal(row.Network) {
 		r.add(SetNetwork, row, "", "")
 	}
+	if state == wrenn.Running && state == row.State && !sameCondition(seen.Unresponsive, row.Unresponsive) {
+		r.Actions = append(r.Actions, Action{Kind: Condition, Row: row.Sandbox, Unresponsive: seen.Unresponsive})
+	}
+}
+
+// sameCondition reports whether both answer, or neither since the same time. The
+// database keeps microseconds.
+func sameCondition(a, b *wrenn.Unresponsive) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Since.Truncate(time.Microsecond).Equal(b.Since.Truncate(time.Microsecond)) && a.Reason == b.Reason
 }
 
 // settle returns the state of a row that is pausing or resuming: the new state once

@@ -104,7 +104,7 @@ func (c *core) markLostIfNotFound(ctx context.Context, sb *wrenn.Sandbox, err er
 	if wrenn.CodeOf(err) != wrenn.NotFound {
 		return err
 	}
-	if _, err := c.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Failed, Reason: reconcile.ReasonLost, Actor: actorSystem}); err != nil {
+	if _, err := c.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Failed, Reason: reconcile.ReasonLost, Cause: wrenn.CauseLost, Actor: actorSystem}); err != nil {
 		c.handToReconciler(ctx, "mark a lost sandbox", sb, err)
 	}
 	return lostError(sb)

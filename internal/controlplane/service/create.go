@@ -169,7 +169,7 @@ func (s starting) abandon(ctx context.Context, sb *wrenn.Sandbox, cause error) e
 // undo destroys a sandbox that was being made, and ends its row as failed. If
 // another request has changed the row since, that one ends it.
 func (s starting) undo(ctx context.Context, sb *wrenn.Sandbox, reason string) error {
-	stop := postgres.Move{To: wrenn.Stopping, Reason: reason, Actor: s.actor}
+	stop := postgres.Move{To: wrenn.Stopping, Reason: reason, Cause: wrenn.CauseStart, Actor: s.actor}
 	moved, moveErr := s.store.MoveSandbox(ctx, sb, stop)
 	if errors.Is(moveErr, postgres.ErrConflict) {
 		// The reconciler may have seen that it runs, although the answer was lost.
@@ -196,7 +196,8 @@ func messageOf(err error, other string) string {
 	if !ok || e.Code == wrenn.Internal {
 		return other
 	}
-	text := strings.ToValidUTF8(e.Message[:min(len(e.Message), most)], "") // the cut may be in a character
+	public := e.PublicMessage()
+	text := strings.ToValidUTF8(public[:min(len(public), most)], "") // the cut may be in a character
 	return strings.ReplaceAll(text, "\x00", "?")
 }
 

@@ -22,6 +22,7 @@ import (
 const (
 	pingsToDown = 2                // failed ones in a row, so that one lost packet does not take a host away
 	saveEvery   = time.Minute      // a host's answers, when nothing changed
+	newsRetry   = 5 * time.Second  // the mean time until a stream of news is opened again
 	firstPing   = 10 * time.Second // how long a create waits for the first pings
 )
 
@@ -83,11 +84,44 @@ func (f *fleet) run(ctx context.Context) error {
 	for _, m := range f.members {
 		g.Go(func() error {
 			defer m.client.Close()
+			var news sync.WaitGroup
+			defer news.Wait()
+			news.Go(func() { f.followNews(ctx, m) })
 			f.watch(ctx, m)
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// followNews asks for a round of the host whenever sandboxes have changed there
+// without a request. A host of an older version has no such stream: its rows follow
+// with the next round, as do those of a host whose stream is away.
+func (f *fleet) followNews(ctx context.Context, m *member) {
+	for {
+		err := f.readNews(ctx, m)
+		if ctx.Err() != nil {
+			return
+		}
+		f.log.LogAttrs(ctx, slog.LevelDebug, "stream of a host's changes ended; will retry", slog.String("host", string(m.id)), slog.Any("err", err))
+		if !sleep(ctx, newsRetry/2+rand.N(newsRetry)) {
+			return
+		}
+	}
+}
+
+func (f *fleet) readNews(ctx context.Context, m *member) error {
+	news, err := m.client.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	defer news.Close()
+	for {
+		if err := news.Next(); err != nil {
+			return err
+		}
+		f.changed(m.id)
+	}
 }
 
 func (f *fleet) watch(ctx context.Context, m *member) {

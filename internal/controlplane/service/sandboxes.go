@@ -112,7 +112,7 @@ func (s *Sandboxes) moveToStopping(ctx context.Context, sb *wrenn.Sandbox, actor
 		if sb.State.Ended() || sb.State == wrenn.Stopping {
 			return sb, nil
 		}
-		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Stopping, Actor: actor})
+		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Stopping, Cause: wrenn.CauseUser, Actor: actor})
 		if err == nil {
 			return moved, nil
 		}
@@ -129,6 +129,12 @@ func (s *Sandboxes) moveToStopping(ctx context.Context, sb *wrenn.Sandbox, actor
 // memory. When it fails the sandbox continues to run. A paused one stays paused.
 func (s *Sandboxes) PauseSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return s.transition(ctx, c, id, pausing)
+}
+
+// ForcePauseSandbox is PauseSandbox without the help of the sandbox, for one that
+// does not answer: its programs and its disk are saved as they stand.
+func (s *Sandboxes) ForcePauseSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.transition(ctx, c, id, forcePausing)
 }
 
 // ResumeSandbox continues a paused sandbox. When it fails it stays paused:

@@ -162,8 +162,13 @@ func (s *Service) Collector() prometheus.Collector {
 // rows are the store as the reconciler needs it.
 type rows struct{ *postgres.Store }
 
-func (r rows) Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string) error {
-	_, err := r.MoveSandbox(ctx, row, postgres.Move{To: to, Reason: reason, Actor: actorReconciler})
+func (r rows) Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string, cause wrenn.EndCause) error {
+	_, err := r.MoveSandbox(ctx, row, postgres.Move{To: to, Reason: reason, Cause: cause, Actor: actorReconciler})
+	return err
+}
+
+func (r rows) SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error {
+	_, err := r.Store.SetUnresponsive(ctx, row, u, actorReconciler)
 	return err
 }
 

@@ -18,12 +18,17 @@ type transition struct {
 }
 
 var (
-	pausing  = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*core).pauseOn}
-	resuming = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).resumeOn}
+	pausing      = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*core).pauseOn}
+	forcePausing = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*core).forcePauseOn}
+	resuming     = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).resumeOn}
 )
 
 func (*core) pauseOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
 	return host.Pause(ctx, id)
+}
+
+func (*core) forcePauseOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
+	return host.ForcePause(ctx, id)
 }
 
 func (c *core) resumeOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {

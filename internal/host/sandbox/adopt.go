@@ -113,7 +113,7 @@ func (s adoption) adopt(ctx context.Context) error {
 	case j.Step == journal.StepPaused:
 		return s.adoptPaused(limited)
 	case j.Step == journal.StepEnded && j.Verdict != nil:
-		s.state.set(Status(j.Verdict.Status), j.Verdict.Reason)
+		s.state.conclude(verdictOf(j.Verdict))
 		return nil
 	case j.IsUnwanted() || j.IsEnding(): // half made, or half removed
 		if err := s.findInstances(limited); err != nil {
@@ -207,7 +207,7 @@ func (s adoption) endAdopted(ctx context.Context, cause error) error {
 		return err
 	}
 	s.logError(ctx, slog.LevelWarn, "machine ended while no agent ran", cause)
-	verdict := Verdict{StatusFailed, "its machine ended while the host's agent was down, as when the host restarts"}
+	verdict := Verdict{StatusFailed, "its machine ended while the host's agent was down, as when the host restarts", wrenn.CauseHostRestarted}
 	if err := s.end(ctx, verdict); err != nil {
 		s.logError(ctx, slog.LevelError, "sandbox that has ended cannot be removed yet", err)
 	}
@@ -281,7 +281,7 @@ func isNamed(t network.Tenant, id string) bool {
 // userReason returns why a sandbox cannot be worked with, for a user.
 func userReason(doing string, err error) string {
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
-		return doing + ": " + e.Message
+		return doing + ": " + e.PublicMessage()
 	}
 	return doing + ": see the agent's log"
 }

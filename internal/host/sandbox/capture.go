@@ -17,8 +17,18 @@ import (
 	"wrenn/internal/vm"
 )
 
-// thawTimeout bounds the wait for a guest that may be frozen.
-const thawTimeout = 10 * time.Second
+// machineTimeout bounds a call to a VMM that only starts or stops vCPUs. It is a
+// guard against one that hangs, far above what the call needs.
+const machineTimeout = 30 * time.Second
+
+// freezing is what is done about the guest's processes before a snapshot.
+type freezing int
+
+const (
+	freezeNeeded  freezing = iota // without it there is no snapshot
+	freezeIfAble                  // a guest that cannot, or does not answer, is saved as it stands
+	freezeSkipped                 // the guest is not asked at all
+)
 
 // newSnapshotID returns an id that no snapshot has.
 func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
@@ -60,7 +70,7 @@ func (s locked) capture(ctx context.Context, undo *rollback.Stack, man snapshot.
 	}
 	undo.Add(staged.Discard)
 	var restart rollback.Stack
-	err = s.save(ctx, staged, &restart)
+	err = s.save(ctx, staged, &restart, freezeNeeded)
 	if err := errors.Join(err, restart.Run(ctx)); err != nil {
 		return nil, nil, err
 	}
@@ -83,37 +93,19 @@ func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapsh
 	return snap, release, nil
 }
 
-// freeze stops the guest's processes with everything that they wrote on the disk, so
-// that the machine can be paused next. The sandbox continues when restart runs,
-// whether freeze failed or not, and whether the machine was paused or not.
-func (s locked) freeze(ctx context.Context, restart *rollback.Stack) error {
-	if err := s.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }); err != nil {
-		return err
-	}
-	restart.Add(s.thaw)
-	if err := s.instance.Freeze(ctx); err != nil {
-		return err
-	}
-	if err := s.at("guest frozen"); err != nil {
-		return err
-	}
-	restart.Add(s.letRun) // before: a Pause whose answer does not come may have worked
-	return nil
-}
-
 // save stops the sandbox and writes its disk and its machine into staged. The
 // sandbox continues when restart runs, whether save failed or not. What can be done
 // before it stops is done before.
-func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack) error {
+func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack, how freezing) error {
 	if err := s.prepareSave(ctx, staged); err != nil {
 		return err
 	}
-	if err := s.freeze(ctx, restart); err != nil {
+	if err := s.freeze(ctx, restart, how); err != nil {
 		return err
 	}
 	began := time.Now()
 	steps := []rollback.Step{
-		{Name: "machine paused", Do: s.instance.Machine.Pause},
+		{Name: "machine paused", Do: s.stopCPUs},
 		{Name: "disk cloned", Do: func(ctx context.Context) error {
 			_, err := storage.Clone(ctx, staged.Disk(), s.instance.Disk(), 0o600)
 			return err
@@ -131,6 +123,47 @@ func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *roll
 	s.trace("still", time.Since(began)) // how long this keeps the guest from running
 	return nil
 }
+
+// freeze stops the guest's processes with everything that they wrote on the disk,
+// as far as how asks for it, so that the machine can be paused next. The sandbox
+// continues when restart runs, whether freeze failed or not, and whether the machine
+// was paused or not.
+func (s locked) freeze(ctx context.Context, restart *rollback.Stack, how freezing) error {
+	if how != freezeSkipped {
+		if err := s.freezeGuest(ctx, restart, how); err != nil {
+			return err
+		}
+	}
+	restart.Add(s.letRun) // before: a Pause whose answer does not come may have worked
+	return nil
+}
+
+func (s locked) freezeGuest(ctx context.Context, restart *rollback.Stack, how freezing) error {
+	if err := s.journal.commit("frozen", func(j *journal.Journal) { j.Frozen = true }); err != nil {
+		return err
+	}
+	restart.Add(s.thaw)
+	err := s.instance.Freeze(ctx)
+	if err != nil && how == freezeIfAble && ctx.Err() == nil {
+		s.logError(ctx, slog.LevelWarn, "guest cannot be frozen; its machine is saved as it stands", err)
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.at("guest frozen")
+}
+
+// stopCPUs stops the vCPUs of the instance.
+func (s locked) stopCPUs(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, machineTimeout, errMachineSilent)
+	defer cancel()
+	s.state.setStill(true)
+	return s.instance.Machine.Pause(ctx)
+}
+
+// errMachineSilent is the cause of the end of a call to a VMM that does not answer.
+var errMachineSilent = wrenn.Errorf(wrenn.DeadlineExceeded, "its machine did not answer within %s", machineTimeout)
 
 // prepareSave does what can be done while the sandbox runs.
 func (s locked) prepareSave(ctx context.Context, staged *snapshot.Staged) error {
@@ -167,10 +200,16 @@ func (s locked) saveMachine(ctx context.Context, dir string) error {
 }
 
 // letRun lets the vCPUs run again. What fails is tried again by Run, as long as
-// the sandbox runs.
+// the sandbox runs. Destroy does not wait for it.
 func (s locked) letRun(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, machineTimeout, errMachineSilent)
+	defer cancel()
+	defer s.cancel.onCancel(cancel)()
 	err := s.instance.Machine.Resume(ctx)
 	s.state.setStalled(err != nil)
+	if err == nil {
+		s.state.setStill(false)
+	}
 	return err
 }
 
@@ -189,11 +228,13 @@ func (s locked) retryRun(ctx context.Context) error {
 }
 
 // thaw lets the guest's processes run again, and records that. It does not wait
-// for a guest whose machine has ended.
+// long for a guest, and not at all for one whose machine has ended or that is to be
+// destroyed.
 func (s locked) thaw(ctx context.Context) error {
 	machine := s.instance.Machine
-	waiting, cancel := context.WithCancel(ctx)
+	waiting, cancel := context.WithTimeout(ctx, s.host.cfg.FreezeTimeout)
 	defer cancel()
+	defer s.cancel.onCancel(cancel)()
 	go func() {
 		_ = machine.Wait(waiting) // whatever ended it
 		cancel()
@@ -212,8 +253,6 @@ func (s locked) tryThaw(ctx context.Context) {
 	if !s.journal.Frozen {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, thawTimeout)
-	defer cancel()
 	if err := s.thaw(ctx); err != nil {
 		s.logError(ctx, slog.LevelWarn, "processes of a sandbox may stand still for two minutes", err)
 	}

@@ -6,18 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"regexp"
 	"time"
 
 	"wrenn"
+	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/vm"
 )
-
-// Verdict is how a sandbox ended that was not destroyed.
-type Verdict struct {
-	Status Status // stopped or failed
-	Reason string
-}
 
 // Destroy ends the sandbox and removes everything it had. After an error the
 // rest and the journal still exist: Destroy again, Run, or the next Open continues.
@@ -71,7 +67,7 @@ func (s locked) remove() {
 // a user's work.
 func (s locked) end(ctx context.Context, verdict Verdict) error {
 	s.state.set(StatusStopping, "")
-	s.decide(ctx, journal.StepEnding, &journal.Verdict{Status: string(verdict.Status), Reason: verdict.Reason})
+	s.decide(ctx, journal.StepEnding, &journal.Verdict{Status: string(verdict.Status), Reason: verdict.Reason, Cause: verdict.Cause})
 	err := s.discardInstances(ctx, verdict.Status == StatusFailed)
 	if err == nil {
 		s.keepConsole(ctx, nil)
@@ -83,7 +79,8 @@ func (s locked) end(ctx context.Context, verdict Verdict) error {
 	}
 	s.instance, s.other = nil, nil
 	s.state.clearRetry()
-	s.state.set(verdict.Status, verdict.Reason)
+	s.state.conclude(verdict)
+	s.host.news.notify()
 	s.host.garbage.mark()
 	s.log(ctx, slog.LevelInfo, "sandbox ended", slog.String("status", string(verdict.Status)), slog.String("reason", verdict.Reason))
 	return nil
@@ -109,7 +106,7 @@ func (s locked) finishEnding(ctx context.Context) error {
 	case s.journal.IsUnwanted():
 		return s.destroy(ctx)
 	case s.journal.IsEnding():
-		return s.end(ctx, Verdict{Status(s.journal.Verdict.Status), s.journal.Verdict.Reason})
+		return s.end(ctx, verdictOf(s.journal.Verdict))
 	default:
 		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal says %.80q, which is no end", s.journal.Step)
 	}
@@ -118,25 +115,44 @@ func (s locked) finishEnding(ctx context.Context) error {
 // watchInstance ends the sandbox when its machine ends by itself.
 func (s locked) watchInstance(ctx context.Context) {
 	inst := s.instance
-	s.watch(ctx, inst, func(ctx context.Context, cause error) {
+	beside := func(ctx context.Context) { s.watchGuest(ctx, inst) }
+	s.watch(ctx, inst, beside, func(ctx context.Context, cause error) {
 		if s.instance != inst || s.Info().Status != StatusRunning {
 			return // an operation ends it, or it has another machine by now
 		}
-		if err := s.end(ctx, s.verdictOf(ctx, cause)); err != nil {
+		if err := s.end(ctx, s.judge(ctx, inst, cause)); err != nil {
 			s.logError(ctx, slog.LevelError, "sandbox whose machine ended cannot be cleaned up", err)
 		}
 	})
 }
 
-// verdictOf returns why the machine ended by itself. What the guest printed is
-// for the operator's log.
-func (s locked) verdictOf(ctx context.Context, err error) Verdict {
+// verdictOf reads the verdict of a journal.
+func verdictOf(v *journal.Verdict) Verdict { return Verdict{Status(v.Status), v.Reason, v.Cause} }
+
+// judge returns why the machine of the instance ended by itself. What the guest
+// printed is for the operator's log.
+func (s locked) judge(ctx context.Context, inst *instance.Instance, err error) Verdict {
 	if err == nil {
-		return Verdict{StatusStopped, "the guest powered off"}
+		return Verdict{StatusStopped, "the guest powered off", wrenn.CausePoweredOff}
 	}
 	s.logError(ctx, slog.LevelWarn, "machine ended by itself", err)
-	if exit, ok := errors.AsType[*vm.ExitError](err); ok {
-		return Verdict{StatusFailed, "its machine ended: " + exit.Reason}
+	exit, ok := errors.AsType[*vm.ExitError](err)
+	text, _ := s.console.Text()
+	switch {
+	case !ok:
+		return Verdict{StatusFailed, "its machine ended", wrenn.CauseVMM}
+	case exit.Panicked && memoryPanic.MatchString(text):
+		return Verdict{StatusFailed, "its machine ended: the guest's kernel had no memory left", wrenn.CauseGuestMemory}
+	case exit.Panicked:
+		return Verdict{StatusFailed, "its machine ended: " + exit.Reason, wrenn.CausePanicked}
+	case wasKilledForMemory(inst.Record.Machine):
+		return Verdict{StatusFailed, "its machine ended: the host had no memory left", wrenn.CauseHostMemory}
+	default:
+		return Verdict{StatusFailed, "its machine ended: " + exit.Reason, wrenn.CauseVMM}
 	}
-	return Verdict{StatusFailed, "its machine ended"}
 }
+
+// memoryPanic finds the last words of a kernel that has no memory and no process
+// that it may end, see mm/oom_kill.c. A guest could fake them; only its owner would
+// see it.
+var memoryPanic = regexp.MustCompile(`Kernel panic - not syncing: (System is deadlocked on|Out of) memory`)

@@ -61,8 +61,8 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 		verdict Verdict
 		disk    bool
 	}{
-		{Verdict{StatusFailed, "its machine ended"}, true},
-		{Verdict{StatusStopped, "not used for 1m0s"}, false},
+		{Verdict{StatusFailed, "its machine ended", wrenn.CauseVMM}, true},
+		{Verdict{StatusStopped, "not used for 1m0s", wrenn.CauseTimeout}, false},
 	} {
 		t.Run(string(tc.verdict.Status), func(t *testing.T) {
 			s, machine := newRunning(t)
@@ -74,7 +74,7 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 			if err := (locked{s}).finishEnding(t.Context()); err != nil {
 				t.Errorf("finishEnding() = %v", err)
 			}
-			if info := s.Info(); info.Status != tc.verdict.Status || info.Reason != tc.verdict.Reason {
+			if info := s.Info(); info.Status != tc.verdict.Status || info.Reason != tc.verdict.Reason || info.EndCause != tc.verdict.Cause {
 				t.Errorf("the sandbox is %+v, want %+v", info, tc.verdict)
 			}
 			if _, err := os.Stat(disk); (err == nil) != tc.disk {
@@ -91,7 +91,7 @@ func TestAnEndThatCannotBeNoted(t *testing.T) {
 func TestDestroyAfterAnEndThatCannotBeNoted(t *testing.T) {
 	s, _ := newRunning(t)
 	restore := hide(t, s.dir())
-	if err := (locked{s}).end(t.Context(), Verdict{StatusFailed, "its machine ended"}); err == nil {
+	if err := (locked{s}).end(t.Context(), Verdict{StatusFailed, "its machine ended", wrenn.CauseVMM}); err == nil {
 		t.Error("end() succeeded")
 	}
 	restore()

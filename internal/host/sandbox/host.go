@@ -50,7 +50,15 @@ type Config struct {
 	// ReadyTimeout bounds the wait for the guest's agent; default 60 s: under
 	// emulation on a busy machine a cold boot was seen to take 10.
 	ReadyTimeout time.Duration
-	Log          *slog.Logger
+	// FreezeTimeout bounds how long a guest may take to stop its processes for a
+	// snapshot, and to let them run again, whatever it answers meanwhile; default 10 s.
+	// 4 s for each GiB of its memory come on top, for what it has to write.
+	FreezeTimeout time.Duration
+	// SilentAfter is how long a guest's agent may send nothing, while it is probed,
+	// until it counts as unresponsive; default 9 s. A third of it is what one answer
+	// may take.
+	SilentAfter time.Duration
+	Log         *slog.Logger
 	// Trace, if set, gets the duration of each step of a sandbox.
 	Trace func(id wrenn.SandboxID, step string, took time.Duration)
 	// Adopt takes over the sandboxes of an earlier agent; otherwise Open
@@ -81,6 +89,7 @@ type host struct {
 	consoles  console.Store
 	reserve   *durable.Reserve // for journal entries by which space is freed
 	registry  registry
+	news      news
 	pool      warmPool
 	garbage   garbage
 	boots     turns
@@ -104,7 +113,8 @@ func (h *host) open(cfg Config) (err error) {
 	h.consoles = console.Store{Dir: filepath.Join(cfg.StateDir, "consoles")}
 	h.reserve = durable.NewReserve(filepath.Join(cfg.StateDir, "reserve"))
 	h.instances = instance.Host{
-		Driver: cfg.Driver, Slots: cfg.Slots, Dir: h.machinesDir(), FirstUID: cfg.FirstUID, ReadyTimeout: cfg.ReadyTimeout, Log: cfg.Log,
+		Driver: cfg.Driver, Slots: cfg.Slots, Dir: h.machinesDir(), FirstUID: cfg.FirstUID, ReadyTimeout: cfg.ReadyTimeout,
+		FreezeTimeout: cfg.FreezeTimeout, Log: cfg.Log,
 		Volumes: cfg.Volumes,
 	}
 	h.registry = registry{limits: cfg.Limits, store: cfg.Store, sandboxes: map[wrenn.SandboxID]*Sandbox{}}
@@ -132,6 +142,11 @@ func (h *host) logError(ctx context.Context, level slog.Level, message string, e
 	//nolint:sloglint // every caller's message is a constant
 	h.cfg.Log.LogAttrs(ctx, level, message, append(attrs, slog.Any("err", err))...)
 }
+
+// News returns a channel that is woken when a sandbox has ended, was paused or
+// resumed, stopped answering or answers again, without a call that asked for it.
+// What the sandboxes are then is in Inventory. Call stop once.
+func (h *host) News() (woken wake.Chan, stop func()) { return h.news.subscribe() }
 
 // Get returns the sandbox with that id, in any status. NotFound when there is none.
 func (h *host) Get(id wrenn.SandboxID) (*Sandbox, error) { return h.registry.get(id) }

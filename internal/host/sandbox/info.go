@@ -20,6 +20,13 @@ func (r *request) isInternal() bool {
 	return r.Template == journal.BuildTemplate || r.Template == journal.PoolTemplate
 }
 
+// Verdict is how a sandbox ended that was not destroyed.
+type Verdict struct {
+	Status Status // stopped or failed
+	Reason string
+	Cause  wrenn.EndCause
+}
+
 // Info is what a sandbox was like at one moment. It is the sandbox as the
 // control plane sees it, and its exact status.
 type Info struct {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -134,6 +135,7 @@ func destroyLater(t *testing.T, sb *Sandbox) {
 type agent struct {
 	// mute agents do not exist; stuck ones are healthy but never done with /init.
 	mute, stuck bool
+	silent      atomic.Bool // see fakeguest.Config
 }
 
 // boot serves an agent in a guest.
@@ -141,6 +143,6 @@ func (a *agent) boot(cfg fakeguest.Config) (stop func(), err error) {
 	if a.mute {
 		return nil, nil
 	}
-	cfg.Stuck = a.stuck
+	cfg.Stuck, cfg.Silent = a.stuck, &a.silent
 	return fakeguest.Boot(cfg)
 }

@@ -8,9 +8,10 @@
 // which a test checks:
 //
 //	status, info, memory, cancel, turns, sizes: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot
-//	state, record: what changes in a sandbox's life, and the journal with what follows from it
-//	host, source: what all sandboxes of a host have in common, and what they are made from
+//	state, record, kmsg: what changes in a sandbox's life, the journal with what follows from it, and the log of the host's kernel
+//	news, host, source: who is told of changes, what all sandboxes of a host have in common, and what they are made from
 //	sandbox, registry: a sandbox, and all of them with the limits
+//	vigil: whether guests answer
 //	garbage: the snapshots that are not needed
 //	operation: how something is done to a sandbox under its operation lock
 //	replace, ending, capture: its change of instance, its end, its snapshot
@@ -58,6 +59,8 @@ type Manager struct {
 // The caller must ensure that one agent at a time uses the directory.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
+	cfg.SilentAfter = cmp.Or(cfg.SilentAfter, 9*time.Second)
+	cfg.FreezeTimeout = cmp.Or(cfg.FreezeTimeout, 10*time.Second)
 	cfg.Store = cmp.Or(cfg.Store, &storage.Store{Dir: cfg.StateDir})
 	m := &Manager{run: rand.Text()}
 	if err := m.open(cfg); err != nil {

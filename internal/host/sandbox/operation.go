@@ -47,13 +47,24 @@ type operation struct {
 	finish func(context.Context) error
 }
 
+// operationTimeout bounds every operation, whatever its caller allows: neither a
+// guest nor a VMM that trickles may hold the operation lock for longer. A launch by
+// emulation takes up to 5 minutes, as does a pause that writes 16 GiB to a slow disk.
+const operationTimeout = 10 * time.Minute
+
 // perform runs work as the operation, which the status allows. When work fails, or the sandbox is to be destroyed,
 // what work has added to undo is run. Work's context ends when the sandbox is to be
 // destroyed.
 func (s locked) perform(ctx context.Context, op operation, work func(ctx context.Context, undo *rollback.Stack) error) (err error) {
 	began := time.Now()
+	if now := s.Info().Status; op.via != "" && !now.can(op.via) { // a mistake in this package
+		s.logRefused(now, op.via)
+		return wrenn.Errorf(wrenn.Internal, "%s of sandbox %s: its host's agent made a mistake; its log has the details", op.name, s.id)
+	}
 	ctx, done := s.cancel.context(s.context(ctx))
 	defer done()
+	ctx, cancel := context.WithTimeoutCause(ctx, operationTimeout, wrenn.Errorf(wrenn.DeadlineExceeded, "it took longer than %s", operationTimeout))
+	defer cancel()
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Run(ctx)) }()
 	if op.via != "" {

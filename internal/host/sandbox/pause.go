@@ -12,7 +12,14 @@ import (
 // else, until Resume. A paused one stays paused. When Pause fails the sandbox runs
 // as before, unless only the rest of its machine cannot be removed: then it is
 // paused, and Run tries again. FailedPrecondition unless it runs or is paused.
-func (s *Sandbox) Pause(ctx context.Context) error {
+func (s *Sandbox) Pause(ctx context.Context) error { return s.pauseBy(ctx, freezeNeeded) }
+
+// ForcePause is Pause without the guest's help, for one that does not answer: its
+// processes and its disk are saved as they stand, as after a power cut that the
+// guest does not notice. A Resume still needs the guest's agent to answer.
+func (s *Sandbox) ForcePause(ctx context.Context) error { return s.pauseBy(ctx, freezeSkipped) }
+
+func (s *Sandbox) pauseBy(ctx context.Context, how freezing) error {
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return err
@@ -21,11 +28,14 @@ func (s *Sandbox) Pause(ctx context.Context) error {
 	if s.Info().Status == StatusPaused {
 		return locked.tidy(ctx)
 	}
-	return locked.pause(ctx)
+	if u := s.Info().Unresponsive; u != nil && how == freezeNeeded {
+		return u.Refusal(s.id)
+	}
+	return locked.pause(ctx, how)
 }
 
 // pause is Pause of a running sandbox, or of one that is marked as pausing.
-func (s locked) pause(ctx context.Context) error {
+func (s locked) pause(ctx context.Context, how freezing) error {
 	defer s.host.garbage.mark() // its last snapshot, or the new one if that is not recorded
 	op := operation{name: "pause", trace: "pause", via: StatusPausing, back: StatusRunning, to: StatusPaused, finish: s.tidy}
 	return s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
@@ -34,7 +44,7 @@ func (s locked) pause(ctx context.Context) error {
 			return err
 		}
 		undo.Add(staged.Discard)
-		if err := s.save(ctx, staged, undo); err != nil {
+		if err := s.save(ctx, staged, undo, how); err != nil {
 			return err
 		}
 		snap, release, err := s.publish(ctx, staged, snapshot.Manifest{ID: newSnapshotID()})

@@ -92,7 +92,7 @@ func (w *wholeLife) deeds() []deed {
 				return err
 			}
 			defer sb.op.Unlock()
-			return (locked{sb}).end(ctx, Verdict{StatusStopped, "a test"})
+			return (locked{sb}).end(ctx, Verdict{Status: StatusStopped, Reason: "a test"})
 		})},
 		{"destroy", with((*Sandbox).Destroy)},
 	}

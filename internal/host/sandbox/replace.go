@@ -90,6 +90,7 @@ func (s locked) moveIn(change func(*journal.Journal)) error {
 	s.instance, s.other = s.other, s.instance
 	s.guest.Store(s.instance.Guest)
 	s.console.Attach(s.instance.Machine)
+	s.state.setStill(false)
 	return nil
 }
 
@@ -147,14 +148,17 @@ func (s locked) findInstances(ctx context.Context) error {
 }
 
 // watch calls ended, with the operation lock, when the machine of the instance
-// ends by itself. What ended does may stop the watcher.
-func (s locked) watch(ctx context.Context, inst *instance.Instance, ended func(ctx context.Context, cause error)) {
-	inst.Watch(s.context(ctx), &s.host.watchers, func(ctx context.Context, cause error) {
+// ends by itself. What ended does may stop the watcher. Beside, if not nil, runs until
+// the watcher stops.
+func (s locked) watch(ctx context.Context, inst *instance.Instance, beside func(context.Context), ended func(ctx context.Context, cause error)) {
+	inst.Watch(s.context(ctx), &s.host.watchers, beside, func(ctx context.Context, cause error) {
 		if _, err := s.lock(ctx); err != nil {
 			return
 		}
 		defer s.unlock()
-		ended(context.WithoutCancel(ctx), cause)
+		ctx, cancel := detach(ctx)
+		defer cancel()
+		ended(ctx, cause)
 	})
 }
 

@@ -56,7 +56,7 @@ func (s locked) restore(ctx context.Context, undo *rollback.Stack, id string, ch
 	from.Exclusive = true
 	if s.instance != nil {
 		undo.Add(s.letRun)
-		if err := s.instance.Machine.Pause(ctx); err != nil { // never both at once
+		if err := s.stopCPUs(ctx); err != nil { // never both at once
 			return err
 		}
 	}

@@ -9,6 +9,10 @@ import (
 	"wrenn"
 )
 
+// dueTimeout bounds what Run does about one sandbox: a pause that writes 16 GiB to
+// a slow disk takes minutes. What is not done then is tried again.
+const dueTimeout = 5 * time.Minute
+
 // lookAgain bounds how long Run sleeps: timers do not run while a host is suspended.
 const lookAgain = time.Minute
 
@@ -67,17 +71,20 @@ func (s *Sandbox) doDue(ctx context.Context) {
 		return
 	}
 	defer locked.unlock()
+	limited, cancel := context.WithTimeout(ctx, dueTimeout)
+	defer cancel()
 	switch what, reason := s.state.claimDue(s.request.OnTimeout == wrenn.PauseOnTimeout); what {
 	case dueStop:
-		err = locked.end(ctx, Verdict{Status: StatusStopped, Reason: reason})
+		err = locked.end(limited, Verdict{Status: StatusStopped, Reason: reason, Cause: wrenn.CauseTimeout})
 	case duePause:
-		err = locked.pause(ctx)
+		err = locked.pause(limited, freezeIfAble) // no caller waits who could force it
+		s.host.news.notify()
 	case dueEnding:
-		err = locked.finishEnding(ctx)
+		err = locked.finishEnding(limited)
 	case dueOther:
-		err = locked.tidy(ctx)
+		err = locked.tidy(limited)
 	case dueRun:
-		err = locked.retryRun(ctx)
+		err = locked.retryRun(limited)
 	default:
 		return
 	}

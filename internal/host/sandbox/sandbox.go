@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -43,7 +44,8 @@ type Sandbox struct {
 
 // newSandbox returns a sandbox without anything.
 func newSandbox(h *host, req request) *Sandbox {
-	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{}), state: newState(&req.SandboxSpec, h.newVersion, h.notify)}
+	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{})}
+	s.state = newState(&req.SandboxSpec, h.newVersion, h.notify, s.logRefused)
 	s.journal = record{reserve: h.reserve, hook: s.at}
 	if req.isInternal() {
 		req.AccessToken = rand.Text()
@@ -114,14 +116,17 @@ func (s *Sandbox) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 func (s *Sandbox) Touch() { s.state.touch() }
 
 // Use keeps the sandbox from ending for lack of use until release is called,
-// once, and records that it was used now. FailedPrecondition unless it runs; but a
-// paused sandbox with AutoResume is resumed first, once for all callers that wait.
+// once, and records that it was used now. FailedPrecondition unless it runs,
+// Unavailable while its guest does not answer; but a paused sandbox with AutoResume is resumed first, once for all callers that wait.
 func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 	for {
 		if s.state.use() {
 			return s.state.unuse, nil
 		}
 		info := s.Info()
+		if info.Unresponsive != nil {
+			return nil, info.Unresponsive.Refusal(s.id)
+		}
 		if info.Status == StatusRunning { // since then
 			continue
 		}
@@ -131,6 +136,7 @@ func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 		if err := s.Resume(ctx); err != nil {
 			return nil, err
 		}
+		s.host.news.notify()
 	}
 }
 
@@ -208,6 +214,12 @@ func (s *Sandbox) log(ctx context.Context, level slog.Level, message string, att
 // logError logs a failure that the caller cannot return.
 func (s *Sandbox) logError(ctx context.Context, level slog.Level, message string, err error) {
 	s.log(ctx, level, message, slog.Any("err", err))
+}
+
+// logRefused logs a mistake of this package: a status that may not follow another.
+func (s *Sandbox) logRefused(from, to Status) {
+	s.log(context.Background(), slog.LevelError, "status of a sandbox may not change so",
+		slog.String("from", string(from)), slog.String("to", string(to)), slog.String("stack", string(debug.Stack())))
 }
 
 // keepConsole keeps the end of the console, so that a user can see why the

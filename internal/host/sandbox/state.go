@@ -21,10 +21,16 @@ const (
 type state struct {
 	newVersion func() uint64 // see wrenn.ObservedSandbox
 	notify     func()        // called when there may be something due
+	// refused is called, with mu held, when a status may not follow the present one.
+	refused func(from, to Status)
 
 	mu      sync.Mutex // guards what follows
 	status  Status
-	reason  string // why it is stopped, failed or quarantined, or does not start yet
+	reason  string              // why it is stopped, failed or quarantined, or does not start yet
+	cause   wrenn.EndCause      // the same for programs
+	silent  *wrenn.Unresponsive // while it runs; what it points to never changes
+	still   bool                // its vCPUs are stopped although it runs
+	stops   uint64              // how often they were stopped and started
 	version uint64
 	created time.Time
 	active  time.Time // when it was last used
@@ -40,10 +46,10 @@ type state struct {
 	patient  time.Time // the sandbox is not ended for lack of use before that
 }
 
-func newState(spec *wrenn.SandboxSpec, newVersion func() uint64, notify func()) state {
+func newState(spec *wrenn.SandboxSpec, newVersion func() uint64, notify func(), refused func(from, to Status)) state {
 	now := time.Now()
 	return state{
-		newVersion: newVersion, notify: notify,
+		newVersion: newVersion, notify: notify, refused: refused,
 		status: StatusStarting, created: now, active: now, timeout: spec.Timeout, absolute: spec.Absolute, ends: now.Add(spec.Timeout), network: spec.Network, version: newVersion(),
 	}
 }
@@ -55,6 +61,7 @@ func (s *state) fill(info *Info) {
 	info.Status, info.State, info.Reason = s.status, observed[s.status], s.reason
 	info.Timeout, info.CreatedAt, info.LastActiveAt, info.Version = s.timeout, s.created, s.active, s.version
 	info.Network = s.network
+	info.EndCause, info.Unresponsive = s.cause, s.silent
 	if s.uses > 0 {
 		info.LastActiveAt = time.Now()
 	}
@@ -64,7 +71,15 @@ func (s *state) fill(info *Info) {
 func (s *state) set(status Status, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.change(status, reason)
+	s.change(status, reason, "")
+	s.active = time.Now()
+}
+
+// conclude sets how the sandbox has ended.
+func (s *state) conclude(v Verdict) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.change(v.Status, v.Reason, v.Cause)
 	s.active = time.Now()
 }
 
@@ -80,14 +95,29 @@ func (s *state) explain(reason string) {
 func (s *state) arrive(status Status) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.change(status, "")
+	s.change(status, "", "")
 	s.active, s.patient = time.Now(), time.Time{}
 }
 
-// change changes the status alone. The caller holds mu.
-func (s *state) change(status Status, reason string) {
-	s.status.mustChange(status)
-	s.status, s.reason = status, reason
+// reasonRefused is shown when the agent itself made a mistake with a sandbox.
+const reasonRefused = "its host's agent made a mistake with it: destroy it; the agent's log has the details for the operator"
+
+// change changes the status alone. What may follow a status is this package's own
+// business, so a status that may not follow is a mistake in it. That costs this
+// sandbox alone: it has failed, unless it has ended, and the others live on. The
+// caller holds mu.
+func (s *state) change(status Status, reason string, cause wrenn.EndCause) {
+	if !s.status.can(status) {
+		s.refused(s.status, status)
+		if s.status.ended() {
+			return
+		}
+		status, reason, cause = StatusFailed, reasonRefused, wrenn.CauseInternal
+	}
+	if status != StatusRunning {
+		s.silent = nil // it is not expected to answer
+	}
+	s.status, s.reason, s.cause = status, reason, cause
 	s.changed()
 }
 
@@ -145,11 +175,40 @@ func (s *state) touch() {
 	s.active = time.Now()
 }
 
-// use begins a use, and reports whether the sandbox runs, which it needs.
+// setStill records whether the vCPUs are stopped, or may be.
+func (s *state) setStill(still bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.still = still
+	s.stops++
+}
+
+// canAnswer reports whether the guest should answer now. When stops is the same
+// after another call, it should have answered all the time between them.
+func (s *state) canAnswer() (runs bool, stops uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status == StatusRunning && !s.still, s.stops
+}
+
+// setUnresponsive shows that the guest of a running sandbox does not answer, or
+// with nil that it does, and reports whether that is a change.
+func (s *state) setUnresponsive(u *wrenn.Unresponsive) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if (u == nil) == (s.silent == nil) || s.status != StatusRunning {
+		return false
+	}
+	s.silent = u
+	s.changed()
+	return true
+}
+
+// use begins a use, and reports whether the sandbox runs and answers, which it needs.
 func (s *state) use() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.status != StatusRunning {
+	if s.status != StatusRunning || s.silent != nil {
 		return false
 	}
 	s.uses++
@@ -255,11 +314,11 @@ func (s *state) claimDue(pauses bool) (what due, reason string) {
 	case what != dueStop:
 		return what, ""
 	case pauses:
-		s.change(StatusPausing, "")
+		s.change(StatusPausing, "", "")
 		s.patient = time.Now().Add(pauseAgain) // in case it fails
 		return duePause, ""
 	default:
-		s.change(StatusStopping, "")
+		s.change(StatusStopping, "", wrenn.CauseTimeout)
 		if s.absolute {
 			return dueStop, fmt.Sprintf("its timeout of %s ended", s.timeout)
 		}

@@ -8,7 +8,7 @@ import (
 )
 
 func newTestState(life wrenn.EndOfLife) *state {
-	s := newState(&wrenn.SandboxSpec{EndOfLife: life}, func() uint64 { return 1 }, func() {})
+	s := newState(&wrenn.SandboxSpec{EndOfLife: life}, func() uint64 { return 1 }, func() {}, func(from, to Status) {})
 	s.set(StatusRunning, "")
 	return &s
 }

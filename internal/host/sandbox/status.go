@@ -1,9 +1,6 @@
 package sandbox
 
-import (
-	"fmt"
-	"slices"
-)
+import "slices"
 
 // Status is where a sandbox on this host is in its life.
 type Status string
@@ -55,14 +52,6 @@ func statuses() []Status {
 
 // can reports whether a sandbox may change from s to next.
 func (s Status) can(next Status) bool { return s == next || slices.Contains(transitions[s], next) }
-
-// mustChange panics unless s may change to next: what comes after a status is
-// this package's own business, so anything else is a mistake in it.
-func (s Status) mustChange(next Status) {
-	if !s.can(next) {
-		panic(fmt.Sprintf("sandbox: no transition from %s to %s", s, next))
-	}
-}
 
 // ended reports whether nothing of the sandbox runs any more, or no program may
 // touch it.

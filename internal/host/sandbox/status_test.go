@@ -1,7 +1,9 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"wrenn"
+	"wrenn/internal/rollback"
 	"wrenn/internal/testkit"
 )
 
@@ -52,15 +56,35 @@ func TestEachStatusHasItsTransitions(t *testing.T) {
 	}
 }
 
-func TestAStatusIsCheckedWhenItIsSet(t *testing.T) {
+// A mistake costs the one sandbox, never the agent with all the others.
+func TestAStatusThatMayNotFollow(t *testing.T) {
 	s, _ := newRunning(t)
-	defer func() {
-		if text := fmt.Sprint(recover()); !strings.Contains(text, "from running to paused") {
-			t.Errorf("set() of a status that may not follow: %s", text)
-		}
-		if got := s.Info().Status; got != StatusRunning {
-			t.Errorf("the status is %s", got)
-		}
-	}()
+	log := &strings.Builder{}
+	s.host.cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+	err := (locked{s}).perform(t.Context(), operation{name: "resume", via: StatusResuming}, func(context.Context, *rollback.Stack) error {
+		t.Error("the operation ran")
+		return nil
+	})
+	if wrenn.CodeOf(err) != wrenn.Internal {
+		t.Errorf("perform() = %v, want Internal", err)
+	}
+	if got := s.Info().Status; got != StatusRunning {
+		t.Errorf("the status is %s after an operation that was refused", got)
+	}
 	s.state.set(StatusPaused, "")
+	if info := s.Info(); info.Status != StatusFailed || info.Reason != reasonRefused {
+		t.Errorf("it is %s: %s", info.Status, info.Reason)
+	}
+	s.state.set(StatusRunning, "")
+	if got := s.Info().Status; got != StatusFailed {
+		t.Errorf("the status is %s, want failed", got)
+	}
+	for _, want := range []string{"from=running to=resuming", "from=running to=paused", "from=failed to=running"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log has no %q:\n%s", want, log)
+		}
+	}
+	if err := s.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
 }

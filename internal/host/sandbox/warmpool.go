@@ -259,7 +259,7 @@ func (p *warmPool) add(ctx context.Context, k kind) error {
 
 // watchPooled removes a machine of the pool that ends by itself.
 func (s locked) watchPooled(ctx context.Context) {
-	s.watch(ctx, s.other, func(ctx context.Context, cause error) {
+	s.watch(ctx, s.other, nil, func(ctx context.Context, cause error) {
 		if s.Info().Status != statusPooled {
 			return
 		}

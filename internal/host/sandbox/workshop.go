@@ -61,10 +61,10 @@ func (s locked) cloneDisk(ctx context.Context, path string) (how storage.Method,
 			err = failed
 		}
 	}()
-	if err := s.freeze(ctx, &restart); err != nil {
+	if err := s.freeze(ctx, &restart, freezeNeeded); err != nil {
 		return "", err
 	}
-	if err := s.instance.Machine.Pause(ctx); err != nil {
+	if err := s.stopCPUs(ctx); err != nil {
 		return "", err
 	}
 	return storage.Clone(ctx, path, s.instance.Disk(), 0o400)

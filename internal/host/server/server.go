@@ -167,6 +167,9 @@ func (s *server) PauseSandbox(ctx context.Context, req *pb.PauseSandboxRequest) 
 	if err != nil {
 		return nil, err
 	}
+	if req.GetForce() {
+		return &pb.PauseSandboxResponse{}, sb.ForcePause(ctx)
+	}
 	return &pb.PauseSandboxResponse{}, sb.Pause(ctx)
 }
 
@@ -220,6 +223,44 @@ func (s *server) DeleteVolume(_ context.Context, req *pb.DeleteVolumeRequest) (*
 		return nil, err
 	}
 	return &pb.DeleteVolumeResponse{}, s.cfg.Volumes.Delete(id)
+}
+
+const (
+	// newsPause is the least time between two answers of WatchSandboxes, after each of
+	// which a control plane reads the whole inventory.
+	newsPause = 250 * time.Millisecond
+	// newsKeepalive is the silence after which WatchSandboxes shows that it lives.
+	newsKeepalive = 30 * time.Second
+)
+
+func (s *server) WatchSandboxes(ctx context.Context, _ *pb.WatchSandboxesRequest, stream *connect.ServerStream[pb.WatchSandboxesResponse]) error {
+	woken, stop := s.cfg.Manager.News()
+	defer stop()
+	keepalive := time.NewTicker(newsKeepalive)
+	defer keepalive.Stop()
+	answer := &pb.WatchSandboxesResponse{}
+	for {
+		if err := stream.Send(answer); err != nil {
+			return err
+		}
+		pause := time.NewTimer(newsPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+		case <-s.closing:
+		}
+		pause.Stop()
+		select {
+		case <-woken:
+			answer = &pb.WatchSandboxesResponse{}
+		case <-keepalive.C:
+			answer = &pb.WatchSandboxesResponse{Keepalive: true}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-s.closing:
+			return wrenn.Errorf(wrenn.Unavailable, "the host's agent is stopping")
+		}
+	}
 }
 
 // find parses a sandbox's id. It returns the sandbox and a context whose log

@@ -195,7 +195,7 @@ func (m *machine) reason(exit launch.Exit) string {
 // exitError returns why the VMM has ended, with the end of what it and the guest printed.
 func (m *machine) exitError(reason string) *vm.ExitError {
 	return &vm.ExitError{
-		Driver: driverName, Reason: reason, Console: launch.LastLines([]byte(m.Console())),
+		Driver: driverName, Reason: reason, Panicked: reason == panicked, Console: launch.LastLines([]byte(m.Console())),
 		Log: launch.LastLines(slices.Concat(complaints(m.process.Output()), m.process.Log())),
 	}
 }

@@ -66,6 +66,9 @@ func (m *machine) follow() {
 	close(m.done)
 }
 
+// panicked is the reason of a guest whose kernel panicked.
+const panicked = "guest panicked"
+
 var panicLine = []byte("Kernel panic - not syncing")
 
 // verdict returns what Wait returns. QEMU ends with status 0 if its guest powers off,
@@ -84,7 +87,7 @@ func (m *machine) verdict() error {
 		reason = "ended by a signal of the host"
 	case exit.Code != 0 && shutdown == "": // "" and 0: it ended before it could send the event
 	case bytes.Contains(m.proc.Output(), panicLine):
-		reason = "guest panicked"
+		reason = panicked
 	default:
 		return nil
 	}
@@ -94,7 +97,7 @@ func (m *machine) verdict() error {
 // exitError returns why the VMM has ended, with the end of what it and the guest printed.
 func (m *machine) exitError(reason string) *vm.ExitError {
 	return &vm.ExitError{
-		Driver: Name, Reason: reason,
+		Driver: Name, Reason: reason, Panicked: reason == panicked,
 		Console: launch.LastLines(m.proc.Output()), Log: launch.LastLines(m.proc.Log()),
 	}
 }

@@ -149,7 +149,9 @@ func (g *Guest) Flood(ctx context.Context) error { return g.PrintMuch(ctx, 2*con
 func (g *Guest) PowerOff(context.Context) error { return g.end(poweredOff) }
 
 // Panic ends the machine as a guest's kernel does when it panics.
-func (g *Guest) Panic(context.Context) error { return g.end(died("guest panicked")) }
+func (g *Guest) Panic(context.Context) error {
+	return g.end(ending{reason: "guest panicked", panicked: true})
+}
 
 // Die ends the VMM for the reason, like "exit status 1".
 func (g *Guest) Die(reason string) error { return g.end(died(reason)) }

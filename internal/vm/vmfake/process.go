@@ -44,9 +44,10 @@ type process struct {
 
 // ending is why a machine has ended.
 type ending struct {
-	reason  string
-	orderly bool // Stop or the guest ended it
-	console string
+	reason   string
+	orderly  bool // Stop or the guest ended it
+	panicked bool // the guest's kernel did
+	console  string
 }
 
 var (
@@ -115,7 +116,7 @@ func (p *process) end(why ending) {
 // exitError returns why the machine has ended, also if that is no error. It must
 // have ended.
 func (p *process) exitError() *vm.ExitError {
-	return &vm.ExitError{Driver: Name, Reason: p.ended.reason, Console: p.ended.console}
+	return &vm.ExitError{Driver: Name, Reason: p.ended.reason, Panicked: p.ended.panicked, Console: p.ended.console}
 }
 
 // whileAlive calls f under the lock unless the machine has ended.

@@ -32,7 +32,11 @@ func (s *suite) powerOff(t *testing.T) {
 func (s *suite) panics(t *testing.T) {
 	b := s.restore(t, s.Driver(t), s.base)
 	must(t, "Panic", b.guest.Panic(within(t)))
-	s.wantExit(t, b.Wait(within(t)), "guest panicked")
+	err := b.Wait(within(t))
+	s.wantExit(t, err, "guest panicked")
+	if exit, ok := errors.AsType[*vm.ExitError](err); ok && !exit.Panicked {
+		t.Error("the ExitError does not say that the guest panicked")
+	}
 }
 
 func (s *suite) wantExit(t *testing.T, err error, reason string) {

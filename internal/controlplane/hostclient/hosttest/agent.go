@@ -17,6 +17,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/hostwire"
+	"wrenn/internal/wake"
 	"wrenn/internal/wire"
 	hostagentv1 "wrenn/proto/gen/hostagent/v1"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
@@ -45,7 +46,8 @@ type Agent struct {
 	volumes    map[string]bool
 	creates    int
 	resumes    int
-	buildFiles map[string][]byte // by team/hash
+	buildFiles map[string][]byte  // by team/hash
+	watchers   map[wake.Chan]bool // of WatchSandboxes
 }
 
 // sandbox is a sandbox of the host.
@@ -173,8 +175,13 @@ func (a *Agent) DestroySandbox(ctx context.Context, req *hostagentv1.DestroySand
 	return &hostagentv1.DestroySandboxResponse{}, err
 }
 
-// PauseSandbox pauses a running or paused one.
+// PauseSandbox pauses a running or paused one; an unresponsive one only by force.
 func (a *Agent) PauseSandbox(ctx context.Context, req *hostagentv1.PauseSandboxRequest) (*hostagentv1.PauseSandboxResponse, error) {
+	if !req.GetForce() {
+		if err := a.locked(func() error { return a.refusal(req.GetSandboxId()) }); err != nil {
+			return nil, wire.ToConnect(err)
+		}
+	}
 	return &hostagentv1.PauseSandboxResponse{}, a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
 }
 
@@ -201,6 +208,7 @@ func (a *Agent) become(b *sandbox, to hostagentv1.SandboxStatus) {
 	}
 	b.info.Status = to
 	b.info.Version++
+	b.info.Unresponsive = nil
 	if to == hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
 		a.resumes++
 	}
@@ -231,7 +239,17 @@ func (a *Agent) running(id string) (*sandbox, error) {
 	if b.info.Status != hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s does not run", id)
 	}
-	return b, nil
+	return b, a.refusal(id)
+}
+
+// refusal returns the error of a call that needs the guest of an unresponsive
+// sandbox. The caller must hold mu.
+func (a *Agent) refusal(id string) error {
+	if b := a.sandboxes[id]; b != nil && b.info.GetUnresponsive() != nil {
+		u := b.info.GetUnresponsive()
+		return wrenn.Unresponsive{Since: u.GetSince().AsTime(), Reason: u.GetReason()}.Refusal(wrenn.SandboxID(id))
+	}
+	return nil
 }
 
 func (b *sandbox) ended() bool {
@@ -256,7 +274,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 	return &hostagentv1.SandboxInfo{
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
-		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume,
+		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
 	}
 }
 
@@ -271,6 +289,55 @@ func (a *Agent) SetNetworkPolicy(ctx context.Context, req *hostagentv1.SetNetwor
 		b.info.Version++
 		return nil
 	})
+}
+
+// WatchSandboxes answers at once and after each Announce.
+func (a *Agent) WatchSandboxes(ctx context.Context, _ *hostagentv1.WatchSandboxesRequest, stream *connect.ServerStream[hostagentv1.WatchSandboxesResponse]) error {
+	woken := wake.New()
+	err := a.with(ctx, "WatchSandboxes", "", func() error {
+		if a.watchers == nil {
+			a.watchers = map[wake.Chan]bool{}
+		}
+		a.watchers[woken] = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for {
+		if err := stream.Send(&hostagentv1.WatchSandboxesResponse{}); err != nil {
+			return err
+		}
+		select {
+		case <-woken:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Announce tells the callers of WatchSandboxes that something has changed.
+func (a *Agent) Announce() {
+	_ = a.locked(func() error { // never fails
+		for c := range a.watchers {
+			c.Notify()
+		}
+		return nil
+	})
+}
+
+// Silence makes a running sandbox unresponsive for the reason; "" ends that.
+func (a *Agent) Silence(id wrenn.SandboxID, since time.Time, reason string) {
+	a.set(id, wrenn.ObservedRunning, func(i *hostagentv1.SandboxInfo) {
+		if i.Unresponsive = nil; reason != "" {
+			i.Unresponsive = &hostagentv1.Unresponsive{Since: timestamppb.New(since), Reason: reason}
+		}
+	})
+}
+
+// EndFor is End with the cause for programs.
+func (a *Agent) EndFor(id wrenn.SandboxID, to wrenn.ObservedState, cause hostagentv1.EndCause, reason string) {
+	a.set(id, to, func(i *hostagentv1.SandboxInfo) { i.Reason, i.EndCause = reason, cause })
 }
 
 // ExtendSandbox changes the timeout, which this host never lets run out by itself: see End.

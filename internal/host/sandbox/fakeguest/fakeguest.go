@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -27,7 +28,10 @@ import (
 type Config struct {
 	Slot  string // the path of the network slot's namespace, see vm.NIC
 	Stuck bool   // its agent is healthy but never done with /init
-	Log   *slog.Logger
+	// Silent, while it is true, keeps frames from passing in either direction, as when
+	// the guest's kernel has halted or its network is down. May be nil.
+	Silent *atomic.Bool
+	Log    *slog.Logger
 }
 
 // Boot serves an agent in a namespace that stands for the guest's inside, and
@@ -39,7 +43,7 @@ func Boot(cfg Config) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	unplug, err := plug(cfg.Slot, inside)
+	unplug, err := plug(cfg.Slot, inside, cfg.Silent)
 	if err != nil {
 		return nil, errors.Join(err, netns.Delete(name))
 	}
@@ -71,7 +75,7 @@ func Boot(cfg Config) (stop func(), err error) {
 }
 
 // plug connects a card in the namespace inside to the TAP of the slot.
-func plug(slot, inside string) (unplug func(), err error) {
+func plug(slot, inside string, silent *atomic.Bool) (unplug func(), err error) {
 	tap, err := openTAP(slot, network.TAP)
 	if err != nil {
 		return nil, err
@@ -88,8 +92,8 @@ func plug(slot, inside string) (unplug func(), err error) {
 		return nil, err
 	}
 	var pumps sync.WaitGroup
-	pumps.Go(func() { pump(tap, card) })
-	pumps.Go(func() { pump(card, tap) })
+	pumps.Go(func() { pump(tap, card, silent) })
+	pumps.Go(func() { pump(card, tap, silent) })
 	return func() {
 		tap.Close()
 		card.Close()
@@ -133,12 +137,15 @@ func setUpCard() error {
 	return errors.Join(netlink.LinkSetHardwareAddr(card, mac), netlink.AddrAdd(card, addr), netlink.LinkSetUp(card))
 }
 
-func pump(to, from *os.File) {
+func pump(to, from *os.File, silent *atomic.Bool) {
 	frame := make([]byte, 1<<17)
 	for {
 		n, err := from.Read(frame)
 		if err != nil {
 			return
+		}
+		if silent != nil && silent.Load() {
+			continue
 		}
 		if _, err := to.Write(frame[:n]); err != nil && !errors.Is(err, unix.EIO) { // EIO: not up yet
 			return

@@ -34,7 +34,9 @@ type Host struct {
 	FirstUID     uint32
 	ReadyTimeout time.Duration // bounds the wait for the guest's agent
 	Volumes      *volume.Store // of the sandboxes; nil when the host has none
-	Log          *slog.Logger
+	// FreezeTimeout bounds the wait for a guest that freezes, apart from its memory's share.
+	FreezeTimeout time.Duration
+	Log           *slog.Logger
 }
 
 // Owner is the sandbox that an instance belongs to.
@@ -134,10 +136,14 @@ func (i *Instance) FollowPolicy(ctx context.Context) error {
 func (i *Instance) MoveDisk(from *Instance) error { return os.Rename(from.Disk(), i.Disk()) }
 
 // Watch calls ended when the machine ends without Discard or Unwatch. Ended's
-// context ends with the watcher. Workers counts the watcher until it is done.
-func (i *Instance) Watch(ctx context.Context, workers *sync.WaitGroup, ended func(ctx context.Context, cause error)) {
+// context ends with the watcher. Beside, if not nil, is called at once; its context
+// ends with the watcher, too. Workers counts both until they are done.
+func (i *Instance) Watch(ctx context.Context, workers *sync.WaitGroup, beside func(context.Context), ended func(ctx context.Context, cause error)) {
 	ctx, i.unwatch = context.WithCancel(context.WithoutCancel(ctx))
 	machine := i.Machine
+	if beside != nil {
+		workers.Go(func() { beside(ctx) })
+	}
 	workers.Go(func() {
 		if err := machine.Wait(ctx); ctx.Err() == nil {
 			ended(ctx, err)

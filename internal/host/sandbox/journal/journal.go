@@ -105,8 +105,9 @@ type Instance struct {
 
 // Verdict is how a sandbox ended that was not destroyed.
 type Verdict struct {
-	Status string `json:"status"` // stopped or failed
-	Reason string `json:"reason"`
+	Status string         `json:"status"` // stopped or failed
+	Reason string         `json:"reason"`
+	Cause  wrenn.EndCause `json:"cause,omitempty"` // "" of older versions
 }
 
 // New returns the journal of a new sandbox with the directory dir. It is not

@@ -140,7 +140,7 @@ func TestWhatAnEarlierVersionSaidOfASandbox(t *testing.T) {
 	}
 	ended, err := Read(filepath.Join(format2, "i0ended00000000000000"))
 	testkit.Must(t, err)
-	if diff := cmp.Diff(&Verdict{"failed", "its machine ended: killed"}, ended.Verdict); diff != "" {
+	if diff := cmp.Diff(&Verdict{Status: "failed", Reason: "its machine ended: killed"}, ended.Verdict); diff != "" {
 		t.Errorf("verdict (-want +got):\n%s", diff)
 	}
 	paused, err := Read(filepath.Join(format2, "i0paused0000000000000"))

@@ -139,6 +139,97 @@ func (SandboxStatus) EnumDescriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{1}
 }
 
+// Why a sandbox ended.
+type EndCause int32
+
+const (
+	EndCause_END_CAUSE_UNSPECIFIED EndCause = 0
+	// A caller destroyed it.
+	EndCause_END_CAUSE_USER EndCause = 1
+	// It was not used for its timeout.
+	EndCause_END_CAUSE_TIMEOUT EndCause = 2
+	// The guest powered off, or rebooted.
+	EndCause_END_CAUSE_GUEST_POWERED_OFF EndCause = 3
+	EndCause_END_CAUSE_GUEST_PANICKED    EndCause = 4
+	// The guest's kernel had no memory left and nothing that it could end.
+	EndCause_END_CAUSE_GUEST_OUT_OF_MEMORY EndCause = 5
+	// The host's kernel ended the machine for lack of memory.
+	EndCause_END_CAUSE_HOST_OUT_OF_MEMORY EndCause = 6
+	// The virtual machine monitor ended by itself, or was killed.
+	EndCause_END_CAUSE_VMM_CRASHED EndCause = 7
+	// The machine ended while the agent was down, as when the host restarts.
+	EndCause_END_CAUSE_HOST_RESTARTED EndCause = 8
+	// Its host does not have it any more.
+	EndCause_END_CAUSE_HOST_LOST EndCause = 9
+	// It never ran.
+	EndCause_END_CAUSE_START_FAILED EndCause = 10
+	// The host keeps it, and cannot work with it.
+	EndCause_END_CAUSE_QUARANTINED EndCause = 11
+	// The agent made a mistake.
+	EndCause_END_CAUSE_INTERNAL EndCause = 12
+)
+
+// Enum value maps for EndCause.
+var (
+	EndCause_name = map[int32]string{
+		0:  "END_CAUSE_UNSPECIFIED",
+		1:  "END_CAUSE_USER",
+		2:  "END_CAUSE_TIMEOUT",
+		3:  "END_CAUSE_GUEST_POWERED_OFF",
+		4:  "END_CAUSE_GUEST_PANICKED",
+		5:  "END_CAUSE_GUEST_OUT_OF_MEMORY",
+		6:  "END_CAUSE_HOST_OUT_OF_MEMORY",
+		7:  "END_CAUSE_VMM_CRASHED",
+		8:  "END_CAUSE_HOST_RESTARTED",
+		9:  "END_CAUSE_HOST_LOST",
+		10: "END_CAUSE_START_FAILED",
+		11: "END_CAUSE_QUARANTINED",
+		12: "END_CAUSE_INTERNAL",
+	}
+	EndCause_value = map[string]int32{
+		"END_CAUSE_UNSPECIFIED":         0,
+		"END_CAUSE_USER":                1,
+		"END_CAUSE_TIMEOUT":             2,
+		"END_CAUSE_GUEST_POWERED_OFF":   3,
+		"END_CAUSE_GUEST_PANICKED":      4,
+		"END_CAUSE_GUEST_OUT_OF_MEMORY": 5,
+		"END_CAUSE_HOST_OUT_OF_MEMORY":  6,
+		"END_CAUSE_VMM_CRASHED":         7,
+		"END_CAUSE_HOST_RESTARTED":      8,
+		"END_CAUSE_HOST_LOST":           9,
+		"END_CAUSE_START_FAILED":        10,
+		"END_CAUSE_QUARANTINED":         11,
+		"END_CAUSE_INTERNAL":            12,
+	}
+)
+
+func (x EndCause) Enum() *EndCause {
+	p := new(EndCause)
+	*p = x
+	return p
+}
+
+func (x EndCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EndCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_v1_hostagent_proto_enumTypes[2].Descriptor()
+}
+
+func (EndCause) Type() protoreflect.EnumType {
+	return &file_v1_hostagent_proto_enumTypes[2]
+}
+
+func (x EndCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EndCause.Descriptor instead.
+func (EndCause) EnumDescriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{2}
+}
+
 // Why a command ended.
 type ExecEndReason int32
 
@@ -184,11 +275,11 @@ func (x ExecEndReason) String() string {
 }
 
 func (ExecEndReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_v1_hostagent_proto_enumTypes[2].Descriptor()
+	return file_v1_hostagent_proto_enumTypes[3].Descriptor()
 }
 
 func (ExecEndReason) Type() protoreflect.EnumType {
-	return &file_v1_hostagent_proto_enumTypes[2]
+	return &file_v1_hostagent_proto_enumTypes[3]
 }
 
 func (x ExecEndReason) Number() protoreflect.EnumNumber {
@@ -197,7 +288,7 @@ func (x ExecEndReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExecEndReason.Descriptor instead.
 func (ExecEndReason) EnumDescriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{2}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{3}
 }
 
 type Signal int32
@@ -233,11 +324,11 @@ func (x Signal) String() string {
 }
 
 func (Signal) Descriptor() protoreflect.EnumDescriptor {
-	return file_v1_hostagent_proto_enumTypes[3].Descriptor()
+	return file_v1_hostagent_proto_enumTypes[4].Descriptor()
 }
 
 func (Signal) Type() protoreflect.EnumType {
-	return &file_v1_hostagent_proto_enumTypes[3]
+	return &file_v1_hostagent_proto_enumTypes[4]
 }
 
 func (x Signal) Number() protoreflect.EnumNumber {
@@ -246,7 +337,7 @@ func (x Signal) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Signal.Descriptor instead.
 func (Signal) EnumDescriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{3}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{4}
 }
 
 // ErrorCode is a detail of an error whose code Connect does not have.
@@ -2143,8 +2234,11 @@ func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
 }
 
 type PauseSandboxRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	// Without the guest's help, which may not answer: its processes and its disk are
+	// saved as they stand.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2184,6 +2278,13 @@ func (x *PauseSandboxRequest) GetSandboxId() string {
 		return x.SandboxId
 	}
 	return ""
+}
+
+func (x *PauseSandboxRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type PauseSandboxResponse struct {
@@ -3230,6 +3331,10 @@ type SandboxInfo struct {
 	TimeoutAbsolute bool      `protobuf:"varint,20,opt,name=timeout_absolute,json=timeoutAbsolute,proto3" json:"timeout_absolute,omitempty"`
 	// Absent is one that allows all, or an agent that does not know policies.
 	NetworkPolicy *NetworkPolicy `protobuf:"bytes,14,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`
+	// Set while the sandbox runs and its guest does not answer.
+	Unresponsive *Unresponsive `protobuf:"bytes,21,opt,name=unresponsive,proto3" json:"unresponsive,omitempty"`
+	// Why it ended, or ends; unspecified while it lives.
+	EndCause      EndCause `protobuf:"varint,22,opt,name=end_cause,json=endCause,proto3,enum=hostagent.v1.EndCause" json:"end_cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3369,6 +3474,158 @@ func (x *SandboxInfo) GetNetworkPolicy() *NetworkPolicy {
 	return nil
 }
 
+func (x *SandboxInfo) GetUnresponsive() *Unresponsive {
+	if x != nil {
+		return x.Unresponsive
+	}
+	return nil
+}
+
+func (x *SandboxInfo) GetEndCause() EndCause {
+	if x != nil {
+		return x.EndCause
+	}
+	return EndCause_END_CAUSE_UNSPECIFIED
+}
+
+// A guest whose agent does not answer. Calls that need it are refused as
+// unavailable, until it answers again.
+type Unresponsive struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was last heard.
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// For people.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unresponsive) Reset() {
+	*x = Unresponsive{}
+	mi := &file_v1_hostagent_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unresponsive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unresponsive) ProtoMessage() {}
+
+func (x *Unresponsive) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
+func (*Unresponsive) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Unresponsive) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type WatchSandboxesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchSandboxesRequest) Reset() {
+	*x = WatchSandboxesRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchSandboxesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchSandboxesRequest) ProtoMessage() {}
+
+func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
+func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
+}
+
+// Something changed without a call that asked for it.
+type WatchSandboxesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Nothing happened for a while; the stream lives.
+	Keepalive     bool `protobuf:"varint,1,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchSandboxesResponse) Reset() {
+	*x = WatchSandboxesResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchSandboxesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchSandboxesResponse) ProtoMessage() {}
+
+func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
+func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *WatchSandboxesResponse) GetKeepalive() bool {
+	if x != nil {
+		return x.Keepalive
+	}
+	return false
+}
+
 type ExecRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -3386,7 +3643,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3398,7 +3655,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3411,7 +3668,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -3487,7 +3744,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3756,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3769,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -3582,7 +3839,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3851,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3864,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -3702,7 +3959,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +3971,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +3984,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -3775,7 +4032,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +4044,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +4057,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -3836,7 +4093,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3848,7 +4105,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3861,7 +4118,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -4018,7 +4275,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4030,7 +4287,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4043,7 +4300,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -4185,7 +4442,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4197,7 +4454,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4210,7 +4467,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -4252,7 +4509,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4264,7 +4521,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4277,7 +4534,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -4312,7 +4569,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4581,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4594,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -4369,7 +4626,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4381,7 +4638,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4651,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
 }
 
 type WriteFileRequest struct {
@@ -4409,7 +4666,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4421,7 +4678,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4434,7 +4691,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -4473,7 +4730,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4742,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4755,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
 }
 
 type ReadFileRequest struct {
@@ -4512,7 +4769,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4524,7 +4781,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4537,7 +4794,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -4570,7 +4827,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4582,7 +4839,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4595,7 +4852,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -4618,7 +4875,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4630,7 +4887,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4643,7 +4900,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -4698,7 +4955,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4710,7 +4967,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4723,7 +4980,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -4755,7 +5012,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4767,7 +5024,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4780,7 +5037,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
 }
 
 type ReadFileStreamRequest struct {
@@ -4794,7 +5051,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4806,7 +5063,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4819,7 +5076,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -4852,7 +5109,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4864,7 +5121,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4877,7 +5134,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -4898,7 +5155,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4910,7 +5167,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4923,7 +5180,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -4949,7 +5206,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4961,7 +5218,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4974,7 +5231,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -5128,10 +5385,11 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
-	"\x16DestroySandboxResponse\"4\n" +
+	"\x16DestroySandboxResponse\"J\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
-	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x16\n" +
+	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
 	"\x14PauseSandboxResponse\"X\n" +
 	"\x14ResumeSandboxRequest\x12\x1d\n" +
 	"\n" +
@@ -5202,7 +5460,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xbb\x04\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xb0\x05\n" +
 	"\vSandboxInfo\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -5223,7 +5481,15 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\vauto_resume\x18\r \x01(\bR\n" +
 	"autoResume\x12)\n" +
 	"\x10timeout_absolute\x18\x14 \x01(\bR\x0ftimeoutAbsolute\x12B\n" +
-	"\x0enetwork_policy\x18\x0e \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\"\x9d\x02\n" +
+	"\x0enetwork_policy\x18\x0e \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x12>\n" +
+	"\funresponsive\x18\x15 \x01(\v2\x1a.hostagent.v1.UnresponsiveR\funresponsive\x123\n" +
+	"\tend_cause\x18\x16 \x01(\x0e2\x16.hostagent.v1.EndCauseR\bendCause\"X\n" +
+	"\fUnresponsive\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x17\n" +
+	"\x15WatchSandboxesRequest\"6\n" +
+	"\x16WatchSandboxesResponse\x12\x1c\n" +
+	"\tkeepalive\x18\x01 \x01(\bR\tkeepalive\"\x9d\x02\n" +
 	"\vExecRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -5360,7 +5626,22 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x17SANDBOX_STATUS_STOPPING\x10\x04\x12\x1a\n" +
 	"\x16SANDBOX_STATUS_STOPPED\x10\x05\x12\x19\n" +
 	"\x15SANDBOX_STATUS_FAILED\x10\x06\x12\x1e\n" +
-	"\x1aSANDBOX_STATUS_QUARANTINED\x10\a*\xaa\x01\n" +
+	"\x1aSANDBOX_STATUS_QUARANTINED\x10\a*\xf5\x02\n" +
+	"\bEndCause\x12\x19\n" +
+	"\x15END_CAUSE_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eEND_CAUSE_USER\x10\x01\x12\x15\n" +
+	"\x11END_CAUSE_TIMEOUT\x10\x02\x12\x1f\n" +
+	"\x1bEND_CAUSE_GUEST_POWERED_OFF\x10\x03\x12\x1c\n" +
+	"\x18END_CAUSE_GUEST_PANICKED\x10\x04\x12!\n" +
+	"\x1dEND_CAUSE_GUEST_OUT_OF_MEMORY\x10\x05\x12 \n" +
+	"\x1cEND_CAUSE_HOST_OUT_OF_MEMORY\x10\x06\x12\x19\n" +
+	"\x15END_CAUSE_VMM_CRASHED\x10\a\x12\x1c\n" +
+	"\x18END_CAUSE_HOST_RESTARTED\x10\b\x12\x17\n" +
+	"\x13END_CAUSE_HOST_LOST\x10\t\x12\x1a\n" +
+	"\x16END_CAUSE_START_FAILED\x10\n" +
+	"\x12\x19\n" +
+	"\x15END_CAUSE_QUARANTINED\x10\v\x12\x16\n" +
+	"\x12END_CAUSE_INTERNAL\x10\f*\xaa\x01\n" +
 	"\rExecEndReason\x12\x1f\n" +
 	"\x1bEXEC_END_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16EXEC_END_REASON_EXITED\x10\x01\x12\x1c\n" +
@@ -5370,7 +5651,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
-	"\x0eSIGNAL_SIGTERM\x10\x0f2\xa2\x14\n" +
+	"\x0eSIGNAL_SIGTERM\x10\x0f2\x81\x15\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12X\n" +
@@ -5378,7 +5659,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0eDestroySandbox\x12#.hostagent.v1.DestroySandboxRequest\x1a$.hostagent.v1.DestroySandboxResponse\x12U\n" +
 	"\fPauseSandbox\x12!.hostagent.v1.PauseSandboxRequest\x1a\".hostagent.v1.PauseSandboxResponse\x12X\n" +
 	"\rResumeSandbox\x12\".hostagent.v1.ResumeSandboxRequest\x1a#.hostagent.v1.ResumeSandboxResponse\x12X\n" +
-	"\rListSandboxes\x12\".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12R\n" +
+	"\rListSandboxes\x12\".hostagent.v1.ListSandboxesRequest\x1a#.hostagent.v1.ListSandboxesResponse\x12]\n" +
+	"\x0eWatchSandboxes\x12#.hostagent.v1.WatchSandboxesRequest\x1a$.hostagent.v1.WatchSandboxesResponse0\x01\x12R\n" +
 	"\vForkSandbox\x12 .hostagent.v1.ForkSandboxRequest\x1a!.hostagent.v1.ForkSandboxResponse\x12a\n" +
 	"\x10CreateCheckpoint\x12%.hostagent.v1.CreateCheckpointRequest\x1a&.hostagent.v1.CreateCheckpointResponse\x12^\n" +
 	"\x0fListCheckpoints\x12$.hostagent.v1.ListCheckpointsRequest\x1a%.hostagent.v1.ListCheckpointsResponse\x12d\n" +
@@ -5415,197 +5697,206 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 	return file_v1_hostagent_proto_rawDescData
 }
 
-var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_v1_hostagent_proto_goTypes = []any{
 	(OnTimeout)(0),                    // 0: hostagent.v1.OnTimeout
 	(SandboxStatus)(0),                // 1: hostagent.v1.SandboxStatus
-	(ExecEndReason)(0),                // 2: hostagent.v1.ExecEndReason
-	(Signal)(0),                       // 3: hostagent.v1.Signal
-	(*ErrorCode)(nil),                 // 4: hostagent.v1.ErrorCode
-	(*PingRequest)(nil),               // 5: hostagent.v1.PingRequest
-	(*PingResponse)(nil),              // 6: hostagent.v1.PingResponse
-	(*Capacity)(nil),                  // 7: hostagent.v1.Capacity
-	(*CreateSandboxRequest)(nil),      // 8: hostagent.v1.CreateSandboxRequest
-	(*NetworkPolicy)(nil),             // 9: hostagent.v1.NetworkPolicy
-	(*VolumeMount)(nil),               // 10: hostagent.v1.VolumeMount
-	(*CreateVolumeRequest)(nil),       // 11: hostagent.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),      // 12: hostagent.v1.CreateVolumeResponse
-	(*DeleteVolumeRequest)(nil),       // 13: hostagent.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 14: hostagent.v1.DeleteVolumeResponse
-	(*StartSandboxResponse)(nil),      // 15: hostagent.v1.StartSandboxResponse
-	(*BuildTemplateRequest)(nil),      // 16: hostagent.v1.BuildTemplateRequest
-	(*BuildStep)(nil),                 // 17: hostagent.v1.BuildStep
-	(*PutBuildFilesRequest)(nil),      // 18: hostagent.v1.PutBuildFilesRequest
-	(*BuildFiles)(nil),                // 19: hostagent.v1.BuildFiles
-	(*PutBuildFilesResponse)(nil),     // 20: hostagent.v1.PutBuildFilesResponse
-	(*FindBuildFilesRequest)(nil),     // 21: hostagent.v1.FindBuildFilesRequest
-	(*FindBuildFilesResponse)(nil),    // 22: hostagent.v1.FindBuildFilesResponse
-	(*ContainerImage)(nil),            // 23: hostagent.v1.ContainerImage
-	(*BuildTemplateResponse)(nil),     // 24: hostagent.v1.BuildTemplateResponse
-	(*TemplateBuilt)(nil),             // 25: hostagent.v1.TemplateBuilt
-	(*DeleteTemplateRequest)(nil),     // 26: hostagent.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil),    // 27: hostagent.v1.DeleteTemplateResponse
-	(*ListTemplatesRequest)(nil),      // 28: hostagent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),     // 29: hostagent.v1.ListTemplatesResponse
-	(*CreateSandboxResponse)(nil),     // 30: hostagent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),     // 31: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),    // 32: hostagent.v1.DestroySandboxResponse
-	(*PauseSandboxRequest)(nil),       // 33: hostagent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),      // 34: hostagent.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),      // 35: hostagent.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),     // 36: hostagent.v1.ResumeSandboxResponse
-	(*ForkSandboxRequest)(nil),        // 37: hostagent.v1.ForkSandboxRequest
-	(*ForkSandboxResponse)(nil),       // 38: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                // 39: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                // 40: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),   // 41: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),  // 42: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),    // 43: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),   // 44: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),  // 45: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil), // 46: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),   // 47: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),  // 48: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),      // 49: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),     // 50: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),   // 51: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),  // 52: hostagent.v1.SetNetworkPolicyResponse
-	(*ListSandboxesRequest)(nil),      // 53: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),     // 54: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),               // 55: hostagent.v1.SandboxInfo
-	(*ExecRequest)(nil),               // 56: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),              // 57: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                 // 58: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                // 59: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),              // 60: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),         // 61: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),        // 62: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),               // 63: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                  // 64: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),      // 65: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),     // 66: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),          // 67: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),         // 68: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),           // 69: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),          // 70: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),    // 71: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),             // 72: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),   // 73: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),     // 74: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),    // 75: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),        // 76: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),       // 77: hostagent.v1.ReadConsoleResponse
-	nil,                               // 78: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                               // 79: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                               // 80: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                               // 81: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                               // 82: hostagent.v1.ExecRequest.EnvEntry
-	nil,                               // 83: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),     // 84: google.protobuf.Timestamp
+	(EndCause)(0),                     // 2: hostagent.v1.EndCause
+	(ExecEndReason)(0),                // 3: hostagent.v1.ExecEndReason
+	(Signal)(0),                       // 4: hostagent.v1.Signal
+	(*ErrorCode)(nil),                 // 5: hostagent.v1.ErrorCode
+	(*PingRequest)(nil),               // 6: hostagent.v1.PingRequest
+	(*PingResponse)(nil),              // 7: hostagent.v1.PingResponse
+	(*Capacity)(nil),                  // 8: hostagent.v1.Capacity
+	(*CreateSandboxRequest)(nil),      // 9: hostagent.v1.CreateSandboxRequest
+	(*NetworkPolicy)(nil),             // 10: hostagent.v1.NetworkPolicy
+	(*VolumeMount)(nil),               // 11: hostagent.v1.VolumeMount
+	(*CreateVolumeRequest)(nil),       // 12: hostagent.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),      // 13: hostagent.v1.CreateVolumeResponse
+	(*DeleteVolumeRequest)(nil),       // 14: hostagent.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),      // 15: hostagent.v1.DeleteVolumeResponse
+	(*StartSandboxResponse)(nil),      // 16: hostagent.v1.StartSandboxResponse
+	(*BuildTemplateRequest)(nil),      // 17: hostagent.v1.BuildTemplateRequest
+	(*BuildStep)(nil),                 // 18: hostagent.v1.BuildStep
+	(*PutBuildFilesRequest)(nil),      // 19: hostagent.v1.PutBuildFilesRequest
+	(*BuildFiles)(nil),                // 20: hostagent.v1.BuildFiles
+	(*PutBuildFilesResponse)(nil),     // 21: hostagent.v1.PutBuildFilesResponse
+	(*FindBuildFilesRequest)(nil),     // 22: hostagent.v1.FindBuildFilesRequest
+	(*FindBuildFilesResponse)(nil),    // 23: hostagent.v1.FindBuildFilesResponse
+	(*ContainerImage)(nil),            // 24: hostagent.v1.ContainerImage
+	(*BuildTemplateResponse)(nil),     // 25: hostagent.v1.BuildTemplateResponse
+	(*TemplateBuilt)(nil),             // 26: hostagent.v1.TemplateBuilt
+	(*DeleteTemplateRequest)(nil),     // 27: hostagent.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),    // 28: hostagent.v1.DeleteTemplateResponse
+	(*ListTemplatesRequest)(nil),      // 29: hostagent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),     // 30: hostagent.v1.ListTemplatesResponse
+	(*CreateSandboxResponse)(nil),     // 31: hostagent.v1.CreateSandboxResponse
+	(*DestroySandboxRequest)(nil),     // 32: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),    // 33: hostagent.v1.DestroySandboxResponse
+	(*PauseSandboxRequest)(nil),       // 34: hostagent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),      // 35: hostagent.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),      // 36: hostagent.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),     // 37: hostagent.v1.ResumeSandboxResponse
+	(*ForkSandboxRequest)(nil),        // 38: hostagent.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),       // 39: hostagent.v1.ForkSandboxResponse
+	(*ForkResult)(nil),                // 40: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                // 41: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),   // 42: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),  // 43: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),    // 44: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),   // 45: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),  // 46: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil), // 47: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),   // 48: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),  // 49: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),      // 50: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),     // 51: hostagent.v1.ExtendSandboxResponse
+	(*SetNetworkPolicyRequest)(nil),   // 52: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),  // 53: hostagent.v1.SetNetworkPolicyResponse
+	(*ListSandboxesRequest)(nil),      // 54: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),     // 55: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),               // 56: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),              // 57: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),     // 58: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),    // 59: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),               // 60: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),              // 61: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                 // 62: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                // 63: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),              // 64: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),         // 65: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),        // 66: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),               // 67: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                  // 68: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),      // 69: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),     // 70: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),          // 71: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),         // 72: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),           // 73: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),          // 74: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),    // 75: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),             // 76: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),   // 77: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),     // 78: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),    // 79: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),        // 80: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),       // 81: hostagent.v1.ReadConsoleResponse
+	nil,                               // 82: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                               // 83: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                               // 84: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                               // 85: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                               // 86: hostagent.v1.ExecRequest.EnvEntry
+	nil,                               // 87: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),     // 88: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
-	7,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	78, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	8,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
+	82, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
 	0,  // 2: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
-	10, // 3: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
-	9,  // 4: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	30, // 5: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
-	23, // 6: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	79, // 7: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
-	17, // 8: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
-	19, // 9: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	19, // 10: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	25, // 11: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	80, // 12: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	11, // 3: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
+	10, // 4: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	31, // 5: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
+	24, // 6: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
+	83, // 7: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	18, // 8: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
+	20, // 9: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	20, // 10: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	26, // 11: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
+	84, // 12: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
 	1,  // 13: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	9,  // 14: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	81, // 15: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	39, // 16: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	40, // 17: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	40, // 18: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	9,  // 19: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	55, // 20: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	84, // 21: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	10, // 14: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	85, // 15: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	40, // 16: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	41, // 17: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	41, // 18: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	10, // 19: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	56, // 20: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	88, // 21: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
 	1,  // 22: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
 	0,  // 23: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	9,  // 24: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	82, // 25: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	2,  // 26: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	83, // 27: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	60, // 28: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	58, // 29: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	59, // 30: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	60, // 31: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	3,  // 32: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	63, // 33: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	64, // 34: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	2,  // 35: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	3,  // 36: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	72, // 37: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	5,  // 38: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	8,  // 39: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	8,  // 40: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	31, // 41: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	33, // 42: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	35, // 43: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	53, // 44: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	37, // 45: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	41, // 46: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	43, // 47: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	45, // 48: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	47, // 49: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	49, // 50: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	51, // 51: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	16, // 52: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	26, // 53: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	28, // 54: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	18, // 55: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	21, // 56: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	11, // 57: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	13, // 58: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	56, // 59: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	61, // 60: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	65, // 61: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	67, // 62: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	69, // 63: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	71, // 64: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	74, // 65: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	76, // 66: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	6,  // 67: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	30, // 68: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	15, // 69: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	32, // 70: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	34, // 71: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	36, // 72: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	54, // 73: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	38, // 74: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	42, // 75: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	44, // 76: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	46, // 77: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	48, // 78: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	50, // 79: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	52, // 80: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	24, // 81: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	27, // 82: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	29, // 83: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	20, // 84: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	22, // 85: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	12, // 86: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	14, // 87: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	57, // 88: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	62, // 89: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	66, // 90: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	68, // 91: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	70, // 92: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	73, // 93: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	75, // 94: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	77, // 95: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	67, // [67:96] is the sub-list for method output_type
-	38, // [38:67] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	10, // 24: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	57, // 25: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,  // 26: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	88, // 27: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	86, // 28: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,  // 29: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	87, // 30: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	64, // 31: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	62, // 32: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	63, // 33: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	64, // 34: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,  // 35: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	67, // 36: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	68, // 37: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,  // 38: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,  // 39: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	76, // 40: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	6,  // 41: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	9,  // 42: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	9,  // 43: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	32, // 44: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	34, // 45: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	36, // 46: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	54, // 47: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	58, // 48: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	38, // 49: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	42, // 50: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	44, // 51: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	46, // 52: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	48, // 53: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	50, // 54: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	52, // 55: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	17, // 56: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	27, // 57: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	29, // 58: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	19, // 59: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	22, // 60: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	12, // 61: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	14, // 62: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	60, // 63: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	65, // 64: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	69, // 65: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	71, // 66: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	73, // 67: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	75, // 68: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	78, // 69: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	80, // 70: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	7,  // 71: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	31, // 72: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	16, // 73: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	33, // 74: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	35, // 75: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	37, // 76: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	55, // 77: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	59, // 78: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	39, // 79: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	43, // 80: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	45, // 81: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	47, // 82: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	49, // 83: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	51, // 84: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	53, // 85: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	25, // 86: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	28, // 87: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	30, // 88: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	21, // 89: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	23, // 90: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	13, // 91: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	15, // 92: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	61, // 93: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	66, // 94: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	70, // 95: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	72, // 96: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	74, // 97: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	77, // 98: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	79, // 99: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	81, // 100: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	71, // [71:101] is the sub-list for method output_type
+	41, // [41:71] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -5633,8 +5924,8 @@ func file_v1_hostagent_proto_init() {
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[55].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[57].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[58].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[60].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -5644,7 +5935,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[58].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[61].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -5653,7 +5944,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[67].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[70].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
 	}
@@ -5662,8 +5953,8 @@ func file_v1_hostagent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   80,
+			NumEnums:      5,
+			NumMessages:   83,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

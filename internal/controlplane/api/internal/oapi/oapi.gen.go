@@ -67,6 +67,54 @@ func (e CreateSandboxOnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for EndCause.
+const (
+	EndCauseGuestOutOfMemory EndCause = "guest_out_of_memory"
+	EndCauseGuestPanicked    EndCause = "guest_panicked"
+	EndCauseGuestPoweredOff  EndCause = "guest_powered_off"
+	EndCauseHostLost         EndCause = "host_lost"
+	EndCauseHostOutOfMemory  EndCause = "host_out_of_memory"
+	EndCauseHostRestarted    EndCause = "host_restarted"
+	EndCauseInternal         EndCause = "internal"
+	EndCauseQuarantined      EndCause = "quarantined"
+	EndCauseStartFailed      EndCause = "start_failed"
+	EndCauseTimeout          EndCause = "timeout"
+	EndCauseUser             EndCause = "user"
+	EndCauseVmmCrashed       EndCause = "vmm_crashed"
+)
+
+// Valid indicates whether the value is a known member of the EndCause enum.
+func (e EndCause) Valid() bool {
+	switch e {
+	case EndCauseGuestOutOfMemory:
+		return true
+	case EndCauseGuestPanicked:
+		return true
+	case EndCauseGuestPoweredOff:
+		return true
+	case EndCauseHostLost:
+		return true
+	case EndCauseHostOutOfMemory:
+		return true
+	case EndCauseHostRestarted:
+		return true
+	case EndCauseInternal:
+		return true
+	case EndCauseQuarantined:
+		return true
+	case EndCauseStartFailed:
+		return true
+	case EndCauseTimeout:
+		return true
+	case EndCauseUser:
+		return true
+	case EndCauseVmmCrashed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EndReason.
 const (
 	EndReasonExited      EndReason = "exited"
@@ -453,6 +501,24 @@ type CreatedKey struct {
 	Name       string     `json:"name"`
 }
 
+// EndCause Why a sandbox ended.
+//
+// | Value | |
+// |---|---|
+// | `user` | it was deleted |
+// | `timeout` | it was not used for its timeout |
+// | `guest_powered_off` | its system powered off or rebooted |
+// | `guest_panicked` | its kernel panicked |
+// | `guest_out_of_memory` | its kernel had no memory left, and nothing that it could end |
+// | `host_out_of_memory` | its host had no memory left and ended its machine |
+// | `vmm_crashed` | its machine ended by itself, or was killed |
+// | `host_restarted` | its machine ended while its host's agent was down |
+// | `host_lost` | its host does not have it any more |
+// | `start_failed` | it never ran; `reason` says why |
+// | `quarantined` | its host keeps it for an operator to look at |
+// | `internal` | a mistake of the platform |
+type EndCause string
+
 // EndReason Why a command ended: by itself; by a signal of the API's, with everything that it started; because its
 // `timeout_sec` passed; or because the kernel killed it, or what it started, for lack of memory. Absent when the
 // sandbox's host or its image is of a version that does not tell.
@@ -666,6 +732,9 @@ type Sandbox struct {
 	AutoResume bool      `json:"auto_resume"`
 	CreatedAt  time.Time `json:"created_at"`
 
+	// EndCause The same for programs, from `stopping` on. Absent while it lives, and for ends under older versions.
+	EndCause *EndCause `json:"end_cause,omitempty"`
+
 	// EndsAt Of a running sandbox whose timeout use does not extend, as those that E2B's SDKs create.
 	EndsAt *time.Time `json:"ends_at,omitempty"`
 
@@ -704,7 +773,10 @@ type Sandbox struct {
 
 	// TimeoutSec Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 	TimeoutSec Timeout `json:"timeout_sec"`
-	Vcpus      int     `json:"vcpus"`
+
+	// Unresponsive Present while it runs and does not answer.
+	Unresponsive *Unresponsive `json:"unresponsive,omitempty"`
+	Vcpus        int           `json:"vcpus"`
 }
 
 // SandboxID defines model for SandboxID.
@@ -753,6 +825,15 @@ type TemplateName = string
 
 // Timeout Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 type Timeout = int64
+
+// Unresponsive The sandbox runs and does not answer. Requests that need it are refused at once, as 503 `unavailable`, until it
+// answers again. It can be deleted, or paused with `force`.
+type Unresponsive struct {
+	Reason string `json:"reason"`
+
+	// Since When it last answered.
+	Since time.Time `json:"since"`
+}
 
 // User The user in the sandbox; the template's default user when absent.
 type User = string
@@ -857,6 +938,13 @@ type WriteFileMultipartBody struct {
 type GetSandboxLogsParams struct {
 	// Follow Continue with new output until the sandbox ends. A burst of output may be incomplete.
 	Follow *bool `form:"follow,omitempty" json:"follow,omitempty"`
+}
+
+// PauseSandboxParams defines parameters for PauseSandbox.
+type PauseSandboxParams struct {
+	// Force Pause without the help of the sandbox, for one that does not answer: its programs and its disk are saved as
+	// they stand, as after a power cut that they do not notice. A resume still needs its agent to answer.
+	Force *bool `form:"force,omitempty" json:"force,omitempty"`
 }
 
 // GetGenerationParams defines parameters for GetGeneration.
@@ -980,7 +1068,7 @@ type ServerInterface interface {
 	SetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
-	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams)
 	// ResumeSandbox Resume a paused sandbox
 	// (POST /v1/sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -1154,7 +1242,7 @@ func (_ Unimplemented) SetSandboxNetwork(w http.ResponseWriter, r *http.Request,
 
 // PauseSandbox Pause a sandbox
 // (POST /v1/sandboxes/{id}/pause)
-func (_ Unimplemented) PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (_ Unimplemented) PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -1868,8 +1956,24 @@ func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.R
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params PauseSandboxParams
+
+	// ------------- Optional query parameter "force" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "force", r.URL.Query(), &params.Force, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "force"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "force", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.PauseSandbox(w, r, id)
+		siw.Handler.PauseSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -7219,7 +7323,8 @@ func (response SetSandboxNetwork504JSONResponse) VisitSetSandboxNetworkResponse(
 }
 
 type PauseSandboxRequestObject struct {
-	ID SandboxID `json:"id"`
+	ID     SandboxID `json:"id"`
+	Params PauseSandboxParams
 }
 
 type PauseSandboxResponseObject interface {
@@ -9656,10 +9761,11 @@ func (sh *strictHandler) SetSandboxNetwork(w http.ResponseWriter, r *http.Reques
 }
 
 // PauseSandbox operation middleware
-func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams) {
 	var request PauseSandboxRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.PauseSandbox(ctx, request.(PauseSandboxRequestObject))

@@ -52,30 +52,33 @@ type RepeatableCreate struct {
 }
 
 type Sandbox struct {
-	ID              string
-	TeamID          string
-	HostID          string
-	Template        string
-	State           string
-	Reason          string
-	VCPUs           int32
-	MemoryMB        int32
-	TimeoutSec      int32
-	Metadata        map[string]string
-	Env             map[string]string
-	CreatedAt       time.Time
-	StartedAt       *time.Time
-	LastActiveAt    *time.Time
-	UpdatedAt       time.Time
-	Version         int64
-	Worker          *int64
-	OnTimeout       string
-	AutoResume      bool
-	ParentID        string
-	Generation      string
-	AbsoluteTimeout bool
-	EndsAt          *time.Time
-	Network         wrenn.NetworkPolicy
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
 }
 
 type SandboxEvent struct {

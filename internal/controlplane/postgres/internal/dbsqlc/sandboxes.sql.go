@@ -80,7 +80,7 @@ func (q *Queries) CountSandboxes(ctx context.Context, arg CountSandboxesParams) 
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -108,6 +108,9 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
@@ -116,7 +119,7 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -144,6 +147,9 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
@@ -152,10 +158,10 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes
 WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -190,6 +196,9 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.EndCause,
+			&i.UnresponsiveSince,
+			&i.UnresponsiveReason,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
@@ -209,12 +218,12 @@ WITH made AS (
     INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, worker)
     SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
         $13::jsonb, $14::jsonb, $15, $16
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT made.id, made.version, '', made.state, made.host_id, $17, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
@@ -238,30 +247,33 @@ type InsertSandboxesParams struct {
 }
 
 type InsertSandboxesRow struct {
-	ID              string
-	TeamID          string
-	HostID          string
-	Template        string
-	State           string
-	Reason          string
-	VCPUs           int32
-	MemoryMB        int32
-	TimeoutSec      int32
-	Metadata        map[string]string
-	Env             map[string]string
-	CreatedAt       time.Time
-	StartedAt       *time.Time
-	LastActiveAt    *time.Time
-	UpdatedAt       time.Time
-	Version         int64
-	Worker          *int64
-	OnTimeout       string
-	AutoResume      bool
-	ParentID        string
-	Generation      string
-	AbsoluteTimeout bool
-	EndsAt          *time.Time
-	Network         wrenn.NetworkPolicy
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -314,6 +326,9 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.EndCause,
+			&i.UnresponsiveSince,
+			&i.UnresponsiveReason,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
@@ -329,10 +344,10 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at, s.network
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -398,6 +413,9 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.EndCause,
+			&i.UnresponsiveSince,
+			&i.UnresponsiveReason,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
@@ -413,10 +431,10 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 }
 
 const listSandboxesOldestFirst = `-- name: ListSandboxesOldestFirst :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.absolute_timeout, s.ends_at, s.network
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -482,6 +500,9 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 			&i.AutoResume,
 			&i.ParentID,
 			&i.Generation,
+			&i.EndCause,
+			&i.UnresponsiveSince,
+			&i.UnresponsiveReason,
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
@@ -550,28 +571,32 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = $1,
         reason = $2,
-        worker = $3,
-        host_id = coalesce($4, sandboxes.host_id),
+        end_cause = coalesce(nullif($3::text, ''), sandboxes.end_cause),
+        unresponsive_since = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
+        unresponsive_reason = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
+        worker = $4,
+        host_id = coalesce($5, sandboxes.host_id),
         started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
         ends_at = CASE
-            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $5 IN ('starting', 'paused', 'resuming')
+            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $6 IN ('starting', 'paused', 'resuming')
             THEN clock_timestamp() + make_interval(secs => timeout_sec) ELSE ends_at
         END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $6 AND sandboxes.version = $7 AND sandboxes.state = $5
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
+    WHERE sandboxes.id = $7 AND sandboxes.version = $8 AND sandboxes.state = $6
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $5, moved.state, moved.host_id, $8, moved.reason FROM moved
+    SELECT moved.id, moved.version, $6, moved.state, moved.host_id, $9, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM moved
 `
 
 type MoveSandboxParams struct {
 	ToState   string
 	Reason    string
+	EndCause  string
 	Worker    *int64
 	HostID    *string
 	FromState interface{}
@@ -581,30 +606,33 @@ type MoveSandboxParams struct {
 }
 
 type MoveSandboxRow struct {
-	ID              string
-	TeamID          string
-	HostID          string
-	Template        string
-	State           string
-	Reason          string
-	VCPUs           int32
-	MemoryMB        int32
-	TimeoutSec      int32
-	Metadata        map[string]string
-	Env             map[string]string
-	CreatedAt       time.Time
-	StartedAt       *time.Time
-	LastActiveAt    *time.Time
-	UpdatedAt       time.Time
-	Version         int64
-	Worker          *int64
-	OnTimeout       string
-	AutoResume      bool
-	ParentID        string
-	Generation      string
-	AbsoluteTimeout bool
-	EndsAt          *time.Time
-	Network         wrenn.NetworkPolicy
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
 }
 
 // Compare and set: returns no row when another change was first.
@@ -612,6 +640,7 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 	row := q.db.QueryRow(ctx, moveSandbox,
 		arg.ToState,
 		arg.Reason,
+		arg.EndCause,
 		arg.Worker,
 		arg.HostID,
 		arg.FromState,
@@ -642,6 +671,9 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
@@ -740,12 +772,12 @@ const setSandboxNetwork = `-- name: SetSandboxNetwork :one
 WITH moved AS (
     UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'network policy set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM moved
 `
 
 type SetSandboxNetworkParams struct {
@@ -756,30 +788,33 @@ type SetSandboxNetworkParams struct {
 }
 
 type SetSandboxNetworkRow struct {
-	ID              string
-	TeamID          string
-	HostID          string
-	Template        string
-	State           string
-	Reason          string
-	VCPUs           int32
-	MemoryMB        int32
-	TimeoutSec      int32
-	Metadata        map[string]string
-	Env             map[string]string
-	CreatedAt       time.Time
-	StartedAt       *time.Time
-	LastActiveAt    *time.Time
-	UpdatedAt       time.Time
-	Version         int64
-	Worker          *int64
-	OnTimeout       string
-	AutoResume      bool
-	ParentID        string
-	Generation      string
-	AbsoluteTimeout bool
-	EndsAt          *time.Time
-	Network         wrenn.NetworkPolicy
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
 }
 
 func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkParams) (SetSandboxNetworkRow, error) {
@@ -812,6 +847,9 @@ func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkPa
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
@@ -828,12 +866,12 @@ WITH moved AS (
         updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, absolute_timeout, ends_at, network FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -845,30 +883,33 @@ type SetSandboxTimeoutParams struct {
 }
 
 type SetSandboxTimeoutRow struct {
-	ID              string
-	TeamID          string
-	HostID          string
-	Template        string
-	State           string
-	Reason          string
-	VCPUs           int32
-	MemoryMB        int32
-	TimeoutSec      int32
-	Metadata        map[string]string
-	Env             map[string]string
-	CreatedAt       time.Time
-	StartedAt       *time.Time
-	LastActiveAt    *time.Time
-	UpdatedAt       time.Time
-	Version         int64
-	Worker          *int64
-	OnTimeout       string
-	AutoResume      bool
-	ParentID        string
-	Generation      string
-	AbsoluteTimeout bool
-	EndsAt          *time.Time
-	Network         wrenn.NetworkPolicy
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -902,6 +943,107 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.AutoResume,
 		&i.ParentID,
 		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
+		&i.Network,
+	)
+	return i, err
+}
+
+const setUnresponsive = `-- name: SetUnresponsive :one
+WITH changed AS (
+    UPDATE sandboxes SET
+        unresponsive_since = $1,
+        unresponsive_reason = $2,
+        updated_at = clock_timestamp(),
+        version = version + 1
+    WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'running'
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
+)
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM changed
+`
+
+type SetUnresponsiveParams struct {
+	Since              *time.Time
+	UnresponsiveReason string
+	ID                 string
+	Version            int64
+	Actor              string
+	Reason             string
+}
+
+type SetUnresponsiveRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+}
+
+// A running sandbox whose guest does not answer, or answers again; then since is null.
+func (q *Queries) SetUnresponsive(ctx context.Context, arg SetUnresponsiveParams) (SetUnresponsiveRow, error) {
+	row := q.db.QueryRow(ctx, setUnresponsive,
+		arg.Since,
+		arg.UnresponsiveReason,
+		arg.ID,
+		arg.Version,
+		arg.Actor,
+		arg.Reason,
+	)
+	var i SetUnresponsiveRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.Template,
+		&i.State,
+		&i.Reason,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.TimeoutSec,
+		&i.Metadata,
+		&i.Env,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.LastActiveAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,

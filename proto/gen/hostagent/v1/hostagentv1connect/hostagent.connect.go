@@ -55,6 +55,9 @@ const (
 	// HostAgentServiceListSandboxesProcedure is the fully-qualified name of the HostAgentService's
 	// ListSandboxes RPC.
 	HostAgentServiceListSandboxesProcedure = "/hostagent.v1.HostAgentService/ListSandboxes"
+	// HostAgentServiceWatchSandboxesProcedure is the fully-qualified name of the HostAgentService's
+	// WatchSandboxes RPC.
+	HostAgentServiceWatchSandboxesProcedure = "/hostagent.v1.HostAgentService/WatchSandboxes"
 	// HostAgentServiceForkSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ForkSandbox RPC.
 	HostAgentServiceForkSandboxProcedure = "/hostagent.v1.HostAgentService/ForkSandbox"
@@ -144,6 +147,11 @@ type HostAgentServiceClient interface {
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error)
 	// ListSandboxes returns the full inventory: the present state, not changes.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
+	// WatchSandboxes answers when a sandbox has ended, was paused or resumed, stopped
+	// answering or answers again, without a call that asked for it: what it is now is in
+	// ListSandboxes. The first answer comes at once. Several changes in a short time are
+	// one answer. The stream ends with the agent.
+	WatchSandboxes(context.Context, *v1.WatchSandboxesRequest) (*connect.ServerStreamForClient[v1.WatchSandboxesResponse], error)
 	// ForkSandbox makes running copies of a running or paused sandbox, all of the
 	// same moment. The sandbox continues as it was. The answer has a result for each
 	// id; nothing is left of a copy that failed.
@@ -261,6 +269,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceListSandboxesProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("ListSandboxes")),
+			connect.WithClientOptions(opts...),
+		),
+		watchSandboxes: connect.NewClient[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse](
+			httpClient,
+			baseURL+HostAgentServiceWatchSandboxesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("WatchSandboxes")),
 			connect.WithClientOptions(opts...),
 		),
 		forkSandbox: connect.NewClient[v1.ForkSandboxRequest, v1.ForkSandboxResponse](
@@ -407,6 +421,7 @@ type hostAgentServiceClient struct {
 	pauseSandbox      *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
 	resumeSandbox     *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
 	listSandboxes     *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
+	watchSandboxes    *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
 	forkSandbox       *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
 	createCheckpoint  *connect.Client[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse]
 	listCheckpoints   *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
@@ -488,6 +503,11 @@ func (c *hostAgentServiceClient) ListSandboxes(ctx context.Context, req *v1.List
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// WatchSandboxes calls hostagent.v1.HostAgentService.WatchSandboxes.
+func (c *hostAgentServiceClient) WatchSandboxes(ctx context.Context, req *v1.WatchSandboxesRequest) (*connect.ServerStreamForClient[v1.WatchSandboxesResponse], error) {
+	return c.watchSandboxes.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // ForkSandbox calls hostagent.v1.HostAgentService.ForkSandbox.
@@ -686,6 +706,11 @@ type HostAgentServiceHandler interface {
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error)
 	// ListSandboxes returns the full inventory: the present state, not changes.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
+	// WatchSandboxes answers when a sandbox has ended, was paused or resumed, stopped
+	// answering or answers again, without a call that asked for it: what it is now is in
+	// ListSandboxes. The first answer comes at once. Several changes in a short time are
+	// one answer. The stream ends with the agent.
+	WatchSandboxes(context.Context, *v1.WatchSandboxesRequest, *connect.ServerStream[v1.WatchSandboxesResponse]) error
 	// ForkSandbox makes running copies of a running or paused sandbox, all of the
 	// same moment. The sandbox continues as it was. The answer has a result for each
 	// id; nothing is left of a copy that failed.
@@ -799,6 +824,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceListSandboxesProcedure,
 		svc.ListSandboxes,
 		connect.WithSchema(hostAgentServiceMethods.ByName("ListSandboxes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceWatchSandboxesHandler := connect.NewServerStreamHandlerSimple(
+		HostAgentServiceWatchSandboxesProcedure,
+		svc.WatchSandboxes,
+		connect.WithSchema(hostAgentServiceMethods.ByName("WatchSandboxes")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceForkSandboxHandler := connect.NewUnaryHandlerSimple(
@@ -949,6 +980,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceResumeSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceListSandboxesProcedure:
 			hostAgentServiceListSandboxesHandler.ServeHTTP(w, r)
+		case HostAgentServiceWatchSandboxesProcedure:
+			hostAgentServiceWatchSandboxesHandler.ServeHTTP(w, r)
 		case HostAgentServiceForkSandboxProcedure:
 			hostAgentServiceForkSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceCreateCheckpointProcedure:
@@ -1028,6 +1061,10 @@ func (UnimplementedHostAgentServiceHandler) ResumeSandbox(context.Context, *v1.R
 
 func (UnimplementedHostAgentServiceHandler) ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListSandboxes is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) WatchSandboxes(context.Context, *v1.WatchSandboxesRequest, *connect.ServerStream[v1.WatchSandboxesResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.WatchSandboxes is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) ForkSandbox(context.Context, *v1.ForkSandboxRequest) (*v1.ForkSandboxResponse, error) {
