@@ -70,6 +70,9 @@ type Sandbox struct {
 	Parent       SandboxID // the sandbox that it was forked from; "" for none
 	Metadata     map[string]string
 	SandboxSpec
+	// Ingress is set for a create alone: a gateway asks for it by itself. A copy has
+	// its parent's.
+	Ingress Ingress
 
 	CreatedAt    time.Time
 	StartedAt    time.Time // zero until it has run

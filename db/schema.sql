@@ -109,6 +109,13 @@ ALTER TABLE public.sandbox_events ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTI
     CACHE 1
 );
 
+CREATE TABLE public.sandbox_ingress (
+    sandbox_id text NOT NULL COLLATE pg_catalog."C",
+    private boolean NOT NULL,
+    mask_host text NOT NULL,
+    https_ports integer[] NOT NULL
+);
+
 CREATE TABLE public.sandboxes (
     id text NOT NULL COLLATE pg_catalog."C",
     team_id uuid NOT NULL,
@@ -230,6 +237,9 @@ ALTER TABLE ONLY public.sandbox_events
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_sandbox_id_version_key UNIQUE (sandbox_id, version);
 
+ALTER TABLE ONLY public.sandbox_ingress
+    ADD CONSTRAINT sandbox_ingress_pkey PRIMARY KEY (sandbox_id);
+
 ALTER TABLE ONLY public.sandboxes
     ADD CONSTRAINT sandboxes_pkey PRIMARY KEY (id);
 
@@ -283,6 +293,9 @@ ALTER TABLE ONLY public.repeatable_creates
 
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id);
+
+ALTER TABLE ONLY public.sandbox_ingress
+    ADD CONSTRAINT sandbox_ingress_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.sandboxes
     ADD CONSTRAINT sandboxes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -21,6 +21,9 @@ import (
 // Header carries the token.
 const Header = "X-Access-Token"
 
+// TrafficHeader carries the token for the ports of a private sandbox.
+const TrafficHeader = "E2b-Traffic-Access-Token"
+
 // Why a request is refused; SDKs and their users know these words.
 const (
 	Unauthorized     = "unauthorized access, please provide a valid access token or method signing if supported"
@@ -38,6 +41,10 @@ func For(seed []byte, id wrenn.SandboxID) string {
 	_, _ = mac.Write([]byte(id)) // never fails
 	return hex.EncodeToString(mac.Sum(nil))
 }
+
+// ForTraffic returns the token for the ports of a private sandbox but that of its
+// agent. Neither token follows from the other.
+func ForTraffic(seed []byte, id wrenn.SandboxID) string { return For(seed, "traffic:"+id) }
 
 // Refuse returns why r may not pass to envd, "" when it may: with the token in
 // its header, for GET /health, or for /files with a signed URL. token must not

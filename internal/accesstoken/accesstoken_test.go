@@ -27,6 +27,13 @@ func TestFor(t *testing.T) {
 	}
 }
 
+func TestForTraffic(t *testing.T) {
+	seed := []byte(strings.Repeat("s", 32))
+	if got := ForTraffic(seed, "i00000000000000000000"); len(got) != 64 || got == For(seed, "i00000000000000000000") {
+		t.Errorf("ForTraffic() = %s", got)
+	}
+}
+
 func FuzzCheckSignature(f *testing.F) {
 	f.Add("GET", "path=hello.txt&username=user&signature=v1_gUtH/s9YCJWgCizjfUxuWfhFE4QSydOWEIIvfLwDr6E", "x")
 	f.Add("POST", "path=a&signature=v1_&signature_expiration=-1", "")

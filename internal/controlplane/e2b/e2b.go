@@ -45,6 +45,8 @@ const (
 type Service interface {
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)
 	AccessToken(ctx context.Context, id wrenn.SandboxID) (string, error)
+	TrafficToken(ctx context.Context, id wrenn.SandboxID) (string, error)
+	Ingress(ctx context.Context, id wrenn.SandboxID) (wrenn.Ingress, error)
 
 	CreateSandbox(context.Context, service.Caller, service.CreateSandbox) (*wrenn.Sandbox, error)
 	CreateSandboxOnce(context.Context, service.Caller, service.RequestKey, service.CreateSandbox) (*wrenn.Sandbox, error)

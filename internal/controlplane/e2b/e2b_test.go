@@ -414,12 +414,41 @@ func TestOneKeyAtOnce(t *testing.T) {
 	}
 }
 
+// TestPrivatePorts: a sandbox without public traffic has a token for its ports, and
+// so have its copies; others have none.
+func TestPrivatePorts(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","network":{"allowPublicTraffic":false,"maskRequestHost":"localhost:${PORT}","httpsPorts":[8443]}}`, 201)
+	token, _ := made["trafficAccessToken"].(string)
+	if len(token) != 64 || token == made["envdAccessToken"] {
+		t.Errorf("created: %v", made)
+	}
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	if again, _, _ := s.call(t, "POST", at+"/connect", `{"timeout":60}`, 200); again["trafficAccessToken"] != token {
+		t.Errorf("connected: %v", again)
+	}
+	_, copies, _ := s.call(t, "POST", at+"/fork", `{}`, 201)
+	copied, _ := copies[0].(map[string]any)["sandbox"].(map[string]any)
+	if other, _ := copied["trafficAccessToken"].(string); len(other) != 64 || other == token {
+		t.Errorf("forked: %v", copied)
+	}
+	for _, network := range []string{`{}`, `{"allowPublicTraffic":null}`, `{"allowPublicTraffic":true,"httpsPorts":[443]}`} {
+		public, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","network":`+network+`}`, 201)
+		if _, has := public["trafficAccessToken"]; has {
+			t.Errorf("%s: %v", network, public)
+		}
+	}
+	for _, network := range []string{`{"httpsPorts":[49983]}`, `{"httpsPorts":[0]}`, `{"httpsPorts":[65536]}`, `{"maskRequestHost":"a/b"}`, `{"allowPublicTraffic":"no"}`} {
+		s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","network":`+network+`}`, 400)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	s := newSurface(t)
 	for body, want := range map[string]int{
 		`{}`: 400, `{"templateID":1}`: 400, `{"templateID":"base","timeout":-1}`: 400, `{"templateID":"../x"}`: 400, `{"templateID":"nothing"}`: 404,
-		`{"templateID":"base","network":{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}}`: 400, `{"templateID":"base","network":{"allowPublicTraffic":false}}`: 400,
-		`{"templateID":"base","network":{"rules":{"a.test":[]}}}`: 400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
+		`{"templateID":"base","network":{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}}`: 400,
+		`{"templateID":"base","network":{"rules":{"a.test":[]}}}`:                              400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
 		`{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}`: 400, `{"templateID":"base","network":{"denyOut":["::/0"]}}`: 400,
 		`{"templateID":"base","network":{}}`: 201, `{`: 400, `{"templateID":"base","metadata":"` + strings.Repeat("x", 1<<20) + `"}`: 400,
 	} {
@@ -586,7 +615,10 @@ func TestNetwork(t *testing.T) {
 	show(at, true, map[string]any{"denyOut": []any{"1.1.1.1"}})
 	s.call(t, "PUT", at+"/network", `{}`, 204) // which allows all again
 	show(at, true, nil)
-	s.call(t, "PUT", at+"/network", `{"egressProxy":{"address":"a:1"}}`, 400)
+	for _, bad := range []string{`{"egressProxy":{"address":"a:1"}}`, `{"allowPublicTraffic":true}`, `{"maskRequestHost":"a"}`, `{"httpsPorts":[443]}`} {
+		s.call(t, "PUT", at+"/network", bad, 400)
+	}
+	s.call(t, "PUT", at+"/network", `{"allowPublicTraffic":null}`, 204)
 	s.call(t, "PUT", "/sandboxes/inothing/network", `{}`, 404)
 	s.call(t, "DELETE", at, "", 204)
 	s.call(t, "PUT", at+"/network", `{}`, 404)

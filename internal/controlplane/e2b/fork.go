@@ -44,14 +44,14 @@ func (s *Server) fork(r *http.Request, c service.Caller) (int, any, error) {
 // forkedOne gives a copy its timeout.
 func (s *Server) forkedOne(ctx context.Context, c service.Caller, sb *wrenn.Sandbox, timeout time.Duration) oapi.ForkResult {
 	sb, err := s.service.SetTimeout(ctx, c, sb.ID, timeout)
-	var token string
+	var out oapi.Sandbox
 	if err == nil {
-		token, err = s.service.AccessToken(ctx, sb.ID)
+		out, err = s.sandboxOf(ctx, sb)
 	}
 	if err != nil {
 		return forkError(err)
 	}
-	return oapi.ForkResult{Sandbox: new(s.sandboxOf(sb, token))}
+	return oapi.ForkResult{Sandbox: &out}
 }
 
 func forkError(err error) oapi.ForkResult {

@@ -22,15 +22,18 @@ func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, erro
 		{"rules", len(n.Rules) > 0},
 		{"egressProxy", n.EgressProxy != nil},
 		{"dnsServers", len(n.DNSServers) > 0},
-		{"httpsPorts", len(n.HTTPSPorts) > 0},
-		{"maskRequestHost", n.MaskRequestHost != ""},
-		{"allowPublicTraffic: false", n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic},
 	} {
 		if field.asked {
 			return wrenn.NetworkPolicy{}, invalid("network: %s is not built yet; docs/e2b.md lists what works", field.name)
 		}
 	}
 	return wrenn.ParseNetworkPolicy(internet != nil && !*internet, n.AllowOut, n.DenyOut)
+}
+
+// ingressOf returns who reaches the ports of a new sandbox, and how. Without
+// allowPublicTraffic, or with null, everyone does.
+func ingressOf(n oapi.NetworkRules) wrenn.Ingress {
+	return wrenn.Ingress{Private: n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic, MaskHost: n.MaskRequestHost, HTTPSPorts: n.HTTPSPorts}
 }
 
 // networkOf returns nil for a policy without rules.
@@ -51,9 +54,11 @@ func (s *Server) setNetwork(r *http.Request, c service.Caller) (int, any, error)
 	if err := decode(r, &req); err != nil {
 		return 0, nil, err
 	}
+	if req.AllowPublicTraffic != nil || req.MaskRequestHost != "" || len(req.HTTPSPorts) > 0 {
+		return 0, nil, invalid("network: allowPublicTraffic, maskRequestHost and httpsPorts are set when a sandbox is created, and do not change")
+	}
 	policy, err := parsePolicy(oapi.NetworkRules{
-		AllowOut: req.AllowOut, DenyOut: req.DenyOut, AllowPublicTraffic: req.AllowPublicTraffic, Rules: req.Rules,
-		EgressProxy: req.EgressProxy, DNSServers: req.DNSServers, MaskRequestHost: req.MaskRequestHost, HTTPSPorts: req.HTTPSPorts,
+		AllowOut: req.AllowOut, DenyOut: req.DenyOut, Rules: req.Rules, EgressProxy: req.EgressProxy, DNSServers: req.DNSServers,
 	}, req.AllowInternetAccess)
 	if err != nil {
 		return 0, nil, err

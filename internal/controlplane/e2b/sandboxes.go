@@ -39,7 +39,7 @@ func (s *Server) create(timeout time.Duration) operation {
 		if err != nil {
 			return 0, nil, err
 		}
-		want := service.CreateSandbox{Metadata: req.Metadata, SandboxSpec: wrenn.SandboxSpec{
+		want := service.CreateSandbox{Metadata: req.Metadata, Ingress: ingressOf(network), SandboxSpec: wrenn.SandboxSpec{
 			Template: req.TemplateID, EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
 			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Network: policy,
 		}}
@@ -73,12 +73,27 @@ func (s *Server) created(ctx context.Context, status int, sb *wrenn.Sandbox, err
 	if err != nil {
 		return 0, nil, err
 	}
-	token, err := s.service.AccessToken(ctx, sb.ID)
-	return status, s.sandboxOf(sb, token), err
+	out, err := s.sandboxOf(ctx, sb)
+	return status, out, err
 }
 
-func (s *Server) sandboxOf(sb *wrenn.Sandbox, token string) oapi.Sandbox {
-	return oapi.Sandbox{TemplateID: sb.Template, SandboxID: string(sb.ID), ClientID: clientID, Alias: sb.Template, EnvdVersion: envdVersion, EnvdAccessToken: token, Domain: s.domain}
+// sandboxOf returns a sandbox with its secrets.
+func (s *Server) sandboxOf(ctx context.Context, sb *wrenn.Sandbox) (out oapi.Sandbox, err error) {
+	token, err := s.service.AccessToken(ctx, sb.ID)
+	if err != nil {
+		return out, err
+	}
+	ingress, err := s.service.Ingress(ctx, sb.ID)
+	if wrenn.CodeOf(err) == wrenn.NotFound { // it has ended since
+		err = nil
+	}
+	var traffic string
+	if err == nil && ingress.Private {
+		traffic, err = s.service.TrafficToken(ctx, sb.ID)
+	}
+	return oapi.Sandbox{
+		TrafficAccessToken: traffic, TemplateID: sb.Template, SandboxID: string(sb.ID), ClientID: clientID, Alias: sb.Template, EnvdVersion: envdVersion, EnvdAccessToken: token, Domain: s.domain,
+	}, err
 }
 
 // seconds reads a timeout; 0 ends a sandbox at once, as nearly as can be said.

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -72,7 +73,7 @@ func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
 			d.reached(to.id)
 		}
 		if err == nil {
-			return &sandboxConn{Conn: conn, to: to, sandboxes: d.sandboxes}, nil
+			return d.secure(ctx, &sandboxConn{Conn: conn, to: to, sandboxes: d.sandboxes})
 		}
 		if !errors.Is(err, wrenn.ErrPortClosed) {
 			return nil, &dialError{to, err}
@@ -86,6 +87,28 @@ func (d *dialer) dial(ctx context.Context, to target) (net.Conn, error) {
 		}
 	}
 	return nil, &dialError{to, wrenn.ErrPortClosed}
+}
+
+// secure speaks TLS to a program that does. Its certificate is not verified: nothing
+// between here and the sandbox can be another program. By HTTP/1.1: gRPC over TLS has
+// to be reached as a connection.
+func (d *dialer) secure(ctx context.Context, conn *sandboxConn) (net.Conn, error) {
+	if conn.to.port == EnvdPort {
+		return conn, nil
+	}
+	ingress, err := d.sandboxes.Ingress(ctx, conn.to.id)
+	if err == nil && !ingress.HTTPS(conn.to.port) {
+		return conn, nil
+	}
+	if err == nil {
+		secured := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}) //nolint:gosec // as said above
+		if err = secured.HandshakeContext(ctx); err == nil {
+			return secured, nil
+		}
+		err = &wrenn.Error{Code: wrenn.Unavailable, Message: "the program at this HTTPS port does not speak TLS", Err: err}
+	}
+	_ = conn.Close() // the first error is the one that counts
+	return nil, &dialError{conn.to, err}
 }
 
 // authority is the host and port by which a transport keeps the connections to a target apart.

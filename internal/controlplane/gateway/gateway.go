@@ -36,6 +36,11 @@ type Sandboxes interface {
 	// NotFound and FailedPrecondition say that it does not run,
 	// wrenn.ErrPortClosed that no program listens.
 	DialPort(ctx context.Context, id wrenn.SandboxID, port uint16) (net.Conn, error)
+	// Ingress returns who reaches the ports of a sandbox but envd's, and how. It
+	// never changes. NotFound when there is no such sandbox.
+	Ingress(ctx context.Context, id wrenn.SandboxID) (wrenn.Ingress, error)
+	// TrafficToken returns the token that clients of a private sandbox must have.
+	TrafficToken(ctx context.Context, id wrenn.SandboxID) (string, error)
 	// Runs reports whether the sandbox runs, by its row.
 	Runs(ctx context.Context, id wrenn.SandboxID) bool
 	// Used records that the sandbox is used now.
@@ -125,7 +130,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 		g.answer(w, r, http.StatusTooManyRequests, to, tooManyMisses)
 		return
 	}
-	if status, message := g.refuse(r, to); status != 0 {
+	if status, message := g.refuse(r, &to); status != 0 {
 		g.answer(w, r, status, to, message)
 		return
 	}
@@ -145,13 +150,14 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 	g.proxy.ServeHTTP(w, r)
 }
 
-// refuse returns the status and the message for a request that may not pass; 0 when it may.
-func (g *Gateway) refuse(r *http.Request, to target) (status int, message string) {
+// refuse returns the status and the message for a request that may not pass; 0 when
+// it may. It finds the ingress of the target.
+func (g *Gateway) refuse(r *http.Request, to *target) (status int, message string) {
 	if r.Method == http.MethodConnect {
 		return http.StatusMethodNotAllowed, "CONNECT is not served: ask for the port by an ordinary request"
 	}
 	if to.port != EnvdPort {
-		return 0, ""
+		return g.refuseTraffic(r, to)
 	}
 	inner := r
 	if to.prefix != "" {
@@ -174,6 +180,28 @@ func (g *Gateway) refuse(r *http.Request, to target) (status int, message string
 		// envd checks as well. The signature was made without the user that rewrite names.
 		r.Header.Set(accesstoken.Header, token)
 	}
+	return 0, ""
+}
+
+// refuseTraffic is refuse for a program's port. A private sandbox is not woken by a
+// request without its token, either.
+func (g *Gateway) refuseTraffic(r *http.Request, to *target) (status int, message string) {
+	ingress, err := g.sandboxes.Ingress(r.Context(), to.id)
+	if err == nil && ingress.Private {
+		var token string
+		token, err = g.sandboxes.TrafficToken(r.Context(), to.id)
+		if err == nil && !accesstoken.Equal(r.Header.Get(accesstoken.TrafficHeader), token) {
+			return http.StatusForbidden, "the ports of this sandbox are private: send its traffic access token as e2b-traffic-access-token"
+		}
+	}
+	switch {
+	case wrenn.CodeOf(err) == wrenn.NotFound:
+		g.misses.add(r.RemoteAddr)
+		return http.StatusBadGateway, notFound
+	case err != nil:
+		return http.StatusServiceUnavailable, said(err)
+	}
+	to.ingress = ingress
 	return 0, ""
 }
 

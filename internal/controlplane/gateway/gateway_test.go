@@ -40,6 +40,7 @@ type world struct {
 	ports   map[uint16]string
 	running bool
 	refuse  error
+	ingress wrenn.Ingress
 	open    []net.Conn
 	dials   atomic.Int32
 	used    atomic.Int32
@@ -84,6 +85,19 @@ func (w *world) Tokens(context.Context) (map[wrenn.SandboxID]string, error) {
 		return nil, nil
 	}
 	return map[wrenn.SandboxID]string{id: "token-of-" + id}, nil
+}
+
+func (w *world) Ingress(_ context.Context, got wrenn.SandboxID) (wrenn.Ingress, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if got != id || !w.running {
+		return wrenn.Ingress{}, wrenn.Errorf(wrenn.NotFound, "there is no sandbox %s", got)
+	}
+	return w.ingress, nil
+}
+
+func (w *world) TrafficToken(_ context.Context, id wrenn.SandboxID) (string, error) {
+	return "traffic-token-of-" + string(id), nil
 }
 
 // kill breaks what is open and ends the sandbox.
@@ -339,6 +353,49 @@ func TestSignedWithoutID(t *testing.T) {
 	signed, _ := accesstoken.ParseSigned("GET", url.Values{"path": {"a"}, "signature": {"v1_x"}})
 	if id, reason, err := g.find(t.Context(), signed); id != "" || reason != accesstoken.InvalidSignature || err != nil {
 		t.Errorf("without any sandbox: %s, %s, %v", id, reason, err)
+	}
+}
+
+// TestIngress: private ports, the Host of programs, and programs that speak TLS.
+func TestIngress(t *testing.T) {
+	w, server := newGateway(t)
+	w.program(t, 8080, echoRequest)
+	w.program(t, EnvdPort, echoRequest)
+	secure := httptest.NewTLSServer(http.HandlerFunc(echoRequest))
+	t.Cleanup(secure.Close)
+	w.listen(8443, secure.Listener.Addr().String())
+	w.ingress = wrenn.Ingress{Private: true, MaskHost: "localhost:${PORT}", HTTPSPorts: []uint16{8443}}
+	ask := func(port string, headers ...string) (int, string) {
+		status, body, _ := get(t, http.MethodGet, server.URL, "", append(headers, "E2b-Sandbox-Id", id, "E2b-Sandbox-Port", port)...)
+		return status, body
+	}
+	token := "traffic-token-of-" + id
+	for name, headers := range map[string][]string{
+		"none": nil, "another": {accesstoken.TrafficHeader, "x"}, "empty": {accesstoken.TrafficHeader, ""},
+		"envd's": {accesstoken.TrafficHeader, "token-of-" + id, accesstoken.Header, "token-of-" + id},
+	} {
+		before := w.dials.Load()
+		if status, body := ask("8080", headers...); status != http.StatusForbidden || !strings.Contains(body, `"code":403`) {
+			t.Errorf("token %s: %d %s, want 403", name, status, body)
+		}
+		if w.dials.Load() != before {
+			t.Errorf("token %s: the sandbox was asked, which may wake it", name)
+		}
+	}
+	status, body := ask("8080", accesstoken.TrafficHeader, token)
+	if status != http.StatusOK || !strings.Contains(body, `"host":"localhost:8080"`) || !strings.Contains(body, `"X-Forwarded-Host":["127.0.0.1:`) || strings.Contains(body, token) {
+		t.Errorf("with the token: %d %s, want the masked host, that of the client as forwarded, and no token", status, body)
+	}
+	if status, body := ask("8443", accesstoken.TrafficHeader, token); status != http.StatusOK || !strings.Contains(body, `"host":"localhost:8443"`) {
+		t.Errorf("TLS: %d %s", status, body)
+	}
+	if status, body := ask("49983", accesstoken.Header, "token-of-"+id); status != http.StatusNotFound || strings.Contains(body, "private") {
+		t.Errorf("envd's port: %d %s, want its own answer", status, body)
+	}
+	w.program(t, 8081, echoRequest)
+	w.ingress = wrenn.Ingress{HTTPSPorts: []uint16{8081}}
+	if status, body := ask("8081"); status != http.StatusBadGateway || !strings.Contains(body, "does not speak TLS") {
+		t.Errorf("a program without TLS: %d %s", status, body)
 	}
 }
 

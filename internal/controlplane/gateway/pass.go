@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"io"
 	"maps"
 	"net/http"
@@ -12,18 +13,19 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"wrenn/internal/accesstoken"
 	"wrenn/internal/tunnel"
 )
 
 // rewrite makes the request to the program from that of the client. The Host
-// stays the client's.
+// stays the client's unless the sandbox's ingress has another.
 func rewrite(r *httputil.ProxyRequest) {
 	to := targetOf(r.In.Context())
 	if to.prefix != "" {
 		r.Out = withoutPrefix(r.Out, to.prefix)
 	}
 	r.Out.URL.Scheme, r.Out.URL.Host = "http", to.authority()
-	r.Out.Host = r.In.Host
+	r.Out.Host = cmp.Or(to.ingress.Host(to.port), r.In.Host)
 	r.Out.URL.RawQuery = r.In.URL.RawQuery // as it is, also what Go would not write so
 	if to.port == EnvdPort {
 		asDefaultUser(r.Out)
@@ -54,7 +56,7 @@ func asDefaultUser(r *http.Request) {
 func forwarded(r *httputil.ProxyRequest) {
 	r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"] // SetXForwarded appends to it
 	r.SetXForwarded()
-	for _, name := range []string{"X-Api-Key", sandboxHeader, portHeader} {
+	for _, name := range []string{"X-Api-Key", accesstoken.TrafficHeader, sandboxHeader, portHeader} {
 		r.Out.Header.Del(name)
 	}
 }

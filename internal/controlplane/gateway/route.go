@@ -11,7 +11,7 @@ import (
 )
 
 // EnvdPort is where the agent of every sandbox listens.
-const EnvdPort = 49983
+const EnvdPort = wrenn.EnvdPort
 
 // Headers that say where a request goes.
 const (
@@ -28,6 +28,8 @@ type target struct {
 	port uint16
 	// prefix is what of the request's path names the target, "" when none of it does.
 	prefix string
+	// ingress is that of the sandbox; of no use for the agent's port.
+	ingress wrenn.Ingress
 }
 
 // route finds where a request goes. ok is false when it does not name a sandbox,

@@ -65,7 +65,10 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 		for _, row := range rows {
 			out = append(out, *sandbox(dbsqlc.Sandbox(row)))
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return insertIngress(ctx, q, &sb, params.IDs)
 	})
 	if err != nil {
 		return nil, err

@@ -27,6 +27,15 @@ func (t *accessTokens) of(ctx context.Context, id wrenn.SandboxID) (string, erro
 	return accesstoken.For(seed, id), nil
 }
 
+// ofTraffic returns the token for the ports of a sandbox but that of its agent.
+func (t *accessTokens) ofTraffic(ctx context.Context, id wrenn.SandboxID) (string, error) {
+	seed, err := t.readSeed(ctx)
+	if err != nil {
+		return "", err
+	}
+	return accesstoken.ForTraffic(seed, id), nil
+}
+
 // ofAll is of for several sandboxes.
 func (t *accessTokens) ofAll(ctx context.Context, ids []wrenn.SandboxID) (map[wrenn.SandboxID]string, error) {
 	seed, err := t.readSeed(ctx)

@@ -22,6 +22,7 @@ const defaultTimeout = 300 * time.Second
 type CreateSandbox struct {
 	wrenn.SandboxSpec
 	Metadata map[string]string
+	Ingress  wrenn.Ingress
 }
 
 // CreateSandbox returns when the sandbox runs. When ctx ends before, what was
@@ -60,7 +61,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 
 // describe returns the row of a requested sandbox with that id, without its team, template and host.
 func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, SandboxSpec: req.SandboxSpec}
+	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress}
 	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
@@ -69,7 +70,7 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check())
+	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check())
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that

@@ -18,11 +18,21 @@ type Ports struct {
 	// located has the hosts of sandboxes that were reached a moment ago. The host
 	// decides; what it refuses is looked up again.
 	located *recent.Cache[wrenn.SandboxID, wrenn.HostID]
+	// ingress has what is known of sandboxes' ingress, which never changes.
+	ingress *recent.Cache[wrenn.SandboxID, wrenn.Ingress]
+}
+
+func newPorts(c *core) *Ports {
+	return &Ports{
+		core: c, located: recent.New[wrenn.SandboxID, wrenn.HostID](maxLocated, locatedTTL),
+		ingress: recent.New[wrenn.SandboxID, wrenn.Ingress](maxLocated, ingressTTL),
+	}
 }
 
 const (
 	maxLocated = 64 << 10
 	locatedTTL = 10 * time.Second
+	ingressTTL = time.Hour
 )
 
 // ConnectPort connects to a TCP port of a sandbox of the caller's team; see DialPort.
@@ -100,6 +110,26 @@ func (p *Ports) Tokens(ctx context.Context) (map[wrenn.SandboxID]string, error) 
 		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "there are too many sandboxes to find the one of a signed URL that does not name it: use the URL of a domain")
 	}
 	return p.tokens.ofAll(ctx, ids)
+}
+
+// Ingress returns who reaches the ports of a sandbox, of any team, and how.
+// NotFound when there is no such sandbox, or it has ended; a while after its end it
+// may be returned still.
+func (p *Ports) Ingress(ctx context.Context, id wrenn.SandboxID) (wrenn.Ingress, error) {
+	if known, ok := p.ingress.Get(id, time.Now()); ok {
+		return known, nil
+	}
+	found, err := p.store.Ingress(ctx, id)
+	if err == nil {
+		p.ingress.Put(id, found, time.Now())
+	}
+	return found, err
+}
+
+// TrafficToken returns the token that clients of a private sandbox's ports must
+// have; see AccessToken, which it is not.
+func (p *Ports) TrafficToken(ctx context.Context, id wrenn.SandboxID) (string, error) {
+	return p.tokens.ofTraffic(ctx, id)
 }
 
 // Runs reports whether the sandbox runs, by its row.

@@ -23,7 +23,6 @@ import (
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
-	"wrenn/internal/recent"
 )
 
 // Config lists the hosts and bounds what teams may use. Zero values are the
@@ -115,7 +114,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: &Ports{core: c, located: recent.New[wrenn.SandboxID, wrenn.HostID](maxLocated, locatedTTL)}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: newPorts(c), Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},

@@ -190,7 +190,7 @@ type NetworkRules struct {
 	// AllowOut What the sandbox may reach, also if `denyOut` has it.
 	AllowOut Addresses `json:"allowOut,omitempty"`
 
-	// AllowPublicTraffic `false` is not built yet.
+	// AllowPublicTraffic `false` makes the ports private: requests to them need `trafficAccessToken`.
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
 
 	// DenyOut What it may not reach; 0.0.0.0/0 is everything.
@@ -202,10 +202,10 @@ type NetworkRules struct {
 	// EgressProxy Not built yet.
 	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
 
-	// HTTPSPorts Not built yet.
-	HTTPSPorts []interface{} `json:"httpsPorts,omitempty"`
+	// HTTPSPorts Where programs speak TLS, with any certificate.
+	HTTPSPorts []uint16 `json:"httpsPorts,omitempty"`
 
-	// MaskRequestHost Not built yet.
+	// MaskRequestHost The `Host` that programs get instead of that of the client. `${PORT}` stands for the port.
 	MaskRequestHost string `json:"maskRequestHost,omitempty"`
 
 	// Rules Not built yet.
@@ -303,6 +303,9 @@ type Sandbox struct {
 	EnvdVersion string `json:"envdVersion"`
 	SandboxID   string `json:"sandboxID"`
 	TemplateID  string `json:"templateID"`
+
+	// TrafficAccessToken The secret for the other ports, sent as `e2b-traffic-access-token`. Absent unless `network.allowPublicTraffic` is `false`.
+	TrafficAccessToken string `json:"trafficAccessToken,omitempty"`
 }
 
 // SandboxDetail defines model for SandboxDetail.
@@ -458,7 +461,7 @@ type UpdateNetwork struct {
 	// AllowOut What the sandbox may reach, also if `denyOut` has it.
 	AllowOut Addresses `json:"allowOut,omitempty"`
 
-	// AllowPublicTraffic `false` is not built yet.
+	// AllowPublicTraffic Refused. It is set at create.
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
 
 	// AllowInternetAccess `false` denies everything that `allowOut` does not allow.
@@ -473,10 +476,10 @@ type UpdateNetwork struct {
 	// EgressProxy Not built yet.
 	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
 
-	// HTTPSPorts Not built yet.
+	// HTTPSPorts Refused. It is set at create.
 	HTTPSPorts []interface{} `json:"httpsPorts,omitempty"`
 
-	// MaskRequestHost Not built yet.
+	// MaskRequestHost Refused. It is set at create.
 	MaskRequestHost string `json:"maskRequestHost,omitempty"`
 
 	// Rules Not built yet.

@@ -93,6 +93,13 @@ type SandboxEvent struct {
 	At        time.Time
 }
 
+type SandboxIngress struct {
+	SandboxID  string
+	Private    bool
+	MaskHost   string
+	HTTPSPorts []int32
+}
+
 type Team struct {
 	ID            string
 	Name          string
