@@ -138,6 +138,14 @@ func (f *fake) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxI
 	return f.find(id)
 }
 
+// SandboxMetrics returns one sample, at from.
+func (f *fake) SandboxMetrics(_ context.Context, _ service.Caller, _ wrenn.SandboxID, from, _ time.Time) ([]wrenn.MetricsSample, error) {
+	if from.IsZero() {
+		return nil, nil
+	}
+	return []wrenn.MetricsSample{{At: from.UTC(), CPUs: 2, CPUPercent: 12.5, MemoryUsed: 1, MemoryTotal: 2, MemoryCache: 3, DiskUsed: 4, DiskTotal: 5}}, nil
+}
+
 func (f *fake) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
 	sb, err := f.find(id)
 	if err == nil {
@@ -384,6 +392,24 @@ func TestNetwork(t *testing.T) {
 	}
 	if n := f.created.Network; !n.DenyByDefault || len(n.Allow) != 1 || len(n.Deny) != 1 {
 		t.Errorf("asked for %+v", n)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	c := serve(t, &fake{})
+	from := time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
+	want := []client.MetricsSample{{
+		Time: from, CPUs: 2, CPUPercent: 12.5, MemoryUsedBytes: 1, MemoryTotalBytes: 2, MemoryCacheBytes: 3, DiskUsedBytes: 4, DiskTotalBytes: 5,
+	}}
+	got, err := c.Metrics(t.Context(), boxID, client.MetricsOptions{Start: from})
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("Metrics() = %v (-want +got):\n%s", err, diff)
+	}
+	if got, err := c.Metrics(t.Context(), boxID, client.MetricsOptions{End: from.Add(-time.Second)}); err != nil || len(got) != 0 {
+		t.Errorf("Metrics(before) = %v, %v", got, err)
+	}
+	if _, err := c.Metrics(t.Context(), "zzz", client.MetricsOptions{}); client.CodeOf(err) != client.InvalidRequest {
+		t.Errorf("Metrics(no id) = %v", err)
 	}
 }
 

@@ -68,6 +68,16 @@ func server(t *testing.T) *httptest.Server {
 	mux.HandleFunc("POST /v1/sandboxes", answer(201, box))
 	mux.HandleFunc("GET /v1/sandboxes", answer(200, []any{box}))
 	mux.HandleFunc("GET /v1/sandboxes/{id}", answer(200, box))
+	mux.HandleFunc("GET /v1/sandboxes/{id}/metrics", func(w http.ResponseWriter, r *http.Request) {
+		samples := []any{}
+		if r.URL.Query().Get("start") == "" {
+			samples = append(samples, map[string]any{
+				"time": time.Date(2026, 1, 2, 15, 4, 5, 0, time.Local), "cpus": 2, "cpu_percent": 12.34, "memory_used_bytes": 100 << 20,
+				"memory_total_bytes": 512 << 20, "memory_cache_bytes": 50 << 20, "disk_used_bytes": 1 << 30, "disk_total_bytes": 10 << 30,
+			})
+		}
+		answer(200, map[string]any{"samples": samples})(w, r)
+	})
 	rules := map[string]any{"default": "deny", "allow": []string{"1.1.1.1", "8.0.0.0/8"}, "deny": []string{}}
 	mux.HandleFunc("GET /v1/sandboxes/{id}/network", answer(200, rules))
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/network", func(w http.ResponseWriter, r *http.Request) {
@@ -276,9 +286,14 @@ func TestCommands(t *testing.T) {
 		"no executable": {[]string{"sandbox", "exec", testID, "/etc"}, "", result{126, "", "user 'root' may not run '/etc' in '/root'\n"}},
 		"broken stream": {[]string{"sandbox", "exec", testID, "break"}, "", result{1, "", "to stderr\nthe server is broken\nIf the command still runs, follow it with: wrenn sandbox exec --attach 42 " + testID + "\n"}},
 		"no command":    {[]string{"sandbox", "exec", testID}, "", result{1, "", "give the command to run after the sandbox's id, or --attach PID\n"}},
-		"logs":          {[]string{"sandbox", "logs", "-f", testID}, "", result{0, "Linux\r\ntrue\x1b", ""}},
-		"download":      {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
-		"no copy":       {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
+		"stats": {[]string{"sandbox", "stats", testID, "--last", "0s"}, "", result{0,
+			"TIME                 CPUS  CPU    MEMORY   OF       CACHE   DISK      OF\n" +
+				"2026-01-02 15:04:05  2     12.3%  100 MiB  512 MiB  50 MiB  1024 MiB  10240 MiB\n", ""}},
+		"no stats":   {[]string{"sandbox", "stats", testID}, "", result{0, "", "no samples: the sandbox was not measured in that time; --last 0s shows all\n"}},
+		"json stats": {[]string{"sandbox", "stats", testID, "-o", "json"}, "", result{0, "[]\n", ""}},
+		"logs":       {[]string{"sandbox", "logs", "-f", testID}, "", result{0, "Linux\r\ntrue\x1b", ""}},
+		"download":   {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
+		"no copy":    {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := invoke(t, strings.NewReader(test.stdin), here(s), append([]string{"--url", s.URL}, test.args...)...)

@@ -26,6 +26,7 @@ type sandboxCommands struct {
 	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
 	Timeout timeoutCommand `cmd:"" help:"Set the time without use after which a sandbox ends."`
 	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach of the internet."`
+	Stats   statsCommand   `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
 	Logs    logsCommand    `cmd:"" help:"Print a sandbox's console: output of the kernel, init and guest agent."`
 	Cp      copyCommand    `cmd:"" help:"Copy files into, out of or between sandboxes."`
 	Port    portCommand    `cmd:"" help:"Print the URL of a web server in a sandbox."`

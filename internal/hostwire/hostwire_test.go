@@ -33,6 +33,10 @@ type (
 		ID     wrenn.SandboxID
 		Policy wrenn.NetworkPolicy
 	}
+	metrics struct {
+		ID       wrenn.SandboxID
+		From, To time.Time
+	}
 	checkpoints struct {
 		List []wrenn.Checkpoint
 		Head wrenn.CheckpointID
@@ -73,6 +77,12 @@ func TestRoundTrip(t *testing.T) {
 			w.ID, w.Policy, err = hostwire.ParseSetNetworkRequest(m)
 			return w, err
 		}, nil)
+	roundTrip(t, "metrics request", func(w metrics) *pb.ReadMetricsRequest { return hostwire.MetricsRequest(w.ID, w.From, w.To) },
+		func(m *pb.ReadMetricsRequest) (w metrics, err error) {
+			w.ID, w.From, w.To, err = hostwire.ParseMetricsRequest(m)
+			return w, err
+		}, nil)
+	roundTrip(t, "metrics", hostwire.Metrics, never(hostwire.ParseMetrics), nil)
 	roundTrip(t, "fork results", hostwire.ForkResults, never(hostwire.ParseForkResults), nil)
 	roundTrip(t, "checkpoint", hostwire.Checkpoint, never(hostwire.ParseCheckpoint), nil)
 	roundTrip(t, "checkpoints", func(w checkpoints) *pb.ListCheckpointsResponse { return hostwire.Checkpoints(w.List, w.Head) },
@@ -220,6 +230,8 @@ func fillWord(t *testing.T, v reflect.Value, choice int) {
 		v.SetBool(true)
 	case reflect.Int, reflect.Int64:
 		v.SetInt(77)
+	case reflect.Float64:
+		v.SetFloat(7.5)
 	case reflect.Uint64:
 		v.SetUint(78)
 	case reflect.Pointer:
@@ -317,6 +329,8 @@ func valueOf(field protoreflect.FieldDescriptor) protoreflect.Value {
 		return protoreflect.ValueOfEnum(values.Get(values.Len() - 1).Number())
 	case protoreflect.Uint32Kind:
 		return protoreflect.ValueOfUint32(77)
+	case protoreflect.DoubleKind:
+		return protoreflect.ValueOfFloat64(7.5)
 	case protoreflect.Uint64Kind:
 		return protoreflect.ValueOfUint64(78)
 	case protoreflect.Int64Kind:

@@ -54,6 +54,10 @@ func (s *obliging) SetNetwork(_ context.Context, _ service.Caller, id wrenn.Sand
 	return b, nil
 }
 
+func (s *obliging) SandboxMetrics(context.Context, service.Caller, wrenn.SandboxID, time.Time, time.Time) ([]wrenn.MetricsSample, error) {
+	return []wrenn.MetricsSample{{At: time.Now().UTC(), CPUs: 1, CPUPercent: 12.5}}, nil
+}
+
 func (s *obliging) Exec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	return &wrenn.ExecResult{Stdout: cmd.Stdin, Stderr: []byte(strings.Join(cmd.Args, " ")), Status: "exit status 0"}, nil
 }

@@ -242,6 +242,18 @@ func (s *stub) SetNetwork(_ context.Context, c service.Caller, id wrenn.SandboxI
 	return &changed, nil
 }
 
+// SandboxMetrics returns a sample of each bound that is given.
+func (s *stub) SandboxMetrics(_ context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error) {
+	_, err := s.find(c, id)
+	var samples []wrenn.MetricsSample
+	for _, at := range []time.Time{from, to} {
+		if !at.IsZero() {
+			samples = append(samples, wrenn.MetricsSample{At: at.UTC(), CPUs: 2, CPUPercent: 12.5, MemoryUsed: 1, MemoryTotal: 2, MemoryCache: 3, DiskUsed: 4, DiskTotal: 5})
+		}
+	}
+	return samples, err
+}
+
 func (s *stub) Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error) {
 	if _, err := s.find(c, id); err != nil {
 		return nil, err

@@ -66,6 +66,9 @@ type Service interface {
 	SnapshotSandbox(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Template, error)
 	ListSnapshots(context.Context, service.Caller, service.ListSnapshots) (page []wrenn.Template, more bool, err error)
 
+	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)
+	LastMetrics(context.Context, service.Caller, []wrenn.SandboxID) (map[wrenn.SandboxID]wrenn.MetricsSample, error)
+
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
@@ -155,6 +158,8 @@ func (s *Server) operations() map[string]operation {
 		"forkSandbox":          s.fork,
 		"createSnapshot":       s.createSnapshot,
 		"listSnapshots":        s.listSnapshots,
+		"getSandboxMetrics":    s.metrics,
+		"listSandboxMetrics":   s.lastMetrics,
 
 		"listTemplates":        s.templates,
 		"listTemplatesByPage":  s.templatePage,

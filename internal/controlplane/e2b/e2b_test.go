@@ -579,6 +579,39 @@ func TestSnapshotThatFails(t *testing.T) {
 	}
 }
 
+func TestMetrics(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
+	id := made["sandboxID"].(string)
+	at := "/sandboxes/" + id
+	_, all, _ := s.call(t, "GET", at+"/metrics", "", 200)
+	want := map[string]any{
+		"timestamp": "2024-12-31T23:59:45Z", "timestampUnix": 1735689585., "cpuCount": 1., "cpuUsedPct": 12.5,
+		"memUsed": 104857600., "memTotal": 536870912., "memCache": 52428800., "diskUsed": 1073741824., "diskTotal": 10737418240.,
+	}
+	if len(all) != 3 || !cmp.Equal(all[0], any(want)) {
+		t.Errorf("metrics: %v", all)
+	}
+	for query, want := range map[string]int{"?start=1735689590": 2, "?end=1735689589": 1, "?start=1&end=2": 0, "?start=1735689590&end=1735689590": 1} {
+		if _, got, _ := s.call(t, "GET", at+"/metrics"+query, "", 200); got == nil || len(got) != want {
+			t.Errorf("%s: %v, want %d", query, got, want)
+		}
+	}
+	for _, bad := range []string{"?start=x", "?end=-1"} {
+		s.call(t, "GET", at+"/metrics"+bad, "", 400)
+	}
+	s.call(t, "GET", "/sandboxes/inothing/metrics", "", 404)
+	last, _, _ := s.call(t, "GET", "/sandboxes/metrics?sandbox_ids="+id+",nothing", "", 200)
+	if got := last["sandboxes"]; !cmp.Equal(got, any(map[string]any{})) { // the samples are old
+		t.Errorf("last: %v", got)
+	}
+	s.call(t, "GET", "/sandboxes/metrics", "", 400)
+	s.call(t, "POST", at+"/pause", `{}`, 204)
+	if _, got, _ := s.call(t, "GET", at+"/metrics", "", 200); len(got) != 3 {
+		t.Errorf("while it is paused: %v", got)
+	}
+}
+
 func TestNetwork(t *testing.T) {
 	s := newSurface(t)
 	show := func(at string, internet bool, network any) {
@@ -633,7 +666,7 @@ func TestAnotherTeam(t *testing.T) {
 	testkit.Must(t, err)
 	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, "test")
 	testkit.Must(t, err)
-	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}, {"PUT", "/network"}} {
+	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}, {"PUT", "/network"}, {"GET", "/metrics"}, {"POST", "/snapshots"}} {
 		s.call(t, call[0], at+call[1], `{"timeout":1}`, 404)
 	}
 }

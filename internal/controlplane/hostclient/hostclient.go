@@ -48,7 +48,7 @@ type Deadlines struct {
 	Create    time.Duration // 5 min: the host may boot by software emulation; also for Fork
 	Destroy   time.Duration // 1 min
 	Pause     time.Duration // 5 min: 16 GiB of memory go to a slow disk; also for Resume, CreateCheckpoint and RestoreCheckpoint
-	Extend    time.Duration // 10 s; also for SetNetwork
+	Extend    time.Duration // 10 s; also for SetNetwork and Metrics
 	Start     time.Duration // 1 min, until a stream's first message
 	Stall     time.Duration // 2 min, until a file's next piece
 	ExecGrace time.Duration // 30 s on top of a command's own timeout
@@ -301,4 +301,17 @@ func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Du
 func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy) error {
 	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.SetNetworkPolicy, hostwire.SetNetworkRequest(id, policy))
 	return err
+}
+
+// Metrics returns what the sandbox used from one moment to another, both included,
+// oldest first. A zero time is no bound. FailedPrecondition when the agent is of a
+// version that does not measure.
+func (c *Client) Metrics(ctx context.Context, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend)
+	defer cancel()
+	res, err := c.rpc.ReadMetrics(ctx, hostwire.MetricsRequest(id, from, to))
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "%s has no metrics: its agent must be updated", c.peer)
+	}
+	return hostwire.ParseMetrics(res), wire.FromConnect(c.peer, err)
 }

@@ -76,6 +76,10 @@ type Config struct {
 	// Sizes is how many snapshots are kept of sizes that are asked for often, besides
 	// those of Warm; 0 is none.
 	Sizes int
+	// MetricsEvery is the time between two samples of a sandbox; default wrenn.MetricsEvery.
+	MetricsEvery time.Duration
+	// CPUTime returns the CPU time that a machine's process has used; default usage.CPUTime.
+	CPUTime func(pid int) (time.Duration, error)
 	// Hook, if set, is called at each point where an agent that dies must leave a
 	// state that the next one can work with.
 	Hook rollback.Hook

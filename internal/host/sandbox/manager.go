@@ -9,7 +9,7 @@
 //
 //	status, info, memory, cancel, turns, sizes: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot
 //	state, record, kmsg: what changes in a sandbox's life, the journal with what follows from it, and the log of the host's kernel
-//	news, host, source: who is told of changes, what all sandboxes of a host have in common, and what they are made from
+//	news, host, source, meter: who is told of changes, what all sandboxes of a host have in common, what they are made from, and what one uses
 //	sandbox, registry: a sandbox, and all of them with the limits
 //	vigil: whether guests answer
 //	garbage: the snapshots that are not needed
@@ -17,7 +17,7 @@
 //	replace, ending, capture: its change of instance, its end, its snapshot
 //	pause, resume, checkpoint: the operations of users
 //	claim, launch, fork: how sandboxes are made
-//	warmpool: machines ahead of demand
+//	warmpool, measure: machines ahead of demand; what the sandboxes use
 //	adopt, manager: what an earlier agent left; the package's front
 //	template, workshop, demand, run: what a manager does besides
 package sandbox
@@ -35,6 +35,7 @@ import (
 	"wrenn"
 	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/host/sandbox/usage"
 	"wrenn/internal/storage"
 )
 
@@ -61,6 +62,10 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 60*time.Second)
 	cfg.SilentAfter = cmp.Or(cfg.SilentAfter, 9*time.Second)
 	cfg.FreezeTimeout = cmp.Or(cfg.FreezeTimeout, 10*time.Second)
+	cfg.MetricsEvery = cmp.Or(cfg.MetricsEvery, wrenn.MetricsEvery)
+	if cfg.CPUTime == nil {
+		cfg.CPUTime = usage.CPUTime
+	}
 	cfg.Store = cmp.Or(cfg.Store, &storage.Store{Dir: cfg.StateDir})
 	m := &Manager{run: rand.Text()}
 	if err := m.open(cfg); err != nil {
@@ -78,7 +83,10 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 
 // Close stops watching the sandboxes and leaves them as they are, for the next
 // agent to adopt. No other method may be running. Twice is allowed.
-func (m *Manager) Close() { m.stopWatching() }
+func (m *Manager) Close() {
+	m.stopWatching()
+	m.saveMetrics(context.Background())
+}
 
 // Create boots a new sandbox and returns when its agent answered. When it
 // fails nothing of the sandbox is left, or the error says what is and why: Run

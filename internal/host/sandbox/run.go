@@ -18,12 +18,13 @@ const lookAgain = time.Minute
 
 // Run does until ctx ends what is due: it ends or pauses the sandboxes whose time
 // is up, tries again what failed to end or to run, removes the snapshots that are
-// not needed, hashes the others, and keeps the warm pool, of which nothing is left
+// not needed, hashes the others, measures the sandboxes, and keeps the warm pool, of which nothing is left
 // when it returns.
 func (m *Manager) Run(ctx context.Context) error {
 	var work sync.WaitGroup
 	defer work.Wait()
 	work.Go(func() { _ = m.snapshots.Run(ctx) }) // it ends with ctx alone
+	work.Go(func() { m.measure(ctx) })
 	if m.cfg.Pool > 0 {
 		work.Go(func() { m.pool.run(ctx) })
 	}

@@ -40,6 +40,7 @@ type Sandbox struct {
 	cancel  cancellation
 	guest   atomic.Pointer[envdclient.Client] // of the instance, or of the last one
 	resumes sharedResume
+	meter   meter
 }
 
 // newSandbox returns a sandbox without anything.
@@ -64,6 +65,9 @@ func revive(h *host, j *journal.Journal) *Sandbox {
 		Volumes: j.Volumes, Network: j.Network,
 	}})
 	s.journal.open(j)
+	if err := s.meter.series.Load(filepath.Join(s.dir(), metricsFile)); err != nil {
+		s.logError(context.Background(), slog.LevelWarn, "metrics of an earlier agent are lost", err)
+	}
 	if j.Instance != nil {
 		s.instance = h.instances.New(&s.owner, *j.Instance)
 	}

@@ -205,6 +205,18 @@ func (s *server) SetNetworkPolicy(ctx context.Context, msg *pb.SetNetworkPolicyR
 	return &pb.SetNetworkPolicyResponse{}, sb.SetNetwork(ctx, policy)
 }
 
+func (s *server) ReadMetrics(_ context.Context, msg *pb.ReadMetricsRequest) (*pb.ReadMetricsResponse, error) {
+	id, from, to, err := hostwire.ParseMetricsRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return hostwire.Metrics(sb.Metrics(from, to)), nil
+}
+
 func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.ListSandboxesResponse, error) {
 	return hostwire.Inventory(s.cfg.Manager.Inventory()), nil
 }

@@ -340,6 +340,26 @@ func (a *Agent) EndFor(id wrenn.SandboxID, to wrenn.ObservedState, cause hostage
 	a.set(id, to, func(i *hostagentv1.SandboxInfo) { i.Reason, i.EndCause = reason, cause })
 }
 
+// ReadMetrics returns three samples, of the last 15 seconds before the year 2025.
+func (a *Agent) ReadMetrics(ctx context.Context, req *hostagentv1.ReadMetricsRequest) (*hostagentv1.ReadMetricsResponse, error) {
+	res := &hostagentv1.ReadMetricsResponse{}
+	err := a.with(ctx, "ReadMetrics", req.GetSandboxId(), func() error {
+		if _, err := a.live(req.GetSandboxId()); err != nil {
+			return err
+		}
+		const newYear = 1735689600
+		for at := int64(newYear - 15); at < newYear; at += 5 {
+			if at >= req.GetFromUnix() && (req.GetToUnix() == 0 || at <= req.GetToUnix()) {
+				res.Samples = append(res.Samples, &hostagentv1.MetricsSample{
+					AtUnix: at, Cpus: 1, CpuPercent: 12.5, MemoryUsed: 100 << 20, MemoryTotal: 512 << 20, MemoryCache: 50 << 20, DiskUsed: 1 << 30, DiskTotal: 10 << 30,
+				})
+			}
+		}
+		return nil
+	})
+	return res, err
+}
+
 // ExtendSandbox changes the timeout, which this host never lets run out by itself: see End.
 func (a *Agent) ExtendSandbox(ctx context.Context, req *hostagentv1.ExtendSandboxRequest) (*hostagentv1.ExtendSandboxResponse, error) {
 	return &hostagentv1.ExtendSandboxResponse{}, a.with(ctx, "ExtendSandbox", req.GetSandboxId(), func() error {

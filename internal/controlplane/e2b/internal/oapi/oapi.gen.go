@@ -337,6 +337,31 @@ type SandboxDetail struct {
 	TemplateID string          `json:"templateID"`
 }
 
+// SandboxMetric defines model for SandboxMetric.
+type SandboxMetric struct {
+	CPUCount int `json:"cpuCount"`
+
+	// CPUUsedPct Of all CPUs together, 0 to 100.
+	CPUUsedPct float64 `json:"cpuUsedPct"`
+
+	// DiskTotal Bytes.
+	DiskTotal int64 `json:"diskTotal"`
+
+	// DiskUsed Bytes.
+	DiskUsed int64 `json:"diskUsed"`
+
+	// MemCache Bytes.
+	MemCache int64 `json:"memCache"`
+
+	// MemTotal Bytes.
+	MemTotal int64 `json:"memTotal"`
+
+	// MemUsed Bytes.
+	MemUsed       int64     `json:"memUsed"`
+	Timestamp     time.Time `json:"timestamp"`
+	TimestampUnix int64     `json:"timestampUnix"`
+}
+
 // SandboxNetwork defines model for SandboxNetwork.
 type SandboxNetwork struct {
 	// AllowOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
@@ -348,6 +373,11 @@ type SandboxNetwork struct {
 
 // SandboxState defines model for SandboxState.
 type SandboxState string
+
+// SandboxesMetrics defines model for SandboxesMetrics.
+type SandboxesMetrics struct {
+	Sandboxes map[string]SandboxMetric `json:"sandboxes"`
+}
 
 // SetTimeout defines model for SetTimeout.
 type SetTimeout struct {
@@ -587,6 +617,21 @@ type CreateSandboxV1Params struct {
 	// sandbox. A request that failed made none, and the next one tries again. 409 has the `error_code`
 	// `idempotency_in_progress` while the first one is not answered, and `idempotency_request_mismatch` when it asked for something else.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListSandboxMetricsParams defines parameters for ListSandboxMetrics.
+type ListSandboxMetricsParams struct {
+	// SandboxIds Their ids, with commas between; at most 100.
+	SandboxIds string `form:"sandbox_ids" json:"sandbox_ids"`
+}
+
+// GetSandboxMetricsParams defines parameters for GetSandboxMetrics.
+type GetSandboxMetricsParams struct {
+	// Start Unix seconds, included.
+	Start *int64 `form:"start,omitempty" json:"start,omitempty"`
+
+	// End Unix seconds, included.
+	End *int64 `form:"end,omitempty" json:"end,omitempty"`
 }
 
 // ListSnapshotsParams defines parameters for ListSnapshots.

@@ -79,6 +79,9 @@ const (
 	// HostAgentServiceSetNetworkPolicyProcedure is the fully-qualified name of the HostAgentService's
 	// SetNetworkPolicy RPC.
 	HostAgentServiceSetNetworkPolicyProcedure = "/hostagent.v1.HostAgentService/SetNetworkPolicy"
+	// HostAgentServiceReadMetricsProcedure is the fully-qualified name of the HostAgentService's
+	// ReadMetrics RPC.
+	HostAgentServiceReadMetricsProcedure = "/hostagent.v1.HostAgentService/ReadMetrics"
 	// HostAgentServiceBuildTemplateProcedure is the fully-qualified name of the HostAgentService's
 	// BuildTemplate RPC.
 	HostAgentServiceBuildTemplateProcedure = "/hostagent.v1.HostAgentService/BuildTemplate"
@@ -172,6 +175,8 @@ type HostAgentServiceClient interface {
 	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
 	// Connections that stay allowed continue.
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
+	// ReadMetrics returns what a sandbox used, oldest first, in any status.
+	ReadMetrics(context.Context, *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error)
 	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
@@ -319,6 +324,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("SetNetworkPolicy")),
 			connect.WithClientOptions(opts...),
 		),
+		readMetrics: connect.NewClient[v1.ReadMetricsRequest, v1.ReadMetricsResponse](
+			httpClient,
+			baseURL+HostAgentServiceReadMetricsProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ReadMetrics")),
+			connect.WithClientOptions(opts...),
+		),
 		buildTemplate: connect.NewClient[v1.BuildTemplateRequest, v1.BuildTemplateResponse](
 			httpClient,
 			baseURL+HostAgentServiceBuildTemplateProcedure,
@@ -429,6 +440,7 @@ type hostAgentServiceClient struct {
 	deleteCheckpoint  *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
 	extendSandbox     *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
 	setNetworkPolicy  *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
+	readMetrics       *connect.Client[v1.ReadMetricsRequest, v1.ReadMetricsResponse]
 	buildTemplate     *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate    *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
 	listTemplates     *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
@@ -567,6 +579,15 @@ func (c *hostAgentServiceClient) ExtendSandbox(ctx context.Context, req *v1.Exte
 // SetNetworkPolicy calls hostagent.v1.HostAgentService.SetNetworkPolicy.
 func (c *hostAgentServiceClient) SetNetworkPolicy(ctx context.Context, req *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
 	response, err := c.setNetworkPolicy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReadMetrics calls hostagent.v1.HostAgentService.ReadMetrics.
+func (c *hostAgentServiceClient) ReadMetrics(ctx context.Context, req *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error) {
+	response, err := c.readMetrics.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -731,6 +752,8 @@ type HostAgentServiceHandler interface {
 	// SetNetworkPolicy changes what a running or paused sandbox may reach, at once.
 	// Connections that stay allowed continue.
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
+	// ReadMetrics returns what a sandbox used, oldest first, in any status.
+	ReadMetrics(context.Context, *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error)
 	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
@@ -874,6 +897,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("SetNetworkPolicy")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceReadMetricsHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceReadMetricsProcedure,
+		svc.ReadMetrics,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ReadMetrics")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceBuildTemplateHandler := connect.NewServerStreamHandlerSimple(
 		HostAgentServiceBuildTemplateProcedure,
 		svc.BuildTemplate,
@@ -996,6 +1025,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceExtendSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceSetNetworkPolicyProcedure:
 			hostAgentServiceSetNetworkPolicyHandler.ServeHTTP(w, r)
+		case HostAgentServiceReadMetricsProcedure:
+			hostAgentServiceReadMetricsHandler.ServeHTTP(w, r)
 		case HostAgentServiceBuildTemplateProcedure:
 			hostAgentServiceBuildTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteTemplateProcedure:
@@ -1093,6 +1124,10 @@ func (UnimplementedHostAgentServiceHandler) ExtendSandbox(context.Context, *v1.E
 
 func (UnimplementedHostAgentServiceHandler) SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetNetworkPolicy is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ReadMetrics(context.Context, *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReadMetrics is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) BuildTemplate(context.Context, *v1.BuildTemplateRequest, *connect.ServerStream[v1.BuildTemplateResponse]) error {

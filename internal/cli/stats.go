@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"wrenn/client"
+)
+
+type statsCommand struct {
+	Last time.Duration `default:"1m" placeholder:"TIME" help:"How far back, as 90s or 1h; 0s is the whole life; default: 1m."`
+	ID   string        `arg:"" complete:"sandbox" help:"The sandbox, running or paused."`
+}
+
+// Help is shown below the usage.
+func (*statsCommand) Help() string {
+	return `A running sandbox is measured every 5 seconds; the first time within 10
+seconds of its start. The last half hour is kept in full, and fewer samples of what
+is longer ago. A paused sandbox keeps them: --last 0s shows all.`
+}
+
+// Run prints a table, or an array of JSON, oldest first.
+func (c *statsCommand) Run(ctx context.Context, s *session) error {
+	if c.Last < 0 {
+		return fmt.Errorf("--last %s: write a time such as 90s or 1h, or 0s for the whole life", c.Last)
+	}
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	opts := client.MetricsOptions{}
+	if c.Last > 0 {
+		opts.Start = time.Now().Add(-c.Last)
+	}
+	samples, err := api.Metrics(ctx, c.ID, opts)
+	if err != nil {
+		return err
+	}
+	if samples == nil {
+		samples = []client.MetricsSample{} // JSON's [], not null
+	}
+	if len(samples) == 0 && !s.json() {
+		fmt.Fprintf(s.Err, "no samples: the sandbox was not measured in that time; --last 0s shows all\n")
+		return nil
+	}
+	return s.print(samples, func(w io.Writer) { table(w, statsRows(samples)) })
+}
+
+func statsRows(samples []client.MetricsSample) [][]string {
+	rows := [][]string{{"TIME", "CPUS", "CPU", "MEMORY", "OF", "CACHE", "DISK", "OF"}}
+	for i := range samples {
+		m := &samples[i]
+		rows = append(rows, []string{
+			m.Time.Local().Format(time.DateTime), fmt.Sprint(m.CPUs), fmt.Sprintf("%.1f%%", m.CPUPercent),
+			mib(m.MemoryUsedBytes), mib(m.MemoryTotalBytes), mib(m.MemoryCacheBytes), mib(m.DiskUsedBytes), mib(m.DiskTotalBytes),
+		})
+	}
+	return rows
+}
+
+func mib(bytes int64) string { return fmt.Sprintf("%d MiB", bytes>>20) }
