@@ -16,7 +16,7 @@ import (
 )
 
 type imageCommands struct {
-	Prepare       imagePrepare       `cmd:"" help:"Make the default guest image, unless it exists, and print its name."`
+	Prepare       imagePrepare       `cmd:"" help:"Make the default guest image, unless it exists, and print its files."`
 	FromContainer imageFromContainer `cmd:"" help:"Make a guest image from the files of a container."`
 	FromOCI       imageFromOCI       `cmd:"" name:"from-oci" help:"Make a guest image from a container image."`
 	Update        imageUpdate        `cmd:"" help:"Write this version's guest agent into an image that from-container or from-oci made."`
