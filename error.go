@@ -9,7 +9,7 @@ import (
 // translate it by one table.
 type Code string
 
-// The codes. All but the last three are named as Connect and gRPC name them.
+// The codes. All but the last four are named as Connect and gRPC name them.
 const (
 	Invalid            Code = "invalid_argument"
 	NotFound           Code = "not_found"
@@ -31,6 +31,9 @@ const (
 	// CutByPause means that a call or a stream ended because the sandbox was paused.
 	// It can be resumed.
 	CutByPause Code = "paused"
+	// NotResponding means that the sandbox runs and its guest does not answer. Trying
+	// again at once does not help; see Unresponsive.
+	NotResponding Code = "unresponsive"
 )
 
 // Error is a failure with a message for the user and a cause for the operator. The

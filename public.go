@@ -6,7 +6,7 @@ import "regexp"
 func Codes() []Code {
 	return []Code{
 		Invalid, NotFound, AlreadyExists, FailedPrecondition, Exhausted, PermissionDenied, Unauthenticated, Unavailable,
-		DeadlineExceeded, Canceled, Internal, NoSpace, GuestFailed, CutByPause,
+		DeadlineExceeded, Canceled, Internal, NoSpace, GuestFailed, CutByPause, NotResponding,
 	}
 }
 
@@ -32,6 +32,7 @@ var generalMessages = map[Code]string{
 	NoSpace:            "the sandbox's file system is full",
 	GuestFailed:        "the sandbox's agent failed",
 	CutByPause:         "the sandbox was paused",
+	NotResponding:      "the sandbox does not answer",
 }
 
 // PublicMessage returns the message as users get it. One that has internals of the

@@ -164,7 +164,7 @@ type Unresponsive struct {
 
 // Refusal returns the error of a call that needs the guest of that sandbox.
 func (u Unresponsive) Refusal(id SandboxID) *Error {
-	return Errorf(Unavailable, "sandbox %s has not answered since %s: %s; calls work again when it answers, until then it can be deleted, or paused with force",
+	return Errorf(NotResponding, "sandbox %s has not answered since %s: %s; calls work again when it answers, until then it can be deleted, or paused with force",
 		id, u.Since.UTC().Format(time.RFC3339), u.Reason)
 }
 

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -51,6 +52,9 @@ type fake struct {
 
 	stream *echo
 	read   io.Reader
+
+	silent error        // of starts, if set
+	starts atomic.Int32 // that were asked for
 }
 
 func box(id wrenn.SandboxID) *wrenn.Sandbox {
@@ -179,6 +183,10 @@ func (f *fake) AwaitRunning(ctx context.Context, _ service.Caller, _ wrenn.Sandb
 }
 
 func (f *fake) StartExec(_ context.Context, _ service.Caller, _ wrenn.SandboxID, start wrenn.ExecStart) (service.ExecStream, error) {
+	f.starts.Add(1)
+	if f.silent != nil {
+		return nil, f.silent
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.started = start
@@ -601,6 +609,19 @@ func TestAttach(t *testing.T) {
 	}
 	if _, err := c.Attach(t.Context(), boxID, 1); client.CodeOf(err) != client.NotFound {
 		t.Errorf("Attach() to an unknown process = %v", err)
+	}
+}
+
+// A start in a sandbox that does not answer is not tried again.
+func TestStartInAnUnresponsiveSandbox(t *testing.T) {
+	f := &fake{silent: wrenn.Unresponsive{Since: made, Reason: "nothing answers"}.Refusal(boxID)}
+	c := serve(t, f)
+	_, err := c.Start(t.Context(), boxID, client.Command{Cmd: "true"}, client.StartOptions{})
+	if client.CodeOf(err) != client.NotResponding || !strings.Contains(err.Error(), "nothing answers") {
+		t.Errorf("Start() = %v", err)
+	}
+	if n := f.starts.Load(); n != 1 {
+		t.Errorf("it was tried %d times", n)
 	}
 }
 

@@ -35,6 +35,7 @@ const (
 	NoSpace              Code = "no_space"
 	GuestFailed          Code = "guest_failed"
 	CutByPause           Code = "paused"
+	NotResponding        Code = "unresponsive"
 )
 
 // Error is a failure that the server reported, or a failure to reach it.

@@ -72,7 +72,7 @@ const (
 )
 
 // Unresponsive is the condition of a running sandbox that does not answer. Calls that
-// need it fail at once with Unavailable, until it answers again; DeleteSandbox and
+// need it fail at once with NotResponding, until it answers again; DeleteSandbox and
 // ForcePauseSandbox work.
 type Unresponsive struct {
 	Since  time.Time `json:"since"` // when it last answered

@@ -18,11 +18,12 @@ var statuses = map[wrenn.Code]int{
 	wrenn.Unavailable:        http.StatusServiceUnavailable,
 	wrenn.DeadlineExceeded:   http.StatusGatewayTimeout,
 	// The client is gone, or the server is stopping and another replica can answer.
-	wrenn.Canceled:    http.StatusServiceUnavailable,
-	wrenn.Internal:    http.StatusInternalServerError,
-	wrenn.NoSpace:     http.StatusInsufficientStorage,
-	wrenn.GuestFailed: http.StatusUnprocessableEntity,
-	wrenn.CutByPause:  http.StatusConflict,
+	wrenn.Canceled:      http.StatusServiceUnavailable,
+	wrenn.Internal:      http.StatusInternalServerError,
+	wrenn.NoSpace:       http.StatusInsufficientStorage,
+	wrenn.GuestFailed:   http.StatusUnprocessableEntity,
+	wrenn.CutByPause:    http.StatusConflict,
+	wrenn.NotResponding: http.StatusServiceUnavailable,
 }
 
 // HTTPStatus returns the HTTP status of a code; 500 for one that is not known.

@@ -31,9 +31,10 @@ var codes = map[wrenn.Code]connect.Code{
 
 // nearest are the codes for older peers of those that Connect does not have.
 var nearest = map[wrenn.Code]connect.Code{
-	wrenn.NoSpace:     connect.CodeResourceExhausted,
-	wrenn.GuestFailed: connect.CodeFailedPrecondition,
-	wrenn.CutByPause:  connect.CodeFailedPrecondition,
+	wrenn.NoSpace:       connect.CodeResourceExhausted,
+	wrenn.GuestFailed:   connect.CodeFailedPrecondition,
+	wrenn.CutByPause:    connect.CodeFailedPrecondition,
+	wrenn.NotResponding: connect.CodeUnavailable,
 }
 
 // Code returns the product's code for a Connect code: Internal for those without

@@ -25,7 +25,7 @@ var all = []wrenn.Code{
 
 // own are the codes that Connect does not have, and what older peers read.
 var own = map[wrenn.Code]connect.Code{
-	wrenn.NoSpace: connect.CodeResourceExhausted, wrenn.GuestFailed: connect.CodeFailedPrecondition, wrenn.CutByPause: connect.CodeFailedPrecondition,
+	wrenn.NoSpace: connect.CodeResourceExhausted, wrenn.GuestFailed: connect.CodeFailedPrecondition, wrenn.CutByPause: connect.CodeFailedPrecondition, wrenn.NotResponding: connect.CodeUnavailable,
 }
 
 func TestCodesHaveTheNamesOfConnectAndComeBack(t *testing.T) {

@@ -54,7 +54,7 @@ func TestErrorTable(t *testing.T) {
 	all := []wrenn.Code{
 		wrenn.Invalid, wrenn.NotFound, wrenn.AlreadyExists, wrenn.FailedPrecondition, wrenn.Exhausted, wrenn.PermissionDenied,
 		wrenn.Unauthenticated, wrenn.Unavailable, wrenn.DeadlineExceeded, wrenn.Canceled, wrenn.Internal,
-		wrenn.NoSpace, wrenn.GuestFailed, wrenn.CutByPause,
+		wrenn.NoSpace, wrenn.GuestFailed, wrenn.CutByPause, wrenn.NotResponding,
 	}
 	for _, code := range all {
 		if f, ok := byCode[code]; !ok || !f.code.Valid() {

@@ -47,11 +47,12 @@ var byCode = withStatus(map[wrenn.Code]failure{
 	wrenn.Unavailable:        {code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
 	wrenn.DeadlineExceeded:   {code: oapi.ErrorCodeTimeout},
 	// The client is gone, or the server is stopping and another replica can answer.
-	wrenn.Canceled:    {code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
-	wrenn.Internal:    {code: oapi.ErrorCodeInternal},
-	wrenn.NoSpace:     {code: oapi.ErrorCodeNoSpace},
-	wrenn.GuestFailed: {code: oapi.ErrorCodeGuestFailed},
-	wrenn.CutByPause:  {code: oapi.ErrorCodePaused},
+	wrenn.Canceled:      {code: oapi.ErrorCodeUnavailable, retryAfter: retryAfter},
+	wrenn.Internal:      {code: oapi.ErrorCodeInternal},
+	wrenn.NoSpace:       {code: oapi.ErrorCodeNoSpace},
+	wrenn.GuestFailed:   {code: oapi.ErrorCodeGuestFailed},
+	wrenn.CutByPause:    {code: oapi.ErrorCodePaused},
+	wrenn.NotResponding: {code: oapi.ErrorCodeUnresponsive},
 })
 
 // withStatus sets the HTTP status of each answer.

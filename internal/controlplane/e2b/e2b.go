@@ -343,6 +343,7 @@ type failure struct {
 	Code    string `json:"error_code,omitempty"` // for programs
 
 	retry bool // another try will be answered
+	final bool // another try soon will not help
 }
 
 func (f *failure) Error() string { return f.Message }
@@ -362,6 +363,8 @@ func failureOf(err error) *failure {
 		f.Code = "idempotency_request_mismatch"
 	case errors.Is(err, service.ErrCreateInProgress):
 		f.Code, f.retry = "idempotency_in_progress", true
+	case wrenn.CodeOf(err) == wrenn.NotResponding:
+		f.final = true
 	}
 	return f
 }
@@ -376,14 +379,14 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		h.Set("Should-Retry", "true")
 		h.Set("Retry-After", "1")
 	}
-	switch f.Status {
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	switch {
+	case f.final || f.Status == http.StatusGatewayTimeout:
+		h.Set("Should-Retry", "false")
+	case f.Status == http.StatusTooManyRequests || f.Status == http.StatusServiceUnavailable:
 		if h.Get("Retry-After") == "" {
 			h.Set("Retry-After", retryAfter)
 		}
-	case http.StatusGatewayTimeout:
-		h.Set("Should-Retry", "false")
-	case http.StatusInternalServerError:
+	case f.Status == http.StatusInternalServerError:
 		s.log.LogAttrs(r.Context(), slog.LevelError, "request failed", slog.Any("err", err))
 	}
 	answer(w, f.Status, f)

@@ -39,6 +39,7 @@ type surface struct {
 	service  *service.Service
 	caller   service.Caller
 	fullDisk *atomic.Bool // no template can be built
+	agent    *hosttest.Agent
 }
 
 func newSurface(t *testing.T) *surface {
@@ -78,7 +79,7 @@ func newSurface(t *testing.T) *surface {
 	})
 	document, err := legacy.NewRouter(spec(t))
 	testkit.Must(t, err)
-	return &surface{url: server.URL, key: key, document: document, service: svc, caller: caller, fullDisk: fullDisk}
+	return &surface{url: server.URL, key: key, document: document, service: svc, caller: caller, fullDisk: fullDisk, agent: agent}
 }
 
 // call sends a request and checks the status. The answer is the body as JSON; an
@@ -141,6 +142,23 @@ func (s *surface) conforms(t *testing.T, req *http.Request, resp *http.Response,
 	if err := openapi3filter.ValidateResponse(t.Context(), input); err != nil {
 		t.Errorf("%s %s: %s is not in the document: %v", req.Method, req.URL, resp.Status, err)
 	}
+}
+
+// The SDKs do not repeat what a sandbox that does not answer cannot do.
+func TestUnresponsiveSandbox(t *testing.T) {
+	t.Parallel()
+	s := newSurface(t)
+	sb, _, _ := s.call(t, "POST", "/sandboxes", `{"templateID":"base"}`, 201)
+	id, _ := sb["sandboxID"].(string)
+	s.agent.Silence(wrenn.SandboxID(id), time.Now(), "nothing in it answers")
+	failed, _, h := s.call(t, "POST", "/sandboxes/"+id+"/pause", `{}`, 503)
+	if text, _ := failed["message"].(string); !strings.Contains(text, "nothing in it answers") {
+		t.Errorf("the answer is %v", failed)
+	}
+	if h.Get("Should-Retry") != "false" || h.Get("Retry-After") != "" {
+		t.Errorf("Should-Retry is %q, Retry-After %q", h.Get("Should-Retry"), h.Get("Retry-After"))
+	}
+	s.call(t, "DELETE", "/sandboxes/"+id, ``, 204)
 }
 
 // TestDocument: the router and the document have the same routes, and the document

@@ -61,7 +61,7 @@ func TestAnUnresponsiveSandbox(t *testing.T) {
 	_, execErr := s.Exec(t.Context(), w.caller, sb.ID, wrenn.ExecCommand{Cmd: "true"})
 	_, pauseErr := s.PauseSandbox(t.Context(), w.caller, sb.ID)
 	for _, err := range []error{execErr, pauseErr} {
-		testkit.WantCode(t, err, wrenn.Unavailable, silence, "force")
+		testkit.WantCode(t, err, wrenn.NotResponding, silence, "force")
 	}
 	agent.Silence(sb.ID, time.Time{}, "")
 	agent.Announce()

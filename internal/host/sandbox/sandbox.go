@@ -121,7 +121,7 @@ func (s *Sandbox) Touch() { s.state.touch() }
 
 // Use keeps the sandbox from ending for lack of use until release is called,
 // once, and records that it was used now. FailedPrecondition unless it runs,
-// Unavailable while its guest does not answer; but a paused sandbox with AutoResume is resumed first, once for all callers that wait.
+// NotResponding while its guest does not answer; but a paused sandbox with AutoResume is resumed first, once for all callers that wait.
 func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 	for {
 		if s.state.use() {

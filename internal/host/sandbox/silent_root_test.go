@@ -138,7 +138,7 @@ func TestASilentGuestIsNoticedAndComesBack(t *testing.T) {
 	for what, err := range map[string]error{
 		"the call that waited": <-call, "Use": useErr, "DialPort": portErr, "Checkpoint": checkpointErr, "Pause": sb.Pause(t.Context()),
 	} {
-		testkit.WantCode(t, err, wrenn.Unavailable, "nothing in it answers")
+		testkit.WantCode(t, err, wrenn.NotResponding, "nothing in it answers")
 		if t.Failed() {
 			t.Fatalf("%s: %v", what, err)
 		}

@@ -3696,7 +3696,7 @@ func (x *SandboxInfo) GetEndCause() EndCause {
 }
 
 // A guest whose agent does not answer. Calls that need it are refused as
-// unavailable, until it answers again.
+// unavailable with an ErrorCode of unresponsive, until it answers again.
 type Unresponsive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When it was last heard.

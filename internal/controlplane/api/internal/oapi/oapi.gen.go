@@ -157,6 +157,7 @@ const (
 	ErrorCodeTooLarge             ErrorCode = "too_large"
 	ErrorCodeUnauthorized         ErrorCode = "unauthorized"
 	ErrorCodeUnavailable          ErrorCode = "unavailable"
+	ErrorCodeUnresponsive         ErrorCode = "unresponsive"
 	ErrorCodeUnsupportedMediaType ErrorCode = "unsupported_media_type"
 )
 
@@ -194,6 +195,8 @@ func (e ErrorCode) Valid() bool {
 	case ErrorCodeUnauthorized:
 		return true
 	case ErrorCodeUnavailable:
+		return true
+	case ErrorCodeUnresponsive:
 		return true
 	case ErrorCodeUnsupportedMediaType:
 		return true
@@ -847,7 +850,7 @@ type Timeout = int64
 // UnixSeconds defines model for UnixSeconds.
 type UnixSeconds = int64
 
-// Unresponsive The sandbox runs and does not answer. Requests that need it are refused at once, as 503 `unavailable`, until it
+// Unresponsive The sandbox runs and does not answer. Requests that need it are refused at once, as 503 `unresponsive`, until it
 // answers again. It can be deleted, or paused with `force`.
 type Unresponsive struct {
 	Reason string `json:"reason"`
