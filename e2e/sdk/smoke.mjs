@@ -57,6 +57,15 @@ try {
   const same = await Sandbox.connect(sandbox.sandboxId)
   assert.equal(await same.files.read('/tmp/kept'), 'kept')
 
+  // By now it has run for longer than the 5 s between two samples; the first comes within 10 s.
+  const deadline = Date.now() + 60_000
+  let metrics
+  while ((metrics = await sandbox.getMetrics()).length === 0) {
+    assert.ok(Date.now() < deadline, 'no metrics')
+    await new Promise((resolve) => setTimeout(resolve, 500))
+  }
+  assert.ok(metrics[0].cpuCount >= 1 && metrics[0].memTotal > 0 && metrics[0].diskTotal > 0, JSON.stringify(metrics[0]))
+
   // A kill during a command is reported as the end of the sandbox, not as a network error.
   const command = await sandbox.commands.run('sleep 1000', { background: true, timeoutMs: 0 })
   cut = command.wait().then(() => 'nothing', (e) => e)

@@ -126,6 +126,15 @@ try:
         same = Sandbox.connect(sandbox.sandbox_id)
         check("resumed", same.commands.run("cat /tmp/kept; pgrep -c sleep").stdout, "kept\n1\n")
 
+    # By now it has run for longer than the 5 s between two samples; the first comes within 10 s.
+    deadline = time.monotonic() + 60
+    while not (metrics := sandbox.get_metrics()):
+        if time.monotonic() > deadline:
+            sys.exit("no metrics")
+        time.sleep(0.5)
+    if metrics[0].cpu_count < 1 or metrics[0].mem_total <= 0 or metrics[0].disk_total <= 0:
+        sys.exit(f"metrics: {metrics[0]}")
+
     # A kill during a command is reported as the end of the sandbox, not as a network error.
     outcome = []
 

@@ -67,6 +67,8 @@ type Service interface {
 	ListSnapshots(context.Context, service.Caller, service.ListSnapshots) (page []wrenn.Template, more bool, err error)
 
 	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)
+	// Logs reads the console; io.EOF is its end.
+	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
 	LastMetrics(context.Context, service.Caller, []wrenn.SandboxID) (map[wrenn.SandboxID]wrenn.MetricsSample, error)
 
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
@@ -160,6 +162,8 @@ func (s *Server) operations() map[string]operation {
 		"listSnapshots":        s.listSnapshots,
 		"getSandboxMetrics":    s.metrics,
 		"listSandboxMetrics":   s.lastMetrics,
+		"getSandboxLogsV1":     s.logsV1,
+		"getSandboxLogs":       s.logs,
 
 		"listTemplates":        s.templates,
 		"listTemplatesByPage":  s.templatePage,

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -630,6 +631,57 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+func TestLogs(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
+	id := made["sandboxID"].(string)
+	said := "console of " + id // which states no time
+	v1, _, _ := s.call(t, "GET", "/sandboxes/"+id+"/logs", "", 200)
+	v2, _, _ := s.call(t, "GET", "/v2/sandboxes/"+id+"/logs?level=info&direction=backward&search=console", "", 200)
+	entry := first(t, v1["logEntries"])
+	at, err := time.Parse(time.RFC3339, entry["timestamp"].(string))
+	testkit.Must(t, err)
+	want := map[string]any{"timestamp": entry["timestamp"], "level": "info", "message": said, "fields": map[string]any{"logger": "console"}}
+	for name, got := range map[string]map[string]any{"v1": entry, "v2": first(t, v2["logs"])} {
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	wantLine := map[string]any{"timestamp": entry["timestamp"], "line": `{"level":"info","logger":"console","message":"` + said + `"}`}
+	if diff := cmp.Diff(wantLine, first(t, v1["logs"])); diff != "" {
+		t.Errorf("line (-want +got):\n%s", diff)
+	}
+	here, later := strconv.FormatInt(at.UnixMilli(), 10), strconv.FormatInt(at.UnixMilli()+1, 10)
+	for query, want := range map[string]int{
+		"cursor=" + here: 1, "cursor=" + later: 0, "direction=backward&cursor=" + here: 0, "direction=backward&cursor=" + later: 1,
+		"level=warn": 0, "search=Windows": 0, "limit=0": 0,
+	} {
+		got, _, _ := s.call(t, "GET", "/v2/sandboxes/"+id+"/logs?"+query, "", 200)
+		if list, ok := got["logs"].([]any); !ok || len(list) != want {
+			t.Errorf("%s: %v, want %d", query, got["logs"], want)
+		}
+	}
+	after, _, _ := s.call(t, "GET", "/sandboxes/"+id+"/logs?start="+later, "", 200)
+	if diff := cmp.Diff(map[string]any{"logs": []any{}, "logEntries": []any{}}, after); diff != "" {
+		t.Errorf("after the last line (-want +got):\n%s", diff)
+	}
+	for _, bad := range []string{"cursor=-1", "cursor=x", "limit=1001", "direction=up", "level=fatal", "search=" + strings.Repeat("x", 257)} {
+		s.call(t, "GET", "/v2/sandboxes/"+id+"/logs?"+bad, "", 400)
+	}
+	s.call(t, "GET", "/sandboxes/inothing/logs", "", 404)
+	s.call(t, "GET", "/v2/sandboxes/inothing/logs", "", 404)
+}
+
+// first returns the only element of a list of JSON.
+func first(t *testing.T, list any) map[string]any {
+	t.Helper()
+	if all, ok := list.([]any); ok && len(all) == 1 {
+		return all[0].(map[string]any)
+	}
+	t.Fatalf("%v is not a list of one", list)
+	return nil
+}
+
 func TestNetwork(t *testing.T) {
 	s := newSurface(t)
 	show := func(at string, internet bool, network any) {
@@ -684,7 +736,7 @@ func TestAnotherTeam(t *testing.T) {
 	testkit.Must(t, err)
 	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, "test")
 	testkit.Must(t, err)
-	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}, {"PUT", "/network"}, {"GET", "/metrics"}, {"POST", "/snapshots"}} {
+	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}, {"PUT", "/network"}, {"GET", "/metrics"}, {"GET", "/logs"}, {"POST", "/snapshots"}} {
 		s.call(t, call[0], at+call[1], `{"timeout":1}`, 404)
 	}
 }

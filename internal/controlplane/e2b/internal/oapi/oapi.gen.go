@@ -49,6 +49,30 @@ func (e LifecycleOnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for LogLevel.
+const (
+	LogLevelDebug LogLevel = "debug"
+	LogLevelError LogLevel = "error"
+	LogLevelInfo  LogLevel = "info"
+	LogLevelWarn  LogLevel = "warn"
+)
+
+// Valid indicates whether the value is a known member of the LogLevel enum.
+func (e LogLevel) Valid() bool {
+	switch e {
+	case LogLevelDebug:
+		return true
+	case LogLevelError:
+		return true
+	case LogLevelInfo:
+		return true
+	case LogLevelWarn:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SandboxState.
 const (
 	Paused  SandboxState = "paused"
@@ -97,6 +121,24 @@ func (e ListSandboxesParamsOrder) Valid() bool {
 	case ListSandboxesParamsOrderAsc:
 		return true
 	case ListSandboxesParamsOrderDesc:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetSandboxLogsParamsDirection.
+const (
+	Backward GetSandboxLogsParamsDirection = "backward"
+	Forward  GetSandboxLogsParamsDirection = "forward"
+)
+
+// Valid indicates whether the value is a known member of the GetSandboxLogsParamsDirection enum.
+func (e GetSandboxLogsParamsDirection) Valid() bool {
+	switch e {
+	case Backward:
+		return true
+	case Forward:
 		return true
 	default:
 		return false
@@ -181,6 +223,9 @@ type ListedSandbox struct {
 	State      SandboxState `json:"state"`
 	TemplateID string       `json:"templateID"`
 }
+
+// LogLevel defines model for LogLevel.
+type LogLevel string
 
 // Metadata Labels of the user's.
 type Metadata map[string]string
@@ -337,6 +382,35 @@ type SandboxDetail struct {
 	TemplateID string          `json:"templateID"`
 }
 
+// SandboxLog defines model for SandboxLog.
+type SandboxLog struct {
+	// Line A JSON object with level, logger, message, and the fields of the line.
+	Line      string    `json:"line"`
+	Timestamp time.Time `json:"timestamp"`
+}
+
+// SandboxLogEntry defines model for SandboxLogEntry.
+type SandboxLogEntry struct {
+	// Fields Among them `logger`: kernel, envd, or console for the others.
+	Fields  map[string]string `json:"fields"`
+	Level   LogLevel          `json:"level"`
+	Message string            `json:"message"`
+
+	// Timestamp A line that states no time is a millisecond later than the line before it.
+	Timestamp time.Time `json:"timestamp"`
+}
+
+// SandboxLogs defines model for SandboxLogs.
+type SandboxLogs struct {
+	LogEntries []SandboxLogEntry `json:"logEntries"`
+	Logs       []SandboxLog      `json:"logs"`
+}
+
+// SandboxLogsV2 defines model for SandboxLogsV2.
+type SandboxLogsV2 struct {
+	Logs []SandboxLogEntry `json:"logs"`
+}
+
 // SandboxMetric defines model for SandboxMetric.
 type SandboxMetric struct {
 	CPUCount int `json:"cpuCount"`
@@ -486,6 +560,9 @@ type TemplateWithBuilds struct {
 	UpdatedAt     time.Time               `json:"updatedAt"`
 }
 
+// UnixMilliseconds defines model for UnixMilliseconds.
+type UnixMilliseconds = int64
+
 // UpdateNetwork defines model for UpdateNetwork.
 type UpdateNetwork struct {
 	// AllowOut What the sandbox may reach, also if `denyOut` has it.
@@ -541,6 +618,9 @@ type IdempotencyKey = string
 
 // Limit defines model for Limit.
 type Limit = int
+
+// LogLimit defines model for LogLimit.
+type LogLimit = int
 
 // MetadataFilter defines model for MetadataFilter.
 type MetadataFilter = string
@@ -625,6 +705,15 @@ type ListSandboxMetricsParams struct {
 	SandboxIds string `form:"sandbox_ids" json:"sandbox_ids"`
 }
 
+// GetSandboxLogsV1Params defines parameters for GetSandboxLogsV1.
+type GetSandboxLogsV1Params struct {
+	// Start Unix milliseconds; earlier lines are left out.
+	Start *UnixMilliseconds `form:"start,omitempty" json:"start,omitempty"`
+
+	// Limit The number of lines, at most.
+	Limit *LogLimit `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // GetSandboxMetricsParams defines parameters for GetSandboxMetrics.
 type GetSandboxMetricsParams struct {
 	// Start Unix seconds, included.
@@ -688,6 +777,28 @@ type CreateSandboxParams struct {
 	// `idempotency_in_progress` while the first one is not answered, and `idempotency_request_mismatch` when it asked for something else.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
+
+// GetSandboxLogsParams defines parameters for GetSandboxLogs.
+type GetSandboxLogsParams struct {
+	// Cursor Unix milliseconds. Forward it is the time of the first line, at the earliest; backward only earlier lines are
+	// listed. The next page begins a millisecond after the last line, or backward at its time.
+	Cursor *UnixMilliseconds `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit The number of lines, at most.
+	Limit *LogLimit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Direction Oldest first, or newest first.
+	Direction *GetSandboxLogsParamsDirection `form:"direction,omitempty" json:"direction,omitempty"`
+
+	// Level This level and higher ones.
+	Level *LogLevel `form:"level,omitempty" json:"level,omitempty"`
+
+	// Search What a message must contain.
+	Search *string `form:"search,omitempty" json:"search,omitempty"`
+}
+
+// GetSandboxLogsParamsDirection defines parameters for GetSandboxLogs.
+type GetSandboxLogsParamsDirection string
 
 // ListTemplatesByPageParams defines parameters for ListTemplatesByPage.
 type ListTemplatesByPageParams struct {
