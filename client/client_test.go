@@ -72,6 +72,12 @@ func (f *fake) ConnectPort(context.Context, service.Caller, wrenn.SandboxID, uin
 	return nil, wrenn.ErrPortClosed
 }
 
+func (f *fake) Ingress(context.Context, wrenn.SandboxID) (wrenn.Ingress, error) {
+	return wrenn.Ingress{}, nil
+}
+
+func (f *fake) TrafficToken(context.Context, wrenn.SandboxID) (string, error) { return "", nil }
+
 func (f *fake) Authenticate(_ context.Context, secret string) (service.Caller, error) {
 	if secret != key {
 		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
@@ -357,6 +363,7 @@ func TestSandboxes(t *testing.T) {
 	want := &client.Sandbox{
 		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300,
 		OnTimeout: client.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"user": "alice"},
+		Ports:     &client.Ports{URL: "/p/" + boxID + "/{port}/"},
 		CreatedAt: made, StartedAt: made, UpdatedAt: made,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

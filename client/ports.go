@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/coder/websocket"
@@ -36,9 +37,38 @@ func (c *Client) DialPort(ctx context.Context, id string, port int) (net.Conn, e
 	return nil, c.broken(ctx, err)
 }
 
+// TrafficHeader carries Ports.Token in requests to private ports.
+const TrafficHeader = "E2b-Traffic-Access-Token"
+
+// SetPorts is who reaches the ports of a sandbox by HTTP, and how. It is set at
+// create, and does not concern port 49983, which is the agent's.
+type SetPorts struct {
+	Private  bool     `json:"private,omitempty"`   // requests need a token, see Ports.Token
+	MaskHost string   `json:"mask_host,omitempty"` // the Host that programs get, ${PORT} stands for the port; "" is that of the client
+	HTTPS    []uint16 `json:"https,omitempty"`     // where programs speak TLS, with any certificate
+}
+
+// Ports is how the ports of a sandbox are reached by HTTP.
+type Ports struct {
+	URL      string   `json:"url"`             // in which {port} stands for the number; Client.PortURLOf reads it
+	Private  bool     `json:"private"`         // requests need Token in TrafficHeader
+	Token    string   `json:"token,omitempty"` // a secret; "" unless Private
+	MaskHost string   `json:"mask_host,omitempty"`
+	HTTPS    []uint16 `json:"https,omitempty"`
+}
+
 // PortURL returns the URL under which the server serves HTTP from a port of a
-// sandbox. It needs no key: everyone who knows the URL has access. It ends with
-// a slash.
+// sandbox, also without a domain. It needs no key: everyone who knows the URL has
+// access, unless the ports are private. It ends with a slash.
 func (c *Client) PortURL(id string, port int) string {
 	return fmt.Sprintf("%s/p/%s/%d/", c.base, url.PathEscape(id), port)
+}
+
+// PortURLOf returns the URL for browsers and programs: below the server's domain if
+// it has one, otherwise, and for a sandbox of a list, that of PortURL.
+func (c *Client) PortURLOf(sb *Sandbox, port int) string {
+	if sb.Ports == nil || !strings.HasPrefix(sb.Ports.URL, "https://") {
+		return c.PortURL(sb.ID, port)
+	}
+	return strings.ReplaceAll(sb.Ports.URL, "{port}", strconv.Itoa(port))
 }

@@ -44,6 +44,7 @@ type Sandbox struct {
 	OnTimeout    OnTimeout         `json:"on_timeout"`
 	AutoResume   bool              `json:"auto_resume"`         // using it while it is paused resumes it
 	Network      *NetworkPolicy    `json:"network,omitempty"`   // what it may reach; nil is the whole internet
+	Ports        *Ports            `json:"ports,omitempty"`     // how its ports are reached by HTTP; nil in lists, of copies, and after its end
 	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
 	Metadata     map[string]string `json:"metadata"`
 	CreatedAt    time.Time         `json:"created_at"`
@@ -94,6 +95,7 @@ type CreateSandbox struct {
 	Metadata   map[string]string
 	Env        map[string]string // environment variables of every command in the sandbox
 	Network    *NetworkPolicy    // what it may reach; nil is the whole internet
+	Ports      *SetPorts         // who reaches its ports by HTTP, and how; nil is everyone who knows its id
 }
 
 type createBody struct {
@@ -106,6 +108,7 @@ type createBody struct {
 	Metadata   map[string]string `json:"metadata,omitempty"`
 	Env        map[string]string `json:"env,omitempty"`
 	Network    *NetworkPolicy    `json:"network,omitempty"`
+	Ports      *SetPorts         `json:"ports,omitempty"`
 }
 
 // seconds converts a timeout for the API. It rounds up, so that the timeout is never shorter than requested.
@@ -120,7 +123,7 @@ func seconds(d time.Duration) int64 {
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
 		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
-		Network: s.Network,
+		Network: s.Network, Ports: s.Ports,
 	}
 	if s.Timeout != 0 {
 		body.TimeoutSec = new(seconds(s.Timeout))

@@ -67,6 +67,11 @@ func server(t *testing.T) *httptest.Server {
 	}
 	mux.HandleFunc("POST /v1/sandboxes", answer(201, box))
 	mux.HandleFunc("GET /v1/sandboxes", answer(200, []any{box}))
+	private := maps.Clone(box)
+	private["id"] = "private"
+	private["ports"] = map[string]any{"url": "https://{port}-private.example.com/", "private": true, "token": "secret", "https": []int{443}}
+	ended := maps.Clone(box)
+	ended["status"] = "stopped"
 	mux.HandleFunc("GET /v1/sandboxes/{id}", answer(200, box))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/metrics", func(w http.ResponseWriter, r *http.Request) {
 		samples := []any{}
@@ -78,6 +83,8 @@ func server(t *testing.T) *httptest.Server {
 		}
 		answer(200, map[string]any{"samples": samples})(w, r)
 	})
+	mux.HandleFunc("GET /v1/sandboxes/private", answer(200, private))
+	mux.HandleFunc("GET /v1/sandboxes/ended", answer(200, ended))
 	rules := map[string]any{"default": "deny", "allow": []string{"1.1.1.1", "8.0.0.0/8"}, "deny": []string{}}
 	mux.HandleFunc("GET /v1/sandboxes/{id}/network", answer(200, rules))
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/network", func(w http.ResponseWriter, r *http.Request) {
@@ -226,8 +233,12 @@ func TestCommands(t *testing.T) {
 		stdin string
 		want  result
 	}{
-		"create":                {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
-		"port":                  {[]string{"--url", "http://a.example/x/", "sandbox", "port", testID, "80"}, "", result{0, "http://a.example/x/p/" + testID + "/80/\n", ""}},
+		"create": {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
+		"port":   {[]string{"sandbox", "port", testID, "80"}, "", result{0, s.URL + "/p/" + testID + "/80/\n", ""}},
+		"port, private": {[]string{"sandbox", "port", "private", "80"}, "", result{0, "https://80-private.example.com/\n",
+			"the ports are private: send the token that \"wrenn sandbox get private\" shows as E2b-Traffic-Access-Token\n"}},
+		"port, JSON":            {[]string{"-o", "json", "sandbox", "port", "private", "80"}, "", result{0, "{\n  \"url\": \"https://80-private.example.com/\",\n  \"token\": \"secret\"\n}\n", ""}},
+		"port, ended":           {[]string{"sandbox", "port", "ended", "80"}, "", result{1, "", "sandbox " + testID + " has ended\n"}},
 		"port-forward, no port": {[]string{"port-forward", testID, "0:0"}, "", result{2, "", "usage: \"0:0\" is not a port: give PORT or LOCAL:PORT, from 1 to 65535\n"}},
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
 			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +

@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"wrenn"
 	"wrenn/client"
+	"wrenn/internal/plain"
 	"wrenn/internal/run"
 	"wrenn/internal/tunnel"
 )
@@ -22,14 +24,68 @@ type portCommand struct {
 	Port uint16 `arg:"" help:"The port in the sandbox, on which an HTTP server listens."`
 }
 
+// Help is shown below the usage.
+func (*portCommand) Help() string {
+	return `Below the domain of the server, if it has one, else below its own URL. Requests to
+private ports need the token that "sandbox get" shows:
+
+  curl -H "` + client.TrafficHeader + `: TOKEN" "$(wrenn sandbox port ID 8000)"`
+}
+
 // Run prints a URL. It does not check that a program listens: one may be started later.
-func (c *portCommand) Run(_ context.Context, s *session) error {
+func (c *portCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
 		return err
 	}
-	url := api.PortURL(c.ID, int(c.Port))
-	return s.print(map[string]any{"url": url}, func(w io.Writer) { fmt.Fprintln(w, url) })
+	sb, err := api.Sandbox(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	if sb.State == client.Stopped || sb.State == client.Failed {
+		return fmt.Errorf("sandbox %s has ended", plain.Line(sb.ID))
+	}
+	result := struct {
+		URL   string `json:"url"`
+		Token string `json:"token,omitempty"`
+	}{URL: api.PortURLOf(sb, int(c.Port))}
+	if sb.Ports != nil && c.Port != wrenn.EnvdPort {
+		result.Token = sb.Ports.Token
+	}
+	if result.Token != "" && !s.json() {
+		fmt.Fprintf(s.Err, "the ports are private: send the token that \"wrenn sandbox get %s\" shows as %s\n", plain.Line(sb.ID), client.TrafficHeader)
+	}
+	return s.print(result, func(w io.Writer) { fmt.Fprintln(w, plain.Line(result.URL)) })
+}
+
+// portRules are the flags that say who reaches the ports of a new sandbox, and how.
+type portRules struct {
+	PrivatePorts bool     `help:"Requests to its ports need the token that \"sandbox get\" shows, as E2b-Traffic-Access-Token."`
+	MaskHost     string   `placeholder:"HOST" help:"The Host that programs in it get instead of that of the client, as 'localhost:$${PORT}', which stands for the port."`
+	HTTPSPorts   []uint16 `name:"https-port" placeholder:"PORT" sep:"none" help:"A port at which a program speaks TLS; may be repeated."`
+}
+
+// ports returns the rules of the flags; nil if there are none.
+func (r portRules) ports() *client.SetPorts {
+	if !r.PrivatePorts && r.MaskHost == "" && len(r.HTTPSPorts) == 0 {
+		return nil
+	}
+	return &client.SetPorts{Private: r.PrivatePorts, MaskHost: r.MaskHost, HTTPS: r.HTTPSPorts}
+}
+
+// portsLine is how ports are reached in one line of "sandbox get".
+func portsLine(p *client.Ports) string {
+	text := p.URL
+	if p.Private {
+		text += ", private: " + client.TrafficHeader + ": " + p.Token
+	}
+	if p.MaskHost != "" {
+		text += ", host " + p.MaskHost
+	}
+	if len(p.HTTPS) > 0 {
+		text += fmt.Sprintf(", https %v", p.HTTPS)
+	}
+	return plain.Line(text)
 }
 
 type portForwardCommand struct {

@@ -61,6 +61,7 @@ type createCommand struct {
 	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
 	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
 	networkRules
+	portRules
 }
 
 // Run prints the id alone, for scripts.
@@ -73,7 +74,7 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration,
-			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(),
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(), Ports: c.ports(),
 		})
 		return err
 	})
@@ -194,6 +195,9 @@ func (s *session) show(sb *client.Sandbox) error {
 			sb.CreatedAt.Local().Format(time.DateTime), age(sb.CreatedAt))
 		if sb.Network != nil {
 			fmt.Fprintf(w, "network   %s\n", networkLine(sb.Network))
+		}
+		if sb.Ports != nil {
+			fmt.Fprintf(w, "ports     %s\n", portsLine(sb.Ports))
 		}
 		if sb.AutoResume {
 			fmt.Fprintln(w, "resumes   when it is used")

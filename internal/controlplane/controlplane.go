@@ -65,7 +65,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		return err
 	}
 	server, err := api.New(api.Config{
-		Service: svc, Log: log, Metrics: registry,
+		Service: svc, Log: log, Metrics: registry, Domain: cfg.Domain.url(),
 		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,
 	})
 	if err != nil {

@@ -88,6 +88,11 @@ type Ports interface {
 	// ConnectPort connects to a TCP port; wrenn.ErrPortClosed when no program
 	// listens. The caller closes the connection.
 	ConnectPort(ctx context.Context, c service.Caller, id wrenn.SandboxID, port uint16) (net.Conn, error)
+	// Ingress returns who reaches the ports of a sandbox of any team, and how;
+	// NotFound when it has ended.
+	Ingress(ctx context.Context, id wrenn.SandboxID) (wrenn.Ingress, error)
+	// TrafficToken returns the token that clients of a private sandbox's ports must have.
+	TrafficToken(ctx context.Context, id wrenn.SandboxID) (string, error)
 }
 
 // Keys are the API keys of a team.
@@ -120,6 +125,7 @@ type Config struct {
 	Service Service
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
+	Domain  string // below which ports of sandboxes are served, as in URLs; "" is none
 
 	RequestsPerSecond float64       // of one key, on average; default 500
 	RequestBurst      int           // of one key, at once; default 1000
@@ -154,6 +160,7 @@ func defaultTimes() times {
 type Server struct {
 	service  Service
 	log      *slog.Logger
+	domain   string
 	contract *checked
 	limiter  *limiter
 	metrics  *metrics
@@ -178,7 +185,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		service: cfg.Service, log: cfg.Log, contract: contract, metrics: metrics, times: defaultTimes(),
+		service: cfg.Service, log: cfg.Log, domain: cfg.Domain, contract: contract, metrics: metrics, times: defaultTimes(),
 		limiter: newLimiter(cmp.Or(cfg.RequestsPerSecond, 500), cmp.Or(cfg.RequestBurst, 1000)),
 		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second),
 		front:   func(api http.Handler) http.Handler { return api },

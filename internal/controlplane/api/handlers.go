@@ -55,13 +55,20 @@ func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequ
 			return nil, err
 		}
 	}
+	if body.Ports != nil {
+		create.Ingress = parseIngress(*body.Ports)
+	}
 	// Without a time limit: the sandbox may wait for its turn on the host as long as the client waits.
 	sb, err := h.s.service.CreateSandbox(ctx, callerOf(ctx), create)
 	if err != nil {
 		return nil, err
 	}
+	answer, err := h.sandboxWithPorts(ctx, sb)
+	if err != nil {
+		return nil, err
+	}
 	return oapi.CreateSandbox201JSONResponse{
-		Body:    sandbox(sb),
+		Body:    answer,
 		Headers: oapi.CreateSandbox201ResponseHeaders{Location: new("/v1/sandboxes/" + string(sb.ID))},
 	}, nil
 }
@@ -154,7 +161,11 @@ func (h *handlers) change(ctx context.Context, id string, do func(context.Contex
 	if err != nil {
 		return nil, err
 	}
-	return &oapi.OneSandboxJSONResponse{Body: sandbox(sb)}, nil
+	answer, err := h.sandboxWithPorts(ctx, sb)
+	if err != nil {
+		return nil, err
+	}
+	return &oapi.OneSandboxJSONResponse{Body: answer}, nil
 }
 
 func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObject) (oapi.CreateKeyResponseObject, error) {

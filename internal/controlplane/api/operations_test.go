@@ -55,6 +55,9 @@ const runningJSON = `{"id":"iabcdefghijklmnopqrst","status":"running","template"
 	"metadata":{"user":"alice"},"created_at":"2026-01-02T15:04:05Z","started_at":"2026-01-02T15:04:05Z",
 	"last_active_at":"2026-01-02T15:04:05Z","last_updated":"2026-01-02T15:04:05Z"}`
 
+// oneJSON is runningJSON where it is shown alone.
+var oneJSON = strings.Replace(runningJSON, "{", `{"ports":{"url":"/p/`+testID+`/{port}/","private":false},`, 1)
+
 const at = "/v1/sandboxes/" + testID
 
 // sandboxCalls are errors that every operation on a sandbox answers in the same way.
@@ -185,7 +188,7 @@ func readCalls(path string) []call {
 
 func createCalls() []call {
 	calls := []call{
-		{name: "defaults", method: "POST", path: "/v1/sandboxes", status: 201, want: runningJSON, check: func(t *testing.T, s *stub, r *http.Response) {
+		{name: "defaults", method: "POST", path: "/v1/sandboxes", status: 201, want: oneJSON, check: func(t *testing.T, s *stub, r *http.Response) {
 			t.Helper()
 			if diff := cmp.Diff(service.CreateSandbox{}, s.created); diff != "" {
 				t.Errorf("asked for (-want +got):\n%s", diff)
@@ -212,6 +215,7 @@ func createCalls() []call {
 		{name: "bearer", method: "POST", path: "/v1/sandboxes", key: "-", header: http.Header{"Authorization": {"bearer " + testKey}}, status: 201},
 		{name: "no key", method: "POST", path: "/v1/sandboxes", key: "-", body: "junk", status: 401, code: "unauthorized"},
 		{name: "key as a subprotocol of no WebSocket", method: "POST", path: "/v1/sandboxes", key: "-", header: http.Header{"Sec-Websocket-Protocol": {keyProtocol + testKey}}, status: 401, code: "unauthorized"},
+		{name: "no HTTPS port", method: "POST", path: "/v1/sandboxes", body: `{"ports":{"https":[0]}}`, status: 400, code: "invalid_request"},
 		{name: "another ending", method: "POST", path: "/v1/sandboxes", body: `{"on_timeout":"sell"}`, status: 400, code: "invalid_request"},
 		{name: "no vcpus", method: "POST", path: "/v1/sandboxes", body: `{"vcpus":0}`, status: 400, code: "invalid_request"},
 		{name: "a string", method: "POST", path: "/v1/sandboxes", body: `{"vcpus":"1"}`, status: 400, code: "invalid_request"},
@@ -351,7 +355,7 @@ func snapshotCalls() map[string][]call {
 				{"id":"` + testCheckpoint + `","parent_id":"` + otherCheckpoint + `","name":"","created_at":"2026-01-02T15:04:05Z","size_bytes":0}]}`},
 			call{name: "none", service: &stub{bare: true}, method: "GET", path: checkpoints, status: 200, want: `{"checkpoints":[]}`}),
 		"restoreCheckpoint": append(sandboxCalls("POST", one+"/restore", "", ""),
-			call{name: "ok", method: "POST", path: one + "/restore", status: 200, want: runningJSON},
+			call{name: "ok", method: "POST", path: one + "/restore", status: 200, want: oneJSON},
 			call{name: "no such", method: "POST", path: checkpoints + "/" + otherCheckpoint + "/restore", status: 404, code: "not_found"},
 			call{name: "no id of one", method: "POST", path: checkpoints + "/x/restore", status: 400, code: "invalid_request"}),
 		"deleteCheckpoint": append(sandboxCalls("DELETE", one, "", ""),
@@ -367,14 +371,14 @@ func operationCalls() map[string][]call {
 	calls := map[string][]call{
 		"createSandbox": createCalls(),
 		"listSandboxes": listCalls(),
-		"getSandbox":    append(sandboxCalls("GET", at, "", ""), call{name: "ok", method: "GET", path: at, status: 200, want: runningJSON}),
+		"getSandbox":    append(sandboxCalls("GET", at, "", ""), call{name: "ok", method: "GET", path: at, status: 200, want: oneJSON}),
 		"deleteSandbox": append(sandboxCalls("DELETE", at, "", ""), call{name: "ok", method: "DELETE", path: at, status: 204}),
-		"pauseSandbox": append(sandboxCalls("POST", at+"/pause", "", ""), call{name: "ok", method: "POST", path: at + "/pause", status: 200, want: runningJSON},
-			call{name: "without force", method: "POST", path: at + "/pause?force=false", status: 200, want: runningJSON},
-			call{name: "force", method: "POST", path: at + "/pause?force=true", status: 200, want: strings.Replace(runningJSON, "{",
+		"pauseSandbox": append(sandboxCalls("POST", at+"/pause", "", ""), call{name: "ok", method: "POST", path: at + "/pause", status: 200, want: oneJSON},
+			call{name: "without force", method: "POST", path: at + "/pause?force=false", status: 200, want: oneJSON},
+			call{name: "force", method: "POST", path: at + "/pause?force=true", status: 200, want: strings.Replace(oneJSON, "{",
 				`{"end_cause":"user","unresponsive":{"since":"2026-01-02T15:04:05Z","reason":"nothing answers"},`, 1)},
 			call{name: "a force that is none", method: "POST", path: at + "/pause?force=perhaps", status: 400, code: "invalid_request"}),
-		"resumeSandbox": append(sandboxCalls("POST", at+"/resume", "", ""), call{name: "ok", method: "POST", path: at + "/resume", status: 200, want: runningJSON}),
+		"resumeSandbox": append(sandboxCalls("POST", at+"/resume", "", ""), call{name: "ok", method: "POST", path: at + "/resume", status: 200, want: oneJSON}),
 		"getSandboxMetrics": append(sandboxCalls("GET", at+"/metrics", "", ""),
 			call{name: "ok", method: "GET", path: at + "/metrics?start=5&end=9", status: 200, want: `{"samples":[{"time":"1970-01-01T00:00:05Z","cpus":2,"cpu_percent":12.5,
 				"memory_used_bytes":1,"memory_total_bytes":2,"memory_cache_bytes":3,"disk_used_bytes":4,"disk_total_bytes":5},{"time":"1970-01-01T00:00:09Z","cpus":2,"cpu_percent":12.5,
@@ -395,7 +399,7 @@ func operationCalls() map[string][]call {
 			{name: "IPv6", method: "PUT", path: at + "/network", body: `{"allow":["::1"]}`, status: 400, code: "invalid_request"},
 		}),
 		"setSandboxTimeout": slices.Concat(jsonCalls(at+"/timeout"), sandboxCalls("POST", at+"/timeout", `{"timeout_sec":1}`, ""), []call{
-			{name: "ok", method: "POST", path: at + "/timeout", body: `{"timeout_sec":60}`, status: 200, want: runningJSON, check: func(t *testing.T, s *stub, _ *http.Response) {
+			{name: "ok", method: "POST", path: at + "/timeout", body: `{"timeout_sec":60}`, status: 200, want: oneJSON, check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
 				if s.timeout != time.Minute {
 					t.Errorf("timeout = %v", s.timeout)

@@ -63,6 +63,15 @@ type stub struct {
 	read     func(path string) (io.ReadCloser, error)
 	panics   bool
 	port     string // address of the program that ConnectPort reaches; "" is none
+	ingress  wrenn.Ingress
+}
+
+func (s *stub) Ingress(context.Context, wrenn.SandboxID) (wrenn.Ingress, error) {
+	return s.ingress, s.fail
+}
+
+func (s *stub) TrafficToken(_ context.Context, id wrenn.SandboxID) (string, error) {
+	return "traffic-token-of-" + string(id), nil
 }
 
 func (s *stub) ConnectPort(ctx context.Context, _ service.Caller, id wrenn.SandboxID, _ uint16) (net.Conn, error) {

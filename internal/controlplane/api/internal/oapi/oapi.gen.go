@@ -475,6 +475,9 @@ type CreateSandbox struct {
 	// OnTimeout What happens then. A paused sandbox has no timeout.
 	OnTimeout *CreateSandboxOnTimeout `json:"on_timeout,omitempty"`
 
+	// Ports Who reaches its ports by HTTP, and how; default: everyone who knows its id.
+	Ports *SetPorts `json:"ports,omitempty"`
+
 	// Template The source: `base`, or a template of the team.
 	Template *TemplateName `json:"template,omitempty"`
 
@@ -738,6 +741,24 @@ type OnTimeout string
 // Path A path in the sandbox. A relative one starts at the user's home.
 type Path = string
 
+// Ports defines model for Ports.
+type Ports struct {
+	// HTTPS Where programs speak TLS; absent: nowhere.
+	HTTPS *[]uint16 `json:"https,omitempty"`
+
+	// MaskHost The `Host` that programs get; absent: that of the client.
+	MaskHost *string `json:"mask_host,omitempty"`
+
+	// Private Requests need the `token`.
+	Private bool `json:"private"`
+
+	// Token The secret for the header `E2b-Traffic-Access-Token`; absent unless `private`.
+	Token *string `json:"token,omitempty"`
+
+	// URL Where programs are reached by HTTP: `{port}` stands for the number. It begins with `/` when it is relative to the URL of the API, because the server has no domain.
+	URL string `json:"url"`
+}
+
 // ReadFile defines model for ReadFile.
 type ReadFile struct {
 	// Path A path in the sandbox. A relative one starts at the user's home.
@@ -782,6 +803,9 @@ type Sandbox struct {
 	// ParentID The sandbox that it is a copy of; absent for none.
 	ParentID *SandboxID `json:"parent_id,omitempty"`
 
+	// Ports How its ports are reached by HTTP. Absent in lists, in answers to forks, and after its end.
+	Ports *Ports `json:"ports,omitempty"`
+
 	// Reason Why it is stopped or failed; of one that is starting, why it waits for its turn on its host.
 	Reason *string `json:"reason,omitempty"`
 
@@ -812,6 +836,18 @@ type SetNetworkPolicy struct {
 
 	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
 	Deny *NetworkRules `json:"deny,omitempty"`
+}
+
+// SetPorts Cannot be changed later. Port 49983, the agent's, is not concerned.
+type SetPorts struct {
+	// HTTPS Where programs speak TLS, with any certificate.
+	HTTPS *[]uint16 `json:"https,omitempty"`
+
+	// MaskHost The `Host` that programs get instead of that of the client, as `localhost:${PORT}`, in which `${PORT}` stands for the port.
+	MaskHost *string `json:"mask_host,omitempty"`
+
+	// Private Requests need the `token` of the answer in the header `E2b-Traffic-Access-Token`.
+	Private *bool `json:"private,omitempty"`
 }
 
 // SetTimeout defines model for SetTimeout.
