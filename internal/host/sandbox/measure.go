@@ -68,7 +68,8 @@ func (s *Sandbox) askUsage(ctx context.Context, places chan struct{}) {
 	defer func() { <-places }()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	s.meter.answer(s.Guest().Usage(ctx))
+	used, err := s.Guest().Usage(ctx)
+	s.meter.answer(time.Now(), used, err)
 }
 
 // Metrics returns what the sandbox used from one moment to another, both included,
