@@ -120,7 +120,9 @@ try:
         check("delete it twice", Sandbox.delete_snapshot(snapshot.snapshot_id), False)
 
     if hasattr(sandbox, "pause"):
-        sandbox.commands.run("echo kept > /tmp/kept; sleep 1000", background=True)
+        sandbox.commands.run("echo kept > /tmp/kept")
+        sandbox.commands.run("sleep 1000", background=True)
+        sandbox.commands.run("until pgrep -x sleep; do :; done")  # the shell of the command before has begun it
         sandbox.pause()
         check("paused", sandbox.is_running(), False)
         same = Sandbox.connect(sandbox.sandbox_id)
