@@ -19,7 +19,8 @@ type Volume struct {
 // VolumeMount is a volume in a sandbox. Its JSON form is that of host journals.
 type VolumeMount struct {
 	Volume VolumeID `json:"volume"`
-	Path   string   `json:"path"` // absolute and clean; made in the guest if it does not exist
+	Name   string   `json:"name,omitempty"` // the volume's, for people
+	Path   string   `json:"path"`           // absolute and clean; made in the guest if it does not exist
 }
 
 // CheckVolumeName returns an Invalid error for a name that no volume may have.

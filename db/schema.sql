@@ -144,6 +144,7 @@ CREATE TABLE public.sandboxes (
     absolute_timeout boolean DEFAULT false NOT NULL,
     ends_at timestamp with time zone,
     network jsonb DEFAULT '{}'::jsonb NOT NULL,
+    volumes jsonb DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT sandboxes_end_cause CHECK ((end_cause = ANY (ARRAY[''::text, 'user'::text, 'timeout'::text, 'guest_powered_off'::text, 'guest_panicked'::text, 'guest_out_of_memory'::text, 'host_out_of_memory'::text, 'vmm_crashed'::text, 'host_restarted'::text, 'host_lost'::text, 'start_failed'::text, 'quarantined'::text, 'internal'::text]))),
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text]))),
@@ -216,6 +217,20 @@ CREATE TABLE public.unknown_sandboxes (
     last_seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE public.volumes (
+    id text NOT NULL COLLATE pg_catalog."C",
+    team_id uuid NOT NULL,
+    name text NOT NULL COLLATE pg_catalog."C",
+    host_id text NOT NULL,
+    size_mib integer NOT NULL,
+    state text DEFAULT 'creating'::text NOT NULL,
+    worker bigint,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT volumes_size_mib_check CHECK ((size_mib > 0)),
+    CONSTRAINT volumes_state CHECK ((state = ANY (ARRAY['creating'::text, 'ready'::text, 'deleting'::text])))
+);
+
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
 
@@ -261,6 +276,9 @@ ALTER TABLE ONLY public.templates
 ALTER TABLE ONLY public.unknown_sandboxes
     ADD CONSTRAINT unknown_sandboxes_pkey PRIMARY KEY (host_id, sandbox_id);
 
+ALTER TABLE ONLY public.volumes
+    ADD CONSTRAINT volumes_pkey PRIMARY KEY (id);
+
 CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
 
 CREATE INDEX repeatable_creates_age ON public.repeatable_creates USING btree (created_at);
@@ -278,6 +296,10 @@ CREATE UNIQUE INDEX template_generations_building ON public.template_generations
 CREATE INDEX template_generations_host ON public.template_generations USING btree (host_id) WHERE (state = 'ready'::text);
 
 CREATE INDEX template_generations_names ON public.template_generations USING btree (team_id, name, tag) WHERE (state <> 'deleted'::text);
+
+CREATE UNIQUE INDEX volumes_names ON public.volumes USING btree (team_id, name) WHERE (state <> 'deleting'::text);
+
+CREATE INDEX volumes_unsettled ON public.volumes USING btree (state) WHERE (state <> 'ready'::text);
 
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
 
@@ -311,3 +333,6 @@ ALTER TABLE ONLY public.templates
 
 ALTER TABLE ONLY public.templates
     ADD CONSTRAINT templates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.volumes
+    ADD CONSTRAINT volumes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

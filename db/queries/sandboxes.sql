@@ -9,9 +9,9 @@ SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams W
 -- name: InsertSandboxes :many
 -- Several of one team, size and host, in the order of their ids.
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, worker)
     SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @absolute_timeout, @auto_resume, @parent_id, @generation,
-        @metadata::jsonb, @env::jsonb, @network, @worker
+        @metadata::jsonb, @env::jsonb, @network, @volumes, @worker
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)

@@ -85,6 +85,8 @@ type Limits struct {
 	MemoryMB          int     `toml:"memory_mb"`           // of one sandbox
 	Templates         int     `toml:"templates"`           // of a team
 	Builds            int     `toml:"builds"`              // of templates, of a team at a time
+	Volumes           int     `toml:"volumes"`             // of a team
+	TeamVolumeMiB     int     `toml:"team_volume_mib"`     // of all of a team's volumes
 }
 
 // Duration is written as time.ParseDuration reads it.
@@ -105,7 +107,7 @@ func Defaults() Config {
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log:      Log{Level: "info", Format: "text"},
 		Database: Database{MaxConnections: 16},
-		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, Templates: 100, Builds: 4},
+		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20},
 	}
 }
 
@@ -153,6 +155,7 @@ func (c *Config) Check(problems *config.Problems) {
 		"limits.sandboxes": float64(c.Limits.Sandboxes), "limits.team_memory_mb": float64(c.Limits.TeamMemoryMB),
 		"limits.vcpus": float64(c.Limits.VCPUs), "limits.memory_mb": float64(c.Limits.MemoryMB),
 		"limits.templates": float64(c.Limits.Templates), "limits.builds": float64(c.Limits.Builds),
+		"limits.volumes": float64(c.Limits.Volumes), "limits.team_volume_mib": float64(c.Limits.TeamVolumeMiB),
 	} {
 		if n <= 0 {
 			problems.Addf("%s: must be above 0", name)

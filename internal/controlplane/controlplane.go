@@ -119,6 +119,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	svc, err = service.New(service.Config{Hosts: hosts, Limits: service.Limits{
 		Limits: postgres.Limits{
 			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
+			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB,
 		},
 		VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB,
 	}}, store, log)

@@ -24,7 +24,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 
 func volumes(mounts []wrenn.VolumeMount) (msgs []*pb.VolumeMount) {
 	for _, m := range mounts {
-		msgs = append(msgs, &pb.VolumeMount{VolumeId: string(m.Volume), Path: m.Path})
+		msgs = append(msgs, &pb.VolumeMount{VolumeId: string(m.Volume), Name: m.Name, Path: m.Path})
 	}
 	return msgs
 }
@@ -35,7 +35,7 @@ func parseVolumes(msgs []*pb.VolumeMount) (mounts []wrenn.VolumeMount, err error
 		if err != nil {
 			return nil, err
 		}
-		mounts = append(mounts, wrenn.VolumeMount{Volume: id, Path: msg.GetPath()})
+		mounts = append(mounts, wrenn.VolumeMount{Volume: id, Name: msg.GetName(), Path: msg.GetPath()})
 	}
 	return mounts, nil
 }

@@ -29,12 +29,16 @@ type Limits struct {
 	TeamMemoryMB int // of all its sandboxes together that are not paused
 	Templates    int // names
 	Builds       int // of templates, at a time
+	Volumes      int
+	// TeamVolumeMiB bounds the sizes of all its volumes together.
+	TeamVolumeMiB int
 }
 
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
-// event, unless that exceeds a limit of the team: Exhausted. It takes ID, Team, Host,
-// Template, Build, VCPUs, MemoryMB, EndOfLife, AutoResume, Parent,
-// Metadata, Env and Network of sb. actor is recorded in the event.
+// event, unless that exceeds a limit of the team: Exhausted. NotFound when a volume of
+// it was deleted. It takes ID, Team, Host, Template, Build, VCPUs, MemoryMB, EndOfLife,
+// AutoResume, Parent, Metadata, Env, Network and Volumes of sb. actor is recorded in
+// the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
 	if err != nil {
@@ -51,7 +55,8 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 		TeamID: string(sb.Team), HostID: string(sb.Host), Template: sb.Template, Generation: string(sb.Build),
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AbsoluteTimeout: sb.Absolute, AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
-		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Network: sb.Network, Worker: &s.worker, Actor: actor,
+		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Network: sb.Network, Volumes: append([]wrenn.VolumeMount{}, sb.Volumes...), // none is [], not null
+		Worker: &s.worker, Actor: actor,
 	}
 	for _, sb := range sandboxes {
 		params.IDs = append(params.IDs, string(sb.ID))
@@ -59,6 +64,9 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 	var out []wrenn.Sandbox
 	err := s.inTx(ctx, "create the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
 		if err := checkLimits(ctx, q, sandboxes, limits); err != nil {
+			return err
+		}
+		if err := checkVolumes(ctx, q, &sandboxes[0]); err != nil {
 			return err
 		}
 		rows, err := q.InsertSandboxes(ctx, params)
@@ -451,7 +459,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 			Template: r.Template, Build: wrenn.BuildID(r.Generation),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
-			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network,
+			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Volumes: r.Volumes,
 		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,

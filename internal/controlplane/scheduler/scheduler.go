@@ -4,6 +4,7 @@ package scheduler
 
 import (
 	"cmp"
+	"slices"
 
 	"wrenn"
 )
@@ -34,6 +35,18 @@ func Pick(hosts []Host, memoryMB int) (wrenn.HostID, error) {
 	if best == nil {
 		return "", wrenn.Errorf(wrenn.Exhausted, "no host has room for a sandbox with %d MB of memory; delete some, or ask for less", memoryMB)
 	}
+	return best.ID, nil
+}
+
+// MostDisk returns the host with the most free disk, the smallest id of several. It is
+// Unavailable when hosts is empty.
+func MostDisk(hosts []Host) (wrenn.HostID, error) {
+	if len(hosts) == 0 {
+		return "", wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
+	}
+	best := slices.MinFunc(hosts, func(a, b Host) int {
+		return cmp.Or(cmp.Compare(b.Capacity.DiskMiBFree, a.Capacity.DiskMiBFree), cmp.Compare(a.ID, b.ID))
+	})
 	return best.ID, nil
 }
 

@@ -18,7 +18,8 @@ const defaultTimeout = 300 * time.Second
 
 // CreateSandbox is a sandbox to make. Zero values are the defaults: template
 // "base", 1 vCPU, 512 MB, 300 s, then destroyed. A Timeout below zero is never.
-// Which build of the template it is made from is not the caller's choice.
+// Which build of the template it is made from is not the caller's choice. Volumes
+// have the name or id of the volume as Name.
 type CreateSandbox struct {
 	wrenn.SandboxSpec
 	Metadata map[string]string
@@ -39,13 +40,21 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	if err := from.apply(&req); err != nil {
 		return nil, err
 	}
+	var volumes wrenn.HostID
+	if req.Volumes, volumes, err = s.findVolumes(ctx, c, req.Volumes); err != nil {
+		return nil, err
+	}
 	sb, err := s.limits.describe(id, req)
+	if err != nil {
+		return nil, err
+	}
+	only, err := hostOf(from.host, volumes)
 	if err != nil {
 		return nil, err
 	}
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
 	s.hosts.waitForPings(ctx)
-	on, err := s.hosts.reserve(sb.MemoryMiB, nil, from.host)
+	on, err := s.hosts.reserve(sb.MemoryMiB, nil, only)
 	if err != nil {
 		return nil, err // without a row
 	}
@@ -56,7 +65,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		s.handToReconcilerIfUnsure(ctx, &sb, err)
 		return nil, err
 	}
-	return s.create(ctx, row, on, from.host, starting{s.core, c.actor()})
+	return s.create(ctx, row, on, only, starting{s.core, c.actor()})
 }
 
 // describe returns the row of a requested sandbox with that id, without its team, template and host.
@@ -70,7 +79,7 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check())
+	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that

@@ -249,7 +249,7 @@ func (f *fleet) reserve(memoryMB int, full map[wrenn.HostID]bool, only wrenn.Hos
 		id, err = scheduler.Pick(f.candidates(full, only, false), memoryMB)
 	}
 	if wrenn.CodeOf(err) == wrenn.Unavailable && only != "" {
-		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has the source of the sandbox, cannot be reached; try again in a moment", only)
+		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, cannot be reached; try again in a moment", only)
 	}
 	if err != nil {
 		return nil, err
@@ -277,6 +277,12 @@ func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pendin
 		m.mu.Unlock()
 	}
 	return hosts
+}
+
+// ofNewVolume returns the host for a new volume.
+func (f *fleet) ofNewVolume() (*member, error) {
+	id, err := scheduler.MostDisk(f.candidates(nil, "", false))
+	return f.members[id], err
 }
 
 // ofBuilds returns the host on which a team's builds with steps run, of those that

@@ -84,6 +84,7 @@ type Service struct {
 	*Commands
 	*Files
 	*Templates
+	*Volumes
 	*Keys
 	*Ports
 	*Operator
@@ -91,6 +92,7 @@ type Service struct {
 	core      *core
 	builder   *builder
 	templates *templateReconciler
+	volumes   *volumeReconciler
 	flushing  *flusher
 }
 
@@ -114,9 +116,10 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Keys: keys, Ports: newPorts(c), Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, Keys: keys, Ports: newPorts(c), Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
+		volumes:   &volumeReconciler{core: c, every: cfg.ReconcileEvery},
 		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
 	}, nil
 }
@@ -141,7 +144,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}

@@ -110,6 +110,9 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplat
 		if err != nil {
 			return spec, "", err
 		}
+		if len(sb.Volumes) > 0 {
+			return spec, "", wrenn.Errorf(wrenn.FailedPrecondition, "sandbox %s mounts volumes, which a template cannot: create one without", id)
+		}
 		spec.Size, spec.Env = sb.Size, sb.Env
 		return spec, sb.Host, nil
 	}

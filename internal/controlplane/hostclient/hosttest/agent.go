@@ -129,6 +129,11 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 		if g := req.GetGeneration(); g != "" && !a.builds[g] || req.GetTemplate() == "missing" {
 			return wrenn.Errorf(wrenn.NotFound, "there is no template %s here", req.GetTemplate())
 		}
+		for _, mount := range req.GetVolumes() {
+			if !a.volumes[mount.GetVolumeId()] {
+				return wrenn.Errorf(wrenn.NotFound, "there is no volume %s on this host", mount.GetVolumeId())
+			}
+		}
 		a.creates++
 		a.sandboxes[id] = newSandbox(&hostagentv1.SandboxInfo{
 			SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, Template: req.GetTemplate(),

@@ -800,7 +800,9 @@ type VolumeMount struct {
 	// v and 20 of a-z and 0-9.
 	VolumeId string `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
 	// Where it is mounted: an absolute path.
-	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// The volume's name, for people.
+	Name          string `protobuf:"bytes,30,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -845,6 +847,13 @@ func (x *VolumeMount) GetVolumeId() string {
 func (x *VolumeMount) GetPath() string {
 	if x != nil {
 		return x.Path
+	}
+	return ""
+}
+
+func (x *VolumeMount) GetName() string {
+	if x != nil {
+		return x.Name
 	}
 	return ""
 }
@@ -5496,10 +5505,11 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\rNetworkPolicy\x12&\n" +
 	"\x0fdeny_by_default\x18\x01 \x01(\bR\rdenyByDefault\x12\x14\n" +
 	"\x05allow\x18\x02 \x03(\tR\x05allow\x12\x12\n" +
-	"\x04deny\x18\x03 \x03(\tR\x04deny\">\n" +
+	"\x04deny\x18\x03 \x03(\tR\x04deny\"R\n" +
 	"\vVolumeMount\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"M\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04name\x18\x1e \x01(\tR\x04name\"M\n" +
 	"\x13CreateVolumeRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x19\n" +
 	"\bsize_mib\x18\x02 \x01(\x04R\asizeMib\"\x16\n" +

@@ -79,6 +79,7 @@ type Sandbox struct {
 	AbsoluteTimeout    bool
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
 }
 
 type SandboxEvent struct {
@@ -157,4 +158,16 @@ type UnknownSandbox struct {
 	Reason      string
 	FirstSeenAt time.Time
 	LastSeenAt  time.Time
+}
+
+type Volume struct {
+	ID        string
+	TeamID    string
+	Name      string
+	HostID    string
+	SizeMib   int32
+	State     string
+	Worker    *int64
+	CreatedAt time.Time
+	UpdatedAt time.Time
 }

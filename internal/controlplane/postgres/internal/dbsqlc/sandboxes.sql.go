@@ -80,7 +80,7 @@ func (q *Queries) CountSandboxes(ctx context.Context, arg CountSandboxesParams) 
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -114,12 +114,13 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
+		&i.Volumes,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -153,15 +154,16 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
+		&i.Volumes,
 	)
 	return i, err
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes
 WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -202,6 +204,7 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
+			&i.Volumes,
 		); err != nil {
 			return nil, err
 		}
@@ -215,15 +218,15 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 
 const insertSandboxes = `-- name: InsertSandboxes :many
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, worker)
     SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-        $13::jsonb, $14::jsonb, $15, $16
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
+        $13::jsonb, $14::jsonb, $15, $16, $17
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT made.id, made.version, '', made.state, made.host_id, $17, '' FROM made
+    SELECT made.id, made.version, '', made.state, made.host_id, $18, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
@@ -242,6 +245,7 @@ type InsertSandboxesParams struct {
 	Metadata        map[string]string
 	Env             map[string]string
 	Network         wrenn.NetworkPolicy
+	Volumes         []wrenn.VolumeMount
 	Worker          *int64
 	Actor           string
 }
@@ -274,6 +278,7 @@ type InsertSandboxesRow struct {
 	AbsoluteTimeout    bool
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -294,6 +299,7 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 		arg.Metadata,
 		arg.Env,
 		arg.Network,
+		arg.Volumes,
 		arg.Worker,
 		arg.Actor,
 	)
@@ -332,6 +338,7 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
+			&i.Volumes,
 		); err != nil {
 			return nil, err
 		}
@@ -344,10 +351,10 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -419,6 +426,7 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
+			&i.Volumes,
 		); err != nil {
 			return nil, err
 		}
@@ -431,10 +439,10 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 }
 
 const listSandboxesOldestFirst = `-- name: ListSandboxesOldestFirst :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network
+SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -506,6 +514,7 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 			&i.AbsoluteTimeout,
 			&i.EndsAt,
 			&i.Network,
+			&i.Volumes,
 		); err != nil {
 			return nil, err
 		}
@@ -585,12 +594,12 @@ WITH moved AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $7 AND sandboxes.version = $8 AND sandboxes.state = $6
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, $6, moved.state, moved.host_id, $9, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM moved
 `
 
 type MoveSandboxParams struct {
@@ -633,6 +642,7 @@ type MoveSandboxRow struct {
 	AbsoluteTimeout    bool
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
 }
 
 // Compare and set: returns no row when another change was first.
@@ -677,6 +687,7 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
+		&i.Volumes,
 	)
 	return i, err
 }
@@ -772,12 +783,12 @@ const setSandboxNetwork = `-- name: SetSandboxNetwork :one
 WITH moved AS (
     UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'network policy set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM moved
 `
 
 type SetSandboxNetworkParams struct {
@@ -815,6 +826,7 @@ type SetSandboxNetworkRow struct {
 	AbsoluteTimeout    bool
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
 }
 
 func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkParams) (SetSandboxNetworkRow, error) {
@@ -853,6 +865,7 @@ func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkPa
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
+		&i.Volumes,
 	)
 	return i, err
 }
@@ -866,12 +879,12 @@ WITH moved AS (
         updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -910,6 +923,7 @@ type SetSandboxTimeoutRow struct {
 	AbsoluteTimeout    bool
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -949,6 +963,7 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
+		&i.Volumes,
 	)
 	return i, err
 }
@@ -961,12 +976,12 @@ WITH changed AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network FROM changed
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM changed
 `
 
 type SetUnresponsiveParams struct {
@@ -1006,6 +1021,7 @@ type SetUnresponsiveRow struct {
 	AbsoluteTimeout    bool
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
 }
 
 // A running sandbox whose guest does not answer, or answers again; then since is null.
@@ -1047,6 +1063,7 @@ func (q *Queries) SetUnresponsive(ctx context.Context, arg SetUnresponsiveParams
 		&i.AbsoluteTimeout,
 		&i.EndsAt,
 		&i.Network,
+		&i.Volumes,
 	)
 	return i, err
 }
