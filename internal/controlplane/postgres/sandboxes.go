@@ -459,7 +459,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 			Template: r.Template, Build: wrenn.BuildID(r.Generation),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
-			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Volumes: r.Volumes,
+			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Volumes: append([]wrenn.VolumeMount(nil), r.Volumes...), // none is nil
 		},
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
