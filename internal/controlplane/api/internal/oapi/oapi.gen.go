@@ -463,7 +463,7 @@ type CreateSandbox struct {
 	// Env Environment of every command in it. Not shown again.
 	Env *Env `json:"env,omitempty"`
 
-	// MemoryMb Memory in MiB; the operator may allow less. That of the template, if that is not `base`: another number is refused.
+	// MemoryMb Memory in MiB; the operator may allow less. Templates other than `base` have a fixed memory; another number is refused.
 	MemoryMb *int `json:"memory_mb,omitempty"`
 
 	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
@@ -484,7 +484,7 @@ type CreateSandbox struct {
 	// TimeoutSec Seconds without use after which `on_timeout` happens; 0 is never.
 	TimeoutSec *int64 `json:"timeout_sec,omitempty"`
 
-	// Vcpus Virtual CPUs; the operator may allow fewer. Those of the template, if that is not `base`: another number is refused.
+	// Vcpus Virtual CPUs; the operator may allow fewer. Templates other than `base` have a fixed number; another number is refused.
 	Vcpus *int `json:"vcpus,omitempty"`
 }
 
@@ -515,19 +515,19 @@ type CreatedKey struct {
 // | `timeout` | it was not used for its timeout |
 // | `guest_powered_off` | its system powered off or rebooted |
 // | `guest_panicked` | its kernel panicked |
-// | `guest_out_of_memory` | its kernel had no memory left, and nothing that it could end |
+// | `guest_out_of_memory` | its kernel had no memory left, and no process that it could kill |
 // | `host_out_of_memory` | its host had no memory left and ended its machine |
 // | `vmm_crashed` | its machine ended by itself, or was killed |
 // | `host_restarted` | its machine ended while its host's agent was down |
 // | `host_lost` | its host does not have it any more |
 // | `start_failed` | it never ran; `reason` says why |
 // | `quarantined` | its host keeps it for an operator to look at |
-// | `internal` | a mistake of the platform |
+// | `internal` | an error of the platform |
 type EndCause string
 
-// EndReason Why a command ended: by itself; by a signal of the API's, with everything that it started; because its
-// `timeout_sec` passed; or because the kernel killed it, or what it started, for lack of memory. Absent when the
-// sandbox's host or its image is of a version that does not tell.
+// EndReason Why a command ended: it exited; a signal from the API ended it, with everything that it started; its
+// `timeout_sec` passed; or the kernel killed it, or a process that it started, for lack of memory. Absent if the
+// sandbox's host or image is of a version that does not report it.
 type EndReason string
 
 // Env Environment variables; each of at most 32 KiB with its name.
@@ -587,9 +587,9 @@ type ExecResult struct {
 	// ExitCode -1 when a signal ended it.
 	ExitCode int `json:"exit_code"`
 
-	// Reason Why a command ended: by itself; by a signal of the API's, with everything that it started; because its
-	// `timeout_sec` passed; or because the kernel killed it, or what it started, for lack of memory. Absent when the
-	// sandbox's host or its image is of a version that does not tell.
+	// Reason Why a command ended: it exited; a signal from the API ended it, with everything that it started; its
+	// `timeout_sec` passed; or the kernel killed it, or a process that it started, for lack of memory. Absent if the
+	// sandbox's host or image is of a version that does not report it.
 	Reason    *EndReason `json:"reason,omitempty"`
 	SandboxID SandboxID  `json:"sandbox_id"`
 
@@ -812,7 +812,7 @@ type Sandbox struct {
 	// StartedAt Absent until it has run.
 	StartedAt *time.Time `json:"started_at,omitempty"`
 
-	// Status Where a sandbox is in its life. `stopped` and `failed` are ends; `reason` says why.
+	// Status The state of a sandbox. `stopped` and `failed` are final; `reason` says why.
 	Status   State  `json:"status"`
 	Template string `json:"template"`
 
@@ -827,8 +827,8 @@ type Sandbox struct {
 // SandboxID defines model for SandboxID.
 type SandboxID = string
 
-// SetNetworkPolicy What a sandbox may reach of the public internet: what is in `allow`, also if it is in `deny`; not what is in `deny`;
-// the rest by `default`. Private and reserved networks stay closed. Denying by default closes public resolvers, too.
+// SetNetworkPolicy What a sandbox may reach of the public internet: addresses in `allow` are allowed, other addresses in `deny` are denied, and
+// `default` decides about the rest. Private and reserved networks are always closed. If the default is to deny, public DNS resolvers are closed as well.
 type SetNetworkPolicy struct {
 	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
 	Allow   *NetworkRules   `json:"allow,omitempty"`
@@ -856,7 +856,7 @@ type SetTimeout struct {
 	TimeoutSec Timeout `json:"timeout_sec"`
 }
 
-// State Where a sandbox is in its life. `stopped` and `failed` are ends; `reason` says why.
+// State The state of a sandbox. `stopped` and `failed` are final; `reason` says why.
 type State string
 
 // Status defines model for Status.
@@ -957,10 +957,10 @@ type PutBuildFilesMultipartBody struct {
 
 // ListSandboxesParams defines parameters for ListSandboxes.
 type ListSandboxesParams struct {
-	// Limit The number of sandboxes of a page, at most.
+	// Limit The maximum number of sandboxes on the page.
 	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 
-	// Page The `X-Next-Page` of the call before, unchanged. The filters must be the same.
+	// Page The `X-Next-Page` of the previous page, unchanged. The filters must be the same.
 	Page *string `form:"page,omitempty" json:"page,omitempty"`
 
 	// State Only sandboxes whose `status` is one of these. May be repeated.
@@ -1011,8 +1011,8 @@ type GetSandboxMetricsParams struct {
 
 // PauseSandboxParams defines parameters for PauseSandbox.
 type PauseSandboxParams struct {
-	// Force Pause without the help of the sandbox, for one that does not answer: its programs and its disk are saved as
-	// they stand, as after a power cut that they do not notice. A resume still needs its agent to answer.
+	// Force Pause a sandbox that does not answer, without its cooperation: its programs and its disk are saved in their
+	// current state. After a resume it must answer again.
 	Force *bool `form:"force,omitempty" json:"force,omitempty"`
 }
 
@@ -1063,10 +1063,10 @@ type BuildTemplateJSONRequestBody = BuildTemplate
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
-	// GetHealth Whether the server lives
+	// GetHealth Check that the server is alive
 	// (GET /health)
 	GetHealth(w http.ResponseWriter, r *http.Request)
-	// GetReady Whether the server can do its work
+	// GetReady Check that the server is ready
 	// (GET /ready)
 	GetReady(w http.ResponseWriter, r *http.Request)
 	// FindBuildFiles Find out whether the files of a step must be uploaded
@@ -1108,7 +1108,7 @@ type ServerInterface interface {
 	// RestoreCheckpoint Restore a checkpoint
 	// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
 	RestoreCheckpoint(w http.ResponseWriter, r *http.Request, id SandboxID, checkpoint CheckpointID)
-	// Exec Run a command to its end
+	// Exec Run a command and wait for its end
 	// (POST /v1/sandboxes/{id}/exec)
 	Exec(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// ReadFile Read a file
@@ -1168,13 +1168,13 @@ type ServerInterface interface {
 
 type Unimplemented struct{}
 
-// GetHealth Whether the server lives
+// GetHealth Check that the server is alive
 // (GET /health)
 func (_ Unimplemented) GetHealth(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// GetReady Whether the server can do its work
+// GetReady Check that the server is ready
 // (GET /ready)
 func (_ Unimplemented) GetReady(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -1258,7 +1258,7 @@ func (_ Unimplemented) RestoreCheckpoint(w http.ResponseWriter, r *http.Request,
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
-// Exec Run a command to its end
+// Exec Run a command and wait for its end
 // (POST /v1/sandboxes/{id}/exec)
 func (_ Unimplemented) Exec(w http.ResponseWriter, r *http.Request, id SandboxID) {
 	w.WriteHeader(http.StatusNotImplemented)
@@ -9251,10 +9251,10 @@ func (response GetGeneration504JSONResponse) VisitGetGenerationResponse(w http.R
 
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
-	// GetHealth Whether the server lives
+	// GetHealth Check that the server is alive
 	// (GET /health)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
-	// GetReady Whether the server can do its work
+	// GetReady Check that the server is ready
 	// (GET /ready)
 	GetReady(ctx context.Context, request GetReadyRequestObject) (GetReadyResponseObject, error)
 	// FindBuildFiles Find out whether the files of a step must be uploaded
@@ -9296,7 +9296,7 @@ type StrictServerInterface interface {
 	// RestoreCheckpoint Restore a checkpoint
 	// (POST /v1/sandboxes/{id}/checkpoints/{checkpoint}/restore)
 	RestoreCheckpoint(ctx context.Context, request RestoreCheckpointRequestObject) (RestoreCheckpointResponseObject, error)
-	// Exec Run a command to its end
+	// Exec Run a command and wait for its end
 	// (POST /v1/sandboxes/{id}/exec)
 	Exec(ctx context.Context, request ExecRequestObject) (ExecResponseObject, error)
 	// ReadFile Read a file
