@@ -15,12 +15,12 @@ import (
 	"wrenn/internal/testkit"
 )
 
-// sdk is a published version of an E2B SDK.
+// sdk is a published version of an E2B SDK, or of E2B's command line.
 type sdk struct{ language, version string }
 
 // sdks are the versions that every run tests; WRENN_SDK_MATRIX=1 adds moreSDKs.
 var (
-	sdks = []sdk{{"python", "2.63.0"}, {"python", "2.25.1"}, {"javascript", "2.51.0"}}
+	sdks = []sdk{{"python", "2.63.0"}, {"python", "2.25.1"}, {"javascript", "2.51.0"}, {"cli", "2.19.0"}}
 	// byDomain are those that are tested by a domain with TLS, too.
 	byDomain = []sdk{{"python", "2.63.0"}, {"javascript", "2.51.0"}}
 	moreSDKs = []sdk{
@@ -86,7 +86,7 @@ func (s sdk) program(t *testing.T) *exec.Cmd {
 	t.Helper()
 	dir, err := filepath.Abs(filepath.Join("../.cache/sdk", s.language+"-"+s.version))
 	testkit.Must(t, err)
-	smoke, err := filepath.Abs(map[string]string{"python": "sdk/smoke.py", "javascript": "sdk/smoke.mjs"}[s.language])
+	smoke, err := filepath.Abs(map[string]string{"python": "sdk/smoke.py", "javascript": "sdk/smoke.mjs", "cli": "sdk/smoke.sh"}[s.language])
 	testkit.Must(t, err)
 	installed := filepath.Join(dir, ".installed")
 	if _, err := os.Stat(installed); err != nil {
@@ -96,13 +96,17 @@ func (s sdk) program(t *testing.T) *exec.Cmd {
 			install(t, dir, "python3", "-m", "venv", ".")
 			install(t, dir, "bin/pip", "install", "--quiet", "--disable-pip-version-check", "e2b=="+s.version)
 		} else {
-			install(t, dir, "npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "e2b@"+s.version)
+			name := map[string]string{"javascript": "e2b", "cli": "@e2b/cli"}[s.language]
+			install(t, dir, "npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", name+"@"+s.version)
 		}
 		testkit.Must(t, os.WriteFile(installed, nil, 0o600))
 	}
 	cmd := exec.CommandContext(t.Context(), "node", smoke, "e2b")
-	if s.language == "python" {
+	switch s.language {
+	case "python":
 		cmd = exec.CommandContext(t.Context(), filepath.Join(dir, "bin/python"), smoke)
+	case "cli":
+		cmd = exec.CommandContext(t.Context(), "bash", smoke, filepath.Join(dir, "node_modules/@e2b/cli/dist/index.js"))
 	}
 	cmd.Dir = dir
 	return cmd
