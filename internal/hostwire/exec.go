@@ -154,7 +154,7 @@ func ExecInput(in wrenn.ExecInput) (*pb.ExecStreamRequest, error) {
 	}
 	signal, known := signals[in.Signal]
 	if !known {
-		return nil, wrenn.Errorf(wrenn.Invalid, "%.20q is no signal that can be sent: SIGTERM or SIGKILL", string(in.Signal))
+		return nil, wrenn.Errorf(wrenn.Invalid, "cannot send signal %.20q: use SIGTERM or SIGKILL", string(in.Signal))
 	}
 	return &pb.ExecStreamRequest{Event: &pb.ExecStreamRequest_Signal{Signal: signal}}, nil
 }
@@ -191,7 +191,7 @@ func ParseSignal(msg pb.Signal) (wrenn.Signal, error) {
 			return signal, nil
 		}
 	}
-	return "", wrenn.Errorf(wrenn.Invalid, "%d is no signal that can be sent: SIGTERM (15) or SIGKILL (9)", msg)
+	return "", wrenn.Errorf(wrenn.Invalid, "cannot send signal %d: use SIGTERM (15) or SIGKILL (9)", msg)
 }
 
 // ExecOutput is a message of the host.

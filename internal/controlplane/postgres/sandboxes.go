@@ -487,7 +487,7 @@ func parseCursor(page string, oldestFirst bool) (cursor, error) {
 	if page == "" {
 		return cursor{at: farFuture}, nil
 	}
-	invalid := wrenn.Errorf(wrenn.Invalid, "invalid page: use the value that the list before returned")
+	invalid := wrenn.Errorf(wrenn.Invalid, "invalid page: use the token that the previous page returned")
 	text, err := base64.RawURLEncoding.DecodeString(page)
 	if err != nil {
 		return cursor{}, invalid

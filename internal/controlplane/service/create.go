@@ -245,7 +245,7 @@ func (t templateSource) apply(req *CreateSandbox) error {
 		return nil
 	}
 	if req.VCPUs != 0 && req.VCPUs != t.spec.VCPUs || req.MemoryMiB != 0 && req.MemoryMiB != t.spec.MemoryMiB {
-		return wrenn.Errorf(wrenn.Invalid, "sandboxes of template %s have %d vCPUs and %d MB of memory, as they were built: leave the size out, or build the template with another",
+		return wrenn.Errorf(wrenn.Invalid, "template %s was built with %d vCPUs and %d MB of memory: leave the size out, or build the template with another size",
 			t.name, t.spec.VCPUs, t.spec.MemoryMiB)
 	}
 	req.Size = t.spec.Size

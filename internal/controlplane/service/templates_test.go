@@ -69,7 +69,7 @@ func TestTemplateLife(t *testing.T) {
 		t.Errorf("variables (-want +got):\n%s", diff)
 	}
 	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "py", Size: wrenn.Size{MemoryMiB: 512}}})
-	testkit.WantCode(t, err, wrenn.Invalid, "have 2 vCPUs and 1024 MB")
+	testkit.WantCode(t, err, wrenn.Invalid, "built with 2 vCPUs and 1024 MB")
 	_, err = s.CreateSandbox(t.Context(), w.team(t, "other"), service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: "py"}})
 	testkit.WantCode(t, err, wrenn.NotFound, "no template py")
 

@@ -142,7 +142,7 @@ func (m *Manager) ensureRestored(ctx context.Context, id wrenn.SandboxID, spec w
 	from.Release = release
 	defer release() // an existing sandbox does not need it
 	if spec.Size != (wrenn.Size{}) && spec.OrDefault() != size {
-		return nil, wrenn.Errorf(wrenn.Invalid, "what the sandbox is to be made from has %d vCPUs and %d MiB of memory, which cannot be changed: ask for these, or for none", size.VCPUs, size.MemoryMiB)
+		return nil, wrenn.Errorf(wrenn.Invalid, "the template or snapshot has %d vCPUs and %d MiB of memory, which cannot be changed: request that size, or leave the size out", size.VCPUs, size.MemoryMiB)
 	}
 	spec.Size = size
 	return m.ensure(ctx, request{id: id, SandboxSpec: spec}, fixed(from))

@@ -59,7 +59,7 @@ func (s locked) perform(ctx context.Context, op operation, work func(ctx context
 	began := time.Now()
 	if now := s.Info().Status; op.via != "" && !now.can(op.via) { // a mistake in this package
 		s.logRefused(now, op.via)
-		return wrenn.Errorf(wrenn.Internal, "%s of sandbox %s: its host's agent made a mistake; its log has the details", op.name, s.id)
+		return wrenn.Errorf(wrenn.Internal, "%s of sandbox %s: internal error of the host agent, whose log has the details", op.name, s.id)
 	}
 	ctx, done := s.cancel.context(s.context(ctx))
 	defer done()

@@ -100,7 +100,7 @@ func (s *state) arrive(status Status) {
 }
 
 // reasonRefused is shown when the agent itself made a mistake with a sandbox.
-const reasonRefused = "its host's agent made a mistake with it: destroy it; the agent's log has the details for the operator"
+const reasonRefused = "internal error of the host agent: destroy the sandbox; the agent's log has the details for the operator"
 
 // change changes the status alone. What may follow a status is this package's own
 // business, so a status that may not follow is a mistake in it. That costs this
