@@ -147,7 +147,7 @@ func (s *stack) startPlane(ctx context.Context, hosts []hostOf) error {
 	config, err := s.write("plane.toml", settings{
 		"listen": address, "metrics_listen": "",
 		"database": settings{"url": s.db.URL("wrenn")},
-		"limits":   settings{"sandboxes": 1_000_000, "team_memory_mb": 1 << 40, "requests_per_second": 1e6, "request_burst": 1_000_000},
+		"limits":   settings{"sandboxes": 1_000_000, "team_memory_mb": 1 << 40, "requests_per_second": 1e6, "request_burst": 1_000_000, "open_requests": 1_000_000},
 		"host":     hosts,
 	})
 	if err != nil {

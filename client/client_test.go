@@ -321,7 +321,7 @@ func serve(t *testing.T, f *fake) *client.Client {
 	t.Helper()
 	server, err := api.New(api.Config{
 		Service: f, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
-		RequestsPerSecond: 1000, RequestBurst: 1000, ShutdownGrace: time.Second,
+		ShutdownGrace: time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)

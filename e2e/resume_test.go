@@ -211,7 +211,7 @@ func newChain(t *testing.T) *chain {
 	t.Cleanup(host.Close)
 	server, err := api.New(api.Config{
 		Service: &serviceOfOne{host: host}, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
-		RequestsPerSecond: 1000, RequestBurst: 1000, ShutdownGrace: time.Second,
+		ShutdownGrace: time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -48,7 +48,7 @@ func launch(t *testing.T) *program {
 	t.Cleanup(host.Stop)
 	config := filepath.Join(t.TempDir(), "control-plane.toml")
 	text := fmt.Sprintf("listen = '127.0.0.1:0'\nmetrics_listen = '127.0.0.1:0'\n[database]\nurl = %q\n[[host]]\nid = 'h1'\nurl = %q\n"+
-		"[limits]\nrequests_per_second = 1e6\nrequest_burst = 1000000\nsandboxes = 100000\nteam_memory_mb = 1000000000\nvcpus = 32\nmemory_mb = 65536\n",
+		"[limits]\nrequests_per_second = 1e6\nrequest_burst = 1000000\nopen_requests = 100000\nsandboxes = 100000\nteam_memory_mb = 1000000000\nvcpus = 32\nmemory_mb = 65536\n",
 		pgtest.New(t), host.URL())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

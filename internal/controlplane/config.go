@@ -75,10 +75,11 @@ type Certificate struct {
 	Key         string `toml:"key,omitempty"`
 }
 
-// Limits bound the use of a key and of a team.
+// Limits bound the use of a team.
 type Limits struct {
-	RequestsPerSecond float64 `toml:"requests_per_second"` // of one key, on average
-	RequestBurst      int     `toml:"request_burst"`       // of one key, at once
+	RequestsPerSecond float64 `toml:"requests_per_second"` // of a team, on average
+	RequestBurst      int     `toml:"request_burst"`       // of a team, at once
+	OpenRequests      int     `toml:"open_requests"`       // of a team: commands, transfers and streams, too
 	Sandboxes         int     `toml:"sandboxes"`           // of a team, at once
 	TeamMemoryMB      int     `toml:"team_memory_mb"`      // of all of a team's sandboxes that are not paused
 	VCPUs             int     `toml:"vcpus"`               // of one sandbox
@@ -107,7 +108,7 @@ func Defaults() Config {
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log:      Log{Level: "info", Format: "text"},
 		Database: Database{MaxConnections: 16},
-		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20},
+		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20},
 	}
 }
 
@@ -152,7 +153,8 @@ func (c *Config) Check(problems *config.Problems) {
 	for name, n := range map[string]float64{
 		"shutdown_grace": c.ShutdownGrace.Seconds(), "database.max_connections": float64(c.Database.MaxConnections),
 		"limits.requests_per_second": c.Limits.RequestsPerSecond, "limits.request_burst": float64(c.Limits.RequestBurst),
-		"limits.sandboxes": float64(c.Limits.Sandboxes), "limits.team_memory_mb": float64(c.Limits.TeamMemoryMB),
+		"limits.open_requests": float64(c.Limits.OpenRequests),
+		"limits.sandboxes":     float64(c.Limits.Sandboxes), "limits.team_memory_mb": float64(c.Limits.TeamMemoryMB),
 		"limits.vcpus": float64(c.Limits.VCPUs), "limits.memory_mb": float64(c.Limits.MemoryMB),
 		"limits.templates": float64(c.Limits.Templates), "limits.builds": float64(c.Limits.Builds),
 		"limits.volumes": float64(c.Limits.Volumes), "limits.team_volume_mib": float64(c.Limits.TeamVolumeMiB),

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/api"
 	"wrenn/internal/controlplane/e2b"
 	"wrenn/internal/controlplane/gateway"
@@ -64,14 +65,17 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	if err != nil {
 		return err
 	}
+	door := admission.New(admission.Config{
+		Authenticate: svc.Authenticate,
+		PerSecond:    cfg.Limits.RequestsPerSecond, Burst: cfg.Limits.RequestBurst, Open: cfg.Limits.OpenRequests,
+	})
 	server, err := api.New(api.Config{
-		Service: svc, Log: log, Metrics: registry, Domain: cfg.Domain.url(),
-		RequestsPerSecond: cfg.Limits.RequestsPerSecond, RequestBurst: cfg.Limits.RequestBurst, ShutdownGrace: cfg.ShutdownGrace.Duration,
+		Service: svc, Admission: door, Log: log, Metrics: registry, Domain: cfg.Domain.url(), ShutdownGrace: cfg.ShutdownGrace.Duration,
 	})
 	if err != nil {
 		return err
 	}
-	compatible, err := e2b.New(e2b.Config{Service: svc, Domain: cfg.Domain.url(), Count: server.CountRequest, Log: log})
+	compatible, err := e2b.New(e2b.Config{Service: svc, Domain: cfg.Domain.url(), Admission: door, Log: log})
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 
 	"wrenn"
 	"wrenn/api"
+	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/service"
 )
@@ -127,9 +128,9 @@ type Config struct {
 	Metrics prometheus.Registerer
 	Domain  string // below which ports of sandboxes are served, as in URLs; "" is none
 
-	RequestsPerSecond float64       // of one key, on average; default 500
-	RequestBurst      int           // of one key, at once; default 1000
-	ShutdownGrace     time.Duration // for requests in progress when the server stops; default 30 s
+	// Admission lets requests in; default: one with its defaults.
+	Admission     *admission.Door
+	ShutdownGrace time.Duration // for requests in progress when the server stops; default 30 s
 }
 
 // maxStreams bounds the requests at a time on one connection of HTTP/2: clients
@@ -158,15 +159,15 @@ func defaultTimes() times {
 
 // Server serves the public API.
 type Server struct {
-	service  Service
-	log      *slog.Logger
-	domain   string
-	contract *checked
-	limiter  *limiter
-	metrics  *metrics
-	times    times
-	grace    time.Duration
-	front    func(http.Handler) http.Handler
+	service   Service
+	log       *slog.Logger
+	domain    string
+	contract  *checked
+	admission *admission.Door
+	metrics   *metrics
+	times     times
+	grace     time.Duration
+	front     func(http.Handler) http.Handler
 
 	streams  sync.WaitGroup
 	stopping context.Context // done when streams must end
@@ -186,9 +187,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		service: cfg.Service, log: cfg.Log, domain: cfg.Domain, contract: contract, metrics: metrics, times: defaultTimes(),
-		limiter: newLimiter(cmp.Or(cfg.RequestsPerSecond, 500), cmp.Or(cfg.RequestBurst, 1000)),
-		grace:   cmp.Or(cfg.ShutdownGrace, 30*time.Second),
-		front:   func(api http.Handler) http.Handler { return api },
+		admission: cmp.Or(cfg.Admission, admission.New(admission.Config{Authenticate: cfg.Service.Authenticate})),
+		grace:     cmp.Or(cfg.ShutdownGrace, 30*time.Second),
+		front:     func(api http.Handler) http.Handler { return api },
 	}
 	s.stopping, s.stop = context.WithCancel(context.Background())
 	return s, nil
@@ -197,12 +198,6 @@ func New(cfg Config) (*Server, error) {
 // SetFront has front return the handler that stands before the API on its
 // listener. Call it before Run.
 func (s *Server) SetFront(front func(api http.Handler) http.Handler) { s.front = front }
-
-// CountRequest counts a request with a key to another surface on the listener.
-// It returns how long the client must wait when there were too many.
-func (s *Server) CountRequest(key string) (wait time.Duration) {
-	return s.limiter.wait(key, time.Now())
-}
 
 // Run serves on all listeners until ctx ends, then lets requests in progress end
 // within the grace and tells streams to reconnect. It closes the listeners.

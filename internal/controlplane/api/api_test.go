@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/telemetry"
 )
 
@@ -53,7 +54,7 @@ func ask(t *testing.T, method, url string, header http.Header) answer {
 }
 
 func TestRateLimit(t *testing.T) {
-	server := serve(t, &stub{}, func(s *Server) { s.limiter = newLimiter(0.25, 2) })
+	server := serve(t, &stub{}, func(s *Server) { s.admission = door(s.service, 0.25, 2) })
 	url := "http://" + server.address + "/v1/sandboxes"
 	for i := range 2 {
 		if resp := get(t, url, nil); resp.status != 200 {
@@ -70,19 +71,9 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-func TestLimiterForgets(t *testing.T) {
-	l, now := newLimiter(1, 1), testTime
-	for _, key := range []string{"a", "b", "c"} {
-		if err := l.allow(key, now); err != nil {
-			t.Errorf("first request of %s: %v", key, err)
-		}
-	}
-	if err := l.allow("a", now); err == nil {
-		t.Error("the second request at once was let through")
-	}
-	if err := l.allow("a", now.Add(2*forgetAfter)); err != nil || len(l.keys) != 1 {
-		t.Errorf("later: %v, %d keys remembered", err, len(l.keys))
-	}
+// door lets so many requests in.
+func door(s Service, perSecond float64, burst int) *admission.Door {
+	return admission.New(admission.Config{Authenticate: s.Authenticate, PerSecond: perSecond, Burst: burst})
 }
 
 func TestRequestID(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
+	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/telemetry"
@@ -120,6 +121,9 @@ func failureOf(ctx context.Context, err error) *failure {
 	}
 	if v, ok := errors.AsType[*contract.Violation](err); ok {
 		return violation(v)
+	}
+	if r, ok := errors.AsType[*admission.Refused](err); ok {
+		return &failure{status: http.StatusTooManyRequests, code: oapi.ErrorCodeRateLimited, message: r.Message, retryAfter: r.After}
 	}
 	if e, ok := errors.AsType[*wrenn.Error](err); ok && e.Message != "" {
 		f, ok := byCode[e.Code]

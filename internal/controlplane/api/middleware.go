@@ -129,7 +129,7 @@ func (s *Server) operation(next http.Handler) http.Handler {
 	})
 }
 
-// authenticate finds the caller and enforces its rate limit.
+// authenticate finds the caller and enforces the limits of its team.
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := recorderOf(w)
@@ -142,16 +142,13 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			s.refuse(w, r, errNoKey)
 			return
 		}
-		caller, err := s.service.Authenticate(r.Context(), secret)
+		caller, leave, err := s.admission.Enter(r.Context(), r.RemoteAddr, secret)
+		rec.key = caller.Key
 		if err != nil {
 			s.refuse(w, r, err)
 			return
 		}
-		rec.key = caller.Key
-		if err := s.limiter.allow(caller.Key, time.Now()); err != nil {
-			s.refuse(w, r, err)
-			return
-		}
+		defer leave()
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
 	})
 }

@@ -81,7 +81,7 @@ func (s *obliging) RevokeKey(context.Context, service.Caller, string) error { re
 // TestSchemathesis lets a generator that reads the contract look for answers
 // that are not in it. scripts/schemathesis.sh starts it.
 func TestSchemathesis(t *testing.T) {
-	server := serve(t, &obliging{}, func(s *Server) { s.limiter = newLimiter(1e6, 1e6) })
+	server := serve(t, &obliging{}, func(s *Server) { s.admission = door(s.service, 1e6, 1e6) })
 	cmd := exec.CommandContext(t.Context(), "../../../scripts/schemathesis.sh", "http://"+server.address+"/openapi.yaml")
 	cmd.Env = append(os.Environ(), "WRENN_API_KEY="+testKey)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr

@@ -29,6 +29,7 @@ import (
 
 	"wrenn"
 	"wrenn/api"
+	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/wire"
@@ -43,7 +44,6 @@ const (
 
 // Service is what the surface is of.
 type Service interface {
-	Authenticate(ctx context.Context, secret string) (service.Caller, error)
 	AccessToken(ctx context.Context, id wrenn.SandboxID) (string, error)
 	TrafficToken(ctx context.Context, id wrenn.SandboxID) (string, error)
 	Ingress(ctx context.Context, id wrenn.SandboxID) (wrenn.Ingress, error)
@@ -84,20 +84,19 @@ type Config struct {
 	// Domain is where ports of sandboxes are, as in a URL; "" is where the client
 	// thinks.
 	Domain string
-	// Count counts a request with a key, and returns how long the client must wait
-	// when there were too many.
-	Count func(key string) (wait time.Duration)
-	Log   *slog.Logger
+	// Admission lets requests in; it is that of all surfaces.
+	Admission *admission.Door
+	Log       *slog.Logger
 }
 
 // Server is the surface.
 type Server struct {
-	service  Service
-	count    func(string) time.Duration
-	log      *slog.Logger
-	contract *contract.Contract
-	domain   *string // nil is none
-	routes   chi.Router
+	service   Service
+	admission *admission.Door
+	log       *slog.Logger
+	contract  *contract.Contract
+	domain    *string // nil is none
+	routes    chi.Router
 }
 
 // New returns the surface. It fails when the embedded document is invalid.
@@ -106,7 +105,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{service: cfg.Service, count: cfg.Count, log: cfg.Log, contract: loaded}
+	s := &Server{service: cfg.Service, admission: cfg.Admission, log: cfg.Log, contract: loaded}
 	if cfg.Domain != "" {
 		s.domain = &cfg.Domain
 	}
@@ -272,10 +271,12 @@ type page struct {
 // document asks for it. The type of a body does not count: it is read as JSON.
 func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		caller, ok := s.authenticate(w, r)
-		if !ok {
+		caller, leave, err := s.admission.Enter(r.Context(), r.RemoteAddr, contract.SecretIn(r))
+		if err != nil {
+			s.refuse(w, r, err)
 			return
 		}
+		defer leave()
 		if err := check(op, r); err != nil {
 			s.refuse(w, r, err)
 			return
@@ -306,21 +307,6 @@ func check(op *contract.Operation, r *http.Request) error {
 	return nil
 }
 
-// authenticate finds the caller, or answers and returns false.
-func (s *Server) authenticate(w http.ResponseWriter, r *http.Request) (service.Caller, bool) {
-	caller, err := s.service.Authenticate(r.Context(), contract.SecretIn(r))
-	if err != nil {
-		s.refuse(w, r, err)
-		return caller, false
-	}
-	if wait := s.count(caller.Key); wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
-		s.refuse(w, r, &failure{Status: http.StatusTooManyRequests, Message: "too many requests with this key: wait and try again"})
-		return caller, false
-	}
-	return caller, true
-}
-
 func answer(w http.ResponseWriter, status int, body any) {
 	if body == nil {
 		w.WriteHeader(status)
@@ -346,8 +332,9 @@ type failure struct {
 	Message string `json:"message"`
 	Code    string `json:"error_code,omitempty"` // for programs
 
-	retry bool // another try will be answered
-	final bool // another try soon will not help
+	retry bool          // another try will be answered
+	final bool          // another try soon will not help
+	after time.Duration // until another try; 0 is not known
 }
 
 func (f *failure) Error() string { return f.Message }
@@ -357,6 +344,9 @@ func (f *failure) Error() string { return f.Message }
 func failureOf(err error) *failure {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f
+	}
+	if r, ok := errors.AsType[*admission.Refused](err); ok {
+		return &failure{Status: http.StatusTooManyRequests, Message: r.Message, after: r.After}
 	}
 	f := &failure{Status: wire.HTTPStatus(wrenn.CodeOf(err)), Message: "the server has a fault; its log has the cause"}
 	if e, ok := errors.AsType[*wrenn.Error](err); ok {
@@ -382,6 +372,9 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if f.retry {
 		h.Set("Should-Retry", "true")
 		h.Set("Retry-After", "1")
+	}
+	if f.after > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(f.after/time.Second)+1))
 	}
 	switch {
 	case f.final || f.Status == http.StatusGatewayTimeout:

@@ -24,6 +24,7 @@ import (
 
 	"wrenn"
 	"wrenn/api"
+	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/hostclient/hosttest"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/pgtest"
@@ -70,7 +71,7 @@ func newSurface(t *testing.T) *surface {
 	caller := service.Caller{Team: team}
 	_, key, err := svc.CreateKey(t.Context(), caller, "test")
 	testkit.Must(t, err)
-	s, err := New(Config{Service: svc, Count: func(string) time.Duration { return 0 }, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	s, err := New(Config{Service: svc, Admission: admission.New(admission.Config{Authenticate: svc.Authenticate}), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	testkit.Must(t, err)
 	server := httptest.NewServer(s.InFrontOf(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })))
 	t.Cleanup(server.Close)

@@ -196,7 +196,7 @@ func (g *Gateway) refuseTraffic(r *http.Request, to *target) (status int, messag
 	}
 	switch {
 	case wrenn.CodeOf(err) == wrenn.NotFound:
-		g.misses.add(r.RemoteAddr)
+		g.misses.Count(r.RemoteAddr)
 		return http.StatusBadGateway, notFound
 	case err != nil:
 		return http.StatusServiceUnavailable, said(err)
@@ -231,7 +231,7 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if refusal, ok := errors.AsType[*dialError](err); ok {
 		if wrenn.CodeOf(refusal.err) == wrenn.NotFound {
-			g.misses.add(r.RemoteAddr)
+			g.misses.Count(r.RemoteAddr)
 		}
 		status, message := refusal.answer()
 		g.answer(w, r, status, to, message)

@@ -19,7 +19,7 @@ func isSigned(r *http.Request) bool { return r.URL.Path == "/files" }
 // signed it.
 func (g *Gateway) serveSigned(w http.ResponseWriter, r *http.Request) {
 	var to target
-	if g.misses.tooMany(r.RemoteAddr) {
+	if g.misses.TooMany(r.RemoteAddr) {
 		g.answer(w, r, http.StatusTooManyRequests, to, tooManyMisses)
 		return
 	}
@@ -33,7 +33,7 @@ func (g *Gateway) serveSigned(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		g.answer(w, r, http.StatusServiceUnavailable, to, said(err))
 	case reason != "":
-		g.misses.add(r.RemoteAddr)
+		g.misses.Count(r.RemoteAddr)
 		g.answer(w, r, http.StatusUnauthorized, to, reason)
 	default:
 		g.serve(w, r, target{id: id, port: EnvdPort}, nil)

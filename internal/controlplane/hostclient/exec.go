@@ -25,7 +25,7 @@ const maxFrame = 64 << 10
 func (c *Client) Exec(ctx context.Context, id wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	begin := time.Now()
 	limit := cmp.Or(cmd.Timeout, wrenn.DefaultExecTimeout) + c.deadlines.ExecGrace
-	res, err := call(ctx, c, limit, c.rpc.Exec, hostwire.ExecRequest(id, cmd))
+	res, err := call(ctx, c, limit, c.streams.Exec, hostwire.ExecRequest(id, cmd))
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (c *Client) open(ctx context.Context, req *pb.ExecStreamRequest) (*ExecStre
 }
 
 func (s *ExecStream) begin(ctx context.Context, c *Client, req *pb.ExecStreamRequest) error {
-	rpc, err := c.rpc.ExecStream(ctx)
+	rpc, err := c.streams.ExecStream(ctx)
 	if err != nil {
 		return wire.FromConnect(s.peer, err)
 	}

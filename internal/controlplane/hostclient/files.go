@@ -62,7 +62,7 @@ func (c *Client) transferError(ctx context.Context, err error) error {
 func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path string, content io.Reader) error {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	defer dog.stop() // without CloseAndReceive the host sees a broken stream, never a whole file
-	stream, err := c.rpc.WriteFileStream(ctx)
+	stream, err := c.streams.WriteFileStream(ctx)
 	if err != nil {
 		return c.transferError(ctx, err)
 	}

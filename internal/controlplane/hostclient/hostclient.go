@@ -89,6 +89,10 @@ type Client struct {
 	peer      string // for messages
 	rpc       hostagentv1connect.HostAgentServiceClient
 	transport *http.Transport
+	// streams is for what sandboxes send and receive: calls do not wait on a
+	// connection whose window is full of output that no caller reads.
+	streams         hostagentv1connect.HostAgentServiceClient
+	streamTransport *http.Transport
 	// downloads is for large answers: one HTTP/1.1 connection for each costs both ends half of HTTP/2's work.
 	downloads hostagentv1connect.HostAgentServiceClient
 	bulk      *http.Transport
@@ -100,12 +104,15 @@ type Client struct {
 
 // New returns a client. It connects at the first call.
 func New(cfg Config) (*Client, error) {
-	calls, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams in both directions need HTTP/2
+	calls, streams, bulk := newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http2), newTransport(cfg.TLS, http1) // streams in both directions need HTTP/2
 	bulk.MaxIdleConnsPerHost = idleBulk
 	bulk.ReadBufferSize = bulkBuffer
-	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
+	c := &Client{id: cfg.ID, peer: "host " + string(cfg.ID), transport: calls, streamTransport: streams, bulk: bulk, codec: bulkCodec{new(sync.Pool)}, deadlines: cfg.Deadlines.WithDefaults()}
 	var err error
 	if c.rpc, err = newRPC(cfg.URL, calls); err != nil {
+		return nil, err
+	}
+	if c.streams, err = newRPC(cfg.URL, streams); err != nil {
 		return nil, err
 	}
 	if c.downloads, err = newRPC(cfg.URL, bulk, connect.WithCodec(c.codec)); err != nil {
@@ -191,6 +198,7 @@ func address(text string, t *http.Transport) (string, error) {
 // Close closes idle connections. Running calls continue.
 func (c *Client) Close() {
 	c.transport.CloseIdleConnections()
+	c.streamTransport.CloseIdleConnections()
 	c.bulk.CloseIdleConnections()
 }
 

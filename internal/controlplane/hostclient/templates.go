@@ -83,7 +83,7 @@ func (c *Client) HasBuildFiles(ctx context.Context, team wrenn.TeamID, hash stri
 func (c *Client) PutBuildFiles(ctx context.Context, team wrenn.TeamID, hash string, content io.Reader) error {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	defer dog.stop() // without CloseAndReceive the host sees a broken stream, never whole files
-	stream, err := c.rpc.PutBuildFiles(ctx)
+	stream, err := c.streams.PutBuildFiles(ctx)
 	if err != nil {
 		return c.transferError(ctx, err)
 	}

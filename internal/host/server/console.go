@@ -24,6 +24,11 @@ func (s *server) ReadConsole(ctx context.Context, req *pb.ReadConsoleRequest, st
 	if err != nil {
 		return err
 	}
+	done, err := s.opened.add(id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	text, more, err := s.cfg.Manager.Console(id)
 	if err != nil {
 		return err

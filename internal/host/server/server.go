@@ -46,6 +46,7 @@ type Config struct {
 type server struct {
 	cfg     Config
 	closing <-chan struct{} // closed when streams must end
+	opened  opened
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*server)(nil)
@@ -293,8 +294,16 @@ func (s *server) use(ctx context.Context, id string) (sb *sandbox.Sandbox, _ con
 	if err != nil {
 		return nil, ctx, nil, err
 	}
+	done, err := s.opened.add(sb.ID())
+	if err != nil {
+		return nil, ctx, nil, err
+	}
 	release, err = sb.Use(ctx)
-	return sb, ctx, release, err
+	if err != nil {
+		done()
+		return nil, ctx, nil, err
+	}
+	return sb, ctx, func() { release(); done() }, nil
 }
 
 // edge turns errors into those of Connect, and logs them once.
