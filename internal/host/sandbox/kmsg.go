@@ -29,7 +29,7 @@ func wasKilledForMemory(ref *vm.Ref) bool {
 	if err != nil {
 		return false
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }() // it was only read from
 	return hasOOMKill(func(p []byte) (int, error) { return unix.Read(fd, p) }, ref)
 }
 
