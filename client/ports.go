@@ -2,7 +2,9 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strconv"
@@ -17,8 +19,8 @@ import (
 // the sandbox's addresses, including the loopback address. A paused sandbox with
 // AutoResume is resumed first. The error's code is InvalidState when no program
 // listens, or when the sandbox does not run. The connection breaks when the
-// sandbox is paused or ends: a read then fails with io.ErrUnexpectedEOF. ctx
-// covers only connecting; the caller closes the connection, which has a
+// sandbox is paused or ends: a read then fails with io.ErrUnexpectedEOF, and an
+// *Error, such as one of CutByPause, when the server says why. ctx covers only connecting; the caller closes the connection, which has a
 // CloseWrite like that of net.TCPConn.
 func (c *Client) DialPort(ctx context.Context, id string, port int) (net.Conn, error) {
 	header := map[string][]string{}
@@ -28,7 +30,7 @@ func (c *Client) DialPort(ctx context.Context, id string, port int) (net.Conn, e
 		HTTPClient: c.http, HTTPHeader: header, Subprotocols: []string{portstream.Protocol},
 	})
 	if err == nil {
-		return portstream.New(conn), nil
+		return &portConn{portstream.New(conn)}, nil
 	}
 	if resp != nil && ctx.Err() == nil {
 		defer resp.Body.Close()
@@ -56,6 +58,23 @@ type Ports struct {
 	MaskHost string   `json:"mask_host,omitempty"`
 	HTTPS    []uint16 `json:"https,omitempty"`
 }
+
+// portConn is a connection whose errors are those of this package.
+type portConn struct{ *portstream.Conn }
+
+func (c *portConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if cut, ok := errors.AsType[*portstream.Cut](err); ok {
+		err = &cutError{&Error{Code: Code(cut.Code), Message: cut.Message}}
+	}
+	return n, err
+}
+
+// cutError says why the server has cut a connection.
+type cutError struct{ why *Error }
+
+func (c *cutError) Error() string   { return c.why.Message }
+func (c *cutError) Unwrap() []error { return []error{c.why, io.ErrUnexpectedEOF} }
 
 // PortURL returns the URL under which the server serves HTTP from a port of a
 // sandbox, also without a domain. It needs no key: everyone who knows the URL has

@@ -1,10 +1,12 @@
 // Package portstream carries a TCP connection in a WebSocket, as
 // GET /v1/sandboxes/{id}/connect/{port} does: binary messages are the bytes, and
-// an empty one is the end of its direction. The API and its clients share it.
+// an empty one is the end of its direction. A text message says why the API ends the
+// connection early. The API and its clients share it.
 package portstream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -49,7 +51,8 @@ func New(ws *websocket.Conn) *Conn {
 }
 
 // Read returns io.EOF when the peer has ended its direction, and another error
-// when the WebSocket ends before that: then not all may have come.
+// when the WebSocket ends before that: then not all may have come. It is a *Cut when
+// the peer says why.
 func (c *Conn) Read(p []byte) (int, error) {
 	for !c.ended {
 		if c.message == nil {
@@ -58,7 +61,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 				return 0, c.explain(err)
 			}
 			if kind != websocket.MessageBinary {
-				return 0, errors.New("the peer sent text on a connection to a port")
+				return 0, readCut(message)
 			}
 			c.message, c.empty = message, true
 		}
@@ -74,6 +77,41 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 	}
 	return 0, io.EOF
+}
+
+// Cut is the error of a Read when the peer says why it cut the connection.
+type Cut struct {
+	Code    string `json:"code"` // of the API's errors
+	Message string `json:"data"`
+}
+
+func (c *Cut) Error() string { return c.Message }
+
+// Unwrap returns io.ErrUnexpectedEOF.
+func (c *Cut) Unwrap() error { return io.ErrUnexpectedEOF }
+
+// cutFrame is Cut as the peer sends it: as exec streams send their errors.
+type cutFrame struct {
+	Type string `json:"type"` // "error"
+	Cut
+}
+
+// readCut reads a text message.
+func readCut(message io.Reader) error {
+	var frame cutFrame
+	if err := json.NewDecoder(message).Decode(&frame); err != nil || frame.Type != "error" {
+		return errors.New("the peer sent text on a connection to a port")
+	}
+	return &frame.Cut
+}
+
+// Fail tells the peer why the connection is cut, which Close then does.
+func (c *Conn) Fail(code, message string) error {
+	text, err := json.Marshal(cutFrame{"error", Cut{code, message}})
+	if err != nil {
+		return err
+	}
+	return c.explain(c.ws.Write(context.Background(), websocket.MessageText, text))
 }
 
 // Write sends p in messages.

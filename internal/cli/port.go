@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -191,6 +192,30 @@ func (f forwarding) pass(ctx context.Context, local net.Conn, api *client.Client
 		local.Close()
 		_ = remote.SetDeadline(time.Now()) // breaks it; Close would wait for the server
 	})()
-	tunnel.Join(local, remote, nil)
+	explained := &explainedConn{Conn: remote}
+	tunnel.Join(local, explained, nil)
+	return explained.why
+}
+
+// explainedConn is a connection that remembers why the server cut it.
+type explainedConn struct {
+	net.Conn
+
+	why error // for after Join; nil when the server did not say
+}
+
+func (c *explainedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if _, ok := errors.AsType[*client.Error](err); ok {
+		c.why = err
+	}
+	return n, err
+}
+
+// CloseWrite ends the direction to the sandbox.
+func (c *explainedConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
 	return nil
 }

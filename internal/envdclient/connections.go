@@ -185,5 +185,23 @@ func (c *connection) CloseWrite() error {
 	return nil
 }
 
+// WhyCut returns why Close, ClosePaused or Interrupt has cut a connection of
+// DialPort; nil when none has.
+func WhyCut(conn net.Conn) error {
+	for {
+		if c, ok := conn.(*connection); ok {
+			if why := c.gone.Load(); why != nil {
+				return why
+			}
+			return nil
+		}
+		outer, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		conn = outer.NetConn()
+	}
+}
+
 // NetConn returns the underlying connection.
 func (c *connection) NetConn() net.Conn { return c.Conn }

@@ -135,7 +135,16 @@ func HostPath(sandbox string, port uint16) string {
 // HostPattern is the pattern of HostPath for http.ServeMux.
 const HostPattern = "GET /tunnel/{sandbox}/{port}"
 
-// Refused is the JSON body of a host agent's Refusal.
+// The bytes of a tunnel cannot say why it was cut. Its caller gives it a name, in
+// NameHeader, and asks for HostPath with CutParam=name after the cut. The answer is
+// a Refused, without a code when the program or the caller itself has ended it.
+const (
+	NameHeader = "Wrenn-Tunnel-Name"
+	CutParam   = "cut"
+)
+
+// Refused is the JSON body of a host agent's Refusal, and of its answer to a question
+// for a cut.
 type Refused struct {
 	Code    string `json:"code"` // as wire.ToResult gives it
 	Message string `json:"message"`

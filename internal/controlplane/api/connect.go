@@ -1,7 +1,10 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"net"
 	"net/http"
 	"strconv"
 	"time"
@@ -44,8 +47,52 @@ func (s *Server) connectPort(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(s.stopping, func() { _ = conn.Close(websocket.StatusGoingAway, errStopping.message) })()
 	stop := s.pingEvery(conn, s.times.ping)
 	defer stop()
-	tunnel.Join(portstream.New(conn), program, nil)
+	client := portstream.New(conn)
+	tunnel.Join(client, &toldWhy{Conn: program, tell: func() error { return s.tellWhyCut(r.Context(), client, program) }}, nil)
 }
+
+// tellWhyCut tells the client why the host has cut the connection to the program, and
+// returns that; nil when it has not.
+func (s *Server) tellWhyCut(ctx context.Context, client *portstream.Conn, program net.Conn) error {
+	asked, ok := program.(interface{ WhyCut(context.Context) error })
+	if !ok {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx) // it ended when the connection became a WebSocket; WhyCut has a limit
+	why := asked.WhyCut(ctx)
+	if why != nil {
+		f := failureOf(ctx, why)
+		_ = client.Fail(string(f.code), f.message) // the client may be gone
+	}
+	return why
+}
+
+// toldWhy is a connection to a program. Before Read returns its end, tell is called:
+// a host's cut looks like a whole stream on a Unix socket. Its error is Read's, then.
+type toldWhy struct {
+	net.Conn
+
+	tell func() error
+}
+
+func (c *toldWhy) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && !errors.Is(err, net.ErrClosed) { // ErrClosed: the client was first
+		err = cmp.Or(c.tell(), err)
+	}
+	return n, err
+}
+
+// CloseWrite ends the direction to the program, where the connection can.
+func (c *toldWhy) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// NetConn is the connection itself.
+func (c *toldWhy) NetConn() net.Conn { return c.Conn }
 
 // pingEvery keeps an idle connection open in whatever is between the client and
 // us, until stop is called. The answers do not matter: a client that stands still

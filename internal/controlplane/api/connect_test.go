@@ -6,6 +6,7 @@ import (
 	"net"
 	"testing"
 
+	"wrenn"
 	"wrenn/client"
 	"wrenn/internal/testkit"
 )
@@ -68,6 +69,19 @@ func TestConnectPort(t *testing.T) {
 		testkit.Must(t, err)
 		if _, err := io.ReadAll(conn); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("got %v: a cut connection must not look like a whole one", err)
+		}
+	})
+	t.Run("cut by the host", func(t *testing.T) {
+		paused := wrenn.Errorf(wrenn.CutByPause, "the sandbox was paused")
+		server := serve(t, &stub{port: programOn(t, func(net.Conn) {}), cut: paused}, nil) // its end looks like a whole one
+		c, err := client.New(client.Config{URL: "http://" + server.address, Key: testKey})
+		testkit.Must(t, err)
+		conn, err := c.DialPort(t.Context(), testID, 80)
+		testkit.Must(t, err)
+		defer conn.Close()
+		_, err = io.ReadAll(conn)
+		if client.CodeOf(err) != client.CutByPause || err.Error() != paused.Message || !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("a client that leaves", func(t *testing.T) {

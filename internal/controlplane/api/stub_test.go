@@ -64,6 +64,7 @@ type stub struct {
 	panics   bool
 	port     string // address of the program that ConnectPort reaches; "" is none
 	ingress  wrenn.Ingress
+	cut      error // why the host cuts connections to it; nil when it does not
 }
 
 func (s *stub) Ingress(context.Context, wrenn.SandboxID) (wrenn.Ingress, error) {
@@ -74,6 +75,15 @@ func (s *stub) TrafficToken(_ context.Context, id wrenn.SandboxID) (string, erro
 	return "traffic-token-of-" + string(id), nil
 }
 
+// cutConn is a connection that the host cuts.
+type cutConn struct {
+	*net.TCPConn
+
+	why error
+}
+
+func (c *cutConn) WhyCut(context.Context) error { return c.why }
+
 func (s *stub) ConnectPort(ctx context.Context, _ service.Caller, id wrenn.SandboxID, _ uint16) (net.Conn, error) {
 	switch {
 	case id == missingID:
@@ -83,7 +93,11 @@ func (s *stub) ConnectPort(ctx context.Context, _ service.Caller, id wrenn.Sandb
 	case s.port == "":
 		return nil, wrenn.ErrPortClosed
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", s.port)
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", s.port)
+	if err != nil {
+		return nil, err
+	}
+	return &cutConn{conn.(*net.TCPConn), s.cut}, nil
 }
 
 var testCaller = service.Caller{Team: testTeam, Key: testKeyID}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/tunnel"
 	"wrenn/internal/wire"
@@ -22,6 +23,10 @@ const (
 	maxTunnels = 10_000
 	// touchEvery bounds how often traffic in a tunnel is recorded as use.
 	touchEvery = time.Second
+	// cutFor is how long the host remembers why it cut a tunnel.
+	cutFor = 30 * time.Second
+	// maxName bounds the name of a tunnel.
+	maxName = 64
 )
 
 // tunnels are the connections to ports of sandboxes. They are no RPC, because
@@ -34,15 +39,32 @@ type tunnels struct {
 	closed bool
 	open   map[net.Conn]wrenn.SandboxID
 	counts map[wrenn.SandboxID]int
+	named  map[tunnelName]*named
+}
+
+// tunnelName is the name that a caller has given to a tunnel.
+type tunnelName struct {
+	id   wrenn.SandboxID
+	name string
+}
+
+// named is a tunnel with a name: open, or cut a moment ago.
+type named struct {
+	port net.Conn // nil after the tunnel has ended
+	why  error    // that it was cut
 }
 
 func newTunnels(s *server) *tunnels {
-	return &tunnels{s: s, open: map[net.Conn]wrenn.SandboxID{}, counts: map[wrenn.SandboxID]int{}}
+	return &tunnels{s: s, open: map[net.Conn]wrenn.SandboxID{}, counts: map[wrenn.SandboxID]int{}, named: map[tunnelName]*named{}}
 }
 
 // ServeHTTP answers a request for tunnel.HostPath. A refusal is {"code", "message"},
 // the code as RPC names it; 502 says that the port is not open.
 func (t *tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if name := r.URL.Query().Get(tunnel.CutParam); name != "" {
+		answer(w, http.StatusOK, t.whyCut(tunnelName{wrenn.SandboxID(r.PathValue("sandbox")), name}))
+		return
+	}
 	sb, port, err := t.dial(r)
 	if err != nil {
 		refuse(w, err)
@@ -55,6 +77,7 @@ func (t *tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer t.remove(port, id)
+	defer t.name(port, id, r.Header.Get(tunnel.NameHeader))()
 	client, err := tunnel.Accept(w)
 	if err != nil {
 		refuse(w, wrenn.Errorf(wrenn.Invalid, "a tunnel needs HTTP/1.1"))
@@ -110,6 +133,51 @@ func (t *tunnels) remove(conn net.Conn, id wrenn.SandboxID) {
 	}
 }
 
+// name keeps the tunnel's name until ended is called, and a moment longer if it was cut.
+func (t *tunnels) name(port net.Conn, id wrenn.SandboxID, name string) (ended func()) {
+	if name == "" || len(name) > maxName {
+		return func() {}
+	}
+	key, n := tunnelName{id, name}, &named{port: port}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.named[key] = n
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if n.port, n.why = nil, envdclient.WhyCut(port); n.why == nil {
+			t.forget(key, n)
+			return
+		}
+		time.AfterFunc(cutFor, func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.forget(key, n)
+		})
+	}
+}
+
+// forget removes a name that still means n. The caller must hold mu.
+func (t *tunnels) forget(key tunnelName, n *named) {
+	if t.named[key] == n {
+		delete(t.named, key)
+	}
+}
+
+// whyCut returns why a tunnel was cut; nil when it was not, or too long ago.
+func (t *tunnels) whyCut(key tunnelName) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch n := t.named[key]; {
+	case n == nil:
+		return nil
+	case n.port != nil: // it is being ended
+		return envdclient.WhyCut(n.port)
+	default:
+		return n.why
+	}
+}
+
 // close breaks all tunnels, and those that are to come.
 func (t *tunnels) close() {
 	t.mu.Lock()
@@ -129,6 +197,11 @@ func refuse(w http.ResponseWriter, err error) {
 	case errors.Is(err, context.Canceled):
 		return // the caller has left
 	}
+	answer(w, status, err)
+}
+
+// answer sends the code and the message of err, empty ones for nil.
+func answer(w http.ResponseWriter, status int, err error) {
 	code, message := wire.ToResult(err)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)

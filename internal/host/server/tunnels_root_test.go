@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"wrenn"
 	"wrenn/internal/host/server/agenttest"
 	"wrenn/internal/testkit"
 	"wrenn/internal/tunnel"
@@ -26,7 +27,26 @@ func (c caller) tunnel(t *testing.T, id string, port int) (net.Conn, error) {
 	t.Cleanup(func() { conn.Close() })
 	req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://agent/tunnel/%s/%d", id, port), nil)
 	testkit.Must(t, err)
+	req.Header.Set(tunnel.NameHeader, tunnelName)
 	return tunnel.Ask(conn, req)
+}
+
+const tunnelName = "one"
+
+// whyCut asks the agent why it has cut the tunnel of that name.
+func (c caller) whyCut(t *testing.T, id string, port int, name string) tunnel.Refused {
+	t.Helper()
+	conn, err := net.Dial("unix", strings.TrimPrefix(c.agent.URL(), "unix://"))
+	testkit.Must(t, err)
+	defer conn.Close()
+	req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://agent%s?%s=%s", tunnel.HostPath(id, uint16(port)), tunnel.CutParam, name), nil)
+	testkit.Must(t, err)
+	resp, _, err := tunnel.Exchange(conn, req, 1<<10)
+	testkit.Must(t, err)
+	defer resp.Body.Close()
+	var why tunnel.Refused
+	testkit.Must(t, json.NewDecoder(resp.Body).Decode(&why))
+	return why
 }
 
 // refused returns the status and the code of a refusal.
@@ -93,6 +113,12 @@ func TestTunnels(t *testing.T) {
 		testkit.Must(t, err)
 		if n, err := conn.Read(make([]byte, 1)); err == nil {
 			t.Errorf("read %d bytes after the pause", n)
+		}
+		if why := c.whyCut(t, id, port, tunnelName); why.Code != string(wrenn.CutByPause) || !strings.Contains(why.Message, "resume it") {
+			t.Errorf("it was cut for %+v", why)
+		}
+		if why := c.whyCut(t, id, port, "other"); why.Code != "" {
+			t.Errorf("a tunnel that was not cut, was for %+v", why)
 		}
 		_, err = c.tunnel(t, id, port)
 		if status, code := refused(t, err); status != 503 || code != "failed_precondition" {
