@@ -61,9 +61,9 @@ func (c *portCommand) Run(ctx context.Context, s *session) error {
 
 // portRules are the flags that say who reaches the ports of a new sandbox, and how.
 type portRules struct {
-	PrivatePorts bool     `help:"Requests to its ports need the token that \"sandbox get\" shows, as E2b-Traffic-Access-Token."`
-	MaskHost     string   `placeholder:"HOST" help:"The Host that programs in it get instead of that of the client, as 'localhost:$${PORT}', which stands for the port."`
-	HTTPSPorts   []uint16 `name:"https-port" placeholder:"PORT" sep:"none" help:"A port at which a program speaks TLS; may be repeated."`
+	PrivatePorts bool     `help:"Refuse requests to its ports without the header E2b-Traffic-Access-Token, which has the token that \"sandbox get\" shows."`
+	MaskHost     string   `placeholder:"HOST" help:"The Host header that its programs get instead of the client's, such as 'localhost:$${PORT}'; $${PORT} is replaced by the port."`
+	HTTPSPorts   []uint16 `name:"https-port" placeholder:"PORT" sep:"none" help:"A port of the sandbox whose program speaks TLS; may be repeated."`
 }
 
 // ports returns the rules of the flags; nil if there are none.

@@ -261,7 +261,7 @@ func (s *session) each(ctx context.Context, what string, ids []string, do func(c
 
 type pauseCommand struct {
 	IDs   []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
-	Force bool     `help:"Without the sandbox's help, when it does not answer: programs and disk are saved as they stand."`
+	Force bool     `help:"Pause a sandbox that does not answer: its programs and disk are saved in their current state."`
 }
 
 // Run pauses the sandboxes and returns when their memory is free.

@@ -10,15 +10,15 @@ import (
 )
 
 type statsCommand struct {
-	Last time.Duration `default:"1m" placeholder:"TIME" help:"How far back, as 90s or 1h; 0s is the whole life; default: 1m."`
+	Last time.Duration `default:"1m" placeholder:"TIME" help:"Show this much time until now, such as 90s or 1h; 0s is the whole life; default: 1m."`
 	ID   string        `arg:"" complete:"sandbox" help:"The sandbox, running or paused."`
 }
 
 // Help is shown below the usage.
 func (*statsCommand) Help() string {
-	return `A running sandbox is measured every 5 seconds; the first time within 10
-seconds of its start. The last half hour is kept in full, and fewer samples of what
-is longer ago. A paused sandbox keeps them: --last 0s shows all.`
+	return `A running sandbox is measured every 5 seconds, first within 10 seconds of its
+start. All samples of the last half hour are kept, and fewer of the time before. A
+paused sandbox keeps its samples: --last 0s shows all.`
 }
 
 // Run prints a table, or an array of JSON, oldest first.
