@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"regexp"
 	"strings"
@@ -54,7 +55,22 @@ func testPorts(t *testing.T, e *everything, id string) {
 	if code := forward.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("port-forward ends with %d: %s", code, forward.out)
 	}
+	cut := startChild(t, e.command("port-forward", id, "0:49983"))
+	if !cut.out.wait("->", patience) {
+		t.Fatalf("port-forward prints %q", cut.out)
+	}
+	open, err := net.Dial("tcp", regexp.MustCompile(`(\S+) ->`).FindStringSubmatch(cut.out.String())[1])
+	testkit.Must(t, err)
+	defer open.Close()
+	_, err = io.WriteString(open, "GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+	testkit.Must(t, err)
+	_, err = open.Read(make([]byte, 1)) // the connection stays
+	testkit.Must(t, err)
 	e.must(t, nil, "sandbox", "pause", id)
+	if !cut.out.wait("the sandbox was paused: resume it", patience) {
+		t.Errorf("a connection that the pause cut: port-forward prints %q", cut.out)
+	}
+	cut.stop(t, syscall.SIGINT)
 	if status, body := fetch(t, url, ""); status != http.StatusBadGateway || !strings.Contains(body, "The sandbox was not found") {
 		t.Errorf("paused: %d %s", status, body)
 	}

@@ -199,12 +199,35 @@ func TestUp(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a guest that does not answer", func(t *testing.T) { testSilence(t, e, id) })
 	e.must(t, nil, "sandbox", "kill", id)
 	if out := e.must(t, nil, "sandbox", "list", "-q"); out != "" {
 		t.Errorf("still there: %q", out)
 	}
 	e.create(t) // the stop destroys it
 	e.stop(t)
+}
+
+// testSilence takes the guest's network away. Afterwards the sandbox is paused.
+func testSilence(t *testing.T, e *everything, id string) {
+	t.Helper()
+	refused := func(args ...string) {
+		t.Helper()
+		out, err := e.command(args...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "nothing in it answers on its network; calls work again when it answers") {
+			t.Errorf("wrenn %q: %v, printed %q", args, err, out)
+		}
+	}
+	refused("sandbox", "exec", "-u", "root", id, "--", "ip", "link", "set", "eth0", "down") // waits until it is noticed
+	refused("sandbox", "exec", id, "--", "true")
+	refused("sandbox", "pause", id)
+	if out := e.must(t, nil, "sandbox", "list"); !strings.Contains(out, "unresponsive") {
+		t.Errorf("the list shows\n%s", out)
+	}
+	e.must(t, nil, "sandbox", "pause", "--force", id)
+	if out := e.must(t, nil, "sandbox", "list"); strings.Contains(out, "unresponsive") || !strings.Contains(out, "paused") {
+		t.Errorf("after the pause the list shows\n%s", out)
+	}
 }
 
 // testBytes moves binary data through exec and cp, both ways.
