@@ -13,10 +13,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -40,6 +42,7 @@ func TestTemplates(t *testing.T) {
 	t.Run("from the base", s.testTemplateOfBase)
 	t.Run("from a sandbox", s.testTemplateOfSandbox)
 	t.Run("from a container image", s.testTemplateOfContainer)
+	t.Run("from a Dockerfile", s.testTemplateOfDockerfile)
 	t.Run("a build that fails", s.testTemplateFails)
 	t.Run("a control plane that dies", s.testTemplateAbandoned)
 	s.clean(t, "snapshots")
@@ -230,6 +233,44 @@ func busyboxTree(t *testing.T, program []byte, applets []string) []byte {
 		t.Fatal(err)
 	}
 	return out.Bytes()
+}
+
+// testTemplateOfDockerfile: sandboxes have what the steps did, and a build runs only the steps that changed.
+func (s *stack) testTemplateOfDockerfile(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) { testkit.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)) }
+	const steps = `FROM base
+ARG WHO=world
+ENV GREETING="servus $WHO"
+WORKDIR /srv/app
+COPY --chown=user:user --chmod=0640 hello.txt .
+USER user
+RUN cat hello.txt && echo "$WHO"
+USER root
+RUN id -un >` + "%s" + `
+USER user
+CMD printf '%%s %%s' "$(id -un)" "$PWD" >/dev/shm/started; exec sleep 100000
+`
+	write("hello.txt", "hi\n")
+	write("Dockerfile", fmt.Sprintf(steps, "one"))
+	build := []string{"--from-template", "base", "--memory", "128", "--ready-cmd", "test -s /dev/shm/started", "-f", filepath.Join(dir, "Dockerfile"), dir}
+	s.buildTemplate(t, "app:one", build...)
+	write("Dockerfile", fmt.Sprintf(steps, "two"))
+	s.buildTemplate(t, "app:two", build...)
+	log, err := s.wrenn(t, "template", "logs", "app:two")
+	testkit.Must(t, err)
+	for n := 1; n <= 9; n++ { // step 8 changed, and comes before 9
+		if cached := strings.Contains(log, fmt.Sprintf("#%d CACHED", n)); cached != (n < 8) {
+			t.Errorf("step %d of the second build: cached is %v:\n%s", n, cached, log)
+		}
+	}
+	id := s.of(t, "app:two")
+	exec, err := s.api.Exec(t.Context(), id, client.Command{Cmd: "sh", Args: []string{"-c", "id -un; pwd; echo $GREETING $WHO; stat -c '%U %a' hello.txt; cat hello.txt two /dev/shm/started; ls"}})
+	testkit.Must(t, err)
+	const want = "user\n/srv/app\nservus world\nuser 640\nhi\nroot\nuser /srv/apphello.txt\ntwo\n"
+	if diff := cmp.Diff(want, string(exec.Stdout)); diff != "" {
+		t.Errorf("in the sandbox (-want +got):\n%s\n%s", diff, exec.Stderr)
+	}
 }
 
 func (s *stack) testTemplateFails(t *testing.T) {
