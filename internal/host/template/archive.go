@@ -3,6 +3,7 @@ package template
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"compress/gzip"
 	"errors"
 	"io"
@@ -28,6 +29,14 @@ type placement struct {
 	destDir  bool   // dest is a directory, or is meant to be one
 	uid, gid int
 	mode     int64 // -1 keeps the archive's
+	most     int64 // bytes unpacked; 0 is maxCopiedBytes
+}
+
+// limit returns the bytes that the files may have together.
+func (p placement) limit() int64 { return cmp.Or(p.most, maxCopiedBytes) }
+
+func tooLarge(limit int64) error {
+	return wrenn.Errorf(wrenn.Invalid, "the uploaded files of a step have more than %d MiB, unpacked", limit>>20)
 }
 
 // place reads the archive of a COPY step and writes another one to out, which is
@@ -36,7 +45,7 @@ type placement struct {
 // dest if that is a directory. The archive is not trusted: names that leave it and
 // special files are errors.
 func (p placement) place(archive io.Reader, out io.Writer) error {
-	in, err := decompressed(archive)
+	in, err := decompressed(archive, p.limit())
 	if err != nil {
 		return err
 	}
@@ -67,29 +76,29 @@ func badArchive(err error) error {
 	return &wrenn.Error{Code: wrenn.Invalid, Message: "the uploaded files are not a whole tar archive, or one of tar and gzip", Err: err}
 }
 
-// decompressed returns the archive as tar alone, no longer than is allowed.
-func decompressed(archive io.Reader) (io.Reader, error) {
-	buffered := bufio.NewReaderSize(archive, 1<<16)
+// decompressed returns the archive as tar alone, no longer than the limit.
+func decompressed(archive io.Reader, limit int64) (io.Reader, error) {
+	buffered := bufio.NewReader(archive)
 	magic, err := buffered.Peek(2)
 	if err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
-		return &bounded{buffered, maxCopiedBytes}, nil //nolint:nilerr // tar explains an archive that is too short
+		return &bounded{buffered, limit, limit}, nil //nolint:nilerr // tar explains an archive that is too short
 	}
 	unzipped, err := gzip.NewReader(buffered)
 	if err != nil {
 		return nil, badArchive(err)
 	}
-	return &bounded{unzipped, maxCopiedBytes}, nil
+	return &bounded{unzipped, limit, limit}, nil
 }
 
 // bounded is a reader that fails after some bytes.
 type bounded struct {
 	io.Reader
-	left int64
+	left, limit int64
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, wrenn.Errorf(wrenn.Invalid, "the uploaded files of a step have more than %d GiB", int64(maxCopiedBytes)>>30)
+		return 0, tooLarge(b.limit)
 	}
 	n, err := b.Reader.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
@@ -101,7 +110,9 @@ type placer struct {
 	placement
 	out   *tar.Writer
 	files int
-	whole int // files that are dest itself
+	whole int   // files that are dest itself
+	bytes int64 // of files; the holes of sparse ones count
+	buf   []byte
 }
 
 func (w *placer) add(h *tar.Header, content io.Reader) error {
@@ -140,6 +151,10 @@ func (w *placer) add(h *tar.Header, content io.Reader) error {
 		}
 		next.Linkname = strings.TrimPrefix(w.target(target, false), "/")
 	case tar.TypeReg:
+		if h.Size > w.limit()-w.bytes { // a sparse file is larger than the archive
+			return tooLarge(w.limit())
+		}
+		w.bytes += h.Size
 		next.Size = h.Size
 	default:
 		return wrenn.Errorf(wrenn.Invalid, "%.200q cannot be copied: it is not a file, directory or link", h.Name)
@@ -155,11 +170,13 @@ func (w *placer) add(h *tar.Header, content io.Reader) error {
 
 // copy copies a file's content. It tells errors of the archive from those of out.
 func (w *placer) copy(content io.Reader) error {
-	buf := make([]byte, 64<<10)
+	if w.buf == nil {
+		w.buf = make([]byte, 64<<10)
+	}
 	for {
-		n, err := content.Read(buf)
+		n, err := content.Read(w.buf)
 		if n > 0 {
-			if _, err := w.out.Write(buf[:n]); err != nil {
+			if _, err := w.out.Write(w.buf[:n]); err != nil {
 				return writeError(err)
 			}
 		}
