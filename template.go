@@ -28,14 +28,14 @@ type TemplateName struct{ Name, Tag string }
 // of each host.
 const BaseTemplate = "base"
 
-// defaultTag is the tag of a name without one.
-const defaultTag = "latest"
+// DefaultTag is the tag of a name without one.
+const DefaultTag = "latest"
 
 // ParseTemplateName reads name or name:tag, or returns an Invalid error.
 func ParseTemplateName(s string) (TemplateName, error) {
 	name, tag, tagged := strings.Cut(s, ":")
 	if !tagged {
-		tag = defaultTag
+		tag = DefaultTag
 	}
 	if !isTemplateWord(name) || !isTemplateWord(tag) {
 		return TemplateName{}, Errorf(Invalid, "%.80q is not a template's name: up to 63 letters, digits, dots, dashes and underscores, and a :tag of these if wanted", s)
@@ -56,24 +56,25 @@ func isTemplateWord(s string) bool {
 
 // String returns the name, without the default tag.
 func (n TemplateName) String() string {
-	if n.Tag == defaultTag {
+	if n.Tag == DefaultTag {
 		return n.Name
 	}
 	return n.Name + ":" + n.Tag
 }
 
 // Base reports whether n names the built-in template.
-func (n TemplateName) Base() bool { return n == TemplateName{BaseTemplate, defaultTag} }
+func (n TemplateName) Base() bool { return n == TemplateName{BaseTemplate, DefaultTag} }
 
 // BuildState is where a build is in its life.
 type BuildState string
 
 // The states.
 const (
-	BuildBuilding BuildState = "building"
-	BuildReady    BuildState = "ready"
-	BuildFailed   BuildState = "failed"  // with a reason
-	BuildDeleted  BuildState = "deleted" // its host removes it, or has removed it
+	BuildRequested BuildState = "requested" // its client has not started it; such a build is in no list
+	BuildBuilding  BuildState = "building"
+	BuildReady     BuildState = "ready"
+	BuildFailed    BuildState = "failed"  // with a reason
+	BuildDeleted   BuildState = "deleted" // its host removes it, or has removed it
 )
 
 // TemplateSource is what a template is built from: the one field that is set, or
@@ -109,6 +110,8 @@ type Build struct {
 	ID       BuildID
 	Team     TeamID
 	Template TemplateName
+	// MoreTags also refer to it when it is ready.
+	MoreTags []string
 	State    BuildState
 	Reason   string // why it failed or was deleted, for the user
 	// FailedStep is the step at which it failed: its number from 1, StepBase or

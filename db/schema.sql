@@ -88,6 +88,19 @@ CREATE TABLE public.repeatable_creates (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE public.requested_builds (
+    id text NOT NULL COLLATE pg_catalog."C",
+    team_id uuid NOT NULL,
+    name text NOT NULL,
+    tag text NOT NULL,
+    more_tags text[] NOT NULL,
+    vcpus integer NOT NULL,
+    memory_mb integer NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT requested_builds_memory_mb_check CHECK ((memory_mb > 0)),
+    CONSTRAINT requested_builds_vcpus_check CHECK ((vcpus > 0))
+);
+
 CREATE TABLE public.sandbox_events (
     id bigint NOT NULL,
     sandbox_id text NOT NULL COLLATE pg_catalog."C",
@@ -189,6 +202,7 @@ CREATE TABLE public.template_generations (
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     from_template text DEFAULT ''::text NOT NULL,
     failed_step text DEFAULT ''::text NOT NULL,
+    more_tags text[] DEFAULT '{}'::text[] NOT NULL,
     CONSTRAINT template_generations_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT template_generations_state CHECK ((state = ANY (ARRAY['building'::text, 'ready'::text, 'failed'::text, 'deleted'::text]))),
     CONSTRAINT template_generations_vcpus_check CHECK ((vcpus > 0))
@@ -197,7 +211,8 @@ CREATE TABLE public.template_generations (
 CREATE TABLE public.template_lines (
     generation_id text NOT NULL COLLATE pg_catalog."C",
     line bigint NOT NULL,
-    content text NOT NULL
+    content text NOT NULL,
+    written_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
 CREATE TABLE public.templates (
@@ -246,6 +261,9 @@ ALTER TABLE ONLY public.platform_secrets
 ALTER TABLE ONLY public.repeatable_creates
     ADD CONSTRAINT repeatable_creates_pkey PRIMARY KEY (team_id, route, key);
 
+ALTER TABLE ONLY public.requested_builds
+    ADD CONSTRAINT requested_builds_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_pkey PRIMARY KEY (id);
 
@@ -283,6 +301,8 @@ CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at D
 
 CREATE INDEX repeatable_creates_age ON public.repeatable_creates USING btree (created_at);
 
+CREATE INDEX requested_builds_age ON public.requested_builds USING btree (team_id, created_at);
+
 CREATE INDEX sandboxes_between ON public.sandboxes USING btree (worker) WHERE (state = ANY (ARRAY['pending'::text, 'starting'::text, 'pausing'::text, 'resuming'::text, 'stopping'::text]));
 
 CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHERE (state <> ALL (ARRAY['stopped'::text, 'failed'::text]));
@@ -296,6 +316,8 @@ CREATE UNIQUE INDEX template_generations_building ON public.template_generations
 CREATE INDEX template_generations_host ON public.template_generations USING btree (host_id) WHERE (state = 'ready'::text);
 
 CREATE INDEX template_generations_names ON public.template_generations USING btree (team_id, name, tag) WHERE (state <> 'deleted'::text);
+
+CREATE INDEX templates_generation ON public.templates USING btree (generation_id);
 
 CREATE UNIQUE INDEX volumes_names ON public.volumes USING btree (team_id, name) WHERE (state <> 'deleting'::text);
 
@@ -312,6 +334,9 @@ ALTER TABLE ONLY public.api_keys
 
 ALTER TABLE ONLY public.repeatable_creates
     ADD CONSTRAINT repeatable_creates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.requested_builds
+    ADD CONSTRAINT requested_builds_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.sandbox_events
     ADD CONSTRAINT sandbox_events_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id);

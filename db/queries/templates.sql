@@ -6,6 +6,13 @@ SELECT
     count(DISTINCT (name, tag)) FILTER (WHERE (name, tag) <> (@name, @tag)) AS others
 FROM template_generations WHERE team_id = @team_id AND state <> 'deleted';
 
+-- name: CountMoreTags :one
+-- The other names whose builds have another tag.
+SELECT count(*) FROM templates t
+WHERE t.team_id = @team_id AND (t.name, t.tag) <> (@name::text, @tag::text) AND NOT EXISTS (
+    SELECT FROM template_generations g WHERE g.team_id = t.team_id AND g.name = t.name AND g.tag = t.tag AND g.state <> 'deleted'
+);
+
 -- name: DropFailedBuilds :exec
 -- A new build replaces those that failed before it.
 UPDATE template_generations SET state = 'deleted', updated_at = clock_timestamp()
@@ -20,9 +27,9 @@ DELETE FROM template_lines WHERE generation_id IN (
 
 -- name: InsertBuild :one
 INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, from_template, vcpus, memory_mb, env,
-    start_cmd, ready_cmd, ready_timeout_sec, worker)
+    start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags)
 VALUES (@id, @team_id, @name, @tag, @host_id, @from_image, @from_oci, @from_sandbox, @from_template, @vcpus, @memory_mb, @env,
-    @start_cmd, @ready_cmd, @ready_timeout_sec, @worker)
+    @start_cmd, @ready_cmd, @ready_timeout_sec, @worker, @more_tags)
 RETURNING *;
 
 -- name: PlaceBuild :execrows
@@ -49,9 +56,11 @@ RETURNING *;
 INSERT INTO templates (team_id, name, tag, generation_id) VALUES (@team_id, @name, @tag, @generation_id)
 ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp();
 
--- name: ReplaceBuilds :exec
-UPDATE template_generations SET state = 'deleted', reason = @reason, updated_at = clock_timestamp()
-WHERE team_id = @team_id AND name = @name AND tag = @tag AND state = 'ready' AND id <> @id;
+-- name: DropUnnamedBuilds :exec
+-- The builds of a name to which no tag refers any more.
+UPDATE template_generations AS g SET state = 'deleted', reason = @reason, updated_at = clock_timestamp()
+WHERE g.team_id = @team_id AND g.name = @name AND g.state = 'ready'
+    AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id);
 
 -- name: FailBuild :execrows
 UPDATE template_generations SET state = 'failed', reason = @reason, failed_step = @failed_step, worker = NULL, updated_at = clock_timestamp()
@@ -67,27 +76,37 @@ RETURNING id;
 UPDATE template_generations SET state = 'failed', reason = @reason, updated_at = clock_timestamp() WHERE id = @id AND state = 'ready';
 
 -- name: DeleteTemplate :many
--- A builder finds out when it next writes the log.
-UPDATE template_generations SET state = 'deleted', reason = @reason, worker = NULL, updated_at = clock_timestamp()
-WHERE team_id = @team_id AND name = @name AND tag = @tag AND state <> 'deleted'
-RETURNING id, host_id;
+-- A builder finds out when it next writes the log. Builds that other tags refer to stay.
+UPDATE template_generations AS g SET state = 'deleted', reason = @reason, worker = NULL, updated_at = clock_timestamp()
+WHERE g.team_id = @team_id AND g.name = @name AND (g.tag = @tag OR g.state = 'ready') AND g.state <> 'deleted'
+    AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id)
+RETURNING g.id, g.host_id;
 
--- name: DeleteTemplateName :exec
+-- name: DeleteTemplateName :execrows
 DELETE FROM templates WHERE team_id = @team_id AND name = @name AND tag = @tag;
 
 -- name: NamedBuilds :many
 -- The builds of a name with the one that it refers to, the newest first. '' is all names.
 SELECT sqlc.embed(g), (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
-LEFT JOIN templates t ON t.generation_id = g.id
-WHERE g.team_id = @team_id AND g.state <> 'deleted' AND (@name::text = '' OR (g.name = @name AND g.tag = @tag))
+LEFT JOIN templates t ON t.generation_id = g.id AND t.name = g.name AND t.tag = g.tag
+WHERE g.team_id = @team_id AND (@name::text = '' OR (g.name = @name AND g.tag = @tag))
+    AND (g.state IN ('building', 'failed') OR g.state = 'ready' AND t.generation_id IS NOT NULL) -- else it is that of other tags
 ORDER BY g.name, g.tag, g.created_at DESC;
+
+-- name: TaggedBuilds :many
+-- The names that refer to a build of another tag. '' is all names.
+SELECT sqlc.embed(g), t.name AS of_name, t.tag AS of_tag
+FROM templates t
+JOIN template_generations g ON g.id = t.generation_id
+WHERE t.team_id = @team_id AND g.state = 'ready' AND (g.name, g.tag) <> (t.name, t.tag)
+    AND (@name::text = '' OR (t.name = @name AND t.tag = @tag));
 
 -- name: GetBuild :one
 SELECT * FROM template_generations WHERE id = @id AND team_id = @team_id AND name = @name AND tag = @tag;
 
 -- name: BuildLines :many
-SELECT line, content FROM template_lines WHERE generation_id = @id AND line >= @first_line ORDER BY line LIMIT @page_size;
+SELECT line, content, written_at FROM template_lines WHERE generation_id = @id AND line >= @first_line ORDER BY line LIMIT @page_size;
 
 -- name: ReadyBuilds :many
 SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready';
@@ -96,3 +115,29 @@ SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready'
 -- settled: one that was replaced a moment ago may still be used by a create.
 SELECT id, state, (updated_at < clock_timestamp() - make_interval(secs => @older_than))::boolean AS settled
 FROM template_generations WHERE id = ANY (@ids::text[]);
+
+-- name: NamedBuild :one
+SELECT g.id FROM templates t JOIN template_generations g ON g.id = t.generation_id
+WHERE t.team_id = @team_id AND t.name = @name AND t.tag = @tag AND g.state = 'ready';
+
+-- name: CountNames :one
+SELECT count(*) FROM templates WHERE team_id = @team_id;
+
+-- name: RequestBuild :exec
+INSERT INTO requested_builds (id, team_id, name, tag, more_tags, vcpus, memory_mb)
+VALUES (@id, @team_id, @name, @tag, @more_tags, @vcpus, @memory_mb);
+
+-- name: DropOldRequests :exec
+-- Those that were never started, beside the newest ones.
+DELETE FROM requested_builds WHERE id IN (
+    SELECT old.id FROM requested_builds AS old WHERE old.team_id = @team_id ORDER BY old.created_at DESC OFFSET @keep::integer
+) OR (team_id = @team_id AND created_at < clock_timestamp() - make_interval(secs => @retention));
+
+-- name: GetRequestedBuild :one
+SELECT * FROM requested_builds WHERE id = @id AND team_id = @team_id;
+
+-- name: DropRequestedBuild :exec
+DELETE FROM requested_builds WHERE id = @id;
+
+-- name: DropRequestedBuilds :execrows
+DELETE FROM requested_builds WHERE team_id = @team_id AND name = @name AND tag = @tag;

@@ -78,6 +78,9 @@ func (d *Door) Enter(ctx context.Context, remote, secret string) (caller service
 	return caller, leave, err
 }
 
+// EnterTeam is Enter for a request of which it is known that it is the team's.
+func (d *Door) EnterTeam(team wrenn.TeamID) (leave func(), err error) { return d.teams.enter(team, time.Now()) }
+
 func tooFast(perSecond float64, wait time.Duration) error {
 	return &Refused{
 		Message: fmt.Sprintf("more than %g requests a second of this team: wait and try again; the operator sets the limit as requests_per_second", perSecond),

@@ -74,6 +74,7 @@ type Service interface {
 	ListTemplates(context.Context, service.Caller) ([]wrenn.Template, error)
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
+	Builds
 }
 
 var _ Service = (*service.Service)(nil)
@@ -175,6 +176,13 @@ func (s *Server) operations() map[string]operation {
 		"listTeams":            s.teams,
 		"getTemplateAlias":     s.alias,
 		"deleteTemplate":       s.deleteTemplate,
+
+		"requestTemplateBuild":   s.requestBuild,
+		"startTemplateBuild":     s.startBuild,
+		"getTemplateBuildStatus": s.buildStatus,
+		"getTemplateUpload":      s.uploadLink,
+		"assignTemplateTags":     s.assignTags,
+		"removeTemplateTags":     s.removeTags,
 	}
 }
 
@@ -188,6 +196,10 @@ func (s *Server) router() (chi.Router, error) {
 	root.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { s.refuseMethod(root, w, r) })
 	operations := s.operations()
 	for _, op := range s.contract.Operations {
+		if op.Public { // one that has its own proof of who calls
+			root.Method(op.Method, op.Route, s.upload(op))
+			continue
+		}
 		do, built := operations[op.ID]
 		if !built {
 			do = notBuilt
@@ -298,6 +310,11 @@ func check(op *contract.Operation, r *http.Request) error {
 	if err == nil {
 		err = op.CheckJSON(r)
 	}
+	return violation(err)
+}
+
+// violation returns the failure of a request that the document does not allow.
+func violation(err error) error {
 	if v, ok := errors.AsType[*contract.Violation](err); ok {
 		return invalid("%s", v.Message)
 	}

@@ -40,7 +40,7 @@ func (s *Server) create(timeout time.Duration) operation {
 			return 0, nil, err
 		}
 		want := service.CreateSandbox{Metadata: req.Metadata, Ingress: ingressOf(network), SandboxSpec: wrenn.SandboxSpec{
-			Template: req.TemplateID, EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
+			Template: ourName(req.TemplateID), EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
 			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Network: policy,
 		}}
 		if req.AutoPause {

@@ -95,7 +95,7 @@ func buildOf(build *wrenn.Build) oapi.TemplateBuild {
 		status = oapi.BuildStatusReady
 	}
 	out := oapi.TemplateBuild{
-		BuildID: string(build.ID), Status: status, CreatedAt: build.CreatedAt, UpdatedAt: build.UpdatedAt,
+		BuildID: uuidOf(build.ID), Status: status, CreatedAt: build.CreatedAt, UpdatedAt: build.UpdatedAt,
 		CPUCount: build.Spec.VCPUs, MemoryMB: build.Spec.MemoryMiB, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
 	}
 	if build.State != wrenn.BuildBuilding {
@@ -145,7 +145,7 @@ func (s *Server) tagsOf(r *http.Request, c service.Caller) ([]oapi.TemplateTag, 
 		if !tagged {
 			tag = defaultTag
 		}
-		out = append(out, oapi.TemplateTag{Tag: tag, BuildID: string(t.Current.ID), CreatedAt: t.Current.CreatedAt})
+		out = append(out, oapi.TemplateTag{Tag: tag, BuildID: uuidOf(t.Current.ID), CreatedAt: t.Current.CreatedAt})
 	}
 	if !found {
 		return nil, noTemplate(name)

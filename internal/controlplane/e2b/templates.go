@@ -24,7 +24,7 @@ func (s *Server) templates(r *http.Request, c service.Caller) (int, any, error) 
 func templateOf(t *wrenn.Template) oapi.Template {
 	name := t.Name.String()
 	out := oapi.Template{
-		TemplateID: name, Aliases: []string{name}, Names: []string{name}, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
+		TemplateID: name, BuildID: noBuild, Aliases: []string{name}, Names: []string{name}, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
 		CPUCount: wrenn.DefaultVCPUs, MemoryMB: wrenn.DefaultMemoryMiB, BuildStatus: oapi.BuildStatusReady, Public: t.Name.Base(),
 	}
 	build := t.Current
@@ -34,7 +34,7 @@ func templateOf(t *wrenn.Template) oapi.Template {
 	if build == nil { // the base, which is no build of a team's
 		return out
 	}
-	out.BuildID, out.CreatedAt, out.UpdatedAt, out.BuildCount = string(build.ID), build.CreatedAt, build.UpdatedAt, 1
+	out.BuildID, out.CreatedAt, out.UpdatedAt, out.BuildCount = uuidOf(build.ID), build.CreatedAt, build.UpdatedAt, 1
 	out.CPUCount, out.MemoryMB = build.Spec.VCPUs, build.Spec.MemoryMiB
 	if t.Current == nil {
 		out.BuildStatus = buildStatuses[build.State]
@@ -81,5 +81,5 @@ func templateName(r *http.Request, parameter string) (string, error) {
 	if err != nil {
 		return "", invalid("the path is not escaped as it must be")
 	}
-	return name, nil
+	return ourName(name), nil
 }

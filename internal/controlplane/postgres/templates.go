@@ -1,8 +1,10 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -25,13 +27,18 @@ func (s templateStore) BeginBuild(ctx context.Context, g wrenn.Build, limits Lim
 		if err != nil {
 			return err
 		}
+		tagged, err := q.CountMoreTags(ctx, team, name.Name, name.Tag)
+		if err != nil {
+			return err
+		}
+		templates := now.Others + tagged
 		switch {
 		case now.BuildingThis > 0:
 			return wrenn.Errorf(wrenn.AlreadyExists, "template %s is being built already: wait for that build, or delete the template to end it", name)
 		case int(now.Building) >= limits.Builds:
 			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d builds at a time: wait for one", now.Building)
-		case int(now.Others) >= limits.Templates:
-			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first", now.Others)
+		case int(templates)+len(g.MoreTags) >= limits.Templates:
+			return wrenn.Errorf(wrenn.Exhausted, "the team is at its limit of %d templates: delete one first", limits.Templates)
 		}
 		err = errors.Join(q.DropFailedBuilds(ctx, team, name.Name, name.Tag), q.DropLines(ctx, team, name.Name, name.Tag))
 		if err != nil {
@@ -42,11 +49,20 @@ func (s templateStore) BeginBuild(ctx context.Context, g wrenn.Build, limits Lim
 			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox), FromTemplate: string(g.Spec.From.Template),
 			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMiB), Env: orEmpty(g.Spec.Env),
 			StartCmd: g.Spec.StartCmd, ReadyCmd: g.Spec.ReadyCmd, ReadyTimeoutSec: seconds(g.Spec.ReadyTimeout), Worker: &s.worker,
+			MoreTags: noneNull(g.MoreTags),
 		})
+		if err != nil {
+			return err
+		}
 		out = build(row)
-		return err
+		return q.DropRequestedBuild(ctx, row.ID)
 	})
 	return out, err
+}
+
+// noneNull returns texts, which the database does not store as NULL.
+func noneNull(texts []string) []string {
+	return append([]string{}, texts...)
 }
 
 // buildEnded returns the error for a build that was ended by another request.
@@ -104,13 +120,13 @@ func (s templateStore) FinishBuild(ctx context.Context, id wrenn.BuildID, built 
 		if err != nil {
 			return err
 		}
-		err = q.PointTemplate(ctx, dbsqlc.PointTemplateParams{TeamID: row.TeamID, Name: row.Name, Tag: row.Tag, GenerationID: row.ID})
-		if err != nil {
-			return err
+		for _, tag := range append([]string{row.Tag}, row.MoreTags...) {
+			err = q.PointTemplate(ctx, dbsqlc.PointTemplateParams{TeamID: row.TeamID, Name: row.Name, Tag: tag, GenerationID: row.ID})
+			if err != nil {
+				return err
+			}
 		}
-		return q.ReplaceBuilds(ctx, dbsqlc.ReplaceBuildsParams{
-			Reason: "replaced by build " + row.ID, TeamID: row.TeamID, Name: row.Name, Tag: row.Tag, ID: row.ID,
-		})
+		return q.DropUnnamedBuilds(ctx, "replaced by build "+row.ID, row.TeamID, row.Name)
 	})
 }
 
@@ -151,7 +167,12 @@ func (s templateStore) DeleteTemplate(ctx context.Context, team wrenn.TeamID, na
 		if _, err := q.LockTeam(ctx, string(team)); err != nil { // else a build may finish in between
 			return err
 		}
-		if err := q.DeleteTemplateName(ctx, string(team), name.Name, name.Tag); err != nil {
+		named, err := q.DeleteTemplateName(ctx, string(team), name.Name, name.Tag)
+		if err != nil {
+			return err
+		}
+		requested, err := q.DropRequestedBuilds(ctx, string(team), name.Name, name.Tag)
+		if err != nil {
 			return err
 		}
 		rows, err := q.DeleteTemplate(ctx, dbsqlc.DeleteTemplateParams{Reason: "the template was deleted", TeamID: string(team), Name: name.Name, Tag: name.Tag})
@@ -161,7 +182,7 @@ func (s templateStore) DeleteTemplate(ctx context.Context, team wrenn.TeamID, na
 		for _, row := range rows {
 			out[wrenn.BuildID(row.ID)] = wrenn.HostID(row.HostID)
 		}
-		if len(rows) == 0 {
+		if len(rows) == 0 && named == 0 && requested == 0 {
 			return noTemplate(name)
 		}
 		return q.DropLines(ctx, string(team), name.Name, name.Tag)
@@ -194,6 +215,9 @@ func (s templateStore) templates(ctx context.Context, team wrenn.TeamID, name wr
 	var out []wrenn.Template
 	err := s.call(ctx, "read templates", func(ctx context.Context) error {
 		rows, err := s.queries.NamedBuilds(ctx, string(team), name.Name, name.Tag)
+		if err != nil {
+			return err
+		}
 		for _, row := range rows { // the newest of a name first
 			g := build(row.TemplateGeneration)
 			if len(out) == 0 || out[len(out)-1].Name != g.Template {
@@ -203,15 +227,34 @@ func (s templateStore) templates(ctx context.Context, team wrenn.TeamID, name wr
 				out[len(out)-1].Current = g
 			}
 		}
+		tagged, err := s.queries.TaggedBuilds(ctx, string(team), name.Name, name.Tag)
+		for _, row := range tagged {
+			out = withTagged(out, wrenn.TemplateName{Name: row.OfName, Tag: row.OfTag}, build(row.TemplateGeneration))
+		}
+		slices.SortFunc(out, func(a, b wrenn.Template) int {
+			return cmp.Or(cmp.Compare(a.Name.Name, b.Name.Name), cmp.Compare(a.Name.Tag, b.Name.Tag))
+		})
 		return err
 	})
 	return out, err
+}
+
+// withTagged adds a name that refers to a build of another tag. The name may have
+// builds that are newer and not ready.
+func withTagged(list []wrenn.Template, name wrenn.TemplateName, g *wrenn.Build) []wrenn.Template {
+	i := slices.IndexFunc(list, func(t wrenn.Template) bool { return t.Name == name })
+	if i < 0 {
+		return append(list, wrenn.Template{Name: name, Current: g, Latest: g})
+	}
+	list[i].Current = g
+	return list
 }
 
 // Line is a line of a build's log.
 type Line struct {
 	Number int64 // from 0
 	Text   string
+	At     time.Time // when it was written
 }
 
 // Build returns a build and its log from a line on, at most limit lines.
@@ -229,7 +272,7 @@ func (s templateStore) Build(ctx context.Context, team wrenn.TeamID, name wrenn.
 		out = build(row) // before the lines: the log of a build that has ended is complete
 		rows, err := s.queries.BuildLines(ctx, string(id), from, clampInt32(limit))
 		for _, l := range rows {
-			lines = append(lines, Line{Number: l.Line, Text: l.Content})
+			lines = append(lines, Line{Number: l.Line, Text: l.Content, At: l.WrittenAt.UTC()})
 		}
 		return err
 	})
@@ -269,7 +312,8 @@ func (s templateStore) BuildStates(ctx context.Context, ids []wrenn.BuildID, set
 func build(r dbsqlc.TemplateGeneration) *wrenn.Build {
 	return &wrenn.Build{
 		ID: wrenn.BuildID(r.ID), Team: wrenn.TeamID(r.TeamID), Template: wrenn.TemplateName{Name: r.Name, Tag: r.Tag},
-		State: wrenn.BuildState(r.State), Reason: r.Reason, FailedStep: r.FailedStep, Host: wrenn.HostID(r.HostID),
+		MoreTags: r.MoreTags,
+		State:    wrenn.BuildState(r.State), Reason: r.Reason, FailedStep: r.FailedStep, Host: wrenn.HostID(r.HostID),
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox), Template: wrenn.BuildID(r.FromTemplate)},
 			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, Env: r.Env,

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -29,6 +30,9 @@ type BuildTemplate struct {
 	FromTemplate string
 	// Login is for Spec.From.OCI.
 	Login wrenn.RegistryLogin
+
+	id       wrenn.BuildID // of a requested build; "" is a new one
+	moreTags []string
 }
 
 // BuildTemplate starts a build of a template, and returns it. The
@@ -56,7 +60,9 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 	if err != nil {
 		return nil, err // without a row
 	}
-	g, err := s.store.BeginBuild(ctx, wrenn.Build{ID: wrenn.NewBuildID(), Team: c.Team, Template: name, Host: on.id, Spec: spec}, s.limits.Limits)
+	g, err := s.store.BeginBuild(ctx, wrenn.Build{
+		ID: cmp.Or(req.id, wrenn.NewBuildID()), Team: c.Team, Template: name, MoreTags: req.moreTags, Host: on.id, Spec: spec,
+	}, s.limits.Limits)
 	if err == nil {
 		job := &buildJob{Build: *g, login: req.Login, on: on, only: only, ended: ended}
 		job.Spec = spec // with the steps, which the row does not have

@@ -7,6 +7,30 @@ import (
 	"time"
 )
 
+// Defines values for BuildLogEntryLevel.
+const (
+	BuildLogEntryLevelDebug BuildLogEntryLevel = "debug"
+	BuildLogEntryLevelError BuildLogEntryLevel = "error"
+	BuildLogEntryLevelInfo  BuildLogEntryLevel = "info"
+	BuildLogEntryLevelWarn  BuildLogEntryLevel = "warn"
+)
+
+// Valid indicates whether the value is a known member of the BuildLogEntryLevel enum.
+func (e BuildLogEntryLevel) Valid() bool {
+	switch e {
+	case BuildLogEntryLevelDebug:
+		return true
+	case BuildLogEntryLevelError:
+		return true
+	case BuildLogEntryLevelInfo:
+		return true
+	case BuildLogEntryLevelWarn:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for BuildStatus.
 const (
 	BuildStatusBuilding BuildStatus = "building"
@@ -109,6 +133,30 @@ func (e Order) Valid() bool {
 	}
 }
 
+// Defines values for GetTemplateBuildStatusParamsLevel.
+const (
+	GetTemplateBuildStatusParamsLevelDebug GetTemplateBuildStatusParamsLevel = "debug"
+	GetTemplateBuildStatusParamsLevelError GetTemplateBuildStatusParamsLevel = "error"
+	GetTemplateBuildStatusParamsLevelInfo  GetTemplateBuildStatusParamsLevel = "info"
+	GetTemplateBuildStatusParamsLevelWarn  GetTemplateBuildStatusParamsLevel = "warn"
+)
+
+// Valid indicates whether the value is a known member of the GetTemplateBuildStatusParamsLevel enum.
+func (e GetTemplateBuildStatusParamsLevel) Valid() bool {
+	switch e {
+	case GetTemplateBuildStatusParamsLevelDebug:
+		return true
+	case GetTemplateBuildStatusParamsLevelError:
+		return true
+	case GetTemplateBuildStatusParamsLevelInfo:
+		return true
+	case GetTemplateBuildStatusParamsLevelWarn:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ListSandboxesParamsOrder.
 const (
 	ListSandboxesParamsOrderAsc  ListSandboxesParamsOrder = "asc"
@@ -148,14 +196,88 @@ func (e GetSandboxLogsParamsDirection) Valid() bool {
 // Addresses IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
 type Addresses = []string
 
+// AssignTags defines model for AssignTags.
+type AssignTags struct {
+	Tags []string `json:"tags"`
+
+	// Target A template as `name` or `name:tag`.
+	Target string `json:"target"`
+}
+
+// AssignedTags defines model for AssignedTags.
+type AssignedTags struct {
+	BuildID string   `json:"buildID"`
+	Tags    []string `json:"tags"`
+}
+
 // AutoResume defines model for AutoResume.
 type AutoResume struct {
 	// Enabled Traffic to the paused sandbox resumes it.
 	Enabled bool `json:"enabled"`
 }
 
+// BuildLogEntry defines model for BuildLogEntry.
+type BuildLogEntry struct {
+	Level     BuildLogEntryLevel `json:"level"`
+	Message   string             `json:"message"`
+	Timestamp time.Time          `json:"timestamp"`
+}
+
+// BuildLogEntryLevel defines model for BuildLogEntry.Level.
+type BuildLogEntryLevel string
+
+// BuildProgress defines model for BuildProgress.
+type BuildProgress struct {
+	BuildID    string          `json:"buildID"`
+	LogEntries []BuildLogEntry `json:"logEntries"`
+
+	// Logs Empty. The lines are in `logEntries`.
+	Logs []string `json:"logs"`
+
+	// Reason Why it failed.
+	Reason     *BuildReason `json:"reason,omitempty"`
+	Status     BuildStatus  `json:"status"`
+	TemplateID string       `json:"templateID"`
+}
+
+// BuildReason Why it failed.
+type BuildReason struct {
+	Message string `json:"message"`
+
+	// Step The number of the step, from 1; `base` is the source, `finalize` are the commands at the end.
+	Step string `json:"step,omitempty"`
+}
+
+// BuildRegistry How the registry knows the client. It is used for the pull, and not stored.
+type BuildRegistry struct {
+	Password           string `json:"password,omitempty"`
+	ServiceAccountJSON string `json:"serviceAccountJson,omitempty"`
+
+	// Type `aws` is refused.
+	Type     string `json:"type"`
+	Username string `json:"username,omitempty"`
+}
+
 // BuildStatus defines model for BuildStatus.
 type BuildStatus string
+
+// BuildStep defines model for BuildStep.
+type BuildStep struct {
+	Args []string `json:"args,omitempty"`
+
+	// FilesHash Of `COPY`.
+	FilesHash string `json:"filesHash,omitempty"`
+	Force     bool   `json:"force,omitempty"`
+
+	// Type COPY, RUN, ENV, ARG, WORKDIR or USER.
+	Type string `json:"type"`
+}
+
+// BuildUpload defines model for BuildUpload.
+type BuildUpload struct {
+	Present bool   `json:"present"`
+	URL     string `json:"url"`
+}
 
 // Connect defines model for Connect.
 type Connect struct {
@@ -322,6 +444,37 @@ type Refresh struct {
 	Duration *int64 `json:"duration,omitempty"`
 }
 
+// RemoveTags defines model for RemoveTags.
+type RemoveTags struct {
+	Name string   `json:"name"`
+	Tags []string `json:"tags"`
+}
+
+// RequestBuild defines model for RequestBuild.
+type RequestBuild struct {
+	// Alias The name as older clients send it.
+	Alias    string `json:"alias,omitempty"`
+	CPUCount int    `json:"cpuCount,omitempty"`
+	MemoryMB int    `json:"memoryMB,omitempty"`
+
+	// MinFreeDiskMb More than 8192 is refused. The disk has 10 GiB.
+	MinFreeDiskMb int `json:"minFreeDiskMb,omitempty"`
+
+	// Name `name` or `name:tag`.
+	Name string   `json:"name,omitempty"`
+	Tags []string `json:"tags,omitempty"`
+}
+
+// RequestedBuild defines model for RequestedBuild.
+type RequestedBuild struct {
+	Aliases    []string `json:"aliases"`
+	BuildID    string   `json:"buildID"`
+	Names      []string `json:"names"`
+	Public     bool     `json:"public"`
+	Tags       []string `json:"tags"`
+	TemplateID string   `json:"templateID"`
+}
+
 // Resume defines model for Resume.
 type Resume struct {
 	// AutoPause Ignored. A sandbox keeps what it was created with.
@@ -463,6 +616,22 @@ type SetTimeout struct {
 type Snapshot struct {
 	Names      []string `json:"names"`
 	SnapshotID string   `json:"snapshotID"`
+}
+
+// StartBuild `fromImage` or `fromTemplate`; without one the base.
+type StartBuild struct {
+	// Force Run all steps.
+	Force bool `json:"force,omitempty"`
+
+	// FromImage A container image. `e2bdev/base` is the base.
+	FromImage string `json:"fromImage,omitempty"`
+
+	// FromImageRegistry How the registry knows the client. It is used for the pull, and not stored.
+	FromImageRegistry *BuildRegistry `json:"fromImageRegistry,omitempty"`
+	FromTemplate      string         `json:"fromTemplate,omitempty"`
+	ReadyCmd          string         `json:"readyCmd,omitempty"`
+	StartCmd          string         `json:"startCmd,omitempty"`
+	Steps             []BuildStep    `json:"steps,omitempty"`
 }
 
 // TagCount defines model for TagCount.
@@ -738,6 +907,25 @@ type ListSnapshotsParams struct {
 	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
 }
 
+// GetTemplateBuildStatusParams defines parameters for GetTemplateBuildStatus.
+type GetTemplateBuildStatusParams struct {
+	// LogsOffset The number of the first line.
+	LogsOffset *int64 `form:"logsOffset,omitempty" json:"logsOffset,omitempty"`
+	Limit      *int   `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Level All lines are `info`: others than `debug` and `info` leave all out.
+	Level *GetTemplateBuildStatusParamsLevel `form:"level,omitempty" json:"level,omitempty"`
+}
+
+// GetTemplateBuildStatusParamsLevel defines parameters for GetTemplateBuildStatus.
+type GetTemplateBuildStatusParamsLevel string
+
+// UploadTemplateFilesParams defines parameters for UploadTemplateFiles.
+type UploadTemplateFilesParams struct {
+	// Token As in the URL of `getTemplateUpload`.
+	Token string `form:"token" json:"token"`
+}
+
 // FindTemplateTagParams defines parameters for FindTemplateTag.
 type FindTemplateTagParams struct {
 	Tag string `form:"tag" json:"tag"`
@@ -836,6 +1024,12 @@ type CreateSnapshotJSONRequestBody = NewSnapshot
 // SetSandboxTimeoutJSONRequestBody defines body for SetSandboxTimeout for application/json ContentType.
 type SetSandboxTimeoutJSONRequestBody = SetTimeout
 
+// RemoveTemplateTagsJSONRequestBody defines body for RemoveTemplateTags for application/json ContentType.
+type RemoveTemplateTagsJSONRequestBody = RemoveTags
+
+// AssignTemplateTagsJSONRequestBody defines body for AssignTemplateTags for application/json ContentType.
+type AssignTemplateTagsJSONRequestBody = AssignTags
+
 // CreateSandboxJSONRequestBody defines body for CreateSandbox for application/json ContentType.
 type CreateSandboxJSONRequestBody = NewSandbox
 
@@ -844,3 +1038,9 @@ type ConnectSandboxJSONRequestBody = Connect
 
 // UpdateTemplateJSONRequestBody defines body for UpdateTemplate for application/json ContentType.
 type UpdateTemplateJSONRequestBody = UpdateTemplate
+
+// StartTemplateBuildJSONRequestBody defines body for StartTemplateBuild for application/json ContentType.
+type StartTemplateBuildJSONRequestBody = StartBuild
+
+// RequestTemplateBuildJSONRequestBody defines body for RequestTemplateBuild for application/json ContentType.
+type RequestTemplateBuildJSONRequestBody = RequestBuild

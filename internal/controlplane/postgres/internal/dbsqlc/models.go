@@ -51,6 +51,17 @@ type RepeatableCreate struct {
 	CreatedAt   time.Time
 }
 
+type RequestedBuild struct {
+	ID        string
+	TeamID    string
+	Name      string
+	Tag       string
+	MoreTags  []string
+	VCPUs     int32
+	MemoryMB  int32
+	CreatedAt time.Time
+}
+
 type Sandbox struct {
 	ID                 string
 	TeamID             string
@@ -143,12 +154,14 @@ type TemplateGeneration struct {
 	UpdatedAt       time.Time
 	FromTemplate    string
 	FailedStep      string
+	MoreTags        []string
 }
 
 type TemplateLine struct {
 	GenerationID string
 	Line         int64
 	Content      string
+	WrittenAt    time.Time
 }
 
 type UnknownSandbox struct {

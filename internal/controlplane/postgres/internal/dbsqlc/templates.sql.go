@@ -7,6 +7,7 @@ package dbsqlc
 
 import (
 	"context"
+	"time"
 )
 
 const appendLines = `-- name: AppendLines :exec
@@ -20,12 +21,13 @@ func (q *Queries) AppendLines(ctx context.Context, iD string, numbers []int64, l
 }
 
 const buildLines = `-- name: BuildLines :many
-SELECT line, content FROM template_lines WHERE generation_id = $1 AND line >= $2 ORDER BY line LIMIT $3
+SELECT line, content, written_at FROM template_lines WHERE generation_id = $1 AND line >= $2 ORDER BY line LIMIT $3
 `
 
 type BuildLinesRow struct {
-	Line    int64
-	Content string
+	Line      int64
+	Content   string
+	WrittenAt time.Time
 }
 
 func (q *Queries) BuildLines(ctx context.Context, iD string, firstLine int64, pageSize int32) ([]BuildLinesRow, error) {
@@ -37,7 +39,7 @@ func (q *Queries) BuildLines(ctx context.Context, iD string, firstLine int64, pa
 	var items []BuildLinesRow
 	for rows.Next() {
 		var i BuildLinesRow
-		if err := rows.Scan(&i.Line, &i.Content); err != nil {
+		if err := rows.Scan(&i.Line, &i.Content, &i.WrittenAt); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -80,10 +82,37 @@ func (q *Queries) BuildStates(ctx context.Context, olderThan float64, iDs []stri
 	return items, nil
 }
 
+const countMoreTags = `-- name: CountMoreTags :one
+SELECT count(*) FROM templates t
+WHERE t.team_id = $1 AND (t.name, t.tag) <> ($2::text, $3::text) AND NOT EXISTS (
+    SELECT FROM template_generations g WHERE g.team_id = t.team_id AND g.name = t.name AND g.tag = t.tag AND g.state <> 'deleted'
+)
+`
+
+// The other names whose builds have another tag.
+func (q *Queries) CountMoreTags(ctx context.Context, teamID string, name string, tag string) (int64, error) {
+	row := q.db.QueryRow(ctx, countMoreTags, teamID, name, tag)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
+const countNames = `-- name: CountNames :one
+SELECT count(*) FROM templates WHERE team_id = $1
+`
+
+func (q *Queries) CountNames(ctx context.Context, teamID string) (int64, error) {
+	row := q.db.QueryRow(ctx, countNames, teamID)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const deleteTemplate = `-- name: DeleteTemplate :many
-UPDATE template_generations SET state = 'deleted', reason = $1, worker = NULL, updated_at = clock_timestamp()
-WHERE team_id = $2 AND name = $3 AND tag = $4 AND state <> 'deleted'
-RETURNING id, host_id
+UPDATE template_generations AS g SET state = 'deleted', reason = $1, worker = NULL, updated_at = clock_timestamp()
+WHERE g.team_id = $2 AND g.name = $3 AND (g.tag = $4 OR g.state = 'ready') AND g.state <> 'deleted'
+    AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id)
+RETURNING g.id, g.host_id
 `
 
 type DeleteTemplateParams struct {
@@ -98,7 +127,7 @@ type DeleteTemplateRow struct {
 	HostID string
 }
 
-// A builder finds out when it next writes the log.
+// A builder finds out when it next writes the log. Builds that other tags refer to stay.
 func (q *Queries) DeleteTemplate(ctx context.Context, arg DeleteTemplateParams) ([]DeleteTemplateRow, error) {
 	rows, err := q.db.Query(ctx, deleteTemplate,
 		arg.Reason,
@@ -124,13 +153,16 @@ func (q *Queries) DeleteTemplate(ctx context.Context, arg DeleteTemplateParams) 
 	return items, nil
 }
 
-const deleteTemplateName = `-- name: DeleteTemplateName :exec
+const deleteTemplateName = `-- name: DeleteTemplateName :execrows
 DELETE FROM templates WHERE team_id = $1 AND name = $2 AND tag = $3
 `
 
-func (q *Queries) DeleteTemplateName(ctx context.Context, teamID string, name string, tag string) error {
-	_, err := q.db.Exec(ctx, deleteTemplateName, teamID, name, tag)
-	return err
+func (q *Queries) DeleteTemplateName(ctx context.Context, teamID string, name string, tag string) (int64, error) {
+	result, err := q.db.Exec(ctx, deleteTemplateName, teamID, name, tag)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const dropFailedBuilds = `-- name: DropFailedBuilds :exec
@@ -163,6 +195,51 @@ DELETE FROM template_lines WHERE generation_id = $1 AND line < $2
 
 func (q *Queries) DropOldLines(ctx context.Context, iD string, firstLine int64) error {
 	_, err := q.db.Exec(ctx, dropOldLines, iD, firstLine)
+	return err
+}
+
+const dropOldRequests = `-- name: DropOldRequests :exec
+DELETE FROM requested_builds WHERE id IN (
+    SELECT old.id FROM requested_builds AS old WHERE old.team_id = $1 ORDER BY old.created_at DESC OFFSET $2::integer
+) OR (team_id = $1 AND created_at < clock_timestamp() - make_interval(secs => $3))
+`
+
+// Those that were never started, beside the newest ones.
+func (q *Queries) DropOldRequests(ctx context.Context, teamID string, keep int32, retention float64) error {
+	_, err := q.db.Exec(ctx, dropOldRequests, teamID, keep, retention)
+	return err
+}
+
+const dropRequestedBuild = `-- name: DropRequestedBuild :exec
+DELETE FROM requested_builds WHERE id = $1
+`
+
+func (q *Queries) DropRequestedBuild(ctx context.Context, id string) error {
+	_, err := q.db.Exec(ctx, dropRequestedBuild, id)
+	return err
+}
+
+const dropRequestedBuilds = `-- name: DropRequestedBuilds :execrows
+DELETE FROM requested_builds WHERE team_id = $1 AND name = $2 AND tag = $3
+`
+
+func (q *Queries) DropRequestedBuilds(ctx context.Context, teamID string, name string, tag string) (int64, error) {
+	result, err := q.db.Exec(ctx, dropRequestedBuilds, teamID, name, tag)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const dropUnnamedBuilds = `-- name: DropUnnamedBuilds :exec
+UPDATE template_generations AS g SET state = 'deleted', reason = $1, updated_at = clock_timestamp()
+WHERE g.team_id = $2 AND g.name = $3 AND g.state = 'ready'
+    AND NOT EXISTS (SELECT FROM templates t WHERE t.generation_id = g.id)
+`
+
+// The builds of a name to which no tag refers any more.
+func (q *Queries) DropUnnamedBuilds(ctx context.Context, reason string, teamID string, name string) error {
+	_, err := q.db.Exec(ctx, dropUnnamedBuilds, reason, teamID, name)
 	return err
 }
 
@@ -211,7 +288,7 @@ UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(),
     vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5
 WHERE id = $6 AND state = 'building' AND worker = $7
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, more_tags
 `
 
 type FinishBuildParams struct {
@@ -259,12 +336,13 @@ func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (Templ
 		&i.UpdatedAt,
 		&i.FromTemplate,
 		&i.FailedStep,
+		&i.MoreTags,
 	)
 	return i, err
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
+SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, more_tags FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
 `
 
 type GetBuildParams struct {
@@ -306,16 +384,37 @@ func (q *Queries) GetBuild(ctx context.Context, arg GetBuildParams) (TemplateGen
 		&i.UpdatedAt,
 		&i.FromTemplate,
 		&i.FailedStep,
+		&i.MoreTags,
+	)
+	return i, err
+}
+
+const getRequestedBuild = `-- name: GetRequestedBuild :one
+SELECT id, team_id, name, tag, more_tags, vcpus, memory_mb, created_at FROM requested_builds WHERE id = $1 AND team_id = $2
+`
+
+func (q *Queries) GetRequestedBuild(ctx context.Context, iD string, teamID string) (RequestedBuild, error) {
+	row := q.db.QueryRow(ctx, getRequestedBuild, iD, teamID)
+	var i RequestedBuild
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Name,
+		&i.Tag,
+		&i.MoreTags,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.CreatedAt,
 	)
 	return i, err
 }
 
 const insertBuild = `-- name: InsertBuild :one
 INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, from_template, vcpus, memory_mb, env,
-    start_cmd, ready_cmd, ready_timeout_sec, worker)
+    start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-    $13, $14, $15, $16)
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step
+    $13, $14, $15, $16, $17)
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, more_tags
 `
 
 type InsertBuildParams struct {
@@ -335,6 +434,7 @@ type InsertBuildParams struct {
 	ReadyCmd        string
 	ReadyTimeoutSec int32
 	Worker          *int64
+	MoreTags        []string
 }
 
 func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (TemplateGeneration, error) {
@@ -355,6 +455,7 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		arg.ReadyCmd,
 		arg.ReadyTimeoutSec,
 		arg.Worker,
+		arg.MoreTags,
 	)
 	var i TemplateGeneration
 	err := row.Scan(
@@ -381,6 +482,7 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		&i.UpdatedAt,
 		&i.FromTemplate,
 		&i.FailedStep,
+		&i.MoreTags,
 	)
 	return i, err
 }
@@ -408,11 +510,24 @@ func (q *Queries) LoseBuild(ctx context.Context, reason string, iD string) (int6
 	return result.RowsAffected(), nil
 }
 
+const namedBuild = `-- name: NamedBuild :one
+SELECT g.id FROM templates t JOIN template_generations g ON g.id = t.generation_id
+WHERE t.team_id = $1 AND t.name = $2 AND t.tag = $3 AND g.state = 'ready'
+`
+
+func (q *Queries) NamedBuild(ctx context.Context, teamID string, name string, tag string) (string, error) {
+	row := q.db.QueryRow(ctx, namedBuild, teamID, name, tag)
+	var id string
+	err := row.Scan(&id)
+	return id, err
+}
+
 const namedBuilds = `-- name: NamedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, (t.generation_id IS NOT NULL)::boolean AS is_current
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.more_tags, (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
-LEFT JOIN templates t ON t.generation_id = g.id
-WHERE g.team_id = $1 AND g.state <> 'deleted' AND ($2::text = '' OR (g.name = $2 AND g.tag = $3))
+LEFT JOIN templates t ON t.generation_id = g.id AND t.name = g.name AND t.tag = g.tag
+WHERE g.team_id = $1 AND ($2::text = '' OR (g.name = $2 AND g.tag = $3))
+    AND (g.state IN ('building', 'failed') OR g.state = 'ready' AND t.generation_id IS NOT NULL) -- else it is that of other tags
 ORDER BY g.name, g.tag, g.created_at DESC
 `
 
@@ -455,6 +570,7 @@ func (q *Queries) NamedBuilds(ctx context.Context, teamID string, name string, t
 			&i.TemplateGeneration.UpdatedAt,
 			&i.TemplateGeneration.FromTemplate,
 			&i.TemplateGeneration.FailedStep,
+			&i.TemplateGeneration.MoreTags,
 			&i.IsCurrent,
 		); err != nil {
 			return nil, err
@@ -525,28 +641,94 @@ func (q *Queries) ReadyBuilds(ctx context.Context, hostID string) ([]string, err
 	return items, nil
 }
 
-const replaceBuilds = `-- name: ReplaceBuilds :exec
-UPDATE template_generations SET state = 'deleted', reason = $1, updated_at = clock_timestamp()
-WHERE team_id = $2 AND name = $3 AND tag = $4 AND state = 'ready' AND id <> $5
+const requestBuild = `-- name: RequestBuild :exec
+INSERT INTO requested_builds (id, team_id, name, tag, more_tags, vcpus, memory_mb)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 `
 
-type ReplaceBuildsParams struct {
-	Reason string
-	TeamID string
-	Name   string
-	Tag    string
-	ID     string
+type RequestBuildParams struct {
+	ID       string
+	TeamID   string
+	Name     string
+	Tag      string
+	MoreTags []string
+	VCPUs    int32
+	MemoryMB int32
 }
 
-func (q *Queries) ReplaceBuilds(ctx context.Context, arg ReplaceBuildsParams) error {
-	_, err := q.db.Exec(ctx, replaceBuilds,
-		arg.Reason,
+func (q *Queries) RequestBuild(ctx context.Context, arg RequestBuildParams) error {
+	_, err := q.db.Exec(ctx, requestBuild,
+		arg.ID,
 		arg.TeamID,
 		arg.Name,
 		arg.Tag,
-		arg.ID,
+		arg.MoreTags,
+		arg.VCPUs,
+		arg.MemoryMB,
 	)
 	return err
+}
+
+const taggedBuilds = `-- name: TaggedBuilds :many
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.more_tags, t.name AS of_name, t.tag AS of_tag
+FROM templates t
+JOIN template_generations g ON g.id = t.generation_id
+WHERE t.team_id = $1 AND g.state = 'ready' AND (g.name, g.tag) <> (t.name, t.tag)
+    AND ($2::text = '' OR (t.name = $2 AND t.tag = $3))
+`
+
+type TaggedBuildsRow struct {
+	TemplateGeneration TemplateGeneration
+	OfName             string
+	OfTag              string
+}
+
+// The names that refer to a build of another tag. ” is all names.
+func (q *Queries) TaggedBuilds(ctx context.Context, teamID string, name string, tag string) ([]TaggedBuildsRow, error) {
+	rows, err := q.db.Query(ctx, taggedBuilds, teamID, name, tag)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []TaggedBuildsRow
+	for rows.Next() {
+		var i TaggedBuildsRow
+		if err := rows.Scan(
+			&i.TemplateGeneration.ID,
+			&i.TemplateGeneration.TeamID,
+			&i.TemplateGeneration.Name,
+			&i.TemplateGeneration.Tag,
+			&i.TemplateGeneration.State,
+			&i.TemplateGeneration.Reason,
+			&i.TemplateGeneration.HostID,
+			&i.TemplateGeneration.FromImage,
+			&i.TemplateGeneration.FromOci,
+			&i.TemplateGeneration.FromSandbox,
+			&i.TemplateGeneration.VCPUs,
+			&i.TemplateGeneration.MemoryMB,
+			&i.TemplateGeneration.Env,
+			&i.TemplateGeneration.StartCmd,
+			&i.TemplateGeneration.ReadyCmd,
+			&i.TemplateGeneration.ReadyTimeoutSec,
+			&i.TemplateGeneration.SizeBytes,
+			&i.TemplateGeneration.Digest,
+			&i.TemplateGeneration.Worker,
+			&i.TemplateGeneration.CreatedAt,
+			&i.TemplateGeneration.UpdatedAt,
+			&i.TemplateGeneration.FromTemplate,
+			&i.TemplateGeneration.FailedStep,
+			&i.TemplateGeneration.MoreTags,
+			&i.OfName,
+			&i.OfTag,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const teamBuilds = `-- name: TeamBuilds :one
