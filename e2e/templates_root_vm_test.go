@@ -238,7 +238,9 @@ func busyboxTree(t *testing.T, program []byte, applets []string) []byte {
 // testTemplateOfDockerfile: sandboxes have what the steps did, and a build runs only the steps that changed.
 func (s *stack) testTemplateOfDockerfile(t *testing.T) {
 	dir := t.TempDir()
-	write := func(name, content string) { testkit.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600)) }
+	write := func(name, content string) {
+		testkit.Must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
 	const steps = `FROM base
 ARG WHO=world
 ENV GREETING="servus $WHO"
