@@ -79,7 +79,9 @@ func (d *Door) Enter(ctx context.Context, remote, secret string) (caller service
 }
 
 // EnterTeam is Enter for a request of which it is known that it is the team's.
-func (d *Door) EnterTeam(team wrenn.TeamID) (leave func(), err error) { return d.teams.enter(team, time.Now()) }
+func (d *Door) EnterTeam(team wrenn.TeamID) (leave func(), err error) {
+	return d.teams.enter(team, time.Now())
+}
 
 func tooFast(perSecond float64, wait time.Duration) error {
 	return &Refused{
