@@ -5,10 +5,12 @@ cd "$(dirname "$0")/.."
 
 # fuzz TARGET DIRECTORY TIME. On a busy machine the fuzzing engine sometimes
 # reports its own deadline as a failure, without an input: that is tried again.
+# To minimize each new input takes most of the time for targets whose inputs are
+# long: FuzzPlace ran 9 inputs in 5 s, and runs 11000 with a bound of 10 attempts.
 fuzz() {
 	local out try
 	for try in 1 2 3; do
-		if out=$(go test -run '^$' -fuzz "^$1\$" -fuzztime "$3" "$2" 2>&1); then
+		if out=$(go test -run '^$' -fuzz "^$1\$" -fuzztime "$3" -fuzzminimizetime 10x "$2" 2>&1); then
 			tail -n 1 <<<"$out"
 			return
 		fi
