@@ -126,6 +126,21 @@ func TestPlaceRefuses(t *testing.T) {
 	}
 }
 
+// TestPlaceSparse: the holes of a sparse file count, although the archive is small.
+func TestPlaceSparse(t *testing.T) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf) // does not write sparse files, and so not the names of their records
+	testkit.Must(t, w.WriteHeader(&tar.Header{Name: "a", Mode: 0o640, Format: tar.FormatPAX, PAXRecords: map[string]string{
+		"GNU_sparse.major": "0", "GNU_sparse.minor": "1", "GNU_sparse.numblocks": "1", "GNU_sparse.map": "2097152,0", "GNU_sparse.size": "2097152",
+	}}))
+	testkit.Must(t, w.Close())
+	archive := bytes.ReplaceAll(buf.Bytes(), []byte("GNU_sparse"), []byte("GNU.sparse"))
+	at := placement{source: "a", dest: "/a", mode: -1}
+	testkit.Must(t, at.place(bytes.NewReader(archive), io.Discard))
+	at.most = 1 << 20
+	testkit.WantCode(t, at.place(bytes.NewReader(archive), io.Discard), wrenn.Invalid, "more than 1 MiB")
+}
+
 // FuzzPlace: whatever is uploaded, what is unpacked stays below the destination.
 func FuzzPlace(f *testing.F) {
 	f.Add(archived(f, "a/", "a/b=x", "a/s->/etc", "a/h=>a/b"), "a")
