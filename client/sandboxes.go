@@ -42,9 +42,10 @@ type Sandbox struct {
 	MemoryMB     int               `json:"memory_mb"`
 	TimeoutSec   int64             `json:"timeout_sec"` // idle time until OnTimeout happens; 0 means never
 	OnTimeout    OnTimeout         `json:"on_timeout"`
-	AutoResume   bool              `json:"auto_resume"`         // using it while it is paused resumes it
-	Network      *NetworkPolicy    `json:"network,omitempty"`   // what it may reach; nil is the whole internet
-	Ports        *Ports            `json:"ports,omitempty"`     // how its ports are reached by HTTP; nil in lists, of copies, and after its end
+	AutoResume   bool              `json:"auto_resume"`       // using it while it is paused resumes it
+	Network      *NetworkPolicy    `json:"network,omitempty"` // what it may reach; nil is the whole internet
+	Ports        *Ports            `json:"ports,omitempty"`   // how its ports are reached by HTTP; nil in lists, of copies, and after its end
+	Volumes      []VolumeMount     `json:"volumes,omitempty"`
 	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
 	Metadata     map[string]string `json:"metadata"`
 	CreatedAt    time.Time         `json:"created_at"`
@@ -96,6 +97,7 @@ type CreateSandbox struct {
 	Env        map[string]string // environment variables of every command in the sandbox
 	Network    *NetworkPolicy    // what it may reach; nil is the whole internet
 	Ports      *SetPorts         // who reaches its ports by HTTP, and how; nil is everyone who knows its id
+	Volumes    []VolumeMount     // those that it mounts
 }
 
 type createBody struct {
@@ -109,6 +111,7 @@ type createBody struct {
 	Env        map[string]string `json:"env,omitempty"`
 	Network    *NetworkPolicy    `json:"network,omitempty"`
 	Ports      *SetPorts         `json:"ports,omitempty"`
+	Volumes    []VolumeMount     `json:"volumes,omitempty"`
 }
 
 // seconds converts a timeout for the API. It rounds up, so that the timeout is never shorter than requested.
@@ -123,7 +126,7 @@ func seconds(d time.Duration) int64 {
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
 		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
-		Network: s.Network, Ports: s.Ports,
+		Network: s.Network, Ports: s.Ports, Volumes: s.Volumes,
 	}
 	if s.Timeout != 0 {
 		body.TimeoutSec = new(seconds(s.Timeout))

@@ -185,6 +185,7 @@ func TestUp(t *testing.T) {
 	t.Run("shell", func(t *testing.T) { testShell(t, e, id) })
 	t.Run("an output without a reader", func(t *testing.T) { testReaderGone(t, e, id) })
 	t.Run("ports", func(t *testing.T) { testPorts(t, e, id) })
+	t.Run("volumes", func(t *testing.T) { testVolumes(t, e) })
 	t.Run("connections are reset", func(t *testing.T) { testResetsOfUp(t, e, id) })
 	t.Run("the agent is killed", func(t *testing.T) {
 		killAgent(t, e.dir)

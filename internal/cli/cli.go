@@ -35,6 +35,7 @@ type commandLine struct {
 	PortForward portForwardCommand `cmd:"" help:"Forward ports of this machine to TCP ports of a sandbox."`
 	Checkpoint  checkpointCommands `cmd:"" help:"Save and restore states of sandboxes."`
 	Template    templateCommands   `cmd:"" help:"Build and list templates, from which sandboxes start."`
+	Volume      volumeCommands     `cmd:"" help:"Directories that sandboxes mount and that outlive them."`
 	Key         keyCommands        `cmd:"" help:"Create, list and revoke the team's API keys."`
 	Cert        certCommand        `cmd:"" help:"Show the certificate authority of wrenn up --domain, and how to trust it."`
 	Verify      verifyCommands     `cmd:"" help:"Check properties that the documentation promises on this server."`

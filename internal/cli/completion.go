@@ -244,6 +244,8 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		out = s.keys(ctx)
 	case what == "template":
 		out = s.templates(ctx)
+	case what == "volume":
+		out = s.volumes(ctx)
 	case what == "sandbox":
 		out = s.sandboxes(ctx, "")
 	case what == "checkpoint" && len(given) > 0: // the sandbox is the argument before
@@ -310,6 +312,21 @@ func (s *session) templates(ctx context.Context) []suggestion {
 	var out []suggestion
 	for _, t := range list[:min(len(list), maxSuggested)] {
 		out = append(out, suggestion{t.Name, templateRow(t)[7]})
+	}
+	return out
+}
+
+func (s *session) volumes(ctx context.Context) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	list, _ := api.Volumes(ctx) // see sandboxes
+	var out []suggestion
+	for _, v := range list[:min(len(list), maxSuggested)] {
+		out = append(out, suggestion{v.Name, age(v.CreatedAt)})
 	}
 	return out
 }

@@ -60,6 +60,7 @@ type createCommand struct {
 	AutoResume bool              `help:"Resume it by its next use after a pause."`
 	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
 	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
+	Volumes    []mountFlag       `name:"volume" placeholder:"NAME:/PATH" sep:"none" help:"A volume to mount, and where; may be repeated."`
 	networkRules
 	portRules
 }
@@ -74,7 +75,7 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration,
-			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(), Ports: c.ports(),
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(), Ports: c.ports(), Volumes: mountsOf(c.Volumes),
 		})
 		return err
 	})
@@ -198,6 +199,9 @@ func (s *session) show(sb *client.Sandbox) error {
 		}
 		if sb.Ports != nil {
 			fmt.Fprintf(w, "ports     %s\n", portsLine(sb.Ports))
+		}
+		if len(sb.Volumes) > 0 {
+			fmt.Fprintf(w, "volumes   %s\n", plain.Line(mountsLine(sb.Volumes)))
 		}
 		if sb.AutoResume {
 			fmt.Fprintln(w, "resumes   when it is used")

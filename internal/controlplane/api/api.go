@@ -84,6 +84,15 @@ type Templates interface {
 	PutBuildFiles(ctx context.Context, c service.Caller, hash string, content io.Reader) error
 }
 
+// Volumes are directories that sandboxes mount, by their names or ids. Another team's
+// volume is NotFound.
+type Volumes interface {
+	CreateVolume(context.Context, service.Caller, service.CreateVolume) (*wrenn.Volume, error)
+	ListVolumes(context.Context, service.Caller) ([]wrenn.Volume, error)
+	Volume(ctx context.Context, c service.Caller, name string) (*wrenn.Volume, error)
+	DeleteVolume(ctx context.Context, c service.Caller, name string) error
+}
+
 // Ports are where programs in sandboxes listen.
 type Ports interface {
 	// ConnectPort connects to a TCP port; wrenn.ErrPortClosed when no program
@@ -111,6 +120,7 @@ type Service interface {
 	Commands
 	Files
 	Templates
+	Volumes
 	Ports
 	Keys
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.

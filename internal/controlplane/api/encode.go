@@ -16,6 +16,7 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 		TimeoutSec: int64(sb.Timeout / time.Second), OnTimeout: oapi.OnTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Metadata: oapi.Metadata(sb.Metadata),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: moment(sb.StartedAt), LastActiveAt: moment(sb.LastActiveAt), LastUpdated: sb.UpdatedAt.UTC(),
 	}
+	out.Volumes = mounts(sb.Volumes)
 	if out.Metadata == nil {
 		out.Metadata = oapi.Metadata{}
 	}

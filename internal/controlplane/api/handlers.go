@@ -43,7 +43,7 @@ func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequ
 		SandboxSpec: wrenn.SandboxSpec{
 			Template: value(body.Template), Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)},
 			EndOfLife:  wrenn.EndOfLife{OnTimeout: wrenn.OnTimeout(value(body.OnTimeout))},
-			AutoResume: value(body.AutoResume), Env: value(body.Env),
+			AutoResume: value(body.AutoResume), Env: value(body.Env), Volumes: parseMounts(value(body.Volumes)),
 		},
 	}
 	if body.TimeoutSec != nil {

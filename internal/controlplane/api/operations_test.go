@@ -441,6 +441,7 @@ func operationCalls() map[string][]call {
 	maps.Copy(calls, keyCalls())
 	maps.Copy(calls, snapshotCalls())
 	maps.Copy(calls, templateCalls())
+	maps.Copy(calls, volumeCalls())
 	return calls
 }
 

@@ -75,6 +75,11 @@ type Service interface {
 	Template(ctx context.Context, c service.Caller, template string) (*wrenn.Template, error)
 	DeleteTemplate(ctx context.Context, c service.Caller, template string) error
 	Builds
+
+	CreateVolume(context.Context, service.Caller, service.CreateVolume) (*wrenn.Volume, error)
+	ListVolumes(context.Context, service.Caller) ([]wrenn.Volume, error)
+	Volume(ctx context.Context, c service.Caller, name string) (*wrenn.Volume, error)
+	DeleteVolume(ctx context.Context, c service.Caller, name string) error
 }
 
 var _ Service = (*service.Service)(nil)
@@ -183,6 +188,11 @@ func (s *Server) operations() map[string]operation {
 		"getTemplateUpload":      s.uploadLink,
 		"assignTemplateTags":     s.assignTags,
 		"removeTemplateTags":     s.removeTags,
+
+		"createVolume": s.createVolume,
+		"listVolumes":  s.listVolumes,
+		"getVolume":    s.getVolume,
+		"deleteVolume": s.deleteVolume,
 	}
 }
 
@@ -201,6 +211,10 @@ func (s *Server) router() (chi.Router, error) {
 			continue
 		}
 		do, built := operations[op.ID]
+		if !built && strings.HasPrefix(op.Route, "/volumecontent/") {
+			root.MethodFunc(op.Method, op.Route, s.refuseContent)
+			continue
+		}
 		if !built {
 			do = notBuilt
 		}

@@ -41,13 +41,13 @@ func (s *Server) create(timeout time.Duration) operation {
 		}
 		want := service.CreateSandbox{Metadata: req.Metadata, Ingress: ingressOf(network), SandboxSpec: wrenn.SandboxSpec{
 			Template: ourName(req.TemplateID), EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
-			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Network: policy,
+			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Volumes: parseMounts(req.VolumeMounts), Network: policy,
 		}}
 		if req.AutoPause {
 			want.OnTimeout = wrenn.PauseOnTimeout
 		}
 		sb, err := s.createSandbox(r, c, &req, want)
-		if wrenn.CodeOf(err) == wrenn.NotFound {
+		if wrenn.CodeOf(err) == wrenn.NotFound && len(req.VolumeMounts) == 0 {
 			return 0, nil, noTemplate(req.TemplateID)
 		}
 		return s.created(r.Context(), http.StatusCreated, sb, err)

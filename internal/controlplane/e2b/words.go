@@ -28,7 +28,6 @@ func refuseUnbuilt(n *oapi.NewSandbox) error {
 		{"autoPauseMemory: false", n.AutoPauseMemory != nil && !*n.AutoPauseMemory},
 		{"iam", len(n.Iam) > 0},
 		{"mcp", len(n.Mcp) > 0},
-		{"volumeMounts", len(n.VolumeMounts) > 0},
 	} {
 		if field.asked {
 			return invalid("%s is not built yet; docs/e2b.md lists what works", field.name)
@@ -45,7 +44,7 @@ func detailOf(sb *wrenn.Sandbox, token string) oapi.SandboxDetail {
 	}
 	return oapi.SandboxDetail{
 		TemplateID: l.TemplateID, Alias: l.Alias, SandboxID: l.SandboxID, ClientID: l.ClientID, StartedAt: l.StartedAt, EndAt: l.EndAt,
-		CPUCount: l.CPUCount, MemoryMB: l.MemoryMB, DiskSizeMB: l.DiskSizeMB, Metadata: l.Metadata, State: l.State, EnvdVersion: l.EnvdVersion,
+		CPUCount: l.CPUCount, MemoryMB: l.MemoryMB, DiskSizeMB: l.DiskSizeMB, Metadata: l.Metadata, State: l.State, EnvdVersion: l.EnvdVersion, VolumeMounts: l.VolumeMounts,
 		EnvdAccessToken: token, Lifecycle: oapi.Lifecycle{AutoResume: sb.AutoResume, OnTimeout: onTimeout},
 		AllowInternetAccess: !sb.Network.DenyByDefault, Network: networkOf(sb.Network),
 	}
@@ -66,7 +65,7 @@ func listedOf(sb *wrenn.Sandbox) oapi.ListedSandbox {
 		TemplateID: sb.Template, Alias: sb.Template, SandboxID: string(sb.ID), ClientID: clientID,
 		StartedAt: orCreated(sb.StartedAt, sb), EndAt: endOf(sb),
 		CPUCount: sb.VCPUs, MemoryMB: sb.MemoryMiB, DiskSizeMB: diskSizeMB,
-		Metadata: metadata, State: stateOf(sb), EnvdVersion: envdVersion,
+		Metadata: metadata, State: stateOf(sb), EnvdVersion: envdVersion, VolumeMounts: mountsOf(sb.Volumes),
 	}
 }
 

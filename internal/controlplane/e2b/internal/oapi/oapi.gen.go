@@ -339,11 +339,12 @@ type ListedSandbox struct {
 	MemoryMB    int       `json:"memoryMB"`
 
 	// Metadata Labels of the user's.
-	Metadata   Metadata     `json:"metadata"`
-	SandboxID  string       `json:"sandboxID"`
-	StartedAt  time.Time    `json:"startedAt"`
-	State      SandboxState `json:"state"`
-	TemplateID string       `json:"templateID"`
+	Metadata     Metadata      `json:"metadata"`
+	SandboxID    string        `json:"sandboxID"`
+	StartedAt    time.Time     `json:"startedAt"`
+	State        SandboxState  `json:"state"`
+	TemplateID   string        `json:"templateID"`
+	VolumeMounts []VolumeMount `json:"volumeMounts,omitempty"`
 }
 
 // LogLevel defines model for LogLevel.
@@ -411,10 +412,8 @@ type NewSandbox struct {
 	TemplateID string `json:"templateID"`
 
 	// Timeout Seconds until the sandbox ends or is paused, whatever its use.
-	Timeout *int64 `json:"timeout,omitempty"`
-
-	// VolumeMounts Not built yet.
-	VolumeMounts []map[string]interface{} `json:"volumeMounts,omitempty"`
+	Timeout      *int64        `json:"timeout,omitempty"`
+	VolumeMounts []VolumeMount `json:"volumeMounts,omitempty"`
 }
 
 // NewSandboxV1 defines model for NewSandboxV1.
@@ -427,6 +426,11 @@ type NewSnapshot struct {
 
 	// Name A name for a template, with `:tag` if wanted; default: a new one. A name that exists refers to the new snapshot from then on.
 	Name string `json:"name,omitempty"`
+}
+
+// NewVolume defines model for NewVolume.
+type NewVolume struct {
+	Name string `json:"name"`
 }
 
 // Pause defines model for Pause.
@@ -528,11 +532,12 @@ type SandboxDetail struct {
 	Metadata Metadata `json:"metadata"`
 
 	// Network Absent without rules.
-	Network    *SandboxNetwork `json:"network,omitempty"`
-	SandboxID  string          `json:"sandboxID"`
-	StartedAt  time.Time       `json:"startedAt"`
-	State      SandboxState    `json:"state"`
-	TemplateID string          `json:"templateID"`
+	Network      *SandboxNetwork `json:"network,omitempty"`
+	SandboxID    string          `json:"sandboxID"`
+	StartedAt    time.Time       `json:"startedAt"`
+	State        SandboxState    `json:"state"`
+	TemplateID   string          `json:"templateID"`
+	VolumeMounts []VolumeMount   `json:"volumeMounts,omitempty"`
 }
 
 // SandboxLog defines model for SandboxLog.
@@ -771,6 +776,32 @@ type UpdateTemplate struct {
 // UpdatedTemplate defines model for UpdatedTemplate.
 type UpdatedTemplate struct {
 	Names []string `json:"names"`
+}
+
+// Volume defines model for Volume.
+type Volume struct {
+	Name     string `json:"name"`
+	VolumeID string `json:"volumeID"`
+}
+
+// VolumeAndToken defines model for VolumeAndToken.
+type VolumeAndToken struct {
+	// Domain Where the files are; absent: the domain that the client is configured with.
+	Domain *string `json:"domain,omitempty"`
+	Name   string  `json:"name"`
+
+	// Token Empty: it is for files of a volume without a sandbox, which are not built yet.
+	Token    string `json:"token"`
+	VolumeID string `json:"volumeID"`
+}
+
+// VolumeMount defines model for VolumeMount.
+type VolumeMount struct {
+	// Name The name of a volume.
+	Name string `json:"name"`
+
+	// Path An absolute path.
+	Path string `json:"path"`
 }
 
 // Alias defines model for Alias.
@@ -1044,3 +1075,6 @@ type StartTemplateBuildJSONRequestBody = StartBuild
 
 // RequestTemplateBuildJSONRequestBody defines body for RequestTemplateBuild for application/json ContentType.
 type RequestTemplateBuildJSONRequestBody = RequestBuild
+
+// CreateVolumeJSONRequestBody defines body for CreateVolume for application/json ContentType.
+type CreateVolumeJSONRequestBody = NewVolume
