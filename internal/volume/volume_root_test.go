@@ -4,6 +4,8 @@ package volume
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -188,4 +190,44 @@ func TestKilledProcess(t *testing.T) {
 	}
 	release()
 	testkit.WaitUntil(t, "the loop device is detached", func() bool { return !attached(t, s, id) })
+}
+
+// A file system that loses all that was not synced, as by a power failure, has what
+// was synced, and no damage.
+func TestCrashedHost(t *testing.T) {
+	s := newStore(t)
+	id := newVolume(t, s, 16)
+	root, release, err := s.Mount(id)
+	testkit.Must(t, err)
+	var synced []string
+	for i := range 20 {
+		name := fmt.Sprint("synced", i)
+		f := create(root, name)
+		_, err := f.WriteString(name)
+		testkit.Must(t, errors.Join(err, f.Sync(), f.Close()))
+		synced = append(synced, name)
+		f = create(root, fmt.Sprint("lost", i))
+		_, err = f.Write(make([]byte, 100_000))
+		testkit.Must(t, errors.Join(err, f.Close()))
+		testkit.Must(t, unix.Renameat(int(root.Fd()), fmt.Sprint("lost", i), int(root.Fd()), "moved"))
+	}
+	const shutDown, withoutLog = 0x8004587d, 2 // EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
+	testkit.Must(t, unix.IoctlSetPointerInt(int(root.Fd()), shutDown, withoutLog))
+	if _, err := unix.Openat(int(root.Fd()), "more", unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o644); err == nil {
+		t.Error("the file system works on")
+	}
+	release()
+	testkit.WaitUntil(t, "the mount has ended", func() bool { return !attached(t, s, id) })
+	root, release, err = s.Mount(id)
+	testkit.Must(t, err)
+	for _, name := range synced {
+		if got := read(t, root, name); got != name {
+			t.Errorf("%s has %q", name, got)
+		}
+	}
+	release()
+	testkit.WaitUntil(t, "the mount has ended again", func() bool { return !attached(t, s, id) })
+	if out, err := exec.CommandContext(t.Context(), "e2fsck", "-f", "-n", filepath.Join(s.path(id), imageName)).CombinedOutput(); err != nil {
+		t.Errorf("damage: %v\n%s", err, out)
+	}
 }
