@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"wrenn"
 	"wrenn/client"
@@ -102,7 +103,7 @@ func TestBuildFiles(t *testing.T) {
 	want := service.BuildTemplate{Name: "py:v1", FromTemplate: "web", Spec: wrenn.TemplateSpec{NoCache: true, User: "u", Workdir: "/w", Steps: []wrenn.BuildStep{
 		{Kind: wrenn.StepCopy, Args: []string{"a", "b"}, Files: hash}, {Kind: wrenn.StepRun, Args: []string{"make"}, Shell: []string{"sh", "-c"}, Force: true},
 	}}}
-	if diff := cmp.Diff(want, f.built); diff != "" {
+	if diff := cmp.Diff(want, f.built, cmpopts.IgnoreUnexported(service.BuildTemplate{})); diff != "" {
 		t.Errorf("asked for (-want +got):\n%s", diff)
 	}
 }
@@ -120,7 +121,7 @@ func TestTemplates(t *testing.T) {
 	want := service.BuildTemplate{Name: "py:v1", Login: wrenn.RegistryLogin{Username: "u", Password: "p"}, Spec: wrenn.TemplateSpec{
 		From: wrenn.TemplateSource{OCI: "debian:12"}, Size: wrenn.Size{MemoryMiB: 1024}, Env: map[string]string{"A": "b"}, StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: 2 * time.Second,
 	}}
-	if diff := cmp.Diff(want, f.built); diff != "" {
+	if diff := cmp.Diff(want, f.built, cmpopts.IgnoreUnexported(service.BuildTemplate{})); diff != "" {
 		t.Errorf("asked for (-want +got):\n%s", diff)
 	}
 	var said []string

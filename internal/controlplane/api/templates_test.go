@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"wrenn"
 	"wrenn/internal/controlplane/service"
@@ -154,7 +155,7 @@ func templateCalls() map[string][]call {
 							StartCmd: "serve", ReadyCmd: "look", ReadyTimeout: time.Minute,
 						},
 					}
-					if diff := cmp.Diff(want, s.built); diff != "" {
+					if diff := cmp.Diff(want, s.built, cmpopts.IgnoreUnexported(service.BuildTemplate{})); diff != "" {
 						t.Errorf("asked for (-want +got):\n%s", diff)
 					}
 					if at := resp.Header.Get("Location"); at != build {
@@ -171,7 +172,7 @@ func templateCalls() map[string][]call {
 							{Kind: wrenn.StepRun, Args: []string{"make"}, Shell: []string{"/bin/sh", "-c"}, Force: true},
 						},
 					}}
-					if diff := cmp.Diff(want, s.built); diff != "" {
+					if diff := cmp.Diff(want, s.built, cmpopts.IgnoreUnexported(service.BuildTemplate{})); diff != "" {
 						t.Errorf("asked for (-want +got):\n%s", diff)
 					}
 				}},

@@ -496,7 +496,7 @@ func TestRefusals(t *testing.T) {
 	}
 	s.call(t, "GET", "/sandboxes/x/y", "", 404)
 	s.call(t, "GET", "/v2/nothing", "", 404)
-	s.call(t, "GET", "/volumes/x", "", 501)
+	s.call(t, "GET", "/secrets/x", "", 501)
 	s.call(t, "GET", "/secrets", "", 501)
 	s.call(t, "GET", "/sandboxes/nothing", "", 404)
 	s.call(t, "GET", "/templates/aliases/base", "", 200)
