@@ -298,12 +298,12 @@ func (s *server) use(ctx context.Context, id string) (sb *sandbox.Sandbox, _ con
 	if err != nil {
 		return nil, ctx, nil, err
 	}
-	release, err = sb.Use(ctx)
+	unused, err := sb.Use(ctx)
 	if err != nil {
 		done()
 		return nil, ctx, nil, err
 	}
-	return sb, ctx, func() { release(); done() }, nil
+	return sb, ctx, func() { unused(); done() }, nil
 }
 
 // edge turns errors into those of Connect, and logs them once.
