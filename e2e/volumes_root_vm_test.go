@@ -10,6 +10,11 @@ import (
 // testVolumes shares a volume between two sandboxes, which it outlives.
 func testVolumes(t *testing.T, e *everything) {
 	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("up printed:\n%s", e.out)
+		}
+	})
 	e.must(t, nil, "volume", "create", "data", "--size", "64M")
 	create := func() string {
 		return strings.TrimSpace(e.must(t, nil, "sandbox", "create", "--volume", "data:/mnt/data"))
