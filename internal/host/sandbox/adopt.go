@@ -140,7 +140,7 @@ func (s adoption) finishLeftover(ctx context.Context) {
 // adoptRunning takes over a sandbox that ran.
 func (s adoption) adoptRunning(ctx context.Context) error {
 	if s.instance == nil {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no network slot")
+		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no slot")
 	}
 	if err := s.instance.Adopt(ctx); errors.Is(err, instance.ErrEnded) {
 		return s.endAdopted(ctx, err)

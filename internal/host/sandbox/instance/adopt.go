@@ -19,7 +19,7 @@ var ErrEnded = errors.New("the machine has ended")
 func (i *Instance) Adopt(ctx context.Context) error {
 	switch ref := i.Record.Machine; {
 	case ref == nil || i.Record.Slot == nil:
-		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no network slot")
+		return wrenn.Errorf(wrenn.FailedPrecondition, "its journal names no machine or no slot")
 	case ref.Driver != i.host.Driver.Name():
 		return wrenn.Errorf(wrenn.FailedPrecondition, "its machine is of driver %s, and this agent works with %s", ref.Driver, i.host.Driver.Name())
 	}
