@@ -12,6 +12,7 @@ import (
 	"wrenn"
 	"wrenn/internal/controlplane/auth"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/misses"
 	"wrenn/internal/recent"
 )
 
@@ -42,7 +43,7 @@ type Config struct {
 type Door struct {
 	authenticate func(ctx context.Context, secret string) (service.Caller, error)
 	known        *recent.Cache[auth.Hash, struct{}]
-	guesses      *Addresses
+	guesses      *misses.Addresses
 	teams        *teams
 }
 
@@ -51,7 +52,7 @@ func New(cfg Config) *Door {
 	return &Door{
 		authenticate: cfg.Authenticate,
 		known:        recent.New[auth.Hash, struct{}](maxKnown, knownTTL),
-		guesses:      NewAddresses(),
+		guesses:      misses.New(),
 		teams:        newTeams(cmp.Or(cfg.PerSecond, 500), cmp.Or(cfg.Burst, 1000), cmp.Or(cfg.Open, 1000)),
 	}
 }

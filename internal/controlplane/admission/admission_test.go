@@ -11,6 +11,7 @@ import (
 	"wrenn"
 	"wrenn/internal/controlplane/auth"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/misses"
 )
 
 const address = "203.0.113.7:4711"
@@ -105,13 +106,13 @@ func TestGuesses(t *testing.T) {
 		enter(t, d, address, good, "")
 		k.asked = 0
 		refused := 0
-		for range 10 * missBurst {
+		for range 10 * misses.Burst {
 			_, _, err := d.Enter(t.Context(), address, string(auth.NewSecret()))
 			if _, ok := errors.AsType[*Refused](err); ok {
 				refused++
 			}
 		}
-		if k.asked > missBurst || refused+k.asked != 10*missBurst {
+		if k.asked > misses.Burst || refused+k.asked != 10*misses.Burst {
 			t.Errorf("%d guesses were looked up, %d refused", k.asked, refused)
 		}
 		enter(t, d, address, good, "")

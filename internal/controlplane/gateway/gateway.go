@@ -66,7 +66,7 @@ type Gateway struct {
 	metrics   *metrics
 	proxy     *httputil.ReverseProxy
 	dialer    *dialer
-	misses    *misses
+	misses    *missing
 	signers   *signers
 }
 
@@ -76,7 +76,7 @@ func New(cfg Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, misses: newMisses(), signers: &signers{sandboxes: cfg.Sandboxes}}
+	g := &Gateway{sandboxes: cfg.Sandboxes, log: cfg.Log, metrics: m, misses: newMissing(), signers: &signers{sandboxes: cfg.Sandboxes}}
 	g.dialer = &dialer{sandboxes: cfg.Sandboxes, reached: g.misses.reached}
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:       rewrite,

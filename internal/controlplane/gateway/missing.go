@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"wrenn"
-	"wrenn/internal/controlplane/admission"
+	"wrenn/internal/misses"
 	"wrenn/internal/recent"
 )
 
@@ -16,23 +16,23 @@ const (
 	tooManyMisses = "too many requests from this address for sandboxes that do not exist: wait a moment"
 )
 
-// misses count the requests of each address for sandboxes that do not exist, and
+// missing counts the requests of each address for sandboxes that do not exist, and
 // with signatures that no sandbox accepts.
-type misses struct {
-	*admission.Addresses
+type missing struct {
+	*misses.Addresses
 
 	known *recent.Cache[wrenn.SandboxID, struct{}]
 }
 
-func newMisses() *misses {
-	return &misses{Addresses: admission.NewAddresses(), known: recent.New[wrenn.SandboxID, struct{}](maxKnown, knownTTL)}
+func newMissing() *missing {
+	return &missing{Addresses: misses.New(), known: recent.New[wrenn.SandboxID, struct{}](maxKnown, knownTTL)}
 }
 
 // reached records that a sandbox exists.
-func (m *misses) reached(id wrenn.SandboxID) { m.known.Put(id, struct{}{}, time.Now()) }
+func (m *missing) reached(id wrenn.SandboxID) { m.known.Put(id, struct{}{}, time.Now()) }
 
 // refuses reports whether a request is not even looked up.
-func (m *misses) refuses(remote string, id wrenn.SandboxID) bool {
+func (m *missing) refuses(remote string, id wrenn.SandboxID) bool {
 	if !m.TooMany(remote) {
 		return false
 	}

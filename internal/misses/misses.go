@@ -1,4 +1,6 @@
-package admission
+// Package misses counts the requests of each address that found nothing, so that a
+// client that guesses costs little.
+package misses
 
 import (
 	"net/netip"
@@ -10,10 +12,11 @@ import (
 )
 
 const (
-	// missesPerSecond and missBurst are the requests of one address that find
-	// nothing: each costs a query. A client that polls something that has ended stays
-	// far below.
-	missesPerSecond, missBurst = 20, 200
+	// perSecond is how many requests of one address may find nothing: each costs a
+	// query. A client that polls something that has ended stays far below.
+	perSecond = 20
+	// Burst is how many may at once.
+	Burst = 200
 	// maxMissing and missingTTL are of the addresses that are counted.
 	maxMissing, missingTTL = 64 << 10, time.Minute
 )
@@ -24,8 +27,8 @@ type Addresses struct {
 	misses *recent.Cache[netip.Prefix, *rate.Limiter]
 }
 
-// NewAddresses returns a count of none.
-func NewAddresses() *Addresses {
+// New returns a count of none.
+func New() *Addresses {
 	return &Addresses{misses: recent.New[netip.Prefix, *rate.Limiter](maxMissing, missingTTL)}
 }
 
@@ -35,7 +38,7 @@ func (a *Addresses) Count(remote string) {
 	key := client(remote)
 	limiter, ok := a.misses.Get(key, now)
 	if !ok {
-		limiter = rate.NewLimiter(missesPerSecond, missBurst)
+		limiter = rate.NewLimiter(perSecond, Burst)
 	}
 	a.misses.Put(key, limiter, now)
 	limiter.AllowN(now, 1)
