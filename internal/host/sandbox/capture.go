@@ -214,7 +214,7 @@ func (s locked) letRun(ctx context.Context) error {
 }
 
 // retryRun is for Run: it does what letRun could not do.
-func (s locked) retryRun(ctx context.Context) error {
+func retryRun(ctx context.Context, s locked) error {
 	return s.perform(ctx, operation{}, func(ctx context.Context, _ *rollback.Stack) error {
 		ctx, cancel := context.WithTimeout(ctx, detachedTimeout) // a VMM may never answer
 		defer cancel()

@@ -15,7 +15,7 @@ import (
 // work costs the time of the wait for it, and no more.
 func (s locked) buildFromPool(ctx context.Context, from instance.Source) (bool, error) {
 	k := kind{from.Snapshot, s.request.Size}
-	if s.isPooled() || !s.host.pool.isWanted(k) {
+	if s.pooled || !s.host.pool.isWanted(k) {
 		return false, nil
 	}
 	pooled, found := s.host.pool.pick(k)

@@ -115,12 +115,16 @@ func (s locked) finishEnding(ctx context.Context) error {
 // watchInstance ends the sandbox when its machine ends by itself.
 func (s locked) watchInstance(ctx context.Context) {
 	inst := s.instance
-	beside := func(ctx context.Context) { s.watchGuest(ctx, inst) }
+	beside := func(ctx context.Context) { watchGuest(ctx, s.Sandbox, inst) }
 	s.watch(ctx, inst, beside, func(ctx context.Context, cause error) {
 		if s.instance != inst || s.Info().Status != StatusRunning {
 			return // an operation ends it, or it has another machine by now
 		}
-		if err := s.end(ctx, s.judge(ctx, inst, cause)); err != nil {
+		if cause != nil {
+			s.logError(ctx, slog.LevelWarn, "machine ended by itself", cause)
+		}
+		console, _ := s.console.Text()
+		if err := s.end(ctx, judge(inst, cause, console)); err != nil {
 			s.logError(ctx, slog.LevelError, "sandbox whose machine ended cannot be cleaned up", err)
 		}
 	})
@@ -129,19 +133,17 @@ func (s locked) watchInstance(ctx context.Context) {
 // verdictOf reads the verdict of a journal.
 func verdictOf(v *journal.Verdict) Verdict { return Verdict{Status(v.Status), v.Reason, v.Cause} }
 
-// judge returns why the machine of the instance ended by itself. What the guest
-// printed is for the operator's log.
-func (s locked) judge(ctx context.Context, inst *instance.Instance, err error) Verdict {
+// judge returns why the machine of the instance ended by itself, with that error and
+// that console. What the guest printed is for the operator's log.
+func judge(inst *instance.Instance, err error, console string) Verdict {
 	if err == nil {
 		return Verdict{StatusStopped, "the guest powered off", wrenn.CausePoweredOff}
 	}
-	s.logError(ctx, slog.LevelWarn, "machine ended by itself", err)
 	exit, ok := errors.AsType[*vm.ExitError](err)
-	text, _ := s.console.Text()
 	switch {
 	case !ok:
 		return Verdict{StatusFailed, "its machine ended", wrenn.CauseVMM}
-	case exit.Panicked && memoryPanic.MatchString(text):
+	case exit.Panicked && memoryPanic.MatchString(console):
 		return Verdict{StatusFailed, "its machine ended: the guest's kernel had no memory left", wrenn.CauseGuestMemory}
 	case exit.Panicked:
 		return Verdict{StatusFailed, "its machine ended: " + exit.Reason, wrenn.CausePanicked}

@@ -10,7 +10,7 @@
 //	status, info, memory, cancel, turns, sizes: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot
 //	state, record, kmsg: what changes in a sandbox's life, the journal with what follows from it, and the log of the host's kernel
 //	news, host, source, meter: who is told of changes, what all sandboxes of a host have in common, what they are made from, and what one uses
-//	sandbox, registry: a sandbox, and all of them with the limits
+//	report, sandbox, registry: what logs and traces say of a sandbox; a sandbox, and all of them with the limits
 //	vigil: whether guests answer
 //	garbage: the snapshots that are not needed
 //	operation: how something is done to a sandbox under its operation lock

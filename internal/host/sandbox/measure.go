@@ -34,10 +34,10 @@ func (h *host) measure(ctx context.Context) {
 			h.saveMetrics(ctx)
 		case now := <-ticker.C:
 			for _, s := range h.registry.all() {
-				if s.request.isInternal() || s.Info().Status != StatusRunning || !s.measureCPU(now) {
+				if s.request.isInternal() || s.Info().Status != StatusRunning || !h.measureCPU(s, now) {
 					continue
 				}
-				asking.Go(func() { s.askUsage(ctx, places) })
+				asking.Go(func() { askUsage(ctx, s, places) })
 			}
 		}
 	}
@@ -45,13 +45,13 @@ func (h *host) measure(ctx context.Context) {
 
 // measureCPU takes a sample, and reports whether the guest is to be asked for the
 // next one's memory and disk.
-func (s *Sandbox) measureCPU(now time.Time) bool {
+func (h *host) measureCPU(s *Sandbox, now time.Time) bool {
 	j := s.journal.latest.Load()
 	if j == nil || j.Instance == nil || j.Instance.Machine == nil {
 		return false
 	}
 	pid := j.Instance.Machine.PID
-	cpu, err := s.host.cfg.CPUTime(pid)
+	cpu, err := h.cfg.CPUTime(pid)
 	if err != nil { // the VMM has just ended
 		return false
 	}
@@ -59,7 +59,7 @@ func (s *Sandbox) measureCPU(now time.Time) bool {
 }
 
 // askUsage asks the guest, when there is a place among those that are asked.
-func (s *Sandbox) askUsage(ctx context.Context, places chan struct{}) {
+func askUsage(ctx context.Context, s *Sandbox, places chan struct{}) {
 	select {
 	case places <- struct{}{}:
 	case <-ctx.Done():
@@ -85,13 +85,13 @@ func (s *Sandbox) Metrics(from, to time.Time) []wrenn.MetricsSample {
 func (h *host) saveMetrics(ctx context.Context) {
 	for _, s := range h.registry.all() {
 		if locked, ok := s.tryLock(); ok {
-			locked.saveMetrics(ctx)
+			saveMetrics(ctx, locked)
 			locked.unlock()
 		}
 	}
 }
 
-func (s locked) saveMetrics(ctx context.Context) {
+func saveMetrics(ctx context.Context, s locked) {
 	status := s.Info().Status
 	if s.request.isInternal() || status != StatusRunning && status != StatusPaused {
 		return

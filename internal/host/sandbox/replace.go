@@ -33,7 +33,7 @@ func (s locked) build(ctx context.Context, from instance.Source) error {
 		}
 	}
 	s.other = s.host.instances.New(&s.owner, journal.Instance{Start: s.journal.Starts + 1, Source: from.Snapshot, Guest: from.Guest})
-	if err := s.other.Build(ctx, from, s.isPooled()); err != nil {
+	if err := s.other.Build(ctx, from, s.pooled); err != nil {
 		return fmt.Errorf("sandbox %s: %w", s.id, err)
 	}
 	return nil
@@ -72,7 +72,7 @@ func (s *Sandbox) started(machine vm.Machine) {
 
 // makeRoom frees a network slot by removing a machine of the warm pool.
 func (s *Sandbox) makeRoom(ctx context.Context) bool {
-	return !s.isPooled() && s.host.pool.yieldOne(ctx)
+	return !s.pooled && s.host.pool.yieldOne(ctx)
 }
 
 // moveIn makes the pending instance the one that the sandbox runs in, and what it

@@ -85,7 +85,7 @@ func (s *Sandbox) doDue(ctx context.Context) {
 	case dueOther:
 		err = locked.tidy(limited)
 	case dueRun:
-		err = locked.retryRun(limited)
+		err = retryRun(limited, locked)
 	default:
 		return
 	}

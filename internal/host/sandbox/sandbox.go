@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -18,13 +17,13 @@ import (
 	"wrenn/internal/host/sandbox/console"
 	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
-	"wrenn/internal/telemetry"
 	"wrenn/internal/vm"
 )
 
 // Sandbox is one sandbox. Destroy it. Its methods are safe for concurrent use.
 type Sandbox struct {
-	id      wrenn.SandboxID
+	reporter
+
 	host    *host
 	request request
 	made    chan struct{} // closed when the launch has ended, well or not
@@ -45,7 +44,7 @@ type Sandbox struct {
 
 // newSandbox returns a sandbox without anything.
 func newSandbox(h *host, req request) *Sandbox {
-	s := &Sandbox{id: req.id, host: h, request: req, made: make(chan struct{})}
+	s := &Sandbox{reporter: reporter{id: req.id, pooled: req.Template == journal.PoolTemplate, cfg: &h.cfg}, host: h, request: req, made: make(chan struct{})}
 	s.state = newState(&req.SandboxSpec, h.newVersion, h.notify, s.logRefused)
 	s.journal = record{reserve: h.reserve, hook: s.at}
 	if req.isInternal() {
@@ -92,9 +91,6 @@ func (s *Sandbox) Info() Info {
 	s.state.fill(&info)
 	return info
 }
-
-// isPooled reports whether the sandbox is a machine of the warm pool.
-func (s *Sandbox) isPooled() bool { return s.request.Template == journal.PoolTemplate }
 
 // ID returns the sandbox's id.
 func (s *Sandbox) ID() wrenn.SandboxID { return s.id }
@@ -187,44 +183,6 @@ func (s *Sandbox) SetNetwork(ctx context.Context, policy wrenn.NetworkPolicy) er
 }
 
 func (s *Sandbox) dir() string { return filepath.Join(s.host.sandboxesDir(), string(s.id)) }
-
-// at calls the hook at a point. Those of the warm pool have their own names.
-func (s *Sandbox) at(point string) error { return s.host.cfg.Hook.At(s.label(point)) }
-
-func (s *Sandbox) trace(step string, took time.Duration) {
-	if s.host.cfg.Trace != nil {
-		s.host.cfg.Trace(s.id, s.label(step), took)
-	}
-}
-
-func (s *Sandbox) label(step string) string {
-	if s.isPooled() {
-		return "pool: " + step
-	}
-	return step
-}
-
-// context returns a context whose log lines name the sandbox.
-func (s *Sandbox) context(ctx context.Context) context.Context {
-	return telemetry.WithSandbox(ctx, s.id)
-}
-
-// log logs what happened to the sandbox.
-func (s *Sandbox) log(ctx context.Context, level slog.Level, message string, attrs ...slog.Attr) {
-	//nolint:sloglint // every caller's message is a constant
-	s.host.cfg.Log.LogAttrs(s.context(ctx), level, message, attrs...)
-}
-
-// logError logs a failure that the caller cannot return.
-func (s *Sandbox) logError(ctx context.Context, level slog.Level, message string, err error) {
-	s.log(ctx, level, message, slog.Any("err", err))
-}
-
-// logRefused logs a mistake of this package: a status that may not follow another.
-func (s *Sandbox) logRefused(from, to Status) {
-	s.log(context.Background(), slog.LevelError, "status of a sandbox may not change so",
-		slog.String("from", string(from)), slog.String("to", string(to)), slog.String("stack", string(debug.Stack())))
-}
 
 // keepConsole keeps the end of the console, so that a user can see why the
 // sandbox ended. Cause may hold a console if there never was a machine. A failure

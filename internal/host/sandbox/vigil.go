@@ -54,20 +54,29 @@ func (v *vigil) missed(now time.Time, starved bool) {
 	v.silent = v.silent || v.misses >= silentProbes && now.Sub(v.since) >= limit
 }
 
-// watchGuest notices when the guest of the instance stops answering, and when it
-// answers again, until ctx ends.
-func (s *Sandbox) watchGuest(ctx context.Context, inst *instance.Instance) {
-	v := vigil{limit: s.host.cfg.SilentAfter, since: time.Now()}
+// guestWatch notices when the guest of an instance stops answering, and when it
+// answers again.
+type guestWatch struct {
+	*Sandbox
+
+	inst  *instance.Instance
+	vigil vigil
+}
+
+// watchGuest watches the guest of the instance until ctx ends.
+func watchGuest(ctx context.Context, s *Sandbox, inst *instance.Instance) {
+	w := guestWatch{Sandbox: s, inst: inst, vigil: vigil{limit: s.host.cfg.SilentAfter, since: time.Now()}}
 	for wait := probeEvery; sleep(ctx, wait); {
 		began := time.Now()
-		s.lookAfter(ctx, inst, &v)
+		w.look(ctx)
 		wait = max(0, probeEvery-time.Since(began))
 	}
 }
 
-// lookAfter looks once whether the guest answers.
-func (s *Sandbox) lookAfter(ctx context.Context, inst *instance.Instance, v *vigil) {
-	runs, changes := s.state.canAnswer()
+// look looks once whether the guest answers.
+func (w *guestWatch) look(ctx context.Context) {
+	v, inst := &w.vigil, w.inst
+	runs, changes := w.state.canAnswer()
 	now := time.Now()
 	heard := inst.Guest.Heard()
 	if heard.After(v.since) {
@@ -78,22 +87,23 @@ func (s *Sandbox) lookAfter(ctx context.Context, inst *instance.Instance, v *vig
 		v.alive(now) // nothing is expected of it
 	case now.Sub(heard) < probeEvery:
 	default:
-		silence := s.probe(ctx, inst, v)
-		if stillRuns, after := s.state.canAnswer(); !stillRuns || after != changes || ctx.Err() != nil {
+		silence := w.probe(ctx)
+		if stillRuns, after := w.state.canAnswer(); !stillRuns || after != changes || ctx.Err() != nil {
 			return // it was stopped in between: the probe does not count
 		}
 		if v.silent {
-			s.markSilent(ctx, inst, v.since, silence)
+			w.markSilent(ctx, silence)
 			return
 		}
 	}
 	if runs && !v.silent && v.misses == 0 {
-		s.markAnswering(ctx, inst)
+		w.markAnswering(ctx)
 	}
 }
 
 // probe probes the guest and records the outcome. It returns what does not answer.
-func (s *Sandbox) probe(ctx context.Context, inst *instance.Instance, v *vigil) (silence string) {
+func (w *guestWatch) probe(ctx context.Context) (silence string) {
+	v, inst := &w.vigil, w.inst
 	limit := v.limit / silentProbes
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -113,22 +123,23 @@ func (s *Sandbox) probe(ctx context.Context, inst *instance.Instance, v *vigil) 
 }
 
 // markSilent has every call to the guest fail at once, and shows why.
-func (s *Sandbox) markSilent(ctx context.Context, inst *instance.Instance, heard time.Time, silence string) {
+func (w *guestWatch) markSilent(ctx context.Context, silence string) {
+	heard := w.vigil.since
 	u := wrenn.Unresponsive{Since: heard.UTC().Truncate(time.Millisecond), Reason: silence}
-	if !s.state.setUnresponsive(&u) {
+	if !w.state.setUnresponsive(&u) {
 		return
 	}
-	inst.Guest.Interrupt(u.Refusal(s.id), heard)
-	s.host.news.notify()
-	s.log(ctx, slog.LevelWarn, "guest does not answer", slog.Time("since", u.Since), slog.String("reason", u.Reason))
+	w.inst.Guest.Interrupt(u.Refusal(w.id), heard)
+	w.host.news.notify()
+	w.log(ctx, slog.LevelWarn, "guest does not answer", slog.Time("since", u.Since), slog.String("reason", u.Reason))
 }
 
 // markAnswering takes markSilent back.
-func (s *Sandbox) markAnswering(ctx context.Context, inst *instance.Instance) {
-	inst.Guest.Continue()
-	if s.state.setUnresponsive(nil) {
-		s.host.news.notify()
-		s.log(ctx, slog.LevelInfo, "guest answers again")
+func (w *guestWatch) markAnswering(ctx context.Context) {
+	w.inst.Guest.Continue()
+	if w.state.setUnresponsive(nil) {
+		w.host.news.notify()
+		w.log(ctx, slog.LevelInfo, "guest answers again")
 	}
 }
 

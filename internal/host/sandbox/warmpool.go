@@ -184,7 +184,7 @@ func (p *warmPool) surplus() (surplus []*Sandbox) {
 		if s.Info().Status != statusPooled {
 			continue
 		}
-		k := s.kind()
+		k := kindOf(s)
 		if low || left[k] <= 0 || p.host.registry.cost(k.size) > room {
 			surplus = append(surplus, s)
 			continue
@@ -200,7 +200,7 @@ func (p *warmPool) shortage() (kind, bool) {
 	left := p.kinds()
 	memoryMiB := 0
 	for _, s := range p.machines() {
-		left[s.kind()]--
+		left[kindOf(s)]--
 		memoryMiB += p.host.registry.cost(s.request.Size)
 	}
 	maps.DeleteFunc(left, func(_ kind, n int) bool { return n <= 0 })
@@ -218,7 +218,7 @@ func (p *warmPool) shortage() (kind, bool) {
 // pick returns a machine of the kind, if there is one. Unlock it.
 func (p *warmPool) pick(k kind) (locked, bool) {
 	for _, s := range p.machines() {
-		if s.kind() != k {
+		if kindOf(s) != k {
 			continue
 		}
 		locked, ok := s.tryLock()
@@ -233,7 +233,7 @@ func (p *warmPool) pick(k kind) (locked, bool) {
 	return locked{}, false
 }
 
-func (s *Sandbox) kind() kind { return kind{s.request.snapshot, s.request.Size} }
+func kindOf(s *Sandbox) kind { return kind{s.request.snapshot, s.request.Size} }
 
 // add makes a machine of the kind.
 func (p *warmPool) add(ctx context.Context, k kind) error {
@@ -248,7 +248,7 @@ func (p *warmPool) add(ctx context.Context, k kind) error {
 		if err := s.assemble(ctx, undo, source); err != nil {
 			return err
 		}
-		s.watchPooled(ctx)
+		watchPooled(ctx, s)
 		return nil
 	})
 	if err == nil {
@@ -258,7 +258,7 @@ func (p *warmPool) add(ctx context.Context, k kind) error {
 }
 
 // watchPooled removes a machine of the pool that ends by itself.
-func (s locked) watchPooled(ctx context.Context) {
+func watchPooled(ctx context.Context, s locked) {
 	s.watch(ctx, s.other, nil, func(ctx context.Context, cause error) {
 		if s.Info().Status != statusPooled {
 			return
