@@ -81,6 +81,12 @@ func New(cfg Config) *Client {
 // called before the guest ends. Twice is allowed.
 func (c *Client) Close() { c.conns.close(errGone) }
 
+// CloseEnded is Close of a sandbox that has ended by itself, for that reason, which
+// the errors say.
+func (c *Client) CloseEnded(reason string) {
+	c.conns.close(&goneError{wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is no longer running: %s", reason)})
+}
+
 // ClosePaused is Close of a sandbox that is paused: calls and streams fail with
 // CutByPause.
 func (c *Client) ClosePaused() { c.conns.close(errPaused) }

@@ -67,6 +67,9 @@ func (s locked) remove() {
 // a user's work.
 func (s locked) end(ctx context.Context, verdict Verdict) error {
 	s.state.set(StatusStopping, "")
+	if guest := s.Guest(); guest != nil {
+		guest.CloseEnded(verdict.Reason)
+	}
 	s.decide(ctx, journal.StepEnding, &journal.Verdict{Status: string(verdict.Status), Reason: verdict.Reason, Cause: verdict.Cause})
 	err := s.discardInstances(ctx, verdict.Status == StatusFailed)
 	if err == nil {

@@ -220,8 +220,14 @@ func TestWhyAMachineEnded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sb := ensure(t, m, wrenn.SandboxSpec{Size: small})
+			proc, err := sb.Guest().Start(context.Background(), wrenn.ExecStart{ExecCommand: wrenn.ExecCommand{Cmd: "sleep", Args: []string{"1000"}}})
+			must(t, err)
+			defer proc.Close()
 			must(t, tc.end(l.world.Guest(sb.instance.Slot.Namespace())))
 			wantStatus(t, sb, tc.status, "")
+			if _, err := proc.Next(); err == nil || !strings.Contains(err.Error(), "no longer running: "+sb.Info().Reason) {
+				t.Errorf("a command's stream ended by %v, want the reason %q", err, sb.Info().Reason)
+			}
 			if got := sb.Info().EndCause; got != tc.want {
 				t.Errorf("it ended for %q, want %q", got, tc.want)
 			}
