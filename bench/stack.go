@@ -281,6 +281,8 @@ func (s *stack) store() (string, error) {
 type record struct {
 	Slot    *network.SlotRef
 	Machine *vm.Ref
+
+	token string // of the agent in the sandbox
 }
 
 func (s *stack) record(id string) (record, error) {
@@ -296,11 +298,15 @@ func readRecord(store, id string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	var of struct{ Instance record }
+	var of struct {
+		Instance    record
+		AccessToken string `json:"access_token"`
+	}
 	if err := json.Unmarshal(journal, &of); err != nil {
 		return record{}, err
 	}
 	n := of.Instance
+	n.token = of.AccessToken
 	if n.Slot == nil || n.Machine == nil {
 		return n, fmt.Errorf("the journal of %s has no slot or no machine: %s", id, journal)
 	}
@@ -315,7 +321,7 @@ func (s *stack) envd(ctx context.Context, box *client.Sandbox) (*envdclient.Clie
 		return nil, err
 	}
 	namespace := netns.Path(fmt.Sprintf("%s-%d", s.net.Prefix, of.Slot.Index))
-	direct := envdclient.New(envdclient.Config{Address: network.EnvdAddress, Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	direct := envdclient.New(envdclient.Config{Address: network.EnvdAddress, Token: of.token, Dial: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = netns.Do(namespace, func() error {
 			conn, err = new(net.Dialer).DialContext(ctx, network, address)
 			return err
