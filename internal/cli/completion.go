@@ -302,46 +302,29 @@ func (s *session) checkpointsOf(ctx context.Context, sandbox string) []suggestio
 }
 
 func (s *session) templates(ctx context.Context) []suggestion {
-	api, err := s.client()
-	if err != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, lookup)
-	defer cancel()
-	list, _ := api.Templates(ctx) // see sandboxes
-	var out []suggestion
-	for _, t := range list[:min(len(list), maxSuggested)] {
-		out = append(out, suggestion{t.Name, templateRow(t)[7]})
-	}
-	return out
+	return suggest(ctx, s, (*client.Client).Templates, func(t client.Template) suggestion { return suggestion{t.Name, templateRow(t)[7]} })
 }
 
 func (s *session) volumes(ctx context.Context) []suggestion {
-	api, err := s.client()
-	if err != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, lookup)
-	defer cancel()
-	list, _ := api.Volumes(ctx) // see sandboxes
-	var out []suggestion
-	for _, v := range list[:min(len(list), maxSuggested)] {
-		out = append(out, suggestion{v.Name, age(v.CreatedAt)})
-	}
-	return out
+	return suggest(ctx, s, (*client.Client).Volumes, func(v client.Volume) suggestion { return suggestion{v.Name, age(v.CreatedAt)} })
 }
 
 func (s *session) keys(ctx context.Context) []suggestion {
+	return suggest(ctx, s, (*client.Client).Keys, func(k client.Key) suggestion { return suggestion{k.ID, k.Name} })
+}
+
+// suggest suggests what a list has; on an error nothing, see sandboxes.
+func suggest[T any](ctx context.Context, s *session, list func(*client.Client, context.Context) ([]T, error), of func(T) suggestion) []suggestion {
 	api, err := s.client()
 	if err != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookup)
 	defer cancel()
-	keys, _ := api.Keys(ctx) // see sandboxes
+	all, _ := list(api, ctx)
 	var out []suggestion
-	for _, key := range keys[:min(len(keys), maxSuggested)] {
-		out = append(out, suggestion{key.ID, key.Name})
+	for _, one := range all[:min(len(all), maxSuggested)] {
+		out = append(out, of(one))
 	}
 	return out
 }
