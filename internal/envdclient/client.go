@@ -84,7 +84,7 @@ func (c *Client) Close() { c.conns.close(errGone) }
 // CloseEnded is Close of a sandbox that has ended by itself, for that reason, which
 // the errors say.
 func (c *Client) CloseEnded(reason string) {
-	c.conns.close(&goneError{wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox is no longer running: %s", reason)})
+	c.conns.close(&goneError{wrenn.Errorf(wrenn.FailedPrecondition, "%s: %s", errGone.why.Message, reason)})
 }
 
 // ClosePaused is Close of a sandbox that is paused: calls and streams fail with
