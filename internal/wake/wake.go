@@ -1,5 +1,11 @@
-// Package wake has a channel that wakes a goroutine which has something to do.
+// Package wake has what a goroutine waits for: a channel that wakes it when it has
+// something to do, and a time that passes.
 package wake
+
+import (
+	"context"
+	"time"
+)
 
 // Chan wakes its receiver. Notifications that come before it receives are one:
 // it must look for itself what there is to do. Make one by New.
@@ -13,5 +19,17 @@ func (c Chan) Notify() {
 	select {
 	case c <- struct{}{}:
 	default:
+	}
+}
+
+// Sleep reports whether d passed before ctx ended.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

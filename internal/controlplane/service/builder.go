@@ -9,6 +9,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/wake"
 )
 
 var (
@@ -121,7 +122,7 @@ func (b *builder) end(ctx context.Context, g *wrenn.Build, built wrenn.BuildResu
 		if code := wrenn.CodeOf(err); code == wrenn.Internal || code == wrenn.Invalid {
 			failed = errBuildRefused
 		}
-		if !sleep(ctx, retryEvery) {
+		if !wake.Sleep(ctx, retryEvery) {
 			return
 		}
 	}

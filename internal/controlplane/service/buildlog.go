@@ -9,6 +9,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -36,7 +37,7 @@ func followBuild(c *core, id wrenn.BuildID, deleted context.CancelCauseFunc) *bu
 	l := &buildLog{core: c, id: id, stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(l.done)
-		for sleep(ctx, flushLogEvery) {
+		for wake.Sleep(ctx, flushLogEvery) {
 			if err := l.flush(ctx); errors.Is(err, postgres.ErrConflict) {
 				deleted(errBuildDeleted)
 				return

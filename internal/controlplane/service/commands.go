@@ -6,6 +6,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/hostclient"
+	"wrenn/internal/wake"
 )
 
 // Commands run programs in sandboxes.
@@ -78,7 +79,7 @@ func (s *Commands) AwaitRunning(ctx context.Context, c Caller, id wrenn.SandboxI
 		if err != nil || sb.State == wrenn.Running {
 			return err
 		}
-		if !sleep(ctx, pollPaused) {
+		if !wake.Sleep(ctx, pollPaused) {
 			return context.Cause(ctx)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
 	"wrenn/internal/controlplane/scheduler"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -104,7 +105,7 @@ func (f *fleet) followNews(ctx context.Context, m *member) {
 			return
 		}
 		f.log.LogAttrs(ctx, slog.LevelDebug, "stream of a host's changes ended; will retry", slog.String("host", string(m.id)), slog.Any("err", err))
-		if !sleep(ctx, newsRetry/2+rand.N(newsRetry)) {
+		if !wake.Sleep(ctx, newsRetry/2+rand.N(newsRetry)) {
 			return
 		}
 	}
@@ -131,7 +132,7 @@ func (f *fleet) watch(ctx context.Context, m *member) {
 			close(m.pinged)
 		}
 		// Scattered, so that a thousand hosts are not pinged at one moment.
-		if !sleep(ctx, f.every/2+rand.N(f.every)) {
+		if !wake.Sleep(ctx, f.every/2+rand.N(f.every)) {
 			return
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/recent"
+	"wrenn/internal/wake"
 )
 
 // Ports connects to the ports of sandboxes: of any team for the gateway, whose
@@ -90,7 +91,7 @@ func (p *Ports) awaitRunning(ctx context.Context, id wrenn.SandboxID) (wrenn.Hos
 			_, err := p.use(ctx, Caller{Team: sb.Team}, id)
 			return sb.Host, err
 		}
-		if !sleep(ctx, pollRow) {
+		if !wake.Sleep(ctx, pollRow) {
 			return "", context.Cause(ctx)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -37,7 +38,7 @@ func (r *templateReconciler) run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot lead the reconciliation of templates; will retry", slog.Any("err", err))
 		}
-		sleep(ctx, abandonedEvery)
+		wake.Sleep(ctx, abandonedEvery)
 	}
 	return nil
 }
@@ -55,7 +56,7 @@ func (r *templateReconciler) lead(ctx context.Context, lead *postgres.Lead) erro
 			last = time.Now()
 			r.compareHosts(ctx)
 		}
-		if !sleep(ctx, min(abandonedEvery, r.every)) {
+		if !wake.Sleep(ctx, min(abandonedEvery, r.every)) {
 			return nil
 		}
 	}

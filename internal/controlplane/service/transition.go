@@ -8,6 +8,7 @@ import (
 	"wrenn"
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/wake"
 )
 
 // transition is a move of a row from a state to another by a call to the host.
@@ -125,7 +126,7 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		case wrenn.Resuming:
 			err = c.resumeOn(ctx, host, id)
 		case wrenn.Pausing:
-			sleep(ctx, pollRow)
+			wake.Sleep(ctx, pollRow)
 			if err = context.Cause(ctx); err == nil {
 				continue
 			}
@@ -148,16 +149,4 @@ func (c *core) locateUsable(ctx context.Context, caller Caller, id wrenn.Sandbox
 		err = wrongState(sb, wrenn.Running)
 	}
 	return sb, host, err
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

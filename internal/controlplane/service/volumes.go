@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -160,7 +161,7 @@ type volumeReconciler struct {
 }
 
 func (r *volumeReconciler) run(ctx context.Context) error {
-	for sleep(ctx, r.every) {
+	for wake.Sleep(ctx, r.every) {
 		// A create takes less time than the grace of one that began on a host.
 		gone, err := r.store.VolumesToDelete(ctx, abandonedBuildAge, r.deadlines.Create+settleSlack)
 		if err != nil && ctx.Err() == nil {

@@ -31,14 +31,14 @@ func (c *core) registerWorker(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			c.log.LogAttrs(ctx, slog.LevelWarn, "cannot register with the database as a working replica; will retry", slog.Any("err", err))
 		}
-		sleep(ctx, retryEvery)
+		wake.Sleep(ctx, retryEvery)
 	}
 	return nil
 }
 
 // holdSession returns when the session or ctx has ended.
 func holdSession(ctx context.Context, session *postgres.Lead) error {
-	for sleep(ctx, checkWorkerEvery) {
+	for wake.Sleep(ctx, checkWorkerEvery) {
 		if err := session.Held(ctx); err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ func (c *core) writeReleases(ctx context.Context) error {
 		ids := c.released.removeAll()
 		if err := c.store.Release(ctx, ids); err != nil {
 			c.released.add(ids...)
-			sleep(ctx, retryEvery)
+			wake.Sleep(ctx, retryEvery)
 		}
 	}
 }

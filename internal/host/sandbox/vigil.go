@@ -13,6 +13,7 @@ import (
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/instance"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -66,7 +67,7 @@ type guestWatch struct {
 // watchGuest watches the guest of the instance until ctx ends.
 func watchGuest(ctx context.Context, s *Sandbox, inst *instance.Instance) {
 	w := guestWatch{Sandbox: s, inst: inst, vigil: vigil{limit: s.host.cfg.SilentAfter, since: time.Now()}}
-	for wait := probeEvery; sleep(ctx, wait); {
+	for wait := probeEvery; wake.Sleep(ctx, wait); {
 		began := time.Now()
 		w.look(ctx)
 		wait = max(0, probeEvery-time.Since(began))
@@ -161,16 +162,4 @@ func waitedForCPU(inst *instance.Instance) (total time.Duration) {
 		}
 	}
 	return total
-}
-
-// sleep reports whether d passed before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
