@@ -121,7 +121,7 @@ func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Lim
 	err := s.inTx(ctx, "resume the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
 		row, err := q.MoveSandbox(ctx, s.move(sb, Move{To: wrenn.Resuming, Actor: actor}))
 		if errors.Is(err, pgx.ErrNoRows) {
-			return conflict()
+			return Conflict()
 		}
 		if err != nil {
 			return err
@@ -178,8 +178,9 @@ func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
 	return params
 }
 
-// conflict returns the error of a compare-and-set that lost.
-func conflict() error {
+// Conflict returns the error of a change that lost against another one, with the
+// cause ErrConflict.
+func Conflict() error {
 	return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "another request changed the sandbox at the same time; try again", Err: ErrConflict}
 }
 
@@ -225,7 +226,7 @@ func (s *Store) change(ctx context.Context, doing string, f func(context.Context
 	err := s.call(ctx, doing, func(ctx context.Context) error {
 		row, err := f(ctx)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return conflict()
+			return Conflict()
 		}
 		if err != nil {
 			return err

@@ -71,7 +71,7 @@ func (c *core) confirm(ctx context.Context, _ Caller, sb *wrenn.Sandbox, host *h
 	}
 	now, err := c.store.Sandbox(ctx, sb.ID)
 	if err == nil && now.State != t.to {
-		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "another request changed the sandbox at the same time; try again", Err: postgres.ErrConflict}
+		return nil, postgres.Conflict()
 	}
 	return now, err
 }
