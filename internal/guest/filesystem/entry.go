@@ -12,9 +12,9 @@ import (
 	pb "wrenn/proto/gen/envd/filesystem"
 )
 
-// entry describes the file at path. For a symbolic link, type, mode and size are
-// those of the file that it leads to; the rest is the link's own. A link that leads
-// nowhere has the type symlink. The error is the kernel's for path itself.
+// entry describes the file at path. For a symbolic link, type and mode are those of
+// the file that it leads to; the rest is the link's own. A link that leads nowhere
+// has the type symlink. The error is the kernel's for path itself.
 func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -23,20 +23,22 @@ func entry(path string, names *account.Names) (*pb.EntryInfo, error) {
 	e := &pb.EntryInfo{
 		Name:         printable(filepath.Base(path)),
 		Path:         printable(path),
+		Size:         info.Size(),
 		Permissions:  permissions(info.Mode()),
 		ModifiedTime: timestamppb.New(info.ModTime()),
+		IsSymlink:    info.Mode().Type() == fs.ModeSymlink,
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		e.Owner, e.Group = names.User(stat.Uid), names.Group(stat.Gid)
 	}
-	if info.Mode().Type() == fs.ModeSymlink {
+	if e.GetIsSymlink() {
 		target, _ := followLinks(path) // as far as it can be followed
 		e.SymlinkTarget = new(printable(target))
 		if target, err := os.Stat(path); err == nil {
 			info = target
 		}
 	}
-	e.Type, e.Mode, e.Size = fileType(info.Mode()), uint32(info.Mode().Perm()), info.Size()
+	e.Type, e.Mode = fileType(info.Mode()), uint32(info.Mode().Perm())
 	e.Metadata = readMetadata(path, info.Mode())
 	return e, nil
 }

@@ -3,6 +3,8 @@ package filesystem
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"os"
@@ -19,6 +21,8 @@ const (
 	// stagedPrefix begins the names of files that are not complete yet. Watches do
 	// not report them.
 	stagedPrefix = ".wrenn-upload-"
+	// replacingPrefix begins the names of those that will replace a file.
+	replacingPrefix = stagedPrefix + "over-"
 	// maxComputed is the most that is written to a file under /proc or /sys, for
 	// which the kernel takes no more than a page.
 	maxComputed = 4096
@@ -61,9 +65,13 @@ func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*sta
 	if err := makeDirs(dir, user, undo); err != nil {
 		return nil, err
 	}
-	temp, err := makeTemp(dir)
+	prefix := stagedPrefix
+	if f.exists {
+		prefix = replacing(target)
+	}
+	temp, err := makeTemp(dir, prefix)
 	if f.exists && errors.Is(err, fs.ErrPermission) { // the user may write to the file, not beside it
-		temp, err = makeTemp(os.TempDir())
+		temp, err = makeTemp(os.TempDir(), prefix)
 	}
 	if err != nil {
 		return nil, err
@@ -73,8 +81,16 @@ func newStagedFile(path, target string, user caller, undo *rollback.Stack) (*sta
 	return f, nil
 }
 
-func makeTemp(dir string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(dir, stagedPrefix+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// replacing begins the name of a temporary file that will replace target. From the
+// name of a file that is renamed watches know whether, and which.
+func replacing(target string) string {
+	name := fnv.New64a()
+	_, _ = io.WriteString(name, filepath.Base(target)) // a hash takes everything
+	return fmt.Sprintf("%s%016x-", replacingPrefix, name.Sum64())
+}
+
+func makeTemp(dir, prefix string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(dir, prefix+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 // fill reads content to its end and closes the file, which can be published then.
@@ -110,7 +126,9 @@ func (f *stagedFile) fillComputed(content io.Reader, metadata map[string]string)
 	return nil
 }
 
-// publish puts the file in its target's place.
+// publish puts the file in its target's place. Watches see what they would see of
+// a file that is written in place: of a new one that it is created, its mode and its
+// content; of an existing one its mode, that its old content goes, and the new one.
 func (f *stagedFile) publish() error {
 	if f.temp == nil {
 		return writeComputed(f.target, f.value)
@@ -122,11 +140,24 @@ func (f *stagedFile) publish() error {
 	if err != nil {
 		return err
 	}
-	// For watches a rename is only a new file. Setting the time of the last change,
-	// and no other, is a write: notify_change in fs/attr.c.
+	// For inotify a rename is only a new file. Setting the mode that it has is a
+	// chmod, and setting the time of the last change, and no other, is a write:
+	// notify_change in fs/attr.c. The file may be removed already.
+	if !f.exists {
+		_ = f.chmodTarget()
+	}
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
-	_ = unix.UtimesNanoAt(unix.AT_FDCWD, f.target, times, unix.AT_SYMLINK_NOFOLLOW) // it may be removed already
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, f.target, times, unix.AT_SYMLINK_NOFOLLOW)
 	return nil
+}
+
+// chmodTarget sets the mode of the published file, unless there is a link by now.
+func (f *stagedFile) chmodTarget() error {
+	file, err := os.OpenFile(f.target, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Chmod(f.mode), file.Close())
 }
 
 // overwrite copies the temporary file into the target, in a directory where the

@@ -49,10 +49,10 @@ func TestStat(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]*pb.EntryInfo{
-		"link":              {Type: pb.FileType_FILE_TYPE_FILE, Size: 5, Mode: 0o640, Permissions: "lrwxrwxrwx", SymlinkTarget: new(h.in("dir", "file"))},
-		"dirlink":           {Type: pb.FileType_FILE_TYPE_DIRECTORY, Mode: 0o755, Permissions: "lrwxrwxrwx", SymlinkTarget: new(h.in("dir"))},
+		"link":              {Type: pb.FileType_FILE_TYPE_FILE, Size: 8, Mode: 0o640, Permissions: "lrwxrwxrwx", IsSymlink: true, SymlinkTarget: new(h.in("dir", "file"))},
+		"dirlink":           {Type: pb.FileType_FILE_TYPE_DIRECTORY, Mode: 0o755, Permissions: "lrwxrwxrwx", IsSymlink: true, SymlinkTarget: new(h.in("dir"))},
 		"dir":               {Type: pb.FileType_FILE_TYPE_DIRECTORY, Mode: 0o755, Permissions: "drwxr-xr-x"},
-		"deeplink/dangling": {Type: pb.FileType_FILE_TYPE_SYMLINK, Mode: 0o777, Permissions: "lrwxrwxrwx", SymlinkTarget: new(h.in("deep/nowhere"))},
+		"deeplink/dangling": {Type: pb.FileType_FILE_TYPE_SYMLINK, Mode: 0o777, Permissions: "lrwxrwxrwx", IsSymlink: true, SymlinkTarget: new(h.in("deep/nowhere"))},
 	} {
 		got, err := h.rpc.Stat(t.Context(), &pb.StatRequest{Path: path})
 		if err != nil {
@@ -62,7 +62,7 @@ func TestStat(t *testing.T) {
 		if e.GetType() != pb.FileType_FILE_TYPE_FILE {
 			e.Size = 0 // the file system's own business
 		}
-		e = &pb.EntryInfo{Type: e.GetType(), Size: e.GetSize(), Mode: e.GetMode(), Permissions: e.GetPermissions(), SymlinkTarget: e.SymlinkTarget} //nolint:protogetter // nil tells
+		e = &pb.EntryInfo{Type: e.GetType(), Size: e.GetSize(), Mode: e.GetMode(), Permissions: e.GetPermissions(), IsSymlink: e.GetIsSymlink(), SymlinkTarget: e.SymlinkTarget} //nolint:protogetter // nil tells
 		if diff := cmp.Diff(want, e, protocmp.Transform()); diff != "" {
 			t.Errorf("Stat(%s) mismatch (-want +got):\n%s", path, diff)
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/fsnotify/fsnotify"
@@ -57,6 +58,7 @@ type watch struct {
 	inotify   *fsnotify.Watcher
 	dirs      map[string]fileID     // that inotify watches
 	announced map[string]fileID     // reported ahead of the kernel's event
+	replaced  string                // begins the name of what the next creation replaces; see replacing
 	last      *pb.FilesystemEvent   // to detect repetitions
 	pending   []*pb.FilesystemEvent // to be returned by next
 	lost      bool                  // events after the pending ones were
@@ -162,6 +164,9 @@ func (w *watch) fail(path string, err error) {
 // take turns an event of inotify into events for the caller.
 func (w *watch) take(event fsnotify.Event) {
 	if isStaged(event.Name) {
+		if event.Has(fsnotify.Rename) { // its new name comes next
+			w.replaced = filepath.Base(event.Name)
+		}
 		return
 	}
 	if event.Has(fsnotify.Remove) || event.Has(fsnotify.Rename) {
@@ -189,6 +194,12 @@ func (w *watch) take(event fsnotify.Event) {
 // created reports a new entry, unless it was announced, and watches it if it is a
 // directory.
 func (w *watch) created(path string) {
+	if strings.HasPrefix(w.replaced, replacing(path)) { // an upload; the kernel reports the write of the new content
+		w.replaced = ""
+		w.report(path, pb.EventType_EVENT_TYPE_CHMOD)
+		w.report(path, pb.EventType_EVENT_TYPE_WRITE)
+		return
+	}
 	info, err := os.Lstat(path)
 	if err != nil { // it was removed again
 		w.report(path, pb.EventType_EVENT_TYPE_CREATE)

@@ -230,13 +230,41 @@ func TestWatchUpload(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	write(t, h.in("old"), "old")
+	mkdir(t, h.in("sub"))
+	symlink(t, h.in("sub"), h.in("link"))
 	o := watchDir(t, h, &pb.WatchDirRequest{Path: "~", Recursive: true})
-	for _, name := range []string{"old", "new"} {
+	byLink := watchDir(t, h, &pb.WatchDirRequest{Path: "link"})
+	apart := watchDir(t, h, &pb.WatchDirRequest{Path: "sub"})
+	for _, name := range []string{"new", "old", "new", "sub/new", "sub/new", "link/new"} {
 		answered(t, h.put(t, name, strings.NewReader("content")))
-		want := []string{"create " + name, "write " + name}
-		if diff := cmp.Diff(want, shown(o.until(t, "write "+name))); diff != "" {
+	}
+	removeFile(t, h.in("sub/new"))
+	write(t, h.in("sub/end"), "")
+	created := func(name string) []string { return []string{"create " + name, "chmod " + name, "write " + name} }
+	changed := func(name string) []string { return []string{"chmod " + name, "write " + name, "write " + name} }
+	in := func(name string) []string {
+		return slices.Concat(created(name), changed(name), changed(name), []string{"remove " + name})
+	}
+	all := slices.Concat(created("new"), changed("old"), changed("new"), in("sub/new"), []string{"create sub/end"})
+	for _, tc := range []struct {
+		observer *observer
+		last     string
+		want     []string
+	}{
+		{o, "create sub/end", all},
+		{byLink, "create end", append(in("new"), "create end")},
+		{apart, "create end", append(in("new"), "create end")},
+	} {
+		if diff := cmp.Diff(tc.want, shown(tc.observer.until(t, tc.last))); diff != "" {
 			t.Errorf("events (-want +got):\n%s", diff)
 		}
+	}
+}
+
+func removeFile(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
 	}
 }
 
