@@ -33,6 +33,9 @@ type config struct {
 	Group   string `toml:"socket_group"` // may use that socket besides root; default none
 	Metrics string `toml:"metrics"`      // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
+	// MemoryLimitMB is what the agent itself should use at most, see budget.SetLimit; default a 32nd of the machine's memory, at least 512.
+	MemoryLimitMB int `toml:"memory_limit_mb"`
+
 	TLS     server.TLS    `toml:"tls"` // needed when listen is not a socket or loopback
 	Log     logConfig     `toml:"log"`
 	Driver  driverConfig  `toml:"driver"`
@@ -170,7 +173,8 @@ func (c *config) Check(problems *configfile.Problems) {
 	}
 	for name, n := range map[string]int{
 		"limits.sandboxes": c.Limits.Sandboxes, "limits.memory_mb": c.Limits.MemoryMB + 1, "limits.disk_free_mb": c.Limits.DiskFreeMB + 1, // -1 is no limit
-		"warm.vcpus": c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
+		"memory_limit_mb": c.MemoryLimitMB,
+		"warm.vcpus":      c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
 	} {
 		if n < 0 {
 			problems.Addf("%s: the number is too small", name)

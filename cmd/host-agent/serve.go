@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/host"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/server"
@@ -70,6 +71,7 @@ type agent struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	drain    bool
+	memory   *budget.Budget
 	serving  atomic.Pointer[sandbox.Manager] // nil before requests are served, and during the stop
 }
 
@@ -115,12 +117,20 @@ func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	a.limitMemory(ctx)
 	err = a.serve(ctx, h, rpc)
 	if a.drain {
 		err = errors.Join(err, h.Manager.DestroyAll(context.WithoutCancel(ctx)))
 	}
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent stopped", slog.Int("sandboxes_left", h.Manager.Live()))
 	return err
+}
+
+// limitMemory sets the limit of this process, and makes the budget of what callers wait for.
+func (a *agent) limitMemory(ctx context.Context) {
+	limit := budget.SetLimit(a.cfg.MemoryLimitMB)
+	a.memory = budget.New(budget.Share(limit), server.MaxExecMemory, "the host by the agent's memory_limit_mb")
+	a.log.LogAttrs(ctx, slog.LevelInfo, "memory limit", slog.Int64("mib", limit>>20))
 }
 
 // warm prepares the base template. Without it creating a sandbox is slow, but works.
@@ -141,7 +151,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
 	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
-		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: version(), Log: a.log}, rpc)
+		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: version(), Log: a.log, Memory: a.memory}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))

@@ -28,6 +28,9 @@ type Config struct {
 	// ShutdownGrace is the time that requests in progress have at a stop.
 	ShutdownGrace Duration `toml:"shutdown_grace"`
 
+	// MemoryLimitMB is what the process should use at most, see budget.SetLimit; 0 is a 32nd of the machine's memory, at least 512.
+	MemoryLimitMB int `toml:"memory_limit_mb"`
+
 	TLS      Certificate `toml:"tls"`
 	Domain   Domain      `toml:"domain"`
 	Log      Log         `toml:"log"`
@@ -162,6 +165,9 @@ func (c *Config) Check(problems *config.Problems) {
 		if n <= 0 {
 			problems.Addf("%s: must be above 0", name)
 		}
+	}
+	if c.MemoryLimitMB < 0 {
+		problems.Addf("memory_limit_mb: must not be below 0")
 	}
 	if _, err := c.hosts(discard); err != nil {
 		problems.Add(err)

@@ -16,10 +16,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/api"
 	"wrenn/internal/controlplane/e2b"
 	"wrenn/internal/controlplane/gateway"
+	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/telemetry"
@@ -79,7 +81,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 	if err != nil {
 		return err
 	}
-	server.SetFront(func(api http.Handler) http.Handler { return ports.InFrontOf(compatible.InFrontOf(api)) })
+	memory := limitMemory(ctx, cfg, log)
+	server.SetFront(func(api http.Handler) http.Handler { return memory.Handler(ports.InFrontOf(compatible.InFrontOf(api))) })
 	if ready != nil {
 		ready(listeners.addresses())
 	}
@@ -96,6 +99,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry, readyUntil(ctx, svc.Ready)) })
 	}
 	return parts.Wait()
+}
+
+// limitMemory sets the limit of this process, and returns the budget of what requests
+// send and receive.
+func limitMemory(ctx context.Context, cfg Config, log *slog.Logger) *budget.Budget {
+	limit := budget.SetLimit(cfg.MemoryLimitMB)
+	log.LogAttrs(ctx, slog.LevelInfo, "memory limit", slog.Int64("mib", limit>>20))
+	return budget.New(budget.Share(limit), hostclient.MaxAnswerMemory, "the control plane by memory_limit_mb")
 }
 
 // readyUntil returns ready, which fails once stop has ended: a balancer then uses

@@ -19,7 +19,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"wrenn/client"
+	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/host/server"
 	"wrenn/internal/host/server/agenttest"
 	"wrenn/internal/host/template"
 	"wrenn/internal/pgtest"
@@ -39,6 +41,9 @@ type system struct {
 	broken   atomic.Bool // the host cannot start machines
 }
 
+// agentBudget is less than a few commands need that print much.
+const agentBudget = 64 << 20
+
 func newSystem(t *testing.T) *system {
 	t.Helper()
 	s := &system{log: &logtest.Journal{}}
@@ -46,7 +51,7 @@ func newSystem(t *testing.T) *system {
 	if err != nil {
 		t.Fatal(err)
 	}
-	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Registries: template.Registries{"127.0.0.1"}, Hook: func(step vmfake.Step) error {
+	agent := agenttest.New(t, agenttest.Config{Log: log.With(slog.String("program", "agent")), Registries: template.Registries{"127.0.0.1"}, Memory: budget.New(agentBudget, server.MaxExecMemory, "the host"), Hook: func(step vmfake.Step) error {
 		if s.broken.Load() {
 			return vmfake.FailAt(vmfake.StepBoot)(step)
 		}
@@ -56,6 +61,7 @@ func newSystem(t *testing.T) *system {
 	cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
 	s.database = pgtest.New(t)
 	cfg.Database.URL = s.database + "&password=" + plant("database")
+	cfg.MemoryLimitMB = 256
 	cfg.Hosts = []Host{{ID: "h1", URL: agent.URL()}}
 	s.key = makeKey(t, cfg, log)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))

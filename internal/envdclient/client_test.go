@@ -249,6 +249,30 @@ func TestExecKeepsTheBeginningOfTooMuchOutput(t *testing.T) {
 	}
 }
 
+// TestExecWithoutMemory: a command whose output cannot be kept is killed.
+func TestExecWithoutMemory(t *testing.T) {
+	c, _ := newGuest(t)
+	full := wrenn.Errorf(wrenn.Exhausted, "no memory")
+	asked := 0
+	_, err := c.ExecKeeping(t.Context(), wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "yes; echo unreached"}}, Outputs{
+		Most: 1 << 20, Reserve: func(_ context.Context, n int) error {
+			if asked += n; asked > 200<<10 {
+				return full
+			}
+			return nil
+		},
+	})
+	if !errors.Is(err, full) {
+		t.Errorf("Exec() = %v", err)
+	}
+	res, err := c.ExecKeeping(t.Context(), wrenn.ExecCommand{Cmd: "sh", Args: []string{"-c", "head -c 65536 /dev/zero"}}, Outputs{
+		Most: 1 << 20, Reserve: func(context.Context, int) error { return full },
+	})
+	if err != nil || len(res.Stdout) != 65536 {
+		t.Errorf("a small output: %v", err)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	c, _ := newGuest(t)
 	for _, tc := range []struct {

@@ -1,7 +1,7 @@
 package envdclient
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -44,6 +44,20 @@ func (c *Client) Exec(ctx context.Context, cmd wrenn.ExecCommand) (*wrenn.ExecRe
 
 // ExecUpTo is Exec that keeps the first maxOutput bytes of each output.
 func (c *Client) ExecUpTo(ctx context.Context, cmd wrenn.ExecCommand, maxOutput int) (*wrenn.ExecResult, error) {
+	return c.ExecKeeping(ctx, cmd, Outputs{Most: maxOutput})
+}
+
+// Outputs say how much of its outputs Exec keeps.
+type Outputs struct {
+	Most int // the first bytes of each
+	// Reserve, if set, is called before n further bytes are kept, but for the first
+	// 64 KiB of an output. The command waits until it returns, and is killed if it
+	// returns an error, which Exec returns.
+	Reserve func(ctx context.Context, n int) error
+}
+
+// ExecKeeping is Exec that keeps what keep says of each output.
+func (c *Client) ExecKeeping(ctx context.Context, cmd wrenn.ExecCommand, keep Outputs) (*wrenn.ExecResult, error) {
 	proc, err := c.Start(ctx, wrenn.ExecStart{ExecCommand: cmd, WantStdin: cmd.Stdin != nil})
 	if err != nil {
 		return nil, err
@@ -56,14 +70,14 @@ func (c *Client) ExecUpTo(ctx context.Context, cmd wrenn.ExecCommand, maxOutput 
 		defer feeder.Wait()
 		defer stop()
 	}
-	stdout, stderr := head{limit: maxOutput}, head{limit: maxOutput}
+	stdout, stderr := head{keep: keep}, head{keep: keep}
 	for {
 		ev, err := proc.Next()
 		switch {
 		case errors.Is(err, io.EOF):
 			exit := proc.Exit()
 			res := &wrenn.ExecResult{
-				Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Truncated: stdout.cut || stderr.cut,
+				Stdout: stdout.kept, Stderr: stderr.kept, Truncated: stdout.cut || stderr.cut,
 				ExitCode: exit.Code, Status: exit.Status, Reason: exit.Reason,
 			}
 			if res.Reason == wrenn.EndTimeout {
@@ -74,32 +88,58 @@ func (c *Client) ExecUpTo(ctx context.Context, cmd wrenn.ExecCommand, maxOutput 
 			c.killAbandoned(ctx, proc.PID())
 			return nil, err
 		}
-		stdout.Write(ev.Stdout)
-		stderr.Write(ev.Stderr)
+		if err := cmp.Or(stdout.write(ctx, ev.Stdout), stderr.write(ctx, ev.Stderr)); err != nil {
+			c.kill(ctx, proc.PID())
+			return nil, err
+		}
 	}
 }
 
 // killAbandoned kills a command whose caller has canceled ctx. On a deadline envd
 // does that itself: it knows the deadline from the request.
 func (c *Client) killAbandoned(ctx context.Context, pid int) {
-	if !errors.Is(ctx.Err(), context.Canceled) {
-		return
+	if errors.Is(ctx.Err(), context.Canceled) {
+		c.kill(ctx, pid)
 	}
+}
+
+func (c *Client) kill(ctx context.Context, pid int) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	_ = c.Kill(ctx, pid) // it may have ended already; the caller's error matters
 }
 
-// head keeps the first limit bytes written to it.
+// unreserved is how much of an output is kept without Outputs.Reserve.
+const unreserved = 64 << 10
+
+// head keeps the first bytes written to it.
 type head struct {
-	bytes.Buffer
-	limit int
-	cut   bool
+	keep Outputs
+	kept []byte
+	cut  bool
 }
 
-func (h *head) Write(p []byte) {
-	if room := h.limit - h.Len(); len(p) > room {
+func (h *head) write(ctx context.Context, p []byte) error {
+	if room := h.keep.Most - len(h.kept); len(p) > room {
 		p, h.cut = p[:room], true
 	}
-	h.Buffer.Write(p)
+	if need := len(h.kept) + len(p); need > cap(h.kept) {
+		if err := h.grow(ctx, need); err != nil {
+			return err
+		}
+	}
+	h.kept = append(h.kept, p...)
+	return nil
+}
+
+// grow makes room for need bytes or more.
+func (h *head) grow(ctx context.Context, need int) error {
+	size := min(max(need, 2*cap(h.kept), 1<<10), h.keep.Most)
+	if size > unreserved && h.keep.Reserve != nil {
+		if err := h.keep.Reserve(ctx, size-max(cap(h.kept), unreserved)); err != nil {
+			return err
+		}
+	}
+	h.kept = append(make([]byte, 0, size), h.kept...)
+	return nil
 }

@@ -5,10 +5,10 @@ import (
 	pb "wrenn/proto/gen/hostagent/v1"
 )
 
-// ExecRequest asks for a command that is run to its end.
-func ExecRequest(id wrenn.SandboxID, cmd wrenn.ExecCommand) *pb.ExecRequest {
+// ExecRequest asks for a command that is run to its end, on behalf of owner.
+func ExecRequest(id wrenn.SandboxID, owner wrenn.TeamID, cmd wrenn.ExecCommand) *pb.ExecRequest {
 	return &pb.ExecRequest{
-		SandboxId: string(id), Cmd: cmd.Cmd, Args: cmd.Args, Env: cmd.Env, Cwd: cmd.Cwd, User: cmd.User,
+		SandboxId: string(id), Owner: string(owner), Cmd: cmd.Cmd, Args: cmd.Args, Env: cmd.Env, Cwd: cmd.Cwd, User: cmd.User,
 		TimeoutSec: seconds(cmd.Timeout), Stdin: cmd.Stdin,
 	}
 }

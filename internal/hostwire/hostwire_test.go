@@ -42,8 +42,9 @@ type (
 		Head wrenn.CheckpointID
 	}
 	command struct {
-		ID  wrenn.SandboxID
-		Cmd wrenn.ExecCommand
+		ID    wrenn.SandboxID
+		Owner wrenn.TeamID
+		Cmd   wrenn.ExecCommand
 	}
 	start struct {
 		ID    wrenn.SandboxID
@@ -102,9 +103,10 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestRoundTripOfCommands(t *testing.T) {
-	roundTrip(t, "exec", func(w command) *pb.ExecRequest { return hostwire.ExecRequest(w.ID, w.Cmd) },
+	roundTrip(t, "exec", func(w command) *pb.ExecRequest { return hostwire.ExecRequest(w.ID, w.Owner, w.Cmd) },
 		func(m *pb.ExecRequest) (w command, err error) {
 			w.ID, w.Cmd, err = hostwire.ParseExecRequest(m)
+			w.Owner = wrenn.TeamID(m.GetOwner())
 			return w, err
 		}, nil)
 	roundTrip(t, "exec result", hostwire.ExecResult, never(hostwire.ParseExecResult),

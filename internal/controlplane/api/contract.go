@@ -11,6 +11,8 @@ const (
 
 	// maxJSON bounds bodies of JSON: a mebibyte of a command's input as base64, and the rest of the command.
 	maxJSON = 2 << 20
+	// bodyCost is what a byte of such a body takes: as text, as checked values, and decoded.
+	bodyCost = 6
 )
 
 // formLimits bound the bodies of operations that take files, by their ids; 0 is no limit.

@@ -107,6 +107,9 @@ func brokenBody(err error) error {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return err
 	}
+	if wrenn.CodeOf(err) == wrenn.Exhausted { // no memory for it
+		return err
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return errIdleBody
 	}

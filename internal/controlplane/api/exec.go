@@ -1,8 +1,11 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"net/http"
 	"time"
 	"unicode/utf8"
 
@@ -28,11 +31,71 @@ func (h *handlers) Exec(ctx context.Context, req oapi.ExecRequestObject) (oapi.E
 	if err != nil {
 		return nil, err
 	}
-	stdout, stderr, encoding := encodeOutputs(result.Stdout, result.Stderr)
-	return oapi.Exec200JSONResponse{Body: oapi.ExecResult{
-		SandboxID: req.ID, Cmd: cmd.Cmd, Stdout: stdout, Stderr: stderr, Encoding: encoding,
+	answer := execAnswer{stdout: result.Stdout, stderr: result.Stderr, ExecResult: oapi.ExecResult{
+		SandboxID: req.ID, Cmd: cmd.Cmd, Encoding: "utf-8",
 		ExitCode: result.ExitCode, Status: result.Status, Reason: endReason(result.Reason), DurationMs: result.Duration.Milliseconds(), Truncated: result.Truncated,
-	}}, nil
+	}}
+	if !utf8.Valid(result.Stdout) || !utf8.Valid(result.Stderr) {
+		answer.Encoding = encodingBase64
+	}
+	return answer, nil
+}
+
+// execAnswer is the answer with a result whose outputs, which it has besides, are
+// encoded while they are sent: in JSON a byte may take six.
+type execAnswer struct {
+	oapi.ExecResult
+
+	stdout, stderr []byte // both as text if both are UTF-8, else both in base64
+}
+
+// VisitExecResponse implements oapi.ExecResponseObject.
+func (a execAnswer) VisitExecResponse(w http.ResponseWriter) error {
+	rest, err := json.Marshal(a.ExecResult)
+	if err != nil {
+		return err
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(rest, &fields); err != nil {
+		return err
+	}
+	delete(fields, "stdout")
+	delete(fields, "stderr")
+	if rest, err = json.Marshal(fields); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	out := bufio.NewWriterSize(w, outputPiece)
+	_, _ = out.Write(rest[:len(rest)-1]) // its errors are Flush's, too
+	_, _ = out.WriteString(`,"stdout":"`)
+	a.encode(out, a.stdout)
+	_, _ = out.WriteString(`","stderr":"`)
+	a.encode(out, a.stderr)
+	_, _ = out.WriteString("\"}\n")
+	return out.Flush()
+}
+
+// outputPiece is how much of an output is encoded at a time, in bytes.
+const outputPiece = 32 << 10
+
+// encode writes an output as the content of a JSON string.
+func (a execAnswer) encode(out *bufio.Writer, output []byte) {
+	if a.Encoding == encodingBase64 {
+		encoder := base64.NewEncoder(base64.StdEncoding, out)
+		_, _ = encoder.Write(output)
+		_ = encoder.Close()
+		return
+	}
+	for len(output) > 0 {
+		n := min(len(output), outputPiece)
+		for n < len(output) && !utf8.RuneStart(output[n]) {
+			n--
+		}
+		text, _ := json.Marshal(string(output[:n])) // a string always can be
+		_, _ = out.Write(text[1 : len(text)-1])
+		output = output[n:]
+	}
 }
 
 func command(body *oapi.Exec) (wrenn.ExecCommand, error) {
@@ -55,15 +118,6 @@ func command(body *oapi.Exec) (wrenn.ExecCommand, error) {
 		cmd.Stdin = input
 	}
 	return cmd, nil
-}
-
-// encodeOutputs returns both outputs as strings without loss: as they are if both
-// are UTF-8, else both in base64.
-func encodeOutputs(stdout, stderr []byte) (outText, errText string, encoding oapi.ExecResultEncoding) {
-	if utf8.Valid(stdout) && utf8.Valid(stderr) {
-		return string(stdout), string(stderr), "utf-8"
-	}
-	return base64.StdEncoding.EncodeToString(stdout), base64.StdEncoding.EncodeToString(stderr), encodingBase64
 }
 
 // endReason is nil for a reason that is not known.

@@ -14,6 +14,7 @@ import (
 	"github.com/go-chi/chi/v5"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/telemetry"
@@ -144,6 +145,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 		}
 		caller, leave, err := s.admission.Enter(r.Context(), r.RemoteAddr, secret)
 		rec.key = caller.Key
+		budget.Of(r.Context()).SetOwner(string(caller.Team))
 		if err != nil {
 			s.refuse(w, r, err)
 			return
@@ -197,6 +199,7 @@ func (s *Server) conform(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
+		r.Body = budget.Body(r.Context(), r.Body, budget.Of(r.Context()), bodyCost)
 		if err := op.CheckJSON(r); err != nil {
 			s.refuse(w, r, brokenBody(err))
 			return

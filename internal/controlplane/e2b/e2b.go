@@ -29,6 +29,7 @@ import (
 
 	"wrenn"
 	"wrenn/api"
+	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
@@ -38,6 +39,8 @@ import (
 const (
 	// maxBody bounds a request's body.
 	maxBody = 1 << 20
+	// bodyCost is what a byte of it takes: as text, as checked values, and decoded.
+	bodyCost = 6
 	// retryAfter is what clients are told to wait when a part of the system is away.
 	retryAfter = "2"
 )
@@ -303,6 +306,7 @@ func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 			return
 		}
 		defer leave()
+		budget.Of(r.Context()).SetOwner(string(caller.Team))
 		if err := check(op, r); err != nil {
 			s.refuse(w, r, err)
 			return
@@ -319,7 +323,7 @@ func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 
 // check checks a request against the document.
 func check(op *contract.Operation, r *http.Request) error {
-	r.Body = http.MaxBytesReader(nil, r.Body, maxBody)
+	r.Body = budget.Body(r.Context(), http.MaxBytesReader(nil, r.Body, maxBody), budget.Of(r.Context()), bodyCost)
 	err := op.CheckParameters(r)
 	if err == nil {
 		err = op.CheckJSON(r)
@@ -331,6 +335,9 @@ func check(op *contract.Operation, r *http.Request) error {
 func violation(err error) error {
 	if v, ok := errors.AsType[*contract.Violation](err); ok {
 		return invalid("%s", v.Message)
+	}
+	if wrenn.CodeOf(err) == wrenn.Exhausted { // no memory for it
+		return err
 	}
 	if err != nil {
 		return invalid("the body is broken, or over 1 MiB")

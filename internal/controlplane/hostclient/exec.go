@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/hostwire"
 	"wrenn/internal/wire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -21,11 +22,16 @@ import (
 // of a file that is reused.
 const maxFrame = 64 << 10
 
-// Exec runs a command to its end, or until its timeout.
-func (c *Client) Exec(ctx context.Context, id wrenn.SandboxID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
+// MaxAnswerMemory is the most that an answer with the outputs of Exec, and the request
+// for it, take of a budget, in bytes.
+const MaxAnswerMemory = 72 << 20
+
+// Exec runs a command to its end, or until its timeout, on behalf of owner. What the
+// outputs take is reserved of ctx's budget, see budget.With.
+func (c *Client) Exec(ctx context.Context, id wrenn.SandboxID, owner wrenn.TeamID, cmd wrenn.ExecCommand) (*wrenn.ExecResult, error) {
 	begin := time.Now()
 	limit := cmp.Or(cmd.Timeout, wrenn.DefaultExecTimeout) + c.deadlines.ExecGrace
-	res, err := call(ctx, c, limit, c.streams.Exec, hostwire.ExecRequest(id, cmd))
+	res, err := call(budget.Whole(ctx), c, limit, c.streams.Exec, hostwire.ExecRequest(id, owner, cmd))
 	if err != nil {
 		return nil, err
 	}

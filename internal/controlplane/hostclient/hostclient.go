@@ -23,6 +23,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/hostwire"
 	"wrenn/internal/untrusted"
 	"wrenn/internal/wire"
@@ -148,7 +149,9 @@ func newRPC(url string, transport *http.Transport, opts ...connect.ClientOption)
 		connect.WithReadMaxBytes(maxMessage),
 		// Windows count compressed bytes: repetitive output would fill a thousand times the window's memory before it is held up.
 		connect.WithAcceptCompression("gzip", nil, nil))
-	return hostagentv1connect.NewHostAgentServiceClient(untrusted.Client(transport), base, opts...), nil
+	client := untrusted.Client(transport)
+	client.Transport = budget.Transport{RoundTripper: client.Transport}
+	return hostagentv1connect.NewHostAgentServiceClient(client, base, opts...), nil
 }
 
 // newTransport returns a transport for one protocol, by its name in ALPN.

@@ -148,15 +148,15 @@ func started(t *testing.T, s *hostclient.ExecStream) int {
 func TestExec(t *testing.T) {
 	c, _ := serve(t, &hosttest.Agent{}, hostclient.Deadlines{})
 	id := box(t, c)
-	res, err := c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "cat", Stdin: []byte("\x00\xff")})
+	res, err := c.Exec(t.Context(), id, "team", wrenn.ExecCommand{Cmd: "cat", Stdin: []byte("\x00\xff")})
 	if err != nil || string(res.Stdout) != "\x00\xff" || res.ExitCode != 0 {
 		t.Errorf("got %+v, %v", res, err)
 	}
-	res, err = c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "exit", Args: []string{"3"}})
+	res, err = c.Exec(t.Context(), id, "team", wrenn.ExecCommand{Cmd: "exit", Args: []string{"3"}})
 	if err != nil || res.ExitCode != 3 || res.Status != "exit status 3" {
 		t.Errorf("got %+v, %v", res, err)
 	}
-	_, err = c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "nonsense"})
+	_, err = c.Exec(t.Context(), id, "team", wrenn.ExecCommand{Cmd: "nonsense"})
 	testkit.WantCode(t, err, wrenn.NotFound)
 }
 
@@ -334,7 +334,7 @@ func TestStalledReadersHoldUpNoOtherStream(t *testing.T) {
 	if _, err := c.Ping(t.Context()); err != nil {
 		t.Errorf("with %d readers that stall: %v", 2*readers, err)
 	}
-	if res, err := c.Exec(t.Context(), id, wrenn.ExecCommand{Cmd: "echo", Args: []string{"hello"}}); err != nil || string(res.Stdout) != "hello\n" {
+	if res, err := c.Exec(t.Context(), id, "team", wrenn.ExecCommand{Cmd: "echo", Args: []string{"hello"}}); err != nil || string(res.Stdout) != "hello\n" {
 		t.Errorf("%+v, %v", res, err)
 	}
 }

@@ -43,7 +43,7 @@ func (s *Commands) Exec(ctx context.Context, c Caller, id wrenn.SandboxID, cmd w
 		return nil, err
 	}
 	defer s.used.add(id) // it may have taken long
-	return host.Exec(ctx, id, cmd)
+	return host.Exec(ctx, id, c.Team, cmd)
 }
 
 // CheckExec returns the error that StartExec and AttachExec would return for the

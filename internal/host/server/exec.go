@@ -11,6 +11,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/hostwire"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -19,6 +20,9 @@ import (
 const (
 	// maxOutput bounds each of the two outputs of an Exec, in bytes.
 	maxOutput = 8 << 20
+	// outputCost is what a kept byte of output takes until it is sent: the buffer, which
+	// doubles when it is full, and the encoded answer.
+	outputCost = 3
 )
 
 func (s *server) Exec(ctx context.Context, msg *pb.ExecRequest) (*pb.ExecResponse, error) {
@@ -34,7 +38,11 @@ func (s *server) Exec(ctx context.Context, msg *pb.ExecRequest) (*pb.ExecRespons
 	limit := cmp.Or(cmd.Timeout, wrenn.DefaultExecTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	res, err := sb.Guest().ExecUpTo(ctx, cmd, maxOutput)
+	memory := budget.Of(ctx)
+	memory.SetOwner(cmp.Or(msg.GetOwner(), string(id)))
+	res, err := sb.Guest().ExecKeeping(ctx, cmd, envdclient.Outputs{Most: maxOutput, Reserve: func(ctx context.Context, n int) error {
+		return memory.Grow(ctx, int64(n)*outputCost)
+	}})
 	if res == nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			err = wrenn.Errorf(wrenn.DeadlineExceeded, "the command could not be started in time (%s): give it a longer timeout, or stream it", limit)

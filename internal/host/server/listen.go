@@ -185,7 +185,8 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 	closing := make(chan struct{})
 	mux := http.NewServeMux()
 	agent := &server{cfg: cfg, closing: closing}
-	mux.Handle(newHandler(agent))
+	path, handler := newHandler(agent)
+	mux.Handle(path, cfg.Memory.Handler(handler))
 	ports := newTunnels(agent)
 	mux.Handle(tunnel.HostPattern, ports)
 	httpServer := newServer(mux, cfg.Log)

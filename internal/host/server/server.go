@@ -12,6 +12,7 @@ import (
 	"connectrpc.com/connect"
 
 	"wrenn"
+	"wrenn/internal/budget"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/template"
 	"wrenn/internal/hostwire"
@@ -32,7 +33,7 @@ const (
 	copyBuffer = 256 << 10
 )
 
-// Config is what a server works with. All fields are needed.
+// Config is what a server works with. All fields but Memory are needed.
 type Config struct {
 	Manager   *sandbox.Manager
 	Templates *template.Builder
@@ -40,7 +41,12 @@ type Config struct {
 	Driver    string // the VMM's name
 	Version   string
 	Log       *slog.Logger
+	// Memory is what outputs of Exec are kept in; nil has no limit.
+	Memory *budget.Budget
 }
+
+// MaxExecMemory is the most that one Exec takes of Config.Memory, in bytes.
+const MaxExecMemory = 2 * maxOutput * outputCost
 
 // server implements hostagentv1connect.HostAgentServiceHandler.
 type server struct {

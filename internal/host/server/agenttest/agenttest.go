@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"wrenn/internal/budget"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/sandbox/testhost"
 	"wrenn/internal/host/server"
@@ -34,6 +35,8 @@ type Config struct {
 	Hook rollback.Hook
 	// Registries are those of template.Config.
 	Registries template.Registries
+	// Memory, if set, is that of server.Config.
+	Memory *budget.Budget
 	// StateDir, if set, is copied: the host begins with it.
 	StateDir string
 }
@@ -46,6 +49,7 @@ type Agent struct {
 
 	cfg        sandbox.Config
 	registries template.Registries
+	memory     *budget.Budget
 	network    network.Config
 	socket     string
 	stop       func(testing.TB)
@@ -55,7 +59,7 @@ type Agent struct {
 func New(t *testing.T, cfg Config) *Agent {
 	t.Helper()
 	h := testhost.New(t, testhost.Config{Slots: cfg.Slots, Hook: cfg.Hook, Log: cfg.Log})
-	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, network: h.Network, World: h.World}
+	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World}
 	a.cfg = sandbox.Config{
 		StateDir: h.StateDir, RunDir: h.RunDir, ReadyTimeout: time.Minute, Log: h.Log, Adopt: true, Limits: cfg.Limits,
 		Driver: h.Driver, Guest: sandbox.Guest{RootFS: h.Image, Kernel: vm.Kernel{Image: h.Image}},
@@ -99,7 +103,7 @@ func (a *Agent) Start(tb testing.TB) {
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log}, l)
+		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log, Memory: a.memory}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()

@@ -3848,11 +3848,14 @@ type ExecRequest struct {
 	Cmd       string                 `protobuf:"bytes,2,opt,name=cmd,proto3" json:"cmd,omitempty"`
 	Args      []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
 	// Seconds; 0 is 30.
-	TimeoutSec    uint32            `protobuf:"varint,4,opt,name=timeout_sec,json=timeoutSec,proto3" json:"timeout_sec,omitempty"`
-	Env           map[string]string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Cwd           string            `protobuf:"bytes,6,opt,name=cwd,proto3" json:"cwd,omitempty"`
-	User          string            `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
-	Stdin         []byte            `protobuf:"bytes,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	TimeoutSec uint32            `protobuf:"varint,4,opt,name=timeout_sec,json=timeoutSec,proto3" json:"timeout_sec,omitempty"`
+	Env        map[string]string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Cwd        string            `protobuf:"bytes,6,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	User       string            `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
+	Stdin      []byte            `protobuf:"bytes,8,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	// Whose commands have at most half of the memory that the host keeps outputs in;
+	// "" is the sandbox alone. Any text.
+	Owner         string `protobuf:"bytes,65,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3941,6 +3944,13 @@ func (x *ExecRequest) GetStdin() []byte {
 		return x.Stdin
 	}
 	return nil
+}
+
+func (x *ExecRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 type ExecResponse struct {
@@ -5725,7 +5735,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x17\n" +
 	"\x15WatchSandboxesRequest\"6\n" +
 	"\x16WatchSandboxesResponse\x12\x1c\n" +
-	"\tkeepalive\x18\x01 \x01(\bR\tkeepalive\"\x9d\x02\n" +
+	"\tkeepalive\x18\x01 \x01(\bR\tkeepalive\"\xb3\x02\n" +
 	"\vExecRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x10\n" +
@@ -5736,7 +5746,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x03env\x18\x05 \x03(\v2\".hostagent.v1.ExecRequest.EnvEntryR\x03env\x12\x10\n" +
 	"\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n" +
 	"\x04user\x18\a \x01(\tR\x04user\x12\x14\n" +
-	"\x05stdin\x18\b \x01(\fR\x05stdin\x1a6\n" +
+	"\x05stdin\x18\b \x01(\fR\x05stdin\x12\x14\n" +
+	"\x05owner\x18A \x01(\tR\x05owner\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x01\n" +
