@@ -89,7 +89,7 @@ func upload(ctx context.Context, b *bench) (_ []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := p.transfers(ctx, b, w,
+	f, err := transfers(ctx, b, w,
 		func(ctx context.Context) error {
 			return p.api.WriteFile(ctx, p.box.ID, remote, content(size), client.FileOptions{})
 		},
@@ -119,7 +119,7 @@ func download(ctx context.Context, b *bench) (_ []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := p.transfers(ctx, b, w,
+	f, err := transfers(ctx, b, w,
 		func(ctx context.Context) error {
 			return drain(size)(p.api.ReadFile(ctx, p.box.ID, remote, client.FileOptions{}))
 		},
@@ -140,7 +140,7 @@ func download(ctx context.Context, b *bench) (_ []row, err error) {
 }
 
 // transfers compares two ways to move a file and watches the programs' memory during the first.
-func (p *pair) transfers(ctx context.Context, b *bench, w *watch, ours, bare func(context.Context) error) (comparison, error) {
+func transfers(ctx context.Context, b *bench, w *watch, ours, bare func(context.Context) error) (comparison, error) {
 	rate := func(f func(context.Context) error) func(context.Context) (sample, error) {
 		return func(ctx context.Context) (sample, error) {
 			took, err := timed(func() error { return f(ctx) })

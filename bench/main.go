@@ -54,6 +54,7 @@ type bench struct {
 	live      int           // sandboxes running at the same time
 	codeMB    int           // translated code that each of them keeps; 0 means the agent's default
 	window    time.Duration // how long an idle sandbox is watched
+	sockets   int           // idle WebSockets
 }
 
 var benchmarks = []benchmark{
@@ -76,15 +77,37 @@ var benchmarks = []benchmark{
 	{"density", density},
 	{"load", load},
 	{"fleet", fleet},
+	{"gateway", gatewayRequests},
+	{"bodies", gatewayTransfers},
+	{"sockets", gatewaySockets},
 }
 
 func main() {
+	if part, ok := partOf(os.Args[1:]); ok {
+		if err := part(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := run(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
+	}
+}
+
+// partOf returns what a process of a benchmark that runs this program does.
+func partOf(args []string) (part func() error, ok bool) {
+	switch {
+	case len(args) == 2 && args[0] == fakeHostCommand:
+		return func() error { return serveFakeHost(args[1]) }, true
+	case len(args) == 1 && args[0] == guestServerCommand:
+		return serveGuest, true
+	default:
+		return nil, false
 	}
 }
 
@@ -103,6 +126,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.live, "live", 8, "sandboxes that are alive at once")
 	flag.IntVar(&b.codeMB, "code", 0, "MiB of translated code that each of them keeps (driver.qemu_code_mb); 0 is the agent's default")
 	flag.DurationVar(&b.window, "window", 30*time.Second, "how long something idle is watched")
+	flag.IntVar(&b.sockets, "sockets", 5000, "idle WebSockets")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)
 	if err != nil {

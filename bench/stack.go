@@ -126,13 +126,7 @@ func (s *stack) startAgent(ctx context.Context, more settings) (socket string, e
 	if err != nil {
 		return "", err
 	}
-	return socket, s.agent.wait(ctx, func(ctx context.Context) error {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
+	return socket, s.agent.wait(ctx, func(ctx context.Context) error { return answersAt(ctx, socket) })
 }
 
 func (s *stack) state() string { return filepath.Join(s.dir, "state") }
