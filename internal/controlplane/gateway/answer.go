@@ -86,6 +86,11 @@ func newMetrics(to prometheus.Registerer) (*metrics, error) {
 // begin counts a request; the function that it returns ends it.
 func (m *metrics) begin() (end func()) {
 	m.requests.Inc()
+	return m.hold()
+}
+
+// hold counts a request that was counted before as one in flight, until end is called.
+func (m *metrics) hold() (end func()) {
 	m.inFlight.Inc()
 	return m.inFlight.Dec
 }

@@ -148,8 +148,12 @@ func newTransport(d *dialer, http2 bool) *http.Transport {
 }
 
 func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+	if isGRPC(r) {
 		return t.http2.RoundTrip(r)
 	}
 	return t.http1.RoundTrip(r)
+}
+
+func isGRPC(r *http.Request) bool {
+	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
 }

@@ -66,6 +66,7 @@ type Gateway struct {
 	metrics   *metrics
 	proxy     *httputil.ReverseProxy
 	dialer    *dialer
+	idle      idleConns
 	misses    *missing
 	signers   *signers
 }
@@ -82,7 +83,7 @@ func New(cfg Config) (*Gateway, error) {
 		Rewrite:       rewrite,
 		Transport:     newTransports(g.dialer),
 		FlushInterval: -1, // each piece at once; never an empty one
-		BufferPool:    &buffers{},
+		BufferPool:    &bodyBuffers,
 		ModifyResponse: func(resp *http.Response) error {
 			g.sandboxes.Used(targetOf(resp.Request.Context()).id) // not before: anyone can make up ids
 			return nil
@@ -143,11 +144,14 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 		isolate(w.Header())
 	}
 	defer g.resetIfCut(w, r, to)
-	if upgrades(r) {
+	switch {
+	case upgrades(r):
 		g.upgrade(w, r, to)
-		return
+	case simple(r):
+		g.exchange(w, r, to)
+	default:
+		g.proxy.ServeHTTP(w, r)
 	}
-	g.proxy.ServeHTTP(w, r)
 }
 
 // refuse returns the status and the message for a request that may not pass; 0 when

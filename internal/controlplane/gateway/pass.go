@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/textproto"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"wrenn"
 	"wrenn/internal/accesstoken"
 	"wrenn/internal/tunnel"
 )
@@ -85,7 +87,12 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 		g.failed(w, r, err)
 		return
 	}
-	defer conn.Close()
+	joined := false
+	defer func() {
+		if !joined {
+			_ = conn.Close() // nothing is in flight
+		}
+	}()
 	resp, upgraded, err := tunnel.Exchange(conn, passedOn(r), maxHeader)
 	if err != nil {
 		g.failed(w, r, err)
@@ -110,15 +117,36 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 	if err != nil {
 		return // the client left
 	}
-	tunnel.Join(tunnel.WithRead(client, buffered.Reader), upgraded, func() { g.sandboxes.Used(to.id) })
+	joined = true
+	// Not in this goroutine, on which net/http holds on to buffers and the request.
+	go g.join(tunnel.WithRead(client, buffered.Reader), upgraded, to.id)
 }
 
-// passedOn returns the request for another protocol as the sandbox gets it.
+// join passes on the bytes of both sides until both have ended.
+func (g *Gateway) join(client, program net.Conn, id wrenn.SandboxID) {
+	defer g.metrics.hold()()
+	tunnel.Join(client, program, func() { g.sandboxes.Used(id) })
+}
+
+// passedOn returns the request as the sandbox gets it, like httputil.ReverseProxy.
 func passedOn(r *http.Request) *http.Request {
 	pr := &httputil.ProxyRequest{In: r, Out: r.Clone(r.Context())}
-	dropHopByHop(pr.Out.Header)
+	h := pr.Out.Header
+	trailers := httpguts.HeaderValuesContainsToken(h["Te"], "trailers")
+	dropHopByHop(h)
+	if trailers {
+		h.Set("Te", "trailers")
+	}
+	if upgrades(r) {
+		h.Set("Connection", "Upgrade")
+	} else {
+		h.Del("Upgrade")
+	}
+	if _, ok := h["User-Agent"]; !ok {
+		h.Set("User-Agent", "") // not Go's own
+	}
+	pr.Out.Close = false
 	rewrite(pr)
-	pr.Out.Header.Set("Connection", "Upgrade")
 	return pr.Out
 }
 

@@ -70,20 +70,29 @@ func (t *tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	defer port.Close()
 	id := sb.ID()
 	if err := t.add(port, id); err != nil {
+		_ = port.Close() // nothing is in flight
 		refuse(w, err)
 		return
 	}
-	defer t.remove(port, id)
-	defer t.name(port, id, r.Header.Get(tunnel.NameHeader))()
+	unname := t.name(port, id, r.Header.Get(tunnel.NameHeader))
+	ended := func() {
+		unname()
+		t.remove(port, id)
+		_ = port.Close() // twice is allowed
+	}
 	client, err := tunnel.Accept(w)
 	if err != nil {
+		ended()
 		refuse(w, wrenn.Errorf(wrenn.Invalid, "a tunnel needs HTTP/1.1"))
 		return
 	}
-	tunnel.Join(client, port, touch(sb))
+	// Not in this goroutine, on which net/http holds on to buffers and the request.
+	go func() {
+		defer ended()
+		tunnel.Join(client, port, touch(sb))
+	}()
 }
 
 func (t *tunnels) dial(r *http.Request) (*sandbox.Sandbox, net.Conn, error) {
