@@ -74,7 +74,7 @@ func (w *web) serve(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer l.Close() // the server has its own descriptor
+	defer func() { _ = l.Close() }() // the server has its own descriptor
 	stop, err := startServer(l.(*net.TCPListener))
 	if err != nil {
 		return err

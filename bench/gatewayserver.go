@@ -59,7 +59,7 @@ func echoMessages(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	defer conn.CloseNow()
+	defer func() { _ = conn.CloseNow() }() // the client may have left
 	for {
 		kind, text, err := conn.Read(r.Context())
 		if err != nil || conn.Write(r.Context(), kind, text) != nil {
