@@ -166,6 +166,18 @@ CREATE TABLE public.sandboxes (
     CONSTRAINT sandboxes_vcpus_check CHECK ((vcpus > 0))
 );
 
+CREATE TABLE public.secrets (
+    id text NOT NULL COLLATE pg_catalog."C",
+    team_id uuid NOT NULL,
+    name text NOT NULL COLLATE pg_catalog."C",
+    version integer DEFAULT 1 NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    sealed bytea NOT NULL,
+    key_id text NOT NULL COLLATE pg_catalog."C",
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
 CREATE TABLE public.teams (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     name text NOT NULL,
@@ -176,6 +188,25 @@ CREATE TABLE public.teams (
     used_memory_mb bigint DEFAULT 0 NOT NULL,
     CONSTRAINT teams_max_memory_mb_check CHECK ((max_memory_mb >= 0)),
     CONSTRAINT teams_max_sandboxes_check CHECK ((max_sandboxes >= 0))
+);
+
+CREATE TABLE public.template_assignments (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    number bigint NOT NULL,
+    team_id uuid NOT NULL,
+    name text NOT NULL,
+    tag text NOT NULL,
+    generation_id text NOT NULL COLLATE pg_catalog."C",
+    assigned_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+ALTER TABLE public.template_assignments ALTER COLUMN number ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.template_assignments_number_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE TABLE public.template_generations (
@@ -202,6 +233,7 @@ CREATE TABLE public.template_generations (
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     from_template text DEFAULT ''::text NOT NULL,
     failed_step text DEFAULT ''::text NOT NULL,
+    finished_at timestamp with time zone,
     more_tags text[] DEFAULT '{}'::text[] NOT NULL,
     CONSTRAINT template_generations_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT template_generations_state CHECK ((state = ANY (ARRAY['building'::text, 'ready'::text, 'failed'::text, 'deleted'::text]))),
@@ -276,11 +308,17 @@ ALTER TABLE ONLY public.sandbox_ingress
 ALTER TABLE ONLY public.sandboxes
     ADD CONSTRAINT sandboxes_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.secrets
+    ADD CONSTRAINT secrets_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.teams
     ADD CONSTRAINT teams_name_key UNIQUE (name);
 
 ALTER TABLE ONLY public.teams
     ADD CONSTRAINT teams_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.template_assignments
+    ADD CONSTRAINT template_assignments_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.template_generations
     ADD CONSTRAINT template_generations_pkey PRIMARY KEY (id);
@@ -310,6 +348,10 @@ CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHE
 CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
 
 CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
+
+CREATE UNIQUE INDEX secrets_names ON public.secrets USING btree (team_id, name);
+
+CREATE INDEX template_assignments_tags ON public.template_assignments USING btree (team_id, name, tag, number);
 
 CREATE UNIQUE INDEX template_generations_building ON public.template_generations USING btree (team_id, name, tag) WHERE (state = 'building'::text);
 
@@ -346,6 +388,15 @@ ALTER TABLE ONLY public.sandbox_ingress
 
 ALTER TABLE ONLY public.sandboxes
     ADD CONSTRAINT sandboxes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.secrets
+    ADD CONSTRAINT secrets_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.template_assignments
+    ADD CONSTRAINT template_assignments_generation_id_fkey FOREIGN KEY (generation_id) REFERENCES public.template_generations(id);
+
+ALTER TABLE ONLY public.template_assignments
+    ADD CONSTRAINT template_assignments_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.template_generations
     ADD CONSTRAINT template_generations_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

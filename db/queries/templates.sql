@@ -39,22 +39,51 @@ UPDATE template_generations SET host_id = @host_id, updated_at = clock_timestamp
 SELECT EXISTS (SELECT FROM template_generations WHERE id = @id AND state = 'building' AND worker = @worker);
 
 -- name: AppendLines :exec
-INSERT INTO template_lines (generation_id, line, content)
-SELECT @id, unnest(@numbers::bigint[]), unnest(@lines::text[]);
+-- Each is written a millisecond or more after the one before: pages of a log begin at a time.
+INSERT INTO template_lines (generation_id, line, content, written_at)
+SELECT @id, added.line, added.content, began.at + make_interval(secs => (added.line - @first_line::bigint) * 0.001)
+FROM (SELECT unnest(@numbers::bigint[]) AS line, unnest(@lines::text[]) AS content) AS added,
+    (SELECT greatest(date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', max(written_at)) + interval '1 ms') AS at
+     FROM template_lines WHERE generation_id = @id) AS began;
 
 -- name: DropOldLines :exec
 DELETE FROM template_lines WHERE generation_id = @id AND line < @first_line;
 
 -- name: FinishBuild :one
 UPDATE template_generations SET
-    state = 'ready', worker = NULL, updated_at = clock_timestamp(),
+    state = 'ready', worker = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
     vcpus = @vcpus, memory_mb = @memory_mb, env = @env, size_bytes = @size_bytes, digest = @digest
 WHERE id = @id AND state = 'building' AND worker = @worker
 RETURNING *;
 
 -- name: PointTemplate :exec
+WITH assigned AS (
+    INSERT INTO template_assignments (team_id, name, tag, generation_id) VALUES (@team_id, @name, @tag, @generation_id)
+)
 INSERT INTO templates (team_id, name, tag, generation_id) VALUES (@team_id, @name, @tag, @generation_id)
 ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp();
+
+-- name: DropOldAssignments :exec
+DELETE FROM template_assignments WHERE number IN (
+    SELECT number FROM template_assignments AS old
+    WHERE old.team_id = @team_id AND old.name = @name AND old.tag = @tag ORDER BY number DESC OFFSET @keep::integer
+);
+
+-- name: Assignments :many
+-- The newest of each tag that refers to a ready build now, with the number before which they are; 0 is all.
+-- An empty tag is all tags. Those of builds that their host lost are left out.
+SELECT ranked.* FROM (
+    SELECT a.id, a.number, a.tag, a.generation_id, a.assigned_at, g.created_at, g.finished_at,
+        row_number() OVER (PARTITION BY a.tag ORDER BY a.number DESC) AS place
+    FROM template_assignments a
+    JOIN template_generations g ON g.id = a.generation_id
+    WHERE a.team_id = @team_id AND a.name = @name AND (@tag::text = '' OR a.tag = @tag) AND (@before::bigint = 0 OR a.number < @before)
+        AND g.state IN ('ready', 'deleted')
+        AND EXISTS (
+            SELECT FROM templates t JOIN template_generations now ON now.id = t.generation_id
+            WHERE t.team_id = a.team_id AND t.name = a.name AND t.tag = a.tag AND now.state = 'ready'
+        )
+) AS ranked WHERE ranked.place <= @per_tag::bigint ORDER BY ranked.tag, ranked.number DESC;
 
 -- name: DropUnnamedBuilds :exec
 -- The builds of a name to which no tag refers any more.
@@ -83,7 +112,8 @@ WHERE g.team_id = @team_id AND g.name = @name AND (g.tag = @tag OR g.state = 're
 RETURNING g.id, g.host_id;
 
 -- name: DeleteTemplateName :execrows
-DELETE FROM templates WHERE team_id = @team_id AND name = @name AND tag = @tag;
+WITH forgotten AS (DELETE FROM template_assignments AS a WHERE a.team_id = @team_id AND a.name = @name AND a.tag = @tag)
+DELETE FROM templates WHERE templates.team_id = @team_id AND templates.name = @name AND templates.tag = @tag;
 
 -- name: NamedBuilds :many
 -- The builds of a name with the one that it refers to, the newest first. '' is all names.
@@ -107,6 +137,16 @@ SELECT * FROM template_generations WHERE id = @id AND team_id = @team_id AND nam
 
 -- name: BuildLines :many
 SELECT line, content, written_at FROM template_lines WHERE generation_id = @id AND line >= @first_line ORDER BY line LIMIT @page_size;
+
+-- name: BuildLinesByTime :many
+-- The times of lines of older versions may be equal; they are shown as AppendLines writes them now.
+SELECT timed.line, timed.content, timed.at_ms FROM (
+    SELECT l.line, l.content, (l.line + max(floor(extract(epoch FROM l.written_at) * 1000)::bigint - l.line) OVER (ORDER BY l.line))::bigint AS at_ms
+    FROM template_lines l WHERE l.generation_id = @id
+) AS timed
+WHERE CASE WHEN @backward::boolean THEN @cursor_ms::bigint = 0 OR timed.at_ms < @cursor_ms ELSE timed.at_ms >= @cursor_ms END
+ORDER BY CASE WHEN @backward THEN -timed.line ELSE timed.line END
+LIMIT @page_size;
 
 -- name: ReadyBuilds :many
 SELECT id FROM template_generations WHERE host_id = @host_id AND state = 'ready';

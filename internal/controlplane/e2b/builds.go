@@ -24,6 +24,8 @@ type Builds interface {
 	RequestBuild(context.Context, service.Caller, service.RequestBuild) (*wrenn.Build, error)
 	StartRequestedBuild(ctx context.Context, c service.Caller, template string, id wrenn.BuildID, req service.BuildTemplate) error
 	BuildProgress(ctx context.Context, c service.Caller, template string, id wrenn.BuildID, from int64, limit int) (*wrenn.Build, []service.LogLine, error)
+	BuildLogPage(ctx context.Context, c service.Caller, template string, id wrenn.BuildID, page service.LogPage) ([]service.LogLine, error)
+	TagHistory(ctx context.Context, c service.Caller, name string, h service.History) ([]service.Assignment, error)
 	TagTemplate(ctx context.Context, c service.Caller, template string, tags []string) (wrenn.BuildID, error)
 	UntagTemplate(ctx context.Context, c service.Caller, name string, tags []string) error
 	HasBuildFiles(ctx context.Context, c service.Caller, hash string) (bool, error)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"wrenn"
 	"wrenn/internal/controlplane/service"
@@ -139,6 +140,135 @@ func TestTags(t *testing.T) {
 	}
 }
 
+// ids returns the builds of assignments.
+func ids(list any) []any {
+	out := []any{}
+	for _, a := range list.([]any) {
+		out = append(out, a.(map[string]any)["buildId"])
+	}
+	return out
+}
+
+// TestTagHistory: which builds tags have referred to, in pages.
+func TestTagHistory(t *testing.T) {
+	s := newSurface(t)
+	made := map[string]any{}
+	for _, name := range []string{"one", "two"} {
+		_, build, requested := s.request(t, `{"name":"app","tags":["`+name+`"]}`)
+		s.call(t, "POST", "/v2"+build, `{}`, 202)
+		s.end(t, build)
+		made[name] = requested["buildID"]
+	}
+	for _, target := range []string{"one", "two", "one"} {
+		s.call(t, "POST", "/templates/tags", `{"target":"app:`+target+`","tags":["default"]}`, 201)
+	}
+	history, _, _ := s.call(t, "GET", "/templates/app/tags/default/assignments", "", 200)
+	if diff := cmp.Diff([]any{made["one"], made["two"], made["one"]}, ids(history["data"])); diff != "" || history["nextCursor"] != nil {
+		t.Errorf("the next page is %v, assignments (-want +got):\n%s", history["nextCursor"], diff)
+	}
+	newest := history["data"].([]any)[0].(map[string]any)
+	if timeOf(t, newest["buildFinishedAt"]).After(timeOf(t, newest["assignedAt"])) || timeOf(t, newest["buildCreatedAt"]).After(timeOf(t, newest["buildFinishedAt"])) {
+		t.Errorf("the times of %v", newest)
+	}
+	page, _, _ := s.call(t, "GET", "/templates/app/tags/default/assignments?limit=2", "", 200)
+	rest, _, _ := s.call(t, "GET", "/templates/app/tags/default/assignments?cursor="+page["nextCursor"].(string), "", 200)
+	if diff := cmp.Diff(history["data"], append(page["data"].([]any), rest["data"].([]any)...)); diff != "" {
+		t.Errorf("in pages (-want +got):\n%s", diff)
+	}
+	for query, want := range map[string]string{"": "default two one", "?sort=name_asc": "default one two", "?sort=name_desc": "two one default", "?sort=latest_asc": "one two default", "?search=O": "two one", "?search=x": ""} {
+		if got := s.groups(t, query, "tagsLimit=2"); got != want {
+			t.Errorf("groups%s: %s, want %s", query, got, want)
+		}
+	}
+	groups, _, _ := s.call(t, "GET", "/templates/app/tags/groups?assignmentLimit=2", "", 200)
+	group := groups["tags"].([]any)[0].(map[string]any)
+	if diff := cmp.Diff([]any{made["one"], made["two"]}, ids(group["assignments"])); diff != "" || group["hasMore"] != true {
+		t.Errorf("%v (-want +got):\n%s", group, diff)
+	}
+	// The history of a tag ends with it.
+	s.call(t, "DELETE", "/templates/tags", `{"name":"app","tags":["default"]}`, 204)
+	if got := s.groups(t, "?sort=name_asc", "tagsLimit=1"); got != "one two" {
+		t.Errorf("without the tag: %s", got)
+	}
+	s.call(t, "POST", "/templates/tags", `{"target":"app:two","tags":["default"]}`, 201)
+	if again, _, _ := s.call(t, "GET", "/templates/app/tags/default/assignments", "", 200); len(again["data"].([]any)) != 1 {
+		t.Errorf("a tag that is new again has %v", again)
+	}
+	none, _, _ := s.call(t, "GET", "/templates/app/tags/none/assignments", "", 200)
+	base, _, _ := s.call(t, "GET", "/templates/base/tags/groups", "", 200)
+	if diff := cmp.Diff(map[string]any{"data": []any{}, "nextCursor": nil}, none) + cmp.Diff(map[string]any{"tags": []any{}, "nextCursor": nil}, base); diff != "" {
+		t.Error(diff)
+	}
+	for path, want := range map[string]int{
+		"groups?sort=x": 400, "groups?tagsCursor=x": 400, "groups?tagsLimit=0": 400, "groups?assignmentLimit=101": 400, "one/assignments?cursor=x": 400, "one/assignments?limit=0": 400,
+		"%00/assignments": 404, "one/assignments?cursor=-1": 400,
+	} {
+		s.call(t, "GET", "/templates/app/tags/"+path, "", want)
+	}
+	s.another(t)
+	s.call(t, "GET", "/templates/app/tags/groups", "", 404)
+	s.call(t, "GET", "/templates/app/tags/one/assignments", "", 404)
+}
+
+// groups returns the tags of all pages.
+func (s *surface) groups(t *testing.T, query, limit string) string {
+	t.Helper()
+	if query == "" {
+		query = "?"
+	}
+	var tags []string
+	for cursor := ""; ; {
+		page, _, _ := s.call(t, "GET", "/templates/app/tags/groups"+query+"&"+limit+"&tagsCursor="+cursor, "", 200)
+		for _, tag := range page["tags"].([]any) {
+			tags = append(tags, tag.(map[string]any)["tag"].(string))
+		}
+		next, more := page["nextCursor"].(string)
+		if cursor = next; !more {
+			return strings.Join(tags, " ")
+		}
+	}
+}
+
+// another has all further calls made by another team.
+func (s *surface) another(t *testing.T) {
+	t.Helper()
+	other, err := s.service.EnsureTeam(t.Context(), "other")
+	testkit.Must(t, err)
+	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: other}, "other")
+	testkit.Must(t, err)
+}
+
+// TestBuildLogs reads a log by times, which identify its lines.
+func TestBuildLogs(t *testing.T) {
+	s := newSurface(t)
+	_, build, _ := s.request(t, `{"name":"app"}`)
+	if empty, _, _ := s.call(t, "GET", build+"/logs", "", 200); len(empty["logs"].([]any)) != 0 {
+		t.Errorf("before the start: %v", empty)
+	}
+	s.call(t, "POST", "/v2"+build, `{}`, 202)
+	entries := s.end(t, build)["logEntries"].([]any)
+	all, _, _ := s.call(t, "GET", build+"/logs?source=persistent&level=info", "", 200)
+	if diff := cmp.Diff(entries, all["logs"], cmpopts.IgnoreMapEntries(func(key string, _ any) bool { return key == "timestamp" })); diff != "" || len(entries) < 2 {
+		t.Fatalf("%d lines (-status +logs):\n%s", len(entries), diff)
+	}
+	lines := all["logs"].([]any)
+	ms := func(i int) int64 { return timeOf(t, lines[i].(map[string]any)["timestamp"]).UnixMilli() }
+	for query, want := range map[string][]any{
+		"limit=1": lines[:1], "direction=backward&limit=1": lines[len(lines)-1:], "level=warn": {}, "limit=0": {},
+		fmt.Sprintf("cursor=%d", ms(0)+1): lines[1:], fmt.Sprintf("cursor=%d&direction=backward", ms(1)): lines[:1],
+	} {
+		if got, _, _ := s.call(t, "GET", build+"/logs?"+query, "", 200); cmp.Diff(want, got["logs"]) != "" {
+			t.Errorf("%s (-want +got):\n%s", query, cmp.Diff(want, got["logs"]))
+		}
+	}
+	for _, query := range []string{"level=all", "direction=up", "limit=101", "cursor=-1", "source=x"} {
+		s.call(t, "GET", build+"/logs?"+query, "", 400)
+	}
+	s.call(t, "GET", "/templates/app/builds/"+noBuild+"/logs", "", 404)
+	s.another(t)
+	s.call(t, "GET", build+"/logs", "", 404)
+}
+
 // TestBuildFails: clients find the step by its number, and the reason as the agent told it.
 func TestBuildFails(t *testing.T) {
 	s := newSurface(t)
@@ -174,11 +304,7 @@ func TestBuildRefusals(t *testing.T) {
 	s.call(t, "POST", "/v2/templates/a/builds/"+noBuild, `{}`, 404)
 	s.call(t, "GET", template+"/files/x", "", 400)
 	s.call(t, "GET", build+"/status?logsOffset=-1", "", 400)
-	other, err := s.service.EnsureTeam(t.Context(), "other")
-	testkit.Must(t, err)
-	_, key, err := s.service.CreateKey(t.Context(), service.Caller{Team: other}, "other")
-	testkit.Must(t, err)
-	s.key = key
+	s.another(t)
 	s.call(t, "GET", build+"/status", "", 404)
 	s.call(t, "POST", "/v2"+build, `{}`, 404)
 }

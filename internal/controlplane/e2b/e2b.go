@@ -181,14 +181,19 @@ func (s *Server) operations() map[string]operation {
 		"getTemplateTags":      s.templateTags,
 		"countTemplateTags":    s.countTemplateTags,
 		"findTemplateTag":      s.findTemplateTag,
-		"listTeams":            s.teams,
-		"getTemplateAlias":     s.alias,
-		"deleteTemplate":       s.deleteTemplate,
+
+		"listTemplateTagGroups":      s.tagGroups,
+		"listTemplateTagAssignments": s.tagAssignments,
+
+		"listTeams":        s.teams,
+		"getTemplateAlias": s.alias,
+		"deleteTemplate":   s.deleteTemplate,
 
 		"requestTemplateBuild":   s.requestBuild,
 		"startTemplateBuild":     s.startBuild,
 		"getTemplateBuildStatus": s.buildStatus,
 		"getTemplateUpload":      s.uploadLink,
+		"getTemplateBuildLogs":   s.buildLogs,
 		"assignTemplateTags":     s.assignTags,
 		"removeTemplateTags":     s.removeTags,
 

@@ -77,9 +77,15 @@ func (s *Server) deleteTemplate(r *http.Request, c service.Caller) (int, any, er
 
 // templateName reads a name from the path, where a slash of it is escaped.
 func templateName(r *http.Request, parameter string) (string, error) {
-	name, err := url.PathUnescape(chi.URLParam(r, parameter))
+	name, err := pathText(r, parameter)
+	return ourName(name), err
+}
+
+// pathText reads a parameter of the path, where its slashes are escaped.
+func pathText(r *http.Request, parameter string) (string, error) {
+	text, err := url.PathUnescape(chi.URLParam(r, parameter))
 	if err != nil {
 		return "", invalid("the path is not escaped as it must be")
 	}
-	return ourName(name), nil
+	return text, nil
 }

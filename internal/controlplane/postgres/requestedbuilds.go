@@ -68,8 +68,7 @@ func (s templateStore) TagBuild(ctx context.Context, team wrenn.TeamID, target w
 			return err
 		}
 		for _, tag := range tags {
-			err := q.PointTemplate(ctx, dbsqlc.PointTemplateParams{TeamID: string(team), Name: target.Name, Tag: tag, GenerationID: id})
-			if err != nil {
+			if err := point(ctx, q, dbsqlc.PointTemplateParams{TeamID: string(team), Name: target.Name, Tag: tag, GenerationID: id}); err != nil {
 				return err
 			}
 		}

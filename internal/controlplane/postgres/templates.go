@@ -99,7 +99,7 @@ func (s templateStore) AppendLines(ctx context.Context, id wrenn.BuildID, first 
 		for i := range numbers {
 			numbers[i] = first + int64(i)
 		}
-		if err := q.AppendLines(ctx, string(id), numbers, lines); err != nil {
+		if err := q.AppendLines(ctx, dbsqlc.AppendLinesParams{ID: string(id), FirstLine: first, Numbers: numbers, Lines: lines}); err != nil {
 			return err
 		}
 		return q.DropOldLines(ctx, string(id), keep)
@@ -121,8 +121,7 @@ func (s templateStore) FinishBuild(ctx context.Context, id wrenn.BuildID, built 
 			return err
 		}
 		for _, tag := range append([]string{row.Tag}, row.MoreTags...) {
-			err = q.PointTemplate(ctx, dbsqlc.PointTemplateParams{TeamID: row.TeamID, Name: row.Name, Tag: tag, GenerationID: row.ID})
-			if err != nil {
+			if err := point(ctx, q, dbsqlc.PointTemplateParams{TeamID: row.TeamID, Name: row.Name, Tag: tag, GenerationID: row.ID}); err != nil {
 				return err
 			}
 		}

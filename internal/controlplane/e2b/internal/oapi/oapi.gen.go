@@ -133,6 +133,42 @@ func (e Order) Valid() bool {
 	}
 }
 
+// Defines values for GetTemplateBuildLogsParamsDirection.
+const (
+	GetTemplateBuildLogsParamsDirectionBackward GetTemplateBuildLogsParamsDirection = "backward"
+	GetTemplateBuildLogsParamsDirectionForward  GetTemplateBuildLogsParamsDirection = "forward"
+)
+
+// Valid indicates whether the value is a known member of the GetTemplateBuildLogsParamsDirection enum.
+func (e GetTemplateBuildLogsParamsDirection) Valid() bool {
+	switch e {
+	case GetTemplateBuildLogsParamsDirectionBackward:
+		return true
+	case GetTemplateBuildLogsParamsDirectionForward:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetTemplateBuildLogsParamsSource.
+const (
+	Persistent GetTemplateBuildLogsParamsSource = "persistent"
+	Temporary  GetTemplateBuildLogsParamsSource = "temporary"
+)
+
+// Valid indicates whether the value is a known member of the GetTemplateBuildLogsParamsSource enum.
+func (e GetTemplateBuildLogsParamsSource) Valid() bool {
+	switch e {
+	case Persistent:
+		return true
+	case Temporary:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for GetTemplateBuildStatusParamsLevel.
 const (
 	GetTemplateBuildStatusParamsLevelDebug GetTemplateBuildStatusParamsLevel = "debug"
@@ -151,6 +187,30 @@ func (e GetTemplateBuildStatusParamsLevel) Valid() bool {
 	case GetTemplateBuildStatusParamsLevelInfo:
 		return true
 	case GetTemplateBuildStatusParamsLevelWarn:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListTemplateTagGroupsParamsSort.
+const (
+	LatestAsc  ListTemplateTagGroupsParamsSort = "latest_asc"
+	LatestDesc ListTemplateTagGroupsParamsSort = "latest_desc"
+	NameAsc    ListTemplateTagGroupsParamsSort = "name_asc"
+	NameDesc   ListTemplateTagGroupsParamsSort = "name_desc"
+)
+
+// Valid indicates whether the value is a known member of the ListTemplateTagGroupsParamsSort enum.
+func (e ListTemplateTagGroupsParamsSort) Valid() bool {
+	switch e {
+	case LatestAsc:
+		return true
+	case LatestDesc:
+		return true
+	case NameAsc:
+		return true
+	case NameDesc:
 		return true
 	default:
 		return false
@@ -177,16 +237,16 @@ func (e ListSandboxesParamsOrder) Valid() bool {
 
 // Defines values for GetSandboxLogsParamsDirection.
 const (
-	Backward GetSandboxLogsParamsDirection = "backward"
-	Forward  GetSandboxLogsParamsDirection = "forward"
+	GetSandboxLogsParamsDirectionBackward GetSandboxLogsParamsDirection = "backward"
+	GetSandboxLogsParamsDirectionForward  GetSandboxLogsParamsDirection = "forward"
 )
 
 // Valid indicates whether the value is a known member of the GetSandboxLogsParamsDirection enum.
 func (e GetSandboxLogsParamsDirection) Valid() bool {
 	switch e {
-	case Backward:
+	case GetSandboxLogsParamsDirectionBackward:
 		return true
-	case Forward:
+	case GetSandboxLogsParamsDirectionForward:
 		return true
 	default:
 		return false
@@ -225,6 +285,11 @@ type BuildLogEntry struct {
 
 // BuildLogEntryLevel defines model for BuildLogEntry.Level.
 type BuildLogEntryLevel string
+
+// BuildLogs defines model for BuildLogs.
+type BuildLogs struct {
+	Logs []BuildLogEntry `json:"logs"`
+}
 
 // BuildProgress defines model for BuildProgress.
 type BuildProgress struct {
@@ -639,6 +704,25 @@ type StartBuild struct {
 	Steps             []BuildStep    `json:"steps,omitempty"`
 }
 
+// TagAssignment When a tag began to refer to a build.
+type TagAssignment struct {
+	AssignedAt     time.Time `json:"assignedAt"`
+	AssignmentID   string    `json:"assignmentId"`
+	BuildCreatedAt time.Time `json:"buildCreatedAt"`
+
+	// BuildFinishedAt `null` if it is not known.
+	BuildFinishedAt *time.Time `json:"buildFinishedAt"`
+	BuildID         string     `json:"buildId"`
+}
+
+// TagAssignments defines model for TagAssignments.
+type TagAssignments struct {
+	Data []TagAssignment `json:"data"`
+
+	// NextCursor `null` on the last page.
+	NextCursor *string `json:"nextCursor"`
+}
+
 // TagCount defines model for TagCount.
 type TagCount struct {
 	Total int `json:"total"`
@@ -648,6 +732,22 @@ type TagCount struct {
 type TagFound struct {
 	Exists        bool   `json:"exists"`
 	NormalizedTag string `json:"normalizedTag"`
+}
+
+// TagGroup defines model for TagGroup.
+type TagGroup struct {
+	Assignments []TagAssignment `json:"assignments"`
+
+	// HasMore The tag has more assignments, which `listTemplateTagAssignments` lists.
+	HasMore bool   `json:"hasMore"`
+	Tag     string `json:"tag"`
+}
+
+// TagGroups defines model for TagGroups.
+type TagGroups struct {
+	// NextCursor `null` on the last page.
+	NextCursor *string    `json:"nextCursor"`
+	Tags       []TagGroup `json:"tags"`
 }
 
 // Team defines model for Team.
@@ -938,6 +1038,31 @@ type ListSnapshotsParams struct {
 	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
 }
 
+// GetTemplateBuildLogsParams defines parameters for GetTemplateBuildLogs.
+type GetTemplateBuildLogsParams struct {
+	// Cursor Unix milliseconds. Forward it is the time of the first line, at the earliest; backward only earlier lines are
+	// listed. The next page begins a millisecond after the last line, or backward at its time.
+	Cursor *UnixMilliseconds `form:"cursor,omitempty" json:"cursor,omitempty"`
+
+	// Limit The number of lines, at most.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Direction Oldest first, or newest first.
+	Direction *GetTemplateBuildLogsParamsDirection `form:"direction,omitempty" json:"direction,omitempty"`
+
+	// Level This level and higher ones. All lines are `info`.
+	Level *LogLevel `form:"level,omitempty" json:"level,omitempty"`
+
+	// Source Ignored. There is one log.
+	Source *GetTemplateBuildLogsParamsSource `form:"source,omitempty" json:"source,omitempty"`
+}
+
+// GetTemplateBuildLogsParamsDirection defines parameters for GetTemplateBuildLogs.
+type GetTemplateBuildLogsParamsDirection string
+
+// GetTemplateBuildLogsParamsSource defines parameters for GetTemplateBuildLogs.
+type GetTemplateBuildLogsParamsSource string
+
 // GetTemplateBuildStatusParams defines parameters for GetTemplateBuildStatus.
 type GetTemplateBuildStatusParams struct {
 	// LogsOffset The number of the first line.
@@ -960,6 +1085,34 @@ type UploadTemplateFilesParams struct {
 // FindTemplateTagParams defines parameters for FindTemplateTag.
 type FindTemplateTagParams struct {
 	Tag string `form:"tag" json:"tag"`
+}
+
+// ListTemplateTagGroupsParams defines parameters for ListTemplateTagGroups.
+type ListTemplateTagGroupsParams struct {
+	// AssignmentLimit How many assignments of each tag, at most.
+	AssignmentLimit *int `form:"assignmentLimit,omitempty" json:"assignmentLimit,omitempty"`
+
+	// TagsLimit How many tags, at most.
+	TagsLimit *int `form:"tagsLimit,omitempty" json:"tagsLimit,omitempty"`
+
+	// TagsCursor The `nextCursor` of the page before. The other parameters must be the same.
+	TagsCursor *string `form:"tagsCursor,omitempty" json:"tagsCursor,omitempty"`
+
+	// Search What a tag must contain.
+	Search *string `form:"search,omitempty" json:"search,omitempty"`
+
+	// Sort By the last assignment or by the name.
+	Sort *ListTemplateTagGroupsParamsSort `form:"sort,omitempty" json:"sort,omitempty"`
+}
+
+// ListTemplateTagGroupsParamsSort defines parameters for ListTemplateTagGroups.
+type ListTemplateTagGroupsParamsSort string
+
+// ListTemplateTagAssignmentsParams defines parameters for ListTemplateTagAssignments.
+type ListTemplateTagAssignmentsParams struct {
+	// Cursor The `nextCursor` of the page before.
+	Cursor *string `form:"cursor,omitempty" json:"cursor,omitempty"`
+	Limit  *int    `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // ListSandboxesParams defines parameters for ListSandboxes.

@@ -112,6 +112,18 @@ type SandboxIngress struct {
 	HTTPSPorts []int32
 }
 
+type Secret struct {
+	ID        string
+	TeamID    string
+	Name      string
+	Version   int32
+	Metadata  map[string]string
+	Sealed    []byte
+	KeyID     string
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 type Team struct {
 	ID            string
 	Name          string
@@ -128,6 +140,16 @@ type Template struct {
 	Tag          string
 	GenerationID string
 	UpdatedAt    time.Time
+}
+
+type TemplateAssignment struct {
+	ID           string
+	Number       int64
+	TeamID       string
+	Name         string
+	Tag          string
+	GenerationID string
+	AssignedAt   time.Time
 }
 
 type TemplateGeneration struct {
@@ -154,6 +176,7 @@ type TemplateGeneration struct {
 	UpdatedAt       time.Time
 	FromTemplate    string
 	FailedStep      string
+	FinishedAt      *time.Time
 	MoreTags        []string
 }
 

@@ -11,13 +11,100 @@ import (
 )
 
 const appendLines = `-- name: AppendLines :exec
-INSERT INTO template_lines (generation_id, line, content)
-SELECT $1, unnest($2::bigint[]), unnest($3::text[])
+INSERT INTO template_lines (generation_id, line, content, written_at)
+SELECT $1, added.line, added.content, began.at + make_interval(secs => (added.line - $2::bigint) * 0.001)
+FROM (SELECT unnest($3::bigint[]) AS line, unnest($4::text[]) AS content) AS added,
+    (SELECT greatest(date_trunc('milliseconds', clock_timestamp()), date_trunc('milliseconds', max(written_at)) + interval '1 ms') AS at
+     FROM template_lines WHERE generation_id = $1) AS began
 `
 
-func (q *Queries) AppendLines(ctx context.Context, iD string, numbers []int64, lines []string) error {
-	_, err := q.db.Exec(ctx, appendLines, iD, numbers, lines)
+type AppendLinesParams struct {
+	ID        string
+	FirstLine int64
+	Numbers   []int64
+	Lines     []string
+}
+
+// Each is written a millisecond or more after the one before: pages of a log begin at a time.
+func (q *Queries) AppendLines(ctx context.Context, arg AppendLinesParams) error {
+	_, err := q.db.Exec(ctx, appendLines,
+		arg.ID,
+		arg.FirstLine,
+		arg.Numbers,
+		arg.Lines,
+	)
 	return err
+}
+
+const assignments = `-- name: Assignments :many
+SELECT ranked.id, ranked.number, ranked.tag, ranked.generation_id, ranked.assigned_at, ranked.created_at, ranked.finished_at, ranked.place FROM (
+    SELECT a.id, a.number, a.tag, a.generation_id, a.assigned_at, g.created_at, g.finished_at,
+        row_number() OVER (PARTITION BY a.tag ORDER BY a.number DESC) AS place
+    FROM template_assignments a
+    JOIN template_generations g ON g.id = a.generation_id
+    WHERE a.team_id = $1 AND a.name = $2 AND ($3::text = '' OR a.tag = $3) AND ($4::bigint = 0 OR a.number < $4)
+        AND g.state IN ('ready', 'deleted')
+        AND EXISTS (
+            SELECT FROM templates t JOIN template_generations now ON now.id = t.generation_id
+            WHERE t.team_id = a.team_id AND t.name = a.name AND t.tag = a.tag AND now.state = 'ready'
+        )
+) AS ranked WHERE ranked.place <= $5::bigint ORDER BY ranked.tag, ranked.number DESC
+`
+
+type AssignmentsParams struct {
+	TeamID string
+	Name   string
+	Tag    string
+	Before int64
+	PerTag int64
+}
+
+type AssignmentsRow struct {
+	ID           string
+	Number       int64
+	Tag          string
+	GenerationID string
+	AssignedAt   time.Time
+	CreatedAt    time.Time
+	FinishedAt   *time.Time
+	Place        int64
+}
+
+// The newest of each tag that refers to a ready build now, with the number before which they are; 0 is all.
+// An empty tag is all tags. Those of builds that their host lost are left out.
+func (q *Queries) Assignments(ctx context.Context, arg AssignmentsParams) ([]AssignmentsRow, error) {
+	rows, err := q.db.Query(ctx, assignments,
+		arg.TeamID,
+		arg.Name,
+		arg.Tag,
+		arg.Before,
+		arg.PerTag,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []AssignmentsRow
+	for rows.Next() {
+		var i AssignmentsRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Number,
+			&i.Tag,
+			&i.GenerationID,
+			&i.AssignedAt,
+			&i.CreatedAt,
+			&i.FinishedAt,
+			&i.Place,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const buildLines = `-- name: BuildLines :many
@@ -40,6 +127,55 @@ func (q *Queries) BuildLines(ctx context.Context, iD string, firstLine int64, pa
 	for rows.Next() {
 		var i BuildLinesRow
 		if err := rows.Scan(&i.Line, &i.Content, &i.WrittenAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const buildLinesByTime = `-- name: BuildLinesByTime :many
+SELECT timed.line, timed.content, timed.at_ms FROM (
+    SELECT l.line, l.content, (l.line + max(floor(extract(epoch FROM l.written_at) * 1000)::bigint - l.line) OVER (ORDER BY l.line))::bigint AS at_ms
+    FROM template_lines l WHERE l.generation_id = $1
+) AS timed
+WHERE CASE WHEN $2::boolean THEN $3::bigint = 0 OR timed.at_ms < $3 ELSE timed.at_ms >= $3 END
+ORDER BY CASE WHEN $2 THEN -timed.line ELSE timed.line END
+LIMIT $4
+`
+
+type BuildLinesByTimeParams struct {
+	ID       string
+	Backward bool
+	CursorMs int64
+	PageSize int32
+}
+
+type BuildLinesByTimeRow struct {
+	Line    int64
+	Content string
+	AtMs    int64
+}
+
+// The times of lines of older versions may be equal; they are shown as AppendLines writes them now.
+func (q *Queries) BuildLinesByTime(ctx context.Context, arg BuildLinesByTimeParams) ([]BuildLinesByTimeRow, error) {
+	rows, err := q.db.Query(ctx, buildLinesByTime,
+		arg.ID,
+		arg.Backward,
+		arg.CursorMs,
+		arg.PageSize,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []BuildLinesByTimeRow
+	for rows.Next() {
+		var i BuildLinesByTimeRow
+		if err := rows.Scan(&i.Line, &i.Content, &i.AtMs); err != nil {
 			return nil, err
 		}
 		items = append(items, i)
@@ -154,7 +290,8 @@ func (q *Queries) DeleteTemplate(ctx context.Context, arg DeleteTemplateParams) 
 }
 
 const deleteTemplateName = `-- name: DeleteTemplateName :execrows
-DELETE FROM templates WHERE team_id = $1 AND name = $2 AND tag = $3
+WITH forgotten AS (DELETE FROM template_assignments AS a WHERE a.team_id = $1 AND a.name = $2 AND a.tag = $3)
+DELETE FROM templates WHERE templates.team_id = $1 AND templates.name = $2 AND templates.tag = $3
 `
 
 func (q *Queries) DeleteTemplateName(ctx context.Context, teamID string, name string, tag string) (int64, error) {
@@ -186,6 +323,30 @@ DELETE FROM template_lines WHERE generation_id IN (
 
 func (q *Queries) DropLines(ctx context.Context, teamID string, name string, tag string) error {
 	_, err := q.db.Exec(ctx, dropLines, teamID, name, tag)
+	return err
+}
+
+const dropOldAssignments = `-- name: DropOldAssignments :exec
+DELETE FROM template_assignments WHERE number IN (
+    SELECT number FROM template_assignments AS old
+    WHERE old.team_id = $1 AND old.name = $2 AND old.tag = $3 ORDER BY number DESC OFFSET $4::integer
+)
+`
+
+type DropOldAssignmentsParams struct {
+	TeamID string
+	Name   string
+	Tag    string
+	Keep   int32
+}
+
+func (q *Queries) DropOldAssignments(ctx context.Context, arg DropOldAssignmentsParams) error {
+	_, err := q.db.Exec(ctx, dropOldAssignments,
+		arg.TeamID,
+		arg.Name,
+		arg.Tag,
+		arg.Keep,
+	)
 	return err
 }
 
@@ -285,10 +446,10 @@ func (q *Queries) FailBuild(ctx context.Context, reason string, failedStep strin
 
 const finishBuild = `-- name: FinishBuild :one
 UPDATE template_generations SET
-    state = 'ready', worker = NULL, updated_at = clock_timestamp(),
+    state = 'ready', worker = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
     vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5
 WHERE id = $6 AND state = 'building' AND worker = $7
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, more_tags
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags
 `
 
 type FinishBuildParams struct {
@@ -336,13 +497,14 @@ func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (Templ
 		&i.UpdatedAt,
 		&i.FromTemplate,
 		&i.FailedStep,
+		&i.FinishedAt,
 		&i.MoreTags,
 	)
 	return i, err
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, more_tags FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
+SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
 `
 
 type GetBuildParams struct {
@@ -384,6 +546,7 @@ func (q *Queries) GetBuild(ctx context.Context, arg GetBuildParams) (TemplateGen
 		&i.UpdatedAt,
 		&i.FromTemplate,
 		&i.FailedStep,
+		&i.FinishedAt,
 		&i.MoreTags,
 	)
 	return i, err
@@ -414,7 +577,7 @@ INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, f
     start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
     $13, $14, $15, $16, $17)
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, more_tags
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags
 `
 
 type InsertBuildParams struct {
@@ -482,6 +645,7 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		&i.UpdatedAt,
 		&i.FromTemplate,
 		&i.FailedStep,
+		&i.FinishedAt,
 		&i.MoreTags,
 	)
 	return i, err
@@ -523,7 +687,7 @@ func (q *Queries) NamedBuild(ctx context.Context, teamID string, name string, ta
 }
 
 const namedBuilds = `-- name: NamedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.more_tags, (t.generation_id IS NOT NULL)::boolean AS is_current
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id AND t.name = g.name AND t.tag = g.tag
 WHERE g.team_id = $1 AND ($2::text = '' OR (g.name = $2 AND g.tag = $3))
@@ -570,6 +734,7 @@ func (q *Queries) NamedBuilds(ctx context.Context, teamID string, name string, t
 			&i.TemplateGeneration.UpdatedAt,
 			&i.TemplateGeneration.FromTemplate,
 			&i.TemplateGeneration.FailedStep,
+			&i.TemplateGeneration.FinishedAt,
 			&i.TemplateGeneration.MoreTags,
 			&i.IsCurrent,
 		); err != nil {
@@ -596,6 +761,9 @@ func (q *Queries) PlaceBuild(ctx context.Context, hostID string, iD string, work
 }
 
 const pointTemplate = `-- name: PointTemplate :exec
+WITH assigned AS (
+    INSERT INTO template_assignments (team_id, name, tag, generation_id) VALUES ($1, $2, $3, $4)
+)
 INSERT INTO templates (team_id, name, tag, generation_id) VALUES ($1, $2, $3, $4)
 ON CONFLICT (team_id, name, tag) DO UPDATE SET generation_id = excluded.generation_id, updated_at = clock_timestamp()
 `
@@ -670,7 +838,7 @@ func (q *Queries) RequestBuild(ctx context.Context, arg RequestBuildParams) erro
 }
 
 const taggedBuilds = `-- name: TaggedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.more_tags, t.name AS of_name, t.tag AS of_tag
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, t.name AS of_name, t.tag AS of_tag
 FROM templates t
 JOIN template_generations g ON g.id = t.generation_id
 WHERE t.team_id = $1 AND g.state = 'ready' AND (g.name, g.tag) <> (t.name, t.tag)
@@ -717,6 +885,7 @@ func (q *Queries) TaggedBuilds(ctx context.Context, teamID string, name string, 
 			&i.TemplateGeneration.UpdatedAt,
 			&i.TemplateGeneration.FromTemplate,
 			&i.TemplateGeneration.FailedStep,
+			&i.TemplateGeneration.FinishedAt,
 			&i.TemplateGeneration.MoreTags,
 			&i.OfName,
 			&i.OfTag,
