@@ -23,14 +23,14 @@ const (
 )
 
 const (
-	maxVariables        = 256
-	maxMountPathBytes   = 1 << 10
-	maxVariableBytes    = 32 << 10  // of one name and value; Linux takes 128 KiB, see execve(2)
-	maxTemplateEnvBytes = 64 << 10  // of all variables together: each of a template's sandboxes has them
-	maxShellBytes       = 16 << 10  // of a start or ready command
-	maxReferenceBytes   = 512       // of the name of an image
-	maxLoginBytes       = 8 << 10   // of a password, which may be a token
-	maxReadyTimeout     = time.Hour // of a ready command
+	maxVariables      = 256
+	maxMountPathBytes = 1 << 10
+	maxVariableBytes  = 32 << 10  // of one name and value; Linux takes 128 KiB, see execve(2)
+	maxEnvBytes       = 64 << 10  // of all variables together
+	maxShellBytes     = 16 << 10  // of a start or ready command
+	maxReferenceBytes = 512       // of the name of an image
+	maxLoginBytes     = 8 << 10   // of a password, which may be a token
+	maxReadyTimeout   = time.Hour // of a ready command
 )
 
 // IsText reports whether a database and the arguments of a program can hold s.
@@ -41,6 +41,9 @@ func IsText(s string) bool { return utf8.ValidString(s) && !strings.Contains(s, 
 func CheckEnv(env map[string]string) error {
 	if len(env) > maxVariables {
 		return Errorf(Invalid, "there can be at most %d variables, not %d", maxVariables, len(env))
+	}
+	if n := EnvBytes(env); n > maxEnvBytes {
+		return Errorf(Invalid, "the variables, with those of the template, have %d bytes together, of at most %d: write large values to a file", n, maxEnvBytes)
 	}
 	for k, v := range env {
 		if k == "" || strings.Contains(k, "=") || len(k)+len(v) > maxVariableBytes || !IsText(k) || !IsText(v) {
@@ -64,8 +67,6 @@ func (s TemplateSpec) Check() error {
 		return Errorf(Invalid, "a command has at most %d bytes", maxShellBytes)
 	case s.ReadyTimeout < 0 || s.ReadyTimeout > maxReadyTimeout:
 		return Errorf(Invalid, "a template has up to %v to become ready", maxReadyTimeout)
-	case EnvBytes(s.Env) > maxTemplateEnvBytes:
-		return Errorf(Invalid, "a template's variables have at most %d bytes together", maxTemplateEnvBytes)
 	}
 	if !isTextOf(maxDirectoryByte, s.Workdir) {
 		return Errorf(Invalid, "a directory has at most %d bytes", maxDirectoryByte)

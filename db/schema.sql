@@ -4,6 +4,9 @@ CREATE FUNCTION public.sandbox_events_append_only() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    IF TG_OP = 'DELETE' AND current_setting('wrenn.retention', true) = 'on' THEN
+        RETURN OLD;
+    END IF;
     RAISE EXCEPTION 'sandbox_events is append-only';
 END $$;
 
@@ -343,6 +346,8 @@ CREATE INDEX requested_builds_age ON public.requested_builds USING btree (team_i
 
 CREATE INDEX sandboxes_between ON public.sandboxes USING btree (worker) WHERE (state = ANY (ARRAY['pending'::text, 'starting'::text, 'pausing'::text, 'resuming'::text, 'stopping'::text]));
 
+CREATE INDEX sandboxes_ended ON public.sandboxes USING btree (updated_at) WHERE (state = ANY (ARRAY['stopped'::text, 'failed'::text]));
+
 CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHERE (state <> ALL (ARRAY['stopped'::text, 'failed'::text]));
 
 CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
@@ -381,7 +386,7 @@ ALTER TABLE ONLY public.requested_builds
     ADD CONSTRAINT requested_builds_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.sandbox_events
-    ADD CONSTRAINT sandbox_events_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id);
+    ADD CONSTRAINT sandbox_events_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.sandbox_ingress
     ADD CONSTRAINT sandbox_ingress_sandbox_id_fkey FOREIGN KEY (sandbox_id) REFERENCES public.sandboxes(id) ON DELETE CASCADE;

@@ -25,6 +25,7 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = @to_state,
         reason = @reason,
+        env = CASE WHEN @to_state IN ('stopped', 'failed') THEN '{}' ELSE env END, -- they may be secrets
         end_cause = coalesce(nullif(@end_cause::text, ''), sandboxes.end_cause),
         unresponsive_since = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
@@ -101,10 +102,14 @@ SELECT * FROM sandboxes WHERE id = @id AND team_id = @team_id;
 
 -- name: ListSandboxes :many
 -- Each state's newest come from the index in order, so a page costs at most states * limit rows.
-SELECT s.*
+SELECT
+    s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
+    s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
+    s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT * FROM sandboxes
+    SELECT * FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = @team_id
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> @metadata
@@ -119,10 +124,14 @@ LIMIT @page_size;
 
 -- name: ListSandboxesOldestFirst :many
 -- ListSandboxes in the other order.
-SELECT s.*
+SELECT
+    s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
+    s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
+    s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT * FROM sandboxes
+    SELECT * FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = @team_id
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> @metadata
@@ -146,10 +155,19 @@ WHERE team_id = @team_id
 
 -- name: HostRows :many
 -- The rows that should be on a host, and those of the sandboxes that the host reports.
-SELECT * FROM sandboxes
-WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
+FROM sandboxes WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT * FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
+FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
 
 -- name: AbandonedSandboxes :many
 -- Rows in transition whose worker, a control plane, is not connected any more.
@@ -189,6 +207,19 @@ SELECT s.id FROM sandboxes s
 JOIN sandbox_events e ON e.sandbox_id = s.id AND e.version = 1
 WHERE s.team_id = @team_id AND s.state NOT IN ('stopped', 'failed') AND e.actor = @actor
 ORDER BY s.id;
+
+-- name: BeginRetention :exec
+-- Events can be deleted in this transaction.
+SELECT set_config('wrenn.retention', 'on', true);
+
+-- name: DropEndedSandboxes :execrows
+-- With their events. A row that another replica deletes now is left to it.
+WITH old AS (
+    SELECT id FROM sandboxes
+    WHERE state IN ('stopped', 'failed') AND updated_at < clock_timestamp() - make_interval(secs => @retention)
+    ORDER BY updated_at LIMIT @batch FOR UPDATE SKIP LOCKED
+)
+DELETE FROM sandboxes USING old WHERE sandboxes.id = old.id;
 
 -- name: SandboxEvents :many
 SELECT * FROM sandbox_events WHERE sandbox_id = @sandbox_id ORDER BY id;

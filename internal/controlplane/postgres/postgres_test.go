@@ -200,6 +200,76 @@ func TestEventsAreAppendOnly(t *testing.T) {
 	}
 }
 
+// TestEnvOfRows: lists do not read the variables of sandboxes, which may be large, and
+// the row of an ended sandbox does not keep them.
+func TestEnvOfRows(t *testing.T) {
+	t.Parallel()
+	s := pgtest.Store(t)
+	mine := team(t, s)
+	env := map[string]string{"TOKEN": "secret"}
+	sb := create(t, s, wrenn.Sandbox{Team: mine, SandboxSpec: wrenn.SandboxSpec{Env: env}})
+	read := func(want map[string]string) {
+		t.Helper()
+		now, err := s.Sandbox(t.Context(), sb.ID)
+		testkit.Must(t, err)
+		if diff := cmp.Diff(want, now.Env); diff != "" {
+			t.Errorf("the row of a %s sandbox (-want +got):\n%s", now.State, diff)
+		}
+		for _, oldest := range []bool{false, true} {
+			page, _, err := s.Sandboxes(t.Context(), mine, postgres.List{Limit: 10, OldestFirst: oldest})
+			testkit.Must(t, err)
+			if len(page) != 1 || len(page[0].Env) != 0 || page[0].Host != "h1" {
+				t.Errorf("a list has %+v", page)
+			}
+		}
+	}
+	read(env)
+	rows, err := s.HostRows(t.Context(), "h1", []wrenn.SandboxID{sb.ID})
+	testkit.Must(t, err)
+	if len(rows) != 1 || len(rows[0].Env) != 0 {
+		t.Errorf("a host's rows are %+v", rows)
+	}
+	for _, to := range []wrenn.State{wrenn.Running, wrenn.Stopping, wrenn.Stopped} {
+		sb, err = s.MoveSandbox(t.Context(), sb, postgres.Move{To: to})
+		testkit.Must(t, err)
+	}
+	read(map[string]string{})
+}
+
+// TestDropEnded: rows of sandboxes that ended long ago are deleted in batches, with
+// their events, and no others.
+func TestDropEnded(t *testing.T) {
+	t.Parallel()
+	url := pgtest.New(t)
+	s := pgtest.Open(t, url)
+	mine := team(t, s)
+	living := create(t, s, wrenn.Sandbox{Team: mine})
+	for range 5 {
+		sb := create(t, s, wrenn.Sandbox{Team: mine})
+		_, err := s.MoveSandbox(t.Context(), sb, postgres.Move{To: wrenn.Failed})
+		testkit.Must(t, err)
+	}
+	conn, err := pgx.Connect(t.Context(), url)
+	testkit.Must(t, err)
+	defer conn.Close(t.Context())
+	if n, err := s.DropEnded(t.Context(), time.Hour, 3); n != 0 || err != nil {
+		t.Errorf("young rows: %d deleted, %v", n, err)
+	}
+	_, err = conn.Exec(t.Context(), "UPDATE sandboxes SET updated_at = updated_at - interval '2 hours'")
+	testkit.Must(t, err)
+	for _, want := range []int{3, 2, 0} {
+		if n, err := s.DropEnded(t.Context(), time.Hour, 3); n != want || err != nil {
+			t.Errorf("%d rows were deleted, want %d: %v", n, want, err)
+		}
+	}
+	if diff := cmp.Diff([]string{string(living.ID)}, query(t, url, "SELECT sandbox_id FROM sandbox_events")); diff != "" {
+		t.Errorf("events that are left (-want +got):\n%s", diff)
+	}
+	if _, err := conn.Exec(t.Context(), "DELETE FROM sandbox_events"); err == nil {
+		t.Error("events of a living sandbox can be deleted")
+	}
+}
+
 func TestPages(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Store(t)

@@ -291,7 +291,7 @@ type List struct {
 }
 
 // Sandboxes returns a page, newest first unless the other order is wanted, and the
-// token of the next page, "" after the last. Rows that are made between two pages do
+// token of the next page, "" after the last. They have no Env. Rows that are made between two pages do
 // not shift them.
 func (s *Store) Sandboxes(ctx context.Context, team wrenn.TeamID, l List) (page []wrenn.Sandbox, next string, err error) {
 	if len(l.States) == 0 {
@@ -324,12 +324,36 @@ func (s *Store) listed(ctx context.Context, team wrenn.TeamID, l List, from curs
 			TeamID: string(team), States: states, Metadata: metadata, Template: l.Template, StartedAfter: l.StartedAfter,
 			AfterAt: from.at, AfterID: from.id, PageSize: size,
 		})
-		return rows, err
+		return withoutEnv(rows), err
 	}
-	return s.queries.ListSandboxes(ctx, dbsqlc.ListSandboxesParams{
+	rows, err := s.queries.ListSandboxes(ctx, dbsqlc.ListSandboxesParams{
 		TeamID: string(team), States: states, Metadata: metadata, Template: l.Template, StartedAfter: l.StartedAfter,
 		BeforeAt: from.at, BeforeID: from.id, PageSize: size,
 	})
+	return withoutEnv(rows), err
+}
+
+// withoutEnv returns rows of a query that does not read env, which may be large.
+func withoutEnv[R dbsqlc.ListSandboxesRow | dbsqlc.ListSandboxesOldestFirstRow | dbsqlc.HostRowsRow](rows []R) []dbsqlc.Sandbox {
+	out := make([]dbsqlc.Sandbox, len(rows))
+	for i, row := range rows {
+		out[i] = dbsqlc.Sandbox(row)
+	}
+	return out
+}
+
+// DropEnded deletes the rows of at most so many sandboxes, with their events, which
+// ended before the retention, and returns how many it deleted.
+func (s *Store) DropEnded(ctx context.Context, retention time.Duration, most int) (n int, err error) {
+	err = s.inTx(ctx, "delete the rows of ended sandboxes", func(ctx context.Context, q *dbsqlc.Queries) error {
+		if err := q.BeginRetention(ctx); err != nil {
+			return err
+		}
+		rows, err := q.DropEndedSandboxes(ctx, retention.Seconds(), clampInt32(most))
+		n = int(rows)
+		return err
+	})
+	return n, err
 }
 
 // CountSandboxes returns how many sandboxes all pages have together. It is for
@@ -346,12 +370,12 @@ func (s *Store) CountSandboxes(ctx context.Context, team wrenn.TeamID, l List) (
 }
 
 // HostRows returns the rows of a host that have not ended, and those of the
-// sandboxes that the host reports.
+// sandboxes that the host reports, without Env.
 func (s *Store) HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error) {
 	var out []wrenn.Sandbox
 	err := s.call(ctx, "read a host's rows", func(ctx context.Context) error {
 		rows, err := s.queries.HostRows(ctx, string(host), texts(seen))
-		out = sandboxes(rows)
+		out = sandboxes(withoutEnv(rows))
 		return err
 	})
 	return out, err

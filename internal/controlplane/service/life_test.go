@@ -208,6 +208,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 		"no key":                   {Metadata: map[string]string{"": "a"}},
 		"bytes that are no text":   {SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"A": "\xff"}}},
 		"another ending":           {SandboxSpec: wrenn.SandboxSpec{EndOfLife: wrenn.EndOfLife{OnTimeout: "sell"}}},
+		"too many bytes in all":    {SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"A": strings.Repeat("a", 30<<10), "B": strings.Repeat("b", 30<<10), "C": strings.Repeat("c", 30<<10)}}},
 		"= in a name":              {SandboxSpec: wrenn.SandboxSpec{Env: map[string]string{"A=B": ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {

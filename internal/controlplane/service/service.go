@@ -37,6 +37,8 @@ type Config struct {
 	PingEvery time.Duration
 	// FlushEvery is how often the times of last use are written; default 10 s.
 	FlushEvery time.Duration
+	// KeepEnded is how long rows of ended sandboxes are kept; 0 is for good.
+	KeepEnded time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -94,6 +96,7 @@ type Service struct {
 	templates *templateReconciler
 	volumes   *volumeReconciler
 	flushing  *flusher
+	retention *retention
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -121,6 +124,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:   &volumeReconciler{core: c, every: cfg.ReconcileEvery},
 		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
+		retention: &retention{store: store, keep: cfg.KeepEnded, every: retentionEvery, log: log},
 	}, nil
 }
 
@@ -144,7 +148,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.retention.run,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}

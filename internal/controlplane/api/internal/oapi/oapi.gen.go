@@ -541,7 +541,7 @@ type EndCause string
 // sandbox's host or image is of a version that does not report it.
 type EndReason string
 
-// Env Environment variables; each of at most 32 KiB with its name.
+// Env Environment variables; each of at most 32 KiB with its name, and 64 KiB together, with those of the template.
 type Env map[string]string
 
 // Error defines model for Error.

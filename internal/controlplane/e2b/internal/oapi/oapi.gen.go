@@ -353,7 +353,7 @@ type Connect struct {
 	Timeout *int64 `json:"timeout,omitempty"`
 }
 
-// EnvVars Environment variables of every command.
+// EnvVars Environment variables of every command; 64 KiB at most together.
 type EnvVars map[string]string
 
 // Error defines model for Error.
@@ -457,7 +457,7 @@ type NewSandbox struct {
 	AutoPauseMemory *bool       `json:"autoPauseMemory,omitempty"`
 	AutoResume      *AutoResume `json:"autoResume,omitempty"`
 
-	// EnvVars Environment variables of every command.
+	// EnvVars Environment variables of every command; 64 KiB at most together.
 	EnvVars EnvVars `json:"envVars,omitempty"`
 
 	// Iam Not built yet.

@@ -48,6 +48,16 @@ func (q *Queries) AbandonedSandboxes(ctx context.Context, olderThan float64, pag
 	return items, nil
 }
 
+const beginRetention = `-- name: BeginRetention :exec
+SELECT set_config('wrenn.retention', 'on', true)
+`
+
+// Events can be deleted in this transaction.
+func (q *Queries) BeginRetention(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, beginRetention)
+	return err
+}
+
 const countSandboxes = `-- name: CountSandboxes :one
 SELECT count(*) FROM sandboxes
 WHERE team_id = $1
@@ -77,6 +87,24 @@ func (q *Queries) CountSandboxes(ctx context.Context, arg CountSandboxesParams) 
 	var count int64
 	err := row.Scan(&count)
 	return count, err
+}
+
+const dropEndedSandboxes = `-- name: DropEndedSandboxes :execrows
+WITH old AS (
+    SELECT id FROM sandboxes
+    WHERE state IN ('stopped', 'failed') AND updated_at < clock_timestamp() - make_interval(secs => $1)
+    ORDER BY updated_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM sandboxes USING old WHERE sandboxes.id = old.id
+`
+
+// With their events. A row that another replica deletes now is left to it.
+func (q *Queries) DropEndedSandboxes(ctx context.Context, retention float64, batch int32) (int64, error) {
+	result, err := q.db.Exec(ctx, dropEndedSandboxes, retention, batch)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const getSandbox = `-- name: GetSandbox :one
@@ -160,22 +188,62 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 }
 
 const hostRows = `-- name: HostRows :many
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes
-WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
+FROM sandboxes WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
+FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
+type HostRowsRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+}
+
 // The rows that should be on a host, and those of the sandboxes that the host reports.
-func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([]Sandbox, error) {
+func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([]HostRowsRow, error) {
 	rows, err := q.db.Query(ctx, hostRows, hostID, seen)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Sandbox
+	var items []HostRowsRow
 	for rows.Next() {
-		var i Sandbox
+		var i HostRowsRow
 		if err := rows.Scan(
 			&i.ID,
 			&i.TeamID,
@@ -351,10 +419,14 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 }
 
 const listSandboxes = `-- name: ListSandboxes :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
+SELECT
+    s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
+    s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
+    s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -379,8 +451,39 @@ type ListSandboxesParams struct {
 	PageSize     int32
 }
 
+type ListSandboxesRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+}
+
 // Each state's newest come from the index in order, so a page costs at most states * limit rows.
-func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([]Sandbox, error) {
+func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([]ListSandboxesRow, error) {
 	rows, err := q.db.Query(ctx, listSandboxes,
 		arg.States,
 		arg.TeamID,
@@ -395,9 +498,9 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Sandbox
+	var items []ListSandboxesRow
 	for rows.Next() {
-		var i Sandbox
+		var i ListSandboxesRow
 		if err := rows.Scan(
 			&i.ID,
 			&i.TeamID,
@@ -439,10 +542,14 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 }
 
 const listSandboxesOldestFirst = `-- name: ListSandboxesOldestFirst :many
-SELECT s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus, s.memory_mb, s.timeout_sec, s.metadata, s.env, s.created_at, s.started_at, s.last_active_at, s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation, s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
+SELECT
+    s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
+    s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
+    s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -467,8 +574,39 @@ type ListSandboxesOldestFirstParams struct {
 	PageSize     int32
 }
 
+type ListSandboxesOldestFirstRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+}
+
 // ListSandboxes in the other order.
-func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxesOldestFirstParams) ([]Sandbox, error) {
+func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxesOldestFirstParams) ([]ListSandboxesOldestFirstRow, error) {
 	rows, err := q.db.Query(ctx, listSandboxesOldestFirst,
 		arg.States,
 		arg.TeamID,
@@ -483,9 +621,9 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 		return nil, err
 	}
 	defer rows.Close()
-	var items []Sandbox
+	var items []ListSandboxesOldestFirstRow
 	for rows.Next() {
-		var i Sandbox
+		var i ListSandboxesOldestFirstRow
 		if err := rows.Scan(
 			&i.ID,
 			&i.TeamID,
@@ -580,6 +718,7 @@ WITH moved AS (
     UPDATE sandboxes SET
         state = $1,
         reason = $2,
+        env = CASE WHEN $1 IN ('stopped', 'failed') THEN '{}' ELSE env END, -- they may be secrets
         end_cause = coalesce(nullif($3::text, ''), sandboxes.end_cause),
         unresponsive_since = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
