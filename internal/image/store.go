@@ -47,13 +47,26 @@ func openStore(stateDir string, out io.Writer) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := makePrivate(dir); err != nil {
 		if errors.Is(err, os.ErrPermission) {
 			return nil, &wrenn.Error{Code: wrenn.PermissionDenied, Message: "the state directory is root's: run this as root", Err: err}
 		}
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	return &store{dir: dir, out: out}, nil
+}
+
+// makePrivate makes a directory that its owner alone can enter: images of tenants are in
+// it. Older versions let everybody in.
+func makePrivate(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	err := os.Chmod(dir, 0o700)
+	if errors.Is(err, os.ErrPermission) {
+		return nil // not the owner: what this user may do with it shows later
+	}
+	return err
 }
 
 func (s *store) path(name, file string) string { return filepath.Join(s.dir, name, file) }

@@ -91,6 +91,29 @@ func TestStageIsItsOwners(t *testing.T) {
 	}
 }
 
+// TestImagesAreTheirOwners: no other user reads images, also of an earlier version.
+func TestImagesAreTheirOwners(t *testing.T) {
+	state := t.TempDir()
+	for _, before := range []string{"", imagesDir} {
+		if before != "" {
+			if err := os.Chmod(filepath.Join(state, before), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := openStore(state, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(s.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != 0o700 {
+			t.Errorf("images are in a directory of mode %o", got)
+		}
+	}
+}
+
 func TestBuildNamesAFullDisk(t *testing.T) {
 	err := testStore(t).build("x", func(string) error { return fmt.Errorf("write: %w", syscall.ENOSPC) })
 	if wrenn.CodeOf(err) != wrenn.Exhausted {

@@ -374,16 +374,22 @@ func (s Schema) Check(text []byte) ([]byte, error) {
 	if !utf8.Valid(text) { // encoding/json would change it silently
 		return nil, invalid("the JSON is not UTF-8 text: it cannot carry other bytes, such as names in another encoding")
 	}
+	if err := scan(text); err != nil {
+		return nil, err
+	}
 	value, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
 		return nil, invalid("this is not JSON: %s", Shorten(err.Error()))
 	}
-	n := normalizer{values: maxValues}
+	n := normalizer{}
 	if value, err = n.normalize(value); err != nil {
 		return nil, err
 	}
 	if err := s.schema.Validate(value); err != nil {
 		return nil, explain("", err)
+	}
+	if err := checkCase(s.schema, value); err != nil {
+		return nil, err
 	}
 	if !n.changed {
 		return text, nil
@@ -391,18 +397,11 @@ func (s Schema) Check(text []byte) ([]byte, error) {
 	return json.Marshal(value)
 }
 
-// normalizer rewrites whole numbers as integers, and refuses values that cost the
-// validator much more than their sender: a million values, of which it makes an error
-// each, and 1e1000000, of which it makes a million digits.
-type normalizer struct {
-	values  int // that are still allowed
-	changed bool
-}
+// normalizer rewrites whole numbers as integers, and refuses numbers that cost the
+// validator much more than their sender: of 1e1000000 it makes a million digits.
+type normalizer struct{ changed bool }
 
 func (n *normalizer) normalize(value any) (any, error) {
-	if n.values--; n.values < 0 {
-		return nil, invalid("the body has more than %d values", maxValues)
-	}
 	var err error
 	switch v := value.(type) {
 	case map[string]any:
