@@ -77,6 +77,8 @@ type networkConfig struct {
 
 	// Closed are networks that no sandbox may reach, besides those that never are; no registry leads there either.
 	Closed []netip.Prefix `toml:"closed"`
+	// Resolvers are DNS servers, at port 53, that answer for sandboxes whose policy has names; default: those of /etc/resolv.conf.
+	Resolvers []netip.Addr `toml:"resolvers"`
 	// Connections that one sandbox may have open. Default: an equal share of the host's connection table for each of max, 682 to 4096.
 	Connections int `toml:"connections"`
 }
@@ -134,6 +136,9 @@ func (c *config) Complete(func(string) string) error {
 	c.Warm.VCPUs, c.Warm.MemoryMB = cmp.Or(c.Warm.VCPUs, 1), cmp.Or(c.Warm.MemoryMB, 512)
 	if c.Network.Closed == nil {
 		c.Network.Closed = []netip.Prefix{}
+	}
+	if c.Network.Resolvers == nil {
+		c.Network.Resolvers = []netip.Addr{}
 	}
 	if c.Templates.Registries == nil {
 		c.Templates.Registries = []string{template.AnyRegistry}
@@ -198,7 +203,17 @@ func (c *config) listen() server.Listen {
 
 func (c *config) network() network.Config {
 	n := c.Network
-	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections}
+	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections, Resolvers: n.resolvers()}
+}
+
+// resolvers returns the DNS servers with their port.
+func (n networkConfig) resolvers() []netip.AddrPort {
+	var servers []netip.AddrPort
+	for _, addr := range n.Resolvers {
+		const dns = 53
+		servers = append(servers, netip.AddrPortFrom(addr, dns))
+	}
+	return servers
 }
 
 // print writes the effective configuration; there are no secrets in it.

@@ -46,6 +46,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"range that is none":      {"[network]\nrange = '10.0.0.0'", "10.0.0.0"},
 		"range of another kind":   {"[network]\nrange = 'fd00::/64'", "IPv4"},
 		"range with host bits":    {"[network]\nrange = '10.1.0.1/16'", "10.1.0.1/16"},
+		"resolver":                {"[network]\nresolvers = ['::1']", "resolver ::1"},
 		"closed network":          {"[network]\nclosed = ['10.0.0.1/8']", "10.0.0.1/8"},
 		"prefix":                  {"[network]\nprefix = 'much-too-long'", "much-too-long"},
 		"more ready than allowed": {"[network]\nready = 3\nmax = 2", "ready"},

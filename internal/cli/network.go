@@ -13,7 +13,7 @@ import (
 // networkRules are the flags that say what a sandbox may reach.
 type networkRules struct {
 	Network string   `enum:"internet,none,unset" default:"unset" placeholder:"internet|none" help:"What the sandbox may reach apart from --allow and --deny: the whole internet, or nothing; default: internet."`
-	Allow   []string `placeholder:"CIDR" sep:"none" help:"An address or network that is allowed, also if --network or --deny excludes it; may be repeated."`
+	Allow   []string `placeholder:"RULE" sep:"none" help:"An address or network that is allowed, also if --network or --deny excludes it; with --network none also a host: example.com, *.example.com, example.com:443. May be repeated."`
 	Deny    []string `placeholder:"CIDR" sep:"none" help:"An address or network that is denied; may be repeated."`
 }
 
@@ -42,6 +42,8 @@ networks are closed to every sandbox.
 
   wrenn sandbox network ID --network none                  nothing
   wrenn sandbox network ID --network none --allow 1.1.1.1  one address alone
+  wrenn sandbox network ID --network none --allow pypi.org --allow '*.pythonhosted.org'
+                                                           some hosts alone, by TLS and HTTP/1
   wrenn sandbox network ID --network internet              everything again`
 }
 

@@ -205,6 +205,7 @@ var words = map[reflect.Type]any{
 	reflect.TypeFor[time.Duration]():       77 * time.Second,
 	reflect.TypeFor[time.Time]():           moment,
 	reflect.TypeFor[netip.Prefix]():        netip.MustParsePrefix("192.0.2.0/24"),
+	reflect.TypeFor[wrenn.NetworkName]():   wrenn.NetworkName{Domain: "*.example.com", Port: 443},
 	reflect.TypeFor[error]():               wrenn.Errorf(wrenn.Exhausted, "full"),
 	reflect.TypeFor[[]byte]():              []byte("bytes"),
 }

@@ -94,6 +94,9 @@ func NetworkPolicy(p wrenn.NetworkPolicy) *pb.NetworkPolicy {
 	for _, rule := range p.Allow {
 		msg.Allow = append(msg.Allow, rule.String())
 	}
+	for _, name := range p.Names { // a host that knows no names refuses them
+		msg.Allow = append(msg.Allow, name.String())
+	}
 	for _, rule := range p.Deny {
 		msg.Deny = append(msg.Deny, rule.String())
 	}

@@ -19,7 +19,9 @@ import (
 // Only the socket is made inside. With a net.Dialer inside, a guest that drops
 // packets would hold a thread for as long as the dial lasts, and a Go program
 // that has too many threads is ended.
-func dialIn(ctx context.Context, path, network, address string) (net.Conn, error) {
+//
+// Mark, if not 0, is the mark of the socket's packets.
+func dialIn(ctx context.Context, path, network, address string, mark int) (net.Conn, error) {
 	remote, err := netip.ParseAddrPort(address)
 	if err != nil || !remote.Addr().Is4() {
 		return nil, &wrenn.Error{Code: wrenn.Invalid, Message: fmt.Sprintf("%.80q is not an IPv4 address and a port", address), Err: err}
@@ -38,6 +40,11 @@ func dialIn(ctx context.Context, path, network, address string) (net.Conn, error
 		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		return os.NewSyscallError("socket", err)
 	})
+	if err == nil && mark != 0 {
+		if err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mark)); err != nil {
+			err = errors.Join(err, unix.Close(fd))
+		}
+	}
 	var conn net.Conn
 	if err == nil {
 		conn, err = connect(ctx, fd, remote)

@@ -25,6 +25,7 @@ type host struct {
 	cfg    Config
 	nl     *netlink.Handle // sockets in cfg.HostNamespace
 	clocks *clocks
+	byName *byName
 }
 
 // families are the netlink families in use: for links and addresses, and for connections.

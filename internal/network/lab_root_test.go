@@ -169,6 +169,7 @@ func (l *lab) abandon(p *Pool) {
 	p.stop()
 	p.filler.Wait()
 	p.host.clocks.close()
+	p.host.byName.close()
 	p.host.nl.Close()
 	p.lock.Close()
 }

@@ -73,6 +73,9 @@ type Config struct {
 	// Closed are IPv4 networks that no guest may reach, besides those that are
 	// always closed.
 	Closed []netip.Prefix
+	// Resolvers are the DNS servers that answer for sandboxes whose policy has names;
+	// default: those of the host's /etc/resolv.conf. They are asked from HostNamespace.
+	Resolvers []netip.AddrPort
 	// HostNamespace is the path of the network namespace that the slots are
 	// attached to; default the agent's. Tests use another.
 	HostNamespace string
@@ -113,6 +116,11 @@ func (c Config) check() error {
 		return wrenn.Errorf(wrenn.Invalid, "%d ready network slots: use 0 to %d", c.Ready, c.Max)
 	case c.Connections < 0:
 		return wrenn.Errorf(wrenn.Invalid, "%d connections a network slot: use 1 or more", c.Connections)
+	}
+	for _, r := range c.Resolvers {
+		if !r.Addr().Is4() || r.Port() == 0 {
+			return wrenn.Errorf(wrenn.Invalid, "resolver %s: use an IPv4 address such as 1.1.1.1", r.Addr())
+		}
 	}
 	for _, p := range c.Closed {
 		if !p.IsValid() || !p.Addr().Is4() || p != p.Masked() {

@@ -70,6 +70,7 @@ const (
 	slotSetID
 	allowedSetID
 	deniedSetID
+	namedSetID
 )
 
 // closedSet adds the set of networks that no guest may reach.
@@ -231,3 +232,26 @@ func jump(chain *nftables.Chain) []expr.Any {
 }
 
 func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
+
+// redirect changes the destination to a port of the slot itself.
+func redirect(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.Redir{RegisterProtoMin: 1},
+	}
+}
+
+// redirected matches packets of connections whose destination was changed.
+func redirected() []expr.Any {
+	const dstNAT = 1 << 5 // IPS_DST_NAT
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4)},
+		compare(expr.CmpOpNeq, make([]byte, 4)),
+	}
+}
+
+// marked matches packets of sockets with a mark.
+func marked(mark uint32) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(mark))}
+}

@@ -93,6 +93,7 @@ func (h *host) run(ctx context.Context, index int, steps func(*maker) []rollback
 // on after errors.
 func (h *host) remove(index int, hook rollback.Hook) error {
 	h.clocks.stop(index) // a socket would keep the namespace alive
+	h.byName.stop(index)
 	errs := []error{h.expel(index), h.removeLink(index), netns.Delete(h.cfg.name(index))}
 	if index < h.cfg.capacity() { // else the slot is of another range
 		errs = append(errs, h.forget(index))
@@ -201,7 +202,7 @@ func (m *maker) writeRulesWith(policy wrenn.NetworkPolicy) error {
 		if err != nil {
 			return err
 		}
-		out, in, err := t.addPolicy(policy)
+		out, in, err := t.addPolicy(policy, closed)
 		if err != nil {
 			return err
 		}
@@ -230,31 +231,44 @@ func (m *maker) writeChains(t table, closed *nftables.Set, policyOut, policyIn *
 	t.rule(offered, "time", ipDestinationIs(netip.MustParseAddr(NTPAddress)), toUDPPort(ntp.Port), atMost(ntpRate, ntpBurst), accept())
 	t.rule(offered, "too many questions for the time", toUDPPort(ntp.Port), drop())
 	t.rule(offered, "volumes", ipDestinationIs(netip.MustParseAddr(GatewayAddress)), toTCPPort(VolumePort), accept())
+	limits := m.writeLimits(t)
+	t.writeByName(offered, limits)
 	input := t.base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	t.rule(input, "offered", fromGuest, jump(offered))
 	t.rule(input, "answers to the agent", fromGuest, answers(), accept())
+	t.rule(input, "answers to connections by name", linkIs(expr.MetaKeyIIFNAME, uplink), established(), accept())
 	t.rule(input, "to the gateway", drop())
 
-	m.writeForward(t, closed, policyOut, policyIn)
+	m.writeForward(t, closed, policyOut, policyIn, limits)
 
 	// The agent's connections to the guest, and what the slot's own stack answers it.
 	output := t.base("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainPolicyDrop)
 	t.rule(output, "to the guest", toGuest, ipDestinationIs(netip.MustParseAddr(GuestAddress)), accept())
+	t.rule(output, "to a closed network", toHost, ipIn(ipDestination, closed), drop())
+	t.rule(output, "connections by name", toHost, marked(byNameMark), accept())
 	t.rule(output, "from the slot", drop())
 
 	post := t.base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, nftables.ChainPolicyAccept)
 	t.rule(post, "out", toHost, masquerade())
 }
 
+// writeLimits adds the chain that drops what is more than the slot's share of the
+// connection table. It is one chain, so that all that the guest opens counts.
+func (m *maker) writeLimits(t table) *nftables.Chain {
+	limits := t.sub("limits")
+	t.rule(limits, "too many new connections", firstPacket(), faster(m.host.cfg.share.perSecond, m.host.cfg.share.burst), drop())
+	t.rule(limits, "too many connections", connState(expr.CtStateBitNEW), connectionsOver(m.host.cfg.share.open), drop())
+	return limits
+}
+
 // writeForward adds the rules for what passes between the guest and the host.
-func (m *maker) writeForward(t table, closed *nftables.Set, policyOut, policyIn *nftables.Chain) {
+func (m *maker) writeForward(t table, closed *nftables.Set, policyOut, policyIn, limits *nftables.Chain) {
 	egress := t.sub("egress")
 	t.rule(egress, "to a closed network", ipIn(ipDestination, closed), drop())
 	t.rule(egress, "neither TCP nor UDP nor ICMP", otherProtocol(), drop())
 	t.rule(egress, "without a connection", connState(expr.CtStateBitINVALID), drop())
 	t.rule(egress, "policy", jump(policyOut))
-	t.rule(egress, "too many new connections", firstPacket(), faster(m.host.cfg.share.perSecond, m.host.cfg.share.burst), drop())
-	t.rule(egress, "too many connections", connState(expr.CtStateBitNEW), connectionsOver(m.host.cfg.share.open), drop())
+	t.rule(egress, "limits", jump(limits))
 	t.rule(egress, "out", accept())
 
 	fromGuest, toGuest := linkIs(expr.MetaKeyIIFNAME, TAP), linkIs(expr.MetaKeyOIFNAME, TAP)

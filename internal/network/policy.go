@@ -20,11 +20,12 @@ import (
 const (
 	allowedSet = "allowed"
 	deniedSet  = "denied"
+	namedSet   = "named" // what can be reached by name alone
 )
 
-// policySets returns the two sets of a slot's table.
-func (t table) policySets() (allowed, denied *nftables.Set) {
-	return t.networks(allowedSetID, allowedSet), t.networks(deniedSetID, deniedSet)
+// policySets returns the sets of a slot's table.
+func (t table) policySets() (allowed, denied, named *nftables.Set) {
+	return t.networks(allowedSetID, allowedSet), t.networks(deniedSetID, deniedSet), t.networks(namedSetID, namedSet)
 }
 
 // networks returns a set of IPv4 networks.
@@ -35,11 +36,26 @@ func (t table) networks(id uint32, name string) *nftables.Set {
 // addPolicy adds the sets, which follow the policy, and the chains that look
 // addresses up in them: one for what the guest sends, one for what it gets. The
 // second stops a peer that sends on after it was denied.
-func (t table) addPolicy(policy wrenn.NetworkPolicy) (out, in *nftables.Chain, err error) {
-	allowed, denied := t.policySets()
-	if err := errors.Join(t.conn.AddSet(allowed, elementsOf(policy.Allow)), t.conn.AddSet(denied, elementsOf(deniedBy(policy)))); err != nil {
+//
+// It also redirects to the agent what may be allowed by its name.
+func (t table) addPolicy(policy wrenn.NetworkPolicy, closed *nftables.Set) (out, in *nftables.Chain, err error) {
+	allowed, denied, named := t.policySets()
+	if err := errors.Join(
+		t.conn.AddSet(allowed, elementsOf(policy.Allow)),
+		t.conn.AddSet(denied, elementsOf(deniedBy(policy))),
+		t.conn.AddSet(named, elementsOf(namedBy(policy))),
+	); err != nil {
 		return nil, nil, fmt.Errorf("sets of the sandbox's policy: %w", err)
 	}
+	nat := t.base("redirect", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
+	byName := t.sub("by_name")
+	t.rule(nat, "by name", linkIs(expr.MetaKeyIIFNAME, TAP), ipIn(ipDestination, named), jump(byName))
+	t.rule(byName, "closed", ipIn(ipDestination, closed), leave())
+	t.rule(byName, "allowed by address", ipIn(ipDestination, allowed), leave())
+	t.rule(byName, "questions for names", toUDPPort(dnsPort), redirect(dnsPort))
+	t.rule(byName, "questions for names", toTCPPort(dnsPort), redirect(dnsPort))
+	t.rule(byName, "connections by name", protocolIs(expr.CmpOpEq, unix.IPPROTO_TCP), redirect(namesPort))
+
 	out, in = t.sub("policy_out"), t.sub("policy_in")
 	t.rule(out, "allowed by the sandbox's policy", ipIn(ipDestination, allowed), leave())
 	t.rule(out, "denied by the sandbox's policy", ipIn(ipDestination, denied), drop())
@@ -51,8 +67,8 @@ func (t table) addPolicy(policy wrenn.NetworkPolicy) (out, in *nftables.Chain, e
 // changePolicy replaces the elements of the sets of an existing table.
 func changePolicy(conn *nftables.Conn, policy wrenn.NetworkPolicy) error {
 	t := table{conn: conn, Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable}}
-	allowed, denied := t.policySets()
-	for set, networks := range map[*nftables.Set][]netip.Prefix{allowed: policy.Allow, denied: deniedBy(policy)} {
+	allowed, denied, named := t.policySets()
+	for set, networks := range map[*nftables.Set][]netip.Prefix{allowed: policy.Allow, denied: deniedBy(policy), named: namedBy(policy)} {
 		conn.FlushSet(set)
 		if elements := elementsOf(networks); len(elements) > 0 {
 			if err := conn.SetAddElements(set, elements); err != nil {
@@ -66,9 +82,20 @@ func changePolicy(conn *nftables.Conn, policy wrenn.NetworkPolicy) error {
 // deniedBy returns the networks that a policy denies.
 func deniedBy(p wrenn.NetworkPolicy) []netip.Prefix {
 	if p.DenyByDefault {
-		return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+		return everywhere
 	}
 	return p.Deny
+}
+
+var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
+
+// namedBy returns the networks that can be reached by name, if they are neither
+// closed nor allowed by address.
+func namedBy(p wrenn.NetworkPolicy) []netip.Prefix {
+	if len(p.Names) > 0 {
+		return everywhere
+	}
+	return nil
 }
 
 // elementsOf returns networks as elements of a set. The kernel refuses elements
@@ -114,6 +141,9 @@ func (s *Slot) SetPolicy(_ context.Context, policy wrenn.NetworkPolicy) error {
 	}
 	if s.released.Load() {
 		return errReleased
+	}
+	if err := s.pool.host.byName.follow(s.ref.Index, policy); err != nil {
+		return fmt.Errorf("names of slot %s: %w", s.pool.cfg.name(s.ref.Index), err)
 	}
 	err := batch(s.Namespace(), func(conn *nftables.Conn) error { return changePolicy(conn, policy) })
 	if errors.Is(err, unix.ENOENT) { // the rules are those of an older agent

@@ -221,14 +221,14 @@ func TestClosedConnectionsLeaveTheTable(t *testing.T) {
 // IP in IP, GRE and the others would be another way out, and no rule knows their ports.
 func TestOtherProtocolsStayInside(t *testing.T) {
 	l, s, g := policyLab(t, nil)
-	for name, from := range map[string]struct {
-		path string
-		rule func() uint64
+	for _, from := range []struct { // in this order: the second removes the rules of the first
+		name, path string
+		rule       func() uint64
 	}{
-		"guest": {g.path, func() uint64 { return counted(t, s.Namespace(), slotTable, "neither TCP nor UDP nor ICMP") }},
-		"slot":  {s.Namespace(), func() uint64 { return counted(t, l.host, l.cfg.Prefix, "neither TCP nor UDP nor ICMP") }},
+		{"guest", g.path, func() uint64 { return counted(t, s.Namespace(), slotTable, "neither TCP nor UDP nor ICMP") }},
+		{"slot", s.Namespace(), func() uint64 { return counted(t, l.host, l.cfg.Prefix, "neither TCP nor UDP nor ICMP") }},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(from.name, func(t *testing.T) {
 			if from.path == s.Namespace() {
 				removeSlotTable(t, s)
 			}

@@ -94,7 +94,7 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 		return err
 	}
 	undo.AddFunc(nl.Close)
-	p.host = &host{cfg: p.cfg, nl: nl, clocks: newClocks(p.cfg.Log)}
+	p.host = &host{cfg: p.cfg, nl: nl, clocks: newClocks(p.cfg.Log), byName: newByName(p.cfg)}
 	links, err := p.host.slotLinks()
 	if err != nil {
 		return err
@@ -337,6 +337,7 @@ func (p *Pool) release(ctx context.Context, ref SlotRef) error {
 		return err
 	}
 	defer p.wake.Notify()
+	p.host.byName.stop(ref.Index)
 	if next == recycle {
 		// The steps are short system calls: they need no cancellation, and an
 		// incomplete slot would have to be removed.
@@ -461,8 +462,8 @@ func (p *Pool) Stats() Stats {
 }
 
 // Close stops filling the pool and removes all unused slots. Slots in use stay,
-// with the host's table that guards them, for the next pool to adopt; so do
-// leftovers. Without such slots the table is removed as well. No other method
+// with the host's table that guards them, for the next pool to adopt, but their
+// connections by name end; so do leftovers. Without such slots the table is removed as well. No other method
 // may be running. Twice is allowed; the second call does nothing.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
@@ -482,6 +483,7 @@ func (p *Pool) Close(ctx context.Context) error {
 		errs = append(errs, p.host.deleteTable())
 	}
 	p.host.clocks.close()
+	p.host.byName.close()
 	p.host.nl.Close()
 	errs = append(errs, p.lock.release())
 	if err := errors.Join(errs...); err != nil {

@@ -62,7 +62,7 @@ func (s *Slot) DialContext(ctx context.Context, network, address string) (net.Co
 	if s.released.Load() {
 		return nil, errReleased
 	}
-	conn, err := dialIn(ctx, s.Namespace(), network, address)
+	conn, err := dialIn(ctx, s.Namespace(), network, address, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -484,8 +484,9 @@ func TestRefusals(t *testing.T) {
 	s := newSurface(t)
 	for body, want := range map[string]int{
 		`{}`: 400, `{"templateID":1}`: 400, `{"templateID":"base","timeout":-1}`: 400, `{"templateID":"../x"}`: 400, `{"templateID":"nothing"}`: 404,
-		`{"templateID":"base","network":{"allowOut":["example.com"],"denyOut":["0.0.0.0/0"]}}`: 400,
-		`{"templateID":"base","network":{"rules":{"a.test":[]}}}`:                              400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
+		`{"templateID":"base","network":{"allowOut":["example.com"]}}`:            400, // all else is allowed, too
+		`{"templateID":"base","network":{"denyOut":["0.0.0.0/0","example.com"]}}`: 400, `{"templateID":"base","network":{"allowOut":["*"],"denyOut":["0.0.0.0/0"]}}`: 400,
+		`{"templateID":"base","network":{"rules":{"a.test":[]}}}`: 400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
 		`{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}`: 400, `{"templateID":"base","network":{"denyOut":["::/0"]}}`: 400,
 		`{"templateID":"base","network":{}}`: 201, `{`: 400, `{"templateID":"base","metadata":"` + strings.Repeat("x", 1<<20) + `"}`: 400,
 	} {
@@ -710,12 +711,13 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 	for body, want := range map[string]map[string]any{
-		`"allow_internet_access":false`:                                    {"denyOut": []any{"0.0.0.0/0"}},
-		`"network":{"denyOut":["0.0.0.0/0"]}`:                              {"denyOut": []any{"0.0.0.0/0"}},
-		`"network":{"allowPublicTraffic":null,"rules":{}}`:                 nil,
-		`"allow_internet_access":true,"network":{"x":"y"}`:                 nil,
-		`"network":{"denyOut":["1.2.3.4","10.1.0.0/16"]}`:                  {"denyOut": []any{"1.2.3.4", "10.1.0.0/16"}},
-		`"allow_internet_access":false,"network":{"allowOut":["8.8.8.8"]}`: {"allowOut": []any{"8.8.8.8"}, "denyOut": []any{"0.0.0.0/0"}},
+		`"allow_internet_access":false`:                                                                {"denyOut": []any{"0.0.0.0/0"}},
+		`"network":{"denyOut":["0.0.0.0/0"]}`:                                                          {"denyOut": []any{"0.0.0.0/0"}},
+		`"network":{"allowPublicTraffic":null,"rules":{}}`:                                             nil,
+		`"allow_internet_access":true,"network":{"x":"y"}`:                                             nil,
+		`"network":{"denyOut":["1.2.3.4","10.1.0.0/16"]}`:                                              {"denyOut": []any{"1.2.3.4", "10.1.0.0/16"}},
+		`"network":{"allowOut":["*.Example.com","8.8.8.8","example.org:443"],"denyOut":["0.0.0.0/0"]}`: {"allowOut": []any{"8.8.8.8", "*.example.com", "example.org:443"}, "denyOut": []any{"0.0.0.0/0"}},
+		`"allow_internet_access":false,"network":{"allowOut":["8.8.8.8"]}`:                             {"allowOut": []any{"8.8.8.8"}, "denyOut": []any{"0.0.0.0/0"}},
 	} {
 		made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base",`+body+`}`, 201)
 		denies := want != nil && want["denyOut"].([]any)[0] == "0.0.0.0/0"

@@ -3,8 +3,11 @@
 package sandbox
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,7 +22,8 @@ var (
 	nothing   = wrenn.NetworkPolicy{DenyByDefault: true}
 	onlyOne   = wrenn.NetworkPolicy{DenyByDefault: true, Allow: []netip.Prefix{netip.MustParsePrefix("8.8.8.8/32")}}
 	butOne    = wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("9.9.9.9/32")}}
-	inKernel  = map[string]wrenn.NetworkPolicy{"0/1": nothing, "2/1": onlyOne, "0/2": butOne, "0/0": {}}
+	named     = wrenn.NetworkPolicy{DenyByDefault: true, Names: []wrenn.NetworkName{{Domain: "*.example.com", Port: 443}}}
+	inKernel  = map[string]wrenn.NetworkPolicy{"0/1/0": nothing, "2/1/0": onlyOne, "0/2/0": butOne, "0/0/0": {}, "0/1/1": named}
 	byAddress = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 )
 
@@ -37,10 +41,24 @@ func wantPolicy(t *testing.T, sb *Sandbox, want wrenn.NetworkPolicy) {
 	if sb.instance == nil {
 		return
 	}
-	sets := elements(t, sb.instance.Slot.Namespace(), "allowed") + "/" + elements(t, sb.instance.Slot.Namespace(), "denied")
+	if got := listens(t, sb.instance.Slot.Namespace(), 53); len(want.Names) > 0 && !got {
+		t.Error("nothing answers questions for names")
+	}
+	sets := elements(t, sb.instance.Slot.Namespace(), "allowed") + "/" + elements(t, sb.instance.Slot.Namespace(), "denied") + "/" + elements(t, sb.instance.Slot.Namespace(), "named")
 	if diff := cmp.Diff(want, inKernel[sets], byAddress); diff != "" {
 		t.Errorf("in the kernel, %s (-want +got):\n%s", sets, diff)
 	}
+}
+
+// listens reports whether a socket of the namespace listens at a port, by TCP.
+func listens(t *testing.T, namespace string, port int) bool {
+	t.Helper()
+	var sockets []byte
+	must(t, netns.Do(namespace, func() (err error) {
+		sockets, err = os.ReadFile("/proc/thread-self/net/tcp")
+		return err
+	}))
+	return strings.Contains(string(sockets), fmt.Sprintf(":%04X 00000000:0000 0A", port))
 }
 
 // elements counts the elements of a set of the slot's table. A network that does
@@ -95,9 +113,11 @@ func TestNetworkPolicyIsKept(t *testing.T) {
 
 	must(t, sb.Pause(t.Context()))
 	wantPolicy(t, sb, onlyOne)
-	must(t, sb.SetNetwork(t.Context(), butOne)) // while it has no slot
-	wantPolicy(t, sb, butOne)
+	must(t, sb.SetNetwork(t.Context(), named)) // while it has no slot
+	wantPolicy(t, sb, named)
 	must(t, sb.Resume(t.Context()))
+	wantPolicy(t, sb, named)
+	must(t, sb.SetNetwork(t.Context(), butOne))
 	wantPolicy(t, sb, butOne)
 
 	cp, err := sb.Checkpoint(t.Context(), "cp", "")
@@ -121,14 +141,14 @@ func TestNetworkPolicyOfAnAdoptedSandbox(t *testing.T) {
 	m := l.open(t)
 	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small, Network: onlyOne})
 	must(t, err)
-	must(t, sb.journal.commit("network policy", func(j *journal.Journal) { j.Network = nothing }))
+	must(t, sb.journal.commit("network policy", func(j *journal.Journal) { j.Network = named }))
 	m.Close()
 	l.crash(t)
 	m = l.open(t)
 	adopted, err := m.Get(sb.ID())
 	must(t, err)
 	destroyLater(t, adopted)
-	wantPolicy(t, adopted, nothing)
+	wantPolicy(t, adopted, named)
 }
 
 func TestNetworkPolicyThatCannotBeObeyed(t *testing.T) {

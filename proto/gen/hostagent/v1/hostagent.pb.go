@@ -736,8 +736,9 @@ func (x *CreateSandboxRequest) GetNetworkPolicy() *NetworkPolicy {
 type NetworkPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DenyByDefault bool                   `protobuf:"varint,1,opt,name=deny_by_default,json=denyByDefault,proto3" json:"deny_by_default,omitempty"`
-	// IPv4 networks, as 192.0.2.0/24.
-	Allow         []string `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
+	// IPv4 networks, as 192.0.2.0/24, and names, as example.com, *.example.com and example.com:443.
+	Allow []string `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
+	// IPv4 networks.
 	Deny          []string `protobuf:"bytes,3,rep,name=deny,proto3" json:"deny,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

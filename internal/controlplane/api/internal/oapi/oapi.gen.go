@@ -843,8 +843,10 @@ type SandboxID = string
 
 // SetNetworkPolicy What a sandbox may reach of the public internet: addresses in `allow` are allowed, other addresses in `deny` are denied, and
 // `default` decides about the rest. Private and reserved networks are always closed. If the default is to deny, public DNS resolvers are closed as well.
+// `allow` can have names of hosts if the default is to deny. They are for TCP with TLS (by SNI) and HTTP/1 (by `Host`); the host answers
+// the sandbox's questions for them. UDP, and with it QUIC, is allowed by address alone.
 type SetNetworkPolicy struct {
-	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	// Allow IPv4 addresses and networks, and names of hosts: example.com, *.example.com (all names below), example.com:443.
 	Allow   *NetworkRules   `json:"allow,omitempty"`
 	Default *NetworkVerdict `json:"default,omitempty"`
 

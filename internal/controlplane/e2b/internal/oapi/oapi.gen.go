@@ -420,7 +420,7 @@ type Metadata map[string]string
 
 // NetworkRules defines model for NetworkRules.
 type NetworkRules struct {
-	// AllowOut What the sandbox may reach, also if `denyOut` has it.
+	// AllowOut What the sandbox may reach, also if `denyOut` has it: addresses, networks and, if everything else is denied, names of hosts.
 	AllowOut Addresses `json:"allowOut,omitempty"`
 
 	// AllowPublicTraffic `false` makes the ports private: requests to them need `trafficAccessToken`.
@@ -839,7 +839,7 @@ type UnixMilliseconds = int64
 
 // UpdateNetwork defines model for UpdateNetwork.
 type UpdateNetwork struct {
-	// AllowOut What the sandbox may reach, also if `denyOut` has it.
+	// AllowOut What the sandbox may reach, also if `denyOut` has it: addresses, networks and, if everything else is denied, names of hosts.
 	AllowOut Addresses `json:"allowOut,omitempty"`
 
 	// AllowPublicTraffic Refused. It is set at create.

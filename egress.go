@@ -1,0 +1,45 @@
+package wrenn
+
+import (
+	"net/netip"
+	"time"
+)
+
+// EgressProtocol is how a sandbox connects to somewhere.
+type EgressProtocol string
+
+// The protocols of an EgressEvent. TCP stands for those that are neither TLS nor HTTP/1.
+const (
+	EgressDNS  EgressProtocol = "dns"
+	EgressHTTP EgressProtocol = "http"
+	EgressTLS  EgressProtocol = "tls"
+	EgressTCP  EgressProtocol = "tcp"
+	EgressUDP  EgressProtocol = "udp"
+	EgressICMP EgressProtocol = "icmp"
+)
+
+// EgressVerdict is what became of an attempt to reach somewhere.
+type EgressVerdict string
+
+// The verdicts of an EgressEvent. A connection that was allowed ends later; one that
+// failed was allowed, too, but its host could not be reached.
+const (
+	EgressAllowed EgressVerdict = "allowed"
+	EgressDenied  EgressVerdict = "denied"
+	EgressFailed  EgressVerdict = "failed"
+	EgressEnded   EgressVerdict = "ended"
+)
+
+// EgressEvent is an entry of a sandbox's egress log.
+type EgressEvent struct {
+	At       time.Time
+	Protocol EgressProtocol
+	Verdict  EgressVerdict
+	Name     string     // that the sandbox asked for, canonical but chosen by it; "" if none
+	Address  netip.Addr // that it was connected to, or wanted to connect to; zero if not known
+	Port     uint16
+	Reason   string // why it was denied or failed
+	// Sent and Received are bytes, and Took the time, of a connection that ended.
+	Sent, Received int64
+	Took           time.Duration
+}

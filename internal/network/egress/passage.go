@@ -1,0 +1,202 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"wrenn"
+)
+
+// passage is a connection by name that was allowed.
+type passage struct {
+	guest, server *net.TCPConn
+	name          string
+	to            netip.AddrPort
+}
+
+// allowedBy reports whether a policy allows the connection.
+func (p *passage) allowedBy(policy wrenn.NetworkPolicy) bool {
+	byName := policy.AllowsName(p.name, p.to.Port()) && !policy.DeniesAddress(p.to.Addr())
+	return byName || policy.AllowsAddress(p.to.Addr())
+}
+
+// abort ends both sides, as a lost connection would.
+func (p *passage) abort() {
+	reset(p.guest)
+	reset(p.server)
+}
+
+func reset(conn *net.TCPConn) {
+	_, _ = conn.SetLinger(0), conn.Close() // it may be closed already
+}
+
+// pass decides about a connection of the guest, and passes it on if it is allowed.
+// It closes the connection.
+func (s *Server) pass(conn *net.TCPConn) {
+	defer func() { _ = conn.Close() }() // pass has written all
+	stop := context.AfterFunc(s.ctx, func() { reset(conn) })
+	defer stop()
+	event := wrenn.EgressEvent{Protocol: wrenn.EgressTCP}
+	o, p, err := s.connect(conn, &event)
+	if err != nil {
+		event.Verdict, event.Reason = verdictOf(err), err.Error()
+		s.record(event)
+		refuse(conn, o, event)
+		return
+	}
+	defer s.leave(p)
+	event.Verdict = wrenn.EgressAllowed
+	s.record(event)
+	started := time.Now()
+	event.Sent, event.Received = p.relay(o.data)
+	event.Verdict, event.Took = wrenn.EgressEnded, time.Since(started)
+	s.record(event)
+}
+
+// connect reads where a connection is to go and connects to that. It enters in
+// event what it learns. The caller must leave the passage.
+func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening, p *passage, err error) {
+	original, err := s.cfg.Original(conn)
+	if err != nil {
+		return o, nil, fmt.Errorf("where it was to go is not known: %w", err)
+	}
+	event.Address, event.Port = original.Addr(), original.Port()
+	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
+		return o, nil, err
+	}
+	o, err = sniff(conn)
+	event.Protocol, event.Name = o.protocol, o.name
+	if err != nil {
+		return o, nil, err
+	}
+	policy := s.current()
+	if !policy.AllowsName(o.name, original.Port()) {
+		return o, nil, errors.New("the network policy does not allow this name at this port")
+	}
+	p = &passage{guest: conn, name: o.name}
+	if err := s.dial(p, original.Port(), policy); err != nil {
+		return o, nil, err
+	}
+	event.Address = p.to.Addr()
+	if err := errors.Join(s.enter(p), conn.SetReadDeadline(time.Time{})); err != nil {
+		reset(p.server)
+		return o, nil, err
+	}
+	return o, p, nil
+}
+
+// dial connects the passage to one of the addresses of its name.
+func (s *Server) dial(p *passage, port uint16, policy wrenn.NetworkPolicy) error {
+	ctx, cancel := context.WithTimeout(s.ctx, dialTimeout)
+	defer cancel()
+	addrs, err := s.names.addresses(ctx, p.name)
+	if err != nil {
+		return err
+	}
+	addrs = s.reachable(addrs, policy)
+	if len(addrs) == 0 {
+		return errors.New("its name leads to no address that the sandbox may reach")
+	}
+	var errs []error
+	for _, addr := range addrs {
+		p.to = netip.AddrPortFrom(addr, port)
+		attempt, cancel := context.WithTimeout(ctx, dialAttempt)
+		conn, err := s.cfg.Dial(attempt, p.to)
+		cancel()
+		if err == nil {
+			p.server = conn.(*net.TCPConn)
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return unreachableError{fmt.Errorf("its host does not answer: %w", errors.Join(errs...))}
+}
+
+// reachable returns the addresses that are not closed to all sandboxes and that the
+// policy does not deny: a name does not open what is denied by address.
+func (s *Server) reachable(addrs []netip.Addr, policy wrenn.NetworkPolicy) []netip.Addr {
+	var open []netip.Addr
+	for _, addr := range addrs {
+		if !s.cfg.Closed(addr) && !policy.DeniesAddress(addr) {
+			open = append(open, addr)
+		}
+	}
+	return open
+}
+
+// relay copies in both directions until both have ended, and returns the bytes.
+// First is what the guest has sent already. The end of one direction is passed on.
+func (p *passage) relay(first []byte) (sent, received int64) {
+	keepAlive := net.KeepAliveConfig{Enable: true} // with the defaults of Go: a dead peer is noticed
+	_, _ = p.guest.SetKeepAliveConfig(keepAlive), p.server.SetKeepAliveConfig(keepAlive)
+	n, err := p.server.Write(first)
+	sent = int64(n)
+	if err != nil {
+		p.abort()
+		return sent, 0
+	}
+	var up int64
+	var both sync.WaitGroup
+	both.Go(func() { up = p.oneWay(p.server, p.guest) })
+	both.Go(func() { received = p.oneWay(p.guest, p.server) })
+	both.Wait()
+	_ = p.server.Close() // both directions have ended
+	return sent + up, received
+}
+
+// oneWay copies until from ends. The kernel moves the bytes (splice), since both
+// are *net.TCPConn.
+func (p *passage) oneWay(to, from *net.TCPConn) int64 {
+	n, err := io.Copy(to, from)
+	if err != nil || to.CloseWrite() != nil {
+		p.abort()
+	}
+	return n
+}
+
+// unreachableError means that a host is allowed and cannot be reached.
+type unreachableError struct{ error }
+
+func (e unreachableError) Unwrap() error { return e.error }
+
+func verdictOf(err error) wrenn.EgressVerdict {
+	if _, ok := errors.AsType[unreachableError](err); ok {
+		return wrenn.EgressFailed
+	}
+	return wrenn.EgressDenied
+}
+
+// refuse tells the client in its own protocol that the connection is denied or failed.
+func refuse(conn *net.TCPConn, o opening, event wrenn.EgressEvent) {
+	const answerTime = time.Second
+	var answer []byte
+	denied := event.Verdict == wrenn.EgressDenied
+	switch {
+	case o.protocol == wrenn.EgressTLS && denied:
+		answer = []byte{21, 3, 1, 0, 2, 2, 49} // fatal alert access_denied of RFC 8446
+	case o.protocol == wrenn.EgressHTTP && denied:
+		answer = httpAnswer("403 Forbidden", fmt.Sprintf("This sandbox may not connect to %q, port %d: %s.\n", event.Name, event.Port, event.Reason))
+	case o.protocol == wrenn.EgressHTTP:
+		answer = httpAnswer("502 Bad Gateway", fmt.Sprintf("This sandbox cannot connect to %q, port %d: %s.\n", event.Name, event.Port, event.Reason))
+	default:
+		reset(conn)
+		return
+	}
+	_ = conn.SetDeadline(time.Now().Add(answerTime))
+	if _, err := conn.Write(answer); err != nil || conn.CloseWrite() != nil {
+		reset(conn)
+		return
+	}
+	// To close a connection with unread bytes resets it, and the client loses the answer.
+	_, _ = io.Copy(io.Discard, io.LimitReader(conn, 2*maxFirstBytes))
+}
+
+func httpAnswer(status, body string) []byte {
+	return fmt.Appendf(nil, "HTTP/1.1 %s\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
+}
