@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/tunnel"
 )
 
 // goneError is the error of calls and streams that this client has cut, because it
@@ -115,7 +116,7 @@ func (c *connections) interrupt(reason *goneError, since time.Time) {
 	defer c.mu.Unlock()
 	c.silent = reason
 	for conn := range c.open {
-		if !conn.probe && conn.heard.Load() <= since.UnixNano() {
+		if !conn.probe && conn.silentSince(since) {
 			conn.cut(reason)
 			delete(c.open, conn)
 		}
@@ -138,12 +139,44 @@ type connection struct {
 	agent bool                      // it is to envd
 	heard atomic.Int64              // Unix time in ns of the last byte, or of the dial
 	gone  atomic.Pointer[goneError] // why it was cut
+	// shared is its socket when another process has it, too, and nothing is read here.
+	shared atomic.Pointer[net.TCPConn]
 }
 
 // cut closes the connection; its user gets the reason.
 func (c *connection) cut(reason *goneError) {
 	c.gone.Store(reason)
+	if socket := c.shared.Load(); socket != nil {
+		tunnel.Abort(socket)
+	}
 	_ = c.Conn.Close() // its user gets the reason
+}
+
+// silentSince reports whether it heard nothing after a moment.
+func (c *connection) silentSince(since time.Time) bool {
+	if socket := c.shared.Load(); socket != nil {
+		silent, err := tunnel.SilentFor(socket)
+		return err != nil || silent >= time.Since(since) // an error: it is closed
+	}
+	return c.heard.Load() <= since.UnixNano()
+}
+
+// Share returns the socket of a connection of DialPort, for another process to use;
+// the caller must then leave it alone until it closes it. What ends the connection
+// ends it for the other process, too. ok is false when that cannot be.
+func Share(conn net.Conn) (socket *net.TCPConn, ok bool) {
+	if socket, ok = tunnel.Socket(conn); !ok {
+		return nil, false
+	}
+	c := own(conn)
+	if c == nil {
+		return nil, false
+	}
+	c.shared.Store(socket)
+	if c.gone.Load() != nil { // cut just before
+		tunnel.Abort(socket)
+	}
+	return socket, true
 }
 
 func (c *connection) Read(p []byte) (int, error) {
@@ -188,12 +221,19 @@ func (c *connection) CloseWrite() error {
 // WhyCut returns why Close, ClosePaused or Interrupt has cut a connection of
 // DialPort; nil when none has.
 func WhyCut(conn net.Conn) error {
+	if c := own(conn); c != nil {
+		if why := c.gone.Load(); why != nil {
+			return why
+		}
+	}
+	return nil
+}
+
+// own returns the connection of a client below conn; nil when there is none.
+func own(conn net.Conn) *connection {
 	for {
 		if c, ok := conn.(*connection); ok {
-			if why := c.gone.Load(); why != nil {
-				return why
-			}
-			return nil
+			return c
 		}
 		outer, ok := conn.(interface{ NetConn() net.Conn })
 		if !ok {

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,11 +48,37 @@ type Refusal struct {
 func (r *Refusal) Error() string { return "the tunnel was refused with " + http.StatusText(r.Status) }
 
 // Ask sends a request for a tunnel on a fresh connection and returns the tunnel,
-// which the caller closes. A server that refuses is a *Refusal. When Ask fails,
+// which the caller closes. By a Unix socket it may be the TCP socket of the other end,
+// see ShareHeader. A server that refuses is a *Refusal. When Ask fails,
 // as it does when the request's context ends, it has closed conn.
 func Ask(conn net.Conn, req *http.Request) (net.Conn, error) {
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", Protocol)
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		return ask(conn, req)
+	}
+	req.Header.Set(ShareHeader, "1")
+	r := &receiver{UnixConn: local}
+	tunnel, err := ask(r, req)
+	socket, broken := r.socket()
+	switch {
+	case err != nil || broken != nil:
+		if socket != nil {
+			_ = socket.Close() // it is of no use
+		}
+		_ = conn.Close() // twice is allowed
+		return nil, cmp.Or(err, broken)
+	case socket != nil:
+		return newShared(socket, local), nil
+	case tunnel == net.Conn(r):
+		return local, nil
+	default:
+		return tunnel, nil
+	}
+}
+
+func ask(conn net.Conn, req *http.Request) (net.Conn, error) {
 	resp, tunnel, err := Exchange(conn, req, maxAnswer)
 	if err == nil && tunnel == nil {
 		defer resp.Body.Close()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -37,7 +38,7 @@ type tunnels struct {
 
 	mu     sync.Mutex // guards what follows
 	closed bool
-	open   map[net.Conn]wrenn.SandboxID
+	open   map[net.Conn]io.Closer // what ends a tunnel, by the connection to its port
 	counts map[wrenn.SandboxID]int
 	named  map[tunnelName]*named
 }
@@ -55,7 +56,7 @@ type named struct {
 }
 
 func newTunnels(s *server) *tunnels {
-	return &tunnels{s: s, open: map[net.Conn]wrenn.SandboxID{}, counts: map[wrenn.SandboxID]int{}, named: map[tunnelName]*named{}}
+	return &tunnels{s: s, open: map[net.Conn]io.Closer{}, counts: map[wrenn.SandboxID]int{}, named: map[tunnelName]*named{}}
 }
 
 // ServeHTTP answers a request for tunnel.HostPath. A refusal is {"code", "message"},
@@ -82,7 +83,7 @@ func (t *tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.remove(port, id)
 		_ = port.Close() // twice is allowed
 	}
-	client, err := tunnel.Accept(w)
+	pass, err := t.accept(w, r, port)
 	if err != nil {
 		ended()
 		refuse(w, wrenn.Errorf(wrenn.Invalid, "a tunnel needs HTTP/1.1"))
@@ -91,8 +92,39 @@ func (t *tunnels) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// Not in this goroutine, on which net/http holds on to buffers and the request.
 	go func() {
 		defer ended()
-		tunnel.Join(client, port, touch(sb))
+		pass(touch(sb))
 	}()
+}
+
+// accept answers by the tunnel to port, or by the socket of port itself to a control
+// plane on this machine. pass returns when the tunnel has ended.
+func (t *tunnels) accept(w http.ResponseWriter, r *http.Request, port net.Conn) (pass func(traffic func()), err error) {
+	if tunnel.AsksToShare(r) {
+		if socket, ok := envdclient.Share(port); ok {
+			lifeline, err := tunnel.Share(w, socket)
+			if err != nil {
+				return nil, err
+			}
+			t.keep(port, lifeline)
+			return func(traffic func()) {
+				defer lifeline.Close()
+				tunnel.Watch(lifeline, traffic)
+			}, nil
+		}
+	}
+	client, err := tunnel.Accept(w)
+	return func(traffic func()) { tunnel.Join(client, port, traffic) }, err
+}
+
+// keep records the lifeline of a tunnel whose socket was shared.
+func (t *tunnels) keep(port, lifeline net.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		_ = lifeline.Close() // ends the tunnel
+		return
+	}
+	t.open[port] = lifeline
 }
 
 func (t *tunnels) dial(r *http.Request) (*sandbox.Sandbox, net.Conn, error) {
@@ -128,7 +160,7 @@ func (t *tunnels) add(conn net.Conn, id wrenn.SandboxID) error {
 	case t.counts[id] >= maxTunnels:
 		return wrenn.Errorf(wrenn.Exhausted, "sandbox %s has %d connections to its ports, which is the limit: close some", id, maxTunnels)
 	}
-	t.open[conn] = id
+	t.open[conn] = conn
 	t.counts[id]++
 	return nil
 }
@@ -192,8 +224,8 @@ func (t *tunnels) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
-	for conn := range t.open {
-		_ = conn.Close() // Join sees it
+	for _, end := range t.open {
+		_ = end.Close() // Join or Watch sees it
 	}
 }
 
