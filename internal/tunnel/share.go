@@ -180,7 +180,7 @@ type shared struct {
 	*net.TCPConn
 
 	lifeline  *net.UnixConn
-	signalled atomic.Int64 // Unix time in ns of the last signal
+	signaled atomic.Int64 // Unix time in ns of the last signal
 }
 
 func newShared(socket *net.TCPConn, lifeline *net.UnixConn) *shared {
@@ -213,7 +213,7 @@ func (s *shared) signal(n int) {
 		return
 	}
 	now := time.Now().UnixNano()
-	if before := s.signalled.Load(); now-before >= int64(signalEvery) && s.signalled.CompareAndSwap(before, now) {
+	if before := s.signaled.Load(); now-before >= int64(signalEvery) && s.signaled.CompareAndSwap(before, now) {
 		_, _ = s.lifeline.Write([]byte{0}) // fails when the tunnel has ended
 	}
 }
