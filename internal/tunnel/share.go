@@ -179,7 +179,7 @@ func (r *receiver) socket() (*net.TCPConn, error) {
 type shared struct {
 	*net.TCPConn
 
-	lifeline  *net.UnixConn
+	lifeline *net.UnixConn
 	signaled atomic.Int64 // Unix time in ns of the last signal
 }
 
