@@ -19,14 +19,14 @@ const (
 const (
 	MaxForks               = 100 // copies in one call
 	MaxCheckpointNameBytes = 200
-	MaxVolumes             = 8 // in one sandbox
+	MaxVolumes             = 8        // in one sandbox
+	MaxEnvBytes            = 64 << 10 // of all variables of a sandbox, or of a command, together
 )
 
 const (
 	maxVariables      = 256
 	maxMountPathBytes = 1 << 10
 	maxVariableBytes  = 32 << 10  // of one name and value; Linux takes 128 KiB, see execve(2)
-	maxEnvBytes       = 64 << 10  // of all variables together
 	maxShellBytes     = 16 << 10  // of a start or ready command
 	maxReferenceBytes = 512       // of the name of an image
 	maxLoginBytes     = 8 << 10   // of a password, which may be a token
@@ -42,8 +42,8 @@ func CheckEnv(env map[string]string) error {
 	if len(env) > maxVariables {
 		return Errorf(Invalid, "there can be at most %d variables, not %d", maxVariables, len(env))
 	}
-	if n := EnvBytes(env); n > maxEnvBytes {
-		return Errorf(Invalid, "the variables, with those of the template, have %d bytes together, of at most %d: write large values to a file", n, maxEnvBytes)
+	if n := EnvBytes(env); n > MaxEnvBytes {
+		return Errorf(Invalid, "the variables, with those of the template, have %d bytes together, of at most %d: write large values to a file", n, MaxEnvBytes)
 	}
 	for k, v := range env {
 		if k == "" || strings.Contains(k, "=") || len(k)+len(v) > maxVariableBytes || !IsText(k) || !IsText(v) {

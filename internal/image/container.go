@@ -80,7 +80,7 @@ func fromFiles(ctx context.Context, cfg Config, name string, replace bool, unpac
 	defer st.discard()
 	// Without the lock: the sender of the files may be slow.
 	fmt.Fprintln(p.cfg.Out, "unpacking the container")
-	if err := p.makeImage(ctx, st.dir, programs, unpack); err != nil {
+	if err := p.makeWithRoom(ctx, st.dir, programs, unpack); err != nil {
 		return noSpace(err)
 	}
 	return p.underLock(ctx, func() error {
@@ -227,6 +227,17 @@ func named(cfg Config, name string) (*preparation, error) {
 		return nil, err
 	}
 	return newPreparation(cfg)
+}
+
+// makeWithRoom is makeImage that ends when the disk has too little room.
+func (p *preparation) makeWithRoom(ctx context.Context, dir string, programs []rootfs.File, unpack unpacker) error {
+	ctx, stop := guardSpace(ctx, dir, uint64(max(0, p.cfg.MinFree)))
+	defer stop()
+	err := p.makeImage(ctx, dir, programs, unpack)
+	if cause := context.Cause(ctx); err != nil && wrenn.CodeOf(cause) == wrenn.Exhausted {
+		return cause
+	}
+	return err
 }
 
 func (p *preparation) makeImage(ctx context.Context, dir string, programs []rootfs.File, unpack unpacker) error {

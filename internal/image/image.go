@@ -55,6 +55,8 @@ type Config struct {
 	Packages []string
 	// Size of the root file system in bytes; default DefaultSize.
 	Size int64
+	// MinFree are the bytes that stay free on the disk while a container is unpacked.
+	MinFree int64
 }
 
 // Guest has the files that a machine boots. They never change: the caller must

@@ -60,8 +60,8 @@ func (b *Builder) source(ctx context.Context, job wrenn.BuildRequest, out *outpu
 		return nil, err
 	}
 	maps.Copy(from.start.Env, spec.Env)
-	if size := wrenn.EnvBytes(from.start.Env); size > maxEnvBytes {
-		return nil, wrenn.Errorf(wrenn.Invalid, "the variables of the template and its image have %d bytes together, more than %d", size, maxEnvBytes)
+	if size := wrenn.EnvBytes(from.start.Env); size > wrenn.MaxEnvBytes { // each of its sandboxes gets them
+		return nil, wrenn.Errorf(wrenn.Invalid, "the variables of the template and its image have %d bytes together, more than %d", size, wrenn.MaxEnvBytes)
 	}
 	return from, nil
 }
@@ -137,6 +137,11 @@ func (b *Builder) fromContainer(ctx context.Context, job wrenn.BuildRequest, fro
 // unpack makes an image of the container image, which goes with the source: a
 // build's disk is a clone.
 func (b *Builder) unpack(ctx context.Context, job wrenn.BuildRequest, container *oci.Image, from *source, out *output) (*sandbox.Guest, error) {
+	done, err := b.unpacks.acquire(ctx, job.Team, func() { out.line("waiting for other builds that unpack images") })
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	cfg := b.cfg.Images
 	cfg.Out, cfg.Name = out.writer(), b.images+string(job.ID)
 	if err := image.FromOCI(ctx, cfg, cfg.Name, container, true); err != nil {

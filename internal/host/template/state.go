@@ -48,8 +48,8 @@ func (s state) apply(step wrenn.BuildStep) (state, error) {
 			err = wrenn.CheckAccount(next.User)
 		}
 	}
-	if err == nil && wrenn.EnvBytes(next.Env)+wrenn.EnvBytes(next.Args) > maxEnvBytes {
-		err = wrenn.Errorf(wrenn.Invalid, "the variables of the build have more than %d bytes together", maxEnvBytes)
+	if err == nil && max(wrenn.EnvBytes(next.Env), wrenn.EnvBytes(next.Args)) > wrenn.MaxEnvBytes {
+		err = wrenn.Errorf(wrenn.Invalid, "the variables of ENV, or those of ARG, have more than %d bytes together", wrenn.MaxEnvBytes)
 	}
 	return next, err
 }
@@ -87,8 +87,8 @@ func (s state) path(text string) (string, error) {
 // " or backslash after it plain. Anything else stays as it is.
 func (s state) expand(text string) (string, error) {
 	out, err := expand(text, s.variables(), 0)
-	if err == nil && len(out) > maxEnvBytes {
-		err = wrenn.Errorf(wrenn.Invalid, "%.40q becomes longer than %d bytes with its variables", text, maxEnvBytes)
+	if err == nil && len(out) > wrenn.MaxEnvBytes {
+		err = wrenn.Errorf(wrenn.Invalid, "%.40q becomes longer than %d bytes with its variables", text, wrenn.MaxEnvBytes)
 	}
 	return out, err
 }
@@ -98,7 +98,7 @@ const maxDepth = 8
 
 func expand(text string, env map[string]string, depth int) (string, error) {
 	var out strings.Builder
-	for i := 0; i < len(text) && out.Len() <= maxEnvBytes; {
+	for i := 0; i < len(text) && out.Len() <= wrenn.MaxEnvBytes; {
 		switch {
 		case text[i] == '\\' && i+1 < len(text) && strings.IndexByte("$`\"\\", text[i+1]) >= 0:
 			out.WriteByte(text[i+1])

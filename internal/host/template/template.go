@@ -19,8 +19,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sync/semaphore"
-
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host/buildcache"
@@ -32,12 +30,10 @@ import (
 )
 
 const (
-	// parallel bounds the builds at work: each takes a machine, and disk and CPU to
-	// unpack images. Further builds wait.
-	parallel = 2
-	// maxEnvBytes bounds the variables of a build together, those of its
-	// container image included: each of its sandboxes gets them.
-	maxEnvBytes = 128 << 10
+	// parallel bounds the builds at work, each of which has a machine, and unpacking those
+	// of them that unpack a container image. A command of a build may run as long as
+	// the build may take, so a team has at most half. Further builds wait.
+	parallel, unpacking = 8, 2
 )
 
 // buildImage begins the names of images that exist for a build only. The next
@@ -67,11 +63,12 @@ type Config struct {
 
 // Builder builds templates. It is safe for concurrent use.
 type Builder struct {
-	cfg    Config
-	images string // begins the names of this agent's buildImages
-	slots  *semaphore.Weighted
-	layers *buildcache.Cache // disks after steps, by keys of steps
-	files  *buildcache.Cache // archives of COPY steps, by their hashes
+	cfg     Config
+	images  string // begins the names of this agent's buildImages
+	slots   *slots
+	unpacks *slots
+	layers  *buildcache.Cache // disks after steps, by keys of steps
+	files   *buildcache.Cache // archives of COPY steps, by their hashes
 }
 
 // The caches in the store.
@@ -83,7 +80,7 @@ const (
 // New returns a builder. One at a time works with a store.
 func New(cfg Config) (*Builder, error) {
 	state := sha256.Sum256([]byte(cfg.Store.Dir))
-	b := &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: semaphore.NewWeighted(parallel)}
+	b := &Builder{cfg: cfg, images: buildImage + hex.EncodeToString(state[:4]) + ".", slots: newSlots(parallel), unpacks: newSlots(unpacking)}
 	layers, files := limitsOf(cfg.Store)
 	var err error
 	if b.layers, err = buildcache.Open(filepath.Join(cfg.Store.Dir, layersDir), layers); err != nil {
@@ -121,13 +118,11 @@ func (b *Builder) Build(ctx context.Context, job wrenn.BuildRequest, events func
 		return wrenn.BuildResult{}, err
 	}
 	out := newOutput(events)
-	if !b.slots.TryAcquire(1) {
-		out.line("waiting for other builds on this host")
-		if err := b.slots.Acquire(ctx, 1); err != nil {
-			return wrenn.BuildResult{}, context.Cause(ctx)
-		}
+	release, err := b.slots.acquire(ctx, job.Team, func() { out.line("waiting for other builds on this host") })
+	if err != nil {
+		return wrenn.BuildResult{}, err
 	}
-	defer b.slots.Release(1)
+	defer release()
 	if built, err := b.find(ctx, job.ID); wrenn.CodeOf(err) != wrenn.NotFound {
 		return built, err
 	}
