@@ -10,8 +10,8 @@ import (
 	"wrenn/internal/image/rootfs"
 )
 
-// TestUnpackingLeavesRoom: what is written to a disk that gets too full ends, whoever
-// fills it.
+// TestUnpackingLeavesRoom: unpacking ends when the disk gets too full, also when other
+// programs fill it.
 func TestUnpackingLeavesRoom(t *testing.T) {
 	p := &preparation{cfg: Config{Out: io.Discard, MinFree: 1 << 60}}
 	unpack := func(ctx context.Context, _ *rootfs.Tree, _ int64) error {
