@@ -81,7 +81,7 @@ func domainHelp(ctx context.Context, d *up.RunningDomain, config string) string 
 	fmt.Fprintf(&b, "\nBy names: %s, and https://PORT-ID.%s for ports of sandboxes\n", d.APIURL(), d)
 	fmt.Fprintf(&b, "  E2B   export E2B_DOMAIN=%s E2B_API_KEY=$(sed -n \"s/^key = '\\(.*\\)'/\\1/p\" %s)\n", d, config)
 	if d.Authority != "" {
-		fmt.Fprintf(&b, "        export SSL_CERT_FILE=%s NODE_EXTRA_CA_CERTS=%[1]s\n        unset E2B_API_URL E2B_SANDBOX_URL; wrenn cert --domain %s says more\n", d.Authority, d.Name)
+		fmt.Fprintf(&b, "        export SSL_CERT_FILE=%s NODE_EXTRA_CA_CERTS=%[1]s\n        unset E2B_API_URL E2B_SANDBOX_URL E2B_VOLUME_API_URL; wrenn cert --domain %s says more\n", d.Authority, d.Name)
 	}
 	if _, err := net.DefaultResolver.LookupHost(ctx, "api."+d.Name); err != nil {
 		advice := "make *." + d.Name + " lead to this machine in the DNS"

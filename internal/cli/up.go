@@ -163,9 +163,9 @@ The API key %s... is in %s
   CLI   wrenn sandbox exec $(wrenn sandbox create) -- uname -a
   curl  curl -H "X-API-Key: $(sed -n "s/^key = '\(.*\)'/\1/p" %s)" -X POST %s/v1/sandboxes
   Go    c, err := client.New(client.Config{URL: "%s", Key: os.Getenv("WRENN_API_KEY")})
-  E2B   export E2B_API_URL=%s E2B_SANDBOX_URL=%s E2B_API_KEY=$(sed -n "s/^key = '\(.*\)'/\1/p" %s)
+  E2B   export E2B_API_URL=%s E2B_SANDBOX_URL=%s E2B_VOLUME_API_URL=%s E2B_API_KEY=$(sed -n "s/^key = '\(.*\)'/\1/p" %s)
 %s
 Ctrl-C stops it; sandboxes are %s (--on-exit)
-`, s.paint(w, green, r.URL), r.URL, result.Hint, path, path, r.URL, r.URL, r.URL, r.URL, path, domainHelp(ctx, r.Domain, path), map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
+`, s.paint(w, green, r.URL), r.URL, result.Hint, path, path, r.URL, r.URL, r.URL, r.URL, r.URL, path, domainHelp(ctx, r.Domain, path), map[string]string{"destroy": "destroyed then", "keep": "kept"}[c.OnExit])
 	})
 }

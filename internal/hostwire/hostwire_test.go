@@ -84,6 +84,8 @@ func TestRoundTrip(t *testing.T) {
 			return w, err
 		}, nil)
 	roundTrip(t, "metrics", hostwire.Metrics, never(hostwire.ParseMetrics), nil)
+	roundTrip(t, "volume entry", hostwire.VolumeEntry, never(hostwire.ParseVolumeEntry), nil)
+	roundTrip(t, "volume attributes", hostwire.VolumeAttributes, never(hostwire.ParseVolumeAttributes), nil)
 	roundTrip(t, "fork results", hostwire.ForkResults, never(hostwire.ParseForkResults), nil)
 	roundTrip(t, "checkpoint", hostwire.Checkpoint, never(hostwire.ParseCheckpoint), nil)
 	roundTrip(t, "checkpoints", func(w checkpoints) *pb.ListCheckpointsResponse { return hostwire.Checkpoints(w.List, w.Head) },
@@ -197,6 +199,7 @@ var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.SandboxID]():     sandbox,
 	reflect.TypeFor[wrenn.BuildID]():       template,
 	reflect.TypeFor[wrenn.VolumeID]():      volume,
+	reflect.TypeFor[wrenn.FileType]():      wrenn.Directory,
 	reflect.TypeFor[wrenn.OnTimeout]():     wrenn.PauseOnTimeout,
 	reflect.TypeFor[wrenn.ObservedState](): wrenn.ObservedQuarantined,
 	reflect.TypeFor[wrenn.Signal]():        wrenn.SIGKILL,
@@ -235,7 +238,7 @@ func fillWord(t *testing.T, v reflect.Value, choice int) {
 		v.SetInt(77)
 	case reflect.Float64:
 		v.SetFloat(7.5)
-	case reflect.Uint64:
+	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(78)
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))

@@ -24,6 +24,7 @@ import (
 	"wrenn"
 	"wrenn/internal/durable"
 	"wrenn/internal/loop"
+	"wrenn/internal/volume/tree"
 )
 
 const (
@@ -212,7 +213,7 @@ func (s *Store) Delete(id wrenn.VolumeID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mounted[id] != nil {
-		return wrenn.Errorf(wrenn.FailedPrecondition, "volume %s is in use by a sandbox: delete the sandbox first", id)
+		return wrenn.Errorf(wrenn.FailedPrecondition, "volume %s is in use by a sandbox or a transfer of files: delete the sandbox first", id)
 	}
 	if !s.exists(id) {
 		return nil
@@ -240,4 +241,21 @@ func (s *Store) List() ([]wrenn.VolumeID, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Files returns the files of a volume, and a function that gives them back, which the
+// caller calls when nothing of them is used any more. NotFound if it does not exist.
+func (s *Store) Files(id wrenn.VolumeID) (files *tree.Tree, release func(), err error) {
+	root, unmount, err := s.Mount(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if files, err = tree.Open(root); err != nil {
+		unmount()
+		return nil, nil, err
+	}
+	return files, func() {
+		_ = files.Close() // a directory has no data that could be lost
+		unmount()
+	}, nil
 }

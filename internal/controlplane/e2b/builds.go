@@ -284,7 +284,11 @@ type patient struct {
 
 func (p *patient) Read(b []byte) (int, error) {
 	_ = p.connection.SetReadDeadline(time.Now().Add(stalledUpload))
-	return p.Reader.Read(b)
+	n, err := p.Reader.Read(b)
+	if err != nil {
+		_ = p.connection.SetReadDeadline(time.Time{}) // what follows takes the time that it takes
+	}
+	return n, err
 }
 
 func (s *Server) assignTags(r *http.Request, c service.Caller) (int, any, error) {

@@ -83,6 +83,7 @@ type Service interface {
 	ListVolumes(context.Context, service.Caller) ([]wrenn.Volume, error)
 	Volume(ctx context.Context, c service.Caller, name string) (*wrenn.Volume, error)
 	DeleteVolume(ctx context.Context, c service.Caller, name string) error
+	VolumeFiles
 }
 
 var _ Service = (*service.Service)(nil)
@@ -219,8 +220,8 @@ func (s *Server) router() (chi.Router, error) {
 			continue
 		}
 		do, built := operations[op.ID]
-		if !built && strings.HasPrefix(op.Route, "/volumecontent/") {
-			root.MethodFunc(op.Method, op.Route, s.refuseContent)
+		if file := s.contentOperations()[op.ID]; file != nil {
+			root.Method(op.Method, op.Route, s.content(op, file))
 			continue
 		}
 		if !built {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -54,7 +55,7 @@ const (
 func newSurface(t *testing.T) *surface {
 	t.Helper()
 	fullDisk := new(atomic.Bool)
-	agent := &hosttest.Agent{Before: func(_ context.Context, method, _ string) error {
+	agent := &hosttest.Agent{VolumeDir: t.TempDir(), Before: func(_ context.Context, method, _ string) error {
 		if method == "BuildTemplate" && fullDisk.Load() {
 			return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full")
 		}
@@ -124,6 +125,9 @@ func (s *surface) call(t *testing.T, method, path, body string, want int) (out m
 	case want == http.StatusAccepted && len(text) == 0:
 	case bytes.HasPrefix(text, []byte("[")):
 		testkit.Must(t, json.Unmarshal(text, &list))
+	case resp.Header.Get("Content-Type") == "application/octet-stream":
+		out = map[string]any{"content": string(text)}
+		return out, nil, resp.Header
 	default:
 		testkit.Must(t, json.Unmarshal(text, &out))
 	}
@@ -191,6 +195,7 @@ func TestDocument(t *testing.T) {
 		return nil
 	}))
 	operations := s.operations()
+	maps.Copy(operations, s.contentOperations())
 	for path, item := range doc.Paths.Map() {
 		if !serves(path) {
 			t.Errorf("%s is not among the paths that are E2B's", path)

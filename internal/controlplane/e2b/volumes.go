@@ -19,7 +19,8 @@ func (s *Server) createVolume(r *http.Request, c service.Caller) (int, any, erro
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusCreated, s.volumeAndToken(v), nil
+	out, err := s.volumeAndToken(r, c, v)
+	return http.StatusCreated, out, err
 }
 
 func (s *Server) listVolumes(r *http.Request, c service.Caller) (int, any, error) {
@@ -36,26 +37,18 @@ func (s *Server) getVolume(r *http.Request, c service.Caller) (int, any, error) 
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, s.volumeAndToken(v), nil
+	out, err := s.volumeAndToken(r, c, v)
+	return http.StatusOK, out, err
 }
 
 func (s *Server) deleteVolume(r *http.Request, c service.Caller) (int, any, error) {
 	return http.StatusNoContent, nil, s.service.DeleteVolume(r.Context(), c, chi.URLParam(r, "volumeID"))
 }
 
-// volumeAndToken returns a volume with an empty token: what it is for is not built,
-// and clients fail without one.
-func (s *Server) volumeAndToken(v *wrenn.Volume) oapi.VolumeAndToken {
-	return oapi.VolumeAndToken{VolumeID: string(v.ID), Name: v.Name, Domain: s.domain}
-}
-
-// refuseContent answers for the files of volumes. Clients send the volume's token, which
-// is no key, so that the answer comes before a look at it.
-func (s *Server) refuseContent(w http.ResponseWriter, r *http.Request) {
-	s.refuse(w, r, &failure{
-		Status:  http.StatusNotImplemented,
-		Message: "files of a volume can be reached only in a sandbox that mounts it; without one, Wrenn has not built it yet, see docs/e2b.md",
-	})
+// volumeAndToken returns a volume with the token for its files.
+func (s *Server) volumeAndToken(r *http.Request, c service.Caller, v *wrenn.Volume) (oapi.VolumeAndToken, error) {
+	token, err := s.service.VolumeToken(r.Context(), c, v.ID)
+	return oapi.VolumeAndToken{VolumeID: string(v.ID), Name: v.Name, Token: token, Domain: s.domain}, err
 }
 
 func parseMounts(list []oapi.VolumeMount) []wrenn.VolumeMount {

@@ -84,9 +84,12 @@ func (c *Client) Write(ctx context.Context, id wrenn.SandboxID, user, path strin
 	return c.transferError(ctx, err)
 }
 
-type writeStream = connect.ClientStreamForClientSimple[pb.WriteFileStreamRequest, pb.WriteFileStreamResponse]
+// writeStream is where a file is written to.
+type writeStream interface {
+	Send(*pb.WriteFileStreamRequest) error
+}
 
-func sendChunks(stream *writeStream, dog *watchdog, content io.Reader) (readErr, sendErr error) {
+func sendChunks(stream writeStream, dog *watchdog, content io.Reader) (readErr, sendErr error) {
 	// Forms are read in pieces of 4 KiB: a message for each cost the agent 7 s of CPU time per GiB.
 	buf := make([]byte, uploadChunk)
 	for {
@@ -121,11 +124,18 @@ func fill(r io.Reader, buf []byte) (n int, err error) {
 // Read opens a file. A file that cannot be read is an error of this call. The
 // caller closes the reader. A broken transfer is an error of its Read, never io.EOF.
 func (c *Client) Read(ctx context.Context, id wrenn.SandboxID, user, path string) (io.ReadCloser, error) {
+	return c.download(ctx, func(ctx context.Context) (*connect.ServerStreamForClient[pb.ReadFileStreamResponse], error) {
+		return c.downloads.ReadFileStream(ctx, &pb.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+	})
+}
+
+// download returns the file that open asks for, when its first chunk has come.
+func (c *Client) download(ctx context.Context, open func(context.Context) (*connect.ServerStreamForClient[pb.ReadFileStreamResponse], error)) (io.ReadCloser, error) {
 	ctx, dog := newWatchdog(ctx, c.deadlines.Stall)
 	r := &reader{ctx: ctx, client: c, dog: dog}
 	var err error
 	dog.during(func() { // until the host's first message
-		r.stream, err = c.downloads.ReadFileStream(ctx, &pb.ReadFileStreamRequest{SandboxId: string(id), Path: path, User: user})
+		r.stream, err = open(ctx)
 	})
 	if err != nil {
 		dog.stop()
@@ -159,7 +169,7 @@ func (r *reader) next() {
 		r.whole = r.stream.Msg().GetChunk()
 		r.chunk = r.whole
 	case r.stream.Err() != nil:
-		r.err = r.client.transferError(r.ctx, r.stream.Err())
+		r.err = r.client.transferError(r.ctx, r.client.old(r.stream.Err()))
 	default:
 		r.err = io.EOF
 	}

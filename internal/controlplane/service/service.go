@@ -87,6 +87,7 @@ type Service struct {
 	*Files
 	*Templates
 	*Volumes
+	*VolumeFiles
 	*Keys
 	*Ports
 	*Operator
@@ -119,7 +120,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, Keys: keys, Ports: newPorts(c), Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Keys: keys, Ports: newPorts(c), Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:   &volumeReconciler{core: c, every: cfg.ReconcileEvery},

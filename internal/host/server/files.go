@@ -112,7 +112,7 @@ func (c *chunks) more() error {
 			}
 			return io.EOF
 		}
-		if c.stream.Msg().GetMeta() != nil {
+		if c.stream.Msg().GetMeta() != nil || c.stream.Msg().GetVolume() != nil {
 			c.err = wrenn.Errorf(wrenn.Invalid, "meta came twice")
 			return c.err
 		}

@@ -53,6 +53,8 @@ type server struct {
 	cfg     Config
 	closing <-chan struct{} // closed when streams must end
 	opened  opened
+	// volumeCalls are those for files of volumes.
+	volumeCalls volumeCalls
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*server)(nil)

@@ -37,6 +37,8 @@ type Agent struct {
 	Copy func(ctx context.Context, id string) error
 	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
+	// VolumeDir is a directory for files of volumes; without it they have none.
+	VolumeDir string
 
 	mu        sync.Mutex // guards what follows
 	instance  int

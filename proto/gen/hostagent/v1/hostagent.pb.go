@@ -340,6 +340,58 @@ func (Signal) EnumDescriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{4}
 }
 
+type VolumeEntry_Type int32
+
+const (
+	VolumeEntry_TYPE_UNSPECIFIED VolumeEntry_Type = 0
+	VolumeEntry_TYPE_FILE        VolumeEntry_Type = 1
+	VolumeEntry_TYPE_DIRECTORY   VolumeEntry_Type = 2
+	VolumeEntry_TYPE_LINK        VolumeEntry_Type = 3
+)
+
+// Enum value maps for VolumeEntry_Type.
+var (
+	VolumeEntry_Type_name = map[int32]string{
+		0: "TYPE_UNSPECIFIED",
+		1: "TYPE_FILE",
+		2: "TYPE_DIRECTORY",
+		3: "TYPE_LINK",
+	}
+	VolumeEntry_Type_value = map[string]int32{
+		"TYPE_UNSPECIFIED": 0,
+		"TYPE_FILE":        1,
+		"TYPE_DIRECTORY":   2,
+		"TYPE_LINK":        3,
+	}
+)
+
+func (x VolumeEntry_Type) Enum() *VolumeEntry_Type {
+	p := new(VolumeEntry_Type)
+	*p = x
+	return p
+}
+
+func (x VolumeEntry_Type) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VolumeEntry_Type) Descriptor() protoreflect.EnumDescriptor {
+	return file_v1_hostagent_proto_enumTypes[5].Descriptor()
+}
+
+func (VolumeEntry_Type) Type() protoreflect.EnumType {
+	return &file_v1_hostagent_proto_enumTypes[5]
+}
+
+func (x VolumeEntry_Type) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VolumeEntry_Type.Descriptor instead.
+func (VolumeEntry_Type) EnumDescriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{12, 0}
+}
+
 // ErrorCode is a detail of an error whose code Connect does not have.
 type ErrorCode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1028,6 +1080,868 @@ func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{10}
 }
 
+// VolumeAttributes are what is set, or the defaults: 1000 for ids, 0644, and 0755 for directories.
+type VolumeAttributes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The 12 bits of permissions.
+	Mode          *uint32 `protobuf:"varint,1,opt,name=mode,proto3,oneof" json:"mode,omitempty"`
+	Uid           *uint32 `protobuf:"varint,2,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
+	Gid           *uint32 `protobuf:"varint,3,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeAttributes) Reset() {
+	*x = VolumeAttributes{}
+	mi := &file_v1_hostagent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeAttributes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeAttributes) ProtoMessage() {}
+
+func (x *VolumeAttributes) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeAttributes.ProtoReflect.Descriptor instead.
+func (*VolumeAttributes) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *VolumeAttributes) GetMode() uint32 {
+	if x != nil && x.Mode != nil {
+		return *x.Mode
+	}
+	return 0
+}
+
+func (x *VolumeAttributes) GetUid() uint32 {
+	if x != nil && x.Uid != nil {
+		return *x.Uid
+	}
+	return 0
+}
+
+func (x *VolumeAttributes) GetGid() uint32 {
+	if x != nil && x.Gid != nil {
+		return *x.Gid
+	}
+	return 0
+}
+
+type VolumeEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the root of the volume: /a/b.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Unspecified for pipes and sockets.
+	Type       VolumeEntry_Type       `protobuf:"varint,2,opt,name=type,proto3,enum=hostagent.v1.VolumeEntry_Type" json:"type,omitempty"`
+	Size       int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Mode       uint32                 `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid        uint32                 `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid        uint32                 `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
+	AccessedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=accessed_at,json=accessedAt,proto3" json:"accessed_at,omitempty"`
+	ModifiedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=modified_at,json=modifiedAt,proto3" json:"modified_at,omitempty"`
+	ChangedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=changed_at,json=changedAt,proto3" json:"changed_at,omitempty"`
+	// Of a link.
+	Target        string `protobuf:"bytes,10,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeEntry) Reset() {
+	*x = VolumeEntry{}
+	mi := &file_v1_hostagent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeEntry) ProtoMessage() {}
+
+func (x *VolumeEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeEntry.ProtoReflect.Descriptor instead.
+func (*VolumeEntry) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *VolumeEntry) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *VolumeEntry) GetType() VolumeEntry_Type {
+	if x != nil {
+		return x.Type
+	}
+	return VolumeEntry_TYPE_UNSPECIFIED
+}
+
+func (x *VolumeEntry) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *VolumeEntry) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *VolumeEntry) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *VolumeEntry) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *VolumeEntry) GetAccessedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AccessedAt
+	}
+	return nil
+}
+
+func (x *VolumeEntry) GetModifiedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ModifiedAt
+	}
+	return nil
+}
+
+func (x *VolumeEntry) GetChangedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangedAt
+	}
+	return nil
+}
+
+func (x *VolumeEntry) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type VolumeFileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeFileRequest) Reset() {
+	*x = VolumeFileRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeFileRequest) ProtoMessage() {}
+
+func (x *VolumeFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeFileRequest.ProtoReflect.Descriptor instead.
+func (*VolumeFileRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *VolumeFileRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *VolumeFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+type StatVolumeFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *VolumeEntry           `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatVolumeFileResponse) Reset() {
+	*x = StatVolumeFileResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatVolumeFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatVolumeFileResponse) ProtoMessage() {}
+
+func (x *StatVolumeFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatVolumeFileResponse.ProtoReflect.Descriptor instead.
+func (*StatVolumeFileResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StatVolumeFileResponse) GetEntry() *VolumeEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type ListVolumeFilesRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Path     string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Levels of directories; 0 is 1.
+	Depth         uint32 `protobuf:"varint,3,opt,name=depth,proto3" json:"depth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVolumeFilesRequest) Reset() {
+	*x = ListVolumeFilesRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVolumeFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVolumeFilesRequest) ProtoMessage() {}
+
+func (x *ListVolumeFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVolumeFilesRequest.ProtoReflect.Descriptor instead.
+func (*ListVolumeFilesRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListVolumeFilesRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *ListVolumeFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ListVolumeFilesRequest) GetDepth() uint32 {
+	if x != nil {
+		return x.Depth
+	}
+	return 0
+}
+
+type ListVolumeFilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       []*VolumeEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListVolumeFilesResponse) Reset() {
+	*x = ListVolumeFilesResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListVolumeFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListVolumeFilesResponse) ProtoMessage() {}
+
+func (x *ListVolumeFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListVolumeFilesResponse.ProtoReflect.Descriptor instead.
+func (*ListVolumeFilesResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListVolumeFilesResponse) GetEntries() []*VolumeEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type MakeVolumeDirectoryRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId   string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Path       string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Attributes *VolumeAttributes      `protobuf:"bytes,3,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	// Directories above it are made, too.
+	Parents       bool `protobuf:"varint,4,opt,name=parents,proto3" json:"parents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeVolumeDirectoryRequest) Reset() {
+	*x = MakeVolumeDirectoryRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeVolumeDirectoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeVolumeDirectoryRequest) ProtoMessage() {}
+
+func (x *MakeVolumeDirectoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeVolumeDirectoryRequest.ProtoReflect.Descriptor instead.
+func (*MakeVolumeDirectoryRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MakeVolumeDirectoryRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *MakeVolumeDirectoryRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *MakeVolumeDirectoryRequest) GetAttributes() *VolumeAttributes {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *MakeVolumeDirectoryRequest) GetParents() bool {
+	if x != nil {
+		return x.Parents
+	}
+	return false
+}
+
+type MakeVolumeDirectoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *VolumeEntry           `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MakeVolumeDirectoryResponse) Reset() {
+	*x = MakeVolumeDirectoryResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MakeVolumeDirectoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MakeVolumeDirectoryResponse) ProtoMessage() {}
+
+func (x *MakeVolumeDirectoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MakeVolumeDirectoryResponse.ProtoReflect.Descriptor instead.
+func (*MakeVolumeDirectoryResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MakeVolumeDirectoryResponse) GetEntry() *VolumeEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type SetVolumeFileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Attributes    *VolumeAttributes      `protobuf:"bytes,3,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVolumeFileRequest) Reset() {
+	*x = SetVolumeFileRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVolumeFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVolumeFileRequest) ProtoMessage() {}
+
+func (x *SetVolumeFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVolumeFileRequest.ProtoReflect.Descriptor instead.
+func (*SetVolumeFileRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetVolumeFileRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *SetVolumeFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *SetVolumeFileRequest) GetAttributes() *VolumeAttributes {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+type SetVolumeFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *VolumeEntry           `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVolumeFileResponse) Reset() {
+	*x = SetVolumeFileResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVolumeFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVolumeFileResponse) ProtoMessage() {}
+
+func (x *SetVolumeFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVolumeFileResponse.ProtoReflect.Descriptor instead.
+func (*SetVolumeFileResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *SetVolumeFileResponse) GetEntry() *VolumeEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type RenameVolumeFileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId      string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	NewPath       string                 `protobuf:"bytes,3,opt,name=new_path,json=newPath,proto3" json:"new_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameVolumeFileRequest) Reset() {
+	*x = RenameVolumeFileRequest{}
+	mi := &file_v1_hostagent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVolumeFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVolumeFileRequest) ProtoMessage() {}
+
+func (x *RenameVolumeFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVolumeFileRequest.ProtoReflect.Descriptor instead.
+func (*RenameVolumeFileRequest) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RenameVolumeFileRequest) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *RenameVolumeFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *RenameVolumeFileRequest) GetNewPath() string {
+	if x != nil {
+		return x.NewPath
+	}
+	return ""
+}
+
+type RenameVolumeFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *VolumeEntry           `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameVolumeFileResponse) Reset() {
+	*x = RenameVolumeFileResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVolumeFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVolumeFileResponse) ProtoMessage() {}
+
+func (x *RenameVolumeFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVolumeFileResponse.ProtoReflect.Descriptor instead.
+func (*RenameVolumeFileResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RenameVolumeFileResponse) GetEntry() *VolumeEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type RemoveVolumeFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVolumeFileResponse) Reset() {
+	*x = RemoveVolumeFileResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVolumeFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVolumeFileResponse) ProtoMessage() {}
+
+func (x *RemoveVolumeFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVolumeFileResponse.ProtoReflect.Descriptor instead.
+func (*RemoveVolumeFileResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{23}
+}
+
+type WriteVolumeFileMeta struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	VolumeId string                 `protobuf:"bytes,1,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Path     string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Those of a file that is replaced are kept, unless they are set.
+	Attributes *VolumeAttributes `protobuf:"bytes,3,opt,name=attributes,proto3" json:"attributes,omitempty"`
+	// Directories above it are made, too.
+	Parents bool `protobuf:"varint,4,opt,name=parents,proto3" json:"parents,omitempty"`
+	// already_exists if the file exists.
+	NoReplace     bool `protobuf:"varint,5,opt,name=no_replace,json=noReplace,proto3" json:"no_replace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteVolumeFileMeta) Reset() {
+	*x = WriteVolumeFileMeta{}
+	mi := &file_v1_hostagent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteVolumeFileMeta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteVolumeFileMeta) ProtoMessage() {}
+
+func (x *WriteVolumeFileMeta) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteVolumeFileMeta.ProtoReflect.Descriptor instead.
+func (*WriteVolumeFileMeta) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *WriteVolumeFileMeta) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *WriteVolumeFileMeta) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *WriteVolumeFileMeta) GetAttributes() *VolumeAttributes {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *WriteVolumeFileMeta) GetParents() bool {
+	if x != nil {
+		return x.Parents
+	}
+	return false
+}
+
+func (x *WriteVolumeFileMeta) GetNoReplace() bool {
+	if x != nil {
+		return x.NoReplace
+	}
+	return false
+}
+
+type WriteVolumeFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entry         *VolumeEntry           `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteVolumeFileResponse) Reset() {
+	*x = WriteVolumeFileResponse{}
+	mi := &file_v1_hostagent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteVolumeFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteVolumeFileResponse) ProtoMessage() {}
+
+func (x *WriteVolumeFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_v1_hostagent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteVolumeFileResponse.ProtoReflect.Descriptor instead.
+func (*WriteVolumeFileResponse) Descriptor() ([]byte, []int) {
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *WriteVolumeFileResponse) GetEntry() *VolumeEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
 type StartSandboxResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -1041,7 +1955,7 @@ type StartSandboxResponse struct {
 
 func (x *StartSandboxResponse) Reset() {
 	*x = StartSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[11]
+	mi := &file_v1_hostagent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1967,7 @@ func (x *StartSandboxResponse) String() string {
 func (*StartSandboxResponse) ProtoMessage() {}
 
 func (x *StartSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[11]
+	mi := &file_v1_hostagent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1980,7 @@ func (x *StartSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StartSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{11}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartSandboxResponse) GetEvent() isStartSandboxResponse_Event {
@@ -1148,7 +2062,7 @@ type BuildTemplateRequest struct {
 
 func (x *BuildTemplateRequest) Reset() {
 	*x = BuildTemplateRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[12]
+	mi := &file_v1_hostagent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +2074,7 @@ func (x *BuildTemplateRequest) String() string {
 func (*BuildTemplateRequest) ProtoMessage() {}
 
 func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[12]
+	mi := &file_v1_hostagent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +2087,7 @@ func (x *BuildTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateRequest.ProtoReflect.Descriptor instead.
 func (*BuildTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{12}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BuildTemplateRequest) GetGeneration() string {
@@ -1352,7 +2266,7 @@ type BuildStep struct {
 
 func (x *BuildStep) Reset() {
 	*x = BuildStep{}
-	mi := &file_v1_hostagent_proto_msgTypes[13]
+	mi := &file_v1_hostagent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +2278,7 @@ func (x *BuildStep) String() string {
 func (*BuildStep) ProtoMessage() {}
 
 func (x *BuildStep) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[13]
+	mi := &file_v1_hostagent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +2291,7 @@ func (x *BuildStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildStep.ProtoReflect.Descriptor instead.
 func (*BuildStep) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{13}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *BuildStep) GetKind() string {
@@ -1428,7 +2342,7 @@ type PutBuildFilesRequest struct {
 
 func (x *PutBuildFilesRequest) Reset() {
 	*x = PutBuildFilesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[14]
+	mi := &file_v1_hostagent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +2354,7 @@ func (x *PutBuildFilesRequest) String() string {
 func (*PutBuildFilesRequest) ProtoMessage() {}
 
 func (x *PutBuildFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[14]
+	mi := &file_v1_hostagent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +2367,7 @@ func (x *PutBuildFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutBuildFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutBuildFilesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{14}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PutBuildFilesRequest) GetPart() isPutBuildFilesRequest_Part {
@@ -1510,7 +2424,7 @@ type BuildFiles struct {
 
 func (x *BuildFiles) Reset() {
 	*x = BuildFiles{}
-	mi := &file_v1_hostagent_proto_msgTypes[15]
+	mi := &file_v1_hostagent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1522,7 +2436,7 @@ func (x *BuildFiles) String() string {
 func (*BuildFiles) ProtoMessage() {}
 
 func (x *BuildFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[15]
+	mi := &file_v1_hostagent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1535,7 +2449,7 @@ func (x *BuildFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildFiles.ProtoReflect.Descriptor instead.
 func (*BuildFiles) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{15}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BuildFiles) GetTeam() string {
@@ -1560,7 +2474,7 @@ type PutBuildFilesResponse struct {
 
 func (x *PutBuildFilesResponse) Reset() {
 	*x = PutBuildFilesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[16]
+	mi := &file_v1_hostagent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +2486,7 @@ func (x *PutBuildFilesResponse) String() string {
 func (*PutBuildFilesResponse) ProtoMessage() {}
 
 func (x *PutBuildFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[16]
+	mi := &file_v1_hostagent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +2499,7 @@ func (x *PutBuildFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutBuildFilesResponse.ProtoReflect.Descriptor instead.
 func (*PutBuildFilesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{16}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{31}
 }
 
 type FindBuildFilesRequest struct {
@@ -1597,7 +2511,7 @@ type FindBuildFilesRequest struct {
 
 func (x *FindBuildFilesRequest) Reset() {
 	*x = FindBuildFilesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[17]
+	mi := &file_v1_hostagent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +2523,7 @@ func (x *FindBuildFilesRequest) String() string {
 func (*FindBuildFilesRequest) ProtoMessage() {}
 
 func (x *FindBuildFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[17]
+	mi := &file_v1_hostagent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +2536,7 @@ func (x *FindBuildFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindBuildFilesRequest.ProtoReflect.Descriptor instead.
 func (*FindBuildFilesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{17}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FindBuildFilesRequest) GetFiles() *BuildFiles {
@@ -1641,7 +2555,7 @@ type FindBuildFilesResponse struct {
 
 func (x *FindBuildFilesResponse) Reset() {
 	*x = FindBuildFilesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[18]
+	mi := &file_v1_hostagent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +2567,7 @@ func (x *FindBuildFilesResponse) String() string {
 func (*FindBuildFilesResponse) ProtoMessage() {}
 
 func (x *FindBuildFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[18]
+	mi := &file_v1_hostagent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +2580,7 @@ func (x *FindBuildFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindBuildFilesResponse.ProtoReflect.Descriptor instead.
 func (*FindBuildFilesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{18}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *FindBuildFilesResponse) GetPresent() bool {
@@ -1689,7 +2603,7 @@ type ContainerImage struct {
 
 func (x *ContainerImage) Reset() {
 	*x = ContainerImage{}
-	mi := &file_v1_hostagent_proto_msgTypes[19]
+	mi := &file_v1_hostagent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +2615,7 @@ func (x *ContainerImage) String() string {
 func (*ContainerImage) ProtoMessage() {}
 
 func (x *ContainerImage) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[19]
+	mi := &file_v1_hostagent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +2628,7 @@ func (x *ContainerImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerImage.ProtoReflect.Descriptor instead.
 func (*ContainerImage) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{19}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ContainerImage) GetRef() string {
@@ -1753,7 +2667,7 @@ type BuildTemplateResponse struct {
 
 func (x *BuildTemplateResponse) Reset() {
 	*x = BuildTemplateResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[20]
+	mi := &file_v1_hostagent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2679,7 @@ func (x *BuildTemplateResponse) String() string {
 func (*BuildTemplateResponse) ProtoMessage() {}
 
 func (x *BuildTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[20]
+	mi := &file_v1_hostagent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +2692,7 @@ func (x *BuildTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildTemplateResponse.ProtoReflect.Descriptor instead.
 func (*BuildTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{20}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *BuildTemplateResponse) GetEvent() isBuildTemplateResponse_Event {
@@ -1870,7 +2784,7 @@ type TemplateBuilt struct {
 
 func (x *TemplateBuilt) Reset() {
 	*x = TemplateBuilt{}
-	mi := &file_v1_hostagent_proto_msgTypes[21]
+	mi := &file_v1_hostagent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2796,7 @@ func (x *TemplateBuilt) String() string {
 func (*TemplateBuilt) ProtoMessage() {}
 
 func (x *TemplateBuilt) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[21]
+	mi := &file_v1_hostagent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2809,7 @@ func (x *TemplateBuilt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TemplateBuilt.ProtoReflect.Descriptor instead.
 func (*TemplateBuilt) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{21}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TemplateBuilt) GetVcpus() uint32 {
@@ -1942,7 +2856,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[22]
+	mi := &file_v1_hostagent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2868,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[22]
+	mi := &file_v1_hostagent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2881,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{22}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeleteTemplateRequest) GetGeneration() string {
@@ -1985,7 +2899,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[23]
+	mi := &file_v1_hostagent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2911,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[23]
+	mi := &file_v1_hostagent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2924,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{23}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{38}
 }
 
 type ListTemplatesRequest struct {
@@ -2021,7 +2935,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[24]
+	mi := &file_v1_hostagent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2947,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[24]
+	mi := &file_v1_hostagent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2960,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{24}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{39}
 }
 
 type ListTemplatesResponse struct {
@@ -2058,7 +2972,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[25]
+	mi := &file_v1_hostagent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2984,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[25]
+	mi := &file_v1_hostagent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2997,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{25}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListTemplatesResponse) GetGenerations() []string {
@@ -2107,7 +3021,7 @@ type CreateSandboxResponse struct {
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[26]
+	mi := &file_v1_hostagent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +3033,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[26]
+	mi := &file_v1_hostagent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +3046,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{26}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateSandboxResponse) GetSandboxId() string {
@@ -2172,7 +3086,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[27]
+	mi := &file_v1_hostagent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +3098,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[27]
+	mi := &file_v1_hostagent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +3111,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{27}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DestroySandboxRequest) GetSandboxId() string {
@@ -2215,7 +3129,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[28]
+	mi := &file_v1_hostagent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2227,7 +3141,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[28]
+	mi := &file_v1_hostagent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2240,7 +3154,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{28}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{43}
 }
 
 type PauseSandboxRequest struct {
@@ -2255,7 +3169,7 @@ type PauseSandboxRequest struct {
 
 func (x *PauseSandboxRequest) Reset() {
 	*x = PauseSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[29]
+	mi := &file_v1_hostagent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +3181,7 @@ func (x *PauseSandboxRequest) String() string {
 func (*PauseSandboxRequest) ProtoMessage() {}
 
 func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[29]
+	mi := &file_v1_hostagent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +3194,7 @@ func (x *PauseSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxRequest.ProtoReflect.Descriptor instead.
 func (*PauseSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{29}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PauseSandboxRequest) GetSandboxId() string {
@@ -2305,7 +3219,7 @@ type PauseSandboxResponse struct {
 
 func (x *PauseSandboxResponse) Reset() {
 	*x = PauseSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[30]
+	mi := &file_v1_hostagent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +3231,7 @@ func (x *PauseSandboxResponse) String() string {
 func (*PauseSandboxResponse) ProtoMessage() {}
 
 func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[30]
+	mi := &file_v1_hostagent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +3244,7 @@ func (x *PauseSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseSandboxResponse.ProtoReflect.Descriptor instead.
 func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{30}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{45}
 }
 
 type ResumeSandboxRequest struct {
@@ -2344,7 +3258,7 @@ type ResumeSandboxRequest struct {
 
 func (x *ResumeSandboxRequest) Reset() {
 	*x = ResumeSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[31]
+	mi := &file_v1_hostagent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +3270,7 @@ func (x *ResumeSandboxRequest) String() string {
 func (*ResumeSandboxRequest) ProtoMessage() {}
 
 func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[31]
+	mi := &file_v1_hostagent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +3283,7 @@ func (x *ResumeSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{31}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ResumeSandboxRequest) GetSandboxId() string {
@@ -2394,7 +3308,7 @@ type ResumeSandboxResponse struct {
 
 func (x *ResumeSandboxResponse) Reset() {
 	*x = ResumeSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[32]
+	mi := &file_v1_hostagent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +3320,7 @@ func (x *ResumeSandboxResponse) String() string {
 func (*ResumeSandboxResponse) ProtoMessage() {}
 
 func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[32]
+	mi := &file_v1_hostagent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +3333,7 @@ func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{32}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{47}
 }
 
 type ForkSandboxRequest struct {
@@ -2435,7 +3349,7 @@ type ForkSandboxRequest struct {
 
 func (x *ForkSandboxRequest) Reset() {
 	*x = ForkSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[33]
+	mi := &file_v1_hostagent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +3361,7 @@ func (x *ForkSandboxRequest) String() string {
 func (*ForkSandboxRequest) ProtoMessage() {}
 
 func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[33]
+	mi := &file_v1_hostagent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +3374,7 @@ func (x *ForkSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ForkSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{33}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ForkSandboxRequest) GetSandboxId() string {
@@ -2494,7 +3408,7 @@ type ForkSandboxResponse struct {
 
 func (x *ForkSandboxResponse) Reset() {
 	*x = ForkSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[34]
+	mi := &file_v1_hostagent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +3420,7 @@ func (x *ForkSandboxResponse) String() string {
 func (*ForkSandboxResponse) ProtoMessage() {}
 
 func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[34]
+	mi := &file_v1_hostagent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +3433,7 @@ func (x *ForkSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ForkSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{34}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ForkSandboxResponse) GetResults() []*ForkResult {
@@ -2541,7 +3455,7 @@ type ForkResult struct {
 
 func (x *ForkResult) Reset() {
 	*x = ForkResult{}
-	mi := &file_v1_hostagent_proto_msgTypes[35]
+	mi := &file_v1_hostagent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +3467,7 @@ func (x *ForkResult) String() string {
 func (*ForkResult) ProtoMessage() {}
 
 func (x *ForkResult) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[35]
+	mi := &file_v1_hostagent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +3480,7 @@ func (x *ForkResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkResult.ProtoReflect.Descriptor instead.
 func (*ForkResult) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{35}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ForkResult) GetSandboxId() string {
@@ -2606,7 +3520,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_v1_hostagent_proto_msgTypes[36]
+	mi := &file_v1_hostagent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +3532,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[36]
+	mi := &file_v1_hostagent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +3545,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{36}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Checkpoint) GetId() string {
@@ -2681,7 +3595,7 @@ type CreateCheckpointRequest struct {
 
 func (x *CreateCheckpointRequest) Reset() {
 	*x = CreateCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[37]
+	mi := &file_v1_hostagent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +3607,7 @@ func (x *CreateCheckpointRequest) String() string {
 func (*CreateCheckpointRequest) ProtoMessage() {}
 
 func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[37]
+	mi := &file_v1_hostagent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +3620,7 @@ func (x *CreateCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{37}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateCheckpointRequest) GetSandboxId() string {
@@ -2739,7 +3653,7 @@ type CreateCheckpointResponse struct {
 
 func (x *CreateCheckpointResponse) Reset() {
 	*x = CreateCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[38]
+	mi := &file_v1_hostagent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +3665,7 @@ func (x *CreateCheckpointResponse) String() string {
 func (*CreateCheckpointResponse) ProtoMessage() {}
 
 func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[38]
+	mi := &file_v1_hostagent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +3678,7 @@ func (x *CreateCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*CreateCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{38}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CreateCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -2783,7 +3697,7 @@ type ListCheckpointsRequest struct {
 
 func (x *ListCheckpointsRequest) Reset() {
 	*x = ListCheckpointsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[39]
+	mi := &file_v1_hostagent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2795,7 +3709,7 @@ func (x *ListCheckpointsRequest) String() string {
 func (*ListCheckpointsRequest) ProtoMessage() {}
 
 func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[39]
+	mi := &file_v1_hostagent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2808,7 +3722,7 @@ func (x *ListCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{39}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListCheckpointsRequest) GetSandboxId() string {
@@ -2829,7 +3743,7 @@ type ListCheckpointsResponse struct {
 
 func (x *ListCheckpointsResponse) Reset() {
 	*x = ListCheckpointsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[40]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +3755,7 @@ func (x *ListCheckpointsResponse) String() string {
 func (*ListCheckpointsResponse) ProtoMessage() {}
 
 func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[40]
+	mi := &file_v1_hostagent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +3768,7 @@ func (x *ListCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{40}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListCheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -2881,7 +3795,7 @@ type RestoreCheckpointRequest struct {
 
 func (x *RestoreCheckpointRequest) Reset() {
 	*x = RestoreCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[41]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3807,7 @@ func (x *RestoreCheckpointRequest) String() string {
 func (*RestoreCheckpointRequest) ProtoMessage() {}
 
 func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[41]
+	mi := &file_v1_hostagent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3820,7 @@ func (x *RestoreCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{41}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RestoreCheckpointRequest) GetSandboxId() string {
@@ -2931,7 +3845,7 @@ type RestoreCheckpointResponse struct {
 
 func (x *RestoreCheckpointResponse) Reset() {
 	*x = RestoreCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[42]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2943,7 +3857,7 @@ func (x *RestoreCheckpointResponse) String() string {
 func (*RestoreCheckpointResponse) ProtoMessage() {}
 
 func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[42]
+	mi := &file_v1_hostagent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2956,7 +3870,7 @@ func (x *RestoreCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*RestoreCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{42}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
 }
 
 type DeleteCheckpointRequest struct {
@@ -2969,7 +3883,7 @@ type DeleteCheckpointRequest struct {
 
 func (x *DeleteCheckpointRequest) Reset() {
 	*x = DeleteCheckpointRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[43]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3895,7 @@ func (x *DeleteCheckpointRequest) String() string {
 func (*DeleteCheckpointRequest) ProtoMessage() {}
 
 func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[43]
+	mi := &file_v1_hostagent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3908,7 @@ func (x *DeleteCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{43}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeleteCheckpointRequest) GetSandboxId() string {
@@ -3019,7 +3933,7 @@ type DeleteCheckpointResponse struct {
 
 func (x *DeleteCheckpointResponse) Reset() {
 	*x = DeleteCheckpointResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[44]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3945,7 @@ func (x *DeleteCheckpointResponse) String() string {
 func (*DeleteCheckpointResponse) ProtoMessage() {}
 
 func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[44]
+	mi := &file_v1_hostagent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3958,7 @@ func (x *DeleteCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{44}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
 }
 
 type ExtendSandboxRequest struct {
@@ -3058,7 +3972,7 @@ type ExtendSandboxRequest struct {
 
 func (x *ExtendSandboxRequest) Reset() {
 	*x = ExtendSandboxRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[45]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3984,7 @@ func (x *ExtendSandboxRequest) String() string {
 func (*ExtendSandboxRequest) ProtoMessage() {}
 
 func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[45]
+	mi := &file_v1_hostagent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3997,7 @@ func (x *ExtendSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxRequest.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{45}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExtendSandboxRequest) GetSandboxId() string {
@@ -3108,7 +4022,7 @@ type ExtendSandboxResponse struct {
 
 func (x *ExtendSandboxResponse) Reset() {
 	*x = ExtendSandboxResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[46]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +4034,7 @@ func (x *ExtendSandboxResponse) String() string {
 func (*ExtendSandboxResponse) ProtoMessage() {}
 
 func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[46]
+	mi := &file_v1_hostagent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +4047,7 @@ func (x *ExtendSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ExtendSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{46}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
 }
 
 type SetNetworkPolicyRequest struct {
@@ -3146,7 +4060,7 @@ type SetNetworkPolicyRequest struct {
 
 func (x *SetNetworkPolicyRequest) Reset() {
 	*x = SetNetworkPolicyRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[47]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +4072,7 @@ func (x *SetNetworkPolicyRequest) String() string {
 func (*SetNetworkPolicyRequest) ProtoMessage() {}
 
 func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[47]
+	mi := &file_v1_hostagent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +4085,7 @@ func (x *SetNetworkPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{47}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *SetNetworkPolicyRequest) GetSandboxId() string {
@@ -3196,7 +4110,7 @@ type SetNetworkPolicyResponse struct {
 
 func (x *SetNetworkPolicyResponse) Reset() {
 	*x = SetNetworkPolicyResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[48]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3208,7 +4122,7 @@ func (x *SetNetworkPolicyResponse) String() string {
 func (*SetNetworkPolicyResponse) ProtoMessage() {}
 
 func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[48]
+	mi := &file_v1_hostagent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3221,7 +4135,7 @@ func (x *SetNetworkPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{48}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
 }
 
 type ReadMetricsRequest struct {
@@ -3236,7 +4150,7 @@ type ReadMetricsRequest struct {
 
 func (x *ReadMetricsRequest) Reset() {
 	*x = ReadMetricsRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[49]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +4162,7 @@ func (x *ReadMetricsRequest) String() string {
 func (*ReadMetricsRequest) ProtoMessage() {}
 
 func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[49]
+	mi := &file_v1_hostagent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3261,7 +4175,7 @@ func (x *ReadMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsRequest.ProtoReflect.Descriptor instead.
 func (*ReadMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{49}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ReadMetricsRequest) GetSandboxId() string {
@@ -3294,7 +4208,7 @@ type ReadMetricsResponse struct {
 
 func (x *ReadMetricsResponse) Reset() {
 	*x = ReadMetricsResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[50]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +4220,7 @@ func (x *ReadMetricsResponse) String() string {
 func (*ReadMetricsResponse) ProtoMessage() {}
 
 func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[50]
+	mi := &file_v1_hostagent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +4233,7 @@ func (x *ReadMetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadMetricsResponse.ProtoReflect.Descriptor instead.
 func (*ReadMetricsResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{50}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ReadMetricsResponse) GetSamples() []*MetricsSample {
@@ -3347,7 +4261,7 @@ type MetricsSample struct {
 
 func (x *MetricsSample) Reset() {
 	*x = MetricsSample{}
-	mi := &file_v1_hostagent_proto_msgTypes[51]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3359,7 +4273,7 @@ func (x *MetricsSample) String() string {
 func (*MetricsSample) ProtoMessage() {}
 
 func (x *MetricsSample) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[51]
+	mi := &file_v1_hostagent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3372,7 +4286,7 @@ func (x *MetricsSample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsSample.ProtoReflect.Descriptor instead.
 func (*MetricsSample) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{51}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *MetricsSample) GetAtUnix() int64 {
@@ -3439,7 +4353,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3451,7 +4365,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[52]
+	mi := &file_v1_hostagent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3464,7 +4378,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{52}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
 }
 
 type ListSandboxesResponse struct {
@@ -3479,7 +4393,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +4405,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[53]
+	mi := &file_v1_hostagent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +4418,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{53}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*SandboxInfo {
@@ -3558,7 +4472,7 @@ type SandboxInfo struct {
 
 func (x *SandboxInfo) Reset() {
 	*x = SandboxInfo{}
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +4484,7 @@ func (x *SandboxInfo) String() string {
 func (*SandboxInfo) ProtoMessage() {}
 
 func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[54]
+	mi := &file_v1_hostagent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +4497,7 @@ func (x *SandboxInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxInfo.ProtoReflect.Descriptor instead.
 func (*SandboxInfo) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{54}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SandboxInfo) GetSandboxId() string {
@@ -3719,7 +4633,7 @@ type Unresponsive struct {
 
 func (x *Unresponsive) Reset() {
 	*x = Unresponsive{}
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +4645,7 @@ func (x *Unresponsive) String() string {
 func (*Unresponsive) ProtoMessage() {}
 
 func (x *Unresponsive) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[55]
+	mi := &file_v1_hostagent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +4658,7 @@ func (x *Unresponsive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unresponsive.ProtoReflect.Descriptor instead.
 func (*Unresponsive) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{55}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Unresponsive) GetSince() *timestamppb.Timestamp {
@@ -3769,7 +4683,7 @@ type WatchSandboxesRequest struct {
 
 func (x *WatchSandboxesRequest) Reset() {
 	*x = WatchSandboxesRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3781,7 +4695,7 @@ func (x *WatchSandboxesRequest) String() string {
 func (*WatchSandboxesRequest) ProtoMessage() {}
 
 func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[56]
+	mi := &file_v1_hostagent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3794,7 +4708,7 @@ func (x *WatchSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{56}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
 }
 
 // Something changed without a call that asked for it.
@@ -3808,7 +4722,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3820,7 +4734,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[57]
+	mi := &file_v1_hostagent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3833,7 +4747,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{57}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *WatchSandboxesResponse) GetKeepalive() bool {
@@ -3863,7 +4777,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3875,7 +4789,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[58]
+	mi := &file_v1_hostagent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3888,7 +4802,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{58}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ExecRequest) GetSandboxId() string {
@@ -3971,7 +4885,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3983,7 +4897,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[59]
+	mi := &file_v1_hostagent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3996,7 +4910,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{59}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ExecResponse) GetStdout() []byte {
@@ -4066,7 +4980,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4078,7 +4992,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[60]
+	mi := &file_v1_hostagent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4091,7 +5005,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{60}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ExecStart) GetSandboxId() string {
@@ -4186,7 +5100,7 @@ type ExecAttach struct {
 
 func (x *ExecAttach) Reset() {
 	*x = ExecAttach{}
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4198,7 +5112,7 @@ func (x *ExecAttach) String() string {
 func (*ExecAttach) ProtoMessage() {}
 
 func (x *ExecAttach) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[61]
+	mi := &file_v1_hostagent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4211,7 +5125,7 @@ func (x *ExecAttach) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecAttach.ProtoReflect.Descriptor instead.
 func (*ExecAttach) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{61}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExecAttach) GetSandboxId() string {
@@ -4259,7 +5173,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4271,7 +5185,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[62]
+	mi := &file_v1_hostagent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4284,7 +5198,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{62}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TerminalSize) GetCols() uint32 {
@@ -4320,7 +5234,7 @@ type ExecStreamRequest struct {
 
 func (x *ExecStreamRequest) Reset() {
 	*x = ExecStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +5246,7 @@ func (x *ExecStreamRequest) String() string {
 func (*ExecStreamRequest) ProtoMessage() {}
 
 func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[63]
+	mi := &file_v1_hostagent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +5259,7 @@ func (x *ExecStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamRequest.ProtoReflect.Descriptor instead.
 func (*ExecStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{63}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ExecStreamRequest) GetEvent() isExecStreamRequest_Event {
@@ -4502,7 +5416,7 @@ type ExecStreamResponse struct {
 
 func (x *ExecStreamResponse) Reset() {
 	*x = ExecStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4514,7 +5428,7 @@ func (x *ExecStreamResponse) String() string {
 func (*ExecStreamResponse) ProtoMessage() {}
 
 func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[64]
+	mi := &file_v1_hostagent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4527,7 +5441,7 @@ func (x *ExecStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStreamResponse.ProtoReflect.Descriptor instead.
 func (*ExecStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{64}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ExecStreamResponse) GetEvent() isExecStreamResponse_Event {
@@ -4669,7 +5583,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4681,7 +5595,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[65]
+	mi := &file_v1_hostagent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4694,7 +5608,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{65}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ExecStarted) GetPid() uint32 {
@@ -4736,7 +5650,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4748,7 +5662,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[66]
+	mi := &file_v1_hostagent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4761,7 +5675,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{66}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ExecExit) GetExitCode() int32 {
@@ -4796,7 +5710,7 @@ type SignalProcessRequest struct {
 
 func (x *SignalProcessRequest) Reset() {
 	*x = SignalProcessRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4808,7 +5722,7 @@ func (x *SignalProcessRequest) String() string {
 func (*SignalProcessRequest) ProtoMessage() {}
 
 func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[67]
+	mi := &file_v1_hostagent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4821,7 +5735,7 @@ func (x *SignalProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessRequest.ProtoReflect.Descriptor instead.
 func (*SignalProcessRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{67}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SignalProcessRequest) GetSandboxId() string {
@@ -4853,7 +5767,7 @@ type SignalProcessResponse struct {
 
 func (x *SignalProcessResponse) Reset() {
 	*x = SignalProcessResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4865,7 +5779,7 @@ func (x *SignalProcessResponse) String() string {
 func (*SignalProcessResponse) ProtoMessage() {}
 
 func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[68]
+	mi := &file_v1_hostagent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4878,7 +5792,7 @@ func (x *SignalProcessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalProcessResponse.ProtoReflect.Descriptor instead.
 func (*SignalProcessResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{68}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{83}
 }
 
 type WriteFileRequest struct {
@@ -4893,7 +5807,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4905,7 +5819,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[69]
+	mi := &file_v1_hostagent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4918,7 +5832,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{69}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *WriteFileRequest) GetSandboxId() string {
@@ -4957,7 +5871,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4969,7 +5883,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[70]
+	mi := &file_v1_hostagent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4982,7 +5896,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{70}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{85}
 }
 
 type ReadFileRequest struct {
@@ -4996,7 +5910,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5008,7 +5922,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[71]
+	mi := &file_v1_hostagent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5021,7 +5935,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{71}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ReadFileRequest) GetSandboxId() string {
@@ -5054,7 +5968,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5066,7 +5980,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[72]
+	mi := &file_v1_hostagent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5079,7 +5993,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{72}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ReadFileResponse) GetContent() []byte {
@@ -5095,6 +6009,7 @@ type WriteFileStreamRequest struct {
 	//
 	//	*WriteFileStreamRequest_Meta
 	//	*WriteFileStreamRequest_Chunk
+	//	*WriteFileStreamRequest_Volume
 	Part          isWriteFileStreamRequest_Part `protobuf_oneof:"part"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5102,7 +6017,7 @@ type WriteFileStreamRequest struct {
 
 func (x *WriteFileStreamRequest) Reset() {
 	*x = WriteFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5114,7 +6029,7 @@ func (x *WriteFileStreamRequest) String() string {
 func (*WriteFileStreamRequest) ProtoMessage() {}
 
 func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[73]
+	mi := &file_v1_hostagent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5127,7 +6042,7 @@ func (x *WriteFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{73}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *WriteFileStreamRequest) GetPart() isWriteFileStreamRequest_Part {
@@ -5155,6 +6070,15 @@ func (x *WriteFileStreamRequest) GetChunk() []byte {
 	return nil
 }
 
+func (x *WriteFileStreamRequest) GetVolume() *WriteVolumeFileMeta {
+	if x != nil {
+		if x, ok := x.Part.(*WriteFileStreamRequest_Volume); ok {
+			return x.Volume
+		}
+	}
+	return nil
+}
+
 type isWriteFileStreamRequest_Part interface {
 	isWriteFileStreamRequest_Part()
 }
@@ -5167,9 +6091,16 @@ type WriteFileStreamRequest_Chunk struct {
 	Chunk []byte `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
 }
 
+type WriteFileStreamRequest_Volume struct {
+	// In place of meta, in WriteVolumeFile.
+	Volume *WriteVolumeFileMeta `protobuf:"bytes,60,opt,name=volume,proto3,oneof"`
+}
+
 func (*WriteFileStreamRequest_Meta) isWriteFileStreamRequest_Part() {}
 
 func (*WriteFileStreamRequest_Chunk) isWriteFileStreamRequest_Part() {}
+
+func (*WriteFileStreamRequest_Volume) isWriteFileStreamRequest_Part() {}
 
 type WriteFileMeta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -5182,7 +6113,7 @@ type WriteFileMeta struct {
 
 func (x *WriteFileMeta) Reset() {
 	*x = WriteFileMeta{}
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5194,7 +6125,7 @@ func (x *WriteFileMeta) String() string {
 func (*WriteFileMeta) ProtoMessage() {}
 
 func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[74]
+	mi := &file_v1_hostagent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5207,7 +6138,7 @@ func (x *WriteFileMeta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileMeta.ProtoReflect.Descriptor instead.
 func (*WriteFileMeta) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{74}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *WriteFileMeta) GetSandboxId() string {
@@ -5239,7 +6170,7 @@ type WriteFileStreamResponse struct {
 
 func (x *WriteFileStreamResponse) Reset() {
 	*x = WriteFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5251,7 +6182,7 @@ func (x *WriteFileStreamResponse) String() string {
 func (*WriteFileStreamResponse) ProtoMessage() {}
 
 func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[75]
+	mi := &file_v1_hostagent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5264,7 +6195,7 @@ func (x *WriteFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{75}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{90}
 }
 
 type ReadFileStreamRequest struct {
@@ -5278,7 +6209,7 @@ type ReadFileStreamRequest struct {
 
 func (x *ReadFileStreamRequest) Reset() {
 	*x = ReadFileStreamRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5290,7 +6221,7 @@ func (x *ReadFileStreamRequest) String() string {
 func (*ReadFileStreamRequest) ProtoMessage() {}
 
 func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[76]
+	mi := &file_v1_hostagent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5303,7 +6234,7 @@ func (x *ReadFileStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{76}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ReadFileStreamRequest) GetSandboxId() string {
@@ -5336,7 +6267,7 @@ type ReadFileStreamResponse struct {
 
 func (x *ReadFileStreamResponse) Reset() {
 	*x = ReadFileStreamResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5348,7 +6279,7 @@ func (x *ReadFileStreamResponse) String() string {
 func (*ReadFileStreamResponse) ProtoMessage() {}
 
 func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[77]
+	mi := &file_v1_hostagent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5361,7 +6292,7 @@ func (x *ReadFileStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileStreamResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileStreamResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{77}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ReadFileStreamResponse) GetChunk() []byte {
@@ -5382,7 +6313,7 @@ type ReadConsoleRequest struct {
 
 func (x *ReadConsoleRequest) Reset() {
 	*x = ReadConsoleRequest{}
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5394,7 +6325,7 @@ func (x *ReadConsoleRequest) String() string {
 func (*ReadConsoleRequest) ProtoMessage() {}
 
 func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[78]
+	mi := &file_v1_hostagent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5407,7 +6338,7 @@ func (x *ReadConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ReadConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{78}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ReadConsoleRequest) GetSandboxId() string {
@@ -5433,7 +6364,7 @@ type ReadConsoleResponse struct {
 
 func (x *ReadConsoleResponse) Reset() {
 	*x = ReadConsoleResponse{}
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5445,7 +6376,7 @@ func (x *ReadConsoleResponse) String() string {
 func (*ReadConsoleResponse) ProtoMessage() {}
 
 func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_v1_hostagent_proto_msgTypes[79]
+	mi := &file_v1_hostagent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5458,7 +6389,7 @@ func (x *ReadConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ReadConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_v1_hostagent_proto_rawDescGZIP(), []int{79}
+	return file_v1_hostagent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ReadConsoleResponse) GetChunk() []byte {
@@ -5527,7 +6458,80 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x14CreateVolumeResponse\"2\n" +
 	"\x13DeleteVolumeRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\"\x16\n" +
-	"\x14DeleteVolumeResponse\"|\n" +
+	"\x14DeleteVolumeResponse\"r\n" +
+	"\x10VolumeAttributes\x12\x17\n" +
+	"\x04mode\x18\x01 \x01(\rH\x00R\x04mode\x88\x01\x01\x12\x15\n" +
+	"\x03uid\x18\x02 \x01(\rH\x01R\x03uid\x88\x01\x01\x12\x15\n" +
+	"\x03gid\x18\x03 \x01(\rH\x02R\x03gid\x88\x01\x01B\a\n" +
+	"\x05_modeB\x06\n" +
+	"\x04_uidB\x06\n" +
+	"\x04_gid\"\xbe\x03\n" +
+	"\vVolumeEntry\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x122\n" +
+	"\x04type\x18\x02 \x01(\x0e2\x1e.hostagent.v1.VolumeEntry.TypeR\x04type\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\x12;\n" +
+	"\vaccessed_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"accessedAt\x12;\n" +
+	"\vmodified_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"modifiedAt\x129\n" +
+	"\n" +
+	"changed_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tchangedAt\x12\x16\n" +
+	"\x06target\x18\n" +
+	" \x01(\tR\x06target\"N\n" +
+	"\x04Type\x12\x14\n" +
+	"\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tTYPE_FILE\x10\x01\x12\x12\n" +
+	"\x0eTYPE_DIRECTORY\x10\x02\x12\r\n" +
+	"\tTYPE_LINK\x10\x03\"D\n" +
+	"\x11VolumeFileRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"I\n" +
+	"\x16StatVolumeFileResponse\x12/\n" +
+	"\x05entry\x18\x01 \x01(\v2\x19.hostagent.v1.VolumeEntryR\x05entry\"_\n" +
+	"\x16ListVolumeFilesRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05depth\x18\x03 \x01(\rR\x05depth\"N\n" +
+	"\x17ListVolumeFilesResponse\x123\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.hostagent.v1.VolumeEntryR\aentries\"\xa7\x01\n" +
+	"\x1aMakeVolumeDirectoryRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12>\n" +
+	"\n" +
+	"attributes\x18\x03 \x01(\v2\x1e.hostagent.v1.VolumeAttributesR\n" +
+	"attributes\x12\x18\n" +
+	"\aparents\x18\x04 \x01(\bR\aparents\"N\n" +
+	"\x1bMakeVolumeDirectoryResponse\x12/\n" +
+	"\x05entry\x18\x01 \x01(\v2\x19.hostagent.v1.VolumeEntryR\x05entry\"\x87\x01\n" +
+	"\x14SetVolumeFileRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12>\n" +
+	"\n" +
+	"attributes\x18\x03 \x01(\v2\x1e.hostagent.v1.VolumeAttributesR\n" +
+	"attributes\"H\n" +
+	"\x15SetVolumeFileResponse\x12/\n" +
+	"\x05entry\x18\x01 \x01(\v2\x19.hostagent.v1.VolumeEntryR\x05entry\"e\n" +
+	"\x17RenameVolumeFileRequest\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x19\n" +
+	"\bnew_path\x18\x03 \x01(\tR\anewPath\"K\n" +
+	"\x18RenameVolumeFileResponse\x12/\n" +
+	"\x05entry\x18\x01 \x01(\v2\x19.hostagent.v1.VolumeEntryR\x05entry\"\x1a\n" +
+	"\x18RemoveVolumeFileResponse\"\xbf\x01\n" +
+	"\x13WriteVolumeFileMeta\x12\x1b\n" +
+	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12>\n" +
+	"\n" +
+	"attributes\x18\x03 \x01(\v2\x1e.hostagent.v1.VolumeAttributesR\n" +
+	"attributes\x12\x18\n" +
+	"\aparents\x18\x04 \x01(\bR\aparents\x12\x1d\n" +
+	"\n" +
+	"no_replace\x18\x05 \x01(\bR\tnoReplace\"J\n" +
+	"\x17WriteVolumeFileResponse\x12/\n" +
+	"\x05entry\x18\x01 \x01(\v2\x19.hostagent.v1.VolumeEntryR\x05entry\"|\n" +
 	"\x14StartSandboxResponse\x12\x1a\n" +
 	"\awaiting\x18\x01 \x01(\tH\x00R\awaiting\x12?\n" +
 	"\astarted\x18\x02 \x01(\v2#.hostagent.v1.CreateSandboxResponseH\x00R\astartedB\a\n" +
@@ -5838,10 +6842,11 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
 	"\x04user\x18\x03 \x01(\tR\x04user\",\n" +
 	"\x10ReadFileResponse\x12\x18\n" +
-	"\acontent\x18\x01 \x01(\fR\acontent\"k\n" +
+	"\acontent\x18\x01 \x01(\fR\acontent\"\xa8\x01\n" +
 	"\x16WriteFileStreamRequest\x121\n" +
 	"\x04meta\x18\x01 \x01(\v2\x1b.hostagent.v1.WriteFileMetaH\x00R\x04meta\x12\x16\n" +
-	"\x05chunk\x18\x02 \x01(\fH\x00R\x05chunkB\x06\n" +
+	"\x05chunk\x18\x02 \x01(\fH\x00R\x05chunk\x12;\n" +
+	"\x06volume\x18< \x01(\v2!.hostagent.v1.WriteVolumeFileMetaH\x00R\x06volumeB\x06\n" +
 	"\x04part\"V\n" +
 	"\rWriteFileMeta\x12\x1d\n" +
 	"\n" +
@@ -5899,7 +6904,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x06Signal\x12\x16\n" +
 	"\x12SIGNAL_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSIGNAL_SIGKILL\x10\t\x12\x12\n" +
-	"\x0eSIGNAL_SIGTERM\x10\x0f2\xd5\x15\n" +
+	"\x0eSIGNAL_SIGTERM\x10\x0f2\xd1\x1b\n" +
 	"\x10HostAgentService\x12=\n" +
 	"\x04Ping\x12\x19.hostagent.v1.PingRequest\x1a\x1a.hostagent.v1.PingResponse\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12X\n" +
@@ -5923,7 +6928,15 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\rPutBuildFiles\x12\".hostagent.v1.PutBuildFilesRequest\x1a#.hostagent.v1.PutBuildFilesResponse(\x01\x12[\n" +
 	"\x0eFindBuildFiles\x12#.hostagent.v1.FindBuildFilesRequest\x1a$.hostagent.v1.FindBuildFilesResponse\x12U\n" +
 	"\fCreateVolume\x12!.hostagent.v1.CreateVolumeRequest\x1a\".hostagent.v1.CreateVolumeResponse\x12U\n" +
-	"\fDeleteVolume\x12!.hostagent.v1.DeleteVolumeRequest\x1a\".hostagent.v1.DeleteVolumeResponse\x12=\n" +
+	"\fDeleteVolume\x12!.hostagent.v1.DeleteVolumeRequest\x1a\".hostagent.v1.DeleteVolumeResponse\x12W\n" +
+	"\x0eStatVolumeFile\x12\x1f.hostagent.v1.VolumeFileRequest\x1a$.hostagent.v1.StatVolumeFileResponse\x12^\n" +
+	"\x0fListVolumeFiles\x12$.hostagent.v1.ListVolumeFilesRequest\x1a%.hostagent.v1.ListVolumeFilesResponse\x12j\n" +
+	"\x13MakeVolumeDirectory\x12(.hostagent.v1.MakeVolumeDirectoryRequest\x1a).hostagent.v1.MakeVolumeDirectoryResponse\x12X\n" +
+	"\rSetVolumeFile\x12\".hostagent.v1.SetVolumeFileRequest\x1a#.hostagent.v1.SetVolumeFileResponse\x12a\n" +
+	"\x10RenameVolumeFile\x12%.hostagent.v1.RenameVolumeFileRequest\x1a&.hostagent.v1.RenameVolumeFileResponse\x12[\n" +
+	"\x10RemoveVolumeFile\x12\x1f.hostagent.v1.VolumeFileRequest\x1a&.hostagent.v1.RemoveVolumeFileResponse\x12Y\n" +
+	"\x0eReadVolumeFile\x12\x1f.hostagent.v1.VolumeFileRequest\x1a$.hostagent.v1.ReadFileStreamResponse0\x01\x12`\n" +
+	"\x0fWriteVolumeFile\x12$.hostagent.v1.WriteFileStreamRequest\x1a%.hostagent.v1.WriteVolumeFileResponse(\x01\x12=\n" +
 	"\x04Exec\x12\x19.hostagent.v1.ExecRequest\x1a\x1a.hostagent.v1.ExecResponse\x12S\n" +
 	"\n" +
 	"ExecStream\x12\x1f.hostagent.v1.ExecStreamRequest\x1a .hostagent.v1.ExecStreamResponse(\x010\x01\x12X\n" +
@@ -5946,212 +6959,258 @@ func file_v1_hostagent_proto_rawDescGZIP() []byte {
 	return file_v1_hostagent_proto_rawDescData
 }
 
-var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
+var file_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_v1_hostagent_proto_goTypes = []any{
-	(OnTimeout)(0),                    // 0: hostagent.v1.OnTimeout
-	(SandboxStatus)(0),                // 1: hostagent.v1.SandboxStatus
-	(EndCause)(0),                     // 2: hostagent.v1.EndCause
-	(ExecEndReason)(0),                // 3: hostagent.v1.ExecEndReason
-	(Signal)(0),                       // 4: hostagent.v1.Signal
-	(*ErrorCode)(nil),                 // 5: hostagent.v1.ErrorCode
-	(*PingRequest)(nil),               // 6: hostagent.v1.PingRequest
-	(*PingResponse)(nil),              // 7: hostagent.v1.PingResponse
-	(*Capacity)(nil),                  // 8: hostagent.v1.Capacity
-	(*CreateSandboxRequest)(nil),      // 9: hostagent.v1.CreateSandboxRequest
-	(*NetworkPolicy)(nil),             // 10: hostagent.v1.NetworkPolicy
-	(*VolumeMount)(nil),               // 11: hostagent.v1.VolumeMount
-	(*CreateVolumeRequest)(nil),       // 12: hostagent.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),      // 13: hostagent.v1.CreateVolumeResponse
-	(*DeleteVolumeRequest)(nil),       // 14: hostagent.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),      // 15: hostagent.v1.DeleteVolumeResponse
-	(*StartSandboxResponse)(nil),      // 16: hostagent.v1.StartSandboxResponse
-	(*BuildTemplateRequest)(nil),      // 17: hostagent.v1.BuildTemplateRequest
-	(*BuildStep)(nil),                 // 18: hostagent.v1.BuildStep
-	(*PutBuildFilesRequest)(nil),      // 19: hostagent.v1.PutBuildFilesRequest
-	(*BuildFiles)(nil),                // 20: hostagent.v1.BuildFiles
-	(*PutBuildFilesResponse)(nil),     // 21: hostagent.v1.PutBuildFilesResponse
-	(*FindBuildFilesRequest)(nil),     // 22: hostagent.v1.FindBuildFilesRequest
-	(*FindBuildFilesResponse)(nil),    // 23: hostagent.v1.FindBuildFilesResponse
-	(*ContainerImage)(nil),            // 24: hostagent.v1.ContainerImage
-	(*BuildTemplateResponse)(nil),     // 25: hostagent.v1.BuildTemplateResponse
-	(*TemplateBuilt)(nil),             // 26: hostagent.v1.TemplateBuilt
-	(*DeleteTemplateRequest)(nil),     // 27: hostagent.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil),    // 28: hostagent.v1.DeleteTemplateResponse
-	(*ListTemplatesRequest)(nil),      // 29: hostagent.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),     // 30: hostagent.v1.ListTemplatesResponse
-	(*CreateSandboxResponse)(nil),     // 31: hostagent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),     // 32: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil),    // 33: hostagent.v1.DestroySandboxResponse
-	(*PauseSandboxRequest)(nil),       // 34: hostagent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),      // 35: hostagent.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),      // 36: hostagent.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),     // 37: hostagent.v1.ResumeSandboxResponse
-	(*ForkSandboxRequest)(nil),        // 38: hostagent.v1.ForkSandboxRequest
-	(*ForkSandboxResponse)(nil),       // 39: hostagent.v1.ForkSandboxResponse
-	(*ForkResult)(nil),                // 40: hostagent.v1.ForkResult
-	(*Checkpoint)(nil),                // 41: hostagent.v1.Checkpoint
-	(*CreateCheckpointRequest)(nil),   // 42: hostagent.v1.CreateCheckpointRequest
-	(*CreateCheckpointResponse)(nil),  // 43: hostagent.v1.CreateCheckpointResponse
-	(*ListCheckpointsRequest)(nil),    // 44: hostagent.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),   // 45: hostagent.v1.ListCheckpointsResponse
-	(*RestoreCheckpointRequest)(nil),  // 46: hostagent.v1.RestoreCheckpointRequest
-	(*RestoreCheckpointResponse)(nil), // 47: hostagent.v1.RestoreCheckpointResponse
-	(*DeleteCheckpointRequest)(nil),   // 48: hostagent.v1.DeleteCheckpointRequest
-	(*DeleteCheckpointResponse)(nil),  // 49: hostagent.v1.DeleteCheckpointResponse
-	(*ExtendSandboxRequest)(nil),      // 50: hostagent.v1.ExtendSandboxRequest
-	(*ExtendSandboxResponse)(nil),     // 51: hostagent.v1.ExtendSandboxResponse
-	(*SetNetworkPolicyRequest)(nil),   // 52: hostagent.v1.SetNetworkPolicyRequest
-	(*SetNetworkPolicyResponse)(nil),  // 53: hostagent.v1.SetNetworkPolicyResponse
-	(*ReadMetricsRequest)(nil),        // 54: hostagent.v1.ReadMetricsRequest
-	(*ReadMetricsResponse)(nil),       // 55: hostagent.v1.ReadMetricsResponse
-	(*MetricsSample)(nil),             // 56: hostagent.v1.MetricsSample
-	(*ListSandboxesRequest)(nil),      // 57: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),     // 58: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),               // 59: hostagent.v1.SandboxInfo
-	(*Unresponsive)(nil),              // 60: hostagent.v1.Unresponsive
-	(*WatchSandboxesRequest)(nil),     // 61: hostagent.v1.WatchSandboxesRequest
-	(*WatchSandboxesResponse)(nil),    // 62: hostagent.v1.WatchSandboxesResponse
-	(*ExecRequest)(nil),               // 63: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),              // 64: hostagent.v1.ExecResponse
-	(*ExecStart)(nil),                 // 65: hostagent.v1.ExecStart
-	(*ExecAttach)(nil),                // 66: hostagent.v1.ExecAttach
-	(*TerminalSize)(nil),              // 67: hostagent.v1.TerminalSize
-	(*ExecStreamRequest)(nil),         // 68: hostagent.v1.ExecStreamRequest
-	(*ExecStreamResponse)(nil),        // 69: hostagent.v1.ExecStreamResponse
-	(*ExecStarted)(nil),               // 70: hostagent.v1.ExecStarted
-	(*ExecExit)(nil),                  // 71: hostagent.v1.ExecExit
-	(*SignalProcessRequest)(nil),      // 72: hostagent.v1.SignalProcessRequest
-	(*SignalProcessResponse)(nil),     // 73: hostagent.v1.SignalProcessResponse
-	(*WriteFileRequest)(nil),          // 74: hostagent.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),         // 75: hostagent.v1.WriteFileResponse
-	(*ReadFileRequest)(nil),           // 76: hostagent.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),          // 77: hostagent.v1.ReadFileResponse
-	(*WriteFileStreamRequest)(nil),    // 78: hostagent.v1.WriteFileStreamRequest
-	(*WriteFileMeta)(nil),             // 79: hostagent.v1.WriteFileMeta
-	(*WriteFileStreamResponse)(nil),   // 80: hostagent.v1.WriteFileStreamResponse
-	(*ReadFileStreamRequest)(nil),     // 81: hostagent.v1.ReadFileStreamRequest
-	(*ReadFileStreamResponse)(nil),    // 82: hostagent.v1.ReadFileStreamResponse
-	(*ReadConsoleRequest)(nil),        // 83: hostagent.v1.ReadConsoleRequest
-	(*ReadConsoleResponse)(nil),       // 84: hostagent.v1.ReadConsoleResponse
-	nil,                               // 85: hostagent.v1.CreateSandboxRequest.EnvEntry
-	nil,                               // 86: hostagent.v1.BuildTemplateRequest.EnvEntry
-	nil,                               // 87: hostagent.v1.TemplateBuilt.EnvEntry
-	nil,                               // 88: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	nil,                               // 89: hostagent.v1.ExecRequest.EnvEntry
-	nil,                               // 90: hostagent.v1.ExecStart.EnvEntry
-	(*timestamppb.Timestamp)(nil),     // 91: google.protobuf.Timestamp
+	(OnTimeout)(0),                      // 0: hostagent.v1.OnTimeout
+	(SandboxStatus)(0),                  // 1: hostagent.v1.SandboxStatus
+	(EndCause)(0),                       // 2: hostagent.v1.EndCause
+	(ExecEndReason)(0),                  // 3: hostagent.v1.ExecEndReason
+	(Signal)(0),                         // 4: hostagent.v1.Signal
+	(VolumeEntry_Type)(0),               // 5: hostagent.v1.VolumeEntry.Type
+	(*ErrorCode)(nil),                   // 6: hostagent.v1.ErrorCode
+	(*PingRequest)(nil),                 // 7: hostagent.v1.PingRequest
+	(*PingResponse)(nil),                // 8: hostagent.v1.PingResponse
+	(*Capacity)(nil),                    // 9: hostagent.v1.Capacity
+	(*CreateSandboxRequest)(nil),        // 10: hostagent.v1.CreateSandboxRequest
+	(*NetworkPolicy)(nil),               // 11: hostagent.v1.NetworkPolicy
+	(*VolumeMount)(nil),                 // 12: hostagent.v1.VolumeMount
+	(*CreateVolumeRequest)(nil),         // 13: hostagent.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),        // 14: hostagent.v1.CreateVolumeResponse
+	(*DeleteVolumeRequest)(nil),         // 15: hostagent.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),        // 16: hostagent.v1.DeleteVolumeResponse
+	(*VolumeAttributes)(nil),            // 17: hostagent.v1.VolumeAttributes
+	(*VolumeEntry)(nil),                 // 18: hostagent.v1.VolumeEntry
+	(*VolumeFileRequest)(nil),           // 19: hostagent.v1.VolumeFileRequest
+	(*StatVolumeFileResponse)(nil),      // 20: hostagent.v1.StatVolumeFileResponse
+	(*ListVolumeFilesRequest)(nil),      // 21: hostagent.v1.ListVolumeFilesRequest
+	(*ListVolumeFilesResponse)(nil),     // 22: hostagent.v1.ListVolumeFilesResponse
+	(*MakeVolumeDirectoryRequest)(nil),  // 23: hostagent.v1.MakeVolumeDirectoryRequest
+	(*MakeVolumeDirectoryResponse)(nil), // 24: hostagent.v1.MakeVolumeDirectoryResponse
+	(*SetVolumeFileRequest)(nil),        // 25: hostagent.v1.SetVolumeFileRequest
+	(*SetVolumeFileResponse)(nil),       // 26: hostagent.v1.SetVolumeFileResponse
+	(*RenameVolumeFileRequest)(nil),     // 27: hostagent.v1.RenameVolumeFileRequest
+	(*RenameVolumeFileResponse)(nil),    // 28: hostagent.v1.RenameVolumeFileResponse
+	(*RemoveVolumeFileResponse)(nil),    // 29: hostagent.v1.RemoveVolumeFileResponse
+	(*WriteVolumeFileMeta)(nil),         // 30: hostagent.v1.WriteVolumeFileMeta
+	(*WriteVolumeFileResponse)(nil),     // 31: hostagent.v1.WriteVolumeFileResponse
+	(*StartSandboxResponse)(nil),        // 32: hostagent.v1.StartSandboxResponse
+	(*BuildTemplateRequest)(nil),        // 33: hostagent.v1.BuildTemplateRequest
+	(*BuildStep)(nil),                   // 34: hostagent.v1.BuildStep
+	(*PutBuildFilesRequest)(nil),        // 35: hostagent.v1.PutBuildFilesRequest
+	(*BuildFiles)(nil),                  // 36: hostagent.v1.BuildFiles
+	(*PutBuildFilesResponse)(nil),       // 37: hostagent.v1.PutBuildFilesResponse
+	(*FindBuildFilesRequest)(nil),       // 38: hostagent.v1.FindBuildFilesRequest
+	(*FindBuildFilesResponse)(nil),      // 39: hostagent.v1.FindBuildFilesResponse
+	(*ContainerImage)(nil),              // 40: hostagent.v1.ContainerImage
+	(*BuildTemplateResponse)(nil),       // 41: hostagent.v1.BuildTemplateResponse
+	(*TemplateBuilt)(nil),               // 42: hostagent.v1.TemplateBuilt
+	(*DeleteTemplateRequest)(nil),       // 43: hostagent.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),      // 44: hostagent.v1.DeleteTemplateResponse
+	(*ListTemplatesRequest)(nil),        // 45: hostagent.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),       // 46: hostagent.v1.ListTemplatesResponse
+	(*CreateSandboxResponse)(nil),       // 47: hostagent.v1.CreateSandboxResponse
+	(*DestroySandboxRequest)(nil),       // 48: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil),      // 49: hostagent.v1.DestroySandboxResponse
+	(*PauseSandboxRequest)(nil),         // 50: hostagent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),        // 51: hostagent.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),        // 52: hostagent.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),       // 53: hostagent.v1.ResumeSandboxResponse
+	(*ForkSandboxRequest)(nil),          // 54: hostagent.v1.ForkSandboxRequest
+	(*ForkSandboxResponse)(nil),         // 55: hostagent.v1.ForkSandboxResponse
+	(*ForkResult)(nil),                  // 56: hostagent.v1.ForkResult
+	(*Checkpoint)(nil),                  // 57: hostagent.v1.Checkpoint
+	(*CreateCheckpointRequest)(nil),     // 58: hostagent.v1.CreateCheckpointRequest
+	(*CreateCheckpointResponse)(nil),    // 59: hostagent.v1.CreateCheckpointResponse
+	(*ListCheckpointsRequest)(nil),      // 60: hostagent.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),     // 61: hostagent.v1.ListCheckpointsResponse
+	(*RestoreCheckpointRequest)(nil),    // 62: hostagent.v1.RestoreCheckpointRequest
+	(*RestoreCheckpointResponse)(nil),   // 63: hostagent.v1.RestoreCheckpointResponse
+	(*DeleteCheckpointRequest)(nil),     // 64: hostagent.v1.DeleteCheckpointRequest
+	(*DeleteCheckpointResponse)(nil),    // 65: hostagent.v1.DeleteCheckpointResponse
+	(*ExtendSandboxRequest)(nil),        // 66: hostagent.v1.ExtendSandboxRequest
+	(*ExtendSandboxResponse)(nil),       // 67: hostagent.v1.ExtendSandboxResponse
+	(*SetNetworkPolicyRequest)(nil),     // 68: hostagent.v1.SetNetworkPolicyRequest
+	(*SetNetworkPolicyResponse)(nil),    // 69: hostagent.v1.SetNetworkPolicyResponse
+	(*ReadMetricsRequest)(nil),          // 70: hostagent.v1.ReadMetricsRequest
+	(*ReadMetricsResponse)(nil),         // 71: hostagent.v1.ReadMetricsResponse
+	(*MetricsSample)(nil),               // 72: hostagent.v1.MetricsSample
+	(*ListSandboxesRequest)(nil),        // 73: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),       // 74: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),                 // 75: hostagent.v1.SandboxInfo
+	(*Unresponsive)(nil),                // 76: hostagent.v1.Unresponsive
+	(*WatchSandboxesRequest)(nil),       // 77: hostagent.v1.WatchSandboxesRequest
+	(*WatchSandboxesResponse)(nil),      // 78: hostagent.v1.WatchSandboxesResponse
+	(*ExecRequest)(nil),                 // 79: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),                // 80: hostagent.v1.ExecResponse
+	(*ExecStart)(nil),                   // 81: hostagent.v1.ExecStart
+	(*ExecAttach)(nil),                  // 82: hostagent.v1.ExecAttach
+	(*TerminalSize)(nil),                // 83: hostagent.v1.TerminalSize
+	(*ExecStreamRequest)(nil),           // 84: hostagent.v1.ExecStreamRequest
+	(*ExecStreamResponse)(nil),          // 85: hostagent.v1.ExecStreamResponse
+	(*ExecStarted)(nil),                 // 86: hostagent.v1.ExecStarted
+	(*ExecExit)(nil),                    // 87: hostagent.v1.ExecExit
+	(*SignalProcessRequest)(nil),        // 88: hostagent.v1.SignalProcessRequest
+	(*SignalProcessResponse)(nil),       // 89: hostagent.v1.SignalProcessResponse
+	(*WriteFileRequest)(nil),            // 90: hostagent.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),           // 91: hostagent.v1.WriteFileResponse
+	(*ReadFileRequest)(nil),             // 92: hostagent.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),            // 93: hostagent.v1.ReadFileResponse
+	(*WriteFileStreamRequest)(nil),      // 94: hostagent.v1.WriteFileStreamRequest
+	(*WriteFileMeta)(nil),               // 95: hostagent.v1.WriteFileMeta
+	(*WriteFileStreamResponse)(nil),     // 96: hostagent.v1.WriteFileStreamResponse
+	(*ReadFileStreamRequest)(nil),       // 97: hostagent.v1.ReadFileStreamRequest
+	(*ReadFileStreamResponse)(nil),      // 98: hostagent.v1.ReadFileStreamResponse
+	(*ReadConsoleRequest)(nil),          // 99: hostagent.v1.ReadConsoleRequest
+	(*ReadConsoleResponse)(nil),         // 100: hostagent.v1.ReadConsoleResponse
+	nil,                                 // 101: hostagent.v1.CreateSandboxRequest.EnvEntry
+	nil,                                 // 102: hostagent.v1.BuildTemplateRequest.EnvEntry
+	nil,                                 // 103: hostagent.v1.TemplateBuilt.EnvEntry
+	nil,                                 // 104: hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	nil,                                 // 105: hostagent.v1.ExecRequest.EnvEntry
+	nil,                                 // 106: hostagent.v1.ExecStart.EnvEntry
+	(*timestamppb.Timestamp)(nil),       // 107: google.protobuf.Timestamp
 }
 var file_v1_hostagent_proto_depIdxs = []int32{
-	8,  // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
-	85, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
-	0,  // 2: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
-	11, // 3: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
-	10, // 4: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	31, // 5: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
-	24, // 6: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
-	86, // 7: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
-	18, // 8: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
-	20, // 9: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	20, // 10: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
-	26, // 11: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
-	87, // 12: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
-	1,  // 13: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
-	10, // 14: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	88, // 15: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
-	40, // 16: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
-	41, // 17: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
-	41, // 18: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
-	10, // 19: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	56, // 20: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
-	59, // 21: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	91, // 22: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
-	1,  // 23: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
-	0,  // 24: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
-	10, // 25: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
-	60, // 26: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
-	2,  // 27: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
-	91, // 28: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
-	89, // 29: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
-	3,  // 30: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
-	90, // 31: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
-	67, // 32: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
-	65, // 33: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
-	66, // 34: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
-	67, // 35: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
-	4,  // 36: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
-	70, // 37: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
-	71, // 38: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
-	3,  // 39: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
-	4,  // 40: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
-	79, // 41: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
-	6,  // 42: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
-	9,  // 43: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	9,  // 44: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	32, // 45: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	34, // 46: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	36, // 47: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	57, // 48: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	61, // 49: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
-	38, // 50: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
-	42, // 51: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
-	44, // 52: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
-	46, // 53: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
-	48, // 54: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
-	50, // 55: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
-	52, // 56: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
-	54, // 57: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
-	17, // 58: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
-	27, // 59: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
-	29, // 60: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
-	19, // 61: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
-	22, // 62: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
-	12, // 63: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
-	14, // 64: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
-	63, // 65: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	68, // 66: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
-	72, // 67: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
-	74, // 68: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
-	76, // 69: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
-	78, // 70: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
-	81, // 71: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
-	83, // 72: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
-	7,  // 73: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
-	31, // 74: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	16, // 75: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
-	33, // 76: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	35, // 77: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	37, // 78: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	58, // 79: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	62, // 80: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
-	39, // 81: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
-	43, // 82: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
-	45, // 83: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
-	47, // 84: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
-	49, // 85: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
-	51, // 86: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
-	53, // 87: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
-	55, // 88: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
-	25, // 89: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	28, // 90: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
-	30, // 91: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	21, // 92: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
-	23, // 93: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
-	13, // 94: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
-	15, // 95: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
-	64, // 96: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	69, // 97: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
-	73, // 98: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
-	75, // 99: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
-	77, // 100: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
-	80, // 101: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
-	82, // 102: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
-	84, // 103: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
-	73, // [73:104] is the sub-list for method output_type
-	42, // [42:73] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	9,   // 0: hostagent.v1.PingResponse.capacity:type_name -> hostagent.v1.Capacity
+	101, // 1: hostagent.v1.CreateSandboxRequest.env:type_name -> hostagent.v1.CreateSandboxRequest.EnvEntry
+	0,   // 2: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
+	12,  // 3: hostagent.v1.CreateSandboxRequest.volumes:type_name -> hostagent.v1.VolumeMount
+	11,  // 4: hostagent.v1.CreateSandboxRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	5,   // 5: hostagent.v1.VolumeEntry.type:type_name -> hostagent.v1.VolumeEntry.Type
+	107, // 6: hostagent.v1.VolumeEntry.accessed_at:type_name -> google.protobuf.Timestamp
+	107, // 7: hostagent.v1.VolumeEntry.modified_at:type_name -> google.protobuf.Timestamp
+	107, // 8: hostagent.v1.VolumeEntry.changed_at:type_name -> google.protobuf.Timestamp
+	18,  // 9: hostagent.v1.StatVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	18,  // 10: hostagent.v1.ListVolumeFilesResponse.entries:type_name -> hostagent.v1.VolumeEntry
+	17,  // 11: hostagent.v1.MakeVolumeDirectoryRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
+	18,  // 12: hostagent.v1.MakeVolumeDirectoryResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	17,  // 13: hostagent.v1.SetVolumeFileRequest.attributes:type_name -> hostagent.v1.VolumeAttributes
+	18,  // 14: hostagent.v1.SetVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	18,  // 15: hostagent.v1.RenameVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	17,  // 16: hostagent.v1.WriteVolumeFileMeta.attributes:type_name -> hostagent.v1.VolumeAttributes
+	18,  // 17: hostagent.v1.WriteVolumeFileResponse.entry:type_name -> hostagent.v1.VolumeEntry
+	47,  // 18: hostagent.v1.StartSandboxResponse.started:type_name -> hostagent.v1.CreateSandboxResponse
+	40,  // 19: hostagent.v1.BuildTemplateRequest.container:type_name -> hostagent.v1.ContainerImage
+	102, // 20: hostagent.v1.BuildTemplateRequest.env:type_name -> hostagent.v1.BuildTemplateRequest.EnvEntry
+	34,  // 21: hostagent.v1.BuildTemplateRequest.steps:type_name -> hostagent.v1.BuildStep
+	36,  // 22: hostagent.v1.PutBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	36,  // 23: hostagent.v1.FindBuildFilesRequest.files:type_name -> hostagent.v1.BuildFiles
+	42,  // 24: hostagent.v1.BuildTemplateResponse.done:type_name -> hostagent.v1.TemplateBuilt
+	103, // 25: hostagent.v1.TemplateBuilt.env:type_name -> hostagent.v1.TemplateBuilt.EnvEntry
+	1,   // 26: hostagent.v1.CreateSandboxResponse.status:type_name -> hostagent.v1.SandboxStatus
+	11,  // 27: hostagent.v1.CreateSandboxResponse.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	104, // 28: hostagent.v1.ForkSandboxRequest.access_tokens:type_name -> hostagent.v1.ForkSandboxRequest.AccessTokensEntry
+	56,  // 29: hostagent.v1.ForkSandboxResponse.results:type_name -> hostagent.v1.ForkResult
+	57,  // 30: hostagent.v1.CreateCheckpointResponse.checkpoint:type_name -> hostagent.v1.Checkpoint
+	57,  // 31: hostagent.v1.ListCheckpointsResponse.checkpoints:type_name -> hostagent.v1.Checkpoint
+	11,  // 32: hostagent.v1.SetNetworkPolicyRequest.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	72,  // 33: hostagent.v1.ReadMetricsResponse.samples:type_name -> hostagent.v1.MetricsSample
+	75,  // 34: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	107, // 35: hostagent.v1.ListSandboxesResponse.taken_at:type_name -> google.protobuf.Timestamp
+	1,   // 36: hostagent.v1.SandboxInfo.status:type_name -> hostagent.v1.SandboxStatus
+	0,   // 37: hostagent.v1.SandboxInfo.on_timeout:type_name -> hostagent.v1.OnTimeout
+	11,  // 38: hostagent.v1.SandboxInfo.network_policy:type_name -> hostagent.v1.NetworkPolicy
+	76,  // 39: hostagent.v1.SandboxInfo.unresponsive:type_name -> hostagent.v1.Unresponsive
+	2,   // 40: hostagent.v1.SandboxInfo.end_cause:type_name -> hostagent.v1.EndCause
+	107, // 41: hostagent.v1.Unresponsive.since:type_name -> google.protobuf.Timestamp
+	105, // 42: hostagent.v1.ExecRequest.env:type_name -> hostagent.v1.ExecRequest.EnvEntry
+	3,   // 43: hostagent.v1.ExecResponse.reason:type_name -> hostagent.v1.ExecEndReason
+	106, // 44: hostagent.v1.ExecStart.env:type_name -> hostagent.v1.ExecStart.EnvEntry
+	83,  // 45: hostagent.v1.ExecStart.pty:type_name -> hostagent.v1.TerminalSize
+	81,  // 46: hostagent.v1.ExecStreamRequest.start:type_name -> hostagent.v1.ExecStart
+	82,  // 47: hostagent.v1.ExecStreamRequest.attach:type_name -> hostagent.v1.ExecAttach
+	83,  // 48: hostagent.v1.ExecStreamRequest.resize:type_name -> hostagent.v1.TerminalSize
+	4,   // 49: hostagent.v1.ExecStreamRequest.signal:type_name -> hostagent.v1.Signal
+	86,  // 50: hostagent.v1.ExecStreamResponse.started:type_name -> hostagent.v1.ExecStarted
+	87,  // 51: hostagent.v1.ExecStreamResponse.exit:type_name -> hostagent.v1.ExecExit
+	3,   // 52: hostagent.v1.ExecExit.reason:type_name -> hostagent.v1.ExecEndReason
+	4,   // 53: hostagent.v1.SignalProcessRequest.signal:type_name -> hostagent.v1.Signal
+	95,  // 54: hostagent.v1.WriteFileStreamRequest.meta:type_name -> hostagent.v1.WriteFileMeta
+	30,  // 55: hostagent.v1.WriteFileStreamRequest.volume:type_name -> hostagent.v1.WriteVolumeFileMeta
+	7,   // 56: hostagent.v1.HostAgentService.Ping:input_type -> hostagent.v1.PingRequest
+	10,  // 57: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	10,  // 58: hostagent.v1.HostAgentService.StartSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	48,  // 59: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	50,  // 60: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	52,  // 61: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	73,  // 62: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	77,  // 63: hostagent.v1.HostAgentService.WatchSandboxes:input_type -> hostagent.v1.WatchSandboxesRequest
+	54,  // 64: hostagent.v1.HostAgentService.ForkSandbox:input_type -> hostagent.v1.ForkSandboxRequest
+	58,  // 65: hostagent.v1.HostAgentService.CreateCheckpoint:input_type -> hostagent.v1.CreateCheckpointRequest
+	60,  // 66: hostagent.v1.HostAgentService.ListCheckpoints:input_type -> hostagent.v1.ListCheckpointsRequest
+	62,  // 67: hostagent.v1.HostAgentService.RestoreCheckpoint:input_type -> hostagent.v1.RestoreCheckpointRequest
+	64,  // 68: hostagent.v1.HostAgentService.DeleteCheckpoint:input_type -> hostagent.v1.DeleteCheckpointRequest
+	66,  // 69: hostagent.v1.HostAgentService.ExtendSandbox:input_type -> hostagent.v1.ExtendSandboxRequest
+	68,  // 70: hostagent.v1.HostAgentService.SetNetworkPolicy:input_type -> hostagent.v1.SetNetworkPolicyRequest
+	70,  // 71: hostagent.v1.HostAgentService.ReadMetrics:input_type -> hostagent.v1.ReadMetricsRequest
+	33,  // 72: hostagent.v1.HostAgentService.BuildTemplate:input_type -> hostagent.v1.BuildTemplateRequest
+	43,  // 73: hostagent.v1.HostAgentService.DeleteTemplate:input_type -> hostagent.v1.DeleteTemplateRequest
+	45,  // 74: hostagent.v1.HostAgentService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
+	35,  // 75: hostagent.v1.HostAgentService.PutBuildFiles:input_type -> hostagent.v1.PutBuildFilesRequest
+	38,  // 76: hostagent.v1.HostAgentService.FindBuildFiles:input_type -> hostagent.v1.FindBuildFilesRequest
+	13,  // 77: hostagent.v1.HostAgentService.CreateVolume:input_type -> hostagent.v1.CreateVolumeRequest
+	15,  // 78: hostagent.v1.HostAgentService.DeleteVolume:input_type -> hostagent.v1.DeleteVolumeRequest
+	19,  // 79: hostagent.v1.HostAgentService.StatVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	21,  // 80: hostagent.v1.HostAgentService.ListVolumeFiles:input_type -> hostagent.v1.ListVolumeFilesRequest
+	23,  // 81: hostagent.v1.HostAgentService.MakeVolumeDirectory:input_type -> hostagent.v1.MakeVolumeDirectoryRequest
+	25,  // 82: hostagent.v1.HostAgentService.SetVolumeFile:input_type -> hostagent.v1.SetVolumeFileRequest
+	27,  // 83: hostagent.v1.HostAgentService.RenameVolumeFile:input_type -> hostagent.v1.RenameVolumeFileRequest
+	19,  // 84: hostagent.v1.HostAgentService.RemoveVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	19,  // 85: hostagent.v1.HostAgentService.ReadVolumeFile:input_type -> hostagent.v1.VolumeFileRequest
+	94,  // 86: hostagent.v1.HostAgentService.WriteVolumeFile:input_type -> hostagent.v1.WriteFileStreamRequest
+	79,  // 87: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	84,  // 88: hostagent.v1.HostAgentService.ExecStream:input_type -> hostagent.v1.ExecStreamRequest
+	88,  // 89: hostagent.v1.HostAgentService.SignalProcess:input_type -> hostagent.v1.SignalProcessRequest
+	90,  // 90: hostagent.v1.HostAgentService.WriteFile:input_type -> hostagent.v1.WriteFileRequest
+	92,  // 91: hostagent.v1.HostAgentService.ReadFile:input_type -> hostagent.v1.ReadFileRequest
+	94,  // 92: hostagent.v1.HostAgentService.WriteFileStream:input_type -> hostagent.v1.WriteFileStreamRequest
+	97,  // 93: hostagent.v1.HostAgentService.ReadFileStream:input_type -> hostagent.v1.ReadFileStreamRequest
+	99,  // 94: hostagent.v1.HostAgentService.ReadConsole:input_type -> hostagent.v1.ReadConsoleRequest
+	8,   // 95: hostagent.v1.HostAgentService.Ping:output_type -> hostagent.v1.PingResponse
+	47,  // 96: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	32,  // 97: hostagent.v1.HostAgentService.StartSandbox:output_type -> hostagent.v1.StartSandboxResponse
+	49,  // 98: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	51,  // 99: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	53,  // 100: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	74,  // 101: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	78,  // 102: hostagent.v1.HostAgentService.WatchSandboxes:output_type -> hostagent.v1.WatchSandboxesResponse
+	55,  // 103: hostagent.v1.HostAgentService.ForkSandbox:output_type -> hostagent.v1.ForkSandboxResponse
+	59,  // 104: hostagent.v1.HostAgentService.CreateCheckpoint:output_type -> hostagent.v1.CreateCheckpointResponse
+	61,  // 105: hostagent.v1.HostAgentService.ListCheckpoints:output_type -> hostagent.v1.ListCheckpointsResponse
+	63,  // 106: hostagent.v1.HostAgentService.RestoreCheckpoint:output_type -> hostagent.v1.RestoreCheckpointResponse
+	65,  // 107: hostagent.v1.HostAgentService.DeleteCheckpoint:output_type -> hostagent.v1.DeleteCheckpointResponse
+	67,  // 108: hostagent.v1.HostAgentService.ExtendSandbox:output_type -> hostagent.v1.ExtendSandboxResponse
+	69,  // 109: hostagent.v1.HostAgentService.SetNetworkPolicy:output_type -> hostagent.v1.SetNetworkPolicyResponse
+	71,  // 110: hostagent.v1.HostAgentService.ReadMetrics:output_type -> hostagent.v1.ReadMetricsResponse
+	41,  // 111: hostagent.v1.HostAgentService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	44,  // 112: hostagent.v1.HostAgentService.DeleteTemplate:output_type -> hostagent.v1.DeleteTemplateResponse
+	46,  // 113: hostagent.v1.HostAgentService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	37,  // 114: hostagent.v1.HostAgentService.PutBuildFiles:output_type -> hostagent.v1.PutBuildFilesResponse
+	39,  // 115: hostagent.v1.HostAgentService.FindBuildFiles:output_type -> hostagent.v1.FindBuildFilesResponse
+	14,  // 116: hostagent.v1.HostAgentService.CreateVolume:output_type -> hostagent.v1.CreateVolumeResponse
+	16,  // 117: hostagent.v1.HostAgentService.DeleteVolume:output_type -> hostagent.v1.DeleteVolumeResponse
+	20,  // 118: hostagent.v1.HostAgentService.StatVolumeFile:output_type -> hostagent.v1.StatVolumeFileResponse
+	22,  // 119: hostagent.v1.HostAgentService.ListVolumeFiles:output_type -> hostagent.v1.ListVolumeFilesResponse
+	24,  // 120: hostagent.v1.HostAgentService.MakeVolumeDirectory:output_type -> hostagent.v1.MakeVolumeDirectoryResponse
+	26,  // 121: hostagent.v1.HostAgentService.SetVolumeFile:output_type -> hostagent.v1.SetVolumeFileResponse
+	28,  // 122: hostagent.v1.HostAgentService.RenameVolumeFile:output_type -> hostagent.v1.RenameVolumeFileResponse
+	29,  // 123: hostagent.v1.HostAgentService.RemoveVolumeFile:output_type -> hostagent.v1.RemoveVolumeFileResponse
+	98,  // 124: hostagent.v1.HostAgentService.ReadVolumeFile:output_type -> hostagent.v1.ReadFileStreamResponse
+	31,  // 125: hostagent.v1.HostAgentService.WriteVolumeFile:output_type -> hostagent.v1.WriteVolumeFileResponse
+	80,  // 126: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	85,  // 127: hostagent.v1.HostAgentService.ExecStream:output_type -> hostagent.v1.ExecStreamResponse
+	89,  // 128: hostagent.v1.HostAgentService.SignalProcess:output_type -> hostagent.v1.SignalProcessResponse
+	91,  // 129: hostagent.v1.HostAgentService.WriteFile:output_type -> hostagent.v1.WriteFileResponse
+	93,  // 130: hostagent.v1.HostAgentService.ReadFile:output_type -> hostagent.v1.ReadFileResponse
+	96,  // 131: hostagent.v1.HostAgentService.WriteFileStream:output_type -> hostagent.v1.WriteFileStreamResponse
+	98,  // 132: hostagent.v1.HostAgentService.ReadFileStream:output_type -> hostagent.v1.ReadFileStreamResponse
+	100, // 133: hostagent.v1.HostAgentService.ReadConsole:output_type -> hostagent.v1.ReadConsoleResponse
+	95,  // [95:134] is the sub-list for method output_type
+	56,  // [56:95] is the sub-list for method input_type
+	56,  // [56:56] is the sub-list for extension type_name
+	56,  // [56:56] is the sub-list for extension extendee
+	0,   // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_v1_hostagent_proto_init() }
@@ -6159,28 +7218,29 @@ func file_v1_hostagent_proto_init() {
 	if File_v1_hostagent_proto != nil {
 		return
 	}
-	file_v1_hostagent_proto_msgTypes[11].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[11].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[26].OneofWrappers = []any{
 		(*StartSandboxResponse_Waiting)(nil),
 		(*StartSandboxResponse_Started)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[12].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[27].OneofWrappers = []any{
 		(*BuildTemplateRequest_Image)(nil),
 		(*BuildTemplateRequest_Container)(nil),
 		(*BuildTemplateRequest_SandboxId)(nil),
 		(*BuildTemplateRequest_BaseGeneration)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[14].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[29].OneofWrappers = []any{
 		(*PutBuildFilesRequest_Files)(nil),
 		(*PutBuildFilesRequest_Chunk)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[20].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[35].OneofWrappers = []any{
 		(*BuildTemplateResponse_Line)(nil),
 		(*BuildTemplateResponse_Done)(nil),
 		(*BuildTemplateResponse_Keepalive)(nil),
 		(*BuildTemplateResponse_Step)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[61].OneofWrappers = []any{}
-	file_v1_hostagent_proto_msgTypes[63].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[76].OneofWrappers = []any{}
+	file_v1_hostagent_proto_msgTypes[78].OneofWrappers = []any{
 		(*ExecStreamRequest_Start)(nil),
 		(*ExecStreamRequest_Attach)(nil),
 		(*ExecStreamRequest_Stdin)(nil),
@@ -6190,7 +7250,7 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamRequest_Ack)(nil),
 		(*ExecStreamRequest_Leave)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[64].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[79].OneofWrappers = []any{
 		(*ExecStreamResponse_Started)(nil),
 		(*ExecStreamResponse_Stdout)(nil),
 		(*ExecStreamResponse_Stderr)(nil),
@@ -6199,17 +7259,18 @@ func file_v1_hostagent_proto_init() {
 		(*ExecStreamResponse_Keepalive)(nil),
 		(*ExecStreamResponse_Input)(nil),
 	}
-	file_v1_hostagent_proto_msgTypes[73].OneofWrappers = []any{
+	file_v1_hostagent_proto_msgTypes[88].OneofWrappers = []any{
 		(*WriteFileStreamRequest_Meta)(nil),
 		(*WriteFileStreamRequest_Chunk)(nil),
+		(*WriteFileStreamRequest_Volume)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_v1_hostagent_proto_rawDesc), len(file_v1_hostagent_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   86,
+			NumEnums:      6,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

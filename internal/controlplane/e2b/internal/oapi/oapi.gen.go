@@ -115,6 +115,30 @@ func (e SandboxState) Valid() bool {
 	}
 }
 
+// Defines values for VolumeEntryStatType.
+const (
+	Directory VolumeEntryStatType = "directory"
+	File      VolumeEntryStatType = "file"
+	Symlink   VolumeEntryStatType = "symlink"
+	Unknown   VolumeEntryStatType = "unknown"
+)
+
+// Valid indicates whether the value is a known member of the VolumeEntryStatType enum.
+func (e VolumeEntryStatType) Valid() bool {
+	switch e {
+	case Directory:
+		return true
+	case File:
+		return true
+	case Symlink:
+		return true
+	case Unknown:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Order.
 const (
 	OrderAsc  Order = "asc"
@@ -367,6 +391,12 @@ type Error struct {
 	// Message The error and what to do, for people.
 	Message string `json:"message"`
 }
+
+// FileMode defines model for FileMode.
+type FileMode = uint32
+
+// FileOwner defines model for FileOwner.
+type FileOwner = uint32
 
 // Fork defines model for Fork.
 type Fork struct {
@@ -895,6 +925,33 @@ type VolumeAndToken struct {
 	VolumeID string `json:"volumeID"`
 }
 
+// VolumeEntryChange defines model for VolumeEntryChange.
+type VolumeEntryChange struct {
+	GID  *FileOwner `json:"gid,omitempty"`
+	Mode *FileMode  `json:"mode,omitempty"`
+	UID  *FileOwner `json:"uid,omitempty"`
+}
+
+// VolumeEntryStat defines model for VolumeEntryStat.
+type VolumeEntryStat struct {
+	Atime time.Time `json:"atime"`
+	Ctime time.Time `json:"ctime"`
+	GID   FileOwner `json:"gid"`
+	Mode  FileMode  `json:"mode"`
+	Mtime time.Time `json:"mtime"`
+	Name  string    `json:"name"`
+	Path  string    `json:"path"`
+	Size  int64     `json:"size"`
+
+	// Target What a link names; absent for others.
+	Target string              `json:"target,omitempty"`
+	Type   VolumeEntryStatType `json:"type"`
+	UID    FileOwner           `json:"uid"`
+}
+
+// VolumeEntryStatType defines model for VolumeEntryStat.Type.
+type VolumeEntryStatType string
+
 // VolumeMount defines model for VolumeMount.
 type VolumeMount struct {
 	// Name The name of a volume.
@@ -955,6 +1012,9 @@ type TemplateID = string
 // VolumeID defines model for VolumeID.
 type VolumeID = string
 
+// VolumePath defines model for VolumePath.
+type VolumePath = string
+
 // BadRequest defines model for BadRequest.
 type BadRequest = Error
 
@@ -966,6 +1026,9 @@ type Forbidden = Error
 
 // Internal defines model for Internal.
 type Internal = Error
+
+// NoSpace defines model for NoSpace.
+type NoSpace = Error
 
 // NotBuilt defines model for NotBuilt.
 type NotBuilt = Error
@@ -1181,6 +1244,75 @@ type ListTemplatesByPageParams struct {
 	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
 }
 
+// ListVolumeDirectoryParams defines parameters for ListVolumeDirectory.
+type ListVolumeDirectoryParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+
+	// Depth How many levels of directories.
+	Depth *int `form:"depth,omitempty" json:"depth,omitempty"`
+}
+
+// CreateVolumeDirectoryParams defines parameters for CreateVolumeDirectory.
+type CreateVolumeDirectoryParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+
+	// UID The owner; default: 1000, which is `user` in sandboxes.
+	UID *FileOwner `form:"uid,omitempty" json:"uid,omitempty"`
+
+	// GID The group; default: 1000.
+	GID *FileOwner `form:"gid,omitempty" json:"gid,omitempty"`
+
+	// Mode The permissions, as a decimal number.
+	Mode *FileMode `form:"mode,omitempty" json:"mode,omitempty"`
+
+	// Force Directories above it are created, too, and it may exist.
+	Force *bool `form:"force,omitempty" json:"force,omitempty"`
+}
+
+// ReadVolumeFileParams defines parameters for ReadVolumeFile.
+type ReadVolumeFileParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+}
+
+// WriteVolumeFileParams defines parameters for WriteVolumeFile.
+type WriteVolumeFileParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+
+	// UID The owner; default: 1000, which is `user` in sandboxes.
+	UID *FileOwner `form:"uid,omitempty" json:"uid,omitempty"`
+
+	// GID The group; default: 1000.
+	GID *FileOwner `form:"gid,omitempty" json:"gid,omitempty"`
+
+	// Mode The permissions, as a decimal number.
+	Mode *FileMode `form:"mode,omitempty" json:"mode,omitempty"`
+
+	// Force `true`: directories above it are created, too. `false`: refused if the file exists. Default: it is replaced.
+	Force *bool `form:"force,omitempty" json:"force,omitempty"`
+}
+
+// DeleteVolumeEntryParams defines parameters for DeleteVolumeEntry.
+type DeleteVolumeEntryParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+}
+
+// GetVolumeEntryParams defines parameters for GetVolumeEntry.
+type GetVolumeEntryParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+}
+
+// UpdateVolumeEntryParams defines parameters for UpdateVolumeEntry.
+type UpdateVolumeEntryParams struct {
+	// Path The path from the root of the volume.
+	Path VolumePath `form:"path" json:"path"`
+}
+
 // CreateSandboxV1JSONRequestBody defines body for CreateSandboxV1 for application/json ContentType.
 type CreateSandboxV1JSONRequestBody = NewSandboxV1
 
@@ -1228,6 +1360,9 @@ type StartTemplateBuildJSONRequestBody = StartBuild
 
 // RequestTemplateBuildJSONRequestBody defines body for RequestTemplateBuild for application/json ContentType.
 type RequestTemplateBuildJSONRequestBody = RequestBuild
+
+// UpdateVolumeEntryJSONRequestBody defines body for UpdateVolumeEntry for application/json ContentType.
+type UpdateVolumeEntryJSONRequestBody = VolumeEntryChange
 
 // CreateVolumeJSONRequestBody defines body for CreateVolume for application/json ContentType.
 type CreateVolumeJSONRequestBody = NewVolume

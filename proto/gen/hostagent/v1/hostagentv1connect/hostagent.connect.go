@@ -103,6 +103,30 @@ const (
 	// HostAgentServiceDeleteVolumeProcedure is the fully-qualified name of the HostAgentService's
 	// DeleteVolume RPC.
 	HostAgentServiceDeleteVolumeProcedure = "/hostagent.v1.HostAgentService/DeleteVolume"
+	// HostAgentServiceStatVolumeFileProcedure is the fully-qualified name of the HostAgentService's
+	// StatVolumeFile RPC.
+	HostAgentServiceStatVolumeFileProcedure = "/hostagent.v1.HostAgentService/StatVolumeFile"
+	// HostAgentServiceListVolumeFilesProcedure is the fully-qualified name of the HostAgentService's
+	// ListVolumeFiles RPC.
+	HostAgentServiceListVolumeFilesProcedure = "/hostagent.v1.HostAgentService/ListVolumeFiles"
+	// HostAgentServiceMakeVolumeDirectoryProcedure is the fully-qualified name of the
+	// HostAgentService's MakeVolumeDirectory RPC.
+	HostAgentServiceMakeVolumeDirectoryProcedure = "/hostagent.v1.HostAgentService/MakeVolumeDirectory"
+	// HostAgentServiceSetVolumeFileProcedure is the fully-qualified name of the HostAgentService's
+	// SetVolumeFile RPC.
+	HostAgentServiceSetVolumeFileProcedure = "/hostagent.v1.HostAgentService/SetVolumeFile"
+	// HostAgentServiceRenameVolumeFileProcedure is the fully-qualified name of the HostAgentService's
+	// RenameVolumeFile RPC.
+	HostAgentServiceRenameVolumeFileProcedure = "/hostagent.v1.HostAgentService/RenameVolumeFile"
+	// HostAgentServiceRemoveVolumeFileProcedure is the fully-qualified name of the HostAgentService's
+	// RemoveVolumeFile RPC.
+	HostAgentServiceRemoveVolumeFileProcedure = "/hostagent.v1.HostAgentService/RemoveVolumeFile"
+	// HostAgentServiceReadVolumeFileProcedure is the fully-qualified name of the HostAgentService's
+	// ReadVolumeFile RPC.
+	HostAgentServiceReadVolumeFileProcedure = "/hostagent.v1.HostAgentService/ReadVolumeFile"
+	// HostAgentServiceWriteVolumeFileProcedure is the fully-qualified name of the HostAgentService's
+	// WriteVolumeFile RPC.
+	HostAgentServiceWriteVolumeFileProcedure = "/hostagent.v1.HostAgentService/WriteVolumeFile"
 	// HostAgentServiceExecProcedure is the fully-qualified name of the HostAgentService's Exec RPC.
 	HostAgentServiceExecProcedure = "/hostagent.v1.HostAgentService/Exec"
 	// HostAgentServiceExecStreamProcedure is the fully-qualified name of the HostAgentService's
@@ -198,6 +222,23 @@ type HostAgentServiceClient interface {
 	// DeleteVolume removes a volume and its files. It is no error if it does not
 	// exist, and failed_precondition while a sandbox has it mounted.
 	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
+	// StatVolumeFile describes a file, a directory or a link.
+	StatVolumeFile(context.Context, *v1.VolumeFileRequest) (*v1.StatVolumeFileResponse, error)
+	// ListVolumeFiles lists a directory; resource_exhausted when it has too many entries.
+	ListVolumeFiles(context.Context, *v1.ListVolumeFilesRequest) (*v1.ListVolumeFilesResponse, error)
+	// MakeVolumeDirectory makes a directory; already_exists if it exists, but not with parents.
+	MakeVolumeDirectory(context.Context, *v1.MakeVolumeDirectoryRequest) (*v1.MakeVolumeDirectoryResponse, error)
+	// SetVolumeFile changes the mode and the owner.
+	SetVolumeFile(context.Context, *v1.SetVolumeFileRequest) (*v1.SetVolumeFileResponse, error)
+	// RenameVolumeFile replaces what the new path names, unless that is a directory with entries.
+	RenameVolumeFile(context.Context, *v1.RenameVolumeFileRequest) (*v1.RenameVolumeFileResponse, error)
+	// RemoveVolumeFile removes a file, or a directory with all that is in it.
+	RemoveVolumeFile(context.Context, *v1.VolumeFileRequest) (*v1.RemoveVolumeFileResponse, error)
+	// ReadVolumeFile reads a file of any size.
+	ReadVolumeFile(context.Context, *v1.VolumeFileRequest) (*connect.ServerStreamForClient[v1.ReadFileStreamResponse], error)
+	// WriteVolumeFile writes a file of any size: volume, then chunks. The file changes
+	// as a whole at the end, which is on the disk when the answer comes.
+	WriteVolumeFile(context.Context) (*connect.ClientStreamForClientSimple[v1.WriteFileStreamRequest, v1.WriteVolumeFileResponse], error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows a running one, and streams its output.
@@ -372,6 +413,54 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("DeleteVolume")),
 			connect.WithClientOptions(opts...),
 		),
+		statVolumeFile: connect.NewClient[v1.VolumeFileRequest, v1.StatVolumeFileResponse](
+			httpClient,
+			baseURL+HostAgentServiceStatVolumeFileProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("StatVolumeFile")),
+			connect.WithClientOptions(opts...),
+		),
+		listVolumeFiles: connect.NewClient[v1.ListVolumeFilesRequest, v1.ListVolumeFilesResponse](
+			httpClient,
+			baseURL+HostAgentServiceListVolumeFilesProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ListVolumeFiles")),
+			connect.WithClientOptions(opts...),
+		),
+		makeVolumeDirectory: connect.NewClient[v1.MakeVolumeDirectoryRequest, v1.MakeVolumeDirectoryResponse](
+			httpClient,
+			baseURL+HostAgentServiceMakeVolumeDirectoryProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("MakeVolumeDirectory")),
+			connect.WithClientOptions(opts...),
+		),
+		setVolumeFile: connect.NewClient[v1.SetVolumeFileRequest, v1.SetVolumeFileResponse](
+			httpClient,
+			baseURL+HostAgentServiceSetVolumeFileProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("SetVolumeFile")),
+			connect.WithClientOptions(opts...),
+		),
+		renameVolumeFile: connect.NewClient[v1.RenameVolumeFileRequest, v1.RenameVolumeFileResponse](
+			httpClient,
+			baseURL+HostAgentServiceRenameVolumeFileProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("RenameVolumeFile")),
+			connect.WithClientOptions(opts...),
+		),
+		removeVolumeFile: connect.NewClient[v1.VolumeFileRequest, v1.RemoveVolumeFileResponse](
+			httpClient,
+			baseURL+HostAgentServiceRemoveVolumeFileProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("RemoveVolumeFile")),
+			connect.WithClientOptions(opts...),
+		),
+		readVolumeFile: connect.NewClient[v1.VolumeFileRequest, v1.ReadFileStreamResponse](
+			httpClient,
+			baseURL+HostAgentServiceReadVolumeFileProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ReadVolumeFile")),
+			connect.WithClientOptions(opts...),
+		),
+		writeVolumeFile: connect.NewClient[v1.WriteFileStreamRequest, v1.WriteVolumeFileResponse](
+			httpClient,
+			baseURL+HostAgentServiceWriteVolumeFileProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("WriteVolumeFile")),
+			connect.WithClientOptions(opts...),
+		),
 		exec: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
 			httpClient,
 			baseURL+HostAgentServiceExecProcedure,
@@ -425,37 +514,45 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 
 // hostAgentServiceClient implements HostAgentServiceClient.
 type hostAgentServiceClient struct {
-	ping              *connect.Client[v1.PingRequest, v1.PingResponse]
-	createSandbox     *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
-	startSandbox      *connect.Client[v1.CreateSandboxRequest, v1.StartSandboxResponse]
-	destroySandbox    *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
-	pauseSandbox      *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
-	resumeSandbox     *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
-	listSandboxes     *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
-	watchSandboxes    *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
-	forkSandbox       *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
-	createCheckpoint  *connect.Client[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse]
-	listCheckpoints   *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
-	restoreCheckpoint *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
-	deleteCheckpoint  *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
-	extendSandbox     *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
-	setNetworkPolicy  *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
-	readMetrics       *connect.Client[v1.ReadMetricsRequest, v1.ReadMetricsResponse]
-	buildTemplate     *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
-	deleteTemplate    *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
-	listTemplates     *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
-	putBuildFiles     *connect.Client[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse]
-	findBuildFiles    *connect.Client[v1.FindBuildFilesRequest, v1.FindBuildFilesResponse]
-	createVolume      *connect.Client[v1.CreateVolumeRequest, v1.CreateVolumeResponse]
-	deleteVolume      *connect.Client[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse]
-	exec              *connect.Client[v1.ExecRequest, v1.ExecResponse]
-	execStream        *connect.Client[v1.ExecStreamRequest, v1.ExecStreamResponse]
-	signalProcess     *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
-	writeFile         *connect.Client[v1.WriteFileRequest, v1.WriteFileResponse]
-	readFile          *connect.Client[v1.ReadFileRequest, v1.ReadFileResponse]
-	writeFileStream   *connect.Client[v1.WriteFileStreamRequest, v1.WriteFileStreamResponse]
-	readFileStream    *connect.Client[v1.ReadFileStreamRequest, v1.ReadFileStreamResponse]
-	readConsole       *connect.Client[v1.ReadConsoleRequest, v1.ReadConsoleResponse]
+	ping                *connect.Client[v1.PingRequest, v1.PingResponse]
+	createSandbox       *connect.Client[v1.CreateSandboxRequest, v1.CreateSandboxResponse]
+	startSandbox        *connect.Client[v1.CreateSandboxRequest, v1.StartSandboxResponse]
+	destroySandbox      *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
+	pauseSandbox        *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
+	resumeSandbox       *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
+	listSandboxes       *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
+	watchSandboxes      *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
+	forkSandbox         *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
+	createCheckpoint    *connect.Client[v1.CreateCheckpointRequest, v1.CreateCheckpointResponse]
+	listCheckpoints     *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
+	restoreCheckpoint   *connect.Client[v1.RestoreCheckpointRequest, v1.RestoreCheckpointResponse]
+	deleteCheckpoint    *connect.Client[v1.DeleteCheckpointRequest, v1.DeleteCheckpointResponse]
+	extendSandbox       *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
+	setNetworkPolicy    *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
+	readMetrics         *connect.Client[v1.ReadMetricsRequest, v1.ReadMetricsResponse]
+	buildTemplate       *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
+	deleteTemplate      *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
+	listTemplates       *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	putBuildFiles       *connect.Client[v1.PutBuildFilesRequest, v1.PutBuildFilesResponse]
+	findBuildFiles      *connect.Client[v1.FindBuildFilesRequest, v1.FindBuildFilesResponse]
+	createVolume        *connect.Client[v1.CreateVolumeRequest, v1.CreateVolumeResponse]
+	deleteVolume        *connect.Client[v1.DeleteVolumeRequest, v1.DeleteVolumeResponse]
+	statVolumeFile      *connect.Client[v1.VolumeFileRequest, v1.StatVolumeFileResponse]
+	listVolumeFiles     *connect.Client[v1.ListVolumeFilesRequest, v1.ListVolumeFilesResponse]
+	makeVolumeDirectory *connect.Client[v1.MakeVolumeDirectoryRequest, v1.MakeVolumeDirectoryResponse]
+	setVolumeFile       *connect.Client[v1.SetVolumeFileRequest, v1.SetVolumeFileResponse]
+	renameVolumeFile    *connect.Client[v1.RenameVolumeFileRequest, v1.RenameVolumeFileResponse]
+	removeVolumeFile    *connect.Client[v1.VolumeFileRequest, v1.RemoveVolumeFileResponse]
+	readVolumeFile      *connect.Client[v1.VolumeFileRequest, v1.ReadFileStreamResponse]
+	writeVolumeFile     *connect.Client[v1.WriteFileStreamRequest, v1.WriteVolumeFileResponse]
+	exec                *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	execStream          *connect.Client[v1.ExecStreamRequest, v1.ExecStreamResponse]
+	signalProcess       *connect.Client[v1.SignalProcessRequest, v1.SignalProcessResponse]
+	writeFile           *connect.Client[v1.WriteFileRequest, v1.WriteFileResponse]
+	readFile            *connect.Client[v1.ReadFileRequest, v1.ReadFileResponse]
+	writeFileStream     *connect.Client[v1.WriteFileStreamRequest, v1.WriteFileStreamResponse]
+	readFileStream      *connect.Client[v1.ReadFileStreamRequest, v1.ReadFileStreamResponse]
+	readConsole         *connect.Client[v1.ReadConsoleRequest, v1.ReadConsoleResponse]
 }
 
 // Ping calls hostagent.v1.HostAgentService.Ping.
@@ -649,6 +746,70 @@ func (c *hostAgentServiceClient) DeleteVolume(ctx context.Context, req *v1.Delet
 	return nil, err
 }
 
+// StatVolumeFile calls hostagent.v1.HostAgentService.StatVolumeFile.
+func (c *hostAgentServiceClient) StatVolumeFile(ctx context.Context, req *v1.VolumeFileRequest) (*v1.StatVolumeFileResponse, error) {
+	response, err := c.statVolumeFile.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListVolumeFiles calls hostagent.v1.HostAgentService.ListVolumeFiles.
+func (c *hostAgentServiceClient) ListVolumeFiles(ctx context.Context, req *v1.ListVolumeFilesRequest) (*v1.ListVolumeFilesResponse, error) {
+	response, err := c.listVolumeFiles.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// MakeVolumeDirectory calls hostagent.v1.HostAgentService.MakeVolumeDirectory.
+func (c *hostAgentServiceClient) MakeVolumeDirectory(ctx context.Context, req *v1.MakeVolumeDirectoryRequest) (*v1.MakeVolumeDirectoryResponse, error) {
+	response, err := c.makeVolumeDirectory.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetVolumeFile calls hostagent.v1.HostAgentService.SetVolumeFile.
+func (c *hostAgentServiceClient) SetVolumeFile(ctx context.Context, req *v1.SetVolumeFileRequest) (*v1.SetVolumeFileResponse, error) {
+	response, err := c.setVolumeFile.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RenameVolumeFile calls hostagent.v1.HostAgentService.RenameVolumeFile.
+func (c *hostAgentServiceClient) RenameVolumeFile(ctx context.Context, req *v1.RenameVolumeFileRequest) (*v1.RenameVolumeFileResponse, error) {
+	response, err := c.renameVolumeFile.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveVolumeFile calls hostagent.v1.HostAgentService.RemoveVolumeFile.
+func (c *hostAgentServiceClient) RemoveVolumeFile(ctx context.Context, req *v1.VolumeFileRequest) (*v1.RemoveVolumeFileResponse, error) {
+	response, err := c.removeVolumeFile.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReadVolumeFile calls hostagent.v1.HostAgentService.ReadVolumeFile.
+func (c *hostAgentServiceClient) ReadVolumeFile(ctx context.Context, req *v1.VolumeFileRequest) (*connect.ServerStreamForClient[v1.ReadFileStreamResponse], error) {
+	return c.readVolumeFile.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// WriteVolumeFile calls hostagent.v1.HostAgentService.WriteVolumeFile.
+func (c *hostAgentServiceClient) WriteVolumeFile(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.WriteFileStreamRequest, v1.WriteVolumeFileResponse], error) {
+	return c.writeVolumeFile.CallClientStreamSimple(ctx)
+}
+
 // Exec calls hostagent.v1.HostAgentService.Exec.
 func (c *hostAgentServiceClient) Exec(ctx context.Context, req *v1.ExecRequest) (*v1.ExecResponse, error) {
 	response, err := c.exec.CallUnary(ctx, connect.NewRequest(req))
@@ -775,6 +936,23 @@ type HostAgentServiceHandler interface {
 	// DeleteVolume removes a volume and its files. It is no error if it does not
 	// exist, and failed_precondition while a sandbox has it mounted.
 	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
+	// StatVolumeFile describes a file, a directory or a link.
+	StatVolumeFile(context.Context, *v1.VolumeFileRequest) (*v1.StatVolumeFileResponse, error)
+	// ListVolumeFiles lists a directory; resource_exhausted when it has too many entries.
+	ListVolumeFiles(context.Context, *v1.ListVolumeFilesRequest) (*v1.ListVolumeFilesResponse, error)
+	// MakeVolumeDirectory makes a directory; already_exists if it exists, but not with parents.
+	MakeVolumeDirectory(context.Context, *v1.MakeVolumeDirectoryRequest) (*v1.MakeVolumeDirectoryResponse, error)
+	// SetVolumeFile changes the mode and the owner.
+	SetVolumeFile(context.Context, *v1.SetVolumeFileRequest) (*v1.SetVolumeFileResponse, error)
+	// RenameVolumeFile replaces what the new path names, unless that is a directory with entries.
+	RenameVolumeFile(context.Context, *v1.RenameVolumeFileRequest) (*v1.RenameVolumeFileResponse, error)
+	// RemoveVolumeFile removes a file, or a directory with all that is in it.
+	RemoveVolumeFile(context.Context, *v1.VolumeFileRequest) (*v1.RemoveVolumeFileResponse, error)
+	// ReadVolumeFile reads a file of any size.
+	ReadVolumeFile(context.Context, *v1.VolumeFileRequest, *connect.ServerStream[v1.ReadFileStreamResponse]) error
+	// WriteVolumeFile writes a file of any size: volume, then chunks. The file changes
+	// as a whole at the end, which is on the disk when the answer comes.
+	WriteVolumeFile(context.Context, *connect.ClientStream[v1.WriteFileStreamRequest]) (*v1.WriteVolumeFileResponse, error)
 	// Exec runs a command to its end and returns its output, up to a limit.
 	Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error)
 	// ExecStream runs a command, or follows a running one, and streams its output.
@@ -945,6 +1123,54 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		connect.WithSchema(hostAgentServiceMethods.ByName("DeleteVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	hostAgentServiceStatVolumeFileHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceStatVolumeFileProcedure,
+		svc.StatVolumeFile,
+		connect.WithSchema(hostAgentServiceMethods.ByName("StatVolumeFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceListVolumeFilesHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceListVolumeFilesProcedure,
+		svc.ListVolumeFiles,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ListVolumeFiles")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceMakeVolumeDirectoryHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceMakeVolumeDirectoryProcedure,
+		svc.MakeVolumeDirectory,
+		connect.WithSchema(hostAgentServiceMethods.ByName("MakeVolumeDirectory")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceSetVolumeFileHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceSetVolumeFileProcedure,
+		svc.SetVolumeFile,
+		connect.WithSchema(hostAgentServiceMethods.ByName("SetVolumeFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceRenameVolumeFileHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceRenameVolumeFileProcedure,
+		svc.RenameVolumeFile,
+		connect.WithSchema(hostAgentServiceMethods.ByName("RenameVolumeFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceRemoveVolumeFileHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceRemoveVolumeFileProcedure,
+		svc.RemoveVolumeFile,
+		connect.WithSchema(hostAgentServiceMethods.ByName("RemoveVolumeFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceReadVolumeFileHandler := connect.NewServerStreamHandlerSimple(
+		HostAgentServiceReadVolumeFileProcedure,
+		svc.ReadVolumeFile,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ReadVolumeFile")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceWriteVolumeFileHandler := connect.NewClientStreamHandlerSimple(
+		HostAgentServiceWriteVolumeFileProcedure,
+		svc.WriteVolumeFile,
+		connect.WithSchema(hostAgentServiceMethods.ByName("WriteVolumeFile")),
+		connect.WithHandlerOptions(opts...),
+	)
 	hostAgentServiceExecHandler := connect.NewUnaryHandlerSimple(
 		HostAgentServiceExecProcedure,
 		svc.Exec,
@@ -1041,6 +1267,22 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceCreateVolumeHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteVolumeProcedure:
 			hostAgentServiceDeleteVolumeHandler.ServeHTTP(w, r)
+		case HostAgentServiceStatVolumeFileProcedure:
+			hostAgentServiceStatVolumeFileHandler.ServeHTTP(w, r)
+		case HostAgentServiceListVolumeFilesProcedure:
+			hostAgentServiceListVolumeFilesHandler.ServeHTTP(w, r)
+		case HostAgentServiceMakeVolumeDirectoryProcedure:
+			hostAgentServiceMakeVolumeDirectoryHandler.ServeHTTP(w, r)
+		case HostAgentServiceSetVolumeFileProcedure:
+			hostAgentServiceSetVolumeFileHandler.ServeHTTP(w, r)
+		case HostAgentServiceRenameVolumeFileProcedure:
+			hostAgentServiceRenameVolumeFileHandler.ServeHTTP(w, r)
+		case HostAgentServiceRemoveVolumeFileProcedure:
+			hostAgentServiceRemoveVolumeFileHandler.ServeHTTP(w, r)
+		case HostAgentServiceReadVolumeFileProcedure:
+			hostAgentServiceReadVolumeFileHandler.ServeHTTP(w, r)
+		case HostAgentServiceWriteVolumeFileProcedure:
+			hostAgentServiceWriteVolumeFileHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecProcedure:
 			hostAgentServiceExecHandler.ServeHTTP(w, r)
 		case HostAgentServiceExecStreamProcedure:
@@ -1156,6 +1398,38 @@ func (UnimplementedHostAgentServiceHandler) CreateVolume(context.Context, *v1.Cr
 
 func (UnimplementedHostAgentServiceHandler) DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.DeleteVolume is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) StatVolumeFile(context.Context, *v1.VolumeFileRequest) (*v1.StatVolumeFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.StatVolumeFile is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ListVolumeFiles(context.Context, *v1.ListVolumeFilesRequest) (*v1.ListVolumeFilesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ListVolumeFiles is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) MakeVolumeDirectory(context.Context, *v1.MakeVolumeDirectoryRequest) (*v1.MakeVolumeDirectoryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.MakeVolumeDirectory is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) SetVolumeFile(context.Context, *v1.SetVolumeFileRequest) (*v1.SetVolumeFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.SetVolumeFile is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) RenameVolumeFile(context.Context, *v1.RenameVolumeFileRequest) (*v1.RenameVolumeFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.RenameVolumeFile is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) RemoveVolumeFile(context.Context, *v1.VolumeFileRequest) (*v1.RemoveVolumeFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.RemoveVolumeFile is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ReadVolumeFile(context.Context, *v1.VolumeFileRequest, *connect.ServerStream[v1.ReadFileStreamResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReadVolumeFile is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) WriteVolumeFile(context.Context, *connect.ClientStream[v1.WriteFileStreamRequest]) (*v1.WriteVolumeFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.WriteVolumeFile is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) Exec(context.Context, *v1.ExecRequest) (*v1.ExecResponse, error) {
