@@ -209,7 +209,7 @@ func TestHostileTree(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := files.List(ctx, "/", 1); !errors.Is(err, context.Canceled) {
-		t.Errorf("a list that nobody waits for: %v", err)
+		t.Errorf("a list of a caller that is gone: %v", err)
 	}
 	testkit.Must(t, os.WriteFile(filepath.Join(root, "deep", "\xff"), nil, 0o600))
 	if list, err := files.List(t.Context(), "deep", 1); err != nil || len(list) != 2 || list[1].Path != "/deep/\uFFFD" {
