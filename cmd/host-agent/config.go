@@ -26,12 +26,13 @@ import (
 
 // config is the file of --config. Every key may be left out.
 type config struct {
-	State   string `toml:"state"`        // images, disks, snapshots, journals; default: --state
-	Run     string `toml:"run"`          // sockets and consoles; short; default /run/wrenn
-	Images  string `toml:"images"`       // guest images; default: below state
-	Listen  string `toml:"listen"`       // default unix:<run>/agent.sock
-	Group   string `toml:"socket_group"` // may use that socket besides root; default none
-	Metrics string `toml:"metrics"`      // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
+	State   string `toml:"state"`          // images, disks, snapshots, journals; default: --state
+	Run     string `toml:"run"`            // sockets and consoles; short; default /run/wrenn
+	Images  string `toml:"images"`         // guest images; default: below state
+	Listen  string `toml:"listen"`         // default unix:<run>/agent.sock
+	Group   string `toml:"socket_group"`   // may use that socket besides root; default none
+	AnyUser bool   `toml:"any_local_user"` // allows a listen of 127.0.0.1:PORT without TLS, where every user and program of this machine controls all sandboxes
+	Metrics string `toml:"metrics"`        // GET /metrics, without TLS; default 127.0.0.1:49981; "off" for none
 
 	// MemoryLimitMB is what the agent itself should use at most, see budget.SetLimit; default a 32nd of the machine's memory, at least 512.
 	MemoryLimitMB int `toml:"memory_limit_mb"`
@@ -51,6 +52,8 @@ type templatesConfig struct {
 	// Registries that container images may come from, as docker.io or registry.example:5000. "*" is every
 	// one at a public address; one at another address, such as 10.0.0.5:5000, must be named. Default ["*"]; [] is none.
 	Registries []string `toml:"registries"`
+	// Images of this host from which teams may build: NAME for all teams, NAME=TEAM for the team with that id. Default ["*"], all; [] is none.
+	Images template.Images `toml:"images"`
 }
 
 type logConfig struct {
@@ -140,6 +143,9 @@ func (c *config) Complete(func(string) string) error {
 	if c.Network.Resolvers == nil {
 		c.Network.Resolvers = []netip.Addr{}
 	}
+	if c.Templates.Images == nil {
+		c.Templates.Images = template.Images{template.AnyImage}
+	}
 	if c.Templates.Registries == nil {
 		c.Templates.Registries = []string{template.AnyRegistry}
 	}
@@ -194,11 +200,12 @@ func (c *config) Check(problems *configfile.Problems) {
 		}
 	}
 	problems.Add(c.network().Check())
+	problems.Add(c.Templates.Images.Check())
 	problems.Add(c.listen().Check())
 }
 
 func (c *config) listen() server.Listen {
-	return server.Listen{Address: c.Listen, Group: c.Group, TLS: c.TLS}
+	return server.Listen{Address: c.Listen, Group: c.Group, AnyUser: c.AnyUser, TLS: c.TLS}
 }
 
 func (c *config) network() network.Config {
@@ -235,6 +242,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		},
 		Pool:       c.Ready.Machines,
 		Registries: c.Templates.Registries,
+		Allowed:    c.Templates.Images,
 		Out:        out, Log: log,
 	}
 }

@@ -65,6 +65,8 @@ type Config struct {
 	Hook     rollback.Hook                                             // see sandbox.Config
 	// Registries are those from which images for templates may come.
 	Registries template.Registries
+	// Allowed are the images of this host from which teams may build; nil is all.
+	Allowed template.Images
 }
 
 // Host is an assembled host. Close it.
@@ -292,7 +294,7 @@ func (h *Host) openTemplates(ctx context.Context) (err error) {
 	images := h.cfg.Image
 	images.Name = "" // of the base guest
 	h.Templates, err = template.New(template.Config{
-		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Closed: h.cfg.Network.Closed, Log: h.cfg.Log,
+		Manager: h.Manager, Store: h.store, Images: images, Kernel: h.guest.Kernel, Registries: h.cfg.Registries, Allowed: h.cfg.Allowed, Closed: h.cfg.Network.Closed, Log: h.cfg.Log,
 	})
 	if err != nil {
 		return err

@@ -63,8 +63,8 @@ func (s locked) remove() {
 }
 
 // end releases what the sandbox had and keeps its name, with the verdict, until
-// Destroy. The disk of a failed one is kept as well: it may be all that is left of
-// a user's work.
+// Destroy. The disk of a failed one is kept until then as well, for an operator who has
+// no control plane; a control plane destroys the sandbox when it has the verdict.
 func (s locked) end(ctx context.Context, verdict Verdict) error {
 	s.state.set(StatusStopping, "")
 	if guest := s.Guest(); guest != nil {

@@ -27,7 +27,10 @@ type Listen struct {
 	Address string
 	// Group may use the socket of a unix Address, besides root; "" is none.
 	Group string
-	TLS   TLS
+	// AnyUser allows a loopback address without TLS, at which every program on the
+	// machine controls the sandboxes.
+	AnyUser bool
+	TLS     TLS
 }
 
 // TLS names the files, in PEM, of mutual TLS. All or none are set; ClientName
@@ -76,6 +79,9 @@ func (l Listen) Check() error {
 	ip, err := netip.ParseAddr(host)
 	if host != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return wrenn.Errorf(wrenn.Invalid, "listen %q: other machines could reach it, so mutual TLS is needed: set tls.certificate, tls.key and tls.client_ca, or listen on unix:/path or 127.0.0.1", l.Address)
+	}
+	if !l.AnyUser {
+		return wrenn.Errorf(wrenn.Invalid, "listen %q: every user and program of this machine could control the sandboxes: listen on unix:/path, with socket_group for the control plane, or set tls; any_local_user = true allows it nevertheless", l.Address)
 	}
 	return nil
 }

@@ -36,10 +36,14 @@ func TestWhereAnAgentListens(t *testing.T) {
 		says   string // "" is allowed
 	}{
 		{Listen{Address: "unix:/run/wrenn/agent.sock"}, ""},
-		{Listen{Address: "127.0.0.1:1"}, ""},
-		{Listen{Address: "[::1]:1"}, ""},
-		{Listen{Address: "127.9.9.9:1"}, ""},
-		{Listen{Address: "localhost:1"}, ""},
+		{Listen{Address: "127.0.0.1:1", AnyUser: true}, ""},
+		{Listen{Address: "127.0.0.1:1"}, "any_local_user"},
+		{Listen{Address: "[::1]:1", AnyUser: true}, ""},
+		{Listen{Address: "[::1]:1"}, "any_local_user"},
+		{Listen{Address: "127.9.9.9:1", AnyUser: true}, ""},
+		{Listen{Address: "127.9.9.9:1"}, "any_local_user"},
+		{Listen{Address: "localhost:1", AnyUser: true}, ""},
+		{Listen{Address: "localhost:1"}, "any_local_user"},
 		{Listen{Address: "0.0.0.0:1", TLS: full}, ""},
 		{Listen{Address: "0.0.0.0:1", TLS: broken}, files.Key},
 		{Listen{Address: "0.0.0.0:1", TLS: nameless}, "client_name"},

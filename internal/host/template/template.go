@@ -57,6 +57,7 @@ type Config struct {
 	Images     image.Config   // where images are and how they are made
 	Kernel     vm.Kernel      // what they boot
 	Registries Registries     // from which container images may come
+	Allowed    Images         // of Images, those from which teams may build; nil is all
 	Closed     []netip.Prefix // networks to which no registry leads that is not named; optional
 	Log        *slog.Logger
 }
@@ -145,6 +146,10 @@ func (b *Builder) check(job wrenn.BuildRequest) error {
 	switch from := job.Spec.From; {
 	case strings.HasPrefix(from.Image, buildImage): // another build's
 		return wrenn.Errorf(wrenn.NotFound, "there is no image %.80q", from.Image)
+	case from.Image != "" && b.cfg.Allowed != nil:
+		if err := b.cfg.Allowed.allow(from.Image, job.Team); err != nil {
+			return err
+		}
 	case from.OCI != "":
 		return b.cfg.Registries.check(from.OCI)
 	}
