@@ -94,6 +94,9 @@ func (b BuildRequest) Check() error {
 	case !isTextOf(maxLoginBytes, b.Login.Username, b.Login.Password):
 		return Errorf(Invalid, "a registry's user name and password have at most %d bytes", maxLoginBytes)
 	}
+	if b.Spec.From.DiskOnly && b.Spec.From.Sandbox == "" {
+		return Errorf(Invalid, "only of a sandbox the memory can be left out")
+	}
 	return b.Spec.Check()
 }
 

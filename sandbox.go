@@ -125,7 +125,39 @@ type OnTimeout string
 const (
 	DestroyOnTimeout OnTimeout = "destroy"
 	PauseOnTimeout   OnTimeout = "pause"
+	// PauseDiskOnTimeout pauses without the memory, see PauseOptions.
+	PauseDiskOnTimeout OnTimeout = "pause_disk"
 )
+
+// Pauses reports whether a sandbox is paused at the end of its timeout.
+func (o OnTimeout) Pauses() bool { return o == PauseOnTimeout || o == PauseDiskOnTimeout }
+
+// PauseOptions are how a sandbox is paused. The zero value saves its memory, and
+// needs a guest that answers.
+type PauseOptions struct {
+	// DiskOnly saves the disk alone, from which the sandbox boots when it is resumed.
+	// It needs a guest that answers, whatever Guest says.
+	DiskOnly bool
+	Guest    PauseGuest
+}
+
+// PauseGuest is what a pause does about a guest that does not answer.
+type PauseGuest string
+
+// The values of PauseGuest.
+const (
+	PauseHealthy PauseGuest = ""        // the sandbox is not paused
+	PauseIfAble  PauseGuest = "if_able" // its programs and its disk are saved as they stand
+	PauseForced  PauseGuest = "forced"  // no guest is asked: all are saved as they stand
+)
+
+// Check returns an Invalid error for options that contradict each other.
+func (p PauseOptions) Check() error {
+	if p.DiskOnly && p.Guest == PauseForced {
+		return Errorf(Invalid, "a pause without the memory needs a sandbox that answers, so it cannot be forced")
+	}
+	return nil
+}
 
 // EndCause is why a sandbox ended. The set is closed: the protocol of the hosts, the
 // API's document and the database have the same.

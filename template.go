@@ -83,6 +83,8 @@ type TemplateSource struct {
 	Image   string    // the name of an image of the host
 	OCI     string    // a container image in a registry
 	Sandbox SandboxID // a running sandbox of the team
+	// DiskOnly leaves out the memory of Sandbox: sandboxes boot.
+	DiskOnly bool
 	// Template is a template of the team, as it was built. Of the machine only the
 	// disk is used.
 	Template BuildID
@@ -160,6 +162,7 @@ type BuildResult struct {
 	SizeBytes int64 // on the host's disk, including what it shares with others
 	Env       map[string]string
 	Digest    string // of the container image; "" if it was built from none
+	DiskOnly  bool   // there is no memory: sandboxes boot
 }
 
 // Template is a name and what it means.

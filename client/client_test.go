@@ -123,18 +123,23 @@ func (f *fake) DeleteSandbox(_ context.Context, _ service.Caller, id wrenn.Sandb
 	return err
 }
 
-func (f *fake) PauseSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return f.find(id)
+func (f *fake) PauseSandboxBy(_ context.Context, _ service.Caller, id wrenn.SandboxID, options wrenn.PauseOptions) (*wrenn.Sandbox, error) {
+	sb, err := f.find(id)
+	if err != nil || options == (wrenn.PauseOptions{}) {
+		return sb, err
+	}
+	paused := *sb // by which the test knows how
+	if options.Guest == wrenn.PauseForced {
+		paused.EndCause, paused.Unresponsive = wrenn.CauseUser, &wrenn.Unresponsive{Since: sb.CreatedAt, Reason: "nothing answers"}
+	}
+	if options.DiskOnly {
+		paused.OnTimeout = wrenn.PauseDiskOnTimeout
+	}
+	return &paused, nil
 }
 
-func (f *fake) ForcePauseSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	sb, err := f.find(id)
-	if err != nil {
-		return nil, err
-	}
-	forced := *sb // by which the test knows it
-	forced.EndCause, forced.Unresponsive = wrenn.CauseUser, &wrenn.Unresponsive{Since: sb.CreatedAt, Reason: "nothing answers"}
-	return &forced, nil
+func (f *fake) BootSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return f.find(id)
 }
 
 func (f *fake) ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error) {

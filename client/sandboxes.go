@@ -167,6 +167,18 @@ func (c *Client) ForcePauseSandbox(ctx context.Context, id string) (*Sandbox, er
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause"), query: url.Values{"force": {"true"}}})
 }
 
+// PauseSandboxDisk is PauseSandbox without the memory: it is quick and takes little
+// space, and when it is resumed the sandbox boots, without the programs that ran.
+func (c *Client) PauseSandboxDisk(ctx context.Context, id string) (*Sandbox, error) {
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause"), query: url.Values{"disk_only": {"true"}}})
+}
+
+// BootSandbox is ResumeSandbox by a boot from the disk, although the memory was saved.
+// Programs, and what they have not written, are lost.
+func (c *Client) BootSandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/resume"), query: url.Values{"boot": {"true"}}})
+}
+
 // ResumeSandbox resumes a paused sandbox, with its programs and their memory, and
 // returns when it runs. Resuming a running sandbox changes nothing.
 func (c *Client) ResumeSandbox(ctx context.Context, id string) (*Sandbox, error) {

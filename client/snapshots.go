@@ -14,6 +14,9 @@ type OnTimeout string
 const (
 	DestroyOnTimeout OnTimeout = "destroy"
 	PauseOnTimeout   OnTimeout = "pause"
+	// PauseDiskOnTimeout is that of PauseSandboxDisk; of a sandbox that does not answer
+	// the memory is saved as well.
+	PauseDiskOnTimeout OnTimeout = "pause_disk"
 )
 
 // Fork describes the copies to make.

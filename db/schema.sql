@@ -163,7 +163,7 @@ CREATE TABLE public.sandboxes (
     volumes jsonb DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT sandboxes_end_cause CHECK ((end_cause = ANY (ARRAY[''::text, 'user'::text, 'timeout'::text, 'guest_powered_off'::text, 'guest_panicked'::text, 'guest_out_of_memory'::text, 'host_out_of_memory'::text, 'vmm_crashed'::text, 'host_restarted'::text, 'host_lost'::text, 'start_failed'::text, 'quarantined'::text, 'internal'::text]))),
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
-    CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text]))),
+    CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text, 'pause_disk'::text]))),
     CONSTRAINT sandboxes_state CHECK ((state = ANY (ARRAY['pending'::text, 'starting'::text, 'running'::text, 'pausing'::text, 'paused'::text, 'resuming'::text, 'stopping'::text, 'stopped'::text, 'failed'::text]))),
     CONSTRAINT sandboxes_timeout_sec_check CHECK ((timeout_sec >= 0)),
     CONSTRAINT sandboxes_vcpus_check CHECK ((vcpus > 0))

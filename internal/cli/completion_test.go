@@ -60,7 +60,7 @@ func TestComplete(t *testing.T) {
 		"checkpoints of which":               {[]string{url, "checkpoint", "restore", ""}, box},
 		"checkpoints":                        {[]string{url, "checkpoint", "restore", testID, "s"}, []string{"s1", "s2", "s3", "s4", "s5"}},
 		"checkpoints, not twice":             {[]string{url, "checkpoint", "rm", testID, "s1", "s3", ""}, []string{"s2", "s4", "s5"}},
-		"what happens then":                  {[]string{"sandbox", "create", "--on-timeout", ""}, []string{"destroy", "pause"}},
+		"what happens then":                  {[]string{"sandbox", "create", "--on-timeout", ""}, []string{"destroy", "pause", "pause_disk"}},
 		"copy":                               {[]string{url, "sandbox", "cp", "here", "i"}, []string{testID + ":"}},
 		"files of this machine":              {[]string{url, "sandbox", "cp", "./"}, none},
 		"standard input":                     {[]string{url, "sandbox", "cp", "-", ""}, []string{testID + ":"}},

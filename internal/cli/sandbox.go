@@ -56,7 +56,7 @@ type createCommand struct {
 	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
 	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
 	Timeout    idle              `placeholder:"TIME" help:"Time without use after which it ends, such as 90s, 1h or never; default: 5m."`
-	OnTimeout  client.OnTimeout  `enum:"destroy,pause" default:"destroy" help:"What happens after --timeout: ${enum}."`
+	OnTimeout  client.OnTimeout  `enum:"destroy,pause,pause_disk" default:"destroy" help:"What happens after --timeout: ${enum}."`
 	AutoResume bool              `help:"Resume it by its next use after a pause."`
 	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
 	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
@@ -265,7 +265,9 @@ func (s *session) each(ctx context.Context, what string, ids []string, do func(c
 
 type pauseCommand struct {
 	IDs   []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
-	Force bool     `help:"Pause a sandbox that does not answer: its programs and disk are saved in their current state."`
+	Force bool     `xor:"how" help:"Pause a sandbox that does not answer: its programs and disk are saved in their current state."`
+
+	DiskOnly bool `xor:"how" help:"Save the disk alone: resumed, the sandbox boots, without the programs that ran."`
 }
 
 // Run pauses the sandboxes and returns when their memory is free.
@@ -273,15 +275,22 @@ func (c *pauseCommand) Run(ctx context.Context, s *session) error {
 	if c.Force {
 		return s.change(ctx, "pausing", c.IDs, (*client.Client).ForcePauseSandbox)
 	}
+	if c.DiskOnly {
+		return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandboxDisk)
+	}
 	return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandbox)
 }
 
 type resumeCommand struct {
-	IDs []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
+	IDs  []string `arg:"" complete:"sandbox" name:"id" help:"The sandboxes."`
+	Boot bool     `help:"Boot from the disk, although the memory was saved: programs, and what they have not written, are lost."`
 }
 
 // Run resumes the sandboxes and returns when they run.
 func (c *resumeCommand) Run(ctx context.Context, s *session) error {
+	if c.Boot {
+		return s.change(ctx, "booting", c.IDs, (*client.Client).BootSandbox)
+	}
 	return s.change(ctx, "resuming", c.IDs, (*client.Client).ResumeSandbox)
 }
 

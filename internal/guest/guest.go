@@ -135,6 +135,7 @@ func (a *Agent) routes() http.Handler {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.HandleFunc("GET /envs", a.serveEnvs)
+	mux.HandleFunc("GET /settings", a.serveSettings)
 	mux.Handle("GET /connect", ports.Handler(answerError))
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("POST /freeze", a.serveFreeze)

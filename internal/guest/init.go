@@ -104,6 +104,13 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
+// serveSettings answers what /init has set and a boot would lose, in the form of
+// /init.
+func (a *Agent) serveSettings(w http.ResponseWriter, _ *http.Request) {
+	v := a.settings.Get()
+	answerJSON(w, http.StatusOK, map[string]any{"envVars": v.Env, "defaultUser": v.User, "defaultWorkdir": v.Workdir})
+}
+
 // mount mounts volumes. A restored guest has them mounted.
 func (a *Agent) mount(volumes []volumeMount) error {
 	for _, v := range volumes {

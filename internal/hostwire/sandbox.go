@@ -136,6 +136,8 @@ var onTimeouts = map[wrenn.OnTimeout]pb.OnTimeout{
 	"":                     pb.OnTimeout_ON_TIMEOUT_DESTROY,
 	wrenn.DestroyOnTimeout: pb.OnTimeout_ON_TIMEOUT_DESTROY,
 	wrenn.PauseOnTimeout:   pb.OnTimeout_ON_TIMEOUT_PAUSE,
+
+	wrenn.PauseDiskOnTimeout: pb.OnTimeout_ON_TIMEOUT_PAUSE_DISK,
 }
 
 func parseOnTimeout(msg pb.OnTimeout) (_ wrenn.OnTimeout, known bool) {
@@ -144,6 +146,8 @@ func parseOnTimeout(msg pb.OnTimeout) (_ wrenn.OnTimeout, known bool) {
 		return wrenn.DestroyOnTimeout, true
 	case pb.OnTimeout_ON_TIMEOUT_PAUSE:
 		return wrenn.PauseOnTimeout, true
+	case pb.OnTimeout_ON_TIMEOUT_PAUSE_DISK:
+		return wrenn.PauseDiskOnTimeout, true
 	}
 	return "", false
 }
@@ -258,6 +262,26 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
 	}
+}
+
+// PauseRequest asks for a pause.
+func PauseRequest(id wrenn.SandboxID, options wrenn.PauseOptions) *pb.PauseSandboxRequest {
+	return &pb.PauseSandboxRequest{
+		SandboxId: string(id), DiskOnly: options.DiskOnly,
+		Force: options.Guest == wrenn.PauseForced, IfAble: options.Guest == wrenn.PauseIfAble,
+	}
+}
+
+// ParsePauseRequest reads how a sandbox is to be paused.
+func ParsePauseRequest(msg *pb.PauseSandboxRequest) wrenn.PauseOptions {
+	options := wrenn.PauseOptions{DiskOnly: msg.GetDiskOnly()}
+	switch {
+	case msg.GetForce():
+		options.Guest = wrenn.PauseForced
+	case msg.GetIfAble():
+		options.Guest = wrenn.PauseIfAble
+	}
+	return options
 }
 
 // ForkRequest asks for copies of a sandbox, with the access tokens of their agents.

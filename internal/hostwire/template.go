@@ -9,7 +9,7 @@ import (
 // sandbox only that is sent: the sandbox on its host has the rest.
 func BuildRequest(build wrenn.BuildRequest) *pb.BuildTemplateRequest {
 	spec := build.Spec
-	msg := &pb.BuildTemplateRequest{Generation: string(build.ID), Team: string(build.Team)}
+	msg := &pb.BuildTemplateRequest{Generation: string(build.ID), Team: string(build.Team), DiskOnly: spec.From.DiskOnly}
 	if from := spec.From.Sandbox; from != "" {
 		msg.Source = &pb.BuildTemplateRequest_SandboxId{SandboxId: string(from)}
 		return msg
@@ -50,6 +50,7 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error)
 }
 
 func parseSource(msg *pb.BuildTemplateRequest) (from wrenn.TemplateSource, err error) {
+	from.DiskOnly = msg.GetDiskOnly()
 	switch source := msg.GetSource().(type) {
 	case *pb.BuildTemplateRequest_SandboxId:
 		from.Sandbox, err = wrenn.ParseSandboxID(source.SandboxId)
@@ -99,7 +100,7 @@ func BuildEvent(ev wrenn.BuildEvent) *pb.BuildTemplateResponse {
 	case ev.Built != nil:
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Done{Done: &pb.TemplateBuilt{
 			Vcpus: number(ev.Built.VCPUs), MemoryMb: number(ev.Built.MemoryMiB), SizeBytes: size(ev.Built.SizeBytes),
-			Env: ev.Built.Env, Digest: ev.Built.Digest,
+			Env: ev.Built.Env, Digest: ev.Built.Digest, DiskOnly: ev.Built.DiskOnly,
 		}}}
 	case ev.Keepalive:
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Keepalive{Keepalive: true}}
@@ -123,7 +124,7 @@ func ParseBuildEvent(msg *pb.BuildTemplateResponse) wrenn.BuildEvent {
 	case *pb.BuildTemplateResponse_Done:
 		return wrenn.BuildEvent{Built: &wrenn.BuildResult{
 			Size: parseSandboxSize(ev.Done), SizeBytes: parseSize(ev.Done.GetSizeBytes()),
-			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()),
+			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()), DiskOnly: ev.Done.GetDiskOnly(),
 		}}
 	}
 	return wrenn.BuildEvent{Keepalive: true}

@@ -41,7 +41,9 @@ type Manifest struct {
 	Pinned bool `json:"kept,omitempty"`
 	// A transient snapshot is of use only to machines that run now: it need not
 	// survive a power cut, and its large files are not hashed.
-	Transient bool   `json:"transient,omitempty"`
+	Transient bool `json:"transient,omitempty"`
+	// A snapshot of the disk alone has no machine: sandboxes boot from it.
+	DiskOnly bool   `json:"disk_only,omitempty"`
 	Files     []File `json:"files"`
 	// Metadata is the caller's; at most maxMetadata bytes.
 	Metadata []byte `json:"note,omitempty"`

@@ -5,7 +5,8 @@
 //
 //	<dir>/<id>/snapshot.json  the manifest; written last
 //	<dir>/<id>/root.ext4      the disk
-//	<dir>/<id>/machine/       the driver's files, with the driver's manifest
+//	<dir>/<id>/machine/       the driver's files, with the driver's manifest; empty without memory
+//	<dir>/<id>/settings.json  what the guest's agent kept in memory, for a boot from the disk; may be missing
 //	<dir>/<id>/hashes.json    hashes of large files; written some time later
 package snapshot
 
@@ -33,6 +34,7 @@ import (
 const (
 	machineName  = "machine"
 	diskName     = "root.ext4"
+	settingsName = "settings.json"
 	manifestName = "snapshot.json"
 	hashesName   = "hashes.json"
 )
@@ -175,6 +177,9 @@ func (st *Staged) Disk() string { return filepath.Join(st.dir, diskName) }
 // Machine is the empty directory for the driver's files.
 func (st *Staged) Machine() string { return filepath.Join(st.dir, machineName) }
 
+// Settings is the path at which the caller may write the settings of the guest.
+func (st *Staged) Settings() string { return filepath.Join(st.dir, settingsName) }
+
 // Discard removes the snapshot unless it is published. Twice is allowed.
 func (st *Staged) Discard(context.Context) error {
 	if st.dir == "" {
@@ -268,6 +273,15 @@ func (s *Snapshot) Disk() string { return filepath.Join(s.dir, diskName) }
 
 // Machine is the directory with the driver's files.
 func (s *Snapshot) Machine() string { return filepath.Join(s.dir, machineName) }
+
+// Settings returns the settings of the guest, nil when there are none.
+func (s *Snapshot) Settings() ([]byte, error) {
+	text, err := os.ReadFile(filepath.Join(s.dir, settingsName))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return text, err
+}
 
 // Load checks a snapshot and leases it: it is not collected before release is
 // called. Twice is allowed for release. NotFound when there is no such snapshot;

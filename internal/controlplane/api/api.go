@@ -34,8 +34,8 @@ type Sandboxes interface {
 	ListSandboxes(context.Context, service.Caller, service.ListSandboxes) (page []wrenn.Sandbox, next string, err error)
 	Sandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error
-	ForcePauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
-	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	BootSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	PauseSandboxBy(context.Context, service.Caller, wrenn.SandboxID, wrenn.PauseOptions) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
 	SetNetwork(context.Context, service.Caller, wrenn.SandboxID, wrenn.NetworkPolicy) (*wrenn.Sandbox, error)

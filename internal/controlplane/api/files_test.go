@@ -191,7 +191,7 @@ func (s *slow) wait(ctx context.Context, c service.Caller, id wrenn.SandboxID) (
 	}
 }
 
-func (s *slow) PauseSandbox(ctx context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+func (s *slow) PauseSandboxBy(ctx context.Context, c service.Caller, id wrenn.SandboxID, _ wrenn.PauseOptions) (*wrenn.Sandbox, error) {
 	return s.wait(ctx, c, id)
 }
 

@@ -123,9 +123,12 @@ func (h *handlers) DeleteSandbox(ctx context.Context, req oapi.DeleteSandboxRequ
 }
 
 func (h *handlers) PauseSandbox(ctx context.Context, req oapi.PauseSandboxRequestObject) (oapi.PauseSandboxResponseObject, error) {
-	pause := h.s.service.PauseSandbox
+	options := wrenn.PauseOptions{DiskOnly: value(req.Params.DiskOnly)}
 	if value(req.Params.Force) {
-		pause = h.s.service.ForcePauseSandbox
+		options.Guest = wrenn.PauseForced
+	}
+	pause := func(ctx context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+		return h.s.service.PauseSandboxBy(ctx, c, id, options)
 	}
 	sb, err := h.change(ctx, req.ID, pause)
 	if err != nil {
@@ -135,7 +138,11 @@ func (h *handlers) PauseSandbox(ctx context.Context, req oapi.PauseSandboxReques
 }
 
 func (h *handlers) ResumeSandbox(ctx context.Context, req oapi.ResumeSandboxRequestObject) (oapi.ResumeSandboxResponseObject, error) {
-	sb, err := h.change(ctx, req.ID, h.s.service.ResumeSandbox)
+	resume := h.s.service.ResumeSandbox
+	if value(req.Params.Boot) {
+		resume = h.s.service.BootSandbox
+	}
+	sb, err := h.change(ctx, req.ID, resume)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,11 @@ func (s *obliging) Sandbox(_ context.Context, c service.Caller, id wrenn.Sandbox
 
 func (s *obliging) DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error { return nil }
 
-func (s *obliging) PauseSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+func (s *obliging) BootSandbox(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return box(id, wrenn.Running), nil
+}
+
+func (s *obliging) PauseSandboxBy(_ context.Context, _ service.Caller, id wrenn.SandboxID, _ wrenn.PauseOptions) (*wrenn.Sandbox, error) {
 	return box(id, wrenn.Paused), nil
 }
 

@@ -177,18 +177,23 @@ func (s *stub) DeleteSandbox(_ context.Context, c service.Caller, id wrenn.Sandb
 	return err
 }
 
-func (s *stub) PauseSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return s.find(c, id)
+func (s *stub) PauseSandboxBy(_ context.Context, c service.Caller, id wrenn.SandboxID, options wrenn.PauseOptions) (*wrenn.Sandbox, error) {
+	sb, err := s.find(c, id)
+	if err != nil || options == (wrenn.PauseOptions{}) {
+		return sb, err
+	}
+	paused := *sb // by which the test knows how
+	if options.Guest == wrenn.PauseForced {
+		paused.Unresponsive, paused.EndCause = &wrenn.Unresponsive{Since: testTime, Reason: "nothing answers"}, wrenn.CauseUser
+	}
+	if options.DiskOnly {
+		paused.OnTimeout = wrenn.PauseDiskOnTimeout
+	}
+	return &paused, nil
 }
 
-func (s *stub) ForcePauseSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	sb, err := s.find(c, id)
-	if err != nil {
-		return nil, err
-	}
-	forced := *sb // by which the test knows it
-	forced.Unresponsive, forced.EndCause = &wrenn.Unresponsive{Since: testTime, Reason: "nothing answers"}, wrenn.CauseUser
-	return &forced, nil
+func (s *stub) BootSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.find(c, id)
 }
 
 func (s *stub) ResumeSandbox(_ context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {

@@ -15,7 +15,7 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 		Name: body.Name, FromTemplate: value(body.FromTemplate),
 		Login: wrenn.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
 		Spec: wrenn.TemplateSpec{
-			From: wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox))},
+			From: wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox)), DiskOnly: value(body.DiskOnly)},
 			Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, Env: value(body.Env),
 			StartCmd: value(body.StartCmd), ReadyCmd: value(body.ReadyCmd), ReadyTimeout: time.Duration(value(body.ReadyTimeoutSec)) * time.Second,
 			Steps: steps(value(body.Steps)), NoCache: value(body.NoCache), User: value(body.User), Workdir: value(body.Workdir),

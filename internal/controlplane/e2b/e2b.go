@@ -57,7 +57,8 @@ type Service interface {
 	CountSandboxes(context.Context, service.Caller, service.ListSandboxes) (int, error)
 	Sandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error
-	PauseSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	BootSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
+	PauseSandboxBy(context.Context, service.Caller, wrenn.SandboxID, wrenn.PauseOptions) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
 	SetNextTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
@@ -66,7 +67,7 @@ type Service interface {
 	ForkSandbox(context.Context, service.Caller, wrenn.SandboxID, service.ForkSandbox) (*service.Forked, error)
 
 	TeamName(context.Context, service.Caller) (string, error)
-	SnapshotSandbox(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string) (*wrenn.Template, error)
+	SnapshotSandbox(ctx context.Context, c service.Caller, id wrenn.SandboxID, name string, diskOnly bool) (*wrenn.Template, error)
 	ListSnapshots(context.Context, service.Caller, service.ListSnapshots) (page []wrenn.Template, more bool, err error)
 
 	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)

@@ -172,13 +172,15 @@ func TestUnresponsiveSandbox(t *testing.T) {
 	sb, _, _ := s.call(t, "POST", "/sandboxes", `{"templateID":"base"}`, 201)
 	id, _ := sb["sandboxID"].(string)
 	s.agent.Silence(wrenn.SandboxID(id), time.Now(), "nothing in it answers")
-	failed, _, h := s.call(t, "POST", "/sandboxes/"+id+"/pause", `{}`, 503)
+	failed, _, h := s.call(t, "POST", "/sandboxes/"+id+"/pause", `{"requireHealthyGuest":true}`, 503)
 	if text, _ := failed["message"].(string); !strings.Contains(text, "nothing in it answers") {
 		t.Errorf("the answer is %v", failed)
 	}
 	if h.Get("Should-Retry") != "false" || h.Get("Retry-After") != "" {
 		t.Errorf("Should-Retry is %q, Retry-After %q", h.Get("Should-Retry"), h.Get("Retry-After"))
 	}
+	s.call(t, "POST", "/sandboxes/"+id+"/pause", `{"memory":false}`, 503)
+	s.call(t, "POST", "/sandboxes/"+id+"/pause", `{}`, 204)
 	s.call(t, "DELETE", "/sandboxes/"+id, ``, 204)
 }
 
@@ -565,10 +567,6 @@ func TestSnapshots(t *testing.T) {
 	s.call(t, "POST", at+"/snapshots", `{"name":"mine:v1"}`, 201) // which the name refers to now
 	s.call(t, "POST", at+"/snapshots", `{"name":"a/b"}`, 400)
 	s.call(t, "POST", at+"/snapshots", `{"name":"base"}`, 400)
-	disk, _, _ := s.call(t, "POST", at+"/snapshots", `{"memory":false}`, 400)
-	if disk["error_code"] != "snapshot_filesystem_only_disabled" {
-		t.Errorf("memory: false is answered with %v", disk)
-	}
 	s.call(t, "POST", "/sandboxes/inothing/snapshots", `{}`, 404)
 
 	count := func(query string, want int) (ids []string, next string) {
@@ -606,6 +604,64 @@ func TestSnapshots(t *testing.T) {
 	s.call(t, "DELETE", "/templates/mine%3Av1", "", 204)
 	s.call(t, "DELETE", "/templates/mine%3Av1", "", 404)
 	count("", 2)
+}
+
+// TestWithoutMemory pauses, resumes and saves the disk alone.
+func TestWithoutMemory(t *testing.T) {
+	s := newSurface(t)
+	for body, want := range map[string]int{
+		`"autoPauseMemory":false`: 400,
+		`"autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}`:  400,
+		`"autoPause":true,"autoPauseMemory":true,"autoResume":{"enabled":true}`:   201,
+		`"autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":false}`: 201,
+	} {
+		s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base",`+body+`}`, want)
+	}
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","autoPause":true,"autoPauseMemory":false}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	info, _, _ := s.call(t, "GET", at, "", 200)
+	if !cmp.Equal(info["lifecycle"], any(map[string]any{"autoResume": false, "onTimeout": "pause"})) {
+		t.Errorf("lifecycle: %v", info["lifecycle"])
+	}
+	for i, step := range []struct {
+		pause, connect string
+		disk, ifAble   bool
+		boots          int
+	}{
+		{`{"memory":false}`, `{}`, true, true, 0},
+		{`{"memory":true,"requireHealthyGuest":true}`, `{"memory":false}`, false, false, 1},
+		{``, `{"memory":true}`, false, true, 1},
+	} {
+		s.call(t, "POST", at+"/pause", step.pause, 204)
+		all := s.agent.Pauses()
+		if last := all[len(all)-1]; len(all) != i+1 || last.GetDiskOnly() != step.disk || last.GetIfAble() != step.ifAble {
+			t.Errorf("%s asked for %v", step.pause, all)
+		}
+		s.call(t, "POST", "/v2"+at+"/connect", step.connect, 201)
+		if n := s.agent.Boots(); n != step.boots {
+			t.Errorf("after %s the sandbox has booted %d times, want %d", step.connect, n, step.boots)
+		}
+	}
+	s.call(t, "POST", "/v2"+at+"/connect", `{"memory":false}`, 200) // it runs
+	s.call(t, "POST", at+"/snapshots", `{"name":"disk","memory":false}`, 201)
+}
+
+// TestPortsAreShown as they were chosen at create.
+func TestPortsAreShown(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base","network":{"allowPublicTraffic":false,"maskRequestHost":"localhost:${PORT}","httpsPorts":[8443],"denyOut":["1.1.1.1"]}}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	info, _, _ := s.call(t, "GET", at, "", 200)
+	want := map[string]any{"allowPublicTraffic": false, "maskRequestHost": "localhost:${PORT}", "httpsPorts": []any{8443.}, "denyOut": []any{"1.1.1.1"}}
+	if diff := cmp.Diff(any(want), info["network"]); diff != "" {
+		t.Errorf("network (-want +got):\n%s", diff)
+	}
+	s.call(t, "PUT", at+"/network", `{}`, 204)
+	delete(want, "denyOut")
+	info, _, _ = s.call(t, "GET", at, "", 200)
+	if diff := cmp.Diff(any(want), info["network"]); diff != "" {
+		t.Errorf("after the rules are gone, network (-want +got):\n%s", diff)
+	}
 }
 
 // TestSnapshotThatFails leaves no template.

@@ -36,12 +36,17 @@ func ingressOf(n oapi.NetworkRules) wrenn.Ingress {
 	return wrenn.Ingress{Private: n.AllowPublicTraffic != nil && !*n.AllowPublicTraffic, MaskHost: n.MaskRequestHost, HTTPSPorts: n.HTTPSPorts}
 }
 
-// networkOf returns nil for a policy without rules.
-func networkOf(p wrenn.NetworkPolicy) *oapi.SandboxNetwork {
-	if p.IsZero() {
+// networkOf returns nil for a policy without rules, and ports that everyone reaches.
+func networkOf(p wrenn.NetworkPolicy, ingress wrenn.Ingress) *oapi.SandboxNetwork {
+	if p.IsZero() && ingress.IsZero() {
 		return nil
 	}
-	out := &oapi.SandboxNetwork{AllowOut: p.AllowTexts(), DenyOut: p.DenyTexts()}
+	out := &oapi.SandboxNetwork{
+		AllowOut: p.AllowTexts(), DenyOut: p.DenyTexts(), MaskRequestHost: ingress.MaskHost, HTTPSPorts: ingress.HTTPSPorts,
+	}
+	if ingress.Private {
+		out.AllowPublicTraffic = new(false)
+	}
 	if p.DenyByDefault {
 		out.DenyOut = slices.Insert(out.DenyOut, 0, everyAddress)
 	}

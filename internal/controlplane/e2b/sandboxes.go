@@ -43,8 +43,8 @@ func (s *Server) create(timeout time.Duration) operation {
 			Template: ourName(req.TemplateID), EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
 			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Volumes: parseMounts(req.VolumeMounts), Network: policy,
 		}}
-		if req.AutoPause {
-			want.OnTimeout = wrenn.PauseOnTimeout
+		if want.OnTimeout, err = onTimeoutOf(&req); err != nil {
+			return 0, nil, err
 		}
 		sb, err := s.createSandbox(r, c, &req, want)
 		if wrenn.CodeOf(err) == wrenn.NotFound && len(req.VolumeMounts) == 0 {
@@ -143,7 +143,14 @@ func (s *Server) get(r *http.Request, c service.Caller) (int, any, error) {
 		return 0, nil, err
 	}
 	token, err := s.service.AccessToken(r.Context(), sb.ID)
-	out := detailOf(sb, token)
+	if err != nil {
+		return 0, nil, err
+	}
+	ingress, err := s.service.Ingress(r.Context(), sb.ID)
+	if wrenn.CodeOf(err) == wrenn.NotFound { // it has ended since
+		return 0, nil, notFound(sb.ID)
+	}
+	out := detailOf(sb, token, ingress)
 	out.Domain = s.domain
 	return http.StatusOK, out, err
 }
@@ -213,11 +220,8 @@ func (s *Server) connect(r *http.Request, c service.Caller) (int, any, error) {
 	}
 	status := http.StatusOK
 	if sb.State != wrenn.Running {
-		if req.Memory != nil && !*req.Memory {
-			return 0, nil, invalid("memory: false, a boot from the disk, is not built yet")
-		}
 		status = http.StatusCreated
-		if sb, err = s.wake(r.Context(), c, sb, d); err != nil {
+		if sb, err = s.wake(r.Context(), c, sb, d, without(req.Memory)); err != nil {
 			return 0, nil, err
 		}
 	}
@@ -226,13 +230,16 @@ func (s *Server) connect(r *http.Request, c service.Caller) (int, any, error) {
 }
 
 // wake resumes a sandbox. Its timeout is set before: the old one may be too short
-// for another request to set it after.
-func (s *Server) wake(ctx context.Context, c service.Caller, sb *wrenn.Sandbox, d time.Duration) (*wrenn.Sandbox, error) {
+// for another request to set it after. With boot it begins anew from its disk.
+func (s *Server) wake(ctx context.Context, c service.Caller, sb *wrenn.Sandbox, d time.Duration, boot bool) (*wrenn.Sandbox, error) {
 	if sb.Absolute && sb.State == wrenn.Paused {
 		_, err := s.service.SetNextTimeout(ctx, c, sb.ID, d)
 		if err != nil && wrenn.CodeOf(err) != wrenn.FailedPrecondition { // another request wakes it
 			return nil, err
 		}
+	}
+	if boot {
+		return s.service.BootSandbox(ctx, c, sb.ID)
 	}
 	return s.service.ResumeSandbox(ctx, c, sb.ID)
 }
@@ -252,7 +259,7 @@ func (s *Server) resume(r *http.Request, c service.Caller) (int, any, error) {
 	}
 	d, err := s.seconds(req.Timeout, v1Timeout)
 	if err == nil {
-		sb, err = s.wake(r.Context(), c, sb, d)
+		sb, err = s.wake(r.Context(), c, sb, d, without(req.Memory))
 	}
 	if err == nil {
 		sb, err = s.service.SetTimeout(r.Context(), c, sb.ID, d)
@@ -260,14 +267,14 @@ func (s *Server) resume(r *http.Request, c service.Caller) (int, any, error) {
 	return s.created(r.Context(), http.StatusCreated, sb, err)
 }
 
+// without reports whether a request asks to leave out the memory.
+func without(memory *bool) bool { return memory != nil && !*memory }
+
 // pause answers 409 for a sandbox that is paused; clients take that as "it was".
 func (s *Server) pause(r *http.Request, c service.Caller) (int, any, error) {
 	var req oapi.Pause
 	if err := decode(r, &req); err != nil {
 		return 0, nil, err
-	}
-	if req.Memory != nil && !*req.Memory {
-		return 0, nil, invalid("memory: false, a pause that keeps the disk only, is not built yet")
 	}
 	sb, err := s.find(r, c)
 	if err != nil {
@@ -276,6 +283,10 @@ func (s *Server) pause(r *http.Request, c service.Caller) (int, any, error) {
 	if sb.State == wrenn.Paused || sb.State == wrenn.Pausing {
 		return 0, nil, &failure{Status: http.StatusConflict, Message: "the sandbox is paused already"}
 	}
-	_, err = s.service.PauseSandbox(r.Context(), c, sb.ID)
+	options := wrenn.PauseOptions{DiskOnly: without(req.Memory), Guest: wrenn.PauseIfAble}
+	if req.RequireHealthyGuest {
+		options.Guest = wrenn.PauseHealthy
+	}
+	_, err = s.service.PauseSandboxBy(r.Context(), c, sb.ID, options)
 	return http.StatusNoContent, nil, err
 }

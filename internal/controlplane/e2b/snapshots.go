@@ -17,17 +17,11 @@ func (s *Server) createSnapshot(r *http.Request, c service.Caller) (int, any, er
 	if err := decode(r, &req); err != nil {
 		return 0, nil, err
 	}
-	if req.Memory != nil && !*req.Memory {
-		return 0, nil, &failure{
-			Status: http.StatusBadRequest, Code: "snapshot_filesystem_only_disabled",
-			Message: "memory: false, a snapshot of the disk alone, is not built yet; docs/e2b.md lists what works",
-		}
-	}
 	sb, err := s.find(r, c)
 	if err != nil {
 		return 0, nil, err
 	}
-	t, err := s.service.SnapshotSandbox(r.Context(), c, sb.ID, req.Name)
+	t, err := s.service.SnapshotSandbox(r.Context(), c, sb.ID, req.Name, without(req.Memory))
 	if err != nil {
 		return 0, nil, err
 	}

@@ -25,7 +25,6 @@ func refuseUnbuilt(n *oapi.NewSandbox) error {
 		name  string
 		asked bool
 	}{
-		{"autoPauseMemory: false", n.AutoPauseMemory != nil && !*n.AutoPauseMemory},
 		{"iam", len(n.Iam) > 0},
 		{"mcp", len(n.Mcp) > 0},
 	} {
@@ -36,17 +35,32 @@ func refuseUnbuilt(n *oapi.NewSandbox) error {
 	return nil
 }
 
-func detailOf(sb *wrenn.Sandbox, token string) oapi.SandboxDetail {
+// onTimeoutOf returns what happens to a new sandbox at its end.
+func onTimeoutOf(n *oapi.NewSandbox) (wrenn.OnTimeout, error) {
+	switch {
+	case without(n.AutoPauseMemory) && !n.AutoPause:
+		return "", invalid("autoPauseMemory: false needs autoPause: true")
+	case without(n.AutoPauseMemory) && n.AutoResume != nil && n.AutoResume.Enabled:
+		return "", invalid("autoPauseMemory: false and autoResume exclude each other: a sandbox without memory is resumed by connect alone")
+	case without(n.AutoPauseMemory):
+		return wrenn.PauseDiskOnTimeout, nil
+	case n.AutoPause:
+		return wrenn.PauseOnTimeout, nil
+	}
+	return wrenn.DestroyOnTimeout, nil
+}
+
+func detailOf(sb *wrenn.Sandbox, token string, ingress wrenn.Ingress) oapi.SandboxDetail {
 	l := listedOf(sb)
 	onTimeout := oapi.LifecycleOnTimeoutKill
-	if sb.OnTimeout == wrenn.PauseOnTimeout {
+	if sb.OnTimeout.Pauses() {
 		onTimeout = oapi.LifecycleOnTimeoutPause
 	}
 	return oapi.SandboxDetail{
 		TemplateID: l.TemplateID, Alias: l.Alias, SandboxID: l.SandboxID, ClientID: l.ClientID, StartedAt: l.StartedAt, EndAt: l.EndAt,
 		CPUCount: l.CPUCount, MemoryMB: l.MemoryMB, DiskSizeMB: l.DiskSizeMB, Metadata: l.Metadata, State: l.State, EnvdVersion: l.EnvdVersion, VolumeMounts: l.VolumeMounts,
 		EnvdAccessToken: token, Lifecycle: oapi.Lifecycle{AutoResume: sb.AutoResume, OnTimeout: onTimeout},
-		AllowInternetAccess: !sb.Network.DenyByDefault, Network: networkOf(sb.Network),
+		AllowInternetAccess: !sb.Network.DenyByDefault, Network: networkOf(sb.Network, ingress),
 	}
 }
 

@@ -282,15 +282,13 @@ func (c *Client) Destroy(ctx context.Context, id wrenn.SandboxID) error {
 	return err
 }
 
-// Pause writes the sandbox to its host's disk and frees its memory; twice is allowed.
-func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID) error {
-	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &pb.PauseSandboxRequest{SandboxId: string(id)})
-	return err
-}
-
-// ForcePause is Pause without the help of the sandbox, which may not answer.
-func (c *Client) ForcePause(ctx context.Context, id wrenn.SandboxID) error {
-	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, &pb.PauseSandboxRequest{SandboxId: string(id), Force: true})
+// Pause pauses the sandbox; twice is allowed. FailedPrecondition when the agent is of
+// a version that cannot do as the options say.
+func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID, options wrenn.PauseOptions) error {
+	res, err := call(ctx, c, c.deadlines.Pause, c.rpc.PauseSandbox, hostwire.PauseRequest(id, options))
+	if err == nil && res.GetDiskOnly() != options.DiskOnly {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for a pause without memory: it was paused with it")
+	}
 	return err
 }
 
@@ -298,6 +296,16 @@ func (c *Client) ForcePause(ctx context.Context, id wrenn.SandboxID) error {
 // its agent, for a sandbox that was created without one.
 func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) error {
 	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &pb.ResumeSandboxRequest{SandboxId: string(id), AccessToken: token})
+	return err
+}
+
+// Boot is Resume by a boot from the disk. FailedPrecondition when the agent is of a
+// version that cannot.
+func (c *Client) Boot(ctx context.Context, id wrenn.SandboxID, token string) error {
+	res, err := call(ctx, c, c.deadlines.Pause, c.rpc.ResumeSandbox, &pb.ResumeSandboxRequest{SandboxId: string(id), AccessToken: token, Boot: true})
+	if err == nil && !res.GetBoot() {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old to boot it: it continues with its memory")
+	}
 	return err
 }
 

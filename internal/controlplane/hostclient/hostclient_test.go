@@ -58,7 +58,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("1.5 s came to be %v, want to be rounded up", got)
 	}
 	for _, step := range []func() error{
-		func() error { return c.Pause(t.Context(), id) },
+		func() error { return c.Pause(t.Context(), id, wrenn.PauseOptions{}) },
 		func() error { return c.Resume(t.Context(), id, "") },
 		func() error { return c.Extend(t.Context(), id, time.Hour) },
 	} {
@@ -83,7 +83,7 @@ func TestLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testkit.WantCode(t, c.Pause(t.Context(), id), wrenn.NotFound)
+	testkit.WantCode(t, c.Pause(t.Context(), id, wrenn.PauseOptions{}), wrenn.NotFound)
 }
 
 func TestDeadlinesAreOfOperations(t *testing.T) {
@@ -106,7 +106,7 @@ func TestDeadlinesAreOfOperations(t *testing.T) {
 	testkit.WantCode(t, err, wrenn.DeadlineExceeded)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	testkit.WantCode(t, c.Pause(ctx, id), wrenn.Canceled)
+	testkit.WantCode(t, c.Pause(ctx, id, wrenn.PauseOptions{}), wrenn.Canceled)
 }
 
 func TestHostThatComesAndGoes(t *testing.T) {

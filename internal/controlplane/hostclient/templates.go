@@ -30,6 +30,8 @@ func (c *Client) Build(ctx context.Context, build wrenn.BuildRequest, events fun
 			return wrenn.BuildResult{}, c.buildError(ctx, stream.Err())
 		}
 		switch ev := hostwire.ParseBuildEvent(stream.Msg()); {
+		case ev.Built != nil && ev.Built.DiskOnly != build.Spec.From.DiskOnly:
+			return wrenn.BuildResult{}, wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old to leave out the memory: update it")
 		case ev.Built != nil:
 			return *ev.Built, nil
 		case !ev.Keepalive:

@@ -76,8 +76,9 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
 		return sb, err
 	}
-	if sb.OnTimeout != wrenn.DestroyOnTimeout && sb.OnTimeout != wrenn.PauseOnTimeout {
-		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s or %s", string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout)
+	if sb.OnTimeout != wrenn.DestroyOnTimeout && !sb.OnTimeout.Pauses() {
+		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s, %s or %s",
+			string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout, wrenn.PauseDiskOnTimeout)
 	}
 	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
 }

@@ -128,13 +128,15 @@ func (s *Sandboxes) moveToStopping(ctx context.Context, sb *wrenn.Sandbox, actor
 // PauseSandbox writes a running sandbox to its host's disk and frees its
 // memory. When it fails the sandbox continues to run. A paused one stays paused.
 func (s *Sandboxes) PauseSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return s.transition(ctx, c, id, pausing)
+	return s.PauseSandboxBy(ctx, c, id, wrenn.PauseOptions{})
 }
 
-// ForcePauseSandbox is PauseSandbox without the help of the sandbox, for one that
-// does not answer: its programs and its disk are saved as they stand.
-func (s *Sandboxes) ForcePauseSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-	return s.transition(ctx, c, id, forcePausing)
+// PauseSandboxBy is PauseSandbox as the options say.
+func (s *Sandboxes) PauseSandboxBy(ctx context.Context, c Caller, id wrenn.SandboxID, options wrenn.PauseOptions) (*wrenn.Sandbox, error) {
+	if err := options.Check(); err != nil {
+		return nil, err
+	}
+	return s.transition(ctx, c, id, pausing(options))
 }
 
 // ResumeSandbox continues a paused sandbox. When it fails it stays paused:
@@ -142,6 +144,12 @@ func (s *Sandboxes) ForcePauseSandbox(ctx context.Context, c Caller, id wrenn.Sa
 // its host. A running one stays running.
 func (s *Sandboxes) ResumeSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
 	return s.transition(ctx, c, id, resuming)
+}
+
+// BootSandbox is ResumeSandbox by a boot from the sandbox's disk: its programs, and
+// what they have not written, are lost.
+func (s *Sandboxes) BootSandbox(ctx context.Context, c Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	return s.transition(ctx, c, id, booting)
 }
 
 // SetTimeout sets the timeout of a running sandbox, from now; below zero is

@@ -13,17 +13,17 @@ import (
 // from the sandbox. The name of one without a name is chosen here.
 const unnamedSnapshot = "snapshot-"
 
-// SnapshotSandbox saves a running sandbox, with memory and processes, as a
-// template, and returns it when it is ready; the sandbox continues. With "" it
+// SnapshotSandbox saves a running sandbox, with memory and processes unless diskOnly
+// is set, as a template, and returns it when it is ready; the sandbox continues. With "" it
 // gets a new name; a name that exists refers to the new snapshot from then on. When
 // ctx ends before, a snapshot with a name may come to be all the same.
-func (s *Templates) SnapshotSandbox(ctx context.Context, c Caller, id wrenn.SandboxID, name string) (*wrenn.Template, error) {
+func (s *Templates) SnapshotSandbox(ctx context.Context, c Caller, id wrenn.SandboxID, name string, diskOnly bool) (*wrenn.Template, error) {
 	unnamed := name == ""
 	if unnamed {
 		name = unnamedSnapshot + string(wrenn.NewBuildID())
 	}
 	ended := make(chan error, 1)
-	_, err := s.beginBuild(ctx, c, BuildTemplate{Name: name, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: id}}}, ended)
+	_, err := s.beginBuild(ctx, c, BuildTemplate{Name: name, Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: id, DiskOnly: diskOnly}}}, ended)
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ func TestAnUnresponsiveSandbox(t *testing.T) {
 	agent.Silence(sb.ID, since, silence)
 	agent.Announce()
 	shown(true)
-	_, err := s.ForcePauseSandbox(t.Context(), w.caller, sb.ID)
+	_, err := s.PauseSandboxBy(t.Context(), w.caller, sb.ID, wrenn.PauseOptions{Guest: wrenn.PauseForced})
 	testkit.Must(t, err)
 	if row := shown(false); row.State != wrenn.Paused {
 		t.Errorf("it is %s", row.State)

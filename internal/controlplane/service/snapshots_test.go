@@ -223,6 +223,27 @@ func TestResumeAndLimits(t *testing.T) {
 	}
 }
 
+// A sandbox whose timeout was cut short runs for a while after its use has resumed it.
+func TestTimeAfterAWakeUp(t *testing.T) {
+	t.Parallel()
+	agent := &hosttest.Agent{}
+	w := newWorld(t, agent)
+	s, _ := w.replica(t, nil)
+	for given, want := range map[time.Duration]time.Duration{time.Second: 5 * time.Minute, time.Hour: time.Hour} {
+		sb, err := s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{
+			SandboxSpec: wrenn.SandboxSpec{AutoResume: true, EndOfLife: wrenn.EndOfLife{Timeout: given, OnTimeout: wrenn.PauseOnTimeout, Absolute: true}},
+		})
+		testkit.Must(t, err)
+		_, err = s.PauseSandbox(t.Context(), w.caller, sb.ID)
+		testkit.Must(t, err)
+		testkit.Must(t, say(t, s, w.caller, sb.ID))
+		now, err := s.Sandbox(t.Context(), w.caller, sb.ID)
+		if err != nil || now.Timeout != want || agent.Timeout(sb.ID) != want {
+			t.Errorf("with a timeout of %v it has %v after the wake-up, and %v on its host, %v", given, now.Timeout, agent.Timeout(sb.ID), err)
+		}
+	}
+}
+
 func TestFork(t *testing.T) {
 	t.Parallel()
 	agent := &hosttest.Agent{}

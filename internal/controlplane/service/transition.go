@@ -19,17 +19,24 @@ type transition struct {
 }
 
 var (
-	pausing      = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*core).pauseOn}
-	forcePausing = transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, (*core).forcePauseOn}
-	resuming     = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).resumeOn}
+	resuming = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).resumeOn}
+	booting  = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).bootOn}
 )
 
-func (*core) pauseOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
-	return host.Pause(ctx, id)
+// pausing is the pause of a sandbox as the options say.
+func pausing(options wrenn.PauseOptions) transition {
+	pause := func(_ *core, ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
+		return host.Pause(ctx, id, options)
+	}
+	return transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, pause}
 }
 
-func (*core) forcePauseOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
-	return host.ForcePause(ctx, id)
+func (c *core) bootOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
+	token, err := c.tokens.of(ctx, id)
+	if err != nil {
+		return err
+	}
+	return host.Boot(ctx, id, token)
 }
 
 func (c *core) resumeOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
@@ -122,7 +129,9 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		}
 		switch sb.State {
 		case wrenn.Paused:
-			_, err = c.tryTransition(ctx, caller, sb, host, resuming)
+			if err = c.allowTime(ctx, caller, sb, host); err == nil {
+				_, err = c.tryTransition(ctx, caller, sb, host, resuming)
+			}
 		case wrenn.Resuming:
 			err = c.resumeOn(ctx, host, id)
 		case wrenn.Pausing:
@@ -140,6 +149,24 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		c.used.add(id)
 		return host, nil
 	}
+}
+
+// wakeTimeout is how long a sandbox with an absolute timeout runs at least after its
+// use has resumed it, as at E2B: its timeout may have been set to end it at once.
+const wakeTimeout = 5 * time.Minute
+
+// allowTime sets the timeout of a paused sandbox that is about to be resumed by its
+// use, if it is shorter than wakeTimeout.
+func (c *core) allowTime(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client) error {
+	if !sb.Absolute || sb.Timeout == 0 || sb.Timeout >= wakeTimeout {
+		return nil
+	}
+	changed, err := c.store.SetTimeout(ctx, sb, wakeTimeout, caller.actor())
+	if err != nil {
+		return err
+	}
+	*sb = *changed
+	return host.Extend(ctx, sb.ID, wakeTimeout)
 }
 
 // locateUsable is locate for a sandbox that runs, or that use can bring to run.

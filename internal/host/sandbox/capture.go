@@ -3,9 +3,11 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -30,6 +32,12 @@ const (
 	freezeSkipped                 // the guest is not asked at all
 )
 
+// saving is how a sandbox is saved.
+type saving struct {
+	freezing freezing
+	diskOnly bool // without the machine; needs a guest that answers
+}
+
 // newSnapshotID returns an id that no snapshot has.
 func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
 
@@ -37,10 +45,20 @@ func newSnapshotID() string { return "s" + strings.ToLower(rand.Text()) }
 // from which Restore makes sandboxes; the sandbox continues. The snapshot is whole
 // or does not exist, and stays until RemoveSnapshot. AlreadyExists when the name is
 // taken.
-func (s *Sandbox) Snapshot(ctx context.Context, name string) error { return s.snapshot(ctx, name, nil) }
+func (s *Sandbox) Snapshot(ctx context.Context, name string) error {
+	return s.snapshot(ctx, snapshot.Manifest{ID: name})
+}
 
-// snapshot is Snapshot with metadata, for KeptSnapshot.
-func (s *Sandbox) snapshot(ctx context.Context, name string, metadata []byte) error {
+// SnapshotDisk is Snapshot of the disk alone, and of what its guest's agent was told:
+// sandboxes that Restore makes of it boot.
+func (s *Sandbox) SnapshotDisk(ctx context.Context, name string) error {
+	return s.snapshot(ctx, snapshot.Manifest{ID: name, DiskOnly: true})
+}
+
+// snapshot keeps what the sandbox is now as the manifest says.
+func (s *Sandbox) snapshot(ctx context.Context, man snapshot.Manifest) error {
+	name := man.ID
+	man.Pinned = true
 	if err := snapshot.CheckID(name); err != nil {
 		return err
 	}
@@ -53,7 +71,7 @@ func (s *Sandbox) snapshot(ctx context.Context, name string, metadata []byte) er
 	}
 	defer locked.unlock()
 	return locked.perform(ctx, operation{name: "snapshot"}, func(ctx context.Context, undo *rollback.Stack) error {
-		_, release, err := locked.capture(ctx, undo, snapshot.Manifest{ID: name, Pinned: true, Metadata: metadata})
+		_, release, err := locked.capture(ctx, undo, man)
 		if err == nil {
 			release()
 		}
@@ -70,7 +88,7 @@ func (s locked) capture(ctx context.Context, undo *rollback.Stack, man snapshot.
 	}
 	undo.Add(staged.Discard)
 	var restart rollback.Stack
-	err = s.save(ctx, staged, &restart, freezeNeeded)
+	err = s.save(ctx, staged, &restart, saving{diskOnly: man.DiskOnly})
 	if err := errors.Join(err, restart.Run(ctx)); err != nil {
 		return nil, nil, err
 	}
@@ -96,11 +114,14 @@ func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapsh
 // save stops the sandbox and writes its disk and its machine into staged. The
 // sandbox continues when restart runs, whether save failed or not. What can be done
 // before it stops is done before.
-func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack, how freezing) error {
-	if err := s.prepareSave(ctx, staged); err != nil {
+func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *rollback.Stack, how saving) error {
+	if err := s.saveSettings(ctx, staged, how); err != nil {
 		return err
 	}
-	if err := s.freeze(ctx, restart, how); err != nil {
+	if err := s.prepareSave(ctx, staged, how); err != nil {
+		return err
+	}
+	if err := s.freeze(ctx, restart, how.freezing); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -110,7 +131,9 @@ func (s locked) save(ctx context.Context, staged *snapshot.Staged, restart *roll
 			_, err := storage.Clone(ctx, staged.Disk(), s.instance.Disk(), 0o600)
 			return err
 		}},
-		{Name: "machine saved", Do: func(ctx context.Context) error { return s.saveMachine(ctx, staged.Machine()) }},
+	}
+	if !how.diskOnly {
+		steps = append(steps, rollback.Step{Name: "machine saved", Do: func(ctx context.Context) error { return s.saveMachine(ctx, staged.Machine()) }})
 	}
 	for _, step := range steps {
 		if err := step.Do(ctx); err != nil {
@@ -165,8 +188,42 @@ func (s locked) stopCPUs(ctx context.Context) error {
 // errMachineSilent is the cause of the end of a call to a VMM that does not answer.
 var errMachineSilent = wrenn.Errorf(wrenn.DeadlineExceeded, "its machine did not answer within %s", machineTimeout)
 
+// settingsTimeout bounds the wait for the settings of a guest that is saved with its
+// memory, where they are.
+const settingsTimeout = 2 * time.Second
+
+// saveSettings writes down what the guest keeps in memory, for a boot from the disk.
+// A guest that does not answer is saved without, if its memory is saved.
+func (s locked) saveSettings(ctx context.Context, staged *snapshot.Staged, how saving) error {
+	if how.freezing == freezeSkipped || !how.diskOnly && s.Info().Unresponsive != nil {
+		return nil
+	}
+	asking := ctx
+	if !how.diskOnly {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, settingsTimeout)
+		defer cancel()
+	}
+	settings, err := s.instance.Guest.Settings(asking)
+	if err != nil && !how.diskOnly && ctx.Err() == nil {
+		s.logError(ctx, slog.LevelDebug, "guest is saved without its settings", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(settings)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(staged.Settings(), text, 0o600)
+}
+
 // prepareSave does what can be done while the sandbox runs.
-func (s locked) prepareSave(ctx context.Context, staged *snapshot.Staged) error {
+func (s locked) prepareSave(ctx context.Context, staged *snapshot.Staged, how saving) error {
+	if how.diskOnly { // a clone shares all blocks
+		return nil
+	}
 	// The memory at most, and it may well be less: if that cannot be had, what is written decides.
 	if err := s.host.cfg.Store.Ensure(ctx, int64(s.request.MemoryMiB)<<20); err != nil && wrenn.CodeOf(err) != wrenn.Exhausted {
 		return err

@@ -114,7 +114,11 @@ func (s locked) restoreRunning(ctx context.Context, id wrenn.CheckpointID) error
 	}
 	op := operation{name: "restore", trace: "restore", back: StatusRunning, to: StatusRunning}
 	err := s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
-		return s.restore(ctx, undo, string(id), func(j *journal.Journal) { j.Head = id })
+		from, err := s.host.snapshotSource(ctx, string(id))
+		if err != nil {
+			return err
+		}
+		return s.restore(ctx, undo, from, func(j *journal.Journal) { j.Head = id })
 	})
 	if err != nil {
 		return err

@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"context"
+	"log/slog"
 
+	"wrenn"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
@@ -12,14 +14,23 @@ import (
 // else, until Resume. A paused one stays paused. When Pause fails the sandbox runs
 // as before, unless only the rest of its machine cannot be removed: then it is
 // paused, and Run tries again. FailedPrecondition unless it runs or is paused.
-func (s *Sandbox) Pause(ctx context.Context) error { return s.pauseBy(ctx, freezeNeeded) }
+func (s *Sandbox) Pause(ctx context.Context) error { return s.PauseBy(ctx, wrenn.PauseOptions{}) }
 
 // ForcePause is Pause without the guest's help, for one that does not answer: its
 // processes and its disk are saved as they stand, as after a power cut that the
 // guest does not notice. A Resume still needs the guest's agent to answer.
-func (s *Sandbox) ForcePause(ctx context.Context) error { return s.pauseBy(ctx, freezeSkipped) }
+func (s *Sandbox) ForcePause(ctx context.Context) error {
+	return s.PauseBy(ctx, wrenn.PauseOptions{Guest: wrenn.PauseForced})
+}
 
-func (s *Sandbox) pauseBy(ctx context.Context, how freezing) error {
+// PauseBy is Pause as the options say.
+func (s *Sandbox) PauseBy(ctx context.Context, options wrenn.PauseOptions) error {
+	if err := options.Check(); err != nil {
+		return err
+	}
+	how := saving{diskOnly: options.DiskOnly, freezing: map[wrenn.PauseGuest]freezing{
+		wrenn.PauseHealthy: freezeNeeded, wrenn.PauseIfAble: freezeIfAble, wrenn.PauseForced: freezeSkipped,
+	}[options.Guest]}
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return err
@@ -28,14 +39,14 @@ func (s *Sandbox) pauseBy(ctx context.Context, how freezing) error {
 	if s.Info().Status == StatusPaused {
 		return locked.tidy(ctx)
 	}
-	if u := s.Info().Unresponsive; u != nil && how == freezeNeeded {
+	if u := s.Info().Unresponsive; u != nil && (how.freezing == freezeNeeded || how.diskOnly) {
 		return u.Refusal(s.id)
 	}
 	return locked.pause(ctx, how)
 }
 
 // pause is Pause of a running sandbox, or of one that is marked as pausing.
-func (s locked) pause(ctx context.Context, how freezing) error {
+func (s locked) pause(ctx context.Context, how saving) error {
 	defer s.host.garbage.mark() // its last snapshot, or the new one if that is not recorded
 	op := operation{name: "pause", trace: "pause", via: StatusPausing, back: StatusRunning, to: StatusPaused, finish: s.tidy}
 	return s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
@@ -47,7 +58,7 @@ func (s locked) pause(ctx context.Context, how freezing) error {
 		if err := s.save(ctx, staged, undo, how); err != nil {
 			return err
 		}
-		snap, release, err := s.publish(ctx, staged, snapshot.Manifest{ID: newSnapshotID()})
+		snap, release, err := s.publish(ctx, staged, snapshot.Manifest{ID: newSnapshotID(), DiskOnly: how.diskOnly})
 		if err != nil {
 			return err
 		}
@@ -62,4 +73,19 @@ func (s locked) pause(ctx context.Context, how freezing) error {
 		}
 		return err
 	})
+}
+
+// pauseAtEnd is pause for a sandbox whose time is up. No caller waits who could
+// force it: a guest that does not answer is saved as it stands, and with its memory,
+// because what it did not write to its disk would be lost.
+func (s locked) pauseAtEnd(ctx context.Context) error {
+	how := saving{freezing: freezeIfAble}
+	if s.request.OnTimeout == wrenn.PauseDiskOnTimeout {
+		err := s.pause(ctx, saving{diskOnly: true})
+		if err == nil || s.Info().Status != StatusRunning || ctx.Err() != nil {
+			return err
+		}
+		s.logError(ctx, slog.LevelWarn, "disk of a sandbox whose time is up cannot be saved alone; saving its memory as well", err)
+	}
+	return s.pause(ctx, how)
 }

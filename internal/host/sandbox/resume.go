@@ -5,6 +5,7 @@ import (
 	"context"
 	"sync"
 
+	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 )
@@ -21,8 +22,18 @@ func (s *Sandbox) ResumeWithToken(ctx context.Context, token string) error {
 	return s.resumes.do(ctx, func(ctx context.Context) error { return s.resume(ctx, token) })
 }
 
+// Boot is ResumeWithToken, but the sandbox boots from its disk: its processes, and
+// what they have not written, are lost. A running one stays as it is.
+func (s *Sandbox) Boot(ctx context.Context, token string) error {
+	return s.resumeFrom(ctx, token, s.host.bootSource)
+}
+
 // resume is one Resume for all callers that wait for it.
 func (s *Sandbox) resume(ctx context.Context, token string) error {
+	return s.resumeFrom(ctx, token, s.host.snapshotSource)
+}
+
+func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(context.Context, string) (instance.Source, error)) error {
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return err
@@ -40,18 +51,18 @@ func (s *Sandbox) resume(ctx context.Context, token string) error {
 	s.owner.AccessToken = cmp.Or(s.owner.AccessToken, token)
 	op := operation{name: "resume", trace: "resume", back: StatusPaused, to: StatusRunning}
 	return locked.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {
-		return locked.restore(ctx, undo, s.journal.Snapshot, func(j *journal.Journal) { j.AccessToken = s.owner.AccessToken })
+		from, err := source(ctx, s.journal.Snapshot)
+		if err != nil {
+			return err
+		}
+		return locked.restore(ctx, undo, from, func(j *journal.Journal) { j.AccessToken = s.owner.AccessToken })
 	})
 }
 
-// restore has the sandbox run in an instance that is made from the snapshot.
-// Change goes with the journal entry that makes it so. It is for work of an
-// operation.
-func (s locked) restore(ctx context.Context, undo *rollback.Stack, id string, change func(*journal.Journal)) error {
-	from, err := s.host.snapshotSource(ctx, id)
-	if err != nil {
-		return err
-	}
+// restore has the sandbox run in an instance that is made from the source, which it
+// releases. Change goes with the journal entry that makes it so. It is for work of
+// an operation.
+func (s locked) restore(ctx context.Context, undo *rollback.Stack, from instance.Source, change func(*journal.Journal)) error {
 	defer from.Release()
 	from.Exclusive = true
 	if s.instance != nil {

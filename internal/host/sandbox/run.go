@@ -74,11 +74,11 @@ func (s *Sandbox) doDue(ctx context.Context) {
 	defer locked.unlock()
 	limited, cancel := context.WithTimeout(ctx, dueTimeout)
 	defer cancel()
-	switch what, reason := s.state.claimDue(s.request.OnTimeout == wrenn.PauseOnTimeout); what {
+	switch what, reason := s.state.claimDue(s.request.OnTimeout.Pauses()); what {
 	case dueStop:
 		err = locked.end(limited, Verdict{Status: StatusStopped, Reason: reason, Cause: wrenn.CauseTimeout})
 	case duePause:
-		err = locked.pause(limited, freezeIfAble) // no caller waits who could force it
+		err = locked.pauseAtEnd(limited)
 		s.host.news.notify()
 	case dueEnding:
 		err = locked.finishEnding(limited)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"wrenn"
+	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/snapshot"
 	"wrenn/internal/vm"
@@ -66,7 +67,32 @@ func (h *host) baseSnapshot(ctx context.Context, size wrenn.Size) (instance.Sour
 	return instance.Source{}, false
 }
 
-// snapshotSource is the source of sandboxes that are restored from a snapshot.
+// bootSource is the source of sandboxes that boot from the disk of a snapshot.
+func (h *host) bootSource(ctx context.Context, id string) (instance.Source, error) {
+	snap, release, err := h.snapshots.Load(ctx, id)
+	if err != nil {
+		return instance.Source{}, err
+	}
+	return h.loadedDisk(snap, release)
+}
+
+// loadedDisk is bootSource for a loaded snapshot, whose lease it takes over.
+func (h *host) loadedDisk(snap *snapshot.Snapshot, release func()) (from instance.Source, err error) {
+	text, err := snap.Settings()
+	from = h.guestSource(Guest{Name: snap.Guest, RootFS: snap.Disk(), Kernel: h.cfg.Guest.Kernel})
+	if err == nil && text != nil {
+		from.Settings, err = envdclient.ParseSettings(text)
+	}
+	if err != nil {
+		release()
+		return instance.Source{}, fmt.Errorf("snapshot %s: %w", snap.ID, err)
+	}
+	from.Release = release
+	return from, nil
+}
+
+// snapshotSource is the source of sandboxes that are restored from a snapshot, or
+// boot from one of a disk alone.
 func (h *host) snapshotSource(ctx context.Context, id string) (instance.Source, error) {
 	snap, release, err := h.snapshots.Load(ctx, id)
 	if err != nil {
@@ -102,6 +128,9 @@ func (h *host) loadNamed(ctx context.Context, name string) (*snapshot.Snapshot, 
 
 // loadedSource is the source for a loaded snapshot, whose lease it takes over.
 func (h *host) loadedSource(snap *snapshot.Snapshot, release func()) (instance.Source, error) {
+	if snap.DiskOnly {
+		return h.loadedDisk(snap, release)
+	}
 	if driver := h.cfg.Driver.Name(); snap.Driver != driver {
 		release()
 		return instance.Source{}, wrenn.Errorf(wrenn.FailedPrecondition, "snapshot %s cannot be used: it is of driver %s, and this host works with %s", snap.ID, snap.Driver, driver)

@@ -9,6 +9,7 @@ import (
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/snapshot"
 )
 
 // Recipe is how a snapshot that sandboxes start from is made.
@@ -52,7 +53,7 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 		}
 	}
 	warmUp(ctx, s)
-	return s.snapshot(ctx, r.Name, r.Note)
+	return s.snapshot(ctx, snapshot.Manifest{ID: r.Name, Metadata: r.Note})
 }
 
 // prepareGuest calls prepare with the guest, which stays for as long.
@@ -86,6 +87,8 @@ type Kept struct {
 	Size  wrenn.Size
 	Bytes int64  // on the disk, shared ones included
 	Note  []byte // of the Recipe
+	// DiskOnly is that of SnapshotDisk.
+	DiskOnly bool
 }
 
 // KeptSnapshot returns what the snapshot of a name is. NotFound when there is none, or
@@ -96,7 +99,11 @@ func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 		return Kept{}, err
 	}
 	defer release()
-	return Kept{wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, nil
+	return keptOf(snap), nil
+}
+
+func keptOf(snap *snapshot.Snapshot) Kept {
+	return Kept{wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata, snap.DiskOnly}
 }
 
 // KeptSnapshots lists those that KeptSnapshot finds.

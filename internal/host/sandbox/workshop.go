@@ -79,7 +79,7 @@ func (m *Manager) SnapshotDisk(ctx context.Context, name string) (guest Guest, k
 		return Guest{}, Kept{}, nil, err
 	}
 	guest = Guest{Name: snap.Guest, RootFS: snap.Disk(), Kernel: m.cfg.Guest.Kernel}
-	return guest, Kept{wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata}, release, nil
+	return guest, keptOf(snap), release, nil
 }
 
 // BaseGuest returns what sandboxes boot without a template.

@@ -176,16 +176,16 @@ func (s *server) PauseSandbox(ctx context.Context, req *pb.PauseSandboxRequest) 
 	if err != nil {
 		return nil, err
 	}
-	if req.GetForce() {
-		return &pb.PauseSandboxResponse{}, sb.ForcePause(ctx)
-	}
-	return &pb.PauseSandboxResponse{}, sb.Pause(ctx)
+	return &pb.PauseSandboxResponse{DiskOnly: req.GetDiskOnly()}, sb.PauseBy(ctx, hostwire.ParsePauseRequest(req))
 }
 
 func (s *server) ResumeSandbox(ctx context.Context, req *pb.ResumeSandboxRequest) (*pb.ResumeSandboxResponse, error) {
 	sb, ctx, err := s.find(ctx, req.GetSandboxId())
 	if err != nil {
 		return nil, err
+	}
+	if req.GetBoot() {
+		return &pb.ResumeSandboxResponse{Boot: true}, sb.Boot(ctx, req.GetAccessToken())
 	}
 	return &pb.ResumeSandboxResponse{}, sb.ResumeWithToken(ctx, req.GetAccessToken())
 }

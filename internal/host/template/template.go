@@ -213,7 +213,7 @@ func (b *Builder) find(ctx context.Context, id wrenn.BuildID) (wrenn.BuildResult
 	if err != nil {
 		return wrenn.BuildResult{}, err
 	}
-	return wrenn.BuildResult{Size: kept.Size, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest}, nil
+	return wrenn.BuildResult{Size: kept.Size, SizeBytes: kept.Bytes, Env: m.Env, Digest: m.Digest, DiskOnly: kept.DiskOnly}, nil
 }
 
 func parseMetadata(id wrenn.BuildID, text []byte) (m metadata, err error) {
@@ -232,6 +232,10 @@ func (b *Builder) build(ctx context.Context, job wrenn.BuildRequest, out *output
 		sb, err := b.cfg.Manager.Get(spec.From.Sandbox)
 		if err != nil {
 			return err
+		}
+		if spec.From.DiskOnly {
+			out.line("saving the disk of sandbox %s as it is now", spec.From.Sandbox)
+			return sb.SnapshotDisk(ctx, string(job.ID))
 		}
 		out.line("saving sandbox %s as it is now", spec.From.Sandbox)
 		return sb.Snapshot(ctx, string(job.ID))

@@ -50,6 +50,8 @@ type Agent struct {
 	resumes    int
 	buildFiles map[string][]byte  // by team/hash
 	watchers   map[wake.Chan]bool // of WatchSandboxes
+	pauses     []*hostagentv1.PauseSandboxRequest
+	boots      int
 }
 
 // sandbox is a sandbox of the host.
@@ -182,19 +184,38 @@ func (a *Agent) DestroySandbox(ctx context.Context, req *hostagentv1.DestroySand
 	return &hostagentv1.DestroySandboxResponse{}, err
 }
 
-// PauseSandbox pauses a running or paused one; an unresponsive one only by force.
+// PauseSandbox pauses a running or paused one; an unresponsive one only by force, or
+// if it may be saved as it stands.
 func (a *Agent) PauseSandbox(ctx context.Context, req *hostagentv1.PauseSandboxRequest) (*hostagentv1.PauseSandboxResponse, error) {
-	if !req.GetForce() {
+	if !req.GetForce() && (!req.GetIfAble() || req.GetDiskOnly()) {
 		if err := a.locked(func() error { return a.refusal(req.GetSandboxId()) }); err != nil {
 			return nil, wire.ToConnect(err)
 		}
 	}
-	return &hostagentv1.PauseSandboxResponse{}, a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
+	_ = a.locked(func() error { a.pauses = append(a.pauses, req); return nil })
+	return &hostagentv1.PauseSandboxResponse{DiskOnly: req.GetDiskOnly()}, a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
 }
 
 // ResumeSandbox resumes a paused or running one.
 func (a *Agent) ResumeSandbox(ctx context.Context, req *hostagentv1.ResumeSandboxRequest) (*hostagentv1.ResumeSandboxResponse, error) {
-	return &hostagentv1.ResumeSandboxResponse{}, a.transition(ctx, "ResumeSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
+	if req.GetBoot() {
+		_ = a.locked(func() error { a.boots++; return nil })
+	}
+	return &hostagentv1.ResumeSandboxResponse{Boot: req.GetBoot()}, a.transition(ctx, "ResumeSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
+}
+
+// Pauses returns the pauses that were asked for and not refused, oldest first.
+func (a *Agent) Pauses() []*hostagentv1.PauseSandboxRequest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.pauses)
+}
+
+// Boots returns how many resumes asked for a boot.
+func (a *Agent) Boots() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.boots
 }
 
 func (a *Agent) transition(ctx context.Context, method, id string, to hostagentv1.SandboxStatus) error {

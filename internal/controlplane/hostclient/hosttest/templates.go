@@ -46,7 +46,8 @@ func (a *Agent) BuildTemplate(ctx context.Context, req *hostagentv1.BuildTemplat
 		maps.Copy(env, req.GetEnv())
 	}
 	return stream.Send(&hostagentv1.BuildTemplateResponse{Event: &hostagentv1.BuildTemplateResponse_Done{Done: &hostagentv1.TemplateBuilt{
-		Vcpus: vcpus, MemoryMb: memory, SizeBytes: builtBytes, Env: env,
+		DiskOnly: req.GetDiskOnly(),
+		Vcpus:    vcpus, MemoryMb: memory, SizeBytes: builtBytes, Env: env,
 	}}})
 }
 

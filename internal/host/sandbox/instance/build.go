@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"time"
 
@@ -32,7 +33,7 @@ func (i *Instance) Steps(from Source, parked bool) []rollback.Step {
 	steps = append(steps, []rollback.Step{
 		{Name: "disk", Do: func(ctx context.Context) error { return i.cloneDisk(ctx, from.RootFS) }},
 		{Name: "machine", Do: func(ctx context.Context) error { return i.startMachine(ctx, from) }},
-		{Name: "ready", Do: i.waitReady},
+		{Name: "ready", Do: func(ctx context.Context) error { return i.waitReady(ctx, from.Settings) }},
 	}...)
 	if parked {
 		steps = append(steps, rollback.Step{Name: "park", Do: i.park})
@@ -94,18 +95,28 @@ func (i *Instance) startMachine(ctx context.Context, from Source) (err error) {
 
 // waitReady waits for the agent in the guest, then tells it the time and its
 // identity and reseeds it: a restored guest is another sandbox. Its processes,
-// which were frozen before the snapshot, continue after that.
-func (i *Instance) waitReady(ctx context.Context) error {
+// which were frozen before the snapshot, continue after that. Settings, if not nil,
+// are those of the guest before it booted; the sandbox's own environment wins.
+func (i *Instance) waitReady(ctx context.Context, settings *envdclient.Settings) error {
 	ctx, cancel := i.readyContext(ctx)
 	defer cancel()
 	i.connect()
 	if err := i.Guest.WaitReady(ctx, i.Machine.Wait); err != nil {
 		return err
 	}
-	err := i.Guest.Init(ctx, envdclient.Init{
+	init := envdclient.Init{
 		Env: i.owner.Env, Token: i.owner.AccessToken, Volumes: i.mounts(),
 		Identity: &envdclient.Identity{ID: string(i.owner.ID), StartCounter: i.Record.Start},
-	})
+	}
+	if settings != nil {
+		init.User, init.Workdir = settings.User, settings.Workdir
+		init.Env = maps.Clone(settings.Env)
+		if init.Env == nil {
+			init.Env = map[string]string{}
+		}
+		maps.Copy(init.Env, i.owner.Env)
+	}
+	err := i.Guest.Init(ctx, init)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
@@ -162,7 +173,7 @@ func (i *Instance) Unpark(ctx context.Context) error {
 	if err := i.at("machine resumed"); err != nil {
 		return err
 	}
-	return i.waitReady(ctx)
+	return i.waitReady(ctx, nil)
 }
 
 // freezePerGiB is what Freeze adds to its limit for each GiB of memory: a fifth of

@@ -66,6 +66,9 @@ type Source struct {
 	RootFS   string // cloned
 	Snapshot string // that the machine is restored from; "" when it boots
 	Guest    string // the image that it boots, or that was booted for the snapshot
+	// Settings are those of the guest that a snapshot was made of, for one that boots
+	// from its disk; nil keeps those that the machine has.
+	Settings *envdclient.Settings
 	// Start starts a machine, by booting or restoring it.
 	Start func(context.Context, vm.Spec) (vm.Machine, error)
 	// Exclusive means that nothing else is made from the source at the same time; see vm.Spec.

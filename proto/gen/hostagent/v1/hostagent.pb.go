@@ -30,6 +30,8 @@ const (
 	OnTimeout_ON_TIMEOUT_UNSPECIFIED OnTimeout = 0 // destroy
 	OnTimeout_ON_TIMEOUT_DESTROY     OnTimeout = 1
 	OnTimeout_ON_TIMEOUT_PAUSE       OnTimeout = 2
+	// Without the memory, if the guest answers.
+	OnTimeout_ON_TIMEOUT_PAUSE_DISK OnTimeout = 3
 )
 
 // Enum value maps for OnTimeout.
@@ -38,11 +40,13 @@ var (
 		0: "ON_TIMEOUT_UNSPECIFIED",
 		1: "ON_TIMEOUT_DESTROY",
 		2: "ON_TIMEOUT_PAUSE",
+		3: "ON_TIMEOUT_PAUSE_DISK",
 	}
 	OnTimeout_value = map[string]int32{
 		"ON_TIMEOUT_UNSPECIFIED": 0,
 		"ON_TIMEOUT_DESTROY":     1,
 		"ON_TIMEOUT_PAUSE":       2,
+		"ON_TIMEOUT_PAUSE_DISK":  3,
 	}
 )
 
@@ -2054,8 +2058,10 @@ type BuildTemplateRequest struct {
 	// Whose files and cached results the steps use; needed with steps.
 	Team string `protobuf:"bytes,13,opt,name=team,proto3" json:"team,omitempty"`
 	// Of the steps and commands until a step changes them; empty is the source's.
-	User          string `protobuf:"bytes,15,opt,name=user,proto3" json:"user,omitempty"`
-	Workdir       string `protobuf:"bytes,16,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	User    string `protobuf:"bytes,15,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir string `protobuf:"bytes,16,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// Of sandbox_id: without its memory, so that sandboxes boot.
+	DiskOnly      bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2215,6 +2221,13 @@ func (x *BuildTemplateRequest) GetWorkdir() string {
 		return x.Workdir
 	}
 	return ""
+}
+
+func (x *BuildTemplateRequest) GetDiskOnly() bool {
+	if x != nil {
+		return x.DiskOnly
+	}
+	return false
 }
 
 type isBuildTemplateRequest_Source interface {
@@ -2777,7 +2790,9 @@ type TemplateBuilt struct {
 	// For every command of its sandboxes, beside their own.
 	Env map[string]string `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Of the container image, if it was built from one.
-	Digest        string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Sandboxes boot from it: there is no memory.
+	DiskOnly      bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2845,6 +2860,13 @@ func (x *TemplateBuilt) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *TemplateBuilt) GetDiskOnly() bool {
+	if x != nil {
+		return x.DiskOnly
+	}
+	return false
 }
 
 type DeleteTemplateRequest struct {
@@ -3162,7 +3184,12 @@ type PauseSandboxRequest struct {
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// Without the guest's help, which may not answer: its processes and its disk are
 	// saved as they stand.
-	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	Force bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	// Only the disk is saved, from which ResumeSandbox boots. Not with force.
+	DiskOnly bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
+	// A guest that does not answer is saved as it stands; without it the call fails.
+	// Not with disk_only.
+	IfAble        bool `protobuf:"varint,46,opt,name=if_able,json=ifAble,proto3" json:"if_able,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3211,8 +3238,24 @@ func (x *PauseSandboxRequest) GetForce() bool {
 	return false
 }
 
+func (x *PauseSandboxRequest) GetDiskOnly() bool {
+	if x != nil {
+		return x.DiskOnly
+	}
+	return false
+}
+
+func (x *PauseSandboxRequest) GetIfAble() bool {
+	if x != nil {
+		return x.IfAble
+	}
+	return false
+}
+
 type PauseSandboxResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in the request; false of an agent that does not know it.
+	DiskOnly      bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3247,11 +3290,20 @@ func (*PauseSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{45}
 }
 
+func (x *PauseSandboxResponse) GetDiskOnly() bool {
+	if x != nil {
+		return x.DiskOnly
+	}
+	return false
+}
+
 type ResumeSandboxRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
 	// As in CreateSandboxRequest, for a sandbox that was created without one.
-	AccessToken   string `protobuf:"bytes,2,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	AccessToken string `protobuf:"bytes,2,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// Boot from the disk: the sandbox's processes and what they have not written are lost.
+	Boot          bool `protobuf:"varint,45,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3300,8 +3352,17 @@ func (x *ResumeSandboxRequest) GetAccessToken() string {
 	return ""
 }
 
+func (x *ResumeSandboxRequest) GetBoot() bool {
+	if x != nil {
+		return x.Boot
+	}
+	return false
+}
+
 type ResumeSandboxResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in the request; false of an agent that does not know it.
+	Boot          bool `protobuf:"varint,45,opt,name=boot,proto3" json:"boot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3334,6 +3395,13 @@ func (x *ResumeSandboxResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ResumeSandboxResponse.ProtoReflect.Descriptor instead.
 func (*ResumeSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_v1_hostagent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ResumeSandboxResponse) GetBoot() bool {
+	if x != nil {
+		return x.Boot
+	}
+	return false
 }
 
 type ForkSandboxRequest struct {
@@ -6535,7 +6603,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x14StartSandboxResponse\x12\x1a\n" +
 	"\awaiting\x18\x01 \x01(\tH\x00R\awaiting\x12?\n" +
 	"\astarted\x18\x02 \x01(\v2#.hostagent.v1.CreateSandboxResponseH\x00R\astartedB\a\n" +
-	"\x05event\"\xfe\x04\n" +
+	"\x05event\"\x9b\x05\n" +
 	"\x14BuildTemplateRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\tR\n" +
@@ -6556,7 +6624,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\bno_cache\x18\f \x01(\bR\anoCache\x12\x12\n" +
 	"\x04team\x18\r \x01(\tR\x04team\x12\x12\n" +
 	"\x04user\x18\x0f \x01(\tR\x04user\x12\x18\n" +
-	"\aworkdir\x18\x10 \x01(\tR\aworkdir\x1a6\n" +
+	"\aworkdir\x18\x10 \x01(\tR\aworkdir\x12\x1b\n" +
+	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -6589,14 +6658,15 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04done\x18\x02 \x01(\v2\x1b.hostagent.v1.TemplateBuiltH\x00R\x04done\x12\x1e\n" +
 	"\tkeepalive\x18\x03 \x01(\bH\x00R\tkeepalive\x12\x14\n" +
 	"\x04step\x18\x04 \x01(\tH\x00R\x04stepB\a\n" +
-	"\x05event\"\xe9\x01\n" +
+	"\x05event\"\x86\x02\n" +
 	"\rTemplateBuilt\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x126\n" +
 	"\x03env\x18\x04 \x03(\v2$.hostagent.v1.TemplateBuilt.EnvEntryR\x03env\x12\x16\n" +
-	"\x06digest\x18\x05 \x01(\tR\x06digest\x1a6\n" +
+	"\x06digest\x18\x05 \x01(\tR\x06digest\x12\x1b\n" +
+	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
@@ -6617,17 +6687,22 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
-	"\x16DestroySandboxResponse\"J\n" +
+	"\x16DestroySandboxResponse\"\x80\x01\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
-	"\x14PauseSandboxResponse\"X\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x1b\n" +
+	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
+	"\aif_able\x18. \x01(\bR\x06ifAble\"3\n" +
+	"\x14PauseSandboxResponse\x12\x1b\n" +
+	"\tdisk_only\x18- \x01(\bR\bdiskOnly\"l\n" +
 	"\x14ResumeSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12!\n" +
-	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\"\x17\n" +
-	"\x15ResumeSandboxResponse\"\xe6\x01\n" +
+	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\x12\x12\n" +
+	"\x04boot\x18- \x01(\bR\x04boot\"+\n" +
+	"\x15ResumeSandboxResponse\x12\x12\n" +
+	"\x04boot\x18- \x01(\bR\x04boot\"\xe6\x01\n" +
 	"\x12ForkSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x17\n" +
@@ -6866,11 +6941,12 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x16\n" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"+\n" +
 	"\x13ReadConsoleResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk*U\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk*p\n" +
 	"\tOnTimeout\x12\x1a\n" +
 	"\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ON_TIMEOUT_DESTROY\x10\x01\x12\x14\n" +
-	"\x10ON_TIMEOUT_PAUSE\x10\x02*\xf7\x01\n" +
+	"\x10ON_TIMEOUT_PAUSE\x10\x02\x12\x19\n" +
+	"\x15ON_TIMEOUT_PAUSE_DISK\x10\x03*\xf7\x01\n" +
 	"\rSandboxStatus\x12\x1e\n" +
 	"\x1aSANDBOX_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SANDBOX_STATUS_STARTING\x10\x01\x12\x1a\n" +

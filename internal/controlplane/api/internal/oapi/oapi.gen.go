@@ -51,8 +51,9 @@ func (e BuildStepKind) Valid() bool {
 
 // Defines values for CreateSandboxOnTimeout.
 const (
-	CreateSandboxOnTimeoutDestroy CreateSandboxOnTimeout = "destroy"
-	CreateSandboxOnTimeoutPause   CreateSandboxOnTimeout = "pause"
+	CreateSandboxOnTimeoutDestroy   CreateSandboxOnTimeout = "destroy"
+	CreateSandboxOnTimeoutPause     CreateSandboxOnTimeout = "pause"
+	CreateSandboxOnTimeoutPauseDisk CreateSandboxOnTimeout = "pause_disk"
 )
 
 // Valid indicates whether the value is a known member of the CreateSandboxOnTimeout enum.
@@ -61,6 +62,8 @@ func (e CreateSandboxOnTimeout) Valid() bool {
 	case CreateSandboxOnTimeoutDestroy:
 		return true
 	case CreateSandboxOnTimeoutPause:
+		return true
+	case CreateSandboxOnTimeoutPauseDisk:
 		return true
 	default:
 		return false
@@ -285,8 +288,9 @@ func (e NetworkVerdict) Valid() bool {
 
 // Defines values for OnTimeout.
 const (
-	OnTimeoutDestroy OnTimeout = "destroy"
-	OnTimeoutPause   OnTimeout = "pause"
+	OnTimeoutDestroy   OnTimeout = "destroy"
+	OnTimeoutPause     OnTimeout = "pause"
+	OnTimeoutPauseDisk OnTimeout = "pause_disk"
 )
 
 // Valid indicates whether the value is a known member of the OnTimeout enum.
@@ -295,6 +299,8 @@ func (e OnTimeout) Valid() bool {
 	case OnTimeoutDestroy:
 		return true
 	case OnTimeoutPause:
+		return true
+	case OnTimeoutPauseDisk:
 		return true
 	default:
 		return false
@@ -367,6 +373,9 @@ type BuildStepKind string
 
 // BuildTemplate defines model for BuildTemplate.
 type BuildTemplate struct {
+	// DiskOnly Of `from_sandbox`, leave out the memory: sandboxes boot from its disk, without the programs that ran.
+	DiskOnly *bool `json:"disk_only,omitempty"`
+
 	// Env Environment of every command in the sandboxes, beside that of the container image; 64 KiB at most. Not shown again.
 	Env *Env `json:"env,omitempty"`
 
@@ -746,7 +755,7 @@ type NetworkRules = []string
 // NetworkVerdict defines model for NetworkVerdict.
 type NetworkVerdict string
 
-// OnTimeout What happens to a sandbox that is not used for its timeout.
+// OnTimeout What happens to a sandbox that is not used for its timeout. `pause_disk` saves the disk alone, or the memory as well if the sandbox does not answer.
 type OnTimeout string
 
 // Path A path in the sandbox. A relative one starts at the user's home.
@@ -808,7 +817,7 @@ type Sandbox struct {
 	// Network What it may reach; absent is the whole internet.
 	Network *NetworkPolicy `json:"network,omitempty"`
 
-	// OnTimeout What happens to a sandbox that is not used for its timeout.
+	// OnTimeout What happens to a sandbox that is not used for its timeout. `pause_disk` saves the disk alone, or the memory as well if the sandbox does not answer.
 	OnTimeout OnTimeout `json:"on_timeout"`
 
 	// ParentID The sandbox that it is a copy of; absent for none.
@@ -1052,6 +1061,16 @@ type PauseSandboxParams struct {
 	// Force Pause a sandbox that does not answer, without its cooperation: its programs and its disk are saved in their
 	// current state. After a resume it must answer again.
 	Force *bool `form:"force,omitempty" json:"force,omitempty"`
+
+	// DiskOnly Save the disk alone: the pause is quick and takes little space, and `resume` boots the sandbox, without the programs
+	// that ran. It must answer, so `force` is refused.
+	DiskOnly *bool `form:"disk_only,omitempty" json:"disk_only,omitempty"`
+}
+
+// ResumeSandboxParams defines parameters for ResumeSandbox.
+type ResumeSandboxParams struct {
+	// Boot Boot the sandbox from its disk, although its memory was saved. Its programs, and what they have not written, are lost.
+	Boot *bool `form:"boot,omitempty" json:"boot,omitempty"`
 }
 
 // GetGenerationParams defines parameters for GetGeneration.
@@ -1184,7 +1203,7 @@ type ServerInterface interface {
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams)
 	// ResumeSandbox Resume a paused sandbox
 	// (POST /v1/sandboxes/{id}/resume)
-	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
+	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ResumeSandboxParams)
 	// SetSandboxTimeout Set when a sandbox ends by itself
 	// (POST /v1/sandboxes/{id}/timeout)
 	SetSandboxTimeout(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -1379,7 +1398,7 @@ func (_ Unimplemented) PauseSandbox(w http.ResponseWriter, r *http.Request, id S
 
 // ResumeSandbox Resume a paused sandbox
 // (POST /v1/sandboxes/{id}/resume)
-func (_ Unimplemented) ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (_ Unimplemented) ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ResumeSandboxParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2182,6 +2201,19 @@ func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.R
 		return
 	}
 
+	// ------------- Optional query parameter "disk_only" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "disk_only", r.URL.Query(), &params.DiskOnly, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "disk_only"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "disk_only", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.PauseSandbox(w, r, id, params)
 	}))
@@ -2208,8 +2240,24 @@ func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ResumeSandboxParams
+
+	// ------------- Optional query parameter "boot" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "boot", r.URL.Query(), &params.Boot, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "boot"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "boot", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.ResumeSandbox(w, r, id)
+		siw.Handler.ResumeSandbox(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -8045,7 +8093,8 @@ func (response PauseSandbox507JSONResponse) VisitPauseSandboxResponse(w http.Res
 }
 
 type ResumeSandboxRequestObject struct {
-	ID SandboxID `json:"id"`
+	ID     SandboxID `json:"id"`
+	Params ResumeSandboxParams
 }
 
 type ResumeSandboxResponseObject interface {
@@ -11080,10 +11129,11 @@ func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id
 }
 
 // ResumeSandbox operation middleware
-func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (sh *strictHandler) ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ResumeSandboxParams) {
 	var request ResumeSandboxRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
 		return sh.ssi.ResumeSandbox(ctx, request.(ResumeSandboxRequestObject))

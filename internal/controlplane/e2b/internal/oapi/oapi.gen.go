@@ -370,7 +370,7 @@ type BuildUpload struct {
 
 // Connect defines model for Connect.
 type Connect struct {
-	// Memory `false`, a boot from the disk of a paused sandbox, is not built yet.
+	// Memory With `false` a paused sandbox boots from its disk, also if its memory was saved.
 	Memory *bool `json:"memory,omitempty"`
 
 	// Timeout Seconds from now, at least.
@@ -483,7 +483,7 @@ type NewSandbox struct {
 	// AutoPause The sandbox is paused at its end instead of killed.
 	AutoPause bool `json:"autoPause,omitempty"`
 
-	// AutoPauseMemory `false` is not built yet.
+	// AutoPauseMemory With `false` only the disk is saved then, from which the sandbox boots when it is resumed. Not with `autoResume`.
 	AutoPauseMemory *bool       `json:"autoPauseMemory,omitempty"`
 	AutoResume      *AutoResume `json:"autoResume,omitempty"`
 
@@ -516,7 +516,7 @@ type NewSandboxV1 = NewSandbox
 
 // NewSnapshot defines model for NewSnapshot.
 type NewSnapshot struct {
-	// Memory `false`, a snapshot of the disk alone, is not built yet.
+	// Memory With `false` only the disk is saved: sandboxes boot from it.
 	Memory *bool `json:"memory,omitempty"`
 
 	// Name A name for a template, with `:tag` if wanted; default: a new one. A name that exists refers to the new snapshot from then on.
@@ -530,10 +530,10 @@ type NewVolume struct {
 
 // Pause defines model for Pause.
 type Pause struct {
-	// Memory `false`, a pause that keeps the disk only, is not built yet.
+	// Memory With `false` only the disk is saved, from which the sandbox boots when it is resumed. It must answer.
 	Memory *bool `json:"memory,omitempty"`
 
-	// RequireHealthyGuest A pause always needs a guest that answers.
+	// RequireHealthyGuest A sandbox that does not answer is not paused, 503. Otherwise its programs and disk are saved as they stand.
 	RequireHealthyGuest bool `json:"requireHealthyGuest,omitempty"`
 }
 
@@ -578,6 +578,9 @@ type RequestedBuild struct {
 type Resume struct {
 	// AutoPause Ignored. A sandbox keeps what it was created with.
 	AutoPause bool `json:"autoPause,omitempty"`
+
+	// Memory With `false` the sandbox boots from its disk, also if its memory was saved.
+	Memory *bool `json:"memory,omitempty"`
 
 	// Timeout Seconds from now.
 	Timeout *int64 `json:"timeout,omitempty"`
@@ -694,8 +697,13 @@ type SandboxNetwork struct {
 	// AllowOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
 	AllowOut Addresses `json:"allowOut,omitempty"`
 
+	// AllowPublicTraffic Only shown as `false`.
+	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
+
 	// DenyOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
-	DenyOut Addresses `json:"denyOut,omitempty"`
+	DenyOut         Addresses `json:"denyOut,omitempty"`
+	HTTPSPorts      []uint16  `json:"httpsPorts,omitempty"`
+	MaskRequestHost string    `json:"maskRequestHost,omitempty"`
 }
 
 // SandboxState defines model for SandboxState.
