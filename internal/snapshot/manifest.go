@@ -44,7 +44,7 @@ type Manifest struct {
 	Transient bool `json:"transient,omitempty"`
 	// A snapshot of the disk alone has no machine: sandboxes boot from it.
 	DiskOnly bool   `json:"disk_only,omitempty"`
-	Files     []File `json:"files"`
+	Files    []File `json:"files"`
 	// Metadata is the caller's; at most maxMetadata bytes.
 	Metadata []byte `json:"note,omitempty"`
 }
