@@ -230,7 +230,7 @@ func (s *Server) connect(r *http.Request, c service.Caller) (int, any, error) {
 }
 
 // wake resumes a sandbox. Its timeout is set before: the old one may be too short
-// for another request to set it after. With boot it begins anew from its disk.
+// for another request to set it after. With boot it boots from its disk.
 func (s *Server) wake(ctx context.Context, c service.Caller, sb *wrenn.Sandbox, d time.Duration, boot bool) (*wrenn.Sandbox, error) {
 	if sb.Absolute && sb.State == wrenn.Paused {
 		_, err := s.service.SetNextTimeout(ctx, c, sb.ID, d)
