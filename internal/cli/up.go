@@ -12,8 +12,10 @@ import (
 	"syscall"
 
 	"wrenn"
+	"wrenn/internal/acme"
 	"wrenn/internal/certs"
 	"wrenn/internal/cli/up"
+	"wrenn/internal/config"
 	"wrenn/internal/plain"
 	"wrenn/internal/run"
 )
@@ -27,6 +29,7 @@ type upCommand struct {
 	DomainListen string `placeholder:"ADDRESS" help:"Address to serve the domain at; default: the port of --domain, on loopback only for names below localhost."`
 	TLSCert      string `name:"tls-cert" type:"path" placeholder:"FILE" help:"A certificate for *.NAME, in PEM, which is read again when it changes; default: one signed by this machine's own authority, see wrenn cert."`
 	TLSKey       string `name:"tls-key" type:"path" placeholder:"FILE" help:"The private key of --tls-cert, in PEM."`
+	ACME         string `name:"acme" type:"path" placeholder:"FILE" help:"Get the certificate for *.NAME by ACME, such as from Let's Encrypt: a TOML file with the keys of [domain.acme], see docs/ports.md."`
 	Metrics      string `placeholder:"ADDRESS" help:"Address to serve Prometheus /metrics at; default: none."`
 	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"An existing PostgreSQL; default: a private one in --state."`
 	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when up stops: ${enum}. With keep they keep running, and the next up finds them."`
@@ -58,6 +61,10 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	authority, err := c.acme()
+	if err != nil {
+		return err
+	}
 	run.SurviveBrokenPipes()
 	ctx, lost := context.WithCancel(ctx)
 	defer lost()
@@ -68,7 +75,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	}
 	cfg := up.Config{
 		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics,
-		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, DatabaseURL: c.DatabaseURL,
+		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, ACME: authority, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{
 			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer, Unjailed: c.Unjailed,
@@ -101,14 +108,24 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 // domain reads the flags of the domain.
 func (c *upCommand) domain() (wrenn.Domain, error) {
 	switch {
-	case c.Domain == "" && (c.DomainListen != "" || c.TLSCert != "" || c.TLSKey != ""):
-		return wrenn.Domain{}, fmt.Errorf("%w: --domain-listen, --tls-cert and --tls-key need --domain", run.ErrUsage)
+	case c.Domain == "" && (c.DomainListen != "" || c.TLSCert != "" || c.TLSKey != "" || c.ACME != ""):
+		return wrenn.Domain{}, fmt.Errorf("%w: --domain-listen, --tls-cert, --tls-key and --acme need --domain", run.ErrUsage)
+	case c.TLSCert != "" && c.ACME != "":
+		return wrenn.Domain{}, fmt.Errorf("%w: give --tls-cert or --acme", run.ErrUsage)
 	case (c.TLSCert == "") != (c.TLSKey == ""):
 		return wrenn.Domain{}, fmt.Errorf("%w: give both --tls-cert and --tls-key", run.ErrUsage)
 	case c.Domain == "":
 		return wrenn.Domain{}, nil
 	}
 	return wrenn.ParseDomain(c.Domain)
+}
+
+// acme reads the file of --acme; the zero value without one.
+func (c *upCommand) acme() (acme.Config, error) {
+	if c.ACME == "" {
+		return acme.Config{}, nil
+	}
+	return config.Load[acme.Config](c.ACME, acme.Config{State: filepath.Join(c.State, "acme")}, os.Getenv)
 }
 
 // readerGone reports whether a write failed because the other end of the pipe or the terminal is closed.

@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn"
+	"wrenn/internal/acme"
 	"wrenn/internal/certs"
 	"wrenn/internal/config"
 	"wrenn/internal/controlplane/service"
@@ -47,6 +48,8 @@ type Domain struct {
 	// Certificate; "" is none: Config.Listen, or a proxy in front, serves the domain.
 	Listen string `toml:"listen"`
 	Certificate
+	// ACME gets the certificate instead.
+	ACME acme.Config `toml:"acme,omitempty"`
 }
 
 // Log configures the log, which goes to standard error.
@@ -190,7 +193,7 @@ func (d *Domain) url() string {
 
 func (d *Domain) check(problems *config.Problems, discard *slog.Logger) {
 	if d.Name == "" {
-		if d.Listen != "" || d.Certificate != (Certificate{}) {
+		if d.Listen != "" || d.Certificate != (Certificate{}) || d.ACME.Enabled() {
 			problems.Addf("domain.name: set it, or leave the rest of [domain] out")
 		}
 		return
@@ -202,6 +205,12 @@ func (d *Domain) check(problems *config.Problems, discard *slog.Logger) {
 	if err != nil {
 		problems.Addf("domain: %w", err)
 	}
+	if d.ACME.Enabled() {
+		if d.Certificate != (Certificate{}) || d.Listen == "" {
+			problems.Addf("domain.acme: it needs listen, and replaces certificate and key")
+		}
+		d.ACME.Check(problems)
+	}
 	if d.Listen == "" {
 		if identity != nil {
 			problems.Addf("domain.listen: set it to serve by the certificate of [domain]; that of listen is in [tls]")
@@ -211,8 +220,8 @@ func (d *Domain) check(problems *config.Problems, discard *slog.Logger) {
 	if _, _, err := net.SplitHostPort(d.Listen); err != nil {
 		problems.Addf("domain.listen: %w", err)
 	}
-	if identity == nil && err == nil {
-		problems.Addf("domain: set certificate and key, of a certificate for *.%s", d.Name)
+	if identity == nil && err == nil && !d.ACME.Enabled() {
+		problems.Addf("domain: set certificate and key, of a certificate for *.%s, or acme", d.Name)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/acme"
 	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/api"
@@ -95,6 +96,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		defer stopWork()
 		return server.Run(ctx, listeners.public()...)
 	})
+	if listeners.acme != nil {
+		parts.Go(func() error { return listeners.acme.Run(ctx) })
+	}
 	if listeners.metrics != nil {
 		parts.Go(func() error { return telemetry.Serve(work, listeners.metrics, registry, readyUntil(ctx, svc.Ready)) })
 	}
@@ -149,6 +153,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 type listeners struct {
 	api, metrics net.Listener   // metrics may be nil
 	domain       []net.Listener // may be empty
+	acme         *acme.Source   // gets the certificate of domain; may be nil
 }
 
 func listen(ctx context.Context, cfg Config, log *slog.Logger) (*listeners, error) {
@@ -181,8 +186,12 @@ func (l *listeners) listenDomain(ctx context.Context, d Domain, log *slog.Logger
 	if host, port, _ := net.SplitHostPort(d.Listen); host == "localhost" { // was checked
 		addresses = []string{net.JoinHostPort("127.0.0.1", port), net.JoinHostPort("::1", port)}
 	}
+	certificate, err := l.certificate(d, log)
+	if err != nil {
+		return err
+	}
 	for i, address := range addresses {
-		one, err := listenTLS(ctx, address, d.Certificate, log)
+		one, err := listenWith(ctx, address, certificate)
 		if err != nil && i > 0 && errors.Is(err, syscall.EADDRNOTAVAIL) {
 			continue // a machine without IPv6
 		}
@@ -194,18 +203,52 @@ func (l *listeners) listenDomain(ctx context.Context, d Domain, log *slog.Logger
 	return nil
 }
 
-// listenTLS listens with the certificate, without TLS if there is none. Clients of
-// WebSockets ask for HTTP/1.1, all others may have HTTP/2.
-func listenTLS(ctx context.Context, address string, with Certificate, log *slog.Logger) (net.Listener, error) {
-	identity, err := with.open("", log)
+// certificate returns the domain's certificate for each handshake.
+func (l *listeners) certificate(d Domain, log *slog.Logger) (getCertificate, error) {
+	if !d.ACME.Enabled() {
+		return d.getCertificate(log)
+	}
+	domain, err := wrenn.ParseDomain(d.Name)
+	if err != nil {
+		return nil, err
+	}
+	if l.acme, err = acme.Open(d.ACME, domain.Name, log); err != nil {
+		return nil, fmt.Errorf("acme: %w", err)
+	}
+	return l.acme.Certificate, nil
+}
+
+// getCertificate is that of a tls.Config.
+type getCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+
+// getCertificate returns nil if the pair is not set.
+func (c *Certificate) getCertificate(log *slog.Logger) (getCertificate, error) {
+	identity, err := c.open("", log)
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
+	if identity == nil {
+		return nil, nil //nolint:nilnil // not set is no error
+	}
+	return identity.Certificate, nil
+}
+
+func listenTLS(ctx context.Context, address string, with Certificate, log *slog.Logger) (net.Listener, error) {
+	certificate, err := with.getCertificate(log)
+	if err != nil {
+		return nil, err
+	}
+	return listenWith(ctx, address, certificate)
+}
+
+// listenWith listens with the certificate, without TLS if it is nil. Clients of
+// WebSockets ask for HTTP/1.1, all others may have HTTP/2.
+func listenWith(ctx context.Context, address string, certificate getCertificate) (net.Listener, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-	if err != nil || identity == nil {
+	if err != nil || certificate == nil {
 		return l, err
 	}
-	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: identity.Certificate, NextProtos: []string{"h2", "http/1.1"}}), nil
+	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certificate, NextProtos: []string{"h2", "http/1.1"}}), nil
 }
 
 // public are the listeners for clients.

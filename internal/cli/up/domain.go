@@ -36,7 +36,7 @@ func (m *machine) openDomain(context.Context) error {
 	}
 	m.domain = &RunningDomain{Domain: m.cfg.Domain}
 	files := m.cfg.Certificate
-	if files == (certs.Files{}) {
+	if files == (certs.Files{}) && !m.cfg.ACME.Enabled() {
 		authority, err := localca.Open(CertificatesDir(m.cfg.StateDir), m.cfg.Domain.Name)
 		if err != nil {
 			return err
@@ -49,7 +49,7 @@ func (m *machine) openDomain(context.Context) error {
 	}
 	m.cp.Domain = controlplane.Domain{
 		Name: m.cfg.Domain.String(), Listen: m.domainListen(),
-		Certificate: controlplane.Certificate{Certificate: files.Certificate, Key: files.Key},
+		Certificate: controlplane.Certificate{Certificate: files.Certificate, Key: files.Key}, ACME: m.cfg.ACME,
 	}
 	return nil
 }

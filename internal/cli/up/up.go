@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/acme"
 	"wrenn/internal/certs"
 	"wrenn/internal/controlplane"
 	"wrenn/internal/controlplane/service"
@@ -46,6 +47,9 @@ type Config struct {
 	DomainListen string
 	// Certificate is that of Domain; without files one of the machine's own authority.
 	Certificate certs.Files
+	// ACME, unless it is the zero value, gets the certificate. By default its state is
+	// in StateDir.
+	ACME acme.Config
 	// DatabaseURL is a PostgreSQL server of the caller; "" starts a private one.
 	DatabaseURL string
 	Agent       AgentConfig

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -60,5 +61,36 @@ func TestHostileRequests(t *testing.T) {
 				t.Errorf("the program was asked %d times, want %d", n, tc.asked)
 			}
 		})
+	}
+}
+
+// TestNoRequestHidesInABody: after a request with a length and chunks, the next request
+// begins where the chunks end, and the program never gets both.
+func TestNoRequestHidesInABody(t *testing.T) {
+	w, server := newGateway(t)
+	type request struct{ uri, length, encoding, body string }
+	got := make(chan request, 3)
+	w.program(t, 8080, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		got <- request{r.RequestURI, r.Header.Get("Content-Length"), strings.Join(r.TransferEncoding, ","), string(body)}
+	})
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	testkit.Must(t, err)
+	defer conn.Close()
+	host := "Host: 8080-" + id + ".x.test\r\n"
+	hidden := "GET /hidden HTTP/1.1\r\nX: " // what the length says belongs to the first request
+	fmt.Fprintf(conn, "POST /first HTTP/1.1\r\n%sContent-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", host, 3, len(hidden), hidden)
+	fmt.Fprintf(conn, "GET /second HTTP/1.1\r\n%s\r\n", host)
+	answers := bufio.NewReader(conn)
+	for _, want := range []request{{uri: "/first", encoding: "chunked", body: hidden}, {uri: "/second"}} {
+		resp, err := http.ReadResponse(answers, nil)
+		testkit.Must(t, err)
+		resp.Body.Close()
+		if one := <-got; resp.StatusCode != http.StatusOK || one != want {
+			t.Errorf("%d, and the program got %+v, want %+v", resp.StatusCode, one, want)
+		}
+	}
+	if len(got) != 0 {
+		t.Errorf("the program got %+v as well", <-got)
 	}
 }

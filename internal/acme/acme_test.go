@@ -1,0 +1,229 @@
+package acme_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/letsencrypt/pebble/v2/db"
+	"github.com/letsencrypt/pebble/v2/va"
+	"github.com/letsencrypt/pebble/v2/wfe"
+	"github.com/miekg/dns"
+
+	"wrenn/internal/acme"
+	"wrenn/internal/config"
+	"wrenn/internal/testkit"
+)
+
+const (
+	domain  = "sandbox.example.com"
+	keyName = "wrenn."
+)
+
+var key = base64.StdEncoding.EncodeToString([]byte("the key of a test, 32 bytes long"))
+
+// zone is a DNS server for example.com that takes updates by RFC 2136, signed by key.
+type zone struct {
+	address string
+
+	mu      sync.Mutex // guards what follows
+	records map[string][]dns.RR
+	updates int
+	refused int
+	refuse  bool
+}
+
+func newZone(t *testing.T) *zone {
+	t.Helper()
+	z := &zone{records: map[string][]dns.RR{}}
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	testkit.Must(t, err)
+	z.address = packets.LocalAddr().String()
+	l, err := net.Listen("tcp", z.address)
+	testkit.Must(t, err)
+	for _, s := range []*dns.Server{{PacketConn: packets}, {Listener: l}} {
+		started := make(chan struct{})
+		s.Handler, s.TsigSecret, s.NotifyStartedFunc = z, map[string]string{keyName: key}, func() { close(started) }
+		s.MsgAcceptFunc = func(dns.Header) dns.MsgAcceptAction { return dns.MsgAccept } // also updates
+		go func() { _ = s.ActivateAndServe() }()                                        // ends with the test
+		<-started
+		t.Cleanup(func() { _ = s.Shutdown() })
+	}
+	return z
+}
+
+// ServeDNS implements dns.Handler.
+func (z *zone) ServeDNS(w dns.ResponseWriter, m *dns.Msg) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	answer := new(dns.Msg).SetReply(m)
+	answer.Authoritative = true
+	switch q := m.Question[0]; {
+	case m.Opcode == dns.OpcodeUpdate:
+		if m.IsTsig() == nil || w.TsigStatus() != nil || z.refuse {
+			z.refused++
+			answer.Rcode = dns.RcodeRefused
+			break
+		}
+		z.updates++
+		z.update(m.Ns)
+		answer.SetTsig(keyName, dns.HmacSHA256, 300, int64(m.IsTsig().TimeSigned))
+	case q.Qtype == dns.TypeSOA && q.Name == "example.com.":
+		soa, _ := dns.NewRR("example.com. 1 IN SOA ns.example.com. root.example.com. 1 1 1 1 1")
+		answer.Answer = append(answer.Answer, soa)
+	case q.Qtype == dns.TypeTXT:
+		answer.Answer = z.records[strings.ToLower(q.Name)]
+	}
+	_ = w.WriteMsg(answer) // the client may have left
+}
+
+// update is for a caller that holds mu.
+func (z *zone) update(changes []dns.RR) {
+	for _, rr := range changes {
+		name := strings.ToLower(rr.Header().Name)
+		if rr.Header().Class == dns.ClassINET {
+			z.records[name] = append(z.records[name], rr)
+		} else {
+			delete(z.records, name)
+		}
+	}
+}
+
+// authority serves ACME as Let's Encrypt does, and asks z for the records. It returns
+// its URL, the file with what signs the server, and the store of its roots.
+func authority(t *testing.T, z *zone) (url, file string, issued *x509.CertPool) {
+	t.Helper()
+	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
+	quiet := log.New(io.Discard, "", 0)
+	store := db.NewMemoryStore()
+	issuer := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "the only one"}})
+	front := wfe.New(quiet, store, va.New(quiet, 0, 0, true, z.address, store), issuer, nil, true, false, 1, 1)
+	server := httptest.NewTLSServer(front.Handler())
+	t.Cleanup(server.Close)
+	file = write(t, "authority.pem", pemOf(server.Certificate()))
+	issued = x509.NewCertPool()
+	issued.AddCert(issuer.GetRootCert(0).Cert)
+	return server.URL + wfe.DirectoryPath, file, issued
+}
+
+func pemOf(cert *x509.Certificate) string {
+	return "-----BEGIN CERTIFICATE-----\n" + base64.StdEncoding.EncodeToString(cert.Raw) + "\n-----END CERTIFICATE-----\n"
+}
+
+func write(t *testing.T, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), name)
+	testkit.Must(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+// run opens a source of the certificate and serves by it until stop.
+func run(t *testing.T, cfg acme.Config) (address string, stop func()) {
+	t.Helper()
+	s, err := acme.Open(cfg, domain, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	testkit.Must(t, err)
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.TLS = &tls.Config{GetCertificate: s.Certificate}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	server.TLS.Certificates = nil // httptest's own
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	return server.Listener.Addr().String(), func() {
+		cancel()
+		testkit.Must(t, <-ended)
+		server.Close()
+	}
+}
+
+// hello makes a handshake as a client of a sandbox's port.
+func hello(address string, trust *x509.CertPool) error {
+	conn, err := tls.Dial("tcp", address, &tls.Config{ServerName: "8080-iaaaaaaaaaaaaaaaaaaaa." + domain, RootCAs: trust})
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
+
+func TestCertificate(t *testing.T) {
+	z := newZone(t)
+	directory, file, trust := authority(t, z)
+	cfg := acme.Config{
+		DNS: "rfc2136", State: t.TempDir(), Directory: directory, CA: file, Resolvers: []string{z.address},
+		RFC2136: acme.RFC2136{Server: z.address, KeyName: strings.TrimSuffix(keyName, "."), KeyFile: write(t, "key", key+"\n")},
+	}
+	var problems config.Problems
+	cfg.Check(&problems)
+	t.Cleanup(acme.SetFirstPause(time.Millisecond))
+	z.refuse = true
+	address, stop := run(t, cfg)
+	testkit.WaitUntil(t, "an update was refused", func() bool {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		return z.refused > 0
+	})
+	if err := hello(address, trust); err == nil {
+		t.Error("there is a certificate that no authority gave")
+	}
+	z.mu.Lock()
+	z.refuse = false
+	z.mu.Unlock()
+	testkit.WaitNoError(t, "there is a certificate", func() error { return hello(address, trust) })
+	stop()
+	z.mu.Lock()
+	if z.updates < 2 || len(z.records) != 0 {
+		t.Errorf("%d updates, and these records are left: %v", z.updates, z.records)
+	}
+	z.refuse = true
+	z.mu.Unlock()
+	// The next run has it from the last one.
+	address, stop = run(t, cfg)
+	defer stop()
+	testkit.WaitNoError(t, "the certificate is loaded", func() error { return hello(address, trust) })
+}
+
+// TestWithoutAnAuthority: the listener stays up.
+func TestWithoutAnAuthority(t *testing.T) {
+	cfg := acme.Config{
+		DNS: "rfc2136", State: t.TempDir(), Directory: "https://127.0.0.1:1/dir",
+		RFC2136: acme.RFC2136{Server: "127.0.0.1:1", KeyName: keyName, KeyFile: write(t, "key", key)},
+	}
+	address, stop := run(t, cfg)
+	defer stop()
+	for range 3 {
+		if err := hello(address, nil); err == nil || !strings.Contains(err.Error(), "tls") {
+			t.Errorf("a handshake without a certificate: %v", err)
+		}
+	}
+}
+
+func TestOpenNamesTheProblem(t *testing.T) {
+	empty := write(t, "empty", "\n")
+	for want, cfg := range map[string]acme.Config{
+		`dns "godaddy": use cloudflare or rfc2136`:   {DNS: "godaddy"},
+		"cloudflare.token_file: set it":              {DNS: "cloudflare"},
+		"is empty":                                   {DNS: "cloudflare", Cloudflare: acme.Cloudflare{TokenFile: empty}},
+		"rfc2136: set server, key_name and key_file": {DNS: "rfc2136"},
+		"has no certificate in PEM":                  {DNS: "cloudflare", Cloudflare: acme.Cloudflare{TokenFile: write(t, "token", "x")}, CA: empty},
+	} {
+		if _, err := acme.Open(cfg, domain, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}

@@ -1,0 +1,10 @@
+package acme
+
+import "time"
+
+// SetFirstPause sets the pause after the first failure; call the result to undo that.
+func SetFirstPause(pause time.Duration) (undo func()) {
+	before := firstPause
+	firstPause = pause
+	return func() { firstPause = before }
+}
