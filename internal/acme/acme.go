@@ -172,25 +172,17 @@ func Open(cfg Config, domain string, log *slog.Logger) (*Source, error) {
 	return s, nil
 }
 
-// observe logs what happens to the certificate.
+// observe logs what happens to the certificate. Run logs why it cannot get the first one.
 func (s *Source) observe(ctx context.Context, event string, data map[string]any) error {
-	level, message := slog.LevelInfo, ""
-	var attrs []slog.Attr
-	switch event {
-	case "cert_obtaining":
-		message = "asking the authority for a certificate"
-	case "cert_obtained":
-		message = "certificate obtained"
-	case "cert_failed":
-		if data["renewal"] != true {
-			return nil // Run logs it
-		}
-		level, message = slog.LevelError, "cannot renew the certificate; will retry"
-		attrs = append(attrs, slog.Any("err", data["error"]))
-	default:
-		return nil
+	name := slog.String("name", s.name)
+	switch {
+	case event == "cert_obtaining":
+		s.log.LogAttrs(ctx, slog.LevelInfo, "asking the authority for a certificate", name)
+	case event == "cert_obtained":
+		s.log.LogAttrs(ctx, slog.LevelInfo, "certificate obtained", name)
+	case event == "cert_failed" && data["renewal"] == true:
+		s.log.LogAttrs(ctx, slog.LevelError, "cannot renew the certificate; will retry", name, slog.Any("err", data["error"]))
 	}
-	s.log.LogAttrs(ctx, level, message, append(attrs, slog.String("name", s.name))...)
 	return nil
 }
 

@@ -5,8 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -109,7 +107,7 @@ func authority(t *testing.T, z *zone) (url, file string, issued *x509.CertPool) 
 	t.Helper()
 	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
 	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
-	quiet := log.New(io.Discard, "", 0)
+	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	store := db.NewMemoryStore()
 	issuer := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "the only one"}})
 	front := wfe.New(quiet, store, va.New(quiet, 0, 0, true, z.address, store), issuer, nil, true, false, 1, 1)
@@ -139,7 +137,7 @@ func run(t *testing.T, cfg acme.Config) (address string, stop func()) {
 	testkit.Must(t, err)
 	server := httptest.NewUnstartedServer(http.NotFoundHandler())
 	server.TLS = &tls.Config{GetCertificate: s.Certificate}
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	server.StartTLS()
 	server.TLS.Certificates = nil // httptest's own
 	ctx, cancel := context.WithCancel(context.Background())
