@@ -82,7 +82,7 @@ func (f *fake) Authenticate(_ context.Context, secret string) (service.Caller, e
 	if secret != key {
 		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
 	}
-	return service.Caller{Team: "t", Key: "k"}, nil
+	return service.Caller{Team: "t", Key: "k", Scopes: wrenn.AllScopes}, nil
 }
 
 func (f *fake) Ready(context.Context) error { return nil }
@@ -236,8 +236,8 @@ func (f *fake) ReadFile(_ context.Context, _ service.Caller, id wrenn.SandboxID,
 	return io.NopCloser(f.read), nil
 }
 
-func (f *fake) CreateKey(_ context.Context, _ service.Caller, name string) (service.Key, string, error) {
-	return service.Key{ID: "k2", Name: name, Hint: "e2b_0123", CreatedAt: made}, key, nil
+func (f *fake) CreateKey(_ context.Context, _ service.Caller, want service.NewKey) (service.Key, string, error) {
+	return service.Key{ID: "k2", Name: want.Name, Scopes: want.Scopes, Hint: "e2b_0123", CreatedAt: made}, key, nil
 }
 
 func (f *fake) ListKeys(context.Context, service.Caller) ([]service.Key, error) {
@@ -457,7 +457,7 @@ func TestSandboxesFollowPages(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	c := serve(t, &fake{})
-	made, secret, err := c.CreateKey(t.Context(), "laptop")
+	made, secret, err := c.CreateKey(t.Context(), client.CreateKey{Name: "laptop"})
 	if err != nil || secret != key || made.Name != "laptop" {
 		t.Errorf("CreateKey() = %+v, %q, %v", made, secret, err)
 	}

@@ -14,16 +14,25 @@ type Key struct {
 	Hint       string    `json:"hint"` // the first characters of the secret
 	CreatedAt  time.Time `json:"created_at"`
 	LastUsedAt time.Time `json:"last_used_at,omitzero"` // zero when never
+	Scopes     []string  `json:"scopes"`                // "read", "sandboxes", "templates", "admin"
+	ExpiresAt  time.Time `json:"expires_at,omitzero"`   // zero is never
+}
+
+// CreateKey says what key Client.CreateKey makes.
+type CreateKey struct {
+	Name      string    `json:"name"`
+	Scopes    []string  `json:"scopes,omitempty"`    // what it may be used for; none: everything
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero is never
 }
 
 // CreateKey makes an API key of the team. Its secret is returned this once.
-func (c *Client) CreateKey(ctx context.Context, name string) (key Key, secret string, err error) {
+func (c *Client) CreateKey(ctx context.Context, want CreateKey) (key Key, secret string, err error) {
 	var out struct {
 		Key
 
 		Secret string `json:"key"`
 	}
-	err = c.call(ctx, request{method: http.MethodPost, path: "/v1/keys", body: map[string]string{"name": name}}, &out)
+	err = c.call(ctx, request{method: http.MethodPost, path: "/v1/keys", body: want}, &out)
 	return out.Key, out.Secret, err
 }
 

@@ -57,7 +57,10 @@ CREATE TABLE public.api_keys (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     last_used_at timestamp with time zone,
     revoked_at timestamp with time zone,
-    CONSTRAINT api_keys_hash_check CHECK ((octet_length(hash) = 32))
+    scopes text[] DEFAULT '{admin}'::text[] NOT NULL,
+    expires_at timestamp with time zone,
+    CONSTRAINT api_keys_hash_check CHECK ((octet_length(hash) = 32)),
+    CONSTRAINT api_keys_scopes_check CHECK ((cardinality(scopes) > 0))
 );
 
 CREATE TABLE public.hosts (

@@ -33,7 +33,7 @@ func (c *keyCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog
 		if err != nil {
 			return fmt.Errorf("team %s: %w", c.Team, err)
 		}
-		_, secret, err := svc.CreateKey(ctx, service.Caller{Team: id}, c.Name)
+		_, secret, err := svc.CreateKey(ctx, service.Caller{Team: id}, service.NewKey{Name: c.Name})
 		if err != nil {
 			return fmt.Errorf("create a key: %w", err)
 		}

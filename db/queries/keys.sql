@@ -4,7 +4,7 @@ ON CONFLICT (name) DO UPDATE SET name = excluded.name
 RETURNING id;
 
 -- name: InsertKey :one
-INSERT INTO api_keys (team_id, name, hash, hint) VALUES (@team_id, @name, @hash, @hint) RETURNING *;
+INSERT INTO api_keys (team_id, name, hash, hint, scopes, expires_at) VALUES (@team_id, @name, @hash, @hint, @scopes, sqlc.narg('expires_at')) RETURNING *;
 
 -- name: ListKeys :many
 SELECT * FROM api_keys WHERE team_id = @team_id AND revoked_at IS NULL ORDER BY created_at DESC, id DESC LIMIT @page_size;
@@ -13,7 +13,7 @@ SELECT * FROM api_keys WHERE team_id = @team_id AND revoked_at IS NULL ORDER BY 
 SELECT count(*) FROM api_keys WHERE team_id = @team_id AND revoked_at IS NULL;
 
 -- name: KeyByHash :one
-SELECT id, team_id FROM api_keys WHERE hash = @hash AND revoked_at IS NULL;
+SELECT id, team_id, scopes, expires_at FROM api_keys WHERE hash = @hash AND revoked_at IS NULL;
 
 -- name: RevokeKey :one
 UPDATE api_keys SET revoked_at = clock_timestamp()

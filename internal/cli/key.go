@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"wrenn/client"
 )
@@ -15,7 +17,9 @@ type keyCommands struct {
 }
 
 type keyCreateCommand struct {
-	Name string `arg:"" help:"A name that says what the key is for."`
+	Name    string        `arg:"" help:"A name that says what the key is for."`
+	Scope   []string      `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything, also keys and secrets; the default). May be repeated." placeholder:"SCOPE"`
+	Expires time.Duration `help:"After how long it stops working, such as 720h; default never." placeholder:"DURATION"`
 }
 
 // Run prints the secret alone, for scripts.
@@ -24,7 +28,11 @@ func (c *keyCreateCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	key, secret, err := api.CreateKey(ctx, c.Name)
+	want := client.CreateKey{Name: c.Name, Scopes: c.Scope}
+	if c.Expires != 0 {
+		want.ExpiresAt = time.Now().Add(c.Expires)
+	}
+	key, secret, err := api.CreateKey(ctx, want)
 	if err != nil {
 		return err
 	}
@@ -54,13 +62,17 @@ func (*keyListCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	return s.print(keys, func(w io.Writer) {
-		rows := [][]string{{"ID", "NAME", "KEY", "AGE", "LAST USED"}}
+		rows := [][]string{{"ID", "NAME", "KEY", "SCOPES", "AGE", "LAST USED", "EXPIRES"}}
 		for _, k := range keys {
 			used := "never"
 			if !k.LastUsedAt.IsZero() {
 				used = age(k.LastUsedAt) + " ago"
 			}
-			rows = append(rows, []string{k.ID, k.Name, k.Hint + "...", age(k.CreatedAt), used})
+			expires := "never"
+			if !k.ExpiresAt.IsZero() {
+				expires = k.ExpiresAt.Local().Format(time.DateTime)
+			}
+			rows = append(rows, []string{k.ID, k.Name, k.Hint + "...", strings.Join(k.Scopes, ","), age(k.CreatedAt), used, expires})
 		}
 		table(w, rows)
 	})

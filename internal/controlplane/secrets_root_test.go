@@ -93,7 +93,7 @@ func makeKey(t *testing.T, cfg Config, log *slog.Logger) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, secret, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, "key")
+	_, secret, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func TestNoLogHasASecret(t *testing.T) {
 	secrets := []string{s.key, strings.TrimPrefix(s.key, "e2b_"), "planted-", "cGxhbnRl", "112 108 97 110 116"}
 	s.run(t, c, box)
 	s.move(t, c, box)
-	_, made, err := c.CreateKey(t.Context(), "laptop")
+	_, made, err := c.CreateKey(t.Context(), client.CreateKey{Name: "laptop"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ type Loan struct {
 func (r *Running) Lend(ctx context.Context, name string) (*Loan, error) {
 	loan := &Loan{r: r}
 	err := r.withService(ctx, func(svc *service.Service, team wrenn.TeamID) error {
-		key, secret, err := svc.CreateKey(ctx, service.Caller{Team: team}, name)
+		key, secret, err := svc.CreateKey(ctx, service.Caller{Team: team}, service.NewKey{Name: name})
 		loan.Secret, loan.id = secret, key.ID
 		return err
 	})
@@ -130,7 +130,7 @@ func (r *Running) destroyAll(ctx context.Context) error {
 // asOwner calls do with a client of the team. It makes a key for that and revokes it afterwards.
 func (r *Running) asOwner(ctx context.Context, do func(context.Context, *client.Client) error) error {
 	return r.withService(ctx, func(svc *service.Service, team wrenn.TeamID) error {
-		key, secret, err := svc.CreateKey(ctx, service.Caller{Team: team}, "wrenn up")
+		key, secret, err := svc.CreateKey(ctx, service.Caller{Team: team}, service.NewKey{Name: "wrenn up"})
 		if err != nil {
 			return err
 		}

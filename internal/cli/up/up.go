@@ -87,7 +87,7 @@ func (r *Running) Key(ctx context.Context, old, name string) (secret string, err
 			secret = old
 			return nil
 		}
-		_, secret, err = svc.CreateKey(ctx, service.Caller{Team: team}, name)
+		_, secret, err = svc.CreateKey(ctx, service.Caller{Team: team}, service.NewKey{Name: name})
 		return err
 	})
 	return secret, err

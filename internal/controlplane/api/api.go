@@ -107,7 +107,7 @@ type Ports interface {
 
 // Keys are the API keys of a team.
 type Keys interface {
-	CreateKey(ctx context.Context, c service.Caller, name string) (key service.Key, secret string, err error)
+	CreateKey(ctx context.Context, c service.Caller, want service.NewKey) (key service.Key, secret string, err error)
 	ListKeys(context.Context, service.Caller) ([]service.Key, error)
 	RevokeKey(ctx context.Context, c service.Caller, id string) error
 }

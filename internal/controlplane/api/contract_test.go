@@ -8,6 +8,7 @@ import (
 	"wrenn"
 	"wrenn/api"
 	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/testkit"
 )
 
 // TestContractIsSound checks the rules for each operation.
@@ -50,6 +51,30 @@ func TestContractIsSound(t *testing.T) {
 
 // TestErrorTable: every code of the product has an answer, and every code of
 // the API is explained in the document.
+// TestScopes shows that a key may be used for what it was made for only.
+func TestScopes(t *testing.T) {
+	s := serve(t, &stub{}, nil)
+	doc := spec(t)
+	for path, item := range doc.Paths.Map() {
+		for method, op := range item.Operations() {
+			if op.Security == nil || len(*op.Security) > 0 && len((*op.Security)[0]["apiKey"]) != 1 {
+				t.Errorf("%s %s needs the scope that its key has to have", method, path)
+				continue
+			}
+			allowed := len(*op.Security) == 0 || (*op.Security)[0]["apiKey"][0] == "read"
+			req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.address+strings.NewReplacer("{", "", "}", "").Replace(path), nil)
+			testkit.Must(t, err)
+			req.Header.Set("X-Api-Key", readerKey)
+			resp, err := http.DefaultClient.Do(req)
+			testkit.Must(t, err)
+			testkit.Must(t, resp.Body.Close())
+			if (resp.StatusCode == http.StatusForbidden) == allowed {
+				t.Errorf("%s %s with a key that may read: %d", method, path, resp.StatusCode)
+			}
+		}
+	}
+}
+
 func TestErrorTable(t *testing.T) {
 	all := []wrenn.Code{
 		wrenn.Invalid, wrenn.NotFound, wrenn.AlreadyExists, wrenn.FailedPrecondition, wrenn.Exhausted, wrenn.PermissionDenied,

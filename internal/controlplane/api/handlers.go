@@ -178,12 +178,20 @@ func (h *handlers) change(ctx context.Context, id string, do func(context.Contex
 func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObject) (oapi.CreateKeyResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	k, secret, err := h.s.service.CreateKey(ctx, callerOf(ctx), strings.TrimSpace(req.Body.Name))
+	scopes, err := wrenn.ParseScopes(textsOf(value(req.Body.Scopes)))
 	if err != nil {
 		return nil, err
 	}
+	k, secret, err := h.s.service.CreateKey(ctx, callerOf(ctx), service.NewKey{
+		Name: strings.TrimSpace(req.Body.Name), Scopes: scopes, ExpiresAt: value(req.Body.ExpiresAt),
+	})
+	if err != nil {
+		return nil, err
+	}
+	key := keyOf(k)
 	return oapi.CreateKey201JSONResponse{Body: oapi.CreatedKey{
-		ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt.UTC(), LastUsedAt: moment(k.LastUsedAt), Key: secret,
+		ID: key.ID, Name: key.Name, Hint: key.Hint, Scopes: key.Scopes, CreatedAt: key.CreatedAt, LastUsedAt: key.LastUsedAt, ExpiresAt: key.ExpiresAt,
+		Key: secret,
 	}}, nil
 }
 
@@ -196,11 +204,29 @@ func (h *handlers) ListKeys(ctx context.Context, _ oapi.ListKeysRequestObject) (
 	}
 	answer := oapi.ListKeys200JSONResponse{Body: make([]oapi.Key, 0, len(keys))}
 	for _, k := range keys {
-		answer.Body = append(answer.Body, oapi.Key{
-			ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt.UTC(), LastUsedAt: moment(k.LastUsedAt),
-		})
+		answer.Body = append(answer.Body, keyOf(k))
 	}
 	return answer, nil
+}
+
+func keyOf(k service.Key) oapi.Key {
+	out := oapi.Key{
+		ID: k.ID, Name: k.Name, Hint: k.Hint, Scopes: []oapi.Scope{}, CreatedAt: k.CreatedAt.UTC(),
+		LastUsedAt: moment(k.LastUsedAt), ExpiresAt: moment(k.ExpiresAt),
+	}
+	for _, scope := range k.Scopes.Texts() {
+		out.Scopes = append(out.Scopes, oapi.Scope(scope))
+	}
+	return out
+}
+
+// textsOf returns the texts of an enumeration.
+func textsOf[T ~string](values []T) []string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = string(v)
+	}
+	return out
 }
 
 func (h *handlers) RevokeKey(ctx context.Context, req oapi.RevokeKeyRequestObject) (oapi.RevokeKeyResponseObject, error) {

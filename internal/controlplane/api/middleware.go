@@ -151,6 +151,10 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			return
 		}
 		defer leave()
+		if err := caller.Scopes.Check(rec.operation.Scope); err != nil {
+			s.refuse(w, r, err)
+			return
+		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
 	})
 }

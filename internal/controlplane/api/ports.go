@@ -35,7 +35,7 @@ func (h *handlers) sandboxWithPorts(ctx context.Context, sb *wrenn.Sandbox) (oap
 	if len(ingress.HTTPSPorts) > 0 {
 		out.Ports.HTTPS = &ingress.HTTPSPorts
 	}
-	if ingress.Private {
+	if ingress.Private && callerOf(ctx).Scopes.Allow(wrenn.ScopeSandboxes) {
 		token, err := h.s.service.TrafficToken(ctx, sb.ID)
 		if err != nil {
 			return out, err

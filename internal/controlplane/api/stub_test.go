@@ -100,9 +100,15 @@ func (s *stub) ConnectPort(ctx context.Context, _ service.Caller, id wrenn.Sandb
 	return &cutConn{conn.(*net.TCPConn), s.cut}, nil
 }
 
-var testCaller = service.Caller{Team: testTeam, Key: testKeyID}
+// readerKey is of a key that may only read.
+const readerKey = "e2b_9876543210987654321098765432109876543210"
+
+var testCaller = service.Caller{Team: testTeam, Key: testKeyID, Scopes: wrenn.AllScopes}
 
 func (s *stub) Authenticate(_ context.Context, secret string) (service.Caller, error) {
+	if secret == readerKey {
+		return service.Caller{Team: testTeam, Key: testKeyID, Scopes: 1}, nil
+	}
 	if secret != testKey {
 		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
 	}
@@ -382,18 +388,18 @@ func (s *stub) ReadFile(_ context.Context, c service.Caller, id wrenn.SandboxID,
 	return s.read(path)
 }
 
-func (s *stub) CreateKey(_ context.Context, c service.Caller, name string) (service.Key, string, error) {
+func (s *stub) CreateKey(_ context.Context, c service.Caller, want service.NewKey) (service.Key, string, error) {
 	if _, err := s.find(c, testID); err != nil {
 		return service.Key{}, "", err
 	}
-	return service.Key{ID: testKeyID, Name: name, Hint: "e2b_0123", CreatedAt: testTime}, testKey, nil
+	return service.Key{ID: testKeyID, Name: want.Name, Hint: "e2b_0123", Scopes: want.Scopes, ExpiresAt: want.ExpiresAt, CreatedAt: testTime}, testKey, nil
 }
 
 func (s *stub) ListKeys(_ context.Context, c service.Caller) ([]service.Key, error) {
 	if _, err := s.find(c, testID); err != nil {
 		return nil, err
 	}
-	return []service.Key{{ID: testKeyID, Name: "laptop", Hint: "e2b_0123", CreatedAt: testTime, LastUsedAt: testTime}}, nil
+	return []service.Key{{ID: testKeyID, Name: "laptop", Hint: "e2b_0123", Scopes: wrenn.AllScopes, CreatedAt: testTime, LastUsedAt: testTime, ExpiresAt: testTime}}, nil
 }
 
 func (s *stub) RevokeKey(_ context.Context, c service.Caller, id string) error {

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
 
+	"wrenn"
 	"wrenn/internal/plain"
 )
 
@@ -74,8 +75,9 @@ type Contract struct {
 type Operation struct {
 	ID            string
 	Method, Route string
-	Public        bool   // needs no key
-	Media         string // of the body; "" is none
+	Public        bool        // needs no key
+	Scope         wrenn.Scope // that the key needs
+	Media         string      // of the body; "" is none
 
 	parameters []parameter
 	needsBody  bool
@@ -101,9 +103,27 @@ type document struct {
 
 type documentOperation struct {
 	ID         string              `json:"operationId"`
-	Security   *[]any              `json:"security"`
+	Security   *[]requirement      `json:"security"`
 	Parameters []documentParameter `json:"parameters"`
 	Body       *documentBody       `json:"requestBody"`
+}
+
+// requirement has the scopes that a key needs, by the form in which it is sent.
+type requirement map[string][]wrenn.Scope
+
+// scope returns the scope that a key needs: an operation that names none is an
+// administrator's.
+func (o *documentOperation) scope() wrenn.Scope {
+	if o.Security != nil {
+		for _, form := range *o.Security {
+			for _, scopes := range form {
+				for _, scope := range scopes {
+					return scope
+				}
+			}
+		}
+	}
+	return wrenn.ScopeAdmin
 }
 
 type documentParameter struct {
@@ -215,7 +235,8 @@ func (c *Contract) addRoute(doc *document, route string, methods map[string]json
 			return err
 		}
 		op := &Operation{
-			ID: from.ID, Method: method, Route: route, Public: from.Security != nil && len(*from.Security) == 0, parameters: slices.Concat(common, own),
+			ID: from.ID, Method: method, Route: route, Public: from.Security != nil && len(*from.Security) == 0, Scope: from.scope(),
+			parameters: slices.Concat(common, own),
 		}
 		if err := c.addBody(op, doc, from.Body, "paths", route, key, "requestBody"); err != nil {
 			return err

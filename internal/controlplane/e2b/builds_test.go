@@ -234,7 +234,7 @@ func (s *surface) another(t *testing.T) {
 	t.Helper()
 	other, err := s.service.EnsureTeam(t.Context(), "other")
 	testkit.Must(t, err)
-	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: other}, "other")
+	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: other}, service.NewKey{Name: "other"})
 	testkit.Must(t, err)
 }
 

@@ -314,6 +314,10 @@ func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 		}
 		defer leave()
 		budget.Of(r.Context()).SetOwner(string(caller.Team))
+		if err := caller.Scopes.Check(op.Scope); err != nil {
+			s.refuse(w, r, err)
+			return
+		}
 		if err := check(op, r); err != nil {
 			s.refuse(w, r, err)
 			return

@@ -84,7 +84,7 @@ func newSurface(t *testing.T) *surface {
 	team, err := svc.EnsureTeam(t.Context(), "team")
 	testkit.Must(t, err)
 	caller := service.Caller{Team: team}
-	_, key, err := svc.CreateKey(t.Context(), caller, "test")
+	_, key, err := svc.CreateKey(t.Context(), caller, service.NewKey{Name: "test"})
 	testkit.Must(t, err)
 	s, err := New(Config{Service: svc, Admission: admission.New(admission.Config{Authenticate: svc.Authenticate}), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	testkit.Must(t, err)
@@ -212,7 +212,11 @@ func TestDocument(t *testing.T) {
 				t.Errorf("%s needs an id, a summary, a tag, and no default answer", name)
 			}
 			_, built := operations[op.OperationID]
-			built = built || op.Security != nil // that without a key is not among the functions for callers
+			if op.Security == nil {
+				t.Errorf("%s needs the scope that its key has to have", name)
+				continue
+			}
+			built = built || len(*op.Security) == 0 // that without a key is not among the functions for callers
 			if built == (op.Responses.Value("501") != nil) {
 				t.Errorf("%s is built (%v), or answers 501; the document says the opposite", name, built)
 			}
@@ -815,10 +819,40 @@ func TestAnotherTeam(t *testing.T) {
 	at := "/sandboxes/" + made["sandboxID"].(string)
 	team, err := s.service.EnsureTeam(t.Context(), "others")
 	testkit.Must(t, err)
-	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, "test")
+	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "test"})
 	testkit.Must(t, err)
 	for _, call := range [][2]string{{"GET", ""}, {"DELETE", ""}, {"POST", "/connect"}, {"POST", "/pause"}, {"POST", "/fork"}, {"POST", "/timeout"}, {"POST", "/refreshes"}, {"POST", "/resume"}, {"PUT", "/network"}, {"GET", "/metrics"}, {"GET", "/logs"}, {"POST", "/snapshots"}} {
 		s.call(t, call[0], at+call[1], `{"timeout":1}`, 404)
+	}
+}
+
+// TestScopes shows that a key may be used for what it was made for only.
+func TestScopes(t *testing.T) {
+	s := newSurface(t)
+	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
+	at := "/sandboxes/" + made["sandboxID"].(string)
+	team, err := s.service.EnsureTeam(t.Context(), "team")
+	testkit.Must(t, err)
+	read, err := wrenn.ParseScopes([]string{"read"})
+	testkit.Must(t, err)
+	_, s.key, err = s.service.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "reader", Scopes: read})
+	testkit.Must(t, err)
+	for path, item := range spec(t).Paths.Map() {
+		for method, op := range item.Operations() {
+			allowed := len(*op.Security) == 0 || (*op.Security)[0]["apiKey"][0] == "read"
+			req, err := http.NewRequestWithContext(t.Context(), method, s.url+strings.NewReplacer("{", "", "}", "").Replace(path), nil)
+			testkit.Must(t, err)
+			req.Header.Set("X-Api-Key", s.key)
+			resp, err := http.DefaultClient.Do(req)
+			testkit.Must(t, err)
+			testkit.Must(t, resp.Body.Close())
+			if (resp.StatusCode == http.StatusForbidden) == allowed && resp.StatusCode != http.StatusNotImplemented {
+				t.Errorf("%s %s with a key that may read: %d", method, path, resp.StatusCode)
+			}
+		}
+	}
+	if seen, _, _ := s.call(t, "GET", at, "", 200); seen["envdAccessToken"] != "" {
+		t.Error("a key that may only read gets the token for everything in the sandbox")
 	}
 }
 

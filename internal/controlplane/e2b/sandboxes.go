@@ -142,9 +142,11 @@ func (s *Server) get(r *http.Request, c service.Caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	token, err := s.service.AccessToken(r.Context(), sb.ID)
-	if err != nil {
-		return 0, nil, err
+	token := "" // a key that may only read cannot use the sandbox by it
+	if c.Scopes.Allow(wrenn.ScopeSandboxes) {
+		if token, err = s.service.AccessToken(r.Context(), sb.ID); err != nil {
+			return 0, nil, err
+		}
 	}
 	ingress, err := s.service.Ingress(r.Context(), sb.ID)
 	if wrenn.CodeOf(err) == wrenn.NotFound { // it has ended since

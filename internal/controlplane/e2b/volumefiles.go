@@ -49,7 +49,7 @@ func (s *Server) contentOperations() map[string]operation {
 // or with a key.
 func (s *Server) content(op *contract.Operation, do operation) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		caller, leave, err := s.enterContent(r)
+		caller, leave, err := s.enterContent(op, r)
 		if err != nil {
 			s.refuse(w, r, err)
 			return
@@ -79,7 +79,7 @@ func (s *Server) content(op *contract.Operation, do operation) http.HandlerFunc 
 }
 
 // enterContent is admission by the volume's token, which is tried first, or a key.
-func (s *Server) enterContent(r *http.Request) (c service.Caller, leave func(), err error) {
+func (s *Server) enterContent(op *contract.Operation, r *http.Request) (c service.Caller, leave func(), err error) {
 	secret := contract.SecretIn(r)
 	c, err = s.service.CheckVolumeToken(r.Context(), secret, chi.URLParam(r, "volumeID"))
 	switch {
@@ -89,7 +89,15 @@ func (s *Server) enterContent(r *http.Request) (c service.Caller, leave func(), 
 	case wrenn.CodeOf(err) != wrenn.Unauthenticated:
 		return c, nil, err
 	}
-	return s.admission.Enter(r.Context(), r.RemoteAddr, secret)
+	c, leave, err = s.admission.Enter(r.Context(), r.RemoteAddr, secret)
+	if err != nil {
+		return c, nil, err
+	}
+	if err := c.Scopes.Check(op.Scope); err != nil {
+		leave()
+		return c, nil, err
+	}
+	return c, leave, nil
 }
 
 // patientWriter writes as long as the client takes something.

@@ -45,9 +45,13 @@ func (s *Server) deleteVolume(r *http.Request, c service.Caller) (int, any, erro
 	return http.StatusNoContent, nil, s.service.DeleteVolume(r.Context(), c, chi.URLParam(r, "volumeID"))
 }
 
-// volumeAndToken returns a volume with the token for its files.
+// volumeAndToken returns a volume with the token for its files, which a key that may
+// only read does not get.
 func (s *Server) volumeAndToken(r *http.Request, c service.Caller, v *wrenn.Volume) (oapi.VolumeAndToken, error) {
-	token, err := s.service.VolumeToken(r.Context(), c, v.ID)
+	token, err := "", error(nil)
+	if c.Scopes.Allow(wrenn.ScopeSandboxes) {
+		token, err = s.service.VolumeToken(r.Context(), c, v.ID)
+	}
 	return oapi.VolumeAndToken{VolumeID: string(v.ID), Name: v.Name, Token: token, Domain: s.domain}, err
 }
 

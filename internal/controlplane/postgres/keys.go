@@ -19,7 +19,9 @@ const maxKeys = 1000
 // Key is an API key without its secret.
 type Key struct {
 	ID, Name, Hint        string
+	Scopes                wrenn.Scopes
 	CreatedAt, LastUsedAt time.Time // LastUsedAt is zero when it was not used
+	ExpiresAt             time.Time // zero is never
 }
 
 // EnsureTeam returns the team of that name, which it makes if it does not exist.
@@ -32,8 +34,9 @@ func (s *Store) EnsureTeam(ctx context.Context, name string) (wrenn.TeamID, erro
 	return wrenn.TeamID(id), err
 }
 
-// CreateKey writes a key by the hash of its secret.
-func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, name string, hash [32]byte, hint string) (Key, error) {
+// CreateKey writes a key by the hash of its secret. Of k only Name, Hint, Scopes and
+// ExpiresAt count.
+func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, hash [32]byte, k Key) (Key, error) {
 	var out Key
 	err := s.inTx(ctx, "create the key", func(ctx context.Context, q *dbsqlc.Queries) error {
 		n, err := q.CountKeys(ctx, string(team))
@@ -43,11 +46,15 @@ func (s *Store) CreateKey(ctx context.Context, team wrenn.TeamID, name string, h
 		if n >= maxKeys {
 			return wrenn.Errorf(wrenn.Exhausted, "the team has %d keys: revoke one first", n)
 		}
-		row, err := q.InsertKey(ctx, dbsqlc.InsertKeyParams{TeamID: string(team), Name: name, Hash: hash[:], Hint: hint})
+		row, err := q.InsertKey(ctx, dbsqlc.InsertKeyParams{
+			TeamID: string(team), Name: k.Name, Hash: hash[:], Hint: k.Hint, Scopes: k.Scopes.Texts(), ExpiresAt: orNil(k.ExpiresAt),
+		})
 		if pe, ok := errors.AsType[*pgconn.PgError](err); ok && pe.Code == foreignKeyViolation {
 			return wrenn.Errorf(wrenn.NotFound, "the team does not exist any more")
 		}
-		out = key(row)
+		if err == nil {
+			out, err = key(row)
+		}
 		return err
 	})
 	return out, err
@@ -59,24 +66,33 @@ func (s *Store) Keys(ctx context.Context, team wrenn.TeamID) ([]Key, error) {
 	err := s.call(ctx, "list keys", func(ctx context.Context) error {
 		rows, err := s.queries.ListKeys(ctx, string(team), maxKeys)
 		for _, row := range rows {
-			out = append(out, key(row))
+			k, err := key(row)
+			if err != nil {
+				return err
+			}
+			out = append(out, k)
 		}
 		return err
 	})
 	return out, err
 }
 
-// FindKey returns the key whose secret has this hash, and its team: NotFound when none has.
-func (s *Store) FindKey(ctx context.Context, hash [32]byte) (id string, team wrenn.TeamID, err error) {
+// FindKey returns the key whose secret has this hash, with its ID, Scopes and
+// ExpiresAt, and its team: NotFound when none has.
+func (s *Store) FindKey(ctx context.Context, hash [32]byte) (k Key, team wrenn.TeamID, err error) {
 	err = s.call(ctx, "find the key", func(ctx context.Context) error {
 		row, err := s.queries.KeyByHash(ctx, hash[:])
 		if errors.Is(err, pgx.ErrNoRows) {
 			return wrenn.Errorf(wrenn.NotFound, "there is no such key")
 		}
-		id, team = row.ID, wrenn.TeamID(row.TeamID)
+		if err != nil {
+			return err
+		}
+		team = wrenn.TeamID(row.TeamID)
+		k, err = key(dbsqlc.APIKey{ID: row.ID, Scopes: row.Scopes, ExpiresAt: row.ExpiresAt})
 		return err
 	})
-	return id, team, err
+	return k, team, err
 }
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
@@ -102,8 +118,13 @@ func (s *Store) TouchKeys(ctx context.Context, used map[string]time.Time) error 
 	return s.call(ctx, "record the use of keys", func(ctx context.Context) error { return s.queries.TouchKeys(ctx, ids, times) })
 }
 
-func key(r dbsqlc.APIKey) Key {
-	return Key{ID: r.ID, Name: r.Name, Hint: r.Hint, CreatedAt: r.CreatedAt.UTC(), LastUsedAt: orZero(r.LastUsedAt)}
+// key fails for a scope that only a newer version knows.
+func key(r dbsqlc.APIKey) (Key, error) {
+	scopes, err := wrenn.ParseScopes(r.Scopes)
+	return Key{
+		ID: r.ID, Name: r.Name, Hint: r.Hint, Scopes: scopes,
+		CreatedAt: r.CreatedAt.UTC(), LastUsedAt: orZero(r.LastUsedAt), ExpiresAt: orZero(r.ExpiresAt),
+	}, err
 }
 
 // AccessTokenSeed returns the seed of the access tokens of sandboxes, at least 32

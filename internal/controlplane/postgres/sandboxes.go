@@ -558,6 +558,14 @@ func orEmpty(m map[string]string) map[string]string {
 	return m
 }
 
+// orNil is the inverse of orZero.
+func orNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
 func orZero(t *time.Time) time.Time {
 	if t == nil {
 		return time.Time{}

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -17,23 +18,38 @@ const (
 // Keys are the use cases of API keys.
 type Keys struct {
 	store *postgres.Store
-	cache *auth.Cache[Caller]
+	cache *auth.Cache[knownKey]
 	used  uses[string]
 }
 
+// knownKey is a key that the database has.
+type knownKey struct {
+	caller  Caller
+	expires time.Time // zero is never
+}
+
 func newKeys(store *postgres.Store) *Keys {
-	return &Keys{store: store, cache: auth.NewCache[Caller](keyCacheSize, keyCacheTTL)}
+	return &Keys{store: store, cache: auth.NewCache[knownKey](keyCacheSize, keyCacheTTL)}
 }
 
 // Key is an API key without its secret.
 type Key struct {
 	ID, Name   string
 	Hint       string // the first characters of the secret
+	Scopes     wrenn.Scopes
 	CreatedAt  time.Time
 	LastUsedAt time.Time // zero when never; late by seconds
+	ExpiresAt  time.Time // zero is never
 }
 
-var errUnknownKey = wrenn.Errorf(wrenn.Unauthenticated, "the API key is missing, unknown or revoked")
+// NewKey says what CreateKey makes.
+type NewKey struct {
+	Name      string
+	Scopes    wrenn.Scopes // 0 are all
+	ExpiresAt time.Time    // zero is never
+}
+
+var errUnknownKey = wrenn.Errorf(wrenn.Unauthenticated, "the API key is missing, unknown, revoked or expired")
 
 // Authenticate returns the caller that a secret belongs to: Unauthenticated when
 // it is unknown. It caches for seconds, so that a busy key costs the database nothing.
@@ -42,30 +58,38 @@ func (s *Keys) Authenticate(ctx context.Context, secret string) (Caller, error) 
 	if !ok {
 		return Caller{}, errUnknownKey
 	}
-	c, known := s.cache.Get(hash)
+	k, known := s.cache.Get(hash)
 	if !known {
-		id, team, err := s.store.FindKey(ctx, hash)
+		key, team, err := s.store.FindKey(ctx, hash)
 		if wrenn.CodeOf(err) == wrenn.NotFound {
 			return Caller{}, errUnknownKey
 		}
 		if err != nil {
 			return Caller{}, err
 		}
-		c = Caller{Team: team, Key: id}
-		s.cache.Put(hash, c)
+		k = knownKey{Caller{Team: team, Key: key.ID, Scopes: key.Scopes}, key.ExpiresAt}
+		s.cache.Put(hash, k)
 	}
-	s.used.add(c.Key)
-	return c, nil
+	if !k.expires.IsZero() && !time.Now().Before(k.expires) {
+		return Caller{}, errUnknownKey
+	}
+	s.used.add(k.caller.Key)
+	return k.caller, nil
 }
 
 // CreateKey makes a key. Its secret is returned this once.
-func (s *Keys) CreateKey(ctx context.Context, c Caller, name string) (Key, string, error) {
-	if err := checkName("key", name); err != nil {
+func (s *Keys) CreateKey(ctx context.Context, c Caller, want NewKey) (Key, string, error) {
+	if err := checkName("key", want.Name); err != nil {
 		return Key{}, "", err
+	}
+	if !want.ExpiresAt.IsZero() && !time.Now().Before(want.ExpiresAt) {
+		return Key{}, "", wrenn.Errorf(wrenn.Invalid, "the key would expire at %s, which has passed", want.ExpiresAt.UTC().Format(time.RFC3339))
 	}
 	secret := auth.NewSecret()
 	hash, _ := auth.HashOf(string(secret)) // it has the form
-	key, err := s.store.CreateKey(ctx, c.Team, name, hash, secret.Hint())
+	key, err := s.store.CreateKey(ctx, c.Team, hash, postgres.Key{
+		Name: want.Name, Hint: secret.Hint(), Scopes: cmp.Or(want.Scopes, wrenn.AllScopes), ExpiresAt: want.ExpiresAt,
+	})
 	if err != nil {
 		return Key{}, "", err
 	}
@@ -93,10 +117,12 @@ func (s *Keys) RevokeKey(ctx context.Context, c Caller, id string) error {
 	if err := s.store.RevokeKey(ctx, c.Team, id); err != nil {
 		return err
 	}
-	s.cache.Forget(func(known Caller) bool { return known.Key == id })
+	s.cache.Forget(func(k knownKey) bool { return k.caller.Key == id })
 	return nil
 }
 
 func keyOf(k postgres.Key) Key {
-	return Key{ID: k.ID, Name: k.Name, Hint: k.Hint, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt}
+	return Key{
+		ID: k.ID, Name: k.Name, Hint: k.Hint, Scopes: k.Scopes, CreatedAt: k.CreatedAt, LastUsedAt: k.LastUsedAt, ExpiresAt: k.ExpiresAt,
+	}
 }

@@ -16,7 +16,7 @@ func TestKeys(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	s, stop := w.replica(t, nil)
-	key, secret, err := s.CreateKey(t.Context(), w.caller, "laptop")
+	key, secret, err := s.CreateKey(t.Context(), w.caller, service.NewKey{Name: "laptop"})
 	if err != nil || !strings.HasPrefix(secret, key.Hint) {
 		t.Fatalf("%+v, %v", key, err)
 	}
@@ -24,7 +24,7 @@ func TestKeys(t *testing.T) {
 		t.Error("the secret is in the database")
 	}
 	caller, err := s.Authenticate(t.Context(), secret)
-	if err != nil || caller != (service.Caller{Team: w.caller.Team, Key: key.ID}) {
+	if err != nil || caller != (service.Caller{Team: w.caller.Team, Key: key.ID, Scopes: wrenn.AllScopes}) {
 		t.Errorf("%+v, %v", caller, err)
 	}
 	for name, wrong := range map[string]string{
@@ -42,6 +42,24 @@ func TestKeys(t *testing.T) {
 		t.Errorf("another team sees %v, %v", keys, err)
 	}
 
+	limited, second, err := s.CreateKey(t.Context(), w.caller, service.NewKey{Name: "ci", Scopes: 1, ExpiresAt: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if caller, err := s.Authenticate(t.Context(), second); err != nil || caller.Scopes.String() != "read" {
+		t.Errorf("a key for reading: %+v, %v", caller, err)
+	}
+	// It ends at its time.
+	w.dump(t, "UPDATE api_keys SET expires_at = now() WHERE name = 'ci' RETURNING name")
+	fresh, _ := w.replica(t, nil)
+	_, err = fresh.Authenticate(t.Context(), second)
+	testkit.WantCode(t, err, wrenn.Unauthenticated)
+	if err := s.RevokeKey(t.Context(), w.caller, limited.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = s.CreateKey(t.Context(), w.caller, service.NewKey{Name: "late", ExpiresAt: time.Now()})
+	testkit.WantCode(t, err, wrenn.Invalid)
+
 	stop() // what was batched is written at the end
 	keys, err := s.ListKeys(t.Context(), w.caller)
 	if err != nil || len(keys) != 1 || keys[0].Name != "laptop" || keys[0].LastUsedAt.IsZero() {
@@ -53,9 +71,9 @@ func TestKeys(t *testing.T) {
 	_, err = s.Authenticate(t.Context(), secret)
 	testkit.WantCode(t, err, wrenn.Unauthenticated)
 	testkit.WantCode(t, s.RevokeKey(t.Context(), w.caller, key.ID), wrenn.NotFound)
-	_, _, err = s.CreateKey(t.Context(), w.caller, " \x00")
+	_, _, err = s.CreateKey(t.Context(), w.caller, service.NewKey{Name: " \x00"})
 	testkit.WantCode(t, err, wrenn.Invalid)
-	_, _, err = s.CreateKey(t.Context(), service.Caller{Team: "00000000-0000-0000-0000-000000000000"}, "key")
+	_, _, err = s.CreateKey(t.Context(), service.Caller{Team: "00000000-0000-0000-0000-000000000000"}, service.NewKey{Name: "key"})
 	testkit.WantCode(t, err, wrenn.NotFound)
 }
 

@@ -269,7 +269,7 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 		c.Deadlines = hostclient.Deadlines{}
 	})
 	sb := create(t, s, w.caller)
-	_, secret, err := s.CreateKey(t.Context(), w.caller, "key")
+	_, secret, err := s.CreateKey(t.Context(), w.caller, service.NewKey{Name: "key"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestDatabaseThatComesAndGoes(t *testing.T) {
 			return err
 		},
 		"authenticate": func() error { _, err := s.Authenticate(t.Context(), secret); return err },
-		"a key":        func() error { _, _, err := s.CreateKey(t.Context(), w.caller, "key"); return err },
+		"a key":        func() error { _, _, err := s.CreateKey(t.Context(), w.caller, service.NewKey{Name: "key"}); return err },
 	} {
 		t.Run(name, func(t *testing.T) { testkit.WantCode(t, f(), wrenn.Unavailable) })
 	}

@@ -61,6 +61,9 @@ type Host struct {
 type Caller struct {
 	Team wrenn.TeamID
 	Key  string // the id of the key; "" is the system
+
+	// Scopes are what the key may be used for. Those who answer requests check them.
+	Scopes wrenn.Scopes
 }
 
 // actor is the caller in events.

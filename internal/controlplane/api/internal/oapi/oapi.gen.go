@@ -307,6 +307,30 @@ func (e OnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for Scope.
+const (
+	Admin     Scope = "admin"
+	Read      Scope = "read"
+	Sandboxes Scope = "sandboxes"
+	Templates Scope = "templates"
+)
+
+// Valid indicates whether the value is a known member of the Scope enum.
+func (e Scope) Valid() bool {
+	switch e {
+	case Admin:
+		return true
+	case Read:
+		return true
+	case Sandboxes:
+		return true
+	case Templates:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for State.
 const (
 	StateFailed   State = "failed"
@@ -460,8 +484,14 @@ type CreateCheckpoint struct {
 
 // CreateKey defines model for CreateKey.
 type CreateKey struct {
+	// ExpiresAt When it stops working, in the future; without it never.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
 	// Name For people.
 	Name string `json:"name"`
+
+	// Scopes What it may be used for; without them everything, `admin`.
+	Scopes *[]Scope `json:"scopes,omitempty"`
 }
 
 // CreateSandbox defines model for CreateSandbox.
@@ -515,6 +545,9 @@ type CreateVolume struct {
 type CreatedKey struct {
 	CreatedAt time.Time `json:"created_at"`
 
+	// ExpiresAt Absent when it works until it is revoked.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
 	// Hint The first characters of the secret, to tell keys apart.
 	Hint string `json:"hint"`
 	ID   string `json:"id"`
@@ -525,6 +558,7 @@ type CreatedKey struct {
 	// LastUsedAt Absent until it is used.
 	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	Name       string     `json:"name"`
+	Scopes     []Scope    `json:"scopes"`
 }
 
 // EndCause Why a sandbox ended.
@@ -709,6 +743,9 @@ type GenerationState string
 type Key struct {
 	CreatedAt time.Time `json:"created_at"`
 
+	// ExpiresAt Absent when it works until it is revoked.
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+
 	// Hint The first characters of the secret, to tell keys apart.
 	Hint string `json:"hint"`
 	ID   string `json:"id"`
@@ -716,6 +753,7 @@ type Key struct {
 	// LastUsedAt Absent until it is used.
 	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	Name       string     `json:"name"`
+	Scopes     []Scope    `json:"scopes"`
 }
 
 // Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
@@ -849,6 +887,11 @@ type Sandbox struct {
 
 // SandboxID defines model for SandboxID.
 type SandboxID = string
+
+// Scope `read`: see what the team has, its logs and metrics, but no command, file or token. `sandboxes`: make, use and
+// delete sandboxes and volumes. `templates`: build and delete templates. `admin`: everything, also keys and
+// secrets. Each may be used for what `read` may. The scope of an operation stands at its `security`.
+type Scope string
 
 // SetNetworkPolicy What a sandbox may reach of the public internet: addresses in `allow` are allowed, other addresses in `deny` are denied, and
 // `default` decides about the rest. Private and reserved networks are always closed. If the default is to deny, public DNS resolvers are closed as well.

@@ -35,14 +35,16 @@ func (q *Queries) EnsureTeam(ctx context.Context, name string) (string, error) {
 }
 
 const insertKey = `-- name: InsertKey :one
-INSERT INTO api_keys (team_id, name, hash, hint) VALUES ($1, $2, $3, $4) RETURNING id, team_id, name, hash, hint, created_at, last_used_at, revoked_at
+INSERT INTO api_keys (team_id, name, hash, hint, scopes, expires_at) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id, team_id, name, hash, hint, created_at, last_used_at, revoked_at, scopes, expires_at
 `
 
 type InsertKeyParams struct {
-	TeamID string
-	Name   string
-	Hash   []byte
-	Hint   string
+	TeamID    string
+	Name      string
+	Hash      []byte
+	Hint      string
+	Scopes    []string
+	ExpiresAt *time.Time
 }
 
 func (q *Queries) InsertKey(ctx context.Context, arg InsertKeyParams) (APIKey, error) {
@@ -51,6 +53,8 @@ func (q *Queries) InsertKey(ctx context.Context, arg InsertKeyParams) (APIKey, e
 		arg.Name,
 		arg.Hash,
 		arg.Hint,
+		arg.Scopes,
+		arg.ExpiresAt,
 	)
 	var i APIKey
 	err := row.Scan(
@@ -62,28 +66,37 @@ func (q *Queries) InsertKey(ctx context.Context, arg InsertKeyParams) (APIKey, e
 		&i.CreatedAt,
 		&i.LastUsedAt,
 		&i.RevokedAt,
+		&i.Scopes,
+		&i.ExpiresAt,
 	)
 	return i, err
 }
 
 const keyByHash = `-- name: KeyByHash :one
-SELECT id, team_id FROM api_keys WHERE hash = $1 AND revoked_at IS NULL
+SELECT id, team_id, scopes, expires_at FROM api_keys WHERE hash = $1 AND revoked_at IS NULL
 `
 
 type KeyByHashRow struct {
-	ID     string
-	TeamID string
+	ID        string
+	TeamID    string
+	Scopes    []string
+	ExpiresAt *time.Time
 }
 
 func (q *Queries) KeyByHash(ctx context.Context, hash []byte) (KeyByHashRow, error) {
 	row := q.db.QueryRow(ctx, keyByHash, hash)
 	var i KeyByHashRow
-	err := row.Scan(&i.ID, &i.TeamID)
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.Scopes,
+		&i.ExpiresAt,
+	)
 	return i, err
 }
 
 const listKeys = `-- name: ListKeys :many
-SELECT id, team_id, name, hash, hint, created_at, last_used_at, revoked_at FROM api_keys WHERE team_id = $1 AND revoked_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2
+SELECT id, team_id, name, hash, hint, created_at, last_used_at, revoked_at, scopes, expires_at FROM api_keys WHERE team_id = $1 AND revoked_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $2
 `
 
 func (q *Queries) ListKeys(ctx context.Context, teamID string, pageSize int32) ([]APIKey, error) {
@@ -104,6 +117,8 @@ func (q *Queries) ListKeys(ctx context.Context, teamID string, pageSize int32) (
 			&i.CreatedAt,
 			&i.LastUsedAt,
 			&i.RevokedAt,
+			&i.Scopes,
+			&i.ExpiresAt,
 		); err != nil {
 			return nil, err
 		}

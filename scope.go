@@ -1,0 +1,75 @@
+package wrenn
+
+import "strings"
+
+// Scope is what an API key may be used for. Each may be used for what ScopeRead may.
+type Scope string
+
+// The scopes of keys.
+const (
+	ScopeRead      Scope = "read"      // see what the team has, its logs and metrics: no command, file or token
+	ScopeSandboxes Scope = "sandboxes" // make, use and delete sandboxes and volumes
+	ScopeTemplates Scope = "templates" // build and delete templates
+	ScopeAdmin     Scope = "admin"     // everything, also keys and secrets
+)
+
+// scopes are in the order in which lists of them are.
+var scopes = [...]Scope{ScopeRead, ScopeSandboxes, ScopeTemplates, ScopeAdmin}
+
+// Scopes is a set of scopes: bit i is scopes[i].
+type Scopes uint8
+
+// AllScopes are those of a key that is made without any.
+const AllScopes Scopes = 1 << 3 // ScopeAdmin
+
+// ParseScopes returns the set of scopes, or an Invalid error for one that does not
+// exist. Without any it is AllScopes.
+func ParseScopes(texts []string) (Scopes, error) {
+	var set Scopes
+	for _, text := range texts {
+		bit := bitOf(Scope(text))
+		if bit == 0 {
+			return 0, Errorf(Invalid, "%.40q is no scope of a key: use read, sandboxes, templates or admin", text)
+		}
+		set |= bit
+	}
+	if set == 0 {
+		return AllScopes, nil
+	}
+	return set, nil
+}
+
+func bitOf(scope Scope) Scopes {
+	for i, s := range scopes {
+		if s == scope {
+			return 1 << i
+		}
+	}
+	return 0
+}
+
+// Allow reports whether the scopes allow what needs one of them.
+func (s Scopes) Allow(needed Scope) bool {
+	return s&AllScopes != 0 || s&bitOf(needed) != 0 || needed == ScopeRead && s != 0
+}
+
+// Check returns a PermissionDenied error that says what is missing unless Allow.
+func (s Scopes) Check(needed Scope) error {
+	if s.Allow(needed) {
+		return nil
+	}
+	return Errorf(PermissionDenied, "this API key may be used for %s only, and this needs the scope %s: use another key, which an administrator makes with `wrenn key create NAME --scope %s`", s, needed, needed)
+}
+
+// Texts returns the scopes as texts, in the order of their definition.
+func (s Scopes) Texts() []string {
+	var out []string
+	for i, scope := range scopes {
+		if s&(1<<i) != 0 {
+			out = append(out, string(scope))
+		}
+	}
+	return out
+}
+
+func (s Scopes) String() string { return strings.Join(s.Texts(), ", ") }
