@@ -84,6 +84,8 @@ type networkConfig struct {
 	Resolvers []netip.Addr `toml:"resolvers"`
 	// Connections that one sandbox may have open. Default: an equal share of the host's connection table for each of max, 682 to 4096.
 	Connections int `toml:"connections"`
+	// MbitPerSecond that one sandbox may send and receive, each. Default 0, no bound.
+	MbitPerSecond int `toml:"mbit_per_second"`
 }
 
 // defaultSlots returns how many network slots a host with that limit of memory can
@@ -210,7 +212,7 @@ func (c *config) listen() server.Listen {
 
 func (c *config) network() network.Config {
 	n := c.Network
-	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections, Resolvers: n.resolvers()}
+	return network.Config{Prefix: n.Prefix, Range: n.Range, Ready: n.Ready, Max: n.Max, Closed: n.Closed, Connections: n.Connections, MbitPerSecond: n.MbitPerSecond, Resolvers: n.resolvers()}
 }
 
 // resolvers returns the DNS servers with their port.

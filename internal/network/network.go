@@ -70,6 +70,9 @@ type Config struct {
 	// new ones, so that it cannot fill the connection table of the host. Default: an
 	// equal share of three quarters of the table, 682 to 4096.
 	Connections int
+	// MbitPerSecond bounds what one guest sends to, and what it receives from, outside of
+	// its host, each; default 0, no bound.
+	MbitPerSecond int
 	// Closed are IPv4 networks that no guest may reach, besides those that are
 	// always closed.
 	Closed []netip.Prefix
@@ -114,6 +117,8 @@ func (c Config) check() error {
 		return wrenn.Errorf(wrenn.Invalid, "at most %d network slots: range %s holds 1 to %d", c.Max, c.Range, c.capacity())
 	case c.Ready < 0 || c.Ready > c.Max:
 		return wrenn.Errorf(wrenn.Invalid, "%d ready network slots: use 0 to %d", c.Ready, c.Max)
+	case c.MbitPerSecond < 0 || c.MbitPerSecond > maxMbit:
+		return wrenn.Errorf(wrenn.Invalid, "%d Mbit/s for a guest: use 1 to %d, or 0 for no bound", c.MbitPerSecond, maxMbit)
 	case c.Connections < 0:
 		return wrenn.Errorf(wrenn.Invalid, "%d connections a network slot: use 1 or more", c.Connections)
 	}
