@@ -55,6 +55,7 @@ type bench struct {
 	codeMB    int           // translated code that each of them keeps; 0 means the agent's default
 	window    time.Duration // how long an idle sandbox is watched
 	sockets   int           // idle WebSockets
+	python    string        // an interpreter with E2B's SDK; "" measures without it
 }
 
 var benchmarks = []benchmark{
@@ -80,6 +81,8 @@ var benchmarks = []benchmark{
 	{"gateway", gatewayRequests},
 	{"bodies", gatewayTransfers},
 	{"sockets", gatewaySockets},
+	{"wake", wake},
+	{"sdk", sdk},
 }
 
 func main() {
@@ -127,6 +130,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.codeMB, "code", 0, "MiB of translated code that each of them keeps (driver.qemu_code_mb); 0 is the agent's default")
 	flag.DurationVar(&b.window, "window", 30*time.Second, "how long something idle is watched")
 	flag.IntVar(&b.sockets, "sockets", 5000, "idle WebSockets")
+	flag.StringVar(&b.python, "python", "", "a Python interpreter that has the package e2b, for sdk")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)
 	if err != nil {
