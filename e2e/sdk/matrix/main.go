@@ -1,0 +1,283 @@
+// Command matrix calls every method of published versions of E2B's SDKs against a
+// Wrenn that runs, and keeps the outcomes in a file, from which it writes the table
+// in docs/e2b.md.
+//
+// wrenn up starts it with WRENN_API_URL and WRENN_API_KEY set; see make sdk-matrix.
+// Arguments select runs, as "python 2.63.0 domain" or parts of that; none is all. With
+// -table it only writes the table.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// The ways to tell an SDK where Wrenn is.
+const (
+	byURL    = "url"    // one URL serves all
+	byDomain = "domain" // each sandbox has its own names
+)
+
+// run is one version of an SDK, called in one way.
+type run struct{ language, version, mode string }
+
+func (r run) String() string { return r.language + " " + r.version + " " + r.mode }
+
+// outcome is what became of one method in one run, as the programs print it.
+type outcome struct {
+	Method  string  `json:"method"`
+	Outcome string  `json:"outcome"` // pass, fail, refused (Wrenn says that it is not built) or absent (from this version)
+	Error   string  `json:"error,omitempty"`
+	Seconds float64 `json:"-"`
+}
+
+// results are the outcomes of runs, by their names.
+type results map[string][]outcome
+
+// runs returns all runs. The oldest versions know no URLs.
+func runs() (all []run) {
+	for _, version := range []string{"2.0.1", "2.6.4", "2.25.1", "2.31.0", "2.45.1", "2.51.0", "2.55.1", "2.63.0"} {
+		if version != "2.0.1" && version != "2.6.4" {
+			all = append(all, run{"python", version, byURL})
+		}
+		all = append(all, run{"python", version, byDomain})
+	}
+	for _, version := range []string{"2.45.0", "2.49.1", "2.51.0"} {
+		all = append(all, run{"javascript", version, byURL}, run{"javascript", version, byDomain})
+	}
+	return all
+}
+
+func main() {
+	table := flag.Bool("table", false, "only write the table")
+	domain := flag.String("domain", "sandbox.localhost:8443", "what wrenn up --domain was told")
+	authority := flag.String("authority", "", "its certificate")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	m := matrix{dir: "e2e/sdk", cache: ".cache/sdk", domain: *domain, authority: *authority}
+	if err := m.main(ctx, *table, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "matrix:", err)
+		os.Exit(1)
+	}
+}
+
+// matrix runs the programs in dir, with the SDKs below cache.
+type matrix struct{ dir, cache, domain, authority string }
+
+func (m *matrix) main(ctx context.Context, onlyTable bool, wanted []string) error {
+	file := filepath.Join(m.dir, "matrix.json")
+	all, err := readResults(file)
+	if err != nil {
+		return err
+	}
+	var failed []string
+	for _, r := range runs() {
+		if onlyTable || !r.matches(wanted) {
+			continue
+		}
+		outcomes, err := m.run(ctx, r)
+		if err != nil {
+			failed = append(failed, fmt.Sprintf("%s: %v", r, err))
+			continue
+		}
+		all[r.String()] = outcomes
+		if err := writeResults(file, all); err != nil {
+			return err
+		}
+		for _, o := range outcomes {
+			if o.Outcome == "fail" {
+				failed = append(failed, fmt.Sprintf("%s: %s\n%s", r, o.Method, o.Error))
+			}
+		}
+	}
+	if err := writeTable("docs/e2b.md", all); err != nil {
+		return err
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("%d failures:\n%s", len(failed), strings.Join(failed, "\n"))
+	}
+	return nil
+}
+
+// matches reports whether each of the words is in the run's name.
+func (r run) matches(words []string) bool {
+	return !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(r.String(), word) })
+}
+
+// run installs the SDK, once for all runs, and runs the program that uses it.
+func (m *matrix) run(ctx context.Context, r run) ([]outcome, error) {
+	fmt.Println(r)
+	dir, err := filepath.Abs(filepath.Join(m.cache, r.language+"-"+r.version))
+	if err != nil {
+		return nil, err
+	}
+	if err := install(ctx, dir, r); err != nil {
+		return nil, err
+	}
+	program, err := filepath.Abs(filepath.Join(m.dir, map[string]string{"python": "matrix.py", "javascript": "matrix.mjs"}[r.language]))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "node", program)
+	if r.language == "python" {
+		cmd = exec.CommandContext(ctx, filepath.Join(dir, "bin/python"), program)
+	}
+	cmd.Dir, cmd.Env, cmd.Stderr = dir, append(os.Environ(), m.env(r)...), os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	outcomes, err := readOutcomes(out)
+	if err := cmp.Or(err, cmd.Wait()); err != nil {
+		return nil, err
+	}
+	return outcomes, nil
+}
+
+// env tells an SDK where Wrenn is.
+func (m *matrix) env(r run) []string {
+	url := os.Getenv("WRENN_API_URL")
+	key := "E2B_API_KEY=" + os.Getenv("WRENN_API_KEY")
+	if r.mode == byURL {
+		return []string{key, "E2B_API_URL=" + url, "E2B_SANDBOX_URL=" + url, "E2B_VOLUME_API_URL=" + url}
+	}
+	return []string{key, "E2B_DOMAIN=" + m.domain, "SSL_CERT_FILE=" + m.authority, "NODE_EXTRA_CA_CERTS=" + m.authority}
+}
+
+// readOutcomes reads what a program prints, and shows it.
+func readOutcomes(r io.Reader) (all []outcome, err error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var o outcome
+		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
+			return nil, fmt.Errorf("the program prints %q: %w", lines.Text(), err)
+		}
+		fmt.Printf("  %-8s %s\n", o.Outcome, o.Method)
+		all = append(all, o)
+	}
+	return all, lines.Err()
+}
+
+// install installs the SDK into dir unless that was done.
+func install(ctx context.Context, dir string, r run) error {
+	installed := filepath.Join(dir, ".installed")
+	if _, err := os.Stat(installed); err == nil {
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil { // an incomplete installation
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	steps := [][]string{{"npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "e2b@" + r.version}}
+	if r.language == "python" {
+		steps = [][]string{{"python3", "-m", "venv", "."}, {filepath.Join(dir, "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "e2b==" + r.version}}
+	}
+	for _, step := range steps {
+		cmd := exec.CommandContext(ctx, step[0], step[1:]...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%q: %w\n%s", step, err, out)
+		}
+	}
+	return os.WriteFile(installed, nil, 0o600)
+}
+
+func readResults(file string) (results, error) {
+	all := results{}
+	text, err := os.ReadFile(file)
+	if os.IsNotExist(err) {
+		return all, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return all, json.Unmarshal(text, &all)
+}
+
+func writeResults(file string, all results) error {
+	for _, outcomes := range all {
+		for i := range outcomes {
+			if outcomes[i].Outcome != "fail" {
+				outcomes[i].Error = ""
+			}
+		}
+	}
+	text, err := json.MarshalIndent(all, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(text, '\n'), 0o644) //nolint:gosec // a file of the source tree
+}
+
+// The lines of the document between which the table is.
+const (
+	tableBegins = "<!-- matrix: written by make sdk-matrix -->\n"
+	tableEnds   = "<!-- end of the matrix -->\n"
+)
+
+// writeTable replaces the table in the document.
+func writeTable(file string, all results) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	before, rest, begins := bytes.Cut(text, []byte(tableBegins))
+	_, after, ends := bytes.Cut(rest, []byte(tableEnds))
+	if !begins || !ends {
+		return fmt.Errorf("%s has no place for the table", file)
+	}
+	next := slices.Concat(before, []byte(tableBegins), []byte(table(all)), []byte(tableEnds), after)
+	return os.WriteFile(file, next, 0o644) //nolint:gosec // a file of the source tree
+}
+
+// table is a row for each run: how many methods have which outcome, and those that do
+// not pass.
+func table(all results) string {
+	var out strings.Builder
+	out.WriteString("\n| SDK | Told where by | Methods that pass | Not built | Not in this version | Fail |\n|---|---|---|---|---|---|\n")
+	for _, r := range runs() {
+		outcomes, known := all[r.String()]
+		if !known {
+			continue
+		}
+		of := func(kind string) (names []string) {
+			for _, o := range outcomes {
+				if o.Outcome == kind {
+					names = append(names, strings.ReplaceAll(o.Method, "|", "\\|"))
+				}
+			}
+			return names
+		}
+		mode := map[string]string{byURL: "one URL", byDomain: "a domain"}[r.mode]
+		fmt.Fprintf(&out, "| %s %s | %s | %d | %s | %d | %s |\n", r.language, r.version, mode, len(of("pass")), listed(of("refused")), len(of("absent")), listed(of("fail")))
+	}
+	out.WriteString("\n")
+	return out.String()
+}
+
+// listed writes names in a cell.
+func listed(names []string) string {
+	if len(names) == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d: `%s`", len(names), strings.Join(names, "`; `"))
+}
