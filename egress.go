@@ -32,6 +32,7 @@ const (
 
 // EgressEvent is an entry of a sandbox's egress log.
 type EgressEvent struct {
+	Seq      uint64 // grows with each event of the sandbox
 	At       time.Time
 	Protocol EgressProtocol
 	Verdict  EgressVerdict
@@ -43,3 +44,12 @@ type EgressEvent struct {
 	Sent, Received int64
 	Took           time.Duration
 }
+
+// EgressLog is a part of a sandbox's egress log, oldest first.
+type EgressLog struct {
+	Events  []EgressEvent
+	Dropped uint64 // events before these that were asked for and are not kept any more
+}
+
+// MaxEgressWait bounds how long a reader of an egress log waits for the next event.
+const MaxEgressWait = 25 * time.Second

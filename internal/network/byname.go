@@ -58,7 +58,9 @@ func newByName(cfg Config) *byName {
 
 // follow has slot index served by a policy. A server that has no names any more
 // keeps the connections that stay allowed.
-func (b *byName) follow(index int, policy wrenn.NetworkPolicy) error {
+//
+// Record gets what is decided; it holds for the life of the server.
+func (b *byName) follow(index int, policy wrenn.NetworkPolicy, record func(wrenn.EgressEvent)) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if server := b.open[index]; server != nil {
@@ -72,6 +74,7 @@ func (b *byName) follow(index int, policy wrenn.NetworkPolicy) error {
 	if err != nil {
 		return err
 	}
+	cfg.Record = record
 	b.open[index] = egress.Serve(cfg, policy)
 	return nil
 }

@@ -22,10 +22,11 @@ import (
 // host is the host's side of all slots: one nftables table, and a link for
 // each slot.
 type host struct {
-	cfg    Config
-	nl     *netlink.Handle // sockets in cfg.HostNamespace
-	clocks *clocks
-	byName *byName
+	cfg       Config
+	nl        *netlink.Handle // sockets in cfg.HostNamespace
+	clocks    *clocks
+	byName    *byName
+	observers *observers
 }
 
 // families are the netlink families in use: for links and addresses, and for connections.

@@ -170,6 +170,7 @@ func (l *lab) abandon(p *Pool) {
 	p.filler.Wait()
 	p.host.clocks.close()
 	p.host.byName.close()
+	p.host.observers.close()
 	p.host.nl.Close()
 	p.lock.Close()
 }

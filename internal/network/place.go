@@ -96,6 +96,7 @@ func (h *host) run(ctx context.Context, index int, steps func(*maker) []rollback
 func (h *host) remove(index int, hook rollback.Hook) error {
 	h.clocks.stop(index) // a socket would keep the namespace alive
 	h.byName.stop(index)
+	h.observers.stop(index)
 	errs := []error{h.expel(index), h.removeLink(index), netns.Delete(h.cfg.name(index))}
 	if index < h.cfg.capacity() { // else the slot is of another range
 		errs = append(errs, h.forget(index))
@@ -258,19 +259,25 @@ func (m *maker) writeChains(t table, closed *nftables.Set, policyOut, policyIn *
 // connection table. It is one chain, so that all that the guest opens counts.
 func (m *maker) writeLimits(t table) *nftables.Chain {
 	limits := t.sub("limits")
-	t.rule(limits, "too many new connections", firstPacket(), faster(m.host.cfg.share.perSecond, m.host.cfg.share.burst), drop())
-	t.rule(limits, "too many connections", connState(expr.CtStateBitNEW), connectionsOver(m.host.cfg.share.open), drop())
+	rapid, many := t.sub("rapid"), t.sub("many")
+	t.rule(rapid, "log: too many new connections", logged(logRapid))
+	t.rule(rapid, "too many new connections", drop())
+	t.rule(many, "log: too many connections", logged(logMany))
+	t.rule(many, "too many connections", drop())
+	t.rule(limits, "rate of new connections", firstPacket(), faster(m.host.cfg.share.perSecond, m.host.cfg.share.burst), jump(rapid))
+	t.rule(limits, "open connections", connState(expr.CtStateBitNEW), connectionsOver(m.host.cfg.share.open), jump(many))
 	return limits
 }
 
 // writeForward adds the rules for what passes between the guest and the host.
 func (m *maker) writeForward(t table, closed *nftables.Set, policyOut, policyIn, limits *nftables.Chain) {
 	egress := t.sub("egress")
-	t.rule(egress, "to a closed network", ipIn(ipDestination, closed), drop())
-	t.rule(egress, "neither TCP nor UDP nor ICMP", otherProtocol(), drop())
+	t.deny(egress, "to a closed network", logClosed, ipIn(ipDestination, closed)...)
+	t.deny(egress, "neither TCP nor UDP nor ICMP", logProtocol, otherProtocol()...)
 	t.rule(egress, "without a connection", connState(expr.CtStateBitINVALID), drop())
 	t.rule(egress, "policy", jump(policyOut))
 	t.rule(egress, "limits", jump(limits))
+	t.rule(egress, "log: new connections", firstPacket(), logged(logAllowed))
 	t.rule(egress, "out", accept())
 
 	fromGuest, toGuest := linkIs(expr.MetaKeyIIFNAME, TAP), linkIs(expr.MetaKeyOIFNAME, TAP)

@@ -58,7 +58,7 @@ func (t table) addPolicy(policy wrenn.NetworkPolicy, closed *nftables.Set) (out,
 
 	out, in = t.sub("policy_out"), t.sub("policy_in")
 	t.rule(out, "allowed by the sandbox's policy", ipIn(ipDestination, allowed), leave())
-	t.rule(out, "denied by the sandbox's policy", ipIn(ipDestination, denied), drop())
+	t.deny(out, "denied by the sandbox's policy", logPolicy, ipIn(ipDestination, denied)...)
 	t.rule(in, "allowed by the sandbox's policy", ipIn(ipSource, allowed), leave())
 	t.rule(in, "from a denied address", ipIn(ipSource, denied), drop())
 	return out, in, nil
@@ -142,7 +142,7 @@ func (s *Slot) SetPolicy(_ context.Context, policy wrenn.NetworkPolicy) error {
 	if s.released.Load() {
 		return errReleased
 	}
-	if err := s.pool.host.byName.follow(s.ref.Index, policy); err != nil {
+	if err := s.pool.host.byName.follow(s.ref.Index, policy, s.observed); err != nil {
 		return fmt.Errorf("names of slot %s: %w", s.pool.cfg.name(s.ref.Index), err)
 	}
 	err := batch(s.Namespace(), func(conn *nftables.Conn) error { return changePolicy(conn, policy) })

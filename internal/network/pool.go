@@ -94,7 +94,7 @@ func (p *Pool) attach(ctx context.Context, undo *rollback.Stack) (err error) {
 		return err
 	}
 	undo.AddFunc(nl.Close)
-	p.host = &host{cfg: p.cfg, nl: nl, clocks: newClocks(p.cfg.Log), byName: newByName(p.cfg)}
+	p.host = &host{cfg: p.cfg, nl: nl, clocks: newClocks(p.cfg.Log), byName: newByName(p.cfg), observers: newObservers(p.cfg.Log)}
 	links, err := p.host.slotLinks()
 	if err != nil {
 		return err
@@ -338,6 +338,7 @@ func (p *Pool) release(ctx context.Context, ref SlotRef) error {
 	}
 	defer p.wake.Notify()
 	p.host.byName.stop(ref.Index)
+	p.host.observers.stop(ref.Index)
 	if next == recycle {
 		// The steps are short system calls: they need no cancellation, and an
 		// incomplete slot would have to be removed.
@@ -484,6 +485,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	}
 	p.host.clocks.close()
 	p.host.byName.close()
+	p.host.observers.close()
 	p.host.nl.Close()
 	errs = append(errs, p.lock.release())
 	if err := errors.Join(errs...); err != nil {

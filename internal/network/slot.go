@@ -26,6 +26,7 @@ type SlotRef struct {
 type Slot struct {
 	pool      *Pool
 	ref       SlotRef
+	record    atomic.Pointer[func(wrenn.EgressEvent)]
 	releasing cmutex.Mutex // one Release at a time
 	released  atomic.Bool
 }
@@ -88,6 +89,24 @@ func (s *Slot) ListenVolumes(ctx context.Context) (l net.Listener, err error) {
 		return err
 	})
 	return l, err
+}
+
+// Observe gives record what the guest reaches, and what it is denied, until Release:
+// the first packets of connections and of what is denied, some of each kind a second.
+// Record must not block. A later call replaces record. FailedPrecondition after Release.
+func (s *Slot) Observe(record func(wrenn.EgressEvent)) error {
+	if s.released.Load() {
+		return errReleased
+	}
+	s.record.Store(&record)
+	return s.pool.host.observers.observe(s.ref.Index, s.Namespace(), s.observed)
+}
+
+// observed passes an event on to what Observe was last given.
+func (s *Slot) observed(e wrenn.EgressEvent) {
+	if record := s.record.Load(); record != nil {
+		(*record)(e)
+	}
 }
 
 // Release returns the slot to the pool; the machine in it must be gone and the
