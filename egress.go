@@ -2,6 +2,7 @@ package wrenn
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -53,3 +54,32 @@ type EgressLog struct {
 
 // MaxEgressWait bounds how long a reader of an egress log waits for the next event.
 const MaxEgressWait = 25 * time.Second
+
+// EgressExplanation says why a sandbox may or may not reach somewhere.
+type EgressExplanation struct {
+	Allowed bool
+	Rule    string // that decided, such as "allow *.example.com"
+	Reason  string // for people
+	// Addresses are those of the name, or the one that was asked for. Addresses that
+	// are closed to all sandboxes are left out for a name.
+	Addresses []EgressAddress
+}
+
+// EgressAddress is an address that a sandbox may or may not reach.
+type EgressAddress struct {
+	Address netip.Addr
+	Allowed bool
+	Rule    string
+}
+
+// CheckEgressHost returns an Invalid error unless host is an IPv4 address or a name
+// in canonical form.
+func CheckEgressHost(host string) error {
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Is4() {
+		return nil
+	}
+	if n, err := ParseNetworkName(host); err != nil || n.Port != 0 || n.Domain != host || strings.HasPrefix(host, anyBelow) {
+		return Errorf(Invalid, "%.80q is neither an IPv4 address nor the name of a host, such as example.com", host)
+	}
+	return nil
+}

@@ -144,3 +144,32 @@ func contains(networks []netip.Prefix, addr netip.Addr) bool {
 	}
 	return false
 }
+
+// NameRule returns the rule that allows a host of that canonical name at a port; 0 is
+// any port. It returns "" if there is none.
+func (p NetworkPolicy) NameRule(host string, port uint16) string {
+	for _, n := range p.Names {
+		if n.Matches(host) && (port == 0 || n.Port == 0 || n.Port == port) {
+			return "allow " + n.String()
+		}
+	}
+	return ""
+}
+
+// AddressRule returns the rule that decides about an address, and whether it allows it.
+func (p NetworkPolicy) AddressRule(addr netip.Addr) (rule string, allowed bool) {
+	for _, list := range []struct {
+		verdict string
+		rules   []netip.Prefix
+	}{{"allow", p.Allow}, {"deny", p.Deny}} {
+		for _, r := range list.rules {
+			if r.Contains(addr) {
+				return list.verdict + " " + ruleTexts([]netip.Prefix{r})[0], list.verdict == "allow"
+			}
+		}
+	}
+	if p.DenyByDefault {
+		return "default deny", false
+	}
+	return "default allow", true
+}

@@ -153,6 +153,19 @@ func (f *fake) SetTimeout(_ context.Context, _ service.Caller, id wrenn.SandboxI
 	return f.find(id)
 }
 
+// EgressLog returns one event after a known one, and what it was asked to wait as dropped.
+func (f *fake) EgressLog(_ context.Context, _ service.Caller, _ wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error) {
+	log := wrenn.EgressLog{Dropped: uint64(wait / time.Second)}
+	if after > 0 {
+		log.Events = []wrenn.EgressEvent{{Seq: after + 1, At: time.Unix(5, 0).UTC(), Protocol: wrenn.EgressTLS, Verdict: wrenn.EgressEnded, Name: "example.com", Port: 443, Sent: 1, Received: 2, Took: time.Second}}
+	}
+	return log, nil
+}
+
+func (f *fake) ExplainEgress(_ context.Context, _ service.Caller, _ wrenn.SandboxID, to string, port uint16) (wrenn.EgressExplanation, error) {
+	return wrenn.EgressExplanation{Allowed: port == 443, Rule: "allow " + to, Reason: "why"}, nil
+}
+
 // SandboxMetrics returns one sample, at from.
 func (f *fake) SandboxMetrics(_ context.Context, _ service.Caller, _ wrenn.SandboxID, from, _ time.Time) ([]wrenn.MetricsSample, error) {
 	if from.IsZero() {
@@ -762,5 +775,27 @@ func TestCommandThatIsNotText(t *testing.T) {
 		if _, err := c.Start(t.Context(), boxID, cmd, client.StartOptions{}); err == nil || !strings.Contains(err.Error(), "UTF-8") {
 			t.Errorf("%s: Start() = %v", name, err)
 		}
+	}
+}
+
+func TestNetworkLog(t *testing.T) {
+	c := serve(t, &fake{})
+	log, err := c.NetworkLog(t.Context(), boxID, client.NetworkLogOptions{})
+	if err != nil || len(log.Events) != 0 || log.Dropped != 0 {
+		t.Errorf("NetworkLog() = %+v, %v", log, err)
+	}
+	log, err = c.NetworkLog(t.Context(), boxID, client.NetworkLogOptions{After: 5, Wait: 3 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &client.NetworkLog{Dropped: 3, Events: []client.NetworkEvent{
+		{Seq: 6, Time: time.Unix(5, 0).UTC(), Protocol: "tls", Verdict: "ended", Name: "example.com", Port: 443, SentBytes: 1, ReceivedBytes: 2, DurationMs: 1000},
+	}}
+	if diff := cmp.Diff(want, log); diff != "" {
+		t.Error(diff)
+	}
+	e, err := c.ExplainNetwork(t.Context(), boxID, "example.com", 443)
+	if err != nil || !e.Allowed || e.Rule != "allow example.com" || e.Reason != "why" || len(e.Addresses) != 0 {
+		t.Errorf("ExplainNetwork() = %+v, %v", e, err)
 	}
 }

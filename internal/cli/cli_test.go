@@ -87,6 +87,15 @@ func server(t *testing.T) *httptest.Server {
 	mux.HandleFunc("GET /v1/sandboxes/ended", answer(200, ended))
 	rules := map[string]any{"default": "deny", "allow": []string{"1.1.1.1", "8.0.0.0/8"}, "deny": []string{}}
 	mux.HandleFunc("GET /v1/sandboxes/{id}/network", answer(200, rules))
+	mux.HandleFunc("GET /v1/sandboxes/{id}/network/log", answer(200, map[string]any{"dropped": 2, "events": []any{
+		map[string]any{"seq": 1, "time": time.Date(2026, 1, 2, 15, 4, 5, 0, time.Local), "protocol": "tls", "verdict": "ended", "name": "example.com", "address": "192.0.2.1", "port": 443, "sent_bytes": 10, "received_bytes": 20, "duration_ms": 1500},
+		map[string]any{"seq": 2, "time": time.Date(2026, 1, 2, 15, 4, 6, 0, time.Local), "protocol": "dns", "verdict": "denied", "name": "a\x1b[31m.test", "port": 53, "reason": "no"},
+		map[string]any{"seq": 3, "time": time.Date(2026, 1, 2, 15, 4, 7, 0, time.Local), "protocol": "icmp", "verdict": "allowed", "address": "192.0.2.2"},
+	}}))
+	mux.HandleFunc("GET /v1/sandboxes/{id}/network/explain", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		answer(200, map[string]any{"allowed": q.Get("port") == "443", "rule": "allow " + q.Get("host"), "reason": "why", "addresses": []any{map[string]any{"address": "192.0.2.1", "allowed": true, "rule": "r"}}})(w, r)
+	})
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/network", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		answer(200, map[string]any{"default": string(body)})(w, r)
@@ -246,16 +255,22 @@ func TestCommands(t *testing.T) {
 		"network": {[]string{"sandbox", "network", testID}, "", result{0, "default  deny\nallow    1.1.1.1 8.0.0.0/8\ndeny     -\n", ""}},
 		"no network": {[]string{"sandbox", "network", testID, "--network", "none", "--allow", "1.1.1.1"}, "", result{0,
 			`default  {"default":"deny","allow":["1.1.1.1"]}` + "\nallow    -\ndeny     -\n", ""}},
-		"network again":  {[]string{"sandbox", "network", testID, "--network", "internet"}, "", result{0, `default  {"default":"allow"}` + "\nallow    -\ndeny     -\n", ""}},
-		"ids":            {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
-		"kill":           {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
-		"kill some":      {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},
-		"kill what":      {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or --all\n"}},
-		"fork":           {[]string{"sandbox", "fork", testID}, "", result{0, testID + "\n", ""}},
-		"fork in part":   {[]string{"sandbox", "fork", testID, "--count", "2"}, "", result{1, testID + "\n", "other: no �room\n"}},
-		"checkpoint":     {[]string{"checkpoint", "create", testID, "a name"}, "", result{0, "s1\n", ""}},
-		"go back":        {[]string{"checkpoint", "restore", testID, "s1"}, "", result{0, testID + "\n", ""}},
-		"no checkpoints": {[]string{"checkpoint", "rm", testID, "s1", "s2"}, "", result{0, "s1\ns2\n", ""}},
+		"network log": {[]string{"sandbox", "network", "log", testID}, "", result{0,
+			"2026-01-02 15:04:05  ended    tls   example.com:443 (192.0.2.1)  sent 10, received 20 bytes in 1.5s\n" +
+				"2026-01-02 15:04:06  denied   dns   a�[31m.test:53  no\n2026-01-02 15:04:07  allowed  icmp  192.0.2.2\n", "2 events are lost: there were too many\n"}},
+		"network explain":           {[]string{"sandbox", "network", "explain", testID, "pypi.org:443"}, "", result{0, "allowed: why\nrule  allow pypi.org\n192.0.2.1        allowed  r\n", ""}},
+		"network explain, any port": {[]string{"sandbox", "network", "explain", testID, "1.1.1.1"}, "", result{0, "denied: why\nrule  allow 1.1.1.1\n192.0.2.1        allowed  r\n", ""}},
+		"network explain, no port":  {[]string{"sandbox", "network", "explain", testID, "pypi.org:x"}, "", result{1, "", "\"x\" is not a port: write one of 1 to 65535, as in pypi.org:443\n"}},
+		"network again":             {[]string{"sandbox", "network", testID, "--network", "internet"}, "", result{0, `default  {"default":"allow"}` + "\nallow    -\ndeny     -\n", ""}},
+		"ids":                       {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
+		"kill":                      {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
+		"kill some":                 {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},
+		"kill what":                 {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or --all\n"}},
+		"fork":                      {[]string{"sandbox", "fork", testID}, "", result{0, testID + "\n", ""}},
+		"fork in part":              {[]string{"sandbox", "fork", testID, "--count", "2"}, "", result{1, testID + "\n", "other: no �room\n"}},
+		"checkpoint":                {[]string{"checkpoint", "create", testID, "a name"}, "", result{0, "s1\n", ""}},
+		"go back":                   {[]string{"checkpoint", "restore", testID, "s1"}, "", result{0, testID + "\n", ""}},
+		"no checkpoints":            {[]string{"checkpoint", "rm", testID, "s1", "s2"}, "", result{0, "s1\ns2\n", ""}},
 		"checkpoints": {[]string{"checkpoint", "ls", testID}, "", result{0, "" +
 			"ID  PARENT  AGE  SIZE  NAME\n" +
 			"s1  -       1m   4M    start\n" +

@@ -30,12 +30,18 @@ func (r networkRules) policy() *client.NetworkPolicy {
 }
 
 type networkCommand struct {
+	Show    networkPolicyCommand  `cmd:"" default:"withargs" help:"Show or set what a sandbox may reach of the internet."`
+	Log     networkLogCommand     `cmd:"" help:"Show what a sandbox reached and was denied."`
+	Explain networkExplainCommand `cmd:"" help:"Report whether a sandbox may reach a host, and why."`
+}
+
+type networkPolicyCommand struct {
 	ID string `arg:"" complete:"sandbox" help:"The sandbox, running or paused."`
 	networkRules
 }
 
 // Help is shown below the usage.
-func (*networkCommand) Help() string {
+func (*networkPolicyCommand) Help() string {
 	return `Without flags it shows what the sandbox may reach. With any it replaces the whole
 policy, at once: connections that stay allowed continue. Private and reserved
 networks are closed to every sandbox.
@@ -48,7 +54,7 @@ networks are closed to every sandbox.
 }
 
 // Run shows or sets the policy.
-func (c *networkCommand) Run(ctx context.Context, s *session) error {
+func (c *networkPolicyCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
 		return err

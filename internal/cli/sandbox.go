@@ -25,7 +25,7 @@ type sandboxCommands struct {
 	Resume  resumeCommand  `cmd:"" help:"Continue paused sandboxes where they stopped."`
 	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
 	Timeout timeoutCommand `cmd:"" help:"Set the time without use after which a sandbox ends."`
-	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach of the internet."`
+	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach, what it reached, and why."`
 	Stats   statsCommand   `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
 	Logs    logsCommand    `cmd:"" help:"Print a sandbox's console: output of the kernel, init and guest agent."`
 	Cp      copyCommand    `cmd:"" help:"Copy files into, out of or between sandboxes."`

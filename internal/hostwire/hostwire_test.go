@@ -37,6 +37,16 @@ type (
 		ID       wrenn.SandboxID
 		From, To time.Time
 	}
+	egress struct {
+		ID    wrenn.SandboxID
+		After uint64
+		Wait  time.Duration
+	}
+	explain struct {
+		ID   wrenn.SandboxID
+		Host string
+		Port uint16
+	}
 	checkpoints struct {
 		List []wrenn.Checkpoint
 		Head wrenn.CheckpointID
@@ -83,6 +93,18 @@ func TestRoundTrip(t *testing.T) {
 			w.ID, w.From, w.To, err = hostwire.ParseMetricsRequest(m)
 			return w, err
 		}, nil)
+	roundTrip(t, "egress request", func(w egress) *pb.ReadEgressRequest { return hostwire.EgressRequest(w.ID, w.After, w.Wait) },
+		func(m *pb.ReadEgressRequest) (w egress, err error) {
+			w.ID, w.After, w.Wait, err = hostwire.ParseEgressRequest(m)
+			return w, err
+		}, nil)
+	roundTrip(t, "egress", hostwire.Egress, never(hostwire.ParseEgress), nil)
+	roundTrip(t, "explain request", func(w explain) *pb.ExplainEgressRequest { return hostwire.ExplainRequest(w.ID, w.Host, w.Port) },
+		func(m *pb.ExplainEgressRequest) (w explain, err error) {
+			w.ID, w.Host, w.Port, err = hostwire.ParseExplainRequest(m)
+			return w, err
+		}, nil)
+	roundTrip(t, "explanation", hostwire.Explanation, never(hostwire.ParseExplanation), nil)
 	roundTrip(t, "metrics", hostwire.Metrics, never(hostwire.ParseMetrics), nil)
 	roundTrip(t, "volume entry", hostwire.VolumeEntry, never(hostwire.ParseVolumeEntry), nil)
 	roundTrip(t, "volume attributes", hostwire.VolumeAttributes, never(hostwire.ParseVolumeAttributes), nil)
@@ -158,7 +180,7 @@ func roundTrip[W any, M proto.Message](t *testing.T, name string, message func(W
 		}
 		if got, err := word(overTheWire(t, message(want))); err != nil {
 			t.Errorf("%s, alternative %d: %v", name, choice, err)
-		} else if diff := cmp.Diff(want, got); diff != "" {
+		} else if diff := cmp.Diff(want, got, sameAddr); diff != "" {
 			t.Errorf("%s, alternative %d: word to message and back (-want +got):\n%s", name, choice, diff)
 		}
 		msg := message(want).ProtoReflect().New()
@@ -194,6 +216,9 @@ var (
 	volume   = wrenn.NewVolumeID()
 )
 
+// sameAddr compares addresses, which have no Equal method.
+var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
 // words holds a value of each type that has a form.
 var words = map[reflect.Type]any{
 	reflect.TypeFor[wrenn.SandboxID]():     sandbox,
@@ -208,6 +233,7 @@ var words = map[reflect.Type]any{
 	reflect.TypeFor[time.Duration]():       77 * time.Second,
 	reflect.TypeFor[time.Time]():           moment,
 	reflect.TypeFor[netip.Prefix]():        netip.MustParsePrefix("192.0.2.0/24"),
+	reflect.TypeFor[netip.Addr]():          netip.MustParseAddr("192.0.2.1"),
 	reflect.TypeFor[wrenn.NetworkName]():   wrenn.NetworkName{Domain: "*.example.com", Port: 443},
 	reflect.TypeFor[error]():               wrenn.Errorf(wrenn.Exhausted, "full"),
 	reflect.TypeFor[[]byte]():              []byte("bytes"),
@@ -238,7 +264,7 @@ func fillWord(t *testing.T, v reflect.Value, choice int) {
 		v.SetInt(77)
 	case reflect.Float64:
 		v.SetFloat(7.5)
-	case reflect.Uint32, reflect.Uint64:
+	case reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		v.SetUint(78)
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
@@ -358,6 +384,8 @@ func textOf(field protoreflect.FieldDescriptor) string {
 		return string(template)
 	case "allow", "deny":
 		return "192.0.2.0/24"
+	case "address":
+		return "192.0.2.1"
 	case "code":
 		return "not_found"
 	}

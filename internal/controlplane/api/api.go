@@ -39,6 +39,8 @@ type Sandboxes interface {
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
 	SetNetwork(context.Context, service.Caller, wrenn.SandboxID, wrenn.NetworkPolicy) (*wrenn.Sandbox, error)
+	EgressLog(ctx context.Context, c service.Caller, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error)
+	ExplainEgress(ctx context.Context, c service.Caller, id wrenn.SandboxID, to string, port uint16) (wrenn.EgressExplanation, error)
 	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)
 	// Logs reads the console; the reader returns io.EOF at the end of the console, never at a broken connection.
 	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)

@@ -58,6 +58,14 @@ func (s *obliging) SetNetwork(_ context.Context, _ service.Caller, id wrenn.Sand
 	return b, nil
 }
 
+func (s *obliging) EgressLog(context.Context, service.Caller, wrenn.SandboxID, uint64, time.Duration) (wrenn.EgressLog, error) {
+	return wrenn.EgressLog{Events: []wrenn.EgressEvent{{Seq: 1, At: time.Now().UTC(), Protocol: wrenn.EgressTCP, Verdict: wrenn.EgressAllowed, Port: 80}}}, nil
+}
+
+func (s *obliging) ExplainEgress(_ context.Context, _ service.Caller, _ wrenn.SandboxID, to string, _ uint16) (wrenn.EgressExplanation, error) {
+	return wrenn.EgressExplanation{Reason: "nothing is allowed"}, wrenn.CheckEgressHost(wrenn.CanonicalName(to))
+}
+
 func (s *obliging) SandboxMetrics(context.Context, service.Caller, wrenn.SandboxID, time.Time, time.Time) ([]wrenn.MetricsSample, error) {
 	return []wrenn.MetricsSample{{At: time.Now().UTC(), CPUs: 1, CPUPercent: 12.5}}, nil
 }

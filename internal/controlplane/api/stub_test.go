@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -274,6 +275,32 @@ func (s *stub) SetNetwork(_ context.Context, c service.Caller, id wrenn.SandboxI
 	changed := *b
 	changed.Network = p
 	return &changed, nil
+}
+
+// EgressLog returns an event whose number says what was asked for.
+func (s *stub) EgressLog(_ context.Context, c service.Caller, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error) {
+	_, err := s.find(c, id)
+	log := wrenn.EgressLog{Dropped: uint64(wait / time.Second)}
+	if after > 0 {
+		log.Events = []wrenn.EgressEvent{
+			{Seq: after + 1, At: time.Unix(5, 0).UTC(), Protocol: wrenn.EgressTLS, Verdict: wrenn.EgressEnded, Name: "example.com", Address: netip.MustParseAddr("192.0.2.1"), Port: 443, Sent: 1, Received: 2, Took: 3 * time.Millisecond},
+			{Seq: after + 2, At: time.Unix(6, 0).UTC(), Protocol: wrenn.EgressICMP, Verdict: wrenn.EgressDenied, Reason: "no"},
+		}
+	}
+	return log, err
+}
+
+func (s *stub) ExplainEgress(_ context.Context, c service.Caller, id wrenn.SandboxID, to string, port uint16) (wrenn.EgressExplanation, error) {
+	if _, err := s.find(c, id); err != nil {
+		return wrenn.EgressExplanation{}, err
+	}
+	if err := wrenn.CheckEgressHost(to); err != nil {
+		return wrenn.EgressExplanation{}, err
+	}
+	return wrenn.EgressExplanation{
+		Allowed: port == 443, Rule: "allow " + to, Reason: "why",
+		Addresses: []wrenn.EgressAddress{{Address: netip.MustParseAddr("192.0.2.1"), Allowed: true, Rule: "r"}},
+	}, nil
 }
 
 // SandboxMetrics returns a sample of each bound that is given.

@@ -322,6 +322,31 @@ func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wren
 	return err
 }
 
+// Egress returns what the sandbox reached and was denied after the event with that
+// number, waiting for an event for at most wait. FailedPrecondition when the agent is
+// of a version that has no log.
+func (c *Client) Egress(ctx context.Context, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend+wait)
+	defer cancel()
+	res, err := c.rpc.ReadEgress(ctx, hostwire.EgressRequest(id, after, wait))
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return wrenn.EgressLog{}, wrenn.Errorf(wrenn.FailedPrecondition, "%s has no egress log: its agent must be updated", c.peer)
+	}
+	return hostwire.ParseEgress(res), wire.FromConnect(c.peer, err)
+}
+
+// ExplainEgress reports whether the sandbox may reach a host at a port, and why.
+// FailedPrecondition when the agent is of a version that cannot.
+func (c *Client) ExplainEgress(ctx context.Context, id wrenn.SandboxID, host string, port uint16) (wrenn.EgressExplanation, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.deadlines.Extend)
+	defer cancel()
+	res, err := c.rpc.ExplainEgress(ctx, hostwire.ExplainRequest(id, host, port))
+	if connect.CodeOf(err) == connect.CodeUnimplemented {
+		return wrenn.EgressExplanation{}, wrenn.Errorf(wrenn.FailedPrecondition, "%s cannot explain: its agent must be updated", c.peer)
+	}
+	return hostwire.ParseExplanation(res), wire.FromConnect(c.peer, err)
+}
+
 // Metrics returns what the sandbox used from one moment to another, both included,
 // oldest first. A zero time is no bound. FailedPrecondition when the agent is of a
 // version that does not measure.

@@ -161,3 +161,33 @@ func TestNetworkPolicyThatCannotBeObeyed(t *testing.T) {
 	}
 	l.wantClean(t, m)
 }
+
+// The log of a sandbox outlives its instances.
+func TestEgressLog(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := ensureWith(t, m, wrenn.NetworkPolicy{})
+	sb.egress.Record(wrenn.EgressEvent{Name: "example.com"})
+	first := sb.Egress(t.Context(), 0)
+	if len(first.Events) != 1 || first.Events[0].Name != "example.com" {
+		t.Fatalf("read %+v", first)
+	}
+	must(t, sb.Pause(t.Context()))
+	must(t, sb.Resume(t.Context()))
+	sb.egress.Record(wrenn.EgressEvent{Name: "example.org"})
+	if next := sb.Egress(t.Context(), first.Events[0].Seq); len(next.Events) != 1 || next.Events[0].Name != "example.org" || next.Dropped != 0 {
+		t.Errorf("read %+v", next)
+	}
+}
+
+func TestExplainEgress(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	sb := ensureWith(t, m, onlyOne)
+	for host, want := range map[string]string{"8.8.8.8": "allow 8.8.8.8", "9.9.9.9": "default deny", "10.1.1.1": "closed 10.0.0.0/8"} {
+		e, err := sb.ExplainEgress(t.Context(), host, 0)
+		if err != nil || e.Rule != want || e.Allowed != (host == "8.8.8.8") {
+			t.Errorf("%s: %+v, %v, want %s", host, e, err, want)
+		}
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"wrenn/internal/host/sandbox/console"
 	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/network/egress"
 	"wrenn/internal/vm"
 )
 
@@ -40,6 +41,7 @@ type Sandbox struct {
 	guest   atomic.Pointer[envdclient.Client] // of the instance, or of the last one
 	resumes sharedResume
 	meter   meter
+	egress  egress.Log
 }
 
 // newSandbox returns a sandbox without anything.
@@ -52,7 +54,7 @@ func newSandbox(h *host, req request) *Sandbox {
 	}
 	s.owner = instance.Owner{
 		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Network: req.Network, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
-		Hook: s.at, Trace: s.trace,
+		Hook: s.at, Trace: s.trace, Egress: s.egress.Record,
 	}
 	return s
 }
@@ -180,6 +182,19 @@ func (s *Sandbox) SetNetwork(ctx context.Context, policy wrenn.NetworkPolicy) er
 	}
 	s.state.setNetwork(policy)
 	return nil
+}
+
+// Egress returns what the sandbox reached and was denied, after the event with that
+// number. Without such events it waits for one until ctx ends. The events of an
+// earlier agent are not kept.
+func (s *Sandbox) Egress(ctx context.Context, after uint64) wrenn.EgressLog {
+	return s.egress.Read(ctx, after)
+}
+
+// ExplainEgress reports whether the sandbox may reach a host at a port, and why; see
+// network.Pool.Explain.
+func (s *Sandbox) ExplainEgress(ctx context.Context, host string, port uint16) (wrenn.EgressExplanation, error) {
+	return s.host.cfg.Slots.Explain(ctx, s.Info().Network, host, port)
 }
 
 func (s *Sandbox) dir() string { return filepath.Join(s.host.sandboxesDir(), string(s.id)) }

@@ -226,6 +226,33 @@ func (s *server) ReadMetrics(_ context.Context, msg *pb.ReadMetricsRequest) (*pb
 	return hostwire.Metrics(sb.Metrics(from, to)), nil
 }
 
+func (s *server) ReadEgress(ctx context.Context, msg *pb.ReadEgressRequest) (*pb.ReadEgressResponse, error) {
+	id, after, wait, err := hostwire.ParseEgressRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(wait, wrenn.MaxEgressWait))
+	defer cancel()
+	return hostwire.Egress(sb.Egress(ctx, after)), nil
+}
+
+func (s *server) ExplainEgress(ctx context.Context, msg *pb.ExplainEgressRequest) (*pb.ExplainEgressResponse, error) {
+	id, to, port, err := hostwire.ParseExplainRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := s.cfg.Manager.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	e, err := sb.ExplainEgress(ctx, to, port)
+	return hostwire.Explanation(e), err
+}
+
 func (s *server) ListSandboxes(context.Context, *pb.ListSandboxesRequest) (*pb.ListSandboxesResponse, error) {
 	return hostwire.Inventory(s.cfg.Manager.Inventory()), nil
 }

@@ -52,6 +52,12 @@ func (r *resolver) addresses(ctx context.Context, name string) ([]netip.Addr, er
 	return f.addrs, nil
 }
 
+// Resolve returns the IPv4 addresses of a canonical name, at least one, by one question
+// to exchange.
+func Resolve(ctx context.Context, exchange func(context.Context, *dns.Msg) (*dns.Msg, error), name string) ([]netip.Addr, error) {
+	return newResolver(exchange).addresses(ctx, name)
+}
+
 // find returns what is known of a canonical name.
 func (r *resolver) find(ctx context.Context, name string) (found, error) {
 	if f, ok := r.kept(name); ok {

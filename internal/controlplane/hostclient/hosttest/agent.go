@@ -368,6 +368,28 @@ func (a *Agent) EndFor(id wrenn.SandboxID, to wrenn.ObservedState, cause hostage
 	a.set(id, to, func(i *hostagentv1.SandboxInfo) { i.Reason, i.EndCause = reason, cause })
 }
 
+// ReadEgress returns one event, unless it is known.
+func (a *Agent) ReadEgress(ctx context.Context, req *hostagentv1.ReadEgressRequest) (*hostagentv1.ReadEgressResponse, error) {
+	res := &hostagentv1.ReadEgressResponse{}
+	return res, a.with(ctx, "ReadEgress", req.GetSandboxId(), func() error {
+		if _, err := a.live(req.GetSandboxId()); err != nil {
+			return err
+		}
+		if req.GetAfter() == 0 {
+			res.Events = []*hostagentv1.EgressEvent{{Seq: 7, AtUnixMicro: 1735689600000000, Protocol: "tls", Verdict: "denied", Name: "example.com", Port: 443, Reason: "denied"}}
+		}
+		return nil
+	})
+}
+
+// ExplainEgress denies everything.
+func (a *Agent) ExplainEgress(ctx context.Context, req *hostagentv1.ExplainEgressRequest) (*hostagentv1.ExplainEgressResponse, error) {
+	return &hostagentv1.ExplainEgressResponse{Rule: "default deny", Reason: "nothing is allowed"}, a.with(ctx, "ExplainEgress", req.GetSandboxId(), func() error {
+		_, err := a.live(req.GetSandboxId())
+		return err
+	})
+}
+
 // ReadMetrics returns three samples, of the last 15 seconds before the year 2025.
 func (a *Agent) ReadMetrics(ctx context.Context, req *hostagentv1.ReadMetricsRequest) (*hostagentv1.ReadMetricsResponse, error) {
 	res := &hostagentv1.ReadMetricsResponse{}

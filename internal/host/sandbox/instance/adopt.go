@@ -35,6 +35,7 @@ func (i *Instance) Adopt(ctx context.Context) error {
 		return fmt.Errorf("network slot: %w", err)
 	}
 	i.Machine, i.Slot = machine, slot
+	i.observe(ctx)
 	// The earlier agent may have died between writing a policy and obeying it, or be an older one.
 	if err := i.FollowPolicy(ctx); err != nil {
 		return err

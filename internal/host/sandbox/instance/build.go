@@ -56,6 +56,7 @@ func (i *Instance) acquireSlot(ctx context.Context) (err error) {
 	if err := i.at("slot acquired"); err != nil {
 		return err
 	}
+	i.observe(ctx)
 	i.Record.Slot = new(i.Slot.Ref())
 	if err := i.owner.Record("slot", i.Record); err != nil || i.owner.Network.IsZero() { // a new slot allows all
 		return err
@@ -159,6 +160,7 @@ func (i *Instance) park(ctx context.Context) error {
 
 // Unpark lets a parked machine run, and tells its guest its identity.
 func (i *Instance) Unpark(ctx context.Context) error {
+	i.observe(ctx)
 	if !i.owner.Network.IsZero() {
 		if err := i.FollowPolicy(ctx); err != nil {
 			return err

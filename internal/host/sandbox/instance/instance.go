@@ -50,6 +50,8 @@ type Owner struct {
 	Volumes     []wrenn.VolumeMount
 	// Network is what the sandbox may reach. It changes under the sandbox's operation lock.
 	Network wrenn.NetworkPolicy
+	// Egress gets what the guest reaches and is denied. It must not block.
+	Egress func(wrenn.EgressEvent)
 	// Record writes what must be known of the instance, as its pending one. What
 	// names the change.
 	Record func(what string, record journal.Instance) error
@@ -133,6 +135,13 @@ func (i *Instance) Reassign(owner *Owner, start uint64) *Instance {
 // FollowPolicy has the instance's slot follow the sandbox's network policy.
 func (i *Instance) FollowPolicy(ctx context.Context) error {
 	return i.Slot.SetPolicy(ctx, i.owner.Network)
+}
+
+// observe has the sandbox's egress log follow the slot. Without it the sandbox works.
+func (i *Instance) observe(ctx context.Context) {
+	if err := i.Slot.Observe(i.owner.Egress); err != nil {
+		i.host.Log.LogAttrs(ctx, slog.LevelWarn, "sandbox has no egress log", slog.String("sandbox", string(i.owner.ID)), slog.Any("err", err))
+	}
 }
 
 // MoveDisk makes the disk of from, which the VMM has open, that of i.

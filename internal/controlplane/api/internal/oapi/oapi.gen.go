@@ -268,6 +268,30 @@ func (e GenerationState) Valid() bool {
 	}
 }
 
+// Defines values for NetworkEventVerdict.
+const (
+	NetworkEventVerdictAllowed NetworkEventVerdict = "allowed"
+	NetworkEventVerdictDenied  NetworkEventVerdict = "denied"
+	NetworkEventVerdictEnded   NetworkEventVerdict = "ended"
+	NetworkEventVerdictFailed  NetworkEventVerdict = "failed"
+)
+
+// Valid indicates whether the value is a known member of the NetworkEventVerdict enum.
+func (e NetworkEventVerdict) Valid() bool {
+	switch e {
+	case NetworkEventVerdictAllowed:
+		return true
+	case NetworkEventVerdictDenied:
+		return true
+	case NetworkEventVerdictEnded:
+		return true
+	case NetworkEventVerdictFailed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for NetworkVerdict.
 const (
 	Allow NetworkVerdict = "allow"
@@ -777,6 +801,66 @@ type MetricsSample struct {
 	Time             time.Time `json:"time"`
 }
 
+// NetworkAddress defines model for NetworkAddress.
+type NetworkAddress struct {
+	Address string `json:"address"`
+	Allowed bool   `json:"allowed"`
+	Rule    string `json:"rule"`
+}
+
+// NetworkEvent defines model for NetworkEvent.
+type NetworkEvent struct {
+	// Address Where it was connected to or, if it was denied, wanted to connect to.
+	Address *string `json:"address,omitempty"`
+
+	// DurationMs Of a connection that ended.
+	DurationMs *int64 `json:"duration_ms,omitempty"`
+
+	// Name The name that the sandbox gave.
+	Name *string `json:"name,omitempty"`
+	Port *int    `json:"port,omitempty"`
+
+	// Protocol tls and http are TCP connections by name, dns a question for a name, tcp, udp and icmp packets by address. ip-N is another IP protocol.
+	Protocol string `json:"protocol"`
+
+	// Reason Why it was denied or failed.
+	Reason *string `json:"reason,omitempty"`
+
+	// ReceivedBytes Of a connection that ended.
+	ReceivedBytes *int64 `json:"received_bytes,omitempty"`
+
+	// SentBytes Of a connection that ended.
+	SentBytes *int64 `json:"sent_bytes,omitempty"`
+
+	// Seq Grows with each event of the sandbox.
+	Seq  int64     `json:"seq"`
+	Time time.Time `json:"time"`
+
+	// Verdict failed: allowed, but the host could not be reached. ended: the end of a connection by name that was allowed.
+	Verdict NetworkEventVerdict `json:"verdict"`
+}
+
+// NetworkEventVerdict failed: allowed, but the host could not be reached. ended: the end of a connection by name that was allowed.
+type NetworkEventVerdict string
+
+// NetworkExplanation defines model for NetworkExplanation.
+type NetworkExplanation struct {
+	// Addresses Of the name, without those in closed networks; or the one that was asked for.
+	Addresses []NetworkAddress `json:"addresses"`
+	Allowed   bool             `json:"allowed"`
+	Reason    string           `json:"reason"`
+
+	// Rule What decided: a rule of the policy, its default, or a closed network. Absent if a name cannot be resolved and no rule has it.
+	Rule *string `json:"rule,omitempty"`
+}
+
+// NetworkLog defines model for NetworkLog.
+type NetworkLog struct {
+	// Dropped How many events after the known one are not kept any more.
+	Dropped int64          `json:"dropped"`
+	Events  []NetworkEvent `json:"events"`
+}
+
 // NetworkPolicy defines model for NetworkPolicy.
 type NetworkPolicy struct {
 	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
@@ -1099,6 +1183,24 @@ type GetSandboxMetricsParams struct {
 	End *UnixSeconds `form:"end,omitempty" json:"end,omitempty"`
 }
 
+// ExplainSandboxNetworkParams defines parameters for ExplainSandboxNetwork.
+type ExplainSandboxNetworkParams struct {
+	// Host A name, or an IPv4 address.
+	Host string `form:"host" json:"host"`
+
+	// Port Absent is any port.
+	Port *int `form:"port,omitempty" json:"port,omitempty"`
+}
+
+// GetSandboxNetworkLogParams defines parameters for GetSandboxNetworkLog.
+type GetSandboxNetworkLogParams struct {
+	// After The `seq` of the last known event; earlier ones are left out.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// WaitSec How long to wait for an event if there is none.
+	WaitSec *int `form:"wait_sec,omitempty" json:"wait_sec,omitempty"`
+}
+
 // PauseSandboxParams defines parameters for PauseSandbox.
 type PauseSandboxParams struct {
 	// Force Pause a sandbox that does not answer, without its cooperation: its programs and its disk are saved in their
@@ -1241,6 +1343,12 @@ type ServerInterface interface {
 	// SetSandboxNetwork Set a sandbox's network policy
 	// (PUT /v1/sandboxes/{id}/network)
 	SetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID)
+	// ExplainSandboxNetwork Explain whether a sandbox may reach a host
+	// (GET /v1/sandboxes/{id}/network/explain)
+	ExplainSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID, params ExplainSandboxNetworkParams)
+	// GetSandboxNetworkLog Read what a sandbox reached and was denied
+	// (GET /v1/sandboxes/{id}/network/log)
+	GetSandboxNetworkLog(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxNetworkLogParams)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams)
@@ -1430,6 +1538,18 @@ func (_ Unimplemented) GetSandboxNetwork(w http.ResponseWriter, r *http.Request,
 // SetSandboxNetwork Set a sandbox's network policy
 // (PUT /v1/sandboxes/{id}/network)
 func (_ Unimplemented) SetSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ExplainSandboxNetwork Explain whether a sandbox may reach a host
+// (GET /v1/sandboxes/{id}/network/explain)
+func (_ Unimplemented) ExplainSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID, params ExplainSandboxNetworkParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetSandboxNetworkLog Read what a sandbox reached and was denied
+// (GET /v1/sandboxes/{id}/network/log)
+func (_ Unimplemented) GetSandboxNetworkLog(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxNetworkLogParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2213,6 +2333,116 @@ func (siw *ServerInterfaceWrapper) SetSandboxNetwork(w http.ResponseWriter, r *h
 	handler.ServeHTTP(w, r)
 }
 
+// ExplainSandboxNetwork operation middleware
+func (siw *ServerInterfaceWrapper) ExplainSandboxNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ExplainSandboxNetworkParams
+
+	// ------------- Required query parameter "host" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "host", r.URL.Query(), &params.Host, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "host"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "host", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "port" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "port", r.URL.Query(), &params.Port, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "port"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "port", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExplainSandboxNetwork(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetSandboxNetworkLog operation middleware
+func (siw *ServerInterfaceWrapper) GetSandboxNetworkLog(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSandboxNetworkLogParams
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", r.URL.Query(), &params.After, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "after"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "after", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "wait_sec" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "wait_sec", r.URL.Query(), &params.WaitSec, runtime.BindQueryParameterOptions{Type: "integer", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "wait_sec"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "wait_sec", Err: err})
+		}
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetSandboxNetworkLog(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // PauseSandbox operation middleware
 func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -2704,6 +2934,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Put(options.BaseURL+"/v1/sandboxes/{id}/network", wrapper.SetSandboxNetwork)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/sandboxes/{id}/network/log", wrapper.GetSandboxNetworkLog)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/sandboxes/{id}/network/explain", wrapper.ExplainSandboxNetwork)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/sandboxes/{id}/logs", wrapper.GetSandboxLogs)
@@ -7913,6 +8149,396 @@ func (response SetSandboxNetwork504JSONResponse) VisitSetSandboxNetworkResponse(
 	return err
 }
 
+type ExplainSandboxNetworkRequestObject struct {
+	ID     SandboxID `json:"id"`
+	Params ExplainSandboxNetworkParams
+}
+
+type ExplainSandboxNetworkResponseObject interface {
+	VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error
+}
+
+type ExplainSandboxNetwork200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type ExplainSandboxNetwork200JSONResponse struct {
+	Body    NetworkExplanation
+	Headers ExplainSandboxNetwork200ResponseHeaders
+}
+
+func (response ExplainSandboxNetwork200JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response ExplainSandboxNetwork400JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response ExplainSandboxNetwork401JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response ExplainSandboxNetwork403JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response ExplainSandboxNetwork404JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork409JSONResponse struct{ ConflictJSONResponse }
+
+func (response ExplainSandboxNetwork409JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response ExplainSandboxNetwork429JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response ExplainSandboxNetwork500JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response ExplainSandboxNetwork503JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainSandboxNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response ExplainSandboxNetwork504JSONResponse) VisitExplainSandboxNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLogRequestObject struct {
+	ID     SandboxID `json:"id"`
+	Params GetSandboxNetworkLogParams
+}
+
+type GetSandboxNetworkLogResponseObject interface {
+	VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error
+}
+
+type GetSandboxNetworkLog200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type GetSandboxNetworkLog200JSONResponse struct {
+	Body    NetworkLog
+	Headers GetSandboxNetworkLog200ResponseHeaders
+}
+
+func (response GetSandboxNetworkLog200JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response GetSandboxNetworkLog400JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetSandboxNetworkLog401JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response GetSandboxNetworkLog403JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response GetSandboxNetworkLog404JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog409JSONResponse struct{ ConflictJSONResponse }
+
+func (response GetSandboxNetworkLog409JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response GetSandboxNetworkLog429JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetSandboxNetworkLog500JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response GetSandboxNetworkLog503JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSandboxNetworkLog504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response GetSandboxNetworkLog504JSONResponse) VisitGetSandboxNetworkLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type PauseSandboxRequestObject struct {
 	ID     SandboxID `json:"id"`
 	Params PauseSandboxParams
@@ -10337,6 +10963,12 @@ type StrictServerInterface interface {
 	// SetSandboxNetwork Set a sandbox's network policy
 	// (PUT /v1/sandboxes/{id}/network)
 	SetSandboxNetwork(ctx context.Context, request SetSandboxNetworkRequestObject) (SetSandboxNetworkResponseObject, error)
+	// ExplainSandboxNetwork Explain whether a sandbox may reach a host
+	// (GET /v1/sandboxes/{id}/network/explain)
+	ExplainSandboxNetwork(ctx context.Context, request ExplainSandboxNetworkRequestObject) (ExplainSandboxNetworkResponseObject, error)
+	// GetSandboxNetworkLog Read what a sandbox reached and was denied
+	// (GET /v1/sandboxes/{id}/network/log)
+	GetSandboxNetworkLog(ctx context.Context, request GetSandboxNetworkLogRequestObject) (GetSandboxNetworkLogResponseObject, error)
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
@@ -11137,6 +11769,60 @@ func (sh *strictHandler) SetSandboxNetwork(w http.ResponseWriter, r *http.Reques
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(SetSandboxNetworkResponseObject); ok {
 		if err := validResponse.VisitSetSandboxNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ExplainSandboxNetwork operation middleware
+func (sh *strictHandler) ExplainSandboxNetwork(w http.ResponseWriter, r *http.Request, id SandboxID, params ExplainSandboxNetworkParams) {
+	var request ExplainSandboxNetworkRequestObject
+
+	request.ID = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ExplainSandboxNetwork(ctx, request.(ExplainSandboxNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExplainSandboxNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ExplainSandboxNetworkResponseObject); ok {
+		if err := validResponse.VisitExplainSandboxNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetSandboxNetworkLog operation middleware
+func (sh *strictHandler) GetSandboxNetworkLog(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxNetworkLogParams) {
+	var request GetSandboxNetworkLogRequestObject
+
+	request.ID = id
+	request.Params = params
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSandboxNetworkLog(ctx, request.(GetSandboxNetworkLogRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSandboxNetworkLog")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetSandboxNetworkLogResponseObject); ok {
+		if err := validResponse.VisitGetSandboxNetworkLogResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

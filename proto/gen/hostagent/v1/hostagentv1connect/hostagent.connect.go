@@ -82,6 +82,12 @@ const (
 	// HostAgentServiceReadMetricsProcedure is the fully-qualified name of the HostAgentService's
 	// ReadMetrics RPC.
 	HostAgentServiceReadMetricsProcedure = "/hostagent.v1.HostAgentService/ReadMetrics"
+	// HostAgentServiceReadEgressProcedure is the fully-qualified name of the HostAgentService's
+	// ReadEgress RPC.
+	HostAgentServiceReadEgressProcedure = "/hostagent.v1.HostAgentService/ReadEgress"
+	// HostAgentServiceExplainEgressProcedure is the fully-qualified name of the HostAgentService's
+	// ExplainEgress RPC.
+	HostAgentServiceExplainEgressProcedure = "/hostagent.v1.HostAgentService/ExplainEgress"
 	// HostAgentServiceBuildTemplateProcedure is the fully-qualified name of the HostAgentService's
 	// BuildTemplate RPC.
 	HostAgentServiceBuildTemplateProcedure = "/hostagent.v1.HostAgentService/BuildTemplate"
@@ -201,6 +207,11 @@ type HostAgentServiceClient interface {
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
 	// ReadMetrics returns what a sandbox used, oldest first, in any status.
 	ReadMetrics(context.Context, *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error)
+	// ReadEgress returns what a sandbox reached and was denied, oldest first, in any
+	// status. Without new events it waits.
+	ReadEgress(context.Context, *v1.ReadEgressRequest) (*v1.ReadEgressResponse, error)
+	// ExplainEgress reports whether a sandbox may reach a host, and why.
+	ExplainEgress(context.Context, *v1.ExplainEgressRequest) (*v1.ExplainEgressResponse, error)
 	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
@@ -371,6 +382,18 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(hostAgentServiceMethods.ByName("ReadMetrics")),
 			connect.WithClientOptions(opts...),
 		),
+		readEgress: connect.NewClient[v1.ReadEgressRequest, v1.ReadEgressResponse](
+			httpClient,
+			baseURL+HostAgentServiceReadEgressProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ReadEgress")),
+			connect.WithClientOptions(opts...),
+		),
+		explainEgress: connect.NewClient[v1.ExplainEgressRequest, v1.ExplainEgressResponse](
+			httpClient,
+			baseURL+HostAgentServiceExplainEgressProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("ExplainEgress")),
+			connect.WithClientOptions(opts...),
+		),
 		buildTemplate: connect.NewClient[v1.BuildTemplateRequest, v1.BuildTemplateResponse](
 			httpClient,
 			baseURL+HostAgentServiceBuildTemplateProcedure,
@@ -530,6 +553,8 @@ type hostAgentServiceClient struct {
 	extendSandbox       *connect.Client[v1.ExtendSandboxRequest, v1.ExtendSandboxResponse]
 	setNetworkPolicy    *connect.Client[v1.SetNetworkPolicyRequest, v1.SetNetworkPolicyResponse]
 	readMetrics         *connect.Client[v1.ReadMetricsRequest, v1.ReadMetricsResponse]
+	readEgress          *connect.Client[v1.ReadEgressRequest, v1.ReadEgressResponse]
+	explainEgress       *connect.Client[v1.ExplainEgressRequest, v1.ExplainEgressResponse]
 	buildTemplate       *connect.Client[v1.BuildTemplateRequest, v1.BuildTemplateResponse]
 	deleteTemplate      *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
 	listTemplates       *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
@@ -685,6 +710,24 @@ func (c *hostAgentServiceClient) SetNetworkPolicy(ctx context.Context, req *v1.S
 // ReadMetrics calls hostagent.v1.HostAgentService.ReadMetrics.
 func (c *hostAgentServiceClient) ReadMetrics(ctx context.Context, req *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error) {
 	response, err := c.readMetrics.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReadEgress calls hostagent.v1.HostAgentService.ReadEgress.
+func (c *hostAgentServiceClient) ReadEgress(ctx context.Context, req *v1.ReadEgressRequest) (*v1.ReadEgressResponse, error) {
+	response, err := c.readEgress.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ExplainEgress calls hostagent.v1.HostAgentService.ExplainEgress.
+func (c *hostAgentServiceClient) ExplainEgress(ctx context.Context, req *v1.ExplainEgressRequest) (*v1.ExplainEgressResponse, error) {
+	response, err := c.explainEgress.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -915,6 +958,11 @@ type HostAgentServiceHandler interface {
 	SetNetworkPolicy(context.Context, *v1.SetNetworkPolicyRequest) (*v1.SetNetworkPolicyResponse, error)
 	// ReadMetrics returns what a sandbox used, oldest first, in any status.
 	ReadMetrics(context.Context, *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error)
+	// ReadEgress returns what a sandbox reached and was denied, oldest first, in any
+	// status. Without new events it waits.
+	ReadEgress(context.Context, *v1.ReadEgressRequest) (*v1.ReadEgressResponse, error)
+	// ExplainEgress reports whether a sandbox may reach a host, and why.
+	ExplainEgress(context.Context, *v1.ExplainEgressRequest) (*v1.ExplainEgressResponse, error)
 	// BuildTemplate makes a build of a template: it boots the source, waits
 	// until it is ready, and saves it as a snapshot from which sandboxes are
 	// created. The answers are lines of its log, then done. When the caller hangs up
@@ -1079,6 +1127,18 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceReadMetricsProcedure,
 		svc.ReadMetrics,
 		connect.WithSchema(hostAgentServiceMethods.ByName("ReadMetrics")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceReadEgressHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceReadEgressProcedure,
+		svc.ReadEgress,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ReadEgress")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceExplainEgressHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceExplainEgressProcedure,
+		svc.ExplainEgress,
+		connect.WithSchema(hostAgentServiceMethods.ByName("ExplainEgress")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceBuildTemplateHandler := connect.NewServerStreamHandlerSimple(
@@ -1253,6 +1313,10 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServiceSetNetworkPolicyHandler.ServeHTTP(w, r)
 		case HostAgentServiceReadMetricsProcedure:
 			hostAgentServiceReadMetricsHandler.ServeHTTP(w, r)
+		case HostAgentServiceReadEgressProcedure:
+			hostAgentServiceReadEgressHandler.ServeHTTP(w, r)
+		case HostAgentServiceExplainEgressProcedure:
+			hostAgentServiceExplainEgressHandler.ServeHTTP(w, r)
 		case HostAgentServiceBuildTemplateProcedure:
 			hostAgentServiceBuildTemplateHandler.ServeHTTP(w, r)
 		case HostAgentServiceDeleteTemplateProcedure:
@@ -1370,6 +1434,14 @@ func (UnimplementedHostAgentServiceHandler) SetNetworkPolicy(context.Context, *v
 
 func (UnimplementedHostAgentServiceHandler) ReadMetrics(context.Context, *v1.ReadMetricsRequest) (*v1.ReadMetricsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReadMetrics is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ReadEgress(context.Context, *v1.ReadEgressRequest) (*v1.ReadEgressResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ReadEgress is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) ExplainEgress(context.Context, *v1.ExplainEgressRequest) (*v1.ExplainEgressResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ExplainEgress is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) BuildTemplate(context.Context, *v1.BuildTemplateRequest, *connect.ServerStream[v1.BuildTemplateResponse]) error {
