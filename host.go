@@ -27,6 +27,8 @@ type Capacity struct {
 	Sandboxes, SandboxesUsed int
 	MemoryMiB, MemoryMiBUsed int64
 	DiskMiB, DiskMiBFree     int64
+	// Of the disks of all sandboxes, as they are promised.
+	DisksMiB, DisksMiBUsed int64
 }
 
 // ObservedState is the state of a sandbox as its host reports it.
@@ -55,6 +57,7 @@ type ObservedSandbox struct {
 	Reason   string // why it is stopped, failed or quarantined, for the user
 	Template string
 	Size
+	DiskMiB int // of its disk; 0 of an agent that does not report it
 	EndOfLife
 	AutoResume   bool
 	Network      NetworkPolicy

@@ -10,6 +10,7 @@ import (
 const (
 	DefaultVCPUs        = 1
 	DefaultMemoryMiB    = 512
+	DefaultDiskMiB      = 10 << 10         // of the base guest and of container images
 	DefaultExecTimeout  = 30 * time.Second // of a command that is run to its end
 	DefaultReadyTimeout = 2 * time.Minute  // of a template's ready command
 )

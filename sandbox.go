@@ -88,6 +88,9 @@ type SandboxSpec struct {
 	Template string  // its name
 	Build    BuildID // the build of Template to start from; "" for the base
 	Size
+	// DiskMiB is the size of its disk; 0 is that of Build. A disk can be larger than
+	// the build's, not smaller.
+	DiskMiB int
 	EndOfLife
 	AutoResume bool              // calls that need the sandbox resume it when it is paused
 	Network    NetworkPolicy     // what it may reach of the internet

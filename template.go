@@ -94,10 +94,15 @@ type TemplateSource struct {
 type TemplateSpec struct {
 	From TemplateSource
 	Size
-	Env          map[string]string // of every command in its sandboxes, beside their own
-	StartCmd     string            // a shell command that keeps running in every sandbox
-	ReadyCmd     string            // a shell command that succeeds when the sandbox is ready
-	ReadyTimeout time.Duration     // for ReadyCmd; 0 is DefaultReadyTimeout
+	// DiskMiB is the size of the disk; 0 is that of the source, which it is at least.
+	DiskMiB int
+	// MinFreeDiskMiB is how much of the disk is free for the sandboxes at least: the
+	// disk grows for it, to MaxDiskMiB at most, where 0 is no limit.
+	MinFreeDiskMiB, MaxDiskMiB int
+	Env                        map[string]string // of every command in its sandboxes, beside their own
+	StartCmd                   string            // a shell command that keeps running in every sandbox
+	ReadyCmd                   string            // a shell command that succeeds when the sandbox is ready
+	ReadyTimeout               time.Duration     // for ReadyCmd; 0 is DefaultReadyTimeout
 	// Steps change the source's disk before the commands above run. Each one's result
 	// is cached, unless NoCache is set.
 	Steps   []BuildStep
@@ -159,6 +164,7 @@ type BuildEvent struct {
 // BuildResult is the result of a build, as its host reports it.
 type BuildResult struct {
 	Size
+	DiskMiB   int   // the size of its disk; 0 of an agent that does not report it
 	SizeBytes int64 // on the host's disk, including what it shares with others
 	Env       map[string]string
 	Digest    string // of the container image; "" if it was built from none

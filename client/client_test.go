@@ -379,7 +379,7 @@ func TestSandboxes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &client.Sandbox{
-		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300,
+		ID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, DiskMB: 10240, TimeoutSec: 300,
 		OnTimeout: client.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"user": "alice"},
 		Ports:     &client.Ports{URL: "/p/" + boxID + "/{port}/"},
 		CreatedAt: made, StartedAt: made, UpdatedAt: made,

@@ -40,6 +40,7 @@ type Sandbox struct {
 	Template     string            `json:"template"`
 	VCPUs        int               `json:"vcpus"`
 	MemoryMB     int               `json:"memory_mb"`
+	DiskMB       int               `json:"disk_mb"`
 	TimeoutSec   int64             `json:"timeout_sec"` // idle time until OnTimeout happens; 0 means never
 	OnTimeout    OnTimeout         `json:"on_timeout"`
 	AutoResume   bool              `json:"auto_resume"`       // using it while it is paused resumes it
@@ -86,6 +87,7 @@ type CreateSandbox struct {
 	Template string
 	VCPUs    int
 	MemoryMB int
+	DiskMB   int // the size of the disk, at least that of the template
 	// Timeout is the idle time after which OnTimeout happens, in whole seconds,
 	// rounded up; 0 means the server's default, Never means no timeout.
 	Timeout   time.Duration
@@ -104,6 +106,7 @@ type createBody struct {
 	Template   string            `json:"template,omitempty"`
 	VCPUs      int               `json:"vcpus,omitempty"`
 	MemoryMB   int               `json:"memory_mb,omitempty"`
+	DiskMB     int               `json:"disk_mb,omitempty"`
 	TimeoutSec *int64            `json:"timeout_sec,omitempty"`
 	OnTimeout  OnTimeout         `json:"on_timeout,omitempty"`
 	AutoResume bool              `json:"auto_resume,omitempty"`
@@ -125,7 +128,7 @@ func seconds(d time.Duration) int64 {
 // CreateSandbox creates a sandbox and returns when it runs.
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
-		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
+		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, DiskMB: s.DiskMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
 		Network: s.Network, Ports: s.Ports, Volumes: s.Volumes,
 	}
 	if s.Timeout != 0 {

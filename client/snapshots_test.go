@@ -66,7 +66,7 @@ func TestFork(t *testing.T) {
 	}
 	want := &client.Forked{
 		Sandboxes: []client.Sandbox{{
-			ID: boxID, ParentID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, TimeoutSec: 300,
+			ID: boxID, ParentID: boxID, State: client.Running, Template: "base", VCPUs: 1, MemoryMB: 512, DiskMB: 10240, TimeoutSec: 300,
 			OnTimeout: client.PauseOnTimeout, AutoResume: true, Metadata: map[string]string{"user": "alice"}, CreatedAt: made, StartedAt: made, UpdatedAt: made,
 		}},
 		Errors: []client.FailedCopy{{ID: otherID, Code: client.LimitExceeded, Message: "no room"}},

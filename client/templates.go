@@ -55,6 +55,7 @@ type BuildTemplate struct {
 
 	VCPUs        int
 	MemoryMB     int
+	DiskMB       int               // the size of the disk, at least that of the source
 	Env          map[string]string // environment variables of every command in its sandboxes
 	StartCmd     string            // a shell command that keeps running in every sandbox
 	ReadyCmd     string            // a shell command that succeeds when the sandbox is ready
@@ -90,7 +91,7 @@ func (b BuildTemplate) body() map[string]any {
 		}
 	}
 	for name, n := range map[string]int{
-		"vcpus": b.VCPUs, "memory_mb": b.MemoryMB, "ready_timeout_sec": int((b.ReadyTimeout + time.Second - 1) / time.Second),
+		"vcpus": b.VCPUs, "memory_mb": b.MemoryMB, "disk_mb": b.DiskMB, "ready_timeout_sec": int((b.ReadyTimeout + time.Second - 1) / time.Second),
 	} {
 		if n != 0 {
 			body[name] = n
@@ -124,6 +125,7 @@ type Build struct {
 	FailedStep string    `json:"failed_step,omitempty"`
 	VCPUs      int       `json:"vcpus"`
 	MemoryMB   int       `json:"memory_mb"`
+	DiskMB     int       `json:"disk_mb"`
 	StartCmd   string    `json:"start_cmd,omitempty"`
 	ReadyCmd   string    `json:"ready_cmd,omitempty"`
 	SizeBytes  int64     `json:"size_bytes,omitempty"` // on its host's disk, including what it shares with others

@@ -103,6 +103,8 @@ CREATE TABLE public.requested_builds (
     vcpus integer NOT NULL,
     memory_mb integer NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    disk_mb integer DEFAULT 0 NOT NULL,
+    min_free_disk_mb integer DEFAULT 0 NOT NULL,
     CONSTRAINT requested_builds_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT requested_builds_vcpus_check CHECK ((vcpus > 0))
 );
@@ -164,6 +166,7 @@ CREATE TABLE public.sandboxes (
     ends_at timestamp with time zone,
     network jsonb DEFAULT '{}'::jsonb NOT NULL,
     volumes jsonb DEFAULT '[]'::jsonb NOT NULL,
+    disk_mb integer DEFAULT 0 NOT NULL,
     CONSTRAINT sandboxes_end_cause CHECK ((end_cause = ANY (ARRAY[''::text, 'user'::text, 'timeout'::text, 'guest_powered_off'::text, 'guest_panicked'::text, 'guest_out_of_memory'::text, 'host_out_of_memory'::text, 'vmm_crashed'::text, 'host_restarted'::text, 'host_lost'::text, 'start_failed'::text, 'quarantined'::text, 'internal'::text]))),
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text, 'pause_disk'::text]))),
@@ -241,6 +244,7 @@ CREATE TABLE public.template_generations (
     failed_step text DEFAULT ''::text NOT NULL,
     finished_at timestamp with time zone,
     more_tags text[] DEFAULT '{}'::text[] NOT NULL,
+    disk_mb integer DEFAULT 0 NOT NULL,
     CONSTRAINT template_generations_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT template_generations_state CHECK ((state = ANY (ARRAY['building'::text, 'ready'::text, 'failed'::text, 'deleted'::text]))),
     CONSTRAINT template_generations_vcpus_check CHECK ((vcpus > 0))

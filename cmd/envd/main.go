@@ -126,6 +126,11 @@ func (b bystander) SetHostname(name string) error {
 	return nil
 }
 
+func (b bystander) GrowRoot(_ context.Context, size int64) error {
+	b.log.Info("would grow the root file system", slog.Int64("to", size))
+	return nil
+}
+
 func (b bystander) Show(file, path string) error {
 	b.log.Info("would show a file in another's place", slog.String("file", file), slog.String("path", path))
 	return nil

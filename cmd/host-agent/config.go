@@ -102,6 +102,7 @@ type limitsConfig struct {
 	Sandboxes  int `toml:"sandboxes"`    // at a time; default 0, no limit
 	MemoryMB   int `toml:"memory_mb"`    // of all machines and their VMMs; default what this machine has, less its own part; -1 is no limit
 	DiskFreeMB int `toml:"disk_free_mb"` // must be free for a new sandbox; default 1024; -1 is no limit
+	DisksMB    int `toml:"disks_mb"`     // of the disks of all sandboxes, full or not; default 0, no limit: disks take what is written on them
 }
 
 // warmConfig is the size of sandboxes that are restored instead of booted.
@@ -240,7 +241,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer, Unjailed: d.Unjailed},
 		Network: c.network(),
 		Limits: sandbox.Limits{
-			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB),
+			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB), DisksMiB: max(0, c.Limits.DisksMB),
 		},
 		Pool:       c.Ready.Machines,
 		Registries: c.Templates.Registries,

@@ -9,9 +9,9 @@ SELECT max_sandboxes, max_memory_mb, used_sandboxes, used_memory_mb FROM teams W
 -- name: InsertSandboxes :many
 -- Several of one team, size and host, in the order of their ids.
 WITH made AS (
-    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, worker)
+    INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, worker)
     SELECT unnest(@ids::text[]), 'starting', @team_id, @host_id, @template, @vcpus, @memory_mb, @timeout_sec, @on_timeout, @absolute_timeout, @auto_resume, @parent_id, @generation,
-        @metadata::jsonb, @env::jsonb, @network, @volumes, @worker
+        @metadata::jsonb, @env::jsonb, @network, @volumes, @disk_mb, @worker
     RETURNING *
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
@@ -106,7 +106,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -128,7 +128,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -159,14 +159,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
 FROM sandboxes WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
 FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
 
 -- name: AbandonedSandboxes :many

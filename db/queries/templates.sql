@@ -27,9 +27,9 @@ DELETE FROM template_lines WHERE generation_id IN (
 
 -- name: InsertBuild :one
 INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, from_template, vcpus, memory_mb, env,
-    start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags)
+    start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags, disk_mb)
 VALUES (@id, @team_id, @name, @tag, @host_id, @from_image, @from_oci, @from_sandbox, @from_template, @vcpus, @memory_mb, @env,
-    @start_cmd, @ready_cmd, @ready_timeout_sec, @worker, @more_tags)
+    @start_cmd, @ready_cmd, @ready_timeout_sec, @worker, @more_tags, @disk_mb)
 RETURNING *;
 
 -- name: PlaceBuild :execrows
@@ -52,7 +52,7 @@ DELETE FROM template_lines WHERE generation_id = @id AND line < @first_line;
 -- name: FinishBuild :one
 UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
-    vcpus = @vcpus, memory_mb = @memory_mb, env = @env, size_bytes = @size_bytes, digest = @digest
+    vcpus = @vcpus, memory_mb = @memory_mb, env = @env, size_bytes = @size_bytes, digest = @digest, disk_mb = @disk_mb
 WHERE id = @id AND state = 'building' AND worker = @worker
 RETURNING *;
 
@@ -164,8 +164,8 @@ WHERE t.team_id = @team_id AND t.name = @name AND t.tag = @tag AND g.state = 're
 SELECT count(*) FROM templates WHERE team_id = @team_id;
 
 -- name: RequestBuild :exec
-INSERT INTO requested_builds (id, team_id, name, tag, more_tags, vcpus, memory_mb)
-VALUES (@id, @team_id, @name, @tag, @more_tags, @vcpus, @memory_mb);
+INSERT INTO requested_builds (id, team_id, name, tag, more_tags, vcpus, memory_mb, disk_mb, min_free_disk_mb)
+VALUES (@id, @team_id, @name, @tag, @more_tags, @vcpus, @memory_mb, @disk_mb, @min_free_disk_mb);
 
 -- name: DropOldRequests :exec
 -- Those that were never started, beside the newest ones.

@@ -52,7 +52,7 @@ func invoke(t *testing.T, stdin io.Reader, environ map[string]string, args ...st
 func server(t *testing.T) *httptest.Server {
 	t.Helper()
 	box := map[string]any{
-		"id": testID, "status": "running", "template": "base", "vcpus": 1, "memory_mb": 512, "timeout_sec": 300,
+		"id": testID, "status": "running", "template": "base", "vcpus": 1, "memory_mb": 512, "disk_mb": 10240, "timeout_sec": 300,
 		"metadata": map[string]string{"b": "\x1b[31m", "a": "1"}, "created_at": time.Now().Add(-90 * time.Second), "last_updated": time.Now(),
 	}
 	mux := http.NewServeMux()
@@ -196,7 +196,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 func templates(mux *http.ServeMux, answer func(int, any) http.HandlerFunc) {
 	now := time.Now().Add(-90 * time.Second)
 	build := func(id, name, state string) map[string]any {
-		return map[string]any{"id": id, "template": name, "state": state, "vcpus": 1, "memory_mb": 512, "created_at": now, "last_updated": now}
+		return map[string]any{"id": id, "template": name, "state": state, "vcpus": 1, "memory_mb": 512, "disk_mb": 10240, "created_at": now, "last_updated": now}
 	}
 	good, bad := build("t1", "py", "ready"), build("t2", "py:bad", "failed")
 	good["from_oci"], good["size_bytes"] = "debian:12", 3<<20+1
@@ -303,7 +303,7 @@ func TestCommands(t *testing.T) {
 			result{1, "", "no \ufffdway\ntemplate py:bad was not built: no \ufffdway\n"}},
 		"build log of the base": {[]string{"template", "logs", "base"}, "", result{1, "", "template base is built in: there was no build\n"}},
 		"a template": {[]string{"template", "get", "py"}, "", result{0, "" +
-			"name        py\nstate       ready\nbuild       t1 (1m ago)\n  from      debian:12\n  vcpus     1\n  memory    512 MiB\n  size      4M on the disk\n", ""}},
+			"name        py\nstate       ready\nbuild       t1 (1m ago)\n  from      debian:12\n  vcpus     1\n  memory    512 MiB\n  disk      10240 MiB\n  size      4M on the disk\n", ""}},
 		"no templates":  {[]string{"template", "rm", "py"}, "", result{0, "py\n", ""}},
 		"binary":        {[]string{"sandbox", "exec", testID, "--", "cat"}, noise, result{0, noise, "to stderr\n"}},
 		"exit code":     {[]string{"sandbox", "exec", testID, "three", "-x", "--", "-o"}, "", result{3, "", "to stderr\n"}},

@@ -55,6 +55,7 @@ type createCommand struct {
 	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"The template to start from; default: base."`
 	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
 	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
+	Disk       mebibytes         `placeholder:"SIZE" help:"Size of the disk, as 20G; default: that of the template, of which base has 10G."`
 	Timeout    idle              `placeholder:"TIME" help:"Time without use after which it ends, such as 90s, 1h or never; default: 5m."`
 	OnTimeout  client.OnTimeout  `enum:"destroy,pause,pause_disk" default:"destroy" help:"What happens after --timeout: ${enum}."`
 	AutoResume bool              `help:"Resume it by its next use after a pause."`
@@ -74,7 +75,7 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	var sb *client.Sandbox
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
-			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, Timeout: c.Timeout.Duration,
+			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
 			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(), Ports: c.ports(), Volumes: mountsOf(c.Volumes),
 		})
 		return err
@@ -191,8 +192,8 @@ func (s *session) show(sb *client.Sandbox) error {
 		if u := sb.Unresponsive; u != nil {
 			fmt.Fprintf(w, "silent    for %s: %s; kill it, or pause it with --force\n", age(u.Since), plain.Line(u.Reason))
 		}
-		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
-			plain.Line(sb.Template), sb.VCPUs, sb.MemoryMB, timeout, plain.Line(pairs(sb.Metadata)),
+		fmt.Fprintf(w, "template  %s\nvcpus     %d\nmemory    %d MiB\ndisk      %d MiB\ntimeout   %s\nmetadata  %s\ncreated   %s (%s ago)\n",
+			plain.Line(sb.Template), sb.VCPUs, sb.MemoryMB, sb.DiskMB, timeout, plain.Line(pairs(sb.Metadata)),
 			sb.CreatedAt.Local().Format(time.DateTime), age(sb.CreatedAt))
 		if sb.Network != nil {
 			fmt.Fprintf(w, "network   %s\n", networkLine(sb.Network))

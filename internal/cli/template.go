@@ -36,6 +36,7 @@ type templateBuildCommand struct {
 	PasswordFile string            `name:"registry-password-file" placeholder:"FILE" help:"The registry's password or token, - for standard input; default: $$WRENN_REGISTRY_PASSWORD."`
 	VCPUs        int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs of its sandboxes; default: 1."`
 	Memory       int               `short:"m" placeholder:"MB" help:"Memory of its sandboxes in MiB; default: 512."`
+	Disk         mebibytes         `placeholder:"SIZE" help:"Size of the disk of its sandboxes, as 20G; default: that of the source, mostly 10G."`
 	Env          map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command in its sandboxes; may be repeated."`
 	StartCmd     string            `placeholder:"COMMAND" help:"A shell command, such as a server, that is running in every sandbox."`
 	ReadyCmd     string            `placeholder:"COMMAND" help:"A shell command that succeeds once the start command is ready; repeated until it succeeds."`
@@ -56,7 +57,7 @@ func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
 	build := client.BuildTemplate{
 		Name: c.Name, FromImage: c.From, FromOCI: c.FromOCI, RegistryUsername: c.RegistryUser, RegistryPassword: password,
 		FromSandbox: c.FromSandbox, FromTemplate: c.FromTemplate,
-		VCPUs: c.VCPUs, MemoryMB: c.Memory, Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout,
+		VCPUs: c.VCPUs, MemoryMB: c.Memory, DiskMB: int(c.Disk), Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout,
 	}
 	if c.File != "" || c.Context != "" {
 		err = c.addDockerfile(ctx, s, api, &build)
@@ -231,7 +232,7 @@ func (c *templateGetCommand) Run(ctx context.Context, s *session) error {
 func showBuild(w io.Writer, what string, g *client.Build) {
 	fmt.Fprintf(w, "%-11s %s (%s ago)\n", what, g.ID, age(g.CreatedAt))
 	for _, row := range [][2]string{
-		{"from", sourceOf(g)}, {"digest", g.Digest}, {"vcpus", fmt.Sprint(g.VCPUs)}, {"memory", fmt.Sprintf("%d MiB", g.MemoryMB)},
+		{"from", sourceOf(g)}, {"digest", g.Digest}, {"vcpus", fmt.Sprint(g.VCPUs)}, {"memory", fmt.Sprintf("%d MiB", g.MemoryMB)}, {"disk", fmt.Sprintf("%d MiB", g.DiskMB)},
 		{"start", g.StartCmd}, {"ready", g.ReadyCmd},
 	} {
 		if row[1] != "" {

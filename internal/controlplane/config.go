@@ -92,6 +92,7 @@ type Limits struct {
 	TeamMemoryMB      int     `toml:"team_memory_mb"`      // of all of a team's sandboxes that are not paused
 	VCPUs             int     `toml:"vcpus"`               // of one sandbox
 	MemoryMB          int     `toml:"memory_mb"`           // of one sandbox
+	DiskMB            int     `toml:"disk_mb"`             // of the disk of one sandbox
 	Templates         int     `toml:"templates"`           // of a team
 	Builds            int     `toml:"builds"`              // of templates, of a team at a time
 	Volumes           int     `toml:"volumes"`             // of a team
@@ -116,7 +117,7 @@ func Defaults() Config {
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log:      Log{Level: "info", Format: "text"},
 		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}},
-		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20},
+		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, DiskMB: 20480, Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20},
 	}
 }
 
@@ -164,6 +165,7 @@ func (c *Config) Check(problems *config.Problems) {
 		"limits.open_requests": float64(c.Limits.OpenRequests),
 		"limits.sandboxes":     float64(c.Limits.Sandboxes), "limits.team_memory_mb": float64(c.Limits.TeamMemoryMB),
 		"limits.vcpus": float64(c.Limits.VCPUs), "limits.memory_mb": float64(c.Limits.MemoryMB),
+		"limits.disk_mb":   float64(c.Limits.DiskMB),
 		"limits.templates": float64(c.Limits.Templates), "limits.builds": float64(c.Limits.Builds),
 		"limits.volumes": float64(c.Limits.Volumes), "limits.team_volume_mib": float64(c.Limits.TeamVolumeMiB),
 	} {

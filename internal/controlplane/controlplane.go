@@ -140,7 +140,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
 			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB,
 		},
-		VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB,
+		VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB, DiskMB: cfg.Limits.DiskMB,
 	}}, store, log)
 	if err != nil {
 		store.Close()

@@ -136,6 +136,13 @@ func (c *Client) Thaw(ctx context.Context) error {
 	return explainOldAgent("thaw guest", c.post(ctx, "/thaw", map[string]string{"timestamp": timestamp()}))
 }
 
+// GrowDisk has the guest grow its root file system to size bytes, once its disk is
+// that large. Programs may be frozen. Twice is allowed. FailedPrecondition: the agent
+// does not know the call. GuestFailed: the guest says why it cannot.
+func (c *Client) GrowDisk(ctx context.Context, size int64) error {
+	return explainOldAgent("grow the guest's disk", c.post(ctx, "/grow", map[string]int64{"bytes": size}))
+}
+
 // explainOldAgent explains the answer of an agent that does not know a call.
 func explainOldAgent(doing string, err error) error {
 	if wrenn.CodeOf(err) == wrenn.NotFound {

@@ -74,6 +74,8 @@ type Machine interface {
 	// MountNFS mounts the directory target, ADDRESS:/EXPORT, of an NFS server at path.
 	// It makes path if it does not exist, and does nothing if target is mounted there.
 	MountNFS(target, path string) error
+	// GrowRoot grows the root file system to size bytes, once its disk is that large.
+	GrowRoot(ctx context.Context, size int64) error
 }
 
 // Agent is envd. Close it.
@@ -140,6 +142,7 @@ func (a *Agent) routes() http.Handler {
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("POST /freeze", a.serveFreeze)
 	mux.HandleFunc("POST /thaw", a.serveThaw)
+	mux.HandleFunc("POST /grow", a.serveGrow)
 	return mux
 }
 

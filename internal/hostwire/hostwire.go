@@ -27,6 +27,7 @@ func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 			Sandboxes: number(c.Sandboxes), SandboxesUsed: number(c.SandboxesUsed),
 			MemoryMb: size(c.MemoryMiB), MemoryMbUsed: size(c.MemoryMiBUsed),
 			DiskMb: size(c.DiskMiB), DiskMbFree: size(c.DiskMiBFree),
+			DisksMb: size(c.DisksMiB), DisksMbUsed: size(c.DisksMiBUsed),
 		},
 	}
 }
@@ -40,6 +41,7 @@ func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
 			Sandboxes: int(c.GetSandboxes()), SandboxesUsed: int(c.GetSandboxesUsed()),
 			MemoryMiB: parseSize(c.GetMemoryMb()), MemoryMiBUsed: parseSize(c.GetMemoryMbUsed()),
 			DiskMiB: parseSize(c.GetDiskMb()), DiskMiBFree: parseSize(c.GetDiskMbFree()),
+			DisksMiB: parseSize(c.GetDisksMb()), DisksMiBUsed: parseSize(c.GetDisksMbUsed()),
 		},
 	}
 }

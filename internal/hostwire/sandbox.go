@@ -15,7 +15,7 @@ import (
 func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandboxRequest {
 	return &pb.CreateSandboxRequest{
 		SandboxId: string(id), Template: spec.Template, Generation: string(spec.Build),
-		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB),
+		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB), DiskMb: number(spec.DiskMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
 		NetworkPolicy: NetworkPolicy(spec.Network),
@@ -43,7 +43,7 @@ func parseVolumes(msgs []*pb.VolumeMount) (mounts []wrenn.VolumeMount, err error
 // ParseCreateRequest reads what sandbox is wanted. What the caller left out is zero.
 func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.SandboxSpec, error) {
 	spec := wrenn.SandboxSpec{
-		Template: msg.GetTemplate(), Size: parseSandboxSize(msg),
+		Template: msg.GetTemplate(), Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(),
 	}
@@ -72,7 +72,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 
 // CreateResponse reports a sandbox that was asked for.
 func CreateResponse(sb *wrenn.ObservedSandbox) *pb.CreateSandboxResponse {
-	return &pb.CreateSandboxResponse{SandboxId: string(sb.ID), Status: Status(sb.State), NetworkPolicy: NetworkPolicy(sb.Network)}
+	return &pb.CreateSandboxResponse{SandboxId: string(sb.ID), Status: Status(sb.State), NetworkPolicy: NetworkPolicy(sb.Network), DiskMb: number(sb.DiskMiB)}
 }
 
 // CheckCreateResponse returns a FailedPrecondition error when the host has made
@@ -81,6 +81,9 @@ func CheckCreateResponse(msg *pb.CreateSandboxResponse, spec wrenn.SandboxSpec) 
 	got, err := parseNetworkPolicy(msg.GetNetworkPolicy())
 	if err == nil && got.IsZero() != spec.Network.IsZero() {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old to follow a network policy: update it")
+	}
+	if err == nil && spec.DiskMiB != 0 && int(msg.GetDiskMb()) != spec.DiskMiB {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox has a disk of %d MiB, not %d: the agent of its host is too old to choose the size; update it", msg.GetDiskMb(), spec.DiskMiB)
 	}
 	return err
 }
@@ -198,7 +201,7 @@ func ParseInventory(host wrenn.HostID, msg *pb.ListSandboxesResponse) wrenn.Inve
 func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 	return &pb.SandboxInfo{
 		SandboxId: string(sb.ID), Status: Status(sb.State), Reason: sb.Reason, Template: sb.Template,
-		Vcpus: number(sb.VCPUs), MemoryMb: number(sb.MemoryMiB),
+		Vcpus: number(sb.VCPUs), MemoryMb: number(sb.MemoryMiB), DiskMb: number(sb.DiskMiB),
 		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], TimeoutAbsolute: sb.Absolute, AutoResume: sb.AutoResume,
 		NetworkPolicy: NetworkPolicy(sb.Network),
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
@@ -256,7 +259,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 	network, _ := parseNetworkPolicy(msg.GetNetworkPolicy()) // that of a newer host: the row's is set again
 	return wrenn.ObservedSandbox{
 		ID: id, State: ParseStatus(msg.GetStatus()), Reason: Text(msg.GetReason()), Template: Text(msg.GetTemplate()),
-		Size:       parseSandboxSize(msg),
+		Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout, Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Network: network,
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),

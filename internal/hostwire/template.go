@@ -15,6 +15,7 @@ func BuildRequest(build wrenn.BuildRequest) *pb.BuildTemplateRequest {
 		return msg
 	}
 	msg.Vcpus, msg.MemoryMb, msg.Env = number(spec.VCPUs), number(spec.MemoryMiB), spec.Env
+	msg.DiskMb, msg.MinFreeDiskMb, msg.MaxDiskMb = number(spec.DiskMiB), number(spec.MinFreeDiskMiB), number(spec.MaxDiskMiB)
 	msg.StartCmd, msg.ReadyCmd, msg.ReadyTimeoutSec = spec.StartCmd, spec.ReadyCmd, seconds(spec.ReadyTimeout)
 	msg.Steps, msg.NoCache, msg.User, msg.Workdir = steps(spec.Steps), spec.NoCache, spec.User, spec.Workdir
 	switch from := spec.From; {
@@ -35,6 +36,7 @@ func ParseBuildRequest(msg *pb.BuildTemplateRequest) (wrenn.BuildRequest, error)
 	build := wrenn.BuildRequest{
 		Spec: wrenn.TemplateSpec{
 			Size: parseSandboxSize(msg), Env: msg.GetEnv(),
+			DiskMiB: int(msg.GetDiskMb()), MinFreeDiskMiB: int(msg.GetMinFreeDiskMb()), MaxDiskMiB: int(msg.GetMaxDiskMb()),
 			StartCmd: msg.GetStartCmd(), ReadyCmd: msg.GetReadyCmd(), ReadyTimeout: parseSeconds(msg.GetReadyTimeoutSec()),
 			Steps: parseSteps(msg.GetSteps()), NoCache: msg.GetNoCache(), User: msg.GetUser(), Workdir: msg.GetWorkdir(),
 		},
@@ -100,7 +102,7 @@ func BuildEvent(ev wrenn.BuildEvent) *pb.BuildTemplateResponse {
 	case ev.Built != nil:
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Done{Done: &pb.TemplateBuilt{
 			Vcpus: number(ev.Built.VCPUs), MemoryMb: number(ev.Built.MemoryMiB), SizeBytes: size(ev.Built.SizeBytes),
-			Env: ev.Built.Env, Digest: ev.Built.Digest, DiskOnly: ev.Built.DiskOnly,
+			Env: ev.Built.Env, Digest: ev.Built.Digest, DiskOnly: ev.Built.DiskOnly, DiskMb: number(ev.Built.DiskMiB),
 		}}}
 	case ev.Keepalive:
 		return &pb.BuildTemplateResponse{Event: &pb.BuildTemplateResponse_Keepalive{Keepalive: true}}
@@ -124,7 +126,7 @@ func ParseBuildEvent(msg *pb.BuildTemplateResponse) wrenn.BuildEvent {
 	case *pb.BuildTemplateResponse_Done:
 		return wrenn.BuildEvent{Built: &wrenn.BuildResult{
 			Size: parseSandboxSize(ev.Done), SizeBytes: parseSize(ev.Done.GetSizeBytes()),
-			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()), DiskOnly: ev.Done.GetDiskOnly(),
+			Env: ev.Done.GetEnv(), Digest: Text(ev.Done.GetDigest()), DiskOnly: ev.Done.GetDiskOnly(), DiskMiB: int(ev.Done.GetDiskMb()),
 		}}
 	}
 	return wrenn.BuildEvent{Keepalive: true}

@@ -70,6 +70,12 @@ type Machine interface {
 	// itself restored. The files in dir are not yet safe from a power cut.
 	Snapshot(ctx context.Context, dir string) error
 
+	// ResizeDisk tells the guest the new size, in bytes, of a disk whose file its
+	// caller has made larger, to Disk.MaxBytes at most. disk is the index in Spec.Disks.
+	// The guest sees the size a moment later; its file system is as before. Twice is
+	// allowed.
+	ResizeDisk(ctx context.Context, disk int, size int64) error
+
 	// Stop kills the VMM at once, without asking the guest. It returns when the
 	// process has ended and what the driver made in Spec.Dir is removed. Twice is
 	// allowed, and so is a Stop after the VMM died by itself.
@@ -151,6 +157,9 @@ type Kernel struct {
 type Disk struct {
 	Path     string
 	ReadOnly bool
+	// MaxBytes is how large the file may become, see ResizeDisk; it may always be as
+	// large as it is at the start. A VMM cannot make it larger.
+	MaxBytes int64
 }
 
 // NIC is the machine's one network interface, eth0 in the guest.

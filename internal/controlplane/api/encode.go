@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"net/url"
 	"strconv"
 	"time"
@@ -12,7 +13,7 @@ import (
 // sandbox returns sb as /v1 shows it, without its environment, which has secrets.
 func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	out := oapi.Sandbox{
-		ID: string(sb.ID), Status: oapi.State(sb.State), Template: sb.Template, Vcpus: sb.VCPUs, MemoryMb: sb.MemoryMiB,
+		ID: string(sb.ID), Status: oapi.State(sb.State), Template: sb.Template, Vcpus: sb.VCPUs, MemoryMb: sb.MemoryMiB, DiskMb: cmp.Or(sb.DiskMiB, wrenn.DefaultDiskMiB),
 		TimeoutSec: int64(sb.Timeout / time.Second), OnTimeout: oapi.OnTimeout(sb.OnTimeout), AutoResume: sb.AutoResume, Metadata: oapi.Metadata(sb.Metadata),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: moment(sb.StartedAt), LastActiveAt: moment(sb.LastActiveAt), LastUpdated: sb.UpdatedAt.UTC(),
 	}

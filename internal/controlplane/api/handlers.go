@@ -41,7 +41,7 @@ func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequ
 	create := service.CreateSandbox{
 		Metadata: value(body.Metadata),
 		SandboxSpec: wrenn.SandboxSpec{
-			Template: value(body.Template), Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)},
+			Template: value(body.Template), Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, DiskMiB: value(body.DiskMb),
 			EndOfLife:  wrenn.EndOfLife{OnTimeout: wrenn.OnTimeout(value(body.OnTimeout))},
 			AutoResume: value(body.AutoResume), Env: value(body.Env), Volumes: parseMounts(value(body.Volumes)),
 		},

@@ -51,7 +51,7 @@ type call struct {
 	check  func(*testing.T, *stub, *http.Response)
 }
 
-const runningJSON = `{"id":"iabcdefghijklmnopqrst","status":"running","template":"base","vcpus":1,"memory_mb":512,"timeout_sec":300,"on_timeout":"pause","auto_resume":true,
+const runningJSON = `{"id":"iabcdefghijklmnopqrst","status":"running","template":"base","vcpus":1,"memory_mb":512,"disk_mb":10240,"timeout_sec":300,"on_timeout":"pause","auto_resume":true,
 	"metadata":{"user":"alice"},"created_at":"2026-01-02T15:04:05Z","started_at":"2026-01-02T15:04:05Z",
 	"last_active_at":"2026-01-02T15:04:05Z","last_updated":"2026-01-02T15:04:05Z"}`
 
@@ -198,10 +198,10 @@ func createCalls() []call {
 			}
 		}},
 		{name: "all", method: "POST", path: "/v1/sandboxes", status: 201,
-			body: `{"template":"base:v2","vcpus":2,"memory_mb":1024,"timeout_sec":60,"on_timeout":"pause","auto_resume":true,"metadata":{"a":"b"},"env":{"C":"d"}}`,
+			body: `{"template":"base:v2","vcpus":2,"memory_mb":1024,"disk_mb":20480,"timeout_sec":60,"on_timeout":"pause","auto_resume":true,"metadata":{"a":"b"},"env":{"C":"d"}}`,
 			check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
-				want := service.CreateSandbox{Metadata: map[string]string{"a": "b"}, SandboxSpec: wrenn.SandboxSpec{Template: "base:v2", AutoResume: true, Env: map[string]string{"C": "d"}, Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, EndOfLife: wrenn.EndOfLife{Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout}}}
+				want := service.CreateSandbox{Metadata: map[string]string{"a": "b"}, SandboxSpec: wrenn.SandboxSpec{Template: "base:v2", AutoResume: true, Env: map[string]string{"C": "d"}, Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}, DiskMiB: 20480, EndOfLife: wrenn.EndOfLife{Timeout: time.Minute, OnTimeout: wrenn.PauseOnTimeout}}}
 				if diff := cmp.Diff(want, s.created); diff != "" {
 					t.Errorf("asked for (-want +got):\n%s", diff)
 				}

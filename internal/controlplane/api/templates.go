@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -16,7 +17,7 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 		Login: wrenn.RegistryLogin{Username: value(body.RegistryUsername), Password: value(body.RegistryPassword)},
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{Image: value(body.FromImage), OCI: value(body.FromOci), Sandbox: wrenn.SandboxID(value(body.FromSandbox)), DiskOnly: value(body.DiskOnly)},
-			Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, Env: value(body.Env),
+			Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, DiskMiB: value(body.DiskMb), MinFreeDiskMiB: value(body.MinFreeDiskMb), Env: value(body.Env),
 			StartCmd: value(body.StartCmd), ReadyCmd: value(body.ReadyCmd), ReadyTimeout: time.Duration(value(body.ReadyTimeoutSec)) * time.Second,
 			Steps: steps(value(body.Steps)), NoCache: value(body.NoCache), User: value(body.User), Workdir: value(body.Workdir),
 		},
@@ -134,7 +135,7 @@ func buildOf(g *wrenn.Build) oapi.Generation {
 		ID: string(g.ID), Template: g.Template.String(), State: oapi.GenerationState(g.State), Reason: given(g.Reason),
 		FromImage: given(g.Spec.From.Image), FromOci: given(g.Spec.From.OCI), FromSandbox: given(string(g.Spec.From.Sandbox)),
 		FromTemplate: given(string(g.Spec.From.Template)), FailedStep: given(g.FailedStep),
-		Vcpus: g.Spec.VCPUs, MemoryMb: g.Spec.MemoryMiB, StartCmd: given(g.Spec.StartCmd), ReadyCmd: given(g.Spec.ReadyCmd),
+		Vcpus: g.Spec.VCPUs, MemoryMb: g.Spec.MemoryMiB, DiskMb: cmp.Or(g.Spec.DiskMiB, wrenn.DefaultDiskMiB), StartCmd: given(g.Spec.StartCmd), ReadyCmd: given(g.Spec.ReadyCmd),
 		Digest: given(g.Digest), CreatedAt: g.CreatedAt.UTC(), LastUpdated: g.UpdatedAt.UTC(),
 	}
 	if g.SizeBytes > 0 {

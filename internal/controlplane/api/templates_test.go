@@ -31,7 +31,7 @@ func testTemplate() *wrenn.Build {
 	}
 }
 
-const buildJSON = `{"id":"` + string(testBuild) + `","template":"py","state":"failed","reason":"no way","from_oci":"debian:12","vcpus":1,"memory_mb":512,` +
+const buildJSON = `{"id":"` + string(testBuild) + `","template":"py","state":"failed","reason":"no way","from_oci":"debian:12","vcpus":1,"memory_mb":512,"disk_mb":10240,` +
 	`"start_cmd":"serve","ready_cmd":"look","size_bytes":4096,"digest":"sha256:1","created_at":"2026-01-02T15:04:05Z","last_updated":"2026-01-02T15:04:05Z"}`
 
 // findTemplate is find for a template's name.

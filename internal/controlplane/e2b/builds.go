@@ -43,11 +43,8 @@ const (
 	readyTimeout   = 10 * time.Minute
 )
 
-const (
-	maxFreeDiskMiB = 8 << 10 // that are free on every template's disk, unless its image is large
-	// stalledUpload is when an upload is given up of which nothing arrives.
-	stalledUpload = time.Minute
-)
+// stalledUpload is when an upload is given up of which nothing arrives.
+const stalledUpload = time.Minute
 
 // baseImage is the image that clients start from when their program names none.
 const baseImage = "e2bdev/base"
@@ -82,13 +79,11 @@ func (s *Server) requestBuild(r *http.Request, c service.Caller) (int, any, erro
 		tags = []string{defaultTag}
 	}
 	tags = unique(tags)
-	if req.MinFreeDiskMb > maxFreeDiskMiB {
-		return 0, nil, invalid("minFreeDiskMb: the disk has %d MiB, and its size cannot be chosen yet: ask for %d at most", diskSizeMB, maxFreeDiskMiB)
-	}
 	ours := ourTags(tags)
 	g, err := s.service.RequestBuild(r.Context(), c, service.RequestBuild{
 		Name: name + ":" + ours[0], MoreTags: ours[1:],
-		Size: wrenn.Size{VCPUs: cmp.Or(req.CPUCount, buildVCPUs), MemoryMiB: cmp.Or(req.MemoryMB, buildMemoryMiB)},
+		Size:    wrenn.Size{VCPUs: cmp.Or(req.CPUCount, buildVCPUs), MemoryMiB: cmp.Or(req.MemoryMB, buildMemoryMiB)},
+		DiskMiB: req.DiskSizeMB, MinFreeDiskMiB: req.MinFreeDiskMb,
 	})
 	if err != nil {
 		return 0, nil, err

@@ -288,7 +288,7 @@ func TestBuildRefusals(t *testing.T) {
 	s := newSurface(t)
 	for _, body := range []string{
 		`{}`, `{"name":"base"}`, `{"name":"a/b"}`, `{"name":"a","cpuCount":0}`, `{"name":"a","memoryMB":1}`, `{"name":"a","tags":["b c"]}`,
-		`{"name":"a","minFreeDiskMb":20000}`, `{"name":"a:` + strings.Repeat("x", 100) + `"}`,
+		`{"name":"a","minFreeDiskMb":30000}`, `{"name":"a:` + strings.Repeat("x", 100) + `"}`,
 	} {
 		s.call(t, "POST", "/v3/templates", body, 400)
 	}

@@ -42,6 +42,7 @@ func (s *Server) create(timeout time.Duration) operation {
 		want := service.CreateSandbox{Metadata: req.Metadata, Ingress: ingressOf(network), SandboxSpec: wrenn.SandboxSpec{
 			Template: ourName(req.TemplateID), EndOfLife: wrenn.EndOfLife{Timeout: d, OnTimeout: wrenn.DestroyOnTimeout, Absolute: true},
 			AutoResume: req.AutoResume != nil && req.AutoResume.Enabled, Env: req.EnvVars, Volumes: parseMounts(req.VolumeMounts), Network: policy,
+			DiskMiB: req.DiskSizeMB,
 		}}
 		if want.OnTimeout, err = onTimeoutOf(&req); err != nil {
 			return 0, nil, err

@@ -96,7 +96,7 @@ func buildOf(build *wrenn.Build) oapi.TemplateBuild {
 	}
 	out := oapi.TemplateBuild{
 		BuildID: uuidOf(build.ID), Status: status, CreatedAt: build.CreatedAt, UpdatedAt: build.UpdatedAt,
-		CPUCount: build.Spec.VCPUs, MemoryMB: build.Spec.MemoryMiB, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
+		CPUCount: build.Spec.VCPUs, MemoryMB: build.Spec.MemoryMiB, DiskSizeMB: diskSize(build.Spec.DiskMiB), EnvdVersion: envdVersion,
 	}
 	if build.State != wrenn.BuildBuilding {
 		out.FinishedAt = &build.UpdatedAt

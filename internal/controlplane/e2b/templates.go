@@ -24,7 +24,7 @@ func (s *Server) templates(r *http.Request, c service.Caller) (int, any, error) 
 func templateOf(t *wrenn.Template) oapi.Template {
 	name := t.Name.String()
 	out := oapi.Template{
-		TemplateID: name, BuildID: noBuild, Aliases: []string{name}, Names: []string{name}, DiskSizeMB: diskSizeMB, EnvdVersion: envdVersion,
+		TemplateID: name, BuildID: noBuild, Aliases: []string{name}, Names: []string{name}, DiskSizeMB: diskSize(0), EnvdVersion: envdVersion,
 		CPUCount: wrenn.DefaultVCPUs, MemoryMB: wrenn.DefaultMemoryMiB, BuildStatus: oapi.BuildStatusReady, Public: t.Name.Base(),
 	}
 	build := t.Current
@@ -35,7 +35,7 @@ func templateOf(t *wrenn.Template) oapi.Template {
 		return out
 	}
 	out.BuildID, out.CreatedAt, out.UpdatedAt, out.BuildCount = uuidOf(build.ID), build.CreatedAt, build.UpdatedAt, 1
-	out.CPUCount, out.MemoryMB = build.Spec.VCPUs, build.Spec.MemoryMiB
+	out.CPUCount, out.MemoryMB, out.DiskSizeMB = build.Spec.VCPUs, build.Spec.MemoryMiB, diskSize(build.Spec.DiskMiB)
 	if t.Current == nil {
 		out.BuildStatus = buildStatuses[build.State]
 	}

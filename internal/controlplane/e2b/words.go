@@ -1,6 +1,7 @@
 package e2b
 
 import (
+	"cmp"
 	"time"
 
 	"wrenn"
@@ -64,8 +65,8 @@ func detailOf(sb *wrenn.Sandbox, token string, ingress wrenn.Ingress) oapi.Sandb
 	}
 }
 
-// diskSizeMB is the size of every sandbox's disk.
-const diskSizeMB = 10 << 10
+// diskSize returns the size of a disk in MiB, where 0 is the default.
+func diskSize(mib int) int { return cmp.Or(mib, wrenn.DefaultDiskMiB) }
 
 // noEnd is the end of a sandbox that has none, as far as clients can count.
 const noEnd = 100 * 365 * 24 * time.Hour
@@ -78,7 +79,7 @@ func listedOf(sb *wrenn.Sandbox) oapi.ListedSandbox {
 	return oapi.ListedSandbox{
 		TemplateID: sb.Template, Alias: sb.Template, SandboxID: string(sb.ID), ClientID: clientID,
 		StartedAt: orCreated(sb.StartedAt, sb), EndAt: endOf(sb),
-		CPUCount: sb.VCPUs, MemoryMB: sb.MemoryMiB, DiskSizeMB: diskSizeMB,
+		CPUCount: sb.VCPUs, MemoryMB: sb.MemoryMiB, DiskSizeMB: diskSize(sb.DiskMiB),
 		Metadata: metadata, State: stateOf(sb), EnvdVersion: envdVersion, VolumeMounts: mountsOf(sb.Volumes),
 	}
 }

@@ -286,6 +286,7 @@ func TestEnvd(t *testing.T) {
 		"init in disguise":             {"POST", "/%69nit", token, 404},
 		"init by a detour":             {"POST", "/process.Process/../init", token, 404},
 		"freeze":                       {"POST", "/freeze", token, 404},
+		"grow":                         {"POST", "/grow", token, 404},
 		"connect":                      {"GET", "/connect?port=1", token, 404},
 		"by path":                      {"POST", "/p/" + id + "/49983/process.Process/List", token, 200},
 		"by path, init":                {"POST", "/p/" + id + "/49983/init", token, 404},

@@ -29,6 +29,7 @@ func (s templateStore) RequestBuild(ctx context.Context, g wrenn.Build) error {
 		return q.RequestBuild(ctx, dbsqlc.RequestBuildParams{
 			ID: string(g.ID), TeamID: string(g.Team), Name: g.Template.Name, Tag: g.Template.Tag, MoreTags: noneNull(g.MoreTags),
 			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMiB),
+			DiskMB: clampInt32(g.Spec.DiskMiB), MinFreeDiskMB: clampInt32(g.Spec.MinFreeDiskMiB),
 		})
 	})
 }
@@ -44,7 +45,10 @@ func (s templateStore) RequestedBuild(ctx context.Context, team wrenn.TeamID, id
 		}
 		out = &wrenn.Build{
 			ID: id, Team: team, Template: wrenn.TemplateName{Name: row.Name, Tag: row.Tag}, MoreTags: row.MoreTags, State: wrenn.BuildRequested,
-			Spec:      wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: int(row.VCPUs), MemoryMiB: int(row.MemoryMB)}},
+			Spec: wrenn.TemplateSpec{
+				Size:    wrenn.Size{VCPUs: int(row.VCPUs), MemoryMiB: int(row.MemoryMB)},
+				DiskMiB: int(row.DiskMB), MinFreeDiskMiB: int(row.MinFreeDiskMB),
+			},
 			CreatedAt: row.CreatedAt.UTC(), UpdatedAt: row.CreatedAt.UTC(),
 		}
 		return err

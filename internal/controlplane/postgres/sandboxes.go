@@ -56,7 +56,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AbsoluteTimeout: sb.Absolute, AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
 		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Network: sb.Network, Volumes: append([]wrenn.VolumeMount{}, sb.Volumes...), // none is [], not null
-		Worker: &s.worker, Actor: actor,
+		DiskMB: clampInt32(sb.DiskMiB), Worker: &s.worker, Actor: actor,
 	}
 	for _, sb := range sandboxes {
 		params.IDs = append(params.IDs, string(sb.ID))
@@ -481,7 +481,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
 		State: wrenn.State(r.State), Reason: r.Reason, Parent: wrenn.SandboxID(r.ParentID), Metadata: r.Metadata,
 		SandboxSpec: wrenn.SandboxSpec{
-			Template: r.Template, Build: wrenn.BuildID(r.Generation),
+			Template: r.Template, Build: wrenn.BuildID(r.Generation), DiskMiB: int(r.DiskMB),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
 			EndOfLife:  wrenn.EndOfLife{Timeout: time.Duration(r.TimeoutSec) * time.Second, OnTimeout: wrenn.OnTimeout(r.OnTimeout), Absolute: r.AbsoluteTimeout},
 			AutoResume: r.AutoResume, Env: r.Env, Network: r.Network, Volumes: append([]wrenn.VolumeMount(nil), r.Volumes...), // none is nil

@@ -49,7 +49,7 @@ func (s templateStore) BeginBuild(ctx context.Context, g wrenn.Build, limits Lim
 			FromImage: g.Spec.From.Image, FromOci: g.Spec.From.OCI, FromSandbox: string(g.Spec.From.Sandbox), FromTemplate: string(g.Spec.From.Template),
 			VCPUs: clampInt32(g.Spec.VCPUs), MemoryMB: clampInt32(g.Spec.MemoryMiB), Env: orEmpty(g.Spec.Env),
 			StartCmd: g.Spec.StartCmd, ReadyCmd: g.Spec.ReadyCmd, ReadyTimeoutSec: seconds(g.Spec.ReadyTimeout), Worker: &s.worker,
-			MoreTags: noneNull(g.MoreTags),
+			MoreTags: noneNull(g.MoreTags), DiskMB: clampInt32(g.Spec.DiskMiB),
 		})
 		if err != nil {
 			return err
@@ -112,7 +112,7 @@ func (s templateStore) FinishBuild(ctx context.Context, id wrenn.BuildID, built 
 	return s.inTx(ctx, "finish a build", func(ctx context.Context, q *dbsqlc.Queries) error {
 		row, err := q.FinishBuild(ctx, dbsqlc.FinishBuildParams{
 			ID: string(id), Worker: &s.worker, VCPUs: clampInt32(built.VCPUs), MemoryMB: clampInt32(built.MemoryMiB),
-			Env: orEmpty(built.Env), SizeBytes: built.SizeBytes, Digest: built.Digest,
+			Env: orEmpty(built.Env), SizeBytes: built.SizeBytes, Digest: built.Digest, DiskMB: clampInt32(built.DiskMiB),
 		})
 		if errors.Is(err, pgx.ErrNoRows) {
 			return buildEnded()
@@ -315,7 +315,7 @@ func build(r dbsqlc.TemplateGeneration) *wrenn.Build {
 		State:    wrenn.BuildState(r.State), Reason: r.Reason, FailedStep: r.FailedStep, Host: wrenn.HostID(r.HostID),
 		Spec: wrenn.TemplateSpec{
 			From: wrenn.TemplateSource{Image: r.FromImage, OCI: r.FromOci, Sandbox: wrenn.SandboxID(r.FromSandbox), Template: wrenn.BuildID(r.FromTemplate)},
-			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, Env: r.Env,
+			Size: wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)}, DiskMiB: int(r.DiskMB), Env: r.Env,
 			StartCmd: r.StartCmd, ReadyCmd: r.ReadyCmd, ReadyTimeout: time.Duration(r.ReadyTimeoutSec) * time.Second,
 		},
 		SizeBytes: r.SizeBytes, Digest: r.Digest, CreatedAt: r.CreatedAt.UTC(), UpdatedAt: r.UpdatedAt.UTC(),

@@ -16,24 +16,31 @@ type Host struct {
 	// Sent to the host since that answer.
 	PendingSandboxes int
 	PendingMemoryMB  int64
+	PendingDiskMB    int64
+}
+
+// Need is what a sandbox takes of a host.
+type Need struct {
+	MemoryMB int
+	DiskMB   int // the size of its disk, however full it will be
 }
 
 // Pick returns the host with the smallest used share of its memory, among those with
-// room for one more sandbox of that much memory; the smallest id of several. It is
+// room for one more sandbox with that need; the smallest id of several. It is
 // Exhausted when none has room, Unavailable when hosts is empty.
-func Pick(hosts []Host, memoryMB int) (wrenn.HostID, error) {
+func Pick(hosts []Host, need Need) (wrenn.HostID, error) {
 	if len(hosts) == 0 {
 		return "", wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
 	}
 	var best *Host
 	for i := range hosts {
 		h := &hosts[i]
-		if h.fits(memoryMB) && (best == nil || h.compare(best, memoryMB) < 0) {
+		if h.fits(need) && (best == nil || h.compare(best, need.MemoryMB) < 0) {
 			best = h
 		}
 	}
 	if best == nil {
-		return "", wrenn.Errorf(wrenn.Exhausted, "no host has room for a sandbox with %d MB of memory; delete some, or ask for less", memoryMB)
+		return "", wrenn.Errorf(wrenn.Exhausted, "no host has room for a sandbox with %d MB of memory and a disk of %d MB; delete some, or ask for less", need.MemoryMB, need.DiskMB)
 	}
 	return best.ID, nil
 }
@@ -50,10 +57,11 @@ func MostDisk(hosts []Host) (wrenn.HostID, error) {
 	return best.ID, nil
 }
 
-func (h *Host) fits(memoryMB int) bool {
+func (h *Host) fits(need Need) bool {
 	c := h.Capacity
 	return (c.Sandboxes == 0 || c.SandboxesUsed+h.PendingSandboxes < c.Sandboxes) &&
-		(c.MemoryMiB == 0 || c.MemoryMiBUsed+h.PendingMemoryMB+int64(memoryMB) <= c.MemoryMiB)
+		(c.MemoryMiB == 0 || c.MemoryMiBUsed+h.PendingMemoryMB+int64(need.MemoryMB) <= c.MemoryMiB) &&
+		(c.DisksMiB == 0 || c.DisksMiBUsed+h.PendingDiskMB+int64(need.DiskMB) <= c.DisksMiB)
 }
 
 // compare orders hosts by how full they would be: by memory, then by number, then by id.

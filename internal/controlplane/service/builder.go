@@ -80,7 +80,7 @@ func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, log *build
 		}
 		log.add(fmt.Sprintf("host %s: %s", on.id, messageOf(err, "its host could not build it")))
 		tried[on.id] = true
-		next, noHost := b.hosts.reserve(g.Spec.MemoryMiB, tried, "")
+		next, noHost := b.hosts.reserve(needOf(g.Spec.Size, g.Spec.DiskMiB), tried, "")
 		if noHost != nil {
 			return built, err // the host's message says more
 		}

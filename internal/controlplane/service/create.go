@@ -37,6 +37,9 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	if err != nil {
 		return nil, err
 	}
+	if err := s.limits.checkDisk(req.DiskMiB); err != nil {
+		return nil, err
+	}
 	if err := from.apply(&req); err != nil {
 		return nil, err
 	}
@@ -54,7 +57,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	}
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
 	s.hosts.waitForPings(ctx)
-	on, err := s.hosts.reserve(sb.MemoryMiB, nil, only)
+	on, err := s.hosts.reserve(needOf(sb.Size, sb.DiskMiB), nil, only)
 	if err != nil {
 		return nil, err // without a row
 	}
@@ -107,7 +110,7 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 			return nil, start.abandon(ctx, sb, refused)
 		}
 		full[on.id] = true
-		next, err := s.hosts.reserve(sb.MemoryMiB, full, only)
+		next, err := s.hosts.reserve(needOf(sb.Size, sb.DiskMiB), full, only)
 		if err != nil {
 			return nil, start.abandon(ctx, sb, refused) // the host's message says more
 		}
@@ -249,7 +252,10 @@ func (t templateSource) apply(req *CreateSandbox) error {
 		return wrenn.Errorf(wrenn.Invalid, "template %s was built with %d vCPUs and %d MB of memory: leave the size out, or build the template with another size",
 			t.name, t.spec.VCPUs, t.spec.MemoryMiB)
 	}
-	req.Size = t.spec.Size
+	if req.DiskMiB != 0 && req.DiskMiB < t.spec.DiskMiB {
+		return wrenn.Errorf(wrenn.Invalid, "template %s has a disk of %d MiB, which cannot become smaller: leave the size of the disk out, or ask for more", t.name, t.spec.DiskMiB)
+	}
+	req.Size, req.DiskMiB = t.spec.Size, cmp.Or(req.DiskMiB, t.spec.DiskMiB)
 	env := map[string]string{}
 	maps.Copy(env, t.spec.Env)
 	maps.Copy(env, req.Env)

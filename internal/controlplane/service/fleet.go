@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash/fnv"
@@ -54,12 +55,17 @@ type member struct {
 
 // load is sandboxes and their memory.
 type load struct {
-	sandboxes int
-	memoryMB  int64
+	sandboxes        int
+	memoryMB, diskMB int64
 }
 
-func (l load) add(o load) load { return load{l.sandboxes + o.sandboxes, l.memoryMB + o.memoryMB} }
-func (l load) sub(o load) load { return load{l.sandboxes - o.sandboxes, l.memoryMB - o.memoryMB} }
+func (l load) add(o load) load {
+	return load{l.sandboxes + o.sandboxes, l.memoryMB + o.memoryMB, l.diskMB + o.diskMB}
+}
+
+func (l load) sub(o load) load {
+	return load{l.sandboxes - o.sandboxes, l.memoryMB - o.memoryMB, l.diskMB - o.diskMB}
+}
 
 func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, error) {
 	f := &fleet{members: map[wrenn.HostID]*member{}, every: cfg.PingEvery, store: store, log: log}
@@ -241,13 +247,13 @@ func (f *fleet) waitForPings(ctx context.Context) {
 	}
 }
 
-// reserve picks a host for a sandbox and reserves its memory. Hosts in full are
+// reserve picks a host for a sandbox and reserves its memory and disk. Hosts in full are
 // left out; if only is set it is that host. The caller releases the reservation.
-func (f *fleet) reserve(memoryMB int, full map[wrenn.HostID]bool, only wrenn.HostID) (*reservation, error) {
-	id, err := scheduler.Pick(f.candidates(full, only, true), memoryMB)
+func (f *fleet) reserve(need scheduler.Need, full map[wrenn.HostID]bool, only wrenn.HostID) (*reservation, error) {
+	id, err := scheduler.Pick(f.candidates(full, only, true), need)
 	if wrenn.CodeOf(err) == wrenn.Exhausted {
 		// The host may have counted what is being made already: let it decide.
-		id, err = scheduler.Pick(f.candidates(full, only, false), memoryMB)
+		id, err = scheduler.Pick(f.candidates(full, only, false), need)
 	}
 	if wrenn.CodeOf(err) == wrenn.Unavailable && only != "" {
 		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, cannot be reached; try again in a moment", only)
@@ -255,7 +261,12 @@ func (f *fleet) reserve(memoryMB int, full map[wrenn.HostID]bool, only wrenn.Hos
 	if err != nil {
 		return nil, err
 	}
-	return f.members[id].reserve(1, memoryMB), nil
+	return f.members[id].reserve(1, need), nil
+}
+
+// needOf returns what a sandbox takes of a host.
+func needOf(size wrenn.Size, diskMiB int) scheduler.Need {
+	return scheduler.Need{MemoryMB: size.MemoryMiB, DiskMB: cmp.Or(diskMiB, wrenn.DefaultDiskMiB)}
 }
 
 // candidates returns the hosts that can be reached; pending adds the load that
@@ -271,7 +282,7 @@ func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pendin
 			h := scheduler.Host{ID: id, Capacity: m.info.Capacity}
 			if pending {
 				sum := m.making.add(m.made)
-				h.PendingSandboxes, h.PendingMemoryMB = sum.sandboxes, sum.memoryMB
+				h.PendingSandboxes, h.PendingMemoryMB, h.PendingDiskMB = sum.sandboxes, sum.memoryMB, sum.diskMB
 			}
 			hosts = append(hosts, h)
 		}
@@ -307,12 +318,13 @@ func (f *fleet) ofBuilds(team wrenn.TeamID) (best wrenn.HostID) {
 // reservation is sandboxes of one size that are to be made on a host.
 type reservation struct {
 	*member
-	sandboxes, memoryMB int
+	sandboxes int
+	need      scheduler.Need // of each
 }
 
 // reserve counts n sandboxes that are to be made. The caller releases them.
-func (m *member) reserve(n, memoryMB int) *reservation {
-	r := &reservation{member: m, sandboxes: n, memoryMB: memoryMB}
+func (m *member) reserve(n int, need scheduler.Need) *reservation {
+	r := &reservation{member: m, sandboxes: n, need: need}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.making = m.making.add(r.load(n))
@@ -327,7 +339,9 @@ func (r *reservation) release(made int) {
 	r.made = r.made.add(r.load(made))
 }
 
-func (r *reservation) load(n int) load { return load{n, int64(n) * int64(r.memoryMB)} }
+func (r *reservation) load(n int) load {
+	return load{n, int64(n) * int64(r.need.MemoryMB), int64(n) * int64(r.need.DiskMB)}
+}
 
 // removeBuild removes a build whose row does not want it. If that fails now
 // the templateReconciler does it.

@@ -97,7 +97,7 @@ func (f *fork) run(ctx context.Context) {
 	for i := range f.copies {
 		ids[i] = f.copies[i].row.ID
 	}
-	reserved := f.hosts.members[f.parent.Host].reserve(len(ids), f.parent.MemoryMiB)
+	reserved := f.hosts.members[f.parent.Host].reserve(len(ids), needOf(f.parent.Size, f.parent.DiskMiB))
 	tokens, err := f.tokens.ofAll(ctx, ids)
 	var results []error
 	if err == nil {

@@ -25,6 +25,7 @@ type Limits struct {
 	postgres.Limits
 	VCPUs       int           // default 8
 	MemoryMB    int           // default 16384
+	DiskMB      int           // default 20480
 	Timeout     time.Duration // default 30 days
 	ExecTimeout time.Duration // of one command; default 24 h
 }
@@ -36,7 +37,7 @@ func (l Limits) withDefaults() Limits {
 			Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
 			Volumes: cmp.Or(l.Volumes, 100), TeamVolumeMiB: cmp.Or(l.TeamVolumeMiB, 1<<20),
 		},
-		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10),
+		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10), DiskMB: cmp.Or(l.DiskMB, 20<<10),
 		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),
 	}
 }
@@ -63,6 +64,14 @@ func (l Limits) checkSize(size wrenn.Size) error {
 		return wrenn.Errorf(wrenn.Invalid, "a sandbox has 1 to %d vCPUs, not %d", l.VCPUs, size.VCPUs)
 	case size.MemoryMiB < minMemoryMB || size.MemoryMiB > l.MemoryMB:
 		return wrenn.Errorf(wrenn.Invalid, "a sandbox has %d to %d MB of memory, not %d", minMemoryMB, l.MemoryMB, size.MemoryMiB)
+	}
+	return nil
+}
+
+// checkDisk checks a disk, or a part of one that is to be free, of that many MiB; 0 asks for nothing.
+func (l Limits) checkDisk(mib int) error {
+	if mib < 0 || mib > l.DiskMB {
+		return wrenn.Errorf(wrenn.Invalid, "a sandbox's disk has at most %d MiB, not %d: ask for less, or have the operator raise limits.disk_mb of the control plane", l.DiskMB, mib)
 	}
 	return nil
 }

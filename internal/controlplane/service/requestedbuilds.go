@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -27,6 +28,8 @@ type RequestBuild struct {
 	Name     string   // or name:tag
 	MoreTags []string // of the name, which shall refer to the build, too
 	wrenn.Size
+	DiskMiB        int // 0 is that of the source
+	MinFreeDiskMiB int // of the disk, at the end of the build
 }
 
 // RequestBuild records a build, which StartRequestedBuild starts. It is forgotten
@@ -36,8 +39,10 @@ func (s *Templates) RequestBuild(ctx context.Context, c Caller, req RequestBuild
 	if err != nil {
 		return nil, err
 	}
-	g := wrenn.Build{ID: wrenn.NewBuildID(), Team: c.Team, Template: name, State: wrenn.BuildRequested, Spec: wrenn.TemplateSpec{Size: req.OrDefault()}}
-	if err := s.limits.checkSize(g.Spec.Size); err != nil {
+	g := wrenn.Build{ID: wrenn.NewBuildID(), Team: c.Team, Template: name, State: wrenn.BuildRequested, Spec: wrenn.TemplateSpec{
+		Size: req.OrDefault(), DiskMiB: req.DiskMiB, MinFreeDiskMiB: req.MinFreeDiskMiB,
+	}}
+	if err := cmp.Or(s.limits.checkSize(g.Spec.Size), s.limits.checkDisk(req.DiskMiB), s.limits.checkDisk(req.MinFreeDiskMiB)); err != nil {
 		return nil, err
 	}
 	if g.MoreTags, err = tagsOf(name.Name, req.MoreTags); err != nil {
@@ -70,6 +75,7 @@ func (s *Templates) StartRequestedBuild(ctx context.Context, c Caller, template 
 		return wrenn.Errorf(wrenn.FailedPrecondition, "build %s was started before: request another one", id)
 	}
 	req.Name, req.Spec.Size, req.id, req.moreTags = g.Template.String(), g.Spec.Size, id, g.MoreTags
+	req.Spec.DiskMiB, req.Spec.MinFreeDiskMiB = g.Spec.DiskMiB, g.Spec.MinFreeDiskMiB
 	_, err = s.beginBuild(ctx, c, req, nil)
 	return err
 }

@@ -56,7 +56,7 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 	if len(spec.Steps) > 0 && only == "" {
 		only = s.hosts.ofBuilds(c.Team)
 	}
-	on, err := s.hosts.reserve(spec.MemoryMiB, nil, only)
+	on, err := s.hosts.reserve(needOf(spec.Size, spec.DiskMiB), nil, only)
 	if err != nil {
 		return nil, err // without a row
 	}
@@ -127,8 +127,8 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplat
 			return spec, "", err
 		}
 	}
-	spec.Size = spec.OrDefault()
-	return spec, only, s.limits.checkSize(spec.Size)
+	spec.Size, spec.MaxDiskMiB = spec.OrDefault(), s.limits.DiskMB
+	return spec, only, cmp.Or(s.limits.checkSize(spec.Size), s.limits.checkDisk(spec.DiskMiB), s.limits.checkDisk(spec.MinFreeDiskMiB))
 }
 
 // sourceTemplate returns a template as the source of another one, and the host that

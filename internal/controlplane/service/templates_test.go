@@ -96,6 +96,37 @@ func TestTemplateLife(t *testing.T) {
 	testkit.WantCode(t, s.DeleteTemplate(t.Context(), w.caller, "py"), wrenn.NotFound, "py")
 }
 
+// TestDisks: the size of a disk comes from the request, or from the template.
+func TestDisks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	create := func(template string, mib int) (*wrenn.Sandbox, error) {
+		return s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{SandboxSpec: wrenn.SandboxSpec{Template: template, DiskMiB: mib}})
+	}
+	build := service.BuildTemplate{Name: "large", Spec: wrenn.TemplateSpec{DiskMiB: 15 << 10, MinFreeDiskMiB: 100}}
+	if g := built(t, s, w.caller, build); g.State != wrenn.BuildReady || g.Spec.DiskMiB != 15<<10 {
+		t.Fatalf("built %+v", g)
+	}
+	for _, tt := range []struct {
+		template  string
+		mib, want int
+	}{{"base", 0, 0}, {"base", 20 << 10, 20 << 10}, {"large", 0, 15 << 10}, {"large", 16 << 10, 16 << 10}} {
+		sb, err := create(tt.template, tt.mib)
+		if err != nil || sb.DiskMiB != tt.want {
+			t.Errorf("%s with %d MiB: %+v, %v", tt.template, tt.mib, sb, err)
+		}
+	}
+	_, err := create("large", 10<<10)
+	testkit.WantCode(t, err, wrenn.Invalid, "template large has a disk of 15360 MiB")
+	_, err = create("base", 20<<10+1)
+	testkit.WantCode(t, err, wrenn.Invalid, "limits.disk_mb of the control plane")
+	for _, spec := range []wrenn.TemplateSpec{{DiskMiB: 1 << 20}, {MinFreeDiskMiB: 1 << 20}} {
+		_, err = s.BuildTemplate(t.Context(), w.caller, service.BuildTemplate{Name: "huge", Spec: spec})
+		testkit.WantCode(t, err, wrenn.Invalid, "at most 20480 MiB, not 1048576")
+	}
+}
+
 func TestTemplateFromSandboxAndImage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, &hosttest.Agent{}, &hosttest.Agent{})

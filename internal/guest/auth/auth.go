@@ -15,7 +15,7 @@ import (
 // Require passes allowed requests to next; deny answers the others with 401 and the reason.
 //
 // Without a token in the settings every request is allowed. With one, GET /health
-// needs none, /files may be signed instead, and POST /init, /freeze and /thaw need none from the
+// needs none, /files may be signed instead, and POST /init, /freeze, /thaw and /grow need none from the
 // host, so that a copy of a sandbox can get another token, but from programs in the guest.
 func Require(s *settings.Settings, deny func(w http.ResponseWriter, status int, message string), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -40,7 +40,9 @@ func refuse(r *http.Request, token string, now time.Time) string {
 }
 
 // control reports whether a path is one of the host's calls.
-func control(path string) bool { return path == "/init" || path == "/freeze" || path == "/thaw" }
+func control(path string) bool {
+	return path == "/init" || path == "/freeze" || path == "/thaw" || path == "/grow"
+}
 
 // fromGuest reports whether the peer is a program on this machine, by its
 // address. A peer with an address that cannot be parsed counts as one.

@@ -1,6 +1,8 @@
 // Package guesttest helps tests that run an agent outside a guest.
 package guesttest
 
+import "context"
+
 // Inert is the part of guest.Machine that most tests do not look at: it leaves
 // the machine that runs them alone. Embed it.
 type Inert struct{}
@@ -16,6 +18,9 @@ func (Inert) Signal(int, int) error { return nil }
 
 // Sync does nothing.
 func (Inert) Sync() error { return nil }
+
+// GrowRoot does nothing.
+func (Inert) GrowRoot(context.Context, int64) error { return nil }
 
 // MountNFS does nothing.
 func (Inert) MountNFS(string, string) error { return nil }

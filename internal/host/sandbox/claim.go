@@ -18,6 +18,10 @@ func (s locked) buildFromPool(ctx context.Context, from instance.Source) (bool, 
 	if s.pooled || !s.host.pool.isWanted(k) {
 		return false, nil
 	}
+	// A VMM may not make a disk larger than it was to be at its start.
+	if has, err := diskMiB(from.RootFS, 0); err != nil || s.request.DiskMiB > has {
+		return false, err
+	}
 	pooled, found := s.host.pool.pick(k)
 	if !found {
 		s.host.pool.misses.Add(1)

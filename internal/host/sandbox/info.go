@@ -11,7 +11,9 @@ type request struct {
 	wrenn.SandboxSpec
 	parent   wrenn.SandboxID // of a fork
 	snapshot string          // what a machine of the warm pool is restored from
-	urgent   bool            // its turn to start is before that of all that wait
+	// maxDiskMiB is how large its disk may be made while it runs, if not 0.
+	maxDiskMiB int
+	urgent     bool // its turn to start is before that of all that wait
 }
 
 // isInternal reports whether the sandbox belongs to no user: its agent gets a token

@@ -145,6 +145,7 @@ func (s locked) enter() error {
 	s.journal.open(journal.New(s.dir(), s.id).With(func(j *journal.Journal) {
 		j.Created, j.Step = s.Info().CreatedAt.UTC(), journal.StepMaking
 		j.Template, j.Size, j.Timeout, j.OnTimeout, j.Absolute = req.Template, req.Size, req.Timeout, req.OnTimeout, req.Absolute
+		j.DiskMiB = req.DiskMiB
 		j.AutoResume, j.Network, j.Parent = req.AutoResume, req.Network, req.parent
 		j.AccessToken, j.Volumes = s.owner.AccessToken, req.Volumes
 	}))

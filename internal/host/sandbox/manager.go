@@ -126,6 +126,10 @@ func (m *Manager) Ensure(ctx context.Context, id wrenn.SandboxID, spec wrenn.San
 		return nil, wrenn.Errorf(wrenn.NotFound, "there is no template %.64q", spec.Template)
 	}
 	spec.Size = spec.OrDefault()
+	var err error
+	if spec.DiskMiB, err = diskMiB(m.cfg.Guest.RootFS, spec.DiskMiB); err != nil {
+		return nil, err
+	}
 	return m.ensure(ctx, request{id: id, SandboxSpec: spec}, func(ctx context.Context) (instance.Source, error) { return m.baseSource(ctx, spec.Size), nil })
 }
 
@@ -145,6 +149,9 @@ func (m *Manager) ensureRestored(ctx context.Context, id wrenn.SandboxID, spec w
 		return nil, wrenn.Errorf(wrenn.Invalid, "the template or snapshot has %d vCPUs and %d MiB of memory, which cannot be changed: request that size, or leave the size out", size.VCPUs, size.MemoryMiB)
 	}
 	spec.Size = size
+	if spec.DiskMiB, err = diskMiB(from.RootFS, spec.DiskMiB); err != nil {
+		return nil, err
+	}
 	return m.ensure(ctx, request{id: id, SandboxSpec: spec}, fixed(from))
 }
 

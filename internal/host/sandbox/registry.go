@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"maps"
 	"math"
 	"slices"
@@ -19,6 +20,7 @@ type Limits struct {
 	// DiskFreeMiB is what must be free in the state directory for a new one:
 	// disks are clones that grow as they are written.
 	DiskFreeMiB int
+	DisksMiB    int // of their disks, as they are promised
 }
 
 // registry has the sandboxes of a host by their ids, and decides whether there is
@@ -71,7 +73,7 @@ func (r *registry) admit(s *Sandbox) (existing *Sandbox, err error) {
 	if existing := r.sandboxes[s.id]; existing != nil {
 		return existing, nil
 	}
-	if err := r.checkRoom(s.request.Size, free); err != nil {
+	if err := r.checkRoom(s.request.Size, s.disk(), free); err != nil {
 		return nil, err
 	}
 	r.sandboxes[s.id] = s
@@ -87,15 +89,22 @@ func (r *registry) forget(s *Sandbox) {
 	}
 }
 
-// checkRoom returns Exhausted unless there is room for one more. The caller holds mu.
-func (r *registry) checkRoom(size wrenn.Size, diskFreeMiB int) error {
-	count, memory := r.used()
+// disk returns the size of the sandbox's disk, in MiB, for counting: that of one that
+// an older agent made is not known.
+func (s *Sandbox) disk() int { return cmp.Or(s.request.DiskMiB, wrenn.DefaultDiskMiB) }
+
+// checkRoom returns Exhausted unless there is room for one more, with a disk of diskMiB,
+// 0 for one that does not count. The caller holds mu.
+func (r *registry) checkRoom(size wrenn.Size, diskMiB, diskFreeMiB int) error {
+	count, memory, disks := r.used()
 	switch limits := r.limits; {
 	case limits.Sandboxes > 0 && count >= limits.Sandboxes:
 		return wrenn.Errorf(wrenn.Exhausted, "this host is at its limit of %d sandboxes: destroy some, or raise limits.sandboxes of its agent", count)
 	case limits.MemoryMiB > 0 && memory+r.cost(size) > limits.MemoryMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host: %d of %d MiB are used; pause or destroy sandboxes, ask for less, or raise limits.memory_mb of its agent",
 			r.cost(size), memory, limits.MemoryMiB)
+	case limits.DisksMiB > 0 && disks+diskMiB > limits.DisksMiB:
+		return wrenn.Errorf(wrenn.Exhausted, "a disk of %d MiB does not fit on this host: the disks of its sandboxes have %d of %d MiB; destroy some, ask for less, or raise limits.disks_mb of its agent", diskMiB, disks, limits.DisksMiB)
 	case limits.DiskFreeMiB > 0 && diskFreeMiB < limits.DiskFreeMiB:
 		return wrenn.Errorf(wrenn.Exhausted, "this host's disk is full: %d MiB are free and %d must be (limits.disk_free_mb of its agent)", diskFreeMiB, limits.DiskFreeMiB)
 	}
@@ -108,7 +117,7 @@ func (r *registry) checkRoom(size wrenn.Size, diskFreeMiB int) error {
 func (r *registry) admitAs(s *Sandbox, next Status) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_, memory := r.used()
+	_, memory, _ := r.used()
 	if limit, want := r.limits.MemoryMiB, r.cost(s.request.Size); limit > 0 && memory+want > limit {
 		return wrenn.Errorf(wrenn.Exhausted, "%d MiB of memory do not fit on this host now: %d of %d MiB are used; the sandbox stays %s", want, memory, limit, s.Info().Status)
 	}
@@ -127,7 +136,7 @@ func (r *registry) hasRoom(size wrenn.Size) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.checkRoom(size, free) == nil
+	return r.checkRoom(size, 0, free) == nil
 }
 
 // memoryRoom returns how much memory the limit leaves, in MiB.
@@ -137,7 +146,7 @@ func (r *registry) memoryRoom() int {
 	if r.limits.MemoryMiB == 0 {
 		return math.MaxInt
 	}
-	_, memory := r.used()
+	_, memory, _ := r.used()
 	return r.limits.MemoryMiB - memory
 }
 
@@ -154,25 +163,27 @@ func (r *registry) isBusy() bool {
 	})
 }
 
-// used counts the sandboxes that have not ended, and the memory of those that
-// are not paused either. A sandbox that is being restored has two machines. The warm
+// used counts the sandboxes that have not ended, with their disks, and the memory of
+// those that are not paused either. A sandbox that is being restored has two machines. The warm
 // pool does not count: it gives way. The caller holds mu.
-func (r *registry) used() (count, memoryMiB int) {
+func (r *registry) used() (count, memoryMiB, disksMiB int) {
 	for _, s := range r.sandboxes {
 		switch info := s.Info(); {
 		case info.isPooled():
 		case info.Status == StatusStopped, info.Status == StatusFailed, info.Status == statusRemoved:
 		case info.Status == StatusPaused:
 			count++
+			disksMiB += s.disk()
 		default:
 			count++
+			disksMiB += s.disk()
 			memoryMiB += r.cost(info.Size)
 			if info.Status == StatusRestoring {
 				memoryMiB += r.cost(info.Size)
 			}
 		}
 	}
-	return count, memoryMiB
+	return count, memoryMiB, disksMiB
 }
 
 // capacity returns the counts of this moment.
@@ -183,8 +194,9 @@ func (r *registry) capacity() (wrenn.Capacity, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	count, memory := r.used()
+	count, memory, disks := r.used()
 	return wrenn.Capacity{
+		DisksMiB: int64(r.limits.DisksMiB), DisksMiBUsed: int64(disks),
 		Sandboxes: r.limits.Sandboxes, SandboxesUsed: count,
 		MemoryMiB: int64(r.limits.MemoryMiB), MemoryMiBUsed: int64(memory),
 		DiskMiB: int64(total), DiskMiBFree: int64(free),

@@ -53,7 +53,7 @@ func newSandbox(h *host, req request) *Sandbox {
 		req.AccessToken = rand.Text()
 	}
 	s.owner = instance.Owner{
-		ID: s.id, Dir: s.dir(), Size: req.Size, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Network: req.Network, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
+		ID: s.id, Dir: s.dir(), Size: req.Size, DiskMiB: req.DiskMiB, MaxDiskMiB: req.maxDiskMiB, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Network: req.Network, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
 		Hook: s.at, Trace: s.trace, Egress: s.egress.Record,
 	}
 	return s
@@ -63,7 +63,7 @@ func newSandbox(h *host, req request) *Sandbox {
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
-		Volumes: j.Volumes, Network: j.Network,
+		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB,
 	}})
 	s.journal.open(j)
 	if err := s.meter.series.Load(filepath.Join(s.dir(), metricsFile)); err != nil {
@@ -89,7 +89,7 @@ func revive(h *host, j *journal.Journal) *Sandbox {
 // Info returns what the sandbox is like now.
 func (s *Sandbox) Info() Info {
 	spec := &s.request
-	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
+	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, DiskMiB: spec.DiskMiB, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
 	s.state.fill(&info)
 	return info
 }

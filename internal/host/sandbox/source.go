@@ -1,9 +1,11 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"regexp"
 	"strings"
 
@@ -16,6 +18,21 @@ import (
 
 // basePrefix begins the names of base snapshots.
 const basePrefix = "base-"
+
+// diskMiB returns the size of a new disk that is made from the file source: the wanted
+// one, or the source's if that is 0. Invalid when it is smaller than the source's: a
+// file system that is in use cannot shrink.
+func diskMiB(source string, wanted int) (int, error) {
+	info, err := os.Stat(source)
+	if err != nil {
+		return 0, err
+	}
+	has := int(info.Size() >> 20)
+	if wanted != 0 && wanted < has {
+		return 0, wrenn.Errorf(wrenn.Invalid, "the disk of the template or snapshot has %d MiB and cannot become smaller: ask for that or more, or leave the size of the disk out", has)
+	}
+	return cmp.Or(wanted, has), nil
+}
 
 var notInNames = regexp.MustCompile(`[^a-z0-9-]+`)
 

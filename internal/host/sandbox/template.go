@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"wrenn"
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
 )
 
@@ -16,6 +18,11 @@ import (
 type Recipe struct {
 	Name string // of the snapshot
 	Size wrenn.Size
+	// DiskMiB is the size of the disk; 0 is that of the guest's.
+	DiskMiB int
+	// MinFreeDiskMiB is what is free of the disk at the end, at least: the disk grows
+	// for it, to MaxDiskMiB at most, where 0 is no limit.
+	MinFreeDiskMiB, MaxDiskMiB int
 	// Guest boots; nil is the base guest. Its files may be removed when Build has returned.
 	Guest *Guest
 	// Env is for every command of the sandboxes that have none themselves.
@@ -37,7 +44,10 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 	if r.Guest != nil {
 		guest = *r.Guest
 	}
-	req := request{id: wrenn.NewSandboxID(), SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, Env: r.Env}, urgent: r.urgent}
+	req, err := r.request(guest)
+	if err != nil {
+		return err
+	}
 	s, err := m.create(ctx, req, m.guestSource(guest))
 	if err != nil {
 		return fmt.Errorf("boot the guest: %w", err)
@@ -52,8 +62,60 @@ func (m *Manager) Build(ctx context.Context, r Recipe) (err error) {
 			return err
 		}
 	}
+	if err := s.growFree(ctx, r.MinFreeDiskMiB, r.MaxDiskMiB); err != nil {
+		return err
+	}
 	warmUp(ctx, s)
 	return s.snapshot(ctx, snapshot.Manifest{ID: r.Name, Metadata: r.Note})
+}
+
+// request returns the sandbox in which the recipe is followed.
+func (r *Recipe) request(guest Guest) (request, error) {
+	disk, err := diskMiB(guest.RootFS, r.DiskMiB)
+	most := 0
+	if r.MinFreeDiskMiB > 0 {
+		most = cmp.Or(r.MaxDiskMiB, largestDiskMiB)
+	}
+	return request{
+		id: wrenn.NewSandboxID(), urgent: r.urgent, maxDiskMiB: most,
+		SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, DiskMiB: disk, Env: r.Env},
+	}, err
+}
+
+const (
+	largestDiskMiB = 16 << 20 // that ext4 with blocks of 4 KiB can have, nearly
+
+	diskStepMiB = 128 // a group of blocks of ext4; disks grow by multiples of it
+	diskTables  = 50  // a 50th of a new part of a disk is for tables of ext4; it is a 62nd
+)
+
+// growFree grows the disk of a running sandbox until minMiB are free, but not beyond
+// mostMiB unless that is 0.
+func (s *Sandbox) growFree(ctx context.Context, minMiB, mostMiB int) error {
+	if minMiB == 0 {
+		return nil
+	}
+	locked, err := s.lock(ctx, StatusRunning)
+	if err != nil {
+		return err
+	}
+	defer locked.unlock()
+	usage, err := s.Guest().Usage(ctx)
+	if err != nil {
+		return err
+	}
+	missing := minMiB - int((usage.DiskTotal-usage.DiskUsed)>>20)
+	if missing <= 0 {
+		return nil
+	}
+	missing += missing/diskTables + diskStepMiB
+	want := s.request.DiskMiB + missing - missing%diskStepMiB
+	if mostMiB > 0 && want > mostMiB {
+		return wrenn.Errorf(wrenn.Invalid, "a disk of which %d MiB are free needs %d MiB, and %d are allowed: ask for less, or have the operator raise limits.disk_mb of the control plane", minMiB, want, mostMiB)
+	}
+	return locked.perform(ctx, operation{name: "growth of the disk"}, func(ctx context.Context, _ *rollback.Stack) error {
+		return s.instance.GrowDisk(ctx, want)
+	})
 }
 
 // prepareGuest calls prepare with the guest, which stays for as long.
@@ -84,9 +146,10 @@ func warmUp(ctx context.Context, s *Sandbox) {
 
 // Kept is a snapshot that Snapshot or Build has made.
 type Kept struct {
-	Size  wrenn.Size
-	Bytes int64  // on the disk, shared ones included
-	Note  []byte // of the Recipe
+	Size    wrenn.Size
+	DiskMiB int
+	Bytes   int64  // on the disk, shared ones included
+	Note    []byte // of the Recipe
 	// DiskOnly is that of SnapshotDisk.
 	DiskOnly bool
 }
@@ -99,11 +162,12 @@ func (m *Manager) KeptSnapshot(ctx context.Context, name string) (Kept, error) {
 		return Kept{}, err
 	}
 	defer release()
-	return keptOf(snap), nil
+	return keptOf(snap)
 }
 
-func keptOf(snap *snapshot.Snapshot) Kept {
-	return Kept{wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, snap.DataBytes(), snap.Metadata, snap.DiskOnly}
+func keptOf(snap *snapshot.Snapshot) (Kept, error) {
+	disk, err := diskMiB(snap.Disk(), 0)
+	return Kept{wrenn.Size{VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB}, disk, snap.DataBytes(), snap.Metadata, snap.DiskOnly}, err
 }
 
 // KeptSnapshots lists those that KeptSnapshot finds.

@@ -5,20 +5,21 @@ import (
 	"fmt"
 	"log/slog"
 
-	"wrenn"
-	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
 )
 
 // Work boots a guest as Build does, and calls work with its sandbox. When Work
-// returns nothing of the sandbox is left. Of the recipe it needs Size, Guest and Env.
+// returns nothing of the sandbox is left. Of the recipe it needs Size, DiskMiB, Guest and Env.
 func (m *Manager) Work(ctx context.Context, r Recipe, work func(context.Context, *Sandbox) error) error {
 	guest := m.cfg.Guest
 	if r.Guest != nil {
 		guest = *r.Guest
 	}
-	req := request{id: wrenn.NewSandboxID(), SandboxSpec: wrenn.SandboxSpec{Template: journal.BuildTemplate, Size: r.Size, Env: r.Env}}
+	req, err := r.request(guest)
+	if err != nil {
+		return err
+	}
 	s, err := m.create(ctx, req, m.guestSource(guest))
 	if err != nil {
 		return fmt.Errorf("boot the guest: %w", err)
@@ -79,7 +80,11 @@ func (m *Manager) SnapshotDisk(ctx context.Context, name string) (guest Guest, k
 		return Guest{}, Kept{}, nil, err
 	}
 	guest = Guest{Name: snap.Guest, RootFS: snap.Disk(), Kernel: m.cfg.Guest.Kernel}
-	return guest, keptOf(snap), release, nil
+	if kept, err = keptOf(snap); err != nil {
+		release()
+		return Guest{}, Kept{}, nil, err
+	}
+	return guest, kept, release, nil
 }
 
 // BaseGuest returns what sandboxes boot without a template.

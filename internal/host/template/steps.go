@@ -40,6 +40,9 @@ func (b *Builder) planSteps(job wrenn.BuildRequest, from *source, out *output) (
 	const format = "1" // of keys; differs when steps begin to do something else
 	base := keyOf(format, from.identity, from.start)
 	key, now := base, from.start
+	if disk := job.Spec.DiskMiB; disk != 0 { // a larger disk cannot become smaller
+		key = keyOf(base, disk)
+	}
 	var plan []plannedStep
 	for i, step := range job.Spec.Steps {
 		after, err := now.apply(step)
@@ -157,7 +160,7 @@ func (r *stepRun) run(ctx context.Context, plan []plannedStep) error {
 		return nil
 	}
 	r.out.line("booting")
-	recipe := sandbox.Recipe{Size: r.job.Spec.OrDefault(), Guest: r.disk}
+	recipe := sandbox.Recipe{Size: r.job.Spec.OrDefault(), DiskMiB: r.job.Spec.DiskMiB, Guest: r.disk}
 	return r.cfg.Manager.Work(ctx, recipe, func(ctx context.Context, guest *sandbox.Sandbox) error {
 		for _, step := range plan {
 			if err := r.step(ctx, guest, step); err != nil {

@@ -72,6 +72,8 @@ func TestBuild(t *testing.T) {
 			code: wrenn.DeadlineExceeded, text: `did not succeed within 1s`,
 		},
 		{name: "a ready command that hangs", spec: wrenn.TemplateSpec{ReadyCmd: "sleep 1000", ReadyTimeout: time.Second}, code: wrenn.DeadlineExceeded, text: "within 1s"},
+		{name: "little free disk", spec: wrenn.TemplateSpec{DiskMiB: 8, MinFreeDiskMiB: 1}, logged: "saved as a snapshot"},
+		{name: "too much free disk", spec: wrenn.TemplateSpec{MinFreeDiskMiB: 1 << 30, MaxDiskMiB: 20480}, code: wrenn.Invalid, text: "and 20480 are allowed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var log buildLog
@@ -86,7 +88,7 @@ func TestBuild(t *testing.T) {
 			if exists != (tt.code == "") {
 				t.Errorf("the build exists: %v, after %v", exists, err)
 			}
-			if err == nil && (built.Size != size || built.SizeBytes == 0 || built.Env["GREETING"] != tt.spec.Env["GREETING"]) {
+			if err == nil && (built.Size != size || built.SizeBytes == 0 || built.Env["GREETING"] != tt.spec.Env["GREETING"] || built.DiskMiB != tt.spec.DiskMiB) {
 				t.Errorf("built %+v", built)
 			}
 			if n := agent.Manager.Live(); n != 0 || len(agent.World.Running()) != 0 {

@@ -34,6 +34,10 @@ type (
 		Root     bool   `json:"is_root_device"`
 		ReadOnly bool   `json:"is_read_only"`
 	}
+	driveUpdate struct {
+		ID   string `json:"drive_id"`
+		Path string `json:"path_on_host"`
+	}
 	networkInterface struct {
 		ID  string `json:"iface_id"`
 		TAP string `json:"host_dev_name"`
@@ -177,6 +181,10 @@ const configLimit = 15 * time.Second
 
 func (c *client) put(ctx context.Context, path string, body any) error {
 	return c.call(ctx, configLimit, http.MethodPut, path, body, nil)
+}
+
+func (c *client) updateDrive(ctx context.Context, d driveUpdate) error {
+	return c.call(ctx, configLimit, http.MethodPatch, "/drives/"+d.ID, d, nil)
 }
 
 // startLimit bounds InstanceStart, which loads the kernel and the initramfs.

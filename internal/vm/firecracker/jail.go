@@ -187,7 +187,7 @@ func largestFile(spec vm.Spec) int64 {
 	most := max(int64(spec.MemoryMiB)<<20, maxState)
 	for _, disk := range spec.Disks {
 		if info, err := os.Stat(disk.Path); err == nil {
-			most = max(most, info.Size())
+			most = max(most, info.Size(), disk.MaxBytes)
 		}
 	}
 	return most

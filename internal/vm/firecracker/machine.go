@@ -106,6 +106,19 @@ func (m *machine) setState(ctx context.Context, state string) error {
 	return nil
 }
 
+// ResizeDisk implements vm.Machine. Firecracker reads the size of a disk's file when
+// it is told of the file again.
+func (m *machine) ResizeDisk(ctx context.Context, disk int, _ int64) error {
+	if err := m.alive(); err != nil {
+		return err
+	}
+	name := diskName(disk)
+	if err := m.api.updateDrive(ctx, driveUpdate{ID: name, Path: name}); err != nil {
+		return m.explain(ctx, err)
+	}
+	return nil
+}
+
 // Stop implements vm.Machine.
 func (m *machine) Stop(ctx context.Context) error {
 	if m.process != nil {

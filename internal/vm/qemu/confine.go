@@ -74,7 +74,7 @@ func limits(spec vm.Spec) (launch.Limits, error) {
 		if err != nil {
 			return launch.Limits{}, err
 		}
-		most = max(most, info.Size())
+		most = max(most, info.Size(), disk.MaxBytes)
 	}
 	l := launch.Limits{Files: maxDescriptors, FileBytes: uint64(most)}
 	if spec.UID != 0 { // the tasks of the user: ours has others

@@ -217,6 +217,13 @@ func (m *machine) Resume(ctx context.Context) error {
 	return m.exclusively(ctx, func() error { return m.do(ctx, "cont", nil, nil) })
 }
 
+// ResizeDisk implements vm.Machine.
+func (m *machine) ResizeDisk(ctx context.Context, disk int, size int64) error {
+	return m.exclusively(ctx, func() error {
+		return m.do(ctx, "block_resize", map[string]any{"device": fmt.Sprintf("disk%d", disk), "size": size}, nil)
+	})
+}
+
 // load makes the VMM read the device state from its descriptor fd. The machine is
 // paused afterwards, as it was when it was saved.
 func (m *machine) load(ctx context.Context, fd int) error {

@@ -105,6 +105,17 @@ func (g *Guest) ReadDisk(ctx context.Context) (text string, err error) {
 	return text, err
 }
 
+// GrowDisk checks that the first disk has size bytes.
+func (g *Guest) GrowDisk(ctx context.Context, size int64) error {
+	return g.disk(ctx, func(f *os.File) error {
+		info, err := f.Stat()
+		if err == nil && info.Size() < size {
+			err = fmt.Errorf("the disk has %d bytes, not %d", info.Size(), size)
+		}
+		return err
+	})
+}
+
 // disk calls f with the first disk when the guest runs; not under its lock.
 func (g *Guest) disk(ctx context.Context, f func(*os.File) error) error {
 	var disks []*os.File

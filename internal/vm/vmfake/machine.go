@@ -3,6 +3,7 @@ package vmfake
 import (
 	"context"
 
+	"wrenn"
 	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
 )
@@ -27,6 +28,27 @@ func (m *machine) Pause(ctx context.Context) error { return m.do(ctx, StepPause,
 
 // Resume implements vm.Machine. If the hook fails it the machine runs all the same.
 func (m *machine) Resume(ctx context.Context) error { return m.do(ctx, StepResume, m.resume) }
+
+// ResizeDisk implements vm.Machine. It checks that the disk's file has that size.
+func (m *machine) ResizeDisk(ctx context.Context, disk int, size int64) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := m.whileAlive(func() {}); err != nil {
+		return err
+	}
+	if disk < 0 || disk >= len(m.disks) {
+		return wrenn.Errorf(wrenn.Invalid, "the machine has no disk %d", disk)
+	}
+	info, err := m.disks[disk].Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != size {
+		return wrenn.Errorf(wrenn.Invalid, "the disk's file has %d bytes, not %d", info.Size(), size)
+	}
+	return nil
+}
 
 func (m *machine) do(ctx context.Context, step Step, f func()) error {
 	if ctx.Err() != nil {

@@ -56,13 +56,14 @@ func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 	place := s.Place(t)
 	dir := tempDir(t, os.TempDir()) // t.TempDir's names are too long for a socket
 	must(t, "chmod", os.Chmod(dir, 0o711))
+	path := s.cloneDisk(t, disk)
 	spec := vm.Spec{
 		ID:        fmt.Sprintf("vmtest-%d-%d", os.Getpid(), n),
 		Dir:       dir,
 		VCPUs:     s.VCPUs,
 		MemoryMiB: s.MemoryMiB,
 		Kernel:    s.Kernel,
-		Disks:     []vm.Disk{{Path: s.cloneDisk(t, disk)}},
+		Disks:     []vm.Disk{{Path: path, MaxBytes: largest(t, path)}},
 		Net:       place.NIC,
 	}
 	spec.Kernel.Digest = kernelDigest
@@ -71,6 +72,14 @@ func (s *suite) newSpec(t *testing.T, disk string) (vm.Spec, Guest) {
 		spec.GID = spec.UID
 	}
 	return spec, s.Guest(t, place)
+}
+
+// largest returns how large the tests make a disk.
+func largest(t *testing.T, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	must(t, "stat", err)
+	return info.Size() + grownBy
 }
 
 func (s *suite) cloneDisk(t *testing.T, disk string) string {

@@ -105,6 +105,7 @@ func (s *suite) life(t *testing.T) {
 	must(t, "StartCounter", b.guest.StartCounter(within(t)))
 	s.pauseAndResume(t, b)
 	s.takeBase(t, b)
+	s.growDisk(t, b)
 	s.wantWaitEndsWithContext(t, b)
 	waits := s.waiters(t, b, 3)
 	for range 2 {
@@ -173,6 +174,28 @@ func (s *suite) takeBase(t *testing.T, b *machine) {
 	s.counted(t, b, 0)
 }
 
+// grownBy is how much larger a disk of a test may become.
+const grownBy = 1 << 30
+
+// growDisk makes the disk larger under the running guest.
+func (s *suite) growDisk(t *testing.T, b *machine) {
+	t.Helper()
+	disk := b.spec.Disks[0].Path
+	info, err := os.Stat(disk)
+	must(t, "stat", err)
+	size := info.Size() + grownBy
+	must(t, "truncate", os.Truncate(disk, size))
+	for range 2 {
+		must(t, "ResizeDisk", b.ResizeDisk(within(t), 0, size))
+	}
+	began := time.Now()
+	for range 2 {
+		must(t, "GrowDisk", b.guest.GrowDisk(within(t), size))
+	}
+	t.Logf("the file system grew by a GiB in %v", time.Since(began))
+	must(t, "WriteDisk", b.guest.WriteDisk(within(t), "grown"))
+}
+
 func (s *suite) wantWaitEndsWithContext(t *testing.T, b *machine) {
 	t.Helper()
 	why := errors.New("enough")
@@ -203,9 +226,10 @@ func (s *suite) waiters(t *testing.T, b *machine, n int) <-chan error {
 func (s *suite) wantRefusals(t *testing.T, b *machine) {
 	t.Helper()
 	for what, err := range map[string]error{
-		"Pause":    b.Pause(within(t)),
-		"Resume":   b.Resume(within(t)),
-		"Snapshot": b.Snapshot(within(t), s.newDir(t)),
+		"Pause":      b.Pause(within(t)),
+		"Resume":     b.Resume(within(t)),
+		"Snapshot":   b.Snapshot(within(t), s.newDir(t)),
+		"ResizeDisk": b.ResizeDisk(within(t), 0, 1<<40),
 	} {
 		if _, ok := errors.AsType[*vm.ExitError](err); !ok || wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 			t.Errorf("%s of a machine that is gone = %v, want FailedPrecondition with an ExitError", what, err)

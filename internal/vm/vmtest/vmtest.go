@@ -73,6 +73,8 @@ type Guest interface {
 	// WriteDisk keeps a text on the disk, safely; ReadDisk returns it.
 	WriteDisk(ctx context.Context, text string) error
 	ReadDisk(ctx context.Context) (string, error)
+	// GrowDisk grows the file system on the disk to size bytes.
+	GrowDisk(ctx context.Context, size int64) error
 	// StartCounter starts a process that counts; Counter returns its count.
 	StartCounter(ctx context.Context) error
 	Counter(ctx context.Context) (int, error)

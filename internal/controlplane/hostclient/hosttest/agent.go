@@ -149,6 +149,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 	})
 	return &hostagentv1.CreateSandboxResponse{
 		SandboxId: id, Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, NetworkPolicy: req.GetNetworkPolicy(),
+		DiskMb: cmp.Or(req.GetDiskMb(), wrenn.DefaultDiskMiB),
 	}, err
 }
 

@@ -75,7 +75,7 @@ func (i *Instance) startMachine(ctx context.Context, from Source) (err error) {
 	}
 	spec := vm.Spec{
 		ID: i.name(), Dir: i.Dir(), VCPUs: i.owner.Size.VCPUs, MemoryMiB: i.owner.Size.MemoryMiB,
-		Disks:     []vm.Disk{{Path: i.Disk()}},
+		Disks:     []vm.Disk{{Path: i.Disk(), MaxBytes: int64(max(i.owner.DiskMiB, i.owner.MaxDiskMiB)) << 20}},
 		Net:       vm.NIC{Namespace: i.Slot.Namespace(), TAP: i.Slot.TAP(), MAC: i.Slot.MAC()},
 		Exclusive: from.Exclusive,
 	}
@@ -105,6 +105,9 @@ func (i *Instance) waitReady(ctx context.Context, settings *envdclient.Settings)
 	if err := i.Guest.WaitReady(ctx, i.Machine.Wait); err != nil {
 		return err
 	}
+	if err := i.GrowDisk(ctx, i.owner.DiskMiB); err != nil {
+		return err
+	}
 	init := envdclient.Init{
 		Env: i.owner.Env, Token: i.owner.AccessToken, Volumes: i.mounts(),
 		Identity: &envdclient.Identity{ID: string(i.owner.ID), StartCounter: i.Record.Start},
@@ -122,6 +125,24 @@ func (i *Instance) waitReady(ctx context.Context, settings *envdclient.Settings)
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return err
+}
+
+// GrowDisk makes the disk and the file system on it as large as they are to be, if
+// they are smaller. What is larger stays as it is. Users' processes may run. The limit
+// is that of the Owner when the machine was started.
+func (i *Instance) GrowDisk(ctx context.Context, toMiB int) error {
+	size := int64(toMiB) << 20
+	info, err := os.Stat(i.Disk())
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	if err := os.Truncate(i.Disk(), size); err != nil {
+		return fmt.Errorf("grow the disk: %w", err)
+	}
+	if err := i.Machine.ResizeDisk(ctx, 0, size); err != nil {
+		return fmt.Errorf("grow the disk: %w", err)
+	}
+	return i.Guest.GrowDisk(ctx, size)
 }
 
 // readyContext bounds the wait for the guest's agent.

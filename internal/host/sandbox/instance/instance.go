@@ -44,7 +44,11 @@ type Owner struct {
 	ID   wrenn.SandboxID
 	Dir  string // has the disks of its instances
 	Size wrenn.Size
-	Env  map[string]string // of every command of the sandbox
+	// DiskMiB is the size of the disk; 0 is that of what the instance is made from.
+	DiskMiB int
+	// MaxDiskMiB is how large GrowDisk may make it, if that is more.
+	MaxDiskMiB int
+	Env        map[string]string // of every command of the sandbox
 	// AccessToken is what callers of the guest's agent must send; "" is none.
 	AccessToken string
 	Volumes     []wrenn.VolumeMount

@@ -64,7 +64,8 @@ type Journal struct {
 
 	Template   string              `json:"template,omitempty"`
 	Size       wrenn.Size          `json:"size"`
-	Timeout    time.Duration       `json:"timeout,omitempty"` // ns
+	DiskMiB    int                 `json:"disk_mib,omitempty"` // 0 of an older version
+	Timeout    time.Duration       `json:"timeout,omitempty"`  // ns
 	OnTimeout  wrenn.OnTimeout     `json:"on_timeout,omitempty"`
 	Absolute   bool                `json:"absolute,omitempty"`
 	EndsAt     time.Time           `json:"ends_at,omitzero"` // of a running sandbox with an absolute timeout

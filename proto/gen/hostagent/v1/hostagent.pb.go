@@ -560,6 +560,9 @@ type Capacity struct {
 	MemoryMbUsed  uint64                 `protobuf:"varint,4,opt,name=memory_mb_used,json=memoryMbUsed,proto3" json:"memory_mb_used,omitempty"`
 	DiskMb        uint64                 `protobuf:"varint,5,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
 	DiskMbFree    uint64                 `protobuf:"varint,6,opt,name=disk_mb_free,json=diskMbFree,proto3" json:"disk_mb_free,omitempty"`
+	// Of the disks of all sandboxes, as they are promised; 0 is no limit.
+	DisksMb       uint64 `protobuf:"varint,50,opt,name=disks_mb,json=disksMb,proto3" json:"disks_mb,omitempty"`
+	DisksMbUsed   uint64 `protobuf:"varint,51,opt,name=disks_mb_used,json=disksMbUsed,proto3" json:"disks_mb_used,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -636,6 +639,20 @@ func (x *Capacity) GetDiskMbFree() uint64 {
 	return 0
 }
 
+func (x *Capacity) GetDisksMb() uint64 {
+	if x != nil {
+		return x.DisksMb
+	}
+	return 0
+}
+
+func (x *Capacity) GetDisksMbUsed() uint64 {
+	if x != nil {
+		return x.DisksMbUsed
+	}
+	return 0
+}
+
 type CreateSandboxRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Template string                 `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
@@ -659,6 +676,9 @@ type CreateSandboxRequest struct {
 	Volumes []*VolumeMount `protobuf:"bytes,11,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// The timeout counts from when the sandbox began to run, or it was set; use does not extend it.
 	TimeoutAbsolute bool `protobuf:"varint,20,opt,name=timeout_absolute,json=timeoutAbsolute,proto3" json:"timeout_absolute,omitempty"`
+	// The size of its disk; 0 is that of the template. An answer without disk_mb is that
+	// of an agent that does not know sizes.
+	DiskMb uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
 	// What it may reach; absent is all that is not closed to every sandbox. An answer
 	// without network_policy is that of an agent that does not know policies.
 	NetworkPolicy *NetworkPolicy `protobuf:"bytes,12,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`
@@ -778,6 +798,13 @@ func (x *CreateSandboxRequest) GetTimeoutAbsolute() bool {
 		return x.TimeoutAbsolute
 	}
 	return false
+}
+
+func (x *CreateSandboxRequest) GetDiskMb() uint32 {
+	if x != nil {
+		return x.DiskMb
+	}
+	return 0
 }
 
 func (x *CreateSandboxRequest) GetNetworkPolicy() *NetworkPolicy {
@@ -2061,7 +2088,13 @@ type BuildTemplateRequest struct {
 	User    string `protobuf:"bytes,15,opt,name=user,proto3" json:"user,omitempty"`
 	Workdir string `protobuf:"bytes,16,opt,name=workdir,proto3" json:"workdir,omitempty"`
 	// Of sandbox_id: without its memory, so that sandboxes boot.
-	DiskOnly      bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
+	DiskOnly bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
+	// The size of the disk; 0 is that of the source.
+	DiskMb uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
+	// How much of the disk is free at the end: it grows for that, to max_disk_mb at most
+	// unless that is 0.
+	MinFreeDiskMb uint32 `protobuf:"varint,51,opt,name=min_free_disk_mb,json=minFreeDiskMb,proto3" json:"min_free_disk_mb,omitempty"`
+	MaxDiskMb     uint32 `protobuf:"varint,52,opt,name=max_disk_mb,json=maxDiskMb,proto3" json:"max_disk_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2228,6 +2261,27 @@ func (x *BuildTemplateRequest) GetDiskOnly() bool {
 		return x.DiskOnly
 	}
 	return false
+}
+
+func (x *BuildTemplateRequest) GetDiskMb() uint32 {
+	if x != nil {
+		return x.DiskMb
+	}
+	return 0
+}
+
+func (x *BuildTemplateRequest) GetMinFreeDiskMb() uint32 {
+	if x != nil {
+		return x.MinFreeDiskMb
+	}
+	return 0
+}
+
+func (x *BuildTemplateRequest) GetMaxDiskMb() uint32 {
+	if x != nil {
+		return x.MaxDiskMb
+	}
+	return 0
 }
 
 type isBuildTemplateRequest_Source interface {
@@ -2792,7 +2846,9 @@ type TemplateBuilt struct {
 	// Of the container image, if it was built from one.
 	Digest string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Sandboxes boot from it: there is no memory.
-	DiskOnly      bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
+	DiskOnly bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
+	// The size of the disk.
+	DiskMb        uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2867,6 +2923,13 @@ func (x *TemplateBuilt) GetDiskOnly() bool {
 		return x.DiskOnly
 	}
 	return false
+}
+
+func (x *TemplateBuilt) GetDiskMb() uint32 {
+	if x != nil {
+		return x.DiskMb
+	}
+	return 0
 }
 
 type DeleteTemplateRequest struct {
@@ -3037,6 +3100,8 @@ type CreateSandboxResponse struct {
 	HostIp string `protobuf:"bytes,3,opt,name=host_ip,json=hostIp,proto3" json:"host_ip,omitempty"`
 	// That the sandbox follows.
 	NetworkPolicy *NetworkPolicy `protobuf:"bytes,4,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`
+	// The size of its disk.
+	DiskMb        uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3097,6 +3162,13 @@ func (x *CreateSandboxResponse) GetNetworkPolicy() *NetworkPolicy {
 		return x.NetworkPolicy
 	}
 	return nil
+}
+
+func (x *CreateSandboxResponse) GetDiskMb() uint32 {
+	if x != nil {
+		return x.DiskMb
+	}
+	return 0
 }
 
 type DestroySandboxRequest struct {
@@ -4966,7 +5038,9 @@ type SandboxInfo struct {
 	// Set while the sandbox runs and its guest does not answer.
 	Unresponsive *Unresponsive `protobuf:"bytes,21,opt,name=unresponsive,proto3" json:"unresponsive,omitempty"`
 	// Why it ended, or ends; unspecified while it lives.
-	EndCause      EndCause `protobuf:"varint,22,opt,name=end_cause,json=endCause,proto3,enum=hostagent.v1.EndCause" json:"end_cause,omitempty"`
+	EndCause EndCause `protobuf:"varint,22,opt,name=end_cause,json=endCause,proto3,enum=hostagent.v1.EndCause" json:"end_cause,omitempty"`
+	// The size of its disk; 0 of an older agent, or of a sandbox that one made.
+	DiskMb        uint32 `protobuf:"varint,50,opt,name=disk_mb,json=diskMb,proto3" json:"disk_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5118,6 +5192,13 @@ func (x *SandboxInfo) GetEndCause() EndCause {
 		return x.EndCause
 	}
 	return EndCause_END_CAUSE_UNSPECIFIED
+}
+
+func (x *SandboxInfo) GetDiskMb() uint32 {
+	if x != nil {
+		return x.DiskMb
+	}
+	return 0
 }
 
 // A guest whose agent does not answer. Calls that need it are refused as
@@ -6912,7 +6993,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x16\n" +
 	"\x06driver\x18\x03 \x01(\tR\x06driver\x122\n" +
-	"\bcapacity\x18\x04 \x01(\v2\x16.hostagent.v1.CapacityR\bcapacity\"\xcd\x01\n" +
+	"\bcapacity\x18\x04 \x01(\v2\x16.hostagent.v1.CapacityR\bcapacity\"\x8c\x02\n" +
 	"\bCapacity\x12\x1c\n" +
 	"\tsandboxes\x18\x01 \x01(\rR\tsandboxes\x12%\n" +
 	"\x0esandboxes_used\x18\x02 \x01(\rR\rsandboxesUsed\x12\x1b\n" +
@@ -6920,7 +7001,9 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x0ememory_mb_used\x18\x04 \x01(\x04R\fmemoryMbUsed\x12\x17\n" +
 	"\adisk_mb\x18\x05 \x01(\x04R\x06diskMb\x12 \n" +
 	"\fdisk_mb_free\x18\x06 \x01(\x04R\n" +
-	"diskMbFree\"\xdc\x04\n" +
+	"diskMbFree\x12\x19\n" +
+	"\bdisks_mb\x182 \x01(\x04R\adisksMb\x12\"\n" +
+	"\rdisks_mb_used\x183 \x01(\x04R\vdisksMbUsed\"\xf5\x04\n" +
 	"\x14CreateSandboxRequest\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x12\x14\n" +
 	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\x12\x1b\n" +
@@ -6940,7 +7023,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\faccess_token\x18\n" +
 	" \x01(\tR\vaccessToken\x123\n" +
 	"\avolumes\x18\v \x03(\v2\x19.hostagent.v1.VolumeMountR\avolumes\x12)\n" +
-	"\x10timeout_absolute\x18\x14 \x01(\bR\x0ftimeoutAbsolute\x12B\n" +
+	"\x10timeout_absolute\x18\x14 \x01(\bR\x0ftimeoutAbsolute\x12\x17\n" +
+	"\adisk_mb\x182 \x01(\rR\x06diskMb\x12B\n" +
 	"\x0enetwork_policy\x18\f \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -7036,7 +7120,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x14StartSandboxResponse\x12\x1a\n" +
 	"\awaiting\x18\x01 \x01(\tH\x00R\awaiting\x12?\n" +
 	"\astarted\x18\x02 \x01(\v2#.hostagent.v1.CreateSandboxResponseH\x00R\astartedB\a\n" +
-	"\x05event\"\x9b\x05\n" +
+	"\x05event\"\xfd\x05\n" +
 	"\x14BuildTemplateRequest\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\tR\n" +
@@ -7058,7 +7142,10 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04team\x18\r \x01(\tR\x04team\x12\x12\n" +
 	"\x04user\x18\x0f \x01(\tR\x04user\x12\x18\n" +
 	"\aworkdir\x18\x10 \x01(\tR\aworkdir\x12\x1b\n" +
-	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x1a6\n" +
+	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
+	"\adisk_mb\x182 \x01(\rR\x06diskMb\x12'\n" +
+	"\x10min_free_disk_mb\x183 \x01(\rR\rminFreeDiskMb\x12\x1e\n" +
+	"\vmax_disk_mb\x184 \x01(\rR\tmaxDiskMb\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
@@ -7091,7 +7178,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x04done\x18\x02 \x01(\v2\x1b.hostagent.v1.TemplateBuiltH\x00R\x04done\x12\x1e\n" +
 	"\tkeepalive\x18\x03 \x01(\bH\x00R\tkeepalive\x12\x14\n" +
 	"\x04step\x18\x04 \x01(\tH\x00R\x04stepB\a\n" +
-	"\x05event\"\x86\x02\n" +
+	"\x05event\"\x9f\x02\n" +
 	"\rTemplateBuilt\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\rR\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\rR\bmemoryMb\x12\x1d\n" +
@@ -7099,7 +7186,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x126\n" +
 	"\x03env\x18\x04 \x03(\v2$.hostagent.v1.TemplateBuilt.EnvEntryR\x03env\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\tR\x06digest\x12\x1b\n" +
-	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x1a6\n" +
+	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
+	"\adisk_mb\x182 \x01(\rR\x06diskMb\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
@@ -7110,13 +7198,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x16DeleteTemplateResponse\"\x16\n" +
 	"\x14ListTemplatesRequest\"9\n" +
 	"\x15ListTemplatesResponse\x12 \n" +
-	"\vgenerations\x18\x01 \x03(\tR\vgenerations\"\xc8\x01\n" +
+	"\vgenerations\x18\x01 \x03(\tR\vgenerations\"\xe1\x01\n" +
 	"\x15CreateSandboxResponse\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x1b.hostagent.v1.SandboxStatusR\x06status\x12\x17\n" +
 	"\ahost_ip\x18\x03 \x01(\tR\x06hostIp\x12B\n" +
-	"\x0enetwork_policy\x18\x04 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\"6\n" +
+	"\x0enetwork_policy\x18\x04 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x12\x17\n" +
+	"\adisk_mb\x182 \x01(\rR\x06diskMb\"6\n" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
@@ -7255,7 +7344,7 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x125\n" +
-	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xb0\x05\n" +
+	"\btaken_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\"\xc9\x05\n" +
 	"\vSandboxInfo\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -7278,7 +7367,8 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x10timeout_absolute\x18\x14 \x01(\bR\x0ftimeoutAbsolute\x12B\n" +
 	"\x0enetwork_policy\x18\x0e \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\rnetworkPolicy\x12>\n" +
 	"\funresponsive\x18\x15 \x01(\v2\x1a.hostagent.v1.UnresponsiveR\funresponsive\x123\n" +
-	"\tend_cause\x18\x16 \x01(\x0e2\x16.hostagent.v1.EndCauseR\bendCause\"X\n" +
+	"\tend_cause\x18\x16 \x01(\x0e2\x16.hostagent.v1.EndCauseR\bendCause\x12\x17\n" +
+	"\adisk_mb\x182 \x01(\rR\x06diskMb\"X\n" +
 	"\fUnresponsive\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x17\n" +

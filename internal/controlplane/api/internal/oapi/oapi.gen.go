@@ -421,6 +421,9 @@ type BuildStepKind string
 
 // BuildTemplate defines model for BuildTemplate.
 type BuildTemplate struct {
+	// DiskMb Size of the disk of each sandbox in MiB; that of the source when absent. Less is refused, and so is more than the operator allows.
+	DiskMb *int `json:"disk_mb,omitempty"`
+
 	// DiskOnly Of `from_sandbox`, leave out the memory: sandboxes boot from its disk, without the programs that ran.
 	DiskOnly *bool `json:"disk_only,omitempty"`
 
@@ -441,6 +444,9 @@ type BuildTemplate struct {
 
 	// MemoryMb Memory of each sandbox in MiB.
 	MemoryMb *int `json:"memory_mb,omitempty"`
+
+	// MinFreeDiskMb How much of the disk is free in a new sandbox at least, in MiB: the disk becomes larger for it.
+	MinFreeDiskMb *int `json:"min_free_disk_mb,omitempty"`
 
 	// Name Not `base`.
 	Name TemplateName `json:"name"`
@@ -522,6 +528,9 @@ type CreateKey struct {
 type CreateSandbox struct {
 	// AutoResume Commands, streams, files and checkpoints resume the sandbox when it is paused. Otherwise they are refused as `invalid_state`.
 	AutoResume *bool `json:"auto_resume,omitempty"`
+
+	// DiskMb Size of the disk in MiB; that of the template when absent, of which `base` has 10240. Less is refused, and so is more than the operator allows.
+	DiskMb *int `json:"disk_mb,omitempty"`
 
 	// Env Environment of every command in it. Not shown again.
 	Env *Env `json:"env,omitempty"`
@@ -717,6 +726,9 @@ type Generation struct {
 
 	// Digest Of the container image.
 	Digest *string `json:"digest,omitempty"`
+
+	// DiskMb The size of the disk in MiB.
+	DiskMb int `json:"disk_mb"`
 
 	// FailedStep The step at which it failed: its number from 1, `base` for the source, or `finalize` for the commands.
 	FailedStep  *string    `json:"failed_step,omitempty"`
@@ -915,6 +927,9 @@ type Sandbox struct {
 	// AutoResume Its use resumes it when it is paused.
 	AutoResume bool      `json:"auto_resume"`
 	CreatedAt  time.Time `json:"created_at"`
+
+	// DiskMb The size of the disk in MiB.
+	DiskMb int `json:"disk_mb"`
 
 	// EndCause The same for programs, from `stopping` on. Absent while it lives, and for ends under older versions.
 	EndCause *EndCause `json:"end_cause,omitempty"`

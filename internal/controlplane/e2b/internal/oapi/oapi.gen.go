@@ -487,6 +487,9 @@ type NewSandbox struct {
 	AutoPauseMemory *bool       `json:"autoPauseMemory,omitempty"`
 	AutoResume      *AutoResume `json:"autoResume,omitempty"`
 
+	// DiskSizeMB The size of the disk in MiB; 0, or none, is that of the template. E2B's clients do not send it.
+	DiskSizeMB int `json:"diskSizeMB,omitempty"`
+
 	// EnvVars Environment variables of every command; 64 KiB at most together.
 	EnvVars EnvVars `json:"envVars,omitempty"`
 
@@ -554,9 +557,12 @@ type RequestBuild struct {
 	// Alias The name as older clients send it.
 	Alias    string `json:"alias,omitempty"`
 	CPUCount int    `json:"cpuCount,omitempty"`
-	MemoryMB int    `json:"memoryMB,omitempty"`
 
-	// MinFreeDiskMb More than 8192 is refused. The disk has 10 GiB.
+	// DiskSizeMB The size of the disk in MiB; 0, or none, is that of the source, mostly 10240. E2B's clients do not send it.
+	DiskSizeMB int `json:"diskSizeMB,omitempty"`
+	MemoryMB   int `json:"memoryMB,omitempty"`
+
+	// MinFreeDiskMb How much of the disk is free at the end of the build at least, in MiB: the disk becomes larger for it.
 	MinFreeDiskMb int `json:"minFreeDiskMb,omitempty"`
 
 	// Name `name` or `name:tag`.

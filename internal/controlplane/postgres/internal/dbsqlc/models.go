@@ -54,14 +54,16 @@ type RepeatableCreate struct {
 }
 
 type RequestedBuild struct {
-	ID        string
-	TeamID    string
-	Name      string
-	Tag       string
-	MoreTags  []string
-	VCPUs     int32
-	MemoryMB  int32
-	CreatedAt time.Time
+	ID            string
+	TeamID        string
+	Name          string
+	Tag           string
+	MoreTags      []string
+	VCPUs         int32
+	MemoryMB      int32
+	CreatedAt     time.Time
+	DiskMB        int32
+	MinFreeDiskMB int32
 }
 
 type Sandbox struct {
@@ -93,6 +95,7 @@ type Sandbox struct {
 	EndsAt             *time.Time
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
 }
 
 type SandboxEvent struct {
@@ -180,6 +183,7 @@ type TemplateGeneration struct {
 	FailedStep      string
 	FinishedAt      *time.Time
 	MoreTags        []string
+	DiskMB          int32
 }
 
 type TemplateLine struct {

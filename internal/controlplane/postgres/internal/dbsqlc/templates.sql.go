@@ -447,9 +447,9 @@ func (q *Queries) FailBuild(ctx context.Context, reason string, failedStep strin
 const finishBuild = `-- name: FinishBuild :one
 UPDATE template_generations SET
     state = 'ready', worker = NULL, updated_at = clock_timestamp(), finished_at = clock_timestamp(),
-    vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5
-WHERE id = $6 AND state = 'building' AND worker = $7
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags
+    vcpus = $1, memory_mb = $2, env = $3, size_bytes = $4, digest = $5, disk_mb = $6
+WHERE id = $7 AND state = 'building' AND worker = $8
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb
 `
 
 type FinishBuildParams struct {
@@ -458,6 +458,7 @@ type FinishBuildParams struct {
 	Env       map[string]string
 	SizeBytes int64
 	Digest    string
+	DiskMB    int32
 	ID        string
 	Worker    *int64
 }
@@ -469,6 +470,7 @@ func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (Templ
 		arg.Env,
 		arg.SizeBytes,
 		arg.Digest,
+		arg.DiskMB,
 		arg.ID,
 		arg.Worker,
 	)
@@ -499,12 +501,13 @@ func (q *Queries) FinishBuild(ctx context.Context, arg FinishBuildParams) (Templ
 		&i.FailedStep,
 		&i.FinishedAt,
 		&i.MoreTags,
+		&i.DiskMB,
 	)
 	return i, err
 }
 
 const getBuild = `-- name: GetBuild :one
-SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
+SELECT id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb FROM template_generations WHERE id = $1 AND team_id = $2 AND name = $3 AND tag = $4
 `
 
 type GetBuildParams struct {
@@ -548,12 +551,13 @@ func (q *Queries) GetBuild(ctx context.Context, arg GetBuildParams) (TemplateGen
 		&i.FailedStep,
 		&i.FinishedAt,
 		&i.MoreTags,
+		&i.DiskMB,
 	)
 	return i, err
 }
 
 const getRequestedBuild = `-- name: GetRequestedBuild :one
-SELECT id, team_id, name, tag, more_tags, vcpus, memory_mb, created_at FROM requested_builds WHERE id = $1 AND team_id = $2
+SELECT id, team_id, name, tag, more_tags, vcpus, memory_mb, created_at, disk_mb, min_free_disk_mb FROM requested_builds WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetRequestedBuild(ctx context.Context, iD string, teamID string) (RequestedBuild, error) {
@@ -568,16 +572,18 @@ func (q *Queries) GetRequestedBuild(ctx context.Context, iD string, teamID strin
 		&i.VCPUs,
 		&i.MemoryMB,
 		&i.CreatedAt,
+		&i.DiskMB,
+		&i.MinFreeDiskMB,
 	)
 	return i, err
 }
 
 const insertBuild = `-- name: InsertBuild :one
 INSERT INTO template_generations (id, team_id, name, tag, host_id, from_image, from_oci, from_sandbox, from_template, vcpus, memory_mb, env,
-    start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags)
+    start_cmd, ready_cmd, ready_timeout_sec, worker, more_tags, disk_mb)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-    $13, $14, $15, $16, $17)
-RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags
+    $13, $14, $15, $16, $17, $18)
+RETURNING id, team_id, name, tag, state, reason, host_id, from_image, from_oci, from_sandbox, vcpus, memory_mb, env, start_cmd, ready_cmd, ready_timeout_sec, size_bytes, digest, worker, created_at, updated_at, from_template, failed_step, finished_at, more_tags, disk_mb
 `
 
 type InsertBuildParams struct {
@@ -598,6 +604,7 @@ type InsertBuildParams struct {
 	ReadyTimeoutSec int32
 	Worker          *int64
 	MoreTags        []string
+	DiskMB          int32
 }
 
 func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (TemplateGeneration, error) {
@@ -619,6 +626,7 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		arg.ReadyTimeoutSec,
 		arg.Worker,
 		arg.MoreTags,
+		arg.DiskMB,
 	)
 	var i TemplateGeneration
 	err := row.Scan(
@@ -647,6 +655,7 @@ func (q *Queries) InsertBuild(ctx context.Context, arg InsertBuildParams) (Templ
 		&i.FailedStep,
 		&i.FinishedAt,
 		&i.MoreTags,
+		&i.DiskMB,
 	)
 	return i, err
 }
@@ -687,7 +696,7 @@ func (q *Queries) NamedBuild(ctx context.Context, teamID string, name string, ta
 }
 
 const namedBuilds = `-- name: NamedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, (t.generation_id IS NOT NULL)::boolean AS is_current
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, g.disk_mb, (t.generation_id IS NOT NULL)::boolean AS is_current
 FROM template_generations g
 LEFT JOIN templates t ON t.generation_id = g.id AND t.name = g.name AND t.tag = g.tag
 WHERE g.team_id = $1 AND ($2::text = '' OR (g.name = $2 AND g.tag = $3))
@@ -736,6 +745,7 @@ func (q *Queries) NamedBuilds(ctx context.Context, teamID string, name string, t
 			&i.TemplateGeneration.FailedStep,
 			&i.TemplateGeneration.FinishedAt,
 			&i.TemplateGeneration.MoreTags,
+			&i.TemplateGeneration.DiskMB,
 			&i.IsCurrent,
 		); err != nil {
 			return nil, err
@@ -810,18 +820,20 @@ func (q *Queries) ReadyBuilds(ctx context.Context, hostID string) ([]string, err
 }
 
 const requestBuild = `-- name: RequestBuild :exec
-INSERT INTO requested_builds (id, team_id, name, tag, more_tags, vcpus, memory_mb)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO requested_builds (id, team_id, name, tag, more_tags, vcpus, memory_mb, disk_mb, min_free_disk_mb)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 `
 
 type RequestBuildParams struct {
-	ID       string
-	TeamID   string
-	Name     string
-	Tag      string
-	MoreTags []string
-	VCPUs    int32
-	MemoryMB int32
+	ID            string
+	TeamID        string
+	Name          string
+	Tag           string
+	MoreTags      []string
+	VCPUs         int32
+	MemoryMB      int32
+	DiskMB        int32
+	MinFreeDiskMB int32
 }
 
 func (q *Queries) RequestBuild(ctx context.Context, arg RequestBuildParams) error {
@@ -833,12 +845,14 @@ func (q *Queries) RequestBuild(ctx context.Context, arg RequestBuildParams) erro
 		arg.MoreTags,
 		arg.VCPUs,
 		arg.MemoryMB,
+		arg.DiskMB,
+		arg.MinFreeDiskMB,
 	)
 	return err
 }
 
 const taggedBuilds = `-- name: TaggedBuilds :many
-SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, t.name AS of_name, t.tag AS of_tag
+SELECT g.id, g.team_id, g.name, g.tag, g.state, g.reason, g.host_id, g.from_image, g.from_oci, g.from_sandbox, g.vcpus, g.memory_mb, g.env, g.start_cmd, g.ready_cmd, g.ready_timeout_sec, g.size_bytes, g.digest, g.worker, g.created_at, g.updated_at, g.from_template, g.failed_step, g.finished_at, g.more_tags, g.disk_mb, t.name AS of_name, t.tag AS of_tag
 FROM templates t
 JOIN template_generations g ON g.id = t.generation_id
 WHERE t.team_id = $1 AND g.state = 'ready' AND (g.name, g.tag) <> (t.name, t.tag)
@@ -887,6 +901,7 @@ func (q *Queries) TaggedBuilds(ctx context.Context, teamID string, name string, 
 			&i.TemplateGeneration.FailedStep,
 			&i.TemplateGeneration.FinishedAt,
 			&i.TemplateGeneration.MoreTags,
+			&i.TemplateGeneration.DiskMB,
 			&i.OfName,
 			&i.OfTag,
 		); err != nil {
