@@ -43,6 +43,10 @@ sdk-matrix: build ## call every method of E2B's SDKs and write the table in docs
 	$(AS_ROOT) env PATH="$$PATH" bin/wrenn up $(DEMO) --listen 127.0.0.1:0 --domain sandbox.localhost:8443 -- \
 		go run ./e2e/sdk/matrix -authority /var/lib/wrenn-demo/tls/sandbox.localhost/ca.pem $(ARGS)
 
+.PHONY: recipes
+recipes: ## test the programs of images/templates on this machine, with E2B's SDK; needs python3-venv
+	@scripts/recipes.sh
+
 .PHONY: bench
 bench: build ## measure the performance goals, each against the bare limit in the same run
 	@scripts/bench.sh $(ARGS)

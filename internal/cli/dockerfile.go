@@ -31,11 +31,8 @@ func (c *templateBuildCommand) addDockerfile(ctx context.Context, s *session, ap
 	for _, notice := range plan.Notices {
 		fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(notice)))
 	}
-	switch build.FromTemplate {
-	case "":
+	if build.FromTemplate == "" {
 		build.FromOCI = plan.From
-	case "base":
-		build.FromTemplate = "" // which is the default
 	}
 	if build.StartCmd == "" {
 		build.StartCmd = plan.StartCmd

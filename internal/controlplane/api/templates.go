@@ -119,7 +119,7 @@ func (h *handlers) DeleteTemplate(ctx context.Context, req oapi.DeleteTemplateRe
 }
 
 func template(t *wrenn.Template) oapi.Template {
-	out := oapi.Template{Name: t.Name.String(), Builtin: t.Name.Base()}
+	out := oapi.Template{Name: t.Name.String(), Builtin: t.Name.Base() && t.Latest == nil}
 	if t.Current != nil {
 		out.Current = new(buildOf(t.Current))
 	}

@@ -134,7 +134,11 @@ func buildWanted(req oapi.StartBuild) (out service.BuildTemplate, err error) {
 		return out, invalid("a build has fromImage or fromTemplate, not both")
 	}
 	out.FromTemplate = ourName(req.FromTemplate)
-	if out.FromTemplate == "" && strings.TrimSuffix(req.FromImage, ":latest") != baseImage {
+	switch {
+	case out.FromTemplate != "":
+	case strings.TrimSuffix(req.FromImage, ":latest") == baseImage:
+		out.FromTemplate = wrenn.BaseTemplate
+	default:
 		out.Spec.From.OCI = req.FromImage
 	}
 	if out.Login, err = loginOf(req.FromImageRegistry); err != nil {

@@ -226,10 +226,13 @@ type templateSource struct {
 // resolveTemplate finds what sandboxes of a template are made from.
 func (c *core) resolveTemplate(ctx context.Context, caller Caller, template string) (templateSource, error) {
 	name, err := wrenn.ParseTemplateName(cmp.Or(template, wrenn.BaseTemplate))
-	if err != nil || name.Base() {
+	if err != nil {
 		return templateSource{name: name}, err
 	}
 	t, err := c.store.Template(ctx, caller.Team, name)
+	if name.Base() && (wrenn.CodeOf(err) == wrenn.NotFound || err == nil && t.Current == nil) { // the built-in one
+		return templateSource{name: name}, nil
+	}
 	if err != nil {
 		return templateSource{}, err
 	}

@@ -25,9 +25,6 @@ func (s *Templates) TagHistory(ctx context.Context, c Caller, name string, h His
 	if _, err := wrenn.ParseTemplateName(name + ":" + cmp.Or(h.Tag, wrenn.DefaultTag)); err != nil {
 		return nil, none
 	}
-	if name == wrenn.BaseTemplate {
-		return nil, nil
-	}
 	found, err := s.store.Assignments(ctx, c.Team, name, h)
 	if err != nil || len(found) > 0 {
 		return found, err
@@ -40,6 +37,9 @@ func (s *Templates) TagHistory(ctx context.Context, c Caller, name string, h His
 		if all[i].Name.Name == name {
 			return nil, nil
 		}
+	}
+	if name == wrenn.BaseTemplate {
+		return nil, nil
 	}
 	return nil, none
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"wrenn"
@@ -98,8 +99,8 @@ func buildName(req BuildTemplate) (wrenn.TemplateName, error) {
 	if err != nil {
 		return name, err
 	}
-	if name.Name == wrenn.BaseTemplate {
-		return name, wrenn.Errorf(wrenn.Invalid, "template %s is built in: choose another name", wrenn.BaseTemplate)
+	if name.Name == wrenn.BaseTemplate && !name.Base() {
+		return name, wrenn.Errorf(wrenn.Invalid, "template %s has no tags: leave the tag out to build the team's own %[1]s, or choose another name", wrenn.BaseTemplate)
 	}
 	if req.FromTemplate != "" && req.Spec.From != (wrenn.TemplateSource{}) {
 		return name, wrenn.Errorf(wrenn.Invalid, "a template is made from an image, a container image, a template or a sandbox: give one of them")
@@ -123,7 +124,7 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplat
 		return spec, sb.Host, nil
 	}
 	if req.FromTemplate != "" {
-		if spec.From, only, err = s.sourceTemplate(ctx, c, req.FromTemplate); err != nil {
+		if spec.From, only, err = s.sourceTemplate(ctx, c, req.FromTemplate, req.Name); err != nil {
 			return spec, "", err
 		}
 	}
@@ -131,14 +132,19 @@ func (s *Templates) completeSpec(ctx context.Context, c Caller, req BuildTemplat
 	return spec, only, cmp.Or(s.limits.checkSize(spec.Size), s.limits.checkDisk(spec.DiskMiB), s.limits.checkDisk(spec.MinFreeDiskMiB))
 }
 
-// sourceTemplate returns a template as the source of another one, and the host that
-// has it. For the base that is any.
-func (s *Templates) sourceTemplate(ctx context.Context, c Caller, template string) (wrenn.TemplateSource, wrenn.HostID, error) {
+// sourceTemplate returns a template as the source of the one with the name of, and the
+// host that has it. For the built-in base, from which a team's own one is made, that is
+// any.
+func (s *Templates) sourceTemplate(ctx context.Context, c Caller, template, of string) (wrenn.TemplateSource, wrenn.HostID, error) {
 	t, err := s.Template(ctx, c, template)
+	if err != nil {
+		return wrenn.TemplateSource{}, "", err
+	}
+	own, err := wrenn.ParseTemplateName(of)
 	switch {
 	case err != nil:
 		return wrenn.TemplateSource{}, "", err
-	case t.Name.Base():
+	case t.Name.Base() && (t.Current == nil || own.Base()):
 		return wrenn.TemplateSource{}, "", nil
 	case t.Current == nil:
 		return wrenn.TemplateSource{}, "", wrenn.Errorf(wrenn.FailedPrecondition, "template %s has no build that is ready: wait for it, or build it again", t.Name)
@@ -180,9 +186,12 @@ func (s *Templates) filesClient(ctx context.Context, c Caller, hash string) (*ho
 	return s.hosts.client(id)
 }
 
-// ListTemplates returns the team's templates, and the base.
+// ListTemplates returns the team's templates, and the base unless the team has its own.
 func (s *Templates) ListTemplates(ctx context.Context, c Caller) ([]wrenn.Template, error) {
 	ofTeam, err := s.store.Templates(ctx, c.Team)
+	if slices.ContainsFunc(ofTeam, func(t wrenn.Template) bool { return t.Name.Base() }) {
+		return ofTeam, err
+	}
 	return append([]wrenn.Template{baseTemplate()}, ofTeam...), err
 }
 
@@ -191,16 +200,17 @@ func baseTemplate() wrenn.Template {
 	return wrenn.Template{Name: name}
 }
 
-// Template returns a template of the team, or the base.
+// Template returns a template of the team, or the built-in base if the team has no own one.
 func (s *Templates) Template(ctx context.Context, c Caller, template string) (*wrenn.Template, error) {
 	name, err := wrenn.ParseTemplateName(template)
 	if err != nil {
 		return nil, err
 	}
-	if name.Base() {
+	t, err := s.store.Template(ctx, c.Team, name)
+	if name.Base() && wrenn.CodeOf(err) == wrenn.NotFound {
 		return new(baseTemplate()), nil
 	}
-	return s.store.Template(ctx, c.Team, name)
+	return t, err
 }
 
 // BuildLog is a part of a build's log.
@@ -230,16 +240,16 @@ func (s *Templates) Build(ctx context.Context, c Caller, template string, id wre
 }
 
 // DeleteTemplate deletes a template, and ends its build. Sandboxes that were
-// created from it continue.
+// created from it continue. Without the team's own base, the built-in one counts again.
 func (s *Templates) DeleteTemplate(ctx context.Context, c Caller, template string) error {
 	name, err := wrenn.ParseTemplateName(template)
 	if err != nil {
 		return err
 	}
-	if name.Name == wrenn.BaseTemplate {
+	gone, err := s.store.DeleteTemplate(ctx, c.Team, name)
+	if name.Base() && wrenn.CodeOf(err) == wrenn.NotFound {
 		return wrenn.Errorf(wrenn.FailedPrecondition, "template %s is built in and cannot be deleted", wrenn.BaseTemplate)
 	}
-	gone, err := s.store.DeleteTemplate(ctx, c.Team, name)
 	if err != nil {
 		return err
 	}

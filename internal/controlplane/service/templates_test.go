@@ -96,6 +96,48 @@ func TestTemplateLife(t *testing.T) {
 	testkit.WantCode(t, s.DeleteTemplate(t.Context(), w.caller, "py"), wrenn.NotFound, "py")
 }
 
+// TestOwnBase: a team's own base takes the place of the built-in one, until it is deleted.
+func TestOwnBase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, nil)
+	create := func(c service.Caller) *wrenn.Sandbox {
+		t.Helper()
+		sb, err := s.CreateSandbox(t.Context(), c, service.CreateSandbox{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sb
+	}
+	build := service.BuildTemplate{Name: "base", FromTemplate: "base", Spec: wrenn.TemplateSpec{Size: wrenn.Size{VCPUs: 2, MemoryMiB: 1024}}}
+	first := built(t, s, w.caller, build)
+	second := built(t, s, w.caller, build)
+	if second.State != wrenn.BuildReady || second.Spec.From != first.Spec.From {
+		t.Errorf("built %+v, from another source than %+v", second, first)
+	}
+	if sb := create(w.caller); sb.Build != second.ID || sb.MemoryMiB != 1024 || sb.Template != "base" {
+		t.Errorf("created %+v, want one of %s", sb, second.ID)
+	}
+	if sb := create(w.team(t, "other")); sb.Build != "" {
+		t.Errorf("another team's base: %+v", sb)
+	}
+	derived := built(t, s, w.caller, service.BuildTemplate{Name: "mine", FromTemplate: "base"})
+	if derived.Spec.From.Template != second.ID {
+		t.Errorf("a template from the base: %+v", derived)
+	}
+	list, err := s.ListTemplates(t.Context(), w.caller)
+	if err != nil || len(list) != 2 {
+		t.Errorf("templates: %+v, %v", list, err)
+	}
+	if err := s.DeleteTemplate(t.Context(), w.caller, "base"); err != nil {
+		t.Fatal(err)
+	}
+	if sb := create(w.caller); sb.Build != "" {
+		t.Errorf("created %+v, want one of the built-in base", sb)
+	}
+	testkit.WantCode(t, s.DeleteTemplate(t.Context(), w.caller, "base"), wrenn.FailedPrecondition, "built in")
+}
+
 // TestDisks: the size of a disk comes from the request, or from the template.
 func TestDisks(t *testing.T) {
 	t.Parallel()
@@ -172,8 +214,7 @@ func TestBuildTemplateRefuses(t *testing.T) {
 		code wrenn.Code
 		text string
 	}{
-		"the base":                  {service.BuildTemplate{Name: "base"}, wrenn.Invalid, "built in"},
-		"a tag of the base":         {service.BuildTemplate{Name: "base:mine"}, wrenn.Invalid, "built in"},
+		"a tag of the base":         {service.BuildTemplate{Name: "base:mine"}, wrenn.Invalid, "has no tags"},
 		"no name":                   {service.BuildTemplate{Name: "a b"}, wrenn.Invalid, "name"},
 		"two sources":               {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Image: "a", OCI: "b"}}}, wrenn.Invalid, "one of them"},
 		"a sandbox with a size":     {service.BuildTemplate{Name: "x", Spec: wrenn.TemplateSpec{From: wrenn.TemplateSource{Sandbox: wrenn.NewSandboxID()}, Size: wrenn.Size{VCPUs: 1}}}, wrenn.Invalid, "as it is"},

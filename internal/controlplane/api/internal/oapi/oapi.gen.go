@@ -448,7 +448,7 @@ type BuildTemplate struct {
 	// MinFreeDiskMb How much of the disk is free in a new sandbox at least, in MiB: the disk becomes larger for it.
 	MinFreeDiskMb *int `json:"min_free_disk_mb,omitempty"`
 
-	// Name Not `base`.
+	// Name `base` is the team's own one, which takes the place of the built-in one.
 	Name TemplateName `json:"name"`
 
 	// NoCache Run all steps, even if their results are cached.
