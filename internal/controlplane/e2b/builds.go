@@ -65,12 +65,24 @@ func ourTags(tags []string) []string {
 	return out
 }
 
+// refuseBase refuses the name of the base for builds and snapshots: a team's own base,
+// which its creates get from then on, is made by wrenn template build.
+func refuseBase(name string) error {
+	if template, _, _ := strings.Cut(name, ":"); template == wrenn.BaseTemplate {
+		return invalid("template %s is built in: choose another name; a team's own base is built by wrenn template build %[1]s", wrenn.BaseTemplate)
+	}
+	return nil
+}
+
 func (s *Server) requestBuild(r *http.Request, c service.Caller) (int, any, error) {
 	var req oapi.RequestBuild
 	if err := decode(r, &req); err != nil {
 		return 0, nil, err
 	}
 	name, tag, tagged := strings.Cut(cmp.Or(req.Name, req.Alias), ":")
+	if err := refuseBase(name); err != nil {
+		return 0, nil, err
+	}
 	tags := req.Tags
 	switch {
 	case tagged:

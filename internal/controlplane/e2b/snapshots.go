@@ -21,6 +21,9 @@ func (s *Server) createSnapshot(r *http.Request, c service.Caller) (int, any, er
 	if err != nil {
 		return 0, nil, err
 	}
+	if err := refuseBase(req.Name); err != nil {
+		return 0, nil, err
+	}
 	t, err := s.service.SnapshotSandbox(r.Context(), c, sb.ID, req.Name, without(req.Memory))
 	if err != nil {
 		return 0, nil, err
