@@ -249,6 +249,15 @@ func (f *fake) ReadFile(_ context.Context, _ service.Caller, id wrenn.SandboxID,
 	return io.NopCloser(f.read), nil
 }
 
+func (f *fake) Record(service.AuditEntry) {}
+
+func (f *fake) AuditLog(_ context.Context, _ service.Caller, list service.ListAudit) ([]service.AuditEntry, string, error) {
+	if list.Page == "" {
+		return []service.AuditEntry{{At: made, Key: "k", Operation: "deleteSandbox", Status: 204}}, "1", nil
+	}
+	return []service.AuditEntry{{At: made, Key: "k", Operation: "createSandbox", Status: 201}}, "", nil
+}
+
 func (f *fake) CreateKey(_ context.Context, _ service.Caller, want service.NewKey) (service.Key, string, error) {
 	return service.Key{ID: "k2", Name: want.Name, Scopes: want.Scopes, Hint: "e2b_0123", CreatedAt: made}, key, nil
 }
@@ -470,6 +479,16 @@ func TestSandboxesFollowPages(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	c := serve(t, &fake{})
+	var operations []string
+	for e, err := range c.AuditLog(t.Context(), made.Add(-time.Hour), time.Time{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		operations = append(operations, e.Operation)
+	}
+	if diff := cmp.Diff([]string{"deleteSandbox", "createSandbox"}, operations); diff != "" {
+		t.Errorf("the audit log (-want +got):\n%s", diff)
+	}
 	made, secret, err := c.CreateKey(t.Context(), client.CreateKey{Name: "laptop"})
 	if err != nil || secret != key || made.Name != "laptop" {
 		t.Errorf("CreateKey() = %+v, %q, %v", made, secret, err)

@@ -208,17 +208,23 @@ type ListSandboxes struct {
 // Sandboxes lists sandboxes, newest first. It requests the next page when the
 // loop reaches it. The loop ends after an error.
 func (c *Client) Sandboxes(ctx context.Context, list ListSandboxes) iter.Seq2[Sandbox, error] {
-	return func(yield func(Sandbox, error) bool) {
-		query := list.query()
+	return pages[Sandbox](ctx, c, "/v1/sandboxes", list.query())
+}
+
+// pages lists what is on all pages of a list. It requests the next one when the loop
+// reaches it.
+func pages[T any](ctx context.Context, c *Client, path string, query url.Values) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
 		for {
-			var page []Sandbox
-			header, err := c.callHeader(ctx, request{method: http.MethodGet, path: "/v1/sandboxes", query: query}, &page)
+			var page []T
+			header, err := c.callHeader(ctx, request{method: http.MethodGet, path: path, query: query}, &page)
 			if err != nil {
-				yield(Sandbox{}, err)
+				var none T
+				yield(none, err)
 				return
 			}
-			for _, s := range page {
-				if !yield(s, nil) {
+			for _, entry := range page {
+				if !yield(entry, nil) {
 					return
 				}
 			}

@@ -63,6 +63,27 @@ CREATE TABLE public.api_keys (
     CONSTRAINT api_keys_scopes_check CHECK ((cardinality(scopes) > 0))
 );
 
+CREATE TABLE public.audit_entries (
+    id bigint NOT NULL,
+    team_id uuid NOT NULL,
+    at timestamp with time zone NOT NULL,
+    key_id text NOT NULL,
+    address text NOT NULL,
+    request_id text NOT NULL,
+    operation text NOT NULL,
+    path text NOT NULL,
+    status integer NOT NULL
+);
+
+ALTER TABLE public.audit_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.audit_entries_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.hosts (
     id text NOT NULL,
     url text NOT NULL,
@@ -294,6 +315,9 @@ ALTER TABLE ONLY public.api_keys
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.audit_entries
+    ADD CONSTRAINT audit_entries_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.hosts
     ADD CONSTRAINT hosts_pkey PRIMARY KEY (id);
 
@@ -347,6 +371,10 @@ ALTER TABLE ONLY public.volumes
 
 CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
 
+CREATE INDEX audit_entries_at ON public.audit_entries USING btree (at);
+
+CREATE INDEX audit_entries_team ON public.audit_entries USING btree (team_id, id DESC);
+
 CREATE INDEX repeatable_creates_age ON public.repeatable_creates USING btree (created_at);
 
 CREATE INDEX requested_builds_age ON public.requested_builds USING btree (team_id, created_at);
@@ -385,6 +413,9 @@ CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.audit_entries
+    ADD CONSTRAINT audit_entries_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.repeatable_creates
     ADD CONSTRAINT repeatable_creates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -64,6 +64,8 @@ type Database struct {
 	MaxConnections int    `toml:"max_connections"`
 	// KeepEnded is how long ended sandboxes are listed, with their events; 0 is for good.
 	KeepEnded Duration `toml:"keep_ended"`
+	// KeepAudit is how long the audit log keeps an entry; 0 is for good.
+	KeepAudit Duration `toml:"keep_audit"`
 }
 
 // Host is a machine with a host agent.
@@ -116,8 +118,12 @@ func Defaults() Config {
 	return Config{
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log:      Log{Level: "info", Format: "text"},
-		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}},
-		Limits:   Limits{RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000, Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, DiskMB: 20480, Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20},
+		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}},
+		Limits: Limits{
+			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,
+			Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, DiskMB: 20480,
+			Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20,
+		},
 	}
 }
 
@@ -175,6 +181,9 @@ func (c *Config) Check(problems *config.Problems) {
 	}
 	if c.Database.KeepEnded.Duration < 0 {
 		problems.Addf("database.keep_ended: must not be below 0")
+	}
+	if c.Database.KeepAudit.Duration < 0 {
+		problems.Addf("database.keep_audit: must not be below 0")
 	}
 	if c.MemoryLimitMB < 0 {
 		problems.Addf("memory_limit_mb: must not be below 0")

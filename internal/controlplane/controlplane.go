@@ -135,7 +135,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, Limits: service.Limits{
+	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Limits: service.Limits{
 		Limits: postgres.Limits{
 			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
 			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB,

@@ -111,6 +111,8 @@ type Ports interface {
 type Keys interface {
 	CreateKey(ctx context.Context, c service.Caller, want service.NewKey) (key service.Key, secret string, err error)
 	ListKeys(context.Context, service.Caller) ([]service.Key, error)
+	Record(service.AuditEntry)
+	AuditLog(context.Context, service.Caller, service.ListAudit) (entries []service.AuditEntry, next string, err error)
 	RevokeKey(ctx context.Context, c service.Caller, id string) error
 }
 

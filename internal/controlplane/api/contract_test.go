@@ -1,13 +1,18 @@
 package api
 
 import (
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"wrenn"
 	"wrenn/api"
 	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/service"
 	"wrenn/internal/testkit"
 )
 
@@ -47,6 +52,46 @@ func TestContractIsSound(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAudit shows which calls are recorded.
+func TestAudit(t *testing.T) {
+	b := &stub{}
+	s := serve(t, b, nil)
+	for _, call := range []struct{ method, path, key string }{
+		{"GET", "/v1/sandboxes", testKey},
+		{"DELETE", "/v1/sandboxes/" + string(testID), "e2b_unknown"},
+		{"DELETE", "/v1/sandboxes/" + string(testID), testKey},
+		{"DELETE", "/v1/sandboxes/" + string(testID), readerKey},
+		{"POST", "/v1/sandboxes?secret=x", testKey},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), call.method, "http://"+s.address+call.path, nil)
+		testkit.Must(t, err)
+		req.Header.Set("X-Api-Key", call.key)
+		req.Header.Set("X-Request-Id", "mine")
+		resp, err := http.DefaultClient.Do(req)
+		testkit.Must(t, err)
+		testkit.Must(t, resp.Body.Close())
+	}
+	entry := service.AuditEntry{Team: testTeam, Key: testKeyID, Address: "127.0.0.1", RequestID: "mine"}
+	var want []service.AuditEntry
+	for _, e := range []struct {
+		operation, path string
+		status          int
+	}{
+		{"deleteSandbox", "/v1/sandboxes/" + string(testID), 204}, {"deleteSandbox", "/v1/sandboxes/" + string(testID), 403}, {"createSandbox", "/v1/sandboxes", 201},
+	} {
+		entry.Operation, entry.Path, entry.Status = e.operation, e.path, e.status
+		want = append(want, entry)
+	}
+	testkit.WaitNoError(t, "the calls are recorded", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if diff := cmp.Diff(want, b.audited, cmpopts.IgnoreFields(service.AuditEntry{}, "At")); diff != "" {
+			return errors.New(diff)
+		}
+		return nil
+	})
 }
 
 // TestErrorTable: every code of the product has an answer, and every code of

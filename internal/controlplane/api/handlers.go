@@ -229,6 +229,28 @@ func textsOf[T ~string](values []T) []string {
 	return out
 }
 
+// ListAuditEntries answers with a page of the audit log.
+func (h *handlers) ListAuditEntries(ctx context.Context, req oapi.ListAuditEntriesRequestObject) (oapi.ListAuditEntriesResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	entries, next, err := h.s.service.AuditLog(ctx, callerOf(ctx), service.ListAudit{
+		Since: value(req.Params.Since), Until: value(req.Params.Until), Page: value(req.Params.Page), Limit: value(req.Params.Limit),
+	})
+	if err != nil {
+		return nil, err
+	}
+	answer := oapi.ListAuditEntries200JSONResponse{Body: make([]oapi.AuditEntry, 0, len(entries))}
+	for _, e := range entries {
+		answer.Body = append(answer.Body, oapi.AuditEntry{
+			At: e.At, KeyID: e.Key, KeyName: e.KeyName, Address: e.Address, RequestID: e.RequestID, Operation: e.Operation, Path: e.Path, Status: e.Status,
+		})
+	}
+	if next != "" {
+		answer.Headers.XNextPage = &next
+	}
+	return answer, nil
+}
+
 func (h *handlers) RevokeKey(ctx context.Context, req oapi.RevokeKeyRequestObject) (oapi.RevokeKeyResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()

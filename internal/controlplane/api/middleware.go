@@ -40,6 +40,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 				rec.allowRead(s.times.idle / 2) // net/http reads the rest of the body, and then has to write
 			}
 			s.record(ctx, r, rec, time.Since(begun))
+			s.audit(r, rec, id, begun)
 			if fault != nil {
 				panic(http.ErrAbortHandler)
 			}
@@ -74,8 +75,8 @@ func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, too
 	if rec.operation != nil {
 		attrs = append(attrs, slog.String("operation", rec.operation.ID))
 	}
-	if rec.key != "" {
-		attrs = append(attrs, slog.String("key", rec.key))
+	if rec.caller.Key != "" {
+		attrs = append(attrs, slog.String("key", rec.caller.Key))
 	}
 	if gone {
 		attrs = append(attrs, slog.Bool("gone", true))
@@ -84,6 +85,17 @@ func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, too
 		attrs = append(attrs, slog.String("err", rec.err.Error()))
 	}
 	s.log.LogAttrs(ctx, level, "request", attrs...)
+}
+
+// audit records a call of a known key that needed more than to read.
+func (s *Server) audit(r *http.Request, rec *recorder, id string, begun time.Time) {
+	if rec.operation == nil || rec.caller.Key == "" || rec.operation.Scope == wrenn.ScopeRead {
+		return
+	}
+	s.service.Record(service.AuditEntry{
+		Team: rec.caller.Team, Key: rec.caller.Key, At: begun, Address: contract.Address(r), RequestID: id,
+		Operation: rec.operation.ID, Path: r.URL.Path, Status: rec.status,
+	})
 }
 
 // requestID returns the id in the request's header, or a new one.
@@ -144,7 +156,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			return
 		}
 		caller, leave, err := s.admission.Enter(r.Context(), r.RemoteAddr, secret)
-		rec.key = caller.Key
+		rec.caller = caller
 		budget.Of(r.Context()).SetOwner(string(caller.Team))
 		if err != nil {
 			s.refuse(w, r, err)

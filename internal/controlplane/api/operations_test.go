@@ -310,6 +310,14 @@ func keyCalls() map[string][]call {
 				want: `[{"id":"` + testKeyID + `","name":"laptop","hint":"e2b_0123","scopes":["admin"],"expires_at":"2026-01-02T15:04:05Z","created_at":"2026-01-02T15:04:05Z","last_used_at":"2026-01-02T15:04:05Z"}]`},
 			{name: "no key", method: "GET", path: "/v1/keys", key: "-", status: 401, code: "unauthorized"},
 		},
+		"listAuditEntries": {
+			{name: "ok", method: "GET", path: "/v1/audit?since=2026-01-02T15:04:05Z&limit=1", status: 200,
+				want: `[{"at":"2026-01-02T15:04:05Z","key_id":"` + testKeyID + `","key_name":"laptop","address":"192.0.2.7","request_id":"r","operation":"deleteSandbox","path":"/v1/sandboxes/` + string(testID) + `","status":204}]`},
+			{name: "the last page", method: "GET", path: "/v1/audit?page=1", status: 200, want: `[]`},
+			{name: "no time", method: "GET", path: "/v1/audit?since=noon", status: 400, code: "invalid_request"},
+			{name: "too many", method: "GET", path: "/v1/audit?limit=1001", status: 400, code: "invalid_request"},
+			{name: "no key", method: "GET", path: "/v1/audit", key: "-", status: 401, code: "unauthorized"},
+		},
 		"revokeKey": {
 			{name: "ok", method: "DELETE", path: "/v1/keys/" + testKeyID, status: 204},
 			{name: "missing", method: "DELETE", path: "/v1/keys/other", status: 404, code: "not_found"},

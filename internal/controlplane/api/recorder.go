@@ -6,6 +6,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/contract"
+	"wrenn/internal/controlplane/service"
 )
 
 // recorder is the response of one request. It records values for the log line and
@@ -20,8 +21,8 @@ type recorder struct {
 	written   int64
 	operation *contract.Operation
 	sandbox   wrenn.SandboxID
-	key       string
-	err       error // that was answered, or that broke the answer
+	caller    service.Caller // zero until it is known
+	err       error          // that was answered, or that broke the answer
 }
 
 // recorderOf returns the recorder that observe wrapped the response in.

@@ -51,6 +51,7 @@ type stub struct {
 	user     string
 	forked   service.ForkSandbox
 	built    service.BuildTemplate
+	audited  []service.AuditEntry
 
 	runs     chan struct{}  // AwaitRunning waits for it
 	waking   chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
@@ -413,6 +414,24 @@ func (s *stub) ReadFile(_ context.Context, c service.Caller, id wrenn.SandboxID,
 		return nil, err
 	}
 	return s.read(path)
+}
+
+func (s *stub) Record(e service.AuditEntry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.audited = append(s.audited, e)
+}
+
+func (s *stub) AuditLog(_ context.Context, c service.Caller, list service.ListAudit) ([]service.AuditEntry, string, error) {
+	if _, err := s.find(c, testID); err != nil {
+		return nil, "", err
+	}
+	if list.Page != "" {
+		return nil, "", nil
+	}
+	return []service.AuditEntry{{
+		At: testTime, Key: testKeyID, KeyName: "laptop", Address: "192.0.2.7", RequestID: "r", Operation: "deleteSandbox", Path: "/v1/sandboxes/" + string(testID), Status: 204,
+	}}, "1", nil
 }
 
 func (s *stub) CreateKey(_ context.Context, c service.Caller, want service.NewKey) (service.Key, string, error) {

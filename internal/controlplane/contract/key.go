@@ -1,9 +1,19 @@
 package contract
 
 import (
+	"net"
 	"net/http"
 	"strings"
 )
+
+// Address returns the address of a request's client, without the port.
+func Address(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
 
 // SecretIn returns the API key in a request's headers, X-API-Key or a bearer
 // token; "" if it has none.

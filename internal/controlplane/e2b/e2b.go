@@ -57,6 +57,7 @@ type Service interface {
 	CountSandboxes(context.Context, service.Caller, service.ListSandboxes) (int, error)
 	Sandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	DeleteSandbox(context.Context, service.Caller, wrenn.SandboxID) error
+	Record(service.AuditEntry)
 	BootSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	PauseSandboxBy(context.Context, service.Caller, wrenn.SandboxID, wrenn.PauseOptions) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
@@ -313,6 +314,7 @@ func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 			return
 		}
 		defer leave()
+		defer s.audit(op, w, r, caller, time.Now())
 		budget.Of(r.Context()).SetOwner(string(caller.Team))
 		if err := caller.Scopes.Check(op.Scope); err != nil {
 			s.refuse(w, r, err)
@@ -330,6 +332,20 @@ func (s *Server) handle(op *contract.Operation, do operation) http.HandlerFunc {
 		}
 		answer(w, status, body)
 	}
+}
+
+// audit records a call of a key that needed more than to read.
+func (s *Server) audit(op *contract.Operation, w http.ResponseWriter, r *http.Request, c service.Caller, begun time.Time) {
+	if op.Scope == wrenn.ScopeRead || c.Key == "" {
+		return
+	}
+	status := 0
+	if rec, ok := w.(*recorder); ok {
+		status = rec.status
+	}
+	s.service.Record(service.AuditEntry{
+		Team: c.Team, Key: c.Key, At: begun, Address: contract.Address(r), Operation: op.ID, Path: r.URL.Path, Status: status,
+	})
 }
 
 // check checks a request against the document.

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"time"
 
-	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/wake"
 )
 
@@ -17,10 +16,11 @@ const (
 	retentionBatch, retentionPause = 200, 100 * time.Millisecond
 )
 
-// retention deletes the rows of sandboxes that ended long ago. All replicas do it at
-// the same time, and none waits for another.
+// retention deletes old rows of one kind. All replicas do it at the same time, and
+// none waits for another.
 type retention struct {
-	store *postgres.Store
+	what  string
+	drop  func(ctx context.Context, keep time.Duration, most int) (n int, err error)
 	keep  time.Duration // 0 is for good
 	every time.Duration
 	log   *slog.Logger
@@ -31,14 +31,14 @@ func (r *retention) run(ctx context.Context) error {
 		return nil
 	}
 	for {
-		n, err := r.store.DropEnded(ctx, r.keep, retentionBatch)
+		n, err := r.drop(ctx, r.keep, retentionBatch)
 		pause := r.every
 		switch {
 		case ctx.Err() != nil:
 		case err != nil:
-			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot delete the rows of old sandboxes; will retry", slog.Any("err", err))
+			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot delete old rows; will retry", slog.String("rows", r.what), slog.Any("err", err))
 		case n > 0:
-			r.log.LogAttrs(ctx, slog.LevelInfo, "deleted the rows of sandboxes that ended long ago", slog.Int("rows", n))
+			r.log.LogAttrs(ctx, slog.LevelInfo, "deleted old rows", slog.String("rows", r.what), slog.Int("deleted", n))
 		}
 		if n == retentionBatch {
 			pause = retentionPause

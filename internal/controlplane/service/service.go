@@ -39,6 +39,8 @@ type Config struct {
 	FlushEvery time.Duration
 	// KeepEnded is how long rows of ended sandboxes are kept; 0 is for good.
 	KeepEnded time.Duration
+	// KeepAudit is how long entries of the audit log are kept; 0 is for good.
+	KeepAudit time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -93,14 +95,15 @@ type Service struct {
 	*VolumeFiles
 	*Keys
 	*Ports
+	*Audit
 	*Operator
 
-	core      *core
-	builder   *builder
-	templates *templateReconciler
-	volumes   *volumeReconciler
-	flushing  *flusher
-	retention *retention
+	core                  *core
+	builder               *builder
+	templates             *templateReconciler
+	volumes               *volumeReconciler
+	flushing              *flusher
+	retention, oldEntries *retention
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -123,12 +126,13 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Keys: keys, Ports: newPorts(c), Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
-		templates: &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
-		volumes:   &volumeReconciler{core: c, every: cfg.ReconcileEvery},
-		flushing:  &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
-		retention: &retention{store: store, keep: cfg.KeepEnded, every: retentionEvery, log: log},
+		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
+		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},
+		flushing:   &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
+		retention:  &retention{what: "rows of sandboxes that ended long ago", drop: store.DropEnded, keep: cfg.KeepEnded, every: retentionEvery, log: log},
+		oldEntries: &retention{what: "old entries of the audit log", drop: store.DropAuditEntries, keep: cfg.KeepAudit, every: retentionEvery, log: log},
 	}, nil
 }
 
@@ -152,7 +156,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.retention.run,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.Audit.run, s.retention.run, s.oldEntries.run,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}

@@ -23,6 +23,18 @@ type APIKey struct {
 	ExpiresAt  *time.Time
 }
 
+type AuditEntry struct {
+	ID        int64
+	TeamID    string
+	At        time.Time
+	KeyID     string
+	Address   string
+	RequestID string
+	Operation string
+	Path      string
+	Status    int32
+}
+
 type Host struct {
 	ID            string
 	URL           string
