@@ -37,6 +37,7 @@ type Config struct {
 	Log      Log         `toml:"log"`
 	Database Database    `toml:"database"`
 	Hosts    []Host      `toml:"host"`
+	Secrets  Secrets     `toml:"secrets"`
 	Limits   Limits      `toml:"limits"`
 }
 
@@ -99,6 +100,13 @@ type Limits struct {
 	Builds            int     `toml:"builds"`              // of templates, of a team at a time
 	Volumes           int     `toml:"volumes"`             // of a team
 	TeamVolumeMiB     int     `toml:"team_volume_mib"`     // of all of a team's volumes
+	Secrets           int     `toml:"secrets"`             // of a team
+}
+
+// Secrets says where the keys are that encrypt the secrets of teams.
+type Secrets struct {
+	// KeyFiles are as age-keygen writes them. The first key encrypts, all decrypt.
+	KeyFiles []string `toml:"key_files"`
 }
 
 // Duration is written as time.ParseDuration reads it.
@@ -117,12 +125,12 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 func Defaults() Config {
 	return Config{
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
-		Log:      Log{Level: "info", Format: "text"},
+		Log: Log{Level: "info", Format: "text"}, Secrets: Secrets{KeyFiles: []string{}},
 		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}},
 		Limits: Limits{
 			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,
 			Sandboxes: 100, TeamMemoryMB: 262144, VCPUs: 8, MemoryMB: 16384, DiskMB: 20480,
-			Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20,
+			Templates: 100, Builds: 4, Volumes: 100, TeamVolumeMiB: 1 << 20, Secrets: 100,
 		},
 	}
 }
@@ -173,7 +181,7 @@ func (c *Config) Check(problems *config.Problems) {
 		"limits.vcpus": float64(c.Limits.VCPUs), "limits.memory_mb": float64(c.Limits.MemoryMB),
 		"limits.disk_mb":   float64(c.Limits.DiskMB),
 		"limits.templates": float64(c.Limits.Templates), "limits.builds": float64(c.Limits.Builds),
-		"limits.volumes": float64(c.Limits.Volumes), "limits.team_volume_mib": float64(c.Limits.TeamVolumeMiB),
+		"limits.volumes": float64(c.Limits.Volumes), "limits.team_volume_mib": float64(c.Limits.TeamVolumeMiB), "limits.secrets": float64(c.Limits.Secrets),
 	} {
 		if n <= 0 {
 			problems.Addf("%s: must be above 0", name)

@@ -25,6 +25,7 @@ import (
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/telemetry"
 )
 
@@ -131,14 +132,18 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	if err != nil {
 		return nil, nil, err
 	}
+	keys, err := vault.Load(cfg.Secrets.KeyFiles)
+	if err != nil {
+		return nil, nil, err
+	}
 	store, err := postgres.Open(ctx, postgres.Config{URL: cfg.Database.URL, MaxConns: cfg.Database.MaxConnections})
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Limits: service.Limits{
+	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Vault: keys, Limits: service.Limits{
 		Limits: postgres.Limits{
 			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
-			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB,
+			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB, Secrets: cfg.Limits.Secrets,
 		},
 		VCPUs: cfg.Limits.VCPUs, MemoryMB: cfg.Limits.MemoryMB, DiskMB: cfg.Limits.DiskMB,
 	}}, store, log)

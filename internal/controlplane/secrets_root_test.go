@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"wrenn/client"
 	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/host/server"
 	"wrenn/internal/host/server/agenttest"
 	"wrenn/internal/host/template"
@@ -63,6 +65,8 @@ func newSystem(t *testing.T) *system {
 	cfg.Database.URL = s.database + "&password=" + plant("database")
 	cfg.MemoryLimitMB = 256
 	cfg.Hosts = []Host{{ID: "h1", URL: agent.URL()}}
+	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
+	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
 	s.key = makeKey(t, cfg, log)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended, ready := make(chan error, 1), make(chan Addresses, 1)
@@ -123,6 +127,7 @@ func TestNoLogHasASecret(t *testing.T) {
 	secrets = append(secrets, made)
 	s.build(t, c)
 	s.refused(t, box)
+	s.store(t, c)
 	s.broken.Store(true)
 	if _, err := c.CreateSandbox(t.Context(), client.CreateSandbox{Env: map[string]string{"TOKEN": plant("broken-env")}}); err == nil {
 		t.Error("a broken host made a sandbox")
@@ -151,6 +156,27 @@ func (s *system) create(t *testing.T, c *client.Client) string {
 		return err
 	})
 	return box.ID
+}
+
+// store sends secrets to be stored, and looks for them in the answers.
+func (s *system) store(t *testing.T, c *client.Client) {
+	t.Helper()
+	for range 2 { // a new one, and another value
+		if secret, err := c.SetSecret(t.Context(), "token", plant("secret"), nil); err != nil || strings.Contains(fmt.Sprint(secret), plant("secret")) {
+			t.Errorf("stored %+v, %v", secret, err)
+		}
+	}
+	for _, bad := range []string{"sec_", "a{b"} {
+		if _, err := c.SetSecret(t.Context(), bad, plant("secret"), nil); err == nil || strings.Contains(err.Error(), plant("secret")) {
+			t.Errorf("a secret of the name %s: %v", bad, err)
+		}
+	}
+	if _, err := c.SetSecret(t.Context(), "long", strings.Repeat(plant("secret"), 4000), nil); err == nil || strings.Contains(err.Error(), plant("secret")) {
+		t.Errorf("a long secret: %v", err)
+	}
+	if list, err := c.Secrets(t.Context()); err != nil || len(list) != 1 || strings.Contains(fmt.Sprint(list), plant("secret")) {
+		t.Errorf("the list is %v, %v", list, err)
+	}
 }
 
 // run sends secrets by commands.

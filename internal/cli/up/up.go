@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/certs"
 	"wrenn/internal/controlplane"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/pgserver"
 	"wrenn/internal/rollback"
 )
@@ -135,7 +136,7 @@ func Run(ctx context.Context, cfg Config, ready func(context.Context, *Running) 
 		err = errors.Join(err, m.undo.Run(context.WithoutCancel(ctx)))
 	}()
 	for _, step := range []func(context.Context) error{
-		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.openDomain, m.startControlPlane, m.returnLoan,
+		m.lock, m.checkListen, m.prepare, m.startDatabase, m.migrate, m.awaitEarlierAgent, m.startAgent, m.openDomain, m.makeKey, m.startControlPlane, m.returnLoan,
 	} {
 		if err := step(ctx); err != nil {
 			return whyEnded(ctx, err)
@@ -298,6 +299,13 @@ func (m *machine) startAgent(ctx context.Context) error {
 	m.socket = a.socket
 	m.start("the host agent", a.run)
 	return a.ready(ctx)
+}
+
+// makeKey makes the key of the secrets in the database, beside it, unless there is one.
+func (m *machine) makeKey(context.Context) error {
+	path := filepath.Join(m.cfg.StateDir, "secrets.key")
+	m.cp.Secrets.KeyFiles = []string{path}
+	return vault.Create(path)
 }
 
 // startControlPlane returns when the API accepts requests.

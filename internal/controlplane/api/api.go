@@ -93,6 +93,11 @@ type Volumes interface {
 	ListVolumes(context.Context, service.Caller) ([]wrenn.Volume, error)
 	Volume(ctx context.Context, c service.Caller, name string) (*wrenn.Volume, error)
 	DeleteVolume(ctx context.Context, c service.Caller, name string) error
+
+	SetSecret(context.Context, service.Caller, service.NewSecret) (secret *wrenn.Secret, created bool, err error)
+	ListSecrets(ctx context.Context, c service.Caller, after string, limit int) ([]wrenn.Secret, error)
+	Secret(ctx context.Context, c service.Caller, name string) (*wrenn.Secret, error)
+	DeleteSecret(ctx context.Context, c service.Caller, name string) error
 }
 
 // Ports are where programs in sandboxes listen.

@@ -86,6 +86,7 @@ type Service interface {
 	Volume(ctx context.Context, c service.Caller, name string) (*wrenn.Volume, error)
 	DeleteVolume(ctx context.Context, c service.Caller, name string) error
 	VolumeFiles
+	Secrets
 }
 
 var _ Service = (*service.Service)(nil)
@@ -199,6 +200,12 @@ func (s *Server) operations() map[string]operation {
 		"getTemplateBuildLogs":   s.buildLogs,
 		"assignTemplateTags":     s.assignTags,
 		"removeTemplateTags":     s.removeTags,
+
+		"createSecret": s.createSecret,
+		"listSecrets":  s.listSecrets,
+		"getSecret":    s.getSecret,
+		"updateSecret": s.updateSecret,
+		"deleteSecret": s.deleteSecret,
 
 		"createVolume": s.createVolume,
 		"listVolumes":  s.listVolumes,

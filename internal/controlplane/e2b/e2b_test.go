@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -28,6 +29,7 @@ import (
 	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/hostclient/hosttest"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/testkit"
 	pb "wrenn/proto/gen/hostagent/v1"
@@ -72,7 +74,11 @@ func newSurface(t *testing.T) *surface {
 	testkit.Must(t, err)
 	t.Cleanup(host.Stop)
 	store := pgtest.Open(t, pgtest.New(t))
-	svc, err := service.New(service.Config{Hosts: []service.Host{{ID: "h1", URL: host.URL()}}}, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	key := filepath.Join(t.TempDir(), "secrets.key")
+	testkit.Must(t, vault.Create(key))
+	keys, err := vault.Load([]string{key})
+	testkit.Must(t, err)
+	svc, err := service.New(service.Config{Vault: keys, Hosts: []service.Host{{ID: "h1", URL: host.URL()}}}, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	testkit.Must(t, err)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
@@ -84,7 +90,7 @@ func newSurface(t *testing.T) *surface {
 	team, err := svc.EnsureTeam(t.Context(), "team")
 	testkit.Must(t, err)
 	caller := service.Caller{Team: team}
-	_, key, err := svc.CreateKey(t.Context(), caller, service.NewKey{Name: "test"})
+	_, apiKey, err := svc.CreateKey(t.Context(), caller, service.NewKey{Name: "test"})
 	testkit.Must(t, err)
 	s, err := New(Config{Service: svc, Admission: admission.New(admission.Config{Authenticate: svc.Authenticate}), Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	testkit.Must(t, err)
@@ -96,7 +102,7 @@ func newSurface(t *testing.T) *surface {
 	})
 	document, err := legacy.NewRouter(spec(t))
 	testkit.Must(t, err)
-	return &surface{url: server.URL, key: key, document: document, service: svc, caller: caller, fullDisk: fullDisk, agent: agent}
+	return &surface{url: server.URL, key: apiKey, document: document, service: svc, caller: caller, fullDisk: fullDisk, agent: agent}
 }
 
 // call sends a request and checks the status. The answer is the body as JSON; an
@@ -508,8 +514,6 @@ func TestRefusals(t *testing.T) {
 	}
 	s.call(t, "GET", "/sandboxes/x/y", "", 404)
 	s.call(t, "GET", "/v2/nothing", "", 404)
-	s.call(t, "GET", "/secrets/x", "", 501)
-	s.call(t, "GET", "/secrets", "", 501)
 	s.call(t, "GET", "/sandboxes/nothing", "", 404)
 	s.call(t, "GET", "/templates/aliases/base", "", 200)
 	s.call(t, "GET", "/templates/aliases/ns%2Fn", "", 404)

@@ -50,6 +50,7 @@ type Store struct {
 	*database
 	templateStore
 	volumeStore
+	secretStore
 }
 
 // templateStore has the methods of a Store for templates.
@@ -57,6 +58,9 @@ type templateStore struct{ *database }
 
 // volumeStore has the methods of a Store for volumes.
 type volumeStore struct{ *database }
+
+// secretStore has the methods of a Store for secrets.
+type secretStore struct{ *database }
 
 // database is what is under the methods of a Store.
 type database struct {
@@ -87,7 +91,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	// Random among 2^63, so that no two processes are equal, and above 0, which is no process.
 	below := &database{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}
-	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}}, nil
+	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}, secretStore: secretStore{below}}, nil
 }
 
 // withoutURL keeps a password in the URL out of the error.

@@ -32,6 +32,7 @@ type Limits struct {
 	Volumes      int
 	// TeamVolumeMiB bounds the sizes of all its volumes together.
 	TeamVolumeMiB int
+	Secrets       int
 }
 
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its

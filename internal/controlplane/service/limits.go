@@ -20,7 +20,7 @@ const (
 )
 
 // Limits bound a team, by default to 100 sandboxes, 256 GiB of memory, 100
-// templates, 4 builds and 100 volumes of 1 TiB together, and each of its sandboxes.
+// templates, 4 builds 100 volumes of 1 TiB together and 100 secrets, and each of its sandboxes.
 type Limits struct {
 	postgres.Limits
 	VCPUs       int           // default 8
@@ -35,7 +35,7 @@ func (l Limits) withDefaults() Limits {
 		Limits: postgres.Limits{
 			Sandboxes: cmp.Or(l.Sandboxes, 100), TeamMemoryMB: cmp.Or(l.TeamMemoryMB, 256<<10),
 			Templates: cmp.Or(l.Templates, 100), Builds: cmp.Or(l.Builds, 4),
-			Volumes: cmp.Or(l.Volumes, 100), TeamVolumeMiB: cmp.Or(l.TeamVolumeMiB, 1<<20),
+			Volumes: cmp.Or(l.Volumes, 100), TeamVolumeMiB: cmp.Or(l.TeamVolumeMiB, 1<<20), Secrets: cmp.Or(l.Secrets, 100),
 		},
 		VCPUs: cmp.Or(l.VCPUs, 8), MemoryMB: cmp.Or(l.MemoryMB, 16<<10), DiskMB: cmp.Or(l.DiskMB, 20<<10),
 		Timeout: cmp.Or(l.Timeout, 30*24*time.Hour), ExecTimeout: cmp.Or(l.ExecTimeout, 24*time.Hour),

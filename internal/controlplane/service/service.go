@@ -23,6 +23,7 @@ import (
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
+	"wrenn/internal/controlplane/vault"
 )
 
 // Config lists the hosts and bounds what teams may use. Zero values are the
@@ -41,11 +42,14 @@ type Config struct {
 	KeepEnded time.Duration
 	// KeepAudit is how long entries of the audit log are kept; 0 is for good.
 	KeepAudit time.Duration
+	// Vault has the keys of secrets; without keys none are kept.
+	Vault *vault.Vault
 }
 
 func (c Config) withDefaults() Config {
 	c.Limits = c.Limits.withDefaults()
 	c.Deadlines = c.Deadlines.WithDefaults()
+	c.Vault = cmp.Or(c.Vault, &vault.Vault{})
 	c.PingEvery = cmp.Or(c.PingEvery, 10*time.Second)
 	c.FlushEvery = cmp.Or(c.FlushEvery, 10*time.Second)
 	c.ReconcileEvery = cmp.Or(c.ReconcileEvery, 30*time.Second)
@@ -93,6 +97,7 @@ type Service struct {
 	*Templates
 	*Volumes
 	*VolumeFiles
+	*Secrets
 	*Keys
 	*Ports
 	*Audit
@@ -126,7 +131,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{core: c, vault: cfg.Vault}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},
@@ -156,7 +161,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.Audit.run, s.retention.run, s.oldEntries.run,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.Audit.run, s.retention.run, s.oldEntries.run, s.runReseal,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}

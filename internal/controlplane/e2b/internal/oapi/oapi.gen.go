@@ -517,6 +517,18 @@ type NewSandbox struct {
 // NewSandboxV1 defines model for NewSandboxV1.
 type NewSandboxV1 = NewSandbox
 
+// NewSecret defines model for NewSecret.
+type NewSecret struct {
+	// Metadata At most 8 KiB together, 128 bytes of each key and 1 KiB of each value.
+	Metadata SecretMetadata `json:"metadata,omitempty"`
+
+	// Name At most 128 bytes, without `{`, `}` and control characters. It is stored in lower case, and does not begin with `sec_`.
+	Name string `json:"name"`
+
+	// Value At most 32 KiB.
+	Value string `json:"value,omitempty"`
+}
+
 // NewSnapshot defines model for NewSnapshot.
 type NewSnapshot struct {
 	// Memory With `false` only the disk is saved: sandboxes boot from it.
@@ -718,6 +730,30 @@ type SandboxState string
 // SandboxesMetrics defines model for SandboxesMetrics.
 type SandboxesMetrics struct {
 	Sandboxes map[string]SandboxMetric `json:"sandboxes"`
+}
+
+// Secret defines model for Secret.
+type Secret struct {
+	CreatedAt      time.Time `json:"createdAt"`
+	CurrentVersion int       `json:"currentVersion"`
+
+	// Metadata Labels of the user's.
+	Metadata  Metadata  `json:"metadata"`
+	Name      string    `json:"name"`
+	SecretID  string    `json:"secretID"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// SecretMetadata At most 8 KiB together, 128 bytes of each key and 1 KiB of each value.
+type SecretMetadata = map[string]string
+
+// SecretUpdate defines model for SecretUpdate.
+type SecretUpdate struct {
+	// Metadata Replaces that of the secret. Without it that stays.
+	Metadata *SecretMetadata `json:"metadata,omitempty"`
+
+	// Value At most 32 KiB.
+	Value string `json:"value,omitempty"`
 }
 
 // SetTimeout defines model for SetTimeout.
@@ -1100,6 +1136,15 @@ type GetSandboxMetricsParams struct {
 	End *int64 `form:"end,omitempty" json:"end,omitempty"`
 }
 
+// ListSecretsParams defines parameters for ListSecrets.
+type ListSecretsParams struct {
+	// Limit The number of entries of a page, at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// NextToken The `X-Next-Token` of the page before. The filters and the order must be the same.
+	NextToken *NextToken `form:"nextToken,omitempty" json:"nextToken,omitempty"`
+}
+
 // ListSnapshotsParams defines parameters for ListSnapshots.
 type ListSnapshotsParams struct {
 	// SandboxID Only those of this sandbox.
@@ -1353,6 +1398,12 @@ type CreateSnapshotJSONRequestBody = NewSnapshot
 
 // SetSandboxTimeoutJSONRequestBody defines body for SetSandboxTimeout for application/json ContentType.
 type SetSandboxTimeoutJSONRequestBody = SetTimeout
+
+// CreateSecretJSONRequestBody defines body for CreateSecret for application/json ContentType.
+type CreateSecretJSONRequestBody = NewSecret
+
+// UpdateSecretJSONRequestBody defines body for UpdateSecret for application/json ContentType.
+type UpdateSecretJSONRequestBody = SecretUpdate
 
 // RemoveTemplateTagsJSONRequestBody defines body for RemoveTemplateTags for application/json ContentType.
 type RemoveTemplateTagsJSONRequestBody = RemoveTags

@@ -1,0 +1,102 @@
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/vault"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/telemetry/logtest"
+	"wrenn/internal/testkit"
+)
+
+// keyFile makes a key.
+func keyFile(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secrets.key")
+	testkit.Must(t, vault.Create(path))
+	return path
+}
+
+// withKeys returns a service on a database that has these keys.
+func withKeys(t *testing.T, url string, journal *logtest.Journal, files ...string) *service.Service {
+	t.Helper()
+	keys, err := vault.Load(files)
+	testkit.Must(t, err)
+	s, err := service.New(service.Config{Vault: keys, Limits: service.Limits{Limits: postgres.Limits{Secrets: 2}}}, pgtest.Open(t, url), slog.New(slog.NewTextHandler(journal, nil)))
+	testkit.Must(t, err)
+	return s
+}
+
+// TestSecretKeys: keys are rotated, a row that is copied over another one does not
+// open, and without keys there are no secrets.
+func TestSecretKeys(t *testing.T) {
+	t.Parallel()
+	url, journal := pgtest.New(t), new(logtest.Journal)
+	before, after := keyFile(t), keyFile(t)
+	old := withKeys(t, url, journal, before)
+	team, err := old.EnsureTeam(t.Context(), "team")
+	testkit.Must(t, err)
+	c := service.Caller{Team: team}
+	value := []byte("planted-value")
+	for _, name := range []string{"one", "two"} {
+		if _, created, err := old.SetSecret(t.Context(), c, service.NewSecret{Name: name, Value: string(value) + name}); err != nil || !created {
+			t.Fatal(created, err)
+		}
+	}
+	if _, _, err := old.SetSecret(t.Context(), c, service.NewSecret{Name: "three", Value: "x"}); wrenn.CodeOf(err) != wrenn.Exhausted {
+		t.Errorf("over the limit: %v", err)
+	}
+	if secret, created, err := old.SetSecret(t.Context(), c, service.NewSecret{Name: "ONE", Value: string(value) + "one"}); err != nil || created || secret.Version != 2 {
+		t.Errorf("set again: %+v, %v, %v", secret, created, err)
+	}
+
+	both := withKeys(t, url, journal, after, before)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- both.Run(ctx) }()
+	defer func() {
+		stop()
+		testkit.Must(t, <-done)
+	}()
+	alone := withKeys(t, url, journal, after)
+	testkit.WaitNoError(t, "the secrets have the new key", func() error {
+		_, _, err := alone.SecretValue(t.Context(), team, "two")
+		return err
+	})
+	got, version, err := alone.SecretValue(t.Context(), team, "one")
+	if err != nil || string(got) != "planted-valueone" || version != 2 {
+		t.Errorf("after the rotation: %q, %d, %v", got, version, err)
+	}
+	testkit.WantCode(t, second(old.SecretValue(t.Context(), team, "one")), wrenn.FailedPrecondition)
+
+	conn, err := pgx.Connect(t.Context(), url)
+	testkit.Must(t, err)
+	defer conn.Close(t.Context())
+	var rows []byte
+	testkit.Must(t, conn.QueryRow(t.Context(), "SELECT string_agg(s::text || encode(sealed, 'escape'), '') FROM secrets s").Scan(&rows))
+	if len(rows) == 0 || bytes.Contains(rows, value) {
+		t.Errorf("the rows are %s", rows)
+	}
+	_, err = conn.Exec(t.Context(), "UPDATE secrets SET sealed = (SELECT sealed FROM secrets WHERE name = 'one') WHERE name = 'two'")
+	testkit.Must(t, err)
+	if got, _, err := alone.SecretValue(t.Context(), team, "two"); err == nil || got != nil {
+		t.Errorf("a row that was copied: %q", got)
+	}
+	none := withKeys(t, url, journal)
+	_, err = none.UpdateSecret(t.Context(), c, "one", "x", nil)
+	testkit.WantCode(t, err, wrenn.FailedPrecondition)
+	if bytes.Contains([]byte(journal.String()), value) {
+		t.Errorf("a value is in the log:\n%s", journal)
+	}
+}
+
+func second(_ []byte, _ int, err error) error { return err }
