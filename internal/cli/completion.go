@@ -246,6 +246,8 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		out = s.templates(ctx)
 	case what == "volume":
 		out = s.volumes(ctx)
+	case what == "secret":
+		out = s.secrets(ctx)
 	case what == "sandbox":
 		out = s.sandboxes(ctx, "")
 	case what == "checkpoint" && len(given) > 0: // the sandbox is the argument before
@@ -307,6 +309,10 @@ func (s *session) templates(ctx context.Context) []suggestion {
 
 func (s *session) volumes(ctx context.Context) []suggestion {
 	return suggest(ctx, s, (*client.Client).Volumes, func(v client.Volume) suggestion { return suggestion{v.Name, age(v.CreatedAt)} })
+}
+
+func (s *session) secrets(ctx context.Context) []suggestion {
+	return suggest(ctx, s, (*client.Client).Secrets, func(o client.Secret) suggestion { return suggestion{o.Name, age(o.UpdatedAt)} })
 }
 
 func (s *session) keys(ctx context.Context) []suggestion {
