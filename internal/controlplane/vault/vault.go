@@ -100,15 +100,15 @@ func (v *Vault) KeyID() string {
 	return v.first.Recipient().String()
 }
 
-// errNoKeys is what callers get where the operator has given no key.
-func errNoKeys() error {
+// noKeys is what callers get where the operator has given no key.
+func noKeys() error {
 	return wrenn.Errorf(wrenn.FailedPrecondition, "this server keeps no secrets: its operator sets key_files of [secrets] in the control plane's configuration")
 }
 
 // Seal encrypts a value for what it belongs to, a text without a zero byte.
 func (v *Vault) Seal(belongsTo string, value []byte) ([]byte, error) {
 	if v.first == nil {
-		return nil, errNoKeys()
+		return nil, noKeys()
 	}
 	if strings.ContainsRune(belongsTo, 0) {
 		return nil, errors.New("seal: a zero byte")
@@ -132,7 +132,7 @@ func (v *Vault) Seal(belongsTo string, value []byte) ([]byte, error) {
 // Open decrypts a value that Seal has encrypted for what it belongs to.
 func (v *Vault) Open(belongsTo string, sealed []byte) ([]byte, error) {
 	if v.first == nil {
-		return nil, errNoKeys()
+		return nil, noKeys()
 	}
 	r, err := age.Decrypt(bytes.NewReader(sealed), v.all...)
 	if err != nil {
