@@ -4,7 +4,8 @@
 # document, with the key in WRENN_API_KEY. Without one it tests package api with a
 # stub service, and then the whole control plane with a database and an in-memory
 # host: both its documents.
-# SCHEMATHESIS_EXAMPLES is the number of generated requests for each operation.
+# SCHEMATHESIS_EXAMPLES is the number of generated requests for each operation,
+# SCHEMATHESIS_SEED what they are generated from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,5 +29,5 @@ fi
 cd .cache # Schemathesis writes its reports to the current directory
 exec "$venv/bin/schemathesis" --no-color --config-file "$config" run "$1" \
 	--header "X-API-Key: ${WRENN_API_KEY:?}" \
-	--max-examples "${SCHEMATHESIS_EXAMPLES:-50}" --seed 1 --warnings off --continue-on-failure --request-timeout 60 \
+	--max-examples "${SCHEMATHESIS_EXAMPLES:-50}" --seed "${SCHEMATHESIS_SEED:-1}" --warnings off --continue-on-failure --request-timeout 60 \
 	--suppress-health-check all # they are about the speed of data generation on this machine

@@ -611,6 +611,14 @@ func TestSnapshots(t *testing.T) {
 	s.call(t, "POST", "/v2/sandboxes", `{"templateID":"`+unnamed["snapshotID"].(string)+`"}`, 201)
 	s.call(t, "DELETE", "/templates/mine%3Av1", "", 204)
 	s.call(t, "DELETE", "/templates/mine%3Av1", "", 404)
+	for _, name := range []string{"%0D", "a%20b", "a:b:c", "x%0A"} { // of no template
+		for _, call := range [][2]string{
+			{"DELETE", ""}, {"GET", ""}, {"GET", "/tags"}, {"GET", "/builds/" + noBuild + "/status"},
+		} {
+			s.call(t, call[0], "/templates/"+name+call[1], "", 404)
+		}
+		s.call(t, "GET", "/templates/aliases/"+name, "", 404)
+	}
 	count("", 2)
 }
 

@@ -60,7 +60,7 @@ func (s *Server) findTemplate(r *http.Request, c service.Caller) (*wrenn.Templat
 		return nil, err
 	}
 	t, err := s.service.Template(r.Context(), c, name)
-	if code := wrenn.CodeOf(err); code == wrenn.NotFound || code == wrenn.Invalid {
+	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return nil, noTemplate(name)
 	}
 	return t, err

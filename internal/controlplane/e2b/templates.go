@@ -54,7 +54,7 @@ func (s *Server) alias(r *http.Request, c service.Caller) (int, any, error) {
 		return 0, nil, err
 	}
 	t, err := s.service.Template(r.Context(), c, name)
-	if code := wrenn.CodeOf(err); code == wrenn.NotFound || code == wrenn.Invalid {
+	if wrenn.CodeOf(err) == wrenn.NotFound {
 		return 0, nil, noTemplate(name)
 	}
 	if err != nil {
@@ -75,10 +75,18 @@ func (s *Server) deleteTemplate(r *http.Request, c service.Caller) (int, any, er
 	return http.StatusNoContent, nil, s.service.DeleteTemplate(r.Context(), c, name)
 }
 
-// templateName reads a name from the path, where a slash of it is escaped.
+// templateName reads a name from the path, where a slash of it is escaped. What no
+// template can be named is not found, as any other template that does not exist.
 func templateName(r *http.Request, parameter string) (string, error) {
 	name, err := pathText(r, parameter)
-	return ourName(name), err
+	if err != nil {
+		return "", err
+	}
+	name = ourName(name)
+	if _, err := wrenn.ParseTemplateName(name); err != nil {
+		return "", noTemplate(name)
+	}
+	return name, nil
 }
 
 // pathText reads a parameter of the path, where its slashes are escaped.
