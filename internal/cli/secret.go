@@ -50,7 +50,7 @@ func (c *secretSetCommand) Run(ctx context.Context, s *session) error {
 }
 
 func (c *secretSetCommand) read(s *session) (string, error) {
-	from := io.Reader(s.In)
+	from := s.In
 	if c.File != "" {
 		f, err := os.Open(c.File)
 		if err != nil {

@@ -120,7 +120,7 @@ func (o *observers) close() {
 
 // Numbers of linux/netfilter/nfnetlink_log.h.
 const (
-	nflogPacket = unix.NFNL_SUBSYS_ULOG<<8 | 0 // NFULNL_MSG_PACKET
+	nflogPacket = unix.NFNL_SUBSYS_ULOG << 8   // NFULNL_MSG_PACKET
 	nflogConfig = unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_CONFIG
 
 	nfulaCfgCmd      = 1

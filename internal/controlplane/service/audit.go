@@ -97,8 +97,8 @@ func (a *Audit) AuditLog(ctx context.Context, c Caller, list ListAudit) (entries
 	return entries, strconv.FormatInt(entries[len(entries)-1].ID, 10), nil
 }
 
-// run writes what was recorded, and once more at the end.
-func (a *Audit) run(ctx context.Context) error {
+// runAudit writes what was recorded, and once more at the end.
+func (a *Audit) runAudit(ctx context.Context) error {
 	tick := time.NewTicker(auditEvery)
 	defer tick.Stop()
 	for {

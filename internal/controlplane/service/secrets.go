@@ -153,16 +153,15 @@ func (s *Secrets) runReseal(ctx context.Context) error {
 	}
 	for {
 		changed, failed, err := s.reseal(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if changed > 0 {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "encrypted secrets with the first key", slog.Int("secrets", changed))
 		}
 		if err == nil && failed == 0 {
 			return nil
 		}
-		s.log.LogAttrs(ctx, slog.LevelWarn, "cannot encrypt all secrets with the first key; will retry", slog.Int("secrets", failed), slog.Any("err", err))
+		if ctx.Err() == nil {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "cannot encrypt all secrets with the first key; will retry", slog.Int("secrets", failed), slog.Any("err", err))
+		}
 		if !wake.Sleep(ctx, resealRetry) {
 			return nil
 		}

@@ -161,7 +161,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.Audit.run, s.retention.run, s.oldEntries.run, s.runReseal,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.runAudit, s.retention.run, s.oldEntries.run, s.runReseal,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}
