@@ -20,7 +20,7 @@ import (
 var wanted = []string{
 	"virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "xfs",
 	"kvm-amd", "tun", "veth",
-	"nf_tables", "nft_ct", "nft_connlimit", "nft_limit", "nft_chain_nat", "nft_nat", "nft_masq", "nft_fib_inet", "nf_conntrack_netlink",
+	"nf_tables", "nft_ct", "nft_connlimit", "nft_limit", "nft_chain_nat", "nft_nat", "nft_masq", "nft_fib_inet", "nft_redir", "nft_log", "nfnetlink_log", "nf_conntrack_netlink",
 }
 
 // fetchKernel downloads the distribution's kernel, once, and returns the

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -25,8 +26,17 @@ func batch(path string, build func(*nftables.Conn) error) error {
 		if err := build(conn); err != nil {
 			return err
 		}
-		return conn.Flush()
+		return explainMissing(conn.Flush())
 	})
+}
+
+// explainMissing says what an error of nftables means when the kernel cannot load a
+// module for a rule: it answers ENOENT.
+func explainMissing(err error) error {
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return fmt.Errorf("the kernel lacks a part of nftables, such as the modules nft_ct, nft_connlimit, nft_limit, nft_nat, nft_masq, nft_fib_inet, nft_redir, nft_log and nfnetlink_log: load or build them: %w", err)
 }
 
 // table is a table that is written from scratch. It replaces an earlier table of
