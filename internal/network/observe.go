@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 
@@ -88,12 +87,23 @@ func (o *observers) observe(index int, path string, record func(wrenn.EgressEven
 	o.open[index] = conn
 	o.mu.Unlock()
 	o.work.Go(func() {
-		if err := recordAll(conn, record); !errors.Is(err, net.ErrClosed) {
+		if err := recordAll(conn, record); o.drop(index, conn) {
 			_ = conn.Close() // it is of no use now
 			o.log.Warn("egress log of network slot stopped", slog.Int("slot", index), slog.Any("err", err))
 		}
 	})
 	return nil
+}
+
+// drop forgets an observer whose socket failed; false for one that was stopped.
+func (o *observers) drop(index int, conn *netlink.Conn) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.open[index] != conn {
+		return false
+	}
+	delete(o.open, index)
+	return true
 }
 
 // stop ends the observer of a slot and closes its socket.
@@ -168,9 +178,6 @@ func recordAll(conn *netlink.Conn, record func(wrenn.EgressEvent)) error {
 			continue
 		}
 		if err != nil {
-			if errors.Is(err, unix.EBADF) {
-				return net.ErrClosed
-			}
 			return err
 		}
 		for _, m := range messages {

@@ -71,7 +71,8 @@ type Machine interface {
 	Snapshot(ctx context.Context, dir string) error
 
 	// ResizeDisk tells the guest the new size, in bytes, of a disk whose file its
-	// caller has made larger, to Disk.MaxBytes at most. disk is the index in Spec.Disks.
+	// caller has made larger, to Disk.MaxBytes at most. disk is the index in Spec.Disks;
+	// the file must have the path that it had when the machine was started.
 	// The guest sees the size a moment later; its file system is as before. Twice is
 	// allowed.
 	ResizeDisk(ctx context.Context, disk int, size int64) error

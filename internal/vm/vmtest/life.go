@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -177,10 +178,12 @@ func (s *suite) takeBase(t *testing.T, b *machine) {
 // grownBy is how much larger a disk of a test may become.
 const grownBy = 1 << 30
 
-// growDisk makes the disk larger under the running guest.
+// growDisk makes the disk, which takeBase has renamed, larger under the running guest.
 func (s *suite) growDisk(t *testing.T, b *machine) {
 	t.Helper()
-	disk := b.spec.Disks[0].Path
+	disk := strings.TrimSuffix(b.spec.Disks[0].Path, ".renamed")
+	must(t, "rename the disk", os.Rename(b.spec.Disks[0].Path, disk))
+	b.spec.Disks[0].Path = disk
 	info, err := os.Stat(disk)
 	must(t, "stat", err)
 	size := info.Size() + grownBy
