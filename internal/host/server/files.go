@@ -144,6 +144,11 @@ func (s *server) ReadFileStream(ctx context.Context, req *pb.ReadFileStreamReque
 		return err
 	}
 	defer file.Close()
+	return sendFile(stream, file, func(err error) error { return broken(ctx, err) })
+}
+
+// sendFile sends a file to its end. failed returns the call's error for one of reading.
+func sendFile(stream *connect.ServerStream[pb.ReadFileStreamResponse], file io.Reader, failed func(error) error) error {
 	buffer := make([]byte, copyBuffer)
 	for {
 		n, end := fill(file, buffer)
@@ -156,7 +161,7 @@ func (s *server) ReadFileStream(ctx context.Context, req *pb.ReadFileStreamReque
 		case errors.Is(end, io.EOF):
 			return nil
 		case end != nil:
-			return broken(ctx, end)
+			return failed(end)
 		}
 	}
 }

@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
-	"io"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -134,21 +132,9 @@ func (s *server) ReadVolumeFile(_ context.Context, req *pb.VolumeFileRequest, st
 		return err
 	}
 	defer file.Close()
-	buffer := make([]byte, copyBuffer)
-	for {
-		n, end := fill(file, buffer)
-		if n > 0 {
-			if err := stream.Send(&pb.ReadFileStreamResponse{Chunk: buffer[:n]}); err != nil {
-				return err
-			}
-		}
-		if errors.Is(end, io.EOF) {
-			return nil
-		}
-		if end != nil {
-			return &wrenn.Error{Code: wrenn.Internal, Message: "the volume's file system failed", Err: end}
-		}
-	}
+	return sendFile(stream, file, func(err error) error {
+		return &wrenn.Error{Code: wrenn.Internal, Message: "the volume's file system failed", Err: err}
+	})
 }
 
 func (s *server) WriteVolumeFile(_ context.Context, stream *connect.ClientStream[pb.WriteFileStreamRequest]) (*pb.WriteVolumeFileResponse, error) {
