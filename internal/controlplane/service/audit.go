@@ -99,21 +99,8 @@ func (a *Audit) AuditLog(ctx context.Context, c Caller, list ListAudit) (entries
 
 // runAudit writes what was recorded, and once more at the end.
 func (a *Audit) runAudit(ctx context.Context) error {
-	tick := time.NewTicker(auditEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			a.flush(ctx)
-		case <-a.full:
-			a.flush(ctx)
-		case <-ctx.Done():
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
-			defer cancel()
-			a.flush(ctx)
-			return nil
-		}
-	}
+	flushEvery(ctx, auditEvery, a.full, a.flush)
+	return nil
 }
 
 // flush writes all entries that wait. Those that cannot be written wait for the next time.

@@ -64,17 +64,26 @@ type flusher struct {
 
 // run writes at intervals, and once more at the end.
 func (f *flusher) run(ctx context.Context) error {
-	tick := time.NewTicker(f.every)
+	flushEvery(ctx, f.every, nil, f.flush)
+	return nil
+}
+
+// flushEvery calls flush at intervals and when something is sent to soon, which may be
+// nil, until ctx ends; then once more, with flushTimeout.
+func flushEvery(ctx context.Context, every time.Duration, soon <-chan struct{}, flush func(context.Context)) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			f.flush(ctx)
+			flush(ctx)
+		case <-soon:
+			flush(ctx)
 		case <-ctx.Done():
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 			defer cancel()
-			f.flush(ctx)
-			return nil
+			flush(ctx)
+			return
 		}
 	}
 }
