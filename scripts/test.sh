@@ -10,14 +10,18 @@ rm -rf "$results"
 mkdir -p "$results"
 summary=$results/summary # one line for each suite; a file, because a suite in the background cannot set variables
 
-# suite NAME FLAGS...: runs go test with FLAGS and adds a line to the summary.
+# suite NAME PACKAGES FLAGS...: runs go test with FLAGS and adds a line to the
+# summary. Up to three tests that fail are run once more: one that passes then
+# does not fail the suite, and is listed as flaky, with what it printed.
 suite() {
-	local name=$1 json skipped
-	shift
-	json=$results/${name//[^a-z0-9]/-}.json
+	local name=$1 packages=$2 json flaky skipped
+	shift 2
+	json=$results/${name//[^a-z0-9]/-}.json flaky=${json%.json}.flaky
 	printf '\n== %s\n' "$name"
-	if go tool -modfile=tools.mod gotestsum --format pkgname --hide-summary=output --jsonfile "$json" -- "$@"; then
+	if go tool -modfile=tools.mod gotestsum --format pkgname --hide-summary=output --jsonfile "$json" \
+		--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$flaky" --packages="$packages" -- "$@"; then
 		say "passed    $name, $(count pass "$json") tests"
+		[ ! -s "$flaky" ] || say "FLAKY     $(paste -sd ' ' "$flaky")"
 	else
 		say "FAILED    $name, $(count fail "$json") tests"
 		fail
@@ -54,7 +58,7 @@ what_failed() {
 }
 
 finish() {
-	[ ! -e "$results/failed" ] || what_failed
+	what_failed
 	printf '\n== what ran\n'
 	cat "$summary"
 	[ ! -e "$results/failed" ] || exit 1
@@ -77,7 +81,7 @@ if [ "$free" -lt 15 ]; then
 	finish
 fi
 
-suite 'namespaces, ownership and full disks, as root' -tags root ./internal/...
+suite 'namespaces, ownership and full disks, as root' ./internal/... -tags root
 
 # Images take a minute to make, so the tests share those of make run.
 export WRENN_TEST_IMAGES=/var/lib/wrenn
@@ -90,13 +94,13 @@ eval "$exports"
 # WRENN_FIRECRACKER_DIR when that is set.
 if python3 -m pip --version >/dev/null 2>&1; then
 	set -m
-	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' -tags nested -timeout 80m -v ./e2e/nested >"$results/nested" 2>&1 &
+	suite 'machines on firecracker, as root, in a qemu guest that has a KVM' ./e2e/nested -tags nested -timeout 80m -v >"$results/nested" 2>&1 &
 	set +m
 	trap 'kill -- "-$!" 2>/dev/null || true' EXIT
 else
 	left_out 'machines on firecracker: they need python3-pip, to download Firecracker'
 fi
-suite 'machines on qemu, as root' -tags root,vm -timeout 60m -p 1 ./internal/vm/qemu ./cmd/host-agent ./e2e
+suite 'machines on qemu, as root' './internal/vm/qemu ./cmd/host-agent ./e2e' -tags root,vm -timeout 60m -p 1
 wait
 [ ! -e "$results/nested" ] || cat "$results/nested"
 finish
