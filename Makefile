@@ -28,7 +28,7 @@ build: setup ## build bin/: wrenn, control-plane, host-agent, and the guest prog
 	@$(GO_BUILD) -o bin/ ./cmd/...
 
 # Apart from a "wrenn up" of the user's on this machine, but for the images.
-DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wrenn --net-range 10.190.0.0/16 --net-prefix wdemo
+DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wrenn/images --net-range 10.190.0.0/16 --net-prefix wdemo
 
 .PHONY: run
 run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l /' runs your own

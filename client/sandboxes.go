@@ -52,6 +52,7 @@ type Sandbox struct {
 	CreatedAt    time.Time         `json:"created_at"`
 	StartedAt    time.Time         `json:"started_at,omitzero"`     // zero until it ran
 	LastActiveAt time.Time         `json:"last_active_at,omitzero"` // zero until it ran
+	EndsAt       time.Time         `json:"ends_at,omitzero"`        // set if the timeout counts whether it is used or not: when it happens
 	UpdatedAt    time.Time         `json:"last_updated"`            // when State last changed
 }
 

@@ -85,7 +85,7 @@ suite 'namespaces, ownership and full disks, as root' ./internal/... -tags root
 
 # Images take a minute to make, so the tests share those of make run.
 export WRENN_TEST_IMAGES=/var/lib/wrenn
-exports=$(bin/host-agent image prepare --images "$WRENN_TEST_IMAGES" --export)
+exports=$(bin/host-agent image prepare --images "$WRENN_TEST_IMAGES/images" --export)
 eval "$exports"
 
 # The nested machine has one processor and depends on no other suite, so it runs

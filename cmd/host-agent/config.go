@@ -237,7 +237,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 	d := c.Driver
 	return host.Config{
 		StateDir: c.State, RunDir: c.Run, Adopt: true,
-		Image:   image.Config{StateDir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd, MinFree: int64(max(0, c.Limits.DiskFreeMB)) << 20},
+		Image:   image.Config{StateDir: c.State, Dir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd, MinFree: int64(max(0, c.Limits.DiskFreeMB)) << 20},
 		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer, Unjailed: d.Unjailed},
 		Network: c.network(),
 		Limits: sandbox.Limits{

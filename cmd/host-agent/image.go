@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,14 +23,14 @@ type imageCommands struct {
 
 // imageFlags are the flags of every command about images.
 type imageFlags struct {
-	Images string `type:"path" help:"Directory for guest images, if not --state."`
+	Images string `type:"path" help:"Directory for guest images; default: images in --state."`
 	Envd   string `type:"existingfile" help:"The guest agent; default: envd beside this program."`
 	Stage0 string `type:"existingfile" help:"The first program that a guest runs; default: stage0 beside this program."`
 }
 
 // config sends progress to standard error: standard output is for the result.
 func (f imageFlags) config(line *commandLine, std streams) image.Config {
-	return image.Config{StateDir: cmp.Or(f.Images, line.State), Out: std.err, Envd: f.Envd, Stage0: f.Stage0}
+	return image.Config{StateDir: line.State, Dir: f.Images, Out: std.err, Envd: f.Envd, Stage0: f.Stage0}
 }
 
 type imagePrepare struct {

@@ -52,12 +52,13 @@ func invoke(t *testing.T, stdin io.Reader, environ map[string]string, args ...st
 func server(t *testing.T) *httptest.Server {
 	t.Helper()
 	box := map[string]any{
-		"id": testID, "status": "running", "template": "base", "vcpus": 1, "memory_mb": 512, "disk_mb": 10240, "timeout_sec": 300,
+		"id": testID, "status": "running", "template": "base", "vcpus": 1, "memory_mb": 512, "disk_mb": 10240, "timeout_sec": 0,
 		"metadata": map[string]string{"b": "\x1b[31m", "a": "1"}, "created_at": time.Now().Add(-90 * time.Second), "last_updated": time.Now(),
 	}
 	mux := http.NewServeMux()
 	answer := func(status int, body any) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
+			status, body := status, body
 			if r.Header.Get("X-API-Key") != testKey {
 				status, body = 401, map[string]any{"error": map[string]string{"code": "unauthorized", "message": "the API key is unknown or revoked"}}
 			}
@@ -71,7 +72,8 @@ func server(t *testing.T) *httptest.Server {
 	private["id"] = "private"
 	private["ports"] = map[string]any{"url": "https://{port}-private.example.com/", "private": true, "token": "secret", "https": []int{443}}
 	ended := maps.Clone(box)
-	ended["status"] = "stopped"
+	ended["status"], ended["reason"], ended["end_cause"] = "stopped", "it was not used", "timeout"
+	ended["created_at"], ended["last_updated"] = time.Date(2026, 1, 2, 15, 4, 5, 0, time.Local), time.Date(2026, 1, 2, 16, 4, 5, 0, time.Local)
 	mux.HandleFunc("GET /v1/sandboxes/{id}", answer(200, box))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/metrics", func(w http.ResponseWriter, r *http.Request) {
 		samples := []any{}
@@ -151,6 +153,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 	ends := map[string]string{
 		"three": `{"type":"exit","exit_code":3,"status":"exit status 3"}`,
 		"kill":  `{"type":"exit","exit_code":-1,"status":"signal: killed"}`,
+		"slow":  `{"type":"exit","exit_code":-1,"status":"signal: killed","reason":"timeout"}`,
 		"break": `{"type":"error","code":"internal","data":"the server is broken"}`,
 	}
 	refusals := map[string]string{
@@ -165,6 +168,11 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		}
 		var f struct{ Type, Cmd, Signal string }
 		if kind == websocket.MessageBinary {
+			if before, eof := bytes.CutSuffix(text[1:], []byte("\x04\x04")); eof { // the end of a terminal's input within a line
+				_ = conn.Write(r.Context(), kind, append([]byte{3}, before...))
+				say(`{"type":"exit","exit_code":0,"status":"exit status 0"}`)
+				continue
+			}
 			_ = conn.Write(r.Context(), kind, append([]byte{1}, text[1:]...))
 			taken += len(text) - 1
 			say(fmt.Sprintf(`{"type":"input","offset":%d}`, taken))
@@ -250,8 +258,8 @@ func TestCommands(t *testing.T) {
 		"port, ended":           {[]string{"sandbox", "port", "ended", "80"}, "", result{1, "", "sandbox " + testID + " has ended\n"}},
 		"port-forward, no port": {[]string{"port-forward", testID, "0:0"}, "", result{2, "", "usage: \"0:0\" is not a port: give PORT or LOCAL:PORT, from 1 to 65535\n"}},
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
-			"ID                     TEMPLATE  VCPUS  MEMORY  AGE  METADATA     STATE\n" +
-			testID + "  base      1      512M    1m   a=1,b=�[31m  running\n", ""}},
+			"ID                     STATE    LEFT   TEMPLATE  VCPUS  MEMORY  AGE  DETAILS\n" +
+			testID + "  running  never  base      1      512M    1m   a=1,b=�[31m\n", ""}},
 		"network": {[]string{"sandbox", "network", testID}, "", result{0, "default  deny\nallow    1.1.1.1 8.0.0.0/8\ndeny     -\n", ""}},
 		"no network": {[]string{"sandbox", "network", testID, "--network", "none", "--allow", "1.1.1.1"}, "", result{0,
 			`default  {"default":"deny","allow":["1.1.1.1"]}` + "\nallow    -\ndeny     -\n", ""}},
@@ -317,9 +325,17 @@ func TestCommands(t *testing.T) {
 				"2026-01-02 15:04:05  2     12.3%  100 MiB  512 MiB  50 MiB  1024 MiB  10240 MiB\n", ""}},
 		"no stats":   {[]string{"sandbox", "stats", testID}, "", result{0, "", "no samples: the sandbox was not measured in that time; --last 0s shows all\n"}},
 		"json stats": {[]string{"sandbox", "stats", testID, "-o", "json"}, "", result{0, "[]\n", ""}},
-		"logs":       {[]string{"sandbox", "logs", "-f", testID}, "", result{0, "Linux\r\ntrue\x1b", ""}},
-		"download":   {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
-		"no copy":    {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
+		"json exec": {[]string{"-o", "json", "sandbox", "exec", testID, "three"}, "", result{3, "" +
+			"{\n  \"stdout\": \"\",\n  \"stderr\": \"to stderr\\n\",\n  \"exit_code\": 3,\n  \"status\": \"exit status 3\"\n}\n", ""}},
+		"json exec of bytes": {[]string{"-o", "json", "sandbox", "exec", testID, "cat"}, "\xff", result{0, "" +
+			"{\n  \"stdout\": \"/w==\",\n  \"stderr\": \"dG8gc3RkZXJyCg==\",\n  \"encoding\": \"base64\",\n  \"exit_code\": 0,\n  \"status\": \"exit status 0\"\n}\n", ""}},
+		"json logs": {[]string{"-o", "json", "sandbox", "logs", "-f", testID}, "", result{0, "{\"line\":\"Linux\"}\n{\"line\":\"true\\u001b\"}\n", ""}},
+		"shell":     {[]string{"sandbox", "shell", testID}, "ls\n", result{0, "ls\n", "to stderr\n"}},
+		"terminal":  {[]string{"sandbox", "exec", "-t", testID, "tty"}, "a", result{0, "a", "to stderr\n"}},
+		"timeout":   {[]string{"sandbox", "exec", "--timeout", "1s", testID, "slow"}, "", result{124, "", "to stderr\nthe command did not end in time and was killed: give it a longer --timeout\n"}},
+		"logs":      {[]string{"sandbox", "logs", "-f", testID}, "", result{0, "Linux\r\ntrue\x1b", ""}},
+		"download":  {[]string{"sandbox", "cp", testID + ":/x", "-"}, "", result{0, "content", ""}},
+		"no copy":   {[]string{"sandbox", "cp", "a", "b"}, "", result{1, "", "neither a nor b is in a sandbox: write ID:PATH\n"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := invoke(t, strings.NewReader(test.stdin), here(s), append([]string{"--url", s.URL}, test.args...)...)
@@ -336,6 +352,17 @@ func TestJSON(t *testing.T) {
 	var boxes []client.Sandbox
 	if err := json.Unmarshal([]byte(got.out), &boxes); err != nil || len(boxes) != 1 || boxes[0].ID != testID || boxes[0].Metadata["b"] != "\x1b[31m" {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestGetEnded: of a sandbox that ended, get shows when and why.
+func TestGetEnded(t *testing.T) {
+	s := server(t)
+	got := invoke(t, nil, here(s), "--url", s.URL, "sandbox", "get", "ended")
+	for _, line := range []string{"state     stopped\n", "reason    it was not used\n", "ended     2026-01-02 16:04:05 (", "ended by  timeout\n"} {
+		if !strings.Contains(got.out, line) {
+			t.Errorf("no %q in %+v", line, got)
+		}
 	}
 }
 
@@ -358,9 +385,23 @@ func TestKeyStaysWithItsServer(t *testing.T) {
 	if got := invoke(t, nil, environ, "--url", other.URL, "sandbox", "create"); got.code != 1 || !strings.Contains(got.err, "no API key for "+other.URL) {
 		t.Errorf("with another server: %+v", got)
 	}
-	environ["E2B_API_KEY"] = "e2b_wrong"
+	environ["WRENN_API_KEY"] = "e2b_wrong"
 	if got := invoke(t, nil, environ, "sandbox", "create"); got.code != 1 || !strings.Contains(got.err, "unknown or revoked") {
 		t.Errorf("the environment's key does not win: %+v", got)
+	}
+	delete(environ, "WRENN_API_KEY")
+
+	// E2B_API_KEY may be that of a cloud.
+	environ["E2B_API_KEY"] = "e2b_cloud"
+	if got := invoke(t, nil, environ, "sandbox", "create"); got.code != 0 {
+		t.Errorf("E2B's key is used in place of the configuration's: %+v", got)
+	}
+	if got := invoke(t, nil, environ, "--url", other.URL, "sandbox", "create"); got.code != 1 || !strings.Contains(got.err, "E2B_API_KEY is sent only to") {
+		t.Errorf("E2B's key for another server: %+v", got)
+	}
+	alone := map[string]string{"HOME": t.TempDir(), "E2B_API_KEY": testKey, "E2B_API_URL": other.URL + "/"}
+	if got := invoke(t, nil, alone, "sandbox", "create"); got.code != 0 {
+		t.Errorf("with E2B's variables alone: %+v", got)
 	}
 }
 
@@ -498,9 +539,30 @@ func TestHelpCommand(t *testing.T) {
 }
 
 func TestWrongCommandLine(t *testing.T) {
-	for _, args := range [][]string{{"nothing"}, {"sandbox", "create", "--vcpus", "many"}, {"sandbox", "create", "--timeout", "0s"}, {"-o", "xml", "version"}, {"sandbox", "create", "--on-timeout", "sell"}, {"sandbox", "fork"}} {
+	for _, args := range [][]string{{"nothing"}, {"sandbox", "create", "--vcpus", "many"}, {"sandbox", "create", "--timeout", "0s"}, {"-o", "xml", "version"}, {"sandbox", "create", "--on-timeout", "sell"}, {"sandbox", "fork"},
+		{"sandbox", "create", "--vcpus", "0"}, {"sandbox", "create", "-m", "0"}, {"sandbox", "create", "--disk", "0M"}, {"sandbox", "list", "-n", "0"},
+		{"sandbox", "fork", testID, "-n", "0"}, {"sandbox", "exec", "--timeout", "0s", testID, "true"}, {"key", "create", "x", "--expires", "0s"},
+	} {
 		if got := invoke(t, nil, nil, args...); got.code != 2 || got.err == "" {
 			t.Errorf("wrenn %q = %+v", args, got)
+		}
+	}
+}
+
+// TestAlign: a table fits in the width of a terminal.
+func TestAlign(t *testing.T) {
+	rows := [][]string{{"ID", "STATE", "DETAILS"}, {"i1", "running", "a=\x1b1"}, {"i2", "é", strings.Repeat("x", 30)}}
+	for width, want := range map[int]string{
+		0:  "ID  STATE    DETAILS\ni1  running  a=�1\ni2  é        " + strings.Repeat("x", 30) + "\n",
+		30: "ID  STATE    DETAILS\ni1  running  a=�1\ni2  é        xxxxxxxxxxxxxxxx…\n",
+		5:  "ID  STATE    DETAILS\ni1  running  a=�1\ni2  é        xxxxxxxxx…\n",
+	} {
+		var got strings.Builder
+		for _, line := range align(rows, width) {
+			got.WriteString(strings.Join(line, "") + "\n")
+		}
+		if diff := cmp.Diff(want, got.String()); diff != "" {
+			t.Errorf("width %d (-want +got):\n%s", width, diff)
 		}
 	}
 }

@@ -37,10 +37,10 @@ type execFlags struct {
 type execCommand struct {
 	execFlags
 
-	Tty     bool          `short:"t" help:"Give it a terminal; input and output are this terminal if there is one."`
-	NoStdin bool          `short:"n" help:"Give it no input. Needed in shell loops that read a list, because the command would read the list."`
-	Timeout time.Duration `placeholder:"TIME" help:"Kill it after this time; default: never."`
-	Attach  int           `placeholder:"PID" help:"Follow a command that is already running instead of starting one."`
+	Tty     bool  `short:"t" help:"Give it a terminal; input and output are this terminal if there is one."`
+	NoStdin bool  `short:"n" help:"Give it no input. Needed in shell loops that read a list, because the command would read the list."`
+	Timeout span  `placeholder:"TIME" help:"Kill it after this time, such as 90s, and exit with 124; default: never."`
+	Attach  count `placeholder:"PID" help:"Follow a command that is already running instead of starting one."`
 
 	ID      string   `arg:"" complete:"sandbox" help:"The sandbox."`
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command and its arguments. It is not run by a shell: use sh -c '...' for pipes."`
@@ -56,13 +56,16 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	if c.Tty && s.json() {
+		return fmt.Errorf("%w: -o json is not for a command with a terminal: leave out -t", run.ErrUsage)
+	}
 	p := &program{s: s, id: c.ID, tty: c.Tty, input: !c.NoStdin}
 	if c.Attach != 0 {
 		p.attached = true
-		return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) { return api.Attach(ctx, c.ID, c.Attach) })
+		return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) { return api.Attach(ctx, c.ID, int(c.Attach)) })
 	}
 	return p.start(ctx, api, client.Command{
-		Cmd: command[0], Args: command[1:], Env: c.Env, Cwd: c.Cwd, User: c.User, Timeout: c.Timeout,
+		Cmd: command[0], Args: command[1:], Env: c.Env, Cwd: c.Cwd, User: c.User, Timeout: c.Timeout.Duration,
 	})
 }
 
@@ -91,7 +94,11 @@ func (c *shellCommand) Run(ctx context.Context, s *session) error {
 	if len(shell) == 0 {
 		shell = []string{"/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}
 	}
-	p := &program{s: s, id: c.ID, tty: true, input: true}
+	if s.json() {
+		return fmt.Errorf("%w: -o json is not for shell: use exec", run.ErrUsage)
+	}
+	// Without a terminal, such as with a script as input, a terminal in the sandbox would never end its input.
+	p := &program{s: s, id: c.ID, tty: terminal(s.In) != nil, input: true}
 	return p.start(ctx, api, client.Command{Cmd: shell[0], Args: shell[1:], Env: c.Env, Cwd: c.Cwd, User: c.User})
 }
 
@@ -198,7 +205,8 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	defer restore()
 	wanted, end := context.WithCancel(ctx) // when it ends, endOn ends the command
 	defer end()
-	out, errOut := &sink{w: p.s.Out, end: end}, &sink{w: p.s.Err, end: end}
+	stdout, stderr := p.outputs()
+	out, errOut := &sink{w: stdout, end: end}, &sink{w: stderr, end: end}
 	ended := make(chan struct{})
 	var helpers sync.WaitGroup
 	helpers.Go(func() { p.passSizes(stream, ended) })
@@ -212,6 +220,9 @@ func (p *program) follow(ctx context.Context, open func(context.Context) (*clien
 	_ = stream.Close() // ends Resize and Signal
 	helpers.Wait()
 	restore()
+	if err == nil {
+		err = p.report(exit, stdout, stderr)
+	}
 	if ctx.Err() != nil && err == nil && exit.Code < 0 {
 		return exitCode(codeSignal + int(syscall.SIGINT)) // it ended because of Ctrl-C, whichever signal was sent for that
 	}
@@ -272,12 +283,14 @@ func (p *program) raw() (restore func(), err error) {
 // passInput sends the input to the command, and its end.
 func (p *program) passInput(stream *client.Stream) {
 	buffer := make([]byte, inputChunk)
+	last := byte('\n')
 	for {
 		n, err := p.s.In.Read(buffer)
 		if n > 0 {
 			if _, err := stream.Write(buffer[:n]); err != nil {
 				return // the command or the stream ended, which Copy reports
 			}
+			last = buffer[n-1]
 		}
 		if err == nil {
 			continue
@@ -286,10 +299,26 @@ func (p *program) passInput(stream *client.Stream) {
 			fmt.Fprintf(p.s.Err, "read the input: %v\r\n", err)
 		}
 		if !p.attached {
-			_ = stream.CloseStdin() // as for Write above
+			p.endInput(stream, last) // as for Write above
 		}
 		return
 	}
+}
+
+// endOfInput is what a terminal takes for the end of its input, see termios(3), VEOF.
+const endOfInput = "\x04"
+
+// endInput ends the command's input. last is the last byte of it.
+func (p *program) endInput(stream *client.Stream, last byte) {
+	if !p.tty {
+		_ = stream.CloseStdin()
+		return
+	}
+	end := endOfInput
+	if last != '\n' {
+		end += endOfInput // the first one ends the line
+	}
+	_, _ = io.WriteString(stream, end)
 }
 
 // passSizes resizes the command's terminal with this one.

@@ -17,9 +17,9 @@ type keyCommands struct {
 }
 
 type keyCreateCommand struct {
-	Name    string        `arg:"" help:"A name that says what the key is for."`
-	Scope   []string      `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything, also keys and secrets; the default). May be repeated." placeholder:"SCOPE"`
-	Expires time.Duration `help:"After how long it stops working, such as 720h; default never." placeholder:"DURATION"`
+	Name    string   `arg:"" help:"A name that says what the key is for."`
+	Scope   []string `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything, also keys and secrets; the default). May be repeated." placeholder:"SCOPE"`
+	Expires span     `help:"After how long it stops working, such as 720h; default never." placeholder:"DURATION"`
 }
 
 // Run prints the secret alone, for scripts.
@@ -29,8 +29,8 @@ func (c *keyCreateCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	want := client.CreateKey{Name: c.Name, Scopes: c.Scope}
-	if c.Expires != 0 {
-		want.ExpiresAt = time.Now().Add(c.Expires)
+	if c.Expires.Duration != 0 {
+		want.ExpiresAt = time.Now().Add(c.Expires.Duration)
 	}
 	key, secret, err := api.CreateKey(ctx, want)
 	if err != nil {

@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -30,6 +33,9 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	defer console.Close()
+	if s.json() {
+		return s.jsonLines(console)
+	}
 	out := s.Out
 	if terminal(s.Out) != nil {
 		out = harmless{s.Out}
@@ -38,6 +44,28 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 		return fmt.Errorf("%w\nContinue with: wrenn sandbox logs --follow %s", err, c.ID)
 	}
 	return err
+}
+
+// jsonLines prints each line of a text as an object, as it arrives.
+func (s *session) jsonLines(text io.Reader) error {
+	lines := bufio.NewReader(text)
+	encoder := json.NewEncoder(s.Out)
+	encoder.SetEscapeHTML(false)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if len(line) > 0 && (err == nil || err == io.EOF || errors.Is(err, bufio.ErrBufferFull)) { //nolint:errorlint // an end is not wrapped
+			entry := map[string]string{"line": strings.TrimRight(string(line), "\r\n")}
+			if err := encoder.Encode(entry); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil && !errors.Is(err, bufio.ErrBufferFull): // a long line is several
+			return err
+		}
+	}
 }
 
 // harmless is a writer that removes what could control a terminal.

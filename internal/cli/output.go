@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 
@@ -45,6 +47,72 @@ func (s *session) print(value any, text func(io.Writer)) error {
 	return encoder.Encode(value)
 }
 
+// width returns the number of columns of the terminal that w is, 0 if it is none.
+func width(w io.Writer) int {
+	f := terminal(w)
+	if f == nil {
+		return 0
+	}
+	columns, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return columns
+}
+
+// fitted writes rows in columns, as table does, and cuts the last column so that a
+// row fits in a line of the terminal. It writes a cell as paint returns it.
+func (s *session) fitted(w io.Writer, rows [][]string, paint func(row, column int, text string) string) {
+	for i, line := range align(rows, width(w)) {
+		for j, cell := range line {
+			_, _ = io.WriteString(w, paint(i, j, cell)) // fails only when the reader is gone
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// minLast is the least width to which a table's last column is cut.
+const minLast = 10
+
+// align returns the cells padded to the width of their columns, with two spaces
+// between columns. The last one is cut so that a line has at most total characters;
+// 0 is no limit.
+func align(rows [][]string, total int) [][]string {
+	const gap = 2
+	widths := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(plain.Line(cell))+gap)
+		}
+	}
+	last := len(widths) - 1
+	room := total
+	for _, w := range widths[:last] {
+		room -= w
+	}
+	out := make([][]string, len(rows))
+	for i, row := range rows {
+		for j, cell := range row {
+			cell = plain.Line(cell)
+			if j < last {
+				cell += strings.Repeat(" ", widths[j]-utf8.RuneCountInString(cell))
+			} else if total > 0 {
+				cell = cut(cell, max(room, minLast))
+			}
+			out[i] = append(out[i], cell)
+		}
+	}
+	return out
+}
+
+// cut shortens a text to a number of characters.
+func cut(text string, most int) string {
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return text
+}
+
 // table writes rows in columns; the first row is the heading.
 func table(w io.Writer, rows [][]string) {
 	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -77,17 +145,20 @@ func (s *session) paint(w io.Writer, color, text string) string {
 }
 
 func (s *session) paintState(state client.State) string {
-	color := yellow
+	return s.paint(s.Out, stateColor(state), string(state))
+}
+
+func stateColor(state client.State) string {
 	switch state {
 	case client.Running:
-		color = green
+		return green
 	case client.Stopped:
-		color = faint
+		return faint
 	case client.Failed:
-		color = red
+		return red
 	case client.Pending, client.Starting, client.Pausing, client.Paused, client.Resuming, client.Stopping:
 	}
-	return s.paint(s.Out, color, string(state))
+	return yellow
 }
 
 // age formats how long ago t was, in one unit.
@@ -95,16 +166,7 @@ func age(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
-	d := max(0, time.Since(t))
-	switch {
-	case d < time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < time.Hour:
-		return fmt.Sprintf("%dm", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", int(d.Hours()))
-	}
-	return fmt.Sprintf("%dd", int(d.Hours()/24))
+	return span{time.Since(t)}.String()
 }
 
 // during runs work and shows progress while it does; see progress.

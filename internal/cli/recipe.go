@@ -43,7 +43,7 @@ func (c *templateBuildCommand) useRecipe(r images.Recipe) (done func(), err erro
 		return nil, err
 	}
 	c.Context, c.FromTemplate = dir, "base"
-	c.VCPUs, c.Memory, c.ReadyCmd = cmp.Or(c.VCPUs, r.VCPUs), cmp.Or(c.Memory, r.MemoryMB), cmp.Or(c.ReadyCmd, r.ReadyCmd)
-	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, recipeReady)
+	c.VCPUs, c.Memory, c.ReadyCmd = cmp.Or(c.VCPUs, count(r.VCPUs)), cmp.Or(c.Memory, count(r.MemoryMB)), cmp.Or(c.ReadyCmd, r.ReadyCmd)
+	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, span{recipeReady})
 	return done, nil
 }

@@ -53,8 +53,8 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 
 type createCommand struct {
 	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"The template to start from; default: base."`
-	VCPUs      int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
-	Memory     int               `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
+	VCPUs      count             `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
+	Memory     count             `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
 	Disk       mebibytes         `placeholder:"SIZE" help:"Size of the disk, as 20G; default: that of the template, of which base has 10G."`
 	Timeout    idle              `placeholder:"TIME" help:"Time without use after which it ends, such as 90s, 1h or never; default: 5m."`
 	OnTimeout  client.OnTimeout  `enum:"destroy,pause,pause_disk" default:"destroy" help:"What happens after --timeout: ${enum}."`
@@ -75,7 +75,7 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	var sb *client.Sandbox
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
-			Template: c.Template, VCPUs: c.VCPUs, MemoryMB: c.Memory, DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
+			Template: c.Template, VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
 			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(), Ports: c.ports(), Volumes: mountsOf(c.Volumes),
 		})
 		return err
@@ -90,7 +90,7 @@ type listCommand struct {
 	All      bool              `short:"a" help:"Also list those that have ended."`
 	State    []client.State    `placeholder:"STATE" help:"List only those in this state; may be repeated."`
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"List only those with this label; may be repeated."`
-	Limit    int               `short:"n" placeholder:"N" help:"Print at most this many; default: all."`
+	Limit    count             `short:"n" placeholder:"N" help:"Print at most this many; default: all."`
 	Quiet    bool              `short:"q" help:"Print only the ids."`
 }
 
@@ -115,7 +115,7 @@ func (c *listCommand) Run(ctx context.Context, s *session) error {
 			return err
 		}
 		sandboxes = append(sandboxes, sb)
-		if len(sandboxes) == c.Limit {
+		if len(sandboxes) == int(c.Limit) {
 			break
 		}
 	}
@@ -126,25 +126,62 @@ func (c *listCommand) Run(ctx context.Context, s *session) error {
 			}
 			return
 		}
-		rows := [][]string{{"ID", "TEMPLATE", "VCPUS", "MEMORY", "AGE", "METADATA", "STATE"}}
-		for _, sb := range sandboxes {
-			rows = append(rows, []string{
-				sb.ID, sb.Template, fmt.Sprint(sb.VCPUs), fmt.Sprintf("%dM", sb.MemoryMB), age(sb.CreatedAt), pairs(sb.Metadata),
-				stateAndReason(sb),
-			})
-		}
-		table(w, rows)
+		s.listing(w, sandboxes)
 	})
 }
 
-func stateAndReason(sb client.Sandbox) string {
+// listing writes a table of sandboxes. The last column is cut at the width of a terminal.
+func (s *session) listing(w io.Writer, sandboxes []client.Sandbox) {
+	rows := [][]string{{"ID", "STATE", "LEFT", "TEMPLATE", "VCPUS", "MEMORY", "AGE", "DETAILS"}}
+	for _, sb := range sandboxes {
+		rows = append(rows, []string{
+			sb.ID, string(sb.State), left(sb), sb.Template, fmt.Sprint(sb.VCPUs), fmt.Sprintf("%dM", sb.MemoryMB), age(sb.CreatedAt), details(sb),
+		})
+	}
+	const stateColumn = 1
+	s.fitted(w, rows, func(row, column int, text string) string {
+		if row == 0 || column != stateColumn {
+			return text
+		}
+		return s.paint(w, stateColor(client.State(strings.TrimSpace(text))), text)
+	})
+}
+
+// left returns how much is left of a running sandbox's timeout.
+func left(sb client.Sandbox) string {
+	switch {
+	case sb.State != client.Running:
+		return "-"
+	case sb.TimeoutSec == 0:
+		return never
+	}
+	return span{time.Until(deadline(sb))}.String()
+}
+
+// deadline returns when a running sandbox's timeout happens if it is not used until then.
+func deadline(sb client.Sandbox) time.Time {
+	if !sb.EndsAt.IsZero() {
+		return sb.EndsAt
+	}
+	used := sb.LastActiveAt
+	if used.IsZero() {
+		used = sb.CreatedAt
+	}
+	return used.Add(time.Duration(sb.TimeoutSec) * time.Second)
+}
+
+// details returns what else there is to know of a sandbox: why it ended, and its labels.
+func details(sb client.Sandbox) string {
+	var parts []string
 	if u := sb.Unresponsive; u != nil {
-		return fmt.Sprintf("%s, unresponsive for %s: %s", sb.State, age(u.Since), u.Reason)
+		parts = append(parts, fmt.Sprintf("unresponsive for %s: %s", age(u.Since), u.Reason))
+	} else if sb.Reason != "" {
+		parts = append(parts, sb.Reason)
 	}
-	if sb.Reason == "" {
-		return string(sb.State)
+	if len(sb.Metadata) > 0 {
+		parts = append(parts, pairs(sb.Metadata))
 	}
-	return string(sb.State) + ": " + sb.Reason
+	return orDash(strings.Join(parts, "; "))
 }
 
 // pairs formats labels in one line.
@@ -181,10 +218,16 @@ func (s *session) show(sb *client.Sandbox) error {
 		timeout := never
 		if sb.TimeoutSec > 0 {
 			timeout = fmt.Sprintf("%s, then %s", time.Duration(sb.TimeoutSec)*time.Second, sb.OnTimeout)
+			if sb.State == client.Running {
+				timeout += ", " + left(*sb) + " left"
+			}
 		}
 		fmt.Fprintf(w, "id        %s\nstate     %s\n", sb.ID, s.paintState(sb.State))
 		if sb.Reason != "" {
 			fmt.Fprintf(w, "reason    %s\n", plain.Line(sb.Reason))
+		}
+		if sb.State == client.Stopped || sb.State == client.Failed {
+			fmt.Fprintf(w, "ended     %s (%s ago)\n", sb.UpdatedAt.Local().Format(time.DateTime), age(sb.UpdatedAt))
 		}
 		if sb.EndCause != "" {
 			fmt.Fprintf(w, "ended by  %s\n", plain.Line(string(sb.EndCause)))
@@ -308,7 +351,7 @@ func (s *session) change(ctx context.Context, what string, ids []string, do func
 
 type forkCommand struct {
 	ID       string            `arg:"" complete:"sandbox" help:"The sandbox, running or paused. It does not change."`
-	Count    int               `short:"n" placeholder:"N" default:"1" help:"Number of copies, up to 100; default: 1."`
+	Count    count             `short:"n" placeholder:"N" default:"1" help:"Number of copies, up to 100; default: 1."`
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label of each copy, instead of those of the sandbox; may be repeated."`
 }
 
@@ -320,7 +363,7 @@ func (c *forkCommand) Run(ctx context.Context, s *session) error {
 	}
 	var forked *client.Forked
 	err = s.during(ctx, "copying "+c.ID, func(ctx context.Context) (err error) {
-		forked, err = api.ForkSandbox(ctx, c.ID, client.Fork{Count: c.Count, Metadata: c.Metadata})
+		forked, err = api.ForkSandbox(ctx, c.ID, client.Fork{Count: int(c.Count), Metadata: c.Metadata})
 		return err
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/pelletier/go-toml/v2"
@@ -141,23 +142,52 @@ func lend(home string, owner, group int, text []byte) error {
 	return root.Rename(staged, final)
 }
 
+// defaultURL is where "wrenn up" listens by default.
+const defaultURL = "http://127.0.0.1:8080"
+
 // client returns a client of the server that the command line, the environment or
-// the configuration names. The configuration's key is sent only to the
-// configuration's server.
+// the configuration names.
 func (s *session) client() (*client.Client, error) {
-	file, err := s.settings()
+	url, key, err := s.server()
 	if err != nil {
 		return nil, err
 	}
-	key := cmp.Or(s.Environ("WRENN_API_KEY"), s.Environ("E2B_API_KEY"))
-	url := cmp.Or(s.line.URL, file.URL, "http://127.0.0.1:8080")
+	if key == "" {
+		return nil, s.noKey(url)
+	}
+	return client.New(client.Config{URL: url, Key: key, UserAgent: "wrenn-cli/" + version()})
+}
+
+// server returns the address of the server and the key for it, "" if there is none.
+// A key is sent only to the server that it was given for: that of the configuration
+// to the configuration's, and E2B_API_KEY, which may be that of a cloud, to the
+// address in E2B_API_URL, or to this machine if nothing else is configured.
+func (s *session) server() (url, key string, err error) {
+	file, err := s.settings()
+	if err != nil {
+		return "", "", err
+	}
+	e2bURL := s.Environ("E2B_API_URL")
+	configured := cmp.Or(s.line.URL, file.URL, e2bURL)
+	url, key = cmp.Or(configured, defaultURL), s.Environ("WRENN_API_KEY")
 	if key == "" && url == file.URL {
 		key = file.Key
 	}
-	if key == "" {
-		return nil, fmt.Errorf("no API key for %s: set WRENN_API_KEY, or start a server here with: sudo wrenn up", url)
+	if key == "" && (configured == "" || sameServer(url, e2bURL)) {
+		key = s.Environ("E2B_API_KEY")
 	}
-	return client.New(client.Config{URL: url, Key: key, UserAgent: "wrenn-cli/" + version()})
+	return url, key, nil
+}
+
+// sameServer reports whether two addresses are equal but for a slash at the end.
+func sameServer(a, b string) bool { return strings.TrimRight(a, "/") == strings.TrimRight(b, "/") }
+
+func (s *session) noKey(url string) error {
+	hint := ""
+	if s.Environ("E2B_API_KEY") != "" {
+		hint = " (E2B_API_KEY is sent only to the address in E2B_API_URL)"
+	}
+	return fmt.Errorf("no API key for %s: set WRENN_API_KEY, or start a server here with: sudo wrenn up%s", url, hint)
 }
 
 // explain adds what to do next to the most common errors.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"wrenn/client"
 	"wrenn/internal/plain"
@@ -34,13 +33,13 @@ type templateBuildCommand struct {
 	FromSandbox  string            `xor:"from" complete:"sandbox" placeholder:"ID" help:"Make the template from a running sandbox in its current state."`
 	RegistryUser string            `placeholder:"NAME" help:"The registry's user, for --from-oci. Its password is not stored."`
 	PasswordFile string            `name:"registry-password-file" placeholder:"FILE" help:"The registry's password or token, - for standard input; default: $$WRENN_REGISTRY_PASSWORD."`
-	VCPUs        int               `name:"vcpus" placeholder:"N" help:"Virtual CPUs of its sandboxes; default: 1."`
-	Memory       int               `short:"m" placeholder:"MB" help:"Memory of its sandboxes in MiB; default: 512."`
+	VCPUs        count             `name:"vcpus" placeholder:"N" help:"Virtual CPUs of its sandboxes; default: 1."`
+	Memory       count             `short:"m" placeholder:"MB" help:"Memory of its sandboxes in MiB; default: 512."`
 	Disk         mebibytes         `placeholder:"SIZE" help:"Size of the disk of its sandboxes, as 20G; default: that of the source, mostly 10G."`
 	Env          map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command in its sandboxes; may be repeated."`
 	StartCmd     string            `placeholder:"COMMAND" help:"A shell command, such as a server, that is running in every sandbox."`
 	ReadyCmd     string            `placeholder:"COMMAND" help:"A shell command that succeeds once the start command is ready; repeated until it succeeds."`
-	ReadyTimeout time.Duration     `placeholder:"TIME" help:"How long to wait for --ready-cmd; default: 2m."`
+	ReadyTimeout span              `placeholder:"TIME" help:"How long to wait for --ready-cmd; default: 2m."`
 	Detach       bool              `short:"d" help:"Do not wait for the build, which runs on the server."`
 }
 
@@ -64,7 +63,7 @@ func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
 	build := client.BuildTemplate{
 		Name: c.Name, FromImage: c.From, FromOCI: c.FromOCI, RegistryUsername: c.RegistryUser, RegistryPassword: password,
 		FromSandbox: c.FromSandbox, FromTemplate: c.FromTemplate,
-		VCPUs: c.VCPUs, MemoryMB: c.Memory, DiskMB: int(c.Disk), Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout,
+		VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout.Duration,
 	}
 	if c.File != "" || c.Context != "" {
 		err = c.addDockerfile(ctx, s, api, &build)

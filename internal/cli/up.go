@@ -23,7 +23,7 @@ import (
 type upCommand struct {
 	State        string `default:"/var/lib/wrenn" type:"path" help:"Directory for all data: database, images, sandboxes, logs."`
 	RunDir       string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; its path must be short."`
-	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images; default: in --state."`
+	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images; default: images in --state."`
 	Listen       string `default:"127.0.0.1:8080" help:"Address of the API."`
 	Domain       string `placeholder:"NAME[:PORT]" help:"Also serve with TLS: the API at api.NAME, ports of sandboxes at PORT-ID.NAME. sandbox.localhost:8443 needs no DNS."`
 	DomainListen string `placeholder:"ADDRESS" help:"Address to serve the domain at; default: the port of --domain, on loopback only for names below localhost."`

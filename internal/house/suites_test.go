@@ -34,7 +34,7 @@ func suitesOf(t *testing.T, files []string) []suite {
 	var all []suite
 	command := regexp.MustCompile(`^\s*(?:exec go test|suite '[^']*')(.*)$`)
 	tags := regexp.MustCompile(`-tags[ =](\S+)`)
-	packages := regexp.MustCompile(`(?:^|\s)(\./\S+)`)
+	packages := regexp.MustCompile(`(?:^|[\s'])(\./[^\s']+)`)
 	for _, f := range files {
 		if path.Dir(f) != "scripts" || path.Ext(f) != ".sh" {
 			continue

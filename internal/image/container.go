@@ -180,7 +180,7 @@ func Remove(ctx context.Context, cfg Config, name string) error {
 
 // Names returns the names of the images of FromContainer and FromOCI.
 func Names(cfg Config) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(cfg.StateDir, imagesDir))
+	entries, err := os.ReadDir(cfg.dir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -34,9 +34,12 @@ import (
 // sparse: it takes only the space of its content.
 const DefaultSize = 10 << 30
 
-// Config configures Prepare. Only StateDir is required.
+// Config configures Prepare. Only StateDir or Dir is required.
 type Config struct {
 	StateDir string
+	// Dir is the directory of images; "" is "images" in StateDir. A directory that has
+	// other things gets "images" in it, as every directory did in earlier versions.
+	Dir string
 	// Out gets a line about each step that takes time; nil for none.
 	Out io.Writer
 	// Name is an image of FromContainer, to boot instead of Debian.
@@ -117,8 +120,20 @@ func Prepare(ctx context.Context, cfg Config) (Guest, error) {
 	return p.result()
 }
 
+// dir returns the directory of images.
+func (cfg Config) dir() string {
+	if cfg.Dir == "" {
+		return filepath.Join(cfg.StateDir, imagesDir)
+	}
+	entries, err := os.ReadDir(cfg.Dir)
+	if err != nil || len(entries) == 0 || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == lockName }) {
+		return cfg.Dir
+	}
+	return filepath.Join(cfg.Dir, imagesDir)
+}
+
 func (cfg Config) withDefaults() (Config, error) {
-	if cfg.StateDir == "" {
+	if cfg.StateDir == "" && cfg.Dir == "" {
 		return cfg, wrenn.Errorf(wrenn.Invalid, "the state directory is not set")
 	}
 	if cfg.Initrd != "" && cfg.Kernel == "" {
@@ -174,7 +189,7 @@ type preparation struct {
 }
 
 func newPreparation(cfg Config) (*preparation, error) {
-	st, err := openStore(cfg.StateDir, cfg.Out)
+	st, err := openStore(cfg.dir(), cfg.Out)
 	if err != nil {
 		return nil, err
 	}

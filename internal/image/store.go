@@ -33,6 +33,7 @@ const baseSpace = 1800 << 20
 
 const (
 	imagesDir   = "images" // in the state directory
+	lockName    = ".lock"  // in the directory of images
 	stagePrefix = ".stage-"
 )
 
@@ -42,8 +43,8 @@ type store struct {
 	out io.Writer
 }
 
-func openStore(stateDir string, out io.Writer) (*store, error) {
-	dir, err := filepath.Abs(filepath.Join(stateDir, imagesDir))
+func openStore(dir string, out io.Writer) (*store, error) {
+	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func (s *store) touch(names ...string) {
 // descriptors of the file are closed: at the latest when this process, and the
 // child processes that got one, have ended.
 func (s *store) lock(ctx context.Context) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}

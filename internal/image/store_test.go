@@ -100,7 +100,7 @@ func TestImagesAreTheirOwners(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s, err := openStore(state, io.Discard)
+		s, err := openStore(filepath.Join(state, imagesDir), io.Discard)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,5 +214,27 @@ func TestNeedSpace(t *testing.T) {
 	}
 	if err := needSpace(t.TempDir(), 1<<60); wrenn.CodeOf(err) != wrenn.Exhausted {
 		t.Errorf("needSpace() = %v", err)
+	}
+}
+
+// TestDir: a directory that the user names is the directory of images itself, but for
+// one that has other things, as those of earlier versions have.
+func TestDir(t *testing.T) {
+	state, fresh, used, earlier := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
+	missing := filepath.Join(state, "missing")
+	if err := os.Mkdir(filepath.Join(earlier, imagesDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{lockName, "base-1"} {
+		if err := os.WriteFile(filepath.Join(used, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir, want := range map[string]string{
+		"": filepath.Join(state, imagesDir), missing: missing, fresh: fresh, used: used, earlier: filepath.Join(earlier, imagesDir),
+	} {
+		if got := (Config{StateDir: state, Dir: dir}).dir(); got != want {
+			t.Errorf("dir() of %q = %q, want %q", dir, got, want)
+		}
 	}
 }
