@@ -246,6 +246,11 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		out = s.templates(ctx)
 	case what == "volume":
 		out = s.volumes(ctx)
+	case what == "volume-file":
+		for _, volume := range s.volumes(ctx) {
+			volume.word += ":"
+			out = append(out, volume)
+		}
 	case what == "secret":
 		out = s.secrets(ctx)
 	case what == "sandbox":

@@ -107,13 +107,7 @@ func (c *copyCommand) download(ctx context.Context, s *session, api *client.Clie
 		_, err := io.Copy(s.Out, meter)
 		return err
 	}
-	name := c.To
-	if info, err := os.Stat(name); err == nil && info.IsDir() {
-		name = filepath.Join(name, path.Base(from.path))
-	} else {
-		name = under(name, path.Base(from.path))
-	}
-	return receive(name, meter)
+	return receive(localName(c.To, path.Base(from.path)), meter)
 }
 
 func (c *copyCommand) across(ctx context.Context, s *session, api *client.Client, from, to remote) error {

@@ -12,8 +12,11 @@ import (
 
 type volumeCommands struct {
 	Create volumeCreateCommand `cmd:"" help:"Create an empty volume and print its name."`
-	List   volumeListCommand   `cmd:"" aliases:"ls" help:"List volumes."`
-	Delete volumeDeleteCommand `cmd:"" aliases:"rm" help:"Delete volumes and their files."`
+	List   volumeListCommand   `cmd:"" aliases:"ls" help:"List volumes, or the files of one."`
+	Delete volumeDeleteCommand `cmd:"" aliases:"rm" help:"Delete volumes, or files in them."`
+	Cp     volumeCopyCommand   `cmd:"" help:"Copy a file into a volume or out of it, without a sandbox."`
+	Cat    volumeCatCommand    `cmd:"" help:"Print files of volumes."`
+	Mkdir  volumeMkdirCommand  `cmd:"" help:"Make directories in volumes."`
 }
 
 type volumeCreateCommand struct {
@@ -60,13 +63,19 @@ func (c *volumeCreateCommand) Run(ctx context.Context, s *session) error {
 	return s.print(v, func(w io.Writer) { fmt.Fprintln(w, v.Name) })
 }
 
-type volumeListCommand struct{}
+type volumeListCommand struct {
+	Depth int    `default:"1" placeholder:"LEVELS" help:"How many levels of directories to list, 1 to 128; default: ${default}."`
+	In    string `arg:"" optional:"" name:"volume" complete:"volume-file" help:"List the files of this volume, VOLUME or VOLUME:PATH."`
+}
 
 // Run prints a table, or an array of JSON.
-func (*volumeListCommand) Run(ctx context.Context, s *session) error {
+func (c *volumeListCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
 		return err
+	}
+	if c.In != "" {
+		return listVolumeFiles(ctx, s, api, c.In, c.Depth)
 	}
 	volumes, err := api.Volumes(ctx)
 	if err != nil {
@@ -82,7 +91,7 @@ func (*volumeListCommand) Run(ctx context.Context, s *session) error {
 }
 
 type volumeDeleteCommand struct {
-	Names []string `arg:"" name:"name" complete:"volume" help:"The volumes, by their names or ids."`
+	Names []string `arg:"" name:"name" complete:"volume" help:"The volumes with all of their files, by their names or ids; VOLUME:PATH is a file or directory in one."`
 }
 
 // Run deletes them one by one.
@@ -91,7 +100,12 @@ func (c *volumeDeleteCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	return s.each(ctx, "deleting", c.Names, api.DeleteVolume)
+	return s.each(ctx, "deleting", c.Names, func(ctx context.Context, name string) error {
+		if strings.Contains(name, ":") { // no name or id has one
+			return deleteVolumeFile(ctx, api, name)
+		}
+		return api.DeleteVolume(ctx, name)
+	})
 }
 
 // mountFlag is a volume in a new sandbox.

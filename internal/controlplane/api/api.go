@@ -130,6 +130,7 @@ type Service interface {
 	Files
 	Templates
 	Volumes
+	VolumeFiles
 	Ports
 	Keys
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.

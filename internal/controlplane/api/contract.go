@@ -8,6 +8,7 @@ import (
 const (
 	mediaJSON = contract.JSON
 	mediaForm = contract.Form
+	mediaFile = contract.File
 
 	// maxJSON bounds bodies of JSON: a mebibyte of a command's input as base64, and the rest of the command.
 	maxJSON = 2 << 20
@@ -16,7 +17,7 @@ const (
 )
 
 // formLimits bound the bodies of operations that take files, by their ids; 0 is no limit.
-var formLimits = map[string]int64{"writeFile": maxForm, "streamWriteFile": 0, "putBuildFiles": wrenn.MaxArchiveBytes + 64<<10}
+var formLimits = map[string]int64{"writeFile": maxForm, "streamWriteFile": 0, "writeVolumeFile": 0, "putBuildFiles": wrenn.MaxArchiveBytes + 64<<10}
 
 // maxBody bounds the body of an operation; 0 is no limit.
 func maxBody(op *contract.Operation) int64 {

@@ -168,14 +168,19 @@ func (h *handlers) StreamReadFile(ctx context.Context, req oapi.StreamReadFileRe
 	return d, nil
 }
 
-// download opens a file and reads its first piece: until then an error is an
-// ordinary answer.
+// download opens a file of a sandbox; see begin.
 func (s *Server) download(ctx context.Context, id wrenn.SandboxID, file *oapi.ReadFile) (*download, error) {
 	content, err := s.service.ReadFile(ctx, callerOf(ctx), id, value(file.User), file.Path)
 	if err != nil {
 		return nil, err
 	}
-	d := &download{name: path.Base(file.Path), content: content, buffer: make([]byte, chunk)}
+	return begin(file.Path, content)
+}
+
+// begin reads the first piece of a file that was opened: until then an error is an
+// ordinary answer.
+func begin(name string, content io.ReadCloser) (*download, error) {
+	d := &download{name: path.Base(name), content: content, buffer: make([]byte, chunk)}
 	d.have, d.err = d.content.Read(d.buffer)
 	if d.have == 0 && d.err != nil && !errors.Is(d.err, io.EOF) {
 		content.Close()
@@ -197,6 +202,7 @@ type download struct {
 
 func (d *download) VisitReadFileResponse(w http.ResponseWriter) error       { return d.send(w) }
 func (d *download) VisitStreamReadFileResponse(w http.ResponseWriter) error { return d.send(w) }
+func (d *download) VisitReadVolumeFileResponse(w http.ResponseWriter) error { return d.send(w) }
 
 // send returns an error if the content was not sent as a whole; the caller then
 // breaks the connection.

@@ -210,7 +210,7 @@ func (s *Server) conform(next http.Handler) http.Handler {
 			}
 			r.Body = http.MaxBytesReader(w, r.Body, limit)
 		}
-		if op.Media == mediaForm { // an upload has no limit as a whole, but between two pieces
+		if op.Media == mediaForm || op.Media == mediaFile { // an upload has no limit as a whole, but between two pieces
 			r.Body = &uploadBody{ReadCloser: r.Body, rec: rec, idle: s.times.idle}
 			next.ServeHTTP(w, r)
 			return

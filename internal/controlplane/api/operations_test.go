@@ -465,6 +465,7 @@ func operationCalls() map[string][]call {
 	maps.Copy(calls, snapshotCalls())
 	maps.Copy(calls, templateCalls())
 	maps.Copy(calls, volumeCalls())
+	maps.Copy(calls, volumeFileCalls())
 	maps.Copy(calls, secretCalls())
 	return calls
 }

@@ -34,10 +34,11 @@ import (
 	"wrenn/internal/plain"
 )
 
-// JSON and Form are the media types of bodies.
+// JSON, Form and File are the media types of bodies.
 const (
 	JSON = "application/json"
 	Form = "multipart/form-data"
+	File = "application/octet-stream"
 )
 
 const (

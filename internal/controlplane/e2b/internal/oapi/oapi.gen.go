@@ -970,7 +970,7 @@ type VolumeAndToken struct {
 	Domain *string `json:"domain,omitempty"`
 	Name   string  `json:"name"`
 
-	// Token Empty: it is for files of a volume without a sandbox, which are not built yet.
+	// Token For the files of the volume without a sandbox. It is valid as long as the volume exists.
 	Token    string `json:"token"`
 	VolumeID string `json:"volumeID"`
 }
