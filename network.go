@@ -1,6 +1,7 @@
 package wrenn
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,16 +24,19 @@ type NetworkPolicy struct {
 	Allow         []netip.Prefix `json:"allow,omitempty"` // IPv4
 	Deny          []netip.Prefix `json:"deny,omitempty"`  // IPv4
 	Names         []NetworkName  `json:"names,omitempty"` // only with DenyByDefault
+	// Headers are for requests to hosts that may be reached; they allow none.
+	Headers []HeaderRule `json:"headers,omitempty"`
 }
 
-// IsZero reports whether the policy allows the whole public internet.
+// IsZero reports whether the policy allows the whole public internet, without header rules.
 func (p NetworkPolicy) IsZero() bool {
-	return !p.DenyByDefault && len(p.Allow) == 0 && len(p.Deny) == 0 && len(p.Names) == 0
+	return !p.DenyByDefault && len(p.Allow) == 0 && len(p.Deny) == 0 && len(p.Names) == 0 && len(p.Headers) == 0
 }
 
 // Equal reports whether p and q have the same rules in the same order.
 func (p NetworkPolicy) Equal(q NetworkPolicy) bool {
-	return p.DenyByDefault == q.DenyByDefault && slices.Equal(p.Allow, q.Allow) && slices.Equal(p.Deny, q.Deny) && slices.Equal(p.Names, q.Names)
+	return p.DenyByDefault == q.DenyByDefault && slices.Equal(p.Allow, q.Allow) && slices.Equal(p.Deny, q.Deny) && slices.Equal(p.Names, q.Names) &&
+		slices.EqualFunc(p.Headers, q.Headers, HeaderRule.equal)
 }
 
 // ParseNetworkPolicy reads a policy whose rules are IPv4 addresses and networks,
@@ -146,7 +150,7 @@ func (p NetworkPolicy) Check() error {
 			return err
 		}
 	}
-	return p.checkNames()
+	return cmp.Or(p.checkNames(), p.checkHeaders())
 }
 
 // AllowTexts and DenyTexts return the rules as people write them: an address

@@ -27,6 +27,8 @@ const (
 	byNameMark = 0x77e6
 	// maxByName is how many connections by name all sandboxes of a host may have.
 	maxByName = 8192
+	// maxIntercepted is how many of these may be to hosts with header rules.
+	maxIntercepted = 1024
 	// Questions for names that a guest may ask in a second, and at once.
 	dnsRate  = 100
 	dnsBurst = 200
@@ -43,31 +45,34 @@ func (t table) writeByName(offered, limits *nftables.Chain) {
 	t.rule(offered, "connections by name", redirected(), toTCPPort(namesPort), accept())
 }
 
-// byName serves the slots whose policy has names.
+// byName serves the slots whose policy has names or header rules.
 type byName struct {
-	cfg    Config
-	shared chan struct{}
+	cfg                Config
+	shared, intercepts chan struct{}
 
 	mu   sync.Mutex // guards open, and starts and stops of its servers
 	open map[int]*egress.Server
 }
 
 func newByName(cfg Config) *byName {
-	return &byName{cfg: cfg, shared: make(chan struct{}, maxByName), open: map[int]*egress.Server{}}
+	return &byName{cfg: cfg, shared: make(chan struct{}, maxByName), intercepts: make(chan struct{}, maxIntercepted), open: map[int]*egress.Server{}}
 }
 
-// follow has slot index served by a policy. A server that has no names any more
-// keeps the connections that stay allowed.
+// follow has slot index served by a policy, with the credentials for its header rules. A
+// server that has no names any more keeps the connections that stay allowed.
 //
 // Record gets what is decided; it holds for the life of the server.
-func (b *byName) follow(index int, policy wrenn.NetworkPolicy, record func(wrenn.EgressEvent)) error {
+func (b *byName) follow(index int, policy wrenn.NetworkPolicy, credentials egress.Credentials, record func(wrenn.EgressEvent)) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if server := b.open[index]; server != nil {
+		if err := server.SetCredentials(credentials); err != nil {
+			return err
+		}
 		server.SetPolicy(policy)
 		return nil
 	}
-	if len(policy.Names) == 0 {
+	if len(policy.Names) == 0 && len(policy.Headers) == 0 {
 		return nil
 	}
 	cfg, err := b.listen(b.cfg.namespace(index))
@@ -75,8 +80,9 @@ func (b *byName) follow(index int, policy wrenn.NetworkPolicy, record func(wrenn
 		return err
 	}
 	cfg.Record = record
-	b.open[index] = egress.Serve(cfg, policy)
-	return nil
+	server := egress.Serve(cfg, policy)
+	b.open[index] = server
+	return server.SetCredentials(credentials)
 }
 
 // stop ends all connections by name of a slot, if it has a server.
@@ -108,8 +114,8 @@ func (b *byName) listen(path string) (egress.Config, error) {
 		},
 		Exchange: b.upstream().Exchange,
 		Closed:   b.closed(),
-		Shared:   b.shared,
-		Log:      b.cfg.Log,
+		Shared:   b.shared, Intercepts: b.intercepts, Roots: b.cfg.Roots,
+		Log: b.cfg.Log,
 	}
 	var lc net.ListenConfig
 	at := func(port int) string { return net.JoinHostPort(GatewayAddress, strconv.Itoa(port)) }

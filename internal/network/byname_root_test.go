@@ -148,6 +148,7 @@ func (n *namesLab) serveWeb(t *testing.T, secure bool, port int) {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Context().Value(http.LocalAddrContextKey), r.Host)
 	})
+	mux.HandleFunc("/authorization", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("Authorization")) })
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
 	s := httptest.NewUnstartedServer(mux)
 	s.Listener.Close()

@@ -11,6 +11,7 @@ package network
 
 import (
 	"cmp"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -79,6 +80,9 @@ type Config struct {
 	// Resolvers are the DNS servers that answer for sandboxes whose policy has names;
 	// default: those of the host's /etc/resolv.conf. They are asked from HostNamespace.
 	Resolvers []netip.AddrPort
+	// Roots are the authorities that certificates of hosts with header rules are verified
+	// by; default: those of this machine. Tests use others.
+	Roots *x509.CertPool
 	// HostNamespace is the path of the network namespace that the slots are
 	// attached to; default the agent's. Tests use another.
 	HostNamespace string

@@ -81,6 +81,7 @@ const (
 	allowedSetID
 	deniedSetID
 	namedSetID
+	headerPortsSetID
 )
 
 // closedSet adds the set of networks that no guest may reach.
@@ -190,6 +191,13 @@ func toPort(protocol byte, port uint16) []expr.Any {
 	return append(protocolIs(expr.CmpOpEq, protocol),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))
+}
+
+// toTCPPortIn matches segments to the ports in the set.
+func toTCPPortIn(set *nftables.Set) []expr.Any {
+	return append(protocolIs(expr.CmpOpEq, unix.IPPROTO_TCP),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: 1, SetName: set.Name, SetID: set.ID})
 }
 
 // atMost matches up to n packets a second, and burst at once.

@@ -8,10 +8,12 @@ import (
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"wrenn"
+	"wrenn/internal/network/egress"
 )
 
 // The sets of a slot's table that hold the policy of its sandbox. A change of the
@@ -21,6 +23,8 @@ const (
 	allowedSet = "allowed"
 	deniedSet  = "denied"
 	namedSet   = "named" // what can be reached by name alone
+	// headerPortsSet has the ports of hosts with header rules.
+	headerPortsSet = "header_ports"
 )
 
 // policySets returns the sets of a slot's table.
@@ -47,8 +51,15 @@ func (t table) addPolicy(policy wrenn.NetworkPolicy, closed *nftables.Set) (out,
 	); err != nil {
 		return nil, nil, fmt.Errorf("sets of the sandbox's policy: %w", err)
 	}
+	ports := t.headerPorts()
+	if err := t.conn.AddSet(ports, portElements(policy.HeaderPorts())); err != nil {
+		return nil, nil, fmt.Errorf("ports of the sandbox's header rules: %w", err)
+	}
 	nat := t.base("redirect", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, nftables.ChainPolicyAccept)
-	byName := t.sub("by_name")
+	byName, byRule := t.sub("by_name"), t.sub("by_header_rule")
+	t.rule(nat, "by header rule", linkIs(expr.MetaKeyIIFNAME, TAP), toTCPPortIn(ports), jump(byRule))
+	t.rule(byRule, "closed", ipIn(ipDestination, closed), leave())
+	t.rule(byRule, "connections that may need headers", protocolIs(expr.CmpOpEq, unix.IPPROTO_TCP), redirect(namesPort))
 	t.rule(nat, "by name", linkIs(expr.MetaKeyIIFNAME, TAP), ipIn(ipDestination, named), jump(byName))
 	t.rule(byName, "closed", ipIn(ipDestination, closed), leave())
 	t.rule(byName, "allowed by address", ipIn(ipDestination, allowed), leave())
@@ -76,7 +87,25 @@ func changePolicy(conn *nftables.Conn, policy wrenn.NetworkPolicy) error {
 			}
 		}
 	}
+	ports := t.headerPorts()
+	conn.FlushSet(ports)
+	if elements := portElements(policy.HeaderPorts()); len(elements) > 0 {
+		return conn.SetAddElements(ports, elements)
+	}
 	return nil
+}
+
+// headerPorts returns the set of the ports of header rules.
+func (t table) headerPorts() *nftables.Set {
+	return &nftables.Set{Table: t.Table, ID: headerPortsSetID, Name: headerPortsSet, KeyType: nftables.TypeInetService}
+}
+
+// portElements returns ports as elements of a set.
+func portElements(ports []uint16) (elements []nftables.SetElement) {
+	for _, p := range ports {
+		elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(p)})
+	}
+	return elements
 }
 
 // deniedBy returns the networks that a policy denies.
@@ -131,6 +160,10 @@ func disjoint(networks []netip.Prefix) []netip.Prefix {
 	return out
 }
 
+// SetCredentials sets what the header rules of the policy need, for the next SetPolicy. A
+// new slot has none.
+func (s *Slot) SetCredentials(c egress.Credentials) { s.credentials.Store(&c) }
+
 // SetPolicy makes the policy that of the slot's guest, at once. Connections that
 // it allows continue; packets of others are dropped from now on. A new slot
 // allows all. Invalid when the policy cannot be followed, FailedPrecondition
@@ -142,7 +175,11 @@ func (s *Slot) SetPolicy(_ context.Context, policy wrenn.NetworkPolicy) error {
 	if s.released.Load() {
 		return errReleased
 	}
-	if err := s.pool.host.byName.follow(s.ref.Index, policy, s.observed); err != nil {
+	var credentials egress.Credentials
+	if c := s.credentials.Load(); c != nil {
+		credentials = *c
+	}
+	if err := s.pool.host.byName.follow(s.ref.Index, policy, credentials, s.observed); err != nil {
 		return fmt.Errorf("names of slot %s: %w", s.pool.cfg.name(s.ref.Index), err)
 	}
 	err := batch(s.Namespace(), func(conn *nftables.Conn) error { return changePolicy(conn, policy) })

@@ -9,6 +9,7 @@ import (
 	"wrenn"
 	"wrenn/internal/cmutex"
 	"wrenn/internal/netns"
+	"wrenn/internal/network/egress"
 )
 
 // SlotRef names a slot for Adopt; a journal keeps it as JSON.
@@ -24,11 +25,13 @@ type SlotRef struct {
 // Slot is one owner's lease on a slot, which ends with Release. Its methods are
 // safe for concurrent use.
 type Slot struct {
-	pool      *Pool
-	ref       SlotRef
-	record    atomic.Pointer[func(wrenn.EgressEvent)]
-	releasing cmutex.Mutex // one Release at a time
-	released  atomic.Bool
+	pool   *Pool
+	ref    SlotRef
+	record atomic.Pointer[func(wrenn.EgressEvent)]
+	// credentials are those of the header rules; nil is none.
+	credentials atomic.Pointer[egress.Credentials]
+	releasing   cmutex.Mutex // one Release at a time
+	released    atomic.Bool
 }
 
 func newSlot(p *Pool, ref SlotRef) *Slot { return &Slot{pool: p, ref: ref} }

@@ -1,14 +1,16 @@
 // Package egress lets a guest reach hosts by name. It answers the guest's questions
 // for names, and passes on TCP connections that name an allowed host, in the SNI of
 // TLS or the Host of HTTP/1, to an address that it resolved itself. Where the guest
-// wanted to connect to decides nothing but the port. The package does not know
-// network slots: its Config has the sockets and the way out.
+// wanted to connect to decides nothing but the port. Requests to hosts with header
+// rules get headers, and the secrets in them, that the guest does not see. The package
+// does not know network slots: its Config has the sockets and the way out.
 //
 // Everything that a guest sends is hostile: it is bounded in size, time and number.
 package egress
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -35,7 +37,7 @@ const (
 	askTimeout     = 5 * time.Second  // to answer a question
 )
 
-// Config is what a Server works with. All fields but Record are needed.
+// Config is what a Server works with. All fields but Roots and Record are needed.
 type Config struct {
 	TCP    net.Listener   // of *net.TCPConn that were redirected from the guest
 	UDPDNS net.PacketConn // questions of the guest
@@ -51,6 +53,11 @@ type Config struct {
 	// Shared has room for the connections of all sandboxes of the host: a place is
 	// sent to it and received again.
 	Shared chan struct{}
+	// Intercepts is the same as Shared for connections to hosts with header rules, which
+	// need memory besides.
+	Intercepts chan struct{}
+	// Roots are the authorities of hosts with header rules; nil: those of this machine.
+	Roots *x509.CertPool
 	// Record gets what was decided. It must not block.
 	Record func(wrenn.EgressEvent)
 	Log    *slog.Logger
@@ -58,18 +65,22 @@ type Config struct {
 
 // Server serves one sandbox. Its methods are safe for concurrent use.
 type Server struct {
-	cfg      Config
-	names    *resolver
-	dns      []*dns.Server
-	places   chan struct{} // one for each connection
-	asking   chan struct{} // one for each question
-	ctx      context.Context
-	stop     context.CancelFunc
-	work     sync.WaitGroup
-	mu       sync.Mutex // guards the fields below
-	policy   wrenn.NetworkPolicy
-	open     map[*passage]struct{}
-	stopping bool
+	cfg        Config
+	names      *resolver
+	dns        []*dns.Server
+	places     chan struct{} // one for each connection
+	intercepts chan struct{} // one for each of those to a host with header rules
+	asking     chan struct{} // one for each question
+	ctx        context.Context
+	stop       context.CancelFunc
+	work       sync.WaitGroup
+	mu         sync.Mutex // guards the fields below
+	policy     wrenn.NetworkPolicy
+	open       map[*passage]struct{}
+	stopping   bool
+
+	credentials *credentials
+	authority   Authority // of the credentials
 }
 
 // Serve starts a server with a policy. The caller must Close it, which also closes
@@ -80,6 +91,7 @@ func Serve(cfg Config, policy wrenn.NetworkPolicy) *Server {
 	}
 	s := &Server{
 		cfg: cfg, names: newResolver(cfg.Exchange), policy: policy, open: map[*passage]struct{}{},
+		credentials: &credentials{}, intercepts: make(chan struct{}, maxIntercepted),
 		places: make(chan struct{}, MaxConnections), asking: make(chan struct{}, maxQuestions),
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -177,17 +189,24 @@ func (s *Server) begin(conn *net.TCPConn) {
 
 // place takes a place of the sandbox and one of the host.
 func (s *Server) place() (release func(), err error) {
+	return takeBoth(s.places, s.cfg.Shared,
+		fmt.Sprintf("the sandbox has %d connections by name, which is the limit", MaxConnections),
+		"the sandboxes of this host have as many connections by name as it allows")
+}
+
+// takeBoth takes a place of each, or fails with the text for the one that is full.
+func takeBoth(own, shared chan struct{}, ownFull, sharedFull string) (release func(), err error) {
 	select {
-	case s.places <- struct{}{}:
+	case own <- struct{}{}:
 	default:
-		return nil, fmt.Errorf("the sandbox has %d connections by name, which is the limit", MaxConnections)
+		return nil, errors.New(ownFull)
 	}
 	select {
-	case s.cfg.Shared <- struct{}{}:
-		return func() { <-s.cfg.Shared; <-s.places }, nil
+	case shared <- struct{}{}:
+		return func() { <-shared; <-own }, nil
 	default:
-		<-s.places
-		return nil, errors.New("the sandboxes of this host have as many connections by name as it allows")
+		<-own
+		return nil, errors.New(sharedFull)
 	}
 }
 

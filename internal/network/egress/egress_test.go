@@ -44,6 +44,12 @@ func (s *served) verdicts() (text []string) {
 // to that lead to target.
 func serve(t *testing.T, target string, shared int) *served {
 	t.Helper()
+	return serveWith(t, target, shared, func(*Config) {})
+}
+
+// serveWith is serve with another configuration.
+func serveWith(t *testing.T, target string, shared int, change func(*Config)) *served {
+	t.Helper()
 	s := &served{asked: make(chan string, 100), dialed: make(chan netip.AddrPort, 100)}
 	cfg := Config{
 		Original: func(*net.TCPConn) (netip.AddrPort, error) { return netip.MustParseAddrPort("203.0.113.9:80"), nil },
@@ -58,7 +64,7 @@ func serve(t *testing.T, target string, shared int) *served {
 			return m, nil
 		},
 		Closed: func(netip.Addr) bool { return false },
-		Shared: make(chan struct{}, shared),
+		Shared: make(chan struct{}, shared), Intercepts: make(chan struct{}, shared),
 		Record: func(e wrenn.EgressEvent) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -77,6 +83,7 @@ func serve(t *testing.T, target string, shared int) *served {
 	s.address, s.dns = cfg.TCP.Addr().String(), cfg.UDPDNS.LocalAddr().String()
 	policy, err := wrenn.ParseNetworkPolicy(true, []string{"example.com", "*.example.com"}, nil)
 	testkit.Must(t, err)
+	change(&cfg)
 	s.Server = Serve(cfg, policy)
 	t.Cleanup(func() { s.Close(); s.Close() })
 	return s

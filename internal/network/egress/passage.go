@@ -7,17 +7,19 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"wrenn"
 )
 
-// passage is a connection by name that was allowed.
+// passage is a connection that was allowed.
 type passage struct {
 	guest, server *net.TCPConn
-	name          string
+	name          string // "" if it was allowed by its address
 	to            netip.AddrPort
+	intercepted   bool // a header rule is about it
 }
 
 // allowedBy reports whether a policy allows the connection.
@@ -54,7 +56,14 @@ func (s *Server) pass(conn *net.TCPConn) {
 	event.Verdict = wrenn.EgressAllowed
 	s.record(event)
 	started := time.Now()
-	event.Sent, event.Received = p.relay(o.data)
+	if p.intercepted {
+		var failed error
+		if event.Sent, event.Received, failed = s.intercept(o, p); failed != nil {
+			event.Reason = failed.Error()
+		}
+	} else {
+		event.Sent, event.Received = p.relay(o.data)
+	}
 	event.Verdict, event.Took = wrenn.EgressEnded, time.Since(started)
 	s.record(event)
 }
@@ -72,14 +81,12 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 	}
 	o, err = sniff(conn)
 	event.Protocol, event.Name = o.protocol, o.name
+	policy := s.current()
+	p, err = route(o, err, original, policy)
 	if err != nil {
 		return o, nil, err
 	}
-	policy := s.current()
-	if !policy.AllowsName(o.name, original.Port()) {
-		return o, nil, errors.New("the network policy does not allow this name at this port")
-	}
-	p = &passage{guest: conn, name: o.name}
+	p.guest = conn
 	if err := s.dial(p, original.Port(), policy); err != nil {
 		return o, nil, err
 	}
@@ -91,15 +98,40 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 	return o, p, nil
 }
 
-// dial connects the passage to one of the addresses of its name.
+// route returns the way of a connection that was sniffed with that error: by its name
+// if a header rule or the policy says so, else to where it was to go.
+func route(o opening, sniffed error, original netip.AddrPort, policy wrenn.NetworkPolicy) (*passage, error) {
+	visible := sniffed == nil || errors.Is(sniffed, errEncrypted)
+	if o.protocol == wrenn.EgressTLS && visible && o.name != "" {
+		if _, ok := policy.HeaderRule(o.name, original.Port()); ok { // its TLS ends here, so nothing in it is hidden
+			return &passage{name: o.name, intercepted: true}, nil
+		}
+	}
+	switch {
+	case sniffed == nil && policy.AllowsName(o.name, original.Port()):
+		return &passage{name: o.name}, nil
+	case policy.AllowsAddress(original.Addr()):
+		return &passage{to: original}, nil
+	case sniffed != nil:
+		return nil, sniffed
+	}
+	return nil, errors.New("the network policy does not allow this name at this port")
+}
+
+// dial connects the passage to one of the addresses of its name, or to its address.
 func (s *Server) dial(p *passage, port uint16, policy wrenn.NetworkPolicy) error {
 	ctx, cancel := context.WithTimeout(s.ctx, dialTimeout)
 	defer cancel()
-	addrs, err := s.names.addresses(ctx, p.name)
-	if err != nil {
-		return err
+	addrs := []netip.Addr{p.to.Addr()}
+	if p.name != "" {
+		var err error
+		if addrs, err = s.names.addresses(ctx, p.name); err != nil {
+			return err
+		}
+		addrs = slices.DeleteFunc(s.reachable(addrs, policy), func(addr netip.Addr) bool {
+			return !(&passage{name: p.name, to: netip.AddrPortFrom(addr, port)}).allowedBy(policy)
+		})
 	}
-	addrs = s.reachable(addrs, policy)
 	if len(addrs) == 0 {
 		return errors.New("its name leads to no address that the sandbox may reach")
 	}

@@ -30,8 +30,9 @@ const (
 // opening is how a client opens a connection.
 type opening struct {
 	protocol wrenn.EgressProtocol
-	name     string // the host that it wants to reach, canonical
-	data     []byte // all that was read
+	name     string   // the host that it wants to reach, canonical
+	data     []byte   // all that was read
+	alpn     []string // the protocols that a TLS client offers
 }
 
 // sniff reads the beginning of a connection, at most maxFirstBytes, and returns
@@ -50,7 +51,7 @@ func sniff(r io.Reader) (opening, error) {
 	switch c := first[0]; {
 	case c == recordHandshake:
 		o.protocol = wrenn.EgressTLS
-		o.name, err = readHello(r)
+		o.name, o.alpn, err = readHello(r)
 	case c >= 'A' && c <= 'Z':
 		o.name, err = readHost(r)
 		if !errors.Is(err, errUnknown) {
@@ -69,8 +70,11 @@ func sniff(r io.Reader) (opening, error) {
 
 var errUnknown = errors.New("it is neither TLS nor HTTP/1: allow its address instead of its name")
 
-// readHello returns the server name of a TLS ClientHello.
-func readHello(r io.Reader) (name string, err error) {
+// errEncrypted comes with the name that can be seen.
+var errEncrypted = errors.New("its TLS ClientHello has an encrypted part (ECH), which may name another host: switch ECH off in the client")
+
+// readHello returns the server name of a TLS ClientHello, and the protocols that it offers.
+func readHello(r io.Reader) (name string, alpn []string, err error) {
 	done := errors.New("read")
 	var hello *tls.ClientHelloInfo
 	err = tls.Server(readOnly{r}, &tls.Config{
@@ -82,13 +86,15 @@ func readHello(r io.Reader) (name string, err error) {
 	}).Handshake() //nolint:noctx // the connection has a deadline
 	switch {
 	case hello == nil:
-		return "", fmt.Errorf("its TLS ClientHello cannot be read: %w", err)
+		return "", nil, fmt.Errorf("its TLS ClientHello cannot be read: %w", err)
 	case slices.Contains(hello.Extensions, encryptedClientHello):
-		return "", errors.New("its TLS ClientHello has an encrypted part (ECH), which may name another host: switch ECH off in the client")
+		err = errEncrypted
 	case hello.ServerName == "":
-		return "", errors.New("its TLS ClientHello names no host (SNI): connect to a name, or allow the address")
+		err = errors.New("its TLS ClientHello names no host (SNI): connect to a name, or allow the address")
+	default:
+		err = nil
 	}
-	return wrenn.CanonicalName(hello.ServerName), nil
+	return wrenn.CanonicalName(hello.ServerName), hello.SupportedProtos, err
 }
 
 // readOnly is a connection to read a ClientHello from; what is written is lost.

@@ -71,7 +71,7 @@ func TestSniff(t *testing.T) {
 		{"TLS", string(hello(t, &tls.Config{ServerName: "Example.com"})), wrenn.EgressTLS, "example.com", ""},
 		{"old TLS", string(hello(t, &tls.Config{ServerName: "example.com", MaxVersion: tls.VersionTLS12})), wrenn.EgressTLS, "example.com", ""},
 		{"no SNI", string(hello(t, &tls.Config{InsecureSkipVerify: true})), wrenn.EgressTLS, "", "names no host"},
-		{"ECH", string(hello(t, ech)), wrenn.EgressTLS, "", "ECH"},
+		{"ECH", string(hello(t, ech)), wrenn.EgressTLS, "example.com", "ECH"},
 		{"half a ClientHello", string(hello(t, &tls.Config{ServerName: "example.com"})[:80]), wrenn.EgressTLS, "", "cannot be read"},
 		{"no ClientHello", "\x16\x03\x01\x00\x04\x02\x00\x00\x00", wrenn.EgressTLS, "", "cannot be read"},
 		{"HTTP", "GET / HTTP/1.1\r\nHost: example.com:80\r\n\r\nmore", wrenn.EgressHTTP, "example.com", ""},
