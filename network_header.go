@@ -192,7 +192,7 @@ func (r HeaderRule) equal(o HeaderRule) bool {
 // SecretValues are values of secrets for the header rules of a sandbox. They must never
 // be written to a disk or a log, nor reach a guest.
 type SecretValues struct {
-	// Tag tells these values from others. It says nothing of the values. It is "" when there are none.
+	// Tag tells these values from others; they cannot be told from it. It is "" when there are none.
 	Tag    string
 	Values map[string]string // by canonical name, or by id if the rule has that
 }

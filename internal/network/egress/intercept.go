@@ -28,7 +28,7 @@ const (
 	maxHeaderBytes   = 64 << 10
 	copyBytes        = 32 << 10
 	// What HTTP/2 may hold of a connection whose other side is slow, each: a guest may have
-	// slow servers of its own.
+	// slow servers, too.
 	holdFromGuest  = 256 << 10
 	holdFromTarget = 512 << 10
 	maxStreamsH2   = 100
