@@ -47,6 +47,9 @@ type Manifest struct {
 	Files    []File `json:"files"`
 	// Metadata is the caller's; at most maxMetadata bytes.
 	Metadata []byte `json:"note,omitempty"`
+	// Base is a snapshot whose files this one shares most with, if the host has it; it
+	// stays as long as this one. "" is none.
+	Base string `json:"base,omitempty"`
 }
 
 // File is a file that a snapshot must have.

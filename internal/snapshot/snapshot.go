@@ -8,6 +8,7 @@
 //	<dir>/<id>/machine/       the driver's files, with the driver's manifest; empty without memory
 //	<dir>/<id>/settings.json  what the guest's agent kept in memory, for a boot from the disk; may be missing
 //	<dir>/<id>/hashes.json    hashes of large files; written some time later
+//	<dir>/<id>/stored.json    what is known of copies elsewhere; may be missing
 package snapshot
 
 import (
@@ -37,6 +38,7 @@ const (
 	settingsName = "settings.json"
 	manifestName = "snapshot.json"
 	hashesName   = "hashes.json"
+	storedName   = "stored.json"
 )
 
 // stagedPrefix is the prefix of directories in which snapshots are made or
@@ -65,6 +67,7 @@ type entry struct {
 	leases int       // Load and Publish without release
 	used   bool      // leased since the last Collect began
 	hashed bool      // hashed, or not to be hashed
+	base   string    // see Manifest
 	due    time.Time // when to hash it, at the earliest
 }
 
@@ -106,7 +109,7 @@ func (s *Store) readEntry(id string) *entry {
 		return &entry{pinned: true, hashed: true}
 	}
 	_, err = os.Stat(filepath.Join(s.path(id), hashesName))
-	return &entry{pinned: man.Pinned, hashed: man.Transient || err == nil}
+	return &entry{pinned: man.Pinned, hashed: man.Transient || err == nil, base: man.Base}
 }
 
 func (s *Store) path(id string) string { return filepath.Join(s.dir, id) }
@@ -177,6 +180,16 @@ func (st *Staged) Disk() string { return filepath.Join(st.dir, diskName) }
 // Machine is the empty directory for the driver's files.
 func (st *Staged) Machine() string { return filepath.Join(st.dir, machineName) }
 
+// Path returns the path at which the caller may write the file of that path in the
+// snapshot, with slashes. FailedPrecondition for one that leads elsewhere.
+func (st *Staged) Path(name string) (string, error) {
+	local, err := filepath.Localize(name)
+	if err != nil || slices.Contains([]string{manifestName, hashesName, storedName}, name) {
+		return "", wrenn.Errorf(wrenn.FailedPrecondition, "%.80q cannot be a file of a snapshot", name)
+	}
+	return filepath.Join(st.dir, local), nil
+}
+
 // Settings is the path at which the caller may write the settings of the guest.
 func (st *Staged) Settings() string { return filepath.Join(st.dir, settingsName) }
 
@@ -243,7 +256,7 @@ func (s *Store) add(man Manifest) bool {
 	if s.entries[man.ID] != nil {
 		return false
 	}
-	s.entries[man.ID] = &entry{pinned: man.Pinned, leases: 1, used: true, hashed: true}
+	s.entries[man.ID] = &entry{pinned: man.Pinned, leases: 1, used: true, hashed: true, base: man.Base}
 	return true
 }
 
@@ -270,6 +283,9 @@ type Snapshot struct {
 // Disk is the path of the disk at the moment of the snapshot. The caller must
 // clone it, and not change it.
 func (s *Snapshot) Disk() string { return filepath.Join(s.dir, diskName) }
+
+// Path returns the path of a file in Files.
+func (s *Snapshot) Path(f File) string { return filepath.Join(s.dir, filepath.FromSlash(f.Path)) }
 
 // Machine is the directory with the driver's files.
 func (s *Snapshot) Machine() string { return filepath.Join(s.dir, machineName) }
@@ -352,7 +368,7 @@ func (s *Store) setPinned(id string, pinned bool, write durable.WriteFunc) error
 }
 
 // Collect removes the snapshots that are neither pinned, nor leased, nor among
-// those that referenced returns. A caller that makes a new reference to a snapshot
+// those that referenced returns, nor the base of one that stays. A caller that makes a new reference to a snapshot
 // must have a lease on it until referenced returns it. After a crash in the middle
 // the next Open removes incomplete snapshots, and the next Collect the others.
 func (s *Store) Collect(ctx context.Context, referenced func() map[string]bool) error {
@@ -365,13 +381,54 @@ func (s *Store) Collect(ctx context.Context, referenced func() map[string]bool) 
 		return nil
 	}
 	refs := referenced() // after idle: it has the references of leases that ended before
+	idle = slices.DeleteFunc(idle, func(id string) bool { return refs[id] })
+	bases := s.basesWithout(idle)
 	var errs []error
 	for _, id := range idle {
-		if !refs[id] && s.drop(id) {
+		if !bases[id] && s.drop(id) {
 			errs = append(errs, s.remove(id))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// basesWithout returns the bases of all snapshots but those of the ids.
+func (s *Store) basesWithout(ids []string) map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	bases := map[string]bool{}
+	for id, e := range s.entries {
+		if !slices.Contains(ids, id) {
+			bases[e.base] = true
+		}
+	}
+	return bases
+}
+
+// BaseOf returns the base for a new snapshot of a machine that was restored from the
+// snapshot id: the base of that one or, without such, that one itself. "" is none.
+func (s *Store) BaseOf(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.entries[id]; e != nil {
+		return cmp.Or(e.base, id)
+	}
+	return ""
+}
+
+// Stored returns what SetStored was called with, nil if it was not.
+func (s *Store) Stored(id string) ([]byte, error) {
+	data, err := readBounded(filepath.Join(s.path(id), storedName), maxManifest)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
+// SetStored writes what is known of copies of a snapshot elsewhere; at most 1 MiB. The
+// caller must have a lease on the snapshot.
+func (s *Store) SetStored(id string, data []byte) error {
+	return durable.WriteFile(filepath.Join(s.path(id), storedName), data, 0o600)
 }
 
 // idle returns the ids of snapshots that are neither pinned nor leased, and resets

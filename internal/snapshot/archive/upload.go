@@ -1,0 +1,239 @@
+// Package archive copies the snapshots of a host to a store of objects, and makes
+// snapshots from there on another host. A large file is stored as what differs from the
+// same file of the snapshot's base; the base is stored once for each owner.
+//
+//	teams/TEAM/layers/SHA256        blocks of a file that differ from its parent; see package layer
+//	teams/TEAM/snapshots/ID.SHA256  a record: the manifest, small files, and the layers of large ones
+//	shared/layers/SHA256            layers of snapshots that belong to no team
+package archive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"wrenn"
+	"wrenn/internal/objects"
+	"wrenn/internal/snapshot"
+	"wrenn/internal/snapshot/layer"
+)
+
+// Archive copies the snapshots of one host. It is safe for concurrent use.
+type Archive struct {
+	Objects   objects.Store
+	Snapshots *snapshot.Store
+	// IsShared reports whether a snapshot belongs to no team.
+	IsShared func(id string) bool
+}
+
+// Stored describes a stored snapshot.
+type Stored struct {
+	Key   string // of its record
+	Bytes int64  // that were sent
+}
+
+// Upload stores a snapshot of a sandbox, with the caller's state of up to 1 MiB. The
+// owner is a team's id. An upload that was interrupted is repeated by calling Upload
+// again; layers that the store has are not sent twice.
+func (a *Archive) Upload(ctx context.Context, owner, sandbox, id string, state []byte) (Stored, error) {
+	if !ownerForm.MatchString(owner) || owner == Shared {
+		return Stored{}, wrenn.Errorf(wrenn.Invalid, "%.80q cannot own a stored snapshot", owner)
+	}
+	snap, release, err := a.Snapshots.Load(ctx, id)
+	if err != nil {
+		return Stored{}, err
+	}
+	defer release()
+	u := &upload{Archive: a, owner: owner}
+	base, releaseBase, err := u.base(ctx, snap.Base)
+	if err != nil {
+		return Stored{}, err
+	}
+	defer releaseBase()
+	rec := record{Format: format, Owner: owner, Sandbox: sandbox, Snapshot: snap.Manifest, State: state}
+	rec.Snapshot.Base, rec.Snapshot.Pinned = "", false
+	for _, f := range snap.Files {
+		stored, err := u.file(ctx, snap, f, base)
+		if err != nil {
+			return Stored{}, fmt.Errorf("store %s of snapshot %s: %w", f.Path, id, err)
+		}
+		rec.Files = append(rec.Files, stored)
+	}
+	text, err := json.Marshal(rec)
+	if err != nil {
+		return Stored{}, err
+	}
+	key := keyOf(owner, id, text)
+	return Stored{key, u.sent + int64(len(text))}, a.Objects.Put(ctx, key, bytes.NewReader(text), int64(len(text)), false)
+}
+
+// upload is one call of Upload.
+type upload struct {
+	*Archive
+	owner string
+	sent  int64
+}
+
+// stored is the content of a snapshot's stored.json: the layers of its files, by owner
+// and path. They have no parent.
+type stored map[string]map[string]layerRef
+
+// baseFiles are the stored files of a base. nil has none.
+type baseFiles struct {
+	snap   *snapshot.Snapshot
+	layers map[string]layerRef // by path
+}
+
+// base stores the base of a snapshot, unless the owner has it stored, and leases it.
+// Without a base, or if it cannot be read, there is none.
+func (u *upload) base(ctx context.Context, id string) (*baseFiles, func(), error) {
+	if id == "" {
+		return nil, func() {}, nil
+	}
+	snap, release, err := u.Snapshots.Load(ctx, id)
+	if code := wrenn.CodeOf(err); code == wrenn.NotFound || code == wrenn.FailedPrecondition {
+		return nil, func() {}, nil //nolint:nilerr // then the whole file is stored
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	known, err := u.readStored(id)
+	owner := u.owner
+	if known[Shared] != nil || u.IsShared != nil && u.IsShared(id) { // fetched, or this host's own
+		owner = Shared
+	}
+	var layers map[string]layerRef
+	if err == nil {
+		layers, err = u.baseLayers(ctx, snap, known, owner)
+	}
+	if err != nil {
+		release()
+		return nil, nil, fmt.Errorf("store snapshot %s: %w", id, err)
+	}
+	return &baseFiles{snap, layers}, release, nil
+}
+
+// baseLayers stores the files of a base for an owner. Known is what is stored already.
+func (u *upload) baseLayers(ctx context.Context, snap *snapshot.Snapshot, known stored, owner string) (_ map[string]layerRef, err error) {
+	layers := known[owner]
+	if layers == nil {
+		layers = map[string]layerRef{}
+	}
+	for _, f := range snap.Files {
+		if isInline(f) {
+			continue
+		}
+		if ref, ok := layers[f.Path]; ok && u.has(ctx, ref) {
+			continue
+		}
+		if layers[f.Path], err = u.layer(ctx, snap, f, nil, layerRef{}, owner); err != nil {
+			return nil, err
+		}
+		known[owner] = layers
+		if err := u.writeStored(snap.ID, known); err != nil {
+			return nil, err
+		}
+	}
+	return layers, nil
+}
+
+func (a *Archive) readStored(id string) (stored, error) {
+	text, err := a.Snapshots.Stored(id)
+	if err != nil {
+		return nil, err
+	}
+	known := stored{}
+	if text != nil && json.Unmarshal(text, &known) != nil {
+		known = stored{} // it is stored again
+	}
+	return known, nil
+}
+
+func (a *Archive) writeStored(id string, known stored) error {
+	text, err := json.Marshal(known)
+	if err != nil {
+		return err
+	}
+	return a.Snapshots.SetStored(id, text)
+}
+
+// has reports whether the store has a layer. If it cannot be told it has not.
+func (a *Archive) has(ctx context.Context, ref layerRef) bool {
+	info, err := a.Objects.Head(ctx, ref.key())
+	return err == nil && info.Size == ref.Bytes
+}
+
+func isInline(f snapshot.File) bool { return f.SHA256 != "" && f.Size <= inlineFile }
+
+// file stores one file of a snapshot.
+func (u *upload) file(ctx context.Context, snap *snapshot.Snapshot, f snapshot.File, base *baseFiles) (file, error) {
+	path := snap.Path(f)
+	info, err := os.Stat(path)
+	if err != nil {
+		return file{}, err
+	}
+	out := file{Path: f.Path, Size: f.Size, Mode: uint32(info.Mode().Perm())}
+	if isInline(f) {
+		out.Content, err = os.ReadFile(path)
+		return out, err
+	}
+	var parent *os.File
+	var under layerRef
+	if base != nil {
+		if ref, ok := base.layers[f.Path]; ok {
+			if parent, err = os.Open(base.snap.Path(f)); err != nil {
+				return file{}, err
+			}
+			defer parent.Close()
+			under, out.Layers = ref, []layerRef{ref}
+		}
+	}
+	ref, err := u.layer(ctx, snap, f, parent, under, u.owner)
+	out.Layers = append(out.Layers, ref)
+	return out, err
+}
+
+// layer stores the layer of a file on top of parent, nil for none, whose layer is under.
+func (u *upload) layer(ctx context.Context, snap *snapshot.Snapshot, f snapshot.File, parent *os.File, under layerRef, owner string) (_ layerRef, err error) {
+	staged, err := u.Snapshots.Stage()
+	if err != nil {
+		return layerRef{}, err
+	}
+	defer func() { err = errors.Join(err, staged.Discard(ctx)) }()
+	packed, err := os.Create(filepath.Join(staged.Machine(), "layer"))
+	if err != nil {
+		return layerRef{}, err
+	}
+	defer packed.Close()
+	content, err := os.Open(snap.Path(f))
+	if err != nil {
+		return layerRef{}, err
+	}
+	defer content.Close()
+	var on *layer.Parent
+	if parent != nil {
+		on = &layer.Parent{ID: under.ID, File: parent}
+	}
+	info, err := layer.Write(ctx, packed, content, on, owner)
+	if err != nil {
+		return layerRef{}, err
+	}
+	ref := layerRef{owner, info.ID, info.Bytes}
+	if u.has(ctx, ref) {
+		return ref, nil
+	}
+	u.sent += info.Bytes
+	return ref, u.Objects.Put(ctx, ref.key(), packed, info.Bytes, false)
+}
+
+// source returns the source of a layer's object.
+func (a *Archive) source(ref layerRef) layer.Source {
+	return func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+		return a.Objects.Get(ctx, ref.key(), offset, length)
+	}
+}
