@@ -76,12 +76,31 @@ type Inventory struct {
 	Sandboxes []ObservedSandbox
 }
 
+// HostStatus says what a host may be used for.
+type HostStatus string
+
+// The statuses of a host. All but HostRemoved and HostLost are asked for their sandboxes.
+const (
+	HostActive   HostStatus = "active"
+	HostCordoned HostStatus = "cordoned" // keeps its sandboxes, and gets no new ones
+	HostDraining HostStatus = "draining" // cordoned, and its sandboxes are moved away
+	HostRemoved  HostStatus = "removed"  // was empty, and is not used any more
+	HostLost     HostStatus = "lost"     // an operator says that it does not come back
+)
+
 // HostRecord is a host as the control plane stores it.
 type HostRecord struct {
-	ID     HostID
-	URL    string
-	Info   HostInfo
-	SeenAt time.Time // when it last answered; zero if it never did
+	ID   HostID
+	Name string // for people; "" is none
+	URL  string // where the control plane reaches it now; never its identity
+	Zone string // hosts of one zone fail together; "" is none
+	// Labels are what a sandbox may require of its host.
+	Labels    map[string]string
+	Status    HostStatus
+	Joined    bool // by a token; otherwise the configuration of a control plane has it
+	Info      HostInfo
+	CreatedAt time.Time
+	SeenAt    time.Time // when it last answered; zero if it never did
 }
 
 // UnknownSandbox is a sandbox on a host that no row explains, or that the host

@@ -10,17 +10,24 @@ const (
 	ScopeRead      Scope = "read"      // see what the team has, its logs and metrics: no command, file or token
 	ScopeSandboxes Scope = "sandboxes" // make, use and delete sandboxes and volumes
 	ScopeTemplates Scope = "templates" // build and delete templates
-	ScopeAdmin     Scope = "admin"     // everything, also keys and secrets
+	ScopeAdmin     Scope = "admin"     // everything of the team, also keys and secrets
+	// ScopeOperator is for hosts, which all teams share: no other scope has it, and only
+	// who runs the platform gives it.
+	ScopeOperator Scope = "operator"
 )
 
 // scopes are in the order in which lists of them are.
-var scopes = [...]Scope{ScopeRead, ScopeSandboxes, ScopeTemplates, ScopeAdmin}
+var scopes = [...]Scope{ScopeRead, ScopeSandboxes, ScopeTemplates, ScopeAdmin, ScopeOperator}
 
 // Scopes is a set of scopes: bit i is scopes[i].
 type Scopes uint8
 
-// AllScopes are those of a key that is made without any.
-const AllScopes Scopes = 1 << 3 // ScopeAdmin
+const (
+	// AllScopes are those of a key that is made without any: all of its team.
+	AllScopes Scopes = 1 << 3 // ScopeAdmin
+	// OperatorScopes are those of a key that may also be used for hosts.
+	OperatorScopes = AllScopes | 1<<4 // ScopeOperator
+)
 
 // ParseScopes returns the set of scopes, or an Invalid error for one that does not
 // exist. Without any it is AllScopes.
@@ -29,7 +36,7 @@ func ParseScopes(texts []string) (Scopes, error) {
 	for _, text := range texts {
 		bit := bitOf(Scope(text))
 		if bit == 0 {
-			return 0, Errorf(Invalid, "%.40q is no scope of a key: use read, sandboxes, templates or admin", text)
+			return 0, Errorf(Invalid, "%.40q is no scope of a key: use read, sandboxes, templates, admin or operator", text)
 		}
 		set |= bit
 	}
@@ -50,13 +57,16 @@ func bitOf(scope Scope) Scopes {
 
 // Allow reports whether the scopes allow what needs one of them.
 func (s Scopes) Allow(needed Scope) bool {
-	return s&AllScopes != 0 || s&bitOf(needed) != 0 || needed == ScopeRead && s != 0
+	return s&AllScopes != 0 && needed != ScopeOperator || s&bitOf(needed) != 0 || needed == ScopeRead && s != 0
 }
 
 // Check returns a PermissionDenied error that says what is missing unless Allow.
 func (s Scopes) Check(needed Scope) error {
 	if s.Allow(needed) {
 		return nil
+	}
+	if needed == ScopeOperator {
+		return Errorf(PermissionDenied, "this API key may be used for %s only, and hosts need the scope operator: use a key that `control-plane key --operator TEAM NAME` or `wrenn up` makes", s)
 	}
 	return Errorf(PermissionDenied, "this API key may be used for %s only, and this needs the scope %s: use another key, which an administrator makes with `wrenn key create NAME --scope %s`", s, needed, needed)
 }

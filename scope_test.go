@@ -1,20 +1,24 @@
 package wrenn_test
 
 import (
+	"slices"
 	"testing"
 
 	"wrenn"
 )
 
 func TestScopes(t *testing.T) {
-	all := []wrenn.Scope{wrenn.ScopeRead, wrenn.ScopeSandboxes, wrenn.ScopeTemplates, wrenn.ScopeAdmin}
+	admin := []wrenn.Scope{wrenn.ScopeRead, wrenn.ScopeSandboxes, wrenn.ScopeTemplates, wrenn.ScopeAdmin}
+	all := append(slices.Clone(admin), wrenn.ScopeOperator)
 	for _, tt := range []struct {
 		texts []string
 		want  string
 		allow []wrenn.Scope
 	}{
-		{nil, "admin", all},
-		{[]string{"admin"}, "admin", all},
+		{nil, "admin", admin},
+		{[]string{"admin"}, "admin", admin},
+		{[]string{"operator", "admin"}, "admin, operator", all},
+		{[]string{"operator"}, "operator", []wrenn.Scope{"read", "operator"}},
 		{[]string{"read"}, "read", []wrenn.Scope{"read"}},
 		{[]string{"sandboxes", "sandboxes"}, "sandboxes", []wrenn.Scope{"read", "sandboxes"}},
 		{[]string{"templates", "sandboxes"}, "sandboxes, templates", []wrenn.Scope{"read", "sandboxes", "templates"}},

@@ -82,7 +82,7 @@ func (f *fake) Authenticate(_ context.Context, secret string) (service.Caller, e
 	if secret != key {
 		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
 	}
-	return service.Caller{Team: "t", Key: "k", Scopes: wrenn.AllScopes}, nil
+	return service.Caller{Team: "t", Key: "k", Scopes: wrenn.OperatorScopes}, nil
 }
 
 func (f *fake) Ready(context.Context) error { return nil }

@@ -1,5 +1,17 @@
 -- What the migrations come to. Made by: go test ./internal/controlplane/postgres -run TestSchemaFile -update
 
+CREATE FUNCTION public.notify_hosts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' OR (OLD.url, OLD.name, OLD.zone, OLD.labels, OLD.status, OLD.joined_at)
+        IS DISTINCT FROM (NEW.url, NEW.name, NEW.zone, NEW.labels, NEW.status, NEW.joined_at) THEN
+        PERFORM pg_notify('hosts', NEW.id);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION public.sandbox_events_append_only() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -96,7 +108,16 @@ CREATE TABLE public.hosts (
     memory_mb_used bigint DEFAULT 0 NOT NULL,
     disk_mb bigint DEFAULT 0 NOT NULL,
     disk_mb_free bigint DEFAULT 0 NOT NULL,
-    last_seen_at timestamp with time zone
+    last_seen_at timestamp with time zone,
+    name text DEFAULT ''::text NOT NULL,
+    zone text DEFAULT ''::text NOT NULL,
+    labels jsonb DEFAULT '{}'::jsonb NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    disks_mb bigint DEFAULT 0 NOT NULL,
+    disks_mb_used bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    joined_at timestamp with time zone,
+    CONSTRAINT hosts_status CHECK ((status = ANY (ARRAY['active'::text, 'cordoned'::text, 'draining'::text, 'removed'::text, 'lost'::text])))
 );
 
 CREATE TABLE public.platform_secrets (
@@ -410,6 +431,8 @@ CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR 
 CREATE TRIGGER count_use_insert AFTER INSERT ON public.sandboxes REFERENCING NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
 
 CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD TABLE AS old_rows NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
+
+CREATE TRIGGER hosts_notify AFTER INSERT OR UPDATE ON public.hosts FOR EACH ROW EXECUTE FUNCTION public.notify_hosts();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -24,6 +24,8 @@ func (migrateCommand) Run(ctx context.Context, cfg controlplane.Config) error {
 type keyCommand struct {
 	Team string `arg:"" help:"The team's name."`
 	Name string `arg:"" help:"A name by which people recognize the key."`
+
+	Operator bool `help:"It may also be used for hosts, which all teams share."`
 }
 
 // Run prints the secret of a key: the first of a team; later ones come by POST /v1/keys.
@@ -33,13 +35,20 @@ func (c *keyCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog
 		if err != nil {
 			return fmt.Errorf("team %s: %w", c.Team, err)
 		}
-		_, secret, err := svc.CreateKey(ctx, service.Caller{Team: id}, service.NewKey{Name: c.Name})
+		_, secret, err := svc.CreateKey(ctx, service.Caller{Team: id}, service.NewKey{Name: c.Name, Scopes: c.scopes()})
 		if err != nil {
 			return fmt.Errorf("create a key: %w", err)
 		}
 		_, err = fmt.Fprintln(env.out, secret)
 		return err
 	})
+}
+
+func (c *keyCommand) scopes() wrenn.Scopes {
+	if c.Operator {
+		return wrenn.OperatorScopes
+	}
+	return wrenn.AllScopes
 }
 
 type moveCommand struct {
@@ -69,10 +78,10 @@ func (hostsCommand) Run(ctx context.Context, cfg controlplane.Config, log *slog.
 			return err
 		}
 		table := tabwriter.NewWriter(env.out, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "HOST\tURL\tDRIVER\tVERSION\tSANDBOXES\tMEMORY MB\tDISK FREE MB\tSEEN")
+		fmt.Fprintln(table, "HOST\tSTATUS\tURL\tDRIVER\tVERSION\tSANDBOXES\tMEMORY MB\tDISK FREE MB\tSEEN")
 		for _, h := range known {
 			c := h.Info.Capacity
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.ID, h.URL, cmp.Or(h.Info.Driver, "-"), cmp.Or(h.Info.Version, "-"),
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", h.ID, h.Status, h.URL, cmp.Or(h.Info.Driver, "-"), cmp.Or(h.Info.Version, "-"),
 				of(int64(c.SandboxesUsed), int64(c.Sandboxes)), of(c.MemoryMiBUsed, c.MemoryMiB), c.DiskMiBFree, ago(h.SeenAt))
 		}
 		if err := table.Flush(); err != nil {

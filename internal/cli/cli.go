@@ -37,6 +37,7 @@ type commandLine struct {
 	Template    templateCommands   `cmd:"" help:"Build and list templates, from which sandboxes start."`
 	Volume      volumeCommands     `cmd:"" help:"Directories that sandboxes mount and that outlive them."`
 	Secret      secretCommands     `cmd:"" help:"Secrets, whose values no call returns."`
+	Host        hostCommands       `cmd:"" help:"List and cordon hosts, for who operates the platform."`
 	Key         keyCommands        `cmd:"" help:"Create, list and revoke the team's API keys."`
 	Audit       auditCommand       `cmd:"" help:"Print who changed what: the calls of the team's keys, newest first."`
 	Cert        certCommand        `cmd:"" help:"Show the certificate authority of wrenn up --domain, and how to trust it."`

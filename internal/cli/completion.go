@@ -253,6 +253,8 @@ func (s *session) values(ctx context.Context, value *kong.Value, given []string,
 		}
 	case what == "secret":
 		out = s.secrets(ctx)
+	case what == "host":
+		out = s.hosts(ctx)
 	case what == "sandbox":
 		out = s.sandboxes(ctx, "")
 	case what == "checkpoint" && len(given) > 0: // the sandbox is the argument before
@@ -286,6 +288,24 @@ func (s *session) sandboxes(ctx context.Context, suffix string) []suggestion {
 			remark += ", " + pairs(sb.Metadata)
 		}
 		out = append(out, suggestion{sb.ID + suffix, remark})
+	}
+	return out
+}
+
+func (s *session) hosts(ctx context.Context) []suggestion {
+	api, err := s.client()
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookup)
+	defer cancel()
+	all, err := api.Hosts(ctx)
+	if err != nil {
+		return nil
+	}
+	var out []suggestion
+	for i := range all {
+		out = append(out, suggestion{all[i].ID, all[i].Status})
 	}
 	return out
 }

@@ -18,7 +18,7 @@ type keyCommands struct {
 
 type keyCreateCommand struct {
 	Name    string   `arg:"" help:"A name that says what the key is for."`
-	Scope   []string `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything, also keys and secrets; the default). May be repeated." placeholder:"SCOPE"`
+	Scope   []string `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything of the team, also keys and secrets; the default), operator (hosts). May be repeated." placeholder:"SCOPE"`
 	Expires span     `help:"After how long it stops working, such as 720h; default never." placeholder:"DURATION"`
 }
 

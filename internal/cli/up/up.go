@@ -81,14 +81,15 @@ type RunningDomain struct {
 	Authority string
 }
 
-// Key returns old when it is a valid key of the team, and otherwise a new key.
+// Key returns old when it is a valid key of the team that may be used for everything,
+// also for hosts, and otherwise a new one.
 func (r *Running) Key(ctx context.Context, old, name string) (secret string, err error) {
 	err = r.withService(ctx, func(svc *service.Service, team wrenn.TeamID) error {
-		if caller, err := svc.Authenticate(ctx, old); err == nil && caller.Team == team {
+		if caller, err := svc.Authenticate(ctx, old); err == nil && caller.Team == team && caller.Scopes == wrenn.OperatorScopes {
 			secret = old
 			return nil
 		}
-		_, secret, err = svc.CreateKey(ctx, service.Caller{Team: team}, service.NewKey{Name: name})
+		_, secret, err = svc.CreateKey(ctx, service.Caller{Team: team}, service.NewKey{Name: name, Scopes: wrenn.OperatorScopes})
 		return err
 	})
 	return secret, err

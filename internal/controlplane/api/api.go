@@ -100,6 +100,14 @@ type Volumes interface {
 	DeleteSecret(ctx context.Context, c service.Caller, name string) error
 }
 
+// Hosts are the machines that run sandboxes. NotFound for a host that no row has.
+type Hosts interface {
+	ListHosts(context.Context, service.Caller) ([]service.HostState, error)
+	Host(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+	CordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+	UncordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+}
+
 // Ports are where programs in sandboxes listen.
 type Ports interface {
 	// ConnectPort connects to a TCP port; wrenn.ErrPortClosed when no program
@@ -132,6 +140,7 @@ type Service interface {
 	Volumes
 	VolumeFiles
 	Ports
+	Hosts
 	Keys
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)

@@ -467,6 +467,7 @@ func operationCalls() map[string][]call {
 	maps.Copy(calls, volumeCalls())
 	maps.Copy(calls, volumeFileCalls())
 	maps.Copy(calls, secretCalls())
+	maps.Copy(calls, hostCalls())
 	return calls
 }
 

@@ -105,7 +105,7 @@ func (s *stub) ConnectPort(ctx context.Context, _ service.Caller, id wrenn.Sandb
 // readerKey is of a key that may only read.
 const readerKey = "e2b_9876543210987654321098765432109876543210"
 
-var testCaller = service.Caller{Team: testTeam, Key: testKeyID, Scopes: wrenn.AllScopes}
+var testCaller = service.Caller{Team: testTeam, Key: testKeyID, Scopes: wrenn.OperatorScopes}
 
 func (s *stub) Authenticate(_ context.Context, secret string) (service.Caller, error) {
 	if secret == readerKey {

@@ -2,6 +2,10 @@ package postgres
 
 import (
 	"context"
+	"errors"
+	"maps"
+
+	"github.com/jackc/pgx/v5"
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres/internal/dbsqlc"
@@ -15,6 +19,7 @@ func (s *Store) SaveHost(ctx context.Context, id wrenn.HostID, url string, info 
 			ID: string(id), URL: url, Version: info.Version, Instance: info.Instance, Driver: info.Driver,
 			Sandboxes: clampInt32(c.Sandboxes), SandboxesUsed: clampInt32(c.SandboxesUsed),
 			MemoryMB: c.MemoryMiB, MemoryMBUsed: c.MemoryMiBUsed, DiskMB: c.DiskMiB, DiskMBFree: c.DiskMiBFree,
+			DisksMB: c.DisksMiB, DisksMBUsed: c.DisksMiBUsed,
 		})
 	})
 }
@@ -39,16 +44,112 @@ func (s *Store) SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn
 	return fresh, err
 }
 
-// Hosts returns all hosts that ever answered, and the sandboxes on them that no row explains.
-func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []wrenn.UnknownSandbox, err error) {
+// AddConfiguredHosts makes rows of hosts that have none, from their ids and urls. Twice is allowed.
+func (s *Store) AddConfiguredHosts(ctx context.Context, urls map[wrenn.HostID]string) error {
+	var ids, texts []string
+	for id, url := range urls {
+		ids, texts = append(ids, string(id)), append(texts, url)
+	}
+	return s.call(ctx, "add the configured hosts", func(ctx context.Context) error {
+		return s.queries.AddConfiguredHosts(ctx, ids, texts)
+	})
+}
+
+// Hosts returns all hosts, also those that were removed, by id.
+func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, err error) {
 	err = s.call(ctx, "list the hosts", func(ctx context.Context) error {
 		rows, err := s.queries.Hosts(ctx)
-		if err != nil {
-			return err
-		}
 		for _, row := range rows {
 			hosts = append(hosts, hostRecord(row))
 		}
+		return err
+	})
+	return hosts, err
+}
+
+// Host returns a host: NotFound when no row has the id.
+func (s *Store) Host(ctx context.Context, id wrenn.HostID) (*wrenn.HostRecord, error) {
+	var out wrenn.HostRecord
+	err := s.call(ctx, "read a host", func(ctx context.Context) error {
+		row, err := s.queries.FindHost(ctx, string(id))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return noHostError(id)
+		}
+		out = hostRecord(row)
+		return err
+	})
+	return &out, err
+}
+
+// SetHostStatus changes the status of a host that has one of the statuses was. It is
+// NotFound when no row has the id, FailedPrecondition when the host has another status.
+func (s *Store) SetHostStatus(ctx context.Context, id wrenn.HostID, status wrenn.HostStatus, was ...wrenn.HostStatus) (*wrenn.HostRecord, error) {
+	var from []string
+	for _, status := range was {
+		from = append(from, string(status))
+	}
+	var out wrenn.HostRecord
+	err := s.inTx(ctx, "change a host", func(ctx context.Context, q *dbsqlc.Queries) error {
+		row, err := q.SetHostStatus(ctx, string(status), string(id), from)
+		if errors.Is(err, pgx.ErrNoRows) {
+			if row, err = q.FindHost(ctx, string(id)); err == nil {
+				return wrenn.Errorf(wrenn.FailedPrecondition, "host %s is %s and cannot become %s", id, row.Status, status)
+			}
+		}
+		if errors.Is(err, pgx.ErrNoRows) {
+			return noHostError(id)
+		}
+		out = hostRecord(row)
+		return err
+	})
+	return &out, err
+}
+
+func noHostError(id wrenn.HostID) error {
+	return wrenn.Errorf(wrenn.NotFound, "there is no host %s: `wrenn host list` shows all", id)
+}
+
+// FollowHosts calls changed whenever a host is added or becomes another one, as the
+// trigger hosts_notify has it, until ctx ends or the connection does. It calls changed
+// first when it listens: from then on no change is missed.
+func (s *Store) FollowHosts(ctx context.Context, changed func()) error {
+	conn, err := s.listen(ctx, "hosts")
+	if err != nil {
+		return failure("follow the hosts", err)
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeout)
+		defer cancel()
+		_ = conn.Close(ctx) // nothing is in progress
+	}()
+	for {
+		changed()
+		if _, err := conn.WaitForNotification(ctx); err != nil {
+			return failure("follow the hosts", err)
+		}
+	}
+}
+
+// listen returns a connection outside of the pool that receives the channel's notifications.
+func (s *Store) listen(ctx context.Context, channel string) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	cfg := s.pool.Config().ConnConfig // a copy
+	maps.Copy(cfg.RuntimeParams, keepalive)
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+		_ = conn.Close(ctx) // the error is the other one
+		return nil, err
+	}
+	return conn, nil
+}
+
+// UnknownSandboxes returns the sandboxes on hosts that no row explains.
+func (s *Store) UnknownSandboxes(ctx context.Context) (unknown []wrenn.UnknownSandbox, err error) {
+	err = s.call(ctx, "list unknown sandboxes", func(ctx context.Context) error {
 		sandboxes, err := s.queries.UnknownSandboxes(ctx)
 		for _, row := range sandboxes {
 			unknown = append(unknown, wrenn.UnknownSandbox{
@@ -58,19 +159,24 @@ func (s *Store) Hosts(ctx context.Context) (hosts []wrenn.HostRecord, unknown []
 		}
 		return err
 	})
-	return hosts, unknown, err
+	return unknown, err
 }
 
 func hostRecord(row dbsqlc.Host) wrenn.HostRecord {
-	out := wrenn.HostRecord{ID: wrenn.HostID(row.ID), URL: row.URL, Info: wrenn.HostInfo{
-		Version: row.Version, Instance: row.Instance, Driver: row.Driver,
-		Capacity: wrenn.Capacity{
-			Sandboxes: int(row.Sandboxes), SandboxesUsed: int(row.SandboxesUsed),
-			MemoryMiB: row.MemoryMB, MemoryMiBUsed: row.MemoryMBUsed, DiskMiB: row.DiskMB, DiskMiBFree: row.DiskMBFree,
+	out := wrenn.HostRecord{
+		ID: wrenn.HostID(row.ID), Name: row.Name, URL: row.URL, Zone: row.Zone, Labels: row.Labels,
+		Status: wrenn.HostStatus(row.Status), Joined: row.JoinedAt != nil, CreatedAt: row.CreatedAt.UTC(),
+		Info: wrenn.HostInfo{
+			Version: row.Version, Instance: row.Instance, Driver: row.Driver,
+			Capacity: wrenn.Capacity{
+				Sandboxes: int(row.Sandboxes), SandboxesUsed: int(row.SandboxesUsed),
+				MemoryMiB: row.MemoryMB, MemoryMiBUsed: row.MemoryMBUsed, DiskMiB: row.DiskMB, DiskMiBFree: row.DiskMBFree,
+				DisksMiB: row.DisksMB, DisksMiBUsed: row.DisksMBUsed,
+			},
 		},
-	}}
+	}
 	if row.LastSeenAt != nil {
-		out.SeenAt = *row.LastSeenAt
+		out.SeenAt = row.LastSeenAt.UTC()
 	}
 	return out
 }

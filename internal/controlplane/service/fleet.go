@@ -7,7 +7,9 @@ import (
 	"hash/fnv"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,15 +28,21 @@ const (
 	saveEvery   = time.Minute      // a host's answers, when nothing changed
 	newsRetry   = 5 * time.Second  // the mean time until a stream of news is opened again
 	firstPing   = 10 * time.Second // how long a create waits for the first pings
+	rowsEvery   = 10 * time.Second // how often the rows of hosts are read without a notification
 )
 
-// fleet is the hosts and their last answers.
+// fleet is the hosts that are used, and their last answers. It follows their rows.
 type fleet struct {
-	members map[wrenn.HostID]*member // never changes
-	every   time.Duration
-	store   *postgres.Store
-	log     *slog.Logger
-	changed func(wrenn.HostID) // called when a host is back or its agent has restarted; set before run
+	configured map[wrenn.HostID]string // their urls
+	every      time.Duration
+	store      *postgres.Store
+	log        *slog.Logger
+	changed    func(wrenn.HostID) // called when a host is back or its agent has restarted; set before run
+	read       chan struct{}      // closed when the rows were read once
+	readOnce   sync.Once
+
+	mu      sync.RWMutex // guards what follows
+	members map[wrenn.HostID]*member
 }
 
 // member is one host.
@@ -48,6 +56,7 @@ type member struct {
 	up       bool
 	failures int // pings in a row
 	info     wrenn.HostInfo
+	row      wrenn.HostRecord // as it was read last; zero until then
 	saved    time.Time
 	// The sandboxes that are being made on the host, and those made since the last ping was sent.
 	making, made load
@@ -68,7 +77,10 @@ func (l load) sub(o load) load {
 }
 
 func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, error) {
-	f := &fleet{members: map[wrenn.HostID]*member{}, every: cfg.PingEvery, store: store, log: log}
+	f := &fleet{
+		configured: map[wrenn.HostID]string{}, every: cfg.PingEvery, store: store, log: log,
+		read: make(chan struct{}), members: map[wrenn.HostID]*member{},
+	}
 	for _, h := range cfg.Hosts {
 		if _, err := wrenn.ParseHostID(string(h.ID)); err != nil {
 			return nil, err
@@ -80,25 +92,110 @@ func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, erro
 		if err != nil {
 			return nil, fmt.Errorf("host %s: %w", h.ID, err)
 		}
+		f.configured[h.ID] = h.URL
 		f.members[h.ID] = &member{id: h.ID, url: h.URL, client: client, pinged: make(chan struct{})}
 	}
 	return f, nil
 }
 
-// run pings every host again and again until ctx ends.
+// run follows the rows of hosts, and pings every host again and again until ctx ends.
 func (f *fleet) run(ctx context.Context) error {
+	changed := wake.New()
 	var g errgroup.Group
-	for _, m := range f.members {
-		g.Go(func() error {
-			defer m.client.Close()
-			var news sync.WaitGroup
-			defer news.Wait()
-			news.Go(func() { f.followNews(ctx, m) })
-			f.watch(ctx, m)
-			return nil
-		})
+	g.Go(func() error { f.followRows(ctx, changed); return nil })
+	for _, m := range f.all() {
+		g.Go(func() error { f.serve(ctx, m); return nil })
 	}
-	return g.Wait()
+	for {
+		f.refreshOrLog(ctx)
+		select {
+		case <-changed:
+		case <-time.After(rowsEvery):
+		case <-ctx.Done():
+			return g.Wait()
+		}
+	}
+}
+
+// followRows notifies changed when rows of hosts change. While the database cannot be
+// reached they are read every rowsEvery.
+func (f *fleet) followRows(ctx context.Context, changed wake.Chan) {
+	for {
+		err := f.store.FollowHosts(ctx, changed.Notify)
+		if ctx.Err() != nil {
+			return
+		}
+		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot follow the rows of hosts; will retry", slog.Any("err", err))
+		if !wake.Sleep(ctx, newsRetry/2+rand.N(newsRetry)) {
+			return
+		}
+	}
+}
+
+func (f *fleet) refreshOrLog(ctx context.Context) {
+	if err := f.refresh(ctx); err != nil && ctx.Err() == nil {
+		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot read the rows of hosts; will retry", slog.Any("err", err))
+	}
+}
+
+// refresh makes the members what the rows say now. Hosts of the configuration get rows.
+func (f *fleet) refresh(ctx context.Context) error {
+	rows, err := f.store.Hosts(ctx)
+	if err != nil {
+		return err
+	}
+	missing := maps.Clone(f.configured)
+	for i := range rows {
+		delete(missing, rows[i].ID)
+		if m := f.member(rows[i].ID); m != nil {
+			m.setRow(rows[i])
+		}
+	}
+	f.readOnce.Do(func() { close(f.read) })
+	if len(missing) == 0 {
+		return nil
+	}
+	return f.store.AddConfiguredHosts(ctx, missing) // which is a change that is read again
+}
+
+func (m *member) setRow(row wrenn.HostRecord) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.row = row
+}
+
+// schedulable reports whether the host answers and may get new sandboxes.
+func (m *member) schedulable() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.up && m.open()
+}
+
+// open reports whether the host may get new sandboxes: a row that was not read yet does
+// not forbid it. The caller holds mu.
+func (m *member) open() bool { return m.row.Status == "" || m.row.Status == wrenn.HostActive }
+
+// member returns a host that is used, or nil.
+func (f *fleet) member(id wrenn.HostID) *member {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.members[id]
+}
+
+// all returns the hosts that are used, by id.
+func (f *fleet) all() []*member {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return slices.SortedFunc(maps.Values(f.members), func(a, b *member) int { return cmp.Compare(a.id, b.id) })
+}
+
+// serve pings a host and follows its news until ctx ends.
+func (f *fleet) serve(ctx context.Context, m *member) {
+	defer m.client.Close()
+	var news sync.WaitGroup
+	defer news.Wait()
+	news.Go(func() { f.followNews(ctx, m) })
+	f.watch(ctx, m)
 }
 
 // followNews asks for a round of the host whenever sandboxes have changed there
@@ -213,10 +310,10 @@ func (m *member) known() (up bool, info wrenn.HostInfo) {
 // reachable returns the hosts that answer.
 func (f *fleet) reachable() map[wrenn.HostID]reconcile.Host {
 	out := map[wrenn.HostID]reconcile.Host{}
-	for id, m := range f.members {
+	for _, m := range f.all() {
 		m.mu.Lock()
 		if m.up {
-			out[id] = m.client
+			out[m.id] = m.client
 		}
 		m.mu.Unlock()
 	}
@@ -225,23 +322,36 @@ func (f *fleet) reachable() map[wrenn.HostID]reconcile.Host {
 
 // client returns the client of a sandbox's host.
 func (f *fleet) client(id wrenn.HostID) (*hostclient.Client, error) {
-	m := f.members[id]
+	m := f.member(id)
 	if m == nil {
-		return nil, wrenn.Errorf(wrenn.Unavailable, "the sandbox is on host %s, which is not configured any more: add it to the configuration again", id)
+		return nil, noMemberError(id)
 	}
 	return m.client, nil
 }
 
-// waitForPings returns when every host was pinged once, after firstPing at the latest.
+func noMemberError(id wrenn.HostID) error {
+	return wrenn.Errorf(wrenn.Unavailable, "the sandbox is on host %s, which is not configured any more: add it to the configuration again", id)
+}
+
+// waitForPings returns when the rows were read and every host was pinged once, after
+// firstPing at the latest.
 func (f *fleet) waitForPings(ctx context.Context) {
 	timeout := time.NewTimer(firstPing)
 	defer timeout.Stop()
-	for _, m := range f.members {
+	wait := func(over chan struct{}) bool {
 		select {
-		case <-m.pinged:
+		case <-over:
+			return true
 		case <-timeout.C:
-			return
 		case <-ctx.Done():
+		}
+		return false
+	}
+	if !wait(f.read) {
+		return
+	}
+	for _, m := range f.all() {
+		if !wait(m.pinged) {
 			return
 		}
 	}
@@ -255,13 +365,36 @@ func (f *fleet) reserve(need scheduler.Need, full map[wrenn.HostID]bool, only wr
 		// The host may have counted what is being made already: let it decide.
 		id, err = scheduler.Pick(f.candidates(full, only, false), need)
 	}
-	if wrenn.CodeOf(err) == wrenn.Unavailable && only != "" {
-		err = wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, cannot be reached; try again in a moment", only)
+	if wrenn.CodeOf(err) == wrenn.Unavailable {
+		return nil, f.whyNone(only)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return f.members[id].reserve(1, need), nil
+	m := f.member(id)
+	if m == nil {
+		return nil, f.whyNone(id) // it was removed just now
+	}
+	return m.reserve(1, need), nil
+}
+
+// whyNone is the error of a request for which no host could be asked.
+func (f *fleet) whyNone(only wrenn.HostID) error {
+	answer := false
+	for _, m := range f.all() {
+		if up, _ := m.known(); up && (only == "" || m.id == only) {
+			answer = true
+		}
+	}
+	switch {
+	case only != "" && answer:
+		return wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, takes no new sandboxes now: an operator has cordoned it", only)
+	case only != "":
+		return wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, cannot be reached; try again in a moment", only)
+	case answer:
+		return wrenn.Errorf(wrenn.Unavailable, "no host takes new sandboxes now: an operator has cordoned all that can be reached")
+	}
+	return wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
 }
 
 // needOf returns what a sandbox takes of a host.
@@ -269,17 +402,17 @@ func needOf(size wrenn.Size, diskMiB int) scheduler.Need {
 	return scheduler.Need{MemoryMB: size.MemoryMiB, DiskMB: cmp.Or(diskMiB, wrenn.DefaultDiskMiB)}
 }
 
-// candidates returns the hosts that can be reached; pending adds the load that
-// they may not have counted yet.
+// candidates returns the hosts that answer and may get new sandboxes; pending adds the
+// load that they may not have counted yet.
 func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pending bool) []scheduler.Host {
 	var hosts []scheduler.Host
-	for id, m := range f.members {
-		if only != "" && id != only {
+	for _, m := range f.all() {
+		if only != "" && m.id != only || full[m.id] {
 			continue
 		}
 		m.mu.Lock()
-		if m.up && !full[id] {
-			h := scheduler.Host{ID: id, Capacity: m.info.Capacity}
+		if m.up && m.open() {
+			h := scheduler.Host{ID: m.id, Capacity: m.info.Capacity}
 			if pending {
 				sum := m.making.add(m.made)
 				h.PendingSandboxes, h.PendingMemoryMB, h.PendingDiskMB = sum.sandboxes, sum.memoryMB, sum.diskMB
@@ -294,22 +427,46 @@ func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pendin
 // ofNewVolume returns the host for a new volume.
 func (f *fleet) ofNewVolume() (*member, error) {
 	id, err := scheduler.MostDisk(f.candidates(nil, "", false))
-	return f.members[id], err
+	if m := f.member(id); m != nil {
+		return m, nil
+	}
+	if wrenn.CodeOf(err) == wrenn.Unavailable {
+		err = f.whyNone("")
+	}
+	if err == nil {
+		err = wrenn.Errorf(wrenn.Unavailable, "host %s was removed just now; try again", id)
+	}
+	return nil, err
+}
+
+// copies returns the host of a sandbox that is to be copied there: Unavailable when it
+// takes no new sandboxes.
+func (f *fleet) copies(id wrenn.HostID) (*member, error) {
+	m := f.member(id)
+	if m == nil {
+		return nil, noMemberError(id)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.open() {
+		return nil, wrenn.Errorf(wrenn.Unavailable, "a copy is made on the host of its parent, and host %s takes no new sandboxes now: an operator has cordoned it", id)
+	}
+	return m, nil
 }
 
 // ofBuilds returns the host on which a team's builds with steps run, of those that
-// can be reached; "" if there is none. All replicas choose the same one, so that it has
-// what the team uploads and what its builds have cached.
+// answer and take new work; "" if there is none. All replicas choose the same one, so that
+// it has what the team uploads and what its builds have cached.
 func (f *fleet) ofBuilds(team wrenn.TeamID) (best wrenn.HostID) {
 	var most uint64
-	for id, m := range f.members {
-		if up, _ := m.known(); !up {
+	for _, m := range f.all() {
+		if !m.schedulable() {
 			continue
 		}
 		h := fnv.New64a()
-		_, _ = io.WriteString(h, string(team)+" "+string(id)) // never fails
-		if n := h.Sum64(); best == "" || n > most || n == most && id < best {
-			best, most = id, n
+		_, _ = io.WriteString(h, string(team)+" "+string(m.id)) // never fails
+		if n := h.Sum64(); best == "" || n > most {
+			best, most = m.id, n
 		}
 	}
 	return best
@@ -346,7 +503,7 @@ func (r *reservation) load(n int) load {
 // removeBuild removes a build whose row does not want it. If that fails now
 // the templateReconciler does it.
 func (f *fleet) removeBuild(ctx context.Context, host wrenn.HostID, id wrenn.BuildID) {
-	m := f.members[host]
+	m := f.member(host)
 	if m == nil {
 		return
 	}

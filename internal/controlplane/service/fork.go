@@ -46,6 +46,10 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 	if err != nil {
 		return nil, err
 	}
+	on, err := s.hosts.copies(parent.Host)
+	if err != nil {
+		return nil, err
+	}
 	copies := describeCopies(parent, req)
 	rows, err := s.store.CreateSandboxes(ctx, copies, s.limits.Limits, c.actor())
 	if err != nil {
@@ -55,7 +59,7 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 		return nil, err
 	}
 	s.used.add(id)
-	f := &fork{starting: starting{s.core, c.actor()}, parent: parent, host: host, copies: make([]forkedCopy, len(rows))}
+	f := &fork{starting: starting{s.core, c.actor()}, parent: parent, on: on, host: host, copies: make([]forkedCopy, len(rows))}
 	for i := range rows {
 		f.copies[i].row = &rows[i]
 	}
@@ -82,6 +86,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 type fork struct {
 	starting
 	parent *wrenn.Sandbox
+	on     *member
 	host   *hostclient.Client
 	copies []forkedCopy
 }
@@ -97,7 +102,7 @@ func (f *fork) run(ctx context.Context) {
 	for i := range f.copies {
 		ids[i] = f.copies[i].row.ID
 	}
-	reserved := f.hosts.members[f.parent.Host].reserve(len(ids), needOf(f.parent.Size, f.parent.DiskMiB))
+	reserved := f.on.reserve(len(ids), needOf(f.parent.Size, f.parent.DiskMiB))
 	tokens, err := f.tokens.ofAll(ctx, ids)
 	var results []error
 	if err == nil {

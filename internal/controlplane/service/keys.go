@@ -82,6 +82,11 @@ func (s *Keys) CreateKey(ctx context.Context, c Caller, want NewKey) (Key, strin
 	if err := checkName("key", want.Name); err != nil {
 		return Key{}, "", err
 	}
+	if c.Key != "" && want.Scopes.Allow(wrenn.ScopeOperator) {
+		if err := c.Scopes.Check(wrenn.ScopeOperator); err != nil {
+			return Key{}, "", err
+		}
+	}
 	if !want.ExpiresAt.IsZero() && !time.Now().Before(want.ExpiresAt) {
 		return Key{}, "", wrenn.Errorf(wrenn.Invalid, "the key would expire at %s, which has passed", want.ExpiresAt.UTC().Format(time.RFC3339))
 	}

@@ -38,12 +38,12 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, host wrenn.HostID) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, string(host))
 	}
-	for id, m := range c.hosts.members {
+	for _, m := range c.hosts.all() {
 		up, info := m.known()
-		gauge(c.up, map[bool]float64{true: 1}[up], id)
+		gauge(c.up, map[bool]float64{true: 1}[up], m.id)
 		if info.Instance != "" { // it has answered once
-			gauge(c.sandboxes, float64(info.Capacity.SandboxesUsed), id)
-			gauge(c.memoryUsed, float64(info.Capacity.MemoryMiBUsed)*(1<<20), id)
+			gauge(c.sandboxes, float64(info.Capacity.SandboxesUsed), m.id)
+			gauge(c.memoryUsed, float64(info.Capacity.MemoryMiBUsed)*(1<<20), m.id)
 		}
 	}
 	for id, n := range c.reconciler.Unknown() {

@@ -14,9 +14,14 @@ import (
 // program with the database's URL may use them.
 type Operator struct{ *core }
 
-// Hosts returns all hosts that ever answered, and the sandboxes on them that no row explains.
+// Hosts returns all hosts, and the sandboxes on them that no row explains.
 func (s *Operator) Hosts(ctx context.Context) ([]wrenn.HostRecord, []wrenn.UnknownSandbox, error) {
-	return s.store.Hosts(ctx)
+	hosts, err := s.store.Hosts(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	unknown, err := s.store.UnknownSandboxes(ctx)
+	return hosts, unknown, err
 }
 
 // EnsureTeam returns the team of that name, which it makes if it does not exist.
@@ -38,7 +43,10 @@ func (s *Operator) SandboxesCreatedBy(ctx context.Context, c Caller) ([]wrenn.Sa
 // it paused. The files on the old host are left to the operator, and reported as
 // a sandbox that no row explains. Twice is allowed.
 func (s *Operator) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wrenn.HostID) (*wrenn.Sandbox, error) {
-	m := s.hosts.members[host]
+	if err := s.hosts.refresh(ctx); err != nil { // a command does not run the fleet
+		return nil, err
+	}
+	m := s.hosts.member(host)
 	if m == nil {
 		return nil, wrenn.Errorf(wrenn.NotFound, "no host %s is configured", host)
 	}

@@ -74,12 +74,12 @@ func (r *templateReconciler) endAbandoned(ctx context.Context) {
 
 // compareHosts compares each host that answers.
 func (r *templateReconciler) compareHosts(ctx context.Context) {
-	for id, m := range r.hosts.members {
+	for _, m := range r.hosts.all() {
 		if up, _ := m.known(); !up {
 			continue
 		}
 		if err := r.compare(ctx, m); err != nil && ctx.Err() == nil {
-			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot compare the templates of a host", slog.String("host", string(id)), slog.Any("err", err))
+			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot compare the templates of a host", slog.String("host", string(m.id)), slog.Any("err", err))
 		}
 	}
 }

@@ -168,7 +168,7 @@ func (r *volumeReconciler) run(ctx context.Context) error {
 			r.log.LogAttrs(ctx, slog.LevelWarn, "cannot look for volumes to delete; will retry", slog.Any("err", err))
 		}
 		for id, host := range gone {
-			if m := r.hosts.members[host]; m != nil {
+			if m := r.hosts.member(host); m != nil {
 				if up, _ := m.known(); up {
 					r.removeVolume(ctx, id, host)
 				}

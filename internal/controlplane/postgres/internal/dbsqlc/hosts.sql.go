@@ -9,8 +9,49 @@ import (
 	"context"
 )
 
+const addConfiguredHosts = `-- name: AddConfiguredHosts :exec
+INSERT INTO hosts (id, url) SELECT unnest($1::text[]), unnest($2::text[]) ON CONFLICT (id) DO NOTHING
+`
+
+func (q *Queries) AddConfiguredHosts(ctx context.Context, iDs []string, urls []string) error {
+	_, err := q.db.Exec(ctx, addConfiguredHosts, iDs, urls)
+	return err
+}
+
+const findHost = `-- name: FindHost :one
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at FROM hosts WHERE id = $1
+`
+
+func (q *Queries) FindHost(ctx context.Context, id string) (Host, error) {
+	row := q.db.QueryRow(ctx, findHost, id)
+	var i Host
+	err := row.Scan(
+		&i.ID,
+		&i.URL,
+		&i.Version,
+		&i.Instance,
+		&i.Driver,
+		&i.Sandboxes,
+		&i.SandboxesUsed,
+		&i.MemoryMB,
+		&i.MemoryMBUsed,
+		&i.DiskMB,
+		&i.DiskMBFree,
+		&i.LastSeenAt,
+		&i.Name,
+		&i.Zone,
+		&i.Labels,
+		&i.Status,
+		&i.DisksMB,
+		&i.DisksMBUsed,
+		&i.CreatedAt,
+		&i.JoinedAt,
+	)
+	return i, err
+}
+
 const hosts = `-- name: Hosts :many
-SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at FROM hosts ORDER BY id
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at FROM hosts ORDER BY id
 `
 
 func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
@@ -35,6 +76,14 @@ func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
 			&i.DiskMB,
 			&i.DiskMBFree,
 			&i.LastSeenAt,
+			&i.Name,
+			&i.Zone,
+			&i.Labels,
+			&i.Status,
+			&i.DisksMB,
+			&i.DisksMBUsed,
+			&i.CreatedAt,
+			&i.JoinedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -48,14 +97,16 @@ func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
 
 const saveHost = `-- name: SaveHost :exec
 INSERT INTO hosts (id, url, version, instance, driver, sandboxes, sandboxes_used,
-    memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at)
+    memory_mb, memory_mb_used, disk_mb, disk_mb_free, disks_mb, disks_mb_used, last_seen_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7,
-    $8, $9, $10, $11, clock_timestamp())
+    $8, $9, $10, $11, $12, $13, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET
-    url = excluded.url, version = excluded.version, instance = excluded.instance, driver = excluded.driver,
+    url = CASE WHEN hosts.joined_at IS NULL THEN excluded.url ELSE hosts.url END,
+    version = excluded.version, instance = excluded.instance, driver = excluded.driver,
     sandboxes = excluded.sandboxes, sandboxes_used = excluded.sandboxes_used,
     memory_mb = excluded.memory_mb, memory_mb_used = excluded.memory_mb_used,
     disk_mb = excluded.disk_mb, disk_mb_free = excluded.disk_mb_free,
+    disks_mb = excluded.disks_mb, disks_mb_used = excluded.disks_mb_used,
     last_seen_at = excluded.last_seen_at
 `
 
@@ -71,8 +122,11 @@ type SaveHostParams struct {
 	MemoryMBUsed  int64
 	DiskMB        int64
 	DiskMBFree    int64
+	DisksMB       int64
+	DisksMBUsed   int64
 }
 
+// The url of a host that joined is its own to change.
 func (q *Queries) SaveHost(ctx context.Context, arg SaveHostParams) error {
 	_, err := q.db.Exec(ctx, saveHost,
 		arg.ID,
@@ -86,6 +140,8 @@ func (q *Queries) SaveHost(ctx context.Context, arg SaveHostParams) error {
 		arg.MemoryMBUsed,
 		arg.DiskMB,
 		arg.DiskMBFree,
+		arg.DisksMB,
+		arg.DisksMBUsed,
 	)
 	return err
 }
@@ -135,6 +191,39 @@ func (q *Queries) SaveUnknown(ctx context.Context, arg SaveUnknownParams) ([]str
 		return nil, err
 	}
 	return items, nil
+}
+
+const setHostStatus = `-- name: SetHostStatus :one
+UPDATE hosts SET status = $1 WHERE id = $2 AND status = ANY ($3::text[]) RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at
+`
+
+// One that is in any of the statuses.
+func (q *Queries) SetHostStatus(ctx context.Context, status string, iD string, was []string) (Host, error) {
+	row := q.db.QueryRow(ctx, setHostStatus, status, iD, was)
+	var i Host
+	err := row.Scan(
+		&i.ID,
+		&i.URL,
+		&i.Version,
+		&i.Instance,
+		&i.Driver,
+		&i.Sandboxes,
+		&i.SandboxesUsed,
+		&i.MemoryMB,
+		&i.MemoryMBUsed,
+		&i.DiskMB,
+		&i.DiskMBFree,
+		&i.LastSeenAt,
+		&i.Name,
+		&i.Zone,
+		&i.Labels,
+		&i.Status,
+		&i.DisksMB,
+		&i.DisksMBUsed,
+		&i.CreatedAt,
+		&i.JoinedAt,
+	)
+	return i, err
 }
 
 const unknownSandboxes = `-- name: UnknownSandboxes :many

@@ -48,6 +48,14 @@ type Host struct {
 	DiskMB        int64
 	DiskMBFree    int64
 	LastSeenAt    *time.Time
+	Name          string
+	Zone          string
+	Labels        map[string]string
+	Status        string
+	DisksMB       int64
+	DisksMBUsed   int64
+	CreatedAt     time.Time
+	JoinedAt      *time.Time
 }
 
 type PlatformSecret struct {

@@ -1,0 +1,70 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Host is a machine that runs sandboxes.
+type Host struct {
+	ID         string            `json:"id"` // never changes
+	Name       string            `json:"name"`
+	URL        string            `json:"url"` // where the servers reach it
+	Zone       string            `json:"zone"`
+	Labels     map[string]string `json:"labels"`
+	Status     string            `json:"status"` // active, cordoned, draining, removed or lost
+	Joined     bool              `json:"joined"` // by a token; otherwise it is in the configuration of a server
+	Reachable  bool              `json:"reachable"`
+	Version    string            `json:"version"`
+	Driver     string            `json:"driver"`
+	Capacity   HostCapacity      `json:"capacity"`
+	CreatedAt  time.Time         `json:"created_at"`
+	LastSeenAt time.Time         `json:"last_seen_at,omitzero"` // zero when it never answered
+}
+
+// HostCapacity is a host's limits, each 0 for none, and what is used of them.
+type HostCapacity struct {
+	Sandboxes     int   `json:"sandboxes"`
+	SandboxesUsed int   `json:"sandboxes_used"`
+	MemoryMB      int64 `json:"memory_mb"`
+	MemoryMBUsed  int64 `json:"memory_mb_used"`
+	DiskMB        int64 `json:"disk_mb"` // of the file system with the disks
+	DiskFreeMB    int64 `json:"disk_free_mb"`
+	DisksMB       int64 `json:"disks_mb"` // of the disks of all sandboxes, full or not
+	DisksMBUsed   int64 `json:"disks_mb_used"`
+}
+
+// Hosts returns all hosts by id, also those that were removed. It and the other calls
+// for hosts need a key with the scope operator.
+func (c *Client) Hosts(ctx context.Context) ([]Host, error) {
+	var out []Host
+	err := c.call(ctx, request{method: http.MethodGet, path: "/v1/hosts"}, &out)
+	return out, err
+}
+
+// Host returns a host, by its id.
+func (c *Client) Host(ctx context.Context, id string) (*Host, error) {
+	return c.host(ctx, http.MethodGet, hostPath(id))
+}
+
+// CordonHost lets no new sandboxes onto a host; those that it has stay. Twice is allowed.
+func (c *Client) CordonHost(ctx context.Context, id string) (*Host, error) {
+	return c.host(ctx, http.MethodPost, hostPath(id)+"/cordon")
+}
+
+// UncordonHost lets new sandboxes onto a host again. Twice is allowed.
+func (c *Client) UncordonHost(ctx context.Context, id string) (*Host, error) {
+	return c.host(ctx, http.MethodPost, hostPath(id)+"/uncordon")
+}
+
+func (c *Client) host(ctx context.Context, method, path string) (*Host, error) {
+	out := &Host{}
+	if err := c.call(ctx, request{method: method, path: path}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func hostPath(id string) string { return "/v1/hosts/" + url.PathEscape(id) }

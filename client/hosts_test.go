@@ -1,0 +1,68 @@
+package client_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn"
+	"wrenn/client"
+	"wrenn/internal/controlplane/service"
+)
+
+func (f *fake) host(id wrenn.HostID, status wrenn.HostStatus) (*service.HostState, error) {
+	if id != "h2" {
+		return nil, wrenn.Errorf(wrenn.NotFound, "there is no host %s", id)
+	}
+	return &service.HostState{Reachable: true, HostRecord: wrenn.HostRecord{
+		ID: id, Name: "rack 3", URL: "https://10.0.0.2:49980", Zone: "a", Labels: map[string]string{"gpu": "none"}, Status: status, CreatedAt: made,
+		Info: wrenn.HostInfo{Version: "v1", Driver: "qemu", Capacity: wrenn.Capacity{
+			Sandboxes: 9, SandboxesUsed: 1, MemoryMiB: 8, MemoryMiBUsed: 2, DiskMiB: 7, DiskMiBFree: 3, DisksMiB: 6, DisksMiBUsed: 4,
+		}},
+	}}, nil
+}
+
+func (f *fake) ListHosts(context.Context, service.Caller) ([]service.HostState, error) {
+	one, err := f.host("h2", wrenn.HostActive)
+	return []service.HostState{*one}, err
+}
+
+func (f *fake) Host(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return f.host(id, wrenn.HostActive)
+}
+
+func (f *fake) CordonHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return f.host(id, wrenn.HostCordoned)
+}
+
+func (f *fake) UncordonHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return f.host(id, wrenn.HostActive)
+}
+
+func TestHosts(t *testing.T) {
+	c := serve(t, &fake{})
+	want := &client.Host{
+		ID: "h2", Name: "rack 3", URL: "https://10.0.0.2:49980", Zone: "a", Labels: map[string]string{"gpu": "none"}, Status: "active",
+		Reachable: true, Version: "v1", Driver: "qemu", CreatedAt: made, Capacity: client.HostCapacity{
+			Sandboxes: 9, SandboxesUsed: 1, MemoryMB: 8, MemoryMBUsed: 2, DiskMB: 7, DiskFreeMB: 3, DisksMB: 6, DisksMBUsed: 4,
+		},
+	}
+	list, err := c.Hosts(t.Context())
+	if diff := cmp.Diff([]client.Host{*want}, list); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	for name, call := range map[string]struct {
+		do     func(context.Context, string) (*client.Host, error)
+		status string
+	}{"get": {c.Host, "active"}, "cordon": {c.CordonHost, "cordoned"}, "uncordon": {c.UncordonHost, "active"}} {
+		want.Status = call.status
+		got, err := call.do(t.Context(), "h2")
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
+		if _, err := call.do(t.Context(), "missing"); client.CodeOf(err) != client.NotFound {
+			t.Errorf("%s of a host that is missing: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package api
+
+import (
+	"context"
+
+	"wrenn"
+	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/service"
+)
+
+func (h *handlers) ListHosts(ctx context.Context, _ oapi.ListHostsRequestObject) (oapi.ListHostsResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	hosts, err := h.s.service.ListHosts(ctx, callerOf(ctx))
+	if err != nil {
+		return nil, err
+	}
+	answer := oapi.ListHosts200JSONResponse{Body: []oapi.Host{}} // none is [], not null
+	for i := range hosts {
+		answer.Body = append(answer.Body, host(&hosts[i]))
+	}
+	return answer, nil
+}
+
+func (h *handlers) GetHost(ctx context.Context, req oapi.GetHostRequestObject) (oapi.GetHostResponseObject, error) {
+	found, err := h.oneHost(ctx, req.Host, h.s.service.Host)
+	return oapi.GetHost200JSONResponse{Body: found}, err
+}
+
+func (h *handlers) CordonHost(ctx context.Context, req oapi.CordonHostRequestObject) (oapi.CordonHostResponseObject, error) {
+	now, err := h.oneHost(ctx, req.Host, h.s.service.CordonHost)
+	return oapi.CordonHost200JSONResponse{Body: now}, err
+}
+
+func (h *handlers) UncordonHost(ctx context.Context, req oapi.UncordonHostRequestObject) (oapi.UncordonHostResponseObject, error) {
+	now, err := h.oneHost(ctx, req.Host, h.s.service.UncordonHost)
+	return oapi.UncordonHost200JSONResponse{Body: now}, err
+}
+
+// oneHost calls do for one host, within the time limit of a call, and returns its
+// result: NotFound for a text that cannot be a host's id.
+func (h *handlers) oneHost(ctx context.Context, text string, do func(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)) (oapi.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	id, err := wrenn.ParseHostID(text)
+	if err != nil {
+		return oapi.Host{}, wrenn.Errorf(wrenn.NotFound, "there is no host %.64q", text)
+	}
+	found, err := do(ctx, callerOf(ctx), id)
+	if err != nil {
+		return oapi.Host{}, err
+	}
+	return host(found), nil
+}
+
+func host(h *service.HostState) oapi.Host {
+	labels := h.Labels
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	c := h.Info.Capacity
+	return oapi.Host{
+		ID: string(h.ID), Name: h.Name, URL: h.URL, Zone: h.Zone, Labels: labels, Status: oapi.HostStatus(h.Status), Joined: h.Joined,
+		Reachable: h.Reachable, Version: h.Info.Version, Driver: h.Info.Driver,
+		Capacity: oapi.HostCapacity{
+			Sandboxes: c.Sandboxes, SandboxesUsed: c.SandboxesUsed, MemoryMb: c.MemoryMiB, MemoryMbUsed: c.MemoryMiBUsed,
+			DiskMb: c.DiskMiB, DiskFreeMb: c.DiskMiBFree, DisksMb: c.DisksMiB, DisksMbUsed: c.DisksMiBUsed,
+		},
+		CreatedAt: h.CreatedAt.UTC(), LastSeenAt: moment(h.SeenAt),
+	}
+}
