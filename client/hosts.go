@@ -14,7 +14,7 @@ type Host struct {
 	URL        string            `json:"url"` // where the servers reach it
 	Zone       string            `json:"zone"`
 	Labels     map[string]string `json:"labels"`
-	Status     string            `json:"status"` // active, cordoned, draining, removed or lost
+	Status     string            `json:"status"` // active, cordoned, draining, removed, lost
 	Joined     bool              `json:"joined"` // by a token; otherwise it is in the configuration of a server
 	Reachable  bool              `json:"reachable"`
 	Version    string            `json:"version"`
