@@ -4,6 +4,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -136,6 +137,9 @@ func (c *Config) roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// noEmail is no address. Without it certmagic asks for one on standard input, and waits.
+const noEmail = " "
+
 // Source has the certificate of a domain, once the authority has given it.
 type Source struct {
 	magic *certmagic.Config
@@ -158,14 +162,14 @@ func Open(cfg Config, domain string, log *slog.Logger) (*Source, error) {
 	s := &Source{name: "*." + domain, log: log}
 	quiet := zap.NewNop() // observe logs what counts
 	s.cache = certmagic.NewCache(certmagic.CacheOptions{
-		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return s.magic, nil }, Logger: quiet,
+		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return s.magic, nil }, RenewCheckInterval: renewalCheck, Logger: quiet,
 	})
 	s.magic = certmagic.New(s.cache, certmagic.Config{
 		Storage: &certmagic.FileStorage{Path: cfg.State}, DefaultServerName: "api." + domain, OCSP: certmagic.OCSPConfig{DisableStapling: true},
 		Logger: quiet, OnEvent: s.observe,
 	})
 	s.magic.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(s.magic, certmagic.ACMEIssuer{
-		CA: cfg.Directory, TestCA: cfg.Directory, Email: cfg.Email, Agreed: true, DisableHTTPChallenge: true, DisableTLSALPNChallenge: true,
+		CA: cfg.Directory, TestCA: cfg.Directory, Email: cmp.Or(cfg.Email, noEmail), Agreed: true, DisableHTTPChallenge: true, DisableTLSALPNChallenge: true,
 		TrustedRoots: roots, Logger: quiet,
 		DNS01Solver: &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{DNSProvider: provider, Resolvers: cfg.Resolvers, Logger: quiet}},
 	})}
@@ -192,7 +196,11 @@ const (
 	longestPause = time.Hour
 )
 
-var firstPause = time.Minute // tests are quicker
+// Tests are quicker.
+var (
+	firstPause   = time.Minute
+	renewalCheck = 10 * time.Minute // how often the certificate's age is looked at
+)
 
 // Run gets the certificate, unless an earlier run has, and renews it in time, until
 // ctx ends. It retries what fails. Call it once.

@@ -48,11 +48,8 @@ type zone struct {
 func newZone(t *testing.T) *zone {
 	t.Helper()
 	z := &zone{records: map[string][]dns.RR{}}
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	testkit.Must(t, err)
-	z.address = packets.LocalAddr().String()
-	l, err := net.Listen("tcp", z.address)
-	testkit.Must(t, err)
+	packets, l := samePort(t)
+	z.address = l.Addr().String()
 	for _, s := range []*dns.Server{{PacketConn: packets}, {Listener: l}} {
 		started := make(chan struct{})
 		s.Handler, s.TsigSecret, s.NotifyStartedFunc = z, map[string]string{keyName: key}, func() { close(started) }
@@ -62,6 +59,23 @@ func newZone(t *testing.T) *zone {
 		t.Cleanup(func() { _ = s.Shutdown() })
 	}
 	return z
+}
+
+// samePort listens at a port that is free for UDP and for TCP.
+func samePort(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		testkit.Must(t, err)
+		packets, err := net.ListenPacket("udp", l.Addr().String())
+		if err == nil {
+			return packets, l
+		}
+		l.Close()
+		if t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // ServeDNS implements dns.Handler.
@@ -101,15 +115,16 @@ func (z *zone) update(changes []dns.RR) {
 	}
 }
 
-// authority serves ACME as Let's Encrypt does, and asks z for the records. It returns
-// its URL, the file with what signs the server, and the store of its roots.
-func authority(t *testing.T, z *zone) (url, file string, issued *x509.CertPool) {
+// authority serves ACME as Let's Encrypt does, and asks z for the records. Its
+// certificates are valid for so many seconds; 0 is 90 days. It returns its URL, the file
+// with what signs the server, and the store of its roots.
+func authority(t *testing.T, z *zone, seconds uint64) (url, file string, issued *x509.CertPool) {
 	t.Helper()
 	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
 	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
 	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	store := db.NewMemoryStore()
-	issuer := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "the only one"}})
+	issuer := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "the only one", ValidityPeriod: seconds}})
 	front := wfe.New(quiet, store, va.New(quiet, 0, 0, true, z.address, store), issuer, nil, true, false, 1, 1)
 	server := httptest.NewTLSServer(front.Handler())
 	t.Cleanup(server.Close)
@@ -159,13 +174,19 @@ func hello(address string, trust *x509.CertPool) error {
 	return conn.Close()
 }
 
-func TestCertificate(t *testing.T) {
-	z := newZone(t)
-	directory, file, trust := authority(t, z)
-	cfg := acme.Config{
+// with is the configuration for an authority and a zone.
+func with(t *testing.T, z *zone, directory, file string) acme.Config {
+	t.Helper()
+	return acme.Config{
 		DNS: "rfc2136", State: t.TempDir(), Directory: directory, CA: file, Resolvers: []string{z.address},
 		RFC2136: acme.RFC2136{Server: z.address, KeyName: strings.TrimSuffix(keyName, "."), KeyFile: write(t, "key", key+"\n")},
 	}
+}
+
+func TestCertificate(t *testing.T) {
+	z := newZone(t)
+	directory, file, trust := authority(t, z, 0)
+	cfg := with(t, z, directory, file)
 	var problems config.Problems
 	cfg.Check(&problems)
 	t.Cleanup(acme.SetFirstPause(time.Millisecond))
@@ -194,6 +215,46 @@ func TestCertificate(t *testing.T) {
 	address, stop = run(t, cfg)
 	defer stop()
 	testkit.WaitNoError(t, "the certificate is loaded", func() error { return hello(address, trust) })
+}
+
+// TestNoQuestions: without an address of email nothing is asked on the terminal, where
+// certmagic would wait for the answer.
+func TestNoQuestions(t *testing.T) {
+	z := newZone(t)
+	directory, file, trust := authority(t, z, 0)
+	printed, err := os.Create(filepath.Join(t.TempDir(), "stdout"))
+	testkit.Must(t, err)
+	defer printed.Close()
+	before := os.Stdout
+	os.Stdout = printed
+	t.Cleanup(func() { os.Stdout = before })
+	address, stop := run(t, with(t, z, directory, file))
+	testkit.WaitNoError(t, "there is a certificate", func() error { return hello(address, trust) })
+	stop()
+	if text, err := os.ReadFile(printed.Name()); err != nil || len(text) > 0 {
+		t.Errorf("printed %q, %v", text, err)
+	}
+}
+
+// TestRenewal: a certificate that is about to expire is replaced, and handshakes get the
+// new one without a restart.
+func TestRenewal(t *testing.T) {
+	z := newZone(t)
+	directory, file, trust := authority(t, z, 6)
+	t.Cleanup(acme.SetFirstPause(time.Millisecond))
+	t.Cleanup(acme.SetRenewalCheck(100 * time.Millisecond))
+	address, stop := run(t, with(t, z, directory, file))
+	defer stop()
+	serials := map[string]bool{}
+	testkit.WaitUntil(t, "a handshake has a second certificate", func() bool {
+		conn, err := tls.Dial("tcp", address, &tls.Config{ServerName: "api." + domain, RootCAs: trust})
+		if err != nil { // there is none yet, or a busy machine let it expire
+			return false
+		}
+		defer conn.Close()
+		serials[conn.ConnectionState().PeerCertificates[0].SerialNumber.String()] = true
+		return len(serials) > 1
+	})
 }
 
 // TestWithoutAnAuthority: the listener stays up.

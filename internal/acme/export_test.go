@@ -8,3 +8,10 @@ func SetFirstPause(pause time.Duration) (undo func()) {
 	firstPause = pause
 	return func() { firstPause = before }
 }
+
+// SetRenewalCheck sets how often certificates are looked at; call the result to undo that.
+func SetRenewalCheck(interval time.Duration) (undo func()) {
+	before := renewalCheck
+	renewalCheck = interval
+	return func() { renewalCheck = before }
+}
