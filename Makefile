@@ -39,7 +39,7 @@ test: build ## run every test that this machine can run; as root that includes v
 	@scripts/test.sh
 
 .PHONY: sdk-matrix
-sdk-matrix: build ## call every method of E2B's SDKs and write the table in docs/e2b.md; ARGS='python 2.63.0' selects; needs root, python3-venv, npm, libnss-myhostname
+sdk-matrix: build ## call every method of E2B's SDKs, command line and code interpreter, and write the table in docs/e2b.md; ARGS='python 2.63.0' selects; needs root, python3-venv, npm, libnss-myhostname
 	$(AS_ROOT) env PATH="$$PATH" bin/wrenn up $(DEMO) --listen 127.0.0.1:0 --domain sandbox.localhost:8443 -- \
 		go run ./e2e/sdk/matrix -authority /var/lib/wrenn-demo/tls/sandbox.localhost/ca.pem $(ARGS)
 

@@ -344,7 +344,13 @@ def _():
 
 @method("commands.run(timeout)")
 def _():
-    raises(e2b.TimeoutException, shared.get().commands.run, "sleep 1000", timeout=2)
+    late = [e2b.TimeoutException]
+    try:
+        import httpcore  # older versions raise its error when their own clock, of the same time, is before the server's
+        late.append(httpcore.ReadTimeout)
+    except ImportError:
+        pass
+    raises(tuple(late), shared.get().commands.run, "sleep 1000", timeout=2)
 
 
 @method("commands.run(background)")

@@ -30,10 +30,27 @@ const (
 	byDomain = "domain" // each sandbox has its own names
 )
 
-// run is one version of an SDK, called in one way.
-type run struct{ language, version, mode string }
+// kind is an SDK or a program that is tested.
+type kind struct {
+	title   string   // in the table
+	pip     string   // its package, or
+	npm     string   // its package
+	command []string // in the directory of its installation; %s is the directory of the programs
+	before  string   // a program that prepares Wrenn for it
+}
 
-func (r run) String() string { return r.language + " " + r.version + " " + r.mode }
+var kinds = map[string]kind{
+	"python":                 {title: "Python `e2b`", pip: "e2b", command: []string{"bin/python", "%s/matrix.py"}},
+	"javascript":             {title: "JavaScript `e2b`", npm: "e2b", command: []string{"node", "%s/matrix.mjs"}},
+	"cli":                    {title: "`@e2b/cli`", npm: "@e2b/cli", command: []string{"python3", "%s/matrix-cli.py", "node_modules/@e2b/cli/dist/index.js"}},
+	"python-interpreter":     {title: "Python `e2b-code-interpreter`", pip: "e2b-code-interpreter", command: []string{"bin/python", "%s/matrix-interpreter.py"}, before: "interpreter.sh"},
+	"javascript-interpreter": {title: "JavaScript `@e2b/code-interpreter`", npm: "@e2b/code-interpreter", command: []string{"node", "%s/matrix-interpreter.mjs"}, before: "interpreter.sh"},
+}
+
+// run is one version of a kind, called in one way.
+type run struct{ kind, version, mode string }
+
+func (r run) String() string { return r.kind + " " + r.version + " " + r.mode }
 
 // outcome is what became of one method in one run, as the programs print it.
 type outcome struct {
@@ -46,7 +63,7 @@ type outcome struct {
 // results are the outcomes of runs, by their names.
 type results map[string][]outcome
 
-// runs returns all runs. The oldest versions know no URLs.
+// runs returns all runs. The oldest versions and the code interpreter know no URLs.
 func runs() (all []run) {
 	for _, version := range []string{"2.0.1", "2.6.4", "2.25.1", "2.31.0", "2.45.1", "2.51.0", "2.55.1", "2.63.0"} {
 		if version != "2.0.1" && version != "2.6.4" {
@@ -56,6 +73,13 @@ func runs() (all []run) {
 	}
 	for _, version := range []string{"2.45.0", "2.49.1", "2.51.0"} {
 		all = append(all, run{"javascript", version, byURL}, run{"javascript", version, byDomain})
+	}
+	all = append(all, run{"cli", "2.19.0", byURL}, run{"cli", "2.19.0", byDomain})
+	for _, version := range []string{"2.0.0", "2.11.5"} {
+		all = append(all, run{"python-interpreter", version, byDomain})
+	}
+	for _, version := range []string{"2.0.0", "2.8.0"} {
+		all = append(all, run{"javascript-interpreter", version, byDomain})
 	}
 	return all
 }
@@ -120,22 +144,45 @@ func (r run) matches(words []string) bool {
 // run installs the SDK, once for all runs, and runs the program that uses it.
 func (m *matrix) run(ctx context.Context, r run) ([]outcome, error) {
 	fmt.Println(r)
-	dir, err := filepath.Abs(filepath.Join(m.cache, r.language+"-"+r.version))
+	kind := kinds[r.kind]
+	dir, err := filepath.Abs(filepath.Join(m.cache, r.kind+"-"+r.version))
 	if err != nil {
 		return nil, err
 	}
-	if err := install(ctx, dir, r); err != nil {
+	if err := install(ctx, dir, kind, r.version); err != nil {
 		return nil, err
 	}
-	program, err := filepath.Abs(filepath.Join(m.dir, map[string]string{"python": "matrix.py", "javascript": "matrix.mjs"}[r.language]))
+	programs, err := filepath.Abs(m.dir)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, "node", program)
-	if r.language == "python" {
-		cmd = exec.CommandContext(ctx, filepath.Join(dir, "bin/python"), program)
+	if kind.before != "" {
+		prepare := exec.CommandContext(ctx, filepath.Join(programs, kind.before))
+		prepare.Stdout, prepare.Stderr = os.Stderr, os.Stderr
+		if err := prepare.Run(); err != nil {
+			return nil, fmt.Errorf("%s: %w", kind.before, err)
+		}
 	}
-	cmd.Dir, cmd.Env, cmd.Stderr = dir, append(os.Environ(), m.env(r)...), os.Stderr
+	return outcomesOf(kind.start(ctx, dir, programs), m.env(r))
+}
+
+// start returns the command that calls all methods of the SDK installed in dir.
+func (k kind) start(ctx context.Context, dir, programs string) *exec.Cmd {
+	var words []string
+	for _, word := range k.command {
+		words = append(words, strings.ReplaceAll(word, "%s", programs))
+	}
+	if strings.HasPrefix(words[0], "bin/") {
+		words[0] = filepath.Join(dir, words[0])
+	}
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd.Dir = dir
+	return cmd
+}
+
+// outcomesOf runs a command and reads what it prints.
+func outcomesOf(cmd *exec.Cmd, env []string) ([]outcome, error) {
+	cmd.Env, cmd.Stderr = append(os.Environ(), env...), os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
@@ -176,7 +223,7 @@ func readOutcomes(r io.Reader) (all []outcome, err error) {
 }
 
 // install installs the SDK into dir unless that was done.
-func install(ctx context.Context, dir string, r run) error {
+func install(ctx context.Context, dir string, k kind, version string) error {
 	installed := filepath.Join(dir, ".installed")
 	if _, err := os.Stat(installed); err == nil {
 		return nil
@@ -187,9 +234,9 @@ func install(ctx context.Context, dir string, r run) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	steps := [][]string{{"npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", "e2b@" + r.version}}
-	if r.language == "python" {
-		steps = [][]string{{"python3", "-m", "venv", "."}, {filepath.Join(dir, "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "e2b==" + r.version}}
+	steps := [][]string{{"npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", k.npm + "@" + version}}
+	if k.pip != "" {
+		steps = [][]string{{"python3", "-m", "venv", "."}, {filepath.Join(dir, "bin/pip"), "install", "--quiet", "--disable-pip-version-check", k.pip + "==" + version}}
 	}
 	for _, step := range steps {
 		cmd := exec.CommandContext(ctx, step[0], step[1:]...)
@@ -268,7 +315,7 @@ func table(all results) string {
 			return names
 		}
 		mode := map[string]string{byURL: "one URL", byDomain: "a domain"}[r.mode]
-		fmt.Fprintf(&out, "| %s %s | %s | %d | %s | %d | %s |\n", r.language, r.version, mode, len(of("pass")), listed(of("refused")), len(of("absent")), listed(of("fail")))
+		fmt.Fprintf(&out, "| %s %s | %s | %d | %s | %d | %s |\n", kinds[r.kind].title, r.version, mode, len(of("pass")), listed(of("refused")), len(of("absent")), listed(of("fail")))
 	}
 	out.WriteString("\n")
 	return out.String()
