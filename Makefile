@@ -10,6 +10,10 @@ export CGO_ENABLED ?= 0
 # Network namespaces and mounts need root; other users go through sudo.
 AS_ROOT  := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 GO_BUILD := go build -trimpath -buildvcs=false -ldflags='-s -w'
+# The guest's programs are part of the digest of its image, so no commit is in them.
+STAMP = $(if $(COMMIT),-X wrenn/internal/buildinfo.commit=$(COMMIT) -X wrenn/internal/buildinfo.date=$(shell git log -1 --format=%cI))
+COMMIT = $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
+STAMPED = go build -trimpath -buildvcs=false -ldflags='-s -w $(STAMP)'
 TOOL     := go tool -modfile=tools.mod
 # The build tags of tests that need root, and of those that also start virtual machines.
 ROOT_TAGS := root
@@ -25,7 +29,8 @@ setup: ## install missing programs: Go, QEMU, mmdebstrap, PostgreSQL, … (needs
 
 .PHONY: build
 build: setup ## build bin/: wrenn, control-plane, host-agent, and the guest programs envd and stage0
-	@$(GO_BUILD) -o bin/ ./cmd/...
+	@$(GO_BUILD) -o bin/ ./cmd/envd ./cmd/stage0
+	@$(STAMPED) -o bin/ $(filter-out %/envd %/stage0,$(wildcard ./cmd/*))
 
 # Apart from a "wrenn up" of the user's on this machine, but for the images.
 DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wrenn/images --net-range 10.190.0.0/16 --net-prefix wdemo

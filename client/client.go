@@ -94,6 +94,20 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, request{method: http.MethodGet, path: "/ready"}, nil)
 }
 
+// Version is what a program was built from.
+type Version struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit"` // "" if it is unknown
+	Date    string `json:"date"`   // of the commit; "" if it is unknown
+}
+
+// Version returns what the server was built from. It needs no key.
+func (c *Client) Version(ctx context.Context) (Version, error) {
+	var v Version
+	err := c.call(ctx, request{method: http.MethodGet, path: "/version"}, &v)
+	return v, err
+}
+
 // request is one call.
 type request struct {
 	method, path string // path is escaped

@@ -174,6 +174,14 @@ func (f *fake) SandboxMetrics(_ context.Context, _ service.Caller, _ wrenn.Sandb
 	return []wrenn.MetricsSample{{At: from.UTC(), CPUs: 2, CPUPercent: 12.5, MemoryUsed: 1, MemoryTotal: 2, MemoryCache: 3, DiskUsed: 4, DiskTotal: 5}}, nil
 }
 
+func (f *fake) SetMetadata(_ context.Context, _ service.Caller, id wrenn.SandboxID, metadata map[string]string) (*wrenn.Sandbox, error) {
+	sb, err := f.find(id)
+	if err == nil {
+		sb.Metadata = metadata
+	}
+	return sb, err
+}
+
 func (f *fake) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
 	sb, err := f.find(id)
 	if err == nil {
@@ -816,5 +824,19 @@ func TestNetworkLog(t *testing.T) {
 	e, err := c.ExplainNetwork(t.Context(), boxID, "example.com", 443)
 	if err != nil || !e.Allowed || e.Rule != "allow example.com" || e.Reason != "why" || len(e.Addresses) != 0 {
 		t.Errorf("ExplainNetwork() = %+v, %v", e, err)
+	}
+}
+
+// TestVersionAndMetadata: the version needs no key, and metadata is replaced.
+func TestVersionAndMetadata(t *testing.T) {
+	c := serve(t, &fake{})
+	if v, err := c.Version(t.Context()); err != nil || v.Version == "" {
+		t.Errorf("Version() = %+v, %v", v, err)
+	}
+	for _, metadata := range []map[string]string{{"user": "bob"}, {}} {
+		sb, err := c.SetMetadata(t.Context(), boxID, metadata)
+		if err != nil || len(sb.Metadata) != len(metadata) || sb.Metadata["user"] != metadata["user"] {
+			t.Errorf("SetMetadata(%v) = %+v, %v", metadata, sb, err)
+		}
 	}
 }

@@ -199,6 +199,15 @@ func (c *Client) SetTimeout(ctx context.Context, id string, d time.Duration) (*S
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/timeout"), body: body})
 }
 
+// SetMetadata replaces the metadata of a running or paused sandbox.
+func (c *Client) SetMetadata(ctx context.Context, id string, metadata map[string]string) (*Sandbox, error) {
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
+	body := map[string]map[string]string{"metadata": metadata}
+	return c.sandbox(ctx, request{method: http.MethodPut, path: sandboxPath(id, "/metadata"), body: body})
+}
+
 // ListSandboxes selects sandboxes. The zero value selects all of the team.
 type ListSandboxes struct {
 	States   []State           // in any of these states

@@ -17,6 +17,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/budget"
+	"wrenn/internal/buildinfo"
 	"wrenn/internal/host"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/server"
@@ -151,7 +152,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
 	g.Go(func() error { return h.Run(ctx) })
 	g.Go(func() error {
-		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: version(), Log: a.log, Memory: a.memory}, rpc)
+		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: buildinfo.Read().Short(), Log: a.log, Memory: a.memory}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))
@@ -159,20 +160,6 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 		a.log.LogAttrs(ctx, slog.LevelWarn, "cannot tell systemd that the agent is ready", slog.Any("err", err))
 	}
 	return g.Wait()
-}
-
-// version returns the version of the sources of this program.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value[:min(12, len(s.Value))]
-		}
-	}
-	return info.Main.Version
 }
 
 // crashVariable names a point at which the agent kills itself, for fault tests.

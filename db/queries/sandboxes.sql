@@ -74,6 +74,17 @@ WITH moved AS (
 )
 SELECT * FROM moved;
 
+-- name: SetSandboxMetadata :one
+WITH moved AS (
+    UPDATE sandboxes SET metadata = @metadata, updated_at = clock_timestamp(), version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state IN ('running', 'paused')
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, @actor, 'metadata set' FROM moved
+)
+SELECT * FROM moved;
+
 -- name: SetUnresponsive :one
 -- A running sandbox whose guest does not answer, or answers again; then since is null.
 WITH changed AS (

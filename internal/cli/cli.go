@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"slices"
 
 	"github.com/alecthomas/kong"
@@ -25,6 +24,8 @@ import (
 
 // commandLine is the whole command line.
 type commandLine struct {
+	ShowVersion versionFlag `name:"version" help:"Print the version of this program."`
+
 	Output string `short:"o" enum:"text,json" default:"text" help:"Format of results: ${enum}."`
 	Config string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"File with the server's address and key, which up writes; default: wrenn/config.toml in the user's configuration directory."`
 	URL    string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"Address of the server; default: the one in the configuration."`
@@ -45,7 +46,7 @@ type commandLine struct {
 
 	Completion completionCommand `cmd:"" help:"Print a script with which a shell completes commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
-	Version    versionCommand    `cmd:"" help:"Print the version."`
+	Version    versionCommand    `cmd:"" help:"Print the version, commit and date of this program and of the server."`
 }
 
 // Std holds the streams and the environment of a command.
@@ -97,24 +98,3 @@ type exitCode int
 
 func (exitCode) Error() string   { return "" }
 func (c exitCode) ExitCode() int { return int(c) }
-
-type versionCommand struct{}
-
-// Run prints the revision that this program was built from.
-func (*versionCommand) Run(s *session) error {
-	v := version()
-	return s.print(map[string]string{"version": v}, func(w io.Writer) { fmt.Fprintln(w, "wrenn", v) })
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	for _, set := range info.Settings {
-		if set.Key == "vcs.revision" {
-			return set.Value[:min(12, len(set.Value))]
-		}
-	}
-	return info.Main.Version
-}

@@ -67,6 +67,12 @@ func server(t *testing.T) *httptest.Server {
 		}
 	}
 	mux.HandleFunc("POST /v1/sandboxes", answer(201, box))
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-API-Key") != "" {
+			t.Error("the version was asked for with a key")
+		}
+		_, _ = io.WriteString(w, `{"version":"v1.2.3","commit":"0123","date":""}`)
+	})
 	mux.HandleFunc("GET /v1/sandboxes", answer(200, []any{box}))
 	private := maps.Clone(box)
 	private["id"] = "private"
@@ -352,6 +358,23 @@ func TestJSON(t *testing.T) {
 	var boxes []client.Sandbox
 	if err := json.Unmarshal([]byte(got.out), &boxes); err != nil || len(boxes) != 1 || boxes[0].ID != testID || boxes[0].Metadata["b"] != "\x1b[31m" {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestVersion: of this program and the server, also if that does not answer.
+func TestVersion(t *testing.T) {
+	s := server(t)
+	own := versionLine(ownVersion())
+	want := "wrenn   " + own + "\nserver  v1.2.3, commit 0123 of an unknown date at " + s.URL + "\n"
+	if got := invoke(t, nil, here(s), "--url", s.URL, "version"); got.code != 0 || got.out != want {
+		t.Errorf("got %+v, want %q", got, want)
+	}
+	if got := invoke(t, nil, nil, "--version"); got.code != 0 || got.out != "wrenn "+own+"\n" {
+		t.Errorf("--version: %+v", got)
+	}
+	s.Close()
+	if got := invoke(t, nil, here(s), "--url", s.URL, "version"); got.code != 0 || !strings.Contains(got.out, "no connection to "+s.URL) {
+		t.Errorf("without a server: %+v", got)
 	}
 }
 

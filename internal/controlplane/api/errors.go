@@ -88,7 +88,17 @@ func violation(v *contract.Violation) *failure {
 	if v.Status == http.StatusUnsupportedMediaType {
 		return &failure{status: v.Status, code: oapi.ErrorCodeUnsupportedMediaType, message: v.Message}
 	}
+	if message := named[v.InPath]; message != "" {
+		return &failure{status: http.StatusNotFound, code: oapi.ErrorCodeNotFound, message: message}
+	}
 	return invalid("%s", v.Message)
+}
+
+// named has the messages for parameters of paths that name something: what cannot be a
+// name or an id does not exist.
+var named = map[string]string{
+	"id": "nothing has that id", "checkpoint": "there is no such checkpoint", "volume": "there is no such volume",
+	"template": "there is no such template", "generation": "there is no such build",
 }
 
 // tooLarge returns the failure of a body over its limit.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/buildinfo"
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/service"
 )
@@ -280,4 +281,10 @@ func (h *handlers) GetReady(ctx context.Context, _ oapi.GetReadyRequestObject) (
 		return nil, err
 	}
 	return oapi.GetReady200JSONResponse{YesJSONResponse: oapi.YesJSONResponse{Body: oapi.Status{Status: "ready"}}}, nil
+}
+
+// GetVersion answers with what this server was built from.
+func (h *handlers) GetVersion(context.Context, oapi.GetVersionRequestObject) (oapi.GetVersionResponseObject, error) {
+	built := buildinfo.Read()
+	return oapi.GetVersion200JSONResponse{Version: built.Version, Commit: built.Commit, Date: built.Date}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"wrenn/internal/budget"
 	"wrenn/internal/controlplane/contract"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/plain"
 	"wrenn/internal/telemetry"
 )
 
@@ -71,9 +72,13 @@ func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, too
 	if rec.sandbox != "" {
 		ctx = telemetry.WithSandbox(ctx, rec.sandbox)
 	}
-	attrs := []slog.Attr{slog.String("method", r.Method), slog.Int("status", rec.status), slog.Duration("took", took)}
+	attrs := []slog.Attr{
+		slog.String("method", r.Method), slog.Int("status", rec.status), slog.Duration("took", took), slog.String("client", contract.Address(r)),
+	}
 	if rec.operation != nil {
 		attrs = append(attrs, slog.String("operation", rec.operation.ID))
+	} else {
+		attrs = append(attrs, slog.String("path", plain.Line(plain.Shorten(r.URL.Path, maxLoggedPath))))
 	}
 	if rec.caller.Key != "" {
 		attrs = append(attrs, slog.String("key", rec.caller.Key))
@@ -86,6 +91,9 @@ func (s *Server) record(ctx context.Context, r *http.Request, rec *recorder, too
 	}
 	s.log.LogAttrs(ctx, level, "request", attrs...)
 }
+
+// maxLoggedPath bounds what a log line has of a path that no operation has.
+const maxLoggedPath = 200
 
 // audit records a call of a known key that needed more than to read.
 func (s *Server) audit(r *http.Request, rec *recorder, id string, begun time.Time) {
@@ -198,6 +206,12 @@ func (s *Server) conform(next http.Handler) http.Handler {
 		if err := op.CheckParameters(r); err != nil {
 			s.refuse(w, r, err)
 			return
+		}
+		if strings.HasPrefix(op.Route, "/v1/") {
+			if err := op.CheckNames(r); err != nil {
+				s.refuse(w, r, err)
+				return
+			}
 		}
 		if err := op.CheckMedia(r); err != nil {
 			s.refuse(w, r, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"mime/multipart"
@@ -21,6 +22,7 @@ import (
 
 	"wrenn"
 	"wrenn/api"
+	"wrenn/internal/buildinfo"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -60,13 +62,19 @@ var oneJSON = strings.Replace(runningJSON, "{", `{"ports":{"url":"/p/`+testID+`/
 
 const at = "/v1/sandboxes/" + testID
 
+func versionJSON() string {
+	built := buildinfo.Read()
+	return fmt.Sprintf(`{"version":%q,"commit":%q,"date":%q}`, built.Version, built.Commit, built.Date)
+}
+
 // sandboxCalls are errors that every operation on a sandbox answers in the same way.
 func sandboxCalls(method, path, body, media string) []call {
 	to := func(id string) string { return strings.Replace(path, testID, id, 1) }
 	calls := []call{
 		{name: "missing", method: method, path: to(missingID), body: body, media: media, status: 404, code: "not_found"},
-		{name: "no id", method: method, path: to("zzz"), body: body, media: media, status: 400, code: "invalid_request"},
-		{name: "traversal", method: method, path: to("..%2F..%2Fetc"), body: body, media: media, status: 400, code: "invalid_request"},
+		{name: "no id", method: method, path: to("zzz"), body: body, media: media, status: 404, code: "not_found"},
+		{name: "unknown parameter", method: method, path: path + map[bool]string{true: "&", false: "?"}[strings.Contains(path, "?")] + "no_such=1", body: body, media: media, status: 400, code: "invalid_request"},
+		{name: "traversal", method: method, path: to("..%2F..%2Fetc"), body: body, media: media, status: 404, code: "not_found"},
 		{name: "no key", method: method, path: path, body: body, media: media, key: "-", status: 401, code: "unauthorized"},
 		{name: "wrong key", method: method, path: path, body: body, media: media, key: "e2b_no", status: 401, code: "unauthorized"},
 		{name: "limit", service: &stub{fail: wrenn.Errorf(wrenn.Exhausted, "no more")}, method: method, path: path, body: body, media: media, status: 429, code: "limit_exceeded"},
@@ -248,6 +256,7 @@ func listCalls() []call {
 					t.Errorf("X-Next-Page = %q, Link = %q", r.Header.Get("X-Next-Page"), r.Header.Get("Link"))
 				}
 			}},
+		{name: "misspelled filter", method: "GET", path: "/v1/sandboxes?metadata[user]=alice", status: 400, code: "invalid_request"},
 		{name: "limit", method: "GET", path: "/v1/sandboxes?limit=0", status: 400, code: "invalid_request"},
 		{name: "limit is no number", method: "GET", path: "/v1/sandboxes?limit=ten", status: 400, code: "invalid_request"},
 		{name: "limit twice", method: "GET", path: "/v1/sandboxes?limit=1&limit=2", status: 400, code: "invalid_request"},
@@ -321,7 +330,7 @@ func keyCalls() map[string][]call {
 		"revokeKey": {
 			{name: "ok", method: "DELETE", path: "/v1/keys/" + testKeyID, status: 204},
 			{name: "missing", method: "DELETE", path: "/v1/keys/other", status: 404, code: "not_found"},
-			{name: "no id", method: "DELETE", path: "/v1/keys/a%20b", status: 400, code: "invalid_request"},
+			{name: "no id", method: "DELETE", path: "/v1/keys/a%20b", status: 404, code: "not_found"},
 			{name: "no key", method: "DELETE", path: "/v1/keys/" + testKeyID, key: "-", status: 401, code: "unauthorized"},
 		},
 	}
@@ -365,10 +374,10 @@ func snapshotCalls() map[string][]call {
 		"restoreCheckpoint": append(sandboxCalls("POST", one+"/restore", "", ""),
 			call{name: "ok", method: "POST", path: one + "/restore", status: 200, want: oneJSON},
 			call{name: "no such", method: "POST", path: checkpoints + "/" + otherCheckpoint + "/restore", status: 404, code: "not_found"},
-			call{name: "no id of one", method: "POST", path: checkpoints + "/x/restore", status: 400, code: "invalid_request"}),
+			call{name: "no id of one", method: "POST", path: checkpoints + "/x/restore", status: 404, code: "not_found"}),
 		"deleteCheckpoint": append(sandboxCalls("DELETE", one, "", ""),
 			call{name: "ok", method: "DELETE", path: one, status: 204},
-			call{name: "traversal of checkpoints", method: "DELETE", path: checkpoints + "/..%2Fx", status: 400, code: "invalid_request"}),
+			call{name: "traversal of checkpoints", method: "DELETE", path: checkpoints + "/..%2Fx", status: 404, code: "not_found"}),
 	}
 }
 
@@ -421,6 +430,11 @@ func operationCalls() map[string][]call {
 			{name: "name", method: "PUT", path: at + "/network", body: `{"allow":["example.com"]}`, status: 400, code: "invalid_request"},
 			{name: "IPv6", method: "PUT", path: at + "/network", body: `{"allow":["::1"]}`, status: 400, code: "invalid_request"},
 		}),
+		"setSandboxMetadata": slices.Concat(jsonCallsBy("PUT", at+"/metadata"), sandboxCalls("PUT", at+"/metadata", `{"metadata":{}}`, ""), []call{
+			{name: "ok", method: "PUT", path: at + "/metadata", body: `{"metadata":{"user":"bob"}}`, status: 200, want: strings.Replace(oneJSON, "alice", "bob", 1)},
+			{name: "no text", method: "PUT", path: at + "/metadata", body: `{"metadata":{"user":1}}`, status: 400, code: "invalid_request"},
+			{name: "nothing", method: "PUT", path: at + "/metadata", body: `{}`, status: 400, code: "invalid_request"},
+		}),
 		"setSandboxTimeout": slices.Concat(jsonCalls(at+"/timeout"), sandboxCalls("POST", at+"/timeout", `{"timeout_sec":1}`, ""), []call{
 			{name: "ok", method: "POST", path: at + "/timeout", body: `{"timeout_sec":60}`, status: 200, want: oneJSON, check: func(t *testing.T, s *stub, _ *http.Response) {
 				t.Helper()
@@ -452,6 +466,7 @@ func operationCalls() map[string][]call {
 		"streamWriteFile": formCalls(at + "/files/stream/write"),
 		"readFile":        readCalls(at + "/files/read"),
 		"streamReadFile":  readCalls(at + "/files/stream/read"),
+		"getVersion":      {{name: "ok", method: "GET", path: "/version?x=1", key: "-", status: 200, want: versionJSON()}},
 		"getHealth":       {{name: "ok", service: &stub{fail: errors.New("all is lost")}, method: "GET", path: "/health", key: "-", status: 200, want: `{"status":"ok"}`}},
 		"getReady": {
 			{name: "ok", method: "GET", path: "/ready", key: "-", status: 200, want: `{"status":"ready"}`},

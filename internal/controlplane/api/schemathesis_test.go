@@ -52,6 +52,12 @@ func (s *obliging) SetTimeout(_ context.Context, _ service.Caller, id wrenn.Sand
 	return box(id, wrenn.Running), nil
 }
 
+func (s *obliging) SetMetadata(_ context.Context, _ service.Caller, id wrenn.SandboxID, metadata map[string]string) (*wrenn.Sandbox, error) {
+	b := box(id, wrenn.Running)
+	b.Metadata = metadata
+	return b, nil
+}
+
 func (s *obliging) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
 	b := box(id, wrenn.Running)
 	b.Network = p

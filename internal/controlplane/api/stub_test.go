@@ -278,6 +278,16 @@ func (s *stub) SetNetwork(_ context.Context, c service.Caller, id wrenn.SandboxI
 	return &changed, nil
 }
 
+func (s *stub) SetMetadata(_ context.Context, c service.Caller, id wrenn.SandboxID, metadata map[string]string) (*wrenn.Sandbox, error) {
+	b, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	changed := *b
+	changed.Metadata = metadata
+	return &changed, nil
+}
+
 // EgressLog returns an event whose number says what was asked for.
 func (s *stub) EgressLog(_ context.Context, c service.Caller, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error) {
 	_, err := s.find(c, id)

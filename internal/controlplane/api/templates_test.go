@@ -83,8 +83,8 @@ func (s *stub) DeleteTemplate(_ context.Context, c service.Caller, name string) 
 func templateFailures(method, path string) []call {
 	return []call{
 		{name: "missing", method: method, path: strings.Replace(path, "/py", "/other:1", 1), status: 404, code: "not_found"},
-		{name: "no name", method: method, path: strings.Replace(path, "/py", "/a%20b", 1), status: 400, code: "invalid_request"},
-		{name: "traversal", method: method, path: strings.Replace(path, "/py", "/..%2Fx", 1), status: 400, code: "invalid_request"},
+		{name: "no name", method: method, path: strings.Replace(path, "/py", "/a%20b", 1), status: 404, code: "not_found"},
+		{name: "traversal", method: method, path: strings.Replace(path, "/py", "/..%2Fx", 1), status: 404, code: "not_found"},
 		{name: "no key", method: method, path: path, key: "-", status: 401, code: "unauthorized"},
 		{name: "away", service: &stub{fail: wrenn.Errorf(wrenn.Unavailable, "away")}, method: method, path: path, status: 503, code: "unavailable"},
 		{name: "panic", service: &stub{panics: true}, method: method, path: path, status: 500, code: "internal"},
@@ -205,6 +205,6 @@ func templateCalls() map[string][]call {
 			call{name: "the end", method: "GET", path: build + "?from=7", status: 200, want: `{"generation":` + buildJSON + `,"first":7,"lines":[],"next":7}`},
 			call{name: "before the start", method: "GET", path: build + "?from=-1", status: 400, code: "invalid_request"},
 			call{name: "no such build", method: "GET", path: one + "/generations/" + otherBuild, status: 404, code: "not_found"},
-			call{name: "no id of one", method: "GET", path: one + "/generations/x", status: 400, code: "invalid_request"}),
+			call{name: "no id of one", method: "GET", path: one + "/generations/x", status: 404, code: "not_found"}),
 	}
 }

@@ -48,8 +48,8 @@ func volumeFailures(method string) []call {
 	const path = "/v1/volumes/data"
 	return []call{
 		{name: "missing", method: method, path: "/v1/volumes/other", status: 404, code: "not_found"},
-		{name: "no name", method: method, path: "/v1/volumes/a%20b", status: 400, code: "invalid_request"},
-		{name: "traversal", method: method, path: "/v1/volumes/..%2Fx", status: 400, code: "invalid_request"},
+		{name: "no name", method: method, path: "/v1/volumes/a%20b", status: 404, code: "not_found"},
+		{name: "traversal", method: method, path: "/v1/volumes/..%2Fx", status: 404, code: "not_found"},
 		{name: "no key", method: method, path: path, key: "-", status: 401, code: "unauthorized"},
 		{name: "away", service: &stub{fail: wrenn.Errorf(wrenn.Unavailable, "away")}, method: method, path: path, status: 503, code: "unavailable"},
 	}

@@ -52,6 +52,8 @@ const (
 type Violation struct {
 	Status  int // 400, or 415 for another type of body
 	Message string
+	// InPath is the parameter of the path that is wrong; "" is something else.
+	InPath string
 }
 
 func (v *Violation) Error() string { return v.Message }
@@ -313,10 +315,45 @@ func (op *Operation) CheckParameters(r *http.Request) error {
 			return err
 		}
 		if err := p.schema.Validate(value); err != nil {
-			return explain(p.name, err)
+			return p.refuse(err)
 		}
 	}
 	return nil
+}
+
+// refuse returns the violation for a value that the schema of the parameter refuses.
+func (p *parameter) refuse(err error) error {
+	refused := explain(p.name, err)
+	if v, ok := errors.AsType[*Violation](refused); ok && p.in == "path" {
+		v.InPath = p.name
+	}
+	return refused
+}
+
+// CheckNames refuses parameters of the query that the operation does not have: a
+// client that misspells a filter would get everything.
+func (op *Operation) CheckNames(r *http.Request) error {
+	for name := range r.URL.Query() { // CheckParameters has parsed it
+		known := slices.ContainsFunc(op.parameters, func(p parameter) bool { return p.in == "query" && p.name == name })
+		if !known {
+			return invalid("the query has no parameter %q%s", Shorten(name), op.known())
+		}
+	}
+	return nil
+}
+
+// known lists the parameters of the query for an error.
+func (op *Operation) known() string {
+	var names []string
+	for _, p := range op.parameters {
+		if p.in == "query" {
+			names = append(names, p.name)
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return ": there are " + strings.Join(names, ", ")
 }
 
 // value returns the JSON value that the schema describes.

@@ -207,6 +207,17 @@ func (s *Store) SetNetwork(ctx context.Context, sb *wrenn.Sandbox, policy wrenn.
 	})
 }
 
+// SetMetadata replaces the metadata of a running or paused row, under the condition of
+// MoveSandbox.
+func (s *Store) SetMetadata(ctx context.Context, sb *wrenn.Sandbox, metadata map[string]string, actor string) (*wrenn.Sandbox, error) {
+	return s.change(ctx, "set the sandbox's metadata", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetSandboxMetadata(ctx, dbsqlc.SetSandboxMetadataParams{
+			ID: string(sb.ID), Version: sb.Version, Metadata: orEmpty(metadata), Actor: actor,
+		})
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
 // SetUnresponsive records that the guest of a running sandbox does not answer, or
 // with nil that it answers again, under the condition of MoveSandbox. A move to
 // another state than pausing, or back from it, forgets it.

@@ -1151,6 +1151,12 @@ type Secret struct {
 // SecretMetadata At most 8 KiB together, 128 bytes of each key and 1 KiB of each value.
 type SecretMetadata = map[string]string
 
+// SetMetadata defines model for SetMetadata.
+type SetMetadata struct {
+	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
+	Metadata Metadata `json:"metadata"`
+}
+
 // SetNetworkPolicy What a sandbox may reach of the public internet: addresses in `allow` are allowed, other addresses in `deny` are denied, and
 // `default` decides about the rest. Private and reserved networks are always closed. If the default is to deny, public DNS resolvers are closed as well.
 // `allow` can have names of hosts if the default is to deny. They are for TCP with TLS (by SNI) and HTTP/1 (by `Host`); the host answers
@@ -1232,6 +1238,18 @@ type Unresponsive struct {
 
 // User The user in the sandbox; the template's default user when absent.
 type User = string
+
+// Version defines model for Version.
+type Version struct {
+	// Commit Empty when it is unknown; with `-dirty` when files had changed.
+	Commit string `json:"commit"`
+
+	// Date Of the commit; empty when it is unknown.
+	Date string `json:"date"`
+
+	// Version That of the module; `(devel)` without one.
+	Version string `json:"version"`
+}
 
 // Volume defines model for Volume.
 type Volume struct {
@@ -1558,6 +1576,9 @@ type WriteFileMultipartRequestBody WriteFileMultipartBody
 // ForkSandboxJSONRequestBody defines body for ForkSandbox for application/json ContentType.
 type ForkSandboxJSONRequestBody = Fork
 
+// SetSandboxMetadataJSONRequestBody defines body for SetSandboxMetadata for application/json ContentType.
+type SetSandboxMetadataJSONRequestBody = SetMetadata
+
 // SetSandboxNetworkJSONRequestBody defines body for SetSandboxNetwork for application/json ContentType.
 type SetSandboxNetworkJSONRequestBody = SetNetworkPolicy
 
@@ -1656,6 +1677,9 @@ type ServerInterface interface {
 	// GetSandboxLogs Read a sandbox's console
 	// (GET /v1/sandboxes/{id}/logs)
 	GetSandboxLogs(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxLogsParams)
+	// SetSandboxMetadata Set a sandbox's metadata
+	// (PUT /v1/sandboxes/{id}/metadata)
+	SetSandboxMetadata(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// GetSandboxMetrics Read what a sandbox used
 	// (GET /v1/sandboxes/{id}/metrics)
 	GetSandboxMetrics(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxMetricsParams)
@@ -1737,6 +1761,9 @@ type ServerInterface interface {
 	// ListVolumeFiles List a directory of a volume
 	// (GET /v1/volumes/{volume}/files/list)
 	ListVolumeFiles(w http.ResponseWriter, r *http.Request, volume VolumeName, params ListVolumeFilesParams)
+	// GetVersion See what the server was built from
+	// (GET /version)
+	GetVersion(w http.ResponseWriter, r *http.Request)
 }
 
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
@@ -1905,6 +1932,12 @@ func (_ Unimplemented) GetSandboxLogs(w http.ResponseWriter, r *http.Request, id
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// SetSandboxMetadata Set a sandbox's metadata
+// (PUT /v1/sandboxes/{id}/metadata)
+func (_ Unimplemented) SetSandboxMetadata(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // GetSandboxMetrics Read what a sandbox used
 // (GET /v1/sandboxes/{id}/metrics)
 func (_ Unimplemented) GetSandboxMetrics(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxMetricsParams) {
@@ -2064,6 +2097,12 @@ func (_ Unimplemented) CreateVolumeDirectory(w http.ResponseWriter, r *http.Requ
 // ListVolumeFiles List a directory of a volume
 // (GET /v1/volumes/{volume}/files/list)
 func (_ Unimplemented) ListVolumeFiles(w http.ResponseWriter, r *http.Request, volume VolumeName, params ListVolumeFilesParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetVersion See what the server was built from
+// (GET /version)
+func (_ Unimplemented) GetVersion(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2823,6 +2862,32 @@ func (siw *ServerInterfaceWrapper) GetSandboxLogs(w http.ResponseWriter, r *http
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetSandboxLogs(w, r, id, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetSandboxMetadata operation middleware
+func (siw *ServerInterfaceWrapper) SetSandboxMetadata(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetSandboxMetadata(w, r, id)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3857,6 +3922,20 @@ func (siw *ServerInterfaceWrapper) ListVolumeFiles(w http.ResponseWriter, r *htt
 	handler.ServeHTTP(w, r)
 }
 
+// GetVersion operation middleware
+func (siw *ServerInterfaceWrapper) GetVersion(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetVersion(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 type UnescapedCookieParamError struct {
 	ParamName string
 	Err       error
@@ -4016,6 +4095,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Put(options.BaseURL+"/v1/sandboxes/{id}/network", wrapper.SetSandboxNetwork)
 	})
 	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/sandboxes/{id}/metadata", wrapper.SetSandboxMetadata)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/sandboxes/{id}/network/log", wrapper.GetSandboxNetworkLog)
 	})
 	r.Group(func(r chi.Router) {
@@ -4131,6 +4213,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/ready", wrapper.GetReady)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/version", wrapper.GetVersion)
 	})
 
 	return r
@@ -9573,6 +9658,230 @@ func (response GetSandboxLogs504JSONResponse) VisitGetSandboxLogsResponse(w http
 	return err
 }
 
+type SetSandboxMetadataRequestObject struct {
+	ID   SandboxID `json:"id"`
+	Body *SetSandboxMetadataJSONRequestBody
+}
+
+type SetSandboxMetadataResponseObject interface {
+	VisitSetSandboxMetadataResponse(w http.ResponseWriter) error
+}
+
+type SetSandboxMetadata200JSONResponse struct{ OneSandboxJSONResponse }
+
+func (response SetSandboxMetadata200JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response SetSandboxMetadata400JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response SetSandboxMetadata401JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response SetSandboxMetadata403JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response SetSandboxMetadata404JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata409JSONResponse struct{ ConflictJSONResponse }
+
+func (response SetSandboxMetadata409JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response SetSandboxMetadata413JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response SetSandboxMetadata415JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response SetSandboxMetadata429JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata500JSONResponse struct{ InternalJSONResponse }
+
+func (response SetSandboxMetadata500JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response SetSandboxMetadata503JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetSandboxMetadata504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response SetSandboxMetadata504JSONResponse) VisitSetSandboxMetadataResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetSandboxMetricsRequestObject struct {
 	ID     SandboxID `json:"id"`
 	Params GetSandboxMetricsParams
@@ -14857,6 +15166,44 @@ func (response ListVolumeFiles504JSONResponse) VisitListVolumeFilesResponse(w ht
 	return err
 }
 
+type GetVersionRequestObject struct {
+}
+
+type GetVersionResponseObject interface {
+	VisitGetVersionResponse(w http.ResponseWriter) error
+}
+
+type GetVersion200JSONResponse Version
+
+func (response GetVersion200JSONResponse) VisitGetVersionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetVersion500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetVersion500JSONResponse) VisitGetVersionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetHealth Check that the server is alive
@@ -14940,6 +15287,9 @@ type StrictServerInterface interface {
 	// GetSandboxLogs Read a sandbox's console
 	// (GET /v1/sandboxes/{id}/logs)
 	GetSandboxLogs(ctx context.Context, request GetSandboxLogsRequestObject) (GetSandboxLogsResponseObject, error)
+	// SetSandboxMetadata Set a sandbox's metadata
+	// (PUT /v1/sandboxes/{id}/metadata)
+	SetSandboxMetadata(ctx context.Context, request SetSandboxMetadataRequestObject) (SetSandboxMetadataResponseObject, error)
 	// GetSandboxMetrics Read what a sandbox used
 	// (GET /v1/sandboxes/{id}/metrics)
 	GetSandboxMetrics(ctx context.Context, request GetSandboxMetricsRequestObject) (GetSandboxMetricsResponseObject, error)
@@ -15021,6 +15371,9 @@ type StrictServerInterface interface {
 	// ListVolumeFiles List a directory of a volume
 	// (GET /v1/volumes/{volume}/files/list)
 	ListVolumeFiles(ctx context.Context, request ListVolumeFilesRequestObject) (ListVolumeFilesResponseObject, error)
+	// GetVersion See what the server was built from
+	// (GET /version)
+	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx context.Context, w http.ResponseWriter, r *http.Request, request any) (any, error)
@@ -15834,6 +16187,39 @@ func (sh *strictHandler) GetSandboxLogs(w http.ResponseWriter, r *http.Request, 
 	}
 }
 
+// SetSandboxMetadata operation middleware
+func (sh *strictHandler) SetSandboxMetadata(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request SetSandboxMetadataRequestObject
+
+	request.ID = id
+
+	var body SetSandboxMetadataJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetSandboxMetadata(ctx, request.(SetSandboxMetadataRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetSandboxMetadata")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetSandboxMetadataResponseObject); ok {
+		if err := validResponse.VisitSetSandboxMetadataResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetSandboxMetrics operation middleware
 func (sh *strictHandler) GetSandboxMetrics(w http.ResponseWriter, r *http.Request, id SandboxID, params GetSandboxMetricsParams) {
 	var request GetSandboxMetricsRequestObject
@@ -16569,6 +16955,30 @@ func (sh *strictHandler) ListVolumeFiles(w http.ResponseWriter, r *http.Request,
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(ListVolumeFilesResponseObject); ok {
 		if err := validResponse.VisitListVolumeFilesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetVersion operation middleware
+func (sh *strictHandler) GetVersion(w http.ResponseWriter, r *http.Request) {
+	var request GetVersionRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetVersion(ctx, request.(GetVersionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetVersion")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetVersionResponseObject); ok {
+		if err := validResponse.VisitGetVersionResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -932,6 +932,99 @@ func (q *Queries) SandboxesCreatedBy(ctx context.Context, teamID string, actor s
 	return items, nil
 }
 
+const setSandboxMetadata = `-- name: SetSandboxMetadata :one
+WITH moved AS (
+    UPDATE sandboxes SET metadata = $1, updated_at = clock_timestamp(), version = version + 1
+    WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'metadata set' FROM moved
+)
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM moved
+`
+
+type SetSandboxMetadataParams struct {
+	Metadata map[string]string
+	ID       string
+	Version  int64
+	Actor    string
+}
+
+type SetSandboxMetadataRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+}
+
+func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadataParams) (SetSandboxMetadataRow, error) {
+	row := q.db.QueryRow(ctx, setSandboxMetadata,
+		arg.Metadata,
+		arg.ID,
+		arg.Version,
+		arg.Actor,
+	)
+	var i SetSandboxMetadataRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.Template,
+		&i.State,
+		&i.Reason,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.TimeoutSec,
+		&i.Metadata,
+		&i.Env,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.LastActiveAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
+		&i.Network,
+		&i.Volumes,
+		&i.DiskMB,
+	)
+	return i, err
+}
+
 const setSandboxNetwork = `-- name: SetSandboxNetwork :one
 WITH moved AS (
     UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
