@@ -458,7 +458,7 @@ func TestMetrics(t *testing.T) {
 	if got, err := c.Metrics(t.Context(), boxID, client.MetricsOptions{End: from.Add(-time.Second)}); err != nil || len(got) != 0 {
 		t.Errorf("Metrics(before) = %v, %v", got, err)
 	}
-	if _, err := c.Metrics(t.Context(), "zzz", client.MetricsOptions{}); client.CodeOf(err) != client.InvalidRequest {
+	if _, err := c.Metrics(t.Context(), "zzz", client.MetricsOptions{}); client.CodeOf(err) != client.NotFound {
 		t.Errorf("Metrics(no id) = %v", err)
 	}
 }
@@ -537,7 +537,7 @@ func TestErrors(t *testing.T) {
 		status int
 	}{
 		"not there":     {func(ctx context.Context) error { _, err := c.Sandbox(ctx, otherID); return err }, client.NotFound, 404},
-		"no id":         {func(ctx context.Context) error { _, err := c.Sandbox(ctx, "../keys"); return err }, client.InvalidRequest, 400},
+		"no id":         {func(ctx context.Context) error { _, err := c.Sandbox(ctx, "../keys"); return err }, client.NotFound, 404},
 		"invalid state": {func(ctx context.Context) error { _, err := c.ResumeSandbox(ctx, boxID); return err }, client.InvalidState, 409},
 		"wrong key":     {get(c.URL(), "e2b_nothing"), client.Unauthorized, 401},
 		"stream's key": {func(ctx context.Context) error {
