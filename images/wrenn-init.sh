@@ -1,7 +1,7 @@
 #!/bin/sh
 # PID 1 of a guest until tini takes over: mounts what is not mounted yet, empties
 # /tmp, sets the kernel's values, limits, host name and locale, brings up the
-# loopback, starts the clock, runs the agent. docs/guest-image.md lists the results.
+# loopback, runs the agent. docs/guest-image.md lists the results.
 #
 # Nothing here may end this script, whatever the image lacks, so there is no
 # `set -e`; and programs are run only where the shell cannot do it itself, since
@@ -138,14 +138,6 @@ for file in /etc/locale.conf /etc/default/locale; do
 	done <$file
 done
 [ -z "$LANG" ] || export LANG="${LANG%[\"\']}"
-
-# KVM's clock where there is one, else the host's by the network. Without either
-# the time is only as good as at the last start or restore.
-if command -v chronyd >/dev/null; then
-	conf=/etc/chrony/wrenn-ntp.conf
-	[ ! -e /dev/ptp0 ] || conf=/etc/chrony/chrony.conf
-	[ ! -e $conf ] || chronyd -f $conf & # it becomes a daemon by itself; the boot does not wait for that
-fi
 
 # The shell ends when an exec fails, so what would fail is asked first.
 if [ -x /sbin/tini ]; then

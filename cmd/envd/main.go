@@ -143,6 +143,8 @@ func (b bystander) Signal(pid, signal int) error {
 
 func (bystander) Sync() error { return nil }
 
+func (bystander) StartDaemon(context.Context) error { return nil }
+
 func (b bystander) MountNFS(target, path string) error {
 	b.log.Info("would mount a volume", slog.String("target", target), slog.String("path", path))
 	return nil

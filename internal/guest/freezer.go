@@ -195,7 +195,11 @@ func (f *freezer) watch(stop <-chan struct{}, ticks int) {
 
 // serveFreeze is POST /freeze: no body, 204 when all programs are frozen.
 func (a *Agent) serveFreeze(w http.ResponseWriter, r *http.Request) {
-	if err := a.freezer.freeze(r.Context()); err != nil {
+	err := a.daemon.wait(r.Context())
+	if err == nil {
+		err = a.freezer.freeze(r.Context())
+	}
+	if err != nil {
 		a.log.ErrorContext(r.Context(), "cannot freeze", slog.Any("err", err))
 		answerError(w, freezeStatus(err), fmt.Sprintf("freeze: %v", err))
 		return

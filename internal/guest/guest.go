@@ -69,6 +69,8 @@ type Config struct {
 type Machine interface {
 	clock.Machine
 	identity.Machine
+	// StartDaemon starts what keeps the clock right, unless it runs, and returns when it is ready.
+	StartDaemon(ctx context.Context) error
 	// Sync writes the root file system's changes to its disk.
 	Sync() error
 	// MountNFS mounts the directory target, ADDRESS:/EXPORT, of an NFS server at path.
@@ -89,6 +91,7 @@ type Agent struct {
 	files    *filesystem.Service
 	usage    *usage
 	freezer  *freezer
+	daemon   daemon
 	conns    *connections
 	user     string // the default user that /init goes back to
 	handler  http.Handler
@@ -112,6 +115,7 @@ func New(cfg Config) *Agent {
 		conns: newConnections(),
 		user:  cfg.DefaultUser,
 	}
+	a.daemon = daemon{start: cfg.Machine.StartDaemon, log: cfg.Log, done: make(chan struct{})}
 	a.freezer = newFreezer(freeze.New(cfg.Cgroups), a.process.Hold, cfg.Machine.Sync, cfg.Log)
 	a.handler = cors(auth.Require(set, answerError, a.routes()))
 	return a
@@ -122,6 +126,7 @@ func (a *Agent) Handler() http.Handler { return a.handler }
 
 // Close ends all programs and all watching of files. Call it once.
 func (a *Agent) Close() {
+	a.daemon.close()
 	a.freezer.close()   // first: frozen programs would never end
 	_ = a.files.Close() // never fails
 	a.process.Close()

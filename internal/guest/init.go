@@ -102,6 +102,7 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Envd-Version", Version)
 	w.WriteHeader(http.StatusNoContent)
+	a.daemon.begin()
 }
 
 // serveSettings answers what /init has set and a boot would lose, in the form of

@@ -49,23 +49,17 @@ func ntpTime(t time.Time) uint64 {
 // this machine's clock alone.
 func startChrony(t *testing.T, dir string, port int) {
 	t.Helper()
-	program, err := exec.LookPath("/usr/sbin/chronyd")
-	if err != nil {
-		if os.Getenv("WRENN_CI") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("there is no chronyd (apt-get install chrony)")
-	}
+	program := chronyd(t)
 	conf := filepath.Join(dir, "conf")
 	text := fmt.Sprintf("server 127.0.0.1 port %d iburst minpoll 6 maxpoll 10\nport 0\ncmdport 0\nbindcmdaddress %s/chronyd.sock\npidfile %s/pid\n", port, dir, dir)
 	testkit.Must(t, os.WriteFile(conf, []byte(text), 0o644))
 	ctx, cancel := context.WithCancel(context.Background())
-	chronyd := exec.CommandContext(ctx, program, "-x", "-d", "-u", "root", "-f", conf)
-	chronyd.Stderr = t.Output()
-	testkit.Must(t, chronyd.Start())
+	daemon := exec.CommandContext(ctx, program, "-x", "-d", "-u", "root", "-f", conf)
+	daemon.Stderr = t.Output()
+	testkit.Must(t, daemon.Start())
 	t.Cleanup(func() {
 		cancel()
-		_ = chronyd.Wait() // it was killed
+		_ = daemon.Wait() // it was killed
 	})
 }
 

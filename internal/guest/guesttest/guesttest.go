@@ -24,3 +24,6 @@ func (Inert) GrowRoot(context.Context, int64) error { return nil }
 
 // MountNFS does nothing.
 func (Inert) MountNFS(string, string) error { return nil }
+
+// StartDaemon does nothing.
+func (Inert) StartDaemon(context.Context) error { return nil }
