@@ -61,6 +61,7 @@ type ObservedSandbox struct {
 	EndOfLife
 	AutoResume   bool
 	Network      NetworkPolicy
+	SecretsTag   string // of the secrets that the host has for it
 	CreatedAt    time.Time
 	LastActiveAt time.Time
 	Version      uint64        // grows with every change; comparable within one instance of the agent

@@ -99,6 +99,8 @@ type SandboxSpec struct {
 	// Rows do not have it. It must not be logged.
 	AccessToken string
 	Volumes     []VolumeMount
+	// Secrets are for the header rules of Network. Rows and journals do not have them.
+	Secrets SecretValues
 }
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.

@@ -22,6 +22,16 @@ type NetworkPolicy struct {
 	Default NetworkDefault `json:"default,omitempty"` // "" is AllowByDefault
 	Allow   []string       `json:"allow,omitempty"`
 	Deny    []string       `json:"deny,omitempty"`
+	// Headers are set in requests outside of the sandbox, which does not see them.
+	Headers []HeaderRule `json:"headers,omitempty"`
+}
+
+// HeaderRule has headers of a sandbox's requests by TLS to a host.
+type HeaderRule struct {
+	Host string `json:"host"` // example.com, *.example.com or example.com:8443; the port is 443 otherwise
+	// Headers are texts by name. ${secrets.NAME} in a text stands for the team's secret of
+	// that name.
+	Headers map[string]string `json:"headers"`
 }
 
 // Network returns the policy that a sandbox follows.

@@ -34,3 +34,6 @@ SELECT id, team_id, version, sealed FROM secrets WHERE key_id <> @key_id AND id 
 
 -- name: ResealSecret :execrows
 UPDATE secrets SET sealed = @sealed, key_id = @key_id WHERE id = @id AND version = @version;
+
+-- name: SecretVersions :many
+SELECT team_id, id, name, version FROM secrets WHERE team_id = ANY(@teams::uuid[]);

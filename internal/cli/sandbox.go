@@ -72,11 +72,15 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	network, err := c.policy()
+	if err != nil {
+		return err
+	}
 	var sb *client.Sandbox
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
-			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: c.policy(), Ports: c.ports(), Volumes: mountsOf(c.Volumes),
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: network, Ports: c.ports(), Volumes: mountsOf(c.Volumes),
 		})
 		return err
 	})

@@ -36,6 +36,9 @@ type Init struct {
 	Identity *Identity
 	// Volumes are mounted, if they are not, before users' processes thaw.
 	Volumes []VolumeMount
+	// CABundle are certificates, in PEM, that programs are to trust besides the system's;
+	// "" changes nothing.
+	CABundle string
 }
 
 // VolumeMount is a directory of an NFS server that a guest mounts. Its JSON form is
@@ -87,6 +90,7 @@ type initBody struct {
 	Token     string            `json:"accessToken"`
 	Identity  *identityBody     `json:"identity,omitempty"`
 	Volumes   []VolumeMount     `json:"volumeMounts,omitempty"`
+	CABundle  string            `json:"caBundle,omitempty"`
 }
 
 type identityBody struct {
@@ -102,6 +106,7 @@ func (c *Client) initOnce(ctx context.Context, init Init) error {
 		Timestamp: timestamp(),
 		Entropy:   base64.StdEncoding.EncodeToString(entropy),
 		Env:       init.Env, User: init.User, Workdir: init.Workdir, Token: init.Token, Volumes: init.Volumes,
+		CABundle: init.CABundle,
 	}
 	if id := init.Identity; id != nil {
 		body.Identity = &identityBody{ID: id.ID, StartCounter: id.StartCounter, Hostname: id.Hostname}
@@ -134,6 +139,13 @@ func (c *Client) Freeze(ctx context.Context) error {
 // for Freeze.
 func (c *Client) Thaw(ctx context.Context) error {
 	return explainOldAgent("thaw guest", c.post(ctx, "/thaw", map[string]string{"timestamp": timestamp()}))
+}
+
+// Trust has programs of the guest that start from now on trust certificates, in PEM,
+// besides those of the system. Twice is allowed. FailedPrecondition: the agent does not
+// know the call.
+func (c *Client) Trust(ctx context.Context, bundle string) error {
+	return explainOldAgent("have the guest trust the host's authority", c.post(ctx, "/trust", map[string]string{"caBundle": bundle}))
 }
 
 // GrowDisk has the guest grow its root file system to size bytes, once its disk is

@@ -78,6 +78,10 @@ type Machine interface {
 	MountNFS(target, path string) error
 	// GrowRoot grows the root file system to size bytes, once its disk is that large.
 	GrowRoot(ctx context.Context, size int64) error
+	// Trust has programs that start from now on trust certificates in PEM besides those
+	// that they trust, in place of those of an earlier call, and returns the environment
+	// variables that they need for that.
+	Trust(certificates string) (env map[string]string, err error)
 }
 
 // Agent is envd. Close it.
@@ -148,6 +152,7 @@ func (a *Agent) routes() http.Handler {
 	mux.HandleFunc("POST /freeze", a.serveFreeze)
 	mux.HandleFunc("POST /thaw", a.serveThaw)
 	mux.HandleFunc("POST /grow", a.serveGrow)
+	mux.HandleFunc("POST /trust", a.serveTrust)
 	return mux
 }
 

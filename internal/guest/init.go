@@ -30,6 +30,7 @@ type initRequest struct {
 	Entropy   []byte             `json:"entropy"`        // fresh random bytes
 	Identity  *identityRequest   `json:"identity"`       // of the sandbox
 	Volumes   []volumeMount      `json:"volumeMounts"`   // mounted if they are not
+	Bundle    *string            `json:"caBundle"`       // certificates that programs are to trust, in PEM
 }
 
 type volumeMount struct {
@@ -91,6 +92,9 @@ func (a *Agent) serveInit(w http.ResponseWriter, r *http.Request) {
 	}
 	if err == nil {
 		err = a.mount(req.Volumes)
+	}
+	if err == nil {
+		err = a.trust(req.Bundle)
 	}
 	if err == nil {
 		err = a.freezer.thaw(r.Context())

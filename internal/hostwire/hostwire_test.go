@@ -30,8 +30,9 @@ type (
 		Tokens map[wrenn.SandboxID]string
 	}
 	setNetwork struct {
-		ID     wrenn.SandboxID
-		Policy wrenn.NetworkPolicy
+		ID      wrenn.SandboxID
+		Policy  wrenn.NetworkPolicy
+		Secrets wrenn.SecretValues
 	}
 	metrics struct {
 		ID       wrenn.SandboxID
@@ -83,9 +84,11 @@ func TestRoundTrip(t *testing.T) {
 			w.ID, w.Copies, w.Tokens, err = hostwire.ParseForkRequest(m)
 			return w, err
 		}, nil)
-	roundTrip(t, "network policy", func(w setNetwork) *pb.SetNetworkPolicyRequest { return hostwire.SetNetworkRequest(w.ID, w.Policy) },
+	roundTrip(t, "network policy", func(w setNetwork) *pb.SetNetworkPolicyRequest {
+		return hostwire.SetNetworkRequest(w.ID, w.Policy, w.Secrets)
+	},
 		func(m *pb.SetNetworkPolicyRequest) (w setNetwork, err error) {
-			w.ID, w.Policy, err = hostwire.ParseSetNetworkRequest(m)
+			w.ID, w.Policy, w.Secrets, err = hostwire.ParseSetNetworkRequest(m)
 			return w, err
 		}, nil)
 	roundTrip(t, "metrics request", func(w metrics) *pb.ReadMetricsRequest { return hostwire.MetricsRequest(w.ID, w.From, w.To) },
@@ -384,6 +387,10 @@ func textOf(field protoreflect.FieldDescriptor) string {
 		return string(template)
 	case "allow", "deny":
 		return "192.0.2.0/24"
+	case "host":
+		if field.ContainingMessage().Name() == "HeaderRule" {
+			return "*.example.com:443"
+		}
 	case "address":
 		return "192.0.2.1"
 	case "code":

@@ -18,7 +18,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB), DiskMb: number(spec.DiskMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
-		NetworkPolicy: NetworkPolicy(spec.Network),
+		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets),
 	}
 }
 
@@ -46,6 +46,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
 		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(),
+		Secrets: parseSecretValues(msg.GetSecrets()),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
 	if err != nil {
@@ -82,6 +83,9 @@ func CheckCreateResponse(msg *pb.CreateSandboxResponse, spec wrenn.SandboxSpec) 
 	if err == nil && got.IsZero() != spec.Network.IsZero() {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old to follow a network policy: update it")
 	}
+	if err == nil && len(got.Headers) != len(spec.Network.Headers) {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for header rules: update it")
+	}
 	if err == nil && spec.DiskMiB != 0 && int(msg.GetDiskMb()) != spec.DiskMiB {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox has a disk of %d MiB, not %d: the agent of its host is too old to choose the size; update it", msg.GetDiskMb(), spec.DiskMiB)
 	}
@@ -103,26 +107,60 @@ func NetworkPolicy(p wrenn.NetworkPolicy) *pb.NetworkPolicy {
 	for _, rule := range p.Deny {
 		msg.Deny = append(msg.Deny, rule.String())
 	}
+	for _, rule := range p.Headers {
+		r := &pb.HeaderRule{Host: rule.Host.String()}
+		for _, h := range rule.Headers {
+			r.Headers = append(r.Headers, &pb.Header{Name: h.Name, Text: h.Text})
+		}
+		msg.Headers = append(msg.Headers, r)
+	}
 	return msg
 }
 
 func parseNetworkPolicy(msg *pb.NetworkPolicy) (wrenn.NetworkPolicy, error) {
-	return wrenn.ParseNetworkPolicy(msg.GetDenyByDefault(), msg.GetAllow(), msg.GetDeny())
+	p, err := wrenn.ParseNetworkPolicy(msg.GetDenyByDefault(), msg.GetAllow(), msg.GetDeny())
+	if err != nil {
+		return p, err
+	}
+	for _, r := range msg.GetHeaders() {
+		host, err := wrenn.ParseNetworkName(r.GetHost())
+		if err != nil {
+			return p, err
+		}
+		rule := wrenn.HeaderRule{Host: host}
+		for _, h := range r.GetHeaders() {
+			rule.Headers = append(rule.Headers, wrenn.Header{Name: h.GetName(), Text: h.GetText()})
+		}
+		p.Headers = append(p.Headers, rule)
+	}
+	return p, nil
 }
 
-// SetNetworkRequest asks to change what a sandbox may reach.
-func SetNetworkRequest(id wrenn.SandboxID, p wrenn.NetworkPolicy) *pb.SetNetworkPolicyRequest {
-	return &pb.SetNetworkPolicyRequest{SandboxId: string(id), NetworkPolicy: NetworkPolicy(p)}
+func secretValues(v wrenn.SecretValues) *pb.SecretValues {
+	if v.Tag == "" && len(v.Values) == 0 {
+		return nil
+	}
+	return &pb.SecretValues{Tag: v.Tag, Values: v.Values}
 }
 
-// ParseSetNetworkRequest reads what a sandbox is to reach.
-func ParseSetNetworkRequest(msg *pb.SetNetworkPolicyRequest) (wrenn.SandboxID, wrenn.NetworkPolicy, error) {
+func parseSecretValues(msg *pb.SecretValues) wrenn.SecretValues {
+	return wrenn.SecretValues{Tag: msg.GetTag(), Values: msg.GetValues()}
+}
+
+// SetNetworkRequest asks to change what a sandbox may reach, and the secrets for its
+// header rules.
+func SetNetworkRequest(id wrenn.SandboxID, p wrenn.NetworkPolicy, secrets wrenn.SecretValues) *pb.SetNetworkPolicyRequest {
+	return &pb.SetNetworkPolicyRequest{SandboxId: string(id), NetworkPolicy: NetworkPolicy(p), Secrets: secretValues(secrets)}
+}
+
+// ParseSetNetworkRequest reads what a sandbox is to reach, and the secrets for its header rules.
+func ParseSetNetworkRequest(msg *pb.SetNetworkPolicyRequest) (wrenn.SandboxID, wrenn.NetworkPolicy, wrenn.SecretValues, error) {
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
 	if err != nil {
-		return "", wrenn.NetworkPolicy{}, err
+		return "", wrenn.NetworkPolicy{}, wrenn.SecretValues{}, err
 	}
 	p, err := parseNetworkPolicy(msg.GetNetworkPolicy())
-	return id, p, err
+	return id, p, parseSecretValues(msg.GetSecrets()), err
 }
 
 // sized is every message with a size.
@@ -203,7 +241,7 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		SandboxId: string(sb.ID), Status: Status(sb.State), Reason: sb.Reason, Template: sb.Template,
 		Vcpus: number(sb.VCPUs), MemoryMb: number(sb.MemoryMiB), DiskMb: number(sb.DiskMiB),
 		TimeoutSec: seconds(sb.Timeout), OnTimeout: onTimeouts[sb.OnTimeout], TimeoutAbsolute: sb.Absolute, AutoResume: sb.AutoResume,
-		NetworkPolicy: NetworkPolicy(sb.Network),
+		NetworkPolicy: NetworkPolicy(sb.Network), SecretsTag: sb.SecretsTag,
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 		Unresponsive: unresponsive(sb.Unresponsive), EndCause: endCauses[sb.EndCause],
 	}
@@ -261,7 +299,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		ID: id, State: ParseStatus(msg.GetStatus()), Reason: Text(msg.GetReason()), Template: Text(msg.GetTemplate()),
 		Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), OnTimeout: onTimeout, Absolute: msg.GetTimeoutAbsolute()},
-		AutoResume: msg.GetAutoResume(), Network: network,
+		AutoResume: msg.GetAutoResume(), Network: network, SecretsTag: Text(msg.GetSecretsTag()),
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
 	}

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	"wrenn"
 	"wrenn/internal/controlplane/api/internal/oapi"
@@ -9,11 +11,40 @@ import (
 )
 
 func parsePolicy(p oapi.SetNetworkPolicy) (wrenn.NetworkPolicy, error) {
-	return wrenn.ParseNetworkPolicy(value(p.Default) == oapi.Deny, value(p.Allow), value(p.Deny))
+	out, err := wrenn.ParseNetworkPolicy(value(p.Default) == oapi.Deny, value(p.Allow), value(p.Deny))
+	if err != nil {
+		return out, err
+	}
+	for _, r := range value(p.Headers) {
+		rule := wrenn.HeaderRule{}
+		if rule.Host, err = wrenn.ParseNetworkName(r.Host); err != nil {
+			return out, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(r.Headers)) {
+			rule.Headers = append(rule.Headers, wrenn.Header{Name: name, Text: r.Headers[name]})
+		}
+		out.Headers = append(out.Headers, rule)
+	}
+	return out, nil
+}
+
+// headerRules returns nil without rules.
+func headerRules(rules []wrenn.HeaderRule) *[]oapi.HeaderRule {
+	if len(rules) == 0 {
+		return nil
+	}
+	out := make([]oapi.HeaderRule, len(rules))
+	for i, r := range rules {
+		out[i] = oapi.HeaderRule{Host: r.Host.String(), Headers: map[string]string{}}
+		for _, h := range r.Headers {
+			out[i].Headers[h.Name] = h.Text
+		}
+	}
+	return &out
 }
 
 func policy(p wrenn.NetworkPolicy) oapi.NetworkPolicy {
-	out := oapi.NetworkPolicy{Default: oapi.Allow, Allow: p.AllowTexts(), Deny: p.DenyTexts()}
+	out := oapi.NetworkPolicy{Default: oapi.Allow, Allow: p.AllowTexts(), Deny: p.DenyTexts(), Headers: headerRules(p.Headers)}
 	if p.DenyByDefault {
 		out.Default = oapi.Deny
 	}

@@ -503,7 +503,7 @@ func TestRefusals(t *testing.T) {
 		`{}`: 400, `{"templateID":1}`: 400, `{"templateID":"base","timeout":-1}`: 400, `{"templateID":"../x"}`: 400, `{"templateID":"nothing"}`: 404,
 		`{"templateID":"base","network":{"allowOut":["example.com"]}}`:            400, // all else is allowed, too
 		`{"templateID":"base","network":{"denyOut":["0.0.0.0/0","example.com"]}}`: 400, `{"templateID":"base","network":{"allowOut":["*"],"denyOut":["0.0.0.0/0"]}}`: 400,
-		`{"templateID":"base","network":{"rules":{"a.test":[]}}}`: 400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
+		`{"templateID":"base","network":{"rules":{"a.test":[{"transform":{"headers":{"Host":"x"}}}]}}}`: 400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
 		`{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}`: 400, `{"templateID":"base","network":{"denyOut":["::/0"]}}`: 400,
 		`{"templateID":"base","network":{}}`: 201, `{`: 400, `{"templateID":"base","metadata":"` + strings.Repeat("x", 1<<20) + `"}`: 400,
 	} {

@@ -1,6 +1,7 @@
 package e2b
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 
@@ -19,7 +20,6 @@ func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, erro
 		name  string
 		asked bool
 	}{
-		{"rules", len(n.Rules) > 0},
 		{"egressProxy", n.EgressProxy != nil},
 		{"dnsServers", len(n.DNSServers) > 0},
 	} {
@@ -27,7 +27,52 @@ func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, erro
 			return wrenn.NetworkPolicy{}, invalid("network: %s is not built yet; docs/e2b.md lists what works", field.name)
 		}
 	}
-	return wrenn.ParseNetworkPolicy(internet != nil && !*internet, n.AllowOut, n.DenyOut)
+	p, err := wrenn.ParseNetworkPolicy(internet != nil && !*internet, n.AllowOut, n.DenyOut)
+	if err != nil {
+		return p, err
+	}
+	p.Headers, err = headerRules(n.Rules)
+	return p, err
+}
+
+// headerRules returns the header rules of a request, in the order of their hosts.
+func headerRules(rules oapi.HeaderRules) (out []wrenn.HeaderRule, err error) {
+	for _, host := range slices.Sorted(maps.Keys(rules)) {
+		name, err := wrenn.ParseNetworkName(host)
+		if err != nil {
+			return nil, err
+		}
+		for _, rule := range rules[host] {
+			if rule.Transform == nil || len(rule.Transform.Headers) == 0 {
+				continue // it changes nothing
+			}
+			r := wrenn.HeaderRule{Host: name}
+			for _, header := range slices.Sorted(maps.Keys(rule.Transform.Headers)) {
+				r.Headers = append(r.Headers, wrenn.Header{Name: header, Text: rule.Transform.Headers[header]})
+			}
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// rulesOf is the reverse of headerRules.
+func rulesOf(rules []wrenn.HeaderRule) oapi.HeaderRules {
+	if len(rules) == 0 {
+		return nil
+	}
+	out := oapi.HeaderRules{}
+	for _, r := range rules {
+		t := oapi.HeaderTransform{}
+		t.Transform = &struct {
+			Headers map[string]string `json:"headers,omitempty"`
+		}{map[string]string{}}
+		for _, h := range r.Headers {
+			t.Transform.Headers[h.Name] = h.Text
+		}
+		out[r.Host.String()] = append(out[r.Host.String()], t)
+	}
+	return out
 }
 
 // ingressOf returns who reaches the ports of a new sandbox, and how. Without
@@ -42,6 +87,7 @@ func networkOf(p wrenn.NetworkPolicy, ingress wrenn.Ingress) *oapi.SandboxNetwor
 		return nil
 	}
 	out := &oapi.SandboxNetwork{
+		Rules:    rulesOf(p.Headers),
 		AllowOut: p.AllowTexts(), DenyOut: p.DenyTexts(), MaskRequestHost: ingress.MaskHost, HTTPSPorts: ingress.HTTPSPorts,
 	}
 	if ingress.Private {

@@ -316,9 +316,10 @@ func (c *Client) Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Du
 	return err
 }
 
-// SetNetwork changes what the sandbox may reach, at once; it may be paused.
-func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy) error {
-	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.SetNetworkPolicy, hostwire.SetNetworkRequest(id, policy))
+// SetNetwork changes what the sandbox may reach, at once, and the secrets for its header
+// rules; it may be paused.
+func (c *Client) SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy, secrets wrenn.SecretValues) error {
+	_, err := call(ctx, c, c.deadlines.Extend, c.rpc.SetNetworkPolicy, hostwire.SetNetworkRequest(id, policy, secrets))
 	return err
 }
 

@@ -112,6 +112,36 @@ func (s secretStore) SealedSecret(ctx context.Context, team wrenn.TeamID, name s
 	return out, err
 }
 
+// SecretKey names a secret of a team.
+type SecretKey struct {
+	Team wrenn.TeamID
+	Name string
+}
+
+// SecretVersion is the version that a secret has now.
+type SecretVersion struct {
+	SecretKey
+	ID      wrenn.SecretID
+	Version int
+}
+
+// SecretVersions returns the versions of all secrets of teams.
+func (s secretStore) SecretVersions(ctx context.Context, teams []wrenn.TeamID) ([]SecretVersion, error) {
+	var out []SecretVersion
+	err := s.call(ctx, "read the versions of secrets", func(ctx context.Context) error {
+		ids := make([]string, len(teams))
+		for i, t := range teams {
+			ids[i] = string(t)
+		}
+		rows, err := s.queries.SecretVersions(ctx, ids)
+		for _, row := range rows {
+			out = append(out, SecretVersion{SecretKey{wrenn.TeamID(row.TeamID), row.Name}, wrenn.SecretID(row.ID), int(row.Version)})
+		}
+		return err
+	})
+	return out, err
+}
+
 // SecretsOfOtherKeys returns secrets of all teams that another key encrypts, in the
 // order of their ids, those after an id.
 func (s secretStore) SecretsOfOtherKeys(ctx context.Context, keyID string, after wrenn.SecretID, limit int) ([]Sealed, error) {

@@ -36,6 +36,8 @@ type Store interface {
 	// Abandoned returns the rows in transition on which no process works any more, and which are older than settled.
 	Abandoned(ctx context.Context, settled time.Duration) (map[wrenn.SandboxID]wrenn.HostID, error)
 	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string, cause wrenn.EndCause) error
+	// SecretsTags returns the tags of the secrets that rows need now, "" for none.
+	SecretsTags(ctx context.Context, rows []wrenn.Sandbox) (map[wrenn.SandboxID]string, error)
 	// SetUnresponsive shows whether the guest answers; nil means that it does.
 	SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error
 	// SaveUnknown stores the sandboxes of a host that no row explains and returns the new ones.
@@ -55,7 +57,8 @@ type Host interface {
 	Inventory(ctx context.Context) (wrenn.Inventory, error)
 	Destroy(ctx context.Context, id wrenn.SandboxID) error
 	Extend(ctx context.Context, id wrenn.SandboxID, timeout time.Duration) error
-	SetNetwork(ctx context.Context, id wrenn.SandboxID, policy wrenn.NetworkPolicy) error
+	// SetNetwork sets the row's network policy, with the secrets that it needs.
+	SetNetwork(ctx context.Context, row *wrenn.Sandbox) error
 }
 
 // Config is the configuration of a loop.
@@ -243,9 +246,13 @@ func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.Sandbox
 	if err != nil || len(read) == 0 {
 		return nil, err
 	}
+	tags, err := l.cfg.Store.SecretsTags(ctx, read)
+	if err != nil {
+		return nil, err
+	}
 	rows, inTransition := make([]Row, len(read)), false
 	for i := range read {
-		rows[i].Sandbox = read[i]
+		rows[i].Sandbox, rows[i].SecretsTag = read[i], tags[read[i].ID]
 		inTransition = inTransition || read[i].State.InTransition()
 	}
 	if !inTransition {
@@ -298,7 +305,7 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	case SetNetwork:
-		first = func() error { return host.SetNetwork(ctx, a.Row.ID, a.Row.Network) }
+		first = func() error { return host.SetNetwork(ctx, &a.Row) }
 	}
 	if err := first(); err != nil {
 		return err
@@ -356,4 +363,4 @@ func (noHost) Inventory(context.Context) (wrenn.Inventory, error)           { re
 func (noHost) Destroy(context.Context, wrenn.SandboxID) error               { return nil }
 func (noHost) Extend(context.Context, wrenn.SandboxID, time.Duration) error { return nil }
 
-func (noHost) SetNetwork(context.Context, wrenn.SandboxID, wrenn.NetworkPolicy) error { return nil }
+func (noHost) SetNetwork(context.Context, *wrenn.Sandbox) error { return nil }

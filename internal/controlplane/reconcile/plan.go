@@ -54,6 +54,8 @@ type Row struct {
 	wrenn.Sandbox
 	// Abandoned is true if no process works on the row any more, whatever its age.
 	Abandoned bool
+	// SecretsTag is that of the secrets that its network policy needs.
+	SecretsTag string
 }
 
 // late reports whether no process can still work on the row.
@@ -227,7 +229,7 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	if state == wrenn.Running && seen.Timeout != row.Timeout {
 		r.add(Extend, row, "", "")
 	}
-	if !state.InTransition() && !seen.Network.Equal(row.Network) {
+	if !state.InTransition() && (!seen.Network.Equal(row.Network) || seen.SecretsTag != row.SecretsTag) {
 		r.add(SetNetwork, row, "", "")
 	}
 	if state == wrenn.Running && state == row.State && !sameCondition(seen.Unresponsive, row.Unresponsive) {

@@ -11,6 +11,7 @@ import (
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
+	"wrenn/internal/controlplane/vault"
 )
 
 const (
@@ -29,6 +30,7 @@ type core struct {
 	released   *releaseQueue
 	used       *uses[wrenn.SandboxID]
 	tokens     *accessTokens
+	vault      *vault.Vault
 	log        *slog.Logger
 }
 

@@ -55,6 +55,10 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	if err != nil {
 		return nil, err
 	}
+	secrets, err := s.checkedSecrets(ctx, c.Team, sb.Network)
+	if err != nil {
+		return nil, err
+	}
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
 	s.hosts.waitForPings(ctx)
 	on, err := s.hosts.reserve(needOf(sb.Size, sb.DiskMiB), nil, only)
@@ -68,6 +72,7 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		s.handToReconcilerIfUnsure(ctx, &sb, err)
 		return nil, err
 	}
+	row.Secrets = secrets
 	return s.create(ctx, row, on, only, starting{s.core, c.actor()})
 }
 

@@ -37,9 +37,11 @@ type fleet struct {
 	every      time.Duration
 	store      *postgres.Store
 	log        *slog.Logger
-	changed    func(wrenn.HostID) // called when a host is back or its agent has restarted; set before run
-	read       chan struct{}      // closed when the rows were read once
-	readOnce   sync.Once
+	// secrets returns the values that a policy of a team needs; set before run.
+	secrets  func(context.Context, wrenn.TeamID, wrenn.NetworkPolicy) (wrenn.SecretValues, error)
+	changed  func(wrenn.HostID) // called when a host is back or its agent has restarted; set before run
+	read     chan struct{}      // closed when the rows were read once
+	readOnce sync.Once
 
 	mu      sync.RWMutex // guards what follows
 	members map[wrenn.HostID]*member
@@ -313,11 +315,26 @@ func (f *fleet) reachable() map[wrenn.HostID]reconcile.Host {
 	for _, m := range f.all() {
 		m.mu.Lock()
 		if m.up {
-			out[m.id] = m.client
+			out[m.id] = reconciled{m.client, f.secrets}
 		}
 		m.mu.Unlock()
 	}
 	return out
+}
+
+// reconciled is a host as the reconciler needs it.
+type reconciled struct {
+	*hostclient.Client
+	secrets func(context.Context, wrenn.TeamID, wrenn.NetworkPolicy) (wrenn.SecretValues, error)
+}
+
+// SetNetwork sets the row's network policy, with the secrets that it needs.
+func (r reconciled) SetNetwork(ctx context.Context, row *wrenn.Sandbox) error {
+	secrets, err := r.secrets(ctx, row.Team, row.Network)
+	if err != nil {
+		return err
+	}
+	return r.Client.SetNetwork(ctx, row.ID, row.Network, secrets)
 }
 
 // client returns the client of a sandbox's host.

@@ -15,6 +15,9 @@ func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID
 	if err := policy.Check(); err != nil {
 		return nil, err
 	}
+	if _, err := s.checkedSecrets(ctx, c.Team, policy); err != nil {
+		return nil, err
+	}
 	ctx, cancel := detach(ctx, s.deadlines.Extend)
 	defer cancel()
 	for attempt := 1; ; attempt++ {
@@ -29,7 +32,10 @@ func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID
 		case err != nil:
 			return nil, err
 		}
-		err = host.SetNetwork(ctx, id, policy)
+		secrets, err := s.headerSecrets(ctx, c.Team, policy) // after the row: a change since then is the reconciler's
+		if err == nil {
+			err = host.SetNetwork(ctx, id, policy, secrets)
+		}
 		if wrenn.CodeOf(err) == wrenn.NotFound {
 			s.reconciler.Notify(sb.Host)
 			return nil, lostError(sb)

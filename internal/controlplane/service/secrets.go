@@ -8,7 +8,6 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
-	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/wake"
 )
 
@@ -23,7 +22,6 @@ const (
 // is named by its name or id; another team's is NotFound.
 type Secrets struct {
 	*core
-	vault *vault.Vault
 }
 
 // NewSecret is a secret to store.
@@ -56,6 +54,7 @@ func (s *Secrets) CreateSecret(ctx context.Context, c Caller, req NewSecret) (*w
 	if err != nil {
 		return nil, err
 	}
+	defer s.secretsChanged() // sandboxes may wait for it
 	return s.store.CreateSecret(ctx, wrenn.Secret{ID: id, Name: name, Metadata: req.Metadata}, sealed, s.limits.Limits)
 }
 
@@ -72,6 +71,7 @@ func (s *Secrets) UpdateSecret(ctx context.Context, c Caller, name, value string
 	if err != nil {
 		return nil, err
 	}
+	defer s.secretsChanged()
 	return s.store.UpdateSecret(ctx, sealed, metadata)
 }
 
@@ -127,6 +127,7 @@ func (s *Secrets) DeleteSecret(ctx context.Context, c Caller, name string) error
 	if err != nil {
 		return err
 	}
+	defer s.secretsChanged()
 	return s.store.DeleteSecret(ctx, c.Team, name)
 }
 

@@ -126,13 +126,14 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	hosts.changed = reconciler.Notify
 	c := &core{
 		limits: cfg.Limits, deadlines: cfg.Deadlines, store: store, hosts: hosts, reconciler: reconciler,
-		released: newReleaseQueue(), used: &uses[wrenn.SandboxID]{}, tokens: &accessTokens{store: store}, log: log,
+		released: newReleaseQueue(), used: &uses[wrenn.SandboxID]{}, tokens: &accessTokens{store: store}, vault: cfg.Vault, log: log,
 	}
+	hosts.secrets = c.headerSecrets
 	builds := make(chan *buildJob)
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{core: c, vault: cfg.Vault}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{c}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{c}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},

@@ -22,6 +22,9 @@ func (Inert) Sync() error { return nil }
 // GrowRoot does nothing.
 func (Inert) GrowRoot(context.Context, int64) error { return nil }
 
+// Trust does nothing.
+func (Inert) Trust(string) (map[string]string, error) { return nil, nil }
+
 // MountNFS does nothing.
 func (Inert) MountNFS(string, string) error { return nil }
 

@@ -10,10 +10,12 @@ import (
 
 // Values are the settings at one moment.
 type Values struct {
-	Env     map[string]string // for every process; requests override it
-	User    string            // runs what names no user; "root" until told otherwise
-	Workdir string            // resolves relative paths; "" is the user's home
-	Token   string            // X-Access-Token that callers must send; "" admits everybody
+	Env map[string]string // for every process; requests override it
+	// Trust are variables by which programs trust the host's authority. Get has them in Env, which wins.
+	Trust   map[string]string
+	User    string // runs what names no user; "root" until told otherwise
+	Workdir string // resolves relative paths; "" is the user's home
+	Token   string // X-Access-Token that callers must send; "" admits everybody
 }
 
 // Settings guards the current values.
@@ -28,6 +30,14 @@ func (s *Settings) Get() Values {
 	defer s.mu.RUnlock()
 	v := s.values
 	v.Env = maps.Clone(v.Env)
+	if v.Env == nil && len(v.Trust) > 0 {
+		v.Env = map[string]string{}
+	}
+	for name, value := range v.Trust {
+		if _, ok := v.Env[name]; !ok {
+			v.Env[name] = value
+		}
+	}
 	if v.User == "" {
 		v.User = "root"
 	}

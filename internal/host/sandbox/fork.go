@@ -78,6 +78,7 @@ func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, token string,
 	now := s.Info()
 	req.id, req.parent, req.Env, req.Timeout, req.Network = id, s.id, nil, now.Timeout, now.Network // the guest has its environment
 	req.AccessToken = token
+	req.Secrets, req.authority = s.state.forHeaders()
 	sb, err := s.host.ensure(ctx, req, func(ctx context.Context) (instance.Source, error) {
 		snap, err := source()
 		if err != nil {

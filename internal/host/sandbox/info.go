@@ -3,14 +3,17 @@ package sandbox
 import (
 	"wrenn"
 	"wrenn/internal/host/sandbox/journal"
+	"wrenn/internal/network/egress"
 )
 
 // request is a sandbox to make.
 type request struct {
 	id wrenn.SandboxID
 	wrenn.SandboxSpec
-	parent   wrenn.SandboxID // of a fork
-	snapshot string          // what a machine of the warm pool is restored from
+	parent wrenn.SandboxID // of a fork
+	// authority is that of the parent, whose guest trusts it; nil is none.
+	authority *egress.Authority
+	snapshot  string // what a machine of the warm pool is restored from
 	// maxDiskMiB is how large its disk may be made while it runs, if not 0.
 	maxDiskMiB int
 	urgent     bool // its turn to start is before that of all that wait

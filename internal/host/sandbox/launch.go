@@ -135,6 +135,12 @@ func (s locked) assemble(ctx context.Context, undo *rollback.Stack, source sourc
 // enter makes the directory of a new sandbox. Its journal is written when there
 // is something to find.
 func (s locked) enter() error {
+	authority, err := authorityFor(s.id, s.owner.Network, s.owner.Authority)
+	if err != nil {
+		return err
+	}
+	s.owner.Authority = authority
+	s.state.setNetwork(s.owner.Network, s.owner.Secrets, authority)
 	if err := os.Mkdir(s.dir(), 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already", s.id)
@@ -146,7 +152,7 @@ func (s locked) enter() error {
 		j.Created, j.Step = s.Info().CreatedAt.UTC(), journal.StepMaking
 		j.Template, j.Size, j.Timeout, j.OnTimeout, j.Absolute = req.Template, req.Size, req.Timeout, req.OnTimeout, req.Absolute
 		j.DiskMiB = req.DiskMiB
-		j.AutoResume, j.Network, j.Parent = req.AutoResume, req.Network, req.parent
+		j.AutoResume, j.Network, j.Authority, j.Parent = req.AutoResume, req.Network, authority, req.parent
 		j.AccessToken, j.Volumes = s.owner.AccessToken, req.Volumes
 	}))
 	return s.at("directory made")

@@ -102,7 +102,7 @@ func TestNetworkPolicyIsKept(t *testing.T) {
 	m := l.open(t)
 	sb := ensureWith(t, m, nothing)
 	wantPolicy(t, sb, nothing)
-	must(t, sb.SetNetwork(t.Context(), onlyOne))
+	must(t, sb.SetNetwork(t.Context(), onlyOne, wrenn.SecretValues{}))
 	wantPolicy(t, sb, onlyOne)
 
 	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
@@ -113,21 +113,21 @@ func TestNetworkPolicyIsKept(t *testing.T) {
 
 	must(t, sb.Pause(t.Context()))
 	wantPolicy(t, sb, onlyOne)
-	must(t, sb.SetNetwork(t.Context(), named)) // while it has no slot
+	must(t, sb.SetNetwork(t.Context(), named, wrenn.SecretValues{})) // while it has no slot
 	wantPolicy(t, sb, named)
 	must(t, sb.Resume(t.Context()))
 	wantPolicy(t, sb, named)
-	must(t, sb.SetNetwork(t.Context(), butOne))
+	must(t, sb.SetNetwork(t.Context(), butOne, wrenn.SecretValues{}))
 	wantPolicy(t, sb, butOne)
 
 	cp, err := sb.Checkpoint(t.Context(), "cp", "")
 	must(t, err)
-	must(t, sb.SetNetwork(t.Context(), nothing))
+	must(t, sb.SetNetwork(t.Context(), nothing, wrenn.SecretValues{}))
 	must(t, sb.RestoreCheckpoint(t.Context(), cp.ID))
 	wantPolicy(t, sb, nothing) // it is the sandbox's, not the moment's
-	must(t, sb.SetNetwork(t.Context(), wrenn.NetworkPolicy{}))
+	must(t, sb.SetNetwork(t.Context(), wrenn.NetworkPolicy{}, wrenn.SecretValues{}))
 	wantPolicy(t, sb, wrenn.NetworkPolicy{})
-	err = sb.SetNetwork(t.Context(), wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}})
+	err = sb.SetNetwork(t.Context(), wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("fd00::/8")}}, wrenn.SecretValues{})
 	if wrenn.CodeOf(err) != wrenn.Invalid {
 		t.Errorf("SetNetwork() = %v", err)
 	}
@@ -156,7 +156,7 @@ func TestNetworkPolicyThatCannotBeObeyed(t *testing.T) {
 	m := l.open(t)
 	sb := ensureWith(t, m, nothing)
 	must(t, sb.Destroy(t.Context()))
-	if err := sb.SetNetwork(t.Context(), onlyOne); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
+	if err := sb.SetNetwork(t.Context(), onlyOne, wrenn.SecretValues{}); wrenn.CodeOf(err) != wrenn.FailedPrecondition {
 		t.Errorf("SetNetwork of one that ended = %v", err)
 	}
 	l.wantClean(t, m)

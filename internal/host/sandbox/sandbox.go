@@ -53,7 +53,7 @@ func newSandbox(h *host, req request) *Sandbox {
 		req.AccessToken = rand.Text()
 	}
 	s.owner = instance.Owner{
-		ID: s.id, Dir: s.dir(), Size: req.Size, DiskMiB: req.DiskMiB, MaxDiskMiB: req.maxDiskMiB, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Network: req.Network, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
+		ID: s.id, Dir: s.dir(), Size: req.Size, DiskMiB: req.DiskMiB, MaxDiskMiB: req.maxDiskMiB, Env: req.Env, AccessToken: req.AccessToken, Volumes: req.Volumes, Network: req.Network, Authority: req.authority, Secrets: req.Secrets, Record: s.recordPending, Started: s.started, MakeRoom: s.makeRoom,
 		Hook: s.at, Trace: s.trace, Egress: s.egress.Record,
 	}
 	return s
@@ -61,11 +61,12 @@ func newSandbox(h *host, req request) *Sandbox {
 
 // revive enters the sandbox of an earlier agent's journal, which was made then.
 func revive(h *host, j *journal.Journal) *Sandbox {
-	s := newSandbox(h, request{id: j.ID, parent: j.Parent, SandboxSpec: wrenn.SandboxSpec{
+	s := newSandbox(h, request{id: j.ID, parent: j.Parent, authority: j.Authority, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
 		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB,
 	}})
 	s.journal.open(j)
+	s.state.setNetwork(j.Network, wrenn.SecretValues{}, j.Authority)
 	if err := s.meter.series.Load(filepath.Join(s.dir(), metricsFile)); err != nil {
 		s.logError(context.Background(), slog.LevelWarn, "metrics of an earlier agent are lost", err)
 	}
@@ -158,11 +159,12 @@ func (s *Sandbox) Extend(ctx context.Context, timeout time.Duration) error {
 	return nil
 }
 
-// SetNetwork has a running or paused sandbox follow a network policy, at once.
-// Connections that it allows continue. FailedPrecondition when the sandbox has
+// SetNetwork has a running or paused sandbox follow a network policy, at once, with the
+// secrets for its header rules, which are kept in memory alone. Connections that it allows continue. FailedPrecondition when the sandbox has
 // ended, Invalid when the policy cannot be followed. After another error either
-// policy may hold until the next call, or the next agent, makes it the new one.
-func (s *Sandbox) SetNetwork(ctx context.Context, policy wrenn.NetworkPolicy) error {
+// policy may hold until the next call, or the next agent, makes it the new one; or the
+// guest did not accept the authority for its first header rules.
+func (s *Sandbox) SetNetwork(ctx context.Context, policy wrenn.NetworkPolicy, secrets wrenn.SecretValues) error {
 	if err := policy.Check(); err != nil {
 		return err
 	}
@@ -171,17 +173,33 @@ func (s *Sandbox) SetNetwork(ctx context.Context, policy wrenn.NetworkPolicy) er
 		return err
 	}
 	defer locked.unlock()
-	if err := s.journal.commit("network policy", func(j *journal.Journal) { j.Network = policy }); err != nil {
+	authority, err := authorityFor(s.id, policy, s.owner.Authority)
+	if err != nil {
 		return err
 	}
-	s.owner.Network = policy
+	if err := s.journal.commit("network policy", func(j *journal.Journal) { j.Network, j.Authority = policy, authority }); err != nil {
+		return err
+	}
+	s.owner.Network, s.owner.Authority, s.owner.Secrets = policy, authority, secrets
 	if s.instance != nil {
 		if err := s.instance.FollowPolicy(ctx); err != nil {
 			return err
 		}
 	}
-	s.state.setNetwork(policy)
+	s.state.setNetwork(policy, secrets, authority)
+	if s.instance != nil { // the policy holds, whatever the guest does
+		return s.instance.TrustAuthority(ctx)
+	}
 	return nil
+}
+
+// authorityFor returns the authority of a sandbox with that policy: the one that it has,
+// or a new one when there are header rules and none.
+func authorityFor(id wrenn.SandboxID, policy wrenn.NetworkPolicy, has *egress.Authority) (*egress.Authority, error) {
+	if has != nil || len(policy.Headers) == 0 {
+		return has, nil
+	}
+	return egress.NewAuthority("sandbox " + string(id))
 }
 
 // Egress returns what the sandbox reached and was denied, after the event with that

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/network/egress"
 )
 
 const (
@@ -36,6 +37,9 @@ type state struct {
 	active  time.Time // when it was last used
 	timeout time.Duration
 	network wrenn.NetworkPolicy // that the sandbox follows
+	// secrets and authority are for its header rules.
+	secrets   wrenn.SecretValues
+	authority *egress.Authority
 	// absolute has the sandbox end at ends, also while it is used; else it ends
 	// when it was not used for the timeout.
 	absolute bool
@@ -60,7 +64,7 @@ func (s *state) fill(info *Info) {
 	defer s.mu.Unlock()
 	info.Status, info.State, info.Reason = s.status, observed[s.status], s.reason
 	info.Timeout, info.CreatedAt, info.LastActiveAt, info.Version = s.timeout, s.created, s.active, s.version
-	info.Network = s.network
+	info.Network, info.SecretsTag = s.network, s.secrets.Tag
 	info.EndCause, info.Unresponsive = s.cause, s.silent
 	if s.uses > 0 {
 		info.LastActiveAt = time.Now()
@@ -160,12 +164,20 @@ func (s *state) beginLife() time.Time {
 	return s.ends
 }
 
-// setNetwork sets the network policy that the sandbox follows.
-func (s *state) setNetwork(policy wrenn.NetworkPolicy) {
+// setNetwork sets the network policy that the sandbox follows, and what its header
+// rules need.
+func (s *state) setNetwork(policy wrenn.NetworkPolicy, secrets wrenn.SecretValues, authority *egress.Authority) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.network = policy
+	s.network, s.secrets, s.authority = policy, secrets, authority
 	s.changed()
+}
+
+// forHeaders returns what the header rules of the sandbox and of its copies need.
+func (s *state) forHeaders() (wrenn.SecretValues, *egress.Authority) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.secrets, s.authority
 }
 
 // touch records that the sandbox was used now.

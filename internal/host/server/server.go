@@ -203,7 +203,7 @@ func (s *server) ExtendSandbox(ctx context.Context, msg *pb.ExtendSandboxRequest
 }
 
 func (s *server) SetNetworkPolicy(ctx context.Context, msg *pb.SetNetworkPolicyRequest) (*pb.SetNetworkPolicyResponse, error) {
-	id, policy, err := hostwire.ParseSetNetworkRequest(msg)
+	id, policy, secrets, err := hostwire.ParseSetNetworkRequest(msg)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +211,7 @@ func (s *server) SetNetworkPolicy(ctx context.Context, msg *pb.SetNetworkPolicyR
 	if err != nil {
 		return nil, err
 	}
-	return &pb.SetNetworkPolicyResponse{}, sb.SetNetwork(ctx, policy)
+	return &pb.SetNetworkPolicyResponse{}, sb.SetNetwork(ctx, policy, secrets)
 }
 
 func (s *server) ReadMetrics(_ context.Context, msg *pb.ReadMetricsRequest) (*pb.ReadMetricsResponse, error) {

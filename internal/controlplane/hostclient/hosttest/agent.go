@@ -62,6 +62,7 @@ type sandbox struct {
 	processes map[uint32]*process
 	moments   []*moment // checkpoints, oldest first
 	head      string    // the one that it continues from
+	secrets   map[string]string
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*Agent)(nil)
@@ -144,7 +145,9 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			Vcpus: req.GetVcpus(), MemoryMb: req.GetMemoryMb(), TimeoutSec: req.GetTimeoutSec(), Version: 1,
 			CreatedAtUnix: time.Now().Unix(), LastActiveAtUnix: time.Now().Unix(),
 			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), NetworkPolicy: req.GetNetworkPolicy(),
+			SecretsTag: req.GetSecrets().GetTag(),
 		}, req.GetEnv())
+		a.sandboxes[id].secrets = req.GetSecrets().GetValues()
 		return nil
 	})
 	return &hostagentv1.CreateSandboxResponse{
@@ -315,9 +318,28 @@ func (a *Agent) SetNetworkPolicy(ctx context.Context, req *hostagentv1.SetNetwor
 			return err
 		}
 		b.info.NetworkPolicy = req.GetNetworkPolicy()
+		b.info.SecretsTag, b.secrets = req.GetSecrets().GetTag(), req.GetSecrets().GetValues()
 		b.info.Version++
 		return nil
 	})
+}
+
+// Secrets returns the values that the host has for a sandbox.
+func (a *Agent) Secrets(id wrenn.SandboxID) map[string]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b := a.sandboxes[string(id)]; b != nil {
+		return maps.Clone(b.secrets)
+	}
+	return nil
+}
+
+// ForgetSecrets has the host have no values, as after a restart of its agent.
+func (a *Agent) ForgetSecrets(id wrenn.SandboxID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b := a.sandboxes[string(id)]
+	b.secrets, b.info.SecretsTag = nil, ""
 }
 
 // WatchSandboxes answers at once and after each Announce.

@@ -50,7 +50,7 @@ func (a *Agent) fork(ctx context.Context, parent *sandbox, id string) error {
 	info := copyOf(parent.info)
 	info.SandboxId, info.Status, info.Version = id, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, 1
 	b := newSandbox(info, parent.env)
-	b.files = maps.Clone(parent.files)
+	b.files, b.secrets = maps.Clone(parent.files), parent.secrets
 	a.sandboxes[id] = b
 	a.creates++
 	return nil

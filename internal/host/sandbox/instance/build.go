@@ -109,7 +109,7 @@ func (i *Instance) waitReady(ctx context.Context, settings *envdclient.Settings)
 		return err
 	}
 	init := envdclient.Init{
-		Env: i.owner.Env, Token: i.owner.AccessToken, Volumes: i.mounts(),
+		Env: i.owner.Env, Token: i.owner.AccessToken, Volumes: i.mounts(), CABundle: i.bundle(),
 		Identity: &envdclient.Identity{ID: string(i.owner.ID), StartCounter: i.Record.Start},
 	}
 	if settings != nil {
@@ -121,6 +121,9 @@ func (i *Instance) waitReady(ctx context.Context, settings *envdclient.Settings)
 		maps.Copy(init.Env, i.owner.Env)
 	}
 	err := i.Guest.Init(ctx, init)
+	if err == nil {
+		i.trusted = init.CABundle
+	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}

@@ -18,6 +18,7 @@ import (
 	"wrenn/internal/envdclient"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/network"
+	"wrenn/internal/network/egress"
 	"wrenn/internal/rollback"
 	"wrenn/internal/vm"
 	"wrenn/internal/volume"
@@ -54,6 +55,9 @@ type Owner struct {
 	Volumes     []wrenn.VolumeMount
 	// Network is what the sandbox may reach. It changes under the sandbox's operation lock.
 	Network wrenn.NetworkPolicy
+	// Authority and Secrets are for the header rules of Network, and change with it.
+	Authority *egress.Authority // nil when it never had such rules
+	Secrets   wrenn.SecretValues
 	// Egress gets what the guest reaches and is denied. It must not block.
 	Egress func(wrenn.EgressEvent)
 	// Record writes what must be known of the instance, as its pending one. What
@@ -98,6 +102,7 @@ type Instance struct {
 	owner   *Owner
 	unwatch context.CancelFunc // stops the watcher; nil when there is none
 	volumes *servedVolumes     // nil when none are served
+	trusted string             // the certificates that its guest was told to trust
 }
 
 // New returns an instance of which there is no more than what the record says.
@@ -138,7 +143,35 @@ func (i *Instance) Reassign(owner *Owner, start uint64) *Instance {
 
 // FollowPolicy has the instance's slot follow the sandbox's network policy.
 func (i *Instance) FollowPolicy(ctx context.Context) error {
+	i.Slot.SetCredentials(egress.Credentials{Authority: i.owner.Authority, Secrets: i.owner.Secrets.Values})
 	return i.Slot.SetPolicy(ctx, i.owner.Network)
+}
+
+// TrustAuthority has a guest that runs trust the sandbox's authority, if there are header
+// rules and it does not yet.
+func (i *Instance) TrustAuthority(ctx context.Context) error {
+	bundle := i.bundle()
+	if bundle == "" || i.trusted == bundle {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, trustTimeout)
+	defer cancel()
+	err := i.Guest.Trust(ctx, bundle)
+	if err == nil {
+		i.trusted = bundle
+	}
+	return err
+}
+
+// trustTimeout bounds a guest that is told of an authority.
+const trustTimeout = 5 * time.Second
+
+// bundle returns the certificates that the guest is to trust, "" without header rules.
+func (i *Instance) bundle() string {
+	if i.owner.Authority == nil || len(i.owner.Network.Headers) == 0 {
+		return ""
+	}
+	return i.owner.Authority.Certificate
 }
 
 // observe has the sandbox's egress log follow the slot. Without it the sandbox works.

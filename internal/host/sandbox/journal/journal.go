@@ -16,6 +16,7 @@ import (
 	"wrenn"
 	"wrenn/internal/durable"
 	"wrenn/internal/network"
+	"wrenn/internal/network/egress"
 	"wrenn/internal/vm"
 )
 
@@ -62,16 +63,19 @@ type Journal struct {
 	Checkpoints []wrenn.Checkpoint `json:"checkpoints,omitempty"`
 	Head        wrenn.CheckpointID `json:"head,omitempty"` // the checkpoint that the sandbox continues from
 
-	Template   string              `json:"template,omitempty"`
-	Size       wrenn.Size          `json:"size"`
-	DiskMiB    int                 `json:"disk_mib,omitempty"` // 0 of an older version
-	Timeout    time.Duration       `json:"timeout,omitempty"`  // ns
-	OnTimeout  wrenn.OnTimeout     `json:"on_timeout,omitempty"`
-	Absolute   bool                `json:"absolute,omitempty"`
-	EndsAt     time.Time           `json:"ends_at,omitzero"` // of a running sandbox with an absolute timeout
-	Network    wrenn.NetworkPolicy `json:"network,omitzero"`
-	AutoResume bool                `json:"auto_resume,omitempty"`
-	Parent     wrenn.SandboxID     `json:"parent,omitempty"` // of a fork
+	Template  string              `json:"template,omitempty"`
+	Size      wrenn.Size          `json:"size"`
+	DiskMiB   int                 `json:"disk_mib,omitempty"` // 0 of an older version
+	Timeout   time.Duration       `json:"timeout,omitempty"`  // ns
+	OnTimeout wrenn.OnTimeout     `json:"on_timeout,omitempty"`
+	Absolute  bool                `json:"absolute,omitempty"`
+	EndsAt    time.Time           `json:"ends_at,omitzero"` // of a running sandbox with an absolute timeout
+	Network   wrenn.NetworkPolicy `json:"network,omitzero"`
+	// Authority answers the connections to hosts with header rules. The guest trusts it,
+	// also after a restore; forks have that of their parent.
+	Authority  *egress.Authority `json:"authority,omitempty"`
+	AutoResume bool              `json:"auto_resume,omitempty"`
+	Parent     wrenn.SandboxID   `json:"parent,omitempty"` // of a fork
 	// AccessToken is what the agent in the guest asks its callers for; "" is none.
 	AccessToken string              `json:"access_token,omitempty"`
 	Volumes     []wrenn.VolumeMount `json:"volumes,omitempty"`

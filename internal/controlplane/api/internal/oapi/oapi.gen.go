@@ -858,6 +858,16 @@ type GenerationLog struct {
 // GenerationState defines model for GenerationState.
 type GenerationState string
 
+// HeaderRule Headers of a sandbox's requests by TLS to a host, set outside of the sandbox, which does not see them. The host ends the sandbox's TLS for that, by an
+// authority that the sandbox trusts, and verifies the certificate of the target.
+type HeaderRule struct {
+	// Headers By name. `${secrets.NAME}` in a value stands for the team's secret of that name.
+	Headers map[string]string `json:"headers"`
+
+	// Host example.com, *.example.com (all names below) or example.com:8443. The port is 443 otherwise.
+	Host string `json:"host"`
+}
+
 // Host defines model for Host.
 type Host struct {
 	// Capacity Limits, each 0 for none, and what is used of them.
@@ -1021,6 +1031,9 @@ type NetworkPolicy struct {
 
 	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
 	Deny NetworkRules `json:"deny"`
+
+	// Headers Absent without header rules.
+	Headers *[]HeaderRule `json:"headers,omitempty"`
 }
 
 // NetworkRules IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
@@ -1168,6 +1181,9 @@ type SetNetworkPolicy struct {
 
 	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
 	Deny *NetworkRules `json:"deny,omitempty"`
+
+	// Headers Headers that requests get on their way out. They allow no host.
+	Headers *[]HeaderRule `json:"headers,omitempty"`
 }
 
 // SetPorts Cannot be changed later. Port 49983, the agent's, is not concerned.

@@ -412,6 +412,17 @@ type ForkResult struct {
 	Sandbox *Sandbox `json:"sandbox,omitempty"`
 }
 
+// HeaderRules Headers that requests get on their way out, by the name of the host, such as api.example.com, *.example.com or api.example.com:8443. The port is 443
+// otherwise. They are for TLS alone, and allow no host. `${e2b.secrets.NAME}` in a value stands for a secret, which the sandbox does not see.
+type HeaderRules map[string][]HeaderTransform
+
+// HeaderTransform defines model for HeaderTransform.
+type HeaderTransform struct {
+	Transform *struct {
+		Headers map[string]string `json:"headers,omitempty"`
+	} `json:"transform,omitempty"`
+}
+
 // Lifecycle defines model for Lifecycle.
 type Lifecycle struct {
 	AutoResume bool               `json:"autoResume"`
@@ -471,8 +482,9 @@ type NetworkRules struct {
 	// MaskRequestHost The `Host` that programs get instead of that of the client. `${PORT}` stands for the port.
 	MaskRequestHost string `json:"maskRequestHost,omitempty"`
 
-	// Rules Not built yet.
-	Rules map[string]interface{} `json:"rules,omitempty"`
+	// Rules Headers that requests get on their way out, by the name of the host, such as api.example.com, *.example.com or api.example.com:8443. The port is 443
+	// otherwise. They are for TLS alone, and allow no host. `${e2b.secrets.NAME}` in a value stands for a secret, which the sandbox does not see.
+	Rules HeaderRules `json:"rules,omitempty"`
 }
 
 // NewSandbox defines model for NewSandbox.
@@ -722,6 +734,10 @@ type SandboxNetwork struct {
 	DenyOut         Addresses `json:"denyOut,omitempty"`
 	HTTPSPorts      []uint16  `json:"httpsPorts,omitempty"`
 	MaskRequestHost string    `json:"maskRequestHost,omitempty"`
+
+	// Rules Headers that requests get on their way out, by the name of the host, such as api.example.com, *.example.com or api.example.com:8443. The port is 443
+	// otherwise. They are for TLS alone, and allow no host. `${e2b.secrets.NAME}` in a value stands for a secret, which the sandbox does not see.
+	Rules HeaderRules `json:"rules,omitempty"`
 }
 
 // SandboxState defines model for SandboxState.
@@ -943,8 +959,9 @@ type UpdateNetwork struct {
 	// MaskRequestHost Refused. It is set at create.
 	MaskRequestHost string `json:"maskRequestHost,omitempty"`
 
-	// Rules Not built yet.
-	Rules map[string]interface{} `json:"rules,omitempty"`
+	// Rules Headers that requests get on their way out, by the name of the host, such as api.example.com, *.example.com or api.example.com:8443. The port is 443
+	// otherwise. They are for TLS alone, and allow no host. `${e2b.secrets.NAME}` in a value stands for a secret, which the sandbox does not see.
+	Rules HeaderRules `json:"rules,omitempty"`
 }
 
 // UpdateTemplate defines model for UpdateTemplate.

@@ -199,6 +199,42 @@ func (q *Queries) SealedSecret(ctx context.Context, teamID string, name string) 
 	return i, err
 }
 
+const secretVersions = `-- name: SecretVersions :many
+SELECT team_id, id, name, version FROM secrets WHERE team_id = ANY($1::uuid[])
+`
+
+type SecretVersionsRow struct {
+	TeamID  string
+	ID      string
+	Name    string
+	Version int32
+}
+
+func (q *Queries) SecretVersions(ctx context.Context, teams []string) ([]SecretVersionsRow, error) {
+	rows, err := q.db.Query(ctx, secretVersions, teams)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []SecretVersionsRow
+	for rows.Next() {
+		var i SecretVersionsRow
+		if err := rows.Scan(
+			&i.TeamID,
+			&i.ID,
+			&i.Name,
+			&i.Version,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const secretsOfOtherKeys = `-- name: SecretsOfOtherKeys :many
 SELECT id, team_id, version, sealed FROM secrets WHERE key_id <> $1 AND id > $2 ORDER BY id LIMIT $3
 `

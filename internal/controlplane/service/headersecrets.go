@@ -1,0 +1,90 @@
+package service
+
+import (
+	"context"
+	"fmt"
+
+	"wrenn"
+	"wrenn/internal/controlplane/postgres"
+)
+
+// headerSecrets returns the secrets of a team that the header rules of a policy need. One
+// that does not exist is left out: requests that need it fail on the host. They must
+// never be in an answer of an API, in a log or in a guest. FailedPrecondition when this
+// server has not the key of one.
+func (c *core) headerSecrets(ctx context.Context, team wrenn.TeamID, policy wrenn.NetworkPolicy) (wrenn.SecretValues, error) {
+	versions, values := map[string]string{}, map[string]string{}
+	for _, name := range policy.SecretNames() {
+		sealed, err := c.store.SealedSecret(ctx, team, name)
+		if wrenn.CodeOf(err) == wrenn.NotFound {
+			versions[name] = ""
+			continue
+		}
+		if err != nil {
+			return wrenn.SecretValues{}, err
+		}
+		value, err := c.vault.Open(belongsTo(team, sealed.ID), sealed.Value)
+		if err != nil {
+			return wrenn.SecretValues{}, err
+		}
+		versions[name], values[name] = versionOf(sealed.ID, sealed.Version), string(value)
+	}
+	return wrenn.SecretValues{Tag: wrenn.SecretsTag(versions), Values: values}, nil
+}
+
+func versionOf(id wrenn.SecretID, version int) string { return fmt.Sprintf("%s@%d", id, version) }
+
+// checkedSecrets is headerSecrets for a policy that a user sets: Invalid when a secret
+// does not exist.
+func (c *core) checkedSecrets(ctx context.Context, team wrenn.TeamID, policy wrenn.NetworkPolicy) (wrenn.SecretValues, error) {
+	secrets, err := c.headerSecrets(ctx, team, policy)
+	if err != nil {
+		return secrets, err
+	}
+	for _, name := range policy.SecretNames() {
+		if _, ok := secrets.Values[name]; !ok {
+			return secrets, wrenn.Errorf(wrenn.Invalid, "a header rule needs the secret %q, which the team does not have: store it first", name)
+		}
+	}
+	return secrets, nil
+}
+
+// secretsChanged has the hosts get changed secrets of their sandboxes. A leader that is
+// another replica, or a host that is away, does so with its next round.
+func (c *core) secretsChanged() {
+	for host := range c.hosts.reachable() {
+		c.reconciler.Notify(host)
+	}
+}
+
+// SecretsTags returns the tags of the secrets that rows need now.
+func (r rows) SecretsTags(ctx context.Context, sandboxes []wrenn.Sandbox) (map[wrenn.SandboxID]string, error) {
+	var teams []wrenn.TeamID
+	for i := range sandboxes {
+		if sb := &sandboxes[i]; !sb.State.Ended() && len(sb.Network.SecretNames()) > 0 {
+			teams = append(teams, sb.Team)
+		}
+	}
+	if len(teams) == 0 {
+		return nil, nil
+	}
+	all, err := r.SecretVersions(ctx, teams)
+	if err != nil {
+		return nil, err
+	}
+	known := map[postgres.SecretKey]string{}
+	for _, s := range all {
+		text := versionOf(s.ID, s.Version)
+		known[postgres.SecretKey{Team: s.Team, Name: s.Name}], known[postgres.SecretKey{Team: s.Team, Name: string(s.ID)}] = text, text
+	}
+	tags := map[wrenn.SandboxID]string{}
+	for i := range sandboxes {
+		sb := &sandboxes[i]
+		versions := map[string]string{}
+		for _, name := range sb.Network.SecretNames() {
+			versions[name] = known[postgres.SecretKey{Team: sb.Team, Name: name}]
+		}
+		tags[sb.ID] = wrenn.SecretsTag(versions)
+	}
+	return tags, nil
+}

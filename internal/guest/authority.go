@@ -1,0 +1,63 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"wrenn/internal/guest/settings"
+	"wrenn/internal/guest/trust"
+)
+
+// javaLimit bounds the time that Java's keytool has: under emulation it takes a minute.
+const javaLimit = 5 * time.Minute
+
+// serveTrust has programs trust an authority of the host, which answers the sandbox's
+// connections to hosts with header rules.
+func (a *Agent) serveTrust(w http.ResponseWriter, r *http.Request) {
+	var req struct {
+		Bundle string `json:"caBundle"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxInit)).Decode(&req); err != nil || req.Bundle == "" {
+		answerError(w, http.StatusBadRequest, "trust: caBundle has certificates in PEM")
+		return
+	}
+	if err := a.trust(&req.Bundle); err != nil {
+		a.log.ErrorContext(r.Context(), "cannot trust an authority", slog.Any("err", err))
+		answerError(w, http.StatusInternalServerError, fmt.Sprintf("trust: %v", err))
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// trust has programs trust the certificates; nil changes nothing.
+func (a *Agent) trust(bundle *string) error {
+	if bundle == nil {
+		return nil
+	}
+	env, err := a.machine.Trust(*bundle)
+	if err != nil {
+		return fmt.Errorf("trust the authority of the host: %w", err)
+	}
+	a.settings.Update(func(v *settings.Values) { v.Trust = env })
+	return nil
+}
+
+// Trust adds the certificates to those of the system, and to those of each Java in the
+// background.
+func (Kernel) Trust(certificates string) (env map[string]string, err error) {
+	if env, err = trust.Add("/", certificates); err != nil {
+		return nil, err
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), javaLimit)
+		defer cancel()
+		if err := trust.AddToJava(ctx); err != nil {
+			slog.Warn("Java does not trust the authority of the host", slog.Any("err", err))
+		}
+	}()
+	return env, nil
+}
