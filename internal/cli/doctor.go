@@ -50,19 +50,30 @@ type finding struct {
 type doctorCommand struct {
 	State  string `default:"/var/lib/wrenn" type:"path" help:"The --state of wrenn up."`
 	Listen string `default:"127.0.0.1:8080" help:"The --listen of wrenn up."`
+	// Production adds checks.
+	Production bool `help:"Check also what a host of tenants that are hostile to each other needs."`
+}
+
+// machineCheck is one check of a machine.
+type machineCheck struct {
+	subject string
+	look    func(context.Context) finding
 }
 
 // Run fails when a finding prevents up from working.
 func (c *doctorCommand) Run(ctx context.Context, s *session) error {
-	var found []finding
-	for _, check := range []struct {
-		subject string
-		look    func(context.Context) finding
-	}{
+	checks := []machineCheck{
 		{"system", c.system}, {"root", c.root}, {"kvm", c.kvm}, {"firecracker", c.firecracker}, {"qemu", c.qemu},
 		{"network", c.network}, {"postgresql", c.postgresql}, {"image tools", c.imageTools},
 		{"disk", c.disk}, {"reflink", c.reflink}, {"memory", c.memory}, {"port", c.port},
-	} {
+	}
+	if c.Production {
+		p := &production{root: "/", state: c.State, kvm: c.kvm(ctx), synchronized: clockSynchronized}
+		checks = append(checks, machineCheck{"jailer", c.jailer})
+		checks = append(checks, p.checks()...)
+	}
+	var found []finding
+	for _, check := range checks {
 		f := check.look(ctx)
 		f.Subject = check.subject
 		found = append(found, f)
@@ -139,6 +150,15 @@ func (*doctorCommand) firecracker(context.Context) finding {
 		return finding{Verdict: advice, Found: path + ", without jailer", Do: "put jailer into PATH, too: without it Firecracker is refused, unless wrenn up has --unjailed, which runs machines as root"}
 	}
 	return finding{Verdict: fine, Found: path + ", with jailer"}
+}
+
+// jailer is firecracker for a host of hostile tenants: without the jailer is a problem.
+func (c *doctorCommand) jailer(ctx context.Context) finding {
+	f := c.firecracker(ctx)
+	if f.Verdict != fine {
+		f.Verdict, f.Do = problem, "install firecracker and jailer: QEMU is confined, too, but is a larger program"
+	}
+	return f
 }
 
 func (*doctorCommand) qemu(ctx context.Context) finding {

@@ -25,6 +25,7 @@ type upCommand struct {
 	RunDir       string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; its path must be short."`
 	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images; default: images in --state."`
 	Listen       string `default:"127.0.0.1:8080" help:"Address of the API."`
+	PlainHTTP    bool   `name:"plain-http" help:"Allow --listen to be an address that other machines reach, without TLS: for a proxy in front that speaks TLS."`
 	Domain       string `placeholder:"NAME[:PORT]" help:"Also serve with TLS: the API at api.NAME, ports of sandboxes at PORT-ID.NAME. sandbox.localhost:8443 needs no DNS."`
 	DomainListen string `placeholder:"ADDRESS" help:"Address to serve the domain at; default: the port of --domain, on loopback only for names below localhost."`
 	TLSCert      string `name:"tls-cert" type:"path" placeholder:"FILE" help:"A certificate for *.NAME, in PEM, which is read again when it changes; default: one signed by this machine's own authority, see wrenn cert."`
@@ -74,7 +75,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		defer stopNotify()
 	}
 	cfg := up.Config{
-		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, Metrics: c.Metrics,
+		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics,
 		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, ACME: authority, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{

@@ -24,6 +24,9 @@ import (
 type Config struct {
 	// Listen is the address of the public API.
 	Listen string `toml:"listen"`
+	// PlainHTTP allows Listen to be reachable from other machines without TLS, for a proxy
+	// in front that speaks TLS.
+	PlainHTTP bool `toml:"plain_http"`
 	// MetricsListen is the address of /metrics; "" is none.
 	MetricsListen string `toml:"metrics_listen"`
 	// ShutdownGrace is the time that requests in progress have at a stop.
@@ -153,8 +156,10 @@ func (c *Config) Complete(getenv func(string) string) error {
 
 // Check implements config.Configuration.
 func (c *Config) Check(problems *config.Problems) {
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+	if host, _, err := net.SplitHostPort(c.Listen); err != nil {
 		problems.Addf("listen: %w", err)
+	} else if !loopback(host) && c.TLS == (Certificate{}) && !c.PlainHTTP {
+		problems.Addf("listen: other machines reach %s without TLS, so API keys and files would travel unencrypted: set certificate and key of [tls], listen on 127.0.0.1 behind a proxy on this machine, or set plain_http = true if a proxy elsewhere speaks TLS to clients", c.Listen)
 	}
 	if _, _, err := net.SplitHostPort(c.MetricsListen); c.MetricsListen != "" && err != nil {
 		problems.Addf("metrics_listen: %w", err)

@@ -45,6 +45,8 @@ func TestLoadRefuses(t *testing.T) {
 		"domain with a certificate and nowhere to use it": {database + "[domain]\nname = \"a.test\"\nkey = \"/x\"\ncertificate = \"/x\"", "/x"},
 		"id of a host":      {database + "[[host]]\nid = \"A\"\nurl = \"unix:///x\"", "id"},
 		"two hosts alike":   {database + strings.Repeat("[[host]]\nid = \"a\"\nurl = \"unix:///x\"\n", 2), "same id"},
+		"API in the clear":  {"listen = \":8080\"\n" + database, "plain_http"},
+		"API of a LAN":      {"listen = \"10.0.0.2:8080\"\n" + database, "plain_http"},
 		"host in the clear": {database + "[[host]]\nid = \"a\"\nurl = \"http://10.0.0.2:1\"", "https"},
 		"host without mTLS": {database + "[[host]]\nid = \"a\"\nurl = \"https://10.0.0.2:1\"", "ca, certificate and key"},
 		"all at once":       {"lisen = \"x\"\n" + database + "[limits]\nvcpus = 0\n[[host]]\nid = \"A\"\nurl = \"unix:///x\"\n[[host]]\nid = \"b\"\nurl = \"ftp://x\"", "ftp"},
@@ -59,14 +61,14 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 func TestEnvironmentWins(t *testing.T) {
-	c, err := load(t, "listen = \"1.2.3.4:1\"\n"+database+"[[host]]\nid = \"a\"\nurl = \"unix:///x\"", map[string]string{
+	c, err := load(t, "listen = \"1.2.3.4:1\"\nplain_http = true\n"+database+"[[host]]\nid = \"a\"\nurl = \"unix:///x\"", map[string]string{
 		"DATABASE_URL": "postgres://other/z", "CP_LISTEN_ADDR": ":8080", "CP_HOST_AGENT_ADDR": "http://localhost:50051",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := Defaults()
-	want.Listen, want.Database.URL = ":8080", "postgres://other/z"
+	want.Listen, want.PlainHTTP, want.Database.URL = ":8080", true, "postgres://other/z"
 	want.Hosts = []Host{{ID: "default", URL: "http://localhost:50051"}}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("Load() (-want +got):\n%s", diff)

@@ -40,7 +40,9 @@ type Config struct {
 	StateDir string // directory of all persistent state; mode 711, so that the database's user can enter
 	RunDir   string // directory of sockets; its path must be short
 	Listen   string // address of the public API
-	Metrics  string // address of the control plane's metrics; "" means none
+	// PlainHTTP allows Listen to be reachable from other machines: it has no TLS.
+	PlainHTTP bool
+	Metrics   string // address of the control plane's metrics; "" means none
 	// Domain is where the same is served by TLS and names; the zero value is nowhere.
 	Domain wrenn.Domain
 	// DomainListen is the address for Domain; "" is its port, of this machine only
@@ -187,8 +189,9 @@ func (m *machine) checkListen(ctx context.Context) error {
 	if err != nil {
 		return &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the API cannot be served there, give another address by --listen", Err: err}
 	}
-	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
-		m.cfg.Say("API keys travel in the clear to " + m.cfg.Listen + ": put a proxy with TLS in front, and listen on 127.0.0.1")
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() && !m.cfg.PlainHTTP {
+		return errors.Join(l.Close(), wrenn.Errorf(wrenn.FailedPrecondition,
+			"other machines would reach %s without TLS, and API keys would travel unencrypted: listen on 127.0.0.1 and serve others by --domain, or give --plain-http if a proxy in front speaks TLS", m.cfg.Listen))
 	}
 	return l.Close()
 }

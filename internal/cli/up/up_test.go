@@ -269,6 +269,13 @@ func TestRunSaysWhyNot(t *testing.T) {
 			t.Errorf("Run() = %v", err)
 		}
 	})
+	t.Run("without TLS beyond this machine", func(t *testing.T) {
+		cfg, _ := config(t)
+		cfg.Listen = "0.0.0.0:0"
+		if err := run(t, cfg); wrenn.CodeOf(err) != wrenn.FailedPrecondition || !strings.Contains(err.Error(), "--plain-http") {
+			t.Errorf("Run() = %v", err)
+		}
+	})
 	t.Run("nobody may enter", func(t *testing.T) {
 		cfg, _ := config(t)
 		if err := os.Chmod(filepath.Dir(cfg.StateDir), 0o700); err != nil {
