@@ -69,6 +69,7 @@ func headersText(rules []client.HeaderRule) string {
 type networkCommand struct {
 	Show    networkPolicyCommand  `cmd:"" default:"withargs" help:"Show or set what a sandbox may reach of the internet."`
 	Log     networkLogCommand     `cmd:"" help:"Show what a sandbox reached and was denied."`
+	Learn   networkLearnCommand   `cmd:"" help:"Propose a policy from what a sandbox reached and was denied."`
 	Explain networkExplainCommand `cmd:"" help:"Report whether a sandbox may reach a host, and why."`
 }
 
