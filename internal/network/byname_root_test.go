@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,7 +54,7 @@ func newNamesLab(t *testing.T) *namesLab {
 }
 
 // newNamesWorld is newNamesLab without slot and guest.
-func newNamesWorld(t *testing.T) *namesLab {
+func newNamesWorld(t testing.TB) *namesLab {
 	t.Helper()
 	l := newLab(t)
 	inside(t, l.world, func(nl *netlink.Handle) { setUp(t, nl, "eth0", worldOther+"/32") })
@@ -116,7 +117,7 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	w.WriteMsg(m)
 }
 
-func newZone(t *testing.T, path string) *zone {
+func newZone(t testing.TB, path string) *zone {
 	t.Helper()
 	z := &zone{}
 	var udp net.PacketConn
@@ -142,11 +143,19 @@ func newZone(t *testing.T, path string) *zone {
 // serveWeb serves HTTP on a port of every address of the world. It answers with the
 // address that was connected to and the host that was asked for; /echo answers with
 // the request's body.
-func (n *namesLab) serveWeb(t *testing.T, secure bool, port int) {
+func (n *namesLab) serveWeb(t testing.TB, secure bool, port int) {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Context().Value(http.LocalAddrContextKey), r.Host)
+	})
+	mux.HandleFunc("/zeros", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.ParseInt(r.URL.Query().Get("n"), 10, 64)
+		for part := make([]byte, 1<<16); n > 0; n -= int64(len(part)) {
+			if _, err := w.Write(part[:min(n, int64(len(part)))]); err != nil {
+				return
+			}
+		}
 	})
 	mux.HandleFunc("/authorization", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("Authorization")) })
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
@@ -167,7 +176,7 @@ func (n *namesLab) serveWeb(t *testing.T, secure bool, port int) {
 
 // client is a program of the guest that connects to one address whatever it asks for.
 // Its TLS checks that the server is example.com, whose certificate all have.
-func (n *namesLab) client(t *testing.T, to string) *http.Client {
+func (n *namesLab) client(t testing.TB, to string) *http.Client {
 	t.Helper()
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {

@@ -33,7 +33,7 @@ func policyLab(t *testing.T, change func(*Config)) (*lab, *Slot, *guest) {
 	return l, s, newGuest(t, s)
 }
 
-func policy(t *testing.T, denyByDefault bool, allow, deny []string) wrenn.NetworkPolicy {
+func policy(t testing.TB, denyByDefault bool, allow, deny []string) wrenn.NetworkPolicy {
 	t.Helper()
 	p, err := wrenn.ParseNetworkPolicy(denyByDefault, allow, deny)
 	testkit.Must(t, err)
