@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -30,8 +31,15 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 		}
 		return wrenn.EgressExplanation{Rule: byName, Reason: err.Error()}, nil
 	}
-	return p.explainName(policy, addrs, byName), nil
+	e := p.explainName(policy, addrs, byName)
+	if rule, ok := policy.HeaderRule(host, cmp.Or(port, httpsPort)); ok && e.Allowed {
+		e.Reason += "; requests by TLS get the headers of the rule for " + rule.Host.String()
+	}
+	return e, nil
 }
+
+// httpsPort is the port of header rules that name none.
+const httpsPort = 443
 
 // explainAddress reports whether an address may be reached.
 func (p *Pool) explainAddress(policy wrenn.NetworkPolicy, addr netip.Addr) wrenn.EgressExplanation {

@@ -3,6 +3,7 @@
 package network
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -43,6 +44,15 @@ func TestExplain(t *testing.T) {
 		}
 		if e.Allowed != tc.allowed || e.Rule != tc.rule || !cmp.Equal(addrs, tc.addrs) || e.Reason == "" {
 			t.Errorf("%s:%d by %+v: %+v", tc.host, tc.port, tc.policy, e)
+		}
+	}
+	withHeaders := policy(t, true, []string{"example.com"}, nil)
+	withHeaders.Headers = []wrenn.HeaderRule{{Host: wrenn.NetworkName{Domain: "*.com"}, Headers: []wrenn.Header{{Name: "a"}}}}
+	for port, want := range map[uint16]bool{0: true, 443: true, 80: false} {
+		e, err := p.Explain(t.Context(), withHeaders, "example.com", port)
+		testkit.Must(t, err)
+		if strings.Contains(e.Reason, "headers of the rule for *.com") != want {
+			t.Errorf("port %d: %s", port, e.Reason)
 		}
 	}
 	if _, err := p.Explain(t.Context(), wrenn.NetworkPolicy{}, "*.example.com", 0); wrenn.CodeOf(err) != wrenn.Invalid {
