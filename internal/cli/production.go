@@ -72,7 +72,7 @@ func (p *production) ksm(context.Context) finding {
 func (p *production) smt(context.Context) finding {
 	switch active, err := p.text("sys/devices/system/cpu/smt/active"); {
 	case err != nil:
-		return finding{Verdict: advice, Found: "the kernel does not say whether two guests can share a core (SMT)"}
+		return finding{Verdict: advice, Found: "it is not known if two guests can share a core (SMT)"}
 	case active != "0":
 		return finding{
 			Verdict: problem, Found: "two guests can run on one core at a time (SMT), and see each other's use of its caches",
