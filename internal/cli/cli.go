@@ -32,6 +32,7 @@ type commandLine struct {
 
 	Up          upCommand          `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
 	Doctor      doctorCommand      `cmd:"" help:"Check whether this machine can run sandboxes, and print how to fix what is missing."`
+	Run         runCommand         `cmd:"" help:"Create a sandbox and run a command in it."`
 	Sandbox     sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
 	PortForward portForwardCommand `cmd:"" help:"Forward ports of this machine to TCP ports of a sandbox."`
 	Checkpoint  checkpointCommands `cmd:"" help:"Save and restore states of sandboxes."`
@@ -87,6 +88,9 @@ func Command(ctx context.Context, args []string, std Std) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %s", run.ErrUsage, err.Error()) // not wrapped: kong's error has another exit code
+	}
+	if err := s.resolve(ctx, parsed.Path); err != nil {
+		return s.explain(ctx, err)
 	}
 	return s.explain(ctx, parsed.Run())
 }

@@ -29,8 +29,11 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 const (
-	testID  = "iabcdefghijklmnopqrst"
-	testKey = "e2b_0123456789012345678901234567890123456789"
+	testID    = "iabcdefghijklmnopqrst"
+	privateID = "iprivatepppppppppppp0"
+	endedID   = "iendedeeeeeeeeeeeeee0"
+	otherID   = "iotheroooooooooooooo0"
+	testKey   = "e2b_0123456789012345678901234567890123456789"
 )
 
 // result is the exit code and the output of a run of wrenn.
@@ -75,8 +78,8 @@ func server(t *testing.T) *httptest.Server {
 	})
 	mux.HandleFunc("GET /v1/sandboxes", answer(200, []any{box}))
 	private := maps.Clone(box)
-	private["id"] = "private"
-	private["ports"] = map[string]any{"url": "https://{port}-private.example.com/", "private": true, "token": "secret", "https": []int{443}}
+	private["id"] = privateID
+	private["ports"] = map[string]any{"url": "https://{port}-" + privateID + ".example.com/", "private": true, "token": "secret", "https": []int{443}}
 	ended := maps.Clone(box)
 	ended["status"], ended["reason"], ended["end_cause"] = "stopped", "it was not used", "timeout"
 	ended["created_at"], ended["last_updated"] = time.Date(2026, 1, 2, 15, 4, 5, 0, time.Local), time.Date(2026, 1, 2, 16, 4, 5, 0, time.Local)
@@ -91,8 +94,8 @@ func server(t *testing.T) *httptest.Server {
 		}
 		answer(200, map[string]any{"samples": samples})(w, r)
 	})
-	mux.HandleFunc("GET /v1/sandboxes/private", answer(200, private))
-	mux.HandleFunc("GET /v1/sandboxes/ended", answer(200, ended))
+	mux.HandleFunc("GET /v1/sandboxes/"+privateID, answer(200, private))
+	mux.HandleFunc("GET /v1/sandboxes/"+endedID, answer(200, ended))
 	rules := map[string]any{"default": "deny", "allow": []string{"1.1.1.1", "8.0.0.0/8"}, "deny": []string{}}
 	mux.HandleFunc("GET /v1/sandboxes/{id}/network", answer(200, rules))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/network/log", answer(200, map[string]any{"dropped": 2, "events": []any{
@@ -258,10 +261,10 @@ func TestCommands(t *testing.T) {
 	}{
 		"create": {[]string{"sandbox", "create"}, "", result{0, testID + "\n", ""}},
 		"port":   {[]string{"sandbox", "port", testID, "80"}, "", result{0, s.URL + "/p/" + testID + "/80/\n", ""}},
-		"port, private": {[]string{"sandbox", "port", "private", "80"}, "", result{0, "https://80-private.example.com/\n",
-			"the ports are private: send the token that \"wrenn sandbox get private\" shows as E2b-Traffic-Access-Token\n"}},
-		"port, JSON":            {[]string{"-o", "json", "sandbox", "port", "private", "80"}, "", result{0, "{\n  \"url\": \"https://80-private.example.com/\",\n  \"token\": \"secret\"\n}\n", ""}},
-		"port, ended":           {[]string{"sandbox", "port", "ended", "80"}, "", result{1, "", "sandbox " + testID + " has ended\n"}},
+		"port, private": {[]string{"sandbox", "port", privateID, "80"}, "", result{0, "https://80-" + privateID + ".example.com/\n",
+			"the ports are private: send the token that \"wrenn sandbox get " + privateID + "\" shows as E2b-Traffic-Access-Token\n"}},
+		"port, JSON":            {[]string{"-o", "json", "sandbox", "port", privateID, "80"}, "", result{0, "{\n  \"url\": \"https://80-" + privateID + ".example.com/\",\n  \"token\": \"secret\"\n}\n", ""}},
+		"port, ended":           {[]string{"sandbox", "port", endedID, "80"}, "", result{1, "", "sandbox " + testID + " has ended\n"}},
 		"port-forward, no port": {[]string{"port-forward", testID, "0:0"}, "", result{2, "", "usage: \"0:0\" is not a port: give PORT or LOCAL:PORT, from 1 to 65535\n"}},
 		"list": {[]string{"sandbox", "ls"}, "", result{0, "" +
 			"ID                     STATE    LEFT   TEMPLATE  VCPUS  MEMORY  AGE  DETAILS\n" +
@@ -281,8 +284,8 @@ func TestCommands(t *testing.T) {
 		"network, no header": {[]string{"sandbox", "network", testID, "--header", "a.test"}, "", result{1, "", "--header is 'HOST NAME: TEXT', such as 'api.example.com Authorization: Bearer ${secrets.token}'\n"}},
 		"ids":                {[]string{"sandbox", "ls", "-q"}, "", result{0, testID + "\n", ""}},
 		"kill":               {[]string{"sandbox", "kill", testID}, "", result{0, testID + "\n", ""}},
-		"kill some":          {[]string{"sandbox", "kill", "other", testID}, "", result{1, testID + "\n", "other: sandbox not found\n"}},
-		"kill what":          {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or --all\n"}},
+		"kill some":          {[]string{"sandbox", "kill", otherID, testID}, "", result{1, testID + "\n", otherID + ": sandbox not found\n"}},
+		"kill what":          {[]string{"sandbox", "kill"}, "", result{1, "", "which sandboxes? Give their ids, or -l NAME=VALUE, or --all\n"}},
 		"fork":               {[]string{"sandbox", "fork", testID}, "", result{0, testID + "\n", ""}},
 		"fork in part":       {[]string{"sandbox", "fork", testID, "--count", "2"}, "", result{1, testID + "\n", "other: no �room\n"}},
 		"checkpoint":         {[]string{"checkpoint", "create", testID, "a name"}, "", result{0, "s1\n", ""}},
@@ -309,7 +312,7 @@ func TestCommands(t *testing.T) {
 			"py:bad  t2     1      512M    -     1m   sandbox i1       failed: no \ufffdway\n", ""}},
 		"template names": {[]string{"template", "ls", "-q"}, "", result{0, "base\npy\npy:bad\n", ""}},
 		"build":          {[]string{"template", "build", "py", "--start-cmd", "serve"}, "", result{0, "t1\n", "booting\nkept\n"}},
-		"build that fails": {[]string{"template", "build", "py:bad", "--from-sandbox", "i1"}, "",
+		"build that fails": {[]string{"template", "build", "py:bad", "--from-sandbox", otherID}, "",
 			result{1, "", "no \ufffdway\ntemplate py:bad was not built: no \ufffdway\n"}},
 		"build by itself": {[]string{"template", "build", "py", "-d"}, "", result{0, "t1\n", "building; follow it with: wrenn template logs --follow py\n"}},
 		"password": {[]string{"template", "build", "py", "--from-oci", "debian:12", "--registry-user", "u", "--registry-password-file", "-"}, "p\n",
@@ -384,7 +387,7 @@ func TestVersion(t *testing.T) {
 // TestGetEnded: of a sandbox that ended, get shows when and why.
 func TestGetEnded(t *testing.T) {
 	s := server(t)
-	got := invoke(t, nil, here(s), "--url", s.URL, "sandbox", "get", "ended")
+	got := invoke(t, nil, here(s), "--url", s.URL, "sandbox", "get", endedID)
 	for _, line := range []string{"state     stopped\n", "reason    it was not used\n", "ended     2026-01-02 16:04:05 (", "ended by  timeout\n"} {
 		if !strings.Contains(got.out, line) {
 			t.Errorf("no %q in %+v", line, got)

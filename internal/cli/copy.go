@@ -14,6 +14,7 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/plain"
+	"wrenn/internal/run"
 )
 
 // standard is the name of standard input and output.
@@ -24,8 +25,9 @@ type copyCommand struct {
 	MaxSize   byteSize `default:"16G" placeholder:"SIZE" help:"Largest total size to accept when copying a directory from a sandbox; default: ${default}."`
 	User      string   `short:"u" placeholder:"USER" help:"The user that reads or writes in the sandbox; default: the template's default user."`
 
-	From string `arg:"" complete:"file" help:"The source: ID:PATH in a sandbox, PATH on this machine, or - for standard input."`
-	To   string `arg:"" complete:"file" help:"The destination: ID:PATH in a sandbox, PATH on this machine, or - for standard output. A path that ends with / is a directory."`
+	Paths []string `arg:"" name:"path" complete:"file" help:"The sources, then the destination: ID:PATH in a sandbox, PATH on this machine, or - for standard input or output. A destination that ends with / is a directory, as it must be for several sources. Wildcards in quotes are the sandbox's: ID:'/srv/*.log'."`
+
+	From, To string `kong:"-"` // of the copy that is being made
 }
 
 // remote is a file of a sandbox. An empty path is the user's home.
@@ -41,14 +43,42 @@ func parseRemote(name string) (remote, bool) {
 	return remote{m[1], m[2]}, true
 }
 
-// Run copies a file, completely or not at all, or with -r a directory.
+// Run copies files, each completely or not at all, or with -r directories.
 func (c *copyCommand) Run(ctx context.Context, s *session) error {
+	if len(c.Paths) < 2 {
+		return fmt.Errorf("%w: give what to copy, and where to", run.ErrUsage)
+	}
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	sources, err := expand(ctx, api, c.User, c.Paths[:len(c.Paths)-1])
+	if err != nil {
+		return err
+	}
+	to := c.Paths[len(c.Paths)-1]
+	if len(sources) > 1 {
+		if to, err = destination(to); err != nil {
+			return err
+		}
+	}
+	for _, from := range sources {
+		c.From, c.To = from, to
+		if len(sources) > 1 && c.Recursive {
+			c.To += baseOf(from)
+		}
+		if err := c.one(ctx, s, api); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// one copies From to To.
+func (c *copyCommand) one(ctx context.Context, s *session, api *client.Client) error {
 	from, fromRemote := parseRemote(c.From)
 	to, toRemote := parseRemote(c.To)
-	api, err := s.client()
 	switch {
-	case err != nil:
-		return err
 	case c.Recursive && (fromRemote || toRemote):
 		return c.tree(ctx, s, api)
 	case fromRemote && toRemote:

@@ -30,6 +30,7 @@ const (
 
 type execFlags struct {
 	Env  map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable; may be repeated."`
+	File []string          `name:"env-file" type:"path" sep:"none" placeholder:"FILE" help:"A file with a NAME=VALUE a line; # begins a comment. May be repeated; --env wins."`
 	Cwd  string            `short:"C" placeholder:"DIR" help:"Its working directory; default: the user's home."`
 	User string            `short:"u" placeholder:"USER" help:"The user that runs it; default: the template's default user."`
 }
@@ -37,10 +38,12 @@ type execFlags struct {
 type execCommand struct {
 	execFlags
 
-	Tty     bool  `short:"t" help:"Give it a terminal; input and output are this terminal if there is one."`
-	NoStdin bool  `short:"n" help:"Give it no input. Needed in shell loops that read a list, because the command would read the list."`
-	Timeout span  `placeholder:"TIME" help:"Kill it after this time, such as 90s, and exit with 124; default: never."`
-	Attach  count `placeholder:"PID" help:"Follow a command that is already running instead of starting one."`
+	Interactive bool  `short:"i" hidden:"" help:"Input is always passed on."`
+	Detach      bool  `short:"d" help:"Return when it runs, and print its process id. Its output goes to a file, which logs --program PID shows."`
+	Tty         bool  `short:"t" help:"Give it a terminal; input and output are this terminal if there is one."`
+	NoStdin     bool  `short:"n" help:"Give it no input. Needed in shell loops that read a list, because the command would read the list."`
+	Timeout     span  `placeholder:"TIME" help:"Kill it after this time, such as 90s, and exit with 124; default: never."`
+	Attach      count `placeholder:"PID" help:"Follow a command that is already running instead of starting one."`
 
 	ID      string   `arg:"" complete:"sandbox" help:"The sandbox."`
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"The command and its arguments. It is not run by a shell: use sh -c '...' for pipes."`
@@ -49,6 +52,9 @@ type execCommand struct {
 // Run ends with the command's exit code.
 func (c *execCommand) Run(ctx context.Context, s *session) error {
 	command := afterDashes(c.Command)
+	if c.Detach && (c.Tty || c.Attach != 0) {
+		return fmt.Errorf("%w: -d goes with neither -t nor --attach", run.ErrUsage)
+	}
 	if (len(command) == 0) == (c.Attach == 0) {
 		return errors.New("give the command to run after the sandbox's id, or --attach PID")
 	}
@@ -59,14 +65,26 @@ func (c *execCommand) Run(ctx context.Context, s *session) error {
 	if c.Tty && s.json() {
 		return fmt.Errorf("%w: -o json is not for a command with a terminal: leave out -t", run.ErrUsage)
 	}
+	env, err := c.environment()
+	if err != nil {
+		return err
+	}
+	if c.Detach {
+		return c.detach(ctx, s, api, client.Command{Cmd: command[0], Args: command[1:], Env: env, Cwd: c.Cwd, User: c.User, Timeout: c.Timeout.Duration})
+	}
 	p := &program{s: s, id: c.ID, tty: c.Tty, input: !c.NoStdin}
 	if c.Attach != 0 {
 		p.attached = true
 		return p.follow(ctx, func(ctx context.Context) (*client.Stream, error) { return api.Attach(ctx, c.ID, int(c.Attach)) })
 	}
 	return p.start(ctx, api, client.Command{
-		Cmd: command[0], Args: command[1:], Env: c.Env, Cwd: c.Cwd, User: c.User, Timeout: c.Timeout.Duration,
+		Cmd: command[0], Args: command[1:], Env: env, Cwd: c.Cwd, User: c.User, Timeout: c.Timeout.Duration,
 	})
+}
+
+// loginShell is a command that runs bash, else sh.
+func loginShell() []string {
+	return []string{"/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}
 }
 
 // afterDashes returns argv without a leading "--", which separates a command from wrenn's flags.
@@ -92,14 +110,18 @@ func (c *shellCommand) Run(ctx context.Context, s *session) error {
 	}
 	shell := afterDashes(c.Shell)
 	if len(shell) == 0 {
-		shell = []string{"/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash -l; else exec sh -l; fi"}
+		shell = loginShell()
+	}
+	env, err := c.environment()
+	if err != nil {
+		return err
 	}
 	if s.json() {
 		return fmt.Errorf("%w: -o json is not for shell: use exec", run.ErrUsage)
 	}
 	// Without a terminal, such as with a script as input, a terminal in the sandbox would never end its input.
 	p := &program{s: s, id: c.ID, tty: terminal(s.In) != nil, input: true}
-	return p.start(ctx, api, client.Command{Cmd: shell[0], Args: shell[1:], Env: c.Env, Cwd: c.Cwd, User: c.User})
+	return p.start(ctx, api, client.Command{Cmd: shell[0], Args: shell[1:], Env: env, Cwd: c.Cwd, User: c.User})
 }
 
 // program is a command in a sandbox that has this program's input and output.

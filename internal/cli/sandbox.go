@@ -12,6 +12,7 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/plain"
+	"wrenn/internal/run"
 )
 
 type sandboxCommands struct {
@@ -24,10 +25,11 @@ type sandboxCommands struct {
 	Pause   pauseCommand   `cmd:"" help:"Save sandboxes with their running programs to the disk and free their memory."`
 	Resume  resumeCommand  `cmd:"" help:"Continue paused sandboxes where they stopped."`
 	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
+	Wait    waitCommand    `cmd:"" help:"Wait until a sandbox runs, is paused, or has ended."`
 	Timeout timeoutCommand `cmd:"" help:"Set the time without use after which a sandbox ends."`
 	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach, what it reached, and why."`
 	Stats   statsCommand   `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
-	Logs    logsCommand    `cmd:"" help:"Print a sandbox's console: output of the kernel, init and guest agent."`
+	Logs    logsCommand    `cmd:"" help:"Print a sandbox's console, or the output of a program that exec -d started."`
 	Cp      copyCommand    `cmd:"" help:"Copy files into, out of or between sandboxes."`
 	Port    portCommand    `cmd:"" help:"Print the URL of a web server in a sandbox."`
 }
@@ -51,7 +53,9 @@ func (d *idle) UnmarshalText(text []byte) (err error) {
 	return nil
 }
 
-type createCommand struct {
+// createFlags are what a new sandbox is like.
+type createFlags struct {
+	Name       string            `placeholder:"NAME" help:"A name, by which commands find it; kept as the label \"name\"."`
 	Template   string            `short:"t" complete:"template" placeholder:"NAME" help:"The template to start from; default: base."`
 	VCPUs      count             `name:"vcpus" placeholder:"N" help:"Virtual CPUs; default: 1, or those of --template."`
 	Memory     count             `short:"m" placeholder:"MB" help:"Memory in MiB; default: 512, or that of --template."`
@@ -66,24 +70,35 @@ type createCommand struct {
 	portRules
 }
 
+// create makes the sandbox and returns when it runs.
+func (c *createFlags) create(ctx context.Context, s *session, api *client.Client) (sb *client.Sandbox, err error) {
+	network, err := c.policy()
+	if err != nil {
+		return nil, err
+	}
+	labels, err := named(ctx, api, c.Name, c.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
+		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
+			Template: c.Template, VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: labels, Env: c.Env, Network: network, Ports: c.ports(), Volumes: mountsOf(c.Volumes),
+		})
+		return err
+	})
+	return sb, err
+}
+
+type createCommand struct{ createFlags }
+
 // Run prints the id alone, for scripts.
 func (c *createCommand) Run(ctx context.Context, s *session) error {
 	api, err := s.client()
 	if err != nil {
 		return err
 	}
-	network, err := c.policy()
-	if err != nil {
-		return err
-	}
-	var sb *client.Sandbox
-	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
-		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
-			Template: c.Template, VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
-			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: c.Metadata, Env: c.Env, Network: network, Ports: c.ports(), Volumes: mountsOf(c.Volumes),
-		})
-		return err
-	})
+	sb, err := c.create(ctx, s, api)
 	if err != nil {
 		return err
 	}
@@ -96,6 +111,7 @@ type listCommand struct {
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"List only those with this label; may be repeated."`
 	Limit    count             `short:"n" placeholder:"N" help:"Print at most this many; default: all."`
 	Quiet    bool              `short:"q" help:"Print only the ids."`
+	Watch    bool              `short:"w" help:"Show the list again every 2 seconds, until Ctrl-C."`
 }
 
 // living are the states of sandboxes that did not end.
@@ -109,6 +125,13 @@ func (c *listCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	if !c.Watch {
+		return c.once(ctx, s, api)
+	}
+	return s.watch(ctx, watchList, func(ctx context.Context) error { return c.once(ctx, s, api) })
+}
+
+func (c *listCommand) once(ctx context.Context, s *session, api *client.Client) error {
 	list := client.ListSandboxes{States: c.State, Metadata: c.Metadata}
 	if len(c.State) == 0 && !c.All {
 		list.States = living
@@ -264,8 +287,10 @@ func (s *session) show(sb *client.Sandbox) error {
 }
 
 type killCommand struct {
-	IDs []string `arg:"" complete:"sandbox" name:"id" optional:"" help:"The sandboxes."`
-	All bool     `help:"Destroy all sandboxes of the team."`
+	IDs      []string          `arg:"" complete:"sandbox" name:"id" optional:"" help:"The sandboxes."`
+	All      bool              `xor:"which" help:"Destroy all sandboxes of the team."`
+	Metadata map[string]string `short:"l" xor:"which" placeholder:"NAME=VALUE" mapsep:"none" help:"Destroy those with this label; may be repeated, all must match."`
+	Yes      bool              `short:"y" help:"Do not ask. Without a terminal nothing is asked."`
 }
 
 // Run destroys as many of the sandboxes as possible; its error names the others.
@@ -275,17 +300,37 @@ func (c *killCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	ids := c.IDs
-	if c.All {
-		for sb, err := range api.Sandboxes(ctx, client.ListSandboxes{States: living}) {
-			if err != nil {
-				return err
-			}
-			ids = append(ids, sb.ID)
+	switch chosen := c.All || len(c.Metadata) > 0; {
+	case chosen && len(ids) > 0:
+		return fmt.Errorf("%w: give ids, or --all or -l", run.ErrUsage)
+	case chosen:
+		if ids, err = c.selected(ctx, api); err != nil {
+			return err
 		}
-	} else if len(ids) == 0 {
-		return errors.New("which sandboxes? Give their ids, or --all")
+		if ok, err := c.sure(ctx, s, ids); err != nil || !ok {
+			return err
+		}
+	case len(ids) == 0:
+		return errors.New("which sandboxes? Give their ids, or -l NAME=VALUE, or --all")
 	}
 	return s.each(ctx, "destroying", ids, api.DeleteSandbox)
+}
+
+func (c *killCommand) selected(ctx context.Context, api *client.Client) (ids []string, err error) {
+	return matching(ctx, api, client.ListSandboxes{States: living, Metadata: c.Metadata}, "")
+}
+
+// sure asks on a terminal whether to destroy the sandboxes.
+func (c *killCommand) sure(ctx context.Context, s *session, ids []string) (bool, error) {
+	if c.Yes || len(ids) == 0 || terminal(s.In) == nil {
+		return true, nil
+	}
+	fmt.Fprintf(s.Err, "Destroy %d sandboxes, with their files and checkpoints? [y/N] ", len(ids))
+	answer, err := line(ctx, s.In)
+	if err != nil {
+		return false, err
+	}
+	return strings.EqualFold(answer, "y") || strings.EqualFold(answer, "yes"), nil
 }
 
 // each calls do for each id and prints the ids for which it succeeded; the error names the others.

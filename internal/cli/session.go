@@ -22,7 +22,8 @@ import (
 type session struct {
 	Std
 
-	line *commandLine
+	line  *commandLine
+	given []string // that the command line has, by their ids
 }
 
 // settings is the configuration file.
@@ -199,6 +200,8 @@ func (s *session) explain(ctx context.Context, err error) error {
 	switch {
 	case !ok:
 		return err
+	case failure.Code == client.NotFound && failure.Message == "sandbox not found" && len(s.given) == 1:
+		return fmt.Errorf("there is no sandbox %s", s.given[0])
 	case failure.Code == client.Unavailable && failure.Status == 0 && failure.Err != nil:
 		return fmt.Errorf("%w\nDoes the server run? Start one here with: sudo wrenn up", err)
 	case failure.Code == client.Internal && failure.RequestID != "":

@@ -10,8 +10,9 @@ import (
 )
 
 type statsCommand struct {
-	Last time.Duration `default:"1m" placeholder:"TIME" help:"Show this much time until now, such as 90s or 1h; 0s is the whole life; default: 1m."`
-	ID   string        `arg:"" complete:"sandbox" help:"The sandbox, running or paused."`
+	Last  time.Duration `default:"1m" placeholder:"TIME" help:"Show this much time until now, such as 90s or 1h; 0s is the whole life; default: 1m."`
+	Watch bool          `short:"w" help:"Show them again every 5 seconds, until Ctrl-C."`
+	ID    string        `arg:"" complete:"sandbox" help:"The sandbox, running or paused."`
 }
 
 // Help is shown below the usage.
@@ -30,6 +31,13 @@ func (c *statsCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	if c.Watch {
+		return s.watch(ctx, watchStats, func(ctx context.Context) error { return c.once(ctx, s, api) })
+	}
+	return c.once(ctx, s, api)
+}
+
+func (c *statsCommand) once(ctx context.Context, s *session, api *client.Client) error {
 	opts := client.MetricsOptions{}
 	if c.Last > 0 {
 		opts.Start = time.Now().Add(-c.Last)

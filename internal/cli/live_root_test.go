@@ -1,0 +1,174 @@
+//go:build root
+
+package cli
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"wrenn/client"
+	"wrenn/internal/controlplane"
+	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/vault"
+	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/pgtest"
+	"wrenn/internal/testkit"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// live is a whole control plane with a host whose guests are processes of this machine.
+type live struct {
+	t       *testing.T
+	environ map[string]string
+	dir     string // of the test, which its guests see, too
+}
+
+func newLive(t *testing.T) *live {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	agent := agenttest.New(t, agenttest.Config{Log: log, Slots: 4})
+	cfg := controlplane.Defaults()
+	cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
+	cfg.Database.URL = pgtest.New(t)
+	cfg.Hosts = []controlplane.Host{{ID: "h1", URL: agent.URL()}}
+	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
+	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
+	svc, closeStore, err := controlplane.Open(t.Context(), cfg, log)
+	testkit.Must(t, err)
+	defer closeStore()
+	team, err := svc.EnsureTeam(t.Context(), "team")
+	testkit.Must(t, err)
+	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
+	testkit.Must(t, err)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended, ready := make(chan error, 1), make(chan controlplane.Addresses, 1)
+	go func() { ended <- controlplane.Run(ctx, cfg, log, func(at controlplane.Addresses) { ready <- at }) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	l := &live{t: t, dir: t.TempDir(), environ: map[string]string{"WRENN_API_KEY": key, "HOME": "/nonexistent"}}
+	select {
+	case at := <-ready:
+		l.environ["URL"] = "http://" + at.API.String()
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	api, err := client.New(client.Config{URL: l.environ["URL"], Key: key})
+	testkit.Must(t, err)
+	testkit.WaitNoError(t, "a sandbox can be created", func() error {
+		sb, err := api.CreateSandbox(t.Context(), client.CreateSandbox{})
+		if err == nil {
+			err = api.DeleteSandbox(t.Context(), sb.ID)
+		}
+		return err
+	})
+	return l
+}
+
+func (l *live) run(stdin string, args ...string) result {
+	l.t.Helper()
+	return invoke(l.t, strings.NewReader(stdin), l.environ, append([]string{"--url", l.environ["URL"]}, args...)...)
+}
+
+// want runs a command line and compares all that it prints.
+func (l *live) want(want result, stdin string, args ...string) {
+	l.t.Helper()
+	if diff := cmp.Diff(want, l.run(stdin, args...), cmp.AllowUnexported(result{})); diff != "" {
+		l.t.Errorf("wrenn %q (-want +got):\n%s", args, diff)
+	}
+}
+
+// output runs a command line that must succeed.
+func (l *live) output(stdin string, args ...string) string {
+	l.t.Helper()
+	got := l.run(stdin, args...)
+	if got.code != 0 {
+		l.t.Fatalf("wrenn %q: %+v", args, got)
+	}
+	return strings.TrimSuffix(got.out, "\n")
+}
+
+// TestLive uses a sandbox as a user does, by its name and by the beginning of its id.
+func TestLive(t *testing.T) {
+	l := newLive(t)
+	l.want(result{0, "hi\n", ""}, "", "run", "--rm", "--", "echo", "hi")
+	l.want(result{0, "", ""}, "", "sandbox", "list", "-q")
+	id := l.output("", "sandbox", "create", "--name", "web", "-l", "group=a")
+	l.want(result{1, "", "sandbox " + id + " has the name web: kill it, or choose another name\n"}, "", "sandbox", "create", "--name", "web")
+	l.want(result{0, "6\n", ""}, "", "sandbox", "exec", "-u", "root", "web", "--", "sh", "-c", "echo $((2*3))")
+	l.want(result{0, "x", ""}, "x", "sandbox", "exec", "-u", "root", id[:8], "cat")
+	l.want(result{1, "", "there is no sandbox nobody: wrenn sandbox list --all shows their ids\n"}, "", "sandbox", "get", "nobody")
+	l.want(result{1, "", "there is no sandbox i00000000000000000000\n"}, "", "sandbox", "get", "i00000000000000000000")
+	l.want(result{0, "from the script\n", ""}, "echo from the script\n", "sandbox", "shell", "-u", "root", "web", "--", "sh")
+	l.want(result{124, "", "the command did not end in time and was killed: give it a longer --timeout\n"}, "", "sandbox", "exec", "-u", "root", "--timeout", "1s", "web", "sleep", "600")
+	l.want(result{0, "", ""}, "", "sandbox", "wait", "web", "--for", "running")
+	got := l.run("", "-o", "json", "sandbox", "exec", "-u", "root", "web", "sh", "-c", "echo out; echo err >&2; exit 3")
+	if got.code != 3 || got.err != "" || !strings.Contains(got.out, `"stdout": "out\n"`) || !strings.Contains(got.out, `"exit_code": 3`) {
+		t.Errorf("exec -o json: %+v", got)
+	}
+	l.files(t)
+	l.programs(t)
+	l.want(result{0, id + "\n", ""}, "", "sandbox", "kill", "-l", "group=a")
+	l.want(result{0, "", ""}, "", "sandbox", "wait", id)
+	l.want(result{1, "", "sandbox " + id + " has ended\n"}, "", "sandbox", "wait", id, "--for", "running")
+}
+
+// files copies several files, and directories of run.
+func (l *live) files(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"a.log", "b c.log", "d.txt"} {
+		testkit.Must(t, os.WriteFile(filepath.Join(l.dir, name), []byte(name), 0o600))
+	}
+	into := t.TempDir()
+	l.want(result{0, "", ""}, "", "sandbox", "cp", "-u", "root", "web:"+l.dir+"/*.log", into)
+	l.want(result{0, "", ""}, "", "sandbox", "cp", "-u", "root", filepath.Join(into, "a.log"), filepath.Join(into, "b c.log"), "web:"+l.dir+"/new")
+	for _, name := range []string{"a.log", "b c.log"} {
+		if text, err := os.ReadFile(filepath.Join(l.dir, "new", name)); err != nil || string(text) != name {
+			t.Errorf("copied %q: %q, %v", name, text, err)
+		}
+	}
+	l.want(result{1, "", "no file in the sandbox matches " + l.dir + "/*.no\n"}, "", "sandbox", "cp", "-u", "root", "web:"+l.dir+"/*.no", into)
+	work := filepath.Join(l.dir, "work")
+	l.want(result{0, "a.log\nb c.log\n", ""}, "", "run", "--rm", "-u", "root", "-v", into+":"+work, "-C", work, "--", "ls")
+	env := filepath.Join(t.TempDir(), "env")
+	testkit.Must(t, os.WriteFile(env, []byte("# a comment\nA=1\n\nB=two words\n"), 0o600))
+	l.want(result{0, "3 two words\n", ""}, "", "sandbox", "exec", "-u", "root", "--env-file", env, "-e", "A=3", "web", "sh", "-c", `echo "$A $B"`)
+}
+
+// programs starts a command that outlives wrenn, and reads its log.
+func (l *live) programs(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { _ = os.RemoveAll(programLogs) }) // the guests are this machine
+	fifo := filepath.Join(l.dir, "go")
+	l.output("", "sandbox", "exec", "-u", "root", "web", "mkfifo", fifo)
+	pid := l.output("", "sandbox", "exec", "-u", "root", "-d", "web", "--", "sh", "-c", "echo one; echo two; read x <"+fifo+"; echo $x")
+	if !regexp.MustCompile(`^[0-9]+$`).MatchString(pid) {
+		t.Fatalf("exec -d printed %q", pid)
+	}
+	testkit.WaitNoError(t, "the program prints", func() error {
+		if got := l.run("", "sandbox", "logs", "--program", pid, "web"); got.out != "one\ntwo\n" {
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	})
+	l.want(result{0, "two\n", ""}, "", "sandbox", "logs", "--program", pid, "--tail", "1", "web")
+	l.want(result{1, "", "no program 999999999 was started by exec -d\n"}, "", "sandbox", "logs", "--program", "999999999", "web")
+	followed := make(chan result, 1)
+	go func() { followed <- l.run("", "sandbox", "logs", "-f", "--program", pid, "web") }()
+	l.output("", "sandbox", "exec", "-u", "root", "web", "sh", "-c", "echo three >"+fifo)
+	if got := <-followed; got.code != 0 || got.out != "one\ntwo\nthree\n" {
+		t.Errorf("followed: %+v", got)
+	}
+}
