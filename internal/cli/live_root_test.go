@@ -109,7 +109,7 @@ func TestLive(t *testing.T) {
 	l.want(result{1, "", "sandbox " + id + " has the name web: kill it, or choose another name\n"}, "", "sandbox", "create", "--name", "web")
 	l.want(result{0, "6\n", ""}, "", "sandbox", "exec", "-u", "root", "web", "--", "sh", "-c", "echo $((2*3))")
 	l.want(result{0, "x", ""}, "x", "sandbox", "exec", "-u", "root", id[:8], "cat")
-	l.want(result{1, "", "there is no sandbox nobody: wrenn sandbox list --all shows their ids\n"}, "", "sandbox", "get", "nobody")
+	l.want(result{1, "", "there is no sandbox absent: wrenn sandbox list --all shows their ids\n"}, "", "sandbox", "get", "absent")
 	l.want(result{1, "", "there is no sandbox i00000000000000000000\n"}, "", "sandbox", "get", "i00000000000000000000")
 	l.want(result{0, "from the script\n", ""}, "echo from the script\n", "sandbox", "shell", "-u", "root", "web", "--", "sh")
 	l.want(result{124, "", "the command did not end in time and was killed: give it a longer --timeout\n"}, "", "sandbox", "exec", "-u", "root", "--timeout", "1s", "web", "sleep", "600")
