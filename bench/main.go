@@ -83,6 +83,7 @@ var benchmarks = []benchmark{
 	{"sockets", gatewaySockets},
 	{"wake", wake},
 	{"sdk", sdk},
+	{"builds", builds},
 }
 
 func main() {

@@ -14,7 +14,8 @@ if ! [ -d "$context/site" ]; then
 	rm -rf "$context/part"
 	python3 -m pip install -q --disable-pip-version-check --target "$context/part" --python-version 3.11 --only-binary=:all: \
 		jupyter_client ipykernel matplotlib numpy # 3.11 is the guest image's
-	find "$context/part" \( -name __pycache__ -o -name tests \) -prune -exec rm -rf {} +
+	# the stubs of completion are half of all files
+	find "$context/part" \( -name __pycache__ -o -name tests -o -path "*/jedi/third_party" \) -prune -exec rm -rf {} +
 	mv "$context/part" "$context/site"
 fi
 cp images/templates/code-interpreter-v1/server.py "$context/"

@@ -882,7 +882,8 @@ def _():
     eventually(lambda: any("sleep 1000" in " ".join([p.cmd, *p.args]) for p in sandbox.commands.list()), "the command runs")
     equal(sandbox.kill(), True)
     running.join(PATIENCE)
-    if VERSION >= (2, 31) and not (outcome and isinstance(outcome[0], e2b.TimeoutException)):
+    reset = ("ReadError",) if VERSION < (2, 53) and "E2B_DOMAIN" not in os.environ else ()  # these know only the reset of HTTP/2
+    if VERSION >= (2, 31) and not (outcome and (isinstance(outcome[0], e2b.TimeoutException) or type(outcome[0]).__name__ in reset)):
         raise AssertionError(f"the command that it cut ended with {outcome!r}")
     equal((sandbox.kill(), Sandbox.kill(sandbox.sandbox_id), sandbox.is_running()), (False, False, False))
 
