@@ -6,7 +6,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 wrenn=$PWD/bin/wrenn
-if "$wrenn" template get code-interpreter-v1 2>/dev/null | grep -q 'state *ready'; then exit 0; fi
+state=$("$wrenn" template get code-interpreter-v1 2>/dev/null | sed -n 's/^state *//p') || state=
+case $state in
+ready) exit 0 ;;
+building) exec "$wrenn" template logs --follow code-interpreter-v1 ;;
+esac
 
 context=.cache/sdk/interpreter
 mkdir -p "$context"

@@ -83,10 +83,10 @@ class Terminal:
             os.execvpe(PROGRAM[0], [*PROGRAM, *args], dict(ENV, TERM="xterm"))
         self.screen = ""
 
-    def until(self, text):
-        """Reads until the text is on the screen, or, if it is None, to the end."""
+    def until(self, text, times=1):
+        """Reads until the text is on the screen so many times, or, if it is None, to the end."""
         deadline = time.monotonic() + PATIENCE
-        while text is None or text not in self.screen:
+        while text is None or self.screen.count(text) < times:
             ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
             if ready and self.read():
                 continue
@@ -157,9 +157,10 @@ def _():
     terminal.type("echo te''rm $A; tty; whoami\r")
     terminal.until("term b\n/dev/pts/")
     terminal.until("\nuser\n")
-    terminal.type("cat; echo aft''er\r")
+    terminal.type("echo sta''rts; cat\r")
+    terminal.until("starts\n")
     terminal.type("inp''ut\r")
-    terminal.until("inp''ut\ninp''ut\n")  # once as typed, and once by cat
+    terminal.until("inp''ut\n", times=2)  # once as typed, and once by cat
     terminal.type("\x03")
     terminal.until("^C")
     terminal.type("exi''t 0\r")
