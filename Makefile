@@ -86,6 +86,14 @@ generate/sql: ## make the queries of internal/controlplane/postgres from db/quer
 verify/generate: generate
 	@git diff --exit-code --stat -- proto/gen internal/controlplane/api/internal/oapi internal/controlplane/e2b/internal/oapi internal/controlplane/postgres/internal/dbsqlc || { echo 'generated code differs from its sources: commit the output of "make generate"'; exit 1; }
 
+.PHONY: dashboard
+dashboard: ## build the dashboard, which the control plane embeds, from web/ (needs npm)
+	@cd web && npm ci --no-audit --no-fund --loglevel=error && npm run --silent types && npm run --silent check && npm run --silent build -- --logLevel warn
+
+.PHONY: verify/dashboard
+verify/dashboard: dashboard
+	@test -z "$$(git status --porcelain -- internal/controlplane/dashboard/dist)" || { echo 'the dashboard differs from its sources: commit the output of "make dashboard"'; exit 1; }
+
 .PHONY: schemathesis
 schemathesis: setup ## find API responses that the contract does not allow (needs python3-venv); SCHEMATHESIS_EXAMPLES for each operation, default 50
 	@SCHEMATHESIS_EXAMPLES=$(or $(SCHEMATHESIS_EXAMPLES),50) scripts/schemathesis.sh
@@ -105,5 +113,5 @@ fuzz: setup ## run every fuzz target for FUZZTIME (default 5s)
 	@scripts/fuzz.sh $(or $(FUZZTIME),5s)
 
 .PHONY: clean
-clean: ## remove bin and .cache; images in /var/lib/wrenn, and what make run left in /var/lib/wrenn-demo, stay
-	@rm -rf bin .cache
+clean: ## remove bin, .cache and web/node_modules; images in /var/lib/wrenn, and what make run left in /var/lib/wrenn-demo, stay
+	@rm -rf bin .cache web/node_modules

@@ -2,6 +2,8 @@ module wrenn
 
 go 1.26.0
 
+ignore ./web/node_modules
+
 require (
 	connectrpc.com/connect v1.21.1
 	github.com/google/go-cmp v0.7.0

@@ -38,6 +38,8 @@ var made = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 
 // fake stands in for the service; the API in front of it is the real one.
 type fake struct {
+	sessions
+
 	mu       sync.Mutex // guards the fields below
 	created  service.CreateSandbox
 	listed   []service.ListSandboxes
@@ -279,6 +281,27 @@ func (f *fake) RevokeKey(_ context.Context, _ service.Caller, id string) error {
 		return wrenn.Errorf(wrenn.NotFound, "key not found")
 	}
 	return nil
+}
+
+// sessions are for browsers, which this package is not.
+type sessions struct{}
+
+func (sessions) OpenSession(context.Context, service.Caller) (none service.OpenedSession, err error) {
+	return none, wrenn.Errorf(wrenn.Internal, "no browsers here")
+}
+
+func (sessions) AuthenticateSession(context.Context, string, string) (none service.Caller, err error) {
+	return none, wrenn.Errorf(wrenn.Unauthenticated, "no browsers here")
+}
+
+func (sessions) EndSession(context.Context, string, string) error { return nil }
+
+func (sessions) Identify(context.Context, service.Caller) (none service.Identity, err error) {
+	return none, nil
+}
+
+func (sessions) WatchSandboxes(context.Context, service.Caller, func(service.Changes) error) error {
+	return wrenn.Errorf(wrenn.Internal, "nobody watches")
 }
 
 const echoPID = 42

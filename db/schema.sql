@@ -229,6 +229,13 @@ CREATE TABLE public.secrets (
     updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
+CREATE TABLE public.sessions (
+    hash bytea NOT NULL,
+    key_id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+
 CREATE TABLE public.teams (
     id uuid DEFAULT gen_random_uuid() NOT NULL,
     name text NOT NULL,
@@ -366,6 +373,9 @@ ALTER TABLE ONLY public.sandboxes
 ALTER TABLE ONLY public.secrets
     ADD CONSTRAINT secrets_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_pkey PRIMARY KEY (hash);
+
 ALTER TABLE ONLY public.teams
     ADD CONSTRAINT teams_name_key UNIQUE (name);
 
@@ -412,6 +422,10 @@ CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_pa
 
 CREATE UNIQUE INDEX secrets_names ON public.secrets USING btree (team_id, name);
 
+CREATE INDEX sessions_expires ON public.sessions USING btree (expires_at);
+
+CREATE INDEX sessions_key ON public.sessions USING btree (key_id, created_at);
+
 CREATE INDEX template_assignments_tags ON public.template_assignments USING btree (team_id, name, tag, number);
 
 CREATE UNIQUE INDEX template_generations_building ON public.template_generations USING btree (team_id, name, tag) WHERE (state = 'building'::text);
@@ -457,6 +471,9 @@ ALTER TABLE ONLY public.sandboxes
 
 ALTER TABLE ONLY public.secrets
     ADD CONSTRAINT secrets_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES public.api_keys(id);
 
 ALTER TABLE ONLY public.template_assignments
     ADD CONSTRAINT template_assignments_generation_id_fkey FOREIGN KEY (generation_id) REFERENCES public.template_generations(id);

@@ -234,3 +234,18 @@ DELETE FROM sandboxes USING old WHERE sandboxes.id = old.id;
 
 -- name: SandboxEvents :many
 SELECT * FROM sandbox_events WHERE sandbox_id = @sandbox_id ORDER BY id;
+
+-- name: WatchSandboxes :many
+-- What tells that a living sandbox of a team has changed, newest first.
+SELECT id, version, last_active_at FROM sandboxes
+WHERE team_id = @team_id AND state = ANY(@states::text[])
+ORDER BY created_at DESC, id DESC LIMIT @most;
+
+-- name: SandboxesByID :many
+SELECT
+    s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
+    s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
+    s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+FROM sandboxes s WHERE s.team_id = @team_id AND s.id = ANY(@ids::text[])
+ORDER BY s.created_at DESC, s.id DESC;

@@ -70,8 +70,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger, ready func(Addresses
 		return err
 	}
 	door := admission.New(admission.Config{
-		Authenticate: svc.Authenticate,
-		PerSecond:    cfg.Limits.RequestsPerSecond, Burst: cfg.Limits.RequestBurst, Open: cfg.Limits.OpenRequests,
+		Authenticate: svc.Authenticate, AuthenticateSession: svc.AuthenticateSession,
+		PerSecond: cfg.Limits.RequestsPerSecond, Burst: cfg.Limits.RequestBurst, Open: cfg.Limits.OpenRequests,
 	})
 	server, err := api.New(api.Config{
 		Service: svc, Admission: door, Log: log, Metrics: registry, Domain: cfg.Domain.url(), ShutdownGrace: cfg.ShutdownGrace.Duration,

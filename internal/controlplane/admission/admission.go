@@ -34,14 +34,18 @@ func (r *Refused) Error() string { return r.Message }
 type Config struct {
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.
 	Authenticate func(ctx context.Context, secret string) (service.Caller, error)
-	PerSecond    float64 // requests of a team, on average; default 500
-	Burst        int     // requests of a team, at once; default 1000
-	Open         int     // requests of a team that are not answered to the end; default 1000
+	// AuthenticateSession returns the caller that has signed in, likewise; needed for EnterSession alone.
+	AuthenticateSession func(ctx context.Context, cookie, proof string) (service.Caller, error)
+
+	PerSecond float64 // requests of a team, on average; default 500
+	Burst     int     // requests of a team, at once; default 1000
+	Open      int     // requests of a team that are not answered to the end; default 1000
 }
 
 // Door lets requests in. It is safe for concurrent use.
 type Door struct {
 	authenticate func(ctx context.Context, secret string) (service.Caller, error)
+	session      func(ctx context.Context, cookie, proof string) (service.Caller, error)
 	known        *recent.Cache[auth.Hash, struct{}]
 	guesses      *misses.Addresses
 	teams        *teams
@@ -51,6 +55,7 @@ type Door struct {
 func New(cfg Config) *Door {
 	return &Door{
 		authenticate: cfg.Authenticate,
+		session:      cfg.AuthenticateSession,
 		known:        recent.New[auth.Hash, struct{}](maxKnown, knownTTL),
 		guesses:      misses.New(),
 		teams:        newTeams(cmp.Or(cfg.PerSecond, 500), cmp.Or(cfg.Burst, 1000), cmp.Or(cfg.Open, 1000)),
@@ -64,10 +69,20 @@ func New(cfg Config) *Door {
 // many open; with an error of the last two kinds the caller is returned as far as it is known.
 func (d *Door) Enter(ctx context.Context, remote, secret string) (caller service.Caller, leave func(), err error) {
 	hash, isKey := auth.HashOf(secret)
+	return d.enter(ctx, remote, hash, isKey, func() (service.Caller, error) { return d.authenticate(ctx, secret) })
+}
+
+// EnterSession is Enter for a request of a browser that has signed in.
+func (d *Door) EnterSession(ctx context.Context, remote, cookie, proof string) (caller service.Caller, leave func(), err error) {
+	hash, isSession := auth.HashOfSession(cookie, proof)
+	return d.enter(ctx, remote, hash, isSession, func() (service.Caller, error) { return d.session(ctx, cookie, proof) })
+}
+
+func (d *Door) enter(ctx context.Context, remote string, hash auth.Hash, isKey bool, authenticate func() (service.Caller, error)) (caller service.Caller, leave func(), err error) {
 	if _, known := d.known.Get(hash, time.Now()); isKey && !known && d.guesses.TooMany(remote) {
 		return service.Caller{}, nil, &Refused{Message: "too many requests from this address with keys that do not exist: wait a moment", After: time.Second}
 	}
-	caller, err = d.authenticate(ctx, secret)
+	caller, err = authenticate()
 	if isKey && wrenn.CodeOf(err) == wrenn.Unauthenticated {
 		d.guesses.Count(remote)
 	}

@@ -25,6 +25,7 @@ import (
 	"wrenn/api"
 	"wrenn/internal/controlplane/admission"
 	"wrenn/internal/controlplane/api/internal/oapi"
+	"wrenn/internal/controlplane/dashboard"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -43,6 +44,9 @@ type Sandboxes interface {
 	EgressLog(ctx context.Context, c service.Caller, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error)
 	ExplainEgress(ctx context.Context, c service.Caller, id wrenn.SandboxID, to string, port uint16) (wrenn.EgressExplanation, error)
 	SandboxMetrics(ctx context.Context, c service.Caller, id wrenn.SandboxID, from, to time.Time) ([]wrenn.MetricsSample, error)
+	// WatchSandboxes calls send with the caller's sandboxes that live, then with those
+	// that change, and at least every 15 s, until ctx ends or send fails.
+	WatchSandboxes(ctx context.Context, c service.Caller, send func(service.Changes) error) error
 	// Logs reads the console; the reader returns io.EOF at the end of the console, never at a broken connection.
 	Logs(ctx context.Context, c service.Caller, id wrenn.SandboxID, follow bool) (io.ReadCloser, error)
 }
@@ -145,6 +149,14 @@ type Service interface {
 	Keys
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.
 	Authenticate(ctx context.Context, secret string) (service.Caller, error)
+	// OpenSession signs a browser in as the caller.
+	OpenSession(context.Context, service.Caller) (service.OpenedSession, error)
+	// AuthenticateSession returns the caller that has signed in: Unauthenticated when it has not, or not any more.
+	AuthenticateSession(ctx context.Context, cookie, proof string) (service.Caller, error)
+	// EndSession signs a browser out. Twice is allowed.
+	EndSession(ctx context.Context, cookie, proof string) error
+	// Identify returns who the caller is.
+	Identify(context.Context, service.Caller) (service.Identity, error)
 	// Ready returns nil when requests can be served.
 	Ready(context.Context) error
 }
@@ -217,7 +229,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		service: cfg.Service, log: cfg.Log, domain: cfg.Domain, contract: contract, metrics: metrics, times: defaultTimes(),
-		admission: cmp.Or(cfg.Admission, admission.New(admission.Config{Authenticate: cfg.Service.Authenticate})),
+		admission: cmp.Or(cfg.Admission, admission.New(admission.Config{Authenticate: cfg.Service.Authenticate, AuthenticateSession: cfg.Service.AuthenticateSession})),
 		grace:     cmp.Or(cfg.ShutdownGrace, 30*time.Second),
 		front:     func(api http.Handler) http.Handler { return api },
 	}
@@ -285,6 +297,9 @@ func (s *Server) Handler() http.Handler {
 		oapi.HandlerWithOptions(strict, oapi.ChiServerOptions{BaseRouter: r, ErrorHandlerFunc: s.refuseRequest})
 		r.Get("/v1/sandboxes/{id}/exec/stream", s.execStream)
 		r.Get("/v1/sandboxes/{id}/connect/{port}", s.connectPort)
+		r.Post("/v1/session", s.signIn)
+		r.Delete("/v1/session", s.signOut)
+		r.Get("/v1/events", s.events)
 		r.Get("/openapi.yaml", document(api.V1))
 		r.Get("/e2b.yaml", document(api.E2B))
 		r.Get("/docs", s.docs)
@@ -293,5 +308,7 @@ func (s *Server) Handler() http.Handler {
 		http.Redirect(w, r, "../docs", http.StatusMovedPermanently)
 	})
 	root.Get("/docs/{file}", s.docsFile)
+	root.Get("/", dashboard.Serve)
+	root.Get("/ui/{file}", dashboard.Serve)
 	return root
 }

@@ -92,7 +92,7 @@ func TestUnknownRoutesAndMethods(t *testing.T) {
 		method, path, allow string
 		status              int
 	}{
-		{"GET", "/", "", 404},
+		{"GET", "/nothing", "", 404},
 		{"GET", "/v1/nothing", "", 404},
 		{"GET", "/v1/sandboxes/", "", 404},
 		{"GET", "/docs/../../etc/passwd", "", 404},

@@ -158,12 +158,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		secret := secretOf(r)
-		if secret == "" {
-			s.refuse(w, r, errNoKey)
-			return
-		}
-		caller, leave, err := s.admission.Enter(r.Context(), r.RemoteAddr, secret)
+		caller, leave, err := s.admit(r)
 		rec.caller = caller
 		budget.Of(r.Context()).SetOwner(string(caller.Team))
 		if err != nil {
@@ -179,6 +174,18 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 	})
 }
 
+// admit finds the caller by the key in the request or, without one, by its session.
+func (s *Server) admit(r *http.Request) (service.Caller, func(), error) {
+	if secret := secretOf(r); secret != "" {
+		return s.admission.Enter(r.Context(), r.RemoteAddr, secret)
+	}
+	cookie, proof, err := sessionOf(r)
+	if err != nil {
+		return service.Caller{}, nil, err
+	}
+	return s.admission.EnterSession(r.Context(), r.RemoteAddr, cookie, proof)
+}
+
 // keyProtocol is the prefix of the WebSocket subprotocol with a key: browsers cannot
 // set a header for a WebSocket.
 const keyProtocol = "wrenn.key."
@@ -188,10 +195,15 @@ func secretOf(r *http.Request) string {
 	if secret := contract.SecretIn(r); secret != "" || !isUpgrade(r) {
 		return secret
 	}
+	return offered(r, keyProtocol)
+}
+
+// offered returns what follows the prefix in the first WebSocket subprotocol that has it, or "".
+func offered(r *http.Request, prefix string) string {
 	for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
 		for protocol := range strings.SplitSeq(line, ",") {
-			if key, ok := strings.CutPrefix(strings.TrimSpace(protocol), keyProtocol); ok {
-				return key
+			if rest, ok := strings.CutPrefix(strings.TrimSpace(protocol), prefix); ok {
+				return rest
 			}
 		}
 	}

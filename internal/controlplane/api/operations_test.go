@@ -477,6 +477,7 @@ func operationCalls() map[string][]call {
 		"getDocs":        {{name: "ok", method: "GET", path: "/docs", key: "-", status: 200}},
 	}
 	maps.Copy(calls, keyCalls())
+	maps.Copy(calls, sessionCalls())
 	maps.Copy(calls, snapshotCalls())
 	maps.Copy(calls, templateCalls())
 	maps.Copy(calls, volumeCalls())

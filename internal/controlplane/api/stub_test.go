@@ -53,20 +53,22 @@ type stub struct {
 	built    service.BuildTemplate
 	audited  []service.AuditEntry
 
-	runs     chan struct{}  // AwaitRunning waits for it
-	waking   chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
-	box      *wrenn.Sandbox // in place of the one that runs; nil is none
-	result   wrenn.ExecResult
-	next     string
-	copyErr  error                     // of the second copy of a fork
-	checkErr error                     // of CheckExec
-	bare     bool                      // there are no checkpoints
-	stream   func() service.ExecStream // of StartExec and AttachExec
-	read     func(path string) (io.ReadCloser, error)
-	panics   bool
-	port     string // address of the program that ConnectPort reaches; "" is none
-	ingress  wrenn.Ingress
-	cut      error // why the host cuts connections to it; nil when it does not
+	signedOut   bool           // the session has ended
+	sessionUses int            // it ends after so many requests; 0 is never
+	runs        chan struct{}  // AwaitRunning waits for it
+	waking      chan struct{}  // StartExec says that it begins, and waits until told to go on; nil: it does neither
+	box         *wrenn.Sandbox // in place of the one that runs; nil is none
+	result      wrenn.ExecResult
+	next        string
+	copyErr     error                     // of the second copy of a fork
+	checkErr    error                     // of CheckExec
+	bare        bool                      // there are no checkpoints
+	stream      func() service.ExecStream // of StartExec and AttachExec
+	read        func(path string) (io.ReadCloser, error)
+	panics      bool
+	port        string // address of the program that ConnectPort reaches; "" is none
+	ingress     wrenn.Ingress
+	cut         error // why the host cuts connections to it; nil when it does not
 }
 
 func (s *stub) Ingress(context.Context, wrenn.SandboxID) (wrenn.Ingress, error) {
@@ -115,6 +117,53 @@ func (s *stub) Authenticate(_ context.Context, secret string) (service.Caller, e
 		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the API key is unknown or revoked")
 	}
 	return testCaller, nil
+}
+
+const (
+	testCookie = "0123456789012345678901234567890123456789"
+	testProof  = "abcdefabcdefabcdefabcdefabcdefabcdefabcd"
+)
+
+func (s *stub) OpenSession(_ context.Context, c service.Caller) (service.OpenedSession, error) {
+	if c.Key != testKeyID {
+		return service.OpenedSession{}, errors.New("another caller")
+	}
+	opened := service.OpenedSession{ExpiresAt: testTime}
+	opened.Cookie, opened.Proof = testCookie, testProof
+	return opened, s.fail
+}
+
+func (s *stub) AuthenticateSession(_ context.Context, cookie, proof string) (service.Caller, error) {
+	if cookie != testCookie || proof != testProof || s.signedOut {
+		return service.Caller{}, wrenn.Errorf(wrenn.Unauthenticated, "the session has ended")
+	}
+	s.signedOut = s.sessionUses == 1
+	s.sessionUses--
+	return testCaller, nil
+}
+
+func (s *stub) EndSession(_ context.Context, cookie, proof string) error {
+	s.signedOut = s.signedOut || cookie == testCookie && proof == testProof
+	return s.fail
+}
+
+func (s *stub) Identify(_ context.Context, c service.Caller) (service.Identity, error) {
+	return service.Identity{Team: "team", Key: c.Key, KeyName: "laptop", Scopes: c.Scopes}, s.fail
+}
+
+// WatchSandboxes tells of one sandbox, and that another is dropped; then it is the end.
+func (s *stub) WatchSandboxes(_ context.Context, _ service.Caller, send func(service.Changes) error) error {
+	if s.fail != nil {
+		return s.fail
+	}
+	for _, changes := range []service.Changes{
+		{First: true, Sandboxes: []wrenn.Sandbox{*box(testID, wrenn.Running)}}, {}, {Dropped: []wrenn.SandboxID{missingID}},
+	} {
+		if err := send(changes); err != nil {
+			return err
+		}
+	}
+	return errors.New("the end")
 }
 
 func (s *stub) Ready(context.Context) error { return s.fail }

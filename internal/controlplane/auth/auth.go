@@ -1,4 +1,4 @@
-// Package auth makes and parses API keys. A key is "e2b_" and 40 hexadecimal digits:
+// Package auth makes and parses API keys, and the secrets of those who have signed in with one. A key is "e2b_" and 40 hexadecimal digits:
 // 160 random bits, of which the database has the SHA-256 and the first digits, as a
 // hint for people.
 package auth
@@ -46,6 +46,28 @@ func HashOf(secret string) (Hash, bool) {
 	return sha256.Sum256([]byte(secret)), true
 }
 
+// Session is what a browser that is signed in holds, in two places: Cookie where no
+// script can read it, and Proof where pages of other origins, and servers on other
+// ports of the same machine, never see it. Neither is of use without the other.
+type Session struct{ Cookie, Proof Secret }
+
+// NewSession returns a fresh pair, each of 160 random bits in hexadecimal digits.
+func NewSession() Session {
+	var b [2 * randomLen]byte
+	rand.Read(b[:]) // never fails, see crypto/rand
+	return Session{Cookie: Secret(hex.EncodeToString(b[:randomLen])), Proof: Secret(hex.EncodeToString(b[randomLen:]))}
+}
+
+// HashOfSession returns the hash of the pair, and false for texts that cannot be one.
+func HashOfSession(cookie, proof string) (Hash, bool) {
+	for _, text := range []string{cookie, proof} {
+		if len(text) != 2*randomLen || strings.Trim(text, "0123456789abcdef") != "" {
+			return Hash{}, false
+		}
+	}
+	return sha256.Sum256([]byte(cookie + "." + proof)), true
+}
+
 // Cache keeps a value for each key for a while. It is safe for concurrent use.
 type Cache[T any] struct {
 	ttl  time.Duration
@@ -87,6 +109,13 @@ func (c *Cache[T]) Put(h Hash, value T) {
 		clear(c.entries)
 	}
 	c.entries[h] = entry[T]{value: value, until: time.Now().Add(c.ttl)}
+}
+
+// Drop drops a key.
+func (c *Cache[T]) Drop(h Hash) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, h)
 }
 
 // Forget drops the keys for whose values drop returns true.

@@ -27,6 +27,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/accesstoken"
+	"wrenn/internal/sessioncookie"
 )
 
 // Sandboxes are what the gateway reaches.
@@ -85,6 +86,7 @@ func New(cfg Config) (*Gateway, error) {
 		FlushInterval: -1, // each piece at once; never an empty one
 		BufferPool:    &bodyBuffers,
 		ModifyResponse: func(resp *http.Response) error {
+			targetOf(resp.Request.Context()).isolate(resp.Header)
 			g.sandboxes.Used(targetOf(resp.Request.Context()).id) // not before: anyone can make up ids
 			return nil
 		},
@@ -140,9 +142,6 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, to target, err e
 	_ = control.SetReadDeadline(time.Time{}) // the listener's are the API's
 	_ = control.SetWriteDeadline(time.Time{})
 	r = r.WithContext(context.WithValue(r.Context(), targetKey{}, to))
-	if to.prefix != "" {
-		isolate(w.Header())
-	}
 	defer g.resetIfCut(w, r, to)
 	switch {
 	case upgrades(r):
@@ -222,9 +221,15 @@ func public(name string) bool {
 }
 
 // isolate keeps a page that a sandbox serves under the API's own origin from
-// acting as that origin: it gets one of no use to anybody.
-func isolate(h http.Header) {
+// acting as that origin: it gets one of no use to anybody. Nor may it change what the
+// browser keeps of that origin: who has signed in to the dashboard, or its storage.
+func (to target) isolate(h http.Header) {
+	if !to.shared {
+		return
+	}
 	h.Set("Content-Security-Policy", "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads")
+	h.Del("Clear-Site-Data")
+	sessioncookie.Refuse(h)
 }
 
 // failed answers for a sandbox that did not.

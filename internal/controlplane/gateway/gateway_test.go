@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wrenn"
@@ -229,6 +230,24 @@ func TestHeaders(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
+	_, body, _ = get(t, http.MethodGet, server.URL+"/p/"+id+"/8080/", "", "Cookie", "wrenn_session=1; a=b; __Secure-wrenn_session=2", "X-Wrenn-Session", "3")
+	got.Header = nil
+	testkit.Must(t, json.Unmarshal([]byte(body), &got))
+	if got.Header.Get("Cookie") != "a=b" || got.Header.Get("X-Wrenn-Session") != "" {
+		t.Errorf("a sandbox learns who has signed in to the dashboard: %v", got.Header)
+	}
+	w.program(t, 8081, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Clear-Site-Data", `"*"`)
+		w.Header().Set("Content-Security-Policy", "default-src *")
+		w.Header().Add("Set-Cookie", "wrenn_session=mine; Path=/v1")
+		w.Header().Add("Set-Cookie", "a=b")
+	})
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		_, _, h := get(t, method, server.URL+"/p/"+id+"/8081/", "")
+		if diff := cmp.Diff([]string{"a=b"}, h["Set-Cookie"]); diff != "" || h.Get("Clear-Site-Data") != "" || !strings.HasPrefix(h.Get("Content-Security-Policy"), "sandbox ") {
+			t.Errorf("%s: a sandbox changes what browsers keep of the API's origin: %v", method, h)
+		}
+	}
 	if _, _, h := get(t, http.MethodGet, server.URL+"/p/"+id+"/8080/", ""); !strings.HasPrefix(h.Get("Content-Security-Policy"), "sandbox ") {
 		t.Error("a sandbox's page may act as the API's origin")
 	}
@@ -306,6 +325,9 @@ func TestEnvd(t *testing.T) {
 				t.Errorf("%d %s, want %d", status, body, tc.status)
 			}
 		})
+	}
+	if _, _, h := get(t, http.MethodGet, server.URL+"/files?path=a&"+signed, ""); !strings.HasPrefix(h.Get("Content-Security-Policy"), "sandbox ") {
+		t.Error("a file of a sandbox may act as the API's origin")
 	}
 	if _, body, _ := get(t, http.MethodGet, server.URL+"/files?path=a&"+signed, "", "E2b-Sandbox-Id", id); !strings.Contains(body, `"X-Access-Token":["`+token+`"]`) {
 		t.Errorf("envd gets a signed request as %s, without the token that it asks for", body)

@@ -16,6 +16,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/accesstoken"
+	"wrenn/internal/sessioncookie"
 	"wrenn/internal/tunnel"
 )
 
@@ -58,9 +59,10 @@ func asDefaultUser(r *http.Request) {
 func forwarded(r *httputil.ProxyRequest) {
 	r.Out.Header["X-Forwarded-For"] = r.In.Header["X-Forwarded-For"] // SetXForwarded appends to it
 	r.SetXForwarded()
-	for _, name := range []string{"X-Api-Key", accesstoken.TrafficHeader, sandboxHeader, portHeader} {
+	for _, name := range []string{"X-Api-Key", accesstoken.TrafficHeader, sandboxHeader, portHeader, "X-Wrenn-Session"} {
 		r.Out.Header.Del(name)
 	}
+	sessioncookie.Remove(r.Out.Header)
 }
 
 // withoutPrefix returns r for the path that follows prefix.
@@ -103,9 +105,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, to target) {
 		dropHopByHop(resp.Header)
 	}
 	maps.Copy(w.Header(), resp.Header)
-	if to.prefix != "" {
-		isolate(w.Header())
-	}
+	to.isolate(w.Header())
 	w.WriteHeader(resp.StatusCode)
 	if upgraded == nil {
 		if _, err := io.Copy(w, resp.Body); err != nil {

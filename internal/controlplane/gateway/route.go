@@ -28,6 +28,8 @@ type target struct {
 	port uint16
 	// prefix is what of the request's path names the target, "" when none of it does.
 	prefix string
+	// shared says that a browser may open the response as a page of the API's origin.
+	shared bool
 	// ingress is that of the sandbox; of no use for the agent's port.
 	ingress wrenn.Ingress
 }
@@ -96,7 +98,7 @@ func fromPath(path string) (target, error) {
 	id, rest, _ := strings.Cut(strings.TrimPrefix(path, pathPrefix), "/")
 	port, _, _ := strings.Cut(rest, "/")
 	to, err := parse(id, port)
-	to.prefix = pathPrefix + id + "/" + port
+	to.prefix, to.shared = pathPrefix+id+"/"+port, true
 	return to, err
 }
 

@@ -36,7 +36,7 @@ func (g *Gateway) serveSigned(w http.ResponseWriter, r *http.Request) {
 		g.misses.Count(r.RemoteAddr)
 		g.answer(w, r, http.StatusUnauthorized, to, reason)
 	default:
-		g.serve(w, r, target{id: id, port: EnvdPort}, nil)
+		g.serve(w, r, target{id: id, port: EnvdPort, shared: true}, nil)
 	}
 }
 

@@ -43,7 +43,7 @@ func (g *Gateway) exchange(w http.ResponseWriter, r *http.Request, to target) {
 		}
 		_ = conn.Close() // there may be something on it that no request asked for
 	}()
-	if resp, err = g.informed(w, conn, out, resp); err != nil {
+	if resp, err = g.informed(w, conn, out, resp, to); err != nil {
 		g.failed(w, r, err)
 		return
 	}
@@ -111,7 +111,7 @@ func (c *programConn) ask(out *http.Request) (resp *http.Response, silent bool, 
 const maxInformed = 5
 
 // informed passes on informational responses, and returns the first other one.
-func (g *Gateway) informed(w http.ResponseWriter, conn *programConn, out *http.Request, resp *http.Response) (*http.Response, error) {
+func (g *Gateway) informed(w http.ResponseWriter, conn *programConn, out *http.Request, resp *http.Response, to target) (*http.Response, error) {
 	for range maxInformed {
 		if resp.StatusCode >= http.StatusOK {
 			return resp, nil
@@ -121,6 +121,7 @@ func (g *Gateway) informed(w http.ResponseWriter, conn *programConn, out *http.R
 		}
 		if resp.StatusCode != http.StatusContinue {
 			maps.Copy(w.Header(), resp.Header)
+			to.isolate(w.Header())
 			w.WriteHeader(resp.StatusCode)
 			for name := range resp.Header {
 				delete(w.Header(), name)
@@ -138,9 +139,7 @@ func (g *Gateway) informed(w http.ResponseWriter, conn *programConn, out *http.R
 func respond(w http.ResponseWriter, conn *programConn, resp *http.Response, to target) error {
 	dropHopByHop(resp.Header)
 	maps.Copy(w.Header(), resp.Header)
-	if to.prefix != "" {
-		isolate(w.Header())
-	}
+	to.isolate(w.Header())
 	announced := slices.Sorted(maps.Keys(resp.Trailer))
 	if len(announced) > 0 {
 		w.Header().Set("Trailer", strings.Join(announced, ", "))

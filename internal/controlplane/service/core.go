@@ -31,6 +31,7 @@ type core struct {
 	used       *uses[wrenn.SandboxID]
 	tokens     *accessTokens
 	vault      *vault.Vault
+	watches    watches
 	log        *slog.Logger
 }
 

@@ -20,6 +20,8 @@ type Keys struct {
 	store *postgres.Store
 	cache *auth.Cache[knownKey]
 	used  uses[string]
+
+	sessions *auth.Cache[postgres.Session]
 }
 
 // knownKey is a key that the database has.
@@ -29,7 +31,10 @@ type knownKey struct {
 }
 
 func newKeys(store *postgres.Store) *Keys {
-	return &Keys{store: store, cache: auth.NewCache[knownKey](keyCacheSize, keyCacheTTL)}
+	return &Keys{
+		store: store, cache: auth.NewCache[knownKey](keyCacheSize, keyCacheTTL),
+		sessions: auth.NewCache[postgres.Session](keyCacheSize, keyCacheTTL),
+	}
 }
 
 // Key is an API key without its secret.
@@ -123,6 +128,7 @@ func (s *Keys) RevokeKey(ctx context.Context, c Caller, id string) error {
 		return err
 	}
 	s.cache.Forget(func(k knownKey) bool { return k.caller.Key == id })
+	s.sessions.Forget(func(k postgres.Session) bool { return k.Key == id })
 	return nil
 }
 

@@ -149,6 +149,13 @@ type Secret struct {
 	UpdatedAt time.Time
 }
 
+type Session struct {
+	Hash      []byte
+	KeyID     string
+	CreatedAt time.Time
+	ExpiresAt time.Time
+}
+
 type Team struct {
 	ID            string
 	Name          string

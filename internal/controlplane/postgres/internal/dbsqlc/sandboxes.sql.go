@@ -904,6 +904,98 @@ func (q *Queries) SandboxEvents(ctx context.Context, sandboxID string) ([]Sandbo
 	return items, nil
 }
 
+const sandboxesByID = `-- name: SandboxesByID :many
+SELECT
+    s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
+    s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
+    s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+FROM sandboxes s WHERE s.team_id = $1 AND s.id = ANY($2::text[])
+ORDER BY s.created_at DESC, s.id DESC
+`
+
+type SandboxesByIDRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+}
+
+func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string) ([]SandboxesByIDRow, error) {
+	rows, err := q.db.Query(ctx, sandboxesByID, teamID, iDs)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []SandboxesByIDRow
+	for rows.Next() {
+		var i SandboxesByIDRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.HostID,
+			&i.Template,
+			&i.State,
+			&i.Reason,
+			&i.VCPUs,
+			&i.MemoryMB,
+			&i.TimeoutSec,
+			&i.Metadata,
+			&i.Env,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.LastActiveAt,
+			&i.UpdatedAt,
+			&i.Version,
+			&i.Worker,
+			&i.OnTimeout,
+			&i.AutoResume,
+			&i.ParentID,
+			&i.Generation,
+			&i.EndCause,
+			&i.UnresponsiveSince,
+			&i.UnresponsiveReason,
+			&i.AbsoluteTimeout,
+			&i.EndsAt,
+			&i.Network,
+			&i.Volumes,
+			&i.DiskMB,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const sandboxesCreatedBy = `-- name: SandboxesCreatedBy :many
 SELECT s.id FROM sandboxes s
 JOIN sandbox_events e ON e.sandbox_id = s.id AND e.version = 1
@@ -1359,4 +1451,37 @@ WHERE sandboxes.id = t.id
 func (q *Queries) TouchSandboxes(ctx context.Context, iDs []string, times []time.Time) error {
 	_, err := q.db.Exec(ctx, touchSandboxes, iDs, times)
 	return err
+}
+
+const watchSandboxes = `-- name: WatchSandboxes :many
+SELECT id, version, last_active_at FROM sandboxes
+WHERE team_id = $1 AND state = ANY($2::text[])
+ORDER BY created_at DESC, id DESC LIMIT $3
+`
+
+type WatchSandboxesRow struct {
+	ID           string
+	Version      int64
+	LastActiveAt *time.Time
+}
+
+// What tells that a living sandbox of a team has changed, newest first.
+func (q *Queries) WatchSandboxes(ctx context.Context, teamID string, states []string, most int32) ([]WatchSandboxesRow, error) {
+	rows, err := q.db.Query(ctx, watchSandboxes, teamID, states, most)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []WatchSandboxesRow
+	for rows.Next() {
+		var i WatchSandboxesRow
+		if err := rows.Scan(&i.ID, &i.Version, &i.LastActiveAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }

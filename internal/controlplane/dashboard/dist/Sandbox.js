@@ -1,0 +1,1 @@
+import{D as e,E as t,_ as n,d as r,f as i,r as a,u as o,x as s}from"./index.js";var c=i(`<h1 class="mono"> </h1>`);function l(i,l){e(l,!0);var u=c(),d=s(u,!0);n(()=>o(d,a.parts[1])),r(i,u),t()}export{l as default};
