@@ -136,8 +136,12 @@ func networkLine(p *client.NetworkPolicy) string {
 	if len(p.Deny) > 0 {
 		text += ", deny " + rulesText(p.Deny)
 	}
-	for _, r := range p.Headers {
-		text += ", headers for " + plain.Line(r.Host)
+	if len(p.Headers) > 0 {
+		hosts := make([]string, len(p.Headers))
+		for i, r := range p.Headers {
+			hosts[i] = r.Host
+		}
+		text += ", headers for " + rulesText(hosts)
 	}
 	return text
 }

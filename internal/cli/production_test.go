@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -32,10 +33,7 @@ func TestProduction(t *testing.T) {
 		{"connections", "proc/sys/net/netfilter/nf_conntrack_max", "65536\n", advice},
 	} {
 		root := t.TempDir()
-		files := map[string]string{}
-		for path, text := range good {
-			files[path] = text
-		}
+		files := maps.Clone(good)
 		if test.file != "" {
 			files[test.file] = test.text
 		}

@@ -43,21 +43,20 @@ func (a *Agent) trust(bundle *string) error {
 		return fmt.Errorf("trust the authority of the host: %w", err)
 	}
 	a.settings.Update(func(v *settings.Values) { v.Trust = env })
+	go func() { // it ends within javaLimit
+		ctx, cancel := context.WithTimeout(context.Background(), javaLimit)
+		defer cancel()
+		if err := a.machine.TrustInJava(ctx); err != nil {
+			a.log.WarnContext(ctx, "Java does not trust the authority of the host", slog.Any("err", err))
+		}
+	}()
 	return nil
 }
 
-// Trust adds the certificates to those of the system, and to those of each Java in the
-// background.
+// Trust adds the certificates to those of the system.
 func (Kernel) Trust(certificates string) (env map[string]string, err error) {
-	if env, err = trust.Add("/", certificates); err != nil {
-		return nil, err
-	}
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), javaLimit)
-		defer cancel()
-		if err := trust.AddToJava(ctx); err != nil {
-			slog.Warn("Java does not trust the authority of the host", slog.Any("err", err))
-		}
-	}()
-	return env, nil
+	return trust.Add("/", certificates)
 }
+
+// TrustInJava adds the certificates to those of each Java.
+func (Kernel) TrustInJava(ctx context.Context) error { return trust.AddToJava(ctx) }

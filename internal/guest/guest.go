@@ -82,6 +82,8 @@ type Machine interface {
 	// that they trust, in place of those of an earlier call, and returns the environment
 	// variables that they need for that.
 	Trust(certificates string) (env map[string]string, err error)
+	// TrustInJava has each Java trust the certificates of Trust. It takes seconds.
+	TrustInJava(ctx context.Context) error
 }
 
 // Agent is envd. Close it.

@@ -54,20 +54,20 @@ func newNamesLab(t *testing.T) *namesLab {
 }
 
 // newNamesWorld is newNamesLab without slot and guest.
-func newNamesWorld(t testing.TB) *namesLab {
-	t.Helper()
-	l := newLab(t)
-	inside(t, l.world, func(nl *netlink.Handle) { setUp(t, nl, "eth0", worldOther+"/32") })
-	addRoute(t, l.host, worldOther+"/32", worldPublic)
-	n := &namesLab{lab: l, zone: newZone(t, l.world), roots: x509.NewCertPool()}
+func newNamesWorld(tb testing.TB) *namesLab {
+	tb.Helper()
+	l := newLab(tb)
+	inside(tb, l.world, func(nl *netlink.Handle) { setUp(tb, nl, "eth0", worldOther+"/32") })
+	addRoute(tb, l.host, worldOther+"/32", worldPublic)
+	n := &namesLab{lab: l, zone: newZone(tb, l.world), roots: x509.NewCertPool()}
 	n.zone.set(map[string][]string{
 		"example.com.": {worldPublic}, "www.example.org.": {worldOther}, "other.test.": {worldPublic},
 		"inside.example.org.": {worldPrivate}, "metadata.example.org.": {metadata}, "self.example.org.": {hostPrivate},
 		"mixed.example.org.": {worldPrivate, worldOther},
 	})
-	n.serveWeb(t, false, 80)
-	n.serveWeb(t, true, 443)
-	n.serveWeb(t, true, 8443)
+	n.serveWeb(tb, false, 80)
+	n.serveWeb(tb, true, 443)
+	n.serveWeb(tb, true, 8443)
 	l.cfg.Resolvers = []netip.AddrPort{netip.MustParseAddrPort(worldPublic + ":53")}
 	return n
 }
@@ -117,16 +117,16 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	w.WriteMsg(m)
 }
 
-func newZone(t testing.TB, path string) *zone {
-	t.Helper()
+func newZone(tb testing.TB, path string) *zone {
+	tb.Helper()
 	z := &zone{}
 	var udp net.PacketConn
 	var tcp net.Listener
-	testkit.Must(t, netns.Do(path, func() (err error) {
-		if udp, err = new(net.ListenConfig).ListenPacket(t.Context(), "udp4", worldPublic+":53"); err != nil {
+	testkit.Must(tb, netns.Do(path, func() (err error) {
+		if udp, err = new(net.ListenConfig).ListenPacket(tb.Context(), "udp4", worldPublic+":53"); err != nil {
 			return err
 		}
-		tcp, err = new(net.ListenConfig).Listen(t.Context(), "tcp4", worldPublic+":53")
+		tcp, err = new(net.ListenConfig).Listen(tb.Context(), "tcp4", worldPublic+":53")
 		return err
 	}))
 	for _, s := range []*dns.Server{{PacketConn: udp, Handler: z}, {Listener: tcp, Handler: z}} {
@@ -135,7 +135,7 @@ func newZone(t testing.TB, path string) *zone {
 		var wg sync.WaitGroup
 		wg.Go(func() { s.ActivateAndServe() })
 		<-ready
-		t.Cleanup(func() { s.Shutdown(); wg.Wait() })
+		tb.Cleanup(func() { s.Shutdown(); wg.Wait() })
 	}
 	return z
 }
@@ -143,8 +143,8 @@ func newZone(t testing.TB, path string) *zone {
 // serveWeb serves HTTP on a port of every address of the world. It answers with the
 // address that was connected to and the host that was asked for; /echo answers with
 // the request's body.
-func (n *namesLab) serveWeb(t testing.TB, secure bool, port int) {
-	t.Helper()
+func (n *namesLab) serveWeb(tb testing.TB, secure bool, port int) {
+	tb.Helper()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s", r.Context().Value(http.LocalAddrContextKey), r.Host)
@@ -161,8 +161,8 @@ func (n *namesLab) serveWeb(t testing.TB, secure bool, port int) {
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
 	s := httptest.NewUnstartedServer(mux)
 	s.Listener.Close()
-	testkit.Must(t, netns.Do(n.world, func() (err error) {
-		s.Listener, err = new(net.ListenConfig).Listen(t.Context(), "tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+	testkit.Must(tb, netns.Do(n.world, func() (err error) {
+		s.Listener, err = new(net.ListenConfig).Listen(tb.Context(), "tcp4", fmt.Sprintf("0.0.0.0:%d", port))
 		return err
 	}))
 	if secure {
@@ -171,13 +171,13 @@ func (n *namesLab) serveWeb(t testing.TB, secure bool, port int) {
 	} else {
 		s.Start()
 	}
-	t.Cleanup(s.Close)
+	tb.Cleanup(s.Close)
 }
 
 // client is a program of the guest that connects to one address whatever it asks for.
 // Its TLS checks that the server is example.com, whose certificate all have.
-func (n *namesLab) client(t testing.TB, to string) *http.Client {
-	t.Helper()
+func (n *namesLab) client(tb testing.TB, to string) *http.Client {
+	tb.Helper()
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			_, port, _ := net.SplitHostPort(address)
@@ -188,7 +188,7 @@ func (n *namesLab) client(t testing.TB, to string) *http.Client {
 			return err
 		}},
 	}
-	t.Cleanup(transport.CloseIdleConnections)
+	tb.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }
 

@@ -33,10 +33,10 @@ func policyLab(t *testing.T, change func(*Config)) (*lab, *Slot, *guest) {
 	return l, s, newGuest(t, s)
 }
 
-func policy(t testing.TB, denyByDefault bool, allow, deny []string) wrenn.NetworkPolicy {
-	t.Helper()
+func policy(tb testing.TB, denyByDefault bool, allow, deny []string) wrenn.NetworkPolicy {
+	tb.Helper()
 	p, err := wrenn.ParseNetworkPolicy(denyByDefault, allow, deny)
-	testkit.Must(t, err)
+	testkit.Must(tb, err)
 	return p
 }
 

@@ -25,6 +25,9 @@ func (Inert) GrowRoot(context.Context, int64) error { return nil }
 // Trust does nothing.
 func (Inert) Trust(string) (map[string]string, error) { return nil, nil }
 
+// TrustInJava does nothing.
+func (Inert) TrustInJava(context.Context) error { return nil }
+
 // MountNFS does nothing.
 func (Inert) MountNFS(string, string) error { return nil }
 

@@ -70,7 +70,7 @@ func wantNowhere(t *testing.T, dir, text string) {
 	t.Helper()
 	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
-			return nil // a file that is gone, or a socket
+			return nil //nolint:nilerr // a file that is gone, or a socket
 		}
 		data, err := os.ReadFile(path)
 		if err == nil && bytes.Contains(data, []byte(text)) {

@@ -5,8 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -302,7 +301,7 @@ func (i *interception) rewrite(r *httputil.ProxyRequest) {
 }
 
 // silent drops what the libraries log: it may have parts of requests.
-var silent = log.New(io.Discard, "", 0)
+var silent = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 
 // buffers are those of copies.
 var buffers = &bufferPool{sync.Pool{New: func() any { return new([copyBytes]byte) }}}

@@ -279,6 +279,7 @@ func TestUpgradesAreIntercepted(t *testing.T) {
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)
 	testkit.Must(t, err)
+	defer resp.Body.Close()
 	if want := fmt.Sprint(len("Bearer " + secretValue)); resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("X-Got") != want {
 		t.Fatalf("%s %v", resp.Status, resp.Header)
 	}
