@@ -101,7 +101,7 @@ func (d *dash) look(t *testing.T, name string) {
 		}
 		file := filepath.Join(t.ArtifactDir(), fmt.Sprintf("%s-%d-%s.png", name, size.width, theme))
 		testkit.Must(t, os.WriteFile(file, d.tab.Screenshot(t), 0o600))
-		if size.width != 1920 {
+		if size.width == 390 || size.width == 1280 && size.dark {
 			d.accessible(t, fmt.Sprintf("%s at %d, %s", name, size.width, theme))
 		}
 	}
@@ -136,7 +136,12 @@ func TestDashboard(t *testing.T) {
 	d.signIn(t)
 	d.do(t, `await shows("No sandboxes yet");`)
 	d.look(t, "empty")
-	d.list(t)
+	box := d.list(t)
+	d.overview(t, box)
+	d.terminal(t, box)
+	d.files(t, box)
+	d.tree(t, box)
+	d.others(t)
 	d.do(t, `location.hash = "#/start"; await shows("A key for the lines below"); await press("Make a key"); await shows("The new key" && "e2b_"); await shows("X-API-Key: e2b_");`)
 	d.look(t, "start")
 	d.do(t, `await press("Sign out"); await shows("Sign in to Wrenn");
@@ -150,7 +155,7 @@ func TestDashboard(t *testing.T) {
 }
 
 // list follows sandboxes that come and go by other clients, and acts on several.
-func (d *dash) list(t *testing.T) {
+func (d *dash) list(t *testing.T) (left string) {
 	t.Helper()
 	one := d.create(t, d.client)
 	two := d.create(t, d.client)
@@ -171,4 +176,86 @@ func (d *dash) list(t *testing.T) {
 	testkit.Must(t, d.client.DeleteSandbox(t.Context(), one))
 	d.do(t, `await press("Close"); await shows("No sandboxes yet"); await press("New sandbox", "main button"); await fill("Labels", "user=alice");
 		await press("Create"); await until("its page", () => /^#.sandboxes.i/.test(location.hash)); location.hash = "#/sandboxes"; await shows("user=alice");`)
+	return d.do(t, `return document.querySelector("tbody .id a").innerText;`)
+}
+
+func (d *dash) overview(t *testing.T, box string) {
+	t.Helper()
+	d.do(t, `location.hash = "#/sandboxes/%s"; await shows("Facts"); await shows("user=alice"); await press("1 hour"); await shows("Without use for 1 h");`, box)
+	d.look(t, "sandbox")
+	d.do(t, `location.hash = "#/sandboxes/%s/network"; await shows("Connections"); await press("denied"); await fill("Allow", "1.1.1.1"); await press("Set the policy"); await shows("The network policy is set");`, box)
+	d.look(t, "network")
+	d.do(t, `location.hash = "#/sandboxes/%s/console"; await until("a console", () => document.querySelector("pre[aria-label=Console]"));`, box)
+	d.look(t, "console")
+}
+
+// terminal uses a shell, breaks its connection, and sees that nothing is lost. What the
+// shell prints is text, also if it looks like a page.
+func (d *dash) terminal(t *testing.T, box string) {
+	t.Helper()
+	line := func(text string) {
+		d.tab.Type(t, text)
+		d.tab.Press(t, "Enter", 13, "\r")
+	}
+	const opened = `await until("a shell", () => document.querySelector(".terminal[data-phase=open]"));
+		document.querySelector(".xterm-helper-textarea").focus();`
+	prints := `await until("the output " + %[1]q, () => document.querySelector(".xterm-rows")?.innerText.includes(%[1]q));`
+	d.do(t, `const Plain = WebSocket; window.sockets = [];
+		window.WebSocket = class extends Plain { constructor(...all) { super(...all); sockets.push(this); } };
+		location.hash = "#/sandboxes/%s/terminal"; `+opened, box)
+	line("echo $((6*7))-there '<img src=/nothing>'; tty | cut -c 1-5")
+	d.do(t, prints, "42-there <img src=/nothing>")
+	d.do(t, prints, "/dev/")
+	d.do(t, `if (document.querySelector(".terminal img")) throw new Error("output became a page");
+		sockets.at(-1).close(); await until("another connection", () => sockets.length > 1); `+opened)
+	line("echo $((6*8))-again")
+	d.do(t, prints, "48-again")
+	d.look(t, "terminal")
+}
+
+// files lists a directory, changes a file in the editor, and looks what is on the disk.
+func (d *dash) files(t *testing.T, box string) {
+	t.Helper()
+	dir := t.TempDir()
+	testkit.Must(t, os.WriteFile(filepath.Join(dir, "<img src=x>.html"), []byte("<h1>hello</h1>\n"), 0o600))
+	testkit.Must(t, os.Mkdir(filepath.Join(dir, "below"), 0o700))
+	d.do(t, `location.hash = "#/sandboxes/%s/files"; await fill("Directory", %q); await press("Go"); await shows("<img src=x>.html"); await shows("below");`, box, dir)
+	d.look(t, "files")
+	d.do(t, `await press("<img src=x>.html"); (await until("an editor", () => document.querySelector(".cm-content"))).focus(); await shows("<h1>hello</h1>");`)
+	d.tab.Type(t, "new ")
+	d.do(t, `await shows("new <h1>hello"); await press("Save"); await shows("Saved");`)
+	d.look(t, "editor")
+	if text, err := os.ReadFile(filepath.Join(dir, "<img src=x>.html")); err != nil || string(text) != "new <h1>hello</h1>\n" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+	d.do(t, `await press("Close the file"); await press("below"); await shows("Nothing is in here");`)
+}
+
+// tree makes checkpoints, returns to one, and branches from it.
+func (d *dash) tree(t *testing.T, box string) {
+	t.Helper()
+	d.do(t, `location.hash = "#/sandboxes/%s/tree"; await shows("There is none yet");
+		for (const name of ["first", "second"]) {
+			await press("Checkpoint"); await fill("Name (optional)", name); await press("Make it"); await shows(name);
+			await until("it is done", () => !document.body.innerText.includes("Making a checkpoint"));
+		}
+		const node = text => until("the node " + text, () => all(".node").find(e => e.innerText.startsWith(text)));
+		(await node("first")).click(); await press("Restore"); await shows("return to the checkpoint"); await press("Restore", "[role=alertdialog] button");
+		await shows("Restored “first”"); await until("it is done", () => !document.body.innerText.includes("Restoring…"));
+		(await node("second")).click(); await press("Branch"); await shows("a running copy is made"); await press("Branch", "[role=alertdialog] button");
+		await shows("Branched as"); await until("the copy", () => document.querySelector(".node.copy"));`, box)
+	d.look(t, "tree")
+}
+
+func (d *dash) others(t *testing.T) {
+	t.Helper()
+	d.do(t, `location.hash = "#/templates"; await shows("built in");`)
+	d.look(t, "templates")
+	d.do(t, `location.hash = "#/keys"; await press("New key"); await fill("Name", "for tests"); await press("Create the key"); await shows("It is not shown again"); await press("Done"); await shows("for tests");
+		await press("Revoke for tests"); await shows("Programs that use it are refused"); await press("Revoke", "[role=alertdialog] button"); await until("it is gone", () => !named("Revoke for tests"));`)
+	d.look(t, "keys")
+	d.do(t, `location.hash = "#/audit"; await until("entries", () => document.querySelector("tbody tr"));`)
+	d.look(t, "audit")
+	d.do(t, `location.hash = "#/hosts"; await until("hosts", () => document.querySelector(".hosts .card") || document.body.innerText.includes("For the operator"));`)
+	d.look(t, "hosts")
 }
