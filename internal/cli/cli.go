@@ -26,15 +26,19 @@ import (
 type commandLine struct {
 	ShowVersion versionFlag `name:"version" help:"Print the version of this program."`
 
-	Output string `short:"o" enum:"text,json" default:"text" help:"Format of results: ${enum}."`
-	Config string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"File with the server's address and key, which up writes; default: wrenn/config.toml in the user's configuration directory."`
-	URL    string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"Address of the server; default: the one in the configuration."`
+	Output      string `short:"o" enum:"text,json" default:"text" help:"Format of results: ${enum}."`
+	Config      string `type:"path" env:"WRENN_CONFIG" placeholder:"FILE" help:"File with the server's address and key, which up writes; default: wrenn/config.toml in the user's configuration directory."`
+	ContextName string `name:"context" env:"WRENN_CONTEXT" placeholder:"NAME" help:"One of the servers that login kept; default: the one in use."`
+	URL         string `name:"url" env:"WRENN_API_URL" placeholder:"URL" help:"Address of the server; default: the one in the configuration."`
 
 	Up          upCommand          `cmd:"" help:"Start everything on this machine: database, host agent, control plane."`
 	Doctor      doctorCommand      `cmd:"" help:"Check whether this machine can run sandboxes, and print how to fix what is missing."`
 	Run         runCommand         `cmd:"" help:"Create a sandbox and run a command in it."`
 	Sandbox     sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
 	PortForward portForwardCommand `cmd:"" help:"Forward ports of this machine to TCP ports of a sandbox."`
+	SSHConfig   sshConfigCommand   `cmd:"" name:"ssh-config" help:"Print a section for ~/.ssh/config, with which ssh, rsync and VS Code reach sandboxes."`
+	Login       loginCommand       `cmd:"" help:"Keep the address and an API key of a server, and use it from now on."`
+	Context     contextCommands    `cmd:"" help:"Choose among the servers that login kept."`
 	Checkpoint  checkpointCommands `cmd:"" help:"Save and restore states of sandboxes."`
 	Template    templateCommands   `cmd:"" help:"Build and list templates, from which sandboxes start."`
 	Volume      volumeCommands     `cmd:"" help:"Directories that sandboxes mount and that outlive them."`

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
 
 	"wrenn/client"
 	"wrenn/internal/run"
@@ -434,25 +435,78 @@ func TestKeyStaysWithItsServer(t *testing.T) {
 	}
 }
 
+// TestLogin: a server is kept if its key works; the one in use before is not lost.
+func TestLogin(t *testing.T) {
+	s := server(t)
+	environ := map[string]string{"XDG_CONFIG_HOME": t.TempDir()}
+	config := filepath.Join(environ["XDG_CONFIG_HOME"], "wrenn", "config.toml")
+	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, []byte("url = 'http://127.0.0.1:1'\nkey = 'k'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(stdin string, args ...string) result {
+		return invoke(t, strings.NewReader(stdin), environ, args...)
+	}
+	for _, step := range []struct {
+		stdin string
+		args  []string
+		want  result
+	}{
+		{"e2b_wrong\n", []string{"login", s.URL}, result{1, "", s.URL + ": the API key is unknown or revoked\n"}},
+		{"", []string{"login", s.URL}, result{1, "", "no API key was given\n"}},
+		{testKey + "\n", []string{"login", "--name", "prod", s.URL + "/"}, result{0, s.URL + " is in use from now on, as prod\n", ""}},
+		{"", []string{"sandbox", "create"}, result{0, testID + "\n", ""}},
+		{"", []string{"context", "use", "local"}, result{}},
+		{"", []string{"context", "list"}, result{0, "NAME   URL                     IN USE\nlocal  http://127.0.0.1:1      yes\nprod   " + s.URL + "  -\n", ""}},
+		{"", []string{"--context", "prod", "sandbox", "create"}, result{0, testID + "\n", ""}},
+		{"", []string{"--context", "none", "sandbox", "create"}, result{1, "", "there is no context none: wrenn context list shows them, wrenn login makes one\n"}},
+		{"", []string{"context", "rm", "local"}, result{}},
+		{"", []string{"sandbox", "create"}, result{1, "", "no API key for http://127.0.0.1:8080: set WRENN_API_KEY, or start a server here with: sudo wrenn up\n"}},
+	} {
+		if diff := cmp.Diff(step.want, run(step.stdin, step.args...), cmp.AllowUnexported(result{})); diff != "" && step.args[1] != "list" {
+			t.Errorf("wrenn %q (-want +got):\n%s", step.args, diff)
+		} else if got := run("", "context", "list"); strings.Contains(got.out, testKey) {
+			t.Errorf("a list has a key: %+v", got)
+		}
+	}
+	if info, err := os.Stat(config); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+}
+
 // TestLend: the file is the owner's alone, is replaced, and a link leads nowhere.
 func TestLend(t *testing.T) {
 	home := t.TempDir()
-	for _, text := range []string{"old", "new"} {
-		if err := lend(home, os.Getuid(), os.Getgid(), []byte(text)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	path := filepath.Join(home, ".config", "wrenn", "config.toml")
-	text, err := os.ReadFile(path)
+	if err := lend(home, os.Getuid(), os.Getgid(), settings{URL: "http://old", Key: "old"}); err != nil {
+		t.Fatal(err)
+	}
+	other := map[string]kept{"other": {"http://other", "secret"}}
+	text, err := toml.Marshal(settings{URL: "http://old", Key: "old", Contexts: other})
+	if err := errors.Join(err, os.WriteFile(path, text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	roots := map[string]kept{"roots": {"http://root", "of root"}}
+	if err := lend(home, os.Getuid(), os.Getgid(), settings{URL: "http://new", Key: "new", Contexts: roots}); err != nil {
+		t.Fatal(err)
+	}
+	var got settings
+	text, err = os.ReadFile(path)
 	info, statErr := os.Stat(path)
-	if err := errors.Join(err, statErr); err != nil || string(text) != "new" || info.Mode() != 0o600 {
-		t.Errorf("%q, %v, %v", text, info.Mode(), err)
+	if err := errors.Join(err, statErr, toml.Unmarshal(text, &got)); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	want := settings{URL: "http://new", Key: "new", Contexts: map[string]kept{"other": other["other"], "local": {"http://new", "new"}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("lent (-want +got):\n%s", diff)
 	}
 	trap, outside := t.TempDir(), t.TempDir()
 	if err := os.Symlink(outside, filepath.Join(trap, ".config")); err != nil {
 		t.Fatal(err)
 	}
-	if err := lend(trap, os.Getuid(), os.Getgid(), []byte("x")); err == nil {
+	if err := lend(trap, os.Getuid(), os.Getgid(), settings{URL: "http://x"}); err == nil {
 		t.Error("wrote through a link out of the home")
 	}
 	if files, err := os.ReadDir(outside); err != nil || len(files) > 0 {

@@ -35,7 +35,7 @@ func TestComplete(t *testing.T) {
 		args []string
 		want []string
 	}{
-		"commands":                           {[]string{"s"}, []string{"sandbox", "secret"}},
+		"commands":                           {[]string{"s"}, []string{"sandbox", "ssh-config", "secret"}},
 		"commands of commands":               {[]string{"sandbox", "re"}, []string{"resume"}},
 		"aliases":                            {[]string{"sb", "pa"}, []string{"pause"}},
 		"no such command":                    {[]string{"no", ""}, none},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/crypto/ssh"
 
 	"wrenn/client"
 	"wrenn/internal/controlplane"
@@ -120,6 +122,7 @@ func TestLive(t *testing.T) {
 	}
 	l.files(t)
 	l.programs(t)
+	l.ssh(t)
 	l.want(result{0, id + "\n", ""}, "", "sandbox", "kill", "-l", "group=a")
 	l.want(result{0, "", ""}, "", "sandbox", "wait", id)
 	l.want(result{1, "", "sandbox " + id + " has ended\n"}, "", "sandbox", "wait", id, "--for", "running")
@@ -171,4 +174,61 @@ func (l *live) programs(t *testing.T) {
 	if got := <-followed; got.code != 0 || got.out != "one\ntwo\nthree\n" {
 		t.Errorf("followed: %+v", got)
 	}
+}
+
+// ssh uses the sandbox by SSH, as ssh(1) does with ssh-proxy as its ProxyCommand.
+func (l *live) ssh(t *testing.T) {
+	t.Helper()
+	here, there := connected(t)
+	std := Std{In: there, Out: there, Err: t.Output(), Environ: func(name string) string { return l.environ[name] }}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Command(t.Context(), []string{"--url", l.environ["URL"], "sandbox", "ssh-proxy", "web.wrenn"}, std)
+	}()
+	conn, channels, requests, err := ssh.NewClientConn(here, "web.wrenn", &ssh.ClientConfig{User: "root", HostKeyCallback: ssh.InsecureIgnoreHostKey()})
+	testkit.Must(t, err)
+	c := ssh.NewClient(conn, channels, requests)
+	run := func(line, stdin string, pty bool) (string, error) {
+		session, err := c.NewSession()
+		testkit.Must(t, err)
+		defer session.Close()
+		testkit.Must(t, session.Setenv("LANG", "C.UTF-8"))
+		if session.Setenv("LD_PRELOAD", "x") == nil {
+			t.Error("a variable other than the language was taken")
+		}
+		if pty {
+			testkit.Must(t, session.RequestPty("xterm", 30, 100, ssh.TerminalModes{}))
+		}
+		session.Stdin = strings.NewReader(stdin)
+		out, err := session.Output(line)
+		return string(out), err
+	}
+	if out, err := run("cat; echo $LANG; exit 3", "in", false); out != "inC.UTF-8\n" || err == nil || err.Error() != "Process exited with status 3" {
+		t.Errorf("a command: %q, %v", out, err)
+	}
+	if out, err := run("stty size; echo $TERM", "", true); out != "30 100\r\nxterm\r\n" || err != nil {
+		t.Errorf("a terminal: %q, %v", out, err)
+	}
+	for address, want := range map[string]string{"192.0.2.1:80": "only ports of the sandbox itself", "localhost:1": "port 1"} {
+		if conn, err := c.Dial("tcp", address); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a connection to %s: %v, %v", address, conn, err)
+		}
+	}
+	testkit.Must(t, c.Close())
+	if err := <-ended; err != nil {
+		t.Errorf("ssh-proxy: %v", err)
+	}
+}
+
+// connected returns the two ends of a connection.
+func connected(t *testing.T) (here, there net.Conn) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(t.TempDir(), "ssh"))
+	testkit.Must(t, err)
+	defer l.Close()
+	here, err = new(net.Dialer).DialContext(t.Context(), "unix", l.Addr().String())
+	testkit.Must(t, err)
+	there, err = l.Accept()
+	testkit.Must(t, err)
+	return here, there
 }

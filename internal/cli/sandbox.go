@@ -16,22 +16,24 @@ import (
 )
 
 type sandboxCommands struct {
-	Create  createCommand  `cmd:"" help:"Create a sandbox and print its id."`
-	List    listCommand    `cmd:"" aliases:"ls" help:"List sandboxes, newest first. Those that have ended are listed only with --all or --state."`
-	Get     getCommand     `cmd:"" help:"Show a sandbox."`
-	Exec    execCommand    `cmd:"" help:"Run a command in a sandbox, with its input, output and exit code here."`
-	Shell   shellCommand   `cmd:"" help:"Open a shell in a sandbox."`
-	Kill    killCommand    `cmd:"" aliases:"rm" help:"Destroy sandboxes."`
-	Pause   pauseCommand   `cmd:"" help:"Save sandboxes with their running programs to the disk and free their memory."`
-	Resume  resumeCommand  `cmd:"" help:"Continue paused sandboxes where they stopped."`
-	Fork    forkCommand    `cmd:"" help:"Make running copies of a sandbox and print their ids."`
-	Wait    waitCommand    `cmd:"" help:"Wait until a sandbox runs, is paused, or has ended."`
-	Timeout timeoutCommand `cmd:"" help:"Set the time without use after which a sandbox ends."`
-	Network networkCommand `cmd:"" help:"Show or set what a sandbox may reach, what it reached, and why."`
-	Stats   statsCommand   `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
-	Logs    logsCommand    `cmd:"" help:"Print a sandbox's console, or the output of a program that exec -d started."`
-	Cp      copyCommand    `cmd:"" help:"Copy files into, out of or between sandboxes."`
-	Port    portCommand    `cmd:"" help:"Print the URL of a web server in a sandbox."`
+	Create   createCommand   `cmd:"" help:"Create a sandbox and print its id."`
+	List     listCommand     `cmd:"" aliases:"ls" help:"List sandboxes, newest first. Those that have ended are listed only with --all or --state."`
+	Get      getCommand      `cmd:"" help:"Show a sandbox."`
+	Exec     execCommand     `cmd:"" help:"Run a command in a sandbox, with its input, output and exit code here."`
+	Shell    shellCommand    `cmd:"" help:"Open a shell in a sandbox."`
+	Kill     killCommand     `cmd:"" aliases:"rm" help:"Destroy sandboxes."`
+	Pause    pauseCommand    `cmd:"" help:"Save sandboxes with their running programs to the disk and free their memory."`
+	Resume   resumeCommand   `cmd:"" help:"Continue paused sandboxes where they stopped."`
+	Fork     forkCommand     `cmd:"" help:"Make running copies of a sandbox and print their ids."`
+	SSH      sshCommand      `cmd:"" name:"ssh" help:"Open an SSH session in a sandbox, by this machine's ssh; the sandbox needs no SSH server."`
+	SSHProxy sshProxyCommand `cmd:"" name:"ssh-proxy" hidden:""`
+	Wait     waitCommand     `cmd:"" help:"Wait until a sandbox runs, is paused, or has ended."`
+	Timeout  timeoutCommand  `cmd:"" help:"Set the time without use after which a sandbox ends."`
+	Network  networkCommand  `cmd:"" help:"Show or set what a sandbox may reach, what it reached, and why."`
+	Stats    statsCommand    `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
+	Logs     logsCommand     `cmd:"" help:"Print a sandbox's console, or the output of a program that exec -d started."`
+	Cp       copyCommand     `cmd:"" help:"Copy files into, out of or between sandboxes."`
+	Port     portCommand     `cmd:"" help:"Print the URL of a web server in a sandbox."`
 }
 
 // never is the text for client.Never.

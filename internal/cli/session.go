@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -26,8 +27,15 @@ type session struct {
 	given []string // that the command line has, by their ids
 }
 
-// settings is the configuration file.
+// settings is the configuration file: the server in use, and those that login kept.
 type settings struct {
+	URL      string          `toml:"url"`
+	Key      string          `toml:"key"`
+	Contexts map[string]kept `toml:"contexts,omitempty"`
+}
+
+// kept is a server and the key for it.
+type kept struct {
 	URL string `toml:"url"`
 	Key string `toml:"key"`
 }
@@ -84,14 +92,14 @@ func (s *session) save(c settings) (string, error) {
 		return "", fmt.Errorf("write the configuration: %w", err)
 	}
 	if s.line.Config == "" && os.Geteuid() == 0 && s.Environ("SUDO_UID") != "" {
-		return path, lendToCaller(s.Environ("SUDO_UID"), text)
+		return path, lendToCaller(s.Environ("SUDO_UID"), c)
 	}
 	return path, nil
 }
 
-// lendToCaller writes the configuration for the user who called sudo, so that the
-// other commands work without sudo.
-func lendToCaller(uid string, text []byte) error {
+// lendToCaller writes the server in use to the configuration of the user who called
+// sudo, so that the other commands work without sudo.
+func lendToCaller(uid string, c settings) error {
 	caller, err := user.LookupId(uid)
 	if err != nil {
 		return fmt.Errorf("find the user who called sudo: %w", err)
@@ -104,15 +112,16 @@ func lendToCaller(uid string, text []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := lend(caller.HomeDir, owner, group, text); err != nil {
+	if err := lend(caller.HomeDir, owner, group, c); err != nil {
 		return fmt.Errorf("write the configuration of %s: %w", caller.Username, err)
 	}
 	return nil
 }
 
-// lend writes the configuration below home and gives it to owner. The owner may
-// have put links there: nothing outside of home is written.
-func lend(home string, owner, group int, text []byte) error {
+// lend writes the server in use to the configuration below home, which keeps its
+// contexts, and gives it to owner. The owner may have put links there: nothing
+// outside of home is read or written.
+func lend(home string, owner, group int, c settings) error {
 	root, err := os.OpenRoot(home)
 	if err != nil {
 		return err
@@ -129,6 +138,10 @@ func lend(home string, owner, group int, text []byte) error {
 	}
 	const final = ".config/wrenn/config.toml"
 	staged := final + ".new"
+	text, err := toml.Marshal(settings{URL: c.URL, Key: c.Key, Contexts: contextsIn(root, final, kept{c.URL, c.Key})})
+	if err != nil {
+		return err
+	}
 	if err := root.Remove(staged); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -141,6 +154,28 @@ func lend(home string, owner, group int, text []byte) error {
 		return errors.Join(err, root.Remove(staged))
 	}
 	return root.Rename(staged, final)
+}
+
+// maxConfig bounds the configuration of another user that is read.
+const maxConfig = 1 << 20
+
+// contextsIn returns the contexts of a configuration, with that of this machine's
+// server; none if it cannot be read.
+func contextsIn(root *os.Root, name string, here kept) map[string]kept {
+	f, err := root.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	var old settings
+	if text, err := io.ReadAll(io.LimitReader(f, maxConfig)); err != nil || toml.Unmarshal(text, &old) != nil {
+		return nil
+	}
+	return withLocal(old.Contexts, here)
 }
 
 // defaultURL is where "wrenn up" listens by default.
@@ -167,6 +202,16 @@ func (s *session) server() (url, key string, err error) {
 	file, err := s.settings()
 	if err != nil {
 		return "", "", err
+	}
+	if name := s.line.ContextName; name != "" {
+		chosen, ok := file.Contexts[name]
+		if !ok {
+			return "", "", noContext(name)
+		}
+		file.URL, file.Key = chosen.URL, chosen.Key
+		if s.line.URL == "" || sameServer(s.line.URL, chosen.URL) {
+			return chosen.URL, chosen.Key, nil
+		}
 	}
 	e2bURL := s.Environ("E2B_API_URL")
 	configured := cmp.Or(s.line.URL, file.URL, e2bURL)

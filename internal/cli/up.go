@@ -158,7 +158,7 @@ func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error 
 	if err != nil {
 		return fmt.Errorf("make an API key: %w", err)
 	}
-	path, err := s.save(settings{URL: r.URL, Key: key})
+	path, err := s.save(settings{URL: r.URL, Key: key, Contexts: withLocal(old.Contexts, kept{r.URL, key})})
 	if err != nil {
 		return err
 	}
