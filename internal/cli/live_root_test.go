@@ -209,7 +209,7 @@ func (l *live) ssh(t *testing.T) {
 	if out, err := run("stty size; echo $TERM", "", true); out != "30 100\r\nxterm\r\n" || err != nil {
 		t.Errorf("a terminal: %q, %v", out, err)
 	}
-	for address, want := range map[string]string{"192.0.2.1:80": "only ports of the sandbox itself", "localhost:1": "port 1"} {
+	for address, want := range map[string]string{"192.0.2.1:80": "only ports of the sandbox itself", "localhost:1": "no program in the sandbox listens on it"} {
 		if conn, err := c.Dial("tcp", address); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("a connection to %s: %v, %v", address, conn, err)
 		}
