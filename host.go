@@ -14,6 +14,37 @@ func ParseHostID(s string) (HostID, error) {
 	return HostID(s), nil
 }
 
+// NewHostID returns a fresh random id (about 103 bits).
+func NewHostID() HostID { return HostID(newID("h")) }
+
+const maxLabels, maxLabelText = 32, 63
+
+// CheckLabels returns an Invalid error unless labels can be those of a host.
+func CheckLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return Errorf(Invalid, "%d labels are more than %d", len(labels), maxLabels)
+	}
+	for name, value := range labels {
+		if name == "" || !isLabelText(name) || !isLabelText(value) {
+			return Errorf(Invalid, "label %.70q=%.70q: use names and values of up to %d of a-z, A-Z, 0-9, '.', '_', '/' and '-'", name, value, maxLabelText)
+		}
+	}
+	return nil
+}
+
+// CheckZone returns an Invalid error unless zone can be that of a host; "" is none.
+func CheckZone(zone string) error {
+	if !isLabelText(zone) {
+		return Errorf(Invalid, "zone %.70q: use up to %d of a-z, A-Z, 0-9, '.', '_', '/' and '-'", zone, maxLabelText)
+	}
+	return nil
+}
+
+func isLabelText(s string) bool {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-"
+	return len(s) <= maxLabelText && strings.Trim(s, allowed) == "" // what is not allowed stops Trim
+}
+
 // HostInfo describes a host, as its agent reports it.
 type HostInfo struct {
 	Version  string
@@ -102,6 +133,11 @@ type HostRecord struct {
 	Info      HostInfo
 	CreatedAt time.Time
 	SeenAt    time.Time // when it last answered; zero if it never did
+
+	// Serials are of the certificates that a host that joined may use, in hexadecimal
+	// digits: the newest, and the one before or "". CertificateUntil is the newest's end.
+	Serials          [2]string
+	CertificateUntil time.Time
 }
 
 // UnknownSandbox is a sandbox on a host that no row explains, or that the host

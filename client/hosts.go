@@ -22,6 +22,41 @@ type Host struct {
 	Capacity   HostCapacity      `json:"capacity"`
 	CreatedAt  time.Time         `json:"created_at"`
 	LastSeenAt time.Time         `json:"last_seen_at,omitzero"` // zero when it never answered
+
+	CertificateUntil time.Time `json:"certificate_until,omitzero"` // zero for a host of a configuration
+}
+
+// HostToken is a token with which one host joins, once.
+type HostToken struct {
+	Token     string    `json:"token"`
+	Host      string    `json:"host"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// CreateHostToken says which host a token is for. Zero values are the defaults: a made-up
+// id, and an hour.
+type CreateHostToken struct {
+	Host   string // that of a host that joined lets it join again
+	Name   string // for people
+	Zone   string
+	Labels map[string]string
+	TTL    time.Duration // whole seconds
+}
+
+// CreateHostToken makes a token for `host-agent join`.
+func (c *Client) CreateHostToken(ctx context.Context, want CreateHostToken) (*HostToken, error) {
+	body := struct {
+		Host   string            `json:"host,omitempty"`
+		Name   string            `json:"name,omitempty"`
+		Zone   string            `json:"zone,omitempty"`
+		Labels map[string]string `json:"labels,omitempty"`
+		TTL    int64             `json:"ttl_sec,omitempty"`
+	}{want.Host, want.Name, want.Zone, want.Labels, int64(want.TTL / time.Second)}
+	out := &HostToken{}
+	if err := c.call(ctx, request{method: http.MethodPost, path: "/v1/host-tokens", body: body}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // HostCapacity is a host's limits, each 0 for none, and what is used of them.

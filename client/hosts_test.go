@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -38,6 +39,28 @@ func (f *fake) CordonHost(_ context.Context, _ service.Caller, id wrenn.HostID) 
 
 func (f *fake) UncordonHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
 	return f.host(id, wrenn.HostActive)
+}
+
+func (f *fake) CreateHostToken(_ context.Context, _ service.Caller, want service.NewHostToken) (*service.HostToken, error) {
+	if want.Zone != "a" || want.Labels["gpu"] != "none" || want.TTL != time.Minute {
+		return nil, wrenn.Errorf(wrenn.Invalid, "got %+v", want)
+	}
+	return &service.HostToken{Token: "t", Host: want.Host, ExpiresAt: made}, nil
+}
+
+func (f *fake) JoinHost(context.Context, service.JoinHost) (*service.HostCertificate, error) {
+	panic("hosts do not use the SDK")
+}
+
+func (f *fake) RenewHost(context.Context, service.RenewHost) (*service.HostCertificate, error) {
+	panic("hosts do not use the SDK")
+}
+
+func TestHostToken(t *testing.T) {
+	got, err := serve(t, &fake{}).CreateHostToken(t.Context(), client.CreateHostToken{Host: "h2", Zone: "a", Labels: map[string]string{"gpu": "none"}, TTL: time.Minute})
+	if diff := cmp.Diff(&client.HostToken{Token: "t", Host: "h2", ExpiresAt: made}, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
 }
 
 func TestHosts(t *testing.T) {

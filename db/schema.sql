@@ -4,8 +4,8 @@ CREATE FUNCTION public.notify_hosts() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF TG_OP = 'INSERT' OR (OLD.url, OLD.name, OLD.zone, OLD.labels, OLD.status, OLD.joined_at)
-        IS DISTINCT FROM (NEW.url, NEW.name, NEW.zone, NEW.labels, NEW.status, NEW.joined_at) THEN
+    IF TG_OP = 'INSERT' OR (OLD.url, OLD.name, OLD.zone, OLD.labels, OLD.status, OLD.joined_at, OLD.serial, OLD.previous_serial)
+        IS DISTINCT FROM (NEW.url, NEW.name, NEW.zone, NEW.labels, NEW.status, NEW.joined_at, NEW.serial, NEW.previous_serial) THEN
         PERFORM pg_notify('hosts', NEW.id);
     END IF;
     RETURN NULL;
@@ -96,6 +96,17 @@ ALTER TABLE public.audit_entries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTIT
     CACHE 1
 );
 
+CREATE TABLE public.host_tokens (
+    hash bytea NOT NULL,
+    host_id text NOT NULL,
+    name text NOT NULL,
+    zone text NOT NULL,
+    labels jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    used_at timestamp with time zone
+);
+
 CREATE TABLE public.hosts (
     id text NOT NULL,
     url text NOT NULL,
@@ -117,6 +128,9 @@ CREATE TABLE public.hosts (
     disks_mb_used bigint DEFAULT 0 NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     joined_at timestamp with time zone,
+    serial text DEFAULT ''::text NOT NULL,
+    previous_serial text DEFAULT ''::text NOT NULL,
+    certificate_until timestamp with time zone,
     CONSTRAINT hosts_status CHECK ((status = ANY (ARRAY['active'::text, 'cordoned'::text, 'draining'::text, 'removed'::text, 'lost'::text])))
 );
 
@@ -346,6 +360,9 @@ ALTER TABLE ONLY public.api_keys
 ALTER TABLE ONLY public.audit_entries
     ADD CONSTRAINT audit_entries_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.host_tokens
+    ADD CONSTRAINT host_tokens_pkey PRIMARY KEY (hash);
+
 ALTER TABLE ONLY public.hosts
     ADD CONSTRAINT hosts_pkey PRIMARY KEY (id);
 
@@ -405,6 +422,8 @@ CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at D
 CREATE INDEX audit_entries_at ON public.audit_entries USING btree (at);
 
 CREATE INDEX audit_entries_team ON public.audit_entries USING btree (team_id, id DESC);
+
+CREATE INDEX host_tokens_expires ON public.host_tokens USING btree (expires_at);
 
 CREATE INDEX repeatable_creates_age ON public.repeatable_creates USING btree (created_at);
 

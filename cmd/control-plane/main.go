@@ -24,11 +24,12 @@ type commandLine struct {
 	Config      string `type:"path" placeholder:"FILE" help:"The configuration, a TOML file; default: built-in defaults."`
 	CheckConfig bool   `help:"Print the effective configuration without secrets, or its errors, and exit."`
 
-	Serve   serveCommand   `cmd:"" default:"1" help:"Serve the API; the default."`
-	Migrate migrateCommand `cmd:"" help:"Migrate the database's schema to the version of this program."`
-	Key     keyCommand     `cmd:"" help:"Print a new API key of a team, which is created if it does not exist."`
-	Hosts   hostsCommand   `cmd:"" help:"Print the hosts, and the sandboxes on them that the database does not know."`
-	Move    moveCommand    `cmd:"" help:"Assign a paused sandbox to the host to which its files were copied."`
+	Serve     serveCommand     `cmd:"" default:"1" help:"Serve the API; the default."`
+	Migrate   migrateCommand   `cmd:"" help:"Migrate the database's schema to the version of this program."`
+	Key       keyCommand       `cmd:"" help:"Print a new API key of a team, which is created if it does not exist."`
+	Hosts     hostsCommand     `cmd:"" help:"Print the hosts, and the sandboxes on them that the database does not know."`
+	Authority authorityCommand `cmd:"" help:"Make the file of the authority that signs the certificates of hosts that join."`
+	Move      moveCommand      `cmd:"" help:"Assign a paused sandbox to the host to which its files were copied."`
 }
 
 // environment is what the process gives a command.

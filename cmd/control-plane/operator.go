@@ -11,6 +11,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane"
+	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -49,6 +50,23 @@ func (c *keyCommand) scopes() wrenn.Scopes {
 		return wrenn.OperatorScopes
 	}
 	return wrenn.AllScopes
+}
+
+type authorityCommand struct {
+	File string `arg:"" type:"path" help:"The file to make, for [fleet] authority of every control plane. One that exists stays as it is."`
+}
+
+// Run makes the file, which has a key.
+func (c *authorityCommand) Run(env environment) error {
+	if err := authority.Create(c.File); err != nil {
+		return err
+	}
+	made, err := authority.Load(c.File)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(env.out, "authority %s is in %s: copy the file to every control plane, and keep it secret\n", made.Fingerprint(), c.File)
+	return err
 }
 
 type moveCommand struct {

@@ -2,19 +2,23 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
 	configfile "wrenn/internal/config"
 	"wrenn/internal/host"
+	"wrenn/internal/host/member"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/server"
 	"wrenn/internal/host/template"
@@ -129,6 +133,9 @@ func readConfig(path, state string) (config, error) {
 // Complete implements configfile.Configuration.
 func (c *config) Complete(func(string) string) error {
 	c.Run = cmp.Or(c.Run, "/run/wrenn")
+	if err := c.completeByMembership(); err != nil {
+		return err
+	}
 	c.Listen = cmp.Or(c.Listen, "unix:"+filepath.Join(c.Run, "agent.sock"))
 	c.Metrics = cmp.Or(c.Metrics, "127.0.0.1:49981")
 	c.TLS.ClientName = cmp.Or(c.TLS.ClientName, "control-plane")
@@ -162,6 +169,34 @@ func (c *config) Complete(func(string) string) error {
 	}
 	c.Network.Max = cmp.Or(c.Network.Max, c.Network.defaultSlots(c.Limits.MemoryMB))
 	return nil
+}
+
+// completeByMembership has an agent whose host joined a fleet listen as that needs,
+// unless the file says otherwise.
+func (c *config) completeByMembership() error {
+	m, err := member.Open(c.State)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("membership of a fleet: %w", err)
+	}
+	c.Listen = cmp.Or(c.Listen, m.Listen())
+	if c.TLS.Certificate == "" && c.TLS.Key == "" && c.TLS.ClientCA == "" && !strings.HasPrefix(c.Listen, "unix:") {
+		files := m.Files()
+		c.TLS.Certificate, c.TLS.Key, c.TLS.ClientCA = files.Certificate, files.Key, files.CA
+	}
+	return nil
+}
+
+// member returns the membership of a fleet whose certificate the agent uses; nil if it
+// uses other files, or none.
+func (c *config) member() (*member.Member, error) {
+	m, err := member.Open(c.State)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && c.TLS.Certificate != m.Files().Certificate {
+		return nil, nil //nolint:nilnil // none is no error
+	}
+	return m, err
 }
 
 // memoryForMachines returns the default of limits.memory_mb on a machine that has total:

@@ -25,6 +25,7 @@ func main() { run.Main(start) }
 type commandLine struct {
 	State string `default:"/var/lib/wrenn" type:"path" help:"Directory for images, disks, snapshots and journals."`
 
+	Join  joinCommand   `cmd:"" help:"Make this machine a host of a fleet, with a token that wrenn host token prints."`
 	Serve serveCommand  `cmd:"" help:"Run sandboxes for a control plane."`
 	Image imageCommands `cmd:"" help:"Make guest images."`
 }

@@ -147,10 +147,17 @@ func (a *agent) warm(ctx context.Context, h *host.Host) {
 
 // serve returns when ctx has ended and every part has, or when one failed.
 func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error {
+	joined, err := a.cfg.member()
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	a.serving.Store(h.Manager)
 	context.AfterFunc(ctx, func() { a.serving.Store(nil) })
 	g.Go(func() error { return h.Run(ctx) })
+	if joined != nil {
+		g.Go(func() error { return joined.KeepRenewed(ctx, a.log) })
+	}
 	g.Go(func() error {
 		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: buildinfo.Read().Short(), Log: a.log, Memory: a.memory}, rpc)
 	})

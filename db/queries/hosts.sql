@@ -26,6 +26,37 @@ SELECT * FROM hosts WHERE id = @id;
 -- name: Hosts :many
 SELECT * FROM hosts ORDER BY id;
 
+-- name: AddHostToken :one
+INSERT INTO host_tokens (hash, host_id, name, zone, labels, expires_at)
+VALUES (@hash, @host_id, @name, @zone, @labels, clock_timestamp() + make_interval(secs => @seconds::float8))
+RETURNING expires_at;
+
+-- name: DropHostTokens :exec
+-- Those of more than a week ago: until then a host is told why its token is refused.
+DELETE FROM host_tokens WHERE expires_at < clock_timestamp() - interval '7 days';
+
+-- name: UseHostToken :one
+UPDATE host_tokens SET used_at = clock_timestamp()
+WHERE hash = @hash AND used_at IS NULL AND expires_at > clock_timestamp() RETURNING *;
+
+-- name: FindHostToken :one
+SELECT * FROM host_tokens WHERE hash = @hash;
+
+-- name: JoinHost :one
+-- Earlier certificates of the host end.
+INSERT INTO hosts (id, url, name, zone, labels, joined_at, serial, certificate_until)
+VALUES (@id, @url, @name, @zone, @labels, clock_timestamp(), @serial, @certificate_until)
+ON CONFLICT (id) DO UPDATE SET
+    url = excluded.url, name = excluded.name, zone = excluded.zone, labels = excluded.labels,
+    joined_at = coalesce(hosts.joined_at, excluded.joined_at),
+    serial = excluded.serial, previous_serial = '', certificate_until = excluded.certificate_until,
+    status = CASE WHEN hosts.status IN ('removed', 'lost') THEN 'active' ELSE hosts.status END
+RETURNING *;
+
+-- name: RenewHost :execrows
+UPDATE hosts SET url = @url, serial = @serial, previous_serial = @presented, certificate_until = @certificate_until
+WHERE id = @id AND joined_at IS NOT NULL AND status NOT IN ('removed', 'lost') AND @presented::text IN (serial, previous_serial);
+
 -- name: UnknownSandboxes :many
 SELECT * FROM unknown_sandboxes ORDER BY host_id, sandbox_id;
 

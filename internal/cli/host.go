@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"wrenn/client"
 )
@@ -17,6 +18,7 @@ type hostCommands struct {
 	Get      hostGetCommand      `cmd:"" help:"Print a host."`
 	Cordon   hostCordonCommand   `cmd:"" help:"Place no new sandboxes on hosts; those that they have stay."`
 	Uncordon hostUncordonCommand `cmd:"" help:"Place sandboxes on hosts again."`
+	Token    hostTokenCommand    `cmd:"" help:"Print a token with which one machine becomes a host, once."`
 }
 
 type hostListCommand struct{}
@@ -78,6 +80,7 @@ func printHost(w io.Writer, h *client.Host) {
 		{"from", from},
 		{"answers", yesNo(h.Reachable)},
 		{"seen", seen(h)},
+		{"certificate until", until(h.CertificateUntil)},
 		{"driver", orDash(h.Driver)},
 		{"version", orDash(h.Version)},
 		{"sandboxes", ofLimit(int64(c.SandboxesUsed), int64(c.Sandboxes))},
@@ -105,6 +108,32 @@ func (c *hostUncordonCommand) Run(ctx context.Context, s *session) error {
 	return s.eachHost(ctx, "uncordoning", c.IDs, (*client.Client).UncordonHost)
 }
 
+type hostTokenCommand struct {
+	ID    string            `name:"id" placeholder:"ID" help:"The id of the host, which never changes: 1 to 63 of a-z, 0-9 and -. That of a host that joined lets it join again. Default: a made-up one."`
+	Name  string            `help:"A name for people; default: the machine's."`
+	Zone  string            `help:"Hosts of one zone may fail together."`
+	Label map[string]string `placeholder:"KEY=VALUE" help:"What the host offers; may be repeated."`
+	TTL   span              `name:"ttl" default:"1h" help:"For how long the token can be used." placeholder:"DURATION"`
+}
+
+// Run prints the token alone, for scripts.
+func (c *hostTokenCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	made, err := api.CreateHostToken(ctx, client.CreateHostToken{Host: c.ID, Name: c.Name, Zone: c.Zone, Labels: c.Label, TTL: c.TTL.Duration})
+	if err != nil {
+		return err
+	}
+	return s.print(made, func(w io.Writer) {
+		fmt.Fprintln(w, made.Token)
+		if terminal(s.Out) != nil {
+			fmt.Fprintln(s.Err, s.paint(s.Err, faint, "On the new host: host-agent join URL TOKEN. It is not shown again."))
+		}
+	})
+}
+
 // eachHost changes hosts one by one.
 func (s *session) eachHost(ctx context.Context, doing string, ids []string, change func(*client.Client, context.Context, string) (*client.Host, error)) error {
 	api, err := s.client()
@@ -122,6 +151,13 @@ func seen(h *client.Host) string {
 		return "never"
 	}
 	return age(h.LastSeenAt) + " ago"
+}
+
+func until(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format(time.DateTime)
 }
 
 // ofLimit formats a use and its limit; 0 is no limit.

@@ -17,6 +17,7 @@ import (
 	"wrenn/internal/acme"
 	"wrenn/internal/certs"
 	"wrenn/internal/config"
+	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -41,6 +42,7 @@ type Config struct {
 	Database Database    `toml:"database"`
 	Hosts    []Host      `toml:"host"`
 	Secrets  Secrets     `toml:"secrets"`
+	Fleet    Fleet       `toml:"fleet"`
 	Limits   Limits      `toml:"limits"`
 }
 
@@ -110,6 +112,20 @@ type Limits struct {
 type Secrets struct {
 	// KeyFiles are as age-keygen writes them. The first key encrypts, all decrypt.
 	KeyFiles []string `toml:"key_files"`
+}
+
+// Fleet is what hosts join.
+type Fleet struct {
+	// Authority is the file that the command authority makes, the same for all control planes; "": no host can join.
+	Authority string `toml:"authority"`
+}
+
+// open loads the authority; nil if it is not set.
+func (f Fleet) open() (*authority.Authority, error) {
+	if f.Authority == "" {
+		return nil, nil //nolint:nilnil // not set is no error
+	}
+	return authority.Load(f.Authority)
 }
 
 // Duration is written as time.ParseDuration reads it.
@@ -202,6 +218,9 @@ func (c *Config) Check(problems *config.Problems) {
 		problems.Addf("memory_limit_mb: must not be below 0")
 	}
 	if _, err := c.hosts(discard); err != nil {
+		problems.Add(err)
+	}
+	if _, err := c.Fleet.open(); err != nil {
 		problems.Add(err)
 	}
 }

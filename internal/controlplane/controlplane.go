@@ -136,11 +136,15 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	if err != nil {
 		return nil, nil, err
 	}
+	signs, err := cfg.Fleet.open()
+	if err != nil {
+		return nil, nil, err
+	}
 	store, err := postgres.Open(ctx, postgres.Config{URL: cfg.Database.URL, MaxConns: cfg.Database.MaxConnections})
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Vault: keys, Limits: service.Limits{
+	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Vault: keys, Authority: signs, Limits: service.Limits{
 		Limits: postgres.Limits{
 			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
 			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB, Secrets: cfg.Limits.Secrets,

@@ -19,10 +19,13 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"wrenn"
 	"wrenn/client"
 	"wrenn/internal/budget"
+	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/controlplane/vault"
+	"wrenn/internal/host/member"
 	"wrenn/internal/host/server"
 	"wrenn/internal/host/server/agenttest"
 	"wrenn/internal/host/template"
@@ -67,6 +70,8 @@ func newSystem(t *testing.T) *system {
 	cfg.Hosts = []Host{{ID: "h1", URL: agent.URL()}}
 	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
 	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
+	cfg.Fleet.Authority = filepath.Join(t.TempDir(), "fleet.pem")
+	testkit.Must(t, authority.Create(cfg.Fleet.Authority))
 	s.key = makeKey(t, cfg, log)
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended, ready := make(chan error, 1), make(chan Addresses, 1)
@@ -97,7 +102,7 @@ func makeKey(t *testing.T, cfg Config, log *slog.Logger) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, secret, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
+	_, secret, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key", Scopes: wrenn.OperatorScopes})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +130,13 @@ func TestNoLogHasASecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	secrets = append(secrets, made)
+	token, err := c.CreateHostToken(t.Context(), client.CreateHostToken{})
+	testkit.Must(t, err)
+	secrets = append(secrets, strings.Split(token.Token, ".")[2])
+	_, err = member.Join{StateDir: t.TempDir(), ControlPlane: s.url, Token: token.Token}.Do(t.Context())
+	testkit.Must(t, err)
+	_, err = member.Join{StateDir: t.TempDir(), ControlPlane: s.url, Token: token.Token}.Do(t.Context())
+	testkit.WantCode(t, err, wrenn.Unauthenticated)
 	s.build(t, c)
 	s.refused(t, box)
 	s.store(t, c)

@@ -90,6 +90,23 @@ func (a *Authority) Renew(tb testing.TB, files certs.Files, want Want) {
 	write(tb, files.Certificate, "CERTIFICATE", cert.Raw)
 }
 
+// Sign returns the certificate, in PEM, of a server that asks for it by a certificate
+// signing request in PEM.
+func (a *Authority) Sign(tb testing.TB, request []byte) string {
+	tb.Helper()
+	block, _ := pem.Decode(request)
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	testkit.Must(tb, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: csr.Subject, DNSNames: csr.DNSNames,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, a.cert, csr.PublicKey, a.key)
+	testkit.Must(tb, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}))
+}
+
 func newKey(tb testing.TB) *ecdsa.PrivateKey {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -21,6 +21,7 @@ import (
 	"wrenn/internal/acme"
 	"wrenn/internal/certs"
 	"wrenn/internal/controlplane"
+	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/controlplane/vault"
 	"wrenn/internal/pgserver"
@@ -305,11 +306,13 @@ func (m *machine) startAgent(ctx context.Context) error {
 	return a.ready(ctx)
 }
 
-// makeKey makes the key of the secrets in the database, beside it, unless there is one.
+// makeKey makes the key of the secrets in the database, beside it, and the authority of
+// hosts that join, unless they exist.
 func (m *machine) makeKey(context.Context) error {
 	path := filepath.Join(m.cfg.StateDir, "secrets.key")
 	m.cp.Secrets.KeyFiles = []string{path}
-	return vault.Create(path)
+	m.cp.Fleet.Authority = filepath.Join(m.cfg.StateDir, "fleet.pem")
+	return errors.Join(vault.Create(path), authority.Create(m.cp.Fleet.Authority))
 }
 
 // startControlPlane returns when the API accepts requests.

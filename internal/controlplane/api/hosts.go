@@ -2,10 +2,13 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
+	"time"
 
 	"wrenn"
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/hostjoin"
 )
 
 func (h *handlers) ListHosts(ctx context.Context, _ oapi.ListHostsRequestObject) (oapi.ListHostsResponseObject, error) {
@@ -53,6 +56,49 @@ func (h *handlers) oneHost(ctx context.Context, text string, do func(context.Con
 	return host(found), nil
 }
 
+func (h *handlers) CreateHostToken(ctx context.Context, req oapi.CreateHostTokenRequestObject) (oapi.CreateHostTokenResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	made, err := h.s.service.CreateHostToken(ctx, callerOf(ctx), service.NewHostToken{
+		Host: wrenn.HostID(value(req.Body.Host)), Name: value(req.Body.Name), Zone: value(req.Body.Zone), Labels: value(req.Body.Labels),
+		TTL: time.Duration(value(req.Body.TTLSec)) * time.Second,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return oapi.CreateHostToken201JSONResponse{Body: oapi.HostToken{Token: made.Token, Host: string(made.Host), ExpiresAt: made.ExpiresAt}}, nil
+}
+
+func (h *handlers) JoinHost(ctx context.Context, req oapi.JoinHostRequestObject) (oapi.JoinHostResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	got, err := h.s.service.JoinHost(ctx, service.JoinHost{Token: req.Body.Token, CSR: req.Body.Csr, URL: req.Body.URL, Name: value(req.Body.Name)})
+	if err != nil {
+		return nil, err
+	}
+	return oapi.JoinHost200JSONResponse{Body: hostCertificate(got)}, nil
+}
+
+func (h *handlers) RenewHost(ctx context.Context, req oapi.RenewHostRequestObject) (oapi.RenewHostResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	proof, err := base64.StdEncoding.DecodeString(req.Body.Signature)
+	if err != nil {
+		return nil, wrenn.Errorf(wrenn.Invalid, "signature is not in base64")
+	}
+	got, err := h.s.service.RenewHost(ctx, service.RenewHost{
+		Renewal: hostjoin.Renewal{Certificate: req.Body.Certificate, CSR: req.Body.Csr, URL: req.Body.URL}, Proof: proof,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return oapi.RenewHost200JSONResponse{Body: hostCertificate(got)}, nil
+}
+
+func hostCertificate(c *service.HostCertificate) oapi.HostCertificate {
+	return oapi.HostCertificate{Host: string(c.Host), Certificate: string(c.Certificate), Authority: string(c.Authority), CertificateUntil: c.Until.UTC(), Now: c.Now.UTC()}
+}
+
 func host(h *service.HostState) oapi.Host {
 	labels := h.Labels
 	if labels == nil {
@@ -66,6 +112,6 @@ func host(h *service.HostState) oapi.Host {
 			Sandboxes: c.Sandboxes, SandboxesUsed: c.SandboxesUsed, MemoryMb: c.MemoryMiB, MemoryMbUsed: c.MemoryMiBUsed,
 			DiskMb: c.DiskMiB, DiskFreeMb: c.DiskMiBFree, DisksMb: c.DisksMiB, DisksMbUsed: c.DisksMiBUsed,
 		},
-		CreatedAt: h.CreatedAt.UTC(), LastSeenAt: moment(h.SeenAt),
+		CreatedAt: h.CreatedAt.UTC(), LastSeenAt: moment(h.SeenAt), CertificateUntil: moment(h.CertificateUntil),
 	}
 }

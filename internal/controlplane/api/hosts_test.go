@@ -47,6 +47,62 @@ func (s *stub) UncordonHost(_ context.Context, c service.Caller, id wrenn.HostID
 	return s.findHost(c, id, wrenn.HostActive)
 }
 
+func (s *stub) CreateHostToken(_ context.Context, c service.Caller, want service.NewHostToken) (*service.HostToken, error) {
+	_, err := s.find(c, testID)
+	return &service.HostToken{Token: "wrenn-join.h2.x.y", Host: want.Host, ExpiresAt: testTime.Add(want.TTL)}, err
+}
+
+func (s *stub) issue(good bool, url string) (*service.HostCertificate, error) {
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	if !good || url != "https://10.0.0.2:49980" {
+		return nil, wrenn.Errorf(wrenn.Unauthenticated, "not the right one")
+	}
+	return &service.HostCertificate{Host: "h2", Certificate: []byte("C"), Authority: []byte("A"), Until: testTime, Now: testTime}, nil
+}
+
+func (s *stub) JoinHost(_ context.Context, req service.JoinHost) (*service.HostCertificate, error) {
+	return s.issue(req.Token == "t" && req.CSR == "r" && req.Name == "rack 3", req.URL)
+}
+
+func (s *stub) RenewHost(_ context.Context, req service.RenewHost) (*service.HostCertificate, error) {
+	return s.issue(req.Certificate == "c" && req.CSR == "r" && string(req.Proof) == "proof", req.URL)
+}
+
+// joinCalls are those of hosts that join and renew, without a key.
+func joinCalls() map[string][]call {
+	const token, joins, renewals = "/v1/host-tokens", "/v1/host-joins", "/v1/host-renewals"
+	const url = `"url":"https://10.0.0.2:49980"`
+	const issued = `{"host":"h2","certificate":"C","authority":"A","certificate_until":"2026-01-02T15:04:05Z","now":"2026-01-02T15:04:05Z"}`
+	full := &stub{fail: wrenn.Errorf(wrenn.Exhausted, "too many")}
+	return map[string][]call{
+		"createHostToken": append(jsonCalls(token),
+			call{name: "ok", method: "POST", path: token, body: `{"host":"h2","ttl_sec":600}`, status: 201, want: `{"token":"wrenn-join.h2.x.y","host":"h2","expires_at":"2026-01-02T15:14:05Z"}`},
+			call{name: "bad id", method: "POST", path: token, body: `{"host":"H2"}`, status: 400, code: "invalid_request"},
+			call{name: "long life", method: "POST", path: token, body: `{"ttl_sec":1000000}`, status: 400, code: "invalid_request"},
+			call{name: "no authority", service: &stub{fail: wrenn.Errorf(wrenn.FailedPrecondition, "none")}, method: "POST", path: token, body: `{}`, status: 409, code: "invalid_state"},
+			call{name: "not an operator", method: "POST", path: token, body: `{}`, key: readerKey, status: 403, code: "forbidden"},
+			call{name: "no key", method: "POST", path: token, body: `{}`, key: "-", status: 401, code: "unauthorized"},
+		),
+		"joinHost": append(jsonCalls(joins),
+			call{name: "ok", method: "POST", path: joins, key: "-", body: `{"token":"t","csr":"r","name":"rack 3",` + url + `}`, status: 200, want: issued},
+			call{name: "another token", method: "POST", path: joins, key: "-", body: `{"token":"x","csr":"r",` + url + `}`, status: 401, code: "unauthorized"},
+			call{name: "long", method: "POST", path: joins, key: "-", body: `{"token":"` + strings.Repeat("t", 257) + `","csr":"r",` + url + `}`, status: 400, code: "invalid_request"},
+			call{name: "many", service: full, method: "POST", path: joins, key: "-", body: `{"token":"t","csr":"r",` + url + `}`, status: 429, code: "limit_exceeded"},
+		),
+		"renewHost": append(jsonCalls(renewals),
+			call{name: "ok", method: "POST", path: renewals, key: "-", body: `{"certificate":"c","csr":"r","signature":"cHJvb2Y=",` + url + `}`, status: 200, want: issued},
+			call{name: "no base64", method: "POST", path: renewals, key: "-", body: `{"certificate":"c","csr":"r","signature":"!",` + url + `}`, status: 400, code: "invalid_request"},
+			call{name: "another key", method: "POST", path: renewals, key: "-", body: `{"certificate":"c","csr":"r","signature":"cHJvbw==",` + url + `}`, status: 401, code: "unauthorized"},
+			call{
+				name: "removed", service: &stub{fail: wrenn.Errorf(wrenn.PermissionDenied, "removed")}, method: "POST", path: renewals, key: "-",
+				body: `{"certificate":"c","csr":"r","signature":"cHJvb2Y=",` + url + `}`, status: 403, code: "forbidden",
+			},
+		),
+	}
+}
+
 // hostFailures are errors that every operation on a host answers in the same way.
 func hostFailures(method, action string) []call {
 	const path = "/v1/hosts/"

@@ -484,6 +484,7 @@ func operationCalls() map[string][]call {
 	maps.Copy(calls, volumeFileCalls())
 	maps.Copy(calls, secretCalls())
 	maps.Copy(calls, hostCalls())
+	maps.Copy(calls, joinCalls())
 	return calls
 }
 

@@ -178,5 +178,8 @@ func hostRecord(row dbsqlc.Host) wrenn.HostRecord {
 	if row.LastSeenAt != nil {
 		out.SeenAt = row.LastSeenAt.UTC()
 	}
+	if row.CertificateUntil != nil {
+		out.Serials, out.CertificateUntil = [2]string{row.Serial, row.PreviousSerial}, row.CertificateUntil.UTC()
+	}
 	return out
 }

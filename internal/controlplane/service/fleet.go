@@ -3,6 +3,7 @@ package service
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
@@ -38,10 +40,13 @@ type fleet struct {
 	store      *postgres.Store
 	log        *slog.Logger
 	// secrets returns the values that a policy of a team needs; set before run.
-	secrets  func(context.Context, wrenn.TeamID, wrenn.NetworkPolicy) (wrenn.SecretValues, error)
-	changed  func(wrenn.HostID) // called when a host is back or its agent has restarted; set before run
-	read     chan struct{}      // closed when the rows were read once
-	readOnce sync.Once
+	secrets   func(context.Context, wrenn.TeamID, wrenn.NetworkPolicy) (wrenn.SecretValues, error)
+	changed   func(wrenn.HostID)   // called when a host is back or its agent has restarted; set before run
+	authority *authority.Authority // of hosts that joined; may be nil
+	deadlines hostclient.Deadlines
+	wake      wake.Chan     // rows or members have changed
+	read      chan struct{} // closed when the rows were read once
+	readOnce  sync.Once
 
 	mu      sync.RWMutex // guards what follows
 	members map[wrenn.HostID]*member
@@ -53,6 +58,7 @@ type member struct {
 	url    string
 	client *hostclient.Client
 	pinged chan struct{} // closed when the first ping is over
+	once   sync.Once     // closes pinged
 
 	mu       sync.Mutex // guards what follows
 	up       bool
@@ -81,6 +87,7 @@ func (l load) sub(o load) load {
 func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, error) {
 	f := &fleet{
 		configured: map[wrenn.HostID]string{}, every: cfg.PingEvery, store: store, log: log,
+		authority: cfg.Authority, deadlines: cfg.Deadlines, wake: wake.New(),
 		read: make(chan struct{}), members: map[wrenn.HostID]*member{},
 	}
 	for _, h := range cfg.Hosts {
@@ -102,16 +109,15 @@ func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, erro
 
 // run follows the rows of hosts, and pings every host again and again until ctx ends.
 func (f *fleet) run(ctx context.Context) error {
-	changed := wake.New()
 	var g errgroup.Group
-	g.Go(func() error { f.followRows(ctx, changed); return nil })
-	for _, m := range f.all() {
-		g.Go(func() error { f.serve(ctx, m); return nil })
-	}
+	g.Go(func() error { f.followRows(ctx); return nil })
+	served := map[*member]context.CancelFunc{}
 	for {
+		f.serveAll(ctx, &g, served)
 		f.refreshOrLog(ctx)
+		f.serveAll(ctx, &g, served)
 		select {
-		case <-changed:
+		case <-f.wake:
 		case <-time.After(rowsEvery):
 		case <-ctx.Done():
 			return g.Wait()
@@ -119,11 +125,31 @@ func (f *fleet) run(ctx context.Context) error {
 	}
 }
 
-// followRows notifies changed when rows of hosts change. While the database cannot be
-// reached they are read every rowsEvery.
-func (f *fleet) followRows(ctx context.Context, changed wake.Chan) {
+// serveAll begins to serve the members that served does not have, and ends the others.
+func (f *fleet) serveAll(ctx context.Context, g *errgroup.Group, served map[*member]context.CancelFunc) {
+	now := map[*member]bool{}
+	for _, m := range f.all() {
+		now[m] = true
+		if served[m] != nil {
+			continue
+		}
+		serving, stop := context.WithCancel(ctx)
+		served[m] = stop
+		g.Go(func() error { f.serve(serving, m); return nil })
+	}
+	for m, stop := range served {
+		if !now[m] {
+			stop()
+			delete(served, m)
+		}
+	}
+}
+
+// followRows wakes run when rows of hosts change. While the database cannot be reached
+// they are read every rowsEvery.
+func (f *fleet) followRows(ctx context.Context) {
 	for {
-		err := f.store.FollowHosts(ctx, changed.Notify)
+		err := f.store.FollowHosts(ctx, f.wake.Notify)
 		if ctx.Err() != nil {
 			return
 		}
@@ -149,8 +175,8 @@ func (f *fleet) refresh(ctx context.Context) error {
 	missing := maps.Clone(f.configured)
 	for i := range rows {
 		delete(missing, rows[i].ID)
-		if m := f.member(rows[i].ID); m != nil {
-			m.setRow(rows[i])
+		if err := f.follow(rows[i]); err != nil {
+			f.log.LogAttrs(ctx, slog.LevelError, "cannot use a host that joined", slog.String("host", string(rows[i].ID)), slog.Any("err", err))
 		}
 	}
 	f.readOnce.Do(func() { close(f.read) })
@@ -158,6 +184,74 @@ func (f *fleet) refresh(ctx context.Context) error {
 		return nil
 	}
 	return f.store.AddConfiguredHosts(ctx, missing) // which is a change that is read again
+}
+
+// follow makes the member of a row what the row says. A host of the configuration stays
+// as that has it.
+func (f *fleet) follow(row wrenn.HostRecord) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.members[row.ID]
+	if f.configured[row.ID] == "" {
+		used := row.Joined && row.Status != wrenn.HostRemoved && row.Status != wrenn.HostLost
+		if m != nil && (!used || m.url != row.URL || m.revoked(row)) { // its connections end with it
+			delete(f.members, row.ID)
+			m = nil
+			f.wake.Notify()
+		}
+		if used && m == nil {
+			var err error
+			if m, err = f.newMember(row); err != nil {
+				return err
+			}
+			f.members[row.ID] = m
+			f.wake.Notify()
+		}
+	}
+	if m != nil {
+		m.setRow(row)
+	}
+	return nil
+}
+
+// newMember returns the member of a host that joined.
+func (f *fleet) newMember(row wrenn.HostRecord) (*member, error) {
+	if f.authority == nil {
+		return nil, noAuthorityError()
+	}
+	m := &member{id: row.ID, url: row.URL, pinged: make(chan struct{})}
+	select {
+	case <-f.read:
+		m.setPinged() // creates do not wait for a host that joins while others answer
+	default:
+	}
+	allowed := func(serial string) bool {
+		ok := m.mayUse(serial)
+		if !ok {
+			f.wake.Notify() // another replica may have renewed it just now
+		}
+		return ok
+	}
+	var err error
+	m.client, err = hostclient.New(hostclient.Config{
+		ID: row.ID, URL: row.URL, TLS: func() *tls.Config { return f.authority.Client(row.ID, allowed) }, Deadlines: f.deadlines,
+	})
+	return m, err
+}
+
+// mayUse reports whether the host may use the certificate with that serial number.
+func (m *member) mayUse(serial string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return serial != "" && slices.Contains(m.row.Serials[:], serial)
+}
+
+// revoked reports whether the host may use none of the certificates any more that it
+// could use when its row was read last: it joined again.
+func (m *member) revoked(row wrenn.HostRecord) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.row.Serials[0] != "" && !slices.Contains(row.Serials[:], m.row.Serials[0]) && !slices.Contains(m.row.Serials[:], row.Serials[1])
 }
 
 func (m *member) setRow(row wrenn.HostRecord) {
@@ -234,7 +328,7 @@ func (f *fleet) watch(ctx context.Context, m *member) {
 	for first := true; ; first = false {
 		f.ping(ctx, m)
 		if first {
-			close(m.pinged)
+			m.setPinged()
 		}
 		// Scattered, so that a thousand hosts are not pinged at one moment.
 		if !wake.Sleep(ctx, f.every/2+rand.N(f.every)) {
@@ -268,6 +362,9 @@ func (f *fleet) ping(ctx context.Context, m *member) {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot save a host's answer", slog.String("host", string(m.id)), slog.Any("err", err))
 	}
 }
+
+// setPinged lets creates no longer wait for the first ping.
+func (m *member) setPinged() { m.once.Do(func() { close(m.pinged) }) }
 
 // madeSoFar returns the load that the next answer will include.
 func (m *member) madeSoFar() load {
@@ -347,7 +444,7 @@ func (f *fleet) client(id wrenn.HostID) (*hostclient.Client, error) {
 }
 
 func noMemberError(id wrenn.HostID) error {
-	return wrenn.Errorf(wrenn.Unavailable, "the sandbox is on host %s, which is not configured any more: add it to the configuration again", id)
+	return wrenn.Errorf(wrenn.Unavailable, "the sandbox is on host %s, which is not in the configuration and did not join, or was removed: add it again", id)
 }
 
 // waitForPings returns when the rows were read and every host was pinged once, after

@@ -3,12 +3,18 @@ package service
 import (
 	"context"
 
+	"golang.org/x/time/rate"
+
 	"wrenn"
 )
 
 // HostAdmin has the use cases of hosts, for callers with the scope operator: all teams share
 // the hosts.
-type HostAdmin struct{ *core }
+type HostAdmin struct {
+	*core
+
+	joins *rate.Limiter
+}
 
 // HostState is a host as its row and this replica know it.
 type HostState struct {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"wrenn"
+	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
@@ -42,6 +43,8 @@ type Config struct {
 	KeepEnded time.Duration
 	// KeepAudit is how long entries of the audit log are kept; 0 is for good.
 	KeepAudit time.Duration
+	// Authority signs the certificates of hosts that join; without one none can.
+	Authority *authority.Authority
 	// Vault has the keys of secrets; without keys none are kept.
 	Vault *vault.Vault
 }
@@ -133,7 +136,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{c}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit()}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},

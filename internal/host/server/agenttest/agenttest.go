@@ -39,6 +39,8 @@ type Config struct {
 	Memory *budget.Budget
 	// StateDir, if set, is copied: the host begins with it.
 	StateDir string
+	// Listen, if set, is where the agent serves instead of its socket.
+	Listen server.Listen
 }
 
 // Agent is a host and, between Start and Stop, its agent.
@@ -52,6 +54,7 @@ type Agent struct {
 	memory     *budget.Budget
 	network    network.Config
 	socket     string
+	listen     server.Listen
 	stop       func(testing.TB)
 }
 
@@ -60,6 +63,10 @@ func New(t *testing.T, cfg Config) *Agent {
 	t.Helper()
 	h := testhost.New(t, testhost.Config{Slots: cfg.Slots, Hook: cfg.Hook, Log: cfg.Log})
 	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World}
+	a.listen = cfg.Listen
+	if a.listen.Address == "" {
+		a.listen.Address = "unix:" + a.socket
+	}
 	a.cfg = sandbox.Config{
 		StateDir: h.StateDir, RunDir: h.RunDir, ReadyTimeout: time.Minute, Log: h.Log, Adopt: true, Limits: cfg.Limits,
 		Driver: h.Driver, Guest: sandbox.Guest{RootFS: h.Image, Kernel: vm.Kernel{Image: h.Image}},
@@ -72,7 +79,7 @@ func New(t *testing.T, cfg Config) *Agent {
 	return a
 }
 
-// URL is where the agent answers, for hostclient.
+// URL is where the agent answers, for hostclient, unless Config.Listen is set.
 func (a *Agent) URL() string { return "unix://" + a.socket }
 
 // Journal is the path of a sandbox's journal.
@@ -92,7 +99,7 @@ func (a *Agent) Start(tb testing.TB) {
 	a.Manager, err = sandbox.Open(ctx, a.cfg)
 	testkit.Must(tb, err)
 	testkit.Must(tb, pool.Sweep(ctx))
-	l, err := server.Listen{Address: "unix:" + a.socket}.Open(ctx, a.cfg.Log)
+	l, err := a.listen.Open(ctx, a.cfg.Log)
 	testkit.Must(tb, err)
 	manager := a.Manager
 	a.Templates, err = template.New(template.Config{

@@ -589,6 +589,22 @@ type CreateCheckpoint struct {
 	Name *string `json:"name,omitempty"`
 }
 
+// CreateHostToken defines model for CreateHostToken.
+type CreateHostToken struct {
+	// Host The id of the host; made up when absent.
+	Host *string `json:"host,omitempty"`
+
+	// Labels Names have the form of values, and at least one character.
+	Labels *map[string]string `json:"labels,omitempty"`
+
+	// Name For people; what the host calls itself when absent.
+	Name *string `json:"name,omitempty"`
+
+	// TTLSec For how long it can be used.
+	TTLSec *int    `json:"ttl_sec,omitempty"`
+	Zone   *string `json:"zone,omitempty"`
+}
+
 // CreateKey defines model for CreateKey.
 type CreateKey struct {
 	// ExpiresAt When it stops working, in the future; without it never.
@@ -871,8 +887,11 @@ type HeaderRule struct {
 // Host defines model for Host.
 type Host struct {
 	// Capacity Limits, each 0 for none, and what is used of them.
-	Capacity  HostCapacity `json:"capacity"`
-	CreatedAt time.Time    `json:"created_at"`
+	Capacity HostCapacity `json:"capacity"`
+
+	// CertificateUntil The end of its certificate, which it renews; absent for a host of a configuration.
+	CertificateUntil *time.Time `json:"certificate_until,omitempty"`
+	CreatedAt        time.Time  `json:"created_at"`
 
 	// Driver Empty until it has answered once.
 	Driver string `json:"driver"`
@@ -921,9 +940,30 @@ type HostCapacity struct {
 	SandboxesUsed int   `json:"sandboxes_used"`
 }
 
+// HostCertificate defines model for HostCertificate.
+type HostCertificate struct {
+	// Authority The certificate of the fleet's authority, in PEM.
+	Authority string `json:"authority"`
+
+	// Certificate In PEM.
+	Certificate      string    `json:"certificate"`
+	CertificateUntil time.Time `json:"certificate_until"`
+	Host             string    `json:"host"`
+
+	// Now The server's time.
+	Now time.Time `json:"now"`
+}
+
 // HostStatus `cordoned`: gets no new sandboxes. `draining`: likewise, and its sandboxes are moved away. `removed`: was empty, and is not used any
 // more. `lost`: an operator says that it does not come back.
 type HostStatus string
+
+// HostToken defines model for HostToken.
+type HostToken struct {
+	ExpiresAt time.Time `json:"expires_at"`
+	Host      string    `json:"host"`
+	Token     string    `json:"token"`
+}
 
 // Identity defines model for Identity.
 type Identity struct {
@@ -933,6 +973,19 @@ type Identity struct {
 
 	// Team Its name.
 	Team string `json:"team"`
+}
+
+// JoinHost defines model for JoinHost.
+type JoinHost struct {
+	// Csr A certificate signing request, in PEM.
+	Csr string `json:"csr"`
+
+	// Name For people, if the token has none.
+	Name  *string `json:"name,omitempty"`
+	Token string  `json:"token,omitempty"`
+
+	// URL Where the servers reach the host: `https://ADDRESS:PORT`.
+	URL string `json:"url"`
 }
 
 // Key defines model for Key.
@@ -1083,6 +1136,21 @@ type ReadFile struct {
 
 	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
+}
+
+// RenewHost defines model for RenewHost.
+type RenewHost struct {
+	// Certificate The host's certificate, in PEM.
+	Certificate string `json:"certificate"`
+
+	// Csr A certificate signing request for another key, in PEM.
+	Csr string `json:"csr"`
+
+	// Signature In base64: of the other fields, by the key of the certificate.
+	Signature string `json:"signature"`
+
+	// URL Where the servers reach the host now.
+	URL string `json:"url"`
 }
 
 // Sandbox defines model for Sandbox.
@@ -1575,6 +1643,15 @@ type ListVolumeFilesParams struct {
 // PutBuildFilesMultipartRequestBody defines body for PutBuildFiles for multipart/form-data ContentType.
 type PutBuildFilesMultipartRequestBody PutBuildFilesMultipartBody
 
+// JoinHostJSONRequestBody defines body for JoinHost for application/json ContentType.
+type JoinHostJSONRequestBody = JoinHost
+
+// RenewHostJSONRequestBody defines body for RenewHost for application/json ContentType.
+type RenewHostJSONRequestBody = RenewHost
+
+// CreateHostTokenJSONRequestBody defines body for CreateHostToken for application/json ContentType.
+type CreateHostTokenJSONRequestBody = CreateHostToken
+
 // CreateKeyJSONRequestBody defines body for CreateKey for application/json ContentType.
 type CreateKeyJSONRequestBody = CreateKey
 
@@ -1637,6 +1714,15 @@ type ServerInterface interface {
 	// PutBuildFiles Upload the files of a step
 	// (PUT /v1/build-files/{hash})
 	PutBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash)
+	// JoinHost Join as a host
+	// (POST /v1/host-joins)
+	JoinHost(w http.ResponseWriter, r *http.Request)
+	// RenewHost Renew the certificate of a host
+	// (POST /v1/host-renewals)
+	RenewHost(w http.ResponseWriter, r *http.Request)
+	// CreateHostToken Make a token with which a host joins
+	// (POST /v1/host-tokens)
+	CreateHostToken(w http.ResponseWriter, r *http.Request)
 	// ListHosts List hosts
 	// (GET /v1/hosts)
 	ListHosts(w http.ResponseWriter, r *http.Request)
@@ -1826,6 +1912,24 @@ func (_ Unimplemented) FindBuildFiles(w http.ResponseWriter, r *http.Request, ha
 // PutBuildFiles Upload the files of a step
 // (PUT /v1/build-files/{hash})
 func (_ Unimplemented) PutBuildFiles(w http.ResponseWriter, r *http.Request, hash FilesHash) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// JoinHost Join as a host
+// (POST /v1/host-joins)
+func (_ Unimplemented) JoinHost(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RenewHost Renew the certificate of a host
+// (POST /v1/host-renewals)
+func (_ Unimplemented) RenewHost(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// CreateHostToken Make a token with which a host joins
+// (POST /v1/host-tokens)
+func (_ Unimplemented) CreateHostToken(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2293,6 +2397,48 @@ func (siw *ServerInterfaceWrapper) PutBuildFiles(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.PutBuildFiles(w, r, hash)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// JoinHost operation middleware
+func (siw *ServerInterfaceWrapper) JoinHost(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.JoinHost(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RenewHost operation middleware
+func (siw *ServerInterfaceWrapper) RenewHost(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RenewHost(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// CreateHostToken operation middleware
+func (siw *ServerInterfaceWrapper) CreateHostToken(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.CreateHostToken(w, r)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4246,6 +4392,15 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Delete(options.BaseURL+"/v1/keys/{id}", wrapper.RevokeKey)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/host-tokens", wrapper.CreateHostToken)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/host-joins", wrapper.JoinHost)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/host-renewals", wrapper.RenewHost)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/hosts", wrapper.ListHosts)
 	})
 	r.Group(func(r chi.Router) {
@@ -5033,6 +5188,628 @@ func (response PutBuildFiles503JSONResponse) VisitPutBuildFilesResponse(w http.R
 type PutBuildFiles504JSONResponse struct{ TimedOutJSONResponse }
 
 func (response PutBuildFiles504JSONResponse) VisitPutBuildFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHostRequestObject struct {
+	Body *JoinHostJSONRequestBody
+}
+
+type JoinHostResponseObject interface {
+	VisitJoinHostResponse(w http.ResponseWriter) error
+}
+
+type JoinHost200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type JoinHost200JSONResponse struct {
+	Body    HostCertificate
+	Headers JoinHost200ResponseHeaders
+}
+
+func (response JoinHost200JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response JoinHost400JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response JoinHost401JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost409JSONResponse struct{ ConflictJSONResponse }
+
+func (response JoinHost409JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response JoinHost413JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response JoinHost415JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response JoinHost429JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost500JSONResponse struct{ InternalJSONResponse }
+
+func (response JoinHost500JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response JoinHost503JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response JoinHost504JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHostRequestObject struct {
+	Body *RenewHostJSONRequestBody
+}
+
+type RenewHostResponseObject interface {
+	VisitRenewHostResponse(w http.ResponseWriter) error
+}
+
+type RenewHost200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type RenewHost200JSONResponse struct {
+	Body    HostCertificate
+	Headers RenewHost200ResponseHeaders
+}
+
+func (response RenewHost200JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response RenewHost400JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response RenewHost401JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response RenewHost403JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost409JSONResponse struct{ ConflictJSONResponse }
+
+func (response RenewHost409JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response RenewHost413JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response RenewHost415JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response RenewHost429JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost500JSONResponse struct{ InternalJSONResponse }
+
+func (response RenewHost500JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response RenewHost503JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RenewHost504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response RenewHost504JSONResponse) VisitRenewHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostTokenRequestObject struct {
+	Body *CreateHostTokenJSONRequestBody
+}
+
+type CreateHostTokenResponseObject interface {
+	VisitCreateHostTokenResponse(w http.ResponseWriter) error
+}
+
+type CreateHostToken201ResponseHeaders struct {
+	XRequestID *string
+}
+
+type CreateHostToken201JSONResponse struct {
+	Body    HostToken
+	Headers CreateHostToken201ResponseHeaders
+}
+
+func (response CreateHostToken201JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response CreateHostToken400JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response CreateHostToken401JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response CreateHostToken403JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken409JSONResponse struct{ ConflictJSONResponse }
+
+func (response CreateHostToken409JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response CreateHostToken413JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response CreateHostToken415JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response CreateHostToken429JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken500JSONResponse struct{ InternalJSONResponse }
+
+func (response CreateHostToken500JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response CreateHostToken503JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateHostToken504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response CreateHostToken504JSONResponse) VisitCreateHostTokenResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -15432,6 +16209,15 @@ type StrictServerInterface interface {
 	// PutBuildFiles Upload the files of a step
 	// (PUT /v1/build-files/{hash})
 	PutBuildFiles(ctx context.Context, request PutBuildFilesRequestObject) (PutBuildFilesResponseObject, error)
+	// JoinHost Join as a host
+	// (POST /v1/host-joins)
+	JoinHost(ctx context.Context, request JoinHostRequestObject) (JoinHostResponseObject, error)
+	// RenewHost Renew the certificate of a host
+	// (POST /v1/host-renewals)
+	RenewHost(ctx context.Context, request RenewHostRequestObject) (RenewHostResponseObject, error)
+	// CreateHostToken Make a token with which a host joins
+	// (POST /v1/host-tokens)
+	CreateHostToken(ctx context.Context, request CreateHostTokenRequestObject) (CreateHostTokenResponseObject, error)
 	// ListHosts List hosts
 	// (GET /v1/hosts)
 	ListHosts(ctx context.Context, request ListHostsRequestObject) (ListHostsResponseObject, error)
@@ -15755,6 +16541,99 @@ func (sh *strictHandler) PutBuildFiles(w http.ResponseWriter, r *http.Request, h
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(PutBuildFilesResponseObject); ok {
 		if err := validResponse.VisitPutBuildFilesResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// JoinHost operation middleware
+func (sh *strictHandler) JoinHost(w http.ResponseWriter, r *http.Request) {
+	var request JoinHostRequestObject
+
+	var body JoinHostJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.JoinHost(ctx, request.(JoinHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "JoinHost")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(JoinHostResponseObject); ok {
+		if err := validResponse.VisitJoinHostResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RenewHost operation middleware
+func (sh *strictHandler) RenewHost(w http.ResponseWriter, r *http.Request) {
+	var request RenewHostRequestObject
+
+	var body RenewHostJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RenewHost(ctx, request.(RenewHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RenewHost")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RenewHostResponseObject); ok {
+		if err := validResponse.VisitRenewHostResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateHostToken operation middleware
+func (sh *strictHandler) CreateHostToken(w http.ResponseWriter, r *http.Request) {
+	var request CreateHostTokenRequestObject
+
+	var body CreateHostTokenJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateHostToken(ctx, request.(CreateHostTokenRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateHostToken")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(CreateHostTokenResponseObject); ok {
+		if err := validResponse.VisitCreateHostTokenResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -7,6 +7,7 @@ package dbsqlc
 
 import (
 	"context"
+	"time"
 )
 
 const addConfiguredHosts = `-- name: AddConfiguredHosts :exec
@@ -18,8 +19,47 @@ func (q *Queries) AddConfiguredHosts(ctx context.Context, iDs []string, urls []s
 	return err
 }
 
+const addHostToken = `-- name: AddHostToken :one
+INSERT INTO host_tokens (hash, host_id, name, zone, labels, expires_at)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6::float8))
+RETURNING expires_at
+`
+
+type AddHostTokenParams struct {
+	Hash    []byte
+	HostID  string
+	Name    string
+	Zone    string
+	Labels  map[string]string
+	Seconds float64
+}
+
+func (q *Queries) AddHostToken(ctx context.Context, arg AddHostTokenParams) (time.Time, error) {
+	row := q.db.QueryRow(ctx, addHostToken,
+		arg.Hash,
+		arg.HostID,
+		arg.Name,
+		arg.Zone,
+		arg.Labels,
+		arg.Seconds,
+	)
+	var expires_at time.Time
+	err := row.Scan(&expires_at)
+	return expires_at, err
+}
+
+const dropHostTokens = `-- name: DropHostTokens :exec
+DELETE FROM host_tokens WHERE expires_at < clock_timestamp() - interval '7 days'
+`
+
+// Those of more than a week ago: until then a host is told why its token is refused.
+func (q *Queries) DropHostTokens(ctx context.Context) error {
+	_, err := q.db.Exec(ctx, dropHostTokens)
+	return err
+}
+
 const findHost = `-- name: FindHost :one
-SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at FROM hosts WHERE id = $1
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until FROM hosts WHERE id = $1
 `
 
 func (q *Queries) FindHost(ctx context.Context, id string) (Host, error) {
@@ -46,12 +86,35 @@ func (q *Queries) FindHost(ctx context.Context, id string) (Host, error) {
 		&i.DisksMBUsed,
 		&i.CreatedAt,
 		&i.JoinedAt,
+		&i.Serial,
+		&i.PreviousSerial,
+		&i.CertificateUntil,
+	)
+	return i, err
+}
+
+const findHostToken = `-- name: FindHostToken :one
+SELECT hash, host_id, name, zone, labels, created_at, expires_at, used_at FROM host_tokens WHERE hash = $1
+`
+
+func (q *Queries) FindHostToken(ctx context.Context, hash []byte) (HostToken, error) {
+	row := q.db.QueryRow(ctx, findHostToken, hash)
+	var i HostToken
+	err := row.Scan(
+		&i.Hash,
+		&i.HostID,
+		&i.Name,
+		&i.Zone,
+		&i.Labels,
+		&i.CreatedAt,
+		&i.ExpiresAt,
+		&i.UsedAt,
 	)
 	return i, err
 }
 
 const hosts = `-- name: Hosts :many
-SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at FROM hosts ORDER BY id
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until FROM hosts ORDER BY id
 `
 
 func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
@@ -84,6 +147,9 @@ func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
 			&i.DisksMBUsed,
 			&i.CreatedAt,
 			&i.JoinedAt,
+			&i.Serial,
+			&i.PreviousSerial,
+			&i.CertificateUntil,
 		); err != nil {
 			return nil, err
 		}
@@ -93,6 +159,94 @@ func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
 		return nil, err
 	}
 	return items, nil
+}
+
+const joinHost = `-- name: JoinHost :one
+INSERT INTO hosts (id, url, name, zone, labels, joined_at, serial, certificate_until)
+VALUES ($1, $2, $3, $4, $5, clock_timestamp(), $6, $7)
+ON CONFLICT (id) DO UPDATE SET
+    url = excluded.url, name = excluded.name, zone = excluded.zone, labels = excluded.labels,
+    joined_at = coalesce(hosts.joined_at, excluded.joined_at),
+    serial = excluded.serial, previous_serial = '', certificate_until = excluded.certificate_until,
+    status = CASE WHEN hosts.status IN ('removed', 'lost') THEN 'active' ELSE hosts.status END
+RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until
+`
+
+type JoinHostParams struct {
+	ID               string
+	URL              string
+	Name             string
+	Zone             string
+	Labels           map[string]string
+	Serial           string
+	CertificateUntil *time.Time
+}
+
+// Earlier certificates of the host end.
+func (q *Queries) JoinHost(ctx context.Context, arg JoinHostParams) (Host, error) {
+	row := q.db.QueryRow(ctx, joinHost,
+		arg.ID,
+		arg.URL,
+		arg.Name,
+		arg.Zone,
+		arg.Labels,
+		arg.Serial,
+		arg.CertificateUntil,
+	)
+	var i Host
+	err := row.Scan(
+		&i.ID,
+		&i.URL,
+		&i.Version,
+		&i.Instance,
+		&i.Driver,
+		&i.Sandboxes,
+		&i.SandboxesUsed,
+		&i.MemoryMB,
+		&i.MemoryMBUsed,
+		&i.DiskMB,
+		&i.DiskMBFree,
+		&i.LastSeenAt,
+		&i.Name,
+		&i.Zone,
+		&i.Labels,
+		&i.Status,
+		&i.DisksMB,
+		&i.DisksMBUsed,
+		&i.CreatedAt,
+		&i.JoinedAt,
+		&i.Serial,
+		&i.PreviousSerial,
+		&i.CertificateUntil,
+	)
+	return i, err
+}
+
+const renewHost = `-- name: RenewHost :execrows
+UPDATE hosts SET url = $1, serial = $2, previous_serial = $3, certificate_until = $4
+WHERE id = $5 AND joined_at IS NOT NULL AND status NOT IN ('removed', 'lost') AND $3::text IN (serial, previous_serial)
+`
+
+type RenewHostParams struct {
+	URL              string
+	Serial           string
+	Presented        string
+	CertificateUntil *time.Time
+	ID               string
+}
+
+func (q *Queries) RenewHost(ctx context.Context, arg RenewHostParams) (int64, error) {
+	result, err := q.db.Exec(ctx, renewHost,
+		arg.URL,
+		arg.Serial,
+		arg.Presented,
+		arg.CertificateUntil,
+		arg.ID,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const saveHost = `-- name: SaveHost :exec
@@ -194,7 +348,7 @@ func (q *Queries) SaveUnknown(ctx context.Context, arg SaveUnknownParams) ([]str
 }
 
 const setHostStatus = `-- name: SetHostStatus :one
-UPDATE hosts SET status = $1 WHERE id = $2 AND status = ANY ($3::text[]) RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at
+UPDATE hosts SET status = $1 WHERE id = $2 AND status = ANY ($3::text[]) RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until
 `
 
 // One that is in any of the statuses.
@@ -222,6 +376,9 @@ func (q *Queries) SetHostStatus(ctx context.Context, status string, iD string, w
 		&i.DisksMBUsed,
 		&i.CreatedAt,
 		&i.JoinedAt,
+		&i.Serial,
+		&i.PreviousSerial,
+		&i.CertificateUntil,
 	)
 	return i, err
 }
@@ -255,4 +412,25 @@ func (q *Queries) UnknownSandboxes(ctx context.Context) ([]UnknownSandbox, error
 		return nil, err
 	}
 	return items, nil
+}
+
+const useHostToken = `-- name: UseHostToken :one
+UPDATE host_tokens SET used_at = clock_timestamp()
+WHERE hash = $1 AND used_at IS NULL AND expires_at > clock_timestamp() RETURNING hash, host_id, name, zone, labels, created_at, expires_at, used_at
+`
+
+func (q *Queries) UseHostToken(ctx context.Context, hash []byte) (HostToken, error) {
+	row := q.db.QueryRow(ctx, useHostToken, hash)
+	var i HostToken
+	err := row.Scan(
+		&i.Hash,
+		&i.HostID,
+		&i.Name,
+		&i.Zone,
+		&i.Labels,
+		&i.CreatedAt,
+		&i.ExpiresAt,
+		&i.UsedAt,
+	)
+	return i, err
 }

@@ -36,26 +36,40 @@ type AuditEntry struct {
 }
 
 type Host struct {
-	ID            string
-	URL           string
-	Version       string
-	Instance      string
-	Driver        string
-	Sandboxes     int32
-	SandboxesUsed int32
-	MemoryMB      int64
-	MemoryMBUsed  int64
-	DiskMB        int64
-	DiskMBFree    int64
-	LastSeenAt    *time.Time
-	Name          string
-	Zone          string
-	Labels        map[string]string
-	Status        string
-	DisksMB       int64
-	DisksMBUsed   int64
-	CreatedAt     time.Time
-	JoinedAt      *time.Time
+	ID               string
+	URL              string
+	Version          string
+	Instance         string
+	Driver           string
+	Sandboxes        int32
+	SandboxesUsed    int32
+	MemoryMB         int64
+	MemoryMBUsed     int64
+	DiskMB           int64
+	DiskMBFree       int64
+	LastSeenAt       *time.Time
+	Name             string
+	Zone             string
+	Labels           map[string]string
+	Status           string
+	DisksMB          int64
+	DisksMBUsed      int64
+	CreatedAt        time.Time
+	JoinedAt         *time.Time
+	Serial           string
+	PreviousSerial   string
+	CertificateUntil *time.Time
+}
+
+type HostToken struct {
+	Hash      []byte
+	HostID    string
+	Name      string
+	Zone      string
+	Labels    map[string]string
+	CreatedAt time.Time
+	ExpiresAt time.Time
+	UsedAt    *time.Time
 }
 
 type PlatformSecret struct {
