@@ -94,6 +94,18 @@ func (c *Client) UncordonHost(ctx context.Context, id string) (*Host, error) {
 	return c.host(ctx, http.MethodPost, hostPath(id)+"/uncordon")
 }
 
+// RemoveHost ends the use of a host that joined, is cordoned and has no sandboxes,
+// templates and volumes. Twice is allowed.
+func (c *Client) RemoveHost(ctx context.Context, id string) (*Host, error) {
+	return c.host(ctx, http.MethodPost, hostPath(id)+"/remove")
+}
+
+// LoseHost declares that a host does not come back: its sandboxes become failed. Twice
+// is allowed.
+func (c *Client) LoseHost(ctx context.Context, id string) (*Host, error) {
+	return c.host(ctx, http.MethodPost, hostPath(id)+"/lose")
+}
+
 func (c *Client) host(ctx context.Context, method, path string) (*Host, error) {
 	out := &Host{}
 	if err := c.call(ctx, request{method: method, path: path}, out); err != nil {

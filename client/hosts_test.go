@@ -41,6 +41,14 @@ func (f *fake) UncordonHost(_ context.Context, _ service.Caller, id wrenn.HostID
 	return f.host(id, wrenn.HostActive)
 }
 
+func (f *fake) RemoveHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return f.host(id, wrenn.HostRemoved)
+}
+
+func (f *fake) LoseHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return f.host(id, wrenn.HostLost)
+}
+
 func (f *fake) CreateHostToken(_ context.Context, _ service.Caller, want service.NewHostToken) (*service.HostToken, error) {
 	if want.Zone != "a" || want.Labels["gpu"] != "none" || want.TTL != time.Minute {
 		return nil, wrenn.Errorf(wrenn.Invalid, "got %+v", want)
@@ -78,7 +86,7 @@ func TestHosts(t *testing.T) {
 	for name, call := range map[string]struct {
 		do     func(context.Context, string) (*client.Host, error)
 		status string
-	}{"get": {c.Host, "active"}, "cordon": {c.CordonHost, "cordoned"}, "uncordon": {c.UncordonHost, "active"}} {
+	}{"get": {c.Host, "active"}, "cordon": {c.CordonHost, "cordoned"}, "uncordon": {c.UncordonHost, "active"}, "remove": {c.RemoveHost, "removed"}, "lost": {c.LoseHost, "lost"}} {
 		want.Status = call.status
 		got, err := call.do(t.Context(), "h2")
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {

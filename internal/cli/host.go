@@ -18,6 +18,8 @@ type hostCommands struct {
 	Get      hostGetCommand      `cmd:"" help:"Print a host."`
 	Cordon   hostCordonCommand   `cmd:"" help:"Place no new sandboxes on hosts; those that they have stay."`
 	Uncordon hostUncordonCommand `cmd:"" help:"Place sandboxes on hosts again."`
+	Remove   hostRemoveCommand   `cmd:"" help:"End the use of hosts that are cordoned and empty."`
+	Lost     hostLostCommand     `cmd:"" help:"Declare that hosts do not come back: their sandboxes become failed."`
 	Token    hostTokenCommand    `cmd:"" help:"Print a token with which one machine becomes a host, once."`
 }
 
@@ -106,6 +108,24 @@ type hostUncordonCommand struct {
 // Run uncordons them one by one.
 func (c *hostUncordonCommand) Run(ctx context.Context, s *session) error {
 	return s.eachHost(ctx, "uncordoning", c.IDs, (*client.Client).UncordonHost)
+}
+
+type hostRemoveCommand struct {
+	IDs []string `arg:"" name:"id" complete:"host" help:"The hosts."`
+}
+
+// Run removes them one by one.
+func (c *hostRemoveCommand) Run(ctx context.Context, s *session) error {
+	return s.eachHost(ctx, "removing", c.IDs, (*client.Client).RemoveHost)
+}
+
+type hostLostCommand struct {
+	IDs []string `arg:"" name:"id" complete:"host" help:"The hosts; each must have stopped answering."`
+}
+
+// Run declares them lost one by one.
+func (c *hostLostCommand) Run(ctx context.Context, s *session) error {
+	return s.eachHost(ctx, "giving up", c.IDs, (*client.Client).LoseHost)
 }
 
 type hostTokenCommand struct {

@@ -111,6 +111,8 @@ type Hosts interface {
 	Host(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	CordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	UncordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+	RemoveHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+	LoseHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	CreateHostToken(context.Context, service.Caller, service.NewHostToken) (*service.HostToken, error)
 	// JoinHost and RenewHost prove by their arguments who calls.
 	JoinHost(context.Context, service.JoinHost) (*service.HostCertificate, error)

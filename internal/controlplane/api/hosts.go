@@ -40,6 +40,16 @@ func (h *handlers) UncordonHost(ctx context.Context, req oapi.UncordonHostReques
 	return oapi.UncordonHost200JSONResponse{Body: now}, err
 }
 
+func (h *handlers) RemoveHost(ctx context.Context, req oapi.RemoveHostRequestObject) (oapi.RemoveHostResponseObject, error) {
+	now, err := h.oneHost(ctx, req.Host, h.s.service.RemoveHost)
+	return oapi.RemoveHost200JSONResponse{Body: now}, err
+}
+
+func (h *handlers) LoseHost(ctx context.Context, req oapi.LoseHostRequestObject) (oapi.LoseHostResponseObject, error) {
+	now, err := h.oneHost(ctx, req.Host, h.s.service.LoseHost)
+	return oapi.LoseHost200JSONResponse{Body: now}, err
+}
+
 // oneHost calls do for one host, within the time limit of a call, and returns its
 // result: NotFound for a text that cannot be a host's id.
 func (h *handlers) oneHost(ctx context.Context, text string, do func(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)) (oapi.Host, error) {

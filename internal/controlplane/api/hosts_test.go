@@ -47,6 +47,14 @@ func (s *stub) UncordonHost(_ context.Context, c service.Caller, id wrenn.HostID
 	return s.findHost(c, id, wrenn.HostActive)
 }
 
+func (s *stub) RemoveHost(_ context.Context, c service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return s.findHost(c, id, wrenn.HostRemoved)
+}
+
+func (s *stub) LoseHost(_ context.Context, c service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	return s.findHost(c, id, wrenn.HostLost)
+}
+
 func (s *stub) CreateHostToken(_ context.Context, c service.Caller, want service.NewHostToken) (*service.HostToken, error) {
 	_, err := s.find(c, testID)
 	return &service.HostToken{Token: "wrenn-join.h2.x.y", Host: want.Host, ExpiresAt: testTime.Add(want.TTL)}, err
@@ -121,7 +129,7 @@ func hostCalls() map[string][]call {
 	ok := func(method, action, want string) call {
 		return call{name: "ok", method: method, path: "/v1/hosts/h2" + action, status: 200, want: want}
 	}
-	cordoned := strings.Replace(hostJSON, "active", "cordoned", 1)
+	with := func(status string) string { return strings.Replace(hostJSON, "active", status, 1) }
 	return map[string][]call{
 		"listHosts": {
 			{name: "ok", method: "GET", path: "/v1/hosts", status: 200, want: "[" + hostJSON + "]"},
@@ -129,7 +137,9 @@ func hostCalls() map[string][]call {
 			{name: "not an operator", method: "GET", path: "/v1/hosts", key: readerKey, status: 403, code: "forbidden"},
 		},
 		"getHost":      append(hostFailures("GET", "")[:5], ok("GET", "", hostJSON)),
-		"cordonHost":   append(hostFailures("POST", "/cordon"), ok("POST", "/cordon", cordoned)),
+		"cordonHost":   append(hostFailures("POST", "/cordon"), ok("POST", "/cordon", with("cordoned"))),
+		"removeHost":   append(hostFailures("POST", "/remove"), ok("POST", "/remove", with("removed"))),
+		"loseHost":     append(hostFailures("POST", "/lose"), ok("POST", "/lose", with("lost"))),
 		"uncordonHost": append(hostFailures("POST", "/uncordon"), ok("POST", "/uncordon", hostJSON)),
 	}
 }

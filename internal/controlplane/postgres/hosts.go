@@ -81,6 +81,22 @@ func (s *Store) Host(ctx context.Context, id wrenn.HostID) (*wrenn.HostRecord, e
 	return &out, err
 }
 
+// HostContents is what would be lost with a host.
+type HostContents struct{ Sandboxes, Builds, Volumes int }
+
+// Empty reports whether nothing would be lost.
+func (c HostContents) Empty() bool { return c == HostContents{} }
+
+// HostContents counts the sandboxes of a host that have not ended, and its templates and volumes.
+func (s *Store) HostContents(ctx context.Context, id wrenn.HostID) (out HostContents, err error) {
+	err = s.call(ctx, "count what a host has", func(ctx context.Context) error {
+		row, err := s.queries.HostContents(ctx, string(id))
+		out = HostContents{Sandboxes: int(row.Sandboxes), Builds: int(row.Builds), Volumes: int(row.Volumes)}
+		return err
+	})
+	return out, err
+}
+
 // SetHostStatus changes the status of a host that has one of the statuses was. It is
 // NotFound when no row has the id, FailedPrecondition when the host has another status.
 func (s *Store) SetHostStatus(ctx context.Context, id wrenn.HostID, status wrenn.HostStatus, was ...wrenn.HostStatus) (*wrenn.HostRecord, error) {

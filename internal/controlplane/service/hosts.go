@@ -2,10 +2,13 @@ package service
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 
 	"golang.org/x/time/rate"
 
 	"wrenn"
+	"wrenn/internal/controlplane/postgres"
 )
 
 // HostAdmin has the use cases of hosts, for callers with the scope operator: all teams share
@@ -52,6 +55,79 @@ func (s *HostAdmin) CordonHost(ctx context.Context, _ Caller, id wrenn.HostID) (
 // UncordonHost lets new sandboxes onto a host again, and ends a drain. Twice is allowed.
 func (s *HostAdmin) UncordonHost(ctx context.Context, _ Caller, id wrenn.HostID) (*HostState, error) {
 	return s.setStatus(ctx, id, wrenn.HostActive, wrenn.HostActive, wrenn.HostCordoned, wrenn.HostDraining)
+}
+
+// RemoveHost ends the use of a host that joined and is empty: its certificate is
+// revoked at once. It is FailedPrecondition for a host that is not cordoned, that has
+// sandboxes, templates or volumes, or that is in the configuration. Twice is allowed.
+func (s *HostAdmin) RemoveHost(ctx context.Context, _ Caller, id wrenn.HostID) (*HostState, error) {
+	row, err := s.store.Host(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case s.hosts.configured[id] != "":
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s is in the control plane's configuration: remove it there", id)
+	case row.Status == wrenn.HostActive:
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s may get new sandboxes: cordon it first", id)
+	}
+	has, err := s.store.HostContents(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !has.Empty() && row.Status != wrenn.HostLost {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s is not empty: it has %d sandboxes, %d templates and %d volumes; delete or move them first", id, has.Sandboxes, has.Builds, has.Volumes)
+	}
+	return s.setStatus(ctx, id, wrenn.HostRemoved, wrenn.HostCordoned, wrenn.HostDraining, wrenn.HostLost, wrenn.HostRemoved)
+}
+
+const (
+	reasonHostLost = "its host was lost"
+	lostRounds     = 5 // in which rows that requests change at the same time are tried again
+)
+
+// LoseHost takes the word of an operator that a host does not come back: its sandboxes
+// become failed, its templates have to be built again, and its certificate is revoked.
+// It is FailedPrecondition while the host answers. Twice is allowed.
+func (s *HostAdmin) LoseHost(ctx context.Context, _ Caller, id wrenn.HostID) (*HostState, error) {
+	if m := s.hosts.member(id); m != nil {
+		if up, _ := m.known(); up {
+			return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s answers, so it is not gone: cordon it, and remove it when it is empty", id)
+		}
+	}
+	state, err := s.setStatus(ctx, id, wrenn.HostLost, wrenn.HostActive, wrenn.HostCordoned, wrenn.HostDraining, wrenn.HostLost)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.loseSandboxes(ctx, id); err != nil {
+		return nil, err
+	}
+	builds, err := s.store.ReadyOn(ctx, id)
+	for _, build := range builds {
+		err = errors.Join(err, s.store.LoseBuild(ctx, build, reasonHostLost))
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.log.LogAttrs(ctx, slog.LevelWarn, "an operator declared a host lost", slog.String("host", string(id)), slog.Int("templates", len(builds)))
+	return state, nil
+}
+
+// loseSandboxes ends the rows of a host that is lost.
+func (s *HostAdmin) loseSandboxes(ctx context.Context, id wrenn.HostID) error {
+	for range lostRounds {
+		rows, err := s.store.HostRows(ctx, id, nil)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		for i := range rows {
+			_, err := s.store.MoveSandbox(ctx, &rows[i], postgres.Move{To: wrenn.Failed, Reason: reasonHostLost, Cause: wrenn.CauseLost, Actor: actorOperator})
+			if err != nil && !errors.Is(err, postgres.ErrConflict) {
+				return err
+			}
+		}
+	}
+	return wrenn.Errorf(wrenn.Unavailable, "host %s is marked, but requests keep changing some of its sandboxes: repeat the call", id)
 }
 
 // setStatus changes the status of a host that has one of the statuses was, and has this

@@ -207,3 +207,72 @@ func TestRenewal(t *testing.T) {
 	_, err = ask(third.Certificate, next, next, "h9", moved)
 	wantRefusal(t, "a certificate of before", err, wrenn.PermissionDenied, "replaced")
 }
+
+// TestRemovedHost: only an empty host that is cordoned is removed, and its certificate ends with it.
+func TestRemovedHost(t *testing.T) {
+	t.Parallel()
+	w := newJoinWorld(t)
+	key := hostKey(t)
+	got, err := w.s.JoinHost(t.Context(), service.JoinHost{Token: w.token(t, "h9"), CSR: csr(t, key, "h9"), URL: joinURL})
+	testkit.Must(t, err)
+	remove := func(id wrenn.HostID) error {
+		_, err := w.s.RemoveHost(t.Context(), w.caller, id)
+		return err
+	}
+	wantRefusal(t, "a host of the configuration", remove("h1"), wrenn.FailedPrecondition, "configuration")
+	wantRefusal(t, "no host", remove("h5"), wrenn.NotFound, "h5")
+	wantRefusal(t, "a host that is not cordoned", remove("h9"), wrenn.FailedPrecondition, "cordon it first")
+	_, err = w.s.CordonHost(t.Context(), w.caller, "h9")
+	testkit.Must(t, err)
+	w.sql(t, `INSERT INTO sandboxes (id, team_id, template, state, vcpus, memory_mb, timeout_sec, host_id) VALUES ('iabcdefghijklmnopqrst', $1, 'base', 'paused', 1, 512, 300, 'h9')`, string(w.caller.Team))
+	wantRefusal(t, "a host with a sandbox", remove("h9"), wrenn.FailedPrecondition, "1 sandboxes, 0 templates and 0 volumes")
+	w.sql(t, `UPDATE sandboxes SET state = 'stopped'`)
+	testkit.Must(t, remove("h9"))
+	testkit.Must(t, remove("h9"))
+	r := hostjoin.Renewal{Certificate: string(got.Certificate), CSR: csr(t, key, "h9"), URL: joinURL}
+	proof, err := r.Sign(key)
+	testkit.Must(t, err)
+	_, err = w.s.RenewHost(t.Context(), service.RenewHost{Renewal: r, Proof: proof})
+	wantRefusal(t, "its renewal", err, wrenn.PermissionDenied, "removed: its certificate is revoked")
+	_, err = w.s.UncordonHost(t.Context(), w.caller, "h9")
+	wantRefusal(t, "uncordon", err, wrenn.FailedPrecondition, "removed")
+}
+
+// TestLostHost: what was only on a host that is lost fails, and what comes back on it is left alone.
+func TestLostHost(t *testing.T) {
+	t.Parallel()
+	agents := []*hosttest.Agent{{}, {}}
+	w := newWorld(t, agents...)
+	s, _ := w.replica(t, func(cfg *service.Config) { cfg.Deadlines.Ping = testkit.Timeout })
+	for _, id := range []wrenn.HostID{"h1", "h2"} {
+		seesHost(t, s, id, "each host answers", func(h *service.HostState) bool { return h.Reachable })
+	}
+	_, err := s.CordonHost(t.Context(), w.caller, "h2")
+	testkit.Must(t, err)
+	running, paused := create(t, s, w.caller), create(t, s, w.caller)
+	_, err = s.PauseSandbox(t.Context(), w.caller, paused.ID)
+	testkit.Must(t, err)
+	_, err = s.LoseHost(t.Context(), w.caller, "h1")
+	wantRefusal(t, "a host that answers", err, wrenn.FailedPrecondition, "answers")
+	w.servers[0].Stop()
+	seesHost(t, s, "h1", "it stops answering", func(h *service.HostState) bool { return !h.Reachable })
+	for range 2 {
+		if h, err := s.LoseHost(t.Context(), w.caller, "h1"); err != nil || h.Status != wrenn.HostLost {
+			t.Fatalf("lost: %+v, %v", h, err)
+		}
+	}
+	for _, id := range []wrenn.SandboxID{running.ID, paused.ID} {
+		sb, err := s.Sandbox(t.Context(), w.caller, id)
+		if err != nil || sb.State != wrenn.Failed || sb.Reason != "its host was lost" {
+			t.Errorf("a sandbox of it: %+v, %v", sb, err)
+		}
+		w.checkEvents(t, sb)
+	}
+	testkit.Must(t, w.servers[0].Start(t.Context()))
+	seesHost(t, s, "h1", "it comes back", func(h *service.HostState) bool { return h.Reachable && h.Status == wrenn.HostLost })
+	if got := agents[0].Sandboxes(); len(got) != 2 {
+		t.Errorf("it has %v", got)
+	}
+	_, err = s.CreateSandbox(t.Context(), w.caller, service.CreateSandbox{})
+	testkit.WantCode(t, err, wrenn.Unavailable) // it gets no new ones
+}

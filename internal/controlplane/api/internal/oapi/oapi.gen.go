@@ -1732,6 +1732,12 @@ type ServerInterface interface {
 	// CordonHost Place no new sandboxes on a host
 	// (POST /v1/hosts/{host}/cordon)
 	CordonHost(w http.ResponseWriter, r *http.Request, host HostID)
+	// LoseHost Declare that a host does not come back
+	// (POST /v1/hosts/{host}/lose)
+	LoseHost(w http.ResponseWriter, r *http.Request, host HostID)
+	// RemoveHost End the use of an empty host
+	// (POST /v1/hosts/{host}/remove)
+	RemoveHost(w http.ResponseWriter, r *http.Request, host HostID)
 	// UncordonHost Place sandboxes on a host again
 	// (POST /v1/hosts/{host}/uncordon)
 	UncordonHost(w http.ResponseWriter, r *http.Request, host HostID)
@@ -1948,6 +1954,18 @@ func (_ Unimplemented) GetHost(w http.ResponseWriter, r *http.Request, host Host
 // CordonHost Place no new sandboxes on a host
 // (POST /v1/hosts/{host}/cordon)
 func (_ Unimplemented) CordonHost(w http.ResponseWriter, r *http.Request, host HostID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// LoseHost Declare that a host does not come back
+// (POST /v1/hosts/{host}/lose)
+func (_ Unimplemented) LoseHost(w http.ResponseWriter, r *http.Request, host HostID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// RemoveHost End the use of an empty host
+// (POST /v1/hosts/{host}/remove)
+func (_ Unimplemented) RemoveHost(w http.ResponseWriter, r *http.Request, host HostID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2505,6 +2523,58 @@ func (siw *ServerInterfaceWrapper) CordonHost(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CordonHost(w, r, host)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// LoseHost operation middleware
+func (siw *ServerInterfaceWrapper) LoseHost(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "host" -------------
+	var host HostID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "host", chi.URLParam(r, "host"), &host, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "host", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.LoseHost(w, r, host)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// RemoveHost operation middleware
+func (siw *ServerInterfaceWrapper) RemoveHost(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "host" -------------
+	var host HostID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "host", chi.URLParam(r, "host"), &host, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "host", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.RemoveHost(w, r, host)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4411,6 +4481,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/hosts/{host}/uncordon", wrapper.UncordonHost)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/hosts/{host}/remove", wrapper.RemoveHost)
+	})
+	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/hosts/{host}/lose", wrapper.LoseHost)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/audit", wrapper.ListAuditEntries)
@@ -6340,6 +6416,394 @@ func (response CordonHost503JSONResponse) VisitCordonHostResponse(w http.Respons
 type CordonHost504JSONResponse struct{ TimedOutJSONResponse }
 
 func (response CordonHost504JSONResponse) VisitCordonHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHostRequestObject struct {
+	Host HostID `json:"host"`
+}
+
+type LoseHostResponseObject interface {
+	VisitLoseHostResponse(w http.ResponseWriter) error
+}
+
+type LoseHost200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type LoseHost200JSONResponse struct {
+	Body    Host
+	Headers LoseHost200ResponseHeaders
+}
+
+func (response LoseHost200JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response LoseHost400JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response LoseHost401JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response LoseHost403JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response LoseHost404JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost409JSONResponse struct{ ConflictJSONResponse }
+
+func (response LoseHost409JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response LoseHost429JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost500JSONResponse struct{ InternalJSONResponse }
+
+func (response LoseHost500JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response LoseHost503JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type LoseHost504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response LoseHost504JSONResponse) VisitLoseHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHostRequestObject struct {
+	Host HostID `json:"host"`
+}
+
+type RemoveHostResponseObject interface {
+	VisitRemoveHostResponse(w http.ResponseWriter) error
+}
+
+type RemoveHost200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type RemoveHost200JSONResponse struct {
+	Body    Host
+	Headers RemoveHost200ResponseHeaders
+}
+
+func (response RemoveHost200JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response RemoveHost400JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response RemoveHost401JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response RemoveHost403JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response RemoveHost404JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost409JSONResponse struct{ ConflictJSONResponse }
+
+func (response RemoveHost409JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response RemoveHost429JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost500JSONResponse struct{ InternalJSONResponse }
+
+func (response RemoveHost500JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response RemoveHost503JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveHost504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response RemoveHost504JSONResponse) VisitRemoveHostResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -16227,6 +16691,12 @@ type StrictServerInterface interface {
 	// CordonHost Place no new sandboxes on a host
 	// (POST /v1/hosts/{host}/cordon)
 	CordonHost(ctx context.Context, request CordonHostRequestObject) (CordonHostResponseObject, error)
+	// LoseHost Declare that a host does not come back
+	// (POST /v1/hosts/{host}/lose)
+	LoseHost(ctx context.Context, request LoseHostRequestObject) (LoseHostResponseObject, error)
+	// RemoveHost End the use of an empty host
+	// (POST /v1/hosts/{host}/remove)
+	RemoveHost(ctx context.Context, request RemoveHostRequestObject) (RemoveHostResponseObject, error)
 	// UncordonHost Place sandboxes on a host again
 	// (POST /v1/hosts/{host}/uncordon)
 	UncordonHost(ctx context.Context, request UncordonHostRequestObject) (UncordonHostResponseObject, error)
@@ -16710,6 +17180,58 @@ func (sh *strictHandler) CordonHost(w http.ResponseWriter, r *http.Request, host
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CordonHostResponseObject); ok {
 		if err := validResponse.VisitCordonHostResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// LoseHost operation middleware
+func (sh *strictHandler) LoseHost(w http.ResponseWriter, r *http.Request, host HostID) {
+	var request LoseHostRequestObject
+
+	request.Host = host
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.LoseHost(ctx, request.(LoseHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "LoseHost")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(LoseHostResponseObject); ok {
+		if err := validResponse.VisitLoseHostResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RemoveHost operation middleware
+func (sh *strictHandler) RemoveHost(w http.ResponseWriter, r *http.Request, host HostID) {
+	var request RemoveHostRequestObject
+
+	request.Host = host
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.RemoveHost(ctx, request.(RemoveHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RemoveHost")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(RemoveHostResponseObject); ok {
+		if err := validResponse.VisitRemoveHostResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

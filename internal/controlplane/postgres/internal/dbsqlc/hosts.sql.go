@@ -113,6 +113,27 @@ func (q *Queries) FindHostToken(ctx context.Context, hash []byte) (HostToken, er
 	return i, err
 }
 
+const hostContents = `-- name: HostContents :one
+SELECT
+    (SELECT count(*) FROM sandboxes WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')) AS sandboxes,
+    (SELECT count(*) FROM template_generations g WHERE g.host_id = $1 AND g.state IN ('building', 'ready')) AS builds,
+    (SELECT count(*) FROM volumes WHERE volumes.host_id = $1) AS volumes
+`
+
+type HostContentsRow struct {
+	Sandboxes int64
+	Builds    int64
+	Volumes   int64
+}
+
+// What would be lost with a host: sandboxes that have not ended, templates that are or become ready, and volumes.
+func (q *Queries) HostContents(ctx context.Context, id string) (HostContentsRow, error) {
+	row := q.db.QueryRow(ctx, hostContents, id)
+	var i HostContentsRow
+	err := row.Scan(&i.Sandboxes, &i.Builds, &i.Volumes)
+	return i, err
+}
+
 const hosts = `-- name: Hosts :many
 SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until FROM hosts ORDER BY id
 `
