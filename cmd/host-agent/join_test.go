@@ -39,7 +39,7 @@ func TestConfigurationOfAMember(t *testing.T) {
 	own.TLS.Certificate = "/own"
 	testkit.Must(t, own.Complete(nil))
 	if m, err := own.member(); err != nil || m != nil || own.TLS.Key != "" {
-		t.Errorf("with files of its own: %+v, %v, %v", own, m, err)
+		t.Errorf("with other files: %+v, %v, %v", own, m, err)
 	}
 }
 

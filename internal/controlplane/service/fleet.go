@@ -251,7 +251,8 @@ func (m *member) mayUse(serial string) bool {
 func (m *member) revoked(row wrenn.HostRecord) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.row.Serials[0] != "" && !slices.Contains(row.Serials[:], m.row.Serials[0]) && !slices.Contains(m.row.Serials[:], row.Serials[1])
+	known := func(serial string) bool { return serial != "" && slices.Contains(m.row.Serials[:], serial) }
+	return m.row.Serials[0] != "" && !known(row.Serials[0]) && !known(row.Serials[1])
 }
 
 func (m *member) setRow(row wrenn.HostRecord) {
