@@ -19,15 +19,18 @@ const (
 // KeepRenewed renews the certificate now and each time after half of its life, until ctx
 // ends. A failure is logged, and tried again.
 func (m *Member) KeepRenewed(ctx context.Context, log *slog.Logger) error {
-	for {
-		valid, err := m.Renew(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !wake.Sleep(ctx, m.next(ctx, log, valid, err)) {
-			return nil
-		}
+	for wake.Sleep(ctx, m.renewOrLog(ctx, log)) {
 	}
+	return nil
+}
+
+// renewOrLog renews, and returns after which time the next renewal is due.
+func (m *Member) renewOrLog(ctx context.Context, log *slog.Logger) time.Duration {
+	valid, err := m.Renew(ctx)
+	if ctx.Err() != nil {
+		return renewRetry // which does not come
+	}
+	return m.next(ctx, log, valid, err)
 }
 
 // next logs how a renewal ended, and returns after which time the next one is due.
