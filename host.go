@@ -51,6 +51,7 @@ type HostInfo struct {
 	Instance string // new at each start of its agent
 	Driver   string
 	Capacity Capacity
+	HasStore bool // paused sandboxes are stored where other hosts can fetch them
 }
 
 // Capacity is a host's limits, each 0 for none, and how much of each is used.
@@ -98,6 +99,14 @@ type ObservedSandbox struct {
 	Version      uint64        // grows with every change; comparable within one instance of the agent
 	Unresponsive *Unresponsive // its guest does not answer; nil when it does, and when it does not run
 	EndCause     EndCause      // why it ended; "" while it lives
+	Stored       Stored        // where a paused sandbox is stored besides
+}
+
+// Stored is where the snapshot of a paused sandbox is in the snapshot store. The zero
+// value is nowhere: it is on its host alone.
+type Stored struct {
+	At  time.Time // since when
+	Key string
 }
 
 // Inventory is every sandbox of a host at one moment.

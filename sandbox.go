@@ -101,6 +101,7 @@ type SandboxSpec struct {
 	Volumes     []VolumeMount
 	// Secrets are for the header rules of Network. Rows and journals do not have them.
 	Secrets SecretValues
+	Team    TeamID // owns what is stored of the sandbox; "" has it not stored
 }
 
 // Size is how large a sandbox is. Its JSON form is that of host journals.

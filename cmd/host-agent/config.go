@@ -24,6 +24,7 @@ import (
 	"wrenn/internal/host/template"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
+	"wrenn/internal/objects"
 	"wrenn/internal/telemetry"
 	"wrenn/internal/vm/qemu"
 )
@@ -50,6 +51,22 @@ type config struct {
 	Ready   readyConfig   `toml:"ready"`
 
 	Templates templatesConfig `toml:"templates"`
+	Store     storeConfig     `toml:"store"`
+}
+
+// storeConfig is where paused sandboxes are stored for other hosts.
+type storeConfig struct {
+	URL         string `toml:"url"`             // file:///DIRECTORY or s3://BUCKET/PREFIX?endpoint=HOST&region=REGION; default none
+	Credentials string `toml:"credentials"`     // file like ~/.aws/credentials for s3; default: the environment (AWS_ACCESS_KEY_ID, …), then the machine's role
+	Mbit        int    `toml:"mbit_per_second"` // that uploads and downloads take, each; default 0, no bound
+}
+
+// open returns nil without a URL.
+func (c storeConfig) open() (objects.Store, error) {
+	if c.URL == "" {
+		return nil, nil //nolint:nilnil // none is no error
+	}
+	return objects.Open(c.URL, c.Credentials, objects.Policy{BytesPerSecond: c.Mbit * 1_000_000 / 8})
 }
 
 type templatesConfig struct {
@@ -222,8 +239,8 @@ func (c *config) Check(problems *configfile.Problems) {
 	}
 	for name, n := range map[string]int{
 		"limits.sandboxes": c.Limits.Sandboxes, "limits.memory_mb": c.Limits.MemoryMB + 1, "limits.disk_free_mb": c.Limits.DiskFreeMB + 1, // -1 is no limit
-		"memory_limit_mb": c.MemoryLimitMB,
-		"warm.vcpus":      c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
+		"memory_limit_mb": c.MemoryLimitMB, "store.mbit_per_second": c.Store.Mbit,
+		"warm.vcpus": c.Warm.VCPUs, "warm.memory_mb": c.Warm.MemoryMB,
 	} {
 		if n < 0 {
 			problems.Addf("%s: the number is too small", name)
@@ -236,6 +253,9 @@ func (c *config) Check(problems *configfile.Problems) {
 		if !filepath.IsAbs(path) {
 			problems.Addf("state and run %q: use absolute paths", path)
 		}
+	}
+	if c.Store.URL != "" {
+		problems.Add(objects.CheckURL(c.Store.URL))
 	}
 	problems.Add(c.network().Check())
 	problems.Add(c.Templates.Images.Check())

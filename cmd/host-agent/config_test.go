@@ -56,6 +56,8 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"endless pool size":       {"[ready]\nmachines = 101", "ready.machines"},
 		"open to others":          {"listen = '0.0.0.0:49980'", "mutual TLS"},
 		"half of mutual TLS":      {"listen = '0.0.0.0:49980'\n[tls]\nkey = '/x'", "all of certificate, key and client_ca"},
+		"store":                   {"[store]\nurl = 'http://x'", "s3://BUCKET"},
+		"secret in a store":       {"[store]\nurl = 's3://a:b@x'", "environment"},
 		"missing certificate":     {"listen = '0.0.0.0:49980'\n[tls]\nkey = '/x'\ncertificate = '/x'\nclient_ca = '/x'", "/x"},
 	} {
 		t.Run(name, func(t *testing.T) {

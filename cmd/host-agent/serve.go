@@ -105,6 +105,9 @@ func (a *agent) work(ctx context.Context, out io.Writer) (err error) {
 	hostConfig := a.cfg.host(out, a.log)
 	hostConfig.Trace = server.NewSteps(a.registry).Observe
 	hostConfig.Hook = crashAt(os.Getenv(crashVariable))
+	if hostConfig.Objects, err = a.cfg.Store.open(); err != nil {
+		return err
+	}
 	h, err := host.Open(ctx, hostConfig)
 	if err != nil {
 		return err

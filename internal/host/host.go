@@ -23,6 +23,7 @@ import (
 	"wrenn/internal/host/template"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
+	"wrenn/internal/objects"
 	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
@@ -63,6 +64,7 @@ type Config struct {
 	Limits   sandbox.Limits                                            // its OverheadMiB is the driver's
 	Pool     *int                                                      // see sandbox.Config; nil is emulatedPool under emulation, and else none
 	Hook     rollback.Hook                                             // see sandbox.Config
+	Objects  objects.Store                                             // see sandbox.Config
 	// Registries are those from which images for templates may come.
 	Registries template.Registries
 	// Allowed are the images of this host from which teams may build; nil is all.
@@ -238,7 +240,7 @@ func (h *Host) openManager(ctx context.Context) (err error) {
 		Driver: h.Driver, Slots: h.slots, Guest: h.guest, Store: h.store, Volumes: h.Volumes,
 		Adopt: h.cfg.Adopt, Limits: h.cfg.Limits, Hook: h.cfg.Hook, Pool: h.pool(),
 		Boots: h.bootsAtOnce(), Restores: restoresPerBoot * h.bootsAtOnce(), Sizes: keptSizes,
-		Log: h.cfg.Log, Trace: h.cfg.Trace,
+		Log: h.cfg.Log, Trace: h.cfg.Trace, Objects: h.cfg.Objects,
 		FreezeTimeout: h.patience(10 * time.Second), SilentAfter: h.patience(9 * time.Second),
 	})
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 	c := info.Capacity
 	return &pb.PingResponse{
-		Version: info.Version, Instance: info.Instance, Driver: info.Driver,
+		Version: info.Version, Instance: info.Instance, Driver: info.Driver, HasStore: info.HasStore,
 		Capacity: &pb.Capacity{
 			Sandboxes: number(c.Sandboxes), SandboxesUsed: number(c.SandboxesUsed),
 			MemoryMb: size(c.MemoryMiB), MemoryMbUsed: size(c.MemoryMiBUsed),
@@ -36,7 +36,7 @@ func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
 	c := msg.GetCapacity()
 	return wrenn.HostInfo{
-		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()),
+		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()), HasStore: msg.GetHasStore(),
 		Capacity: wrenn.Capacity{
 			Sandboxes: int(c.GetSandboxes()), SandboxesUsed: int(c.GetSandboxesUsed()),
 			MemoryMiB: parseSize(c.GetMemoryMb()), MemoryMiBUsed: parseSize(c.GetMemoryMbUsed()),

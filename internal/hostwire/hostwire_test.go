@@ -34,6 +34,11 @@ type (
 		Policy  wrenn.NetworkPolicy
 		Secrets wrenn.SecretValues
 	}
+	fetch struct {
+		ID   wrenn.SandboxID
+		Team wrenn.TeamID
+		Key  string
+	}
 	metrics struct {
 		ID       wrenn.SandboxID
 		From, To time.Time
@@ -89,6 +94,11 @@ func TestRoundTrip(t *testing.T) {
 	},
 		func(m *pb.SetNetworkPolicyRequest) (w setNetwork, err error) {
 			w.ID, w.Policy, w.Secrets, err = hostwire.ParseSetNetworkRequest(m)
+			return w, err
+		}, nil)
+	roundTrip(t, "fetch", func(w fetch) *pb.FetchSandboxRequest { return hostwire.FetchRequest(w.ID, w.Team, w.Key) },
+		func(m *pb.FetchSandboxRequest) (w fetch, err error) {
+			w.ID, w.Team, w.Key, err = hostwire.ParseFetchRequest(m)
 			return w, err
 		}, nil)
 	roundTrip(t, "metrics request", func(w metrics) *pb.ReadMetricsRequest { return hostwire.MetricsRequest(w.ID, w.From, w.To) },

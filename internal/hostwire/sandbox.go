@@ -18,7 +18,7 @@ func CreateRequest(id wrenn.SandboxID, spec wrenn.SandboxSpec) *pb.CreateSandbox
 		Vcpus: number(spec.VCPUs), MemoryMb: number(spec.MemoryMiB), DiskMb: number(spec.DiskMiB),
 		TimeoutSec: seconds(spec.Timeout), OnTimeout: onTimeouts[spec.OnTimeout], AutoResume: spec.AutoResume, Env: spec.Env,
 		AccessToken: spec.AccessToken, Volumes: volumes(spec.Volumes), TimeoutAbsolute: spec.Absolute,
-		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets),
+		NetworkPolicy: NetworkPolicy(spec.Network), Secrets: secretValues(spec.Secrets), Team: string(spec.Team),
 	}
 }
 
@@ -45,7 +45,7 @@ func ParseCreateRequest(msg *pb.CreateSandboxRequest) (wrenn.SandboxID, wrenn.Sa
 	spec := wrenn.SandboxSpec{
 		Template: msg.GetTemplate(), Size: parseSandboxSize(msg), DiskMiB: int(msg.GetDiskMb()),
 		EndOfLife:  wrenn.EndOfLife{Timeout: parseSeconds(msg.GetTimeoutSec()), Absolute: msg.GetTimeoutAbsolute()},
-		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(),
+		AutoResume: msg.GetAutoResume(), Env: msg.GetEnv(), AccessToken: msg.GetAccessToken(), Team: wrenn.TeamID(msg.GetTeam()),
 		Secrets: parseSecretValues(msg.GetSecrets()),
 	}
 	id, err := wrenn.ParseSandboxID(msg.GetSandboxId())
@@ -244,7 +244,33 @@ func sandboxInfo(sb *wrenn.ObservedSandbox) *pb.SandboxInfo {
 		NetworkPolicy: NetworkPolicy(sb.Network), SecretsTag: sb.SecretsTag,
 		CreatedAtUnix: sb.CreatedAt.Unix(), LastActiveAtUnix: sb.LastActiveAt.Unix(), Version: sb.Version,
 		Unresponsive: unresponsive(sb.Unresponsive), EndCause: endCauses[sb.EndCause],
+		StoredAt: storedAt(sb.Stored), StoredKey: sb.Stored.Key,
 	}
+}
+
+func storedAt(s wrenn.Stored) *timestamppb.Timestamp {
+	if s == (wrenn.Stored{}) {
+		return nil
+	}
+	return timestamppb.New(s.At)
+}
+
+func parseStored(msg *pb.SandboxInfo) wrenn.Stored {
+	if msg.GetStoredAt() == nil || msg.GetStoredKey() == "" {
+		return wrenn.Stored{}
+	}
+	return wrenn.Stored{At: msg.GetStoredAt().AsTime(), Key: Text(msg.GetStoredKey())}
+}
+
+// FetchRequest asks for a sandbox that is stored.
+func FetchRequest(id wrenn.SandboxID, team wrenn.TeamID, key string) *pb.FetchSandboxRequest {
+	return &pb.FetchSandboxRequest{SandboxId: string(id), Team: string(team), Key: key}
+}
+
+// ParseFetchRequest reads which stored sandbox is wanted.
+func ParseFetchRequest(msg *pb.FetchSandboxRequest) (id wrenn.SandboxID, team wrenn.TeamID, key string, err error) {
+	id, err = wrenn.ParseSandboxID(msg.GetSandboxId())
+	return id, wrenn.TeamID(msg.GetTeam()), msg.GetKey(), err
 }
 
 func unresponsive(u *wrenn.Unresponsive) *pb.Unresponsive {
@@ -302,6 +328,7 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 		AutoResume: msg.GetAutoResume(), Network: network, SecretsTag: Text(msg.GetSecretsTag()),
 		CreatedAt: time.Unix(msg.GetCreatedAtUnix(), 0).UTC(), LastActiveAt: time.Unix(msg.GetLastActiveAtUnix(), 0).UTC(),
 		Version: msg.GetVersion(), Unresponsive: parseUnresponsive(msg.GetUnresponsive()), EndCause: parseEndCause(msg.GetEndCause()),
+		Stored: parseStored(msg),
 	}
 }
 

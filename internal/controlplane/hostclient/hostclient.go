@@ -299,6 +299,14 @@ func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) e
 	return err
 }
 
+// Fetch makes the paused sandbox on this host from what another host has stored of it at
+// key; twice is allowed. FailedPrecondition when the agent is of a version that cannot,
+// or has no store, or what is stored cannot be used; NotFound when nothing is stored.
+func (c *Client) Fetch(ctx context.Context, id wrenn.SandboxID, team wrenn.TeamID, key string) error {
+	_, err := call(ctx, c, c.deadlines.Pause, c.rpc.FetchSandbox, hostwire.FetchRequest(id, team, key))
+	return err
+}
+
 // Boot is Resume by a boot from the disk. FailedPrecondition when the agent is of a
 // version that cannot.
 func (c *Client) Boot(ctx context.Context, id wrenn.SandboxID, token string) error {

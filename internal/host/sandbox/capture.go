@@ -100,6 +100,9 @@ func (s locked) capture(ctx context.Context, undo *rollback.Stack, man snapshot.
 func (s locked) publish(ctx context.Context, staged *snapshot.Staged, man snapshot.Manifest) (*snapshot.Snapshot, func(), error) {
 	man.Created, man.Driver, man.Guest = time.Now().UTC(), s.host.cfg.Driver.Name(), s.instance.Record.Guest
 	man.VCPUs, man.MemoryMiB = s.request.VCPUs, s.request.MemoryMiB
+	if s.isStorable() && !man.Transient && !man.Pinned {
+		man.Base = s.host.snapshots.BaseOf(s.instance.Record.Source)
+	}
 	snap, release, err := staged.Publish(ctx, man)
 	if err != nil {
 		return nil, nil, err

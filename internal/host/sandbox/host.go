@@ -13,12 +13,15 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/cmutex"
 	"wrenn/internal/durable"
 	"wrenn/internal/host/sandbox/console"
 	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/network"
+	"wrenn/internal/objects"
 	"wrenn/internal/rollback"
 	"wrenn/internal/snapshot"
+	"wrenn/internal/snapshot/archive"
 	"wrenn/internal/storage"
 	"wrenn/internal/vm"
 	"wrenn/internal/volume"
@@ -80,6 +83,9 @@ type Config struct {
 	MetricsEvery time.Duration
 	// CPUTime returns the CPU time that a machine's process has used; default usage.CPUTime.
 	CPUTime func(pid int) (time.Duration, error)
+	// Objects is where paused sandboxes are stored, for other hosts; nil has them on this
+	// host alone.
+	Objects objects.Store
 	// Hook, if set, is called at each point where an agent that dies must leave a
 	// state that the next one can work with.
 	Hook rollback.Hook
@@ -96,6 +102,9 @@ type host struct {
 	news      news
 	pool      warmPool
 	garbage   garbage
+	uploads   uploads
+	archive   *archive.Archive
+	fetching  cmutex.Mutex // one Fetch at a time
 	boots     turns
 	restores  turns
 	sizes     sizes
@@ -127,6 +136,8 @@ func (h *host) open(cfg Config) (err error) {
 	h.boots.places, h.restores.places = cfg.Boots, cfg.Restores
 	h.sizes = newSizes(cfg.Sizes)
 	h.snapshots, err = snapshot.Open(filepath.Join(cfg.StateDir, "snapshots"), h.reserve, cfg.Log)
+	h.uploads = newUploads()
+	h.archive = &archive.Archive{Objects: cfg.Objects, Snapshots: h.snapshots}
 	return err
 }
 

@@ -153,7 +153,7 @@ func (s locked) enter() error {
 		j.Template, j.Size, j.Timeout, j.OnTimeout, j.Absolute = req.Template, req.Size, req.Timeout, req.OnTimeout, req.Absolute
 		j.DiskMiB = req.DiskMiB
 		j.AutoResume, j.Network, j.Authority, j.Parent = req.AutoResume, req.Network, authority, req.parent
-		j.AccessToken, j.Volumes = s.owner.AccessToken, req.Volumes
+		j.AccessToken, j.Volumes, j.Team = s.owner.AccessToken, req.Volumes, req.Team
 	}))
 	return s.at("directory made")
 }

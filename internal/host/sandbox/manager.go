@@ -7,7 +7,7 @@
 // The files of this package are layers. Each uses those above it in this list,
 // which a test checks:
 //
-//	status, info, memory, cancel, turns, sizes: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot
+//	status, info, memory, cancel, turns, sizes, uploads: which status may follow which; what is asked for and answered; the host's memory; what ends an operation; how many start at a time; which sizes get a snapshot; what is being stored
 //	state, record, kmsg: what changes in a sandbox's life, the journal with what follows from it, and the log of the host's kernel
 //	news, host, source, meter: who is told of changes, what all sandboxes of a host have in common, what they are made from, and what one uses
 //	report, sandbox, registry: what logs and traces say of a sandbox; a sandbox, and all of them with the limits
@@ -15,10 +15,12 @@
 //	garbage: the snapshots that are not needed
 //	operation: how something is done to a sandbox under its operation lock
 //	replace, ending, capture: its change of instance, its end, its snapshot
+//	storing: the copies of paused sandboxes in the snapshot store
 //	pause, resume, checkpoint: the operations of users
 //	claim, launch, fork: how sandboxes are made
 //	warmpool, measure: machines ahead of demand; what the sandboxes use
 //	adopt, manager: what an earlier agent left; the package's front
+//	fetch: sandboxes of other hosts
 //	template, workshop, demand, run: what a manager does besides
 package sandbox
 
@@ -29,6 +31,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,6 +74,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	if err := m.open(cfg); err != nil {
 		return nil, err
 	}
+	m.archive.IsShared = func(id string) bool { return strings.HasPrefix(id, basePrefix) }
 	takeOver := m.destroyAll
 	if cfg.Adopt {
 		takeOver = m.adoptAll

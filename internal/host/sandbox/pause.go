@@ -47,6 +47,7 @@ func (s *Sandbox) PauseBy(ctx context.Context, options wrenn.PauseOptions) error
 
 // pause is Pause of a running sandbox, or of one that is marked as pausing.
 func (s locked) pause(ctx context.Context, how saving) error {
+	defer s.host.uploads.wake.Notify()
 	defer s.host.garbage.mark() // its last snapshot, or the new one if that is not recorded
 	op := operation{name: "pause", trace: "pause", via: StatusPausing, back: StatusRunning, to: StatusPaused, finish: s.tidy}
 	return s.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) error {

@@ -74,6 +74,16 @@ func (r *record) pinned() []string {
 	return nil
 }
 
+// stored returns where the snapshot of a paused sandbox is stored, if it is. It is safe
+// without the operation lock.
+func (r *record) stored() wrenn.Stored {
+	j := r.latest.Load()
+	if j == nil || j.Stored == nil || j.Stored.Snapshot != j.Snapshot {
+		return wrenn.Stored{}
+	}
+	return wrenn.Stored{At: j.Stored.At, Key: j.Stored.Key}
+}
+
 // checkpoints returns those of the journal. It is safe without the operation lock.
 func (r *record) checkpoints() ([]wrenn.Checkpoint, wrenn.CheckpointID) {
 	if j := r.latest.Load(); j != nil {

@@ -42,6 +42,7 @@ func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(cont
 	if s.Info().Status == StatusRunning {
 		return nil
 	}
+	s.host.uploads.stop(s.id)
 	if err := locked.tidy(ctx); err != nil {
 		return err
 	}

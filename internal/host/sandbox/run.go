@@ -28,6 +28,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	if m.cfg.Pool > 0 {
 		work.Go(func() { m.pool.run(ctx) })
 	}
+	if m.cfg.Objects != nil {
+		work.Go(func() { m.runUploads(ctx) })
+	}
 	if m.cfg.Sizes > 0 {
 		work.Go(func() { m.runSizes(ctx) })
 	}

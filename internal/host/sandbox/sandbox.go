@@ -63,7 +63,7 @@ func newSandbox(h *host, req request) *Sandbox {
 func revive(h *host, j *journal.Journal) *Sandbox {
 	s := newSandbox(h, request{id: j.ID, parent: j.Parent, authority: j.Authority, SandboxSpec: wrenn.SandboxSpec{
 		Template: j.Template, Size: j.Size, EndOfLife: wrenn.EndOfLife{Timeout: j.Timeout, OnTimeout: j.OnTimeout, Absolute: j.Absolute}, AutoResume: j.AutoResume, AccessToken: j.AccessToken,
-		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB,
+		Volumes: j.Volumes, Network: j.Network, DiskMiB: j.DiskMiB, Team: j.Team,
 	}})
 	s.journal.open(j)
 	s.state.setNetwork(j.Network, wrenn.SecretValues{}, j.Authority)
@@ -92,7 +92,16 @@ func (s *Sandbox) Info() Info {
 	spec := &s.request
 	info := Info{ObservedSandbox: wrenn.ObservedSandbox{ID: s.id, Template: spec.Template, Size: spec.Size, DiskMiB: spec.DiskMiB, EndOfLife: spec.EndOfLife, AutoResume: spec.AutoResume}}
 	s.state.fill(&info)
+	if info.Status == StatusPaused {
+		info.Stored = s.journal.stored()
+	}
 	return info
+}
+
+// isStorable reports whether the sandbox is stored when it is paused. The files of one
+// with volumes are on this host alone.
+func (s *Sandbox) isStorable() bool {
+	return s.host.cfg.Objects != nil && s.request.Team != "" && len(s.request.Volumes) == 0
 }
 
 // ID returns the sandbox's id.

@@ -125,6 +125,13 @@ func (s *state) change(status Status, reason string, cause wrenn.EndCause) {
 	s.changed()
 }
 
+// touchVersion counts a change of what is not in the state.
+func (s *state) touchVersion() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed()
+}
+
 // changed counts a change. The caller holds mu.
 func (s *state) changed() {
 	s.version = s.newVersion()

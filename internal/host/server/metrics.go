@@ -33,6 +33,8 @@ type collector struct {
 	manager                            *sandbox.Manager
 	sandboxes, memory, disk, maxMemory *prometheus.Desc
 	ready, claims                      *prometheus.Desc
+	unstored, unstoredAge              *prometheus.Desc
+	stored, storedBytes, storeFailed   *prometheus.Desc
 }
 
 // NewCollector shows the inventory and the capacity of the manager.
@@ -45,11 +47,17 @@ func NewCollector(manager *sandbox.Manager) prometheus.Collector {
 		ready:     prometheus.NewDesc("wrenn_ready_machines", "Machines of the warm pool that no sandbox has claimed yet.", nil, nil),
 		claims:    prometheus.NewDesc("wrenn_ready_machine_claims_total", "Sandboxes that could claim a machine of the warm pool: hit if they got one, else miss.", []string{"result"}, nil),
 		disk:      prometheus.NewDesc("wrenn_disk_free_bytes", "Space left for disks and snapshots.", nil, nil),
+
+		unstored:    prometheus.NewDesc("wrenn_snapshots_not_stored", "Paused sandboxes that are on this host alone and are to be stored.", nil, nil),
+		unstoredAge: prometheus.NewDesc("wrenn_snapshots_not_stored_age_seconds", "Time since the first of them was paused.", nil, nil),
+		stored:      prometheus.NewDesc("wrenn_snapshots_stored_total", "Paused sandboxes that were stored.", nil, nil),
+		storedBytes: prometheus.NewDesc("wrenn_snapshots_stored_bytes_total", "Bytes that were sent to the snapshot store.", nil, nil),
+		storeFailed: prometheus.NewDesc("wrenn_snapshots_store_failures_total", "Attempts to store a paused sandbox that failed.", nil, nil),
 	}
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.ready, c.claims, c.sandboxes, c.memory, c.maxMemory, c.disk} {
+	for _, d := range []*prometheus.Desc{c.ready, c.claims, c.sandboxes, c.memory, c.maxMemory, c.disk, c.unstored, c.unstoredAge, c.stored, c.storedBytes, c.storeFailed} {
 		out <- d
 	}
 }
@@ -62,6 +70,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	out <- prometheus.MustNewConstMetric(c.ready, prometheus.GaugeValue, float64(pool.Ready))
 	out <- prometheus.MustNewConstMetric(c.claims, prometheus.CounterValue, float64(pool.Hits), "hit")
 	out <- prometheus.MustNewConstMetric(c.claims, prometheus.CounterValue, float64(pool.Misses), "miss")
+	if c.manager.HasStore() {
+		c.collectStored(out)
+	}
 	capacity, err := c.manager.Capacity()
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(c.disk, err)
@@ -72,4 +83,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	} {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(mib)*(1<<20))
 	}
+}
+
+func (c *collector) collectStored(out chan<- prometheus.Metric) {
+	stats := c.manager.StoreStats()
+	out <- prometheus.MustNewConstMetric(c.unstored, prometheus.GaugeValue, float64(stats.Waiting))
+	out <- prometheus.MustNewConstMetric(c.unstoredAge, prometheus.GaugeValue, stats.Oldest.Seconds())
+	out <- prometheus.MustNewConstMetric(c.stored, prometheus.CounterValue, float64(stats.Done))
+	out <- prometheus.MustNewConstMetric(c.storedBytes, prometheus.CounterValue, float64(stats.Sent))
+	out <- prometheus.MustNewConstMetric(c.storeFailed, prometheus.CounterValue, float64(stats.Failed))
 }

@@ -76,7 +76,7 @@ func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error
 	}
 	return hostwire.HostInfo(wrenn.HostInfo{
 		Version: s.cfg.Version, Instance: s.cfg.Manager.Instance(), Driver: s.cfg.Driver,
-		Capacity: capacity,
+		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(),
 	}), nil
 }
 

@@ -33,6 +33,15 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 	return hostwire.ForkResults(results), nil
 }
 
+func (s *server) FetchSandbox(ctx context.Context, msg *pb.FetchSandboxRequest) (*pb.FetchSandboxResponse, error) {
+	id, team, key, err := hostwire.ParseFetchRequest(msg)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.cfg.Manager.Fetch(telemetry.WithSandbox(ctx, id), id, team, key)
+	return &pb.FetchSandboxResponse{}, err
+}
+
 func (s *server) CreateCheckpoint(ctx context.Context, req *pb.CreateCheckpointRequest) (*pb.CreateCheckpointResponse, error) {
 	sb, ctx, err := s.find(ctx, req.GetSandboxId())
 	if err != nil {

@@ -63,7 +63,7 @@ func newContent(seed uint64) content {
 
 // changed returns the content after a little work of the guest.
 func (c content) changed(seed byte) content {
-	next := content{bytes.Clone(c.memory), bytes.Clone(c.disk)}
+	next := content{bytes.Clone(c.memory), append(bytes.Clone(c.disk), make([]byte, 1<<20)...)} // the disk has grown
 	copy(next.memory[1<<20:], bytes.Repeat([]byte{seed, 1, 2}, 1000))
 	clear(next.memory[2<<20 : 3<<20])
 	copy(next.disk[5<<20:], bytes.Repeat([]byte{seed, 3}, 1000))

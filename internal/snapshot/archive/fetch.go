@@ -107,7 +107,7 @@ func (f *fetch) base(ctx context.Context) (*baseFiles, func(), error) {
 	snap, release, err := f.publish(ctx, man, func(staged *snapshot.Staged) error {
 		for _, file := range f.rec.Files {
 			if ref, ok := first[file.Path]; ok {
-				file.Layers = []layerRef{ref}
+				file.Layers, file.Size = []layerRef{ref}, anySize
 				if err := f.file(ctx, staged, file, nil); err != nil {
 					return fmt.Errorf("file %s of the base: %w", file.Path, err)
 				}
@@ -168,6 +168,9 @@ func hasAll(known stored, first map[string]layerRef) bool {
 	return true
 }
 
+// anySize is the size of a file of a base: a disk may have grown since then.
+const anySize = -1
+
 // file makes one file of a snapshot.
 func (f *fetch) file(ctx context.Context, staged *snapshot.Staged, file file, base *baseFiles) error {
 	path, err := staged.Path(file.Path)
@@ -200,7 +203,7 @@ func (f *fetch) file(ctx context.Context, staged *snapshot.Staged, file file, ba
 		parent = ref.ID
 	}
 	info, err := out.Stat()
-	if err == nil && info.Size() != file.Size {
+	if err == nil && file.Size != anySize && info.Size() != file.Size {
 		err = refuse("it has %d bytes and must have %d", info.Size(), file.Size)
 	}
 	return errors.Join(err, out.Chmod(mode))

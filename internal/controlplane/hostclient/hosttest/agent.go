@@ -37,6 +37,8 @@ type Agent struct {
 	Copy func(ctx context.Context, id string) error
 	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
+	// HasStore has the host fetch sandboxes.
+	HasStore bool
 	// VolumeDir is a directory for files of volumes; without it they have none.
 	VolumeDir string
 
@@ -208,6 +210,27 @@ func (a *Agent) ResumeSandbox(ctx context.Context, req *hostagentv1.ResumeSandbo
 	return &hostagentv1.ResumeSandboxResponse{Boot: req.GetBoot()}, a.transition(ctx, "ResumeSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
 }
 
+// Store shows a paused sandbox as stored at key.
+func (a *Agent) Store(id wrenn.SandboxID, key string) {
+	a.set(id, wrenn.ObservedPaused, func(i *hostagentv1.SandboxInfo) {
+		i.StoredAt, i.StoredKey = timestamppb.Now(), key
+	})
+}
+
+// FetchSandbox makes a paused sandbox, if it has a store.
+func (a *Agent) FetchSandbox(ctx context.Context, req *hostagentv1.FetchSandboxRequest) (*hostagentv1.FetchSandboxResponse, error) {
+	err := a.with(ctx, "FetchSandbox", req.GetSandboxId(), func() error {
+		if !a.HasStore {
+			return wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store")
+		}
+		a.sandboxes[req.GetSandboxId()] = newSandbox(&hostagentv1.SandboxInfo{
+			SandboxId: req.GetSandboxId(), Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED, StoredAt: timestamppb.Now(), StoredKey: req.GetKey(),
+		}, nil)
+		return nil
+	})
+	return &hostagentv1.FetchSandboxResponse{}, err
+}
+
 // Pauses returns the pauses that were asked for and not refused, oldest first.
 func (a *Agent) Pauses() []*hostagentv1.PauseSandboxRequest {
 	a.mu.Lock()
@@ -241,6 +264,7 @@ func (a *Agent) become(b *sandbox, to hostagentv1.SandboxStatus) {
 	b.info.Status = to
 	b.info.Version++
 	b.info.Unresponsive = nil
+	b.info.StoredAt, b.info.StoredKey = nil, ""
 	if to == hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
 		a.resumes++
 	}
@@ -307,6 +331,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
+		StoredAt: i.StoredAt, StoredKey: i.StoredKey,
 	}
 }
 

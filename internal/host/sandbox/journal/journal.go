@@ -79,7 +79,10 @@ type Journal struct {
 	// AccessToken is what the agent in the guest asks its callers for; "" is none.
 	AccessToken string              `json:"access_token,omitempty"`
 	Volumes     []wrenn.VolumeMount `json:"volumes,omitempty"`
-	Verdict     *Verdict            `json:"verdict,omitempty"` // why the sandbox ends or has ended
+	Team        wrenn.TeamID        `json:"team,omitempty"` // see wrenn.SandboxSpec
+	// Stored is what is in the snapshot store, if it is that of Snapshot.
+	Stored  *Stored  `json:"stored,omitempty"`
+	Verdict *Verdict `json:"verdict,omitempty"` // why the sandbox ends or has ended
 
 	path string
 }
@@ -106,6 +109,13 @@ type Instance struct {
 	// snapshot begins as a copy of its memory.
 	Source string `json:"source,omitempty"`
 	Guest  string `json:"guest,omitempty"` // the image that was booted, however long ago
+}
+
+// Stored is a snapshot in the snapshot store.
+type Stored struct {
+	Snapshot string    `json:"snapshot"`
+	At       time.Time `json:"at"`
+	Key      string    `json:"key"`
 }
 
 // Verdict is how a sandbox ended that was not destroyed.
@@ -145,6 +155,29 @@ func Read(dir string) (*Journal, error) {
 	}
 	if j.Format != Format || j.ID != id {
 		return nil, fmt.Errorf("journal %s: format %d of sandbox %q cannot be read by this version", j.path, j.Format, j.ID)
+	}
+	return j, nil
+}
+
+// Portable returns the journal of a paused sandbox as another host can use it: without
+// checkpoints and what else only this host has.
+func (j *Journal) Portable() ([]byte, error) {
+	return j.With(func(j *Journal) {
+		j.Instance, j.Other, j.Stored, j.Checkpoints, j.Head, j.Frozen = nil, nil, nil, nil, "", false
+	}).encode()
+}
+
+// ReadPortable returns the journal in data, which Portable has made, for the directory
+// dir. It is not written before the first Commit. FailedPrecondition when it is not that
+// of a paused sandbox with the name of the directory.
+func ReadPortable(data []byte, dir string) (*Journal, error) {
+	j := &Journal{path: filepath.Join(dir, Name)}
+	data, err := upgrade(data)
+	if err == nil {
+		err = json.Unmarshal(data, j)
+	}
+	if err != nil || j.Format != Format || string(j.ID) != filepath.Base(dir) || j.Step != StepPaused || j.Snapshot == "" {
+		return nil, &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "what is stored of the sandbox was made by a version that this one does not know, or is damaged", Err: err}
 	}
 	return j, nil
 }

@@ -52,6 +52,9 @@ const (
 	// HostAgentServiceResumeSandboxProcedure is the fully-qualified name of the HostAgentService's
 	// ResumeSandbox RPC.
 	HostAgentServiceResumeSandboxProcedure = "/hostagent.v1.HostAgentService/ResumeSandbox"
+	// HostAgentServiceFetchSandboxProcedure is the fully-qualified name of the HostAgentService's
+	// FetchSandbox RPC.
+	HostAgentServiceFetchSandboxProcedure = "/hostagent.v1.HostAgentService/FetchSandbox"
 	// HostAgentServiceListSandboxesProcedure is the fully-qualified name of the HostAgentService's
 	// ListSandboxes RPC.
 	HostAgentServiceListSandboxesProcedure = "/hostagent.v1.HostAgentService/ListSandboxes"
@@ -178,6 +181,11 @@ type HostAgentServiceClient interface {
 	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.PauseSandboxResponse, error)
 	// ResumeSandbox continues a paused sandbox; a running one stays running.
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error)
+	// FetchSandbox makes a paused sandbox from what another host has stored of it. It is
+	// no error if the host has it from there already. not_found: the store does not have
+	// it; failed_precondition: this host has no store, or what is stored is damaged or of
+	// another team or sandbox.
+	FetchSandbox(context.Context, *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error)
 	// ListSandboxes returns the full inventory: the present state, not changes.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	// WatchSandboxes answers when a sandbox has ended, was paused or resumed, stopped
@@ -320,6 +328,12 @@ func NewHostAgentServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			httpClient,
 			baseURL+HostAgentServiceResumeSandboxProcedure,
 			connect.WithSchema(hostAgentServiceMethods.ByName("ResumeSandbox")),
+			connect.WithClientOptions(opts...),
+		),
+		fetchSandbox: connect.NewClient[v1.FetchSandboxRequest, v1.FetchSandboxResponse](
+			httpClient,
+			baseURL+HostAgentServiceFetchSandboxProcedure,
+			connect.WithSchema(hostAgentServiceMethods.ByName("FetchSandbox")),
 			connect.WithClientOptions(opts...),
 		),
 		listSandboxes: connect.NewClient[v1.ListSandboxesRequest, v1.ListSandboxesResponse](
@@ -543,6 +557,7 @@ type hostAgentServiceClient struct {
 	destroySandbox      *connect.Client[v1.DestroySandboxRequest, v1.DestroySandboxResponse]
 	pauseSandbox        *connect.Client[v1.PauseSandboxRequest, v1.PauseSandboxResponse]
 	resumeSandbox       *connect.Client[v1.ResumeSandboxRequest, v1.ResumeSandboxResponse]
+	fetchSandbox        *connect.Client[v1.FetchSandboxRequest, v1.FetchSandboxResponse]
 	listSandboxes       *connect.Client[v1.ListSandboxesRequest, v1.ListSandboxesResponse]
 	watchSandboxes      *connect.Client[v1.WatchSandboxesRequest, v1.WatchSandboxesResponse]
 	forkSandbox         *connect.Client[v1.ForkSandboxRequest, v1.ForkSandboxResponse]
@@ -624,6 +639,15 @@ func (c *hostAgentServiceClient) PauseSandbox(ctx context.Context, req *v1.Pause
 // ResumeSandbox calls hostagent.v1.HostAgentService.ResumeSandbox.
 func (c *hostAgentServiceClient) ResumeSandbox(ctx context.Context, req *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error) {
 	response, err := c.resumeSandbox.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// FetchSandbox calls hostagent.v1.HostAgentService.FetchSandbox.
+func (c *hostAgentServiceClient) FetchSandbox(ctx context.Context, req *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error) {
+	response, err := c.fetchSandbox.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -929,6 +953,11 @@ type HostAgentServiceHandler interface {
 	PauseSandbox(context.Context, *v1.PauseSandboxRequest) (*v1.PauseSandboxResponse, error)
 	// ResumeSandbox continues a paused sandbox; a running one stays running.
 	ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error)
+	// FetchSandbox makes a paused sandbox from what another host has stored of it. It is
+	// no error if the host has it from there already. not_found: the store does not have
+	// it; failed_precondition: this host has no store, or what is stored is damaged or of
+	// another team or sandbox.
+	FetchSandbox(context.Context, *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error)
 	// ListSandboxes returns the full inventory: the present state, not changes.
 	ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error)
 	// WatchSandboxes answers when a sandbox has ended, was paused or resumed, stopped
@@ -1067,6 +1096,12 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 		HostAgentServiceResumeSandboxProcedure,
 		svc.ResumeSandbox,
 		connect.WithSchema(hostAgentServiceMethods.ByName("ResumeSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
+	hostAgentServiceFetchSandboxHandler := connect.NewUnaryHandlerSimple(
+		HostAgentServiceFetchSandboxProcedure,
+		svc.FetchSandbox,
+		connect.WithSchema(hostAgentServiceMethods.ByName("FetchSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
 	hostAgentServiceListSandboxesHandler := connect.NewUnaryHandlerSimple(
@@ -1293,6 +1328,8 @@ func NewHostAgentServiceHandler(svc HostAgentServiceHandler, opts ...connect.Han
 			hostAgentServicePauseSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceResumeSandboxProcedure:
 			hostAgentServiceResumeSandboxHandler.ServeHTTP(w, r)
+		case HostAgentServiceFetchSandboxProcedure:
+			hostAgentServiceFetchSandboxHandler.ServeHTTP(w, r)
 		case HostAgentServiceListSandboxesProcedure:
 			hostAgentServiceListSandboxesHandler.ServeHTTP(w, r)
 		case HostAgentServiceWatchSandboxesProcedure:
@@ -1394,6 +1431,10 @@ func (UnimplementedHostAgentServiceHandler) PauseSandbox(context.Context, *v1.Pa
 
 func (UnimplementedHostAgentServiceHandler) ResumeSandbox(context.Context, *v1.ResumeSandboxRequest) (*v1.ResumeSandboxResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.ResumeSandbox is not implemented"))
+}
+
+func (UnimplementedHostAgentServiceHandler) FetchSandbox(context.Context, *v1.FetchSandboxRequest) (*v1.FetchSandboxResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.HostAgentService.FetchSandbox is not implemented"))
 }
 
 func (UnimplementedHostAgentServiceHandler) ListSandboxes(context.Context, *v1.ListSandboxesRequest) (*v1.ListSandboxesResponse, error) {

@@ -1,0 +1,73 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"wrenn"
+	"wrenn/internal/durable"
+	"wrenn/internal/host/sandbox/journal"
+)
+
+// Fetch makes a paused sandbox from what another host has stored of it at key for the
+// team. One that was fetched from there already, or stored it, stays as it is.
+// FailedPrecondition when this host has no store, or what is stored cannot be used;
+// NotFound when nothing is stored there; AlreadyExists when the sandbox exists otherwise;
+// Exhausted when a limit does not allow another sandbox.
+func (m *Manager) Fetch(ctx context.Context, id wrenn.SandboxID, team wrenn.TeamID, key string) (*Sandbox, error) {
+	if !m.HasStore() {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store: set store.url of its agent")
+	}
+	if err := m.fetching.Lock(ctx); err != nil { // its bandwidth is the same for one or many
+		return nil, err
+	}
+	defer m.fetching.Unlock()
+	if s, err := m.Get(id); err == nil {
+		if s.Info().Stored.Key == key {
+			return s, nil
+		}
+		return nil, wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host, and is %s", id, s.Info().Status)
+	}
+	snap, state, release, err := m.archive.Fetch(ctx, string(team), string(id), key)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	defer m.garbage.mark() // the base, or all of it after an error
+	dir := filepath.Join(m.sandboxesDir(), string(id))
+	j, err := journal.ReadPortable(state, dir)
+	if err != nil {
+		return nil, err
+	}
+	if j.Snapshot != snap.ID || j.Team != team {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "what is stored of sandbox %s is of another snapshot or team", id)
+	}
+	if !m.registry.hasRoom(wrenn.Size{}) {
+		return nil, wrenn.Errorf(wrenn.Exhausted, "this host is at a limit and cannot have sandbox %s", id)
+	}
+	return m.adoptFetched(ctx, j, dir, key)
+}
+
+// adoptFetched enters the sandbox of a fetched journal. The write of the journal makes it
+// exist on this host.
+func (m *Manager) adoptFetched(ctx context.Context, j *journal.Journal, dir, key string) (*Sandbox, error) {
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return nil, err
+	}
+	err := m.cfg.Hook.At("fetched: directory made")
+	if err == nil {
+		err = j.Commit(durable.WriteFile, func(j *journal.Journal) {
+			j.Stored = &journal.Stored{Snapshot: j.Snapshot, At: storedNow(), Key: key}
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	s := revive(&m.host, j)
+	s.state.set(StatusPaused, "")
+	s.log(ctx, slog.LevelInfo, "sandbox fetched from the snapshot store", slog.String("snapshot", j.Snapshot))
+	return s, nil
+}

@@ -1,0 +1,201 @@
+//go:build root
+
+package sandbox
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"wrenn"
+	"wrenn/internal/objects"
+	"wrenn/internal/objects/objectstest"
+	"wrenn/internal/testkit"
+)
+
+const team = wrenn.TeamID("0b0c7c1e-8d0f-4f6e-9d5e-1f1f4d7c2a11")
+
+// storedLab is a lab with a store that may fail, and the spec of sandboxes that are stored.
+func storedLab(t *testing.T, s objects.Store) (*lab, wrenn.SandboxSpec) {
+	t.Helper()
+	l := newLab(t)
+	l.cfg.Objects = s
+	return l, wrenn.SandboxSpec{Size: small, Team: team}
+}
+
+func newObjects(t *testing.T) *objectstest.Faulty {
+	t.Helper()
+	dir, err := objects.OpenDir(t.TempDir())
+	must(t, err)
+	return objectstest.NewFaulty(dir)
+}
+
+func waitStored(t *testing.T, sb *Sandbox) wrenn.Stored {
+	t.Helper()
+	testkit.WaitUntil(t, "the sandbox is stored", func() bool { return sb.Info().Stored.Key != "" })
+	return sb.Info().Stored
+}
+
+// TestResumeOnAnotherHost pauses on one host, whose state is deleted then, and resumes
+// on another one: memory and disk are as they were.
+func TestResumeOnAnotherHost(t *testing.T) {
+	s := newObjects(t)
+	a, spec := storedLab(t, s)
+	m := a.open(t)
+	must(t, m.Warm(t.Context(), small))
+	sb := ensure(t, m, spec)
+	must(t, a.mark(t.Context(), sb, 'x'))
+	must(t, sb.Pause(t.Context()))
+	if sb.Info().Stored != (wrenn.Stored{}) || m.StoreStats().Waiting != 1 {
+		t.Errorf("before the upload: %+v, %+v", sb.Info().Stored, m.StoreStats())
+	}
+	stop := running(t, m)
+	stored := waitStored(t, sb)
+	testkit.WaitUntil(t, "the upload is counted", func() bool { return m.StoreStats().Done == 1 })
+	stop()
+	if stats := m.StoreStats(); stats.Waiting != 0 || stats.Sent == 0 || stats.Failed != 0 {
+		t.Errorf("%+v", stats)
+	}
+	must(t, sb.Destroy(t.Context()))
+	m.Close()
+	must(t, os.RemoveAll(a.cfg.StateDir))
+
+	b, _ := storedLab(t, s)
+	b.cfg.Adopt = true
+	other := b.open(t)
+	t.Cleanup(other.Close)
+	for range 2 { // twice is allowed
+		_, err := other.Fetch(t.Context(), sb.ID(), team, stored.Key)
+		must(t, err)
+	}
+	got, err := other.Get(sb.ID())
+	must(t, err)
+	destroyLater(t, got)
+	wantStatus(t, got, StatusPaused, "")
+	if got.Info().Stored.Key != stored.Key || got.Info().Size != small {
+		t.Errorf("%+v", got.Info())
+	}
+	other.Close()
+	b.crash(t)
+	other = b.open(t) // as the next agent finds it
+	got, err = other.Get(sb.ID())
+	must(t, err)
+	must(t, got.Resume(t.Context()))
+	wantAlive(t, got)
+	b.wantMark(t, got, 'x')
+	if got.Info().Stored != (wrenn.Stored{}) {
+		t.Errorf("it runs, and is stored: %+v", got.Info().Stored)
+	}
+	_, err = other.Fetch(t.Context(), sb.ID(), team, stored.Key)
+	testkit.WantCode(t, err, wrenn.AlreadyExists, "running")
+	must(t, got.Destroy(t.Context()))
+	must(t, other.Collect(t.Context()))
+	wantSnapshots(t, other)
+	b.wantClean(t, other)
+}
+
+// running runs the manager until stop, or the end of the test.
+func running(t *testing.T, m *Manager) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			must(t, <-done)
+		}
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+// TestStoreThatFails: pauses and resumes work while nothing can be stored; the next agent
+// stores what this one could not.
+func TestStoreThatFails(t *testing.T) {
+	s := newObjects(t)
+	s.Set(objectstest.Faults{Before: func(context.Context, string, string) error { return wrenn.Errorf(wrenn.Exhausted, "the store is full") }})
+	l, spec := storedLab(t, s)
+	l.cfg.Adopt = true
+	m := l.open(t)
+	stop := running(t, m)
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), spec)
+	must(t, err)
+	must(t, sb.Pause(t.Context()))
+	testkit.WaitUntil(t, "an upload has failed", func() bool { return m.StoreStats().Failed > 0 })
+	must(t, sb.Resume(t.Context()))
+	must(t, sb.Pause(t.Context()))
+	stop()
+	m.Close()
+	l.crash(t)
+	s.Set(objectstest.Faults{})
+	m = l.open(t)
+	t.Cleanup(m.Close)
+	running(t, m)
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	destroyLater(t, sb)
+	waitStored(t, sb)
+}
+
+// TestResumeEndsAnUpload: a resume, and a destroy, do not wait for an upload that hangs.
+func TestResumeEndsAnUpload(t *testing.T) {
+	s := newObjects(t)
+	hung := make(chan struct{}, 100)
+	s.Set(objectstest.Faults{Before: func(ctx context.Context, method, _ string) error {
+		hung <- struct{}{}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}})
+	l, spec := storedLab(t, s)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	running(t, m)
+	sb := ensure(t, m, spec)
+	must(t, sb.Pause(t.Context()))
+	<-hung
+	must(t, sb.Resume(t.Context()))
+	wantAlive(t, sb)
+	must(t, sb.Pause(t.Context()))
+	<-hung
+	must(t, sb.Destroy(t.Context()))
+	if n := m.StoreStats(); n.Failed != 0 || n.Done != 0 {
+		t.Errorf("%+v", n)
+	}
+}
+
+// TestFetchRefuses: what is stored is another team's, another sandbox's, damaged or gone.
+func TestFetchRefuses(t *testing.T) {
+	dir := t.TempDir()
+	s, err := objects.OpenDir(dir)
+	must(t, err)
+	l, spec := storedLab(t, s)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	stop := running(t, m)
+	sb := ensure(t, m, spec)
+	must(t, sb.Pause(t.Context()))
+	stored := waitStored(t, sb)
+	stop()
+	must(t, sb.Destroy(t.Context()))
+	must(t, m.Collect(t.Context()))
+	fetch := func(id wrenn.SandboxID, team wrenn.TeamID, key string) error {
+		_, err := m.Fetch(t.Context(), id, team, key)
+		return err
+	}
+	other := wrenn.TeamID(strings.Repeat("1", 36))
+	testkit.WantCode(t, fetch(sb.ID(), other, stored.Key), wrenn.FailedPrecondition, "team")
+	testkit.WantCode(t, fetch(wrenn.NewSandboxID(), team, stored.Key), wrenn.FailedPrecondition, "of sandbox")
+	must(t, os.WriteFile(filepath.Join(dir, stored.Key), []byte("{}"), 0o600))
+	testkit.WantCode(t, fetch(sb.ID(), team, stored.Key), wrenn.FailedPrecondition, "damaged")
+	must(t, os.Remove(filepath.Join(dir, stored.Key)))
+	testkit.WantCode(t, fetch(sb.ID(), team, stored.Key), wrenn.NotFound)
+	m.cfg.Objects = nil
+	testkit.WantCode(t, fetch(sb.ID(), team, stored.Key), wrenn.FailedPrecondition, "store.url")
+	wantSnapshots(t, m)
+	l.wantClean(t, m)
+}

@@ -1,0 +1,123 @@
+package sandbox
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"wrenn"
+	"wrenn/internal/wake"
+)
+
+const (
+	maxUploads = 2 // at a time
+	// storeAgain is the time before an upload that failed is tried again, doubled after
+	// each up to storeLatest. It is tried as long as the sandbox is paused.
+	storeAgain  = 5 * time.Second
+	storeLatest = 5 * time.Minute
+)
+
+// errResumed ends the upload of a sandbox that is resumed.
+var errResumed = wrenn.Errorf(wrenn.Canceled, "the sandbox is being resumed")
+
+// uploads are the snapshots of paused sandboxes that are not stored yet. Which these are
+// is what the journals say; uploads has only what this agent has tried.
+type uploads struct {
+	wake wake.Chan // there may be one to begin
+
+	mu    sync.Mutex // guards what follows
+	tries map[wrenn.SandboxID]*upload
+	done  uint64 // uploads
+	sent  uint64 // bytes of them
+	fails uint64 // attempts
+}
+
+// upload is the upload of one snapshot, as far as it is not done.
+type upload struct {
+	snapshot string
+	cancel   context.CancelCauseFunc // of the attempt that is at work; nil when none is
+	wait     time.Duration           // after the next failure
+	at       time.Time               // of the next attempt
+}
+
+func newUploads() uploads {
+	return uploads{wake: wake.New(), tries: map[wrenn.SandboxID]*upload{}}
+}
+
+// claim returns the attempt that is due for a sandbox whose snapshot is to be stored, with
+// its context; without one it may return the time until then. A sandbox with the snapshot
+// "" has nothing to store.
+func (u *uploads) claim(ctx context.Context, id wrenn.SandboxID, snapshot string) (attempt context.Context, left time.Duration, _ *upload) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t := u.tries[id]
+	if snapshot == "" {
+		if t != nil && t.cancel == nil {
+			delete(u.tries, id)
+		}
+		return nil, 0, nil
+	}
+	if t == nil || t.snapshot != snapshot && t.cancel == nil {
+		t = &upload{snapshot: snapshot, wait: storeAgain}
+		u.tries[id] = t
+	}
+	if left := time.Until(t.at); t.cancel != nil || u.busy() >= maxUploads || left > 0 {
+		return nil, left, nil
+	}
+	attempt, t.cancel = context.WithCancelCause(ctx)
+	return attempt, 0, t
+}
+
+// busy counts the attempts that are at work. The caller holds mu.
+func (u *uploads) busy() (n int) {
+	for _, t := range u.tries {
+		if t.cancel != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// stop ends the upload of a sandbox that is about to be resumed.
+func (u *uploads) stop(id wrenn.SandboxID) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if t := u.tries[id]; t != nil && t.cancel != nil {
+		t.cancel(errResumed)
+	}
+}
+
+// finish ends an attempt, which sent so many bytes. One that failed is tried again later,
+// one that was canceled when it is due.
+func (u *uploads) finish(id wrenn.SandboxID, t *upload, sent int64, err error, canceled bool) {
+	defer u.wake.Notify()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	t.cancel(nil)
+	t.cancel = nil
+	switch {
+	case err == nil:
+		u.done++
+		u.sent += uint64(sent)
+		delete(u.tries, id)
+	case !canceled:
+		u.fails++
+		t.at, t.wait = time.Now().Add(t.wait), min(2*t.wait, storeLatest)
+	}
+}
+
+// StoreStats are counts of the uploads of a host.
+type StoreStats struct {
+	Waiting int           // paused sandboxes that are to be stored
+	Oldest  time.Duration // since the first of them was paused
+	Done    uint64        // uploads
+	Sent    uint64        // bytes of them
+	Failed  uint64        // attempts
+}
+
+// stats returns the counts of this moment, without those that wait.
+func (u *uploads) stats() StoreStats {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return StoreStats{Done: u.done, Sent: u.sent, Failed: u.fails}
+}
