@@ -109,6 +109,11 @@ type Stored struct {
 	Key string
 }
 
+// IsOf reports whether the key is one of that team's.
+func (s Stored) IsOf(team TeamID) bool {
+	return team != "" && strings.HasPrefix(s.Key, "teams/"+string(team)+"/snapshots/")
+}
+
 // Inventory is every sandbox of a host at one moment.
 type Inventory struct {
 	Host      HostID

@@ -67,8 +67,10 @@ type Sandbox struct {
 	EndCause EndCause // the same, for programs; set from stopping on
 	// Unresponsive is set while it runs and its guest does not answer; nil otherwise.
 	Unresponsive *Unresponsive
-	Parent       SandboxID // the sandbox that it was forked from; "" for none
-	Metadata     map[string]string
+	// Stored is where a paused one is besides its host; zero when nowhere.
+	Stored   Stored
+	Parent   SandboxID // the sandbox that it was forked from; "" for none
+	Metadata map[string]string
 	SandboxSpec
 	// Ingress is set for a create alone: a gateway asks for it by itself. A copy has
 	// its parent's.
@@ -145,6 +147,8 @@ type PauseOptions struct {
 	// It needs a guest that answers, whatever Guest says.
 	DiskOnly bool
 	Guest    PauseGuest
+	// Durable has the control plane wait until the sandbox is stored; hosts ignore it.
+	Durable bool
 }
 
 // PauseGuest is what a pause does about a guest that does not answer.

@@ -37,6 +37,7 @@ type Sandbox struct {
 	Reason       string            `json:"reason,omitempty"`       // why it is stopped or failed
 	EndCause     EndCause          `json:"end_cause,omitempty"`    // the same for programs, from stopping on
 	Unresponsive *Unresponsive     `json:"unresponsive,omitempty"` // set while it runs and does not answer
+	StoredAt     time.Time         `json:"stored_at,omitzero"`     // set while it is paused and in the snapshot store as well: since when
 	Template     string            `json:"template"`
 	VCPUs        int               `json:"vcpus"`
 	MemoryMB     int               `json:"memory_mb"`
@@ -175,6 +176,25 @@ func (c *Client) ForcePauseSandbox(ctx context.Context, id string) (*Sandbox, er
 // space, and when it is resumed the sandbox boots, without the programs that ran.
 func (c *Client) PauseSandboxDisk(ctx context.Context, id string) (*Sandbox, error) {
 	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause"), query: url.Values{"disk_only": {"true"}}})
+}
+
+// PauseOptions are how PauseSandboxBy pauses; the zero value is PauseSandbox.
+type PauseOptions struct {
+	Force    bool // see ForcePauseSandbox
+	DiskOnly bool // see PauseSandboxDisk
+	Durable  bool // waits until the sandbox is in the snapshot store of its host
+}
+
+// PauseSandboxBy is PauseSandbox as the options say. When a durable one fails the sandbox
+// may be paused.
+func (c *Client) PauseSandboxBy(ctx context.Context, id string, options PauseOptions) (*Sandbox, error) {
+	query := url.Values{}
+	for name, set := range map[string]bool{"force": options.Force, "disk_only": options.DiskOnly, "durable": options.Durable} {
+		if set {
+			query.Set(name, "true")
+		}
+	}
+	return c.sandbox(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/pause"), query: query})
 }
 
 // BootSandbox is ResumeSandbox by a boot from the disk, although the memory was saved.

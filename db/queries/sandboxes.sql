@@ -29,6 +29,9 @@ WITH moved AS (
         end_cause = coalesce(nullif(@end_cause::text, ''), sandboxes.end_cause),
         unresponsive_since = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN @to_state IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
+        -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
+        stored_at = CASE WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_at END,
+        stored_key = CASE WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_key ELSE '' END,
         worker = sqlc.narg('worker'),
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
@@ -101,6 +104,18 @@ WITH changed AS (
 )
 SELECT * FROM changed;
 
+-- name: SetStored :one
+-- Where a paused sandbox is stored; nowhere with a key of ''.
+WITH changed AS (
+    UPDATE sandboxes SET stored_at = sqlc.narg('stored_at'), stored_key = @stored_key, version = version + 1
+    WHERE sandboxes.id = @id AND sandboxes.version = @version AND sandboxes.state = 'paused'
+    RETURNING *
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, @actor, @reason FROM changed
+)
+SELECT * FROM changed;
+
 -- name: GetSandbox :one
 SELECT * FROM sandboxes WHERE id = @id;
 
@@ -117,7 +132,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -139,7 +154,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -170,14 +185,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 FROM sandboxes WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
 
 -- name: AbandonedSandboxes :many
@@ -246,6 +261,6 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key
 FROM sandboxes s WHERE s.team_id = @team_id AND s.id = ANY(@ids::text[])
 ORDER BY s.created_at DESC, s.id DESC;

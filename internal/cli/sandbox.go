@@ -207,6 +207,9 @@ func details(sb client.Sandbox) string {
 	} else if sb.Reason != "" {
 		parts = append(parts, sb.Reason)
 	}
+	if !sb.StoredAt.IsZero() {
+		parts = append(parts, "stored")
+	}
 	if len(sb.Metadata) > 0 {
 		parts = append(parts, pairs(sb.Metadata))
 	}
@@ -363,17 +366,15 @@ type pauseCommand struct {
 	Force bool     `xor:"how" help:"Pause a sandbox that does not answer: its programs and disk are saved in their current state."`
 
 	DiskOnly bool `xor:"how" help:"Save the disk alone: resumed, the sandbox boots, without the programs that ran."`
+	Durable  bool `help:"Wait until the sandbox is in the snapshot store, from where any host can resume it."`
 }
 
 // Run pauses the sandboxes and returns when their memory is free.
 func (c *pauseCommand) Run(ctx context.Context, s *session) error {
-	if c.Force {
-		return s.change(ctx, "pausing", c.IDs, (*client.Client).ForcePauseSandbox)
+	pause := func(api *client.Client, ctx context.Context, id string) (*client.Sandbox, error) {
+		return api.PauseSandboxBy(ctx, id, client.PauseOptions{Force: c.Force, DiskOnly: c.DiskOnly, Durable: c.Durable})
 	}
-	if c.DiskOnly {
-		return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandboxDisk)
-	}
-	return s.change(ctx, "pausing", c.IDs, (*client.Client).PauseSandbox)
+	return s.change(ctx, "pausing", c.IDs, pause)
 }
 
 type resumeCommand struct {

@@ -36,6 +36,9 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if sb.EndCause != "" {
 		out.EndCause = new(oapi.EndCause(sb.EndCause))
 	}
+	if sb.Stored.Key != "" {
+		out.StoredAt = new(sb.Stored.At.UTC())
+	}
 	if u := sb.Unresponsive; u != nil {
 		out.Unresponsive = &oapi.Unresponsive{Since: u.Since.UTC(), Reason: u.Reason}
 	}

@@ -124,7 +124,7 @@ func (h *handlers) DeleteSandbox(ctx context.Context, req oapi.DeleteSandboxRequ
 }
 
 func (h *handlers) PauseSandbox(ctx context.Context, req oapi.PauseSandboxRequestObject) (oapi.PauseSandboxResponseObject, error) {
-	options := wrenn.PauseOptions{DiskOnly: value(req.Params.DiskOnly)}
+	options := wrenn.PauseOptions{DiskOnly: value(req.Params.DiskOnly), Durable: value(req.Params.Durable)}
 	if value(req.Params.Force) {
 		options.Guest = wrenn.PauseForced
 	}

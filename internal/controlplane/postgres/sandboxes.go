@@ -232,6 +232,19 @@ func (s *Store) SetUnresponsive(ctx context.Context, sb *wrenn.Sandbox, u *wrenn
 	})
 }
 
+// SetStored records where a paused sandbox is stored, under the condition of MoveSandbox.
+// It forgets that when the sandbox runs.
+func (s *Store) SetStored(ctx context.Context, sb *wrenn.Sandbox, stored wrenn.Stored, actor string) (*wrenn.Sandbox, error) {
+	params := dbsqlc.SetStoredParams{ID: string(sb.ID), Version: sb.Version, Actor: actor, StoredAt: orNil(stored.At), StoredKey: stored.Key, Reason: "stored"}
+	if stored == (wrenn.Stored{}) {
+		params.Reason = "not stored"
+	}
+	return s.change(ctx, "record where the sandbox is stored", func(ctx context.Context) (dbsqlc.Sandbox, error) {
+		row, err := s.queries.SetStored(ctx, params)
+		return dbsqlc.Sandbox(row), err
+	})
+}
+
 // change runs a compare-and-set; no row is a conflict.
 func (s *Store) change(ctx context.Context, doing string, f func(context.Context) (dbsqlc.Sandbox, error)) (*wrenn.Sandbox, error) {
 	var out *wrenn.Sandbox
@@ -501,6 +514,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
 		EndCause: wrenn.EndCause(r.EndCause), Unresponsive: unresponsive(&r),
+		Stored: wrenn.Stored{At: orZero(r.StoredAt), Key: r.StoredKey},
 	}
 }
 

@@ -40,6 +40,8 @@ type Store interface {
 	SecretsTags(ctx context.Context, rows []wrenn.Sandbox) (map[wrenn.SandboxID]string, error)
 	// SetUnresponsive shows whether the guest answers; nil means that it does.
 	SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error
+	// SetStored shows where a paused sandbox is stored.
+	SetStored(ctx context.Context, row *wrenn.Sandbox, stored wrenn.Stored) error
 	// SaveUnknown stores the sandboxes of a host that no row explains and returns the new ones.
 	SaveUnknown(ctx context.Context, host wrenn.HostID, seen []wrenn.ObservedSandbox) ([]wrenn.SandboxID, error)
 	// TryLead returns nil when another replica leads.
@@ -302,6 +304,8 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		first, then = func() error { return host.Destroy(ctx, a.Row.ID) }, move
 	case Condition:
 		first = func() error { return l.cfg.Store.SetUnresponsive(ctx, &a.Row, a.Unresponsive) }
+	case SetStored:
+		first = func() error { return l.cfg.Store.SetStored(ctx, &a.Row, a.Stored) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	case SetNetwork:

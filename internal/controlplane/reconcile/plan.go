@@ -26,6 +26,7 @@ const (
 	Extend      Kind = "extend"      // set the row's timeout on the host
 	SetNetwork  Kind = "network"     // set the row's network policy on the host
 	Condition   Kind = "condition"   // show in the row whether the guest answers
+	SetStored   Kind = "stored"      // show in the row where the paused sandbox is stored
 )
 
 // Action is one step of a plan. The actions of a plan do not depend on each other.
@@ -36,6 +37,7 @@ type Action struct {
 	Reason       string              // for the user
 	Cause        wrenn.EndCause      // why it ends; "" keeps the row's
 	Unresponsive *wrenn.Unresponsive // of a Condition
+	Stored       wrenn.Stored        // of a SetStored
 }
 
 // Result is the plan for one host.
@@ -232,9 +234,21 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	if !state.InTransition() && (!seen.Network.Equal(row.Network) || seen.SecretsTag != row.SecretsTag) {
 		r.add(SetNetwork, row, "", "")
 	}
+	if state == wrenn.Paused && state == row.State {
+		r.stored(row, seen.Stored)
+	}
 	if state == wrenn.Running && state == row.State && !sameCondition(seen.Unresponsive, row.Unresponsive) {
 		r.Actions = append(r.Actions, Action{Kind: Condition, Row: row.Sandbox, Unresponsive: seen.Unresponsive})
 	}
+}
+
+// stored plans for where a host reports that a paused sandbox is stored. A key of another
+// team is ignored.
+func (r *Result) stored(row *Row, seen wrenn.Stored) {
+	if seen.Key != "" && !seen.IsOf(row.Sandbox.Team) || seen.Key == row.Stored.Key {
+		return
+	}
+	r.Actions = append(r.Actions, Action{Kind: SetStored, Row: row.Sandbox, Stored: seen})
 }
 
 // sameCondition reports whether both answer, or neither since the same time. The

@@ -96,6 +96,7 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 // must be only.
 func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, only wrenn.HostID, start starting) (*wrenn.Sandbox, error) {
 	spec := sb.SandboxSpec
+	spec.Team = sb.Team
 	var err error
 	if spec.AccessToken, err = s.tokens.of(ctx, sb.ID); err != nil {
 		on.release(0)

@@ -38,9 +38,9 @@ func (s *Operator) SandboxesCreatedBy(ctx context.Context, c Caller) ([]wrenn.Sa
 	return s.store.SandboxesCreatedBy(ctx, c.Team, c.actor())
 }
 
-// MoveSandbox makes host the host of a paused sandbox whose files were copied
-// there: FailedPrecondition when the row is not paused or the host does not have
-// it paused. The files on the old host are left to the operator, and reported as
+// MoveSandbox makes host the host of a paused sandbox that is stored, or whose files were
+// copied there: FailedPrecondition when the row is not paused, or it is not stored and the
+// host does not have it paused. The files on the old host are left to the operator, and reported as
 // a sandbox that no row explains. Twice is allowed.
 func (s *Operator) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wrenn.HostID) (*wrenn.Sandbox, error) {
 	if err := s.hosts.refresh(ctx); err != nil { // a command does not run the fleet
@@ -62,7 +62,10 @@ func (s *Operator) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wre
 		return nil, err
 	}
 	if !slices.ContainsFunc(inv.Sandboxes, func(seen wrenn.ObservedSandbox) bool { return seen.ID == id && seen.State == wrenn.ObservedPaused }) {
-		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s does not have sandbox %s paused: copy its files there and restart its agent", host, id)
+		if sb.Stored.Key == "" {
+			return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s does not have sandbox %s paused, and it is not in a snapshot store: copy its files there and restart its agent", host, id)
+		}
+		return s.fetchTo(ctx, m, sb, actorOperator)
 	}
 	if sb.Host == host {
 		return sb, nil

@@ -136,7 +136,11 @@ func (s *Sandboxes) PauseSandboxBy(ctx context.Context, c Caller, id wrenn.Sandb
 	if err := options.Check(); err != nil {
 		return nil, err
 	}
-	return s.transition(ctx, c, id, pausing(options))
+	sb, err := s.transition(ctx, c, id, pausing(options))
+	if err != nil || !options.Durable {
+		return sb, err
+	}
+	return s.awaitStored(ctx, sb)
 }
 
 // ResumeSandbox continues a paused sandbox. When it fails it stays paused:

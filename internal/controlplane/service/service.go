@@ -196,6 +196,11 @@ func (r rows) SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.
 	return err
 }
 
+func (r rows) SetStored(ctx context.Context, row *wrenn.Sandbox, stored wrenn.Stored) error {
+	_, err := r.Store.SetStored(ctx, row, stored, actorReconciler)
+	return err
+}
+
 func (r rows) TryLead(ctx context.Context) (reconcile.Lead, error) {
 	lead, err := r.Store.TryLead(ctx, "reconcile")
 	if lead == nil {

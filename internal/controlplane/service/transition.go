@@ -58,6 +58,11 @@ func (c *core) transition(ctx context.Context, caller Caller, id wrenn.SandboxID
 		if err != nil {
 			return nil, err
 		}
+		if t.to == wrenn.Running {
+			if sb, host, err = c.placeToResume(ctx, caller, sb, host); err != nil {
+				return nil, err
+			}
+		}
 		try := c.tryTransition
 		if sb.State == t.to {
 			try = c.confirm
@@ -129,6 +134,9 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		}
 		switch sb.State {
 		case wrenn.Paused:
+			if sb, host, err = c.placeToResume(ctx, caller, sb, host); err != nil {
+				break
+			}
 			if err = c.allowTime(ctx, caller, sb, host); err == nil {
 				_, err = c.tryTransition(ctx, caller, sb, host, resuming)
 			}

@@ -112,7 +112,7 @@ func (a *Agent) capacity() *hostagentv1.Capacity {
 // Ping answers at once.
 func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
 	err = a.with(ctx, "Ping", "", func() error {
-		res = &hostagentv1.PingResponse{Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity()}
+		res = &hostagentv1.PingResponse{HasStore: a.HasStore, Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity()}
 		return nil
 	})
 	return res, err

@@ -1201,8 +1201,11 @@ type Sandbox struct {
 	StartedAt *time.Time `json:"started_at,omitempty"`
 
 	// Status The state of a sandbox. `stopped` and `failed` are final; `reason` says why.
-	Status   State  `json:"status"`
-	Template string `json:"template"`
+	Status State `json:"status"`
+
+	// StoredAt Present while it is paused and in the snapshot store as well as on its host, from where any host can resume it: since when.
+	StoredAt *time.Time `json:"stored_at,omitempty"`
+	Template string     `json:"template"`
 
 	// TimeoutSec Seconds without use after which `on_timeout` happens to the sandbox; 0 is never.
 	TimeoutSec Timeout `json:"timeout_sec"`
@@ -1560,6 +1563,10 @@ type PauseSandboxParams struct {
 	// DiskOnly Save the disk alone: the pause is quick and takes little space, and `resume` boots the sandbox, without the programs
 	// that ran. It must answer, so `force` is refused.
 	DiskOnly *bool `form:"disk_only,omitempty" json:"disk_only,omitempty"`
+
+	// Durable Wait until the sandbox is in the snapshot store as well, from where any host can resume it; see `stored_at`. If that
+	// fails, the sandbox is paused. 409 if its host has no store.
+	Durable *bool `form:"durable,omitempty" json:"durable,omitempty"`
 }
 
 // ResumeSandboxParams defines parameters for ResumeSandbox.
@@ -3405,6 +3412,19 @@ func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.R
 			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "disk_only"})
 		} else {
 			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "disk_only", Err: err})
+		}
+		return
+	}
+
+	// ------------- Optional query parameter "durable" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "durable", r.URL.Query(), &params.Durable, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "durable"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "durable", Err: err})
 		}
 		return
 	}

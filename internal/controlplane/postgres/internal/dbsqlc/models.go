@@ -130,6 +130,8 @@ type Sandbox struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 type SandboxEvent struct {

@@ -108,7 +108,7 @@ func (q *Queries) DropEndedSandboxes(ctx context.Context, retention float64, bat
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -144,12 +144,14 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -185,6 +187,8 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
@@ -194,14 +198,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 FROM sandboxes WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
@@ -235,6 +239,8 @@ type HostRowsRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -277,6 +283,8 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.Network,
 			&i.Volumes,
 			&i.DiskMB,
+			&i.StoredAt,
+			&i.StoredKey,
 		); err != nil {
 			return nil, err
 		}
@@ -293,12 +301,12 @@ WITH made AS (
     INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, worker)
     SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
         $13::jsonb, $14::jsonb, $15, $16, $17, $18
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT made.id, made.version, '', made.state, made.host_id, $19, '' FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
@@ -353,6 +361,8 @@ type InsertSandboxesRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -415,6 +425,8 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.Network,
 			&i.Volumes,
 			&i.DiskMB,
+			&i.StoredAt,
+			&i.StoredKey,
 		); err != nil {
 			return nil, err
 		}
@@ -431,10 +443,10 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM sandboxes -- the variables, which may be large, are not read
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -489,6 +501,8 @@ type ListSandboxesRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 // Each state's newest come from the index in order, so a page costs at most states * limit rows.
@@ -540,6 +554,8 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.Network,
 			&i.Volumes,
 			&i.DiskMB,
+			&i.StoredAt,
+			&i.StoredKey,
 		); err != nil {
 			return nil, err
 		}
@@ -556,10 +572,10 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM sandboxes -- the variables, which may be large, are not read
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -614,6 +630,8 @@ type ListSandboxesOldestFirstRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 // ListSandboxes in the other order.
@@ -665,6 +683,8 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 			&i.Network,
 			&i.Volumes,
 			&i.DiskMB,
+			&i.StoredAt,
+			&i.StoredKey,
 		); err != nil {
 			return nil, err
 		}
@@ -734,32 +754,35 @@ WITH moved AS (
         end_cause = coalesce(nullif($3::text, ''), sandboxes.end_cause),
         unresponsive_since = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_since END, -- a pause may fail
         unresponsive_reason = CASE WHEN $1 IN ('running', 'pausing') THEN unresponsive_reason ELSE '' END,
-        worker = $4,
-        host_id = coalesce($5, sandboxes.host_id),
+        -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
+        stored_at = CASE WHEN $4 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_at END,
+        stored_key = CASE WHEN $4 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_key ELSE '' END,
+        worker = $5,
+        host_id = coalesce($6, sandboxes.host_id),
         started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
         ends_at = CASE
-            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $6 IN ('starting', 'paused', 'resuming')
+            WHEN absolute_timeout AND timeout_sec > 0 AND $1 = 'running' AND $4 IN ('starting', 'paused', 'resuming')
             THEN clock_timestamp() + make_interval(secs => timeout_sec) ELSE ends_at
         END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $7 AND sandboxes.version = $8 AND sandboxes.state = $6
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    WHERE sandboxes.id = $7 AND sandboxes.version = $8 AND sandboxes.state = $4
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $6, moved.state, moved.host_id, $9, moved.reason FROM moved
+    SELECT moved.id, moved.version, $4, moved.state, moved.host_id, $9, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM moved
 `
 
 type MoveSandboxParams struct {
 	ToState   string
 	Reason    string
 	EndCause  string
+	FromState interface{}
 	Worker    *int64
 	HostID    *string
-	FromState interface{}
 	ID        string
 	Version   int64
 	Actor     string
@@ -795,6 +818,8 @@ type MoveSandboxRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 // Compare and set: returns no row when another change was first.
@@ -803,9 +828,9 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		arg.ToState,
 		arg.Reason,
 		arg.EndCause,
+		arg.FromState,
 		arg.Worker,
 		arg.HostID,
-		arg.FromState,
 		arg.ID,
 		arg.Version,
 		arg.Actor,
@@ -841,6 +866,8 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
@@ -909,7 +936,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key
 FROM sandboxes s WHERE s.team_id = $1 AND s.id = ANY($2::text[])
 ORDER BY s.created_at DESC, s.id DESC
 `
@@ -944,6 +971,8 @@ type SandboxesByIDRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string) ([]SandboxesByIDRow, error) {
@@ -985,6 +1014,8 @@ func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string
 			&i.Network,
 			&i.Volumes,
 			&i.DiskMB,
+			&i.StoredAt,
+			&i.StoredKey,
 		); err != nil {
 			return nil, err
 		}
@@ -1028,12 +1059,12 @@ const setSandboxMetadata = `-- name: SetSandboxMetadata :one
 WITH moved AS (
     UPDATE sandboxes SET metadata = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'metadata set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM moved
 `
 
 type SetSandboxMetadataParams struct {
@@ -1073,6 +1104,8 @@ type SetSandboxMetadataRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadataParams) (SetSandboxMetadataRow, error) {
@@ -1113,6 +1146,8 @@ func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadata
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
@@ -1121,12 +1156,12 @@ const setSandboxNetwork = `-- name: SetSandboxNetwork :one
 WITH moved AS (
     UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'network policy set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM moved
 `
 
 type SetSandboxNetworkParams struct {
@@ -1166,6 +1201,8 @@ type SetSandboxNetworkRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkParams) (SetSandboxNetworkRow, error) {
@@ -1206,6 +1243,8 @@ func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkPa
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
@@ -1219,12 +1258,12 @@ WITH moved AS (
         updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -1265,6 +1304,8 @@ type SetSandboxTimeoutRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -1306,6 +1347,110 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
+	)
+	return i, err
+}
+
+const setStored = `-- name: SetStored :one
+WITH changed AS (
+    UPDATE sandboxes SET stored_at = $1, stored_key = $2, version = version + 1
+    WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'paused'
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
+), event AS (
+    INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
+    SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
+)
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM changed
+`
+
+type SetStoredParams struct {
+	StoredAt  *time.Time
+	StoredKey string
+	ID        string
+	Version   int64
+	Actor     string
+	Reason    string
+}
+
+type SetStoredRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
+}
+
+// Where a paused sandbox is stored; nowhere with a key of ”.
+func (q *Queries) SetStored(ctx context.Context, arg SetStoredParams) (SetStoredRow, error) {
+	row := q.db.QueryRow(ctx, setStored,
+		arg.StoredAt,
+		arg.StoredKey,
+		arg.ID,
+		arg.Version,
+		arg.Actor,
+		arg.Reason,
+	)
+	var i SetStoredRow
+	err := row.Scan(
+		&i.ID,
+		&i.TeamID,
+		&i.HostID,
+		&i.Template,
+		&i.State,
+		&i.Reason,
+		&i.VCPUs,
+		&i.MemoryMB,
+		&i.TimeoutSec,
+		&i.Metadata,
+		&i.Env,
+		&i.CreatedAt,
+		&i.StartedAt,
+		&i.LastActiveAt,
+		&i.UpdatedAt,
+		&i.Version,
+		&i.Worker,
+		&i.OnTimeout,
+		&i.AutoResume,
+		&i.ParentID,
+		&i.Generation,
+		&i.EndCause,
+		&i.UnresponsiveSince,
+		&i.UnresponsiveReason,
+		&i.AbsoluteTimeout,
+		&i.EndsAt,
+		&i.Network,
+		&i.Volumes,
+		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
@@ -1318,12 +1463,12 @@ WITH changed AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb FROM changed
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key FROM changed
 `
 
 type SetUnresponsiveParams struct {
@@ -1365,6 +1510,8 @@ type SetUnresponsiveRow struct {
 	Network            wrenn.NetworkPolicy
 	Volumes            []wrenn.VolumeMount
 	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
 }
 
 // A running sandbox whose guest does not answer, or answers again; then since is null.
@@ -1408,6 +1555,8 @@ func (q *Queries) SetUnresponsive(ctx context.Context, arg SetUnresponsiveParams
 		&i.Network,
 		&i.Volumes,
 		&i.DiskMB,
+		&i.StoredAt,
+		&i.StoredKey,
 	)
 	return i, err
 }
