@@ -69,16 +69,16 @@ func New(cfg Config) *Door {
 // many open; with an error of the last two kinds the caller is returned as far as it is known.
 func (d *Door) Enter(ctx context.Context, remote, secret string) (caller service.Caller, leave func(), err error) {
 	hash, isKey := auth.HashOf(secret)
-	return d.enter(ctx, remote, hash, isKey, func() (service.Caller, error) { return d.authenticate(ctx, secret) })
+	return d.enter(remote, hash, isKey, func() (service.Caller, error) { return d.authenticate(ctx, secret) })
 }
 
 // EnterSession is Enter for a request of a browser that has signed in.
 func (d *Door) EnterSession(ctx context.Context, remote, cookie, proof string) (caller service.Caller, leave func(), err error) {
 	hash, isSession := auth.HashOfSession(cookie, proof)
-	return d.enter(ctx, remote, hash, isSession, func() (service.Caller, error) { return d.session(ctx, cookie, proof) })
+	return d.enter(remote, hash, isSession, func() (service.Caller, error) { return d.session(ctx, cookie, proof) })
 }
 
-func (d *Door) enter(ctx context.Context, remote string, hash auth.Hash, isKey bool, authenticate func() (service.Caller, error)) (caller service.Caller, leave func(), err error) {
+func (d *Door) enter(remote string, hash auth.Hash, isKey bool, authenticate func() (service.Caller, error)) (caller service.Caller, leave func(), err error) {
 	if _, known := d.known.Get(hash, time.Now()); isKey && !known && d.guesses.TooMany(remote) {
 		return service.Caller{}, nil, &Refused{Message: "too many requests from this address with keys that do not exist: wait a moment", After: time.Second}
 	}

@@ -130,7 +130,7 @@ func Open(tb testing.TB, url string) *Tab {
 		}
 	}
 	go func() { _, _ = io.Copy(io.Discard, stderr) }()
-	conn, _, err := websocket.Dial(ctx, endpoint, nil) //nolint:bodyclose // Dial says it need not be
+	conn, _, err := websocket.Dial(ctx, endpoint, nil)
 	if err != nil {
 		tb.Fatalf("connect to the browser at %q: %v", endpoint, err)
 	}
