@@ -45,7 +45,7 @@ func sessionCalls() map[string][]call {
 			call{name: "ok", method: "POST", path: path, key: "-", body: in, status: 201,
 				want:  `{` + identityJSON + `,"proof":"` + testProof + `","expires_at":"2026-01-02T15:04:05Z"}`,
 				check: cookie("wrenn_session=" + testCookie + "; Path=/v1; Expires=Fri, 02 Jan 2026 15:04:05 GMT; HttpOnly; SameSite=Strict")}, //nolint:bodyclose // run closes it
-			call{name: "wrong key", method: "POST", path: path, body: `{"key":"e2b_no"}`, status: 401, code: "unauthorized", check: cookie("")}, //nolint:bodyclose // run closes it
+			call{name: "wrong key", method: "POST", path: path, body: `{"key":"e2b_no"}`, status: 401, code: "unauthorized", check: cookie("")},                                                        //nolint:bodyclose // run closes it
 			call{name: "for another page", method: "POST", path: path, key: "-", body: in, header: http.Header{"Origin": {"https://evil.example"}}, status: 403, code: "forbidden", check: cookie("")}, //nolint:bodyclose // run closes it
 			call{name: "for a page of the same site", method: "POST", path: path, key: "-", body: in, header: http.Header{"Sec-Fetch-Site": {"same-site"}}, status: 403, code: "forbidden"},
 			call{name: "for a page of a sandbox", method: "POST", path: path, key: "-", body: in, header: http.Header{"Origin": {"null"}}, status: 403, code: "forbidden"}),
