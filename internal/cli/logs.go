@@ -97,7 +97,7 @@ func (c *logsCommand) program(ctx context.Context, s *session, api *client.Clien
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()                                        // what it sent was read
 	defer context.AfterFunc(ctx, func() { _ = stream.Signal(client.SIGKILL) })() // the tail has no other use
 	reader, writer := io.Pipe()
 	var exit client.Exit
@@ -121,7 +121,7 @@ func (s *session) jsonLines(text io.Reader) error {
 	encoder.SetEscapeHTML(false)
 	for {
 		line, err := lines.ReadSlice('\n')
-		if len(line) > 0 && (err == nil || err == io.EOF || errors.Is(err, bufio.ErrBufferFull)) { //nolint:errorlint // an end is not wrapped
+		if len(line) > 0 && (err == nil || errors.Is(err, io.EOF) || errors.Is(err, bufio.ErrBufferFull)) {
 			entry := map[string]string{"line": strings.TrimRight(string(line), "\r\n")}
 			if err := encoder.Encode(entry); err != nil {
 				return err

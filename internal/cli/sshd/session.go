@@ -38,7 +38,7 @@ func (s *Server) session(ctx context.Context, asked ssh.NewChannel, user string)
 	if err != nil {
 		return
 	}
-	defer channel.Close()
+	defer func() { _ = channel.Close() }() // the client may have closed it
 	ctx, cancel := context.WithCancel(ctx)
 	one := &session{server: s, channel: channel, user: user, env: map[string]string{}}
 	var running sync.WaitGroup
@@ -159,7 +159,7 @@ func (s *session) run(ctx context.Context, cmd client.Command) {
 		s.exit(client.Exit{Code: codeNotStarted})
 		return
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // the command has ended, or its reader has left
 	s.mu.Lock()
 	s.stream = stream
 	s.mu.Unlock()

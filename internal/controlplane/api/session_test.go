@@ -65,7 +65,7 @@ func sessionCalls() map[string][]call {
 		"deleteSession": {
 			{name: "ok", method: "DELETE", path: path, key: "-", header: browserHeader(), status: 204, check: func(t *testing.T, s *stub, r *http.Response) {
 				t.Helper()
-				cookie("wrenn_session=; Path=/v1; Expires=Thu, 01 Jan 1970 00:00:01 GMT; HttpOnly; SameSite=Strict")(t, s, r)
+				cookie("wrenn_session=; Path=/v1; Expires=Thu, 01 Jan 1970 00:00:01 GMT; HttpOnly; SameSite=Strict")(t, s, r) //nolint:bodyclose // run closes it
 				if !s.signedOut {
 					t.Error("the session lives")
 				}

@@ -135,8 +135,8 @@ func volumeFileCalls() map[string][]call {
 			call{name: "ok", method: "GET", path: content + one, status: 200, want: "hi\x00\xff"},
 			call{name: "directory", method: "GET", path: content + "?path=" + brokenFile, status: 400, code: "invalid_request"}),
 		"writeVolumeFile": append(volumeFileFailures("PUT", content, "hi", mediaFile),
-			call{name: "ok", method: "PUT", path: content + one + "&uid=7&mode=384", body: "hi", media: mediaFile, status: 200, want: entryJSON, check: wrote("hi")},
-			call{name: "large", method: "PUT", path: content + one, body: large, media: mediaFile, status: 200, check: wrote(large)},
+			call{name: "ok", method: "PUT", path: content + one + "&uid=7&mode=384", body: "hi", media: mediaFile, status: 200, want: entryJSON, check: wrote("hi")}, //nolint:bodyclose // run closes it
+			call{name: "large", method: "PUT", path: content + one, body: large, media: mediaFile, status: 200, check: wrote(large)},                                 //nolint:bodyclose // run closes it
 			call{name: "exists", method: "PUT", path: content + one + "&replace=false", body: "hi", media: mediaFile, status: 409, code: "conflict"},
 			call{name: "JSON", method: "PUT", path: content + one, body: "{}", status: 415, code: "unsupported_media_type"}),
 	}

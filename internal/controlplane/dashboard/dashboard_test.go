@@ -37,8 +37,7 @@ func body(t *testing.T, r *http.Response) []byte {
 // page, and what it names. The rest is loaded when it is needed.
 func TestFirstPaint(t *testing.T) {
 	const most = 300 << 10
-	page := ask(t, "/", "localhost")
-	html := body(t, page)
+	html := body(t, ask(t, "/", "localhost")) //nolint:bodyclose // body closes it
 	sum := len(html)
 	named := regexp.MustCompile(`(?:src|href)="(/ui/[^"]+)"`).FindAllSubmatch(html, -1)
 	if len(named) < 3 {
@@ -53,7 +52,8 @@ func TestFirstPaint(t *testing.T) {
 		}
 		unpacked, err := gzip.NewReader(bytes.NewReader(packed))
 		testkit.Must(t, err)
-		if content, err := io.ReadAll(unpacked); err != nil || !bytes.Equal(content, body(t, ask(t, string(m[1]), "localhost"))) {
+		plain := body(t, ask(t, string(m[1]), "localhost")) //nolint:bodyclose // as above
+		if content, err := io.ReadAll(unpacked); err != nil || !bytes.Equal(content, plain) {
 			t.Errorf("%s is another one when it is compressed: %v", m[1], err)
 		}
 	}
@@ -92,7 +92,7 @@ func TestPolicy(t *testing.T) {
 		"a 'unsafe-inline'":       "script-src 'self';",
 		"a\r\nX-Header: injected": "script-src 'self';",
 	} {
-		policy := ask(t, "/", host).Header.Get("Content-Security-Policy")
+		policy := ask(t, "/", host).Header.Get("Content-Security-Policy") //nolint:bodyclose // it is in memory
 		if !strings.Contains(policy, own) || strings.Count(policy, "script-src") != 1 || strings.Contains(policy, "unsafe") ||
 			!strings.Contains(policy, "frame-ancestors 'none'") || !strings.HasPrefix(policy, "default-src 'none'") {
 			t.Errorf("for %q: %s", host, policy)

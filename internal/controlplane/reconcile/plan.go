@@ -245,7 +245,7 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 // stored plans for where a host reports that a paused sandbox is stored. A key of another
 // team is ignored.
 func (r *Result) stored(row *Row, seen wrenn.Stored) {
-	if seen.Key != "" && !seen.IsOf(row.Sandbox.Team) || seen.Key == row.Stored.Key {
+	if seen.Key != "" && !seen.IsOf(row.Team) || seen.Key == row.Stored.Key {
 		return
 	}
 	r.Actions = append(r.Actions, Action{Kind: SetStored, Row: row.Sandbox, Stored: seen})

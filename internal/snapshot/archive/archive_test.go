@@ -54,7 +54,7 @@ type content struct{ memory, disk []byte }
 func newContent(seed uint64) content {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	c := content{make([]byte, 4<<20+100), make([]byte, 8<<20)}
-	for i := 0; i < 3<<20; i++ {
+	for i := range 3 << 20 {
 		c.memory[i] = byte(rnd.Uint32())
 		c.disk[i+1<<20] = byte(rnd.Uint32())
 	}

@@ -97,7 +97,7 @@ func (u *upload) base(ctx context.Context, id string) (*baseFiles, func(), error
 	}
 	snap, release, err := u.Snapshots.Load(ctx, id)
 	if code := wrenn.CodeOf(err); code == wrenn.NotFound || code == wrenn.FailedPrecondition {
-		return nil, func() {}, nil //nolint:nilerr // then the whole file is stored
+		return nil, func() {}, nil // then the whole file is stored
 	}
 	if err != nil {
 		return nil, nil, err

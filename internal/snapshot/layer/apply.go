@@ -87,7 +87,7 @@ func (l *Layer) Apply(ctx context.Context, f *os.File) error {
 	if err := f.Truncate(l.index.fileSize); err != nil {
 		return err
 	}
-	var body io.ReadCloser = io.NopCloser(bytes.NewReader(nil))
+	body := io.NopCloser(bytes.NewReader(nil))
 	if n := l.index.packed(); n > 0 {
 		var err error
 		if body, err = l.source(ctx, 0, n); err != nil {
