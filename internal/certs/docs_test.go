@@ -8,17 +8,13 @@ import (
 	"testing"
 
 	"wrenn/internal/certs"
+	"wrenn/internal/testkit"
 )
 
 // TestTheDocumentedCommands runs the commands of docs/host-agent.md, and connects
 // a control plane to a host with the certificates that they make.
 func TestTheDocumentedCommands(t *testing.T) {
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("WRENN_CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("openssl is not installed")
-	}
+	testkit.Program(t, "openssl")
 	page, err := os.ReadFile("../../docs/host-agent.md")
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wrenn/internal/testkit"
 )
 
 // words are what the last of args may become, without remarks.
@@ -103,9 +105,7 @@ func TestCompletionScripts(t *testing.T) {
 		{"fish", `complete -C 'wrenn cp '`, "2:cp ", "ibox:\trunning\n"},
 	} {
 		t.Run(test.shell, func(t *testing.T) {
-			if _, err := exec.LookPath(test.shell); err != nil {
-				t.Skipf("%s is not installed", test.shell)
-			}
+			testkit.Program(t, test.shell)
 			asked := filepath.Join(t.TempDir(), "asked")
 			script := strings.ReplaceAll(scriptOf(test.shell, fake), "compdef _wrenn wrenn\n", ":\n")
 			cmd := exec.CommandContext(t.Context(), test.shell, "-c", script+"\n"+test.run)

@@ -1,10 +1,12 @@
 // Package testkit has the few helpers that tests of every side need: to stop on
-// an unexpected error, to check an error's code, and to wait for something that
-// sends no signal. Only tests and packages for tests import it.
+// an unexpected error, to check an error's code, to wait for something that
+// sends no signal, and to find a program that the machine may lack. Only tests and packages for tests import it.
 package testkit
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -93,4 +95,20 @@ func WaitNoError(tb testing.TB, condition string, check func() error) time.Durat
 		}
 		time.Sleep(interval)
 	}
+}
+
+// Program returns the path of a program that the machine may lack. Without it the
+// test is skipped; with WRENN_CI=1 it fails, since nothing may be left out there.
+func Program(tb testing.TB, name string) string {
+	tb.Helper()
+	ci := os.Getenv("WRENN_CI") == "1" // asked first: go test caches a result for each value
+	path, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+		return path
+	case ci:
+		tb.Fatal(err)
+	}
+	tb.Skip(err)
+	return ""
 }

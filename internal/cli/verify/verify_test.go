@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn/client"
+	"wrenn/internal/testkit"
 )
 
 // local is a server whose sandbox is a directory of this machine, and whose
@@ -38,9 +39,7 @@ type local struct {
 func newLocal(t *testing.T) *local {
 	t.Helper()
 	for _, program := range []string{"python3", "timeout", "setsid", "mkfifo"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skip("this machine has no ", program)
-		}
+		testkit.Program(t, program)
 	}
 	l := &local{t: t, root: t.TempDir()}
 	if err := os.MkdirAll(filepath.Join(l.root, "run", "notify.d"), 0o755); err != nil {

@@ -49,7 +49,7 @@ func ntpTime(t time.Time) uint64 {
 // this machine's clock alone.
 func startChrony(t *testing.T, dir string, port int) {
 	t.Helper()
-	program := chronyd(t)
+	program := testkit.Program(t, chronyd)
 	conf := filepath.Join(dir, "conf")
 	text := fmt.Sprintf("server 127.0.0.1 port %d iburst minpoll 6 maxpoll 10\nport 0\ncmdport 0\nbindcmdaddress %s/chronyd.sock\npidfile %s/pid\n", port, dir, dir)
 	testkit.Must(t, os.WriteFile(conf, []byte(text), 0o644))

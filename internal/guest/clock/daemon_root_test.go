@@ -5,7 +5,6 @@ package clock
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +14,8 @@ import (
 
 	"wrenn/internal/testkit"
 )
+
+const chronyd = "/usr/sbin/chronyd"
 
 // TestStartDaemon: a real chronyd, that leaves this machine's clock alone, is ready
 // when the call returns and has the usual priority.
@@ -26,7 +27,7 @@ func TestStartDaemon(t *testing.T) {
 		testkit.Must(t, os.WriteFile(path, []byte(text), mode))
 		return path
 	}
-	program := file("chronyd", "#!/bin/sh\nexec "+chronyd(t)+" -x -u root \"$@\"\n", 0o755)
+	program := file("chronyd", "#!/bin/sh\nexec "+testkit.Program(t, chronyd)+" -x -u root \"$@\"\n", 0o755)
 	pids := filepath.Join(dir, "pid")
 	config := file("conf", fmt.Sprintf("port 0\ncmdport 0\nbindcmdaddress /\npidfile %s\n", pids), 0o644)
 	testkit.Must(t, startDaemon(t.Context(), program, config, pids))
@@ -42,17 +43,4 @@ func TestStartDaemon(t *testing.T) {
 	if err := startDaemon(t.Context(), program, file("bad", "nonsense\n", 0o644), pids); err == nil {
 		t.Error("a wrong configuration: no error")
 	}
-}
-
-// chronyd returns the path of the program, or skips the test.
-func chronyd(t *testing.T) string {
-	t.Helper()
-	program, err := exec.LookPath("/usr/sbin/chronyd")
-	if err != nil {
-		if os.Getenv("WRENN_CI") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("there is no chronyd (apt-get install chrony)")
-	}
-	return program
 }

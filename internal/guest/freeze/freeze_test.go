@@ -107,9 +107,7 @@ func TestStuck(t *testing.T) {
 // child of vfork(2), which waits until the other end of a pipe is opened.
 func inUninterruptibleWait(t *testing.T) string {
 	t.Helper()
-	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip("no python3 on this machine")
-	}
+	testkit.Program(t, "python3")
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"wrenn/internal/testkit"
 )
 
 // machine notes what it is asked for.
@@ -247,9 +249,7 @@ func TestNotify(t *testing.T) {
 
 // The lock of POSIX counts too: it is what Java has.
 func TestNotifyByPOSIXLock(t *testing.T) {
-	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip("no python3 on this machine")
-	}
+	testkit.Program(t, "python3")
 	g := newGuest(t)
 	dir := filepath.Join(g.dir, "run", "notify.d")
 	cmd := exec.CommandContext(t.Context(), "python3", "-c", `import fcntl, os, signal, sys

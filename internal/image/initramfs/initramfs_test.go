@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"wrenn/internal/image/modules"
+	"wrenn/internal/testkit"
 )
 
 // read unpacks archives in a row, as the kernel does.
@@ -85,10 +86,7 @@ func TestWriteRefusesNames(t *testing.T) {
 }
 
 func TestCpioReadsIt(t *testing.T) {
-	program, err := exec.LookPath("cpio")
-	if err != nil {
-		t.Skip("no cpio program here")
-	}
+	program := testkit.Program(t, "cpio")
 	var out bytes.Buffer
 	if err := WriteStage0(&out, []byte("program")); err != nil {
 		t.Fatal(err)

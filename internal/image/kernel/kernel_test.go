@@ -14,6 +14,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
+
+	"wrenn/internal/testkit"
 )
 
 // fakeKernel is the smallest ELF that check accepts, followed by code-like bytes:
@@ -136,10 +138,7 @@ func TestVmlinux(t *testing.T) {
 // TestVmlinuxOfRealXZ: the kernel's build uses the x86 filter, which no xz
 // writer in Go has.
 func TestVmlinuxOfRealXZ(t *testing.T) {
-	program, err := exec.LookPath("xz")
-	if err != nil {
-		t.Skip("no xz program here")
-	}
+	program := testkit.Program(t, "xz")
 	want := fakeKernel(t)
 	for _, flags := range []string{"--check=crc32 --x86 --lzma2=preset=1", "--check=crc64 --x86 --lzma2=preset=1", "--check=none -1", "-1 -T2 --block-size=100KiB"} {
 		t.Run(flags, func(t *testing.T) {
