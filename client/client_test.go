@@ -301,7 +301,7 @@ func (sessions) Identify(context.Context, service.Caller) (none service.Identity
 }
 
 func (sessions) WatchSandboxes(context.Context, service.Caller, func(service.Changes) error) error {
-	return wrenn.Errorf(wrenn.Internal, "nobody watches")
+	return wrenn.Errorf(wrenn.Internal, "no test watches")
 }
 
 const echoPID = 42

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/json"
 	"io"
 	"unicode/utf8"
 
@@ -61,8 +60,6 @@ func (p *program) report(exit client.Exit, stdout, stderr io.Writer) error {
 		result.Encoding = "base64"
 		result.Stdout, result.Stderr = base64.StdEncoding.EncodeToString(out.Bytes()), base64.StdEncoding.EncodeToString(errOut.Bytes())
 	}
-	encoder := json.NewEncoder(p.s.Out)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(result)
+	s := p.s
+	return s.print(result, nil) // only -o json captures
 }

@@ -4,7 +4,6 @@ package controlplane
 
 import (
 	"errors"
-	"net"
 	"strings"
 	"testing"
 
@@ -23,20 +22,11 @@ type joined struct {
 	agent  *agenttest.Agent
 }
 
-// freeAddress returns an address that nothing listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	testkit.Must(t, err)
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func (s *system) join(t *testing.T, c *client.Client, id string) joined {
 	t.Helper()
 	token, err := c.CreateHostToken(t.Context(), client.CreateHostToken{Host: id, Zone: "z-" + id})
 	testkit.Must(t, err)
-	address := freeAddress(t)
+	address := testkit.FreeAddress(t)
 	m, err := member.Join{StateDir: t.TempDir(), ControlPlane: s.url, Token: token.Token, Listen: address}.Do(t.Context())
 	testkit.Must(t, err)
 	files := m.Files()

@@ -1,10 +1,11 @@
 // Package testkit has the few helpers that tests of every side need: to stop on
 // an unexpected error, to check an error's code, to wait for something that
-// sends no signal, and to find a program that the machine may lack. Only tests and packages for tests import it.
+// sends no signal, and to find a program or an address that the machine may lack. Only tests and packages for tests import it.
 package testkit
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -111,4 +112,13 @@ func Program(tb testing.TB, name string) string {
 	}
 	tb.Skip(err)
 	return ""
+}
+
+// FreeAddress returns a TCP address of this machine on which nothing listens now.
+func FreeAddress(tb testing.TB) string {
+	tb.Helper()
+	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	Must(tb, err)
+	Must(tb, l.Close())
+	return l.Addr().String()
 }

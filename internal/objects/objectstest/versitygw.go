@@ -44,7 +44,7 @@ func StartServer(tb testing.TB) *Server {
 	s := &Server{program: program, Dir: filepath.Join(dir, "data"), Credentials: filepath.Join(dir, "credentials"), Secret: "the-secret-of-the-test"}
 	testkit.Must(tb, os.MkdirAll(filepath.Join(s.Dir, "wrenn"), 0o700))
 	testkit.Must(tb, os.WriteFile(s.Credentials, fmt.Appendf(nil, "[default]\naws_access_key_id = test\naws_secret_access_key = %s\n", s.Secret), 0o600))
-	s.Address = freeAddress(tb)
+	s.Address = testkit.FreeAddress(tb)
 	s.Start(tb)
 	tb.Cleanup(func() { s.Kill(tb) })
 	return s
@@ -76,15 +76,6 @@ func (s *Server) Kill(tb testing.TB) {
 		tb.Error(err)
 	}
 	_ = s.cmd.Wait() // it was killed
-}
-
-func freeAddress(tb testing.TB) string {
-	tb.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(tb.Context(), "tcp", "127.0.0.1:0")
-	testkit.Must(tb, err)
-	testkit.Must(tb, l.Close())
-	return l.Addr().String()
 }
 
 // serverProgram returns the path of the server, which it builds if necessary. Tests of

@@ -1,6 +1,6 @@
 import { APIError, call, keepProof, onUnauthorized, proof, type Identity, type Schemas } from './api';
 
-// session is who has signed in; null is nobody, undefined not known yet.
+// session is who has signed in; null is no user, undefined not known yet.
 export const session = $state<{ who: Identity | null | undefined; problem: string }>({ who: undefined, problem: '' });
 
 onUnauthorized(() => {
