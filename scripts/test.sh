@@ -11,26 +11,52 @@ mkdir -p "$results"
 summary=$results/summary # one line for each suite; a file, because a suite in the background cannot set variables
 
 # suite NAME PACKAGES FLAGS...: runs go test with FLAGS and adds a line to the
-# summary. Up to three tests that fail are run once more: one that passes then
-# does not fail the suite, and is listed as flaky, with what it printed.
+# summary. Up to three tests that fail are run once more, and so are packages that
+# ended in a panic: what passes then does not fail the suite, and is listed as
+# flaky, with what it printed.
 suite() {
-	local name=$1 packages=$2 json flaky skipped
+	local name=$1 packages=$2 file
 	shift 2
-	json=$results/${name//[^a-z0-9]/-}.json flaky=${json%.json}.flaky
+	file=$results/${name//[^a-z0-9]/-}
 	printf '\n== %s\n' "$name"
-	if go tool -modfile=tools.mod gotestsum --format pkgname --hide-summary=output --jsonfile "$json" \
-		--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$flaky" --packages="$packages" -- "$@"; then
-		say "passed    $name, $(count pass "$json") tests"
-		[ ! -s "$flaky" ] || say "FLAKY     $(paste -sd ' ' "$flaky")"
+	if tests "$file" "$packages" "$@" || without_panic "$file" "$@"; then
+		say "passed    $name, $(count pass "$file".json) tests"
+		[ ! -s "$file.flaky" ] || say "FLAKY     $(paste -sd ' ' "$file.flaky")"
 	else
-		say "FAILED    $name, $(count fail "$json") tests"
+		say "FAILED    $name, $(count fail "$file".json) tests"
 		fail
 	fi
-	skipped=$(count skip "$json")
+	local skipped
+	skipped=$(count skip "$file".json)
 	if [ "$skipped" != 0 ]; then
 		say "skipped   $skipped of them; each says why above"
 		[ "${WRENN_CI:-}" != 1 ] || fail
 	fi
+}
+
+# tests FILE PACKAGES FLAGS...: runs go test with FLAGS, and keeps its events in
+# FILE.json and the tests that were run once more in FILE.flaky.
+tests() {
+	local file=$1 packages=$2
+	shift 2
+	go tool -modfile=tools.mod gotestsum --format pkgname --hide-summary=output --jsonfile "$file.json" \
+		--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$file.flaky" \
+		--packages="$packages" -- "$@"
+}
+
+# without_panic FILE FLAGS...: runs the packages of FILE.json that failed once more,
+# if one of them ended in a panic: gotestsum does not, because the tests after the
+# panic never ran. One that exceeded its time is not run again.
+without_panic() {
+	local file=$1 packages
+	shift
+	grep -q '"Output":"panic: ' "$file.json" || return 1
+	! grep -q '"Output":"panic: test timed out' "$file.json" || return 1
+	packages=$(grep '"Action":"fail"' "$file.json" | grep -v '"Test":' | sed 's/.*"Package":"\([^"]*\)".*/\1/' | sort -u | paste -sd ' ')
+	[ -n "$packages" ] || return 1
+	printf '\n== once more, after a panic: %s\n' "$packages"
+	tests "$file-again" "$packages" "$@" || return 1
+	printf '%s\n' "panic in $packages" >>"$file.flaky"
 }
 
 say() { printf '%s\n' "$*" >>"$summary"; }

@@ -19,12 +19,12 @@ type turns struct {
 // waiter is a start that waits for its turn.
 type waiter struct {
 	turn  chan struct{} // closed when it has a place
-	ahead func(int)     // is told how many are before it
+	ahead func(int)     // is told how many are before it; may be nil
 }
 
 // acquire waits for a place until ctx ends. While it waits, ahead is told how many
-// starts are before this one; it must not block. With first it comes before all
-// that wait. The caller releases the place, once.
+// starts are before this one; it must not block, and may be nil. With first it
+// comes before all that wait. The caller releases the place, once.
 func (t *turns) acquire(ctx context.Context, first bool, ahead func(int)) (release func(), err error) {
 	w, waits := t.enter(first, ahead)
 	if !waits {
@@ -91,7 +91,9 @@ func (t *turns) releaseLocked() {
 // tell tells the waiters from a position on where they are. The caller holds mu.
 func (t *turns) tell(from int) {
 	for i := from; i < len(t.waiting); i++ {
-		t.waiting[i].ahead(i)
+		if ahead := t.waiting[i].ahead; ahead != nil {
+			ahead(i)
+		}
 	}
 }
 

@@ -82,33 +82,35 @@ func TestTurnsOfCallersThatLeave(t *testing.T) {
 		left <- err
 	}()
 	testkit.WaitUntil(t, "it waits", func() bool { return turns.queued() == 1 })
-	_, order := queueBehind(t, turns)
+	turn := queueBehind(t, turns)
 	gone := errors.New("gone")
 	leave(gone)
 	if err := <-left; !errors.Is(err, gone) {
 		t.Errorf("acquire() = %v", err)
 	}
 	release()
-	<-order
+	<-turn
 	again, err := turns.acquire(t.Context(), false, nil)
 	testkit.Must(t, err)
 	again()
 }
 
-func queueBehind(t *testing.T, turns *turns) (told, order chan int) {
+// queueBehind has a start wait as the second in the queue, and returns what is
+// sent when it got its turn.
+func queueBehind(t *testing.T, turns *turns) (turn chan struct{}) {
 	t.Helper()
-	told, order = make(chan int, 8), make(chan int, 1)
+	turn = make(chan struct{})
 	go func() {
-		release, err := turns.acquire(t.Context(), false, func(ahead int) { told <- ahead })
+		release, err := turns.acquire(t.Context(), false, nil)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		order <- 0
+		turn <- struct{}{}
 		release()
 	}()
 	testkit.WaitUntil(t, "it waits", func() bool { return turns.queued() == 2 })
-	return told, order
+	return turn
 }
 
 // TestTurnsWithoutLimit never wait.
