@@ -3,9 +3,7 @@
 package cli
 
 import (
-	"context"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,12 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/ssh"
 
-	"wrenn/client"
-	"wrenn/internal/controlplane"
-	"wrenn/internal/controlplane/service"
-	"wrenn/internal/controlplane/vault"
-	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/livetest"
 	"wrenn/internal/pgtest"
+	"wrenn/internal/programs"
 	"wrenn/internal/testkit"
 )
 
@@ -36,47 +31,8 @@ type live struct {
 
 func newLive(t *testing.T) *live {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	agent := agenttest.New(t, agenttest.Config{Log: log, Slots: 4})
-	cfg := controlplane.Defaults()
-	cfg.Listen, cfg.MetricsListen = "127.0.0.1:0", ""
-	cfg.Database.URL = pgtest.New(t)
-	cfg.Hosts = []controlplane.Host{{ID: "h1", URL: agent.URL()}}
-	cfg.Secrets.KeyFiles = []string{filepath.Join(t.TempDir(), "secrets.key")}
-	testkit.Must(t, vault.Create(cfg.Secrets.KeyFiles[0]))
-	svc, closeStore, err := controlplane.Open(t.Context(), cfg, log)
-	testkit.Must(t, err)
-	defer closeStore()
-	team, err := svc.EnsureTeam(t.Context(), "team")
-	testkit.Must(t, err)
-	_, key, err := svc.CreateKey(t.Context(), service.Caller{Team: team}, service.NewKey{Name: "key"})
-	testkit.Must(t, err)
-	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	ended, ready := make(chan error, 1), make(chan controlplane.Addresses, 1)
-	go func() { ended <- controlplane.Run(ctx, cfg, log, func(at controlplane.Addresses) { ready <- at }) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	l := &live{t: t, dir: t.TempDir(), environ: map[string]string{"WRENN_API_KEY": key, "HOME": "/nonexistent"}}
-	select {
-	case at := <-ready:
-		l.environ["URL"] = "http://" + at.API.String()
-	case err := <-ended:
-		t.Fatal(err)
-	}
-	api, err := client.New(client.Config{URL: l.environ["URL"], Key: key})
-	testkit.Must(t, err)
-	testkit.WaitNoError(t, "a sandbox can be created", func() error {
-		sb, err := api.CreateSandbox(t.Context(), client.CreateSandbox{})
-		if err == nil {
-			err = api.DeleteSandbox(t.Context(), sb.ID)
-		}
-		return err
-	})
-	return l
+	server := livetest.New(t)
+	return &live{t: t, dir: t.TempDir(), environ: map[string]string{"WRENN_API_KEY": server.Key, "HOME": "/nonexistent", "URL": server.URL}}
 }
 
 func (l *live) run(stdin string, args ...string) result {
@@ -153,7 +109,7 @@ func (l *live) files(t *testing.T) {
 // programs starts a command that outlives wrenn, and reads its log.
 func (l *live) programs(t *testing.T) {
 	t.Helper()
-	t.Cleanup(func() { _ = os.RemoveAll(programLogs) }) // the guests are this machine
+	t.Cleanup(func() { _ = os.RemoveAll(programs.Dir) }) // the guests are this machine
 	fifo := filepath.Join(l.dir, "go")
 	l.output("", "sandbox", "exec", "-u", "root", "web", "mkfifo", fifo)
 	pid := l.output("", "sandbox", "exec", "-u", "root", "-d", "web", "--", "sh", "-c", "echo one; echo two; read x <"+fifo+"; echo $x")
