@@ -46,6 +46,7 @@ type commandLine struct {
 	Host        hostCommands       `cmd:"" help:"List and cordon hosts, for who operates the platform."`
 	Key         keyCommands        `cmd:"" help:"Create, list and revoke the team's API keys."`
 	Audit       auditCommand       `cmd:"" help:"Print who changed what: the calls of the team's keys, newest first."`
+	MCP         mcpCommand         `cmd:"" name:"mcp" help:"Give sandboxes to programs that are agents, by the Model Context Protocol."`
 	Cert        certCommand        `cmd:"" help:"Show the certificate authority of wrenn up --domain, and how to trust it."`
 	Verify      verifyCommands     `cmd:"" help:"Check properties that the documentation promises on this server."`
 

@@ -8,20 +8,14 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path"
-	"strconv"
 	"strings"
 
 	"wrenn/client"
+	"wrenn/internal/programs"
 )
 
-const (
-	// programLogs is the directory in a sandbox that has the output of programs that
-	// exec -d started. Each file belongs to the program's user.
-	programLogs = "/tmp/.wrenn-logs"
-	// maxEnvFile bounds a file of variables: all of a command have at most 64 KiB.
-	maxEnvFile = 1 << 20
-)
+// maxEnvFile bounds a file of variables: all of a command have at most 64 KiB.
+const maxEnvFile = 1 << 20
 
 // environment returns the variables of --env-file and --env.
 func (f *execFlags) environment() (map[string]string, error) {
@@ -68,15 +62,9 @@ func readEnv(name string, env map[string]string) error {
 	return lines.Err()
 }
 
-// detachScript runs a command with its output in a file that has its process id as
-// name: exec keeps the id of the shell.
-const detachScript = `umask 077; d=` + programLogs + `; [ -d "$d" ] || mkdir -m 1777 "$d" || exit; exec "$@" >"$d/$$" 2>&1 </dev/null`
-
 // detach starts a command that outlives this program, and prints its process id.
 func (c *execCommand) detach(ctx context.Context, s *session, api *client.Client, cmd client.Command) error {
-	cmd.Args = append([]string{"-c", detachScript, "sh", cmd.Cmd}, cmd.Args...)
-	cmd.Cmd = "/bin/sh"
-	stream, err := api.Start(ctx, c.ID, cmd, client.StartOptions{})
+	stream, err := api.Start(ctx, c.ID, programs.Detached(cmd), client.StartOptions{})
 	if err != nil {
 		return err
 	}
@@ -87,6 +75,6 @@ func (c *execCommand) detach(ctx context.Context, s *session, api *client.Client
 	result := struct {
 		PID int    `json:"pid"`
 		Log string `json:"log"`
-	}{pid, path.Join(programLogs, strconv.Itoa(pid))}
+	}{pid, programs.Log(pid)}
 	return s.print(result, func(w io.Writer) { fmt.Fprintln(w, pid) })
 }

@@ -14,6 +14,7 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/plain"
+	"wrenn/internal/programs"
 	"wrenn/internal/run"
 )
 
@@ -83,7 +84,7 @@ func (c *logsCommand) last(s *session, console io.Reader) error {
 
 // programScript prints the log of the program $1: with $2 its last lines, and with $3
 // what follows, until the program ends if tail can tell.
-const programScript = `f=` + programLogs + `/$1; [ -e "$f" ] || { echo "no program $1 was started by exec -d" >&2; exit 1; }
+const programScript = `f=` + programs.Dir + `/$1; [ -e "$f" ] || { echo "no program $1 was started by exec -d" >&2; exit 1; }
 	from=+1; [ "$2" = 0 ] || from=$2; set -- "$1" "$from" "$3"
 	[ "$3" = true ] || exec tail -n "$2" "$f"
 	if tail --help 2>&1 | grep -q -e --pid; then exec tail -n "$2" -f --pid="$1" "$f"; fi; exec tail -n "$2" -f "$f"`
