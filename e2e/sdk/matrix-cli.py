@@ -1,4 +1,4 @@
-"""Calls every command of E2B's command line against Wrenn, and reports on each as matrix.py does.
+"""Calls every command of E2B's command line against Wrenn, and reports on each as harness.py says.
 
 The argument is the program; node runs it. Terminals are pseudo terminals of this machine.
 """
@@ -11,26 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 import uuid
 
+from harness import PATIENCE, Refused, Shared, equal, eventually, main, method
+
 PROGRAM = ["node", sys.argv[1]]
-PATIENCE = 120  # seconds for what a busy machine does sometime
 UNIQUE = uuid.uuid4().hex[:8]
 ENV = dict(os.environ, HOME=os.getcwd(), NO_UPDATE_NOTIFIER="1", NO_COLOR="1", TERM="dumb")  # the user's own configuration does not count
 ID = re.compile(r"\bi[a-z0-9]{20}\b")
-CHECKS = []
-
-
-class Refused(Exception):
-    """Wrenn says that it is not built."""
-
-
-def method(name):
-    def enter(check):
-        CHECKS.append((name, check))
-        return check
-    return enter
 
 
 def e2b(*args, stdin="", code=0):
@@ -43,35 +31,23 @@ def e2b(*args, stdin="", code=0):
     return ran.stdout
 
 
-def equal(got, want, what="got"):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, want {want!r}")
-
-
-def eventually(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {PATIENCE} s")
-        time.sleep(0.5)
-    return value
-
-
 def sandboxes(*args):
     return {s.get("sandboxId", s.get("sandboxID")): s for s in json.loads(e2b("sandbox", "list", "--format", "json", *args))}
 
 
-class Shared:
-    """The sandbox that most commands use."""
-    id = None
+class Named(Shared):
+    """The name of the sandbox that most commands use."""
 
-    def get(self):
-        if self.id is None:
-            self.id = ID.search(e2b("sandbox", "create", "base", "--detach", "--timeout", "1800")).group()
-        return self.id
+    def is_gone(self):
+        return self.sandbox not in sandboxes()
+
+    def kill(self):
+        if self.sandbox is not None:
+            e2b("sandbox", "kill", self.sandbox)
+            self.sandbox = None
 
 
-shared = Shared()
+shared = Named(lambda: ID.search(e2b("sandbox", "create", "base", "--detach", "--timeout", "1800")).group())
 
 
 class Terminal:
@@ -246,24 +222,9 @@ def _():
 
 @method("sandbox kill")
 def _():
-    e2b("sandbox", "kill", shared.get())
-    equal(shared.get() in sandboxes(), False)
-    shared.id = None
+    sandbox = shared.get()
+    shared.kill()
+    equal(sandbox in sandboxes(), False)
 
 
-def main():
-    for name, check in CHECKS:
-        began = time.monotonic()
-        outcome, error = "pass", ""
-        try:
-            check()
-        except Refused as refused:
-            outcome, error = "refused", str(refused)
-        except Exception:
-            outcome, error = "fail", traceback.format_exc(limit=-3)
-        print(json.dumps({"method": name, "outcome": outcome, "error": error[-1500:], "seconds": round(time.monotonic() - began, 1)}), flush=True)
-    if shared.id is not None:
-        e2b("sandbox", "kill", shared.id)
-
-
-main()
+main(shared)

@@ -1,44 +1,16 @@
-"""Calls every method of E2B's code interpreter for Python against Wrenn, and reports on each as matrix.py does.
+"""Calls every method of E2B's code interpreter for Python against Wrenn, and reports on each as harness.py says.
 
 There must be a template code-interpreter-v1, which the SDK starts from.
 """
 import asyncio
 import base64
-import json
-import time
-import traceback
+import sys
 
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
-CHECKS = []
+from harness import Shared, equal, main, method, need
 
-
-class Absent(Exception):
-    """This version of the SDK does not have the method."""
-
-
-def method(name):
-    def enter(check):
-        CHECKS.append((name, check))
-        return check
-    return enter
-
-
-def equal(got, want, what="got"):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, want {want!r}")
-
-
-class Shared:
-    sandbox = None
-
-    def get(self):
-        if self.sandbox is None:
-            self.sandbox = Sandbox.create(timeout=1800, envs={"GREETING": "hello"})
-        return self.sandbox
-
-
-shared = Shared()
+shared = Shared(lambda: Sandbox.create(timeout=1800, envs={"GREETING": "hello"}))
 
 
 def run(code, **kwargs):
@@ -107,8 +79,7 @@ def _():
 @method("list_code_contexts, restart_code_context, remove_code_context")
 def _():
     sandbox = shared.get()
-    if not hasattr(sandbox, "list_code_contexts"):
-        raise Absent("list_code_contexts")
+    need(sandbox, "list_code_contexts")
     context = sandbox.create_code_context()
     run("y = 5", context=context)
     if context.id not in [c.id for c in sandbox.list_code_contexts()]:
@@ -137,19 +108,4 @@ def _():
     asyncio.run(body())
 
 
-def main():
-    for name, check in CHECKS:
-        began = time.monotonic()
-        outcome, error = "pass", ""
-        try:
-            check()
-        except Absent as missing:
-            outcome, error = "absent", str(missing)
-        except Exception:
-            outcome, error = "fail", traceback.format_exc(limit=-3)
-        print(json.dumps({"method": name, "outcome": outcome, "error": error[-1500:], "seconds": round(time.monotonic() - began, 1)}), flush=True)
-    if shared.sandbox is not None:
-        shared.sandbox.kill()
-
-
-main()
+main(shared, sys.argv[1:])

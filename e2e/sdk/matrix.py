@@ -1,22 +1,15 @@
 """Calls every method of E2B's Python SDK against Wrenn, and reports on each.
 
-E2B_API_KEY and E2B_DOMAIN, or E2B_API_URL and E2B_SANDBOX_URL, say where it is. It
-prints a line of JSON for each method: its name, "pass", "fail", "refused" when
-Wrenn says that it is not built, or "absent" when this version of the SDK does not
-have the method, and the error. A failure does not end the program.
+E2B_API_KEY and E2B_DOMAIN, or E2B_API_URL and E2B_SANDBOX_URL, say where it is. harness.py says what it prints.
+Arguments select methods by parts of their names.
 """
 import asyncio
 import functools
 import importlib.metadata
-import inspect
 import io
-import json
 import os
-import ssl
 import sys
 import threading
-import time
-import traceback
 import urllib.error
 import urllib.request
 import uuid
@@ -24,32 +17,10 @@ import uuid
 import e2b
 from e2b import Sandbox
 
+from harness import PATIENCE, Absent, Shared, equal, eventually, main, method, need, raises
+
 VERSION = tuple(int(part) for part in importlib.metadata.version("e2b").split(".")[:3])
-PATIENCE = 120  # seconds for what a busy machine does sometime
 UNIQUE = uuid.uuid4().hex[:8]
-CHECKS = []
-
-
-class Absent(Exception):
-    """This version of the SDK does not have the method."""
-
-
-def method(name):
-    def enter(check):
-        CHECKS.append((name, check))
-        return check
-    return enter
-
-
-def equal(got, want, what="got"):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, want {want!r}")
-
-
-def need(owner, *names):
-    for name in names:
-        if not hasattr(owner, name):
-            raise Absent(name)
 
 
 def need_version(*version):
@@ -58,40 +29,17 @@ def need_version(*version):
         raise Absent(".".join(map(str, version)))
 
 
-def eventually(condition, what):
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {PATIENCE} s")
-        time.sleep(0.1)
-    return value
-
-
-def raises(errors, call, *args, **kwargs):
-    try:
-        call(*args, **kwargs)
-    except errors as raised:
-        return raised
-    raise AssertionError(f"raised nothing, want {errors}")
-
-
 def fetch(url, **kwargs):
     request = urllib.request.Request(url, **kwargs)
     with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.read()
 
 
-class Shared:
-    """The sandbox that most methods use. One that is gone is made again."""
-    sandbox = None
-
-    def get(self):
-        if self.sandbox is None:
-            self.sandbox = Sandbox.create(timeout=1800, metadata={"matrix": UNIQUE, "a b": "c&d"}, envs={"GREETING": "hello"})
-        return self.sandbox
+def create():
+    return Sandbox.create(timeout=1800, metadata={"matrix": UNIQUE, "a b": "c&d"}, envs={"GREETING": "hello"})
 
 
-shared = Shared()
+shared = Shared(create)
 
 
 # Sandboxes.
@@ -1144,43 +1092,4 @@ def _():
         raise AssertionError(sandbox.get_mcp_url())
 
 
-def outcome_of(check):
-    """Runs the check, and returns its outcome and the error."""
-    try:
-        check()
-        return "pass", ""
-    except Absent as missing:
-        return "absent", str(missing)
-    except AttributeError as missing:
-        owner = missing.obj if inspect.ismodule(missing.obj) or inspect.isclass(missing.obj) else type(missing.obj)
-        if getattr(owner, "__module__", getattr(owner, "__name__", "")).split(".")[0] == "e2b":
-            return "absent", str(missing)
-        return "fail", traceback.format_exc(limit=-3)
-    except TypeError as missing:
-        if "unexpected keyword argument" in str(missing):
-            return "absent", str(missing)
-        return "fail", traceback.format_exc(limit=-3)
-    except Exception as failed:
-        if "not built" in str(failed) or "501" in str(failed):
-            return "refused", str(failed)
-        return "fail", traceback.format_exc(limit=-3)
-
-
-def main():
-    wanted = sys.argv[1:]
-    for name, check in CHECKS:
-        if wanted and not any(part in name for part in wanted):
-            continue
-        began = time.monotonic()
-        outcome, error = outcome_of(check)
-        print(json.dumps({"method": name, "outcome": outcome, "error": error[-1500:], "seconds": round(time.monotonic() - began, 1)}), flush=True)
-        try:
-            if shared.sandbox is not None and outcome == "fail" and not shared.sandbox.is_running():
-                shared.sandbox = None
-        except Exception:
-            shared.sandbox = None
-    if shared.sandbox is not None:
-        shared.sandbox.kill()
-
-
-main()
+main(shared, sys.argv[1:])
