@@ -1,6 +1,7 @@
 package wrenn
 
 import (
+	"cmp"
 	"strings"
 	"time"
 )
@@ -52,6 +53,27 @@ type HostInfo struct {
 	Driver   string
 	Capacity Capacity
 	HasStore bool // paused sandboxes are stored where other hosts can fetch them
+	HostFacts
+}
+
+// HostFacts are what the agent's configuration and machine say of a host. The JSON form
+// is that of the database.
+type HostFacts struct {
+	Zone     string            `json:"zone,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Platform Platform          `json:"platform,omitzero"`
+}
+
+// Platform is what snapshots depend on. Empty fields are unknown, or of no importance.
+type Platform struct {
+	Driver    string `json:"driver,omitempty"`    // the VMM's name
+	Version   string `json:"version,omitempty"`   // the VMM's
+	Processor string `json:"processor,omitempty"` // the host's, if guests see it
+}
+
+// String returns the fields that are known.
+func (p Platform) String() string {
+	return cmp.Or(strings.Join(strings.Fields(p.Driver+" "+p.Version+" "+p.Processor), " "), "unknown")
 }
 
 // Capacity is a host's limits, each 0 for none, and how much of each is used.

@@ -71,6 +71,8 @@ type Sandbox struct {
 	Stored   Stored
 	Parent   SandboxID // the sandbox that it was forked from; "" for none
 	Metadata map[string]string
+	// Requires are labels that its host must have, and a zone; see package scheduler.
+	Requires map[string]string
 	SandboxSpec
 	// Ingress is set for a create alone: a gateway asks for it by itself. A copy has
 	// its parent's.

@@ -19,6 +19,7 @@ type Host struct {
 	Reachable  bool              `json:"reachable"`
 	Version    string            `json:"version"`
 	Driver     string            `json:"driver"`
+	Platform   string            `json:"platform,omitempty"` // what snapshots depend on; "" when it is not known
 	Capacity   HostCapacity      `json:"capacity"`
 	CreatedAt  time.Time         `json:"created_at"`
 	LastSeenAt time.Time         `json:"last_seen_at,omitzero"` // zero when it never answered
@@ -104,6 +105,42 @@ func (c *Client) RemoveHost(ctx context.Context, id string) (*Host, error) {
 // is allowed.
 func (c *Client) LoseHost(ctx context.Context, id string) (*Host, error) {
 	return c.host(ctx, http.MethodPost, hostPath(id)+"/lose")
+}
+
+// Placement says why a sandbox is where it is, and where else it could be.
+type Placement struct {
+	Sandbox   string              `json:"sandbox"`
+	State     State               `json:"status"`
+	Host      string              `json:"host"`
+	Requires  map[string]string   `json:"requires,omitempty"`
+	Decisions []PlacementDecision `json:"decisions"` // oldest first
+	Hosts     []PlacementHost     `json:"hosts"`     // those that fit first, the best at the head; none after its end
+}
+
+// PlacementDecision is when a sandbox got a host.
+type PlacementDecision struct {
+	At     time.Time `json:"at"`
+	Host   string    `json:"host"`
+	Actor  string    `json:"actor"`
+	Reason string    `json:"reason"`
+}
+
+// PlacementHost is whether a host could have a sandbox now, and why.
+type PlacementHost struct {
+	Host   string  `json:"host"`
+	Here   bool    `json:"here"` // it has the sandbox
+	Fits   bool    `json:"fits"`
+	Reason string  `json:"reason"`
+	Cost   float64 `json:"cost,omitempty"` // of one that fits; the lowest is picked
+}
+
+// ExplainPlacement returns why a sandbox, of any team, is on its host.
+func (c *Client) ExplainPlacement(ctx context.Context, id string) (*Placement, error) {
+	out := &Placement{}
+	if err := c.call(ctx, request{method: http.MethodGet, path: sandboxPath(id, "/placement")}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (c *Client) host(ctx context.Context, method, path string) (*Host, error) {

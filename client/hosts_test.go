@@ -49,6 +49,25 @@ func (f *fake) LoseHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*
 	return f.host(id, wrenn.HostLost)
 }
 
+func (f *fake) ExplainPlacement(_ context.Context, _ service.Caller, id wrenn.SandboxID) (*service.Placement, error) {
+	return &service.Placement{
+		Sandbox: &wrenn.Sandbox{ID: id, State: wrenn.Paused, Host: "h2"}, Decisions: []service.Decision{{At: made, Host: "h2", Actor: "system", Reason: "best"}},
+		Hosts: []service.HostVerdict{{Host: "h2", Here: true, Fits: true, Reason: "has the sandbox", Cost: -4}},
+	}, nil
+}
+
+func TestExplainPlacement(t *testing.T) {
+	const id = "iabcdefghijklmnopqrst"
+	got, err := serve(t, &fake{}).ExplainPlacement(t.Context(), id)
+	want := &client.Placement{
+		Sandbox: id, State: client.Paused, Host: "h2", Decisions: []client.PlacementDecision{{At: made, Host: "h2", Actor: "system", Reason: "best"}},
+		Hosts: []client.PlacementHost{{Host: "h2", Here: true, Fits: true, Reason: "has the sandbox", Cost: -4}},
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+}
+
 func (f *fake) CreateHostToken(_ context.Context, _ service.Caller, want service.NewHostToken) (*service.HostToken, error) {
 	if want.Zone != "a" || want.Labels["gpu"] != "none" || want.TTL != time.Minute {
 		return nil, wrenn.Errorf(wrenn.Invalid, "got %+v", want)

@@ -48,6 +48,7 @@ type Sandbox struct {
 	Network      *NetworkPolicy    `json:"network,omitempty"` // what it may reach; nil is the whole internet
 	Ports        *Ports            `json:"ports,omitempty"`   // how its ports are reached by HTTP; nil in lists, of copies, and after its end
 	Volumes      []VolumeMount     `json:"volumes,omitempty"`
+	Requires     map[string]string `json:"requires,omitempty"`  // labels that its host must have
 	ParentID     string            `json:"parent_id,omitempty"` // the sandbox that this one was forked from; "" for none
 	Metadata     map[string]string `json:"metadata"`
 	CreatedAt    time.Time         `json:"created_at"`
@@ -102,6 +103,8 @@ type CreateSandbox struct {
 	Network    *NetworkPolicy    // what it may reach; nil is the whole internet
 	Ports      *SetPorts         // who reaches its ports by HTTP, and how; nil is everyone who knows its id
 	Volumes    []VolumeMount     // those that it mounts
+	// Requires are labels that its host must have; zone asks for a zone.
+	Requires map[string]string
 }
 
 type createBody struct {
@@ -117,6 +120,7 @@ type createBody struct {
 	Network    *NetworkPolicy    `json:"network,omitempty"`
 	Ports      *SetPorts         `json:"ports,omitempty"`
 	Volumes    []VolumeMount     `json:"volumes,omitempty"`
+	Requires   map[string]string `json:"requires,omitempty"`
 }
 
 // seconds converts a timeout for the API. It rounds up, so that the timeout is never shorter than requested.
@@ -131,7 +135,7 @@ func seconds(d time.Duration) int64 {
 func (c *Client) CreateSandbox(ctx context.Context, s CreateSandbox) (*Sandbox, error) {
 	body := createBody{
 		Template: s.Template, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, DiskMB: s.DiskMB, OnTimeout: s.OnTimeout, AutoResume: s.AutoResume, Metadata: s.Metadata, Env: s.Env,
-		Network: s.Network, Ports: s.Ports, Volumes: s.Volumes,
+		Network: s.Network, Ports: s.Ports, Volumes: s.Volumes, Requires: s.Requires,
 	}
 	if s.Timeout != 0 {
 		body.TimeoutSec = new(seconds(s.Timeout))

@@ -131,6 +131,7 @@ CREATE TABLE public.hosts (
     serial text DEFAULT ''::text NOT NULL,
     previous_serial text DEFAULT ''::text NOT NULL,
     certificate_until timestamp with time zone,
+    facts jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT hosts_status CHECK ((status = ANY (ARRAY['active'::text, 'cordoned'::text, 'draining'::text, 'removed'::text, 'lost'::text])))
 );
 
@@ -225,6 +226,7 @@ CREATE TABLE public.sandboxes (
     disk_mb integer DEFAULT 0 NOT NULL,
     stored_at timestamp with time zone,
     stored_key text DEFAULT ''::text NOT NULL,
+    requires jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT sandboxes_end_cause CHECK ((end_cause = ANY (ARRAY[''::text, 'user'::text, 'timeout'::text, 'guest_powered_off'::text, 'guest_panicked'::text, 'guest_out_of_memory'::text, 'host_out_of_memory'::text, 'vmm_crashed'::text, 'host_restarted'::text, 'host_lost'::text, 'start_failed'::text, 'quarantined'::text, 'internal'::text]))),
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text, 'pause_disk'::text]))),

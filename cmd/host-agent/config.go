@@ -16,6 +16,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
+	"wrenn"
 	configfile "wrenn/internal/config"
 	"wrenn/internal/host"
 	"wrenn/internal/host/member"
@@ -41,6 +42,10 @@ type config struct {
 
 	// MemoryLimitMB is what the agent itself should use at most, see budget.SetLimit; default a 32nd of the machine's memory, at least 512.
 	MemoryLimitMB int `toml:"memory_limit_mb"`
+
+	// Zone and Labels are for placement, besides those with which the host joined: a label of the token wins.
+	Zone   string            `toml:"zone"`   // hosts of one zone may fail together
+	Labels map[string]string `toml:"labels"` // what sandboxes may require: [labels] gpu = "a10"
 
 	TLS     server.TLS    `toml:"tls"` // needed when listen is not a socket or loopback
 	Log     logConfig     `toml:"log"`
@@ -254,6 +259,8 @@ func (c *config) Check(problems *configfile.Problems) {
 			problems.Addf("state and run %q: use absolute paths", path)
 		}
 	}
+	problems.Add(wrenn.CheckZone(c.Zone))
+	problems.Add(wrenn.CheckLabels(c.Labels))
 	if c.Store.URL != "" {
 		problems.Add(objects.CheckURL(c.Store.URL))
 	}

@@ -148,6 +148,11 @@ func (a *agent) warm(ctx context.Context, h *host.Host) {
 	}
 }
 
+// facts are what the agent says of its host.
+func (a *agent) facts(h *host.Host) wrenn.HostFacts {
+	return wrenn.HostFacts{Zone: a.cfg.Zone, Labels: a.cfg.Labels, Platform: h.Driver.Platform()}
+}
+
 // serve returns when ctx has ended and every part has, or when one failed.
 func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error {
 	joined, err := a.cfg.member()
@@ -162,7 +167,7 @@ func (a *agent) serve(ctx context.Context, h *host.Host, rpc net.Listener) error
 		g.Go(func() error { return joined.KeepRenewed(ctx, a.log) })
 	}
 	g.Go(func() error {
-		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Version: buildinfo.Read().Short(), Log: a.log, Memory: a.memory}, rpc)
+		return server.Serve(ctx, server.Config{Manager: h.Manager, Templates: h.Templates, Volumes: h.Volumes, Driver: h.Driver.Name(), Facts: a.facts(h), Version: buildinfo.Read().Short(), Log: a.log, Memory: a.memory}, rpc)
 	})
 	a.log.LogAttrs(ctx, slog.LevelInfo, "agent ready", slog.String("listen", rpc.Addr().String()), slog.String("driver", h.Driver.Name()),
 		slog.Int("sandboxes", h.Manager.Live()))

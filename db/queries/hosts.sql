@@ -1,9 +1,9 @@
 -- name: SaveHost :exec
 -- The url of a host that joined is its own to change.
 INSERT INTO hosts (id, url, version, instance, driver, sandboxes, sandboxes_used,
-    memory_mb, memory_mb_used, disk_mb, disk_mb_free, disks_mb, disks_mb_used, last_seen_at)
+    memory_mb, memory_mb_used, disk_mb, disk_mb_free, disks_mb, disks_mb_used, facts, last_seen_at)
 VALUES (@id, @url, @version, @instance, @driver, @sandboxes, @sandboxes_used,
-    @memory_mb, @memory_mb_used, @disk_mb, @disk_mb_free, @disks_mb, @disks_mb_used, clock_timestamp())
+    @memory_mb, @memory_mb_used, @disk_mb, @disk_mb_free, @disks_mb, @disks_mb_used, @facts, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET
     url = CASE WHEN hosts.joined_at IS NULL THEN excluded.url ELSE hosts.url END,
     version = excluded.version, instance = excluded.instance, driver = excluded.driver,
@@ -11,7 +11,7 @@ ON CONFLICT (id) DO UPDATE SET
     memory_mb = excluded.memory_mb, memory_mb_used = excluded.memory_mb_used,
     disk_mb = excluded.disk_mb, disk_mb_free = excluded.disk_mb_free,
     disks_mb = excluded.disks_mb, disks_mb_used = excluded.disks_mb_used,
-    last_seen_at = excluded.last_seen_at;
+    facts = excluded.facts, last_seen_at = excluded.last_seen_at;
 
 -- name: AddConfiguredHosts :exec
 INSERT INTO hosts (id, url) SELECT unnest(@ids::text[]), unnest(@urls::text[]) ON CONFLICT (id) DO NOTHING;

@@ -181,3 +181,6 @@ DELETE FROM requested_builds WHERE id = @id;
 
 -- name: DropRequestedBuilds :execrows
 DELETE FROM requested_builds WHERE team_id = @team_id AND name = @name AND tag = @tag;
+
+-- name: BuildHost :one
+SELECT host_id FROM template_generations WHERE id = @id;

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"wrenn/client"
+	"wrenn/internal/plain"
 )
 
 type hostCommands struct {
@@ -18,6 +19,7 @@ type hostCommands struct {
 	Get      hostGetCommand      `cmd:"" help:"Print a host."`
 	Cordon   hostCordonCommand   `cmd:"" help:"Place no new sandboxes on hosts; those that they have stay."`
 	Uncordon hostUncordonCommand `cmd:"" help:"Place sandboxes on hosts again."`
+	Explain  hostExplainCommand  `cmd:"" help:"Say why a sandbox is on its host, and which hosts could have it."`
 	Remove   hostRemoveCommand   `cmd:"" help:"End the use of hosts that are cordoned and empty."`
 	Lost     hostLostCommand     `cmd:"" help:"Declare that hosts do not come back: their sandboxes become failed."`
 	Token    hostTokenCommand    `cmd:"" help:"Print a token with which one machine becomes a host, once."`
@@ -84,6 +86,7 @@ func printHost(w io.Writer, h *client.Host) {
 		{"seen", seen(h)},
 		{"certificate until", until(h.CertificateUntil)},
 		{"driver", orDash(h.Driver)},
+		{"platform", orDash(h.Platform)},
 		{"version", orDash(h.Version)},
 		{"sandboxes", ofLimit(int64(c.SandboxesUsed), int64(c.Sandboxes))},
 		{"memory MB", ofLimit(c.MemoryMBUsed, c.MemoryMB)},
@@ -108,6 +111,47 @@ type hostUncordonCommand struct {
 // Run uncordons them one by one.
 func (c *hostUncordonCommand) Run(ctx context.Context, s *session) error {
 	return s.eachHost(ctx, "uncordoning", c.IDs, (*client.Client).UncordonHost)
+}
+
+type hostExplainCommand struct {
+	ID string `arg:"" name:"sandbox" help:"The id of the sandbox, of any team."`
+}
+
+// Run prints what was decided and a verdict on each host.
+func (c *hostExplainCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	p, err := api.ExplainPlacement(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	return s.print(p, func(w io.Writer) {
+		fmt.Fprintf(w, "%s is %s on host %s\n", p.Sandbox, p.State, orDash(p.Host))
+		if len(p.Requires) > 0 {
+			fmt.Fprintf(w, "requires %s\n", labels(p.Requires))
+		}
+		decided := [][]string{{"DECIDED", "HOST", "BY", "REASON"}}
+		for _, d := range p.Decisions {
+			decided = append(decided, []string{d.At.Local().Format(time.DateTime), d.Host, d.Actor, plain.Line(d.Reason)})
+		}
+		fmt.Fprintln(w)
+		table(w, decided)
+		if len(p.Hosts) == 0 {
+			return
+		}
+		hosts := [][]string{{"HOST", "HERE", "FITS", "COST", "NOW"}}
+		for _, h := range p.Hosts {
+			cost := "-"
+			if h.Fits {
+				cost = strconv.FormatFloat(h.Cost, 'f', 2, 64)
+			}
+			hosts = append(hosts, []string{h.Host, yesNo(h.Here), yesNo(h.Fits), cost, plain.Line(h.Reason)})
+		}
+		fmt.Fprintln(w)
+		table(w, hosts)
+	})
 }
 
 type hostRemoveCommand struct {

@@ -67,6 +67,7 @@ type createFlags struct {
 	AutoResume bool              `help:"Resume it by its next use after a pause."`
 	Metadata   map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label; may be repeated."`
 	Env        map[string]string `short:"e" placeholder:"NAME=VALUE" mapsep:"none" help:"An environment variable of every command; may be repeated."`
+	Require    map[string]string `placeholder:"KEY=VALUE" mapsep:"none" help:"A label that its host must have, or zone=NAME; may be repeated."`
 	Volumes    []mountFlag       `name:"volume" placeholder:"NAME:/PATH" sep:"none" help:"A volume to mount, and where; may be repeated."`
 	networkRules
 	portRules
@@ -85,7 +86,7 @@ func (c *createFlags) create(ctx context.Context, s *session, api *client.Client
 	err = s.during(ctx, "creating a sandbox", func(ctx context.Context) (err error) {
 		sb, err = api.CreateSandbox(ctx, client.CreateSandbox{
 			Template: c.Template, VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Timeout: c.Timeout.Duration,
-			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: labels, Env: c.Env, Network: network, Ports: c.ports(), Volumes: mountsOf(c.Volumes),
+			OnTimeout: c.OnTimeout, AutoResume: c.AutoResume, Metadata: labels, Env: c.Env, Network: network, Ports: c.ports(), Volumes: mountsOf(c.Volumes), Requires: c.Require,
 		})
 		return err
 	})

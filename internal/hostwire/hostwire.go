@@ -23,6 +23,8 @@ func HostInfo(info wrenn.HostInfo) *pb.PingResponse {
 	c := info.Capacity
 	return &pb.PingResponse{
 		Version: info.Version, Instance: info.Instance, Driver: info.Driver, HasStore: info.HasStore,
+		Zone: info.Zone, Labels: info.Labels,
+		Platform: &pb.Platform{Driver: info.Platform.Driver, Version: info.Platform.Version, Processor: info.Platform.Processor},
 		Capacity: &pb.Capacity{
 			Sandboxes: number(c.Sandboxes), SandboxesUsed: number(c.SandboxesUsed),
 			MemoryMb: size(c.MemoryMiB), MemoryMbUsed: size(c.MemoryMiBUsed),
@@ -37,6 +39,7 @@ func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
 	c := msg.GetCapacity()
 	return wrenn.HostInfo{
 		Version: Text(msg.GetVersion()), Instance: Text(msg.GetInstance()), Driver: Text(msg.GetDriver()), HasStore: msg.GetHasStore(),
+		HostFacts: parseHostFacts(msg),
 		Capacity: wrenn.Capacity{
 			Sandboxes: int(c.GetSandboxes()), SandboxesUsed: int(c.GetSandboxesUsed()),
 			MemoryMiB: parseSize(c.GetMemoryMb()), MemoryMiBUsed: parseSize(c.GetMemoryMbUsed()),
@@ -44,6 +47,22 @@ func ParseHostInfo(msg *pb.PingResponse) wrenn.HostInfo {
 			DisksMiB: parseSize(c.GetDisksMb()), DisksMiBUsed: parseSize(c.GetDisksMbUsed()),
 		},
 	}
+}
+
+// parseHostFacts does not check the zone and the labels.
+func parseHostFacts(msg *pb.PingResponse) wrenn.HostFacts {
+	p := msg.GetPlatform()
+	facts := wrenn.HostFacts{
+		Zone:     Text(msg.GetZone()),
+		Platform: wrenn.Platform{Driver: Text(p.GetDriver()), Version: Text(p.GetVersion()), Processor: Text(p.GetProcessor())},
+	}
+	if len(msg.GetLabels()) > 0 {
+		facts.Labels = map[string]string{}
+	}
+	for name, value := range msg.GetLabels() {
+		facts.Labels[Text(name)] = Text(value)
+	}
+	return facts
 }
 
 // maxText bounds a text of a host, in bytes.

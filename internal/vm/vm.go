@@ -10,6 +10,8 @@ import (
 	"context"
 	"fmt"
 	"strings"
+
+	"wrenn"
 )
 
 // Driver makes machines on one kind of VMM. Its methods are safe for
@@ -43,6 +45,9 @@ type Driver interface {
 	// or restored. NotFound if that machine no longer runs; then Adopt has removed
 	// what it left in ref.Dir.
 	Adopt(ctx context.Context, ref Ref) (Machine, error)
+
+	// Platform is what the snapshots of the driver's machines depend on.
+	Platform() wrenn.Platform
 }
 
 // Machine is one running VMM. Its methods are safe for concurrent use, and

@@ -113,6 +113,7 @@ type Hosts interface {
 	UncordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	RemoveHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	LoseHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+	ExplainPlacement(context.Context, service.Caller, wrenn.SandboxID) (*service.Placement, error)
 	CreateHostToken(context.Context, service.Caller, service.NewHostToken) (*service.HostToken, error)
 	// JoinHost and RenewHost prove by their arguments who calls.
 	JoinHost(context.Context, service.JoinHost) (*service.HostCertificate, error)

@@ -21,6 +21,7 @@ func sandbox(sb *wrenn.Sandbox) oapi.Sandbox {
 	if out.Metadata == nil {
 		out.Metadata = oapi.Metadata{}
 	}
+	out.Requires = requires(sb.Requires)
 	if sb.Parent != "" {
 		out.ParentID = new(string(sb.Parent))
 	}

@@ -40,7 +40,7 @@ func value[T any](p *T) T {
 func (h *handlers) CreateSandbox(ctx context.Context, req oapi.CreateSandboxRequestObject) (oapi.CreateSandboxResponseObject, error) {
 	body := value(req.Body)
 	create := service.CreateSandbox{
-		Metadata: value(body.Metadata),
+		Metadata: value(body.Metadata), Requires: value(body.Requires),
 		SandboxSpec: wrenn.SandboxSpec{
 			Template: value(body.Template), Size: wrenn.Size{VCPUs: value(body.Vcpus), MemoryMiB: value(body.MemoryMb)}, DiskMiB: value(body.DiskMb),
 			EndOfLife:  wrenn.EndOfLife{OnTimeout: wrenn.OnTimeout(value(body.OnTimeout))},

@@ -66,6 +66,38 @@ func (h *handlers) oneHost(ctx context.Context, text string, do func(context.Con
 	return host(found), nil
 }
 
+func (h *handlers) ExplainPlacement(ctx context.Context, req oapi.ExplainPlacementRequestObject) (oapi.ExplainPlacementResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	p, err := h.s.service.ExplainPlacement(ctx, callerOf(ctx), wrenn.SandboxID(req.ID))
+	if err != nil {
+		return nil, err
+	}
+	out := oapi.Placement{
+		Sandbox: string(p.Sandbox.ID), Status: oapi.State(p.Sandbox.State), Host: string(p.Sandbox.Host), Requires: requires(p.Sandbox.Requires),
+		Decisions: []oapi.PlacementDecision{}, Hosts: []oapi.PlacementHost{}, // none is [], not null
+	}
+	for _, d := range p.Decisions {
+		out.Decisions = append(out.Decisions, oapi.PlacementDecision{At: d.At.UTC(), Host: string(d.Host), Actor: d.Actor, Reason: d.Reason})
+	}
+	for _, v := range p.Hosts {
+		one := oapi.PlacementHost{Host: string(v.Host), Here: v.Here, Fits: v.Fits, Reason: v.Reason}
+		if v.Fits {
+			one.Cost = &v.Cost
+		}
+		out.Hosts = append(out.Hosts, one)
+	}
+	return oapi.ExplainPlacement200JSONResponse{Body: out}, nil
+}
+
+// requires returns labels for an answer, nil for none.
+func requires(labels map[string]string) *oapi.Requires {
+	if len(labels) == 0 {
+		return nil
+	}
+	return new(oapi.Requires(labels))
+}
+
 func (h *handlers) CreateHostToken(ctx context.Context, req oapi.CreateHostTokenRequestObject) (oapi.CreateHostTokenResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
@@ -115,7 +147,7 @@ func host(h *service.HostState) oapi.Host {
 		labels = map[string]string{}
 	}
 	c := h.Info.Capacity
-	return oapi.Host{
+	out := oapi.Host{
 		ID: string(h.ID), Name: h.Name, URL: h.URL, Zone: h.Zone, Labels: labels, Status: oapi.HostStatus(h.Status), Joined: h.Joined,
 		Reachable: h.Reachable, Version: h.Info.Version, Driver: h.Info.Driver,
 		Capacity: oapi.HostCapacity{
@@ -124,4 +156,8 @@ func host(h *service.HostState) oapi.Host {
 		},
 		CreatedAt: h.CreatedAt.UTC(), LastSeenAt: moment(h.SeenAt), CertificateUntil: moment(h.CertificateUntil),
 	}
+	if p := h.Info.Platform; p != (wrenn.Platform{}) {
+		out.Platform = new(p.String())
+	}
+	return out
 }

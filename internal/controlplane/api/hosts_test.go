@@ -55,6 +55,19 @@ func (s *stub) LoseHost(_ context.Context, c service.Caller, id wrenn.HostID) (*
 	return s.findHost(c, id, wrenn.HostLost)
 }
 
+func (s *stub) ExplainPlacement(_ context.Context, c service.Caller, id wrenn.SandboxID) (*service.Placement, error) {
+	sb, err := s.find(c, id)
+	if err != nil {
+		return nil, err
+	}
+	found := *sb
+	found.Host, found.Requires = "h2", map[string]string{"zone": "a"}
+	return &service.Placement{
+		Sandbox: &found, Decisions: []service.Decision{{At: testTime, Host: "h2", Actor: "system", Reason: "best"}},
+		Hosts: []service.HostVerdict{{Host: "h2", Here: true, Fits: true, Reason: "has the sandbox", Cost: -4}, {Host: "h3", Reason: "is full"}},
+	}, nil
+}
+
 func (s *stub) CreateHostToken(_ context.Context, c service.Caller, want service.NewHostToken) (*service.HostToken, error) {
 	_, err := s.find(c, testID)
 	return &service.HostToken{Token: "wrenn-join.h2.x.y", Host: want.Host, ExpiresAt: testTime.Add(want.TTL)}, err
@@ -136,7 +149,15 @@ func hostCalls() map[string][]call {
 			{name: "no key", method: "GET", path: "/v1/hosts", key: "-", status: 401, code: "unauthorized"},
 			{name: "not an operator", method: "GET", path: "/v1/hosts", key: readerKey, status: 403, code: "forbidden"},
 		},
-		"getHost":      append(hostFailures("GET", "")[:5], ok("GET", "", hostJSON)),
+		"getHost": append(hostFailures("GET", "")[:5], ok("GET", "", hostJSON)),
+		"explainPlacement": {
+			{name: "ok", method: "GET", path: "/v1/sandboxes/" + testID + "/placement", status: 200, want: `{"sandbox":"` + testID + `","status":"running","host":"h2","requires":{"zone":"a"},
+				"decisions":[{"at":"2026-01-02T15:04:05Z","host":"h2","actor":"system","reason":"best"}],
+				"hosts":[{"host":"h2","here":true,"fits":true,"reason":"has the sandbox","cost":-4},{"host":"h3","here":false,"fits":false,"reason":"is full"}]}`},
+			{name: "no key", method: "GET", path: "/v1/sandboxes/" + testID + "/placement", key: "-", status: 401, code: "unauthorized"},
+			{name: "not an operator", method: "GET", path: "/v1/sandboxes/" + testID + "/placement", key: readerKey, status: 403, code: "forbidden"},
+			{name: "missing", method: "GET", path: "/v1/sandboxes/ixxxxxxxxxxxxxxxxxxxx/placement", status: 404, code: "not_found"},
+		},
 		"cordonHost":   append(hostFailures("POST", "/cordon"), ok("POST", "/cordon", with("cordoned"))),
 		"removeHost":   append(hostFailures("POST", "/remove"), ok("POST", "/remove", with("removed"))),
 		"loseHost":     append(hostFailures("POST", "/lose"), ok("POST", "/lose", with("lost"))),

@@ -19,7 +19,7 @@ func (s *Store) SaveHost(ctx context.Context, id wrenn.HostID, url string, info 
 			ID: string(id), URL: url, Version: info.Version, Instance: info.Instance, Driver: info.Driver,
 			Sandboxes: clampInt32(c.Sandboxes), SandboxesUsed: clampInt32(c.SandboxesUsed),
 			MemoryMB: c.MemoryMiB, MemoryMBUsed: c.MemoryMiBUsed, DiskMB: c.DiskMiB, DiskMBFree: c.DiskMiBFree,
-			DisksMB: c.DisksMiB, DisksMBUsed: c.DisksMiBUsed,
+			DisksMB: c.DisksMiB, DisksMBUsed: c.DisksMiBUsed, Facts: info.HostFacts,
 		})
 	})
 }
@@ -183,7 +183,7 @@ func hostRecord(row dbsqlc.Host) wrenn.HostRecord {
 		ID: wrenn.HostID(row.ID), Name: row.Name, URL: row.URL, Zone: row.Zone, Labels: row.Labels,
 		Status: wrenn.HostStatus(row.Status), Joined: row.JoinedAt != nil, CreatedAt: row.CreatedAt.UTC(),
 		Info: wrenn.HostInfo{
-			Version: row.Version, Instance: row.Instance, Driver: row.Driver,
+			Version: row.Version, Instance: row.Instance, Driver: row.Driver, HostFacts: row.Facts,
 			Capacity: wrenn.Capacity{
 				Sandboxes: int(row.Sandboxes), SandboxesUsed: int(row.SandboxesUsed),
 				MemoryMiB: row.MemoryMB, MemoryMiBUsed: row.MemoryMBUsed, DiskMiB: row.DiskMB, DiskMiBFree: row.DiskMBFree,

@@ -38,8 +38,8 @@ type Limits struct {
 // CreateSandbox writes the row of a sandbox that starts on sb.Host, and its
 // event, unless that exceeds a limit of the team: Exhausted. NotFound when a volume of
 // it was deleted. It takes ID, Team, Host, Template, Build, VCPUs, MemoryMB, EndOfLife,
-// AutoResume, Parent, Metadata, Env, Network and Volumes of sb. actor is recorded in
-// the event.
+// AutoResume, Parent, Metadata, Requires, Env, Network and Volumes of sb. actor and
+// Reason are recorded in the event.
 func (s *Store) CreateSandbox(ctx context.Context, sb wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	rows, err := s.CreateSandboxes(ctx, []wrenn.Sandbox{sb}, limits, actor)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *Store) CreateSandboxes(ctx context.Context, sandboxes []wrenn.Sandbox, 
 		VCPUs: clampInt32(sb.VCPUs), MemoryMB: clampInt32(sb.MemoryMiB), TimeoutSec: seconds(sb.Timeout),
 		OnTimeout: string(cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)), AbsoluteTimeout: sb.Absolute, AutoResume: sb.AutoResume, ParentID: string(sb.Parent),
 		Metadata: orEmpty(sb.Metadata), Env: orEmpty(sb.Env), Network: sb.Network, Volumes: append([]wrenn.VolumeMount{}, sb.Volumes...), // none is [], not null
-		DiskMB: clampInt32(sb.DiskMiB), Worker: &s.worker, Actor: actor,
+		DiskMB: clampInt32(sb.DiskMiB), Requires: orEmpty(sb.Requires), Worker: &s.worker, Actor: actor, Reason: sb.Reason,
 	}
 	for _, sb := range sandboxes {
 		params.IDs = append(params.IDs, string(sb.ID))
@@ -394,6 +394,19 @@ func (s *Store) CountSandboxes(ctx context.Context, team wrenn.TeamID, l List) (
 	return int(n), err
 }
 
+// TeamOnHosts returns how many sandboxes of a team that have not ended are on each host.
+func (s *Store) TeamOnHosts(ctx context.Context, team wrenn.TeamID) (map[wrenn.HostID]int, error) {
+	out := map[wrenn.HostID]int{}
+	err := s.call(ctx, "count the team's sandboxes on each host", func(ctx context.Context) error {
+		rows, err := s.queries.TeamOnHosts(ctx, string(team))
+		for _, row := range rows {
+			out[wrenn.HostID(row.HostID)] = int(row.Sandboxes)
+		}
+		return err
+	})
+	return out, err
+}
+
 // HostRows returns the rows of a host that have not ended, and those of the
 // sandboxes that the host reports, without Env.
 func (s *Store) HostRows(ctx context.Context, host wrenn.HostID, seen []wrenn.SandboxID) ([]wrenn.Sandbox, error) {
@@ -504,7 +517,7 @@ func unresponsive(r *dbsqlc.Sandbox) *wrenn.Unresponsive {
 func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 	return &wrenn.Sandbox{
 		ID: wrenn.SandboxID(r.ID), Team: wrenn.TeamID(r.TeamID), Host: wrenn.HostID(r.HostID),
-		State: wrenn.State(r.State), Reason: r.Reason, Parent: wrenn.SandboxID(r.ParentID), Metadata: r.Metadata,
+		State: wrenn.State(r.State), Reason: r.Reason, Parent: wrenn.SandboxID(r.ParentID), Metadata: r.Metadata, Requires: orNoMap(r.Requires),
 		SandboxSpec: wrenn.SandboxSpec{
 			Template: r.Template, Build: wrenn.BuildID(r.Generation), DiskMiB: int(r.DiskMB),
 			Size:       wrenn.Size{VCPUs: int(r.VCPUs), MemoryMiB: int(r.MemoryMB)},
@@ -580,6 +593,14 @@ func clampInt32(n int) int32 { return int32(max(math.MinInt32, min(n, math.MaxIn
 func orEmpty(m map[string]string) map[string]string {
 	if m == nil {
 		return map[string]string{}
+	}
+	return m
+}
+
+// orNoMap is the inverse of orEmpty.
+func orNoMap(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
 	}
 	return m
 }

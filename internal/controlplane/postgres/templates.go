@@ -329,3 +329,16 @@ func buildIDs(texts []string) []wrenn.BuildID {
 	}
 	return out
 }
+
+// BuildHost returns the host that has a build, "" when there is no such build.
+func (s *Store) BuildHost(ctx context.Context, id wrenn.BuildID) (host wrenn.HostID, err error) {
+	err = s.call(ctx, "find the host of a build", func(ctx context.Context) error {
+		found, err := s.queries.BuildHost(ctx, string(id))
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		host = wrenn.HostID(found)
+		return err
+	})
+	return host, err
+}

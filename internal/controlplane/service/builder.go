@@ -71,7 +71,8 @@ func (b *builder) build(ctx context.Context, job *buildJob) {
 // source, it tries the others.
 func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, log *buildLog) (wrenn.BuildResult, error) {
 	g, on := &job.Build, job.on
-	tried := map[wrenn.HostID]bool{}
+	place := need(g.Spec.Size, g.Spec.DiskMiB)
+	place.Except = map[wrenn.HostID]bool{}
 	for {
 		built, err := on.client.Build(ctx, wrenn.BuildRequest{ID: g.ID, Spec: g.Spec, Login: job.login, Team: g.Team}, log.event)
 		on.release(0) // its machine has ended
@@ -79,8 +80,8 @@ func (b *builder) buildOnSomeHost(ctx context.Context, job *buildJob, log *build
 			return built, err
 		}
 		log.add(fmt.Sprintf("host %s: %s", on.id, messageOf(err, "its host could not build it")))
-		tried[on.id] = true
-		next, noHost := b.hosts.reserve(needOf(g.Spec.Size, g.Spec.DiskMiB), tried, "")
+		place.Except[on.id] = true
+		next, noHost := b.hosts.reserve(&place)
 		if noHost != nil {
 			return built, err // the host's message says more
 		}

@@ -11,6 +11,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/postgres"
+	"wrenn/internal/controlplane/scheduler"
 )
 
 // defaultTimeout is the timeout of a sandbox, as the API documents it.
@@ -23,6 +24,7 @@ const defaultTimeout = 300 * time.Second
 type CreateSandbox struct {
 	wrenn.SandboxSpec
 	Metadata map[string]string
+	Requires map[string]string // labels that its host must have; zone asks for a zone
 	Ingress  wrenn.Ingress
 }
 
@@ -61,11 +63,12 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 	}
 	sb.Team, sb.Template, sb.Build = c.Team, from.name.String(), from.build
 	s.hosts.waitForPings(ctx)
-	on, err := s.hosts.reserve(needOf(sb.Size, sb.DiskMiB), nil, only)
+	place := s.hosts.request(ctx, &sb, only)
+	on, err := s.hosts.reserve(&place)
 	if err != nil {
 		return nil, err // without a row
 	}
-	sb.Host = on.id
+	sb.Host, sb.Reason = on.id, on.why
 	row, err := s.store.CreateSandbox(ctx, sb, s.limits.Limits, c.actor())
 	if err != nil {
 		on.release(0)
@@ -73,12 +76,12 @@ func (s *Sandboxes) createWithID(ctx context.Context, c Caller, id wrenn.Sandbox
 		return nil, err
 	}
 	row.Secrets = secrets
-	return s.create(ctx, row, on, only, starting{s.core, c.actor()})
+	return s.create(ctx, row, on, &place, starting{s.core, c.actor()})
 }
 
 // describe returns the row of a requested sandbox with that id, without its team, template and host.
 func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, error) {
-	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress}
+	sb := wrenn.Sandbox{ID: id, Metadata: req.Metadata, Requires: req.Requires, SandboxSpec: req.SandboxSpec, Ingress: req.Ingress}
 	sb.Size, sb.OnTimeout = sb.OrDefault(), cmp.Or(sb.OnTimeout, wrenn.DestroyOnTimeout)
 	var err error
 	if sb.Timeout, err = l.timeout(req.Timeout, defaultTimeout); err != nil {
@@ -88,13 +91,12 @@ func (l Limits) describe(id wrenn.SandboxID, req CreateSandbox) (wrenn.Sandbox, 
 		return sb, wrenn.Errorf(wrenn.Invalid, "invalid action at the timeout %.20q: use %s, %s or %s",
 			string(sb.OnTimeout), wrenn.DestroyOnTimeout, wrenn.PauseOnTimeout, wrenn.PauseDiskOnTimeout)
 	}
-	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
+	return sb, cmp.Or(l.checkSize(sb.Size), checkMetadata(sb.Metadata), wrenn.CheckLabels(sb.Requires), wrenn.CheckEnv(sb.Env), sb.Network.Check(), sb.Ingress.Check(), wrenn.CheckVolumes(sb.Volumes))
 }
 
 // create makes the sandbox of a new row on the reserved host. A host that
-// answers that it is full has made nothing, so another one is asked, unless it
-// must be only.
-func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, only wrenn.HostID, start starting) (*wrenn.Sandbox, error) {
+// answers that it is full has made nothing, so another one that place allows is asked.
+func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservation, place *scheduler.Request, start starting) (*wrenn.Sandbox, error) {
 	spec := sb.SandboxSpec
 	spec.Team = sb.Team
 	var err error
@@ -102,25 +104,26 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 		on.release(0)
 		return nil, start.abandon(ctx, sb, err)
 	}
-	full := map[wrenn.HostID]bool{}
 	for {
 		waits := &waitingStart{starting: start, sb: sb}
 		refused := on.client.Create(ctx, sb.ID, spec, func(reason string) { waits.show(ctx, reason) })
 		sb = waits.sb
 		if refused == nil {
 			on.release(1)
+			s.hosts.placed(sb.Team, on.id)
 			return start.finish(ctx, sb)
 		}
 		on.release(0)
 		if wrenn.CodeOf(refused) != wrenn.Exhausted {
 			return nil, start.abandon(ctx, sb, refused)
 		}
-		full[on.id] = true
-		next, err := s.hosts.reserve(needOf(sb.Size, sb.DiskMiB), full, only)
+		on.refused()
+		place.Except[on.id] = true
+		next, err := s.hosts.reserve(place)
 		if err != nil {
 			return nil, start.abandon(ctx, sb, refused) // the host's message says more
 		}
-		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: start.actor})
+		moved, err := s.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Starting, Host: next.id, Actor: start.actor, Reason: "host " + string(on.id) + " is full"})
 		if err != nil {
 			next.release(0)
 			return nil, start.abandon(ctx, sb, err)

@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
 	"wrenn/internal/controlplane/scheduler"
+	"wrenn/internal/recent"
 	"wrenn/internal/wake"
 )
 
@@ -36,6 +37,7 @@ const (
 // fleet is the hosts that are used, and their last answers. It follows their rows.
 type fleet struct {
 	configured map[wrenn.HostID]string // their urls
+	spread     *recent.Cache[wrenn.TeamID, *teamSpread]
 	every      time.Duration
 	store      *postgres.Store
 	log        *slog.Logger
@@ -66,22 +68,12 @@ type member struct {
 	info     wrenn.HostInfo
 	row      wrenn.HostRecord // as it was read last; zero until then
 	saved    time.Time
+	// What counts for placement: the row's, and else what the agent is configured with.
+	zone   string
+	labels map[string]string
 	// The sandboxes that are being made on the host, and those made since the last ping was sent.
 	making, made load
-}
-
-// load is sandboxes and their memory.
-type load struct {
-	sandboxes        int
-	memoryMB, diskMB int64
-}
-
-func (l load) add(o load) load {
-	return load{l.sandboxes + o.sandboxes, l.memoryMB + o.memoryMB, l.diskMB + o.diskMB}
-}
-
-func (l load) sub(o load) load {
-	return load{l.sandboxes - o.sandboxes, l.memoryMB - o.memoryMB, l.diskMB - o.diskMB}
+	refusedMB    int // see scheduler.Host
 }
 
 func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, error) {
@@ -89,6 +81,7 @@ func newFleet(cfg Config, store *postgres.Store, log *slog.Logger) (*fleet, erro
 		configured: map[wrenn.HostID]string{}, every: cfg.PingEvery, store: store, log: log,
 		authority: cfg.Authority, deadlines: cfg.Deadlines, wake: wake.New(),
 		read: make(chan struct{}), members: map[wrenn.HostID]*member{},
+		spread: recent.New[wrenn.TeamID, *teamSpread](maxSpreads, spreadTTL),
 	}
 	for _, h := range cfg.Hosts {
 		if _, err := wrenn.ParseHostID(string(h.ID)); err != nil {
@@ -259,6 +252,21 @@ func (m *member) setRow(row wrenn.HostRecord) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.row = row
+	m.describe()
+}
+
+// describe sets what counts for placement. The caller holds mu.
+func (m *member) describe() { m.zone, m.labels = placeOf(m.row, m.info.HostFacts) }
+
+// placeOf returns the zone and the labels of a host: those of its row, which an operator
+// gave it, before those that it has by its own configuration.
+func placeOf(row wrenn.HostRecord, facts wrenn.HostFacts) (zone string, labels map[string]string) {
+	labels = maps.Clone(facts.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, row.Labels)
+	return cmp.Or(row.Zone, facts.Zone), labels
 }
 
 // schedulable reports whether the host answers and may get new sandboxes.
@@ -350,6 +358,9 @@ func (f *fleet) ping(ctx context.Context, m *member) {
 		}
 		return
 	}
+	if wrenn.CheckZone(info.Zone) != nil || wrenn.CheckLabels(info.Labels) != nil {
+		info.Zone, info.Labels = "", nil // no agent that checks its configuration has such ones
+	}
 	isNew, save := m.answered(info, counted)
 	if isNew {
 		f.log.LogAttrs(ctx, slog.LevelInfo, "host connected", slog.String("host", string(m.id)),
@@ -393,7 +404,10 @@ func (m *member) answered(info wrenn.HostInfo, counted load) (isNew, save bool) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	isNew = !m.up || m.failures > 0 || m.info.Instance != info.Instance
-	m.up, m.failures, m.info, m.made = true, 0, info, m.made.sub(counted)
+	m.up, m.failures, m.info, m.made, m.refusedMB = true, 0, info, m.made.sub(counted), 0
+	if isNew {
+		m.describe()
+	}
 	if save = isNew || time.Since(m.saved) > saveEvery; save {
 		m.saved = time.Now()
 	}
@@ -472,81 +486,11 @@ func (f *fleet) waitForPings(ctx context.Context) {
 	}
 }
 
-// reserve picks a host for a sandbox and reserves its memory and disk. Hosts in full are
-// left out; if only is set it is that host. The caller releases the reservation.
-func (f *fleet) reserve(need scheduler.Need, full map[wrenn.HostID]bool, only wrenn.HostID) (*reservation, error) {
-	id, err := scheduler.Pick(f.candidates(full, only, true), need)
-	if wrenn.CodeOf(err) == wrenn.Exhausted {
-		// The host may have counted what is being made already: let it decide.
-		id, err = scheduler.Pick(f.candidates(full, only, false), need)
-	}
-	if wrenn.CodeOf(err) == wrenn.Unavailable {
-		return nil, f.whyNone(only)
-	}
-	if err != nil {
-		return nil, err
-	}
-	m := f.member(id)
-	if m == nil {
-		return nil, f.whyNone(id) // it was removed just now
-	}
-	return m.reserve(1, need), nil
-}
-
-// whyNone is the error of a request for which no host could be asked.
-func (f *fleet) whyNone(only wrenn.HostID) error {
-	answer := false
-	for _, m := range f.all() {
-		if up, _ := m.known(); up && (only == "" || m.id == only) {
-			answer = true
-		}
-	}
-	switch {
-	case only != "" && answer:
-		return wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, takes no new sandboxes now: an operator has cordoned it", only)
-	case only != "":
-		return wrenn.Errorf(wrenn.Unavailable, "host %s, which has the template or a volume of the sandbox, cannot be reached; try again in a moment", only)
-	case answer:
-		return wrenn.Errorf(wrenn.Unavailable, "no host takes new sandboxes now: an operator has cordoned all that can be reached")
-	}
-	return wrenn.Errorf(wrenn.Unavailable, "no host can be reached; try again in a moment")
-}
-
-// needOf returns what a sandbox takes of a host.
-func needOf(size wrenn.Size, diskMiB int) scheduler.Need {
-	return scheduler.Need{MemoryMB: size.MemoryMiB, DiskMB: cmp.Or(diskMiB, wrenn.DefaultDiskMiB)}
-}
-
-// candidates returns the hosts that answer and may get new sandboxes; pending adds the
-// load that they may not have counted yet.
-func (f *fleet) candidates(full map[wrenn.HostID]bool, only wrenn.HostID, pending bool) []scheduler.Host {
-	var hosts []scheduler.Host
-	for _, m := range f.all() {
-		if only != "" && m.id != only || full[m.id] {
-			continue
-		}
-		m.mu.Lock()
-		if m.up && m.open() {
-			h := scheduler.Host{ID: m.id, Capacity: m.info.Capacity}
-			if pending {
-				sum := m.making.add(m.made)
-				h.PendingSandboxes, h.PendingMemoryMB, h.PendingDiskMB = sum.sandboxes, sum.memoryMB, sum.diskMB
-			}
-			hosts = append(hosts, h)
-		}
-		m.mu.Unlock()
-	}
-	return hosts
-}
-
 // ofNewVolume returns the host for a new volume.
 func (f *fleet) ofNewVolume() (*member, error) {
-	id, err := scheduler.MostDisk(f.candidates(nil, "", false))
+	id, err := scheduler.MostDisk(f.candidates(false))
 	if m := f.member(id); m != nil {
 		return m, nil
-	}
-	if wrenn.CodeOf(err) == wrenn.Unavailable {
-		err = f.whyNone("")
 	}
 	if err == nil {
 		err = wrenn.Errorf(wrenn.Unavailable, "host %s was removed just now; try again", id)
@@ -585,34 +529,6 @@ func (f *fleet) ofBuilds(team wrenn.TeamID) (best wrenn.HostID) {
 		}
 	}
 	return best
-}
-
-// reservation is sandboxes of one size that are to be made on a host.
-type reservation struct {
-	*member
-	sandboxes int
-	need      scheduler.Need // of each
-}
-
-// reserve counts n sandboxes that are to be made. The caller releases them.
-func (m *member) reserve(n int, need scheduler.Need) *reservation {
-	r := &reservation{member: m, sandboxes: n, need: need}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.making = m.making.add(r.load(n))
-	return r
-}
-
-// release ends the reservation; made of its sandboxes exist now. It is called once.
-func (r *reservation) release(made int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.making = r.making.sub(r.load(r.sandboxes))
-	r.made = r.made.add(r.load(made))
-}
-
-func (r *reservation) load(n int) load {
-	return load{n, int64(n) * int64(r.need.MemoryMB), int64(n) * int64(r.need.DiskMB)}
 }
 
 // removeBuild removes a build whose row does not want it. If that fails now

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 
@@ -73,7 +74,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 	for i := range copies {
 		copies[i] = wrenn.Sandbox{
 			ID: wrenn.NewSandboxID(), Parent: parent.ID, Team: parent.Team, Host: parent.Host,
-			SandboxSpec: parent.SandboxSpec, Metadata: parent.Metadata,
+			SandboxSpec: parent.SandboxSpec, Metadata: parent.Metadata, Requires: parent.Requires, Reason: "copies are made on the host of their parent",
 		}
 		if req.Metadata != nil {
 			copies[i].Metadata = req.Metadata
@@ -102,7 +103,7 @@ func (f *fork) run(ctx context.Context) {
 	for i := range f.copies {
 		ids[i] = f.copies[i].row.ID
 	}
-	reserved := f.on.reserve(len(ids), needOf(f.parent.Size, f.parent.DiskMiB))
+	reserved := f.on.reserve(len(ids), f.parent.MemoryMiB, cmp.Or(f.parent.DiskMiB, wrenn.DefaultDiskMiB))
 	tokens, err := f.tokens.ofAll(ctx, ids)
 	var results []error
 	if err == nil {

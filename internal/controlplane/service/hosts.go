@@ -151,5 +151,6 @@ func (f *fleet) state(row wrenn.HostRecord) HostState {
 			out.Info = info
 		}
 	}
+	out.Zone, out.Labels = placeOf(row, out.Info.HostFacts)
 	return out
 }

@@ -58,17 +58,18 @@ func (c *core) placeToResume(ctx context.Context, caller Caller, sb *wrenn.Sandb
 func (c *core) moveStored(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, *hostclient.Client, error) {
 	ctx, cancel := detach(ctx, c.deadlines.Pause)
 	defer cancel()
-	tried := map[wrenn.HostID]bool{sb.Host: true}
+	place := c.hosts.restoring(ctx, sb)
+	place.Except[sb.Host] = true
 	var last error
 	for {
-		to, err := c.hosts.reserve(needOf(sb.Size, sb.DiskMiB), tried, "")
+		to, err := c.hosts.reserve(&place)
 		if err != nil && last != nil {
 			err = last // the message of a host says more
 		}
 		if err != nil {
 			return nil, nil, err
 		}
-		tried[to.id] = true
+		place.Except[to.id] = true
 		moved, err := c.fetchTo(ctx, to.member, sb, caller.actor())
 		to.release(0) // its resume is counted by the host
 		if err == nil {

@@ -57,7 +57,9 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 	if len(spec.Steps) > 0 && only == "" {
 		only = s.hosts.ofBuilds(c.Team)
 	}
-	on, err := s.hosts.reserve(needOf(spec.Size, spec.DiskMiB), nil, only)
+	place := need(spec.Size, spec.DiskMiB)
+	place.Only = only
+	on, err := s.hosts.reserve(&place)
 	if err != nil {
 		return nil, err // without a row
 	}

@@ -39,6 +39,7 @@ type Config struct {
 	Templates *template.Builder
 	Volumes   *volume.Store
 	Driver    string // the VMM's name
+	Facts     wrenn.HostFacts
 	Version   string
 	Log       *slog.Logger
 	// Memory is what outputs of Exec are kept in; nil has no limit.
@@ -76,7 +77,7 @@ func (s *server) Ping(context.Context, *pb.PingRequest) (*pb.PingResponse, error
 	}
 	return hostwire.HostInfo(wrenn.HostInfo{
 		Version: s.cfg.Version, Instance: s.cfg.Manager.Instance(), Driver: s.cfg.Driver,
-		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(),
+		Capacity: capacity, HasStore: s.cfg.Manager.HasStore(), HostFacts: s.cfg.Facts,
 	}), nil
 }
 

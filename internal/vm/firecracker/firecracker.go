@@ -84,6 +84,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 // Name is "firecracker".
 func (d *Driver) Name() string { return driverName }
 
+// Platform implements vm.Driver. Guests see the processor.
+func (d *Driver) Platform() wrenn.Platform {
+	return wrenn.Platform{Driver: driverName, Version: d.version.String(), Processor: cpuModel()}
+}
+
 // Version returns Firecracker's version.
 func (d *Driver) Version() Version { return d.version }
 

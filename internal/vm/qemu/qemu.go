@@ -106,6 +106,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 // Name is "qemu".
 func (d *Driver) Name() string { return Name }
 
+// Platform implements vm.Driver. The processor is QEMU's.
+func (d *Driver) Platform() wrenn.Platform {
+	return wrenn.Platform{Driver: Name, Version: d.version.String()}
+}
+
 // Start boots a new machine; see vm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if err := spec.Check(true); err != nil {

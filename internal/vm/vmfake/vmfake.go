@@ -84,6 +84,9 @@ func FailAt(steps ...Step) rollback.Hook {
 // Name is "fake".
 func (d *Driver) Name() string { return Name }
 
+// Platform implements vm.Driver.
+func (d *Driver) Platform() wrenn.Platform { return wrenn.Platform{Driver: Name} }
+
 // Start boots a new machine; see vm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vm.Spec) (vm.Machine, error) {
 	if err := spec.Check(true); err != nil {

@@ -39,6 +39,10 @@ type Agent struct {
 	Sent func(n int)
 	// HasStore has the host fetch sandboxes.
 	HasStore bool
+	// Zone, Labels and Platform are what the host says of itself.
+	Zone     string
+	Labels   map[string]string
+	Platform wrenn.Platform
 	// VolumeDir is a directory for files of volumes; without it they have none.
 	VolumeDir string
 
@@ -112,7 +116,9 @@ func (a *Agent) capacity() *hostagentv1.Capacity {
 // Ping answers at once.
 func (a *Agent) Ping(ctx context.Context, _ *hostagentv1.PingRequest) (res *hostagentv1.PingResponse, err error) {
 	err = a.with(ctx, "Ping", "", func() error {
-		res = &hostagentv1.PingResponse{HasStore: a.HasStore, Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity()}
+		res = &hostagentv1.PingResponse{HasStore: a.HasStore, Version: "test", Instance: a.name(), Driver: "memory", Capacity: a.capacity(), Zone: a.Zone, Labels: a.Labels,
+			Platform: &hostagentv1.Platform{Driver: a.Platform.Driver, Version: a.Platform.Version, Processor: a.Platform.Processor},
+		}
 		return nil
 	})
 	return res, err

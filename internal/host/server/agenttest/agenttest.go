@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"wrenn"
 	"wrenn/internal/budget"
 	"wrenn/internal/host/sandbox"
 	"wrenn/internal/host/sandbox/testhost"
@@ -18,6 +19,7 @@ import (
 	"wrenn/internal/host/template"
 	"wrenn/internal/image"
 	"wrenn/internal/network"
+	"wrenn/internal/objects"
 	"wrenn/internal/rollback"
 	"wrenn/internal/storage"
 	"wrenn/internal/testkit"
@@ -41,6 +43,10 @@ type Config struct {
 	StateDir string
 	// Listen, if set, is where the agent serves instead of its socket.
 	Listen server.Listen
+	// Facts are what the agent says of its host besides.
+	Facts wrenn.HostFacts
+	// Objects, if set, are the snapshot store.
+	Objects objects.Store
 }
 
 // Agent is a host and, between Start and Stop, its agent.
@@ -55,6 +61,7 @@ type Agent struct {
 	network    network.Config
 	socket     string
 	listen     server.Listen
+	facts      wrenn.HostFacts
 	stop       func(testing.TB)
 }
 
@@ -62,13 +69,13 @@ type Agent struct {
 func New(t *testing.T, cfg Config) *Agent {
 	t.Helper()
 	h := testhost.New(t, testhost.Config{Slots: cfg.Slots, Hook: cfg.Hook, Log: cfg.Log})
-	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World}
+	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World, facts: cfg.Facts}
 	a.listen = cfg.Listen
 	if a.listen.Address == "" {
 		a.listen.Address = "unix:" + a.socket
 	}
 	a.cfg = sandbox.Config{
-		StateDir: h.StateDir, RunDir: h.RunDir, ReadyTimeout: time.Minute, Log: h.Log, Adopt: true, Limits: cfg.Limits,
+		StateDir: h.StateDir, RunDir: h.RunDir, ReadyTimeout: time.Minute, Log: h.Log, Adopt: true, Limits: cfg.Limits, Objects: cfg.Objects,
 		Driver: h.Driver, Guest: sandbox.Guest{RootFS: h.Image, Kernel: vm.Kernel{Image: h.Image}},
 	}
 	if cfg.StateDir != "" {
@@ -110,7 +117,7 @@ func (a *Agent) Start(tb testing.TB) {
 	ended := make(chan error, 2)
 	go func() { ended <- manager.Run(ctx) }()
 	go func() {
-		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Version: "test", Log: a.cfg.Log, Memory: a.memory}, l)
+		ended <- server.Serve(ctx, server.Config{Manager: manager, Templates: a.Templates, Volumes: a.cfg.Volumes, Driver: vmfake.Name, Facts: a.facts, Version: "test", Log: a.cfg.Log, Memory: a.memory}, l)
 	}()
 	a.stop = func(tb testing.TB) {
 		tb.Helper()

@@ -643,6 +643,9 @@ type CreateSandbox struct {
 	// Ports Who reaches its ports by HTTP, and how; default: everyone who knows its id.
 	Ports *SetPorts `json:"ports,omitempty"`
 
+	// Requires Labels that the host of the sandbox must have; `zone` asks for a zone. Absent for none. Names have the form of values, and at least one character.
+	Requires *Requires `json:"requires,omitempty"`
+
 	// Template The source: `base`, or a template of the team.
 	Template *TemplateName `json:"template,omitempty"`
 
@@ -909,6 +912,9 @@ type Host struct {
 	// Name For people; may be empty.
 	Name string `json:"name"`
 
+	// Platform What snapshots depend on: the virtual machine monitor, and the processor if guests see it. Absent when it is not known.
+	Platform *string `json:"platform,omitempty"`
+
 	// Reachable Whether its agent answered the last ping of the server that answers here.
 	Reachable bool `json:"reachable"`
 
@@ -1111,6 +1117,50 @@ type OnTimeout string
 // Path A path in the sandbox. A relative one starts at the user's home.
 type Path = string
 
+// Placement defines model for Placement.
+type Placement struct {
+	// Decisions When it got which host, oldest first.
+	Decisions []PlacementDecision `json:"decisions"`
+
+	// Host The host that has it.
+	Host string `json:"host"`
+
+	// Hosts All hosts that are used, as they look for the sandbox now: those that fit first, the best at the head. Empty after its end.
+	Hosts []PlacementHost `json:"hosts"`
+
+	// Requires Labels that the host of the sandbox must have; `zone` asks for a zone. Absent for none. Names have the form of values, and at least one character.
+	Requires *Requires `json:"requires,omitempty"`
+	Sandbox  SandboxID `json:"sandbox"`
+
+	// Status The state of a sandbox. `stopped` and `failed` are final; `reason` says why.
+	Status State `json:"status"`
+}
+
+// PlacementDecision defines model for PlacementDecision.
+type PlacementDecision struct {
+	// Actor Who caused it: `key:` and the id of a key, `system`, `operator` or `reconciler`.
+	Actor  string    `json:"actor"`
+	At     time.Time `json:"at"`
+	Host   string    `json:"host"`
+	Reason string    `json:"reason"`
+}
+
+// PlacementHost defines model for PlacementHost.
+type PlacementHost struct {
+	// Cost Of a host that fits; the lowest is picked.
+	Cost *float64 `json:"cost,omitempty"`
+
+	// Fits It could have the sandbox.
+	Fits bool `json:"fits"`
+
+	// Here It has the sandbox.
+	Here bool   `json:"here"`
+	Host string `json:"host"`
+
+	// Reason Why it does not fit, or what its cost consists of.
+	Reason string `json:"reason"`
+}
+
 // Ports defines model for Ports.
 type Ports struct {
 	// HTTPS Where programs speak TLS; absent: nowhere.
@@ -1152,6 +1202,9 @@ type RenewHost struct {
 	// URL Where the servers reach the host now.
 	URL string `json:"url"`
 }
+
+// Requires Labels that the host of the sandbox must have; `zone` asks for a zone. Absent for none. Names have the form of values, and at least one character.
+type Requires map[string]string
 
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
@@ -1196,6 +1249,9 @@ type Sandbox struct {
 
 	// Reason Why it is stopped or failed; of one that is starting, why it waits for its turn on its host.
 	Reason *string `json:"reason,omitempty"`
+
+	// Requires Labels that the host of the sandbox must have; `zone` asks for a zone. Absent for none. Names have the form of values, and at least one character.
+	Requires *Requires `json:"requires,omitempty"`
 
 	// StartedAt Absent until it has run.
 	StartedAt *time.Time `json:"started_at,omitempty"`
@@ -1823,6 +1879,9 @@ type ServerInterface interface {
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams)
+	// ExplainPlacement Explain on which host a sandbox is
+	// (GET /v1/sandboxes/{id}/placement)
+	ExplainPlacement(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// ResumeSandbox Resume a paused sandbox
 	// (POST /v1/sandboxes/{id}/resume)
 	ResumeSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params ResumeSandboxParams)
@@ -2129,6 +2188,12 @@ func (_ Unimplemented) GetSandboxNetworkLog(w http.ResponseWriter, r *http.Reque
 // PauseSandbox Pause a sandbox
 // (POST /v1/sandboxes/{id}/pause)
 func (_ Unimplemented) PauseSandbox(w http.ResponseWriter, r *http.Request, id SandboxID, params PauseSandboxParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// ExplainPlacement Explain on which host a sandbox is
+// (GET /v1/sandboxes/{id}/placement)
+func (_ Unimplemented) ExplainPlacement(w http.ResponseWriter, r *http.Request, id SandboxID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3440,6 +3505,32 @@ func (siw *ServerInterfaceWrapper) PauseSandbox(w http.ResponseWriter, r *http.R
 	handler.ServeHTTP(w, r)
 }
 
+// ExplainPlacement operation middleware
+func (siw *ServerInterfaceWrapper) ExplainPlacement(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "id" -------------
+	var id SandboxID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "id", chi.URLParam(r, "id"), &id, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "id", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.ExplainPlacement(w, r, id)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ResumeSandbox operation middleware
 func (siw *ServerInterfaceWrapper) ResumeSandbox(w http.ResponseWriter, r *http.Request) {
 
@@ -4372,6 +4463,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/sandboxes/{id}/metrics", wrapper.GetSandboxMetrics)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/sandboxes/{id}/placement", wrapper.ExplainPlacement)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/sandboxes/{id}/network", wrapper.GetSandboxNetwork)
@@ -12396,6 +12490,183 @@ func (response PauseSandbox507JSONResponse) VisitPauseSandboxResponse(w http.Res
 	return err
 }
 
+type ExplainPlacementRequestObject struct {
+	ID SandboxID `json:"id"`
+}
+
+type ExplainPlacementResponseObject interface {
+	VisitExplainPlacementResponse(w http.ResponseWriter) error
+}
+
+type ExplainPlacement200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type ExplainPlacement200JSONResponse struct {
+	Body    Placement
+	Headers ExplainPlacement200ResponseHeaders
+}
+
+func (response ExplainPlacement200JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response ExplainPlacement400JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response ExplainPlacement401JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response ExplainPlacement403JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response ExplainPlacement404JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response ExplainPlacement429JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement500JSONResponse struct{ InternalJSONResponse }
+
+func (response ExplainPlacement500JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response ExplainPlacement503JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExplainPlacement504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response ExplainPlacement504JSONResponse) VisitExplainPlacementResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ResumeSandboxRequestObject struct {
 	ID     SandboxID `json:"id"`
 	Params ResumeSandboxParams
@@ -16795,6 +17066,9 @@ type StrictServerInterface interface {
 	// PauseSandbox Pause a sandbox
 	// (POST /v1/sandboxes/{id}/pause)
 	PauseSandbox(ctx context.Context, request PauseSandboxRequestObject) (PauseSandboxResponseObject, error)
+	// ExplainPlacement Explain on which host a sandbox is
+	// (GET /v1/sandboxes/{id}/placement)
+	ExplainPlacement(ctx context.Context, request ExplainPlacementRequestObject) (ExplainPlacementResponseObject, error)
 	// ResumeSandbox Resume a paused sandbox
 	// (POST /v1/sandboxes/{id}/resume)
 	ResumeSandbox(ctx context.Context, request ResumeSandboxRequestObject) (ResumeSandboxResponseObject, error)
@@ -18015,6 +18289,32 @@ func (sh *strictHandler) PauseSandbox(w http.ResponseWriter, r *http.Request, id
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(PauseSandboxResponseObject); ok {
 		if err := validResponse.VisitPauseSandboxResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ExplainPlacement operation middleware
+func (sh *strictHandler) ExplainPlacement(w http.ResponseWriter, r *http.Request, id SandboxID) {
+	var request ExplainPlacementRequestObject
+
+	request.ID = id
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.ExplainPlacement(ctx, request.(ExplainPlacementRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExplainPlacement")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(ExplainPlacementResponseObject); ok {
+		if err := validResponse.VisitExplainPlacementResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

@@ -8,6 +8,8 @@ package dbsqlc
 import (
 	"context"
 	"time"
+
+	"wrenn"
 )
 
 const addConfiguredHosts = `-- name: AddConfiguredHosts :exec
@@ -59,7 +61,7 @@ func (q *Queries) DropHostTokens(ctx context.Context) error {
 }
 
 const findHost = `-- name: FindHost :one
-SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until FROM hosts WHERE id = $1
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until, facts FROM hosts WHERE id = $1
 `
 
 func (q *Queries) FindHost(ctx context.Context, id string) (Host, error) {
@@ -89,6 +91,7 @@ func (q *Queries) FindHost(ctx context.Context, id string) (Host, error) {
 		&i.Serial,
 		&i.PreviousSerial,
 		&i.CertificateUntil,
+		&i.Facts,
 	)
 	return i, err
 }
@@ -135,7 +138,7 @@ func (q *Queries) HostContents(ctx context.Context, id string) (HostContentsRow,
 }
 
 const hosts = `-- name: Hosts :many
-SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until FROM hosts ORDER BY id
+SELECT id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until, facts FROM hosts ORDER BY id
 `
 
 func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
@@ -171,6 +174,7 @@ func (q *Queries) Hosts(ctx context.Context) ([]Host, error) {
 			&i.Serial,
 			&i.PreviousSerial,
 			&i.CertificateUntil,
+			&i.Facts,
 		); err != nil {
 			return nil, err
 		}
@@ -190,7 +194,7 @@ ON CONFLICT (id) DO UPDATE SET
     joined_at = coalesce(hosts.joined_at, excluded.joined_at),
     serial = excluded.serial, previous_serial = '', certificate_until = excluded.certificate_until,
     status = CASE WHEN hosts.status IN ('removed', 'lost') THEN 'active' ELSE hosts.status END
-RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until
+RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until, facts
 `
 
 type JoinHostParams struct {
@@ -239,6 +243,7 @@ func (q *Queries) JoinHost(ctx context.Context, arg JoinHostParams) (Host, error
 		&i.Serial,
 		&i.PreviousSerial,
 		&i.CertificateUntil,
+		&i.Facts,
 	)
 	return i, err
 }
@@ -272,9 +277,9 @@ func (q *Queries) RenewHost(ctx context.Context, arg RenewHostParams) (int64, er
 
 const saveHost = `-- name: SaveHost :exec
 INSERT INTO hosts (id, url, version, instance, driver, sandboxes, sandboxes_used,
-    memory_mb, memory_mb_used, disk_mb, disk_mb_free, disks_mb, disks_mb_used, last_seen_at)
+    memory_mb, memory_mb_used, disk_mb, disk_mb_free, disks_mb, disks_mb_used, facts, last_seen_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7,
-    $8, $9, $10, $11, $12, $13, clock_timestamp())
+    $8, $9, $10, $11, $12, $13, $14, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET
     url = CASE WHEN hosts.joined_at IS NULL THEN excluded.url ELSE hosts.url END,
     version = excluded.version, instance = excluded.instance, driver = excluded.driver,
@@ -282,7 +287,7 @@ ON CONFLICT (id) DO UPDATE SET
     memory_mb = excluded.memory_mb, memory_mb_used = excluded.memory_mb_used,
     disk_mb = excluded.disk_mb, disk_mb_free = excluded.disk_mb_free,
     disks_mb = excluded.disks_mb, disks_mb_used = excluded.disks_mb_used,
-    last_seen_at = excluded.last_seen_at
+    facts = excluded.facts, last_seen_at = excluded.last_seen_at
 `
 
 type SaveHostParams struct {
@@ -299,6 +304,7 @@ type SaveHostParams struct {
 	DiskMBFree    int64
 	DisksMB       int64
 	DisksMBUsed   int64
+	Facts         wrenn.HostFacts
 }
 
 // The url of a host that joined is its own to change.
@@ -317,6 +323,7 @@ func (q *Queries) SaveHost(ctx context.Context, arg SaveHostParams) error {
 		arg.DiskMBFree,
 		arg.DisksMB,
 		arg.DisksMBUsed,
+		arg.Facts,
 	)
 	return err
 }
@@ -369,7 +376,7 @@ func (q *Queries) SaveUnknown(ctx context.Context, arg SaveUnknownParams) ([]str
 }
 
 const setHostStatus = `-- name: SetHostStatus :one
-UPDATE hosts SET status = $1 WHERE id = $2 AND status = ANY ($3::text[]) RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until
+UPDATE hosts SET status = $1 WHERE id = $2 AND status = ANY ($3::text[]) RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until, facts
 `
 
 // One that is in any of the statuses.
@@ -400,6 +407,7 @@ func (q *Queries) SetHostStatus(ctx context.Context, status string, iD string, w
 		&i.Serial,
 		&i.PreviousSerial,
 		&i.CertificateUntil,
+		&i.Facts,
 	)
 	return i, err
 }

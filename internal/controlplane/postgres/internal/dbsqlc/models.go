@@ -59,6 +59,7 @@ type Host struct {
 	Serial           string
 	PreviousSerial   string
 	CertificateUntil *time.Time
+	Facts            wrenn.HostFacts
 }
 
 type HostToken struct {
@@ -132,6 +133,7 @@ type Sandbox struct {
 	DiskMB             int32
 	StoredAt           *time.Time
 	StoredKey          string
+	Requires           map[string]string
 }
 
 type SandboxEvent struct {

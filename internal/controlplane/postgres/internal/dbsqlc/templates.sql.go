@@ -107,6 +107,17 @@ func (q *Queries) Assignments(ctx context.Context, arg AssignmentsParams) ([]Ass
 	return items, nil
 }
 
+const buildHost = `-- name: BuildHost :one
+SELECT host_id FROM template_generations WHERE id = $1
+`
+
+func (q *Queries) BuildHost(ctx context.Context, id string) (string, error) {
+	row := q.db.QueryRow(ctx, buildHost, id)
+	var host_id string
+	err := row.Scan(&host_id)
+	return host_id, err
+}
+
 const buildLines = `-- name: BuildLines :many
 SELECT line, content, written_at FROM template_lines WHERE generation_id = $1 AND line >= $2 ORDER BY line LIMIT $3
 `
