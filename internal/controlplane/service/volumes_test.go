@@ -36,7 +36,7 @@ func mounting(names ...string) service.CreateSandbox {
 
 // roomy is a host with that much free disk.
 func roomy(freeMiB uint64) *hosttest.Agent {
-	return &hosttest.Agent{Capacity: hostagentv1.Capacity{DiskMbFree: freeMiB}}
+	return &hosttest.Agent{Capacity: hostagentv1.Capacity{DiskMbFree: 4096 + freeMiB}}
 }
 
 // A volume is on one host, where its sandboxes run, and outlives them.
