@@ -39,6 +39,14 @@ DEMO := --state /var/lib/wrenn-demo --run /run/wrenn-demo --images /var/lib/wren
 run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l /' runs your own
 	$(AS_ROOT) bin/wrenn up $(DEMO) --listen 127.0.0.1:0 -- scripts/tour.sh $(ARGS)
 
+.PHONY: dist
+dist: ## make the tarballs and packages of a release in dist/; ARCH='amd64' makes one architecture's
+	@scripts/dist.sh $(ARCH)
+
+.PHONY: verify/dist
+verify/dist: ## check that another directory makes the same tarball, and the package of this architecture
+	@scripts/verify-dist.sh
+
 .PHONY: test
 test: build ## run every test that this machine can run; as root that includes virtual machines
 	@scripts/test.sh
@@ -64,7 +72,7 @@ lint: ## run gofmt, vet, golangci-lint, buf, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!proto/gen'))" || { gofmt -l $$(git ls-files '*.go' ':!proto/gen'); exit 1; }
 	@$(TOOL) golangci-lint run --build-tags $(VM_TAGS),nested
 	@$(TOOL) buf lint
-	@shellcheck scripts/*.sh images/*.sh .ci/run
+	@shellcheck scripts/*.sh images/*.sh packaging/*.sh .ci/run
 
 .PHONY: generate
 generate: generate/proto generate/api generate/sql ## make all committed generated code
@@ -114,5 +122,5 @@ fuzz: setup ## run every fuzz target for FUZZTIME (default 5s)
 	@scripts/fuzz.sh $(or $(FUZZTIME),5s)
 
 .PHONY: clean
-clean: ## remove bin, .cache and web/node_modules; images in /var/lib/wrenn, and what make run left in /var/lib/wrenn-demo, stay
-	@rm -rf bin .cache web/node_modules
+clean: ## remove bin, dist, .cache and web/node_modules; images in /var/lib/wrenn, and what make run left in /var/lib/wrenn-demo, stay
+	@rm -rf bin dist .cache web/node_modules

@@ -1,4 +1,4 @@
-// Package packaging_test looks at the files that a package of the distribution would install.
+// Package packaging_test looks at the files that a package of the distribution installs.
 package packaging_test
 
 import (
@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// programs are what the units run.
-var programs = []string{"host-agent", "control-plane"}
+// programs are what the units run, each in a unit of its name.
+var programs = []string{"wrenn", "wrenn-host-agent", "wrenn-control-plane"}
 
 // needed returns the path of a program, or skips the test; in CI it fails.
 func needed(t *testing.T, program string) string {
@@ -39,6 +39,7 @@ func install(t *testing.T) (units []string) {
 	if err != nil || len(files) != len(programs) {
 		t.Fatalf("units: %v, %v", files, err)
 	}
+	files = append(files, "wrenn.slice")
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -59,6 +60,23 @@ func TestUnitsAreValid(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), analyze, append([]string{"verify", "--man=no"}, install(t)...)...).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
+// A unit that fails is started again for as long as it takes: five quick failures, such
+// as those while a database starts, do not end it.
+func TestUnitsNeverGiveUp(t *testing.T) {
+	for _, program := range programs {
+		text, err := os.ReadFile(program + ".service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		unit, service, _ := strings.Cut(string(text), "[Service]")
+		for part, want := range map[string]string{unit: "StartLimitIntervalSec=0", service: "Restart=always"} {
+			if !strings.Contains(part, "\n"+want+"\n") {
+				t.Errorf("%s.service: no line %s in its section", program, want)
+			}
+		}
 	}
 }
 

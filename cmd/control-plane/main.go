@@ -25,6 +25,7 @@ type commandLine struct {
 	CheckConfig bool   `help:"Print the effective configuration without secrets, or its errors, and exit."`
 
 	Serve     serveCommand     `cmd:"" default:"1" help:"Serve the API; the default."`
+	Database  databaseCommand  `cmd:"" help:"Make the role and the database on a PostgreSQL of this machine, unless they exist; as root."`
 	Migrate   migrateCommand   `cmd:"" help:"Migrate the database's schema to the version of this program."`
 	Key       keyCommand       `cmd:"" help:"Print a new API key of a team, which is created if it does not exist."`
 	Hosts     hostsCommand     `cmd:"" help:"Print the hosts, and the sandboxes on them that the database does not know."`

@@ -13,6 +13,7 @@ import (
 	"wrenn/internal/controlplane"
 	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/pgserver"
 )
 
 type migrateCommand struct{}
@@ -20,6 +21,19 @@ type migrateCommand struct{}
 // Run migrates the schema. Twice is allowed.
 func (migrateCommand) Run(ctx context.Context, cfg controlplane.Config) error {
 	return controlplane.Migrate(ctx, cfg)
+}
+
+type databaseCommand struct {
+	Role string `default:"wrenn" help:"The role to make, if the URL of the database names none."`
+}
+
+// Run makes role and database on a PostgreSQL of this machine. Twice is allowed.
+func (c *databaseCommand) Run(ctx context.Context, cfg controlplane.Config, env environment) error {
+	made, err := pgserver.EnsureLocal(ctx, cfg.Database.URL, c.Role)
+	for _, what := range made {
+		fmt.Fprintln(env.out, "made the", what)
+	}
+	return err
 }
 
 type keyCommand struct {

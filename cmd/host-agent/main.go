@@ -27,6 +27,7 @@ type commandLine struct {
 
 	Join  joinCommand   `cmd:"" help:"Make this machine a host of a fleet, with a token that wrenn host token prints."`
 	Serve serveCommand  `cmd:"" help:"Run sandboxes for a control plane."`
+	Pause pauseCommand  `cmd:"" help:"Pause all sandboxes while no agent serves, such as before Wrenn is removed."`
 	Image imageCommands `cmd:"" help:"Make guest images."`
 }
 

@@ -8,13 +8,13 @@ import (
 
 // Info is a build.
 type Info struct {
-	Version string `json:"version"`          // of the module, as Go names it; "(devel)" if it has none
+	Version string `json:"version"`          // of the release, else of the module, as Go names it; "(devel)" if it has none
 	Commit  string `json:"commit,omitempty"` // "" if unknown; ends in -dirty if files had changed
 	Date    string `json:"date,omitempty"`   // of the commit, in the form of RFC 3339
 }
 
 // Set by the linker in builds that Go does not stamp, see the Makefile.
-var commit, date string
+var version, commit, date string
 
 // Read returns the build of the running program.
 var Read = sync.OnceValue(func() Info {
@@ -27,6 +27,9 @@ var Read = sync.OnceValue(func() Info {
 
 func of(built *debug.BuildInfo) Info {
 	info := Info{Version: built.Main.Version}
+	if version != "" {
+		info.Version = version
+	}
 	if info.Version == "" {
 		info.Version = "(devel)"
 	}

@@ -76,6 +76,7 @@ func Command(ctx context.Context, args []string, std Std) error {
 	parser, err := kong.New(&line,
 		kong.Name("wrenn"), kong.Description("Run programs in sandboxes: microVMs that start in milliseconds."), kong.UsageOnError(),
 		kong.Writers(std.Out, std.Err), kong.Exit(func(int) { helped = true }),
+		kong.Configuration(loadFlags),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: helpWidth}),
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(s))
 	if err != nil {

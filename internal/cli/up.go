@@ -11,16 +11,23 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/alecthomas/kong"
+
 	"wrenn"
 	"wrenn/internal/acme"
 	"wrenn/internal/certs"
 	"wrenn/internal/cli/up"
 	"wrenn/internal/config"
+	"wrenn/internal/parts"
 	"wrenn/internal/plain"
 	"wrenn/internal/run"
 )
 
 type upCommand struct {
+	Install   bool            `xor:"service" help:"Make this a service of systemd, with the settings in /etc/wrenn/up.toml, start it and keep its key. Twice is allowed."`
+	Uninstall bool            `xor:"service" help:"Stop and remove the service. Sandboxes that run are paused; the data stays."`
+	Settings  kong.ConfigFlag `placeholder:"FILE" help:"A TOML file with these flags by their names; the command line wins."`
+
 	State        string `default:"/var/lib/wrenn" type:"path" help:"Directory for all data: database, images, sandboxes, logs."`
 	RunDir       string `name:"run" default:"/run/wrenn" type:"path" help:"Directory for sockets; its path must be short."`
 	Images       string `type:"path" placeholder:"DIR" help:"Directory for guest images; default: images in --state."`
@@ -41,7 +48,7 @@ type upCommand struct {
 	Unjailed     bool   `help:"Allow Firecracker without its jailer: machines then run as root."`
 	Kernel       string `type:"path" placeholder:"FILE" help:"Kernel of the guests, an uncompressed ELF file; default: the distribution's."`
 	Initrd       string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
-	HostAgent    string `type:"path" placeholder:"PATH" help:"The host agent; default: host-agent beside this program."`
+	HostAgent    string `type:"path" placeholder:"PATH" help:"The host agent; default: the one that is installed with this program."`
 	NetRange     string `placeholder:"CIDR" help:"Private address range for the networks of sandboxes; default: 10.191.0.0/16."`
 	NetPrefix    string `placeholder:"NAME" help:"Prefix of the names of network namespaces and links; default: wrenn."`
 	Verbose      bool   `short:"v" help:"Also print the control plane's log."`
@@ -53,6 +60,12 @@ type upCommand struct {
 func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if os.Geteuid() != 0 {
 		return wrenn.Errorf(wrenn.PermissionDenied, "up needs root, for network namespaces and mounts: sudo wrenn up")
+	}
+	switch {
+	case c.Install:
+		return c.install(ctx, s)
+	case c.Uninstall:
+		return c.uninstall(ctx, s)
 	}
 	program, err := c.agent()
 	if err != nil {
@@ -137,13 +150,9 @@ func (c *upCommand) agent() (string, error) {
 	if c.HostAgent != "" {
 		return c.HostAgent, nil
 	}
-	self, err := os.Executable()
+	path, err := parts.Find("host-agent")
 	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(filepath.Dir(self), "host-agent")
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return "", wrenn.Errorf(wrenn.NotFound, "%s is missing: it belongs beside this program; give its path by --host-agent", path)
+		return "", fmt.Errorf("%w; or give its path by --host-agent", err)
 	}
 	return path, nil
 }
@@ -161,6 +170,10 @@ func (c *upCommand) ready(ctx context.Context, s *session, r *up.Running) error 
 	path, err := s.save(settings{URL: r.URL, Key: key, Contexts: withLocal(old.Contexts, kept{r.URL, key})})
 	if err != nil {
 		return err
+	}
+	if socket := s.Environ("NOTIFY_SOCKET"); socket != "" { // a service, without a reader who wants to know how to use it
+		fmt.Fprintf(s.Err, "Wrenn serves at %s; its API key is in %s\n", r.URL, path)
+		return run.Notify(ctx, socket, "READY=1")
 	}
 	const hint = 8 // characters that identify a key
 	result := struct {

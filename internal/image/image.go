@@ -28,6 +28,7 @@ import (
 	"wrenn"
 	"wrenn/images"
 	"wrenn/internal/image/rootfs"
+	"wrenn/internal/parts"
 )
 
 // DefaultSize is the default size of a root file system, in bytes. The image is
@@ -283,19 +284,14 @@ func (g Guest) Export(w io.Writer) error {
 	return nil
 }
 
-// program returns the path of a guest's program: as configured, or beside the
-// running executable.
+// program returns the path of a guest's program: as configured, or where it is
+// installed.
 func program(configured, name string) (string, error) {
-	path := configured
-	if path == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return "", err
-		}
-		path = filepath.Join(filepath.Dir(self), name)
+	if configured == "" {
+		return parts.Find(name)
 	}
-	if _, err := os.Stat(path); err != nil {
-		return "", &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's program " + name + " is missing (make build)", Err: err}
+	if _, err := os.Stat(configured); err != nil {
+		return "", &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's program " + name + " is missing", Err: err}
 	}
-	return path, nil
+	return configured, nil
 }

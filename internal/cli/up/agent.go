@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -138,6 +139,8 @@ func (a *agent) once(ctx context.Context) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
 	// A file, not a pipe: an agent that outlives this process must still be able to log.
 	cmd.Stdout, cmd.Stderr = logFile, logFile
+	// Its readiness is not that of this process, of which systemd is told.
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", a.program, err)
 	}

@@ -29,6 +29,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -168,6 +169,26 @@ func (m *Manager) DestroyAll(ctx context.Context) error {
 		if s.Info().Status != StatusQuarantined {
 			work.Go(func() { errs[i] = s.Destroy(ctx) })
 		}
+	}
+	work.Wait()
+	return errors.Join(errs...)
+}
+
+// PauseAll pauses every running sandbox but those in quarantine, at once. Guests that
+// do not answer are saved as they stand.
+func (m *Manager) PauseAll(ctx context.Context) error {
+	all := m.registry.all()
+	errs := make([]error, len(all))
+	var work sync.WaitGroup
+	for i, s := range all {
+		if s.Info().Status != StatusRunning {
+			continue
+		}
+		work.Go(func() {
+			if err := s.PauseBy(ctx, wrenn.PauseOptions{Guest: wrenn.PauseIfAble}); err != nil {
+				errs[i] = fmt.Errorf("pause %s: %w", s.id, err)
+			}
+		})
 	}
 	work.Wait()
 	return errors.Join(errs...)

@@ -1,0 +1,98 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"wrenn"
+	"wrenn/internal/cli/service"
+	"wrenn/internal/launch"
+	"wrenn/internal/parts"
+	"wrenn/internal/plain"
+)
+
+// install makes up a service, and keeps its key for the other commands.
+func (*upCommand) install(ctx context.Context, s *session) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	var places service.Places
+	if err := places.Install(ctx, self, s.did); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(places.Client())
+	if err != nil {
+		return fmt.Errorf("read the key that the service made: %w", err)
+	}
+	var made settings
+	if err := toml.Unmarshal(text, &made); err != nil {
+		return fmt.Errorf("%s: %w", places.Client(), err)
+	}
+	old, err := s.settings()
+	if err != nil {
+		return err
+	}
+	path, err := s.save(settings{URL: made.URL, Key: made.Key, Contexts: withLocal(old.Contexts, kept{made.URL, made.Key})})
+	if err != nil {
+		return err
+	}
+	s.did("key       " + places.Client() + " and " + path + ", mode 0600")
+	fmt.Fprintf(s.Out, "Wrenn serves at %s; try: wrenn run -- uname -a\n", plain.Line(made.URL))
+	return nil
+}
+
+// uninstall removes the service, and says where its data is.
+func (c *upCommand) uninstall(ctx context.Context, s *session) error {
+	var places service.Places
+	state, runDir := c.State, c.RunDir
+	if text, err := os.ReadFile(places.Settings()); err == nil {
+		var own struct{ State, Run string }
+		if err := toml.Unmarshal(text, &own); err != nil {
+			return fmt.Errorf("%s: %w", places.Settings(), err)
+		}
+		state, runDir = cmp.Or(own.State, state), cmp.Or(own.Run, runDir)
+	}
+	if err := places.Uninstall(ctx, func(ctx context.Context) error { return s.pauseAll(ctx, state, runDir) }, s.did); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Join(launch.CgroupRoot, launch.CgroupParent)) // empty, or of another Wrenn
+	s.did("data stays in " + state + ": sandboxes, images, database, keys; settings stay in " + filepath.Dir(places.Settings()))
+	return nil
+}
+
+// pauseAll pauses what still runs on this machine, if there is anything.
+func (s *session) pauseAll(ctx context.Context, state, runDir string) error {
+	machines, err := os.ReadDir(filepath.Join(runDir, "vm"))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(machines) == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	agent, err := parts.Find("host-agent")
+	if err != nil {
+		return err
+	}
+	for _, config := range []string{filepath.Join(state, "host-agent.toml"), "/etc/wrenn/host-agent.toml"} {
+		if _, err := os.Stat(config); err != nil {
+			continue
+		}
+		s.did("pausing the sandboxes that run")
+		cmd := exec.CommandContext(ctx, agent, "pause", "--config", config)
+		cmd.Stdout, cmd.Stderr = s.Err, s.Err
+		return cmd.Run()
+	}
+	return wrenn.Errorf(wrenn.FailedPrecondition, "%s shows that sandboxes run, but there is no configuration of their host agent", filepath.Join(runDir, "vm"))
+}
+
+// did prints a line about what was done.
+func (s *session) did(line string) { fmt.Fprintln(s.Err, s.paint(s.Err, faint, plain.Line(line))) }
