@@ -291,7 +291,7 @@ func program(configured, name string) (string, error) {
 		return parts.Find(name)
 	}
 	if _, err := os.Stat(configured); err != nil {
-		return "", &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's program " + name + " is missing", Err: err}
+		return "", &wrenn.Error{Code: wrenn.FailedPrecondition, Message: "the guest's program " + name + " is missing (make build)", Err: err}
 	}
 	return configured, nil
 }
