@@ -10,7 +10,7 @@ if [[ ! -x $venv/bin/pip ]]; then
 	python3 -m venv "$venv"
 fi
 "$venv/bin/pip" install -q --disable-pip-version-check e2b-code-interpreter==2.11.5 e2b==2.63.0 \
-	jupyter_client ipykernel matplotlib bash_kernel
+	-c images/templates/code-interpreter-v1/requirements.txt jupyter_client ipykernel matplotlib bash_kernel
 "$venv/bin/python" -m bash_kernel.install --sys-prefix
 
 log=.cache/recipes/server.log

@@ -12,7 +12,7 @@ import (
 
 // recipeReady is how long a recipe's server may take to start; an emulated machine
 // takes a minute.
-const recipeReady = 5 * time.Minute
+const recipeReady = 10 * time.Minute
 
 // recipe returns the recipe that is meant by a name without a source.
 func (c *templateBuildCommand) recipe() (images.Recipe, bool) {

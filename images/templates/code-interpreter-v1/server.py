@@ -25,7 +25,7 @@ ENVS = os.environ.get("CODE_INTERPRETER_ENVS", "http://127.0.0.1:49983/envs")
 MAX_BODY = 16 << 20  # bytes of a request
 MAX_CONTEXTS = 50
 KEEPALIVE = 5.0  # seconds of silence
-START_TIMEOUT = 120.0  # seconds, of a kernel; an emulated machine takes 20
+START_TIMEOUT = 600.0  # seconds, of a kernel; one that ends is noticed at once
 
 NAMES = {"js": "javascript", "ts": "typescript", "py": "python", "python3": "python", "sh": "bash"}
 
