@@ -37,13 +37,17 @@ type kind struct {
 	npm     string   // its package
 	command []string // in the directory of its installation; %s is the directory of the programs
 	before  string   // a program that prepares Wrenn for it
+
+	// with is the version of package e2b for versions that do not work with the newest
+	// one, although they accept it.
+	with map[string]string
 }
 
 var kinds = map[string]kind{
 	"python":                 {title: "Python `e2b`", pip: "e2b", command: []string{"bin/python", "%s/matrix.py"}},
 	"javascript":             {title: "JavaScript `e2b`", npm: "e2b", command: []string{"node", "%s/matrix.mjs"}},
 	"cli":                    {title: "`@e2b/cli`", npm: "@e2b/cli", command: []string{"python3", "%s/matrix-cli.py", "node_modules/@e2b/cli/dist/index.js"}},
-	"python-interpreter":     {title: "Python `e2b-code-interpreter`", pip: "e2b-code-interpreter", command: []string{"bin/python", "%s/matrix-interpreter.py"}, before: "interpreter.sh"},
+	"python-interpreter":     {title: "Python `e2b-code-interpreter`", pip: "e2b-code-interpreter", command: []string{"bin/python", "%s/matrix-interpreter.py"}, before: "interpreter.sh", with: map[string]string{"2.0.0": "2.0.1"}},
 	"javascript-interpreter": {title: "JavaScript `@e2b/code-interpreter`", npm: "@e2b/code-interpreter", command: []string{"node", "%s/matrix-interpreter.mjs"}, before: "interpreter.sh"},
 }
 
@@ -63,7 +67,7 @@ type outcome struct {
 // results are the outcomes of runs, by their names.
 type results map[string][]outcome
 
-// runs returns all runs. The oldest versions and the code interpreter know no URLs.
+// runs returns all runs. The oldest versions know no URLs.
 func runs() (all []run) {
 	for _, version := range []string{"2.0.1", "2.6.4", "2.25.1", "2.31.0", "2.45.1", "2.51.0", "2.55.1", "2.63.0"} {
 		if version != "2.0.1" && version != "2.6.4" {
@@ -75,13 +79,9 @@ func runs() (all []run) {
 		all = append(all, run{"javascript", version, byURL}, run{"javascript", version, byDomain})
 	}
 	all = append(all, run{"cli", "2.19.0", byURL}, run{"cli", "2.19.0", byDomain})
-	for _, version := range []string{"2.0.0", "2.11.5"} {
-		all = append(all, run{"python-interpreter", version, byDomain})
-	}
-	for _, version := range []string{"2.0.0", "2.8.0"} {
-		all = append(all, run{"javascript-interpreter", version, byDomain})
-	}
-	return all
+	return append(all,
+		run{"python-interpreter", "2.0.0", byDomain}, run{"python-interpreter", "2.11.5", byURL}, run{"python-interpreter", "2.11.5", byDomain},
+		run{"javascript-interpreter", "2.0.0", byDomain}, run{"javascript-interpreter", "2.8.0", byURL}, run{"javascript-interpreter", "2.8.0", byDomain})
 }
 
 func main() {
@@ -236,7 +236,11 @@ func install(ctx context.Context, dir string, k kind, version string) error {
 	}
 	steps := [][]string{{"npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", ".", k.npm + "@" + version}}
 	if k.pip != "" {
-		steps = [][]string{{"python3", "-m", "venv", "."}, {filepath.Join(dir, "bin/pip"), "install", "--quiet", "--disable-pip-version-check", k.pip + "==" + version}}
+		pip := []string{filepath.Join(dir, "bin/pip"), "install", "--quiet", "--disable-pip-version-check", k.pip + "==" + version}
+		if with, ok := k.with[version]; ok {
+			pip = append(pip, "e2b=="+with)
+		}
+		steps = [][]string{{"python3", "-m", "venv", "."}, pip}
 	}
 	for _, step := range steps {
 		cmd := exec.CommandContext(ctx, step[0], step[1:]...)
