@@ -296,6 +296,40 @@ func (p *Process) Send(ctx context.Context, data []byte) error {
 	return nil
 }
 
+// SendFrom writes what r has to the input of a process without a terminal, until r
+// ends, and returns when the process has taken all. Where Send waits for an answer
+// after every 64 KiB, all of it is one request: it is for input that is large. The
+// process must have no session. Errors are those of r and of Send.
+func (p *Process) SendFrom(ctx context.Context, r io.Reader) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the request if r fails
+	stream, err := p.client.process.StreamInput(ctx)
+	if err != nil {
+		return fromRPC("send input", err)
+	}
+	err = stream.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Start{
+		Start: &process.StreamInputRequest_StartEvent{Process: p.selector()},
+	}})
+	buf := make([]byte, maxInput)
+	for err == nil {
+		n, failed := io.ReadFull(r, buf) // small reads are joined
+		if n > 0 {
+			input := &process.ProcessInput{Input: &process.ProcessInput_Stdin{Stdin: buf[:n]}}
+			err = stream.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Data{
+				Data: &process.StreamInputRequest_DataEvent{Input: input},
+			}})
+		}
+		if errors.Is(failed, io.EOF) || errors.Is(failed, io.ErrUnexpectedEOF) {
+			break
+		}
+		if failed != nil {
+			return failed
+		}
+	}
+	_, answer := stream.CloseAndReceive() // says why a send failed
+	return fromRPC("send input", answer)
+}
+
 // sendPiece sends one message of input. If another client started the process it
 // tries both kinds of input: envd refuses the wrong one without writing any.
 func (p *Process) sendPiece(ctx context.Context, piece []byte) error {

@@ -3,15 +3,18 @@ package envdclient
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"wrenn"
+	"wrenn/internal/testkit"
 )
 
 // newSession returns a new session.
@@ -225,6 +228,34 @@ func TestStreamInputIsTakenOnce(t *testing.T) {
 	stale.session.taken.Store(100)
 	if err := stale.Send(t.Context(), []byte("x")); wrenn.CodeOf(err) != wrenn.Invalid {
 		t.Errorf("Send() after a gap = %v", err)
+	}
+}
+
+// TestSendFrom: small reads of a large input reach the command in order, and errors of
+// the reader and of a command that has ended are told.
+func TestSendFrom(t *testing.T) {
+	c, _ := newGuest(t)
+	text := strings.Repeat("0123456789", 30<<10)
+	p := begin(t, c, "sha256sum", wrenn.ExecStart{WantStdin: true})
+	testkit.Must(t, p.SendFrom(t.Context(), iotest.OneByteReader(strings.NewReader(text))))
+	testkit.Must(t, p.CloseInput(t.Context()))
+	if got, want := readUntil(t, p, "\n"), fmt.Sprintf("%x  -\n", sha256.Sum256([]byte(text))); got != want {
+		t.Errorf("the command printed %q, want %q", got, want)
+	}
+
+	failing := begin(t, c, "cat", wrenn.ExecStart{WantStdin: true})
+	broken := errors.New("broken")
+	if err := failing.SendFrom(t.Context(), iotest.ErrReader(broken)); !errors.Is(err, broken) {
+		t.Errorf("SendFrom() of a reader that fails = %v", err)
+	}
+	testkit.Must(t, failing.CloseInput(t.Context()))
+
+	ended := begin(t, c, "exit 0", wrenn.ExecStart{WantStdin: true})
+	for err := error(nil); !errors.Is(err, io.EOF); {
+		_, err = ended.Next()
+	}
+	if err := ended.SendFrom(t.Context(), strings.NewReader("x")); !InputClosed(err) {
+		t.Errorf("SendFrom() to a command that has ended = %v", err)
 	}
 }
 

@@ -126,26 +126,11 @@ func (w *stepWorker) follow(ctx context.Context, cmd wrenn.ExecCommand, input io
 	}
 }
 
-// inputOf is the input of a process.
-type inputOf interface {
-	Send(ctx context.Context, data []byte) error
-	CloseInput(ctx context.Context) error
-}
-
 // feed sends input to the process until its end. A process that does not read it
-// has failed, and says why. Each piece is a request that the guest answers, so small
-// reads are joined: an archive of many files has three for each file.
-func feed(ctx context.Context, proc inputOf, input io.Reader) {
-	buf := make([]byte, 256<<10)
-	for {
-		n, err := io.ReadFull(input, buf)
-		if n > 0 && proc.Send(ctx, buf[:n]) != nil {
-			return
-		}
-		if err != nil {
-			_ = proc.CloseInput(ctx) // it has ended
-			return
-		}
+// has failed, and says why.
+func feed(ctx context.Context, proc *envdclient.Process, input io.Reader) {
+	if proc.SendFrom(ctx, input) == nil || ctx.Err() == nil {
+		_ = proc.CloseInput(ctx) // it may have ended
 	}
 }
 
