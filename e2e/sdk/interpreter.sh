@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds the template code-interpreter-v1 unless it exists: the recipe, with Python packages
-# that this machine downloads, so that guests need no mirrors of packages. pip is missing.
+# that this machine downloads, so that guests need no mirrors of packages. What the server
+# does not need is missing, but for matplotlib: pip, pandas, scipy, …
 # WRENN_API_URL and WRENN_API_KEY say where Wrenn is.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,8 +18,8 @@ mkdir -p "$context"
 if ! cmp -s "$recipe/requirements.txt" "$context/requirements.txt"; then
 	rm -rf "$context/site"
 	python3 -m pip install -q --disable-pip-version-check --target "$context/site" --no-compile --python-version 3.11 --only-binary=:all: \
-		-r "$recipe/requirements.txt" # 3.11 is the guest image's
-	find "$context/site" \( -name tests -o -path '*/jedi/third_party' \) -prune -exec rm -rf {} + # half of all files
+		-c "$recipe/requirements.txt" bash_kernel ipykernel jupyter_client matplotlib tornado # 3.11 is the guest image's
+	find "$context/site" \( -name tests -o -path '*/jedi/third_party' \) -prune -exec rm -rf {} + # not needed, but many files
 fi
 cp "$recipe"/* "$context/"
 # The packages are copied where the recipe installs them.

@@ -4,6 +4,7 @@ pip could compile all packages, but that is three times as much, and half of it 
 """
 
 import importlib
+import importlib.util
 import io
 import multiprocessing
 
@@ -14,7 +15,8 @@ MODULES = [
 
 
 def load(name):
-    importlib.import_module(name)
+    if importlib.util.find_spec(name.split(".")[0]):  # a template may have fewer packages
+        importlib.import_module(name)
 
 
 def draw():
