@@ -93,6 +93,7 @@ type driverConfig struct {
 	QEMUCodeMB  int    `toml:"qemu_code_mb"` // of translated code that a machine keeps; default 64
 	Firecracker string `toml:"firecracker"`  // path or name; default firecracker
 	Jailer      string `toml:"jailer"`       // path or name; default jailer
+	NoDownload  bool   `toml:"no_download"`  // of Firecracker, when it is not installed and this machine has KVM
 	Unjailed    bool   `toml:"unjailed"`     // allows Firecracker without its jailer, as root
 	Kernel      string `toml:"kernel"`       // of the guest, an uncompressed ELF; default: the distribution's
 	Initrd      string `toml:"initrd"`       // of that kernel
@@ -300,7 +301,7 @@ func (c *config) host(out io.Writer, log *slog.Logger) host.Config {
 	return host.Config{
 		StateDir: c.State, RunDir: c.Run, Adopt: true,
 		Image:   image.Config{StateDir: c.State, Dir: c.Images, Kernel: d.Kernel, Initrd: d.Initrd, MinFree: int64(max(0, c.Limits.DiskFreeMB)) << 20},
-		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer, Unjailed: d.Unjailed},
+		Driver:  host.DriverConfig{Name: d.Name, QEMU: d.QEMU, QEMUCodeMiB: d.QEMUCodeMB, Firecracker: d.Firecracker, Jailer: d.Jailer, Unjailed: d.Unjailed, NoDownload: d.NoDownload},
 		Network: c.network(),
 		Limits: sandbox.Limits{
 			Sandboxes: c.Limits.Sandboxes, MemoryMiB: max(0, c.Limits.MemoryMB), DiskFreeMiB: max(0, c.Limits.DiskFreeMB), DisksMiB: max(0, c.Limits.DisksMB),

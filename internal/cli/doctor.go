@@ -22,6 +22,7 @@ import (
 	"wrenn/internal/pgserver"
 	"wrenn/internal/plain"
 	"wrenn/internal/storage"
+	"wrenn/internal/vm/firecracker/release"
 	"wrenn/internal/vm/probe"
 )
 
@@ -63,7 +64,7 @@ type machineCheck struct {
 // Run fails when a finding prevents up from working.
 func (c *doctorCommand) Run(ctx context.Context, s *session) error {
 	checks := []machineCheck{
-		{"system", c.system}, {"root", c.root}, {"kvm", c.kvm}, {"firecracker", c.firecracker}, {"qemu", c.qemu},
+		{"system", c.system}, {"root", c.root}, {"kvm", c.kvm}, {"firecracker", c.firecracker}, {"qemu kvm", c.qemuKVM}, {"emulation", c.emulation},
 		{"network", c.network}, {"postgresql", c.postgresql}, {"image tools", c.imageTools},
 		{"disk", c.disk}, {"reflink", c.reflink}, {"memory", c.memory}, {"port", c.port},
 	}
@@ -141,33 +142,62 @@ func (c *doctorCommand) kvm(context.Context) finding {
 	return finding{Verdict: fine, Found: "/dev/kvm opens; the first start finds out whether guests boot on it"}
 }
 
-func (*doctorCommand) firecracker(context.Context) finding {
-	path, err := exec.LookPath("firecracker")
-	if err != nil {
-		return finding{Verdict: advice, Found: "not installed", Do: "optional: put firecracker and jailer of its releases into PATH; with KVM they are faster than QEMU"}
+// firecracker is the verdict on the first choice.
+func (c *doctorCommand) firecracker(ctx context.Context) finding {
+	found, installed := firecrackerIn(c.State)
+	switch kvm := c.kvm(ctx); {
+	case kvm.Verdict != fine:
+		return finding{Verdict: advice, Found: "not used, because " + kvm.Found + "; " + found, Do: kvm.Do}
+	case !installed:
+		return finding{Verdict: fine, Found: found, Do: "nothing: up downloads " + release.Version + " into " + release.Dir(c.State) + "; without a network put firecracker and jailer of that release there"}
 	}
-	if _, err := exec.LookPath("jailer"); err != nil {
+	path, jailer := release.Dir(c.State), true
+	if installed, err := exec.LookPath("firecracker"); err == nil {
+		_, err := exec.LookPath("jailer")
+		path, jailer = installed, err == nil
+	}
+	if !jailer {
 		return finding{Verdict: advice, Found: path + ", without jailer", Do: "put jailer into PATH, too: without it Firecracker is refused, unless wrenn up has --unjailed, which runs machines as root"}
 	}
-	return finding{Verdict: fine, Found: path + ", with jailer"}
+	return finding{Verdict: fine, Found: "the choice here: " + path + ", with jailer"}
+}
+
+// firecrackerIn reports whether Firecracker is installed, or in the state directory.
+func firecrackerIn(state string) (found string, installed bool) {
+	if path, err := exec.LookPath("firecracker"); err == nil {
+		return path + " is installed", true
+	}
+	if _, _, err := release.Find(release.Dir(state)); err != nil {
+		return "it is not installed", false
+	}
+	return release.Version + " is in " + release.Dir(state), true
+}
+
+// qemuKVM is the verdict on the second choice, which does not exist.
+func (c *doctorCommand) qemuKVM(ctx context.Context) finding {
+	if kvm := c.kvm(ctx); kvm.Verdict != fine {
+		return finding{Verdict: advice, Found: "not used, because " + kvm.Found + "; also, it is not built yet"}
+	}
+	return finding{Verdict: advice, Found: "not used, because it is not built yet: Wrenn runs QEMU by emulation alone"}
 }
 
 // jailer is firecracker for a host of hostile tenants: without the jailer is a problem.
 func (c *doctorCommand) jailer(ctx context.Context) finding {
 	f := c.firecracker(ctx)
-	if f.Verdict != fine {
+	if _, installed := firecrackerIn(c.State); f.Verdict != fine || !installed {
 		f.Verdict, f.Do = problem, "install firecracker and jailer: QEMU is confined, too, but is a larger program"
 	}
 	return f
 }
 
-func (*doctorCommand) qemu(ctx context.Context) finding {
+// emulation is the verdict on the last choice, which works on every machine.
+func (*doctorCommand) emulation(ctx context.Context) finding {
 	out, err := exec.CommandContext(ctx, "qemu-system-x86_64", "--version").Output()
 	if err != nil {
 		return finding{Verdict: problem, Found: "qemu-system-x86_64 does not run", Do: "apt-get install qemu-system-x86; needed wherever Firecracker does not work"}
 	}
 	line, _, _ := strings.Cut(string(out), "\n")
-	return finding{Verdict: fine, Found: line}
+	return finding{Verdict: fine, Found: "used where Firecracker does not work: " + line}
 }
 
 func (*doctorCommand) network(context.Context) finding {

@@ -45,6 +45,7 @@ type upCommand struct {
 	Qemu         string `placeholder:"PATH" help:"QEMU; default: qemu-system-x86_64 in PATH."`
 	Firecracker  string `placeholder:"PATH" help:"Firecracker; default: firecracker in PATH."`
 	Jailer       string `placeholder:"PATH" help:"Firecracker's jailer; default: jailer in PATH."`
+	NoDownload   bool   `help:"Do not download Firecracker: where KVM works and it is not installed, a pinned release is downloaded into --state."`
 	Unjailed     bool   `help:"Allow Firecracker without its jailer: machines then run as root."`
 	Kernel       string `type:"path" placeholder:"FILE" help:"Kernel of the guests, an uncompressed ELF file; default: the distribution's."`
 	Initrd       string `type:"path" placeholder:"FILE" help:"The initramfs of --kernel."`
@@ -92,7 +93,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, ACME: authority, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{
-			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer, Unjailed: c.Unjailed,
+			Program: program, Images: c.Images, Driver: c.Driver, QEMU: c.Qemu, Firecracker: c.Firecracker, Jailer: c.Jailer, Unjailed: c.Unjailed, NoDownload: c.NoDownload,
 			Kernel: c.Kernel, Initrd: c.Initrd, Range: c.NetRange, Prefix: c.NetPrefix,
 		},
 		Say: func(line string) {

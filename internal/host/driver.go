@@ -13,6 +13,7 @@ import (
 	"wrenn/internal/launch"
 	"wrenn/internal/vm"
 	"wrenn/internal/vm/firecracker"
+	"wrenn/internal/vm/firecracker/release"
 	"wrenn/internal/vm/probe"
 	"wrenn/internal/vm/qemu"
 )
@@ -26,6 +27,8 @@ const (
 
 const (
 	kvmDevice = "/dev/kvm"
+	// firecrackerName is the default of DriverConfig.Firecracker.
+	firecrackerName = "firecracker"
 	// pvmModule exists when /dev/kvm is PVM, which runs only kernels built for it.
 	pvmModule = "/sys/module/kvm_pvm"
 )
@@ -35,10 +38,12 @@ type DriverConfig struct {
 	Name        string // Auto, QEMU or Firecracker; "" is Auto
 	QEMU        string // path or name of qemu-system-x86_64
 	QEMUCodeMiB int    // see qemu.Config.CodeMiB
-	Firecracker string // path or name of firecracker
+	Firecracker string // path or name of firecracker; if its default name is not installed, see NoDownload
 	Jailer      string // path or name of jailer
 	// Unjailed allows Firecracker without its jailer: then VMMs run as root.
 	Unjailed bool
+	// NoDownload forbids to download the pinned release of Firecracker, with its jailer.
+	NoDownload bool
 }
 
 // chooseDriver picks Firecracker if it boots the guest's kernel, else QEMU, and
@@ -113,9 +118,9 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 		return no("%s cannot be used (%v)", kvmDevice, errors.Unwrap(err))
 	}
 	kvm.Close()
-	path, err := exec.LookPath(h.cfg.Driver.Firecracker)
+	path, err := h.findFirecracker(ctx)
 	if err != nil {
-		return no("Firecracker is not installed (%s)", setting("firecracker"))
+		return no("%v", err)
 	}
 	driver, err := firecracker.New(ctx, firecracker.Config{Program: path, Jailer: h.jailer(), Log: h.cfg.Log})
 	if err != nil {
@@ -131,6 +136,35 @@ func (h *Host) tryFirecracker(ctx context.Context) (vm.Driver, probe.Verdict, er
 		verdict.Reason = strings.TrimSpace(verdict.Reason) + " (" + kvmDevice + " is PVM, which needs a kernel built for it: " + setting("kernel") + ")"
 	}
 	return driver, verdict, nil
+}
+
+// findFirecracker returns the path of Firecracker. If neither it nor its jailer are
+// named or installed, both are those of the pinned release in the state directory,
+// which are downloaded unless the configuration forbids it.
+func (h *Host) findFirecracker(ctx context.Context) (string, error) {
+	d := &h.cfg.Driver
+	path, err := exec.LookPath(d.Firecracker)
+	if err == nil {
+		return path, nil
+	}
+	if d.Firecracker != firecrackerName {
+		return "", fmt.Errorf("%s is not there", d.Firecracker)
+	}
+	dir := release.Dir(h.cfg.StateDir)
+	firecracker, jailer, err := release.Find(dir)
+	_, pvm := os.Stat(pvmModule)
+	if err != nil && (d.NoDownload || pvm == nil && h.cfg.Image.Kernel == "") { // a stock kernel does not boot on PVM
+		return "", fmt.Errorf("Firecracker is not installed (%s, or put it and its jailer of %s into %s)", setting("firecracker"), release.Version, dir)
+	}
+	if err != nil {
+		h.say("", "Firecracker is not installed: downloading "+release.Version+" into "+dir)
+		firecracker, jailer, err = release.Fetcher{}.Fetch(ctx, dir)
+	}
+	if err != nil {
+		return "", fmt.Errorf("Firecracker is not installed (%s): %w", setting("firecracker"), err)
+	}
+	d.Firecracker, d.Jailer = firecracker, jailer
+	return firecracker, nil
 }
 
 // jailer returns the path of Firecracker's jailer, "" if it is not installed: then

@@ -41,6 +41,7 @@ type AgentConfig struct {
 	Firecracker string // path or name
 	Jailer      string // path or name
 	Unjailed    bool   // see host.DriverConfig
+	NoDownload  bool   // see host.DriverConfig
 	Kernel      string // of the guest
 	Initrd      string // of that kernel
 	Range       string // private addresses of the slots
@@ -80,7 +81,7 @@ func (a *agent) file(cfg Config) map[string]any {
 	c := cfg.Agent
 	return map[string]any{
 		"state": cfg.StateDir, "run": cfg.RunDir, "images": c.Images, "listen": "unix:" + a.socket, "metrics": "off",
-		"driver":  given(map[string]any{"name": c.Driver, "qemu": c.QEMU, "firecracker": c.Firecracker, "jailer": c.Jailer, "unjailed": c.Unjailed, "kernel": c.Kernel, "initrd": c.Initrd}),
+		"driver":  given(map[string]any{"name": c.Driver, "qemu": c.QEMU, "firecracker": c.Firecracker, "jailer": c.Jailer, "unjailed": c.Unjailed, "no_download": c.NoDownload, "kernel": c.Kernel, "initrd": c.Initrd}),
 		"limits":  map[string]any{"sandboxes": maxSandboxes},
 		"network": given(map[string]any{"range": c.Range, "prefix": c.Prefix}),
 	}
