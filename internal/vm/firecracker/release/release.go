@@ -75,7 +75,7 @@ type Fetcher struct {
 	PackageOnly bool
 }
 
-// Fetch gets the programs into dir, unless they are there, and returns their paths. The
+// Fetch gets the programs into dir, unless it has them, and returns their paths. The
 // error of a failure says what to put where.
 func (f Fetcher) Fetch(ctx context.Context, dir string) (firecracker, jailer string, err error) {
 	if f.Sums == nil {

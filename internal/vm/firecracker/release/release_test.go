@@ -60,7 +60,7 @@ func TestFetch(t *testing.T) {
 		below + "jailer-" + release.Version + "-x86_64.debug": "no", "../../firecracker-evil": "no",
 	}))
 	dir := filepath.Join(t.TempDir(), "state", "firecracker")
-	for range 2 { // the second time they are there
+	for range 2 { // the second time nothing is fetched
 		firecracker, jailer, err := f.Fetch(t.Context(), dir)
 		testkit.Must(t, err)
 		for path, want := range map[string]string{firecracker: "fc", jailer: "j"} {
