@@ -58,8 +58,9 @@ const MaxEgressWait = 25 * time.Second
 // EgressExplanation says why a sandbox may or may not reach somewhere.
 type EgressExplanation struct {
 	Allowed bool
-	Rule    string // that decided, such as "allow *.example.com"
-	Reason  string // for people
+	Rule    string       // that decided, such as "allow *.example.com"
+	Layer   NetworkLayer // whose rule that is
+	Reason  string       // for people
 	// Addresses are those of the name, or the one that was asked for. Addresses that
 	// are closed to all sandboxes are left out for a name.
 	Addresses []EgressAddress
@@ -70,6 +71,7 @@ type EgressAddress struct {
 	Address netip.Addr
 	Allowed bool
 	Rule    string
+	Layer   NetworkLayer
 }
 
 // CheckEgressHost returns an Invalid error unless host is an IPv4 address or a name

@@ -16,40 +16,50 @@ var allAddresses = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 // NetworkPolicy is what a sandbox may reach of the public internet. An address
 // in Allow may be reached, also if it is in Deny; one in Deny may not; the others
 // may unless DenyByDefault. A host in Names may be reached by name, by TCP with TLS
-// or HTTP/1, unless its address is in Deny and not in Allow. The networks that are
-// closed to all sandboxes stay closed. The zero value allows the whole public
-// internet. The JSON form is that of host journals and of the database.
+// or HTTP/1, unless its address is in Deny and not in Allow; one in DenyNames may not,
+// as far as connections say that they want it. Each of the Layers must allow a
+// connection, too. The networks that are closed to all sandboxes stay closed. The zero
+// value allows the whole public internet. The JSON form is that of host journals and of
+// the database.
 type NetworkPolicy struct {
 	DenyByDefault bool           `json:"deny_by_default,omitempty"`
 	Allow         []netip.Prefix `json:"allow,omitempty"` // IPv4
 	Deny          []netip.Prefix `json:"deny,omitempty"`  // IPv4
-	Names         []NetworkName  `json:"names,omitempty"` // only with DenyByDefault
+	Names         []NetworkName  `json:"names,omitempty"` // only with DenyByDefault or DenyNames
+	DenyNames     []NetworkName  `json:"deny_names,omitempty"`
+	// DNSServers are asked for names in place of the host's; they allow nothing.
+	DNSServers []netip.Addr `json:"dns_servers,omitempty"` // IPv4
 	// Headers are for requests to hosts that may be reached; they allow none.
 	Headers []HeaderRule `json:"headers,omitempty"`
+	// Layers are the policies of the sandbox's team and template. The policy that a
+	// user sets, and that of a row, has none.
+	Layers []NetworkLayerPolicy `json:"layers,omitempty"`
 }
 
-// IsZero reports whether the policy allows the whole public internet, without header rules.
+// IsZero reports whether the policy allows the whole public internet, without header
+// rules and DNS servers.
 func (p NetworkPolicy) IsZero() bool {
-	return !p.DenyByDefault && len(p.Allow) == 0 && len(p.Deny) == 0 && len(p.Names) == 0 && len(p.Headers) == 0
+	return !p.DenyByDefault && len(p.Allow) == 0 && len(p.Deny) == 0 && len(p.Names) == 0 && len(p.DenyNames) == 0 &&
+		len(p.DNSServers) == 0 && len(p.Headers) == 0 && len(p.Layers) == 0
 }
 
 // Equal reports whether p and q have the same rules in the same order.
 func (p NetworkPolicy) Equal(q NetworkPolicy) bool {
-	return p.DenyByDefault == q.DenyByDefault && slices.Equal(p.Allow, q.Allow) && slices.Equal(p.Deny, q.Deny) && slices.Equal(p.Names, q.Names) &&
-		slices.EqualFunc(p.Headers, q.Headers, HeaderRule.equal)
+	return p.DenyByDefault == q.DenyByDefault && slices.Equal(p.Allow, q.Allow) && slices.Equal(p.Deny, q.Deny) &&
+		slices.Equal(p.Names, q.Names) && slices.Equal(p.DenyNames, q.DenyNames) && slices.Equal(p.DNSServers, q.DNSServers) &&
+		slices.EqualFunc(p.Headers, q.Headers, HeaderRule.equal) && slices.EqualFunc(p.Layers, q.Layers, NetworkLayerPolicy.Equal)
 }
 
 // ParseNetworkPolicy reads a policy whose rules are IPv4 addresses and networks,
-// such as 1.2.3.4 and 10.0.0.0/8, and in allow also names as ParseNetworkName reads
-// them. To deny 0.0.0.0/0 is to deny by default. Invalid names the first rule that
-// cannot be followed.
+// such as 1.2.3.4 and 10.0.0.0/8, and names as ParseNetworkName reads them. To deny
+// 0.0.0.0/0 is to deny by default. Invalid names the first rule that cannot be followed.
 func ParseNetworkPolicy(denyByDefault bool, allow, deny []string) (NetworkPolicy, error) {
 	p := NetworkPolicy{DenyByDefault: denyByDefault}
-	if err := p.parseAllow(allow); err != nil {
+	var err error
+	if p.Allow, p.Names, err = parseRules("allow", allow); err != nil {
 		return NetworkPolicy{}, err
 	}
-	var err error
-	if p.Deny, err = parseNetworkRules("deny", deny); err != nil {
+	if p.Deny, p.DenyNames, err = parseRules("deny", deny); err != nil {
 		return NetworkPolicy{}, err
 	}
 	if slices.Contains(p.Deny, allAddresses) {
@@ -61,25 +71,27 @@ func ParseNetworkPolicy(denyByDefault bool, allow, deny []string) (NetworkPolicy
 	return p, p.checkNames()
 }
 
-// parseAllow reads the rules to allow: names, and what can only be an address.
-func (p *NetworkPolicy) parseAllow(texts []string) (err error) {
-	var addresses []string
+// parseRules reads the rules of one list: names, and what can only be an address.
+func parseRules(list string, texts []string) (networks []netip.Prefix, names []NetworkName, err error) {
+	if len(texts) > MaxNetworkRules {
+		return nil, nil, tooManyRules(list, len(texts))
+	}
 	for _, text := range texts {
 		if !looksLikeName(text) {
-			addresses = append(addresses, text)
+			network, err := parseNetworkRule(text)
+			if err != nil {
+				return nil, nil, err
+			}
+			networks = append(networks, network)
 			continue
 		}
 		name, err := ParseNetworkName(text)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		p.Names = append(p.Names, name)
+		names = append(names, name)
 	}
-	if len(texts) > MaxNetworkRules {
-		return tooManyRules("allow", len(texts))
-	}
-	p.Allow, err = parseNetworkRules("allow", addresses)
-	return err
+	return networks, names, nil
 }
 
 func tooManyRules(list string, n int) error {
@@ -88,26 +100,10 @@ func tooManyRules(list string, n int) error {
 
 // checkNames refuses names that would have no effect.
 func (p NetworkPolicy) checkNames() error {
-	if len(p.Names) > 0 && !p.DenyByDefault {
+	if len(p.Names) > 0 && !p.DenyByDefault && len(p.DenyNames) == 0 {
 		return Errorf(Invalid, "a network policy that allows the name %q allows all other addresses, too: deny by default (default deny, denyOut 0.0.0.0/0), or leave the names out", p.Names[0])
 	}
 	return nil
-}
-
-// parseNetworkRules reads one list of rules.
-func parseNetworkRules(list string, texts []string) ([]netip.Prefix, error) {
-	if len(texts) > MaxNetworkRules {
-		return nil, tooManyRules(list, len(texts))
-	}
-	var rules []netip.Prefix
-	for _, text := range texts {
-		rule, err := parseNetworkRule(text)
-		if err != nil {
-			return nil, err
-		}
-		rules = append(rules, rule)
-	}
-	return rules, nil
 }
 
 func parseNetworkRule(text string) (netip.Prefix, error) {
@@ -123,7 +119,7 @@ func parseNetworkRule(text string) (netip.Prefix, error) {
 	}
 	switch {
 	case err != nil || !rule.IsValid():
-		return rule, Errorf(Invalid, "network rule %.80q is not an IPv4 address such as 1.2.3.4 or a network such as 1.2.3.0/24; names are for rules that allow, and addresses have no ports", text)
+		return rule, Errorf(Invalid, "network rule %.80q is not an IPv4 address such as 1.2.3.4 or a network such as 1.2.3.0/24, and no name such as example.com; addresses have no ports", text)
 	case !rule.Addr().Is4():
 		return rule, Errorf(Invalid, "network rule %.80q: sandboxes have no IPv6, leave it out", text)
 	}
@@ -142,29 +138,63 @@ func (p NetworkPolicy) Check() error {
 			}
 		}
 	}
-	if n := len(p.Allow) + len(p.Names); n > MaxNetworkRules {
-		return tooManyRules("allow", n)
+	for list, n := range map[string]int{"allow": len(p.Allow) + len(p.Names), "deny": len(p.Deny) + len(p.DenyNames)} {
+		if n > MaxNetworkRules {
+			return tooManyRules(list, n)
+		}
 	}
-	for _, n := range p.Names {
+	for _, n := range slices.Concat(p.Names, p.DenyNames) {
 		if err := n.check(); err != nil {
 			return err
 		}
 	}
-	return cmp.Or(p.checkNames(), p.checkHeaders())
+	return cmp.Or(p.checkNames(), p.checkDNSServers(), p.checkHeaders(), p.checkLayers())
+}
+
+// MaxDNSServers bounds the DNS servers of a NetworkPolicy; it is E2B's bound.
+const MaxDNSServers = 10
+
+// ParseDNSServers reads the DNS servers of a policy, which are IPv4 addresses.
+func ParseDNSServers(texts []string) (servers []netip.Addr, err error) {
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(text)
+		if err != nil || !addr.Is4() {
+			return nil, Errorf(Invalid, "DNS server %.80q is not an IPv4 address such as 1.1.1.1", text)
+		}
+		servers = append(servers, addr)
+	}
+	return servers, NetworkPolicy{DNSServers: servers}.checkDNSServers()
+}
+
+func (p NetworkPolicy) checkDNSServers() error {
+	if n := len(p.DNSServers); n > MaxDNSServers {
+		return Errorf(Invalid, "a network policy has at most %d DNS servers, not %d", MaxDNSServers, n)
+	}
+	for _, addr := range p.DNSServers {
+		if !addr.Is4() {
+			return Errorf(Invalid, "DNS server %s is not an IPv4 address", addr)
+		}
+	}
+	return nil
 }
 
 // AllowTexts and DenyTexts return the rules as people write them: an address
 // without /32, and names after all addresses. Deny by default is not among them.
 func (p NetworkPolicy) AllowTexts() []string {
-	texts := ruleTexts(p.Allow)
-	for _, n := range p.Names {
+	return append(ruleTexts(p.Allow), nameTexts(p.Names)...)
+}
+
+// DenyTexts is described at AllowTexts.
+func (p NetworkPolicy) DenyTexts() []string {
+	return append(ruleTexts(p.Deny), nameTexts(p.DenyNames)...)
+}
+
+func nameTexts(names []NetworkName) (texts []string) {
+	for _, n := range names {
 		texts = append(texts, n.String())
 	}
 	return texts
 }
-
-// DenyTexts is described at AllowTexts.
-func (p NetworkPolicy) DenyTexts() []string { return ruleTexts(p.Deny) }
 
 func ruleTexts(rules []netip.Prefix) []string {
 	texts := make([]string, 0, len(rules))

@@ -7,7 +7,7 @@ import (
 	"unicode"
 )
 
-// NetworkName is a rule of a NetworkPolicy that allows hosts by name.
+// NetworkName is a rule of a NetworkPolicy about hosts by name.
 type NetworkName struct {
 	// Domain is a name in lower case, such as example.com, or *.example.com for all
 	// names below example.com, without itself.
@@ -42,7 +42,7 @@ func CanonicalName(name string) string { return strings.ToLower(strings.TrimSuff
 // check returns an Invalid error unless the name can be that of a host.
 func (n NetworkName) check() error {
 	if n.Domain == "*" {
-		return Errorf(Invalid, "network rule %q: to allow everything, allow by default", n)
+		return Errorf(Invalid, "network rule %q: to allow or deny everything, choose the default", n)
 	}
 	name := strings.TrimPrefix(n.Domain, anyBelow)
 	if len(n.Domain) > maxName {
@@ -111,65 +111,4 @@ func (n NetworkName) MarshalText() ([]byte, error) { return []byte(n.String()), 
 func (n *NetworkName) UnmarshalText(text []byte) (err error) {
 	*n, err = ParseNetworkName(string(text))
 	return err
-}
-
-// AllowsName reports whether a host of that canonical name may be reached by name:
-// at port, or with 0 at any port. Its address must not be denied either.
-func (p NetworkPolicy) AllowsName(host string, port uint16) bool {
-	for _, n := range p.Names {
-		if n.Matches(host) && (port == 0 || n.Port == 0 || n.Port == port) {
-			return true
-		}
-	}
-	return false
-}
-
-// DeniesAddress reports whether Deny has an address that Allow has not. The default
-// does not count.
-func (p NetworkPolicy) DeniesAddress(addr netip.Addr) bool {
-	return contains(p.Deny, addr) && !contains(p.Allow, addr)
-}
-
-// AllowsAddress reports whether an address may be reached without a name. That it is
-// closed to all sandboxes is not known here.
-func (p NetworkPolicy) AllowsAddress(addr netip.Addr) bool {
-	return contains(p.Allow, addr) || !p.DenyByDefault && !contains(p.Deny, addr)
-}
-
-func contains(networks []netip.Prefix, addr netip.Addr) bool {
-	for _, n := range networks {
-		if n.Contains(addr) {
-			return true
-		}
-	}
-	return false
-}
-
-// NameRule returns the rule that allows a host of that canonical name at a port; 0 is
-// any port. It returns "" if there is none.
-func (p NetworkPolicy) NameRule(host string, port uint16) string {
-	for _, n := range p.Names {
-		if n.Matches(host) && (port == 0 || n.Port == 0 || n.Port == port) {
-			return "allow " + n.String()
-		}
-	}
-	return ""
-}
-
-// AddressRule returns the rule that decides about an address, and whether it allows it.
-func (p NetworkPolicy) AddressRule(addr netip.Addr) (rule string, allowed bool) {
-	for _, list := range []struct {
-		verdict string
-		rules   []netip.Prefix
-	}{{"allow", p.Allow}, {"deny", p.Deny}} {
-		for _, r := range list.rules {
-			if r.Contains(addr) {
-				return list.verdict + " " + ruleTexts([]netip.Prefix{r})[0], list.verdict == "allow"
-			}
-		}
-	}
-	if p.DenyByDefault {
-		return "default deny", false
-	}
-	return "default allow", true
 }

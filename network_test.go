@@ -72,7 +72,7 @@ func TestInvalidNetworkPolicies(t *testing.T) {
 		}
 	}
 	for rule, text := range map[string]string{
-		"*":                              "allow by default",
+		"*":                              "choose the default",
 		"*.*.com":                        "neither",
 		"a*.example.com":                 "neither",
 		"bücher.ch":                      "xn--",
@@ -96,8 +96,8 @@ func TestInvalidNetworkPolicies(t *testing.T) {
 		"names without deny": func() (wrenn.NetworkPolicy, error) {
 			return wrenn.ParseNetworkPolicy(false, []string{"example.com"}, nil)
 		},
-		"denied names": func() (wrenn.NetworkPolicy, error) {
-			return wrenn.ParseNetworkPolicy(true, nil, []string{"example.com"})
+		"a port of an address": func() (wrenn.NetworkPolicy, error) {
+			return wrenn.ParseNetworkPolicy(true, nil, []string{"1.2.3.4:80"})
 		},
 	} {
 		if _, err := p(); wrenn.CodeOf(err) != wrenn.Invalid {
@@ -119,13 +119,13 @@ func TestNetworkNames(t *testing.T) {
 		{"example.com", 443, true}, {"example.com", 0, true}, {"example.com", 80, false}, {"www.example.com", 443, false},
 		{"example.org", 443, false}, {"a.example.org", 80, true}, {"a.b.example.org", 1, true}, {"badexample.org", 1, false}, {"", 0, false},
 	} {
-		if got := p.AllowsName(tc.host, tc.port); got != tc.want {
-			t.Errorf("AllowsName(%q, %d) = %t", tc.host, tc.port, got)
+		if got := p.DecideName(tc.host, tc.port); got.Allowed != tc.want {
+			t.Errorf("DecideName(%q, %d) = %+v", tc.host, tc.port, got)
 		}
 	}
-	for addr, want := range map[string]bool{"1.2.3.4": false, "1.2.4.4": true, "9.9.9.9": true, "8.8.8.8": false} {
-		if got := p.DeniesAddress(netip.MustParseAddr(addr)); got != want {
-			t.Errorf("DeniesAddress(%s) = %t", addr, got)
+	for addr, want := range map[string]bool{"1.2.3.4": true, "1.2.4.4": false, "9.9.9.9": false, "8.8.8.8": true} {
+		if got := p.Decide("example.com", netip.MustParseAddr(addr), 443); got.Allowed != want {
+			t.Errorf("Decide(example.com, %s) = %+v", addr, got)
 		}
 	}
 	text, err := json.Marshal(p)

@@ -38,6 +38,7 @@ var made = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 
 // fake stands in for the service; the API in front of it is the real one.
 type fake struct {
+	layers map[string]wrenn.NetworkPolicy // by "team" and "base"
 	sessions
 
 	mu       sync.Mutex // guards the fields below
@@ -182,6 +183,38 @@ func (f *fake) SetMetadata(_ context.Context, _ service.Caller, id wrenn.Sandbox
 		sb.Metadata = metadata
 	}
 	return sb, err
+}
+
+func (f *fake) Network(_ context.Context, _ service.Caller, id wrenn.SandboxID) (wrenn.NetworkPolicy, error) {
+	b, err := f.find(id)
+	if err != nil {
+		return wrenn.NetworkPolicy{}, err
+	}
+	return b.Network.With(f.layers["team"], f.layers["base"]), nil
+}
+
+func (f *fake) TeamNetwork(context.Context, service.Caller) (wrenn.NetworkPolicy, error) {
+	return f.layers["team"], nil
+}
+
+func (f *fake) SetTeamNetwork(_ context.Context, _ service.Caller, p wrenn.NetworkPolicy) error {
+	f.layers = map[string]wrenn.NetworkPolicy{"team": p}
+	return p.CheckLayer()
+}
+
+func (f *fake) TemplateNetwork(_ context.Context, _ service.Caller, template string) (wrenn.NetworkPolicy, error) {
+	if template != "base" {
+		return wrenn.NetworkPolicy{}, wrenn.Errorf(wrenn.NotFound, "no such template")
+	}
+	return f.layers["base"], nil
+}
+
+func (f *fake) SetTemplateNetwork(ctx context.Context, c service.Caller, template string, p wrenn.NetworkPolicy) error {
+	_, err := f.TemplateNetwork(ctx, c, template)
+	if err == nil {
+		f.layers = map[string]wrenn.NetworkPolicy{"base": p}
+	}
+	return err
 }
 
 func (f *fake) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {

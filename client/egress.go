@@ -46,7 +46,8 @@ func (c *Client) NetworkLog(ctx context.Context, id string, opts NetworkLogOptio
 // NetworkExplanation says why a sandbox may or may not reach a host.
 type NetworkExplanation struct {
 	Allowed   bool             `json:"allowed"`
-	Rule      string           `json:"rule,omitempty"` // that decided
+	Rule      string           `json:"rule,omitempty"`  // that decided
+	Layer     string           `json:"layer,omitempty"` // whose rule that is: team, template, sandbox or host
 	Reason    string           `json:"reason"`
 	Addresses []NetworkAddress `json:"addresses"`
 }
@@ -56,6 +57,7 @@ type NetworkAddress struct {
 	Address string `json:"address"`
 	Allowed bool   `json:"allowed"`
 	Rule    string `json:"rule"`
+	Layer   string `json:"layer,omitempty"`
 }
 
 // ExplainNetwork reports whether a sandbox may reach a host, an IPv4 address or a name,

@@ -63,6 +63,8 @@ type BuildTemplate struct {
 
 	Steps   []BuildStep // they change the disk before the commands run
 	NoCache bool        // run all steps, even if their results are cached
+	// Network is what sandboxes of the template may reach; nil leaves that as it is.
+	Network *NetworkPolicy
 	// User and Workdir are of the steps and commands until a step changes them; ""
 	// means those of the source.
 	User, Workdir string
@@ -105,6 +107,9 @@ func (b BuildTemplate) body() map[string]any {
 	}
 	if b.NoCache {
 		body["no_cache"] = true
+	}
+	if b.Network != nil {
+		body["network"] = b.Network
 	}
 	return body
 }

@@ -135,6 +135,13 @@ CREATE TABLE public.hosts (
     CONSTRAINT hosts_status CHECK ((status = ANY (ARRAY['active'::text, 'cordoned'::text, 'draining'::text, 'removed'::text, 'lost'::text])))
 );
 
+CREATE TABLE public.network_policies (
+    team_id uuid NOT NULL,
+    template text NOT NULL,
+    network jsonb NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
 CREATE TABLE public.platform_secrets (
     name text NOT NULL,
     value bytea NOT NULL,
@@ -370,6 +377,9 @@ ALTER TABLE ONLY public.host_tokens
 ALTER TABLE ONLY public.hosts
     ADD CONSTRAINT hosts_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.network_policies
+    ADD CONSTRAINT network_policies_pkey PRIMARY KEY (team_id, template);
+
 ALTER TABLE ONLY public.platform_secrets
     ADD CONSTRAINT platform_secrets_pkey PRIMARY KEY (name);
 
@@ -476,6 +486,9 @@ ALTER TABLE ONLY public.api_keys
 
 ALTER TABLE ONLY public.audit_entries
     ADD CONSTRAINT audit_entries_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.network_policies
+    ADD CONSTRAINT network_policies_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
 
 ALTER TABLE ONLY public.repeatable_creates
     ADD CONSTRAINT repeatable_creates_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -44,6 +44,7 @@ type commandLine struct {
 	Volume      volumeCommands     `cmd:"" help:"Directories that sandboxes mount and that outlive them."`
 	Secret      secretCommands     `cmd:"" help:"Secrets, whose values no call returns."`
 	Host        hostCommands       `cmd:"" help:"List and cordon hosts, for who operates the platform."`
+	Team        teamCommands       `cmd:"" help:"Show and set what is the same for the whole team."`
 	Key         keyCommands        `cmd:"" help:"Create, list and revoke the team's API keys."`
 	Audit       auditCommand       `cmd:"" help:"Print who changed what: the calls of the team's keys, newest first."`
 	MCP         mcpCommand         `cmd:"" name:"mcp" help:"Give sandboxes to programs that are agents, by the Model Context Protocol."`

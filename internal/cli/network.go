@@ -13,23 +13,42 @@ import (
 	"wrenn/internal/plain"
 )
 
-// networkRules are the flags that say what a sandbox may reach.
-type networkRules struct {
-	Network string   `enum:"internet,none,unset" default:"unset" placeholder:"internet|none" help:"What the sandbox may reach apart from --allow and --deny: the whole internet, or nothing; default: internet."`
+// networkLists are the flags that say what sandboxes may reach.
+type networkLists struct {
+	Network string   `enum:"internet,none,unset" default:"unset" placeholder:"internet|none" help:"What may be reached apart from --allow and --deny: the whole internet, or nothing; default: internet."`
 	Allow   []string `placeholder:"RULE" sep:"none" help:"An address or network that is allowed, also if --network or --deny excludes it; with --network none also a host: example.com, *.example.com, example.com:443. May be repeated."`
-	Deny    []string `placeholder:"CIDR" sep:"none" help:"An address or network that is denied; may be repeated."`
-	Header  []string `placeholder:"RULE" sep:"none" help:"A header that requests by TLS to a host get outside of the sandbox: 'HOST NAME: TEXT'. $${secrets.NAME} in the text stands for a secret. May be repeated."`
+	Deny    []string `placeholder:"RULE" sep:"none" help:"An address, a network or a host that is denied, written as for --allow; may be repeated."`
 }
 
-// policy returns the policy of the flags; nil if there are none.
-func (r networkRules) policy() (*client.NetworkPolicy, error) {
-	if r.Network == "unset" && len(r.Allow) == 0 && len(r.Deny) == 0 && len(r.Header) == 0 {
-		return nil, nil
+// lists returns the policy of the flags; nil if there are none.
+func (r networkLists) lists() *client.NetworkPolicy {
+	if r.Network == "unset" && len(r.Allow) == 0 && len(r.Deny) == 0 {
+		return nil
 	}
 	p := &client.NetworkPolicy{Default: client.AllowByDefault, Allow: r.Allow, Deny: r.Deny}
 	if r.Network == "none" {
 		p.Default = client.DenyByDefault
 	}
+	return p
+}
+
+// networkRules are the flags that say what a sandbox may reach, and how.
+type networkRules struct {
+	networkLists
+	DNS    []string `name:"dns" placeholder:"ADDRESS" sep:"none" help:"A DNS server that is asked for the names of a policy with names, in place of the host's; may be repeated."`
+	Header []string `placeholder:"RULE" sep:"none" help:"A header that requests by TLS to a host get outside of the sandbox: 'HOST NAME: TEXT'. $${secrets.NAME} in the text stands for a secret. May be repeated."`
+}
+
+// policy returns the policy of the flags; nil if there are none.
+func (r networkRules) policy() (*client.NetworkPolicy, error) {
+	p := r.lists()
+	if p == nil && len(r.Header) == 0 && len(r.DNS) == 0 {
+		return nil, nil
+	}
+	if p == nil {
+		p = &client.NetworkPolicy{Default: client.AllowByDefault}
+	}
+	p.DNSServers = r.DNS
 	for _, text := range r.Header {
 		if err := addHeader(p, text); err != nil {
 			return nil, err
@@ -82,12 +101,14 @@ type networkPolicyCommand struct {
 func (*networkPolicyCommand) Help() string {
 	return `Without flags it shows what the sandbox may reach. With any it replaces the whole
 policy, at once: connections that stay allowed continue. Private and reserved
-networks are closed to every sandbox.
+networks are closed to every sandbox. The policies of the team (wrenn team network) and
+of the template (wrenn template network) must allow a connection, too.
 
   wrenn sandbox network ID --network none                  nothing
   wrenn sandbox network ID --network none --allow 1.1.1.1  one address alone
   wrenn sandbox network ID --network none --allow pypi.org --allow '*.pythonhosted.org'
                                                            some hosts alone, by TLS and HTTP/1
+  wrenn sandbox network ID --deny '*.example.com'          all but some hosts
   wrenn sandbox network ID --network internet              everything again
   wrenn sandbox network ID --header 'api.example.com Authorization: Bearer ${secrets.token}'
                                                            a secret that the sandbox does not see`
@@ -112,12 +133,92 @@ func (c *networkPolicyCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	return s.print(now, func(w io.Writer) {
-		fmt.Fprintf(w, "default  %s\nallow    %s\ndeny     %s\n", now.Default, rulesText(now.Allow), rulesText(now.Deny))
-		if len(now.Headers) > 0 {
-			fmt.Fprintf(w, "headers  %s\n", headersText(now.Headers))
-		}
-	})
+	return s.print(now, func(w io.Writer) { printPolicy(w, now) })
+}
+
+// printPolicy prints a policy for people.
+func printPolicy(w io.Writer, p *client.NetworkPolicy) {
+	fmt.Fprintf(w, "default  %s\nallow    %s\ndeny     %s\n", p.Default, rulesText(p.Allow), rulesText(p.Deny))
+	if len(p.DNSServers) > 0 {
+		fmt.Fprintf(w, "dns      %s\n", rulesText(p.DNSServers))
+	}
+	if len(p.Headers) > 0 {
+		fmt.Fprintf(w, "headers  %s\n", headersText(p.Headers))
+	}
+	for _, l := range p.Layers {
+		fmt.Fprintf(w, "%-8s %s\n", plain.Line(l.Layer), networkLine(&client.NetworkPolicy{Default: l.Default, Allow: l.Allow, Deny: l.Deny}))
+	}
+}
+
+type teamCommands struct {
+	Network teamNetworkCommand `cmd:"" help:"Show or set what all sandboxes of the team may reach of the internet."`
+}
+
+type teamNetworkCommand struct {
+	networkLists
+}
+
+// layerHelp is shown below the usage of commands for the policies of teams and templates.
+const layerHelp = `Without flags it shows the policy. With any it replaces the whole policy. A connection
+of a sandbox is allowed only if the policy of its team, that of its template and its own
+allow it. Sandboxes that run or are paused follow a change within seconds; connections
+that stay allowed continue.
+
+`
+
+// Help is shown below the usage.
+func (*teamNetworkCommand) Help() string {
+	return layerHelp + `  wrenn team network --network none --allow pypi.org --allow '*.pythonhosted.org'
+  wrenn team network --deny '*.example.com'
+  wrenn team network --network internet                    no policy`
+}
+
+// Run shows or sets the policy of the team.
+func (c *teamNetworkCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	return c.showOrSet(ctx, s, api.TeamNetwork, api.SetTeamNetwork)
+}
+
+type templateNetworkCommand struct {
+	Name string `arg:"" complete:"template" help:"The template; the policy is for all its tags."`
+	networkLists
+}
+
+// Help is shown below the usage.
+func (*templateNetworkCommand) Help() string {
+	return layerHelp + `  wrenn template network base --network none --allow pypi.org
+  wrenn template network base --network internet           no policy`
+}
+
+// Run shows or sets the policy of the template.
+func (c *templateNetworkCommand) Run(ctx context.Context, s *session) error {
+	api, err := s.client()
+	if err != nil {
+		return err
+	}
+	return c.showOrSet(ctx, s,
+		func(ctx context.Context) (*client.NetworkPolicy, error) { return api.TemplateNetwork(ctx, c.Name) },
+		func(ctx context.Context, p client.NetworkPolicy) (*client.NetworkPolicy, error) {
+			return api.SetTemplateNetwork(ctx, c.Name, p)
+		})
+}
+
+// showOrSet sets the policy of the flags, or shows the one that is.
+func (r networkLists) showOrSet(ctx context.Context, s *session, show func(context.Context) (*client.NetworkPolicy, error), set func(context.Context, client.NetworkPolicy) (*client.NetworkPolicy, error)) error {
+	var now *client.NetworkPolicy
+	var err error
+	if wanted := r.lists(); wanted != nil {
+		now, err = set(ctx, *wanted)
+	} else {
+		now, err = show(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return s.print(now, func(w io.Writer) { printPolicy(w, now) })
 }
 
 func rulesText(rules []string) string {

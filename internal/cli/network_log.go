@@ -92,7 +92,8 @@ type networkExplainCommand struct {
 
 // Help is shown below the usage.
 func (*networkExplainCommand) Help() string {
-	return `It reports whether the sandbox may reach the host, and which rule of its policy decides:
+	return `It reports whether the sandbox may reach the host, and which rule decides: one of the sandbox's policy,
+of its team's or its template's, or a network that the host closes to all sandboxes:
 
   wrenn sandbox network explain ID pypi.org:443`
 }
@@ -120,11 +121,19 @@ func (c *networkExplainCommand) Run(ctx context.Context, s *session) error {
 func explain(w io.Writer, e *client.NetworkExplanation) {
 	fmt.Fprintf(w, "%s: %s\n", verdict(e.Allowed), plain.Line(e.Reason))
 	if e.Rule != "" {
-		fmt.Fprintf(w, "rule  %s\n", plain.Line(e.Rule))
+		fmt.Fprintf(w, "rule  %s\n", ruleText(e.Layer, e.Rule))
 	}
 	for _, a := range e.Addresses {
-		fmt.Fprintf(w, "%-15s  %-7s  %s\n", plain.Line(a.Address), verdict(a.Allowed), plain.Line(a.Rule))
+		fmt.Fprintf(w, "%-15s  %-7s  %s\n", plain.Line(a.Address), verdict(a.Allowed), ruleText(a.Layer, a.Rule))
 	}
+}
+
+// ruleText is a rule and whose it is, which an older server does not say.
+func ruleText(layer, rule string) string {
+	if layer == "" {
+		return plain.Line(rule)
+	}
+	return plain.Line(rule + " (" + layer + ")")
 }
 
 func verdict(allowed bool) string {

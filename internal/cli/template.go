@@ -14,11 +14,12 @@ import (
 )
 
 type templateCommands struct {
-	Build  templateBuildCommand  `cmd:"" help:"Build a template, from which sandboxes start with their programs already running, and print the id of the build."`
-	List   templateListCommand   `cmd:"" aliases:"ls" help:"List templates: base and those of the team."`
-	Get    templateGetCommand    `cmd:"" help:"Show a template."`
-	Logs   templateLogsCommand   `cmd:"" help:"Print the log of a template's newest build."`
-	Delete templateDeleteCommand `cmd:"" aliases:"rm" help:"Delete templates; sandboxes created from them keep running."`
+	Build   templateBuildCommand   `cmd:"" help:"Build a template, from which sandboxes start with their programs already running, and print the id of the build."`
+	List    templateListCommand    `cmd:"" aliases:"ls" help:"List templates: base and those of the team."`
+	Get     templateGetCommand     `cmd:"" help:"Show a template."`
+	Logs    templateLogsCommand    `cmd:"" help:"Print the log of a template's newest build."`
+	Network templateNetworkCommand `cmd:"" help:"Show or set what the sandboxes of a template may reach of the internet."`
+	Delete  templateDeleteCommand  `cmd:"" aliases:"rm" help:"Delete templates; sandboxes created from them keep running."`
 }
 
 type templateBuildCommand struct {
@@ -40,7 +41,8 @@ type templateBuildCommand struct {
 	StartCmd     string            `placeholder:"COMMAND" help:"A shell command, such as a server, that is running in every sandbox."`
 	ReadyCmd     string            `placeholder:"COMMAND" help:"A shell command that succeeds once the start command is ready; repeated until it succeeds."`
 	ReadyTimeout span              `placeholder:"TIME" help:"How long to wait for --ready-cmd; default: 2m."`
-	Detach       bool              `short:"d" help:"Do not wait for the build, which runs on the server."`
+	networkLists
+	Detach bool `short:"d" help:"Do not wait for the build, which runs on the server."`
 }
 
 // Run starts the build and, without --detach, follows it to its end.
@@ -63,7 +65,7 @@ func (c *templateBuildCommand) Run(ctx context.Context, s *session) error {
 	build := client.BuildTemplate{
 		Name: c.Name, FromImage: c.From, FromOCI: c.FromOCI, RegistryUsername: c.RegistryUser, RegistryPassword: password,
 		FromSandbox: c.FromSandbox, FromTemplate: c.FromTemplate,
-		VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout.Duration,
+		VCPUs: int(c.VCPUs), MemoryMB: int(c.Memory), DiskMB: int(c.Disk), Env: c.Env, StartCmd: c.StartCmd, ReadyCmd: c.ReadyCmd, ReadyTimeout: c.ReadyTimeout.Duration, Network: c.lists(),
 	}
 	if c.File != "" || c.Context != "" {
 		err = c.addDockerfile(ctx, s, api, &build)

@@ -62,18 +62,18 @@ func ParseExplainRequest(msg *pb.ExplainEgressRequest) (id wrenn.SandboxID, host
 
 // Explanation says why a sandbox may or may not reach somewhere.
 func Explanation(e wrenn.EgressExplanation) *pb.ExplainEgressResponse {
-	msg := &pb.ExplainEgressResponse{Allowed: e.Allowed, Rule: e.Rule, Reason: e.Reason}
+	msg := &pb.ExplainEgressResponse{Allowed: e.Allowed, Rule: e.Rule, Layer: string(e.Layer), Reason: e.Reason}
 	for _, a := range e.Addresses {
-		msg.Addresses = append(msg.Addresses, &pb.EgressAddress{Address: addressText(a.Address), Allowed: a.Allowed, Rule: a.Rule})
+		msg.Addresses = append(msg.Addresses, &pb.EgressAddress{Address: addressText(a.Address), Allowed: a.Allowed, Rule: a.Rule, Layer: string(a.Layer)})
 	}
 	return msg
 }
 
 // ParseExplanation reads why a sandbox may or may not reach somewhere.
 func ParseExplanation(msg *pb.ExplainEgressResponse) wrenn.EgressExplanation {
-	e := wrenn.EgressExplanation{Allowed: msg.GetAllowed(), Rule: msg.GetRule(), Reason: msg.GetReason()}
+	e := wrenn.EgressExplanation{Allowed: msg.GetAllowed(), Rule: msg.GetRule(), Layer: wrenn.NetworkLayer(msg.GetLayer()), Reason: msg.GetReason()}
 	for _, a := range msg.GetAddresses() {
-		e.Addresses = append(e.Addresses, wrenn.EgressAddress{Address: parseAddress(a.GetAddress()), Allowed: a.GetAllowed(), Rule: a.GetRule()})
+		e.Addresses = append(e.Addresses, wrenn.EgressAddress{Address: parseAddress(a.GetAddress()), Allowed: a.GetAllowed(), Rule: a.GetRule(), Layer: wrenn.NetworkLayer(a.GetLayer())})
 	}
 	return e
 }

@@ -397,6 +397,8 @@ func textOf(field protoreflect.FieldDescriptor) string {
 		return string(template)
 	case "allow", "deny":
 		return "192.0.2.0/24"
+	case "dns_servers":
+		return "192.0.2.1"
 	case "host":
 		if field.ContainingMessage().Name() == "HeaderRule" {
 			return "*.example.com:443"

@@ -2,6 +2,7 @@ package hostwire
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -86,6 +87,9 @@ func CheckCreateResponse(msg *pb.CreateSandboxResponse, spec wrenn.SandboxSpec) 
 	if err == nil && len(got.Headers) != len(spec.Network.Headers) {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for header rules: update it")
 	}
+	if err == nil && len(got.Layers) != len(spec.Network.Layers) {
+		err = wrenn.Errorf(wrenn.FailedPrecondition, "the agent of the sandbox's host is too old for network policies of teams and templates: update it")
+	}
 	if err == nil && spec.DiskMiB != 0 && int(msg.GetDiskMb()) != spec.DiskMiB {
 		err = wrenn.Errorf(wrenn.FailedPrecondition, "the sandbox has a disk of %d MiB, not %d: the agent of its host is too old to choose the size; update it", msg.GetDiskMb(), spec.DiskMiB)
 	}
@@ -98,14 +102,14 @@ func NetworkPolicy(p wrenn.NetworkPolicy) *pb.NetworkPolicy {
 		return nil
 	}
 	msg := &pb.NetworkPolicy{DenyByDefault: p.DenyByDefault}
-	for _, rule := range p.Allow {
-		msg.Allow = append(msg.Allow, rule.String())
+	msg.Allow, msg.Deny = ruleTexts(p.Allow, p.Names), ruleTexts(p.Deny, p.DenyNames)
+	for _, addr := range p.DNSServers {
+		msg.DnsServers = append(msg.DnsServers, addr.String())
 	}
-	for _, name := range p.Names { // a host that knows no names refuses them
-		msg.Allow = append(msg.Allow, name.String())
-	}
-	for _, rule := range p.Deny {
-		msg.Deny = append(msg.Deny, rule.String())
+	for _, l := range p.Layers {
+		msg.Layers = append(msg.Layers, &pb.NetworkLayer{
+			Layer: string(l.Layer), DenyByDefault: l.DenyByDefault, Allow: ruleTexts(l.Allow, l.Names), Deny: ruleTexts(l.Deny, l.DenyNames),
+		})
 	}
 	for _, rule := range p.Headers {
 		r := &pb.HeaderRule{Host: rule.Host.String()}
@@ -117,9 +121,39 @@ func NetworkPolicy(p wrenn.NetworkPolicy) *pb.NetworkPolicy {
 	return msg
 }
 
+// ruleTexts returns the rules of one list. A host that knows no names there refuses them.
+func ruleTexts(networks []netip.Prefix, names []wrenn.NetworkName) (texts []string) {
+	for _, n := range networks {
+		texts = append(texts, n.String())
+	}
+	for _, n := range names {
+		texts = append(texts, n.String())
+	}
+	return texts
+}
+
 func parseNetworkPolicy(msg *pb.NetworkPolicy) (wrenn.NetworkPolicy, error) {
+	p, err := parseRules(msg)
+	if err != nil {
+		return p, err
+	}
+	for _, l := range msg.GetLayers() {
+		layer, err := wrenn.ParseNetworkPolicy(l.GetDenyByDefault(), l.GetAllow(), l.GetDeny())
+		if err != nil {
+			return p, err
+		}
+		p.Layers = append(p.Layers, layer.AsLayer(wrenn.NetworkLayer(l.GetLayer())))
+	}
+	return p, nil
+}
+
+// parseRules reads a policy without its layers.
+func parseRules(msg *pb.NetworkPolicy) (wrenn.NetworkPolicy, error) {
 	p, err := wrenn.ParseNetworkPolicy(msg.GetDenyByDefault(), msg.GetAllow(), msg.GetDeny())
 	if err != nil {
+		return p, err
+	}
+	if p.DNSServers, err = wrenn.ParseDNSServers(msg.GetDnsServers()); err != nil {
 		return p, err
 	}
 	for _, r := range msg.GetHeaders() {

@@ -72,7 +72,7 @@ func (b *byName) follow(index int, policy wrenn.NetworkPolicy, credentials egres
 		server.SetPolicy(policy)
 		return nil
 	}
-	if len(policy.Names) == 0 && len(policy.Headers) == 0 {
+	if !policy.NeedsNames() && len(policy.Headers) == 0 {
 		return nil
 	}
 	cfg, err := b.listen(b.cfg.namespace(index))
@@ -113,8 +113,11 @@ func (b *byName) listen(path string) (egress.Config, error) {
 			return dialIn(ctx, path, "tcp4", to.String(), byNameMark)
 		},
 		Exchange: b.upstream().Exchange,
-		Closed:   b.closed(),
-		Shared:   b.shared, Intercepts: b.intercepts, Roots: b.cfg.Roots,
+		DialDNS: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dialIn(ctx, path, network, address, byNameMark)
+		},
+		Closed: b.closed(),
+		Shared: b.shared, Intercepts: b.intercepts, Roots: b.cfg.Roots,
 		Log: b.cfg.Log,
 	}
 	var lc net.ListenConfig

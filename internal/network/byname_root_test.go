@@ -59,7 +59,7 @@ func newNamesWorld(tb testing.TB) *namesLab {
 	l := newLab(tb)
 	inside(tb, l.world, func(nl *netlink.Handle) { setUp(tb, nl, "eth0", worldOther+"/32") })
 	addRoute(tb, l.host, worldOther+"/32", worldPublic)
-	n := &namesLab{lab: l, zone: newZone(tb, l.world), roots: x509.NewCertPool()}
+	n := &namesLab{lab: l, zone: newZone(tb, l.world, worldPublic), roots: x509.NewCertPool()}
 	n.zone.set(map[string][]string{
 		"example.com.": {worldPublic}, "www.example.org.": {worldOther}, "other.test.": {worldPublic},
 		"inside.example.org.": {worldPrivate}, "metadata.example.org.": {metadata}, "self.example.org.": {hostPrivate},
@@ -117,16 +117,16 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	w.WriteMsg(m)
 }
 
-func newZone(tb testing.TB, path string) *zone {
+func newZone(tb testing.TB, path, addr string) *zone {
 	tb.Helper()
 	z := &zone{}
 	var udp net.PacketConn
 	var tcp net.Listener
 	testkit.Must(tb, netns.Do(path, func() (err error) {
-		if udp, err = new(net.ListenConfig).ListenPacket(tb.Context(), "udp4", worldPublic+":53"); err != nil {
+		if udp, err = new(net.ListenConfig).ListenPacket(tb.Context(), "udp4", addr+":53"); err != nil {
 			return err
 		}
-		tcp, err = new(net.ListenConfig).Listen(tb.Context(), "tcp4", worldPublic+":53")
+		tcp, err = new(net.ListenConfig).Listen(tb.Context(), "tcp4", addr+":53")
 		return err
 	}))
 	for _, s := range []*dns.Server{{PacketConn: udp, Handler: z}, {Listener: tcp, Handler: z}} {
@@ -292,7 +292,7 @@ func TestConnectionsByName(t *testing.T) {
 		"https://metadata.example.org/": "access denied",
 		"https://self.example.org/":     "access denied",
 		"https://" + somewhere + "/":    "access denied", // without a server name
-		"http://other.test/":            `may not connect to "other.test", port 80: the network policy does not allow this name`,
+		"http://other.test/":            `may not connect to "other.test", port 80: the sandbox's network policy does not allow this name`,
 		"http://metadata.example.org/":  "leads to no address that the sandbox may reach",
 	} {
 		status, body, err := n.get(t, client, url)
@@ -399,7 +399,13 @@ type held struct {
 
 func (n *namesLab) hold(t *testing.T, host string) *held {
 	t.Helper()
-	conn, err := dial(t.Context(), n.guest.path, "tcp4", somewhere+":80")
+	return n.holdAt(t, somewhere, host)
+}
+
+// holdAt is hold of a connection that the guest makes to an address.
+func (n *namesLab) holdAt(t *testing.T, addr, host string) *held {
+	t.Helper()
+	conn, err := dial(t.Context(), n.guest.path, "tcp4", addr+":80")
 	testkit.Must(t, err)
 	t.Cleanup(func() { conn.Close() })
 	h := &held{Conn: conn, answer: bufio.NewReader(conn)}

@@ -18,78 +18,94 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 		return wrenn.EgressExplanation{}, err
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return p.explainAddress(policy, addr), nil
+		return p.explainAddress(policy, addr, port), nil
 	}
-	byName := policy.NameRule(host, port)
-	if byName == "" && policy.DenyByDefault && len(policy.Allow) == 0 {
-		return wrenn.EgressExplanation{Rule: "default deny", Reason: "no rule allows this name at this port"}, nil
+	byName := policy.DecideName(host, port)
+	if !byName.Allowed && len(byAddress(policy)) == 0 {
+		return deniedName(byName), nil // whatever its addresses are
 	}
 	addrs, err := egress.Resolve(ctx, p.host.byName.upstream().Exchange, host)
 	if err != nil {
 		if ctx.Err() != nil {
 			return wrenn.EgressExplanation{}, context.Cause(ctx)
 		}
-		return wrenn.EgressExplanation{Rule: byName, Reason: err.Error()}, nil
+		e := wrenn.EgressExplanation{Reason: err.Error()}
+		if byName.ByName {
+			e.Rule, e.Layer = byName.Rule, byName.Layer
+		}
+		return e, nil
 	}
-	e := p.explainName(policy, addrs, byName)
+	e := p.explainName(policy, host, addrs, port)
 	if rule, ok := policy.HeaderRule(host, cmp.Or(port, httpsPort)); ok && e.Allowed {
 		e.Reason += "; requests by TLS get the headers of the rule for " + rule.Host.String()
 	}
 	return e, nil
 }
 
+// deniedName explains a name that is denied whatever its addresses are.
+func deniedName(d wrenn.NetworkDecision) wrenn.EgressExplanation {
+	return wrenn.EgressExplanation{Rule: d.Rule, Layer: d.Layer, Reason: d.Reason("this name at this port")}
+}
+
 // httpsPort is the port of header rules that name none.
 const httpsPort = 443
 
 // explainAddress reports whether an address may be reached.
-func (p *Pool) explainAddress(policy wrenn.NetworkPolicy, addr netip.Addr) wrenn.EgressExplanation {
+func (p *Pool) explainAddress(policy wrenn.NetworkPolicy, addr netip.Addr, port uint16) wrenn.EgressExplanation {
 	if rule, closed := p.closedBy(addr); closed {
 		return wrenn.EgressExplanation{
-			Rule: rule, Reason: "this network is closed to all sandboxes, whatever their policy allows",
-			Addresses: []wrenn.EgressAddress{{Address: addr, Rule: rule}},
+			Rule: rule, Layer: wrenn.LayerHost, Reason: "this network is closed to all sandboxes, whatever their policy allows",
+			Addresses: []wrenn.EgressAddress{{Address: addr, Rule: rule, Layer: wrenn.LayerHost}},
 		}
 	}
-	rule, allowed := policy.AddressRule(addr)
-	e := wrenn.EgressExplanation{Allowed: allowed, Rule: rule, Addresses: []wrenn.EgressAddress{{Address: addr, Allowed: allowed, Rule: rule}}}
+	d := policy.Decide("", addr, port)
+	e := wrenn.EgressExplanation{Allowed: d.Allowed, Rule: d.Rule, Layer: d.Layer, Addresses: []wrenn.EgressAddress{addressOf(addr, d)}}
 	switch {
-	case allowed:
+	case d.Allowed && policy.DeniesNames():
+		e.Reason = "the network policy allows this address, by UDP and ICMP, and by TCP unless the connection names a host that is denied"
+	case d.Allowed:
 		e.Reason = "the network policy allows this address, by TCP, UDP and ICMP"
-	case len(policy.Names) > 0:
-		e.Reason = "no rule allows this address; TCP connections to it that name an allowed host lead to that host"
+	case policy.NeedsNames():
+		e.Reason = d.Reason("this address") + "; TCP connections to it that name an allowed host lead to that host"
 	default:
-		e.Reason = "the network policy does not allow this address"
+		e.Reason = d.Reason("this address")
 	}
 	return e
 }
 
-// explainName reports whether a name with these addresses may be reached. ByName is the
-// rule that allows the name, if there is one.
-func (p *Pool) explainName(policy wrenn.NetworkPolicy, addrs []netip.Addr, byName string) wrenn.EgressExplanation {
-	e := wrenn.EgressExplanation{Rule: byName}
+func addressOf(addr netip.Addr, d wrenn.NetworkDecision) wrenn.EgressAddress {
+	return wrenn.EgressAddress{Address: addr, Allowed: d.Allowed, Rule: d.Rule, Layer: d.Layer}
+}
+
+// explainName reports whether a name with these addresses may be reached.
+func (p *Pool) explainName(policy wrenn.NetworkPolicy, host string, addrs []netip.Addr, port uint16) wrenn.EgressExplanation {
+	var e wrenn.EgressExplanation
+	var decided wrenn.NetworkDecision // about the first address that is allowed, or the first one
 	for _, addr := range addrs {
 		if _, closed := p.closedBy(addr); closed {
 			continue
 		}
-		rule, allowed := policy.AddressRule(addr)
-		if byName != "" && !policy.DeniesAddress(addr) && !allowed {
-			rule, allowed = byName, true
+		d := policy.Decide(host, addr, port)
+		if len(e.Addresses) == 0 || d.Allowed && !decided.Allowed {
+			decided = d
 		}
-		e.Addresses = append(e.Addresses, wrenn.EgressAddress{Address: addr, Allowed: allowed, Rule: rule})
-		if allowed && !e.Allowed || e.Rule == "" {
-			e.Allowed, e.Rule = allowed, rule
-		}
+		e.Addresses = append(e.Addresses, addressOf(addr, d))
 	}
-	switch {
-	case e.Allowed && e.Rule == byName:
+	if len(e.Addresses) == 0 {
+		d := policy.DecideName(host, port)
+		e.Rule, e.Layer, e.Reason = d.Rule, d.Layer, "this name leads to no address of the public internet"
+		return e
+	}
+	e.Allowed, e.Rule, e.Layer = decided.Allowed, decided.Rule, decided.Layer
+	switch byName := policy.DecideName(host, port); {
+	case decided.ByName:
 		e.Reason = "the network policy allows this name, by TCP with TLS (SNI) or HTTP/1 (Host)"
-	case e.Allowed:
+	case decided.Allowed:
 		e.Reason = "the network policy allows an address of this name, by TCP, UDP and ICMP"
-	case len(e.Addresses) == 0:
-		e.Reason = "this name leads to no address of the public internet"
-	case byName != "":
-		e.Reason = "a rule allows this name, but its addresses are denied"
+	case byName.Allowed:
+		e.Reason = "this name is allowed, but its addresses are not: " + decided.Reason("them")
 	default:
-		e.Reason = "the network policy allows neither this name nor its addresses"
+		e.Reason = decided.Reason("this name at this port")
 	}
 	return e
 }

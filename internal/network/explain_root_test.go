@@ -3,6 +3,7 @@
 package network
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -30,7 +31,7 @@ func TestExplain(t *testing.T) {
 		{"example.com", 443, policy(t, true, []string{"example.com:443"}, nil), true, "allow example.com:443", []string{worldPublic + " allow example.com:443"}},
 		{"example.com", 80, policy(t, true, []string{"example.com:443"}, nil), false, "default deny", nil},
 		{"example.com", 80, policy(t, true, []string{"example.com:443", worldPublic}, nil), true, "allow " + worldPublic, []string{worldPublic + " allow " + worldPublic}},
-		{"www.example.org", 0, policy(t, true, []string{"*.example.org"}, []string{"9.0.0.0/8"}), false, "allow *.example.org", []string{worldOther + " deny 9.0.0.0/8"}},
+		{"www.example.org", 0, policy(t, true, []string{"*.example.org"}, []string{"9.0.0.0/8"}), false, "deny 9.0.0.0/8", []string{worldOther + " deny 9.0.0.0/8"}},
 		{"mixed.example.org", 0, policy(t, true, []string{"*.example.org"}, nil), true, "allow *.example.org", []string{worldOther + " allow *.example.org"}},
 		{"inside.example.org", 0, policy(t, true, []string{"*.example.org"}, nil), false, "allow *.example.org", nil},
 		{"example.com", 0, policy(t, false, nil, []string{worldPublic}), false, "deny " + worldPublic, []string{worldPublic + " deny " + worldPublic}},
@@ -44,6 +45,17 @@ func TestExplain(t *testing.T) {
 		}
 		if e.Allowed != tc.allowed || e.Rule != tc.rule || !cmp.Equal(addrs, tc.addrs) || e.Reason == "" {
 			t.Errorf("%s:%d by %+v: %+v", tc.host, tc.port, tc.policy, e)
+		}
+	}
+	layers := policy(t, false, nil, []string{"other.test"}).With(policy(t, true, []string{"8.0.0.0/8", "*.test"}, nil), policy(t, false, nil, []string{"8.8.4.4"}))
+	for host, want := range map[string]string{
+		"8.8.8.8": "true team allow 8.0.0.0/8", "8.8.4.4": "false template deny 8.8.4.4", "9.9.9.9": "false team default deny",
+		"other.test": "false sandbox deny other.test", metadata: "false host closed 169.254.0.0/16",
+	} {
+		e, err := p.Explain(t.Context(), layers, host, 443)
+		testkit.Must(t, err)
+		if got := fmt.Sprint(e.Allowed, " ", e.Layer, " ", e.Rule); got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
 		}
 	}
 	withHeaders := policy(t, true, []string{"example.com"}, nil)

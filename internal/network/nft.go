@@ -87,7 +87,7 @@ const (
 // closedSet adds the set of networks that no guest may reach.
 func (t table) closedSet(closed []netip.Prefix) (*nftables.Set, error) {
 	set := t.networks(closedSetID, "closed")
-	if err := t.conn.AddSet(set, elementsOf(closed)); err != nil {
+	if err := t.conn.AddSet(set, spansOf(closed).elements()); err != nil {
 		return nil, fmt.Errorf("set of closed networks: %w", err)
 	}
 	return set, nil

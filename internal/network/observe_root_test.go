@@ -58,7 +58,7 @@ func TestObserve(t *testing.T) {
 	events.want(t, wrenn.EgressAllowed, wrenn.EgressTCP, worldPublic+":80", "")
 	for _, network := range []string{"tcp4", "udp4"} {
 		knock(t, g.path, network, worldOther+":80", dropped("denied by the sandbox's policy"))
-		events.want(t, wrenn.EgressDenied, wrenn.EgressProtocol(network[:3]), worldOther+":80", reasons[logPolicy])
+		events.want(t, wrenn.EgressDenied, wrenn.EgressProtocol(network[:3]), worldOther+":80", "the sandbox's network policy does not allow this address (deny "+worldOther+")")
 	}
 	knock(t, g.path, "tcp4", metadata+":80", dropped("to a closed network"))
 	events.want(t, wrenn.EgressDenied, wrenn.EgressTCP, metadata+":80", reasons[logClosed])
@@ -90,6 +90,6 @@ func TestObserveNames(t *testing.T) {
 	client.CloseIdleConnections()
 	events.want(t, wrenn.EgressAllowed, wrenn.EgressHTTP, "example.com", "")
 	events.want(t, wrenn.EgressEnded, wrenn.EgressHTTP, "example.com", "")
-	events.want(t, wrenn.EgressDenied, wrenn.EgressTLS, "other.test", "the network policy does not allow this name at this port")
-	events.want(t, wrenn.EgressDenied, wrenn.EgressDNS, "other.test", "the network policy does not allow this name")
+	events.want(t, wrenn.EgressDenied, wrenn.EgressTLS, "other.test", "the sandbox's network policy does not allow this name at this port (default deny)")
+	events.want(t, wrenn.EgressDenied, wrenn.EgressDNS, "other.test", "the sandbox's network policy does not allow this name (default deny)")
 }

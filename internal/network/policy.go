@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -44,10 +42,11 @@ func (t table) networks(id uint32, name string) *nftables.Set {
 // It also redirects to the agent what may be allowed by its name.
 func (t table) addPolicy(policy wrenn.NetworkPolicy, closed *nftables.Set) (out, in *nftables.Chain, err error) {
 	allowed, denied, named := t.policySets()
+	of := addressesOf(policy)
 	if err := errors.Join(
-		t.conn.AddSet(allowed, elementsOf(policy.Allow)),
-		t.conn.AddSet(denied, elementsOf(deniedBy(policy))),
-		t.conn.AddSet(named, elementsOf(namedBy(policy))),
+		t.conn.AddSet(allowed, of.allowed.elements()),
+		t.conn.AddSet(denied, of.denied.elements()),
+		t.conn.AddSet(named, of.named.elements()),
 	); err != nil {
 		return nil, nil, fmt.Errorf("sets of the sandbox's policy: %w", err)
 	}
@@ -79,9 +78,10 @@ func (t table) addPolicy(policy wrenn.NetworkPolicy, closed *nftables.Set) (out,
 func changePolicy(conn *nftables.Conn, policy wrenn.NetworkPolicy) error {
 	t := table{conn: conn, Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable}}
 	allowed, denied, named := t.policySets()
-	for set, networks := range map[*nftables.Set][]netip.Prefix{allowed: policy.Allow, denied: deniedBy(policy), named: namedBy(policy)} {
+	of := addressesOf(policy)
+	for set, addresses := range map[*nftables.Set]spans{allowed: of.allowed, denied: of.denied, named: of.named} {
 		conn.FlushSet(set)
-		if elements := elementsOf(networks); len(elements) > 0 {
+		if elements := addresses.elements(); len(elements) > 0 {
 			if err := conn.SetAddElements(set, elements); err != nil {
 				return err
 			}
@@ -108,56 +108,20 @@ func portElements(ports []uint16) (elements []nftables.SetElement) {
 	return elements
 }
 
-// deniedBy returns the networks that a policy denies.
-func deniedBy(p wrenn.NetworkPolicy) []netip.Prefix {
-	if p.DenyByDefault {
-		return everywhere
-	}
-	return p.Deny
+// policyAddresses are the contents of the sets of a policy.
+type policyAddresses struct {
+	allowed spans // to all connections, whatever name they say
+	denied  spans // to connections that say no name
+	named   spans // connections to these are decided by their name, unless their address is allowed
 }
 
-var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
-
-// namedBy returns the networks that can be reached by name, if they are neither
-// closed nor allowed by address.
-func namedBy(p wrenn.NetworkPolicy) []netip.Prefix {
-	if len(p.Names) > 0 {
-		return everywhere
+// addressesOf returns what the slot's rules need to know of a policy with its layers.
+func addressesOf(p wrenn.NetworkPolicy) policyAddresses {
+	of := policyAddresses{denied: byAddress(p).others()}
+	if p.NeedsNames() {
+		of.allowed, of.named = whateverName(p), everyAddress
 	}
-	return nil
-}
-
-// elementsOf returns networks as elements of a set. The kernel refuses elements
-// that overlap.
-func elementsOf(networks []netip.Prefix) []nftables.SetElement {
-	var elements []nftables.SetElement
-	for _, p := range disjoint(networks) {
-		first := p.Addr()
-		elements = append(elements, nftables.SetElement{Key: first.AsSlice()})
-		// The end is exclusive; a network that ends at the last address has none.
-		if end := nth(first, 1<<(32-p.Bits())); end.Compare(first) > 0 {
-			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
-		}
-	}
-	return elements
-}
-
-// disjoint returns the networks, in order, that are in no other one.
-func disjoint(networks []netip.Prefix) []netip.Prefix {
-	sorted := slices.Clone(networks)
-	slices.SortFunc(sorted, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits() // the larger one first
-	})
-	var out []netip.Prefix
-	for _, p := range sorted {
-		if len(out) == 0 || !out[len(out)-1].Contains(p.Addr()) {
-			out = append(out, p)
-		}
-	}
-	return out
+	return of
 }
 
 // SetCredentials sets what the header rules of the policy need, for the next SetPolicy. A
@@ -179,6 +143,7 @@ func (s *Slot) SetPolicy(_ context.Context, policy wrenn.NetworkPolicy) error {
 	if c := s.credentials.Load(); c != nil {
 		credentials = *c
 	}
+	s.policy.Store(&policy)
 	if err := s.pool.host.byName.follow(s.ref.Index, policy, credentials, s.observed); err != nil {
 		return fmt.Errorf("names of slot %s: %w", s.pool.cfg.name(s.ref.Index), err)
 	}

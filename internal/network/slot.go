@@ -30,7 +30,8 @@ type Slot struct {
 	record atomic.Pointer[func(wrenn.EgressEvent)]
 	// credentials are those of the header rules; nil is none.
 	credentials atomic.Pointer[egress.Credentials]
-	releasing   cmutex.Mutex // one Release at a time
+	policy      atomic.Pointer[wrenn.NetworkPolicy] // that of SetPolicy; nil allows all
+	releasing   cmutex.Mutex                        // one Release at a time
 	released    atomic.Bool
 }
 
@@ -105,8 +106,14 @@ func (s *Slot) Observe(record func(wrenn.EgressEvent)) error {
 	return s.pool.host.observers.observe(s.ref.Index, s.Namespace(), s.observed)
 }
 
-// observed passes an event on to what Observe was last given.
+// observed passes an event on to what Observe was last given. Of a packet that the
+// policy denied it says which layer did that; the kernel does not know.
 func (s *Slot) observed(e wrenn.EgressEvent) {
+	if policy := s.policy.Load(); policy != nil && e.Reason == reasons[logPolicy] {
+		if d := policy.Decide("", e.Address, e.Port); !d.Allowed {
+			e.Reason = d.Reason("this address")
+		}
+	}
 	if record := s.record.Load(); record != nil {
 		(*record)(e)
 	}

@@ -39,6 +39,8 @@ type Sandboxes interface {
 	PauseSandboxBy(context.Context, service.Caller, wrenn.SandboxID, wrenn.PauseOptions) (*wrenn.Sandbox, error)
 	ResumeSandbox(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)
 	SetTimeout(context.Context, service.Caller, wrenn.SandboxID, time.Duration) (*wrenn.Sandbox, error)
+	// Network returns the policy that the sandbox follows, with those of its team and template.
+	Network(context.Context, service.Caller, wrenn.SandboxID) (wrenn.NetworkPolicy, error)
 	SetNetwork(context.Context, service.Caller, wrenn.SandboxID, wrenn.NetworkPolicy) (*wrenn.Sandbox, error)
 	SetMetadata(context.Context, service.Caller, wrenn.SandboxID, map[string]string) (*wrenn.Sandbox, error)
 	EgressLog(ctx context.Context, c service.Caller, id wrenn.SandboxID, after uint64, wait time.Duration) (wrenn.EgressLog, error)
@@ -105,6 +107,14 @@ type Volumes interface {
 	DeleteSecret(ctx context.Context, c service.Caller, name string) error
 }
 
+// Networks are the network policies of the caller's team and of its templates.
+type Networks interface {
+	TeamNetwork(context.Context, service.Caller) (wrenn.NetworkPolicy, error)
+	SetTeamNetwork(context.Context, service.Caller, wrenn.NetworkPolicy) error
+	TemplateNetwork(ctx context.Context, c service.Caller, template string) (wrenn.NetworkPolicy, error)
+	SetTemplateNetwork(ctx context.Context, c service.Caller, template string, p wrenn.NetworkPolicy) error
+}
+
 // Hosts are the machines that run sandboxes. NotFound for a host that no row has.
 type Hosts interface {
 	ListHosts(context.Context, service.Caller) ([]service.HostState, error)
@@ -152,6 +162,7 @@ type Service interface {
 	Volumes
 	VolumeFiles
 	Ports
+	Networks
 	Hosts
 	Keys
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.

@@ -45,11 +45,19 @@ func (h *handlers) ExplainSandboxNetwork(ctx context.Context, req oapi.ExplainSa
 	if err != nil {
 		return nil, err
 	}
-	body := oapi.NetworkExplanation{Allowed: e.Allowed, Rule: optional(e.Rule), Reason: e.Reason, Addresses: make([]oapi.NetworkAddress, len(e.Addresses))}
+	body := oapi.NetworkExplanation{Allowed: e.Allowed, Rule: optional(e.Rule), Layer: layerText(e.Layer), Reason: e.Reason, Addresses: make([]oapi.NetworkAddress, len(e.Addresses))}
 	for i, a := range e.Addresses {
-		body.Addresses[i] = oapi.NetworkAddress{Address: a.Address.String(), Allowed: a.Allowed, Rule: a.Rule}
+		body.Addresses[i] = oapi.NetworkAddress{Address: a.Address.String(), Allowed: a.Allowed, Rule: a.Rule, Layer: layerText(a.Layer)}
 	}
 	return oapi.ExplainSandboxNetwork200JSONResponse{Body: body}, nil
+}
+
+// layerText returns nil for "", which is that of an older host.
+func layerText(l wrenn.NetworkLayer) *oapi.NetworkLayer {
+	if l == "" {
+		return nil
+	}
+	return new(oapi.NetworkLayer(l))
 }
 
 // optional returns nil for "".

@@ -7,12 +7,14 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/api/internal/oapi"
-	"wrenn/internal/controlplane/service"
 )
 
 func parsePolicy(p oapi.SetNetworkPolicy) (wrenn.NetworkPolicy, error) {
 	out, err := wrenn.ParseNetworkPolicy(value(p.Default) == oapi.Deny, value(p.Allow), value(p.Deny))
 	if err != nil {
+		return out, err
+	}
+	if out.DNSServers, err = wrenn.ParseDNSServers(value(p.DNSServers)); err != nil {
 		return out, err
 	}
 	for _, r := range value(p.Headers) {
@@ -44,19 +46,90 @@ func headerRules(rules []wrenn.HeaderRule) *[]oapi.HeaderRule {
 }
 
 func policy(p wrenn.NetworkPolicy) oapi.NetworkPolicy {
-	out := oapi.NetworkPolicy{Default: oapi.Allow, Allow: p.AllowTexts(), Deny: p.DenyTexts(), Headers: headerRules(p.Headers)}
-	if p.DenyByDefault {
-		out.Default = oapi.Deny
+	out := oapi.NetworkPolicy{Default: defaultOf(p), Allow: p.AllowTexts(), Deny: p.DenyTexts(), Headers: headerRules(p.Headers)}
+	if len(p.DNSServers) > 0 {
+		out.DNSServers = &[]string{}
+		for _, addr := range p.DNSServers {
+			*out.DNSServers = append(*out.DNSServers, addr.String())
+		}
+	}
+	if len(p.Layers) > 0 {
+		out.Layers = &[]oapi.NetworkLayerPolicy{}
+		for _, l := range p.Layers {
+			rules := l.Policy()
+			*out.Layers = append(*out.Layers, oapi.NetworkLayerPolicy{
+				Layer: oapi.NetworkLayerPolicyLayer(l.Layer), Default: defaultOf(rules), Allow: rules.AllowTexts(), Deny: rules.DenyTexts(),
+			})
+		}
 	}
 	return out
 }
 
-func (h *handlers) GetSandboxNetwork(ctx context.Context, req oapi.GetSandboxNetworkRequestObject) (oapi.GetSandboxNetworkResponseObject, error) {
-	p, err := h.network(ctx, req.ID, h.s.service.Sandbox)
+func defaultOf(p wrenn.NetworkPolicy) oapi.NetworkVerdict {
+	if p.DenyByDefault {
+		return oapi.Deny
+	}
+	return oapi.Allow
+}
+
+func parseLayer(p oapi.SetLayerPolicy) (wrenn.NetworkPolicy, error) {
+	return wrenn.ParseNetworkPolicy(value(p.Default) == oapi.Deny, value(p.Allow), value(p.Deny))
+}
+
+func (h *handlers) GetTeamNetwork(ctx context.Context, _ oapi.GetTeamNetworkRequestObject) (oapi.GetTeamNetworkResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	p, err := h.s.service.TeamNetwork(ctx, callerOf(ctx))
 	if err != nil {
 		return nil, err
 	}
-	return oapi.GetSandboxNetwork200JSONResponse{OneNetworkPolicyJSONResponse: *p}, nil
+	return oapi.GetTeamNetwork200JSONResponse{OneNetworkPolicyJSONResponse: oapi.OneNetworkPolicyJSONResponse{Body: policy(p)}}, nil
+}
+
+func (h *handlers) SetTeamNetwork(ctx context.Context, req oapi.SetTeamNetworkRequestObject) (oapi.SetTeamNetworkResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	p, err := parseLayer(*req.Body)
+	if err == nil {
+		err = h.s.service.SetTeamNetwork(ctx, callerOf(ctx), p)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return oapi.SetTeamNetwork200JSONResponse{OneNetworkPolicyJSONResponse: oapi.OneNetworkPolicyJSONResponse{Body: policy(p)}}, nil
+}
+
+func (h *handlers) GetTemplateNetwork(ctx context.Context, req oapi.GetTemplateNetworkRequestObject) (oapi.GetTemplateNetworkResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	p, err := h.s.service.TemplateNetwork(ctx, callerOf(ctx), req.Template)
+	if err != nil {
+		return nil, err
+	}
+	return oapi.GetTemplateNetwork200JSONResponse{OneNetworkPolicyJSONResponse: oapi.OneNetworkPolicyJSONResponse{Body: policy(p)}}, nil
+}
+
+func (h *handlers) SetTemplateNetwork(ctx context.Context, req oapi.SetTemplateNetworkRequestObject) (oapi.SetTemplateNetworkResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	p, err := parseLayer(*req.Body)
+	if err == nil {
+		err = h.s.service.SetTemplateNetwork(ctx, callerOf(ctx), req.Template, p)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return oapi.SetTemplateNetwork200JSONResponse{OneNetworkPolicyJSONResponse: oapi.OneNetworkPolicyJSONResponse{Body: policy(p)}}, nil
+}
+
+func (h *handlers) GetSandboxNetwork(ctx context.Context, req oapi.GetSandboxNetworkRequestObject) (oapi.GetSandboxNetworkResponseObject, error) {
+	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
+	defer cancel()
+	p, err := h.s.service.Network(ctx, callerOf(ctx), wrenn.SandboxID(req.ID))
+	if err != nil {
+		return nil, err
+	}
+	return oapi.GetSandboxNetwork200JSONResponse{OneNetworkPolicyJSONResponse: oapi.OneNetworkPolicyJSONResponse{Body: policy(p)}}, nil
 }
 
 func (h *handlers) SetSandboxNetwork(ctx context.Context, req oapi.SetSandboxNetworkRequestObject) (oapi.SetSandboxNetworkResponseObject, error) {
@@ -64,23 +137,11 @@ func (h *handlers) SetSandboxNetwork(ctx context.Context, req oapi.SetSandboxNet
 	if err != nil {
 		return nil, err
 	}
-	p, err := h.network(ctx, req.ID, func(ctx context.Context, c service.Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
-		return h.s.service.SetNetwork(ctx, c, id, wanted)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return oapi.SetSandboxNetwork200JSONResponse{OneNetworkPolicyJSONResponse: *p}, nil
-}
-
-// network calls do for one sandbox, within the time limit of a call, and returns
-// the policy of its result.
-func (h *handlers) network(ctx context.Context, id string, do func(context.Context, service.Caller, wrenn.SandboxID) (*wrenn.Sandbox, error)) (*oapi.OneNetworkPolicyJSONResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	sb, err := do(ctx, callerOf(ctx), wrenn.SandboxID(id))
+	sb, err := h.s.service.SetNetwork(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), wanted)
 	if err != nil {
 		return nil, err
 	}
-	return &oapi.OneNetworkPolicyJSONResponse{Body: policy(sb.Network)}, nil
+	return oapi.SetSandboxNetwork200JSONResponse{OneNetworkPolicyJSONResponse: oapi.OneNetworkPolicyJSONResponse{Body: policy(sb.Network)}}, nil
 }

@@ -3,6 +3,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -56,6 +57,28 @@ func (s *obliging) SetMetadata(_ context.Context, _ service.Caller, id wrenn.San
 	b := box(id, wrenn.Running)
 	b.Metadata = metadata
 	return b, nil
+}
+
+func (s *obliging) Network(context.Context, service.Caller, wrenn.SandboxID) (wrenn.NetworkPolicy, error) {
+	return wrenn.NetworkPolicy{DenyByDefault: true}.With(wrenn.NetworkPolicy{DenyByDefault: true}, wrenn.NetworkPolicy{}), nil
+}
+
+func (s *obliging) TeamNetwork(context.Context, service.Caller) (wrenn.NetworkPolicy, error) {
+	return wrenn.NetworkPolicy{DenyByDefault: true}, nil
+}
+
+func (s *obliging) SetTeamNetwork(_ context.Context, _ service.Caller, p wrenn.NetworkPolicy) error {
+	return p.CheckLayer()
+}
+
+func (s *obliging) TemplateNetwork(_ context.Context, _ service.Caller, template string) (wrenn.NetworkPolicy, error) {
+	_, err := wrenn.ParseTemplateName(template)
+	return wrenn.NetworkPolicy{}, err
+}
+
+func (s *obliging) SetTemplateNetwork(_ context.Context, _ service.Caller, template string, p wrenn.NetworkPolicy) error {
+	_, err := wrenn.ParseTemplateName(template)
+	return cmp.Or(err, p.CheckLayer())
 }
 
 func (s *obliging) SetNetwork(_ context.Context, _ service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {

@@ -38,7 +38,8 @@ var testTime = time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
 // stub is the service for tests of the API: a running sandbox, a paused one, files
 // in a map, and the error fail.
 type stub struct {
-	fail error // of every call but Authenticate; nil is none
+	layers map[string]wrenn.NetworkPolicy // by "team" and "base"
+	fail   error                          // of every call but Authenticate; nil is none
 
 	mu       sync.Mutex // guards what follows
 	created  service.CreateSandbox
@@ -315,6 +316,38 @@ func (s *stub) SetTimeout(_ context.Context, c service.Caller, id wrenn.SandboxI
 	defer s.mu.Unlock()
 	s.timeout = d
 	return s.find(c, id)
+}
+
+func (s *stub) Network(_ context.Context, c service.Caller, id wrenn.SandboxID) (wrenn.NetworkPolicy, error) {
+	b, err := s.find(c, id)
+	if err != nil {
+		return wrenn.NetworkPolicy{}, err
+	}
+	return b.Network.With(s.layers["team"], s.layers["base"]), nil
+}
+
+func (s *stub) TeamNetwork(context.Context, service.Caller) (wrenn.NetworkPolicy, error) {
+	return s.layers["team"], nil
+}
+
+func (s *stub) SetTeamNetwork(_ context.Context, _ service.Caller, p wrenn.NetworkPolicy) error {
+	s.layers = map[string]wrenn.NetworkPolicy{"team": p}
+	return p.CheckLayer()
+}
+
+func (s *stub) TemplateNetwork(_ context.Context, _ service.Caller, template string) (wrenn.NetworkPolicy, error) {
+	if template != "base" {
+		return wrenn.NetworkPolicy{}, wrenn.Errorf(wrenn.NotFound, "no such template")
+	}
+	return s.layers["base"], nil
+}
+
+func (s *stub) SetTemplateNetwork(ctx context.Context, c service.Caller, template string, p wrenn.NetworkPolicy) error {
+	_, err := s.TemplateNetwork(ctx, c, template)
+	if err == nil {
+		s.layers = map[string]wrenn.NetworkPolicy{"base": p}
+	}
+	return err
 }
 
 func (s *stub) SetNetwork(_ context.Context, c service.Caller, id wrenn.SandboxID, p wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {

@@ -22,6 +22,13 @@ func (h *handlers) BuildTemplate(ctx context.Context, req oapi.BuildTemplateRequ
 			Steps: steps(value(body.Steps)), NoCache: value(body.NoCache), User: value(body.User), Workdir: value(body.Workdir),
 		},
 	}
+	if body.Network != nil {
+		network, err := parseLayer(*body.Network)
+		if err != nil {
+			return nil, err
+		}
+		build.Network = &network
+	}
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	g, err := h.s.service.BuildTemplate(ctx, callerOf(ctx), build)

@@ -504,7 +504,7 @@ func TestRefusals(t *testing.T) {
 		`{"templateID":"base","network":{"allowOut":["example.com"]}}`:            400, // all else is allowed, too
 		`{"templateID":"base","network":{"denyOut":["0.0.0.0/0","example.com"]}}`: 400, `{"templateID":"base","network":{"allowOut":["*"],"denyOut":["0.0.0.0/0"]}}`: 400,
 		`{"templateID":"base","network":{"rules":{"a.test":[{"transform":{"headers":{"Host":"x"}}}]}}}`: 400, `{"templateID":"base","network":{"egressProxy":{"address":"a:1"}}}`: 400,
-		`{"templateID":"base","network":{"dnsServers":["1.1.1.1"]}}`: 400, `{"templateID":"base","network":{"denyOut":["::/0"]}}`: 400,
+		`{"templateID":"base","network":{"dnsServers":["a"]}}`: 400, `{"templateID":"base","network":{"denyOut":["example.com"]}}`: 400, `{"templateID":"base","network":{"denyOut":["::/0"]}}`: 400,
 		`{"templateID":"base","network":{}}`: 201, `{`: 400, `{"templateID":"base","metadata":"` + strings.Repeat("x", 1<<20) + `"}`: 400,
 	} {
 		s.call(t, "POST", "/v2/sandboxes", body, want)
@@ -806,6 +806,8 @@ func TestNetwork(t *testing.T) {
 	}
 	made, _, _ := s.call(t, "POST", "/v2/sandboxes", `{"templateID":"base"}`, 201)
 	at := "/sandboxes/" + made["sandboxID"].(string)
+	s.call(t, "PUT", at+"/network", `{"allow_internet_access":false,"allowOut":["example.com"],"dnsServers":["1.1.1.1","8.8.8.8"]}`, 204)
+	show(at, false, map[string]any{"allowOut": []any{"example.com"}, "denyOut": []any{"0.0.0.0/0"}, "dnsServers": []any{"1.1.1.1", "8.8.8.8"}})
 	s.call(t, "PUT", at+"/network", `{"allow_internet_access":false,"allowOut":["8.8.8.8"],"dnsServers":[]}`, 204)
 	show(at, false, map[string]any{"allowOut": []any{"8.8.8.8"}, "denyOut": []any{"0.0.0.0/0"}})
 	_, copies, _ := s.call(t, "POST", at+"/fork", `{}`, 201)

@@ -16,19 +16,17 @@ const everyAddress = "0.0.0.0/0"
 // parsePolicy returns the policy of rules, or an error that names what of them is
 // not built. Internet, if not nil, is allow_internet_access.
 func parsePolicy(n oapi.NetworkRules, internet *bool) (wrenn.NetworkPolicy, error) {
-	for _, field := range []struct {
-		name  string
-		asked bool
-	}{
-		{"egressProxy", n.EgressProxy != nil},
-		{"dnsServers", len(n.DNSServers) > 0},
-	} {
-		if field.asked {
-			return wrenn.NetworkPolicy{}, invalid("network: %s is not built yet; docs/e2b.md lists what works", field.name)
-		}
+	if n.EgressProxy != nil {
+		return wrenn.NetworkPolicy{}, invalid("network: egressProxy is not built yet; docs/e2b.md lists what works")
 	}
 	p, err := wrenn.ParseNetworkPolicy(internet != nil && !*internet, n.AllowOut, n.DenyOut)
 	if err != nil {
+		return p, err
+	}
+	if len(p.DenyNames) > 0 {
+		return p, invalid("network: denyOut takes addresses and networks, not %q: names are denied by /v1, `wrenn sandbox network ID --deny NAME`", p.DenyNames[0])
+	}
+	if p.DNSServers, err = wrenn.ParseDNSServers(n.DNSServers); err != nil {
 		return p, err
 	}
 	p.Headers, err = headerRules(n.Rules)
@@ -89,6 +87,9 @@ func networkOf(p wrenn.NetworkPolicy, ingress wrenn.Ingress) *oapi.SandboxNetwor
 	out := &oapi.SandboxNetwork{
 		Rules:    rulesOf(p.Headers),
 		AllowOut: p.AllowTexts(), DenyOut: p.DenyTexts(), MaskRequestHost: ingress.MaskHost, HTTPSPorts: ingress.HTTPSPorts,
+	}
+	for _, addr := range p.DNSServers {
+		out.DNSServers = append(out.DNSServers, addr.String())
 	}
 	if ingress.Private {
 		out.AllowPublicTraffic = new(false)

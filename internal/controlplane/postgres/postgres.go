@@ -51,6 +51,7 @@ type Store struct {
 	templateStore
 	volumeStore
 	secretStore
+	networkStore
 }
 
 // templateStore has the methods of a Store for templates.
@@ -91,7 +92,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	// Random among 2^63, so that no two processes are equal, and above 0, which is no process.
 	below := &database{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}
-	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}, secretStore: secretStore{below}}, nil
+	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}, secretStore: secretStore{below}, networkStore: networkStore{below}}, nil
 }
 
 // withoutURL keeps a password in the URL out of the error.

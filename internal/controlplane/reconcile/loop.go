@@ -38,6 +38,9 @@ type Store interface {
 	Move(ctx context.Context, row *wrenn.Sandbox, to wrenn.State, reason string, cause wrenn.EndCause) error
 	// SecretsTags returns the tags of the secrets that rows need now, "" for none.
 	SecretsTags(ctx context.Context, rows []wrenn.Sandbox) (map[wrenn.SandboxID]string, error)
+	// Layers gives rows the network policies that they follow now, with those of their
+	// teams and templates.
+	Layers(ctx context.Context, rows []wrenn.Sandbox) error
 	// SetUnresponsive shows whether the guest answers; nil means that it does.
 	SetUnresponsive(ctx context.Context, row *wrenn.Sandbox, u *wrenn.Unresponsive) error
 	// SetStored shows where a paused sandbox is stored.
@@ -246,6 +249,9 @@ func (l *Loop) rows(ctx context.Context, host wrenn.HostID, seen []wrenn.Sandbox
 	defer l.reading.Release(1)
 	read, err := l.cfg.Store.HostRows(ctx, host, seen)
 	if err != nil || len(read) == 0 {
+		return nil, err
+	}
+	if err := l.cfg.Store.Layers(ctx, read); err != nil {
 		return nil, err
 	}
 	tags, err := l.cfg.Store.SecretsTags(ctx, read)

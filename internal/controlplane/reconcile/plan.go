@@ -46,8 +46,8 @@ type Result struct {
 	// Unknown are sandboxes that no row explains. They are not touched but
 	// reported: an operator decides.
 	Unknown []wrenn.ObservedSandbox
-	// Again is true when a sandbox has ended whose row was too new to act on: the next
-	// round should be soon.
+	// Again is true when a sandbox has ended whose row was too new to act on, or does not
+	// follow its network policies and cannot be told now: the next round should be soon.
 	Again bool
 }
 
@@ -154,7 +154,7 @@ func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID
 	case row == nil:
 		r.Unknown = append(r.Unknown, seen)
 	case row.UpdatedAt.After(asOf):
-		r.Again = r.Again || seen.State.Ended()
+		r.Again = r.Again || seen.State.Ended() || !row.State.Ended() && !seen.Network.Equal(row.Network)
 	case row.Host != host:
 		r.elsewhere(row, seen)
 	case row.State.Ended():
@@ -210,6 +210,7 @@ func (r *Result) ended(row *Row, seen wrenn.ObservedSandbox) {
 // live plans for a sandbox that runs or is paused, and whose row has not ended.
 func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grace Grace) {
 	if !isLive(seen.State) || seen.State == wrenn.ObservedStarting && row.State != wrenn.Stopping {
+		r.Again = r.Again || !seen.Network.Equal(row.Network)
 		return // the host works on it
 	}
 	paused := seen.State == wrenn.ObservedPaused
@@ -231,8 +232,12 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 	if state == wrenn.Running && seen.Timeout != row.Timeout {
 		r.add(Extend, row, "", "")
 	}
-	if !state.InTransition() && (!seen.Network.Equal(row.Network) || seen.SecretsTag != row.SecretsTag) {
-		r.add(SetNetwork, row, "", "")
+	if !seen.Network.Equal(row.Network) || seen.SecretsTag != row.SecretsTag {
+		if state.InTransition() {
+			r.Again = true // a policy may have changed since the request that works on it
+		} else {
+			r.add(SetNetwork, row, "", "")
+		}
 	}
 	if state == wrenn.Paused && state == row.State {
 		r.stored(row, seen.Stored)

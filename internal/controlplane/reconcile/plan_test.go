@@ -203,6 +203,16 @@ func TestPlanOfOtherThings(t *testing.T) {
 			}
 		}
 	})
+	t.Run("another network policy, which cannot be set now", func(t *testing.T) {
+		for name, r := range map[string]reconcile.Row{"too new": row(wrenn.Running, -fresh, ""), "in transition": row(wrenn.Pausing, fresh, "")} {
+			same := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedRunning, ""), asOf, grace)
+			r.Network.DenyByDefault = true
+			got := reconcile.Plan([]reconcile.Row{r}, inventory(wrenn.ObservedRunning, ""), asOf, grace)
+			if len(got.Actions) != 0 || !got.Again || same.Again {
+				t.Errorf("%s: %+v, and with the same policy %+v", name, got, same)
+			}
+		}
+	})
 	t.Run("another timeout", func(t *testing.T) {
 		r := row(wrenn.Running, old, "")
 		r.Timeout = time.Hour

@@ -100,7 +100,10 @@ func (s *Sandboxes) create(ctx context.Context, sb *wrenn.Sandbox, on *reservati
 	spec := sb.SandboxSpec
 	spec.Team = sb.Team
 	var err error
-	if spec.AccessToken, err = s.tokens.of(ctx, sb.ID); err != nil {
+	if spec.AccessToken, err = s.tokens.of(ctx, sb.ID); err == nil {
+		spec.Network, err = s.layered(ctx, sb) // after the row: a change since then is the reconciler's
+	}
+	if err != nil {
 		on.release(0)
 		return nil, start.abandon(ctx, sb, err)
 	}

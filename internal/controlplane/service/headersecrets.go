@@ -49,9 +49,10 @@ func (c *core) checkedSecrets(ctx context.Context, team wrenn.TeamID, policy wre
 	return secrets, nil
 }
 
-// secretsChanged has the hosts get changed secrets of their sandboxes. A leader that is
-// another replica, or a host that is away, does so with its next round.
-func (c *core) secretsChanged() {
+// notifyHosts has the reconciler compare all hosts with their rows now: policies or
+// secrets of sandboxes changed. A leader that is another replica, or a host that is
+// away, does so with its next round.
+func (c *core) notifyHosts() {
 	for host := range c.hosts.reachable() {
 		c.reconciler.Notify(host)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"wrenn"
+	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/controlplane/postgres"
 )
 
@@ -12,6 +13,7 @@ import (
 // When it returns nil the sandbox follows the policy. Connections that stay
 // allowed continue.
 func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID, policy wrenn.NetworkPolicy) (*wrenn.Sandbox, error) {
+	policy = policy.Own()
 	if err := policy.Check(); err != nil {
 		return nil, err
 	}
@@ -32,10 +34,7 @@ func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID
 		case err != nil:
 			return nil, err
 		}
-		secrets, err := s.headerSecrets(ctx, c.Team, policy) // after the row: a change since then is the reconciler's
-		if err == nil {
-			err = host.SetNetwork(ctx, id, policy, secrets)
-		}
+		err = s.tellPolicy(ctx, host, changed) // after the row: a change since then is the reconciler's
 		if wrenn.CodeOf(err) == wrenn.NotFound {
 			s.reconciler.Notify(sb.Host)
 			return nil, lostError(sb)
@@ -46,4 +45,18 @@ func (s *Sandboxes) SetNetwork(ctx context.Context, c Caller, id wrenn.SandboxID
 		}
 		return changed, nil
 	}
+}
+
+// tellPolicy has a host that has the sandbox follow its policy, with those of its team and
+// template, and the secrets of header rules, as they are now.
+func (c *core) tellPolicy(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox) error {
+	policy, err := c.layered(ctx, sb)
+	if err != nil {
+		return err
+	}
+	secrets, err := c.headerSecrets(ctx, sb.Team, policy)
+	if err != nil {
+		return err
+	}
+	return host.SetNetwork(ctx, sb.ID, policy, secrets)
 }

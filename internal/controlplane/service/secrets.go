@@ -54,7 +54,7 @@ func (s *Secrets) CreateSecret(ctx context.Context, c Caller, req NewSecret) (*w
 	if err != nil {
 		return nil, err
 	}
-	defer s.secretsChanged() // sandboxes may wait for it
+	defer s.notifyHosts() // sandboxes may wait for it
 	return s.store.CreateSecret(ctx, wrenn.Secret{ID: id, Name: name, Metadata: req.Metadata}, sealed, s.limits.Limits)
 }
 
@@ -71,7 +71,7 @@ func (s *Secrets) UpdateSecret(ctx context.Context, c Caller, name, value string
 	if err != nil {
 		return nil, err
 	}
-	defer s.secretsChanged()
+	defer s.notifyHosts()
 	return s.store.UpdateSecret(ctx, sealed, metadata)
 }
 
@@ -127,7 +127,7 @@ func (s *Secrets) DeleteSecret(ctx context.Context, c Caller, name string) error
 	if err != nil {
 		return err
 	}
-	defer s.secretsChanged()
+	defer s.notifyHosts()
 	return s.store.DeleteSecret(ctx, c.Team, name)
 }
 

@@ -101,6 +101,7 @@ type Service struct {
 	*Volumes
 	*VolumeFiles
 	*Secrets
+	*Networks
 	*Keys
 	*Ports
 	*Audit
@@ -136,7 +137,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit()}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit()}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},

@@ -87,6 +87,10 @@ func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor
 	if err := to.client.Fetch(ctx, sb.ID, sb.Team, sb.Stored.Key); err != nil {
 		return nil, err
 	}
+	// The policies of its team and template may be others than when it was stored.
+	if err := c.tellPolicy(ctx, to.client, sb); err != nil {
+		return nil, err
+	}
 	moved, err := c.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Paused, Host: to.id, Actor: actor, Reason: "moved from host " + string(sb.Host)})
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package service
 import (
 	"cmp"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/controlplane/hostclient"
+	"wrenn/internal/controlplane/postgres"
 )
 
 // maxLogPage bounds the lines of a build's log in one answer.
@@ -31,6 +33,8 @@ type BuildTemplate struct {
 	FromTemplate string
 	// Login is for Spec.From.OCI.
 	Login wrenn.RegistryLogin
+	// Network is what the sandboxes of the template may reach; nil leaves that as it is.
+	Network *wrenn.NetworkPolicy
 
 	id       wrenn.BuildID // of a requested build; "" is a new one
 	moreTags []string
@@ -66,6 +70,9 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 	g, err := s.store.BeginBuild(ctx, wrenn.Build{
 		ID: cmp.Or(req.id, wrenn.NewBuildID()), Team: c.Team, Template: name, MoreTags: req.moreTags, Host: on.id, Spec: spec,
 	}, s.limits.Limits)
+	if err == nil && req.Network != nil {
+		err = s.setNetworkOfBuild(ctx, g, *req.Network)
+	}
 	if err == nil {
 		job := &buildJob{Build: *g, login: req.Login, on: on, only: only, ended: ended}
 		job.Spec = spec // with the steps, which the row does not have
@@ -76,6 +83,18 @@ func (s *Templates) beginBuild(ctx context.Context, c Caller, req BuildTemplate,
 		return nil, err
 	}
 	return g, nil
+}
+
+// setNetworkOfBuild sets the network policy of a build's template, before sandboxes can
+// start from it. If it cannot the build fails.
+func (s *Templates) setNetworkOfBuild(ctx context.Context, g *wrenn.Build, policy wrenn.NetworkPolicy) error {
+	err := s.setLayer(ctx, postgres.PolicyOwner{Team: g.Team, Template: g.Template.Name}, policy)
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := detach(ctx, 0)
+	defer cancel()
+	return errors.Join(err, s.store.FailBuild(ctx, g.ID, "its network policy could not be set: build again", ""))
 }
 
 // start passes a build to the builder.

@@ -23,7 +23,8 @@ var (
 	onlyOne   = wrenn.NetworkPolicy{DenyByDefault: true, Allow: []netip.Prefix{netip.MustParsePrefix("8.8.8.8/32")}}
 	butOne    = wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("9.9.9.9/32")}}
 	named     = wrenn.NetworkPolicy{DenyByDefault: true, Names: []wrenn.NetworkName{{Domain: "*.example.com", Port: 443}}}
-	inKernel  = map[string]wrenn.NetworkPolicy{"0/1/0": nothing, "2/1/0": onlyOne, "0/2/0": butOne, "0/0/0": {}, "0/1/1": named}
+	layered   = wrenn.NetworkPolicy{}.With(butOne, wrenn.NetworkPolicy{Deny: []netip.Prefix{netip.MustParsePrefix("1.1.1.1/32")}})
+	inKernel  = map[string]wrenn.NetworkPolicy{"0/1/0": nothing, "0/3/0": onlyOne, "0/4/0": layered, "0/2/0": butOne, "0/0/0": {}, "0/1/1": named}
 	byAddress = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 )
 
@@ -104,15 +105,17 @@ func TestNetworkPolicyIsKept(t *testing.T) {
 	wantPolicy(t, sb, nothing)
 	must(t, sb.SetNetwork(t.Context(), onlyOne, wrenn.SecretValues{}))
 	wantPolicy(t, sb, onlyOne)
+	must(t, sb.SetNetwork(t.Context(), layered, wrenn.SecretValues{}))
+	wantPolicy(t, sb, layered)
 
 	copies, err := sb.Fork(t.Context(), []wrenn.SandboxID{wrenn.NewSandboxID()}, nil)
 	must(t, err)
 	must(t, copies[0].Err)
 	destroyLater(t, copies[0].Sandbox)
-	wantPolicy(t, copies[0].Sandbox, onlyOne)
+	wantPolicy(t, copies[0].Sandbox, layered)
 
 	must(t, sb.Pause(t.Context()))
-	wantPolicy(t, sb, onlyOne)
+	wantPolicy(t, sb, layered)
 	must(t, sb.SetNetwork(t.Context(), named, wrenn.SecretValues{})) // while it has no slot
 	wantPolicy(t, sb, named)
 	must(t, sb.Resume(t.Context()))

@@ -2,7 +2,9 @@ package egress
 
 import (
 	"context"
+	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -18,6 +20,8 @@ var passedOn = []uint16{dns.TypeCNAME, dns.TypeTXT, dns.TypeMX, dns.TypeSRV, dns
 
 // withoutAnswer are the types that names of a sandbox never have.
 var withoutAnswer = []uint16{dns.TypeAAAA, dns.TypeHTTPS, dns.TypeSVCB}
+
+const dnsPort = 53
 
 // largestDatagram is how long an answer by UDP may be, to a client that allows that:
 // longer ones are fragmented, https://www.dnsflagday.net/2020.
@@ -76,12 +80,12 @@ func (s *Server) fill(answer, question *dns.Msg) {
 	q := question.Question[0] // the library accepts nothing else than one
 	name := wrenn.CanonicalName(q.Name)
 	policy := s.current()
-	switch {
-	case !policy.AllowsName(name, 0):
+	switch d := policy.DecideName(name, 0); {
+	case !d.Allowed:
 		answer.Rcode = dns.RcodeRefused
 		s.record(wrenn.EgressEvent{
 			Protocol: wrenn.EgressDNS, Name: name, Port: 53,
-			Verdict: wrenn.EgressDenied, Reason: "the network policy does not allow this name",
+			Verdict: wrenn.EgressDenied, Reason: d.Reason("this name"),
 		})
 	case q.Qclass != dns.ClassINET:
 		answer.Rcode = dns.RcodeRefused
@@ -97,14 +101,14 @@ func (s *Server) fill(answer, question *dns.Msg) {
 
 // fillAddresses answers with the addresses that the sandbox may reach.
 func (s *Server) fillAddresses(ctx context.Context, answer *dns.Msg, asked, name string, policy wrenn.NetworkPolicy) {
-	f, err := s.names.find(ctx, name)
+	f, err := s.resolver().find(ctx, name)
 	if err != nil {
 		answer.Rcode = dns.RcodeServerFailure
 		s.record(wrenn.EgressEvent{Protocol: wrenn.EgressDNS, Name: name, Port: 53, Verdict: verdictOf(err), Reason: err.Error()})
 		return
 	}
 	answer.Rcode = f.rcode
-	for _, addr := range s.reachable(f.addrs, policy) {
+	for _, addr := range s.reachable(f.addrs, name, 0, policy) {
 		answer.Answer = append(answer.Answer, &dns.A{
 			Hdr: dns.RR_Header{Name: asked, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: uint32(max(1, time.Until(f.until).Seconds()))},
 			A:   addr.AsSlice(),
@@ -114,14 +118,14 @@ func (s *Server) fillAddresses(ctx context.Context, answer *dns.Msg, asked, name
 		answer.Rcode = dns.RcodeRefused
 		s.record(wrenn.EgressEvent{
 			Protocol: wrenn.EgressDNS, Name: name, Port: 53, Address: f.addrs[0],
-			Verdict: wrenn.EgressDenied, Reason: "its name leads to no address that the sandbox may reach",
+			Verdict: wrenn.EgressDenied, Reason: s.whyUnreachable(f.addrs, name, 0, policy),
 		})
 	}
 }
 
 // fillFrom answers with the records of the type that were asked for.
 func (s *Server) fillFrom(ctx context.Context, answer *dns.Msg, name string, q dns.Question) {
-	got, err := s.cfg.Exchange(ctx, new(dns.Msg).SetQuestion(dns.Fqdn(name), q.Qtype))
+	got, err := s.exchange(ctx, new(dns.Msg).SetQuestion(dns.Fqdn(name), q.Qtype))
 	if err != nil {
 		answer.Rcode = dns.RcodeServerFailure
 		return
@@ -132,4 +136,38 @@ func (s *Server) fillFrom(ctx context.Context, answer *dns.Msg, name string, q d
 			answer.Answer = append(answer.Answer, rr)
 		}
 	}
+}
+
+// exchange asks the DNS servers of the policy, or those of the host if it has none.
+func (s *Server) exchange(ctx context.Context, question *dns.Msg) (*dns.Msg, error) {
+	policy := s.current()
+	if len(policy.DNSServers) == 0 {
+		return s.cfg.Exchange(ctx, question)
+	}
+	return Upstream{Servers: func() ([]netip.AddrPort, error) { return s.servers(policy) }, Dial: s.cfg.DialDNS}.Exchange(ctx, question)
+}
+
+// servers returns the DNS servers of a policy that the sandbox may reach.
+func (s *Server) servers(policy wrenn.NetworkPolicy) (servers []netip.AddrPort, err error) {
+	why := errors.New("the DNS servers of the network policy are closed to all sandboxes")
+	for _, addr := range policy.DNSServers {
+		switch d := policy.DecideServer(addr); {
+		case s.cfg.Closed(addr):
+		case !d.Allowed:
+			why = errors.New(d.Reason("the DNS server " + addr.String()))
+		default:
+			servers = append(servers, netip.AddrPortFrom(addr, dnsPort))
+		}
+	}
+	if len(servers) == 0 {
+		return nil, why
+	}
+	return servers, nil
+}
+
+// resolver returns what finds the addresses of names.
+func (s *Server) resolver() *resolver {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.names
 }

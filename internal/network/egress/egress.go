@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,6 +49,8 @@ type Config struct {
 	Dial func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	// Exchange asks the DNS of the host.
 	Exchange func(context.Context, *dns.Msg) (*dns.Msg, error)
+	// DialDNS connects to a DNS server of the policy by udp or tcp, as the sandbox would.
+	DialDNS func(ctx context.Context, network, address string) (net.Conn, error)
 	// Closed reports whether no sandbox may reach an address.
 	Closed func(netip.Addr) bool
 	// Shared has room for the connections of all sandboxes of the host: a place is
@@ -66,7 +69,6 @@ type Config struct {
 // Server serves one sandbox. Its methods are safe for concurrent use.
 type Server struct {
 	cfg        Config
-	names      *resolver
 	dns        []*dns.Server
 	places     chan struct{} // one for each connection
 	intercepts chan struct{} // one for each of those to a host with header rules
@@ -76,6 +78,7 @@ type Server struct {
 	work       sync.WaitGroup
 	mu         sync.Mutex // guards the fields below
 	policy     wrenn.NetworkPolicy
+	names      *resolver // by the DNS servers of the policy
 	open       map[*passage]struct{}
 	stopping   bool
 
@@ -90,10 +93,11 @@ func Serve(cfg Config, policy wrenn.NetworkPolicy) *Server {
 		cfg.Record = func(wrenn.EgressEvent) {}
 	}
 	s := &Server{
-		cfg: cfg, names: newResolver(cfg.Exchange), policy: policy, open: map[*passage]struct{}{},
+		cfg: cfg, policy: policy, open: map[*passage]struct{}{},
 		credentials: &credentials{}, intercepts: make(chan struct{}, maxIntercepted),
 		places: make(chan struct{}, MaxConnections), asking: make(chan struct{}, maxQuestions),
 	}
+	s.names = newResolver(s.exchange)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.serveDNS()
 	s.work.Go(s.accept)
@@ -105,6 +109,9 @@ func Serve(cfg Config, policy wrenn.NetworkPolicy) *Server {
 func (s *Server) SetPolicy(policy wrenn.NetworkPolicy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !slices.Equal(policy.DNSServers, s.policy.DNSServers) {
+		s.names = newResolver(s.exchange) // what the others said is forgotten
+	}
 	s.policy = policy
 	for p := range s.open {
 		if !p.allowedBy(policy) {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,15 +16,16 @@ import (
 // passage is a connection that was allowed.
 type passage struct {
 	guest, server *net.TCPConn
-	name          string // "" if it was allowed by its address
+	name          string // that the guest said it wants; "" if none
+	byName        bool   // it leads to an address of name, not to where it was to go
 	to            netip.AddrPort
-	intercepted   bool // a header rule is about it
+	intercepted   bool   // a header rule is about it
+	answer        []byte // what the server sent before the guest did
 }
 
 // allowedBy reports whether a policy allows the connection.
 func (p *passage) allowedBy(policy wrenn.NetworkPolicy) bool {
-	byName := policy.AllowsName(p.name, p.to.Port()) && !policy.DeniesAddress(p.to.Addr())
-	return byName || policy.AllowsAddress(p.to.Addr())
+	return policy.Decide(p.name, p.to.Addr(), p.to.Port()).Allowed
 }
 
 // abort ends both sides, as a lost connection would.
@@ -76,18 +76,20 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 		return o, nil, fmt.Errorf("where it was to go is not known: %w", err)
 	}
 	event.Address, event.Port = original.Addr(), original.Port()
-	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
-		return o, nil, err
-	}
-	o, err = sniff(conn)
-	event.Protocol, event.Name = o.protocol, o.name
 	policy := s.current()
+	o, early, err := s.readOpening(conn, original, policy)
+	event.Protocol, event.Name = o.protocol, o.name
 	p, err = route(o, err, original, policy)
+	if err != nil || p.byName {
+		early.close()
+	}
 	if err != nil {
 		return o, nil, err
 	}
 	p.guest = conn
-	if err := s.dial(p, original.Port(), policy); err != nil {
+	if !p.byName && early.server != nil {
+		p.server, p.answer = early.server, early.answer
+	} else if err := s.dial(p, original.Port(), policy); err != nil {
 		return o, nil, err
 	}
 	event.Address = p.to.Addr()
@@ -98,24 +100,86 @@ func (s *Server) connect(conn *net.TCPConn, event *wrenn.EgressEvent) (o opening
 	return o, p, nil
 }
 
+// earlyServer is a connection to where the guest's was to go, made before it is known
+// what the guest wants. Its zero value is none.
+type earlyServer struct {
+	server *net.TCPConn
+	answer []byte // what it sent
+}
+
+func (e earlyServer) close() {
+	if e.server != nil {
+		reset(e.server)
+	}
+}
+
+// readOpening reads how the guest opens a connection. In some protocols the server
+// speaks first. So where names are denied, and the address is not, it connects to the
+// server and returns when either has spoken: a server that speaks first speaks neither TLS nor HTTP.
+// The caller closes the earlyServer unless it uses it. The error is that of sniff.
+func (s *Server) readOpening(conn *net.TCPConn, original netip.AddrPort, policy wrenn.NetworkPolicy) (opening, earlyServer, error) {
+	var early earlyServer
+	if err := conn.SetReadDeadline(time.Now().Add(firstBytes)); err != nil {
+		return opening{protocol: wrenn.EgressTCP}, early, err
+	}
+	if !policy.DeniesNames() || !policy.Decide("", original.Addr(), original.Port()).Allowed {
+		o, err := sniff(conn)
+		return o, early, err
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, dialAttempt)
+	defer cancel()
+	server, err := s.cfg.Dial(ctx, original)
+	if err != nil { // a name may lead elsewhere
+		o, err := sniff(conn)
+		return o, early, err
+	}
+	early.server = server.(*net.TCPConn)
+	var work sync.WaitGroup
+	work.Go(func() {
+		buf := make([]byte, maxFirstBytes)
+		n, _ := early.server.Read(buf) // an error is that of the next read
+		early.answer = buf[:n]
+		_ = conn.SetReadDeadline(time.Unix(1, 0)) // ends sniff
+	})
+	o, err := sniff(conn)
+	_ = early.server.SetReadDeadline(time.Unix(1, 0)) // ends the read; the connection fails later if this does
+	work.Wait()
+	_ = early.server.SetReadDeadline(time.Time{})
+	return o, early, err
+}
+
 // route returns the way of a connection that was sniffed with that error: by its name
 // if a header rule or the policy says so, else to where it was to go.
 func route(o opening, sniffed error, original netip.AddrPort, policy wrenn.NetworkPolicy) (*passage, error) {
-	visible := sniffed == nil || errors.Is(sniffed, errEncrypted)
-	if o.protocol == wrenn.EgressTLS && visible && o.name != "" {
-		if _, ok := policy.HeaderRule(o.name, original.Port()); ok { // its TLS ends here, so nothing in it is hidden
-			return &passage{name: o.name, intercepted: true}, nil
-		}
+	if sniffed != nil && !errors.Is(sniffed, errEncrypted) {
+		o.name = "" // it may not be what the connection wants
+	}
+	if _, ok := policy.HeaderRule(o.name, original.Port()); ok && o.protocol == wrenn.EgressTLS && o.name != "" {
+		return &passage{name: o.name, byName: true, intercepted: true}, nil // its TLS ends here, so nothing in it is hidden
+	}
+	if sniffed == nil && policy.DecideName(o.name, original.Port()).ByName {
+		return &passage{name: o.name, byName: true}, nil
+	}
+	d := policy.Decide("", original.Addr(), original.Port())
+	if d.Allowed && o.name != "" {
+		d = policy.Decide(o.name, original.Addr(), original.Port())
 	}
 	switch {
-	case sniffed == nil && policy.AllowsName(o.name, original.Port()):
-		return &passage{name: o.name}, nil
-	case policy.AllowsAddress(original.Addr()):
-		return &passage{to: original}, nil
+	case d.Allowed:
+		return &passage{name: o.name, to: original}, nil
 	case sniffed != nil:
 		return nil, sniffed
 	}
-	return nil, errors.New("the network policy does not allow this name at this port")
+	return nil, errors.New(nameDecision(policy, o.name, d, original.Port()).Reason("this name at this port"))
+}
+
+// nameDecision returns the decision about a name if that denies it, else the one about
+// its connection.
+func nameDecision(policy wrenn.NetworkPolicy, name string, otherwise wrenn.NetworkDecision, port uint16) wrenn.NetworkDecision {
+	if d := policy.DecideName(name, port); !d.Allowed {
+		return d
+	}
+	return otherwise
 }
 
 // dial connects the passage to one of the addresses of its name, or to its address.
@@ -123,17 +187,14 @@ func (s *Server) dial(p *passage, port uint16, policy wrenn.NetworkPolicy) error
 	ctx, cancel := context.WithTimeout(s.ctx, dialTimeout)
 	defer cancel()
 	addrs := []netip.Addr{p.to.Addr()}
-	if p.name != "" {
-		var err error
-		if addrs, err = s.names.addresses(ctx, p.name); err != nil {
+	if p.byName {
+		found, err := s.resolver().addresses(ctx, p.name)
+		if err != nil {
 			return err
 		}
-		addrs = slices.DeleteFunc(s.reachable(addrs, policy), func(addr netip.Addr) bool {
-			return !(&passage{name: p.name, to: netip.AddrPortFrom(addr, port)}).allowedBy(policy)
-		})
-	}
-	if len(addrs) == 0 {
-		return errors.New("its name leads to no address that the sandbox may reach")
+		if addrs = s.reachable(found, p.name, port, policy); len(addrs) == 0 {
+			return errors.New(s.whyUnreachable(found, p.name, port, policy))
+		}
 	}
 	var errs []error
 	for _, addr := range addrs {
@@ -150,16 +211,27 @@ func (s *Server) dial(p *passage, port uint16, policy wrenn.NetworkPolicy) error
 	return unreachableError{fmt.Errorf("its host does not answer: %w", errors.Join(errs...))}
 }
 
-// reachable returns the addresses that are not closed to all sandboxes and that the
-// policy does not deny: a name does not open what is denied by address.
-func (s *Server) reachable(addrs []netip.Addr, policy wrenn.NetworkPolicy) []netip.Addr {
+// reachable returns the addresses of a name that are not closed to all sandboxes and
+// that the policy allows to connections to that name: a name does not open what is
+// denied by address.
+func (s *Server) reachable(addrs []netip.Addr, name string, port uint16, policy wrenn.NetworkPolicy) []netip.Addr {
 	var open []netip.Addr
 	for _, addr := range addrs {
-		if !s.cfg.Closed(addr) && !policy.DeniesAddress(addr) {
+		if !s.cfg.Closed(addr) && policy.Decide(name, addr, port).Allowed {
 			open = append(open, addr)
 		}
 	}
 	return open
+}
+
+// whyUnreachable says why none of the addresses of a name is reachable.
+func (s *Server) whyUnreachable(addrs []netip.Addr, name string, port uint16, policy wrenn.NetworkPolicy) string {
+	for _, addr := range addrs {
+		if !s.cfg.Closed(addr) {
+			return "its name leads to no address that the sandbox may reach: " + policy.Decide(name, addr, port).Reason(addr.String())
+		}
+	}
+	return "its name leads to no address that the sandbox may reach"
 }
 
 // relay copies in both directions until both have ended, and returns the bytes.
@@ -169,9 +241,10 @@ func (p *passage) relay(first []byte) (sent, received int64) {
 	_, _ = p.guest.SetKeepAliveConfig(keepAlive), p.server.SetKeepAliveConfig(keepAlive)
 	n, err := p.server.Write(first)
 	sent = int64(n)
-	if err != nil {
+	m, errAnswer := p.guest.Write(p.answer)
+	if err != nil || errAnswer != nil {
 		p.abort()
-		return sent, 0
+		return sent, int64(m)
 	}
 	var up int64
 	var both sync.WaitGroup
@@ -179,7 +252,7 @@ func (p *passage) relay(first []byte) (sent, received int64) {
 	both.Go(func() { received = p.oneWay(p.guest, p.server) })
 	both.Wait()
 	_ = p.server.Close() // both directions have ended
-	return sent + up, received
+	return sent + up, int64(m) + received
 }
 
 // oneWay copies until from ends. The kernel moves the bytes (splice), since both

@@ -337,7 +337,7 @@ func copyOf(i *hostagentv1.SandboxInfo) *hostagentv1.SandboxInfo {
 		SandboxId: i.SandboxId, Status: i.Status, Template: i.Template, Vcpus: i.Vcpus, MemoryMb: i.MemoryMb, TimeoutSec: i.TimeoutSec,
 		CreatedAtUnix: i.CreatedAtUnix, LastActiveAtUnix: i.LastActiveAtUnix, Reason: i.Reason, Version: i.Version,
 		OnTimeout: i.OnTimeout, AutoResume: i.AutoResume, Unresponsive: i.Unresponsive, EndCause: i.EndCause,
-		StoredAt: i.StoredAt, StoredKey: i.StoredKey,
+		StoredAt: i.StoredAt, StoredKey: i.StoredKey, NetworkPolicy: i.NetworkPolicy, SecretsTag: i.SecretsTag,
 	}
 }
 
@@ -353,6 +353,16 @@ func (a *Agent) SetNetworkPolicy(ctx context.Context, req *hostagentv1.SetNetwor
 		b.info.Version++
 		return nil
 	})
+}
+
+// Policy returns the network policy of a sandbox, nil for one that allows everything.
+func (a *Agent) Policy(id wrenn.SandboxID) *hostagentv1.NetworkPolicy {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if b := a.sandboxes[string(id)]; b != nil {
+		return b.info.GetNetworkPolicy()
+	}
+	return nil
 }
 
 // Secrets returns the values that the host has for a sandbox.

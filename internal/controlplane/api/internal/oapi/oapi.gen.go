@@ -319,6 +319,48 @@ func (e NetworkEventVerdict) Valid() bool {
 	}
 }
 
+// Defines values for NetworkLayer.
+const (
+	NetworkLayerHost     NetworkLayer = "host"
+	NetworkLayerSandbox  NetworkLayer = "sandbox"
+	NetworkLayerTeam     NetworkLayer = "team"
+	NetworkLayerTemplate NetworkLayer = "template"
+)
+
+// Valid indicates whether the value is a known member of the NetworkLayer enum.
+func (e NetworkLayer) Valid() bool {
+	switch e {
+	case NetworkLayerHost:
+		return true
+	case NetworkLayerSandbox:
+		return true
+	case NetworkLayerTeam:
+		return true
+	case NetworkLayerTemplate:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for NetworkLayerPolicyLayer.
+const (
+	NetworkLayerPolicyLayerTeam     NetworkLayerPolicyLayer = "team"
+	NetworkLayerPolicyLayerTemplate NetworkLayerPolicyLayer = "template"
+)
+
+// Valid indicates whether the value is a known member of the NetworkLayerPolicyLayer enum.
+func (e NetworkLayerPolicyLayer) Valid() bool {
+	switch e {
+	case NetworkLayerPolicyLayerTeam:
+		return true
+	case NetworkLayerPolicyLayerTemplate:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for NetworkVerdict.
 const (
 	Allow NetworkVerdict = "allow"
@@ -527,6 +569,9 @@ type BuildTemplate struct {
 
 	// Name `base` is the team's own one, which takes the place of the built-in one.
 	Name TemplateName `json:"name"`
+
+	// Network What sandboxes of the template, in all its tags, may reach; as it is when absent. Set as the build starts, whatever becomes of that; steps are not bound by it.
+	Network *SetLayerPolicy `json:"network,omitempty"`
 
 	// NoCache Run all steps, even if their results are cached.
 	NoCache *bool `json:"no_cache,omitempty"`
@@ -1036,7 +1081,10 @@ type MetricsSample struct {
 type NetworkAddress struct {
 	Address string `json:"address"`
 	Allowed bool   `json:"allowed"`
-	Rule    string `json:"rule"`
+
+	// Layer Whose policy has a rule; `host` closes networks to all sandboxes. Absent if the host's agent is older than policies of teams and templates.
+	Layer *NetworkLayer `json:"layer,omitempty"`
+	Rule  string        `json:"rule"`
 }
 
 // NetworkEvent defines model for NetworkEvent.
@@ -1079,11 +1127,31 @@ type NetworkExplanation struct {
 	// Addresses Of the name, without those in closed networks; or the one that was asked for.
 	Addresses []NetworkAddress `json:"addresses"`
 	Allowed   bool             `json:"allowed"`
-	Reason    string           `json:"reason"`
+
+	// Layer Whose rule that is. Absent if `rule` is.
+	Layer  *NetworkLayer `json:"layer,omitempty"`
+	Reason string        `json:"reason"`
 
 	// Rule What decided: a rule of the policy, its default, or a closed network. Absent if a name cannot be resolved and no rule has it.
 	Rule *string `json:"rule,omitempty"`
 }
+
+// NetworkLayer Whose policy has a rule; `host` closes networks to all sandboxes. Absent if the host's agent is older than policies of teams and templates.
+type NetworkLayer string
+
+// NetworkLayerPolicy defines model for NetworkLayerPolicy.
+type NetworkLayerPolicy struct {
+	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
+	Allow   NetworkRules   `json:"allow"`
+	Default NetworkVerdict `json:"default"`
+
+	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
+	Deny  NetworkRules            `json:"deny"`
+	Layer NetworkLayerPolicyLayer `json:"layer"`
+}
+
+// NetworkLayerPolicyLayer defines model for NetworkLayerPolicy.Layer.
+type NetworkLayerPolicyLayer string
 
 // NetworkLog defines model for NetworkLog.
 type NetworkLog struct {
@@ -1094,18 +1162,24 @@ type NetworkLog struct {
 
 // NetworkPolicy defines model for NetworkPolicy.
 type NetworkPolicy struct {
-	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
 	Allow   NetworkRules   `json:"allow"`
 	Default NetworkVerdict `json:"default"`
 
-	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
 	Deny NetworkRules `json:"deny"`
+
+	// DNSServers Absent without any.
+	DNSServers *[]string `json:"dns_servers,omitempty"`
 
 	// Headers Absent without header rules.
 	Headers *[]HeaderRule `json:"headers,omitempty"`
+
+	// Layers The policies of the sandbox's team and template, each of which must allow a connection, too. Absent without any, and where a policy is a part of a sandbox.
+	Layers *[]NetworkLayerPolicy `json:"layers,omitempty"`
 }
 
-// NetworkRules IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+// NetworkRules IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
 type NetworkRules = []string
 
 // NetworkVerdict defines model for NetworkVerdict.
@@ -1301,6 +1375,16 @@ type Secret struct {
 // SecretMetadata At most 8 KiB together, 128 bytes of each key and 1 KiB of each value.
 type SecretMetadata = map[string]string
 
+// SetLayerPolicy What the sandboxes of a team or a template may reach, as in a sandbox's policy. A connection is allowed only if each policy that applies allows it.
+type SetLayerPolicy struct {
+	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
+	Allow   *NetworkRules   `json:"allow,omitempty"`
+	Default *NetworkVerdict `json:"default,omitempty"`
+
+	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
+	Deny *NetworkRules `json:"deny,omitempty"`
+}
+
 // SetMetadata defines model for SetMetadata.
 type SetMetadata struct {
 	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
@@ -1309,15 +1393,19 @@ type SetMetadata struct {
 
 // SetNetworkPolicy What a sandbox may reach of the public internet: addresses in `allow` are allowed, other addresses in `deny` are denied, and
 // `default` decides about the rest. Private and reserved networks are always closed. If the default is to deny, public DNS resolvers are closed as well.
-// `allow` can have names of hosts if the default is to deny. They are for TCP with TLS (by SNI) and HTTP/1 (by `Host`); the host answers
-// the sandbox's questions for them. UDP, and with it QUIC, is allowed by address alone.
+// Both lists can have names of hosts, `allow` only if the default is to deny or `deny` has names. They are for TCP with TLS (by SNI) and HTTP/1 (by `Host`); the host
+// answers the sandbox's questions for names. Of rules about one host the one for the longest name decides. UDP, and with it QUIC, is decided by address alone. To
+// deny names keeps programs from hosts, not a program that hides which host it wants: allow what is needed and deny the rest for that.
 type SetNetworkPolicy struct {
-	// Allow IPv4 addresses and networks, and names of hosts: example.com, *.example.com (all names below), example.com:443.
+	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
 	Allow   *NetworkRules   `json:"allow,omitempty"`
 	Default *NetworkVerdict `json:"default,omitempty"`
 
-	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24.
+	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
 	Deny *NetworkRules `json:"deny,omitempty"`
+
+	// DNSServers IPv4 addresses of DNS servers that the host asks for names instead of those that the host uses, if the policy has names; not for teams and templates. The policies of the team and the template must allow them.
+	DNSServers *[]string `json:"dns_servers,omitempty"`
 
 	// Headers Headers that requests get on their way out. They allow no host.
 	Headers *[]HeaderRule `json:"headers,omitempty"`
@@ -1754,8 +1842,14 @@ type SetSandboxTimeoutJSONRequestBody = SetTimeout
 // SetSecretJSONRequestBody defines body for SetSecret for application/json ContentType.
 type SetSecretJSONRequestBody = SetSecret
 
+// SetTeamNetworkJSONRequestBody defines body for SetTeamNetwork for application/json ContentType.
+type SetTeamNetworkJSONRequestBody = SetLayerPolicy
+
 // BuildTemplateJSONRequestBody defines body for BuildTemplate for application/json ContentType.
 type BuildTemplateJSONRequestBody = BuildTemplate
+
+// SetTemplateNetworkJSONRequestBody defines body for SetTemplateNetwork for application/json ContentType.
+type SetTemplateNetworkJSONRequestBody = SetLayerPolicy
 
 // CreateVolumeJSONRequestBody defines body for CreateVolume for application/json ContentType.
 type CreateVolumeJSONRequestBody = CreateVolume
@@ -1903,6 +1997,12 @@ type ServerInterface interface {
 	// GetSession See who is calling
 	// (GET /v1/session)
 	GetSession(w http.ResponseWriter, r *http.Request)
+	// GetTeamNetwork Get the team's network policy
+	// (GET /v1/team/network)
+	GetTeamNetwork(w http.ResponseWriter, r *http.Request)
+	// SetTeamNetwork Set the team's network policy
+	// (PUT /v1/team/network)
+	SetTeamNetwork(w http.ResponseWriter, r *http.Request)
 	// ListTemplates List templates
 	// (GET /v1/templates)
 	ListTemplates(w http.ResponseWriter, r *http.Request)
@@ -1918,6 +2018,12 @@ type ServerInterface interface {
 	// GetGeneration Get a build of a template, and its log
 	// (GET /v1/templates/{template}/generations/{generation})
 	GetGeneration(w http.ResponseWriter, r *http.Request, template TemplateName, generation GenerationID, params GetGenerationParams)
+	// GetTemplateNetwork Get a template's network policy
+	// (GET /v1/templates/{template}/network)
+	GetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName)
+	// SetTemplateNetwork Set a template's network policy
+	// (PUT /v1/templates/{template}/network)
+	SetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName)
 	// ListVolumes List volumes
 	// (GET /v1/volumes)
 	ListVolumes(w http.ResponseWriter, r *http.Request)
@@ -2239,6 +2345,18 @@ func (_ Unimplemented) GetSession(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// GetTeamNetwork Get the team's network policy
+// (GET /v1/team/network)
+func (_ Unimplemented) GetTeamNetwork(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// SetTeamNetwork Set the team's network policy
+// (PUT /v1/team/network)
+func (_ Unimplemented) SetTeamNetwork(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // ListTemplates List templates
 // (GET /v1/templates)
 func (_ Unimplemented) ListTemplates(w http.ResponseWriter, r *http.Request) {
@@ -2266,6 +2384,18 @@ func (_ Unimplemented) GetTemplate(w http.ResponseWriter, r *http.Request, templ
 // GetGeneration Get a build of a template, and its log
 // (GET /v1/templates/{template}/generations/{generation})
 func (_ Unimplemented) GetGeneration(w http.ResponseWriter, r *http.Request, template TemplateName, generation GenerationID, params GetGenerationParams) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// GetTemplateNetwork Get a template's network policy
+// (GET /v1/templates/{template}/network)
+func (_ Unimplemented) GetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// SetTemplateNetwork Set a template's network policy
+// (PUT /v1/templates/{template}/network)
+func (_ Unimplemented) SetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3705,6 +3835,34 @@ func (siw *ServerInterfaceWrapper) GetSession(w http.ResponseWriter, r *http.Req
 	handler.ServeHTTP(w, r)
 }
 
+// GetTeamNetwork operation middleware
+func (siw *ServerInterfaceWrapper) GetTeamNetwork(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTeamNetwork(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetTeamNetwork operation middleware
+func (siw *ServerInterfaceWrapper) SetTeamNetwork(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetTeamNetwork(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // ListTemplates operation middleware
 func (siw *ServerInterfaceWrapper) ListTemplates(w http.ResponseWriter, r *http.Request) {
 
@@ -3827,6 +3985,58 @@ func (siw *ServerInterfaceWrapper) GetGeneration(w http.ResponseWriter, r *http.
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.GetGeneration(w, r, template, generation, params)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// GetTemplateNetwork operation middleware
+func (siw *ServerInterfaceWrapper) GetTemplateNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "template" -------------
+	var template TemplateName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "template", chi.URLParam(r, "template"), &template, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "template", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.GetTemplateNetwork(w, r, template)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// SetTemplateNetwork operation middleware
+func (siw *ServerInterfaceWrapper) SetTemplateNetwork(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "template" -------------
+	var template TemplateName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "template", chi.URLParam(r, "template"), &template, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "template", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.SetTemplateNetwork(w, r, template)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -4564,7 +4774,19 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Get(options.BaseURL+"/v1/templates/{template}", wrapper.GetTemplate)
 	})
 	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/templates/{template}/network", wrapper.GetTemplateNetwork)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/templates/{template}/network", wrapper.SetTemplateNetwork)
+	})
+	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/templates/{template}/generations/{generation}", wrapper.GetGeneration)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/v1/team/network", wrapper.GetTeamNetwork)
+	})
+	r.Group(func(r chi.Router) {
+		r.Put(options.BaseURL+"/v1/team/network", wrapper.SetTeamNetwork)
 	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/v1/keys", wrapper.ListKeys)
@@ -14002,6 +14224,347 @@ func (response GetSession504JSONResponse) VisitGetSessionResponse(w http.Respons
 	return err
 }
 
+type GetTeamNetworkRequestObject struct {
+}
+
+type GetTeamNetworkResponseObject interface {
+	VisitGetTeamNetworkResponse(w http.ResponseWriter) error
+}
+
+type GetTeamNetwork200JSONResponse struct{ OneNetworkPolicyJSONResponse }
+
+func (response GetTeamNetwork200JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response GetTeamNetwork400JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetTeamNetwork401JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response GetTeamNetwork403JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response GetTeamNetwork429JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetTeamNetwork500JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response GetTeamNetwork503JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTeamNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response GetTeamNetwork504JSONResponse) VisitGetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetworkRequestObject struct {
+	Body *SetTeamNetworkJSONRequestBody
+}
+
+type SetTeamNetworkResponseObject interface {
+	VisitSetTeamNetworkResponse(w http.ResponseWriter) error
+}
+
+type SetTeamNetwork200JSONResponse struct{ OneNetworkPolicyJSONResponse }
+
+func (response SetTeamNetwork200JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response SetTeamNetwork400JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response SetTeamNetwork401JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response SetTeamNetwork403JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response SetTeamNetwork413JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response SetTeamNetwork415JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response SetTeamNetwork429JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response SetTeamNetwork500JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response SetTeamNetwork503JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTeamNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response SetTeamNetwork504JSONResponse) VisitSetTeamNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListTemplatesRequestObject struct {
 }
 
@@ -14917,6 +15480,383 @@ func (response GetGeneration503JSONResponse) VisitGetGenerationResponse(w http.R
 type GetGeneration504JSONResponse struct{ TimedOutJSONResponse }
 
 func (response GetGeneration504JSONResponse) VisitGetGenerationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetworkRequestObject struct {
+	Template TemplateName `json:"template"`
+}
+
+type GetTemplateNetworkResponseObject interface {
+	VisitGetTemplateNetworkResponse(w http.ResponseWriter) error
+}
+
+type GetTemplateNetwork200JSONResponse struct{ OneNetworkPolicyJSONResponse }
+
+func (response GetTemplateNetwork200JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response GetTemplateNetwork400JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response GetTemplateNetwork401JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response GetTemplateNetwork403JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response GetTemplateNetwork404JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response GetTemplateNetwork429JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response GetTemplateNetwork500JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response GetTemplateNetwork503JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTemplateNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response GetTemplateNetwork504JSONResponse) VisitGetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetworkRequestObject struct {
+	Template TemplateName `json:"template"`
+	Body     *SetTemplateNetworkJSONRequestBody
+}
+
+type SetTemplateNetworkResponseObject interface {
+	VisitSetTemplateNetworkResponse(w http.ResponseWriter) error
+}
+
+type SetTemplateNetwork200JSONResponse struct{ OneNetworkPolicyJSONResponse }
+
+func (response SetTemplateNetwork200JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response SetTemplateNetwork400JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response SetTemplateNetwork401JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response SetTemplateNetwork403JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response SetTemplateNetwork404JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork413JSONResponse struct{ TooLargeJSONResponse }
+
+func (response SetTemplateNetwork413JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(413)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork415JSONResponse struct {
+	UnsupportedMediaTypeJSONResponse
+}
+
+func (response SetTemplateNetwork415JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(415)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response SetTemplateNetwork429JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork500JSONResponse struct{ InternalJSONResponse }
+
+func (response SetTemplateNetwork500JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response SetTemplateNetwork503JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetTemplateNetwork504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response SetTemplateNetwork504JSONResponse) VisitSetTemplateNetworkResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -17090,6 +18030,12 @@ type StrictServerInterface interface {
 	// GetSession See who is calling
 	// (GET /v1/session)
 	GetSession(ctx context.Context, request GetSessionRequestObject) (GetSessionResponseObject, error)
+	// GetTeamNetwork Get the team's network policy
+	// (GET /v1/team/network)
+	GetTeamNetwork(ctx context.Context, request GetTeamNetworkRequestObject) (GetTeamNetworkResponseObject, error)
+	// SetTeamNetwork Set the team's network policy
+	// (PUT /v1/team/network)
+	SetTeamNetwork(ctx context.Context, request SetTeamNetworkRequestObject) (SetTeamNetworkResponseObject, error)
 	// ListTemplates List templates
 	// (GET /v1/templates)
 	ListTemplates(ctx context.Context, request ListTemplatesRequestObject) (ListTemplatesResponseObject, error)
@@ -17105,6 +18051,12 @@ type StrictServerInterface interface {
 	// GetGeneration Get a build of a template, and its log
 	// (GET /v1/templates/{template}/generations/{generation})
 	GetGeneration(ctx context.Context, request GetGenerationRequestObject) (GetGenerationResponseObject, error)
+	// GetTemplateNetwork Get a template's network policy
+	// (GET /v1/templates/{template}/network)
+	GetTemplateNetwork(ctx context.Context, request GetTemplateNetworkRequestObject) (GetTemplateNetworkResponseObject, error)
+	// SetTemplateNetwork Set a template's network policy
+	// (PUT /v1/templates/{template}/network)
+	SetTemplateNetwork(ctx context.Context, request SetTemplateNetworkRequestObject) (SetTemplateNetworkResponseObject, error)
 	// ListVolumes List volumes
 	// (GET /v1/volumes)
 	ListVolumes(ctx context.Context, request ListVolumesRequestObject) (ListVolumesResponseObject, error)
@@ -18515,6 +19467,61 @@ func (sh *strictHandler) GetSession(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// GetTeamNetwork operation middleware
+func (sh *strictHandler) GetTeamNetwork(w http.ResponseWriter, r *http.Request) {
+	var request GetTeamNetworkRequestObject
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTeamNetwork(ctx, request.(GetTeamNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTeamNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTeamNetworkResponseObject); ok {
+		if err := validResponse.VisitGetTeamNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetTeamNetwork operation middleware
+func (sh *strictHandler) SetTeamNetwork(w http.ResponseWriter, r *http.Request) {
+	var request SetTeamNetworkRequestObject
+
+	var body SetTeamNetworkJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetTeamNetwork(ctx, request.(SetTeamNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetTeamNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetTeamNetworkResponseObject); ok {
+		if err := validResponse.VisitSetTeamNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // ListTemplates operation middleware
 func (sh *strictHandler) ListTemplates(w http.ResponseWriter, r *http.Request) {
 	var request ListTemplatesRequestObject
@@ -18643,6 +19650,65 @@ func (sh *strictHandler) GetGeneration(w http.ResponseWriter, r *http.Request, t
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(GetGenerationResponseObject); ok {
 		if err := validResponse.VisitGetGenerationResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTemplateNetwork operation middleware
+func (sh *strictHandler) GetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName) {
+	var request GetTemplateNetworkRequestObject
+
+	request.Template = template
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTemplateNetwork(ctx, request.(GetTemplateNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTemplateNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(GetTemplateNetworkResponseObject); ok {
+		if err := validResponse.VisitGetTemplateNetworkResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetTemplateNetwork operation middleware
+func (sh *strictHandler) SetTemplateNetwork(w http.ResponseWriter, r *http.Request, template TemplateName) {
+	var request SetTemplateNetworkRequestObject
+
+	request.Template = template
+
+	var body SetTemplateNetworkJSONRequestBody
+	if err := runtime.BindJSONBody(r, &body); err != nil {
+		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode JSON body: %w", err))
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.SetTemplateNetwork(ctx, request.(SetTemplateNetworkRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetTemplateNetwork")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(SetTemplateNetworkResponseObject); ok {
+		if err := validResponse.VisitSetTemplateNetworkResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

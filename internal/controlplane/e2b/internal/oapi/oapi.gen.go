@@ -277,7 +277,7 @@ func (e GetSandboxLogsParamsDirection) Valid() bool {
 	}
 }
 
-// Addresses IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
+// Addresses IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24, and where a field allows it names of hosts.
 type Addresses = []string
 
 // AssignTags defines model for AssignTags.
@@ -470,8 +470,8 @@ type NetworkRules struct {
 	// DenyOut What it may not reach; 0.0.0.0/0 is everything.
 	DenyOut Addresses `json:"denyOut,omitempty"`
 
-	// DNSServers Not built yet.
-	DNSServers []interface{} `json:"dnsServers,omitempty"`
+	// DNSServers IPv4 addresses of DNS servers that answer questions for names, if allowOut has names.
+	DNSServers []string `json:"dnsServers,omitempty"`
 
 	// EgressProxy Not built yet.
 	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`
@@ -724,14 +724,15 @@ type SandboxMetric struct {
 
 // SandboxNetwork defines model for SandboxNetwork.
 type SandboxNetwork struct {
-	// AllowOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
+	// AllowOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24, and where a field allows it names of hosts.
 	AllowOut Addresses `json:"allowOut,omitempty"`
 
 	// AllowPublicTraffic Only shown as `false`.
 	AllowPublicTraffic *bool `json:"allowPublicTraffic,omitempty"`
 
-	// DenyOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24. Names of hosts are not built yet.
+	// DenyOut IPv4 addresses and networks, such as 1.1.1.1 and 8.8.8.0/24, and where a field allows it names of hosts.
 	DenyOut         Addresses `json:"denyOut,omitempty"`
+	DNSServers      []string  `json:"dnsServers,omitempty"`
 	HTTPSPorts      []uint16  `json:"httpsPorts,omitempty"`
 	MaskRequestHost string    `json:"maskRequestHost,omitempty"`
 
@@ -947,8 +948,8 @@ type UpdateNetwork struct {
 	// DenyOut What it may not reach; 0.0.0.0/0 is everything.
 	DenyOut Addresses `json:"denyOut,omitempty"`
 
-	// DNSServers Not built yet.
-	DNSServers []interface{} `json:"dnsServers,omitempty"`
+	// DNSServers IPv4 addresses of DNS servers that answer questions for names, if allowOut has names.
+	DNSServers []string `json:"dnsServers,omitempty"`
 
 	// EgressProxy Not built yet.
 	EgressProxy *map[string]interface{} `json:"egressProxy,omitempty"`

@@ -73,6 +73,13 @@ type HostToken struct {
 	UsedAt    *time.Time
 }
 
+type NetworkPolicy struct {
+	TeamID    string
+	Template  string
+	Network   wrenn.NetworkPolicy
+	UpdatedAt time.Time
+}
+
 type PlatformSecret struct {
 	Name  string
 	Value []byte
