@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"wrenn/internal/image"
+	"wrenn/internal/vm/qemu"
 	"wrenn/internal/vm/qemu/qmp"
 )
 
@@ -44,7 +45,7 @@ func startBareVMM(ctx context.Context, b *bench) (*bareVMM, error) {
 	// The devices are those of the driver, because their state is what is saved.
 	v.cmd = exec.Command("qemu-system-x86_64", //nolint:noctx // close ends it
 		"-M", "microvm,acpi=on,pit=on,pic=off,rtc=on,isa-serial=on", "-cpu", "max", "-smp", "1", "-m", fmt.Sprint(boxMemoryMB),
-		"-accel", "tcg,thread=multi,tb-size=64", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "null",
+		"-accel", fmt.Sprint("tcg,thread=multi,tb-size=", qemu.DefaultCodeMiB), "-nodefaults", "-no-user-config", "-display", "none", "-serial", "null",
 		"-device", "virtio-rng-device",
 		"-drive", "id=disk0,if=none,format=raw,snapshot=on,file="+guest.RootFS, "-device", "virtio-blk-device,drive=disk0",
 		"-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-device,netdev=net0",

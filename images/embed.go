@@ -1,4 +1,4 @@
-// Package images holds what every guest image gets: its init, the settings of
+// Package images holds what every guest image gets: the settings of
 // its programs, and how a fresh Debian becomes a guest.
 package images
 
@@ -6,9 +6,6 @@ import _ "embed"
 
 // The files, as they are in this directory.
 var (
-	// Init is /usr/local/bin/wrenn-init.
-	//go:embed wrenn-init.sh
-	Init []byte
 	// ChronyPTP is /etc/chrony/chrony.conf: the hypervisor's clock.
 	//go:embed chrony-ptp.conf
 	ChronyPTP []byte

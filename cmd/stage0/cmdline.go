@@ -18,7 +18,7 @@ type address struct {
 // parse reads a command line. As in the kernel, the last value of a parameter wins
 // and words in double quotes may contain spaces.
 func parse(line string) arguments {
-	args := arguments{root: "/dev/vda", rootType: "ext4", init: "/usr/local/bin/wrenn-init"}
+	args := arguments{root: "/dev/vda", rootType: "ext4", init: ownPath}
 	for _, word := range words(line) {
 		if word == "--" {
 			break // the rest is init's

@@ -1,9 +1,13 @@
-// Stage0 is the first program of a guest, /init in the initramfs: it loads the
-// kernel modules listed in /modules, gives eth0 the address of the kernel's
-// ip= parameter, mounts the root file system and runs its init.
+// Stage0 is PID 1 of a guest until tini takes over. As /init in the initramfs it
+// loads the kernel modules listed in /modules, gives eth0 the address of the
+// kernel's ip= parameter and mounts the root file system. Then it sets up what a
+// usual init gives a system, and runs the agent; docs/guest-image.md lists the
+// results. A kernel without an initramfs runs it as /usr/local/bin/wrenn-init, for
+// the second part alone.
 //
 // Every cold boot waits for it, and an emulated CPU translates each page of code
-// that runs: so it uses package syscall, and neither os, fmt nor net.
+// that runs: so it uses package syscall, and neither os, fmt nor net, and runs no
+// programs. It must work whatever the root file system has or lacks.
 package main
 
 import "syscall"
@@ -31,16 +35,45 @@ func wrap(doing string, err error) error {
 
 // boot returns only when it fails.
 func boot() error {
-	if err := mountKernel(); err != nil {
+	if !inInitramfs() {
+		program = "wrenn-init"
+		mountMissing()
+		return runAgent()
+	}
+	args, err := leaveInitramfs()
+	if err != nil {
 		return err
+	}
+	if !args.readOnly {
+		emptyTmp()
+	}
+	mountRuntime("")
+	if args.init == ownPath {
+		return runAgent()
+	}
+	return wrap("run "+args.init, syscall.Exec(args.init, []string{args.init}, environment))
+}
+
+// inInitramfs reports whether the root is the kernel's first, in memory.
+func inInitramfs() bool {
+	const ramfs, tmpfs = 0x858458f6, 0x01021994 // statfs(2)
+	var info syscall.Statfs_t
+	err := syscall.Statfs("/", &info)
+	return err == nil && (info.Type == ramfs || info.Type == tmpfs)
+}
+
+// leaveInitramfs does what the initramfs is for, and makes the guest's disk the root.
+func leaveInitramfs() (arguments, error) {
+	if err := mountKernel(); err != nil {
+		return arguments{}, err
 	}
 	line, err := readFile("/proc/cmdline")
 	if err != nil {
-		return wrap("read /proc/cmdline", err)
+		return arguments{}, wrap("read /proc/cmdline", err)
 	}
 	args := parse(string(line))
 	if err := loadModules("/modules"); err != nil {
-		return err
+		return args, err
 	}
 	if err := stopPIT(); err != nil {
 		complain(err) // the guest works; its timer costs the host some CPU time
@@ -48,11 +81,7 @@ func boot() error {
 	if err := configureNetwork(args.ip); err != nil {
 		complain(err) // a guest without a network still has a console
 	}
-	if err := enterRoot(args); err != nil {
-		return err
-	}
-	mountRuntime(args.readOnly)
-	return wrap("run "+args.init, syscall.Exec(args.init, []string{args.init}, environment))
+	return args, enterRoot(args)
 }
 
 // environment is init's environment. Stage0's own is not passed on, because the
@@ -63,9 +92,14 @@ var environment = []string{
 	"TERM=linux",
 }
 
+// program is what complain says that this is.
+var program = "stage0"
+
 // complain writes to the console, which is standard error.
 func complain(err error) {
-	_, _ = syscall.Write(2, []byte("stage0: "+err.Error()+"\n"))
+	if err != nil {
+		_, _ = syscall.Write(2, []byte(program+": "+err.Error()+"\n"))
+	}
 }
 
 // die prints the error and resets the machine, which ends a VMM that was started

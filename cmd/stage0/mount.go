@@ -10,19 +10,20 @@ const (
 	noDev  = syscall.MS_NOSUID | syscall.MS_NODEV
 )
 
-// mountKernel mounts the kernel's file systems inside the initramfs.
-func mountKernel() error {
-	for _, m := range []struct {
-		kind, dir string
-		flags     uintptr
-		data      string
-	}{
+// kernelFileSystems are those of which others are parts; /proc is the first.
+func kernelFileSystems() []fileSystem {
+	return []fileSystem{
 		{"proc", "/proc", noExec, ""},
 		{"sysfs", "/sys", noExec, ""},
 		{"devtmpfs", "/dev", syscall.MS_NOSUID, limits(2, 64)}, // a tmpfs, which root can fill
-	} {
-		if err := syscall.Mount(m.kind, m.dir, m.kind, m.flags, m.data); err != nil {
-			return wrap("mount "+m.dir, err)
+	}
+}
+
+// mountKernel mounts the kernel's file systems inside the initramfs.
+func mountKernel() error {
+	for _, m := range kernelFileSystems() {
+		if err := m.mount(); err != nil {
+			return err
 		}
 	}
 	return nil

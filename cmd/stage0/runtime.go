@@ -7,23 +7,20 @@ import (
 	"syscall"
 )
 
-// mountRuntime mounts the file systems of a running system. Wrenn-init would have
-// to run a program for each, which costs an emulated machine ten milliseconds. It
-// tries again what fails here and reports errors, so a change of this list needs
-// the same change in images/wrenn-init.sh.
-func mountRuntime(readOnly bool) {
-	if !readOnly {
-		if err := emptyTmp("/tmp", "/.tmp-before-boot"); err != nil {
-			complain(wrap("empty /tmp", err)) // /tmp is usable all the same
-		}
-	}
+// fileSystem is one that the kernel has by itself.
+type fileSystem struct {
+	kind, dir string
+	flags     uintptr
+	data      string
+}
+
+// mountRuntime mounts the file systems of a running system, but those that are mounted:
+// the directories in a list with spaces around each. What the kernel does not have is
+// left out.
+func mountRuntime(mounted string) {
 	// Containers in the guest expect mounts to propagate, as under systemd.
-	_ = syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, "")
-	for _, m := range []struct {
-		kind, dir string
-		flags     uintptr
-		data      string
-	}{
+	complain(wrap("share the mounts", syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_SHARED, "")))
+	for _, m := range []fileSystem{
 		{"devpts", "/dev/pts", syscall.MS_NOSUID | syscall.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
 		{"tmpfs", "/dev/shm", noDev, "mode=1777," + limits(33, 32)},
 		{"mqueue", "/dev/mqueue", noExec, ""},
@@ -37,24 +34,79 @@ func mountRuntime(readOnly bool) {
 		{"tracefs", "/sys/kernel/tracing", noExec, "mode=700"},
 		{"bpf", "/sys/fs/bpf", noExec, "mode=700"},
 	} {
-		if !strings.HasPrefix(m.dir, "/sys/") {
-			_ = syscall.Mkdir(m.dir, 0o755) // devtmpfs and /run start empty
+		if !strings.Contains(mounted, " "+m.dir+" ") {
+			complain(m.mount())
 		}
-		_ = syscall.Mount(m.kind, m.dir, m.kind, m.flags, m.data)
+	}
+	const writable = 2
+	if syscall.Access("/tmp", writable) != nil { // the disk is read-only
+		complain(fileSystem{"tmpfs", "/tmp", noDev, "mode=1777," + limits(4, 256)}.mount())
 	}
 	linkDevices()
+	complain(wrap("make /run/utmp", makeFile("/run/utmp", "")))
 }
 
-// linkDevices makes the links in /dev that udev makes on other systems.
+// mount makes the directory, since /dev and /run start empty, and mounts the file
+// system there. One that the kernel does not have is no error; those below /sys have a
+// directory where the kernel has them.
+func (m fileSystem) mount() error {
+	inSys := strings.HasPrefix(m.dir, "/sys/")
+	if !inSys {
+		_ = syscall.Mkdir(m.dir, 0o755)
+	}
+	err := syscall.Mount(m.kind, m.dir, m.kind, m.flags, m.data)
+	if err == syscall.ENODEV || inSys && err == syscall.ENOENT {
+		return nil
+	}
+	return wrap("mount "+m.dir, err)
+}
+
+// mountMissing mounts what no initramfs has mounted.
+func mountMissing() {
+	if !exists("/proc/mounts") {
+		complain(kernelFileSystems()[0].mount())
+	}
+	mounted := mountPoints()
+	for _, m := range kernelFileSystems() {
+		if !strings.Contains(mounted, " "+m.dir+" ") {
+			complain(m.mount())
+		}
+	}
+	if !strings.Contains(mounted, " /run ") { // no earlier stage0 was here
+		complain(bringUpLoopback())
+		openNodes()
+		emptyTmp()
+	}
+	mountRuntime(mounted)
+}
+
+// mountPoints returns the directories where something is mounted, with a space
+// before and after each.
+func mountPoints() string {
+	text, err := readFile("/proc/mounts")
+	complain(wrap("read /proc/mounts", err))
+	dirs := " "
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 1 {
+			dirs += fields[1] + " "
+		}
+	}
+	return dirs
+}
+
+// linkDevices makes the links that udev and systemd make on other systems.
 func linkDevices() {
 	for name, target := range map[string]string{
+		"/etc/mtab":   "../proc/self/mounts",
 		"/dev/fd":     "/proc/self/fd",
 		"/dev/stdin":  "/proc/self/fd/0",
 		"/dev/stdout": "/proc/self/fd/1",
 		"/dev/stderr": "/proc/self/fd/2",
 		"/dev/core":   "/proc/kcore",
 	} {
-		_ = syscall.Symlink(target, name)
+		if err := syscall.Symlink(target, name); err != syscall.EEXIST && err != syscall.EROFS && err != syscall.ENOENT {
+			complain(wrap("make "+name, err))
+		}
 	}
 }
 
@@ -73,10 +125,26 @@ func memoryKiB() uint64 {
 	return info.Totalram * uint64(info.Unit) >> 10
 }
 
-// emptyTmp makes tmp an empty directory that all may write to. It moves a tmp that
-// is not empty into old, which wrenn-init removes later: to remove a million files
+// oldTmp is where what was in /tmp before this boot waits for its removal.
+const oldTmp = "/.tmp-before-boot"
+
+// emptyTmp makes /tmp an empty directory, or reports why it is not; it is usable all the same.
+func emptyTmp() { complain(wrap("empty /tmp", emptyDir("/tmp", oldTmp))) }
+
+// removeOldTmp removes what was in /tmp, beside what follows: to remove a million files
 // takes longer than a boot may take.
-func emptyTmp(tmp, old string) error {
+func removeOldTmp() {
+	if !exists(oldTmp) {
+		return
+	}
+	const rm = "/bin/rm"
+	_, err := syscall.ForkExec(rm, []string{rm, "-rf", oldTmp}, &syscall.ProcAttr{Env: environment, Files: []uintptr{0, 1, 2}})
+	complain(wrap("remove "+oldTmp, err))
+}
+
+// emptyDir makes tmp an empty directory that all may write to. It moves a tmp that
+// is not empty into old.
+func emptyDir(tmp, old string) error {
 	empty, err := isEmpty(tmp)
 	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
 		return nil // a link, for example to /var/tmp, is kept: the guest's owner made it

@@ -24,7 +24,7 @@ func paths(t *testing.T, dir string) (list []string) {
 	return list
 }
 
-func TestEmptyTmp(t *testing.T) {
+func TestEmptyDir(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		files []string // directories end in a slash
@@ -51,7 +51,7 @@ func TestEmptyTmp(t *testing.T) {
 			}
 			tmp := filepath.Join(dir, "tmp")
 			for range 2 { // an empty one stays as it is
-				if err := emptyTmp(tmp, filepath.Join(dir, "old")); err != nil {
+				if err := emptyDir(tmp, filepath.Join(dir, "old")); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -65,13 +65,13 @@ func TestEmptyTmp(t *testing.T) {
 	}
 }
 
-func TestEmptyTmpLeavesLinks(t *testing.T) {
+func TestEmptyDirLeavesLinks(t *testing.T) {
 	dir := t.TempDir()
 	tmp := filepath.Join(dir, "tmp")
 	for _, err := range []error{
 		os.MkdirAll(filepath.Join(dir, "var/x"), 0o755),
 		os.Symlink("var", tmp),
-		emptyTmp(tmp, filepath.Join(dir, "old")),
+		emptyDir(tmp, filepath.Join(dir, "old")),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -308,7 +308,7 @@ func (p *preparation) programs() ([]rootfs.File, error) {
 	}
 	return []rootfs.File{
 		{Path: envdPath, Data: p.envd, Mode: 0o755},
-		{Path: initPath, Data: p.cfg.Init, Mode: 0o755},
+		{Path: initPath, Data: p.stage0, Mode: 0o755},
 		{Path: tiniPath, Data: tini, Mode: 0o755},
 	}, nil
 }

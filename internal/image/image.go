@@ -48,8 +48,6 @@ type Config struct {
 	// Envd and Stage0 are the paths of the guest's static programs; default: envd
 	// and stage0 beside the running executable.
 	Envd, Stage0 string
-	// Init is the guest's /usr/local/bin/wrenn-init; default: the embedded one.
-	Init []byte
 	// Kernel replaces the distribution's kernel: an uncompressed ELF (vmlinux).
 	// Its drivers must be built in or in Initrd.
 	Kernel string
@@ -148,9 +146,6 @@ func (cfg Config) withDefaults() (Config, error) {
 	if cfg.Out == nil {
 		cfg.Out = io.Discard
 	}
-	if cfg.Init == nil {
-		cfg.Init = images.Init
-	}
 	if cfg.Packages == nil {
 		cfg.Packages = DefaultPackages()
 	}
@@ -205,7 +200,7 @@ func newPreparation(cfg Config) (*preparation, error) {
 	}
 	// The packages' mirror is no input: all mirrors have the same packages.
 	p.base = basePrefix + digest(baseFormat, p.debian.Suite, p.debian.Packages, p.debian.Customize, guestModules, cfg.Size)
-	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, cfg.Init, images.ChronyPTP, images.ChronyNTP)
+	p.guest = guestPrefix + digest(guestFormat, p.base, p.envd, p.stage0, images.ChronyPTP, images.ChronyNTP)
 	return p, nil
 }
 

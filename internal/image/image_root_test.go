@@ -23,7 +23,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"wrenn"
-	"wrenn/images"
 	"wrenn/internal/image/initramfs"
 	"wrenn/internal/image/oci"
 	"wrenn/internal/image/rootfs"
@@ -102,8 +101,8 @@ func TestPrepareMakesWhatIsNotThere(t *testing.T) {
 	if got := readImage(t, first.RootFS, envdPath); got != readHost(t, cfg.Envd) {
 		t.Error("envd in the image is another")
 	}
-	if got := readImage(t, first.RootFS, initPath); got != string(images.Init) {
-		t.Errorf("wrenn-init in the image is another: %.100q", got)
+	if got := readImage(t, first.RootFS, initPath); got != readHost(t, cfg.Stage0) {
+		t.Error("wrenn-init in the image is another")
 	}
 	if !strings.Contains(readHost(t, first.Initrd), readHost(t, cfg.Stage0)) {
 		t.Error("stage0 is not in the initramfs")
@@ -207,7 +206,7 @@ func TestFromContainer(t *testing.T) {
 	}
 	want := map[string]string{
 		envdPath:              readHost(t, cfg.Envd),
-		initPath:              string(images.Init),
+		initPath:              readHost(t, cfg.Stage0),
 		"/usr/sbin/tini":      "tini",
 		"/etc/hostname":       "sandbox\n",
 		"/etc/resolv.conf":    "nameserver 1.1.1.1\nnameserver 8.8.8.8\n",
@@ -272,8 +271,8 @@ func TestFromOCI(t *testing.T) {
 	if err := rootfs.Check(t.Context(), image); err != nil {
 		t.Error(err)
 	}
-	if got := readImage(t, image, initPath); got != string(images.Init) {
-		t.Errorf("the image's init is %.80q", got)
+	if got := readImage(t, image, initPath); got != readHost(t, cfg.Stage0) {
+		t.Error("the image's init is another")
 	}
 	if got := readImage(t, image, "/etc/group"); got != "root:x:0:\nuser:x:1001:\n" {
 		t.Errorf("the image's groups are %q", got)
@@ -385,7 +384,7 @@ func TestUpdate(t *testing.T) {
 	oldEnvd := readHost(t, cfg.Envd)
 
 	cfg.Envd = staticProgram(t, strings.Repeat("newer and larger", 1<<16), elf.PT_LOAD)
-	cfg.Init = []byte("#!/bin/sh\n")
+	cfg.Stage0 = staticProgram(t, "newer", elf.PT_LOAD)
 	if err := Update(t.Context(), cfg, "mine"); err != nil {
 		t.Fatal(err)
 	}
@@ -395,8 +394,8 @@ func TestUpdate(t *testing.T) {
 	if got := readImage(t, image, envdPath); got != readHost(t, cfg.Envd) {
 		t.Error("envd was not replaced")
 	}
-	if got := readImage(t, image, initPath); got != "#!/bin/sh\n" {
-		t.Errorf("init = %q", got)
+	if got := readImage(t, image, initPath); got != readHost(t, cfg.Stage0) {
+		t.Error("init was not replaced")
 	}
 	if got := readImage(t, image, "/etc/hostname"); got != "sandbox\n" {
 		t.Errorf("the rest of the image: hostname = %q", got)

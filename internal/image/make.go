@@ -237,7 +237,7 @@ func (p *preparation) inject(ctx context.Context, image, scratch string, files [
 func (p *preparation) files() []rootfs.File {
 	return append([]rootfs.File{
 		{Path: envdPath, Data: p.envd, Mode: 0o755},
-		{Path: initPath, Data: p.cfg.Init, Mode: 0o755},
+		{Path: initPath, Data: p.stage0, Mode: 0o755},
 	}, chronyFiles()...)
 }
 

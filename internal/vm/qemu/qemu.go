@@ -42,8 +42,9 @@ type Config struct {
 const (
 	// MinCodeMiB is just enough for what a restored machine runs until it answers.
 	// With half of it a restore takes three times as long.
-	MinCodeMiB     = 16
-	DefaultCodeMiB = 64
+	MinCodeMiB = 16
+	// DefaultCodeMiB is more than the 72 MiB that a boot translates.
+	DefaultCodeMiB = 96
 	MaxCodeMiB     = 1024 // half of what QEMU accepts, and more than a compiler fills
 )
 

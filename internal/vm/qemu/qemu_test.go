@@ -73,7 +73,7 @@ func TestMachinesKeepSoMuchCode(t *testing.T) {
 	if err := os.WriteFile(qemu, []byte("#!/bin/sh\necho QEMU emulator version 10.0.2\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for mib, want := range map[int]string{0: "tb-size=64", MinCodeMiB: "tb-size=16", MaxCodeMiB: "tb-size=1024", MinCodeMiB - 1: "", MaxCodeMiB + 1: "", -1: ""} {
+	for mib, want := range map[int]string{0: "tb-size=96", MinCodeMiB: "tb-size=16", MaxCodeMiB: "tb-size=1024", MinCodeMiB - 1: "", MaxCodeMiB + 1: "", -1: ""} {
 		d, err := New(t.Context(), Config{Path: qemu, CodeMiB: mib})
 		switch {
 		case want == "" && wrenn.CodeOf(err) != wrenn.Invalid:
