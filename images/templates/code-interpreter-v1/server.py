@@ -86,58 +86,123 @@ def bash_env(new, gone):
 SET_ENV = {"python": python_env, "bash": bash_env}
 
 
+class Kernel:
+    """A kernel that runs, and the connection to it."""
+
+    def __init__(self, name):
+        self.manager = AsyncKernelManager(kernel_name=name)
+        self.client = None
+
+    @classmethod
+    async def start(cls, language, cwd):
+        kernel = cls(find_kernel(language))
+        try:
+            await kernel.manager.start_kernel(cwd=cwd)
+            kernel.client = kernel.manager.client()
+            kernel.client.start_channels()
+            await kernel.client.wait_for_ready(timeout=START_TIMEOUT)
+        except BaseException:
+            await kernel.stop()
+            raise
+        return kernel
+
+    async def stop(self):
+        if self.client:
+            self.client.stop_channels()
+        if self.manager.has_kernel:
+            await self.manager.shutdown_kernel(now=True)
+
+
+class Spare:
+    """A Python kernel that waits for the next context: a slow machine takes longer to start one than clients wait."""
+
+    def __init__(self):
+        self.starting = None
+
+    def prepare(self):
+        self.starting = asyncio.ensure_future(Kernel.start("python", WORKDIR))
+
+    async def take(self):
+        """Returns a kernel in WORKDIR, and starts the next one."""
+        starting = self.starting
+        self.prepare()
+        if starting:
+            try:
+                kernel = await starting
+                if await kernel.manager.is_alive():
+                    return kernel
+                await kernel.stop()
+            except (OSError, RuntimeError):  # it could not start; the next attempt may
+                pass
+        return await Kernel.start("python", WORKDIR)
+
+    async def stop(self):
+        if self.starting:
+            self.starting.cancel()
+            outcome = (await asyncio.gather(self.starting, return_exceptions=True))[0]
+            if isinstance(outcome, Kernel):
+                await outcome.stop()
+
+
 class Context:
     """A kernel, in which one piece of code runs at a time."""
 
-    def __init__(self, language, cwd):
+    def __init__(self, language, cwd, spare):
         self.id = str(uuid.uuid4())
         self.language = language
         self.cwd = cwd
+        self.spare = spare
         self.lock = asyncio.Lock()
         self.env = {}  # that the kernel was told
-        self.manager = AsyncKernelManager(kernel_name=find_kernel(language))
-        self.client = None
+        self.kernel = None
 
     def describe(self):
         return {"id": self.id, "language": self.language, "cwd": self.cwd}
 
     async def start(self):
-        await self.manager.start_kernel(cwd=self.cwd)
-        await self.connect()
-
-    async def connect(self):
-        if self.client:
-            self.client.stop_channels()
-        self.client = self.manager.client()
-        self.client.start_channels()
-        await self.client.wait_for_ready(timeout=START_TIMEOUT)
+        """Gives the context a new kernel."""
+        self.env = {}
+        if self.language != "python":
+            self.kernel = await Kernel.start(self.language, self.cwd)
+            return
+        self.kernel = await self.spare.take()
+        if self.cwd != WORKDIR:
+            await self.tell(f"__import__('os').chdir({self.cwd!r})")
 
     async def restart(self):
-        await self.manager.interrupt_kernel()
+        await self.interrupt()
         async with self.lock:
-            await self.manager.restart_kernel(now=True)
-            await self.connect()
-            self.env = {}
+            await self.replace()
+
+    async def replace(self):
+        """Ends the kernel and starts another one. The caller holds the lock."""
+        await self.kernel.stop()
+        await self.start()
+
+    async def interrupt(self):
+        await self.kernel.manager.interrupt_kernel()
 
     async def stop(self):
-        if self.client:
-            self.client.stop_channels()
-        await self.manager.shutdown_kernel(now=True)
+        await self.kernel.stop()
+
+    async def tell(self, code):
+        """Runs code of which no client sees anything."""
+        async for _ in self.messages(code, silent=True):
+            pass
 
     async def set_env(self, new, gone=()):
         tell = SET_ENV.get(self.language)
         if tell and (new or gone):
-            async for _ in self.messages(tell(new, list(gone)), silent=True):
-                pass
+            await self.tell(tell(new, list(gone)))
 
     async def messages(self, code, silent=False):
         """Runs code and yields the kernel's messages about it, None for a silence."""
-        request = self.client.execute(code, silent=silent, store_history=not silent, allow_stdin=False)
+        request = self.kernel.client.execute(code, silent=silent, store_history=not silent, allow_stdin=False)
         while True:
             try:
-                message = await self.client.get_iopub_msg(timeout=KEEPALIVE)
+                message = await self.kernel.client.get_iopub_msg(timeout=KEEPALIVE)
             except Exception as err:  # queue.Empty
-                if not await self.manager.is_alive():
+                if not await self.kernel.manager.is_alive():
                     raise Refused(500, "the kernel has ended") from err
                 yield None
                 continue
@@ -184,6 +249,7 @@ class Contexts:
     """All contexts. The first of a language is its default."""
 
     def __init__(self):
+        self.spare = Spare()
         self.all = {}
         self.defaults = {}
         self.lock = asyncio.Lock()
@@ -193,7 +259,7 @@ class Contexts:
             raise Refused(429, f"there are {MAX_CONTEXTS} contexts, the most that are possible: remove one")
         if not os.path.isdir(cwd):
             raise Refused(400, f"there is no directory {cwd!r}")
-        context = Context(language, cwd)
+        context = Context(language, cwd, self.spare)
         await context.start()
         self.all[context.id] = context
         return context
@@ -326,9 +392,7 @@ class Execute(Handler):
                     self.send({"type": "keepalive"} if message is None else translate(message))
             except Refused as err:
                 self.send({"type": "error", "name": "UnexpectedEndOfExecution", "value": str(err), "traceback": ""})
-                await context.manager.restart_kernel(now=True)
-                await context.connect()
-                context.env = {}
+                await context.replace()
             else:
                 await context.set_env({name: context.env[name] for name in env if name in context.env}, [name for name in env if name not in context.env])
             self.has_lock = False
@@ -346,7 +410,7 @@ class Execute(Handler):
         """The client is gone: what runs for it ends."""
         self.gone = True
         if self.has_lock:
-            self.interrupting = asyncio.ensure_future(self.context.manager.interrupt_kernel())
+            self.interrupting = asyncio.ensure_future(self.context.interrupt())
 
 
 async def main():
@@ -361,7 +425,8 @@ async def main():
         ],
         log_function=lambda handler: None,
     )
-    await contexts.default("python")  # ready before the template is saved
+    await contexts.default("python")  # ready before the template is saved, as the spare kernel
+    await contexts.spare.starting
     server = tornado.httpserver.HTTPServer(app, max_body_size=MAX_BODY)
     server.listen(PORT, ADDRESS)
     stop = asyncio.Event()
@@ -371,6 +436,7 @@ async def main():
     server.stop()
     for context in list(contexts.all.values()):
         await context.stop()
+    await contexts.spare.stop()
 
 
 if __name__ == "__main__":
