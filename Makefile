@@ -72,7 +72,7 @@ lint: ## run gofmt, vet, golangci-lint, buf, shellcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go' ':!proto/gen'))" || { gofmt -l $$(git ls-files '*.go' ':!proto/gen'); exit 1; }
 	@$(TOOL) golangci-lint run --build-tags $(VM_TAGS),nested
 	@$(TOOL) buf lint
-	@shellcheck scripts/*.sh images/*.sh packaging/*.sh .ci/run
+	@shellcheck scripts/*.sh images/*.sh packaging/*.sh examples/*.sh .ci/run
 
 .PHONY: generate
 generate: generate/proto generate/api generate/sql ## make all committed generated code

@@ -141,3 +141,12 @@ func TestUpNeedsRoot(t *testing.T) {
 		t.Errorf("up without root: %v:\n%s", err, out)
 	}
 }
+
+// TestExamples runs the programs of docs/recipes.md.
+func TestExamples(t *testing.T) {
+	dir := stateDir(t)
+	code, out := startUp(t, dir, "--", "../examples/test.sh").end(t)
+	if code != 0 || !strings.Contains(out, "review leaves nothing works") {
+		t.Errorf("exit code %d:\n%s", code, out)
+	}
+}
