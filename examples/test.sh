@@ -19,7 +19,7 @@ is agents $'task 1: exit code 0\none' "$(cat "$dir/one")"
 is "agents share nothing" $'task 1: exit code 0\ntask 2: exit code 0' "$(sort "$dir/two")"
 
 best=$(examples/search.sh 'gzip -1 -c data | wc -c' 'gzip -9 -c data | wc -c' 'exit 1' 2>"$dir/score")
-is search "$(cat "$dir/score")" "score $("$WRENN" sandbox exec -n "$best" -- sh -c 'gzip -9 -c data | wc -c')"
+is search "$(tail -n 1 "$dir/score")" "score $("$WRENN" sandbox exec -n "$best" -- sh -c 'gzip -9 -c data | wc -c')"
 is "search leaves one sandbox" "$best" "$("$WRENN" sandbox list -q)"
 "$WRENN" sandbox kill "$best" >/dev/null
 

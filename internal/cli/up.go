@@ -38,7 +38,8 @@ type upCommand struct {
 	TLSCert      string `name:"tls-cert" type:"path" placeholder:"FILE" help:"A certificate for *.NAME, in PEM, which is read again when it changes; default: one signed by this machine's own authority, see wrenn cert."`
 	TLSKey       string `name:"tls-key" type:"path" placeholder:"FILE" help:"The private key of --tls-cert, in PEM."`
 	ACME         string `name:"acme" type:"path" placeholder:"FILE" help:"Get the certificate for *.NAME by ACME, such as from Let's Encrypt: a TOML file with the keys of [domain.acme], see docs/ports.md."`
-	Metrics      string `placeholder:"ADDRESS" help:"Address to serve Prometheus /metrics at; default: none."`
+	Metrics      string `placeholder:"ADDRESS" help:"Address to serve Prometheus /metrics of the control plane at, such as 127.0.0.1:9464; default: none."`
+	AgentMetrics string `placeholder:"ADDRESS" help:"The same for the host agent, such as 127.0.0.1:49981; default: none."`
 	DatabaseURL  string `name:"database-url" env:"DATABASE_URL" placeholder:"URL" help:"An existing PostgreSQL; default: a private one in --state."`
 	OnExit       string `enum:"keep,destroy" default:"keep" help:"What happens to the sandboxes when up stops: ${enum}. With keep they keep running, and the next up finds them."`
 	Driver       string `enum:"auto,qemu,firecracker" default:"auto" help:"What runs the machines: ${enum}."`
@@ -89,7 +90,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		defer stopNotify()
 	}
 	cfg := up.Config{
-		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics,
+		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics, AgentMetrics: c.AgentMetrics,
 		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, ACME: authority, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{

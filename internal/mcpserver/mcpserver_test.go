@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,40 @@ func tools(t *testing.T, cfg Config) map[string]*mcp.Tool {
 		all[tool.Name] = tool
 	}
 	return all
+}
+
+// TestProgress has a call that ends when the client was told that it goes on.
+func TestProgress(t *testing.T) {
+	s, err := New(Config{Client: &client.Client{}})
+	testkit.Must(t, err)
+	s.beat = time.Millisecond
+	told := make(chan struct{})
+	testkit.Must(t, add(s, tool{name: "wait", title: "Wait"}, func(ctx context.Context, _ call, _ noInput) (destroyOutput, error) {
+		select {
+		case <-told:
+			return destroyOutput{}, nil
+		case <-ctx.Done():
+			return destroyOutput{}, ctx.Err()
+		}
+	}))
+	here, there := mcp.NewInMemoryTransports()
+	_, err = s.mcp.Connect(t.Context(), there, nil)
+	testkit.Must(t, err)
+	var once sync.Once
+	session, err := mcp.NewClient(&mcp.Implementation{Name: "test", Version: "1"}, &mcp.ClientOptions{
+		ProgressNotificationHandler: func(_ context.Context, r *mcp.ProgressNotificationClientRequest) {
+			if r.Params.Message == "Wait" {
+				once.Do(func() { close(told) })
+			}
+		},
+	}).Connect(t.Context(), here, nil)
+	testkit.Must(t, err)
+	defer session.Close()
+	params := &mcp.CallToolParams{Name: "wait", Arguments: map[string]any{}}
+	params.SetProgressToken("p")
+	if result, err := session.CallTool(t.Context(), params); err != nil || result.IsError {
+		t.Errorf("%+v, %v", result, err)
+	}
 }
 
 func names(all map[string]*mcp.Tool) (names []string) {

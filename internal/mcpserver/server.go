@@ -54,7 +54,11 @@ type Server struct {
 	cfg     Config
 	session string // the label of sandboxes made in a session that is not over HTTP
 	mcp     *mcp.Server
+	beat    time.Duration // between two notifications of a call that takes long
 }
+
+// progressEvery is less than the time after which clients give up a call.
+const progressEvery = 10 * time.Second
 
 // New returns a server, which serves nothing yet.
 func New(cfg Config) (*Server, error) {
@@ -64,7 +68,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Timeout < time.Minute || cfg.Timeout > maxTimeoutMinutes*time.Minute {
 		return nil, fmt.Errorf("the timeout of new sandboxes is 1m to %dh, not %v", maxTimeoutMinutes/60, cfg.Timeout)
 	}
-	s := &Server{cfg: cfg, session: rand.Text()}
+	s := &Server{cfg: cfg, session: rand.Text(), beat: progressEvery}
 	s.mcp = mcp.NewServer(
 		&mcp.Implementation{Name: "wrenn", Title: "Wrenn sandboxes", Version: cfg.Version},
 		&mcp.ServerOptions{

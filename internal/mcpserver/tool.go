@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"github.com/google/jsonschema-go/jsonschema"
 	"github.com/modelcontextprotocol/go-sdk/mcp"
@@ -78,6 +80,7 @@ func add[In, Out any](s *Server, t tool, handle func(context.Context, call, In) 
 		if bound, ok := any(&in).(interface{ bind(string) }); ok && s.cfg.Sandbox != "" {
 			bound.bind(s.cfg.Sandbox)
 		}
+		defer s.progress(ctx, request, t.title)()
 		out, err := handle(ctx, c, in)
 		if err != nil {
 			return nil, none, advise(ctx, err)
@@ -85,6 +88,35 @@ func add[In, Out any](s *Server, t tool, handle func(context.Context, call, In) 
 		return nil, out, nil
 	})
 	return nil
+}
+
+// progress tells a client that asked for it that a call has not ended, until the function
+// that it returns is called.
+func (s *Server) progress(ctx context.Context, request *mcp.CallToolRequest, what string) (stop func()) {
+	token := request.Params.GetProgressToken()
+	if token == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		began := time.Now()
+		ticker := time.NewTicker(s.beat)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ticker.C:
+				// A client that cannot be told has gone, which ends ctx.
+				_ = request.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{ProgressToken: token, Message: what, Progress: time.Since(began).Seconds()})
+			}
+		}
+	})
+	return func() {
+		close(done)
+		telling.Wait()
+	}
 }
 
 // call returns the client for the caller.

@@ -2,6 +2,7 @@ package up
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ func newAgent(cfg Config) (*agent, error) {
 func (a *agent) file(cfg Config) map[string]any {
 	c := cfg.Agent
 	return map[string]any{
-		"state": cfg.StateDir, "run": cfg.RunDir, "images": c.Images, "listen": "unix:" + a.socket, "metrics": "off",
+		"state": cfg.StateDir, "run": cfg.RunDir, "images": c.Images, "listen": "unix:" + a.socket, "metrics": cmp.Or(cfg.AgentMetrics, "off"),
 		"driver":  given(map[string]any{"name": c.Driver, "qemu": c.QEMU, "firecracker": c.Firecracker, "jailer": c.Jailer, "unjailed": c.Unjailed, "no_download": c.NoDownload, "kernel": c.Kernel, "initrd": c.Initrd}),
 		"limits":  map[string]any{"sandboxes": maxSandboxes},
 		"network": given(map[string]any{"range": c.Range, "prefix": c.Prefix}),

@@ -44,6 +44,8 @@ type Config struct {
 	// PlainHTTP allows Listen to be reachable from other machines: it has no TLS.
 	PlainHTTP bool
 	Metrics   string // address of the control plane's metrics; "" means none
+	// AgentMetrics is the address of the host agent's metrics; "" means none.
+	AgentMetrics string
 	// Domain is where the same is served by TLS and names; the zero value is nowhere.
 	Domain wrenn.Domain
 	// DomainListen is the address for Domain; "" is its port, of this machine only
