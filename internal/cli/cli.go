@@ -51,6 +51,7 @@ type commandLine struct {
 	Cert        certCommand        `cmd:"" help:"Show the certificate authority of wrenn up --domain, and how to trust it."`
 	Verify      verifyCommands     `cmd:"" help:"Check properties that the documentation promises on this server."`
 
+	Support    supportCommand    `cmd:"" name:"support-bundle" help:"Collect what is needed to find a fault, without secrets, in a file."`
 	Completion completionCommand `cmd:"" help:"Print a script with which a shell completes commands, flags and ids."`
 	Complete   completeCommand   `cmd:"" name:"__complete" hidden:""`
 	Version    versionCommand    `cmd:"" help:"Print the version, commit and date of this program and of the server."`

@@ -61,8 +61,8 @@ type machineCheck struct {
 	look    func(context.Context) finding
 }
 
-// Run fails when a finding prevents up from working.
-func (c *doctorCommand) Run(ctx context.Context, s *session) error {
+// look makes all checks.
+func (c *doctorCommand) look(ctx context.Context) (found []finding) {
 	checks := []machineCheck{
 		{"system", c.system}, {"root", c.root}, {"kvm", c.kvm}, {"firecracker", c.firecracker}, {"qemu kvm", c.qemuKVM}, {"emulation", c.emulation},
 		{"network", c.network}, {"postgresql", c.postgresql}, {"image tools", c.imageTools},
@@ -73,12 +73,17 @@ func (c *doctorCommand) Run(ctx context.Context, s *session) error {
 		checks = append(checks, machineCheck{"jailer", c.jailer})
 		checks = append(checks, p.checks()...)
 	}
-	var found []finding
 	for _, check := range checks {
 		f := check.look(ctx)
 		f.Subject = check.subject
 		found = append(found, f)
 	}
+	return found
+}
+
+// Run fails when a finding prevents up from working.
+func (c *doctorCommand) Run(ctx context.Context, s *session) error {
+	found := c.look(ctx)
 	err := s.print(found, func(w io.Writer) {
 		for _, f := range found {
 			color := map[string]string{fine: green, advice: yellow, problem: red}[f.Verdict]

@@ -29,32 +29,42 @@ func (versionFlag) BeforeReset(app *kong.Kong) error {
 
 type versionCommand struct{}
 
-// Run prints the versions of this program and, if it answers, of the server.
-func (*versionCommand) Run(ctx context.Context, s *session) error {
-	result := struct {
-		Client client.Version  `json:"client"`
-		URL    string          `json:"server_url"`
-		Server *client.Version `json:"server,omitempty"`
-		Error  string          `json:"server_error,omitempty"`
-	}{Client: ownVersion()}
+// versions are those of this program and of the server.
+type versions struct {
+	Client client.Version  `json:"client"`
+	URL    string          `json:"server_url"`
+	Server *client.Version `json:"server,omitempty"`
+	Error  string          `json:"server_error,omitempty"` // why Server is nil
+}
+
+func (s *session) versions(ctx context.Context) (versions, error) {
 	url, _, err := s.server()
 	if err != nil {
-		return err
+		return versions{}, err
 	}
-	result.URL = url
+	result := versions{Client: ownVersion(), URL: url}
 	server, err := askVersion(ctx, url)
-	if err == nil {
-		result.Server = &server
-	} else {
+	if err != nil {
 		result.Error = err.Error()
+		return result, nil //nolint:nilerr // that the server does not answer is a result
+	}
+	result.Server = &server
+	return result, nil
+}
+
+// Run prints the versions of this program and, if it answers, of the server.
+func (*versionCommand) Run(ctx context.Context, s *session) error {
+	result, err := s.versions(ctx)
+	if err != nil {
+		return err
 	}
 	return s.print(result, func(w io.Writer) {
 		fmt.Fprintln(w, "wrenn  ", versionLine(result.Client))
 		if result.Server == nil {
-			fmt.Fprintf(w, "server  %s: %s\n", plain.Line(url), plain.Line(result.Error))
+			fmt.Fprintf(w, "server  %s: %s\n", plain.Line(result.URL), plain.Line(result.Error))
 			return
 		}
-		fmt.Fprintf(w, "server  %s at %s\n", versionLine(*result.Server), plain.Line(url))
+		fmt.Fprintf(w, "server  %s at %s\n", versionLine(*result.Server), plain.Line(result.URL))
 	})
 }
 
