@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestMCPRefuses has command lines that would be unsafe, or that say nothing.
+// TestMCPRefuses has command lines that would be unsafe, or mean nothing.
 func TestMCPRefuses(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
 		{"--listen 0.0.0.0:7337", "--plain-http"},
