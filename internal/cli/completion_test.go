@@ -37,7 +37,7 @@ func TestComplete(t *testing.T) {
 		args []string
 		want []string
 	}{
-		"commands":                           {[]string{"s"}, []string{"sandbox", "ssh-config", "secret"}},
+		"commands":                           {[]string{"s"}, []string{"sandbox", "ssh-config", "secret", "support-bundle"}},
 		"commands of commands":               {[]string{"sandbox", "re"}, []string{"resume"}},
 		"aliases":                            {[]string{"sb", "pa"}, []string{"pause"}},
 		"no such command":                    {[]string{"no", ""}, none},

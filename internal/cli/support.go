@@ -73,6 +73,7 @@ func (c *supportCommand) parts(s *session) []support.Part {
 		support.File("system/cpuinfo", "/proc/cpuinfo"),
 		support.File("system/mounts", "/proc/self/mounts"),
 		support.File("config/up/host-agent.toml", filepath.Join(c.State, "host-agent.toml")),
+		support.File("config/services/up.toml", "/etc/wrenn/up.toml"),
 		support.File("config/services/host-agent.toml", "/etc/wrenn/host-agent.toml"),
 		support.File("config/services/control-plane.toml", "/etc/wrenn/control-plane.toml"),
 		support.File("driver.json", filepath.Join(c.State, "probe.json")),
@@ -101,7 +102,7 @@ func journal(ctx context.Context) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, journalTime)
 	defer cancel()
-	return exec.CommandContext(ctx, program, "--no-pager", "--quiet", "--lines=10000", "--unit=wrenn-control-plane", "--unit=wrenn-host-agent").Output()
+	return exec.CommandContext(ctx, program, "--no-pager", "--quiet", "--lines=10000", "--unit=wrenn", "--unit=wrenn-control-plane", "--unit=wrenn-host-agent").Output()
 }
 
 // scrape returns the metrics at url.

@@ -219,8 +219,8 @@ type noInput struct{}
 
 type templateOutput struct {
 	Name     string `json:"name"`
-	VCPUs    int    `json:"vcpus"`
-	MemoryMB int    `json:"memory_mb"`
+	VCPUs    int    `json:"vcpus,omitempty" jsonschema:"absent: create_sandbox chooses"`
+	MemoryMB int    `json:"memory_mb,omitempty" jsonschema:"absent: create_sandbox chooses"`
 	StartCmd string `json:"start_command,omitempty" jsonschema:"already runs in each new sandbox"`
 }
 
