@@ -188,3 +188,131 @@ func connected(t *testing.T) (here, there net.Conn) {
 	testkit.Must(t, err)
 	return here, there
 }
+
+// TestFiles looks at and changes the files of a sandbox, watches them, and lists and ends
+// its programs.
+func TestFiles(t *testing.T) {
+	l := newLive(t)
+	id := l.output("", "sandbox", "create", "--name", "web")
+	files := func(command string, args ...string) []string {
+		return append([]string{"sandbox", "files", command, "-u", "root", "web"}, args...)
+	}
+	dir := filepath.Join(l.dir, "d")
+	l.want(result{0, dir + "/a/b\n", ""}, "", files("mkdir", dir+"/a/b")...)
+	l.want(result{1, "", dir + "/a: make directory: directory '" + dir + "/a' already exists\n"}, "", files("mkdir", dir+"/a")...)
+	l.want(result{0, dir + "/a\n", ""}, "", files("mkdir", "-p", dir+"/a")...)
+	testkit.Must(t, os.WriteFile(dir+"/a.txt", []byte("text"), 0o640))
+	testkit.Must(t, os.Symlink("../a.txt", dir+"/a/link"))
+
+	l.lists(t, dir, files)
+	l.watches(t, dir, files)
+
+	l.want(result{0, "", ""}, "", files("mv", dir+"/a.txt", dir+"/a")...)
+	l.want(result{0, "", ""}, "", files("mv", dir+"/a/a.txt", dir+"/new/b.txt")...)
+	l.want(result{1, "", "move: path '" + dir + "/a.txt' does not exist\n"}, "", files("mv", dir+"/a.txt", dir+"/c")...)
+	l.want(result{1, "", dir + "/a: it is a directory: add -r\n"}, "", files("rm", dir+"/a")...)
+	l.want(result{1, "", dir + "/no: stat: path '" + dir + "/no' does not exist\n"}, "", files("rm", "-r", dir+"/no")...)
+	l.want(result{0, dir + "/a\n" + dir + "/no\n", ""}, "", files("rm", "-rf", dir+"/a", dir+"/no")...)
+	l.want(result{1, "", "list: invalid username: 'nobody-at-all'\n"}, "", "sandbox", "files", "ls", "-u", "nobody-at-all", id, "/")
+
+	l.processes(t)
+	l.want(result{0, id + "\n", ""}, "", "sandbox", "pause", "web")
+	l.want(result{1, "", "sandbox " + id + " is paused: resume it first, by POST /v1/sandboxes/" + id + "/resume or wrenn sandbox resume " + id + "\n"}, "", files("ls", "/")...)
+}
+
+// lists lists the directory that has a/b, a/link and a.txt.
+func (l *live) lists(t *testing.T, dir string, files func(string, ...string) []string) {
+	t.Helper()
+	paths := func(args ...string) (out []string) {
+		for line := range strings.Lines(l.output("", files("ls", args...)...)) {
+			out = append(out, strings.Join(strings.Fields(line)[4:], " "))
+		}
+		return out
+	}
+	if diff := cmp.Diff([]string{"PATH", "a", "a.txt"}, paths(dir)); diff != "" {
+		t.Errorf("listed (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"PATH", "a", "a/b", "a/link -> " + dir + "/a.txt", "a.txt"}, paths("--depth", "2", dir)); diff != "" {
+		t.Errorf("listed two levels (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"PATH", "a.txt"}, paths(dir+"/a.txt")); diff != "" {
+		t.Errorf("listed a file (-want +got):\n%s", diff)
+	}
+	api, err := client.New(client.Config{URL: l.environ["URL"], Key: l.environ["WRENN_API_KEY"]})
+	testkit.Must(t, err)
+	var got []string
+	list := client.ListFiles{FileOptions: client.FileOptions{User: "root"}, Depth: 2, PageSize: 1} // a page for each
+	for e, err := range api.Files(t.Context(), l.output("", "sandbox", "list", "-q"), dir, list) {
+		testkit.Must(t, err)
+		got = append(got, strings.TrimPrefix(e.Path, dir+"/"))
+	}
+	if diff := cmp.Diff([]string{"a", "a/b", "a/link", "a.txt"}, got); diff != "" {
+		t.Errorf("listed by pages (-want +got):\n%s", diff)
+	}
+	shown := l.output("", files("stat", dir+"/a.txt", dir+"/a/link")...)
+	for _, want := range []string{"path      " + dir + "/a.txt\n", "size      4\n", "mode      0640 -rw-r-----\n", "owner     root:root\n", "target    " + dir + "/a.txt"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("stat printed %q, without %q", shown, want)
+		}
+	}
+	l.want(result{1, "", "stat: path '" + dir + "/no' does not exist\n"}, "", files("stat", dir+"/no")...)
+	l.want(result{1, "", "list: path '" + dir + "/no' does not exist\n"}, "", files("ls", dir+"/no")...)
+}
+
+// watches watches a directory until it is removed.
+func (l *live) watches(t *testing.T, dir string, files func(string, ...string) []string) {
+	t.Helper()
+	api, err := client.New(client.Config{URL: l.environ["URL"], Key: l.environ["WRENN_API_KEY"]})
+	testkit.Must(t, err)
+	id, as := l.output("", "sandbox", "list", "-q"), client.FileOptions{User: "root"}
+	watched := filepath.Join(dir, "watched")
+	l.output("", files("mkdir", watched)...)
+	watch, err := api.WatchFiles(t.Context(), id, watched, client.WatchFiles{FileOptions: as, Recursive: true})
+	testkit.Must(t, err)
+	defer func() { testkit.Must(t, watch.Close()) }()
+	l.output("", files("mkdir", watched+"/x")...)
+	got, err := watch.Next()
+	testkit.Must(t, err)
+	if want := (client.FileChange{Path: "x", Type: "create"}); got != want {
+		t.Errorf("the first change is %+v, want %+v", got, want)
+	}
+	l.output("", files("rm", "-r", watched)...)
+	for err == nil {
+		_, err = watch.Next()
+	}
+	if client.CodeOf(err) != client.NotFound || err.Error() != "the directory was removed" {
+		t.Errorf("the watch ended with %v", err)
+	}
+	if _, err := api.WatchFiles(t.Context(), id, dir+"/a.txt", client.WatchFiles{FileOptions: as}); client.CodeOf(err) != client.InvalidRequest {
+		t.Errorf("watch a file: %v", err)
+	}
+	paused, err := api.WatchFiles(t.Context(), id, dir, client.WatchFiles{FileOptions: as})
+	testkit.Must(t, err)
+	defer func() { testkit.Must(t, paused.Close()) }()
+	l.output("", "sandbox", "pause", "web")
+	if _, err := paused.Next(); client.CodeOf(err) != client.CutByPause {
+		t.Errorf("the watch of a paused sandbox ended with %v", err)
+	}
+	l.output("", "sandbox", "resume", "web")
+}
+
+// processes lists and ends a program.
+func (l *live) processes(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { _ = os.RemoveAll(programLogs) }) // the guests are this machine
+	pid := l.output("", "sandbox", "exec", "-u", "root", "-d", "web", "--", "sleep", "600")
+	listed := func() string { return l.output("", "sandbox", "ps", "web") }
+	if got := listed(); !regexp.MustCompile(`(?m)^` + pid + ` .*sleep 600`).MatchString(got) {
+		t.Errorf("ps printed %q, without %s", got, pid)
+	}
+	l.want(result{0, pid + "\n", ""}, "", "sandbox", "signal", "web", pid)
+	testkit.WaitNoError(t, "the program ends", func() error {
+		if strings.Contains(listed(), "sleep 600") {
+			return io.ErrNoProgress
+		}
+		return nil
+	})
+	if got := l.run("", "sandbox", "signal", "-s", "KILL", "web", "999999999", "x"); got.code == 0 || !strings.Contains(got.err, "999999999: signal: ") || !strings.Contains(got.err, "x: ") {
+		t.Errorf("signal what is no program: %+v", got)
+	}
+}

@@ -33,6 +33,9 @@ type sandboxCommands struct {
 	Stats    statsCommand    `cmd:"" help:"Show how much CPU, memory and disk a sandbox used."`
 	Logs     logsCommand     `cmd:"" help:"Print a sandbox's console, or the output of a program that exec -d started."`
 	Cp       copyCommand     `cmd:"" help:"Copy files into, out of or between sandboxes."`
+	Files    fileCommands    `cmd:"" aliases:"file" help:"List, remove, move and watch files of a sandbox."`
+	PS       psCommand       `cmd:"" name:"ps" help:"List the programs that run in a sandbox."`
+	Signal   signalCommand   `cmd:"" help:"End programs of a sandbox, by their process ids."`
 	Port     portCommand     `cmd:"" help:"Print the URL of a web server in a sandbox."`
 }
 

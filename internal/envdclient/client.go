@@ -1,6 +1,6 @@
-// Package envdclient is the host's client of envd, the agent inside a guest:
-// readiness, initialization, commands, files and ports. Everything that a guest
-// answers is bounded and may be hostile.
+// Package envdclient is the client of envd, the agent inside a guest, for its host and,
+// through the host, for the control plane: readiness, initialization, commands, files
+// and ports. Everything that a guest answers is bounded and may be hostile.
 package envdclient
 
 import (
@@ -17,8 +17,10 @@ import (
 
 	"wrenn"
 	"wrenn/internal/accesstoken"
+	"wrenn/internal/budget"
 	"wrenn/internal/plain"
 	"wrenn/internal/untrusted"
+	"wrenn/proto/gen/envd/filesystem/filesystemconnect"
 	"wrenn/proto/gen/envd/process/processconnect"
 )
 
@@ -51,7 +53,10 @@ type Client struct {
 	http    *http.Client
 	probe   *http.Client // of Probe
 	process processconnect.ProcessClient
-	conns   *connections
+	// files and processes are for answers that may be large, up to maxList.
+	files     filesystemconnect.FilesystemClient
+	processes processconnect.ProcessClient
+	conns     *connections
 }
 
 // New returns a client. It does not connect yet.
@@ -70,10 +75,13 @@ func New(cfg Config) *Client {
 		conns: conns,
 	}
 	c.http.Transport = tokenTransport{token: cfg.Token, next: transport}
-	c.process = processconnect.NewProcessClient(c.http, c.base,
-		connect.WithReadMaxBytes(maxMessage),
-		// No compression: a hostile guest's message could be a thousand times as large here.
-		connect.WithAcceptCompression("gzip", nil, nil))
+	// No compression: a hostile guest's message could be a thousand times as large here.
+	unpacked := connect.WithAcceptCompression("gzip", nil, nil)
+	c.process = processconnect.NewProcessClient(c.http, c.base, connect.WithReadMaxBytes(maxMessage), unpacked)
+	large := *c.http
+	large.Transport = budget.Transport{RoundTripper: large.Transport}
+	c.files = filesystemconnect.NewFilesystemClient(&large, c.base, connect.WithReadMaxBytes(maxList), unpacked)
+	c.processes = processconnect.NewProcessClient(&large, c.base, connect.WithReadMaxBytes(maxList), unpacked)
 	return c
 }
 

@@ -71,6 +71,9 @@ type Commands interface {
 	AwaitRunning(context.Context, service.Caller, wrenn.SandboxID) error
 	StartExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecStart) (service.ExecStream, error)
 	AttachExec(context.Context, service.Caller, wrenn.SandboxID, wrenn.ExecAttach) (service.ExecStream, error)
+	Processes(context.Context, service.Caller, wrenn.SandboxID) ([]wrenn.ProcessInfo, error)
+	// SignalProcess is NotFound for a process that the API has not started, or that has ended.
+	SignalProcess(ctx context.Context, c service.Caller, id wrenn.SandboxID, pid int, signal wrenn.Signal) error
 }
 
 // Files read and write files. WriteFile changes the file as a whole or not at
@@ -79,6 +82,15 @@ type Commands interface {
 type Files interface {
 	WriteFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string, content io.Reader) error
 	ReadFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (io.ReadCloser, error)
+
+	StatFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (wrenn.FileEntry, error)
+	ListFiles(context.Context, service.Caller, wrenn.SandboxID, service.ListFiles) (page []wrenn.FileEntry, next string, err error)
+	// MakeDirectory is AlreadyExists for a directory that exists.
+	MakeDirectory(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) (wrenn.FileEntry, error)
+	MoveFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, from, to string) (wrenn.FileEntry, error)
+	RemoveFile(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string) error
+	// WatchFiles watches a directory until ctx ends. The caller closes the watch.
+	WatchFiles(ctx context.Context, c service.Caller, id wrenn.SandboxID, user, path string, recursive bool) (service.FileWatch, error)
 }
 
 // Templates are what sandboxes start from. Another team's template is NotFound.
@@ -208,12 +220,14 @@ type times struct {
 	ping       time.Duration // between two pings of a stream
 	slowClient time.Duration // until a client reads a message or answers a ping
 	closing    time.Duration // from the end of a stream to that of its connection
+	comment    time.Duration // between two comments of a stream of events
 }
 
 func defaultTimes() times {
 	return times{
 		header: 10 * time.Second, request: time.Minute, idle: time.Minute, keepAlive: 2 * time.Minute, call: 10 * time.Minute,
 		firstFrame: 10 * time.Second, ping: 30 * time.Second, slowClient: 5 * time.Minute, closing: 5 * time.Second,
+		comment: 15 * time.Second,
 	}
 }
 
@@ -318,6 +332,7 @@ func (s *Server) Handler() http.Handler {
 		r.Post("/v1/session", s.signIn)
 		r.Delete("/v1/session", s.signOut)
 		r.Get("/v1/events", s.events)
+		r.Get("/v1/sandboxes/{id}/files/watch", s.watchFiles)
 		r.Get("/openapi.yaml", document(api.V1))
 		r.Get("/e2b.yaml", document(api.E2B))
 		r.Get("/docs", s.docs)

@@ -98,7 +98,7 @@ func violation(v *contract.Violation) *failure {
 // name or an id does not exist.
 var named = map[string]string{
 	"id": "nothing has that id", "checkpoint": "there is no such checkpoint", "volume": "there is no such volume",
-	"template": "there is no such template", "generation": "there is no such build",
+	"template": "there is no such template", "generation": "there is no such build", "pid": "there is no such process",
 }
 
 // tooLarge returns the failure of a body over its limit.

@@ -19,10 +19,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	rec := recorderOf(w)
 	err := s.service.WatchSandboxes(ctx, callerOf(ctx), func(changes service.Changes) error {
 		if rec.status == 0 {
-			w.Header().Set("Content-Type", "text/event-stream")
-			w.Header().Set("Cache-Control", "no-store")
-			w.Header().Set("X-Accel-Buffering", "no") // proxies that would wait for more
-			w.WriteHeader(http.StatusOK)
+			beginEvents(w)
 		}
 		if err := sendEvent(w, changes); err != nil {
 			return err
@@ -37,6 +34,14 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rec.err = err // in the log, at the level of an answer that was 200
+}
+
+// beginEvents begins an answer of server-sent events.
+func beginEvents(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Accel-Buffering", "no") // proxies that would wait for more
+	w.WriteHeader(http.StatusOK)
 }
 
 // checkCaller returns an error once the key or the session of a request has ended.

@@ -504,6 +504,7 @@ func operationCalls() map[string][]call {
 	maps.Copy(calls, templateCalls())
 	maps.Copy(calls, volumeCalls())
 	maps.Copy(calls, volumeFileCalls())
+	maps.Copy(calls, treeCalls())
 	maps.Copy(calls, secretCalls())
 	maps.Copy(calls, hostCalls())
 	maps.Copy(calls, joinCalls())

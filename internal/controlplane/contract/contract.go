@@ -312,7 +312,7 @@ func (op *Operation) CheckParameters(r *http.Request) error {
 		}
 		value, err := p.value(values)
 		if err != nil {
-			return err
+			return p.place(err)
 		}
 		if err := p.schema.Validate(value); err != nil {
 			return p.refuse(err)
@@ -322,8 +322,10 @@ func (op *Operation) CheckParameters(r *http.Request) error {
 }
 
 // refuse returns the violation for a value that the schema of the parameter refuses.
-func (p *parameter) refuse(err error) error {
-	refused := explain(p.name, err)
+func (p *parameter) refuse(err error) error { return p.place(explain(p.name, err)) }
+
+// place notes in a violation that the parameter is one of the path.
+func (p *parameter) place(refused error) error {
 	if v, ok := errors.AsType[*Violation](refused); ok && p.in == "path" {
 		v.InPath = p.name
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"wrenn"
+	"wrenn/internal/controlplane/guestagent"
 	"wrenn/internal/controlplane/hostclient"
 	"wrenn/internal/wake"
 )
@@ -65,6 +66,22 @@ func (s *Commands) StartExec(ctx context.Context, c Caller, id wrenn.SandboxID, 
 // AttachExec follows a command that runs. The caller closes the stream.
 func (s *Commands) AttachExec(ctx context.Context, c Caller, id wrenn.SandboxID, to wrenn.ExecAttach) (ExecStream, error) {
 	return s.open(ctx, c, id, func(host *hostclient.Client) (*hostclient.ExecStream, error) { return host.AttachExec(ctx, id, to) })
+}
+
+// Processes returns the programs of a sandbox that run and were started by the API, by
+// their PIDs.
+func (s *Commands) Processes(ctx context.Context, c Caller, id wrenn.SandboxID) (list []wrenn.ProcessInfo, err error) {
+	err = s.withAgent(ctx, c, id, func(a *guestagent.Agent) error {
+		list, err = a.Processes(ctx)
+		return err
+	})
+	return list, err
+}
+
+// SignalProcess signals a program that the API started, and all that it started:
+// NotFound if there is none.
+func (s *Commands) SignalProcess(ctx context.Context, c Caller, id wrenn.SandboxID, pid int, signal wrenn.Signal) error {
+	return s.withAgent(ctx, c, id, func(a *guestagent.Agent) error { return a.Signal(ctx, pid, signal) })
 }
 
 // pollPaused is how often the row of a paused sandbox is read whose stream waits.
