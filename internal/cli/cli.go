@@ -35,6 +35,7 @@ type commandLine struct {
 	Doctor      doctorCommand      `cmd:"" help:"Check whether this machine can run sandboxes, and print how to fix what is missing."`
 	Run         runCommand         `cmd:"" help:"Create a sandbox and run a command in it."`
 	Sandbox     sandboxCommands    `cmd:"" aliases:"sb" help:"Create and use sandboxes."`
+	Events      eventsCommand      `cmd:"" help:"Print when sandboxes of the team are created, change their state, or end."`
 	PortForward portForwardCommand `cmd:"" help:"Forward ports of this machine to TCP ports of a sandbox."`
 	SSHConfig   sshConfigCommand   `cmd:"" name:"ssh-config" help:"Print a section for ~/.ssh/config, with which ssh, rsync and VS Code reach sandboxes."`
 	Login       loginCommand       `cmd:"" help:"Keep the address and an API key of a server, and use it from now on."`
