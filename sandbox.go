@@ -217,6 +217,14 @@ func NotWhilePaused(id SandboxID) *Error {
 	return Errorf(FailedPrecondition, "sandbox %s is paused: resume it first, by POST /v1/sandboxes/%[1]s/resume or wrenn sandbox resume %[1]s", id)
 }
 
+// ForkSpec is which copies of a sandbox are wanted.
+type ForkSpec struct {
+	IDs    []SandboxID
+	Tokens map[SandboxID]string // the access tokens of the copies' agents
+	// Checkpoint is the one that they are copies of; "" is the sandbox as it is now.
+	Checkpoint CheckpointID
+}
+
 // ForkResult is what became of one copy of a sandbox.
 type ForkResult struct {
 	ID  SandboxID

@@ -23,6 +23,9 @@ const (
 type Fork struct {
 	Count    int               // at most 100; 0 means 1
 	Metadata map[string]string // of each copy; nil means the sandbox's own
+	// Checkpoint is the id of the sandbox's checkpoint that they are copies of; "" means
+	// the sandbox as it is now.
+	Checkpoint string
 }
 
 // Forked is the result of a fork.
@@ -39,7 +42,7 @@ type FailedCopy struct {
 }
 
 // ForkSandbox makes running copies of a running or paused sandbox, all from the
-// same moment, and returns when they run. The sandbox itself stays running or
+// same moment, or from a checkpoint of it, and returns when they run. The sandbox itself stays running or
 // paused. It is not an error when only some of the copies run: see Forked.Errors.
 func (c *Client) ForkSandbox(ctx context.Context, id string, f Fork) (*Forked, error) {
 	body := map[string]any{}
@@ -48,6 +51,9 @@ func (c *Client) ForkSandbox(ctx context.Context, id string, f Fork) (*Forked, e
 	}
 	if f.Metadata != nil {
 		body["metadata"] = f.Metadata
+	}
+	if f.Checkpoint != "" {
+		body["checkpoint"] = f.Checkpoint
 	}
 	out := &Forked{}
 	if err := c.call(ctx, request{method: http.MethodPost, path: sandboxPath(id, "/fork"), body: body}, out); err != nil {

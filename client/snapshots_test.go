@@ -74,7 +74,7 @@ func TestFork(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("ForkSandbox() (-want +got):\n%s", diff)
 	}
-	if _, err := c.ForkSandbox(t.Context(), boxID, client.Fork{Count: 7, Metadata: map[string]string{"a": "b"}}); err != nil || f.forked.Count != 7 || f.forked.Metadata["a"] != "b" {
+	if _, err := c.ForkSandbox(t.Context(), boxID, client.Fork{Count: 7, Metadata: map[string]string{"a": "b"}, Checkpoint: "s" + otherID[1:]}); err != nil || f.forked.Count != 7 || string(f.forked.Checkpoint) != "s"+otherID[1:] || f.forked.Metadata["a"] != "b" {
 		t.Errorf("asked for %+v, %v", f.forked, err)
 	}
 	if _, err := c.ForkSandbox(t.Context(), otherID, client.Fork{}); client.CodeOf(err) != client.NotFound {

@@ -316,3 +316,24 @@ func (l *live) processes(t *testing.T) {
 		t.Errorf("signal what is no program: %+v", got)
 	}
 }
+
+// TestCheckpointCopies makes sandboxes of a checkpoint.
+func TestCheckpointCopies(t *testing.T) {
+	l := newLive(t)
+	id := l.output("", "sandbox", "create", "--name", "web", "-l", "group=a")
+	checkpoint := l.output("", "checkpoint", "create", "web")
+	copied := l.output("", "sandbox", "create", "--name", "copy", "--from-checkpoint", "web:"+checkpoint)
+	if got := l.output("", "sandbox", "list"); !regexp.MustCompile(`(?m)^`+copied+` .* name=copy$`).MatchString(got) || !strings.Contains(got, id) {
+		t.Errorf("listed %q", got)
+	}
+	l.want(result{0, "hi\n", ""}, "", "sandbox", "exec", "-u", "root", "copy", "echo", "hi")
+	other := l.output("", "sandbox", "fork", "web", "--checkpoint", checkpoint)
+	l.want(result{0, other + "\n" + id + "\n", ""}, "", "sandbox", "list", "-q", "-l", "group=a")
+	l.want(result{1, "", "sandbox " + id + " has no checkpoint \"s00000000000000000000\"\n"}, "", "sandbox", "fork", id, "--checkpoint", "s00000000000000000000")
+	if got := l.run("", "sandbox", "create", "--from-checkpoint", id+":"+checkpoint, "--memory", "1024"); got.code != 2 {
+		t.Errorf("with a memory of its own: %+v", got)
+	}
+	if got := l.run("", "sandbox", "create", "--from-checkpoint", id); got.code != 2 {
+		t.Errorf("without a checkpoint: %+v", got)
+	}
+}

@@ -96,7 +96,21 @@ func (c *createFlags) create(ctx context.Context, s *session, api *client.Client
 	return sb, err
 }
 
-type createCommand struct{ createFlags }
+type createCommand struct {
+	createFlags
+
+	FromCheckpoint string `complete:"file" placeholder:"ID:CHECKPOINT" help:"Copy a checkpoint of a sandbox, which has all settings but the name and the labels."`
+}
+
+// Help is shown below the usage.
+func (*createCommand) Help() string {
+	return `It prints the id alone, for scripts:
+
+  ID=$(wrenn sandbox create --timeout 1h -l user=alice)
+  wrenn sandbox create --name web -t python --memory 2048 --on-timeout pause --auto-resume
+  wrenn sandbox create --network none --allow pypi.org --allow '*.pythonhosted.org'
+  wrenn sandbox create --from-checkpoint $ID:$CHECKPOINT`
+}
 
 // Run prints the id alone, for scripts.
 func (c *createCommand) Run(ctx context.Context, s *session) error {
@@ -104,11 +118,50 @@ func (c *createCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	sb, err := c.create(ctx, s, api)
+	create := c.create
+	if c.FromCheckpoint != "" {
+		create = c.copyCheckpoint
+	}
+	sb, err := create(ctx, s, api)
 	if err != nil {
 		return err
 	}
 	return s.print(sb, func(w io.Writer) { fmt.Fprintln(w, sb.ID) })
+}
+
+// copyCheckpoint makes a copy of a checkpoint.
+func (c *createCommand) copyCheckpoint(ctx context.Context, s *session, api *client.Client) (*client.Sandbox, error) {
+	id, checkpoint, ok := strings.Cut(c.FromCheckpoint, ":")
+	if !ok || checkpoint == "" {
+		return nil, fmt.Errorf("%w: --from-checkpoint is SANDBOX:CHECKPOINT; wrenn checkpoint list shows them", run.ErrUsage)
+	}
+	network, err := c.policy()
+	if err != nil {
+		return nil, err
+	}
+	if c.Template != "" || c.VCPUs+c.Memory+count(c.Disk) > 0 || c.Timeout.Duration != 0 || c.OnTimeout != client.DestroyOnTimeout || c.AutoResume ||
+		len(c.Env)+len(c.Volumes) > 0 || network != nil || c.ports() != nil {
+		return nil, fmt.Errorf("%w: with --from-checkpoint only --name and -l: a copy has the other settings of the sandbox", run.ErrUsage)
+	}
+	labels, err := named(ctx, api, c.Name, c.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	if labels == nil {
+		labels = map[string]string{} // none, not those of the sandbox
+	}
+	var forked *client.Forked
+	err = s.during(ctx, "copying a checkpoint of "+id, func(ctx context.Context) (err error) {
+		forked, err = api.ForkSandbox(ctx, id, client.Fork{Metadata: labels, Checkpoint: checkpoint})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(forked.Sandboxes) != 1 {
+		return nil, errors.New("the server made no copy")
+	}
+	return &forked.Sandboxes[0], nil
 }
 
 type listCommand struct {
@@ -409,6 +462,16 @@ type forkCommand struct {
 	ID       string            `arg:"" complete:"sandbox" help:"The sandbox, running or paused. It does not change."`
 	Count    count             `short:"n" placeholder:"N" default:"1" help:"Number of copies, up to 100; default: 1."`
 	Metadata map[string]string `short:"l" placeholder:"NAME=VALUE" mapsep:"none" help:"A label of each copy, instead of those of the sandbox; may be repeated."`
+
+	Checkpoint string `placeholder:"CHECKPOINT" help:"Copy this checkpoint of the sandbox, and not the sandbox as it is now."`
+}
+
+// Help is shown below the usage.
+func (*forkCommand) Help() string {
+	return `Each copy has the memory, the running programs and the disk of one moment.
+
+  wrenn sandbox fork ID -n 10 -l group=search
+  wrenn sandbox fork ID --checkpoint $(wrenn checkpoint create ID "before the upgrade")`
 }
 
 // Run prints the ids of the copies that run, and fails when a copy does not.
@@ -419,7 +482,7 @@ func (c *forkCommand) Run(ctx context.Context, s *session) error {
 	}
 	var forked *client.Forked
 	err = s.during(ctx, "copying "+c.ID, func(ctx context.Context) (err error) {
-		forked, err = api.ForkSandbox(ctx, c.ID, client.Fork{Count: int(c.Count), Metadata: c.Metadata})
+		forked, err = api.ForkSandbox(ctx, c.ID, client.Fork{Count: int(c.Count), Metadata: c.Metadata, Checkpoint: c.Checkpoint})
 		return err
 	})
 	if err != nil {

@@ -25,9 +25,12 @@ type (
 		Spec wrenn.SandboxSpec
 	}
 	fork struct {
-		ID     wrenn.SandboxID
-		Copies []wrenn.SandboxID
-		Tokens map[wrenn.SandboxID]string
+		ID   wrenn.SandboxID
+		Spec wrenn.ForkSpec
+	}
+	forked struct {
+		From    wrenn.CheckpointID
+		Results []wrenn.ForkResult
 	}
 	setNetwork struct {
 		ID      wrenn.SandboxID
@@ -84,9 +87,9 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, "inventory", hostwire.Inventory, never(func(m *pb.ListSandboxesResponse) wrenn.Inventory {
 		return hostwire.ParseInventory("host", m)
 	}), func(w *wrenn.Inventory) { w.Host = "host" }) // which the caller knows
-	roundTrip(t, "fork", func(w fork) *pb.ForkSandboxRequest { return hostwire.ForkRequest(w.ID, w.Copies, w.Tokens) },
+	roundTrip(t, "fork", func(w fork) *pb.ForkSandboxRequest { return hostwire.ForkRequest(w.ID, w.Spec) },
 		func(m *pb.ForkSandboxRequest) (w fork, err error) {
-			w.ID, w.Copies, w.Tokens, err = hostwire.ParseForkRequest(m)
+			w.ID, w.Spec, err = hostwire.ParseForkRequest(m)
 			return w, err
 		}, nil)
 	roundTrip(t, "network policy", func(w setNetwork) *pb.SetNetworkPolicyRequest {
@@ -121,7 +124,11 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, "metrics", hostwire.Metrics, never(hostwire.ParseMetrics), nil)
 	roundTrip(t, "volume entry", hostwire.VolumeEntry, never(hostwire.ParseVolumeEntry), nil)
 	roundTrip(t, "volume attributes", hostwire.VolumeAttributes, never(hostwire.ParseVolumeAttributes), nil)
-	roundTrip(t, "fork results", hostwire.ForkResults, never(hostwire.ParseForkResults), nil)
+	roundTrip(t, "fork results", func(w forked) *pb.ForkSandboxResponse { return hostwire.ForkResults(w.From, w.Results) },
+		never(func(m *pb.ForkSandboxResponse) (w forked) {
+			w.From, w.Results = hostwire.ParseForkResults(m)
+			return w
+		}), nil)
 	roundTrip(t, "checkpoint", hostwire.Checkpoint, never(hostwire.ParseCheckpoint), nil)
 	roundTrip(t, "checkpoints", func(w checkpoints) *pb.ListCheckpointsResponse { return hostwire.Checkpoints(w.List, w.Head) },
 		never(func(m *pb.ListCheckpointsResponse) (w checkpoints) {

@@ -386,13 +386,13 @@ func ParsePauseRequest(msg *pb.PauseSandboxRequest) wrenn.PauseOptions {
 	return options
 }
 
-// ForkRequest asks for copies of a sandbox, with the access tokens of their agents.
-func ForkRequest(id wrenn.SandboxID, copies []wrenn.SandboxID, tokens map[wrenn.SandboxID]string) *pb.ForkSandboxRequest {
-	msg := &pb.ForkSandboxRequest{SandboxId: string(id)}
-	for _, id := range copies {
+// ForkRequest asks for copies of a sandbox.
+func ForkRequest(id wrenn.SandboxID, fork wrenn.ForkSpec) *pb.ForkSandboxRequest {
+	msg := &pb.ForkSandboxRequest{SandboxId: string(id), CheckpointId: string(fork.Checkpoint)}
+	for _, id := range fork.IDs {
 		msg.NewIds = append(msg.NewIds, string(id))
 	}
-	for id, token := range tokens {
+	for id, token := range fork.Tokens {
 		if msg.AccessTokens == nil {
 			msg.AccessTokens = map[string]string{}
 		}
@@ -401,30 +401,32 @@ func ForkRequest(id wrenn.SandboxID, copies []wrenn.SandboxID, tokens map[wrenn.
 	return msg
 }
 
-// ParseForkRequest reads which copies are wanted, and the access tokens of their agents.
-func ParseForkRequest(msg *pb.ForkSandboxRequest) (id wrenn.SandboxID, copies []wrenn.SandboxID, tokens map[wrenn.SandboxID]string, err error) {
+// ParseForkRequest reads which copies of a sandbox are wanted.
+func ParseForkRequest(msg *pb.ForkSandboxRequest) (id wrenn.SandboxID, fork wrenn.ForkSpec, err error) {
 	if id, err = wrenn.ParseSandboxID(msg.GetSandboxId()); err != nil {
-		return "", nil, nil, err
+		return "", wrenn.ForkSpec{}, err
 	}
+	fork.Checkpoint = wrenn.CheckpointID(msg.GetCheckpointId())
 	for _, text := range msg.GetNewIds() {
 		copied, err := wrenn.ParseSandboxID(text)
 		if err != nil {
-			return "", nil, nil, err
+			return "", wrenn.ForkSpec{}, err
 		}
-		copies = append(copies, copied)
+		fork.IDs = append(fork.IDs, copied)
 	}
 	for copied, token := range msg.GetAccessTokens() { // one of no copy has no effect
-		if tokens == nil {
-			tokens = map[wrenn.SandboxID]string{}
+		if fork.Tokens == nil {
+			fork.Tokens = map[wrenn.SandboxID]string{}
 		}
-		tokens[wrenn.SandboxID(copied)] = token
+		fork.Tokens[wrenn.SandboxID(copied)] = token
 	}
-	return id, copies, tokens, nil
+	return id, fork, nil
 }
 
-// ForkResults says what became of each copy. The message of an error is for the user.
-func ForkResults(results []wrenn.ForkResult) *pb.ForkSandboxResponse {
-	msg := &pb.ForkSandboxResponse{}
+// ForkResults says what became of each copy, and of which checkpoint they are copies.
+// The message of an error is for the user.
+func ForkResults(from wrenn.CheckpointID, results []wrenn.ForkResult) *pb.ForkSandboxResponse {
+	msg := &pb.ForkSandboxResponse{CheckpointId: string(from)}
 	for _, r := range results {
 		code, message := wire.ToResult(r.Err)
 		msg.Results = append(msg.Results, &pb.ForkResult{SandboxId: string(r.ID), Code: code, Message: message})
@@ -432,13 +434,13 @@ func ForkResults(results []wrenn.ForkResult) *pb.ForkSandboxResponse {
 	return msg
 }
 
-// ParseForkResults reads what became of each copy, in the host's order.
-func ParseForkResults(msg *pb.ForkSandboxResponse) []wrenn.ForkResult {
-	var results []wrenn.ForkResult
+// ParseForkResults reads what became of each copy, in the host's order, and of which
+// checkpoint they are copies.
+func ParseForkResults(msg *pb.ForkSandboxResponse) (from wrenn.CheckpointID, results []wrenn.ForkResult) {
 	for _, r := range msg.GetResults() {
 		results = append(results, wrenn.ForkResult{ID: wrenn.SandboxID(r.GetSandboxId()), Err: wire.FromResult(r.GetCode(), Text(r.GetMessage()))})
 	}
-	return results
+	return wrenn.CheckpointID(msg.GetCheckpointId()), results
 }
 
 // Checkpoint is one of a sandbox's checkpoints.

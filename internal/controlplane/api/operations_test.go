@@ -357,6 +357,7 @@ func snapshotCalls() map[string][]call {
 						t.Errorf("asked for (-want +got):\n%s", diff)
 					}
 				}},
+			{name: "of no checkpoint", method: "POST", path: fork, body: `{"checkpoint":"x"}`, status: 400, code: "invalid_request"},
 			{name: "none", method: "POST", path: fork, body: `{"count":0}`, status: 400, code: "invalid_request"},
 			{name: "too many", method: "POST", path: fork, body: `{"count":101}`, status: 400, code: "invalid_request"},
 		}),

@@ -11,7 +11,7 @@ import (
 
 func (h *handlers) ForkSandbox(ctx context.Context, req oapi.ForkSandboxRequestObject) (oapi.ForkSandboxResponseObject, error) {
 	body := value(req.Body)
-	fork := service.ForkSandbox{Count: cmp.Or(value(body.Count), 1), Metadata: value(body.Metadata)}
+	fork := service.ForkSandbox{Count: cmp.Or(value(body.Count), 1), Metadata: value(body.Metadata), Checkpoint: wrenn.CheckpointID(value(body.Checkpoint))}
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
 	forked, err := h.s.service.ForkSandbox(ctx, callerOf(ctx), wrenn.SandboxID(req.ID), fork)

@@ -10,15 +10,19 @@ import (
 
 // Fork makes running copies of a sandbox. It returns an error for each copy, in
 // the order of ids; nil is a copy that runs. Repeating it is safe. When the call
-// itself fails, copies may exist or not: Destroy them. Tokens are the access tokens
-// of the copies' agents.
-func (c *Client) Fork(ctx context.Context, id wrenn.SandboxID, ids []wrenn.SandboxID, tokens map[wrenn.SandboxID]string) ([]error, error) {
-	res, err := call(ctx, c, c.deadlines.Create, c.rpc.ForkSandbox, hostwire.ForkRequest(id, ids, tokens))
+// itself fails, copies may exist or not: Destroy them.
+func (c *Client) Fork(ctx context.Context, id wrenn.SandboxID, fork wrenn.ForkSpec) ([]error, error) {
+	res, err := call(ctx, c, c.deadlines.Create, c.rpc.ForkSandbox, hostwire.ForkRequest(id, fork))
 	if err != nil {
 		return nil, err
 	}
+	from, made := hostwire.ParseForkResults(res)
+	if from != fork.Checkpoint {
+		return nil, wrenn.Errorf(wrenn.Unavailable, "%s cannot copy a checkpoint: its agent is of an older version; update it", c.peer)
+	}
+	ids := fork.IDs
 	results := make(map[wrenn.SandboxID]error, len(ids))
-	for _, r := range hostwire.ParseForkResults(res) {
+	for _, r := range made {
 		results[r.ID] = r.Err
 	}
 	out := make([]error, len(ids))

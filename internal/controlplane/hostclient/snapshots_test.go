@@ -22,7 +22,7 @@ func TestFork(t *testing.T) {
 	c, _ := serve(t, agent, hostclient.Deadlines{})
 	id, copied := box(t, c), wrenn.NewSandboxID()
 	for range 2 {
-		got, err := c.Fork(t.Context(), id, []wrenn.SandboxID{full, copied}, nil)
+		got, err := c.Fork(t.Context(), id, wrenn.ForkSpec{IDs: []wrenn.SandboxID{full, copied}})
 		if err != nil || got[1] != nil {
 			t.Fatalf("%v, %v", got, err)
 		}
@@ -34,7 +34,7 @@ func TestFork(t *testing.T) {
 	if n := agent.Creates(); n != 2 || agent.Sandboxes()[copied] != wrenn.ObservedRunning {
 		t.Errorf("%d made, %v", n, agent.Sandboxes())
 	}
-	_, err := c.Fork(t.Context(), wrenn.NewSandboxID(), []wrenn.SandboxID{copied}, nil)
+	_, err := c.Fork(t.Context(), wrenn.NewSandboxID(), wrenn.ForkSpec{IDs: []wrenn.SandboxID{copied}})
 	testkit.WantCode(t, err, wrenn.NotFound)
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,6 +20,9 @@ const parallelRows = 8
 type ForkSandbox struct {
 	Count    int               // 1 to 100
 	Metadata map[string]string // of each; nil is that of the sandbox
+	// Checkpoint is that of the sandbox which they are copies of; "" is the sandbox as it
+	// is now.
+	Checkpoint wrenn.CheckpointID
 }
 
 // Forked is the result of a fork.
@@ -35,7 +39,8 @@ type FailedCopy struct {
 
 // ForkSandbox returns when the copies run, all of one moment, on the sandbox's
 // host; the sandbox continues to run, or stays paused. Each copy counts for the
-// team's limits: without room for all none is made. It is an error when no copy runs.
+// team's limits: without room for all none is made. It is an error when no copy runs,
+// NotFound when the sandbox has no such checkpoint.
 func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxID, req ForkSandbox) (*Forked, error) {
 	if req.Count < 1 || req.Count > wrenn.MaxForks {
 		return nil, wrenn.Errorf(wrenn.Invalid, "a sandbox is forked into 1 to %d copies at a time, not %d", wrenn.MaxForks, req.Count)
@@ -45,6 +50,9 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 	}
 	parent, host, err := s.locate(ctx, c, id, wrenn.Running, wrenn.Paused)
 	if err != nil {
+		return nil, err
+	}
+	if err := hasCheckpoint(ctx, host, id, req.Checkpoint); err != nil {
 		return nil, err
 	}
 	on, err := s.hosts.copies(parent.Host)
@@ -60,12 +68,28 @@ func (s *Snapshots) ForkSandbox(ctx context.Context, c Caller, id wrenn.SandboxI
 		return nil, err
 	}
 	s.used.add(id)
-	f := &fork{starting: starting{s.core, c.actor()}, parent: parent, on: on, host: host, copies: make([]forkedCopy, len(rows))}
+	f := &fork{starting: starting{s.core, c.actor()}, parent: parent, from: req.Checkpoint, on: on, host: host, copies: make([]forkedCopy, len(rows))}
 	for i := range rows {
 		f.copies[i].row = &rows[i]
 	}
 	f.run(ctx)
 	return f.result()
+}
+
+// hasCheckpoint returns NotFound if a sandbox has no such checkpoint, before rows of
+// copies are made. "" is none.
+func hasCheckpoint(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID, cp wrenn.CheckpointID) error {
+	if cp == "" {
+		return nil
+	}
+	list, _, err := host.Checkpoints(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(c wrenn.Checkpoint) bool { return c.ID == cp }) {
+		return wrenn.Errorf(wrenn.NotFound, "sandbox %s has no checkpoint %.80q", id, cp)
+	}
+	return nil
 }
 
 // describeCopies returns the rows of copies, which start on the parent's host.
@@ -87,6 +111,7 @@ func describeCopies(parent *wrenn.Sandbox, req ForkSandbox) []wrenn.Sandbox {
 type fork struct {
 	starting
 	parent *wrenn.Sandbox
+	from   wrenn.CheckpointID // "" is the parent as it is now
 	on     *member
 	host   *hostclient.Client
 	copies []forkedCopy
@@ -107,7 +132,7 @@ func (f *fork) run(ctx context.Context) {
 	tokens, err := f.tokens.ofAll(ctx, ids)
 	var results []error
 	if err == nil {
-		results, err = f.host.Fork(ctx, f.parent.ID, ids, tokens)
+		results, err = f.host.Fork(ctx, f.parent.ID, wrenn.ForkSpec{IDs: ids, Tokens: tokens, Checkpoint: f.from})
 	}
 	if err != nil {
 		err = f.markLostIfNotFound(ctx, f.parent, err)

@@ -296,6 +296,45 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// TestForkOfACheckpoint copies the state of then; a host that cannot makes no copy.
+func TestForkOfACheckpoint(t *testing.T) {
+	t.Parallel()
+	for _, older := range []bool{false, true} {
+		agent := &hosttest.Agent{NoCheckpointForks: older}
+		w := newWorld(t, agent)
+		s, _ := w.replica(t, nil)
+		sb := create(t, s, w.caller)
+		write := func(text string) {
+			testkit.Must(t, s.WriteFile(t.Context(), w.caller, sb.ID, "", "/f", strings.NewReader(text)))
+		}
+		write("then")
+		cp, err := s.CreateCheckpoint(t.Context(), w.caller, sb.ID, "")
+		testkit.Must(t, err)
+		write("now")
+		forked, err := s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: 1, Checkpoint: cp.ID})
+		if older {
+			testkit.WantCode(t, err, wrenn.Unavailable)
+			if live := len(agent.Sandboxes()); live != 1 {
+				t.Errorf("the host has %d sandboxes, want one", live)
+			}
+			continue
+		}
+		testkit.Must(t, err)
+		r, err := s.ReadFile(t.Context(), w.caller, forked.Sandboxes[0].ID, "", "/f")
+		testkit.Must(t, err)
+		if content, err := io.ReadAll(r); err != nil || string(content) != "then" {
+			t.Errorf("the copy has %q, %v", content, err)
+		}
+		testkit.Must(t, r.Close())
+		before := agent.Creates()
+		_, err = s.ForkSandbox(t.Context(), w.caller, sb.ID, service.ForkSandbox{Count: 1, Checkpoint: wrenn.NewCheckpointID()})
+		testkit.WantCode(t, err, wrenn.NotFound)
+		if agent.Creates() != before {
+			t.Error("a copy was made of a checkpoint that does not exist")
+		}
+	}
+}
+
 // TestForkThatFails: the answer has the copies that run and the reasons of those that do not, which are also in their rows.
 func TestForkThatFails(t *testing.T) {
 	t.Parallel()

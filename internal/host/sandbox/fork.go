@@ -31,12 +31,19 @@ type Forked struct {
 // It may be repeated after a lost answer: existing copies stay as they are.
 // Invalid for no ids, too many, or one twice; other errors are of single copies.
 func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID, tokens map[wrenn.SandboxID]string) ([]Forked, error) {
+	return s.ForkBy(ctx, wrenn.ForkSpec{IDs: ids, Tokens: tokens})
+}
+
+// ForkBy is Fork that can make copies of a checkpoint of the sandbox, whose settings
+// they get as they are now. Without such a checkpoint each copy is NotFound.
+func (s *Sandbox) ForkBy(ctx context.Context, fork wrenn.ForkSpec) ([]Forked, error) {
+	ids := fork.IDs
 	if err := checkForks(s.id, ids); err != nil {
 		return nil, err
 	}
 	release := func() {}
 	source := sync.OnceValues(func() (id string, err error) { // when the first copy is to be made
-		id, r, err := s.forkSource(ctx)
+		id, r, err := s.forkSource(ctx, fork.Checkpoint)
 		if err == nil {
 			release = r
 		}
@@ -47,7 +54,7 @@ func (s *Sandbox) Fork(ctx context.Context, ids []wrenn.SandboxID, tokens map[wr
 	work.SetLimit(forksPerCPU * runtime.GOMAXPROCS(0))
 	for i, id := range ids {
 		work.Go(func() error {
-			copies[i] = s.forkOne(ctx, id, tokens[id], source)
+			copies[i] = s.forkOne(ctx, id, fork.Tokens[id], source)
 			return nil
 		})
 	}
@@ -93,23 +100,30 @@ func (s *Sandbox) forkOne(ctx context.Context, id wrenn.SandboxID, token string,
 	return Forked{wrenn.ForkResult{ID: id, Err: err}, sb}
 }
 
-// forkSource returns a snapshot of what the sandbox is now, leased until release.
-func (s *Sandbox) forkSource(ctx context.Context) (id string, release func(), err error) {
+// forkSource returns a snapshot of what the sandbox is now, or that of a checkpoint,
+// leased until release.
+func (s *Sandbox) forkSource(ctx context.Context, from wrenn.CheckpointID) (id string, release func(), err error) {
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return "", nil, err
 	}
 	defer locked.unlock()
+	if from != "" && s.journal.Checkpoint(from) < 0 {
+		return "", nil, wrenn.Errorf(wrenn.NotFound, "sandbox %s has no checkpoint %.80q", s.id, from)
+	}
 	op := operation{name: "fork", trace: "fork"}
 	paused := s.Info().Status == StatusPaused
-	if paused {
+	if paused || from != "" {
 		op.trace = ""
 	}
 	var snap *snapshot.Snapshot
 	err = locked.perform(ctx, op, func(ctx context.Context, undo *rollback.Stack) (err error) {
-		if paused {
+		switch {
+		case from != "":
+			snap, release, err = s.host.snapshots.Load(ctx, string(from))
+		case paused:
 			snap, release, err = s.host.snapshots.Load(ctx, s.journal.Snapshot)
-		} else {
+		default:
 			snap, release, err = locked.capture(ctx, undo, snapshot.Manifest{ID: newSnapshotID(), Transient: true})
 		}
 		return err

@@ -403,6 +403,36 @@ func TestForkOfAPausedSandboxLetsItSleep(t *testing.T) {
 	wantStatus(t, sb, StatusPaused, "")
 }
 
+// TestForkOfACheckpoint: the copies are as the sandbox was then, while it runs and while
+// it is paused.
+func TestForkOfACheckpoint(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	t.Cleanup(m.Close)
+	sb := create(t, m)
+	must(t, l.mark(t.Context(), sb, 'a'))
+	cp, err := sb.Checkpoint(t.Context(), "", "then")
+	must(t, err)
+	must(t, l.mark(t.Context(), sb, 'b'))
+	for range 2 {
+		copies, err := sb.ForkBy(t.Context(), wrenn.ForkSpec{IDs: []wrenn.SandboxID{wrenn.NewSandboxID()}, Checkpoint: cp.ID})
+		must(t, errors.Join(err, copies[0].Err))
+		l.wantMark(t, copies[0].Sandbox, 'a')
+		must(t, copies[0].Sandbox.Destroy(t.Context()))
+		must(t, sb.Pause(t.Context()))
+	}
+	copies, err := sb.ForkBy(t.Context(), wrenn.ForkSpec{IDs: []wrenn.SandboxID{wrenn.NewSandboxID()}, Checkpoint: wrenn.NewCheckpointID()})
+	must(t, err)
+	if wrenn.CodeOf(copies[0].Err) != wrenn.NotFound {
+		t.Errorf("a copy of no checkpoint: %v", copies[0].Err)
+	}
+	must(t, sb.Resume(t.Context()))
+	l.wantMark(t, sb, 'b')
+	must(t, sb.Destroy(t.Context()))
+	must(t, m.Collect(t.Context()))
+	wantSnapshots(t, m)
+}
+
 func TestForksThatCannotBe(t *testing.T) {
 	l := newLab(t)
 	m := l.open(t)

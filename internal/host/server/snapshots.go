@@ -11,7 +11,7 @@ import (
 )
 
 func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*pb.ForkSandboxResponse, error) {
-	id, ids, tokens, err := hostwire.ParseForkRequest(msg)
+	id, fork, err := hostwire.ParseForkRequest(msg)
 	if err != nil {
 		return nil, err
 	}
@@ -19,7 +19,7 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	copies, err := sb.Fork(ctx, ids, tokens)
+	copies, err := sb.ForkBy(ctx, fork)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +30,7 @@ func (s *server) ForkSandbox(ctx context.Context, msg *pb.ForkSandboxRequest) (*
 		}
 		results = append(results, c.ForkResult)
 	}
-	return hostwire.ForkResults(results), nil
+	return hostwire.ForkResults(fork.Checkpoint, results), nil
 }
 
 func (s *server) FetchSandbox(ctx context.Context, msg *pb.FetchSandboxRequest) (*pb.FetchSandboxResponse, error) {

@@ -35,6 +35,8 @@ type Agent struct {
 	Waiting func(ctx context.Context, id string) iter.Seq[string]
 	// Copy may fail a single copy of a fork.
 	Copy func(ctx context.Context, id string) error
+	// NoCheckpointForks makes it as a host that does not know copies of checkpoints.
+	NoCheckpointForks bool
 	// Sent, if set, is called with the size of each piece of output that was sent.
 	Sent func(n int)
 	// HasStore has the host fetch sandboxes.

@@ -17,16 +17,23 @@ type moment struct {
 	files map[string][]byte
 }
 
-// ForkSandbox makes running copies with the files of the sandbox.
+// ForkSandbox makes running copies with the files of the sandbox, or of a checkpoint.
 func (a *Agent) ForkSandbox(ctx context.Context, req *hostagentv1.ForkSandboxRequest) (*hostagentv1.ForkSandboxResponse, error) {
-	res := &hostagentv1.ForkSandboxResponse{}
+	res := &hostagentv1.ForkSandboxResponse{CheckpointId: req.GetCheckpointId()}
+	if a.NoCheckpointForks {
+		res.CheckpointId = ""
+	}
 	err := a.with(ctx, "ForkSandbox", req.GetSandboxId(), func() error {
 		parent, err := a.live(req.GetSandboxId())
 		if err != nil {
 			return err
 		}
+		files := parent.files
+		if m := parent.moment(req.GetCheckpointId()); m != nil {
+			files = m.files
+		}
 		for _, id := range req.GetNewIds() {
-			code, message := wire.ToResult(a.fork(ctx, parent, id))
+			code, message := wire.ToResult(a.fork(ctx, parent, id, files))
 			res.Results = append(res.Results, &hostagentv1.ForkResult{SandboxId: id, Code: code, Message: message})
 		}
 		return nil
@@ -35,7 +42,7 @@ func (a *Agent) ForkSandbox(ctx context.Context, req *hostagentv1.ForkSandboxReq
 }
 
 // fork makes one copy. The caller must hold mu.
-func (a *Agent) fork(ctx context.Context, parent *sandbox, id string) error {
+func (a *Agent) fork(ctx context.Context, parent *sandbox, id string, files map[string][]byte) error {
 	if a.Copy != nil {
 		if err := a.Copy(ctx, id); err != nil {
 			return err
@@ -50,7 +57,7 @@ func (a *Agent) fork(ctx context.Context, parent *sandbox, id string) error {
 	info := copyOf(parent.info)
 	info.SandboxId, info.Status, info.Version = id, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING, 1
 	b := newSandbox(info, parent.env)
-	b.files, b.secrets = maps.Clone(parent.files), parent.secrets
+	b.files, b.secrets = maps.Clone(files), parent.secrets
 	a.sandboxes[id] = b
 	a.creates++
 	return nil

@@ -3957,7 +3957,9 @@ type ForkSandboxRequest struct {
 	// The copies' ids, which the caller chooses: 1 to 100.
 	NewIds []string `protobuf:"bytes,2,rep,name=new_ids,json=newIds,proto3" json:"new_ids,omitempty"`
 	// As in CreateSandboxRequest, by the copies' ids.
-	AccessTokens  map[string]string `protobuf:"bytes,3,rep,name=access_tokens,json=accessTokens,proto3" json:"access_tokens,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	AccessTokens map[string]string `protobuf:"bytes,3,rep,name=access_tokens,json=accessTokens,proto3" json:"access_tokens,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Of which of its checkpoints they are copies; empty is its state now.
+	CheckpointId  string `protobuf:"bytes,115,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4013,10 +4015,20 @@ func (x *ForkSandboxRequest) GetAccessTokens() map[string]string {
 	return nil
 }
 
+func (x *ForkSandboxRequest) GetCheckpointId() string {
+	if x != nil {
+		return x.CheckpointId
+	}
+	return ""
+}
+
 type ForkSandboxResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the order of new_ids.
-	Results       []*ForkResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	Results []*ForkResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// That of the request. A host that does not know checkpoint_id leaves it out, and has
+	// copied the state of now.
+	CheckpointId  string `protobuf:"bytes,115,opt,name=checkpoint_id,json=checkpointId,proto3" json:"checkpoint_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4056,6 +4068,13 @@ func (x *ForkSandboxResponse) GetResults() []*ForkResult {
 		return x.Results
 	}
 	return nil
+}
+
+func (x *ForkSandboxResponse) GetCheckpointId() string {
+	if x != nil {
+		return x.CheckpointId
+	}
+	return ""
 }
 
 type ForkResult struct {
@@ -7793,17 +7812,19 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\faccess_token\x18\x02 \x01(\tR\vaccessToken\x12\x12\n" +
 	"\x04boot\x18- \x01(\bR\x04boot\"+\n" +
 	"\x15ResumeSandboxResponse\x12\x12\n" +
-	"\x04boot\x18- \x01(\bR\x04boot\"\xe6\x01\n" +
+	"\x04boot\x18- \x01(\bR\x04boot\"\x8b\x02\n" +
 	"\x12ForkSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x17\n" +
 	"\anew_ids\x18\x02 \x03(\tR\x06newIds\x12W\n" +
-	"\raccess_tokens\x18\x03 \x03(\v22.hostagent.v1.ForkSandboxRequest.AccessTokensEntryR\faccessTokens\x1a?\n" +
+	"\raccess_tokens\x18\x03 \x03(\v22.hostagent.v1.ForkSandboxRequest.AccessTokensEntryR\faccessTokens\x12#\n" +
+	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\x1a?\n" +
 	"\x11AccessTokensEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"n\n" +
 	"\x13ForkSandboxResponse\x122\n" +
-	"\aresults\x18\x01 \x03(\v2\x18.hostagent.v1.ForkResultR\aresults\"Y\n" +
+	"\aresults\x18\x01 \x03(\v2\x18.hostagent.v1.ForkResultR\aresults\x12#\n" +
+	"\rcheckpoint_id\x18s \x01(\tR\fcheckpointId\"Y\n" +
 	"\n" +
 	"ForkResult\x12\x1d\n" +
 	"\n" +

@@ -921,6 +921,9 @@ type FilesHash = string
 
 // Fork defines model for Fork.
 type Fork struct {
+	// Checkpoint The checkpoint of the sandbox that they are copies of; its state now when absent.
+	Checkpoint *CheckpointID `json:"checkpoint,omitempty"`
+
 	// Count How many copies.
 	Count *int `json:"count,omitempty"`
 
