@@ -2,11 +2,15 @@ package hosttest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"time"
 
+	"wrenn"
+	"wrenn/internal/tunnel"
+	"wrenn/internal/wire"
 	"wrenn/proto/gen/hostagent/v1/hostagentv1connect"
 )
 
@@ -37,6 +41,7 @@ func (s *Server) Start(ctx context.Context) error {
 	s.address = l.Addr().String()
 	mux := http.NewServeMux()
 	mux.Handle(hostagentv1connect.NewHostAgentServiceHandler(s.agent))
+	mux.HandleFunc(tunnel.HostPattern, refuseTunnel)
 	server := &http.Server{
 		Handler: mux, Protocols: new(http.Protocols), ReadHeaderTimeout: 30 * time.Second,
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 1000},
@@ -52,6 +57,14 @@ func (s *Server) Start(ctx context.Context) error {
 		}
 	}()
 	return nil
+}
+
+// refuseTunnel answers for sandboxes that are entries of a map: nothing in them listens,
+// not even an agent.
+func refuseTunnel(w http.ResponseWriter, _ *http.Request) {
+	code, message := wire.ToResult(wrenn.Errorf(wrenn.FailedPrecondition, "sandboxes of this host have no ports"))
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_ = json.NewEncoder(w).Encode(tunnel.Refused{Code: code, Message: message}) // fails when the caller has left
 }
 
 // Stop breaks all connections, as a host does that loses its network. Sandboxes live on.
