@@ -29,16 +29,16 @@ func TestEvents(t *testing.T) {
 		switch {
 		case r.URL.Path == "/v1/events" && n == len(streams):
 			w.WriteHeader(http.StatusUnauthorized)
-			_, _ = fmt.Fprint(w, `{"error":{"code":"unauthorized","message":"the key was revoked"}}`) // the client is there
+			_, _ = fmt.Fprint(w, `{"error":{"code":"unauthorized","message":"the key was revoked"}}`) // the client still listens
 		case r.URL.Path == "/v1/events":
 			connections.Add(1)
 			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush() // the client is there
+			_ = http.NewResponseController(w).Flush() // the client still listens
 			_, _ = fmt.Fprint(w, streams[n])
 		case r.URL.Path == "/v1/sandboxes":
-			_, _ = fmt.Fprint(w, "["+box("b", "paused", "")+"]") // the client is there
+			_, _ = fmt.Fprint(w, "["+box("b", "paused", "")+"]") // the client still listens
 		case strings.HasPrefix(r.URL.Path, "/v1/sandboxes/ia"):
-			_, _ = fmt.Fprint(w, box("a", "stopped", "its time is up")) // the client is there
+			_, _ = fmt.Fprint(w, box("a", "stopped", "its time is up")) // the client still listens
 		default:
 			w.WriteHeader(http.StatusTeapot)
 		}

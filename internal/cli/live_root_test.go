@@ -331,7 +331,7 @@ func TestCheckpointCopies(t *testing.T) {
 	l.want(result{0, other + "\n" + id + "\n", ""}, "", "sandbox", "list", "-q", "-l", "group=a")
 	l.want(result{1, "", "sandbox " + id + " has no checkpoint \"s00000000000000000000\"\n"}, "", "sandbox", "fork", id, "--checkpoint", "s00000000000000000000")
 	if got := l.run("", "sandbox", "create", "--from-checkpoint", id+":"+checkpoint, "--memory", "1024"); got.code != 2 {
-		t.Errorf("with a memory of its own: %+v", got)
+		t.Errorf("with another memory: %+v", got)
 	}
 	if got := l.run("", "sandbox", "create", "--from-checkpoint", id); got.code != 2 {
 		t.Errorf("without a checkpoint: %+v", got)

@@ -65,7 +65,7 @@ func (c *Client) MakeDir(ctx context.Context, user, path string) (wrenn.FileEntr
 }
 
 // Move gives a file or a directory another path. It replaces a file, and makes the
-// directories above the new path. AlreadyExists if a directory is there.
+// directories above the new path. AlreadyExists if that is a directory.
 func (c *Client) Move(ctx context.Context, user, from, to string) (wrenn.FileEntry, error) {
 	ctx, _ = as(ctx, user)
 	res, err := c.files.Move(ctx, &filesystem.MoveRequest{Source: from, Destination: to})

@@ -154,7 +154,7 @@ func treeCalls() map[string][]call {
 			call{name: "exists", method: "PUT", path: files + "/directory?path=%2Fthere", status: 409, code: "conflict"}),
 		"moveFile": append(append(jsonCalls(files+"/move"), sandboxCalls("POST", files+"/move", `{"from":"/x","to":"/a"}`, "")...),
 			call{name: "ok", method: "POST", path: files + "/move", body: `{"from":"/x","to":"/a","user":"bob"}`, status: 200, want: fileJSON},
-			call{name: "as nobody", method: "POST", path: files + "/move", body: `{"from":"/x","to":"/a"}`, status: 200, want: moved},
+			call{name: "by default", method: "POST", path: files + "/move", body: `{"from":"/x","to":"/a"}`, status: 200, want: moved},
 			call{name: "no file", method: "POST", path: files + "/move", body: `{"from":"/none","to":"/a"}`, status: 404, code: "not_found"},
 			call{name: "nowhere", method: "POST", path: files + "/move", body: `{"from":"/x"}`, status: 400, code: "invalid_request"},
 			call{name: "empty", method: "POST", path: files + "/move", body: `{"from":"","to":"/a"}`, status: 400, code: "invalid_request"}),
