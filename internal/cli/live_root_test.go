@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/ssh"
 
+	"wrenn/client"
 	"wrenn/internal/livetest"
 	"wrenn/internal/pgtest"
 	"wrenn/internal/programs"
@@ -299,7 +300,7 @@ func (l *live) watches(t *testing.T, dir string, files func(string, ...string) [
 // processes lists and ends a program.
 func (l *live) processes(t *testing.T) {
 	t.Helper()
-	t.Cleanup(func() { _ = os.RemoveAll(programLogs) }) // the guests are this machine
+	t.Cleanup(func() { _ = os.RemoveAll(programs.Dir) }) // the guests are this machine
 	pid := l.output("", "sandbox", "exec", "-u", "root", "-d", "web", "--", "sleep", "600")
 	listed := func() string { return l.output("", "sandbox", "ps", "web") }
 	if got := listed(); !regexp.MustCompile(`(?m)^` + pid + ` .*sleep 600`).MatchString(got) {
