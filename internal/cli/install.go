@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
+	"github.com/alecthomas/kong"
 	"github.com/pelletier/go-toml/v2"
 
 	"wrenn"
@@ -18,6 +20,19 @@ import (
 	"wrenn/internal/parts"
 	"wrenn/internal/plain"
 )
+
+// AfterApply refuses flags that --install would ignore: the service has a file for them.
+func (c *upCommand) AfterApply(parsed *kong.Context) error {
+	if !c.Install {
+		return nil
+	}
+	for _, part := range parsed.Path {
+		if part.Flag != nil && part.Flag.Name != "install" && slices.ContainsFunc(parsed.Selected().Flags, func(f *kong.Flag) bool { return f.Name == part.Flag.Name }) {
+			return fmt.Errorf("--install takes no --%s: write %s into %s, and restart the service", part.Flag.Name, part.Flag.Name, service.Places{}.Settings())
+		}
+	}
+	return nil
+}
 
 // install makes up a service, and keeps its key for the other commands.
 func (*upCommand) install(ctx context.Context, s *session) error {

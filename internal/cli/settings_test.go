@@ -58,3 +58,22 @@ func TestSettings(t *testing.T) {
 		}
 	}
 }
+
+// What --install would ignore is refused; what is of all commands is not.
+func TestInstallTakesNoFlags(t *testing.T) {
+	for args, want := range map[string]string{
+		"up --install --listen 127.0.0.1:1": "write listen into /etc/wrenn/up.toml",
+		"up --install --uninstall":          "can't be used together",
+		"-o json up --install":              "",
+		"up --uninstall --state /srv/wrenn": "",
+	} {
+		var line commandLine
+		parser, err := kong.New(&line, kong.Name("wrenn"), kong.Configuration(loadFlags))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parser.Parse(strings.Fields(args)); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("wrenn %s: %v, want %q", args, err, want)
+		}
+	}
+}

@@ -220,6 +220,37 @@ func TestResumeOfADamagedSnapshot(t *testing.T) {
 	wantAlive(t, other)
 }
 
+// What PauseAll leaves is on the disk alone, and the next agent resumes it.
+func TestPauseAll(t *testing.T) {
+	l := newLab(t)
+	m := l.open(t)
+	for n := range 3 {
+		sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), wrenn.SandboxSpec{Size: small, EndOfLife: wrenn.EndOfLife{Timeout: time.Hour}})
+		must(t, err)
+		if n == 0 { // one is paused already
+			must(t, sb.Pause(t.Context()))
+		}
+	}
+	for range 2 {
+		must(t, m.PauseAll(t.Context()))
+		if n, live := len(l.world.Running()), m.Live(); n != 0 || live != 0 {
+			t.Errorf("%d machines run, %d sandboxes are live", n, live)
+		}
+	}
+	next := l.restart(t, m)
+	all := next.listed()
+	for _, info := range all {
+		sb, err := next.Get(info.ID)
+		must(t, err)
+		must(t, sb.Resume(t.Context()))
+		wantAlive(t, sb)
+		must(t, sb.Destroy(t.Context()))
+	}
+	if len(all) != 3 {
+		t.Errorf("%d sandboxes are left, want 3", len(all))
+	}
+}
+
 func TestPausedSandboxesTakeNoMemory(t *testing.T) {
 	l := newLab(t)
 	l.cfg.Limits = Limits{Sandboxes: 2, MemoryMiB: small.MemoryMiB}
