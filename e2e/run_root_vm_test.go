@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"wrenn/internal/testkit"
 )
 
 // tour runs what "make run" runs, in the test's own state directory.
@@ -139,5 +141,16 @@ func TestUpNeedsRoot(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "sudo wrenn up") {
 		t.Errorf("up without root: %v:\n%s", err, out)
+	}
+}
+
+// TestExamples runs the programs of docs/recipes.md, and reads the metrics of both programs.
+func TestExamples(t *testing.T) {
+	dir := stateDir(t)
+	plane, agent := testkit.FreeAddress(t), testkit.FreeAddress(t)
+	const scrape = `curl -sf http://$0/metrics | grep -q '^wrenn_host_up.* 1' && curl -sf http://$1/metrics | grep -q '^wrenn_sandboxes' && exec ../examples/test.sh`
+	code, out := startUp(t, dir, "--metrics", plane, "--agent-metrics", agent, "--", "bash", "-o", "pipefail", "-c", scrape, plane, agent).end(t)
+	if code != 0 || !strings.Contains(out, "review leaves nothing works") {
+		t.Errorf("exit code %d:\n%s", code, out)
 	}
 }

@@ -2,6 +2,7 @@ package mcpserver
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -40,7 +41,7 @@ func (c *clip) text() (kept string, cut int64) {
 	head, tail := c.head, c.tail[max(0, len(c.tail)-c.half):]
 	cut = c.total - int64(len(head)) - int64(len(tail))
 	if cut == 0 {
-		return valid(append(head[:len(head):len(head)], tail...)), 0
+		return valid(append(slices.Clip(head), tail...)), 0
 	}
 	for range utf8.UTFMax - 1 { // characters that the cut divides
 		if r, size := utf8.DecodeLastRune(head); r == utf8.RuneError && size == 1 {

@@ -137,7 +137,7 @@ func (c call) run(ctx context.Context, id string, cmd client.Command, input stri
 	}
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
-	defer stream.Close()                                                         // ends the helpers
+	defer func() { _ = stream.Close() }()                                        // it cannot fail, and ends the helpers
 	defer context.AfterFunc(ctx, func() { _ = stream.Signal(client.SIGKILL) })() // or it has ended
 	if input != "" {
 		helpers.Go(func() {
@@ -251,7 +251,7 @@ func (c call) waitFor(ctx context.Context, id string, pid int, d time.Duration) 
 	if err != nil {
 		return false, err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // it cannot fail
 	return stillRuns(ctx, stream, d)
 }
 
@@ -298,7 +298,7 @@ func stopProgram(ctx context.Context, c call, in stopInput) (stopOutput, error) 
 	if err != nil {
 		return stopOutput{}, err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // it cannot fail
 	if err := stream.Signal(client.SIGTERM); err != nil {
 		return stopOutput{}, err
 	}

@@ -82,7 +82,7 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Run(ctx context.Context, transport mcp.Transport) error {
 	err := s.mcp.Run(ctx, transport)
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the session was to end
 	}
 	return err
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -73,7 +74,7 @@ func Write(ctx context.Context, out io.Writer, directory string, parts []Part, n
 	packed := gzip.NewWriter(out)
 	archive := tar.NewWriter(packed)
 	var failed bytes.Buffer
-	parts = append(parts[:len(parts):len(parts)], Part{errorsIn, func(context.Context) ([]byte, error) { return failed.Bytes(), nil }}) // the last one
+	parts = append(slices.Clip(parts), Part{errorsIn, func(context.Context) ([]byte, error) { return failed.Bytes(), nil }}) // the last one
 	for _, part := range parts {
 		text, err := part.Content(ctx)
 		if err != nil {
