@@ -46,6 +46,53 @@ func ParseScopes(texts []string) (Scopes, error) {
 	return set, nil
 }
 
+// Role is a name of the scopes that people with one kind of work need.
+type Role string
+
+// The roles.
+const (
+	RoleViewer    Role = "viewer"    // sees what the team has
+	RoleDeveloper Role = "developer" // works with sandboxes and templates, without keys and secrets
+	RoleAdmin     Role = "admin"     // everything of the team
+)
+
+// roles are the roles and their scopes, the one with the least first.
+var roles = [...]struct {
+	role   Role
+	scopes []Scope
+}{
+	{RoleViewer, []Scope{ScopeRead}},
+	{RoleDeveloper, []Scope{ScopeSandboxes, ScopeTemplates}},
+	{RoleAdmin, []Scope{ScopeAdmin}},
+}
+
+// ParseRole returns the scopes of a role, or an Invalid error for one that does not exist.
+func ParseRole(text string) (Scopes, error) {
+	for _, r := range roles {
+		if string(r.role) == text {
+			return setOf(r.scopes), nil
+		}
+	}
+	return 0, Errorf(Invalid, "%.40q is no role of a key: use viewer, developer or admin", text)
+}
+
+// Role returns the role that has the scopes, "" if none has these.
+func (s Scopes) Role() Role {
+	for _, r := range roles {
+		if setOf(r.scopes) == s {
+			return r.role
+		}
+	}
+	return ""
+}
+
+func setOf(scopes []Scope) (set Scopes) {
+	for _, s := range scopes {
+		set |= bitOf(s)
+	}
+	return set
+}
+
 func bitOf(scope Scope) Scopes {
 	for i, s := range scopes {
 		if s == scope {

@@ -49,3 +49,24 @@ func TestScopes(t *testing.T) {
 		t.Error("no scope allows to read")
 	}
 }
+
+func TestRoles(t *testing.T) {
+	for role, want := range map[wrenn.Role]string{wrenn.RoleViewer: "read", wrenn.RoleDeveloper: "sandboxes, templates", wrenn.RoleAdmin: "admin"} {
+		scopes, err := wrenn.ParseRole(string(role))
+		if err != nil || scopes.String() != want || scopes.Role() != role {
+			t.Errorf("%s: %v, of role %q, %v", role, scopes, scopes.Role(), err)
+		}
+	}
+	if role := wrenn.OperatorScopes.Role(); role != "" {
+		t.Errorf("the operator's scopes have the role %q", role)
+	}
+	if _, err := wrenn.ParseRole("owner"); wrenn.CodeOf(err) != wrenn.Invalid {
+		t.Errorf("ParseRole() = %v, want Invalid", err)
+	}
+	if viewer, _ := wrenn.ParseRole("viewer"); viewer.Allow(wrenn.ScopeSandboxes) {
+		t.Error("a viewer may change sandboxes")
+	}
+	if developer, _ := wrenn.ParseRole("developer"); developer.Allow(wrenn.ScopeAdmin) || !developer.Allow(wrenn.ScopeRead) {
+		t.Error("a developer may change keys, or not see sandboxes")
+	}
+}

@@ -15,13 +15,15 @@ type Key struct {
 	CreatedAt  time.Time `json:"created_at"`
 	LastUsedAt time.Time `json:"last_used_at,omitzero"` // zero when never
 	Scopes     []string  `json:"scopes"`                // "read", "sandboxes", "templates", "admin"
+	Role       string    `json:"role,omitempty"`        // "viewer", "developer" or "admin"; "" if the scopes are those of none
 	ExpiresAt  time.Time `json:"expires_at,omitzero"`   // zero is never
 }
 
 // CreateKey says what key Client.CreateKey makes.
 type CreateKey struct {
 	Name      string    `json:"name"`
-	Scopes    []string  `json:"scopes,omitempty"`    // what it may be used for; none: everything
+	Scopes    []string  `json:"scopes,omitempty"`    // what it may be used for; none, without Role: everything
+	Role      string    `json:"role,omitempty"`      // instead of Scopes
 	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero is never
 }
 

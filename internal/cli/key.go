@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -18,7 +19,8 @@ type keyCommands struct {
 
 type keyCreateCommand struct {
 	Name    string   `arg:"" help:"A name that says what the key is for."`
-	Scope   []string `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything of the team, also keys and secrets; the default), operator (hosts). May be repeated." placeholder:"SCOPE"`
+	Scope   []string `help:"What it may be used for: read (see what there is), sandboxes, templates, admin (everything of the team, also keys and secrets; the default), operator (hosts). May be repeated." xor:"what" placeholder:"SCOPE"`
+	Role    string   `help:"Instead of scopes: viewer (read), developer (sandboxes and templates) or admin." enum:"viewer,developer,admin," default:"" xor:"what" placeholder:"ROLE"`
 	Expires span     `help:"After how long it stops working, such as 720h; default never." placeholder:"DURATION"`
 }
 
@@ -28,7 +30,7 @@ func (c *keyCreateCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	want := client.CreateKey{Name: c.Name, Scopes: c.Scope}
+	want := client.CreateKey{Name: c.Name, Scopes: c.Scope, Role: c.Role}
 	if c.Expires.Duration != 0 {
 		want.ExpiresAt = time.Now().Add(c.Expires.Duration)
 	}
@@ -62,7 +64,7 @@ func (*keyListCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	return s.print(keys, func(w io.Writer) {
-		rows := [][]string{{"ID", "NAME", "KEY", "SCOPES", "AGE", "LAST USED", "EXPIRES"}}
+		rows := [][]string{{"ID", "NAME", "KEY", "ROLE", "SCOPES", "AGE", "LAST USED", "EXPIRES"}}
 		for _, k := range keys {
 			used := "never"
 			if !k.LastUsedAt.IsZero() {
@@ -72,7 +74,7 @@ func (*keyListCommand) Run(ctx context.Context, s *session) error {
 			if !k.ExpiresAt.IsZero() {
 				expires = k.ExpiresAt.Local().Format(time.DateTime)
 			}
-			rows = append(rows, []string{k.ID, k.Name, k.Hint + "...", strings.Join(k.Scopes, ","), age(k.CreatedAt), used, expires})
+			rows = append(rows, []string{k.ID, k.Name, k.Hint + "...", cmp.Or(k.Role, "-"), strings.Join(k.Scopes, ","), age(k.CreatedAt), used, expires})
 		}
 		table(w, rows)
 	})

@@ -30,6 +30,9 @@ func (p *Pool) Explain(ctx context.Context, policy wrenn.NetworkPolicy, host str
 			return wrenn.EgressExplanation{}, context.Cause(ctx)
 		}
 		e := wrenn.EgressExplanation{Reason: err.Error()}
+		if len(policy.DNSServers) > 0 {
+			e.Reason += " (by the resolvers of the host, and not by the DNS servers of the policy)"
+		}
 		if byName.ByName {
 			e.Rule, e.Layer = byName.Rule, byName.Layer
 		}

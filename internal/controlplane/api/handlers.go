@@ -179,7 +179,7 @@ func (h *handlers) change(ctx context.Context, id string, do func(context.Contex
 func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObject) (oapi.CreateKeyResponseObject, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.s.times.call)
 	defer cancel()
-	scopes, err := wrenn.ParseScopes(textsOf(value(req.Body.Scopes)))
+	scopes, err := scopesOf(req.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -191,9 +191,20 @@ func (h *handlers) CreateKey(ctx context.Context, req oapi.CreateKeyRequestObjec
 	}
 	key := keyOf(k)
 	return oapi.CreateKey201JSONResponse{Body: oapi.CreatedKey{
-		ID: key.ID, Name: key.Name, Hint: key.Hint, Scopes: key.Scopes, CreatedAt: key.CreatedAt, LastUsedAt: key.LastUsedAt, ExpiresAt: key.ExpiresAt,
+		ID: key.ID, Name: key.Name, Hint: key.Hint, Scopes: key.Scopes, Role: key.Role, CreatedAt: key.CreatedAt, LastUsedAt: key.LastUsedAt, ExpiresAt: key.ExpiresAt,
 		Key: secret,
 	}}, nil
+}
+
+// scopesOf returns the scopes of a key that is to be made.
+func scopesOf(body *oapi.CreateKey) (wrenn.Scopes, error) {
+	switch {
+	case body.Role == nil:
+		return wrenn.ParseScopes(textsOf(value(body.Scopes)))
+	case body.Scopes != nil:
+		return 0, invalid("a key has a role or scopes, not both")
+	}
+	return wrenn.ParseRole(string(*body.Role))
 }
 
 func (h *handlers) ListKeys(ctx context.Context, _ oapi.ListKeysRequestObject) (oapi.ListKeysResponseObject, error) {
@@ -217,6 +228,9 @@ func keyOf(k service.Key) oapi.Key {
 	}
 	for _, scope := range k.Scopes.Texts() {
 		out.Scopes = append(out.Scopes, oapi.Scope(scope))
+	}
+	if role := k.Scopes.Role(); role != "" {
+		out.Role = new(oapi.Role(role))
 	}
 	return out
 }

@@ -311,12 +311,16 @@ func keyCalls() map[string][]call {
 	return map[string][]call{
 		"createKey": append(jsonCalls("/v1/keys"),
 			call{name: "ok", method: "POST", path: "/v1/keys", body: `{"name":"laptop"}`, status: 201,
-				want: `{"id":"` + testKeyID + `","name":"laptop","hint":"e2b_0123","scopes":["admin"],"created_at":"2026-01-02T15:04:05Z","key":"` + testKey + `"}`},
+				want: `{"id":"` + testKeyID + `","name":"laptop","hint":"e2b_0123","scopes":["admin"],"role":"admin","created_at":"2026-01-02T15:04:05Z","key":"` + testKey + `"}`},
+			call{name: "role", method: "POST", path: "/v1/keys", body: `{"name":"laptop","role":"developer"}`, status: 201,
+				want: `{"id":"` + testKeyID + `","name":"laptop","hint":"e2b_0123","scopes":["sandboxes","templates"],"role":"developer","created_at":"2026-01-02T15:04:05Z","key":"` + testKey + `"}`},
+			call{name: "no role", method: "POST", path: "/v1/keys", body: `{"name":"laptop","role":"owner"}`, status: 400, code: "invalid_request"},
+			call{name: "role and scopes", method: "POST", path: "/v1/keys", body: `{"name":"laptop","role":"viewer","scopes":["read"]}`, status: 400, code: "invalid_request"},
 			call{name: "name", method: "POST", path: "/v1/keys", body: `{"name":""}`, status: 400, code: "invalid_request"},
 			call{name: "no key", method: "POST", path: "/v1/keys", body: `{"name":"x"}`, key: "-", status: 401, code: "unauthorized"}),
 		"listKeys": {
 			{name: "ok", method: "GET", path: "/v1/keys", status: 200,
-				want: `[{"id":"` + testKeyID + `","name":"laptop","hint":"e2b_0123","scopes":["admin"],"expires_at":"2026-01-02T15:04:05Z","created_at":"2026-01-02T15:04:05Z","last_used_at":"2026-01-02T15:04:05Z"}]`},
+				want: `[{"id":"` + testKeyID + `","name":"laptop","hint":"e2b_0123","scopes":["admin"],"role":"admin","expires_at":"2026-01-02T15:04:05Z","created_at":"2026-01-02T15:04:05Z","last_used_at":"2026-01-02T15:04:05Z"}]`},
 			{name: "no key", method: "GET", path: "/v1/keys", key: "-", status: 401, code: "unauthorized"},
 		},
 		"listAuditEntries": {

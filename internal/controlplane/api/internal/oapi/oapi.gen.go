@@ -424,27 +424,48 @@ func (e OnTimeout) Valid() bool {
 	}
 }
 
+// Defines values for Role.
+const (
+	RoleAdmin     Role = "admin"
+	RoleDeveloper Role = "developer"
+	RoleViewer    Role = "viewer"
+)
+
+// Valid indicates whether the value is a known member of the Role enum.
+func (e Role) Valid() bool {
+	switch e {
+	case RoleAdmin:
+		return true
+	case RoleDeveloper:
+		return true
+	case RoleViewer:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for Scope.
 const (
-	Admin     Scope = "admin"
-	Operator  Scope = "operator"
-	Read      Scope = "read"
-	Sandboxes Scope = "sandboxes"
-	Templates Scope = "templates"
+	ScopeAdmin     Scope = "admin"
+	ScopeOperator  Scope = "operator"
+	ScopeRead      Scope = "read"
+	ScopeSandboxes Scope = "sandboxes"
+	ScopeTemplates Scope = "templates"
 )
 
 // Valid indicates whether the value is a known member of the Scope enum.
 func (e Scope) Valid() bool {
 	switch e {
-	case Admin:
+	case ScopeAdmin:
 		return true
-	case Operator:
+	case ScopeOperator:
 		return true
-	case Read:
+	case ScopeRead:
 		return true
-	case Sandboxes:
+	case ScopeSandboxes:
 		return true
-	case Templates:
+	case ScopeTemplates:
 		return true
 	default:
 		return false
@@ -700,7 +721,10 @@ type CreateKey struct {
 	// Name For people.
 	Name string `json:"name"`
 
-	// Scopes What it may be used for; without them everything, `admin`.
+	// Role Instead of scopes.
+	Role *Role `json:"role,omitempty"`
+
+	// Scopes What it may be used for; without them and a role everything, `admin`.
 	Scopes *[]Scope `json:"scopes,omitempty"`
 }
 
@@ -774,7 +798,10 @@ type CreatedKey struct {
 	// LastUsedAt Absent until it is used.
 	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	Name       string     `json:"name"`
-	Scopes     []Scope    `json:"scopes"`
+
+	// Role Which these scopes are; absent if none.
+	Role   *Role   `json:"role,omitempty"`
+	Scopes []Scope `json:"scopes"`
 }
 
 // EndCause Why a sandbox ended.
@@ -1126,7 +1153,10 @@ type Key struct {
 	// LastUsedAt Absent until it is used.
 	LastUsedAt *time.Time `json:"last_used_at,omitempty"`
 	Name       string     `json:"name"`
-	Scopes     []Scope    `json:"scopes"`
+
+	// Role Which these scopes are; absent if none.
+	Role   *Role   `json:"role,omitempty"`
+	Scopes []Scope `json:"scopes"`
 }
 
 // Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
@@ -1377,6 +1407,9 @@ type RenewHost struct {
 
 // Requires Labels that the host of the sandbox must have; `zone` asks for a zone. Absent for none. Names have the form of values, and at least one character.
 type Requires map[string]string
+
+// Role A name of some scopes: `viewer` is `read`, `developer` is `sandboxes` and `templates`, `admin` is `admin`.
+type Role string
 
 // Sandbox defines model for Sandbox.
 type Sandbox struct {
