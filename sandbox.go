@@ -67,6 +67,10 @@ type Sandbox struct {
 	EndCause EndCause // the same, for programs; set from stopping on
 	// Unresponsive is set while it runs and its guest does not answer; nil otherwise.
 	Unresponsive *Unresponsive
+	// Moving is set for one that ran and was paused to be moved to another host.
+	Moving bool
+	// MovedKey is what another host has fetched last; an earlier host's copy is void.
+	MovedKey string
 	// Stored is where a paused one is besides its host; zero when nowhere.
 	Stored   Stored
 	Parent   SandboxID // the sandbox that it was forked from; "" for none
@@ -149,6 +153,9 @@ type PauseOptions struct {
 	// It needs a guest that answers, whatever Guest says.
 	DiskOnly bool
 	Guest    PauseGuest
+	// Hold keeps a sandbox paused until it is resumed by a call: its use does not resume
+	// it. Of one that is paused already it does just that.
+	Hold bool
 	// Durable has the control plane wait until the sandbox is stored; hosts ignore it.
 	Durable bool
 }

@@ -25,6 +25,20 @@ type Host struct {
 	LastSeenAt time.Time         `json:"last_seen_at,omitzero"` // zero when it never answered
 
 	CertificateUntil time.Time `json:"certificate_until,omitzero"` // zero for a host of a configuration
+	Drain            *Drain    `json:"drain,omitempty"`            // of one that is drained; nil in lists
+}
+
+// Drain is how far the drain of a host is.
+type Drain struct {
+	Left     int        `json:"left"`      // sandboxes that it still has; with 0 the drain is done
+	Moving   int        `json:"moving"`    // of these, those that were paused to be moved
+	NotMoved []NotMoved `json:"not_moved"` // of these, those that could not be moved; 100 at most
+}
+
+// NotMoved is a sandbox that could not be moved off its host.
+type NotMoved struct {
+	Sandbox string `json:"sandbox"`
+	Reason  string `json:"reason"`
 }
 
 // HostToken is a token with which one host joins, once.
@@ -93,6 +107,12 @@ func (c *Client) CordonHost(ctx context.Context, id string) (*Host, error) {
 // UncordonHost lets new sandboxes onto a host again. Twice is allowed.
 func (c *Client) UncordonHost(ctx context.Context, id string) (*Host, error) {
 	return c.host(ctx, http.MethodPost, hostPath(id)+"/uncordon")
+}
+
+// DrainHost cordons a host and has its sandboxes moved to other hosts, in the background.
+// Host shows the progress; UncordonHost ends it. Twice is allowed.
+func (c *Client) DrainHost(ctx context.Context, id string) (*Host, error) {
+	return c.host(ctx, http.MethodPost, hostPath(id)+"/drain")
 }
 
 // RemoveHost ends the use of a host that joined, is cordoned and has no sandboxes,

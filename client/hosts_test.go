@@ -9,6 +9,7 @@ import (
 
 	"wrenn"
 	"wrenn/client"
+	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -39,6 +40,25 @@ func (f *fake) CordonHost(_ context.Context, _ service.Caller, id wrenn.HostID) 
 
 func (f *fake) UncordonHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
 	return f.host(id, wrenn.HostActive)
+}
+
+func (f *fake) DrainHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	h, err := f.host(id, wrenn.HostDraining)
+	if err == nil {
+		h.Drain = &postgres.Drained{Left: 2, Stuck: []postgres.NotMoved{{ID: "iabcdefghijklmnopqrst", Reason: "it has a volume"}}}
+	}
+	return h, err
+}
+
+func TestDrainHost(t *testing.T) {
+	got, err := serve(t, &fake{}).DrainHost(t.Context(), "h2")
+	want := &client.Drain{Left: 2, NotMoved: []client.NotMoved{{Sandbox: "iabcdefghijklmnopqrst", Reason: "it has a volume"}}}
+	if err != nil || got.Status != "draining" {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if diff := cmp.Diff(want, got.Drain); diff != "" {
+		t.Error(diff)
+	}
 }
 
 func (f *fake) RemoveHost(_ context.Context, _ service.Caller, id wrenn.HostID) (*service.HostState, error) {

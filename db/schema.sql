@@ -234,6 +234,9 @@ CREATE TABLE public.sandboxes (
     stored_at timestamp with time zone,
     stored_key text DEFAULT ''::text NOT NULL,
     requires jsonb DEFAULT '{}'::jsonb NOT NULL,
+    moving boolean DEFAULT false NOT NULL,
+    moving_note text DEFAULT ''::text NOT NULL,
+    moved_key text DEFAULT ''::text NOT NULL,
     CONSTRAINT sandboxes_end_cause CHECK ((end_cause = ANY (ARRAY[''::text, 'user'::text, 'timeout'::text, 'guest_powered_off'::text, 'guest_panicked'::text, 'guest_out_of_memory'::text, 'host_out_of_memory'::text, 'vmm_crashed'::text, 'host_restarted'::text, 'host_lost'::text, 'start_failed'::text, 'quarantined'::text, 'internal'::text]))),
     CONSTRAINT sandboxes_memory_mb_check CHECK ((memory_mb > 0)),
     CONSTRAINT sandboxes_on_timeout CHECK ((on_timeout = ANY (ARRAY['destroy'::text, 'pause'::text, 'pause_disk'::text]))),
@@ -452,6 +455,8 @@ CREATE INDEX sandboxes_host ON public.sandboxes USING btree (host_id, state) WHE
 CREATE INDEX sandboxes_list ON public.sandboxes USING btree (team_id, state, created_at DESC, id DESC);
 
 CREATE INDEX sandboxes_metadata ON public.sandboxes USING gin (metadata jsonb_path_ops) WITH (fastupdate=off);
+
+CREATE INDEX sandboxes_moving ON public.sandboxes USING btree (id) WHERE moving;
 
 CREATE UNIQUE INDEX secrets_names ON public.secrets USING btree (team_id, name);
 

@@ -32,6 +32,9 @@ WITH moved AS (
         -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
         stored_at = CASE WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_at END,
         stored_key = CASE WHEN @from_state IN ('paused', 'resuming') AND @to_state IN ('paused', 'resuming') THEN stored_key ELSE '' END,
+        moving = (sandboxes.moving OR @moving::boolean) AND @to_state IN ('pausing', 'paused', 'resuming'),
+        moving_note = CASE WHEN sandboxes.host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id) THEN sandboxes.moving_note ELSE '' END,
+        moved_key = coalesce(nullif(@moved_key::text, ''), sandboxes.moved_key),
         worker = sqlc.narg('worker'),
         host_id = coalesce(sqlc.narg('host_id'), sandboxes.host_id),
         started_at = CASE WHEN @to_state IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
@@ -132,7 +135,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -154,7 +157,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
 FROM unnest(@states::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
     SELECT * FROM sandboxes -- the variables, which may be large, are not read
@@ -192,15 +195,42 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 FROM sandboxes WHERE sandboxes.host_id = @host_id AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 FROM sandboxes WHERE sandboxes.id = ANY (@seen::text[]);
+
+-- name: SandboxesToMove :many
+-- Those that are being moved, and all on hosts that are drained.
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+FROM sandboxes WHERE sandboxes.moving
+UNION
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+FROM sandboxes WHERE sandboxes.state NOT IN ('stopped', 'failed')
+    AND sandboxes.host_id IN (SELECT hosts.id FROM hosts WHERE hosts.status = 'draining');
+
+-- name: SetMovingNote :exec
+UPDATE sandboxes SET moving_note = @note WHERE id = @id AND moving_note <> @note;
+
+-- name: ClearMovingNotes :exec
+UPDATE sandboxes SET moving_note = '' WHERE host_id = @host_id AND state NOT IN ('stopped', 'failed') AND moving_note <> '';
+
+-- name: DrainProgress :many
+SELECT id, state, moving, moving_note FROM sandboxes
+WHERE host_id = @host_id AND state NOT IN ('stopped', 'failed') ORDER BY moving_note = '', id;
 
 -- name: AbandonedSandboxes :many
 -- Rows in transition whose worker, a control plane, is not connected any more.
@@ -268,6 +298,6 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 FROM sandboxes s WHERE s.team_id = @team_id AND s.id = ANY(@ids::text[])
 ORDER BY s.created_at DESC, s.id DESC;

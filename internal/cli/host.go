@@ -12,6 +12,7 @@ import (
 
 	"wrenn/client"
 	"wrenn/internal/plain"
+	"wrenn/internal/wake"
 )
 
 type hostCommands struct {
@@ -19,6 +20,7 @@ type hostCommands struct {
 	Get      hostGetCommand      `cmd:"" help:"Print a host."`
 	Cordon   hostCordonCommand   `cmd:"" help:"Place no new sandboxes on hosts; those that they have stay."`
 	Uncordon hostUncordonCommand `cmd:"" help:"Place sandboxes on hosts again."`
+	Drain    hostDrainCommand    `cmd:"" help:"Move all sandboxes of hosts to others; running ones are paused for some seconds."`
 	Explain  hostExplainCommand  `cmd:"" help:"Say why a sandbox is on its host, and which hosts could have it."`
 	Remove   hostRemoveCommand   `cmd:"" help:"End the use of hosts that are cordoned and empty."`
 	Lost     hostLostCommand     `cmd:"" help:"Declare that hosts do not come back: their sandboxes become failed."`
@@ -93,6 +95,17 @@ func printHost(w io.Writer, h *client.Host) {
 		{"disk free MB", ofLimit(c.DiskFreeMB, c.DiskMB)},
 		{"disks MB", ofLimit(c.DisksMBUsed, c.DisksMB)},
 	})
+	if h.Drain == nil {
+		return
+	}
+	fmt.Fprintf(w, "\ndrain: %d sandboxes left, %d of them on their way\n", h.Drain.Left, h.Drain.Moving)
+	rows := [][]string{{"NOT MOVED", "REASON"}}
+	for _, sb := range h.Drain.NotMoved {
+		rows = append(rows, []string{sb.Sandbox, plain.Line(sb.Reason)})
+	}
+	if len(rows) > 1 {
+		table(w, rows)
+	}
 }
 
 type hostCordonCommand struct {
@@ -111,6 +124,31 @@ type hostUncordonCommand struct {
 // Run uncordons them one by one.
 func (c *hostUncordonCommand) Run(ctx context.Context, s *session) error {
 	return s.eachHost(ctx, "uncordoning", c.IDs, (*client.Client).UncordonHost)
+}
+
+type hostDrainCommand struct {
+	IDs  []string `arg:"" name:"id" complete:"host" help:"The hosts."`
+	Wait bool     `help:"Wait until they have no sandboxes, or only such as cannot be moved."`
+}
+
+// drainLook is how often a host is looked at that is drained.
+const drainLook = time.Second
+
+// Run drains them one by one.
+func (c *hostDrainCommand) Run(ctx context.Context, s *session) error {
+	return s.eachHost(ctx, "draining", c.IDs, func(api *client.Client, ctx context.Context, id string) (*client.Host, error) {
+		h, err := api.DrainHost(ctx, id)
+		for err == nil && c.Wait && h.Drain != nil && h.Drain.Left > len(h.Drain.NotMoved) {
+			if !wake.Sleep(ctx, drainLook) {
+				return nil, context.Cause(ctx)
+			}
+			h, err = api.Host(ctx, id)
+		}
+		if err == nil && c.Wait && h.Drain != nil && h.Drain.Left > 0 {
+			err = fmt.Errorf("%d sandboxes could not be moved: `wrenn host get %s` has the reasons", h.Drain.Left, id)
+		}
+		return h, err
+	})
 }
 
 type hostExplainCommand struct {

@@ -4,6 +4,7 @@ package controlplane
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	"wrenn/internal/host/member"
 	"wrenn/internal/host/server"
 	"wrenn/internal/host/server/agenttest"
+	"wrenn/internal/objects"
 	"wrenn/internal/testkit"
 )
 
@@ -24,15 +26,22 @@ type joined struct {
 
 func (s *system) join(t *testing.T, c *client.Client, id string) joined {
 	t.Helper()
+	return s.joinWith(t, c, id, agenttest.Config{})
+}
+
+// joinWith is join of an agent with that configuration, less its listener.
+func (s *system) joinWith(t *testing.T, c *client.Client, id string, cfg agenttest.Config) joined {
+	t.Helper()
 	token, err := c.CreateHostToken(t.Context(), client.CreateHostToken{Host: id, Zone: "z-" + id})
 	testkit.Must(t, err)
 	address := testkit.FreeAddress(t)
 	m, err := member.Join{StateDir: t.TempDir(), ControlPlane: s.url, Token: token.Token, Listen: address}.Do(t.Context())
 	testkit.Must(t, err)
 	files := m.Files()
-	agent := agenttest.New(t, agenttest.Config{Listen: server.Listen{Address: address, TLS: server.TLS{
+	cfg.Listen = server.Listen{Address: address, TLS: server.TLS{
 		Certificate: files.Certificate, Key: files.Key, ClientCA: files.CA, ClientName: "control-plane",
-	}}})
+	}}
+	agent := agenttest.New(t, cfg)
 	return joined{id, m, agent}
 }
 
@@ -121,5 +130,57 @@ func TestHostsJoin(t *testing.T) {
 	_, err = c.CreateHostToken(t.Context(), client.CreateHostToken{Host: "h1"})
 	if client.CodeOf(err) != client.InvalidState {
 		t.Errorf("a token for a host of the configuration: %v", err)
+	}
+}
+
+// TestDrainHost empties a host of a paused sandbox and one that runs, by a store that both
+// hosts have, and the host is removed then.
+func TestDrainHost(t *testing.T) {
+	s := newSystem(t)
+	c, err := client.New(client.Config{URL: s.url, Key: s.key})
+	testkit.Must(t, err)
+	dir := t.TempDir()
+	open := func() agenttest.Config {
+		store, err := objects.OpenDir(dir)
+		testkit.Must(t, err)
+		return agenttest.Config{Objects: store, Facts: wrenn.HostFacts{Labels: map[string]string{"disk": "nvme"}, Zone: "ignored"}}
+	}
+	h2, h3 := s.joinWith(t, c, "h2", open()), s.joinWith(t, c, "h3", open())
+	for _, id := range []string{"h1", "h2", "h3"} {
+		reached(t, c, id)
+	}
+	if h, err := c.Host(t.Context(), "h2"); err != nil || h.Labels["disk"] != "nvme" || h.Zone != "z-h2" || h.Platform != "fake" {
+		t.Errorf("host: %+v, %v", h, err)
+	}
+	runs, rests := onlyOn(t, c, "h2"), onlyOn(t, c, "h2")
+	_, err = c.PauseSandbox(t.Context(), rests)
+	testkit.Must(t, err)
+	_, err = c.UncordonHost(t.Context(), "h3")
+	testkit.Must(t, err)
+	_, err = c.DrainHost(t.Context(), "h2")
+	testkit.Must(t, err)
+	testkit.WaitNoError(t, "the host is drained", func() error {
+		h, err := c.Host(t.Context(), "h2")
+		if err == nil && h.Drain.Left != 0 {
+			err = fmt.Errorf("%+v", h.Drain)
+		}
+		return err
+	})
+	says(t, c, runs, "still here")
+	if sb, err := c.Sandbox(t.Context(), rests); err != nil || sb.State != client.Paused || sb.StoredAt.IsZero() {
+		t.Errorf("%+v, %v", sb, err)
+	}
+	testkit.WaitUntil(t, "nothing is left on the host", func() bool { return h2.agent.Manager.Live() == 0 })
+	_, err = c.ResumeSandbox(t.Context(), rests)
+	testkit.Must(t, err)
+	says(t, c, rests, "and here")
+	if n := h3.agent.Manager.Live(); n != 2 {
+		t.Errorf("the other host has %d sandboxes", n)
+	}
+	if h, err := c.RemoveHost(t.Context(), "h2"); err != nil || h.Status != "removed" {
+		t.Errorf("removed: %+v, %v", h, err)
+	}
+	for _, id := range []string{runs, rests} {
+		testkit.Must(t, c.DeleteSandbox(t.Context(), id))
 	}
 }

@@ -369,14 +369,14 @@ func parseSandboxInfo(msg *pb.SandboxInfo) wrenn.ObservedSandbox {
 // PauseRequest asks for a pause.
 func PauseRequest(id wrenn.SandboxID, options wrenn.PauseOptions) *pb.PauseSandboxRequest {
 	return &pb.PauseSandboxRequest{
-		SandboxId: string(id), DiskOnly: options.DiskOnly,
+		SandboxId: string(id), DiskOnly: options.DiskOnly, Hold: options.Hold,
 		Force: options.Guest == wrenn.PauseForced, IfAble: options.Guest == wrenn.PauseIfAble,
 	}
 }
 
 // ParsePauseRequest reads how a sandbox is to be paused.
 func ParsePauseRequest(msg *pb.PauseSandboxRequest) wrenn.PauseOptions {
-	options := wrenn.PauseOptions{DiskOnly: msg.GetDiskOnly()}
+	options := wrenn.PauseOptions{DiskOnly: msg.GetDiskOnly(), Hold: msg.GetHold()}
 	switch {
 	case msg.GetForce():
 		options.Guest = wrenn.PauseForced

@@ -133,6 +133,7 @@ type Hosts interface {
 	Host(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	CordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	UncordonHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
+	DrainHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	RemoveHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	LoseHost(context.Context, service.Caller, wrenn.HostID) (*service.HostState, error)
 	ExplainPlacement(context.Context, service.Caller, wrenn.SandboxID) (*service.Placement, error)

@@ -40,6 +40,11 @@ func (h *handlers) UncordonHost(ctx context.Context, req oapi.UncordonHostReques
 	return oapi.UncordonHost200JSONResponse{Body: now}, err
 }
 
+func (h *handlers) DrainHost(ctx context.Context, req oapi.DrainHostRequestObject) (oapi.DrainHostResponseObject, error) {
+	now, err := h.oneHost(ctx, req.Host, h.s.service.DrainHost)
+	return oapi.DrainHost200JSONResponse{Body: now}, err
+}
+
 func (h *handlers) RemoveHost(ctx context.Context, req oapi.RemoveHostRequestObject) (oapi.RemoveHostResponseObject, error) {
 	now, err := h.oneHost(ctx, req.Host, h.s.service.RemoveHost)
 	return oapi.RemoveHost200JSONResponse{Body: now}, err
@@ -158,6 +163,12 @@ func host(h *service.HostState) oapi.Host {
 	}
 	if p := h.Info.Platform; p != (wrenn.Platform{}) {
 		out.Platform = new(p.String())
+	}
+	if d := h.Drain; d != nil {
+		out.Drain = &oapi.Drain{Left: d.Left, Moving: d.Moving, NotMoved: []oapi.NotMoved{}} // none is [], not null
+		for _, sb := range d.Stuck {
+			out.Drain.NotMoved = append(out.Drain.NotMoved, oapi.NotMoved{Sandbox: string(sb.ID), Reason: sb.Reason})
+		}
 	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"wrenn"
+	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
 )
 
@@ -45,6 +46,15 @@ func (s *stub) CordonHost(_ context.Context, c service.Caller, id wrenn.HostID) 
 
 func (s *stub) UncordonHost(_ context.Context, c service.Caller, id wrenn.HostID) (*service.HostState, error) {
 	return s.findHost(c, id, wrenn.HostActive)
+}
+
+func (s *stub) DrainHost(_ context.Context, c service.Caller, id wrenn.HostID) (*service.HostState, error) {
+	h, err := s.findHost(c, id, wrenn.HostDraining)
+	if err != nil {
+		return nil, err
+	}
+	h.Drain = &postgres.Drained{Left: 3, Moving: 1, Stuck: []postgres.NotMoved{{ID: testID, Reason: "it has a volume"}}}
+	return h, nil
 }
 
 func (s *stub) RemoveHost(_ context.Context, c service.Caller, id wrenn.HostID) (*service.HostState, error) {
@@ -158,7 +168,9 @@ func hostCalls() map[string][]call {
 			{name: "not an operator", method: "GET", path: "/v1/sandboxes/" + testID + "/placement", key: readerKey, status: 403, code: "forbidden"},
 			{name: "missing", method: "GET", path: "/v1/sandboxes/ixxxxxxxxxxxxxxxxxxxx/placement", status: 404, code: "not_found"},
 		},
-		"cordonHost":   append(hostFailures("POST", "/cordon"), ok("POST", "/cordon", with("cordoned"))),
+		"cordonHost": append(hostFailures("POST", "/cordon"), ok("POST", "/cordon", with("cordoned"))),
+		"drainHost": append(hostFailures("POST", "/drain"), ok("POST", "/drain", strings.TrimSuffix(with("draining"), "}")+
+			`,"drain":{"left":3,"moving":1,"not_moved":[{"sandbox":"`+testID+`","reason":"it has a volume"}]}}`)),
 		"removeHost":   append(hostFailures("POST", "/remove"), ok("POST", "/remove", with("removed"))),
 		"loseHost":     append(hostFailures("POST", "/lose"), ok("POST", "/lose", with("lost"))),
 		"uncordonHost": append(hostFailures("POST", "/uncordon"), ok("POST", "/uncordon", hostJSON)),

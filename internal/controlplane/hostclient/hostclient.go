@@ -292,6 +292,9 @@ func (c *Client) Pause(ctx context.Context, id wrenn.SandboxID, options wrenn.Pa
 	return err
 }
 
+// ID is that of the host.
+func (c *Client) ID() wrenn.HostID { return c.id }
+
 // Resume continues a paused sandbox; twice is allowed. Token is the access token of
 // its agent, for a sandbox that was created without one.
 func (c *Client) Resume(ctx context.Context, id wrenn.SandboxID, token string) error {

@@ -116,7 +116,7 @@ func (l Limits) of(sandboxes *int32, memoryMB *int64) Limits {
 }
 
 // ResumeSandbox moves a paused row to resuming, as MoveSandbox does, unless its
-// memory exceeds the team's limit now: Exhausted.
+// memory exceeds the team's limit now: Exhausted. One that is being moved had its memory before.
 func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Limits, actor string) (*wrenn.Sandbox, error) {
 	var out *wrenn.Sandbox
 	err := s.inTx(ctx, "resume the sandbox's row", func(ctx context.Context, q *dbsqlc.Queries) error {
@@ -132,7 +132,7 @@ func (s *Store) ResumeSandbox(ctx context.Context, sb *wrenn.Sandbox, limits Lim
 		if err != nil {
 			return err
 		}
-		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); use.UsedMemoryMB > int64(limits.TeamMemoryMB) {
+		if limits := limits.of(use.MaxSandboxes, use.MaxMemoryMB); !sb.Moving && use.UsedMemoryMB > int64(limits.TeamMemoryMB) {
 			return wrenn.Errorf(wrenn.Exhausted, "with this one the team's running sandboxes would have %d MB of memory of at most %d MB together: pause or delete some first; it stays paused",
 				use.UsedMemoryMB, limits.TeamMemoryMB)
 		}
@@ -149,6 +149,9 @@ type Move struct {
 	Cause  wrenn.EndCause // why it ends; "" keeps the row's
 	Host   wrenn.HostID   // "" keeps the row's
 	Actor  string         // recorded in the event
+
+	Moving   bool   // it shall run again on another host; kept until it runs
+	MovedKey string // what the Host has fetched; "" keeps the row's
 }
 
 // MoveSandbox moves a row to another state, and writes the event, if the row still
@@ -168,6 +171,7 @@ func (s *Store) MoveSandbox(ctx context.Context, sb *wrenn.Sandbox, m Move) (*wr
 
 func (s *Store) move(sb *wrenn.Sandbox, m Move) dbsqlc.MoveSandboxParams {
 	params := dbsqlc.MoveSandboxParams{
+		Moving: m.Moving, MovedKey: m.MovedKey,
 		ID: string(sb.ID), Version: sb.Version, FromState: string(sb.State), ToState: string(m.To), Reason: m.Reason, EndCause: string(m.Cause), Actor: m.Actor,
 	}
 	if m.Host != "" {
@@ -359,7 +363,7 @@ func (s *Store) listed(ctx context.Context, team wrenn.TeamID, l List, from curs
 }
 
 // withoutEnv returns rows of a query that does not read env, which may be large.
-func withoutEnv[R dbsqlc.ListSandboxesRow | dbsqlc.ListSandboxesOldestFirstRow | dbsqlc.HostRowsRow](rows []R) []dbsqlc.Sandbox {
+func withoutEnv[R dbsqlc.ListSandboxesRow | dbsqlc.ListSandboxesOldestFirstRow | dbsqlc.HostRowsRow | dbsqlc.SandboxesToMoveRow](rows []R) []dbsqlc.Sandbox {
 	out := make([]dbsqlc.Sandbox, len(rows))
 	for i, row := range rows {
 		out[i] = dbsqlc.Sandbox(row)
@@ -527,7 +531,7 @@ func sandbox(r dbsqlc.Sandbox) *wrenn.Sandbox {
 		CreatedAt: r.CreatedAt.UTC(), StartedAt: orZero(r.StartedAt), LastActiveAt: orZero(r.LastActiveAt), EndsAt: orZero(r.EndsAt),
 		UpdatedAt: r.UpdatedAt.UTC(), Version: r.Version,
 		EndCause: wrenn.EndCause(r.EndCause), Unresponsive: unresponsive(&r),
-		Stored: wrenn.Stored{At: orZero(r.StoredAt), Key: r.StoredKey},
+		Stored: wrenn.Stored{At: orZero(r.StoredAt), Key: r.StoredKey}, Moving: r.Moving, MovedKey: r.MovedKey,
 	}
 }
 

@@ -312,6 +312,8 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		first = func() error { return l.cfg.Store.SetUnresponsive(ctx, &a.Row, a.Unresponsive) }
 	case SetStored:
 		first = func() error { return l.cfg.Store.SetStored(ctx, &a.Row, a.Stored) }
+	case Drop:
+		first = func() error { return l.drop(ctx, host, a.Row) }
 	case Extend:
 		first = func() error { return host.Extend(ctx, a.Row.ID, a.Row.Timeout) }
 	case SetNetwork:
@@ -321,6 +323,20 @@ func (l *Loop) do(ctx context.Context, host Host, a Action) error {
 		return err
 	}
 	return then()
+}
+
+// drop removes the copy of a sandbox whose row names another host, unless the row has
+// changed: it may name this one again.
+func (l *Loop) drop(ctx context.Context, host Host, row wrenn.Sandbox) error {
+	now, err := l.cfg.Store.HostRows(ctx, "", []wrenn.SandboxID{row.ID})
+	if err != nil {
+		return err
+	}
+	same := slices.ContainsFunc(now, func(sb wrenn.Sandbox) bool { return sb.ID == row.ID && sb.Version == row.Version })
+	if !same {
+		return nil
+	}
+	return host.Destroy(ctx, row.ID)
 }
 
 // report shows operators the sandboxes that no row explains: once in the log, and

@@ -4,7 +4,8 @@
 //
 // It works on states, never on events: the next round sees the result of
 // whatever happened. It never destroys a live sandbox unless its row has ended or
-// is stopping, and never one that no row explains.
+// is stopping, and never one that no row explains; but of a paused one that another host
+// has fetched from the snapshot store it removes the copy that is the same.
 package reconcile
 
 import (
@@ -27,6 +28,7 @@ const (
 	SetNetwork  Kind = "network"     // set the row's network policy on the host
 	Condition   Kind = "condition"   // show in the row whether the guest answers
 	SetStored   Kind = "stored"      // show in the row where the paused sandbox is stored
+	Drop        Kind = "drop"        // remove a copy of a stored sandbox that another host has, if the row is still as it was
 )
 
 // Action is one step of a plan. The actions of a plan do not depend on each other.
@@ -46,8 +48,9 @@ type Result struct {
 	// Unknown are sandboxes that no row explains. They are not touched but
 	// reported: an operator decides.
 	Unknown []wrenn.ObservedSandbox
-	// Again is true when a sandbox has ended whose row was too new to act on, or does not
-	// follow its network policies and cannot be told now: the next round should be soon.
+	// Again is true when a sandbox has ended, or was stored, whose row was too new to act on,
+	// or does not follow its network policies and cannot be told now: the next round should
+	// be soon.
 	Again bool
 }
 
@@ -134,6 +137,11 @@ func (r *Result) absent(row *Row, asOf time.Time, grace Grace) {
 		}
 	case wrenn.Stopping:
 		r.add(Move, row, EndOf(&row.Sandbox), row.Reason)
+	case wrenn.Paused:
+		if row.Stored.Key != "" {
+			return // a host fetches it when it is resumed
+		}
+		r.end(Move, row, wrenn.Failed, ReasonLost, wrenn.CauseLost)
 	default:
 		r.end(Move, row, wrenn.Failed, ReasonLost, wrenn.CauseLost)
 	}
@@ -154,7 +162,7 @@ func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID
 	case row == nil:
 		r.Unknown = append(r.Unknown, seen)
 	case row.UpdatedAt.After(asOf):
-		r.Again = r.Again || seen.State.Ended() || !row.State.Ended() && !seen.Network.Equal(row.Network)
+		r.Again = r.Again || seen.State.Ended() || !row.State.Ended() && (!seen.Network.Equal(row.Network) || seen.Stored.Key != row.Stored.Key && seen.Stored.IsOf(row.Team))
 	case row.Host != host:
 		r.elsewhere(row, seen)
 	case row.State.Ended():
@@ -173,6 +181,10 @@ func (r *Result) present(row *Row, seen wrenn.ObservedSandbox, host wrenn.HostID
 func (r *Result) elsewhere(row *Row, seen wrenn.ObservedSandbox) {
 	if seen.State.Ended() {
 		r.add(Acknowledge, row, "", "") // this host failed to start it, another one has it
+		return
+	}
+	if seen.State == wrenn.ObservedPaused && seen.Stored.Key != "" && seen.Stored.Key == row.MovedKey {
+		r.add(Drop, row, "", "") // this host has what the row's host has fetched, and nothing else
 		return
 	}
 	r.Unknown = append(r.Unknown, seen)
@@ -239,8 +251,11 @@ func (r *Result) live(row *Row, seen wrenn.ObservedSandbox, asOf time.Time, grac
 			r.add(SetNetwork, row, "", "")
 		}
 	}
-	if state == wrenn.Paused && state == row.State {
+	switch {
+	case state == wrenn.Paused && state == row.State:
 		r.stored(row, seen.Stored)
+	case seen.Stored.IsOf(row.Team): // which is shown once the row is paused
+		r.Again = true
 	}
 	if state == wrenn.Running && state == row.State && !sameCondition(seen.Unresponsive, row.Unresponsive) {
 		r.Actions = append(r.Actions, Action{Kind: Condition, Row: row.Sandbox, Unresponsive: seen.Unresponsive})

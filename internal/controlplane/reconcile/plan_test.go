@@ -343,3 +343,47 @@ func TestPlanKeepsTheLaw(t *testing.T) {
 		}
 	}
 }
+
+// TestPlanStored: a paused sandbox that is stored is not lost with its host's files, and
+// a host's copy is removed only if another one has fetched the same.
+func TestPlanStored(t *testing.T) {
+	const team, key = "t", "teams/t/snapshots/s1.x"
+	now := time.Unix(1e9, 0)
+	row := func(change func(*wrenn.Sandbox)) []reconcile.Row {
+		sb := wrenn.Sandbox{ID: "a", Team: team, Host: "h1", State: wrenn.Paused, UpdatedAt: now.Add(-time.Hour)}
+		change(&sb)
+		return []reconcile.Row{{Sandbox: sb}}
+	}
+	seen := func(state wrenn.ObservedState, key string) []wrenn.ObservedSandbox {
+		return []wrenn.ObservedSandbox{{ID: "a", State: state, Stored: wrenn.Stored{Key: key}}}
+	}
+	stored := func(sb *wrenn.Sandbox) { sb.Stored.Key = key }
+	moved := func(sb *wrenn.Sandbox) { sb.Host, sb.MovedKey, sb.State = "h2", key, wrenn.Running }
+	for name, c := range map[string]struct {
+		rows    []reconcile.Row
+		seen    []wrenn.ObservedSandbox
+		want    reconcile.Kind
+		unknown int
+		again   bool
+	}{
+		"its files are gone":          {rows: row(stored)},
+		"and it is not stored":        {rows: row(func(*wrenn.Sandbox) {}), want: reconcile.Move},
+		"a copy":                      {rows: row(moved), seen: seen(wrenn.ObservedPaused, key), want: reconcile.Drop},
+		"a copy that ran since":       {rows: row(moved), seen: seen(wrenn.ObservedPaused, key+"2"), unknown: 1},
+		"a copy that runs":            {rows: row(moved), seen: seen(wrenn.ObservedRunning, ""), unknown: 1},
+		"neither was stored":          {rows: row(func(sb *wrenn.Sandbox) { sb.Host = "h2" }), seen: seen(wrenn.ObservedPaused, ""), unknown: 1},
+		"stored before the row knows": {rows: row(func(sb *wrenn.Sandbox) { sb.UpdatedAt = now.Add(time.Second) }), seen: seen(wrenn.ObservedPaused, key), again: true},
+		"stored while it is pausing":  {rows: row(func(sb *wrenn.Sandbox) { sb.State = wrenn.Pausing }), seen: seen(wrenn.ObservedPaused, key), want: reconcile.Move, again: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := reconcile.Plan(c.rows, wrenn.Inventory{Host: "h1", Sandboxes: c.seen}, now, grace)
+			var kind reconcile.Kind
+			if len(got.Actions) > 0 {
+				kind = got.Actions[0].Kind
+			}
+			if kind != c.want || len(got.Actions) > 1 || len(got.Unknown) != c.unknown || got.Again != c.again {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}

@@ -51,7 +51,7 @@ func (s *Commands) Exec(ctx context.Context, c Caller, id wrenn.SandboxID, cmd w
 // sandbox as it is now, so that a client learns it before it is upgraded to a
 // stream. It changes nothing and resumes nothing.
 func (s *Commands) CheckExec(ctx context.Context, c Caller, id wrenn.SandboxID) error {
-	_, _, err := s.locateUsable(ctx, c, id)
+	_, err := s.findUsable(ctx, c, id)
 	return err
 }
 
@@ -92,7 +92,7 @@ const pollPaused = time.Second
 // nothing says that it ever runs again.
 func (s *Commands) AwaitRunning(ctx context.Context, c Caller, id wrenn.SandboxID) error {
 	for {
-		sb, _, err := s.locateUsable(ctx, c, id)
+		sb, err := s.findUsable(ctx, c, id)
 		if err != nil || sb.State == wrenn.Running {
 			return err
 		}

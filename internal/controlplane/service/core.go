@@ -12,6 +12,7 @@ import (
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
 	"wrenn/internal/controlplane/vault"
+	"wrenn/internal/wake"
 )
 
 const (
@@ -44,15 +45,37 @@ func detach(ctx context.Context, call time.Duration) (context.Context, context.C
 // locate returns a sandbox of the caller's team and the client of its host. It
 // is a FailedPrecondition unless the row's state is one of want.
 func (c *core) locate(ctx context.Context, caller Caller, id wrenn.SandboxID, want ...wrenn.State) (*wrenn.Sandbox, *hostclient.Client, error) {
-	sb, err := c.store.TeamSandbox(ctx, caller.Team, id)
+	sb, err := c.find(ctx, caller, id, want...)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !slices.Contains(want, sb.State) {
-		return nil, nil, wrongState(sb, want[0])
-	}
 	host, err := c.hosts.client(sb.Host)
 	return sb, host, err
+}
+
+// moveWait bounds how long a request for a sandbox that runs waits while it is moved to
+// another host. Then the request does with it what it does with a paused one.
+const moveWait = 2 * time.Minute
+
+// find is locate without the host. A sandbox that is being moved runs again in a moment:
+// who wants it running waits for that.
+func (c *core) find(ctx context.Context, caller Caller, id wrenn.SandboxID, want ...wrenn.State) (*wrenn.Sandbox, error) {
+	for {
+		sb, err := c.store.TeamSandbox(ctx, caller.Team, id)
+		if err != nil {
+			return nil, err
+		}
+		if sb.Moving && sb.State != wrenn.Running && slices.Contains(want, wrenn.Running) && time.Since(sb.UpdatedAt) < moveWait {
+			if !wake.Sleep(ctx, pollRow) {
+				return nil, &wrenn.Error{Code: wrenn.Unavailable, Message: "the sandbox is being moved to another host; try again in a moment", Err: context.Cause(ctx)}
+			}
+			continue
+		}
+		if !slices.Contains(want, sb.State) {
+			return nil, wrongState(sb, want[0])
+		}
+		return sb, nil
+	}
 }
 
 // wrongState is the error of a request that needs the sandbox in another state.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"golang.org/x/time/rate"
 
@@ -24,6 +25,8 @@ type HostState struct {
 	wrenn.HostRecord
 
 	Reachable bool // it answered this replica's last ping
+	// Drain is how far its drain is; nil of one that is not drained, and in lists.
+	Drain *postgres.Drained
 }
 
 // ListHosts returns all hosts by id, also those that were removed.
@@ -43,7 +46,10 @@ func (s *HostAdmin) Host(ctx context.Context, _ Caller, id wrenn.HostID) (*HostS
 		return nil, err
 	}
 	out := s.hosts.state(*row)
-	return &out, nil
+	if row.Status == wrenn.HostDraining {
+		out.Drain, err = s.store.DrainProgress(ctx, id)
+	}
+	return &out, err
 }
 
 // CordonHost lets no new sandboxes onto a host; those that it has stay. Twice is
@@ -76,7 +82,7 @@ func (s *HostAdmin) RemoveHost(ctx context.Context, _ Caller, id wrenn.HostID) (
 		return nil, err
 	}
 	if !has.Empty() && row.Status != wrenn.HostLost {
-		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s is not empty: it has %d sandboxes, %d templates and %d volumes; delete or move them first", id, has.Sandboxes, has.Builds, has.Volumes)
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s is not empty: it has %d sandboxes, %d templates and %d volumes; drain it, and delete them first", id, has.Sandboxes, has.Builds, has.Volumes)
 	}
 	return s.setStatus(ctx, id, wrenn.HostRemoved, wrenn.HostCordoned, wrenn.HostDraining, wrenn.HostLost, wrenn.HostRemoved)
 }
@@ -87,7 +93,7 @@ const (
 )
 
 // LoseHost takes the word of an operator that a host does not come back: its sandboxes
-// become failed, its templates have to be built again, and its certificate is revoked.
+// become failed but the paused ones that are stored, its templates have to be built again, and its certificate is revoked.
 // It is FailedPrecondition while the host answers. Twice is allowed.
 func (s *HostAdmin) LoseHost(ctx context.Context, _ Caller, id wrenn.HostID) (*HostState, error) {
 	if m := s.hosts.member(id); m != nil {
@@ -117,6 +123,7 @@ func (s *HostAdmin) LoseHost(ctx context.Context, _ Caller, id wrenn.HostID) (*H
 func (s *HostAdmin) loseSandboxes(ctx context.Context, id wrenn.HostID) error {
 	for range lostRounds {
 		rows, err := s.store.HostRows(ctx, id, nil)
+		rows = slices.DeleteFunc(rows, func(sb wrenn.Sandbox) bool { return sb.State == wrenn.Paused && sb.Stored.Key != "" })
 		if err != nil || len(rows) == 0 {
 			return err
 		}

@@ -65,7 +65,7 @@ func (s *Operator) MoveSandbox(ctx context.Context, id wrenn.SandboxID, host wre
 		if sb.Stored.Key == "" {
 			return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s does not have sandbox %s paused, and it is not in a snapshot store: copy its files there and restart its agent", host, id)
 		}
-		return s.fetchTo(ctx, m, sb, actorOperator)
+		return s.fetchTo(ctx, m, sb, actorOperator, nil)
 	}
 	if sb.Host == host {
 		return sb, nil

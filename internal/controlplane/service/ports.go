@@ -88,8 +88,11 @@ func (p *Ports) awaitRunning(ctx context.Context, id wrenn.SandboxID) (wrenn.Hos
 			return sb.Host, nil
 		}
 		if sb.AutoResume && !sb.State.Ended() || !sb.State.InTransition() || sb.State == wrenn.Stopping {
-			_, err := p.use(ctx, Caller{Team: sb.Team}, id)
-			return sb.Host, err
+			host, err := p.use(ctx, Caller{Team: sb.Team}, id)
+			if err != nil {
+				return "", err
+			}
+			return host.ID(), nil // another one than the row's, if it was moved
 		}
 		if !wake.Sleep(ctx, pollRow) {
 			return "", context.Cause(ctx)

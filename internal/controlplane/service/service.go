@@ -112,6 +112,7 @@ type Service struct {
 	builder               *builder
 	templates             *templateReconciler
 	volumes               *volumeReconciler
+	drainer               *drainer
 	flushing              *flusher
 	retention, oldEntries *retention
 }
@@ -141,6 +142,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},
+		drainer:    newDrainer(c),
 		flushing:   &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
 		retention:  &retention{what: "rows of sandboxes that ended long ago", drop: store.DropEnded, keep: cfg.KeepEnded, every: retentionEvery, log: log},
 		oldEntries: &retention{what: "old entries of the audit log", drop: store.DropAuditEntries, keep: cfg.KeepAudit, every: retentionEvery, log: log},
@@ -167,7 +169,7 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
-		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.runAudit, s.retention.run, s.oldEntries.run, s.runReseal,
+		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.runAudit, s.retention.run, s.oldEntries.run, s.runReseal,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}

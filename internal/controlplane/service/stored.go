@@ -1,7 +1,9 @@
 package service
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -41,49 +43,118 @@ func (c *core) awaitStored(ctx context.Context, sb *wrenn.Sandbox) (*wrenn.Sandb
 	return sb, nil
 }
 
-// placeToResume returns a sandbox that is about to be resumed with the host for it: its
-// own or, for a paused and stored one whose host cannot be reached, another one, which
-// fetches it and is its host then.
-func (c *core) placeToResume(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client) (*wrenn.Sandbox, *hostclient.Client, error) {
-	if sb.State != wrenn.Paused || c.hosts.answers(ctx, sb.Host) {
-		return sb, host, nil
+// placeToResume returns the host of a sandbox. One that is about to be resumed gets
+// another host, which fetches it, if it is stored and its own cannot be reached or takes
+// no new sandboxes. It stays on a host that only takes no new ones if no other fits.
+func (c *core) placeToResume(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, *hostclient.Client, error) {
+	if sb.State == wrenn.Paused {
+		answers := c.hosts.answers(ctx, sb.Host)
+		if m := c.hosts.member(sb.Host); !answers || !m.schedulable() {
+			moved, host, err := c.moveStored(ctx, caller, sb)
+			if err == nil || !answers || errors.Is(err, postgres.ErrConflict) {
+				return moved, host, err
+			}
+		}
 	}
-	if sb.Stored.Key == "" {
-		return nil, nil, wrenn.Errorf(wrenn.Unavailable, "sandbox %s is on host %s alone, which cannot be reached; it was not stored elsewhere: try again when the host is back", sb.ID, sb.Host)
-	}
-	return c.moveStored(ctx, caller, sb)
+	host, err := c.hosts.client(sb.Host)
+	return sb, host, err
 }
 
 // moveStored has another host fetch a paused and stored sandbox, and makes it its host.
 func (c *core) moveStored(ctx context.Context, caller Caller, sb *wrenn.Sandbox) (*wrenn.Sandbox, *hostclient.Client, error) {
+	if sb.Stored.Key == "" {
+		return nil, nil, wrenn.Errorf(wrenn.Unavailable, "sandbox %s is on host %s alone, which cannot be reached; it was not stored elsewhere: try again when the host is back", sb.ID, sb.Host)
+	}
+	moved, on, err := c.moveAway(ctx, caller.actor(), sb)
+	if err != nil {
+		return nil, nil, err
+	}
+	on.release(0) // its resume is counted by the host
+	return moved, on.client, nil
+}
+
+// moveAway moves a paused and stored sandbox to another host, which has its memory
+// reserved then; the caller releases that. While its own host answers, that one holds it
+// and removes its copy in the end. ErrConflict when the sandbox is not as its row says.
+func (c *core) moveAway(ctx context.Context, actor string, sb *wrenn.Sandbox) (*wrenn.Sandbox, *reservation, error) {
 	ctx, cancel := detach(ctx, c.deadlines.Pause)
 	defer cancel()
+	from := &origin{}
+	if c.hosts.answers(ctx, sb.Host) {
+		var err error
+		if from, err = c.hold(ctx, sb); err != nil {
+			return nil, nil, err
+		}
+	}
 	place := c.hosts.restoring(ctx, sb)
-	place.Except[sb.Host] = true
+	if place.Except[sb.Host] = true; from.lost {
+		delete(place.Except, sb.Host)
+		place.Origin = ""
+	}
 	var last error
 	for {
 		to, err := c.hosts.reserve(&place)
-		if err != nil && last != nil {
-			err = last // the message of a host says more
-		}
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, cmp.Or(last, err) // the message of a host says more
 		}
 		place.Except[to.id] = true
-		moved, err := c.fetchTo(ctx, to.member, sb, caller.actor())
-		to.release(0) // its resume is counted by the host
+		moved, err := c.fetchTo(ctx, to.member, sb, actor, from.client)
 		if err == nil {
-			return moved, to.client, nil
+			return moved, to, nil
 		}
-		if c := wrenn.CodeOf(err); c != wrenn.Unavailable && c != wrenn.Exhausted && c != wrenn.FailedPrecondition {
+		to.release(0)
+		code := wrenn.CodeOf(err)
+		if errors.Is(err, postgres.ErrConflict) || code != wrenn.Unavailable && code != wrenn.Exhausted && code != wrenn.FailedPrecondition && code != wrenn.AlreadyExists {
 			return nil, nil, err
 		}
 		last = err
 	}
 }
 
-// fetchTo has a host fetch a stored sandbox and moves its row there.
-func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor string) (*wrenn.Sandbox, error) {
+// origin is the host that a sandbox is moved from.
+type origin struct {
+	client *hostclient.Client // nil when it does not answer, or does not have the sandbox
+	lost   bool               // it answers, and does not have the sandbox
+}
+
+// hold has the host of a paused and stored sandbox keep it paused, although it may be used there.
+func (c *core) hold(ctx context.Context, sb *wrenn.Sandbox) (*origin, error) {
+	host, err := c.hosts.client(sb.Host)
+	if err != nil {
+		return nil, err
+	}
+	found, err := isStoredOn(ctx, host, sb)
+	switch {
+	case err != nil:
+		return nil, err
+	case !found:
+		return &origin{lost: true}, nil
+	}
+	return &origin{client: host}, host.Pause(ctx, sb.ID, wrenn.PauseOptions{Hold: true})
+}
+
+// isStoredOn reports whether the host has the sandbox paused as it was stored: false when
+// it does not have it, and ErrConflict when it has it otherwise.
+func isStoredOn(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox) (bool, error) {
+	inv, err := host.Inventory(ctx)
+	if err != nil {
+		return false, err
+	}
+	for i := range inv.Sandboxes {
+		if seen := &inv.Sandboxes[i]; seen.ID == sb.ID && !seen.State.Ended() {
+			if seen.State != wrenn.ObservedPaused || seen.Stored.Key != sb.Stored.Key {
+				return false, postgres.Conflict()
+			}
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// fetchTo has a host fetch a stored sandbox and moves its row there. The host from, nil
+// for none, has it still, and removes it then; what is left there is removed by the
+// reconciler. ErrConflict when it has changed.
+func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor string, from *hostclient.Client) (*wrenn.Sandbox, error) {
 	if err := to.client.Fetch(ctx, sb.ID, sb.Team, sb.Stored.Key); err != nil {
 		return nil, err
 	}
@@ -91,12 +162,36 @@ func (c *core) fetchTo(ctx context.Context, to *member, sb *wrenn.Sandbox, actor
 	if err := c.tellPolicy(ctx, to.client, sb); err != nil {
 		return nil, err
 	}
-	moved, err := c.store.MoveSandbox(ctx, sb, postgres.Move{To: wrenn.Paused, Host: to.id, Actor: actor, Reason: "moved from host " + string(sb.Host)})
+	moved, err := c.moveRow(ctx, to, sb, actor, from)
 	if err != nil {
+		if now, readErr := c.store.Sandbox(ctx, sb.ID); errors.Is(err, postgres.ErrConflict) && readErr == nil && now.Host != to.id {
+			c.dropCopy(ctx, to.client, sb, to.id)
+		}
 		return nil, err
 	}
 	c.log.LogAttrs(ctx, slog.LevelInfo, "stored sandbox moved to another host", slog.String("sandbox", string(sb.ID)), slog.String("from", string(sb.Host)), slog.String("to", string(to.id)))
+	if from != nil && to.id != sb.Host {
+		c.dropCopy(ctx, from, sb, sb.Host)
+	}
 	return moved, nil
+}
+
+func (c *core) moveRow(ctx context.Context, to *member, sb *wrenn.Sandbox, actor string, from *hostclient.Client) (*wrenn.Sandbox, error) {
+	if from != nil { // it may have been resumed there before it was held
+		if _, err := isStoredOn(ctx, from, sb); err != nil {
+			return nil, err
+		}
+	}
+	return c.store.MoveSandbox(ctx, sb, postgres.Move{
+		To: wrenn.Paused, Host: to.id, Actor: actor, Reason: "moved from host " + string(sb.Host), MovedKey: sb.Stored.Key,
+	})
+}
+
+// dropCopy removes the copy of a stored sandbox from a host that its row does not name.
+func (c *core) dropCopy(ctx context.Context, host *hostclient.Client, sb *wrenn.Sandbox, id wrenn.HostID) {
+	if err := host.Destroy(ctx, sb.ID); err != nil {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "cannot remove the copy of a sandbox that another host has now", slog.String("sandbox", string(sb.ID)), slog.String("host", string(id)), slog.Any("err", err))
+	}
 }
 
 // answers reports whether a host is known and answers, after the first ping.

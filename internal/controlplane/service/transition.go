@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"wrenn"
@@ -16,11 +17,12 @@ import (
 type transition struct {
 	from, via, to wrenn.State
 	call          func(*core, context.Context, *hostclient.Client, wrenn.SandboxID) error
+	moving        bool // it is paused to be moved
 }
 
 var (
-	resuming = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).resumeOn}
-	booting  = transition{wrenn.Paused, wrenn.Resuming, wrenn.Running, (*core).bootOn}
+	resuming = transition{from: wrenn.Paused, via: wrenn.Resuming, to: wrenn.Running, call: (*core).resumeOn}
+	booting  = transition{from: wrenn.Paused, via: wrenn.Resuming, to: wrenn.Running, call: (*core).bootOn}
 )
 
 // pausing is the pause of a sandbox as the options say.
@@ -28,7 +30,7 @@ func pausing(options wrenn.PauseOptions) transition {
 	pause := func(_ *core, ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
 		return host.Pause(ctx, id, options)
 	}
-	return transition{wrenn.Running, wrenn.Pausing, wrenn.Paused, pause}
+	return transition{from: wrenn.Running, via: wrenn.Pausing, to: wrenn.Paused, call: pause}
 }
 
 func (c *core) bootOn(ctx context.Context, host *hostclient.Client, id wrenn.SandboxID) error {
@@ -54,20 +56,24 @@ const pollRow = 100 * time.Millisecond
 // already is confirmed with its host.
 func (c *core) transition(ctx context.Context, caller Caller, id wrenn.SandboxID, t transition) (*wrenn.Sandbox, error) {
 	for attempt := 1; ; attempt++ {
-		sb, host, err := c.locate(ctx, caller, id, t.from, t.to)
+		sb, err := c.find(ctx, caller, id, t.from, t.to)
 		if err != nil {
 			return nil, err
 		}
+		var host *hostclient.Client
 		if t.to == wrenn.Running {
-			if sb, host, err = c.placeToResume(ctx, caller, sb, host); err != nil {
-				return nil, err
+			sb, host, err = c.placeToResume(ctx, caller, sb)
+		} else {
+			host, err = c.hosts.client(sb.Host)
+		}
+		var now *wrenn.Sandbox
+		if err == nil {
+			try := c.tryTransition
+			if sb.State == t.to {
+				try = c.confirm
 			}
+			now, err = try(ctx, caller, sb, host, t)
 		}
-		try := c.tryTransition
-		if sb.State == t.to {
-			try = c.confirm
-		}
-		now, err := try(ctx, caller, sb, host, t)
 		if !errors.Is(err, postgres.ErrConflict) || attempt == casAttempts {
 			return now, err
 		}
@@ -88,38 +94,59 @@ func (c *core) confirm(ctx context.Context, _ Caller, sb *wrenn.Sandbox, host *h
 	return now, err
 }
 
-// tryTransition moves the row, asks the host, and moves the row again.
-// ErrConflict when another request moved the row first.
+// tryTransition moves the row, asks the host, and moves the row again. A stored sandbox
+// whose host has no room to resume it, or does not have it any more, is resumed on
+// another one. ErrConflict when another request moved the row first.
 func (c *core) tryTransition(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client, t transition) (*wrenn.Sandbox, error) {
+	now, back, err := c.tryOnHost(ctx, caller, sb, host, t)
+	if back == nil || t.to != wrenn.Running || back.Stored.Key == "" || wrenn.CodeOf(err) != wrenn.Exhausted && wrenn.CodeOf(err) != wrenn.NotFound {
+		return now, err
+	}
+	c.log.LogAttrs(ctx, slog.LevelInfo, "a host cannot resume its sandbox; trying another one", slog.String("sandbox", string(sb.ID)), slog.String("host", string(sb.Host)), slog.Any("err", err))
+	moved, elsewhere, moveErr := c.moveStored(ctx, caller, back)
+	if errors.Is(moveErr, postgres.ErrConflict) {
+		return nil, moveErr
+	}
+	if moveErr != nil {
+		return nil, err // the first host's message says more
+	}
+	now, _, err = c.tryOnHost(ctx, caller, moved, elsewhere, t)
+	return now, err
+}
+
+// tryOnHost is tryTransition on one host. When that refuses, back is the row as it was
+// moved back.
+func (c *core) tryOnHost(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client, t transition) (now, back *wrenn.Sandbox, err error) {
 	ctx, cancel := detach(ctx, c.deadlines.Pause)
 	defer cancel()
 	moved, err := c.beginTransition(ctx, caller, sb, t)
 	if err != nil {
 		c.handToReconcilerIfUnsure(ctx, sb, err)
-		return nil, err
+		return nil, nil, err
 	}
 	sb = moved
 	if err = t.call(c, ctx, host, sb.ID); err == nil {
 		now, err := c.writeState(ctx, sb, t.to, caller.actor())
 		c.handToReconcilerIfUnsure(ctx, sb, err)
-		return now, err
+		return now, nil, err
 	}
-	if wrenn.CodeOf(err) == wrenn.NotFound {
-		return nil, c.markLostIfNotFound(ctx, sb, err)
+	if wrenn.CodeOf(err) == wrenn.NotFound && (sb.Stored.Key == "" || t.to != wrenn.Running) {
+		return nil, nil, c.markLostIfNotFound(ctx, sb, err)
 	}
 	// Back, even if the host may have done it: the reconciler sees what it did.
-	if _, moveErr := c.store.MoveSandbox(ctx, sb, postgres.Move{To: t.from, Actor: caller.actor()}); moveErr != nil {
+	back, moveErr := c.store.MoveSandbox(ctx, sb, postgres.Move{To: t.from, Actor: caller.actor()})
+	if moveErr != nil {
 		c.handToReconciler(ctx, "move the row back after "+string(t.via), sb, moveErr)
 	}
 	c.reconciler.Notify(sb.Host)
-	return nil, err
+	return nil, back, err
 }
 
 func (c *core) beginTransition(ctx context.Context, caller Caller, sb *wrenn.Sandbox, t transition) (*wrenn.Sandbox, error) {
 	if t.to == wrenn.Running {
 		return c.store.ResumeSandbox(ctx, sb, c.limits.Limits, caller.actor())
 	}
-	return c.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: caller.actor()})
+	return c.store.MoveSandbox(ctx, sb, postgres.Move{To: t.via, Actor: caller.actor(), Moving: t.moving})
 }
 
 // use returns the host of a sandbox that runs, and records that it is used. A
@@ -128,27 +155,30 @@ func (c *core) beginTransition(ctx context.Context, caller Caller, sb *wrenn.San
 // that its host has paused since; then the host wakes it as well, or refuses.
 func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hostclient.Client, error) {
 	for {
-		sb, host, err := c.locateUsable(ctx, caller, id)
+		sb, err := c.findUsable(ctx, caller, id)
 		if err != nil {
 			return nil, err
 		}
-		switch sb.State {
-		case wrenn.Paused:
-			if sb, host, err = c.placeToResume(ctx, caller, sb, host); err != nil {
-				break
+		if sb.State == wrenn.Pausing {
+			if !wake.Sleep(ctx, pollRow) {
+				return nil, context.Cause(ctx)
 			}
+			continue
+		}
+		sb, host, err := c.placeToResume(ctx, caller, sb)
+		switch {
+		case err != nil:
+		case sb.State == wrenn.Paused:
 			if err = c.allowTime(ctx, caller, sb, host); err == nil {
-				_, err = c.tryTransition(ctx, caller, sb, host, resuming)
+				host, err = c.resumed(ctx, caller, sb, host)
 			}
-		case wrenn.Resuming:
+		case sb.State == wrenn.Resuming:
 			err = c.resumeOn(ctx, host, id)
-		case wrenn.Pausing:
-			wake.Sleep(ctx, pollRow)
-			if err = context.Cause(ctx); err == nil {
-				continue
-			}
 		}
 		if errors.Is(err, postgres.ErrConflict) { // another request was first
+			if sb == nil && !wake.Sleep(ctx, pollRow) { // or its host, and the row follows
+				return nil, context.Cause(ctx)
+			}
 			continue
 		}
 		if err != nil {
@@ -157,6 +187,16 @@ func (c *core) use(ctx context.Context, caller Caller, id wrenn.SandboxID) (*hos
 		c.used.add(id)
 		return host, nil
 	}
+}
+
+// resumed resumes a paused sandbox, and returns its host then: another one, if its own had
+// no room.
+func (c *core) resumed(ctx context.Context, caller Caller, sb *wrenn.Sandbox, host *hostclient.Client) (*hostclient.Client, error) {
+	now, err := c.tryTransition(ctx, caller, sb, host, resuming)
+	if err != nil || now.Host == sb.Host {
+		return host, err
+	}
+	return c.hosts.client(now.Host)
 }
 
 // wakeTimeout is how long a sandbox with an absolute timeout runs at least after its
@@ -177,11 +217,12 @@ func (c *core) allowTime(ctx context.Context, caller Caller, sb *wrenn.Sandbox, 
 	return host.Extend(ctx, sb.ID, wakeTimeout)
 }
 
-// locateUsable is locate for a sandbox that runs, or that use can bring to run.
-func (c *core) locateUsable(ctx context.Context, caller Caller, id wrenn.SandboxID) (*wrenn.Sandbox, *hostclient.Client, error) {
-	sb, host, err := c.locate(ctx, caller, id, wrenn.Running, wrenn.Pausing, wrenn.Paused, wrenn.Resuming)
-	if err == nil && sb.State != wrenn.Running && !sb.AutoResume {
+// findUsable is find for a sandbox that runs, or that use can bring to run. One that was
+// to be moved ran.
+func (c *core) findUsable(ctx context.Context, caller Caller, id wrenn.SandboxID) (*wrenn.Sandbox, error) {
+	sb, err := c.find(ctx, caller, id, wrenn.Running, wrenn.Pausing, wrenn.Paused, wrenn.Resuming)
+	if err == nil && sb.State != wrenn.Running && !sb.AutoResume && !sb.Moving {
 		err = wrongState(sb, wrenn.Running)
 	}
-	return sb, host, err
+	return sb, err
 }

@@ -36,6 +36,7 @@ const (
 type saving struct {
 	freezing freezing
 	diskOnly bool // without the machine; needs a guest that answers
+	held     bool // see wrenn.PauseOptions
 }
 
 // newSnapshotID returns an id that no snapshot has.

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"wrenn"
@@ -28,7 +29,7 @@ func (s *Sandbox) PauseBy(ctx context.Context, options wrenn.PauseOptions) error
 	if err := options.Check(); err != nil {
 		return err
 	}
-	how := saving{diskOnly: options.DiskOnly, freezing: map[wrenn.PauseGuest]freezing{
+	how := saving{diskOnly: options.DiskOnly, held: options.Hold, freezing: map[wrenn.PauseGuest]freezing{
 		wrenn.PauseHealthy: freezeNeeded, wrenn.PauseIfAble: freezeIfAble, wrenn.PauseForced: freezeSkipped,
 	}[options.Guest]}
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
@@ -37,7 +38,7 @@ func (s *Sandbox) PauseBy(ctx context.Context, options wrenn.PauseOptions) error
 	}
 	defer locked.unlock()
 	if s.Info().Status == StatusPaused {
-		return locked.tidy(ctx)
+		return errors.Join(locked.hold(options.Hold), locked.tidy(ctx))
 	}
 	if u := s.Info().Unresponsive; u != nil && (how.freezing == freezeNeeded || how.diskOnly) {
 		return u.Refusal(s.id)
@@ -65,7 +66,7 @@ func (s locked) pause(ctx context.Context, how saving) error {
 		}
 		defer release()
 		err = s.journal.commit(string(journal.StepPaused), func(j *journal.Journal) {
-			j.Step, j.Snapshot, j.Frozen = journal.StepPaused, snap.ID, false
+			j.Step, j.Snapshot, j.Frozen, j.Held = journal.StepPaused, snap.ID, false, how.held
 			j.Instance, j.Other = nil, j.Instance
 		})
 		if err == nil {
@@ -74,6 +75,14 @@ func (s locked) pause(ctx context.Context, how saving) error {
 		}
 		return err
 	})
+}
+
+// hold holds a paused sandbox, if it shall be and is not.
+func (s locked) hold(want bool) error {
+	if !want || s.journal.Held {
+		return nil
+	}
+	return s.journal.commit("held", func(j *journal.Journal) { j.Held = true })
 }
 
 // pauseAtEnd is pause for a sandbox whose time is up. No caller waits who could

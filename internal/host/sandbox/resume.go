@@ -5,6 +5,7 @@ import (
 	"context"
 	"sync"
 
+	"wrenn"
 	"wrenn/internal/host/sandbox/instance"
 	"wrenn/internal/host/sandbox/journal"
 	"wrenn/internal/rollback"
@@ -25,15 +26,21 @@ func (s *Sandbox) ResumeWithToken(ctx context.Context, token string) error {
 // Boot is ResumeWithToken, but the sandbox boots from its disk: its processes, and
 // what they have not written, are lost. A running one stays as it is.
 func (s *Sandbox) Boot(ctx context.Context, token string) error {
-	return s.resumeFrom(ctx, token, s.host.bootSource)
+	return s.resumeFrom(ctx, token, s.host.bootSource, true)
 }
 
 // resume is one Resume for all callers that wait for it.
 func (s *Sandbox) resume(ctx context.Context, token string) error {
-	return s.resumeFrom(ctx, token, s.host.snapshotSource)
+	return s.resumeFrom(ctx, token, s.host.snapshotSource, true)
 }
 
-func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(context.Context, string) (instance.Source, error)) error {
+// wake is Resume for a use of the sandbox: Unavailable when it is held.
+func (s *Sandbox) wake(ctx context.Context) error {
+	return s.resumes.do(ctx, func(ctx context.Context) error { return s.resumeFrom(ctx, "", s.host.snapshotSource, false) })
+}
+
+// resumeFrom resumes from a source; one that is held only with evenHeld.
+func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(context.Context, string) (instance.Source, error), evenHeld bool) error {
 	locked, err := s.lock(ctx, StatusRunning, StatusPaused)
 	if err != nil {
 		return err
@@ -41,6 +48,9 @@ func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(cont
 	defer locked.unlock()
 	if s.Info().Status == StatusRunning {
 		return nil
+	}
+	if s.journal.Held && !evenHeld {
+		return wrenn.Errorf(wrenn.Unavailable, "sandbox %s is being moved to another host; try again in a moment", s.id)
 	}
 	s.host.uploads.stop(s.id)
 	if err := locked.tidy(ctx); err != nil {
@@ -56,7 +66,7 @@ func (s *Sandbox) resumeFrom(ctx context.Context, token string, source func(cont
 		if err != nil {
 			return err
 		}
-		return locked.restore(ctx, undo, from, func(j *journal.Journal) { j.AccessToken = s.owner.AccessToken })
+		return locked.restore(ctx, undo, from, func(j *journal.Journal) { j.AccessToken, j.Held = s.owner.AccessToken, false })
 	})
 }
 

@@ -145,7 +145,7 @@ func (s *Sandbox) Use(ctx context.Context) (release func(), err error) {
 		if !s.request.AutoResume || !info.Status.resumable() {
 			return nil, info.refusal()
 		}
-		if err := s.Resume(ctx); err != nil {
+		if err := s.wake(ctx); err != nil {
 			return nil, err
 		}
 		s.host.news.notify()

@@ -199,3 +199,55 @@ func TestFetchRefuses(t *testing.T) {
 	wantSnapshots(t, m)
 	l.wantClean(t, m)
 }
+
+// TestHold: the use of a held sandbox does not resume it, also after a restart of the
+// agent; a resume does, and ends that. What another host fetches is not held.
+func TestHold(t *testing.T) {
+	s := newObjects(t)
+	l, spec := storedLab(t, s)
+	l.cfg.Adopt = true
+	spec.AutoResume = true
+	m := l.open(t)
+	stop := running(t, m)
+	sb, err := m.Ensure(t.Context(), wrenn.NewSandboxID(), spec)
+	must(t, err)
+	refused := func(sb *Sandbox) {
+		t.Helper()
+		_, err := sb.Use(t.Context())
+		testkit.WantCode(t, err, wrenn.Unavailable, "is being moved to another host")
+		wantStatus(t, sb, StatusPaused, "")
+	}
+	use := func(sb *Sandbox) {
+		t.Helper()
+		release, err := sb.Use(t.Context())
+		must(t, err)
+		release()
+	}
+	must(t, sb.PauseBy(t.Context(), wrenn.PauseOptions{Hold: true}))
+	refused(sb)
+	must(t, sb.Resume(t.Context()))
+	use(sb)
+	must(t, sb.Pause(t.Context()))
+	use(sb)
+	must(t, sb.Pause(t.Context()))
+	must(t, sb.PauseBy(t.Context(), wrenn.PauseOptions{Hold: true})) // it is paused already
+	refused(sb)
+	stored := waitStored(t, sb)
+	stop()
+	m.Close()
+	l.crash(t)
+	m = l.open(t)
+	t.Cleanup(m.Close)
+	sb, err = m.Get(sb.ID())
+	must(t, err)
+	refused(sb)
+
+	other, _ := storedLab(t, s)
+	b := other.open(t)
+	t.Cleanup(b.Close)
+	copied, err := b.Fetch(t.Context(), sb.ID(), team, stored.Key)
+	must(t, err)
+	must(t, sb.Destroy(t.Context()))
+	use(copied)
+	must(t, copied.Destroy(t.Context()))
+}

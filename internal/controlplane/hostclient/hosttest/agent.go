@@ -41,6 +41,8 @@ type Agent struct {
 	Sent func(n int)
 	// HasStore has the host fetch sandboxes.
 	HasStore bool
+	// Stores has it store what is paused, at once, under its own key.
+	Stores bool
 	// Zone, Labels and Platform are what the host says of itself.
 	Zone     string
 	Labels   map[string]string
@@ -71,6 +73,8 @@ type sandbox struct {
 	moments   []*moment // checkpoints, oldest first
 	head      string    // the one that it continues from
 	secrets   map[string]string
+	team      string
+	held      bool
 }
 
 var _ hostagentv1connect.HostAgentServiceHandler = (*Agent)(nil)
@@ -157,7 +161,7 @@ func (a *Agent) CreateSandbox(ctx context.Context, req *hostagentv1.CreateSandbo
 			OnTimeout: req.GetOnTimeout(), AutoResume: req.GetAutoResume(), NetworkPolicy: req.GetNetworkPolicy(),
 			SecretsTag: req.GetSecrets().GetTag(),
 		}, req.GetEnv())
-		a.sandboxes[id].secrets = req.GetSecrets().GetValues()
+		a.sandboxes[id].secrets, a.sandboxes[id].team = req.GetSecrets().GetValues(), req.GetTeam()
 		return nil
 	})
 	return &hostagentv1.CreateSandboxResponse{
@@ -207,7 +211,22 @@ func (a *Agent) PauseSandbox(ctx context.Context, req *hostagentv1.PauseSandboxR
 		}
 	}
 	_ = a.locked(func() error { a.pauses = append(a.pauses, req); return nil })
-	return &hostagentv1.PauseSandboxResponse{DiskOnly: req.GetDiskOnly()}, a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
+	err := a.transition(ctx, "PauseSandbox", req.GetSandboxId(), hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED)
+	_ = a.locked(func() error { a.paused(req); return nil })
+	a.Announce()
+	return &hostagentv1.PauseSandboxResponse{DiskOnly: req.GetDiskOnly()}, err
+}
+
+// paused holds a paused sandbox and stores it, if that is wanted. The caller must hold mu.
+func (a *Agent) paused(req *hostagentv1.PauseSandboxRequest) {
+	b := a.sandboxes[req.GetSandboxId()]
+	if b == nil || b.info.Status != hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
+		return
+	}
+	b.held = b.held || req.GetHold()
+	if a.Stores && b.info.StoredKey == "" {
+		b.info.StoredAt, b.info.StoredKey = timestamppb.Now(), fmt.Sprintf("teams/%s/snapshots/%s.%d", b.team, req.GetSandboxId(), b.info.Version)
+	}
 }
 
 // ResumeSandbox resumes a paused or running one.
@@ -231,9 +250,16 @@ func (a *Agent) FetchSandbox(ctx context.Context, req *hostagentv1.FetchSandboxR
 		if !a.HasStore {
 			return wrenn.Errorf(wrenn.FailedPrecondition, "this host has no snapshot store")
 		}
+		if b := a.sandboxes[req.GetSandboxId()]; b != nil {
+			if b.info.StoredKey == req.GetKey() {
+				return nil
+			}
+			return wrenn.Errorf(wrenn.AlreadyExists, "sandbox %s exists already on this host", req.GetSandboxId())
+		}
 		a.sandboxes[req.GetSandboxId()] = newSandbox(&hostagentv1.SandboxInfo{
 			SandboxId: req.GetSandboxId(), Status: hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED, StoredAt: timestamppb.Now(), StoredKey: req.GetKey(),
 		}, nil)
+		a.sandboxes[req.GetSandboxId()].team = req.GetTeam()
 		return nil
 	})
 	return &hostagentv1.FetchSandboxResponse{}, err
@@ -272,7 +298,7 @@ func (a *Agent) become(b *sandbox, to hostagentv1.SandboxStatus) {
 	b.info.Status = to
 	b.info.Version++
 	b.info.Unresponsive = nil
-	b.info.StoredAt, b.info.StoredKey = nil, ""
+	b.info.StoredAt, b.info.StoredKey, b.held = nil, "", false
 	if to == hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING {
 		a.resumes++
 	}
@@ -297,6 +323,9 @@ func (a *Agent) running(id string) (*sandbox, error) {
 	if b.info.Status == hostagentv1.SandboxStatus_SANDBOX_STATUS_PAUSED {
 		if !b.info.AutoResume {
 			return nil, wrenn.NotWhilePaused(wrenn.SandboxID(id))
+		}
+		if b.held {
+			return nil, wrenn.Errorf(wrenn.Unavailable, "sandbox %s is being moved to another host", id)
 		}
 		a.become(b, hostagentv1.SandboxStatus_SANDBOX_STATUS_RUNNING)
 	}

@@ -57,6 +57,8 @@ type Journal struct {
 	// made, retired while it is removed.
 	Other    *Instance `json:"other,omitempty"`
 	Snapshot string    `json:"snapshot,omitempty"` // of a paused sandbox
+	// Held means that a paused sandbox is not resumed by its use.
+	Held bool `json:"held,omitempty"`
 	// Frozen means that the guest's processes may stand still although the sandbox runs.
 	Frozen bool `json:"frozen,omitempty"`
 
@@ -163,7 +165,7 @@ func Read(dir string) (*Journal, error) {
 // checkpoints and what else only this host has.
 func (j *Journal) Portable() ([]byte, error) {
 	return j.With(func(j *Journal) {
-		j.Instance, j.Other, j.Stored, j.Checkpoints, j.Head, j.Frozen = nil, nil, nil, nil, "", false
+		j.Instance, j.Other, j.Stored, j.Checkpoints, j.Head, j.Frozen, j.Held = nil, nil, nil, nil, "", false, false
 	}).encode()
 }
 

@@ -70,6 +70,7 @@ func New(t *testing.T, cfg Config) *Agent {
 	t.Helper()
 	h := testhost.New(t, testhost.Config{Slots: cfg.Slots, Hook: cfg.Hook, Log: cfg.Log})
 	a := &Agent{socket: filepath.Join(h.RunDir, "agent.sock"), registries: cfg.Registries, memory: cfg.Memory, network: h.Network, World: h.World, facts: cfg.Facts}
+	a.facts.Platform = h.Driver.Platform()
 	a.listen = cfg.Listen
 	if a.listen.Address == "" {
 		a.listen.Address = "unix:" + a.socket

@@ -3736,7 +3736,10 @@ type PauseSandboxRequest struct {
 	DiskOnly bool `protobuf:"varint,45,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"`
 	// A guest that does not answer is saved as it stands; without it the call fails.
 	// Not with disk_only.
-	IfAble        bool `protobuf:"varint,46,opt,name=if_able,json=ifAble,proto3" json:"if_able,omitempty"`
+	IfAble bool `protobuf:"varint,46,opt,name=if_able,json=ifAble,proto3" json:"if_able,omitempty"`
+	// It stays paused until ResumeSandbox: its use does not resume it. One that is
+	// paused already is held as well.
+	Hold          bool `protobuf:"varint,105,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3795,6 +3798,13 @@ func (x *PauseSandboxRequest) GetDiskOnly() bool {
 func (x *PauseSandboxRequest) GetIfAble() bool {
 	if x != nil {
 		return x.IfAble
+	}
+	return false
+}
+
+func (x *PauseSandboxRequest) GetHold() bool {
+	if x != nil {
+		return x.Hold
 	}
 	return false
 }
@@ -7797,13 +7807,14 @@ const file_v1_hostagent_proto_rawDesc = "" +
 	"\x15DestroySandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\"\x18\n" +
-	"\x16DestroySandboxResponse\"\x80\x01\n" +
+	"\x16DestroySandboxResponse\"\x94\x01\n" +
 	"\x13PauseSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\x12\x17\n" +
-	"\aif_able\x18. \x01(\bR\x06ifAble\"3\n" +
+	"\aif_able\x18. \x01(\bR\x06ifAble\x12\x12\n" +
+	"\x04hold\x18i \x01(\bR\x04hold\"3\n" +
 	"\x14PauseSandboxResponse\x12\x1b\n" +
 	"\tdisk_only\x18- \x01(\bR\bdiskOnly\"l\n" +
 	"\x14ResumeSandboxRequest\x12\x1d\n" +

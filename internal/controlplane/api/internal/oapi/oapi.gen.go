@@ -804,6 +804,18 @@ type CreatedKey struct {
 	Scopes []Scope `json:"scopes"`
 }
 
+// Drain defines model for Drain.
+type Drain struct {
+	// Left Sandboxes that it still has; with 0 the drain is done.
+	Left int `json:"left"`
+
+	// Moving Of these, those that were paused to be moved.
+	Moving int `json:"moving"`
+
+	// NotMoved Of these, those that could not be moved; they are tried again every 5 minutes.
+	NotMoved []NotMoved `json:"not_moved"`
+}
+
 // EndCause Why a sandbox ended.
 //
 // | Value | |
@@ -1040,6 +1052,9 @@ type Host struct {
 	// CertificateUntil The end of its certificate, which it renews; absent for a host of a configuration.
 	CertificateUntil *time.Time `json:"certificate_until,omitempty"`
 	CreatedAt        time.Time  `json:"created_at"`
+
+	// Drain Present while it is drained; absent in lists.
+	Drain *Drain `json:"drain,omitempty"`
 
 	// Driver Empty until it has answered once.
 	Driver string `json:"driver"`
@@ -1299,6 +1314,12 @@ type NetworkRules = []string
 
 // NetworkVerdict defines model for NetworkVerdict.
 type NetworkVerdict string
+
+// NotMoved defines model for NotMoved.
+type NotMoved struct {
+	Reason  string    `json:"reason"`
+	Sandbox SandboxID `json:"sandbox"`
+}
 
 // OnTimeout What happens to a sandbox that is not used for its timeout. `pause_disk` saves the disk alone, or the memory as well if the sandbox does not answer.
 type OnTimeout string
@@ -2085,6 +2106,9 @@ type ServerInterface interface {
 	// CordonHost Place no new sandboxes on a host
 	// (POST /v1/hosts/{host}/cordon)
 	CordonHost(w http.ResponseWriter, r *http.Request, host HostID)
+	// DrainHost Move all sandboxes off a host
+	// (POST /v1/hosts/{host}/drain)
+	DrainHost(w http.ResponseWriter, r *http.Request, host HostID)
 	// LoseHost Declare that a host does not come back
 	// (POST /v1/hosts/{host}/lose)
 	LoseHost(w http.ResponseWriter, r *http.Request, host HostID)
@@ -2343,6 +2367,12 @@ func (_ Unimplemented) GetHost(w http.ResponseWriter, r *http.Request, host Host
 // CordonHost Place no new sandboxes on a host
 // (POST /v1/hosts/{host}/cordon)
 func (_ Unimplemented) CordonHost(w http.ResponseWriter, r *http.Request, host HostID) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
+// DrainHost Move all sandboxes off a host
+// (POST /v1/hosts/{host}/drain)
+func (_ Unimplemented) DrainHost(w http.ResponseWriter, r *http.Request, host HostID) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -2984,6 +3014,32 @@ func (siw *ServerInterfaceWrapper) CordonHost(w http.ResponseWriter, r *http.Req
 
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		siw.Handler.CordonHost(w, r, host)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
+// DrainHost operation middleware
+func (siw *ServerInterfaceWrapper) DrainHost(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "host" -------------
+	var host HostID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "host", chi.URLParam(r, "host"), &host, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "host", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.DrainHost(w, r, host)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -5445,6 +5501,9 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		r.Post(options.BaseURL+"/v1/hosts/{host}/uncordon", wrapper.UncordonHost)
 	})
 	r.Group(func(r chi.Router) {
+		r.Post(options.BaseURL+"/v1/hosts/{host}/drain", wrapper.DrainHost)
+	})
+	r.Group(func(r chi.Router) {
 		r.Post(options.BaseURL+"/v1/hosts/{host}/remove", wrapper.RemoveHost)
 	})
 	r.Group(func(r chi.Router) {
@@ -7378,6 +7437,200 @@ func (response CordonHost503JSONResponse) VisitCordonHostResponse(w http.Respons
 type CordonHost504JSONResponse struct{ TimedOutJSONResponse }
 
 func (response CordonHost504JSONResponse) VisitCordonHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(504)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHostRequestObject struct {
+	Host HostID `json:"host"`
+}
+
+type DrainHostResponseObject interface {
+	VisitDrainHostResponse(w http.ResponseWriter) error
+}
+
+type DrainHost200ResponseHeaders struct {
+	XRequestID *string
+}
+
+type DrainHost200JSONResponse struct {
+	Body    Host
+	Headers DrainHost200ResponseHeaders
+}
+
+func (response DrainHost200JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost400JSONResponse struct{ InvalidRequestJSONResponse }
+
+func (response DrainHost400JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(400)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost401JSONResponse struct{ UnauthorizedJSONResponse }
+
+func (response DrainHost401JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.WWWAuthenticate != nil {
+		w.Header().Set("WWW-Authenticate", fmt.Sprint(*response.Headers.WWWAuthenticate))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response DrainHost403JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost404JSONResponse struct{ NotFoundJSONResponse }
+
+func (response DrainHost404JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(404)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost409JSONResponse struct{ ConflictJSONResponse }
+
+func (response DrainHost409JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(409)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost429JSONResponse struct{ LimitExceededJSONResponse }
+
+func (response DrainHost429JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(429)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost500JSONResponse struct{ InternalJSONResponse }
+
+func (response DrainHost500JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(500)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost503JSONResponse struct{ UnavailableJSONResponse }
+
+func (response DrainHost503JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.RetryAfter != nil {
+		w.Header().Set("Retry-After", fmt.Sprint(*response.Headers.RetryAfter))
+	}
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(503)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DrainHost504JSONResponse struct{ TimedOutJSONResponse }
+
+func (response DrainHost504JSONResponse) VisitDrainHostResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -20131,6 +20384,9 @@ type StrictServerInterface interface {
 	// CordonHost Place no new sandboxes on a host
 	// (POST /v1/hosts/{host}/cordon)
 	CordonHost(ctx context.Context, request CordonHostRequestObject) (CordonHostResponseObject, error)
+	// DrainHost Move all sandboxes off a host
+	// (POST /v1/hosts/{host}/drain)
+	DrainHost(ctx context.Context, request DrainHostRequestObject) (DrainHostResponseObject, error)
 	// LoseHost Declare that a host does not come back
 	// (POST /v1/hosts/{host}/lose)
 	LoseHost(ctx context.Context, request LoseHostRequestObject) (LoseHostResponseObject, error)
@@ -20656,6 +20912,32 @@ func (sh *strictHandler) CordonHost(w http.ResponseWriter, r *http.Request, host
 		sh.options.ResponseErrorHandlerFunc(w, r, err)
 	} else if validResponse, ok := response.(CordonHostResponseObject); ok {
 		if err := validResponse.VisitCordonHostResponse(w); err != nil {
+			sh.options.ResponseErrorHandlerFunc(w, r, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DrainHost operation middleware
+func (sh *strictHandler) DrainHost(w http.ResponseWriter, r *http.Request, host HostID) {
+	var request DrainHostRequestObject
+
+	request.Host = host
+
+	handler := func(ctx context.Context, w http.ResponseWriter, r *http.Request, request interface{}) (interface{}, error) {
+		return sh.ssi.DrainHost(ctx, request.(DrainHostRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DrainHost")
+	}
+
+	response, err := handler(r.Context(), w, r, request)
+
+	if err != nil {
+		sh.options.ResponseErrorHandlerFunc(w, r, err)
+	} else if validResponse, ok := response.(DrainHostResponseObject); ok {
+		if err := validResponse.VisitDrainHostResponse(w); err != nil {
 			sh.options.ResponseErrorHandlerFunc(w, r, err)
 		}
 	} else if response != nil {

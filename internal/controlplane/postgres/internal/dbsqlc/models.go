@@ -141,6 +141,9 @@ type Sandbox struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 type SandboxEvent struct {

@@ -58,6 +58,15 @@ func (q *Queries) BeginRetention(ctx context.Context) error {
 	return err
 }
 
+const clearMovingNotes = `-- name: ClearMovingNotes :exec
+UPDATE sandboxes SET moving_note = '' WHERE host_id = $1 AND state NOT IN ('stopped', 'failed') AND moving_note <> ''
+`
+
+func (q *Queries) ClearMovingNotes(ctx context.Context, hostID string) error {
+	_, err := q.db.Exec(ctx, clearMovingNotes, hostID)
+	return err
+}
+
 const countSandboxes = `-- name: CountSandboxes :one
 SELECT count(*) FROM sandboxes
 WHERE team_id = $1
@@ -89,6 +98,43 @@ func (q *Queries) CountSandboxes(ctx context.Context, arg CountSandboxesParams) 
 	return count, err
 }
 
+const drainProgress = `-- name: DrainProgress :many
+SELECT id, state, moving, moving_note FROM sandboxes
+WHERE host_id = $1 AND state NOT IN ('stopped', 'failed') ORDER BY moving_note = '', id
+`
+
+type DrainProgressRow struct {
+	ID         string
+	State      string
+	Moving     bool
+	MovingNote string
+}
+
+func (q *Queries) DrainProgress(ctx context.Context, hostID string) ([]DrainProgressRow, error) {
+	rows, err := q.db.Query(ctx, drainProgress, hostID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []DrainProgressRow
+	for rows.Next() {
+		var i DrainProgressRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.State,
+			&i.Moving,
+			&i.MovingNote,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const dropEndedSandboxes = `-- name: DropEndedSandboxes :execrows
 WITH old AS (
     SELECT id FROM sandboxes
@@ -108,7 +154,7 @@ func (q *Queries) DropEndedSandboxes(ctx context.Context, retention float64, bat
 }
 
 const getSandbox = `-- name: GetSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM sandboxes WHERE id = $1
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes WHERE id = $1
 `
 
 func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
@@ -147,12 +193,15 @@ func (q *Queries) GetSandbox(ctx context.Context, id string) (Sandbox, error) {
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
 
 const getTeamSandbox = `-- name: GetTeamSandbox :one
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM sandboxes WHERE id = $1 AND team_id = $2
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes WHERE id = $1 AND team_id = $2
 `
 
 func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) (Sandbox, error) {
@@ -191,6 +240,9 @@ func (q *Queries) GetTeamSandbox(ctx context.Context, iD string, teamID string) 
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
@@ -200,14 +252,14 @@ SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 FROM sandboxes WHERE sandboxes.host_id = $1 AND sandboxes.state NOT IN ('stopped', 'failed')
 UNION
 SELECT
     id, team_id, host_id, template, state, reason, vcpus,
     memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
     updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
-    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 FROM sandboxes WHERE sandboxes.id = ANY ($2::text[])
 `
 
@@ -244,6 +296,9 @@ type HostRowsRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // The rows that should be on a host, and those of the sandboxes that the host reports.
@@ -289,6 +344,9 @@ func (q *Queries) HostRows(ctx context.Context, hostID string, seen []string) ([
 			&i.StoredAt,
 			&i.StoredKey,
 			&i.Requires,
+			&i.Moving,
+			&i.MovingNote,
+			&i.MovedKey,
 		); err != nil {
 			return nil, err
 		}
@@ -305,12 +363,12 @@ WITH made AS (
     INSERT INTO sandboxes (id, state, team_id, host_id, template, vcpus, memory_mb, timeout_sec, on_timeout, absolute_timeout, auto_resume, parent_id, generation, metadata, env, network, volumes, disk_mb, requires, worker)
     SELECT unnest($1::text[]), 'starting', $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
         $13::jsonb, $14::jsonb, $15, $16, $17, $18::jsonb, $19
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT made.id, made.version, '', made.state, made.host_id, $20, $21 FROM made
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM made ORDER BY id
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM made ORDER BY id
 `
 
 type InsertSandboxesParams struct {
@@ -370,6 +428,9 @@ type InsertSandboxesRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // Several of one team, size and host, in the order of their ids.
@@ -437,6 +498,9 @@ func (q *Queries) InsertSandboxes(ctx context.Context, arg InsertSandboxesParams
 			&i.StoredAt,
 			&i.StoredKey,
 			&i.Requires,
+			&i.Moving,
+			&i.MovingNote,
+			&i.MovedKey,
 		); err != nil {
 			return nil, err
 		}
@@ -453,10 +517,10 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM sandboxes -- the variables, which may be large, are not read
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -514,6 +578,9 @@ type ListSandboxesRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // Each state's newest come from the index in order, so a page costs at most states * limit rows.
@@ -568,6 +635,9 @@ func (q *Queries) ListSandboxes(ctx context.Context, arg ListSandboxesParams) ([
 			&i.StoredAt,
 			&i.StoredKey,
 			&i.Requires,
+			&i.Moving,
+			&i.MovingNote,
+			&i.MovedKey,
 		); err != nil {
 			return nil, err
 		}
@@ -584,10 +654,10 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, s.stored_at, s.stored_key, s.requires, s.moving, s.moving_note, s.moved_key
 FROM unnest($1::text[]) AS wanted (state)
 CROSS JOIN LATERAL (
-    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM sandboxes -- the variables, which may be large, are not read
+    SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM sandboxes -- the variables, which may be large, are not read
     WHERE sandboxes.team_id = $2
         AND sandboxes.state = wanted.state
         AND sandboxes.metadata @> $3
@@ -645,6 +715,9 @@ type ListSandboxesOldestFirstRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // ListSandboxes in the other order.
@@ -699,6 +772,9 @@ func (q *Queries) ListSandboxesOldestFirst(ctx context.Context, arg ListSandboxe
 			&i.StoredAt,
 			&i.StoredKey,
 			&i.Requires,
+			&i.Moving,
+			&i.MovingNote,
+			&i.MovedKey,
 		); err != nil {
 			return nil, err
 		}
@@ -771,7 +847,10 @@ WITH moved AS (
         -- A resume may fail; what is stored is what was paused as long as the sandbox has not run.
         stored_at = CASE WHEN $4 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_at END,
         stored_key = CASE WHEN $4 IN ('paused', 'resuming') AND $1 IN ('paused', 'resuming') THEN stored_key ELSE '' END,
-        worker = $5,
+        moving = (sandboxes.moving OR $5::boolean) AND $1 IN ('pausing', 'paused', 'resuming'),
+        moving_note = CASE WHEN sandboxes.host_id = coalesce($6, sandboxes.host_id) THEN sandboxes.moving_note ELSE '' END,
+        moved_key = coalesce(nullif($7::text, ''), sandboxes.moved_key),
+        worker = $8,
         host_id = coalesce($6, sandboxes.host_id),
         started_at = CASE WHEN $1 IN ('running', 'paused') THEN coalesce(started_at, clock_timestamp()) ELSE started_at END,
         last_active_at = CASE WHEN $1 = 'running' THEN clock_timestamp() ELSE last_active_at END,
@@ -781,13 +860,13 @@ WITH moved AS (
         END,
         updated_at = clock_timestamp(),
         version = version + 1
-    WHERE sandboxes.id = $7 AND sandboxes.version = $8 AND sandboxes.state = $4
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    WHERE sandboxes.id = $9 AND sandboxes.version = $10 AND sandboxes.state = $4
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
-    SELECT moved.id, moved.version, $4, moved.state, moved.host_id, $9, moved.reason FROM moved
+    SELECT moved.id, moved.version, $4, moved.state, moved.host_id, $11, moved.reason FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
 `
 
 type MoveSandboxParams struct {
@@ -795,8 +874,10 @@ type MoveSandboxParams struct {
 	Reason    string
 	EndCause  string
 	FromState interface{}
-	Worker    *int64
+	Moving    bool
 	HostID    *string
+	MovedKey  string
+	Worker    *int64
 	ID        string
 	Version   int64
 	Actor     string
@@ -835,6 +916,9 @@ type MoveSandboxRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // Compare and set: returns no row when another change was first.
@@ -844,8 +928,10 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		arg.Reason,
 		arg.EndCause,
 		arg.FromState,
-		arg.Worker,
+		arg.Moving,
 		arg.HostID,
+		arg.MovedKey,
+		arg.Worker,
 		arg.ID,
 		arg.Version,
 		arg.Actor,
@@ -884,6 +970,9 @@ func (q *Queries) MoveSandbox(ctx context.Context, arg MoveSandboxParams) (MoveS
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
@@ -952,7 +1041,7 @@ SELECT
     s.id, s.team_id, s.host_id, s.template, s.state, s.reason, s.vcpus,
     s.memory_mb, s.timeout_sec, s.metadata, '{}'::jsonb AS env, s.created_at, s.started_at, s.last_active_at,
     s.updated_at, s.version, s.worker, s.on_timeout, s.auto_resume, s.parent_id, s.generation,
-    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires
+    s.end_cause, s.unresponsive_since, s.unresponsive_reason, s.absolute_timeout, s.ends_at, s.network, s.volumes, s.disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 FROM sandboxes s WHERE s.team_id = $1 AND s.id = ANY($2::text[])
 ORDER BY s.created_at DESC, s.id DESC
 `
@@ -990,6 +1079,9 @@ type SandboxesByIDRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string) ([]SandboxesByIDRow, error) {
@@ -1034,6 +1126,9 @@ func (q *Queries) SandboxesByID(ctx context.Context, teamID string, iDs []string
 			&i.StoredAt,
 			&i.StoredKey,
 			&i.Requires,
+			&i.Moving,
+			&i.MovingNote,
+			&i.MovedKey,
 		); err != nil {
 			return nil, err
 		}
@@ -1073,16 +1168,137 @@ func (q *Queries) SandboxesCreatedBy(ctx context.Context, teamID string, actor s
 	return items, nil
 }
 
+const sandboxesToMove = `-- name: SandboxesToMove :many
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+FROM sandboxes WHERE sandboxes.moving
+UNION
+SELECT
+    id, team_id, host_id, template, state, reason, vcpus,
+    memory_mb, timeout_sec, metadata, '{}'::jsonb AS env, created_at, started_at, last_active_at,
+    updated_at, version, worker, on_timeout, auto_resume, parent_id, generation,
+    end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
+FROM sandboxes WHERE sandboxes.state NOT IN ('stopped', 'failed')
+    AND sandboxes.host_id IN (SELECT hosts.id FROM hosts WHERE hosts.status = 'draining')
+`
+
+type SandboxesToMoveRow struct {
+	ID                 string
+	TeamID             string
+	HostID             string
+	Template           string
+	State              string
+	Reason             string
+	VCPUs              int32
+	MemoryMB           int32
+	TimeoutSec         int32
+	Metadata           map[string]string
+	Env                map[string]string
+	CreatedAt          time.Time
+	StartedAt          *time.Time
+	LastActiveAt       *time.Time
+	UpdatedAt          time.Time
+	Version            int64
+	Worker             *int64
+	OnTimeout          string
+	AutoResume         bool
+	ParentID           string
+	Generation         string
+	EndCause           string
+	UnresponsiveSince  *time.Time
+	UnresponsiveReason string
+	AbsoluteTimeout    bool
+	EndsAt             *time.Time
+	Network            wrenn.NetworkPolicy
+	Volumes            []wrenn.VolumeMount
+	DiskMB             int32
+	StoredAt           *time.Time
+	StoredKey          string
+	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
+}
+
+// Those that are being moved, and all on hosts that are drained.
+func (q *Queries) SandboxesToMove(ctx context.Context) ([]SandboxesToMoveRow, error) {
+	rows, err := q.db.Query(ctx, sandboxesToMove)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []SandboxesToMoveRow
+	for rows.Next() {
+		var i SandboxesToMoveRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.TeamID,
+			&i.HostID,
+			&i.Template,
+			&i.State,
+			&i.Reason,
+			&i.VCPUs,
+			&i.MemoryMB,
+			&i.TimeoutSec,
+			&i.Metadata,
+			&i.Env,
+			&i.CreatedAt,
+			&i.StartedAt,
+			&i.LastActiveAt,
+			&i.UpdatedAt,
+			&i.Version,
+			&i.Worker,
+			&i.OnTimeout,
+			&i.AutoResume,
+			&i.ParentID,
+			&i.Generation,
+			&i.EndCause,
+			&i.UnresponsiveSince,
+			&i.UnresponsiveReason,
+			&i.AbsoluteTimeout,
+			&i.EndsAt,
+			&i.Network,
+			&i.Volumes,
+			&i.DiskMB,
+			&i.StoredAt,
+			&i.StoredKey,
+			&i.Requires,
+			&i.Moving,
+			&i.MovingNote,
+			&i.MovedKey,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const setMovingNote = `-- name: SetMovingNote :exec
+UPDATE sandboxes SET moving_note = $1 WHERE id = $2 AND moving_note <> $1
+`
+
+func (q *Queries) SetMovingNote(ctx context.Context, note string, iD string) error {
+	_, err := q.db.Exec(ctx, setMovingNote, note, iD)
+	return err
+}
+
 const setSandboxMetadata = `-- name: SetSandboxMetadata :one
 WITH moved AS (
     UPDATE sandboxes SET metadata = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'metadata set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
 `
 
 type SetSandboxMetadataParams struct {
@@ -1125,6 +1341,9 @@ type SetSandboxMetadataRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadataParams) (SetSandboxMetadataRow, error) {
@@ -1168,6 +1387,9 @@ func (q *Queries) SetSandboxMetadata(ctx context.Context, arg SetSandboxMetadata
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
@@ -1176,12 +1398,12 @@ const setSandboxNetwork = `-- name: SetSandboxNetwork :one
 WITH moved AS (
     UPDATE sandboxes SET network = $1, updated_at = clock_timestamp(), version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, 'network policy set' FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
 `
 
 type SetSandboxNetworkParams struct {
@@ -1224,6 +1446,9 @@ type SetSandboxNetworkRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkParams) (SetSandboxNetworkRow, error) {
@@ -1267,6 +1492,9 @@ func (q *Queries) SetSandboxNetwork(ctx context.Context, arg SetSandboxNetworkPa
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
@@ -1280,12 +1508,12 @@ WITH moved AS (
         updated_at = CASE WHEN state = 'paused' THEN updated_at ELSE clock_timestamp() END,
         version = version + 1
     WHERE sandboxes.id = $2 AND sandboxes.version = $3 AND sandboxes.state IN ('running', 'paused')
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT moved.id, moved.version, moved.state, moved.state, moved.host_id, $4, $5 FROM moved
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM moved
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM moved
 `
 
 type SetSandboxTimeoutParams struct {
@@ -1329,6 +1557,9 @@ type SetSandboxTimeoutRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutParams) (SetSandboxTimeoutRow, error) {
@@ -1373,6 +1604,9 @@ func (q *Queries) SetSandboxTimeout(ctx context.Context, arg SetSandboxTimeoutPa
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
@@ -1381,12 +1615,12 @@ const setStored = `-- name: SetStored :one
 WITH changed AS (
     UPDATE sandboxes SET stored_at = $1, stored_key = $2, version = version + 1
     WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'paused'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM changed
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM changed
 `
 
 type SetStoredParams struct {
@@ -1431,6 +1665,9 @@ type SetStoredRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // Where a paused sandbox is stored; nowhere with a key of ”.
@@ -1477,6 +1714,9 @@ func (q *Queries) SetStored(ctx context.Context, arg SetStoredParams) (SetStored
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
@@ -1489,12 +1729,12 @@ WITH changed AS (
         updated_at = clock_timestamp(),
         version = version + 1
     WHERE sandboxes.id = $3 AND sandboxes.version = $4 AND sandboxes.state = 'running'
-    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires
+    RETURNING id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key
 ), event AS (
     INSERT INTO sandbox_events (sandbox_id, version, from_state, to_state, host_id, actor, reason)
     SELECT changed.id, changed.version, changed.state, changed.state, changed.host_id, $5, $6 FROM changed
 )
-SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires FROM changed
+SELECT id, team_id, host_id, template, state, reason, vcpus, memory_mb, timeout_sec, metadata, env, created_at, started_at, last_active_at, updated_at, version, worker, on_timeout, auto_resume, parent_id, generation, end_cause, unresponsive_since, unresponsive_reason, absolute_timeout, ends_at, network, volumes, disk_mb, stored_at, stored_key, requires, moving, moving_note, moved_key FROM changed
 `
 
 type SetUnresponsiveParams struct {
@@ -1539,6 +1779,9 @@ type SetUnresponsiveRow struct {
 	StoredAt           *time.Time
 	StoredKey          string
 	Requires           map[string]string
+	Moving             bool
+	MovingNote         string
+	MovedKey           string
 }
 
 // A running sandbox whose guest does not answer, or answers again; then since is null.
@@ -1585,6 +1828,9 @@ func (q *Queries) SetUnresponsive(ctx context.Context, arg SetUnresponsiveParams
 		&i.StoredAt,
 		&i.StoredKey,
 		&i.Requires,
+		&i.Moving,
+		&i.MovingNote,
+		&i.MovedKey,
 	)
 	return i, err
 }
