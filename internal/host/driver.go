@@ -154,14 +154,14 @@ func (h *Host) findFirecracker(ctx context.Context) (string, error) {
 	firecracker, jailer, err := release.Find(dir)
 	_, pvm := os.Stat(pvmModule)
 	if err != nil && (d.NoDownload || pvm == nil && h.cfg.Image.Kernel == "") { // a stock kernel does not boot on PVM
-		return "", fmt.Errorf("Firecracker is not installed (%s, or put it and its jailer of %s into %s)", setting("firecracker"), release.Version, dir)
+		return "", wrenn.Errorf(wrenn.FailedPrecondition, "Firecracker is not installed (%s, or put it and its jailer of %s into %s)", setting("firecracker"), release.Version, dir)
 	}
 	if err != nil {
 		h.say("", "Firecracker is not installed: downloading "+release.Version+" into "+dir)
 		firecracker, jailer, err = release.Fetcher{}.Fetch(ctx, dir)
 	}
 	if err != nil {
-		return "", fmt.Errorf("Firecracker is not installed (%s): %w", setting("firecracker"), err)
+		return "", fmt.Errorf("%w; or %s", err, setting("firecracker"))
 	}
 	d.Firecracker, d.Jailer = firecracker, jailer
 	return firecracker, nil

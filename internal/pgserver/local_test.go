@@ -1,6 +1,7 @@
 package pgserver
 
 import (
+	"context"
 	"os"
 	"os/user"
 	"testing"
@@ -27,7 +28,7 @@ func TestEnsureLocal(t *testing.T) {
 	testkit.Must(t, os.Chmod(dir, 0o755))
 	server, err := Start(t.Context(), Config{Dir: dir + "/pg", Volatile: true})
 	testkit.Must(t, err)
-	t.Cleanup(func() { testkit.Must(t, server.Stop(t.Context())) }) //nolint:usetesting // a canceled context stops it at once
+	t.Cleanup(func() { testkit.Must(t, server.Stop(context.WithoutCancel(t.Context()))) })
 	url := "postgres:///fleet?sslmode=disable&host=" + server.cfg.SocketDir
 
 	for _, want := range [][]string{{"role keeper", "database fleet"}, nil} {

@@ -25,22 +25,23 @@ type fakeSystemd struct {
 
 func (f *fakeSystemd) ctl(_ context.Context, args ...string) (string, error) {
 	verb, unit := args[0], args[len(args)-1]
-	switch {
-	case verb == f.fail:
+	if verb == f.fail {
 		return "the reason", errors.New("exit status 1")
-	case verb == "is-active":
+	}
+	switch verb {
+	case "is-active":
 		if !f.active[unit] {
 			return "", errors.New("exit status 3")
 		}
 		return "", nil
-	case verb == "cat":
+	case "cat":
 		if unit != service.Unit {
 			return "", errors.New("exit status 1")
 		}
 		return "", nil
-	case verb == "start":
+	case "start":
 		f.active[unit] = true
-	case verb == "disable":
+	case "disable":
 		f.active[unit] = false
 	}
 	f.asked = append(f.asked, strings.Join(args, " "))

