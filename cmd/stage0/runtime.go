@@ -85,13 +85,14 @@ func mountMissing() {
 func mountPoints() string {
 	text, err := readFile("/proc/mounts")
 	complain(wrap("read /proc/mounts", err))
-	dirs := " "
+	var dirs strings.Builder
+	dirs.WriteByte(' ')
 	for line := range strings.Lines(string(text)) {
 		if fields := strings.Fields(line); len(fields) > 1 {
-			dirs += fields[1] + " "
+			dirs.WriteString(fields[1] + " ")
 		}
 	}
-	return dirs
+	return dirs.String()
 }
 
 // linkDevices makes the links that udev and systemd make on other systems.

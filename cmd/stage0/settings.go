@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"path"
 	"slices"
 	"strings"
@@ -49,7 +50,7 @@ func applySettings() {
 // not have is left out.
 func set(dir, pattern, value string) {
 	for _, file := range glob(dir + pattern) {
-		if err := writeFile(file, value+"\n"); err != nil && err != syscall.ENOENT {
+		if err := writeFile(file, value+"\n"); !errors.Is(err, syscall.ENOENT) {
 			complain(wrap("set "+file+" to "+value, err))
 		}
 	}
