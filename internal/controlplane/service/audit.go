@@ -115,9 +115,7 @@ func (a *Audit) flush(ctx context.Context) {
 		}
 		if err := a.store.AddAuditEntries(ctx, batch); err != nil {
 			a.giveBack(batch)
-			if ctx.Err() == nil {
-				a.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the audit log; will retry", slog.Any("err", err))
-			}
+			a.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the audit log; will retry", slog.Any("err", err))
 			return
 		}
 	}

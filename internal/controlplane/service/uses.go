@@ -69,20 +69,25 @@ func (f *flusher) run(ctx context.Context) error {
 }
 
 // flushEvery calls flush at intervals and when something is sent to soon, which may be
-// nil, until ctx ends; then once more, with flushTimeout.
+// nil, until ctx ends; then once more. Each call has flushTimeout, and the end of ctx
+// does not cut it short: what is cut may be written all the same, and would be written
+// again by the last call.
 func flushEvery(ctx context.Context, every time.Duration, soon <-chan struct{}, flush func(context.Context)) {
+	once := func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+		defer cancel()
+		flush(ctx)
+	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			flush(ctx)
+			once()
 		case <-soon:
-			flush(ctx)
+			once()
 		case <-ctx.Done():
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
-			defer cancel()
-			flush(ctx)
+			once()
 			return
 		}
 	}
@@ -93,7 +98,7 @@ func (f *flusher) flush(ctx context.Context) {
 		f.sandboxes.flush(func(m map[wrenn.SandboxID]time.Time) error { return f.store.Touch(ctx, m) }),
 		f.keys.flush(func(m map[string]time.Time) error { return f.store.TouchKeys(ctx, m) }),
 	)
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
 		f.log.LogAttrs(ctx, slog.LevelWarn, "cannot write the times of last use; will retry", slog.Any("err", err))
 	}
 }
