@@ -129,8 +129,7 @@ func (d *drainer) round(ctx context.Context, moves *errgroup.Group) bool {
 	}
 	d.forget(rows)
 	slices.SortFunc(rows, func(a, b wrenn.Sandbox) int { // those that wait first, then the idle ones
-		waits := func(sb wrenn.Sandbox) int { return cmp.Compare(boolInt(b.Moving), boolInt(a.Moving)) }
-		return cmp.Or(waits(a), a.LastActiveAt.Compare(b.LastActiveAt), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(boolInt(b.Moving), boolInt(a.Moving)), a.LastActiveAt.Compare(b.LastActiveAt), cmp.Compare(a.ID, b.ID))
 	})
 	for i := range rows {
 		sb := &rows[i]

@@ -225,6 +225,7 @@ func TestResumeElsewhere(t *testing.T) {
 	for name, spoil := range map[string]func(*testing.T, *world, *service.Service, *wrenn.Sandbox){
 		"full": func(*testing.T, *world, *service.Service, *wrenn.Sandbox) {},
 		"cordoned": func(t *testing.T, w *world, s *service.Service, _ *wrenn.Sandbox) {
+			t.Helper()
 			_, err := s.CordonHost(t.Context(), w.caller, "h1")
 			testkit.Must(t, err)
 		},
