@@ -7,9 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
-	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -146,8 +143,8 @@ type listFilesInput struct {
 }
 
 type fileOutput struct {
-	Path     string `json:"path" jsonschema:"relative to the directory that was listed"`
-	Type     string `json:"type" jsonschema:"file, directory, link or other"`
+	Path     string `json:"path" jsonschema:"absolute"`
+	Type     string `json:"type" jsonschema:"file, directory, symlink or unknown"`
 	Bytes    int64  `json:"bytes"`
 	Modified string `json:"modified"`
 }
@@ -157,58 +154,20 @@ type filesOutput struct {
 	Truncated bool         `json:"truncated"`
 }
 
-// listScript prints what is below the directory $1 to the depth $2: mode in hexadecimal
-// digits, size, time and path of each, a line each. Line ends in names are replaced.
-const listScript = `cd -- "$1" && find . -mindepth 1 -maxdepth "$2" -exec stat -c '%f %s %Y %n' {} + 2>/dev/null | sort -k 4 | head -n "$3"`
-
 func listFiles(ctx context.Context, c call, in listFilesInput) (filesOutput, error) {
-	result, err := c.Exec(ctx, in.SandboxID, client.Command{
-		Cmd: shell, User: in.User, Args: []string{"-c", listScript, "sh", in.Path, strconv.Itoa(in.Depth), strconv.Itoa(in.Limit + 1)},
-	})
-	if err != nil {
-		return filesOutput{}, err
-	}
-	if result.ExitCode != 0 {
-		text := strings.TrimSpace(valid(result.Stderr))
-		return filesOutput{}, fmt.Errorf("the directory cannot be listed: %s", text[strings.LastIndex(text, "cd: ")+1:])
-	}
 	out := filesOutput{Files: []fileOutput{}}
-	for line := range strings.Lines(valid(result.Stdout)) {
-		entry, ok := parseEntry(strings.TrimSuffix(line, "\n"))
-		switch {
-		case !ok: // the rest of a name with a line end
-		case len(out.Files) == in.Limit:
-			out.Truncated = true
-		default:
-			out.Files = append(out.Files, entry)
+	list := client.ListFiles{FileOptions: client.FileOptions{User: in.User}, Depth: in.Depth, PageSize: in.Limit + 1}
+	for entry, err := range c.Files(ctx, in.SandboxID, in.Path, list) {
+		if err != nil {
+			return filesOutput{}, err
 		}
+		if len(out.Files) == in.Limit {
+			out.Truncated = true
+			break
+		}
+		out.Files = append(out.Files, fileOutput{
+			Path: entry.Path, Type: entry.Type, Bytes: entry.Size, Modified: entry.ModifiedAt.UTC().Format(time.RFC3339),
+		})
 	}
 	return out, nil
-}
-
-// The types in a mode, see inode(7).
-const (
-	modeType      = 0xf000
-	modeDirectory = 0x4000
-	modeRegular   = 0x8000
-	modeLink      = 0xa000
-)
-
-// parseEntry reads a line of listScript.
-func parseEntry(line string) (fileOutput, bool) {
-	fields := strings.SplitN(line, " ", 4)
-	if len(fields) != 4 || !strings.HasPrefix(fields[3], "./") {
-		return fileOutput{}, false
-	}
-	mode, errMode := strconv.ParseUint(fields[0], 16, 32)
-	size, errSize := strconv.ParseInt(fields[1], 10, 64)
-	changed, errTime := strconv.ParseInt(fields[2], 10, 64)
-	if errMode != nil || errSize != nil || errTime != nil {
-		return fileOutput{}, false
-	}
-	kind, ok := map[uint64]string{modeDirectory: "directory", modeRegular: "file", modeLink: "link"}[mode&modeType]
-	if !ok {
-		kind = "other"
-	}
-	return fileOutput{Path: path.Clean(fields[3]), Type: kind, Bytes: size, Modified: time.Unix(changed, 0).UTC().Format(time.RFC3339)}, true
 }

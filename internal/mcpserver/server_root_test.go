@@ -224,14 +224,16 @@ func (a agent) files(id string) {
 			list.Files[i].Bytes = 0
 		}
 	}
-	want := []fileOutput{{Path: "a", Type: "directory"}, {Path: "a/b ü.txt", Type: "file", Bytes: 8}, {Path: "bin", Type: "file", Bytes: 2}}
+	want := []fileOutput{
+		{Path: filepath.Join(dir, "a"), Type: "directory"}, {Path: name, Type: "file", Bytes: 8}, {Path: filepath.Join(dir, "bin"), Type: "file", Bytes: 2},
+	}
 	if diff := cmp.Diff(want, list.Files); diff != "" || list.Truncated {
 		a.t.Error(diff)
 	}
 	if list := use[filesOutput](a, "list_files", args{"sandbox_id": id, "user": root, "path": dir, "limit": 1}); len(list.Files) != 1 || !list.Truncated {
 		a.t.Errorf("%+v", list)
 	}
-	a.fails("list_files", args{"sandbox_id": id, "user": root, "path": dir + "/absent"}, "cannot be listed", "absent")
+	a.fails("list_files", args{"sandbox_id": id, "user": root, "path": dir + "/absent"}, "absent")
 	a.fails("read_file", args{"sandbox_id": id, "user": root, "path": dir + "/absent"}, "absent")
 	a.fails("read_file", args{"sandbox_id": id, "user": root, "path": name, "offset": 100}, "8 bytes")
 	a.fails("write_file", args{"sandbox_id": id, "user": root, "path": name, "content": "?", "encoding": "base64"}, "not base64")
