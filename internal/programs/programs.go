@@ -17,19 +17,22 @@ const Dir = "/tmp/.wrenn-logs"
 // Log returns the file in a sandbox with the output of the program with that process id.
 func Log(pid int) string { return path.Join(Dir, strconv.Itoa(pid)) }
 
-const makeDir = `d=` + Dir + `; [ -d "$d" ] || mkdir -m 1777 "$d" || exit; `
+// makeLog makes the file $f, which only its user may read, with the id of the shell as
+// name. The program keeps the umask that it has.
+const makeLog = `d=` + Dir + `; [ -d "$d" ] || mkdir -m 1777 "$d" || exit
+f=$d/$$; rm -f "$f" "$f.exit"; u=$(umask); umask 077; : >"$f"; umask "$u"
+`
 
 // detached runs a command with its output in a file that has its process id as name:
 // exec keeps the id of the shell.
-const detached = `umask 077; ` + makeDir + `exec "$@" >"$d/$$" 2>&1 </dev/null`
+const detached = makeLog + `exec "$@" >"$f" 2>&1 </dev/null`
 
 // Detached returns a command that runs cmd with its output in Log of its process id.
 func Detached(cmd client.Command) client.Command { return by(detached, cmd) }
 
 // recorded is like detached, but the shell stays, and writes how the command ended to
 // another file. It waits for the command also after signals, which both get.
-const recorded = makeDir + `f=$d/$$; rm -f "$f" "$f.exit"; u=$(umask); umask 077; : >"$f"; umask "$u"
-trap : HUP INT TERM; "$@" >"$f" 2>&1 </dev/null; code=$?; echo "$code" >"$f.exit"; exit "$code"`
+const recorded = makeLog + `trap : HUP INT TERM; "$@" >"$f" 2>&1 </dev/null; code=$?; echo "$code" >"$f.exit"; exit "$code"`
 
 // Recorded is like Detached, and ReadScript then also tells the exit code, which is 128
 // plus its number after a signal. Signals must be sent to the command and to what it
