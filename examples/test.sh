@@ -12,7 +12,8 @@ is() { # compares what an example printed
 	echo "$1 works"
 }
 
-go build -o "$dir/agents" 'echo one >/tmp/x; cat /tmp/x' '[ ! -e /tmp/x ]' >"$dir/out"
+go build -o "$dir/agents" ./examples/agents
+"$dir/agents" 'echo one >/tmp/x; cat /tmp/x' '[ ! -e /tmp/x ]' >"$dir/out"
 is agents $'one\ntask 1: exit code 0\ntask 2: exit code 0' "$(sort "$dir/out")"
 
 best=$(examples/search.sh 'gzip -1 -c data | wc -c' 'gzip -9 -c data | wc -c' 'exit 1' 2>"$dir/score")
