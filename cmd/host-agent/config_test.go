@@ -81,7 +81,7 @@ func TestConfigurationDefaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got.State != "/s" || got.Listen != "unix:/run/wrenn/agent.sock" || got.Metrics != "127.0.0.1:49981" ||
-			got.Network.Range.String() != "10.191.0.0/16" || got.Network.Ready != 4 || got.host(nil, nil).Driver.QEMUCodeMiB != 64 || got.Limits.MemoryMB <= 0 || got.Limits.DiskFreeMB != 1024 {
+			got.Network.Range.String() != "10.191.0.0/16" || got.Network.Ready != 4 || got.host(nil, nil).Driver.QEMUCodeMiB != 96 || got.Limits.MemoryMB <= 0 || got.Limits.DiskFreeMB != 1024 {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
