@@ -135,10 +135,7 @@ kill $ticks`
 // disturbed: no byte is lost or doubled. Another stream can attach by process ID.
 func testKilledDuringStream(t *testing.T, s *stack, p part) {
 	t.Helper()
-	sb, err := s.create(t, t.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	sb := s.made(t, t.Name())
 	stream, err := s.api.Start(t.Context(), sb.ID, client.Command{Cmd: "/bin/sh", Args: []string{"-c", ticking}},
 		client.StartOptions{Stdin: true, Hold: 2 * patience})
 	if err != nil {
@@ -182,10 +179,7 @@ func testKilledDuringStream(t *testing.T, s *stack, p part) {
 // so much output that every hop buffers some of it.
 func testKilledDuringMuchOutput(t *testing.T, s *stack) {
 	t.Helper()
-	sb, err := s.create(t, t.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	sb := s.made(t, t.Name())
 	const numbers = 1_200_000
 	stream, err := s.api.Start(t.Context(), sb.ID, client.Command{Cmd: "seq", Args: []string{"1", strconv.Itoa(numbers)}}, client.StartOptions{Hold: patience})
 	if err != nil {
@@ -269,10 +263,7 @@ func (f *follower) count(line string) error {
 // sandboxes keep running, and that nothing has to be restarted afterwards.
 func testWithoutDatabase(t *testing.T, s *stack) {
 	t.Helper()
-	sb, err := s.create(t, t.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	sb := s.made(t, t.Name())
 	began := s.controlPlane
 	s.killDatabase(t)
 	calls := map[string]func() error{

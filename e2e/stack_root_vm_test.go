@@ -190,6 +190,19 @@ func (s *stack) create(t *testing.T, mark string) (*client.Sandbox, error) {
 	return s.api.CreateSandbox(t.Context(), client.CreateSandbox{MemoryMB: 128, Timeout: time.Hour, Metadata: map[string]string{"mark": mark}})
 }
 
+// made is create, once the host answers: it is left out for a moment when its agent took
+// long to start again.
+func (s *stack) made(t *testing.T, mark string) (sb *client.Sandbox) {
+	t.Helper()
+	testkit.WaitNoError(t, "a sandbox can be created", func() (err error) {
+		if sb, err = s.create(t, mark); err != nil && client.CodeOf(err) != client.Unavailable {
+			t.Fatal(err)
+		}
+		return err
+	})
+	return sb
+}
+
 // usable returns an error unless a command runs in the sandbox and its output arrives.
 func (s *stack) usable(t *testing.T, id string) error {
 	t.Helper()
