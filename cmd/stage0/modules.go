@@ -40,8 +40,7 @@ func loadModule(path string) error {
 		return err
 	}
 	defer release(fd)
-	params := [1]byte{}     // none, NUL-terminated
-	const finitModule = 313 // finit_module(2) on x86-64; package syscall does not know it
+	params := [1]byte{} // none, NUL-terminated
 	if _, _, errno := syscall.Syscall(finitModule, uintptr(fd), uintptr(unsafe.Pointer(&params[0])), 0); errno != 0 {
 		return errno
 	}
