@@ -3,7 +3,6 @@ package mcpserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"time"
 
@@ -45,9 +44,8 @@ func (s *Server) addStateTools() error {
 			text: "Puts a sandbox back to a checkpoint: files and programs are as they were then. What it did since is lost, unless you save a checkpoint first. All checkpoints stay.",
 		}, restoreCheckpoint),
 		add(s, tool{
-			name: "branch_from_checkpoint", title: "Make copies from a checkpoint", destroys: true, many: true,
-			text: "Makes running copies of a sandbox as it was at a checkpoint. The sandbox goes back to the checkpoint for that and then to its state of now, so commands that run in it at the time lose their connection: " +
-				"do not use it in the middle of a run_command.",
+			name: "branch_from_checkpoint", title: "Make copies from a checkpoint", many: true,
+			text:   "Makes running copies of a sandbox as it was at a checkpoint. The sandbox itself does not change.",
 			bounds: bounds{"count": {min: 1, max: maxCopies, initial: 1}},
 		}, branch),
 		add(s, tool{
@@ -84,13 +82,19 @@ type forkOutput struct {
 }
 
 func forkSandbox(ctx context.Context, c call, in forkInput) (forkOutput, error) {
-	parent, err := c.Sandbox(ctx, in.SandboxID)
+	return c.fork(ctx, in.SandboxID, client.Fork{Count: in.Count})
+}
+
+// fork makes copies with the sandbox's metadata, but its name.
+func (c call) fork(ctx context.Context, id string, copies client.Fork) (forkOutput, error) {
+	parent, err := c.Sandbox(ctx, id)
 	if err != nil {
 		return forkOutput{}, err
 	}
 	own := maps.Clone(parent.Metadata)
 	delete(own, "name") // names are for one
-	made, err := c.ForkSandbox(ctx, in.SandboxID, client.Fork{Count: in.Count, Metadata: c.labels(own)})
+	copies.Metadata = c.labels(own)
+	made, err := c.ForkSandbox(ctx, id, copies)
 	if err != nil {
 		return forkOutput{}, err
 	}
@@ -171,22 +175,6 @@ type branchInput struct {
 	Count int `json:"count,omitempty" jsonschema:"how many copies"`
 }
 
-// branch returns the sandbox to its state of now, also when the call is canceled. If
-// that fails, the checkpoint with that state stays.
 func branch(ctx context.Context, c call, in branchInput) (forkOutput, error) {
-	now, err := c.CreateCheckpoint(ctx, in.SandboxID, "before branching")
-	if err != nil {
-		return forkOutput{}, err
-	}
-	lasting := context.WithoutCancel(ctx)
-	if _, err := c.RestoreCheckpoint(ctx, in.SandboxID, in.CheckpointID); err != nil {
-		if ctx.Err() == nil { // the sandbox continues as before
-			return forkOutput{}, errors.Join(err, c.DeleteCheckpoint(lasting, in.SandboxID, now.ID))
-		}
-	}
-	out, err := forkSandbox(ctx, c, forkInput{target: in.target, Count: in.Count})
-	if _, failed := c.RestoreCheckpoint(lasting, in.SandboxID, now.ID); failed != nil {
-		return forkOutput{}, errors.Join(err, fmt.Errorf("the sandbox is at the checkpoint now: restore %s to put it back: %w", now.ID, failed))
-	}
-	return out, errors.Join(err, c.DeleteCheckpoint(lasting, in.SandboxID, now.ID))
+	return c.fork(ctx, in.SandboxID, client.Fork{Count: in.Count, Checkpoint: in.CheckpointID})
 }
