@@ -64,16 +64,6 @@ func configureNetwork(ip address) error {
 	return wrap("set the default route", addDefaultRoute(fd, ip.gateway))
 }
 
-// bringUpLoopback is for a kernel that has configured its network itself.
-func bringUpLoopback() error {
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return wrap("configure the network", err)
-	}
-	defer release(fd)
-	return bringUp(fd, "lo")
-}
-
 func request(device string) *ifreq {
 	var r ifreq
 	copy(r.name[:len(r.name)-1], device)

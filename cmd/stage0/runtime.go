@@ -73,7 +73,7 @@ func mountMissing() {
 		}
 	}
 	if !strings.Contains(mounted, " /run ") { // no earlier stage0 was here
-		complain(bringUpLoopback())
+		complain(configureNetwork(address{})) // the loopback alone: ip= is the kernel's then
 		openNodes()
 		emptyTmp()
 	}
