@@ -119,6 +119,9 @@ func (t tree) attach() error {
 	return unix.Mount("", point, "", unix.MS_BIND|unix.MS_REMOUNT|t.flags, "")
 }
 
+// makePoint makes what the tree is mounted on. A file is made without opening it: a
+// child of another thread, forked at that moment, would hold it open for writing
+// until its program starts, and the root could not become read-only.
 func (t tree) makePoint(point string) error {
 	if t.dir {
 		return os.MkdirAll(point, 0o755)
@@ -126,11 +129,7 @@ func (t tree) makePoint(point string) error {
 	if err := os.MkdirAll(filepath.Dir(point), 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(point, os.O_CREATE|os.O_WRONLY, 0o444)
-	if err != nil {
-		return err
-	}
-	return f.Close()
+	return unix.Mknod(point, unix.S_IFREG|0o444, 0)
 }
 
 func (r *Root) link() error {

@@ -3,13 +3,16 @@
 package launch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"wrenn/internal/testkit"
@@ -81,6 +84,30 @@ func TestRootCannotBeChanged(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(shared, "made")); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRootsAreMadeWhileOthersFork starts processes in roots beside others that fork
+// all the time, and hold what this process has open until their programs start.
+func TestRootsAreMadeWhileOthersFork(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	var forks errgroup.Group
+	for range 8 {
+		forks.Go(func() error {
+			for ctx.Err() == nil {
+				if err := exec.Command("/bin/true").Run(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for range 100 {
+		inRoot(t, "true", func(c *Command) {
+			c.Root.ReadOnly = append(c.Root.ReadOnly, "/etc/passwd", "/etc/group", "/etc/hosts")
+		})
+	}
+	stop()
+	testkit.Must(t, forks.Wait())
 }
 
 func TestProgramsInARootGainNothing(t *testing.T) {
