@@ -11,9 +11,9 @@ mkdir -p "$results"
 summary=$results/summary # one line for each suite; a file, because a suite in the background cannot set variables
 
 # suite NAME PACKAGES FLAGS...: runs go test with FLAGS and adds a line to the
-# summary. Up to three tests that fail are run once more, and so are packages that
-# ended in a panic: what passes then does not fail the suite, and is listed as
-# flaky, with what it printed.
+# summary. Up to five tests that fail are run once more, whole, because subtests
+# build upon those before them; so are packages that ended in a panic. What passes
+# then does not fail the suite, and is listed as flaky, with what it printed.
 suite() {
 	local name=$1 packages=$2 file
 	shift 2
@@ -40,7 +40,7 @@ tests() {
 	local file=$1 packages=$2
 	shift 2
 	go tool -modfile=tools.mod gotestsum --format pkgname --hide-summary=output --jsonfile "$file.json" \
-		--rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$file.flaky" \
+		--rerun-fails=1 --rerun-fails-max-failures=5 --rerun-fails-run-root-test --rerun-fails-report="$file.flaky" \
 		--packages="$packages" -- "$@"
 }
 
