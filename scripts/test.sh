@@ -59,6 +59,16 @@ without_panic() {
 	printf '%s\n' "panic in $packages" >>"$file.flaky"
 }
 
+# with_tag TAG DIR/...: the test files below DIR that need exactly this build tag.
+with_tag() { grep -rlx --include='*_test.go' "//go:build $1" "${2%/...}"; }
+
+# packages TAG DIR/...: their packages, in one line.
+packages() { with_tag "$@" | xargs -n 1 dirname | sort -u | paste -sd ' '; }
+
+# names TAG DIR/...: an expression for -run with the names of their tests. The other
+# tests of these packages ran without the tag.
+names() { with_tag "$@" | xargs grep -ho '^func Test[[:alnum:]_]*' | sed 's/^func //' | sort -u | paste -sd '|' | sed 's/.*/^(&)$/'; }
+
 say() { printf '%s\n' "$*" >>"$summary"; }
 fail() { touch "$results/failed"; }
 
@@ -107,7 +117,7 @@ if [ "$free" -lt 15 ]; then
 	finish
 fi
 
-suite 'namespaces, ownership and full disks, as root' ./internal/... -tags root
+suite 'namespaces, ownership and full disks, as root' "$(packages root ./internal/...)" -tags root -run "$(names root ./internal/...)"
 
 # Images take a minute to make, so the tests share those of make run.
 export WRENN_TEST_IMAGES=/var/lib/wrenn

@@ -27,14 +27,15 @@ func checkSuites(t *testing.T, files []string, complain func(file, what string))
 }
 
 // suitesOf reads the scripts: go test and the suite function of test.sh, whose
-// packages and tags are written out, one suite a line. The nested suite also
-// builds the tests of other packages, which run in its guest.
+// packages and tags are written out, one suite a line; those of "packages TAG DIR/..."
+// are all below DIR. The nested suite also builds the tests of other packages, which
+// run in its guest.
 func suitesOf(t *testing.T, files []string) []suite {
 	t.Helper()
 	var all []suite
 	command := regexp.MustCompile(`^\s*(?:exec go test|suite '[^']*')(.*)$`)
 	tags := regexp.MustCompile(`-tags[ =](\S+)`)
-	packages := regexp.MustCompile(`(?:^|[\s'])(\./[^\s']+)`)
+	packages := regexp.MustCompile(`(?:^|[\s'])(\./[^\s')]+)`)
 	for _, f := range files {
 		if path.Dir(f) != "scripts" || path.Ext(f) != ".sh" {
 			continue
