@@ -76,7 +76,7 @@ func (s *session) proxyCommand(host string) (string, error) {
 type sshCommand struct {
 	User string   `short:"u" placeholder:"USER" help:"The user in the sandbox; default: the template's default user."`
 	ID   string   `arg:"" complete:"sandbox" help:"The sandbox."`
-	Args []string `arg:"" optional:"" passthrough:"partial" help:"More arguments for ssh, such as -L 8000:localhost:8000, or a command."`
+	Args []string `arg:"" optional:"" passthrough:"all" help:"More arguments for ssh, such as -L 8000:localhost:8000, or a command."`
 }
 
 // Run runs this machine's ssh, and ends with its exit code.
