@@ -17,6 +17,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"wrenn/internal/framing"
 	"wrenn/internal/guest/account"
 	"wrenn/internal/guest/auth"
 	"wrenn/internal/guest/clock"
@@ -174,8 +175,9 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 		ConnState:         a.conns.track,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
+	guarded := framing.Guard(server, l)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	go func() { served <- server.Serve(guarded) }()
 	var err error
 	select {
 	case err = <-served:

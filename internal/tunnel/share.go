@@ -60,7 +60,7 @@ func Share(w http.ResponseWriter, socket *net.TCPConn) (lifeline net.Conn, err e
 	raw, err := socket.SyscallConn()
 	if err == nil {
 		controlled := raw.Control(func(fd uintptr) {
-			_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte(answer), unix.UnixRights(int(fd)), nil)
+			_, _, err = unixOf(conn).WriteMsgUnix([]byte(answer), unix.UnixRights(int(fd)), nil)
 		})
 		if err == nil {
 			err = controlled
@@ -71,6 +71,16 @@ func Share(w http.ResponseWriter, socket *net.TCPConn) (lifeline net.Conn, err e
 		return nil, err
 	}
 	return conn, nil
+}
+
+// unixOf returns the Unix socket of a connection for which AsksToShare.
+func unixOf(conn net.Conn) *net.UnixConn {
+	for {
+		if local, ok := conn.(*net.UnixConn); ok {
+			return local
+		}
+		conn = conn.(interface{ NetConn() net.Conn }).NetConn()
+	}
 }
 
 // Watch returns when the client has ended the lifeline of a shared socket, or it was

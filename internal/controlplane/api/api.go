@@ -27,6 +27,7 @@ import (
 	"wrenn/internal/controlplane/api/internal/oapi"
 	"wrenn/internal/controlplane/dashboard"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/framing"
 )
 
 // Sandboxes are the operations on a sandbox as a whole. Another team's sandbox is NotFound.
@@ -292,7 +293,11 @@ func (s *Server) Run(ctx context.Context, all ...net.Listener) error {
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // errors of clients' connections
 	}
 	served := make(chan error, len(all))
-	for _, l := range all {
+	guarded := make([]net.Listener, len(all))
+	for i, l := range all {
+		guarded[i] = framing.Guard(server, l)
+	}
+	for _, l := range guarded {
 		go func() { served <- server.Serve(l) }()
 	}
 	select {

@@ -18,6 +18,7 @@ import (
 
 	"wrenn"
 	"wrenn/internal/certs"
+	"wrenn/internal/framing"
 	"wrenn/internal/tunnel"
 )
 
@@ -208,7 +209,7 @@ func Serve(ctx context.Context, cfg Config, l net.Listener) error {
 		}
 		stopped <- err
 	})
-	err := httpServer.Serve(l)
+	err := httpServer.Serve(framing.Guard(httpServer, l))
 	if !errors.Is(err, http.ErrServerClosed) {
 		stop()
 		return err

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"wrenn"
@@ -367,5 +368,14 @@ func TestTheStockIsInTheMetrics(t *testing.T) {
 	}
 	if series["wrenn_ready_machines"] != 1 || series["wrenn_ready_machine_claims_total"] != 2 {
 		t.Errorf("series: %v", series)
+	}
+}
+
+func TestAmbiguousLengths(t *testing.T) {
+	agent := agenttest.New(t, agenttest.Config{})
+	conn, err := net.Dial("unix", strings.TrimPrefix(agent.URL(), "unix://"))
+	testkit.Must(t, err)
+	if diff := cmp.Diff([]int{http.StatusBadRequest}, testkit.Statuses(t, conn, fmt.Sprintf(testkit.Ambiguous, "/"))); diff != "" {
+		t.Errorf("statuses (-want +got):\n%s", diff)
 	}
 }
