@@ -60,6 +60,16 @@ ON CONFLICT (id) DO UPDATE SET
     status = CASE WHEN hosts.status IN ('removed', 'lost') THEN 'active' ELSE hosts.status END
 RETURNING *;
 
+-- name: JoinHostOfNode :one
+-- No row if an operator has ended the use of the host. What operators have set stays.
+INSERT INTO hosts (id, url, name, joined_at, serial, certificate_until)
+VALUES (@id, @url, @name, clock_timestamp(), @serial, @certificate_until)
+ON CONFLICT (id) DO UPDATE SET
+    url = excluded.url, name = CASE WHEN hosts.name = '' THEN excluded.name ELSE hosts.name END,
+    serial = excluded.serial, previous_serial = '', certificate_until = excluded.certificate_until
+WHERE hosts.joined_at IS NOT NULL AND hosts.status NOT IN ('removed', 'lost')
+RETURNING *;
+
 -- name: RenewHost :execrows
 UPDATE hosts SET url = @url, serial = @serial, previous_serial = @presented, certificate_until = @certificate_until
 WHERE id = @id AND joined_at IS NOT NULL AND status NOT IN ('removed', 'lost') AND @presented::text IN (serial, previous_serial);

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -19,6 +20,7 @@ import (
 	"wrenn/internal/config"
 	"wrenn/internal/controlplane/authority"
 	"wrenn/internal/controlplane/service"
+	"wrenn/internal/controlplane/tokenreview"
 )
 
 // Config is the configuration file; packaging/control-plane.toml has all keys.
@@ -118,6 +120,23 @@ type Secrets struct {
 type Fleet struct {
 	// Authority is the file that the command authority makes, the same for all control planes; "": no host can join.
 	Authority string `toml:"authority"`
+	// Kubernetes lets the nodes of its cluster join without a token of ours.
+	Kubernetes tokenreview.Config `toml:"kubernetes"`
+}
+
+// reviewer returns nil if no host joins by Kubernetes.
+func (f Fleet) reviewer(getenv func(string) string) (service.TokenReviewer, error) {
+	if !f.Kubernetes.Enabled() {
+		return nil, nil //nolint:nilnil // not set is no error
+	}
+	if f.Authority == "" {
+		return nil, errors.New("fleet.kubernetes: it needs authority of [fleet]")
+	}
+	reviewer, err := f.Kubernetes.Open(getenv)
+	if err != nil {
+		return nil, fmt.Errorf("fleet.kubernetes: %w", err)
+	}
+	return reviewer, nil
 }
 
 // open loads the authority; nil if it is not set.
@@ -145,6 +164,7 @@ func Defaults() Config {
 	return Config{
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log: Log{Level: "info", Format: "text"}, Secrets: Secrets{KeyFiles: []string{}},
+		Fleet:    Fleet{Kubernetes: tokenreview.Config{ServiceAccounts: []string{}}},
 		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}},
 		Limits: Limits{
 			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,
@@ -221,6 +241,9 @@ func (c *Config) Check(problems *config.Problems) {
 		problems.Add(err)
 	}
 	if _, err := c.Fleet.open(); err != nil {
+		problems.Add(err)
+	}
+	if _, err := c.Fleet.reviewer(os.Getenv); err != nil {
 		problems.Add(err)
 	}
 }

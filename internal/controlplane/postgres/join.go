@@ -68,6 +68,23 @@ func (s *Store) JoinHost(ctx context.Context, hash []byte, host JoinedHost) (*wr
 	return &out, err
 }
 
+// JoinHostOfNode makes or changes the row of a host that Kubernetes vouches for. It is
+// PermissionDenied for a host whose use an operator has ended.
+func (s *Store) JoinHostOfNode(ctx context.Context, host JoinedHost) (*wrenn.HostRecord, error) {
+	var out wrenn.HostRecord
+	err := s.inTx(ctx, "join", func(ctx context.Context, q *dbsqlc.Queries) error {
+		row, err := q.JoinHostOfNode(ctx, dbsqlc.JoinHostOfNodeParams{
+			ID: string(host.ID), URL: host.URL, Name: host.Name, Serial: host.Serial, CertificateUntil: &host.Until,
+		})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return wrenn.Errorf(wrenn.PermissionDenied, "an operator has ended the use of host %s, and its node does not undo that: make a token with `wrenn host token --id %[1]s` and join by it on the node, or register the node again, which makes it another host", host.ID)
+		}
+		out = hostRecord(row)
+		return err
+	})
+	return &out, err
+}
+
 // whyNoToken is the error of a token that cannot be used.
 func whyNoToken(ctx context.Context, q *dbsqlc.Queries, hash []byte) error {
 	token, err := q.FindHostToken(ctx, hash)

@@ -17,7 +17,8 @@ import (
 type HostAdmin struct {
 	*core
 
-	joins *rate.Limiter
+	joins    *rate.Limiter
+	reviewer TokenReviewer // nil: no host joins by Kubernetes
 }
 
 // HostState is a host as its row and this replica know it.

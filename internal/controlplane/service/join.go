@@ -125,11 +125,21 @@ func checkHostName(name string) error {
 	return nil
 }
 
+// TokenReviewer asks Kubernetes on which node the pod runs that has a service account's
+// token, see tokenreview.Reviewer.
+type TokenReviewer interface {
+	Review(ctx context.Context, token string) (hostjoin.Node, error)
+}
+
 // JoinHost makes the owner of a token a host, and returns its certificate. It is
-// Unauthenticated for a token that does not exist, has expired or was used.
+// Unauthenticated for a token that does not exist, has expired or was used. A token of a
+// service account of Kubernetes may be used again, and the host's id is its node's.
 func (s *HostAdmin) JoinHost(ctx context.Context, req JoinHost) (*HostCertificate, error) {
 	if err := s.mayJoin(); err != nil {
 		return nil, err
+	}
+	if hostjoin.IsAccountToken(req.Token) {
+		return s.joinNode(ctx, req)
 	}
 	token, err := hostjoin.ParseToken(req.Token)
 	if err != nil {
@@ -153,6 +163,33 @@ func (s *HostAdmin) JoinHost(ctx context.Context, req JoinHost) (*HostCertificat
 		return nil, err
 	}
 	s.log.LogAttrs(ctx, slog.LevelInfo, "host joined", slog.String("host", string(row.ID)), slog.String("url", row.URL))
+	return s.issued(ctx, row.ID, signed), nil
+}
+
+// joinNode makes a node of Kubernetes a host. Its name is the node's.
+func (s *HostAdmin) joinNode(ctx context.Context, req JoinHost) (*HostCertificate, error) {
+	if s.reviewer == nil {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "no host can join by a service account: the operator sets service_accounts of [fleet.kubernetes] in the control plane's configuration")
+	}
+	if err := hostjoin.CheckURL(req.URL); err != nil {
+		return nil, err
+	}
+	node, err := s.reviewer.Review(ctx, req.Token)
+	if err != nil {
+		return nil, err
+	}
+	if s.hosts.configured[node.Host] != "" {
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "host %s is in the control plane's configuration: remove it there", node.Host)
+	}
+	signed, err := s.hosts.authority.Sign(node.Host, []byte(req.CSR))
+	if err != nil {
+		return nil, err
+	}
+	row, err := s.store.JoinHostOfNode(ctx, postgres.JoinedHost{ID: node.Host, URL: req.URL, Name: node.Name[:min(len(node.Name), maxHostName)], Serial: signed.Serial, Until: signed.Until})
+	if err != nil {
+		return nil, err
+	}
+	s.log.LogAttrs(ctx, slog.LevelInfo, "node of Kubernetes joined as host", slog.String("host", string(row.ID)), slog.String("node", node.Name), slog.String("url", row.URL))
 	return s.issued(ctx, row.ID, signed), nil
 }
 

@@ -45,6 +45,8 @@ type Config struct {
 	KeepAudit time.Duration
 	// Authority signs the certificates of hosts that join; without one none can.
 	Authority *authority.Authority
+	// Reviewer lets hosts join by a service account of Kubernetes; nil lets none.
+	Reviewer TokenReviewer
 	// Vault has the keys of secrets; without keys none are kept.
 	Vault *vault.Vault
 }
@@ -138,7 +140,7 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	keys := newKeys(store)
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit()}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
 		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
 		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},

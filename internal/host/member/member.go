@@ -1,4 +1,5 @@
-// Package member makes this machine a host of a fleet: it joins by a token, keeps the
+// Package member makes this machine a host of a fleet: it joins by a token, or by that of
+// a service account of Kubernetes, keeps the
 // certificate by which control planes know it, and renews that.
 //
 // The key never leaves the machine. Certificate and key are one file, so that a crash
@@ -71,13 +72,16 @@ type details struct {
 	ControlPlane string       `json:"control_plane"`
 	Listen       string       `json:"listen"`
 	URL          string       `json:"url,omitempty"` // "": the address by which the machine reaches the control plane
+	// Address is where the name of ControlPlane led when the host joined, as HOST:PORT. It
+	// is used when the name is not known, as that of a service of Kubernetes on its nodes.
+	Address string `json:"address,omitempty"`
 }
 
 // Join is how to join. ControlPlane and Token are required.
 type Join struct {
 	StateDir     string // of the agent
 	ControlPlane string // url of the public API; https, or http on this machine
-	Token        string
+	Token        string // that of `wrenn host token`, or of a service account of Kubernetes
 	Name         string // for people; "" is the machine's
 	Listen       string // address of the agent; "" is DefaultListen
 	// URL is where control planes reach the agent; "" is the port of Listen at the
@@ -98,7 +102,7 @@ func Open(stateDir string) (*Member, error) {
 	if err := json.Unmarshal(text, &m.details); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.path(detailsFile), err)
 	}
-	m.http, err = newClient(m.path(serverCAFile))
+	m.http, err = newClient(m.path(serverCAFile), m.details.Address)
 	return m, err
 }
 
@@ -118,11 +122,11 @@ func (m *Member) path(name string) string { return filepath.Join(m.dir, name) }
 // Do joins. The token is used up when it succeeds, and when only its answer is lost. A
 // host that joined before may do so again with a token for the same host id.
 func (j Join) Do(ctx context.Context) (*Member, error) {
-	token, err := hostjoin.ParseToken(j.Token)
+	host, authority, err := j.proof()
 	if err != nil {
 		return nil, err
 	}
-	m, err := j.prepare(token.Host)
+	m, err := j.prepare(ctx, host)
 	if err != nil {
 		return nil, err
 	}
@@ -145,14 +149,25 @@ func (j Join) Do(ctx context.Context) (*Member, error) {
 	if err := m.call(ctx, "/v1/host-joins", joinRequest{Token: j.Token, CSR: csr, URL: at, Name: name}, &got); err != nil {
 		return nil, fmt.Errorf("join: %w", err)
 	}
-	if err := got.checkAuthority(token.Authority); err != nil {
+	if err := got.checkAuthority(authority); err != nil {
 		return nil, err
 	}
 	return m, m.save(got, key)
 }
 
+// proof returns the host that the token is for, and the fingerprint of the authority that
+// it names: "" for a service account's, where TLS alone proves the control plane.
+func (j Join) proof() (host wrenn.HostID, authority string, err error) {
+	if hostjoin.IsAccountToken(j.Token) {
+		node, err := hostjoin.NodeOf(j.Token)
+		return node.Host, "", err
+	}
+	token, err := hostjoin.ParseToken(j.Token)
+	return token.Host, token.Authority, err
+}
+
 // prepare makes the directory, and the member without its certificate.
-func (j Join) prepare(host wrenn.HostID) (*Member, error) {
+func (j Join) prepare(ctx context.Context, host wrenn.HostID) (*Member, error) {
 	base, err := url.Parse(j.ControlPlane)
 	if err != nil || base.Host == "" || base.Scheme != "https" && (base.Scheme != "http" || !loopback(base.Hostname())) {
 		return nil, wrenn.Errorf(wrenn.Invalid, "%.100q is no url of a control plane: use https://, or http:// on this machine", j.ControlPlane)
@@ -171,10 +186,10 @@ func (j Join) prepare(host wrenn.HostID) (*Member, error) {
 	}
 	m := &Member{
 		dir:     filepath.Join(j.StateDir, directory),
-		details: details{Host: host, ControlPlane: strings.TrimSuffix(j.ControlPlane, "/"), Listen: listen, URL: j.URL},
+		details: details{Host: host, ControlPlane: strings.TrimSuffix(j.ControlPlane, "/"), Listen: listen, URL: j.URL, Address: addressOf(ctx, base)},
 	}
 	if before, err := Open(j.StateDir); err == nil && before.Host() != host {
-		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "this machine is host %s, and its sandboxes are known under that id: make a token with `wrenn host token --id %[1]s`", before.Host())
+		return nil, wrenn.Errorf(wrenn.FailedPrecondition, "this machine is host %s, and its sandboxes are known under that id, not under %s: make a token with `wrenn host token --id %[1]s`", before.Host(), host)
 	}
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, err
@@ -188,8 +203,26 @@ func (j Join) prepare(host wrenn.HostID) (*Member, error) {
 			return nil, err
 		}
 	}
-	m.http, err = newClient(m.path(serverCAFile))
+	m.http, err = newClient(m.path(serverCAFile), m.details.Address)
 	return m, err
+}
+
+// addressOf returns where the name in the url leads now, "" if that is not known.
+func addressOf(ctx context.Context, base *url.URL) string {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupHost(ctx, base.Hostname())
+	if err != nil {
+		return "" // the call that follows says why
+	}
+	return net.JoinHostPort(addresses[0], portOf(base))
+}
+
+func portOf(base *url.URL) string {
+	if port := base.Port(); port != "" {
+		return port
+	}
+	return base.Scheme
 }
 
 func loopback(host string) bool {
@@ -198,8 +231,8 @@ func loopback(host string) bool {
 }
 
 // newClient returns a client that trusts the authorities in the file, or those of the
-// machine without one.
-func newClient(ca string) (*http.Client, error) {
+// machine without one. It connects to address where a name is not known, unless that is "".
+func newClient(ca, address string) (*http.Client, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	switch text, err := os.ReadFile(ca); {
 	case err == nil:
@@ -210,7 +243,18 @@ func newClient(ca string) (*http.Client, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	return untrusted.Client(&http.Transport{TLSClientConfig: cfg, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableKeepAlives: true}), nil
+	return untrusted.Client(&http.Transport{TLSClientConfig: cfg, Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, DisableKeepAlives: true, DialContext: dialer(address)}), nil
+}
+
+// dialer returns a dialer that connects to address where a name is not known.
+func dialer(address string) func(ctx context.Context, network, to string) (net.Conn, error) {
+	return func(ctx context.Context, network, to string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, to)
+		if unknown, ok := errors.AsType[*net.DNSError](err); ok && address != "" && !unknown.Timeout() {
+			return new(net.Dialer).DialContext(ctx, network, address)
+		}
+		return conn, err
+	}
 }
 
 // checkClock fails when the clocks of this machine and the control plane differ: then
@@ -275,11 +319,9 @@ func (m *Member) url(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	to := base.Port()
-	if to == "" {
-		to = base.Scheme
-	}
-	conn, err := (&net.Dialer{Timeout: callTimeout}).DialContext(ctx, "tcp", net.JoinHostPort(base.Hostname(), to))
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn, err := dialer(m.details.Address)(ctx, "tcp", net.JoinHostPort(base.Hostname(), portOf(base)))
 	if err != nil {
 		return "", fmt.Errorf("find the address of this machine: %w", err)
 	}
@@ -310,13 +352,13 @@ type answer struct {
 	Now         time.Time `json:"now"`
 }
 
-// checkAuthority fails unless the authority is the one that the token names.
+// checkAuthority fails unless the authority is the one that the token names, if it names one.
 func (a answer) checkAuthority(fingerprint string) error {
 	block, _ := pem.Decode([]byte(a.Authority))
 	if block == nil {
 		return wrenn.Errorf(wrenn.Unauthenticated, "the control plane sent no certificate of its authority")
 	}
-	if hostjoin.Fingerprint(block.Bytes) != fingerprint {
+	if fingerprint != "" && hostjoin.Fingerprint(block.Bytes) != fingerprint {
 		return wrenn.Errorf(wrenn.Unauthenticated, "the control plane has another authority than the one that the token names: was the url right?")
 	}
 	return nil

@@ -204,3 +204,44 @@ func TestRefusedRenewal(t *testing.T) {
 		t.Errorf("without a control plane again after %s", after)
 	}
 }
+
+// TestJoinByServiceAccount: Kubernetes' token names the host, and may be used again.
+func TestJoinByServiceAccount(t *testing.T) {
+	p, clear, _ := newPlane(t)
+	const uid = "1f0c9d3e-7a52-4b1e-9c88-3f2a6b7c8d9e"
+	token := "eyJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(`{"kubernetes.io":{"node":{"name":"node1","uid":"`+uid+`"}}}`)) + ".c2ln"
+	dir := t.TempDir()
+	for range 2 {
+		_, err := Join{StateDir: dir, ControlPlane: clear.URL, Token: token}.Do(t.Context())
+		testkit.Must(t, err)
+	}
+	m, err := Open(dir)
+	testkit.Must(t, err)
+	if m.Host() != "k8s-"+uid || "http://"+m.details.Address != clear.URL || len(p.urls) != 2 {
+		t.Errorf("host %s, control plane at %s, joined %v", m.Host(), m.details.Address, p.urls)
+	}
+	_, err = Join{StateDir: dir, ControlPlane: clear.URL, Token: p.token("h2")}.Do(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "this machine is host k8s-") {
+		t.Errorf("as another host: %v", err)
+	}
+	p.refuse = "has expired"
+	_, err = Join{StateDir: dir, ControlPlane: clear.URL, Token: token}.Do(t.Context())
+	if wrenn.CodeOf(err) != wrenn.PermissionDenied || !strings.Contains(err.Error(), "has expired") {
+		t.Errorf("a refusal: %v", err)
+	}
+}
+
+// TestNameThatIsNotKnown: a node does not know the names of Kubernetes' services.
+func TestNameThatIsNotKnown(t *testing.T) {
+	_, clear, _ := newPlane(t)
+	address := strings.TrimPrefix(clear.URL, "http://")
+	conn, err := dialer(address)(t.Context(), "tcp", "wrenn-control-plane.wrenn.invalid:443")
+	testkit.Must(t, err)
+	testkit.Must(t, conn.Close())
+	if _, err := dialer("")(t.Context(), "tcp", "wrenn-control-plane.wrenn.invalid:443"); err == nil {
+		t.Error("without an address")
+	}
+	if _, err := dialer(address)(t.Context(), "tcp", testkit.FreeAddress(t)); err == nil {
+		t.Error("a server that is down")
+	}
+}

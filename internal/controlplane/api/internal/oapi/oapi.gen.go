@@ -1147,8 +1147,10 @@ type JoinHost struct {
 	Csr string `json:"csr"`
 
 	// Name For people, if the token has none.
-	Name  *string `json:"name,omitempty"`
-	Token string  `json:"token,omitempty"`
+	Name *string `json:"name,omitempty"`
+
+	// Token A token of `POST /v1/host-tokens`, or that of a service account which Kubernetes projected into a pod on the node.
+	Token string `json:"token,omitempty"`
 
 	// URL Where the servers reach the host: `https://ADDRESS:PORT`.
 	URL string `json:"url"`
@@ -6364,6 +6366,23 @@ func (response JoinHost401JSONResponse) VisitJoinHostResponse(w http.ResponseWri
 		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
 	}
 	w.WriteHeader(401)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type JoinHost403JSONResponse struct{ ForbiddenJSONResponse }
+
+func (response JoinHost403JSONResponse) VisitJoinHostResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if response.Headers.XRequestID != nil {
+		w.Header().Set("X-Request-Id", fmt.Sprint(*response.Headers.XRequestID))
+	}
+	w.WriteHeader(403)
 	_, err := buf.WriteTo(w)
 	return err
 }

@@ -248,6 +248,63 @@ func (q *Queries) JoinHost(ctx context.Context, arg JoinHostParams) (Host, error
 	return i, err
 }
 
+const joinHostOfNode = `-- name: JoinHostOfNode :one
+INSERT INTO hosts (id, url, name, joined_at, serial, certificate_until)
+VALUES ($1, $2, $3, clock_timestamp(), $4, $5)
+ON CONFLICT (id) DO UPDATE SET
+    url = excluded.url, name = CASE WHEN hosts.name = '' THEN excluded.name ELSE hosts.name END,
+    serial = excluded.serial, previous_serial = '', certificate_until = excluded.certificate_until
+WHERE hosts.joined_at IS NOT NULL AND hosts.status NOT IN ('removed', 'lost')
+RETURNING id, url, version, instance, driver, sandboxes, sandboxes_used, memory_mb, memory_mb_used, disk_mb, disk_mb_free, last_seen_at, name, zone, labels, status, disks_mb, disks_mb_used, created_at, joined_at, serial, previous_serial, certificate_until, facts
+`
+
+type JoinHostOfNodeParams struct {
+	ID               string
+	URL              string
+	Name             string
+	Serial           string
+	CertificateUntil *time.Time
+}
+
+// No row if an operator has ended the use of the host. What operators have set stays.
+func (q *Queries) JoinHostOfNode(ctx context.Context, arg JoinHostOfNodeParams) (Host, error) {
+	row := q.db.QueryRow(ctx, joinHostOfNode,
+		arg.ID,
+		arg.URL,
+		arg.Name,
+		arg.Serial,
+		arg.CertificateUntil,
+	)
+	var i Host
+	err := row.Scan(
+		&i.ID,
+		&i.URL,
+		&i.Version,
+		&i.Instance,
+		&i.Driver,
+		&i.Sandboxes,
+		&i.SandboxesUsed,
+		&i.MemoryMB,
+		&i.MemoryMBUsed,
+		&i.DiskMB,
+		&i.DiskMBFree,
+		&i.LastSeenAt,
+		&i.Name,
+		&i.Zone,
+		&i.Labels,
+		&i.Status,
+		&i.DisksMB,
+		&i.DisksMBUsed,
+		&i.CreatedAt,
+		&i.JoinedAt,
+		&i.Serial,
+		&i.PreviousSerial,
+		&i.CertificateUntil,
+		&i.Facts,
+	)
+	return i, err
+}
+
 const renewHost = `-- name: RenewHost :execrows
 UPDATE hosts SET url = $1, serial = $2, previous_serial = $3, certificate_until = $4
 WHERE id = $5 AND joined_at IS NOT NULL AND status NOT IN ('removed', 'lost') AND $3::text IN (serial, previous_serial)
