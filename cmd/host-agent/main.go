@@ -27,6 +27,7 @@ type commandLine struct {
 
 	Join  joinCommand   `cmd:"" help:"Make this machine a host of a fleet, with a token that wrenn host token prints."`
 	Serve serveCommand  `cmd:"" help:"Run sandboxes for a control plane."`
+	InPod inPodCommand  `cmd:"" help:"In a pod of Kubernetes: join by the service account, then serve on the pod's node."`
 	Pause pauseCommand  `cmd:"" help:"Pause all sandboxes while no agent serves, such as before Wrenn is removed."`
 	Image imageCommands `cmd:"" help:"Make guest images."`
 }
