@@ -43,6 +43,12 @@ run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l 
 dist: ## make the tarballs and packages of a release in dist/; ARCH='amd64' makes one architecture's
 	@scripts/dist.sh $(ARCH)
 
+.PHONY: manifests
+manifests: ## write the objects of the Helm chart to dist/kubernetes, for kubectl apply -k; VALUES='a.yaml b.yaml' are files with values
+	@mkdir -p dist/kubernetes
+	@go run -modfile=packaging/helm.mod packaging/helm/render/main.go $(foreach file,$(VALUES),-values $(abspath $(file))) > dist/kubernetes/wrenn.yaml
+	@printf 'apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: wrenn\nresources: [wrenn.yaml]\n' > dist/kubernetes/kustomization.yaml
+
 .PHONY: verify/dist
 verify/dist: ## check that another directory makes the same tarball, and the package of this architecture
 	@scripts/verify-dist.sh

@@ -127,7 +127,7 @@ func enterMounts(pid int) error {
 	return unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS)
 }
 
-// leaveCgroups moves the process to a cgroup of its own in every hierarchy. The kubelet
+// leaveCgroups moves the process to the agent's cgroup in every hierarchy. The kubelet
 // ends what it finds in those of the pod; one that is forgotten is enough.
 func leaveCgroups() error {
 	mounts, err := os.ReadFile("/proc/thread-self/mountinfo") // that of the process would be the pod's

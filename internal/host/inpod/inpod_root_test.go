@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestExec: a process with a mount of its own stands for the host, and one with another
+// TestExec: a process with another mount stands for the host, and one with another
 // mount namespace and in a cgroup of a pod for the agent.
 func TestExec(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
