@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,25 +28,30 @@ const (
 )
 
 func (h *handlers) WriteFile(ctx context.Context, req oapi.WriteFileRequestObject) (oapi.WriteFileResponseObject, error) {
-	if err := h.s.upload(ctx, wrenn.SandboxID(req.ID), req.Body, maxFile); err != nil {
+	if err := h.s.upload(ctx, wrenn.SandboxID(req.ID), value(req.Params.User), req.Body, maxFile); err != nil {
 		return nil, err
 	}
 	return oapi.WriteFile204Response{}, nil
 }
 
 func (h *handlers) StreamWriteFile(ctx context.Context, req oapi.StreamWriteFileRequestObject) (oapi.StreamWriteFileResponseObject, error) {
-	if err := h.s.upload(ctx, wrenn.SandboxID(req.ID), req.Body, 0); err != nil {
+	if err := h.s.upload(ctx, wrenn.SandboxID(req.ID), value(req.Params.User), req.Body, 0); err != nil {
 		return nil, err
 	}
 	return oapi.StreamWriteFile204Response{}, nil
 }
 
-// upload streams the file of a form to the service. A limit of 0 is none.
-func (s *Server) upload(ctx context.Context, id wrenn.SandboxID, form *multipart.Reader, limit int64) error {
+// upload streams the file of a form to the service. user is that of the query, "" if it
+// has none. A limit of 0 is none.
+func (s *Server) upload(ctx context.Context, id wrenn.SandboxID, user string, form *multipart.Reader, limit int64) error {
 	up, err := s.contract.readForm(form, limit)
 	if err != nil {
 		return err
 	}
+	if user != "" && up.user != "" {
+		return invalid("the user is in the query and in the form: give it once")
+	}
+	up.user = cmp.Or(up.user, user)
 	err = s.service.WriteFile(ctx, callerOf(ctx), id, up.user, up.path, up.file)
 	if up.file.err != nil {
 		return up.file.err // the cause of the service's error

@@ -132,6 +132,7 @@ func formCalls(path string) []call {
 	empty, emptyMedia := fields("path", "", "file", "hi")
 	long, longMedia := fields("path", strings.Repeat("x", 5000), "file", "hi")
 	nothing, nothingMedia := fields("path", "/tmp/x")
+	anyone, anyoneMedia := fields("path", "/tmp/x", "file", "hi")
 	none := func(t *testing.T, s *stub, _ *http.Response) {
 		t.Helper()
 		if len(s.files) != 0 {
@@ -145,6 +146,14 @@ func formCalls(path string) []call {
 				t.Errorf("user %q wrote (-want +got):\n%s", s.user, diff)
 			}
 		}},
+		{name: "user in the query", method: "POST", path: path + "?user=bob", body: anyone, media: anyoneMedia, status: 204, check: func(t *testing.T, s *stub, _ *http.Response) {
+			t.Helper()
+			if s.user != "bob" || s.files["/tmp/x"] != "hi" {
+				t.Errorf("user %q wrote %q", s.user, s.files)
+			}
+		}},
+		{name: "two users", method: "POST", path: path + "?user=bob", body: good, media: media, status: 400, code: "invalid_request", check: none},
+		{name: "no user", method: "POST", path: path + "?user=1", body: anyone, media: anyoneMedia, status: 400, code: "invalid_request", check: none},
 		{name: "file before path", method: "POST", path: path, body: late, media: lateMedia, status: 400, code: "invalid_request", check: none},
 		{name: "field after file", method: "POST", path: path, body: after, media: afterMedia, status: 400, code: "invalid_request", check: none},
 		{name: "path twice", method: "POST", path: path, body: twice, media: twiceMedia, status: 400, code: "invalid_request", check: none},

@@ -553,6 +553,9 @@ func (e VolumeEntryType) Valid() bool {
 	}
 }
 
+// Arguments Its arguments.
+type Arguments = []string
+
 // AuditEntry defines model for AuditEntry.
 type AuditEntry struct {
 	// Address Of the client, or of the proxy in front of the server.
@@ -624,7 +627,7 @@ type BuildTemplate struct {
 	// FromTemplate A template that is ready. Its disk is used; of its machine nothing.
 	FromTemplate *TemplateName `json:"from_template,omitempty"`
 
-	// MemoryMb Memory of each sandbox in MiB.
+	// MemoryMb Memory of each sandbox in MiB, by default 512.
 	MemoryMb *int `json:"memory_mb,omitempty"`
 
 	// MinFreeDiskMb How much of the disk is free in a new sandbox at least, in MiB: the disk becomes larger for it.
@@ -642,7 +645,7 @@ type BuildTemplate struct {
 	// ReadyCmd A shell command that succeeds when the sandbox is ready; it is repeated until then.
 	ReadyCmd *string `json:"ready_cmd,omitempty"`
 
-	// ReadyTimeoutSec Seconds for `ready_cmd` to succeed.
+	// ReadyTimeoutSec Seconds for `ready_cmd` to succeed, by default 120.
 	ReadyTimeoutSec *int `json:"ready_timeout_sec,omitempty"`
 
 	// RegistryPassword For `from_oci`: a password or a token. Not stored.
@@ -660,7 +663,7 @@ type BuildTemplate struct {
 	// User The user of the steps and commands, until a step changes it; that of the source when absent.
 	User *string `json:"user,omitempty"`
 
-	// Vcpus Virtual CPUs of each sandbox. Not with `from_sandbox`, nor are those below.
+	// Vcpus Virtual CPUs of each sandbox, by default 1. Not with `from_sandbox`, nor are those below.
 	Vcpus *int `json:"vcpus,omitempty"`
 
 	// Workdir Likewise their directory.
@@ -708,7 +711,7 @@ type CreateHostToken struct {
 	// Name For people; what the host calls itself when absent.
 	Name *string `json:"name,omitempty"`
 
-	// TTLSec For how long it can be used.
+	// TTLSec For how long it can be used, by default 3600.
 	TTLSec *int    `json:"ttl_sec,omitempty"`
 	Zone   *string `json:"zone,omitempty"`
 }
@@ -739,7 +742,7 @@ type CreateSandbox struct {
 	// Env Environment of every command in it. Not shown again.
 	Env *Env `json:"env,omitempty"`
 
-	// MemoryMb Memory in MiB; the operator may allow less. Templates other than `base` have a fixed memory; another number is refused.
+	// MemoryMb Memory in MiB, by default that of the template, of which `base` has 512; the operator may allow less. Templates other than `base` have a fixed memory; another number is refused.
 	MemoryMb *int `json:"memory_mb,omitempty"`
 
 	// Metadata Your own labels, to find the sandbox again. Keys of at most 128 bytes, values of at most 1024.
@@ -748,7 +751,7 @@ type CreateSandbox struct {
 	// Network What it may reach; default: the whole internet.
 	Network *SetNetworkPolicy `json:"network,omitempty"`
 
-	// OnTimeout What happens then. A paused sandbox has no timeout.
+	// OnTimeout What happens then, by default `destroy`. A paused sandbox has no timeout.
 	OnTimeout *CreateSandboxOnTimeout `json:"on_timeout,omitempty"`
 
 	// Ports Who reaches its ports by HTTP, and how; default: everyone who knows its id.
@@ -757,27 +760,27 @@ type CreateSandbox struct {
 	// Requires Labels that the host of the sandbox must have; `zone` asks for a zone. Absent for none. Names have the form of values, and at least one character.
 	Requires *Requires `json:"requires,omitempty"`
 
-	// Template The source: `base`, or a template of the team.
+	// Template The source: `base`, which is the default, or a template of the team.
 	Template *TemplateName `json:"template,omitempty"`
 
-	// TimeoutSec Seconds without use after which `on_timeout` happens; 0 is never.
+	// TimeoutSec Seconds without use after which `on_timeout` happens, by default 300; 0 is never.
 	TimeoutSec *int64 `json:"timeout_sec,omitempty"`
 
-	// Vcpus Virtual CPUs; the operator may allow fewer. Templates other than `base` have a fixed number; another number is refused.
+	// Vcpus Virtual CPUs, by default those of the template, of which `base` has 1; the operator may allow fewer. Templates other than `base` have a fixed number; another number is refused.
 	Vcpus *int `json:"vcpus,omitempty"`
 
 	// Volumes The volumes that it mounts. They must be on one host.
 	Volumes *[]VolumeMount `json:"volumes,omitempty"`
 }
 
-// CreateSandboxOnTimeout What happens then. A paused sandbox has no timeout.
+// CreateSandboxOnTimeout What happens then, by default `destroy`. A paused sandbox has no timeout.
 type CreateSandboxOnTimeout string
 
 // CreateVolume defines model for CreateVolume.
 type CreateVolume struct {
 	Name VolumeName `json:"name"`
 
-	// SizeMib The most that its files may take; the operator may allow less.
+	// SizeMib The most that its files may take, by default 10240; the operator may allow less.
 	SizeMib *int `json:"size_mib,omitempty"`
 }
 
@@ -858,10 +861,10 @@ type ErrorCode string
 // Exec defines model for Exec.
 type Exec struct {
 	// Args Its arguments.
-	Args *[]string `json:"args,omitempty"`
+	Args *Arguments `json:"args,omitempty"`
 
 	// Cmd The program: a path, or a name that is searched in PATH.
-	Cmd string `json:"cmd"`
+	Cmd Program `json:"cmd"`
 
 	// Cwd Its working directory; the user's home when absent.
 	Cwd *Path `json:"cwd,omitempty"`
@@ -872,17 +875,17 @@ type Exec struct {
 	// Stdin Its input; empty when absent.
 	Stdin *string `json:"stdin,omitempty"`
 
-	// StdinEncoding The encoding of `stdin`: the text itself, or bytes in base64.
+	// StdinEncoding The encoding of `stdin`: the text itself, which is the default, or bytes in base64.
 	StdinEncoding *ExecStdinEncoding `json:"stdin_encoding,omitempty"`
 
-	// TimeoutSec Seconds until it is killed; 0 is the default.
+	// TimeoutSec Seconds until it is killed; 0 is the default, 30.
 	TimeoutSec *int `json:"timeout_sec,omitempty"`
 
 	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
 }
 
-// ExecStdinEncoding The encoding of `stdin`: the text itself, or bytes in base64.
+// ExecStdinEncoding The encoding of `stdin`: the text itself, which is the default, or bytes in base64.
 type ExecStdinEncoding string
 
 // ExecResult defines model for ExecResult.
@@ -963,7 +966,7 @@ type Fork struct {
 	// Checkpoint The checkpoint of the sandbox that they are copies of; its state now when absent.
 	Checkpoint *CheckpointID `json:"checkpoint,omitempty"`
 
-	// Count How many copies.
+	// Count How many copies, by default 1.
 	Count *int `json:"count,omitempty"`
 
 	// Metadata Of each copy; those of the sandbox when absent.
@@ -1404,6 +1407,9 @@ type Process struct {
 	Tag string `json:"tag,omitempty"`
 }
 
+// Program The program: a path, or a name that is searched in PATH.
+type Program = string
+
 // ReadFile defines model for ReadFile.
 type ReadFile struct {
 	// Path A path in the sandbox. A relative one starts at the user's home.
@@ -1532,7 +1538,9 @@ type SecretMetadata = map[string]string
 // SetLayerPolicy What the sandboxes of a team or a template may reach, as in a sandbox's policy. A connection is allowed only if each policy that applies allows it.
 type SetLayerPolicy struct {
 	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
-	Allow   *NetworkRules   `json:"allow,omitempty"`
+	Allow *NetworkRules `json:"allow,omitempty"`
+
+	// Default About what neither list decides; `allow` when absent.
 	Default *NetworkVerdict `json:"default,omitempty"`
 
 	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
@@ -1552,7 +1560,9 @@ type SetMetadata struct {
 // deny names keeps programs from hosts, not a program that hides which host it wants: allow what is needed and deny the rest for that.
 type SetNetworkPolicy struct {
 	// Allow IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
-	Allow   *NetworkRules   `json:"allow,omitempty"`
+	Allow *NetworkRules `json:"allow,omitempty"`
+
+	// Default About what neither list decides; `allow` when absent.
 	Default *NetworkVerdict `json:"default,omitempty"`
 
 	// Deny IPv4 addresses, such as 1.1.1.1, and networks, such as 8.8.8.0/24, and names of hosts: example.com, *.example.com (all names below), example.com:443.
@@ -1866,6 +1876,12 @@ type StreamWriteFileMultipartBody struct {
 	User *User `json:"user,omitempty"`
 }
 
+// StreamWriteFileParams defines parameters for StreamWriteFile.
+type StreamWriteFileParams struct {
+	// User The user of the sandbox who does it. Default: that of the template.
+	User *FileUser `form:"user,omitempty" json:"user,omitempty"`
+}
+
 // WriteFileMultipartBody defines parameters for WriteFile.
 type WriteFileMultipartBody struct {
 	// File The content; last of the fields.
@@ -1876,6 +1892,12 @@ type WriteFileMultipartBody struct {
 
 	// User The user in the sandbox; the template's default user when absent.
 	User *User `json:"user,omitempty"`
+}
+
+// WriteFileParams defines parameters for WriteFile.
+type WriteFileParams struct {
+	// User The user of the sandbox who does it. Default: that of the template.
+	User *FileUser `form:"user,omitempty" json:"user,omitempty"`
 }
 
 // GetSandboxLogsParams defines parameters for GetSandboxLogs.
@@ -2179,10 +2201,10 @@ type ServerInterface interface {
 	StreamReadFile(w http.ResponseWriter, r *http.Request, id SandboxID)
 	// StreamWriteFile Write a file of any size
 	// (POST /v1/sandboxes/{id}/files/stream/write)
-	StreamWriteFile(w http.ResponseWriter, r *http.Request, id SandboxID)
+	StreamWriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params StreamWriteFileParams)
 	// WriteFile Write a file of up to 100 MiB
 	// (POST /v1/sandboxes/{id}/files/write)
-	WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID)
+	WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params WriteFileParams)
 	// ForkSandbox Fork a sandbox
 	// (POST /v1/sandboxes/{id}/fork)
 	ForkSandbox(w http.ResponseWriter, r *http.Request, id SandboxID)
@@ -2512,13 +2534,13 @@ func (_ Unimplemented) StreamReadFile(w http.ResponseWriter, r *http.Request, id
 
 // StreamWriteFile Write a file of any size
 // (POST /v1/sandboxes/{id}/files/stream/write)
-func (_ Unimplemented) StreamWriteFile(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (_ Unimplemented) StreamWriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params StreamWriteFileParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
 // WriteFile Write a file of up to 100 MiB
 // (POST /v1/sandboxes/{id}/files/write)
-func (_ Unimplemented) WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (_ Unimplemented) WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params WriteFileParams) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
@@ -3821,8 +3843,24 @@ func (siw *ServerInterfaceWrapper) StreamWriteFile(w http.ResponseWriter, r *htt
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StreamWriteFileParams
+
+	// ------------- Optional query parameter "user" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "user", r.URL.Query(), &params.User, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "user"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "user", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.StreamWriteFile(w, r, id)
+		siw.Handler.StreamWriteFile(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -3847,8 +3885,24 @@ func (siw *ServerInterfaceWrapper) WriteFile(w http.ResponseWriter, r *http.Requ
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params WriteFileParams
+
+	// ------------- Optional query parameter "user" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "user", r.URL.Query(), &params.User, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		var requiredError *runtime.RequiredParameterError
+		if errors.As(err, &requiredError) {
+			siw.ErrorHandlerFunc(w, r, &RequiredParamError{ParamName: "user"})
+		} else {
+			siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "user", Err: err})
+		}
+		return
+	}
+
 	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		siw.Handler.WriteFile(w, r, id)
+		siw.Handler.WriteFile(w, r, id, params)
 	}))
 
 	for _, middleware := range siw.HandlerMiddlewares {
@@ -12364,8 +12418,9 @@ func (response StreamReadFile507JSONResponse) VisitStreamReadFileResponse(w http
 }
 
 type StreamWriteFileRequestObject struct {
-	ID   SandboxID `json:"id"`
-	Body *multipart.Reader
+	ID     SandboxID `json:"id"`
+	Params StreamWriteFileParams
+	Body   *multipart.Reader
 }
 
 type StreamWriteFileResponseObject interface {
@@ -12615,8 +12670,9 @@ func (response StreamWriteFile507JSONResponse) VisitStreamWriteFileResponse(w ht
 }
 
 type WriteFileRequestObject struct {
-	ID   SandboxID `json:"id"`
-	Body *multipart.Reader
+	ID     SandboxID `json:"id"`
+	Params WriteFileParams
+	Body   *multipart.Reader
 }
 
 type WriteFileResponseObject interface {
@@ -21592,10 +21648,11 @@ func (sh *strictHandler) StreamReadFile(w http.ResponseWriter, r *http.Request, 
 }
 
 // StreamWriteFile operation middleware
-func (sh *strictHandler) StreamWriteFile(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (sh *strictHandler) StreamWriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params StreamWriteFileParams) {
 	var request StreamWriteFileRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	if reader, err := r.MultipartReader(); err != nil {
 		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode multipart body: %w", err))
@@ -21625,10 +21682,11 @@ func (sh *strictHandler) StreamWriteFile(w http.ResponseWriter, r *http.Request,
 }
 
 // WriteFile operation middleware
-func (sh *strictHandler) WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID) {
+func (sh *strictHandler) WriteFile(w http.ResponseWriter, r *http.Request, id SandboxID, params WriteFileParams) {
 	var request WriteFileRequestObject
 
 	request.ID = id
+	request.Params = params
 
 	if reader, err := r.MultipartReader(); err != nil {
 		sh.options.RequestErrorHandlerFunc(w, r, fmt.Errorf("can't decode multipart body: %w", err))
