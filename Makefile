@@ -113,6 +113,10 @@ verify/dashboard: dashboard
 schemathesis: setup ## find API responses that the contract does not allow (needs python3-venv); SCHEMATHESIS_EXAMPLES for each operation, default 50
 	@SCHEMATHESIS_EXAMPLES=$(or $(SCHEMATHESIS_EXAMPLES),50) scripts/schemathesis.sh
 
+.PHONY: verify/clients
+verify/clients: setup ## try clients for Python and TypeScript that are generated from the API's contract (needs python3-venv, npm, curl)
+	$(AS_ROOT) env PATH="$$PATH" scripts/clients.sh
+
 .PHONY: breaking
 breaking: ## check that the protocols still serve clients of proto/baseline.binpb
 	@mkdir -p .cache
