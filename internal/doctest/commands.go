@@ -161,7 +161,7 @@ func (c Command) check(parser *kong.Kong) error {
 	if len(words) > 0 && words[0] == "help" {
 		words = words[1:]
 	}
-	if c.Sketch {
+	if c.Sketch || slices.Contains(words, "--help") { // help is printed in place of what is missing
 		return checkSketch(parser.Model.Node, words)
 	}
 	trace, err := kong.Trace(parser, words)

@@ -65,6 +65,8 @@ func TestCheck(t *testing.T) {
 		{"p sub get 1 -w 3", false, true},
 		{"p sub show 1 --config FILE", false, true},
 		{"p sub get", false, false},
+		{"p sub get --help", false, true},
+		{"p sub gets --help", false, false},
 		{"p sub get 1 2", false, false},
 		{"p sub get 1 --wait soon", false, false},
 		{"p sub get 1 --lost", false, false},
