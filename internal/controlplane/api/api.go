@@ -253,7 +253,7 @@ type Server struct {
 // New returns a server. It fails when the embedded contract is invalid, or the
 // metrics are registered already.
 func New(cfg Config) (*Server, error) {
-	contract, err := loadContract(api.V1)
+	contract, err := embedded()
 	if err != nil {
 		return nil, err
 	}

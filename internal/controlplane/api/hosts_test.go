@@ -119,7 +119,7 @@ func joinCalls() map[string][]call {
 		"joinHost": append(jsonCalls(joins),
 			call{name: "ok", method: "POST", path: joins, key: "-", body: `{"token":"t","csr":"r","name":"rack 3",` + url + `}`, status: 200, want: issued},
 			call{name: "another token", method: "POST", path: joins, key: "-", body: `{"token":"x","csr":"r",` + url + `}`, status: 401, code: "unauthorized"},
-			call{name: "long", method: "POST", path: joins, key: "-", body: `{"token":"` + strings.Repeat("t", 257) + `","csr":"r",` + url + `}`, status: 400, code: "invalid_request"},
+			call{name: "long", method: "POST", path: joins, key: "-", body: `{"token":"` + strings.Repeat("t", 8193) + `","csr":"r",` + url + `}`, status: 400, code: "invalid_request"},
 			call{name: "many", service: full, method: "POST", path: joins, key: "-", body: `{"token":"t","csr":"r",` + url + `}`, status: 429, code: "limit_exceeded"},
 		),
 		"renewHost": append(jsonCalls(renewals),

@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -112,9 +113,12 @@ type Server struct {
 	routes    chi.Router
 }
 
+// embedded is the contract. Servers share it, because nothing changes it.
+var embedded = sync.OnceValues(func() (*contract.Contract, error) { return contract.Load(api.E2B) })
+
 // New returns the surface. It fails when the embedded document is invalid.
 func New(cfg Config) (*Server, error) {
-	loaded, err := contract.Load(api.E2B)
+	loaded, err := embedded()
 	if err != nil {
 		return nil, err
 	}
