@@ -43,18 +43,31 @@ run: build ## start all of Wrenn, run a command in a sandbox, stop; ARGS='ls -l 
 dist: ## make the tarballs and packages of a release in dist/; ARCH='amd64' makes one architecture's
 	@scripts/dist.sh $(ARCH)
 
+# Helm's engine takes minutes to build, once: so before the tests, which also use it.
+.PHONY: render
+render:
+	@go build -trimpath -modfile=packaging/helm.mod -o .cache/render packaging/helm/render/main.go
+
 .PHONY: manifests
-manifests: ## write the objects of the Helm chart to dist/kubernetes, for kubectl apply -k; VALUES='a.yaml b.yaml' are files with values
+manifests: render ## write the objects of the Helm chart to dist/kubernetes, for kubectl apply -k; VALUES='a.yaml b.yaml' are files with values
 	@mkdir -p dist/kubernetes
-	@go run -modfile=packaging/helm.mod packaging/helm/render/main.go $(foreach file,$(VALUES),-values $(abspath $(file))) > dist/kubernetes/wrenn.yaml
+	@.cache/render $(foreach file,$(VALUES),-values $(file)) > dist/kubernetes/wrenn.yaml
 	@printf 'apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: wrenn\nresources: [wrenn.yaml]\n' > dist/kubernetes/kustomization.yaml
+
+.PHONY: images
+images: ## write images of control plane and host agent to dist/images, as OCI layouts, reproducibly and without a container engine
+	@scripts/images.sh
+
+.PHONY: verify/images
+verify/images: ## check that another directory makes the same images
+	@scripts/verify-images.sh
 
 .PHONY: verify/dist
 verify/dist: ## check that another directory makes the same tarball, and the package of this architecture
 	@scripts/verify-dist.sh
 
 .PHONY: test
-test: build ## run every test that this machine can run; as root that includes virtual machines
+test: build render ## run every test that this machine can run; as root that includes virtual machines
 	@scripts/test.sh
 
 .PHONY: sdk-matrix

@@ -46,8 +46,9 @@ var renderer = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-modfile=helm.mod", "-o", program, "helm/render/main.go").CombinedOutput() //nolint:noctx // of all tests
-	if err != nil {
+	cmd := exec.Command("go", "build", "-trimpath", "-modfile=helm.mod", "-o", program, "helm/render/main.go") //nolint:noctx // once, for all tests
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
 	return program, nil
