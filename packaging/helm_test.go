@@ -46,7 +46,7 @@ var renderer = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-modfile=helm.mod", "-o", program, "helm/render/main.go") //nolint:noctx // once, for all tests
+	cmd := exec.Command("go", "build", "-trimpath", "-modfile=helm.mod", "-o", program, "helm/render/main.go") // once, for all tests
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

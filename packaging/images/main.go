@@ -52,8 +52,8 @@ func start(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(digest)
-	return nil
+	_, err = fmt.Fprintln(os.Stdout, digest)
+	return err
 }
 
 const (

@@ -23,9 +23,9 @@ func TestMain(m *testing.M) {
 	if pid, err := strconv.Atoi(os.Getenv(asAgent)); err == nil {
 		err = Exec(pid, "/bin/sh", []string{"sh", "-c", "cat /proc/self/cgroup; cat " + os.Getenv("MARK")}, os.Environ())
 		os.Stderr.WriteString(err.Error())
-		os.Exit(3)
+		os.Exit(3) //nolint:forbidigo // this process is the agent
 	}
-	os.Exit(m.Run())
+	os.Exit(m.Run()) //nolint:forbidigo // as TestMain must
 }
 
 // TestExec: a process with another mount stands for the host, and one with another
@@ -47,6 +47,7 @@ func TestExec(t *testing.T) {
 	if _, err := stdout.Read(ready[:]); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(removeGroups)
 	self, err := os.Executable()
 	testkit.Must(t, err)
 	agent := exec.CommandContext(t.Context(), self)
@@ -60,6 +61,14 @@ func TestExec(t *testing.T) {
 		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 && parts[2] != "/"+group && mounted(t, parts[1]) {
 			t.Errorf("still in the cgroup %s", line)
 		}
+	}
+}
+
+// removeGroups removes the cgroups that Exec made. The kernel keeps those of an agent.
+func removeGroups() {
+	text, _ := os.ReadFile("/proc/self/mountinfo")
+	for _, dir := range hierarchies(text) {
+		_ = os.Remove(filepath.Join(dir, group))
 	}
 }
 
