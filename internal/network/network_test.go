@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"wrenn"
+	"wrenn/internal/publicnet"
 )
 
 func TestNamesFitTheKernelAndReadBack(t *testing.T) {
@@ -128,7 +129,7 @@ func TestClash(t *testing.T) {
 
 func TestClosedNetworksDoNotOverlapAndHoldTheSlots(t *testing.T) {
 	prefix := netip.MustParsePrefix
-	always := len(reserved) + len(cloudHosts)
+	always := len(publicnet.Reserved) + len(publicnet.CloudHosts)
 	for _, tc := range []struct {
 		slots string
 		extra []netip.Prefix
@@ -149,18 +150,6 @@ func TestClosedNetworksDoNotOverlapAndHoldTheSlots(t *testing.T) {
 					t.Errorf("%s: %s and %s overlap", tc.slots, p, q)
 				}
 			}
-		}
-	}
-}
-
-func TestIsClosed(t *testing.T) {
-	for addr, want := range map[string]bool{
-		"8.8.8.8": false, "2606:4700::1111": false,
-		"10.0.0.1": true, "168.63.129.16": true, "192.0.0.8": true, "100.64.0.1": true, "255.255.255.255": true,
-		"::ffff:10.0.0.1": true, "::1": true, "fe80::1%eth0": true, "64:ff9b::a00:1": true, "2002:a00:1::": true, "fd00::1": true,
-	} {
-		if got := IsClosed(netip.MustParseAddr(addr)); got != want {
-			t.Errorf("IsClosed(%s) = %t", addr, got)
 		}
 	}
 }

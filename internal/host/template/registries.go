@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"wrenn"
-	"wrenn/internal/network"
+	"wrenn/internal/publicnet"
 )
 
 // AnyRegistry among Registries stands for every registry on the public Internet.
@@ -124,9 +124,9 @@ func onlyPublic(closed []netip.Prefix) func(context.Context, string, string, sys
 			return fmt.Errorf("address of a registry: %w", err)
 		}
 		ip := at.Addr().Unmap()
-		isClosed := network.IsClosed(ip) || slices.ContainsFunc(closed, func(p netip.Prefix) bool { return p.Contains(ip) })
+		isClosed := publicnet.IsClosed(ip) || slices.ContainsFunc(closed, func(p netip.Prefix) bool { return p.Contains(ip) })
 		if !isClosed {
-			if isClosed, err = isOwn(ip); err != nil {
+			if isClosed, err = publicnet.IsOwn(ip); err != nil {
 				return fmt.Errorf("addresses of this machine: %w", err)
 			}
 		}
@@ -135,13 +135,4 @@ func onlyPublic(closed []netip.Prefix) func(context.Context, string, string, sys
 		}
 		return nil
 	}
-}
-
-// isOwn reports whether ip is an address of this machine, which may be public.
-func isOwn(ip netip.Addr) (bool, error) {
-	addrs, err := net.InterfaceAddrs()
-	return slices.ContainsFunc(addrs, func(a net.Addr) bool {
-		p, err := netip.ParsePrefix(a.String())
-		return err == nil && p.Addr().Unmap() == ip
-	}), err
 }
