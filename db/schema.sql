@@ -22,6 +22,31 @@ BEGIN
     RAISE EXCEPTION 'sandbox_events is append-only';
 END $$;
 
+CREATE FUNCTION public.sandbox_events_to_webhooks() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM webhooks WHERE enabled) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO webhook_deliveries (webhook_id, kind, sandbox_id, payload)
+    SELECT w.id, k.kind, s.id, json_build_object(
+        'type', k.kind,
+        'timestamp', to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+        'data', json_build_object(
+            'sandbox_id', s.id, 'template', s.template, 'state', e.to_state, 'previous_state', e.from_state,
+            'reason', CASE WHEN e.from_state = e.to_state THEN e.reason ELSE s.reason END,
+            'end_cause', s.end_cause, 'metadata', s.metadata, 'version', e.version
+        )
+    )::text
+    FROM written e
+    JOIN sandboxes s ON s.id = e.sandbox_id
+    JOIN webhooks w ON w.team_id = s.team_id AND w.enabled
+    CROSS JOIN LATERAL (SELECT 'sandbox.' || CASE WHEN e.from_state = e.to_state THEN 'updated' ELSE e.to_state END) AS k (kind)
+    WHERE cardinality(w.kinds) = 0 OR k.kind = ANY (w.kinds);
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION public.sandboxes_count_use() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -365,6 +390,37 @@ CREATE TABLE public.volumes (
     CONSTRAINT volumes_state CHECK ((state = ANY (ARRAY['creating'::text, 'ready'::text, 'deleting'::text])))
 );
 
+CREATE TABLE public.webhook_deliveries (
+    id uuid DEFAULT gen_random_uuid() NOT NULL,
+    webhook_id text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL,
+    sandbox_id text NOT NULL COLLATE pg_catalog."C",
+    payload text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    next_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    attempted_at timestamp with time zone,
+    status integer DEFAULT 0 NOT NULL,
+    error text DEFAULT ''::text NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT webhook_deliveries_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
+);
+
+CREATE TABLE public.webhooks (
+    id text NOT NULL COLLATE pg_catalog."C",
+    team_id uuid NOT NULL,
+    url text NOT NULL,
+    description text NOT NULL,
+    kinds text[] NOT NULL,
+    sealed bytea NOT NULL,
+    key_id text NOT NULL COLLATE pg_catalog."C",
+    enabled boolean DEFAULT true NOT NULL,
+    disabled_reason text DEFAULT ''::text NOT NULL,
+    failing_since timestamp with time zone,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_hash_key UNIQUE (hash);
 
@@ -434,6 +490,12 @@ ALTER TABLE ONLY public.unknown_sandboxes
 ALTER TABLE ONLY public.volumes
     ADD CONSTRAINT volumes_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (id);
+
 CREATE INDEX api_keys_team ON public.api_keys USING btree (team_id, created_at DESC, id DESC);
 
 CREATE INDEX audit_entries_at ON public.audit_entries USING btree (at);
@@ -478,6 +540,14 @@ CREATE UNIQUE INDEX volumes_names ON public.volumes USING btree (team_id, name) 
 
 CREATE INDEX volumes_unsettled ON public.volumes USING btree (state) WHERE (state <> 'ready'::text);
 
+CREATE INDEX webhook_deliveries_age ON public.webhook_deliveries USING btree (created_at);
+
+CREATE INDEX webhook_deliveries_list ON public.webhook_deliveries USING btree (webhook_id, created_at DESC, id DESC);
+
+CREATE INDEX webhook_deliveries_pending ON public.webhook_deliveries USING btree (webhook_id, next_at) WHERE (state = 'pending'::text);
+
+CREATE INDEX webhooks_team ON public.webhooks USING btree (team_id);
+
 CREATE TRIGGER append_only BEFORE DELETE OR UPDATE ON public.sandbox_events FOR EACH ROW EXECUTE FUNCTION public.sandbox_events_append_only();
 
 CREATE TRIGGER count_use_insert AFTER INSERT ON public.sandboxes REFERENCING NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
@@ -485,6 +555,8 @@ CREATE TRIGGER count_use_insert AFTER INSERT ON public.sandboxes REFERENCING NEW
 CREATE TRIGGER count_use_update AFTER UPDATE ON public.sandboxes REFERENCING OLD TABLE AS old_rows NEW TABLE AS now_rows FOR EACH STATEMENT EXECUTE FUNCTION public.sandboxes_count_use();
 
 CREATE TRIGGER hosts_notify AFTER INSERT OR UPDATE ON public.hosts FOR EACH ROW EXECUTE FUNCTION public.notify_hosts();
+
+CREATE TRIGGER to_webhooks AFTER INSERT ON public.sandbox_events REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION public.sandbox_events_to_webhooks();
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
@@ -536,3 +608,6 @@ ALTER TABLE ONLY public.templates
 
 ALTER TABLE ONLY public.volumes
     ADD CONSTRAINT volumes_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);
+
+ALTER TABLE ONLY public.webhooks
+    ADD CONSTRAINT webhooks_team_id_fkey FOREIGN KEY (team_id) REFERENCES public.teams(id);

@@ -43,6 +43,7 @@ type commandLine struct {
 	Checkpoint  checkpointCommands `cmd:"" help:"Save and restore states of sandboxes."`
 	Template    templateCommands   `cmd:"" help:"Build and list templates, from which sandboxes start."`
 	Volume      volumeCommands     `cmd:"" help:"Directories that sandboxes mount and that outlive them."`
+	Webhook     webhookCommands    `cmd:"" help:"URLs to which events of sandboxes are sent."`
 	Secret      secretCommands     `cmd:"" help:"Secrets, whose values no call returns."`
 	Host        hostCommands       `cmd:"" help:"List and cordon hosts, for who operates the platform."`
 	Team        teamCommands       `cmd:"" help:"Show and set what is the same for the whole team."`

@@ -44,6 +44,7 @@ type Config struct {
 	Database Database    `toml:"database"`
 	Hosts    []Host      `toml:"host"`
 	Secrets  Secrets     `toml:"secrets"`
+	Webhooks Webhooks    `toml:"webhooks"`
 	Fleet    Fleet       `toml:"fleet"`
 	Limits   Limits      `toml:"limits"`
 }
@@ -116,6 +117,17 @@ type Secrets struct {
 	KeyFiles []string `toml:"key_files"`
 }
 
+// Webhooks says where events of teams may be sent to. Without it: by https to public
+// addresses that are not this machine's.
+type Webhooks struct {
+	// AllowAddresses are networks that are reached although they are not public; DenyAddresses
+	// are public ones that are not reached, such as those of other hosts.
+	AllowAddresses []netip.Prefix `toml:"allow_addresses"`
+	DenyAddresses  []netip.Prefix `toml:"deny_addresses"`
+	// PlainHTTP allows URLs with http://.
+	PlainHTTP bool `toml:"plain_http"`
+}
+
 // Fleet is what hosts join.
 type Fleet struct {
 	// Authority is the file that the command authority makes, the same for all control planes; "": no host can join.
@@ -165,6 +177,7 @@ func Defaults() Config {
 		Listen: "127.0.0.1:8080", MetricsListen: "127.0.0.1:9464", ShutdownGrace: Duration{30 * time.Second},
 		Log: Log{Level: "info", Format: "text"}, Secrets: Secrets{KeyFiles: []string{}},
 		Fleet:    Fleet{Kubernetes: tokenreview.Config{ServiceAccounts: []string{}}},
+		Webhooks: Webhooks{AllowAddresses: []netip.Prefix{}, DenyAddresses: []netip.Prefix{}},
 		Database: Database{MaxConnections: 16, KeepEnded: Duration{30 * 24 * time.Hour}, KeepAudit: Duration{90 * 24 * time.Hour}},
 		Limits: Limits{
 			RequestsPerSecond: 500, RequestBurst: 1000, OpenRequests: 1000,

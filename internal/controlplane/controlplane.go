@@ -27,6 +27,7 @@ import (
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/service"
 	"wrenn/internal/controlplane/vault"
+	"wrenn/internal/controlplane/webhook"
 	"wrenn/internal/telemetry"
 )
 
@@ -149,7 +150,9 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (svc *service.Servi
 	if err != nil {
 		return nil, nil, err
 	}
-	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Limits: service.Limits{
+	svc, err = service.New(service.Config{Hosts: hosts, KeepEnded: cfg.Database.KeepEnded.Duration, KeepAudit: cfg.Database.KeepAudit.Duration, Vault: keys, Authority: signs, Reviewer: reviewer, Webhooks: service.WebhookConfig{Config: webhook.Config{
+		Allow: cfg.Webhooks.AllowAddresses, Deny: cfg.Webhooks.DenyAddresses, PlainHTTP: cfg.Webhooks.PlainHTTP,
+	}}, Limits: service.Limits{
 		Limits: postgres.Limits{
 			Sandboxes: cfg.Limits.Sandboxes, TeamMemoryMB: cfg.Limits.TeamMemoryMB, Templates: cfg.Limits.Templates, Builds: cfg.Limits.Builds,
 			Volumes: cfg.Limits.Volumes, TeamVolumeMiB: cfg.Limits.TeamVolumeMiB, Secrets: cfg.Limits.Secrets,

@@ -120,6 +120,18 @@ type Volumes interface {
 	DeleteSecret(ctx context.Context, c service.Caller, name string) error
 }
 
+// Webhooks are URLs of the caller's team to which events are sent. Another team's is NotFound.
+type Webhooks interface {
+	CreateWebhook(context.Context, service.Caller, service.NewWebhook) (made *wrenn.Webhook, secret string, err error)
+	ListWebhooks(context.Context, service.Caller) ([]wrenn.Webhook, error)
+	Webhook(context.Context, service.Caller, wrenn.WebhookID) (*wrenn.Webhook, error)
+	UpdateWebhook(context.Context, service.Caller, wrenn.WebhookID, service.ChangeWebhook) (*wrenn.Webhook, error)
+	DeleteWebhook(context.Context, service.Caller, wrenn.WebhookID) error
+	// TestWebhook returns nil also when the receiver did not accept the event.
+	TestWebhook(context.Context, service.Caller, wrenn.WebhookID) (*wrenn.WebhookDelivery, error)
+	WebhookDeliveries(ctx context.Context, c service.Caller, id wrenn.WebhookID, limit int) ([]wrenn.WebhookDelivery, error)
+}
+
 // Networks are the network policies of the caller's team and of its templates.
 type Networks interface {
 	TeamNetwork(context.Context, service.Caller) (wrenn.NetworkPolicy, error)
@@ -177,6 +189,7 @@ type Service interface {
 	VolumeFiles
 	Ports
 	Networks
+	Webhooks
 	Hosts
 	Keys
 	// Authenticate returns the caller with that secret: Unauthenticated when it is unknown.

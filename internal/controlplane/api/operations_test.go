@@ -520,6 +520,7 @@ func operationCalls() map[string][]call {
 	maps.Copy(calls, volumeFileCalls())
 	maps.Copy(calls, treeCalls())
 	maps.Copy(calls, secretCalls())
+	maps.Copy(calls, webhookCalls())
 	maps.Copy(calls, hostCalls())
 	maps.Copy(calls, joinCalls())
 	return calls

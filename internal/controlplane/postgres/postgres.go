@@ -52,6 +52,7 @@ type Store struct {
 	volumeStore
 	secretStore
 	networkStore
+	webhookStore
 }
 
 // templateStore has the methods of a Store for templates.
@@ -62,6 +63,9 @@ type volumeStore struct{ *database }
 
 // secretStore has the methods of a Store for secrets.
 type secretStore struct{ *database }
+
+// webhookStore has the methods of a Store for webhooks.
+type webhookStore struct{ *database }
 
 // database is what is under the methods of a Store.
 type database struct {
@@ -92,7 +96,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	// Random among 2^63, so that no two processes are equal, and above 0, which is no process.
 	below := &database{pool: pool, queries: dbsqlc.New(pool), timeout: cmp.Or(cfg.Timeout, defaultTimeout), worker: 1 + rand.Int64N(math.MaxInt64)}
-	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}, secretStore: secretStore{below}, networkStore: networkStore{below}}, nil
+	return &Store{database: below, templateStore: templateStore{below}, volumeStore: volumeStore{below}, secretStore: secretStore{below}, networkStore: networkStore{below}, webhookStore: webhookStore{below}}, nil
 }
 
 // withoutURL keeps a password in the URL out of the error.

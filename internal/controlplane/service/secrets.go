@@ -154,6 +154,11 @@ func (s *Secrets) runReseal(ctx context.Context) error {
 	}
 	for {
 		changed, failed, err := s.reseal(ctx)
+		if err == nil {
+			var hooks, unread int
+			hooks, unread, err = s.resealWebhooks(ctx)
+			changed, failed = changed+hooks, failed+unread
+		}
 		if changed > 0 {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "encrypted secrets with the first key", slog.Int("secrets", changed))
 		}

@@ -25,6 +25,7 @@ import (
 	"wrenn/internal/controlplane/postgres"
 	"wrenn/internal/controlplane/reconcile"
 	"wrenn/internal/controlplane/vault"
+	"wrenn/internal/controlplane/webhook"
 )
 
 // Config lists the hosts and bounds what teams may use. Zero values are the
@@ -49,6 +50,8 @@ type Config struct {
 	Reviewer TokenReviewer
 	// Vault has the keys of secrets; without keys none are kept.
 	Vault *vault.Vault
+	// Webhooks says where events are sent to.
+	Webhooks WebhookConfig
 }
 
 func (c Config) withDefaults() Config {
@@ -58,6 +61,7 @@ func (c Config) withDefaults() Config {
 	c.PingEvery = cmp.Or(c.PingEvery, 10*time.Second)
 	c.FlushEvery = cmp.Or(c.FlushEvery, 10*time.Second)
 	c.ReconcileEvery = cmp.Or(c.ReconcileEvery, 30*time.Second)
+	c.Webhooks = c.Webhooks.withDefaults()
 	return c
 }
 
@@ -104,6 +108,7 @@ type Service struct {
 	*VolumeFiles
 	*Secrets
 	*Networks
+	*Webhooks
 	*Keys
 	*Ports
 	*Audit
@@ -116,7 +121,9 @@ type Service struct {
 	volumes               *volumeReconciler
 	drainer               *drainer
 	flushing              *flusher
+	deliverer             *deliverer
 	retention, oldEntries *retention
+	oldDeliveries         *retention
 }
 
 // New returns a service over a database that is migrated. It does not wait
@@ -138,16 +145,19 @@ func New(cfg Config, store *postgres.Store, log *slog.Logger) (*Service, error) 
 	hosts.secrets = c.headerSecrets
 	builds := make(chan *buildJob)
 	keys := newKeys(store)
+	hooks := &Webhooks{core: c, sender: webhook.New(cfg.Webhooks.Config)}
 	return &Service{
 		Sandboxes: &Sandboxes{c}, Snapshots: &Snapshots{c}, Commands: &Commands{c}, Files: &Files{c},
-		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}, Operator: &Operator{c},
+		Templates: &Templates{core: c, builds: builds}, Volumes: &Volumes{c}, VolumeFiles: &VolumeFiles{c}, Secrets: &Secrets{c}, Networks: &Networks{c}, Webhooks: hooks, Keys: keys, Ports: newPorts(c), Audit: newAudit(store, log), HostAdmin: &HostAdmin{core: c, joins: joinLimit(), reviewer: cfg.Reviewer}, Operator: &Operator{c},
 		core: c, builder: &builder{core: c, builds: builds},
-		templates:  &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
-		volumes:    &volumeReconciler{core: c, every: cfg.ReconcileEvery},
-		drainer:    newDrainer(c),
-		flushing:   &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
-		retention:  &retention{what: "rows of sandboxes that ended long ago", drop: store.DropEnded, keep: cfg.KeepEnded, every: retentionEvery, log: log},
-		oldEntries: &retention{what: "old entries of the audit log", drop: store.DropAuditEntries, keep: cfg.KeepAudit, every: retentionEvery, log: log},
+		templates:     &templateReconciler{core: c, every: cfg.ReconcileEvery, reported: map[wrenn.BuildID]bool{}},
+		volumes:       &volumeReconciler{core: c, every: cfg.ReconcileEvery},
+		drainer:       newDrainer(c),
+		flushing:      &flusher{store: store, sandboxes: c.used, keys: &keys.used, every: cfg.FlushEvery, log: log},
+		retention:     &retention{what: "rows of sandboxes that ended long ago", drop: store.DropEnded, keep: cfg.KeepEnded, every: retentionEvery, log: log},
+		deliverer:     newDeliverer(hooks, cfg.Webhooks),
+		oldDeliveries: &retention{what: "old deliveries of webhooks", drop: store.DropDeliveries, keep: keepDeliveries, every: retentionEvery, log: log},
+		oldEntries:    &retention{what: "old entries of the audit log", drop: store.DropAuditEntries, keep: cfg.KeepAudit, every: retentionEvery, log: log},
 	}, nil
 }
 
@@ -172,6 +182,7 @@ func (s *Service) Run(ctx context.Context) error {
 	for _, part := range []func(context.Context) error{
 		s.core.registerWorker, s.core.writeReleases, s.core.hosts.run, s.core.reconciler.Run,
 		s.flushing.run, s.builder.run, s.templates.run, s.volumes.run, s.drainer.run, s.runAudit, s.retention.run, s.oldEntries.run, s.runReseal,
+		s.deliverer.run, s.deliverer.runCrowded, s.oldDeliveries.run,
 	} {
 		g.Go(func() error { return part(ctx) })
 	}

@@ -268,3 +268,33 @@ type Volume struct {
 	CreatedAt time.Time
 	UpdatedAt time.Time
 }
+
+type Webhook struct {
+	ID             string
+	TeamID         string
+	URL            string
+	Description    string
+	Kinds          []string
+	Sealed         []byte
+	KeyID          string
+	Enabled        bool
+	DisabledReason string
+	FailingSince   *time.Time
+	CreatedAt      time.Time
+	UpdatedAt      time.Time
+}
+
+type WebhookDelivery struct {
+	ID          string
+	WebhookID   string
+	Kind        string
+	SandboxID   string
+	Payload     string
+	State       string
+	Attempts    int32
+	NextAt      time.Time
+	AttemptedAt *time.Time
+	Status      int32
+	Error       string
+	CreatedAt   time.Time
+}
