@@ -46,8 +46,8 @@ func TestPackagedSettings(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	got, err := parseUp(t, "listen = \"127.0.0.1:1\"\nplain-http = true\ndriver = \"qemu\"", "--listen", "127.0.0.1:2")
-	if err != nil || got.Listen != "127.0.0.1:2" || !got.PlainHTTP || got.Driver != "qemu" {
+	got, err := parseUp(t, "listen = \"127.0.0.1:1\"\nplain-http = true\ndriver = \"qemu\"\nwebhook-allow = [\"10.0.0.0/8\", \"127.0.0.1/32\"]", "--listen", "127.0.0.1:2")
+	if err != nil || got.Listen != "127.0.0.1:2" || !got.PlainHTTP || got.Driver != "qemu" || len(got.WebhookAllow) != 2 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	for text, want := range map[string]string{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -55,6 +56,8 @@ type upCommand struct {
 	NetPrefix    string `placeholder:"NAME" help:"Prefix of the names of network namespaces and links; default: wrenn."`
 	Verbose      bool   `short:"v" help:"Also print the control plane's log."`
 
+	WebhookAllow []netip.Prefix `name:"webhook-allow" placeholder:"CIDR" help:"Send events also to webhooks at these addresses, which need not be public, and by http; may be repeated. Default: by https to public addresses."`
+
 	Command []string `arg:"" optional:"" passthrough:"partial" help:"Run this command with WRENN_API_URL and WRENN_API_KEY set. When it ends, destroy the sandboxes that it created, stop, and exit with its exit code. Default: serve until Ctrl-C."`
 }
 
@@ -90,7 +93,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 		defer stopNotify()
 	}
 	cfg := up.Config{
-		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics, AgentMetrics: c.AgentMetrics,
+		StateDir: c.State, RunDir: c.RunDir, Listen: c.Listen, PlainHTTP: c.PlainHTTP, Metrics: c.Metrics, AgentMetrics: c.AgentMetrics, WebhookAllow: c.WebhookAllow,
 		Domain: domain, DomainListen: c.DomainListen, Certificate: certs.Files{Certificate: c.TLSCert, Key: c.TLSKey}, ACME: authority, DatabaseURL: c.DatabaseURL,
 		Team: "default", Destroy: c.OnExit == "destroy",
 		Agent: up.AgentConfig{

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -46,6 +47,9 @@ type Config struct {
 	Metrics   string // address of the control plane's metrics; "" means none
 	// AgentMetrics is the address of the host agent's metrics; "" means none.
 	AgentMetrics string
+	// WebhookAllow are addresses at which webhooks are reached, by http, too, although they
+	// are not public.
+	WebhookAllow []netip.Prefix
 	// Domain is where the same is served by TLS and names; the zero value is nowhere.
 	Domain wrenn.Domain
 	// DomainListen is the address for Domain; "" is its port, of this machine only
@@ -320,6 +324,7 @@ func (m *machine) makeKey(context.Context) error {
 // startControlPlane returns when the API accepts requests.
 func (m *machine) startControlPlane(ctx context.Context) error {
 	m.cp.Listen, m.cp.MetricsListen = m.cfg.Listen, m.cfg.Metrics
+	m.cp.Webhooks.AllowAddresses, m.cp.Webhooks.PlainHTTP = m.cfg.WebhookAllow, len(m.cfg.WebhookAllow) > 0
 	m.cp.Hosts = []controlplane.Host{{ID: hostID, URL: "unix://" + m.socket}}
 	bound := make(chan controlplane.Addresses, 1)
 	m.start("the control plane", func(ctx context.Context) error {

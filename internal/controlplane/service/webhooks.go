@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"encoding/json"
+	"sync"
 	"time"
 
 	"wrenn"
@@ -20,7 +21,8 @@ const (
 type Webhooks struct {
 	*core
 
-	sender *webhook.Sender
+	sender  *webhook.Sender
+	testing sync.Map // webhooks that are being tested here
 }
 
 // NewWebhook is a webhook to make.
@@ -116,16 +118,25 @@ func (s *Webhooks) WebhookDeliveries(ctx context.Context, c Caller, id wrenn.Web
 }
 
 // TestWebhook sends a webhook.test event once, and returns what became of it. The error is
-// nil when the receiver did not accept it.
+// nil when the receiver did not accept it. Exhausted while another test of it runs.
 func (s *Webhooks) TestWebhook(ctx context.Context, c Caller, id wrenn.WebhookID) (*wrenn.WebhookDelivery, error) {
 	found, err := s.store.Webhook(ctx, c.Team, id)
 	if err != nil {
 		return nil, err
 	}
+	if _, runs := s.testing.LoadOrStore(id, true); runs {
+		return nil, wrenn.Errorf(wrenn.Exhausted, "a test of this webhook runs: wait for it")
+	}
+	defer s.testing.Delete(id)
 	sealed, err := s.store.WebhookSecret(ctx, c.Team, id)
 	if err != nil {
 		return nil, err
 	}
+	return s.test(ctx, c, found, sealed)
+}
+
+func (s *Webhooks) test(ctx context.Context, c Caller, found *wrenn.Webhook, sealed []byte) (*wrenn.WebhookDelivery, error) {
+	id := found.ID
 	at := time.Now().UTC()
 	body, err := json.Marshal(map[string]any{"type": wrenn.EventTest, "timestamp": at, "data": map[string]any{"webhook_id": id}})
 	if err != nil {

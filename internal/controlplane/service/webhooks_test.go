@@ -332,6 +332,29 @@ func TestReplicaDiesWhileDelivering(t *testing.T) {
 	})
 }
 
+// TestOneTestAtATime: a test that takes long keeps others of the same webhook off.
+func TestOneTestAtATime(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, &hosttest.Agent{})
+	s, _ := w.replica(t, withWebhooks(keyFile(t), nil))
+	r := newReceiver(t)
+	release := make(chan struct{})
+	r.hold = func(context.Context, int) { <-release }
+	hook := r.add(t, s, w.caller)
+	first := make(chan error, 1)
+	go func() {
+		_, err := s.TestWebhook(t.Context(), w.caller, hook.ID)
+		first <- err
+	}()
+	<-r.came
+	if _, err := s.TestWebhook(t.Context(), w.caller, hook.ID); wrenn.CodeOf(err) != wrenn.Exhausted {
+		t.Errorf("a second test: %v", err)
+	}
+	close(release)
+	testkit.Must(t, <-first)
+	testkit.Must(t, errorOf(s.TestWebhook(t.Context(), w.caller, hook.ID)))
+}
+
 // TestWebhookUseCases: limits, errors, and that teams do not see each other's.
 func TestWebhookUseCases(t *testing.T) {
 	t.Parallel()
