@@ -316,7 +316,7 @@ func TestReplicaDiesWhileDelivering(t *testing.T) {
 	}
 	r.refuse = func(n int) int {
 		if n == 1 {
-			return http.StatusInternalServerError // nobody reads it
+			return http.StatusInternalServerError // the replica that asked is gone
 		}
 		return 0
 	}
